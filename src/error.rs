@@ -1,0 +1,186 @@
+//! The one error type of the crate.
+//!
+//! Every variant names what was tried and on what, carries the kernel's errno where there is
+//! one, and prints what to do about it.
+
+use std::io;
+use std::net::IpAddr;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, on what, and what to do about it.
+///
+/// Whatever the error, the call that returned it changed nothing, unless its documentation says
+/// otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is outside its range, or contradicts another one.
+    #[error("configuration: {setting} = {value}: {reason}")]
+    InvalidConfig {
+        /// The name of the setting, as in [`Builder`](crate::Builder) and in the TOML form.
+        setting: &'static str,
+        /// The value that was refused.
+        value: String,
+        /// Why, and what would be accepted.
+        reason: String,
+    },
+
+    /// An address cannot be a VIP, a real or a tunnel end.
+    #[error("address {address}: {reason}")]
+    InvalidAddress {
+        /// The refused address.
+        address: IpAddr,
+        /// Why, and what would be accepted.
+        reason: &'static str,
+    },
+
+    /// Text that is not what it should be: a MAC address, a VIP, a prefix length, a flag.
+    #[error("`{input}` is not {expected}")]
+    Parse {
+        /// The text that was read.
+        input: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+
+    /// A configuration document that is not valid; the message holds the line.
+    #[error("configuration document: {message}")]
+    Document {
+        /// What is wrong and where, with line and column.
+        message: String,
+    },
+
+    /// What was to be added is there already.
+    #[error("{what} exists already")]
+    AlreadyExists {
+        /// What was to be added.
+        what: String,
+    },
+
+    /// What was to be changed or removed is not there.
+    #[error("{what} does not exist")]
+    NotFound {
+        /// What was named.
+        what: String,
+    },
+
+    /// A table is full; nothing was changed.
+    #[error("no room for more {what}: the limit is {limit}; load with a larger limit")]
+    Exhausted {
+        /// What ran out, with the setting that limits it.
+        what: &'static str,
+        /// The limit in force.
+        limit: u64,
+    },
+
+    /// This version, or the configuration it was loaded with, cannot do that.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// Why not, and what to do instead.
+        reason: &'static str,
+    },
+
+    /// A setting that is fixed when the program is loaded differs from the one in force.
+    #[error("{setting} is {current} since load and cannot become {wanted}: load a new Katran")]
+    LoadTimeSetting {
+        /// The name of the setting.
+        setting: &'static str,
+        /// The value in force.
+        current: String,
+        /// The value asked for.
+        wanted: String,
+    },
+
+    /// The process lacks a privilege.
+    #[error(
+        "{operation}: not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
+         (missing: {missing})"
+    )]
+    Privilege {
+        /// What was tried.
+        operation: &'static str,
+        /// The missing capabilities, or why the kernel refuses in spite of them.
+        missing: String,
+    },
+
+    /// The kernel has no `bpf` system call, or it is forbidden to this process.
+    #[error(
+        "this kernel offers no bpf(2) to this process: enable CONFIG_BPF_SYSCALL, or allow the \
+         call in the container's seccomp profile"
+    )]
+    BpfUnavailable,
+
+    /// The kernel is older than the crate needs.
+    #[error("kernel {found} is too old for {what}: {needed} or newer is needed")]
+    KernelTooOld {
+        /// What needs the newer kernel.
+        what: &'static str,
+        /// The running kernel's release.
+        found: String,
+        /// The release needed.
+        needed: &'static str,
+    },
+
+    /// No such interface in this network namespace.
+    #[error("interface {interface} does not exist in this network namespace: see `ip link`")]
+    NoSuchInterface {
+        /// The name looked for.
+        interface: String,
+    },
+
+    /// Another XDP program is attached to the interface; it was left alone.
+    #[error(
+        "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
+         not ours: detach it first (`ip link set dev {interface} xdp off`)"
+    )]
+    ForeignProgram {
+        /// The interface.
+        interface: String,
+        /// The kernel's id of the program that is there.
+        program_id: u32,
+        /// The name of the program that is there; empty if the kernel does not tell.
+        program_name: String,
+    },
+
+    /// The maps would not fit into memory.
+    #[error(
+        "{what} needs {needed} bytes, {available} are available: lower flow_table_size or \
+         max_reals (see Builder::memory_estimate)"
+    )]
+    InsufficientMemory {
+        /// What needs the memory: all maps together, or the map the kernel refused.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available when it was tried.
+        available: u64,
+    },
+
+    /// The verifier rejected a program.
+    #[error("the verifier rejected program {program}: {source}\n{log}")]
+    Verifier {
+        /// The program's name.
+        program: &'static str,
+        /// The end of the verifier's log.
+        log: String,
+        /// The kernel's errno.
+        #[source]
+        source: io::Error,
+    },
+
+    /// Any other refusal of the kernel.
+    #[error("{operation} ({object}): {source}")]
+    Kernel {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// The kernel's errno.
+        #[source]
+        source: io::Error,
+    },
+}

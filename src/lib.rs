@@ -1,0 +1,17 @@
+//! katran: a layer-4 load balancer to embed.
+
+mod error;
+mod types;
+
+pub use error::Error;
+pub use error::Result;
+pub use types::Flow;
+pub use types::HashFunction;
+pub use types::MacAddr;
+pub use types::Protocol;
+pub use types::Real;
+pub use types::RealChange;
+pub use types::RealFlags;
+pub use types::RealNumber;
+pub use types::Vip;
+pub use types::VipFlags;

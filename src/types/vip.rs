@@ -1,0 +1,315 @@
+//! VIPs: the addresses of the services.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use bitflags::bitflags;
+
+use super::Protocol;
+use crate::Error;
+
+/// The address of a service: an address or prefix, a port (0: any) and a protocol.
+///
+/// Its text form is `203.0.113.1:443/tcp`, `[2001:db8::1]:0/udp`, or with a prefix
+/// `203.0.113.0/24:443/tcp` and `[2001:db8::/96]:443/tcp`.
+///
+/// ```
+/// use katran::Vip;
+///
+/// let vip = Vip::tcp("203.0.113.1:443".parse().unwrap());
+/// assert_eq!(vip.to_string(), "203.0.113.1:443/tcp");
+/// assert_eq!("203.0.113.1:443/tcp".parse::<Vip>().unwrap(), vip);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[doc(alias = "VipKey")]
+pub struct Vip {
+    address: IpAddr,
+    prefix_length: u8,
+    port: u16,
+    protocol: Protocol,
+}
+
+impl Vip {
+    /// A TCP service at `address`; port 0 stands for every port that has no VIP of its own.
+    pub fn tcp(address: SocketAddr) -> Self {
+        Self::new(address, Protocol::Tcp)
+    }
+
+    /// A UDP service at `address`; port 0 stands for every port that has no VIP of its own.
+    pub fn udp(address: SocketAddr) -> Self {
+        Self::new(address, Protocol::Udp)
+    }
+
+    /// A service of the given protocol at `address`.
+    ///
+    /// An IPv4-mapped IPv6 address stands for the IPv4 address.
+    pub fn new(address: SocketAddr, protocol: Protocol) -> Self {
+        let ip = address.ip().to_canonical();
+        Self {
+            address: ip,
+            prefix_length: full_length(ip),
+            port: address.port(),
+            protocol,
+        }
+    }
+
+    /// Makes it a prefix VIP: the service answers at every address of the prefix that has no
+    /// more specific VIP.
+    ///
+    /// `length` counts bits, 0 to 32 for IPv4 and 0 to 128 for IPv6; the full length is the
+    /// plain VIP.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if `length` is longer than the address, or if the address has
+    /// bits set behind the prefix.
+    pub fn with_prefix(mut self, length: u8) -> Result<Self, Error> {
+        let refuse = |reason: String| Error::InvalidConfig {
+            setting: "prefix_length",
+            value: format!("{}/{length}", self.address),
+            reason,
+        };
+        if length > full_length(self.address) {
+            return Err(refuse(format!(
+                "the longest prefix of this family is {}",
+                full_length(self.address)
+            )));
+        }
+        let masked = mask(self.address, length);
+        if masked != self.address {
+            return Err(refuse(format!(
+                "bits behind the prefix are set; the prefix would be {masked}/{length}"
+            )));
+        }
+        self.prefix_length = length;
+        Ok(self)
+    }
+
+    /// The address, or the first address of the prefix.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The prefix length in bits; 32 or 128 for a single address.
+    pub fn prefix_length(&self) -> u8 {
+        self.prefix_length
+    }
+
+    /// Whether it covers more than one address.
+    pub fn is_prefix(&self) -> bool {
+        self.prefix_length != full_length(self.address)
+    }
+
+    /// The port; 0 stands for any.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether `address` belongs to this VIP's address or prefix; the port is not looked at.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4()
+            && mask(address, self.prefix_length) == self.address
+    }
+}
+
+fn full_length(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn mask(address: IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
+impl fmt::Display for Vip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            address,
+            prefix_length,
+            port,
+            protocol,
+        } = self;
+        match (self.is_prefix(), address) {
+            (false, _) => write!(f, "{}/{protocol}", SocketAddr::new(*address, *port)),
+            (true, IpAddr::V4(_)) => write!(f, "{address}/{prefix_length}:{port}/{protocol}"),
+            (true, IpAddr::V6(_)) => write!(f, "[{address}/{prefix_length}]:{port}/{protocol}"),
+        }
+    }
+}
+
+impl FromStr for Vip {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let error = || Error::Parse {
+            input: text.to_owned(),
+            expected: "a VIP such as 203.0.113.1:443/tcp or [2001:db8::/96]:443/tcp",
+        };
+        let (rest, protocol) = text.rsplit_once('/').ok_or_else(error)?;
+        let protocol = protocol.parse()?;
+        let (host, port) = rest.rsplit_once(':').ok_or_else(error)?;
+        let port = port.parse().map_err(|_| error())?;
+        let bracketed = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let host = bracketed.unwrap_or(host);
+        let (address, length) = match host.split_once('/') {
+            Some((address, length)) => (address, Some(length.parse().map_err(|_| error())?)),
+            None => (host, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| error())?;
+        if address.is_ipv6() != bracketed.is_some() {
+            return Err(error());
+        }
+        let vip = Self::new(SocketAddr::new(address, port), protocol);
+        match length {
+            Some(length) => vip.with_prefix(length),
+            None => Ok(vip),
+        }
+    }
+}
+
+bitflags! {
+    /// How a VIP's packets are routed.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct VipFlags: u32 {
+        /// The client's port does not count: one client goes to one real.
+        #[doc(alias = "F_HASH_NO_SRC_PORT")]
+        const NO_SRC_PORT = 1 << 0;
+        /// Neither look into the flow table nor write it.
+        #[doc(alias = "F_LRU_BYPASS")]
+        const LRU_BYPASS = 1 << 1;
+        /// Route by QUIC connection id.
+        #[doc(alias = "F_QUIC_VIP")]
+        const QUIC = 1 << 2;
+        /// Only the destination port counts (VoIP-like services).
+        #[doc(alias = "F_HASH_DPORT_ONLY")]
+        const DPORT_HASH = 1 << 3;
+        /// The client's prefix may choose the real.
+        #[doc(alias = "F_SRC_ROUTING")]
+        const SRC_ROUTING = 1 << 4;
+        /// Allow delivery to the local stack, for reals with
+        /// [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
+        #[doc(alias = "F_LOCAL_VIP")]
+        const LOCAL_VIP = 1 << 5;
+        /// Look into the global flow table.
+        #[doc(alias = "F_GLOBAL_LRU")]
+        const GLOBAL_LRU = 1 << 6;
+        /// Keep both ports, also on an any-port VIP.
+        #[doc(alias = "F_HASH_SRC_DST_PORT")]
+        const SRC_DST_PORT = 1 << 7;
+        /// Route by the id in the datagram.
+        #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
+        const UDP_STABLE_ROUTING = 1 << 8;
+        /// Leave a real that is marked down.
+        #[doc(alias = "F_UDP_FLOW_MIGRATION")]
+        const UDP_FLOW_MIGRATION = 1 << 9;
+    }
+}
+
+/// How a VIP's ring is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HashFunction {
+    /// Katran's default, for fleets that are mixed with Katran hosts: weights are claimed in
+    /// the first round only, so on a large ring they have almost no effect.
+    Maglev,
+    /// Shares of the ring are proportional to weights. The default.
+    #[default]
+    MaglevV2,
+}
+
+impl fmt::Display for HashFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Maglev => "maglev",
+            Self::MaglevV2 => "maglev-v2",
+        })
+    }
+}
+
+impl FromStr for HashFunction {
+    type Err = Error;
+
+    /// `maglev` or `maglev-v2`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "maglev" => Ok(Self::Maglev),
+            "maglev-v2" => Ok(Self::MaglevV2),
+            _ => Err(Error::Parse {
+                input: text.to_owned(),
+                expected: "a hash function, `maglev` or `maglev-v2`",
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_round_trips() {
+        for text in [
+            "203.0.113.1:443/tcp",
+            "203.0.113.0/24:0/udp",
+            "0.0.0.0/0:80/tcp",
+            "[2001:db8::1]:53/udp",
+            "[2001:db8::/96]:443/tcp",
+        ] {
+            let vip: Vip = text.parse().unwrap();
+            assert_eq!(vip.to_string(), text);
+        }
+        for bad in [
+            "",
+            "203.0.113.1:443",
+            "203.0.113.1/tcp",
+            "2001:db8::1:53/udp",
+            "[203.0.113.1]:1/tcp",
+            "203.0.113.1:70000/tcp",
+            "203.0.113.1:1/sctp",
+            "203.0.113.1/24:1/tcp",
+            "203.0.113.0/33:1/tcp",
+        ] {
+            assert!(bad.parse::<Vip>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn full_length_prefix_is_the_plain_vip() {
+        let vip = Vip::tcp("203.0.113.1:443".parse().unwrap());
+        assert_eq!(vip.with_prefix(32).unwrap(), vip);
+        assert!(!vip.is_prefix());
+    }
+
+    #[test]
+    fn prefix_covers_its_addresses_only() {
+        let vip: Vip = "203.0.113.0/24:80/tcp".parse().unwrap();
+        assert!(vip.covers("203.0.113.255".parse().unwrap()));
+        assert!(!vip.covers("203.0.114.0".parse().unwrap()));
+        assert!(!vip.covers("2001:db8::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn mapped_address_is_ipv4() {
+        let vip = Vip::tcp("[::ffff:203.0.113.1]:443".parse().unwrap());
+        assert_eq!(vip.to_string(), "203.0.113.1:443/tcp");
+    }
+}
