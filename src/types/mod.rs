@@ -3,14 +3,22 @@
 //! Each is parsed once, on the way in; whoever takes one of these types cannot get a malformed
 //! one. Nothing here needs a kernel.
 
+mod address;
 mod flow;
 mod mac;
+mod names;
 mod real;
 mod vip;
 
+pub(crate) use address::check_host;
+pub(crate) use address::check_real;
+pub(crate) use address::check_vip;
 pub use flow::Flow;
 pub use flow::Protocol;
 pub use mac::MacAddr;
+pub(crate) use names::flag_by_name;
+pub(crate) use names::flag_names;
+pub(crate) use names::text_form;
 pub use real::Real;
 pub use real::RealChange;
 pub use real::RealFlags;
@@ -18,3 +26,4 @@ pub use real::RealNumber;
 pub use vip::HashFunction;
 pub use vip::Vip;
 pub use vip::VipFlags;
+pub(crate) use vip::VipNumber;

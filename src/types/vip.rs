@@ -225,6 +225,21 @@ bitflags! {
     }
 }
 
+super::text_form!(VipFlags, "a VIP flag such as no-src-port");
+
+impl VipFlags {
+    /// What this version's program knows.
+    pub(crate) const IMPLEMENTED: Self = Self::NO_SRC_PORT
+        .union(Self::LRU_BYPASS)
+        .union(Self::DPORT_HASH)
+        .union(Self::LOCAL_VIP)
+        .union(Self::SRC_DST_PORT);
+}
+
+/// The number under which the program knows a VIP: 0 to `max_vips` - 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct VipNumber(pub(crate) u16);
+
 /// How a VIP's ring is filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HashFunction {
@@ -305,6 +320,17 @@ mod tests {
         assert!(vip.covers("203.0.113.255".parse().unwrap()));
         assert!(!vip.covers("203.0.114.0".parse().unwrap()));
         assert!(!vip.covers("2001:db8::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn flags_have_a_text_form() {
+        let flags = VipFlags::NO_SRC_PORT | VipFlags::QUIC;
+        assert_eq!(flags.to_string(), "no-src-port,quic");
+        assert_eq!("quic, no-src-port".parse::<VipFlags>().unwrap(), flags);
+        assert_eq!("none".parse::<VipFlags>().unwrap(), VipFlags::empty());
+        assert_eq!(VipFlags::empty().to_string(), "none");
+        assert_eq!(VipFlags::from_bits_retain(1 << 30).to_string(), "0x40000000");
+        assert!("NO_SRC_PORT".parse::<VipFlags>().is_err());
     }
 
     #[test]

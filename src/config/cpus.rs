@@ -1,0 +1,115 @@
+//! The machine's CPUs and NUMA nodes, as sysfs tells them.
+//!
+//! Flow tables are made for CPUs and placed on nodes, so the configuration can only be checked
+//! against the machine it will run on.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+
+use crate::Error;
+use crate::Result;
+
+const ONLINE: &str = "/sys/devices/system/cpu/online";
+const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+const NODES: &str = "/sys/devices/system/node";
+
+/// CPUs and NUMA nodes of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Topology {
+    /// CPUs that run.
+    pub(crate) online: BTreeSet<u32>,
+    /// CPUs that could ever run; at least those that do.
+    pub(crate) possible: BTreeSet<u32>,
+    /// Nodes that are online; node 0 on a kernel without NUMA.
+    pub(crate) nodes: BTreeSet<u32>,
+    /// The node of each CPU; none on a kernel without NUMA.
+    pub(crate) node_of: BTreeMap<u32, u32>,
+}
+
+impl Topology {
+    /// Reads this machine's.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if sysfs is not mounted or does not read like CPU lists.
+    pub(crate) fn read() -> Result<Self> {
+        let mut topology = Self {
+            online: read_list(ONLINE)?,
+            possible: read_list(POSSIBLE)?,
+            nodes: BTreeSet::from([0]),
+            node_of: BTreeMap::new(),
+        };
+        match read_list(&format!("{NODES}/online")) {
+            Ok(nodes) => topology.nodes = nodes,
+            Err(Error::Kernel { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(topology);
+            }
+            Err(error) => return Err(error),
+        }
+        for node in &topology.nodes {
+            let cpus = read_list(&format!("{NODES}/node{node}/cpulist"))?;
+            topology.node_of.extend(cpus.iter().map(|cpu| (*cpu, *node)));
+        }
+        Ok(topology)
+    }
+}
+
+fn read_list(path: &str) -> Result<BTreeSet<u32>> {
+    let error = |source| Error::Kernel {
+        operation: "read a list of CPUs or nodes",
+        object: path.to_owned(),
+        source,
+    };
+    let text = fs::read_to_string(path).map_err(error)?;
+    parse_list(text.trim())
+        .ok_or_else(|| error(io::Error::new(io::ErrorKind::InvalidData, text.trim())))
+}
+
+/// Reads a list as the kernel writes it: `0-3,8,10-11`, or nothing.
+fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
+    let mut list = BTreeSet::new();
+    if text.is_empty() {
+        return Some(list);
+    }
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        // The kernel's largest NR_CPUS is far below; a wild list must not fill the memory.
+        if first > last || last > 1 << 20 {
+            return None;
+        }
+        list.extend(first..=last);
+    }
+    Some(list)
+}
+
+fn number(text: &str) -> Option<u32> {
+    let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits_only)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_the_kernel_writes_them() {
+        let list = |text| parse_list(text).map(|list| list.into_iter().collect::<Vec<_>>());
+        assert_eq!(list("0"), Some(vec![0]));
+        assert_eq!(list("0-3,8"), Some(vec![0, 1, 2, 3, 8]));
+        assert_eq!(list(""), Some(vec![]));
+        for bad in ["a", "3-1", "1,", "-1", "+1", "0-", "0-4294967295"] {
+            assert_eq!(list(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "reads sysfs")]
+    fn this_machine_can_be_read() {
+        let topology = Topology::read().unwrap();
+        assert!(!topology.online.is_empty());
+        assert!(topology.online.is_subset(&topology.possible));
+        assert!(topology.node_of.values().all(|node| topology.nodes.contains(node)));
+    }
+}

@@ -1,0 +1,110 @@
+//! The optional parts of the program.
+//!
+//! A feature is a constant of the program, set when it is loaded; the verifier removes the code
+//! of those that are off, and their maps are not made.
+
+use bitflags::bitflags;
+
+use crate::Error;
+use crate::Result;
+use crate::types::flag_names;
+use crate::types::text_form;
+
+bitflags! {
+    /// The optional parts of the program; chosen at load with
+    /// [`Builder::features`](crate::Builder::features).
+    ///
+    /// The default set is `ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features are these names in
+    /// lower case with hyphens, separated by commas: `icmp-too-big,local-delivery`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[doc(alias = "KatranFeatureEnum")]
+    pub struct Features: u32 {
+        /// The client's prefix may choose the real, for VIPs with
+        /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). Not in this version.
+        #[doc(alias = "LPM_SRC_LOOKUP")]
+        const SOURCE_ROUTING = 1 << 0;
+        /// Tunnelled packets that arrive for this host are unwrapped. Not in this version.
+        #[doc(alias = "INLINE_DECAP_GENERIC")]
+        const INLINE_DECAP = 1 << 1;
+        /// Unwrap only what is addressed to this host's own source address. Not in this version.
+        const STRICT_DESTINATION = 1 << 2;
+        /// Answer packets longer than `max_frame` with an ICMP error that names the MTU;
+        /// without it they are dropped. On by default.
+        #[doc(alias = "ICMP_TOOBIG_GENERATION")]
+        const ICMP_TOO_BIG = 1 << 3;
+        /// Route TCP by the server id in a TCP option. Not in this version.
+        #[doc(alias = "TCP_SERVER_ID_ROUTING")]
+        const TCP_SERVER_ID = 1 << 4;
+        /// Route UDP by the id in the datagram. Not in this version.
+        const UDP_STABLE_ROUTING = 1 << 5;
+        /// A second flow table that the host application fills. Not in this version.
+        #[doc(alias = "GLOBAL_LRU_LOOKUP")]
+        const GLOBAL_FLOW_TABLE = 1 << 6;
+        /// Hand packets of local VIPs for local reals to this host's own stack. On by default.
+        #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
+        const LOCAL_DELIVERY = 1 << 7;
+        /// Copy noteworthy packets to the host application. Not in this version.
+        const INTROSPECTION = 1 << 8;
+        /// Remember the outer hops of unwrapped GUE flows. Not in this version.
+        const FLOW_DEBUG = 1 << 9;
+    }
+}
+
+text_form!(Features, "a feature such as icmp-too-big");
+
+impl Features {
+    /// What this version's program knows.
+    pub(crate) const IMPLEMENTED: Self = Self::ICMP_TOO_BIG.union(Self::LOCAL_DELIVERY);
+
+    /// Refuses features that this version does not have, and bits that are no feature.
+    pub(crate) fn check(self) -> Result<()> {
+        if let Some(name) = flag_names(&self.difference(Self::IMPLEMENTED)).first() {
+            return Err(Error::Unsupported {
+                what: format!("feature {name}"),
+                reason: "this version has icmp-too-big and local-delivery only: leave it out",
+            });
+        }
+        match self.difference(Self::all()).is_empty() {
+            true => Ok(()),
+            false => Err(Error::InvalidConfig {
+                setting: "features",
+                value: self.to_string(),
+                reason: "bits that are no feature are set".to_owned(),
+            }),
+        }
+    }
+}
+
+impl Default for Features {
+    /// [`ICMP_TOO_BIG`](Self::ICMP_TOO_BIG) and [`LOCAL_DELIVERY`](Self::LOCAL_DELIVERY).
+    fn default() -> Self {
+        Self::ICMP_TOO_BIG | Self::LOCAL_DELIVERY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_round_trips() {
+        assert_eq!(
+            Features::default().to_string(),
+            "icmp-too-big,local-delivery"
+        );
+        let all = Features::all().to_string();
+        assert_eq!(all.parse::<Features>().unwrap(), Features::all());
+        assert!("icmp_too_big".parse::<Features>().is_err());
+    }
+
+    #[test]
+    fn only_what_is_there_can_be_switched_on() {
+        assert!(Features::default().check().is_ok());
+        assert!(Features::empty().check().is_ok());
+        let error = (Features::default() | Features::SOURCE_ROUTING)
+            .check()
+            .unwrap_err();
+        assert!(error.to_string().starts_with("feature source-routing is not supported"));
+        assert!(Features::from_bits_retain(1 << 20).check().is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! What a balancer is loaded with: settings, their ranges, and the machine they are checked
+//! against.
+//!
+//! A [`Builder`] takes anything; its `validate` turns it into a `Config`, which holds only what
+//! can be loaded. Nothing here needs BPF.
+
+mod builder;
+mod cpus;
+mod features;
+mod kinds;
+mod validate;
+
+pub use builder::Builder;
+pub use features::Features;
+pub use kinds::Encapsulation;
+pub use kinds::FlowTableKind;
+pub(crate) use validate::Config;
+pub(crate) use validate::ForwardingCpu;
+pub(crate) use validate::check_gateway_mac;
+pub(crate) use validate::check_source;
