@@ -1,8 +1,13 @@
 //! katran: a layer-4 load balancer to embed.
 
+mod config;
 mod error;
 mod types;
 
+pub use config::Builder;
+pub use config::Encapsulation;
+pub use config::Features;
+pub use config::FlowTableKind;
 pub use error::Error;
 pub use error::Result;
 pub use types::Flow;

@@ -49,7 +49,9 @@ impl Topology {
         }
         for node in &topology.nodes {
             let cpus = read_list(&format!("{NODES}/node{node}/cpulist"))?;
-            topology.node_of.extend(cpus.iter().map(|cpu| (*cpu, *node)));
+            topology
+                .node_of
+                .extend(cpus.iter().map(|cpu| (*cpu, *node)));
         }
         Ok(topology)
     }
@@ -110,6 +112,11 @@ mod tests {
         let topology = Topology::read().unwrap();
         assert!(!topology.online.is_empty());
         assert!(topology.online.is_subset(&topology.possible));
-        assert!(topology.node_of.values().all(|node| topology.nodes.contains(node)));
+        assert!(
+            topology
+                .node_of
+                .values()
+                .all(|node| topology.nodes.contains(node))
+        );
     }
 }

@@ -104,7 +104,11 @@ mod tests {
         let error = (Features::default() | Features::SOURCE_ROUTING)
             .check()
             .unwrap_err();
-        assert!(error.to_string().starts_with("feature source-routing is not supported"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("feature source-routing is not supported")
+        );
         assert!(Features::from_bits_retain(1 << 20).check().is_err());
     }
 }

@@ -56,7 +56,15 @@ mod tests {
 
     #[test]
     fn refuses_what_cannot_be_routed() {
-        for bad in ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1", "::", "::1", "ff02::1"] {
+        for bad in [
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "127.0.0.1",
+            "::",
+            "::1",
+            "ff02::1",
+        ] {
             assert!(check_host(bad.parse().unwrap()).is_err(), "{bad}");
             assert!(check_real(bad.parse().unwrap()).is_err(), "{bad}");
         }

@@ -329,7 +329,10 @@ mod tests {
         assert_eq!("quic, no-src-port".parse::<VipFlags>().unwrap(), flags);
         assert_eq!("none".parse::<VipFlags>().unwrap(), VipFlags::empty());
         assert_eq!(VipFlags::empty().to_string(), "none");
-        assert_eq!(VipFlags::from_bits_retain(1 << 30).to_string(), "0x40000000");
+        assert_eq!(
+            VipFlags::from_bits_retain(1 << 30).to_string(),
+            "0x40000000"
+        );
         assert!("NO_SRC_PORT".parse::<VipFlags>().is_err());
     }
 
