@@ -1,10 +1,15 @@
 //! katran: a layer-4 load balancer to embed.
 
 mod error;
+mod ring;
 mod types;
 
 pub use error::Error;
 pub use error::Result;
+pub use ring::Endpoint;
+pub use ring::Ring;
+pub use ring::RingSize;
+pub use ring::backend_hash;
 pub use types::Flow;
 pub use types::HashFunction;
 pub use types::MacAddr;
