@@ -1,7 +1,8 @@
 //! Whose turn it is: the two ring functions, Maglev and MaglevV2.
 //!
 //! Both go back to Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer"
-//! (NSDI 2016), section 3.4, and differ in how weights enter.
+//! (NSDI 2016), section 3.4, and differ in how weights enter. Neither takes longer for odd
+//! weights: the work is bounded by the slots and the endpoints.
 
 use super::Endpoint;
 use super::RingSize;
@@ -11,33 +12,34 @@ use crate::HashFunction;
 
 /// The slots of the ring of these endpoints, which are in order and none of weight 0.
 pub(super) fn fill(function: HashFunction, size: RingSize, endpoints: &[Endpoint]) -> Vec<u16> {
-    let mut table = Table::new(size);
     match endpoints {
         [] => return vec![0; size.get() as usize],
         [only] => return vec![only.number; size.get() as usize],
         _ => {}
     }
+    let mut table = Table::new(size);
     let mut candidates: Vec<Candidates> = endpoints
         .iter()
         .map(|endpoint| Candidates::new(endpoint.number, endpoint.hash, size))
         .collect();
-    let equal_ones = endpoints.iter().all(|endpoint| endpoint.weight == 1);
     match function {
-        HashFunction::Maglev => {
-            for (candidates, endpoint) in candidates.iter_mut().zip(endpoints) {
-                for _ in 0..endpoint.weight.min(table.free_count()) {
-                    table.claim(candidates);
-                }
-            }
-            round_robin(&mut table, &mut candidates);
-        }
-        HashFunction::MaglevV2 if equal_ones => round_robin(&mut table, &mut candidates),
-        HashFunction::MaglevV2 => by_weight(&mut table, &mut candidates, endpoints),
+        HashFunction::Maglev => maglev(&mut table, &mut candidates, endpoints),
+        HashFunction::MaglevV2 => maglev_v2(&mut table, &mut candidates, endpoints),
     }
     table.into_slots()
 }
 
-/// Every endpoint claims one slot in each round, until the ring is full.
+/// In the first round every endpoint claims as many slots as its weight, then one in each round.
+fn maglev(table: &mut Table, candidates: &mut [Candidates], endpoints: &[Endpoint]) {
+    for (candidates, endpoint) in candidates.iter_mut().zip(endpoints) {
+        for _ in 0..endpoint.weight.min(table.free_count()) {
+            table.claim(candidates);
+        }
+    }
+    round_robin(table, candidates);
+}
+
+/// Every endpoint claims one slot in each round.
 fn round_robin(table: &mut Table, candidates: &mut [Candidates]) {
     while !table.is_full() {
         for candidates in candidates.iter_mut().take(table.free_count() as usize) {
@@ -46,23 +48,237 @@ fn round_robin(table: &mut Table, candidates: &mut [Candidates]) {
     }
 }
 
-/// In each round every endpoint adds its weight to a sum; it claims one slot when the sum has
+/// In each round every endpoint adds its weight to its sum; it claims one slot if the sum has
 /// reached the largest weight, which is subtracted then.
-fn by_weight(table: &mut Table, candidates: &mut [Candidates], endpoints: &[Endpoint]) {
-    let largest = endpoints.iter().map(|e| u64::from(e.weight)).max().unwrap_or(1);
-    let mut sums = vec![0; endpoints.len()];
-    let mut turns = vec![0_u32; endpoints.len()];
+fn maglev_v2(table: &mut Table, candidates: &mut [Candidates], endpoints: &[Endpoint]) {
+    let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight).collect();
+    if weights.iter().all(|&weight| weight == weights[0]) {
+        return round_robin(table, candidates);
+    }
+    let mut turns = Turns::new(&weights);
     while !table.is_full() {
+        for &endpoint in turns.next().iter().take(table.free_count() as usize) {
+            table.claim(&mut candidates[endpoint as usize]);
+        }
+    }
+}
+
+/// The endpoints in the order in which MaglevV2 lets them claim.
+///
+/// As long as a fair part of the endpoints claims in each round, going through the rounds is
+/// fastest. With few weights that are much larger than the others hardly anyone claims in most
+/// rounds, and it would take endpoints times slots steps: then a calendar is kept.
+enum Turns {
+    Rounds(Rounds),
+    Calendar(Calendar),
+}
+
+impl Turns {
+    /// The turns of endpoints with these weights, none of them 0.
+    fn new(weights: &[u32]) -> Self {
+        let largest = weights.iter().copied().max().unwrap_or(1);
+        // How many endpoints are looked at in a round for one that claims, on average.
+        let sum: u64 = weights.iter().copied().map(u64::from).sum();
+        let looks = (u64::from(largest) * weights.len() as u64).div_ceil(sum.max(1));
+        if looks <= 8 {
+            Self::Rounds(Rounds::new(weights, largest))
+        } else {
+            Self::Calendar(Calendar::new(weights, largest, looks))
+        }
+    }
+
+    /// Whose turn it is in the next round or rounds: endpoints, by their index.
+    fn next(&mut self) -> &[u32] {
+        match self {
+            Self::Rounds(rounds) => rounds.next(),
+            Self::Calendar(calendar) => calendar.next(),
+        }
+    }
+}
+
+/// The turns of one round after the other.
+struct Rounds {
+    /// Each endpoint's weight, and its sum, which is below the largest weight between rounds.
+    states: Vec<(u64, u64)>,
+    largest: u64,
+    order: Vec<u32>,
+}
+
+impl Rounds {
+    fn new(weights: &[u32], largest: u32) -> Self {
+        Self {
+            states: weights.iter().map(|&weight| (weight.into(), 0)).collect(),
+            largest: largest.into(),
+            order: vec![0; weights.len()],
+        }
+    }
+
+    fn next(&mut self) -> &[u32] {
         let mut count = 0;
-        for (i, (sum, endpoint)) in sums.iter_mut().zip(endpoints).enumerate() {
-            *sum += u64::from(endpoint.weight);
-            turns[count] = i as u32;
-            let due = *sum >= largest;
-            *sum -= if due { largest } else { 0 };
+        // Without branches: whether an endpoint claims is hard to foresee.
+        for (endpoint, (weight, sum)) in (0..).zip(&mut self.states) {
+            *sum += *weight;
+            self.order[count] = endpoint;
+            let due = *sum >= self.largest;
+            *sum -= if due { self.largest } else { 0 };
             count += usize::from(due);
         }
-        for &i in turns[..count].iter().take(table.free_count() as usize) {
-            table.claim(&mut candidates[i as usize]);
+        &self.order[..count]
+    }
+}
+
+/// The turns of several rounds at a time, as many as it takes for about one claim an endpoint.
+struct Calendar {
+    states: Vec<NextClaim>,
+    /// How many rounds are made at a time.
+    span: u64,
+    /// How many rounds have been made.
+    done: u64,
+    /// The claims of these rounds as they are found: which of the rounds, and whose.
+    claims: Vec<(u32, u32)>,
+    /// For each of the rounds how many claims it has; then where the next of them belongs.
+    places: Vec<u32>,
+    order: Vec<u32>,
+}
+
+/// When an endpoint claims: for the k-th time in round ceil(k * W / w), if w is its weight and W
+/// the largest one.
+struct NextClaim {
+    /// The round, counted from 1.
+    round: u64,
+    /// What its sum is then, after the largest weight was subtracted.
+    sum: u32,
+    weight: u32,
+    /// How many rounds to the next claim it takes at least: W / w.
+    wait: u32,
+    /// What the weights of so many rounds lack of the largest: W mod w.
+    lack: u32,
+}
+
+impl NextClaim {
+    fn first(weight: u32, largest: u32) -> Self {
+        let mut first = Self {
+            round: 0,
+            sum: 0,
+            weight,
+            wait: largest / weight,
+            lack: largest % weight,
+        };
+        first.advance();
+        first
+    }
+
+    /// Goes to the endpoint's next claim.
+    fn advance(&mut self) {
+        self.round += u64::from(self.wait);
+        if self.sum >= self.lack {
+            self.sum -= self.lack;
+        } else {
+            self.round += 1;
+            self.sum += self.weight - self.lack;
         }
+    }
+}
+
+impl Calendar {
+    fn new(weights: &[u32], largest: u32, span: u64) -> Self {
+        Self {
+            states: weights
+                .iter()
+                .map(|&weight| NextClaim::first(weight, largest))
+                .collect(),
+            span,
+            done: 0,
+            claims: Vec::new(),
+            places: vec![0; span as usize],
+            order: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> &[u32] {
+        let end = self.done + self.span;
+        self.claims.clear();
+        self.places.fill(0);
+        for (endpoint, state) in (0..).zip(&mut self.states) {
+            while state.round <= end {
+                let round = (state.round - self.done - 1) as u32;
+                self.claims.push((round, endpoint));
+                self.places[round as usize] += 1;
+                state.advance();
+            }
+        }
+        self.done = end;
+
+        // Sorted by round; within a round they stay in the endpoints' order.
+        let mut before = 0;
+        for place in &mut self.places {
+            before += std::mem::replace(place, before);
+        }
+        self.order.resize(self.claims.len(), 0);
+        for &(round, endpoint) in &self.claims {
+            let place = &mut self.places[round as usize];
+            self.order[*place as usize] = endpoint;
+            *place += 1;
+        }
+        &self.order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn take(mut next: impl FnMut() -> Vec<u32>, count: usize) -> Vec<u32> {
+        let mut turns = Vec::new();
+        while turns.len() < count {
+            turns.extend(next());
+        }
+        turns.truncate(count);
+        turns
+    }
+
+    /// Weights of all magnitudes, small ones more often.
+    fn weights() -> impl Strategy<Value = Vec<u32>> {
+        let weight = prop_oneof![
+            1..=3_u32,
+            1..=100_u32,
+            (0..32_u32).prop_map(|shift| u32::MAX >> shift),
+            1..=u32::MAX
+        ];
+        prop::collection::vec(weight, 2..60)
+    }
+
+    proptest! {
+        #[test]
+        fn calendar_and_rounds_agree(weights in weights(), span in 1..100_u64) {
+            let largest = *weights.iter().max().unwrap();
+            let mut rounds = Rounds::new(&weights, largest);
+            let mut calendar = Calendar::new(&weights, largest, span);
+            prop_assert_eq!(
+                take(|| rounds.next().to_vec(), 500),
+                take(|| calendar.next().to_vec(), 500)
+            );
+        }
+    }
+
+    #[test]
+    fn turns_are_proportional_to_weights() {
+        let mut turns = Turns::new(&[1, 2, 4]);
+        assert_eq!(turns.next(), [2]);
+        assert_eq!(turns.next(), [1, 2]);
+        assert_eq!(turns.next(), [2]);
+        assert_eq!(turns.next(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn few_large_weights_are_left_to_the_calendar() {
+        let mut weights = vec![1; 100];
+        assert!(matches!(Turns::new(&weights), Turns::Rounds(_)));
+        weights[50] = u32::MAX;
+        let mut turns = Turns::new(&weights);
+        assert!(matches!(turns, Turns::Calendar(_)));
+        assert_eq!(turns.next(), vec![50; 100]);
     }
 }

@@ -10,6 +10,7 @@ mod maglev;
 mod size;
 mod table;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -53,6 +54,13 @@ impl Endpoint {
             hash,
             address: None,
         }
+    }
+
+    /// Compares the places of two endpoints in a ring's function.
+    fn ring_order(&self, other: &Self) -> Ordering {
+        let ties = |endpoint: &Self| (endpoint.address, endpoint.weight, endpoint.number);
+        let by_hash = self.hash.cmp(&other.hash);
+        by_hash.then_with(|| ties(self).cmp(&ties(other)))
     }
 
     /// What its slots hold.
@@ -119,15 +127,7 @@ impl Ring {
             .filter(|endpoint| endpoint.weight != 0)
             .copied()
             .collect();
-        endpoints.sort_unstable_by_key(|endpoint| {
-            let Endpoint {
-                number,
-                weight,
-                hash,
-                address,
-            } = *endpoint;
-            (hash, address, weight, number)
-        });
+        endpoints.sort_unstable_by(Endpoint::ring_order);
         Ok(Self {
             slots: maglev::fill(function, size, &endpoints),
         })
