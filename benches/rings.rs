@@ -15,7 +15,9 @@ use katran::RingSize;
 
 fn build_rings(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ring/65537");
-    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    group
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
     for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
         for reals in [10, 100, 400, 1000, 4000] {
             let endpoints = endpoints(reals, |i| 1 + u32::from(i - 1) * 37 % 100);

@@ -44,9 +44,12 @@ fn combine(upper: u64, lower: u64) -> u64 {
 /// FNV-1, 32 bit (Fowler, Noll and Vo), of the address in network order, except that a byte is
 /// sign-extended before it is mixed in.
 fn fnv1(address: Ipv4Addr) -> u32 {
-    address.octets().iter().fold(0x811c_9dc5, |hash: u32, byte| {
-        hash.wrapping_mul(0x0100_0193) ^ (byte.cast_signed() as u32)
-    })
+    address
+        .octets()
+        .iter()
+        .fold(0x811c_9dc5, |hash: u32, byte| {
+            hash.wrapping_mul(0x0100_0193) ^ (byte.cast_signed() as u32)
+        })
 }
 
 /// SpookyHash V2 (Jenkins) of the 16 bytes of the address, both seeds 0.
@@ -127,7 +130,6 @@ fn murmur3(first: u64, second: u64, seed: u64) -> u64 {
 ///
 /// The two settings are part of the hash: hosts agree only if they have the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for `Katran::real_for_flow`"))]
 pub(crate) struct FlowHasher {
     /// Seed of the hash that decides: `max_vips * ring_size`.
     seed: u32,
@@ -223,6 +225,7 @@ fn lookup3_final(mut s: [u32; 3]) -> u32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 mod tests {
     use serde_json::Value;
 

@@ -22,17 +22,18 @@ pub(super) fn fill(function: HashFunction, size: RingSize, endpoints: &[Endpoint
         .iter()
         .map(|endpoint| Candidates::new(endpoint.number, endpoint.hash, size))
         .collect();
+    let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight).collect();
     match function {
-        HashFunction::Maglev => maglev(&mut table, &mut candidates, endpoints),
-        HashFunction::MaglevV2 => maglev_v2(&mut table, &mut candidates, endpoints),
+        HashFunction::Maglev => maglev(&mut table, &mut candidates, &weights),
+        HashFunction::MaglevV2 => maglev_v2(&mut table, &mut candidates, &weights),
     }
     table.into_slots()
 }
 
 /// In the first round every endpoint claims as many slots as its weight, then one in each round.
-fn maglev(table: &mut Table, candidates: &mut [Candidates], endpoints: &[Endpoint]) {
-    for (candidates, endpoint) in candidates.iter_mut().zip(endpoints) {
-        for _ in 0..endpoint.weight.min(table.free_count()) {
+fn maglev(table: &mut Table, candidates: &mut [Candidates], weights: &[u32]) {
+    for (candidates, &weight) in candidates.iter_mut().zip(weights) {
+        for _ in 0..weight.min(table.free_count()) {
             table.claim(candidates);
         }
     }
@@ -50,12 +51,11 @@ fn round_robin(table: &mut Table, candidates: &mut [Candidates]) {
 
 /// In each round every endpoint adds its weight to its sum; it claims one slot if the sum has
 /// reached the largest weight, which is subtracted then.
-fn maglev_v2(table: &mut Table, candidates: &mut [Candidates], endpoints: &[Endpoint]) {
-    let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.weight).collect();
+fn maglev_v2(table: &mut Table, candidates: &mut [Candidates], weights: &[u32]) {
     if weights.iter().all(|&weight| weight == weights[0]) {
         return round_robin(table, candidates);
     }
-    let mut turns = Turns::new(&weights);
+    let mut turns = Turns::new(weights);
     while !table.is_full() {
         for &endpoint in turns.next().iter().take(table.free_count() as usize) {
             table.claim(&mut candidates[endpoint as usize]);
@@ -225,6 +225,7 @@ impl Calendar {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 mod tests {
     use proptest::prelude::*;
 
@@ -250,7 +251,96 @@ mod tests {
         prop::collection::vec(weight, 2..60)
     }
 
+    /// An endpoint for the literal reading of the definition.
+    struct Literal {
+        offset: u32,
+        skip: u32,
+        n: u32,
+        weight: u32,
+        sum: u64,
+    }
+
+    /// The ring, claim by claim as it is defined, in which the owner of a slot is an index + 1.
+    fn literal(function: HashFunction, size: u32, endpoints: &[(u32, u32, u32)]) -> Vec<u16> {
+        let mut endpoints: Vec<Literal> = endpoints
+            .iter()
+            .map(|&(offset, skip, weight)| Literal {
+                offset,
+                skip,
+                n: 0,
+                weight,
+                sum: 0,
+            })
+            .collect();
+        let largest = endpoints.iter().map(|e| u64::from(e.weight)).max().unwrap();
+        let mut slots = vec![0; size as usize];
+        let mut left = size;
+        for round in 0.. {
+            for (number, e) in (1..).zip(&mut endpoints) {
+                e.sum += u64::from(e.weight);
+                let claims = match function {
+                    HashFunction::Maglev if round == 0 => e.weight,
+                    HashFunction::Maglev => 1,
+                    HashFunction::MaglevV2 if e.sum >= largest => {
+                        e.sum -= largest;
+                        1
+                    }
+                    HashFunction::MaglevV2 => 0,
+                };
+                for _ in 0..claims {
+                    loop {
+                        let candidate = e.offset.wrapping_add(e.n.wrapping_mul(e.skip)) % size;
+                        e.n += 1;
+                        if slots[candidate as usize] == 0 {
+                            slots[candidate as usize] = number;
+                            break;
+                        }
+                    }
+                    left -= 1;
+                    if left == 0 {
+                        return slots;
+                    }
+                }
+            }
+        }
+        unreachable!()
+    }
+
+    fn filled(function: HashFunction, size: u32, endpoints: &[(u32, u32, u32)]) -> Vec<u16> {
+        let mut table = Table::new(size.try_into().unwrap());
+        let mut candidates: Vec<Candidates> = (1..)
+            .zip(endpoints)
+            .map(|(number, &(offset, skip, _))| Candidates::from_offset(number, offset, skip))
+            .collect();
+        let weights: Vec<u32> = endpoints.iter().map(|&(_, _, weight)| weight).collect();
+        match function {
+            HashFunction::Maglev => maglev(&mut table, &mut candidates, &weights),
+            HashFunction::MaglevV2 => maglev_v2(&mut table, &mut candidates, &weights),
+        }
+        table.into_slots()
+    }
+
+    /// A ring size, and endpoints for it: offset, skip and weight.
+    fn rings() -> impl Strategy<Value = (u32, Vec<(u32, u32, u32)>)> {
+        let size = prop::sample::select(vec![3_u32, 5, 7, 61, 127, 251, 1009, 10_007]);
+        size.prop_flat_map(|size| {
+            let weight = prop_oneof![Just(1), 1..=3_u32, 1..=100_u32, 1..=100_000_u32];
+            let endpoint = (0..size, 1..size, weight);
+            (Just(size), prop::collection::vec(endpoint, 2..50))
+        })
+    }
+
     proptest! {
+        #[test]
+        fn rings_are_as_defined((size, endpoints) in rings()) {
+            for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
+                prop_assert_eq!(
+                    filled(function, size, &endpoints),
+                    literal(function, size, &endpoints)
+                );
+            }
+        }
+
         #[test]
         fn calendar_and_rounds_agree(weights in weights(), span in 1..100_u64) {
             let largest = *weights.iter().max().unwrap();
@@ -261,6 +351,50 @@ mod tests {
                 take(|| calendar.next().to_vec(), 500)
             );
         }
+    }
+
+    /// The larger the ring and the fewer the endpoints, the more often n * skip wraps. Skips of
+    /// short period are left out: for them the definition has no answer.
+    #[test]
+    fn large_rings_are_as_defined() {
+        for (size, skips) in [
+            (65_537, vec![1, 65_535]),
+            (65_537, vec![65_535, 65_534, 3]),
+            (655_373, vec![655_371, 4321, 655_371, 123_457]),
+            (1_000_003, vec![999_999, 999_998]),
+        ] {
+            let endpoints: Vec<(u32, u32, u32)> = (1..)
+                .zip(skips)
+                .map(|(i, skip)| (size - i * 1000, skip, i))
+                .collect();
+            for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
+                // Not assert_eq, which would print the rings.
+                assert!(
+                    filled(function, size, &endpoints) == literal(function, size, &endpoints),
+                    "{size} {function}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_without_candidates_get_their_share_nevertheless() {
+        // Skip 65,536 meets all slots but one, and the two leave out the same.
+        let slots = filled(
+            HashFunction::Maglev,
+            65_537,
+            &[(7, 65_536, 1), (7, 65_536, 1)],
+        );
+        assert_eq!(slots.iter().filter(|&&slot| slot == 1).count(), 32_769);
+        assert_eq!(slots.iter().filter(|&&slot| slot == 2).count(), 32_768);
+        // The slot left out is the one after the offset; it is claimed last.
+        assert_eq!(slots[8], 1);
+
+        // Each of these meets 2^13 slots only, so most slots are claimed as the lowest free one.
+        let endpoints = [(0, 1 << 19, 1), (1, 1 << 19, 2), (2, 1 << 19, 1)];
+        let slots = filled(HashFunction::MaglevV2, 655_373, &endpoints);
+        assert_eq!(slots.iter().filter(|&&slot| slot == 2).count(), 327_687);
+        assert!(slots.iter().all(|&slot| slot != 0));
     }
 
     #[test]

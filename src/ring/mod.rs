@@ -183,6 +183,7 @@ impl Ring {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 mod tests {
     use super::*;
 

@@ -75,7 +75,7 @@ impl TryFrom<u32> for RingSize {
         Err(Error::InvalidConfig {
             setting: "ring_size",
             value: size.to_string(),
-            reason: format!("must be a prime from {min} to {max}; the nearest one is {nearest}"),
+            reason: format!("must be a prime from {min} to {max}; {nearest} would be one"),
         })
     }
 }
@@ -84,14 +84,15 @@ impl TryFrom<u32> for RingSize {
 fn is_prime(number: u32) -> bool {
     number == 2
         || number > 2
-            && number % 2 == 1
+            && !number.is_multiple_of(2)
             && (3..)
                 .step_by(2)
                 .take_while(|divisor| divisor * divisor <= number)
-                .all(|divisor| number % divisor != 0)
+                .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 mod tests {
     use super::*;
 
@@ -125,7 +126,7 @@ mod tests {
                     reason,
                 } => {
                     assert_eq!(value, size.to_string());
-                    assert!(reason.ends_with(&format!(" {suggestion}")), "{reason}");
+                    assert!(reason.contains(&format!("; {suggestion} ")), "{reason}");
                 }
                 other => panic!("{other}"),
             }

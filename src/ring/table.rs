@@ -33,7 +33,8 @@ impl Candidates {
         Self::from_offset(number, offset, skip)
     }
 
-    fn from_offset(number: u16, offset: u32, skip: u32) -> Self {
+    /// The sequence that begins at this slot, with this distance from one to the next.
+    pub(super) fn from_offset(number: u16, offset: u32, skip: u32) -> Self {
         let mut sequence = Self {
             number,
             exhausted: false,
@@ -237,7 +238,11 @@ impl Table {
         let size = u64::from(self.size);
         let inverse = u64::from(inverse(candidates.skip, self.size));
         let away = |slot: u32| u64::from(slot + self.size - candidates.slot) * inverse % size;
-        let (index, slot) = self.last_slots.iter().map(|&slot| (away(slot), slot)).min()?;
+        let (index, slot) = self
+            .last_slots
+            .iter()
+            .map(|&slot| (away(slot), slot))
+            .min()?;
         if index >= candidates.left {
             return None;
         }
@@ -273,4 +278,75 @@ fn inverse(number: u32, prime: u32) -> u32 {
     }
     // Between 0 and the prime, a u32.
     of_smaller.rem_euclid(i64::from(prime)) as u32
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn size(slots: u32) -> RingSize {
+        RingSize::try_from(slots).unwrap()
+    }
+
+    /// The next candidates, whether free or not.
+    fn sequence(candidates: &mut Candidates, size: u32, count: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while slots.len() < count {
+            if candidates.left == 0 {
+                candidates.next_lap(size);
+            }
+            slots.push(candidates.slot);
+            candidates.go_behind(0, candidates.slot, size);
+        }
+        slots
+    }
+
+    proptest! {
+        #[test]
+        fn candidates_meet_every_slot(
+            hash in any::<u64>(),
+            slots in prop::sample::select(vec![3_u32, 5, 1009, 10_007, 65_521]),
+        ) {
+            // Below 2^16 slots, offset + n * skip does not wrap before all are met.
+            let mut candidates = Candidates::new(1, hash, size(slots));
+            let met = sequence(&mut candidates, slots, slots as usize);
+            prop_assert_eq!(met.into_iter().collect::<HashSet<_>>().len(), slots as usize);
+        }
+
+        #[test]
+        fn candidates_wrap_at_32_bits(
+            slots in prop::sample::select(vec![65_537_u32, 655_373, 16_777_213]),
+            offset in any::<u32>(),
+            skip in any::<u32>(),
+        ) {
+            let (offset, skip) = (offset % slots, skip % (slots - 1) + 1);
+            let mut candidates = Candidates::from_offset(1, offset, skip);
+            for (n, slot) in (0..).zip(sequence(&mut candidates, slots, 5000)) {
+                prop_assert_eq!(slot, offset.wrapping_add(skip.wrapping_mul(n)) % slots);
+            }
+        }
+
+        #[test]
+        fn inverse_is_one(
+            prime in prop::sample::select(vec![3_u32, 1009, 65_537, 16_777_213]),
+            number in any::<u32>(),
+        ) {
+            let number = number % (prime - 1) + 1;
+            let product = u64::from(inverse(number, prime)) * u64::from(number);
+            prop_assert_eq!(product % u64::from(prime), 1);
+        }
+    }
+
+    #[test]
+    fn whole_range_is_one_lap_at_skip_1() {
+        let mut candidates = Candidates::from_offset(1, 0, 1);
+        assert_eq!(candidates.left, 1 << 32);
+        assert_eq!(candidates.next_lap(65_537), 1 << 32);
+        assert_eq!((candidates.lap_start, candidates.slot), (0, 0));
+    }
 }
