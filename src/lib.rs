@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+mod ring;
 mod types;
 
 pub use config::Builder;
@@ -10,6 +11,10 @@ pub use config::Features;
 pub use config::FlowTableKind;
 pub use error::Error;
 pub use error::Result;
+pub use ring::Endpoint;
+pub use ring::Ring;
+pub use ring::RingSize;
+pub use ring::backend_hash;
 pub use types::Flow;
 pub use types::HashFunction;
 pub use types::MacAddr;
