@@ -1,4 +1,5 @@
-//! How long it takes to build a ring of 65,537 slots.
+//! How long it takes to build a ring of 65,537 slots, for 10 to 4,000 reals of equal or mixed
+//! weights. Every ring is checked before it is timed.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
@@ -13,31 +14,81 @@ use katran::HashFunction;
 use katran::Ring;
 use katran::RingSize;
 
+const WEIGHTS: [(&str, Weight); 2] = [("equal", |_| 1), ("mixed", |i| 1 + (i - 1) * 37 % 100)];
+
+type Weight = fn(u32) -> u32;
+
 fn build_rings(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("ring/65537");
-    group
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2));
+    check_recorded_rings();
     for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
-        for reals in [10, 100, 400, 1000, 4000] {
-            let endpoints = endpoints(reals, |i| 1 + u32::from(i - 1) * 37 % 100);
-            let id = BenchmarkId::new(function.to_string(), reals);
-            group.bench_with_input(id, &endpoints, |bencher, endpoints| {
-                bencher.iter(|| Ring::build(function, RingSize::DEFAULT, black_box(endpoints)));
-            });
+        for (name, weight) in WEIGHTS {
+            let mut group = criterion.benchmark_group(format!("{function}/{name}"));
+            group
+                .warm_up_time(Duration::from_millis(200))
+                .measurement_time(Duration::from_secs(2));
+            for reals in [10, 100, 400, 1000, 4000] {
+                let endpoints = endpoints(reals, weight);
+                check_shares(function, &endpoints);
+                group.bench_function(BenchmarkId::from_parameter(reals), |bencher| {
+                    bencher.iter(|| build(function, black_box(&endpoints)));
+                });
+            }
+            group.finish();
         }
     }
-    group.finish();
+}
+
+fn build(function: HashFunction, endpoints: &[Endpoint]) -> Ring {
+    Ring::build(function, RingSize::DEFAULT, endpoints).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Reals 10.0.0.1 and on, with a weight for each.
-fn endpoints(reals: u16, weight: impl Fn(u16) -> u32) -> Vec<Endpoint> {
+fn endpoints(reals: u16, weight: Weight) -> Vec<Endpoint> {
     (1..=reals)
         .map(|i| {
             let address = Ipv4Addr::from_bits(0x0a00_0000 + u32::from(i));
-            Endpoint::new(i, address.into(), weight(i))
+            Endpoint::new(i, address.into(), weight(i.into()))
         })
         .collect()
+}
+
+/// The rings of 1,000 endpoints with mixed weights, against the FNV-1a hashes of
+/// `tests/vectors/rings.json`.
+fn check_recorded_rings() {
+    let endpoints: Vec<Endpoint> = (1..=1000)
+        .map(|i| {
+            let hash = u64::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            Endpoint::with_hash(i, hash, WEIGHTS[1].1(i.into()))
+        })
+        .collect();
+    for (function, expected) in [
+        (HashFunction::Maglev, 0x50d4_118f_cf10_0647),
+        (HashFunction::MaglevV2, 0x4aa8_20c3_618f_317f),
+    ] {
+        let ring = build(function, &endpoints);
+        let words = ring.slots().iter().map(|&slot| u32::from(slot));
+        let hash = words
+            .flat_map(u32::to_le_bytes)
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        assert_eq!(hash, expected, "{function}");
+    }
+}
+
+/// No slot is empty, and equal weights have equal shares.
+fn check_shares(function: HashFunction, endpoints: &[Endpoint]) {
+    let shares = build(function, endpoints).shares();
+    assert_eq!(shares.values().sum::<u32>(), RingSize::DEFAULT.get());
+    if endpoints.iter().all(|endpoint| endpoint.weight() == 1) {
+        let (least, most) = (shares.values().min(), shares.values().max());
+        assert!(
+            least
+                .zip(most)
+                .is_some_and(|(least, most)| most - least <= 1)
+        );
+        assert_eq!(shares.len(), endpoints.len());
+    }
 }
 
 criterion_group!(benches, build_rings);

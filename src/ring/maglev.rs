@@ -4,6 +4,9 @@
 //! (NSDI 2016), section 3.4, and differ in how weights enter. Neither takes longer for odd
 //! weights: the work is bounded by the slots and the endpoints.
 
+use std::iter;
+use std::mem;
+
 use super::Endpoint;
 use super::RingSize;
 use super::table::Candidates;
@@ -32,20 +35,19 @@ pub(super) fn fill(function: HashFunction, size: RingSize, endpoints: &[Endpoint
 
 /// In the first round every endpoint claims as many slots as its weight, then one in each round.
 fn maglev(table: &mut Table, candidates: &mut [Candidates], weights: &[u32]) {
-    for (candidates, &weight) in candidates.iter_mut().zip(weights) {
-        for _ in 0..weight.min(table.free_count()) {
-            table.claim(candidates);
-        }
-    }
+    let first_round = weights
+        .iter()
+        .enumerate()
+        .flat_map(|(endpoint, &weight)| iter::repeat_n(endpoint, weight as usize));
+    table.claim(candidates, first_round);
     round_robin(table, candidates);
 }
 
 /// Every endpoint claims one slot in each round.
 fn round_robin(table: &mut Table, candidates: &mut [Candidates]) {
+    let count = candidates.len();
     while !table.is_full() {
-        for candidates in candidates.iter_mut().take(table.free_count() as usize) {
-            table.claim(candidates);
-        }
+        table.claim(candidates, 0..count);
     }
 }
 
@@ -57,9 +59,7 @@ fn maglev_v2(table: &mut Table, candidates: &mut [Candidates], weights: &[u32]) 
     }
     let mut turns = Turns::new(weights);
     while !table.is_full() {
-        for &endpoint in turns.next().iter().take(table.free_count() as usize) {
-            table.claim(&mut candidates[endpoint as usize]);
-        }
+        table.claim(candidates, turns.next().iter().map(|&i| i as usize));
     }
 }
 
@@ -212,7 +212,7 @@ impl Calendar {
         // Sorted by round; within a round they stay in the endpoints' order.
         let mut before = 0;
         for place in &mut self.places {
-            before += std::mem::replace(place, before);
+            before += mem::replace(place, before);
         }
         self.order.resize(self.claims.len(), 0);
         for &(round, endpoint) in &self.claims {

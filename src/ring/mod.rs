@@ -109,8 +109,8 @@ impl Ring {
     /// Builds the ring of these endpoints; their order is of no consequence.
     ///
     /// Endpoints of weight 0 are left out. Without endpoints the ring is empty: all slots are 0.
-    /// With more endpoints than slots the last ones may have none. It takes some time, about
-    /// half a millisecond for 65,537 slots, whatever the weights.
+    /// With more endpoints than slots some have none. It takes half a millisecond to one for
+    /// 65,537 slots, whatever the weights.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if an endpoint has the number 0, which stands for no real.

@@ -8,7 +8,7 @@ use crate::Error;
 ///
 /// It must be prime, so that each backend's candidates reach every slot. More slots divide the
 /// load more evenly, take more memory (2 bytes a slot) and more time to build; a hundred slots
-/// for each backend of a VIP are a good minimum. All hosts of a fleet must have the same one.
+/// for each backend of a VIP are a good minimum, and the largest rings take seconds to build. All hosts of a fleet must have the same one.
 ///
 /// ```
 /// use katran::RingSize;

@@ -80,30 +80,21 @@ pub(super) struct Table {
     size: u32,
     /// The owner of each slot; 0 while it is free.
     slots: Vec<u16>,
-    /// 1 for each slot that is free, else 0.
-    free: Vec<u8>,
+    free: FreeSlots,
     /// How many slots are free.
     free_count: u32,
-    /// With this many free slots or fewer they are listed in `last_slots`.
-    last_count: u32,
-    last_slots: Vec<u32>,
-    /// No slot before this one is free.
-    lowest: usize,
 }
 
 impl Table {
     /// A table of free slots.
     pub(super) fn new(size: RingSize) -> Self {
+        let free = FreeSlots::new(size);
         let size = size.get();
         Self {
             size,
             slots: vec![0; size as usize],
-            free: vec![1; size as usize],
+            free,
             free_count: size,
-            // About where `nearest` begins to be faster than `first_free`.
-            last_count: size.isqrt() / 2,
-            last_slots: Vec::new(),
-            lowest: 0,
         }
     }
 
@@ -111,138 +102,214 @@ impl Table {
         self.free_count == 0
     }
 
-    pub(super) fn free_count(&self) -> u32 {
-        self.free_count
-    }
-
     pub(super) fn into_slots(self) -> Vec<u16> {
         self.slots
     }
 
-    /// Claims a slot for an endpoint. There must be a free one.
+    /// Lets endpoints claim a slot each, in the order of `turns`, which are indices of
+    /// `candidates`, until the turns are over or the ring is full.
     ///
     /// What costs time here is a branch that the CPU cannot foresee: whether a candidate is free.
-    /// So candidates are tested in blocks, without branches, and a block is just long enough that
-    /// one without a free slot is rare. When nearly all slots are taken, it is the other way
-    /// round: the few free slots are asked how many candidates they are away.
-    #[inline(always)]
-    pub(super) fn claim(&mut self, candidates: &mut Candidates) {
-        let (free, eighth) = (self.free_count, self.size / 8);
-        let slot = if free > 5 * eighth {
-            self.find(candidates, Self::first_free::<2, 1>)
-        } else if free > 4 * eighth {
-            self.find(candidates, Self::first_free::<3, 1>)
-        } else if free > 2 * eighth {
-            self.find(candidates, Self::first_free::<4, 1>)
-        } else if free > self.last_count {
-            self.find(candidates, Self::first_free::<4, 2>)
-        } else {
-            self.list_last_slots();
-            let slot = self.find(candidates, Self::nearest);
-            self.last_slots.retain(|&last| last != slot);
-            slot
-        };
-        self.slots[slot as usize] = candidates.number;
-        self.free[slot as usize] = 0;
-        self.free_count -= 1;
-    }
-
-    /// Finds the next free candidate by a function that looks as far as the end of the lap.
-    #[inline(always)]
-    fn find(
+    /// So candidates are tested in blocks, without branches, and the fewer slots are free, the
+    /// longer the block, so that one without a free slot is rare. When nearly all slots are
+    /// taken, it is the other way round: the free ones are asked how many candidates they are
+    /// away. The limits between these are measured.
+    pub(super) fn claim(
         &mut self,
-        candidates: &mut Candidates,
-        within_lap: impl Fn(&Self, &mut Candidates) -> Option<u32>,
-    ) -> u32 {
-        within_lap(self, candidates).unwrap_or_else(|| self.find_behind_lap(candidates, within_lap))
+        candidates: &mut [Candidates],
+        turns: impl IntoIterator<Item = usize>,
+    ) {
+        let eighth = self.size / 8;
+        let last = self.size.isqrt() / 2;
+        let turns = &mut turns.into_iter();
+        let mut more = true;
+        while more && !self.is_full() {
+            let free = self.free_count;
+            more = if free > 5 * eighth {
+                self.claim_by(
+                    candidates,
+                    turns,
+                    5 * eighth,
+                    FreeSlots::first_of_block::<2>,
+                )
+            } else if free > 4 * eighth {
+                self.claim_by(
+                    candidates,
+                    turns,
+                    4 * eighth,
+                    FreeSlots::first_of_block::<3>,
+                )
+            } else if free > 2 * eighth {
+                self.claim_by(
+                    candidates,
+                    turns,
+                    2 * eighth,
+                    FreeSlots::first_of_block::<4>,
+                )
+            } else if free > last {
+                self.claim_by(candidates, turns, last, FreeSlots::first_of_rows)
+            } else {
+                self.free.make_list();
+                self.claim_by(candidates, turns, 0, FreeSlots::nearest)
+            };
+        }
     }
 
-    /// Goes through further laps.
+    /// Claims until so many slots are free; returns false if the turns were over before.
     ///
-    /// A skip that is divisible by a large power of two has a short period, which need not meet
-    /// all slots: one of 65,536 in the default ring. The ring's definition knows no slot for an
-    /// endpoint that has gone through all its candidates in vain. Here it claims the lowest free
-    /// slot, so that it gets its share and all hosts agree.
-    #[cold]
-    #[inline(never)]
-    fn find_behind_lap(
+    /// `find` goes to the next free candidate, but no farther than the end of the lap.
+    fn claim_by(
         &mut self,
-        candidates: &mut Candidates,
-        within_lap: impl Fn(&Self, &mut Candidates) -> Option<u32>,
-    ) -> u32 {
-        let mut tested = 0;
-        while !candidates.exhausted {
-            tested += candidates.next_lap(self.size);
-            if let Some(slot) = within_lap(self, candidates) {
-                return slot;
-            }
-            candidates.exhausted = tested >= candidates.period();
+        candidates: &mut [Candidates],
+        turns: &mut impl Iterator<Item = usize>,
+        until: u32,
+        find: impl Fn(&mut FreeSlots, &mut Candidates) -> Option<u32> + Copy,
+    ) -> bool {
+        for remaining in (until..self.free_count).rev() {
+            let Some(turn) = turns.next() else {
+                return false;
+            };
+            let candidates = &mut candidates[turn];
+            let slot = match find(&mut self.free, candidates) {
+                Some(slot) => slot,
+                None => self.free.find_behind_lap(candidates, find),
+            };
+            self.slots[slot as usize] = candidates.number;
+            self.free.take(slot);
+            self.free_count = remaining;
         }
-        while self.free[self.lowest] == 0 {
-            self.lowest += 1;
+        true
+    }
+}
+
+/// The slots that are free, and ways to find an endpoint's next one.
+struct FreeSlots {
+    size: u32,
+    /// 1 for each slot that is free, else 0.
+    flags: Vec<u8>,
+    /// The free slots, once there are few.
+    list: Vec<u32>,
+    /// No slot before this one is free.
+    lowest: usize,
+}
+
+impl FreeSlots {
+    fn new(size: RingSize) -> Self {
+        Self {
+            size: size.get(),
+            flags: vec![1; size.get() as usize],
+            list: Vec::new(),
+            lowest: 0,
         }
-        self.lowest as u32
     }
 
-    /// Goes to the first free candidate of this lap, testing `ROWS` times `LANES` at once.
     #[inline(always)]
-    fn first_free<const LANES: usize, const ROWS: usize>(
-        &self,
-        candidates: &mut Candidates,
-    ) -> Option<u32> {
+    fn flag(&self, slot: u32) -> u32 {
+        self.flags[slot as usize].into()
+    }
+
+    #[inline(always)]
+    fn take(&mut self, slot: u32) {
+        self.flags[slot as usize] = 0;
+    }
+
+    /// Goes to the first free candidate of this lap, testing `BLOCK` at a time.
+    #[inline(always)]
+    fn first_of_block<const BLOCK: usize>(&mut self, candidates: &mut Candidates) -> Option<u32> {
         let (size, skip) = (self.size, candidates.skip);
-        let block = (LANES * ROWS) as u64;
-        let mut lanes = [candidates.slot; LANES];
-        for i in 1..LANES {
-            lanes[i] = add(lanes[i - 1], skip, size);
-        }
-        let stride = (1..LANES).fold(skip, |stride, _| add(stride, skip, size));
-        while candidates.left >= block {
-            let mut tested = [[0; LANES]; ROWS];
+        let (mut slot, mut left) = (candidates.slot, candidates.left);
+        while left >= BLOCK as u64 {
+            let mut tested = [0; BLOCK];
             let mut free = 0;
-            for (row, tested) in tested.iter_mut().enumerate() {
-                *tested = lanes;
-                for (i, lane) in lanes.iter_mut().enumerate() {
-                    free |= u32::from(self.free[*lane as usize]) << (row * LANES + i);
-                    *lane = add(*lane, stride, size);
-                }
+            for (i, tested) in tested.iter_mut().enumerate() {
+                *tested = slot;
+                free |= self.flag(slot) << i;
+                slot = add(slot, skip, size);
             }
             if free != 0 {
-                let index = free.trailing_zeros() as usize;
-                let slot = tested.as_flattened()[index % (LANES * ROWS)];
-                candidates.go_behind(index as u64, slot, size);
-                return Some(slot);
+                let index = free.trailing_zeros() as usize % BLOCK;
+                candidates.left = left;
+                candidates.go_behind(index as u64, tested[index], size);
+                return Some(tested[index]);
             }
-            candidates.slot = lanes[0];
-            candidates.left -= block;
+            left -= BLOCK as u64;
         }
-        self.first_free_of_rest(candidates)
+        (candidates.slot, candidates.left) = (slot, left);
+        self.first_one_by_one(candidates)
     }
 
-    /// Goes to the first free candidate of this lap, one by one.
-    #[cold]
-    fn first_free_of_rest(&self, candidates: &mut Candidates) -> Option<u32> {
+    /// The same in blocks of two rows of four: the four are computed independently of each
+    /// other.
+    #[inline(always)]
+    fn first_of_rows(&mut self, candidates: &mut Candidates) -> Option<u32> {
+        const LANES: usize = 4;
+        const BLOCK: usize = 2 * LANES;
+        let (size, skip) = (self.size, candidates.skip);
+        let (slot, mut left) = (candidates.slot, candidates.left);
+        let twice = add(skip, skip, size);
+        let (stride, second) = (add(twice, twice, size), add(slot, skip, size));
+        let mut lanes: [u32; LANES] = [
+            slot,
+            second,
+            add(slot, twice, size),
+            add(second, twice, size),
+        ];
+        while left >= BLOCK as u64 {
+            let mut tested = [0; BLOCK];
+            let mut free = 0;
+            for (i, tested) in tested.iter_mut().enumerate() {
+                let lane = &mut lanes[i % LANES];
+                *tested = *lane;
+                free |= self.flag(*lane) << i;
+                *lane = add(*lane, stride, size);
+            }
+            if free != 0 {
+                let index = free.trailing_zeros() as usize % BLOCK;
+                candidates.left = left;
+                candidates.go_behind(index as u64, tested[index], size);
+                return Some(tested[index]);
+            }
+            left -= BLOCK as u64;
+        }
+        (candidates.slot, candidates.left) = (lanes[0], left);
+        self.first_one_by_one(candidates)
+    }
+
+    /// Goes to the first free candidate of this lap, which may end within a block.
+    #[inline(never)]
+    fn first_one_by_one(&self, candidates: &mut Candidates) -> Option<u32> {
         while candidates.left > 0 {
             let slot = candidates.slot;
             candidates.go_behind(0, slot, self.size);
-            if self.free[slot as usize] == 1 {
+            if self.flag(slot) == 1 {
                 return Some(slot);
             }
         }
         None
     }
 
-    /// Goes to the first free candidate of this lap: of the listed slots the one that is the
-    /// fewest skips away.
-    fn nearest(&self, candidates: &mut Candidates) -> Option<u32> {
+    /// Lists the free slots, for [`FreeSlots::nearest`].
+    fn make_list(&mut self) {
+        if self.list.is_empty() {
+            let free = (0..).zip(&self.flags).filter(|&(_, &free)| free == 1);
+            self.list = free.map(|(slot, _)| slot).collect();
+        }
+    }
+
+    /// Goes to the first free candidate of this lap: the listed slot that is the fewest skips
+    /// away.
+    #[inline(always)]
+    fn nearest(&mut self, candidates: &mut Candidates) -> Option<u32> {
+        if candidates.left < self.list.len() as u64 {
+            // The laps of a large ring may be that short.
+            return self.first_one_by_one(candidates);
+        }
         let size = u64::from(self.size);
         let inverse = u64::from(inverse(candidates.skip, self.size));
         let away = |slot: u32| u64::from(slot + self.size - candidates.slot) * inverse % size;
-        let (index, slot) = self
-            .last_slots
-            .iter()
-            .map(|&slot| (away(slot), slot))
-            .min()?;
+        // Slots that were claimed since the list was made are in it no longer.
+        self.list.retain(|&slot| self.flags[slot as usize] == 1);
+        let (index, slot) = self.list.iter().map(|&slot| (away(slot), slot)).min()?;
         if index >= candidates.left {
             return None;
         }
@@ -250,11 +317,33 @@ impl Table {
         Some(slot)
     }
 
-    fn list_last_slots(&mut self) {
-        if self.last_slots.is_empty() {
-            let free = (0..).zip(&self.free).filter(|&(_, &free)| free == 1);
-            self.last_slots = free.map(|(slot, _)| slot).collect();
+    /// Goes through further laps.
+    ///
+    /// A skip that is divisible by a large power of two has a short period, which need not meet
+    /// all slots: one skip in 65,536 of the default ring. The ring's definition knows no slot for
+    /// an endpoint that has gone through all its candidates in vain. Here it claims the lowest
+    /// free slot, so that it gets its share and all hosts agree.
+    #[cold]
+    #[inline(never)]
+    fn find_behind_lap(
+        &mut self,
+        candidates: &mut Candidates,
+        find: impl Fn(&mut Self, &mut Candidates) -> Option<u32>,
+    ) -> u32 {
+        let mut tested = 0;
+        while !candidates.exhausted {
+            tested += candidates.next_lap(self.size);
+            if let Some(slot) = find(self, candidates) {
+                return slot;
+            }
+            candidates.exhausted = tested >= candidates.period();
         }
+        // It has none left, here and from now on.
+        candidates.left = 0;
+        while self.flags[self.lowest] == 0 {
+            self.lowest += 1;
+        }
+        self.lowest as u32
     }
 }
 
