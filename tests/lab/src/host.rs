@@ -19,6 +19,8 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::thread;
 
@@ -26,6 +28,7 @@ use nix::sched::CloneFlags;
 
 use crate::Process;
 use crate::sys;
+use crate::sys::Verdict;
 
 /// The calling thread's network namespace. (`/proc/self` would be that of the main thread.)
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -47,6 +50,8 @@ pub struct Host {
     /// Taken on drop, which ends the keeper.
     spawner: Option<mpsc::Sender<Spawn>>,
     keeper: Option<thread::JoinHandle<()>>,
+    /// Of XDP programs, which go when these are closed.
+    links: Mutex<Vec<OwnedFd>>,
 }
 
 impl Host {
@@ -72,6 +77,7 @@ impl Host {
             namespace,
             spawner: Some(spawner),
             keeper: Some(keeper),
+            links: Mutex::default(),
         };
         host.prepare()?;
         Ok(host)
@@ -225,6 +231,19 @@ impl Host {
     pub fn interface_index(&self, interface: &str) -> io::Result<u32> {
         self.run(|| nix::net::if_::if_nametoindex(interface))
             .map_err(|e| context(&e.into(), format_args!("{interface} in {}", self.name)))
+    }
+
+    /// Attaches a program to an interface until the host is dropped.
+    pub(crate) fn attach_xdp(&self, interface: &str, verdict: Verdict) -> io::Result<()> {
+        let index = self.interface_index(interface)?;
+        let link = self
+            .run(|| sys::attach_xdp(index, verdict))
+            .map_err(|e| context(&e, format_args!("XDP on {interface} in {}", self.name)))?;
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(link);
+        Ok(())
     }
 
     fn prepare(&self) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::Host;
+use crate::sys::Verdict;
 
 /// A MAC address.
 pub type MacAddr = [u8; 6];
@@ -14,18 +15,18 @@ pub struct Port<'a> {
     host: &'a Host,
     interface: &'a str,
     mac: Option<MacAddr>,
-    gro: bool,
+    takes_xdp_tx: bool,
 }
 
 impl Host {
-    /// Describes an end of a [`veth`] pair: an interface of this host, with a random MAC address
-    /// and without GRO.
+    /// Describes an end of a [`veth`] pair: an interface of this host, with a random MAC
+    /// address.
     pub fn port<'a>(&'a self, interface: &'a str) -> Port<'a> {
         Port {
             host: self,
             interface,
             mac: None,
-            gro: false,
+            takes_xdp_tx: false,
         }
     }
 }
@@ -37,13 +38,13 @@ impl Port<'_> {
         self
     }
 
-    /// Turns on GRO here. An end needs it if the *other* end has an XDP program that answers
-    /// `XDP_TX`: the kernel drops such frames unless this end has GRO or a program of its own.
+    /// Makes this end take what an XDP program in native mode at the *other* end sends by `XDP_TX`.
     ///
-    /// Where an XDP program runs it stays off: in generic mode the program would see several
-    /// frames merged into one.
-    pub fn gro(mut self) -> Self {
-        self.gro = true;
+    /// The kernel delivers such frames only to an interface with an XDP program of its own, so
+    /// this attaches one that passes everything. (GRO, which is also said to do, lets the frames
+    /// into the queue but wakes nobody to fetch them, as of Linux 6.18.)
+    pub fn takes_xdp_tx(mut self) -> Self {
+        self.takes_xdp_tx = true;
         self
     }
 
@@ -59,11 +60,13 @@ impl Port<'_> {
         let Port {
             host, interface, ..
         } = self;
-        let gro = if self.gro { "on" } else { "off" };
         host.tool(
             "ethtool",
-            &format!("-K {interface} tx off tso off gso off gro {gro}"),
+            &format!("-K {interface} tx off tso off gso off gro off"),
         )?;
+        if self.takes_xdp_tx {
+            host.attach_xdp(interface, Verdict::Pass)?;
+        }
         host.ip(&format!("link set {interface} up"))?;
         Ok(())
     }
@@ -72,7 +75,7 @@ impl Port<'_> {
 /// Joins two hosts by a pair of virtual Ethernet interfaces, both up.
 ///
 /// Checksums are computed by the sender and frames are no larger than the MTU (no checksum
-/// offload, TSO or GSO), as on a real wire: an XDP program sees what a network card would give it,
+/// offload, TSO, GSO or GRO), as on a real wire: an XDP program sees what a network card would give it,
 /// and an encapsulated packet has the right checksum inside.
 ///
 /// The pair vanishes with either host, or by [`Host::ip`]`("link del ...")`.
@@ -89,4 +92,52 @@ pub fn veth(a: Port<'_>, b: Port<'_>, mtu: u32) -> io::Result<()> {
     ))?;
     a.configure()?;
     b.configure()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::thread;
+    use std::time::Duration;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::require_root;
+
+    const FRAMES: u64 = 500;
+
+    fn received(host: &Host) -> u64 {
+        let statistics = host.tool("ethtool", "-S eth0").unwrap();
+        let packets = "rx_queue_0_xdp_packets: ";
+        let (_, number) = statistics.split_once(packets).unwrap();
+        number.lines().next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn frames_sent_by_xdp_tx_arrive() {
+        require_root();
+        let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
+        let reflector = b.port("eth0").mac([2, 0, 0, 0, 0, 2]);
+        veth(a.port("eth0").takes_xdp_tx(), reflector, 1500).unwrap();
+        b.attach_xdp("eth0", Verdict::Tx).unwrap();
+        a.ip("addr add 192.0.2.1/24 dev eth0").unwrap();
+        a.ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev eth0")
+            .unwrap();
+        let socket = a.run(|| UdpSocket::bind("192.0.2.1:0").unwrap());
+        let before = received(&a);
+        for _ in 0..FRAMES {
+            socket.send_to(b"frame", "192.0.2.2:9").unwrap();
+            thread::sleep(Duration::from_micros(100));
+        }
+        let end = Instant::now() + Duration::from_secs(5);
+        while received(&a) < before + FRAMES {
+            assert!(
+                Instant::now() < end,
+                "{} of {FRAMES}",
+                received(&a) - before
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 }

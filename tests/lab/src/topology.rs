@@ -315,7 +315,7 @@ fn client(router: &Host, config: &LabConfig) -> io::Result<Host> {
     let client = Host::new("client")?;
     veth(
         client.port("eth0").mac(mac(0, 0, End::Host)),
-        router.port("client").mac(mac(0, 0, End::Router)).gro(),
+        router.port("client").mac(mac(0, 0, End::Router)),
         config.client_mtu,
     )?;
     for (host, interface, v4, v6) in [
@@ -337,7 +337,10 @@ fn balancer(router: &Host, index: usize, mtu: u32) -> io::Result<Balancer> {
     let (own, gateway_mac) = (mac(1, i, End::Host), mac(1, i, End::Router));
     veth(
         host.port("eth0").mac(own),
-        router.port(&router_interface).mac(gateway_mac).gro(),
+        router
+            .port(&router_interface)
+            .mac(gateway_mac)
+            .takes_xdp_tx(),
         mtu,
     )?;
     let v4 = Ipv4Addr::new(10, 0, i, 2);
@@ -370,10 +373,7 @@ fn backend(router: &Host, index: usize, config: &LabConfig) -> io::Result<Backen
     let own = mac(2, i, End::Host);
     veth(
         host.port("eth0").mac(own),
-        router
-            .port(&router_interface)
-            .mac(mac(2, i, End::Router))
-            .gro(),
+        router.port(&router_interface).mac(mac(2, i, End::Router)),
         config.inner_mtu,
     )?;
     let backend = Backend {
