@@ -18,7 +18,7 @@ test: ## all tests (root)
 
 bench: ## all benches (root); ARGS go to each of them
 	@scripts/setup test
-	$(CARGO) bench --workspace --all-features --benches -- $(ARGS)
+	$(CARGO) bench --workspace --all-features --bench '*' -- $(ARGS)
 
 lint: ## format, clippy and documentation, where a warning is an error
 	@scripts/setup build
