@@ -1,0 +1,31 @@
+# The two commands are `make demo` and `make test`; both need root. `make help` lists the others.
+
+CARGO ?= cargo
+
+.PHONY: help demo test bench lint clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: ## a load balancer, four backends and a client at work (root)
+	@scripts/setup demo
+	$(CARGO) run --release --example demo
+
+test: ## all tests (root)
+	@scripts/setup test
+	$(CARGO) test --workspace --all-features
+
+bench: ## all benches (root); ARGS go to each of them
+	@scripts/setup test
+	$(CARGO) bench --workspace --all-features --bench '*' -- $(ARGS)
+
+lint: ## format, clippy and documentation, where a warning is an error
+	@scripts/setup build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --package katran --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --document-private-items
+
+clean: ## what was built
+	$(CARGO) clean

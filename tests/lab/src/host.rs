@@ -1,0 +1,316 @@
+//! A host: one anonymous network namespace and the thread that keeps it.
+//!
+//! The keeper thread unshares its network namespace and then only starts child processes, whose
+//! lives the kernel ties to it. Closures run on threads of their own that enter the namespace, so
+//! several can run at once and one may call another.
+
+use std::fmt;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::panic;
+use std::path::PathBuf;
+use std::process;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sched::CloneFlags;
+
+use crate::Process;
+use crate::sys;
+use crate::sys::Verdict;
+
+/// The calling thread's network namespace. (`/proc/self` would be that of the main thread.)
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// A request to the keeper thread, with the place for the answer.
+type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
+
+/// A test host: a network namespace that lives as long as this value.
+///
+/// It starts with `lo` up, reverse-path filters off, and IPv6 without duplicate address detection
+/// and autoconfiguration, so that addresses work at once.
+///
+/// Dropping it kills its processes and removes the namespace with its interfaces, as soon as the
+/// last socket made in it is closed; so does the end of this process, whatever the cause.
+#[must_use = "the namespace goes when the host is dropped"]
+pub struct Host {
+    name: String,
+    namespace: OwnedFd,
+    /// Taken on drop, which ends the keeper.
+    spawner: Option<mpsc::Sender<Spawn>>,
+    keeper: Option<thread::JoinHandle<()>>,
+    /// Of XDP programs, which go when these are closed.
+    links: Mutex<Vec<OwnedFd>>,
+}
+
+impl Host {
+    /// Makes a host. The name is for messages only and need not be unique.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, usually that root is needed, and if iproute2 is not installed.
+    pub fn new(name: impl Into<String>) -> io::Result<Self> {
+        let name = name.into();
+        let (spawner, requests) = mpsc::channel();
+        let (ready, started) = mpsc::channel();
+        let keeper = thread::Builder::new()
+            .name(format!("keeper of {name}"))
+            .spawn(move || keep(&ready, &requests))?;
+        let namespace = started
+            .recv()
+            .map_err(|_| io::Error::other("the keeper thread died"))
+            .and_then(|result| result)
+            .map_err(|e| context(&e, format_args!("cannot make the network namespace {name}")))?;
+        let host = Self {
+            name,
+            namespace,
+            spawner: Some(spawner),
+            keeper: Some(keeper),
+            links: Mutex::default(),
+        };
+        host.prepare()?;
+        Ok(host)
+    }
+
+    /// The name given to [`Host::new`].
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A path by which any process of root's can open the namespace (`ip link ... netns <path>`,
+    /// `nsenter --net=<path>`) while this host and this process live.
+    pub fn namespace_path(&self) -> PathBuf {
+        let fd = self.namespace.as_raw_fd();
+        PathBuf::from(format!("/proc/{}/fd/{fd}", process::id()))
+    }
+
+    /// Runs a closure inside the namespace, on a thread of its own, and returns what it returns.
+    ///
+    /// Sockets stay in the namespace they were made in: one returned from here can be used
+    /// anywhere. An attached XDP program can likewise be kept outside. `/proc/net` and `/sys` show
+    /// those of the caller, not of the host; `/proc/thread-self/net` and `/proc/sys/net` are right.
+    ///
+    /// # Panics
+    ///
+    /// With the closure's own panic, and if the namespace cannot be entered.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        let inside = || match self.enter() {
+            Ok(_inside) => f(),
+            Err(e) => panic!("cannot enter {}: {e}", self.name),
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .name(self.name.clone())
+                .spawn_scoped(scope, inside)
+                .unwrap_or_else(|e| panic!("cannot start a thread for {}: {e}", self.name));
+            thread
+                .join()
+                .unwrap_or_else(|payload| panic::resume_unwind(payload))
+        })
+    }
+
+    /// Moves the calling thread into the namespace until the returned guard is dropped, for values
+    /// that cannot be sent to another thread.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn enter(&self) -> io::Result<Inside> {
+        let outside = File::open(OWN_NAMESPACE)?.into();
+        nix::sched::setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        Ok(Inside {
+            outside,
+            _this_thread_only: PhantomData,
+        })
+    }
+
+    /// Starts a process inside. It dies with the returned handle, the host, or this process,
+    /// whichever ends first.
+    ///
+    /// That holds for the process itself, not for others it forks off: run servers in the
+    /// foreground and as one process (nginx: `daemon off; master_process off;`).
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be started.
+    pub fn spawn_command(&self, mut command: Command) -> io::Result<Process> {
+        sys::die_with_parent(&mut command);
+        let what = command.get_program().to_string_lossy().into_owned();
+        let (reply, child) = mpsc::channel();
+        let gone = || io::Error::other("the keeper thread died");
+        self.spawner
+            .as_ref()
+            .ok_or_else(gone)?
+            .send((command, reply))
+            .map_err(|_| gone())?;
+        child
+            .recv()
+            .map_err(|_| gone())
+            .and_then(|result| result)
+            .map(|child| Process::new(what.clone(), child))
+            .map_err(|e| context(&e, format_args!("cannot start {what} in {}", self.name)))
+    }
+
+    /// Runs a program inside to its end and returns its output, whatever its exit status.
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be started.
+    pub fn output(&self, mut command: Command) -> io::Result<Output> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.spawn_command(command)?.wait_with_output()
+    }
+
+    /// Runs iproute2's `ip` inside with these arguments, split at white space, and returns what it
+    /// prints.
+    ///
+    /// # Errors
+    ///
+    /// If `ip` fails: its message, with the command and the host.
+    pub fn ip(&self, arguments: &str) -> io::Result<String> {
+        self.tool("ip", arguments)
+    }
+
+    /// Runs a tool inside with these arguments, split at white space, and returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// If it fails: its message, with the command and the host.
+    pub fn tool(&self, program: &str, arguments: &str) -> io::Result<String> {
+        let mut command = Command::new(program);
+        command.args(arguments.split_whitespace());
+        let output = self.output(command)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(io::Error::other(format!(
+            "`{program} {arguments}` in {}: {}: {}",
+            self.name,
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        )))
+    }
+
+    /// Sets a kernel parameter of the namespace, such as `net.ipv4.ip_forward`.
+    ///
+    /// Dots and slashes may be swapped, for interface names that hold a dot.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such parameter or it does not take the value.
+    pub fn sysctl(&self, key: &str, value: impl fmt::Display) -> io::Result<()> {
+        let path = if key.contains('/') {
+            key.to_owned()
+        } else {
+            key.replace('.', "/")
+        };
+        let value = value.to_string();
+        self.run(|| fs::write(format!("/proc/sys/{path}"), &value))
+            .map_err(|e| context(&e, format_args!("{key} = {value} in {}", self.name)))
+    }
+
+    /// The index of an interface of this host.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface.
+    pub fn interface_index(&self, interface: &str) -> io::Result<u32> {
+        self.run(|| nix::net::if_::if_nametoindex(interface))
+            .map_err(|e| context(&e.into(), format_args!("{interface} in {}", self.name)))
+    }
+
+    /// Attaches a program to an interface until the host is dropped.
+    pub(crate) fn attach_xdp(&self, interface: &str, verdict: Verdict) -> io::Result<()> {
+        let index = self.interface_index(interface)?;
+        let link = self
+            .run(|| sys::attach_xdp(index, verdict))
+            .map_err(|e| context(&e, format_args!("XDP on {interface} in {}", self.name)))?;
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(link);
+        Ok(())
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        // The interface's own value counts, or the larger of it and `all`: new interfaces take
+        // `default`, and `lo` is there already.
+        for conf in ["all", "default", "lo"] {
+            self.sysctl(&format!("net.ipv4.conf.{conf}.rp_filter"), 0)?;
+            self.sysctl(&format!("net.ipv6.conf.{conf}.accept_dad"), 0)?;
+            self.sysctl(&format!("net.ipv6.conf.{conf}.accept_ra"), 0)?;
+            self.sysctl(&format!("net.ipv6.conf.{conf}.autoconf"), 0)?;
+        }
+        self.ip("link set lo up")?;
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.spawner = None;
+        if let Some(keeper) = self.keeper.take() {
+            // It cannot have panicked; if it did, the namespace is gone all the same.
+            let _ = keeper.join();
+        }
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps the calling thread inside a host's namespace; see [`Host::enter`].
+#[must_use = "the thread leaves the namespace when the guard is dropped"]
+#[derive(Debug)]
+pub struct Inside {
+    outside: OwnedFd,
+    /// The guard must be dropped on the thread that made it.
+    _this_thread_only: PhantomData<*const ()>,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Err(e) = nix::sched::setns(self.outside.as_fd(), CloneFlags::CLONE_NEWNET) {
+            // Going on in the wrong namespace would make every later failure a riddle.
+            eprintln!("cannot leave a test host's network namespace: {e}");
+            process::abort();
+        }
+    }
+}
+
+/// The keeper thread: unshares, says so, then starts processes until the host is dropped.
+fn keep(ready: &mpsc::Sender<io::Result<OwnedFd>>, requests: &mpsc::Receiver<Spawn>) {
+    let namespace = nix::sched::unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(io::Error::from)
+        .and_then(|()| File::open(OWN_NAMESPACE))
+        .map(OwnedFd::from);
+    // A receiver that is gone has given up; the loop below then ends at once.
+    let _ = ready.send(namespace);
+    for (mut command, reply) in requests {
+        let _ = reply.send(command.spawn());
+    }
+}
+
+/// The same kind of error, saying also what was tried.
+fn context(error: &io::Error, what: fmt::Arguments<'_>) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}

@@ -1,0 +1,131 @@
+//! The only unsafe code of this crate: a hook that runs between `fork` and `exec`, and the two
+//! `bpf` calls that put a program of two instructions on an interface.
+//!
+//! All else the crate asks of the kernel has a safe wrapper in `nix` or the standard library.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::getpid;
+use nix::unistd::getppid;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// `BPF_ALU64 | BPF_MOV | BPF_K`, to register 0.
+const MOVE_TO_R0: u8 = 0xb7;
+/// `BPF_JMP | BPF_EXIT`.
+const EXIT: u8 = 0x95;
+
+/// What a program of [`attach_xdp`] does with every frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verdict {
+    /// `XDP_PASS`: as if the program were not there.
+    Pass = 2,
+    /// `XDP_TX`: back to where it came from.
+    #[cfg(test)]
+    Tx = 3,
+}
+
+/// `struct bpf_insn`.
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+/// The start of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// The start of `union bpf_attr` for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: RawFd,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Has the kernel kill the child with SIGKILL when the thread that starts it ends.
+///
+/// The child of a process that died before the kernel knew of the wish fails to start.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let hook = move || -> io::Result<()> {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if getppid() != parent {
+            return Err(Errno::ESRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the hook makes two system calls, both async-signal-safe, and
+    // neither allocates, locks nor panics: its errors are plain numbers.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Attaches a program with one verdict for all frames, in native mode, to an interface of the
+/// calling thread's namespace. It stays while the returned link is open.
+pub(crate) fn attach_xdp(interface_index: u32, verdict: Verdict) -> io::Result<OwnedFd> {
+    let instruction = |code, immediate| Instruction {
+        code,
+        registers: 0,
+        offset: 0,
+        immediate,
+    };
+    let program = [
+        instruction(MOVE_TO_R0, verdict as i32),
+        instruction(EXIT, 0),
+    ];
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_XDP,
+        insn_cnt: 2,
+        insns: program.as_ptr().addr() as u64,
+        license: c"MIT".as_ptr().addr() as u64,
+    };
+    // SAFETY: `load` is what `BPF_PROG_LOAD` takes, and its addresses are of two instructions and
+    // of a string with its end, which both outlive the call.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    let create = LinkCreate {
+        prog_fd: program.as_raw_fd(),
+        target_ifindex: interface_index,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    // SAFETY: `create` is what `BPF_LINK_CREATE` takes and holds no addresses.
+    unsafe { bpf(BPF_LINK_CREATE, &create) }
+}
+
+/// # Safety
+///
+/// `attributes` must be what the kernel reads for `command`, without padding, and addresses in it
+/// must be valid for that. The command must be one that returns a descriptor.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes as the size says, from a reference to as many; the
+    // rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, mem::size_of::<T>()) };
+    let fd = RawFd::try_from(Errno::result(result)?).map_err(io::Error::other)?;
+    // SAFETY: by the caller's promise the result is a descriptor, new and owned by nobody yet.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
