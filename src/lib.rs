@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+mod state;
 mod types;
 
 pub use config::Builder;
@@ -10,6 +11,10 @@ pub use config::Features;
 pub use config::FlowTableKind;
 pub use error::Error;
 pub use error::Result;
+pub use state::BalancerState;
+pub use state::Changes;
+pub use state::State;
+pub use state::VipState;
 pub use types::Flow;
 pub use types::HashFunction;
 pub use types::MacAddr;

@@ -231,12 +231,13 @@ impl Table {
                     ..*entry
                 },
                 None => {
-                    let taken = self.real_ids.peek(edit.real_ids.taken).ok_or(
-                        Error::Exhausted {
-                            what: "reals (max_reals)",
-                            limit: self.real_ids.count().into(),
-                        },
-                    )?;
+                    let taken =
+                        self.real_ids
+                            .peek(edit.real_ids.taken)
+                            .ok_or(Error::Exhausted {
+                                what: "reals (max_reals)",
+                                limit: self.real_ids.count().into(),
+                            })?;
                     edit.real_ids.taken += 1;
                     unsettled |= taken.unsettled;
                     let number = RealNumber(taken.id);
@@ -253,7 +254,7 @@ impl Table {
                 }
             };
             numbers.insert(address, entry.number);
-            edit.reals.push((address, Some(entry)));
+            edit.reals.insert(address, Some(entry));
         }
         let released = self.release(&mut edit, &leaving);
         // What is left in `flags` concerns reals that neither arrive nor were new: those that stay
@@ -360,7 +361,7 @@ impl Table {
             ..*before
         };
         let mut edit = self.edit();
-        edit.reals.push((address, Some(after)));
+        edit.reals.insert(address, Some(after));
         Ok(StagedRealFlags {
             record: record(address, &after),
             changed: before.flags != after.flags,
@@ -425,7 +426,7 @@ impl Table {
                 released.push((*address, entry.number));
                 edit.real_ids.returned.push(entry.number.0);
             }
-            edit.reals.push((*address, left));
+            edit.reals.insert(*address, left);
         }
         released
     }
@@ -433,14 +434,13 @@ impl Table {
     /// Changes the flags of a real that is there and stays, in what `edit` already says of it or
     /// as an entry of its own.
     fn reflag(&self, edit: &mut Edit, address: IpAddr, flags: RealFlags) {
-        match edit.reals.iter_mut().find(|(edited, _)| *edited == address) {
-            Some((_, Some(entry))) => entry.flags = flags,
-            Some((_, None)) => {}
-            None => {
-                if let Some(entry) = self.reals.get(&address) {
-                    edit.reals.push((address, Some(RealEntry { flags, ..*entry })));
-                }
+        match (edit.reals.get_mut(&address), self.reals.get(&address)) {
+            (Some(Some(entry)), _) => entry.flags = flags,
+            (None, Some(entry)) => {
+                let entry = RealEntry { flags, ..*entry };
+                edit.reals.insert(address, Some(entry));
             }
+            (Some(None), _) | (None, None) => {}
         }
     }
 }

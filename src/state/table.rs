@@ -74,7 +74,7 @@ pub(crate) struct Table {
 pub(crate) struct Edit {
     revision: u64,
     pub(super) vip: Option<(Vip, Option<VipEntry>)>,
-    pub(super) reals: Vec<(IpAddr, Option<RealEntry>)>,
+    pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
     pub(super) vip_ids: Draft,
     pub(super) real_ids: Draft,
 }
@@ -251,7 +251,7 @@ impl Table {
         Edit {
             revision: self.revision,
             vip: None,
-            reals: Vec::new(),
+            reals: BTreeMap::new(),
             vip_ids: Draft::default(),
             real_ids: Draft::default(),
         }

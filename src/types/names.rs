@@ -29,7 +29,9 @@ where
     F::Bits: fmt::LowerHex,
 {
     let mut names = flag_names(flags);
-    let rest = flags.iter_names().remaining().bits();
+    let rest = F::from_bits_retain(flags.bits())
+        .difference(F::all())
+        .bits();
     if rest != F::Bits::EMPTY {
         names.push(format!("{rest:#x}"));
     }
