@@ -440,7 +440,7 @@ protocol = "tcp"
             ),
             (
                 with("flags = [\"no-src-port\", \"quick\"]"),
-                "line 5, column 25: ",
+                "line 5, column 9: ",
                 "`quick`",
             ),
             (
