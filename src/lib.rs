@@ -2,7 +2,7 @@
 
 mod config;
 mod error;
-mod ring;
+mod state;
 mod types;
 
 pub use config::Builder;
@@ -11,10 +11,10 @@ pub use config::Features;
 pub use config::FlowTableKind;
 pub use error::Error;
 pub use error::Result;
-pub use ring::Endpoint;
-pub use ring::Ring;
-pub use ring::RingSize;
-pub use ring::backend_hash;
+pub use state::BalancerState;
+pub use state::Changes;
+pub use state::State;
+pub use state::VipState;
 pub use types::Flow;
 pub use types::HashFunction;
 pub use types::MacAddr;

@@ -29,7 +29,9 @@ where
     F::Bits: fmt::LowerHex,
 {
     let mut names = flag_names(flags);
-    let rest = flags.iter_names().remaining().bits();
+    let rest = F::from_bits_retain(flags.bits())
+        .difference(F::all())
+        .bits();
     if rest != F::Bits::EMPTY {
         names.push(format!("{rest:#x}"));
     }
@@ -60,7 +62,7 @@ macro_rules! text_form {
         impl std::fmt::Display for $set {
             /// The names of the bits that are set, separated by commas; `none` if none is.
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                $crate::types::names::write_set(self, f)
+                $crate::types::write_set(self, f)
             }
         }
 
@@ -69,7 +71,7 @@ macro_rules! text_form {
 
             /// Names separated by commas, in any order; `none` or nothing for the empty set.
             fn from_str(text: &str) -> Result<Self, $crate::Error> {
-                $crate::types::names::read_set(text, $expected)
+                $crate::types::read_set(text, $expected)
             }
         }
     };

@@ -1,0 +1,282 @@
+//! What differs between two states.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::document::BalancerState;
+use super::document::State;
+use super::document::stated_flags;
+use crate::Error;
+use crate::Result;
+use crate::types::HashFunction;
+use crate::types::Vip;
+
+/// What [`Katran::apply`](crate::Katran::apply) changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "it says what was changed"]
+#[non_exhaustive]
+pub struct Changes {
+    /// VIPs that are new.
+    pub vips_added: Vec<Vip>,
+    /// VIPs that are gone.
+    pub vips_removed: Vec<Vip>,
+    /// VIPs with other flags or another hash function.
+    pub vips_changed: Vec<Vip>,
+    /// Reals that a VIP has got, those of new VIPs included.
+    pub reals_added: Vec<(Vip, IpAddr)>,
+    /// Reals that a VIP has no more, those of VIPs that are gone included.
+    pub reals_removed: Vec<(Vip, IpAddr)>,
+    /// Reals with another weight in a VIP.
+    pub reals_changed: Vec<(Vip, IpAddr)>,
+    /// Reals with other flags.
+    pub real_flags_changed: Vec<IpAddr>,
+    /// The gateway has another MAC address.
+    pub gateway_changed: bool,
+    /// Outer source addresses that were set.
+    pub sources_changed: Vec<IpAddr>,
+}
+
+impl Changes {
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What leads from one state to the other. Both are free of contradictions.
+    pub(super) fn between(current: &State, wanted: &State, hash: HashFunction) -> Self {
+        let mut changes = Self::default();
+        let before: BTreeMap<_, _> = current
+            .vips
+            .iter()
+            .map(|state| (state.vip, state))
+            .collect();
+        let after: BTreeMap<_, _> = wanted.vips.iter().map(|state| (state.vip, state)).collect();
+        for state in &current.vips {
+            if !after.contains_key(&state.vip) {
+                changes.vips_removed.push(state.vip);
+                let reals = state.reals.iter();
+                changes
+                    .reals_removed
+                    .extend(reals.map(|real| (state.vip, real.address())));
+            }
+        }
+        for state in &wanted.vips {
+            let vip = state.vip;
+            let old = before.get(&vip);
+            match old {
+                None => changes.vips_added.push(vip),
+                Some(old)
+                    if old.flags != state.flags
+                        || old.hash.unwrap_or(hash) != state.hash.unwrap_or(hash) =>
+                {
+                    changes.vips_changed.push(vip);
+                }
+                Some(_) => {}
+            }
+            let mut left: BTreeMap<_, _> = old
+                .into_iter()
+                .flat_map(|old| &old.reals)
+                .map(|real| (real.address(), real.get_weight()))
+                .collect();
+            for real in &state.reals {
+                match left.remove(&real.address()) {
+                    None => changes.reals_added.push((vip, real.address())),
+                    Some(weight) if weight != real.get_weight() => {
+                        changes.reals_changed.push((vip, real.address()));
+                    }
+                    Some(_) => {}
+                }
+            }
+            changes
+                .reals_removed
+                .extend(left.into_keys().map(|address| (vip, address)));
+        }
+        let flags = |state: &State| -> BTreeMap<_, _> {
+            let reals = state.vips.iter().flat_map(|vip| &vip.reals);
+            reals
+                .map(|real| (real.address(), stated_flags(real)))
+                .collect()
+        };
+        let old_flags = flags(current);
+        changes.real_flags_changed = flags(wanted)
+            .into_iter()
+            .filter(|(address, new)| old_flags.get(address).is_some_and(|old| old != new))
+            .map(|(address, _)| address)
+            .collect();
+        let nothing = BalancerState::default();
+        let current = current.balancer.as_ref().unwrap_or(&nothing);
+        let wanted = wanted.balancer.as_ref().unwrap_or(&nothing);
+        let differs =
+            |wanted: Option<IpAddr>, current: Option<IpAddr>| wanted.filter(|_| wanted != current);
+        changes.gateway_changed =
+            wanted.gateway_mac.is_some() && wanted.gateway_mac != current.gateway_mac;
+        changes.sources_changed = [
+            differs(
+                wanted.source_v4.map(IpAddr::V4),
+                current.source_v4.map(IpAddr::V4),
+            ),
+            differs(
+                wanted.source_v6.map(IpAddr::V6),
+                current.source_v6.map(IpAddr::V6),
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        changes
+    }
+}
+
+impl fmt::Display for Changes {
+    /// One line, such as `1 VIP added, 3 reals added, 1 weight changed`; `nothing changed`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.vips_added.len(), "VIP", "VIPs", "added"),
+            (self.vips_removed.len(), "VIP", "VIPs", "removed"),
+            (self.vips_changed.len(), "VIP", "VIPs", "changed"),
+            (self.reals_added.len(), "real", "reals", "added"),
+            (self.reals_removed.len(), "real", "reals", "removed"),
+            (self.reals_changed.len(), "weight", "weights", "changed"),
+            (
+                self.real_flags_changed.len(),
+                "real's flags",
+                "reals' flags",
+                "changed",
+            ),
+            (
+                usize::from(self.gateway_changed),
+                "gateway",
+                "gateways",
+                "changed",
+            ),
+            (
+                self.sources_changed.len(),
+                "source address",
+                "source addresses",
+                "changed",
+            ),
+        ];
+        let parts: Vec<_> = counts
+            .into_iter()
+            .filter(|(count, ..)| *count > 0)
+            .map(|(count, one, many, what)| {
+                format!("{count} {} {what}", if count == 1 { one } else { many })
+            })
+            .collect();
+        match parts.is_empty() {
+            true => f.write_str("nothing changed"),
+            false => f.write_str(&parts.join(", ")),
+        }
+    }
+}
+
+/// Refuses settings that only a new load could bring about. What either side does not say is not
+/// compared.
+pub(super) fn check_load_time(current: &BalancerState, wanted: &BalancerState) -> Result<()> {
+    fn same<T: PartialEq + fmt::Debug>(
+        setting: &'static str,
+        current: &Option<T>,
+        wanted: &Option<T>,
+        text: impl Fn(&T) -> String,
+    ) -> Result<()> {
+        match (current, wanted) {
+            (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
+                setting,
+                current: text(current),
+                wanted: text(wanted),
+            }),
+            _ => Ok(()),
+        }
+    }
+    // CPUs and nodes are compared in the order in which they are kept.
+    let (current, wanted) = (&in_order(current), &in_order(wanted));
+    macro_rules! same {
+        ($text:expr; $($setting:ident)*) => {
+            $(same(stringify!($setting), &current.$setting, &wanted.$setting, $text)?;)*
+        };
+    }
+    same!(ToString::to_string; encapsulation features ipip_source_v4 ipip_source_v6 gue_port);
+    same!(ToString::to_string; max_frame frags max_vips max_reals ring_size hash_function);
+    same!(ToString::to_string; flow_table flow_table_size flood_threshold);
+    same!(ToString::to_string; global_flow_table_size max_source_routes max_decap max_server_ids);
+    same!(ToString::to_string; healthcheck_interface healthcheck_priority);
+    same!(|timeout| format!("{timeout:?}"); udp_timeout);
+    same!(|list| format!("{list:?}"); forwarding_cpus numa_nodes);
+    Ok(())
+}
+
+/// The same settings with CPUs and nodes ascending by CPU.
+fn in_order(state: &BalancerState) -> BalancerState {
+    let mut cpus = state.forwarding_cpus.clone();
+    let mut nodes = state.numa_nodes.clone();
+    if let (Some(cpus), Some(nodes)) = (&cpus, &mut nodes)
+        && cpus.len() == nodes.len()
+    {
+        let mut pairs: Vec<_> = cpus.iter().zip(nodes.iter()).collect();
+        pairs.sort();
+        *nodes = pairs.into_iter().map(|(_, node)| *node).collect();
+    }
+    if let Some(cpus) = &mut cpus {
+        cpus.sort_unstable();
+    }
+    BalancerState {
+        forwarding_cpus: cpus,
+        numa_nodes: nodes,
+        ..state.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_is_compared() {
+        let current = BalancerState {
+            max_vips: Some(512),
+            forwarding_cpus: Some(vec![0, 1]),
+            numa_nodes: Some(vec![0, 1]),
+            ..BalancerState::default()
+        };
+        let wanted = BalancerState {
+            forwarding_cpus: Some(vec![1, 0]),
+            numa_nodes: Some(vec![1, 0]),
+            ring_size: Some(13),
+            ..BalancerState::default()
+        };
+        assert!(check_load_time(&current, &wanted).is_ok());
+        let swapped = BalancerState {
+            numa_nodes: Some(vec![0, 1]),
+            ..wanted
+        };
+        assert!(check_load_time(&current, &swapped).is_err());
+        let error = check_load_time(
+            &current,
+            &BalancerState {
+                max_vips: Some(1024),
+                ..BalancerState::default()
+            },
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("max_vips is 512 since load and cannot become 1024"));
+    }
+
+    #[test]
+    fn changes_read_well() {
+        assert_eq!(Changes::default().to_string(), "nothing changed");
+        let vip: Vip = "203.0.113.1:443/tcp".parse().unwrap();
+        let changes = Changes {
+            vips_added: vec![vip],
+            reals_added: vec![(vip, vip.address()); 3],
+            gateway_changed: true,
+            ..Changes::default()
+        };
+        assert_eq!(
+            changes.to_string(),
+            "1 VIP added, 3 reals added, 1 gateway changed"
+        );
+        assert!(!changes.is_empty());
+    }
+}

@@ -1,0 +1,348 @@
+//! The state of a balancer as a value: written down, compared, applied.
+//!
+//! What is not said is left alone in `[balancer]` and is the default in a VIP: a VIP's flags,
+//! reals, weights and real flags are always said in full.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use crate::Error;
+use crate::Result;
+use crate::config::Builder;
+use crate::config::Config;
+use crate::config::Encapsulation;
+use crate::config::Features;
+use crate::config::FlowTableKind;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Real;
+use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+/// Everything that a balancer can be told, for [`Katran::apply`](crate::Katran::apply).
+///
+/// ```
+/// use katran::Real;
+/// use katran::State;
+/// use katran::Vip;
+/// use katran::VipState;
+///
+/// let mut vip = VipState::new(Vip::tcp("203.0.113.1:443".parse().unwrap()));
+/// vip.reals.push(Real::new("198.51.100.1".parse().unwrap()).weight(3));
+/// let mut state = State::default();
+/// state.vips.push(vip);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct State {
+    /// The settings; without them, whatever the balancer was loaded with.
+    pub balancer: Option<BalancerState>,
+    /// All VIPs; those that are not here are removed.
+    pub vips: Vec<VipState>,
+}
+
+/// The settings of a balancer; what is `None` keeps its default at load and its value after.
+///
+/// Units and ranges are those of [`Builder`]. After load, only the gateway's MAC address and the
+/// source addresses can change; any other difference is
+/// [`Error::LoadTimeSetting`].
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct BalancerState {
+    /// See [`Builder::gateway_mac`].
+    pub gateway_mac: Option<MacAddr>,
+    /// See [`Builder::encapsulation`].
+    pub encapsulation: Option<Encapsulation>,
+    /// See [`Builder::features`]. Exactly these are on.
+    pub features: Option<Features>,
+    /// See [`Builder::source_v4`].
+    pub source_v4: Option<Ipv4Addr>,
+    /// See [`Builder::source_v6`].
+    pub source_v6: Option<Ipv6Addr>,
+    /// See [`Builder::ipip_source_v4`].
+    pub ipip_source_v4: Option<Ipv4Addr>,
+    /// See [`Builder::ipip_source_v6`].
+    pub ipip_source_v6: Option<Ipv6Addr>,
+    /// See [`Builder::gue_port`].
+    pub gue_port: Option<u16>,
+    /// See [`Builder::max_frame`].
+    pub max_frame: Option<u32>,
+    /// See [`Builder::frags`].
+    pub frags: Option<bool>,
+    /// See [`Builder::max_vips`].
+    pub max_vips: Option<u32>,
+    /// See [`Builder::max_reals`].
+    pub max_reals: Option<u32>,
+    /// See [`Builder::ring_size`].
+    pub ring_size: Option<u32>,
+    /// See [`Builder::hash_function`].
+    pub hash_function: Option<HashFunction>,
+    /// See [`Builder::flow_table`].
+    pub flow_table: Option<FlowTableKind>,
+    /// See [`Builder::flow_table_size`].
+    pub flow_table_size: Option<u64>,
+    /// See [`Builder::forwarding_cpus`].
+    pub forwarding_cpus: Option<Vec<u32>>,
+    /// See [`Builder::numa_nodes`].
+    pub numa_nodes: Option<Vec<u32>>,
+    /// See [`Builder::flood_threshold`].
+    pub flood_threshold: Option<u32>,
+    /// See [`Builder::udp_timeout`].
+    pub udp_timeout: Option<Duration>,
+    /// See [`Builder::global_flow_table_size`].
+    pub global_flow_table_size: Option<u32>,
+    /// See [`Builder::max_source_routes`].
+    pub max_source_routes: Option<u32>,
+    /// See [`Builder::max_decap`].
+    pub max_decap: Option<u32>,
+    /// See [`Builder::max_server_ids`].
+    pub max_server_ids: Option<u32>,
+    /// See [`Builder::healthcheck_interface`].
+    pub healthcheck_interface: Option<String>,
+    /// See [`Builder::healthcheck_priority`].
+    pub healthcheck_priority: Option<u16>,
+}
+
+/// One VIP of a [`State`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct VipState {
+    /// Its address, port and protocol.
+    pub vip: Vip,
+    /// Its flags, all of them.
+    pub flags: VipFlags,
+    /// How its ring is filled; `None`: as [`Builder::hash_function`] says.
+    pub hash: Option<HashFunction>,
+    /// Its reals, all of them. Flags that are not given are none. A real that several VIPs name
+    /// has the same flags in all of them.
+    pub reals: Vec<Real>,
+}
+
+impl VipState {
+    /// A VIP without flags and reals, with the default hash function.
+    pub fn new(vip: Vip) -> Self {
+        Self {
+            vip,
+            flags: VipFlags::empty(),
+            hash: None,
+            reals: Vec::new(),
+        }
+    }
+}
+
+/// What makes a state contradict itself, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Conflict {
+    /// The index of the VIP.
+    pub(super) vip: usize,
+    /// The index of the real in it, if it is about one.
+    pub(super) real: Option<usize>,
+    pub(super) message: String,
+}
+
+impl State {
+    /// The settings of `[balancer]`, ready to be loaded; the rest keeps its default.
+    ///
+    /// # Errors
+    /// [`Error::Document`] if the state contradicts itself (see
+    /// [`Katran::apply`](crate::Katran::apply)), so that it is known before anything is loaded.
+    /// Ranges are checked at load.
+    pub fn builder(&self) -> Result<Builder> {
+        self.check()?;
+        Ok(self
+            .balancer
+            .as_ref()
+            .map(BalancerState::builder)
+            .unwrap_or_default())
+    }
+
+    /// Refuses a state that contradicts itself.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.conflict() {
+            None => Ok(()),
+            Some(Conflict { message, .. }) => Err(Error::Document { message }),
+        }
+    }
+
+    /// The first contradiction: a VIP twice, a real twice in a VIP, or a real with different
+    /// flags in two VIPs.
+    pub(super) fn conflict(&self) -> Option<Conflict> {
+        let mut vips = BTreeSet::new();
+        let mut flags = BTreeMap::new();
+        for (index, state) in self.vips.iter().enumerate() {
+            let vip = &state.vip;
+            if !vips.insert(vip) {
+                return Some(Conflict {
+                    vip: index,
+                    real: None,
+                    message: format!("VIP {vip} is listed twice"),
+                });
+            }
+            let mut reals = BTreeSet::new();
+            for (real_index, real) in state.reals.iter().enumerate() {
+                let address = real.address();
+                let conflict = |message| {
+                    Some(Conflict {
+                        vip: index,
+                        real: Some(real_index),
+                        message,
+                    })
+                };
+                if !reals.insert(address) {
+                    return conflict(format!("real {address} is listed twice in VIP {vip}"));
+                }
+                let (first, known) = flags.entry(address).or_insert((vip, stated_flags(real)));
+                if *known != stated_flags(real) {
+                    return conflict(format!(
+                        "real {address} has other flags in VIP {vip} than in VIP {first}: they \
+                         are the real's, so it must be listed with the same everywhere"
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The flags that a real of a state has; its family's bit is not its affair.
+pub(super) fn stated_flags(real: &Real) -> RealFlags {
+    real.get_flags()
+        .unwrap_or_default()
+        .difference(RealFlags::IPV6)
+}
+
+impl BalancerState {
+    /// The settings in force.
+    pub(crate) fn of(config: &Config) -> Self {
+        let cpus = &config.forwarding_cpus;
+        Self {
+            gateway_mac: Some(config.gateway_mac),
+            encapsulation: Some(config.encapsulation),
+            features: Some(config.features),
+            source_v4: config.source_v4,
+            source_v6: config.source_v6,
+            ipip_source_v4: Some(config.ipip_source_v4),
+            ipip_source_v6: Some(config.ipip_source_v6),
+            gue_port: Some(config.gue_port),
+            max_frame: Some(config.max_frame),
+            frags: Some(config.frags),
+            max_vips: Some(config.max_vips.into()),
+            max_reals: Some(config.max_reals.into()),
+            ring_size: Some(config.ring_size),
+            hash_function: Some(config.hash_function),
+            flow_table: Some(config.flow_table),
+            flow_table_size: Some(config.flow_table_size),
+            forwarding_cpus: Some(cpus.iter().map(|placed| placed.cpu).collect()),
+            numa_nodes: cpus.iter().map(|placed| placed.numa_node).collect(),
+            flood_threshold: Some(config.flood_threshold),
+            udp_timeout: Some(config.udp_timeout),
+            global_flow_table_size: Some(config.global_flow_table_size),
+            max_source_routes: Some(config.max_source_routes),
+            max_decap: Some(config.max_decap),
+            max_server_ids: Some(config.max_server_ids),
+            healthcheck_interface: config.healthcheck_interface.clone(),
+            healthcheck_priority: Some(config.healthcheck_priority),
+        }
+    }
+
+    fn builder(&self) -> Builder {
+        fn set<T: Clone>(
+            builder: Builder,
+            value: &Option<T>,
+            setter: impl FnOnce(Builder, T) -> Builder,
+        ) -> Builder {
+            match value {
+                Some(value) => setter(builder, value.clone()),
+                None => builder,
+            }
+        }
+        let b = Builder::new();
+        let b = set(b, &self.gateway_mac, Builder::gateway_mac);
+        let b = set(b, &self.encapsulation, Builder::encapsulation);
+        let b = set(b, &self.features, Builder::features);
+        let b = set(b, &self.source_v4, Builder::source_v4);
+        let b = set(b, &self.source_v6, Builder::source_v6);
+        let b = set(b, &self.ipip_source_v4, Builder::ipip_source_v4);
+        let b = set(b, &self.ipip_source_v6, Builder::ipip_source_v6);
+        let b = set(b, &self.gue_port, Builder::gue_port);
+        let b = set(b, &self.max_frame, Builder::max_frame);
+        let b = set(b, &self.frags, Builder::frags);
+        let b = set(b, &self.max_vips, Builder::max_vips);
+        let b = set(b, &self.max_reals, Builder::max_reals);
+        let b = set(b, &self.ring_size, Builder::ring_size);
+        let b = set(b, &self.hash_function, Builder::hash_function);
+        let b = set(b, &self.flow_table, Builder::flow_table);
+        let b = set(b, &self.flow_table_size, Builder::flow_table_size);
+        let b = set(b, &self.forwarding_cpus, Builder::forwarding_cpus);
+        let b = set(b, &self.numa_nodes, Builder::numa_nodes);
+        let b = set(b, &self.flood_threshold, Builder::flood_threshold);
+        let b = set(b, &self.udp_timeout, Builder::udp_timeout);
+        let b = set(
+            b,
+            &self.global_flow_table_size,
+            Builder::global_flow_table_size,
+        );
+        let b = set(b, &self.max_source_routes, Builder::max_source_routes);
+        let b = set(b, &self.max_decap, Builder::max_decap);
+        let b = set(b, &self.max_server_ids, Builder::max_server_ids);
+        let b = set(
+            b,
+            &self.healthcheck_interface,
+            Builder::healthcheck_interface,
+        );
+        set(b, &self.healthcheck_priority, Builder::healthcheck_priority)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vip(text: &str, reals: &[Real]) -> VipState {
+        VipState {
+            reals: reals.to_vec(),
+            ..VipState::new(text.parse().unwrap())
+        }
+    }
+
+    fn message(vips: &[VipState]) -> String {
+        let state = State {
+            vips: vips.to_vec(),
+            ..State::default()
+        };
+        state.builder().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let real = Real::new("198.51.100.1".parse().unwrap());
+        let (a, b) = ("203.0.113.1:80/tcp", "203.0.113.2:80/tcp");
+        assert!(
+            message(&[vip(a, &[]), vip(a, &[])]).contains("203.0.113.1:80/tcp is listed twice")
+        );
+        assert!(
+            message(&[vip(a, &[real, real.weight(2)])]).contains("198.51.100.1 is listed twice")
+        );
+        let local = real.flags(RealFlags::LOCAL_REAL);
+        let text = message(&[vip(a, &[real]), vip(b, &[local])]);
+        assert!(text.contains(a) && text.contains(b), "{text}");
+    }
+
+    #[test]
+    fn settings_survive_the_way_through_config() {
+        let builder = Builder::new()
+            .gateway_mac(MacAddr::new([2, 0, 0, 0, 0, 1]))
+            .ring_size(13)
+            .forwarding_cpus([0])
+            .source_v4(Ipv4Addr::new(10, 0, 0, 1))
+            .healthcheck_interface("eth0")
+            .udp_timeout(Duration::from_millis(1500));
+        let config = builder.validate().unwrap();
+        let state = BalancerState::of(&config);
+        assert_eq!(state.builder().validate().unwrap(), config);
+    }
+}

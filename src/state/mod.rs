@@ -1,0 +1,40 @@
+//! What the balancer is told to do: VIPs, their reals, and the numbers the program knows them by.
+//!
+//! Everything here is pure. The `Table` says what a call would change (it is *staged*), the
+//! kernel is changed, and only then the table (the change is *committed*); so a failed kernel call
+//! leaves both as they were. [`State`] is the same as a document that can be compared.
+
+mod checks;
+mod diff;
+mod document;
+mod plan;
+mod pool;
+#[cfg(test)]
+mod proptests;
+mod stage;
+mod table;
+#[cfg(feature = "serde")]
+mod toml_form;
+#[cfg(feature = "serde")]
+mod toml_keys;
+
+pub use diff::Changes;
+pub use document::BalancerState;
+pub use document::State;
+pub use document::VipState;
+pub(crate) use plan::Limits;
+pub(crate) use plan::Plan;
+pub(crate) use plan::Step;
+pub(crate) use plan::plan;
+pub(crate) use stage::Endpoint;
+pub(crate) use stage::RealRecord;
+pub(crate) use stage::StagedHashFunction;
+pub(crate) use stage::StagedRealFlags;
+pub(crate) use stage::StagedReals;
+pub(crate) use stage::StagedRemoval;
+pub(crate) use stage::StagedVip;
+pub(crate) use stage::StagedVipFlags;
+pub(crate) use table::RealEntry;
+pub(crate) use table::Resolved;
+pub(crate) use table::Table;
+pub(crate) use table::VipEntry;

@@ -1,0 +1,392 @@
+//! The way from one state to another, in the fewest steps.
+//!
+//! Each VIP's reals change in one step, in an order that keeps three promises: numbers are free
+//! before they are needed, a real that both states name is never released on the way (its flows
+//! would be lost), and no VIP has fewer reals than it must. Where all numbers are in use the last
+//! one gives way: then reals are swapped in parts.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::diff::Changes;
+use super::diff::check_load_time;
+use super::document::State;
+use super::document::stated_flags;
+use crate::Result;
+use crate::config::check_gateway_mac;
+use crate::config::check_source;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Real;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+/// One call on the way to a state.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    SetGatewayMac(MacAddr),
+    SetSource(IpAddr),
+    SetVipFlags(Vip, VipFlags),
+    SetHashFunction(Vip, HashFunction),
+    RemoveVip(Vip),
+    AddVip {
+        vip: Vip,
+        flags: VipFlags,
+        hash: HashFunction,
+    },
+    ModifyReals {
+        vip: Vip,
+        changes: Vec<RealChange>,
+    },
+    SetRealFlags(IpAddr, RealFlags),
+}
+
+/// What a balancer has room for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_vips: usize,
+    pub(crate) max_reals: usize,
+}
+
+/// The steps, in order, and what they amount to.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use]
+pub(crate) struct Plan {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) changes: Changes,
+}
+
+/// How a balancer in state `current` comes to be in state `wanted`.
+///
+/// Whether each step is possible is not looked at: see `Table::take_step`.
+///
+/// # Errors
+/// `Document` if `wanted` contradicts itself, `LoadTimeSetting` if only a new load could bring it
+/// about, `InvalidConfig` or `InvalidAddress` for a gateway or source that cannot be.
+pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Plan> {
+    wanted.check()?;
+    let mut steps = Vec::new();
+    let mut default_hash = None;
+    if let Some(wanted) = &wanted.balancer {
+        if let Some(current) = &current.balancer {
+            check_load_time(current, wanted)?;
+        }
+        default_hash = wanted.hash_function;
+    }
+    let default_hash = default_hash
+        .or_else(|| current.balancer.as_ref()?.hash_function)
+        .unwrap_or_default();
+    let changes = Changes::between(current, wanted, default_hash);
+    if let Some(mac) = wanted
+        .balancer
+        .as_ref()
+        .and_then(|wanted| wanted.gateway_mac)
+        && changes.gateway_changed
+    {
+        check_gateway_mac(mac)?;
+        steps.push(Step::SetGatewayMac(mac));
+    }
+    for &source in &changes.sources_changed {
+        check_source(source)?;
+        steps.push(Step::SetSource(source));
+    }
+
+    let before: BTreeMap<_, _> = current
+        .vips
+        .iter()
+        .map(|state| (state.vip, state))
+        .collect();
+    for state in &wanted.vips {
+        let Some(old) = before.get(&state.vip) else {
+            continue;
+        };
+        if old.flags != state.flags {
+            steps.push(Step::SetVipFlags(state.vip, state.flags));
+        }
+        let hash = state.hash.unwrap_or(default_hash);
+        if old.hash.unwrap_or(default_hash) != hash {
+            steps.push(Step::SetHashFunction(state.vip, hash));
+        }
+    }
+    let mut planner = Planner::new(current, wanted, limits, steps);
+    planner.run(works(current, wanted, &changes, default_hash));
+    Ok(Plan {
+        steps: planner.finish(wanted),
+        changes,
+    })
+}
+
+/// What is left to do for one VIP.
+#[derive(Debug)]
+struct Work {
+    vip: Vip,
+    /// The VIP is to be made first.
+    new: Option<(VipFlags, HashFunction)>,
+    /// The VIP goes, and with it the reals in `remove`.
+    last: bool,
+    add: Vec<Real>,
+    reweigh: Vec<Real>,
+    remove: Vec<IpAddr>,
+}
+
+fn works(
+    current: &State,
+    wanted: &State,
+    changes: &Changes,
+    default_hash: HashFunction,
+) -> Vec<Work> {
+    let mut works = Vec::new();
+    let mut index = BTreeMap::new();
+    let mut work = |vip: Vip| {
+        index.insert(vip, works.len());
+        works.push(Work {
+            vip,
+            new: None,
+            last: false,
+            add: Vec::new(),
+            reweigh: Vec::new(),
+            remove: Vec::new(),
+        });
+    };
+    // In this order they are tried: what goes, what stays, what comes.
+    let added: BTreeSet<_> = changes.vips_added.iter().copied().collect();
+    let gone = changes.vips_removed.iter().copied();
+    let all = wanted.vips.iter().map(|state| state.vip);
+    gone.for_each(&mut work);
+    all.clone()
+        .filter(|vip| !added.contains(vip))
+        .for_each(&mut work);
+    all.filter(|vip| added.contains(vip)).for_each(&mut work);
+
+    for vip in &changes.vips_removed {
+        works[index[vip]].last = true;
+    }
+    for (vip, address) in &changes.reals_removed {
+        works[index[vip]].remove.push(*address);
+    }
+    let known: BTreeMap<Vip, BTreeMap<IpAddr, u32>> = current
+        .vips
+        .iter()
+        .map(|state| {
+            let reals = state.reals.iter();
+            let reals = reals.map(|real| (real.address(), real.get_weight()));
+            (state.vip, reals.collect())
+        })
+        .collect();
+    for state in &wanted.vips {
+        let work = &mut works[index[&state.vip]];
+        if added.contains(&state.vip) {
+            work.new = Some((state.flags, state.hash.unwrap_or(default_hash)));
+        }
+        for real in &state.reals {
+            let old = known
+                .get(&state.vip)
+                .and_then(|reals| reals.get(&real.address()));
+            let plain = Real::new(real.address()).weight(real.get_weight());
+            match old {
+                None => work.add.push(plain.flags(stated_flags(real))),
+                Some(weight) if *weight != real.get_weight() => work.reweigh.push(plain),
+                Some(_) => {}
+            }
+        }
+    }
+    works.retain(|work| !work.is_done());
+    works
+}
+
+impl Work {
+    fn is_done(&self) -> bool {
+        !self.last
+            && self.new.is_none()
+            && self.add.is_empty()
+            && self.reweigh.is_empty()
+            && self.remove.is_empty()
+    }
+}
+
+/// Emits steps, and follows what they do to the numbers in use.
+struct Planner {
+    steps: Vec<Step>,
+    references: BTreeMap<IpAddr, usize>,
+    flags: BTreeMap<IpAddr, RealFlags>,
+    /// The reals that the wanted state names.
+    wanted: BTreeSet<IpAddr>,
+    free_vips: usize,
+    free_reals: usize,
+}
+
+impl Planner {
+    fn new(current: &State, wanted: &State, limits: Limits, steps: Vec<Step>) -> Self {
+        let mut references = BTreeMap::new();
+        let mut flags = BTreeMap::new();
+        for real in current.vips.iter().flat_map(|state| &state.reals) {
+            *references.entry(real.address()).or_insert(0) += 1;
+            flags.insert(real.address(), stated_flags(real));
+        }
+        let wanted = wanted.vips.iter().flat_map(|state| &state.reals);
+        Self {
+            steps,
+            free_vips: limits.max_vips.saturating_sub(current.vips.len()),
+            free_reals: limits.max_reals.saturating_sub(references.len()),
+            references,
+            flags,
+            wanted: wanted.map(Real::address).collect(),
+        }
+    }
+
+    fn run(&mut self, mut works: Vec<Work>) {
+        while !works.is_empty() {
+            let before = works.len();
+            works.retain_mut(|work| {
+                let ready = self.fits(work) && !self.releases_wanted(work);
+                if ready {
+                    self.emit(work);
+                }
+                !ready
+            });
+            if works.len() < before || self.hold_wanted(&mut works) {
+                continue;
+            }
+            if let Some(index) = works.iter().position(|work| self.fits(work)) {
+                self.emit(&mut works.remove(index));
+            } else if !works.iter_mut().any(|work| self.emit_part(work)) {
+                // It cannot be done; the step that fails says what ran out.
+                works.drain(..).for_each(|mut work| self.emit(&mut work));
+            }
+        }
+    }
+
+    /// Real flags that no step has brought along.
+    fn finish(mut self, wanted: &State) -> Vec<Step> {
+        for real in wanted.vips.iter().flat_map(|state| &state.reals) {
+            let flags = stated_flags(real);
+            if self.flags.insert(real.address(), flags) != Some(flags) {
+                self.steps.push(Step::SetRealFlags(real.address(), flags));
+            }
+        }
+        self.steps
+    }
+
+    fn is_known(&self, address: IpAddr) -> bool {
+        self.references.contains_key(&address)
+    }
+
+    fn fits(&self, work: &Work) -> bool {
+        let new = work
+            .add
+            .iter()
+            .filter(|real| !self.is_known(real.address()));
+        new.count() <= self.free_reals && (work.new.is_none() || self.free_vips > 0)
+    }
+
+    /// The reals that this work would take the last reference from though they are wanted.
+    fn endangered<'a>(&'a self, work: &'a Work) -> impl Iterator<Item = IpAddr> + 'a {
+        work.remove.iter().copied().filter(|address| {
+            self.wanted.contains(address) && self.references.get(address) == Some(&1)
+        })
+    }
+
+    fn releases_wanted(&self, work: &Work) -> bool {
+        self.endangered(work).next().is_some()
+    }
+
+    /// Adds endangered reals to a VIP that will have them, so that they survive.
+    fn hold_wanted(&mut self, works: &mut [Work]) -> bool {
+        let endangered: BTreeSet<_> = works
+            .iter()
+            .flat_map(|work| self.endangered(work))
+            .collect();
+        for work in works {
+            if work.new.is_some() && self.free_vips == 0 {
+                continue;
+            }
+            let (held, rest): (Vec<_>, _) = work
+                .add
+                .drain(..)
+                .partition(|real| endangered.contains(&real.address()));
+            work.add = rest;
+            if !held.is_empty() {
+                self.emit(&mut Work {
+                    vip: work.vip,
+                    new: work.new.take(),
+                    last: false,
+                    add: held,
+                    reweigh: Vec::new(),
+                    remove: Vec::new(),
+                });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Adds what there are numbers for, and removes half of what goes.
+    fn emit_part(&mut self, work: &mut Work) -> bool {
+        if work.new.is_some() && self.free_vips == 0 {
+            return false;
+        }
+        let mut room = self.free_reals;
+        let (add, rest): (Vec<_>, _) = work.add.drain(..).partition(|real| {
+            let known = self.is_known(real.address());
+            let fits = known || room > 0;
+            room -= usize::from(fits && !known);
+            fits
+        });
+        work.add = rest;
+        let remove: Vec<_> = work.remove.drain(..work.remove.len().div_ceil(2)).collect();
+        if add.is_empty() && remove.is_empty() {
+            return false;
+        }
+        self.emit(&mut Work {
+            vip: work.vip,
+            new: work.new.take(),
+            last: false,
+            add,
+            reweigh: std::mem::take(&mut work.reweigh),
+            remove,
+        });
+        true
+    }
+
+    fn emit(&mut self, work: &mut Work) {
+        let vip = work.vip;
+        if let Some((flags, hash)) = work.new.take() {
+            self.steps.push(Step::AddVip { vip, flags, hash });
+            self.free_vips = self.free_vips.saturating_sub(1);
+        }
+        for real in &work.add {
+            let references = self.references.entry(real.address()).or_insert(0);
+            if *references == 0 {
+                self.free_reals = self.free_reals.saturating_sub(1);
+            }
+            *references += 1;
+            self.flags.insert(real.address(), stated_flags(real));
+        }
+        for address in &work.remove {
+            if let Some(references) = self.references.get_mut(address) {
+                *references -= 1;
+                if *references == 0 {
+                    self.references.remove(address);
+                    self.flags.remove(address);
+                    self.free_reals += 1;
+                }
+            }
+        }
+        if work.last {
+            self.steps.push(Step::RemoveVip(vip));
+            self.free_vips += 1;
+            return;
+        }
+        let adds = work.add.drain(..).chain(work.reweigh.drain(..));
+        let changes: Vec<_> = adds
+            .map(RealChange::Add)
+            .chain(work.remove.drain(..).map(RealChange::Remove))
+            .collect();
+        if !changes.is_empty() {
+            self.steps.push(Step::ModifyReals { vip, changes });
+        }
+    }
+}

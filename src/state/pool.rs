@@ -1,0 +1,191 @@
+//! Numbers for VIPs and reals.
+//!
+//! A number that is given back is handed out again as late as possible, and only after the
+//! program can have no packet left that still works with its former meaning: until `settle` says
+//! so, such a number is marked unsettled.
+
+use std::collections::VecDeque;
+
+/// A pool of the numbers `first` to `first + count - 1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdPool {
+    count: u16,
+    /// The lowest number that was never handed out; `u32`, as it may lie behind the last one.
+    fresh: u32,
+    /// One behind the last number.
+    end: u32,
+    /// Numbers that were given back, oldest first.
+    returned: VecDeque<u16>,
+    /// How many of `returned`, from its front, have been settled.
+    settled: usize,
+}
+
+/// A number from the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// The number.
+    pub(crate) id: u16,
+    /// It meant something else a moment ago: wait for a grace period before it is used.
+    pub(crate) unsettled: bool,
+}
+
+impl IdPool {
+    /// A pool of `count` numbers from `first` on; `first + count` is at most 65,536.
+    pub(crate) fn new(first: u16, count: u16) -> Self {
+        let end = u32::from(first) + u32::from(count);
+        debug_assert!(end <= 1 << 16);
+        Self {
+            count,
+            fresh: first.into(),
+            end,
+            returned: VecDeque::new(),
+            settled: 0,
+        }
+    }
+
+    /// How many numbers there are, used or not.
+    pub(crate) fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// How many numbers can be taken.
+    pub(crate) fn free(&self) -> usize {
+        self.never_used() + self.returned.len()
+    }
+
+    /// The number that the `nth` call of [`take`](Self::take) from now (0: the next) will give,
+    /// if nothing is given back or settled before.
+    pub(crate) fn peek(&self, nth: usize) -> Option<Taken> {
+        let fresh = self.never_used();
+        if nth < fresh {
+            // Below `end`, so it fits.
+            return Some(Taken {
+                id: (self.fresh + nth as u32) as u16,
+                unsettled: false,
+            });
+        }
+        let nth = nth - fresh;
+        self.returned.get(nth).map(|&id| Taken {
+            id,
+            unsettled: nth >= self.settled,
+        })
+    }
+
+    /// Takes a number: those that were never used in ascending order, then the one that was
+    /// given back first.
+    pub(crate) fn take(&mut self) -> Option<Taken> {
+        let taken = self.peek(0)?;
+        if self.fresh < self.end {
+            self.fresh += 1;
+        } else {
+            self.returned.pop_front();
+            self.settled = self.settled.saturating_sub(1);
+        }
+        Some(taken)
+    }
+
+    /// Gives a number back.
+    pub(crate) fn give_back(&mut self, id: u16) {
+        debug_assert!(u32::from(id) < self.fresh && !self.returned.contains(&id));
+        self.returned.push_back(id);
+    }
+
+    /// A grace period has passed since the last number was given back.
+    pub(crate) fn settle(&mut self) {
+        self.settled = self.returned.len();
+    }
+
+    fn never_used(&self) -> usize {
+        (self.end - self.fresh) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn hands_out_fresh_numbers_first_then_the_oldest() {
+        let mut pool = IdPool::new(1, 3);
+        let mut take = |pool: &mut IdPool| pool.take().map(|taken| (taken.id, taken.unsettled));
+        assert_eq!(take(&mut pool), Some((1, false)));
+        pool.give_back(1);
+        assert_eq!(take(&mut pool), Some((2, false)));
+        assert_eq!(take(&mut pool), Some((3, false)));
+        pool.give_back(3);
+        assert_eq!(take(&mut pool), Some((1, true)));
+        pool.settle();
+        assert_eq!(take(&mut pool), Some((3, false)));
+        assert_eq!(take(&mut pool), None);
+    }
+
+    #[test]
+    fn reaches_both_ends_of_the_range() {
+        let mut vips = IdPool::new(0, 65_535);
+        assert_eq!(vips.peek(65_534).map(|taken| taken.id), Some(65_534));
+        assert_eq!(vips.take().map(|taken| taken.id), Some(0));
+        let reals = IdPool::new(1, 65_535);
+        assert_eq!(reals.peek(65_534).map(|taken| taken.id), Some(65_535));
+        assert_eq!(reals.peek(65_535), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Operation {
+        Take,
+        GiveBack(usize),
+        Settle,
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        prop_oneof![
+            3 => Just(Operation::Take),
+            2 => any::<usize>().prop_map(Operation::GiveBack),
+            1 => Just(Operation::Settle),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn behaves_as_a_queue_of_numbers(
+            first in 0_u16..3,
+            count in 1_u16..12,
+            operations in prop::collection::vec(operation(), 0..100),
+        ) {
+            let mut pool = IdPool::new(first, count);
+            // The model: every free number in the order of use, with its settled mark.
+            let mut free: VecDeque<_> = (first..first + count).map(|id| (id, false)).collect();
+            let mut used = Vec::new();
+            for operation in operations {
+                for (nth, &(id, unsettled)) in free.iter().enumerate() {
+                    prop_assert_eq!(pool.peek(nth), Some(Taken { id, unsettled }));
+                }
+                prop_assert_eq!(pool.peek(free.len()), None);
+                prop_assert_eq!(pool.free(), free.len());
+                match operation {
+                    Operation::Take => {
+                        let expected = free.pop_front();
+                        prop_assert_eq!(pool.take().map(|taken| (taken.id, taken.unsettled)), expected);
+                        used.extend(expected.map(|(id, _)| id));
+                    }
+                    Operation::GiveBack(which) if !used.is_empty() => {
+                        let id = used.swap_remove(which % used.len());
+                        pool.give_back(id);
+                        free.push_back((id, true));
+                    }
+                    Operation::GiveBack(_) => {}
+                    Operation::Settle => {
+                        pool.settle();
+                        free.iter_mut().for_each(|(_, unsettled)| *unsettled = false);
+                    }
+                }
+                prop_assert_eq!(used.iter().collect::<BTreeSet<_>>().len(), used.len());
+                prop_assert_eq!(used.len() + free.len(), usize::from(count));
+            }
+        }
+    }
+}

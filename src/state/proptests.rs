@@ -1,0 +1,507 @@
+//! Properties of the table and of plans, on random states.
+//!
+//! A small universe of VIPs and reals makes them meet often: reals are shared, moved, flagged and
+//! re-added, and numbers run out.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use proptest::prelude::*;
+
+use super::Limits;
+use super::Plan;
+use super::State;
+use super::Step;
+use super::Table;
+use super::VipState;
+use super::document::BalancerState;
+use super::document::stated_flags;
+use super::plan::plan;
+use crate::Error;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Real;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+const VIPS: u8 = 4;
+const REALS: u8 = 6;
+const AMPLE: Limits = Limits {
+    max_vips: 2 * VIPS as usize,
+    max_reals: 2 * REALS as usize,
+};
+
+fn vip(index: u8) -> Vip {
+    Vip::tcp((Ipv4Addr::new(203, 0, 113, index + 1), 80).into())
+}
+
+fn address(index: u8) -> IpAddr {
+    match index % 2 {
+        0 => Ipv4Addr::new(198, 51, 100, index + 1).into(),
+        _ => Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, index.into()).into(),
+    }
+}
+
+fn flags() -> impl Strategy<Value = VipFlags> {
+    prop::sample::select(vec![
+        VipFlags::empty(),
+        VipFlags::NO_SRC_PORT,
+        VipFlags::LRU_BYPASS,
+    ])
+}
+
+fn real_flags() -> impl Strategy<Value = RealFlags> {
+    prop::sample::select(vec![
+        RealFlags::empty(),
+        RealFlags::LOCAL_REAL,
+        RealFlags::from_bits_retain(4),
+    ])
+}
+
+fn hash() -> impl Strategy<Value = Option<HashFunction>> {
+    prop::sample::select(vec![
+        None,
+        Some(HashFunction::Maglev),
+        Some(HashFunction::MaglevV2),
+    ])
+}
+
+fn state() -> impl Strategy<Value = State> {
+    let reals = prop::collection::btree_map(0..REALS, 0_u32..3, 0..=usize::from(REALS));
+    let vips =
+        prop::collection::btree_map(0..VIPS, (flags(), hash(), reals), 0..=usize::from(VIPS));
+    let flags = prop::collection::vec(real_flags(), usize::from(REALS));
+    (vips, flags).prop_map(|(vips, flags)| State {
+        balancer: None,
+        vips: vips
+            .into_iter()
+            .map(|(index, (vip_flags, hash, reals))| VipState {
+                flags: vip_flags,
+                hash,
+                reals: reals
+                    .into_iter()
+                    .map(|(real, weight)| match flags[usize::from(real)] {
+                        flags if flags.is_empty() => Real::new(address(real)).weight(weight),
+                        flags => Real::new(address(real)).weight(weight).flags(flags),
+                    })
+                    .collect(),
+                ..VipState::new(vip(index))
+            })
+            .collect(),
+    })
+}
+
+fn snapshot(table: &Table) -> State {
+    State {
+        balancer: None,
+        vips: table.vip_states(),
+    }
+}
+
+/// The state as a table gives it back: sorted, with the hash function said.
+fn normal(
+    state: &State,
+) -> BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, (u32, RealFlags)>)> {
+    let vips = state.vips.iter().map(|state| {
+        let reals = state.reals.iter().map(|real| {
+            let value = (real.get_weight(), stated_flags(real));
+            (real.address(), value)
+        });
+        (
+            state.vip,
+            (state.flags, state.hash.unwrap_or_default(), reals.collect()),
+        )
+    });
+    vips.collect()
+}
+
+fn table(limits: Limits) -> Table {
+    Table::new(limits.max_vips as u16, limits.max_reals as u16)
+}
+
+fn execute(table: &mut Table, plan: &Plan) -> Result<(), Error> {
+    plan.steps.iter().try_for_each(|step| table.take_step(step))
+}
+
+fn reach(table: &mut Table, wanted: &State, limits: Limits) -> Result<Plan, Error> {
+    let plan = plan(&snapshot(table), wanted, limits)?;
+    execute(table, &plan)?;
+    Ok(plan)
+}
+
+/// What must be true of every table.
+fn check_invariants(table: &Table, limits: Limits) -> Result<(), TestCaseError> {
+    let mut references = BTreeMap::new();
+    for (_, entry) in table.vips() {
+        for address in entry.reals.keys() {
+            *references.entry(*address).or_insert(0) += 1;
+        }
+        prop_assert_eq!(table.endpoints(entry).len(), entry.reals.len());
+    }
+    let counted: BTreeMap<_, _> = table
+        .reals()
+        .map(|(address, entry)| (address, entry.references))
+        .collect();
+    prop_assert_eq!(counted, references);
+    let numbers: BTreeSet<_> = table.reals().map(|(_, entry)| entry.number).collect();
+    prop_assert_eq!(numbers.len(), table.reals().len());
+    for (address, entry) in table.reals() {
+        prop_assert!((1..=limits.max_reals as u32).contains(&entry.number.get()));
+        prop_assert_ne!(entry.generation, 0);
+        prop_assert_eq!(table.address_of(entry.number), Some(address));
+        prop_assert_eq!(entry.flags.contains(RealFlags::IPV6), address.is_ipv6());
+    }
+    let vip_numbers: BTreeSet<_> = table.vips().map(|(_, entry)| entry.number).collect();
+    prop_assert_eq!(vip_numbers.len(), table.vips().len());
+    prop_assert_eq!(table.free_reals(), limits.max_reals - table.reals().len());
+    prop_assert_eq!(table.free_vips(), limits.max_vips - table.vips().len());
+    Ok(())
+}
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: if cfg!(miri) { 4 } else { 1024 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// From any state, the plan gives what building the other from scratch gives.
+    #[test]
+    fn applying_is_building_from_scratch(states in prop::collection::vec(state(), 1..5)) {
+        let mut applied = table(AMPLE);
+        for wanted in &states {
+            let before = applied.clone();
+            let plan = reach(&mut applied, wanted, AMPLE).unwrap();
+            let mut scratch = table(AMPLE);
+            let _ = reach(&mut scratch, wanted, AMPLE).unwrap();
+            prop_assert_eq!(snapshot(&applied), snapshot(&scratch));
+            prop_assert_eq!(normal(&snapshot(&applied)), normal(wanted));
+            check_invariants(&applied, AMPLE)?;
+
+            let again = reach(&mut applied, wanted, AMPLE).unwrap();
+            prop_assert_eq!(again.steps, []);
+            prop_assert!(again.changes.is_empty());
+            prop_assert_eq!(plan.changes.is_empty(), plan.steps.is_empty());
+
+            // A real that both states name keeps its number and generation.
+            for (address, entry) in before.reals() {
+                if let Some(after) = applied.real(address) {
+                    prop_assert_eq!(
+                        (entry.number, entry.generation),
+                        (after.number, after.generation)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Also where every number is in use, any state that fits can be reached; and while there
+    /// are numbers for both, no VIP has fewer reals on the way than before or after.
+    #[test]
+    fn full_tables_can_be_swapped(from in state(), to in state()) {
+        let reals = |state: &State| -> BTreeSet<_> {
+            let reals = state.vips.iter().flat_map(|vip| &vip.reals);
+            reals.map(Real::address).collect()
+        };
+        let limits = Limits {
+            max_vips: from.vips.len().max(to.vips.len()).max(1),
+            max_reals: reals(&from).len().max(reals(&to).len()).max(1),
+        };
+        let mut full = table(limits);
+        let _ = reach(&mut full, &from, limits).unwrap();
+        let _ = reach(&mut full, &to, limits).unwrap();
+        prop_assert_eq!(normal(&snapshot(&full)), normal(&to));
+        check_invariants(&full, limits)?;
+
+        let mut roomy = table(AMPLE);
+        let _ = reach(&mut roomy, &from, AMPLE).unwrap();
+        let plan = plan(&snapshot(&roomy), &to, AMPLE).unwrap();
+        for step in &plan.steps {
+            roomy.take_step(step).unwrap();
+            for state in &to.vips {
+                let Some(before) = from.vips.iter().find(|before| before.vip == state.vip) else {
+                    continue;
+                };
+                let now = roomy.vip(&state.vip).unwrap().reals.len();
+                prop_assert!(now >= before.reals.len().min(state.reals.len()));
+            }
+        }
+    }
+
+    /// What is staged and dropped changes nothing, and what is refused neither.
+    #[test]
+    fn staging_changes_nothing(from in state(), to in state()) {
+        let mut filled = table(AMPLE);
+        let _ = reach(&mut filled, &from, AMPLE).unwrap();
+        let before = filled.clone();
+        for state in &to.vips {
+            let _ = filled.stage_add_vip(state.vip, state.flags, HashFunction::Maglev);
+            let adds: Vec<_> = state.reals.iter().copied().map(RealChange::Add).collect();
+            let _ = filled.stage_reals(&state.vip, &adds);
+            let _ = filled.stage_set_vip_flags(&state.vip, VipFlags::NO_SRC_PORT);
+            let _ = filled.stage_set_hash_function(&state.vip, HashFunction::Maglev);
+            for real in &state.reals {
+                let _ = filled.stage_set_real_flags(real.address(), RealFlags::LOCAL_REAL);
+            }
+            let _ = filled.stage_remove_vip(&state.vip);
+        }
+        prop_assert_eq!(&filled, &before);
+        // A batch whose last change is impossible is refused whole.
+        for state in &from.vips {
+            let mut changes: Vec<_> = (0..REALS)
+                .map(|index| RealChange::Add(Real::new(address(index))))
+                .collect();
+            changes.push(RealChange::Remove(address(REALS)));
+            let step = Step::ModifyReals { vip: state.vip, changes };
+            let refused = matches!(filled.take_step(&step), Err(Error::NotFound { .. }));
+            prop_assert!(refused);
+        }
+        prop_assert_eq!(&filled, &before);
+    }
+
+    /// What a staged batch says is what the table holds after the commit.
+    #[test]
+    fn staged_batches_tell_the_truth(
+        from in state(),
+        batch in prop::collection::vec((0..REALS, 0_u32..3, prop::option::of(real_flags()), any::<bool>()), 0..12),
+    ) {
+        let mut table = table(AMPLE);
+        let _ = reach(&mut table, &from, AMPLE).unwrap();
+        let Some(state) = from.vips.first() else { return Ok(()) };
+        let changes: Vec<_> = batch
+            .iter()
+            .map(|&(index, weight, flags, remove)| {
+                let real = Real::new(address(index)).weight(weight);
+                match (remove, flags) {
+                    (true, _) => RealChange::Remove(address(index)),
+                    (false, None) => RealChange::Add(real),
+                    (false, Some(flags)) => RealChange::Add(real.flags(flags)),
+                }
+            })
+            .collect();
+        // The model: a map, changed in order.
+        let mut model: BTreeMap<_, _> = state
+            .reals
+            .iter()
+            .map(|real| (real.address(), real.get_weight()))
+            .collect();
+        let old = model.clone();
+        let possible = changes.iter().all(|change| match change {
+            RealChange::Add(real) => {
+                model.insert(real.address(), real.get_weight());
+                true
+            }
+            RealChange::Remove(address) => model.remove(address).is_some(),
+        });
+        let before = table.clone();
+        let staged = table.stage_reals(&state.vip, &changes);
+        prop_assert_eq!(staged.is_ok(), possible);
+        let Ok(staged) = staged else { return Ok(()) };
+        table.commit(staged.clone());
+        check_invariants(&table, AMPLE)?;
+
+        let entry = table.vip(&state.vip).unwrap();
+        prop_assert_eq!(&entry.reals, &model);
+        prop_assert_eq!(staged.number, entry.number);
+        prop_assert_eq!(&staged.endpoints, &table.endpoints(entry));
+        let weighted = |reals: &BTreeMap<IpAddr, u32>| -> Vec<_> {
+            let weighted = reals.iter().filter(|(_, weight)| **weight > 0);
+            weighted.map(|(address, weight)| (*address, *weight)).collect()
+        };
+        prop_assert_eq!(staged.ring_changed, weighted(&old) != weighted(&model));
+        for record in staged.added.iter().chain(&staged.reflagged) {
+            let entry = table.real(record.address).unwrap();
+            prop_assert_eq!(
+                (record.number, record.generation, record.flags),
+                (entry.number, entry.generation, entry.flags)
+            );
+        }
+        let known = |table: &Table| -> BTreeMap<_, _> {
+            let reals = table.reals();
+            reals.map(|(address, entry)| (address, (entry.number, entry.flags))).collect()
+        };
+        let (was, is) = (known(&before), known(&table));
+        let added: BTreeSet<_> = staged.added.iter().map(|record| record.address).collect();
+        let reflagged: BTreeSet<_> = staged.reflagged.iter().map(|record| record.address).collect();
+        let released: BTreeSet<_> = staged.released.iter().copied().collect();
+        prop_assert_eq!(added, is.keys().filter(|a| !was.contains_key(a)).copied().collect::<BTreeSet<_>>());
+        prop_assert_eq!(
+            released,
+            was.iter()
+                .filter(|(address, _)| !is.contains_key(address))
+                .map(|(address, (number, _))| (*address, *number))
+                .collect::<BTreeSet<_>>()
+        );
+        prop_assert_eq!(
+            reflagged,
+            was.iter()
+                .filter(|(address, (_, flags))| is.get(address).is_some_and(|(_, new)| new != flags))
+                .map(|(address, _)| *address)
+                .collect::<BTreeSet<_>>()
+        );
+    }
+
+    /// The document says everything that the state says.
+    #[cfg(feature = "serde")]
+    #[test]
+    fn documents_round_trip(state in state()) {
+        let text = state.to_toml().unwrap();
+        prop_assert_eq!(State::from_toml(&text).unwrap(), state);
+    }
+}
+
+fn add(table: &mut Table, index: u8, reals: &[u8]) -> Result<(), Error> {
+    table.take_step(&Step::AddVip {
+        vip: vip(index),
+        flags: VipFlags::empty(),
+        hash: HashFunction::MaglevV2,
+    })?;
+    modify(table, index, reals, &[])
+}
+
+fn modify(table: &mut Table, index: u8, adds: &[u8], removes: &[u8]) -> Result<(), Error> {
+    let adds = adds
+        .iter()
+        .map(|index| RealChange::Add(Real::new(address(*index))));
+    let removes = removes
+        .iter()
+        .map(|index| RealChange::Remove(address(*index)));
+    table.take_step(&Step::ModifyReals {
+        vip: vip(index),
+        changes: adds.chain(removes).collect(),
+    })
+}
+
+#[test]
+fn numbers_come_back_late_unsettled_and_with_a_new_generation() {
+    let mut table = Table::new(2, 2);
+    add(&mut table, 0, &[0, 1]).unwrap();
+    let full = modify(&mut table, 0, &[2], &[0]);
+    assert!(
+        matches!(full, Err(Error::Exhausted { limit: 2, .. })),
+        "{full:?}"
+    );
+    modify(&mut table, 0, &[], &[0]).unwrap();
+    let batch = [RealChange::Add(Real::new(address(2)))];
+    let staged = table.stage_reals(&vip(0), &batch).unwrap();
+    assert!(staged.unsettled);
+    let record = staged.added[0];
+    assert_eq!((record.number.get(), record.generation), (1, 2));
+    table.settle();
+    assert!(!table.stage_reals(&vip(0), &batch).unwrap().unsettled);
+    // Settling is no change of the table: what was staged before can still be committed.
+    table.commit(staged);
+    assert_eq!(table.real_index(address(2)), Some(record.number));
+}
+
+#[test]
+fn calls_on_what_is_or_is_not_there() {
+    let mut table = Table::new(1, 4);
+    add(&mut table, 0, &[0]).unwrap();
+    assert!(matches!(
+        add(&mut table, 0, &[]),
+        Err(Error::AlreadyExists { .. })
+    ));
+    assert!(matches!(
+        add(&mut table, 1, &[]),
+        Err(Error::Exhausted { limit: 1, .. })
+    ));
+    assert!(matches!(
+        modify(&mut table, 1, &[0], &[]),
+        Err(Error::NotFound { .. })
+    ));
+    assert!(matches!(
+        modify(&mut table, 0, &[], &[0, 0]),
+        Err(Error::NotFound { .. })
+    ));
+    assert!(matches!(
+        table.stage_set_real_flags(address(1), RealFlags::LOCAL_REAL),
+        Err(Error::NotFound { .. })
+    ));
+    let loopback = RealChange::Add(Real::new(Ipv4Addr::LOCALHOST.into()));
+    assert!(matches!(
+        table.stage_reals(&vip(0), &[loopback]),
+        Err(Error::InvalidAddress { .. })
+    ));
+    // The last real leaves an empty ring, which is a change of the ring.
+    let staged = table
+        .stage_reals(&vip(0), &[RealChange::Remove(address(0))])
+        .unwrap();
+    assert!(staged.ring_changed && staged.endpoints.is_empty());
+    // A drained real keeps its number and loses its slots.
+    let drain = RealChange::Add(Real::new(address(0)).weight(0));
+    let staged = table.stage_reals(&vip(0), &[drain]).unwrap();
+    assert!(staged.ring_changed && staged.released.is_empty());
+    assert_eq!(staged.endpoints[0].weight, 0);
+}
+
+#[test]
+#[should_panic = "another change came between"]
+fn a_change_is_for_the_table_it_was_staged_for() {
+    let mut table = Table::new(2, 2);
+    let staged = table
+        .stage_add_vip(vip(0), VipFlags::empty(), HashFunction::Maglev)
+        .unwrap();
+    add(&mut table, 1, &[]).unwrap();
+    table.commit(staged);
+}
+
+#[test]
+fn settings_that_can_change_are_steps() {
+    let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    let with = |balancer| State {
+        balancer: Some(balancer),
+        vips: Vec::new(),
+    };
+    let current = with(BalancerState {
+        gateway_mac: Some(mac),
+        max_vips: Some(512),
+        ..BalancerState::default()
+    });
+    assert_eq!(plan(&current, &current, AMPLE).unwrap(), Plan::default());
+    assert_eq!(
+        plan(&current, &State::default(), AMPLE).unwrap(),
+        Plan::default()
+    );
+    let other = MacAddr::new([2, 0, 0, 0, 0, 2]);
+    let source: Ipv4Addr = "10.0.0.1".parse().unwrap();
+    let wanted = with(BalancerState {
+        gateway_mac: Some(other),
+        source_v4: Some(source),
+        ..BalancerState::default()
+    });
+    let plan_made = plan(&current, &wanted, AMPLE).unwrap();
+    assert_eq!(
+        plan_made.steps,
+        [Step::SetGatewayMac(other), Step::SetSource(source.into())]
+    );
+    assert_eq!(
+        plan_made.changes.to_string(),
+        "1 gateway changed, 1 source address changed"
+    );
+    let wanted = with(BalancerState {
+        max_vips: Some(513),
+        ..BalancerState::default()
+    });
+    assert!(matches!(
+        plan(&current, &wanted, AMPLE),
+        Err(Error::LoadTimeSetting {
+            setting: "max_vips",
+            ..
+        })
+    ));
+    let wanted = with(BalancerState {
+        gateway_mac: Some(MacAddr::new([0xff; 6])),
+        ..BalancerState::default()
+    });
+    assert!(plan(&current, &wanted, AMPLE).is_err());
+}

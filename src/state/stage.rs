@@ -1,0 +1,467 @@
+//! Changes of the table, worked out before they are made.
+//!
+//! Each `stage_` call borrows the table, checks everything that can be checked, and returns what
+//! the kernel must be told together with the change itself, to be committed afterwards.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::checks::check_vip_flags;
+use super::checks::real_flags;
+use super::plan::Step;
+use super::table::Edit;
+use super::table::RealEntry;
+use super::table::Table;
+use super::table::VipEntry;
+use crate::Error;
+use crate::Result;
+use crate::types::HashFunction;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::RealNumber;
+use crate::types::Vip;
+use crate::types::VipFlags;
+use crate::types::VipNumber;
+use crate::types::check_real;
+use crate::types::check_vip;
+
+/// What the program keeps of a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RealRecord {
+    pub(crate) number: RealNumber,
+    pub(crate) address: IpAddr,
+    pub(crate) generation: u32,
+    pub(crate) flags: RealFlags,
+}
+
+/// A real as an input of a VIP's ring; weight 0 gets no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) number: RealNumber,
+    pub(crate) address: IpAddr,
+    pub(crate) weight: u32,
+}
+
+/// A VIP to be added, without reals.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedVip {
+    pub(crate) number: VipNumber,
+    /// The number was another VIP's: a grace period, then `Table::settle`, before it is used.
+    pub(crate) unsettled: bool,
+    edit: Edit,
+}
+
+/// A VIP to be removed.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedRemoval {
+    pub(crate) number: VipNumber,
+    /// The reals that no other VIP names.
+    pub(crate) released: Vec<(IpAddr, RealNumber)>,
+    edit: Edit,
+}
+
+/// Changes of a VIP's reals.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedReals {
+    pub(crate) number: VipNumber,
+    pub(crate) flags: VipFlags,
+    pub(crate) hash_function: HashFunction,
+    /// Reals that no VIP named before.
+    pub(crate) added: Vec<RealRecord>,
+    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
+    /// used.
+    pub(crate) unsettled: bool,
+    /// Reals that were there, and change their flags for all VIPs.
+    pub(crate) reflagged: Vec<RealRecord>,
+    /// The reals that no VIP names any more.
+    pub(crate) released: Vec<(IpAddr, RealNumber)>,
+    /// All reals of the VIP after the change, by address, those of weight 0 included.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Whether the reals with a weight, or their weights, change.
+    pub(crate) ring_changed: bool,
+    edit: Edit,
+}
+
+/// New flags of a VIP.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedVipFlags {
+    pub(crate) number: VipNumber,
+    /// Whether they differ from those it has.
+    pub(crate) changed: bool,
+    edit: Edit,
+}
+
+/// Another hash function of a VIP.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedHashFunction {
+    pub(crate) number: VipNumber,
+    pub(crate) flags: VipFlags,
+    /// All reals of the VIP, by address, those of weight 0 included.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Whether it differs from the one it has.
+    pub(crate) changed: bool,
+    edit: Edit,
+}
+
+/// New flags of a real.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedRealFlags {
+    pub(crate) record: RealRecord,
+    /// Whether they differ from those it has.
+    pub(crate) changed: bool,
+    edit: Edit,
+}
+
+macro_rules! into_edit {
+    ($($staged:ty),*) => {
+        $(impl From<$staged> for Edit {
+            fn from(staged: $staged) -> Self {
+                staged.edit
+            }
+        })*
+    };
+}
+into_edit!(
+    StagedVip,
+    StagedRemoval,
+    StagedReals,
+    StagedVipFlags,
+    StagedHashFunction,
+    StagedRealFlags
+);
+
+impl Table {
+    /// A VIP without reals.
+    pub(crate) fn stage_add_vip(
+        &self,
+        vip: Vip,
+        flags: VipFlags,
+        hash_function: HashFunction,
+    ) -> Result<StagedVip> {
+        check_vip(&vip)?;
+        check_vip_flags(&vip, flags)?;
+        if self.vips.contains_key(&vip) {
+            return Err(Error::AlreadyExists {
+                what: format!("VIP {vip}"),
+            });
+        }
+        let taken = self.vip_ids.peek(0).ok_or(Error::Exhausted {
+            what: "VIPs (max_vips)",
+            limit: self.vip_ids.count().into(),
+        })?;
+        let number = VipNumber(taken.id);
+        let entry = VipEntry {
+            number,
+            flags,
+            hash_function,
+            reals: BTreeMap::new(),
+        };
+        let mut edit = self.edit();
+        edit.vip = Some((vip, Some(entry)));
+        edit.vip_ids.taken = 1;
+        Ok(StagedVip {
+            number,
+            unsettled: taken.unsettled,
+            edit,
+        })
+    }
+
+    /// The end of a VIP, and of the reals that only it names.
+    pub(crate) fn stage_remove_vip(&self, vip: &Vip) -> Result<StagedRemoval> {
+        let entry = self.entry(vip)?;
+        let mut edit = self.edit();
+        edit.vip = Some((*vip, None));
+        edit.vip_ids.returned.push(entry.number.0);
+        let released = self.release(&mut edit, entry.reals.keys());
+        Ok(StagedRemoval {
+            number: entry.number,
+            released,
+            edit,
+        })
+    }
+
+    /// Changes of a VIP's reals, all or none.
+    ///
+    /// They are applied in order: of several for one address the last one counts, but each must
+    /// be possible where it stands. A new real needs a number that is free before the batch: the
+    /// numbers of reals that the same batch releases are still in the ring that is in force.
+    pub(crate) fn stage_reals(&self, vip: &Vip, changes: &[RealChange]) -> Result<StagedReals> {
+        let before = self.entry(vip)?;
+        let mut after = before.clone();
+        let mut flags = BTreeMap::new();
+        for change in changes {
+            match change {
+                RealChange::Add(real) => {
+                    check_real(real.address())?;
+                    after.reals.insert(real.address(), real.get_weight());
+                    if let Some(wanted) = real.get_flags() {
+                        flags.insert(real.address(), real_flags(real.address(), wanted));
+                    }
+                }
+                RealChange::Remove(address) => {
+                    let address = address.to_canonical();
+                    after
+                        .reals
+                        .remove(&address)
+                        .ok_or_else(|| Error::NotFound {
+                            what: format!("real {address} of VIP {vip}"),
+                        })?;
+                }
+            }
+        }
+
+        let mut edit = self.edit();
+        let arriving = difference(&after.reals, &before.reals);
+        let leaving = difference(&before.reals, &after.reals);
+        let mut added = Vec::new();
+        let mut unsettled = false;
+        let mut numbers = BTreeMap::new();
+        for &address in &arriving {
+            let entry = match self.reals.get(&address) {
+                Some(entry) => RealEntry {
+                    references: entry.references + 1,
+                    flags: flags.remove(&address).unwrap_or(entry.flags),
+                    ..*entry
+                },
+                None => {
+                    let taken =
+                        self.real_ids
+                            .peek(edit.real_ids.taken)
+                            .ok_or(Error::Exhausted {
+                                what: "reals (max_reals)",
+                                limit: self.real_ids.count().into(),
+                            })?;
+                    edit.real_ids.taken += 1;
+                    unsettled |= taken.unsettled;
+                    let number = RealNumber(taken.id);
+                    let entry = RealEntry {
+                        number,
+                        generation: self.next_generation(number),
+                        flags: flags
+                            .remove(&address)
+                            .unwrap_or_else(|| real_flags(address, RealFlags::empty())),
+                        references: 1,
+                    };
+                    added.push(record(address, &entry));
+                    entry
+                }
+            };
+            numbers.insert(address, entry.number);
+            edit.reals.insert(address, Some(entry));
+        }
+        let released = self.release(&mut edit, &leaving);
+        // What is left in `flags` concerns reals that neither arrive nor were new: those that stay
+        // here, and those that were added and removed again but that another VIP names.
+        for (address, flags) in flags {
+            self.reflag(&mut edit, address, flags);
+        }
+        let reflagged = edit
+            .reals
+            .iter()
+            .filter_map(|(address, entry)| {
+                let (old, new) = (self.reals.get(address)?, entry.as_ref()?);
+                (old.flags != new.flags).then(|| record(*address, new))
+            })
+            .collect();
+
+        let endpoints = after
+            .reals
+            .iter()
+            .filter_map(|(&address, &weight)| {
+                let number = match self.reals.get(&address) {
+                    Some(entry) => entry.number,
+                    None => *numbers.get(&address)?,
+                };
+                Some(Endpoint {
+                    number,
+                    address,
+                    weight,
+                })
+            })
+            .collect();
+        let (number, flags, hash_function) = (after.number, after.flags, after.hash_function);
+        let ring_changed = !weighted(&before.reals).eq(weighted(&after.reals));
+        edit.vip = Some((*vip, Some(after)));
+        Ok(StagedReals {
+            number,
+            flags,
+            hash_function,
+            added,
+            unsettled,
+            reflagged,
+            released,
+            endpoints,
+            ring_changed,
+            edit,
+        })
+    }
+
+    /// Other flags of a VIP.
+    pub(crate) fn stage_set_vip_flags(&self, vip: &Vip, flags: VipFlags) -> Result<StagedVipFlags> {
+        let entry = self.entry(vip)?;
+        check_vip_flags(vip, flags)?;
+        let mut edit = self.edit();
+        edit.vip = Some((
+            *vip,
+            Some(VipEntry {
+                flags,
+                ..entry.clone()
+            }),
+        ));
+        Ok(StagedVipFlags {
+            number: entry.number,
+            changed: entry.flags != flags,
+            edit,
+        })
+    }
+
+    /// Another hash function of a VIP.
+    pub(crate) fn stage_set_hash_function(
+        &self,
+        vip: &Vip,
+        hash_function: HashFunction,
+    ) -> Result<StagedHashFunction> {
+        let entry = self.entry(vip)?;
+        let mut edit = self.edit();
+        edit.vip = Some((
+            *vip,
+            Some(VipEntry {
+                hash_function,
+                ..entry.clone()
+            }),
+        ));
+        Ok(StagedHashFunction {
+            number: entry.number,
+            flags: entry.flags,
+            endpoints: self.endpoints(entry),
+            changed: entry.hash_function != hash_function,
+            edit,
+        })
+    }
+
+    /// Other flags of a real, for all VIPs that name it.
+    pub(crate) fn stage_set_real_flags(
+        &self,
+        address: IpAddr,
+        flags: RealFlags,
+    ) -> Result<StagedRealFlags> {
+        let address = address.to_canonical();
+        let before = self.reals.get(&address).ok_or_else(|| Error::NotFound {
+            what: format!("real {address}"),
+        })?;
+        let after = RealEntry {
+            flags: real_flags(address, flags),
+            ..*before
+        };
+        let mut edit = self.edit();
+        edit.reals.insert(address, Some(after));
+        Ok(StagedRealFlags {
+            record: record(address, &after),
+            changed: before.flags != after.flags,
+            edit,
+        })
+    }
+
+    /// The reals of a VIP as its ring's input, by address.
+    pub(crate) fn endpoints(&self, entry: &VipEntry) -> Vec<Endpoint> {
+        entry
+            .reals
+            .iter()
+            .filter_map(|(&address, &weight)| {
+                Some(Endpoint {
+                    number: self.real_index(address)?,
+                    address,
+                    weight,
+                })
+            })
+            .collect()
+    }
+
+    /// Stages and commits one step, as if the kernel had agreed.
+    pub(crate) fn take_step(&mut self, step: &Step) -> Result<()> {
+        let edit: Edit = match step {
+            Step::AddVip { vip, flags, hash } => self.stage_add_vip(*vip, *flags, *hash)?.into(),
+            Step::RemoveVip(vip) => self.stage_remove_vip(vip)?.into(),
+            Step::SetVipFlags(vip, flags) => self.stage_set_vip_flags(vip, *flags)?.into(),
+            Step::SetHashFunction(vip, hash) => self.stage_set_hash_function(vip, *hash)?.into(),
+            Step::ModifyReals { vip, changes } => self.stage_reals(vip, changes)?.into(),
+            Step::SetRealFlags(address, flags) => {
+                self.stage_set_real_flags(*address, *flags)?.into()
+            }
+            Step::SetGatewayMac(_) | Step::SetSource(_) => return Ok(()),
+        };
+        self.commit(edit);
+        Ok(())
+    }
+
+    fn entry(&self, vip: &Vip) -> Result<&VipEntry> {
+        self.vips.get(vip).ok_or_else(|| Error::NotFound {
+            what: format!("VIP {vip}"),
+        })
+    }
+
+    /// Takes one reference from each address, and returns those that had only one.
+    fn release<'a>(
+        &self,
+        edit: &mut Edit,
+        addresses: impl IntoIterator<Item = &'a IpAddr>,
+    ) -> Vec<(IpAddr, RealNumber)> {
+        let mut released = Vec::new();
+        for address in addresses {
+            let Some(entry) = self.reals.get(address) else {
+                continue;
+            };
+            let left = (entry.references > 1).then(|| RealEntry {
+                references: entry.references - 1,
+                ..*entry
+            });
+            if left.is_none() {
+                released.push((*address, entry.number));
+                edit.real_ids.returned.push(entry.number.0);
+            }
+            edit.reals.insert(*address, left);
+        }
+        released
+    }
+
+    /// Changes the flags of a real that is there and stays, in what `edit` already says of it or
+    /// as an entry of its own.
+    fn reflag(&self, edit: &mut Edit, address: IpAddr, flags: RealFlags) {
+        match (edit.reals.get_mut(&address), self.reals.get(&address)) {
+            (Some(Some(entry)), _) => entry.flags = flags,
+            (None, Some(entry)) => {
+                let entry = RealEntry { flags, ..*entry };
+                edit.reals.insert(address, Some(entry));
+            }
+            (Some(None), _) | (None, None) => {}
+        }
+    }
+}
+
+fn record(address: IpAddr, entry: &RealEntry) -> RealRecord {
+    RealRecord {
+        number: entry.number,
+        address,
+        generation: entry.generation,
+        flags: entry.flags,
+    }
+}
+
+/// The addresses that only the first one has.
+fn difference(a: &BTreeMap<IpAddr, u32>, b: &BTreeMap<IpAddr, u32>) -> BTreeSet<IpAddr> {
+    a.keys()
+        .filter(|address| !b.contains_key(address))
+        .copied()
+        .collect()
+}
+
+fn weighted(reals: &BTreeMap<IpAddr, u32>) -> impl Iterator<Item = (&IpAddr, &u32)> {
+    reals.iter().filter(|(_, weight)| **weight != 0)
+}

@@ -1,0 +1,358 @@
+//! The VIPs and reals of a balancer, and the numbers the program knows them by.
+//!
+//! This file holds what the table knows and how a change gets into it; `stage.rs` works out
+//! changes. A change is a set of new values for the touched entries, so that to commit it is to
+//! assign them, and to drop it is to do nothing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::VipState;
+use super::pool::IdPool;
+use crate::types::HashFunction;
+use crate::types::Protocol;
+use crate::types::Real;
+use crate::types::RealFlags;
+use crate::types::RealNumber;
+use crate::types::Vip;
+use crate::types::VipFlags;
+use crate::types::VipNumber;
+
+/// A VIP of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct VipEntry {
+    /// Its number.
+    pub(crate) number: VipNumber,
+    /// Its flags.
+    pub(crate) flags: VipFlags,
+    /// How its ring is filled.
+    pub(crate) hash_function: HashFunction,
+    /// Its reals and their weights.
+    pub(crate) reals: BTreeMap<IpAddr, u32>,
+}
+
+/// A real of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RealEntry {
+    /// Its number.
+    pub(crate) number: RealNumber,
+    /// How often the number was given to an address, this time included; never 0.
+    pub(crate) generation: u32,
+    /// Its flags, with the bit of its family.
+    pub(crate) flags: RealFlags,
+    /// How many VIPs name it; never 0.
+    pub(crate) references: u32,
+}
+
+/// The VIP that a packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Resolved<'a> {
+    pub(crate) vip: Vip,
+    pub(crate) entry: &'a VipEntry,
+    /// The VIP names the packet's own address and port. Otherwise the flow's destination port
+    /// counts as 0, unless the VIP's flags say to keep it.
+    pub(crate) exact: bool,
+}
+
+/// The VIPs and reals of a balancer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Table {
+    pub(super) vips: BTreeMap<Vip, VipEntry>,
+    pub(super) reals: BTreeMap<IpAddr, RealEntry>,
+    addresses: BTreeMap<RealNumber, IpAddr>,
+    /// The last generation of each number that was ever used.
+    generations: BTreeMap<RealNumber, u32>,
+    pub(super) vip_ids: IdPool,
+    pub(super) real_ids: IdPool,
+    /// Counts commits: a change can only be committed to the table it was staged for.
+    revision: u64,
+}
+
+/// A change that has been worked out.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct Edit {
+    revision: u64,
+    pub(super) vip: Option<(Vip, Option<VipEntry>)>,
+    pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
+    pub(super) vip_ids: Draft,
+    pub(super) real_ids: Draft,
+}
+
+/// What a change does to a pool of numbers: first some are taken, then some are given back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Draft {
+    pub(super) taken: usize,
+    pub(super) returned: Vec<u16>,
+}
+
+impl Table {
+    /// An empty table with room for so many VIPs (numbers from 0) and reals (numbers from 1).
+    pub(crate) fn new(max_vips: u16, max_reals: u16) -> Self {
+        Self {
+            vips: BTreeMap::new(),
+            reals: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            vip_ids: IdPool::new(0, max_vips),
+            real_ids: IdPool::new(1, max_reals),
+            revision: 0,
+        }
+    }
+
+    /// All VIPs, in their order.
+    pub(crate) fn vips(&self) -> impl ExactSizeIterator<Item = (&Vip, &VipEntry)> {
+        self.vips.iter()
+    }
+
+    /// One VIP.
+    pub(crate) fn vip(&self, vip: &Vip) -> Option<&VipEntry> {
+        self.vips.get(vip)
+    }
+
+    /// All reals, by address.
+    pub(crate) fn reals(&self) -> impl ExactSizeIterator<Item = (IpAddr, &RealEntry)> {
+        self.reals.iter().map(|(address, entry)| (*address, entry))
+    }
+
+    /// The real at an address; an IPv4-mapped one is the IPv4 address.
+    pub(crate) fn real(&self, address: IpAddr) -> Option<&RealEntry> {
+        self.reals.get(&address.to_canonical())
+    }
+
+    /// The number of the real at an address.
+    pub(crate) fn real_index(&self, address: IpAddr) -> Option<RealNumber> {
+        self.real(address).map(|entry| entry.number)
+    }
+
+    /// The address of the real with a number.
+    pub(crate) fn address_of(&self, number: RealNumber) -> Option<IpAddr> {
+        self.addresses.get(&number).copied()
+    }
+
+    /// How many more reals there is room for.
+    pub(crate) fn free_reals(&self) -> usize {
+        self.real_ids.free()
+    }
+
+    /// How many more VIPs there is room for.
+    pub(crate) fn free_vips(&self) -> usize {
+        self.vip_ids.free()
+    }
+
+    /// The VIP that a packet to this address, port and protocol belongs to. In this order: the
+    /// very address and port; the longest prefix with the port; the address with port 0; the
+    /// longest prefix with port 0.
+    pub(crate) fn resolve(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Option<Resolved<'_>> {
+        let address = address.to_canonical();
+        let exact = |port| {
+            let vip = Vip::new((address, port).into(), protocol);
+            self.vips.get_key_value(&vip)
+        };
+        let longest_prefix = |port| {
+            self.vips
+                .iter()
+                .filter(|(vip, _)| vip.is_prefix() && vip.port() == port)
+                .filter(|(vip, _)| vip.protocol() == protocol && vip.covers(address))
+                .max_by_key(|(vip, _)| vip.prefix_length())
+        };
+        let resolved = |exact| {
+            move |(vip, entry): (&Vip, _)| Resolved {
+                vip: *vip,
+                entry,
+                exact,
+            }
+        };
+        exact(port).map(resolved(true)).or_else(|| {
+            longest_prefix(port)
+                .or_else(|| exact(0))
+                .or_else(|| longest_prefix(0))
+                .map(resolved(false))
+        })
+    }
+
+    /// The table as a list of VIPs that can be compared and written down.
+    pub(crate) fn vip_states(&self) -> Vec<VipState> {
+        self.vips
+            .iter()
+            .map(|(vip, entry)| VipState {
+                vip: *vip,
+                flags: entry.flags,
+                hash: Some(entry.hash_function),
+                reals: entry
+                    .reals
+                    .iter()
+                    .map(|(address, weight)| self.describe(*address, *weight))
+                    .collect(),
+            })
+            .collect()
+    }
+
+    fn describe(&self, address: IpAddr, weight: u32) -> Real {
+        let real = Real::new(address).weight(weight);
+        let flags = self
+            .reals
+            .get(&address)
+            .map(|entry| entry.flags.difference(RealFlags::IPV6))
+            .unwrap_or_default();
+        match flags.is_empty() {
+            true => real,
+            false => real.flags(flags),
+        }
+    }
+
+    /// A grace period has passed since the last commit that removed something: numbers that were
+    /// given back by then are as good as new.
+    pub(crate) fn settle(&mut self) {
+        self.vip_ids.settle();
+        self.real_ids.settle();
+    }
+
+    /// Makes a staged change. It cannot fail, but must be the next commit after it was staged.
+    pub(crate) fn commit(&mut self, staged: impl Into<Edit>) {
+        let edit = staged.into();
+        // Numbers were chosen for the table as it was; anything else would hand one out twice.
+        assert_eq!(edit.revision, self.revision, "another change came between");
+        self.revision += 1;
+        match edit.vip {
+            Some((vip, Some(entry))) => {
+                self.vips.insert(vip, entry);
+            }
+            Some((vip, None)) => {
+                self.vips.remove(&vip);
+            }
+            None => {}
+        }
+        for (address, entry) in edit.reals {
+            match entry {
+                Some(entry) => {
+                    self.addresses.insert(entry.number, address);
+                    self.generations.insert(entry.number, entry.generation);
+                    self.reals.insert(address, entry);
+                }
+                None => {
+                    if let Some(entry) = self.reals.remove(&address) {
+                        self.addresses.remove(&entry.number);
+                    }
+                }
+            }
+        }
+        edit.vip_ids.apply(&mut self.vip_ids);
+        edit.real_ids.apply(&mut self.real_ids);
+    }
+
+    /// A change that changes nothing, to be filled in.
+    pub(super) fn edit(&self) -> Edit {
+        Edit {
+            revision: self.revision,
+            vip: None,
+            reals: BTreeMap::new(),
+            vip_ids: Draft::default(),
+            real_ids: Draft::default(),
+        }
+    }
+
+    /// The generation that a number has when it is given out next.
+    pub(super) fn next_generation(&self, number: RealNumber) -> u32 {
+        let last = self.generations.get(&number).copied().unwrap_or(0);
+        // 0 is what an empty flow entry holds.
+        last.wrapping_add(1).max(1)
+    }
+}
+
+impl Draft {
+    fn apply(self, pool: &mut IdPool) {
+        for _ in 0..self.taken {
+            pool.take();
+        }
+        for id in self.returned {
+            pool.give_back(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolves_in_the_order_of_the_packet_walk() {
+        let mut table = Table::new(16, 16);
+        for vip in [
+            "203.0.113.1:443/tcp",
+            "203.0.113.1:0/tcp",
+            "203.0.113.0/24:443/tcp",
+            "203.0.0.0/16:443/tcp",
+            "203.0.113.0/24:0/tcp",
+            "0.0.0.0/0:0/udp",
+            "[2001:db8::/96]:443/tcp",
+        ] {
+            let staged = table
+                .stage_add_vip(
+                    vip.parse().unwrap(),
+                    VipFlags::empty(),
+                    HashFunction::MaglevV2,
+                )
+                .unwrap();
+            table.commit(staged);
+        }
+        let resolve = |address: &str, port, protocol| {
+            table
+                .resolve(address.parse().unwrap(), port, protocol)
+                .map(|found| (found.vip.to_string(), found.exact))
+        };
+        let found = |vip: &str, exact| Some((vip.to_owned(), exact));
+        let tcp = Protocol::Tcp;
+        assert_eq!(
+            resolve("203.0.113.1", 443, tcp),
+            found("203.0.113.1:443/tcp", true)
+        );
+        assert_eq!(
+            resolve("::ffff:203.0.113.1", 443, tcp),
+            found("203.0.113.1:443/tcp", true)
+        );
+        assert_eq!(
+            resolve("203.0.113.1", 80, tcp),
+            found("203.0.113.1:0/tcp", false)
+        );
+        assert_eq!(
+            resolve("203.0.113.2", 443, tcp),
+            found("203.0.113.0/24:443/tcp", false)
+        );
+        assert_eq!(
+            resolve("203.0.5.5", 443, tcp),
+            found("203.0.0.0/16:443/tcp", false)
+        );
+        assert_eq!(
+            resolve("203.0.113.2", 80, tcp),
+            found("203.0.113.0/24:0/tcp", false)
+        );
+        assert_eq!(
+            resolve("192.0.2.1", 1, Protocol::Udp),
+            found("0.0.0.0/0:0/udp", false)
+        );
+        assert_eq!(
+            resolve("2001:db8::7", 443, tcp),
+            found("[2001:db8::/96]:443/tcp", false)
+        );
+        assert_eq!(resolve("2001:db8::7", 80, tcp), None);
+        assert_eq!(resolve("192.0.2.1", 443, tcp), None);
+        assert_eq!(
+            resolve("203.0.113.1", 0, tcp),
+            found("203.0.113.1:0/tcp", true)
+        );
+    }
+
+    #[test]
+    fn generations_skip_zero() {
+        let mut table = Table::new(1, 1);
+        assert_eq!(table.next_generation(RealNumber(1)), 1);
+        table.generations.insert(RealNumber(1), u32::MAX);
+        assert_eq!(table.next_generation(RealNumber(1)), 1);
+    }
+}

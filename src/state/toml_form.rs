@@ -1,0 +1,509 @@
+//! A state as a TOML document, both ways.
+//!
+//! Every error says where: `line 12, column 9: ...`.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use toml::Spanned;
+
+use super::document::BalancerState;
+use super::document::State;
+use super::document::VipState;
+use super::document::stated_flags;
+use super::toml_keys::BalancerKeys;
+use super::toml_keys::Document;
+use super::toml_keys::Flag;
+use super::toml_keys::Later;
+use super::toml_keys::Prefix;
+use super::toml_keys::RealKeys;
+use super::toml_keys::Seconds;
+use super::toml_keys::Text;
+use super::toml_keys::VipKeys;
+use crate::Error;
+use crate::Result;
+use crate::config::Features;
+use crate::types::Real;
+use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
+use crate::types::flag_names;
+
+impl State {
+    /// Reads a TOML document.
+    ///
+    /// ```
+    /// # fn main() -> katran::Result<()> {
+    /// let state = katran::State::from_toml(
+    ///     r#"
+    ///     [balancer]
+    ///     gateway_mac = "0a:00:00:00:00:fe"
+    ///
+    ///     [[vip]]
+    ///     address = "203.0.113.1"
+    ///     port = 443
+    ///     protocol = "tcp"
+    ///     flags = ["no-src-port"]
+    ///     reals = [ { address = "198.51.100.1", weight = 3 }, { address = "2001:db8:2::1" } ]
+    ///     "#,
+    /// )?;
+    /// assert_eq!(state.vips[0].reals[0].get_weight(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// `[balancer]` has the settings of [`Builder`](crate::Builder) by their names; the two
+    /// `ipip_source` prefixes are written with their length, `udp_timeout` is in seconds, and
+    /// `features` lists exactly what is on. Each `[[vip]]` has `address`, `port` and `protocol`,
+    /// and may have `prefix_length`, `flags`, `hash` (`maglev` or `maglev-v2`) and `reals`. A
+    /// real has an `address`, and may have a `weight` (1), `local` (false) and
+    /// `application_flags` (0; a multiple of 4 up to 252, as bits 0 and 1 are the library's).
+    ///
+    /// # Errors
+    /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
+    /// there is not, has a table that this version does not have, or contradicts itself.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let document: Document = toml::from_str(text)
+            .map_err(|error| refuse(text, error.span().unwrap_or_default(), error.message()))?;
+        let later: [(&str, &Option<Later>); 4] = [
+            ("server_id", &document.server_id),
+            ("source_route", &document.source_route),
+            ("decap", &document.decap),
+            ("mark", &document.mark),
+        ];
+        for (table, entries) in later {
+            if let Some(entry) = entries.as_ref().and_then(|entries| entries.first()) {
+                let message = format!("this version has no `{table}` tables: leave them out");
+                return Err(refuse(text, entry.span(), &message));
+            }
+        }
+        let state = Self {
+            balancer: document.balancer.map(BalancerState::from),
+            vips: document
+                .vip
+                .iter()
+                .map(|keys| vip_state(text, keys))
+                .collect::<Result<_>>()?,
+        };
+        let Some(conflict) = state.conflict() else {
+            return Ok(state);
+        };
+        let vip = &document.vip[conflict.vip];
+        let span = match conflict.real {
+            Some(real) => vip.get_ref().reals[real].span(),
+            None => vip.span(),
+        };
+        Err(refuse(text, span, &conflict.message))
+    }
+
+    /// Writes a TOML document, which [`from_toml`](Self::from_toml) reads to the same state.
+    ///
+    /// Settings that are `None` are left out; a VIP is written in full.
+    ///
+    /// # Errors
+    /// [`Error::Document`] if a number is larger than TOML can hold (2^63 - 1).
+    pub fn to_toml(&self) -> Result<String> {
+        let mut text = String::new();
+        if let Some(balancer) = &self.balancer {
+            text.push_str("[balancer]\n");
+            let keys = BalancerKeys::from(balancer);
+            text.push_str(&toml::to_string(&keys).map_err(|error| Error::Document {
+                message: error.to_string(),
+            })?);
+        }
+        for state in &self.vips {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            // Writing to a string cannot fail.
+            let _ = write_vip(&mut text, state);
+        }
+        Ok(text)
+    }
+}
+
+/// What is wrong, and where.
+fn refuse(text: &str, span: Range<usize>, message: &str) -> Error {
+    let before = text.get(..span.start).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let column = before[start..].chars().count() + 1;
+    Error::Document {
+        message: format!("line {line}, column {column}: {message}"),
+    }
+}
+
+fn vip_state(text: &str, spanned: &Spanned<VipKeys>) -> Result<VipState> {
+    let keys = spanned.get_ref();
+    let mut vip = Vip::new((keys.address.0, keys.port).into(), keys.protocol.0);
+    if let Some(length) = &keys.prefix_length {
+        vip = vip
+            .with_prefix(*length.get_ref())
+            .map_err(|error| refuse(text, length.span(), &error.to_string()))?;
+    }
+    Ok(VipState {
+        vip,
+        flags: keys
+            .flags
+            .iter()
+            .fold(VipFlags::empty(), |set, Flag(flag)| set | *flag),
+        hash: keys.hash.as_ref().map(|hash| hash.0),
+        reals: keys
+            .reals
+            .iter()
+            .map(|keys| real(text, keys.get_ref()))
+            .collect::<Result<_>>()?,
+    })
+}
+
+fn real(text: &str, keys: &RealKeys) -> Result<Real> {
+    let mut flags = RealFlags::empty();
+    flags.set(RealFlags::LOCAL_REAL, keys.local);
+    if let Some(bits) = &keys.application_flags {
+        let application = RealFlags::from_bits_retain(*bits.get_ref());
+        if !RealFlags::APPLICATION.contains(application) {
+            let message = format!(
+                "application_flags = {}: bits 0 and 1 are the library's; a multiple of 4 up to \
+                 252 is expected",
+                bits.get_ref()
+            );
+            return Err(refuse(text, bits.span(), &message));
+        }
+        flags |= application;
+    }
+    let real = Real::new(keys.address.0).weight(keys.weight);
+    Ok(match flags.is_empty() {
+        true => real,
+        false => real.flags(flags),
+    })
+}
+
+fn write_vip(text: &mut String, state: &VipState) -> std::fmt::Result {
+    let vip = &state.vip;
+    writeln!(text, "[[vip]]\naddress = \"{}\"", vip.address())?;
+    if vip.is_prefix() {
+        writeln!(text, "prefix_length = {}", vip.prefix_length())?;
+    }
+    writeln!(
+        text,
+        "port = {}\nprotocol = \"{}\"",
+        vip.port(),
+        vip.protocol()
+    )?;
+    if !state.flags.is_empty() {
+        // Names in double quotes are what `Debug` prints of a list of them.
+        writeln!(text, "flags = {:?}", flag_names(&state.flags))?;
+    }
+    if let Some(hash) = state.hash {
+        writeln!(text, "hash = \"{hash}\"")?;
+    }
+    if state.reals.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "reals = [")?;
+    for real in &state.reals {
+        write!(
+            text,
+            "    {{ address = \"{}\", weight = {}",
+            real.address(),
+            real.get_weight()
+        )?;
+        let flags = stated_flags(real);
+        if flags.contains(RealFlags::LOCAL_REAL) {
+            write!(text, ", local = true")?;
+        }
+        let application = flags.intersection(RealFlags::APPLICATION);
+        if !application.is_empty() {
+            write!(text, ", application_flags = {}", application.bits())?;
+        }
+        writeln!(text, " }},")?;
+    }
+    writeln!(text, "]")
+}
+
+impl From<BalancerKeys> for BalancerState {
+    fn from(keys: BalancerKeys) -> Self {
+        Self {
+            gateway_mac: keys.gateway_mac.map(|text| text.0),
+            encapsulation: keys.encapsulation.map(|text| text.0),
+            features: keys.features.map(|list| {
+                list.iter()
+                    .fold(Features::empty(), |set, Flag(flag)| set | *flag)
+            }),
+            source_v4: keys.source_v4.map(|text| text.0),
+            source_v6: keys.source_v6.map(|text| text.0),
+            ipip_source_v4: keys.ipip_source_v4.map(|text| text.0.0),
+            ipip_source_v6: keys.ipip_source_v6.map(|text| text.0.0),
+            gue_port: keys.gue_port,
+            max_frame: keys.max_frame,
+            frags: keys.frags,
+            max_vips: keys.max_vips,
+            max_reals: keys.max_reals,
+            ring_size: keys.ring_size,
+            hash_function: keys.hash_function.map(|text| text.0),
+            flow_table: keys.flow_table.map(|text| text.0),
+            flow_table_size: keys.flow_table_size,
+            forwarding_cpus: keys.forwarding_cpus,
+            numa_nodes: keys.numa_nodes,
+            flood_threshold: keys.flood_threshold,
+            udp_timeout: keys.udp_timeout.map(|seconds| seconds.0),
+            global_flow_table_size: keys.global_flow_table_size,
+            max_source_routes: keys.max_source_routes,
+            max_decap: keys.max_decap,
+            max_server_ids: keys.max_server_ids,
+            healthcheck_interface: keys.healthcheck_interface,
+            healthcheck_priority: keys.healthcheck_priority,
+        }
+    }
+}
+
+impl From<&BalancerState> for BalancerKeys {
+    fn from(state: &BalancerState) -> Self {
+        Self {
+            gateway_mac: state.gateway_mac.map(Text),
+            encapsulation: state.encapsulation.map(Text),
+            features: state
+                .features
+                .map(|set| set.iter().map(Flag).collect::<Vec<_>>()),
+            source_v4: state.source_v4.map(Text),
+            source_v6: state.source_v6.map(Text),
+            ipip_source_v4: state.ipip_source_v4.map(|first| Text(Prefix(first))),
+            ipip_source_v6: state.ipip_source_v6.map(|first| Text(Prefix(first))),
+            gue_port: state.gue_port,
+            max_frame: state.max_frame,
+            frags: state.frags,
+            max_vips: state.max_vips,
+            max_reals: state.max_reals,
+            ring_size: state.ring_size,
+            hash_function: state.hash_function.map(Text),
+            flow_table: state.flow_table.map(Text),
+            flow_table_size: state.flow_table_size,
+            forwarding_cpus: state.forwarding_cpus.clone(),
+            numa_nodes: state.numa_nodes.clone(),
+            flood_threshold: state.flood_threshold,
+            udp_timeout: state.udp_timeout.map(Seconds),
+            global_flow_table_size: state.global_flow_table_size,
+            max_source_routes: state.max_source_routes,
+            max_decap: state.max_decap,
+            max_server_ids: state.max_server_ids,
+            healthcheck_interface: state.healthcheck_interface.clone(),
+            healthcheck_priority: state.healthcheck_priority,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Encapsulation;
+    use crate::types::HashFunction;
+
+    const SPEC: &str = r#"
+[balancer]
+gateway_mac = "0a:00:00:00:00:fe"
+encapsulation = "ipip"
+source_v4 = "10.10.10.10"
+source_v6 = "2001:db8:ffff::1"
+gue_port = 6080
+max_frame = 1514
+max_vips = 512
+ring_size = 65537
+flow_table_size = 100000
+features = ["source-routing", "inline-decap", "icmp-too-big"]
+
+[[vip]]
+address = "203.0.113.1"
+# prefix_length = 96
+port = 443
+protocol = "tcp"
+flags = ["no-src-port"]
+hash = "maglev"
+reals = [ { address = "198.51.100.1", weight = 3 }, { address = "2001:db8:2::1", local = true } ]
+"#;
+
+    const ALL_SETTINGS: &str = r#"[balancer]
+gateway_mac = "0a:00:00:00:00:fe"
+encapsulation = "gue"
+features = []
+source_v4 = "10.10.10.10"
+source_v6 = "2001:db8:ffff::1"
+ipip_source_v4 = "10.20.0.0/16"
+ipip_source_v6 = "2001:db8::/96"
+gue_port = 6081
+max_frame = 9014
+frags = true
+max_vips = 1
+max_reals = 2
+ring_size = 3
+hash_function = "maglev"
+flow_table = "kernel-lru"
+flow_table_size = 4
+forwarding_cpus = [0, 1]
+numa_nodes = [0, 0]
+flood_threshold = 5
+udp_timeout = 1.5
+global_flow_table_size = 6
+max_source_routes = 7
+max_decap = 8
+max_server_ids = 9
+healthcheck_interface = "eth0"
+healthcheck_priority = 10
+
+[[vip]]
+address = "2001:db8:c::"
+prefix_length = 96
+port = 0
+protocol = "udp"
+flags = ["lru-bypass", "quic"]
+hash = "maglev-v2"
+reals = [
+    { address = "198.51.100.1", weight = 0, local = true, application_flags = 132 },
+]
+
+[[vip]]
+address = "203.0.113.1"
+port = 1
+protocol = "tcp"
+"#;
+
+    fn message(text: &str) -> String {
+        State::from_toml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_document_of_the_specification_is_read() {
+        let state = State::from_toml(SPEC).unwrap();
+        let balancer = state.balancer.as_ref().unwrap();
+        assert_eq!(balancer.encapsulation, Some(Encapsulation::Ipip));
+        assert_eq!(
+            balancer.features,
+            Some(Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::ICMP_TOO_BIG)
+        );
+        assert_eq!(balancer.flow_table_size, Some(100_000));
+        assert_eq!(balancer.max_reals, None);
+        let vip = &state.vips[0];
+        assert_eq!(vip.vip.to_string(), "203.0.113.1:443/tcp");
+        assert_eq!(vip.flags, VipFlags::NO_SRC_PORT);
+        assert_eq!(vip.hash, Some(HashFunction::Maglev));
+        let real = |address: &str| Real::new(address.parse().unwrap());
+        assert_eq!(
+            vip.reals,
+            [
+                real("198.51.100.1").weight(3),
+                real("2001:db8:2::1").flags(RealFlags::LOCAL_REAL)
+            ]
+        );
+    }
+
+    #[test]
+    fn every_setting_round_trips() {
+        let state = State::from_toml(ALL_SETTINGS).unwrap();
+        assert_eq!(state.to_toml().unwrap(), ALL_SETTINGS);
+        let balancer = state.balancer.as_ref().unwrap();
+        assert_eq!(balancer.udp_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(balancer.features, Some(Features::empty()));
+        assert_eq!(State::from_toml("").unwrap(), State::default());
+        assert_eq!(State::default().to_toml().unwrap(), "");
+    }
+
+    #[test]
+    fn missing_features_are_the_default_set() {
+        let state = State::from_toml("[balancer]\n").unwrap();
+        assert_eq!(state.balancer, Some(BalancerState::default()));
+        let whole = State::from_toml("[balancer]\nudp_timeout = 2\n").unwrap();
+        assert_eq!(whole.to_toml().unwrap(), "[balancer]\nudp_timeout = 2\n");
+    }
+
+    #[test]
+    fn errors_say_where() {
+        let vip = "[[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n";
+        let with = |line: &str| format!("{vip}{line}\n");
+        let cases = [
+            (
+                "[balancer]\ngatewaymac = 1\n".to_owned(),
+                "line 2, column 1: ",
+                "gatewaymac",
+            ),
+            ("\n[balance]\n".to_owned(), "line 2, column 2: ", "balance"),
+            (with("weigth = 1"), "line 5, column 1: ", "weigth"),
+            (
+                with("reals = [\n  { address = \"198.51.100.1\", wieght = 1 },\n]"),
+                "line 6, column 31: ",
+                "wieght",
+            ),
+            (
+                with("reals = [ { address = \"198.51.100\" } ]"),
+                "line 5, column 23: ",
+                "`198.51.100`",
+            ),
+            (
+                with("flags = [\"no-src-port\", \"quick\"]"),
+                "line 5, column 9: ",
+                "`quick`",
+            ),
+            (
+                with("hash = \"maglev-v3\""),
+                "line 5, column 8: ",
+                "`maglev-v3`",
+            ),
+            (
+                with("prefix_length = 33"),
+                "line 5, column 17: ",
+                "longest prefix",
+            ),
+            (
+                with("reals = [ { address = \"198.51.100.1\", application_flags = 2 } ]"),
+                "line 5, column 59: ",
+                "multiple of 4",
+            ),
+            (
+                "[balancer]\nipip_source_v4 = \"10.0.0.0/8\"\n".to_owned(),
+                "line 2, column 18: ",
+                "length 16",
+            ),
+            (
+                "[balancer]\nmax_vips = -1\n".to_owned(),
+                "line 2, column 12: ",
+                "-1",
+            ),
+            (
+                "[balancer]\nudp_timeout = -1\n".to_owned(),
+                "line 2, column 15: ",
+                "",
+            ),
+            ("[balancer]\nmax_vips 1\n".to_owned(), "line 2, column ", ""),
+            (
+                with("\n[[server_id]]\nid = 1000\nreal = \"198.51.100.1\""),
+                "line 6, column 1: ",
+                "no `server_id`",
+            ),
+            (
+                with("[[mark]]\nmark = 1"),
+                "line 5, column 1: ",
+                "no `mark`",
+            ),
+            (
+                format!("{vip}\n{vip}"),
+                "line 6, column 1: ",
+                "listed twice",
+            ),
+            (
+                with(
+                    "reals = [ { address = \"198.51.100.1\" },\n          \
+                     { address = \"198.51.100.1\" } ]",
+                ),
+                "line 6, column 11: ",
+                "listed twice",
+            ),
+        ];
+        for (text, place, part) in cases {
+            let message = message(&text);
+            assert!(
+                message.contains(place) && message.contains(part),
+                "{place:?} and {part:?} are to be in {message:?} of\n{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The keys of the TOML document, as serde sees them.
+//!
+//! Values that have a text form are read with it, so that a bad one is reported by the parser
+//! with its place.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::Error as _;
+use serde::de::IgnoredAny;
+use serde::de::Visitor;
+use toml::Spanned;
+
+use crate::config::Encapsulation;
+use crate::config::Features;
+use crate::config::FlowTableKind;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Protocol;
+use crate::types::VipFlags;
+use crate::types::flag_by_name;
+use crate::types::flag_names;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    pub(super) balancer: Option<BalancerKeys>,
+    #[serde(default)]
+    pub(super) vip: Vec<Spanned<VipKeys>>,
+    // Tables of later versions, known so that they can be refused by name.
+    pub(super) server_id: Option<Later>,
+    pub(super) source_route: Option<Later>,
+    pub(super) decap: Option<Later>,
+    pub(super) mark: Option<Later>,
+}
+
+/// The entries of a table that this version does not have.
+pub(super) type Later = Vec<Spanned<IgnoredAny>>;
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BalancerKeys {
+    pub(super) gateway_mac: Option<Text<MacAddr>>,
+    pub(super) encapsulation: Option<Text<Encapsulation>>,
+    pub(super) features: Option<Vec<Flag<Features>>>,
+    pub(super) source_v4: Option<Text<Ipv4Addr>>,
+    pub(super) source_v6: Option<Text<Ipv6Addr>>,
+    pub(super) ipip_source_v4: Option<Text<Prefix<Ipv4Addr, 16>>>,
+    pub(super) ipip_source_v6: Option<Text<Prefix<Ipv6Addr, 96>>>,
+    pub(super) gue_port: Option<u16>,
+    pub(super) max_frame: Option<u32>,
+    pub(super) frags: Option<bool>,
+    pub(super) max_vips: Option<u32>,
+    pub(super) max_reals: Option<u32>,
+    pub(super) ring_size: Option<u32>,
+    pub(super) hash_function: Option<Text<HashFunction>>,
+    pub(super) flow_table: Option<Text<FlowTableKind>>,
+    pub(super) flow_table_size: Option<u64>,
+    pub(super) forwarding_cpus: Option<Vec<u32>>,
+    pub(super) numa_nodes: Option<Vec<u32>>,
+    pub(super) flood_threshold: Option<u32>,
+    pub(super) udp_timeout: Option<Seconds>,
+    pub(super) global_flow_table_size: Option<u32>,
+    pub(super) max_source_routes: Option<u32>,
+    pub(super) max_decap: Option<u32>,
+    pub(super) max_server_ids: Option<u32>,
+    pub(super) healthcheck_interface: Option<String>,
+    pub(super) healthcheck_priority: Option<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VipKeys {
+    pub(super) address: Text<IpAddr>,
+    pub(super) prefix_length: Option<Spanned<u8>>,
+    pub(super) port: u16,
+    pub(super) protocol: Text<Protocol>,
+    #[serde(default)]
+    pub(super) flags: Vec<Flag<VipFlags>>,
+    pub(super) hash: Option<Text<HashFunction>>,
+    #[serde(default)]
+    pub(super) reals: Vec<Spanned<RealKeys>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RealKeys {
+    pub(super) address: Text<IpAddr>,
+    #[serde(default = "one")]
+    pub(super) weight: u32,
+    #[serde(default)]
+    pub(super) local: bool,
+    pub(super) application_flags: Option<Spanned<u8>>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A value written as a string in its text form.
+pub(super) struct Text<T>(pub(super) T);
+
+impl<'de, T> Deserialize<'de> for Text<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|error: T::Err| {
+            let error = error.to_string();
+            // The errors of std do not say what they could not read.
+            match error.contains(&format!("`{text}`")) {
+                true => D::Error::custom(error),
+                false => D::Error::custom(format_args!("`{text}`: {error}")),
+            }
+        })
+    }
+}
+
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// The first address of a prefix whose length is fixed.
+pub(super) struct Prefix<A, const LENGTH: u8>(pub(super) A);
+
+impl<A: FromStr, const LENGTH: u8> FromStr for Prefix<A, LENGTH> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.strip_suffix(&format!("/{LENGTH}"))
+            .and_then(|address| address.parse().ok())
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is not a prefix of length {LENGTH} of this family"))
+    }
+}
+
+impl<A: fmt::Display, const LENGTH: u8> fmt::Display for Prefix<A, LENGTH> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{LENGTH}", self.0)
+    }
+}
+
+/// One bit of a set, by its name.
+pub(super) struct Flag<F>(pub(super) F);
+
+impl<'de, F: bitflags::Flags> Deserialize<'de> for Flag<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        flag_by_name(&text).map(Self).ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "`{text}` is none of {}",
+                flag_names(&F::all()).join(", ")
+            ))
+        })
+    }
+}
+
+impl<F: bitflags::Flags> Serialize for Flag<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&flag_names(&self.0).join(","))
+    }
+}
+
+/// A time in seconds, whole or not.
+#[derive(Clone, Copy)]
+pub(super) struct Seconds(pub(super) Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+
+        impl Visitor<'_> for Number {
+            type Value = Seconds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of seconds")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<Seconds, E> {
+                u64::try_from(seconds)
+                    .map(|seconds| Seconds(Duration::from_secs(seconds)))
+                    .map_err(E::custom)
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {
+                Duration::try_from_secs_f64(seconds)
+                    .map(Seconds)
+                    .map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(Number)
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
+    }
+}
