@@ -1,1 +1,60 @@
-fn main() {}
+//! Compiles the C programs of `src/bpf` and generates their skeletons.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+use libbpf_cargo::SkeletonBuilder;
+
+const PROGRAMS: [&str; 2] = ["katran", "decap"];
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let sources = Path::new("src/bpf");
+    for entry in fs::read_dir(sources).expect("src/bpf is part of the crate") {
+        let path = entry.expect("src/bpf is readable").path();
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
+    println!("cargo:rerun-if-changed={}", sources.display());
+    println!("cargo:rerun-if-env-changed=CLANG");
+
+    for name in PROGRAMS {
+        let mut builder = SkeletonBuilder::new();
+        builder
+            .source(sources.join(format!("{name}.bpf.c")))
+            .clang_args(clang_args());
+        if let Some(clang) = env::var_os("CLANG") {
+            builder.clang(clang);
+        }
+        if let Err(error) = builder.build_and_generate(out.join(format!("{name}.skel.rs"))) {
+            panic!(
+                "cannot compile src/bpf/{name}.bpf.c: {error:?}\n\
+                 needed: clang 14 or newer with the BPF target, and the kernel's headers \
+                 (Debian and Ubuntu: apt-get install clang linux-libc-dev libelf-dev zlib1g-dev \
+                 pkg-config). Another clang: set CLANG."
+            );
+        }
+    }
+}
+
+/// 32-bit instructions (`v3`: Linux 5.1), and the headers that Debian keeps by architecture:
+/// clang looks for them only when it compiles for the host.
+fn clang_args() -> Vec<String> {
+    let mut args = vec![
+        "-mcpu=v3".to_owned(),
+        "-Wall".to_owned(),
+        "-Wextra".to_owned(),
+        "-Werror".to_owned(),
+    ];
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
+    let multiarch = match arch.as_str() {
+        "arm" => "arm-linux-gnueabihf".to_owned(),
+        arch => format!("{arch}-linux-gnu"),
+    };
+    let headers = format!("/usr/include/{multiarch}");
+    if Path::new(&headers).is_dir() {
+        args.push(format!("-I{headers}"));
+    }
+    args
+}

@@ -1,16 +1,86 @@
 //! katran: a layer-4 load balancer to embed.
+//!
+//! An XDP program picks a backend ("real") for each flow by Maglev hashing, remembers the flow in
+//! a table of fixed size, wraps its packets in another IP packet and sends them on; backends
+//! answer clients directly. This crate loads and steers that program: [`Katran`] for the
+//! balancer, [`Decap`] for the backend's end of the tunnel. It is compatible on the wire with
+//! Facebook's Katran: hosts of both kinds behind one ECMP route send every flow to the same
+//! backend.
+//!
+//! ```no_run
+//! use katran::Katran;
+//! use katran::Real;
+//! use katran::Vip;
+//! use katran::VipFlags;
+//! use katran::XdpMode;
+//!
+//! let mut katran = Katran::builder()
+//!     .gateway_mac("0a:00:00:00:00:fe".parse()?) // the router that leads to the reals
+//!     .load()?;
+//! let vip = Vip::tcp("203.0.113.1:443".parse().unwrap());
+//! katran.add_vip(vip, VipFlags::empty())?;
+//! katran.add_real(vip, Real::new("198.51.100.1".parse().unwrap()).weight(3))?;
+//! katran.add_real(vip, Real::new("198.51.100.2".parse().unwrap()))?;
+//! katran.attach("eth0", XdpMode::Auto)?;
+//! # Ok::<(), katran::Error>(())
+//! ```
+//!
+//! Needs Linux 5.15 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
+//!
+//! # Features
+//! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
 
+mod attach;
 mod config;
+mod decap;
+mod environment;
 mod error;
+mod katran;
+mod maps;
+mod ring;
+mod skel;
 mod state;
+mod sys;
 mod types;
 
+pub use attach::Attachment;
+pub use attach::XdpMode;
 pub use config::Builder;
 pub use config::Encapsulation;
 pub use config::Features;
 pub use config::FlowTableKind;
+pub use config::MapMemory;
+pub use config::MemoryEstimate;
+pub use decap::Decap;
+pub use decap::DecapBuilder;
+pub use decap::DecapCounters;
 pub use error::Error;
 pub use error::Result;
+pub use katran::Answer;
+pub use katran::CallbackId;
+pub use katran::Choice;
+pub use katran::Count;
+pub use katran::Counters;
+pub use katran::CpuCounters;
+pub use katran::DropReason;
+pub use katran::DropReasons;
+pub use katran::EncapFailures;
+pub use katran::FlowTableCounters;
+pub use katran::IcmpCounters;
+pub use katran::Katran;
+pub use katran::LibraryCounters;
+pub use katran::MapUse;
+pub use katran::RealCounters;
+pub use katran::Reason;
+pub use katran::RingDrops;
+pub use katran::Simulation;
+pub use katran::Totals;
+pub use katran::Verdict;
+pub use katran::VipCounters;
+pub use ring::Endpoint;
+pub use ring::Ring;
+pub use ring::RingSize;
+pub use ring::backend_hash;
 pub use state::BalancerState;
 pub use state::Changes;
 pub use state::State;

@@ -8,12 +8,17 @@ mod builder;
 mod cpus;
 mod features;
 mod kinds;
+mod memory;
 mod validate;
 
 pub use builder::Builder;
 pub use features::Features;
 pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;
+pub(crate) use memory::FALLBACK_FLOWS;
+pub use memory::MapMemory;
+pub use memory::MemoryEstimate;
+pub(crate) use memory::estimate;
 pub(crate) use validate::Config;
 pub(crate) use validate::ForwardingCpu;
 pub(crate) use validate::check_gateway_mac;

@@ -138,7 +138,6 @@ pub(crate) struct FlowHasher {
     size: RingSize,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for `Katran::real_for_flow`"))]
 impl FlowHasher {
     /// The hasher of a balancer with these settings.
     pub(crate) fn new(max_vips: u32, size: RingSize) -> Self {

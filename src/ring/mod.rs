@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+pub(crate) use hash::FlowHasher;
 pub use hash::backend_hash;
 pub use size::RingSize;
 

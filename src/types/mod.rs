@@ -15,6 +15,7 @@ pub(crate) use address::check_real;
 pub(crate) use address::check_vip;
 pub use flow::Flow;
 pub use flow::Protocol;
+pub(crate) use flow::address_bytes;
 pub use mac::MacAddr;
 pub(crate) use names::flag_by_name;
 pub(crate) use names::flag_names;

@@ -1,0 +1,196 @@
+//! XDP attachments of one program: on which interfaces, in which mode.
+//!
+//! Each is a BPF link that this process owns, so it ends with the process at the latest, and a
+//! foreign program is never replaced.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+
+use crate::Error;
+use crate::Result;
+use crate::maps::kernel_error;
+use crate::sys::link;
+use crate::sys::program;
+
+/// Where in the receive path the program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum XdpMode {
+    /// [`Native`](Self::Native) where the driver has it, else [`Generic`](Self::Generic).
+    #[default]
+    Auto,
+    /// In the driver, before the kernel makes a socket buffer: the fast one.
+    Native,
+    /// In the network stack: any interface, several times slower.
+    Generic,
+    /// On the network card. Always refused: no card's offload has the maps of maps that rings
+    /// and flow tables are made of.
+    Offload,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offload => "offload",
+        })
+    }
+}
+
+/// An attachment in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Attachment {
+    /// The interface's name when it was attached.
+    pub interface: String,
+    /// The interface's index in its network namespace.
+    pub index: u32,
+    /// The mode in force: native or generic, never auto.
+    pub mode: XdpMode,
+}
+
+/// The attachments of one program; all are detached on drop.
+#[derive(Debug, Default)]
+pub(crate) struct Attachments {
+    attached: Vec<(Attachment, OwnedFd)>,
+}
+
+impl Attachments {
+    /// Attaches `program` to an interface of the calling thread's network namespace.
+    pub(crate) fn attach(
+        &mut self,
+        program: BorrowedFd<'_>,
+        interface: &str,
+        mode: XdpMode,
+    ) -> Result<Attachment> {
+        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
+            interface: interface.to_owned(),
+        })?;
+        if self.find(interface).is_some() {
+            return Err(Error::AlreadyExists {
+                what: format!("the attachment to {interface}"),
+            });
+        }
+        if mode == XdpMode::Offload {
+            return Err(Error::Unsupported {
+                what: format!("XDP offload on {interface}"),
+                reason: "network cards offer no maps of maps: use native or auto mode",
+            });
+        }
+        refuse_foreign(interface, index)?;
+        let (mode, link) = match mode {
+            XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
+            XdpMode::Native => (XdpMode::Native, native(program, interface, index)?),
+            _ => match link::attach(program, index, link::XDP_FLAGS_DRV_MODE) {
+                Ok(link) => (XdpMode::Native, link),
+                Err(error) if is_final(&error) => return Err(refused(interface, index, error)),
+                Err(error) => {
+                    log::warn!("{interface}: no native XDP ({error}), using generic mode");
+                    (XdpMode::Generic, generic(program, interface, index)?)
+                }
+            },
+        };
+        let attachment = Attachment {
+            interface: interface.to_owned(),
+            index,
+            mode,
+        };
+        self.attached.push((attachment.clone(), link));
+        Ok(attachment)
+    }
+
+    /// Detaches from one interface, by the name it had when it was attached.
+    pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
+        let position = self.find(interface).ok_or_else(|| Error::NotFound {
+            what: format!("an attachment to {interface}"),
+        })?;
+        self.attached.remove(position);
+        Ok(())
+    }
+
+    /// Detaches from all interfaces.
+    pub(crate) fn clear(&mut self) {
+        self.attached.clear();
+    }
+
+    /// The attachments in force.
+    pub(crate) fn list(&self) -> impl Iterator<Item = &Attachment> {
+        self.attached.iter().map(|(attachment, _)| attachment)
+    }
+
+    fn find(&self, interface: &str) -> Option<usize> {
+        self.list()
+            .position(|attachment| attachment.interface == interface)
+    }
+}
+
+fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+    link::attach(program, index, link::XDP_FLAGS_DRV_MODE).map_err(|error| {
+        if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+            Error::Unsupported {
+                what: format!("native XDP on {interface}"),
+                reason: "its driver has none: use XdpMode::Generic or XdpMode::Auto",
+            }
+        } else {
+            refused(interface, index, error)
+        }
+    })
+}
+
+fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+    link::attach(program, index, link::XDP_FLAGS_SKB_MODE)
+        .map_err(|error| refused(interface, index, error))
+}
+
+/// Whether generic mode would be refused for the same reason.
+fn is_final(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::ENODEV | libc::EBUSY | libc::EEXIST)
+    )
+}
+
+fn refuse_foreign(interface: &str, index: u32) -> Result<()> {
+    let present = link::present(index)
+        .map_err(|error| kernel_error("ask for the XDP programs of", interface, error))?;
+    let id = [present.native, present.generic, present.offloaded]
+        .into_iter()
+        .find(|id| *id != 0);
+    match id {
+        None => Ok(()),
+        Some(program_id) => Err(Error::ForeignProgram {
+            interface: interface.to_owned(),
+            program_id,
+            program_name: program::by_id(program_id)
+                .and_then(|fd| program::info(std::os::fd::AsFd::as_fd(&fd)))
+                .map(|info| info.name)
+                .unwrap_or_default(),
+        }),
+    }
+}
+
+fn refused(interface: &str, index: u32, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        // Somebody else was faster since we looked.
+        Some(libc::EBUSY | libc::EEXIST) => refuse_foreign(interface, index)
+            .err()
+            .unwrap_or_else(|| kernel_error("attach XDP to", interface, error)),
+        Some(libc::ENODEV) => Error::NoSuchInterface {
+            interface: interface.to_owned(),
+        },
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => kernel_error(
+            "attach XDP in native mode (the MTU may be too large for one page: lower it, set \
+             frags, or use generic mode) to",
+            interface,
+            error,
+        ),
+        _ => kernel_error("attach XDP to", interface, error),
+    }
+}

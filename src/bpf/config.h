@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Load-time constants of the balancer, set by the library before the verifier sees the program.
+ * The verifier knows their values, so what they turn off is gone from the translated program.
+ */
+#pragma once
+
+#include "shared.h"
+
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+
+const volatile __u32 features = 0;
+/* The largest frame that is forwarded, Ethernet header included. */
+const volatile __u32 max_frame = 1514;
+const volatile __u32 ring_size = 65537;
+/* Start values of the flow hash: max_vips * ring_size, and max_vips. */
+const volatile __u32 hash_seed = 0;
+const volatile __u32 hash_seed_v6 = 0;
+const volatile __u64 udp_timeout = 30000000000ull; /* ns */
+const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
+/* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
+ * first three quarters of an IPv6 address. */
+const volatile __u16 ipip_source_v4 = 0;
+const volatile __u32 ipip_source_v6[3] = {};
+const volatile __u8 frags = 0;
+
+/* Written by the control side at any time. */
+struct live live SEC(".data.live") = {};
+
+const volatile struct constants constants = {};
+
+static __always_inline bool feature(__u32 bit)
+{
+	return features & bit;
+}

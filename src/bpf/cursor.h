@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* A position in the packet that is checked against the packet's end each time it moves. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+struct cursor {
+	void *position;
+	void *end;
+};
+
+static __always_inline struct cursor cursor_of(struct xdp_md *ctx)
+{
+	return (struct cursor){
+		.position = (void *)(long)ctx->data,
+		.end = (void *)(long)ctx->data_end,
+	};
+}
+
+/* The next `size` bytes, or NULL if the packet has fewer left. */
+static __always_inline void *cursor_take(struct cursor *cursor, const __u32 size)
+{
+	void *taken = cursor->position;
+
+	if (taken + size > cursor->end)
+		return NULL;
+	cursor->position = taken + size;
+	return taken;
+}
+
+/* Six bytes of a MAC address in one register, as they lie in memory. Two wide accesses instead
+ * of the six that the packed struct ethhdr would make of a copy. */
+static __always_inline __u64 mac_load(const void *from)
+{
+	return *(const __u32 *)from | (__u64)*(const __u16 *)(from + 4) << 32;
+}
+
+static __always_inline void mac_store(void *to, __u64 mac)
+{
+	*(__u32 *)to = mac;
+	*(__u16 *)(to + 4) = mac >> 32;
+}

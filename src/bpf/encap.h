@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * IP in IP (RFC 2003, RFC 2473, RFC 4213): the packet goes unchanged behind an outer header to
+ * the real. The outer source is made up per flow, so that the backend's receive-side scaling,
+ * which sees only the outer header, spreads flows over its queues.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "csum.h"
+#include "cursor.h"
+#include "parse.h"
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+
+#define OUTER_TTL 64
+
+/* What the outer header is made from. */
+struct encap {
+	__u32 source[4]; /* the flow's source address; all 0 when it does not count */
+	__be16 source_port;
+	__u16 l3_length; /* of the inner packet, as in its header */
+	__u8 tos;
+};
+
+/* The length of the inner IP packet with its header. */
+static __always_inline __u16 inner_length(const struct encap *encap, bool v6)
+{
+	return v6 ? encap->l3_length + sizeof(struct ipv6hdr) : encap->l3_length;
+}
+
+/* To the gateway; from the address that the frame came to. Both are loaded before the outer
+ * header overwrites the old Ethernet header. */
+struct macs {
+	__u64 gateway;
+	__u64 own;
+};
+
+static __always_inline void write_eth(struct ethhdr *eth, const struct macs *macs, __be16 type)
+{
+	mac_store(eth->h_dest, macs->gateway);
+	mac_store(eth->h_source, macs->own);
+	eth->h_proto = type;
+}
+
+/* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
+ * outer IP header follows it. */
+static __always_inline struct ethhdr *grow(const struct run *run, const __u32 size)
+{
+	struct cursor cursor;
+
+	if (bpf_xdp_adjust_head(run->ctx, -(int)size))
+		return NULL;
+	cursor = cursor_of(run->ctx);
+	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
+}
+
+static __always_inline int encap_v4(const struct run *run, const struct encap *encap,
+				    const struct macs *macs, const struct real *real, bool v6)
+{
+	/* The last two bytes of the flow's source address, of either family. */
+	const __u16 tail = (v6 ? encap->source[3] : encap->source[0]) >> 16;
+	struct iphdr outer = {
+		.version = 4,
+		.ihl = sizeof(struct iphdr) / 4,
+		.tos = encap->tos,
+		.tot_len = bpf_htons(inner_length(encap, v6) + sizeof(struct iphdr)),
+		.ttl = OUTER_TTL,
+		.protocol = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
+		/* Both halves as they lie in memory; the port's bytes come in swapped. */
+		.saddr = ipip_source_v4 |
+			 (__u32)(__u16)(tail ^ __builtin_bswap16(encap->source_port)) << 16,
+		.daddr = *(const __u32 *)real->address,
+	};
+	struct ethhdr *eth;
+
+	outer.check = csum_ipv4(&outer);
+	eth = grow(run, sizeof(outer));
+	if (!eth)
+		return drop(run, DROP_ENCAP_V4);
+	write_eth(eth, macs, bpf_htons(ETH_P_IP));
+	*(struct iphdr *)(eth + 1) = outer;
+	return XDP_TX;
+}
+
+static __always_inline int encap_v6(const struct run *run, const struct encap *encap,
+				    const struct macs *macs, const struct real *real, bool v6)
+{
+	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
+	const __u32 tail = (v6 ? encap->source[3] : encap->source[0]) ^ encap->source_port;
+	const __u32 *address = (const __u32 *)real->address;
+	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
+	struct ipv6hdr *outer;
+
+	if (!eth)
+		return drop(run, DROP_ENCAP_V6);
+	write_eth(eth, macs, bpf_htons(ETH_P_IPV6));
+	outer = (struct ipv6hdr *)(eth + 1);
+	/* Version, traffic class, and a flow label of 0. */
+	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)encap->tos << 20);
+	outer->payload_len = bpf_htons(inner_length(encap, v6));
+	outer->nexthdr = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	outer->hop_limit = OUTER_TTL;
+	outer->saddr.in6_u.u6_addr32[0] = ipip_source_v6[0];
+	outer->saddr.in6_u.u6_addr32[1] = ipip_source_v6[1];
+	outer->saddr.in6_u.u6_addr32[2] = ipip_source_v6[2];
+	outer->saddr.in6_u.u6_addr32[3] = tail;
+	outer->daddr.in6_u.u6_addr32[0] = address[0];
+	outer->daddr.in6_u.u6_addr32[1] = address[1];
+	outer->daddr.in6_u.u6_addr32[2] = address[2];
+	outer->daddr.in6_u.u6_addr32[3] = address[3];
+	return XDP_TX;
+}
+
+/* Wraps the packet for `real` and sends it out of the interface that it came in on. */
+static __always_inline int encap_and_send(const struct run *run, const struct encap *encap,
+					  const struct real *real, bool v6)
+{
+	struct cursor cursor = cursor_of(run->ctx);
+	struct ethhdr *eth = cursor_take(&cursor, sizeof(*eth));
+	struct macs macs = { .gateway = live.gateway_mac };
+
+	if (!eth)
+		return drop(run, DROP_FRAME_TRUNCATED);
+	macs.own = mac_load(eth->h_dest);
+	if (real->flags & REAL_IPV6)
+		return encap_v6(run, encap, &macs, real, v6);
+	return encap_v4(run, encap, &macs, real, v6);
+}

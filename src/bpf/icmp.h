@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * The ICMP messages that the balancer sends itself: echo replies (RFC 792, RFC 4443), and
+ * fragmentation-needed (RFC 1191) / packet-too-big (RFC 4443) for frames above `max_frame`.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "csum.h"
+#include "cursor.h"
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+
+/* Both ICMP versions begin alike. (The system's linux/icmp.h drags in the C library.) */
+struct icmp_header {
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	union {
+		struct {
+			__be16 unused;
+			__be16 mtu;
+		} v4; /* fragmentation needed, RFC 1191 */
+		__be32 mtu_v6; /* packet too big, RFC 4443 */
+	};
+};
+_Static_assert(sizeof(struct icmp_header) == 8, "icmp_header is laid over packets");
+
+#define ICMPV4_ECHO_REPLY 0
+#define ICMPV4_UNREACHABLE 3
+#define ICMPV4_ECHO_REQUEST 8
+#define ICMPV4_CODE_FRAGMENTATION_NEEDED 4
+#define ICMPV6_UNREACHABLE 1
+#define ICMPV6_TOO_BIG 2
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+#define REPLY_TTL 64
+/* Bytes of the packet that a too-big message quotes. */
+#define TOO_BIG_QUOTE_V4 84
+#define TOO_BIG_QUOTE_V6 248
+#define TOO_BIG_HEADERS_V4 (sizeof(struct iphdr) + sizeof(struct icmp_header))
+#define TOO_BIG_HEADERS_V6 (sizeof(struct ipv6hdr) + sizeof(struct icmp_header))
+
+static __always_inline void swap_macs(struct ethhdr *eth)
+{
+	const __u64 destination = mac_load(eth->h_dest);
+
+	mac_store(eth->h_dest, mac_load(eth->h_source));
+	mac_store(eth->h_source, destination);
+}
+
+static __always_inline int echo_reply_v4(const struct run *run, struct ethhdr *eth,
+					 struct iphdr *ip, struct icmp_header *icmp)
+{
+	__u16 *type_and_code = (__u16 *)icmp;
+	const __u16 request = *type_and_code;
+	const __be32 source = ip->saddr;
+
+	note_step(run, STEP_ICMP_ECHO);
+	run->counters->echo_v4++;
+	icmp->type = ICMPV4_ECHO_REPLY;
+	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
+	ip->saddr = ip->daddr;
+	ip->daddr = source;
+	ip->ttl = REPLY_TTL;
+	ip->check = 0;
+	ip->check = csum_ipv4(ip);
+	swap_macs(eth);
+	return XDP_TX;
+}
+
+static __always_inline int echo_reply_v6(const struct run *run, struct ethhdr *eth,
+					 struct ipv6hdr *ip, struct icmp_header *icmp)
+{
+	__u16 *type_and_code = (__u16 *)icmp;
+	const __u16 request = *type_and_code;
+	const struct in6_addr source = ip->saddr;
+
+	note_step(run, STEP_ICMP_ECHO);
+	run->counters->echo_v6++;
+	icmp->type = ICMPV6_ECHO_REPLY;
+	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
+	ip->saddr = ip->daddr;
+	ip->daddr = source;
+	ip->hop_limit = REPLY_TTL;
+	swap_macs(eth);
+	return XDP_TX;
+}
+
+/* Cuts the frame to the quoted bytes, makes room for `headers` bytes in front of them, and puts
+ * the Ethernet header, turned round, before those. NULL if it cannot; else the new frame, whole. */
+static __always_inline struct ethhdr *reshape(const struct run *run, const __u32 quote,
+					      const __u32 headers)
+{
+	const int kept = sizeof(struct ethhdr) + quote;
+	struct cursor cursor;
+	struct ethhdr *eth;
+
+	if (bpf_xdp_adjust_tail(run->ctx, kept - (int)run->length) ||
+	    bpf_xdp_adjust_head(run->ctx, -(int)headers))
+		return NULL;
+	cursor = cursor_of(run->ctx);
+	eth = cursor_take(&cursor, headers + kept);
+	if (!eth)
+		return NULL;
+	*eth = *(struct ethhdr *)((void *)eth + headers);
+	swap_macs(eth);
+	return eth;
+}
+
+static __always_inline int too_big_v4(const struct run *run)
+{
+	struct ethhdr *eth;
+	struct iphdr *ip, *quoted;
+	struct icmp_header *icmp;
+
+	run->counters->too_big_v4++;
+	eth = reshape(run, TOO_BIG_QUOTE_V4, TOO_BIG_HEADERS_V4);
+	if (!eth)
+		return drop(run, DROP_REPLY_FAILED);
+	ip = (struct iphdr *)(eth + 1);
+	icmp = (struct icmp_header *)(ip + 1);
+	quoted = (struct iphdr *)(icmp + 1);
+	*ip = (struct iphdr){
+		.version = 4,
+		.ihl = sizeof(*ip) / 4,
+		.tot_len = bpf_htons(TOO_BIG_HEADERS_V4 + TOO_BIG_QUOTE_V4),
+		.ttl = REPLY_TTL,
+		.protocol = IPPROTO_ICMP,
+		.saddr = quoted->daddr,
+		.daddr = quoted->saddr,
+	};
+	ip->check = csum_ipv4(ip);
+	*icmp = (struct icmp_header){
+		.type = ICMPV4_UNREACHABLE,
+		.code = ICMPV4_CODE_FRAGMENTATION_NEEDED,
+		.v4.mtu = bpf_htons(max_frame - sizeof(*eth)),
+	};
+	icmp->checksum = ~csum_fold(
+		bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + TOO_BIG_QUOTE_V4, 0));
+	return XDP_TX;
+}
+
+static __always_inline int too_big_v6(const struct run *run)
+{
+	const __u16 payload = sizeof(struct icmp_header) + TOO_BIG_QUOTE_V6;
+	struct ethhdr *eth;
+	struct ipv6hdr *ip, *quoted;
+	struct icmp_header *icmp;
+	__u32 sum;
+
+	run->counters->too_big_v6++;
+	eth = reshape(run, TOO_BIG_QUOTE_V6, TOO_BIG_HEADERS_V6);
+	if (!eth)
+		return drop(run, DROP_REPLY_FAILED);
+	ip = (struct ipv6hdr *)(eth + 1);
+	icmp = (struct icmp_header *)(ip + 1);
+	quoted = (struct ipv6hdr *)(icmp + 1);
+	*ip = (struct ipv6hdr){
+		.version = 6,
+		.payload_len = bpf_htons(payload),
+		.nexthdr = IPPROTO_ICMPV6,
+		.hop_limit = REPLY_TTL,
+		.saddr = quoted->daddr,
+		.daddr = quoted->saddr,
+	};
+	*icmp = (struct icmp_header){
+		.type = ICMPV6_TOO_BIG,
+		.mtu_v6 = bpf_htonl(max_frame - sizeof(*eth)),
+	};
+	/* Pseudo header (RFC 8200, 8.1): both addresses, the length, the next header. */
+	sum = bpf_htons(payload) + bpf_htons(IPPROTO_ICMPV6);
+	sum = bpf_csum_diff(NULL, 0, (void *)&ip->saddr, 2 * sizeof(struct in6_addr), sum);
+	sum = bpf_csum_diff(NULL, 0, (void *)icmp, payload, sum);
+	icmp->checksum = ~csum_fold(sum);
+	return XDP_TX;
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* From a flow to its VIP, and from a VIP's ring to a real. */
+#pragma once
+
+#include "config.h"
+#include "maps.h"
+#include "parse.h"
+
+/* The VIP of the packet's destination; NULL if none. A hit by anything but address and port
+ * makes the flow's destination port 0, unless the VIP keeps both ports or hashes by it. */
+static __always_inline struct vip *find_vip(struct packet *packet, __u32 *number)
+{
+	struct vip_key key = {
+		.port = packet->flow.destination_port,
+		.protocol = packet->flow.protocol,
+		.family = packet->flow.family,
+	};
+	struct vip_prefix_key prefix = {
+		.prefix_length = 32 + (packet->flow.family == FAMILY_V4 ? 32 : 128),
+		.port = key.port,
+		.protocol = key.protocol,
+		.family = key.family,
+	};
+	bool exact = true;
+	struct vip *vip;
+	__u32 *found;
+
+	__builtin_memcpy(key.address, packet->flow.destination, sizeof(key.address));
+	found = bpf_map_lookup_elem(&vips, &key);
+	if (!found) {
+		exact = false;
+		if (live.prefix_vips) {
+			__builtin_memcpy(prefix.address, key.address, sizeof(key.address));
+			found = bpf_map_lookup_elem(&prefix_vips, &prefix);
+		}
+	}
+	if (!found && live.any_port_vips) {
+		key.port = 0;
+		found = bpf_map_lookup_elem(&vips, &key);
+	}
+	if (!found && live.any_port_prefix_vips) {
+		__builtin_memcpy(prefix.address, key.address, sizeof(key.address));
+		prefix.port = 0;
+		found = bpf_map_lookup_elem(&prefix_vips, &prefix);
+	}
+	if (!found)
+		return NULL;
+	*number = *found;
+	vip = bpf_map_lookup_elem(&vip_info, number);
+	if (vip && !exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
+		packet->flow.destination_port = 0;
+	return vip;
+}
+
+static __always_inline __u32 rotate(__u32 word, int bits)
+{
+	return word << bits | word >> (32 - bits);
+}
+
+/* Bob Jenkins' lookup3 (2006), as hashword() with `initval` added to every start value. */
+struct lookup3 {
+	__u32 a, b, c;
+};
+
+static __always_inline struct lookup3 lookup3_start(__u32 bytes, __u32 initval)
+{
+	const __u32 start = 0xdeadbeef + bytes + initval;
+
+	return (struct lookup3){ start, start, start };
+}
+
+static __always_inline void lookup3_mix(struct lookup3 *s)
+{
+	s->a -= s->c, s->a ^= rotate(s->c, 4), s->c += s->b;
+	s->b -= s->a, s->b ^= rotate(s->a, 6), s->a += s->c;
+	s->c -= s->b, s->c ^= rotate(s->b, 8), s->b += s->a;
+	s->a -= s->c, s->a ^= rotate(s->c, 16), s->c += s->b;
+	s->b -= s->a, s->b ^= rotate(s->a, 19), s->a += s->c;
+	s->c -= s->b, s->c ^= rotate(s->b, 4), s->b += s->a;
+}
+
+static __always_inline __u32 lookup3_finish(struct lookup3 *s)
+{
+	s->c ^= s->b, s->c -= rotate(s->b, 14);
+	s->a ^= s->c, s->a -= rotate(s->c, 11);
+	s->b ^= s->a, s->b -= rotate(s->a, 25);
+	s->c ^= s->b, s->c -= rotate(s->b, 16);
+	s->a ^= s->c, s->a -= rotate(s->c, 4);
+	s->b ^= s->a, s->b -= rotate(s->a, 14);
+	s->c ^= s->b, s->c -= rotate(s->b, 24);
+	return s->c;
+}
+
+static __always_inline __u32 hash_two(__u32 first, __u32 second)
+{
+	struct lookup3 state = lookup3_start(8, hash_seed);
+
+	state.a += first;
+	state.b += second;
+	return lookup3_finish(&state);
+}
+
+/* The flow hash of the spec, over the source address and both ports. */
+static __always_inline __u32 hash_flow(const __u32 source[4], __be16 source_port,
+				       __be16 destination_port, bool v6)
+{
+	const __u32 ports = source_port | (__u32)destination_port << 16;
+	struct lookup3 state;
+
+	if (!v6)
+		return hash_two(source[0], ports);
+	state = lookup3_start(16, hash_seed_v6);
+	state.a += source[0];
+	state.b += source[1];
+	state.c += source[2];
+	lookup3_mix(&state);
+	state.a += source[3];
+	return hash_two(lookup3_finish(&state), ports);
+}
+
+/* The real number in the slot of ring `ring` that `hash` falls on; 0 if there is none. */
+static __always_inline __u32 ring_real(__u32 ring, __u32 hash)
+{
+	const __u32 chunk_number = ring / RINGS_PER_CHUNK;
+	const __u32 element = ring % RINGS_PER_CHUNK;
+	__u32 slot = hash % ring_size;
+	__u16 *slots;
+	void *chunk;
+
+	chunk = bpf_map_lookup_elem(&rings, &chunk_number);
+	if (!chunk)
+		return 0;
+	slots = bpf_map_lookup_elem(chunk, &element);
+	/* The verifier does not follow the remainder; ring_size is read again for it. */
+	if (!slots || slot >= ring_size)
+		return 0;
+	return slots[slot];
+}

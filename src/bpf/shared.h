@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Every type that both the programs and the Rust side see, and nothing else. The Rust side gets
+ * them from the object's BTF, so there is no second definition to keep in step; the sizes are
+ * asserted here and there.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define ADDRESS_BYTES 16
+
+/* Address families, in keys. */
+#define FAMILY_V4 4
+#define FAMILY_V6 6
+
+/* VIP flags that the program acts on; the bits of the library's VipFlags. */
+enum vip_flag {
+	VIP_NO_SRC_PORT = 1 << 0,
+	VIP_LRU_BYPASS = 1 << 1,
+	VIP_DPORT_HASH = 1 << 3,
+	VIP_LOCAL = 1 << 5,
+	VIP_SRC_DST_PORT = 1 << 7,
+	/* Set by the library while a VIP has no reals at all: what its flows remembered is void. */
+	VIP_NO_REALS = 1 << 30,
+};
+
+enum real_flag {
+	REAL_IPV6 = 1 << 0,
+	REAL_LOCAL = 1 << 1,
+};
+
+/* Load-time constants; the bits of the library's Features. */
+enum feature {
+	FEATURE_ICMP_TOO_BIG = 1 << 3,
+	FEATURE_LOCAL_DELIVERY = 1 << 7,
+};
+
+enum ring_constant {
+	/* Rings in one inner map of `rings`; ring r is element r % RINGS_PER_CHUNK of chunk
+	 * r / RINGS_PER_CHUNK. */
+	RINGS_PER_CHUNK = 8,
+	/* The ring of a VIP that has none: no real takes new flows. */
+	RING_NONE = 0x7fffffff,
+};
+
+/* The key of `vips`. IPv4 addresses take the first four bytes of 16. */
+struct vip_key {
+	__u8 address[ADDRESS_BYTES];
+	__be16 port;
+	__u8 protocol;
+	__u8 family;
+};
+_Static_assert(sizeof(struct vip_key) == 20, "vip_key is copied byte by byte");
+
+/* The key of `prefix_vips`: all but the address's tail has to match. */
+struct vip_prefix_key {
+	__u32 prefix_length; /* bits after this field: 32 and the address prefix's length */
+	__be16 port;
+	__u8 protocol;
+	__u8 family;
+	__u8 address[ADDRESS_BYTES];
+};
+_Static_assert(sizeof(struct vip_prefix_key) == 24, "vip_prefix_key is copied byte by byte");
+
+/* What packets need to know of a VIP. Both halves are read and written as one word, so that a
+ * packet sees flags and ring of the same moment. */
+struct vip {
+	__u32 flags;
+	__u32 ring;
+} __attribute__((aligned(8)));
+_Static_assert(sizeof(struct vip) == 8, "a vip is switched by one store");
+
+struct real {
+	__u8 address[ADDRESS_BYTES];
+	/* 0: nobody has this number. Written last when a number is given out, first when it is
+	 * taken back. */
+	__u32 generation;
+	__u8 flags;
+	__u8 reserved[3];
+};
+_Static_assert(sizeof(struct real) == 24, "a real is an array element");
+
+struct flow_key {
+	__u8 source[ADDRESS_BYTES];
+	__u8 destination[ADDRESS_BYTES];
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 family;
+	__u8 reserved[2];
+};
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key is hashed byte by byte");
+
+struct flow_entry {
+	__u32 real;
+	__u32 generation;
+	__u64 time; /* ns, coarse monotonic clock; UDP only */
+};
+_Static_assert(sizeof(struct flow_entry) == 16, "flow_entry is a map value");
+
+struct count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct vip_counters {
+	struct count forwarded;
+};
+
+struct real_counters {
+	struct count forwarded;
+	__u64 misses;
+};
+
+/* Why a frame was dropped. The library has a name for each. */
+enum drop_reason {
+	DROP_NONE,
+	DROP_FRAME_TRUNCATED,
+	DROP_IPV4_TRUNCATED,
+	DROP_IPV4_OPTIONS,
+	DROP_IPV4_FRAGMENT,
+	DROP_IPV6_TRUNCATED,
+	DROP_IPV6_FRAGMENT,
+	DROP_ICMP_TRUNCATED,
+	DROP_QUOTE_TRUNCATED,
+	DROP_QUOTE_OPTIONS,
+	DROP_TRANSPORT_TRUNCATED,
+	DROP_TOO_BIG,
+	DROP_RING_EMPTY,
+	DROP_RING_UNKNOWN_REAL,
+	DROP_ENCAP_V4,
+	DROP_ENCAP_V6,
+	DROP_REPLY_FAILED,
+	DROP_REASONS,
+};
+
+/* All counters that belong to no VIP or real: one record a CPU, found by one lookup a packet. */
+struct counters {
+	struct count tx;
+	struct count pass;
+	struct count drop;
+	__u64 flow_packets;
+	__u64 flow_misses;
+	__u64 flow_miss_syn;
+	__u64 flow_miss_non_syn;
+	__u64 flow_fallback;
+	__u64 local;
+	__u64 echo_v4;
+	__u64 echo_v6;
+	__u64 too_big_v4;
+	__u64 too_big_v6;
+	__u64 ptb_v4;
+	__u64 ptb_v4_small;
+	__u64 ptb_v6;
+	__u64 ptb_v6_small;
+	__u64 drops[DROP_REASONS];
+	/* The flood guard's present window. */
+	__u64 window_start; /* ns, coarse monotonic clock */
+	__u64 window_flows;
+};
+
+/* What the control side changes while packets flow; everything else is a load-time constant. */
+struct live {
+	__u64 gateway_mac; /* six bytes as in a frame, then two zero bytes: one load, one store */
+	__u32 watched_vip; /* the number of the VIP whose misses count per real, plus one; 0: none */
+	__u32 any_port_vips; /* how many there are: none, no lookup */
+	__u32 prefix_vips;
+	__u32 any_port_prefix_vips;
+};
+
+/* Which step decided, for the explaining twin of the program. */
+enum step {
+	STEP_NONE,
+	STEP_NOT_IP,
+	STEP_ICMP_ECHO,
+	STEP_ICMP_OTHER,
+	STEP_NOT_TRANSPORT,
+	STEP_NO_VIP,
+	STEP_TOO_BIG,
+	STEP_FLOW_TABLE,
+	STEP_RING,
+};
+
+/* What the explaining twin found out about its last frame. */
+struct explanation {
+	__u32 vip; /* plus one; 0: none */
+	__u32 real; /* 0: none */
+	enum step step;
+	enum drop_reason drop;
+};
+
+/* Brings the constants above into the object's BTF, and so to the Rust side. */
+struct constants {
+	enum vip_flag vip;
+	enum real_flag real;
+	enum feature feature;
+	enum ring_constant ring;
+};
+
+/* The backend's decapsulator. */
+struct decap_counters {
+	__u64 total;
+	__u64 ipip_v4; /* outer IPv4 */
+	__u64 ipip_v6; /* outer IPv6 */
+	__u64 drop_truncated;
+	__u64 drop_options;
+	__u64 drop_fragment;
+	__u64 drop_head;
+	__u64 foreign; /* tunnelled, but to another destination: passed, strict destination */
+};

@@ -1,0 +1,198 @@
+//! What the maps take, before anything is loaded.
+//!
+//! The kernel accounts a map by its type's `map_mem_usage` (Linux, kernel/bpf/arraymap.c and
+//! hashtab.c), shown as `memlock` in the descriptor's fdinfo; these are the same sums.
+
+use std::fmt;
+
+use super::Builder;
+use super::Config;
+use crate::Result;
+use crate::maps::RINGS_PER_CHUNK;
+use crate::maps::max_chunks;
+use crate::maps::ring_bytes;
+use crate::skel::katran::types;
+
+/// Flows in the table that CPUs without a table of their own share.
+pub(crate) const FALLBACK_FLOWS: u32 = 4096;
+
+const PAGE: u64 = 4096;
+/// The kernel's head of an array, of a hash, and of each element and bucket of a hash.
+const ARRAY_HEAD: u64 = 384;
+const HASH_HEAD: u64 = 512;
+const HASH_ELEMENT: u64 = 48;
+const HASH_BUCKET: u64 = 16;
+const TRIE_NODE: u64 = 40;
+
+/// Memory of one map, or of all maps of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MapMemory {
+    /// The map's name, as `bpftool map` shows it.
+    pub name: &'static str,
+    /// How many elements it can have, over all maps of this name.
+    pub entries: u64,
+    /// Bytes right after loading.
+    pub at_load: u64,
+    /// Bytes when it is full.
+    pub at_capacity: u64,
+}
+
+/// What the maps of a balancer will take, by map.
+///
+/// Prints as a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    maps: Vec<MapMemory>,
+}
+
+impl MemoryEstimate {
+    /// The maps, largest first. Maps of features that are off are not there.
+    pub fn maps(&self) -> &[MapMemory] {
+        &self.maps
+    }
+
+    /// Bytes of all maps right after loading.
+    pub fn at_load(&self) -> u64 {
+        self.maps.iter().map(|map| map.at_load).sum()
+    }
+
+    /// Bytes of all maps when everything is full.
+    pub fn at_capacity(&self) -> u64 {
+        self.maps.iter().map(|map| map.at_capacity).sum()
+    }
+}
+
+impl fmt::Display for MemoryEstimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KIB: u64 = 1024;
+        writeln!(
+            f,
+            "{:<16} {:>10} {:>14} {:>14}",
+            "map", "entries", "at load, KiB", "when full, KiB"
+        )?;
+        for map in &self.maps {
+            writeln!(
+                f,
+                "{:<16} {:>10} {:>14} {:>14}",
+                map.name,
+                map.entries,
+                map.at_load.div_ceil(KIB),
+                map.at_capacity.div_ceil(KIB)
+            )?;
+        }
+        write!(
+            f,
+            "{:<16} {:>10} {:>14} {:>14}",
+            "total",
+            "",
+            self.at_load().div_ceil(KIB),
+            self.at_capacity().div_ceil(KIB)
+        )
+    }
+}
+
+impl Builder {
+    /// Tells what the maps will take, by map, before anything is loaded.
+    ///
+    /// Kernel memory, as the kernel accounts it; the process itself takes a fraction of that.
+    ///
+    /// # Errors
+    /// As [`Builder::load`] does for settings: [`Error::InvalidConfig`](crate::Error) and
+    /// [`Error::Unsupported`](crate::Error).
+    ///
+    /// ```
+    /// use katran::Katran;
+    ///
+    /// let builder = Katran::builder()
+    ///     .gateway_mac("0a:00:00:00:00:fe".parse()?)
+    ///     .flow_table_size(1_000_000);
+    /// println!("{}", builder.memory_estimate()?);
+    /// # Ok::<(), katran::Error>(())
+    /// ```
+    pub fn memory_estimate(&self) -> Result<MemoryEstimate> {
+        Ok(estimate(
+            &self.clone().validate()?,
+            super::cpus::Topology::read()?.possible.len() as u64,
+        ))
+    }
+}
+
+/// The estimate for checked settings on a machine with so many possible CPUs.
+pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
+    let vips = u64::from(config.max_vips);
+    let reals = u64::from(config.max_reals) + 1;
+    let tables = config.forwarding_cpus.len() as u64;
+    let flows = u64::from(config.flows_per_cpu);
+    let chunk = ARRAY_HEAD.next_multiple_of(PAGE)
+        + page(u64::from(RINGS_PER_CHUNK) * u64::from(ring_bytes(config.ring_size)));
+    let chunks = u64::from(max_chunks(config.max_vips.into()));
+    let flow = size_of::<types::flow_key>() as u64 + size_of::<types::flow_entry>() as u64;
+    let fixed = |name, entries, bytes| MapMemory {
+        name,
+        entries,
+        at_load: bytes,
+        at_capacity: bytes,
+    };
+    let mut maps = vec![
+        fixed("flows", tables * flows, tables * lru(flows, flow)),
+        fixed(
+            "fallback_flows",
+            FALLBACK_FLOWS.into(),
+            lru(FALLBACK_FLOWS.into(), flow),
+        ),
+        fixed("flow_tables", cpus, ARRAY_HEAD + 8 * cpus),
+        MapMemory {
+            name: "ring_chunk",
+            entries: chunks * u64::from(RINGS_PER_CHUNK),
+            at_load: chunk,
+            at_capacity: chunks * chunk,
+        },
+        fixed("rings", chunks, ARRAY_HEAD + 8 * chunks),
+        fixed(
+            "vips",
+            vips,
+            HASH_HEAD + buckets(vips) + (vips + cpus) * (HASH_ELEMENT + 24 + 8),
+        ),
+        MapMemory {
+            name: "prefix_vips",
+            entries: vips,
+            at_load: 0,
+            // A leaf for each, and an inner node for each branching.
+            at_capacity: 2 * vips * (TRIE_NODE + 24),
+        },
+        fixed("vip_info", vips, mappable(vips, 8)),
+        fixed("reals", reals, mappable(reals, 24)),
+        fixed("vip_counters", vips, per_cpu(vips, 16, cpus)),
+        fixed("real_counters", reals, per_cpu(reals, 24, cpus)),
+        fixed(
+            "counters",
+            1,
+            per_cpu(1, size_of::<types::counters>() as u64, cpus),
+        ),
+        fixed("explanations", 1, ARRAY_HEAD + 16),
+        fixed("data and rodata", 2, 2 * mappable(1, 8)),
+    ];
+    maps.sort_by_key(|map| std::cmp::Reverse(map.at_capacity));
+    MemoryEstimate { maps }
+}
+
+fn page(bytes: u64) -> u64 {
+    bytes.next_multiple_of(PAGE)
+}
+
+fn mappable(entries: u64, value: u64) -> u64 {
+    page(ARRAY_HEAD) + page(entries * value)
+}
+
+fn per_cpu(entries: u64, value: u64, cpus: u64) -> u64 {
+    ARRAY_HEAD + entries * 8 + entries * value * cpus
+}
+
+fn buckets(entries: u64) -> u64 {
+    entries.next_power_of_two() * HASH_BUCKET
+}
+
+fn lru(entries: u64, key_and_value: u64) -> u64 {
+    HASH_HEAD + buckets(entries) + entries * (HASH_ELEMENT + key_and_value)
+}

@@ -1,0 +1,123 @@
+//! What this machine and this process can do: kernel release, privileges, free memory.
+//!
+//! Asked before and after a refusal, so that an error can say what to do instead of an errno.
+
+use std::fs;
+
+use nix::sys::utsname::uname;
+
+use crate::Error;
+use crate::Result;
+
+/// The oldest kernel that has all that is used: mappable arrays, inner maps of different sizes,
+/// XDP links, the coarse clock, batch calls on per-CPU arrays.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+const OLDEST_KERNEL_TEXT: &str = "5.15";
+
+/// The capabilities that loading and attaching need, with their bits (linux/capability.h).
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+/// Stands in for CAP_BPF and CAP_PERFMON.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Refuses a kernel that is too old.
+///
+/// # Errors
+/// [`Error::KernelTooOld`].
+pub(crate) fn check_kernel() -> Result<()> {
+    let name = uname().map_err(|errno| Error::Kernel {
+        operation: "ask for the kernel's release",
+        object: "uname".to_owned(),
+        source: errno.into(),
+    })?;
+    check_release(&name.release().to_string_lossy())
+}
+
+fn check_release(release: &str) -> Result<()> {
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map(|digits| digits.parse().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if found < OLDEST_KERNEL {
+        return Err(Error::KernelTooOld {
+            what: "the balancer",
+            found: release.to_owned(),
+            needed: OLDEST_KERNEL_TEXT,
+        });
+    }
+    Ok(())
+}
+
+/// Which needed capabilities this thread lacks, for an error's text.
+pub(crate) fn missing_capabilities() -> String {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    match effective_capabilities(&status) {
+        Some(effective) => missing_of(effective),
+        None => "cannot tell, /proc is not mounted".to_owned(),
+    }
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn missing_of(effective: u64) -> String {
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(name, bit)| !has(*bit) && (*name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        "none; a security module or a container's seccomp profile refuses".to_owned()
+    } else {
+        missing.join(", ")
+    }
+}
+
+/// Bytes that can be had without swapping, from `/proc/meminfo`; `None` if it does not say.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        assert!(check_release("5.15.0-1-amd64").is_ok());
+        assert!(check_release("6.1.0").is_ok());
+        assert!(check_release("10.0").is_ok());
+        for old in ["5.4.0", "4.19.0-27", "5.14.21", "nonsense"] {
+            assert!(
+                matches!(check_release(old), Err(Error::KernelTooOld { .. })),
+                "{old}"
+            );
+        }
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(missing_of(0), "CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF");
+        assert_eq!(missing_of(1 << CAP_SYS_ADMIN), "CAP_NET_ADMIN");
+        assert_eq!(missing_of(1 << 39 | 1 << 12), "CAP_PERFMON");
+        assert!(missing_of(u64::MAX).starts_with("none"));
+        assert_eq!(
+            effective_capabilities("Name:\tx\nCapEff:\t0000000000001000\n"),
+            Some(0x1000)
+        );
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(available_memory().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,96 @@
+//! The declarative side: making the balancer equal to a [`State`], and describing it as one.
+
+use super::Katran;
+use crate::Changes;
+use crate::Result;
+use crate::State;
+use crate::state::BalancerState;
+use crate::state::Limits;
+use crate::state::Step;
+use crate::state::plan;
+
+impl Katran {
+    /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.
+    ///
+    /// What `wanted` does not change is not touched: its flows, counters and ring stay. Applying
+    /// the same state again changes nothing. Settings that are fixed at load must be those in
+    /// force; a state without balancer settings leaves them alone.
+    ///
+    /// # Errors
+    /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
+    /// `Katran` can have; and what the calls for VIPs and reals return. The whole state is
+    /// checked before the first change; if the kernel then refuses one, those made are undone.
+    pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
+        let before = self.state();
+        let planned = self.note(plan(&before, wanted, self.limits()))?;
+        let mut rehearsal = self.table.clone();
+        for step in &planned.steps {
+            self.note(rehearsal.take_step(step))?;
+        }
+        for step in &planned.steps {
+            if let Err(error) = self.take(step) {
+                self.undo(&before);
+                return Err(error);
+            }
+        }
+        Ok(planned.changes)
+    }
+
+    /// What is configured now. Applying it to a new `Katran` loaded from the same balancer
+    /// settings makes an equal one.
+    pub fn state(&self) -> State {
+        let mut balancer = BalancerState::of(&self.config);
+        balancer.gateway_mac = Some(self.gateway_mac);
+        let mut state = State::default();
+        state.balancer = Some(balancer);
+        state.vips = self.table.vip_states();
+        state
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_vips: self.config.max_vips.into(),
+            max_reals: self.config.max_reals.into(),
+        }
+    }
+
+    fn take(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::SetGatewayMac(mac) => self.set_gateway_mac(*mac),
+            Step::SetSource(address) => {
+                self.set_source(*address);
+                Ok(())
+            }
+            Step::SetVipFlags(vip, flags) => self.set_vip_flags(*vip, *flags),
+            Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
+            Step::RemoveVip(vip) => self.remove_vip(*vip),
+            Step::AddVip { vip, flags, hash } => self.add_vip_with(*vip, *flags, *hash),
+            Step::ModifyReals { vip, changes } => self.modify_reals(*vip, changes),
+            Step::SetRealFlags(address, flags) => self.set_real_flags(*address, *flags),
+        }
+    }
+
+    /// Goes back to `before`, as far as the kernel lets it.
+    fn undo(&mut self, before: &State) {
+        let back = match plan(&self.state(), before, self.limits()) {
+            Ok(back) => back,
+            Err(error) => {
+                log::error!("cannot undo a state that was applied in part: {error}");
+                return;
+            }
+        };
+        for step in &back.steps {
+            if let Err(error) = self.take(step) {
+                log::error!("cannot undo a change of a state that was applied in part: {error}");
+            }
+        }
+    }
+
+    /// Keeps an outer source address; IP-in-IP makes its own and has no use for it.
+    fn set_source(&mut self, address: std::net::IpAddr) {
+        match address {
+            std::net::IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
+            std::net::IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
+        }
+    }
+}

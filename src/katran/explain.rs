@@ -1,0 +1,392 @@
+//! What would happen to a frame, and to a flow.
+//!
+//! [`Katran::simulate`] runs the program's explaining twin, compiled from the same walk and
+//! sharing every map, on a frame. [`Katran::real_for_flow`] only reads.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::PoisonError;
+
+use nix::sched::CpuSet;
+use nix::sched::sched_getaffinity;
+use nix::sched::sched_setaffinity;
+use nix::time::ClockId;
+use nix::unistd::Pid;
+
+use super::DropReason;
+use super::Katran;
+use crate::Error;
+use crate::Flow;
+use crate::Protocol;
+use crate::Result;
+use crate::Ring;
+use crate::Vip;
+use crate::VipFlags;
+use crate::ring::Endpoint;
+use crate::skel::katran::types;
+use crate::skel::katran::types::step;
+use crate::sys::program;
+use crate::types::address_bytes;
+
+/// The shortest frame that the kernel's test run takes: an Ethernet header.
+const SHORTEST: usize = 14;
+/// The longest frame that it takes without `frags`: a page, less the kernel's headroom and the
+/// space that it keeps behind the frame.
+const LONGEST: usize = 4096 - 256 - 320;
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "UPPERCASE"))]
+pub enum Verdict {
+    /// Sent out of the interface it came in on.
+    Tx,
+    /// Passed to the host's network stack.
+    Pass,
+    /// Dropped.
+    Drop,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tx => "TX",
+            Self::Pass => "PASS",
+            Self::Drop => "DROP",
+        })
+    }
+}
+
+/// Which step of the walk decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Neither IPv4 nor IPv6: passed.
+    NotIp,
+    /// An ICMP echo request: answered.
+    IcmpEcho,
+    /// ICMP of another kind: passed.
+    IcmpOther,
+    /// Neither TCP nor UDP: passed.
+    NotTransport,
+    /// No VIP at this address, port and protocol: passed.
+    NotAVip,
+    /// Above `max_frame`: answered with an ICMP message.
+    TooBig,
+    /// The flow table named the real.
+    FlowTable,
+    /// The ring named the real.
+    Ring,
+    /// Dropped, for this reason.
+    Dropped(DropReason),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotIp => f.write_str("not IP"),
+            Self::IcmpEcho => f.write_str("ICMP echo"),
+            Self::IcmpOther => f.write_str("other ICMP"),
+            Self::NotTransport => f.write_str("neither TCP nor UDP"),
+            Self::NotAVip => f.write_str("not a VIP"),
+            Self::TooBig => f.write_str("too big"),
+            Self::FlowTable => f.write_str("flow table"),
+            Self::Ring => f.write_str("ring"),
+            Self::Dropped(reason) => write!(f, "dropped: {reason}"),
+        }
+    }
+}
+
+/// What the program made of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Simulation {
+    /// What became of it.
+    pub verdict: Verdict,
+    /// The frame as it left the program; of a dropped one, as it was when it was dropped.
+    pub frame: Vec<u8>,
+    /// The VIP it belongs to, if any.
+    pub vip: Option<Vip>,
+    /// The real it was sent to, if any.
+    pub real: Option<IpAddr>,
+    /// Which step decided.
+    pub reason: Reason,
+}
+
+/// How the real of a flow is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Choice {
+    /// The flow table of this CPU remembers it.
+    FlowTable {
+        /// The CPU.
+        cpu: u32,
+    },
+    /// The table that CPUs without one of their own share remembers it.
+    FallbackTable,
+    /// The ring.
+    Ring,
+}
+
+/// Which real a flow belongs to, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The VIP.
+    pub vip: Vip,
+    /// The real; `None` if no real takes new flows of the VIP.
+    pub real: Option<IpAddr>,
+    /// What decided.
+    pub choice: Choice,
+}
+
+impl Katran {
+    /// Runs the loaded program on a frame as if it had arrived: counters and tables move.
+    ///
+    /// The frame begins with its Ethernet header. It runs on the first forwarding CPU, so that
+    /// frames of one flow find its entry. What runs is the program's explaining twin: the same
+    /// walk with the same maps, which also notes what it decided.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the frame is longer than a program without `frags` can be given
+    /// (3,520 bytes); [`Error::Kernel`].
+    ///
+    /// ```no_run
+    /// # fn f(katran: &katran::Katran, frame: &[u8]) -> katran::Result<()> {
+    /// let simulation = katran.simulate(frame)?;
+    /// println!("{} by {}", simulation.verdict, simulation.reason);
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias = "KatranSimulator")]
+    pub fn simulate(&self, frame: &[u8]) -> Result<Simulation> {
+        if frame.len() < SHORTEST {
+            // No driver hands such a frame to a program, and the kernel does not either.
+            return Ok(Simulation {
+                verdict: Verdict::Drop,
+                frame: frame.to_vec(),
+                vip: None,
+                real: None,
+                reason: Reason::Dropped(DropReason::FrameTruncated),
+            });
+        }
+        if frame.len() > LONGEST && !self.config.frags {
+            return Err(Error::Unsupported {
+                what: format!("a frame of {} bytes", frame.len()),
+                reason: "without frags the kernel gives the program at most 3,520 bytes",
+            });
+        }
+        let _alone = self
+            .explaining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (ran, explanation) = self.on_first_cpu(|| {
+            let ran = self.kernel.check(
+                "run on a frame",
+                "katran_explain",
+                program::run(std::os::fd::AsFd::as_fd(&self.explainer), frame),
+            )?;
+            let explanation =
+                self.kernel
+                    .check("read", "explanations", self.maps.explanations.lookup(&0))?;
+            Ok((ran, explanation.unwrap_or_default()))
+        })?;
+        let verdict = match ran.action {
+            libbpf_sys::XDP_TX => Verdict::Tx,
+            libbpf_sys::XDP_PASS => Verdict::Pass,
+            _ => Verdict::Drop,
+        };
+        Ok(Simulation {
+            verdict,
+            frame: ran.frame,
+            vip: self.vip_numbered(explanation.vip),
+            real: self.real_numbered(explanation.real),
+            reason: reason(&explanation),
+        })
+    }
+
+    /// Which real the packets of a flow go to now, without a trace: no counter moves, no entry
+    /// is made. `None` if no VIP covers the destination.
+    ///
+    /// A packet of the flow that is neither a SYN nor in need of fragmenting is meant. Entries
+    /// are looked for in the tables of all CPUs, for it is the network card that decides on
+    /// which one the flow arrives.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if source and destination are of different families;
+    /// [`Error::Kernel`].
+    #[doc(alias = "getRealForFlow")]
+    pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
+        let source = flow.source.ip().to_canonical();
+        let destination = flow.destination.ip().to_canonical();
+        if source.is_ipv4() != destination.is_ipv4() {
+            return Err(Error::InvalidConfig {
+                setting: "flow",
+                value: flow.to_string(),
+                reason: "source and destination must be of one address family".to_owned(),
+            });
+        }
+        let Some(found) = self
+            .table
+            .resolve(destination, flow.destination.port(), flow.protocol)
+        else {
+            return Ok(None);
+        };
+        let flags = found.entry.flags;
+        let keeps_port = VipFlags::DPORT_HASH | VipFlags::SRC_DST_PORT;
+        let destination_port = if found.exact || flags.intersects(keeps_port) {
+            flow.destination.port()
+        } else {
+            0
+        };
+        let source_port = if flags.contains(VipFlags::NO_SRC_PORT) {
+            0
+        } else {
+            flow.source.port()
+        };
+        if !flags.contains(VipFlags::LRU_BYPASS) && !found.entry.reals.is_empty() {
+            let key = types::flow_key {
+                source: address_bytes(source),
+                destination: address_bytes(destination),
+                source_port: source_port.to_be(),
+                destination_port: destination_port.to_be(),
+                protocol: flow.protocol.number(),
+                family: if source.is_ipv4() { 4 } else { 6 },
+                ..Default::default()
+            };
+            if let Some((real, choice)) = self.remembered(&key, flow.protocol)? {
+                return Ok(Some(Answer {
+                    vip: found.vip,
+                    real: Some(real),
+                    choice,
+                }));
+            }
+        }
+        let by_port = flags.contains(VipFlags::DPORT_HASH);
+        let (hashed, hashed_port) = match (by_port, source) {
+            (false, _) => (source, source_port),
+            (true, IpAddr::V4(_)) => (std::net::Ipv4Addr::UNSPECIFIED.into(), destination_port),
+            (true, IpAddr::V6(_)) => (std::net::Ipv6Addr::UNSPECIFIED.into(), destination_port),
+        };
+        let slot = self.hasher.slot(hashed, hashed_port, destination_port);
+        let endpoints: Vec<Endpoint> = self
+            .table
+            .endpoints(found.entry)
+            .into_iter()
+            .map(|endpoint| Endpoint::new(endpoint.number.0, endpoint.address, endpoint.weight))
+            .collect();
+        let ring = Ring::build(found.entry.hash_function, self.ring_size, &endpoints)?;
+        Ok(Some(Answer {
+            vip: found.vip,
+            real: self.real_numbered(ring.slots()[slot as usize].into()),
+            choice: Choice::Ring,
+        }))
+    }
+
+    /// The real that some flow table remembers for this key.
+    fn remembered(
+        &self,
+        key: &types::flow_key,
+        protocol: Protocol,
+    ) -> Result<Option<(IpAddr, Choice)>> {
+        let of_cpus = self
+            .maps
+            .flow_tables
+            .iter()
+            .map(|table| (&table.map, Choice::FlowTable { cpu: table.cpu }));
+        let tables = of_cpus.chain([(&self.maps.fallback_flows, Choice::FallbackTable)]);
+        for (table, choice) in tables {
+            let entry = self
+                .kernel
+                .check("look into", "a flow table", table.lookup(key))?;
+            if let Some(entry) = entry
+                && let Some(real) = self.real_of(&entry, protocol)?
+            {
+                return Ok(Some((real, choice)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The real of an entry; `None` if the program would not use the entry.
+    fn real_of(&self, entry: &types::flow_entry, protocol: Protocol) -> Result<Option<IpAddr>> {
+        let Some(address) = self.real_numbered(entry.real) else {
+            return Ok(None);
+        };
+        let alive = self
+            .table
+            .real(address)
+            .is_some_and(|real| real.generation == entry.generation);
+        if !alive {
+            return Ok(None);
+        }
+        if protocol == Protocol::Udp {
+            let now = self.kernel.check(
+                "read",
+                "the monotonic clock",
+                ClockId::CLOCK_MONOTONIC_COARSE
+                    .now()
+                    .map_err(std::io::Error::from),
+            )?;
+            let now = std::time::Duration::from(now).as_nanos() as u64;
+            if now.saturating_sub(entry.time) > self.config.udp_timeout.as_nanos() as u64 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(address))
+    }
+
+    /// Runs `f` on the first forwarding CPU, so that it meets that CPU's flow table.
+    fn on_first_cpu<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let this_thread = Pid::from_raw(0);
+        let before = self.kernel.check(
+            "ask for the CPUs of",
+            "this thread",
+            sched_getaffinity(this_thread).map_err(std::io::Error::from),
+        )?;
+        let mut first = CpuSet::new();
+        let cpu = self
+            .config
+            .forwarding_cpus
+            .first()
+            .map_or(0, |place| place.cpu);
+        let set = first.set(cpu as usize);
+        let pinned = set.and_then(|()| sched_setaffinity(this_thread, &first));
+        // A process that may not run there still gets its answer, from another CPU's table.
+        if let Err(errno) = pinned {
+            log::warn!("cannot run on CPU {cpu} ({errno}): simulating on another one");
+        }
+        let result = f();
+        if let Err(errno) = sched_setaffinity(this_thread, &before) {
+            log::warn!("cannot return to the CPUs of this thread: {errno}");
+        }
+        result
+    }
+
+    fn vip_numbered(&self, plus_one: u32) -> Option<Vip> {
+        self.table
+            .vips()
+            .find(|(_, entry)| u32::from(entry.number.0) + 1 == plus_one)
+            .map(|(vip, _)| *vip)
+    }
+
+    fn real_numbered(&self, number: u32) -> Option<IpAddr> {
+        let number = u16::try_from(number).ok()?;
+        self.table.address_of(crate::RealNumber(number))
+    }
+}
+
+fn reason(explanation: &types::explanation) -> Reason {
+    if let Some(dropped) = DropReason::from_number(explanation.drop.0 as usize) {
+        return Reason::Dropped(dropped);
+    }
+    match explanation.step {
+        step::STEP_ICMP_ECHO => Reason::IcmpEcho,
+        step::STEP_ICMP_OTHER => Reason::IcmpOther,
+        step::STEP_NOT_TRANSPORT => Reason::NotTransport,
+        step::STEP_NO_VIP => Reason::NotAVip,
+        step::STEP_TOO_BIG => Reason::TooBig,
+        step::STEP_FLOW_TABLE => Reason::FlowTable,
+        step::STEP_RING => Reason::Ring,
+        _ => Reason::NotIp,
+    }
+}

@@ -1,0 +1,302 @@
+//! From checked settings to a program in the kernel.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use libbpf_rs::OpenMapMut;
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::skel::SkelBuilder;
+use nix::libc;
+
+use super::Katran;
+use super::watch::Callbacks;
+use crate::Builder;
+use crate::Error;
+use crate::Features;
+use crate::Result;
+use crate::attach::Attachments;
+use crate::config::Config;
+use crate::config::FALLBACK_FLOWS;
+use crate::config::ForwardingCpu;
+use crate::config::estimate;
+use crate::environment;
+use crate::maps::FlowTable;
+use crate::maps::KernelCalls;
+use crate::maps::Live;
+use crate::maps::Maps;
+use crate::maps::RealCells;
+use crate::maps::RingStore;
+use crate::maps::VipCells;
+use crate::maps::create_chunk;
+use crate::maps::kernel_error;
+use crate::maps::max_chunks;
+use crate::ring::FlowHasher;
+use crate::ring::RingSize;
+use crate::skel::katran::KatranSkelBuilder;
+use crate::skel::katran::OpenKatranSkel;
+use crate::skel::katran::types;
+use crate::state::Table;
+use crate::sys::map;
+use crate::sys::map::PerCpuArray;
+use crate::sys::map::Spec;
+use crate::sys::map::Typed;
+use crate::sys::map::set_inner;
+use crate::sys::object::VerifierLog;
+
+/// Lines of the verifier's log that an error shows.
+const LOG_LINES: usize = 30;
+
+const _: () = {
+    assert!(Features::ICMP_TOO_BIG.bits() == types::feature::FEATURE_ICMP_TOO_BIG.0 as u32);
+    assert!(Features::LOCAL_DELIVERY.bits() == types::feature::FEATURE_LOCAL_DELIVERY.0 as u32);
+};
+
+impl Builder {
+    /// Checks the configuration, then loads: the kernel's verifier runs here.
+    ///
+    /// Needs no interface and attaches nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] and [`Error::Unsupported`] for settings;
+    /// [`Error::KernelTooOld`], [`Error::BpfUnavailable`], [`Error::Privilege`] and
+    /// [`Error::InsufficientMemory`] for what the machine lacks; [`Error::Verifier`] if the
+    /// kernel rejects the program; [`Error::Kernel`] for any other refusal. Nothing stays in the
+    /// kernel then.
+    pub fn load(self) -> Result<Katran> {
+        let config = self.validate()?;
+        environment::check_kernel()?;
+        let cpus = map::possible_cpus()
+            .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+        let needed = estimate(&config, cpus as u64).at_load();
+        if let Some(available) = environment::available_memory()
+            && needed > available
+        {
+            return Err(Error::InsufficientMemory {
+                what: "the maps together".to_owned(),
+                needed,
+                available,
+            });
+        }
+        let ring_size = RingSize::try_from(config.ring_size)?;
+        let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
+
+        let first_chunk = create_chunk(config.ring_size)
+            .map_err(|error| map_error("ring_chunk", needed, error))?;
+        let flow_tables = flow_tables(&config)?;
+        let mut storage = MaybeUninit::uninit();
+        let mut open = KatranSkelBuilder::default()
+            .open(&mut storage)
+            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        size_maps(&mut open, &config, cpus as u32, &first_chunk, &flow_tables)
+            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+        set_constants(&mut open, &config, &hasher)?;
+        let mut flags = 0;
+        if config.frags {
+            flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
+        }
+        open.progs.katran.set_flags(flags);
+        open.progs.katran_explain.set_flags(flags);
+        let logs = [
+            ("katran", VerifierLog::of(&mut open.progs.katran)),
+            (
+                "katran_explain",
+                VerifierLog::of(&mut open.progs.katran_explain),
+            ),
+        ];
+        let loaded = open.load();
+        let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
+
+        let from = &skel.maps;
+        let maps = (|| {
+            Ok(Maps {
+                vips: Typed::new(own(&from.vips)?)?,
+                prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
+                vip_cells: VipCells::new(own(&from.vip_info)?, config.max_vips.into())?,
+                real_cells: RealCells::new(own(&from.reals)?, config.max_reals.into())?,
+                rings: RingStore::new(
+                    own(&from.rings)?,
+                    first_chunk,
+                    config.ring_size,
+                    config.max_vips.into(),
+                )?,
+                live: Live::new(own(&from.data_live)?)?,
+                counters: PerCpuArray::new(own(&from.counters)?)?,
+                vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
+                real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
+                explanations: Typed::new(own(&from.explanations)?)?,
+                flow_tables,
+                flow_tables_outer: own(&from.flow_tables)?,
+                fallback_flows: Typed::new(own(&from.fallback_flows)?)?,
+            })
+        })()
+        .map_err(|error| kernel_error("take over", "the maps", error))?;
+        let inner: Vec<_> = maps
+            .flow_tables
+            .iter()
+            .map(|table| (table.cpu, table.map.as_fd()))
+            .collect();
+        set_inner(maps.flow_tables_outer.as_fd(), &inner)
+            .map_err(|error| kernel_error("put the flow tables into", "flow_tables", error))?;
+        let program =
+            own(&skel.progs.katran).map_err(|error| kernel_error("take over", "katran", error))?;
+        let explainer = own(&skel.progs.katran_explain)
+            .map_err(|error| kernel_error("take over", "katran_explain", error))?;
+        maps.live.set_gateway_mac(config.gateway_mac);
+        Ok(Katran {
+            gateway_mac: config.gateway_mac,
+            table: Table::new(config.max_vips, config.max_reals),
+            hasher,
+            ring_size,
+            rings: vec![None; config.max_vips.into()],
+            attachments: Attachments::default(),
+            maps,
+            program,
+            explainer,
+            explaining: Mutex::new(()),
+            kernel: KernelCalls::default(),
+            rejected_addresses: AtomicU64::new(0),
+            watch: None,
+            callbacks: Callbacks::default(),
+            config,
+        })
+    }
+}
+
+/// One LRU hash per forwarding CPU, on that CPU's node.
+fn flow_tables(config: &Config) -> Result<Vec<FlowTable>> {
+    let entries = config.flows_per_cpu;
+    let table = |place: &ForwardingCpu| {
+        let map = map::create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
+            name: "flows",
+            key_size: size_of::<types::flow_key>() as u32,
+            value_size: size_of::<types::flow_entry>() as u32,
+            max_entries: entries,
+            flags: 0,
+            numa_node: place.numa_node,
+        })?;
+        Ok(FlowTable {
+            cpu: place.cpu,
+            entries,
+            map: Typed::new(map)?,
+        })
+    };
+    config
+        .forwarding_cpus
+        .iter()
+        .map(|place| {
+            table(place).map_err(|error| map_error("flows", u64::from(entries) * 120, error))
+        })
+        .collect()
+}
+
+fn size_maps(
+    open: &mut OpenKatranSkel<'_>,
+    config: &Config,
+    cpus: u32,
+    chunk: &OwnedFd,
+    flow_tables: &[FlowTable],
+) -> libbpf_rs::Result<()> {
+    let maps = &mut open.maps;
+    let vips = u32::from(config.max_vips);
+    let reals = u32::from(config.max_reals) + 1;
+    let sizes: [(&mut OpenMapMut<'_>, u32); 9] = [
+        (&mut maps.vips, vips),
+        (&mut maps.prefix_vips, vips),
+        (&mut maps.vip_info, vips),
+        (&mut maps.vip_counters, vips),
+        (&mut maps.reals, reals),
+        (&mut maps.real_counters, reals),
+        (&mut maps.rings, max_chunks(vips)),
+        (&mut maps.flow_tables, cpus),
+        (&mut maps.fallback_flows, FALLBACK_FLOWS),
+    ];
+    for (map, entries) in sizes {
+        map.set_max_entries(entries)?;
+    }
+    maps.rings.set_inner_map_fd(chunk.as_fd())?;
+    // At least one CPU forwards, so there is a table to show the kernel.
+    if let Some(table) = flow_tables.first() {
+        maps.flow_tables.set_inner_map_fd(table.map.as_fd())?;
+    }
+    Ok(())
+}
+
+fn set_constants(
+    open: &mut OpenKatranSkel<'_>,
+    config: &Config,
+    hasher: &FlowHasher,
+) -> Result<()> {
+    let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
+        return Err(Error::Unsupported {
+            what: "the BPF object without constants".to_owned(),
+            reason: "it was not built by this crate's build script",
+        });
+    };
+    let (seed, seed_v6) = hasher.seeds();
+    constants.features = config.features.bits();
+    constants.max_frame = config.max_frame;
+    constants.ring_size = config.ring_size;
+    constants.hash_seed = seed;
+    constants.hash_seed_v6 = seed_v6;
+    constants.udp_timeout = config.udp_timeout.as_nanos() as u64;
+    constants.flood_threshold = config.flood_threshold.into();
+    let [a, b, ..] = config.ipip_source_v4.octets();
+    constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);
+    let source_v6 = config.ipip_source_v6.octets();
+    for (word, bytes) in constants.ipip_source_v6.iter_mut().zip(source_v6.chunks(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    constants.frags = config.frags.into();
+    Ok(())
+}
+
+/// A descriptor of our own, so that libbpf's object can go.
+fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
+    of.as_fd().try_clone_to_owned()
+}
+
+pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<io::Error>()
+            && let Some(errno) = io.raw_os_error()
+        {
+            return io::Error::from_raw_os_error(errno);
+        }
+        source = inner.source();
+    }
+    io::Error::other(error.to_string())
+}
+
+/// The error for a map that the kernel refused to make.
+fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::E2BIG) => Error::InsufficientMemory {
+            what: format!("map {name}"),
+            needed,
+            available: environment::available_memory().unwrap_or(0),
+        },
+        _ => kernel_error("make", name, error),
+    }
+}
+
+/// The error for an object that did not load: a program's log says whether it was the verifier.
+fn load_error(logs: &[(&'static str, VerifierLog)], needed: u64, error: io::Error) -> Error {
+    let rejected = logs
+        .iter()
+        .map(|(program, log)| (*program, log.tail(LOG_LINES)))
+        .find(|(_, log)| !log.is_empty());
+    match rejected {
+        Some((program, log)) if error.raw_os_error() != Some(libc::EPERM) => Error::Verifier {
+            program,
+            log,
+            source: error,
+        },
+        _ => map_error("of the balancer", needed, error),
+    }
+}

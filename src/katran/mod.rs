@@ -1,0 +1,241 @@
+//! The balancer as its owner sees it. One file an area of calls; all of them change the table
+//! first on paper, then the kernel, then for good.
+
+mod apply;
+mod counters;
+mod explain;
+mod load;
+mod reals;
+mod vips;
+mod watch;
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+pub use counters::Count;
+pub use counters::Counters;
+pub use counters::CpuCounters;
+pub use counters::DropReason;
+pub use counters::DropReasons;
+pub use counters::EncapFailures;
+pub use counters::FlowTableCounters;
+pub use counters::IcmpCounters;
+pub use counters::LibraryCounters;
+pub use counters::MapUse;
+pub use counters::RealCounters;
+pub use counters::RingDrops;
+pub use counters::Totals;
+pub use counters::VipCounters;
+pub use explain::Answer;
+pub use explain::Choice;
+pub use explain::Reason;
+pub use explain::Simulation;
+pub use explain::Verdict;
+pub(crate) use load::into_io;
+pub use watch::CallbackId;
+
+use crate::Attachment;
+use crate::Builder;
+use crate::Error;
+use crate::MacAddr;
+use crate::Result;
+use crate::XdpMode;
+use crate::attach::Attachments;
+use crate::config::Config;
+use crate::config::check_gateway_mac;
+use crate::maps::KernelCalls;
+use crate::maps::Maps;
+use crate::maps::settle;
+use crate::ring::FlowHasher;
+use crate::ring::RingSize;
+use crate::state::Table;
+
+/// A loaded balancer: the program in the kernel, its maps, and where it is attached.
+///
+/// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
+/// process that dies does the same. Methods that change something take `&mut self`, those that
+/// read take `&self`; it is [`Send`] and [`Sync`].
+///
+/// ```no_run
+/// use katran::Katran;
+/// use katran::Real;
+/// use katran::Vip;
+/// use katran::VipFlags;
+/// use katran::XdpMode;
+///
+/// let mut katran = Katran::builder()
+///     .gateway_mac("0a:00:00:00:00:fe".parse()?)
+///     .load()?;
+/// let vip = Vip::tcp("203.0.113.1:443".parse().unwrap());
+/// katran.add_vip(vip, VipFlags::empty())?;
+/// katran.add_real(vip, Real::new("198.51.100.1".parse().unwrap()))?;
+/// let attachment = katran.attach("eth0", XdpMode::Auto)?;
+/// println!("balancing on {} in {} mode", attachment.interface, attachment.mode);
+/// # Ok::<(), katran::Error>(())
+/// ```
+#[doc(alias = "KatranLb")]
+#[must_use = "a balancer is gone when its handle is dropped"]
+pub struct Katran {
+    config: Config,
+    gateway_mac: MacAddr,
+    table: Table,
+    hasher: FlowHasher,
+    ring_size: RingSize,
+    /// The ring in force of each VIP, by its number.
+    rings: Vec<Option<crate::maps::RingSlot>>,
+    // Detached before the maps go.
+    attachments: Attachments,
+    maps: Maps,
+    program: OwnedFd,
+    explainer: OwnedFd,
+    /// One frame at a time through the explaining twin.
+    explaining: Mutex<()>,
+    kernel: KernelCalls,
+    rejected_addresses: AtomicU64,
+    watch: Option<watch::Watch>,
+    callbacks: watch::Callbacks,
+}
+
+impl Katran {
+    /// Settings to load a balancer with, all at their defaults.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Attaches the program to an interface of the calling thread's network namespace.
+    ///
+    /// One `Katran` may be attached to several interfaces; they share everything, and a frame
+    /// leaves by the interface it came in on.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
+    /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
+    /// [`Error::Unsupported`] if the driver lacks the mode; [`Error::Privilege`];
+    /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode.
+    #[doc(alias = "attachBpfProgs")]
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        self.attachments
+            .attach(self.program.as_fd(), interface, mode)
+    }
+
+    /// Detaches the program from one interface, by the name it had when it was attached.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if this `Katran` is not attached there.
+    #[doc(alias = "detachBpfProgs")]
+    pub fn detach(&mut self, interface: &str) -> Result<()> {
+        self.attachments.detach(interface)
+    }
+
+    /// Detaches the program from all interfaces.
+    pub fn detach_all(&mut self) {
+        self.attachments.clear();
+    }
+
+    /// Where the program is attached, in the order of attaching.
+    pub fn interfaces(&self) -> Vec<Attachment> {
+        self.attachments.list().cloned().collect()
+    }
+
+    /// The program that is attached, for embedders with an attachment mechanism of their own.
+    #[doc(alias = "getKatranProgFd")]
+    pub fn program_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// Bytes of the attached program after the verifier has removed what is off; 8 an
+    /// instruction.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel does not tell.
+    pub fn program_size(&self) -> Result<u32> {
+        self.kernel
+            .check(
+                "ask for the size of",
+                "katran",
+                crate::sys::program::info(self.program.as_fd()),
+            )
+            .map(|info| info.translated_bytes)
+    }
+
+    /// A map of the program by its name, for embedders that read it themselves; `None` if there
+    /// is none of that name. Names are those of [`MemoryEstimate`](crate::MemoryEstimate).
+    ///
+    /// Whoever writes to one gives up what this library promises.
+    #[doc(alias = "getBpfMapFdByName")]
+    pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let maps = &self.maps;
+        Some(match name {
+            "vips" => maps.vips.as_fd(),
+            "prefix_vips" => maps.prefix_vips.as_fd(),
+            "vip_info" => maps.vip_cells.as_fd(),
+            "reals" => maps.real_cells.as_fd(),
+            "rings" => maps.rings.outer().as_fd(),
+            "counters" => maps.counters.as_fd(),
+            "vip_counters" => maps.vip_counters.as_fd(),
+            "real_counters" => maps.real_counters.as_fd(),
+            "explanations" => maps.explanations.as_fd(),
+            "flow_tables" => maps.flow_tables_outer.as_fd(),
+            "fallback_flows" => maps.fallback_flows.as_fd(),
+            ".data.live" => maps.live.as_fd(),
+            _ => return None,
+        })
+    }
+
+    /// The flow table of one forwarding CPU; `None` if that CPU has none.
+    pub fn flow_table_fd(&self, cpu: u32) -> Option<BorrowedFd<'_>> {
+        let of_cpu = |table: &&crate::maps::FlowTable| table.cpu == cpu;
+        let table = self.maps.flow_tables.iter().find(of_cpu)?;
+        Some(table.map.as_fd())
+    }
+
+    /// The Ethernet address that encapsulated frames are sent to.
+    #[doc(alias = "getMac")]
+    pub fn gateway_mac(&self) -> MacAddr {
+        self.gateway_mac
+    }
+
+    /// Sends encapsulated frames to another Ethernet address from now on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it is not a unicast address.
+    #[doc(alias = "changeMac")]
+    pub fn set_gateway_mac(&mut self, mac: MacAddr) -> Result<()> {
+        check_gateway_mac(mac)?;
+        self.maps.live.set_gateway_mac(mac);
+        self.gateway_mac = mac;
+        Ok(())
+    }
+
+    /// Waits until no packet sees what has been taken out of use, so that its numbers and places
+    /// can be given out again.
+    fn settle(&mut self) -> Result<()> {
+        settle(&self.kernel)?;
+        self.maps.rings.settled();
+        self.table.settle();
+        Ok(())
+    }
+
+    /// Counts an address that was refused.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::InvalidAddress { .. }) = &result {
+            self.rejected_addresses
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl fmt::Debug for Katran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Katran")
+            .field("vips", &self.table.vips().len())
+            .field("reals", &self.table.reals().len())
+            .field("interfaces", &self.attachments)
+            .finish_non_exhaustive()
+    }
+}

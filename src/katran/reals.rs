@@ -1,0 +1,212 @@
+//! Reals: adding, removing, weights, flags; and with them the rings.
+
+use std::net::IpAddr;
+
+use super::Katran;
+use crate::HashFunction;
+use crate::Real;
+use crate::RealChange;
+use crate::RealFlags;
+use crate::RealNumber;
+use crate::Result;
+use crate::Ring;
+use crate::Vip;
+use crate::maps::RingSlot;
+use crate::maps::VipCell;
+use crate::ring::Endpoint;
+use crate::skel::katran::types;
+use crate::state;
+
+const _: () = {
+    assert!(RealFlags::IPV6.bits() as i64 == types::real_flag::REAL_IPV6.0 as i64);
+    assert!(RealFlags::LOCAL_REAL.bits() as i64 == types::real_flag::REAL_LOCAL.0 as i64);
+};
+
+impl Katran {
+    /// Adds a real to a VIP, or updates the weight of one that the VIP has.
+    ///
+    /// Weight 0 drains the real: it gets no new flows and keeps those in the flow table.
+    ///
+    /// # Errors
+    /// As [`modify_reals`](Self::modify_reals).
+    #[doc(alias = "addRealForVip")]
+    pub fn add_real(&mut self, vip: Vip, real: Real) -> Result<()> {
+        self.modify_reals(vip, &[RealChange::Add(real)])
+    }
+
+    /// Removes a real from a VIP.
+    ///
+    /// When nothing else names the real, its flows' entries are void at once and its clients go
+    /// to other reals. While another VIP uses it, flows of this VIP that are in the flow table
+    /// stay on it; only a VIP without any real left forgets them all.
+    ///
+    /// # Errors
+    /// As [`modify_reals`](Self::modify_reals).
+    #[doc(alias = "delRealForVip")]
+    pub fn remove_real(&mut self, vip: Vip, address: IpAddr) -> Result<()> {
+        self.modify_reals(vip, &[RealChange::Remove(address)])
+    }
+
+    /// Changes a VIP's reals in one step: packets see the ring before all changes or the one
+    /// after them.
+    ///
+    /// Changes are taken in their order; if several name one address, the last one counts.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such VIP, or for the removal of a real that it does
+    /// not have; [`Error::Exhausted`] beyond `max_reals` (numbers that the batch frees are not
+    /// available to it); [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
+    #[doc(alias = "modifyRealsForVip")]
+    pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
+        let mut staged = self.note(self.table.stage_reals(&vip, changes))?;
+        if staged.unsettled {
+            self.settle()?;
+            staged = self.table.stage_reals(&vip, changes)?;
+        }
+        for record in &staged.added {
+            self.kernel.check(
+                "clear the counters of",
+                &record.address.to_string(),
+                self.maps.real_counters.clear(record.number.get()),
+            )?;
+        }
+        let number = staged.number;
+        let place = usize::from(number.0);
+        let has_reals = !staged.endpoints.is_empty();
+        let ring = if staged.ring_changed {
+            self.write_ring(staged.hash_function, &staged.endpoints)?
+        } else {
+            self.rings[place]
+        };
+
+        // Nothing below can fail. Reals are there before the ring names them, and go after it
+        // has stopped to.
+        for record in &staged.added {
+            self.maps.real_cells.publish(
+                record.number.0,
+                record.address,
+                record.generation,
+                record.flags,
+            );
+        }
+        for record in &staged.reflagged {
+            self.maps
+                .real_cells
+                .set_flags(record.number.0, record.address, record.flags);
+        }
+        let cell = VipCell {
+            flags: staged.flags,
+            has_reals,
+            ring,
+        };
+        self.switch(place, cell);
+        for (_, real) in &staged.released {
+            self.maps.real_cells.withdraw(real.0);
+        }
+        let added = staged.added.clone();
+        let released = staged.released.clone();
+        self.table.commit(staged);
+        self.tell_added(&added);
+        self.tell_removed(&released);
+        Ok(())
+    }
+
+    /// The reals of a VIP with their weights and flags, in the order of their addresses.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    #[doc(alias = "getRealsForVip")]
+    pub fn reals(&self, vip: Vip) -> Result<Vec<Real>> {
+        let entry = self.entry(vip)?;
+        Ok(entry
+            .reals
+            .iter()
+            .map(|(address, weight)| {
+                let flags = self.table.real(*address).map(|entry| entry.flags);
+                Real::new(*address)
+                    .weight(*weight)
+                    .flags(flags.unwrap_or_default())
+            })
+            .collect())
+    }
+
+    /// The number of a real, by which counters and callbacks know it; `None` if nothing names
+    /// this address.
+    #[doc(alias = "getIndexForReal")]
+    pub fn real_index(&self, address: IpAddr) -> Option<RealNumber> {
+        self.table.real_index(address)
+    }
+
+    /// Every real with its number, in the order of their addresses.
+    #[doc(alias = "getNumToRealMap")]
+    pub fn real_numbers(&self) -> Vec<(IpAddr, RealNumber)> {
+        self.table
+            .reals()
+            .map(|(address, entry)| (address, entry.number))
+            .collect()
+    }
+
+    /// Replaces the flags of a real, for all VIPs that use it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if nothing names this address.
+    #[doc(alias = "modifyReal")]
+    pub fn set_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<()> {
+        let staged = self.table.stage_set_real_flags(address, flags)?;
+        let record = staged.record;
+        self.maps
+            .real_cells
+            .set_flags(record.number.0, record.address, record.flags);
+        self.table.commit(staged);
+        Ok(())
+    }
+
+    /// Fills a VIP's ring by another function from now on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "changeHashFunctionForVip")]
+    pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
+        let staged = self.table.stage_set_hash_function(&vip, function)?;
+        if staged.changed {
+            let ring = self.write_ring(function, &staged.endpoints)?;
+            let cell = VipCell {
+                flags: staged.flags,
+                has_reals: !staged.endpoints.is_empty(),
+                ring,
+            };
+            self.switch(staged.number.0.into(), cell);
+        }
+        self.table.commit(staged);
+        Ok(())
+    }
+
+    /// Writes a new ring where no packet reads; none if no endpoint has any weight.
+    fn write_ring(
+        &mut self,
+        function: HashFunction,
+        endpoints: &[state::Endpoint],
+    ) -> Result<Option<RingSlot>> {
+        let endpoints: Vec<Endpoint> = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.weight != 0)
+            .map(|endpoint| Endpoint::new(endpoint.number.0, endpoint.address, endpoint.weight))
+            .collect();
+        if endpoints.is_empty() {
+            return Ok(None);
+        }
+        let ring = Ring::build(function, self.ring_size, &endpoints)?;
+        self.maps.rings.write(&self.kernel, ring.slots()).map(Some)
+    }
+
+    /// Switches packets to a VIP's new ring and gives up the old one.
+    fn switch(&mut self, place: usize, cell: VipCell) {
+        self.maps.vip_cells.set(place as u16, cell);
+        let before = std::mem::replace(&mut self.rings[place], cell.ring);
+        if let Some(before) = before
+            && cell.ring != Some(before)
+        {
+            self.maps.rings.retire(before);
+        }
+    }
+}

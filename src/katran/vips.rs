@@ -1,0 +1,208 @@
+//! VIPs: adding, removing, flags.
+
+use super::Katran;
+use crate::Error;
+use crate::HashFunction;
+use crate::Result;
+use crate::Vip;
+use crate::VipFlags;
+use crate::maps::VipCell;
+use crate::maps::VipKinds;
+use crate::skel::katran::types;
+use crate::types::VipNumber;
+use crate::types::address_bytes;
+
+const _: () = {
+    use types::vip_flag;
+    assert!(VipFlags::NO_SRC_PORT.bits() == vip_flag::VIP_NO_SRC_PORT.0 as u32);
+    assert!(VipFlags::LRU_BYPASS.bits() == vip_flag::VIP_LRU_BYPASS.0 as u32);
+    assert!(VipFlags::DPORT_HASH.bits() == vip_flag::VIP_DPORT_HASH.0 as u32);
+    assert!(VipFlags::LOCAL_VIP.bits() == vip_flag::VIP_LOCAL.0 as u32);
+    assert!(VipFlags::SRC_DST_PORT.bits() == vip_flag::VIP_SRC_DST_PORT.0 as u32);
+    assert!(VipFlags::all().bits() & vip_flag::VIP_NO_REALS.0 as u32 == 0);
+};
+
+impl Katran {
+    /// Adds a VIP, without reals yet: its packets are dropped and counted until it has one.
+    ///
+    /// Its ring will be filled by the function that the balancer was loaded with.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`]; [`Error::Exhausted`] beyond `max_vips`;
+    /// [`Error::InvalidAddress`]; [`Error::Unsupported`] for a flag that this version does not
+    /// have; [`Error::InvalidConfig`] for a flag that does not fit the VIP; [`Error::Kernel`].
+    #[doc(alias = "addVip")]
+    pub fn add_vip(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
+        self.add_vip_with(vip, flags, self.config.hash_function)
+    }
+
+    pub(super) fn add_vip_with(
+        &mut self,
+        vip: Vip,
+        flags: VipFlags,
+        hash: HashFunction,
+    ) -> Result<()> {
+        let mut staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
+        if staged.unsettled {
+            self.settle()?;
+            staged = self.table.stage_add_vip(vip, flags, hash)?;
+        }
+        let number = staged.number;
+        self.kernel.check(
+            "clear the counters of",
+            "vip_counters",
+            self.maps.vip_counters.clear(number.0.into()),
+        )?;
+        let cell = VipCell {
+            flags,
+            has_reals: false,
+            ring: None,
+        };
+        self.maps.vip_cells.set(number.0, cell);
+        // Before the VIP can be found, so that packets look for it.
+        let kinds = self.kinds();
+        self.maps.live.set_vip_kinds(kinds.with(&vip));
+        if let Err(error) = self.insert(&vip, number) {
+            self.maps.live.set_vip_kinds(kinds);
+            return Err(error);
+        }
+        self.table.commit(staged);
+        Ok(())
+    }
+
+    /// Removes a VIP with all its reals; its packets are passed on to the host's stack.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "delVip")]
+    pub fn remove_vip(&mut self, vip: Vip) -> Result<()> {
+        let staged = self.table.stage_remove_vip(&vip)?;
+        self.delete(&vip)?;
+        let number = staged.number;
+        if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
+            self.unwatch_misses();
+        }
+        if let Some(ring) = self.rings[usize::from(number.0)].take() {
+            self.maps.rings.retire(ring);
+        }
+        for (_, real) in &staged.released {
+            self.maps.real_cells.withdraw(real.0);
+        }
+        let released = staged.released.clone();
+        self.table.commit(staged);
+        self.maps.live.set_vip_kinds(self.kinds());
+        self.tell_removed(&released);
+        Ok(())
+    }
+
+    /// All VIPs, in the order of their addresses.
+    #[doc(alias = "getAllVips")]
+    pub fn vips(&self) -> Vec<Vip> {
+        self.table.vips().map(|(vip, _)| *vip).collect()
+    }
+
+    /// The flags of a VIP.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    #[doc(alias = "getVipFlags")]
+    pub fn vip_flags(&self, vip: Vip) -> Result<VipFlags> {
+        self.entry(vip).map(|entry| entry.flags)
+    }
+
+    /// Replaces the flags of a VIP; flows that it knows keep their entries.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
+    /// [`add_vip`](Self::add_vip).
+    #[doc(alias = "modifyVip")]
+    pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
+        let staged = self.table.stage_set_vip_flags(&vip, flags)?;
+        let number = staged.number;
+        let has_reals = !self.entry(vip)?.reals.is_empty();
+        let cell = VipCell {
+            flags,
+            has_reals,
+            ring: self.rings[usize::from(number.0)],
+        };
+        self.maps.vip_cells.set(number.0, cell);
+        self.table.commit(staged);
+        Ok(())
+    }
+
+    /// The function that fills a VIP's ring.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn hash_function(&self, vip: Vip) -> Result<HashFunction> {
+        self.entry(vip).map(|entry| entry.hash_function)
+    }
+
+    pub(super) fn entry(&self, vip: Vip) -> Result<&crate::state::VipEntry> {
+        self.table.vip(&vip).ok_or_else(|| Error::NotFound {
+            what: format!("VIP {vip}"),
+        })
+    }
+
+    fn kinds(&self) -> VipKinds {
+        self.table
+            .vips()
+            .fold(VipKinds::default(), |kinds, (vip, _)| kinds.with(vip))
+    }
+
+    fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
+        let value = u32::from(number.0);
+        let result = if vip.is_prefix() {
+            self.maps.prefix_vips.update(&prefix_key(vip), &value)
+        } else {
+            self.maps.vips.update(&key(vip), &value)
+        };
+        self.kernel.check("add", &vip.to_string(), result)
+    }
+
+    fn delete(&self, vip: &Vip) -> Result<()> {
+        let result = if vip.is_prefix() {
+            self.maps.prefix_vips.delete(&prefix_key(vip))
+        } else {
+            self.maps.vips.delete(&key(vip))
+        };
+        self.kernel
+            .check("remove", &vip.to_string(), result)
+            .map(|_| ())
+    }
+}
+
+impl VipKinds {
+    fn with(mut self, vip: &Vip) -> Self {
+        match (vip.port(), vip.is_prefix()) {
+            (0, true) => self.any_port_prefix += 1,
+            (0, false) => self.any_port += 1,
+            (_, true) => self.prefix += 1,
+            (_, false) => {}
+        }
+        self
+    }
+}
+
+fn family(vip: &Vip) -> u8 {
+    if vip.address().is_ipv4() { 4 } else { 6 }
+}
+
+fn key(vip: &Vip) -> types::vip_key {
+    types::vip_key {
+        address: address_bytes(vip.address()),
+        port: vip.port().to_be(),
+        protocol: vip.protocol().number(),
+        family: family(vip),
+    }
+}
+
+fn prefix_key(vip: &Vip) -> types::vip_prefix_key {
+    types::vip_prefix_key {
+        prefix_length: 32 + u32::from(vip.prefix_length()),
+        port: vip.port().to_be(),
+        protocol: vip.protocol().number(),
+        family: family(vip),
+        address: address_bytes(vip.address()),
+    }
+}

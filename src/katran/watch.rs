@@ -1,0 +1,148 @@
+//! Watching: who tells the host application of reals that come and go, and which VIP's new flows
+//! are counted per real.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use super::Katran;
+use crate::RealNumber;
+use crate::Result;
+use crate::Vip;
+use crate::state::RealRecord;
+
+/// Names a registered callback, to remove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallbackId(u64);
+
+type Callback = Box<dyn FnMut(IpAddr, RealNumber) + Send + Sync>;
+
+/// The registered callbacks.
+#[derive(Default)]
+pub(super) struct Callbacks {
+    last: u64,
+    added: BTreeMap<CallbackId, Callback>,
+    removed: BTreeMap<CallbackId, Callback>,
+}
+
+impl Callbacks {
+    fn next(&mut self) -> CallbackId {
+        self.last += 1;
+        CallbackId(self.last)
+    }
+}
+
+impl fmt::Debug for Callbacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callbacks")
+            .field("added", &self.added.len())
+            .field("removed", &self.removed.len())
+            .finish()
+    }
+}
+
+/// The watched VIP, and each real's misses when the watch began, by the real's number.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) vip: Vip,
+    before: BTreeMap<u32, u64>,
+}
+
+impl Katran {
+    /// Calls `callback` with address and number of each real that something names for the first
+    /// time, after it is in force.
+    ///
+    /// It runs within the call that adds the real, on that call's thread.
+    #[doc(alias = "setRealsIdCallback")]
+    pub fn on_real_added(
+        &mut self,
+        callback: impl FnMut(IpAddr, RealNumber) + Send + Sync + 'static,
+    ) -> CallbackId {
+        let id = self.callbacks.next();
+        self.callbacks.added.insert(id, Box::new(callback));
+        id
+    }
+
+    /// Calls `callback` with address and number of each real that nothing names any more, after
+    /// it is out of force. Its number may be given to another address later.
+    ///
+    /// It runs within the call that removes the real, on that call's thread.
+    pub fn on_real_removed(
+        &mut self,
+        callback: impl FnMut(IpAddr, RealNumber) + Send + Sync + 'static,
+    ) -> CallbackId {
+        let id = self.callbacks.next();
+        self.callbacks.removed.insert(id, Box::new(callback));
+        id
+    }
+
+    /// Removes a callback; `false` if it was removed before.
+    pub fn remove_callback(&mut self, id: CallbackId) -> bool {
+        self.callbacks.added.remove(&id).is_some() | self.callbacks.removed.remove(&id).is_some()
+    }
+
+    /// Counts, from zero, how many new flows of this VIP each real gets, in
+    /// [`RealCounters::misses`](super::RealCounters::misses). Only one VIP is watched at a time;
+    /// this ends the watch of another.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel).
+    #[doc(alias = "setVipLruMissStats")]
+    pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
+        let number = self.entry(vip)?.number;
+        self.maps.live.set_watched_vip(None);
+        self.watch = None;
+        let last = u32::from(self.config.max_reals);
+        let values = self.kernel.check(
+            "read the counters of",
+            "reals",
+            self.maps.real_counters.range(1, last),
+        )?;
+        let before = (1..)
+            .zip(values)
+            .map(|(number, values)| (number, values.iter().map(|value| value.misses).sum()))
+            .filter(|(_, misses)| *misses != 0)
+            .collect();
+        self.watch = Some(Watch { vip, before });
+        self.maps.live.set_watched_vip(Some(number.0));
+        Ok(())
+    }
+
+    /// Ends the watch, if there is one.
+    pub fn unwatch_misses(&mut self) {
+        self.maps.live.set_watched_vip(None);
+        self.watch = None;
+    }
+
+    /// The VIP whose misses are counted.
+    pub fn watched_vip(&self) -> Option<Vip> {
+        self.watch.as_ref().map(|watch| watch.vip)
+    }
+
+    pub(super) fn misses_since_watch(&self, number: u32, misses: u64) -> u64 {
+        let Some(watch) = &self.watch else {
+            return 0;
+        };
+        misses.saturating_sub(watch.before.get(&number).copied().unwrap_or(0))
+    }
+
+    pub(super) fn tell_added(&mut self, records: &[RealRecord]) {
+        for record in records {
+            // The number's counters began anew.
+            if let Some(watch) = &mut self.watch {
+                watch.before.remove(&record.number.get());
+            }
+            for callback in self.callbacks.added.values_mut() {
+                callback(record.address, record.number);
+            }
+        }
+    }
+
+    pub(super) fn tell_removed(&mut self, released: &[(IpAddr, RealNumber)]) {
+        for (address, number) in released {
+            for callback in self.callbacks.removed.values_mut() {
+                callback(*address, *number);
+            }
+        }
+    }
+}

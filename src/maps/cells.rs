@@ -1,0 +1,170 @@
+//! The arrays that packets read and the library writes through shared memory: what a VIP is, what
+//! a real is, and the settings that change while packets flow. No store here is a system call,
+//! so none can fail; the order of stores is what keeps packets right.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::sync::atomic::fence;
+
+use super::RingSlot;
+use crate::MacAddr;
+use crate::RealFlags;
+use crate::VipFlags;
+use crate::skel::katran::types;
+use crate::sys::mapping::Mapping;
+use crate::types::address_bytes;
+
+const _: () = assert!(size_of::<types::vip>() == 8);
+const _: () = assert!(size_of::<types::live>() == 24);
+
+/// What packets see of one VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VipCell {
+    pub(crate) flags: VipFlags,
+    /// Whether the VIP has any real, drained ones included.
+    pub(crate) has_reals: bool,
+    /// The ring in force; none if no real takes new flows.
+    pub(crate) ring: Option<RingSlot>,
+}
+
+/// `vip_info`: one 64-bit word a VIP.
+pub(crate) struct VipCells {
+    map: OwnedFd,
+    memory: Mapping,
+}
+
+impl VipCells {
+    pub(crate) fn new(map: OwnedFd, max_vips: u32) -> io::Result<Self> {
+        let memory = Mapping::new(map.as_fd(), max_vips as usize * size_of::<types::vip>())?;
+        Ok(Self { map, memory })
+    }
+
+    /// Switches what packets see of a VIP, flags and ring together.
+    pub(crate) fn set(&self, number: u16, cell: VipCell) {
+        let no_reals = types::vip_flag::VIP_NO_REALS.0 as u32;
+        let flags = cell.flags.bits() | if cell.has_reals { 0 } else { no_reals };
+        let ring = cell
+            .ring
+            .map_or(types::ring_constant::RING_NONE.0 as u32, |slot| slot.get());
+        // The struct's first field is at the lower address.
+        let word = if cfg!(target_endian = "little") {
+            u64::from(flags) | u64::from(ring) << 32
+        } else {
+            u64::from(ring) | u64::from(flags) << 32
+        };
+        self.memory.u64s()[usize::from(number)].store(word, Ordering::Release);
+    }
+}
+
+impl AsFd for VipCells {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+/// `reals`: six 32-bit words a real: four of address, the generation, the flags.
+pub(crate) struct RealCells {
+    map: OwnedFd,
+    memory: Mapping,
+}
+
+const REAL_WORDS: usize = size_of::<types::real>() / 4;
+const REAL_GENERATION: usize = 4;
+const REAL_FLAGS: usize = 5;
+
+impl RealCells {
+    pub(crate) fn new(map: OwnedFd, max_reals: u32) -> io::Result<Self> {
+        let bytes = (max_reals as usize + 1) * size_of::<types::real>();
+        let memory = Mapping::new(map.as_fd(), bytes)?;
+        Ok(Self { map, memory })
+    }
+
+    fn words(&self, number: u16) -> &[AtomicU32] {
+        let first = usize::from(number) * REAL_WORDS;
+        &self.memory.u32s()[first..first + REAL_WORDS]
+    }
+
+    /// Gives a number to an address. Nothing refers to the number yet, neither a ring nor, under
+    /// this generation, a flow.
+    pub(crate) fn publish(&self, number: u16, address: IpAddr, generation: u32, flags: RealFlags) {
+        let words = self.words(number);
+        for (word, bytes) in words.iter().zip(address_bytes(address).chunks_exact(4)) {
+            let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
+            word.store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        self.set_flags(number, address, flags);
+        fence(Ordering::Release);
+        words[REAL_GENERATION].store(generation, Ordering::Release);
+    }
+
+    /// Sets the flags of a real; the family's bit follows from the address.
+    pub(crate) fn set_flags(&self, number: u16, address: IpAddr, flags: RealFlags) {
+        let mut flags = flags;
+        flags.set(RealFlags::IPV6, address.is_ipv6());
+        let word = u32::from_ne_bytes([flags.bits(), 0, 0, 0]);
+        self.words(number)[REAL_FLAGS].store(word, Ordering::Release);
+    }
+
+    /// Takes a number back: no flow's entry matches it from now on.
+    pub(crate) fn withdraw(&self, number: u16) {
+        self.words(number)[REAL_GENERATION].store(0, Ordering::Release);
+    }
+}
+
+impl AsFd for RealCells {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+/// `live`: what changes while packets flow.
+pub(crate) struct Live {
+    map: OwnedFd,
+    memory: Mapping,
+}
+
+impl Live {
+    pub(crate) fn new(map: OwnedFd) -> io::Result<Self> {
+        let memory = Mapping::new(map.as_fd(), size_of::<types::live>())?;
+        Ok(Self { map, memory })
+    }
+
+    pub(crate) fn set_gateway_mac(&self, mac: MacAddr) {
+        let [a, b, c, d, e, f] = mac.octets();
+        let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        self.memory.u64s()[0].store(word, Ordering::Release);
+    }
+
+    /// Counts misses per real for this VIP number only; `None` for no VIP.
+    pub(crate) fn set_watched_vip(&self, number: Option<u16>) {
+        let word = number.map_or(0, |number| u32::from(number) + 1);
+        self.memory.u32s()[2].store(word, Ordering::Release);
+    }
+
+    /// Tells packets which kinds of VIPs to look for beyond the exact ones.
+    pub(crate) fn set_vip_kinds(&self, kinds: VipKinds) {
+        let words = self.memory.u32s();
+        words[3].store(kinds.any_port, Ordering::Release);
+        words[4].store(kinds.prefix, Ordering::Release);
+        words[5].store(kinds.any_port_prefix, Ordering::Release);
+    }
+}
+
+impl AsFd for Live {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+/// How many VIPs there are of each kind that needs a lookup of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VipKinds {
+    pub(crate) any_port: u32,
+    pub(crate) prefix: u32,
+    pub(crate) any_port_prefix: u32,
+}

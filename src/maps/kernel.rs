@@ -1,0 +1,52 @@
+//! Kernel calls that may fail: counted, and turned into errors that say what was tried.
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use nix::libc;
+
+use crate::Error;
+
+/// Counts failed kernel calls and makes errors of them.
+#[derive(Debug, Default)]
+pub(crate) struct KernelCalls {
+    failed: AtomicU64,
+}
+
+impl KernelCalls {
+    /// How many calls have failed since the balancer was loaded.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Turns the result of a kernel call into one of the crate.
+    pub(crate) fn check<T>(
+        &self,
+        operation: &'static str,
+        object: &str,
+        result: io::Result<T>,
+    ) -> Result<T, Error> {
+        result.map_err(|source| {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            log::warn!("{operation} ({object}): {source}");
+            kernel_error(operation, object, source)
+        })
+    }
+}
+
+/// The error for a refused kernel call.
+pub(crate) fn kernel_error(operation: &'static str, object: &str, source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::Privilege {
+            operation,
+            missing: crate::environment::missing_capabilities(),
+        },
+        Some(libc::ENOSYS) => Error::BpfUnavailable,
+        _ => Error::Kernel {
+            operation,
+            object: object.to_owned(),
+            source,
+        },
+    }
+}

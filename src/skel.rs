@@ -1,0 +1,17 @@
+//! The generated skeletons: the compiled programs, and the types of `bpf/shared.h`.
+
+#![allow(
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::undocumented_unsafe_blocks
+)]
+#![allow(unreachable_pub, unsafe_op_in_unsafe_fn, unused)]
+
+pub(crate) mod katran {
+    include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));
+}
+
+pub(crate) mod decap {
+    include!(concat!(env!("OUT_DIR"), "/decap.skel.rs"));
+}

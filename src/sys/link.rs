@@ -1,0 +1,60 @@
+//! Attaching XDP programs to interfaces.
+//!
+//! Attachments are BPF links: the kernel removes one when its last descriptor is closed, so a
+//! process that dies leaves nothing behind, and never replaces a foreign program.
+
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use super::check;
+
+/// Flags of linux/if_link.h.
+pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+/// Flags of linux/if_link.h.
+pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// Attaches an XDP program to an interface of the calling thread's network namespace.
+pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
+    let options = libbpf_sys::bpf_link_create_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_link_create_opts>() as _,
+        flags,
+        ..Default::default()
+    };
+    // SAFETY: the options are initialised and outlive the call.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_link_create(
+            program.as_raw_fd(),
+            index as i32,
+            libbpf_sys::BPF_XDP,
+            &options,
+        )
+    })?;
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The ids of the XDP programs on an interface: in native and in generic mode, 0 for none.
+pub(crate) struct Present {
+    pub(crate) native: u32,
+    pub(crate) generic: u32,
+    pub(crate) offloaded: u32,
+}
+
+/// Asks which XDP programs run on an interface.
+pub(crate) fn present(index: u32) -> io::Result<Present> {
+    let mut options = libbpf_sys::bpf_xdp_query_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_xdp_query_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: the options are initialised and outlive the call.
+    check(unsafe { libbpf_sys::bpf_xdp_query(index as i32, 0, &mut options) })?;
+    Ok(Present {
+        native: options.drv_prog_id,
+        generic: options.skb_prog_id,
+        offloaded: options.hw_prog_id,
+    })
+}

@@ -1,0 +1,325 @@
+//! BPF maps: creation, single elements, per-CPU elements, batches.
+//!
+//! libbpf-rs's own batch and per-CPU calls lose entries, the count, or the errno in corners that
+//! matter here, so these go to the system call wrappers of libbpf itself.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use super::check;
+use super::pod::Pod;
+use super::pod::as_mut_ptr;
+use super::pod::as_ptr;
+
+/// What a map is to be.
+pub(crate) struct Spec<'a> {
+    pub(crate) kind: libbpf_sys::bpf_map_type,
+    pub(crate) name: &'a str,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+    pub(crate) numa_node: Option<u32>,
+}
+
+/// Makes a map.
+pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
+    let name = CString::new(spec.name)?;
+    let mut options = libbpf_sys::bpf_map_create_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        map_flags: spec.flags,
+        ..Default::default()
+    };
+    if let Some(node) = spec.numa_node {
+        options.map_flags |= libbpf_sys::BPF_F_NUMA_NODE;
+        options.numa_node = node;
+    }
+    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_map_create(
+            spec.kind,
+            name.as_ptr(),
+            spec.key_size,
+            spec.value_size,
+            spec.max_entries,
+            &options,
+        )
+    })?;
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says of a map.
+pub(crate) struct Info {
+    pub(crate) id: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+}
+
+/// Asks the kernel about a map.
+pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
+    let mut info = libbpf_sys::bpf_map_info::default();
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, and both outlive the call.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            map.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })?;
+    Ok(Info {
+        id: info.id,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+    })
+}
+
+/// Bytes that the kernel accounts to the map, from the descriptor's `fdinfo`.
+pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("memlock:"))
+        .and_then(|bytes| bytes.trim().parse().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// The sizes that a call is about to rely on; a map of other sizes would make it write past its
+/// buffers.
+fn check_sizes<K: Pod>(map: BorrowedFd<'_>, value_size: usize) -> io::Result<()> {
+    let info = info(map)?;
+    if info.key_size as usize == size_of::<K>() && info.value_size as usize == value_size {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::InvalidInput))
+    }
+}
+
+/// A map whose key and value types were compared with the kernel's sizes once, so that single
+/// calls need not.
+pub(crate) struct Typed<K, V> {
+    fd: OwnedFd,
+    types: std::marker::PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> AsFd for Typed<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<K: Pod, V: Pod> Typed<K, V> {
+    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the types.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        check_sizes::<K>(fd.as_fd(), size_of::<V>())?;
+        Ok(Self {
+            fd,
+            types: std::marker::PhantomData,
+        })
+    }
+
+    /// Adds or replaces an element.
+    pub(crate) fn update(&self, key: &K, value: &V) -> io::Result<()> {
+        // SAFETY: key and value are as long as the map's, compared in `new`.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(key),
+                as_ptr(value),
+                libbpf_sys::BPF_ANY.into(),
+            )
+        })
+        .map(drop)
+    }
+
+    /// Reads an element.
+    pub(crate) fn lookup(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::default();
+        // SAFETY: key and value are as long as the map's, compared in `new`; the map is not
+        // per-CPU, or its value would be longer than V.
+        let result = check(unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(key),
+                as_mut_ptr(&mut value),
+            )
+        });
+        match result {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes an element; `false` if there was none.
+    pub(crate) fn delete(&self, key: &K) -> io::Result<bool> {
+        // SAFETY: the key is as long as the map's, compared in `new`.
+        let result =
+            check(unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), as_ptr(key)) });
+        match result {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The key after `key`, or the first one.
+    fn next_key(&self, key: Option<&K>) -> io::Result<Option<K>> {
+        let mut next = K::default();
+        let from = key.map_or(std::ptr::null(), |key| as_ptr(key));
+        // SAFETY: both keys are as long as the map's, compared in `new`; NULL asks for the first.
+        let result = check(unsafe {
+            libbpf_sys::bpf_map_get_next_key(self.fd.as_raw_fd(), from, as_mut_ptr(&mut next))
+        });
+        match result {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many elements a hash has, by walking it; at most `limit`, for the walk starts over
+    /// when the element it stands on vanishes.
+    pub(crate) fn count(&self, limit: u32) -> io::Result<u32> {
+        let mut count = 0;
+        let mut key = None;
+        while count < limit {
+            key = self.next_key(key.as_ref())?;
+            if key.is_none() {
+                break;
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// A per-CPU array, read and cleared over all possible CPUs.
+pub(crate) struct PerCpuArray<V> {
+    fd: OwnedFd,
+    cpus: usize,
+    value: std::marker::PhantomData<V>,
+}
+
+impl<V> AsFd for PerCpuArray<V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<V: Pod> PerCpuArray<V> {
+    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the type.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        // The kernel rounds each CPU's value up to 8 bytes; all ours are that long.
+        const { assert!(size_of::<V>() % 8 == 0) };
+        check_sizes::<u32>(fd.as_fd(), size_of::<V>())?;
+        Ok(Self {
+            fd,
+            cpus: possible_cpus()?,
+            value: std::marker::PhantomData,
+        })
+    }
+
+    /// One element: a value per possible CPU, in the order of their numbers.
+    pub(crate) fn get(&self, index: u32) -> io::Result<Vec<V>> {
+        let mut values = vec![V::default(); self.cpus];
+        // SAFETY: the kernel writes one V for each possible CPU, and there is room for that many.
+        check(unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(&index),
+                values.as_mut_ptr().cast(),
+            )
+        })?;
+        Ok(values)
+    }
+
+    /// Sets one element to zero on every CPU.
+    pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
+        let values = vec![V::default(); self.cpus];
+        // SAFETY: the kernel reads one V for each possible CPU, and there are that many.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(&index),
+                values.as_ptr().cast(),
+                libbpf_sys::BPF_ANY.into(),
+            )
+        })
+        .map(drop)
+    }
+
+    /// The elements `first` to `last`, by one batch call: for each a value per possible CPU.
+    /// `first` is at least 1, for the kernel takes the key before it as the place to start.
+    pub(crate) fn range(&self, first: u32, last: u32) -> io::Result<Vec<Vec<V>>> {
+        if first == 0 || last < first {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let wanted = last - first + 1;
+        let mut keys = vec![0u32; wanted as usize];
+        let mut values = vec![V::default(); self.cpus * wanted as usize];
+        let mut count = wanted;
+        let mut from = first - 1;
+        let mut to = 0u32;
+        // SAFETY: keys and values have room for `count` elements, a value being one V for each
+        // possible CPU; `from` and `to` are an array's keys.
+        let result = check(unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                self.fd.as_raw_fd(),
+                as_mut_ptr(&mut from),
+                as_mut_ptr(&mut to),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        });
+        match result {
+            // ENOENT: the batch reached the array's end; `count` is right all the same.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if count != wanted || keys.first() != Some(&first) {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        Ok(values.chunks(self.cpus).map(<[V]>::to_vec).collect())
+    }
+}
+
+/// Puts inner maps into an array of maps, by one call: single ones would each wait for a grace
+/// period of RCU.
+pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+    check_sizes::<u32>(outer, size_of::<u32>())?;
+    if inner.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<u32> = inner.iter().map(|(index, _)| *index).collect();
+    let values: Vec<i32> = inner.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+    let mut count = inner.len() as u32;
+    // SAFETY: there are `count` keys and values, of the sizes compared above.
+    check(unsafe {
+        libbpf_sys::bpf_map_update_batch(
+            outer.as_raw_fd(),
+            keys.as_ptr().cast(),
+            values.as_ptr().cast(),
+            &mut count,
+            std::ptr::null(),
+        )
+    })
+    .map(drop)
+}
+
+/// The number of possible CPUs: how many values a per-CPU element has.
+pub(crate) fn possible_cpus() -> io::Result<usize> {
+    // SAFETY: takes nothing, returns a number or a negated errno.
+    check(unsafe { libbpf_sys::libbpf_num_possible_cpus() }).map(|cpus| cpus as usize)
+}

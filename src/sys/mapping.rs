@@ -1,0 +1,80 @@
+//! Shared memory with the program: the values of a mappable array.
+//!
+//! Stores are atomic words, so a packet sees the old word or the new one.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+
+use nix::sys::mman::MapFlags;
+use nix::sys::mman::ProtFlags;
+use nix::sys::mman::mmap;
+use nix::sys::mman::munmap;
+
+/// The mapped values of an array map; unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<std::ffi::c_void>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory that belongs to the kernel's map; it is reached through atomics only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `bytes` bytes of the values of an array made with `BPF_F_MMAPABLE`.
+    pub(crate) fn new(map: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        let length =
+            NonZeroUsize::new(bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a new mapping at an address of the kernel's choice; no memory of ours is
+        // touched. The kernel refuses a length beyond the map's.
+        let start = unsafe {
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                map,
+                0,
+            )
+        }?;
+        Ok(Self { start, bytes })
+    }
+
+    fn words<T>(&self) -> &[T] {
+        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`. T is one
+        // of the atomics below (the function is private), for which all bit patterns are valid.
+        unsafe {
+            std::slice::from_raw_parts(self.start.cast().as_ptr(), self.bytes / size_of::<T>())
+        }
+    }
+
+    /// The memory as 16-bit words.
+    pub(crate) fn u16s(&self) -> &[AtomicU16] {
+        self.words()
+    }
+
+    /// The memory as 32-bit words.
+    pub(crate) fn u32s(&self) -> &[AtomicU32] {
+        self.words()
+    }
+
+    /// The memory as 64-bit words.
+    pub(crate) fn u64s(&self) -> &[AtomicU64] {
+        self.words()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length; the borrow of every slice has ended.
+        let result = unsafe { munmap(self.start, self.bytes) };
+        debug_assert!(result.is_ok());
+    }
+}

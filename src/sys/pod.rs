@@ -1,0 +1,47 @@
+//! Types that are plain bytes to the kernel.
+
+use crate::skel::decap::types::decap_counters;
+use crate::skel::katran::types;
+
+/// A type whose every bit pattern is valid and which has no padding that the kernel would see
+/// uninitialised.
+///
+/// # Safety
+/// The implementor is `repr(C)` (or a primitive), made of integers only, without padding.
+pub(crate) unsafe trait Pod: Copy + Default + 'static {}
+
+macro_rules! pod {
+    ($($type:ty = $size:expr;)*) => {$(
+        const _: () = assert!(size_of::<$type>() == $size, "differs from bpf/shared.h");
+        // SAFETY: a struct of shared.h: repr(C), integers only; the size asserted above is the
+        // sum of the fields' sizes, so there is no padding.
+        unsafe impl Pod for $type {}
+    )*};
+}
+
+pod! {
+    u8 = 1;
+    u32 = 4;
+    u64 = 8;
+    types::vip_key = 20;
+    types::vip_prefix_key = 24;
+    types::real = 24;
+    types::flow_key = 40;
+    types::flow_entry = 16;
+    types::explanation = 16;
+    types::count = 16;
+    types::vip_counters = 16;
+    types::real_counters = 24;
+    types::counters = 3 * 16 + 14 * 8 + 17 * 8 + 2 * 8;
+    decap_counters = 8 * 8;
+}
+
+/// The bytes of `value`, for the kernel to read.
+pub(super) fn as_ptr<T: Pod>(value: &T) -> *const std::ffi::c_void {
+    std::ptr::from_ref(value).cast()
+}
+
+/// The bytes of `value`, for the kernel to write.
+pub(super) fn as_mut_ptr<T: Pod>(value: &mut T) -> *mut std::ffi::c_void {
+    std::ptr::from_mut(value).cast()
+}

@@ -1,0 +1,84 @@
+//! BPF programs: what the kernel says of one, and running one on a frame.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use super::check;
+
+/// What the kernel says of a program.
+pub(crate) struct Info {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    /// Bytes of the program after the verifier: 8 an instruction.
+    pub(crate) translated_bytes: u32,
+}
+
+/// Asks the kernel about a program.
+pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, its pointers are NULL with lengths of 0.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })?;
+    // SAFETY: the name is an array of c_char that the kernel ends with a zero; reading it as
+    // bytes changes nothing but the sign.
+    let name = unsafe { &*std::ptr::from_ref(&info.name).cast::<[u8; 16]>() };
+    let name = CStr::from_bytes_until_nul(name)
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(Info {
+        id: info.id,
+        name,
+        translated_bytes: info.xlated_prog_len,
+    })
+}
+
+/// Opens a program by the kernel's id.
+pub(crate) fn by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes a number.
+    let fd = check(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What a program made of a frame.
+pub(crate) struct Ran {
+    /// The XDP action.
+    pub(crate) action: u32,
+    /// The frame as the program left it.
+    pub(crate) frame: Vec<u8>,
+}
+
+/// Room for what a program may put in front of a frame: more than the kernel's own headroom.
+const GROWTH: usize = 512;
+
+/// Runs an XDP program once on `frame`, on the present CPU.
+pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Ran> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: out.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: both buffers are as long as the options say and outlive the call.
+    check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })?;
+    out.truncate(options.data_size_out as usize);
+    Ok(Ran {
+        action: options.retval,
+        frame: out,
+    })
+}
