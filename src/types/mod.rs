@@ -16,6 +16,7 @@ pub(crate) use address::check_vip;
 pub use flow::Flow;
 pub use flow::Protocol;
 pub use mac::MacAddr;
+#[cfg(feature = "serde")]
 pub(crate) use names::flag_by_name;
 pub(crate) use names::flag_names;
 pub(crate) use names::read_set;
