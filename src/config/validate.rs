@@ -249,7 +249,7 @@ fn is_prime(n: u32) -> bool {
     n >= 2
         && (2..)
             .take_while(|divisor| divisor * divisor <= n)
-            .all(|divisor| n % divisor != 0)
+            .all(|divisor| !n.is_multiple_of(divisor))
 }
 
 fn check_interface_name(name: &str) -> Result<()> {

@@ -13,6 +13,8 @@ mod pool;
 mod proptests;
 mod stage;
 mod table;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "serde")]
 mod toml_form;
 #[cfg(feature = "serde")]

@@ -295,12 +295,22 @@ impl Planner {
 
     /// Adds endangered reals to a VIP that will have them, so that they survive.
     fn hold_wanted(&mut self, works: &mut [Work]) -> bool {
+        let can_hold = |planner: &Self, work: &Work| {
+            (work.new.is_none() || planner.free_vips > 0)
+                && work
+                    .add
+                    .iter()
+                    .any(|real| planner.references.get(&real.address()) == Some(&1))
+        };
+        if !works.iter().any(|work| can_hold(self, work)) {
+            return false;
+        }
         let endangered: BTreeSet<_> = works
             .iter()
             .flat_map(|work| self.endangered(work))
             .collect();
         for work in works {
-            if work.new.is_some() && self.free_vips == 0 {
+            if !can_hold(self, work) {
                 continue;
             }
             let (held, rest): (Vec<_>, _) = work

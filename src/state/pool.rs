@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn hands_out_fresh_numbers_first_then_the_oldest() {
         let mut pool = IdPool::new(1, 3);
-        let mut take = |pool: &mut IdPool| pool.take().map(|taken| (taken.id, taken.unsettled));
+        let take = |pool: &mut IdPool| pool.take().map(|taken| (taken.id, taken.unsettled));
         assert_eq!(take(&mut pool), Some((1, false)));
         pool.give_back(1);
         assert_eq!(take(&mut pool), Some((2, false)));

@@ -17,12 +17,10 @@ use super::State;
 use super::Step;
 use super::Table;
 use super::VipState;
-use super::document::BalancerState;
 use super::document::stated_flags;
 use super::plan::plan;
 use crate::Error;
 use crate::types::HashFunction;
-use crate::types::MacAddr;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -103,10 +101,10 @@ fn snapshot(table: &Table) -> State {
     }
 }
 
+type Normal = BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, (u32, RealFlags)>)>;
+
 /// The state as a table gives it back: sorted, with the hash function said.
-fn normal(
-    state: &State,
-) -> BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, (u32, RealFlags)>)> {
+fn normal(state: &State) -> Normal {
     let vips = state.vips.iter().map(|state| {
         let reals = state.reals.iter().map(|real| {
             let value = (real.get_weight(), stated_flags(real));
@@ -357,151 +355,4 @@ proptest! {
         let text = state.to_toml().unwrap();
         prop_assert_eq!(State::from_toml(&text).unwrap(), state);
     }
-}
-
-fn add(table: &mut Table, index: u8, reals: &[u8]) -> Result<(), Error> {
-    table.take_step(&Step::AddVip {
-        vip: vip(index),
-        flags: VipFlags::empty(),
-        hash: HashFunction::MaglevV2,
-    })?;
-    modify(table, index, reals, &[])
-}
-
-fn modify(table: &mut Table, index: u8, adds: &[u8], removes: &[u8]) -> Result<(), Error> {
-    let adds = adds
-        .iter()
-        .map(|index| RealChange::Add(Real::new(address(*index))));
-    let removes = removes
-        .iter()
-        .map(|index| RealChange::Remove(address(*index)));
-    table.take_step(&Step::ModifyReals {
-        vip: vip(index),
-        changes: adds.chain(removes).collect(),
-    })
-}
-
-#[test]
-fn numbers_come_back_late_unsettled_and_with_a_new_generation() {
-    let mut table = Table::new(2, 2);
-    add(&mut table, 0, &[0, 1]).unwrap();
-    let full = modify(&mut table, 0, &[2], &[0]);
-    assert!(
-        matches!(full, Err(Error::Exhausted { limit: 2, .. })),
-        "{full:?}"
-    );
-    modify(&mut table, 0, &[], &[0]).unwrap();
-    let batch = [RealChange::Add(Real::new(address(2)))];
-    let staged = table.stage_reals(&vip(0), &batch).unwrap();
-    assert!(staged.unsettled);
-    let record = staged.added[0];
-    assert_eq!((record.number.get(), record.generation), (1, 2));
-    table.settle();
-    assert!(!table.stage_reals(&vip(0), &batch).unwrap().unsettled);
-    // Settling is no change of the table: what was staged before can still be committed.
-    table.commit(staged);
-    assert_eq!(table.real_index(address(2)), Some(record.number));
-}
-
-#[test]
-fn calls_on_what_is_or_is_not_there() {
-    let mut table = Table::new(1, 4);
-    add(&mut table, 0, &[0]).unwrap();
-    assert!(matches!(
-        add(&mut table, 0, &[]),
-        Err(Error::AlreadyExists { .. })
-    ));
-    assert!(matches!(
-        add(&mut table, 1, &[]),
-        Err(Error::Exhausted { limit: 1, .. })
-    ));
-    assert!(matches!(
-        modify(&mut table, 1, &[0], &[]),
-        Err(Error::NotFound { .. })
-    ));
-    assert!(matches!(
-        modify(&mut table, 0, &[], &[0, 0]),
-        Err(Error::NotFound { .. })
-    ));
-    assert!(matches!(
-        table.stage_set_real_flags(address(1), RealFlags::LOCAL_REAL),
-        Err(Error::NotFound { .. })
-    ));
-    let loopback = RealChange::Add(Real::new(Ipv4Addr::LOCALHOST.into()));
-    assert!(matches!(
-        table.stage_reals(&vip(0), &[loopback]),
-        Err(Error::InvalidAddress { .. })
-    ));
-    // The last real leaves an empty ring, which is a change of the ring.
-    let staged = table
-        .stage_reals(&vip(0), &[RealChange::Remove(address(0))])
-        .unwrap();
-    assert!(staged.ring_changed && staged.endpoints.is_empty());
-    // A drained real keeps its number and loses its slots.
-    let drain = RealChange::Add(Real::new(address(0)).weight(0));
-    let staged = table.stage_reals(&vip(0), &[drain]).unwrap();
-    assert!(staged.ring_changed && staged.released.is_empty());
-    assert_eq!(staged.endpoints[0].weight, 0);
-}
-
-#[test]
-#[should_panic = "another change came between"]
-fn a_change_is_for_the_table_it_was_staged_for() {
-    let mut table = Table::new(2, 2);
-    let staged = table
-        .stage_add_vip(vip(0), VipFlags::empty(), HashFunction::Maglev)
-        .unwrap();
-    add(&mut table, 1, &[]).unwrap();
-    table.commit(staged);
-}
-
-#[test]
-fn settings_that_can_change_are_steps() {
-    let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
-    let with = |balancer| State {
-        balancer: Some(balancer),
-        vips: Vec::new(),
-    };
-    let current = with(BalancerState {
-        gateway_mac: Some(mac),
-        max_vips: Some(512),
-        ..BalancerState::default()
-    });
-    assert_eq!(plan(&current, &current, AMPLE).unwrap(), Plan::default());
-    assert_eq!(
-        plan(&current, &State::default(), AMPLE).unwrap(),
-        Plan::default()
-    );
-    let other = MacAddr::new([2, 0, 0, 0, 0, 2]);
-    let source: Ipv4Addr = "10.0.0.1".parse().unwrap();
-    let wanted = with(BalancerState {
-        gateway_mac: Some(other),
-        source_v4: Some(source),
-        ..BalancerState::default()
-    });
-    let plan_made = plan(&current, &wanted, AMPLE).unwrap();
-    assert_eq!(
-        plan_made.steps,
-        [Step::SetGatewayMac(other), Step::SetSource(source.into())]
-    );
-    assert_eq!(
-        plan_made.changes.to_string(),
-        "1 gateway changed, 1 source address changed"
-    );
-    let wanted = with(BalancerState {
-        max_vips: Some(513),
-        ..BalancerState::default()
-    });
-    assert!(matches!(
-        plan(&current, &wanted, AMPLE),
-        Err(Error::LoadTimeSetting {
-            setting: "max_vips",
-            ..
-        })
-    ));
-    let wanted = with(BalancerState {
-        gateway_mac: Some(MacAddr::new([0xff; 6])),
-        ..BalancerState::default()
-    });
-    assert!(plan(&current, &wanted, AMPLE).is_err());
 }

@@ -401,6 +401,13 @@ impl Table {
         Ok(())
     }
 
+    /// Whether steps are possible, one after the other: so that the first one is not made when the
+    /// last one cannot be.
+    pub(crate) fn rehearse(&self, steps: &[Step]) -> Result<()> {
+        let mut table = self.clone();
+        steps.iter().try_for_each(|step| table.take_step(step))
+    }
+
     fn entry(&self, vip: &Vip) -> Result<&VipEntry> {
         self.vips.get(vip).ok_or_else(|| Error::NotFound {
             what: format!("VIP {vip}"),

@@ -19,6 +19,7 @@ use serde::de::IgnoredAny;
 use serde::de::Visitor;
 use toml::Spanned;
 
+use super::document::BalancerState;
 use crate::config::Encapsulation;
 use crate::config::Features;
 use crate::config::FlowTableKind;
@@ -74,6 +75,77 @@ pub(super) struct BalancerKeys {
     pub(super) max_server_ids: Option<u32>,
     pub(super) healthcheck_interface: Option<String>,
     pub(super) healthcheck_priority: Option<u16>,
+}
+
+impl From<BalancerKeys> for BalancerState {
+    fn from(keys: BalancerKeys) -> Self {
+        Self {
+            gateway_mac: keys.gateway_mac.map(|text| text.0),
+            encapsulation: keys.encapsulation.map(|text| text.0),
+            features: keys.features.map(|list| {
+                list.iter()
+                    .fold(Features::empty(), |set, Flag(flag)| set | *flag)
+            }),
+            source_v4: keys.source_v4.map(|text| text.0),
+            source_v6: keys.source_v6.map(|text| text.0),
+            ipip_source_v4: keys.ipip_source_v4.map(|text| text.0.0),
+            ipip_source_v6: keys.ipip_source_v6.map(|text| text.0.0),
+            gue_port: keys.gue_port,
+            max_frame: keys.max_frame,
+            frags: keys.frags,
+            max_vips: keys.max_vips,
+            max_reals: keys.max_reals,
+            ring_size: keys.ring_size,
+            hash_function: keys.hash_function.map(|text| text.0),
+            flow_table: keys.flow_table.map(|text| text.0),
+            flow_table_size: keys.flow_table_size,
+            forwarding_cpus: keys.forwarding_cpus,
+            numa_nodes: keys.numa_nodes,
+            flood_threshold: keys.flood_threshold,
+            udp_timeout: keys.udp_timeout.map(|seconds| seconds.0),
+            global_flow_table_size: keys.global_flow_table_size,
+            max_source_routes: keys.max_source_routes,
+            max_decap: keys.max_decap,
+            max_server_ids: keys.max_server_ids,
+            healthcheck_interface: keys.healthcheck_interface,
+            healthcheck_priority: keys.healthcheck_priority,
+        }
+    }
+}
+
+impl From<&BalancerState> for BalancerKeys {
+    fn from(state: &BalancerState) -> Self {
+        Self {
+            gateway_mac: state.gateway_mac.map(Text),
+            encapsulation: state.encapsulation.map(Text),
+            features: state
+                .features
+                .map(|set| set.iter().map(Flag).collect::<Vec<_>>()),
+            source_v4: state.source_v4.map(Text),
+            source_v6: state.source_v6.map(Text),
+            ipip_source_v4: state.ipip_source_v4.map(|first| Text(Prefix(first))),
+            ipip_source_v6: state.ipip_source_v6.map(|first| Text(Prefix(first))),
+            gue_port: state.gue_port,
+            max_frame: state.max_frame,
+            frags: state.frags,
+            max_vips: state.max_vips,
+            max_reals: state.max_reals,
+            ring_size: state.ring_size,
+            hash_function: state.hash_function.map(Text),
+            flow_table: state.flow_table.map(Text),
+            flow_table_size: state.flow_table_size,
+            forwarding_cpus: state.forwarding_cpus.clone(),
+            numa_nodes: state.numa_nodes.clone(),
+            flood_threshold: state.flood_threshold,
+            udp_timeout: state.udp_timeout.map(Seconds),
+            global_flow_table_size: state.global_flow_table_size,
+            max_source_routes: state.max_source_routes,
+            max_decap: state.max_decap,
+            max_server_ids: state.max_server_ids,
+            healthcheck_interface: state.healthcheck_interface.clone(),
+            healthcheck_priority: state.healthcheck_priority,
+        }
+    }
 }
 
 #[derive(Deserialize)]

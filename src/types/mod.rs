@@ -17,6 +17,7 @@ pub use flow::Flow;
 pub use flow::Protocol;
 pub(crate) use flow::address_bytes;
 pub use mac::MacAddr;
+#[cfg(feature = "serde")]
 pub(crate) use names::flag_by_name;
 pub(crate) use names::flag_names;
 pub(crate) use names::read_set;
