@@ -1,6 +1,8 @@
 //! The recorded packets: frame in, verdict and frame out, byte for byte, through the loaded
 //! program in the kernel; and the counters that they move.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::IpAddr;
 
 use katran::Features;

@@ -19,7 +19,7 @@ use crate::sys::map::set_inner;
 use crate::sys::mapping::Mapping;
 
 /// Rings in one chunk.
-pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0 as u32;
+pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
 
 /// Rings beyond one a VIP: an update writes a new ring before it gives up the old one.
 const SPARE_RINGS: u32 = 2;
@@ -159,11 +159,6 @@ impl RingStore {
             what: "rings (max_vips)",
             limit: u64::from(self.max_chunks * RINGS_PER_CHUNK),
         })
-    }
-
-    /// Takes back a place that was written but that no VIP was switched to.
-    pub(crate) fn discard(&mut self, place: RingSlot) {
-        self.free.push_front(place);
     }
 
     /// Takes back a place that packets may still be reading.
