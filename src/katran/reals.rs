@@ -53,9 +53,11 @@ impl Katran {
     /// Changes are taken in their order; if several name one address, the last one counts.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such VIP, or for the removal of a real that it does
-    /// not have; [`Error::Exhausted`](crate::Error::Exhausted) beyond `max_reals` (numbers that the batch frees are not
-    /// available to it); [`Error::InvalidAddress`](crate::Error::InvalidAddress); [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such VIP, or for the removal of
+    /// a real that it does not have; [`Error::Exhausted`](crate::Error::Exhausted) beyond
+    /// `max_reals` (numbers that the batch frees are not available to it);
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
+    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
         let staged = self.note(self.table.stage_reals(&vip, changes))?;
