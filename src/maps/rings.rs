@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
 use super::KernelCalls;
@@ -130,14 +131,22 @@ impl RingStore {
     /// If there is no room and the kernel refuses more; nothing has changed then.
     pub(crate) fn write(&mut self, kernel: &KernelCalls, slots: &[u16]) -> Result<RingSlot, Error> {
         let place = self.take(kernel)?;
-        let chunk = &self.chunks[(place.0 / RINGS_PER_CHUNK) as usize];
-        let stride = (ring_bytes(self.ring_size) / 2) as usize;
-        let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
-        let memory = &chunk.memory.u16s()[first..first + self.ring_size as usize];
-        for (word, slot) in memory.iter().zip(slots) {
+        for (word, slot) in self.words(place).iter().zip(slots) {
             word.store(*slot, Ordering::Relaxed);
         }
         Ok(place)
+    }
+
+    /// The real number in one slot of a ring, as packets see it.
+    pub(crate) fn slot(&self, place: RingSlot, slot: u32) -> u16 {
+        self.words(place)[slot as usize].load(Ordering::Relaxed)
+    }
+
+    fn words(&self, place: RingSlot) -> &[AtomicU16] {
+        let chunk = &self.chunks[(place.0 / RINGS_PER_CHUNK) as usize];
+        let stride = (ring_bytes(self.ring_size) / 2) as usize;
+        let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
+        &chunk.memory.u16s()[first..first + self.ring_size as usize]
     }
 
     fn take(&mut self, kernel: &KernelCalls) -> Result<RingSlot, Error> {
