@@ -95,3 +95,12 @@ pub use types::RealFlags;
 pub use types::RealNumber;
 pub use types::Vip;
 pub use types::VipFlags;
+
+/// The code of README and guide, compiled as documentation tests.
+#[cfg(all(doctest, feature = "serde"))]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/embedding.md")]
+    struct Embedding;
+}
