@@ -90,8 +90,23 @@ impl Katran {
         let released = staged.released.clone();
         self.table.commit(staged);
         self.maps.live.set_vip_kinds(self.kinds());
+        self.free_rings();
         self.tell_removed(&released);
         Ok(())
+    }
+
+    /// Gives memory back when rings have left chunks empty. The VIP is gone either way, so a
+    /// refusal is only logged; the next removal tries again.
+    fn free_rings(&mut self) {
+        if !self.maps.rings.has_surplus() {
+            return;
+        }
+        let freed = self
+            .settle()
+            .and_then(|()| self.maps.rings.free_surplus(&self.kernel));
+        if let Err(error) = freed {
+            log::warn!("the memory of unused rings stays: {error}");
+        }
     }
 
     /// All VIPs, in the order of their addresses.
