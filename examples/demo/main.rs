@@ -5,6 +5,8 @@
 //! verdict and exit status 0 only if everything it shows was true. Nothing it makes has a name
 //! outside this process but a directory for nginx's files, which is gone at the end, also after
 //! Ctrl-C.
+//!
+//! One file a part, and [`site`] for what they have in common; `lb.toml` is the configuration.
 
 mod counters;
 mod drain;
@@ -40,15 +42,14 @@ use crate::site::Site;
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const PICTURE: &str = "
-  +----------+     +----------+  to a VIP   +------------+
-  |  client  |-----|  router  |-------------|  balancer  |  Katran on native XDP:
-  +----------+     +----------+    IP in IP |            |  in, encapsulated, out again
-       ^             | |  | |               +------------+
-       |          +--+ |  | +--+
-       |          |    |  |    |
-       |         b0   b1  b2   b3   backend0 to backend3: nginx, which has the VIPs,
-       |          |    |  |    |    behind a decapsulator on native XDP
-       +----------+----+--+----+    answers go straight to the client, by the router";
+  +----------+     +----------+   to a VIP   +------------+
+  |  client  |-----|  router  |------------->|  balancer  |  Katran on native XDP:
+  +----------+     |          |<-------------|            |  in, encapsulated,
+       ^           +----------+   IP in IP   +------------+  out again
+       |            |  |  |  |
+       |           b0 b1 b2 b3    backend0 to backend3: nginx, which has the VIPs,
+       |            |  |  |  |    behind a decapsulator on native XDP
+       +------------+--+--+--+    answers: by the router, straight to the client";
 
 /// A part of the demo.
 type Part = fn(&mut Site, &mut Report) -> Result<()>;

@@ -31,8 +31,8 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "A backend is removed and its clients move",
         &format!(
-            "{CLIENTS} clients of each VIP, told by their source ports, hold a connection each. The\n\
-             backend that has most of them is removed. Then every client asks again on its open\n\
+            "{CLIENTS} clients of each VIP, told by their source ports, hold a connection each. The \
+             backend that has most of them is removed. Then every client asks again on its open \
              connection, and after that on a new one from the same port (columns b0 to b3)."
         ),
     );

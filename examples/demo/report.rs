@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// Columns of a line of prose.
+const WIDTH: usize = 78;
+
 /// Counts what was checked and keeps what failed.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -16,7 +19,7 @@ impl Report {
     pub(crate) fn part(&mut self, title: &str, sentence: &str) {
         self.parts += 1;
         println!("\n{}. {title}", self.parts);
-        println!("{sentence}\n");
+        println!("{}\n", wrapped(sentence));
     }
 
     /// Notes whether something holds that should.
@@ -30,7 +33,10 @@ impl Report {
     /// Notes that something went wrong.
     pub(crate) fn failed(&mut self, what: impl fmt::Display) {
         println!("  FAILED: {what}");
-        self.failures.push(format!("part {}: {what}", self.parts));
+        self.failures.push(match self.parts {
+            0 => what.to_string(),
+            part => format!("part {part}: {what}"),
+        });
     }
 
     /// Prints the verdict; whether all was true.
@@ -50,4 +56,20 @@ impl Report {
         }
         self.failures.is_empty()
     }
+}
+
+/// Text in lines of at most [`WIDTH`] columns.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }

@@ -24,7 +24,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         "Requests spread by weight",
         &format!(
             "{REQUESTS} HTTP requests to each VIP, every one on a TCP connection of its own. All \
-             four\nmixes of families occur: IPv4 and IPv6 clients, IPv4 and IPv6 reals."
+             four mixes of families occur: IPv4 and IPv6 clients, IPv4 and IPv6 reals."
         ),
     );
     let before = site.katran.flow_table_counters()?;

@@ -22,8 +22,8 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "Throughput through the tunnel",
         &format!(
-            "iperf3 sends to each VIP for {SECONDS} seconds. Its two connections need the same backend,\n\
-             so this VIP has the flag no-src-port. Every packet is encapsulated by the balancer\n\
+            "iperf3 sends to each VIP for {SECONDS} seconds. Its two connections need the same backend, \
+             so this VIP has the flag no-src-port. Every packet is encapsulated by the balancer \
              and unwrapped by the backend, on virtual interfaces without any offload."
         ),
     );
