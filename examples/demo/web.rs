@@ -12,6 +12,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
@@ -90,6 +91,8 @@ http {{
         .arg(scratch)
         .arg("-c")
         .arg(file)
+        // Ctrl-C is for the demo: nginx would take it for its own and complain of missing files.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     Ok(host.spawn_command(command)?)
