@@ -17,6 +17,8 @@ use crate::table::grouped;
 const PORT: u16 = 5201;
 /// Of each measurement.
 const SECONDS: u32 = 3;
+/// Packets that are not iperf3's, at most; its own are hundreds of thousands.
+const FEW: u64 = 100;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
@@ -83,8 +85,10 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
                 result.received
             ),
         );
+        // Connections of other parts may still be saying goodbye.
+        let others = gains.iter().sum::<u64>() - gain;
         report.check(
-            gains.iter().sum::<u64>() == gain,
+            others <= FEW,
             format_args!("several backends got packets of one {family} client: {gains:?}"),
         );
     }

@@ -27,7 +27,7 @@ use crate::Result;
 /// How long to wait for a connection and for every read.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes of `/download`.
-pub(crate) const DOWNLOAD: usize = 24 << 20;
+pub(crate) const DOWNLOAD: usize = 32 << 20;
 /// Bytes of it a second, for each connection.
 const RATE: &str = "4m";
 
