@@ -77,7 +77,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     let lost = encapsulated.saturating_sub(unwrapped);
     println!("{table}");
     println!(
-        "  {} packets were encapsulated and {} unwrapped; full queues lost {}.",
+        "  {} packets were encapsulated, {} unwrapped, {} lost in queues.",
         grouped(encapsulated),
         grouped(unwrapped),
         grouped(lost)

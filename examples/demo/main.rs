@@ -43,11 +43,11 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>
 
 const PICTURE: &str = "
   +----------+     +----------+   to a VIP   +------------+
-  |  client  |-----|  router  |------------->|  balancer  |  Katran on native XDP:
+  |  client  |-----|  router  |------------->|  balancer  |  Katran, native XDP:
   +----------+     |          |<-------------|            |  in, encapsulated,
        ^           +----------+   IP in IP   +------------+  out again
        |            |  |  |  |
-       |           b0 b1 b2 b3    backend0 to backend3: nginx, which has the VIPs,
+       |           b0 b1 b2 b3    backend0 to backend3: nginx, with the VIPs,
        |            |  |  |  |    behind a decapsulator on native XDP
        +------------+--+--+--+    answers: by the router, straight to the client";
 
