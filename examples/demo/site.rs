@@ -55,14 +55,12 @@ impl Site {
             vips: vips.into_iter().collect(),
             ..LabConfig::default()
         })?;
-        // Flow tables are by CPU: see the lab.
-        lab.router.receive_on_cpu("client", 0)?;
 
         let balancer = &lab.balancers[0];
         let settings = configured.balancer.get_or_insert_default();
         settings.gateway_mac = Some(MacAddr::new(balancer.gateway_mac));
         let mut katran = configured.builder()?.load()?;
-        let _ = katran.apply(&configured)?;
+        katran.apply(&configured)?;
         balancer
             .host
             .run(|| katran.attach(&balancer.interface, XdpMode::Native))?;
