@@ -181,20 +181,20 @@ fn rings_switch_whole_while_traffic_flows() {
     for address in sets[1] {
         katran.remove_real(vip, address).unwrap();
     }
-    let done = AtomicBool::new(false);
+    let enough = AtomicBool::new(false);
     let names = thread::scope(|scope| {
         let traffic = scope.spawn(|| {
-            let names: BTreeSet<String> = (0..300).map(|_| world.ask_once(vip)).collect();
-            done.store(true, Ordering::Relaxed);
+            let mut names = BTreeSet::new();
+            while !enough.load(Ordering::Relaxed) {
+                names.insert(world.ask_once(vip));
+            }
             names
         });
-        let mut switches = 0;
-        while !done.load(Ordering::Relaxed) && !traffic.is_finished() {
+        for _ in 0..50 {
             katran.modify_reals(vip, &change(0, 1)).unwrap();
             katran.modify_reals(vip, &change(1, 0)).unwrap();
-            switches += 2;
         }
-        assert!(switches > 20, "only {switches} switches");
+        enough.store(true, Ordering::Relaxed);
         traffic.join().unwrap()
     });
     assert_eq!(names.len(), 4, "both sets were in force: {names:?}");
