@@ -112,14 +112,13 @@ fn simulate(arguments: &Arguments) -> Result<()> {
     }
 
     if tally.truncated > 0 {
-        eprintln!(
-            "warning: {} frames are shorter than they were on the wire",
-            tally.truncated
-        );
+        let frames = tally.truncated;
+        eprintln!("warning: frames shorter than on the wire: {frames}");
     }
     if let Some(error) = broken {
-        let path = arguments.read.display();
-        return Err(error).with_context(|| format!("{path}: after {} frames", tally.frames));
+        let (path, frames) = (arguments.read.display(), tally.frames);
+        return Err(error)
+            .with_context(|| format!("{path} breaks off; whole frames before that: {frames}"));
     }
     ensure!(
         tally.errors == 0,
