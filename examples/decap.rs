@@ -1,11 +1,13 @@
-//! The backend's end of the tunnel: strips IP in IP from what arrives on an interface.
+//! The backend's end of the tunnel: strips what the balancer wrapped, before the host's network
+//! stack sees it, and prints its counters every second.
 //!
-//! cargo run --release --example decap -- --interface eth0
-//!
-//! The VIP has to be an address of this host (`ip addr add 203.0.113.1/32 dev lo`). Prints counters
-//! every second; SIGINT and SIGTERM detach and end the program. Needs root.
+//! ```text
+//! decap --interface eth0 [--mode auto|native|generic] [--destination ADDRESS]...
+//! ```
+//! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
 
-use std::error::Error;
+use std::io::Write;
+use std::io::stdout;
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -13,51 +15,40 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Result;
+use clap::CommandFactory;
 use clap::Parser;
-use clap::ValueEnum;
+use clap::error::ErrorKind;
 use katran::Decap;
+use katran::DecapCounters;
 use katran::XdpMode;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
-/// Strips IP in IP from what arrives on an interface.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Lines between two headings.
+const PAGE: u32 = 20;
+
+/// Strips IP-in-IP tunnels on a backend.
 #[derive(Parser)]
 struct Arguments {
-    /// The interface that the balancers' packets arrive on.
-    #[arg(long)]
+    /// Where tunnelled packets come in
+    #[arg(long, value_name = "NAME")]
     interface: String,
-    /// Where in the receive path to run.
-    #[arg(long, value_enum, default_value_t = Mode::Auto)]
-    mode: Mode,
-    /// Strip only tunnels that end at this address; once per family.
-    #[arg(long)]
+    /// auto, native (in the driver) or generic (in the network stack)
+    #[arg(long, default_value_t = XdpMode::Auto)]
+    mode: XdpMode,
+    /// Strip only tunnels that end here: one address per family; without any, all tunnels
+    #[arg(long, value_name = "ADDRESS")]
     destination: Vec<IpAddr>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Mode {
-    /// Native where the driver has it, else generic.
-    Auto,
-    /// In the driver.
-    Native,
-    /// In the network stack.
-    Generic,
-}
-
-impl From<Mode> for XdpMode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Auto => Self::Auto,
-            Mode::Native => Self::Native,
-            Mode::Generic => Self::Generic,
-        }
-    }
-}
-
 fn main() -> ExitCode {
+    let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&Arguments::parse()) {
+    refuse_two_of_a_family(&arguments.destination);
+    match strip(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("decap: {error}");
@@ -66,38 +57,73 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let (tell, stopped) = mpsc::channel();
-    thread::spawn(move || {
-        for signal in &mut signals {
-            // The other end is gone only when the program is ending anyway.
-            let _ = tell.send(signal);
-        }
-    });
+fn strip(arguments: &Arguments) -> Result<()> {
+    // First, so that no signal from now on ends the process halfway.
+    let (sender, signals) = mpsc::channel();
+    let mut caught = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || caught.forever().next().map(|signal| sender.send(signal)));
 
-    let mut builder = Decap::builder();
-    for address in &arguments.destination {
-        builder = builder.destination(*address);
-    }
+    let builder = arguments
+        .destination
+        .iter()
+        .fold(Decap::builder(), |builder, address| {
+            builder.destination(*address)
+        });
     let mut decap = builder.load()?;
-    let attachment = decap.attach(&arguments.interface, arguments.mode.into())?;
-    println!(
-        "decapsulating on {} in {} mode",
+    let attachment = decap.attach(&arguments.interface, arguments.mode)?;
+    say(format!(
+        "stripping tunnels on {} in {} mode",
         attachment.interface, attachment.mode
-    );
-    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_secs(1)) {
-        let count = decap.counters()?;
-        println!(
-            "frames {}  stripped: IPv4 {}, IPv6 {}  foreign {}  dropped {}",
-            count.total,
-            count.ipip_v4,
-            count.ipip_v6,
-            count.foreign,
-            count.drop_truncated + count.drop_options + count.drop_fragment + count.drop_head
-        );
+    ));
+
+    let mut last = decap.counters()?;
+    let mut lines = 0;
+    while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
+        let now = decap.counters()?;
+        if lines % PAGE == 0 {
+            say(HEADING.to_owned());
+        }
+        say(line(&now, &last));
+        lines += 1;
+        last = now;
     }
     decap.detach(&arguments.interface)?;
-    println!("detached from {}", arguments.interface);
+    say(format!("detached from {}", arguments.interface));
     Ok(())
+}
+
+const HEADING: &str = "     frames    IPv4 tunnel    IPv6 tunnel  stripped/s    foreign  dropped";
+
+/// Counters so far, and what was stripped since the last line, a second ago.
+fn line(now: &DecapCounters, last: &DecapCounters) -> String {
+    let stripped = |counters: &DecapCounters| counters.ipip_v4 + counters.ipip_v6;
+    let dropped = now.drop_truncated + now.drop_options + now.drop_fragment + now.drop_head;
+    format!(
+        "{:>11} {:>14} {:>14} {:>11} {:>10} {:>8}",
+        now.total,
+        now.ipip_v4,
+        now.ipip_v6,
+        stripped(now) - stripped(last),
+        now.foreign,
+        dropped
+    )
+}
+
+/// The builder would keep the last one.
+fn refuse_two_of_a_family(destinations: &[IpAddr]) {
+    let v4 = destinations
+        .iter()
+        .filter(|address| address.to_canonical().is_ipv4());
+    let v4 = v4.count();
+    if v4 > 1 || destinations.len() - v4 > 1 {
+        let message = "--destination takes one address per family";
+        Arguments::command()
+            .error(ErrorKind::TooManyValues, message)
+            .exit();
+    }
+}
+
+/// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
+fn say(line: String) {
+    let _ = writeln!(stdout(), "{line}");
 }

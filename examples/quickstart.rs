@@ -1,48 +1,50 @@
-//! The smallest embedding: one VIP, two reals, on one interface.
+//! The smallest embedding: one VIP, two backends, one interface, until Ctrl-C.
 //!
-//! cargo run --release --example quickstart -- eth0 0a:00:00:00:00:fe
-//!
-//! The arguments are the interface that clients' packets arrive on, and the MAC address of the
-//! router behind it that leads to the reals (`ip neighbour`). Needs root. Enter ends it, and so does
-//! Ctrl-C: the program leaves the interface with the process.
+//! ```text
+//! quickstart INTERFACE GATEWAY_MAC
+//! ```
+//! Run it as root on the host that the VIP's packets are routed to. The gateway is the router that
+//! leads to the backends: `ip neighbour show` tells its MAC address. Each backend holds the VIP on
+//! `lo` and runs the example `decap`.
 
-use std::env;
-use std::error::Error;
-use std::io;
-
+use anyhow::Result;
 use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = env::args().skip(1);
-    let (Some(interface), Some(gateway)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: quickstart INTERFACE GATEWAY-MAC".into());
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, interface, gateway_mac] = &arguments[..] else {
+        eprintln!("usage: quickstart INTERFACE GATEWAY_MAC");
+        std::process::exit(2);
     };
+    let mut signals = Signals::new([SIGINT])?;
 
-    // Settings are checked here and the kernel's verifier runs; nothing is attached yet.
+    // Loading needs no interface. The default of 8,000,000 flows would be much for a try.
     let mut katran = Katran::builder()
-        .gateway_mac(gateway.parse()?)
-        .flow_table_size(1_000_000) // flows remembered, about 120 bytes each
+        .gateway_mac(gateway_mac.parse()?)
+        .flow_table_size(100_000)
         .load()?;
 
-    // The service, and who serves it: the first real gets three new flows for each of the second.
+    // The service, and the backends ("reals") behind it: the first gets three quarters.
     let vip = Vip::tcp("203.0.113.1:80".parse()?);
     katran.add_vip(vip, VipFlags::empty())?;
     katran.add_real(vip, Real::new("198.51.100.1".parse()?).weight(3))?;
     katran.add_real(vip, Real::new("198.51.100.2".parse()?))?;
 
-    // From now on packets are balanced, until `katran` is dropped.
-    let attachment = katran.attach(&interface, XdpMode::Auto)?;
-    println!("balancing {vip} on {interface}, {} mode", attachment.mode);
-    println!("press Enter to end");
-    io::stdin().read_line(&mut String::new())?;
+    // From here on packets flow. `Auto` is native mode where the driver has it.
+    let attachment = katran.attach(interface, XdpMode::Auto)?;
+    println!(
+        "{vip} on {interface}, {} mode; Ctrl-C ends it",
+        attachment.mode
+    );
 
-    for real in katran.reals(vip)? {
-        let count = katran.real_counters(real.address())?.forwarded;
-        println!("{}: {} packets", real.address(), count.packets);
-    }
-    Ok(())
+    signals.forever().next();
+    let sent = katran.vip_counters(vip)?.forwarded;
+    println!("sent {} packets to the backends", sent.packets);
+    Ok(()) // Dropping the `Katran` detaches it.
 }

@@ -1,233 +1,329 @@
-//! Runs every frame of a capture, in order, through the really loaded program, without touching
-//! an interface.
+//! What would the balancer do? Runs every frame of a capture, in order, through the program as
+//! this kernel loads it, with the VIPs of a configuration file, and without touching an interface.
 //!
-//! cargo run --release --example simulate -- --config examples/data/lb.toml --read in.pcap
-//!     --write out.pcap --json report.jsonl
+//! ```text
+//! simulate --config lb.toml --read in.pcap [--write out.pcap] [--json report.jsonl]
+//! ```
+//! `out.pcap` gets every frame as it leaves the program, whatever its verdict, with the time
+//! stamps, byte order and resolution of `in.pcap`. The report has a line of JSON for each frame,
+//! then one with all counters; without `--json` a table is printed.
 //!
-//! out.pcap gets the frames as they leave the program, one for each input frame whatever its
-//! verdict; a dropped one is as it was when it was dropped. report.jsonl gets one line per frame
-//! and a last line with all counters; without --json a table goes to standard output. A frame
-//! that the kernel cannot be given (longer than a page) is reported as ERROR and left as it is;
-//! the exit status is 1 then. Of a frame that the capture cut short, what was captured is run.
-//! Needs root.
+//! A frame that was cut off by the capture's snap length is run as captured (its IP header still
+//! tells the full length), marked `"truncated":true` and counted in a warning. A frame that the
+//! kernel cannot run has the verdict `ERROR`, is written as it was, and makes the exit status 1;
+//! so does a capture that ends within a frame, after all whole ones have been run.
 
-use std::error::Error;
 use std::fs;
 use std::fs::File;
-use std::io::BufReader;
 use std::io::BufWriter;
 use std::io::Write;
+use std::io::stdout;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use anyhow::ensure;
 use clap::Parser;
+use katran::Counters;
 use katran::Katran;
 use katran::State;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapHeader;
-use pcap_file::pcap::PcapPacket;
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcap::PcapWriter;
-use serde_json::Value;
-use serde_json::json;
+use pcap_file::pcap::RawPcapPacket;
+use serde::Serialize;
 
-/// Runs a capture through the loaded program.
+/// Frames grow by an outer header, so the limit of the capture that was read may be too small.
+const SNAP_LENGTH: u32 = 262_144;
+
+/// Runs the frames of a capture through the loaded program, without touching an interface.
 #[derive(Parser)]
 struct Arguments {
-    /// The configuration: balancer settings, VIPs and reals (TOML).
-    #[arg(long)]
+    /// The configuration: TOML with [balancer] and [[vip]]
+    #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The capture to run: pcap, Ethernet.
-    #[arg(long)]
+    /// The capture: pcap with Ethernet frames
+    #[arg(long, value_name = "FILE")]
     read: PathBuf,
-    /// Where the frames go as they leave the program.
-    #[arg(long)]
+    /// Where the frames go as they leave the program
+    #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Where the report goes, a JSON object a line.
-    #[arg(long)]
+    /// Where the report goes, a JSON object a line; without it a table is printed
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-type Anyhow<T> = Result<T, Box<dyn Error>>;
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(failed) => {
-            eprintln!("simulate: {failed} frames could not be run");
-            ExitCode::FAILURE
-        }
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match simulate(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("simulate: {error}");
+            eprintln!("simulate: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// What became of one frame, in the words of the report.
-struct Outcome {
-    frame: Vec<u8>,
-    verdict: String,
-    vip: Option<String>,
-    real: Option<String>,
-    reason: String,
-    failed: bool,
-}
-
-/// The number of frames that could not be run.
-fn run(arguments: &Arguments) -> Anyhow<usize> {
-    let state = named(&arguments.config, fs::read_to_string(&arguments.config))?;
-    let state = named(&arguments.config, State::from_toml(&state))?;
-    let capture = named(&arguments.read, File::open(&arguments.read))?;
-    let mut capture = named(&arguments.read, PcapReader::new(BufReader::new(capture)))?;
-    let header = capture.header();
-    if header.datalink != DataLink::ETHERNET {
-        let link = header.datalink;
-        return Err(format!("{}: not Ethernet but {link:?}", arguments.read.display()).into());
-    }
-    let mut katran = state.builder()?.load()?;
-    katran.apply(&state)?;
-    let mut out = match &arguments.write {
-        Some(path) => Some(writer(path, header)?),
+fn simulate(arguments: &Arguments) -> Result<()> {
+    let (mut capture, header) = open(&arguments.read)?;
+    let katran = load(&arguments.config)
+        .with_context(|| format!("cannot use {}", arguments.config.display()))?;
+    let mut frames = match &arguments.write {
         None => None,
-    };
-    let mut report: Box<dyn Write> = match &arguments.json {
-        Some(path) => Box::new(BufWriter::new(named(path, File::create(path))?)),
-        None => Box::new(std::io::stdout().lock()),
-    };
-
-    let as_json = arguments.json.is_some();
-    if !as_json {
-        writeln!(
-            report,
-            "frame  verdict  bytes  {:<30}  {:<24}  decided by",
-            "VIP", "real"
-        )?;
-    }
-    let (mut failed, mut cut) = (0, 0);
-    let mut index = 0;
-    while let Some(packet) = capture.next_packet() {
-        let packet = named(&arguments.read, packet)?;
-        cut += usize::from((packet.data.len() as u32) < packet.orig_len);
-        let outcome = simulate(&katran, &packet.data);
-        failed += usize::from(outcome.failed);
-        if as_json {
-            writeln!(report, "{}", outcome.json(index))?;
-        } else {
-            writeln!(report, "{}", outcome.row(index))?;
-        }
-        if let Some(out) = &mut out {
-            let length = outcome.frame.len() as u32;
-            out.write_packet(&PcapPacket::new_owned(
-                packet.timestamp,
-                length,
-                outcome.frame,
-            ))?;
-        }
-        index += 1;
-    }
-    let counters = serde_json::to_value(katran.counters()?)?;
-    if as_json {
-        writeln!(report, "{}", json!({ "counters": counters }))?;
-    } else {
-        write_counters(&mut report, "", &counters)?;
-    }
-    report.flush()?;
-    if let Some(out) = out {
-        out.into_writer().flush()?;
-    }
-    if cut != 0 {
-        eprintln!("simulate: {cut} frames were cut short by the capture and run as they are");
-    }
-    Ok(failed)
-}
-
-fn simulate(katran: &Katran, frame: &[u8]) -> Outcome {
-    match katran.simulate(frame) {
-        Ok(ran) => Outcome {
-            verdict: ran.verdict.to_string(),
-            vip: ran.vip.map(|vip| vip.to_string()),
-            real: ran.real.map(|real| real.to_string()),
-            reason: ran.reason.to_string(),
-            frame: ran.frame,
-            failed: false,
-        },
-        Err(error) => Outcome {
-            verdict: "ERROR".to_owned(),
-            vip: None,
-            real: None,
-            reason: error.to_string(),
-            frame: frame.to_vec(),
-            failed: true,
-        },
-    }
-}
-
-impl Outcome {
-    fn json(&self, index: usize) -> String {
-        // By hand, for the order of the keys.
-        format!(
-            r#"{{"index":{index},"verdict":{},"length":{},"vip":{},"real":{},"reason":{}}}"#,
-            json!(self.verdict),
-            self.frame.len(),
-            json!(self.vip),
-            json!(self.real),
-            json!(self.reason),
-        )
-    }
-
-    fn row(&self, index: usize) -> String {
-        format!(
-            "{index:>5}  {:<7}  {:>5}  {:<30}  {:<24}  {}",
-            self.verdict,
-            self.frame.len(),
-            self.vip.as_deref().unwrap_or("-"),
-            self.real.as_deref().unwrap_or("-"),
-            self.reason,
-        )
-    }
-}
-
-/// Counters that are not zero, one a line.
-fn write_counters(report: &mut dyn Write, path: &str, value: &Value) -> Anyhow<()> {
-    let inner: Vec<(String, &Value)> = match value {
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(key, value)| (key.clone(), value))
-            .collect(),
-        Value::Array(items) => (0..)
-            .zip(items)
-            .map(|(at, item): (usize, _)| (at.to_string(), item))
-            .collect(),
-        Value::Number(number) if number.as_u64() == Some(0) => return Ok(()),
-        leaf => {
-            writeln!(report, "{path} {leaf}")?;
-            return Ok(());
+        Some(path) => {
+            let header = PcapHeader {
+                snaplen: header.snaplen.max(SNAP_LENGTH),
+                ..header
+            };
+            let file = create(path, &arguments.read)?;
+            Some(PcapWriter::with_header(BufWriter::new(file), header)?)
         }
     };
-    for (key, value) in inner {
-        let path = if path.is_empty() {
-            key
-        } else {
-            format!("{path}.{key}")
+    let mut report = match &arguments.json {
+        None => Report::Table(BufWriter::new(Box::new(stdout()))),
+        Some(path) => Report::Json(BufWriter::new(create(path, &arguments.read)?)),
+    };
+
+    let mut tally = Tally::default();
+    report.begin()?;
+    let broken = loop {
+        let packet = match capture.next_raw_packet() {
+            None => break None,
+            Some(Err(error)) => break Some(error),
+            Some(Ok(packet)) => packet,
         };
-        write_counters(report, &path, value)?;
+        let (line, frame) = run(&katran, tally.frames, &packet);
+        tally.add(&line);
+        report.line(&line)?;
+        if let Some(frames) = &mut frames {
+            frames.write_raw_packet(&leaving(&packet, &frame))?;
+        }
+    };
+    report.end(&katran.counters()?, &tally)?;
+    if let Some(frames) = frames {
+        frames.into_writer().flush()?;
     }
+
+    if tally.truncated > 0 {
+        let frames = tally.truncated;
+        eprintln!("warning: frames shorter than on the wire: {frames}");
+    }
+    if let Some(error) = broken {
+        let (path, frames) = (arguments.read.display(), tally.frames);
+        return Err(error)
+            .with_context(|| format!("{path} breaks off; whole frames before that: {frames}"));
+    }
+    ensure!(
+        tally.errors == 0,
+        "{} of {} frames could not be run",
+        tally.errors,
+        tally.frames
+    );
     Ok(())
 }
 
-fn writer(path: &Path, like: PcapHeader) -> Anyhow<PcapWriter<BufWriter<File>>> {
-    let file = BufWriter::new(named(path, File::create(path))?);
-    // An encapsulated frame may be longer than any that was captured.
-    let header = PcapHeader {
-        snaplen: 65_535,
-        ..like
-    };
-    named(path, PcapWriter::with_header(file, header))
+/// A balancer loaded with the settings of the file, and with its VIPs.
+fn load(config: &Path) -> Result<Katran> {
+    let state = State::from_toml(&fs::read_to_string(config)?)?;
+    let mut katran = state.builder()?.load()?;
+    let _ = katran.apply(&state)?;
+    Ok(katran)
 }
 
-/// Puts the file's name in front of an error.
-fn named<T, E: std::fmt::Display>(path: &Path, result: Result<T, E>) -> Anyhow<T> {
-    result.map_err(|error| format!("{}: {error}", path.display()).into())
+/// Opens a capture of Ethernet frames, of either byte order and resolution.
+fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
+    let cannot = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(cannot)?;
+    let capture = PcapReader::new(file)
+        .context("it is no pcap file (pcapng: convert it by `editcap -F pcap`)")
+        .with_context(cannot)?;
+    let header = capture.header();
+    if header.datalink != DataLink::ETHERNET {
+        let kind = header.datalink;
+        bail!("{}: frames of type {kind:?}, not Ethernet", path.display());
+    }
+    Ok((capture, header))
+}
+
+/// Creates a file to write, which must not be the one that is being read.
+fn create(path: &Path, read: &Path) -> Result<File> {
+    let cannot = || format!("cannot write {}", path.display());
+    let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    // One that does not exist yet is another.
+    if let (Ok(one), Ok(other)) = (identity(path), identity(read)) {
+        ensure!(one != other, "{}: it is being read", cannot());
+    }
+    File::create(path).with_context(cannot)
+}
+
+/// Runs one frame: its line of the report, and the frame as it leaves the program.
+fn run(katran: &Katran, index: u64, packet: &RawPcapPacket) -> (Line, Vec<u8>) {
+    let truncated = packet.incl_len < packet.orig_len;
+    match katran.simulate(&packet.data) {
+        Ok(ran) => {
+            let line = Line {
+                index,
+                verdict: ran.verdict.to_string(),
+                length: ran.frame.len(),
+                vip: ran.vip.map(|vip| vip.to_string()),
+                real: ran.real,
+                reason: Some(ran.reason.to_string()),
+                truncated,
+                error: None,
+            };
+            (line, ran.frame)
+        }
+        Err(error) => {
+            let line = Line {
+                index,
+                verdict: "ERROR".to_owned(),
+                length: packet.data.len(),
+                vip: None,
+                real: None,
+                reason: None,
+                truncated,
+                error: Some(error.to_string()),
+            };
+            (line, packet.data.to_vec())
+        }
+    }
+}
+
+/// The record of a frame that leaves: when it came in, and with as much missing.
+fn leaving<'a>(arrived: &RawPcapPacket, frame: &'a [u8]) -> RawPcapPacket<'a> {
+    let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    RawPcapPacket {
+        ts_sec: arrived.ts_sec,
+        ts_frac: arrived.ts_frac,
+        incl_len: length,
+        orig_len: length.saturating_add(arrived.orig_len.saturating_sub(arrived.incl_len)),
+        data: frame.into(),
+    }
+}
+
+/// One frame in the report.
+#[derive(Serialize)]
+struct Line {
+    index: u64,
+    verdict: String,
+    /// Of the frame as it leaves the program.
+    length: usize,
+    vip: Option<String>,
+    real: Option<IpAddr>,
+    /// Which step of the walk decided.
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Default)]
+struct Tally {
+    frames: u64,
+    tx: u64,
+    pass: u64,
+    drop: u64,
+    errors: u64,
+    truncated: u64,
+}
+
+impl Tally {
+    fn add(&mut self, line: &Line) {
+        self.frames += 1;
+        self.truncated += u64::from(line.truncated);
+        match line.verdict.as_str() {
+            "TX" => self.tx += 1,
+            "PASS" => self.pass += 1,
+            "DROP" => self.drop += 1,
+            _ => self.errors += 1,
+        }
+    }
+}
+
+enum Report {
+    Table(BufWriter<Box<dyn Write>>),
+    Json(BufWriter<File>),
+}
+
+impl Report {
+    fn begin(&mut self) -> Result<()> {
+        if let Self::Table(out) = self {
+            writeln!(
+                out,
+                "{:>6}  {:<7} {:>6}  {:<30} {:<26} why",
+                "frame", "verdict", "length", "VIP", "real"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &Line) -> Result<()> {
+        match self {
+            Self::Json(out) => writeln!(out, "{}", serde_json::to_string(line)?)?,
+            Self::Table(out) => {
+                let real = line.real.map(|real| real.to_string());
+                let why = line.reason.as_ref().or(line.error.as_ref());
+                let or_dash = |text: Option<&String>| text.map_or("-", |text| text).to_owned();
+                writeln!(
+                    out,
+                    "{:>6}  {:<7} {:>6}  {:<30} {:<26} {}{}",
+                    line.index,
+                    line.verdict,
+                    line.length,
+                    or_dash(line.vip.as_ref()),
+                    or_dash(real.as_ref()),
+                    or_dash(why),
+                    if line.truncated { " (truncated)" } else { "" },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, counters: &Counters, tally: &Tally) -> Result<()> {
+        match self {
+            Self::Json(out) => {
+                let line = serde_json::json!({ "counters": counters });
+                writeln!(out, "{line}")?;
+                out.flush()?;
+            }
+            Self::Table(out) => {
+                let Tally {
+                    frames,
+                    tx,
+                    pass,
+                    drop,
+                    errors,
+                    ..
+                } = tally;
+                write!(out, "{frames} frames: {tx} TX, {pass} PASS, {drop} DROP")?;
+                match errors {
+                    0 => writeln!(out)?,
+                    _ => writeln!(out, ", {errors} ERROR")?,
+                }
+                out.flush()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error and what caused it; some of the library's name the cause themselves.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.as_str() {
+            "" => cause,
+            known if known.contains(&cause) => text,
+            _ => format!("{text}: {cause}"),
+        }
+    })
 }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
@@ -41,6 +43,21 @@ impl fmt::Display for XdpMode {
             Self::Generic => "generic",
             Self::Offload => "offload",
         })
+    }
+}
+
+impl FromStr for XdpMode {
+    type Err = Error;
+
+    /// `auto`, `native`, `generic` or `offload`.
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Auto, Self::Native, Self::Generic, Self::Offload]
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "an XDP mode: `auto`, `native`, `generic` or `offload`",
+            })
     }
 }
 
@@ -192,5 +209,19 @@ fn refused(interface: &str, index: u32, error: io::Error) -> Error {
             error,
         ),
         _ => kernel_error("attach XDP to", interface, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_have_a_text_form() {
+        for text in ["auto", "native", "generic", "offload"] {
+            assert_eq!(text.parse::<XdpMode>().unwrap().to_string(), text);
+        }
+        let error = "Native".parse::<XdpMode>().unwrap_err().to_string();
+        assert!(error.starts_with("`Native` is not an XDP mode"), "{error}");
     }
 }
