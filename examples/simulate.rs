@@ -133,7 +133,7 @@ fn simulate(arguments: &Arguments) -> Result<()> {
 fn load(config: &Path) -> Result<Katran> {
     let state = State::from_toml(&fs::read_to_string(config)?)?;
     let mut katran = state.builder()?.load()?;
-    let _ = katran.apply(&state)?;
+    katran.apply(&state)?;
     Ok(katran)
 }
 

@@ -1,6 +1,8 @@
 //! The example programs, run as a user runs them: the binaries that `cargo test` has built, on
 //! test hosts, with signals, files and exit statuses. `simulate` has a file of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;

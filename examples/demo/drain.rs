@@ -74,7 +74,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         let mut weights = vec![(drained, Some(0))];
         weights.extend(removed.iter().map(|backend| (*backend, None)));
         let wanted = site.with_weights(&weights);
-        let _ = site.katran.apply(&wanted)?;
+        site.katran.apply(&wanted)?;
         let at = started.elapsed();
         let mut seen = vec![0; columns.len()];
         for service in site.web() {

@@ -160,7 +160,7 @@ impl Site {
 
     /// Makes the balancer what the configuration file says.
     pub(crate) fn restore(&mut self) -> Result<()> {
-        let _ = self.katran.apply(&self.configured)?;
+        self.katran.apply(&self.configured)?;
         Ok(())
     }
 }

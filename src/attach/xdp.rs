@@ -6,7 +6,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use nix::libc;
