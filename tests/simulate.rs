@@ -1,6 +1,9 @@
 //! The example `simulate`, run as a user runs it: the recorded vectors as a capture and a
 //! configuration file, and captures that are not as they should be.
 
+// Outside of the test functions, too.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::fs::File;
 use std::net::IpAddr;
@@ -279,6 +282,30 @@ fn the_report_begins_with_the_keys_of_the_specification() {
         table.ends_with("2 frames: 1 TX, 1 PASS, 0 DROP\n"),
         "{table}"
     );
+}
+
+#[test]
+fn the_sample_spreads_over_its_reals() {
+    require_root();
+    let mut command = simulate();
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data"));
+    command.args(["--config", "lb.toml", "--read", "sample.pcap"]);
+    let output = command.output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{table}");
+    for text in [
+        "198.51.100.1 ",
+        "2001:db8:2::1 ",
+        "2001:db8:2::2 ",
+        "ring",
+        "flow table",
+        "ICMP echo",
+        "not a VIP",
+        "ipv4_fragment",
+        "25 frames: 22 TX, 2 PASS, 1 DROP",
+    ] {
+        assert!(table.contains(text), "no {text} in {table}");
+    }
 }
 
 #[test]
