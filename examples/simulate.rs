@@ -228,6 +228,12 @@ struct Line {
     error: Option<String>,
 }
 
+/// All counters, after the last frame.
+#[derive(Serialize)]
+struct LastLine<'a> {
+    counters: &'a Counters,
+}
+
 #[derive(Default)]
 struct Tally {
     frames: u64,
@@ -294,8 +300,8 @@ impl Report {
     fn end(&mut self, counters: &Counters, tally: &Tally) -> Result<()> {
         match self {
             Self::Json(out) => {
-                let line = serde_json::json!({ "counters": counters });
-                writeln!(out, "{line}")?;
+                let line = LastLine { counters };
+                writeln!(out, "{}", serde_json::to_string(&line)?)?;
                 out.flush()?;
             }
             Self::Table(out) => {
