@@ -136,7 +136,7 @@ fn load(config: &Path) -> Result<Katran> {
         .and_then(|text| Ok(State::from_toml(&text)?))
         .with_context(|| format!("cannot use {}", config.display()))?;
     let mut katran = state.builder()?.load()?;
-    let _ = katran.apply(&state)?;
+    katran.apply(&state)?;
     Ok(katran)
 }
 

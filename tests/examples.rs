@@ -1,8 +1,7 @@
 //! The example programs, run as a user runs them: the binaries that `cargo test` has built, on
 //! test hosts, with signals, files and exit statuses. `simulate` has a file of its own.
 
-// Outside of the test functions, too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
 use std::env;

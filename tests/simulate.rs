@@ -1,8 +1,7 @@
 //! The example `simulate`, run as a user runs it: the recorded vectors as a capture and a
 //! configuration file, and captures that are not as they should be.
 
-// Outside of the test functions, too.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::fs::File;

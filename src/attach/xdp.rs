@@ -6,7 +6,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use nix::libc;
@@ -16,6 +15,7 @@ use crate::Error;
 use crate::Result;
 use crate::maps::kernel_error;
 use crate::sys::link;
+use crate::sys::link::Link;
 use crate::sys::program;
 
 /// Where in the receive path the program runs.
@@ -75,7 +75,7 @@ pub struct Attachment {
 /// The attachments of one program; all are detached on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
-    attached: Vec<(Attachment, OwnedFd)>,
+    attached: Vec<(Attachment, Link)>,
 }
 
 impl Attachments {
@@ -147,7 +147,7 @@ impl Attachments {
     }
 }
 
-fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {
     link::attach(program, index, link::XDP_FLAGS_DRV_MODE).map_err(|error| {
         if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
             Error::Unsupported {
@@ -160,7 +160,7 @@ fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedF
     })
 }
 
-fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {
     link::attach(program, index, link::XDP_FLAGS_SKB_MODE)
         .map_err(|error| refused(interface, index, error))
 }
