@@ -70,8 +70,7 @@ fn balance(arguments: &Arguments) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
     let signals = signals()?;
 
-    let (mut katran, changes) = load(&arguments.config)
-        .with_context(|| format!("cannot use {}", arguments.config.display()))?;
+    let (mut katran, changes) = load(&arguments.config)?;
     report(&changes);
     for interface in &arguments.interface {
         let attachment = katran.attach(interface, arguments.mode)?;
@@ -101,7 +100,9 @@ fn load(config: &Path) -> Result<(Katran, Changes)> {
 }
 
 fn read(config: &Path) -> Result<State> {
-    Ok(State::from_toml(&fs::read_to_string(config)?)?)
+    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
+    text.and_then(|text| Ok(State::from_toml(&text)?))
+        .with_context(|| format!("cannot use {}", config.display()))
 }
 
 /// Counters every second, the file at every SIGHUP, until SIGINT or SIGTERM.
@@ -114,22 +115,26 @@ fn run(katran: &mut Katran, config: &Path, signals: &Receiver<i32>) -> Result<()
             Ok(SIGHUP) => match read(config).and_then(|state| Ok(katran.apply(&state)?)) {
                 Ok(changes) => report(&changes),
                 Err(error) => eprintln!(
-                    "cannot use {}: {}\nnothing was changed: the old configuration stays in force",
-                    config.display(),
+                    "{}\nnothing was changed: the old configuration stays in force",
                     with_causes(&error)
                 ),
             },
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
-                let now = Snapshot::take(katran)?;
-                if lines % PAGE == 0 {
-                    say(HEADING.to_owned());
+                match Snapshot::take(katran) {
+                    Ok(now) => {
+                        if lines % PAGE == 0 {
+                            say(HEADING.to_owned());
+                        }
+                        say(now.since(&last));
+                        lines += 1;
+                        last = now;
+                    }
+                    // Packets flow all the same.
+                    Err(error) => eprintln!("{}", with_causes(&error)),
                 }
-                say(now.since(&last));
-                lines += 1;
-                last = now;
                 // A process that was stopped for a while does not catch up.
-                next = (next + INTERVAL).max(last.time);
+                next = (next + INTERVAL).max(Instant::now());
             }
         }
     }

@@ -6,7 +6,8 @@
 //! ```
 //! `out.pcap` gets every frame as it leaves the program, whatever its verdict, with the time
 //! stamps, byte order and resolution of `in.pcap`. The report has a line of JSON for each frame,
-//! then one with all counters; without `--json` a table is printed.
+//! then one with all counters; without `--json` a table is printed. To try it:
+//! `--config examples/data/lb.toml --read examples/data/sample.pcap`, made-up clients of two VIPs.
 //!
 //! A frame that was cut off by the capture's snap length is run as captured (its IP header still
 //! tells the full length), marked `"truncated":true` and counted in a warning. A frame that the
@@ -73,8 +74,7 @@ fn main() -> ExitCode {
 
 fn simulate(arguments: &Arguments) -> Result<()> {
     let (mut capture, header) = open(&arguments.read)?;
-    let katran = load(&arguments.config)
-        .with_context(|| format!("cannot use {}", arguments.config.display()))?;
+    let katran = load(&arguments.config)?;
     let mut frames = match &arguments.write {
         None => None,
         Some(path) => {
@@ -131,7 +131,10 @@ fn simulate(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let state = State::from_toml(&fs::read_to_string(config)?)?;
+    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
+    let state = text
+        .and_then(|text| Ok(State::from_toml(&text)?))
+        .with_context(|| format!("cannot use {}", config.display()))?;
     let mut katran = state.builder()?.load()?;
     katran.apply(&state)?;
     Ok(katran)
@@ -142,7 +145,7 @@ fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
     let cannot = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(cannot)?;
     let capture = PcapReader::new(file)
-        .context("it is no pcap file (pcapng: convert it by `editcap -F pcap`)")
+        .context("it is no pcap file (pcapng: convert it by `tcpdump -r IN -w OUT`)")
         .with_context(cannot)?;
     let header = capture.header();
     if header.datalink != DataLink::ETHERNET {
@@ -225,6 +228,12 @@ struct Line {
     error: Option<String>,
 }
 
+/// All counters, after the last frame.
+#[derive(Serialize)]
+struct LastLine<'a> {
+    counters: &'a Counters,
+}
+
 #[derive(Default)]
 struct Tally {
     frames: u64,
@@ -291,8 +300,8 @@ impl Report {
     fn end(&mut self, counters: &Counters, tally: &Tally) -> Result<()> {
         match self {
             Self::Json(out) => {
-                let line = serde_json::json!({ "counters": counters });
-                writeln!(out, "{line}")?;
+                let line = LastLine { counters };
+                writeln!(out, "{}", serde_json::to_string(&line)?)?;
                 out.flush()?;
             }
             Self::Table(out) => {

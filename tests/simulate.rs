@@ -284,6 +284,30 @@ fn the_report_begins_with_the_keys_of_the_specification() {
 }
 
 #[test]
+fn the_sample_spreads_over_its_reals() {
+    require_root();
+    let mut command = simulate();
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data"));
+    command.args(["--config", "lb.toml", "--read", "sample.pcap"]);
+    let output = command.output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{table}");
+    for text in [
+        "198.51.100.1 ",
+        "2001:db8:2::1 ",
+        "2001:db8:2::2 ",
+        "ring",
+        "flow table",
+        "ICMP echo",
+        "not a VIP",
+        "ipv4_fragment",
+        "25 frames: 22 TX, 2 PASS, 1 DROP",
+    ] {
+        assert!(table.contains(text), "no {text} in {table}");
+    }
+}
+
+#[test]
 fn a_frame_that_cannot_run_does_not_lose_the_others() {
     require_root();
     let scratch = Scratch::new("long");

@@ -281,7 +281,7 @@ fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
             needed,
             available: environment::available_memory().unwrap_or(0),
         },
-        _ => kernel_error("make", name, error),
+        _ => kernel_error("make the map", name, error),
     }
 }
 
