@@ -173,15 +173,37 @@ fn interfaces_that_cannot_are_refused_with_the_reason() {
 }
 
 #[test]
+fn native_mode_wants_frames_that_fit_a_page() {
+    require_root();
+    let (host, peer) = (Host::new("a").unwrap(), Host::new("b").unwrap());
+    veth(host.port("eth0"), peer.port("eth0"), 9000).unwrap();
+    let mut katran = load();
+    let refused = host.run(|| katran.attach("eth0", XdpMode::Native));
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("MTU") && error.contains("eth0"), "{error}");
+    assert_eq!(program(&host, "eth0"), None);
+    let attachment = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
+    assert_eq!(attachment.mode, XdpMode::Generic);
+    drop(katran);
+
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .frags(true)
+        .load()
+        .unwrap();
+    let attachment = host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
+    assert_eq!(attachment.mode, XdpMode::Native);
+}
+
+#[test]
 fn traffic_stops_on_detach_and_goes_on_after_attach() {
     let mut site = Site::new(LabConfig::default());
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
-    let mut connection = site::connect(&site.lab.client, vip);
-    let name = connection.ask("who").unwrap();
     let host = &site.lab.balancers[0].host;
     for mode in [XdpMode::Generic, XdpMode::Native] {
+        let mut connection = site::connect(&site.lab.client, vip);
+        let name = connection.ask("who").unwrap();
         site.katran.detach("eth0").unwrap();
         let before = site.katran.totals().unwrap();
         site::ask_in_vain(&mut connection);

@@ -6,12 +6,12 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 
-use katran::Builder;
 use katran::Flow;
 use katran::HashFunction;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Real;
+use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -152,9 +152,8 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
     require_root();
     // No two have the same numbers of reals and VIPs, and one has a history.
     let load = || {
-        Builder::new()
-            .gateway_mac(MacAddr::new([2, 0, 0, 0, 0, 1]))
-            .flow_table_size(1_000)
+        site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+            .ring_size(65_537)
             .load()
             .unwrap()
     };
@@ -183,8 +182,10 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
                 if number == 2 {
                     katran.add_real(vip, gone).unwrap();
                 }
-                for real in &reals {
-                    katran.add_real(vip, *real).unwrap();
+                // A batch takes numbers in the order of addresses, so in more than one.
+                for batch in reals.chunks(7) {
+                    let changes: Vec<_> = batch.iter().copied().map(RealChange::Add).collect();
+                    katran.modify_reals(vip, &changes).unwrap();
                 }
                 if number == 2 {
                     katran.remove_real(vip, gone.address()).unwrap();

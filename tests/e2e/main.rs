@@ -3,6 +3,8 @@
 //! Every test has a network of its own and fails, rather than skips, where the kernel does not
 //! do what is needed. Each also reads counters, so none can pass unless the program has run.
 
+#![allow(clippy::unwrap_used)]
+
 mod attach;
 mod control;
 mod decap;

@@ -39,7 +39,8 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
         assert_eq!(old.ask(&"x".repeat(300_000)).unwrap(), "backend0");
         assert_eq!(site.expected(site::flow_of(&old, vip)), "backend0");
         let after = site.katran.flow_table_counters().unwrap();
-        assert_eq!(after.miss_syn - before.miss_syn, 20);
+        // More, if the machine was so busy that a SYN was sent again.
+        assert!(after.miss_syn - before.miss_syn >= 20);
         assert!(after.packets - before.packets > 300);
 
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
@@ -178,6 +179,41 @@ fn a_flow_of_a_removed_real_does_not_go_to_the_next_owner_of_its_number() {
 }
 
 #[test]
+fn clients_of_a_removed_real_move_and_all_others_stay() {
+    let config = LabConfig {
+        backends: 4,
+        ..LabConfig::default()
+    };
+    let mut site = Site::new(config);
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = site.lab.serve_udp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let reals = site::reals(&site.lab, address);
+    let vip = Vip::udp((address, PORT).into());
+    site.add_service(vip, &reals);
+    let clients: Vec<(UdpClient, String)> = (0..80)
+        .map(|_| site::udp(&site.lab.client, vip))
+        .map(|client| {
+            let name = client.ask(b"who").unwrap();
+            (client, name)
+        })
+        .collect();
+    let of_gone = |name: &String| name == "backend0";
+    let moving = clients.iter().filter(|(_, name)| of_gone(name)).count();
+    assert!((1..80).contains(&moving));
+
+    site.katran.remove_real(vip, reals[0]).unwrap();
+    let before = site.katran.flow_table_counters().unwrap().misses;
+    for (client, name) in &clients {
+        let now = client.ask(b"who").unwrap();
+        assert!(!of_gone(&now));
+        assert!(of_gone(name) || now == *name, "{name} was left for {now}");
+    }
+    let after = site.katran.flow_table_counters().unwrap().misses;
+    assert_eq!(after - before, moving as u64, "{}", site.report());
+}
+
+#[test]
 fn one_client_port_after_another_is_balanced_by_weight() {
     let mut site = Site::new(LabConfig::default());
     let servers = site.lab.serve_tcp(PORT).unwrap();
@@ -199,7 +235,7 @@ fn one_client_port_after_another_is_balanced_by_weight() {
     assert_eq!(accepted.iter().sum::<u64>(), 200);
     // Three quarters of 200, give or take five standard deviations.
     assert!((120..=180).contains(&accepted[0]), "{accepted:?}");
-    assert_eq!(site.katran.flow_table_counters().unwrap().miss_syn, 200);
+    assert!(site.katran.flow_table_counters().unwrap().miss_syn >= 200);
 }
 
 impl Site {

@@ -212,7 +212,8 @@ pub(crate) fn flow_of(connection: &TcpClient, vip: Vip) -> Flow {
     Flow::tcp(connection.local_addr().unwrap(), service(vip))
 }
 
-/// Asks where no answer must come.
+/// Asks where no answer must come. TCP keeps the question: its answer is the first one that comes
+/// when there is a way again.
 pub(crate) fn ask_in_vain(connection: &mut TcpClient) {
     connection.set_patience(IN_VAIN).unwrap();
     assert_silent(connection.ask("anybody"));

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
+use katran::Builder;
 use katran::DropReason;
 use katran::Flow;
 use katran::Vip;
@@ -22,17 +23,22 @@ const DOWNLOAD: usize = 2_000_000;
 
 #[test]
 fn all_families_and_protocols_in_native_mode() {
-    every_mix(XdpMode::Native);
+    every_mix(XdpMode::Native, |builder| builder);
+}
+
+#[test]
+fn all_families_and_protocols_with_a_program_that_takes_fragmented_buffers() {
+    every_mix(XdpMode::Native, |builder| builder.frags(true));
 }
 
 #[test]
 fn all_families_and_protocols_in_generic_mode() {
-    every_mix(XdpMode::Generic);
+    every_mix(XdpMode::Generic, |builder| builder);
 }
 
 /// Two VIPs of each family, one with reals of its own family and one with those of the other;
 /// TCP with much data in both directions, and UDP with the largest datagrams that fit.
-fn every_mix(mode: XdpMode) {
+fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
     let vips: Vec<IpAddr> = [
         "203.0.113.1",
         "203.0.113.2",
@@ -45,7 +51,7 @@ fn every_mix(mode: XdpMode) {
         vips: vips.clone(),
         ..LabConfig::default()
     };
-    let mut site = Site::with(config, mode, |builder| builder);
+    let mut site = Site::with(config, mode, settings);
     let (_tcp, _udp) = (
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),

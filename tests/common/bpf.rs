@@ -1,0 +1,175 @@
+//! Programs and maps as the kernel shows them to anybody with a descriptor: running a program on a
+//! frame, reading and writing elements, sizes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use katran::Verdict;
+use nix::sched::CpuSet;
+use nix::sched::sched_setaffinity;
+use nix::unistd::Pid;
+
+/// What a program made of a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ran {
+    pub(crate) verdict: Verdict,
+    pub(crate) frame: Vec<u8>,
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::from_raw_os_error(-result))
+    } else {
+        Ok(result)
+    }
+}
+
+/// Keeps this thread on one CPU.
+pub(crate) fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+}
+
+/// Runs an XDP program on a frame, on the CPU that this thread is on.
+pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> Ran {
+    run_with(program, frame, None)
+}
+
+/// The same with `metadata` bytes in front of the frame, which take that much headroom.
+pub(crate) fn run_with_metadata(program: BorrowedFd<'_>, frame: &[u8], metadata: u32) -> Ran {
+    let mut bytes = vec![0; metadata as usize];
+    bytes.extend(frame);
+    let mut context = libbpf_sys::xdp_md {
+        data: metadata,
+        data_end: bytes.len() as u32,
+        ..Default::default()
+    };
+    let mut ran = run_with(program, &bytes, Some(&mut context));
+    ran.frame.drain(..metadata as usize);
+    ran
+}
+
+fn run_with(
+    program: BorrowedFd<'_>,
+    bytes: &[u8],
+    context: Option<&mut libbpf_sys::xdp_md>,
+) -> Ran {
+    let mut out = vec![0; bytes.len() + 512];
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        data_in: bytes.as_ptr().cast(),
+        data_size_in: bytes.len() as u32,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: out.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    if let Some(context) = context {
+        let size = mem::size_of_val(context) as u32;
+        options.ctx_in = std::ptr::from_ref(context).cast();
+        options.ctx_size_in = size;
+    }
+    // SAFETY: all buffers are as long as the options say and outlive the call.
+    check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })
+        .unwrap();
+    out.truncate(options.data_size_out as usize);
+    Ran {
+        verdict: match options.retval {
+            libbpf_sys::XDP_TX => Verdict::Tx,
+            libbpf_sys::XDP_PASS => Verdict::Pass,
+            libbpf_sys::XDP_DROP => Verdict::Drop,
+            other => panic!("XDP action {other}"),
+        },
+        frame: out,
+    }
+}
+
+fn map_info(map: BorrowedFd<'_>) -> libbpf_sys::bpf_map_info {
+    let mut info = libbpf_sys::bpf_map_info::default();
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            map.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })
+    .unwrap();
+    info
+}
+
+/// An element of a map that is not per CPU; `None` if there is none.
+pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> Option<Vec<u8>> {
+    let info = map_info(map);
+    assert_eq!(key.len(), info.key_size as usize);
+    let mut value = vec![0; info.value_size as usize];
+    // SAFETY: key and value are as long as the map's, which is not per CPU.
+    let result = check(unsafe {
+        libbpf_sys::bpf_map_lookup_elem(
+            map.as_raw_fd(),
+            key.as_ptr().cast(),
+            value.as_mut_ptr().cast(),
+        )
+    });
+    match result {
+        Ok(_) => Some(value),
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            None
+        }
+    }
+}
+
+pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) {
+    let info = map_info(map);
+    assert_eq!(key.len(), info.key_size as usize);
+    assert_eq!(value.len(), info.value_size as usize);
+    // SAFETY: key and value are as long as the map's, which is not per CPU.
+    check(unsafe {
+        libbpf_sys::bpf_map_update_elem(
+            map.as_raw_fd(),
+            key.as_ptr().cast(),
+            value.as_ptr().cast(),
+            0,
+        )
+    })
+    .unwrap();
+}
+
+/// Every element of a hash that nobody writes to meanwhile.
+pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut elements = BTreeMap::new();
+    let mut key = vec![0u8; map_info(map).key_size as usize];
+    let mut from = std::ptr::null();
+    loop {
+        let mut next = vec![0u8; key.len()];
+        // SAFETY: both keys are as long as the map's; NULL asks for the first.
+        let result = check(unsafe {
+            libbpf_sys::bpf_map_get_next_key(map.as_raw_fd(), from, next.as_mut_ptr().cast())
+        });
+        if let Err(error) = result {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            return elements;
+        }
+        elements.insert(next.clone(), lookup(map, &next).unwrap());
+        key = next;
+        from = key.as_ptr().cast();
+    }
+}
+
+/// The map that an array of maps holds at `index`.
+pub(crate) fn inner(outer: BorrowedFd<'_>, index: u32) -> OwnedFd {
+    let id = lookup(outer, &index.to_ne_bytes()).unwrap();
+    let id = u32::from_ne_bytes(id.try_into().unwrap());
+    // SAFETY: takes a number.
+    let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

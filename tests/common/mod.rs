@@ -1,0 +1,92 @@
+//! What the tests of the loaded program share: a small balancer, frames with right checksums, the
+//! frames that the specification demands in answer, and the kernel's view of programs and maps.
+//! Each test binary uses a part of it.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+pub(crate) mod bpf;
+pub(crate) mod faults;
+pub(crate) mod frames;
+pub(crate) mod recording;
+pub(crate) mod reference;
+pub(crate) mod wire;
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+
+use katran::Builder;
+use katran::Flow;
+use katran::Katran;
+use katran::MacAddr;
+use katran::Protocol;
+use katran::Real;
+use katran::RealChange;
+use katran::Vip;
+use katran::VipFlags;
+use katran_lab::require_root;
+
+pub(crate) const GATEWAY: MacAddr = MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]);
+/// Prime, as every ring's size, and small, so that rings are built and written at once.
+pub(crate) const RING_SIZE: u32 = 1009;
+pub(crate) const MAX_VIPS: u32 = 16;
+pub(crate) const MAX_REALS: u32 = 64;
+
+/// A balancer with small tables; the other settings at their defaults.
+pub(crate) fn builder() -> Builder {
+    Katran::builder()
+        .gateway_mac(GATEWAY)
+        .max_vips(MAX_VIPS)
+        .max_reals(MAX_REALS)
+        .ring_size(RING_SIZE)
+        .flow_table_size(10_000)
+}
+
+pub(crate) fn load(builder: Builder) -> Katran {
+    require_root();
+    builder.load().unwrap()
+}
+
+pub(crate) fn at(address: &str) -> SocketAddr {
+    address.parse().unwrap()
+}
+
+pub(crate) fn ip(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+pub(crate) fn vip(text: &str) -> Vip {
+    text.parse().unwrap()
+}
+
+/// Adds a VIP with reals of weight 1.
+pub(crate) fn serve(katran: &mut Katran, text: &str, flags: VipFlags, reals: &[&str]) -> Vip {
+    let vip = vip(text);
+    katran.add_vip(vip, flags).unwrap();
+    let changes: Vec<RealChange> = reals
+        .iter()
+        .map(|address| RealChange::Add(Real::new(ip(address))))
+        .collect();
+    katran.modify_reals(vip, &changes).unwrap();
+    vip
+}
+
+/// Flows from as many clients of the destination's family, each with another address and port.
+pub(crate) fn flows(protocol: Protocol, destination: &str, count: u16) -> Vec<Flow> {
+    let destination = at(destination);
+    (0..count)
+        .map(|i| {
+            let [high, low] = i.to_be_bytes();
+            let address: IpAddr = match destination {
+                SocketAddr::V4(_) => [100, 64, high, low].into(),
+                SocketAddr::V6(_) => [0x2001, 0xdb8, 0xc, i, 0, 0, 0x1234, i].into(),
+            };
+            let port = 1024 + i.wrapping_mul(7) % 60_000;
+            let source = (address, port).into();
+            match protocol {
+                Protocol::Tcp => Flow::tcp(source, destination),
+                Protocol::Udp => Flow::udp(source, destination),
+            }
+        })
+        .collect()
+}

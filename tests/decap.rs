@@ -1,0 +1,236 @@
+//! The backend's decapsulator, run by the kernel on crafted frames: what it strips, byte for byte,
+//! and what it passes untouched where Katran's drops it.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod common;
+
+use common::at;
+use common::bpf;
+use common::bpf::Ran;
+use common::builder;
+use common::flows;
+use common::frames;
+use common::frames::ETHERNET;
+use common::frames::IPV4;
+use common::frames::IPV6;
+use common::frames::Packet;
+use common::frames::ethernet;
+use common::frames::frame;
+use common::frames::packet;
+use common::frames::sum;
+use common::ip;
+use common::load;
+use common::serve;
+use common::wire::ipip;
+use katran::Decap;
+use katran::DecapCounters;
+use katran::Error;
+use katran::Flow;
+use katran::Protocol;
+use katran::Verdict;
+use katran::VipFlags;
+use katran_lab::require_root;
+
+const REAL4: &str = "198.51.100.1";
+const REAL6: &str = "2001:db8:2::1";
+
+fn decap(destinations: &[&str]) -> Decap {
+    require_root();
+    destinations
+        .iter()
+        .fold(Decap::builder(), |builder, address| {
+            builder.destination(ip(address))
+        })
+        .load()
+        .unwrap()
+}
+
+fn inner_flows() -> [Flow; 2] {
+    [
+        Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443")),
+        Flow::udp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443")),
+    ]
+}
+
+/// What `ipip` makes of a frame, for a real of either family.
+fn tunnelled(flow: Flow, real: &str) -> Vec<u8> {
+    let source = flow.source;
+    ipip(&frame(flow), Some(source.ip()), source.port(), ip(real))
+}
+
+fn run(decap: &Decap, frame: &[u8]) -> Ran {
+    bpf::run(decap.program_fd(), frame)
+}
+
+/// Inserts an option (4 bytes, "no operation") into an IPv4 frame's header.
+fn with_option(frame: &[u8]) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    bytes.splice(ETHERNET + IPV4..ETHERNET + IPV4, [1, 1, 1, 0]);
+    bytes[ETHERNET] = 0x46;
+    let length = u16::from_be_bytes([bytes[ETHERNET + 2], bytes[ETHERNET + 3]]) + 4;
+    bytes[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&length.to_be_bytes());
+    fix_checksum(&mut bytes[ETHERNET..ETHERNET + IPV4 + 4]);
+    bytes
+}
+
+/// A fragment of an IPv4 packet: more to come, or at an offset.
+fn fragment(frame: &[u8], field: u16) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    bytes[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&field.to_be_bytes());
+    fix_checksum(&mut bytes[ETHERNET..ETHERNET + IPV4]);
+    bytes
+}
+
+fn fix_checksum(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let check = !sum(header);
+    header[10..12].copy_from_slice(&check.to_be_bytes());
+}
+
+#[test]
+fn strips_all_four_mixes_and_leaves_the_inner_packet_as_it_was() {
+    let decap = decap(&[]);
+    for flow in inner_flows() {
+        for real in [REAL4, REAL6] {
+            let ran = run(&decap, &tunnelled(flow, real));
+            assert_eq!(ran.verdict, Verdict::Pass);
+            let mut expected = frame(flow);
+            // The station it came from is the balancer's gateway.
+            expected[..6].copy_from_slice(&common::GATEWAY.octets());
+            expected[6..12].copy_from_slice(&frames::OWN_MAC);
+            assert_eq!(ran.frame, expected, "inner TTL included");
+        }
+    }
+    let counters = decap.counters().unwrap();
+    assert_eq!((counters.ipip_v4, counters.ipip_v6), (2, 2));
+    assert_eq!(counters.total, 4);
+}
+
+#[test]
+fn undoes_what_the_balancer_did() {
+    let decap = decap(&[]);
+    let mut katran = load(builder());
+    serve(
+        &mut katran,
+        "203.0.113.1:443/tcp",
+        VipFlags::empty(),
+        &[REAL4, REAL6],
+    );
+    serve(
+        &mut katran,
+        "[2001:db8:1::1]:443/udp",
+        VipFlags::empty(),
+        &[REAL4, REAL6],
+    );
+    let tcp = flows(Protocol::Tcp, "203.0.113.1:443", 20);
+    let udp = flows(Protocol::Udp, "[2001:db8:1::1]:443", 20);
+    for flow in tcp.into_iter().chain(udp) {
+        let sent = katran.simulate(&frame(flow)).unwrap();
+        assert_eq!(sent.verdict, Verdict::Tx);
+        let arrived = run(&decap, &sent.frame);
+        assert_eq!(arrived.frame[ETHERNET..], frame(flow)[ETHERNET..]);
+        assert_eq!(arrived.frame[..12], sent.frame[..12]);
+    }
+}
+
+#[test]
+fn row_26_what_is_not_tunnelled_passes_untouched() {
+    let decap = decap(&[]);
+    let [v4, v6] = inner_flows().map(frame);
+    let mut v6_fragment = v6.clone();
+    v6_fragment[ETHERNET + 6] = 44;
+    let arp = [&v4[..12], &[0x08, 0x06], &[0; 28]].concat();
+    let untouched = [
+        v4.clone(),
+        v6,
+        with_option(&v4),
+        fragment(&v4, 0x2000),
+        fragment(&v4, 0x0010),
+        v6_fragment,
+        v4[..ETHERNET + IPV4 - 1].to_vec(),
+        arp,
+    ];
+    for bytes in &untouched {
+        let ran = run(&decap, bytes);
+        assert_eq!(ran.verdict, Verdict::Pass);
+        assert_eq!(ran.frame, *bytes);
+    }
+    let mut expected = DecapCounters::default();
+    expected.total = untouched.len() as u64;
+    assert_eq!(decap.counters().unwrap(), expected);
+}
+
+#[test]
+fn what_cannot_be_stripped_is_dropped_and_counted() {
+    let decap = decap(&[]);
+    let [v4, v6] = inner_flows();
+    let tunnel = tunnelled(v4, REAL4);
+    for bytes in [
+        with_option(&tunnel),
+        fragment(&tunnel, 0x2000),
+        fragment(&tunnel, 0x0010),
+        tunnel[..ETHERNET + IPV4 + IPV4 - 1].to_vec(),
+        tunnelled(v6, REAL4)[..ETHERNET + IPV4 + IPV6 - 1].to_vec(),
+        tunnelled(v4, REAL6)[..ETHERNET + IPV6 + IPV4 - 1].to_vec(),
+        tunnelled(v6, REAL6)[..ETHERNET + IPV6 + IPV6 - 1].to_vec(),
+    ] {
+        assert_eq!(run(&decap, &bytes).verdict, Verdict::Drop);
+    }
+    let mut expected = DecapCounters::default();
+    expected.total = 7;
+    expected.drop_options = 1;
+    expected.drop_fragment = 2;
+    expected.drop_truncated = 4;
+    assert_eq!(decap.counters().unwrap(), expected);
+}
+
+#[test]
+fn strict_destinations_leave_the_tunnels_of_others_alone() {
+    let flow = inner_flows()[0];
+    let both = decap(&[REAL4, REAL6]);
+    let only_v4 = decap(&[REAL4]);
+    for real in [REAL4, REAL6] {
+        assert_ne!(
+            run(&both, &tunnelled(flow, real)).frame,
+            tunnelled(flow, real)
+        );
+    }
+    let others = [
+        tunnelled(flow, "198.51.100.2"),
+        tunnelled(flow, "2001:db8:2::2"),
+        // Not ours, so it is not ours to drop either.
+        with_option(&tunnelled(flow, "198.51.100.2")),
+        fragment(&tunnelled(flow, "198.51.100.2"), 0x2000),
+    ];
+    for bytes in &others {
+        let ran = run(&both, bytes);
+        assert_eq!((ran.verdict, ran.frame), (Verdict::Pass, bytes.clone()));
+    }
+    assert_eq!(both.counters().unwrap().foreign, others.len() as u64);
+    let v6 = tunnelled(flow, REAL6);
+    assert_eq!(run(&only_v4, &v6).frame, v6, "no address of that family");
+    assert_ne!(
+        run(&only_v4, &tunnelled(flow, REAL4)).frame,
+        tunnelled(flow, REAL4)
+    );
+}
+
+#[test]
+fn a_destination_that_no_packet_has_is_refused() {
+    require_root();
+    for bad in ["0.0.0.0", "224.0.0.1", "127.0.0.1", "::", "ff02::1"] {
+        let error = Decap::builder().destination(ip(bad)).load().unwrap_err();
+        assert!(matches!(error, Error::InvalidAddress { .. }), "{error}");
+    }
+}
+
+#[test]
+fn only_one_layer_is_stripped() {
+    let decap = decap(&[]);
+    let inner = Packet::new(inner_flows()[0]).ip();
+    let middle = packet(ip("192.0.2.1"), ip("192.0.2.2"), 4, 0, &inner);
+    let outer = packet(ip("192.0.2.3"), ip(REAL4), 4, 0, &middle);
+    let ran = run(&decap, &ethernet(&outer));
+    assert_eq!(ran.frame, ethernet(&middle));
+}

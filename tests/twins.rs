@@ -1,0 +1,235 @@
+//! The program and its explaining twin are one walk: on every recorded frame and on thousands of
+//! damaged ones they give the same verdict and the same bytes, and move the same counters. What
+//! `simulate` says is therefore what happens to traffic.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod common;
+
+use common::at;
+use common::bpf;
+use common::builder;
+use common::flows;
+use common::frames;
+use common::frames::Packet;
+use common::ip;
+use common::load;
+use common::recording::CIDR_VIPS;
+use common::recording::CORE_IPIP;
+use common::recording::ICMP_TOO_BIG;
+use common::recording::Recording;
+use common::recording::hex;
+use common::serve;
+use katran::Flow;
+use katran::Katran;
+use katran::Protocol;
+use katran::Verdict;
+use katran::VipFlags;
+
+/// A balancer that simulates and one of the same configuration whose program is run directly.
+struct Twins {
+    simulated: Katran,
+    direct: Katran,
+}
+
+impl Twins {
+    fn new(load: impl Fn() -> Katran) -> Self {
+        // Where `simulate` runs, so that both use the first CPU's flow table.
+        bpf::pin(0);
+        Self {
+            simulated: load(),
+            direct: load(),
+        }
+    }
+
+    fn check(&self, frame: &[u8]) -> Verdict {
+        let simulated = self.simulated.simulate(frame).unwrap();
+        let direct = bpf::run(self.direct.program_fd(), frame);
+        assert_eq!(simulated.verdict, direct.verdict, "{}", hex(frame));
+        assert_eq!(hex(&simulated.frame), hex(&direct.frame), "{}", hex(frame));
+        direct.verdict
+    }
+
+    fn check_counters(&self) {
+        let mut counters = [&self.simulated, &self.direct].map(|katran| katran.counters().unwrap());
+        // Windows of one second begin when the first flow happens to come.
+        for cpu in counters.iter_mut().flat_map(|counters| &mut counters.cpus) {
+            cpu.new_flows = 0;
+        }
+        assert_eq!(counters[0], counters[1]);
+        assert_ne!(counters[0].totals.total.packets, 0);
+    }
+}
+
+#[test]
+fn on_recorded_frames() {
+    for recording in [CORE_IPIP, ICMP_TOO_BIG, CIDR_VIPS] {
+        let recording = Recording::read(recording);
+        let twins = Twins::new(|| recording.load());
+        for packet in &recording.packets {
+            assert_eq!(twins.check(&packet.frame), packet.verdict);
+        }
+        twins.check_counters();
+    }
+}
+
+/// Marsaglia's xorshift64*: the same numbers in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+    }
+}
+
+/// Frames of every kind that the walk tells apart.
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for to in [
+        "203.0.113.1:443",
+        "203.0.113.9:80",
+        "[2001:db8:1::1]:443",
+        "[2001:db8:1::9]:7",
+    ] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let flow = flows(protocol, to, 1)[0];
+            let packet = Packet::new(flow);
+            seeds.extend([
+                packet.clone().frame(),
+                packet.clone().flags(frames::SYN).tos(0xfc).frame(),
+                packet.clone().flags(frames::RST).frame(),
+                packet.payload(900).frame(),
+                frames::unreachable(flow, 8),
+                frames::too_big(flow, 1200),
+                frames::echo(flow.source.ip(), flow.destination.ip(), b"0123456789"),
+            ]);
+        }
+    }
+    for recording in [CORE_IPIP, ICMP_TOO_BIG, CIDR_VIPS] {
+        let packets = Recording::read(recording).packets;
+        seeds.extend(packets.into_iter().map(|packet| packet.frame));
+    }
+    seeds
+}
+
+/// Changes up to four bytes of the headers, and sometimes the length.
+fn damage(frame: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    for _ in 0..random.below(5) {
+        let at = random.below(bytes.len().min(100));
+        bytes[at] = match random.below(3) {
+            0 => random.below(256) as u8,
+            1 => bytes[at] ^ 1 << random.below(8),
+            _ => [0, 1, 3, 4, 6, 8, 17, 41, 44, 58, 0x45, 0xff][random.below(12)],
+        };
+    }
+    match random.below(4) {
+        0 => bytes.truncate(14 + random.below(bytes.len())),
+        1 => bytes.extend(vec![0xee; random.below(200)]),
+        _ => {}
+    }
+    bytes
+}
+
+#[test]
+fn on_damaged_frames() {
+    let twins = Twins::new(|| {
+        let mut katran = load(builder().max_frame(700));
+        let reals = [
+            "198.51.100.1",
+            "198.51.100.2",
+            "2001:db8:2::1",
+            "2001:db8:2::2",
+        ];
+        let dport = VipFlags::DPORT_HASH;
+        serve(
+            &mut katran,
+            "203.0.113.1:443/tcp",
+            VipFlags::empty(),
+            &reals,
+        );
+        serve(&mut katran, "203.0.113.1:443/udp", dport, &reals);
+        serve(
+            &mut katran,
+            "203.0.113.0/24:0/tcp",
+            VipFlags::NO_SRC_PORT,
+            &reals,
+        );
+        serve(
+            &mut katran,
+            "203.0.113.0/25:0/udp",
+            VipFlags::LRU_BYPASS,
+            &reals,
+        );
+        serve(
+            &mut katran,
+            "[2001:db8:1::1]:443/tcp",
+            VipFlags::empty(),
+            &reals,
+        );
+        serve(
+            &mut katran,
+            "[2001:db8:1::1]:0/udp",
+            VipFlags::SRC_DST_PORT,
+            &reals,
+        );
+        serve(&mut katran, "[2001:db8:1::/64]:0/tcp", dport, &[]);
+        katran
+    });
+    let seeds = seeds();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut verdicts = [0; 3];
+    for _ in 0..20_000 {
+        let frame = damage(&seeds[random.below(seeds.len())], &mut random);
+        verdicts[twins.check(&frame) as usize] += 1;
+    }
+    assert!(verdicts.iter().all(|count| *count > 1000), "{verdicts:?}");
+    twins.check_counters();
+}
+
+#[test]
+fn on_a_frame_at_every_length() {
+    let twins = Twins::new(|| {
+        let mut katran = load(builder().max_frame(600));
+        serve(
+            &mut katran,
+            "203.0.113.1:443/tcp",
+            VipFlags::empty(),
+            &["198.51.100.1"],
+        );
+        serve(
+            &mut katran,
+            "[2001:db8:1::1]:443/tcp",
+            VipFlags::empty(),
+            &["2001:db8:2::1"],
+        );
+        katran
+    });
+    for to in ["203.0.113.1:443", "[2001:db8:1::1]:443"] {
+        let flow = Flow::tcp(
+            (
+                ip(if to.starts_with('[') {
+                    "2001:db8:c::7"
+                } else {
+                    "192.0.2.7"
+                }),
+                4000,
+            )
+                .into(),
+            at(to),
+        );
+        for frame in [
+            Packet::new(flow).payload(700).frame(),
+            frames::unreachable(flow, 20),
+            frames::echo(flow.source.ip(), flow.destination.ip(), b""),
+        ] {
+            for length in 14..=frame.len() {
+                twins.check(&frame[..length]);
+            }
+        }
+    }
+    twins.check_counters();
+}
