@@ -24,8 +24,8 @@ use crate::site::PORT;
 use crate::site::Site;
 
 /// At least as many switches of each VIP, and as many answers.
-const SWITCHES: u64 = 50;
-const ANSWERS: u64 = 500;
+const SWITCHES: u64 = 200;
+const ANSWERS: u64 = 2_000;
 
 /// A VIP that changes between two sets of reals without a common one.
 struct Changing {
