@@ -49,10 +49,7 @@ fn tunnels_to_other_addresses_are_passed_untouched_if_strict() {
     for address in second {
         let length = if address.is_ipv4() { 32 } else { 128 };
         let prefix = format!("{address}/{length}");
-        backend
-            .host
-            .ip(&format!("addr add {prefix} dev lo"))
-            .unwrap();
+        site::add_to_lo(&backend.host, address);
         let to = &backend.router_interface;
         let via = if address.is_ipv4() {
             IpAddr::from(backend.v4)

@@ -24,11 +24,7 @@ fn the_balancers_own_server_answers() {
             (site.lab.vip4(), balancer.v4.into()),
             (site.lab.vip6(), balancer.v6.into()),
         ] {
-            let length = if address.is_ipv4() { 32 } else { 128 };
-            balancer
-                .host
-                .ip(&format!("addr add {address}/{length} dev lo"))
-                .unwrap();
+            site::add_to_lo(&balancer.host, address);
             let vip = Vip::tcp((address, PORT).into());
             let remote = site::reals(&site.lab, address)[0];
             let katran = &mut site.katran;

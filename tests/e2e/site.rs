@@ -179,6 +179,16 @@ pub(crate) fn backend_at(lab: &Lab, address: IpAddr) -> String {
     backend.unwrap().host.name().to_owned()
 }
 
+/// Gives a host an address on `lo` that works at once. Without `nodad` an IPv6 address waits for a
+/// worker of the kernel, and the first packet finds no route to it.
+pub(crate) fn add_to_lo(host: &Host, address: IpAddr) {
+    let arguments = match address {
+        IpAddr::V4(_) => format!("addr add {address}/32 dev lo"),
+        IpAddr::V6(_) => format!("addr add {address}/128 dev lo nodad"),
+    };
+    host.ip(&arguments).unwrap();
+}
+
 /// The backends' addresses in the family of `like`.
 pub(crate) fn reals(lab: &Lab, like: IpAddr) -> Vec<IpAddr> {
     let address = |backend: &katran_lab::Backend| match like {
