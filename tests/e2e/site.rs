@@ -179,14 +179,20 @@ pub(crate) fn backend_at(lab: &Lab, address: IpAddr) -> String {
     backend.unwrap().host.name().to_owned()
 }
 
-/// Gives a host an address on `lo` that works at once. Without `nodad` an IPv6 address waits for a
-/// worker of the kernel, and the first packet finds no route to it.
+/// Gives a host an address on `lo`, and waits until packets to it arrive: the local route of an IPv6
+/// address is made later, by a worker of the kernel (even with `nodad`).
 pub(crate) fn add_to_lo(host: &Host, address: IpAddr) {
-    let arguments = match address {
-        IpAddr::V4(_) => format!("addr add {address}/32 dev lo"),
-        IpAddr::V6(_) => format!("addr add {address}/128 dev lo nodad"),
+    let (length, family) = match address {
+        IpAddr::V4(_) => (32, "-4"),
+        IpAddr::V6(_) => (128, "-6"),
     };
-    host.ip(&arguments).unwrap();
+    host.ip(&format!("addr add {address}/{length} dev lo"))
+        .unwrap();
+    let local = format!("local {address} dev lo");
+    eventually("the address is a local one", || {
+        let routes = host.ip(&format!("{family} route show table local"));
+        routes.unwrap().contains(&local)
+    });
 }
 
 /// The backends' addresses in the family of `like`.
