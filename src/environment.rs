@@ -28,7 +28,7 @@ pub(crate) fn check_kernel() -> Result<()> {
     let name = uname().map_err(|errno| Error::Kernel {
         operation: "ask for the kernel's release",
         object: "uname".to_owned(),
-        source: errno.into(),
+        errno: errno.into(),
     })?;
     check_release(&name.release().to_string_lossy())
 }

@@ -295,7 +295,7 @@ fn load_error(logs: &[(&'static str, VerifierLog)], needed: u64, error: io::Erro
         Some((program, log)) if error.raw_os_error() != Some(libc::EPERM) => Error::Verifier {
             program,
             log,
-            source: error,
+            errno: error,
         },
         _ => map_error("of the balancer", needed, error),
     }
