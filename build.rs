@@ -1,5 +1,8 @@
 //! Compiles the C programs of `src/bpf` and generates their skeletons.
 
+// A build script reports failure by panicking.
+#![allow(clippy::expect_used)]
+
 use std::env;
 use std::fs;
 use std::path::Path;

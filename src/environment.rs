@@ -10,10 +10,11 @@ use nix::sys::utsname::uname;
 use crate::Error;
 use crate::Result;
 
-/// The oldest kernel that has all that is used: mappable arrays, inner maps of different sizes,
-/// XDP links, the coarse clock, batch calls on per-CPU arrays.
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
-const OLDEST_KERNEL_TEXT: &str = "5.15";
+/// The oldest kernel with long-term support that has all that is used: mappable arrays, inner maps
+/// of different sizes, XDP links, the coarse clock, multi-buffer frames, and batch calls on per-CPU
+/// arrays and on maps of maps (the youngest of these, of Linux 5.19).
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+const OLDEST_KERNEL_TEXT: &str = "6.1";
 
 /// The capabilities that loading and attaching need, with their bits (linux/capability.h).
 const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
@@ -110,10 +111,10 @@ mod tests {
 
     #[test]
     fn releases_are_compared_as_numbers() {
-        assert!(check_release("5.15.0-1-amd64").is_ok());
-        assert!(check_release("6.1.0").is_ok());
+        assert!(check_release("6.1.0-28-amd64").is_ok());
+        assert!(check_release("6.18.44").is_ok());
         assert!(check_release("10.0").is_ok());
-        for old in ["5.4.0", "4.19.0-27", "5.14.21", "nonsense"] {
+        for old in ["5.4.0", "4.19.0-27", "5.15.0-1-amd64", "6.0.9", "nonsense"] {
             assert!(
                 matches!(check_release(old), Err(Error::KernelTooOld { .. })),
                 "{old}"

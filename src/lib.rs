@@ -25,7 +25,7 @@
 //! # Ok::<(), katran::Error>(())
 //! ```
 //!
-//! Needs Linux 5.15 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
+//! Needs Linux 6.1 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
@@ -95,3 +95,12 @@ pub use types::RealFlags;
 pub use types::RealNumber;
 pub use types::Vip;
 pub use types::VipFlags;
+
+/// The code of README and guide, compiled as documentation tests.
+#[cfg(all(doctest, feature = "serde"))]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/embedding.md")]
+    struct Embedding;
+}

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
+use std::str::FromStr;
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
@@ -15,6 +15,7 @@ use crate::Error;
 use crate::Result;
 use crate::maps::kernel_error;
 use crate::sys::link;
+use crate::sys::link::Link;
 use crate::sys::program;
 
 /// Where in the receive path the program runs.
@@ -44,6 +45,21 @@ impl fmt::Display for XdpMode {
     }
 }
 
+impl FromStr for XdpMode {
+    type Err = Error;
+
+    /// `auto`, `native`, `generic` or `offload`.
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Auto, Self::Native, Self::Generic, Self::Offload]
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "an XDP mode: `auto`, `native`, `generic` or `offload`",
+            })
+    }
+}
+
 /// An attachment in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -59,7 +75,7 @@ pub struct Attachment {
 /// The attachments of one program; all are detached on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
-    attached: Vec<(Attachment, OwnedFd)>,
+    attached: Vec<(Attachment, Link)>,
 }
 
 impl Attachments {
@@ -131,7 +147,7 @@ impl Attachments {
     }
 }
 
-fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {
     link::attach(program, index, link::XDP_FLAGS_DRV_MODE).map_err(|error| {
         if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
             Error::Unsupported {
@@ -144,7 +160,7 @@ fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedF
     })
 }
 
-fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<OwnedFd> {
+fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {
     link::attach(program, index, link::XDP_FLAGS_SKB_MODE)
         .map_err(|error| refused(interface, index, error))
 }
@@ -192,5 +208,19 @@ fn refused(interface: &str, index: u32, error: io::Error) -> Error {
             error,
         ),
         _ => kernel_error("attach XDP to", interface, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_have_a_text_form() {
+        for text in ["auto", "native", "generic", "offload"] {
+            assert_eq!(text.parse::<XdpMode>().unwrap().to_string(), text);
+        }
+        let error = "Native".parse::<XdpMode>().unwrap_err().to_string();
+        assert!(error.starts_with("`Native` is not an XDP mode"), "{error}");
     }
 }

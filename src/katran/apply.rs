@@ -23,10 +23,7 @@ impl Katran {
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(plan(&before, wanted, self.limits()))?;
-        let mut rehearsal = self.table.clone();
-        for step in &planned.steps {
-            self.note(rehearsal.take_step(step))?;
-        }
+        self.note(self.table.rehearse(&planned.steps))?;
         for step in &planned.steps {
             if let Err(error) = self.take(step) {
                 self.undo(&before);
@@ -41,10 +38,10 @@ impl Katran {
     pub fn state(&self) -> State {
         let mut balancer = BalancerState::of(&self.config);
         balancer.gateway_mac = Some(self.gateway_mac);
-        let mut state = State::default();
-        state.balancer = Some(balancer);
-        state.vips = self.table.vip_states();
-        state
+        State {
+            balancer: Some(balancer),
+            vips: self.table.vip_states(),
+        }
     }
 
     fn limits(&self) -> Limits {

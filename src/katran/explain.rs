@@ -19,10 +19,8 @@ use crate::Error;
 use crate::Flow;
 use crate::Protocol;
 use crate::Result;
-use crate::Ring;
 use crate::Vip;
 use crate::VipFlags;
-use crate::ring::Endpoint;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
 use crate::sys::program;
@@ -268,16 +266,11 @@ impl Katran {
             (true, IpAddr::V6(_)) => (std::net::Ipv6Addr::UNSPECIFIED.into(), destination_port),
         };
         let slot = self.hasher.slot(hashed, hashed_port, destination_port);
-        let endpoints: Vec<Endpoint> = self
-            .table
-            .endpoints(found.entry)
-            .into_iter()
-            .map(|endpoint| Endpoint::new(endpoint.number.0, endpoint.address, endpoint.weight))
-            .collect();
-        let ring = Ring::build(found.entry.hash_function, self.ring_size, &endpoints)?;
+        let ring = self.rings[usize::from(found.entry.number.0)];
+        let number = ring.map_or(0, |ring| self.maps.rings.slot(ring, slot));
         Ok(Some(Answer {
             vip: found.vip,
-            real: self.real_numbered(ring.slots()[slot as usize].into()),
+            real: self.real_numbered(number.into()),
             choice: Choice::Ring,
         }))
     }

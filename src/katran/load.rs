@@ -51,8 +51,8 @@ use crate::sys::object::VerifierLog;
 const LOG_LINES: usize = 30;
 
 const _: () = {
-    assert!(Features::ICMP_TOO_BIG.bits() == types::feature::FEATURE_ICMP_TOO_BIG.0 as u32);
-    assert!(Features::LOCAL_DELIVERY.bits() == types::feature::FEATURE_LOCAL_DELIVERY.0 as u32);
+    assert!(Features::ICMP_TOO_BIG.bits() == types::feature::FEATURE_ICMP_TOO_BIG.0);
+    assert!(Features::LOCAL_DELIVERY.bits() == types::feature::FEATURE_LOCAL_DELIVERY.0);
 };
 
 impl Builder {
@@ -287,7 +287,7 @@ fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
             needed,
             available: environment::available_memory().unwrap_or(0),
         },
-        _ => kernel_error("make", name, error),
+        _ => kernel_error("make the map", name, error),
     }
 }
 

@@ -53,15 +53,16 @@ impl Katran {
     /// Changes are taken in their order; if several name one address, the last one counts.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such VIP, or for the removal of a real that it does
-    /// not have; [`Error::Exhausted`] beyond `max_reals` (numbers that the batch frees are not
-    /// available to it); [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such VIP, or for the removal of
+    /// a real that it does not have; [`Error::Exhausted`](crate::Error::Exhausted) beyond
+    /// `max_reals` (numbers that the batch frees are not available to it);
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
+    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
-        let mut staged = self.note(self.table.stage_reals(&vip, changes))?;
+        let staged = self.note(self.table.stage_reals(&vip, changes))?;
         if staged.unsettled {
             self.settle()?;
-            staged = self.table.stage_reals(&vip, changes)?;
         }
         for record in &staged.added {
             self.kernel.check(
@@ -114,7 +115,7 @@ impl Katran {
     /// The reals of a VIP with their weights and flags, in the order of their addresses.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
+    /// [`Error::NotFound`](crate::Error::NotFound).
     #[doc(alias = "getRealsForVip")]
     pub fn reals(&self, vip: Vip) -> Result<Vec<Real>> {
         let entry = self.entry(vip)?;
@@ -149,14 +150,16 @@ impl Katran {
     /// Replaces the flags of a real, for all VIPs that use it.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing names this address.
+    /// [`Error::NotFound`](crate::Error::NotFound) if nothing names this address.
     #[doc(alias = "modifyReal")]
     pub fn set_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<()> {
         let staged = self.table.stage_set_real_flags(address, flags)?;
         let record = staged.record;
-        self.maps
-            .real_cells
-            .set_flags(record.number.0, record.address, record.flags);
+        if staged.changed {
+            self.maps
+                .real_cells
+                .set_flags(record.number.0, record.address, record.flags);
+        }
         self.table.commit(staged);
         Ok(())
     }
@@ -164,7 +167,7 @@ impl Katran {
     /// Fills a VIP's ring by another function from now on.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Kernel`].
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel).
     #[doc(alias = "changeHashFunctionForVip")]
     pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
         let staged = self.table.stage_set_hash_function(&vip, function)?;

@@ -14,12 +14,12 @@ use crate::types::address_bytes;
 
 const _: () = {
     use types::vip_flag;
-    assert!(VipFlags::NO_SRC_PORT.bits() == vip_flag::VIP_NO_SRC_PORT.0 as u32);
-    assert!(VipFlags::LRU_BYPASS.bits() == vip_flag::VIP_LRU_BYPASS.0 as u32);
-    assert!(VipFlags::DPORT_HASH.bits() == vip_flag::VIP_DPORT_HASH.0 as u32);
-    assert!(VipFlags::LOCAL_VIP.bits() == vip_flag::VIP_LOCAL.0 as u32);
-    assert!(VipFlags::SRC_DST_PORT.bits() == vip_flag::VIP_SRC_DST_PORT.0 as u32);
-    assert!(VipFlags::all().bits() & vip_flag::VIP_NO_REALS.0 as u32 == 0);
+    assert!(VipFlags::NO_SRC_PORT.bits() == vip_flag::VIP_NO_SRC_PORT.0);
+    assert!(VipFlags::LRU_BYPASS.bits() == vip_flag::VIP_LRU_BYPASS.0);
+    assert!(VipFlags::DPORT_HASH.bits() == vip_flag::VIP_DPORT_HASH.0);
+    assert!(VipFlags::LOCAL_VIP.bits() == vip_flag::VIP_LOCAL.0);
+    assert!(VipFlags::SRC_DST_PORT.bits() == vip_flag::VIP_SRC_DST_PORT.0);
+    assert!(VipFlags::all().bits() & vip_flag::VIP_NO_REALS.0 == 0);
 };
 
 impl Katran {
@@ -42,10 +42,9 @@ impl Katran {
         flags: VipFlags,
         hash: HashFunction,
     ) -> Result<()> {
-        let mut staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
+        let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
         if staged.unsettled {
             self.settle()?;
-            staged = self.table.stage_add_vip(vip, flags, hash)?;
         }
         let number = staged.number;
         self.kernel.check(
@@ -91,8 +90,23 @@ impl Katran {
         let released = staged.released.clone();
         self.table.commit(staged);
         self.maps.live.set_vip_kinds(self.kinds());
+        self.free_rings();
         self.tell_removed(&released);
         Ok(())
+    }
+
+    /// Gives memory back when rings have left chunks empty. The VIP is gone either way, so a
+    /// refusal is only logged; the next removal tries again.
+    fn free_rings(&mut self) {
+        if !self.maps.rings.has_surplus() {
+            return;
+        }
+        let freed = self
+            .settle()
+            .and_then(|()| self.maps.rings.free_surplus(&self.kernel));
+        if let Err(error) = freed {
+            log::warn!("the memory of unused rings stays: {error}");
+        }
     }
 
     /// All VIPs, in the order of their addresses.
@@ -125,7 +139,9 @@ impl Katran {
             has_reals,
             ring: self.rings[usize::from(number.0)],
         };
-        self.maps.vip_cells.set(number.0, cell);
+        if staged.changed {
+            self.maps.vip_cells.set(number.0, cell);
+        }
         self.table.commit(staged);
         Ok(())
     }

@@ -46,11 +46,11 @@ impl VipCells {
 
     /// Switches what packets see of a VIP, flags and ring together.
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
-        let no_reals = types::vip_flag::VIP_NO_REALS.0 as u32;
+        let no_reals = types::vip_flag::VIP_NO_REALS.0;
         let flags = cell.flags.bits() | if cell.has_reals { 0 } else { no_reals };
         let ring = cell
             .ring
-            .map_or(types::ring_constant::RING_NONE.0 as u32, |slot| slot.get());
+            .map_or(types::ring_constant::RING_NONE.0, |slot| slot.get());
         // The struct's first field is at the lower address.
         let word = if cfg!(target_endian = "little") {
             u64::from(flags) | u64::from(ring) << 32

@@ -1,13 +1,15 @@
-//! Where rings live: inner maps ("chunks") of a few rings each, made as VIPs come into use.
+//! Where rings live: inner maps ("chunks") of a few rings each, made as VIPs come into use and
+//! freed when no ring is left in them.
 //!
 //! A new ring is written into a place that no packet reads, then the VIP is switched to it by one
 //! store. The place of the old ring is written again only after a grace period of RCU, so a
 //! packet that was on its way through the old ring finishes on it.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
 use super::KernelCalls;
@@ -15,23 +17,28 @@ use crate::Error;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;
+use crate::sys::map::clear_inner;
 use crate::sys::map::set_inner;
 use crate::sys::mapping::Mapping;
 
 /// Rings in one chunk.
-pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0 as u32;
+pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
 
 /// Rings beyond one a VIP: an update writes a new ring before it gives up the old one.
 const SPARE_RINGS: u32 = 2;
 
 /// The place of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RingSlot(u32);
 
 impl RingSlot {
     /// The ring's number, as the program knows it.
     pub(crate) fn get(self) -> u32 {
         self.0
+    }
+
+    fn chunk(self) -> usize {
+        (self.0 / RINGS_PER_CHUNK) as usize
     }
 }
 
@@ -45,10 +52,10 @@ struct Chunk {
 pub(crate) struct RingStore {
     outer: OwnedFd,
     ring_size: u32,
-    chunks: Vec<Chunk>,
-    max_chunks: u32,
-    /// Places that no packet reads.
-    free: VecDeque<RingSlot>,
+    /// As many as can ever be; `None`: not made, or freed.
+    chunks: Vec<Option<Chunk>>,
+    /// Places that no packet reads. The lowest goes first, so that high chunks run empty.
+    free: BTreeSet<RingSlot>,
     /// Places given up since the last grace period: a packet may still be reading one.
     retired: Vec<RingSlot>,
 }
@@ -87,12 +94,11 @@ impl RingStore {
         let mut store = Self {
             outer,
             ring_size,
-            chunks: Vec::new(),
-            max_chunks: max_chunks(max_vips),
-            free: VecDeque::new(),
+            chunks: (0..max_chunks(max_vips)).map(|_| None).collect(),
+            free: BTreeSet::new(),
             retired: Vec::new(),
         };
-        store.add_chunk(first)?;
+        store.add_chunk(0, first)?;
         Ok(store)
     }
 
@@ -103,24 +109,21 @@ impl RingStore {
 
     /// Rings in use or retired, and rings that there is memory for at present.
     pub(crate) fn occupancy(&self) -> (u32, u32) {
-        let capacity = self.chunks.len() as u32 * RINGS_PER_CHUNK;
+        let capacity = self.chunks().count() as u32 * RINGS_PER_CHUNK;
         (capacity - self.free.len() as u32, capacity)
     }
 
     /// Every chunk's map, to ask for its memory.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.chunks.iter().map(|chunk| &chunk.map)
+        self.chunks.iter().flatten().map(|chunk| &chunk.map)
     }
 
-    fn add_chunk(&mut self, map: OwnedFd) -> io::Result<()> {
+    fn add_chunk(&mut self, index: usize, map: OwnedFd) -> io::Result<()> {
         let bytes = ring_bytes(self.ring_size) * RINGS_PER_CHUNK;
         let memory = Mapping::new(map.as_fd(), bytes as usize)?;
-        let index = self.chunks.len() as u32;
-        set_inner(self.outer.as_fd(), &[(index, map.as_fd())])?;
-        let first = index * RINGS_PER_CHUNK;
-        self.free
-            .extend((first..first + RINGS_PER_CHUNK).map(RingSlot));
-        self.chunks.push(Chunk { map, memory });
+        set_inner(self.outer.as_fd(), &[(index as u32, map.as_fd())])?;
+        self.free.extend(places(index));
+        self.chunks[index] = Some(Chunk { map, memory });
         Ok(())
     }
 
@@ -130,40 +133,48 @@ impl RingStore {
     /// If there is no room and the kernel refuses more; nothing has changed then.
     pub(crate) fn write(&mut self, kernel: &KernelCalls, slots: &[u16]) -> Result<RingSlot, Error> {
         let place = self.take(kernel)?;
-        let chunk = &self.chunks[(place.0 / RINGS_PER_CHUNK) as usize];
-        let stride = (ring_bytes(self.ring_size) / 2) as usize;
-        let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
-        let memory = &chunk.memory.u16s()[first..first + self.ring_size as usize];
-        for (word, slot) in memory.iter().zip(slots) {
+        for (word, slot) in self.words(place).zip(slots) {
             word.store(*slot, Ordering::Relaxed);
         }
         Ok(place)
     }
 
+    /// The real number in one slot of a ring, as packets see it.
+    pub(crate) fn slot(&self, place: RingSlot, slot: u32) -> u16 {
+        self.words(place)
+            .nth(slot as usize)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// The slots of a ring; none if its chunk is not there.
+    fn words(&self, place: RingSlot) -> std::slice::Iter<'_, AtomicU16> {
+        let Some(chunk) = &self.chunks[place.chunk()] else {
+            return [].iter();
+        };
+        let stride = (ring_bytes(self.ring_size) / 2) as usize;
+        let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
+        chunk.memory.u16s()[first..first + self.ring_size as usize].iter()
+    }
+
     fn take(&mut self, kernel: &KernelCalls) -> Result<RingSlot, Error> {
-        if let Some(place) = self.free.pop_front() {
+        if let Some(place) = self.free.pop_first() {
             return Ok(place);
         }
-        if (self.chunks.len() as u32) < self.max_chunks {
+        if let Some(index) = self.chunks.iter().position(Option::is_none) {
             let map = kernel.check(
                 "make room for rings",
                 "ring_chunk",
                 create_chunk(self.ring_size),
             )?;
-            kernel.check("make room for rings", "rings", self.add_chunk(map))?;
+            kernel.check("make room for rings", "rings", self.add_chunk(index, map))?;
         } else {
             settle(kernel)?;
             self.settled();
         }
-        self.free.pop_front().ok_or(Error::Exhausted {
+        self.free.pop_first().ok_or(Error::Exhausted {
             what: "rings (max_vips)",
-            limit: u64::from(self.max_chunks * RINGS_PER_CHUNK),
+            limit: self.chunks.len() as u64 * u64::from(RINGS_PER_CHUNK),
         })
-    }
-
-    /// Takes back a place that was written but that no VIP was switched to.
-    pub(crate) fn discard(&mut self, place: RingSlot) {
-        self.free.push_front(place);
     }
 
     /// Takes back a place that packets may still be reading.
@@ -175,6 +186,45 @@ impl RingStore {
     pub(crate) fn settled(&mut self) {
         self.free.extend(self.retired.drain(..));
     }
+
+    /// Chunks without a ring in use, but for one chunk's worth of spare places.
+    fn surplus(&self, is_unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
+        let made = (0..self.chunks.len()).filter(|index| self.chunks[*index].is_some());
+        made.filter(|index| places(*index).all(|place| is_unused(&place)))
+            .skip(1)
+            .collect()
+    }
+
+    /// Whether [`free_surplus`](Self::free_surplus) would free something after a grace period.
+    pub(crate) fn has_surplus(&self) -> bool {
+        let unused = |place: &RingSlot| self.free.contains(place) || self.retired.contains(place);
+        !self.surplus(unused).is_empty()
+    }
+
+    /// Frees chunks in which no ring is left; keeps one as a reserve.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the chunk is kept then.
+    pub(crate) fn free_surplus(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
+        for index in self.surplus(|place| self.free.contains(place)) {
+            kernel.check(
+                "free the room for rings",
+                "rings",
+                clear_inner(self.outer.as_fd(), index as u32),
+            )?;
+            for place in places(index) {
+                self.free.remove(&place);
+            }
+            self.chunks[index] = None;
+        }
+        Ok(())
+    }
+}
+
+/// The places in a chunk.
+fn places(chunk: usize) -> impl Iterator<Item = RingSlot> {
+    let first = chunk as u32 * RINGS_PER_CHUNK;
+    (first..first + RINGS_PER_CHUNK).map(RingSlot)
 }
 
 /// Waits until packets see nothing of what has been taken out of use.

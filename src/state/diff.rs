@@ -14,7 +14,6 @@ use crate::types::Vip;
 
 /// What [`Katran::apply`](crate::Katran::apply) changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use = "it says what was changed"]
 #[non_exhaustive]
 pub struct Changes {
     /// VIPs that are new.

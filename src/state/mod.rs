@@ -25,6 +25,8 @@ pub use document::BalancerState;
 pub use document::State;
 pub use document::VipState;
 pub(crate) use plan::Limits;
+#[cfg(test)]
+pub(crate) use plan::Plan;
 pub(crate) use plan::Step;
 pub(crate) use plan::plan;
 pub(crate) use stage::Endpoint;

@@ -49,6 +49,7 @@ impl IdPool {
     }
 
     /// How many numbers can be taken.
+    #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.never_used() + self.returned.len()
     }

@@ -131,11 +131,13 @@ impl Table {
     }
 
     /// How many more reals there is room for.
+    #[cfg(test)]
     pub(crate) fn free_reals(&self) -> usize {
         self.real_ids.free()
     }
 
     /// How many more VIPs there is room for.
+    #[cfg(test)]
     pub(crate) fn free_vips(&self) -> usize {
         self.vip_ids.free()
     }

@@ -17,8 +17,30 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
+/// A program's attachment to an interface; undone on drop.
+#[derive(Debug)]
+pub(crate) struct Link(OwnedFd);
+
+impl Link {
+    /// Undoes the attachment at once. Closing the descriptor alone would not, while a child that
+    /// was just forked still holds a copy of it.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        // SAFETY: takes a descriptor, which is a link's.
+        check(unsafe { libbpf_sys::bpf_link_detach(self.0.as_raw_fd()) }).map(drop)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It fails if the interface is gone, and then there is nothing to undo.
+        if let Err(error) = self.detach() {
+            log::debug!("nothing to detach: {error}");
+        }
+    }
+}
+
 /// Attaches an XDP program to an interface of the calling thread's network namespace.
-pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
+pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<Link> {
     let options = libbpf_sys::bpf_link_create_opts {
         sz: mem::size_of::<libbpf_sys::bpf_link_create_opts>() as _,
         flags,
@@ -34,7 +56,7 @@ pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Res
         )
     })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// The ids of the XDP programs on an interface: in native and in generic mode, 0 for none.

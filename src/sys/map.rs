@@ -58,10 +58,8 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
 
 /// What the kernel says of a map.
 pub(crate) struct Info {
-    pub(crate) id: u32,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
-    pub(crate) max_entries: u32,
 }
 
 /// Asks the kernel about a map.
@@ -77,10 +75,8 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
         )
     })?;
     Ok(Info {
-        id: info.id,
         key_size: info.key_size,
         value_size: info.value_size,
-        max_entries: info.max_entries,
     })
 }
 
@@ -220,7 +216,7 @@ impl<V: Pod> PerCpuArray<V> {
     /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the type.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         // The kernel rounds each CPU's value up to 8 bytes; all ours are that long.
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         check_sizes::<u32>(fd.as_fd(), size_of::<V>())?;
         Ok(Self {
             fd,
@@ -316,6 +312,13 @@ pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) 
         )
     })
     .map(drop)
+}
+
+/// Takes an inner map out of an array of maps.
+pub(crate) fn clear_inner(outer: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    check_sizes::<u32>(outer, size_of::<u32>())?;
+    // SAFETY: the key is as long as the map's, compared above.
+    check(unsafe { libbpf_sys::bpf_map_delete_elem(outer.as_raw_fd(), as_ptr(&index)) }).map(drop)
 }
 
 /// The number of possible CPUs: how many values a per-CPU element has.

@@ -12,7 +12,6 @@ use super::check;
 
 /// What the kernel says of a program.
 pub(crate) struct Info {
-    pub(crate) id: u32,
     pub(crate) name: String,
     /// Bytes of the program after the verifier: 8 an instruction.
     pub(crate) translated_bytes: u32,
@@ -37,7 +36,6 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     Ok(Info {
-        id: info.id,
         name,
         translated_bytes: info.xlated_prog_len,
     })

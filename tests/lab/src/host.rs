@@ -24,6 +24,7 @@ use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::thread;
 
+use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 
 use crate::Process;
@@ -32,6 +33,9 @@ use crate::sys::Verdict;
 
 /// The calling thread's network namespace. (`/proc/self` would be that of the main thread.)
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// For arguments of `mount` that do not matter.
+const NOTHING: Option<&str> = None;
 
 /// A request to the keeper thread, with the place for the answer.
 type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
@@ -221,6 +225,46 @@ impl Host {
         let value = value.to_string();
         self.run(|| fs::write(format!("/proc/sys/{path}"), &value))
             .map_err(|e| context(&e, format_args!("{key} = {value} in {}", self.name)))
+    }
+
+    /// Writes to a file below `/sys`, which has this host's interfaces, such as
+    /// `class/net/eth0/queues/rx-0/rps_cpus`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such file or it does not take the value.
+    pub fn sysfs(&self, path: &str, value: impl fmt::Display) -> io::Result<()> {
+        let value = value.to_string();
+        self.run(|| {
+            // `/sys` shows the interfaces of whoever mounted it, so this thread mounts its own, in
+            // a mount namespace that ends with it.
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+            nix::mount::mount(NOTHING, "/", NOTHING, private, NOTHING)?;
+            let sysfs = Some("sysfs");
+            nix::mount::mount(sysfs, "/sys", sysfs, MsFlags::empty(), NOTHING)?;
+            fs::write(format!("/sys/{path}"), &value)
+        })
+        .map_err(|e| context(&e, format_args!("/sys/{path} = {value} in {}", self.name)))
+    }
+
+    /// Has all packets that an interface without an XDP program receives processed on one CPU.
+    ///
+    /// A network card brings a flow's packets to one CPU, on which whatever is told by CPU
+    /// depends; between virtual interfaces they go on wherever the sender happens to run. Set
+    /// this on the interface through which packets enter the lab.
+    ///
+    /// # Errors
+    ///
+    /// As [`Host::sysfs`].
+    pub fn receive_on_cpu(&self, interface: &str, cpu: u32) -> io::Result<()> {
+        // A mask in hexadecimal, in groups of 32 bits.
+        let mask = format!(
+            "{:x}{}",
+            1u32 << (cpu % 32),
+            ",00000000".repeat(cpu as usize / 32)
+        );
+        self.sysfs(&format!("class/net/{interface}/queues/rx-0/rps_cpus"), mask)
     }
 
     /// The index of an interface of this host.

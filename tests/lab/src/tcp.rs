@@ -228,6 +228,11 @@ impl TcpClient {
         self.stream.get_ref().local_addr()
     }
 
+    /// The connection itself, to speak another protocol on it. Not after an answer was read.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream.into_inner()
+    }
+
     /// Sends a line (without its end) and returns the answer: the server's name, and for
     /// `fill <n>` a space and `n` dots.
     ///

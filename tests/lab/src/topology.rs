@@ -149,6 +149,9 @@ impl Lab {
             routed: Mutex::new((0..config.balancers).collect()),
         };
         lab.route_vips(|_| ())?;
+        // A flow's packets arrive on one CPU, as a network card would see to: flow tables are
+        // told by CPU.
+        lab.router.receive_on_cpu("client", 0)?;
         Ok(lab)
     }
 

@@ -222,3 +222,34 @@ fn a_server_answers_in_both_families_and_ends_its_connections() {
     let error = TcpClient::connect(&a, v4).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
+
+#[test]
+fn sys_has_the_host_s_own_interfaces() {
+    let (a, b) = pair();
+    a.sysfs("class/net/eth0/ifalias", "left").unwrap();
+    assert!(a.ip("link show eth0").unwrap().contains("alias left"));
+    assert!(!b.ip("link show eth0").unwrap().contains("alias"));
+    let error = a.sysfs("class/net/eth1/ifalias", "left").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("eth1/ifalias = left in a"));
+}
+
+#[test]
+fn packets_are_received_on_the_chosen_cpu() {
+    /// `softnet_data.received_rps`: how often the CPU was asked to process another one's packets.
+    fn asked(cpu: usize) -> u64 {
+        let all = std::fs::read_to_string("/proc/thread-self/net/softnet_stat").unwrap();
+        let line = all.lines().nth(cpu).unwrap();
+        u64::from_str_radix(line.split_whitespace().nth(9).unwrap(), 16).unwrap()
+    }
+    let (a, b) = pair();
+    for (other, chosen) in [(1, 0), (0, 1)] {
+        b.receive_on_cpu("eth1", 0).unwrap_err();
+        // `eth0` of b has an XDP program, so packets to it do not come this way: those to a do.
+        a.receive_on_cpu("eth0", chosen).unwrap();
+        let before = asked(chosen as usize);
+        let cpus = format!("-c {other} ping -c 20 -i 0.002 192.0.2.1");
+        b.tool("taskset", &cpus).unwrap();
+        assert!(asked(chosen as usize) >= before + 10, "CPU {chosen}");
+    }
+}

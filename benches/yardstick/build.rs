@@ -1,0 +1,32 @@
+//! Compiles the wrapper and generates its skeleton.
+
+// A build script reports failure by panicking.
+#![allow(clippy::expect_used)]
+
+use std::env;
+use std::path::Path;
+use std::path::PathBuf;
+
+use libbpf_cargo::SkeletonBuilder;
+
+const SOURCE: &str = "src/yardstick.bpf.c";
+
+fn main() {
+    println!("cargo:rerun-if-changed={SOURCE}");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
+    let headers = format!("/usr/include/{arch}-linux-gnu");
+    let mut args = vec![
+        "-mcpu=v3".to_owned(),
+        "-Wall".to_owned(),
+        "-Werror".to_owned(),
+    ];
+    if Path::new(&headers).is_dir() {
+        args.push(format!("-I{headers}"));
+    }
+    SkeletonBuilder::new()
+        .source(SOURCE)
+        .clang_args(args)
+        .build_and_generate(out.join("yardstick.skel.rs"))
+        .expect("clang compiles src/yardstick.bpf.c");
+}

@@ -1,0 +1,129 @@
+//! The backend's end of the tunnel: strips what the balancer wrapped, before the host's network
+//! stack sees it, and prints its counters every second.
+//!
+//! ```text
+//! decap --interface eth0 [--mode auto|native|generic] [--destination ADDRESS]...
+//! ```
+//! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
+
+use std::io::Write;
+use std::io::stdout;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::CommandFactory;
+use clap::Parser;
+use clap::error::ErrorKind;
+use katran::Decap;
+use katran::DecapCounters;
+use katran::XdpMode;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Lines between two headings.
+const PAGE: u32 = 20;
+
+/// Strips IP-in-IP tunnels on a backend.
+#[derive(Parser)]
+struct Arguments {
+    /// Where tunnelled packets come in
+    #[arg(long, value_name = "NAME")]
+    interface: String,
+    /// auto, native (in the driver) or generic (in the network stack)
+    #[arg(long, default_value_t = XdpMode::Auto)]
+    mode: XdpMode,
+    /// Strip only tunnels that end here: one address per family; without any, all tunnels
+    #[arg(long, value_name = "ADDRESS")]
+    destination: Vec<IpAddr>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    refuse_two_of_a_family(&arguments.destination);
+    match strip(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("decap: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn strip(arguments: &Arguments) -> Result<()> {
+    // First, so that no signal from now on ends the process halfway.
+    let (sender, signals) = mpsc::channel();
+    let mut caught = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || caught.forever().next().map(|signal| sender.send(signal)));
+
+    let builder = arguments
+        .destination
+        .iter()
+        .fold(Decap::builder(), |builder, address| {
+            builder.destination(*address)
+        });
+    let mut decap = builder.load()?;
+    let attachment = decap.attach(&arguments.interface, arguments.mode)?;
+    say(format!(
+        "stripping tunnels on {} in {} mode",
+        attachment.interface, attachment.mode
+    ));
+
+    let mut last = decap.counters()?;
+    let mut lines = 0;
+    while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
+        let now = decap.counters()?;
+        if lines % PAGE == 0 {
+            say(HEADING.to_owned());
+        }
+        say(line(&now, &last));
+        lines += 1;
+        last = now;
+    }
+    decap.detach(&arguments.interface)?;
+    say(format!("detached from {}", arguments.interface));
+    Ok(())
+}
+
+const HEADING: &str = "     frames    IPv4 tunnel    IPv6 tunnel  stripped/s    foreign  dropped";
+
+/// Counters so far, and what was stripped since the last line, a second ago.
+fn line(now: &DecapCounters, last: &DecapCounters) -> String {
+    let stripped = |counters: &DecapCounters| counters.ipip_v4 + counters.ipip_v6;
+    let dropped = now.drop_truncated + now.drop_options + now.drop_fragment + now.drop_head;
+    format!(
+        "{:>11} {:>14} {:>14} {:>11} {:>10} {:>8}",
+        now.total,
+        now.ipip_v4,
+        now.ipip_v6,
+        stripped(now) - stripped(last),
+        now.foreign,
+        dropped
+    )
+}
+
+/// The builder would keep the last one.
+fn refuse_two_of_a_family(destinations: &[IpAddr]) {
+    let v4 = destinations
+        .iter()
+        .filter(|address| address.to_canonical().is_ipv4());
+    let v4 = v4.count();
+    if v4 > 1 || destinations.len() - v4 > 1 {
+        let message = "--destination takes one address per family";
+        Arguments::command()
+            .error(ErrorKind::TooManyValues, message)
+            .exit();
+    }
+}
+
+/// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
+fn say(line: String) {
+    let _ = writeln!(stdout(), "{line}");
+}

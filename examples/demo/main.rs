@@ -1,0 +1,111 @@
+//! The load balancer at work: a client, a router, a balancer and four web servers, each a network
+//! namespace of this process, and what one would want to see before believing it.
+//!
+//! `make demo` installs what it needs and runs it, as root. It ends by itself with a one-line
+//! verdict and exit status 0 only if everything it shows was true. Nothing it makes has a name
+//! outside this process but a directory for nginx's files, which is gone at the end, also after
+//! Ctrl-C.
+//!
+//! One file a part, and [`site`] for what they have in common; `lb.toml` is the configuration.
+
+mod counters;
+mod drain;
+mod ping;
+mod removal;
+mod report;
+mod scratch;
+mod site;
+mod spread;
+mod table;
+mod throughput;
+mod web;
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::process;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Instant;
+
+use nix::unistd::geteuid;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+
+use crate::report::Report;
+use crate::scratch::Scratch;
+use crate::site::Site;
+
+/// What the parts return: an error is a part that could not be carried through.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const PICTURE: &str = "
+  +----------+     +----------+   to a VIP   +------------+
+  |  client  |-----|  router  |------------->|  balancer  |  Katran, native XDP:
+  +----------+     |          |<-------------|            |  in, encapsulated,
+       ^           +----------+   IP in IP   +------------+  out again
+       |            |  |  |  |
+       |           b0 b1 b2 b3    backend0 to backend3: nginx, with the VIPs,
+       |            |  |  |  |    behind a decapsulator on native XDP
+       +------------+--+--+--+    answers: by the router, straight to the client";
+
+/// A part of the demo.
+type Part = fn(&mut Site, &mut Report) -> Result<()>;
+
+const PARTS: [Part; 6] = [
+    spread::run,
+    drain::run,
+    removal::run,
+    ping::run,
+    throughput::run,
+    counters::run,
+];
+
+fn main() -> ExitCode {
+    if !geteuid().is_root() {
+        eprintln!("demo: run as root (make demo): it loads programs into the kernel");
+        return ExitCode::FAILURE;
+    }
+    let started = Instant::now();
+    let mut report = Report::default();
+    println!("katran: a load balancer between a client and four web servers");
+    println!("{PICTURE}");
+    if let Err(error) = show(&mut report) {
+        report.failed(format_args!("cannot be set up: {error}"));
+    }
+    match report.verdict(started.elapsed()) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn show(report: &mut Report) -> Result<()> {
+    let scratch = end_cleanly_on_signals()?;
+    let mut site = Site::new(scratch.path())?;
+    for part in PARTS {
+        if let Err(error) = part(&mut site, report) {
+            report.failed(error);
+            // The next part begins as if nothing had happened.
+            site.restore()?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory for nginx's files, and has it removed when a signal ends the demo. All
+/// else needs no cleaning up: namespaces, programs and child processes go with this process.
+fn end_cleanly_on_signals() -> io::Result<Scratch> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let scratch = Scratch::new()?;
+    let path = PathBuf::from(scratch.path());
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            scratch::remove(&path);
+            eprintln!("demo: interrupted");
+            process::exit(128 + signal);
+        }
+    });
+    Ok(scratch)
+}

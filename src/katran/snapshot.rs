@@ -1,0 +1,355 @@
+//! The snapshots that counters are read into: plain values, a struct per group, every field with
+//! its unit.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::skel::katran::types;
+use crate::skel::katran::types::drop_reason;
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes. Of frames for [`Totals`], Ethernet header included; for VIPs and reals the length
+    /// field of the IP header: the total length of IPv4, the payload length of IPv6.
+    pub bytes: u64,
+}
+
+impl Count {
+    pub(super) fn add(&mut self, other: &types::count) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+/// Every frame by its verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Totals {
+    /// All frames: the sum of the three below.
+    pub total: Count,
+    /// Sent out of the interface: encapsulated, or an ICMP message of the balancer's own.
+    pub tx: Count,
+    /// Dropped; [`DropReasons`] says why.
+    pub drop: Count,
+    /// Passed to the host's stack.
+    pub pass: Count,
+}
+
+/// What the flow table did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct FlowTableCounters {
+    /// Packets of any VIP.
+    pub packets: u64,
+    /// Packets whose flow was new: the ring chose the real.
+    pub misses: u64,
+    /// TCP packets of new flows that open a connection.
+    pub miss_syn: u64,
+    /// TCP packets of new flows in the middle of a connection.
+    pub miss_non_syn: u64,
+    /// Packets on a CPU that has no flow table and used the small shared one.
+    pub fallback: u64,
+}
+
+/// ICMP messages, sent and received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct IcmpCounters {
+    /// Fragmentation-needed messages sent for IPv4 frames above `max_frame`.
+    pub too_big_v4: u64,
+    /// Packet-too-big messages sent for IPv6 frames above `max_frame`.
+    pub too_big_v6: u64,
+    /// Fragmentation-needed messages received, for any destination.
+    pub ptb_v4: u64,
+    /// Those among them that announce an MTU below 1280 bytes.
+    pub ptb_v4_small: u64,
+    /// Packet-too-big messages received, for any destination.
+    pub ptb_v6: u64,
+    /// Those among them that announce an MTU below 1280 bytes.
+    pub ptb_v6_small: u64,
+    /// Echo requests over IPv4 answered.
+    pub echo_v4: u64,
+    /// Echo requests over IPv6 answered.
+    pub echo_v6: u64,
+}
+
+/// Packets that the ring had no real for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct RingDrops {
+    /// The slot names a real out of range: somebody else wrote to the map.
+    pub unknown_real: u64,
+    /// The VIP has no real that takes new flows.
+    pub empty: u64,
+}
+
+/// Packets that could not be encapsulated for want of headroom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct EncapFailures {
+    /// For an IPv4 real.
+    pub v4: u64,
+    /// For an IPv6 real.
+    pub v6: u64,
+}
+
+/// Why a frame was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum DropReason {
+    /// Shorter than an Ethernet header; the only drop that [`Totals`] leaves out.
+    FrameTruncated,
+    /// Shorter than an IPv4 header.
+    Ipv4Truncated,
+    /// IPv4 with options.
+    Ipv4Options,
+    /// A fragment of an IPv4 packet.
+    Ipv4Fragment,
+    /// Shorter than an IPv6 header.
+    Ipv6Truncated,
+    /// A fragment of an IPv6 packet.
+    Ipv6Fragment,
+    /// Shorter than an ICMP header.
+    IcmpTruncated,
+    /// An ICMP error that quotes too little to find the flow.
+    QuoteTruncated,
+    /// An ICMP error that quotes an IPv4 header with options.
+    QuoteOptions,
+    /// Shorter than its TCP or UDP header.
+    TransportTruncated,
+    /// Above `max_frame`, with ICMP_TOO_BIG off.
+    TooBig,
+    /// No real takes new flows of the VIP.
+    RingEmpty,
+    /// The ring names a real out of range.
+    RingUnknownReal,
+    /// No headroom for an outer IPv4 header.
+    EncapV4,
+    /// No headroom for an outer IPv6 header.
+    EncapV6,
+    /// No room for an ICMP message of the balancer's own.
+    ReplyFailed,
+}
+
+impl DropReason {
+    /// All reasons, in the order of the walk.
+    pub const ALL: [Self; drop_reason::DROP_REASONS.0 as usize - 1] = [
+        Self::FrameTruncated,
+        Self::Ipv4Truncated,
+        Self::Ipv4Options,
+        Self::Ipv4Fragment,
+        Self::Ipv6Truncated,
+        Self::Ipv6Fragment,
+        Self::IcmpTruncated,
+        Self::QuoteTruncated,
+        Self::QuoteOptions,
+        Self::TransportTruncated,
+        Self::TooBig,
+        Self::RingEmpty,
+        Self::RingUnknownReal,
+        Self::EncapV4,
+        Self::EncapV6,
+        Self::ReplyFailed,
+    ];
+
+    /// The program's number for it.
+    pub(super) const fn number(self) -> usize {
+        let reason = match self {
+            Self::FrameTruncated => drop_reason::DROP_FRAME_TRUNCATED,
+            Self::Ipv4Truncated => drop_reason::DROP_IPV4_TRUNCATED,
+            Self::Ipv4Options => drop_reason::DROP_IPV4_OPTIONS,
+            Self::Ipv4Fragment => drop_reason::DROP_IPV4_FRAGMENT,
+            Self::Ipv6Truncated => drop_reason::DROP_IPV6_TRUNCATED,
+            Self::Ipv6Fragment => drop_reason::DROP_IPV6_FRAGMENT,
+            Self::IcmpTruncated => drop_reason::DROP_ICMP_TRUNCATED,
+            Self::QuoteTruncated => drop_reason::DROP_QUOTE_TRUNCATED,
+            Self::QuoteOptions => drop_reason::DROP_QUOTE_OPTIONS,
+            Self::TransportTruncated => drop_reason::DROP_TRANSPORT_TRUNCATED,
+            Self::TooBig => drop_reason::DROP_TOO_BIG,
+            Self::RingEmpty => drop_reason::DROP_RING_EMPTY,
+            Self::RingUnknownReal => drop_reason::DROP_RING_UNKNOWN_REAL,
+            Self::EncapV4 => drop_reason::DROP_ENCAP_V4,
+            Self::EncapV6 => drop_reason::DROP_ENCAP_V6,
+            Self::ReplyFailed => drop_reason::DROP_REPLY_FAILED,
+        };
+        reason.0 as usize
+    }
+
+    pub(super) fn from_number(number: usize) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| reason.number() == number)
+    }
+
+    /// Its name in counters and reports, such as `ipv4_fragment`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FrameTruncated => "frame_truncated",
+            Self::Ipv4Truncated => "ipv4_truncated",
+            Self::Ipv4Options => "ipv4_options",
+            Self::Ipv4Fragment => "ipv4_fragment",
+            Self::Ipv6Truncated => "ipv6_truncated",
+            Self::Ipv6Fragment => "ipv6_fragment",
+            Self::IcmpTruncated => "icmp_truncated",
+            Self::QuoteTruncated => "quote_truncated",
+            Self::QuoteOptions => "quote_options",
+            Self::TransportTruncated => "transport_truncated",
+            Self::TooBig => "too_big",
+            Self::RingEmpty => "ring_empty",
+            Self::RingUnknownReal => "ring_unknown_real",
+            Self::EncapV4 => "encap_v4",
+            Self::EncapV6 => "encap_v6",
+            Self::ReplyFailed => "reply_failed",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Dropped frames by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
+pub struct DropReasons {
+    pub(super) frames: BTreeMap<DropReason, u64>,
+}
+
+impl DropReasons {
+    /// Frames dropped for this reason.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.frames.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// Every reason with its frames, those without any included.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        self.frames
+            .iter()
+            .map(|(reason, frames)| (*reason, *frames))
+    }
+}
+
+/// One VIP's traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct VipCounters {
+    /// Packets sent to a real, or delivered to this host.
+    pub forwarded: Count,
+}
+
+/// One real's traffic, of all VIPs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct RealCounters {
+    /// Packets sent to the real, or delivered to this host.
+    pub forwarded: Count,
+    /// New flows of the watched VIP that went to this real since
+    /// [`Katran::watch_misses`](crate::Katran::watch_misses); 0 while none is watched.
+    pub misses: u64,
+}
+
+/// One CPU's share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct CpuCounters {
+    /// The CPU's number.
+    pub cpu: u32,
+    /// Packets that it sent to reals, or delivered to this host.
+    pub forwarded: u64,
+    /// New flows that it counted in the last window of one second in which there was one.
+    pub new_flows: u64,
+    /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
+    pub under_flood: bool,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct MapUse {
+    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
+    pub name: &'static str,
+    /// Elements it can hold.
+    pub capacity: u64,
+    /// Elements in use.
+    pub entries: u64,
+}
+
+/// The library's own counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct LibraryCounters {
+    /// Kernel calls that failed since load.
+    pub failed_kernel_calls: u64,
+    /// Addresses that were refused since load.
+    pub rejected_addresses: u64,
+    /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
+    pub maps: Vec<MapUse>,
+}
+
+/// All groups in one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Every frame by its verdict.
+    pub totals: Totals,
+    /// What the flow table did.
+    pub flow_table: FlowTableCounters,
+    /// ICMP messages.
+    pub icmp: IcmpCounters,
+    /// Packets that the ring had no real for.
+    pub ring_drop: RingDrops,
+    /// Packets that could not be encapsulated.
+    pub encap_fail: EncapFailures,
+    /// Dropped frames by reason.
+    pub drop_reasons: DropReasons,
+    /// Every VIP's traffic, under its text form.
+    pub vips: BTreeMap<String, VipCounters>,
+    /// Every real's traffic.
+    pub reals: BTreeMap<IpAddr, RealCounters>,
+    /// Every possible CPU.
+    pub cpus: Vec<CpuCounters>,
+    /// The library's own.
+    pub library: LibraryCounters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_reason_has_a_number_of_its_own() {
+        for (number, reason) in (1..).zip(DropReason::ALL) {
+            assert_eq!(DropReason::from_number(number), Some(reason));
+        }
+        assert_eq!(DropReason::from_number(0), None);
+        assert_eq!(DropReason::from_number(DropReason::ALL.len() + 1), None);
+    }
+}

@@ -1,0 +1,104 @@
+//! What an operator turns while traffic flows, and where packets arrive: the gateway's MAC
+//! address, and CPUs without a flow table of their own.
+
+use katran::Choice;
+use katran::Flow;
+use katran::MacAddr;
+use katran::Real;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::LabConfig;
+
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+#[test]
+fn traffic_follows_the_gateways_mac_address() {
+    let mut site = Site::new(LabConfig::default());
+    let _servers = (
+        site.lab.serve_tcp(PORT).unwrap(),
+        site.lab.serve_udp(PORT).unwrap(),
+    );
+    let right = site.katran.gateway_mac();
+    let wrong: MacAddr = "02:00:00:00:00:99".parse().unwrap();
+    for address in [site.lab.vip4(), site.lab.vip6()] {
+        let (tcp, udp) = (
+            Vip::tcp((address, PORT).into()),
+            Vip::udp((address, PORT).into()),
+        );
+        let reals = site::reals(&site.lab, address);
+        site.add_service(tcp, &reals);
+        site.add_service(udp, &reals);
+        let mut connection = site::connect(&site.lab.client, tcp);
+        let name = connection.ask("who").unwrap();
+        let socket = site::udp(&site.lab.client, udp);
+        let before = socket.ask(b"who").unwrap();
+
+        site.katran.set_gateway_mac(wrong).unwrap();
+        assert_eq!(site.katran.gateway_mac(), wrong);
+        // Forwarded, but to nobody: the router does not take it.
+        let sent = site.katran.totals().unwrap().tx.packets;
+        site::ask_udp_in_vain(&socket);
+        site::ask_in_vain(&mut connection);
+        assert!(site.katran.totals().unwrap().tx.packets >= sent + 2);
+
+        // What TCP did not get through it sends again.
+        site.katran.set_gateway_mac(right).unwrap();
+        assert_eq!(connection.ask("back").unwrap(), name);
+        assert_eq!(socket.ask(b"back").unwrap(), before);
+    }
+    // Not an address of one host.
+    let all = "ff:ff:ff:ff:ff:ff".parse().unwrap();
+    assert!(site.katran.set_gateway_mac(all).is_err());
+    assert_eq!(site.katran.gateway_mac(), right);
+    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+}
+
+#[test]
+fn a_cpu_without_a_flow_table_uses_the_shared_one() {
+    let [other, .., last] = site::cpus()[..] else {
+        panic!("this test needs two CPUs");
+    };
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.forwarding_cpus([last])
+    });
+    assert_eq!(site::arrive_on_one_cpu(&site.lab), other);
+    let _servers = site.lab.serve_udp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let vip = Vip::udp((address, PORT).into());
+    let reals = site::reals(&site.lab, address);
+    site.add_service(vip, &reals[..1]);
+    let socket = site::udp(&site.lab.client, vip);
+    assert_eq!(socket.ask(b"who").unwrap(), "backend0");
+    let flow = Flow::udp(socket.local_addr().unwrap(), site::service(vip));
+    let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
+    assert_eq!(answer.choice, Choice::FallbackTable);
+
+    // Remembered there: the flow stays where the ring would not send it.
+    site.katran.add_real(vip, Real::new(reals[1])).unwrap();
+    let drained = Real::new(reals[0]).weight(0);
+    site.katran.add_real(vip, drained).unwrap();
+    for _ in 0..20 {
+        assert_eq!(socket.ask(b"still").unwrap(), "backend0");
+        let new = site::udp(&site.lab.client, vip);
+        assert_eq!(new.ask(b"who").unwrap(), "backend1");
+    }
+    let counters = site.katran.flow_table_counters().unwrap();
+    assert_eq!((counters.packets, counters.misses), (41, 21));
+    assert_eq!(counters.fallback, 41, "all of them");
+    let of_cpus = site.katran.cpu_counters().unwrap();
+    let forwarded = |cpu| of_cpus.iter().find(|c| c.cpu == cpu).unwrap().forwarded;
+    assert_eq!((forwarded(other), forwarded(last)), (41, 0));
+
+    // The same host with tables everywhere: nothing falls back.
+    site.katran = {
+        let Site { katran, lab, .. } = &mut site;
+        katran.detach_all();
+        site::balancer(lab, 0, XdpMode::Native, |builder| builder).0
+    };
+    site.add_service(vip, &reals);
+    site::udp(&site.lab.client, vip).ask(b"who").unwrap();
+    let counters = site.katran.flow_table_counters().unwrap();
+    assert_eq!((counters.packets, counters.fallback), (1, 0));
+}

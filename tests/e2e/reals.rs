@@ -1,0 +1,245 @@
+//! Reals that come and go under traffic: draining, removal of the last one, removal while another
+//! service uses it, numbers that are given out again.
+
+use std::net::SocketAddr;
+
+use katran::Flow;
+use katran::Real;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::UdpClient;
+
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+#[test]
+fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
+    let mut site = Site::new(LabConfig::default());
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    for address in [site.lab.vip4(), site.lab.vip6()] {
+        let vip = Vip::tcp((address, PORT).into());
+        let reals = site::reals(&site.lab, address);
+        site.add_service(vip, &reals);
+        let mut old = site.connect_to(vip, "backend0");
+        let before = site.katran.flow_table_counters().unwrap();
+
+        let drained = Real::new(reals[0]).weight(0);
+        site.katran.add_real(vip, drained).unwrap();
+        assert_eq!(site.katran.reals(vip).unwrap()[0].get_weight(), 0);
+        for name in site.new_connections(vip, 20) {
+            assert_eq!(name, "backend1");
+            assert_eq!(old.ask("still").unwrap(), "backend0", "{}", site.report());
+        }
+        let answer = old.ask("fill 300000").unwrap();
+        assert_eq!(answer.len(), "backend0 ".len() + 300_000);
+        assert_eq!(old.ask(&"x".repeat(300_000)).unwrap(), "backend0");
+        assert_eq!(site.expected(site::flow_of(&old, vip)), "backend0");
+        let after = site.katran.flow_table_counters().unwrap();
+        // More, if the machine was so busy that a SYN was sent again.
+        assert!(after.miss_syn - before.miss_syn >= 20);
+        assert!(after.packets - before.packets > 300);
+
+        site.katran.add_real(vip, Real::new(reals[0])).unwrap();
+        site.connect_to(vip, "backend0");
+        site.connect_to(vip, "backend1");
+        assert_eq!(old.ask("still").unwrap(), "backend0");
+    }
+}
+
+#[test]
+fn without_its_last_real_a_vip_drops_established_flows_too() {
+    let mut site = Site::new(LabConfig::default());
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = (
+        site.lab.serve_tcp(PORT).unwrap(),
+        site.lab.serve_udp(PORT).unwrap(),
+    );
+    let address = site.lab.vip4();
+    let (tcp, udp) = (
+        Vip::tcp((address, PORT).into()),
+        Vip::udp((address, PORT).into()),
+    );
+    let real = site::reals(&site.lab, address)[0];
+    // The real itself lives on: another VIP has it.
+    let other = Vip::tcp((site.lab.vip6(), PORT).into());
+    for vip in [tcp, udp, other] {
+        site.add_service(vip, &[real]);
+    }
+    let mut connection = site::connect(&site.lab.client, tcp);
+    let socket = site::udp(&site.lab.client, udp);
+    assert_eq!(connection.ask("who").unwrap(), "backend0");
+    assert_eq!(socket.ask(b"who").unwrap(), "backend0");
+    let empty = |site: &Site| site.katran.ring_drops().unwrap().empty;
+    let sent = |site: &Site| site.katran.vip_counters(tcp).unwrap().forwarded.packets;
+    assert_eq!(empty(&site), 0);
+
+    site.katran.remove_real(tcp, real).unwrap();
+    site.katran.remove_real(udp, real).unwrap();
+    // The acknowledgement of the last answer may still have been on its way when it was made.
+    let before = sent(&site);
+    site::ask_in_vain(&mut connection);
+    assert_eq!(sent(&site), before);
+    let of_connection = empty(&site);
+    assert!(of_connection > 0);
+    site::ask_udp_in_vain(&socket);
+    assert!(empty(&site) > of_connection);
+    // A new flow, and none of it is remembered.
+    let before = empty(&site);
+    site::ask_udp_in_vain(&site::udp(&site.lab.client, udp));
+    assert!(empty(&site) > before);
+    assert_eq!(site.katran.ring_drops().unwrap().unknown_real, 0);
+    let mut elsewhere = site::connect(&site.lab.client, other);
+    assert_eq!(elsewhere.ask("who").unwrap(), "backend0");
+
+    // The connection sends again what was not acknowledged, and goes on.
+    site.add_real_again(tcp, real);
+    site.add_real_again(udp, real);
+    assert!(connection.ask("back").unwrap().starts_with("backend0"));
+    assert_eq!(socket.ask(b"who").unwrap(), "backend0");
+    assert_eq!(site.new_connections(tcp, 3), ["backend0"; 3]);
+}
+
+#[test]
+fn a_removed_real_keeps_its_flows_while_another_vip_has_it() {
+    let mut site = Site::new(LabConfig::default());
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let reals = site::reals(&site.lab, address);
+    let vip = Vip::tcp((address, PORT).into());
+    let other = Vip::tcp((site.lab.vip6(), PORT).into());
+    site.add_service(vip, &reals);
+    site.add_service(other, &reals);
+    let mut old = site.connect_to(vip, "backend0");
+    let number = site.katran.real_index(reals[0]).unwrap();
+
+    site.katran.remove_real(vip, reals[0]).unwrap();
+    assert_eq!(site.katran.real_index(reals[0]), Some(number));
+    assert_eq!(site.new_connections(vip, 10), ["backend1"; 10]);
+    assert_eq!(old.ask("still").unwrap(), "backend0", "{}", site.report());
+
+    // Nothing names it any more: its entries are void, and the other real, which knows nothing of
+    // the connection, resets it.
+    site.katran.remove_real(other, reals[0]).unwrap();
+    assert_eq!(site.katran.real_index(reals[0]), None);
+    let misses = site.katran.flow_table_counters().unwrap().miss_non_syn;
+    assert!(old.ask("anybody").is_err());
+    assert!(site.katran.flow_table_counters().unwrap().miss_non_syn > misses);
+    assert_eq!(site.new_connections(other, 10), ["backend1"; 10]);
+}
+
+#[test]
+fn a_flow_of_a_removed_real_does_not_go_to_the_next_owner_of_its_number() {
+    let config = LabConfig {
+        backends: 3,
+        ..LabConfig::default()
+    };
+    let mut site = Site::with(config, XdpMode::Native, |builder| builder.max_reals(2));
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = site.lab.serve_udp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let reals = site::reals(&site.lab, address);
+    let vip = Vip::udp((address, PORT).into());
+    site.add_service(vip, &reals[..2]);
+    let drained = Real::new(reals[1]).weight(0);
+    site.katran.add_real(vip, drained).unwrap();
+    let clients: Vec<UdpClient> = (0..40).map(|_| site::udp(&site.lab.client, vip)).collect();
+    for client in &clients {
+        assert_eq!(client.ask(b"who").unwrap(), "backend0");
+        assert_eq!(client.ask(b"still").unwrap(), "backend0");
+    }
+    let number = site.katran.real_index(reals[0]).unwrap();
+    let before = site.katran.flow_table_counters().unwrap();
+    assert_eq!(before.misses, 40);
+
+    site.katran.remove_real(vip, reals[0]).unwrap();
+    site.katran.add_real(vip, Real::new(reals[2])).unwrap();
+    site.katran.add_real(vip, Real::new(reals[1])).unwrap();
+    assert_eq!(site.katran.real_index(reals[2]), Some(number));
+    let mut names = Vec::new();
+    for client in &clients {
+        let flow = Flow::udp(client.local_addr().unwrap(), site::service(vip));
+        let by_ring = site.expected(flow);
+        let name = client.ask(b"who").unwrap();
+        assert_eq!(name, by_ring);
+        assert_eq!(client.ask(b"still").unwrap(), name);
+        names.push(name);
+    }
+    for name in ["backend1", "backend2"] {
+        assert!(names.iter().any(|other| other == name), "{names:?}");
+    }
+    // Each flow is new once, and then remembered again.
+    let after = site.katran.flow_table_counters().unwrap();
+    assert_eq!(after.misses - before.misses, 40, "{}", site.report());
+    assert_eq!(after.packets - before.packets, 80);
+}
+
+#[test]
+fn clients_of_a_removed_real_move_and_all_others_stay() {
+    let config = LabConfig {
+        backends: 4,
+        ..LabConfig::default()
+    };
+    let mut site = Site::new(config);
+    site::arrive_on_one_cpu(&site.lab);
+    let _servers = site.lab.serve_udp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let reals = site::reals(&site.lab, address);
+    let vip = Vip::udp((address, PORT).into());
+    site.add_service(vip, &reals);
+    let clients: Vec<(UdpClient, String)> = (0..80)
+        .map(|_| site::udp(&site.lab.client, vip))
+        .map(|client| {
+            let name = client.ask(b"who").unwrap();
+            (client, name)
+        })
+        .collect();
+    let of_gone = |name: &String| name == "backend0";
+    let moving = clients.iter().filter(|(_, name)| of_gone(name)).count();
+    assert!((1..80).contains(&moving));
+
+    site.katran.remove_real(vip, reals[0]).unwrap();
+    let before = site.katran.flow_table_counters().unwrap().misses;
+    for (client, name) in &clients {
+        let now = client.ask(b"who").unwrap();
+        assert!(!of_gone(&now));
+        assert!(of_gone(name) || now == *name, "{name} was left for {now}");
+    }
+    let after = site.katran.flow_table_counters().unwrap().misses;
+    assert_eq!(after - before, moving as u64, "{}", site.report());
+}
+
+#[test]
+fn one_client_port_after_another_is_balanced_by_weight() {
+    let mut site = Site::new(LabConfig::default());
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let address = site.lab.vip4();
+    let reals = site::reals(&site.lab, address);
+    let vip = Vip::tcp((address, PORT).into());
+    site.add_service(vip, &reals);
+    let heavy = Real::new(reals[0]).weight(3);
+    site.katran.add_real(vip, heavy).unwrap();
+    let local = |port| SocketAddr::new("192.0.2.2".parse().unwrap(), port);
+    for port in 20_000..20_200 {
+        let flow = Flow::tcp(local(port), site::service(vip));
+        let by_ring = site.expected(flow);
+        let mut client =
+            TcpClient::connect_from(&site.lab.client, local(port), site::service(vip)).unwrap();
+        assert_eq!(client.ask("who").unwrap(), by_ring);
+    }
+    let accepted: Vec<u64> = servers.iter().map(|server| server.accepted()).collect();
+    assert_eq!(accepted.iter().sum::<u64>(), 200);
+    // Three quarters of 200, give or take five standard deviations.
+    assert!((120..=180).contains(&accepted[0]), "{accepted:?}");
+    assert!(site.katran.flow_table_counters().unwrap().miss_syn >= 200);
+}
+
+impl Site {
+    fn add_real_again(&mut self, vip: Vip, real: std::net::IpAddr) {
+        self.katran.add_real(vip, Real::new(real)).unwrap();
+    }
+}

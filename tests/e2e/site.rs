@@ -1,0 +1,267 @@
+//! What the tests start from: a lab with a decapsulator on each backend and a balancer that is
+//! attached, plus the few questions that most of them ask.
+
+use std::io;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::Attachment;
+use katran::Builder;
+use katran::Decap;
+use katran::Flow;
+use katran::Katran;
+use katran::MacAddr;
+use katran::Real;
+use katran::RealChange;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::UdpClient;
+use katran_lab::require_root;
+use nix::sched::CpuSet;
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+
+/// The port of the services, unless a test needs several.
+pub(crate) const PORT: u16 = 80;
+
+/// How long a busy machine may take for what is certain to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long to wait for an answer that must not come.
+const IN_VAIN: Duration = Duration::from_millis(300);
+
+/// A lab at work.
+pub(crate) struct Site {
+    // In this order: programs are dropped before the interfaces they are attached to.
+    pub(crate) katran: Katran,
+    pub(crate) decaps: Vec<Decap>,
+    pub(crate) lab: Lab,
+}
+
+impl Site {
+    /// A lab with its first balancer and all decapsulators in native mode.
+    pub(crate) fn new(config: LabConfig) -> Self {
+        Self::with(config, XdpMode::Native, |builder| builder)
+    }
+
+    /// A lab with everything in this mode and its balancer with these settings.
+    pub(crate) fn with(
+        config: LabConfig,
+        mode: XdpMode,
+        settings: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
+        require_root();
+        let lab = Lab::new(config).unwrap();
+        let decaps = decaps(&lab, mode);
+        let (katran, attachment) = balancer(&lab, 0, mode, settings);
+        assert_eq!(attachment.mode, mode);
+        Self {
+            katran,
+            decaps,
+            lab,
+        }
+    }
+
+    /// Adds a VIP with reals, all of weight 1.
+    pub(crate) fn add_service(&mut self, vip: Vip, reals: &[IpAddr]) {
+        add_service(&mut self.katran, vip, reals);
+    }
+
+    /// The name of the backend that a packet of this flow, other than a SYN, is sent to now.
+    pub(crate) fn expected(&self, flow: Flow) -> String {
+        expected(&self.lab, &self.katran, flow)
+    }
+
+    /// Packets that the backends have taken out of tunnels, by the outer family.
+    pub(crate) fn decapsulated(&self) -> (u64, u64) {
+        let counters = self.decaps.iter().map(|decap| decap.counters().unwrap());
+        counters.fold((0, 0), |(v4, v6), c| (v4 + c.ipip_v4, v6 + c.ipip_v6))
+    }
+
+    /// A new connection that this backend has accepted: as many tries as that takes.
+    pub(crate) fn connect_to(&self, vip: Vip, backend: &str) -> TcpClient {
+        for _ in 0..200 {
+            let mut client = connect(&self.lab.client, vip);
+            if client.ask("who").unwrap() == backend {
+                return client;
+            }
+        }
+        panic!("none of 200 connections went to {backend}");
+    }
+
+    /// The names that answer on this many new connections, one after the other.
+    pub(crate) fn new_connections(&self, vip: Vip, number: usize) -> Vec<String> {
+        (0..number)
+            .map(|_| connect(&self.lab.client, vip).ask("who").unwrap())
+            .collect()
+    }
+
+    /// What to add to the message of a failure.
+    pub(crate) fn report(&self) -> String {
+        let counters = self.katran.counters().unwrap();
+        let decaps: Vec<_> = self.decaps.iter().map(Decap::counters).collect();
+        format!("balancer: {counters:#?}\nbackends: {decaps:#?}")
+    }
+}
+
+/// Loads a balancer with small tables and attaches it to a balancer of the lab.
+pub(crate) fn balancer(
+    lab: &Lab,
+    index: usize,
+    mode: XdpMode,
+    settings: impl FnOnce(Builder) -> Builder,
+) -> (Katran, Attachment) {
+    let host = &lab.balancers[index];
+    let mut katran = settings(small(MacAddr::new(host.gateway_mac)))
+        .load()
+        .unwrap();
+    let attachment = host
+        .host
+        .run(|| katran.attach(&host.interface, mode).unwrap());
+    (katran, attachment)
+}
+
+/// Settings for small tables.
+pub(crate) fn small(gateway: MacAddr) -> Builder {
+    Katran::builder()
+        .gateway_mac(gateway)
+        .ring_size(4099)
+        .flow_table_size(10_000)
+}
+
+/// A decapsulator on each backend.
+pub(crate) fn decaps(lab: &Lab, mode: XdpMode) -> Vec<Decap> {
+    lab.backends
+        .iter()
+        .map(|backend| {
+            let mut decap = Decap::builder().load().unwrap();
+            let attach = || decap.attach(&backend.interface, mode).unwrap();
+            assert_eq!(backend.host.run(attach).mode, mode);
+            decap
+        })
+        .collect()
+}
+
+/// Adds a VIP with reals, all of weight 1.
+pub(crate) fn add_service(katran: &mut Katran, vip: Vip, reals: &[IpAddr]) {
+    katran.add_vip(vip, VipFlags::empty()).unwrap();
+    for real in reals {
+        katran.add_real(vip, Real::new(*real)).unwrap();
+    }
+}
+
+/// Replaces the only real of a VIP.
+pub(crate) fn replace_real(katran: &mut Katran, vip: Vip, old: IpAddr, new: IpAddr) {
+    let changes = [RealChange::Remove(old), RealChange::Add(Real::new(new))];
+    katran.modify_reals(vip, &changes).unwrap();
+}
+
+/// The name of the backend that a packet of this flow is sent to now.
+pub(crate) fn expected(lab: &Lab, katran: &Katran, flow: Flow) -> String {
+    let answer = katran.real_for_flow(&flow).unwrap().unwrap();
+    backend_at(lab, answer.real.unwrap())
+}
+
+/// The name of the backend with this address.
+pub(crate) fn backend_at(lab: &Lab, address: IpAddr) -> String {
+    let backend = lab
+        .backends
+        .iter()
+        .find(|backend| address == backend.v4 || address == backend.v6);
+    backend.unwrap().host.name().to_owned()
+}
+
+/// The backends' addresses in the family of `like`.
+pub(crate) fn reals(lab: &Lab, like: IpAddr) -> Vec<IpAddr> {
+    let address = |backend: &katran_lab::Backend| match like {
+        IpAddr::V4(_) => IpAddr::from(backend.v4),
+        IpAddr::V6(_) => IpAddr::from(backend.v6),
+    };
+    lab.backends.iter().map(address).collect()
+}
+
+/// Where a VIP's clients connect to.
+pub(crate) fn service(vip: Vip) -> SocketAddr {
+    (vip.address(), vip.port()).into()
+}
+
+/// A new connection, as patient as a busy machine needs it.
+pub(crate) fn connect(client: &Host, vip: Vip) -> TcpClient {
+    let connection = TcpClient::connect(client, service(vip)).unwrap();
+    connection.set_patience(PATIENCE).unwrap();
+    connection
+}
+
+/// A UDP socket that waits as long as a busy machine needs it.
+pub(crate) fn udp(client: &Host, vip: Vip) -> UdpClient {
+    let socket = UdpClient::connect(client, service(vip)).unwrap();
+    socket.set_patience(PATIENCE).unwrap();
+    socket
+}
+
+/// The flow of a connection.
+pub(crate) fn flow_of(connection: &TcpClient, vip: Vip) -> Flow {
+    Flow::tcp(connection.local_addr().unwrap(), service(vip))
+}
+
+/// Asks where no answer must come. TCP keeps the question: its answer is the first one that comes
+/// when there is a way again.
+pub(crate) fn ask_in_vain(connection: &mut TcpClient) {
+    connection.set_patience(IN_VAIN).unwrap();
+    assert_silent(connection.ask("anybody"));
+    connection.set_patience(PATIENCE).unwrap();
+}
+
+/// Asks by UDP where no answer must come.
+pub(crate) fn ask_udp_in_vain(socket: &UdpClient) {
+    socket.set_patience(IN_VAIN).unwrap();
+    assert_silent(socket.ask(b"anybody"));
+    socket.set_patience(PATIENCE).unwrap();
+}
+
+fn assert_silent(answer: io::Result<String>) {
+    let error = answer.unwrap_err();
+    let late = matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    );
+    assert!(late, "not silence but: {error}");
+}
+
+/// Waits for what is certain to come.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The CPUs that this process may use.
+pub(crate) fn cpus() -> Vec<u32> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap())
+        .map(|cpu| cpu as u32)
+        .collect()
+}
+
+/// Has all that the client and the backends send processed on one CPU, as a network card would
+/// bring a flow, and the ICMP errors about it if it hashes well, to the same flow table.
+pub(crate) fn arrive_on_one_cpu(lab: &Lab) -> u32 {
+    let cpu = cpus()[0];
+    lab.router.receive_on_cpu("client", cpu).unwrap();
+    for backend in &lab.backends {
+        let interface = &backend.router_interface;
+        lab.router.receive_on_cpu(interface, cpu).unwrap();
+    }
+    cpu
+}

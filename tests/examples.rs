@@ -1,0 +1,371 @@
+//! The example programs, run as a user runs them: the binaries that `cargo test` has built, on
+//! test hosts, with signals, files and exit statuses. `simulate` has a file of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran_lab::Backend;
+use katran_lab::Balancer;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::Process;
+use katran_lab::TcpClient;
+use katran_lab::require_root;
+
+const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+const SIGTERM: i32 = 15;
+
+/// For a line of a program to appear, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An example, as built by `cargo test` beside this test.
+fn example(name: &str) -> Command {
+    let path = env::current_exe().unwrap();
+    let path = path.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(path.exists(), "run `cargo build --examples` first");
+    let mut command = Command::new(path);
+    // Neither a backtrace nor a log level of the caller's.
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A file that is gone after the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let name = format!("{}-{name}", process::id());
+        Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name))
+    }
+
+    fn write(&self, content: &str) {
+        fs::write(&self.0, content).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// An example that runs on a host, and what it says.
+struct Running {
+    process: Process,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Running {
+    fn start(host: &Host, mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = host.spawn_command(command).unwrap();
+        let (sender, lines) = mpsc::channel();
+        forward(process.take_stdout().unwrap(), sender.clone());
+        forward(process.take_stderr().unwrap(), sender);
+        Self {
+            process,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Waits for a line that satisfies the condition, and returns it.
+    fn line(&mut self, what: &str, is: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("no line with {what} after:\n{}", self.seen.join("\n"));
+            };
+            self.seen.push(line.clone());
+            if is(&line) {
+                return line;
+            }
+        }
+    }
+
+    fn says(&mut self, text: &str) -> String {
+        self.line(text, |line| line.contains(text))
+    }
+
+    /// Waits for a line of numbers whose number in this column is not 0.
+    fn counts(&mut self, column: usize) {
+        self.line(&format!("a count in column {column}"), |line| {
+            let numbers: Option<Vec<f64>> =
+                line.split_whitespace().map(|w| w.parse().ok()).collect();
+            numbers.is_some_and(|numbers| numbers.get(column).is_some_and(|n| *n > 0.0))
+        });
+    }
+
+    /// Ends it by a signal, to which it must answer with exit status 0.
+    fn end(&mut self, signal: i32) {
+        self.process.signal(signal).unwrap();
+        let status = self.process.wait(PATIENCE).unwrap();
+        assert!(status.success(), "{status}: {}", self.seen.join("\n"));
+    }
+}
+
+fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show eth0").unwrap().contains("xdp")
+}
+
+fn decap(backend: &Backend) -> Running {
+    let mut command = example("decap");
+    command.args(["--interface", &backend.interface]);
+    let mut decap = Running::start(&backend.host, command);
+    decap.says("stripping tunnels on eth0 in native mode");
+    decap
+}
+
+fn gateway(balancer: &Balancer) -> String {
+    let octets = balancer.gateway_mac.map(|octet| format!("{octet:02x}"));
+    octets.join(":")
+}
+
+/// A configuration with VIPs in both families and one real for each.
+fn configuration(lab: &Lab, backend: usize) -> String {
+    let Backend { v4, v6, .. } = &lab.backends[backend];
+    let mut text = format!(
+        "[balancer]\ngateway_mac = \"{}\"\nflow_table_size = 10_000\n",
+        gateway(&lab.balancers[0])
+    );
+    for (vip, real) in [(lab.vip4(), IpAddr::from(*v4)), (lab.vip6(), (*v6).into())] {
+        text += &format!(
+            "[[vip]]\naddress = \"{vip}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{real}\" }}]\n"
+        );
+    }
+    text
+}
+
+/// The backends that answer new connections.
+fn answers(lab: &Lab, vip: IpAddr, connections: usize) -> BTreeSet<String> {
+    (0..connections)
+        .map(|_| {
+            let mut client = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
+            client.ask("who?").unwrap()
+        })
+        .collect()
+}
+
+fn both(lab: &Lab) -> Vec<String> {
+    let all = [lab.vip4(), lab.vip6()].map(|vip| answers(lab, vip, 10));
+    all.into_iter().flatten().collect()
+}
+
+#[test]
+fn balancer_and_decap_carry_connections_and_follow_the_file() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let mut decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let file = Scratch::new("balancer.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(host, command);
+    balancer.says("203.0.113.1:80/tcp: real 198.51.100.1 added");
+    balancer.says("balancing on eth0 in native mode");
+    assert!(has_xdp(host));
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    balancer.counts(0);
+
+    // The file changes: clients move.
+    file.write(&configuration(&lab, 1));
+    balancer.process.signal(SIGHUP).unwrap();
+    balancer.says("203.0.113.1:80/tcp: real 198.51.100.2 added");
+    balancer.says("[2001:db8:1::1]:80/tcp: real 2001:db8:2::1 removed");
+    assert_eq!(both(&lab), ["backend1", "backend1"]);
+
+    // It breaks: nothing changes.
+    for (broken, complaint) in [
+        (configuration(&lab, 0) + "weight = 3\n", "line 14"),
+        ("[[vip]".to_owned(), "line 1"),
+        (
+            configuration(&lab, 0).replace("10_000", "20_000"),
+            "flow_table_size",
+        ),
+    ] {
+        file.write(&broken);
+        balancer.process.signal(SIGHUP).unwrap();
+        balancer.says(complaint);
+        balancer.says("the old configuration stays in force");
+        assert_eq!(both(&lab), ["backend1", "backend1"]);
+    }
+
+    // It is whole again, and as before.
+    file.write(&configuration(&lab, 1));
+    balancer.process.signal(SIGHUP).unwrap();
+    balancer.says("no changes");
+
+    balancer.end(SIGTERM);
+    balancer.says("detached from eth0");
+    let row = balancer.says("203.0.113.1:80/tcp");
+    let packets = row.split_whitespace().nth(1).unwrap();
+    assert!(packets.parse::<u64>().unwrap() >= 30, "{row}");
+    assert!(!has_xdp(host));
+
+    for (decap, backend) in decaps.iter_mut().zip(&lab.backends) {
+        // Both kinds of tunnel have been used.
+        decap.counts(1);
+        decap.counts(2);
+        assert!(has_xdp(&backend.host));
+        decap.end(SIGINT);
+        decap.says("detached from eth0");
+        assert!(!has_xdp(&backend.host));
+    }
+}
+
+#[test]
+fn quickstart_balances_until_ctrl_c() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let mut command = example("quickstart");
+    command.args(["eth0", &gateway(&lab.balancers[0])]);
+    let host = &lab.balancers[0].host;
+    let mut quickstart = Running::start(host, command);
+    quickstart.says("203.0.113.1:80/tcp on eth0, native mode");
+    // 0.75^60 is one in 30 million.
+    let seen = answers(&lab, lab.vip4(), 60);
+    assert_eq!(Vec::from_iter(seen), ["backend0", "backend1"]);
+    quickstart.end(SIGINT);
+    quickstart.line("packets", |line| {
+        let packets = line.strip_prefix("sent ").and_then(|l| l.split(' ').next());
+        packets.is_some_and(|packets| packets.parse::<u64>().unwrap() >= 180)
+    });
+    assert!(!has_xdp(host));
+}
+
+/// Runs to the end; the exit status and what went to standard error.
+fn fails(host: &Host, name: &str, arguments: &[&str]) -> (i32, String) {
+    let mut command = example(name);
+    command.args(arguments);
+    let Output { status, stderr, .. } = host.output(command).unwrap();
+    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn failures_say_what_to_do() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let good = Scratch::new("good.toml");
+    good.write("[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n");
+    let good = good.0.to_str().unwrap();
+    let unknown = Scratch::new("unknown.toml");
+    unknown.write("[balancer]\n\ngateway_mac = \"02:00:00:00:00:01\"\ncolour = \"red\"\n");
+    let unknown = unknown.0.to_str().unwrap();
+    let mac = "02:00:00:00:00:01";
+    let absent = "interface eth9 does not exist in this network namespace";
+
+    let of_balancer = |config, more: &[&str]| {
+        let arguments = [&["--config", config], more].concat();
+        fails(&host, "balancer", &arguments)
+    };
+    for (failure, status, texts) in [
+        (fails(&host, "quickstart", &["eth9", mac]), 1, [absent, ""]),
+        (
+            fails(&host, "decap", &["--interface", "eth9"]),
+            1,
+            [absent, ""],
+        ),
+        (of_balancer(good, &["--interface", "eth9"]), 1, [absent, ""]),
+        (
+            of_balancer(unknown, &["--interface", "lo"]),
+            1,
+            ["line 4", "colour"],
+        ),
+        (
+            of_balancer("absent.toml", &["--interface", "lo"]),
+            1,
+            ["absent.toml", "No such file"],
+        ),
+        (
+            fails(&host, "quickstart", &["lo", "02:00"]),
+            1,
+            ["02:00", "MAC address"],
+        ),
+        // Usage.
+        (fails(&host, "quickstart", &["lo"]), 2, ["usage", ""]),
+        (of_balancer(good, &[]), 2, ["--interface", "Usage"]),
+        (
+            of_balancer(good, &["--interface", "lo", "--mode", "fast"]),
+            2,
+            ["fast", "generic"],
+        ),
+        (
+            fails(
+                &host,
+                "decap",
+                &[
+                    "--interface",
+                    "lo",
+                    "--destination",
+                    "192.0.2.1",
+                    "--destination",
+                    "192.0.2.2",
+                ],
+            ),
+            2,
+            ["one address per family", "Usage"],
+        ),
+    ] {
+        let (code, stderr) = failure;
+        assert_eq!(code, status, "{stderr}");
+        assert!(texts.iter().all(|text| stderr.contains(text)), "{stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_foreign_program_is_left_alone() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--destination", "192.0.2.1"]);
+    command.args(["--destination", "2001:db8::1", "--mode", "generic"]);
+    let mut decap = Running::start(&host, command);
+    decap.says("stripping tunnels on eth0 in generic mode");
+    let (code, stderr) = fails(&host, "quickstart", &["eth0", "02:00:00:00:00:01"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("already runs XDP program"), "{stderr}");
+    assert!(has_xdp(&host));
+    decap.end(SIGTERM);
+    assert!(!has_xdp(&host));
+}
