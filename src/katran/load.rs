@@ -327,7 +327,7 @@ mod tests {
             let error = libbpf_rs::Error::from_raw_os_error(errno).context("while (os error)");
             assert_eq!(into_io(error).raw_os_error(), Some(errno));
         }
-        let error = libbpf_rs::Error::with_invalid_data("no number");
+        let error = libbpf_rs::Error::from(io::Error::other("no number"));
         assert_eq!(into_io(error).raw_os_error(), None);
     }
 }
