@@ -82,7 +82,9 @@ impl DecapBuilder {
         let skel = open.load().map_err(|error| {
             let error = into_io(error);
             match log.tail(30) {
-                log if log.is_empty() => kernel_error("load", "decap", error),
+                log if log.is_empty() || environment::is_unprivileged(&error) => {
+                    kernel_error("load", "decap", error)
+                }
                 log => Error::Verifier {
                     program: "decap",
                     log,
