@@ -206,8 +206,8 @@ fn fails_whole(commands: &[u32], change: impl Fn(&mut Katran) -> Result<()> + Sy
         let error = without_commands(commands, errno, || change(&mut katran)).unwrap_err();
         match (errno, &error) {
             (Errno::EPERM, Error::Privilege { .. }) => {}
-            (Errno::ENOMEM, Error::Kernel { source, .. }) => {
-                assert_eq!(source.raw_os_error(), Some(libc::ENOMEM));
+            (Errno::ENOMEM, Error::Kernel { errno, .. }) => {
+                assert_eq!(errno.raw_os_error(), Some(libc::ENOMEM));
             }
             _ => panic!("{errno}: {error}"),
         }
