@@ -46,6 +46,8 @@ fn main() {
 fn clang_args() -> Vec<String> {
     let mut args = vec![
         "-mcpu=v3".to_owned(),
+        // Headers are read as words of other sizes.
+        "-fno-strict-aliasing".to_owned(),
         "-Wall".to_owned(),
         "-Wextra".to_owned(),
         "-Werror".to_owned(),

@@ -73,24 +73,22 @@ impl DecapBuilder {
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
             constants.strict = strict.into();
-            constants.destination_v4 = self
-                .destination_v4
-                .unwrap_or(Ipv4Addr::UNSPECIFIED)
-                .octets();
-            constants.destination_v6 = self
-                .destination_v6
-                .unwrap_or(Ipv6Addr::UNSPECIFIED)
-                .octets();
+            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+            constants.destination_v6 = words(v6.octets());
         }
         let log = VerifierLog::of(&mut open.progs.decap);
         let skel = open.load().map_err(|error| {
             let error = into_io(error);
             match log.tail(30) {
-                log if log.is_empty() => kernel_error("load", "decap", error),
+                log if log.is_empty() || environment::is_unprivileged(&error) => {
+                    kernel_error("load", "decap", error)
+                }
                 log => Error::Verifier {
                     program: "decap",
                     log,
-                    source: error,
+                    errno: error,
                 },
             }
         })?;
@@ -107,6 +105,14 @@ impl DecapBuilder {
             program,
         })
     }
+}
+
+/// Four 32-bit words as they lie in memory.
+fn words(bytes: [u8; 16]) -> [u32; 4] {
+    std::array::from_fn(|word| {
+        let at = word * 4;
+        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    })
 }
 
 /// A loaded decapsulator. Dropping it detaches it.

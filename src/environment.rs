@@ -4,6 +4,7 @@
 
 use std::fs;
 
+use nix::libc;
 use nix::sys::utsname::uname;
 
 use crate::Error;
@@ -28,7 +29,7 @@ pub(crate) fn check_kernel() -> Result<()> {
     let name = uname().map_err(|errno| Error::Kernel {
         operation: "ask for the kernel's release",
         object: "uname".to_owned(),
-        source: errno.into(),
+        errno: errno.into(),
     })?;
     check_release(&name.release().to_string_lossy())
 }
@@ -48,6 +49,14 @@ fn check_release(release: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a rejection by the verifier is one for want of privilege: without CAP_PERFMON it
+/// allows less, and says so in terms of the program's instructions.
+pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
+    let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
+}
+
 /// Which needed capabilities this thread lacks, for an error's text.
 pub(crate) fn missing_capabilities() -> String {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
@@ -64,13 +73,21 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-fn missing_of(effective: u64) -> String {
+fn lacking(effective: u64) -> Vec<&'static str> {
     let has = |bit: u32| effective >> bit & 1 == 1;
-    let missing: Vec<&str> = NEEDED
+    NEEDED
         .iter()
         .filter(|(name, bit)| !has(*bit) && (*name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
         .map(|(name, _)| *name)
-        .collect();
+        .collect()
+}
+
+fn has_all(effective: u64) -> bool {
+    lacking(effective).is_empty()
+}
+
+fn missing_of(effective: u64) -> String {
+    let missing = lacking(effective);
     if missing.is_empty() {
         "none; a security module or a container's seccomp profile refuses".to_owned()
     } else {

@@ -11,6 +11,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, on what, and what to do about it.
 ///
+/// The text says all there is to say, the kernel's errno included; there is no
+/// [`source`](std::error::Error::source) to print besides.
+///
 /// Whatever the error, the call that returned it changed nothing, unless its documentation says
 /// otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -161,26 +164,24 @@ pub enum Error {
     },
 
     /// The verifier rejected a program.
-    #[error("the verifier rejected program {program}: {source}\n{log}")]
+    #[error("the verifier rejected program {program}: {errno}\n{log}")]
     Verifier {
         /// The program's name.
         program: &'static str,
         /// The end of the verifier's log.
         log: String,
         /// The kernel's errno.
-        #[source]
-        source: io::Error,
+        errno: io::Error,
     },
 
     /// Any other refusal of the kernel.
-    #[error("{operation} ({object}): {source}")]
+    #[error("{operation} ({object}): {errno}")]
     Kernel {
         /// What was tried.
         operation: &'static str,
         /// On what.
         object: String,
         /// The kernel's errno.
-        #[source]
-        source: io::Error,
+        errno: io::Error,
     },
 }

@@ -23,6 +23,7 @@ const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
  * first three quarters of an IPv6 address. */
 const volatile __u16 ipip_source_v4 = 0;
 const volatile __u32 ipip_source_v6[3] = {};
+/* Whether frames may come in several buffers, so that data_end is not the frame's end. */
 const volatile __u8 frags = 0;
 
 /* Written by the control side at any time. */

@@ -5,6 +5,7 @@
 #include "maps.h"
 
 #include <stdbool.h>
+#include <linux/if_ether.h>
 
 /* What one run of the program carries along. `explain` is a constant of each of the two
  * programs, so the balancer itself holds no trace of it. */
@@ -12,6 +13,7 @@ struct run {
 	struct xdp_md *ctx;
 	struct counters *counters;
 	struct explanation *explanation;
+	struct ethhdr *eth; /* valid until the head is moved */
 	__u64 length; /* of the whole frame on arrival, bytes */
 	bool explain;
 };

@@ -21,12 +21,6 @@ static __always_inline __u16 csum_replace(__u16 check, __u16 from, __u16 to)
 	return ~csum_fold((__u16)~check + (__u32)(__u16)~from + to);
 }
 
-/* The sum of one 32-bit word in memory. */
-static __always_inline __u32 csum_word(__u32 word)
-{
-	return (word & 0xffff) + (word >> 16);
-}
-
 /* The checksum of an IPv4 header without options whose check field is 0. */
 static __always_inline __u16 csum_ipv4(const struct iphdr *header)
 {

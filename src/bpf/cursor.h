@@ -30,16 +30,3 @@ static __always_inline void *cursor_take(struct cursor *cursor, const __u32 size
 	__builtin_assume(taken != NULL);
 	return taken;
 }
-
-/* Six bytes of a MAC address in one register, as they lie in memory. Two wide accesses instead
- * of the six that the packed struct ethhdr would make of a copy. */
-static __always_inline __u64 mac_load(const void *from)
-{
-	return *(const __u32 *)from | (__u64)*(const __u16 *)(from + 4) << 32;
-}
-
-static __always_inline void mac_store(void *to, __u64 mac)
-{
-	*(__u32 *)to = mac;
-	*(__u16 *)(to + 4) = mac >> 32;
-}

@@ -4,8 +4,8 @@
  * the inner packet to the stack, where the VIP sits on the loopback interface. What is not
  * tunnelled passes untouched, fragments and options included.
  */
-#include "csum.h"
 #include "cursor.h"
+#include "headers.h"
 #include "shared.h"
 
 #include <stdbool.h>
@@ -17,14 +17,13 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define IPV4_FRAGMENT_MASK 0x3fff
-
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* On: only tunnels that end at `destination_v4` or `destination_v6` are stripped. */
 const volatile __u8 strict = 0;
-const volatile __u8 destination_v4[4] = {};
-const volatile __u8 destination_v6[16] = {};
+/* Words as they lie in memory. */
+const volatile __u32 destination_v4 = 0;
+const volatile __u32 destination_v6[4] = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -33,15 +32,12 @@ struct {
 	__type(value, struct decap_counters);
 } decap_counters SEC(".maps");
 
-static __always_inline bool same(const volatile __u8 *mine, const void *address, int bytes)
+static __always_inline bool is_ours_v6(const struct in6_addr *address)
 {
-	const __u8 *theirs = address;
-	__u8 difference = 0;
-
-#pragma unroll
-	for (int i = 0; i < bytes; i++)
-		difference |= mine[i] ^ theirs[i];
-	return !difference;
+	return address->in6_u.u6_addr32[0] == destination_v6[0] &&
+	       address->in6_u.u6_addr32[1] == destination_v6[1] &&
+	       address->in6_u.u6_addr32[2] == destination_v6[2] &&
+	       address->in6_u.u6_addr32[3] == destination_v6[3];
 }
 
 /* Whether a whole header of the inner family stands at the cursor. */
@@ -53,17 +49,17 @@ static __always_inline bool inner_complete(struct cursor *cursor, bool v6)
 /* Removes `outer` bytes between the Ethernet header and the inner packet. */
 static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth, int outer, bool v6)
 {
-	struct ethhdr kept = *eth;
+	const __u64 destination = mac_load(eth->h_dest);
+	const __u64 source = mac_load(eth->h_source);
 	struct cursor cursor;
 
-	kept.h_proto = v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	if (bpf_xdp_adjust_head(ctx, outer))
 		return false;
 	cursor = cursor_of(ctx);
 	eth = cursor_take(&cursor, sizeof(*eth));
 	if (!eth)
 		return false;
-	*eth = kept;
+	ether_write(eth, destination, source, v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP));
 	return true;
 }
 
@@ -75,7 +71,7 @@ static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *c
 
 	if (!outer || (outer->protocol != IPPROTO_IPIP && outer->protocol != IPPROTO_IPV6))
 		return XDP_PASS;
-	if (strict && !same(destination_v4, &outer->daddr, sizeof(outer->daddr))) {
+	if (strict && outer->daddr != destination_v4) {
 		count->foreign++;
 		return XDP_PASS;
 	}
@@ -92,11 +88,11 @@ static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *c
 		count->drop_truncated++;
 		return XDP_DROP;
 	}
-	count->ipip_v4++;
 	if (!strip(ctx, eth, sizeof(*outer), v6)) {
 		count->drop_head++;
 		return XDP_DROP;
 	}
+	count->ipip_v4++;
 	return XDP_PASS;
 }
 
@@ -108,7 +104,7 @@ static __always_inline int decap_v6(struct xdp_md *ctx, struct decap_counters *c
 
 	if (!outer || (outer->nexthdr != IPPROTO_IPIP && outer->nexthdr != IPPROTO_IPV6))
 		return XDP_PASS;
-	if (strict && !same(destination_v6, &outer->daddr, sizeof(outer->daddr))) {
+	if (strict && !is_ours_v6(&outer->daddr)) {
 		count->foreign++;
 		return XDP_PASS;
 	}
@@ -117,11 +113,11 @@ static __always_inline int decap_v6(struct xdp_md *ctx, struct decap_counters *c
 		count->drop_truncated++;
 		return XDP_DROP;
 	}
-	count->ipip_v6++;
 	if (!strip(ctx, eth, sizeof(*outer), v6)) {
 		count->drop_head++;
 		return XDP_DROP;
 	}
+	count->ipip_v6++;
 	return XDP_PASS;
 }
 
@@ -136,9 +132,9 @@ int decap(struct xdp_md *ctx)
 	if (!count || !eth)
 		return XDP_PASS;
 	count->total++;
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
+	if (ether_type(eth) == bpf_htons(ETH_P_IP))
 		return decap_v4(ctx, count, cursor, eth);
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+	if (ether_type(eth) == bpf_htons(ETH_P_IPV6))
 		return decap_v6(ctx, count, cursor, eth);
 	return XDP_PASS;
 }

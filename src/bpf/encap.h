@@ -10,6 +10,7 @@
 #include "counters.h"
 #include "csum.h"
 #include "cursor.h"
+#include "headers.h"
 #include "parse.h"
 
 #include <linux/if_ether.h>
@@ -40,13 +41,6 @@ struct macs {
 	__u64 gateway;
 	__u64 own;
 };
-
-static __always_inline void write_eth(struct ethhdr *eth, const struct macs *macs, __be16 type)
-{
-	mac_store(eth->h_dest, macs->gateway);
-	mac_store(eth->h_source, macs->own);
-	eth->h_proto = type;
-}
 
 /* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
  * outer IP header follows it. */
@@ -83,7 +77,7 @@ static __always_inline int encap_v4(const struct run *run, const struct encap *e
 	eth = grow(run, sizeof(outer));
 	if (!eth)
 		return drop(run, DROP_ENCAP_V4);
-	write_eth(eth, macs, bpf_htons(ETH_P_IP));
+	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IP));
 	*(struct iphdr *)(eth + 1) = outer;
 	return XDP_TX;
 }
@@ -99,7 +93,7 @@ static __always_inline int encap_v6(const struct run *run, const struct encap *e
 
 	if (!eth)
 		return drop(run, DROP_ENCAP_V6);
-	write_eth(eth, macs, bpf_htons(ETH_P_IPV6));
+	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IPV6));
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
 	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)encap->tos << 20);
@@ -121,13 +115,11 @@ static __always_inline int encap_v6(const struct run *run, const struct encap *e
 static __always_inline int encap_and_send(const struct run *run, const struct encap *encap,
 					  const struct real *real, bool v6)
 {
-	struct cursor cursor = cursor_of(run->ctx);
-	struct ethhdr *eth = cursor_take(&cursor, sizeof(*eth));
-	struct macs macs = { .gateway = live.gateway_mac };
+	const struct macs macs = {
+		.gateway = live.gateway_mac,
+		.own = mac_load(run->eth->h_dest),
+	};
 
-	if (!eth)
-		return drop(run, DROP_FRAME_TRUNCATED);
-	macs.own = mac_load(eth->h_dest);
 	if (real->flags & REAL_IPV6)
 		return encap_v6(run, encap, &macs, real, v6);
 	return encap_v4(run, encap, &macs, real, v6);

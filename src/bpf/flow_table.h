@@ -65,7 +65,8 @@ static __always_inline struct real *flow_find(void *table, const struct flow_key
 	if (key->protocol == IPPROTO_UDP) {
 		const __u64 now = bpf_ktime_get_coarse_ns();
 
-		if (now - entry->time > udp_timeout)
+		/* Signed: another CPU may have stamped an entry of the shared table since. */
+		if ((__s64)(now - entry->time) > (__s64)udp_timeout)
 			return NULL;
 		entry->time = now;
 	}
@@ -88,12 +89,12 @@ static __always_inline void flow_remember(void *table, const struct flow_key *ke
  * present second. */
 static __always_inline bool under_flood(const struct run *run, __u64 now)
 {
-	struct counters *counters = run->counters;
+	struct counters *record = run->counters;
 
-	if (now - counters->window_start >= SECOND) {
-		counters->window_start = now;
-		counters->window_flows = 0;
+	if (now - record->window_start >= SECOND) {
+		record->window_start = now;
+		record->window_flows = 0;
 	}
-	counters->window_flows++;
-	return counters->window_flows > flood_threshold;
+	record->window_flows++;
+	return record->window_flows > flood_threshold;
 }

@@ -9,6 +9,7 @@
 #include "counters.h"
 #include "csum.h"
 #include "cursor.h"
+#include "headers.h"
 
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -55,8 +56,8 @@ static __always_inline void swap_macs(struct ethhdr *eth)
 	mac_store(eth->h_source, destination);
 }
 
-static __always_inline int echo_reply_v4(const struct run *run, struct ethhdr *eth,
-					 struct iphdr *ip, struct icmp_header *icmp)
+static __always_inline int echo_reply_v4(const struct run *run, struct iphdr *ip,
+					 struct icmp_header *icmp)
 {
 	__u16 *type_and_code = (__u16 *)icmp;
 	const __u16 request = *type_and_code;
@@ -71,12 +72,12 @@ static __always_inline int echo_reply_v4(const struct run *run, struct ethhdr *e
 	ip->ttl = REPLY_TTL;
 	ip->check = 0;
 	ip->check = csum_ipv4(ip);
-	swap_macs(eth);
+	swap_macs(run->eth);
 	return XDP_TX;
 }
 
-static __always_inline int echo_reply_v6(const struct run *run, struct ethhdr *eth,
-					 struct ipv6hdr *ip, struct icmp_header *icmp)
+static __always_inline int echo_reply_v6(const struct run *run, struct ipv6hdr *ip,
+					 struct icmp_header *icmp)
 {
 	__u16 *type_and_code = (__u16 *)icmp;
 	const __u16 request = *type_and_code;
@@ -89,7 +90,7 @@ static __always_inline int echo_reply_v6(const struct run *run, struct ethhdr *e
 	ip->saddr = ip->daddr;
 	ip->daddr = source;
 	ip->hop_limit = REPLY_TTL;
-	swap_macs(eth);
+	swap_macs(run->eth);
 	return XDP_TX;
 }
 
@@ -99,8 +100,8 @@ static __always_inline struct ethhdr *reshape(const struct run *run, const __u32
 					      const __u32 headers)
 {
 	const int kept = sizeof(struct ethhdr) + quote;
+	struct ethhdr *eth, *old;
 	struct cursor cursor;
-	struct ethhdr *eth;
 
 	if (bpf_xdp_adjust_tail(run->ctx, kept - (int)run->length) ||
 	    bpf_xdp_adjust_head(run->ctx, -(int)headers))
@@ -109,8 +110,8 @@ static __always_inline struct ethhdr *reshape(const struct run *run, const __u32
 	eth = cursor_take(&cursor, headers + kept);
 	if (!eth)
 		return NULL;
-	*eth = *(struct ethhdr *)((void *)eth + headers);
-	swap_macs(eth);
+	old = (void *)eth + headers;
+	ether_write(eth, mac_load(old->h_source), mac_load(old->h_dest), ether_type(old));
 	return eth;
 }
 

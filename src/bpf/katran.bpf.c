@@ -9,6 +9,7 @@
 #include "cursor.h"
 #include "encap.h"
 #include "flow_table.h"
+#include "headers.h"
 #include "icmp.h"
 #include "lookup.h"
 #include "maps.h"
@@ -23,53 +24,69 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The real of a flow that no table knows. Counts the flow, asks the ring, remembers the answer.
- * NULL with the verdict in `verdict`: the ring has none. */
-static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
-					     struct vip vip, __u32 vip_number, void *table,
-					     struct encap *encap, bool v6, __u32 *number,
-					     int *verdict)
+/* How a packet's real is chosen. */
+struct choice {
+	struct vip vip;
+	__u32 vip_number;
+	__u32 number; /* of the real */
+	void *table;
+};
+
+/* Counts the miss for the real, if the flow's VIP is the watched one. */
+static __always_inline void count_watched(const struct choice *choice)
 {
-	const bool by_port = vip.flags & VIP_DPORT_HASH;
-	struct counters *counters = run->counters;
+	struct real_counters *of_real;
+
+	if (live.watched_vip != choice->vip_number + 1)
+		return;
+	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
+	if (of_real)
+		of_real->misses++;
+}
+
+/* The real of a flow that no table knows. Counts the flow, asks the ring, remembers the answer.
+ * NULL with the reason in `reason`: the ring has none. */
+static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
+					     struct choice *choice, struct encap *encap, bool v6,
+					     enum drop_reason *reason)
+{
+	const __u32 flags = choice->vip.flags;
+	const bool by_port = flags & VIP_DPORT_HASH;
 	const __u64 now = bpf_ktime_get_coarse_ns();
 	const bool flood = under_flood(run, now);
-	struct real_counters *misses;
-	struct real *real;
 	__be16 hash_port = packet->flow.source_port;
+	struct real *real;
+	__u32 generation;
 
 	if (packet->flow.protocol == IPPROTO_TCP) {
-		if (packet->syn)
-			counters->flow_miss_syn++;
+		if (packet->tcp_flags & TCP_SYN)
+			run->counters->flow_miss_syn++;
 		else
-			counters->flow_miss_non_syn++;
+			run->counters->flow_miss_non_syn++;
 	}
 	if (by_port) {
 		__builtin_memset(encap->source, 0, sizeof(encap->source));
 		hash_port = packet->flow.destination_port;
 	}
 	note_step(run, STEP_RING);
-	*number = vip.ring == RING_NONE ?
-			  0 :
-			  ring_real(vip.ring, hash_flow(encap->source, hash_port,
-							packet->flow.destination_port, v6));
-	if (!*number) {
-		*verdict = drop(run, DROP_RING_EMPTY);
+	*reason = DROP_RING_EMPTY;
+	if (choice->vip.ring == RING_NONE)
 		return NULL;
-	}
-	real = bpf_map_lookup_elem(&reals, number);
-	if (!real) {
-		*verdict = drop(run, DROP_RING_UNKNOWN_REAL);
+	choice->number = ring_real(choice->vip.ring, hash_flow(encap->source, hash_port,
+							       packet->flow.destination_port, v6));
+	if (!choice->number)
 		return NULL;
-	}
-	if (!(vip.flags & VIP_LRU_BYPASS) && !packet->rst && !flood && !by_port)
-		flow_remember(table, &packet->flow, *number, real->generation, now);
-	counters->flow_misses++;
-	if (live.watched_vip == vip_number + 1) {
-		misses = bpf_map_lookup_elem(&real_counters, number);
-		if (misses)
-			misses->misses++;
-	}
+	*reason = DROP_RING_UNKNOWN_REAL;
+	real = bpf_map_lookup_elem(&reals, &choice->number);
+	if (!real)
+		return NULL;
+	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
+	generation = *(volatile __u32 *)&real->generation;
+	if (generation && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood &&
+	    !by_port)
+		flow_remember(choice->table, &packet->flow, choice->number, generation, now);
+	run->counters->flow_misses++;
+	count_watched(choice);
 	return real;
 }
 
@@ -81,21 +98,17 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 		.tos = packet->tos,
 	};
 	struct real *real = NULL;
+	struct choice choice = {};
 	struct vip_counters *of_vip;
 	struct real_counters *of_real;
-	__u32 vip_number, number;
-	struct vip *found;
-	struct vip vip;
-	int verdict;
-	void *table;
+	enum drop_reason reason;
+	__u32 flags;
 
-	found = find_vip(packet, &vip_number);
-	if (!found)
+	if (!find_vip(packet, &choice.vip_number, &choice.vip))
 		return pass(run, STEP_NO_VIP);
-	/* One load, so that flags and ring are of the same moment. */
-	*(__u64 *)&vip = *(volatile __u64 *)found;
+	flags = choice.vip.flags;
 	if (run->explain)
-		run->explanation->vip = vip_number + 1;
+		run->explanation->vip = choice.vip_number + 1;
 
 	if (run->length > max_frame) {
 		note_step(run, STEP_TOO_BIG);
@@ -105,45 +118,42 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	}
 
 	run->counters->flow_packets++;
-	if (vip.flags & VIP_NO_SRC_PORT)
+	if (flags & VIP_NO_SRC_PORT)
 		packet->flow.source_port = 0;
 	encap.source_port = packet->flow.source_port;
 	__builtin_memcpy(encap.source, packet->flow.source, sizeof(encap.source));
-	table = flow_table_of_this_cpu(run);
-	if (!packet->syn && !(vip.flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
+	choice.table = flow_table_of_this_cpu(run);
+	if (!(packet->tcp_flags & TCP_SYN) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		note_step(run, STEP_FLOW_TABLE);
-		real = flow_find(table, &packet->flow, &number);
+		real = flow_find(choice.table, &packet->flow, &choice.number);
 	}
 	if (!real) {
-		real = new_flow(run, packet, vip, vip_number, table, &encap, v6, &number,
-				&verdict);
+		real = new_flow(run, packet, &choice, &encap, v6, &reason);
 		if (!real)
-			return verdict;
+			return drop(run, reason);
 	}
 	if (run->explain)
-		run->explanation->real = number;
+		run->explanation->real = choice.number;
 
-	of_vip = bpf_map_lookup_elem(&vip_counters, &vip_number);
+	of_vip = bpf_map_lookup_elem(&vip_counters, &choice.vip_number);
 	if (of_vip)
 		count_frame(&of_vip->forwarded, packet->l3_length);
-	of_real = bpf_map_lookup_elem(&real_counters, &number);
+	of_real = bpf_map_lookup_elem(&real_counters, &choice.number);
 	if (of_real)
 		count_frame(&of_real->forwarded, packet->l3_length);
-	if (feature(FEATURE_LOCAL_DELIVERY) && (vip.flags & VIP_LOCAL) &&
-	    (real->flags & REAL_LOCAL)) {
+	if (feature(FEATURE_LOCAL_DELIVERY) && (flags & VIP_LOCAL) && (real->flags & REAL_LOCAL)) {
 		run->counters->local++;
 		return XDP_PASS;
 	}
 	return encap_and_send(run, &encap, real, v6);
 }
 
-static __always_inline int walk_ip(const struct run *run, struct cursor cursor,
-				   struct ethhdr *eth, bool v6)
+static __always_inline int walk_ip(const struct run *run, struct cursor cursor, bool v6)
 {
 	struct packet packet = {};
 	int verdict;
 
-	verdict = v6 ? parse_v6(run, &cursor, eth, &packet) : parse_v4(run, &cursor, eth, &packet);
+	verdict = v6 ? parse_v6(run, &cursor, &packet) : parse_v4(run, &cursor, &packet);
 	if (verdict == CONTINUE)
 		verdict = parse_transport(run, &cursor, &packet);
 	return verdict == CONTINUE ? forward(run, &packet, v6) : verdict;
@@ -158,7 +168,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain)
 		.explain = explain,
 	};
 	struct cursor cursor = cursor_of(ctx);
-	struct ethhdr *eth;
+	__be16 type;
 	int verdict;
 
 	/* Element 0 of an array of one is always there; the verifier wants to see it. */
@@ -170,15 +180,16 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain)
 			return XDP_ABORTED;
 		*run.explanation = (struct explanation){};
 	}
-	eth = cursor_take(&cursor, sizeof(*eth));
-	if (!eth)
+	run.eth = cursor_take(&cursor, sizeof(*run.eth));
+	if (!run.eth)
 		return drop(&run, DROP_FRAME_TRUNCATED);
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		verdict = walk_ip(&run, cursor, eth, false);
-	else if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		verdict = walk_ip(&run, cursor, eth, true);
+	type = ether_type(run.eth);
+	if (type == bpf_htons(ETH_P_IP))
+		verdict = walk_ip(&run, cursor, false);
+	else if (type == bpf_htons(ETH_P_IPV6))
+		verdict = walk_ip(&run, cursor, true);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
 

@@ -6,50 +6,67 @@
 #include "maps.h"
 #include "parse.h"
 
-/* The VIP of the packet's destination; NULL if none. A hit by anything but address and port
- * makes the flow's destination port 0, unless the VIP keeps both ports or hashes by it. */
-static __always_inline struct vip *find_vip(struct packet *packet, __u32 *number)
+/* The number of the prefix VIP that covers `key` best. */
+static __always_inline __u32 *find_prefix_vip(const struct vip_key *key)
+{
+	struct vip_prefix_key prefix = {
+		.prefix_length = 32 + (key->family == FAMILY_V4 ? 32 : 128),
+		.port = key->port,
+		.protocol = key->protocol,
+		.family = key->family,
+	};
+
+	__builtin_memcpy(prefix.address, key->address, sizeof(prefix.address));
+	return bpf_map_lookup_elem(&prefix_vips, &prefix);
+}
+
+/* The number of the VIP that is no exact match: a prefix, then any port, then both. */
+static __always_inline __u32 *find_inexact_vip(struct vip_key *key)
+{
+	__u32 *found = NULL;
+
+	if (live.prefix_vips)
+		found = find_prefix_vip(key);
+	key->port = 0;
+	if (!found && live.any_port_vips)
+		found = bpf_map_lookup_elem(&vips, key);
+	if (!found && live.any_port_prefix_vips)
+		found = find_prefix_vip(key);
+	return found;
+}
+
+/* The VIP of the packet's destination; false if there is none. A hit by anything but address and
+ * port makes the flow's destination port 0, unless the VIP keeps both ports or hashes by it. */
+static __always_inline bool find_vip(struct packet *packet, __u32 *number, struct vip *vip)
 {
 	struct vip_key key = {
 		.port = packet->flow.destination_port,
 		.protocol = packet->flow.protocol,
 		.family = packet->flow.family,
 	};
-	struct vip_prefix_key prefix = {
-		.prefix_length = 32 + (packet->flow.family == FAMILY_V4 ? 32 : 128),
-		.port = key.port,
-		.protocol = key.protocol,
-		.family = key.family,
-	};
 	bool exact = true;
-	struct vip *vip;
 	__u32 *found;
+	__u64 *cell;
+	__u64 word;
 
 	__builtin_memcpy(key.address, packet->flow.destination, sizeof(key.address));
 	found = bpf_map_lookup_elem(&vips, &key);
 	if (!found) {
+		found = find_inexact_vip(&key);
+		if (!found)
+			return false;
 		exact = false;
-		if (live.prefix_vips) {
-			__builtin_memcpy(prefix.address, key.address, sizeof(key.address));
-			found = bpf_map_lookup_elem(&prefix_vips, &prefix);
-		}
 	}
-	if (!found && live.any_port_vips) {
-		key.port = 0;
-		found = bpf_map_lookup_elem(&vips, &key);
-	}
-	if (!found && live.any_port_prefix_vips) {
-		__builtin_memcpy(prefix.address, key.address, sizeof(key.address));
-		prefix.port = 0;
-		found = bpf_map_lookup_elem(&prefix_vips, &prefix);
-	}
-	if (!found)
-		return NULL;
 	*number = *found;
-	vip = bpf_map_lookup_elem(&vip_info, number);
-	if (vip && !exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
+	cell = bpf_map_lookup_elem(&vip_info, number);
+	if (!cell)
+		return false;
+	/* One load, so that flags and ring are of the same moment. */
+	word = *(volatile __u64 *)cell;
+	__builtin_memcpy(vip, &word, sizeof(*vip));
+	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
 		packet->flow.destination_port = 0;
-	return vip;
+	return true;
 }
 
 static __always_inline __u32 rotate(__u32 word, int bits)
@@ -123,7 +140,7 @@ static __always_inline __u32 ring_real(__u32 ring, __u32 hash)
 {
 	const __u32 chunk_number = ring / RINGS_PER_CHUNK;
 	const __u32 element = ring % RINGS_PER_CHUNK;
-	__u32 slot = hash % ring_size;
+	__u64 slot = hash % ring_size;
 	__u16 *slots;
 	void *chunk;
 
@@ -131,7 +148,10 @@ static __always_inline __u32 ring_real(__u32 ring, __u32 hash)
 	if (!chunk)
 		return 0;
 	slots = bpf_map_lookup_elem(chunk, &element);
-	/* The verifier does not follow the remainder; ring_size is read again for it. */
+	/* The verifier does not follow the remainder. For it ring_size is read again, and the
+	 * barrier makes the compiler compare all 64 bits, also the upper half that it knows to be
+	 * 0 and the verifier does not (clang 15 and newer). */
+	barrier_var(slot);
 	if (!slots || slot >= ring_size)
 		return 0;
 	return slots[slot];

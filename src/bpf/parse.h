@@ -8,6 +8,7 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
+#include "headers.h"
 #include "icmp.h"
 
 #include <linux/if_ether.h>
@@ -18,10 +19,12 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
-#define IPV4_FRAGMENT_MASK 0x3fff /* more-fragments flag and offset */
 #define IPV6_NEXT_FRAGMENT 44
 #define QUOTED_TRANSPORT_BYTES 8 /* what RFC 792 promises of the quoted packet */
 #define IPV6_MIN_MTU 1280
+#define TCP_FLAGS_BYTE 13
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
 
 /* What the walk knows of a packet. */
 struct packet {
@@ -29,8 +32,7 @@ struct packet {
 	__u16 l3_length; /* IPv4 total length; IPv6 payload length: as in the header */
 	__u8 tos;
 	bool icmp; /* an ICMP error: the flow is that of the packet it quotes */
-	bool syn;
-	bool rst;
+	__u8 tcp_flags; /* TCP_SYN and others as in the header; 0 if not TCP or quoted */
 };
 
 /* Parsing continues. Any other value is the frame's verdict. */
@@ -78,15 +80,14 @@ static __always_inline int parse_quote_v6(const struct run *run, struct cursor *
 }
 
 static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *cursor,
-					 struct ethhdr *eth, struct iphdr *ip,
-					 struct packet *packet)
+					 struct iphdr *ip, struct packet *packet)
 {
 	struct icmp_header *icmp = cursor_take(cursor, sizeof(*icmp));
 
 	if (!icmp)
 		return drop(run, DROP_ICMP_TRUNCATED);
 	if (icmp->type == ICMPV4_ECHO_REQUEST)
-		return echo_reply_v4(run, eth, ip, icmp);
+		return echo_reply_v4(run, ip, icmp);
 	if (icmp->type != ICMPV4_UNREACHABLE)
 		return pass(run, STEP_ICMP_OTHER);
 	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED) {
@@ -98,15 +99,14 @@ static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *c
 }
 
 static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *cursor,
-					 struct ethhdr *eth, struct ipv6hdr *ip,
-					 struct packet *packet)
+					 struct ipv6hdr *ip, struct packet *packet)
 {
 	struct icmp_header *icmp = cursor_take(cursor, sizeof(*icmp));
 
 	if (!icmp)
 		return drop(run, DROP_ICMP_TRUNCATED);
 	if (icmp->type == ICMPV6_ECHO_REQUEST)
-		return echo_reply_v6(run, eth, ip, icmp);
+		return echo_reply_v6(run, ip, icmp);
 	if (icmp->type != ICMPV6_UNREACHABLE && icmp->type != ICMPV6_TOO_BIG)
 		return pass(run, STEP_ICMP_OTHER);
 	if (icmp->type == ICMPV6_TOO_BIG) {
@@ -118,7 +118,7 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 }
 
 static __always_inline int parse_v4(const struct run *run, struct cursor *cursor,
-				    struct ethhdr *eth, struct packet *packet)
+				    struct packet *packet)
 {
 	struct iphdr *ip = cursor_take(cursor, sizeof(*ip));
 
@@ -133,14 +133,14 @@ static __always_inline int parse_v4(const struct run *run, struct cursor *cursor
 	packet->flow.family = FAMILY_V4;
 	packet->flow.protocol = ip->protocol;
 	if (ip->protocol == IPPROTO_ICMP)
-		return parse_icmp_v4(run, cursor, eth, ip, packet);
+		return parse_icmp_v4(run, cursor, ip, packet);
 	copy_v4(packet->flow.source, ip->saddr);
 	copy_v4(packet->flow.destination, ip->daddr);
 	return CONTINUE;
 }
 
 static __always_inline int parse_v6(const struct run *run, struct cursor *cursor,
-				    struct ethhdr *eth, struct packet *packet)
+				    struct packet *packet)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
 
@@ -153,7 +153,7 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 	packet->flow.family = FAMILY_V6;
 	packet->flow.protocol = ip->nexthdr;
 	if (ip->nexthdr == IPPROTO_ICMPV6)
-		return parse_icmp_v6(run, cursor, eth, ip, packet);
+		return parse_icmp_v6(run, cursor, ip, packet);
 	copy_v6(packet->flow.source, &ip->saddr);
 	copy_v6(packet->flow.destination, &ip->daddr);
 	return CONTINUE;
@@ -181,8 +181,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 
 		if (!tcp)
 			return drop(run, DROP_TRANSPORT_TRUNCATED);
-		packet->syn = tcp->syn;
-		packet->rst = tcp->rst;
+		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
 		ports = (struct udphdr *)tcp;
 	} else {
 		ports = cursor_take(cursor, sizeof(*ports));

@@ -8,6 +8,10 @@
 
 #include <linux/types.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the flow hash and the outer source address are written for little-endian machines"
+#endif
+
 #define ADDRESS_BYTES 16
 
 /* Address families, in keys. */
@@ -21,7 +25,7 @@ enum vip_flag {
 	VIP_DPORT_HASH = 1 << 3,
 	VIP_LOCAL = 1 << 5,
 	VIP_SRC_DST_PORT = 1 << 7,
-	/* Set by the library while a VIP has no reals at all: what its flows remembered is void. */
+	/* Set by the library while a VIP has no reals at all: its flows' entries are not looked at. */
 	VIP_NO_REALS = 1 << 30,
 };
 

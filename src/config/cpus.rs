@@ -42,7 +42,7 @@ impl Topology {
         };
         match read_list(&format!("{NODES}/online")) {
             Ok(nodes) => topology.nodes = nodes,
-            Err(Error::Kernel { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(Error::Kernel { errno, .. }) if errno.kind() == io::ErrorKind::NotFound => {
                 return Ok(topology);
             }
             Err(error) => return Err(error),
@@ -58,10 +58,10 @@ impl Topology {
 }
 
 fn read_list(path: &str) -> Result<BTreeSet<u32>> {
-    let error = |source| Error::Kernel {
+    let error = |errno| Error::Kernel {
         operation: "read a list of CPUs or nodes",
         object: path.to_owned(),
-        source,
+        errno,
     };
     let text = fs::read_to_string(path).map_err(error)?;
     parse_list(text.trim())

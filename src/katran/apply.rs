@@ -19,7 +19,9 @@ impl Katran {
     /// # Errors
     /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs and reals return. The whole state is
-    /// checked before the first change; if the kernel then refuses one, those made are undone.
+    /// checked before the first change; if the kernel then refuses one, those made are undone, as
+    /// far as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes
+    /// back with its counters at zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(plan(&before, wanted, self.limits()))?;

@@ -207,7 +207,8 @@ impl Katran {
     ///
     /// A packet of the flow that is neither a SYN nor in need of fragmenting is meant. Entries
     /// are looked for in the tables of all CPUs, for it is the network card that decides on
-    /// which one the flow arrives.
+    /// which one the flow arrives. If it has changed that decision, several tables may know the
+    /// flow; the one of the lowest CPU answers then.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;

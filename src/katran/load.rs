@@ -260,17 +260,23 @@ fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
     of.as_fd().try_clone_to_owned()
 }
 
+/// The errno of a libbpf-rs error. It keeps the `io::Error` to itself, also as a source, and tells
+/// only some kinds apart; its text, however, is that of the `io::Error`, which names the errno.
 pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(inner) = source {
-        if let Some(io) = inner.downcast_ref::<io::Error>()
-            && let Some(errno) = io.raw_os_error()
-        {
+        if let Some(errno) = errno_in(&inner.to_string()) {
             return io::Error::from_raw_os_error(errno);
         }
         source = inner.source();
     }
     io::Error::other(error.to_string())
+}
+
+/// The number in `... (os error 12)`.
+fn errno_in(text: &str) -> Option<i32> {
+    let (_, rest) = text.rsplit_once("(os error ")?;
+    rest.strip_suffix(')')?.parse().ok()
 }
 
 /// The error for a map that the kernel refused to make.
@@ -292,11 +298,36 @@ fn load_error(logs: &[(&'static str, VerifierLog)], needed: u64, error: io::Erro
         .map(|(program, log)| (*program, log.tail(LOG_LINES)))
         .find(|(_, log)| !log.is_empty());
     match rejected {
-        Some((program, log)) if error.raw_os_error() != Some(libc::EPERM) => Error::Verifier {
+        Some((program, log)) if !environment::is_unprivileged(&error) => Error::Verifier {
             program,
             log,
-            source: error,
+            errno: error,
         },
-        _ => map_error("of the balancer", needed, error),
+        _ if error.raw_os_error() == Some(libc::ENOMEM) => map_error("unknown", needed, error),
+        _ => kernel_error("load", "katran", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_survives_libbpf_rs() {
+        use libbpf_rs::ErrorExt;
+        for errno in [
+            libc::EPERM,
+            libc::ENOSYS,
+            libc::ENOMEM,
+            libc::EBUSY,
+            libc::ENOSPC,
+        ] {
+            let error = libbpf_rs::Error::from_raw_os_error(errno);
+            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+            let error = libbpf_rs::Error::from_raw_os_error(errno).context("while (os error)");
+            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+        }
+        let error = libbpf_rs::Error::from(io::Error::other("no number"));
+        assert_eq!(into_io(error).raw_os_error(), None);
     }
 }

@@ -154,12 +154,22 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`] if the kernel does not tell.
     pub fn program_size(&self) -> Result<u32> {
+        self.size_of("katran", &self.program)
+    }
+
+    /// Bytes of the explaining twin, which [`simulate`](Self::simulate) runs; what it has more
+    /// than [`program_size`](Self::program_size) no packet pays for.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel does not tell.
+    pub fn explainer_size(&self) -> Result<u32> {
+        self.size_of("katran_explain", &self.explainer)
+    }
+
+    fn size_of(&self, name: &str, program: &OwnedFd) -> Result<u32> {
+        let info = crate::sys::program::info(program.as_fd());
         self.kernel
-            .check(
-                "ask for the size of",
-                "katran",
-                crate::sys::program::info(self.program.as_fd()),
-            )
+            .check("ask for the size of", name, info)
             .map(|info| info.translated_bytes)
     }
 

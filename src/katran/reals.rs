@@ -38,7 +38,7 @@ impl Katran {
     ///
     /// When nothing else names the real, its flows' entries are void at once and its clients go
     /// to other reals. While another VIP uses it, flows of this VIP that are in the flow table
-    /// stay on it; only a VIP without any real left forgets them all.
+    /// stay on it. A VIP without any real left drops them like all its packets.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).

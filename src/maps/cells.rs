@@ -51,12 +51,8 @@ impl VipCells {
         let ring = cell
             .ring
             .map_or(types::ring_constant::RING_NONE.0, |slot| slot.get());
-        // The struct's first field is at the lower address.
-        let word = if cfg!(target_endian = "little") {
-            u64::from(flags) | u64::from(ring) << 32
-        } else {
-            u64::from(ring) | u64::from(flags) << 32
-        };
+        // The struct's first field is at the lower address; the program is little-endian only.
+        let word = u64::from(flags) | u64::from(ring) << 32;
         self.memory.u64s()[usize::from(number)].store(word, Ordering::Release);
     }
 }

@@ -36,8 +36,8 @@ impl KernelCalls {
 }
 
 /// The error for a refused kernel call.
-pub(crate) fn kernel_error(operation: &'static str, object: &str, source: io::Error) -> Error {
-    match source.raw_os_error() {
+pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Error) -> Error {
+    match errno.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => Error::Privilege {
             operation,
             missing: crate::environment::missing_capabilities(),
@@ -46,7 +46,7 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, source: io::Er
         _ => Error::Kernel {
             operation,
             object: object.to_owned(),
-            source,
+            errno,
         },
     }
 }

@@ -17,7 +17,15 @@ pub(crate) fn grace_period() -> io::Result<()> {
     // SAFETY: takes numbers only and changes no memory.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result < 0 {
-        Err(io::Error::last_os_error())
+        let errno = io::Error::last_os_error();
+        Err(match errno.raw_os_error() {
+            // Not bpf(2): its absence must not be reported as that of BPF.
+            Some(libc::ENOSYS | libc::EINVAL) => io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel refuses membarrier(2) (booted with nohz_full?)",
+            ),
+            _ => errno,
+        })
     } else {
         Ok(())
     }

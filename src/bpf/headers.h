@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* What both programs need to know of Ethernet and IPv4 headers. struct ethhdr is packed, so plain
+ * accesses to its fields would go byte by byte; these are as wide as the fields. */
+#pragma once
+
+#include <linux/if_ether.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#define IPV4_FRAGMENT_MASK 0x3fff /* more-fragments flag and offset */
+
+/* The six bytes of a MAC address as they lie in memory. */
+static __always_inline __u64 mac_load(const void *from)
+{
+	return *(const __u32 *)from | (__u64)*(const __u16 *)(from + 4) << 32;
+}
+
+static __always_inline void mac_store(void *to, __u64 mac)
+{
+	*(__u32 *)to = mac;
+	*(__u16 *)(to + 4) = mac >> 32;
+}
+
+static __always_inline __be16 ether_type(const struct ethhdr *eth)
+{
+	return *(const __be16 *)((const void *)eth + 2 * ETH_ALEN);
+}
+
+static __always_inline void ether_write(struct ethhdr *eth, __u64 destination, __u64 source,
+					__be16 type)
+{
+	mac_store(eth->h_dest, destination);
+	mac_store(eth->h_source, source);
+	*(__be16 *)((void *)eth + 2 * ETH_ALEN) = type;
+}

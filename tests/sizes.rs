@@ -1,0 +1,124 @@
+//! What is off leaves nothing behind: the size of the program as the kernel runs it, by feature,
+//! printed as a table; and what its maps take, against the estimate and against the kernel.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::builder;
+use common::load;
+use katran::Builder;
+use katran::Features;
+use katran::Katran;
+use katran::Real;
+use katran::Vip;
+use katran::VipFlags;
+
+/// Bytes of the program, and of its explaining twin.
+fn sizes(features: Features, frags: bool) -> (u32, u32) {
+    let katran = load(builder().features(features).frags(frags));
+    (
+        katran.program_size().unwrap(),
+        katran.explainer_size().unwrap(),
+    )
+}
+
+#[test]
+fn a_feature_that_is_off_leaves_no_instruction_behind() {
+    let features = [Features::ICMP_TOO_BIG, Features::LOCAL_DELIVERY];
+    let all = features.into_iter().collect::<Features>();
+    assert_eq!(all, Features::default(), "every feature there is");
+    let row = |what: &str, (program, twin): (u32, u32)| {
+        println!("{what:<30} {:>6} {:>8} {:>8}", program / 8, program, twin);
+    };
+    println!("{:<30} {:>6} {:>8} {:>8}", "", "insns", "bytes", "twin");
+    let (full, full_twin) = sizes(all, true);
+    row("everything", (full, full_twin));
+    for feature in features {
+        let (size, twin) = sizes(all.difference(feature), true);
+        row(&format!("without {feature}"), (size, twin));
+        assert!(size < full && twin < full_twin, "{feature}");
+    }
+    let (size, twin) = sizes(all, false);
+    row("without frags", (size, twin));
+    assert!(size < full && twin < full_twin);
+    let default = size;
+
+    let (none, none_twin) = sizes(Features::empty(), false);
+    row("nothing", (none, none_twin));
+    for feature in features {
+        let (size, twin) = sizes(feature, false);
+        row(&format!("{feature} alone"), (size, twin));
+        assert!(none < size && size < default, "{feature}");
+        assert!(none_twin < twin);
+    }
+    // What explains is in the twin alone, whatever is on.
+    assert!(full < full_twin && default < twin && none < none_twin);
+}
+
+#[test]
+fn settings_that_are_numbers_cost_nothing() {
+    let size = |builder: Builder| load(builder).program_size().unwrap();
+    let usual = size(builder());
+    assert_eq!(size(builder().max_frame(9014).gue_port(1)), usual);
+    assert_eq!(size(builder().max_reals(1000).max_vips(100)), usual);
+}
+
+/// Adds as many VIPs, every other one a prefix if there is to be any, each with a real.
+fn fill(katran: &mut Katran, vips: u32, prefixes: bool) {
+    for i in 0..vips {
+        let address: IpAddr = (0xcb00_0000 + i * 256).to_be_bytes().into();
+        let mut vip = Vip::tcp((address, 443).into());
+        if prefixes && i % 2 == 0 {
+            vip = vip.with_prefix(24).unwrap();
+        }
+        katran.add_vip(vip, VipFlags::empty()).unwrap();
+        let real: IpAddr = (0x0a00_0000 + i).to_be_bytes().into();
+        katran.add_real(vip, Real::new(real)).unwrap();
+    }
+}
+
+#[test]
+fn the_memory_estimate_is_what_the_kernel_accounts() {
+    let with = |vips, reals, flows| {
+        let builder = builder().max_vips(vips).max_reals(reals);
+        builder.flow_table_size(flows)
+    };
+    let default_rings = with(128, 4096, 200_000).ring_size(65_537);
+    let configurations = [
+        ("small", builder(), 16, false),
+        ("tiny", with(1, 1, 1), 1, false),
+        ("wide", with(64, 20_000, 100_000), 64, false),
+        ("prefixes", with(512, 1024, 1000), 512, true),
+        ("default rings", default_rings, 128, false),
+        ("one cpu", builder().forwarding_cpus([0]), 16, false),
+    ];
+    println!(
+        "{:<16} {:>12} {:>12} {:>7} {:>12} {:>12} {:>7}",
+        "", "at load", "kernel", "", "full", "kernel", ""
+    );
+    for (name, builder, vips, prefixes) in configurations {
+        let estimate = builder.memory_estimate().unwrap();
+        let mut katran = load(builder);
+        let at_load = katran.memory_in_use().unwrap();
+        fill(&mut katran, vips, prefixes);
+        let full = katran.memory_in_use().unwrap();
+        let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
+        let ratios = [
+            ratio(estimate.at_load(), at_load),
+            ratio(estimate.at_capacity(), full),
+        ];
+        println!(
+            "{name:<16} {:>12} {at_load:>12} {:>7.3} {:>12} {full:>12} {:>7.3}",
+            estimate.at_load(),
+            ratios[0],
+            estimate.at_capacity(),
+            ratios[1]
+        );
+        for ratio in ratios {
+            assert!((0.9..=1.1).contains(&ratio), "{name}: {ratio}\n{estimate}");
+        }
+    }
+}
