@@ -110,7 +110,8 @@ impl Katran {
     /// Attaches the program to an interface of the calling thread's network namespace.
     ///
     /// One `Katran` may be attached to several interfaces; they share everything, and a frame
-    /// leaves by the interface it came in on.
+    /// leaves by the interface it came in on. Attachments are told apart by the interface's name,
+    /// so in two network namespaces it cannot be attached to interfaces of one name.
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
