@@ -63,6 +63,23 @@ static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth, int ou
 	return true;
 }
 
+/* Hands the inner packet to the stack, and counts it in `stripped`. */
+static __always_inline int unwrap(struct xdp_md *ctx, struct decap_counters *count,
+				  struct cursor cursor, struct ethhdr *eth, int outer, bool v6,
+				  __u64 *stripped)
+{
+	if (!inner_complete(&cursor, v6)) {
+		count->drop_truncated++;
+		return XDP_DROP;
+	}
+	if (!strip(ctx, eth, outer, v6)) {
+		count->drop_head++;
+		return XDP_DROP;
+	}
+	(*stripped)++;
+	return XDP_PASS;
+}
+
 static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *count,
 				    struct cursor cursor, struct ethhdr *eth)
 {
@@ -84,16 +101,7 @@ static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *c
 		return XDP_DROP;
 	}
 	v6 = outer->protocol == IPPROTO_IPV6;
-	if (!inner_complete(&cursor, v6)) {
-		count->drop_truncated++;
-		return XDP_DROP;
-	}
-	if (!strip(ctx, eth, sizeof(*outer), v6)) {
-		count->drop_head++;
-		return XDP_DROP;
-	}
-	count->ipip_v4++;
-	return XDP_PASS;
+	return unwrap(ctx, count, cursor, eth, sizeof(*outer), v6, &count->ipip_v4);
 }
 
 static __always_inline int decap_v6(struct xdp_md *ctx, struct decap_counters *count,
@@ -109,16 +117,7 @@ static __always_inline int decap_v6(struct xdp_md *ctx, struct decap_counters *c
 		return XDP_PASS;
 	}
 	v6 = outer->nexthdr == IPPROTO_IPV6;
-	if (!inner_complete(&cursor, v6)) {
-		count->drop_truncated++;
-		return XDP_DROP;
-	}
-	if (!strip(ctx, eth, sizeof(*outer), v6)) {
-		count->drop_head++;
-		return XDP_DROP;
-	}
-	count->ipip_v6++;
-	return XDP_PASS;
+	return unwrap(ctx, count, cursor, eth, sizeof(*outer), v6, &count->ipip_v6);
 }
 
 SEC("xdp")
