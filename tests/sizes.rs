@@ -81,6 +81,22 @@ fn fill(katran: &mut Katran, vips: u32, prefixes: bool) {
 }
 
 #[test]
+fn rings_take_memory_for_vips_not_for_updates() {
+    let mut katran = load(builder().max_vips(512).ring_size(65_537));
+    fill(&mut katran, 4, false);
+    let before = katran.memory_in_use().unwrap();
+    let vip = katran.vips()[0];
+    // Another real's weight: each time a new ring, and the old one given up.
+    for weight in 1..=60 {
+        let other = Real::new("10.1.0.1".parse().unwrap()).weight(weight);
+        katran.add_real(vip, other).unwrap();
+    }
+    // A ring of 65,537 slots takes 128 KiB, and there may be a few to spare.
+    let grown = katran.memory_in_use().unwrap() - before;
+    assert!(grown < 2 << 20, "{grown} bytes more after 60 updates");
+}
+
+#[test]
 fn the_memory_estimate_is_what_the_kernel_accounts() {
     let with = |vips, reals, flows| {
         let builder = builder().max_vips(vips).max_reals(reals);

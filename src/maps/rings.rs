@@ -160,7 +160,11 @@ impl RingStore {
         if let Some(place) = self.free.pop_first() {
             return Ok(place);
         }
-        if let Some(index) = self.chunks.iter().position(Option::is_none) {
+        // A new chunk costs a grace period in the kernel, just as taking places back does: it is
+        // made for VIPs, not for updates.
+        let enough = self.retired.len() as u32 >= RINGS_PER_CHUNK / 2;
+        let room = self.chunks.iter().position(Option::is_none);
+        if let Some(index) = room.filter(|_| !enough) {
             let map = kernel.check(
                 "make room for rings",
                 "ring_chunk",
