@@ -261,17 +261,18 @@ fn changing_reals_fails_whole() {
     });
 }
 
-/// Uses up the rings that there is memory for.
+/// Uses up the rings that there is memory for, by VIPs of no consequence. (Updates of one VIP would
+/// not: rings that were given up are taken back before more memory is.)
 fn use_up_rings(katran: &mut Katran) {
-    let weights = 2..;
-    for weight in weights {
+    for port in 2000.. {
         let rings = katran.library_counters().unwrap().maps;
         let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
         if rings.entries == 8 {
             break;
         }
-        let real = Real::new(ip(A)).weight(weight);
-        katran.add_real(vip(VIP4), real).unwrap();
+        let other = vip(&format!("203.0.113.200:{port}/tcp"));
+        katran.add_vip(other, VipFlags::empty()).unwrap();
+        katran.add_real(other, Real::new(ip(A))).unwrap();
     }
 }
 
