@@ -24,7 +24,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::socket;
 use nix::sys::socket::AddressFamily;
 use nix::sys::socket::SockFlag;
@@ -37,6 +39,9 @@ use crate::Host;
 
 /// How long a client waits for a connection, and for an answer, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the last acknowledgement of a closed connection may take.
+const LAST_ACKNOWLEDGEMENT: Duration = Duration::from_secs(2);
 
 /// Enough for a thread that serves one connection; there may be thousands.
 const STACK: usize = 128 << 10;
@@ -181,9 +186,12 @@ impl TcpClient {
 
     /// Connects from this address and port of the host, so that the whole flow is known.
     ///
+    /// A connection of the same flow that both ends have closed may still wait for the last
+    /// acknowledgement (RFC 9293, LAST-ACK); this waits until it has come.
+    ///
     /// # Errors
     ///
-    /// As [`TcpClient::connect`], and if `local` is taken or no address of the host.
+    /// As [`TcpClient::connect`], and if `local` is no address of the host or stays taken.
     pub fn connect_from(host: &Host, local: SocketAddr, remote: SocketAddr) -> io::Result<Self> {
         let family = match local {
             SocketAddr::V4(_) => AddressFamily::Inet,
@@ -196,7 +204,15 @@ impl TcpClient {
         let limit = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
         socket::setsockopt(&fd, sockopt::SendTimeout, &limit)?;
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(local))?;
-        socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(remote))?;
+        let last = Instant::now() + LAST_ACKNOWLEDGEMENT;
+        loop {
+            match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(remote)) {
+                Err(Errno::EADDRNOTAVAIL) if Instant::now() < last => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                done => break done?,
+            }
+        }
         Self::new(TcpStream::from(fd))
     }
 

@@ -4,12 +4,15 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::TcpClient;
@@ -221,6 +224,26 @@ fn a_server_answers_in_both_families_and_ends_its_connections() {
     two.ask("who?").expect_err("closed");
     let error = TcpClient::connect(&a, v4).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_client_waits_until_the_last_connection_of_its_flow_has_ended() {
+    let (a, b) = pair();
+    let server: SocketAddr = "192.0.2.2:7".parse().unwrap();
+    let local: SocketAddr = "192.0.2.1:40000".parse().unwrap();
+    let listener = b.run(|| TcpListener::bind(server)).unwrap();
+
+    let old = TcpClient::connect_from(&a, local, server).unwrap();
+    drop(listener.accept().unwrap()); // The server closes first.
+    let ends = Duration::from_millis(100);
+    let closer = thread::spawn(move || {
+        thread::sleep(ends);
+        drop(old);
+    });
+    let start = Instant::now();
+    TcpClient::connect_from(&a, local, server).unwrap();
+    assert!(start.elapsed() >= ends, "the old connection was open");
+    closer.join().unwrap();
 }
 
 #[test]
