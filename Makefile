@@ -5,6 +5,10 @@ CARGO ?= cargo
 .PHONY: help demo test bench lint clean
 .DEFAULT_GOAL := help
 
+# Tests of the loaded program, which run with both kinds of flow table.
+LOADED := apply better better_changes e2e library refusals simulate sizes twins vectors \
+	walk walk_flows walk_icmp walk_property
+
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
@@ -15,6 +19,7 @@ demo: ## a load balancer, four backends and a client at work (root)
 test: ## all tests (root)
 	@scripts/setup test
 	$(CARGO) test --workspace --all-features
+	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --all-features $(addprefix --test ,$(LOADED))
 
 bench: ## all benches (root); ARGS go to each of them
 	@scripts/setup test

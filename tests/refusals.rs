@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::thread;
+
 use caps::Capability;
 use common::bpf;
 use common::builder;
@@ -21,6 +23,7 @@ use common::serve;
 use common::vip;
 use katran::Decap;
 use katran::Error;
+use katran::FlowTableKind;
 use katran::HashFunction;
 use katran::Katran;
 use katran::Protocol;
@@ -119,7 +122,14 @@ fn a_container_that_forbids_bpf_is_named() {
 #[test]
 fn too_little_memory_is_known_before_anything_is_made() {
     require_root();
-    let huge = || builder().flow_table_size(200_000_000);
+    // As many flows as are allowed: some 15 GiB for each CPU.
+    let cpus = thread::available_parallelism().unwrap().get() as u32;
+    let huge = || {
+        builder()
+            .flow_table(FlowTableKind::KernelLru)
+            .forwarding_cpus(0..cpus)
+            .flow_table_size(u64::from(cpus) << 27)
+    };
     let wanted = huge().memory_estimate().unwrap().at_load();
     // Where no map can be made, the error is the same: none was tried.
     for commands in [&[][..], &[faults::MAP_CREATE]] {
@@ -403,5 +413,5 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
     let counters = katran.library_counters().unwrap();
     assert_eq!(counters.failed_kernel_calls, errors.len() as u64);
     assert!(katran.simulate(&frame(flow)).unwrap().real.is_some());
-    assert!(bpf::dump(katran.flow_table_fd(0).unwrap()).len() >= 30);
+    assert!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()).len() >= 30);
 }

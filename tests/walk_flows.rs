@@ -49,7 +49,7 @@ fn drain_to_b(katran: &mut Katran, vip: Vip) {
 }
 
 fn entries(katran: &Katran) -> usize {
-    bpf::dump(katran.flow_table_fd(0).unwrap()).len()
+    bpf::flow_entries(katran.flow_table_fd(0).unwrap()).len()
 }
 
 fn counted(katran: &Katran) -> FlowTableCounters {
@@ -147,7 +147,7 @@ fn lru_bypass_neither_looks_nor_writes() {
     katran.simulate(&frame(flow)).unwrap();
     drain_to_b(&mut katran, vip);
     katran.set_vip_flags(vip, VipFlags::LRU_BYPASS).unwrap();
-    let before = bpf::dump(katran.flow_table_fd(0).unwrap());
+    let before = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));
     let answer = katran.real_for_flow(&flow).unwrap().unwrap();
@@ -155,7 +155,7 @@ fn lru_bypass_neither_looks_nor_writes() {
     for other in flows(Protocol::Tcp, TO_VIP4, 10) {
         katran.simulate(&syn(other)).unwrap();
     }
-    assert_eq!(bpf::dump(katran.flow_table_fd(0).unwrap()), before);
+    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), before);
 }
 
 #[test]
@@ -356,7 +356,8 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
         first.verdict
     );
     assert_eq!(entries(&katran), 0);
-    assert_eq!(bpf::dump(katran.map_fd("fallback_flows").unwrap()).len(), 1);
+    let fallback = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap());
+    assert_eq!(fallback.len(), 1);
     let counters = counted(&katran);
     assert_eq!(
         (counters.packets, counters.misses, counters.fallback),

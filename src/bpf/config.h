@@ -17,7 +17,15 @@ const volatile __u32 ring_size = 65537;
 /* Start values of the flow hash: max_vips * ring_size, and max_vips. */
 const volatile __u32 hash_seed = 0;
 const volatile __u32 hash_seed_v6 = 0;
-const volatile __u64 udp_timeout = 30000000000ull; /* ns */
+/* Ticks of the kernel's clock (jiffies). */
+const volatile __u32 ticks_per_second = 1000;
+const volatile __u32 udp_timeout = 30000; /* ticks */
+const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
+/* Sets of each forwarding CPU's table, and of the shared one. */
+const volatile __u32 flow_sets = 1;
+const volatile __u32 fallback_flow_sets = 1;
+/* One for each word of a flow, and the sums' start values. */
+const volatile struct flow_hash_key flow_keys[FLOW_WORDS + 1] = {};
 const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
 /* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */

@@ -21,18 +21,17 @@
 
 #define OUTER_TTL 64
 
-/* What the outer header is made from. */
-struct encap {
-	__u32 source[4]; /* the flow's source address; all 0 when it does not count */
-	__be16 source_port;
-	__u16 l3_length; /* of the inner packet, as in its header */
-	__u8 tos;
-};
-
 /* The length of the inner IP packet with its header. */
-static __always_inline __u16 inner_length(const struct encap *encap, bool v6)
+static __always_inline __u16 inner_length(const struct packet *packet, bool v6)
 {
-	return v6 ? encap->l3_length + sizeof(struct ipv6hdr) : encap->l3_length;
+	return v6 ? packet->l3_length + sizeof(struct ipv6hdr) : packet->l3_length;
+}
+
+/* The last four bytes of the flow's source address, of either family; 0 if the source does not
+ * count. */
+static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
+{
+	return ((const __u32 *)packet->flow.source)[v6 ? 3 : 0];
 }
 
 /* To the gateway; from the address that the frame came to. Both are loaded before the outer
@@ -54,21 +53,20 @@ static __always_inline struct ethhdr *grow(const struct run *run, const __u32 si
 	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
 }
 
-static __always_inline int encap_v4(const struct run *run, const struct encap *encap,
+static __always_inline int encap_v4(const struct run *run, const struct packet *packet,
 				    const struct macs *macs, const struct real *real, bool v6)
 {
-	/* The last two bytes of the flow's source address, of either family. */
-	const __u16 tail = (v6 ? encap->source[3] : encap->source[0]) >> 16;
+	const __u16 tail = source_tail(packet, v6) >> 16;
 	struct iphdr outer = {
 		.version = 4,
 		.ihl = sizeof(struct iphdr) / 4,
-		.tos = encap->tos,
-		.tot_len = bpf_htons(inner_length(encap, v6) + sizeof(struct iphdr)),
+		.tos = packet->tos,
+		.tot_len = bpf_htons(inner_length(packet, v6) + sizeof(struct iphdr)),
 		.ttl = OUTER_TTL,
 		.protocol = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		/* Both halves as they lie in memory; the port's bytes come in swapped. */
 		.saddr = ipip_source_v4 |
-			 (__u32)(__u16)(tail ^ __builtin_bswap16(encap->source_port)) << 16,
+			 (__u32)(__u16)(tail ^ __builtin_bswap16(packet->flow.source_port)) << 16,
 		.daddr = *(const __u32 *)real->address,
 	};
 	struct ethhdr *eth;
@@ -82,11 +80,11 @@ static __always_inline int encap_v4(const struct run *run, const struct encap *e
 	return XDP_TX;
 }
 
-static __always_inline int encap_v6(const struct run *run, const struct encap *encap,
+static __always_inline int encap_v6(const struct run *run, const struct packet *packet,
 				    const struct macs *macs, const struct real *real, bool v6)
 {
 	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
-	const __u32 tail = (v6 ? encap->source[3] : encap->source[0]) ^ encap->source_port;
+	const __u32 tail = source_tail(packet, v6) ^ packet->flow.source_port;
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
 	struct ipv6hdr *outer;
@@ -96,8 +94,8 @@ static __always_inline int encap_v6(const struct run *run, const struct encap *e
 	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IPV6));
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
-	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)encap->tos << 20);
-	outer->payload_len = bpf_htons(inner_length(encap, v6));
+	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)packet->tos << 20);
+	outer->payload_len = bpf_htons(inner_length(packet, v6));
 	outer->nexthdr = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	outer->hop_limit = OUTER_TTL;
 	outer->saddr.in6_u.u6_addr32[0] = ipip_source_v6[0];
@@ -112,7 +110,7 @@ static __always_inline int encap_v6(const struct run *run, const struct encap *e
 }
 
 /* Wraps the packet for `real` and sends it out of the interface that it came in on. */
-static __always_inline int encap_and_send(const struct run *run, const struct encap *encap,
+static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
 					  const struct real *real, bool v6)
 {
 	const struct macs macs = {
@@ -121,6 +119,6 @@ static __always_inline int encap_and_send(const struct run *run, const struct en
 	};
 
 	if (real->flags & REAL_IPV6)
-		return encap_v6(run, encap, &macs, real, v6);
-	return encap_v4(run, encap, &macs, real, v6);
+		return encap_v6(run, packet, &macs, real, v6);
+	return encap_v4(run, packet, &macs, real, v6);
 }

@@ -1,88 +1,82 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The flow table: which real a flow went to. One kernel LRU hash per forwarding CPU, made by the
- * library on that CPU's NUMA node, behind flow_find() and flow_remember(); another kind of table
- * replaces this file's two functions and its maps. Also the flood guard, which decides whether
- * new flows are remembered at all.
+ * The flow table: which real a flow went to. One table per forwarding CPU, made by the library on
+ * that CPU's NUMA node, and a small shared one for frames that arrive on other CPUs. There are two
+ * kinds, chosen by a load-time constant: what the other one needs, code and maps, is not loaded.
+ * Also the flood guard, which decides whether new flows are remembered at all.
  */
 #pragma once
 
 #include "config.h"
 #include "counters.h"
-#include "maps.h"
+#include "flow_lru.h"
+#include "flow_sets.h"
 
 #include <linux/in.h>
 
-#define SECOND 1000000000ull
-
-struct flow_table {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__uint(key_size, sizeof(struct flow_key));
-	__uint(value_size, sizeof(struct flow_entry));
+/* Where a flow's entry is, or would be. */
+struct flow_place {
+	void *table; /* of this CPU; NULL: the fallback */
+	struct flow_set *set;
+	__u64 fingerprint;
 };
 
-/* By CPU number; empty for a CPU that does not forward. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct flow_table);
-} flow_tables SEC(".maps");
+/* The clock of flow entries and of the flood guard, in ticks; to read it is one load. */
+static __always_inline __u64 ticks_now(void)
+{
+	return bpf_jiffies64();
+}
 
-/* For frames that arrive on a CPU without a table of its own. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct flow_key);
-	__type(value, struct flow_entry);
-} fallback_flows SEC(".maps");
-
-static __always_inline void *flow_table_of_this_cpu(const struct run *run)
+static __always_inline struct flow_place flow_locate(const struct run *run,
+						     const struct flow_key *key, bool v6)
 {
 	const __u32 cpu = bpf_get_smp_processor_id();
-	void *table = bpf_map_lookup_elem(&flow_tables, &cpu);
+	struct flow_place place = { .table = bpf_map_lookup_elem(&flow_tables, &cpu) };
 
-	if (table)
-		return table;
-	run->counters->flow_fallback++;
-	return &fallback_flows;
+	if (!place.table)
+		run->counters->flow_fallback++;
+	if (flow_table_kind == FLOW_TABLE_SETS) {
+		const struct flow_hash hash = flow_hash(key, v6);
+
+		place.set = sets_locate(place.table, &hash);
+		place.fingerprint = hash.fingerprint;
+	}
+	return place;
 }
 
 /* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. */
-static __always_inline struct real *flow_find(void *table, const struct flow_key *key,
-					      __u32 *number)
+static __always_inline struct real *flow_find(const struct flow_place *place,
+					      const struct flow_key *key, __u32 now, __u32 *number)
 {
-	struct flow_entry *entry = bpf_map_lookup_elem(table, key);
+	const bool sets = flow_table_kind == FLOW_TABLE_SETS;
+	struct flow_mark *mark;
 	struct real *real;
+	__u32 id;
 
-	if (!entry)
+	mark = sets ? sets_find(place->set, place->fingerprint) : lru_find(place->table, key);
+	if (!mark)
 		return NULL;
-	*number = entry->real;
+	id = *(volatile __u32 *)&mark->id;
+	*number = id & REAL_NUMBER_MASK;
 	real = bpf_map_lookup_elem(&reals, number);
-	if (!real || real->generation != entry->generation)
+	if (!real || real->id != id)
 		return NULL;
-	if (key->protocol == IPPROTO_UDP) {
-		const __u64 now = bpf_ktime_get_coarse_ns();
-
-		/* Signed: another CPU may have stamped an entry of the shared table since. */
-		if ((__s64)(now - entry->time) > (__s64)udp_timeout)
-			return NULL;
-		entry->time = now;
-	}
+	/* Signed: another CPU may have stamped an entry of the shared table since. */
+	if (key->protocol == IPPROTO_UDP && (__s32)(now - mark->used) > (__s32)udp_timeout)
+		return NULL;
+	/* Once a tick is enough. The LRU hash needs no stamp for its own order. */
+	if ((sets || key->protocol == IPPROTO_UDP) && mark->used != now)
+		mark->used = now;
 	return real;
 }
 
-static __always_inline void flow_remember(void *table, const struct flow_key *key, __u32 number,
-					  __u32 generation, __u64 now)
+static __always_inline void flow_remember(const struct flow_place *place,
+					  const struct flow_key *key, __u32 id, __u32 now)
 {
-	const struct flow_entry entry = {
-		.real = number,
-		.generation = generation,
-		.time = key->protocol == IPPROTO_UDP ? now : 0,
-	};
-
-	bpf_map_update_elem(table, key, &entry, BPF_ANY);
+	if (flow_table_kind == FLOW_TABLE_SETS)
+		sets_remember(place->set, place->fingerprint, id, now);
+	else
+		lru_remember(place->table, key, id, now);
 }
 
 /* Counts a new flow of this CPU. True if there have been more than `flood_threshold` in the
@@ -91,7 +85,7 @@ static __always_inline bool under_flood(const struct run *run, __u64 now)
 {
 	struct counters *record = run->counters;
 
-	if (now - record->window_start >= SECOND) {
+	if (now - record->window_start >= ticks_per_second) {
 		record->window_start = now;
 		record->window_flows = 0;
 	}

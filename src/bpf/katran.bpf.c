@@ -29,7 +29,7 @@ struct choice {
 	struct vip vip;
 	__u32 vip_number;
 	__u32 number; /* of the real */
-	void *table;
+	struct flow_place place;
 };
 
 /* Counts the miss for the real, if the flow's VIP is the watched one. */
@@ -47,16 +47,15 @@ static __always_inline void count_watched(const struct choice *choice)
 /* The real of a flow that no table knows. Counts the flow, asks the ring, remembers the answer.
  * NULL with the reason in `reason`: the ring has none. */
 static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
-					     struct choice *choice, struct encap *encap, bool v6,
+					     struct choice *choice, bool v6, __u64 now,
 					     enum drop_reason *reason)
 {
 	const __u32 flags = choice->vip.flags;
 	const bool by_port = flags & VIP_DPORT_HASH;
-	const __u64 now = bpf_ktime_get_coarse_ns();
 	const bool flood = under_flood(run, now);
 	__be16 hash_port = packet->flow.source_port;
 	struct real *real;
-	__u32 generation;
+	__u32 id;
 
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		if (packet->tcp_flags & TCP_SYN)
@@ -65,15 +64,17 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 			run->counters->flow_miss_non_syn++;
 	}
 	if (by_port) {
-		__builtin_memset(encap->source, 0, sizeof(encap->source));
+		/* Such a flow is not remembered, so nothing else needs to know whose it is. */
+		__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
 		hash_port = packet->flow.destination_port;
 	}
 	note_step(run, STEP_RING);
 	*reason = DROP_RING_EMPTY;
 	if (choice->vip.ring == RING_NONE)
 		return NULL;
-	choice->number = ring_real(choice->vip.ring, hash_flow(encap->source, hash_port,
-							       packet->flow.destination_port, v6));
+	choice->number = ring_real(choice->vip.ring,
+				   hash_flow((const __u32 *)packet->flow.source, hash_port,
+					     packet->flow.destination_port, v6));
 	if (!choice->number)
 		return NULL;
 	*reason = DROP_RING_UNKNOWN_REAL;
@@ -81,10 +82,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	if (!real)
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
-	generation = *(volatile __u32 *)&real->generation;
-	if (generation && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood &&
-	    !by_port)
-		flow_remember(choice->table, &packet->flow, choice->number, generation, now);
+	id = *(volatile __u32 *)&real->id;
+	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
+		flow_remember(&choice->place, &packet->flow, id, now);
 	run->counters->flow_misses++;
 	count_watched(choice);
 	return real;
@@ -93,10 +93,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 /* Sections 5 to 9 of the walk: VIP, size, flow table, ring, out. */
 static __always_inline int forward(const struct run *run, struct packet *packet, bool v6)
 {
-	struct encap encap = {
-		.l3_length = packet->l3_length,
-		.tos = packet->tos,
-	};
+	const __u64 now = ticks_now();
 	struct real *real = NULL;
 	struct choice choice = {};
 	struct vip_counters *of_vip;
@@ -120,15 +117,13 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	run->counters->flow_packets++;
 	if (flags & VIP_NO_SRC_PORT)
 		packet->flow.source_port = 0;
-	encap.source_port = packet->flow.source_port;
-	__builtin_memcpy(encap.source, packet->flow.source, sizeof(encap.source));
-	choice.table = flow_table_of_this_cpu(run);
+	choice.place = flow_locate(run, &packet->flow, v6);
 	if (!(packet->tcp_flags & TCP_SYN) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		note_step(run, STEP_FLOW_TABLE);
-		real = flow_find(choice.table, &packet->flow, &choice.number);
+		real = flow_find(&choice.place, &packet->flow, now, &choice.number);
 	}
 	if (!real) {
-		real = new_flow(run, packet, &choice, &encap, v6, &reason);
+		real = new_flow(run, packet, &choice, v6, now, &reason);
 		if (!real)
 			return drop(run, reason);
 	}
@@ -145,7 +140,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 		run->counters->local++;
 		return XDP_PASS;
 	}
-	return encap_and_send(run, &encap, real, v6);
+	return encap_and_send(run, packet, real, v6);
 }
 
 static __always_inline int walk_ip(const struct run *run, struct cursor cursor, bool v6)
@@ -206,6 +201,13 @@ SEC("xdp")
 int katran(struct xdp_md *ctx)
 {
 	return walk(ctx, false);
+}
+
+/* Tells the control side the time that flows are stamped with, as its return value. */
+SEC("xdp")
+int ticks(struct xdp_md *ctx __attribute__((unused)))
+{
+	return ticks_now();
 }
 
 SEC("xdp")

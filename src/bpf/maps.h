@@ -62,6 +62,26 @@ struct {
 	__array(values, struct ring_chunk);
 } rings SEC(".maps");
 
+/* A flow table: an LRU hash of the kernel as here, or an array of sets. The library makes one for
+ * each forwarding CPU, and sets type and sizes of the fallback to match. */
+struct flow_table {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(struct flow_key));
+	__uint(value_size, sizeof(struct flow_mark));
+};
+
+/* By CPU number; empty for a CPU that does not forward. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct flow_table);
+} flow_tables SEC(".maps");
+
+/* For frames that arrive on a CPU without a table of its own. */
+struct flow_table fallback_flows SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

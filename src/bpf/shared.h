@@ -48,6 +48,18 @@ enum ring_constant {
 	RING_NONE = 0x7fffffff,
 };
 
+enum flow_table_constant {
+	/* Kinds of flow tables. */
+	FLOW_TABLE_SETS = 0,
+	FLOW_TABLE_LRU = 1,
+	/* Entries of a set. */
+	FLOW_WAYS = 8,
+	/* 32-bit words of a flow_key. */
+	FLOW_WORDS = 10,
+	REAL_NUMBER_BITS = 16,
+	REAL_NUMBER_MASK = (1 << REAL_NUMBER_BITS) - 1,
+};
+
 /* The key of `vips`. IPv4 addresses take the first four bytes of 16. */
 struct vip_key {
 	__u8 address[ADDRESS_BYTES];
@@ -77,9 +89,10 @@ _Static_assert(sizeof(struct vip) == 8, "a vip is switched by one store");
 
 struct real {
 	__u8 address[ADDRESS_BYTES];
-	/* 0: nobody has this number. Written last when a number is given out, first when it is
-	 * taken back. */
-	__u32 generation;
+	/* The number, and above it which of the number's owners this is: no two reals ever have
+	 * the same. 0: nobody has this number. Written last when a number is given out, first when
+	 * it is taken back. */
+	__u32 id;
 	__u8 flags;
 	__u8 reserved[3];
 };
@@ -94,14 +107,31 @@ struct flow_key {
 	__u8 family;
 	__u8 reserved[2];
 };
-_Static_assert(sizeof(struct flow_key) == 40, "flow_key is hashed byte by byte");
+_Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 4, "flow_key is hashed as a whole");
 
-struct flow_entry {
-	__u32 real;
-	__u32 generation;
-	__u64 time; /* ns, coarse monotonic clock; UDP only */
+/* What a flow table remembers of a flow; the LRU hash's value. */
+struct flow_mark {
+	__u32 id; /* of the real */
+	__u32 used; /* ticks; the LRU hash keeps it for UDP only */
 };
-_Static_assert(sizeof(struct flow_entry) == 16, "flow_entry is a map value");
+_Static_assert(sizeof(struct flow_mark) == 8, "flow_mark is a map value");
+
+/* An entry of the set-associative table. */
+struct flow_entry {
+	__u64 tag; /* the flow's fingerprint ^ id, so that a torn entry matches no flow */
+	struct flow_mark mark; /* id 0: empty */
+};
+_Static_assert(sizeof(struct flow_entry) == 16, "four entries fill a cache line");
+
+struct flow_set {
+	struct flow_entry entries[FLOW_WAYS];
+};
+
+/* One of the random keys of the flow table's hashes. */
+struct flow_hash_key {
+	__u64 set;
+	__u64 fingerprint;
+};
 
 struct count {
 	__u64 packets;
@@ -160,7 +190,7 @@ struct counters {
 	__u64 ptb_v6_small;
 	__u64 drops[DROP_REASONS];
 	/* The flood guard's present window. */
-	__u64 window_start; /* ns, coarse monotonic clock */
+	__u64 window_start; /* ticks */
 	__u64 window_flows;
 };
 
@@ -194,12 +224,15 @@ struct explanation {
 	enum drop_reason drop;
 };
 
-/* Brings the constants above into the object's BTF, and so to the Rust side. */
+/* Brings what no map or variable shows into the object's BTF, and so to the Rust side. */
 struct constants {
+	struct flow_key flow_key;
+	struct flow_set flow_set;
 	enum vip_flag vip;
 	enum real_flag real;
 	enum feature feature;
 	enum ring_constant ring;
+	enum flow_table_constant flow_table;
 };
 
 /* The backend's decapsulator. */

@@ -80,7 +80,7 @@ impl Default for Builder {
             max_reals: 4096,
             ring_size: 65_537,
             hash_function: HashFunction::MaglevV2,
-            flow_table: FlowTableKind::KernelLru,
+            flow_table: FlowTableKind::SetAssociative,
             flow_table_size: 8_000_000,
             forwarding_cpus: None,
             numa_nodes: None,
@@ -246,7 +246,7 @@ impl Builder {
         self
     }
 
-    /// How the flow table is built. Default: [`FlowTableKind::KernelLru`].
+    /// How the flow table is built. Default: [`FlowTableKind::SetAssociative`].
     pub fn flow_table(mut self, kind: FlowTableKind) -> Self {
         self.flow_table = kind;
         self

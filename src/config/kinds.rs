@@ -42,18 +42,37 @@ impl FromStr for Encapsulation {
 }
 
 /// How the flow table is built.
+///
+/// Both kinds have one table for each forwarding CPU on that CPU's NUMA node, and one small table
+/// that all other CPUs share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlowTableKind {
-    /// One LRU hash map of the kernel for each forwarding CPU. Entries can be listed; each takes
-    /// about 120 bytes. The default.
+    /// Sets of eight entries in a plain array, without locks: 32 bytes a flow. The default.
+    ///
+    /// Every flow belongs to one set, chosen by a hash whose keys are drawn at load; in a set the
+    /// entry unused for longest (to a tick of the kernel's clock, 1 to 10 ms) makes room. There
+    /// are two entries for each flow of
+    /// [`flow_table_size`](crate::Builder::flow_table_size), so that a set is seldom full while
+    /// the table is not.
+    ///
+    /// An entry holds a fingerprint of its flow, the real, and when it was last used. It can tell
+    /// whether a given flow is known, to which real it goes and how old it is; it cannot tell
+    /// which flow, or which VIP, it is of, so entries cannot be listed by address.
     #[default]
+    SetAssociative,
+    /// An LRU hash map of the kernel: about 115 bytes a flow.
+    ///
+    /// The kernel evicts in an order near to least recently used over the whole table, and takes
+    /// a lock to insert. An entry holds the flow's addresses and ports, so entries can be listed;
+    /// of TCP flows it does not tell when they were last used.
     KernelLru,
 }
 
 impl fmt::Display for FlowTableKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::SetAssociative => "set-associative",
             Self::KernelLru => "kernel-lru",
         })
     }
@@ -62,13 +81,14 @@ impl fmt::Display for FlowTableKind {
 impl FromStr for FlowTableKind {
     type Err = Error;
 
-    /// `kernel-lru`.
+    /// `set-associative` or `kernel-lru`.
     fn from_str(text: &str) -> Result<Self, Error> {
         match text {
+            "set-associative" => Ok(Self::SetAssociative),
             "kernel-lru" => Ok(Self::KernelLru),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a kind of flow table, `kernel-lru`",
+                expected: "a kind of flow table, `set-associative` or `kernel-lru`",
             }),
         }
     }

@@ -7,7 +7,9 @@ use std::fmt;
 
 use super::Builder;
 use super::Config;
+use crate::FlowTableKind;
 use crate::Result;
+use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::ring_bytes;
@@ -127,7 +129,6 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
     let chunk = ARRAY_HEAD.next_multiple_of(PAGE)
         + page(u64::from(RINGS_PER_CHUNK) * u64::from(ring_bytes(config.ring_size)));
     let chunks = u64::from(max_chunks(config.max_vips.into()));
-    let flow = size_of::<types::flow_key>() as u64 + size_of::<types::flow_entry>() as u64;
     let fixed = |name, entries, bytes| MapMemory {
         name,
         entries,
@@ -135,11 +136,15 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         at_capacity: bytes,
     };
     let mut maps = vec![
-        fixed("flows", tables * flows, tables * lru(flows, flow)),
+        fixed(
+            "flows",
+            tables * flows,
+            tables * flow_table_bytes(config.flow_table, config.flows_per_cpu),
+        ),
         fixed(
             "fallback_flows",
             FALLBACK_FLOWS.into(),
-            lru(FALLBACK_FLOWS.into(), flow),
+            flow_table_bytes(config.flow_table, FALLBACK_FLOWS),
         ),
         fixed("flow_tables", cpus, ARRAY_HEAD + 8 * cpus),
         MapMemory {
@@ -193,6 +198,15 @@ fn buckets(entries: u64) -> u64 {
     entries.next_power_of_two() * HASH_BUCKET
 }
 
-fn lru(entries: u64, key_and_value: u64) -> u64 {
-    HASH_HEAD + buckets(entries) + entries * (HASH_ELEMENT + key_and_value)
+/// One flow table's memory.
+pub(crate) fn flow_table_bytes(kind: FlowTableKind, flows: u32) -> u64 {
+    let shape = FlowTableShape::new(kind, flows);
+    let entries = u64::from(shape.max_entries);
+    match kind {
+        FlowTableKind::SetAssociative => mappable(entries, shape.value_size.into()),
+        FlowTableKind::KernelLru => {
+            let element = HASH_ELEMENT + u64::from(shape.key_size + shape.value_size);
+            HASH_HEAD + buckets(entries) + entries * element
+        }
+    }
 }

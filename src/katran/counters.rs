@@ -171,14 +171,15 @@ impl Katran {
             entries: entries.into(),
         };
         let mut flows = 0u64;
-        for table in &self.maps.flow_tables {
-            let count = table.map.count(table.entries);
-            flows += u64::from(self.kernel.check("count the entries of", "flows", count)?);
+        for (_, table) in &self.maps.flows.of_cpus {
+            flows += self
+                .kernel
+                .check("count the entries of", "flows", table.count())?;
         }
         let fallback = self.kernel.check(
             "count the entries of",
             "fallback_flows",
-            self.maps.fallback_flows.count(FALLBACK_FLOWS),
+            self.maps.flows.fallback.count(),
         )?;
         let prefixes = self.table.vips().filter(|(vip, _)| vip.is_prefix()).count() as u32;
         let exact = self.table.vips().len() as u32 - prefixes;
@@ -198,10 +199,14 @@ impl Katran {
                 MapUse {
                     name: "flows",
                     capacity: u64::from(self.config.flows_per_cpu)
-                        * self.maps.flow_tables.len() as u64,
+                        * self.maps.flows.of_cpus.len() as u64,
                     entries: flows,
                 },
-                use_of("fallback_flows", FALLBACK_FLOWS, fallback),
+                MapUse {
+                    name: "fallback_flows",
+                    capacity: FALLBACK_FLOWS.into(),
+                    entries: fallback,
+                },
             ],
         })
     }
@@ -223,11 +228,11 @@ impl Katran {
             maps.vip_counters.as_fd(),
             maps.real_counters.as_fd(),
             maps.explanations.as_fd(),
-            maps.flow_tables_outer.as_fd(),
-            maps.fallback_flows.as_fd(),
+            maps.flows.outer.as_fd(),
+            maps.flows.fallback.as_fd(),
         ];
         all.extend(maps.rings.chunks().map(AsFd::as_fd));
-        all.extend(maps.flow_tables.iter().map(|table| table.map.as_fd()));
+        all.extend(maps.flows.of_cpus.iter().map(|(_, table)| table.as_fd()));
         all.into_iter().try_fold(0, |sum, map| {
             let bytes = crate::sys::map::memory(map);
             Ok(sum + self.kernel.check("read the memory of", "a map", bytes)?)

@@ -5,22 +5,24 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::PoisonError;
 
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
 use nix::sched::sched_setaffinity;
-use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use super::DropReason;
 use super::Katran;
+use super::load::ticks;
 use crate::Error;
 use crate::Flow;
 use crate::Protocol;
 use crate::Result;
 use crate::Vip;
 use crate::VipFlags;
+use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
 use crate::sys::program;
@@ -181,7 +183,7 @@ impl Katran {
             let ran = self.kernel.check(
                 "run on a frame",
                 "katran_explain",
-                program::run(std::os::fd::AsFd::as_fd(&self.explainer), frame),
+                program::run(self.explainer.as_fd(), frame),
             )?;
             let explanation =
                 self.kernel
@@ -282,18 +284,17 @@ impl Katran {
         key: &types::flow_key,
         protocol: Protocol,
     ) -> Result<Option<(IpAddr, Choice)>> {
-        let of_cpus = self
-            .maps
-            .flow_tables
-            .iter()
-            .map(|table| (&table.map, Choice::FlowTable { cpu: table.cpu }));
-        let tables = of_cpus.chain([(&self.maps.fallback_flows, Choice::FallbackTable)]);
+        let flows = &self.maps.flows;
+        let of_cpus = flows.of_cpus.iter();
+        let of_cpus = of_cpus.map(|(cpu, table)| (table, Choice::FlowTable { cpu: *cpu }));
+        let tables = of_cpus.chain([(&flows.fallback, Choice::FallbackTable)]);
+        let hash = self.flow_keys.hash(key);
         for (table, choice) in tables {
-            let entry = self
+            let mark = self
                 .kernel
-                .check("look into", "a flow table", table.lookup(key))?;
-            if let Some(entry) = entry
-                && let Some(real) = self.real_of(&entry, protocol)?
+                .check("look into", "a flow table", table.find(key, &hash))?;
+            if let Some(mark) = mark
+                && let Some(real) = self.real_of(&mark, protocol)?
             {
                 return Ok(Some((real, choice)));
             }
@@ -302,31 +303,34 @@ impl Katran {
     }
 
     /// The real of an entry; `None` if the program would not use the entry.
-    fn real_of(&self, entry: &types::flow_entry, protocol: Protocol) -> Result<Option<IpAddr>> {
-        let Some(address) = self.real_numbered(entry.real) else {
+    fn real_of(&self, mark: &types::flow_mark, protocol: Protocol) -> Result<Option<IpAddr>> {
+        let number = mark.id & types::flow_table_constant::REAL_NUMBER_MASK.0;
+        let Some(address) = self.real_numbered(number) else {
             return Ok(None);
         };
         let alive = self
             .table
             .real(address)
-            .is_some_and(|real| real.generation == entry.generation);
+            .is_some_and(|real| real_id(real.number.0, real.generation) == mark.id);
         if !alive {
             return Ok(None);
         }
         if protocol == Protocol::Udp {
-            let now = self.kernel.check(
-                "read",
-                "the monotonic clock",
-                ClockId::CLOCK_MONOTONIC_COARSE
-                    .now()
-                    .map_err(std::io::Error::from),
-            )?;
-            let now = std::time::Duration::from(now).as_nanos() as u64;
-            if now.saturating_sub(entry.time) > self.config.udp_timeout.as_nanos() as u64 {
+            let timeout = ticks(self.config.udp_timeout, self.tick);
+            // Both wrap around; what is ahead of now is an entry just stamped.
+            let age = self.ticks_now()?.wrapping_sub(mark.used).cast_signed();
+            if age > timeout.cast_signed() {
                 return Ok(None);
             }
         }
         Ok(Some(address))
+    }
+
+    /// The kernel's clock in ticks, as flow entries are stamped by it.
+    fn ticks_now(&self) -> Result<u32> {
+        let frame = [0; SHORTEST];
+        let ran = program::run(self.clock.as_fd(), &frame);
+        Ok(self.kernel.check("read the clock by", "ticks", ran)?.action)
     }
 
     /// Runs `f` on the first forwarding CPU, so that it meets that CPU's flow table.

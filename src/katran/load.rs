@@ -6,25 +6,32 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use libbpf_rs::OpenMapMut;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
+use nix::time::ClockId;
 
 use super::Katran;
 use super::watch::Callbacks;
 use crate::Builder;
 use crate::Error;
 use crate::Features;
+use crate::FlowTableKind;
 use crate::Result;
 use crate::attach::Attachments;
 use crate::config::Config;
 use crate::config::FALLBACK_FLOWS;
 use crate::config::ForwardingCpu;
 use crate::config::estimate;
+use crate::config::flow_table_bytes;
 use crate::environment;
+use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
+use crate::maps::FlowTableShape;
+use crate::maps::FlowTables;
 use crate::maps::KernelCalls;
 use crate::maps::Live;
 use crate::maps::Maps;
@@ -42,7 +49,6 @@ use crate::skel::katran::types;
 use crate::state::Table;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
-use crate::sys::map::Spec;
 use crate::sys::map::Typed;
 use crate::sys::map::set_inner;
 use crate::sys::object::VerifierLog;
@@ -87,13 +93,16 @@ impl Builder {
         let first_chunk = create_chunk(config.ring_size)
             .map_err(|error| map_error("ring_chunk", needed, error))?;
         let flow_tables = flow_tables(&config)?;
+        let flow_keys = FlowHashKeys::draw()
+            .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?;
+        let tick = tick()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = KatranSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         size_maps(&mut open, &config, cpus as u32, &first_chunk, &flow_tables)
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        set_constants(&mut open, &config, &hasher)?;
+        set_constants(&mut open, &config, &hasher, &flow_keys, tick)?;
         let mut flags = 0;
         if config.frags {
             flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
@@ -107,6 +116,7 @@ impl Builder {
                 VerifierLog::of(&mut open.progs.katran_explain),
             ),
         ];
+        open.progs.ticks.set_flags(flags);
         let loaded = open.load();
         let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
 
@@ -128,23 +138,32 @@ impl Builder {
                 vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
                 real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
                 explanations: Typed::new(own(&from.explanations)?)?,
-                flow_tables,
-                flow_tables_outer: own(&from.flow_tables)?,
-                fallback_flows: Typed::new(own(&from.fallback_flows)?)?,
+                flows: FlowTables {
+                    of_cpus: flow_tables,
+                    fallback: FlowTable::new(
+                        config.flow_table,
+                        FALLBACK_FLOWS,
+                        own(&from.fallback_flows)?,
+                    )?,
+                    outer: own(&from.flow_tables)?,
+                },
             })
         })()
         .map_err(|error| kernel_error("take over", "the maps", error))?;
         let inner: Vec<_> = maps
-            .flow_tables
+            .flows
+            .of_cpus
             .iter()
-            .map(|table| (table.cpu, table.map.as_fd()))
+            .map(|(cpu, table)| (*cpu, table.as_fd()))
             .collect();
-        set_inner(maps.flow_tables_outer.as_fd(), &inner)
+        set_inner(maps.flows.outer.as_fd(), &inner)
             .map_err(|error| kernel_error("put the flow tables into", "flow_tables", error))?;
         let program =
             own(&skel.progs.katran).map_err(|error| kernel_error("take over", "katran", error))?;
         let explainer = own(&skel.progs.katran_explain)
             .map_err(|error| kernel_error("take over", "katran_explain", error))?;
+        let clock =
+            own(&skel.progs.ticks).map_err(|error| kernel_error("take over", "ticks", error))?;
         maps.live.set_gateway_mac(config.gateway_mac);
         Ok(Katran {
             gateway_mac: config.gateway_mac,
@@ -156,6 +175,9 @@ impl Builder {
             maps,
             program,
             explainer,
+            clock,
+            tick,
+            flow_keys,
             explaining: Mutex::new(()),
             kernel: KernelCalls::default(),
             rejected_addresses: AtomicU64::new(0),
@@ -166,32 +188,36 @@ impl Builder {
     }
 }
 
-/// One LRU hash per forwarding CPU, on that CPU's node.
-fn flow_tables(config: &Config) -> Result<Vec<FlowTable>> {
-    let entries = config.flows_per_cpu;
+/// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
+fn tick() -> Result<Duration> {
+    let tick = ClockId::CLOCK_MONOTONIC_COARSE
+        .res()
+        .map(Duration::from)
+        .map_err(io::Error::from)
+        .and_then(|tick| match tick.is_zero() {
+            true => Err(io::Error::other("a tick of no length")),
+            false => Ok(tick),
+        });
+    tick.map_err(|error| kernel_error("read the resolution of", "the coarse clock", error))
+}
+
+/// `time` in ticks, at least so long.
+pub(super) fn ticks(time: Duration, tick: Duration) -> u32 {
+    let ticks = time.as_nanos().div_ceil(tick.as_nanos());
+    // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
+    // 10 ms.
+    u32::try_from(ticks).unwrap_or(u32::MAX / 2)
+}
+
+/// One table per forwarding CPU, on that CPU's node.
+fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
+    let (kind, flows) = (config.flow_table, config.flows_per_cpu);
     let table = |place: &ForwardingCpu| {
-        let map = map::create(&Spec {
-            kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
-            name: "flows",
-            key_size: size_of::<types::flow_key>() as u32,
-            value_size: size_of::<types::flow_entry>() as u32,
-            max_entries: entries,
-            flags: 0,
-            numa_node: place.numa_node,
-        })?;
-        Ok(FlowTable {
-            cpu: place.cpu,
-            entries,
-            map: Typed::new(map)?,
-        })
+        let table = FlowTable::create(kind, flows, place.numa_node)
+            .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
+        Ok((place.cpu, table))
     };
-    config
-        .forwarding_cpus
-        .iter()
-        .map(|place| {
-            table(place).map_err(|error| map_error("flows", u64::from(entries) * 120, error))
-        })
-        .collect()
+    config.forwarding_cpus.iter().map(table).collect()
 }
 
 fn size_maps(
@@ -199,12 +225,12 @@ fn size_maps(
     config: &Config,
     cpus: u32,
     chunk: &OwnedFd,
-    flow_tables: &[FlowTable],
+    flow_tables: &[(u32, FlowTable)],
 ) -> libbpf_rs::Result<()> {
     let maps = &mut open.maps;
     let vips = u32::from(config.max_vips);
     let reals = u32::from(config.max_reals) + 1;
-    let sizes: [(&mut OpenMapMut<'_>, u32); 9] = [
+    let sizes: [(&mut OpenMapMut<'_>, u32); 8] = [
         (&mut maps.vips, vips),
         (&mut maps.prefix_vips, vips),
         (&mut maps.vip_info, vips),
@@ -213,23 +239,30 @@ fn size_maps(
         (&mut maps.real_counters, reals),
         (&mut maps.rings, max_chunks(vips)),
         (&mut maps.flow_tables, cpus),
-        (&mut maps.fallback_flows, FALLBACK_FLOWS),
     ];
     for (map, entries) in sizes {
         map.set_max_entries(entries)?;
     }
     maps.rings.set_inner_map_fd(chunk.as_fd())?;
     // At least one CPU forwards, so there is a table to show the kernel.
-    if let Some(table) = flow_tables.first() {
-        maps.flow_tables.set_inner_map_fd(table.map.as_fd())?;
+    if let Some((_, table)) = flow_tables.first() {
+        maps.flow_tables.set_inner_map_fd(table.as_fd())?;
     }
-    Ok(())
+    let shape = FlowTableShape::new(config.flow_table, FALLBACK_FLOWS);
+    let fallback = &mut maps.fallback_flows;
+    fallback.set_type(shape.kind.into())?;
+    fallback.set_key_size(shape.key_size)?;
+    fallback.set_value_size(shape.value_size)?;
+    fallback.set_max_entries(shape.max_entries)?;
+    fallback.set_map_flags(shape.flags)
 }
 
 fn set_constants(
     open: &mut OpenKatranSkel<'_>,
     config: &Config,
     hasher: &FlowHasher,
+    flow_keys: &FlowHashKeys,
+    tick: Duration,
 ) -> Result<()> {
     let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
         return Err(Error::Unsupported {
@@ -243,7 +276,16 @@ fn set_constants(
     constants.ring_size = config.ring_size;
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;
-    constants.udp_timeout = config.udp_timeout.as_nanos() as u64;
+    constants.ticks_per_second = ticks(Duration::from_secs(1), tick);
+    constants.udp_timeout = ticks(config.udp_timeout, tick);
+    constants.flow_table_kind = match config.flow_table {
+        FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
+        FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
+    };
+    let sets = |flows| FlowTableShape::new(config.flow_table, flows).max_entries;
+    constants.flow_sets = sets(config.flows_per_cpu);
+    constants.fallback_flow_sets = sets(FALLBACK_FLOWS);
+    constants.flow_keys = *flow_keys.keys();
     constants.flood_threshold = config.flood_threshold.into();
     let [a, b, ..] = config.ipip_source_v4.octets();
     constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);

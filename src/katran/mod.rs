@@ -16,6 +16,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 pub use explain::Answer;
 pub use explain::Choice;
@@ -48,6 +49,7 @@ use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::config::Config;
 use crate::config::check_gateway_mac;
+use crate::maps::FlowHashKeys;
 use crate::maps::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::settle;
@@ -93,6 +95,10 @@ pub struct Katran {
     maps: Maps,
     program: OwnedFd,
     explainer: OwnedFd,
+    /// A program that returns the kernel's clock in ticks, and how long a tick is.
+    clock: OwnedFd,
+    tick: Duration,
+    flow_keys: FlowHashKeys,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -191,8 +197,8 @@ impl Katran {
             "vip_counters" => maps.vip_counters.as_fd(),
             "real_counters" => maps.real_counters.as_fd(),
             "explanations" => maps.explanations.as_fd(),
-            "flow_tables" => maps.flow_tables_outer.as_fd(),
-            "fallback_flows" => maps.fallback_flows.as_fd(),
+            "flow_tables" => maps.flows.outer.as_fd(),
+            "fallback_flows" => maps.flows.fallback.as_fd(),
             ".data.live" => maps.live.as_fd(),
             _ => return None,
         })
@@ -200,9 +206,9 @@ impl Katran {
 
     /// The flow table of one forwarding CPU; `None` if that CPU has none.
     pub fn flow_table_fd(&self, cpu: u32) -> Option<BorrowedFd<'_>> {
-        let of_cpu = |table: &&crate::maps::FlowTable| table.cpu == cpu;
-        let table = self.maps.flow_tables.iter().find(of_cpu)?;
-        Some(table.map.as_fd())
+        let mut tables = self.maps.flows.of_cpus.iter();
+        let (_, table) = tables.find(|(of, _)| *of == cpu)?;
+        Some(table.as_fd())
     }
 
     /// The Ethernet address that encapsulated frames are sent to.

@@ -63,14 +63,14 @@ impl AsFd for VipCells {
     }
 }
 
-/// `reals`: six 32-bit words a real: four of address, the generation, the flags.
+/// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {
     map: OwnedFd,
     memory: Mapping,
 }
 
 const REAL_WORDS: usize = size_of::<types::real>() / 4;
-const REAL_GENERATION: usize = 4;
+const REAL_ID: usize = 4;
 const REAL_FLAGS: usize = 5;
 
 impl RealCells {
@@ -87,7 +87,7 @@ impl RealCells {
 
     /// Gives a number to an address. Nothing refers to the number yet, neither a ring nor, under
     /// this generation, a flow.
-    pub(crate) fn publish(&self, number: u16, address: IpAddr, generation: u32, flags: RealFlags) {
+    pub(crate) fn publish(&self, number: u16, address: IpAddr, generation: u16, flags: RealFlags) {
         let words = self.words(number);
         for (word, bytes) in words.iter().zip(address_bytes(address).chunks_exact(4)) {
             let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
@@ -95,7 +95,8 @@ impl RealCells {
         }
         self.set_flags(number, address, flags);
         fence(Ordering::Release);
-        words[REAL_GENERATION].store(generation, Ordering::Release);
+        let id = real_id(number, generation);
+        words[REAL_ID].store(id, Ordering::Release);
     }
 
     /// Sets the flags of a real; the family's bit follows from the address.
@@ -108,8 +109,13 @@ impl RealCells {
 
     /// Takes a number back: no flow's entry matches it from now on.
     pub(crate) fn withdraw(&self, number: u16) {
-        self.words(number)[REAL_GENERATION].store(0, Ordering::Release);
+        self.words(number)[REAL_ID].store(0, Ordering::Release);
     }
+}
+
+/// A real as flow entries name it: its number, and above it which of the number's owners it is.
+pub(crate) fn real_id(number: u16, generation: u16) -> u32 {
+    u32::from(number) | u32::from(generation) << types::flow_table_constant::REAL_NUMBER_BITS.0
 }
 
 impl AsFd for RealCells {

@@ -2,6 +2,8 @@
 //! error, and with shared memory where a store has to be seen at once.
 
 mod cells;
+mod flow_hash;
+mod flows;
 mod kernel;
 mod rings;
 
@@ -10,6 +12,11 @@ pub(crate) use cells::RealCells;
 pub(crate) use cells::VipCell;
 pub(crate) use cells::VipCells;
 pub(crate) use cells::VipKinds;
+pub(crate) use cells::real_id;
+pub(crate) use flow_hash::FlowHashKeys;
+pub(crate) use flows::FlowTable;
+pub(crate) use flows::FlowTableShape;
+pub(crate) use flows::FlowTables;
 pub(crate) use kernel::KernelCalls;
 pub(crate) use kernel::kernel_error;
 pub(crate) use rings::RINGS_PER_CHUNK;
@@ -24,13 +31,6 @@ use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 
-/// The flow table of one forwarding CPU.
-pub(crate) struct FlowTable {
-    pub(crate) cpu: u32,
-    pub(crate) entries: u32,
-    pub(crate) map: Typed<types::flow_key, types::flow_entry>,
-}
-
 /// Every map of the balancer.
 pub(crate) struct Maps {
     pub(crate) vips: Typed<types::vip_key, u32>,
@@ -43,7 +43,5 @@ pub(crate) struct Maps {
     pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
-    pub(crate) flow_tables: Vec<FlowTable>,
-    pub(crate) flow_tables_outer: std::os::fd::OwnedFd,
-    pub(crate) fallback_flows: Typed<types::flow_key, types::flow_entry>,
+    pub(crate) flows: FlowTables,
 }

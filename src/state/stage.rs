@@ -31,7 +31,7 @@ use crate::types::check_vip;
 pub(crate) struct RealRecord {
     pub(crate) number: RealNumber,
     pub(crate) address: IpAddr,
-    pub(crate) generation: u32,
+    pub(crate) generation: u16,
     pub(crate) flags: RealFlags,
 }
 
@@ -431,7 +431,10 @@ impl Table {
             });
             if left.is_none() {
                 released.push((*address, entry.number));
-                edit.real_ids.returned.push(entry.number.0);
+                // After its last generation a number is never given out again.
+                if entry.generation < u16::MAX {
+                    edit.real_ids.returned.push(entry.number.0);
+                }
             }
             edit.reals.insert(*address, left);
         }

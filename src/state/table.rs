@@ -37,7 +37,7 @@ pub(crate) struct RealEntry {
     /// Its number.
     pub(crate) number: RealNumber,
     /// How often the number was given to an address, this time included; never 0.
-    pub(crate) generation: u32,
+    pub(crate) generation: u16,
     /// Its flags, with the bit of its family.
     pub(crate) flags: RealFlags,
     /// How many VIPs name it; never 0.
@@ -61,7 +61,7 @@ pub(crate) struct Table {
     pub(super) reals: BTreeMap<IpAddr, RealEntry>,
     addresses: BTreeMap<RealNumber, IpAddr>,
     /// The last generation of each number that was ever used.
-    generations: BTreeMap<RealNumber, u32>,
+    generations: BTreeMap<RealNumber, u16>,
     pub(super) vip_ids: IdPool,
     pub(super) real_ids: IdPool,
     /// Counts commits: a change can only be committed to the table it was staged for.
@@ -260,10 +260,10 @@ impl Table {
     }
 
     /// The generation that a number has when it is given out next.
-    pub(super) fn next_generation(&self, number: RealNumber) -> u32 {
+    pub(super) fn next_generation(&self, number: RealNumber) -> u16 {
         let last = self.generations.get(&number).copied().unwrap_or(0);
-        // 0 is what an empty flow entry holds.
-        last.wrapping_add(1).max(1)
+        // A number that has had its last one is never given out again.
+        last.saturating_add(1)
     }
 }
 
@@ -351,10 +351,27 @@ mod tests {
     }
 
     #[test]
-    fn generations_skip_zero() {
-        let mut table = Table::new(1, 1);
-        assert_eq!(table.next_generation(RealNumber(1)), 1);
-        table.generations.insert(RealNumber(1), u32::MAX);
-        assert_eq!(table.next_generation(RealNumber(1)), 1);
+    fn a_number_is_never_given_out_again_after_its_last_generation() {
+        use crate::types::RealChange;
+        let vip = "203.0.113.1:443/tcp".parse().unwrap();
+        let address = "198.51.100.1".parse().unwrap();
+        let mut table = Table::new(1, 2);
+        table.commit(
+            table
+                .stage_add_vip(vip, VipFlags::empty(), HashFunction::default())
+                .unwrap(),
+        );
+        let last = RealNumber(1);
+        table.generations.insert(last, u16::MAX - 1);
+        let add = [RealChange::Add(Real::new(address))];
+        let staged = table.stage_reals(&vip, &add).unwrap();
+        let record = staged.added[0];
+        assert_eq!((record.number, record.generation), (last, u16::MAX));
+        table.commit(staged);
+        let remove = [RealChange::Remove(address)];
+        table.commit(table.stage_reals(&vip, &remove).unwrap());
+        assert_eq!(table.real_ids.free(), 1);
+        let staged = table.stage_reals(&vip, &add).unwrap();
+        assert_eq!(staged.added[0].number, RealNumber(2));
     }
 }

@@ -27,7 +27,8 @@ pod! {
     types::vip_prefix_key = 24;
     types::real = 24;
     types::flow_key = 40;
-    types::flow_entry = 16;
+    types::flow_mark = 8;
+    types::flow_set = 128;
     types::explanation = 16;
     types::count = 16;
     types::vip_counters = 16;

@@ -143,7 +143,7 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) {
     .unwrap();
 }
 
-/// Every element of a hash that nobody writes to meanwhile.
+/// Every element of a map that nobody writes to meanwhile.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();
     let mut key = vec![0u8; map_info(map).key_size as usize];
@@ -162,6 +162,21 @@ pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
         key = next;
         from = key.as_ptr().cast();
     }
+}
+
+/// The entries of a flow table of either kind, whatever holds them.
+pub(crate) fn flow_entries(table: BorrowedFd<'_>) -> Vec<Vec<u8>> {
+    const ENTRY: usize = 16;
+    const ID: std::ops::Range<usize> = 8..12;
+    let elements = dump(table);
+    if map_info(table).type_ == libbpf_sys::BPF_MAP_TYPE_LRU_HASH {
+        return elements.into_iter().map(|(k, v)| [k, v].concat()).collect();
+    }
+    let sets = elements.values();
+    sets.flat_map(|set| set.chunks_exact(ENTRY))
+        .filter(|entry| entry[ID] != [0; 4])
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 /// The map that an array of maps holds at `index`.

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 
 use katran::Builder;
 use katran::Flow;
+use katran::FlowTableKind;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Protocol;
@@ -32,9 +33,17 @@ pub(crate) const RING_SIZE: u32 = 1009;
 pub(crate) const MAX_VIPS: u32 = 16;
 pub(crate) const MAX_REALS: u32 = 64;
 
+/// The kind of flow table that the tests run with: that of the environment variable
+/// `KATRAN_FLOW_TABLE`, or the default one. `make test` runs with both.
+pub(crate) fn flow_table() -> FlowTableKind {
+    std::env::var("KATRAN_FLOW_TABLE")
+        .map_or(FlowTableKind::default(), |kind| kind.parse().unwrap())
+}
+
 /// A balancer with small tables; the other settings at their defaults.
 pub(crate) fn builder() -> Builder {
     Katran::builder()
+        .flow_table(flow_table())
         .gateway_mac(GATEWAY)
         .max_vips(MAX_VIPS)
         .max_reals(MAX_REALS)

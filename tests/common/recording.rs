@@ -89,6 +89,7 @@ impl Recording {
             .source_v6(text(&config["source_v6"]).parse().unwrap())
             .features(features)
             .hash_function(HashFunction::Maglev)
+            .flow_table(super::flow_table())
             .flow_table_size(10_000)
     }
 

@@ -1,6 +1,7 @@
 //! What the tests start from: a lab with a decapsulator on each backend and a balancer that is
 //! attached, plus the few questions that most of them ask.
 
+use std::env;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use katran::Attachment;
 use katran::Builder;
 use katran::Decap;
 use katran::Flow;
+use katran::FlowTableKind;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Real;
@@ -129,9 +131,12 @@ pub(crate) fn balancer(
     (katran, attachment)
 }
 
-/// Settings for small tables.
+/// Settings for small tables, of the kind that the environment variable `KATRAN_FLOW_TABLE` names;
+/// `make test` runs with both.
 pub(crate) fn small(gateway: MacAddr) -> Builder {
+    let kind = env::var("KATRAN_FLOW_TABLE");
     Katran::builder()
+        .flow_table(kind.map_or(FlowTableKind::default(), |kind| kind.parse().unwrap()))
         .gateway_mac(gateway)
         .ring_size(4099)
         .flow_table_size(10_000)

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * The flow table as an LRU hash of the kernel: entries carry the whole flow, so they can be listed
+ * by address, and cost four times the memory of the set-associative table and a lock to insert.
+ */
+#pragma once
+
+#include "maps.h"
+
+static __always_inline struct flow_mark *lru_find(void *table, const struct flow_key *key)
+{
+	/* Two call sites, each with maps of one kind of origin: the kernel turns both into direct
+	 * calls. The barrier keeps the compiler from making them one. */
+	if (table)
+		return bpf_map_lookup_elem(table, key);
+	barrier();
+	return bpf_map_lookup_elem(&fallback_flows, key);
+}
+
+static __always_inline void lru_remember(void *table, const struct flow_key *key, __u32 id,
+					 __u32 now)
+{
+	const struct flow_mark mark = { .id = id, .used = now };
+
+	if (table) {
+		bpf_map_update_elem(table, key, &mark, BPF_ANY);
+		return;
+	}
+	barrier();
+	bpf_map_update_elem(&fallback_flows, key, &mark, BPF_ANY);
+}
