@@ -20,6 +20,12 @@ const volatile __u32 hash_seed_v6 = 0;
 /* Ticks of the kernel's clock (jiffies). */
 const volatile __u32 ticks_per_second = 1000;
 const volatile __u32 udp_timeout = 30000; /* ticks */
+const volatile __u32 max_vips = 1;
+const volatile __u32 max_reals = 1;
+/* The VIP table's hash: one key for each word of a vip_key and the sum's start value; the sum is
+ * shifted right by so much to get the place of the chain's head. */
+const volatile __u64 vip_keys[VIP_WORDS + 1] = {};
+const volatile __u32 vip_shift = 63;
 const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
 /* Sets of each forwarding CPU's table, and of the shared one. */
 const volatile __u32 flow_sets = 1;

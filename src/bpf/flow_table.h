@@ -11,6 +11,7 @@
 #include "counters.h"
 #include "flow_lru.h"
 #include "flow_sets.h"
+#include "lookup.h"
 
 #include <linux/in.h>
 
@@ -58,7 +59,7 @@ static __always_inline struct real *flow_find(const struct flow_place *place,
 		return NULL;
 	id = *(volatile __u32 *)&mark->id;
 	*number = id & REAL_NUMBER_MASK;
-	real = bpf_map_lookup_elem(&reals, number);
+	real = real_at(*number);
 	if (!real || real->id != id)
 		return NULL;
 	/* Signed: another CPU may have stamped an entry of the shared table since. */

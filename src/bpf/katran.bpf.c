@@ -78,7 +78,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	if (!choice->number)
 		return NULL;
 	*reason = DROP_RING_UNKNOWN_REAL;
-	real = bpf_map_lookup_elem(&reals, &choice->number);
+	real = real_at(choice->number);
 	if (!real)
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
@@ -101,7 +101,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	enum drop_reason reason;
 	__u32 flags;
 
-	if (!find_vip(packet, &choice.vip_number, &choice.vip))
+	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
 		return pass(run, STEP_NO_VIP);
 	flags = choice.vip.flags;
 	if (run->explain)

@@ -6,8 +6,61 @@
 #include "maps.h"
 #include "parse.h"
 
+/* The VIP of this number; NULL if there can be none. */
+static __always_inline struct vip_info *vip_at(__u32 number)
+{
+	struct vip_info *infos = vip_infos;
+
+	/* As far as the compiler knows, the section has the length that it was declared with. */
+	barrier_var(infos);
+	return number < max_vips ? &infos[number] : NULL;
+}
+
+/* A multilinear hash (see flow_sets.h): equal addresses and ports of many VIPs spread well. */
+static __always_inline __u64 vip_hash(const __u32 *words, bool v6)
+{
+	__u64 sum = vip_keys[VIP_WORDS];
+
+#pragma unroll
+	for (int i = 0; i < VIP_WORDS; i++)
+		if (v6 || i == 0 || i == 4)
+			sum += vip_keys[i] * words[i];
+	return sum >> vip_shift;
+}
+
+static __always_inline bool same_vip(const struct vip_key *a, const struct vip_key *b, bool v6)
+{
+	const __u32 *one = (const __u32 *)a;
+	const __u32 *other = (const __u32 *)b;
+
+	if (one[0] != other[0] || one[4] != other[4])
+		return false;
+	return !v6 || (one[1] == other[1] && one[2] == other[2] && one[3] == other[3]);
+}
+
+/* The number of the VIP with this very key. */
+static __always_inline bool find_exact_vip(const struct vip_key *key, bool v6, __u32 *number)
+{
+	__u16 *heads = vip_heads;
+	struct vip_info *info;
+	__u32 next;
+
+	barrier_var(heads);
+	next = heads[vip_hash((const __u32 *)key, v6)];
+	for (int i = 0; i < VIP_CHAIN && next; i++) {
+		*number = next - 1;
+		info = vip_at(*number);
+		if (!info)
+			return false;
+		if (same_vip(&info->key, key, v6))
+			return true;
+		next = info->next;
+	}
+	return false;
+}
+
 /* The number of the prefix VIP that covers `key` best. */
-static __always_inline __u32 *find_prefix_vip(const struct vip_key *key)
+static __always_inline bool find_prefix_vip(const struct vip_key *key, __u32 *number)
 {
 	struct vip_prefix_key prefix = {
 		.prefix_length = 32 + (key->family == FAMILY_V4 ? 32 : 128),
@@ -15,58 +68,61 @@ static __always_inline __u32 *find_prefix_vip(const struct vip_key *key)
 		.protocol = key->protocol,
 		.family = key->family,
 	};
+	__u32 *found;
 
 	__builtin_memcpy(prefix.address, key->address, sizeof(prefix.address));
-	return bpf_map_lookup_elem(&prefix_vips, &prefix);
+	found = bpf_map_lookup_elem(&prefix_vips, &prefix);
+	if (found)
+		*number = *found;
+	return found;
 }
 
 /* The number of the VIP that is no exact match: a prefix, then any port, then both. */
-static __always_inline __u32 *find_inexact_vip(struct vip_key *key)
+static __always_inline bool find_inexact_vip(struct vip_key *key, bool v6, __u32 *number)
 {
-	__u32 *found = NULL;
-
-	if (live.prefix_vips)
-		found = find_prefix_vip(key);
+	if (live.prefix_vips && find_prefix_vip(key, number))
+		return true;
 	key->port = 0;
-	if (!found && live.any_port_vips)
-		found = bpf_map_lookup_elem(&vips, key);
-	if (!found && live.any_port_prefix_vips)
-		found = find_prefix_vip(key);
-	return found;
+	if (live.any_port_vips && find_exact_vip(key, v6, number))
+		return true;
+	return live.any_port_prefix_vips && find_prefix_vip(key, number);
 }
 
 /* The VIP of the packet's destination; false if there is none. A hit by anything but address and
  * port makes the flow's destination port 0, unless the VIP keeps both ports or hashes by it. */
-static __always_inline bool find_vip(struct packet *packet, __u32 *number, struct vip *vip)
+static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *number, struct vip *vip)
 {
 	struct vip_key key = {
 		.port = packet->flow.destination_port,
 		.protocol = packet->flow.protocol,
 		.family = packet->flow.family,
 	};
-	bool exact = true;
-	__u32 *found;
-	__u64 *cell;
+	struct vip_info *info;
+	bool exact;
 	__u64 word;
 
 	__builtin_memcpy(key.address, packet->flow.destination, sizeof(key.address));
-	found = bpf_map_lookup_elem(&vips, &key);
-	if (!found) {
-		found = find_inexact_vip(&key);
-		if (!found)
-			return false;
-		exact = false;
-	}
-	*number = *found;
-	cell = bpf_map_lookup_elem(&vip_info, number);
-	if (!cell)
+	exact = find_exact_vip(&key, v6, number);
+	if (!exact && !find_inexact_vip(&key, v6, number))
+		return false;
+	info = vip_at(*number);
+	if (!info)
 		return false;
 	/* One load, so that flags and ring are of the same moment. */
-	word = *(volatile __u64 *)cell;
+	word = *(volatile __u64 *)&info->vip;
 	__builtin_memcpy(vip, &word, sizeof(*vip));
 	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
 		packet->flow.destination_port = 0;
 	return true;
+}
+
+/* The real of this number; NULL if there can be none. */
+static __always_inline struct real *real_at(__u32 number)
+{
+	struct real *first = reals;
+
+	barrier_var(first);
+	return number <= max_reals ? &first[number] : NULL;
 }
 
 static __always_inline __u32 rotate(__u32 word, int bits)

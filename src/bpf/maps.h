@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * The balancer's maps. Sizes given as 1 are placeholders: the library sets them before load.
- * Maps marked mappable are written by the control side through shared memory, one aligned word
- * at a time, without a system call.
+ * Data sections and mappable maps are written by the control side through shared memory, one
+ * aligned word at a time, without a system call.
  */
 #pragma once
 
@@ -11,13 +11,14 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* (address, port, protocol) to the VIP's number. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct vip_key);
-	__type(value, __u32);
-} vips SEC(".maps");
+/* The arrays below lie in data sections, so that packets read them without a lookup; the library
+ * gives them their length. The VIP table: by hash, the number of the first VIP with that hash,
+ * plus one; then by number. */
+__u16 vip_heads[1] SEC(".data.vip_heads") = {};
+struct vip_info vip_infos[1] SEC(".data.vip_infos") = {};
+
+/* By the real's number; number 0 stays unused. */
+struct real reals[1] SEC(".data.reals") = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -26,24 +27,6 @@ struct {
 	__type(key, struct vip_prefix_key);
 	__type(value, __u32);
 } prefix_vips SEC(".maps");
-
-/* By the VIP's number; mappable. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct vip);
-} vip_info SEC(".maps");
-
-/* By the real's number; number 0 stays unused; mappable. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct real);
-} reals SEC(".maps");
 
 /* Chunks of rings, made as VIPs come into use. A ring is one array element of 16-bit real
  * numbers; chunks are mappable. The inner map's value size is set at load. */

@@ -48,6 +48,13 @@ enum ring_constant {
 	RING_NONE = 0x7fffffff,
 };
 
+enum vip_constant {
+	/* VIPs whose keys may have the same hash. */
+	VIP_CHAIN = 16,
+	/* 32-bit words of a vip_key. */
+	VIP_WORDS = 5,
+};
+
 enum flow_table_constant {
 	/* Kinds of flow tables. */
 	FLOW_TABLE_SETS = 0,
@@ -60,14 +67,14 @@ enum flow_table_constant {
 	REAL_NUMBER_MASK = (1 << REAL_NUMBER_BITS) - 1,
 };
 
-/* The key of `vips`. IPv4 addresses take the first four bytes of 16. */
+/* What identifies a VIP. IPv4 addresses take the first four bytes of 16. */
 struct vip_key {
 	__u8 address[ADDRESS_BYTES];
 	__be16 port;
 	__u8 protocol;
 	__u8 family;
 };
-_Static_assert(sizeof(struct vip_key) == 20, "vip_key is copied byte by byte");
+_Static_assert(sizeof(struct vip_key) == VIP_WORDS * 4, "vip_key is hashed and compared by words");
 
 /* The key of `prefix_vips`: all but the address's tail has to match. */
 struct vip_prefix_key {
@@ -86,6 +93,15 @@ struct vip {
 	__u32 ring;
 } __attribute__((aligned(8)));
 _Static_assert(sizeof(struct vip) == 8, "a vip is switched by one store");
+
+/* A VIP as packets find it. Key and `next` are written before the number can be found, and the
+ * key stays until no packet can have the number in its hands. */
+struct vip_info {
+	struct vip_key key;
+	__u32 next; /* in the chain of its hash: number + 1; 0: the last */
+	struct vip vip;
+};
+_Static_assert(sizeof(struct vip_info) == 32, "a cache line holds two VIPs");
 
 struct real {
 	__u8 address[ADDRESS_BYTES];
@@ -232,6 +248,7 @@ struct constants {
 	enum real_flag real;
 	enum feature feature;
 	enum ring_constant ring;
+	enum vip_constant vip_table;
 	enum flow_table_constant flow_table;
 };
 

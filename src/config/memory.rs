@@ -13,6 +13,7 @@ use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::ring_bytes;
+use crate::maps::vip_table_bytes;
 use crate::skel::katran::types;
 
 /// Flows in the table that CPUs without a table of their own share.
@@ -126,6 +127,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
     let reals = u64::from(config.max_reals) + 1;
     let tables = config.forwarding_cpus.len() as u64;
     let flows = u64::from(config.flows_per_cpu);
+    let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
     let chunk = ARRAY_HEAD.next_multiple_of(PAGE)
         + page(u64::from(RINGS_PER_CHUNK) * u64::from(ring_bytes(config.ring_size)));
     let chunks = u64::from(max_chunks(config.max_vips.into()));
@@ -154,11 +156,6 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
             at_capacity: chunks * chunk,
         },
         fixed("rings", chunks, ARRAY_HEAD + 8 * chunks),
-        fixed(
-            "vips",
-            vips,
-            HASH_HEAD + buckets(vips) + (vips + cpus) * (HASH_ELEMENT + 24 + 8),
-        ),
         MapMemory {
             name: "prefix_vips",
             entries: vips,
@@ -166,8 +163,9 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
             // A leaf for each, and an inner node for each branching.
             at_capacity: 2 * vips * (TRIE_NODE + 24),
         },
-        fixed("vip_info", vips, mappable(vips, 8)),
-        fixed("reals", reals, mappable(reals, 24)),
+        fixed(".data.vip_heads", vips, mappable(1, vip_heads.into())),
+        fixed(".data.vip_infos", vips, mappable(1, vip_infos.into())),
+        fixed(".data.reals", reals, mappable(reals, 24)),
         fixed("vip_counters", vips, per_cpu(vips, 16, cpus)),
         fixed("real_counters", reals, per_cpu(reals, 24, cpus)),
         fixed(

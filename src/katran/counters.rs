@@ -218,9 +218,9 @@ impl Katran {
     pub fn memory_in_use(&self) -> Result<u64> {
         let maps = &self.maps;
         let mut all = vec![
-            maps.vips.as_fd(),
             maps.prefix_vips.as_fd(),
-            maps.vip_cells.as_fd(),
+            maps.vip_cells.heads_fd(),
+            maps.vip_cells.infos_fd(),
             maps.real_cells.as_fd(),
             maps.rings.outer().as_fd(),
             maps.live.as_fd(),

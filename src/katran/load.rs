@@ -38,9 +38,11 @@ use crate::maps::Maps;
 use crate::maps::RealCells;
 use crate::maps::RingStore;
 use crate::maps::VipCells;
+use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::kernel_error;
 use crate::maps::max_chunks;
+use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::KatranSkelBuilder;
@@ -95,6 +97,8 @@ impl Builder {
         let flow_tables = flow_tables(&config)?;
         let flow_keys = FlowHashKeys::draw()
             .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?;
+        let vip_hash = VipHash::draw(config.max_vips.into())
+            .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?;
         let tick = tick()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = KatranSkelBuilder::default()
@@ -102,7 +106,7 @@ impl Builder {
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         size_maps(&mut open, &config, cpus as u32, &first_chunk, &flow_tables)
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        set_constants(&mut open, &config, &hasher, &flow_keys, tick)?;
+        set_constants(&mut open, &config, &hasher, &flow_keys, &vip_hash, tick)?;
         let mut flags = 0;
         if config.frags {
             flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
@@ -123,10 +127,14 @@ impl Builder {
         let from = &skel.maps;
         let maps = (|| {
             Ok(Maps {
-                vips: Typed::new(own(&from.vips)?)?,
                 prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
-                vip_cells: VipCells::new(own(&from.vip_info)?, config.max_vips.into())?,
-                real_cells: RealCells::new(own(&from.reals)?, config.max_reals.into())?,
+                vip_cells: VipCells::new(
+                    own(&from.data_vip_heads)?,
+                    own(&from.data_vip_infos)?,
+                    config.max_vips.into(),
+                    vip_hash,
+                )?,
+                real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
                 rings: RingStore::new(
                     own(&from.rings)?,
                     first_chunk,
@@ -230,12 +238,9 @@ fn size_maps(
     let maps = &mut open.maps;
     let vips = u32::from(config.max_vips);
     let reals = u32::from(config.max_reals) + 1;
-    let sizes: [(&mut OpenMapMut<'_>, u32); 8] = [
-        (&mut maps.vips, vips),
+    let sizes: [(&mut OpenMapMut<'_>, u32); 5] = [
         (&mut maps.prefix_vips, vips),
-        (&mut maps.vip_info, vips),
         (&mut maps.vip_counters, vips),
-        (&mut maps.reals, reals),
         (&mut maps.real_counters, reals),
         (&mut maps.rings, max_chunks(vips)),
         (&mut maps.flow_tables, cpus),
@@ -243,6 +248,11 @@ fn size_maps(
     for (map, entries) in sizes {
         map.set_max_entries(entries)?;
     }
+    let [vip_heads, vip_infos] = vip_table_bytes(vips);
+    maps.data_vip_heads.set_value_size(vip_heads)?;
+    maps.data_vip_infos.set_value_size(vip_infos)?;
+    maps.data_reals
+        .set_value_size(reals * size_of::<types::real>() as u32)?;
     maps.rings.set_inner_map_fd(chunk.as_fd())?;
     // At least one CPU forwards, so there is a table to show the kernel.
     if let Some((_, table)) = flow_tables.first() {
@@ -262,6 +272,7 @@ fn set_constants(
     config: &Config,
     hasher: &FlowHasher,
     flow_keys: &FlowHashKeys,
+    vip_hash: &VipHash,
     tick: Duration,
 ) -> Result<()> {
     let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
@@ -286,6 +297,10 @@ fn set_constants(
     constants.flow_sets = sets(config.flows_per_cpu);
     constants.fallback_flow_sets = sets(FALLBACK_FLOWS);
     constants.flow_keys = *flow_keys.keys();
+    constants.max_vips = config.max_vips.into();
+    constants.max_reals = config.max_reals.into();
+    constants.vip_keys = vip_hash.keys();
+    constants.vip_shift = vip_hash.shift();
     constants.flood_threshold = config.flood_threshold.into();
     let [a, b, ..] = config.ipip_source_v4.octets();
     constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);

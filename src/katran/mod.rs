@@ -188,10 +188,10 @@ impl Katran {
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         let maps = &self.maps;
         Some(match name {
-            "vips" => maps.vips.as_fd(),
             "prefix_vips" => maps.prefix_vips.as_fd(),
-            "vip_info" => maps.vip_cells.as_fd(),
-            "reals" => maps.real_cells.as_fd(),
+            ".data.vip_heads" => maps.vip_cells.heads_fd(),
+            ".data.vip_infos" => maps.vip_cells.infos_fd(),
+            ".data.reals" => maps.real_cells.as_fd(),
             "rings" => maps.rings.outer().as_fd(),
             "counters" => maps.counters.as_fd(),
             "vip_counters" => maps.vip_counters.as_fd(),

@@ -6,6 +6,7 @@ use crate::HashFunction;
 use crate::Result;
 use crate::Vip;
 use crate::VipFlags;
+use crate::maps::ChainFull;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
@@ -167,24 +168,26 @@ impl Katran {
     }
 
     fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
-        let value = u32::from(number.0);
-        let result = if vip.is_prefix() {
-            self.maps.prefix_vips.update(&prefix_key(vip), &value)
-        } else {
-            self.maps.vips.update(&key(vip), &value)
-        };
-        self.kernel.check("add", &vip.to_string(), result)
+        if vip.is_prefix() {
+            let number = u32::from(number.0);
+            let added = self.maps.prefix_vips.update(&prefix_key(vip), &number);
+            return self.kernel.check("add", &vip.to_string(), added);
+        }
+        let added = self.maps.vip_cells.insert(&key(vip), number.0);
+        added.map_err(|ChainFull| Error::Exhausted {
+            what: "VIPs with one hash (a higher max_vips makes them rarer)",
+            limit: types::vip_constant::VIP_CHAIN.0.into(),
+        })
     }
 
     fn delete(&self, vip: &Vip) -> Result<()> {
-        let result = if vip.is_prefix() {
-            self.maps.prefix_vips.delete(&prefix_key(vip))
+        if vip.is_prefix() {
+            let removed = self.maps.prefix_vips.delete(&prefix_key(vip));
+            self.kernel.check("remove", &vip.to_string(), removed)?;
         } else {
-            self.maps.vips.delete(&key(vip))
-        };
-        self.kernel
-            .check("remove", &vip.to_string(), result)
-            .map(|_| ())
+            self.maps.vip_cells.remove(&key(vip));
+        }
+        Ok(())
     }
 }
 

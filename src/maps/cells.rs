@@ -1,4 +1,4 @@
-//! The arrays that packets read and the library writes through shared memory: what a VIP is, what
+//! The arrays that packets read and the library writes through shared memory: what
 //! a real is, and the settings that change while packets flow. No store here is a system call,
 //! so none can fail; the order of stores is what keeps packets right.
 
@@ -11,57 +11,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
 
-use super::RingSlot;
 use crate::MacAddr;
 use crate::RealFlags;
-use crate::VipFlags;
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
 use crate::types::address_bytes;
 
-const _: () = assert!(size_of::<types::vip>() == 8);
 const _: () = assert!(size_of::<types::live>() == 24);
-
-/// What packets see of one VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VipCell {
-    pub(crate) flags: VipFlags,
-    /// Whether the VIP has any real, drained ones included.
-    pub(crate) has_reals: bool,
-    /// The ring in force; none if no real takes new flows.
-    pub(crate) ring: Option<RingSlot>,
-}
-
-/// `vip_info`: one 64-bit word a VIP.
-pub(crate) struct VipCells {
-    map: OwnedFd,
-    memory: Mapping,
-}
-
-impl VipCells {
-    pub(crate) fn new(map: OwnedFd, max_vips: u32) -> io::Result<Self> {
-        let memory = Mapping::new(map.as_fd(), max_vips as usize * size_of::<types::vip>())?;
-        Ok(Self { map, memory })
-    }
-
-    /// Switches what packets see of a VIP, flags and ring together.
-    pub(crate) fn set(&self, number: u16, cell: VipCell) {
-        let no_reals = types::vip_flag::VIP_NO_REALS.0;
-        let flags = cell.flags.bits() | if cell.has_reals { 0 } else { no_reals };
-        let ring = cell
-            .ring
-            .map_or(types::ring_constant::RING_NONE.0, |slot| slot.get());
-        // The struct's first field is at the lower address; the program is little-endian only.
-        let word = u64::from(flags) | u64::from(ring) << 32;
-        self.memory.u64s()[usize::from(number)].store(word, Ordering::Release);
-    }
-}
-
-impl AsFd for VipCells {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.map.as_fd()
-    }
-}
 
 /// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use super::random::random_words;
 use crate::skel::katran::types;
 
 const WORDS: usize = types::flow_table_constant::FLOW_WORDS.0 as usize;
@@ -25,16 +26,10 @@ pub(crate) struct FlowHash {
 impl FlowHashKeys {
     /// Draws keys from the kernel's random number generator.
     pub(crate) fn draw() -> io::Result<Self> {
-        let mut bytes = [0; size_of::<types::flow_hash_key>() * (WORDS + 1)];
-        getrandom::fill(&mut bytes).map_err(io::Error::from)?;
-        let mut words = bytes.chunks_exact(8).map(|bytes| {
-            // Chunks of eight.
-            u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
-        });
-        let mut next = || words.next().unwrap_or_default();
-        Ok(Self(std::array::from_fn(|_| types::flow_hash_key {
-            set: next(),
-            fingerprint: next(),
+        let words: [u64; 2 * (WORDS + 1)] = random_words()?;
+        Ok(Self(std::array::from_fn(|i| types::flow_hash_key {
+            set: words[2 * i],
+            fingerprint: words[2 * i + 1],
         })))
     }
 

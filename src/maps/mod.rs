@@ -5,12 +5,12 @@ mod cells;
 mod flow_hash;
 mod flows;
 mod kernel;
+mod random;
 mod rings;
+mod vips;
 
 pub(crate) use cells::Live;
 pub(crate) use cells::RealCells;
-pub(crate) use cells::VipCell;
-pub(crate) use cells::VipCells;
 pub(crate) use cells::VipKinds;
 pub(crate) use cells::real_id;
 pub(crate) use flow_hash::FlowHashKeys;
@@ -27,13 +27,18 @@ pub(crate) use rings::max_chunks;
 pub(crate) use rings::ring_bytes;
 pub(crate) use rings::settle;
 
+pub(crate) use vips::ChainFull;
+pub(crate) use vips::VipCell;
+pub(crate) use vips::VipCells;
+pub(crate) use vips::VipHash;
+pub(crate) use vips::vip_table_bytes;
+
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 
 /// Every map of the balancer.
 pub(crate) struct Maps {
-    pub(crate) vips: Typed<types::vip_key, u32>,
     pub(crate) prefix_vips: Typed<types::vip_prefix_key, u32>,
     pub(crate) vip_cells: VipCells,
     pub(crate) real_cells: RealCells,

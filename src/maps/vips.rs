@@ -1,0 +1,384 @@
+//! The VIP table: what packets find a VIP by, and what they then see of it. A hash table with
+//! chains in shared memory: packets walk a chain while the library changes it.
+//!
+//! A VIP goes to the head of its chain by one store, and leaves it by one store; its number keeps
+//! its key and its successor until a grace period has passed (the caller waits for it before a
+//! number is given out again), so a packet that stands on it finds its way on.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use super::RingSlot;
+use super::random::random_words;
+use crate::VipFlags;
+use crate::skel::katran::types;
+use crate::sys::mapping::Mapping;
+
+/// As many heads of chains for each VIP, at least: half a dozen VIPs with one hash are rare then.
+const HEADS_PER_VIP: u32 = 4;
+const CHAIN: usize = types::vip_constant::VIP_CHAIN.0 as usize;
+const WORDS: usize = types::vip_constant::VIP_WORDS.0 as usize;
+
+/// 32-bit words of a VIP, and which of them is its successor's; 64-bit words, and which of them
+/// holds flags and ring.
+const INFO_U32S: usize = size_of::<types::vip_info>() / 4;
+const INFO_NEXT: usize = WORDS;
+const INFO_U64S: usize = size_of::<types::vip_info>() / 8;
+const INFO_VIP: usize = INFO_U64S - 1;
+
+const _: () = {
+    assert!(size_of::<types::vip>() == 8);
+    assert!(std::mem::offset_of!(types::vip_info, next) == 4 * INFO_NEXT);
+    assert!(std::mem::offset_of!(types::vip_info, vip) == 8 * INFO_VIP);
+};
+
+/// What packets see of one VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VipCell {
+    pub(crate) flags: VipFlags,
+    /// Whether the VIP has any real, drained ones included.
+    pub(crate) has_reals: bool,
+    /// The ring in force; none if no real takes new flows.
+    pub(crate) ring: Option<RingSlot>,
+}
+
+impl VipCell {
+    fn word(&self) -> u64 {
+        let no_reals = types::vip_flag::VIP_NO_REALS.0;
+        let flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
+        let ring = self
+            .ring
+            .map_or(types::ring_constant::RING_NONE.0, |slot| slot.get());
+        // The struct's first field is at the lower address; the program is little-endian only.
+        u64::from(flags) | u64::from(ring) << 32
+    }
+}
+
+/// How the VIP table hashes: a multilinear hash (see `src/bpf/flow_sets.h`) with keys of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct VipHash {
+    keys: [u64; WORDS + 1],
+    shift: u32,
+}
+
+impl VipHash {
+    /// Random keys, and room for so many VIPs.
+    pub(crate) fn draw(max_vips: u32) -> io::Result<Self> {
+        Ok(Self {
+            keys: random_words()?,
+            shift: u64::BITS - (HEADS_PER_VIP * max_vips).next_power_of_two().ilog2(),
+        })
+    }
+
+    pub(crate) fn keys(&self) -> [u64; WORDS + 1] {
+        self.keys
+    }
+
+    /// Bits that the sum is shifted right by.
+    pub(crate) fn shift(&self) -> u32 {
+        self.shift
+    }
+
+    /// How many chains there are.
+    #[cfg(test)]
+    pub(crate) fn heads(&self) -> usize {
+        1 << (u64::BITS - self.shift)
+    }
+
+    fn head_of(&self, words: &[u32; WORDS]) -> usize {
+        let sum = self.keys[..WORDS]
+            .iter()
+            .zip(words)
+            .fold(self.keys[WORDS], |sum, (key, word)| {
+                sum.wrapping_add(key.wrapping_mul(u64::from(*word)))
+            });
+        (sum >> self.shift) as usize
+    }
+}
+
+/// The VIP table's memory in bytes, for so many VIPs: heads, and the VIPs themselves.
+pub(crate) fn vip_table_bytes(max_vips: u32) -> [u32; 2] {
+    let heads = (HEADS_PER_VIP * max_vips).next_power_of_two();
+    [
+        heads * size_of::<u16>() as u32,
+        max_vips * size_of::<types::vip_info>() as u32,
+    ]
+}
+
+/// The VIP table in the kernel.
+pub(crate) struct VipCells {
+    heads_map: OwnedFd,
+    infos_map: OwnedFd,
+    heads: Mapping,
+    infos: Mapping,
+    hash: VipHash,
+}
+
+/// A chain that has all the VIPs that a packet would look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChainFull;
+
+impl VipCells {
+    pub(crate) fn new(
+        heads_map: OwnedFd,
+        infos_map: OwnedFd,
+        max_vips: u32,
+        hash: VipHash,
+    ) -> io::Result<Self> {
+        let [heads, infos] = vip_table_bytes(max_vips);
+        Ok(Self {
+            heads: Mapping::new(heads_map.as_fd(), heads as usize)?,
+            infos: Mapping::new(infos_map.as_fd(), infos as usize)?,
+            heads_map,
+            infos_map,
+            hash,
+        })
+    }
+
+    /// Switches what packets see of a VIP, flags and ring together.
+    pub(crate) fn set(&self, number: u16, cell: VipCell) {
+        let words: &[AtomicU64] = self.infos.u64s();
+        words[usize::from(number) * INFO_U64S + INFO_VIP].store(cell.word(), Ordering::Release);
+    }
+
+    /// Lets packets find a VIP by its key. Its cell has been set, and no packet knows the number.
+    pub(crate) fn insert(&self, key: &types::vip_key, number: u16) -> Result<(), ChainFull> {
+        self.chains().insert(key, number)
+    }
+
+    /// Lets packets find the VIP with this key no more; whether it was there.
+    pub(crate) fn remove(&self, key: &types::vip_key) -> bool {
+        self.chains().remove(key)
+    }
+
+    fn chains(&self) -> Chains<'_> {
+        Chains {
+            heads: self.heads.u16s(),
+            infos: self.infos.u32s(),
+            hash: &self.hash,
+        }
+    }
+
+    pub(crate) fn heads_fd(&self) -> BorrowedFd<'_> {
+        self.heads_map.as_fd()
+    }
+
+    pub(crate) fn infos_fd(&self) -> BorrowedFd<'_> {
+        self.infos_map.as_fd()
+    }
+}
+
+/// The chains, in whatever memory.
+struct Chains<'a> {
+    heads: &'a [AtomicU16],
+    infos: &'a [AtomicU32],
+    hash: &'a VipHash,
+}
+
+impl Chains<'_> {
+    fn info(&self, number: u16) -> &[AtomicU32] {
+        &self.infos[usize::from(number) * INFO_U32S..][..INFO_U32S]
+    }
+
+    fn next(&self, number: u16) -> u16 {
+        // Only numbers are stored there.
+        self.info(number)[INFO_NEXT].load(Ordering::Relaxed) as u16
+    }
+
+    /// The numbers from a chain's head on.
+    fn chain(&self, head: usize) -> impl Iterator<Item = u16> {
+        let number = |next: u16| next.checked_sub(1);
+        let first = number(self.heads[head].load(Ordering::Relaxed));
+        std::iter::successors(first, move |last| number(self.next(*last)))
+    }
+
+    fn insert(&self, key: &types::vip_key, number: u16) -> Result<(), ChainFull> {
+        let words = words(key);
+        let head = self.hash.head_of(&words);
+        if self.chain(head).count() >= CHAIN {
+            return Err(ChainFull);
+        }
+        let info = self.info(number);
+        for (to, word) in info.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+        let first = self.heads[head].load(Ordering::Relaxed);
+        info[INFO_NEXT].store(first.into(), Ordering::Relaxed);
+        // Numbers end below 65,535.
+        self.heads[head].store(number + 1, Ordering::Release);
+        Ok(())
+    }
+
+    fn remove(&self, key: &types::vip_key) -> bool {
+        let words = words(key);
+        let head = self.hash.head_of(&words);
+        let mut before = None;
+        for number in self.chain(head) {
+            let info = self.info(number);
+            let mut stored = info.iter().map(|word| word.load(Ordering::Relaxed));
+            if words.iter().all(|word| stored.next() == Some(*word)) {
+                let next = self.next(number);
+                match before {
+                    None => self.heads[head].store(next, Ordering::Release),
+                    Some(before) => {
+                        self.info(before)[INFO_NEXT].store(next.into(), Ordering::Release);
+                    }
+                }
+                return true;
+            }
+            before = Some(number);
+        }
+        false
+    }
+}
+
+/// The key as the program reads it: 32-bit words as they lie in memory.
+fn words(key: &types::vip_key) -> [u32; WORDS] {
+    let [port_low, port_high] = key.port.to_ne_bytes();
+    let service = u32::from_ne_bytes([port_low, port_high, key.protocol, key.family]);
+    let mut words = [service; WORDS];
+    for (word, bytes) in words.iter_mut().zip(key.address.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VIPS: u16 = 64;
+
+    struct Memory {
+        heads: Vec<AtomicU16>,
+        infos: Vec<AtomicU32>,
+        hash: VipHash,
+    }
+
+    impl Memory {
+        /// So few chains that most have several VIPs.
+        fn new(bits: u32) -> Self {
+            let hash = VipHash {
+                keys: random_words().unwrap(),
+                shift: u64::BITS - bits,
+            };
+            Self {
+                heads: (0..hash.heads()).map(|_| AtomicU16::new(0)).collect(),
+                infos: (0..usize::from(VIPS) * INFO_U32S)
+                    .map(|_| AtomicU32::new(0))
+                    .collect(),
+                hash,
+            }
+        }
+
+        fn chains(&self) -> Chains<'_> {
+            Chains {
+                heads: &self.heads,
+                infos: &self.infos,
+                hash: &self.hash,
+            }
+        }
+
+        /// As the program does.
+        fn find(&self, key: &types::vip_key) -> Option<u16> {
+            let words = words(key);
+            let chains = self.chains();
+            let head = self.hash.head_of(&words);
+            chains.chain(head).take(CHAIN).find(|number| {
+                let info = chains.info(*number);
+                (0..WORDS).all(|i| info[i].load(Ordering::Relaxed) == words[i])
+            })
+        }
+    }
+
+    fn key(i: u8) -> types::vip_key {
+        let mut key = types::vip_key {
+            port: 443u16.to_be(),
+            protocol: 6,
+            family: 4,
+            ..Default::default()
+        };
+        key.address[..4].copy_from_slice(&[203, 0, 113, i]);
+        key
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_is_there_and_nothing_else(
+            steps in prop::collection::vec((any::<bool>(), 0..VIPS as u8), 1..200)
+        ) {
+            let memory = Memory::new(4);
+            let mut there = BTreeMap::new();
+            for (add, i) in steps {
+                // Number i belongs to key i; some chains get full.
+                let number = u16::from(i);
+                if !add {
+                    prop_assert_eq!(memory.chains().remove(&key(i)), there.remove(&i).is_some());
+                } else if !there.contains_key(&i)
+                    && memory.chains().insert(&key(i), number).is_ok()
+                {
+                    there.insert(i, number);
+                }
+                for i in 0..VIPS as u8 {
+                    prop_assert_eq!(memory.find(&key(i)), there.get(&i).copied());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_takes_as_many_vips_as_packets_look_at() {
+        let memory = Memory::new(1);
+        let mut refused = 0;
+        for i in 0..VIPS as u8 {
+            match memory.chains().insert(&key(i), i.into()) {
+                Ok(()) => assert_eq!(memory.find(&key(i)), Some(i.into())),
+                Err(ChainFull) => {
+                    refused += 1;
+                    assert_eq!(memory.find(&key(i)), None);
+                }
+            }
+        }
+        assert_eq!(refused, usize::from(VIPS) - 2 * CHAIN);
+    }
+
+    #[test]
+    fn a_removed_vip_still_leads_on() {
+        let memory = Memory::new(1);
+        let chains = memory.chains();
+        for i in 0..8 {
+            chains.insert(&key(i), i.into()).unwrap();
+        }
+        let successors: Vec<_> = (0..8).map(|number| chains.next(number)).collect();
+        for i in (0..8).rev() {
+            assert!(chains.remove(&key(i)));
+            assert_eq!(chains.next(i.into()), successors[usize::from(i)]);
+        }
+        assert!(memory.heads.iter().all(|head| head.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn many_vips_in_a_row_spread() {
+        // A table for 65,535 VIPs: 64 addresses with 1,000 ports each.
+        let hash = VipHash::draw(65_535).unwrap();
+        let mut lengths = vec![0; hash.heads()];
+        for i in 0..64 {
+            for port in 1..=1000u16 {
+                let mut key = key(i);
+                key.port = port.to_be();
+                lengths[hash.head_of(&words(&key))] += 1;
+            }
+        }
+        assert!(lengths.iter().all(|length| *length <= CHAIN));
+    }
+}
