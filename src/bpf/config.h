@@ -27,11 +27,13 @@ const volatile __u32 max_reals = 1;
 const volatile __u64 vip_keys[VIP_WORDS + 1] = {};
 const volatile __u32 vip_shift = 63;
 const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
-/* Sets of each forwarding CPU's table, and of the shared one. */
+/* Sets of each forwarding CPU's table. */
 const volatile __u32 flow_sets = 1;
-const volatile __u32 fallback_flow_sets = 1;
-/* One for each word of a flow, and the sums' start values. */
-const volatile struct flow_hash_key flow_keys[FLOW_WORDS + 1] = {};
+/* Random keys of the flow's fingerprint: one for each of its words, and the sum's start value. */
+const volatile __u64 flow_keys[FLOW_WORDS + 1] = {};
+/* As how old a TCP flow is remembered that no packet but its first one was seen of: if the set is
+ * full of flows used since, the new one makes room first. Ticks. */
+const volatile __u32 new_flow_age = 5000;
 const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
 /* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */

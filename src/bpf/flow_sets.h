@@ -4,114 +4,183 @@
  * set of two cache lines; within the set the least recently used entry goes first. An entry holds
  * a fingerprint of the flow instead of its addresses.
  *
- * Set and fingerprint are multilinear hashes (Lemire and Kaser, "Strongly universal string hashing
- * is fast", The Computer Journal, 2014) of the flow's 32-bit words, with keys drawn at load: for
- * flows chosen without knowing the keys, each pair meets in a set no more often than by chance.
+ * The table starts with few of its sets in use and splits one after the other as flows come
+ * (linear hashing: Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980),
+ * so that few flows stay in few cache lines and pages, whatever the table's size.
+ *
+ * The fingerprint is a multilinear hash (Lemire and Kaser, "Strongly universal string hashing is
+ * fast", The Computer Journal, 2014) of the flow's 32-bit words, with keys drawn at load, so that
+ * nobody who does not know them can choose flows that meet in a set.
  */
 #pragma once
 
 #include "config.h"
 #include "maps.h"
 
-struct flow_hash {
-	__u32 set; /* to be scaled to the number of sets */
-	__u64 fingerprint;
-};
+#include <stddef.h>
 
-/* Adds the flow's word `i` to both sums. */
-static __always_inline void flow_hash_word(struct flow_hash *sums, __u64 *first,
-					   const __u32 *words, int i)
-{
-	*first += flow_keys[i].set * words[i];
-	sums->fingerprint += flow_keys[i].fingerprint * words[i];
-}
+#define WAYS_PER_LINE ((int)(64 / sizeof(struct flow_entry)))
+/* Sets that are split when a flow fills the first line of its set, or goes beyond it. Sets then
+ * hold one or two flows on average, and only one new flow in thousands finds its set full. */
+#define SPLITS 4
 
-static __always_inline struct flow_hash flow_hash(const struct flow_key *key, bool v6)
+static __always_inline __u64 flow_fingerprint(const struct flow_key *key, bool v6)
 {
 	const __u32 *words = (const __u32 *)key;
-	struct flow_hash hash = { .fingerprint = flow_keys[FLOW_WORDS].fingerprint };
-	__u64 sum = flow_keys[FLOW_WORDS].set;
+	__u64 sum = flow_keys[FLOW_WORDS];
 
 	/* An IPv4 address is one word; the other three are 0 and add nothing. */
 #pragma unroll
 	for (int i = 0; i < FLOW_WORDS; i++)
 		if (v6 || i % 4 == 0 || i > 8)
-			flow_hash_word(&hash, &sum, words, i);
-	/* The upper half is the one that is strongly universal. */
-	hash.set = sum >> 32;
+			sum += flow_keys[i] * words[i];
 	/* Odd, so that no flow matches an empty entry. */
-	hash.fingerprint |= 1;
-	return hash;
+	return sum | 1;
 }
 
-/* The set of a hash in a table of so many: the hash as a fraction, times the number. */
-static __always_inline __u32 scale(__u32 hash, __u32 sets)
+/* The bits that choose the set. The sums of flows that differ by the same step, as by ports in a
+ * row, lie in a row themselves; mixed, they spread like any others. */
+static __always_inline __u32 set_hash(__u64 fingerprint)
 {
-	return (__u64)hash * sets >> 32;
+	return (fingerprint ^ fingerprint >> 32) * FLOW_MIX >> 32;
+}
+
+/* The set among the `active` first ones. `mask` has as many bits as the last of their numbers. */
+static __always_inline __u32 active_set(__u32 hash, __u32 active, __u32 mask)
+{
+	const __u64 number = hash & mask;
+	/* All ones if that set is not in use yet: its flows are in the one that it will be split
+	 * from. A branch would go either way at random. */
+	const __u64 beyond = (__s64)(active - 1 - number) >> 63;
+
+	return number & ~(beyond & (mask ^ mask >> 1));
 }
 
 /* Several CPUs may write to a set of the fallback at once: entries are lost then, or overwritten,
  * but one that is half of each matches no flow. */
-static __always_inline struct flow_set *sets_locate(void *table, const struct flow_hash *hash)
+static __always_inline struct flow_set *sets_locate(void *table, const struct counters *record,
+						    __u64 fingerprint)
 {
+	const __u32 hash = set_hash(fingerprint);
 	__u32 number;
 
 	if (table) {
-		number = scale(hash->set, flow_sets);
+		number = active_set(hash, record->active_sets, record->set_mask);
 		return bpf_map_lookup_elem(table, &number);
 	}
-	number = scale(hash->set, fallback_flow_sets);
+	number = hash & (FALLBACK_SETS - 1);
 	return bpf_map_lookup_elem(&fallback_flows, &number);
 }
 
-/* What the table knows of the flow; NULL if it does not know it. */
+/* All ones if `difference` is 0, else 0: a comparison without a branch. The sets of many flows are
+ * not in any cache, so a branch on what they hold is decided late, and if it was predicted wrongly
+ * all work that had been done meanwhile is lost. */
+static __always_inline __u64 equal_mask(__u64 difference)
+{
+	__u64 mask = ((difference | -difference) >> 63) - 1;
+
+	barrier_var(mask);
+	return mask;
+}
+
+static __always_inline struct flow_entry *entry_at(struct flow_set *set, __u64 offset)
+{
+	return (void *)set + (offset & (sizeof(*set) - sizeof(struct flow_entry)));
+}
+
+/* What the set knows of the flow; NULL if it does not know it. A cache line at a time. */
 static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 fingerprint)
 {
 	if (!set)
 		return NULL;
 #pragma unroll
-	for (int way = 0; way < FLOW_WAYS; way++) {
-		struct flow_entry *entry = &set->entries[way];
+	for (int first = 0; first < FLOW_WAYS; first += WAYS_PER_LINE) {
+		__u64 offset = 0, id = 0;
 
-		if ((entry->tag ^ entry->mark.id) == fingerprint)
-			return &entry->mark;
+#pragma unroll
+		for (int way = first; way < first + WAYS_PER_LINE; way++) {
+			const struct flow_entry *entry = &set->entries[way];
+			const __u64 mask = equal_mask(entry->tag ^ entry->mark.id ^ fingerprint);
+
+			offset |= mask & (way * sizeof(*entry));
+			id |= mask & entry->mark.id;
+		}
+		if (id)
+			return &entry_at(set, offset)->mark;
 	}
 	return NULL;
 }
 
-/* The flow's own entry, or else an empty one, or else the one unused for longest. */
-static __always_inline struct flow_entry *sets_choose(struct flow_set *set, __u64 fingerprint,
-						      __u32 now)
+/* Which entry is to be the flow's: its own, or else an empty one, or else the one unused for
+ * longest. */
+static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 fingerprint, __u32 now)
 {
-	struct flow_entry *chosen = &set->entries[0];
-	__u64 longest = 0;
+	__u64 chosen = 0, longest = 0;
 
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
-		struct flow_entry *entry = &set->entries[way];
+		const struct flow_entry *entry = &set->entries[way];
 		__u64 unused = (__u32)(now - entry->mark.used) + 1ull;
 
 		if ((entry->tag ^ entry->mark.id) == fingerprint)
-			return entry;
+			return way;
 		if (!entry->mark.id)
 			unused = ~0ull;
 		if (unused > longest) {
 			longest = unused;
-			chosen = entry;
+			chosen = way;
 		}
 	}
 	return chosen;
 }
 
-static __always_inline void sets_remember(struct flow_set *set, __u64 fingerprint, __u32 id,
-					  __u32 now)
+/* Brings the next sets into use, each with the flows that belong there. */
+static __noinline void sets_split(void *table, struct counters *record)
+{
+	for (int i = 0; i < SPLITS; i++) {
+		__u32 number = record->active_sets;
+		__u32 mask = record->set_mask;
+		struct flow_set *from, *to;
+		__u32 bit, parent;
+
+		if (number >= flow_sets)
+			return;
+		if (number > mask)
+			mask = mask << 1 | 1;
+		bit = mask ^ mask >> 1;
+		parent = number ^ bit;
+		from = bpf_map_lookup_elem(table, &parent);
+		to = bpf_map_lookup_elem(table, &number);
+		if (!from || !to)
+			return;
+		for (int way = 0; way < FLOW_WAYS; way++) {
+			struct flow_entry *entry = &from->entries[way];
+			const struct flow_entry old = *entry;
+
+			if (!old.mark.id || !(set_hash(old.tag ^ old.mark.id) & bit))
+				continue;
+			to->entries[way] = old;
+			*entry = (struct flow_entry){};
+		}
+		record->set_mask = mask;
+		record->active_sets = number + 1;
+	}
+}
+
+static __always_inline void sets_remember(void *table, struct flow_set *set,
+					  struct counters *record, __u64 fingerprint, __u32 id,
+					  __u32 now, __u32 used)
 {
 	struct flow_entry *entry;
+	__u64 way;
 
 	if (!set)
 		return;
-	entry = sets_choose(set, fingerprint, now);
+	way = sets_choose(set, fingerprint, now);
+	entry = entry_at(set, way * sizeof(*entry));
 	entry->tag = fingerprint ^ id;
 	entry->mark.id = id;
-	entry->mark.used = now;
+	entry->mark.used = used;
+	if (way >= (__u64)WAYS_PER_LINE - 1 && table && record->active_sets < flow_sets)
+		sets_split(table, record);
 }

@@ -37,10 +37,8 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	if (!place.table)
 		run->counters->flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
-		const struct flow_hash hash = flow_hash(key, v6);
-
-		place.set = sets_locate(place.table, &hash);
-		place.fingerprint = hash.fingerprint;
+		place.fingerprint = flow_fingerprint(key, v6);
+		place.set = sets_locate(place.table, run->counters, place.fingerprint);
 	}
 	return place;
 }
@@ -65,17 +63,21 @@ static __always_inline struct real *flow_find(const struct flow_place *place,
 	/* Signed: another CPU may have stamped an entry of the shared table since. */
 	if (key->protocol == IPPROTO_UDP && (__s32)(now - mark->used) > (__s32)udp_timeout)
 		return NULL;
-	/* Once a tick is enough. The LRU hash needs no stamp for its own order. */
-	if ((sets || key->protocol == IPPROTO_UDP) && mark->used != now)
+	/* The LRU hash needs no stamp for its own order. */
+	if (sets || key->protocol == IPPROTO_UDP)
 		mark->used = now;
 	return real;
 }
 
-static __always_inline void flow_remember(const struct flow_place *place,
+static __always_inline void flow_remember(const struct run *run, const struct flow_place *place,
 					  const struct flow_key *key, __u32 id, __u32 now)
 {
+	/* The time-out of UDP flows reads the stamp, so theirs is true. */
+	const __u32 used = key->protocol == IPPROTO_UDP ? now : now - new_flow_age;
+
 	if (flow_table_kind == FLOW_TABLE_SETS)
-		sets_remember(place->set, place->fingerprint, id, now);
+		sets_remember(place->table, place->set, run->counters, place->fingerprint, id, now,
+			      used);
 	else
 		lru_remember(place->table, key, id, now);
 }

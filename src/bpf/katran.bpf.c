@@ -84,7 +84,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
-		flow_remember(&choice->place, &packet->flow, id, now);
+		flow_remember(run, &choice->place, &packet->flow, id, now);
 	run->counters->flow_misses++;
 	count_watched(choice);
 	return real;

@@ -14,6 +14,9 @@
 
 #define ADDRESS_BYTES 16
 
+/* A large odd number without a pattern, to mix a flow's hash: 2^64 divided by the golden ratio. */
+#define FLOW_MIX 0x9e3779b97f4a7c15ull
+
 /* Address families, in keys. */
 #define FAMILY_V4 4
 #define FAMILY_V6 6
@@ -63,6 +66,10 @@ enum flow_table_constant {
 	FLOW_WAYS = 8,
 	/* 32-bit words of a flow_key. */
 	FLOW_WORDS = 10,
+	/* Sets of the table that CPUs without one of their own share. */
+	FALLBACK_SETS = 1024,
+	/* Sets that a table has in use from the start. */
+	FIRST_SETS = 256,
 	REAL_NUMBER_BITS = 16,
 	REAL_NUMBER_MASK = (1 << REAL_NUMBER_BITS) - 1,
 };
@@ -143,12 +150,6 @@ struct flow_set {
 	struct flow_entry entries[FLOW_WAYS];
 };
 
-/* One of the random keys of the flow table's hashes. */
-struct flow_hash_key {
-	__u64 set;
-	__u64 fingerprint;
-};
-
 struct count {
 	__u64 packets;
 	__u64 bytes;
@@ -208,6 +209,10 @@ struct counters {
 	/* The flood guard's present window. */
 	__u64 window_start; /* ticks */
 	__u64 window_flows;
+	/* How many sets of this CPU's flow table are in use, and a mask for their numbers: 2^n - 1,
+	 * at least the last one's and less than twice that. */
+	__u32 active_sets;
+	__u32 set_mask;
 };
 
 /* What the control side changes while packets flow; everything else is a load-time constant. */

@@ -266,7 +266,7 @@ impl Katran {
         })
     }
 
-    fn per_cpu(&self) -> Result<Vec<types::counters>> {
+    pub(super) fn per_cpu(&self) -> Result<Vec<types::counters>> {
         self.kernel
             .check("read", "counters", self.maps.counters.get(0))
     }

@@ -288,11 +288,15 @@ impl Katran {
         let of_cpus = flows.of_cpus.iter();
         let of_cpus = of_cpus.map(|(cpu, table)| (table, Choice::FlowTable { cpu: *cpu }));
         let tables = of_cpus.chain([(&flows.fallback, Choice::FallbackTable)]);
-        let hash = self.flow_keys.hash(key);
+        let fingerprint = self.flow_keys.fingerprint(key);
+        let records = self.per_cpu()?;
         for (table, choice) in tables {
-            let mark = self
-                .kernel
-                .check("look into", "a flow table", table.find(key, &hash))?;
+            let active = match choice {
+                Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.active_sets),
+                _ => None,
+            };
+            let mark = table.find(key, fingerprint, active);
+            let mark = self.kernel.check("look into", "a flow table", mark)?;
             if let Some(mark) = mark
                 && let Some(real) = self.real_of(&mark, protocol)?
             {

@@ -41,6 +41,7 @@ use crate::maps::VipCells;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::kernel_error;
+use crate::maps::mask;
 use crate::maps::max_chunks;
 use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
@@ -54,6 +55,10 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::map::set_inner;
 use crate::sys::object::VerifierLog;
+
+/// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
+/// make room, while flows that send more often than this keep their entries.
+const NEW_FLOW_AGE: Duration = Duration::from_secs(5);
 
 /// Lines of the verifier's log that an error shows.
 const LOG_LINES: usize = 30;
@@ -172,6 +177,15 @@ impl Builder {
             .map_err(|error| kernel_error("take over", "katran_explain", error))?;
         let clock =
             own(&skel.progs.ticks).map_err(|error| kernel_error("take over", "ticks", error))?;
+        let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
+        let record = types::counters {
+            active_sets: first_sets,
+            set_mask: mask(first_sets),
+            ..Default::default()
+        };
+        maps.counters
+            .fill(0, record)
+            .map_err(|error| kernel_error("write the first", "counters", error))?;
         maps.live.set_gateway_mac(config.gateway_mac);
         Ok(Katran {
             gateway_mac: config.gateway_mac,
@@ -215,6 +229,11 @@ pub(super) fn ticks(time: Duration, tick: Duration) -> u32 {
     // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
     // 10 ms.
     u32::try_from(ticks).unwrap_or(u32::MAX / 2)
+}
+
+/// Sets of each forwarding CPU's table, if it has sets.
+fn flow_sets(config: &Config) -> u32 {
+    FlowTableShape::new(config.flow_table, config.flows_per_cpu).max_entries
 }
 
 /// One table per forwarding CPU, on that CPU's node.
@@ -293,10 +312,9 @@ fn set_constants(
         FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
         FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
     };
-    let sets = |flows| FlowTableShape::new(config.flow_table, flows).max_entries;
-    constants.flow_sets = sets(config.flows_per_cpu);
-    constants.fallback_flow_sets = sets(FALLBACK_FLOWS);
-    constants.flow_keys = *flow_keys.keys();
+    constants.flow_sets = flow_sets(config);
+    constants.flow_keys = flow_keys.keys();
+    constants.new_flow_age = ticks(NEW_FLOW_AGE, tick);
     constants.max_vips = config.max_vips.into();
     constants.max_reals = config.max_reals.into();
     constants.vip_keys = vip_hash.keys();

@@ -6,8 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use super::flow_hash::FlowHash;
+use super::flow_hash::Fingerprint;
 use crate::FlowTableKind;
+use crate::config::FALLBACK_FLOWS;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;
@@ -23,6 +24,9 @@ const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
 const ENTRY_MARK: usize = 1;
 
 const _: () = assert!(size_of::<types::flow_set>() == 128);
+const _: () = assert!(
+    FALLBACK_FLOWS * ENTRIES_PER_FLOW == types::flow_table_constant::FALLBACK_SETS.0 * WAYS
+);
 
 /// What the kernel has to be told to make a flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,19 +107,21 @@ impl FlowTable {
     }
 
     /// What the table remembers of a flow; whether that still counts is for the caller to judge.
+    /// `active` of its sets are in use, or all if that is `None`.
     pub(crate) fn find(
         &self,
         key: &types::flow_key,
-        hash: &FlowHash,
+        fingerprint: Fingerprint,
+        active: Option<u32>,
     ) -> io::Result<Option<types::flow_mark>> {
         match self {
             Self::Lru { map, .. } => map.lookup(key),
             Self::Sets { map, sets } => {
-                let set = map.lookup(&hash.set_of(*sets))?.unwrap_or_default();
-                let matching = set
-                    .entries
-                    .iter()
-                    .find(|entry| entry.tag ^ u64::from(entry.mark.id) == hash.fingerprint);
+                let number = fingerprint.set_of(active.unwrap_or(*sets));
+                let set = map.lookup(&number)?.unwrap_or_default();
+                let mut entries = set.entries.iter();
+                let matching =
+                    entries.find(|entry| entry.tag ^ u64::from(entry.mark.id) == fingerprint.0);
                 Ok(matching.map(|entry| entry.mark))
             }
         }

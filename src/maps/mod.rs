@@ -14,6 +14,7 @@ pub(crate) use cells::RealCells;
 pub(crate) use cells::VipKinds;
 pub(crate) use cells::real_id;
 pub(crate) use flow_hash::FlowHashKeys;
+pub(crate) use flow_hash::mask;
 pub(crate) use flows::FlowTable;
 pub(crate) use flows::FlowTableShape;
 pub(crate) use flows::FlowTables;

@@ -364,7 +364,12 @@ mod tests {
             assert!(chains.remove(&key(i)));
             assert_eq!(chains.next(i.into()), successors[usize::from(i)]);
         }
-        assert!(memory.heads.iter().all(|head| head.load(Ordering::Relaxed) == 0));
+        assert!(
+            memory
+                .heads
+                .iter()
+                .all(|head| head.load(Ordering::Relaxed) == 0)
+        );
     }
 
     #[test]

@@ -241,7 +241,12 @@ impl<V: Pod> PerCpuArray<V> {
 
     /// Sets one element to zero on every CPU.
     pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
-        let values = vec![V::default(); self.cpus];
+        self.fill(index, V::default())
+    }
+
+    /// Sets one element to this value on every CPU.
+    pub(crate) fn fill(&self, index: u32, value: V) -> io::Result<()> {
+        let values = vec![value; self.cpus];
         // SAFETY: the kernel reads one V for each possible CPU, and there are that many.
         check(unsafe {
             libbpf_sys::bpf_map_update_elem(

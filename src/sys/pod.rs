@@ -33,7 +33,7 @@ pod! {
     types::count = 16;
     types::vip_counters = 16;
     types::real_counters = 24;
-    types::counters = 3 * 16 + 14 * 8 + 17 * 8 + 2 * 8;
+    types::counters = 3 * 16 + 14 * 8 + 17 * 8 + 2 * 8 + 8;
     decap_counters = 8 * 8;
 }
 
