@@ -1,9 +1,14 @@
 //! Measures XDP programs on pristine frames of many flows.
 //!
 //! A [`Yardstick`] wraps a program under test so that each run of it gets the same frame again, as
-//! one of the next of N flows. The time of the wrapper alone is to be subtracted, and the time of
-//! a program that does one hash lookup is what machines can be compared by.
+//! one of the next of N flows, or of the flows of a sequence. The time of the wrapper alone is to be
+//! subtracted, and the time of a program that does one hash lookup is what machines can be compared
+//! by. Beside it are models of flow tables and the traffic to hold tables in the kernel against
+//! them.
 
+mod flood;
+mod lru;
+mod sets;
 mod skel {
     #![allow(
         clippy::all,
@@ -15,6 +20,8 @@ mod skel {
     include!(concat!(env!("OUT_DIR"), "/yardstick.skel.rs"));
 }
 
+mod traffic;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -25,12 +32,21 @@ use std::time::Duration;
 use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::ProgramInput;
+use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::time::ClockId;
 
+pub use crate::flood::Flood;
+pub use crate::flood::Packets;
+pub use crate::lru::ExactLru;
+pub use crate::sets::HashKeys;
+pub use crate::sets::SetAssociative;
+pub use crate::sets::WAYS;
 use crate::skel::YardstickSkel;
 use crate::skel::YardstickSkelBuilder;
+pub use crate::traffic::Pattern;
+pub use crate::traffic::scattered;
 
 /// Bytes at the start of the frame that are restored before each run.
 const HEAD: usize = 80;
@@ -39,13 +55,42 @@ const ETHERNET: usize = 14;
 const PORT_BITS: u32 = 14;
 const FIRST_PORT: u16 = 1024;
 const MOST_FLOWS: u32 = 1 << (PORT_BITS + 16);
+/// In a sequence: this packet of the flow has SYN as its only TCP flag.
+pub const SYN: u32 = 1 << 31;
+/// In a sequence: this packet of the flow has RST as its only TCP flag.
+pub const RST: u32 = 1 << 30;
+/// Packets of a sequence that the kernel holds at a time.
+const SEQUENCE: usize = 1 << 18;
+/// Fewer packets are sooner done one by one: for several runs in one call the kernel patches its XDP
+/// dispatcher and waits until no CPU runs the old one, tens of milliseconds.
+const FEW: usize = 1 << 10;
 /// Room for what a program puts in front of a frame.
 const GROWTH: usize = 256;
+
+/// A model of a flow table. Flows go by their numbers, and `now` is the time that a table may
+/// stamp them with.
+pub trait FlowTable {
+    /// Whether the flow is known; if so, it has been used now.
+    fn find(&mut self, flow: u32, now: u32) -> bool;
+
+    /// Makes the flow known, used now; another one may have to go.
+    fn remember(&mut self, flow: u32, now: u32);
+
+    /// A packet of the flow: it is looked up, and remembered if it is new. Whether it was known.
+    fn packet(&mut self, flow: u32, now: u32) -> bool {
+        let known = self.find(flow, now);
+        if !known {
+            self.remember(flow, now);
+        }
+        known
+    }
+}
 
 /// A frame, a number of flows, and the programs to run on them.
 pub struct Yardstick {
     frame: Vec<u8>,
     flows: u32,
+    in_sequence: bool,
     skel: YardstickSkel<'static>,
 }
 
@@ -66,6 +111,18 @@ impl Yardstick {
     /// # Errors
     /// What the kernel says; `InvalidInput` for another frame or number of flows.
     pub fn new(frame: &[u8], flows: u32) -> io::Result<Self> {
+        Self::load(frame, flows, false)
+    }
+
+    /// A wrapper for runs on `frame` as [`play`](Self::play) says, of any of 2^30 flows.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_sequences(frame: &[u8]) -> io::Result<Self> {
+        Self::load(frame, MOST_FLOWS, true)
+    }
+
+    fn load(frame: &[u8], flows: u32, in_sequence: bool) -> io::Result<Self> {
         let refuse = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         if frame.len() < HEAD || frame[tail_at(frame)..][..2] != [0, 0] {
             return refuse("a frame of at least 80 bytes, with room for a flow, is needed");
@@ -84,6 +141,12 @@ impl Yardstick {
         constants.frame_length = frame.len() as u32;
         constants.flows = flows;
         constants.v6 = is_v6(frame).into();
+        if in_sequence {
+            open.maps
+                .sequence
+                .set_max_entries(SEQUENCE as u32)
+                .map_err(io::Error::other)?;
+        }
         let skel = open.load().map_err(io::Error::other)?;
         let zero = 0u32.to_ne_bytes();
         update(&skel.maps.pristine, &zero, &frame[..HEAD])?;
@@ -91,6 +154,7 @@ impl Yardstick {
         Ok(Self {
             frame: frame.to_vec(),
             flows,
+            in_sequence,
             skel,
         })
     }
@@ -109,7 +173,7 @@ impl Yardstick {
             repeat: times,
             ..Default::default()
         };
-        let output = self.skel.progs.wrapper.test_run(input);
+        let output = self.wrapper().test_run(input);
         let elapsed = cpu_time()? - began;
         Ok(Measured {
             nanoseconds: elapsed.as_nanos() as f64 / f64::from(times),
@@ -117,18 +181,52 @@ impl Yardstick {
         })
     }
 
+    /// Runs `program` once for each packet of a sequence, in its order: flow numbers, with [`SYN`],
+    /// [`RST`] or neither. Only for a wrapper made for that. A sequence of less than 1,024 packets is run
+    /// by a call for each, so its time says nothing of the program.
+    ///
+    /// # Errors
+    /// What the kernel says; `InvalidInput` for an empty sequence.
+    pub fn play(&self, program: BorrowedFd<'_>, packets: &[u32]) -> io::Result<Measured> {
+        let mut all = Measured {
+            nanoseconds: 0.0,
+            action: 0,
+        };
+        if packets.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for part in packets.chunks(SEQUENCE) {
+            let count = part.len() as u32;
+            let bytes =
+                |words: &mut dyn Iterator<Item = u32>| words.flat_map(u32::to_ne_bytes).collect();
+            let (keys, values): (Vec<u8>, Vec<u8>) =
+                (bytes(&mut (0..count)), bytes(&mut part.iter().copied()));
+            let map = &self.skel.maps.sequence;
+            map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)
+                .map_err(io::Error::other)?;
+            self.go_on_with(0)?;
+            let (calls, runs) = if part.len() < FEW {
+                (count, 1)
+            } else {
+                (1, count)
+            };
+            for _ in 0..calls {
+                let measured = self.run(program, runs)?;
+                all.nanoseconds += measured.nanoseconds * f64::from(runs) / packets.len() as f64;
+                all.action = measured.action;
+            }
+        }
+        Ok(all)
+    }
+
     /// Runs `program` once on the frame of one flow: what it returned, and the frame as it left
-    /// it. The next run goes on with the flow after it.
+    /// it. The next run goes on with the flow after it. Not for a wrapper for sequences.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn run_flow(&self, program: BorrowedFd<'_>, flow: u32) -> io::Result<(u32, Vec<u8>)> {
         self.put_under_test(program)?;
-        update(
-            &self.skel.maps.bss,
-            &0u32.to_ne_bytes(),
-            &flow.to_ne_bytes(),
-        )?;
+        self.go_on_with(flow)?;
         let mut out = vec![0; self.frame.len() + GROWTH];
         let input = ProgramInput {
             data_in: Some(&self.frame),
@@ -136,12 +234,7 @@ impl Yardstick {
             repeat: 1,
             ..Default::default()
         };
-        let output = self
-            .skel
-            .progs
-            .wrapper
-            .test_run(input)
-            .map_err(io::Error::other)?;
+        let output = self.wrapper().test_run(input).map_err(io::Error::other)?;
         let frame = output.data.map(|data| data.to_vec()).unwrap_or_default();
         Ok((output.return_value, frame))
     }
@@ -149,8 +242,7 @@ impl Yardstick {
     /// The frame that a program gets to see as one of flow `flow`.
     pub fn frame(&self, flow: u32) -> Vec<u8> {
         let mut frame = self.frame.clone();
-        let tail = ((flow % self.flows) >> PORT_BITS) as u16;
-        let port = FIRST_PORT + (flow % self.flows % (1 << PORT_BITS)) as u16;
+        let (tail, port) = tail_and_port(flow % self.flows);
         let at = tail_at(&frame);
         frame[at..][..2].copy_from_slice(&tail.to_be_bytes());
         let (check, ports) = (
@@ -176,6 +268,23 @@ impl Yardstick {
         self.skel.progs.one_lookup.as_fd()
     }
 
+    fn wrapper(&self) -> &ProgramMut<'static> {
+        let programs = &self.skel.progs;
+        match self.in_sequence {
+            true => &programs.sequence_wrapper,
+            false => &programs.wrapper,
+        }
+    }
+
+    /// Sets which flow, or which place of the sequence, is next.
+    fn go_on_with(&self, next: u32) -> io::Result<()> {
+        update(
+            &self.skel.maps.bss,
+            &0u32.to_ne_bytes(),
+            &next.to_ne_bytes(),
+        )
+    }
+
     fn put_under_test(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let descriptor = program.as_raw_fd().to_ne_bytes();
         update(&self.skel.maps.under_test, &0u32.to_ne_bytes(), &descriptor)
@@ -190,6 +299,12 @@ pub fn ipv4_check(header: &[u8]) -> u16 {
         .sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The last 16 bits of a flow's source address, and its source port.
+fn tail_and_port(flow: u32) -> (u16, u16) {
+    let port = FIRST_PORT + (flow % (1 << PORT_BITS)) as u16;
+    ((flow >> PORT_BITS) as u16, port)
 }
 
 fn is_v6(frame: &[u8]) -> bool {

@@ -2,8 +2,8 @@
 /*
  * The wrapper that an XDP program is measured in. A program that encapsulates leaves its frame
  * longer, so running one frame again and again would measure the encapsulated frame from the
- * second run on. The wrapper puts the pristine frame back, makes it one of the next flow, and
- * tail-calls the program under test. Beside it two programs to compare with: one that does
+ * second run on. The wrapper puts the pristine frame back, makes it one of the next flow, by number
+ * or as a sequence says, and tail-calls the program under test. Beside it two programs to compare with: one that does
  * nothing, and one that does one lookup in a hash map.
  */
 #include <linux/bpf.h>
@@ -12,6 +12,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/udp.h>
+#include <stdbool.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -21,6 +22,12 @@
  * are 0 in the pristine frame. The Rust side makes the same frames to check what comes out. */
 #define PORT_BITS 14
 #define FIRST_PORT 1024
+/* In a sequence, beside the flow's number: the packet is a SYN, or a RST. */
+#define SEQUENCE_SYN (1u << 31)
+#define SEQUENCE_RST (1u << 30)
+#define TCP_FLAGS 13 /* the offset in a TCP header */
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -40,6 +47,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct head);
 } pristine SEC(".maps");
+
+/* What `sequence_wrapper` plays. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sequence SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -63,13 +78,14 @@ static __always_inline __u16 check_with(__u16 check, __u16 word)
 	return ~((sum & 0xffff) + (sum >> 16));
 }
 
-SEC("xdp")
-int wrapper(struct xdp_md *ctx)
+/* Compiled twice, so that runs by number pay nothing for sequences. */
+static __always_inline int wrap(struct xdp_md *ctx, const bool in_sequence)
 {
 	__u64 length = (long)ctx->data_end - (long)ctx->data;
 	const __u32 zero = 0;
-	__u32 flow = next_flow;
-	__be16 tail = bpf_htons(flow >> PORT_BITS);
+	const __u32 place = next_flow;
+	__u32 flow = place;
+	__be16 tail;
 	struct head *original;
 	struct head *head;
 	struct udphdr *ports;
@@ -87,7 +103,15 @@ int wrapper(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	*head = *original;
 
-	next_flow = flow + 1 == flows ? 0 : flow + 1;
+	next_flow = place + 1 == flows ? 0 : place + 1;
+	if (in_sequence) {
+		const __u32 *packet = bpf_map_lookup_elem(&sequence, &place);
+
+		if (!packet)
+			return XDP_ABORTED;
+		flow = *packet;
+	}
+	tail = bpf_htons(flow >> PORT_BITS);
 	if (v6) {
 		struct ipv6hdr *ip = (void *)head + ETH_HLEN;
 
@@ -101,8 +125,24 @@ int wrapper(struct xdp_md *ctx)
 		ports = (void *)(ip + 1);
 	}
 	ports->source = bpf_htons(FIRST_PORT + (flow & ((1 << PORT_BITS) - 1)));
+	if (in_sequence && flow & SEQUENCE_SYN)
+		((__u8 *)ports)[TCP_FLAGS] = TCP_SYN;
+	if (in_sequence && flow & SEQUENCE_RST)
+		((__u8 *)ports)[TCP_FLAGS] = TCP_RST;
 	bpf_tail_call(ctx, &under_test, 0);
 	return XDP_ABORTED;
+}
+
+SEC("xdp")
+int wrapper(struct xdp_md *ctx)
+{
+	return wrap(ctx, false);
+}
+
+SEC("xdp")
+int sequence_wrapper(struct xdp_md *ctx)
+{
+	return wrap(ctx, true);
 }
 
 SEC("xdp")
