@@ -45,6 +45,10 @@ use serde_json::json;
 const OCCUPANCIES: [u32; 4] = [50, 90, 100, 150];
 const PATTERNS: [Pattern; 2] = [Pattern::Uniform, Pattern::Zipf];
 const SEED: u64 = 20_000;
+/// As how old new flows start, in ticks of the models: of the flood's 50 ms, and of packets, where
+/// the kernel plays all of them in less.
+const FIVE_SECONDS: u32 = 100;
+const FOREVER: u32 = 1 << 30;
 
 struct Effort {
     /// That the tables are configured for.
@@ -78,7 +82,11 @@ const QUICK: Effort = Effort {
 };
 
 fn main() -> ExitCode {
-    let (mut quick, mut bench, mut kinds) = (false, false, known_kinds());
+    let (mut quick, mut bench, mut kinds) = (
+        false,
+        false,
+        vec![FlowTableKind::SetAssociative, FlowTableKind::KernelLru],
+    );
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -109,12 +117,6 @@ fn main() -> ExitCode {
     full_sets(&effort);
     floods(&kinds, &effort, cpu);
     ExitCode::SUCCESS
-}
-
-/// Those that this version of the crate has.
-fn known_kinds() -> Vec<FlowTableKind> {
-    let names = ["set-associative", "kernel-lru"];
-    names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 /// One CPU, so that one flow table sees all flows: the first that this process may run on.
@@ -261,7 +263,7 @@ fn hit_rates(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) -> Vec<Value> {
 /// varies with the hash keys. Sets are alike and all but independent of each other, so the
 /// variance of the misses is that of a set's misses times the number of sets.
 fn model_of_sets(traffic: &Traffic, flows: u32, packets_a_tick: usize) -> (f64, f64) {
-    let mut table = SetAssociative::new(flows, SEED);
+    let mut table = SetAssociative::new(flows, FOREVER, SEED);
     let keys = HashKeys::draw(SEED);
     let sets = table.sets();
     let mut misses = vec![0.0; sets];
@@ -475,10 +477,10 @@ fn floods(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) {
             let shares = flood.play(&mut ExactLru::new(entries), seconds);
             print(&format!("{name}{guard}"), &shares);
         }
-        let shares = flood.play(&mut SetAssociative::new(flows, SEED), seconds);
+        let shares = flood.play(&mut SetAssociative::new(flows, FIVE_SECONDS, SEED), seconds);
         print(&format!("set-associative{guard}"), &shares);
     }
-    let model = guarded.play(&mut SetAssociative::new(flows, SEED), seconds);
+    let model = guarded.play(&mut SetAssociative::new(flows, FIVE_SECONDS, SEED), seconds);
     for kind in kinds {
         let shares = flood_in_kernel(&guarded, *kind, effort, cpu);
         print(&format!("{kind}, kernel"), &shares);

@@ -7,10 +7,12 @@ mod common;
 
 use std::net::IpAddr;
 
+use common::bpf;
 use common::builder;
 use common::load;
 use katran::Builder;
 use katran::Features;
+use katran::FlowTableKind;
 use katran::Katran;
 use katran::Real;
 use katran::Vip;
@@ -56,6 +58,47 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     }
     // What explains is in the twin alone, whatever is on.
     assert!(full < full_twin && default < twin && none < none_twin);
+}
+
+#[test]
+fn only_the_chosen_kind_of_flow_table_is_loaded() {
+    use libbpf_sys::BPF_MAP_TYPE_ARRAY;
+    use libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
+    for (kind, map_type) in [
+        (FlowTableKind::SetAssociative, BPF_MAP_TYPE_ARRAY),
+        (FlowTableKind::KernelLru, BPF_MAP_TYPE_LRU_HASH),
+    ] {
+        let katran = load(builder().flow_table(kind));
+        for table in [katran.map_fd("fallback_flows"), katran.flow_table_fd(0)] {
+            assert_eq!(bpf::map_type(table.unwrap()), map_type, "{kind}");
+        }
+        // No other map of the program is for flows.
+        let maps = bpf::maps_of(katran.program_fd());
+        let hashes = maps.iter().filter(|kind| **kind == BPF_MAP_TYPE_LRU_HASH);
+        assert_eq!(
+            hashes.count(),
+            usize::from(map_type == BPF_MAP_TYPE_LRU_HASH)
+        );
+        println!(
+            "{kind:<16} {} instructions",
+            katran.program_size().unwrap() / 8
+        );
+    }
+    // Scanning sets takes more instructions than a call, and none of them is left with the LRU.
+    let size = |kind| load(builder().flow_table(kind)).program_size().unwrap();
+    assert!(size(FlowTableKind::KernelLru) + 8 * 500 < size(FlowTableKind::SetAssociative));
+}
+
+#[test]
+fn the_defaults_hold_8_million_flows_in_less_than_300_mib() {
+    let katran = load(Katran::builder().gateway_mac(common::GATEWAY));
+    let capacity = |counters: &katran::LibraryCounters| {
+        let flows = counters.maps.iter().find(|map| map.name == "flows");
+        flows.unwrap().capacity
+    };
+    assert!(capacity(&katran.library_counters().unwrap()) >= 8_000_000);
+    let memory = katran.memory_in_use().unwrap();
+    assert!(memory < 300 << 20, "{memory}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
@@ -90,6 +91,42 @@ fn run_with(
     }
 }
 
+/// The type of a map, as the kernel numbers them.
+pub(crate) fn map_type(map: BorrowedFd<'_>) -> u32 {
+    map_info(map).type_
+}
+
+/// The types of all maps that a program uses.
+pub(crate) fn maps_of(program: BorrowedFd<'_>) -> Vec<u32> {
+    let mut ids = [0u32; 64];
+    let mut info = libbpf_sys::bpf_prog_info {
+        nr_map_ids: ids.len() as u32,
+        map_ids: ids.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, and `ids` as it says itself.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })
+    .unwrap();
+    let ids = &ids[..info.nr_map_ids as usize];
+    ids.iter()
+        .map(|id| map_type(map_by_id(*id).as_fd()))
+        .collect()
+}
+
+fn map_by_id(id: u32) -> OwnedFd {
+    // SAFETY: takes a number.
+    let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 fn map_info(map: BorrowedFd<'_>) -> libbpf_sys::bpf_map_info {
     let mut info = libbpf_sys::bpf_map_info::default();
     let mut length = mem::size_of_val(&info) as u32;
@@ -169,7 +206,7 @@ pub(crate) fn flow_entries(table: BorrowedFd<'_>) -> Vec<Vec<u8>> {
     const ENTRY: usize = 16;
     const ID: std::ops::Range<usize> = 8..12;
     let elements = dump(table);
-    if map_info(table).type_ == libbpf_sys::BPF_MAP_TYPE_LRU_HASH {
+    if map_type(table) == libbpf_sys::BPF_MAP_TYPE_LRU_HASH {
         return elements.into_iter().map(|(k, v)| [k, v].concat()).collect();
     }
     let sets = elements.values();
@@ -182,9 +219,5 @@ pub(crate) fn flow_entries(table: BorrowedFd<'_>) -> Vec<Vec<u8>> {
 /// The map that an array of maps holds at `index`.
 pub(crate) fn inner(outer: BorrowedFd<'_>, index: u32) -> OwnedFd {
     let id = lookup(outer, &index.to_ne_bytes()).unwrap();
-    let id = u32::from_ne_bytes(id.try_into().unwrap());
-    // SAFETY: takes a number.
-    let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    map_by_id(u32::from_ne_bytes(id.try_into().unwrap()))
 }

@@ -1,6 +1,7 @@
 //! A model of the set-associative flow table: sets of eight entries, each with a fingerprint of
-//! its flow; in a set the least recently used entry goes. Written from the table's definition, not
-//! from its C source, so that the two can be held against each other.
+//! its flow; in a set the least recently used entry goes; sets come into use as flows come. Written
+//! from the table's definition, not from its C source, so that the two can be held against each
+//! other.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -12,59 +13,58 @@ use crate::FlowTable;
 pub const WAYS: usize = 8;
 /// A table for so many flows has one set: twice as many entries as flows.
 const FLOWS_PER_SET: u32 = 4;
+/// Sets in use from the start.
+const FIRST_SETS: usize = 256;
+/// A new flow that takes this entry of its set, or a later one, brings so many more sets into use.
+const FULL_FROM: usize = 3;
+const SPLITS: usize = 4;
 /// Words of the key that a flow is hashed by.
 const WORDS: usize = 10;
 
-/// The random keys of the two hashes.
-///
-/// Both are multilinear (Lemire and Kaser, "Strongly universal string hashing is fast", 2014): a
-/// random number, and the sum of the words, each times a random number of its own, in 64 bits.
-pub struct HashKeys {
-    set: [u64; WORDS + 1],
-    fingerprint: [u64; WORDS + 1],
-}
+/// The random keys of the hash, which is multilinear (Lemire and Kaser, "Strongly universal string
+/// hashing is fast", 2014): a random number, and the sum of the words, each times a random number
+/// of its own, in 64 bits.
+pub struct HashKeys([u64; WORDS + 1]);
 
 impl HashKeys {
     /// Keys drawn from a seed.
     pub fn draw(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let mut keys = || std::array::from_fn(|_| random.next_u64());
-        Self {
-            set: keys(),
-            fingerprint: keys(),
-        }
+        Self(std::array::from_fn(|_| random.next_u64()))
     }
 
-    /// The set of a flow in a table of `sets`, by the sum as it is.
+    /// A set for the flow in a table of `sets`, by the sum as it is.
     ///
     /// The sum is linear in the flow's words, so flows whose addresses and ports follow one
     /// another form a lattice, and with unlucky keys it meets few sets.
     pub fn linear_set(&self, flow: u32, sets: u32) -> u32 {
-        scale(sum(&self.set, &words(flow)), sets)
+        scale(self.fingerprint(flow), sets)
     }
 
-    /// The same after one multiplication that is not linear in the words.
+    /// The set of a flow in a table of `sets` that are all in use: after one multiplication that is
+    /// not linear in the words.
     pub fn set(&self, flow: u32, sets: u32) -> u32 {
-        let sum = sum(&self.set, &words(flow));
-        scale((sum ^ sum >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15), sets)
+        set_among(self.fingerprint(flow), sets as usize) as u32
     }
 
     fn fingerprint(&self, flow: u32) -> u64 {
+        let words = words(flow);
+        let products = self.0[1..].iter().zip(words);
+        let sum = products.fold(self.0[0], |sum, (key, word)| {
+            sum.wrapping_add(key.wrapping_mul(word.into()))
+        });
         // Odd, so that no flow has that of an empty entry.
-        sum(&self.fingerprint, &words(flow)) | 1
+        sum | 1
     }
+}
+
+fn mixed(sum: u64) -> u64 {
+    (sum ^ sum >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// The upper half, as a fraction of 2^32, times the number of sets.
 fn scale(hash: u64, sets: u32) -> u32 {
     (((hash >> 32) * u64::from(sets)) >> 32) as u32
-}
-
-fn sum(keys: &[u64; WORDS + 1], words: &[u32; WORDS]) -> u64 {
-    let products = keys[1..].iter().zip(words);
-    products.fold(keys[0], |sum, (key, word)| {
-        sum.wrapping_add(key.wrapping_mul((*word).into()))
-    })
 }
 
 /// The key of one of the yardstick's flows to 203.0.113.1:80/tcp: source, destination, ports,
@@ -89,15 +89,22 @@ struct Entry {
 pub struct SetAssociative {
     keys: HashKeys,
     sets: Vec<[Entry; WAYS]>,
+    /// How many of the sets are in use.
+    active: usize,
+    /// How old a new flow counts as.
+    new_flow_age: u32,
 }
 
 impl SetAssociative {
-    /// An empty table for `flows` flows: as many sets of eight entries as a quarter of that.
-    pub fn new(flows: u32, seed: u64) -> Self {
-        let sets = flows.div_ceil(FLOWS_PER_SET);
+    /// An empty table for `flows` flows: as many sets of eight entries as a quarter of that. New
+    /// flows count as if last used `new_flow_age` ticks ago.
+    pub fn new(flows: u32, new_flow_age: u32, seed: u64) -> Self {
+        let sets = flows.div_ceil(FLOWS_PER_SET) as usize;
         Self {
             keys: HashKeys::draw(seed),
-            sets: vec![Default::default(); sets as usize],
+            sets: vec![Default::default(); sets],
+            active: sets.min(FIRST_SETS),
+            new_flow_age,
         }
     }
 
@@ -106,10 +113,45 @@ impl SetAssociative {
         self.sets.len()
     }
 
+    /// How many sets are in use.
+    pub fn active(&self) -> usize {
+        self.active
+    }
+
+    /// Brings all sets into use, as many flows do.
+    pub fn use_all(&mut self) {
+        while self.active < self.sets.len() {
+            self.split();
+        }
+    }
+
     /// The number of the flow's set.
     pub fn set_of(&self, flow: u32) -> usize {
-        self.keys.set(flow, self.sets.len() as u32) as usize
+        set_among(self.keys.fingerprint(flow), self.active)
     }
+
+    /// Brings the next set into use, with the flows that are its from now on.
+    fn split(&mut self) {
+        let next = self.active;
+        self.active += 1;
+        // The highest bit of its number taken away.
+        let parent = next & !(1 << next.ilog2());
+        for way in 0..WAYS {
+            let entry = self.sets[parent][way];
+            if entry.fingerprint != 0 && set_among(entry.fingerprint, self.active) == next {
+                self.sets[next][way] = entry;
+                self.sets[parent][way] = Entry::default();
+            }
+        }
+    }
+}
+
+/// The set among so many (Litwin, "Linear hashing", 1980).
+fn set_among(fingerprint: u64, active: usize) -> usize {
+    let hash = (mixed(fingerprint) >> 32) as usize;
+    let all = active.next_power_of_two();
+    let set = hash % all;
+    if set < active { set } else { set - all / 2 }
 }
 
 impl FlowTable for SetAssociative {
@@ -122,9 +164,9 @@ impl FlowTable for SetAssociative {
     }
 
     fn remember(&mut self, flow: u32, now: u32) {
-        let set = self.set_of(flow);
+        let number = self.set_of(flow);
         let fingerprint = self.keys.fingerprint(flow);
-        let set = &mut self.sets[set];
+        let set = &mut self.sets[number];
         let same = set.iter().position(|e| e.fingerprint == fingerprint);
         let empty = || set.iter().position(|e| e.fingerprint == 0);
         // The first of several: max_by_key would take the last. Ages are right across a wrap.
@@ -133,11 +175,16 @@ impl FlowTable for SetAssociative {
                 .rev()
                 .max_by_key(|way| now.wrapping_sub(set[*way].used))
         };
-        if let Some(way) = same.or_else(empty).or_else(oldest) {
-            set[way] = Entry {
-                fingerprint,
-                used: now,
-            };
+        let Some(way) = same.or_else(empty).or_else(oldest) else {
+            return;
+        };
+        set[way] = Entry {
+            fingerprint,
+            used: now.wrapping_sub(self.new_flow_age),
+        };
+        if way >= FULL_FROM {
+            let more = SPLITS.min(self.sets.len() - self.active);
+            (0..more).for_each(|_| self.split());
         }
     }
 }
@@ -148,7 +195,7 @@ mod tests {
 
     /// Everything in one set.
     fn one_set() -> SetAssociative {
-        let table = SetAssociative::new(4, 1);
+        let table = SetAssociative::new(4, 0, 1);
         assert_eq!(table.sets(), 1);
         table
     }
@@ -192,8 +239,10 @@ mod tests {
 
     #[test]
     fn flows_spread_over_the_sets_as_balls_over_bins() {
-        const FLOWS: u32 = 40_000;
-        let table = SetAssociative::new(FLOWS, 7);
+        // As many sets as a power of two: otherwise some have not been split yet.
+        const FLOWS: u32 = 32_768;
+        let mut table = SetAssociative::new(FLOWS, 0, 7);
+        table.use_all();
         for first in [0, 1 << 20] {
             let mut in_set = vec![0u32; table.sets()];
             (first..first + FLOWS).for_each(|flow| in_set[table.set_of(flow)] += 1);
@@ -203,5 +252,33 @@ mod tests {
             let free = in_set.len() as f64;
             assert!((chi - free).abs() < 6.0 * (2.0 * free).sqrt(), "{chi}");
         }
+    }
+
+    #[test]
+    fn sets_come_into_use_with_the_flows_and_lose_hardly_any() {
+        const FLOWS: u32 = 40_000;
+        let mut table = SetAssociative::new(4 * FLOWS, 0, 3);
+        for flow in 0..FLOWS {
+            table.remember(flow, flow);
+        }
+        // One to two flows a set, of 40,000 sets.
+        let range = (FLOWS / 2) as usize..=FLOWS as usize;
+        assert!(range.contains(&table.active()), "{}", table.active());
+        let lost = (0..FLOWS).filter(|flow| !table.find(*flow, FLOWS)).count();
+        assert!(lost <= FLOWS as usize / 1000, "{lost} lost");
+    }
+
+    #[test]
+    fn new_flows_make_room_before_those_that_were_seen_again() {
+        let mut table = SetAssociative::new(4, 100, 1);
+        (0..8).for_each(|flow| table.remember(flow, flow));
+        // All but the last are seen again; then come flows that are not.
+        assert!((0..7).all(|flow| table.find(flow, 10)));
+        (100..200).for_each(|flow| table.remember(flow, 11));
+        assert!((0..7).all(|flow| table.find(flow, 12)));
+        assert!(!table.find(7, 12));
+        // Unless they are idle for longer than new flows count as.
+        (200..300).for_each(|flow| table.remember(flow, 113 + flow));
+        assert!((0..7).all(|flow| !table.find(flow, 500)));
     }
 }
