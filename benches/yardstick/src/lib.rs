@@ -176,6 +176,11 @@ impl Yardstick {
         self.skel.progs.one_lookup.as_fd()
     }
 
+    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
+    pub fn wrapper(&self) -> BorrowedFd<'_> {
+        self.skel.progs.wrapper.as_fd()
+    }
+
     fn put_under_test(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let descriptor = program.as_raw_fd().to_ne_bytes();
         update(&self.skel.maps.under_test, &0u32.to_ne_bytes(), &descriptor)
