@@ -21,9 +21,11 @@ test: ## all tests (root)
 	$(CARGO) test --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --all-features $(addprefix --test ,$(LOADED))
 
-bench: ## all benches (root); ARGS go to each of them
+# Figures last (and nothing else has an f): it draws what the others have found.
+bench: ## all benches (root), and the figures of docs/; ARGS go to each of them
 	@scripts/setup test
-	$(CARGO) bench --workspace --all-features --bench '*' -- $(ARGS)
+	$(CARGO) bench --workspace --all-features --no-fail-fast --bench '[!f]*' -- $(ARGS)
+	$(CARGO) bench --all-features --bench figures -- $(ARGS)
 
 lint: ## format, clippy and documentation, where a warning is an error
 	@scripts/setup build

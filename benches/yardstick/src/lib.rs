@@ -173,7 +173,7 @@ impl Yardstick {
             repeat: times,
             ..Default::default()
         };
-        let output = self.wrapper().test_run(input);
+        let output = self.current().test_run(input);
         let elapsed = cpu_time()? - began;
         Ok(Measured {
             nanoseconds: elapsed.as_nanos() as f64 / f64::from(times),
@@ -234,7 +234,7 @@ impl Yardstick {
             repeat: 1,
             ..Default::default()
         };
-        let output = self.wrapper().test_run(input).map_err(io::Error::other)?;
+        let output = self.current().test_run(input).map_err(io::Error::other)?;
         let frame = output.data.map(|data| data.to_vec()).unwrap_or_default();
         Ok((output.return_value, frame))
     }
@@ -268,7 +268,7 @@ impl Yardstick {
         self.skel.progs.one_lookup.as_fd()
     }
 
-    fn wrapper(&self) -> &ProgramMut<'static> {
+    fn current(&self) -> &ProgramMut<'static> {
         let programs = &self.skel.progs;
         match self.in_sequence {
             true => &programs.sequence_wrapper,
@@ -283,6 +283,11 @@ impl Yardstick {
             &0u32.to_ne_bytes(),
             &next.to_ne_bytes(),
         )
+    }
+
+    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
+    pub fn wrapper(&self) -> BorrowedFd<'_> {
+        self.skel.progs.wrapper.as_fd()
     }
 
     fn put_under_test(&self, program: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,0 +1,147 @@
+//! What several benches share: the frames and the balancer that they time, the middle of many
+//! measurements, and where results go that `figures` draws.
+
+#![allow(dead_code, reason = "each bench uses a part")]
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::path::PathBuf;
+
+use katran::FlowTableKind;
+use katran::Katran;
+use katran::Real;
+use katran::RealChange;
+use katran::Vip;
+use katran::VipFlags;
+use katran_yardstick::ipv4_check;
+use nix::sched::CpuSet;
+use nix::sched::sched_getaffinity;
+use nix::sched::sched_setaffinity;
+use nix::unistd::Pid;
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const PORT: u16 = 80;
+/// No VIP has it.
+pub(crate) const OTHER_PORT: u16 = 81;
+/// A CPU's new flows in a second, from which on they are not remembered.
+pub(crate) const NO_FLOOD_GUARD: u32 = u32::MAX;
+
+const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:1::1"];
+/// Of each VIP, as many as Katran had when its figures were taken.
+const REALS: u8 = 100;
+
+/// A frame of 100 bytes to the VIP of its family. The wrapper changes source address and port
+/// without the transport checksum; nothing under test reads that.
+pub(crate) fn frame(v6: bool, protocol: u8, tcp_flags: u8, port: u16) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if v6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 46, protocol, 64]);
+        frame.extend([0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        frame.extend([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    } else {
+        let mut ip = [0x45, 0, 0, 86, 0, 1, 0, 0, 64, protocol, 0, 0].to_vec();
+        ip.extend([100, 64, 0, 0, 203, 0, 113, 1]);
+        let check = ipv4_check(&ip).to_be_bytes();
+        ip[10..12].copy_from_slice(&check);
+        frame.extend([8, 0]);
+        frame.extend(ip);
+    }
+    frame.extend([4, 0]);
+    frame.extend(port.to_be_bytes());
+    if protocol == TCP {
+        frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcp_flags, 0x20, 0, 0, 0, 0, 0]);
+    } else {
+        let length: u8 = if v6 { 46 } else { 66 };
+        frame.extend([0, length, 0, 0]);
+    }
+    frame.resize(100, 0xab);
+    frame
+}
+
+/// Two VIPs, for TCP and UDP each, with reals of IPv4.
+pub(crate) fn balancer(
+    kind: FlowTableKind,
+    flow_table_size: u64,
+    flood_threshold: Option<u32>,
+    cpus: &[u32],
+) -> Katran {
+    let mut builder = Katran::builder()
+        .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
+        .forwarding_cpus(cpus.iter().copied())
+        .flow_table(kind)
+        .flow_table_size(flow_table_size);
+    if let Some(threshold) = flood_threshold {
+        builder = builder.flood_threshold(threshold);
+    }
+    let mut katran = builder.load().unwrap();
+    let reals: Vec<_> = (1..=REALS)
+        .map(|last| RealChange::Add(Real::new([198, 51, 100, last].into())))
+        .collect();
+    for address in VIPS {
+        let address = (address.parse::<IpAddr>().unwrap(), PORT).into();
+        for vip in [Vip::tcp(address), Vip::udp(address)] {
+            katran.add_vip(vip, VipFlags::empty()).unwrap();
+            katran.modify_reals(vip, &reals).unwrap();
+        }
+    }
+    katran
+}
+
+/// The CPUs that this process may run on.
+pub(crate) fn allowed_cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap())
+        .collect()
+}
+
+/// Keeps this thread on one CPU.
+pub(crate) fn stay_on(cpu: usize) {
+    let mut one = CpuSet::new();
+    one.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+}
+
+/// A file among the results that `figures` draws: in `figures` of the target directory.
+pub(crate) fn results_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .with_file_name("figures")
+        .join(name)
+}
+
+/// Writes a file and the directories that lead to it.
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(path, text)
+}
+
+/// The middle of many measurements, and where half of them lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) quartiles: [f64; 2],
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |quarter| values[(values.len() - 1) * quarter / 4];
+        Self {
+            median: at(2),
+            quartiles: [at(1), at(3)],
+        }
+    }
+
+    pub(crate) fn text(&self, decimals: usize) -> String {
+        let [low, high] = self.quartiles;
+        let median = self.median;
+        format!("{median:.decimals$} ({low:.decimals$} .. {high:.decimals$})")
+    }
+}

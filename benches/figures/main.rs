@@ -1,0 +1,64 @@
+//! Draws the figures of docs/performance.md. What rings do it finds out by itself; the packet path
+//! and the flow tables' hit rates are drawn from what the benches `packet_path` and `hit_rate` have
+//! left in the target directory. A figure without its data is not drawn, and the exit status says
+//! so.
+//!
+//! cargo bench --bench figures            # seconds; into docs/img
+//! cargo bench --bench figures -- --quick # into figures/ of the target directory
+
+#![allow(clippy::unwrap_used)]
+
+mod chart;
+#[path = "../common/mod.rs"]
+mod common;
+mod measured;
+mod rings;
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::chart::Figure;
+use crate::common::results_file;
+
+fn main() -> ExitCode {
+    let has = |wanted| env::args().any(|argument| argument == wanted);
+    let quick = has("--quick") || !has("--bench");
+    let directory = if quick {
+        results_file("")
+    } else {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/img")
+    };
+    fs::create_dir_all(&directory).unwrap();
+    let (rounds, leavers) = if quick { (3, 2) } else { (31, 20) };
+    let figures: [(&str, Result<Figure, String>); 5] = [
+        ("packet-path", measured::packet_path(quick)),
+        ("hit-rate", measured::hit_rate()),
+        ("ring-build", Ok(rings::build_time(rounds))),
+        ("ring-shares", Ok(rings::shares())),
+        ("ring-moved", Ok(rings::moved(leavers))),
+    ];
+    let mut missing = false;
+    for (name, figure) in figures {
+        let path = directory.join(name).with_extension("svg");
+        match figure {
+            Ok(figure) => draw(&figure, &path),
+            Err(error) => {
+                eprintln!("figures: {name} is not drawn: {error}");
+                missing = true;
+            }
+        }
+    }
+    if missing && !quick {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn draw(figure: &Figure, path: &PathBuf) {
+    figure.draw(path).unwrap();
+    println!("{}: {}", path.display(), figure.title);
+}

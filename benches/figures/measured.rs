@@ -1,0 +1,214 @@
+//! What other benches found and left in the target directory: nanoseconds a packet by the number
+//! of flows, and hit rates of flow tables by how full they are.
+
+use std::fs;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::chart::Axis;
+use crate::chart::BLUE;
+use crate::chart::Figure;
+use crate::chart::GREEN;
+use crate::chart::GREY;
+use crate::chart::ORANGE;
+use crate::chart::PURPLE;
+use crate::chart::Panel;
+use crate::chart::Series;
+use crate::chart::Style;
+use crate::common::results_file;
+
+/// As `packet_path` writes it.
+#[derive(Deserialize)]
+struct PacketPath {
+    table: String,
+    quick: bool,
+    rows: Vec<PacketPathRow>,
+}
+
+#[derive(Deserialize)]
+struct PacketPathRow {
+    traffic: String,
+    flows: u32,
+    ns_median: f64,
+    katran_ns: Option<[f64; 2]>,
+}
+
+/// As `hit_rate` writes it.
+#[derive(Deserialize)]
+struct HitRate {
+    traffic: String,
+    occupancy_percent: f64,
+    table: String,
+    source: String,
+    hit_rate: f64,
+}
+
+fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
+    let path = results_file(&format!("{bench}.json"));
+    let name = path.display();
+    let text = fs::read(&path)
+        .map_err(|error| format!("{name}: {error}; cargo bench --bench {bench} makes it"))?;
+    serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))
+}
+
+/// Nanoseconds a packet, by the number of flows, beside Katran's.
+pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
+    let results: PacketPath = read("packet_path")?;
+    if results.quick && !quick {
+        return Err(
+            "packet_path.json is of a quick run: cargo bench --bench packet_path makes a full one"
+                .to_owned(),
+        );
+    }
+    let mut shares = Vec::new();
+    let panels = [
+        "TCP/IPv4 established",
+        "TCP/IPv4 SYN, flood guard acts",
+        "UDP/IPv4 established",
+        "TCP/IPv6 established",
+    ]
+    .map(|traffic| {
+        let rows = results.rows.iter().filter(|row| row.traffic == traffic);
+        let (mut ours, mut katrans, mut half) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let x = f64::from(row.flows);
+            ours.push((x, row.ns_median));
+            if let Some([low, high]) = row.katran_ns {
+                let middle = (low + high) / 2.0;
+                katrans.push((x, middle));
+                half.push((x, middle / 2.0));
+                shares.push(row.ns_median / middle);
+            }
+        }
+        let most = ours
+            .iter()
+            .chain(&katrans)
+            .map(|point: &(f64, f64)| point.1);
+        let top = (most.fold(1.0, f64::max) / 500.0).ceil() * 500.0;
+        let series = |label: &str, color, style, points| Series {
+            label: label.to_owned(),
+            color,
+            style,
+            points,
+        };
+        Panel {
+            title: traffic.to_owned(),
+            x: Axis {
+                label: "flows",
+                logarithmic: true,
+                ticks: [0, 10, 16, 20].map(|bits| f64::from(1 << bits)).into(),
+            },
+            y: Axis {
+                label: "ns a packet",
+                logarithmic: false,
+                ticks: (0..=5).map(|fifth| top / 5.0 * f64::from(fifth)).collect(),
+            },
+            series: vec![
+                series("Katran", GREY, Style::Line, katrans),
+                series("half of Katran's", GREY, Style::Dashed, half),
+                series("this crate", BLUE, Style::Line, ours),
+            ],
+        }
+    });
+    shares.sort_by(f64::total_cmp);
+    let (Some(least), Some(most)) = (shares.first(), shares.last()) else {
+        return Err("packet_path.json has no row that Katran has a figure for".to_owned());
+    };
+    Ok(Figure {
+        title: format!(
+            "A packet takes {:.0} to {:.0} % of the time that it takes in Katran",
+            least * 100.0,
+            most * 100.0
+        ),
+        subtitle: format!(
+            "Medians, flow table {}, wrapper subtracted. Katran's: the specification's, from \
+             another machine of this kind.",
+            results.table
+        ),
+        columns: 2,
+        panels: panels.into(),
+    })
+}
+
+/// Hit rates by flows for each flow that the table was configured for.
+pub(crate) fn hit_rate() -> Result<Figure, String> {
+    let rows: Vec<HitRate> = read("hit_rate")?;
+    let tables = [
+        (
+            "set-associative",
+            "model",
+            "sets of 8, model",
+            BLUE,
+            Style::Line,
+        ),
+        (
+            "set-associative",
+            "kernel",
+            "sets of 8, kernel",
+            GREEN,
+            Style::Points,
+        ),
+        ("exact-lru", "model", "exact LRU", GREY, Style::Dashed),
+        ("kernel-lru", "kernel", "kernel LRU", ORANGE, Style::Points),
+        (
+            "exact-lru-2x",
+            "model",
+            "exact LRU, double",
+            PURPLE,
+            Style::Dashed,
+        ),
+    ];
+    let panels = [("uniform", "uniform"), ("zipf", "Zipf")].map(|(traffic, name)| {
+        let series = tables.map(|(table, source, label, color, style)| {
+            let of_table = rows.iter().filter(|row| {
+                (&*row.traffic, &*row.table, &*row.source) == (traffic, table, source)
+            });
+            let mut points: Vec<(f64, f64)> = of_table
+                .map(|row| (row.occupancy_percent, row.hit_rate * 100.0))
+                .collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Series {
+                label: label.to_owned(),
+                color,
+                style,
+                points,
+            }
+        });
+        Panel {
+            title: format!("{name} traffic"),
+            x: Axis {
+                label: "flows, % of what the table is made for",
+                logarithmic: false,
+                ticks: vec![50.0, 75.0, 100.0, 125.0, 150.0],
+            },
+            y: Axis {
+                label: "hits, % of packets",
+                logarithmic: false,
+                ticks: vec![60.0, 70.0, 80.0, 90.0, 100.0],
+            },
+            series: series.into(),
+        }
+    });
+    let rate_at = |traffic: &str, occupancy: f64| {
+        let mut rows = rows.iter();
+        rows.find(|row| {
+            (&*row.traffic, &*row.table, &*row.source) == (traffic, "set-associative", "model")
+                && row.occupancy_percent == occupancy
+        })
+        .map(|row| row.hit_rate * 100.0)
+        .ok_or_else(|| format!("hit_rate.json lacks {traffic} traffic at {occupancy} %"))
+    };
+    Ok(Figure {
+        title: format!(
+            "A full table of sets finds {:.1} % of packets, {:.1} % under Zipf traffic",
+            rate_at("uniform", 100.0)?,
+            rate_at("zipf", 100.0)?
+        ),
+        subtitle:
+            "Lines: models at 50, 90, 100 and 150 %. Dots without a line: the loaded program."
+                .to_owned(),
+        columns: 2,
+        panels: panels.into(),
+    })
+}

@@ -1,0 +1,83 @@
+//! What was measured, as a file that `figures` draws, and what it is held against: the baseline,
+//! which is such a file of an earlier run.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::common::results_file;
+use crate::common::write;
+
+const RESULTS: &str = "packet_path.json";
+const BASELINE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/benches/packet_path/baseline.json"
+);
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Results {
+    /// The kind of flow table.
+    pub(crate) table: String,
+    pub(crate) flow_table_entries: u64,
+    pub(crate) quick: bool,
+    pub(crate) rows: Vec<Row>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) traffic: String,
+    pub(crate) flows: u32,
+    pub(crate) ns_median: f64,
+    pub(crate) ns_quartiles: [f64; 2],
+    /// Nanoseconds of one hash lookup in the same wrapper.
+    pub(crate) lookup_ns: f64,
+    /// `ns_median` by `lookup_ns`.
+    pub(crate) ratio: f64,
+    /// From and to, where the specification has a figure.
+    pub(crate) katran_ns: Option<[f64; 2]>,
+}
+
+impl Results {
+    /// Writes the file that `figures` reads.
+    pub(crate) fn write(&self) {
+        let text = serde_json::to_string_pretty(self).unwrap();
+        let path = results_file(RESULTS);
+        write(&path, &(text + "\n")).unwrap();
+        println!("written to {}", path.display());
+    }
+}
+
+/// Ratios of an earlier run on a quiet machine.
+pub(crate) struct Baseline(Results);
+
+impl Baseline {
+    /// The committed one, if it is of the same table.
+    pub(crate) fn read(table: &str, entries: u64) -> Result<Self, String> {
+        let text = fs::read(Path::new(BASELINE)).map_err(|error| format!("{BASELINE}: {error}"))?;
+        let baseline: Results =
+            serde_json::from_slice(&text).map_err(|error| format!("{BASELINE}: {error}"))?;
+        if baseline.table != table || baseline.flow_table_entries != entries || baseline.quick {
+            return Err(format!(
+                "the baseline is of another flow table or effort: {}, {} entries",
+                baseline.table, baseline.flow_table_entries
+            ));
+        }
+        Ok(Self(baseline))
+    }
+
+    /// The ratio that a row may have at most; `None` if the baseline lacks the row.
+    pub(crate) fn most(&self, traffic: &str, flows: u32) -> Option<f64> {
+        let mut rows = self.0.rows.iter();
+        let row = rows.find(|row| row.traffic == traffic && row.flows == flows)?;
+        Some(row.ratio * (1.0 + tolerance(flows)))
+    }
+}
+
+/// By how much of itself a ratio may grow. Runs on one machine differ so much by noise: up to a
+/// few thousand flows the caches hold everything; above that a packet waits for memory, which the
+/// yardstick's one lookup does not, and which other guests of the machine use too.
+fn tolerance(flows: u32) -> f64 {
+    if flows <= 1 << 10 { 0.25 } else { 0.5 }
+}
