@@ -1,5 +1,6 @@
 //! From checked settings to a program in the kernel.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -33,7 +34,7 @@ use crate::maps::RingStore;
 use crate::maps::VipCells;
 use crate::maps::create_chunk;
 use crate::maps::kernel_error;
-use crate::maps::max_chunks;
+use crate::maps::max_chunks_in_surge;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::KatranSkelBuilder;
@@ -152,6 +153,7 @@ impl Builder {
             hasher,
             ring_size,
             rings: vec![None; config.max_vips.into()],
+            given_back: VecDeque::new(),
             attachments: Attachments::default(),
             maps,
             program,
@@ -211,7 +213,7 @@ fn size_maps(
         (&mut maps.vip_counters, vips),
         (&mut maps.reals, reals),
         (&mut maps.real_counters, reals),
-        (&mut maps.rings, max_chunks(vips)),
+        (&mut maps.rings, max_chunks_in_surge(vips)),
         (&mut maps.flow_tables, cpus),
         (&mut maps.fallback_flows, FALLBACK_FLOWS),
     ];

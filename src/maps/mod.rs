@@ -2,6 +2,8 @@
 //! error, and with shared memory where a store has to be seen at once.
 
 mod cells;
+mod chunks;
+mod grace;
 mod kernel;
 mod rings;
 
@@ -10,15 +12,16 @@ pub(crate) use cells::RealCells;
 pub(crate) use cells::VipCell;
 pub(crate) use cells::VipCells;
 pub(crate) use cells::VipKinds;
+pub(crate) use chunks::RINGS_PER_CHUNK;
+pub(crate) use chunks::create_chunk;
+pub(crate) use chunks::ring_bytes;
+pub(crate) use grace::Moment;
 pub(crate) use kernel::KernelCalls;
 pub(crate) use kernel::kernel_error;
-pub(crate) use rings::RINGS_PER_CHUNK;
 pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
-pub(crate) use rings::create_chunk;
 pub(crate) use rings::max_chunks;
-pub(crate) use rings::ring_bytes;
-pub(crate) use rings::settle;
+pub(crate) use rings::max_chunks_in_surge;
 
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
