@@ -1,6 +1,7 @@
-//! The control path, each change until it is in force in the kernel: one real added, a hundred
-//! changed in one batch, a whole configuration file applied, and loading. What a change is to do
-//! is checked in the kernel before it is timed.
+//! The control path: one real added or removed, a hundred changed in one batch, a whole
+//! configuration file applied, and loading. Each change is timed until the call returns, those of
+//! one real also until packets are switched, for a call may stay to wait for the kernel in the next
+//! one's stead. After every change a packet is sent through the program that must see it.
 //!
 //! cargo bench --bench update            # a minute
 //! cargo bench --bench update -- --quick # seconds
@@ -8,14 +9,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::env;
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use criterion::Criterion;
-use criterion::criterion_group;
-use criterion::criterion_main;
 use katran::Builder;
-use katran::Flow;
 use katran::Katran;
 use katran::Real;
 use katran::RealChange;
@@ -27,12 +29,99 @@ use katran_lab::require_root;
 
 const VIPS: u16 = 512;
 const REALS: u16 = 100;
-/// Flows that are asked for: with 100 reals of equal weight, about 20 of them go to each.
-const FLOWS: u16 = 2000;
+/// Clients that are looked at: with 100 reals of equal weight, about 20 of them are on each.
+const CLIENTS: u16 = 2000;
+
+fn main() {
+    require_root();
+    let quick = env::args().any(|argument| argument == "--quick");
+    let some = |many: usize| if quick { many / 10 } else { many };
+    println!("65,537 slots, flow table of 10,000; each change until it is in force, in ms");
+    heading();
+    for reals in [REALS, 1000] {
+        let back_to_back = one_real(reals, some(1000), Duration::ZERO);
+        back_to_back.report(&format!("one of {reals} reals"));
+    }
+    one_real(REALS, some(500), Duration::from_millis(10)).report("one of 100 reals, 100 changes/s");
+    report("100 weights changed in one batch", &weights(some(1000)));
+    report("50 of 100 reals replaced in one batch", &swaps(some(1000)));
+    println!("\nThe whole, in ms");
+    heading();
+    let whole: Vec<_> = (0..some(20)).map(|_| whole_configuration()).collect();
+    for (which, what) in [
+        (0, "512 VIPs of 100 reals, from a document"),
+        (1, "  removed again"),
+    ] {
+        let samples: Vec<_> = whole.iter().map(|samples| samples[which]).collect();
+        report(what, &samples);
+    }
+    report("load", &(0..some(20)).map(|_| load()).collect::<Vec<_>>());
+}
+
+fn heading() {
+    let [what, times, p50, p99, max] = ["", "times", "p50", "p99", "max"];
+    let undisturbed = "undisturbed: times, p99, max";
+    println!("{what:<46} {times:>5} {p50:>8} {p99:>8} {max:>8}   {undisturbed}");
+}
+
+/// What a call took, and whether another thread took the CPU away meanwhile.
+#[derive(Clone, Copy)]
+struct Sample {
+    took: Duration,
+    disturbed: bool,
+}
+
+/// Times a call, of which `end` tells when it has done its work.
+fn sample(call: impl FnOnce(), end: impl FnOnce() -> Instant) -> [Sample; 2] {
+    let before = preemptions();
+    let began = Instant::now();
+    call();
+    let returned = Instant::now();
+    let disturbed = preemptions() != before;
+    [end(), returned].map(|ended| Sample {
+        took: ended - began,
+        disturbed,
+    })
+}
+
+/// How often the CPU was taken from this thread while it could have gone on.
+fn preemptions() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let count = status
+        .lines()
+        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+fn report(what: &str, samples: &[Sample]) {
+    let all: Vec<_> = samples.iter().map(|sample| sample.took).collect();
+    let undisturbed = samples.iter().filter(|sample| !sample.disturbed);
+    let undisturbed: Vec<_> = undisturbed.map(|sample| sample.took).collect();
+    let [p50, p99, max] = quantiles(&all);
+    print!(
+        "{what:<46} {:>5} {p50:>8.3} {p99:>8.3} {max:>8.3}",
+        all.len()
+    );
+    if undisturbed.is_empty() {
+        return println!("   {:>5}", 0);
+    }
+    let [_, p99, max] = quantiles(&undisturbed);
+    println!("   {:>5} {p99:>8.3} {max:>8.3}", undisturbed.len());
+}
+
+/// Median, 99th percentile and maximum, in ms.
+fn quantiles(durations: &[Duration]) -> [f64; 3] {
+    let mut sorted = durations.to_vec();
+    sorted.sort_unstable();
+    let ms = |part: f64| {
+        let rank = (part * sorted.len() as f64).ceil() as usize;
+        sorted[rank.max(1) - 1].as_secs_f64() * 1e3
+    };
+    [0.5, 0.99, 1.0].map(ms)
+}
 
 /// All at its default but the flow table, whose size is the memory's matter.
 fn builder() -> Builder {
-    require_root();
     Katran::builder()
         .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
         .flow_table_size(10_000)
@@ -47,92 +136,94 @@ fn vip(index: u16) -> Vip {
     Vip::tcp(([203, 0, 113, 1], 1000 + index).into())
 }
 
-/// One VIP with 100 reals.
-fn one_vip() -> Katran {
+/// One VIP with so many reals. Its packets leave no trace in the flow table, so that each of them
+/// asks the ring.
+fn one_vip(reals: u16) -> Katran {
     let mut katran = builder().load().unwrap();
-    katran.add_vip(vip(0), VipFlags::empty()).unwrap();
-    let reals: Vec<_> = (0..REALS).map(|i| RealChange::Add(real(i))).collect();
+    katran.add_vip(vip(0), VipFlags::LRU_BYPASS).unwrap();
+    let reals: Vec<_> = (0..reals).map(|i| RealChange::Add(real(i))).collect();
     katran.modify_reals(vip(0), &reals).unwrap();
     katran
 }
 
-/// How many of some new flows go to a real.
-fn flows_on(katran: &Katran, of: u16, real: Real) -> usize {
-    let goes_there = |port: &u16| {
-        let source = ([192, 0, 2, 1], *port).into();
-        let flow = Flow::tcp(source, ([203, 0, 113, 1], 1000 + of).into());
-        katran.real_for_flow(&flow).unwrap().unwrap().real == Some(real.address())
-    };
-    (0..FLOWS).filter(goes_there).count()
-}
-
-/// The real that the loaded program sends a SYN of some client to.
-fn sent_to(katran: &Katran, client: u16) -> Option<std::net::IpAddr> {
+/// The real that the loaded program sends a client of a VIP to.
+fn sent_to(katran: &Katran, vip: u16, client: u16) -> Option<IpAddr> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
     frame.extend([192, 0, 2, 1, 203, 0, 113, 1]);
     frame.extend(client.to_be_bytes());
-    frame.extend(1000u16.to_be_bytes());
+    frame.extend((1000 + vip).to_be_bytes());
     frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x20, 0, 0, 0, 0, 0]);
     katran.simulate(&frame).unwrap().real
 }
 
-/// Clients that the loaded program sends to a real.
-fn clients_on(katran: &Katran, real: Real) -> usize {
-    let sent_there = |client: &u16| sent_to(katran, *client) == Some(real.address());
-    (0..FLOWS).filter(sent_there).count()
+/// Clients of a VIP that the loaded program sends to a real.
+fn clients_on(katran: &Katran, vip: u16, real: Real) -> Vec<u16> {
+    let sent_there = |client: &u16| sent_to(katran, vip, *client) == Some(real.address());
+    (0..CLIENTS).filter(sent_there).collect()
 }
 
-fn one_real(criterion: &mut Criterion) {
-    let mut katran = one_vip();
-    let new = real(5000);
-    assert_eq!(clients_on(&katran, new), 0);
-    katran.add_real(vip(0), new).unwrap();
-    let clients = clients_on(&katran, new);
-    assert!(
-        (5..50).contains(&clients),
-        "{clients} clients on the new real"
-    );
-    katran.remove_real(vip(0), new.address()).unwrap();
-    assert_eq!(clients_on(&katran, new), 0, "the real is gone");
+/// Calls, and what they took until packets were switched.
+#[derive(Default)]
+struct OneReal {
+    added: Vec<[Sample; 2]>,
+    removed: Vec<[Sample; 2]>,
+}
 
-    let mut group = criterion.benchmark_group("in force in the kernel, 65,537 slots, 100 reals");
-    // Now and then a change has to wait for packets that may still read an old ring, at a fixed
-    // number of changes. Three changes in a turn: so that this meets the timed one as often as any.
-    let mut weight = 1;
-    let mut elsewhere = |katran: &mut Katran| {
-        weight = weight % 5 + 1;
-        katran.add_real(vip(0), real(0).weight(weight)).unwrap();
-    };
-    group.bench_function("one real added", |bench| {
-        bench.iter_custom(|times| {
-            timed(times, |_| {
-                let began = Instant::now();
-                katran.add_real(vip(0), new).unwrap();
-                let elapsed = began.elapsed();
-                katran.remove_real(vip(0), new.address()).unwrap();
-                elsewhere(&mut katran);
-                elapsed
-            })
+impl OneReal {
+    fn report(&self, what: &str) {
+        for (change, samples) in [("added", &self.added), ("removed", &self.removed)] {
+            let in_force: Vec<_> = samples.iter().map(|[in_force, _]| *in_force).collect();
+            let returned: Vec<_> = samples.iter().map(|[_, returned]| *returned).collect();
+            report(&format!("{what} {change}: in force"), &in_force);
+            report("  the call returns", &returned);
+        }
+    }
+}
+
+/// Adds and removes a real of a VIP that has so many others, with a pause after each change.
+fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
+    let mut katran = one_vip(reals);
+    let new = real(5000);
+    assert_eq!(clients_on(&katran, 0, new), []);
+    katran.add_real(vip(0), new).unwrap();
+    let clients = clients_on(&katran, 0, new);
+    let expected = usize::from(CLIENTS / reals);
+    assert!(
+        (1..3 * expected + 3).contains(&clients.len()),
+        "{clients:?} are on the new real"
+    );
+    let client = clients[0];
+    katran.remove_real(vip(0), new.address()).unwrap();
+    assert_eq!(clients_on(&katran, 0, new), [], "the real is gone");
+
+    // Callbacks come when packets have been switched.
+    let told = Arc::new(Mutex::new(Instant::now()));
+    for register in [Katran::on_real_added, Katran::on_real_removed] {
+        let told = Arc::clone(&told);
+        register(&mut katran, move |_, _| {
+            *told.lock().unwrap() = Instant::now()
         });
-    });
-    group.bench_function("one real removed", |bench| {
-        bench.iter_custom(|times| {
-            timed(times, |_| {
-                katran.add_real(vip(0), new).unwrap();
-                let began = Instant::now();
-                katran.remove_real(vip(0), new.address()).unwrap();
-                let elapsed = began.elapsed();
-                elsewhere(&mut katran);
-                elapsed
-            })
-        });
-    });
+    }
+    let mut measured = OneReal::default();
+    for _ in 0..times {
+        let add = || katran.add_real(vip(0), new).unwrap();
+        measured.added.push(sample(add, || *told.lock().unwrap()));
+        assert_eq!(sent_to(&katran, 0, client), Some(new.address()));
+        thread::sleep(pause);
+        let remove = || katran.remove_real(vip(0), new.address()).unwrap();
+        measured
+            .removed
+            .push(sample(remove, || *told.lock().unwrap()));
+        assert_ne!(sent_to(&katran, 0, client), Some(new.address()));
+        thread::sleep(pause);
+    }
+    measured
 }
 
 /// All 100 reals change their weight; those that were heavy become light.
-fn one_batch(criterion: &mut Criterion) {
-    let mut katran = one_vip();
+fn weights(times: usize) -> Vec<Sample> {
+    let mut katran = one_vip(REALS);
     let weights = |even, odd| -> Vec<RealChange> {
         let weight = |i| if i % 2 == 0 { even } else { odd };
         (0..REALS)
@@ -144,20 +235,48 @@ fn one_batch(criterion: &mut Criterion) {
         katran.modify_reals(vip(0), batch).unwrap();
         let on = |parity: usize| -> usize {
             let reals = (parity as u16..10).step_by(2);
-            reals.map(|i| clients_on(&katran, real(i))).sum()
+            reals.map(|i| clients_on(&katran, 0, real(i)).len()).sum()
         };
         assert!(on(heavy) > 5 * on(1 - heavy), "weights are in force");
     }
-    let mut group = criterion.benchmark_group("in force in the kernel, 65,537 slots, 100 reals");
-    group.bench_function("100 weights changed in one batch", |bench| {
-        bench.iter_custom(|times| {
-            timed(times, |turn| {
-                let began = Instant::now();
-                katran.modify_reals(vip(0), &batches[turn % 2]).unwrap();
-                began.elapsed()
-            })
-        });
+    alternate(&mut katran, &batches, times)
+}
+
+/// Half of the 100 reals leave, and as many others come.
+fn swaps(times: usize) -> Vec<Sample> {
+    let mut katran = one_vip(REALS);
+    let half = REALS / 2;
+    let swap = |old: u16, new: u16| -> Vec<RealChange> {
+        let add = (new..new + half).map(|i| RealChange::Add(real(i)));
+        let remove = (old..old + half).map(|i| RealChange::Remove(real(i).address()));
+        add.chain(remove).collect()
+    };
+    let batches = [swap(0, 5000), swap(5000, 0)];
+    for (batch, (there, gone)) in batches.iter().zip([(5000, 0), (0, 5000)]) {
+        katran.modify_reals(vip(0), batch).unwrap();
+        assert!(!clients_on(&katran, 0, real(there)).is_empty());
+        assert!(clients_on(&katran, 0, real(gone)).is_empty());
+    }
+    alternate(&mut katran, &batches, times)
+}
+
+/// Takes the batches by turns, back to back. They leave some client on other reals.
+fn alternate(katran: &mut Katran, batches: &[Vec<RealChange>; 2], times: usize) -> Vec<Sample> {
+    let all = |katran: &Katran| -> Vec<_> { (0..100).map(|i| sent_to(katran, 0, i)).collect() };
+    let at_end_of = [0, 1].map(|turn| {
+        katran.modify_reals(vip(0), &batches[turn]).unwrap();
+        all(katran)
     });
+    let client = (0..100).find(|i| at_end_of[0][*i] != at_end_of[1][*i]);
+    let client = client.unwrap();
+    let one = |turn: usize| {
+        let change = || katran.modify_reals(vip(0), &batches[turn % 2]).unwrap();
+        let [sample, _] = sample(change, Instant::now);
+        let real = sent_to(katran, 0, client as u16);
+        assert_eq!(real, at_end_of[turn % 2][client]);
+        sample
+    };
+    (0..times).map(one).collect()
 }
 
 /// 512 VIPs of 100 reals, 4,096 reals in all.
@@ -171,57 +290,34 @@ fn document() -> String {
     state.to_toml().unwrap()
 }
 
-fn whole_configuration(criterion: &mut Criterion) {
+/// From the document's text to packets, and back to nothing.
+fn whole_configuration() -> [Sample; 2] {
     let document = document();
-    let apply = |_| {
-        let mut katran = builder().load().unwrap();
-        let began = Instant::now();
+    let mut katran = builder().load().unwrap();
+    let mut changes = None;
+    let apply = || {
         let wanted = State::from_toml(&document).unwrap();
-        let changes = katran.apply(&wanted).unwrap();
-        let elapsed = began.elapsed();
-        assert_eq!(changes.vips_added.len(), usize::from(VIPS));
-        assert_eq!(
-            changes.reals_added.len(),
-            usize::from(VIPS) * usize::from(REALS)
-        );
-        for index in [0, VIPS / 2, VIPS - 1] {
-            let flows = flows_on(&katran, index, real(index * 8 % 4096));
-            assert!((5..50).contains(&flows), "{flows} flows on a real of 100");
-        }
-        elapsed
+        changes = Some(katran.apply(&wanted).unwrap());
     };
-    let name = "512 VIPs of 100 reals applied from a document";
-    if env::args().any(|argument| argument == "--quick") {
-        println!("{name}, once: {:.0?}", apply(0));
-        return;
+    let [applied, _] = sample(apply, Instant::now);
+    let changes = changes.unwrap();
+    assert_eq!(changes.vips_added.len(), usize::from(VIPS));
+    assert_eq!(
+        changes.reals_added.len(),
+        usize::from(VIPS) * usize::from(REALS)
+    );
+    for index in [0, VIPS / 2, VIPS - 1] {
+        let clients = clients_on(&katran, index, real(index * 8 % 4096)).len();
+        assert!((5..50).contains(&clients), "{clients} are on a real of 100");
     }
-    let mut group = criterion.benchmark_group("whole");
-    group.sample_size(10);
-    group.bench_function(name, |bench| {
-        bench.iter_custom(|times| timed(times, apply));
-    });
+    let remove = || drop(katran.apply(&State::default()).unwrap());
+    let [removed, _] = sample(remove, Instant::now);
+    assert_eq!(sent_to(&katran, 0, 0), None);
+    [applied, removed]
 }
 
-fn load(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("whole");
-    group.sample_size(10);
-    group.bench_function("load, flow table of 10,000", |bench| {
-        bench.iter_custom(|times| {
-            timed(times, |_| {
-                let began = Instant::now();
-                let katran = builder().load().unwrap();
-                let elapsed = began.elapsed();
-                drop(katran);
-                elapsed
-            })
-        });
-    });
+fn load() -> Sample {
+    let mut katran = None;
+    let [loaded, _] = sample(|| katran = Some(builder().load().unwrap()), Instant::now);
+    loaded
 }
-
-/// The sum of what `one` measures, so that what it does before and after is not counted.
-fn timed(times: u64, mut one: impl FnMut(usize) -> Duration) -> Duration {
-    (0..times as usize).map(&mut one).sum()
-}
-
-criterion_group!(benches, one_real, one_batch, whole_configuration, load);
-criterion_main!(benches);

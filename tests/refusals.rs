@@ -6,6 +6,7 @@
 mod common;
 
 use std::thread;
+use std::time::Duration;
 
 use caps::Capability;
 use common::bpf;
@@ -276,32 +277,43 @@ fn changing_reals_fails_whole() {
     });
 }
 
-/// Uses up the rings that there is memory for, by VIPs of no consequence. (Updates of one VIP would
-/// not: rings that were given up are taken back before more memory is.)
+/// Uses up the rings that there is memory for, but for the spare ones that updates need: the next
+/// VIP with a ring needs more.
 fn use_up_rings(katran: &mut Katran) {
-    for port in 2000.. {
-        let rings = katran.library_counters().unwrap().maps;
-        let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
-        if rings.entries == 8 {
-            break;
-        }
+    for port in 2000..2007 {
         let other = vip(&format!("203.0.113.200:{port}/tcp"));
         katran.add_vip(other, VipFlags::empty()).unwrap();
         katran.add_real(other, Real::new(ip(A))).unwrap();
     }
+    let rings = katran.library_counters().unwrap().maps;
+    let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
+    assert_eq!(rings.entries, 9, "of two chunks of 8, of which 7 are spare");
 }
 
 #[test]
 fn a_ring_without_memory_fails_whole() {
     type Change = fn(&mut Katran) -> Result<()>;
+    const EMPTY: &str = "203.0.113.1:80/tcp";
+    const DRAINED: &str = "203.0.113.1:81/tcp";
     let changes: [Change; 3] = [
-        |katran| katran.add_real(vip(VIP4), Real::new(ip(C))),
-        |katran| katran.remove_real(vip(VIP4), ip(A)),
-        |katran| katran.set_hash_function(vip(VIP4), HashFunction::Maglev),
+        |katran| katran.add_real(vip(EMPTY), Real::new(ip(A))),
+        |katran| katran.add_real(vip(DRAINED), Real::new(ip(C)).weight(1)),
+        |katran| {
+            let new = vip("[2001:db8:1::1]:80/tcp");
+            let mut state = katran.state();
+            let mut entry = VipState::new(new);
+            entry.reals = vec![Real::new(ip(A))];
+            state.vips.push(entry);
+            katran.apply(&state).map(drop)
+        },
     ];
     for commands in [&[faults::MAP_CREATE], &[faults::MAP_UPDATE_BATCH]] {
         for change in changes {
             let mut katran = balancer();
+            katran.add_vip(vip(EMPTY), VipFlags::empty()).unwrap();
+            katran.add_vip(vip(DRAINED), VipFlags::empty()).unwrap();
+            let drained = Real::new(ip(C)).weight(0);
+            katran.add_real(vip(DRAINED), drained).unwrap();
             use_up_rings(&mut katran);
             // Once for the flow table, which the second time finds as it was.
             observe(&katran);
@@ -318,18 +330,68 @@ fn a_ring_without_memory_fails_whole() {
 }
 
 #[test]
+fn an_update_needs_no_memory() {
+    let mut katran = balancer();
+    use_up_rings(&mut katran);
+    let commands = [faults::MAP_CREATE, faults::MAP_UPDATE_BATCH];
+    without_commands(&commands, Errno::ENOMEM, || {
+        let one = vip(VIP4);
+        for weight in 1..100 {
+            katran
+                .add_real(one, Real::new(ip(C)).weight(weight))
+                .unwrap();
+            katran.remove_real(one, ip(A)).unwrap();
+            katran.set_hash_function(one, HashFunction::Maglev).unwrap();
+            katran.add_real(one, Real::new(ip(A))).unwrap();
+            katran
+                .set_hash_function(one, HashFunction::MaglevV2)
+                .unwrap();
+        }
+    });
+    let mut fresh = load(builder());
+    let _ = fresh.apply(&katran.state()).unwrap();
+    for flow in flows(Protocol::Tcp, "203.0.113.1:443", 50) {
+        let ran = [&katran, &fresh].map(|katran| katran.simulate(&syn(flow)).unwrap());
+        assert_eq!(ran[0], ran[1]);
+    }
+}
+
+#[test]
 fn numbers_are_not_given_out_again_before_packets_have_let_go() {
     let mut katran = load(builder().max_vips(1).max_reals(1));
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
-    katran.remove_real(one, ip(A)).unwrap();
-    let before = observe(&katran);
     let membarrier = libc::SYS_membarrier;
     let add = |katran: &mut Katran| katran.add_real(one, Real::new(ip(B)));
-    let error = without_call(membarrier, Errno::EINVAL, || add(&mut katran));
-    assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
-    assert!(observe(&katran) == before);
+    // The thread that would see packets let go is refused the call as well.
+    without_call(membarrier, Errno::EINVAL, || {
+        katran.remove_real(one, ip(A)).unwrap();
+        let before = observe(&katran);
+        for _ in 0..3 {
+            let error = add(&mut katran);
+            assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
+            assert!(observe(&katran) == before);
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
     add(&mut katran).unwrap();
     assert_eq!(katran.reals(one).unwrap().len(), 1);
+}
+
+#[test]
+fn numbers_are_given_out_again_without_waiting_once_packets_have_let_go() {
+    let mut katran = load(builder().max_vips(1).max_reals(1));
+    let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    katran.remove_real(one, ip(A)).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    without_call(libc::SYS_membarrier, Errno::EINVAL, || {
+        katran.add_real(one, Real::new(ip(B))).unwrap();
+    });
+    katran.remove_vip(one).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    without_call(libc::SYS_membarrier, Errno::EINVAL, || {
+        katran.add_vip(vip(PREFIX), VipFlags::empty()).unwrap();
+        katran.add_real(vip(PREFIX), Real::new(ip(C))).unwrap();
+    });
 }
 
 /// Another state: a VIP goes, one changes, more come than there is memory for rings.
@@ -350,20 +412,25 @@ fn other_state() -> State {
 #[test]
 fn a_state_that_fails_in_the_middle_is_undone() {
     let mut keeps = other_state();
+    // Before the first new VIP, one that is there changes its flags and its ring.
+    let one = keeps.vips.last_mut().unwrap();
+    one.reals = vec![Real::new(ip(A)).weight(3), Real::new(ip(B))];
     let mut prefix = VipState::new(vip(PREFIX));
     prefix.reals = vec![Real::new(ip(B))];
     keeps.vips.push(prefix);
-    // Rings run out after some VIPs have been added; none has been removed.
-    let mut katran = balancer();
-    let before = observe(&katran);
-    let error = without_commands(&[faults::MAP_CREATE], Errno::ENOMEM, || {
-        katran.apply(&keeps).unwrap_err()
-    });
-    assert!(matches!(error, Error::Kernel { .. }), "{error}");
-    assert!(observe(&katran) == before);
-    let changes = katran.apply(&keeps).unwrap();
-    assert_eq!(changes.vips_added.len(), 12);
-    assert!(katran.apply(&keeps).unwrap().is_empty());
+    // There is no memory for the rings of twelve more VIPs, or those cannot be found.
+    for commands in [&[faults::MAP_CREATE], UPDATES] {
+        let mut katran = balancer();
+        let before = observe(&katran);
+        let error = without_commands(commands, Errno::ENOMEM, || {
+            katran.apply(&keeps).unwrap_err()
+        });
+        assert!(matches!(error, Error::Kernel { .. }), "{error}");
+        assert!(observe(&katran) == before, "{commands:?}");
+        let changes = katran.apply(&keeps).unwrap();
+        assert_eq!(changes.vips_added.len(), 12);
+        assert!(katran.apply(&keeps).unwrap().is_empty());
+    }
 }
 
 #[test]

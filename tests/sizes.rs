@@ -130,13 +130,13 @@ fn rings_take_memory_for_vips_not_for_updates() {
     let before = katran.memory_in_use().unwrap();
     let vip = katran.vips()[0];
     // Another real's weight: each time a new ring, and the old one given up.
-    for weight in 1..=60 {
+    for weight in 1..=300 {
         let other = Real::new("10.1.0.1".parse().unwrap()).weight(weight);
         katran.add_real(vip, other).unwrap();
     }
-    // A ring of 65,537 slots takes 128 KiB, and there may be a few to spare.
+    // A ring of 65,537 slots takes 128 KiB, and where updates are fast there are 64 to spare.
     let grown = katran.memory_in_use().unwrap() - before;
-    assert!(grown < 2 << 20, "{grown} bytes more after 60 updates");
+    assert!(grown < 9 << 20, "{grown} bytes more after 300 updates");
 }
 
 #[test]

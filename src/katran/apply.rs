@@ -19,20 +19,38 @@ impl Katran {
     /// # Errors
     /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs and reals return. The whole state is
-    /// checked before the first change; if the kernel then refuses one, those made are undone, as
-    /// far as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes
-    /// back with its counters at zero).
+    /// checked, and room made for all rings, before the first change; if the kernel then refuses
+    /// one, those made are undone, as far as the kernel lets them be (what cannot be is logged; a
+    /// VIP that had been removed comes back with its counters at zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(plan(&before, wanted, self.limits()))?;
         self.note(self.table.rehearse(&planned.steps))?;
-        for step in &planned.steps {
-            if let Err(error) = self.take(step) {
-                self.undo(&before);
-                return Err(error);
-            }
+        self.reserve_rings(wanted)?;
+        let taken = planned.steps.iter().try_for_each(|step| self.take(step));
+        if taken.is_err() {
+            self.undo(&before);
         }
-        Ok(planned.changes)
+        self.free_rings();
+        taken.map(|()| planned.changes)
+    }
+
+    /// Makes room for all new rings at once: the kernel takes a grace period each time.
+    fn reserve_rings(&mut self, wanted: &State) -> Result<()> {
+        let has_ring = |vip| {
+            let number = self.table.vip(vip).map(|entry| usize::from(entry.number.0));
+            number.is_some_and(|number| self.rings[number].is_some())
+        };
+        let new = wanted
+            .vips
+            .iter()
+            .filter(|state| state.reals.iter().any(|real| real.get_weight() != 0))
+            .filter(|state| !has_ring(&state.vip))
+            .count();
+        if new == 0 {
+            return Ok(());
+        }
+        self.maps.rings.reserve(&self.kernel, new as u32)
     }
 
     /// What is configured now. Applying it to a new `Katran` loaded from the same balancer
@@ -62,7 +80,7 @@ impl Katran {
             }
             Step::SetVipFlags(vip, flags) => self.set_vip_flags(*vip, *flags),
             Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
-            Step::RemoveVip(vip) => self.remove_vip(*vip),
+            Step::RemoveVip(vip) => self.remove_vip_only(*vip),
             Step::AddVip { vip, flags, hash } => self.add_vip_with(*vip, *flags, *hash),
             Step::ModifyReals { vip, changes } => self.modify_reals(*vip, changes),
             Step::SetRealFlags(address, flags) => self.set_real_flags(*address, *flags),

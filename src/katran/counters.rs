@@ -184,7 +184,7 @@ impl Katran {
         )?;
         let prefixes = self.table.vips().filter(|(vip, _)| vip.is_prefix()).count() as u32;
         let exact = self.table.vips().len() as u32 - prefixes;
-        let (rings, _) = self.maps.rings.occupancy();
+        let rings = self.maps.rings.in_use();
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),

@@ -1,5 +1,6 @@
 //! From checked settings to a program in the kernel.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -42,7 +43,7 @@ use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::kernel_error;
 use crate::maps::mask;
-use crate::maps::max_chunks;
+use crate::maps::max_chunks_in_surge;
 use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
@@ -193,6 +194,7 @@ impl Builder {
             hasher,
             ring_size,
             rings: vec![None; config.max_vips.into()],
+            given_back: VecDeque::new(),
             attachments: Attachments::default(),
             maps,
             program,
@@ -261,7 +263,7 @@ fn size_maps(
         (&mut maps.prefix_vips, vips),
         (&mut maps.vip_counters, vips),
         (&mut maps.real_counters, reals),
-        (&mut maps.rings, max_chunks(vips)),
+        (&mut maps.rings, max_chunks_in_surge(vips)),
         (&mut maps.flow_tables, cpus),
     ];
     for (map, entries) in sizes {

@@ -10,6 +10,7 @@ mod snapshot;
 mod vips;
 mod watch;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -52,16 +53,19 @@ use crate::config::check_gateway_mac;
 use crate::maps::FlowHashKeys;
 use crate::maps::KernelCalls;
 use crate::maps::Maps;
-use crate::maps::settle;
+use crate::maps::Moment;
+use crate::maps::RingSlot;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
+use crate::state::GivenBack;
 use crate::state::Table;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
 /// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
 /// process that dies does the same. Methods that change something take `&mut self`, those that
-/// read take `&self`; it is [`Send`] and [`Sync`].
+/// read take `&self`; it is [`Send`] and [`Sync`]. After a change a thread of the library's own may
+/// live for some milliseconds, to see when no packet uses what was replaced.
 ///
 /// ```no_run
 /// use katran::Katran;
@@ -89,7 +93,9 @@ pub struct Katran {
     hasher: FlowHasher,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
-    rings: Vec<Option<crate::maps::RingSlot>>,
+    rings: Vec<Option<RingSlot>>,
+    /// Numbers that packets may still see until a moment has passed, oldest first.
+    given_back: VecDeque<(Moment, GivenBack)>,
     // Detached before the maps go.
     attachments: Attachments,
     maps: Maps,
@@ -229,12 +235,43 @@ impl Katran {
         Ok(())
     }
 
-    /// Waits until no packet sees what has been taken out of use, so that its numbers and places
-    /// can be given out again.
+    /// Lets go of what packets have just been turned away from: a ring, or numbers that the table
+    /// has given back.
+    fn let_go(&mut self, ring: Option<RingSlot>, numbers: bool) {
+        if ring.is_none() && !numbers {
+            return;
+        }
+        let moment = self.maps.rings.retire(ring);
+        if numbers {
+            let given_back = self.table.given_back();
+            self.given_back.push_back((moment, given_back));
+        }
+    }
+
+    /// Ends a change that is in force: if the next one could not be at once, it waits now and not
+    /// then.
+    fn make_ready(&mut self) {
+        if self.maps.rings.is_full() {
+            // A refusal has been logged, and the next change is told.
+            let _ = self.settle();
+        }
+    }
+
+    /// Takes back, without waiting, what no packet sees any more.
+    fn collect(&mut self) {
+        let passed = self.maps.rings.collect(&self.kernel);
+        while let Some((moment, given_back)) = self.given_back.front()
+            && *moment <= passed
+        {
+            self.table.settle(*given_back);
+            self.given_back.pop_front();
+        }
+    }
+
+    /// Waits until no packet sees what has been let go of.
     fn settle(&mut self) -> Result<()> {
-        settle(&self.kernel)?;
-        self.maps.rings.settled();
-        self.table.settle();
+        self.maps.rings.settle(&self.kernel)?;
+        self.collect();
         Ok(())
     }
 

@@ -60,6 +60,7 @@ impl Katran {
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
+        self.collect();
         let staged = self.note(self.table.stage_reals(&vip, changes))?;
         if staged.unsettled {
             self.settle()?;
@@ -75,7 +76,7 @@ impl Katran {
         let place = usize::from(number.0);
         let has_reals = !staged.endpoints.is_empty();
         let ring = if staged.ring_changed {
-            self.write_ring(staged.hash_function, &staged.endpoints)?
+            self.write_ring(place, staged.hash_function, &staged.endpoints)?
         } else {
             self.rings[place]
         };
@@ -100,15 +101,17 @@ impl Katran {
             has_reals,
             ring,
         };
-        self.switch(place, cell);
+        let before = self.switch(place, cell);
         for (_, real) in &staged.released {
             self.maps.real_cells.withdraw(real.0);
         }
         let added = staged.added.clone();
         let released = staged.released.clone();
         self.table.commit(staged);
+        self.let_go(before, !released.is_empty());
         self.tell_added(&added);
         self.tell_removed(&released);
+        self.make_ready();
         Ok(())
     }
 
@@ -170,23 +173,30 @@ impl Katran {
     /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel).
     #[doc(alias = "changeHashFunctionForVip")]
     pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
+        self.collect();
         let staged = self.table.stage_set_hash_function(&vip, function)?;
+        let mut before = None;
         if staged.changed {
-            let ring = self.write_ring(function, &staged.endpoints)?;
+            let place = usize::from(staged.number.0);
+            let ring = self.write_ring(place, function, &staged.endpoints)?;
             let cell = VipCell {
                 flags: staged.flags,
                 has_reals: !staged.endpoints.is_empty(),
                 ring,
             };
-            self.switch(staged.number.0.into(), cell);
+            before = self.switch(place, cell);
         }
         self.table.commit(staged);
+        self.let_go(before, false);
+        self.make_ready();
         Ok(())
     }
 
-    /// Writes a new ring where no packet reads; none if no endpoint has any weight.
+    /// Writes a new ring of the VIP with this number where no packet reads; none if no endpoint has
+    /// any weight.
     fn write_ring(
         &mut self,
+        place: usize,
         function: HashFunction,
         endpoints: &[state::Endpoint],
     ) -> Result<Option<RingSlot>> {
@@ -198,18 +208,17 @@ impl Katran {
         if endpoints.is_empty() {
             return Ok(None);
         }
+        if self.rings[place].is_none() {
+            self.maps.rings.reserve(&self.kernel, 1)?;
+        }
         let ring = Ring::build(function, self.ring_size, &endpoints)?;
         self.maps.rings.write(&self.kernel, ring.slots()).map(Some)
     }
 
-    /// Switches packets to a VIP's new ring and gives up the old one.
-    fn switch(&mut self, place: usize, cell: VipCell) {
+    /// Switches packets to a VIP's new ring, and returns the one that none is sent to any more.
+    fn switch(&mut self, place: usize, cell: VipCell) -> Option<RingSlot> {
         self.maps.vip_cells.set(place as u16, cell);
         let before = std::mem::replace(&mut self.rings[place], cell.ring);
-        if let Some(before) = before
-            && cell.ring != Some(before)
-        {
-            self.maps.rings.retire(before);
-        }
+        before.filter(|before| cell.ring != Some(*before))
     }
 }

@@ -43,6 +43,7 @@ impl Katran {
         flags: VipFlags,
         hash: HashFunction,
     ) -> Result<()> {
+        self.collect();
         let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
         if staged.unsettled {
             self.settle()?;
@@ -76,35 +77,42 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delVip")]
     pub fn remove_vip(&mut self, vip: Vip) -> Result<()> {
+        self.remove_vip_only(vip)?;
+        self.free_rings();
+        Ok(())
+    }
+
+    /// As [`remove_vip`](Self::remove_vip); the memory of rings stays for
+    /// [`free_rings`](Self::free_rings).
+    pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<()> {
+        self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
         self.delete(&vip)?;
         let number = staged.number;
         if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
             self.unwatch_misses();
         }
-        if let Some(ring) = self.rings[usize::from(number.0)].take() {
-            self.maps.rings.retire(ring);
-        }
+        let ring = self.rings[usize::from(number.0)].take();
         for (_, real) in &staged.released {
             self.maps.real_cells.withdraw(real.0);
         }
         let released = staged.released.clone();
         self.table.commit(staged);
         self.maps.live.set_vip_kinds(self.kinds());
-        self.free_rings();
+        self.let_go(ring, true);
         self.tell_removed(&released);
         Ok(())
     }
 
-    /// Gives memory back when rings have left chunks empty. The VIP is gone either way, so a
+    /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a
     /// refusal is only logged; the next removal tries again.
-    fn free_rings(&mut self) {
+    pub(super) fn free_rings(&mut self) {
         if !self.maps.rings.has_surplus() {
             return;
         }
         let freed = self
             .settle()
-            .and_then(|()| self.maps.rings.free_surplus(&self.kernel));
+            .and_then(|()| self.maps.rings.trim(&self.kernel));
         if let Err(error) = freed {
             log::warn!("the memory of unused rings stays: {error}");
         }

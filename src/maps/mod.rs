@@ -2,8 +2,10 @@
 //! error, and with shared memory where a store has to be seen at once.
 
 mod cells;
+mod chunks;
 mod flow_hash;
 mod flows;
+mod grace;
 mod kernel;
 mod random;
 mod rings;
@@ -13,20 +15,21 @@ pub(crate) use cells::Live;
 pub(crate) use cells::RealCells;
 pub(crate) use cells::VipKinds;
 pub(crate) use cells::real_id;
+pub(crate) use chunks::RINGS_PER_CHUNK;
+pub(crate) use chunks::create_chunk;
+pub(crate) use chunks::ring_bytes;
 pub(crate) use flow_hash::FlowHashKeys;
 pub(crate) use flow_hash::mask;
 pub(crate) use flows::FlowTable;
 pub(crate) use flows::FlowTableShape;
 pub(crate) use flows::FlowTables;
+pub(crate) use grace::Moment;
 pub(crate) use kernel::KernelCalls;
 pub(crate) use kernel::kernel_error;
-pub(crate) use rings::RINGS_PER_CHUNK;
 pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
-pub(crate) use rings::create_chunk;
 pub(crate) use rings::max_chunks;
-pub(crate) use rings::ring_bytes;
-pub(crate) use rings::settle;
+pub(crate) use rings::max_chunks_in_surge;
 
 pub(crate) use vips::ChainFull;
 pub(crate) use vips::VipCell;

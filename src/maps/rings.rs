@@ -1,31 +1,44 @@
-//! Where rings live: inner maps ("chunks") of a few rings each, made as VIPs come into use and
-//! freed when no ring is left in them.
+//! Where rings live: places in chunks of memory that packets read.
 //!
 //! A new ring is written into a place that no packet reads, then the VIP is switched to it by one
 //! store. The place of the old ring is written again only after a grace period of RCU, so a
-//! packet that was on its way through the old ring finishes on it.
+//! packet that was on its way through the old ring finishes on it. No update waits for that, nor
+//! for memory: there are spare places, and when updates follow each other faster than packets let
+//! go of old rings, more of them for as long as that lasts.
 
 use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
 
 use super::KernelCalls;
+use super::chunks::Backing;
+use super::chunks::Chunk;
+use super::chunks::KernelChunks;
+use super::chunks::MappedChunk;
+use super::chunks::RINGS_PER_CHUNK;
+use super::chunks::replace;
+use super::chunks::ring_bytes;
+use super::grace::Moment;
 use crate::Error;
-use crate::skel::katran::types;
-use crate::sys::map;
-use crate::sys::map::Spec;
-use crate::sys::map::clear_inner;
-use crate::sys::map::set_inner;
-use crate::sys::mapping::Mapping;
 
-/// Rings in one chunk.
-pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
+/// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
+/// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.
+const SPARE: u32 = RINGS_PER_CHUNK - 1;
 
-/// Rings beyond one a VIP: an update writes a new ring before it gives up the old one.
-const SPARE_RINGS: u32 = 2;
+/// Places beyond one a VIP while updates come without a pause: for 0.3 ms each and two grace
+/// periods of 10 ms.
+const SURGE: u32 = 64;
+
+/// So many places given up and not taken back yet are the start of a surge.
+const SURGE_BEGINS: usize = 4;
+
+/// A surge is over when this long no update has needed its places.
+const SURGE_ENDS: Duration = Duration::from_secs(10);
 
 /// The place of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,45 +55,33 @@ impl RingSlot {
     }
 }
 
-/// One inner map.
-struct Chunk {
-    map: OwnedFd,
-    memory: Mapping,
+/// Chunks that `max_vips` VIPs with a ring each have, but for a surge.
+pub(crate) fn max_chunks(max_vips: u32) -> u32 {
+    (max_vips + SPARE).div_ceil(RINGS_PER_CHUNK)
+}
+
+/// How many chunks the array of chunks must have room for: while those of a surge are being made or
+/// taken away, all VIPs may come that there can be.
+pub(crate) fn max_chunks_in_surge(max_vips: u32) -> u32 {
+    (max_vips + SPARE + SURGE).div_ceil(RINGS_PER_CHUNK)
 }
 
 /// All rings.
-pub(crate) struct RingStore {
-    outer: OwnedFd,
+pub(crate) struct RingStore<B: Backing = KernelChunks> {
+    backing: B,
     ring_size: u32,
-    /// As many as can ever be; `None`: not made, or freed.
-    chunks: Vec<Option<Chunk>>,
+    /// As many as can ever be; `None`: not made, or taken away.
+    chunks: Vec<Option<B::Chunk>>,
     /// Places that no packet reads. The lowest goes first, so that high chunks run empty.
     free: BTreeSet<RingSlot>,
-    /// Places given up since the last grace period: a packet may still be reading one.
-    retired: Vec<RingSlot>,
-}
-
-/// Chunks needed for `max_vips` VIPs with a ring each.
-pub(crate) fn max_chunks(max_vips: u32) -> u32 {
-    (max_vips + SPARE_RINGS).div_ceil(RINGS_PER_CHUNK)
-}
-
-/// Bytes of one ring as an array element: 16 bits a slot, rounded up to 8 bytes.
-pub(crate) fn ring_bytes(ring_size: u32) -> u32 {
-    (ring_size * 2).next_multiple_of(8)
-}
-
-/// Makes the inner map for `RINGS_PER_CHUNK` rings.
-pub(crate) fn create_chunk(ring_size: u32) -> io::Result<OwnedFd> {
-    map::create(&Spec {
-        kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
-        name: "ring_chunk",
-        key_size: 4,
-        value_size: ring_bytes(ring_size),
-        max_entries: RINGS_PER_CHUNK,
-        flags: libbpf_sys::BPF_F_MMAPABLE,
-        numa_node: None,
-    })
+    /// Places given up, oldest first: a packet may be reading one until the moment has passed.
+    retired: VecDeque<(Moment, RingSlot)>,
+    /// Chunks that are being made or taken away meanwhile; their places are not in `free`.
+    busy: Vec<usize>,
+    /// When the last update came that needed the places of a surge.
+    surge: Option<Instant>,
+    /// Do not ask the kernel again for a surge's places before: it has just refused.
+    refused_until: Option<Instant>,
 }
 
 impl RingStore {
@@ -91,50 +92,103 @@ impl RingStore {
         ring_size: u32,
         max_vips: u32,
     ) -> io::Result<Self> {
-        let mut store = Self {
-            outer,
-            ring_size,
-            chunks: (0..max_chunks(max_vips)).map(|_| None).collect(),
-            free: BTreeSet::new(),
-            retired: Vec::new(),
-        };
-        store.add_chunk(0, first)?;
-        Ok(store)
+        let first = MappedChunk::new(first, ring_size)?;
+        let backing = KernelChunks::new(outer, ring_size);
+        replace(&backing.outer, &[0], &first.map)?;
+        Ok(Self::over(backing, first, ring_size, max_vips))
     }
 
     /// The array of chunks.
     pub(crate) fn outer(&self) -> &OwnedFd {
-        &self.outer
-    }
-
-    /// Rings in use or retired, and rings that there is memory for at present.
-    pub(crate) fn occupancy(&self) -> (u32, u32) {
-        let capacity = self.chunks().count() as u32 * RINGS_PER_CHUNK;
-        (capacity - self.free.len() as u32, capacity)
+        &self.backing.outer
     }
 
     /// Every chunk's map, to ask for its memory.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.chunks.iter().flatten().map(|chunk| &chunk.map)
+        self.chunks.iter().flatten().map(|chunk| &*chunk.map)
+    }
+}
+
+impl<B: Backing> RingStore<B> {
+    fn over(backing: B, first: B::Chunk, ring_size: u32, max_vips: u32) -> Self {
+        let mut store = Self {
+            backing,
+            ring_size,
+            chunks: (0..max_chunks_in_surge(max_vips)).map(|_| None).collect(),
+            free: BTreeSet::new(),
+            retired: VecDeque::new(),
+            busy: Vec::new(),
+            surge: None,
+            refused_until: None,
+        };
+        store.add(0, first);
+        store
     }
 
-    fn add_chunk(&mut self, index: usize, map: OwnedFd) -> io::Result<()> {
-        let bytes = ring_bytes(self.ring_size) * RINGS_PER_CHUNK;
-        let memory = Mapping::new(map.as_fd(), bytes as usize)?;
-        set_inner(self.outer.as_fd(), &[(index as u32, map.as_fd())])?;
+    /// Rings that VIPs have.
+    pub(crate) fn in_use(&self) -> u32 {
+        self.capacity() - self.free.len() as u32 - self.retired.len() as u32
+    }
+
+    /// Rings that there is memory for at present.
+    fn capacity(&self) -> u32 {
+        let usable = |index: &usize| self.chunks[*index].is_some() && !self.busy.contains(index);
+        (0..self.chunks.len()).filter(usable).count() as u32 * RINGS_PER_CHUNK
+    }
+
+    fn add(&mut self, index: usize, chunk: B::Chunk) {
         self.free.extend(places(index));
-        self.chunks[index] = Some(Chunk { map, memory });
+        self.chunks[index] = Some(chunk);
+    }
+
+    /// Chunks to make, so that there are `places` places; as far as there can be.
+    fn missing(&self, places: u32) -> Vec<usize> {
+        let missing = places.saturating_sub(self.capacity());
+        let missing = missing.div_ceil(RINGS_PER_CHUNK) as usize;
+        let unmade = |index: &usize| self.chunks[*index].is_none() && !self.busy.contains(index);
+        (0..self.chunks.len())
+            .filter(unmade)
+            .take(missing)
+            .collect()
+    }
+
+    /// Makes room for so many rings of VIPs that have none. This, and not an update, is what asks
+    /// the kernel for memory, and it waits for a grace period if it does.
+    ///
+    /// # Errors
+    /// If the kernel refuses; nothing has changed then.
+    pub(crate) fn reserve(&mut self, kernel: &KernelCalls, rings: u32) -> Result<(), Error> {
+        // What is reserved for a while is not given back meanwhile as left over from a surge.
+        self.surge = self.surge.map(|_| self.backing.now());
+        let missing = self.missing(self.in_use() + rings + SPARE);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let made = self.backing.make(&missing);
+        let made = kernel.check("make room for rings", "ring_chunk", made)?;
+        for (index, chunk) in missing.into_iter().zip(made) {
+            self.add(index, chunk);
+        }
         Ok(())
     }
 
     /// Writes a ring where no packet reads, and returns the place.
     ///
     /// # Errors
-    /// If there is no room and the kernel refuses more; nothing has changed then.
+    /// If no place is left and the kernel refuses to wait for one; nothing has changed then.
     pub(crate) fn write(&mut self, kernel: &KernelCalls, slots: &[u16]) -> Result<RingSlot, Error> {
-        let place = self.take(kernel)?;
-        for (word, slot) in self.words(place).zip(slots) {
+        if self.free.is_empty() {
+            self.settle(kernel)?;
+        }
+        let place = self.free.pop_first().ok_or(Error::Exhausted {
+            what: "rings (max_vips)",
+            limit: self.chunks.len() as u64 * u64::from(RINGS_PER_CHUNK),
+        })?;
+        for (word, slot) in self.words(place).iter().zip(slots) {
             word.store(*slot, Ordering::Relaxed);
+        }
+        if self.retired.len() >= SURGE_BEGINS {
+            self.surge();
         }
         Ok(place)
     }
@@ -142,86 +196,156 @@ impl RingStore {
     /// The real number in one slot of a ring, as packets see it.
     pub(crate) fn slot(&self, place: RingSlot, slot: u32) -> u16 {
         self.words(place)
-            .nth(slot as usize)
+            .get(slot as usize)
             .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// The slots of a ring; none if its chunk is not there.
-    fn words(&self, place: RingSlot) -> std::slice::Iter<'_, AtomicU16> {
+    fn words(&self, place: RingSlot) -> &[AtomicU16] {
         let Some(chunk) = &self.chunks[place.chunk()] else {
-            return [].iter();
+            return &[];
         };
         let stride = (ring_bytes(self.ring_size) / 2) as usize;
         let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
-        chunk.memory.u16s()[first..first + self.ring_size as usize].iter()
+        &chunk.words()[first..first + self.ring_size as usize]
     }
 
-    fn take(&mut self, kernel: &KernelCalls) -> Result<RingSlot, Error> {
-        if let Some(place) = self.free.pop_first() {
-            return Ok(place);
+    /// Gives up the place of a ring that no VIP has any more, if it had one. What has been taken
+    /// out of packets' reach by now, none sees when the moment returned has passed.
+    pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
+        let moment = self.backing.mark();
+        self.retired.extend(place.map(|place| (moment, place)));
+        moment
+    }
+
+    /// Whether an update would have to wait now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    /// Sees to the places of a surge.
+    fn surge(&mut self) {
+        let now = self.backing.now();
+        self.surge = Some(now);
+        if !self.busy.is_empty() || self.refused_until.is_some_and(|until| now < until) {
+            return;
         }
-        // A new chunk costs a grace period in the kernel, just as taking places back does: it is
-        // made for VIPs, not for updates.
-        let enough = self.retired.len() as u32 >= RINGS_PER_CHUNK / 2;
-        let room = self.chunks.iter().position(Option::is_none);
-        if let Some(index) = room.filter(|_| !enough) {
-            let map = kernel.check(
-                "make room for rings",
-                "ring_chunk",
-                create_chunk(self.ring_size),
-            )?;
-            kernel.check("make room for rings", "rings", self.add_chunk(index, map))?;
-        } else {
-            settle(kernel)?;
-            self.settled();
+        let missing = self.missing(self.in_use() + SURGE);
+        if !missing.is_empty() && self.backing.start_making(&missing).is_ok() {
+            self.busy = missing;
         }
-        self.free.pop_first().ok_or(Error::Exhausted {
-            what: "rings (max_vips)",
-            limit: self.chunks.len() as u64 * u64::from(RINGS_PER_CHUNK),
-        })
     }
 
-    /// Takes back a place that packets may still be reading.
-    pub(crate) fn retire(&mut self, place: RingSlot) {
-        self.retired.push(place);
+    /// Takes back, without waiting, what packets have let go of. Returns the moment that has
+    /// passed.
+    pub(crate) fn collect(&mut self, kernel: &KernelCalls) -> Moment {
+        if let Some(finished) = self.backing.finished() {
+            let finished = kernel.check("make or give up room for rings", "rings", finished);
+            self.finish(finished.ok());
+        }
+        let passed = self.backing.passed();
+        while let Some((moment, place)) = self.retired.front()
+            && *moment <= passed
+        {
+            self.free.insert(*place);
+            self.retired.pop_front();
+        }
+        let over = |last| self.backing.now().duration_since(last) > SURGE_ENDS;
+        if self.busy.is_empty() && self.surge.is_some_and(over) {
+            self.surge = None;
+            self.start_trimming();
+        }
+        passed
     }
 
-    /// A grace period has passed since the last `retire`.
-    pub(crate) fn settled(&mut self) {
-        self.free.extend(self.retired.drain(..));
+    /// Ends what was started; `None`: the kernel has refused.
+    fn finish(&mut self, made: Option<Vec<B::Chunk>>) {
+        let busy = std::mem::take(&mut self.busy);
+        let refused = made.is_none();
+        if refused {
+            self.refused_until = Some(self.backing.now() + SURGE_ENDS);
+        }
+        let mut made = made.into_iter().flatten();
+        for index in busy {
+            match made.next() {
+                Some(chunk) => self.add(index, chunk),
+                None if !refused => self.chunks[index] = None,
+                None if self.chunks[index].is_some() => self.free.extend(places(index)),
+                None => {}
+            }
+        }
     }
 
-    /// Chunks without a ring in use, but for one chunk's worth of spare places.
-    fn surplus(&self, is_unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
-        let made = (0..self.chunks.len()).filter(|index| self.chunks[*index].is_some());
-        made.filter(|index| places(*index).all(|place| is_unused(&place)))
-            .skip(1)
+    /// Waits until every place that was given up is free.
+    ///
+    /// # Errors
+    /// If the kernel refuses to wait.
+    pub(crate) fn settle(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
+        let waited = self.backing.wait();
+        kernel.check("wait for packets under way", "membarrier", waited)?;
+        self.collect(kernel);
+        Ok(())
+    }
+
+    /// Chunks in which all places are `unused`, but for those that are wanted as spare places. The
+    /// first chunk always stays.
+    fn surplus(&self, unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
+        let spare = if self.surge.is_some() { SURGE } else { SPARE };
+        // One more stays, so that a VIP that comes and goes does not make and free it each time.
+        let keep = self.in_use() + spare + RINGS_PER_CHUNK;
+        let count = self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK;
+        let usable = |index: &usize| self.chunks[*index].is_some() && !self.busy.contains(index);
+        (1..self.chunks.len())
+            .rev()
+            .filter(usable)
+            .filter(|index| places(*index).all(|place| unused(&place)))
+            .take(count as usize)
             .collect()
     }
 
-    /// Whether [`free_surplus`](Self::free_surplus) would free something after a grace period.
+    /// Whether [`trim`](Self::trim) would free something after a grace period.
     pub(crate) fn has_surplus(&self) -> bool {
-        let unused = |place: &RingSlot| self.free.contains(place) || self.retired.contains(place);
+        let retired: BTreeSet<_> = self.retired.iter().map(|(_, place)| *place).collect();
+        let unused = |place: &RingSlot| self.free.contains(place) || retired.contains(place);
         !self.surplus(unused).is_empty()
     }
 
-    /// Frees chunks in which no ring is left; keeps one as a reserve.
+    /// Frees chunks in which no ring is left, beyond what is kept in reserve. Waits for a grace
+    /// period.
     ///
     /// # Errors
-    /// If the kernel refuses; the chunk is kept then.
-    pub(crate) fn free_surplus(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
-        for index in self.surplus(|place| self.free.contains(place)) {
-            kernel.check(
-                "free the room for rings",
-                "rings",
-                clear_inner(self.outer.as_fd(), index as u32),
-            )?;
-            for place in places(index) {
-                self.free.remove(&place);
-            }
+    /// If the kernel refuses; the chunks are kept then.
+    pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
+        let surplus = self.surplus(|place| self.free.contains(place));
+        let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
+            return Ok(());
+        };
+        let freed = self.backing.unmake(&surplus, kept);
+        kernel.check("give up room for rings", "rings", freed)?;
+        for index in surplus {
+            self.withdraw(index);
             self.chunks[index] = None;
         }
         Ok(())
+    }
+
+    /// As [`trim`](Self::trim), without waiting.
+    fn start_trimming(&mut self) {
+        let surplus = self.surplus(|place| self.free.contains(place));
+        let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
+            return;
+        };
+        if self.backing.start_unmaking(&surplus, kept).is_ok() {
+            surplus.iter().for_each(|index| self.withdraw(*index));
+            self.busy = surplus;
+        }
+    }
+
+    /// Takes the places of a chunk out of use.
+    fn withdraw(&mut self, index: usize) {
+        for place in places(index) {
+            self.free.remove(&place);
+        }
     }
 }
 
@@ -231,11 +355,5 @@ fn places(chunk: usize) -> impl Iterator<Item = RingSlot> {
     (first..first + RINGS_PER_CHUNK).map(RingSlot)
 }
 
-/// Waits until packets see nothing of what has been taken out of use.
-pub(crate) fn settle(kernel: &KernelCalls) -> Result<(), Error> {
-    kernel.check(
-        "wait for packets under way",
-        "membarrier",
-        crate::sys::rcu::grace_period(),
-    )
-}
+#[cfg(test)]
+mod tests;

@@ -31,5 +31,6 @@ pub(crate) use plan::Step;
 pub(crate) use plan::plan;
 pub(crate) use stage::Endpoint;
 pub(crate) use stage::RealRecord;
+pub(crate) use table::GivenBack;
 pub(crate) use table::Table;
 pub(crate) use table::VipEntry;

@@ -18,6 +18,8 @@ pub(crate) struct IdPool {
     returned: VecDeque<u16>,
     /// How many of `returned`, from its front, have been settled.
     settled: usize,
+    /// How many numbers were ever given back.
+    given_back: u64,
 }
 
 /// A number from the pool.
@@ -40,6 +42,7 @@ impl IdPool {
             end,
             returned: VecDeque::new(),
             settled: 0,
+            given_back: 0,
         }
     }
 
@@ -89,11 +92,19 @@ impl IdPool {
     pub(crate) fn give_back(&mut self, id: u16) {
         debug_assert!(u32::from(id) < self.fresh && !self.returned.contains(&id));
         self.returned.push_back(id);
+        self.given_back += 1;
     }
 
-    /// A grace period has passed since the last number was given back.
-    pub(crate) fn settle(&mut self) {
-        self.settled = self.returned.len();
+    /// How many numbers were ever given back: a point in time for [`settle`](Self::settle).
+    pub(crate) fn given_back(&self) -> u64 {
+        self.given_back
+    }
+
+    /// A grace period has passed since so many numbers had been given back.
+    pub(crate) fn settle(&mut self, given_back: u64) {
+        let since = self.given_back.saturating_sub(given_back) as usize;
+        let settled = self.returned.len().saturating_sub(since);
+        self.settled = self.settled.max(settled);
     }
 
     fn never_used(&self) -> usize {
@@ -119,7 +130,7 @@ mod tests {
         assert_eq!(take(&mut pool), Some((3, false)));
         pool.give_back(3);
         assert_eq!(take(&mut pool), Some((1, true)));
-        pool.settle();
+        pool.settle(pool.given_back());
         assert_eq!(take(&mut pool), Some((3, false)));
         assert_eq!(take(&mut pool), None);
     }
@@ -138,6 +149,7 @@ mod tests {
     enum Operation {
         Take,
         GiveBack(usize),
+        Mark,
         Settle,
     }
 
@@ -145,6 +157,7 @@ mod tests {
         prop_oneof![
             3 => Just(Operation::Take),
             2 => any::<usize>().prop_map(Operation::GiveBack),
+            1 => Just(Operation::Mark),
             1 => Just(Operation::Settle),
         ]
     }
@@ -158,30 +171,35 @@ mod tests {
             operations in prop::collection::vec(operation(), 0..100),
         ) {
             let mut pool = IdPool::new(first, count);
-            // The model: every free number in the order of use, with its settled mark.
-            let mut free: VecDeque<_> = (first..first + count).map(|id| (id, false)).collect();
+            // The model: every free number in the order of use, with its settled mark and how many
+            // were given back before it.
+            let mut free: VecDeque<_> = (first..first + count).map(|id| (id, false, 0)).collect();
+            let mut marked = 0;
             let mut used = Vec::new();
             for operation in operations {
-                for (nth, &(id, unsettled)) in free.iter().enumerate() {
+                for (nth, &(id, unsettled, _)) in free.iter().enumerate() {
                     prop_assert_eq!(pool.peek(nth), Some(Taken { id, unsettled }));
                 }
                 prop_assert_eq!(pool.peek(free.len()), None);
                 prop_assert_eq!(pool.free(), free.len());
                 match operation {
                     Operation::Take => {
-                        let expected = free.pop_front();
+                        let expected = free.pop_front().map(|(id, unsettled, _)| (id, unsettled));
                         prop_assert_eq!(pool.take().map(|taken| (taken.id, taken.unsettled)), expected);
                         used.extend(expected.map(|(id, _)| id));
                     }
                     Operation::GiveBack(which) if !used.is_empty() => {
                         let id = used.swap_remove(which % used.len());
+                        free.push_back((id, true, pool.given_back()));
                         pool.give_back(id);
-                        free.push_back((id, true));
                     }
                     Operation::GiveBack(_) => {}
+                    Operation::Mark => marked = pool.given_back(),
                     Operation::Settle => {
-                        pool.settle();
-                        free.iter_mut().for_each(|(_, unsettled)| *unsettled = false);
+                        pool.settle(marked);
+                        for (_, unsettled, before) in &mut free {
+                            *unsettled &= *before >= marked;
+                        }
                     }
                 }
                 prop_assert_eq!(used.iter().collect::<BTreeSet<_>>().len(), used.len());

@@ -4,7 +4,6 @@
 //! the kernel must be told together with the change itself, to be committed afterwards.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::checks::check_vip_flags;
@@ -193,33 +192,43 @@ impl Table {
     /// be possible where it stands. A new real needs a number that is free before the batch: the
     /// numbers of reals that the same batch releases are still in the ring that is in force.
     pub(crate) fn stage_reals(&self, vip: &Vip, changes: &[RealChange]) -> Result<StagedReals> {
-        let before = self.entry(vip)?;
-        let mut after = before.clone();
+        let entry = self.entry(vip)?;
+        let before = |address: &IpAddr| entry.reals.get(address).copied();
+        // The weights of the reals that the batch names, `None` for those that are gone after it.
+        // The others are looked at only where the whole ring is due.
+        let mut after: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
         let mut flags = BTreeMap::new();
         for change in changes {
             match change {
                 RealChange::Add(real) => {
                     check_real(real.address())?;
-                    after.reals.insert(real.address(), real.get_weight());
+                    after.insert(real.address(), Some(real.get_weight()));
                     if let Some(wanted) = real.get_flags() {
                         flags.insert(real.address(), real_flags(real.address(), wanted));
                     }
                 }
                 RealChange::Remove(address) => {
                     let address = address.to_canonical();
-                    after
-                        .reals
-                        .remove(&address)
-                        .ok_or_else(|| Error::NotFound {
+                    let named = after.get(&address).copied();
+                    if named.unwrap_or_else(|| before(&address)).is_none() {
+                        return Err(Error::NotFound {
                             what: format!("real {address} of VIP {vip}"),
-                        })?;
+                        });
+                    }
+                    after.insert(address, None);
                 }
             }
         }
 
         let mut edit = self.edit();
-        let arriving = difference(&after.reals, &before.reals);
-        let leaving = difference(&before.reals, &after.reals);
+        let changed = |from: bool, to: bool| {
+            let is = move |(address, weight): &(&IpAddr, &Option<u32>)| {
+                before(address).is_some() == from && weight.is_some() == to
+            };
+            after.iter().filter(is).map(|(address, _)| *address)
+        };
+        let arriving: Vec<IpAddr> = changed(false, true).collect();
+        let leaving: Vec<IpAddr> = changed(true, false).collect();
         let mut added = Vec::new();
         let mut unsettled = false;
         let mut numbers = BTreeMap::new();
@@ -271,9 +280,13 @@ impl Table {
             })
             .collect();
 
-        let endpoints = after
-            .reals
+        let staying = entry.reals.iter();
+        let staying = staying.filter(|(address, _)| !after.contains_key(address));
+        let named = after
             .iter()
+            .filter_map(|(address, weight)| Some((address, weight.as_ref()?)));
+        let mut endpoints: Vec<Endpoint> = staying
+            .chain(named)
             .filter_map(|(&address, &weight)| {
                 let number = match self.reals.get(&address) {
                     Some(entry) => entry.number,
@@ -286,9 +299,14 @@ impl Table {
                 })
             })
             .collect();
-        let (number, flags, hash_function) = (after.number, after.flags, after.hash_function);
-        let ring_changed = !weighted(&before.reals).eq(weighted(&after.reals));
-        edit.vip = Some((*vip, Some(after)));
+        // Two runs, each in order.
+        endpoints.sort_by_key(|endpoint| endpoint.address);
+        let slots = |weight: Option<u32>| weight.unwrap_or(0);
+        let ring_changed = after
+            .iter()
+            .any(|(address, weight)| slots(before(address)) != slots(*weight));
+        let (number, flags, hash_function) = (entry.number, entry.flags, entry.hash_function);
+        edit.weights = Some((*vip, after));
         Ok(StagedReals {
             number,
             flags,
@@ -462,16 +480,4 @@ fn record(address: IpAddr, entry: &RealEntry) -> RealRecord {
         generation: entry.generation,
         flags: entry.flags,
     }
-}
-
-/// The addresses that only the first one has.
-fn difference(a: &BTreeMap<IpAddr, u32>, b: &BTreeMap<IpAddr, u32>) -> BTreeSet<IpAddr> {
-    a.keys()
-        .filter(|address| !b.contains_key(address))
-        .copied()
-        .collect()
-}
-
-fn weighted(reals: &BTreeMap<IpAddr, u32>) -> impl Iterator<Item = (&IpAddr, &u32)> {
-    reals.iter().filter(|(_, weight)| **weight != 0)
 }

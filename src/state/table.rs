@@ -68,12 +68,21 @@ pub(crate) struct Table {
     revision: u64,
 }
 
+/// How many numbers of VIPs and reals had ever been given back at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GivenBack {
+    vips: u64,
+    reals: u64,
+}
+
 /// A change that has been worked out.
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct Edit {
     revision: u64,
     pub(super) vip: Option<(Vip, Option<VipEntry>)>,
+    /// Weights of some of a VIP's reals; `None` for those that it has no more.
+    pub(super) weights: Option<(Vip, BTreeMap<IpAddr, Option<u32>>)>,
     pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
     pub(super) vip_ids: Draft,
     pub(super) real_ids: Draft,
@@ -208,11 +217,19 @@ impl Table {
         }
     }
 
-    /// A grace period has passed since the last commit that removed something: numbers that were
-    /// given back by then are as good as new.
-    pub(crate) fn settle(&mut self) {
-        self.vip_ids.settle();
-        self.real_ids.settle();
+    /// How many numbers have been given back by now.
+    pub(crate) fn given_back(&self) -> GivenBack {
+        GivenBack {
+            vips: self.vip_ids.given_back(),
+            reals: self.real_ids.given_back(),
+        }
+    }
+
+    /// A grace period has passed since the table said so: numbers that were given back by then are
+    /// as good as new.
+    pub(crate) fn settle(&mut self, given_back: GivenBack) {
+        self.vip_ids.settle(given_back.vips);
+        self.real_ids.settle(given_back.reals);
     }
 
     /// Makes a staged change. It cannot fail, but must be the next commit after it was staged.
@@ -229,6 +246,16 @@ impl Table {
                 self.vips.remove(&vip);
             }
             None => {}
+        }
+        if let Some((vip, weights)) = edit.weights
+            && let Some(entry) = self.vips.get_mut(&vip)
+        {
+            for (address, weight) in weights {
+                match weight {
+                    Some(weight) => entry.reals.insert(address, weight),
+                    None => entry.reals.remove(&address),
+                };
+            }
         }
         for (address, entry) in edit.reals {
             match entry {
@@ -253,6 +280,7 @@ impl Table {
         Edit {
             revision: self.revision,
             vip: None,
+            weights: None,
             reals: BTreeMap::new(),
             vip_ids: Draft::default(),
             real_ids: Draft::default(),

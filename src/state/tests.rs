@@ -81,7 +81,7 @@ fn numbers_come_back_late_unsettled_and_with_a_new_generation() {
     assert!(staged.unsettled);
     let record = staged.added[0];
     assert_eq!((record.number.get(), record.generation), (1, 2));
-    table.settle();
+    table.settle(table.given_back());
     assert!(!table.stage_reals(&vip(0), &batch).unwrap().unsettled);
     // Settling is no change of the table: what was staged before can still be committed.
     table.commit(staged);

@@ -319,13 +319,6 @@ pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) 
     .map(drop)
 }
 
-/// Takes an inner map out of an array of maps.
-pub(crate) fn clear_inner(outer: BorrowedFd<'_>, index: u32) -> io::Result<()> {
-    check_sizes::<u32>(outer, size_of::<u32>())?;
-    // SAFETY: the key is as long as the map's, compared above.
-    check(unsafe { libbpf_sys::bpf_map_delete_elem(outer.as_raw_fd(), as_ptr(&index)) }).map(drop)
-}
-
 /// The number of possible CPUs: how many values a per-CPU element has.
 pub(crate) fn possible_cpus() -> io::Result<usize> {
     // SAFETY: takes nothing, returns a number or a negated errno.

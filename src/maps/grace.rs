@@ -1,0 +1,125 @@
+//! Grace periods of RCU that pass while the library goes on: what packets may still be reading is
+//! marked with a moment, and used again once that moment has passed for every packet.
+//!
+//! The kernel offers to wait for a grace period, not to be told of one. So a thread of its own
+//! waits, for as long as there is something to wait for, and ends then: an idle balancer has none.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread;
+
+use crate::sys::rcu;
+
+/// A point between two changes; later ones are greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(pub(super) u64);
+
+/// Tells which moments have passed: no packet is under way any more that was then.
+#[derive(Debug, Default)]
+pub(crate) struct GracePeriods {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The last moment that was marked.
+    marked: u64,
+    /// The last moment that has passed.
+    passed: u64,
+    /// A thread waits. In a child made by fork(2) it may be said to and not be there; then nothing
+    /// passes but what `wait` waits for.
+    waited_for: bool,
+}
+
+impl State {
+    fn pass(&mut self, moment: u64) {
+        self.passed = self.passed.max(moment);
+    }
+}
+
+impl GracePeriods {
+    /// Now: what was taken out of packets' reach before this call, none sees once the moment has
+    /// passed.
+    pub(crate) fn mark(&self) -> Moment {
+        let mut state = lock(&self.state);
+        state.marked += 1;
+        if !state.waited_for {
+            let shared = Arc::clone(&self.state);
+            let thread = thread::Builder::new().name("katran-grace".to_owned());
+            // Without a thread moments pass as well, when somebody waits for them.
+            state.waited_for = thread.spawn(move || follow(&shared)).is_ok();
+        }
+        Moment(state.marked)
+    }
+
+    /// The last moment that has passed, and with it all before.
+    pub(crate) fn passed(&self) -> Moment {
+        Moment(lock(&self.state).passed)
+    }
+
+    /// Waits until every moment has passed that has been marked. Takes milliseconds.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let marked = lock(&self.state).marked;
+        rcu::grace_period()?;
+        lock(&self.state).pass(marked);
+        Ok(())
+    }
+}
+
+/// Waits for grace periods until the last moment marked has passed, or nobody asks any more.
+fn follow(shared: &Arc<Mutex<State>>) {
+    loop {
+        let marked = lock(shared).marked;
+        let waited = rcu::grace_period();
+        let mut state = lock(shared);
+        if waited.is_ok() {
+            state.pass(marked);
+        }
+        // If the kernel refuses: whoever comes to need what was marked waits for it, and is told.
+        let done = state.passed >= state.marked || Arc::strong_count(shared) == 1;
+        if done || waited.is_err() {
+            state.waited_for = false;
+            return;
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // Three plain values: right even if somebody panicked.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "membarrier(2) is the kernel's")]
+    fn moments_pass_in_their_order_without_anyone_waiting() {
+        let grace_periods = GracePeriods::default();
+        assert_eq!(grace_periods.passed(), Moment(0));
+        let mut last = Moment(0);
+        let began = Instant::now();
+        for _ in 0..50 {
+            let moment = grace_periods.mark();
+            assert!(moment > last && grace_periods.passed() < moment);
+            last = moment;
+            thread::sleep(Duration::from_millis(1));
+        }
+        while grace_periods.passed() < last {
+            assert!(began.elapsed() < Duration::from_secs(60), "{last:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        // The thread has ended, and another one comes for the next moment.
+        assert!(!lock(&grace_periods.state).waited_for);
+        let moment = grace_periods.mark();
+        grace_periods.wait().unwrap();
+        assert_eq!(grace_periods.passed(), moment);
+    }
+}
