@@ -93,13 +93,13 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 /* Sections 5 to 9 of the walk: VIP, size, flow table, ring, out. */
 static __always_inline int forward(const struct run *run, struct packet *packet, bool v6)
 {
-	const __u64 now = ticks_now();
 	struct real *real = NULL;
 	struct choice choice = {};
 	struct vip_counters *of_vip;
 	struct real_counters *of_real;
 	enum drop_reason reason;
 	__u32 flags;
+	__u64 now;
 
 	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
 		return pass(run, STEP_NO_VIP);
@@ -117,6 +117,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	run->counters->flow_packets++;
 	if (flags & VIP_NO_SRC_PORT)
 		packet->flow.source_port = 0;
+	now = ticks_now();
 	choice.place = flow_locate(run, &packet->flow, v6);
 	if (!(packet->tcp_flags & TCP_SYN) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		note_step(run, STEP_FLOW_TABLE);
