@@ -2,6 +2,7 @@
 //! maps of the loaded balancer, whose elements are read by system calls and never written.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::Duration;
 
 use libbpf_rs::MapCore;
@@ -119,6 +120,14 @@ impl Kernel {
     }
 }
 
+/// The kernel's ticks, which it shows to root.
+fn jiffies() -> u64 {
+    let timers = fs::read_to_string("/proc/timer_list").unwrap();
+    let mut lines = timers.lines();
+    let ticks = lines.find_map(|line| line.strip_prefix("jiffies:"));
+    ticks.unwrap().trim().parse().unwrap()
+}
+
 impl Environment for Kernel {
     fn map_constant(&mut self, kind: u8, map: i32, offset: i32, memory: &mut Memory) -> u64 {
         let number = self.numbers[&map];
@@ -151,7 +160,7 @@ impl Environment for Kernel {
             2 => ("map_update_elem", 0),
             8 => ("get_smp_processor_id", self.cpu as u64),
             44 => ("xdp_adjust_head", self.adjust_head(arguments[1] as i32)),
-            118 => ("jiffies64", 0),
+            118 => ("jiffies64", jiffies()),
             160 => ("ktime_get_coarse_ns", {
                 let now = ClockId::CLOCK_MONOTONIC_COARSE.now().unwrap();
                 Duration::from(now).as_nanos() as u64

@@ -268,8 +268,12 @@ fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
             .collect();
         let same = |of_kernel: &&MapHandle| of_kernel.name().as_encoded_bytes() == name;
         match of_kernel.iter().find(same) {
-            Some(of_kernel) => map.reuse_fd(of_kernel.as_fd()).unwrap(),
-            // The explaining twin's, which is not loaded.
+            Some(of_kernel) => {
+                // A data section may have been made larger.
+                map.set_value_size(of_kernel.value_size()).unwrap();
+                map.reuse_fd(of_kernel.as_fd()).unwrap();
+            }
+            // Of the explaining twin, or of what is off.
             None => map.set_autocreate(false).unwrap(),
         }
     }

@@ -166,6 +166,11 @@ impl Yardstick {
         frame
     }
 
+    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
+    pub fn wrapper_fd(&self) -> BorrowedFd<'_> {
+        self.skel.progs.wrapper.as_fd()
+    }
+
     /// A program that does nothing: the cost of the wrapper.
     pub fn nothing(&self) -> BorrowedFd<'_> {
         self.skel.progs.nothing.as_fd()
@@ -174,11 +179,6 @@ impl Yardstick {
     /// A program that does one lookup in a hash map: what to compare machines by.
     pub fn one_lookup(&self) -> BorrowedFd<'_> {
         self.skel.progs.one_lookup.as_fd()
-    }
-
-    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
-    pub fn wrapper(&self) -> BorrowedFd<'_> {
-        self.skel.progs.wrapper.as_fd()
     }
 
     fn put_under_test(&self, program: BorrowedFd<'_>) -> io::Result<()> {
