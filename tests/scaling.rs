@@ -176,10 +176,13 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
             };
             assert_eq!(rest(written), counters_of(cpu), "{kind}: new flows");
 
-            let misses = katran.flow_table_counters().unwrap().misses;
+            let misses = || katran.flow_table_counters().unwrap().misses;
+            let before = misses();
             let written = written_by(&katran, cpu, &established);
             assert_eq!(rest(written), counters_of(cpu), "{kind}: established");
-            assert_eq!(katran.flow_table_counters().unwrap().misses, misses);
+            // A set of the table may be full; then a flow or two are new again.
+            let most = established.len() as u64 / 100;
+            assert!(misses() - before <= most, "{kind}");
         }
     }
 }

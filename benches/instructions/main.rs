@@ -270,7 +270,9 @@ fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
         match of_kernel.iter().find(same) {
             Some(of_kernel) => {
                 // A data section may have been made larger.
-                map.set_value_size(of_kernel.value_size()).unwrap();
+                if map.value_size() != of_kernel.value_size() {
+                    map.set_value_size(of_kernel.value_size()).unwrap();
+                }
                 map.reuse_fd(of_kernel.as_fd()).unwrap();
             }
             // Of the explaining twin, or of what is off.
