@@ -2,7 +2,7 @@
 //! weights. Every ring is checked before it is timed.
 //!
 //! No two rings in a row are of the same reals: a CPU that builds one ring again and again learns
-//! by heart which slots are taken, and is faster by a quarter than it is on an update. `plain` is
+//! by heart which slots are taken, and is faster by a fifth than it is on an update. `plain` is
 //! the definition of a ring of equal weights, taken literally, on the same machine.
 
 use std::hint::black_box;

@@ -163,7 +163,7 @@ fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
 fn dispatch(stick: &Yardstick) -> Host {
     let host = Host::new("dispatcher").unwrap();
     let loopback = host.interface_index("lo").unwrap();
-    let xdp = Xdp::new(stick.wrapper());
+    let xdp = Xdp::new(stick.wrapper_fd());
     host.run(|| xdp.attach(loopback as i32, XdpFlags::SKB_MODE).unwrap());
     host
 }

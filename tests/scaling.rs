@@ -9,11 +9,10 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
-use common::bpf::map_id;
-use common::bpf::map_ids;
 use common::bpf::pin;
 use common::bpf::run;
 use common::builder;
@@ -32,6 +31,8 @@ use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
 use libbpf_rs::MapType;
+use libbpf_rs::query::ProgInfoIter;
+use libbpf_rs::query::ProgInfoQueryOptions;
 
 const CPUS: [u32; 2] = [0, 1];
 const FLOWS: u16 = 200;
@@ -49,10 +50,22 @@ enum Area {
 
 type Contents = BTreeMap<Area, Vec<(Vec<u8>, Vec<u8>)>>;
 
+/// The kernel's number of a map or program, as its descriptor tells.
+fn number(descriptor: BorrowedFd<'_>, key: &str) -> u32 {
+    let about = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
+    let about = fs::read_to_string(about).unwrap();
+    let number = about.lines().find_map(|line| line.strip_prefix(key));
+    number.unwrap().trim().parse().unwrap()
+}
+
 /// Every byte of every map that the program can reach.
 fn contents(katran: &Katran) -> Contents {
+    let program = number(katran.program_fd(), "prog_id:");
+    let options = ProgInfoQueryOptions::default().include_map_ids(true);
+    let mut programs = ProgInfoIter::with_query_opts(options);
+    let program = programs.find(|info| info.id == program).unwrap();
     let mut contents = Contents::new();
-    for id in map_ids(katran.program_fd()) {
+    for id in program.map_ids {
         read(id, &mut contents);
     }
     contents
@@ -142,7 +155,7 @@ fn counters_of(cpu: u32) -> BTreeSet<Area> {
 }
 
 fn table(map: BorrowedFd<'_>) -> impl Fn(&&Area) -> bool {
-    let table = map_id(map);
+    let table = number(map, "map_id:");
     move |area| matches!(area, Area::Shared { id, .. } if *id == table)
 }
 
@@ -163,12 +176,13 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
             };
             assert_eq!(rest(written), counters_of(cpu), "{kind}: new flows");
 
-            let misses = katran.flow_table_counters().unwrap().misses;
+            let misses = || katran.flow_table_counters().unwrap().misses;
+            let before = misses();
             let written = written_by(&katran, cpu, &established);
             assert_eq!(rest(written), counters_of(cpu), "{kind}: established");
-            // Few flows may have met in a full set while the table was growing.
-            let missed = katran.flow_table_counters().unwrap().misses - misses;
-            assert!(missed <= 8, "{kind}: {missed}");
+            // A set of the table may be full; then a flow or two are new again.
+            let most = established.len() as u64 / 100;
+            assert!(misses() - before <= most, "{kind}");
         }
     }
 }
@@ -186,6 +200,6 @@ fn a_cpu_without_a_table_writes_to_the_shared_one() {
         assert_eq!(own, counters_of(CPUS[1]), "{kind}");
         assert_eq!(shared.len(), 1, "{kind}: {shared:?}");
         let fallback = katran.map_fd("fallback_flows").unwrap();
-        assert!(shared.iter().all(|area| table(fallback.as_fd())(&area)));
+        assert!(shared.iter().all(|area| table(fallback)(&area)));
     }
 }

@@ -205,15 +205,15 @@ pub(crate) fn moved(leavers: u16) -> Figure {
     assert_eq!(
         build(maglev, &endpoints(100, |_| 1)),
         build(v2, &endpoints(100, |_| 1)),
-        "with equal weights the functions are one"
+        "with weights of 1 the functions are one"
     );
     let kinds: [(&str, HashFunction, RGBColor, Weight); 3] = [
-        ("equal weights, both", maglev, GREEN, EQUAL),
+        ("all weights 1, both", maglev, GREEN, EQUAL),
         ("Maglev, mixed", maglev, ORANGE, MIXED),
         ("MaglevV2, mixed", v2, BLUE, MIXED),
     ];
     let mut all = vec![Series {
-        label: "its own, equal weights".to_owned(),
+        label: "its own, weights 1".to_owned(),
         color: GREY,
         style: Style::Dashed,
         points: LEFT.map(|n| (f64::from(n), 100.0 / f64::from(n))).into(),

@@ -120,12 +120,12 @@ impl Kernel {
     }
 }
 
-/// The kernel's clock in ticks.
+/// The kernel's ticks, which it shows to root.
 fn jiffies() -> u64 {
     let timers = fs::read_to_string("/proc/timer_list").unwrap();
     let mut lines = timers.lines();
-    let now = lines.find_map(|line| line.strip_prefix("jiffies: "));
-    now.unwrap().trim().parse().unwrap()
+    let ticks = lines.find_map(|line| line.strip_prefix("jiffies:"));
+    ticks.unwrap().trim().parse().unwrap()
 }
 
 impl Environment for Kernel {

@@ -269,13 +269,13 @@ fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
         let same = |of_kernel: &&MapHandle| of_kernel.name().as_encoded_bytes() == name;
         match of_kernel.iter().find(same) {
             Some(of_kernel) => {
-                // libbpf maps a data section into memory as long as it believes it to be.
+                // A data section may have been made larger.
                 if map.value_size() != of_kernel.value_size() {
                     map.set_value_size(of_kernel.value_size()).unwrap();
                 }
                 map.reuse_fd(of_kernel.as_fd()).unwrap();
             }
-            // The explaining twin's, which is not loaded.
+            // Of the explaining twin, or of what is off.
             None => map.set_autocreate(false).unwrap(),
         }
     }

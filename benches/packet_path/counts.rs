@@ -8,7 +8,7 @@ use crate::traffic::Traffic;
 
 /// In a table of sets a set may overflow, most of all while the table grows, and the flows of that
 /// set, one packet after another in turn, then miss: at most one packet in so many may.
-const PACKETS_A_MISS: u64 = 1000;
+const PACKETS_A_MISS: u64 = 200;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Counts {

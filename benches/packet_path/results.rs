@@ -11,10 +11,8 @@ use crate::common::results_file;
 use crate::common::write;
 
 const RESULTS: &str = "packet_path.json";
-const BASELINE: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/benches/packet_path/baseline.json"
-);
+/// One file for each kind of flow table.
+const BASELINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/packet_path/baseline");
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Results {
@@ -53,16 +51,19 @@ impl Results {
 pub(crate) struct Baseline(Results);
 
 impl Baseline {
-    /// The committed one, if it is of the same table.
+    /// The committed one of this kind of flow table.
     pub(crate) fn read(table: &str, entries: u64) -> Result<Self, String> {
-        let text = fs::read(Path::new(BASELINE)).map_err(|error| format!("{BASELINE}: {error}"))?;
+        let path = Path::new(BASELINES).join(table).with_extension("json");
+        let name = path.display();
+        let text = fs::read(&path).map_err(|error| {
+            let results = results_file(RESULTS);
+            let results = results.display();
+            format!("{name}: {error}; to make one, copy {results} of a full run there")
+        })?;
         let baseline: Results =
-            serde_json::from_slice(&text).map_err(|error| format!("{BASELINE}: {error}"))?;
+            serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))?;
         if baseline.table != table || baseline.flow_table_entries != entries || baseline.quick {
-            return Err(format!(
-                "the baseline is of another flow table or effort: {}, {} entries",
-                baseline.table, baseline.flow_table_entries
-            ));
+            return Err(format!("{name} is of another table or effort"));
         }
         Ok(Self(baseline))
     }

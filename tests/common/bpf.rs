@@ -142,34 +142,6 @@ fn map_info(map: BorrowedFd<'_>) -> libbpf_sys::bpf_map_info {
     info
 }
 
-/// The kernel's number of a map.
-pub(crate) fn map_id(map: BorrowedFd<'_>) -> u32 {
-    map_info(map).id
-}
-
-/// The maps that a program uses, by the kernel's numbers.
-pub(crate) fn map_ids(program: BorrowedFd<'_>) -> Vec<u32> {
-    let mut ids = vec![0; 64];
-    let mut info = libbpf_sys::bpf_prog_info {
-        nr_map_ids: ids.len() as u32,
-        map_ids: ids.as_mut_ptr() as u64,
-        ..Default::default()
-    };
-    let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, and so is `ids`, which outlives the call.
-    check(unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &mut length,
-        )
-    })
-    .unwrap();
-    assert!(info.nr_map_ids as usize <= ids.len());
-    ids.truncate(info.nr_map_ids as usize);
-    ids
-}
-
 /// An element of a map that is not per CPU; `None` if there is none.
 pub(crate) fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> Option<Vec<u8>> {
     let info = map_info(map);

@@ -258,6 +258,11 @@ impl Yardstick {
         frame
     }
 
+    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
+    pub fn wrapper_fd(&self) -> BorrowedFd<'_> {
+        self.skel.progs.wrapper.as_fd()
+    }
+
     /// A program that does nothing: the cost of the wrapper.
     pub fn nothing(&self) -> BorrowedFd<'_> {
         self.skel.progs.nothing.as_fd()
@@ -283,11 +288,6 @@ impl Yardstick {
             &0u32.to_ne_bytes(),
             &next.to_ne_bytes(),
         )
-    }
-
-    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
-    pub fn wrapper(&self) -> BorrowedFd<'_> {
-        self.skel.progs.wrapper.as_fd()
     }
 
     fn put_under_test(&self, program: BorrowedFd<'_>) -> io::Result<()> {
