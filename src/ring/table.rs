@@ -1,105 +1,127 @@
 //! Which slot an endpoint gets when it is its turn.
 //!
-//! An endpoint's n-th candidate is slot ((offset + n * skip) mod 2^32) mod size. It claims the
-//! first free one, and goes on behind it the next time. Nearly all the time of building a ring is
-//! spent here, on some 700,000 candidates for 65,537 slots; [`Table::claim`] tells how it is kept
-//! short.
+//! It claims the first of its candidates that is free, and goes on behind it the next time.
+//! Nearly all the time of building a ring is spent here, on some 400,000 candidates for 65,537
+//! slots; [`Table::claim`] tells how it is kept short.
 
 use super::RingSize;
-use super::hash::offset_and_skip;
+use super::candidates::Candidates;
+use super::candidates::Circle;
 
-/// Where an endpoint stands in its sequence of candidates.
-///
-/// The sequence falls into laps, which end where offset + n * skip wraps at 2^32. Within a lap
-/// the next candidate is found by adding the skip to the slot itself.
-pub(super) struct Candidates {
-    /// What a claimed slot gets.
-    number: u16,
-    /// All candidates were tested and none was free, or will ever be.
-    exhausted: bool,
-    /// The next candidate.
-    slot: u32,
-    skip: u32,
-    /// offset + n * skip, mod 2^32, at the lap's first candidate.
-    lap_start: u32,
-    /// How many candidates are left in this lap, the next one included.
-    left: u64,
+/// Which slots are free, by their points on the circle.
+pub(super) trait Flags {
+    /// All slots of a ring are free.
+    fn new(size: RingSize) -> Self;
+
+    fn circle(&self) -> Circle;
+
+    /// 1 if the slot at this point is free, else 0.
+    fn is_free(&self, point: u64) -> u32;
+
+    fn take(&mut self, point: u64);
 }
 
-impl Candidates {
-    /// The sequence of the endpoint with this number and hash.
-    pub(super) fn new(number: u16, hash: u64, size: RingSize) -> Self {
-        let (offset, skip) = offset_and_skip(hash, size);
-        Self::from_offset(number, offset, skip)
+/// For rings of fewer than 2^17 slots: a flag for each value of a point's highest 17 bits.
+///
+/// Half of the flags are no slot's, and the CPU's first cache does not hold them all. But a shift
+/// finds the flag, and the length is known, so nothing has to be checked: that counts for more.
+pub(super) struct ByPoint {
+    circle: Circle,
+    flags: Box<[u8; 1 << Self::BITS]>,
+}
+
+impl ByPoint {
+    const BITS: u32 = 17;
+
+    /// Whether it can tell all slots from each other.
+    pub(super) fn is_enough_for(size: RingSize) -> bool {
+        size.get() < 1 << Self::BITS
+    }
+}
+
+impl Flags for ByPoint {
+    fn new(size: RingSize) -> Self {
+        Self {
+            circle: Circle::new(size, Self::BITS),
+            flags: Box::new([1; 1 << Self::BITS]),
+        }
     }
 
-    /// The sequence that begins at this slot, with this distance from one to the next.
-    pub(super) fn from_offset(number: u16, offset: u32, skip: u32) -> Self {
-        let mut sequence = Self {
-            number,
-            exhausted: false,
-            slot: offset,
-            skip,
-            lap_start: offset,
-            left: 0,
-        };
-        sequence.left = sequence.lap_length();
-        sequence
-    }
-
-    /// The number of candidates in this lap.
-    fn lap_length(&self) -> u64 {
-        u64::from((u32::MAX - self.lap_start) / self.skip) + 1
-    }
-
-    /// Goes to the beginning of the next lap and returns that lap's length.
-    fn next_lap(&mut self, size: u32) -> u64 {
-        let lap_end = u64::from(self.lap_start) + self.lap_length() * u64::from(self.skip);
-        // It is at least 2^32; what is above is the next position.
-        self.lap_start = lap_end as u32;
-        self.slot = self.lap_start % size;
-        self.left = self.lap_length();
-        self.left
-    }
-
-    /// After so many candidates the sequence repeats itself.
-    fn period(&self) -> u64 {
-        1 << (u32::BITS - self.skip.trailing_zeros())
-    }
-
-    /// Goes behind the candidate that is `index` candidates ahead, and is `slot`.
     #[inline(always)]
-    fn go_behind(&mut self, index: u64, slot: u32, size: u32) {
-        self.slot = add(slot, self.skip, size);
-        self.left -= index + 1;
+    fn circle(&self) -> Circle {
+        self.circle
+    }
+
+    #[inline(always)]
+    fn is_free(&self, point: u64) -> u32 {
+        self.flags[(point >> (u64::BITS - Self::BITS)) as usize].into()
+    }
+
+    #[inline(always)]
+    fn take(&mut self, point: u64) {
+        self.flags[(point >> (u64::BITS - Self::BITS)) as usize] = 0;
+    }
+}
+
+/// For rings of any size: a flag for each slot.
+pub(super) struct BySlot {
+    circle: Circle,
+    flags: Vec<u8>,
+}
+
+impl Flags for BySlot {
+    fn new(size: RingSize) -> Self {
+        Self {
+            circle: Circle::new(size, 0),
+            flags: vec![1; size.get() as usize],
+        }
+    }
+
+    #[inline(always)]
+    fn circle(&self) -> Circle {
+        self.circle
+    }
+
+    #[inline(always)]
+    fn is_free(&self, point: u64) -> u32 {
+        self.flags[self.circle.slot(point) as usize].into()
+    }
+
+    #[inline(always)]
+    fn take(&mut self, point: u64) {
+        self.flags[self.circle.slot(point) as usize] = 0;
     }
 }
 
 /// A ring being filled.
-pub(super) struct Table {
-    size: u32,
+pub(super) struct Table<F> {
     /// The owner of each slot; 0 while it is free.
     slots: Vec<u16>,
-    free: FreeSlots,
+    free: FreeSlots<F>,
     /// How many slots are free.
     free_count: u32,
+    /// So few free slots are better listed.
+    few: u32,
 }
 
-impl Table {
+impl<F: Flags> Table<F> {
     /// A table of free slots.
     pub(super) fn new(size: RingSize) -> Self {
-        let free = FreeSlots::new(size);
-        let size = size.get();
         Self {
-            size,
-            slots: vec![0; size as usize],
-            free,
-            free_count: size,
+            slots: vec![0; size.get() as usize],
+            free: FreeSlots::new(size),
+            free_count: size.get(),
+            few: size.get().isqrt(),
         }
     }
 
     pub(super) fn is_full(&self) -> bool {
         self.free_count == 0
+    }
+
+    /// How many slots are free.
+    pub(super) fn free(&self) -> u32 {
+        self.free_count
     }
 
     pub(super) fn into_slots(self) -> Vec<u16> {
@@ -114,210 +136,132 @@ impl Table {
     /// longer the block, so that one without a free slot is rare. When nearly all slots are
     /// taken, it is the other way round: the free ones are asked how many candidates they are
     /// away. The limits between these are measured.
-    pub(super) fn claim(
-        &mut self,
-        candidates: &mut [Candidates],
-        turns: impl IntoIterator<Item = usize>,
-    ) {
-        let eighth = self.size / 8;
-        let last = self.size.isqrt() / 2;
+    pub(super) fn claim<'a>(&mut self, turns: impl IntoIterator<Item = &'a Candidates>) {
+        let size = self.slots.len() as u32;
         let turns = &mut turns.into_iter();
         let mut more = true;
         while more && !self.is_full() {
             let free = self.free_count;
-            more = if free > 5 * eighth {
-                self.claim_by(
-                    candidates,
-                    turns,
-                    5 * eighth,
-                    FreeSlots::first_of_block::<2>,
-                )
-            } else if free > 4 * eighth {
-                self.claim_by(
-                    candidates,
-                    turns,
-                    4 * eighth,
-                    FreeSlots::first_of_block::<3>,
-                )
-            } else if free > 2 * eighth {
-                self.claim_by(
-                    candidates,
-                    turns,
-                    2 * eighth,
-                    FreeSlots::first_of_block::<4>,
-                )
-            } else if free > last {
-                self.claim_by(candidates, turns, last, FreeSlots::first_of_rows)
+            more = if free > size / 2 {
+                self.claim_by(turns, size / 2, |free, it| free.first::<3>(it))
+            } else if free > size / 4 {
+                self.claim_by(turns, size / 4, |free, it| free.first::<6>(it))
+            } else if free > self.few {
+                self.claim_by(turns, self.few, |free, it| free.first::<12>(it))
             } else {
-                self.free.make_list();
-                self.claim_by(candidates, turns, 0, FreeSlots::nearest)
+                self.free.make_list(&self.slots);
+                self.claim_by(turns, 0, |free, it| free.nearest(it))
             };
         }
     }
 
     /// Claims until so many slots are free; returns false if the turns were over before.
     ///
-    /// `find` goes to the next free candidate, but no farther than the end of the lap.
-    fn claim_by(
+    /// `find` goes behind the next free candidate and returns where that is.
+    #[inline(always)]
+    fn claim_by<'a>(
         &mut self,
-        candidates: &mut [Candidates],
-        turns: &mut impl Iterator<Item = usize>,
+        turns: &mut impl Iterator<Item = &'a Candidates>,
         until: u32,
-        find: impl Fn(&mut FreeSlots, &mut Candidates) -> Option<u32> + Copy,
+        find: impl Fn(&mut FreeSlots<F>, &Candidates) -> u64,
     ) -> bool {
-        for remaining in (until..self.free_count).rev() {
-            let Some(turn) = turns.next() else {
+        let circle = self.free.circle;
+        let slots = &mut self.slots[..];
+        let mut free_count = self.free_count;
+        while free_count > until {
+            let Some(candidates) = turns.next() else {
+                self.free_count = free_count;
                 return false;
             };
-            let candidates = &mut candidates[turn];
-            let slot = match find(&mut self.free, candidates) {
-                Some(slot) => slot,
-                None => self.free.find_behind_lap(candidates, find),
-            };
-            self.slots[slot as usize] = candidates.number;
-            self.free.take(slot);
-            self.free_count = remaining;
+            let point = find(&mut self.free, candidates);
+            slots[circle.slot(point) as usize] = candidates.number();
+            self.free.flags.take(point);
+            free_count -= 1;
         }
+        self.free_count = free_count;
         true
+    }
+
+    /// Lets one endpoint claim so many slots in a row, or as many as there are.
+    ///
+    /// Which of its next candidates are free does not depend on what it claims before, so a block
+    /// of them is tested at once for all of its claims.
+    pub(super) fn claim_run(&mut self, candidates: &Candidates, count: u32) {
+        const BLOCK: u32 = 8;
+        let circle = self.free.circle;
+        let mut count = count.min(self.free_count);
+        while count > 0 {
+            if candidates.left() < BLOCK || self.free_count <= self.few {
+                self.claim([candidates]);
+                count -= 1;
+                continue;
+            }
+            let mut free = self.free.test::<BLOCK>(candidates);
+            let mut gone = BLOCK;
+            while free != 0 {
+                let index = free.trailing_zeros();
+                free &= free - 1;
+                let point = candidates.point(index);
+                self.slots[circle.slot(point) as usize] = candidates.number();
+                self.free.flags.take(point);
+                self.free_count -= 1;
+                count -= 1;
+                if count == 0 {
+                    gone = index + 1;
+                    break;
+                }
+            }
+            candidates.advance(gone);
+        }
     }
 }
 
 /// The slots that are free, and ways to find an endpoint's next one.
-struct FreeSlots {
-    size: u32,
-    /// 1 for each slot that is free, else 0.
-    flags: Vec<u8>,
+struct FreeSlots<F> {
+    circle: Circle,
+    flags: F,
     /// The free slots, once there are few.
     list: Vec<u32>,
     /// No slot before this one is free.
-    lowest: usize,
+    lowest: u32,
 }
 
-impl FreeSlots {
+impl<F: Flags> FreeSlots<F> {
     fn new(size: RingSize) -> Self {
+        let flags = F::new(size);
         Self {
-            size: size.get(),
-            flags: vec![1; size.get() as usize],
+            circle: flags.circle(),
+            flags,
             list: Vec::new(),
             lowest: 0,
         }
     }
 
+    /// Which of the next candidates are free: a bit for each, the lowest for the first.
     #[inline(always)]
-    fn flag(&self, slot: u32) -> u32 {
-        self.flags[slot as usize].into()
+    fn test<const BLOCK: u32>(&self, candidates: &Candidates) -> u32 {
+        (0..BLOCK).rev().fold(0, |free, index| {
+            2 * free + self.flags.is_free(candidates.point(index))
+        })
     }
 
+    /// Goes to the first free candidate, testing `BLOCK` at a time.
     #[inline(always)]
-    fn take(&mut self, slot: u32) {
-        self.flags[slot as usize] = 0;
-    }
-
-    /// Goes to the first free candidate of this lap, testing `BLOCK` at a time.
-    #[inline(always)]
-    fn first_of_block<const BLOCK: usize>(&mut self, candidates: &mut Candidates) -> Option<u32> {
-        let (size, skip) = (self.size, candidates.skip);
-        let (mut slot, mut left) = (candidates.slot, candidates.left);
-        while left >= BLOCK as u64 {
-            let mut tested = [0; BLOCK];
-            let mut free = 0;
-            for (i, tested) in tested.iter_mut().enumerate() {
-                *tested = slot;
-                free |= self.flag(slot) << i;
-                slot = add(slot, skip, size);
-            }
+    fn first<const BLOCK: u32>(&mut self, candidates: &Candidates) -> u64 {
+        while candidates.left() >= BLOCK {
+            let free = self.test::<BLOCK>(candidates);
             if free != 0 {
-                let index = free.trailing_zeros() as usize % BLOCK;
-                candidates.left = left;
-                candidates.go_behind(index as u64, tested[index], size);
-                return Some(tested[index]);
+                let index = free.trailing_zeros();
+                let point = candidates.point(index);
+                candidates.advance(index + 1);
+                return point;
             }
-            left -= BLOCK as u64;
+            candidates.advance(BLOCK);
         }
-        (candidates.slot, candidates.left) = (slot, left);
-        self.first_one_by_one(candidates)
+        self.first_behind(candidates)
     }
 
-    /// The same in blocks of two rows of four: the four are computed independently of each
-    /// other.
-    #[inline(always)]
-    fn first_of_rows(&mut self, candidates: &mut Candidates) -> Option<u32> {
-        const LANES: usize = 4;
-        const BLOCK: usize = 2 * LANES;
-        let (size, skip) = (self.size, candidates.skip);
-        let (slot, mut left) = (candidates.slot, candidates.left);
-        let twice = add(skip, skip, size);
-        let (stride, second) = (add(twice, twice, size), add(slot, skip, size));
-        let mut lanes: [u32; LANES] = [
-            slot,
-            second,
-            add(slot, twice, size),
-            add(second, twice, size),
-        ];
-        while left >= BLOCK as u64 {
-            let mut tested = [0; BLOCK];
-            let mut free = 0;
-            for (i, tested) in tested.iter_mut().enumerate() {
-                let lane = &mut lanes[i % LANES];
-                *tested = *lane;
-                free |= self.flag(*lane) << i;
-                *lane = add(*lane, stride, size);
-            }
-            if free != 0 {
-                let index = free.trailing_zeros() as usize % BLOCK;
-                candidates.left = left;
-                candidates.go_behind(index as u64, tested[index], size);
-                return Some(tested[index]);
-            }
-            left -= BLOCK as u64;
-        }
-        (candidates.slot, candidates.left) = (lanes[0], left);
-        self.first_one_by_one(candidates)
-    }
-
-    /// Goes to the first free candidate of this lap, which may end within a block.
-    #[inline(never)]
-    fn first_one_by_one(&self, candidates: &mut Candidates) -> Option<u32> {
-        while candidates.left > 0 {
-            let slot = candidates.slot;
-            candidates.go_behind(0, slot, self.size);
-            if self.flag(slot) == 1 {
-                return Some(slot);
-            }
-        }
-        None
-    }
-
-    /// Lists the free slots, for [`FreeSlots::nearest`].
-    fn make_list(&mut self) {
-        if self.list.is_empty() {
-            let free = (0..).zip(&self.flags).filter(|&(_, &free)| free == 1);
-            self.list = free.map(|(slot, _)| slot).collect();
-        }
-    }
-
-    /// Goes to the first free candidate of this lap: the listed slot that is the fewest skips
-    /// away.
-    #[inline(always)]
-    fn nearest(&mut self, candidates: &mut Candidates) -> Option<u32> {
-        if candidates.left < self.list.len() as u64 {
-            // The laps of a large ring may be that short.
-            return self.first_one_by_one(candidates);
-        }
-        let size = u64::from(self.size);
-        let inverse = u64::from(inverse(candidates.skip, self.size));
-        let away = |slot: u32| u64::from(slot + self.size - candidates.slot) * inverse % size;
-        // Slots that were claimed since the list was made are in it no longer.
-        self.list.retain(|&slot| self.flags[slot as usize] == 1);
-        let (index, slot) = self.list.iter().map(|&slot| (away(slot), slot)).min()?;
-        if index >= candidates.left {
-            return None;
-        }
-        candidates.go_behind(index, slot, self.size);
-        Some(slot)
-    }
-
-    /// Goes through further laps.
+    /// The same where a stretch ends.
     ///
     /// A skip that is divisible by a large power of two has a short period, which need not meet
     /// all slots: one skip in 65,536 of the default ring. The ring's definition knows no slot for
@@ -325,117 +269,78 @@ impl FreeSlots {
     /// free slot, so that it gets its share and all hosts agree.
     #[cold]
     #[inline(never)]
-    fn find_behind_lap(
-        &mut self,
-        candidates: &mut Candidates,
-        find: impl Fn(&mut Self, &mut Candidates) -> Option<u32>,
-    ) -> u32 {
+    fn first_behind(&mut self, candidates: &Candidates) -> u64 {
         let mut tested = 0;
-        while !candidates.exhausted {
-            tested += candidates.next_lap(self.size);
-            if let Some(slot) = find(self, candidates) {
-                return slot;
+        while !candidates.exhausted.get() {
+            while candidates.left() > 0 {
+                let point = candidates.point(0);
+                candidates.advance(1);
+                if self.flags.is_free(point) == 1 {
+                    return point;
+                }
             }
-            candidates.exhausted = tested >= candidates.period();
+            if tested >= candidates.period() {
+                candidates.exhausted.set(true);
+            } else {
+                tested += candidates.next_stretch(self.circle);
+            }
         }
-        // It has none left, here and from now on.
-        candidates.left = 0;
-        while self.flags[self.lowest] == 0 {
+        self.lowest()
+    }
+
+    /// Lists the free slots, for [`FreeSlots::nearest`].
+    fn make_list(&mut self, slots: &[u16]) {
+        const AT_ONCE: usize = 32;
+        if !self.list.is_empty() {
+            return;
+        }
+        for (first, some) in (0..).step_by(AT_ONCE).zip(slots.chunks(AT_ONCE)) {
+            // Most have none, which is found out fast.
+            if some.iter().fold(false, |free, &owner| free | (owner == 0)) {
+                let free = (first..).zip(some).filter(|&(_, &owner)| owner == 0);
+                self.list.extend(free.map(|(slot, _)| slot));
+            }
+        }
+    }
+
+    /// Goes to the first free candidate: the listed slot that is the fewest skips away.
+    #[inline(always)]
+    fn nearest(&mut self, candidates: &Candidates) -> u64 {
+        let mut position = candidates.position();
+        let size = self.circle.size();
+        let factor = self.circle.skips_by_distance(candidates.skip());
+        let mut tested = 0;
+        while !candidates.exhausted.get() {
+            let start = u64::from(size - position % size).wrapping_mul(factor);
+            let mut nearest = (u64::MAX, 0);
+            for (index, &slot) in self.list.iter().enumerate() {
+                let away = u64::from(slot).wrapping_mul(factor).wrapping_add(start);
+                if away < nearest.0 {
+                    nearest = (away, index);
+                }
+            }
+            let skips = self.circle.slot(nearest.0);
+            let length = candidates.until_wrap(position);
+            if u64::from(skips) < length {
+                let behind = position.wrapping_add((skips + 1).wrapping_mul(candidates.skip()));
+                candidates.go_to(behind);
+                return self.circle.point(self.list.swap_remove(nearest.1));
+            }
+            tested += length;
+            position = position.wrapping_add((length as u32).wrapping_mul(candidates.skip()));
+            candidates.exhausted.set(tested >= candidates.period());
+        }
+        let lowest = self.lowest();
+        let circle = self.circle;
+        self.list.retain(|&slot| circle.point(slot) != lowest);
+        lowest
+    }
+
+    /// The lowest free slot.
+    fn lowest(&mut self) -> u64 {
+        while self.flags.is_free(self.circle.point(self.lowest)) == 0 {
             self.lowest += 1;
         }
-        self.lowest as u32
-    }
-}
-
-/// The sum of two numbers below `size`, mod `size`, which is below 2^31.
-#[inline(always)]
-fn add(a: u32, b: u32, size: u32) -> u32 {
-    let sum = a + b;
-    // If the sum is below the size, the difference wraps and is the greater one.
-    sum.min(sum.wrapping_sub(size))
-}
-
-/// The number by which `number` has the product 1, mod `prime`: Euclid's extended algorithm.
-fn inverse(number: u32, prime: u32) -> u32 {
-    let (mut larger, mut smaller) = (prime, number);
-    // larger = number * of_larger, smaller = number * of_smaller, mod prime.
-    let (mut of_larger, mut of_smaller) = (0_i64, 1_i64);
-    while smaller > 1 {
-        let quotient = larger / smaller;
-        (larger, smaller) = (smaller, larger % smaller);
-        (of_larger, of_smaller) = (of_smaller, of_larger - i64::from(quotient) * of_smaller);
-    }
-    // Between 0 and the prime, a u32.
-    of_smaller.rem_euclid(i64::from(prime)) as u32
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "what panics has failed the test")]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn size(slots: u32) -> RingSize {
-        RingSize::try_from(slots).unwrap()
-    }
-
-    /// The next candidates, whether free or not.
-    fn sequence(candidates: &mut Candidates, size: u32, count: usize) -> Vec<u32> {
-        let mut slots = Vec::new();
-        while slots.len() < count {
-            if candidates.left == 0 {
-                candidates.next_lap(size);
-            }
-            slots.push(candidates.slot);
-            candidates.go_behind(0, candidates.slot, size);
-        }
-        slots
-    }
-
-    proptest! {
-        #[test]
-        fn candidates_meet_every_slot(
-            hash in any::<u64>(),
-            slots in prop::sample::select(vec![3_u32, 5, 1009, 10_007, 65_521]),
-        ) {
-            // Below 2^16 slots, offset + n * skip does not wrap before all are met.
-            let mut candidates = Candidates::new(1, hash, size(slots));
-            let met = sequence(&mut candidates, slots, slots as usize);
-            prop_assert_eq!(met.into_iter().collect::<HashSet<_>>().len(), slots as usize);
-        }
-
-        #[test]
-        fn candidates_wrap_at_32_bits(
-            slots in prop::sample::select(vec![65_537_u32, 655_373, 16_777_213]),
-            offset in any::<u32>(),
-            skip in any::<u32>(),
-        ) {
-            let (offset, skip) = (offset % slots, skip % (slots - 1) + 1);
-            let mut candidates = Candidates::from_offset(1, offset, skip);
-            for (n, slot) in (0..).zip(sequence(&mut candidates, slots, 5000)) {
-                prop_assert_eq!(slot, offset.wrapping_add(skip.wrapping_mul(n)) % slots);
-            }
-        }
-
-        #[test]
-        fn inverse_is_one(
-            prime in prop::sample::select(vec![3_u32, 1009, 65_537, 16_777_213]),
-            number in any::<u32>(),
-        ) {
-            let number = number % (prime - 1) + 1;
-            let product = u64::from(inverse(number, prime)) * u64::from(number);
-            prop_assert_eq!(product % u64::from(prime), 1);
-        }
-    }
-
-    #[test]
-    fn whole_range_is_one_lap_at_skip_1() {
-        let mut candidates = Candidates::from_offset(1, 0, 1);
-        assert_eq!(candidates.left, 1 << 32);
-        assert_eq!(candidates.next_lap(65_537), 1 << 32);
-        assert_eq!((candidates.lap_start, candidates.slot), (0, 0));
+        self.circle.point(self.lowest)
     }
 }
