@@ -25,6 +25,7 @@ use katran::Katran;
 use katran::Verdict;
 use katran_lab::require_root;
 use katran_yardstick::Yardstick;
+use katran_yardstick::memory_latency;
 
 use crate::common::Spread;
 use crate::common::allowed_cpus;
@@ -173,6 +174,7 @@ fn main() -> ExitCode {
         }
     }
     println!("the program has {instructions} instructions after the verifier");
+    print_latency();
     if options.filter.is_empty() {
         results.write();
     }
@@ -194,10 +196,17 @@ fn print_head(options: &Options, effort: &Effort, cpu: usize) {
          machines by the lookup.",
         effort.packets, effort.rounds, options.table, effort.flow_table_size
     );
+    print_latency();
     println!(
         "{:<30} {:>10} {:>18} {:>10} {:>6} {:>10} {:>7}",
         "traffic", "flows", "ns a packet", "lookup, ns", "ratio", "Katran, ns", "of that"
     );
+}
+
+/// What a packet of a flow that is in no cache has to wait for at least.
+fn print_latency() {
+    let [near, far] = [8 << 20, 128 << 20].map(memory_latency);
+    println!("a cache line of 8 MiB at random takes {near:.0} ns now, one of 128 MiB {far:.0} ns");
 }
 
 fn print(row: &Row) {

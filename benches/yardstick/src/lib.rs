@@ -7,6 +7,7 @@
 //! them.
 
 mod flood;
+mod latency;
 mod lru;
 mod sets;
 mod skel {
@@ -39,6 +40,7 @@ use nix::time::ClockId;
 
 pub use crate::flood::Flood;
 pub use crate::flood::Packets;
+pub use crate::latency::memory_latency;
 pub use crate::lru::ExactLru;
 pub use crate::sets::HashKeys;
 pub use crate::sets::SetAssociative;
