@@ -42,7 +42,7 @@ static __always_inline __u64 flow_fingerprint(const struct flow_key *key, bool v
  * row, lie in a row themselves; mixed, they spread like any others. */
 static __always_inline __u32 set_hash(__u64 fingerprint)
 {
-	return (fingerprint ^ fingerprint >> 32) * FLOW_MIX >> 32;
+	return (fingerprint ^ fingerprint >> 32) * HASH_MIX >> 32;
 }
 
 /* The set among the `active` first ones. `mask` has as many bits as the last of their numbers. */

@@ -16,7 +16,7 @@ static __always_inline struct vip_info *vip_at(__u32 number)
 	return number < max_vips ? &infos[number] : NULL;
 }
 
-/* A multilinear hash (see flow_sets.h): equal addresses and ports of many VIPs spread well. */
+/* A multilinear hash, mixed (see flow_sets.h): addresses and ports in a row spread like others. */
 static __always_inline __u64 vip_hash(const __u32 *words, bool v6)
 {
 	__u64 sum = vip_keys[VIP_WORDS];
@@ -25,7 +25,7 @@ static __always_inline __u64 vip_hash(const __u32 *words, bool v6)
 	for (int i = 0; i < VIP_WORDS; i++)
 		if (v6 || i == 0 || i == 4)
 			sum += vip_keys[i] * words[i];
-	return sum >> vip_shift;
+	return (sum ^ sum >> 32) * HASH_MIX >> vip_shift;
 }
 
 static __always_inline bool same_vip(const struct vip_key *a, const struct vip_key *b, bool v6)

@@ -14,8 +14,8 @@
 
 #define ADDRESS_BYTES 16
 
-/* A large odd number without a pattern, to mix a flow's hash: 2^64 divided by the golden ratio. */
-#define FLOW_MIX 0x9e3779b97f4a7c15ull
+/* A large odd number without a pattern, to mix hashes: 2^64 divided by the golden ratio. */
+#define HASH_MIX 0x9e3779b97f4a7c15ull
 
 /* Address families, in keys. */
 #define FAMILY_V4 4

@@ -7,12 +7,11 @@
 
 use std::io;
 
+use super::random::mix;
 use super::random::random_words;
 use crate::skel::katran::types;
 
 const WORDS: usize = types::flow_table_constant::FLOW_WORDS.0 as usize;
-/// `FLOW_MIX` of `src/bpf/shared.h`.
-const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The random keys: one for each 32-bit word of a flow, and the start value.
 #[derive(Clone)]
@@ -44,7 +43,7 @@ impl FlowHashKeys {
 impl Fingerprint {
     /// The number of the flow's set if the first `active` sets are in use; at least one is.
     pub(crate) fn set_of(self, active: u32) -> u32 {
-        let hash = ((self.0 ^ (self.0 >> 32)).wrapping_mul(MIX) >> 32) as u32;
+        let hash = (mix(self.0) >> 32) as u32;
         let mask = mask(active);
         let number = hash & mask;
         match number < active {

@@ -1,6 +1,9 @@
-//! Random numbers from the kernel, for the keys of the packet path's hashes.
+//! What the packet path's hashes have in common: random keys from the kernel, and a last step.
 
 use std::io;
+
+/// `HASH_MIX` of `src/bpf/shared.h`.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// So many random 64-bit words.
 pub(super) fn random_words<const N: usize>() -> io::Result<[u64; N]> {
@@ -9,4 +12,9 @@ pub(super) fn random_words<const N: usize>() -> io::Result<[u64; N]> {
         *word = getrandom::u64().map_err(io::Error::from)?;
     }
     Ok(words)
+}
+
+/// Spreads sums that differ by equal steps; the higher bits are the better ones.
+pub(super) fn mix(sum: u64) -> u64 {
+    (sum ^ (sum >> 32)).wrapping_mul(MIX)
 }
