@@ -370,6 +370,59 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
     assert_eq!(counted(&katran).fallback, 2);
 }
 
+/// Two CPUs can enter a flow into the table that they share at once, each at another place.
+#[test]
+fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
+    const ENTRY: usize = 16;
+    let mut katran = load(
+        builder()
+            .forwarding_cpus([0])
+            .flow_table(katran::FlowTableKind::SetAssociative),
+    );
+    let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let (flow, other) = (
+        Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4)),
+        Flow::tcp(at("192.0.2.7:40002"), at(TO_VIP4)),
+    );
+    bpf::pin(1);
+    // This one's entry names A, that of the other flow names C, and new flows go to B.
+    bpf::run(katran.program_fd(), &syn(flow));
+    let entry_of_this = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap()).remove(0);
+    let third = RealChange::Add(Real::new(ip(REALS[2])));
+    katran
+        .modify_reals(vip, &[RealChange::Add(Real::new(ip(A)).weight(0)), third])
+        .unwrap();
+    bpf::run(katran.program_fd(), &syn(other));
+    let entry_of_other = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap())
+        .into_iter()
+        .find(|entry| *entry != entry_of_this)
+        .unwrap();
+    let drained = RealChange::Add(Real::new(ip(REALS[2])).weight(0));
+    katran
+        .modify_reals(vip, &[drained, RealChange::Add(Real::new(ip(B)))])
+        .unwrap();
+
+    let table = katran.map_fd("fallback_flows").unwrap();
+    let sets = bpf::dump(table);
+    let (number, set) = sets
+        .iter()
+        .find(|(_, set)| set.chunks_exact(ENTRY).any(|entry| entry == entry_of_this))
+        .unwrap();
+    let place = |set: &mut Vec<u8>, way: usize, entry: &[u8]| {
+        set[way * ENTRY..(way + 1) * ENTRY].copy_from_slice(entry);
+    };
+    let mut set = vec![0; set.len()];
+    place(&mut set, 1, &entry_of_this);
+    place(&mut set, 2, &entry_of_this);
+    place(&mut set, 3, &entry_of_other);
+    bpf::update(table, number, &set);
+    let ran = bpf::run(katran.program_fd(), &frame(flow));
+    let to = &ran.frame[14 + 16..14 + 20];
+    assert!(to == [198, 51, 100, 1] || to == [198, 51, 100, 2], "{to:?}");
+    // The other flow's entry is as it was.
+    assert!(bpf::flow_entries(table).contains(&entry_of_other));
+}
+
 #[test]
 fn watched_misses_count_from_zero_for_one_vip() {
     let mut katran = load(builder());

@@ -7,7 +7,7 @@
 
 #include "maps.h"
 
-static __always_inline struct flow_mark *lru_find(void *table, const struct flow_key *key)
+static __always_inline struct flow_mark *lru_lookup(void *table, const struct flow_key *key)
 {
 	/* Two call sites, each with maps of one kind of origin: the kernel turns both into direct
 	 * calls. The barrier keeps the compiler from making them one. */
@@ -15,6 +15,17 @@ static __always_inline struct flow_mark *lru_find(void *table, const struct flow
 		return bpf_map_lookup_elem(table, key);
 	barrier();
 	return bpf_map_lookup_elem(&fallback_flows, key);
+}
+
+/* What the table knows of the flow, and its real in `id`; NULL if it does not know it. */
+static __always_inline struct flow_mark *lru_find(void *table, const struct flow_key *key,
+						  __u32 *id)
+{
+	struct flow_mark *mark = lru_lookup(table, key);
+
+	if (mark)
+		*id = *(volatile __u32 *)&mark->id;
+	return mark;
 }
 
 static __always_inline void lru_remember(void *table, const struct flow_key *key, __u32 id,

@@ -88,14 +88,25 @@ static __always_inline struct flow_entry *entry_at(struct flow_set *set, __u64 o
 	return (void *)set + (offset & (sizeof(*set) - sizeof(struct flow_entry)));
 }
 
-/* What the set knows of the flow; NULL if it does not know it. A cache line at a time. */
-static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 fingerprint)
+/* The entry's real, if it is this flow's; 0 if not. In a table that CPUs share another one may
+ * write to the entry at any moment, so tag and id are read once and judged together. */
+static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fingerprint)
+{
+	const __u32 id = *(const volatile __u32 *)&entry->mark.id;
+
+	return (*(const volatile __u64 *)&entry->tag ^ id) == fingerprint ? id : 0;
+}
+
+/* What the set knows of the flow, and its real in `id`; NULL if it does not know it. A cache line
+ * at a time. */
+static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 fingerprint,
+						   __u32 *id)
 {
 	if (!set)
 		return NULL;
 #pragma unroll
 	for (int first = 0; first < FLOW_WAYS; first += WAYS_PER_LINE) {
-		__u64 offset = 0, id = 0;
+		__u64 offset = 0, found = 0;
 
 #pragma unroll
 		for (int way = first; way < first + WAYS_PER_LINE; way++) {
@@ -103,10 +114,16 @@ static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 f
 			const __u64 mask = equal_mask(entry->tag ^ entry->mark.id ^ fingerprint);
 
 			offset |= mask & (way * sizeof(*entry));
-			id |= mask & entry->mark.id;
+			found |= mask;
 		}
-		if (id)
-			return &entry_at(set, offset)->mark;
+		if (found) {
+			struct flow_entry *entry = entry_at(set, offset);
+
+			/* Not if it has been overwritten since, nor if several CPUs have entered
+			 * the flow at once, so that `offset` is neither's. */
+			*id = entry_real(entry, fingerprint);
+			return *id ? &entry->mark : NULL;
+		}
 	}
 	return NULL;
 }

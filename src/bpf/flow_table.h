@@ -50,18 +50,19 @@ static __always_inline struct real *flow_find(const struct flow_place *place,
 	const bool sets = flow_table_kind == FLOW_TABLE_SETS;
 	struct flow_mark *mark;
 	struct real *real;
-	__u32 id;
+	__u32 id = 0;
 
-	mark = sets ? sets_find(place->set, place->fingerprint) : lru_find(place->table, key);
+	mark = sets ? sets_find(place->set, place->fingerprint, &id) :
+		      lru_find(place->table, key, &id);
 	if (!mark)
 		return NULL;
-	id = *(volatile __u32 *)&mark->id;
 	*number = id & REAL_NUMBER_MASK;
 	real = real_at(*number);
 	if (!real || real->id != id)
 		return NULL;
-	/* Signed: another CPU may have stamped an entry of the shared table since. */
-	if (key->protocol == IPPROTO_UDP && (__s32)(now - mark->used) > (__s32)udp_timeout)
+	/* What is a little ahead is an entry of the shared table that another CPU has stamped since. */
+	if (key->protocol == IPPROTO_UDP &&
+	    now - mark->used + ticks_per_second > udp_timeout + ticks_per_second)
 		return NULL;
 	/* The LRU hash needs no stamp for its own order. */
 	if (sets || key->protocol == IPPROTO_UDP)

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
@@ -284,12 +285,33 @@ impl Katran {
         key: &types::flow_key,
         protocol: Protocol,
     ) -> Result<Option<(IpAddr, Choice)>> {
+        loop {
+            let records = self.per_cpu()?;
+            let found = self.remembered_in(&records, key, protocol)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            // A packet may have split the flow's set meanwhile, and the entry be in the other half.
+            let sets = |records: &[types::counters]| -> Vec<u32> {
+                records.iter().map(|of| of.active_sets).collect()
+            };
+            if sets(&self.per_cpu()?) == sets(&records) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn remembered_in(
+        &self,
+        records: &[types::counters],
+        key: &types::flow_key,
+        protocol: Protocol,
+    ) -> Result<Option<(IpAddr, Choice)>> {
         let flows = &self.maps.flows;
         let of_cpus = flows.of_cpus.iter();
         let of_cpus = of_cpus.map(|(cpu, table)| (table, Choice::FlowTable { cpu: *cpu }));
         let tables = of_cpus.chain([(&flows.fallback, Choice::FallbackTable)]);
         let fingerprint = self.flow_keys.fingerprint(key);
-        let records = self.per_cpu()?;
         for (table, choice) in tables {
             let active = match choice {
                 Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.active_sets),
@@ -321,9 +343,10 @@ impl Katran {
         }
         if protocol == Protocol::Udp {
             let timeout = ticks(self.config.udp_timeout, self.tick);
-            // Both wrap around; what is ahead of now is an entry just stamped.
-            let age = self.ticks_now()?.wrapping_sub(mark.used).cast_signed();
-            if age > timeout.cast_signed() {
+            let second = ticks(Duration::from_secs(1), self.tick);
+            // Both wrap around; what is a little ahead of now is an entry just stamped.
+            let age = self.ticks_now()?.wrapping_sub(mark.used);
+            if age.wrapping_add(second) > timeout + second {
                 return Ok(None);
             }
         }

@@ -102,6 +102,9 @@ impl Katran {
             ring,
         };
         let before = self.switch(place, cell);
+        if before.is_some() && ring.is_none() {
+            self.maps.rings.trim_later();
+        }
         for (_, real) in &staged.released {
             self.maps.real_cells.withdraw(real.0);
         }

@@ -111,13 +111,13 @@ pub(crate) struct KernelChunks {
 }
 
 impl KernelChunks {
-    pub(super) fn new(outer: OwnedFd, ring_size: u32) -> Self {
-        Self {
+    pub(super) fn new(outer: OwnedFd, ring_size: u32) -> io::Result<Self> {
+        Ok(Self {
             outer: Arc::new(outer),
             ring_size,
-            grace_periods: GracePeriods::default(),
+            grace_periods: GracePeriods::new()?,
             started: None,
-        }
+        })
     }
 
     fn start(

@@ -11,16 +11,22 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread;
 
-use crate::sys::rcu;
+use crate::sys::rcu::GracePeriod;
 
 /// A point between two changes; later ones are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(pub(super) u64);
 
 /// Tells which moments have passed: no packet is under way any more that was then.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct GracePeriods {
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    grace_period: GracePeriod,
+    state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
@@ -41,13 +47,27 @@ impl State {
 }
 
 impl GracePeriods {
+    /// By whatever means this machine has to wait for one.
+    pub(crate) fn new() -> io::Result<Self> {
+        GracePeriod::new().map(Self::by)
+    }
+
+    fn by(grace_period: GracePeriod) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                grace_period,
+                state: Mutex::default(),
+            }),
+        }
+    }
+
     /// Now: what was taken out of packets' reach before this call, none sees once the moment has
     /// passed.
     pub(crate) fn mark(&self) -> Moment {
-        let mut state = lock(&self.state);
+        let mut state = self.shared.lock();
         state.marked += 1;
         if !state.waited_for {
-            let shared = Arc::clone(&self.state);
+            let shared = Arc::clone(&self.shared);
             let thread = thread::Builder::new().name("katran-grace".to_owned());
             // Without a thread moments pass as well, when somebody waits for them.
             state.waited_for = thread.spawn(move || follow(&shared)).is_ok();
@@ -57,24 +77,24 @@ impl GracePeriods {
 
     /// The last moment that has passed, and with it all before.
     pub(crate) fn passed(&self) -> Moment {
-        Moment(lock(&self.state).passed)
+        Moment(self.shared.lock().passed)
     }
 
     /// Waits until every moment has passed that has been marked. Takes milliseconds.
     pub(crate) fn wait(&self) -> io::Result<()> {
-        let marked = lock(&self.state).marked;
-        rcu::grace_period()?;
-        lock(&self.state).pass(marked);
+        let marked = self.shared.lock().marked;
+        self.shared.grace_period.wait()?;
+        self.shared.lock().pass(marked);
         Ok(())
     }
 }
 
 /// Waits for grace periods until the last moment marked has passed, or nobody asks any more.
-fn follow(shared: &Arc<Mutex<State>>) {
+fn follow(shared: &Arc<Shared>) {
     loop {
-        let marked = lock(shared).marked;
-        let waited = rcu::grace_period();
-        let mut state = lock(shared);
+        let marked = shared.lock().marked;
+        let waited = shared.grace_period.wait();
+        let mut state = shared.lock();
         if waited.is_ok() {
             state.pass(marked);
         }
@@ -87,9 +107,11 @@ fn follow(shared: &Arc<Mutex<State>>) {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // Three plain values: right even if somebody panicked.
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Three plain values: right even if somebody panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +124,16 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "membarrier(2) is the kernel's")]
     fn moments_pass_in_their_order_without_anyone_waiting() {
-        let grace_periods = GracePeriods::default();
+        moments_pass(GracePeriods::new().unwrap());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn they_also_pass_without_membarrier() {
+        moments_pass(GracePeriods::by(GracePeriod::by_map().unwrap()));
+    }
+
+    fn moments_pass(grace_periods: GracePeriods) {
         assert_eq!(grace_periods.passed(), Moment(0));
         let mut last = Moment(0);
         let began = Instant::now();
@@ -117,7 +148,7 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         // The thread has ended, and another one comes for the next moment.
-        assert!(!lock(&grace_periods.state).waited_for);
+        assert!(!grace_periods.shared.lock().waited_for);
         let moment = grace_periods.mark();
         grace_periods.wait().unwrap();
         assert_eq!(grace_periods.passed(), moment);

@@ -93,7 +93,7 @@ impl RingStore {
         max_vips: u32,
     ) -> io::Result<Self> {
         let first = MappedChunk::new(first, ring_size)?;
-        let backing = KernelChunks::new(outer, ring_size);
+        let backing = KernelChunks::new(outer, ring_size)?;
         replace(&backing.outer, &[0], &first.map)?;
         Ok(Self::over(backing, first, ring_size, max_vips))
     }
@@ -251,9 +251,8 @@ impl<B: Backing> RingStore<B> {
             self.retired.pop_front();
         }
         let over = |last| self.backing.now().duration_since(last) > SURGE_ENDS;
-        if self.busy.is_empty() && self.surge.is_some_and(over) {
+        if self.busy.is_empty() && self.surge.is_some_and(over) && !self.start_trimming() {
             self.surge = None;
-            self.start_trimming();
         }
         passed
     }
@@ -289,8 +288,7 @@ impl<B: Backing> RingStore<B> {
 
     /// Chunks in which all places are `unused`, but for those that are wanted as spare places. The
     /// first chunk always stays.
-    fn surplus(&self, unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
-        let spare = if self.surge.is_some() { SURGE } else { SPARE };
+    fn surplus(&self, spare: u32, unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
         // One more stays, so that a VIP that comes and goes does not make and free it each time.
         let keep = self.in_use() + spare + RINGS_PER_CHUNK;
         let count = self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK;
@@ -307,7 +305,12 @@ impl<B: Backing> RingStore<B> {
     pub(crate) fn has_surplus(&self) -> bool {
         let retired: BTreeSet<_> = self.retired.iter().map(|(_, place)| *place).collect();
         let unused = |place: &RingSlot| self.free.contains(place) || retired.contains(place);
-        !self.surplus(unused).is_empty()
+        !self.surplus(self.spare(), unused).is_empty()
+    }
+
+    /// Places to have beyond one a VIP.
+    fn spare(&self) -> u32 {
+        if self.surge.is_some() { SURGE } else { SPARE }
     }
 
     /// Frees chunks in which no ring is left, beyond what is kept in reserve. Waits for a grace
@@ -316,7 +319,7 @@ impl<B: Backing> RingStore<B> {
     /// # Errors
     /// If the kernel refuses; the chunks are kept then.
     pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
-        let surplus = self.surplus(|place| self.free.contains(place));
+        let surplus = self.surplus(self.spare(), |place| self.free.contains(place));
         let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
             return Ok(());
         };
@@ -329,16 +332,26 @@ impl<B: Backing> RingStore<B> {
         Ok(())
     }
 
-    /// As [`trim`](Self::trim), without waiting.
-    fn start_trimming(&mut self) {
-        let surplus = self.surplus(|place| self.free.contains(place));
+    /// As [`trim`](Self::trim), without waiting. At most as many chunks at a time as there is room
+    /// for beyond one place a VIP, so that all VIPs may come meanwhile; `false`: none is left.
+    fn start_trimming(&mut self) -> bool {
+        let mut surplus = self.surplus(SPARE, |place| self.free.contains(place));
+        surplus.truncate((SURGE / RINGS_PER_CHUNK) as usize);
         let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
-            return;
+            return false;
         };
-        if self.backing.start_unmaking(&surplus, kept).is_ok() {
+        let started = self.backing.start_unmaking(&surplus, kept).is_ok();
+        if started {
             surplus.iter().for_each(|index| self.withdraw(*index));
             self.busy = surplus;
         }
+        started
+    }
+
+    /// A VIP has lost its ring and may not get another soon: what it leaves is given back in a
+    /// while.
+    pub(crate) fn trim_later(&mut self) {
+        self.surge.get_or_insert(self.backing.now());
     }
 
     /// Takes the places of a chunk out of use.

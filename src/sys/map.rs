@@ -296,6 +296,33 @@ impl<V: Pod> PerCpuArray<V> {
     }
 }
 
+/// Makes an array of maps like `inner`.
+pub(crate) fn create_outer(
+    name: &str,
+    max_entries: u32,
+    inner: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let name = CString::new(name)?;
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        inner_map_fd: inner.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            name.as_ptr(),
+            4,
+            4,
+            max_entries,
+            &options,
+        )
+    })?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Puts inner maps into an array of maps, by one call: single ones would each wait for a grace
 /// period of RCU.
 pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {

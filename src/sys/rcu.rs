@@ -1,32 +1,84 @@
 //! Waiting until no packet can still see what was just taken out of use.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 
 use nix::libc;
+use nix::unistd::SysconfVar;
+use nix::unistd::sysconf;
 
-/// `MEMBARRIER_CMD_GLOBAL` of linux/membarrier.h.
+use super::map::Spec;
+use super::map::create;
+use super::map::create_outer;
+use super::map::set_inner;
+
+/// Commands of linux/membarrier.h.
+const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
-/// Waits for a grace period of RCU: every run of the program that had begun before the call has
-/// ended when it returns. Takes milliseconds.
-///
-/// membarrier(2) documents a barrier on all running threads; the kernel carries it out by
-/// `synchronize_rcu()` (Linux, kernel/sched/membarrier.c), and a program's run is one RCU read
-/// section (Linux, Documentation/RCU). A kernel booted with `nohz_full` refuses the command.
-pub(crate) fn grace_period() -> io::Result<()> {
-    // SAFETY: takes numbers only and changes no memory.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result < 0 {
-        let errno = io::Error::last_os_error();
-        Err(match errno.raw_os_error() {
-            // Not bpf(2): its absence must not be reported as that of BPF.
-            Some(libc::ENOSYS | libc::EINVAL) => io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel refuses membarrier(2) (booted with nohz_full?)",
-            ),
-            _ => errno,
-        })
-    } else {
-        Ok(())
+/// A way to wait for a grace period of RCU. A program's run is one RCU read section (Linux,
+/// Documentation/RCU).
+#[derive(Debug)]
+pub(crate) enum GracePeriod {
+    /// By membarrier(2). It documents a barrier on all running threads; where more than one CPU is
+    /// online the kernel carries it out by `synchronize_rcu()` (Linux, kernel/sched/membarrier.c).
+    Membarrier,
+    /// By an array of maps: to replace an element of it the kernel waits until no program can have
+    /// the old one in its hands (Linux, kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
+    Map { outer: OwnedFd, inner: OwnedFd },
+}
+
+impl GracePeriod {
+    /// By membarrier(2) if that is to be had: a kernel booted with `nohz_full` refuses it, and with
+    /// one CPU it does not wait.
+    pub(crate) fn new() -> io::Result<Self> {
+        let commands = membarrier(MEMBARRIER_CMD_QUERY).unwrap_or(0);
+        let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+        match commands & MEMBARRIER_CMD_GLOBAL != 0 && online.unwrap_or(1) > 1 {
+            true => Ok(Self::Membarrier),
+            false => Self::by_map(),
+        }
     }
+
+    /// By an array of maps.
+    pub(crate) fn by_map() -> io::Result<Self> {
+        let inner = create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: "grace_inner",
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        })?;
+        let outer = create_outer("grace_period", 1, inner.as_fd())?;
+        Ok(Self::Map { outer, inner })
+    }
+
+    /// Waits for a grace period: every run of the program that had begun before the call has ended
+    /// when it returns. Takes milliseconds.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        match self {
+            Self::Membarrier => membarrier(MEMBARRIER_CMD_GLOBAL).map(drop),
+            Self::Map { outer, inner } => set_inner(outer.as_fd(), &[(0, inner.as_fd())]),
+        }
+    }
+}
+
+fn membarrier(command: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: takes numbers only and changes no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    if result >= 0 {
+        return Ok(result as libc::c_int);
+    }
+    let errno = io::Error::last_os_error();
+    Err(match errno.raw_os_error() {
+        // Not bpf(2): its refusal must not be reported as that of BPF.
+        Some(libc::ENOSYS | libc::EINVAL | libc::EPERM) => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel has begun to refuse membarrier(2) (a seccomp filter?)",
+        ),
+        _ => errno,
+    })
 }

@@ -346,6 +346,33 @@ fn all_vips_can_come_while_a_surge_is_seen_to() {
 }
 
 #[test]
+fn all_vips_can_come_back_while_what_they_left_is_given_back() {
+    let mut balancer = Balancer::new();
+    for round in 0..8 {
+        for vip in 0..VIPS {
+            balancer.update(vip).unwrap();
+        }
+        balancer.world.borrow_mut().finish();
+        if round > 2 {
+            balancer.world.borrow_mut().pass();
+        }
+    }
+    let most = balancer.store.capacity();
+    assert!(most > VIPS as u32 + SURGE, "{most}");
+    for vip in 0..VIPS {
+        balancer.remove(vip);
+    }
+    balancer.world.borrow_mut().pass();
+    balancer.world.borrow_mut().now += 2 * SURGE_ENDS;
+    balancer.update(0).unwrap();
+    assert!(!balancer.store.busy.is_empty());
+    for vip in 1..VIPS {
+        balancer.update(vip).unwrap();
+        balancer.check();
+    }
+}
+
+#[test]
 fn a_refusal_costs_nothing_but_the_change() {
     let mut balancer = Balancer::new();
     balancer.update(0).unwrap();
