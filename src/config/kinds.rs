@@ -61,7 +61,7 @@ pub enum FlowTableKind {
     /// which flow, or which VIP, it is of, so entries cannot be listed by address.
     #[default]
     SetAssociative,
-    /// An LRU hash map of the kernel: about 115 bytes a flow.
+    /// An LRU hash map of the kernel: 112 to 128 bytes a flow.
     ///
     /// The kernel evicts in an order near to least recently used over the whole table, and takes
     /// a lock to insert. An entry holds the flow's addresses and ports, so entries can be listed;

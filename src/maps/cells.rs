@@ -9,7 +9,6 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
-use std::sync::atomic::fence;
 
 use crate::MacAddr;
 use crate::RealFlags;
@@ -50,7 +49,6 @@ impl RealCells {
             word.store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
         }
         self.set_flags(number, address, flags);
-        fence(Ordering::Release);
         let id = real_id(number, generation);
         words[REAL_ID].store(id, Ordering::Release);
     }
