@@ -23,6 +23,7 @@
 //! The crate knows nothing of the load balancer, and fails rather than skips: call
 //! [`require_root`] first, so that a missing privilege is said in plain words.
 
+mod cgroup;
 mod host;
 mod http;
 mod link;
@@ -32,6 +33,7 @@ mod tcp;
 mod topology;
 mod udp;
 
+pub use cgroup::Cgroup;
 pub use host::Host;
 pub use host::Inside;
 pub use http::Response;
