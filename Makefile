@@ -6,8 +6,9 @@ CARGO ?= cargo
 .DEFAULT_GOAL := help
 
 # Tests of the loaded program, which run with both kinds of flow table.
-LOADED := apply better better_changes e2e library refusals simulate sizes twins vectors \
-	walk walk_flows walk_icmp walk_property
+LOADED := apply better better_changes e2e flows global_flows gue inline_decap library migration \
+	refusals server_ids simulate sizes source_routes twins vectors walk walk_flows walk_icmp \
+	walk_property
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! decap --interface eth0 [--mode auto|native|generic] [--destination ADDRESS]...
+//!       [--gue-port PORT] [--server-id NUMBER]
 //! ```
 //! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
 
@@ -30,7 +31,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Lines between two headings.
 const PAGE: u32 = 20;
 
-/// Strips IP-in-IP tunnels on a backend.
+/// Strips the balancer's tunnels (IP in IP, GUE) on a backend.
 #[derive(Parser)]
 struct Arguments {
     /// Where tunnelled packets come in
@@ -42,6 +43,12 @@ struct Arguments {
     /// Strip only tunnels that end here: one address per family; without any, all tunnels
     #[arg(long, value_name = "ADDRESS")]
     destination: Vec<IpAddr>,
+    /// The UDP port that GUE comes to; 0: leave GUE alone
+    #[arg(long, value_name = "PORT", default_value_t = 6080)]
+    gue_port: u16,
+    /// This server's id in TCP options: count packets with one, and those meant for others
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    server_id: u32,
 }
 
 fn main() -> ExitCode {
@@ -69,6 +76,9 @@ fn strip(arguments: &Arguments) -> Result<()> {
         .fold(Decap::builder(), |builder, address| {
             builder.destination(*address)
         });
+    let builder = builder
+        .gue_port(arguments.gue_port)
+        .server_id(arguments.server_id);
     let mut decap = builder.load()?;
     let attachment = decap.attach(&arguments.interface, arguments.mode)?;
     say(format!(
@@ -81,9 +91,16 @@ fn strip(arguments: &Arguments) -> Result<()> {
     while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
         let now = decap.counters()?;
         if lines % PAGE == 0 {
-            say(HEADING.to_owned());
+            say(match arguments.server_id {
+                0 => HEADING.to_owned(),
+                _ => format!("{HEADING} {ID_HEADING}"),
+            });
         }
-        say(line(&now, &last));
+        let ids = match arguments.server_id {
+            0 => String::new(),
+            _ => format!(" {:>10} {:>8}", now.server_ids, now.other_server_ids),
+        };
+        say(line(&now, &last) + &ids);
         lines += 1;
         last = now;
     }
@@ -94,15 +111,19 @@ fn strip(arguments: &Arguments) -> Result<()> {
 
 const HEADING: &str = "     frames    IPv4 tunnel    IPv6 tunnel  stripped/s    foreign  dropped";
 
+const ID_HEADING: &str = "server ids   others";
+
 /// Counters so far, and what was stripped since the last line, a second ago.
 fn line(now: &DecapCounters, last: &DecapCounters) -> String {
-    let stripped = |counters: &DecapCounters| counters.ipip_v4 + counters.ipip_v6;
+    let v4 = |counters: &DecapCounters| counters.ipip_v4 + counters.gue_v4;
+    let v6 = |counters: &DecapCounters| counters.ipip_v6 + counters.gue_v6;
+    let stripped = |counters: &DecapCounters| v4(counters) + v6(counters);
     let dropped = now.drop_truncated + now.drop_options + now.drop_fragment + now.drop_head;
     format!(
         "{:>11} {:>14} {:>14} {:>11} {:>10} {:>8}",
         now.total,
-        now.ipip_v4,
-        now.ipip_v6,
+        v4(now),
+        v6(now),
         stripped(now) - stripped(last),
         now.foreign,
         dropped

@@ -1,4 +1,4 @@
-//! The backend's end of the tunnel: an XDP program that strips IP in IP on arrival, so that a
+//! The backend's end of the tunnel: an XDP program that strips IP in IP and GUE on arrival, so that a
 //! backend needs neither the ipip module nor a tunnel interface.
 
 use std::fmt;
@@ -14,13 +14,13 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::Attachment;
-use crate::Error;
 use crate::Result;
 use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::environment;
 use crate::katran::into_io;
 use crate::maps::kernel_error;
+use crate::maps::program_error;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
 use crate::sys::map::PerCpuArray;
@@ -28,10 +28,23 @@ use crate::sys::object::VerifierLog;
 use crate::types::check_host;
 
 /// Settings of a decapsulator.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DecapBuilder {
     destination_v4: Option<Ipv4Addr>,
     destination_v6: Option<Ipv6Addr>,
+    gue_port: u16,
+    server_id: u32,
+}
+
+impl Default for DecapBuilder {
+    fn default() -> Self {
+        Self {
+            destination_v4: None,
+            destination_v6: None,
+            gue_port: 6080,
+            server_id: 0,
+        }
+    }
 }
 
 impl DecapBuilder {
@@ -49,12 +62,29 @@ impl DecapBuilder {
         self
     }
 
+    /// The UDP port that GUE comes to; what comes to it is taken for GUE if it looks like an IPv4 or
+    /// IPv6 packet. 0: GUE is not stripped. Default: 6080, as of
+    /// [`Builder::gue_port`](crate::Builder::gue_port).
+    pub fn gue_port(mut self, port: u16) -> Self {
+        self.gue_port = port;
+        self
+    }
+
+    /// The server id that this backend has in TCP options (see
+    /// [`ServerIdOption`](crate::ServerIdOption)): packets that carry one are counted, and those among
+    /// them that are meant for another server. 0, the default: they are not looked at.
+    #[doc(alias = "tpr")]
+    pub fn server_id(mut self, id: u32) -> Self {
+        self.server_id = id;
+        self
+    }
+
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`] for a destination that no packet can have;
-    /// [`Error::KernelTooOld`], [`Error::BpfUnavailable`], [`Error::Privilege`];
-    /// [`Error::Verifier`] if the kernel rejects the program; [`Error::Kernel`].
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can have;
+    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege);
+    /// [`Error::Verifier`](crate::Error::Verifier) if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel).
     pub fn load(self) -> Result<Decap> {
         for address in [
             self.destination_v4.map(IpAddr::V4),
@@ -77,21 +107,13 @@ impl DecapBuilder {
             constants.destination_v4 = u32::from_ne_bytes(v4.octets());
             let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
             constants.destination_v6 = words(v6.octets());
+            constants.gue_port = self.gue_port;
+            constants.own_server_id = self.server_id;
         }
         let log = VerifierLog::of(&mut open.progs.decap);
-        let skel = open.load().map_err(|error| {
-            let error = into_io(error);
-            match log.tail(30) {
-                log if log.is_empty() || environment::is_unprivileged(&error) => {
-                    kernel_error("load", "decap", error)
-                }
-                log => Error::Verifier {
-                    program: "decap",
-                    log,
-                    errno: error,
-                },
-            }
-        })?;
+        let skel = open
+            .load()
+            .map_err(|error| program_error("decap", &log, into_io(error)))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.decap_counters.as_fd().try_clone_to_owned()?;
             let program = skel.progs.decap.as_fd().try_clone_to_owned()?;
@@ -118,7 +140,7 @@ fn words(bytes: [u8; 16]) -> [u32; 4] {
 /// A loaded decapsulator. Dropping it detaches it.
 ///
 /// The inner packet reaches the host's stack as if it had come without a tunnel: the VIP has to
-/// be an address of the backend, on `lo`. Everything that is not IP in IP passes untouched.
+/// be an address of the backend, on `lo`. Everything that is not tunnelled passes untouched.
 ///
 /// ```no_run
 /// use katran::Decap;
@@ -147,6 +169,15 @@ pub struct DecapCounters {
     pub ipip_v4: u64,
     /// Packets taken out of an IPv6 tunnel (IP in IP).
     pub ipip_v6: u64,
+    /// Packets taken out of an IPv4 tunnel (GUE).
+    pub gue_v4: u64,
+    /// Packets taken out of an IPv6 tunnel (GUE).
+    pub gue_v6: u64,
+    /// Packets taken out of tunnels that carry a TCP server id; 0 unless
+    /// [`DecapBuilder::server_id`] is set.
+    pub server_ids: u64,
+    /// Those among them that are meant for another server.
+    pub other_server_ids: u64,
     /// Tunnelled, but to a destination that is not ours: passed untouched.
     pub foreign: u64,
     /// Dropped: tunnelled, with an inner header that is not complete.
@@ -177,7 +208,7 @@ impl Decap {
     /// Detaches from one interface, by the name it had when it was attached.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not attached there.
+    /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         self.attachments.detach(interface)
     }
@@ -195,7 +226,7 @@ impl Decap {
     /// What it has seen since it was loaded.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn counters(&self) -> Result<DecapCounters> {
         let values = self
             .counters
@@ -207,6 +238,10 @@ impl Decap {
                 total: sum.total + value.total,
                 ipip_v4: sum.ipip_v4 + value.ipip_v4,
                 ipip_v6: sum.ipip_v6 + value.ipip_v6,
+                gue_v4: sum.gue_v4 + value.gue_v4,
+                gue_v6: sum.gue_v6 + value.gue_v6,
+                server_ids: sum.server_ids + value.server_ids,
+                other_server_ids: sum.other_server_ids + value.other_server_ids,
                 foreign: sum.foreign + value.foreign,
                 drop_truncated: sum.drop_truncated + value.drop_truncated,
                 drop_options: sum.drop_options + value.drop_options,

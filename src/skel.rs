@@ -15,3 +15,7 @@ pub(crate) mod katran {
 pub(crate) mod decap {
     include!(concat!(env!("OUT_DIR"), "/decap.skel.rs"));
 }
+
+pub(crate) mod server_id {
+    include!(concat!(env!("OUT_DIR"), "/server_id.skel.rs"));
+}

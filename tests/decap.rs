@@ -234,3 +234,99 @@ fn only_one_layer_is_stripped() {
     let ran = run(&decap, &ethernet(&outer));
     assert_eq!(ran.frame, ethernet(&middle));
 }
+
+/// A packet in a GUE tunnel to this address and port.
+fn gue(inner: &[u8], to: &str, port: u16) -> Vec<u8> {
+    let from = if ip(to).is_ipv4() {
+        "172.16.1.1:99"
+    } else {
+        "[2001:db8:ff::1]:99"
+    };
+    let flow = Flow::udp(at(from), (ip(to), port).into());
+    Packet::new(flow).data(inner).frame()
+}
+
+#[test]
+fn gue_is_stripped_in_all_four_mixes() {
+    require_root();
+    let usual = decap(&[]);
+    let other = Decap::builder().gue_port(7000).load().unwrap();
+    let without = Decap::builder().gue_port(0).load().unwrap();
+    for flow in inner_flows() {
+        let inner = Packet::new(flow).ip();
+        for real in [REAL4, REAL6] {
+            let frame = gue(&inner, real, 6080);
+            let ran = run(&usual, &frame);
+            assert_eq!((ran.verdict, ran.frame), (Verdict::Pass, ethernet(&inner)));
+            assert_eq!(run(&other, &frame).frame, frame);
+            assert_eq!(run(&without, &frame).frame, frame);
+            let moved = gue(&inner, real, 7000);
+            assert_eq!(run(&other, &moved).frame, ethernet(&inner));
+            assert_eq!(run(&usual, &moved).frame, moved);
+            // What is cut short cannot be told from GUE; what is something else can.
+            assert_eq!(
+                run(&usual, &gue(&inner[..9], real, 6080)).verdict,
+                Verdict::Drop
+            );
+            let stranger = gue(b"\x12 something else", real, 6080);
+            assert_eq!(run(&usual, &stranger).frame, stranger);
+        }
+    }
+    let counters = usual.counters().unwrap();
+    assert_eq!((counters.gue_v4, counters.gue_v6), (2, 2));
+    assert_eq!((counters.ipip_v4, counters.ipip_v6), (0, 0));
+    assert_eq!(counters.drop_truncated, 4);
+}
+
+#[test]
+fn server_ids_are_counted_where_one_is_set() {
+    require_root();
+    let id = 0x8000_0102_u32;
+    let counting = Decap::builder().server_id(id).load().unwrap();
+    let usual = decap(&[]);
+    let with = |options: &[u8]| {
+        let flow = inner_flows()[0];
+        Packet::new(flow).options(options).ip()
+    };
+    let option = |id: u32| [&[0xb7, 6][..], &id.to_le_bytes()].concat();
+    let padded = [&[1; 13][..], &option(id)].concat();
+    let too_far = [&[1; 15][..], &option(id)].concat();
+    for (options, ids, others) in [
+        (option(id), 1, 0),
+        (option(id + 1), 1, 1),
+        (option(0), 0, 0),
+        (padded, 1, 0),
+        (too_far, 0, 0),
+        // Timestamps before it; another length; an end before it; cut off by the header's length.
+        (
+            [&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2][..], &option(id)].concat(),
+            1,
+            0,
+        ),
+        (vec![0xb7, 5, 1, 2, 3], 0, 0),
+        ([&[0][..], &option(id)].concat(), 0, 0),
+        (vec![1, 1, 0xb7, 6], 0, 0),
+        (Vec::new(), 0, 0),
+    ] {
+        for tunnel in [
+            ethernet(&packet(ip("192.0.2.3"), ip(REAL4), 4, 0, &with(&options))),
+            gue(&with(&options), REAL6, 6080),
+        ] {
+            let before = counting.counters().unwrap();
+            let ran = run(&counting, &tunnel);
+            assert_eq!(ran.frame, ethernet(&with(&options)), "{options:?}");
+            let after = counting.counters().unwrap();
+            let counted = (
+                after.server_ids - before.server_ids,
+                after.other_server_ids - before.other_server_ids,
+            );
+            assert_eq!(counted, (ids, others), "{options:?}");
+            assert_eq!(run(&usual, &tunnel).frame, ran.frame);
+        }
+    }
+    assert_eq!(usual.counters().unwrap().server_ids, 0);
+    // Not in what is no TCP.
+    let udp = Packet::new(inner_flows()[1]).data(&option(id)).ip();
+    let _ = run(&counting, &gue(&udp, REAL4, 6080));
+    assert_eq!(counting.counters().unwrap().server_ids, 8);
+}

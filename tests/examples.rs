@@ -24,11 +24,13 @@ use std::time::Instant;
 
 use katran_lab::Backend;
 use katran_lab::Balancer;
+use katran_lab::Cgroup;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::Process;
 use katran_lab::TcpClient;
+use katran_lab::TcpServer;
 use katran_lab::require_root;
 
 const SIGHUP: i32 = 1;
@@ -248,6 +250,56 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         decap.says("detached from eth0");
         assert!(!has_xdp(&backend.host));
     }
+}
+
+#[test]
+fn server_id_writes_for_a_cgroup_and_decap_counts() {
+    require_root();
+    let lab = Lab::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    let backend = &lab.backends[0];
+    let (servers, clients) = (Cgroup::new().unwrap(), Cgroup::new().unwrap());
+    let mut ends = Vec::new();
+    for (group, id) in [(&servers, Some("1000")), (&clients, None)] {
+        let mut command = example("server_id");
+        command.arg("--cgroup").arg(group.path());
+        command.args(id.map(|id| ["--id", id]).into_iter().flatten());
+        let mut end = Running::start(&backend.host, command);
+        end.says("server id");
+        ends.push(end);
+    }
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--server-id", "1001"]);
+    let mut decap = Running::start(&backend.host, command);
+    decap.says("stripping tunnels on eth0 in native mode");
+    let file = Scratch::new("server-id.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+
+    let _server = servers.run(|| TcpServer::start(&backend.host, 80, "backend0").unwrap());
+    let to = (lab.vip4(), 80).into();
+    let mut client = clients.run(|| TcpClient::connect(&lab.client, to).unwrap());
+    for _ in 0..5 {
+        assert_eq!(client.ask("who?").unwrap(), "backend0");
+    }
+    // Accepted; heard; packets with an id, and those for others, as decap has another id here.
+    ends[0].counts(0);
+    ends[1].counts(1);
+    decap.counts(6);
+    decap.counts(7);
+    for end in &mut ends {
+        end.end(SIGINT);
+        end.says("detached from");
+    }
+    decap.end(SIGTERM);
+    balancer.end(SIGTERM);
 }
 
 #[test]

@@ -290,27 +290,18 @@ fn addresses_that_cannot_be_are_refused_and_counted() {
 }
 
 #[test]
-fn flags_of_later_versions_are_refused() {
+fn flags_that_cannot_be_are_refused() {
     let mut katran = load(builder());
-    let udp = vip("203.0.113.1:443/udp");
-    for flag in [
-        VipFlags::QUIC,
-        VipFlags::SRC_ROUTING,
-        VipFlags::GLOBAL_LRU,
-        VipFlags::UDP_STABLE_ROUTING,
-        VipFlags::UDP_FLOW_MIGRATION,
-    ] {
-        let error = katran.add_vip(udp, flag).unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    }
-    katran.add_vip(udp, VipFlags::LRU_BYPASS).unwrap();
-    assert!(katran.set_vip_flags(udp, VipFlags::QUIC).is_err());
-    assert!(
-        katran
-            .set_vip_flags(udp, VipFlags::from_bits_retain(1 << 30))
-            .is_err()
-    );
+    let (udp, tcp) = (vip("203.0.113.1:443/udp"), vip("203.0.113.1:443/tcp"));
+    let error = katran.add_vip(tcp, VipFlags::QUIC).unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    katran.add_vip(udp, VipFlags::all()).unwrap();
+    katran.set_vip_flags(udp, VipFlags::LRU_BYPASS).unwrap();
+    let unknown = VipFlags::from_bits_retain(1 << 30);
+    assert!(katran.set_vip_flags(udp, unknown).is_err());
+    assert!(katran.add_vip(tcp, unknown).is_err());
     assert_eq!(katran.vip_flags(udp).unwrap(), VipFlags::LRU_BYPASS);
+    assert_eq!(katran.vips(), [udp]);
 }
 
 #[test]

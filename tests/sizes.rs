@@ -5,59 +5,125 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use common::bpf;
 use common::builder;
 use common::load;
 use katran::Builder;
+use katran::Encapsulation;
 use katran::Features;
 use katran::FlowTableKind;
 use katran::Katran;
+use katran::Prefix;
 use katran::Real;
+use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 
-/// Bytes of the program, and of its explaining twin.
-fn sizes(features: Features, frags: bool) -> (u32, u32) {
-    let katran = load(builder().features(features).frags(frags));
-    (
-        katran.program_size().unwrap(),
-        katran.explainer_size().unwrap(),
-    )
+/// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
+/// the one that looks for ids, the one that sends by them, and the walk for the others with its twin.
+#[derive(Clone, Copy)]
+struct Sizes {
+    program: u32,
+    twin: u32,
+    special: [u32; 4],
+}
+
+impl Sizes {
+    fn of(features: Features, frags: bool) -> Self {
+        let katran = load(builder().features(features).frags(frags));
+        let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
+        Self {
+            program: katran.program_size().unwrap(),
+            twin: katran.explainer_size().unwrap(),
+            special: [0, 1, 2, 3].map(|program| special[program].bytes),
+        }
+    }
+
+    fn all(self) -> [u32; 6] {
+        let [ids, send, walk, twin] = self.special;
+        [self.program, self.twin, ids, send, walk, twin]
+    }
+
+    /// No program is larger, and some are smaller.
+    fn is_less_than(self, other: Self) -> bool {
+        let mut pairs = self.all().into_iter().zip(other.all());
+        pairs.all(|(this, other)| this <= other) && self.all() != other.all()
+    }
+
+    fn print(self, what: &str) {
+        let bytes = self.all().map(|bytes| format!(" {bytes:>8}")).concat();
+        println!("{what:<30} {:>6}{bytes}", self.program / 8);
+    }
 }
 
 #[test]
 fn a_feature_that_is_off_leaves_no_instruction_behind() {
-    let features = [Features::ICMP_TOO_BIG, Features::LOCAL_DELIVERY];
-    let all = features.into_iter().collect::<Features>();
-    assert_eq!(all, Features::default(), "every feature there is");
-    let row = |what: &str, (program, twin): (u32, u32)| {
-        println!("{what:<30} {:>6} {:>8} {:>8}", program / 8, program, twin);
-    };
-    println!("{:<30} {:>6} {:>8} {:>8}", "", "insns", "bytes", "twin");
-    let (full, full_twin) = sizes(all, true);
-    row("everything", (full, full_twin));
-    for feature in features {
-        let (size, twin) = sizes(all.difference(feature), true);
-        row(&format!("without {feature}"), (size, twin));
-        assert!(size < full && twin < full_twin, "{feature}");
+    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
+    // Strict destinations are a part of inline decapsulation.
+    let features = Features::all() - later - Features::STRICT_DESTINATION;
+    println!(
+        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "bytes", "insns", "program", "twin", "ids", "send", "special", "its twin"
+    );
+    let all = features | Features::STRICT_DESTINATION;
+    let full = Sizes::of(all, true);
+    full.print("everything");
+    for feature in all.iter() {
+        let without = Sizes::of(all - feature, true);
+        without.print(&format!("without {feature}"));
+        assert!(without.is_less_than(full), "{feature}");
     }
-    let (size, twin) = sizes(all, false);
-    row("without frags", (size, twin));
-    assert!(size < full && twin < full_twin);
-    let default = size;
+    let without = Sizes::of(all, false);
+    without.print("without frags");
+    assert!(without.is_less_than(full));
+    Sizes::of(Features::default(), false).print("default");
 
-    let (none, none_twin) = sizes(Features::empty(), false);
-    row("nothing", (none, none_twin));
-    for feature in features {
-        let (size, twin) = sizes(feature, false);
-        row(&format!("{feature} alone"), (size, twin));
-        assert!(none < size && size < default, "{feature}");
-        assert!(none_twin < twin);
+    let none = Sizes::of(Features::empty(), false);
+    none.print("nothing");
+    for feature in features.iter() {
+        let alone = Sizes::of(feature, false);
+        alone.print(&format!("{feature} alone"));
+        assert!(none.is_less_than(alone), "{feature}");
     }
+    let alone = Sizes::of(Features::STRICT_DESTINATION, false);
+    assert_eq!(alone.all(), none.all());
     // What explains is in the twin alone, whatever is on.
-    assert!(full < full_twin && default < twin && none < none_twin);
+    for sizes in [full, none] {
+        assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
+    }
+    // What only special VIPs need is in their programs, and costs the others nothing.
+    let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
+    assert_eq!(Sizes::of(special, false).program, none.program);
+}
+
+/// The verifier gives up after 1,000,000 instructions; other versions of it look at more of them.
+#[test]
+fn the_verifier_is_far_from_its_limit() {
+    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
+    for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
+        for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
+            let settings = builder()
+                .source_v4("10.10.10.10".parse().unwrap())
+                .source_v6("2001:db8:ffff::1".parse().unwrap())
+                .encapsulation(encapsulation)
+                .flow_table(kind);
+            for features in [Features::default(), Features::all() - later] {
+                let katran = load(settings.clone().features(features));
+                let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
+                let own = bpf::size(katran.program_fd());
+                let all = special.into_iter().chain([own]);
+                let verified: Vec<u32> = all.map(|size| size.verified).collect();
+                println!("{kind} {encapsulation} {features}: {verified:?}");
+                assert!(
+                    verified.iter().all(|count| *count < 400_000),
+                    "{verified:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -165,9 +231,15 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
         fill(&mut katran, vips, prefixes);
         let full = katran.memory_in_use().unwrap();
         let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
+        // No real is marked down here, and no id names one.
+        let unused = ["down_reals", "server_ids"].map(|name| {
+            let map = estimate.maps().iter().find(|map| map.name == name);
+            map.map_or(0, |map| map.at_capacity - map.at_load)
+        });
+        let unused: u64 = unused.iter().sum();
         let ratios = [
             ratio(estimate.at_load(), at_load),
-            ratio(estimate.at_capacity(), full),
+            ratio(estimate.at_capacity() - unused, full),
         ];
         println!(
             "{name:<16} {:>12} {at_load:>12} {:>7.3} {:>12} {full:>12} {:>7.3}",
@@ -180,4 +252,93 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
             assert!((0.9..=1.1).contains(&ratio), "{name}: {ratio}\n{estimate}");
         }
     }
+}
+
+/// The maps of features: there when they are on, as large as was said, and not there when they are
+/// off.
+#[test]
+fn maps_of_features_are_what_the_kernel_accounts() {
+    const NAMES: u32 = 20_000;
+    let features = Features::SOURCE_ROUTING | Features::GLOBAL_FLOW_TABLE | Features::INLINE_DECAP;
+    let limits = || {
+        let builder = builder().global_flow_table_size(NAMES).max_decap(100);
+        builder.max_source_routes(NAMES).max_server_ids(NAMES)
+    };
+    let without = limits().memory_estimate().unwrap();
+    let of_features = [
+        "source_routes_v4",
+        "source_routes_v6",
+        "global_flows",
+        "global_fallback",
+        "decap_destinations",
+    ];
+    for name in of_features {
+        assert!(without.maps().iter().all(|map| map.name != name), "{name}");
+    }
+    let estimate = limits().features(features).memory_estimate().unwrap();
+    let mut katran = load(limits().features(features));
+    for name in of_features {
+        assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
+        assert!(katran.map_fd(name).is_some(), "{name}");
+    }
+    let at_load = katran.memory_in_use().unwrap();
+    let vip = common::serve(
+        &mut katran,
+        "203.0.113.1:443/udp",
+        VipFlags::UDP_FLOW_MIGRATION,
+        &[],
+    );
+    let real = common::ip("198.51.100.1");
+    katran.add_real(vip, Real::new(real)).unwrap();
+    // Scattered, as clients' prefixes are: by a multiplication that reaches every number.
+    let scattered = (0..NAMES).map(|i| i.wrapping_mul(0x9e37_79b1));
+    let v4 = scattered.clone().map(|i| {
+        let address = std::net::Ipv4Addr::from(i & !0xff);
+        Prefix::new(address.into(), 24).unwrap()
+    });
+    let v6 = scattered.map(|i| {
+        let address = std::net::Ipv6Addr::from((0x2001_u128 << 112) | (u128::from(i) << 80));
+        Prefix::new(address.into(), 48).unwrap()
+    });
+    let prefixes: BTreeSet<Prefix> = v4.chain(v6).collect();
+    let prefixes: Vec<Prefix> = prefixes.into_iter().collect();
+    katran.add_source_routes(&prefixes, real).unwrap();
+    let ids: Vec<ServerId> = (1..=NAMES).map(|id| ServerId::new(id, real)).collect();
+    katran.add_server_ids(&ids).unwrap();
+    for i in 0..100 {
+        let end = [192, 0, 2, i].into();
+        katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+    }
+    let full = katran.memory_in_use().unwrap();
+    // Of the rest only rings have come.
+    let others = ["ring_chunk", "prefix_vips", "down_reals"];
+    let growth: u64 = estimate
+        .maps()
+        .iter()
+        .filter(|map| !others.contains(&map.name))
+        .map(|map| match map.name {
+            // A leaf for each prefix, and an inner node for each branching: the kernel accounts the
+            // leaves only.
+            "source_routes_v4" | "source_routes_v6" => map.at_capacity / 2,
+            _ => map.at_capacity - map.at_load,
+        })
+        .sum();
+    // The nodes of tries have shrunk since the oldest kernel that the estimate is for.
+    for (what, expected, kernel, most) in [
+        ("at load", estimate.at_load(), at_load, 1.1),
+        ("growth", growth, full - at_load, 1.5),
+    ] {
+        let ratio = expected as f64 / kernel as f64;
+        println!("{what:<10} {expected:>10} {kernel:>10} {ratio:.3}");
+        assert!((0.9..=most).contains(&ratio), "{what}: {ratio}\n{estimate}");
+    }
+    katran
+        .remove_server_ids(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
+        .unwrap();
+    katran.clear_source_routes().unwrap();
+    let after = katran.memory_in_use().unwrap();
+    assert!(
+        after < at_load + (full - at_load) / 10,
+        "{at_load} {full} {after}"
+    );
 }

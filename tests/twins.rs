@@ -14,15 +14,17 @@ use common::frames;
 use common::frames::Packet;
 use common::ip;
 use common::load;
-use common::recording::CIDR_VIPS;
-use common::recording::CORE_IPIP;
-use common::recording::ICMP_TOO_BIG;
+use common::recording::RECORDINGS;
 use common::recording::Recording;
 use common::recording::hex;
 use common::serve;
+use katran::DecapMode;
+use katran::Encapsulation;
+use katran::Features;
 use katran::Flow;
 use katran::Katran;
 use katran::Protocol;
+use katran::ServerId;
 use katran::Verdict;
 use katran::VipFlags;
 
@@ -72,7 +74,7 @@ impl Twins {
 
 #[test]
 fn on_recorded_frames() {
-    for recording in [CORE_IPIP, ICMP_TOO_BIG, CIDR_VIPS] {
+    for recording in RECORDINGS {
         let recording = Recording::read(recording);
         let twins = Twins::new(|| recording.load());
         for packet in &recording.packets {
@@ -117,7 +119,7 @@ fn seeds() -> Vec<Vec<u8>> {
             ]);
         }
     }
-    for recording in [CORE_IPIP, ICMP_TOO_BIG, CIDR_VIPS] {
+    for recording in RECORDINGS {
         let packets = Recording::read(recording).packets;
         seeds.extend(packets.into_iter().map(|packet| packet.frame));
     }
@@ -188,6 +190,77 @@ fn on_damaged_frames() {
         serve(&mut katran, "[2001:db8:1::/64]:0/tcp", dport, &[]);
         katran
     });
+    check_damaged(&twins);
+}
+
+/// Everything that can be switched on, each special VIP where the recorded frames find one.
+#[test]
+fn on_damaged_frames_with_every_feature() {
+    for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
+        let twins = Twins::new(|| everything(encapsulation));
+        check_damaged(&twins);
+    }
+}
+
+fn everything(encapsulation: Encapsulation) -> Katran {
+    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
+    let strict = match encapsulation {
+        Encapsulation::Gue => Features::STRICT_DESTINATION,
+        _ => Features::empty(),
+    };
+    let features = (Features::all() - later - Features::STRICT_DESTINATION) | strict;
+    let builder = builder().features(features).max_frame(700);
+    let mut katran = load(
+        builder
+            .encapsulation(encapsulation)
+            .global_flow_table_size(1000)
+            .source_v4("10.10.10.10".parse().unwrap())
+            .source_v6("2001:db8:ffff::1".parse().unwrap()),
+    );
+    let reals = ["198.51.100.1", "198.51.100.2", "2001:db8:2::1"];
+    let special = VipFlags::GLOBAL_LRU | VipFlags::UDP_FLOW_MIGRATION;
+    for (vip, flags) in [
+        ("203.0.113.1:443/tcp", VipFlags::SRC_ROUTING),
+        (
+            "203.0.113.1:443/udp",
+            VipFlags::QUIC | VipFlags::UDP_STABLE_ROUTING,
+        ),
+        (
+            "203.0.113.0/24:0/tcp",
+            VipFlags::GLOBAL_LRU | VipFlags::DPORT_HASH,
+        ),
+        ("203.0.113.0/24:0/udp", VipFlags::QUIC | special),
+        (
+            "[2001:db8:1::1]:443/tcp",
+            VipFlags::NO_SRC_PORT | VipFlags::SRC_ROUTING,
+        ),
+        (
+            "[2001:db8:1::/64]:0/udp",
+            VipFlags::UDP_STABLE_ROUTING | special,
+        ),
+        ("[2001:db8:1::/64]:0/tcp", VipFlags::LRU_BYPASS),
+    ] {
+        serve(&mut katran, vip, flags, &reals);
+    }
+    katran
+        .mark_down("203.0.113.0/24:0/udp".parse().unwrap(), ip(reals[0]))
+        .unwrap();
+    // Those of the recordings, and others around them.
+    let ids = (1..5000).map(|id| ServerId::new(id, ip(reals[id as usize % 3])));
+    katran.add_server_ids(&ids.collect::<Vec<_>>()).unwrap();
+    let prefixes = ["100.64.0.0/10", "2001:db8::/32"].map(|text| text.parse().unwrap());
+    katran.add_source_routes(&prefixes, ip(reals[1])).unwrap();
+    for (end, mode) in [
+        ("192.0.2.200", DecapMode::Inline),
+        ("2001:db8:d::1", DecapMode::Inline),
+        ("192.0.2.202", DecapMode::Egress),
+    ] {
+        katran.add_decap(ip(end), mode).unwrap();
+    }
+    katran
+}
+
+fn check_damaged(twins: &Twins) {
     let seeds = seeds();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut verdicts = [0; 3];

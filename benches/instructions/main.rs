@@ -275,11 +275,17 @@ fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
                 }
                 map.reuse_fd(of_kernel.as_fd()).unwrap();
             }
-            // Of the explaining twin, or of what is off.
-            None => map.set_autocreate(false).unwrap(),
+            None => match katran.map_fd(&map.name().to_string_lossy()) {
+                // Of other programs, which load along.
+                Some(other) => map.reuse_fd(other).unwrap(),
+                // Of what is off.
+                None => map.set_autocreate(false).unwrap(),
+            },
         }
     }
     open.progs.katran_explain.set_autoload(false);
+    open.progs.katran_full.set_autoload(false);
+    open.progs.katran_explain_full.set_autoload(false);
     let skel = open.load().unwrap();
     let numbers = skel
         .object()

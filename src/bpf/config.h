@@ -35,6 +35,13 @@ const volatile __u64 flow_keys[FLOW_WORDS + 1] = {};
  * full of flows used since, the new one makes room first. Ticks. */
 const volatile __u32 new_flow_age = 5000;
 const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
+const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
+const volatile __u16 gue_port = 6080;
+/* The server-id table's hash: an odd multiplier and a start value. */
+const volatile __u64 server_id_key = 1;
+const volatile __u64 server_id_start = 0;
+/* The elements of `server_ids` that each of the two tables may have. */
+const volatile __u32 server_id_chunks = 1;
 /* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */
 const volatile __u16 ipip_source_v4 = 0;
@@ -50,4 +57,9 @@ const volatile struct constants constants = {};
 static __always_inline bool feature(__u32 bit)
 {
 	return features & bit;
+}
+
+static __always_inline const struct own_addresses *own_addresses(void)
+{
+	return &live.own[live.own_in_force & 1];
 }

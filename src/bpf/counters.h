@@ -2,6 +2,7 @@
 /* Counting, and what the explaining twin notes on the way. Per CPU, so no increment is atomic. */
 #pragma once
 
+#include "config.h"
 #include "maps.h"
 
 #include <stdbool.h>
@@ -14,9 +15,25 @@ struct run {
 	struct counters *counters;
 	struct explanation *explanation;
 	struct ethhdr *eth; /* valid until the head is moved */
-	__u64 length; /* of the whole frame on arrival, bytes */
+	__u64 length; /* of the whole frame, bytes; after decapsulation, of what is left of it */
 	bool explain;
+	/* Constants, too: this is the program for special VIPs; this one has what few balancers need.
+	 * To test a load-time constant still takes a load, which all others are spared so. */
+	bool special;
+	bool full;
+	bool unwrapped; /* the frame came in a tunnel that ended here */
 };
+
+/* Whether one of the features is on that only full programs have. */
+static __always_inline bool rare_feature(const struct run *run, __u32 bit)
+{
+	return run->full && feature(bit);
+}
+
+static __always_inline bool gue_is_on(const struct run *run)
+{
+	return run->full && encapsulation == ENCAPSULATION_GUE;
+}
 
 static __always_inline void note_step(const struct run *run, enum step step)
 {
@@ -42,4 +59,15 @@ static __always_inline void count_frame(struct count *count, __u64 bytes)
 {
 	count->packets++;
 	count->bytes += bytes;
+}
+
+/* Counts the frame by its verdict, with the bytes that it came with. */
+static __always_inline void count_verdict(const struct run *run, int verdict, __u64 arrived)
+{
+	if (verdict == XDP_TX)
+		count_frame(&run->counters->tx, arrived);
+	else if (verdict == XDP_PASS)
+		count_frame(&run->counters->pass, arrived);
+	else
+		count_frame(&run->counters->drop, arrived);
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * The backend's decapsulator: strips IP in IP on arrival (all four mixes of families) and hands
- * the inner packet to the stack, where the VIP sits on the loopback interface. What is not
+ * The backend's decapsulator: strips IP in IP and GUE on arrival (all four mixes of families) and
+ * hands the inner packet to the stack, where the VIP sits on the loopback interface. What is not
  * tunnelled passes untouched, fragments and options included.
  */
 #include "cursor.h"
 #include "headers.h"
 #include "shared.h"
+#include "tcp_option.h"
 
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -14,6 +15,8 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -24,6 +27,10 @@ const volatile __u8 strict = 0;
 /* Words as they lie in memory. */
 const volatile __u32 destination_v4 = 0;
 const volatile __u32 destination_v6[4] = {};
+/* The UDP port that GUE comes to; 0: GUE is not stripped. */
+const volatile __u16 gue_port = 6080;
+/* This server's own id in TCP options; 0: packets are not looked at for one. */
+const volatile __u32 own_server_id = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -40,10 +47,73 @@ static __always_inline bool is_ours_v6(const struct in6_addr *address)
 	       address->in6_u.u6_addr32[3] == destination_v6[3];
 }
 
-/* Whether a whole header of the inner family stands at the cursor. */
-static __always_inline bool inner_complete(struct cursor *cursor, bool v6)
+/* What is in a tunnel. */
+struct inner {
+	struct cursor packet;
+	__u32 outer_bytes; /* headers before it, without Ethernet's */
+	bool v6;
+	bool gue;
+};
+
+/* GUE, variant 1: the inner packet follows UDP's header, and its version tells its family. */
+static __always_inline bool is_gue(struct inner *inner)
 {
-	return cursor_take(cursor, v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
+	const struct udphdr *udp = cursor_take(&inner->packet, sizeof(*udp));
+	struct cursor behind = inner->packet;
+	const __u8 *first;
+
+	if (!udp || udp->dest != bpf_htons(gue_port))
+		return false;
+	first = cursor_take(&behind, 1);
+	if (first && *first >> 4 != 4 && *first >> 4 != 6)
+		return false;
+	inner->v6 = first && *first >> 4 == 6;
+	inner->outer_bytes += sizeof(*udp);
+	inner->gue = true;
+	return true;
+}
+
+static __always_inline bool is_tunnel(struct inner *inner, __u8 protocol)
+{
+	if (gue_port && protocol == IPPROTO_UDP)
+		return is_gue(inner);
+	inner->v6 = protocol == IPPROTO_IPV6;
+	return inner->v6 || protocol == IPPROTO_IPIP;
+}
+
+/* Counts the TCP server id in the inner packet, if it carries one. */
+static __always_inline void count_server_id(struct xdp_md *ctx, struct decap_counters *count,
+					    struct cursor packet, bool v6)
+{
+	struct tcphdr *tcp;
+	__u8 protocol;
+	__u32 id;
+
+	if (v6) {
+		struct ipv6hdr *ip = cursor_take(&packet, sizeof(*ip));
+
+		if (!ip)
+			return;
+		protocol = ip->nexthdr;
+	} else {
+		struct iphdr *ip = cursor_take(&packet, sizeof(*ip));
+
+		if (!ip || ip->ihl != sizeof(*ip) / 4 ||
+		    (ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK)))
+			return;
+		protocol = ip->protocol;
+	}
+	if (protocol != IPPROTO_TCP)
+		return;
+	tcp = cursor_take(&packet, sizeof(*tcp));
+	if (!tcp || tcp->doff <= sizeof(*tcp) / 4)
+		return;
+	id = tcp_option_id(ctx, packet, tcp->doff * 4 - sizeof(*tcp));
+	if (!id)
+		return;
+	count->server_ids++;
+	if (id != own_server_id)
+		count->other_server_ids++;
 }
 
 /* Removes `outer` bytes between the Ethernet header and the inner packet. */
@@ -65,14 +135,17 @@ static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth, int ou
 
 /* Hands the inner packet to the stack, and counts it in `stripped`. */
 static __always_inline int unwrap(struct xdp_md *ctx, struct decap_counters *count,
-				  struct cursor cursor, struct ethhdr *eth, int outer, bool v6,
-				  __u64 *stripped)
+				  const struct inner *inner, struct ethhdr *eth, __u64 *stripped)
 {
-	if (!inner_complete(&cursor, v6)) {
+	struct cursor cursor = inner->packet;
+
+	if (!cursor_take(&cursor, inner->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr))) {
 		count->drop_truncated++;
 		return XDP_DROP;
 	}
-	if (!strip(ctx, eth, outer, v6)) {
+	if (own_server_id)
+		count_server_id(ctx, count, inner->packet, inner->v6);
+	if (!strip(ctx, eth, inner->outer_bytes, inner->v6)) {
 		count->drop_head++;
 		return XDP_DROP;
 	}
@@ -84,9 +157,15 @@ static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *c
 				    struct cursor cursor, struct ethhdr *eth)
 {
 	struct iphdr *outer = cursor_take(&cursor, sizeof(*outer));
-	bool v6;
+	struct inner inner = { .packet = cursor, .outer_bytes = sizeof(*outer) };
+	const __u16 fragment = bpf_htons(IPV4_FRAGMENT_MASK);
+	bool plain;
 
-	if (!outer || (outer->protocol != IPPROTO_IPIP && outer->protocol != IPPROTO_IPV6))
+	if (!outer)
+		return XDP_PASS;
+	plain = outer->ihl == sizeof(*outer) / 4 && !(outer->frag_off & fragment);
+	/* Of UDP in fragments or behind options it cannot be told whether it is GUE. */
+	if ((!plain && outer->protocol == IPPROTO_UDP) || !is_tunnel(&inner, outer->protocol))
 		return XDP_PASS;
 	if (strict && outer->daddr != destination_v4) {
 		count->foreign++;
@@ -96,28 +175,26 @@ static __always_inline int decap_v4(struct xdp_md *ctx, struct decap_counters *c
 		count->drop_options++;
 		return XDP_DROP;
 	}
-	if (outer->frag_off & bpf_htons(IPV4_FRAGMENT_MASK)) {
+	if (outer->frag_off & fragment) {
 		count->drop_fragment++;
 		return XDP_DROP;
 	}
-	v6 = outer->protocol == IPPROTO_IPV6;
-	return unwrap(ctx, count, cursor, eth, sizeof(*outer), v6, &count->ipip_v4);
+	return unwrap(ctx, count, &inner, eth, inner.gue ? &count->gue_v4 : &count->ipip_v4);
 }
 
 static __always_inline int decap_v6(struct xdp_md *ctx, struct decap_counters *count,
 				    struct cursor cursor, struct ethhdr *eth)
 {
 	struct ipv6hdr *outer = cursor_take(&cursor, sizeof(*outer));
-	bool v6;
+	struct inner inner = { .packet = cursor, .outer_bytes = sizeof(*outer) };
 
-	if (!outer || (outer->nexthdr != IPPROTO_IPIP && outer->nexthdr != IPPROTO_IPV6))
+	if (!outer || !is_tunnel(&inner, outer->nexthdr))
 		return XDP_PASS;
 	if (strict && !is_ours_v6(&outer->daddr)) {
 		count->foreign++;
 		return XDP_PASS;
 	}
-	v6 = outer->nexthdr == IPPROTO_IPV6;
-	return unwrap(ctx, count, cursor, eth, sizeof(*outer), v6, &count->ipip_v6);
+	return unwrap(ctx, count, &inner, eth, inner.gue ? &count->gue_v6 : &count->ipip_v6);
 }
 
 SEC("xdp")

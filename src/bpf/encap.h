@@ -10,7 +10,9 @@
 #include "counters.h"
 #include "csum.h"
 #include "cursor.h"
+#include "gue.h"
 #include "headers.h"
+#include "outer.h"
 #include "parse.h"
 
 #include <linux/if_ether.h>
@@ -19,42 +21,8 @@
 #include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 
-#define OUTER_TTL 64
-
-/* The length of the inner IP packet with its header. */
-static __always_inline __u16 inner_length(const struct packet *packet, bool v6)
-{
-	return v6 ? packet->l3_length + sizeof(struct ipv6hdr) : packet->l3_length;
-}
-
-/* The last four bytes of the flow's source address, of either family; 0 if the source does not
- * count. */
-static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
-{
-	return ((const __u32 *)packet->flow.source)[v6 ? 3 : 0];
-}
-
-/* To the gateway; from the address that the frame came to. Both are loaded before the outer
- * header overwrites the old Ethernet header. */
-struct macs {
-	__u64 gateway;
-	__u64 own;
-};
-
-/* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
- * outer IP header follows it. */
-static __always_inline struct ethhdr *grow(const struct run *run, const __u32 size)
-{
-	struct cursor cursor;
-
-	if (bpf_xdp_adjust_head(run->ctx, -(int)size))
-		return NULL;
-	cursor = cursor_of(run->ctx);
-	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
-}
-
-static __always_inline int encap_v4(const struct run *run, const struct packet *packet,
-				    const struct macs *macs, const struct real *real, bool v6)
+static __always_inline int ipip_v4(const struct run *run, const struct packet *packet,
+				   const struct macs *macs, const struct real *real, bool v6)
 {
 	const __u16 tail = source_tail(packet, v6) >> 16;
 	struct iphdr outer = {
@@ -80,8 +48,8 @@ static __always_inline int encap_v4(const struct run *run, const struct packet *
 	return XDP_TX;
 }
 
-static __always_inline int encap_v6(const struct run *run, const struct packet *packet,
-				    const struct macs *macs, const struct real *real, bool v6)
+static __always_inline int ipip_v6(const struct run *run, const struct packet *packet,
+				   const struct macs *macs, const struct real *real, bool v6)
 {
 	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
 	const __u32 tail = source_tail(packet, v6) ^ packet->flow.source_port;
@@ -118,7 +86,13 @@ static __always_inline int encap_and_send(const struct run *run, const struct pa
 		.own = mac_load(run->eth->h_dest),
 	};
 
+	/* The two share no code, so that neither pays for what the other needs. */
+	if (gue_is_on(run)) {
+		if (real->flags & REAL_IPV6)
+			return gue_v6(run, packet, &macs, real, v6);
+		return gue_v4(run, packet, &macs, real, v6);
+	}
 	if (real->flags & REAL_IPV6)
-		return encap_v6(run, packet, &macs, real, v6);
-	return encap_v4(run, packet, &macs, real, v6);
+		return ipip_v6(run, packet, &macs, real, v6);
+	return ipip_v4(run, packet, &macs, real, v6);
 }

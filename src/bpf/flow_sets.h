@@ -2,7 +2,7 @@
 /*
  * The flow table as a set-associative cache in a plain array, without locks. A flow belongs to one
  * set of two cache lines; within the set the least recently used entry goes first. An entry holds
- * a fingerprint of the flow instead of its addresses.
+ * a fingerprint of the flow instead of its addresses: 48 bits of a hash, and its VIP.
  *
  * The table starts with few of its sets in use and splits one after the other as flows come
  * (linear hashing: Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980),
@@ -27,22 +27,27 @@
 static __always_inline __u64 flow_fingerprint(const struct flow_key *key, bool v6)
 {
 	const __u32 *words = (const __u32 *)key;
-	__u64 sum = flow_keys[FLOW_WORDS];
+	/* Protocol and family. The VIP has a place of its own, for its number is known later than
+	 * all else, and the set should not have to wait for it. */
+	const __u32 kind = key->protocol | (__u32)key->family << 8;
+	__u64 sum = flow_keys[FLOW_WORDS] + flow_keys[FLOW_WORDS - 1] * kind;
 
 	/* An IPv4 address is one word; the other three are 0 and add nothing. */
 #pragma unroll
-	for (int i = 0; i < FLOW_WORDS; i++)
-		if (v6 || i % 4 == 0 || i > 8)
+	for (int i = 0; i < FLOW_WORDS - 1; i++)
+		if (v6 || i % 4 == 0)
 			sum += flow_keys[i] * words[i];
-	/* Odd, so that no flow matches an empty entry. */
-	return sum | 1;
+	/* The number of a VIP is at least 1 here, so no flow matches an empty entry. */
+	return (sum & ~(__u64)VIP_NUMBER_MASK) | key->vip;
 }
 
 /* The bits that choose the set. The sums of flows that differ by the same step, as by ports in a
  * row, lie in a row themselves; mixed, they spread like any others. */
 static __always_inline __u32 set_hash(__u64 fingerprint)
 {
-	return (fingerprint ^ fingerprint >> 32) * HASH_MIX >> 32;
+	const __u64 sum = fingerprint >> VIP_NUMBER_BITS;
+
+	return (sum ^ sum >> 32) * HASH_MIX >> 32;
 }
 
 /* The set among the `active` first ones. `mask` has as many bits as the last of their numbers. */
@@ -128,6 +133,15 @@ static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 f
 	return NULL;
 }
 
+/* The entry that `mark` is part of names another real from now on. */
+static __always_inline void sets_change(struct flow_mark *mark, __u64 fingerprint, __u32 id)
+{
+	struct flow_entry *entry = (void *)mark - offsetof(struct flow_entry, mark);
+
+	entry->tag = fingerprint ^ id;
+	entry->mark.id = id;
+}
+
 /* Which entry is to be the flow's: its own, or else an empty one, or else the one unused for
  * longest. */
 static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 fingerprint, __u32 now)
@@ -151,9 +165,17 @@ static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 finge
 	return chosen;
 }
 
-/* Brings the next sets into use, each with the flows that belong there. */
-static __noinline void sets_split(void *table, struct counters *record)
+/* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
+ * function, so that the verifier looks at it once, whatever called it; it is called rarely, and
+ * finds for itself what cannot be handed to such a function. */
+__noinline int sets_split(void)
 {
+	const __u32 zero = 0, cpu = bpf_get_smp_processor_id();
+	struct counters *record = bpf_map_lookup_elem(&counters, &zero);
+	void *table = bpf_map_lookup_elem(&flow_tables, &cpu);
+
+	if (!record || !table)
+		return 0;
 	for (int i = 0; i < SPLITS; i++) {
 		__u32 number = record->active_sets;
 		__u32 mask = record->set_mask;
@@ -161,7 +183,7 @@ static __noinline void sets_split(void *table, struct counters *record)
 		__u32 bit, parent;
 
 		if (number >= flow_sets)
-			return;
+			return 0;
 		if (number > mask)
 			mask = mask << 1 | 1;
 		bit = mask ^ mask >> 1;
@@ -169,7 +191,7 @@ static __noinline void sets_split(void *table, struct counters *record)
 		from = bpf_map_lookup_elem(table, &parent);
 		to = bpf_map_lookup_elem(table, &number);
 		if (!from || !to)
-			return;
+			return 0;
 		for (int way = 0; way < FLOW_WAYS; way++) {
 			struct flow_entry *entry = &from->entries[way];
 			const struct flow_entry old = *entry;
@@ -182,6 +204,7 @@ static __noinline void sets_split(void *table, struct counters *record)
 		record->set_mask = mask;
 		record->active_sets = number + 1;
 	}
+	return 0;
 }
 
 static __always_inline void sets_remember(void *table, struct flow_set *set,
@@ -199,5 +222,5 @@ static __always_inline void sets_remember(void *table, struct flow_set *set,
 	entry->mark.id = id;
 	entry->mark.used = used;
 	if (way >= (__u64)WAYS_PER_LINE - 1 && table && record->active_sets < flow_sets)
-		sets_split(table, record);
+		sets_split();
 }

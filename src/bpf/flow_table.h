@@ -34,7 +34,8 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	const __u32 cpu = bpf_get_smp_processor_id();
 	struct flow_place place = { .table = bpf_map_lookup_elem(&flow_tables, &cpu) };
 
-	if (!place.table)
+	/* For a special packet the program before has counted it. */
+	if (!place.table && !run->special)
 		run->counters->flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
 		place.fingerprint = flow_fingerprint(key, v6);
@@ -43,17 +44,23 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	return place;
 }
 
+/* What the table knows of the flow, however old, and the real's id in `id`; NULL if nothing. */
+static __always_inline struct flow_mark *flow_lookup(const struct flow_place *place,
+						     const struct flow_key *key, __u32 *id)
+{
+	if (flow_table_kind == FLOW_TABLE_SETS)
+		return sets_find(place->set, place->fingerprint, id);
+	return lru_find(place->table, key, id);
+}
+
 /* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. */
 static __always_inline struct real *flow_find(const struct flow_place *place,
 					      const struct flow_key *key, __u32 now, __u32 *number)
 {
-	const bool sets = flow_table_kind == FLOW_TABLE_SETS;
-	struct flow_mark *mark;
 	struct real *real;
 	__u32 id = 0;
+	struct flow_mark *mark = flow_lookup(place, key, &id);
 
-	mark = sets ? sets_find(place->set, place->fingerprint, &id) :
-		      lru_find(place->table, key, &id);
 	if (!mark)
 		return NULL;
 	*number = id & REAL_NUMBER_MASK;
@@ -65,7 +72,7 @@ static __always_inline struct real *flow_find(const struct flow_place *place,
 	    now - mark->used + ticks_per_second > udp_timeout + ticks_per_second)
 		return NULL;
 	/* The LRU hash needs no stamp for its own order. */
-	if (sets || key->protocol == IPPROTO_UDP)
+	if (flow_table_kind == FLOW_TABLE_SETS || key->protocol == IPPROTO_UDP)
 		mark->used = now;
 	return real;
 }
@@ -95,4 +102,57 @@ static __always_inline bool under_flood(const struct run *run, __u64 now)
 	}
 	record->window_flows++;
 	return record->window_flows > flood_threshold;
+}
+
+/* Whether this CPU's flood guard acts now; counts nothing. */
+static __always_inline bool in_flood(const struct run *run, __u64 now)
+{
+	const struct counters *record = run->counters;
+
+	return now - record->window_start < ticks_per_second &&
+	       record->window_flows > flood_threshold;
+}
+
+/* What the table said of a flow whose real was known before it was asked. */
+enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND };
+
+/* Enters the flow of the packet that this CPU's record describes. A global function, so that the
+ * verifier looks at it once; it finds for itself what cannot be handed to such a function. */
+__noinline int flow_enter(__u32 id)
+{
+	const __u32 zero = 0;
+	struct run run = { .counters = bpf_map_lookup_elem(&counters, &zero), .special = true };
+	struct flow_place place;
+	struct flow_key *key;
+
+	if (!run.counters)
+		return 0;
+	key = &run.counters->query.flow;
+	place = flow_locate(&run, key, true);
+	flow_remember(&run, &place, key, id, ticks_now());
+	return 0;
+}
+
+/* Makes the entry of that flow say `id`. An entry that is missing counts as a new flow; under flood
+ * it is not made. */
+static __always_inline enum correction flow_correct(const struct run *run,
+						    const struct flow_place *place,
+						    const struct flow_key *key, __u32 id, __u64 now)
+{
+	__u32 before = 0;
+	struct flow_mark *mark = flow_lookup(place, key, &before);
+
+	if (!mark) {
+		if (!under_flood(run, now))
+			flow_enter(id);
+		return FLOW_NOT_FOUND;
+	}
+	mark->used = now;
+	if (before == id)
+		return FLOW_MATCHED;
+	if (flow_table_kind == FLOW_TABLE_SETS)
+		sets_change(mark, place->fingerprint, id);
+	else
+		mark->id = id;
+	return FLOW_CORRECTED;
 }

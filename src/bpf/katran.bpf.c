@@ -7,13 +7,15 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
-#include "encap.h"
-#include "flow_table.h"
 #include "headers.h"
 #include "icmp.h"
+#include "ids.h"
+#include "inline_decap.h"
 #include "lookup.h"
 #include "maps.h"
 #include "parse.h"
+#include "route.h"
+#include "send.h"
 #include "shared.h"
 
 #include <linux/bpf.h>
@@ -24,127 +26,44 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* How a packet's real is chosen. */
-struct choice {
-	struct vip vip;
-	__u32 vip_number;
-	__u32 number; /* of the real */
-	struct flow_place place;
-};
-
-/* Counts the miss for the real, if the flow's VIP is the watched one. */
-static __always_inline void count_watched(const struct choice *choice)
+/* Sections 5 to 8 of the walk: VIP, size, real. */
+static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
+				   bool v6)
 {
-	struct real_counters *of_real;
-
-	if (live.watched_vip != choice->vip_number + 1)
-		return;
-	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
-	if (of_real)
-		of_real->misses++;
-}
-
-/* The real of a flow that no table knows. Counts the flow, asks the ring, remembers the answer.
- * NULL with the reason in `reason`: the ring has none. */
-static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
-					     struct choice *choice, bool v6, __u64 now,
-					     enum drop_reason *reason)
-{
-	const __u32 flags = choice->vip.flags;
-	const bool by_port = flags & VIP_DPORT_HASH;
-	const bool flood = under_flood(run, now);
-	__be16 hash_port = packet->flow.source_port;
-	struct real *real;
-	__u32 id;
-
-	if (packet->flow.protocol == IPPROTO_TCP) {
-		if (packet->tcp_flags & TCP_SYN)
-			run->counters->flow_miss_syn++;
-		else
-			run->counters->flow_miss_non_syn++;
-	}
-	if (by_port) {
-		/* Such a flow is not remembered, so nothing else needs to know whose it is. */
-		__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
-		hash_port = packet->flow.destination_port;
-	}
-	note_step(run, STEP_RING);
-	*reason = DROP_RING_EMPTY;
-	if (choice->vip.ring == RING_NONE)
-		return NULL;
-	choice->number = ring_real(choice->vip.ring,
-				   hash_flow((const __u32 *)packet->flow.source, hash_port,
-					     packet->flow.destination_port, v6));
-	if (!choice->number)
-		return NULL;
-	*reason = DROP_RING_UNKNOWN_REAL;
-	real = real_at(choice->number);
-	if (!real)
-		return NULL;
-	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
-	id = *(volatile __u32 *)&real->id;
-	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
-		flow_remember(run, &choice->place, &packet->flow, id, now);
-	run->counters->flow_misses++;
-	count_watched(choice);
-	return real;
-}
-
-/* Sections 5 to 9 of the walk: VIP, size, flow table, ring, out. */
-static __always_inline int forward(const struct run *run, struct packet *packet, bool v6)
-{
-	struct real *real = NULL;
 	struct choice choice = {};
-	struct vip_counters *of_vip;
-	struct real_counters *of_real;
-	enum drop_reason reason;
-	__u32 flags;
-	__u64 now;
+	struct real *real;
 
 	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
 		return pass(run, STEP_NO_VIP);
-	flags = choice.vip.flags;
 	if (run->explain)
 		run->explanation->vip = choice.vip_number + 1;
 
-	if (run->length > max_frame) {
-		note_step(run, STEP_TOO_BIG);
-		if (!feature(FEATURE_ICMP_TOO_BIG))
-			return drop(run, DROP_TOO_BIG);
-		return v6 ? too_big_v6(run) : too_big_v4(run);
+	if (!run->special) {
+		if (run->length > max_frame) {
+			note_step(run, STEP_TOO_BIG);
+			if (!feature(FEATURE_ICMP_TOO_BIG))
+				return drop(run, DROP_TOO_BIG);
+			return v6 ? too_big_v6(run) : too_big_v4(run);
+		}
+		if (is_special(run, packet, choice.vip.flags)) {
+			walk_specially(run, packet, &choice, arrived);
+			/* Never reached: the programs are there since load. */
+			return XDP_ABORTED;
+		}
 	}
 
 	run->counters->flow_packets++;
-	if (flags & VIP_NO_SRC_PORT)
+	if (choice.vip.flags & VIP_NO_SRC_PORT)
 		packet->flow.source_port = 0;
-	now = ticks_now();
-	choice.place = flow_locate(run, &packet->flow, v6);
-	if (!(packet->tcp_flags & TCP_SYN) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
-		note_step(run, STEP_FLOW_TABLE);
-		real = flow_find(&choice.place, &packet->flow, now, &choice.number);
-	}
-	if (!real) {
-		real = new_flow(run, packet, &choice, v6, now, &reason);
-		if (!real)
-			return drop(run, reason);
-	}
-	if (run->explain)
-		run->explanation->real = choice.number;
-
-	of_vip = bpf_map_lookup_elem(&vip_counters, &choice.vip_number);
-	if (of_vip)
-		count_frame(&of_vip->forwarded, packet->l3_length);
-	of_real = bpf_map_lookup_elem(&real_counters, &choice.number);
-	if (of_real)
-		count_frame(&of_real->forwarded, packet->l3_length);
-	if (feature(FEATURE_LOCAL_DELIVERY) && (flags & VIP_LOCAL) && (real->flags & REAL_LOCAL)) {
-		run->counters->local++;
-		return XDP_PASS;
-	}
-	return encap_and_send(run, packet, real, v6);
+	packet->flow.vip = choice.vip_number + 1;
+	real = choose_real(run, packet, &choice, v6);
+	if (!real)
+		return drop(run, choice.reason);
+	return send_out(run, packet, &choice, real, v6);
 }
 
-static __always_inline int walk_ip(const struct run *run, struct cursor cursor, bool v6)
+static __always_inline int walk_ip(const struct run *run, struct cursor cursor, __u64 arrived,
+				   bool v6)
 {
 	struct packet packet = {};
 	int verdict;
@@ -152,20 +71,24 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 	verdict = v6 ? parse_v6(run, &cursor, &packet) : parse_v4(run, &cursor, &packet);
 	if (verdict == CONTINUE)
 		verdict = parse_transport(run, &cursor, &packet);
-	return verdict == CONTINUE ? forward(run, &packet, v6) : verdict;
+	return verdict == CONTINUE ? forward(run, &packet, arrived, v6) : verdict;
 }
 
-static __always_inline int walk(struct xdp_md *ctx, const bool explain)
+static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bool special,
+				const bool full)
 {
 	const __u32 zero = 0;
 	struct run run = {
 		.ctx = ctx,
 		.counters = bpf_map_lookup_elem(&counters, &zero),
 		.explain = explain,
+		.special = special,
+		.full = full,
 	};
 	struct cursor cursor = cursor_of(ctx);
+	int verdict = CONTINUE;
+	__u64 arrived;
 	__be16 type;
-	int verdict;
 
 	/* Element 0 of an array of one is always there; the verifier wants to see it. */
 	if (!run.counters)
@@ -180,28 +103,39 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain)
 	if (!run.eth)
 		return drop(&run, DROP_FRAME_TRUNCATED);
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	arrived = run.length;
+	if (special) {
+		arrived = run.counters->query.arrived;
+		run.unwrapped = run.counters->query.unwrapped;
+	}
 
 	type = ether_type(run.eth);
-	if (type == bpf_htons(ETH_P_IP))
-		verdict = walk_ip(&run, cursor, false);
+	if (rare_feature(&run, FEATURE_INLINE_DECAP) && !special)
+		verdict = inline_decap(&run, &cursor, &type);
+	if (verdict != CONTINUE)
+		;
+	else if (type == bpf_htons(ETH_P_IP))
+		verdict = walk_ip(&run, cursor, arrived, false);
 	else if (type == bpf_htons(ETH_P_IPV6))
-		verdict = walk_ip(&run, cursor, true);
+		verdict = walk_ip(&run, cursor, arrived, true);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
 
-	if (verdict == XDP_TX)
-		count_frame(&run.counters->tx, run.length);
-	else if (verdict == XDP_PASS)
-		count_frame(&run.counters->pass, run.length);
-	else
-		count_frame(&run.counters->drop, run.length);
+	count_verdict(&run, verdict, arrived);
 	return verdict;
 }
 
 SEC("xdp")
 int katran(struct xdp_md *ctx)
 {
-	return walk(ctx, false);
+	return walk(ctx, false, false, false);
+}
+
+/* The same with features that few balancers have, and GUE; the library attaches one or the other. */
+SEC("xdp")
+int katran_full(struct xdp_md *ctx)
+{
+	return walk(ctx, false, false, true);
 }
 
 /* Tells the control side the time that flows are stamped with, as its return value. */
@@ -214,5 +148,74 @@ int ticks(struct xdp_md *ctx __attribute__((unused)))
 SEC("xdp")
 int katran_explain(struct xdp_md *ctx)
 {
-	return walk(ctx, true);
+	return walk(ctx, true, false, false);
+}
+
+SEC("xdp")
+int katran_explain_full(struct xdp_md *ctx)
+{
+	return walk(ctx, true, false, true);
+}
+
+/* Looks for an id in the packet, then goes on: with one that leads to a real the packet is sent, without
+ * the walk goes on. So it does if somebody wants to know why. */
+SEC("xdp")
+int katran_ids(struct xdp_md *ctx)
+{
+	const __u32 zero = 0;
+	struct run run = {
+		.ctx = ctx,
+		.counters = bpf_map_lookup_elem(&counters, &zero),
+		.full = true,
+	};
+	struct id_query *query;
+
+	if (!run.counters)
+		return XDP_ABORTED;
+	query = &run.counters->query;
+	find_id(&run, query);
+	if (query->explain)
+		bpf_tail_call(ctx, &special_programs, PROGRAM_EXPLAIN_SPECIAL);
+	if (query->routed > 0)
+		bpf_tail_call(ctx, &special_programs, PROGRAM_SEND);
+	bpf_tail_call(ctx, &special_programs, PROGRAM_SPECIAL);
+	/* Never reached, as above. */
+	return XDP_ABORTED;
+}
+
+/* Sends a packet to the real that an id in it has named. A program of its own, because the verifier
+ * would look at it once for each way that leads to an id. */
+SEC("xdp")
+int katran_send(struct xdp_md *ctx)
+{
+	const __u32 zero = 0;
+	struct run run = {
+		.ctx = ctx,
+		.counters = bpf_map_lookup_elem(&counters, &zero),
+		.full = true,
+	};
+	struct cursor cursor = cursor_of(ctx);
+	const struct id_query *query;
+	int verdict;
+
+	run.eth = cursor_take(&cursor, sizeof(*run.eth));
+	if (!run.counters || !run.eth)
+		return XDP_ABORTED;
+	query = &run.counters->query;
+	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, true) :
+						    send_by_id(&run, query, false);
+	count_verdict(&run, verdict, query->arrived);
+	return verdict;
+}
+
+SEC("xdp")
+int katran_special(struct xdp_md *ctx)
+{
+	return walk(ctx, false, true, true);
+}
+
+SEC("xdp")
+int katran_explain_special(struct xdp_md *ctx)
+{
+	return walk(ctx, true, true, true);
 }

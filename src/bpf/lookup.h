@@ -212,3 +212,8 @@ static __always_inline __u32 ring_real(__u32 ring, __u32 hash)
 		return 0;
 	return slots[slot];
 }
+
+static __always_inline struct vip_counters *counters_of_vip(const __u32 *number)
+{
+	return bpf_map_lookup_elem(&vip_counters, number);
+}

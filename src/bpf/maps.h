@@ -65,6 +65,75 @@ struct {
 /* For frames that arrive on a CPU without a table of its own. */
 struct flow_table fallback_flows SEC(".maps");
 
+/* Reals by the ids that their servers put into packets: the lines of a table in chunks, which are all
+ * of one size, so that the verifier turns lookups into loads. `live.server_ids` says which of the
+ * two tables is in force: when it fills up, a larger one is made and takes its place. */
+struct server_id_chunk {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SERVER_ID_CHUNK_LINES);
+	__type(key, __u32);
+	__type(value, struct server_id_line);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct server_id_chunk);
+} server_ids SEC(".maps");
+
+/* Real numbers by prefixes of the client's address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct source_prefix_v4);
+	__type(value, __u32);
+} source_routes_v4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct source_prefix_v6);
+	__type(value, __u32);
+} source_routes_v6 SEC(".maps");
+
+/* The flow tables that the host application fills, by CPU number. */
+struct global_flow_table {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct flow_key);
+	__type(value, __u32); /* the real's id */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct global_flow_table);
+} global_flows SEC(".maps");
+
+/* For CPUs without one of their own. */
+struct global_flow_table global_fallback SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct down_real);
+	__type(value, __u32);
+} down_reals SEC(".maps");
+
+/* Where tunnels may end at this host; values are of enum decap_mode. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct decap_destination);
+	__type(value, __u32);
+} decap_destinations SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -93,3 +162,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct explanation);
 } explanations SEC(".maps");
+
+int katran_ids(struct xdp_md *ctx);
+int katran_send(struct xdp_md *ctx);
+int katran_special(struct xdp_md *ctx);
+int katran_explain_special(struct xdp_md *ctx);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, PROGRAMS);
+	__uint(key_size, sizeof(__u32));
+	__array(values, int(struct xdp_md *));
+} special_programs SEC(".maps") = {
+	.values = {
+		[PROGRAM_IDS] = (void *)&katran_ids,
+		[PROGRAM_SEND] = (void *)&katran_send,
+		[PROGRAM_SPECIAL] = (void *)&katran_special,
+		[PROGRAM_EXPLAIN_SPECIAL] = (void *)&katran_explain_special,
+	},
+};

@@ -32,7 +32,10 @@ struct packet {
 	__u16 l3_length; /* IPv4 total length; IPv6 payload length: as in the header */
 	__u8 tos;
 	bool icmp; /* an ICMP error: the flow is that of the packet it quotes */
+	bool icmp_ignored_by_quic; /* one that a QUIC server takes no notice of */
 	__u8 tcp_flags; /* TCP_SYN and others as in the header; 0 if not TCP or quoted */
+	__u8 tcp_options; /* bytes of TCP options, by the header's length field */
+	bool unchecked; /* UDP without a checksum; for GUE only */
 };
 
 /* Parsing continues. Any other value is the frame's verdict. */
@@ -90,11 +93,14 @@ static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *c
 		return echo_reply_v4(run, ip, icmp);
 	if (icmp->type != ICMPV4_UNREACHABLE)
 		return pass(run, STEP_ICMP_OTHER);
-	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED) {
+	/* The first program has counted it. */
+	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED && !run->special) {
 		run->counters->ptb_v4++;
 		if (bpf_ntohs(icmp->v4.mtu) < IPV6_MIN_MTU)
 			run->counters->ptb_v4_small++;
 	}
+	packet->icmp_ignored_by_quic = icmp->code == ICMPV4_CODE_HOST_UNREACHABLE ||
+				       icmp->code == ICMPV4_CODE_PORT_UNREACHABLE;
 	return parse_quote_v4(run, cursor, packet);
 }
 
@@ -109,11 +115,14 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 		return echo_reply_v6(run, ip, icmp);
 	if (icmp->type != ICMPV6_UNREACHABLE && icmp->type != ICMPV6_TOO_BIG)
 		return pass(run, STEP_ICMP_OTHER);
-	if (icmp->type == ICMPV6_TOO_BIG) {
+	if (icmp->type == ICMPV6_TOO_BIG && !run->special) {
 		run->counters->ptb_v6++;
 		if (bpf_ntohl(icmp->mtu_v6) < IPV6_MIN_MTU)
 			run->counters->ptb_v6_small++;
 	}
+	packet->icmp_ignored_by_quic = icmp->type == ICMPV6_UNREACHABLE &&
+				       (icmp->code == ICMPV6_CODE_ADDRESS_UNREACHABLE ||
+					icmp->code == ICMPV6_CODE_PORT_UNREACHABLE);
 	return parse_quote_v6(run, cursor, packet);
 }
 
@@ -164,9 +173,13 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
 					   struct packet *packet)
 {
+	const __u8 protocol = packet->flow.protocol;
 	struct udphdr *ports;
 
-	if (packet->flow.protocol != IPPROTO_TCP && packet->flow.protocol != IPPROTO_UDP)
+	if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped && !packet->icmp &&
+	    (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6))
+		return pass(run, STEP_TUNNEL_IN_TUNNEL);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return pass(run, STEP_NOT_TRANSPORT);
 	if (packet->icmp) {
 		ports = cursor_take(cursor, QUOTED_TRANSPORT_BYTES);
@@ -176,17 +189,24 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 		packet->flow.destination_port = ports->source;
 		return CONTINUE;
 	}
-	if (packet->flow.protocol == IPPROTO_TCP) {
+	if (protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = cursor_take(cursor, sizeof(*tcp));
 
 		if (!tcp)
 			return drop(run, DROP_TRANSPORT_TRUNCATED);
 		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
+		if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
+			packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
 		ports = (struct udphdr *)tcp;
 	} else {
 		ports = cursor_take(cursor, sizeof(*ports));
 		if (!ports)
 			return drop(run, DROP_TRANSPORT_TRUNCATED);
+		if (gue_is_on(run))
+			packet->unchecked = !ports->check;
+		if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped &&
+		    ports->dest == bpf_htons(gue_port))
+			return pass(run, STEP_TUNNEL_IN_TUNNEL);
 	}
 	packet->flow.source_port = ports->source;
 	packet->flow.destination_port = ports->dest;

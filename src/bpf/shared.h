@@ -25,9 +25,14 @@
 enum vip_flag {
 	VIP_NO_SRC_PORT = 1 << 0,
 	VIP_LRU_BYPASS = 1 << 1,
+	VIP_QUIC = 1 << 2,
 	VIP_DPORT_HASH = 1 << 3,
+	VIP_SRC_ROUTING = 1 << 4,
 	VIP_LOCAL = 1 << 5,
+	VIP_GLOBAL_LRU = 1 << 6,
 	VIP_SRC_DST_PORT = 1 << 7,
+	VIP_UDP_STABLE_ROUTING = 1 << 8,
+	VIP_UDP_FLOW_MIGRATION = 1 << 9,
 	/* Set by the library while a VIP has no reals at all: its flows' entries are not looked at. */
 	VIP_NO_REALS = 1 << 30,
 };
@@ -39,8 +44,19 @@ enum real_flag {
 
 /* Load-time constants; the bits of the library's Features. */
 enum feature {
+	FEATURE_SOURCE_ROUTING = 1 << 0,
+	FEATURE_INLINE_DECAP = 1 << 1,
+	FEATURE_STRICT_DESTINATION = 1 << 2,
 	FEATURE_ICMP_TOO_BIG = 1 << 3,
+	FEATURE_TCP_SERVER_ID = 1 << 4,
+	FEATURE_UDP_STABLE_ROUTING = 1 << 5,
+	FEATURE_GLOBAL_FLOW_TABLE = 1 << 6,
 	FEATURE_LOCAL_DELIVERY = 1 << 7,
+};
+
+enum encapsulation {
+	ENCAPSULATION_IPIP,
+	ENCAPSULATION_GUE,
 };
 
 enum ring_constant {
@@ -72,6 +88,23 @@ enum flow_table_constant {
 	FIRST_SETS = 256,
 	REAL_NUMBER_BITS = 16,
 	REAL_NUMBER_MASK = (1 << REAL_NUMBER_BITS) - 1,
+	/* The low bits of a fingerprint: the number of the flow's VIP, plus one. */
+	VIP_NUMBER_BITS = 16,
+	VIP_NUMBER_MASK = (1 << VIP_NUMBER_BITS) - 1,
+};
+
+enum server_id_constant {
+	/* Entries of a line of the server-id table: a cache line. */
+	SERVER_IDS_PER_LINE = 8,
+	SERVER_ID_TABLE = 1 << 30,
+	/* Lines of a chunk of the table, each chunk a map of its own. */
+	SERVER_ID_CHUNK_LINES = 1024,
+};
+
+/* What becomes of the packets in tunnels that end at an address of `decap_destinations`. */
+enum decap_mode {
+	DECAP_INLINE = 1, /* they are walked like packets that come without a tunnel */
+	DECAP_EGRESS, /* they are sent back out */
 };
 
 /* What identifies a VIP. IPv4 addresses take the first four bytes of 16. */
@@ -128,7 +161,9 @@ struct flow_key {
 	__be16 destination_port;
 	__u8 protocol;
 	__u8 family;
-	__u8 reserved[2];
+	/* The number of its VIP, plus one, so that entries can be told by VIP, and none is a later
+	 * VIP's with this address. */
+	__u16 vip;
 };
 _Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 4, "flow_key is hashed as a whole");
 
@@ -150,6 +185,40 @@ struct flow_set {
 	struct flow_entry entries[FLOW_WAYS];
 };
 
+/* A server id and its real; id 0 of the real: an empty entry. Read and written as one word. */
+struct server_id {
+	__u32 id;
+	__u32 real; /* its id, as in struct real */
+} __attribute__((aligned(8)));
+_Static_assert(sizeof(struct server_id) == 8, "a server id is switched by one store");
+
+struct server_id_line {
+	struct server_id entries[SERVER_IDS_PER_LINE];
+};
+_Static_assert(sizeof(struct server_id_line) == 64, "a line of server ids is a cache line");
+
+/* Keys of the source-routing tries: a prefix of the client's address. */
+struct source_prefix_v4 {
+	__u32 prefix_length;
+	__u8 address[4];
+};
+
+struct source_prefix_v6 {
+	__u32 prefix_length;
+	__u8 address[ADDRESS_BYTES];
+};
+
+/* A real that is marked down for a VIP. */
+struct down_real {
+	__u32 vip; /* number */
+	__u32 real; /* id, as in struct real: a later owner of the number is not down */
+};
+
+struct decap_destination {
+	__u8 address[ADDRESS_BYTES];
+	__u32 family;
+};
+
 struct count {
 	__u64 packets;
 	__u64 bytes;
@@ -157,6 +226,9 @@ struct count {
 
 struct vip_counters {
 	struct count forwarded;
+	__u64 decap; /* GUE packets for the VIP that were unwrapped for the host */
+	__u64 server_id_new; /* packets that open a connection, so that an id may follow */
+	__u64 server_id_moved; /* flows that an id took from another real */
 };
 
 struct real_counters {
@@ -183,7 +255,84 @@ enum drop_reason {
 	DROP_ENCAP_V4,
 	DROP_ENCAP_V6,
 	DROP_REPLY_FAILED,
+	DROP_QUIC_REAL_GONE,
+	DROP_STABLE_UDP_REAL_GONE,
+	DROP_INNER_TRUNCATED,
+	DROP_INNER_EXPIRED,
+	DROP_DECAP_FAILED,
 	DROP_REASONS,
+};
+
+struct quic_counters {
+	__u64 initial; /* initial and 0-RTT packets: their ids are the client's */
+	__u64 no_id; /* ch_routed: no server id, or an unknown one */
+	__u64 routed;
+	__u64 versions[4];
+	__u64 unknown_id;
+	__u64 unknown_id_sample; /* the last one */
+	__u64 real_gone;
+	__u64 match;
+	__u64 mismatch;
+	__u64 not_found;
+	__u64 icmp;
+	__u64 icmp_ignored;
+};
+
+struct tcp_server_id_counters {
+	__u64 no_id;
+	__u64 routed;
+	__u64 mismatch;
+	__u64 syn;
+};
+
+struct stable_udp_counters {
+	__u64 no_id;
+	__u64 routed;
+	__u64 unknown_id;
+	__u64 real_gone;
+	__u64 invalid_type;
+};
+
+struct inline_decap_counters {
+	__u64 remote; /* to an address of the table */
+	__u64 v4; /* by the outer family */
+	__u64 v6;
+	__u64 walked_v4; /* by the inner family: from here on */
+	__u64 walked_v6;
+	__u64 egress_v4;
+	__u64 egress_v6;
+};
+
+/* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
+ * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. */
+enum program {
+	PROGRAM_IDS,
+	PROGRAM_SEND,
+	PROGRAM_SPECIAL,
+	PROGRAM_EXPLAIN_SPECIAL,
+	PROGRAMS,
+};
+
+/* What a walk tells those programs of its packet, and the answer of the first one; in the record of
+ * the CPU, for nothing else outlives a tail call. */
+struct id_query {
+	struct flow_key flow;
+	__u64 arrived; /* bytes of the frame as it came in */
+	__u32 vip_number;
+	__u32 vip_flags;
+	/* The real's number, and above it the step; or a reason to drop, negative; or 0: no id led
+	 * anywhere. */
+	__s32 routed;
+	__u8 tcp_flags;
+	__u8 tcp_options;
+	__u8 icmp;
+	__u8 icmp_ignored_by_quic;
+	__u8 unwrapped;
+	__u8 explain;
+	__u16 l3_length;
+	__u8 tos;
+	__u8 unchecked;
+	__u8 reserved[2];
 };
 
 /* All counters that belong to no VIP or real: one record a CPU, found by one lookup a packet. */
@@ -206,6 +355,15 @@ struct counters {
 	__u64 ptb_v6;
 	__u64 ptb_v6_small;
 	__u64 drops[DROP_REASONS];
+	__u64 source_unmatched;
+	__u64 source_matched;
+	__u64 global_no_table;
+	__u64 global_hits;
+	__u64 migrated;
+	struct quic_counters quic;
+	struct tcp_server_id_counters tcp_server_id;
+	struct stable_udp_counters stable_udp;
+	struct inline_decap_counters decap;
 	/* The flood guard's present window. */
 	__u64 window_start; /* ticks */
 	__u64 window_flows;
@@ -213,6 +371,13 @@ struct counters {
 	 * at least the last one's and less than twice that. */
 	__u32 active_sets;
 	__u32 set_mask;
+	struct id_query query;
+};
+
+/* This host's own addresses, words as they lie in memory. */
+struct own_addresses {
+	__u32 v4;
+	__u32 v6[4];
 };
 
 /* What the control side changes while packets flow; everything else is a load-time constant. */
@@ -222,6 +387,13 @@ struct live {
 	__u32 any_port_vips; /* how many there are: none, no lookup */
 	__u32 prefix_vips;
 	__u32 any_port_prefix_vips;
+	/* The server-id table in force: which of the two times SERVER_ID_TABLE, and the number of its
+	 * lines minus one, a mask. One word, so that both are of one table. */
+	__u32 server_ids;
+	/* The outer sources of GUE, and what strict destination goes by. The second of the two is
+	 * written while packets read the first, and the other way round. */
+	__u32 own_in_force;
+	struct own_addresses own[2];
 };
 
 /* Which step decided, for the explaining twin of the program. */
@@ -235,6 +407,15 @@ enum step {
 	STEP_TOO_BIG,
 	STEP_FLOW_TABLE,
 	STEP_RING,
+	STEP_CONNECTION_ID,
+	STEP_TCP_SERVER_ID,
+	STEP_STABLE_UDP,
+	STEP_GLOBAL_FLOWS,
+	STEP_SOURCE_ROUTE,
+	STEP_DECAP_FOREIGN,
+	STEP_DECAP_TO_HOST,
+	STEP_DECAP_EGRESS,
+	STEP_TUNNEL_IN_TUNNEL,
 };
 
 /* What the explaining twin found out about its last frame. */
@@ -255,6 +436,22 @@ struct constants {
 	enum ring_constant ring;
 	enum vip_constant vip_table;
 	enum flow_table_constant flow_table;
+	enum encapsulation encapsulation;
+	enum server_id_constant server_ids;
+	enum decap_mode decap;
+	enum program program;
+	struct source_prefix_v4 source_v4;
+	struct source_prefix_v6 source_v6;
+	struct down_real down_real;
+	struct decap_destination decap_destination;
+	struct server_id_line server_id_line;
+};
+
+/* The ends of TCP connections with a server id. */
+struct server_id_counters {
+	__u64 served; /* connections that the server's end has accepted */
+	__u64 heard; /* connections whose client's end has heard an id */
+	__u64 written; /* packets with the option */
 };
 
 /* The backend's decapsulator. */
@@ -262,9 +459,13 @@ struct decap_counters {
 	__u64 total;
 	__u64 ipip_v4; /* outer IPv4 */
 	__u64 ipip_v6; /* outer IPv6 */
+	__u64 gue_v4;
+	__u64 gue_v6;
 	__u64 drop_truncated;
 	__u64 drop_options;
 	__u64 drop_fragment;
 	__u64 drop_head;
 	__u64 foreign; /* tunnelled, but to another destination: passed, strict destination */
+	__u64 server_ids; /* packets that carry a TCP server id */
+	__u64 other_server_ids; /* those meant for another server */
 };

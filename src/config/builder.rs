@@ -113,9 +113,7 @@ impl Builder {
 
     /// How packets travel to the reals.
     ///
-    /// Default: [`Encapsulation::Ipip`], the only one in this version;
-    /// [`Gue`](Encapsulation::Gue) is refused with
-    /// [`Error::Unsupported`](crate::Error::Unsupported).
+    /// Default: [`Encapsulation::Ipip`].
     pub fn encapsulation(mut self, encapsulation: Encapsulation) -> Self {
         self.encapsulation = encapsulation;
         self
@@ -123,28 +121,29 @@ impl Builder {
 
     /// The optional parts of the program: exactly these are on.
     ///
-    /// Default: [`Features::default`]. Range: in this version `ICMP_TOO_BIG` and
-    /// `LOCAL_DELIVERY`; others are refused with
-    /// [`Error::Unsupported`](crate::Error::Unsupported).
+    /// Default: [`Features::default`]. Range: those that say "Not in this
+    /// version" are refused with [`Error::Unsupported`](crate::Error::Unsupported).
     pub fn features(mut self, features: Features) -> Self {
         self.features = features;
         self
     }
 
-    /// This host's address in the outer IPv4 header of GUE packets and health checks.
+    /// This host's own IPv4 address: the outer source of GUE packets, and what
+    /// [`Features::STRICT_DESTINATION`] goes by.
     ///
-    /// Default: none. Range: an address of one host. Kept but not used by this version, which
-    /// has neither.
+    /// Default: none; then GUE cannot be used for IPv4 reals. Range: an address of one host.
+    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
     #[doc(alias = "katranSrcV4")]
     pub fn source_v4(mut self, address: Ipv4Addr) -> Self {
         self.source_v4 = Some(address);
         self
     }
 
-    /// This host's address in the outer IPv6 header of GUE packets and health checks.
+    /// This host's own IPv6 address: the outer source of GUE packets, and what
+    /// [`Features::STRICT_DESTINATION`] goes by.
     ///
-    /// Default: none. Range: an address of one host. Kept but not used by this version, which
-    /// has neither.
+    /// Default: none; then GUE cannot be used for IPv6 reals. Range: an address of one host.
+    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
     #[doc(alias = "katranSrcV6")]
     pub fn source_v6(mut self, address: Ipv6Addr) -> Self {
         self.source_v6 = Some(address);
@@ -179,7 +178,7 @@ impl Builder {
 
     /// The UDP destination port of GUE packets.
     ///
-    /// Default: 6080. Range: 1 to 65,535. Kept but not used by this version, which has no GUE.
+    /// Default: 6080. Range: 1 to 65,535.
     #[doc(alias = "GUE_DPORT")]
     pub fn gue_port(mut self, port: u16) -> Self {
         self.gue_port = port;
@@ -309,8 +308,8 @@ impl Builder {
 
     /// The number of flows in each CPU's global flow table.
     ///
-    /// Default: 100,000. Range: 1 to 134,217,728. Used by [`Features::GLOBAL_FLOW_TABLE`] when
-    /// it is on, which this version does not have.
+    /// Default: 100,000. Range: 1 to 134,217,728. Used by
+    /// [`Features::GLOBAL_FLOW_TABLE`] when it is on, which this version does not have.
     #[doc(alias = "globalLruSize")]
     pub fn global_flow_table_size(mut self, flows: u32) -> Self {
         self.global_flow_table_size = flows;

@@ -20,24 +20,31 @@ bitflags! {
     #[doc(alias = "KatranFeatureEnum")]
     pub struct Features: u32 {
         /// The client's prefix may choose the real, for VIPs with
-        /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). Not in this version.
+        /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = 1 << 0;
-        /// Tunnelled packets that arrive for this host are unwrapped. Not in this version.
+        /// Tunnelled packets that arrive for this host are unwrapped; see
+        /// [`Katran::add_decap`](crate::Katran::add_decap).
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = 1 << 1;
-        /// Unwrap only what is addressed to this host's own source address. Not in this version.
+        /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
+        /// source address ([`Builder::source_v4`](crate::Builder::source_v4),
+        /// [`Builder::source_v6`](crate::Builder::source_v6)).
         const STRICT_DESTINATION = 1 << 2;
         /// Answer packets longer than `max_frame` with an ICMP error that names the MTU;
         /// without it they are dropped. On by default.
         #[doc(alias = "ICMP_TOOBIG_GENERATION")]
         const ICMP_TOO_BIG = 1 << 3;
-        /// Route TCP by the server id in a TCP option. Not in this version.
+        /// Route TCP by the server id in a TCP option; see
+        /// [`ServerIdOption`](crate::ServerIdOption).
         #[doc(alias = "TCP_SERVER_ID_ROUTING")]
         const TCP_SERVER_ID = 1 << 4;
-        /// Route UDP by the id in the datagram. Not in this version.
+        /// Route UDP by the id in the datagram, for VIPs with
+        /// [`VipFlags::UDP_STABLE_ROUTING`](crate::VipFlags::UDP_STABLE_ROUTING).
         const UDP_STABLE_ROUTING = 1 << 5;
-        /// A second flow table that the host application fills. Not in this version.
+        /// A second flow table that the host application fills, for VIPs with
+        /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); see
+        /// [`Katran::set_global_flow`](crate::Katran::set_global_flow).
         #[doc(alias = "GLOBAL_LRU_LOOKUP")]
         const GLOBAL_FLOW_TABLE = 1 << 6;
         /// Hand packets of local VIPs for local reals to this host's own stack. On by default.
@@ -54,14 +61,15 @@ text_form!(Features, "a feature such as icmp-too-big");
 
 impl Features {
     /// What this version's program knows.
-    pub(crate) const IMPLEMENTED: Self = Self::ICMP_TOO_BIG.union(Self::LOCAL_DELIVERY);
+    pub(crate) const IMPLEMENTED: Self =
+        Self::all().difference(Self::INTROSPECTION.union(Self::FLOW_DEBUG));
 
     /// Refuses features that this version does not have, and bits that are no feature.
     pub(crate) fn check(self) -> Result<()> {
         if let Some(name) = flag_names(&self.difference(Self::IMPLEMENTED)).first() {
             return Err(Error::Unsupported {
                 what: format!("feature {name}"),
-                reason: "this version has icmp-too-big and local-delivery only: leave it out",
+                reason: "this version has neither introspection nor flow-debug: leave it out",
             });
         }
         match self.difference(Self::all()).is_empty() {
@@ -101,13 +109,13 @@ mod tests {
     fn only_what_is_there_can_be_switched_on() {
         assert!(Features::default().check().is_ok());
         assert!(Features::empty().check().is_ok());
-        let error = (Features::default() | Features::SOURCE_ROUTING)
+        let error = (Features::default() | Features::INTROSPECTION)
             .check()
             .unwrap_err();
         assert!(
             error
                 .to_string()
-                .starts_with("feature source-routing is not supported")
+                .starts_with("feature introspection is not supported")
         );
         assert!(Features::from_bits_retain(1 << 20).check().is_err());
     }

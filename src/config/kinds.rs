@@ -12,7 +12,8 @@ pub enum Encapsulation {
     /// IP in IP (RFC 2003, RFC 2473, RFC 4213). The default.
     #[default]
     Ipip,
-    /// Generic UDP encapsulation, variant 1. Not in this version: loading with it is an error.
+    /// Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): UDP, then the
+    /// inner packet at once. It needs an outer source address of each family that reals have.
     Gue,
 }
 

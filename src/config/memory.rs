@@ -7,12 +7,15 @@ use std::fmt;
 
 use super::Builder;
 use super::Config;
+use super::Features;
 use crate::FlowTableKind;
 use crate::Result;
 use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
+use crate::maps::max_server_id_chunks;
 use crate::maps::ring_bytes;
+use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
 use crate::skel::katran::types;
 
@@ -98,7 +101,8 @@ impl fmt::Display for MemoryEstimate {
 impl Builder {
     /// Tells what the maps will take, by map, before anything is loaded.
     ///
-    /// Kernel memory, as the kernel accounts it; the process itself takes a fraction of that. While
+    /// Kernel memory, as the kernel accounts it; the process itself takes a fraction of that, and
+    /// about 50 bytes for each server id and source route. While
     /// updates of reals follow each other without a pause, and for some ten seconds after, there
     /// are places for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says. Rings are
     /// made eight at a time: a slot takes 2.3 bytes with 512 VIPs, at most 4 from 12 VIPs on (and
@@ -170,7 +174,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         fixed(".data.vip_heads", vips, mappable(1, vip_heads.into())),
         fixed(".data.vip_infos", vips, mappable(1, vip_infos.into())),
         fixed(".data.reals", reals, mappable(reals, 24)),
-        fixed("vip_counters", vips, per_cpu(vips, 16, cpus)),
+        fixed("vip_counters", vips, per_cpu(vips, 40, cpus)),
         fixed("real_counters", reals, per_cpu(reals, 24, cpus)),
         fixed(
             "counters",
@@ -180,6 +184,59 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         fixed("explanations", 1, ARRAY_HEAD + 16),
         fixed("data and rodata", 2, 2 * mappable(1, 8)),
     ];
+    let server_ids = ARRAY_HEAD + 16 * u64::from(max_server_id_chunks(config.max_server_ids));
+    let of_feature = |feature, map| config.features.contains(feature).then_some(map);
+    let routes = u64::from(config.max_source_routes);
+    let trie = |name, key: u64| MapMemory {
+        name,
+        entries: routes,
+        at_load: 0,
+        at_capacity: 2 * routes * (TRIE_NODE + key + 4).next_multiple_of(8),
+    };
+    let global = config.global_flow_table_size;
+    maps.extend(
+        [
+            of_feature(Features::SOURCE_ROUTING, trie("source_routes_v4", 4)),
+            of_feature(Features::SOURCE_ROUTING, trie("source_routes_v6", 16)),
+            of_feature(
+                Features::GLOBAL_FLOW_TABLE,
+                fixed(
+                    "global_flows",
+                    tables * u64::from(global),
+                    ARRAY_HEAD + 8 * cpus + tables * global_table_bytes(global),
+                ),
+            ),
+            of_feature(
+                Features::GLOBAL_FLOW_TABLE,
+                fixed(
+                    "global_fallback",
+                    FALLBACK_FLOWS.into(),
+                    global_table_bytes(FALLBACK_FLOWS),
+                ),
+            ),
+            of_feature(Features::INLINE_DECAP, {
+                let entries = u64::from(config.max_decap);
+                let element = HASH_ELEMENT + 24 + 8;
+                let bytes = HASH_HEAD + buckets(entries) + entries * element;
+                fixed("decap_destinations", entries, bytes)
+            }),
+            Some(MapMemory {
+                name: "down_reals",
+                entries: reals - 1,
+                at_load: HASH_HEAD + buckets(reals - 1),
+                at_capacity: HASH_HEAD + buckets(reals - 1) + (reals - 1) * (HASH_ELEMENT + 16),
+            }),
+            Some(MapMemory {
+                name: "server_ids",
+                entries: config.max_server_ids.into(),
+                at_load: server_ids,
+                at_capacity: server_ids + server_id_table_bytes(config.max_server_ids),
+            }),
+            Some(fixed("special_programs", 4, ARRAY_HEAD + 32)),
+        ]
+        .into_iter()
+        .flatten(),
+    );
     maps.sort_by_key(|map| std::cmp::Reverse(map.at_capacity));
     MemoryEstimate { maps }
 }
@@ -198,6 +255,12 @@ fn per_cpu(entries: u64, value: u64, cpus: u64) -> u64 {
 
 fn buckets(entries: u64) -> u64 {
     entries.next_power_of_two() * HASH_BUCKET
+}
+
+/// The memory of one table for so many flows that the host application fills.
+pub(crate) fn global_table_bytes(flows: u32) -> u64 {
+    let element = HASH_ELEMENT + size_of::<types::flow_key>() as u64 + 8;
+    HASH_HEAD + buckets(flows.into()) + u64::from(flows) * element
 }
 
 /// One flow table's memory.

@@ -20,6 +20,7 @@ pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;
 pub(crate) use memory::flow_table_bytes;
+pub(crate) use memory::global_table_bytes;
 pub(crate) use validate::Config;
 pub(crate) use validate::ForwardingCpu;
 pub(crate) use validate::check_gateway_mac;

@@ -87,12 +87,6 @@ impl Builder {
             ));
         };
         check_gateway_mac(gateway_mac)?;
-        if self.encapsulation != Encapsulation::Ipip {
-            return Err(Error::Unsupported {
-                what: format!("encapsulation {}", self.encapsulation),
-                reason: "this version wraps packets in IP only: use ipip",
-            });
-        }
         self.features.check()?;
         for source in [
             self.source_v4.map(IpAddr::V4),
@@ -386,7 +380,7 @@ mod tests {
 
     #[test]
     fn each_refusal_names_setting_value_and_range() {
-        let cases: [(Builder, &[&str]); 22] = [
+        let cases: [(Builder, &[&str]); 21] = [
             (Builder::new(), &["gateway_mac", "required"]),
             (
                 builder().gateway_mac(MacAddr::new([0; 6])),
@@ -452,10 +446,6 @@ mod tests {
             (
                 builder().healthcheck_interface("a/b"),
                 &["healthcheck_interface"],
-            ),
-            (
-                builder().encapsulation(Encapsulation::Gue),
-                &["encapsulation gue"],
             ),
         ];
         for (builder, parts) in cases {

@@ -1,11 +1,17 @@
 //! The declarative side: making the balancer equal to a [`State`], and describing it as one.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::Katran;
 use crate::Changes;
+use crate::DecapState;
 use crate::Result;
+use crate::ServerIdState;
 use crate::State;
 use crate::state::BalancerState;
 use crate::state::Limits;
+use crate::state::NameChange;
 use crate::state::Step;
 use crate::state::plan;
 
@@ -18,7 +24,8 @@ impl Katran {
     ///
     /// # Errors
     /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
-    /// `Katran` can have; and what the calls for VIPs and reals return. The whole state is
+    /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
+    /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change; if the kernel then refuses
     /// one, those made are undone, as far as the kernel lets them be (what cannot be is logged; a
     /// VIP that had been removed comes back with its counters at zero).
@@ -26,6 +33,7 @@ impl Katran {
         let before = self.state();
         let planned = self.note(plan(&before, wanted, self.limits()))?;
         self.note(self.table.rehearse(&planned.steps))?;
+        self.note(self.rehearse_names(&planned.steps))?;
         self.reserve_rings(wanted)?;
         let taken = planned.steps.iter().try_for_each(|step| self.take(step));
         if taken.is_err() {
@@ -33,6 +41,31 @@ impl Katran {
         }
         self.free_rings();
         taken.map(|()| planned.changes)
+    }
+
+    /// Whether ids, routes and decap addresses are possible, one change after the other.
+    fn rehearse_names(&self, steps: &[Step]) -> Result<()> {
+        let mut ids = self.server_ids.counts();
+        let mut routes = self.source_routes.counts();
+        let mut ends: BTreeSet<IpAddr> = self.decap.keys().copied().collect();
+        for step in steps {
+            match step {
+                Step::ServerIds(NameChange { remove, add, .. }) => {
+                    self.server_ids.admit(&mut ids, remove, add)?;
+                }
+                Step::SourceRoutes(NameChange { remove, add, .. }) => {
+                    self.source_route_maps()?;
+                    self.source_routes.admit(&mut routes, remove, add)?;
+                }
+                Step::SetDecap(address, _) => {
+                    ends.insert(*address);
+                    self.check_decap(*address, ends.len())?;
+                }
+                Step::RemoveDecap(address) => drop(ends.take(address)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes room for all new rings at once: the kernel takes a grace period each time.
@@ -58,9 +91,31 @@ impl Katran {
     pub fn state(&self) -> State {
         let mut balancer = BalancerState::of(&self.config);
         balancer.gateway_mac = Some(self.gateway_mac);
+        let mut vips = self.table.vip_states();
+        for (vip, real) in &self.down {
+            let of = vips.iter_mut().find(|state| state.vip == *vip);
+            if let Some(state) = of {
+                state.down.push(*real);
+            }
+        }
         State {
             balancer: Some(balancer),
-            vips: self.table.vip_states(),
+            vips,
+            server_ids: self
+                .server_ids()
+                .into_iter()
+                .map(|id| {
+                    let mut state = ServerIdState::new(id);
+                    state.valid = !self.invalid_ids.contains(&id.id());
+                    state
+                })
+                .collect(),
+            source_routes: self.source_routes(),
+            decap: self
+                .decaps()
+                .into_iter()
+                .map(|(address, mode)| DecapState::new(address, mode))
+                .collect(),
         }
     }
 
@@ -74,16 +129,21 @@ impl Katran {
     fn take(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::SetGatewayMac(mac) => self.set_gateway_mac(*mac),
-            Step::SetSource(address) => {
-                self.set_source(*address);
-                Ok(())
-            }
+            Step::SetSource(address) => self.set_source(*address),
             Step::SetVipFlags(vip, flags) => self.set_vip_flags(*vip, *flags),
             Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
             Step::RemoveVip(vip) => self.remove_vip_only(*vip),
             Step::AddVip { vip, flags, hash } => self.add_vip_with(*vip, *flags, *hash),
             Step::ModifyReals { vip, changes } => self.modify_reals(*vip, changes),
             Step::SetRealFlags(address, flags) => self.set_real_flags(*address, *flags),
+            Step::ServerIds(change) => self.change_server_ids(&change.remove, &change.add),
+            Step::SourceRoutes(change) => self.change_source_routes(&change.remove, &change.add),
+            Step::Invalidate(ids) => self.invalidate_server_ids(ids),
+            Step::Revalidate(ids) => self.revalidate_server_ids(ids),
+            Step::MarkDown(vip, real) => self.mark_down(*vip, *real),
+            Step::MarkUp(vip, real) => self.mark_up(*vip, *real),
+            Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
+            Step::RemoveDecap(address) => self.remove_decap(*address),
         }
     }
 
@@ -100,14 +160,6 @@ impl Katran {
             if let Err(error) = self.take(step) {
                 log::error!("cannot undo a change of a state that was applied in part: {error}");
             }
-        }
-    }
-
-    /// Keeps an outer source address; IP-in-IP makes its own and has no use for it.
-    fn set_source(&mut self, address: std::net::IpAddr) {
-        match address {
-            std::net::IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
-            std::net::IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
         }
     }
 }

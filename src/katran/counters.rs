@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use super::Katran;
@@ -13,12 +12,19 @@ use super::snapshot::DropReason;
 use super::snapshot::DropReasons;
 use super::snapshot::EncapFailures;
 use super::snapshot::FlowTableCounters;
+use super::snapshot::GlobalFlowCounters;
 use super::snapshot::IcmpCounters;
+use super::snapshot::InlineDecapCounters;
 use super::snapshot::LibraryCounters;
 use super::snapshot::MapUse;
+use super::snapshot::QuicCounters;
 use super::snapshot::RealCounters;
 use super::snapshot::RingDrops;
+use super::snapshot::SourceRoutingCounters;
+use super::snapshot::StableUdpCounters;
+use super::snapshot::TcpServerIdCounters;
 use super::snapshot::Totals;
+use super::snapshot::UdpFlowMigrationCounters;
 use super::snapshot::VipCounters;
 use crate::Error;
 use crate::Result;
@@ -81,6 +87,70 @@ impl Katran {
         self.per_cpu().map(|records| drop_reasons(&records))
     }
 
+    /// Routing by QUIC connection ids.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getLbQuicPacketsStats")]
+    pub fn quic_counters(&self) -> Result<QuicCounters> {
+        self.per_cpu().map(|records| quic(&records))
+    }
+
+    /// Routing TCP by the server id in an option.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getTcpServerIdRoutingStats")]
+    pub fn tcp_server_id_counters(&self) -> Result<TcpServerIdCounters> {
+        self.per_cpu().map(|records| tcp_server_id(&records))
+    }
+
+    /// Stable routing of UDP.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getUdpStableRoutingStats")]
+    pub fn stable_udp_counters(&self) -> Result<StableUdpCounters> {
+        self.per_cpu().map(|records| stable_udp(&records))
+    }
+
+    /// Packets that asked the global flow tables.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getGlobalLruStats")]
+    pub fn global_flow_counters(&self) -> Result<GlobalFlowCounters> {
+        self.per_cpu().map(|records| global_flows(&records))
+    }
+
+    /// New flows that the client's prefix may have led.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getLpmSrcStats")]
+    pub fn source_routing_counters(&self) -> Result<SourceRoutingCounters> {
+        self.per_cpu().map(|records| source_routing(&records))
+    }
+
+    /// Packets in tunnels that end at the balancer.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getInlineDecapStats")]
+    #[doc(alias = "getDecapStats")]
+    pub fn decap_counters(&self) -> Result<InlineDecapCounters> {
+        self.per_cpu().map(|records| decap(&records))
+    }
+
+    /// UDP flows that left a real that is marked down.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getUdpFlowMigrationStats")]
+    pub fn udp_flow_migration_counters(&self) -> Result<UdpFlowMigrationCounters> {
+        self.per_cpu().map(|records| migration(&records))
+    }
+
     /// What each possible CPU forwarded, and whether it is under flood.
     ///
     /// # Errors
@@ -103,9 +173,12 @@ impl Katran {
             self.maps.vip_counters.get(number.0.into()),
         )?;
         let mut sum = VipCounters::default();
-        values
-            .iter()
-            .for_each(|value| sum.forwarded.add(&value.forwarded));
+        for value in &values {
+            sum.forwarded.add(&value.forwarded);
+            sum.server_id_new += value.server_id_new;
+            sum.server_id_moved += value.server_id_moved;
+            sum.decap += value.decap;
+        }
         Ok(sum)
     }
 
@@ -185,6 +258,7 @@ impl Katran {
         let prefixes = self.table.vips().filter(|(vip, _)| vip.is_prefix()).count() as u32;
         let exact = self.table.vips().len() as u32 - prefixes;
         let rings = self.maps.rings.in_use();
+        let (routes, max_routes) = (self.source_routes.counts(), self.config.max_source_routes);
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
@@ -195,6 +269,23 @@ impl Katran {
                     "reals",
                     self.config.max_reals.into(),
                     self.table.reals().len() as u32,
+                ),
+                use_of(
+                    "server_ids",
+                    self.config.max_server_ids,
+                    self.maps.server_ids.len(),
+                ),
+                use_of("source_routes_v4", max_routes, routes[0] as u32),
+                use_of("source_routes_v6", max_routes, routes[1] as u32),
+                use_of(
+                    "decap_destinations",
+                    self.config.max_decap,
+                    self.decap.len() as u32,
+                ),
+                use_of(
+                    "down_reals",
+                    self.config.max_reals.into(),
+                    self.down.len() as u32,
                 ),
                 use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
                 MapUse {
@@ -217,27 +308,19 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn memory_in_use(&self) -> Result<u64> {
-        let maps = &self.maps;
-        let mut all = vec![
-            maps.prefix_vips.as_fd(),
-            maps.vip_cells.heads_fd(),
-            maps.vip_cells.infos_fd(),
-            maps.real_cells.as_fd(),
-            maps.rings.outer().as_fd(),
-            maps.live.as_fd(),
-            maps.counters.as_fd(),
-            maps.vip_counters.as_fd(),
-            maps.real_counters.as_fd(),
-            maps.explanations.as_fd(),
-            maps.flows.outer.as_fd(),
-            maps.flows.fallback.as_fd(),
-        ];
-        all.extend(maps.rings.chunks().map(AsFd::as_fd));
-        all.extend(maps.flows.of_cpus.iter().map(|(_, table)| table.as_fd()));
-        all.into_iter().try_fold(0, |sum, map| {
+        let named = self.maps.named().into_iter().map(|(_, map)| map);
+        let memory = |map| {
             let bytes = crate::sys::map::memory(map);
-            Ok(sum + self.kernel.check("read the memory of", "a map", bytes)?)
-        })
+            self.kernel.check("read the memory of", "a map", bytes)
+        };
+        let mut all = named.chain(self.maps.inner());
+        let sum = all.try_fold(0, |sum, map| Ok::<u64, Error>(sum + memory(map)?))?;
+        // The chunks of the server-id table are all alike, and only one of them is at hand.
+        let like_that = match self.maps.server_ids.chunks() {
+            Some((count, chunk)) => (count as u64 - 1) * memory(chunk)?,
+            None => 0,
+        };
+        Ok(sum + like_that)
     }
 
     /// All groups in one snapshot; as slow as [`library_counters`](Self::library_counters).
@@ -260,6 +343,13 @@ impl Katran {
             ring_drop: ring_drops(&reasons),
             encap_fail: encap_failures(&reasons),
             drop_reasons: reasons,
+            quic: quic(&records),
+            tcp_server_id: tcp_server_id(&records),
+            stable_udp: stable_udp(&records),
+            global_lru: global_flows(&records),
+            source_routing: source_routing(&records),
+            decap: decap(&records),
+            udp_flow_migration: migration(&records),
             vips,
             reals: addresses.into_iter().zip(reals).collect(),
             cpus: self.cpus(&records),
@@ -329,6 +419,86 @@ fn icmp(records: &[types::counters]) -> IcmpCounters {
         ptb_v6_small: sum(records, |record| record.ptb_v6_small),
         echo_v4: sum(records, |record| record.echo_v4),
         echo_v6: sum(records, |record| record.echo_v6),
+    }
+}
+
+fn quic(records: &[types::counters]) -> QuicCounters {
+    let sum = |field: fn(&types::quic_counters) -> u64| sum(records, |record| field(&record.quic));
+    QuicCounters {
+        ch_routed: sum(|quic| quic.no_id),
+        cid_initial: sum(|quic| quic.initial),
+        cid_invalid_server_id: sum(|quic| quic.unknown_id),
+        // Any CPU's will do.
+        cid_invalid_server_id_sample: records
+            .iter()
+            .map(|record| record.quic.unknown_id_sample)
+            .find(|sample| *sample != 0)
+            .unwrap_or(0),
+        cid_routed: sum(|quic| quic.routed),
+        cid_unknown_real_dropped: sum(|quic| quic.real_gone),
+        cid_v0: sum(|quic| quic.versions[0]),
+        cid_v1: sum(|quic| quic.versions[1]),
+        cid_v2: sum(|quic| quic.versions[2]),
+        cid_v3: sum(|quic| quic.versions[3]),
+        dst_match_in_lru: sum(|quic| quic.r#match),
+        dst_mismatch_in_lru: sum(|quic| quic.mismatch),
+        dst_not_found_in_lru: sum(|quic| quic.not_found),
+        icmp: sum(|quic| quic.icmp),
+        icmp_ignored: sum(|quic| quic.icmp_ignored),
+    }
+}
+
+fn tcp_server_id(records: &[types::counters]) -> TcpServerIdCounters {
+    TcpServerIdCounters {
+        ch_routed: sum(records, |record| record.tcp_server_id.no_id),
+        dst_mismatch_in_lru: sum(records, |record| record.tcp_server_id.mismatch),
+        sid_routed: sum(records, |record| record.tcp_server_id.routed),
+        syn: sum(records, |record| record.tcp_server_id.syn),
+    }
+}
+
+fn source_routing(records: &[types::counters]) -> SourceRoutingCounters {
+    SourceRoutingCounters {
+        unmatched: sum(records, |record| record.source_unmatched),
+        matched: sum(records, |record| record.source_matched),
+    }
+}
+
+fn decap(records: &[types::counters]) -> InlineDecapCounters {
+    let sum = |field: fn(&types::inline_decap_counters) -> u64| {
+        sum(records, |record| field(&record.decap))
+    };
+    InlineDecapCounters {
+        remote_encap: sum(|decap| decap.remote),
+        v4: sum(|decap| decap.v4),
+        v6: sum(|decap| decap.v6),
+        xpop_v4: sum(|decap| decap.walked_v4),
+        xpop_v6: sum(|decap| decap.walked_v6),
+        egress_v4: sum(|decap| decap.egress_v4),
+        egress_v6: sum(|decap| decap.egress_v6),
+    }
+}
+
+fn global_flows(records: &[types::counters]) -> GlobalFlowCounters {
+    GlobalFlowCounters {
+        no_table: sum(records, |record| record.global_no_table),
+        hits: sum(records, |record| record.global_hits),
+    }
+}
+
+fn migration(records: &[types::counters]) -> UdpFlowMigrationCounters {
+    UdpFlowMigrationCounters {
+        invalidated: sum(records, |record| record.migrated),
+    }
+}
+
+fn stable_udp(records: &[types::counters]) -> StableUdpCounters {
+    StableUdpCounters {
+        ch_routed: sum(records, |record| record.stable_udp.no_id),
+        cid_routed: sum(records, |record| record.stable_udp.routed),
+        cid_invalid_server_id: sum(records, |record| record.stable_udp.unknown_id),
+        cid_unknown_real_dropped: sum(records, |record| record.stable_udp.real_gone),
+        invalid_packet_type: sum(records, |record| record.stable_udp.invalid_type),
     }
 }
 

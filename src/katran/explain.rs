@@ -19,6 +19,7 @@ use super::Katran;
 use super::load::ticks;
 use crate::Error;
 use crate::Flow;
+use crate::Prefix;
 use crate::Protocol;
 use crate::Result;
 use crate::Vip;
@@ -26,6 +27,7 @@ use crate::VipFlags;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
+use crate::state::Resolved;
 use crate::sys::program;
 use crate::types::address_bytes;
 
@@ -78,6 +80,24 @@ pub enum Reason {
     FlowTable,
     /// The ring named the real.
     Ring,
+    /// The QUIC connection id named the real.
+    ConnectionId,
+    /// The server id in a TCP option named the real.
+    TcpServerId,
+    /// The server id of stable UDP routing named the real.
+    StableUdp,
+    /// The global flow table named the real.
+    GlobalFlowTable,
+    /// The client's prefix named the real.
+    SourceRoute,
+    /// In a tunnel that does not end here (`STRICT_DESTINATION`): passed.
+    DecapForeign,
+    /// In a tunnel that ended here: what was in it is passed to the host.
+    DecapToHost,
+    /// In a tunnel that ended here: what was in it is sent back out.
+    DecapEgress,
+    /// In a second tunnel, inside one that ended here: passed.
+    TunnelInTunnel,
     /// Dropped, for this reason.
     Dropped(DropReason),
 }
@@ -93,6 +113,15 @@ impl fmt::Display for Reason {
             Self::TooBig => f.write_str("too big"),
             Self::FlowTable => f.write_str("flow table"),
             Self::Ring => f.write_str("ring"),
+            Self::ConnectionId => f.write_str("QUIC connection id"),
+            Self::TcpServerId => f.write_str("TCP server id"),
+            Self::StableUdp => f.write_str("stable UDP routing"),
+            Self::GlobalFlowTable => f.write_str("global flow table"),
+            Self::SourceRoute => f.write_str("source route"),
+            Self::DecapForeign => f.write_str("a tunnel that ends elsewhere"),
+            Self::DecapToHost => f.write_str("unwrapped for the host"),
+            Self::DecapEgress => f.write_str("unwrapped and sent out"),
+            Self::TunnelInTunnel => f.write_str("a tunnel in a tunnel"),
             Self::Dropped(reason) => write!(f, "dropped: {reason}"),
         }
     }
@@ -125,6 +154,17 @@ pub enum Choice {
     },
     /// The table that CPUs without one of their own share remembers it.
     FallbackTable,
+    /// The global flow table of this CPU names it; `None`: the one that CPUs without a table share.
+    GlobalFlowTable {
+        /// The CPU.
+        cpu: Option<u32>,
+    },
+    /// The longest prefix that covers the client. Under flood, which only packets can tell, it would
+    /// be the ring.
+    SourceRoute {
+        /// The prefix.
+        prefix: Prefix,
+    },
     /// The ring.
     Ring,
 }
@@ -139,6 +179,8 @@ pub struct Answer {
     pub real: Option<IpAddr>,
     /// What decided.
     pub choice: Choice,
+    /// Why packets are dropped, if there is no real.
+    pub drop: Option<DropReason>,
 }
 
 impl Katran {
@@ -208,7 +250,8 @@ impl Katran {
     /// Which real the packets of a flow go to now, without a trace: no counter moves, no entry
     /// is made. `None` if no VIP covers the destination.
     ///
-    /// A packet of the flow that is neither a SYN nor in need of fragmenting is meant. Entries
+    /// A packet of the flow that is neither a SYN nor in need of fragmenting is meant, and one without
+    /// a server id: ids are in packets, so ask [`simulate`](Self::simulate) about those. Entries
     /// are looked for in the tables of all CPUs, for it is the network card that decides on
     /// which one the flow arrives. If it has changed that decision, several tables may know the
     /// flow; the one of the lowest CPU answers then.
@@ -218,6 +261,70 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getRealForFlow")]
     pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
+        let Some((found, key)) = self.key_of(flow)? else {
+            return Ok(None);
+        };
+        let flags = found.entry.flags;
+        let mut remembered = None;
+        let has_reals = !found.entry.reals.is_empty();
+        if !flags.contains(VipFlags::LRU_BYPASS) && has_reals {
+            remembered = self.remembered(&key, flow.protocol)?;
+        }
+        if remembered.is_none() && flags.contains(VipFlags::GLOBAL_LRU) && has_reals {
+            let global = self.in_global_flows(&key)?;
+            remembered = global.map(|(real, cpu)| (real, Choice::GlobalFlowTable { cpu }));
+        }
+        if let Some((real, choice)) = remembered
+            && !self.migrates(found.vip, flags, flow.protocol, real)
+        {
+            return Ok(Some(Answer {
+                vip: found.vip,
+                real: Some(real),
+                choice,
+                drop: None,
+            }));
+        }
+        let source = flow.source.ip().to_canonical();
+        let (source_port, destination_port) = (
+            u16::from_be(key.source_port),
+            u16::from_be(key.destination_port),
+        );
+        let by_port = flags.contains(VipFlags::DPORT_HASH);
+        let (hashed, hashed_port) = match (by_port, source) {
+            (false, _) => (source, source_port),
+            (true, IpAddr::V4(_)) => (std::net::Ipv4Addr::UNSPECIFIED.into(), destination_port),
+            (true, IpAddr::V6(_)) => (std::net::Ipv6Addr::UNSPECIFIED.into(), destination_port),
+        };
+        if flags.contains(VipFlags::SRC_ROUTING)
+            && let Some((prefix, real)) = self.source_routes.longest(source)
+        {
+            return Ok(Some(Answer {
+                vip: found.vip,
+                real: self.table.address_of(real),
+                choice: Choice::SourceRoute { prefix },
+                drop: None,
+            }));
+        }
+        let slot = self.hasher.slot(hashed, hashed_port, destination_port);
+        let ring = self.rings[usize::from(found.entry.number.0)];
+        let number = ring.map_or(0, |ring| self.maps.rings.slot(ring, slot));
+        let real = self.real_numbered(number.into());
+        let drop = match (real, number) {
+            (Some(_), _) => None,
+            (None, 0) => Some(DropReason::RingEmpty),
+            (None, _) => Some(DropReason::RingUnknownReal),
+        };
+        Ok(Some(Answer {
+            vip: found.vip,
+            real,
+            choice: Choice::Ring,
+            drop,
+        }))
+    }
+
+    /// The VIP of a flow's packets, and the key that tables know the flow by; `None` if no VIP covers
+    /// the destination.
+    pub(super) fn key_of(&self, flow: &Flow) -> Result<Option<(Resolved<'_>, types::flow_key)>> {
         let source = flow.source.ip().to_canonical();
         let destination = flow.destination.ip().to_canonical();
         if source.is_ipv4() != destination.is_ipv4() {
@@ -227,56 +334,37 @@ impl Katran {
                 reason: "source and destination must be of one address family".to_owned(),
             });
         }
-        let Some(found) = self
-            .table
-            .resolve(destination, flow.destination.port(), flow.protocol)
-        else {
+        let port = flow.destination.port();
+        let Some(found) = self.table.resolve(destination, port, flow.protocol) else {
             return Ok(None);
         };
         let flags = found.entry.flags;
         let keeps_port = VipFlags::DPORT_HASH | VipFlags::SRC_DST_PORT;
-        let destination_port = if found.exact || flags.intersects(keeps_port) {
-            flow.destination.port()
-        } else {
-            0
+        let destination_port = match found.exact || flags.intersects(keeps_port) {
+            true => port,
+            false => 0,
         };
-        let source_port = if flags.contains(VipFlags::NO_SRC_PORT) {
-            0
-        } else {
-            flow.source.port()
+        let source_port = match flags.contains(VipFlags::NO_SRC_PORT) {
+            true => 0,
+            false => flow.source.port(),
         };
-        if !flags.contains(VipFlags::LRU_BYPASS) && !found.entry.reals.is_empty() {
-            let key = types::flow_key {
-                source: address_bytes(source),
-                destination: address_bytes(destination),
-                source_port: source_port.to_be(),
-                destination_port: destination_port.to_be(),
-                protocol: flow.protocol.number(),
-                family: if source.is_ipv4() { 4 } else { 6 },
-                ..Default::default()
-            };
-            if let Some((real, choice)) = self.remembered(&key, flow.protocol)? {
-                return Ok(Some(Answer {
-                    vip: found.vip,
-                    real: Some(real),
-                    choice,
-                }));
-            }
-        }
-        let by_port = flags.contains(VipFlags::DPORT_HASH);
-        let (hashed, hashed_port) = match (by_port, source) {
-            (false, _) => (source, source_port),
-            (true, IpAddr::V4(_)) => (std::net::Ipv4Addr::UNSPECIFIED.into(), destination_port),
-            (true, IpAddr::V6(_)) => (std::net::Ipv6Addr::UNSPECIFIED.into(), destination_port),
+        let key = types::flow_key {
+            source: address_bytes(source),
+            destination: address_bytes(destination),
+            source_port: source_port.to_be(),
+            destination_port: destination_port.to_be(),
+            protocol: flow.protocol.number(),
+            family: if source.is_ipv4() { 4 } else { 6 },
+            vip: found.entry.number.0 + 1,
         };
-        let slot = self.hasher.slot(hashed, hashed_port, destination_port);
-        let ring = self.rings[usize::from(found.entry.number.0)];
-        let number = ring.map_or(0, |ring| self.maps.rings.slot(ring, slot));
-        Ok(Some(Answer {
-            vip: found.vip,
-            real: self.real_numbered(number.into()),
-            choice: Choice::Ring,
-        }))
+        Ok(Some((found, key)))
+    }
+
+    /// Whether a flow that is remembered on this real would leave it now.
+    fn migrates(&self, vip: Vip, flags: VipFlags, protocol: Protocol, real: IpAddr) -> bool {
+        flags.contains(VipFlags::UDP_FLOW_MIGRATION)
+            && protocol == Protocol::Udp
+            && self.down.contains(&(vip, real))
     }
 
     /// The real that some flow table remembers for this key.
@@ -329,7 +417,11 @@ impl Katran {
     }
 
     /// The real of an entry; `None` if the program would not use the entry.
-    fn real_of(&self, mark: &types::flow_mark, protocol: Protocol) -> Result<Option<IpAddr>> {
+    pub(super) fn real_of(
+        &self,
+        mark: &types::flow_mark,
+        protocol: Protocol,
+    ) -> Result<Option<IpAddr>> {
         let number = mark.id & types::flow_table_constant::REAL_NUMBER_MASK.0;
         let Some(address) = self.real_numbered(number) else {
             return Ok(None);
@@ -354,7 +446,7 @@ impl Katran {
     }
 
     /// The kernel's clock in ticks, as flow entries are stamped by it.
-    fn ticks_now(&self) -> Result<u32> {
+    pub(super) fn ticks_now(&self) -> Result<u32> {
         let frame = [0; SHORTEST];
         let ran = program::run(self.clock.as_fd(), &frame);
         Ok(self.kernel.check("read the clock by", "ticks", ran)?.action)
@@ -394,7 +486,7 @@ impl Katran {
             .map(|(vip, _)| *vip)
     }
 
-    fn real_numbered(&self, number: u32) -> Option<IpAddr> {
+    pub(super) fn real_numbered(&self, number: u32) -> Option<IpAddr> {
         let number = u16::try_from(number).ok()?;
         self.table.address_of(crate::RealNumber(number))
     }
@@ -412,6 +504,15 @@ fn reason(explanation: &types::explanation) -> Reason {
         step::STEP_TOO_BIG => Reason::TooBig,
         step::STEP_FLOW_TABLE => Reason::FlowTable,
         step::STEP_RING => Reason::Ring,
+        step::STEP_CONNECTION_ID => Reason::ConnectionId,
+        step::STEP_TCP_SERVER_ID => Reason::TcpServerId,
+        step::STEP_STABLE_UDP => Reason::StableUdp,
+        step::STEP_GLOBAL_FLOWS => Reason::GlobalFlowTable,
+        step::STEP_SOURCE_ROUTE => Reason::SourceRoute,
+        step::STEP_DECAP_FOREIGN => Reason::DecapForeign,
+        step::STEP_DECAP_TO_HOST => Reason::DecapToHost,
+        step::STEP_DECAP_EGRESS => Reason::DecapEgress,
+        step::STEP_TUNNEL_IN_TUNNEL => Reason::TunnelInTunnel,
         _ => Reason::NotIp,
     }
 }

@@ -1,5 +1,7 @@
 //! From checked settings to a program in the kernel.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use libbpf_rs::OpenMapMut;
+use libbpf_rs::OpenProgramMut;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
@@ -18,6 +21,7 @@ use nix::time::ClockId;
 use super::Katran;
 use super::watch::Callbacks;
 use crate::Builder;
+use crate::Encapsulation;
 use crate::Error;
 use crate::Features;
 use crate::FlowTableKind;
@@ -28,28 +32,36 @@ use crate::config::FALLBACK_FLOWS;
 use crate::config::ForwardingCpu;
 use crate::config::estimate;
 use crate::config::flow_table_bytes;
+use crate::config::global_table_bytes;
 use crate::environment;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
 use crate::maps::FlowTables;
+use crate::maps::GlobalFlowMaps;
 use crate::maps::KernelCalls;
+use crate::maps::LOG_LINES;
 use crate::maps::Live;
 use crate::maps::Maps;
 use crate::maps::RealCells;
 use crate::maps::RingStore;
+use crate::maps::ServerIdKeys;
+use crate::maps::ServerIdStore;
+use crate::maps::SourceRouteMaps;
 use crate::maps::VipCells;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::kernel_error;
 use crate::maps::mask;
 use crate::maps::max_chunks_in_surge;
+use crate::maps::max_server_id_chunks;
 use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
+use crate::state::Names;
 use crate::state::Table;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
@@ -61,12 +73,16 @@ use crate::sys::object::VerifierLog;
 /// make room, while flows that send more often than this keep their entries.
 const NEW_FLOW_AGE: Duration = Duration::from_secs(5);
 
-/// Lines of the verifier's log that an error shows.
-const LOG_LINES: usize = 30;
-
 const _: () = {
-    assert!(Features::ICMP_TOO_BIG.bits() == types::feature::FEATURE_ICMP_TOO_BIG.0);
-    assert!(Features::LOCAL_DELIVERY.bits() == types::feature::FEATURE_LOCAL_DELIVERY.0);
+    use types::feature;
+    assert!(Features::SOURCE_ROUTING.bits() == feature::FEATURE_SOURCE_ROUTING.0);
+    assert!(Features::INLINE_DECAP.bits() == feature::FEATURE_INLINE_DECAP.0);
+    assert!(Features::STRICT_DESTINATION.bits() == feature::FEATURE_STRICT_DESTINATION.0);
+    assert!(Features::ICMP_TOO_BIG.bits() == feature::FEATURE_ICMP_TOO_BIG.0);
+    assert!(Features::TCP_SERVER_ID.bits() == feature::FEATURE_TCP_SERVER_ID.0);
+    assert!(Features::UDP_STABLE_ROUTING.bits() == feature::FEATURE_UDP_STABLE_ROUTING.0);
+    assert!(Features::GLOBAL_FLOW_TABLE.bits() == feature::FEATURE_GLOBAL_FLOW_TABLE.0);
+    assert!(Features::LOCAL_DELIVERY.bits() == feature::FEATURE_LOCAL_DELIVERY.0);
 };
 
 impl Builder {
@@ -105,28 +121,49 @@ impl Builder {
             .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?;
         let vip_hash = VipHash::draw(config.max_vips.into())
             .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?;
+        let server_id_keys = ServerIdKeys::draw()
+            .map_err(|error| kernel_error("draw random keys for", "server_ids", error))?;
+        let global_tables = global_tables(&config)?;
         let tick = tick()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = KatranSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         size_maps(&mut open, &config, cpus as u32, &first_chunk, &flow_tables)
+            .and_then(|()| size_feature_maps(&mut open, &config, cpus as u32, &global_tables))
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
         set_constants(&mut open, &config, &hasher, &flow_keys, &vip_hash, tick)?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.server_id_key = server_id_keys.key;
+            constants.server_id_start = server_id_keys.start;
+            constants.server_id_chunks = max_server_id_chunks(config.max_server_ids);
+        }
         let mut flags = 0;
         if config.frags {
             flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
         }
-        open.progs.katran.set_flags(flags);
-        open.progs.katran_explain.set_flags(flags);
-        let logs = [
-            ("katran", VerifierLog::of(&mut open.progs.katran)),
+        let full = needs_full(&config);
+        let progs = &mut open.progs;
+        let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 9] = [
+            ("katran", &mut progs.katran, !full),
+            ("katran_explain", &mut progs.katran_explain, !full),
+            ("katran_full", &mut progs.katran_full, full),
+            ("katran_explain_full", &mut progs.katran_explain_full, full),
+            ("katran_ids", &mut progs.katran_ids, true),
+            ("katran_send", &mut progs.katran_send, true),
+            ("katran_special", &mut progs.katran_special, true),
             (
-                "katran_explain",
-                VerifierLog::of(&mut open.progs.katran_explain),
+                "katran_explain_special",
+                &mut progs.katran_explain_special,
+                true,
             ),
+            ("ticks", &mut progs.ticks, true),
         ];
-        open.progs.ticks.set_flags(flags);
+        let logs = programs.map(|(name, program, wanted)| {
+            program.set_flags(flags);
+            program.set_autoload(wanted);
+            (name, VerifierLog::of(program))
+        });
         let loaded = open.load();
         let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
 
@@ -161,6 +198,32 @@ impl Builder {
                     )?,
                     outer: own(&from.flow_tables)?,
                 },
+                special_programs: own(&from.special_programs)?,
+                server_ids: ServerIdStore::new(
+                    own(&from.server_ids)?,
+                    server_id_keys,
+                    config.max_server_ids,
+                ),
+                down_reals: Typed::new(own(&from.down_reals)?)?,
+                source_routes: match config.features.contains(Features::SOURCE_ROUTING) {
+                    false => None,
+                    true => Some(SourceRouteMaps {
+                        v4: Typed::new(own(&from.source_routes_v4)?)?,
+                        v6: Typed::new(own(&from.source_routes_v6)?)?,
+                    }),
+                },
+                global_flows: match config.features.contains(Features::GLOBAL_FLOW_TABLE) {
+                    false => None,
+                    true => Some(GlobalFlowMaps {
+                        of_cpus: global_tables,
+                        fallback: Typed::new(own(&from.global_fallback)?)?,
+                        outer: own(&from.global_flows)?,
+                    }),
+                },
+                decap_destinations: match config.features.contains(Features::INLINE_DECAP) {
+                    false => None,
+                    true => Some(Typed::new(own(&from.decap_destinations)?)?),
+                },
             })
         })()
         .map_err(|error| kernel_error("take over", "the maps", error))?;
@@ -172,10 +235,22 @@ impl Builder {
             .collect();
         set_inner(maps.flows.outer.as_fd(), &inner)
             .map_err(|error| kernel_error("put the flow tables into", "flow_tables", error))?;
-        let program =
-            own(&skel.progs.katran).map_err(|error| kernel_error("take over", "katran", error))?;
-        let explainer = own(&skel.progs.katran_explain)
-            .map_err(|error| kernel_error("take over", "katran_explain", error))?;
+        if let Some(global) = &maps.global_flows {
+            let inner: Vec<_> = global
+                .of_cpus
+                .iter()
+                .map(|(cpu, table)| (*cpu, table.as_fd()))
+                .collect();
+            set_inner(global.outer.as_fd(), &inner)
+                .map_err(|error| kernel_error("put the tables into", "global_flows", error))?;
+        }
+        let (program, explainer) = match full {
+            false => (&skel.progs.katran, &skel.progs.katran_explain),
+            true => (&skel.progs.katran_full, &skel.progs.katran_explain_full),
+        };
+        let program = own(program).map_err(|error| kernel_error("take over", "katran", error))?;
+        let explainer =
+            own(explainer).map_err(|error| kernel_error("take over", "katran_explain", error))?;
         let clock =
             own(&skel.progs.ticks).map_err(|error| kernel_error("take over", "ticks", error))?;
         let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
@@ -188,9 +263,16 @@ impl Builder {
             .fill(0, record)
             .map_err(|error| kernel_error("write the first", "counters", error))?;
         maps.live.set_gateway_mac(config.gateway_mac);
+        maps.live
+            .set_own_addresses(config.source_v4, config.source_v6);
         Ok(Katran {
             gateway_mac: config.gateway_mac,
             table: Table::new(config.max_vips, config.max_reals),
+            server_ids: Names::new(config.max_server_ids),
+            invalid_ids: BTreeSet::new(),
+            source_routes: Names::new(config.max_source_routes),
+            decap: BTreeMap::new(),
+            down: BTreeSet::new(),
             hasher,
             ring_size,
             rings: vec![None; config.max_vips.into()],
@@ -210,6 +292,12 @@ impl Builder {
             config,
         })
     }
+}
+
+/// Whether the program must be the one with what few balancers need.
+fn needs_full(config: &Config) -> bool {
+    let rare = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::TCP_SERVER_ID;
+    config.features.intersects(rare) || config.encapsulation != Encapsulation::Ipip
 }
 
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
@@ -247,6 +335,65 @@ fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
         Ok((place.cpu, table))
     };
     config.forwarding_cpus.iter().map(table).collect()
+}
+
+/// One table per forwarding CPU for the host application to fill, if it is to have any.
+fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::flow_key, u32>)>> {
+    if !config.features.contains(Features::GLOBAL_FLOW_TABLE) {
+        return Ok(Vec::new());
+    }
+    let flows = config.global_flow_table_size;
+    let table = |place: &ForwardingCpu| {
+        let map = map::create(&map::Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
+            name: "global_flows",
+            key_size: size_of::<types::flow_key>() as u32,
+            value_size: size_of::<u32>() as u32,
+            max_entries: flows,
+            flags: 0,
+            numa_node: place.numa_node,
+        });
+        let table = map
+            .and_then(Typed::new)
+            .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
+        Ok((place.cpu, table))
+    };
+    config.forwarding_cpus.iter().map(table).collect()
+}
+
+/// Sizes of the maps that only features use; what is off has none.
+fn size_feature_maps(
+    open: &mut OpenKatranSkel<'_>,
+    config: &Config,
+    cpus: u32,
+    global_tables: &[(u32, Typed<types::flow_key, u32>)],
+) -> libbpf_rs::Result<()> {
+    let maps = &mut open.maps;
+    let (routes, global, decap) = (
+        Features::SOURCE_ROUTING,
+        Features::GLOBAL_FLOW_TABLE,
+        Features::INLINE_DECAP,
+    );
+    let sizes: [(&mut OpenMapMut<'_>, Features, u32); 5] = [
+        (&mut maps.source_routes_v4, routes, config.max_source_routes),
+        (&mut maps.source_routes_v6, routes, config.max_source_routes),
+        (&mut maps.global_flows, global, cpus),
+        (&mut maps.global_fallback, global, FALLBACK_FLOWS),
+        (&mut maps.decap_destinations, decap, config.max_decap),
+    ];
+    for (map, feature, entries) in sizes {
+        match config.features.contains(feature) {
+            true => map.set_max_entries(entries)?,
+            false => map.set_autocreate(false)?,
+        }
+    }
+    maps.down_reals.set_max_entries(config.max_reals.into())?;
+    maps.server_ids
+        .set_max_entries(2 * max_server_id_chunks(config.max_server_ids))?;
+    if let Some((_, table)) = global_tables.first() {
+        maps.global_flows.set_inner_map_fd(table.as_fd())?;
+    }
+    Ok(())
 }
 
 fn size_maps(
@@ -329,6 +476,11 @@ fn set_constants(
         *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
     constants.frags = config.frags.into();
+    constants.encapsulation = match config.encapsulation {
+        Encapsulation::Ipip => types::encapsulation::ENCAPSULATION_IPIP.0,
+        Encapsulation::Gue => types::encapsulation::ENCAPSULATION_GUE.0,
+    };
+    constants.gue_port = config.gue_port;
     Ok(())
 }
 

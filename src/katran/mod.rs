@@ -3,15 +3,25 @@
 
 mod apply;
 mod counters;
+mod decap;
+mod down;
 mod explain;
+mod flows;
+mod global_flows;
 mod load;
+mod names;
 mod reals;
+mod server_ids;
 mod snapshot;
+mod source_routes;
 mod vips;
 mod watch;
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -24,6 +34,8 @@ pub use explain::Choice;
 pub use explain::Reason;
 pub use explain::Simulation;
 pub use explain::Verdict;
+pub use flows::FlowEntry;
+pub use flows::FlowStats;
 pub(crate) use load::into_io;
 pub use snapshot::Count;
 pub use snapshot::Counters;
@@ -32,24 +44,35 @@ pub use snapshot::DropReason;
 pub use snapshot::DropReasons;
 pub use snapshot::EncapFailures;
 pub use snapshot::FlowTableCounters;
+pub use snapshot::GlobalFlowCounters;
 pub use snapshot::IcmpCounters;
+pub use snapshot::InlineDecapCounters;
 pub use snapshot::LibraryCounters;
 pub use snapshot::MapUse;
+pub use snapshot::QuicCounters;
 pub use snapshot::RealCounters;
 pub use snapshot::RingDrops;
+pub use snapshot::SourceRoutingCounters;
+pub use snapshot::StableUdpCounters;
+pub use snapshot::TcpServerIdCounters;
 pub use snapshot::Totals;
+pub use snapshot::UdpFlowMigrationCounters;
 pub use snapshot::VipCounters;
 pub use watch::CallbackId;
 
 use crate::Attachment;
 use crate::Builder;
+use crate::DecapMode;
 use crate::Error;
 use crate::MacAddr;
+use crate::Prefix;
 use crate::Result;
+use crate::Vip;
 use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::config::Config;
 use crate::config::check_gateway_mac;
+use crate::config::check_source;
 use crate::maps::FlowHashKeys;
 use crate::maps::KernelCalls;
 use crate::maps::Maps;
@@ -58,6 +81,7 @@ use crate::maps::RingSlot;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::state::GivenBack;
+use crate::state::Names;
 use crate::state::Table;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -90,6 +114,12 @@ pub struct Katran {
     config: Config,
     gateway_mac: MacAddr,
     table: Table,
+    server_ids: Names<u32>,
+    invalid_ids: BTreeSet<u32>,
+    source_routes: Names<Prefix>,
+    decap: BTreeMap<IpAddr, DecapMode>,
+    /// Reals that are marked down, by VIP.
+    down: BTreeSet<(Vip, IpAddr)>,
     hasher: FlowHasher,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
@@ -192,22 +222,11 @@ impl Katran {
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let maps = &self.maps;
-        Some(match name {
-            "prefix_vips" => maps.prefix_vips.as_fd(),
-            ".data.vip_heads" => maps.vip_cells.heads_fd(),
-            ".data.vip_infos" => maps.vip_cells.infos_fd(),
-            ".data.reals" => maps.real_cells.as_fd(),
-            "rings" => maps.rings.outer().as_fd(),
-            "counters" => maps.counters.as_fd(),
-            "vip_counters" => maps.vip_counters.as_fd(),
-            "real_counters" => maps.real_counters.as_fd(),
-            "explanations" => maps.explanations.as_fd(),
-            "flow_tables" => maps.flows.outer.as_fd(),
-            "fallback_flows" => maps.flows.fallback.as_fd(),
-            ".data.live" => maps.live.as_fd(),
-            _ => return None,
-        })
+        let named = self.maps.named().into_iter();
+        named
+            .filter(|(of, _)| *of == name)
+            .map(|(_, map)| map)
+            .next()
     }
 
     /// The flow table of one forwarding CPU; `None` if that CPU has none.
@@ -232,6 +251,37 @@ impl Katran {
         check_gateway_mac(mac)?;
         self.maps.live.set_gateway_mac(mac);
         self.gateway_mac = mac;
+        Ok(())
+    }
+
+    /// The outer source address of a family, if one is set: what GUE sends from, and what
+    /// `STRICT_DESTINATION` takes for this host's own.
+    pub fn source(&self, v6: bool) -> Option<IpAddr> {
+        match v6 {
+            false => self.config.source_v4.map(IpAddr::V4),
+            true => self.config.source_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Sets the outer source address of its family, from now on.
+    ///
+    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
+    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
+    ///
+    /// # Errors
+    /// [`Error::InvalidAddress`] if no host can have it.
+    #[doc(alias = "addSrcIpForPcktEncap")]
+    pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
+        let address = address.to_canonical();
+        self.note(check_source(address))?;
+        match address {
+            IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
+            IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
+        }
+        let config = &self.config;
+        self.maps
+            .live
+            .set_own_addresses(config.source_v4, config.source_v6);
         Ok(())
     }
 

@@ -1,8 +1,11 @@
 //! Reals: adding, removing, weights, flags; and with them the rings.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use crate::Encapsulation;
+use crate::Error;
 use crate::HashFunction;
 use crate::Real;
 use crate::RealChange;
@@ -16,6 +19,7 @@ use crate::maps::VipCell;
 use crate::ring::Endpoint;
 use crate::skel::katran::types;
 use crate::state;
+use crate::state::RealRecord;
 
 const _: () = {
     assert!(RealFlags::IPV6.bits() as i64 == types::real_flag::REAL_IPV6.0 as i64);
@@ -53,25 +57,18 @@ impl Katran {
     /// Changes are taken in their order; if several name one address, the last one counts.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such VIP, or for the removal of
-    /// a real that it does not have; [`Error::Exhausted`](crate::Error::Exhausted) beyond
+    /// [`Error::NotFound`] if there is no such VIP, or for the removal of
+    /// a real that it does not have; [`Error::Exhausted`] beyond
     /// `max_reals` (numbers that the batch frees are not available to it);
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
-    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
+    /// [`Error::InvalidAddress`];
+    /// [`Error::InvalidConfig`] for a real of a family that GUE has
+    /// no source address for;
+    /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
         self.collect();
         let staged = self.note(self.table.stage_reals(&vip, changes))?;
-        if staged.unsettled {
-            self.settle()?;
-        }
-        for record in &staged.added {
-            self.kernel.check(
-                "clear the counters of",
-                &record.address.to_string(),
-                self.maps.real_counters.clear(record.number.get()),
-            )?;
-        }
+        self.prepare_reals(&staged.added, staged.unsettled)?;
         let number = staged.number;
         let place = usize::from(number.0);
         let has_reals = !staged.endpoints.is_empty();
@@ -83,14 +80,7 @@ impl Katran {
 
         // Nothing below can fail. Reals are there before the ring names them, and go after it
         // has stopped to.
-        for record in &staged.added {
-            self.maps.real_cells.publish(
-                record.number.0,
-                record.address,
-                record.generation,
-                record.flags,
-            );
-        }
+        self.publish_reals(&staged.added);
         for record in &staged.reflagged {
             self.maps
                 .real_cells
@@ -105,8 +95,11 @@ impl Katran {
         if before.is_some() && ring.is_none() {
             self.maps.rings.trim_later();
         }
-        for (_, real) in &staged.released {
-            self.maps.real_cells.withdraw(real.0);
+        self.withdraw_reals(&staged.released);
+        if !self.down.is_empty() {
+            let kept: BTreeSet<_> = staged.endpoints.iter().map(|real| real.address).collect();
+            let marked = self.down_reals(vip)?;
+            self.forget_marks(vip, marked.into_iter().filter(|real| !kept.contains(real)));
         }
         let added = staged.added.clone();
         let released = staged.released.clone();
@@ -121,7 +114,7 @@ impl Katran {
     /// The reals of a VIP with their weights and flags, in the order of their addresses.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound).
+    /// [`Error::NotFound`].
     #[doc(alias = "getRealsForVip")]
     pub fn reals(&self, vip: Vip) -> Result<Vec<Real>> {
         let entry = self.entry(vip)?;
@@ -156,7 +149,7 @@ impl Katran {
     /// Replaces the flags of a real, for all VIPs that use it.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if nothing names this address.
+    /// [`Error::NotFound`] if nothing names this address.
     #[doc(alias = "modifyReal")]
     pub fn set_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<()> {
         let staged = self.table.stage_set_real_flags(address, flags)?;
@@ -173,7 +166,7 @@ impl Katran {
     /// Fills a VIP's ring by another function from now on.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "changeHashFunctionForVip")]
     pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
         self.collect();
@@ -193,6 +186,63 @@ impl Katran {
         self.let_go(before, false);
         self.make_ready();
         Ok(())
+    }
+
+    /// Makes ready for reals that nothing names yet. Nothing that packets see has changed if it
+    /// fails.
+    pub(super) fn prepare_reals(&mut self, added: &[RealRecord], unsettled: bool) -> Result<()> {
+        for record in added {
+            self.check_reachable(record.address)?;
+        }
+        if unsettled {
+            self.settle()?;
+        }
+        for record in added {
+            self.kernel.check(
+                "clear the counters of",
+                &record.address.to_string(),
+                self.maps.real_counters.clear(record.number.get()),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Makes reals known, before anything names them.
+    pub(super) fn publish_reals(&self, added: &[RealRecord]) {
+        for record in added {
+            self.maps.real_cells.publish(
+                record.number.0,
+                record.address,
+                record.generation,
+                record.flags,
+            );
+        }
+    }
+
+    /// Takes reals back, after nothing names them any more.
+    pub(super) fn withdraw_reals(&self, released: &[(IpAddr, RealNumber)]) {
+        for (_, real) in released {
+            self.maps.real_cells.withdraw(real.0);
+        }
+    }
+
+    /// GUE needs an outer source address of the real's family.
+    fn check_reachable(&self, address: IpAddr) -> Result<()> {
+        let (setting, source) = match address {
+            IpAddr::V4(_) => ("source_v4", self.config.source_v4.map(IpAddr::V4)),
+            IpAddr::V6(_) => ("source_v6", self.config.source_v6.map(IpAddr::V6)),
+        };
+        if self.config.encapsulation != Encapsulation::Gue || source.is_some() {
+            return Ok(());
+        }
+        Err(Error::InvalidConfig {
+            setting,
+            value: "(not set)".to_owned(),
+            reason: format!(
+                "GUE to the real {address} needs an outer source address of its family: set it \
+                 before load, or with set_source"
+            ),
+        })
     }
 
     /// Writes a new ring of the VIP with this number where no packet reads; none if no endpoint has

@@ -148,6 +148,16 @@ pub enum DropReason {
     EncapV6,
     /// No room for an ICMP message of the balancer's own.
     ReplyFailed,
+    /// The QUIC connection id names a server whose real is just going.
+    QuicRealGone,
+    /// The id of stable UDP routing names a server whose real is just going.
+    StableUdpRealGone,
+    /// A tunnelled packet whose inner IP header is not complete.
+    InnerTruncated,
+    /// A tunnelled packet whose inner time to live is used up.
+    InnerExpired,
+    /// The outer headers could not be removed.
+    DecapFailed,
 }
 
 impl DropReason {
@@ -169,6 +179,11 @@ impl DropReason {
         Self::EncapV4,
         Self::EncapV6,
         Self::ReplyFailed,
+        Self::QuicRealGone,
+        Self::StableUdpRealGone,
+        Self::InnerTruncated,
+        Self::InnerExpired,
+        Self::DecapFailed,
     ];
 
     /// The program's number for it.
@@ -190,6 +205,11 @@ impl DropReason {
             Self::EncapV4 => drop_reason::DROP_ENCAP_V4,
             Self::EncapV6 => drop_reason::DROP_ENCAP_V6,
             Self::ReplyFailed => drop_reason::DROP_REPLY_FAILED,
+            Self::QuicRealGone => drop_reason::DROP_QUIC_REAL_GONE,
+            Self::StableUdpRealGone => drop_reason::DROP_STABLE_UDP_REAL_GONE,
+            Self::InnerTruncated => drop_reason::DROP_INNER_TRUNCATED,
+            Self::InnerExpired => drop_reason::DROP_INNER_EXPIRED,
+            Self::DecapFailed => drop_reason::DROP_DECAP_FAILED,
         };
         reason.0 as usize
     }
@@ -219,6 +239,11 @@ impl DropReason {
             Self::EncapV4 => "encap_v4",
             Self::EncapV6 => "encap_v6",
             Self::ReplyFailed => "reply_failed",
+            Self::QuicRealGone => "quic_real_gone",
+            Self::StableUdpRealGone => "stable_udp_real_gone",
+            Self::InnerTruncated => "inner_truncated",
+            Self::InnerExpired => "inner_expired",
+            Self::DecapFailed => "decap_failed",
         }
     }
 }
@@ -258,6 +283,137 @@ impl DropReasons {
 pub struct VipCounters {
     /// Packets sent to a real, or delivered to this host.
     pub forwarded: Count,
+    /// Packets that open a connection, after which packets may carry a server id.
+    pub server_id_new: u64,
+    /// Flows that a server id took to another real than the flow table had.
+    pub server_id_moved: u64,
+    /// Packets for it that came through a GUE tunnel that ends at this host, and were unwrapped for
+    /// the host's own network stack.
+    pub decap: u64,
+}
+
+/// Routing by QUIC connection ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+#[doc(alias = "lb_quic_packets_stats")]
+pub struct QuicCounters {
+    /// Packets without a server id, or with an unknown one: they went by flow table and ring.
+    pub ch_routed: u64,
+    /// Initial and 0-RTT packets, whose ids are the client's: they went by flow table and ring.
+    pub cid_initial: u64,
+    /// Packets with a server id that nobody has.
+    pub cid_invalid_server_id: u64,
+    /// One of those ids, for a look at what is wrong; 0: none yet.
+    pub cid_invalid_server_id_sample: u64,
+    /// Packets that went by their server id.
+    pub cid_routed: u64,
+    /// Packets whose server id's real was just going: dropped.
+    pub cid_unknown_real_dropped: u64,
+    /// Packets with an id of version 0, which holds no server id.
+    pub cid_v0: u64,
+    /// Packets with an id of version 1 (16 bits of server id).
+    pub cid_v1: u64,
+    /// Packets with an id of version 2 (24 bits).
+    pub cid_v2: u64,
+    /// Packets with an id of version 3 (32 bits).
+    pub cid_v3: u64,
+    /// Packets that went by their id to where the flow table would have sent them.
+    pub dst_match_in_lru: u64,
+    /// Packets that went by their id, and the flow table's entry has been corrected.
+    pub dst_mismatch_in_lru: u64,
+    /// Packets that went by their id and were new to the flow table.
+    pub dst_not_found_in_lru: u64,
+    /// ICMP errors about flows of QUIC VIPs.
+    pub icmp: u64,
+    /// Those among them that a QUIC server takes no notice of: port or host unreachable.
+    pub icmp_ignored: u64,
+}
+
+/// Routing TCP by the server id in an option.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+#[doc(alias = "tpr_packets_stats")]
+pub struct TcpServerIdCounters {
+    /// Packets without an id, or with one that leads nowhere: they went by flow table and ring.
+    pub ch_routed: u64,
+    /// Packets that went by their id, and the flow table's entry has been corrected.
+    pub dst_mismatch_in_lru: u64,
+    /// Packets that went by their id.
+    pub sid_routed: u64,
+    /// SYNs, which are never routed by it.
+    pub syn: u64,
+}
+
+/// Stable routing of UDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StableUdpCounters {
+    /// Packets without an id, or with an unknown one: they went by flow table and ring.
+    pub ch_routed: u64,
+    /// Packets that went by their id.
+    pub cid_routed: u64,
+    /// Packets with an id that nobody has.
+    pub cid_invalid_server_id: u64,
+    /// Packets whose id's real was just going: dropped.
+    pub cid_unknown_real_dropped: u64,
+    /// Packets whose first byte is another one, or that are too short.
+    pub invalid_packet_type: u64,
+}
+
+/// New flows at VIPs with [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SourceRoutingCounters {
+    /// No prefix covers the client: they went by the ring.
+    pub unmatched: u64,
+    /// The client's prefix chose the real.
+    pub matched: u64,
+}
+
+/// Packets in tunnels that end at the balancer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+#[doc(alias = "decap_stats")]
+pub struct InlineDecapCounters {
+    /// Those to an address of [`Katran::add_decap`](crate::Katran::add_decap).
+    pub remote_encap: u64,
+    /// Unwrapped from outer IPv4.
+    pub v4: u64,
+    /// Unwrapped from outer IPv6.
+    pub v6: u64,
+    /// Inner IPv4 packets that were then balanced.
+    pub xpop_v4: u64,
+    /// Inner IPv6 packets that were then balanced.
+    pub xpop_v6: u64,
+    /// Inner IPv4 packets that were sent back out.
+    pub egress_v4: u64,
+    /// Inner IPv6 packets that were sent back out.
+    pub egress_v6: u64,
+}
+
+/// Packets that asked the global flow tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct GlobalFlowCounters {
+    /// Packets on a CPU that has no table of its own and asked the shared one.
+    pub no_table: u64,
+    /// Packets that a table sent to a real.
+    pub hits: u64,
+}
+
+/// UDP flows that left a real that is marked down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct UdpFlowMigrationCounters {
+    /// Packets whose flow was remembered on a real that is marked down.
+    pub invalidated: u64,
 }
 
 /// One real's traffic, of all VIPs.
@@ -330,6 +486,20 @@ pub struct Counters {
     pub encap_fail: EncapFailures,
     /// Dropped frames by reason.
     pub drop_reasons: DropReasons,
+    /// Routing by QUIC connection ids.
+    pub quic: QuicCounters,
+    /// Routing TCP by the server id in an option.
+    pub tcp_server_id: TcpServerIdCounters,
+    /// Stable routing of UDP.
+    pub stable_udp: StableUdpCounters,
+    /// Packets that asked the global flow tables.
+    pub global_lru: GlobalFlowCounters,
+    /// New flows that the client's prefix may have led.
+    pub source_routing: SourceRoutingCounters,
+    /// Packets in tunnels that end at the balancer.
+    pub decap: InlineDecapCounters,
+    /// UDP flows that left a real that is marked down.
+    pub udp_flow_migration: UdpFlowMigrationCounters,
     /// Every VIP's traffic, under its text form.
     pub vips: BTreeMap<String, VipCounters>,
     /// Every real's traffic.

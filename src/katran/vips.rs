@@ -17,6 +17,11 @@ const _: () = {
     use types::vip_flag;
     assert!(VipFlags::NO_SRC_PORT.bits() == vip_flag::VIP_NO_SRC_PORT.0);
     assert!(VipFlags::LRU_BYPASS.bits() == vip_flag::VIP_LRU_BYPASS.0);
+    assert!(VipFlags::QUIC.bits() == vip_flag::VIP_QUIC.0);
+    assert!(VipFlags::SRC_ROUTING.bits() == vip_flag::VIP_SRC_ROUTING.0);
+    assert!(VipFlags::GLOBAL_LRU.bits() == vip_flag::VIP_GLOBAL_LRU.0);
+    assert!(VipFlags::UDP_STABLE_ROUTING.bits() == vip_flag::VIP_UDP_STABLE_ROUTING.0);
+    assert!(VipFlags::UDP_FLOW_MIGRATION.bits() == vip_flag::VIP_UDP_FLOW_MIGRATION.0);
     assert!(VipFlags::DPORT_HASH.bits() == vip_flag::VIP_DPORT_HASH.0);
     assert!(VipFlags::LOCAL_VIP.bits() == vip_flag::VIP_LOCAL.0);
     assert!(VipFlags::SRC_DST_PORT.bits() == vip_flag::VIP_SRC_DST_PORT.0);
@@ -88,14 +93,15 @@ impl Katran {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
         self.delete(&vip)?;
+        for real in self.down_reals(vip)? {
+            self.forget_marks(vip, [real]);
+        }
         let number = staged.number;
         if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
             self.unwatch_misses();
         }
         let ring = self.rings[usize::from(number.0)].take();
-        for (_, real) in &staged.released {
-            self.maps.real_cells.withdraw(real.0);
-        }
+        self.withdraw_reals(&staged.released);
         let released = staged.released.clone();
         self.table.commit(staged);
         self.maps.live.set_vip_kinds(self.kinds());
@@ -133,7 +139,8 @@ impl Katran {
         self.entry(vip).map(|entry| entry.flags)
     }
 
-    /// Replaces the flags of a VIP; flows that it knows keep their entries.
+    /// Replaces the flags of a VIP; flows that it knows keep their entries. Without
+    /// [`VipFlags::UDP_FLOW_MIGRATION`] its reals are not [marked down](Self::mark_down) any more.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
@@ -152,6 +159,10 @@ impl Katran {
             self.maps.vip_cells.set(number.0, cell);
         }
         self.table.commit(staged);
+        if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) && !self.down.is_empty() {
+            let marked = self.down_reals(vip)?;
+            self.forget_marks(vip, marked);
+        }
         Ok(())
     }
 

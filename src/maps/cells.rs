@@ -4,6 +4,8 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -16,7 +18,7 @@ use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
 use crate::types::address_bytes;
 
-const _: () = assert!(size_of::<types::live>() == 24);
+const _: () = assert!(size_of::<types::live>() == 72);
 
 /// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {
@@ -78,6 +80,12 @@ impl AsFd for RealCells {
     }
 }
 
+/// Words of `live`.
+const SERVER_IDS: usize = 6;
+const OWN_IN_FORCE: usize = 7;
+const OWN: usize = 8;
+const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
+
 /// `live`: what changes while packets flow.
 pub(crate) struct Live {
     map: OwnedFd,
@@ -94,6 +102,28 @@ impl Live {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
         self.memory.u64s()[0].store(word, Ordering::Release);
+    }
+
+    /// Packets look for server ids in this one of the two tables, of so many lines (a power of two).
+    pub(crate) fn set_server_ids(&self, table: u32, lines: u32) {
+        let word = (table * types::server_id_constant::SERVER_ID_TABLE.0) | (lines - 1);
+        self.memory.u32s()[SERVER_IDS].store(word, Ordering::Release);
+    }
+
+    /// Sets this host's own addresses; a missing one is written as zero.
+    pub(crate) fn set_own_addresses(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        let words = self.memory.u32s();
+        // Packets read the other copy.
+        let spare = words[OWN_IN_FORCE].load(Ordering::Relaxed) ^ 1;
+        let first = OWN + OWN_WORDS * spare as usize;
+        let v4 = v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
+        let v6 = v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets();
+        let bytes = v4.chunks_exact(4).chain(v6.chunks_exact(4));
+        for (word, bytes) in words[first..].iter().zip(bytes) {
+            let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
+            word.store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        words[OWN_IN_FORCE].store(spare, Ordering::Release);
     }
 
     /// Counts misses per real for this VIP number only; `None` for no VIP.

@@ -13,6 +13,10 @@ use crate::skel::katran::types;
 
 const WORDS: usize = types::flow_table_constant::FLOW_WORDS.0 as usize;
 
+/// The bits of a fingerprint that hold the number of the flow's VIP, plus one.
+const VIP_NUMBER_BITS: u32 = types::flow_table_constant::VIP_NUMBER_BITS.0;
+const VIP_BITS: u64 = types::flow_table_constant::VIP_NUMBER_MASK.0 as u64;
+
 /// The random keys: one for each 32-bit word of a flow, and the start value.
 #[derive(Clone)]
 pub(crate) struct FlowHashKeys([u64; WORDS + 1]);
@@ -36,14 +40,14 @@ impl FlowHashKeys {
         let sum = products.fold(self.0[WORDS], |sum, (key, word)| {
             sum.wrapping_add(key.wrapping_mul(word.into()))
         });
-        Fingerprint(sum | 1)
+        Fingerprint(sum & !VIP_BITS | u64::from(key.vip))
     }
 }
 
 impl Fingerprint {
     /// The number of the flow's set if the first `active` sets are in use; at least one is.
     pub(crate) fn set_of(self, active: u32) -> u32 {
-        let hash = (mix(self.0) >> 32) as u32;
+        let hash = (mix(self.0 >> VIP_NUMBER_BITS) >> 32) as u32;
         let mask = mask(active);
         let number = hash & mask;
         match number < active {
@@ -65,7 +69,7 @@ fn words(key: &types::flow_key) -> [u32; WORDS] {
         u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
     };
     let ports = u32::from(key.source_port) | u32::from(key.destination_port) << 16;
-    let kind = u32::from_ne_bytes([key.protocol, key.family, key.reserved[0], key.reserved[1]]);
+    let kind = u32::from(key.protocol) | u32::from(key.family) << 8;
     std::array::from_fn(|i| match i {
         0..4 => word(&key.source, 4 * i),
         4..8 => word(&key.destination, 4 * (i - 4)),

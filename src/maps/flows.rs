@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use super::flow_hash::Fingerprint;
@@ -21,12 +22,51 @@ const WAYS: u32 = types::flow_table_constant::FLOW_WAYS.0;
 const ENTRIES_PER_FLOW: u32 = 2;
 /// Words of an entry, and which of them holds the real's id in its low half.
 const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
+const ENTRY_TAG: usize = 0;
 const ENTRY_MARK: usize = 1;
+const SET_WORDS: usize = size_of::<types::flow_set>() / 8;
 
 const _: () = assert!(size_of::<types::flow_set>() == 128);
 const _: () = assert!(
     FALLBACK_FLOWS * ENTRIES_PER_FLOW == types::flow_table_constant::FALLBACK_SETS.0 * WAYS
 );
+
+/// An entry that a walk has met.
+#[derive(Clone, Copy)]
+pub(crate) struct SeenFlow {
+    /// The VIP's number.
+    pub(crate) vip: u16,
+    pub(crate) mark: types::flow_mark,
+    /// The flow, if the table knows it.
+    pub(crate) key: Option<types::flow_key>,
+}
+
+fn set_bytes(sets: u32) -> usize {
+    sets as usize * size_of::<types::flow_set>()
+}
+
+/// The number of the VIP that an entry of a set is of; `None`: the entry is empty.
+fn vip_of(tag: u64, id: u32) -> Option<u16> {
+    let number = (tag ^ u64::from(id)) as u16;
+    (id != 0).then(|| number.saturating_sub(1))
+}
+
+/// Empties an entry if it is one of those, by one store at a moment at which it is.
+fn clear_if(entry: &[AtomicU64], matches: impl Fn(u64, u32) -> bool) -> bool {
+    let mark = &entry[ENTRY_MARK];
+    let mut word = mark.load(Ordering::Relaxed);
+    loop {
+        let id = word as u32;
+        if id == 0 || !matches(entry[ENTRY_TAG].load(Ordering::Relaxed), id) {
+            return false;
+        }
+        // A packet may stamp the entry meanwhile, or give it to another flow.
+        match mark.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(now) => word = now,
+        }
+    }
+}
 
 /// What the kernel has to be told to make a flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +165,111 @@ impl FlowTable {
                 Ok(matching.map(|entry| entry.mark))
             }
         }
+    }
+
+    /// Removes a flow's entry; `false` if there is none. `active` as for [`find`](Self::find).
+    pub(crate) fn remove(
+        &self,
+        key: &types::flow_key,
+        fingerprint: Fingerprint,
+        active: Option<u32>,
+    ) -> io::Result<bool> {
+        match self {
+            Self::Lru { map, .. } => map.delete(key),
+            Self::Sets { map, sets } => {
+                let number = fingerprint.set_of(active.unwrap_or(*sets)) as usize;
+                let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
+                let set = memory.u64s().chunks_exact(SET_WORDS).nth(number);
+                let entries = set
+                    .into_iter()
+                    .flat_map(|set| set.chunks_exact(ENTRY_WORDS));
+                let ours = |entry: &[AtomicU64]| {
+                    clear_if(entry, |tag, id| tag ^ u64::from(id) == fingerprint.0)
+                };
+                Ok(entries.filter(|entry| ours(entry)).count() > 0)
+            }
+        }
+    }
+
+    /// Removes every entry that `matches` its VIP's number and its real's id; how many. Packets go
+    /// on meanwhile: an entry that one of them makes behind this walk stays.
+    pub(crate) fn remove_all(&self, matches: impl Fn(u16, u32) -> bool) -> io::Result<u64> {
+        match self {
+            Self::Lru { map, .. } => {
+                let mut removed = 0;
+                let mut matching = Vec::new();
+                self.each(|entry| {
+                    if let Some(key) = entry.key
+                        && matches(entry.vip, entry.mark.id)
+                    {
+                        matching.push(key);
+                    }
+                    true
+                })?;
+                for key in matching {
+                    removed += u64::from(map.delete(&key)?);
+                }
+                Ok(removed)
+            }
+            Self::Sets { map, sets } => {
+                let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
+                let entries = memory.u64s().chunks_exact(ENTRY_WORDS);
+                let ours = |entry: &[AtomicU64]| {
+                    clear_if(entry, |tag, id| {
+                        vip_of(tag, id).is_some_and(|vip| matches(vip, id))
+                    })
+                };
+                Ok(entries.filter(|entry| ours(entry)).count() as u64)
+            }
+        }
+    }
+
+    /// Shows every entry to `see`, until that returns `false`.
+    pub(crate) fn each(&self, mut see: impl FnMut(SeenFlow) -> bool) -> io::Result<()> {
+        match self {
+            Self::Lru { map, flows } => {
+                let mut key = None;
+                for _ in 0..*flows {
+                    key = map.next_key(key.as_ref())?;
+                    let Some(key) = key else {
+                        break;
+                    };
+                    let Some(mark) = map.lookup(&key)? else {
+                        continue;
+                    };
+                    let seen = SeenFlow {
+                        vip: key.vip.saturating_sub(1),
+                        mark,
+                        key: Some(key),
+                    };
+                    if !see(seen) {
+                        break;
+                    }
+                }
+            }
+            Self::Sets { map, sets } => {
+                let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
+                for entry in memory.u64s().chunks_exact(ENTRY_WORDS) {
+                    let word = entry[ENTRY_MARK].load(Ordering::Relaxed);
+                    let mark = types::flow_mark {
+                        id: word as u32,
+                        used: (word >> 32) as u32,
+                    };
+                    let tag = entry[ENTRY_TAG].load(Ordering::Relaxed);
+                    let Some(vip) = vip_of(tag, mark.id) else {
+                        continue;
+                    };
+                    if !see(SeenFlow {
+                        vip,
+                        mark,
+                        key: None,
+                    }) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How many entries there are, by walking them.

@@ -7,6 +7,11 @@ use std::sync::atomic::Ordering;
 use nix::libc;
 
 use crate::Error;
+use crate::environment;
+use crate::sys::object::VerifierLog;
+
+/// Lines of the verifier's log that an error shows.
+pub(crate) const LOG_LINES: usize = 30;
 
 /// Counts failed kernel calls and makes errors of them.
 #[derive(Debug, Default)]
@@ -32,6 +37,20 @@ impl KernelCalls {
             log::warn!("{operation} ({object}): {source}");
             kernel_error(operation, object, source)
         })
+    }
+}
+
+/// The error for a program that could not be loaded; with the verifier's log, if it spoke.
+pub(crate) fn program_error(program: &'static str, log: &VerifierLog, errno: io::Error) -> Error {
+    match log.tail(LOG_LINES) {
+        log if log.is_empty() || environment::is_unprivileged(&errno) => {
+            kernel_error("load", program, errno)
+        }
+        log => Error::Verifier {
+            program,
+            log,
+            errno,
+        },
     }
 }
 

@@ -9,6 +9,8 @@ mod grace;
 mod kernel;
 mod random;
 mod rings;
+mod server_ids;
+mod source_routes;
 mod vips;
 
 pub(crate) use cells::Live;
@@ -25,17 +27,28 @@ pub(crate) use flows::FlowTableShape;
 pub(crate) use flows::FlowTables;
 pub(crate) use grace::Moment;
 pub(crate) use kernel::KernelCalls;
+pub(crate) use kernel::LOG_LINES;
 pub(crate) use kernel::kernel_error;
+pub(crate) use kernel::program_error;
 pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
 pub(crate) use rings::max_chunks;
 pub(crate) use rings::max_chunks_in_surge;
+pub(crate) use server_ids::ServerIdKeys;
+pub(crate) use server_ids::ServerIdStore;
+pub(crate) use server_ids::max_server_id_chunks;
+pub(crate) use server_ids::server_id_table_bytes;
+pub(crate) use source_routes::SourceRouteMaps;
 
 pub(crate) use vips::ChainFull;
 pub(crate) use vips::VipCell;
 pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
+
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
@@ -53,4 +66,72 @@ pub(crate) struct Maps {
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
     pub(crate) flows: FlowTables,
+    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
+    /// nobody has a descriptor of it.
+    pub(crate) special_programs: OwnedFd,
+    /// The server-id tables; which one is in force `live` says.
+    pub(crate) server_ids: ServerIdStore,
+    pub(crate) down_reals: Typed<types::down_real, u32>,
+    // Of features that are off there are none.
+    pub(crate) source_routes: Option<SourceRouteMaps>,
+    pub(crate) global_flows: Option<GlobalFlowMaps>,
+    pub(crate) decap_destinations: Option<Typed<types::decap_destination, u32>>,
+}
+
+/// The flow tables that the host application fills.
+pub(crate) struct GlobalFlowMaps {
+    /// By CPU number, ascending.
+    pub(crate) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
+    pub(crate) fallback: Typed<types::flow_key, u32>,
+    /// The map in which the program looks for its CPU's table.
+    pub(crate) outer: OwnedFd,
+}
+
+impl Maps {
+    /// Every map that has a name of its own, with that name; not the inner ones.
+    pub(crate) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        let mut named = vec![
+            ("prefix_vips", self.prefix_vips.as_fd()),
+            (".data.vip_heads", self.vip_cells.heads_fd()),
+            (".data.vip_infos", self.vip_cells.infos_fd()),
+            (".data.reals", self.real_cells.as_fd()),
+            ("rings", self.rings.outer().as_fd()),
+            (".data.live", self.live.as_fd()),
+            ("counters", self.counters.as_fd()),
+            ("vip_counters", self.vip_counters.as_fd()),
+            ("real_counters", self.real_counters.as_fd()),
+            ("explanations", self.explanations.as_fd()),
+            ("flow_tables", self.flows.outer.as_fd()),
+            ("fallback_flows", self.flows.fallback.as_fd()),
+            ("special_programs", self.special_programs.as_fd()),
+            ("server_ids", self.server_ids.as_fd()),
+            ("down_reals", self.down_reals.as_fd()),
+        ];
+        if let Some(routes) = &self.source_routes {
+            named.push(("source_routes_v4", routes.v4.as_fd()));
+            named.push(("source_routes_v6", routes.v6.as_fd()));
+        }
+        if let Some(global) = &self.global_flows {
+            named.push(("global_flows", global.outer.as_fd()));
+            named.push(("global_fallback", global.fallback.as_fd()));
+        }
+        if let Some(destinations) = &self.decap_destinations {
+            named.push(("decap_destinations", destinations.as_fd()));
+        }
+        named
+    }
+
+    /// The maps inside the others.
+    pub(crate) fn inner(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let global = self.global_flows.iter();
+        let global =
+            global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
+        let flows = self.flows.of_cpus.iter();
+        self.rings
+            .chunks()
+            .map(AsFd::as_fd)
+            .chain(flows.map(|(_, table)| table.as_fd()))
+            .chain(global)
+            .chain(self.server_ids.chunks().map(|(_, chunk)| chunk))
+    }
 }

@@ -8,10 +8,8 @@ use crate::types::Protocol;
 use crate::types::RealFlags;
 use crate::types::Vip;
 use crate::types::VipFlags;
-use crate::types::flag_names;
 
-/// Refuses flags that this version does not have, that the protocol cannot have, and bits that
-/// are no flag.
+/// Refuses flags that the protocol cannot have, and bits that are no flag.
 ///
 /// No combination of the others is refused: where one makes another moot (`DPORT_HASH` beside
 /// `NO_SRC_PORT`, `SRC_DST_PORT` on a VIP with a port), Katran accepts both, and so must a host
@@ -28,14 +26,7 @@ pub(super) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<()> {
     if !flags.difference(VipFlags::all()).is_empty() {
         return Err(invalid("bits that are no flag are set"));
     }
-    match flag_names(&flags.difference(VipFlags::IMPLEMENTED)).first() {
-        None => Ok(()),
-        Some(name) => Err(Error::Unsupported {
-            what: format!("VIP flag {name}"),
-            reason: "this version has no-src-port, lru-bypass, dport-hash, local-vip and \
-                     src-dst-port: leave it out",
-        }),
-    }
+    Ok(())
 }
 
 /// The flags as the program gets them: the family's bit is the address's affair.
@@ -55,10 +46,10 @@ mod tests {
     fn vip_flags_are_checked() {
         let tcp: Vip = "203.0.113.1:443/tcp".parse().unwrap();
         let udp: Vip = "203.0.113.1:443/udp".parse().unwrap();
-        assert!(check_vip_flags(&tcp, VipFlags::IMPLEMENTED).is_ok());
+        assert!(check_vip_flags(&tcp, VipFlags::all() - VipFlags::QUIC).is_ok());
         assert!(check_vip_flags(&tcp, VipFlags::from_bits_retain(1 << 20)).is_err());
         let message = |vip, flags| check_vip_flags(vip, flags).unwrap_err().to_string();
         assert!(message(&tcp, VipFlags::QUIC).contains("QUIC runs over UDP"));
-        assert!(message(&udp, VipFlags::QUIC).starts_with("VIP flag quic is not supported"));
+        assert!(check_vip_flags(&udp, VipFlags::all()).is_ok());
     }
 }

@@ -1,15 +1,19 @@
 //! What differs between two states.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use super::document::BalancerState;
+use super::document::ServerIdState;
 use super::document::State;
 use super::document::stated_flags;
 use crate::Error;
 use crate::Result;
+use crate::types::DecapMode;
 use crate::types::HashFunction;
+use crate::types::Prefix;
 use crate::types::Vip;
 
 /// What [`Katran::apply`](crate::Katran::apply) changed.
@@ -30,6 +34,26 @@ pub struct Changes {
     pub reals_changed: Vec<(Vip, IpAddr)>,
     /// Reals with other flags.
     pub real_flags_changed: Vec<IpAddr>,
+    /// Reals that are marked down for a VIP now, or no more.
+    pub marks_changed: Vec<(Vip, IpAddr)>,
+    /// Server ids that are new.
+    pub server_ids_added: Vec<u32>,
+    /// Server ids that are gone.
+    pub server_ids_removed: Vec<u32>,
+    /// Server ids that name another real, have been invalidated, or are valid again.
+    pub server_ids_changed: Vec<u32>,
+    /// Source routes that are new.
+    pub source_routes_added: Vec<Prefix>,
+    /// Source routes that are gone.
+    pub source_routes_removed: Vec<Prefix>,
+    /// Source routes that lead to another real.
+    pub source_routes_changed: Vec<Prefix>,
+    /// Addresses at which tunnels may end now.
+    pub decap_added: Vec<IpAddr>,
+    /// Addresses at which they may no more.
+    pub decap_removed: Vec<IpAddr>,
+    /// Those with another mode.
+    pub decap_changed: Vec<IpAddr>,
     /// The gateway has another MAC address.
     pub gateway_changed: bool,
     /// Outer source addresses that were set.
@@ -91,6 +115,34 @@ impl Changes {
                 .reals_removed
                 .extend(left.into_keys().map(|address| (vip, address)));
         }
+        changes.compare_marks(current, wanted);
+        let ids = |state: &State| -> BTreeMap<u32, ServerIdState> {
+            let ids = state.server_ids.iter();
+            ids.map(|state| (state.id.id(), *state)).collect()
+        };
+        [
+            changes.server_ids_added,
+            changes.server_ids_removed,
+            changes.server_ids_changed,
+        ] = compare(&ids(current), &ids(wanted));
+        let routes = |state: &State| -> BTreeMap<Prefix, IpAddr> {
+            let routes = state.source_routes.iter();
+            routes.map(|route| (route.prefix(), route.real())).collect()
+        };
+        [
+            changes.source_routes_added,
+            changes.source_routes_removed,
+            changes.source_routes_changed,
+        ] = compare(&routes(current), &routes(wanted));
+        let ends = |state: &State| -> BTreeMap<IpAddr, DecapMode> {
+            let ends = state.decap.iter();
+            ends.map(|end| (end.address, end.mode)).collect()
+        };
+        [
+            changes.decap_added,
+            changes.decap_removed,
+            changes.decap_changed,
+        ] = compare(&ends(current), &ends(wanted));
         let flags = |state: &State| -> BTreeMap<_, _> {
             let reals = state.vips.iter().flat_map(|vip| &vip.reals);
             reals
@@ -127,6 +179,41 @@ impl Changes {
     }
 }
 
+impl Changes {
+    fn compare_marks(&mut self, current: &State, wanted: &State) {
+        let marks = |state: &State| -> BTreeSet<(Vip, IpAddr)> {
+            let vips = state.vips.iter();
+            vips.flat_map(|vip| vip.down.iter().map(|real| (vip.vip, *real)))
+                .collect()
+        };
+        let (before, after) = (marks(current), marks(wanted));
+        // A mark that goes with its real is none of its own.
+        let removed: BTreeSet<_> = self.reals_removed.iter().copied().collect();
+        self.marks_changed = before
+            .symmetric_difference(&after)
+            .filter(|mark| !removed.contains(mark))
+            .copied()
+            .collect();
+    }
+}
+
+/// The keys that are new, gone, and with another value.
+fn compare<K: Copy + Ord, V: PartialEq>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) -> [Vec<K>; 3] {
+    let gone = before.keys().filter(|key| !after.contains_key(key));
+    let [mut added, removed, mut changed] = [Vec::new(), gone.copied().collect(), Vec::new()];
+    for (key, value) in after {
+        match before.get(key) {
+            None => added.push(*key),
+            Some(old) if old != value => changed.push(*key),
+            Some(_) => {}
+        }
+    }
+    [added, removed, changed]
+}
+
 impl fmt::Display for Changes {
     /// One line, such as `1 VIP added, 3 reals added, 1 weight changed`; `nothing changed`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,6 +228,61 @@ impl fmt::Display for Changes {
                 self.real_flags_changed.len(),
                 "real's flags",
                 "reals' flags",
+                "changed",
+            ),
+            (self.marks_changed.len(), "mark", "marks", "changed"),
+            (
+                self.server_ids_added.len(),
+                "server id",
+                "server ids",
+                "added",
+            ),
+            (
+                self.server_ids_removed.len(),
+                "server id",
+                "server ids",
+                "removed",
+            ),
+            (
+                self.server_ids_changed.len(),
+                "server id",
+                "server ids",
+                "changed",
+            ),
+            (
+                self.source_routes_added.len(),
+                "source route",
+                "source routes",
+                "added",
+            ),
+            (
+                self.source_routes_removed.len(),
+                "source route",
+                "source routes",
+                "removed",
+            ),
+            (
+                self.source_routes_changed.len(),
+                "source route",
+                "source routes",
+                "changed",
+            ),
+            (
+                self.decap_added.len(),
+                "decap address",
+                "decap addresses",
+                "added",
+            ),
+            (
+                self.decap_removed.len(),
+                "decap address",
+                "decap addresses",
+                "removed",
+            ),
+            (
+                self.decap_changed.len(),
+                "decap address",
+                "decap addresses",
                 "changed",
             ),
             (

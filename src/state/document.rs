@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -16,10 +18,13 @@ use crate::config::Config;
 use crate::config::Encapsulation;
 use crate::config::Features;
 use crate::config::FlowTableKind;
+use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
 use crate::types::Real;
 use crate::types::RealFlags;
+use crate::types::ServerId;
+use crate::types::SourceRoute;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
@@ -43,6 +48,50 @@ pub struct State {
     pub balancer: Option<BalancerState>,
     /// All VIPs; those that are not here are removed.
     pub vips: Vec<VipState>,
+    /// All server ids; those that are not here are removed.
+    pub server_ids: Vec<ServerIdState>,
+    /// All source routes; those that are not here are removed.
+    pub source_routes: Vec<SourceRoute>,
+    /// All addresses at which tunnels may end; those that are not here are removed.
+    pub decap: Vec<DecapState>,
+}
+
+/// One address of a [`State`] at which tunnels may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct DecapState {
+    /// The address.
+    pub address: IpAddr,
+    /// What becomes of what was in the tunnel.
+    pub mode: DecapMode,
+}
+
+impl DecapState {
+    /// Tunnels may end at this address.
+    pub fn new(address: IpAddr, mode: DecapMode) -> Self {
+        Self {
+            address: address.to_canonical(),
+            mode,
+        }
+    }
+}
+
+/// One server id of a [`State`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct ServerIdState {
+    /// The id and its real.
+    pub id: ServerId,
+    /// Whether packets are routed by it; see
+    /// [`Katran::invalidate_server_ids`](crate::Katran::invalidate_server_ids).
+    pub valid: bool,
+}
+
+impl ServerIdState {
+    /// An id that packets are routed by.
+    pub fn new(id: ServerId) -> Self {
+        Self { id, valid: true }
+    }
 }
 
 /// The settings of a balancer; what is `None` keeps its default at load and its value after.
@@ -120,6 +169,9 @@ pub struct VipState {
     /// Its reals, all of them. Flags that are not given are none. A real that several VIPs name
     /// has the same flags in all of them.
     pub reals: Vec<Real>,
+    /// Those of its reals that are marked down; see
+    /// [`Katran::mark_down`](crate::Katran::mark_down).
+    pub down: Vec<IpAddr>,
 }
 
 impl VipState {
@@ -130,17 +182,25 @@ impl VipState {
             flags: VipFlags::empty(),
             hash: None,
             reals: Vec::new(),
+            down: Vec::new(),
         }
     }
+}
+
+/// A place in a state: indices of its lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Vip(usize),
+    Real { vip: usize, real: usize },
+    ServerId(usize),
+    SourceRoute(usize),
+    Decap(usize),
 }
 
 /// What makes a state contradict itself, and where.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Conflict {
-    /// The index of the VIP.
-    pub(super) vip: usize,
-    /// The index of the real in it, if it is about one.
-    pub(super) real: Option<usize>,
+    pub(super) place: Place,
     pub(super) message: String,
 }
 
@@ -168,8 +228,8 @@ impl State {
         }
     }
 
-    /// The first contradiction: a VIP twice, a real twice in a VIP, or a real with different
-    /// flags in two VIPs.
+    /// The first contradiction: something that is listed twice, a real with different flags in two
+    /// VIPs, or a mark that cannot be.
     pub(super) fn conflict(&self) -> Option<Conflict> {
         let mut vips = BTreeSet::new();
         let mut flags = BTreeMap::new();
@@ -177,8 +237,7 @@ impl State {
             let vip = &state.vip;
             if !vips.insert(vip) {
                 return Some(Conflict {
-                    vip: index,
-                    real: None,
+                    place: Place::Vip(index),
                     message: format!("VIP {vip} is listed twice"),
                 });
             }
@@ -186,11 +245,11 @@ impl State {
             for (real_index, real) in state.reals.iter().enumerate() {
                 let address = real.address();
                 let conflict = |message| {
-                    Some(Conflict {
+                    let place = Place::Real {
                         vip: index,
-                        real: Some(real_index),
-                        message,
-                    })
+                        real: real_index,
+                    };
+                    Some(Conflict { place, message })
                 };
                 if !reals.insert(address) {
                     return conflict(format!("real {address} is listed twice in VIP {vip}"));
@@ -203,9 +262,46 @@ impl State {
                     ));
                 }
             }
+            if let Some(down) = state.down.iter().find(|down| !reals.contains(down)) {
+                return Some(Conflict {
+                    place: Place::Vip(index),
+                    message: format!("{down} is marked down, but is no real of VIP {vip}"),
+                });
+            }
+            if !state.down.is_empty() && !state.flags.contains(VipFlags::UDP_FLOW_MIGRATION) {
+                return Some(Conflict {
+                    place: Place::Vip(index),
+                    message: format!("VIP {vip} marks reals down without udp-flow-migration"),
+                });
+            }
         }
-        None
+        let ids = self.server_ids.iter().map(|state| state.id.id());
+        let routes = self.source_routes.iter().map(|route| route.prefix());
+        let ends = self.decap.iter().map(|end| end.address);
+        twice(ids, "server id", Place::ServerId)
+            .or_else(|| twice(routes, "source route", Place::SourceRoute))
+            .or_else(|| twice(ends, "decap address", Place::Decap))
     }
+
+    /// The real of every server id and source route.
+    pub(super) fn names(&self) -> impl Iterator<Item = IpAddr> {
+        let ids = self.server_ids.iter().map(|state| state.id.real());
+        ids.chain(self.source_routes.iter().map(|route| route.real()))
+    }
+}
+
+/// The first of these that is listed a second time.
+fn twice<K: Copy + Ord + fmt::Display>(
+    keys: impl Iterator<Item = K>,
+    what: &str,
+    place: impl Fn(usize) -> Place,
+) -> Option<Conflict> {
+    let mut seen = BTreeSet::new();
+    let (index, key) = keys.enumerate().find(|(_, key)| !seen.insert(*key))?;
+    Some(Conflict {
+        place: place(index),
+        message: format!("{what} {key} is listed twice"),
+    })
 }
 
 /// The flags that a real of a state has; its family's bit is not its affair.

@@ -7,7 +7,9 @@
 mod checks;
 mod diff;
 mod document;
+mod names;
 mod plan;
+mod plan_names;
 mod pool;
 #[cfg(test)]
 mod proptests;
@@ -22,15 +24,22 @@ mod toml_keys;
 
 pub use diff::Changes;
 pub use document::BalancerState;
+pub use document::DecapState;
+pub use document::ServerIdState;
 pub use document::State;
 pub use document::VipState;
+pub(crate) use names::Deltas;
+pub(crate) use names::Name;
+pub(crate) use names::Names;
 pub(crate) use plan::Limits;
 #[cfg(test)]
 pub(crate) use plan::Plan;
 pub(crate) use plan::Step;
 pub(crate) use plan::plan;
+pub(crate) use plan_names::NameChange;
 pub(crate) use stage::Endpoint;
 pub(crate) use stage::RealRecord;
 pub(crate) use table::GivenBack;
+pub(crate) use table::Resolved;
 pub(crate) use table::Table;
 pub(crate) use table::VipEntry;

@@ -13,11 +13,16 @@ use super::diff::Changes;
 use super::diff::check_load_time;
 use super::document::State;
 use super::document::stated_flags;
+use super::plan_names::Around;
+use super::plan_names::NameChange;
+use super::plan_names::around;
 use crate::Result;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
+use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::Prefix;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -42,6 +47,14 @@ pub(crate) enum Step {
         changes: Vec<RealChange>,
     },
     SetRealFlags(IpAddr, RealFlags),
+    ServerIds(NameChange<u32>),
+    SourceRoutes(NameChange<Prefix>),
+    Invalidate(Vec<u32>),
+    Revalidate(Vec<u32>),
+    MarkDown(Vip, IpAddr),
+    MarkUp(Vip, IpAddr),
+    SetDecap(IpAddr, DecapMode),
+    RemoveDecap(IpAddr),
 }
 
 /// What a balancer has room for.
@@ -94,6 +107,8 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
         steps.push(Step::SetSource(source));
     }
 
+    let Around { before, after } = around(current, wanted, &changes);
+    steps.extend(before);
     let before: BTreeMap<_, _> = current
         .vips
         .iter()
@@ -113,10 +128,9 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
     }
     let mut planner = Planner::new(current, wanted, limits, steps);
     planner.run(works(current, wanted, &changes, default_hash));
-    Ok(Plan {
-        steps: planner.finish(wanted),
-        changes,
-    })
+    let mut steps = planner.finish(wanted);
+    steps.extend(after);
+    Ok(Plan { steps, changes })
 }
 
 /// What is left to do for one VIP.
@@ -226,6 +240,22 @@ impl Planner {
             *references.entry(real.address()).or_insert(0) += 1;
             flags.insert(real.address(), stated_flags(real));
         }
+        // What else names reals while VIPs change.
+        for real in current.names() {
+            *references.entry(real).or_insert(0) += 1;
+        }
+        for step in &steps {
+            let (Step::ServerIds(NameChange { references: of, .. })
+            | Step::SourceRoutes(NameChange { references: of, .. })) = step
+            else {
+                continue;
+            };
+            for (real, delta) in of {
+                let known: &mut usize = references.entry(*real).or_insert(0);
+                *known = known.saturating_add_signed(*delta as isize);
+            }
+        }
+        references.retain(|_, references| *references > 0);
         let wanted = wanted.vips.iter().flat_map(|state| &state.reals);
         Self {
             steps,

@@ -11,19 +11,28 @@ use std::net::Ipv6Addr;
 
 use proptest::prelude::*;
 
+use super::DecapState;
 use super::Limits;
+use super::Name;
+use super::Names;
 use super::Plan;
+use super::ServerIdState;
 use super::State;
 use super::Step;
 use super::Table;
 use super::VipState;
 use super::document::stated_flags;
 use super::plan::plan;
+use super::plan_names::NameChange;
 use crate::Error;
+use crate::types::DecapMode;
 use crate::types::HashFunction;
+use crate::types::Prefix;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
+use crate::types::ServerId;
+use crate::types::SourceRoute;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
@@ -75,7 +84,6 @@ fn state() -> impl Strategy<Value = State> {
         prop::collection::btree_map(0..VIPS, (flags(), hash(), reals), 0..=usize::from(VIPS));
     let flags = prop::collection::vec(real_flags(), usize::from(REALS));
     (vips, flags).prop_map(|(vips, flags)| State {
-        balancer: None,
         vips: vips
             .into_iter()
             .map(|(index, (vip_flags, hash, reals))| VipState {
@@ -91,13 +99,170 @@ fn state() -> impl Strategy<Value = State> {
                 ..VipState::new(vip(index))
             })
             .collect(),
+        ..State::default()
     })
+}
+
+/// A state with everything else that names reals, too; and marks where VIPs may have them.
+fn whole_state() -> impl Strategy<Value = State> {
+    let ids = prop::collection::btree_map(1_u32..5, (0..REALS, any::<bool>()), 0..4);
+    let routes = prop::collection::btree_map(8_u8..12, 0..REALS, 0..4);
+    let ends = prop::collection::btree_map(0..REALS, any::<bool>(), 0..3);
+    let marks = prop::collection::btree_set((0..VIPS, 0..REALS), 0..4);
+    (state(), ids, routes, ends, marks).prop_map(|(mut state, ids, routes, ends, marks)| {
+        for (index, real) in marks {
+            let real = address(real);
+            let of = state.vips.iter_mut().find(|state| state.vip == vip(index));
+            if let Some(of) = of
+                && of.reals.iter().any(|known| known.address() == real)
+            {
+                of.flags |= VipFlags::UDP_FLOW_MIGRATION;
+                of.down.push(real);
+            }
+        }
+        for VipState { reals, down, .. } in &mut state.vips {
+            down.sort_by_key(|real| reals.iter().position(|of| of.address() == *real));
+        }
+        let ids = ids.into_iter().map(|(id, (real, valid))| {
+            let mut state = ServerIdState::new(ServerId::new(id, address(real)));
+            state.valid = valid;
+            state
+        });
+        let routes = routes.into_iter().map(|(length, real)| {
+            let prefix = Prefix::new([10, 0, 0, 0].into(), length).unwrap();
+            SourceRoute::new(prefix, address(real))
+        });
+        let mode = |inline| match inline {
+            true => DecapMode::Inline,
+            false => DecapMode::Egress,
+        };
+        let ends = ends
+            .into_iter()
+            .map(|(end, inline)| DecapState::new(address(end), mode(inline)));
+        State {
+            server_ids: ids.collect(),
+            source_routes: routes.collect(),
+            decap: ends.collect(),
+            ..state
+        }
+    })
+}
+
+/// A balancer on paper: the table and what lies beside it.
+#[derive(Clone)]
+struct World {
+    table: Table,
+    ids: Names<u32>,
+    invalid: BTreeSet<u32>,
+    routes: Names<Prefix>,
+    marks: BTreeSet<(Vip, IpAddr)>,
+    ends: BTreeMap<IpAddr, DecapMode>,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        Self {
+            table: table(limits),
+            ids: Names::new(100),
+            invalid: BTreeSet::new(),
+            routes: Names::new(100),
+            marks: BTreeSet::new(),
+            ends: BTreeMap::new(),
+        }
+    }
+
+    fn state(&self) -> State {
+        let real = |number| self.table.address_of(number).unwrap();
+        let mut vips = self.table.vip_states();
+        for state in &mut vips {
+            let marks = self.marks.iter().filter(|(vip, _)| *vip == state.vip);
+            state.down = marks.map(|(_, real)| *real).collect();
+        }
+        let ids = self.ids.iter().map(|(id, of)| {
+            let mut state = ServerIdState::new(ServerId::new(id, real(of)));
+            state.valid = !self.invalid.contains(&id);
+            state
+        });
+        let routes = self.routes.iter();
+        let ends = self.ends.iter();
+        State {
+            balancer: None,
+            vips,
+            server_ids: ids.collect(),
+            source_routes: routes
+                .map(|(of, to)| SourceRoute::new(of, real(to)))
+                .collect(),
+            decap: ends
+                .map(|(end, mode)| DecapState::new(*end, *mode))
+                .collect(),
+        }
+    }
+
+    /// What `Katran` does for a step, without the kernel.
+    fn take(&mut self, step: &Step) -> Result<(), Error> {
+        fn rename<K: Name>(
+            names: &mut Names<K>,
+            table: &mut Table,
+            step: &Step,
+            change: &NameChange<K>,
+        ) -> Result<(), Error> {
+            let deltas = names.stage(&change.remove, &change.add, table)?;
+            assert_eq!(deltas, change.references);
+            table.take_step(step)?;
+            let named = change.add.iter();
+            let named = named.map(|(name, real)| (*name, table.real_index(*real).unwrap()));
+            let named: Vec<_> = named.collect();
+            names.commit(&change.remove, named);
+            Ok(())
+        }
+        match step {
+            Step::ServerIds(change) => {
+                let touched = change.add.iter().map(|(id, _)| id).chain(&change.remove);
+                for id in touched {
+                    self.invalid.remove(id);
+                }
+                return rename(&mut self.ids, &mut self.table, step, change);
+            }
+            Step::SourceRoutes(change) => {
+                return rename(&mut self.routes, &mut self.table, step, change);
+            }
+            Step::Invalidate(ids) => self.invalid.extend(ids),
+            Step::Revalidate(ids) => self.invalid.retain(|id| !ids.contains(id)),
+            Step::MarkDown(vip, real) => {
+                let flags = self.table.vip(vip).unwrap().flags;
+                assert!(flags.contains(VipFlags::UDP_FLOW_MIGRATION));
+                self.marks.insert((*vip, *real));
+            }
+            Step::MarkUp(vip, real) => {
+                assert!(self.marks.remove(&(*vip, *real)));
+            }
+            Step::SetDecap(end, mode) => drop(self.ends.insert(*end, *mode)),
+            Step::RemoveDecap(end) => assert!(self.ends.remove(end).is_some()),
+            _ => {}
+        }
+        self.table.take_step(step)?;
+        // Marks go with reals and with the flag.
+        let table = &self.table;
+        self.marks.retain(|(vip, real)| {
+            let entry = table.vip(vip);
+            entry.is_some_and(|entry| {
+                entry.reals.contains_key(real) && entry.flags.contains(VipFlags::UDP_FLOW_MIGRATION)
+            })
+        });
+        Ok(())
+    }
+
+    fn reach(&mut self, wanted: &State) -> Result<Plan, Error> {
+        let plan = plan(&self.state(), wanted, AMPLE)?;
+        plan.steps.iter().try_for_each(|step| self.take(step))?;
+        Ok(plan)
+    }
 }
 
 fn snapshot(table: &Table) -> State {
     State {
-        balancer: None,
         vips: table.vip_states(),
+        ..State::default()
     }
 }
 
@@ -198,6 +363,56 @@ proptest! {
                         (after.number, after.generation)
                     );
                 }
+            }
+        }
+    }
+
+    /// So it is with all that a state can say; and no real that a VIP, an id or a route names before
+    /// and after is given up on the way.
+    #[test]
+    fn whole_states_are_reached(states in prop::collection::vec(whole_state(), 1..5)) {
+        let mut world = World::new(AMPLE);
+        for wanted in &states {
+            let before = world.clone();
+            let plan = world.reach(wanted).unwrap();
+            let mut reached = world.state();
+            prop_assert_eq!(normal(&reached), normal(wanted));
+            let marks = |state: &State| -> Vec<_> {
+                let marks = |vip: &VipState| vip.down.iter().copied().collect::<BTreeSet<_>>();
+                state.vips.iter().map(|vip| (vip.vip, marks(vip))).collect()
+            };
+            prop_assert_eq!(marks(&reached), marks(wanted));
+            reached.vips.clone_from(&wanted.vips);
+            let mut sorted = wanted.clone();
+            sorted.decap.sort();
+            prop_assert_eq!(reached, sorted);
+            prop_assert_eq!(plan.changes.is_empty(), plan.steps.is_empty());
+            prop_assert_eq!(world.reach(wanted).unwrap(), Plan::default());
+
+            let of_vips = |state: &State| -> BTreeSet<IpAddr> {
+                let reals = state.vips.iter().flat_map(|vip| &vip.reals);
+                reals.map(Real::address).collect()
+            };
+            let before_state = before.state();
+            let names = |state: &State| -> BTreeSet<(String, IpAddr)> {
+                let ids = state.server_ids.iter();
+                let ids = ids.map(|of| (of.id.id().to_string(), of.id.real()));
+                let routes = state.source_routes.iter();
+                ids.chain(routes.map(|of| (of.prefix().to_string(), of.real()))).collect()
+            };
+            let (old, new) = (names(&before_state), names(wanted));
+            let named = old.intersection(&new).map(|(_, real)| *real);
+            let kept = of_vips(&before_state)
+                .intersection(&of_vips(wanted))
+                .copied()
+                .chain(named)
+                .collect::<BTreeSet<_>>();
+            for real in kept {
+                let identity = |world: &World| {
+                    let entry = world.table.real(real).unwrap();
+                    (entry.number, entry.generation)
+                };
+                prop_assert_eq!(identity(&before), identity(&world));
             }
         }
     }
@@ -351,7 +566,7 @@ proptest! {
     /// The document says everything that the state says.
     #[cfg(feature = "serde")]
     #[test]
-    fn documents_round_trip(state in state()) {
+    fn documents_round_trip(state in whole_state()) {
         let text = state.to_toml().unwrap();
         prop_assert_eq!(State::from_toml(&text).unwrap(), state);
     }

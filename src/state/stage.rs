@@ -57,7 +57,7 @@ pub(crate) struct StagedVip {
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct StagedRemoval {
     pub(crate) number: VipNumber,
-    /// The reals that no other VIP names.
+    /// The reals that nothing else names.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
     edit: Edit,
 }
@@ -69,19 +69,41 @@ pub(crate) struct StagedReals {
     pub(crate) number: VipNumber,
     pub(crate) flags: VipFlags,
     pub(crate) hash_function: HashFunction,
-    /// Reals that no VIP named before.
+    /// Reals that nothing named before.
     pub(crate) added: Vec<RealRecord>,
     /// An added real's number was another's: a grace period, then `Table::settle`, before it is
     /// used.
     pub(crate) unsettled: bool,
     /// Reals that were there, and change their flags for all VIPs.
     pub(crate) reflagged: Vec<RealRecord>,
-    /// The reals that no VIP names any more.
+    /// The reals that nothing names any more.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
     /// All reals of the VIP after the change, by address, those of weight 0 included.
     pub(crate) endpoints: Vec<Endpoint>,
     /// Whether the reals with a weight, or their weights, change.
     pub(crate) ring_changed: bool,
+    edit: Edit,
+}
+
+/// What a change of references means for the reals themselves.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Adjusted {
+    /// Reals that nothing named before.
+    pub(crate) added: Vec<RealRecord>,
+    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
+    /// used.
+    pub(crate) unsettled: bool,
+    /// The reals that nothing names any more.
+    pub(crate) released: Vec<(IpAddr, RealNumber)>,
+}
+
+/// Changes of references by something other than a VIP.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct StagedReferences {
+    pub(crate) adjusted: Adjusted,
+    /// The touched reals that stay or come.
+    pub(crate) records: BTreeMap<IpAddr, RealRecord>,
     edit: Edit,
 }
 
@@ -131,6 +153,7 @@ into_edit!(
     StagedVip,
     StagedRemoval,
     StagedReals,
+    StagedReferences,
     StagedVipFlags,
     StagedHashFunction,
     StagedRealFlags
@@ -178,7 +201,8 @@ impl Table {
         let mut edit = self.edit();
         edit.vip = Some((*vip, None));
         edit.vip_ids.returned.push(entry.number.0);
-        let released = self.release(&mut edit, entry.reals.keys());
+        let deltas = entry.reals.keys().map(|address| (*address, -1));
+        let Adjusted { released, .. } = self.adjust(&mut edit, deltas, &mut BTreeMap::new())?;
         Ok(StagedRemoval {
             number: entry.number,
             released,
@@ -221,51 +245,18 @@ impl Table {
         }
 
         let mut edit = self.edit();
-        let changed = |from: bool, to: bool| {
-            let is = move |(address, weight): &(&IpAddr, &Option<u32>)| {
-                before(address).is_some() == from && weight.is_some() == to
-            };
-            after.iter().filter(is).map(|(address, _)| *address)
-        };
-        let arriving: Vec<IpAddr> = changed(false, true).collect();
-        let leaving: Vec<IpAddr> = changed(true, false).collect();
-        let mut added = Vec::new();
-        let mut unsettled = false;
-        let mut numbers = BTreeMap::new();
-        for &address in &arriving {
-            let entry = match self.reals.get(&address) {
-                Some(entry) => RealEntry {
-                    references: entry.references + 1,
-                    flags: flags.remove(&address).unwrap_or(entry.flags),
-                    ..*entry
-                },
-                None => {
-                    let taken =
-                        self.real_ids
-                            .peek(edit.real_ids.taken)
-                            .ok_or(Error::Exhausted {
-                                what: "reals (max_reals)",
-                                limit: self.real_ids.count().into(),
-                            })?;
-                    edit.real_ids.taken += 1;
-                    unsettled |= taken.unsettled;
-                    let number = RealNumber(taken.id);
-                    let entry = RealEntry {
-                        number,
-                        generation: self.next_generation(number),
-                        flags: flags
-                            .remove(&address)
-                            .unwrap_or_else(|| real_flags(address, RealFlags::empty())),
-                        references: 1,
-                    };
-                    added.push(record(address, &entry));
-                    entry
-                }
-            };
-            numbers.insert(address, entry.number);
-            edit.reals.insert(address, Some(entry));
-        }
-        let released = self.release(&mut edit, &leaving);
+        let deltas = after.iter().filter_map(|(address, weight)| {
+            match (before(address).is_some(), weight.is_some()) {
+                (false, true) => Some((*address, 1)),
+                (true, false) => Some((*address, -1)),
+                _ => None,
+            }
+        });
+        let Adjusted {
+            added,
+            unsettled,
+            released,
+        } = self.adjust(&mut edit, deltas, &mut flags)?;
         // What is left in `flags` concerns reals that neither arrive nor were new: those that stay
         // here, and those that were added and removed again but that another VIP names.
         for (address, flags) in flags {
@@ -290,7 +281,7 @@ impl Table {
             .filter_map(|(&address, &weight)| {
                 let number = match self.reals.get(&address) {
                     Some(entry) => entry.number,
-                    None => *numbers.get(&address)?,
+                    None => edit.reals.get(&address)?.as_ref()?.number,
                 };
                 Some(Endpoint {
                     number,
@@ -413,7 +404,16 @@ impl Table {
             Step::SetRealFlags(address, flags) => {
                 self.stage_set_real_flags(*address, *flags)?.into()
             }
-            Step::SetGatewayMac(_) | Step::SetSource(_) => return Ok(()),
+            Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
+            Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
+            Step::SetGatewayMac(_)
+            | Step::SetSource(_)
+            | Step::Invalidate(_)
+            | Step::Revalidate(_)
+            | Step::MarkDown(..)
+            | Step::MarkUp(..)
+            | Step::SetDecap(..)
+            | Step::RemoveDecap(_) => return Ok(()),
         };
         self.commit(edit);
         Ok(())
@@ -432,31 +432,81 @@ impl Table {
         })
     }
 
-    /// Takes one reference from each address, and returns those that had only one.
-    fn release<'a>(
+    /// References to reals that something other than a VIP takes (above 0) or gives back (below):
+    /// server ids, source routes.
+    pub(crate) fn stage_references(
+        &self,
+        deltas: &BTreeMap<IpAddr, i64>,
+    ) -> Result<StagedReferences> {
+        let mut edit = self.edit();
+        let deltas = deltas.iter().map(|(address, delta)| (*address, *delta));
+        let adjusted = self.adjust(&mut edit, deltas, &mut BTreeMap::new())?;
+        let records = edit
+            .reals
+            .iter()
+            .filter_map(|(address, entry)| Some((*address, record(*address, entry.as_ref()?))))
+            .collect();
+        Ok(StagedReferences {
+            adjusted,
+            records,
+            edit,
+        })
+    }
+
+    /// Changes how often reals are named. A new real gets a number, and its flags out of `flags`;
+    /// one that nothing names any more gives its number back.
+    fn adjust(
         &self,
         edit: &mut Edit,
-        addresses: impl IntoIterator<Item = &'a IpAddr>,
-    ) -> Vec<(IpAddr, RealNumber)> {
-        let mut released = Vec::new();
-        for address in addresses {
-            let Some(entry) = self.reals.get(address) else {
-                continue;
-            };
-            let left = (entry.references > 1).then(|| RealEntry {
-                references: entry.references - 1,
-                ..*entry
-            });
-            if left.is_none() {
-                released.push((*address, entry.number));
-                // After its last generation a number is never given out again.
-                if entry.generation < u16::MAX {
-                    edit.real_ids.returned.push(entry.number.0);
+        deltas: impl Iterator<Item = (IpAddr, i64)>,
+        flags: &mut BTreeMap<IpAddr, RealFlags>,
+    ) -> Result<Adjusted> {
+        let mut adjusted = Adjusted::default();
+        for (address, delta) in deltas.filter(|(_, delta)| *delta != 0) {
+            let known = self.reals.get(&address);
+            let references = known.map_or(0, |entry| i64::from(entry.references)) + delta;
+            let entry = match (known, u32::try_from(references).unwrap_or(0)) {
+                (None, 0) => continue,
+                (Some(entry), 0) => {
+                    adjusted.released.push((address, entry.number));
+                    // After its last generation a number is never given out again.
+                    if entry.generation < u16::MAX {
+                        edit.real_ids.returned.push(entry.number.0);
+                    }
+                    None
                 }
-            }
-            edit.reals.insert(*address, left);
+                (Some(entry), references) => Some(RealEntry {
+                    references,
+                    flags: match delta > 0 {
+                        true => flags.remove(&address).unwrap_or(entry.flags),
+                        false => entry.flags,
+                    },
+                    ..*entry
+                }),
+                (None, references) => {
+                    let taken = self.real_ids.peek(edit.real_ids.taken);
+                    let taken = taken.ok_or(Error::Exhausted {
+                        what: "reals (max_reals)",
+                        limit: self.real_ids.count().into(),
+                    })?;
+                    edit.real_ids.taken += 1;
+                    adjusted.unsettled |= taken.unsettled;
+                    let number = RealNumber(taken.id);
+                    let entry = RealEntry {
+                        number,
+                        generation: self.next_generation(number),
+                        flags: flags
+                            .remove(&address)
+                            .unwrap_or_else(|| real_flags(address, RealFlags::empty())),
+                        references,
+                    };
+                    adjusted.added.push(record(address, &entry));
+                    Some(entry)
+                }
+            };
+            edit.reals.insert(address, entry);
         }
-        released
+        Ok(adjusted)
     }
 
     /// Changes the flags of a real that is there and stays, in what `edit` already says of it or

@@ -40,7 +40,7 @@ pub(crate) struct RealEntry {
     pub(crate) generation: u16,
     /// Its flags, with the bit of its family.
     pub(crate) flags: RealFlags,
-    /// How many VIPs name it; never 0.
+    /// How many VIPs, server ids and source routes name it; never 0.
     pub(crate) references: u32,
 }
 
@@ -200,6 +200,7 @@ impl Table {
                     .iter()
                     .map(|(address, weight)| self.describe(*address, *weight))
                     .collect(),
+                down: Vec::new(),
             })
             .collect()
     }

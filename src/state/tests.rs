@@ -39,8 +39,8 @@ fn state(vips: &[(u8, &[u8])]) -> State {
         ..VipState::new(vip(*index))
     });
     State {
-        balancer: None,
         vips: vips.collect(),
+        ..State::default()
     }
 }
 
@@ -145,7 +145,7 @@ fn settings_that_can_change_are_steps() {
     let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
     let with = |balancer| State {
         balancer: Some(balancer),
-        vips: Vec::new(),
+        ..State::default()
     };
     let current = with(BalancerState {
         gateway_mac: Some(mac),

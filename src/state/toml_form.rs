@@ -8,19 +8,24 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::document::BalancerState;
+use super::document::DecapState;
+use super::document::Place;
+use super::document::ServerIdState;
 use super::document::State;
 use super::document::VipState;
 use super::document::stated_flags;
 use super::toml_keys::BalancerKeys;
 use super::toml_keys::Document;
 use super::toml_keys::Flag;
-use super::toml_keys::Later;
 use super::toml_keys::RealKeys;
+use super::toml_keys::ServerIdKeys;
 use super::toml_keys::VipKeys;
 use crate::Error;
 use crate::Result;
 use crate::types::Real;
 use crate::types::RealFlags;
+use crate::types::ServerId;
+use crate::types::SourceRoute;
 use crate::types::Vip;
 use crate::types::VipFlags;
 use crate::types::flag_names;
@@ -53,7 +58,10 @@ impl State {
     /// `features` lists exactly what is on. Each `[[vip]]` has `address`, `port` and `protocol`,
     /// and may have `prefix_length`, `flags`, `hash` (`maglev` or `maglev-v2`) and `reals`. A
     /// real has an `address`, and may have a `weight` (1), `local` (false) and
-    /// `application_flags` (0; a multiple of 4 up to 252, as bits 0 and 1 are the library's).
+    /// `application_flags` (0; a multiple of 4 up to 252, as bits 0 and 1 are the library's) and
+    /// `down` (false). Each `[[server_id]]` has `id` and `real`, and may have `valid` (true); each
+    /// `[[source_route]]` has `prefix` and `real`; each `[[decap]]` has `address` and `mode`
+    /// (`inline` or `egress`).
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
@@ -61,17 +69,9 @@ impl State {
     pub fn from_toml(text: &str) -> Result<Self> {
         let document: Document = toml::from_str(text)
             .map_err(|error| refuse(text, error.span().unwrap_or_default(), error.message()))?;
-        let later: [(&str, &Option<Later>); 4] = [
-            ("server_id", &document.server_id),
-            ("source_route", &document.source_route),
-            ("decap", &document.decap),
-            ("mark", &document.mark),
-        ];
-        for (table, entries) in later {
-            if let Some(entry) = entries.as_ref().and_then(|entries| entries.first()) {
-                let message = format!("this version has no `{table}` tables: leave them out");
-                return Err(refuse(text, entry.span(), &message));
-            }
+        if let Some(entry) = document.mark.as_ref().and_then(|entries| entries.first()) {
+            let message = "this version has no `mark` tables: leave them out";
+            return Err(refuse(text, entry.span(), message));
         }
         let state = Self {
             balancer: document.balancer.map(BalancerState::from),
@@ -80,14 +80,33 @@ impl State {
                 .iter()
                 .map(|keys| vip_state(text, keys))
                 .collect::<Result<_>>()?,
+            server_ids: document
+                .server_id
+                .iter()
+                .map(|keys| server_id(keys.get_ref()))
+                .collect(),
+            source_routes: document
+                .source_route
+                .iter()
+                .map(Spanned::get_ref)
+                .map(|keys| SourceRoute::new(keys.prefix.0, keys.real.0))
+                .collect(),
+            decap: document
+                .decap
+                .iter()
+                .map(Spanned::get_ref)
+                .map(|keys| DecapState::new(keys.address.0, keys.mode.0))
+                .collect(),
         };
         let Some(conflict) = state.conflict() else {
             return Ok(state);
         };
-        let vip = &document.vip[conflict.vip];
-        let span = match conflict.real {
-            Some(real) => vip.get_ref().reals[real].span(),
-            None => vip.span(),
+        let span = match conflict.place {
+            Place::Vip(vip) => document.vip[vip].span(),
+            Place::Real { vip, real } => document.vip[vip].get_ref().reals[real].span(),
+            Place::ServerId(index) => document.server_id[index].span(),
+            Place::SourceRoute(index) => document.source_route[index].span(),
+            Place::Decap(index) => document.decap[index].span(),
         };
         Err(refuse(text, span, &conflict.message))
     }
@@ -107,15 +126,43 @@ impl State {
                 message: error.to_string(),
             })?);
         }
-        for state in &self.vips {
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            // Writing to a string cannot fail.
-            let _ = write_vip(&mut text, state);
-        }
+        // Writing to a string cannot fail.
+        let _ = self.write_tables(&mut text);
         Ok(text)
     }
+}
+
+impl State {
+    fn write_tables(&self, text: &mut String) -> std::fmt::Result {
+        for state in &self.vips {
+            write_table(text, "vip")?;
+            write_vip(text, state)?;
+        }
+        for state in &self.server_ids {
+            write_table(text, "server_id")?;
+            let id = &state.id;
+            writeln!(text, "id = {}\nreal = \"{}\"", id.id(), id.real())?;
+            if !state.valid {
+                writeln!(text, "valid = false")?;
+            }
+        }
+        for route in &self.source_routes {
+            write_table(text, "source_route")?;
+            let (prefix, real) = (route.prefix(), route.real());
+            writeln!(text, "prefix = \"{prefix}\"\nreal = \"{real}\"")?;
+        }
+        for DecapState { address, mode } in &self.decap {
+            write_table(text, "decap")?;
+            writeln!(text, "address = \"{address}\"\nmode = \"{mode}\"")?;
+        }
+        Ok(())
+    }
+}
+
+/// The head of a table, after an empty line if it is not the first.
+fn write_table(text: &mut String, name: &str) -> std::fmt::Result {
+    let empty_line = if text.is_empty() { "" } else { "\n" };
+    writeln!(text, "{empty_line}[[{name}]]")
 }
 
 /// What is wrong, and where.
@@ -149,7 +196,19 @@ fn vip_state(text: &str, spanned: &Spanned<VipKeys>) -> Result<VipState> {
             .iter()
             .map(|keys| real(text, keys.get_ref()))
             .collect::<Result<_>>()?,
+        down: keys
+            .reals
+            .iter()
+            .filter(|real| real.get_ref().down)
+            .map(|real| real.get_ref().address.0.to_canonical())
+            .collect(),
     })
+}
+
+fn server_id(keys: &ServerIdKeys) -> ServerIdState {
+    let mut state = ServerIdState::new(ServerId::new(keys.id, keys.real.0));
+    state.valid = keys.valid;
+    state
 }
 
 fn real(text: &str, keys: &RealKeys) -> Result<Real> {
@@ -176,7 +235,7 @@ fn real(text: &str, keys: &RealKeys) -> Result<Real> {
 
 fn write_vip(text: &mut String, state: &VipState) -> std::fmt::Result {
     let vip = &state.vip;
-    writeln!(text, "[[vip]]\naddress = \"{}\"", vip.address())?;
+    writeln!(text, "address = \"{}\"", vip.address())?;
     if vip.is_prefix() {
         writeln!(text, "prefix_length = {}", vip.prefix_length())?;
     }
@@ -212,6 +271,9 @@ fn write_vip(text: &mut String, state: &VipState) -> std::fmt::Result {
         if !application.is_empty() {
             write!(text, ", application_flags = {}", application.bits())?;
         }
+        if state.down.contains(&real.address()) {
+            write!(text, ", down = true")?;
+        }
         writeln!(text, " }},")?;
     }
     writeln!(text, "]")
@@ -224,6 +286,7 @@ mod tests {
     use super::*;
     use crate::config::Encapsulation;
     use crate::config::Features;
+    use crate::types::DecapMode;
     use crate::types::HashFunction;
 
     const SPEC: &str = r#"
@@ -247,6 +310,18 @@ protocol = "tcp"
 flags = ["no-src-port"]
 hash = "maglev"
 reals = [ { address = "198.51.100.1", weight = 3 }, { address = "2001:db8:2::1", local = true } ]
+
+[[server_id]]
+id = 1000
+real = "198.51.100.1"
+
+[[source_route]]
+prefix = "100.64.0.0/10"
+real = "2001:db8:2::100"
+
+[[decap]]
+address = "192.0.2.200"
+mode = "inline"
 "#;
 
     const ALL_SETTINGS: &str = r#"[balancer]
@@ -282,16 +357,37 @@ address = "2001:db8:c::"
 prefix_length = 96
 port = 0
 protocol = "udp"
-flags = ["lru-bypass", "quic"]
+flags = ["lru-bypass", "quic", "udp-flow-migration"]
 hash = "maglev-v2"
 reals = [
-    { address = "198.51.100.1", weight = 0, local = true, application_flags = 132 },
+    { address = "198.51.100.1", weight = 0, local = true, application_flags = 132, down = true },
 ]
 
 [[vip]]
 address = "203.0.113.1"
 port = 1
 protocol = "tcp"
+
+[[server_id]]
+id = 1000
+real = "198.51.100.1"
+
+[[server_id]]
+id = 4294967295
+real = "2001:db8:2::1"
+valid = false
+
+[[source_route]]
+prefix = "100.64.0.0/10"
+real = "2001:db8:2::100"
+
+[[decap]]
+address = "192.0.2.200"
+mode = "inline"
+
+[[decap]]
+address = "2001:db8::200"
+mode = "egress"
 "#;
 
     fn message(text: &str) -> String {
@@ -321,6 +417,14 @@ protocol = "tcp"
                 real("2001:db8:2::1").flags(RealFlags::LOCAL_REAL)
             ]
         );
+        let ip = |text: &str| text.parse().unwrap();
+        let id = ServerId::new(1000, ip("198.51.100.1"));
+        assert_eq!(state.server_ids, [ServerIdState::new(id)]);
+        let prefix = "100.64.0.0/10".parse().unwrap();
+        let route = SourceRoute::new(prefix, ip("2001:db8:2::100"));
+        assert_eq!(state.source_routes, [route]);
+        let end = DecapState::new(ip("192.0.2.200"), DecapMode::Inline);
+        assert_eq!(state.decap, [end]);
     }
 
     #[test]
@@ -401,9 +505,32 @@ protocol = "tcp"
             ),
             ("[balancer]\nmax_vips 1\n".to_owned(), "line 2, column ", ""),
             (
-                with("\n[[server_id]]\nid = 1000\nreal = \"198.51.100.1\""),
-                "line 6, column 1: ",
-                "no `server_id`",
+                with("\n[[server_id]]\nid = 1000\nreel = \"198.51.100.1\""),
+                "line 8, column 1: ",
+                "`reel`",
+            ),
+            (
+                with("[[source_route]]\nprefix = \"100.64.0.1/10\"\nreal = \"198.51.100.1\""),
+                "line 6, column 10: ",
+                "would be 100.64.0.0/10",
+            ),
+            (
+                with("[[decap]]\naddress = \"192.0.2.200\"\nmode = \"outline\""),
+                "line 7, column 8: ",
+                "inline or egress",
+            ),
+            (
+                with(
+                    "[[decap]]\naddress = \"192.0.2.200\"\nmode = \"inline\"\n\n\
+                     [[decap]]\naddress = \"192.0.2.200\"\nmode = \"egress\"",
+                ),
+                "line 9, column 1: ",
+                "192.0.2.200 is listed twice",
+            ),
+            (
+                with("reals = [ { address = \"198.51.100.1\", down = true } ]"),
+                "line 1, column 1: ",
+                "udp-flow-migration",
             ),
             (
                 with("[[mark]]\nmark = 1"),

@@ -23,8 +23,10 @@ use super::document::BalancerState;
 use crate::config::Encapsulation;
 use crate::config::Features;
 use crate::config::FlowTableKind;
+use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::Prefix;
 use crate::types::Protocol;
 use crate::types::VipFlags;
 use crate::types::flag_by_name;
@@ -36,11 +38,41 @@ pub(super) struct Document {
     pub(super) balancer: Option<BalancerKeys>,
     #[serde(default)]
     pub(super) vip: Vec<Spanned<VipKeys>>,
-    // Tables of later versions, known so that they can be refused by name.
-    pub(super) server_id: Option<Later>,
-    pub(super) source_route: Option<Later>,
-    pub(super) decap: Option<Later>,
+    #[serde(default)]
+    pub(super) server_id: Vec<Spanned<ServerIdKeys>>,
+    #[serde(default)]
+    pub(super) source_route: Vec<Spanned<SourceRouteKeys>>,
+    #[serde(default)]
+    pub(super) decap: Vec<Spanned<DecapKeys>>,
+    // A table of later versions, known so that it can be refused by name.
     pub(super) mark: Option<Later>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerIdKeys {
+    pub(super) id: u32,
+    pub(super) real: Text<IpAddr>,
+    #[serde(default = "yes")]
+    pub(super) valid: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceRouteKeys {
+    pub(super) prefix: Text<Prefix>,
+    pub(super) real: Text<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DecapKeys {
+    pub(super) address: Text<IpAddr>,
+    pub(super) mode: Text<DecapMode>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The entries of a table that this version does not have.
@@ -54,8 +86,8 @@ pub(super) struct BalancerKeys {
     pub(super) features: Option<Vec<Flag<Features>>>,
     pub(super) source_v4: Option<Text<Ipv4Addr>>,
     pub(super) source_v6: Option<Text<Ipv6Addr>>,
-    pub(super) ipip_source_v4: Option<Text<Prefix<Ipv4Addr, 16>>>,
-    pub(super) ipip_source_v6: Option<Text<Prefix<Ipv6Addr, 96>>>,
+    pub(super) ipip_source_v4: Option<Text<FirstOf<Ipv4Addr, 16>>>,
+    pub(super) ipip_source_v6: Option<Text<FirstOf<Ipv6Addr, 96>>>,
     pub(super) gue_port: Option<u16>,
     pub(super) max_frame: Option<u32>,
     pub(super) frags: Option<bool>,
@@ -123,8 +155,8 @@ impl From<&BalancerState> for BalancerKeys {
                 .map(|set| set.iter().map(Flag).collect::<Vec<_>>()),
             source_v4: state.source_v4.map(Text),
             source_v6: state.source_v6.map(Text),
-            ipip_source_v4: state.ipip_source_v4.map(|first| Text(Prefix(first))),
-            ipip_source_v6: state.ipip_source_v6.map(|first| Text(Prefix(first))),
+            ipip_source_v4: state.ipip_source_v4.map(|first| Text(FirstOf(first))),
+            ipip_source_v6: state.ipip_source_v6.map(|first| Text(FirstOf(first))),
             gue_port: state.gue_port,
             max_frame: state.max_frame,
             frags: state.frags,
@@ -170,6 +202,8 @@ pub(super) struct RealKeys {
     pub(super) weight: u32,
     #[serde(default)]
     pub(super) local: bool,
+    #[serde(default)]
+    pub(super) down: bool,
     pub(super) application_flags: Option<Spanned<u8>>,
 }
 
@@ -205,9 +239,9 @@ impl<T: fmt::Display> Serialize for Text<T> {
 }
 
 /// The first address of a prefix whose length is fixed.
-pub(super) struct Prefix<A, const LENGTH: u8>(pub(super) A);
+pub(super) struct FirstOf<A, const LENGTH: u8>(pub(super) A);
 
-impl<A: FromStr, const LENGTH: u8> FromStr for Prefix<A, LENGTH> {
+impl<A: FromStr, const LENGTH: u8> FromStr for FirstOf<A, LENGTH> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -218,7 +252,7 @@ impl<A: FromStr, const LENGTH: u8> FromStr for Prefix<A, LENGTH> {
     }
 }
 
-impl<A: fmt::Display, const LENGTH: u8> fmt::Display for Prefix<A, LENGTH> {
+impl<A: fmt::Display, const LENGTH: u8> fmt::Display for FirstOf<A, LENGTH> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{LENGTH}", self.0)
     }

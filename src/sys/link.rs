@@ -1,4 +1,4 @@
-//! Attaching XDP programs to interfaces.
+//! Attaching XDP programs to interfaces, and sockops programs to cgroups.
 //!
 //! Attachments are BPF links: the kernel removes one when its last descriptor is closed, so a
 //! process that dies leaves nothing behind, and never replaces a foreign program.
@@ -17,7 +17,7 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// A program's attachment to an interface; undone on drop.
+/// A program's attachment; undone on drop.
 #[derive(Debug)]
 pub(crate) struct Link(OwnedFd);
 
@@ -41,22 +41,38 @@ impl Drop for Link {
 
 /// Attaches an XDP program to an interface of the calling thread's network namespace.
 pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<Link> {
+    create(program, index as i32, libbpf_sys::BPF_XDP, flags)
+}
+
+fn create(
+    program: BorrowedFd<'_>,
+    target: i32,
+    kind: libbpf_sys::bpf_attach_type,
+    flags: u32,
+) -> io::Result<Link> {
     let options = libbpf_sys::bpf_link_create_opts {
         sz: mem::size_of::<libbpf_sys::bpf_link_create_opts>() as _,
         flags,
         ..Default::default()
     };
     // SAFETY: the options are initialised and outlive the call.
-    let fd = check(unsafe {
-        libbpf_sys::bpf_link_create(
-            program.as_raw_fd(),
-            index as i32,
-            libbpf_sys::BPF_XDP,
-            &options,
-        )
-    })?;
+    let fd =
+        check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
     Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Attaches a sockops program to a cgroup, beside those that others have attached there.
+pub(crate) fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+) -> io::Result<Link> {
+    create(
+        program,
+        cgroup.as_raw_fd(),
+        libbpf_sys::BPF_CGROUP_SOCK_OPS,
+        0,
+    )
 }
 
 /// The ids of the XDP programs on an interface: in native and in generic mode, 0 for none.

@@ -168,8 +168,45 @@ impl<K: Pod, V: Pod> Typed<K, V> {
         }
     }
 
+    /// Adds or replaces elements by one call. After an error some of them may have been.
+    pub(crate) fn update_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        let mut count = checked_count(keys, values.len())?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: there are `count` keys and values, as long as the map's, compared in `new`.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_batch(
+                self.fd.as_raw_fd(),
+                keys.as_ptr().cast(),
+                values.as_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        })
+        .map(drop)
+    }
+
+    /// Removes elements that are there, by one call. After an error some of them may be gone.
+    pub(crate) fn delete_all(&self, keys: &[K]) -> io::Result<()> {
+        let mut count = checked_count(keys, keys.len())?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: there are `count` keys, as long as the map's, compared in `new`.
+        check(unsafe {
+            libbpf_sys::bpf_map_delete_batch(
+                self.fd.as_raw_fd(),
+                keys.as_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        })
+        .map(drop)
+    }
+
     /// The key after `key`, or the first one.
-    fn next_key(&self, key: Option<&K>) -> io::Result<Option<K>> {
+    pub(crate) fn next_key(&self, key: Option<&K>) -> io::Result<Option<K>> {
         let mut next = K::default();
         let from = key.map_or(std::ptr::null(), |key| as_ptr(key));
         // SAFETY: both keys are as long as the map's, compared in `new`; NULL asks for the first.
@@ -196,6 +233,14 @@ impl<K: Pod, V: Pod> Typed<K, V> {
             count += 1;
         }
         Ok(count)
+    }
+}
+
+/// The length of a batch, for the kernel.
+fn checked_count<K>(keys: &[K], values: usize) -> io::Result<u32> {
+    match u32::try_from(keys.len()) {
+        Ok(count) if values == keys.len() => Ok(count),
+        _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::skel::decap::types::decap_counters;
 use crate::skel::katran::types;
+use crate::skel::server_id::types::server_id_counters;
 
 /// A type whose every bit pattern is valid and which has no padding that the kernel would see
 /// uninitialised.
@@ -31,10 +32,16 @@ pod! {
     types::flow_set = 128;
     types::explanation = 16;
     types::count = 16;
-    types::vip_counters = 16;
+    types::vip_counters = 40;
     types::real_counters = 24;
-    types::counters = 3 * 16 + 14 * 8 + 17 * 8 + 2 * 8 + 8;
-    decap_counters = 8 * 8;
+    types::counters = 3 * 16 + 14 * 8 + 22 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72;
+    types::source_prefix_v4 = 8;
+    types::source_prefix_v6 = 20;
+    types::down_real = 8;
+    types::decap_destination = 20;
+    types::server_id_line = 64;
+    decap_counters = 12 * 8;
+    server_id_counters = 24;
 }
 
 /// The bytes of `value`, for the kernel to read.

@@ -4,15 +4,20 @@
 //! one. Nothing here needs a kernel.
 
 mod address;
+mod decap_mode;
 mod flow;
 mod mac;
 mod names;
+mod prefix;
 mod real;
+mod server_id;
+mod source_route;
 mod vip;
 
 pub(crate) use address::check_host;
 pub(crate) use address::check_real;
 pub(crate) use address::check_vip;
+pub use decap_mode::DecapMode;
 pub use flow::Flow;
 pub use flow::Protocol;
 pub(crate) use flow::address_bytes;
@@ -23,10 +28,13 @@ pub(crate) use names::flag_names;
 pub(crate) use names::read_set;
 pub(crate) use names::text_form;
 pub(crate) use names::write_set;
+pub use prefix::Prefix;
 pub use real::Real;
 pub use real::RealChange;
 pub use real::RealFlags;
 pub use real::RealNumber;
+pub use server_id::ServerId;
+pub use source_route::SourceRoute;
 pub use vip::HashFunction;
 pub use vip::Vip;
 pub use vip::VipFlags;

@@ -8,6 +8,9 @@ use std::str::FromStr;
 use bitflags::bitflags;
 
 use super::Protocol;
+use super::prefix::check_prefix;
+use super::prefix::full_length;
+use super::prefix::mask;
 use crate::Error;
 
 /// The address of a service: an address or prefix, a port (0: any) and a protocol.
@@ -65,23 +68,7 @@ impl Vip {
     /// [`Error::InvalidConfig`] if `length` is longer than the address, or if the address has
     /// bits set behind the prefix.
     pub fn with_prefix(mut self, length: u8) -> Result<Self, Error> {
-        let refuse = |reason: String| Error::InvalidConfig {
-            setting: "prefix_length",
-            value: format!("{}/{length}", self.address),
-            reason,
-        };
-        if length > full_length(self.address) {
-            return Err(refuse(format!(
-                "the longest prefix of this family is {}",
-                full_length(self.address)
-            )));
-        }
-        let masked = mask(self.address, length);
-        if masked != self.address {
-            return Err(refuse(format!(
-                "bits behind the prefix are set; the prefix would be {masked}/{length}"
-            )));
-        }
+        check_prefix(self.address, length)?;
         self.prefix_length = length;
         Ok(self)
     }
@@ -115,27 +102,6 @@ impl Vip {
     pub fn covers(&self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4()
             && mask(address, self.prefix_length) == self.address
-    }
-}
-
-fn full_length(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
-fn mask(address: IpAddr, length: u8) -> IpAddr {
-    let length = u32::from(length);
-    match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
-            IpAddr::V4((v4.to_bits() & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            IpAddr::V6((v6.to_bits() & mask).into())
-        }
     }
 }
 
@@ -188,7 +154,7 @@ impl FromStr for Vip {
 }
 
 bitflags! {
-    /// How a VIP's packets are routed.
+    /// How a VIP's packets are routed. A flag that belongs to a feature does nothing without it.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct VipFlags: u32 {
         /// The client's port does not count: one client goes to one real.
@@ -197,44 +163,38 @@ bitflags! {
         /// Neither look into the flow table nor write it.
         #[doc(alias = "F_LRU_BYPASS")]
         const LRU_BYPASS = 1 << 1;
-        /// Route by QUIC connection id.
+        /// Route by QUIC connection id; UDP only.
         #[doc(alias = "F_QUIC_VIP")]
         const QUIC = 1 << 2;
         /// Only the destination port counts (VoIP-like services).
         #[doc(alias = "F_HASH_DPORT_ONLY")]
         const DPORT_HASH = 1 << 3;
-        /// The client's prefix may choose the real.
+        /// The client's prefix may choose the real; with
+        /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING).
         #[doc(alias = "F_SRC_ROUTING")]
         const SRC_ROUTING = 1 << 4;
         /// Allow delivery to the local stack, for reals with
         /// [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
         #[doc(alias = "F_LOCAL_VIP")]
         const LOCAL_VIP = 1 << 5;
-        /// Look into the global flow table.
+        /// Look into the global flow table; with
+        /// [`Features::GLOBAL_FLOW_TABLE`](crate::Features::GLOBAL_FLOW_TABLE).
         #[doc(alias = "F_GLOBAL_LRU")]
         const GLOBAL_LRU = 1 << 6;
         /// Keep both ports, also on an any-port VIP.
         #[doc(alias = "F_HASH_SRC_DST_PORT")]
         const SRC_DST_PORT = 1 << 7;
-        /// Route by the id in the datagram.
+        /// Route by the id in the datagram; with
+        /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
         const UDP_STABLE_ROUTING = 1 << 8;
-        /// Leave a real that is marked down.
+        /// UDP flows leave a real that is [marked down](crate::Katran::mark_down).
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
         const UDP_FLOW_MIGRATION = 1 << 9;
     }
 }
 
 super::text_form!(VipFlags, "a VIP flag such as no-src-port");
-
-impl VipFlags {
-    /// What this version's program knows.
-    pub(crate) const IMPLEMENTED: Self = Self::NO_SRC_PORT
-        .union(Self::LRU_BYPASS)
-        .union(Self::DPORT_HASH)
-        .union(Self::LOCAL_VIP)
-        .union(Self::SRC_DST_PORT);
-}
 
 /// The number under which the program knows a VIP: 0 to `max_vips` - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

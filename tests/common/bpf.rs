@@ -120,6 +120,47 @@ pub(crate) fn maps_of(program: BorrowedFd<'_>) -> Vec<u32> {
         .collect()
 }
 
+/// Bytes of a program as the kernel runs it, and how many instructions the verifier has looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) bytes: u32,
+    pub(crate) verified: u32,
+}
+
+/// The size of a program.
+pub(crate) fn size(program: BorrowedFd<'_>) -> Size {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })
+    .unwrap();
+    Size {
+        bytes: info.xlated_prog_len,
+        verified: info.verified_insns,
+    }
+}
+
+/// The sizes of the programs in an array of programs.
+pub(crate) fn sizes_in(programs: BorrowedFd<'_>) -> Vec<Size> {
+    let ids = dump(programs).into_values();
+    ids.map(|id| {
+        let id = u32::from_ne_bytes(id.try_into().unwrap());
+        // SAFETY: takes a number, returns a descriptor that is ours.
+        let program = unsafe {
+            let fd = check(libbpf_sys::bpf_prog_get_fd_by_id(id)).unwrap();
+            OwnedFd::from_raw_fd(fd)
+        };
+        size(program.as_fd())
+    })
+    .collect()
+}
+
 fn map_by_id(id: u32) -> OwnedFd {
     // SAFETY: takes a number.
     let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) }).unwrap();

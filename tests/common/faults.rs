@@ -25,6 +25,7 @@ pub(crate) const PROG_LOAD: u32 = 5;
 pub(crate) const PROG_TEST_RUN: u32 = 10;
 pub(crate) const MAP_LOOKUP_BATCH: u32 = 24;
 pub(crate) const MAP_UPDATE_BATCH: u32 = 26;
+pub(crate) const MAP_DELETE_BATCH: u32 = 27;
 pub(crate) const LINK_CREATE: u32 = 28;
 
 /// Runs `f` on a thread where these commands of bpf(2) fail with `errno`.

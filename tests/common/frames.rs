@@ -29,6 +29,7 @@ pub(crate) struct Packet {
     payload: Vec<u8>,
     tos: u8,
     checksum: bool,
+    options: Vec<u8>,
 }
 
 impl Packet {
@@ -39,6 +40,7 @@ impl Packet {
             payload: b"hello".to_vec(),
             tos: 0,
             checksum: true,
+            options: Vec::new(),
         }
     }
 
@@ -50,6 +52,19 @@ impl Packet {
     /// So many bytes of payload.
     pub(crate) fn payload(mut self, bytes: usize) -> Self {
         self.payload = (0..bytes).map(|i| (i * 31) as u8).collect();
+        self
+    }
+
+    /// This payload.
+    pub(crate) fn data(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// TCP options, filled up to whole words with ends of the list.
+    pub(crate) fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self.options.resize(options.len().next_multiple_of(4), 0);
         self
     }
 
@@ -71,7 +86,26 @@ impl Packet {
         body.extend(destination.port().to_be_bytes());
         let check_at = match self.flow.protocol {
             Protocol::Tcp => {
-                body.extend([0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, self.flags, 1, 0, 0, 0, 0, 0]);
+                let words = 5 + self.options.len() as u8 / 4;
+                body.extend([
+                    0,
+                    0,
+                    0,
+                    1,
+                    0,
+                    0,
+                    0,
+                    2,
+                    words << 4,
+                    self.flags,
+                    1,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                ]);
+                body.extend(&self.options);
                 16
             }
             Protocol::Udp => {

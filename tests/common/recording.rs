@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use katran::Builder;
+use katran::DecapMode;
 use katran::Features;
 use katran::HashFunction;
 use katran::Katran;
 use katran::Real;
+use katran::ServerId;
 use katran::Verdict;
 use katran::Vip;
 use katran::VipFlags;
@@ -14,8 +16,27 @@ use katran_lab::require_root;
 use serde_json::Value;
 
 pub(crate) const CORE_IPIP: &str = include_str!("../vectors/core_ipip.json");
+pub(crate) const CORE_GUE: &str = include_str!("../vectors/core_gue.json");
+pub(crate) const QUIC: &str = include_str!("../vectors/quic.json");
+pub(crate) const TCP_SERVER_ID: &str = include_str!("../vectors/tcp_server_id.json");
+pub(crate) const UDP_STABLE_ROUTING: &str = include_str!("../vectors/udp_stable_routing.json");
+pub(crate) const SOURCE_ROUTING: &str = include_str!("../vectors/source_routing.json");
+pub(crate) const INLINE_DECAP: &str = include_str!("../vectors/inline_decap.json");
 pub(crate) const ICMP_TOO_BIG: &str = include_str!("../vectors/icmp_too_big.json");
 pub(crate) const CIDR_VIPS: &str = include_str!("../vectors/cidr_vips.json");
+
+/// All of them.
+pub(crate) const RECORDINGS: [&str; 9] = [
+    CORE_IPIP,
+    CORE_GUE,
+    ICMP_TOO_BIG,
+    CIDR_VIPS,
+    QUIC,
+    TCP_SERVER_ID,
+    UDP_STABLE_ROUTING,
+    SOURCE_ROUTING,
+    INLINE_DECAP,
+];
 
 /// A recorded file.
 pub(crate) struct Recording {
@@ -81,6 +102,7 @@ impl Recording {
         });
         Katran::builder()
             .gateway_mac(text(&config["gateway_mac"]).parse().unwrap())
+            .encapsulation(text(&config["encap"]).parse().unwrap())
             .max_frame(number(&config["max_frame"]))
             .max_vips(number(&config["max_vips"]))
             .ring_size(number(&config["ring_size"]))
@@ -117,6 +139,30 @@ impl Recording {
                 let address = text(&real["addr"]).parse().unwrap();
                 let real = Real::new(address).weight(number(&real["weight"]));
                 katran.add_real(vip, real).unwrap();
+            }
+        }
+        let ids = self.json["state"]["server_ids"].as_array();
+        let ids: Vec<ServerId> = ids
+            .into_iter()
+            .flatten()
+            .map(|id| ServerId::new(number(&id[0]), text(&id[1]).parse().unwrap()))
+            .collect();
+        katran.add_server_ids(&ids).unwrap();
+        let routes = self.json["state"]["src_rules"].as_array();
+        for route in routes.into_iter().flatten() {
+            let (prefix, real) = (text(&route[0]).parse(), text(&route[1]).parse());
+            katran
+                .add_source_routes(&[prefix.unwrap()], real.unwrap())
+                .unwrap();
+        }
+        for (key, mode) in [
+            ("decap", DecapMode::Inline),
+            ("egress_decap", DecapMode::Egress),
+        ] {
+            for address in self.json["state"][key].as_array().into_iter().flatten() {
+                katran
+                    .add_decap(text(address).parse().unwrap(), mode)
+                    .unwrap();
             }
         }
         katran

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::GATEWAY;
 use super::frames::ETHERNET;
+use super::frames::pseudo_sum;
 use super::frames::sum;
 
 /// The prefixes of outer source addresses.
@@ -76,5 +77,74 @@ pub(crate) fn ipip_from(
         }
     }
     out.extend(inner);
+    out
+}
+
+/// The frame in GUE for `real`, from the balancer's own address of that family. The checksum is
+/// worked out over all that is sent, or 0 if the packet has none itself.
+pub(crate) fn gue(
+    frame: &[u8],
+    source: Option<IpAddr>,
+    port: u16,
+    real: IpAddr,
+    own: IpAddr,
+    checked: bool,
+) -> Vec<u8> {
+    const GUE_PORT: [u8; 2] = 6080u16.to_be_bytes();
+    let inner = &frame[ETHERNET..];
+    let v6 = inner[0] >> 4 == 6;
+    let (length, tos) = if v6 {
+        let payload = u16::from_be_bytes([inner[4], inner[5]]);
+        (payload + 40, inner[0] << 4 | inner[1] >> 4)
+    } else {
+        (u16::from_be_bytes([inner[2], inner[3]]), inner[1])
+    };
+    let [high, low] = port.to_be_bytes();
+    let s: Vec<u8> = match source {
+        None => vec![0; 16],
+        Some(IpAddr::V4(v4)) => v4.octets().to_vec(),
+        Some(IpAddr::V6(v6)) => v6.octets().to_vec(),
+    };
+    let from = match (real, v6) {
+        (IpAddr::V4(_), false) => [low ^ s[2], high ^ s[3]],
+        (IpAddr::V6(_), false) => [s[2] ^ high, s[3] ^ low],
+        (IpAddr::V6(_), true) => [s[12] ^ high, s[13] ^ low],
+        (IpAddr::V4(_), true) => [low ^ s[14], high ^ s[15]],
+    };
+    let mut udp = [from, GUE_PORT, (length + 8).to_be_bytes(), [0, 0]].concat();
+    udp.extend(&inner[..usize::from(length)]);
+    if checked {
+        let check = match !pseudo_sum(own, real, 17, &udp) {
+            0 => 0xffff,
+            check => check,
+        };
+        udp[6..8].copy_from_slice(&check.to_be_bytes());
+    }
+    let mut out = GATEWAY.octets().to_vec();
+    out.extend(&frame[..6]);
+    match (own, real) {
+        (IpAddr::V4(own), IpAddr::V4(real)) => {
+            out.extend([0x08, 0x00]);
+            let mut outer = vec![0x45, tos];
+            outer.extend((length + 28).to_be_bytes());
+            outer.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+            outer.extend(own.octets());
+            outer.extend(real.octets());
+            let check = (!sum(&outer)).to_be_bytes();
+            outer[10..12].copy_from_slice(&check);
+            out.extend(outer);
+        }
+        (IpAddr::V6(own), IpAddr::V6(real)) => {
+            out.extend([0x86, 0xdd, 0x60 | tos >> 4, tos << 4, 0, 0]);
+            out.extend((length + 8).to_be_bytes());
+            out.extend([17, 64]);
+            out.extend(own.octets());
+            out.extend(real.octets());
+        }
+        _ => panic!("{own} cannot send to {real}"),
+    }
+    out.extend(udp);
+    // What follows the packet in the frame.
+    out.extend(&inner[usize::from(length)..]);
     out
 }

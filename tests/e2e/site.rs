@@ -77,6 +77,16 @@ impl Site {
         add_service(&mut self.katran, vip, reals);
     }
 
+    /// Makes the balancer forget the flows of a VIP, and the ring lead new ones to this real only.
+    pub(crate) fn turn_to(&mut self, vip: Vip, to: IpAddr) {
+        for real in self.katran.reals(vip).unwrap() {
+            let weight = u32::from(real.address() == to);
+            let real = Real::new(real.address()).weight(weight);
+            self.katran.add_real(vip, real).unwrap();
+        }
+        let _ = self.katran.purge(vip).unwrap();
+    }
+
     /// The name of the backend that a packet of this flow, other than a SYN, is sent to now.
     pub(crate) fn expected(&self, flow: Flow) -> String {
         expected(&self.lab, &self.katran, flow)
@@ -85,7 +95,9 @@ impl Site {
     /// Packets that the backends have taken out of tunnels, by the outer family.
     pub(crate) fn decapsulated(&self) -> (u64, u64) {
         let counters = self.decaps.iter().map(|decap| decap.counters().unwrap());
-        counters.fold((0, 0), |(v4, v6), c| (v4 + c.ipip_v4, v6 + c.ipip_v6))
+        counters.fold((0, 0), |(v4, v6), c| {
+            (v4 + c.ipip_v4 + c.gue_v4, v6 + c.ipip_v6 + c.gue_v6)
+        })
     }
 
     /// A new connection that this backend has accepted: as many tries as that takes.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use katran::Builder;
 use katran::DropReason;
+use katran::Encapsulation;
 use katran::Flow;
 use katran::Vip;
 use katran::XdpMode;
@@ -29,6 +30,16 @@ fn all_families_and_protocols_in_native_mode() {
 #[test]
 fn all_families_and_protocols_with_a_program_that_takes_fragmented_buffers() {
     every_mix(XdpMode::Native, |builder| builder.frags(true));
+}
+
+#[test]
+fn all_families_and_protocols_over_gue() {
+    every_mix(XdpMode::Native, |builder| {
+        builder
+            .encapsulation(Encapsulation::Gue)
+            .source_v4("198.18.0.10".parse().unwrap())
+            .source_v6("2001:db8:ffff::10".parse().unwrap())
+    });
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! The ends of TCP connections that balancers route by server id: puts the id into an option of the
+//! packets, so that servers and clients need not.
+//!
+//! ```text
+//! server_id --id 1000 --cgroup PATH...    on a backend: connections that are accepted carry its id
+//! server_id --cgroup PATH...              on a client, or a proxy: repeats the ids that it hears
+//! ```
+//! PATH is the directory of a cgroup of version 2, such as that of a systemd service
+//! (`/sys/fs/cgroup/system.slice/nginx.service`): the sockets of its processes are concerned. The
+//! balancer is loaded with `features = ["tcp-server-id", ...]` and knows the ids by `[[server_id]]`.
+//! Prints its counters every second; SIGINT and SIGTERM detach and end it.
+
+use std::io::Write;
+use std::io::stdout;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use katran::ServerIdOption;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Puts server ids into TCP packets, or repeats those that are heard.
+#[derive(Parser)]
+struct Arguments {
+    /// This server's id, 1 to 4294967295; without it ids are only repeated
+    #[arg(long, value_name = "NUMBER")]
+    id: Option<u32>,
+    /// The sockets of which cgroup (version 2): its directory; may be given several times
+    #[arg(long, value_name = "PATH", required = true)]
+    cgroup: Vec<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("server_id: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    // First, so that no signal from now on ends the process halfway.
+    let (sender, signals) = mpsc::channel();
+    let mut caught = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || caught.forever().next().map(|signal| sender.send(signal)));
+
+    let mut option = match arguments.id {
+        Some(id) => ServerIdOption::server(id)?,
+        None => ServerIdOption::client()?,
+    };
+    for cgroup in &arguments.cgroup {
+        option.attach(cgroup)?;
+        let what = match arguments.id {
+            Some(id) => format!("writing server id {id} for"),
+            None => "repeating server ids for".to_owned(),
+        };
+        say(format!("{what} {}", cgroup.display()));
+    }
+    say("   accepted      heard    written".to_owned());
+    while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
+        let now = option.counters()?;
+        say(format!(
+            "{:>11} {:>10} {:>10}",
+            now.served, now.heard, now.written
+        ));
+    }
+    for cgroup in &arguments.cgroup {
+        option.detach(cgroup)?;
+        say(format!("detached from {}", cgroup.display()));
+    }
+    Ok(())
+}
+
+/// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
+fn say(line: String) {
+    let _ = writeln!(stdout(), "{line}");
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Routing by ids in packets: QUIC connection ids, the TCP option, stable UDP routing; what becomes of
+ * the flow's entry then. Part of a program of its own, which leaves its answer in the record of the
+ * CPU.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "cursor.h"
+#include "flow_table.h"
+#include "maps.h"
+#include "parse.h"
+#include "quic.h"
+#include "route.h"
+#include "send.h"
+#include "server_ids.h"
+#include "stable_udp.h"
+#include "tcp_option.h"
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+/* What an id led to: the real's number, and above it the step; or a reason to drop, negative; or
+ * 0: it led nowhere. */
+#define ROUTED(number, step) ((int)((number) | (step) << REAL_NUMBER_BITS))
+
+/* Counts a flow that an id took from another real. */
+static __always_inline void count_moved(const struct id_query *query)
+{
+	struct vip_counters *of_vip = counters_of_vip(&query->vip_number);
+
+	if (of_vip)
+		of_vip->server_id_moved++;
+}
+
+static __always_inline int by_connection_id(const struct run *run, const struct id_query *query,
+					    struct cursor payload,
+					    const struct flow_place *place, __u64 now)
+{
+	struct quic_counters *count = &run->counters->quic;
+	struct named named = quic_route(run, payload, query->vip_number);
+
+	if (!named.real)
+		return named.known ? -DROP_QUIC_REAL_GONE : 0;
+	if (query->vip_flags & VIP_LRU_BYPASS)
+		return ROUTED(named.number, STEP_CONNECTION_ID);
+	switch (flow_correct(run, place, &query->flow, named.id, now)) {
+	case FLOW_MATCHED:
+		count->match++;
+		break;
+	case FLOW_CORRECTED:
+		count->mismatch++;
+		count_moved(query);
+		break;
+	default:
+		count->not_found++;
+	}
+	return ROUTED(named.number, STEP_CONNECTION_ID);
+}
+
+static __always_inline int by_stable_udp(const struct run *run, struct cursor payload)
+{
+	struct named named = stable_udp_route(run, payload);
+
+	if (named.real)
+		return ROUTED(named.number, STEP_STABLE_UDP);
+	return named.known ? -DROP_STABLE_UDP_REAL_GONE : 0;
+}
+
+static __always_inline int by_tcp_option(const struct run *run, const struct id_query *query,
+					 struct cursor options, const struct flow_place *place,
+					 __u64 now)
+{
+	struct tcp_server_id_counters *count = &run->counters->tcp_server_id;
+	struct named named = {};
+	__u32 id;
+
+	if (query->tcp_flags & TCP_SYN) {
+		struct vip_counters *of_vip = counters_of_vip(&query->vip_number);
+
+		count->syn++;
+		if (of_vip)
+			of_vip->server_id_new++;
+		return 0;
+	}
+	id = tcp_option_id(run->ctx, options, query->tcp_options);
+	if (id)
+		named = server_id_find(id);
+	if (!named.real) {
+		count->no_id++;
+		return 0;
+	}
+	count->routed++;
+	if (!(query->vip_flags & VIP_LRU_BYPASS) &&
+	    flow_correct(run, place, &query->flow, named.id, now) ==
+		    FLOW_CORRECTED) {
+		count->mismatch++;
+		count_moved(query);
+	}
+	return ROUTED(named.number, STEP_TCP_SERVER_ID);
+}
+
+/* What follows the transport header (of TCP: its first 20 bytes). */
+static __always_inline struct cursor payload_of(const struct run *run, const struct flow_key *flow)
+{
+	struct cursor payload = cursor_of(run->ctx);
+
+	cursor_take(&payload, sizeof(struct ethhdr));
+	if (flow->family == FAMILY_V6)
+		cursor_take(&payload, sizeof(struct ipv6hdr));
+	else
+		cursor_take(&payload, sizeof(struct iphdr));
+	if (flow->protocol == IPPROTO_TCP)
+		cursor_take(&payload, sizeof(struct tcphdr));
+	else
+		cursor_take(&payload, sizeof(struct udphdr));
+	return payload;
+}
+
+/* Steps 1 to 3 for the packet that the CPU's record describes: by an id in it. ICMP errors carry
+ * none. */
+static __always_inline int route_by_id(const struct run *run, const struct id_query *query,
+				       const struct flow_place *place, __u64 now)
+{
+	const struct cursor payload = payload_of(run, &query->flow);
+	int routed = 0;
+
+	if (query->vip_flags & VIP_QUIC) {
+		if (query->icmp)
+			quic_count_icmp(run, query->icmp_ignored_by_quic);
+		else
+			routed = by_connection_id(run, query, payload, place, now);
+	}
+	if (query->icmp || routed < 0)
+		return routed;
+	if (feature(FEATURE_UDP_STABLE_ROUTING) && (query->vip_flags & VIP_UDP_STABLE_ROUTING) &&
+	    query->flow.protocol == IPPROTO_UDP) {
+		const int stable = by_stable_udp(run, payload);
+
+		if (stable)
+			routed = stable;
+	}
+	if (feature(FEATURE_TCP_SERVER_ID) && query->flow.protocol == IPPROTO_TCP)
+		routed = by_tcp_option(run, query, payload, place, now);
+	return routed;
+}
+
+/* Looks for an id in the packet that the CPU's record describes, and leaves the answer there. */
+static __always_inline void find_id(const struct run *run, struct id_query *query)
+{
+	const bool v6 = query->flow.family == FAMILY_V6;
+	const struct flow_place place = v6 ? flow_locate(run, &query->flow, true) :
+					     flow_locate(run, &query->flow, false);
+
+	/* Its memory is on the way while the id is looked for. */
+	if (flow_table_kind == FLOW_TABLE_SETS && place.set)
+		(void)*(volatile __u64 *)place.set;
+	query->routed = route_by_id(run, query, &place, ticks_now());
+}
+
+/* Sends the packet to the real that its id has named. */
+static __always_inline int send_by_id(const struct run *run, const struct id_query *query, bool v6)
+{
+	struct packet packet = {
+		.flow = query->flow,
+		.l3_length = query->l3_length,
+		.tos = query->tos,
+		.unchecked = query->unchecked,
+	};
+	struct choice choice = {
+		.vip.flags = query->vip_flags,
+		.vip_number = query->vip_number,
+		.number = query->routed & REAL_NUMBER_MASK,
+	};
+	const struct real *real = real_at(choice.number);
+
+	if (!real)
+		return drop(run, DROP_RING_UNKNOWN_REAL);
+	run->counters->flow_packets++;
+	return send_out(run, &packet, &choice, real, v6);
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Tunnels that end at the balancer: packets of other balancers, or for a backend on this host. It
+ * comes before the walk, so that what was in the tunnel is then walked like any other packet.
+ * Fragments and IPv4 options are left to the walk, which drops them.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "csum.h"
+#include "cursor.h"
+#include "headers.h"
+#include "icmp.h"
+#include "lookup.h"
+#include "parse.h"
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+
+/* A packet in a tunnel. */
+struct tunnel {
+	struct decap_destination end;
+	struct cursor inner;
+	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
+	bool outer_v6;
+	bool inner_v6;
+	bool gue;
+};
+
+/* GUE, variant 1: the inner packet follows UDP's header at once, and its version tells its
+ * family. False: neither IPv4 nor IPv6, so this is no such tunnel. */
+static __always_inline bool gue_inner(struct tunnel *tunnel)
+{
+	struct cursor inner = tunnel->inner;
+	const __u8 *first = cursor_take(&inner, 1);
+
+	tunnel->inner_v6 = first && *first >> 4 == 6;
+	/* Without a first byte it is one that is cut short. */
+	return !first || *first >> 4 == 4 || tunnel->inner_v6;
+}
+
+/* What is behind the outer IP header: false if it is no tunnel. */
+static __always_inline bool tunnel_of(struct tunnel *tunnel, __u8 protocol)
+{
+	struct udphdr *udp;
+
+	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6) {
+		tunnel->inner_v6 = protocol == IPPROTO_IPV6;
+		return true;
+	}
+	if (protocol != IPPROTO_UDP)
+		return false;
+	udp = cursor_take(&tunnel->inner, sizeof(*udp));
+	if (!udp || udp->dest != bpf_htons(gue_port))
+		return false;
+	tunnel->outer_bytes += sizeof(*udp);
+	tunnel->gue = true;
+	return gue_inner(tunnel);
+}
+
+static __always_inline bool tunnel_v4(struct tunnel *tunnel)
+{
+	struct iphdr *ip = cursor_take(&tunnel->inner, sizeof(*ip));
+
+	if (!ip || ip->ihl != sizeof(*ip) / 4 || (ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK)))
+		return false;
+	tunnel->outer_bytes = sizeof(*ip);
+	tunnel->end.family = FAMILY_V4;
+	copy_v4(tunnel->end.address, ip->daddr);
+	return tunnel_of(tunnel, ip->protocol);
+}
+
+static __always_inline bool tunnel_v6(struct tunnel *tunnel)
+{
+	struct ipv6hdr *ip = cursor_take(&tunnel->inner, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	tunnel->outer_bytes = sizeof(*ip);
+	tunnel->outer_v6 = true;
+	tunnel->end.family = FAMILY_V6;
+	copy_v6(tunnel->end.address, &ip->daddr);
+	return tunnel_of(tunnel, ip->nexthdr);
+}
+
+/* Whether the tunnel ends at an address of this host. */
+static __always_inline bool ends_here(const struct tunnel *tunnel)
+{
+	const struct own_addresses *own = own_addresses();
+	const __u32 *end = (const __u32 *)tunnel->end.address;
+
+	if (!tunnel->outer_v6)
+		return own->v4 && end[0] == own->v4;
+	return (own->v6[0] | own->v6[1] | own->v6[2] | own->v6[3]) && end[0] == own->v6[0] &&
+	       end[1] == own->v6[1] && end[2] == own->v6[2] && end[3] == own->v6[3];
+}
+
+/* Takes one from the inner packet's time to live. */
+static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
+{
+	struct cursor cursor = tunnel->inner;
+
+	if (tunnel->inner_v6) {
+		struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		if (!ip)
+			return DROP_INNER_TRUNCATED;
+		if (ip->hop_limit <= 1)
+			return DROP_INNER_EXPIRED;
+		ip->hop_limit--;
+	} else {
+		struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+		__u16 *ttl_and_protocol;
+		__u16 before;
+
+		if (!ip)
+			return DROP_INNER_TRUNCATED;
+		if (ip->ttl <= 1)
+			return DROP_INNER_EXPIRED;
+		ttl_and_protocol = (__u16 *)&ip->ttl;
+		before = *ttl_and_protocol;
+		ip->ttl--;
+		ip->check = csum_replace(ip->check, before, *ttl_and_protocol);
+	}
+	return DROP_NONE;
+}
+
+/* Removes the outer headers; what the run knows of the frame follows. */
+static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16 *type,
+				  const struct tunnel *tunnel)
+{
+	const __u64 destination = mac_load(run->eth->h_dest);
+	const __u64 source = mac_load(run->eth->h_source);
+
+	if (bpf_xdp_adjust_head(run->ctx, tunnel->outer_bytes))
+		return false;
+	*cursor = cursor_of(run->ctx);
+	run->eth = cursor_take(cursor, sizeof(*run->eth));
+	if (!run->eth)
+		return false;
+	*type = tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	ether_write(run->eth, destination, source, *type);
+	run->length -= tunnel->outer_bytes;
+	run->unwrapped = true;
+	return true;
+}
+
+/* Counts a packet that came by GUE and goes to the host for the VIP that it belongs to. */
+static __always_inline void count_for_vip(struct cursor inner, bool v6)
+{
+	struct packet packet = {};
+	struct vip_counters *of_vip;
+	struct udphdr *ports;
+	struct vip vip;
+	__u32 number;
+
+	if (v6) {
+		struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
+
+		if (!ip)
+			return;
+		packet.flow.family = FAMILY_V6;
+		packet.flow.protocol = ip->nexthdr;
+		copy_v6(packet.flow.destination, &ip->daddr);
+	} else {
+		struct iphdr *ip = cursor_take(&inner, sizeof(*ip));
+
+		if (!ip || ip->ihl != sizeof(*ip) / 4)
+			return;
+		packet.flow.family = FAMILY_V4;
+		packet.flow.protocol = ip->protocol;
+		copy_v4(packet.flow.destination, ip->daddr);
+	}
+	if (packet.flow.protocol != IPPROTO_TCP && packet.flow.protocol != IPPROTO_UDP)
+		return;
+	ports = cursor_take(&inner, sizeof(*ports));
+	if (!ports)
+		return;
+	packet.flow.destination_port = ports->dest;
+	if (!find_vip(&packet, v6, &number, &vip))
+		return;
+	of_vip = bpf_map_lookup_elem(&vip_counters, &number);
+	if (of_vip)
+		of_vip->decap++;
+}
+
+/* Section 3 of the walk. CONTINUE: there was no tunnel, or what was in it is to be walked, with
+ * `cursor` and `type` those of the inner packet. Else the verdict. */
+static __always_inline int inline_decap(struct run *run, struct cursor *cursor, __be16 *type)
+{
+	struct inline_decap_counters *count = &run->counters->decap;
+	struct tunnel tunnel = { .inner = *cursor };
+	enum drop_reason reason;
+	__u32 *mode;
+
+	if (*type == bpf_htons(ETH_P_IP)) {
+		if (!tunnel_v4(&tunnel))
+			return CONTINUE;
+	} else if (*type == bpf_htons(ETH_P_IPV6)) {
+		if (!tunnel_v6(&tunnel))
+			return CONTINUE;
+	} else {
+		return CONTINUE;
+	}
+	mode = bpf_map_lookup_elem(&decap_destinations, &tunnel.end);
+	if (mode)
+		count->remote++;
+	else if (feature(FEATURE_STRICT_DESTINATION) && !ends_here(&tunnel))
+		return pass(run, STEP_DECAP_FOREIGN);
+	if (tunnel.outer_v6)
+		count->v6++;
+	else
+		count->v4++;
+	reason = age_inner(&tunnel);
+	if (reason)
+		return drop(run, reason);
+	if (!strip(run, cursor, type, &tunnel))
+		return drop(run, DROP_DECAP_FAILED);
+	if (!mode) {
+		if (tunnel.gue)
+			count_for_vip(*cursor, tunnel.inner_v6);
+		return pass(run, STEP_DECAP_TO_HOST);
+	}
+	if (*mode == DECAP_EGRESS) {
+		if (tunnel.inner_v6)
+			count->egress_v6++;
+		else
+			count->egress_v4++;
+		note_step(run, STEP_DECAP_EGRESS);
+		swap_macs(run->eth);
+		return XDP_TX;
+	}
+	if (tunnel.inner_v6)
+		count->walked_v6++;
+	else
+		count->walked_v4++;
+	return CONTINUE;
+}

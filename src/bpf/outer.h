@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* What all encapsulations have in common: room in front of the packet, and what outer headers are
+ * made from. */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "cursor.h"
+#include "headers.h"
+#include "parse.h"
+
+#include <linux/if_ether.h>
+#include <linux/ipv6.h>
+
+#define OUTER_TTL 64
+
+/* The length of the inner IP packet with its header. */
+static __always_inline __u16 inner_length(const struct packet *packet, bool v6)
+{
+	return v6 ? packet->l3_length + sizeof(struct ipv6hdr) : packet->l3_length;
+}
+
+/* The last four bytes of the flow's source address, of either family; 0 if the source does not
+ * count. */
+static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
+{
+	return ((const __u32 *)packet->flow.source)[v6 ? 3 : 0];
+}
+
+/* To the gateway; from the address that the frame came to. Both are loaded before the outer
+ * header overwrites the old Ethernet header. */
+struct macs {
+	__u64 gateway;
+	__u64 own;
+};
+
+/* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
+ * outer IP header follows it. */
+static __always_inline struct ethhdr *grow(const struct run *run, const __u32 size)
+{
+	struct cursor cursor;
+
+	if (bpf_xdp_adjust_head(run->ctx, -(int)size))
+		return NULL;
+	cursor = cursor_of(run->ctx);
+	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Routing by QUIC connection ids (RFC 9000): servers choose ids that hold their server id, so that
+ * a connection stays with its server when the client's address changes.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "cursor.h"
+#include "icmp.h"
+#include "server_ids.h"
+
+#include <bpf/bpf_endian.h>
+
+#define QUIC_LONG_HEADER 0x80
+#define QUIC_TYPE_MASK 0x30
+#define QUIC_TYPE_HANDSHAKE 0x20 /* initial and 0-RTT packets have a lower type */
+#define QUIC_ID_BYTES 8
+
+/* A long header: the first byte, the version, the length of the destination's id. The id follows.
+ * (RFC 8999, section 5.1) */
+struct quic_long {
+	__u8 first;
+	__u8 version[4];
+	__u8 id_length;
+} __attribute__((packed));
+
+struct quic_id {
+	__u32 server; /* 0: none */
+	__u8 version;
+};
+
+/* The server id in the connection id; its version is in the two top bits. */
+static __always_inline struct quic_id quic_id_of(const __u8 *id)
+{
+	struct quic_id found = { .version = id[0] >> 6 };
+
+	switch (found.version) {
+	case 1:
+		found.server = (__u32)(id[0] & 0x3f) << 10 | (__u32)id[1] << 2 | id[2] >> 6;
+		break;
+	case 2:
+		found.server = (__u32)id[1] << 16 | (__u32)id[2] << 8 | id[3];
+		break;
+	case 3:
+		found.server = (__u32)id[1] << 24 | (__u32)id[2] << 16 | (__u32)id[3] << 8 | id[4];
+		break;
+	}
+	return found;
+}
+
+/* The destination's connection id in the datagram; NULL if there is none to go by. */
+static __always_inline const __u8 *quic_connection_id(const struct run *run, struct cursor payload,
+						      __u32 vip_number, bool *initial)
+{
+	const struct cursor start = payload;
+	const __u8 *first = cursor_take(&payload, 1);
+	const struct quic_long *header;
+	struct vip_counters *of_vip;
+
+	if (!first)
+		return NULL;
+	if (!(*first & QUIC_LONG_HEADER))
+		return cursor_take(&payload, QUIC_ID_BYTES);
+	payload = start;
+	header = cursor_take(&payload, sizeof(*header) + QUIC_ID_BYTES);
+	if (!header)
+		return NULL;
+	if ((header->first & QUIC_TYPE_MASK) < QUIC_TYPE_HANDSHAKE) {
+		run->counters->quic.initial++;
+		of_vip = counters_of_vip(&vip_number);
+		if (of_vip)
+			of_vip->server_id_new++;
+		*initial = true;
+		return NULL;
+	}
+	return header->id_length < QUIC_ID_BYTES ? NULL : (const __u8 *)(header + 1);
+}
+
+/* The real that the datagram's connection id names. One that is known and
+ * has no real has just lost it: the packet must be dropped. */
+static __always_inline struct named quic_route(const struct run *run, struct cursor payload,
+					       __u32 vip_number)
+{
+	struct quic_counters *count = &run->counters->quic;
+	bool initial = false;
+	const __u8 *bytes = quic_connection_id(run, payload, vip_number, &initial);
+	struct named named = {};
+	struct quic_id id = {};
+
+	if (initial)
+		return named;
+	if (bytes) {
+		id = quic_id_of(bytes);
+		if (!id.version)
+			count->versions[0]++;
+	}
+	if (!id.server) {
+		count->no_id++;
+		return named;
+	}
+	count->versions[id.version & 3]++;
+	named = server_id_find(id.server);
+	if (!named.known) {
+		count->unknown_id++;
+		count->unknown_id_sample = id.server;
+		count->no_id++;
+	} else if (!named.real) {
+		count->real_gone++;
+	} else {
+		count->routed++;
+	}
+	return named;
+}
+
+/* An ICMP error about a QUIC flow quotes no connection id that could be trusted to be whole. */
+static __always_inline void quic_count_icmp(const struct run *run, bool ignored)
+{
+	run->counters->quic.icmp++;
+	if (ignored)
+		run->counters->quic.icmp_ignored++;
+}

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Choosing a packet's real (section 8 of the walk): by an id in the packet (which is looked for in
+ * `ids.h`), by the flow tables, by the client's prefix, by the ring.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "cursor.h"
+#include "flow_table.h"
+#include "lookup.h"
+#include "maps.h"
+#include "parse.h"
+
+#include <linux/in.h>
+
+/* How a packet's real is chosen. */
+struct choice {
+	struct vip vip;
+	__u32 vip_number;
+	__u32 number; /* of the real */
+	__u32 reason; /* of enum drop_reason: if not DROP_NONE, the packet has no real and goes no further */
+	struct flow_place place;
+};
+
+/* Steps 1 to 3: what the program for them has found out about this packet. */
+static __always_inline struct real *by_packet(const struct run *run, struct choice *choice)
+{
+	const int routed = run->counters->query.routed;
+
+	if (!routed)
+		return NULL;
+	if (routed < 0) {
+		/* One of two, in words that the verifier understands. */
+		choice->reason = routed == -DROP_QUIC_REAL_GONE ? DROP_QUIC_REAL_GONE :
+								  DROP_STABLE_UDP_REAL_GONE;
+		return NULL;
+	}
+	note_step(run, (__u32)routed >> REAL_NUMBER_BITS);
+	choice->number = routed & REAL_NUMBER_MASK;
+	return real_at(choice->number);
+}
+
+/* Step 5: what the host application has put into the global flow table. */
+static __always_inline struct real *by_global_flows(const struct run *run,
+						    const struct flow_key *key,
+						    struct choice *choice)
+{
+	const __u32 cpu = bpf_get_smp_processor_id();
+	void *table = bpf_map_lookup_elem(&global_flows, &cpu);
+	struct real *real;
+	__u32 *found;
+	__u32 id;
+
+	if (table) {
+		found = bpf_map_lookup_elem(table, key);
+	} else {
+		barrier();
+		run->counters->global_no_table++;
+		found = bpf_map_lookup_elem(&global_fallback, key);
+	}
+	if (!found)
+		return NULL;
+	id = *found;
+	real = real_at(id & REAL_NUMBER_MASK);
+	if (!real || real->id != id)
+		return NULL;
+	run->counters->global_hits++;
+	choice->number = id & REAL_NUMBER_MASK;
+	note_step(run, STEP_GLOBAL_FLOWS);
+	return real;
+}
+
+/* Step 6: whether the real is marked down for this VIP. */
+static __always_inline bool is_down(const struct real *real, const struct choice *choice)
+{
+	const struct down_real down = { .vip = choice->vip_number, .real = real->id };
+
+	return bpf_map_lookup_elem(&down_reals, &down);
+}
+
+/* The number of the real that the client's longest prefix names; 0: none. */
+static __always_inline __u32 by_source(const struct run *run, const struct packet *packet, bool v6)
+{
+	__u32 *found;
+
+	if (v6) {
+		struct source_prefix_v6 key = { .prefix_length = 128 };
+
+		__builtin_memcpy(key.address, packet->flow.source, sizeof(key.address));
+		found = bpf_map_lookup_elem(&source_routes_v6, &key);
+	} else {
+		struct source_prefix_v4 key = { .prefix_length = 32 };
+
+		__builtin_memcpy(key.address, packet->flow.source, sizeof(key.address));
+		found = bpf_map_lookup_elem(&source_routes_v4, &key);
+	}
+	if (!found) {
+		run->counters->source_unmatched++;
+		return 0;
+	}
+	run->counters->source_matched++;
+	return *found;
+}
+
+/* Counts the miss for the real, if the flow's VIP is the watched one. */
+static __always_inline void count_watched(const struct choice *choice)
+{
+	struct real_counters *of_real;
+
+	if (live.watched_vip != choice->vip_number + 1)
+		return;
+	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
+	if (of_real)
+		of_real->misses++;
+}
+
+/* Step 7: the real of a flow that no table knows. Counts the flow, asks the source routes or the
+ * ring, remembers the answer. NULL with the reason in `choice`: the ring has none. */
+static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
+					     struct choice *choice, bool v6, __u64 now)
+{
+	const __u32 flags = choice->vip.flags;
+	bool by_port = flags & VIP_DPORT_HASH;
+	const bool flood = under_flood(run, now);
+	__be16 hash_port = packet->flow.source_port;
+	struct real *real;
+	__u32 id;
+
+	if (packet->flow.protocol == IPPROTO_TCP) {
+		if (packet->tcp_flags & TCP_SYN)
+			run->counters->flow_miss_syn++;
+		else
+			run->counters->flow_miss_non_syn++;
+	}
+	choice->number = 0;
+	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING) && !flood)
+		choice->number = by_source(run, packet, v6);
+	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
+		note_step(run, STEP_SOURCE_ROUTE);
+		by_port = false;
+	} else {
+		if (by_port) {
+			/* Such a flow is not remembered, so nothing else needs to know whose it is. */
+			__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
+			hash_port = packet->flow.destination_port;
+		}
+		note_step(run, STEP_RING);
+		choice->reason = DROP_RING_EMPTY;
+		if (choice->vip.ring == RING_NONE)
+			return NULL;
+		choice->number =
+			ring_real(choice->vip.ring,
+				  hash_flow((const __u32 *)packet->flow.source, hash_port,
+					    packet->flow.destination_port, v6));
+		if (!choice->number)
+			return NULL;
+	}
+	choice->reason = DROP_RING_UNKNOWN_REAL;
+	real = real_at(choice->number);
+	if (!real)
+		return NULL;
+	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
+	id = *(volatile __u32 *)&real->id;
+	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
+		flow_remember(run, &choice->place, &packet->flow, id, now);
+	run->counters->flow_misses++;
+	count_watched(choice);
+	return real;
+}
+
+/* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring. */
+#define VIP_SPECIAL                                                                                \
+	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_UDP_FLOW_MIGRATION)
+
+/* Whether steps 1 to 3, 5 and 6 may concern the packet. They are in programs of their own: in one
+ * with the others they would cost every packet some nanoseconds, by the registers they take. */
+static __always_inline bool is_special(const struct run *run, const struct packet *packet,
+				       __u32 flags)
+{
+	return unlikely(flags & VIP_SPECIAL) ||
+	       (rare_feature(run, FEATURE_TCP_SERVER_ID) && packet->flow.protocol == IPPROTO_TCP);
+}
+
+/* Hands the packet to those programs. Returns only if they are not there. */
+static __always_inline void walk_specially(const struct run *run, const struct packet *packet,
+					   const struct choice *choice, __u64 arrived)
+{
+	struct id_query *query = &run->counters->query;
+
+	const __u32 *source = (const __u32 *)packet->flow.source;
+	const __u32 *destination = (const __u32 *)packet->flow.destination;
+	const bool no_port = choice->vip.flags & VIP_NO_SRC_PORT;
+
+	/* Word by word, as it is read: as one value it would be put together on the stack first, and
+	 * the loads that then follow at once would wait for stores of other sizes. */
+#pragma unroll
+	for (int i = 0; i < ADDRESS_BYTES / 4; i++) {
+		((__u32 *)query->flow.source)[i] = source[i];
+		((__u32 *)query->flow.destination)[i] = destination[i];
+	}
+	*(__u32 *)&query->flow.source_port =
+		(no_port ? 0 : packet->flow.source_port) | packet->flow.destination_port << 16;
+	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
+					  (choice->vip_number + 1) << 16;
+	query->vip_number = choice->vip_number;
+	query->vip_flags = choice->vip.flags;
+	query->routed = 0;
+	query->arrived = arrived;
+	query->tcp_flags = packet->tcp_flags;
+	query->tcp_options = packet->tcp_options;
+	query->icmp = packet->icmp;
+	query->icmp_ignored_by_quic = packet->icmp_ignored_by_quic;
+	query->unwrapped = run->unwrapped;
+	query->l3_length = packet->l3_length;
+	query->tos = packet->tos;
+	query->unchecked = packet->unchecked;
+	query->explain = run->explain;
+	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
+}
+
+/* The packet's real; NULL with the reason in `choice`: it has none. */
+static __always_inline struct real *choose_real(const struct run *run, struct packet *packet,
+						struct choice *choice, bool v6)
+{
+	const __u32 flags = choice->vip.flags;
+	const __u64 now = ticks_now();
+	const bool syn = packet->tcp_flags & TCP_SYN;
+	struct real *real = NULL;
+
+	choice->place = flow_locate(run, &packet->flow, v6);
+	if (run->special) {
+		real = by_packet(run, choice);
+		if (choice->reason)
+			return NULL;
+		if (real)
+			return real;
+	}
+	if (!syn && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
+		note_step(run, STEP_FLOW_TABLE);
+		real = flow_find(&choice->place, &packet->flow, now, &choice->number);
+	}
+	if (run->special && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
+	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)
+		real = by_global_flows(run, &packet->flow, choice);
+	if (run->special && real && (flags & VIP_UDP_FLOW_MIGRATION) &&
+	    packet->flow.protocol == IPPROTO_UDP && !in_flood(run, now) && is_down(real, choice)) {
+		run->counters->migrated++;
+		real = NULL;
+	}
+	return real ? real : new_flow(run, packet, choice, v6, now);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* The end of the walk (its section 9): counting for VIP and real, and out. */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "encap.h"
+#include "lookup.h"
+#include "maps.h"
+#include "parse.h"
+#include "route.h"
+
+#include <linux/bpf.h>
+
+/* Sends the packet to the real that was chosen, or hands it to the host if that is the real. */
+static __always_inline int send_out(const struct run *run, const struct packet *packet,
+				    const struct choice *choice, const struct real *real, bool v6)
+{
+	struct vip_counters *of_vip;
+	struct real_counters *of_real;
+
+	if (run->explain)
+		run->explanation->real = choice->number;
+	of_vip = counters_of_vip(&choice->vip_number);
+	if (of_vip)
+		count_frame(&of_vip->forwarded, packet->l3_length);
+	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
+	if (of_real)
+		count_frame(&of_real->forwarded, packet->l3_length);
+	if (feature(FEATURE_LOCAL_DELIVERY) && (choice->vip.flags & VIP_LOCAL) &&
+	    (real->flags & REAL_LOCAL)) {
+		run->counters->local++;
+		return XDP_PASS;
+	}
+	return encap_and_send(run, packet, real, v6);
+}

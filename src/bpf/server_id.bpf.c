@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+/*
+ * The ends of TCP connections that are routed by server id. The server's end writes its id into an
+ * option of its packets, until the client has sent it back once; the client's end remembers the id
+ * that it hears and writes it into all of its packets. A host may be both: which end a socket is
+ * tells who opened the connection.
+ */
+#include "server_id_option.h"
+#include "shared.h"
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* The id of this server; 0: this host is only a client. */
+const volatile __u32 own_id = 0;
+
+/* What a connection writes: the server's own id, or the one that the client has heard. */
+struct connection {
+	__u32 id;
+	__u32 server;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct connection);
+} connections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct server_id_counters);
+} server_id_counters SEC(".maps");
+
+/* The option as it stands in a packet. */
+struct server_id_option {
+	__u8 kind;
+	__u8 length;
+	__u8 id[4]; /* little-endian */
+};
+
+static __always_inline struct server_id_counters *counters_of_cpu(void)
+{
+	const __u32 zero = 0;
+
+	return bpf_map_lookup_elem(&server_id_counters, &zero);
+}
+
+static __always_inline void ask_for(struct bpf_sock_ops *ops, int callbacks)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | callbacks);
+}
+
+static __always_inline void no_more(struct bpf_sock_ops *ops, int callbacks)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~callbacks);
+}
+
+static __always_inline struct connection *connection_of(struct bpf_sock_ops *ops, __u64 flags)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	return sk ? bpf_sk_storage_get(&connections, sk, NULL, flags) : NULL;
+}
+
+/* The id in the packet at hand; 0: none. */
+static __always_inline __u32 heard(struct bpf_sock_ops *ops, __u64 flags)
+{
+	struct server_id_option option = { .kind = TCP_OPTION_SERVER_ID };
+	const int length = bpf_load_hdr_opt(ops, &option, sizeof(option), flags);
+	__u32 id;
+
+	if (length != sizeof(option))
+		return 0;
+	__builtin_memcpy(&id, option.id, sizeof(id));
+	return id;
+}
+
+/* The server's end of a new connection. */
+static __always_inline void serve(struct bpf_sock_ops *ops)
+{
+	struct server_id_counters *count = counters_of_cpu();
+	struct connection *connection;
+
+	if (!own_id)
+		return;
+	connection = connection_of(ops, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!connection)
+		return;
+	connection->id = own_id;
+	connection->server = true;
+	if (count)
+		count->served++;
+	ask_for(ops, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG |
+			     BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
+}
+
+/* A packet with the server's id: the client's end repeats it from now on. */
+static __always_inline bool repeat(struct bpf_sock_ops *ops, __u64 flags)
+{
+	struct server_id_counters *count = counters_of_cpu();
+	const __u32 id = heard(ops, flags);
+	struct connection *connection;
+
+	connection = id ? connection_of(ops, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+	if (!connection)
+		return false;
+	connection->id = id;
+	if (count)
+		count->heard++;
+	ask_for(ops, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	return true;
+}
+
+/* A packet with an option that the kernel does not know. */
+static __always_inline void parse(struct bpf_sock_ops *ops)
+{
+	const struct connection *connection = connection_of(ops, 0);
+
+	if (connection && connection->server) {
+		if (!heard(ops, 0))
+			return;
+		/* The client knows the id. */
+		no_more(ops, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG |
+				     BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
+		return;
+	}
+	if (repeat(ops, 0))
+		no_more(ops, BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
+}
+
+static __always_inline void write(struct bpf_sock_ops *ops)
+{
+	struct server_id_option option = {
+		.kind = TCP_OPTION_SERVER_ID,
+		.length = sizeof(option),
+	};
+	struct server_id_counters *count = counters_of_cpu();
+	const struct connection *connection;
+	__u32 id = own_id;
+
+	/* What is no full socket is a connection request: the packet is the server's SYN-ACK. */
+	if (ops->is_fullsock) {
+		connection = connection_of(ops, 0);
+		if (!connection)
+			return;
+		id = connection->id;
+	}
+	__builtin_memcpy(option.id, &id, sizeof(id));
+	if (!bpf_store_hdr_opt(ops, &option, sizeof(option), 0) && count)
+		count->written++;
+}
+
+SEC("sockops")
+int server_id(struct bpf_sock_ops *ops)
+{
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		if (own_id)
+			ask_for(ops, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		serve(ops);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		/* The SYN-ACK may have it; if not, a later packet. */
+		if (!repeat(ops, 0))
+			ask_for(ops, BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
+		break;
+	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:
+		parse(ops);
+		break;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		bpf_reserve_hdr_opt(ops, sizeof(struct server_id_option), 0);
+		break;
+	case BPF_SOCK_OPS_WRITE_HDR_OPT_CB:
+		write(ops);
+		break;
+	}
+	return 1;
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Reals by the numbers that their servers put into packets: QUIC connection ids, a TCP option,
+ * the header of stable UDP routing. Such a number outlives changes of the ring and the loss of the
+ * flow table.
+ *
+ * The table is a hash of lines: an id is in one of two lines (Azar, Broder, Karlin and Upfal,
+ * "Balanced allocations", SIAM Journal on Computing 29, 1999). The control side alone writes it,
+ * through shared memory.
+ */
+#pragma once
+
+#include "config.h"
+#include "flow_table.h"
+#include "lookup.h"
+#include "maps.h"
+#include "parse.h"
+
+/* What an id in a packet led to. */
+struct named {
+	struct real *real; /* NULL: none */
+	__u32 number;
+	__u32 id; /* of the real: number and generation */
+	bool known; /* the table has the id, though its real may be gone */
+};
+
+/* The real's id in one line of the table; 0: it does not have the server id. */
+static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 id)
+{
+	const __u32 chunk = base + number / SERVER_ID_CHUNK_LINES;
+	const __u32 in_chunk = number % SERVER_ID_CHUNK_LINES;
+	void *lines = bpf_map_lookup_elem(&server_ids, &chunk);
+	struct server_id_line *line;
+	__u32 real = 0;
+
+	if (!lines)
+		return 0;
+	line = bpf_map_lookup_elem(lines, &in_chunk);
+	if (!line)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < SERVER_IDS_PER_LINE; i++) {
+		const __u64 word = *(volatile __u64 *)&line->entries[i];
+		__u64 difference = (__u32)word ^ id;
+
+		/* All ones if it is 0. Without branches, of which the verifier would follow every
+		 * combination: the compiler must not see that this is a comparison. */
+		barrier_var(difference);
+		real |= (__s64)(difference - 1) >> 63 & word >> 32;
+	}
+	return real;
+}
+
+/* The id of the real that a server id names; 0: the table does not have it. */
+static __always_inline __u32 server_id_lookup(__u32 id)
+{
+	const __u32 in_force = live.server_ids;
+	const __u32 base = in_force / SERVER_ID_TABLE ? server_id_chunks : 0;
+	const __u32 mask = in_force % SERVER_ID_TABLE;
+	const __u64 product = (server_id_start + id) * server_id_key;
+	const __u64 hash = (product ^ product >> 32) * HASH_MIX;
+	const __u32 real = server_id_in_line(base, (__u32)(hash >> 32) & mask, id);
+
+	return real ? real : server_id_in_line(base, (__u32)(hash >> 8) & mask, id);
+}
+
+static __always_inline struct named server_id_find(__u32 id)
+{
+	struct named named = { .id = server_id_lookup(id) };
+
+	if (!named.id)
+		return named;
+	named.known = true;
+	named.number = named.id & REAL_NUMBER_MASK;
+	named.real = real_at(named.number);
+	if (named.real && named.real->id != named.id)
+		named.real = NULL;
+	return named;
+}

@@ -1,0 +1,110 @@
+//! Tunnels that end at the balancer.
+
+use std::net::IpAddr;
+
+use super::Katran;
+use crate::DecapMode;
+use crate::Error;
+use crate::Result;
+use crate::skel::katran::types;
+use crate::sys::map::Typed;
+use crate::types::address_bytes;
+use crate::types::check_host;
+
+impl Katran {
+    /// Lets tunnels (IP in IP, and GUE to `gue_port`) end at an address: what was in them is balanced
+    /// like any other packet, or goes back out. Packets in tunnels to other addresses are taken for
+    /// the host's own: they are unwrapped and passed to its network stack, unless
+    /// [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION) is on.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
+    /// [`Error::AlreadyExists`], also with the other mode; [`Error::Exhausted`] beyond `max_decap`;
+    /// [`Error::InvalidAddress`]; [`Error::Kernel`].
+    #[doc(alias = "addInlineDecapDst")]
+    pub fn add_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
+        let address = address.to_canonical();
+        if let Some(mode) = self.decap.get(&address) {
+            return Err(Error::AlreadyExists {
+                what: format!("decap address {address} ({mode})"),
+            });
+        }
+        self.set_decap(address, mode)
+    }
+
+    /// Adds an address, or gives it another mode.
+    pub(super) fn set_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
+        let new = usize::from(!self.decap.contains_key(&address));
+        let map = self.note(self.check_decap(address, self.decap.len() + new))?;
+        let mode_number = match mode {
+            DecapMode::Inline => types::decap_mode::DECAP_INLINE,
+            DecapMode::Egress => types::decap_mode::DECAP_EGRESS,
+        };
+        let added = map.update(&key(address), &mode_number.0);
+        self.kernel
+            .check("add the decap address", &address.to_string(), added)?;
+        self.decap.insert(address, mode);
+        Ok(())
+    }
+
+    /// Lets no more tunnels end at an address.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "delInlineDecapDst")]
+    pub fn remove_decap(&mut self, address: IpAddr) -> Result<()> {
+        let address = address.to_canonical();
+        let map = self.decap_map()?;
+        if !self.decap.contains_key(&address) {
+            return Err(Error::NotFound {
+                what: format!("decap address {address}"),
+            });
+        }
+        let removed = map.delete(&key(address));
+        self.kernel
+            .check("remove the decap address", &address.to_string(), removed)?;
+        self.decap.remove(&address);
+        Ok(())
+    }
+
+    /// The addresses at which tunnels may end, in their order.
+    #[doc(alias = "getInlineDecapDst")]
+    pub fn decaps(&self) -> Vec<(IpAddr, DecapMode)> {
+        let ends = self.decap.iter();
+        ends.map(|(address, mode)| (*address, *mode)).collect()
+    }
+
+    /// Whether an address can be one of so many.
+    pub(super) fn check_decap(
+        &self,
+        address: IpAddr,
+        count: usize,
+    ) -> Result<&Typed<types::decap_destination, u32>> {
+        let map = self.decap_map()?;
+        check_host(address)?;
+        let limit = self.config.max_decap;
+        match count > limit as usize {
+            false => Ok(map),
+            true => Err(Error::Exhausted {
+                what: "decap addresses (max_decap)",
+                limit: limit.into(),
+            }),
+        }
+    }
+
+    fn decap_map(&self) -> Result<&Typed<types::decap_destination, u32>> {
+        let map = self.maps.decap_destinations.as_ref();
+        map.ok_or_else(|| Error::Unsupported {
+            what: "a decap address".to_owned(),
+            reason: "the balancer was loaded without the feature inline-decap: switch it on",
+        })
+    }
+}
+
+fn key(address: IpAddr) -> types::decap_destination {
+    types::decap_destination {
+        address: address_bytes(address),
+        family: if address.is_ipv4() { 4 } else { 6 },
+    }
+}

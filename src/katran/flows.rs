@@ -1,0 +1,257 @@
+//! The flow tables' entries: finding, listing, removing, counting them.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Katran;
+use crate::Error;
+use crate::Flow;
+use crate::FlowTableKind;
+use crate::Protocol;
+use crate::Result;
+use crate::Vip;
+use crate::maps::FlowTable;
+use crate::maps::real_id;
+use crate::skel::katran::types;
+
+/// What a flow table remembers of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FlowEntry {
+    /// The flow as the table knows it: port 0 stands for one that does not count for its VIP
+    /// (`NO_SRC_PORT`, any-port VIPs).
+    pub flow: Flow,
+    /// The CPU in whose table it is; `None`: in the one that CPUs without a table share.
+    pub cpu: Option<u32>,
+    /// The real that the flow goes to; `None`: the real is gone, and the entry counts no more.
+    pub real: Option<IpAddr>,
+    /// How long ago it was used, to a tick of the kernel's clock (1 to 10 ms). A table of sets
+    /// stamps a TCP flow of which only one packet was seen as 5 s old; the kernel's LRU hash keeps
+    /// of TCP flows only when they were entered.
+    pub age: Duration,
+}
+
+/// What the flow tables hold of one VIP, over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct FlowStats {
+    /// Entries; a flow that several CPUs know counts for each.
+    pub entries: u64,
+    /// Those among them whose real is gone: they count no more, and make room.
+    pub stale: u64,
+    /// Entries by [age](FlowEntry::age): below a second.
+    pub younger_than_1s: u64,
+    /// Below ten seconds, and not below one.
+    pub younger_than_10s: u64,
+    /// Below a minute, and not below ten seconds.
+    pub younger_than_1min: u64,
+    /// All others.
+    pub older: u64,
+}
+
+impl Katran {
+    /// What flow tables remember of a flow: an entry for each CPU that knows it. None if no VIP
+    /// covers the destination, or no table knows the flow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if source and destination are of different families;
+    /// [`Error::Kernel`].
+    pub fn find_flow(&self, flow: &Flow) -> Result<Vec<FlowEntry>> {
+        let Some((_, key)) = self.key_of(flow)? else {
+            return Ok(Vec::new());
+        };
+        let now = self.ticks_now()?;
+        let mut found = Vec::new();
+        self.on_each_table(|cpu, table, active| {
+            let fingerprint = self.flow_keys.fingerprint(&key);
+            let mark = table.find(&key, fingerprint, active);
+            if let Some(mark) = self.kernel.check("look into", "a flow table", mark)? {
+                found.push(self.describe(&key, &mark, cpu, now));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// The entries of a VIP's flows, at most `limit`, in no order. Packets go on meanwhile, so flows
+    /// that come or go during the walk may be in it or not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`] unless the table is a
+    /// [`KernelLru`](FlowTableKind::KernelLru), for a table of sets does not know its flows'
+    /// addresses; [`Error::Kernel`].
+    #[doc(alias = "getLruEntries")]
+    pub fn flows(&self, vip: Vip, limit: usize) -> Result<Vec<FlowEntry>> {
+        let number = self.entry(vip)?.number.0;
+        if self.config.flow_table != FlowTableKind::KernelLru {
+            return Err(Error::Unsupported {
+                what: "listing flows".to_owned(),
+                reason: "a set-associative table keeps no addresses: load with the flow table \
+                         kernel-lru, or ask for one flow with find_flow",
+            });
+        }
+        let now = self.ticks_now()?;
+        let mut flows = Vec::new();
+        self.on_each_table(|cpu, table, _| {
+            let walked = table.each(|seen| {
+                if let Some(key) = seen.key
+                    && seen.vip == number
+                    && flows.len() < limit
+                {
+                    flows.push(self.describe(&key, &seen.mark, cpu, now));
+                }
+                flows.len() < limit
+            });
+            self.kernel.check("walk through", "a flow table", walked)
+        })?;
+        Ok(flows)
+    }
+
+    /// Makes all tables forget a flow; its next packet goes by the ring. How many entries it had.
+    ///
+    /// # Errors
+    /// As [`find_flow`](Self::find_flow).
+    #[doc(alias = "deleteLru")]
+    pub fn remove_flow(&mut self, flow: &Flow) -> Result<u64> {
+        let Some((_, key)) = self.key_of(flow)? else {
+            return Ok(0);
+        };
+        let mut removed = 0;
+        self.on_each_table(|_, table, active| {
+            let fingerprint = self.flow_keys.fingerprint(&key);
+            let result = table.remove(&key, fingerprint, active);
+            removed += u64::from(self.kernel.check("remove from", "a flow table", result)?);
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    /// Makes all tables forget a VIP's flows; how many entries there were. Forwarding goes on
+    /// undisturbed: a table of sets is read through shared memory, without a lock.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Kernel`]: some are forgotten then.
+    #[doc(alias = "purgeVipLru")]
+    pub fn purge(&mut self, vip: Vip) -> Result<u64> {
+        let number = self.entry(vip)?.number.0;
+        self.purge_if(|of, _| of == number)
+    }
+
+    /// Makes all tables forget a VIP's flows that go to one real; how many entries there were.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the VIP is not there, or nothing names the real; [`Error::Kernel`]:
+    /// some are forgotten then.
+    pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
+        let number = self.entry(vip)?.number.0;
+        let entry = self.table.real(real).ok_or_else(|| Error::NotFound {
+            what: format!("real {real}"),
+        })?;
+        let real = real_id(entry.number.0, entry.generation);
+        self.purge_if(|of, id| of == number && id == real)
+    }
+
+    /// Counts a VIP's entries in all tables, by walking through them: tens of milliseconds with
+    /// millions of flows, and seconds with a [`KernelLru`](FlowTableKind::KernelLru).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "analyzeLru")]
+    pub fn flow_stats(&self, vip: Vip) -> Result<FlowStats> {
+        let number = self.entry(vip)?.number.0;
+        let now = self.ticks_now()?;
+        let mut stats = FlowStats::default();
+        self.on_each_table(|_, table, _| {
+            let walked = table.each(|seen| {
+                if seen.vip != number {
+                    return true;
+                }
+                stats.entries += 1;
+                stats.stale += u64::from(self.owner(seen.mark.id).is_none());
+                let age = self.age(&seen.mark, now).as_secs();
+                *match age {
+                    0 => &mut stats.younger_than_1s,
+                    1..10 => &mut stats.younger_than_10s,
+                    10..60 => &mut stats.younger_than_1min,
+                    _ => &mut stats.older,
+                } += 1;
+                true
+            });
+            self.kernel.check("walk through", "a flow table", walked)
+        })?;
+        Ok(stats)
+    }
+
+    fn purge_if(&self, matches: impl Fn(u16, u32) -> bool) -> Result<u64> {
+        let mut removed = 0;
+        self.on_each_table(|_, table, _| {
+            let result = table.remove_all(&matches);
+            removed += self.kernel.check("remove from", "a flow table", result)?;
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    /// Calls `f` with each table, its CPU, and how many of its sets are in use.
+    fn on_each_table(
+        &self,
+        mut f: impl FnMut(Option<u32>, &FlowTable, Option<u32>) -> Result<()>,
+    ) -> Result<()> {
+        let records = self.per_cpu()?;
+        for (cpu, table) in &self.maps.flows.of_cpus {
+            let active = records.get(*cpu as usize).map(|of| of.active_sets);
+            f(Some(*cpu), table, active)?;
+        }
+        f(None, &self.maps.flows.fallback, None)
+    }
+
+    /// The address that a real's id in an entry stands for; `None` if that real is gone.
+    pub(super) fn owner(&self, id: u32) -> Option<IpAddr> {
+        let number = id & types::flow_table_constant::REAL_NUMBER_MASK.0;
+        let address = self.real_numbered(number)?;
+        let entry = self.table.real(address)?;
+        (real_id(entry.number.0, entry.generation) == id).then_some(address)
+    }
+
+    fn age(&self, mark: &types::flow_mark, now: u32) -> Duration {
+        let ticks = now.wrapping_sub(mark.used);
+        // One that has just been stamped may be a little ahead.
+        match ticks > u32::MAX / 2 {
+            true => Duration::ZERO,
+            false => self.tick * ticks,
+        }
+    }
+
+    fn describe(
+        &self,
+        key: &types::flow_key,
+        mark: &types::flow_mark,
+        cpu: Option<u32>,
+        now: u32,
+    ) -> FlowEntry {
+        let endpoint = |bytes: [u8; 16], port: u16| -> SocketAddr {
+            let [a, b, c, d, ..] = bytes;
+            let address = match key.family {
+                4 => IpAddr::from([a, b, c, d]),
+                _ => IpAddr::from(bytes),
+            };
+            (address, u16::from_be(port)).into()
+        };
+        let protocol = match key.protocol == Protocol::Udp.number() {
+            true => Protocol::Udp,
+            false => Protocol::Tcp,
+        };
+        FlowEntry {
+            flow: Flow {
+                source: endpoint(key.source, key.source_port),
+                destination: endpoint(key.destination, key.destination_port),
+                protocol,
+            },
+            cpu,
+            real: self.owner(mark.id),
+            age: self.age(mark, now),
+        }
+    }
+}

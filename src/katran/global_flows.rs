@@ -1,0 +1,110 @@
+//! The global flow tables: flows that the host application knows better than the ring, by CPU.
+
+use std::net::IpAddr;
+
+use super::Katran;
+use crate::Error;
+use crate::Features;
+use crate::Flow;
+use crate::Result;
+use crate::maps::GlobalFlowMaps;
+use crate::maps::real_id;
+use crate::skel::katran::types;
+use crate::sys::map::Typed;
+
+impl Katran {
+    /// Tells the packets of a flow that arrive on this CPU where to go, if the flow table does not
+    /// know them and their VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); or tells
+    /// them anew. SYNs do not ask. A CPU that is none of
+    /// [`forwarding_cpus`](crate::Builder::forwarding_cpus) shares a small table with all others
+    /// like it.
+    ///
+    /// A full table forgets the flow unused for longest. The entry does not keep the real alive:
+    /// once nothing names the real any more, it counts no longer.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::GLOBAL_FLOW_TABLE`]; [`Error::NotFound`] if no
+    /// VIP covers the flow or nothing names the real; [`Error::InvalidConfig`] if source and
+    /// destination are of different families; [`Error::Kernel`].
+    pub fn set_global_flow(&mut self, cpu: u32, flow: &Flow, real: IpAddr) -> Result<()> {
+        let table = self.global_table(cpu)?;
+        let key = self.global_key(flow)?;
+        let entry = self.table.real(real).ok_or_else(|| Error::NotFound {
+            what: format!("real {real}"),
+        })?;
+        let id = real_id(entry.number.0, entry.generation);
+        let added = table.update(&key, &id);
+        self.kernel.check("add a flow to", "global_flows", added)
+    }
+
+    /// Where a CPU's global flow table sends a flow; `None` if it does not know the flow, or the
+    /// real is gone. Asking does not count as use.
+    ///
+    /// # Errors
+    /// As [`set_global_flow`](Self::set_global_flow).
+    pub fn global_flow(&self, cpu: u32, flow: &Flow) -> Result<Option<IpAddr>> {
+        let table = self.global_table(cpu)?;
+        let key = self.global_key(flow)?;
+        let found = table.lookup(&key);
+        let found = self.kernel.check("look into", "global_flows", found)?;
+        Ok(found.and_then(|id| self.owner(id)))
+    }
+
+    /// Makes a CPU's global flow table forget a flow; `false` if it did not know it.
+    ///
+    /// # Errors
+    /// As [`set_global_flow`](Self::set_global_flow).
+    pub fn remove_global_flow(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
+        let table = self.global_table(cpu)?;
+        let key = self.global_key(flow)?;
+        let removed = table.delete(&key);
+        self.kernel
+            .check("remove a flow from", "global_flows", removed)
+    }
+
+    fn global_key(&self, flow: &Flow) -> Result<types::flow_key> {
+        let found = self.key_of(flow)?;
+        let (_, key) = found.ok_or_else(|| Error::NotFound {
+            what: format!("a VIP for {flow}"),
+        })?;
+        Ok(key)
+    }
+
+    fn global_table(&self, cpu: u32) -> Result<&Typed<types::flow_key, u32>> {
+        let maps = self.maps.global_flows.as_ref().ok_or(Error::Unsupported {
+            what: "a global flow table".to_owned(),
+            reason: "this balancer was loaded without the feature global-flow-table",
+        })?;
+        Ok(maps.of_cpu(cpu))
+    }
+
+    /// What the global tables say of a flow that no flow table knows: that of the lowest CPU that
+    /// knows it, or the shared one.
+    pub(super) fn in_global_flows(
+        &self,
+        key: &types::flow_key,
+    ) -> Result<Option<(IpAddr, Option<u32>)>> {
+        let Some(maps) = &self.maps.global_flows else {
+            return Ok(None);
+        };
+        debug_assert!(self.config.features.contains(Features::GLOBAL_FLOW_TABLE));
+        let of_cpus = maps.of_cpus.iter().map(|(cpu, table)| (Some(*cpu), table));
+        for (cpu, table) in of_cpus.chain([(None, &maps.fallback)]) {
+            let found = self
+                .kernel
+                .check("look into", "global_flows", table.lookup(key))?;
+            if let Some(real) = found.and_then(|id| self.owner(id)) {
+                return Ok(Some((real, cpu)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl GlobalFlowMaps {
+    /// The table that packets on this CPU look into.
+    fn of_cpu(&self, cpu: u32) -> &Typed<types::flow_key, u32> {
+        let mut own = self.of_cpus.iter().filter(|(of, _)| *of == cpu);
+        own.next().map_or(&self.fallback, |(_, table)| table)
+    }
+}

@@ -1,0 +1,131 @@
+//! Server ids: which real the numbers in packets name.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::Katran;
+use crate::Result;
+use crate::ServerId;
+use crate::maps::real_id;
+
+impl Katran {
+    /// Names reals by numbers that their servers put into packets: QUIC connection ids, the TCP
+    /// option, stable UDP routing. Packets that carry such a number go to its real, whatever ring
+    /// and flow table say.
+    ///
+    /// A real lives while an id names it, in a VIP or not. All ids are added, or none.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for an id that is there, or twice in
+    /// the batch; [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0;
+    /// [`Error::Exhausted`](crate::Error::Exhausted) beyond `max_server_ids` or `max_reals`;
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
+    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
+    #[doc(alias = "modifyQuicRealsMapping")]
+    pub fn add_server_ids(&mut self, ids: &[ServerId]) -> Result<()> {
+        let ids: Vec<_> = ids.iter().map(|id| (id.id(), id.real())).collect();
+        self.change_server_ids(&[], &ids)
+    }
+
+    /// Removes ids and adds others in one change; an id in both comes to name another real, by one
+    /// store, and is valid then.
+    pub(super) fn change_server_ids(
+        &mut self,
+        remove: &[u32],
+        add: &[(u32, IpAddr)],
+    ) -> Result<()> {
+        let deltas = self.note(self.server_ids.stage(remove, add, &self.table))?;
+        let named = self.rename(&deltas, add, |katran, named| {
+            let entries: Vec<(u32, u32)> = named.iter().map(|new| (new.name, new.id)).collect();
+            let live = &katran.maps.live;
+            let inserted = katran.maps.server_ids.insert(live, &entries);
+            katran
+                .kernel
+                .check("make room for", "server_ids", inserted)?;
+            // What has come is not what goes.
+            let coming: BTreeSet<u32> = named.iter().map(|new| new.name).collect();
+            let going = remove.iter().copied().filter(|id| !coming.contains(id));
+            katran.maps.server_ids.remove(live, going);
+            Ok(())
+        })?;
+        for id in remove.iter().chain(named.iter().map(|(id, _)| id)) {
+            self.invalid_ids.remove(id);
+        }
+        self.server_ids.commit(remove, named);
+        Ok(())
+    }
+
+    /// Removes ids; packets that carry them go by flow table and ring. All are removed, or none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
+    /// batch.
+    pub fn remove_server_ids(&mut self, ids: &[u32]) -> Result<()> {
+        self.change_server_ids(ids, &[])
+    }
+
+    /// Stops routing by ids, without forgetting which real they name: packets that carry them go by
+    /// flow table and ring. Those that are invalid already stay so.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there; nothing has changed
+    /// then.
+    #[doc(alias = "invalidateServerIds")]
+    pub fn invalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
+        let valid = self.with_validity(ids, true)?;
+        let live = &self.maps.live;
+        self.maps.server_ids.remove(live, valid.iter().copied());
+        self.invalid_ids.extend(valid);
+        Ok(())
+    }
+
+    /// Routes by ids again that had been invalidated. Those that are valid stay so.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there;
+    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
+    #[doc(alias = "revalidateServerIds")]
+    pub fn revalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
+        let invalid = self.with_validity(ids, false)?;
+        let entries: Vec<(u32, u32)> = invalid
+            .iter()
+            .filter_map(|id| {
+                let real = self.server_ids.get(*id)?;
+                let entry = self.table.real(self.table.address_of(real)?)?;
+                Some((*id, real_id(entry.number.0, entry.generation)))
+            })
+            .collect();
+        let live = &self.maps.live;
+        let inserted = self.maps.server_ids.insert(live, &entries);
+        self.kernel.check("make room for", "server_ids", inserted)?;
+        for id in &invalid {
+            self.invalid_ids.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Every server id with its real, ascending; invalid ones too.
+    pub fn server_ids(&self) -> Vec<ServerId> {
+        self.server_ids
+            .iter()
+            .filter_map(|(id, real)| Some(ServerId::new(id, self.table.address_of(real)?)))
+            .collect()
+    }
+
+    /// The ids that have been invalidated, ascending.
+    pub fn invalid_server_ids(&self) -> Vec<u32> {
+        self.invalid_ids.iter().copied().collect()
+    }
+
+    /// Those of the ids that are valid, or not; an error if one is unknown.
+    fn with_validity(&self, ids: &[u32], valid: bool) -> Result<BTreeSet<u32>> {
+        let mut found = BTreeSet::new();
+        for id in ids {
+            self.server_ids.known(*id)?;
+            if self.invalid_ids.contains(id) != valid {
+                found.insert(*id);
+            }
+        }
+        Ok(found)
+    }
+}

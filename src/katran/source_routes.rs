@@ -1,0 +1,141 @@
+//! Source routes: reals by the client's prefix.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use super::Katran;
+use super::names::Named;
+use crate::Error;
+use crate::Prefix;
+use crate::Result;
+use crate::SourceRoute;
+use crate::maps::SourceRouteMaps;
+
+impl Katran {
+    /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
+    /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix counts, so
+    /// prefixes may lie within others. Flows that a flow table knows stay where they are, and under
+    /// flood the ring decides.
+    ///
+    /// A real lives while a prefix names it, in a VIP or not. All are added, or none; a million take
+    /// some seconds.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::AlreadyExists`] for a
+    /// prefix that is there, or twice in the batch (to lead it elsewhere, remove it, or use
+    /// [`apply`](Self::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family or
+    /// `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
+    #[doc(alias = "addSrcRoutingRule")]
+    pub fn add_source_routes(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
+        let real = real.to_canonical();
+        let routes: Vec<_> = prefixes.iter().map(|prefix| (*prefix, real)).collect();
+        self.change_source_routes(&[], &routes)
+    }
+
+    /// Removes source routes; flows that they have led somewhere stay there while the flow table
+    /// knows them. All are removed, or none.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::NotFound`] for a prefix
+    /// that is not there, or twice in the batch; [`Error::Kernel`].
+    #[doc(alias = "delSrcRoutingRule")]
+    pub fn remove_source_routes(&mut self, prefixes: &[Prefix]) -> Result<()> {
+        self.change_source_routes(prefixes, &[])
+    }
+
+    /// Removes all source routes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
+    /// removed then.
+    #[doc(alias = "clearAllSrcRoutingRules")]
+    pub fn clear_source_routes(&mut self) -> Result<()> {
+        let all: Vec<Prefix> = self
+            .source_routes
+            .iter()
+            .map(|(prefix, _)| prefix)
+            .collect();
+        self.change_source_routes(&all, &[])
+    }
+
+    /// Every source route, in the order of prefixes.
+    #[doc(alias = "getSrcRoutingRule")]
+    pub fn source_routes(&self) -> Vec<SourceRoute> {
+        self.source_routes
+            .iter()
+            .filter_map(|(prefix, real)| {
+                Some(SourceRoute::new(prefix, self.table.address_of(real)?))
+            })
+            .collect()
+    }
+
+    /// How many source routes there are, of both families.
+    #[doc(alias = "getSrcRoutingRuleSize")]
+    pub fn source_route_count(&self) -> usize {
+        self.source_routes.counts().iter().sum()
+    }
+
+    /// Removes source routes and adds others in one change; a prefix in both comes to lead to another
+    /// real, by one store.
+    pub(super) fn change_source_routes(
+        &mut self,
+        remove: &[Prefix],
+        add: &[(Prefix, IpAddr)],
+    ) -> Result<()> {
+        self.source_route_maps()?;
+        let deltas = self.note(self.source_routes.stage(remove, add, &self.table))?;
+        let named = self.rename(&deltas, add, |katran, named| {
+            katran.write_source_routes(remove, named)
+        })?;
+        self.source_routes.commit(remove, named);
+        Ok(())
+    }
+
+    pub(super) fn source_route_maps(&self) -> Result<&SourceRouteMaps> {
+        self.maps
+            .source_routes
+            .as_ref()
+            .ok_or_else(|| Error::Unsupported {
+                what: "a source route".to_owned(),
+                reason: "the balancer was loaded without the feature source-routing: switch it on",
+            })
+    }
+
+    fn write_source_routes(&self, remove: &[Prefix], add: &[Named<Prefix>]) -> Result<()> {
+        let maps = self.source_route_maps()?;
+        let new: Vec<(Prefix, u32)> = add.iter().map(|new| (new.name, new.number.get())).collect();
+        // Where nothing goes there is nothing to leave out.
+        let new_prefixes = new.iter().map(|(prefix, _)| *prefix);
+        let coming: HashSet<Prefix> = match remove {
+            [] => HashSet::new(),
+            _ => new_prefixes.collect(),
+        };
+        let going: Vec<Prefix> = remove
+            .iter()
+            .filter(|prefix| !coming.contains(prefix))
+            .copied()
+            .collect();
+        let written = maps.insert(&new).and_then(|()| maps.remove(&going));
+        if written.is_err() {
+            self.restore_source_routes(maps, new.iter().map(|(prefix, _)| *prefix).chain(going));
+        }
+        self.kernel.check("change", "the source routes", written)
+    }
+
+    /// Makes the kernel's routes for these prefixes those that the library knows, one by one.
+    fn restore_source_routes(
+        &self,
+        maps: &SourceRouteMaps,
+        prefixes: impl Iterator<Item = Prefix>,
+    ) {
+        for prefix in prefixes {
+            let known = self.source_routes.get(prefix).map(|real| real.get());
+            // Counted and logged there.
+            let _ = self.kernel.check(
+                "restore the source route",
+                &prefix.to_string(),
+                maps.set(prefix, known),
+            );
+        }
+    }
+}

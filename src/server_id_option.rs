@@ -1,0 +1,193 @@
+//! The ends of TCP connections that are routed by server id: a sockops program that puts the id into
+//! an option of the packets, so that it needs no change of servers and clients.
+
+use std::fmt;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::skel::SkelBuilder;
+use nix::libc;
+
+use crate::Error;
+use crate::Result;
+use crate::environment;
+use crate::katran::into_io;
+use crate::maps::kernel_error;
+use crate::maps::program_error;
+use crate::skel::server_id::ServerIdSkelBuilder;
+use crate::skel::server_id::types::server_id_counters;
+use crate::sys::link;
+use crate::sys::link::Link;
+use crate::sys::map::PerCpuArray;
+
+/// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
+/// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it; connections go on
+/// without the option then.
+///
+/// A server's end writes its id into the packets of the connections that it accepts, from the SYN-ACK
+/// on (for sockets that listened before it was attached: from the next packet on), until the client
+/// has sent it back once. A client's end repeats the id that it hears in all of its packets of that
+/// connection: 6 bytes, 8 with padding, of the 40 that TCP has for options; a packet without room for
+/// them goes without. Balancers route by what the client sends, so both ends are needed: the second
+/// one in clients, or in the proxies that connect in their place.
+///
+/// The option has the kind 0xB7 and the length 6; the id follows, little-endian.
+///
+/// ```no_run
+/// use katran::ServerIdOption;
+///
+/// let mut server = ServerIdOption::server(1000)?;
+/// server.attach("/sys/fs/cgroup/system.slice/nginx.service")?;
+/// # Ok::<(), katran::Error>(())
+/// ```
+#[must_use = "the program is gone when its handle is dropped"]
+pub struct ServerIdOption {
+    attached: Vec<(PathBuf, Link)>,
+    counters: PerCpuArray<server_id_counters>,
+    program: OwnedFd,
+}
+
+/// What a [`ServerIdOption`] has done since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ServerIdOptionCounters {
+    /// Connections that a server's end has accepted.
+    pub served: u64,
+    /// Connections whose client's end has heard an id.
+    pub heard: u64,
+    /// Packets that the option was written into; those that are segmented later count once.
+    pub written: u64,
+}
+
+impl ServerIdOption {
+    /// Loads a server's end, which writes this id: 1 to 4,294,967,295, as in
+    /// [`ServerId`](crate::ServerId). It is a client's end, too, for connections that the same sockets'
+    /// cgroup opens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for id 0; [`Error::KernelTooOld`], [`Error::BpfUnavailable`],
+    /// [`Error::Privilege`]; [`Error::Verifier`] if the kernel rejects the program;
+    /// [`Error::Kernel`].
+    pub fn server(id: u32) -> Result<Self> {
+        match id {
+            0 => Err(Error::InvalidConfig {
+                setting: "server_id",
+                value: "0".to_owned(),
+                reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
+            }),
+            id => Self::load(id),
+        }
+    }
+
+    /// Loads a client's end, which repeats ids.
+    ///
+    /// # Errors
+    /// As [`server`](Self::server).
+    pub fn client() -> Result<Self> {
+        Self::load(0)
+    }
+
+    fn load(own_id: u32) -> Result<Self> {
+        environment::check_kernel()?;
+        let mut storage = MaybeUninit::uninit();
+        let mut open = ServerIdSkelBuilder::default()
+            .open(&mut storage)
+            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.own_id = own_id;
+        }
+        let log = crate::sys::object::VerifierLog::of(&mut open.progs.server_id);
+        let skel = open
+            .load()
+            .map_err(|error| program_error("server_id", &log, into_io(error)))?;
+        let take_over = || -> std::io::Result<_> {
+            let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;
+            let program = skel.progs.server_id.as_fd().try_clone_to_owned()?;
+            Ok((PerCpuArray::new(counters)?, program))
+        };
+        let (counters, program) =
+            take_over().map_err(|error| kernel_error("take over", "server_id", error))?;
+        Ok(Self {
+            attached: Vec::new(),
+            counters,
+            program,
+        })
+    }
+
+    /// Attaches to a cgroup (version 2) by the path of its directory: for the sockets that its
+    /// processes, and those of the cgroups below it, make. Programs of others there stay.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if it is attached there; [`Error::Unsupported`] if the path is no
+    /// cgroup of version 2; [`Error::Privilege`]; [`Error::Kernel`], also if there is no such
+    /// directory.
+    pub fn attach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
+        let path = cgroup.as_ref();
+        let name = path.display().to_string();
+        if self.attached.iter().any(|(known, _)| known == path) {
+            return Err(Error::AlreadyExists {
+                what: format!("the attachment to {name}"),
+            });
+        }
+        let directory =
+            File::open(path).map_err(|error| kernel_error("open the cgroup", &name, error))?;
+        let link = link::attach_to_cgroup(self.program.as_fd(), directory.as_fd());
+        let link = link.map_err(|error| match error.raw_os_error() {
+            Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
+                what: format!("attaching to {name}"),
+                reason: "it is no directory of a cgroup of version 2: `mount -t cgroup2` says where \
+                         those are",
+            },
+            _ => kernel_error("attach to the cgroup", &name, error),
+        })?;
+        self.attached.push((path.to_owned(), link));
+        Ok(())
+    }
+
+    /// Detaches from one cgroup, by the path it was attached with.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not attached there.
+    pub fn detach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
+        let path = cgroup.as_ref();
+        let place = self.attached.iter().position(|(known, _)| known == path);
+        let place = place.ok_or_else(|| Error::NotFound {
+            what: format!("an attachment to {}", path.display()),
+        })?;
+        self.attached.remove(place);
+        Ok(())
+    }
+
+    /// What it has done since it was loaded.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn counters(&self) -> Result<ServerIdOptionCounters> {
+        let values = self
+            .counters
+            .get(0)
+            .map_err(|error| kernel_error("read", "server_id_counters", error))?;
+        let mut sum = ServerIdOptionCounters::default();
+        for value in &values {
+            sum.served += value.served;
+            sum.heard += value.heard;
+            sum.written += value.written;
+        }
+        Ok(sum)
+    }
+}
+
+impl fmt::Debug for ServerIdOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cgroups: Vec<_> = self.attached.iter().map(|(path, _)| path).collect();
+        f.debug_struct("ServerIdOption")
+            .field("cgroups", &cgroups)
+            .finish_non_exhaustive()
+    }
+}

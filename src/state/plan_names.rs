@@ -1,0 +1,145 @@
+//! The part of a plan that concerns server ids, source routes, marks and tunnel ends.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::diff::Changes;
+use super::document::ServerIdState;
+use super::document::State;
+use super::names::Deltas;
+use super::names::Name;
+use super::plan::Step;
+use crate::types::Prefix;
+use crate::types::Vip;
+
+/// Names that go, and names that come or name other reals, in one change.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NameChange<K> {
+    pub(crate) remove: Vec<K>,
+    pub(crate) add: Vec<(K, IpAddr)>,
+    /// What that means for the reals.
+    pub(crate) references: Deltas,
+}
+
+/// Steps before and after those of the VIPs.
+#[derive(Debug, Default)]
+pub(super) struct Around {
+    pub(super) before: Vec<Step>,
+    pub(super) after: Vec<Step>,
+}
+
+pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Around {
+    let mut around = Around::default();
+    let vips = |state: &State| -> BTreeSet<IpAddr> {
+        let reals = state.vips.iter().flat_map(|vip| &vip.reals);
+        reals.map(|real| real.address()).collect()
+    };
+    // Reals that a VIP is about to name: what names them now goes after that, or their flows would
+    // be lost.
+    let awaited: BTreeSet<IpAddr> = vips(wanted).difference(&vips(current)).copied().collect();
+
+    let ids = [current, wanted].map(|state| -> BTreeMap<u32, IpAddr> {
+        let ids = state.server_ids.iter();
+        ids.map(|state| (state.id.id(), state.id.real())).collect()
+    });
+    let [before, after] = changes_of(&ids, &awaited);
+    around.before.extend(before.map(Step::ServerIds));
+    around.after.extend(after.map(Step::ServerIds));
+    validity(current, wanted, &mut around.after);
+
+    let routes = [current, wanted].map(|state| -> BTreeMap<Prefix, IpAddr> {
+        let routes = state.source_routes.iter();
+        routes.map(|route| (route.prefix(), route.real())).collect()
+    });
+    let [before, after] = changes_of(&routes, &awaited);
+    around.before.extend(before.map(Step::SourceRoutes));
+    around.after.extend(after.map(Step::SourceRoutes));
+
+    // A mark goes while its VIP has the flag, and comes when it has.
+    for &(vip, real) in &changes.marks_changed {
+        match is_down(current, vip, real) {
+            true => around.before.push(Step::MarkUp(vip, real)),
+            false => around.after.push(Step::MarkDown(vip, real)),
+        }
+    }
+
+    let ends = wanted.decap.iter();
+    let modes: BTreeMap<_, _> = ends.map(|end| (end.address, end.mode)).collect();
+    let removed = changes.decap_removed.iter();
+    around
+        .before
+        .extend(removed.map(|end| Step::RemoveDecap(*end)));
+    for end in changes.decap_added.iter().chain(&changes.decap_changed) {
+        around.before.push(Step::SetDecap(*end, modes[end]));
+    }
+    around
+}
+
+fn is_down(state: &State, vip: Vip, real: IpAddr) -> bool {
+    let mut vips = state.vips.iter();
+    vips.any(|of| of.vip == vip && of.down.contains(&real))
+}
+
+/// What leads from the first names to the second ones, before VIPs change and after that.
+fn changes_of<K: Name>(
+    [current, wanted]: &[BTreeMap<K, IpAddr>; 2],
+    awaited: &BTreeSet<IpAddr>,
+) -> [Option<NameChange<K>>; 2] {
+    let mut changes = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+    for (name, old) in current {
+        let new = wanted.get(name);
+        if new == Some(old) {
+            continue;
+        }
+        let (remove, add) = &mut changes[usize::from(awaited.contains(old))];
+        remove.push(*name);
+        add.extend(new.map(|real| (*name, *real)));
+    }
+    let new = wanted
+        .iter()
+        .filter(|(name, _)| !current.contains_key(name));
+    changes[0].1.extend(new.map(|(name, real)| (*name, *real)));
+    changes.map(|(remove, add)| {
+        let mut references = Deltas::new();
+        for name in &remove {
+            *references.entry(current[name]).or_insert(0) -= 1;
+        }
+        for (_, real) in &add {
+            *references.entry(*real).or_insert(0) += 1;
+        }
+        let some = !remove.is_empty() || !add.is_empty();
+        some.then_some(NameChange {
+            remove,
+            add,
+            references,
+        })
+    })
+}
+
+/// Ids that are to be invalid, and valid again.
+fn validity(current: &State, wanted: &State, steps: &mut Vec<Step>) {
+    let before: BTreeMap<u32, ServerIdState> = current
+        .server_ids
+        .iter()
+        .map(|state| (state.id.id(), *state))
+        .collect();
+    // An id that is new or names another real is valid after that.
+    let was_valid = |state: &ServerIdState| {
+        let before = before.get(&state.id.id());
+        before.is_none_or(|before| before.valid || before.id != state.id)
+    };
+    let switched = |valid: bool| -> Vec<u32> {
+        let ids = wanted.server_ids.iter();
+        ids.filter(|state| state.valid == valid && was_valid(state) != valid)
+            .map(|state| state.id.id())
+            .collect()
+    };
+    let (invalid, valid) = (switched(false), switched(true));
+    if !invalid.is_empty() {
+        steps.push(Step::Invalidate(invalid));
+    }
+    if !valid.is_empty() {
+        steps.push(Step::Revalidate(valid));
+    }
+}

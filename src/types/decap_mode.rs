@@ -1,0 +1,41 @@
+//! What becomes of packets in tunnels that end at the balancer.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Error;
+
+/// What becomes of a packet that came through a tunnel to one of the addresses of
+/// [`Katran::add_decap`](crate::Katran::add_decap).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DecapMode {
+    /// It is balanced like any other packet: another site's balancer has forwarded it.
+    Inline,
+    /// It goes back out of the interface it came in on: a backend's answer on its way to the client.
+    Egress,
+}
+
+impl fmt::Display for DecapMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inline => "inline",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+impl FromStr for DecapMode {
+    type Err = Error;
+
+    /// `inline` or `egress`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "inline" => Ok(Self::Inline),
+            "egress" => Ok(Self::Egress),
+            _ => Err(Error::Parse {
+                input: text.to_owned(),
+                expected: "inline or egress",
+            }),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Source routes: reals for clients of a prefix.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::Prefix;
+
+/// New flows of clients in a prefix go to a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[doc(alias = "SrcRoutingRule")]
+pub struct SourceRoute {
+    prefix: Prefix,
+    real: IpAddr,
+}
+
+impl SourceRoute {
+    /// Clients in `prefix` go to the real at `real`, of either family.
+    pub fn new(prefix: Prefix, real: IpAddr) -> Self {
+        Self {
+            prefix,
+            real: real.to_canonical(),
+        }
+    }
+
+    /// The clients.
+    pub fn prefix(&self) -> Prefix {
+        self.prefix
+    }
+
+    /// The real's address.
+    pub fn real(&self) -> IpAddr {
+        self.real
+    }
+}
+
+impl fmt::Display for SourceRoute {
+    /// `100.64.0.0/10 -> 198.51.100.1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.prefix, self.real)
+    }
+}
