@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
+use katran::Builder;
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::Real;
@@ -70,14 +71,29 @@ pub(crate) fn balancer(
     flood_threshold: Option<u32>,
     cpus: &[u32],
 ) -> Katran {
-    let mut builder = Katran::builder()
+    serve(settings(kind, flow_table_size, flood_threshold, cpus))
+}
+
+/// The settings of such a balancer.
+pub(crate) fn settings(
+    kind: FlowTableKind,
+    flow_table_size: u64,
+    flood_threshold: Option<u32>,
+    cpus: &[u32],
+) -> Builder {
+    let builder = Katran::builder()
         .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
         .forwarding_cpus(cpus.iter().copied())
         .flow_table(kind)
         .flow_table_size(flow_table_size);
-    if let Some(threshold) = flood_threshold {
-        builder = builder.flood_threshold(threshold);
+    match flood_threshold {
+        Some(threshold) => builder.flood_threshold(threshold),
+        None => builder,
     }
+}
+
+/// Loads a balancer with these settings and adds its VIPs and reals.
+pub(crate) fn serve(builder: Builder) -> Katran {
     let mut katran = builder.load().unwrap();
     let reals: Vec<_> = (1..=REALS)
         .map(|last| RealChange::Add(Real::new([198, 51, 100, last].into())))

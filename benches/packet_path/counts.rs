@@ -61,6 +61,7 @@ impl Counts {
         let (sent, passed, new) = match way {
             Expected::Known => (packets, 0, unknown),
             Expected::New => (packets, 0, packets),
+            Expected::Named => (packets, 0, 0),
             Expected::Passed => (0, packets, 0),
         };
         Self {

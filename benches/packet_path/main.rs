@@ -29,7 +29,7 @@ use katran_yardstick::memory_latency;
 
 use crate::common::Spread;
 use crate::common::allowed_cpus;
-use crate::common::balancer;
+use crate::common::settings;
 use crate::common::stay_on;
 use crate::counts::Counts;
 use crate::results::Baseline;
@@ -139,12 +139,12 @@ fn main() -> ExitCode {
     let (mut instructions, mut slower) = (0, Vec::new());
     let all = traffics();
     for traffic in all.iter().filter(|row| row.name.contains(&options.filter)) {
-        let katran = balancer(
+        let katran = traffic.balancer(settings(
             options.table,
             effort.flow_table_size,
             traffic.flood_threshold,
             &[cpu as u32],
-        );
+        ));
         instructions = katran.program_size().unwrap() / 8;
         let only = traffic.only.map(|flows| [flows]);
         let numbers = only.as_ref().map_or(effort.flows, |only| only.as_slice());
@@ -229,7 +229,7 @@ fn print(row: &Row) {
         "{:<30} {:>10} {:>18} {:>10.1} {:>6.2} {katran:>10} {share:>7}",
         row.traffic,
         row.flows,
-        spread.text(0),
+        spread.text(usize::from(row.ns_median < 100.0)),
         row.lookup_ns,
         row.ratio,
     );
@@ -289,6 +289,7 @@ fn check_frame(katran: &Katran, stick: &Yardstick, traffic: &Traffic, flow: u32)
         assert_eq!(out, frame, "{name}, flow {flow}");
     } else {
         assert_eq!(simulation.verdict, Verdict::Tx, "{name}, flow {flow}");
-        assert_eq!(out[14 + 20..], frame[14..], "{name}, flow {flow}");
+        let outer = traffic.outer_bytes();
+        assert_eq!(out[14 + outer..], frame[14..], "{name}, flow {flow}");
     }
 }

@@ -1,6 +1,17 @@
 //! The rows of the table: which traffic, what the balancer must make of it, and what Katran's own
 //! program took for it.
 
+use std::net::Ipv4Addr;
+
+use katran::Builder;
+use katran::Encapsulation;
+use katran::Features;
+use katran::Katran;
+use katran::Prefix;
+use katran::Protocol;
+use katran::ServerId;
+use katran::VipFlags;
+
 use crate::common::ACK;
 use crate::common::NO_FLOOD_GUARD;
 use crate::common::OTHER_PORT;
@@ -9,6 +20,11 @@ use crate::common::SYN;
 use crate::common::TCP;
 use crate::common::UDP;
 use crate::common::frame;
+use crate::common::serve;
+
+const UDP_PAYLOAD: usize = 14 + 20 + 8;
+const TCP_OFFSET: usize = 14 + 20 + 12;
+const TCP_OPTIONS: usize = 14 + 20 + 20;
 
 pub(crate) const TX: u32 = 3;
 pub(crate) const PASS: u32 = 2;
@@ -45,6 +61,7 @@ const KATRAN_TCP_V6: KatranFigures = &[
     (1 << 16, [215.0, 215.0]),
     (1 << 20, [430.0, 430.0]),
 ];
+const KATRAN_QUIC: KatranFigures = &[(1, [105.0, 105.0]), (1 << 16, [203.0, 203.0])];
 const KATRAN_PASSED: KatranFigures = &[(1, [48.0, 48.0])];
 
 /// What the balancer makes of each packet.
@@ -54,8 +71,32 @@ pub(crate) enum Expected {
     Known,
     /// Sent to a real as a new flow each time.
     New,
+    /// Sent to the real that the packet names, which is no miss of the flow table.
+    Named,
     Passed,
 }
+
+/// What the balancer of a row has that others have not.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Special {
+    Nothing,
+    /// The UDP VIPs are QUIC's, and packets name a server id.
+    Quic,
+    /// TCP packets name a server id in an option.
+    TcpServerId,
+    /// Datagrams name a server id.
+    StableUdp,
+    /// The client's prefix chooses the real, among many prefixes.
+    SourceRoutes,
+    /// GUE instead of IP in IP.
+    Gue,
+}
+
+/// The server id in the packets, and how many there are.
+const SERVER_ID: u16 = 1000;
+const SERVER_IDS: u32 = 10_000;
+/// Prefixes of clients.
+const PREFIXES: u32 = 100_000;
 
 pub(crate) struct Traffic {
     pub(crate) name: &'static str,
@@ -65,6 +106,7 @@ pub(crate) struct Traffic {
     pub(crate) flood_threshold: Option<u32>,
     /// How many flows there are, instead of one number after the other.
     pub(crate) only: Option<u32>,
+    pub(crate) special: Special,
     katran: KatranFigures,
 }
 
@@ -76,7 +118,62 @@ impl Traffic {
             expected,
             flood_threshold: Some(NO_FLOOD_GUARD),
             only: None,
+            special: Special::Nothing,
             katran: &[],
+        }
+    }
+
+    fn special(mut self, special: Special) -> Self {
+        self.special = special;
+        self
+    }
+
+    /// The balancer that the traffic is for.
+    pub(crate) fn balancer(&self, settings: Builder) -> Katran {
+        let with = |features| Features::default() | features;
+        let mut katran = serve(match self.special {
+            Special::Nothing | Special::Quic => settings,
+            Special::TcpServerId => settings.features(with(Features::TCP_SERVER_ID)),
+            Special::StableUdp => settings.features(with(Features::UDP_STABLE_ROUTING)),
+            Special::SourceRoutes => settings.features(with(Features::SOURCE_ROUTING)),
+            Special::Gue => settings
+                .encapsulation(Encapsulation::Gue)
+                .source_v4([198, 18, 0, 10].into()),
+        });
+        let flag = match self.special {
+            Special::Quic => VipFlags::QUIC,
+            Special::StableUdp => VipFlags::UDP_STABLE_ROUTING,
+            Special::SourceRoutes => VipFlags::SRC_ROUTING,
+            _ => VipFlags::empty(),
+        };
+        for vip in katran.vips() {
+            if vip.protocol() == Protocol::Udp || flag == VipFlags::SRC_ROUTING {
+                katran.set_vip_flags(vip, flag).unwrap();
+            }
+        }
+        let real = [198, 51, 100, 1].into();
+        if let Special::Quic | Special::TcpServerId | Special::StableUdp = self.special {
+            let ids: Vec<_> = (1..=SERVER_IDS).map(|id| ServerId::new(id, real)).collect();
+            katran.add_server_ids(&ids).unwrap();
+        }
+        if self.special == Special::SourceRoutes {
+            // Around the clients, 100.64.0.0/16, which have one of their own.
+            let prefixes = (1..=PREFIXES).map(|i| {
+                let address = Ipv4Addr::from(0x6440_0000 + (i << 8));
+                Prefix::new(address.into(), 24).unwrap()
+            });
+            let clients = Prefix::new([100, 64, 0, 0].into(), 16).unwrap();
+            let prefixes: Vec<_> = prefixes.chain([clients]).collect();
+            katran.add_source_routes(&prefixes, real).unwrap();
+        }
+        katran
+    }
+
+    /// Bytes in front of the packet when it leaves, without Ethernet's.
+    pub(crate) fn outer_bytes(&self) -> usize {
+        match self.special {
+            Special::Gue => 28,
+            _ => 20,
         }
     }
 
@@ -108,7 +205,7 @@ impl Traffic {
     pub(crate) fn action(&self) -> u32 {
         match self.expected {
             Expected::Passed => PASS,
-            Expected::Known | Expected::New => TX,
+            Expected::Known | Expected::New | Expected::Named => TX,
         }
     }
 
@@ -121,10 +218,17 @@ impl Traffic {
 pub(crate) fn traffics() -> Vec<Traffic> {
     let known = |name, frame| Traffic::new(name, Expected::Known, frame);
     let new = |name, frame| Traffic::new(name, Expected::New, frame);
+    let named = |name, frame| Traffic::new(name, Expected::Named, frame);
     let [syn, syn_v6] = [false, true].map(|v6| frame(v6, TCP, SYN, PORT));
     let [udp, udp_v6] = [false, true].map(|v6| frame(v6, UDP, 0, PORT));
     let [ack, ack_v6] = [false, true].map(|v6| frame(v6, TCP, ACK, PORT));
     let elsewhere = frame(false, TCP, ACK, OTHER_PORT);
+    let quic = with_payload(&udp, &quic_packet());
+    let [high, low] = SERVER_ID.to_be_bytes();
+    let stable = with_payload(&udp, &[0x52, 0, high, low, 0, 0, 0, 0]);
+    let optional = with_option(&ack);
+    let gue = known("TCP/IPv4 established, GUE", ack.clone());
+    let routed = new("TCP/IPv4 SYN, source route", syn.clone());
     vec![
         known("TCP/IPv4 established", ack).katran(KATRAN_TCP_V4),
         new("TCP/IPv4 SYN, flood guard acts", syn.clone())
@@ -145,5 +249,35 @@ pub(crate) fn traffics() -> Vec<Traffic> {
             .unseen(),
         new("UDP/IPv6 new, all remembered", udp_v6).unseen(),
         Traffic::new("not a VIP: passed on", Expected::Passed, elsewhere).katran(KATRAN_PASSED),
+        named("QUIC by connection id", quic)
+            .special(Special::Quic)
+            .katran(KATRAN_QUIC),
+        named("TCP/IPv4 by server id", optional).special(Special::TcpServerId),
+        named("UDP/IPv4 by stable routing", stable).special(Special::StableUdp),
+        routed.special(Special::SourceRoutes),
+        gue.special(Special::Gue),
     ]
+}
+
+/// A UDP frame with this at the start of its payload.
+fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[UDP_PAYLOAD..][..payload.len()].copy_from_slice(payload);
+    frame
+}
+
+/// A short header and a connection id of version 1.
+fn quic_packet() -> [u8; 9] {
+    let id = SERVER_ID;
+    let [first, second, third] = [0x40 | id >> 10, id >> 2, id << 6].map(|bits| bits as u8);
+    [0x43, first, second, third, 5, 6, 7, 8, 9]
+}
+
+/// A TCP frame with the server id behind its header: kind, length, id, and two of no operation.
+fn with_option(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[TCP_OFFSET] = 0x70;
+    let [low, high] = SERVER_ID.to_le_bytes();
+    frame[TCP_OPTIONS..][..8].copy_from_slice(&[0xb7, 6, low, high, 0, 0, 1, 1]);
+    frame
 }
