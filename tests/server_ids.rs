@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use common::at;
 use common::builder;
+use common::faults;
 use common::frames;
 use common::frames::Packet;
 use common::ip;
@@ -30,6 +31,7 @@ use katran::TcpServerIdCounters;
 use katran::Verdict;
 use katran::Vip;
 use katran::VipFlags;
+use nix::errno::Errno;
 
 const A: &str = "198.51.100.1";
 const B: &str = "198.51.100.2";
@@ -481,4 +483,28 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     }
     let left = katran.memory_in_use().unwrap().saturating_sub(empty);
     assert!(left < 64 << 10, "{left} bytes");
+}
+
+#[test]
+fn what_the_kernel_refuses_changes_nothing() {
+    let (mut katran, _) = quic(VipFlags::empty());
+    let before = (katran.server_ids(), katran.real_numbers());
+    // More than half of the first chunk: a larger table is needed, with reals that are new.
+    let real = |i: u32| ip(if i == 0 { "198.51.100.77" } else { B });
+    let ids: Vec<_> = (0..5000)
+        .map(|i| ServerId::new(100_000 + i, real(i)))
+        .collect();
+    for command in [faults::MAP_CREATE, faults::MAP_UPDATE_BATCH] {
+        let refused =
+            faults::without_commands(&[command], Errno::ENOMEM, || katran.add_server_ids(&ids));
+        assert!(matches!(refused, Err(Error::Kernel { .. })), "{refused:?}");
+        assert_eq!((katran.server_ids(), katran.real_numbers()), before);
+        let known = send(&katran, udp(command as u16), &short(1, 7));
+        assert_eq!(outcome(&known), went(B, Reason::ConnectionId));
+        let unknown = send(&katran, udp(100 + command as u16), &short(2, 100_001));
+        assert_eq!(unknown.reason, Reason::Ring);
+    }
+    katran.add_server_ids(&ids).unwrap();
+    let ran = send(&katran, udp(7), &short(2, 100_000));
+    assert_eq!(outcome(&ran), went("198.51.100.77", Reason::ConnectionId));
 }

@@ -188,7 +188,6 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 					   const struct choice *choice, __u64 arrived)
 {
 	struct id_query *query = &run->counters->query;
-
 	const __u32 *source = (const __u32 *)packet->flow.source;
 	const __u32 *destination = (const __u32 *)packet->flow.destination;
 	const bool no_port = choice->vip.flags & VIP_NO_SRC_PORT;
