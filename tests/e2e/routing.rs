@@ -267,31 +267,38 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
             .iter_mut()
             .map(|client| client.ask("who").unwrap())
             .collect();
-        let stats = site.katran.flow_stats(vip).unwrap();
-        assert_eq!((stats.entries, stats.stale), (16, 0), "{stats:?}");
+        // One for each, and another one where a packet came by another CPU for once.
+        let entries = |site: &Site| {
+            let stats = site.katran.flow_stats(vip).unwrap();
+            assert_eq!(stats.stale, 0, "{stats:?}");
+            stats.entries
+        };
+        let before = entries(&site);
+        assert!((16..=32).contains(&before), "{before}");
         for (client, name) in clients.iter().zip(&names) {
             let found = site.katran.find_flow(&site::flow_of(client, vip)).unwrap();
-            assert_eq!(found.len(), 1, "on one CPU");
-            let real = found[0].real.unwrap();
-            assert_eq!(site::backend_at(&site.lab, real), *name);
+            assert!(!found.is_empty());
+            for entry in found {
+                assert_eq!(site::backend_at(&site.lab, entry.real.unwrap()), *name);
+            }
         }
         // Forgotten, they go by the ring, which leads them to the same place.
         let of_first = names.iter().filter(|name| *name == "backend0").count() as u64;
         let purged = site.katran.purge_real(vip, reals[0]).unwrap();
-        assert_eq!(purged, of_first);
+        assert!((of_first..=2 * of_first).contains(&purged));
         let rest = site.katran.purge(vip).unwrap();
-        assert_eq!(rest, 16 - of_first);
-        assert_eq!(site.katran.flow_stats(vip).unwrap().entries, 0);
+        assert_eq!(purged + rest, before);
+        assert_eq!(entries(&site), 0);
         for (client, name) in clients.iter_mut().zip(&names) {
             assert_eq!(client.ask(&"x".repeat(20_000)).unwrap(), *name);
         }
         // Remembered again; while a real is drained only those that are remembered stay on it.
-        assert_eq!(site.katran.flow_stats(vip).unwrap().entries, 16);
+        assert!(entries(&site) >= 16);
         let lost = names.iter().position(|name| name == "backend0").unwrap();
         let drained = Real::new(reals[0]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
         let flow = site::flow_of(&clients[lost], vip);
-        assert_eq!(site.katran.remove_flow(&flow).unwrap(), 1);
+        assert!(site.katran.remove_flow(&flow).unwrap() >= 1);
         for (index, (client, name)) in clients.iter_mut().zip(&names).enumerate() {
             let answer = client.ask("still");
             match index == lost {
