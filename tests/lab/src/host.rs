@@ -290,6 +290,35 @@ impl Host {
         Ok(())
     }
 
+    /// Puts VLAN tags on all that leaves by an interface, and takes as many off what comes in, as a
+    /// switch does for a host that knows nothing of VLANs. Each has its protocol (0x8100 for IEEE
+    /// 802.1Q, 0x88a8 for 802.1ad) and what follows it; the inner one is first.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; it takes Linux 6.6.
+    pub fn tag(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
+        // In the frame and not beside it, as XDP programs see them.
+        self.tool(
+            "ethtool",
+            &format!(
+                "-K {interface} txvlan off rxvlan off tx-vlan-stag-hw-insert off \
+                 rx-vlan-stag-hw-parse off"
+            ),
+        )?;
+        let index = self.interface_index(interface)?;
+        for direction in [sys::Direction::In, sys::Direction::Out] {
+            let link = self
+                .run(|| sys::attach_tags(index, direction, tags))
+                .map_err(|e| context(&e, format_args!("tags on {interface} in {}", self.name)))?;
+            self.links
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(link);
+        }
+        Ok(())
+    }
+
     fn prepare(&self) -> io::Result<()> {
         // The interface's own value counts, or the larger of it and `all`: new interfaces take
         // `default`, and `lo` is there already.

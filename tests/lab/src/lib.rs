@@ -23,6 +23,7 @@
 //! The crate knows nothing of the load balancer, and fails rather than skips: call
 //! [`require_root`] first, so that a missing privilege is said in plain words.
 
+mod bpf_fs;
 mod cgroup;
 mod host;
 mod http;
@@ -33,6 +34,7 @@ mod tcp;
 mod topology;
 mod udp;
 
+pub use bpf_fs::private_bpf_fs;
 pub use cgroup::Cgroup;
 pub use host::Host;
 pub use host::Inside;

@@ -1,5 +1,5 @@
 //! The only unsafe code of this crate: a hook that runs between `fork` and `exec`, and the two
-//! `bpf` calls that put a program of two instructions on an interface.
+//! `bpf` calls that put a program of a few instructions on an interface.
 //!
 //! All else the crate asks of the kernel has a safe wrapper in `nix` or the standard library.
 #![allow(unsafe_code)]
@@ -23,11 +23,23 @@ use nix::unistd::getppid;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// `BPF_ALU64 | BPF_MOV | BPF_K`, to register 0.
-const MOVE_TO_R0: u8 = 0xb7;
+/// `BPF_ALU64 | BPF_MOV | BPF_K`.
+const MOVE: u8 = 0xb7;
+/// `BPF_ALU64 | BPF_MOV | BPF_X`.
+const MOVE_REGISTER: u8 = 0xbf;
+/// `BPF_JMP | BPF_CALL`.
+const CALL: u8 = 0x85;
+const SKB_VLAN_PUSH: i32 = 18;
+const SKB_VLAN_POP: i32 = 19;
+/// `TC_ACT_OK`.
+const TC_OK: i32 = 0;
+
 /// `BPF_JMP | BPF_EXIT`.
 const EXIT: u8 = 0x95;
 
@@ -88,30 +100,82 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 /// Attaches a program with one verdict for all frames, in native mode, to an interface of the
 /// calling thread's namespace. It stays while the returned link is open.
 pub(crate) fn attach_xdp(interface_index: u32, verdict: Verdict) -> io::Result<OwnedFd> {
-    let instruction = |code, immediate| Instruction {
+    let program = [
+        instruction(MOVE, 0, verdict as i32),
+        instruction(EXIT, 0, 0),
+    ];
+    let program = load(BPF_PROG_TYPE_XDP, &program)?;
+    link(&program, interface_index, BPF_XDP, XDP_FLAGS_DRV_MODE)
+}
+
+/// Which way packets go through an interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+/// Attaches a program by tcx to an interface of the calling thread's namespace: it takes `count` VLAN
+/// tags off what comes in, or puts `tags` on what goes out, the inner one first.
+pub(crate) fn attach_tags(
+    interface_index: u32,
+    direction: Direction,
+    tags: &[(u16, u16)],
+) -> io::Result<OwnedFd> {
+    // The context is kept in register 6, for calls change 1 to 5.
+    let mut program = vec![instruction(MOVE_REGISTER, 6 | 1 << 4, 0)];
+    for (protocol, tag) in tags {
+        program.push(instruction(MOVE_REGISTER, 1 | 6 << 4, 0));
+        match direction {
+            Direction::Out => program.extend([
+                instruction(MOVE, 2, protocol.to_be().into()),
+                instruction(MOVE, 3, (*tag).into()),
+                instruction(CALL, 0, SKB_VLAN_PUSH),
+            ]),
+            Direction::In => program.push(instruction(CALL, 0, SKB_VLAN_POP)),
+        }
+    }
+    program.extend([instruction(MOVE, 0, TC_OK), instruction(EXIT, 0, 0)]);
+    let program = load(BPF_PROG_TYPE_SCHED_CLS, &program)?;
+    let attach_type = match direction {
+        Direction::In => BPF_TCX_INGRESS,
+        Direction::Out => BPF_TCX_EGRESS,
+    };
+    link(&program, interface_index, attach_type, 0)
+}
+
+fn instruction(code: u8, registers: u8, immediate: i32) -> Instruction {
+    Instruction {
         code,
-        registers: 0,
+        registers,
         offset: 0,
         immediate,
-    };
-    let program = [
-        instruction(MOVE_TO_R0, verdict as i32),
-        instruction(EXIT, 0),
-    ];
+    }
+}
+
+fn load(prog_type: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
     let load = ProgLoad {
-        prog_type: BPF_PROG_TYPE_XDP,
-        insn_cnt: 2,
+        prog_type,
+        insn_cnt: u32::try_from(program.len()).map_err(io::Error::other)?,
         insns: program.as_ptr().addr() as u64,
         license: c"MIT".as_ptr().addr() as u64,
     };
-    // SAFETY: `load` is what `BPF_PROG_LOAD` takes, and its addresses are of two instructions and
-    // of a string with its end, which both outlive the call.
-    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    // SAFETY: `load` is what `BPF_PROG_LOAD` takes, and its addresses are of as many instructions as it
+    // says and of a string with its end, which all outlive the call.
+    unsafe { bpf(BPF_PROG_LOAD, &load) }
+}
+
+fn link(
+    program: &OwnedFd,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let create = LinkCreate {
         prog_fd: program.as_raw_fd(),
-        target_ifindex: interface_index,
-        attach_type: BPF_XDP,
-        flags: XDP_FLAGS_DRV_MODE,
+        target_ifindex,
+        attach_type,
+        flags,
     };
     // SAFETY: `create` is what `BPF_LINK_CREATE` takes and holds no addresses.
     unsafe { bpf(BPF_LINK_CREATE, &create) }
