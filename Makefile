@@ -7,7 +7,7 @@ CARGO ?= cargo
 
 # Tests of the loaded program, which run with both kinds of flow table.
 LOADED := apply better better_changes e2e flows global_flows gue inline_decap library migration \
-	refusals server_ids simulate sizes source_routes twins vectors walk walk_flows walk_icmp \
+	monitor refusals server_ids simulate sizes source_routes twins vectors vlan walk walk_flows walk_icmp \
 	walk_property
 
 help: ## this list

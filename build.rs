@@ -10,7 +10,14 @@ use std::path::PathBuf;
 
 use libbpf_cargo::SkeletonBuilder;
 
-const PROGRAMS: [&str; 3] = ["katran", "decap", "server_id"];
+const PROGRAMS: [&str; 6] = [
+    "katran",
+    "decap",
+    "decap_tc",
+    "healthcheck",
+    "root",
+    "server_id",
+];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -3,38 +3,31 @@
 //!
 //! ```text
 //! balancer --config lb.toml --interface eth0 [--mode auto|native|generic]
+//! balancer --config lb.toml --interface eth0 --check
+//! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2]
 //! ```
-//! SIGHUP applies the file again and prints what changed; a file that is not valid is reported and
+//! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root program, as the example `root` sets up. SIGHUP applies the file again and prints what changed; a file that is not valid is reported and
 //! changes nothing. SIGINT and SIGTERM detach and end it. `RUST_LOG=info` shows more of what the
 //! library does.
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write;
-use std::io::stdout;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use anyhow::Context;
 use anyhow::Result;
 use clap::Parser;
-use katran::Changes;
+use common::Options;
+use common::say;
+use common::with_causes;
 use katran::FlowTableCounters;
 use katran::Katran;
-use katran::State;
 use katran::Totals;
-use katran::XdpMode;
 use signal_hook::consts::SIGHUP;
-use signal_hook::consts::SIGINT;
-use signal_hook::consts::SIGTERM;
-use signal_hook::iterator::Signals;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Lines between two headings.
@@ -43,82 +36,59 @@ const PAGE: u32 = 20;
 /// Balances the VIPs of a configuration file on the packets of an interface.
 #[derive(Parser)]
 struct Arguments {
-    /// The configuration: TOML with [balancer] and [[vip]]
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Where packets come in and leave; may be given several times
-    #[arg(long, value_name = "NAME", required = true)]
-    interface: Vec<String>,
-    /// auto, native (in the driver) or generic (in the network stack)
-    #[arg(long, default_value_t = XdpMode::Auto)]
-    mode: XdpMode,
+    #[command(flatten)]
+    options: Options,
+    /// Print what would keep it from working, and end: with status 0 if nothing would
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match balance(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("balancer: {}", with_causes(&error));
-            ExitCode::FAILURE
-        }
+    let options = &arguments.options;
+    if arguments.check {
+        return match check(options) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => common::exit("balancer", Err(error)),
+        };
     }
+    common::exit("balancer", balance(options))
 }
 
-fn balance(arguments: &Arguments) -> Result<()> {
+/// What a balancer with this configuration would meet on its interfaces; it is attached to none.
+fn check(options: &Options) -> Result<bool> {
+    let state = options.state()?;
+    let mut katran = state.builder()?.load()?;
+    katran.apply(&state)?;
+    let mut works = true;
+    for interface in &options.interface {
+        let diagnosis = katran.diagnose(interface)?;
+        works &= diagnosis.works();
+        say(format!("{interface}:\n{diagnosis}"));
+    }
+    Ok(works)
+}
+
+fn balance(options: &Options) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
-    let signals = signals()?;
+    let signals = common::signals()?;
 
-    let (mut katran, changes) = load(&arguments.config)?;
-    report(&changes);
-    for interface in &arguments.interface {
-        let attachment = katran.attach(interface, arguments.mode)?;
-        say(format!(
-            "balancing on {interface} in {} mode",
-            attachment.mode
-        ));
-    }
-    run(&mut katran, &arguments.config, &signals)?;
-
-    for interface in &arguments.interface {
-        // Dropping the balancer would do it, too; here it is reported.
-        match katran.detach(interface) {
-            Ok(()) => say(format!("detached from {interface}")),
-            Err(error) => eprintln!("{error}"),
-        }
-    }
+    let mut katran = options.start()?;
+    run(&mut katran, options, &signals)?;
+    options.stop(&mut katran);
     summary(&katran)
 }
 
-/// A balancer loaded with the settings of the file, and with its VIPs.
-fn load(config: &Path) -> Result<(Katran, Changes)> {
-    let state = read(config)?;
-    let mut katran = state.builder()?.load()?;
-    let changes = katran.apply(&state)?;
-    Ok((katran, changes))
-}
-
-fn read(config: &Path) -> Result<State> {
-    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
-    text.and_then(|text| Ok(State::from_toml(&text)?))
-        .with_context(|| format!("cannot use {}", config.display()))
-}
-
 /// Counters every second, the file at every SIGHUP, until SIGINT or SIGTERM.
-fn run(katran: &mut Katran, config: &Path, signals: &Receiver<i32>) -> Result<()> {
+fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Result<()> {
     let mut last = Snapshot::take(katran)?;
     let mut lines = 0;
     let mut next = Instant::now() + INTERVAL;
     loop {
         match signals.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            Ok(SIGHUP) => match read(config).and_then(|state| Ok(katran.apply(&state)?)) {
-                Ok(changes) => report(&changes),
-                Err(error) => eprintln!(
-                    "{}\nnothing was changed: the old configuration stays in force",
-                    with_causes(&error)
-                ),
-            },
+            Ok(SIGHUP) => options.follow(katran),
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
                 match Snapshot::take(katran) {
@@ -177,40 +147,6 @@ impl Snapshot {
     }
 }
 
-/// What applying the file changed.
-fn report(changes: &Changes) {
-    if changes.is_empty() {
-        return say("applied: no changes".to_owned());
-    }
-    say("applied:".to_owned());
-    let of_vip = |what: &str, reals: &[(katran::Vip, std::net::IpAddr)]| {
-        for (vip, real) in reals {
-            say(format!("  {vip}: real {real} {what}"));
-        }
-    };
-    for vip in &changes.vips_added {
-        say(format!("  {vip} added"));
-    }
-    for vip in &changes.vips_changed {
-        say(format!("  {vip} has other flags or another hash function"));
-    }
-    of_vip("added", &changes.reals_added);
-    of_vip("has another weight", &changes.reals_changed);
-    of_vip("removed", &changes.reals_removed);
-    for vip in &changes.vips_removed {
-        say(format!("  {vip} removed"));
-    }
-    for real in &changes.real_flags_changed {
-        say(format!("  real {real} has other flags"));
-    }
-    if changes.gateway_changed {
-        say("  the gateway has another MAC address".to_owned());
-    }
-    for source in &changes.sources_changed {
-        say(format!("  outer source address {source}"));
-    }
-}
-
 /// What went to every VIP and real, and why frames were dropped: printed at the end.
 fn summary(katran: &Katran) -> Result<()> {
     say(format!(
@@ -240,35 +176,4 @@ fn summary(katran: &Katran) -> Result<()> {
         say(format!("{:<48} {frames:>12}", format!("dropped: {reason}")));
     }
     Ok(())
-}
-
-/// Prints a line. Nobody reading them any more is no reason to stop balancing, or to panic.
-fn say(line: String) {
-    let _ = writeln!(stdout(), "{line}");
-}
-
-/// SIGHUP, SIGINT and SIGTERM, as messages.
-fn signals() -> Result<Receiver<i32>> {
-    let (sender, receiver) = mpsc::channel();
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::spawn(move || {
-        for signal in signals.forever() {
-            if sender.send(signal).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// An error and what caused it; some of the library's name the cause themselves.
-fn with_causes(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| {
-        let cause = cause.to_string();
-        match text.as_str() {
-            "" => cause,
-            known if known.contains(&cause) => text,
-            _ => format!("{text}: {cause}"),
-        }
-    })
 }

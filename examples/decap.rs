@@ -2,9 +2,11 @@
 //! stack sees it, and prints its counters every second.
 //!
 //! ```text
-//! decap --interface eth0 [--mode auto|native|generic] [--destination ADDRESS]...
-//!       [--gue-port PORT] [--server-id NUMBER]
+//! decap --interface eth0 [--mode auto|native|generic] [--tc] [--tc-hook auto|tcx|clsact]
+//!       [--destination ADDRESS]... [--gue-port PORT] [--server-id NUMBER]
 //! ```
+//! With `--tc` it works at tc ingress instead of in XDP; with `--check --vip 203.0.113.1` it only prints
+//! what would keep this backend from answering.
 //! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
 
 use std::io::Write;
@@ -22,6 +24,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use katran::Decap;
 use katran::DecapCounters;
+use katran::TcHook;
 use katran::XdpMode;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
@@ -40,6 +43,18 @@ struct Arguments {
     /// auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     mode: XdpMode,
+    /// At tc ingress instead of in XDP
+    #[arg(long)]
+    tc: bool,
+    /// auto, tcx (Linux 6.6) or clsact
+    #[arg(long, default_value_t = TcHook::Auto, requires = "tc", value_name = "HOOK")]
+    tc_hook: TcHook,
+    /// Print what would keep this backend from answering, and end
+    #[arg(long)]
+    check: bool,
+    /// With --check: a VIP to look for on this host; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "check")]
+    vip: Vec<IpAddr>,
     /// Strip only tunnels that end here: one address per family; without any, all tunnels
     #[arg(long, value_name = "ADDRESS")]
     destination: Vec<IpAddr>,
@@ -80,11 +95,21 @@ fn strip(arguments: &Arguments) -> Result<()> {
         .gue_port(arguments.gue_port)
         .server_id(arguments.server_id);
     let mut decap = builder.load()?;
-    let attachment = decap.attach(&arguments.interface, arguments.mode)?;
-    say(format!(
-        "stripping tunnels on {} in {} mode",
-        attachment.interface, attachment.mode
-    ));
+    if arguments.check {
+        let diagnosis = decap.diagnose(&arguments.interface, &arguments.vip)?;
+        say(diagnosis.to_string());
+        anyhow::ensure!(diagnosis.works(), "it would not work like this");
+        return Ok(());
+    }
+    let interface = &arguments.interface;
+    let how = match arguments.tc {
+        false => format!("in {} mode", decap.attach(interface, arguments.mode)?.mode),
+        true => format!(
+            "at tc ingress by {}",
+            decap.attach_tc(interface, arguments.tc_hook)?.hook
+        ),
+    };
+    say(format!("stripping tunnels on {interface} {how}"));
 
     let mut last = decap.counters()?;
     let mut lines = 0;

@@ -1,5 +1,6 @@
-//! The backend's end of the tunnel: an XDP program that strips IP in IP and GUE on arrival, so that a
-//! backend needs neither the ipip module nor a tunnel interface.
+//! The backend's end of the tunnel: a program that strips IP in IP and GUE on arrival, so that a
+//! backend needs neither the ipip module nor a tunnel interface. It runs in XDP, or in tc where XDP is
+//! not to be had.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -14,18 +15,34 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::Attachment;
+use crate::Diagnosis;
 use crate::Result;
+use crate::TcAttachment;
+use crate::TcHook;
 use crate::XdpMode;
 use crate::attach::Attachments;
+use crate::attach::TcAttachments;
+use crate::diagnose::Backend;
+use crate::diagnose::InterfaceFacts;
+use crate::diagnose::Ours;
+use crate::diagnose::judge_backend;
+use crate::diagnose::sysctl;
 use crate::environment;
 use crate::katran::into_io;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
+use crate::next_hop::Requests;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
+use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
+use crate::sys::tc::Direction;
 use crate::types::check_host;
+
+/// The tc program's name, and the priority of its filters.
+const TC_NAME: &str = "decap_tc";
+const TC_PRIORITY: u16 = 2307;
 
 /// Settings of a decapsulator.
 #[derive(Clone, Debug)]
@@ -123,9 +140,38 @@ impl DecapBuilder {
             take_over().map_err(|error| kernel_error("take over", "decap", error))?;
         Ok(Decap {
             attachments: Attachments::default(),
+            tc_attachments: TcAttachments::default(),
+            settings: self,
+            tc_program: None,
             counters,
             program,
         })
+    }
+
+    /// Loads the program for tc, which counts in `counters`.
+    fn load_tc(&self, counters: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = DecapTcSkelBuilder::default()
+            .open(&mut storage)
+            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
+            constants.strict = strict.into();
+            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+            constants.destination_v6 = words(v6.octets());
+            constants.gue_port = self.gue_port;
+            constants.own_server_id = self.server_id;
+        }
+        let shared = open.maps.decap_counters.reuse_fd(counters);
+        shared.map_err(|error| kernel_error("share", "decap_counters", into_io(error)))?;
+        let log = VerifierLog::of(&mut open.progs.decap_tc);
+        let skel = open
+            .load()
+            .map_err(|error| program_error(TC_NAME, &log, into_io(error)))?;
+        let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
+        program.map_err(|error| kernel_error("take over", TC_NAME, error))
     }
 }
 
@@ -153,7 +199,12 @@ fn words(bytes: [u8; 16]) -> [u32; 4] {
 /// ```
 #[must_use = "a decapsulator is gone when its handle is dropped"]
 pub struct Decap {
+    // Detached before the counters go.
     attachments: Attachments,
+    tc_attachments: TcAttachments,
+    settings: DecapBuilder,
+    /// Loaded when it is first attached.
+    tc_program: Option<OwnedFd>,
     counters: PerCpuArray<decap_counters>,
     program: OwnedFd,
 }
@@ -201,26 +252,121 @@ impl Decap {
     /// # Errors
     /// As [`Katran::attach`](crate::Katran::attach).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        self.tc_attachments.check(interface)?;
         self.attachments
             .attach(self.program.as_fd(), interface, mode)
     }
 
-    /// Detaches from one interface, by the name it had when it was attached.
+    /// Attaches at tc ingress instead, for hosts where XDP is not to be had: it costs more, as the kernel
+    /// has made a socket buffer of the packet by then, and works with every driver and beside any XDP
+    /// program. It counts in the same [`counters`](Self::counters).
+    ///
+    /// Where a tunnel and what is in it are of different families it takes Linux 6.3: an older kernel
+    /// refuses to strip, which is counted as `drop_head`. With [`TcHook::Clsact`] the filter has the
+    /// priority 2307.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInterface`](crate::Error::NoSuchInterface);
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if it is attached there, also by XDP: it
+    /// would only see what that has left; [`Error::ForeignTcFilter`](crate::Error::ForeignTcFilter);
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for [`TcHook::Tcx`] before Linux 6.6;
+    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier);
+    /// [`Error::Kernel`](crate::Error::Kernel).
+    pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
+        self.attachments.check(interface)?;
+        let program = match self.tc_program.take() {
+            Some(program) => program,
+            None => self.settings.load_tc(self.counters.as_fd())?,
+        };
+        let attached = self.tc_attachments.attach(
+            program.as_fd(),
+            TC_NAME,
+            interface,
+            (Direction::Ingress, TC_PRIORITY),
+            hook,
+        );
+        self.tc_program = Some(program);
+        attached
+    }
+
+    /// Detaches from one interface, by the name it had when it was attached, from XDP or tc.
     ///
     /// # Errors
     /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
-        self.attachments.detach(interface)
+        let of_tc = self
+            .tc_attachments
+            .list()
+            .any(|attached| attached.interface == interface);
+        match of_tc {
+            true => self.tc_attachments.detach(interface),
+            false => self.attachments.detach(interface),
+        }
     }
 
-    /// Where it is attached, in the order of attaching.
+    /// Where it is attached at tc ingress, in the order of attaching.
+    pub fn tc_interfaces(&self) -> Vec<TcAttachment> {
+        self.tc_attachments.list().cloned().collect()
+    }
+
+    /// Where it is attached by XDP, in the order of attaching.
     pub fn interfaces(&self) -> Vec<Attachment> {
         self.attachments.list().cloned().collect()
     }
 
-    /// The program that is attached.
+    /// Looks for what commonly keeps a backend from answering: on an interface of the calling thread's
+    /// network namespace, for services at these addresses. It changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel cannot be asked. That there is no such
+    /// interface is a finding.
+    pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
+        let failed = |error| kernel_error("ask about the interface", interface, error);
+        let mut attached = self.attachments.list();
+        let mut of_tc = self.tc_attachments.list();
+        let ours = Ours {
+            xdp: attached
+                .find(|attached| attached.interface == interface)
+                .map(|attached| attached.mode),
+            elsewhere: of_tc.any(|attached| attached.interface == interface),
+        };
+        let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
+        let mut requests = Requests::new().map_err(failed)?;
+        let mut of_host = Vec::new();
+        for vip in vips {
+            let route = requests.route(*vip).map_err(failed)?;
+            of_host.push((*vip, route.is_some_and(|route| route.local)));
+        }
+        let mut routes = Vec::new();
+        for v6 in [false, true] {
+            routes.extend(requests.default_route(v6).map_err(failed)?);
+        }
+        let of_both = |setting: &str| {
+            let of = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/{setting}"));
+            of("all").max(of(interface))
+        };
+        let here = routes
+            .iter()
+            .filter(|route| Some(route.interface) == facts.index);
+        let route_mtu = here.clone().filter_map(|route| route.mtu).max();
+        Ok(judge_backend(&Backend {
+            rp_filter: of_both("rp_filter"),
+            default_route_here: here.count() == routes.len() && !routes.is_empty(),
+            arp_ignore: of_both("arp_ignore"),
+            vips: of_host,
+            route_mtu: route_mtu.unwrap_or(facts.mtu),
+            interface: facts,
+        }))
+    }
+
+    /// The program for XDP.
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
+    }
+
+    /// The program for tc, once it has been attached.
+    pub fn tc_program_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.tc_program.as_ref().map(AsFd::as_fd)
     }
 
     /// What it has seen since it was loaded.
@@ -255,6 +401,7 @@ impl fmt::Debug for Decap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Decap")
             .field("interfaces", &self.attachments)
+            .field("tc_interfaces", &self.tc_attachments)
             .finish_non_exhaustive()
     }
 }

@@ -34,12 +34,20 @@ pub(crate) fn check_kernel() -> Result<()> {
     check_release(&name.release().to_string_lossy())
 }
 
-fn check_release(release: &str) -> Result<()> {
+/// Whether the running kernel is this release or a newer one.
+pub(crate) fn is_at_least(release: (u32, u32)) -> bool {
+    uname().is_ok_and(|name| numbers(&name.release().to_string_lossy()) >= release)
+}
+
+fn numbers(release: &str) -> (u32, u32) {
     let mut numbers = release
         .split(|character: char| !character.is_ascii_digit())
         .map(|digits| digits.parse().unwrap_or(0));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if found < OLDEST_KERNEL {
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn check_release(release: &str) -> Result<()> {
+    if numbers(release) < OLDEST_KERNEL {
         return Err(Error::KernelTooOld {
             what: "the balancer",
             found: release.to_owned(),
@@ -55,6 +63,13 @@ pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
     let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
+}
+
+/// The needed capabilities that this thread lacks; `None`: it has all of them.
+pub(crate) fn lacks_capabilities() -> Option<String> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let missing = effective_capabilities(&status).map(lacking)?;
+    (!missing.is_empty()).then(|| missing.join(", "))
 }
 
 /// Which needed capabilities this thread lacks, for an error's text.

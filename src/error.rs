@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -60,6 +61,15 @@ pub enum Error {
     AlreadyExists {
         /// What was to be added.
         what: String,
+    },
+
+    /// What was to be given up is still needed.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// What was to be given up.
+        what: String,
+        /// What needs it, and what to do.
+        by: &'static str,
     },
 
     /// What was to be changed or removed is not there.
@@ -143,6 +153,59 @@ pub enum Error {
     ForeignProgram {
         /// The interface.
         interface: String,
+        /// The kernel's id of the program that is there.
+        program_id: u32,
+        /// The name of the program that is there; empty if the kernel does not tell.
+        program_name: String,
+    },
+
+    /// A file could not be made, read or written.
+    #[error("cannot {operation} {}: {error}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+
+    /// The gateway was to be found out, and could not be.
+    #[error(
+        "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops to per-real if \
+         reals are on this host's own segment; see `ip route` and `ip neighbour`"
+    )]
+    NoNextHop {
+        /// What was looked for in vain.
+        reason: String,
+    },
+
+    /// Another program has the entry of a shared array; it was left alone.
+    #[error(
+        "entry {position} of {} holds program {program_id} ({program_name}), which is not ours: choose \
+         another position, or empty it first", path.display()
+    )]
+    ForeignEntry {
+        /// Where the array is pinned.
+        path: PathBuf,
+        /// The entry.
+        position: u32,
+        /// The kernel's id of the program that is there.
+        program_id: u32,
+        /// The name of the program that is there; empty if the kernel does not tell.
+        program_name: String,
+    },
+
+    /// Another tc filter has the place; it was left alone.
+    #[error(
+        "interface {interface} already has a tc filter of priority {priority} with program \
+         {program_id} ({program_name}), which is not ours: choose another priority"
+    )]
+    ForeignTcFilter {
+        /// The interface.
+        interface: String,
+        /// The priority.
+        priority: u16,
         /// The kernel's id of the program that is there.
         program_id: u32,
         /// The name of the program that is there; empty if the kernel does not tell.

@@ -16,6 +16,18 @@ pub(crate) mod decap {
     include!(concat!(env!("OUT_DIR"), "/decap.skel.rs"));
 }
 
+pub(crate) mod decap_tc {
+    include!(concat!(env!("OUT_DIR"), "/decap_tc.skel.rs"));
+}
+
+pub(crate) mod healthcheck {
+    include!(concat!(env!("OUT_DIR"), "/healthcheck.skel.rs"));
+}
+
+pub(crate) mod root {
+    include!(concat!(env!("OUT_DIR"), "/root.skel.rs"));
+}
+
 pub(crate) mod server_id {
     include!(concat!(env!("OUT_DIR"), "/server_id.skel.rs"));
 }

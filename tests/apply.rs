@@ -211,9 +211,49 @@ fn settings_of_the_load_are_refused() {
     change("flow_table_size", |balancer| {
         balancer.flow_table_size = Some(1)
     });
-    change("features", |balancer| {
-        balancer.features = Some(katran::Features::empty())
+    change("next_hops", |balancer| {
+        balancer.next_hops = Some(katran::NextHops::PerReal)
     });
+}
+
+#[test]
+fn features_come_before_what_needs_them_and_go_after_it() {
+    let whole = State::from_toml(WHOLE).unwrap();
+    let mut bare = whole.clone();
+    let settings = bare.balancer.as_mut().unwrap();
+    settings.features = Some(katran::Features::GLOBAL_FLOW_TABLE);
+    bare.source_routes.clear();
+    bare.decap.clear();
+    let mut katran = from_state(&bare);
+    let changes = katran.apply(&whole).unwrap();
+    assert!(changes.features_changed);
+    assert!(
+        changes.to_string().contains("1 set of features changed"),
+        "{changes}"
+    );
+    assert_eq!(
+        Some(katran.features()),
+        whole.balancer.as_ref().unwrap().features
+    );
+    assert_eq!(katran.source_route_count(), 2);
+    assert!(katran.apply(&whole).unwrap().is_empty());
+    // And back; the state is that of before.
+    katran.apply(&bare).unwrap();
+    assert_eq!(katran.features(), katran::Features::GLOBAL_FLOW_TABLE);
+    assert!(katran.apply(&bare).unwrap().is_empty());
+
+    // What needs a feature that is to be off: nothing changes.
+    let mut wrong = whole.clone();
+    wrong.balancer.as_mut().unwrap().features = Some(katran::Features::INLINE_DECAP);
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    katran.apply(&whole).unwrap();
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    wrong.balancer.as_mut().unwrap().features = Some(katran::Features::FLOW_DEBUG);
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(katran.source_route_count(), 2);
 }
 
 #[test]

@@ -3,24 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::collections::BTreeSet;
-use std::env;
-use std::fs;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Read;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::process;
-use std::process::Command;
 use std::process::Output;
-use std::process::Stdio;
-use std::sync::mpsc;
-use std::sync::mpsc::Receiver;
-use std::sync::mpsc::Sender;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use katran_lab::Backend;
 use katran_lab::Balancer;
@@ -28,116 +16,17 @@ use katran_lab::Cgroup;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
-use katran_lab::Process;
 use katran_lab::TcpClient;
 use katran_lab::TcpServer;
+use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use program::Running;
+use program::Scratch;
+use program::example;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
-
-/// For a line of a program to appear, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// An example, as built by `cargo test` beside this test.
-fn example(name: &str) -> Command {
-    let path = env::current_exe().unwrap();
-    let path = path.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(path.exists(), "run `cargo build --examples` first");
-    let mut command = Command::new(path);
-    // Neither a backtrace nor a log level of the caller's.
-    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
-    command.stdin(Stdio::null());
-    command
-}
-
-/// A file that is gone after the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("{}-{name}", process::id());
-        Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name))
-    }
-
-    fn write(&self, content: &str) {
-        fs::write(&self.0, content).unwrap();
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// An example that runs on a host, and what it says.
-struct Running {
-    process: Process,
-    lines: Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Running {
-    fn start(host: &Host, mut command: Command) -> Self {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = host.spawn_command(command).unwrap();
-        let (sender, lines) = mpsc::channel();
-        forward(process.take_stdout().unwrap(), sender.clone());
-        forward(process.take_stderr().unwrap(), sender);
-        Self {
-            process,
-            lines,
-            seen: Vec::new(),
-        }
-    }
-
-    /// Waits for a line that satisfies the condition, and returns it.
-    fn line(&mut self, what: &str, is: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("no line with {what} after:\n{}", self.seen.join("\n"));
-            };
-            self.seen.push(line.clone());
-            if is(&line) {
-                return line;
-            }
-        }
-    }
-
-    fn says(&mut self, text: &str) -> String {
-        self.line(text, |line| line.contains(text))
-    }
-
-    /// Waits for a line of numbers whose number in this column is not 0.
-    fn counts(&mut self, column: usize) {
-        self.line(&format!("a count in column {column}"), |line| {
-            let numbers: Option<Vec<f64>> =
-                line.split_whitespace().map(|w| w.parse().ok()).collect();
-            numbers.is_some_and(|numbers| numbers.get(column).is_some_and(|n| *n > 0.0))
-        });
-    }
-
-    /// Ends it by a signal, to which it must answer with exit status 0.
-    fn end(&mut self, signal: i32) {
-        self.process.signal(signal).unwrap();
-        let status = self.process.wait(PATIENCE).unwrap();
-        assert!(status.success(), "{status}: {}", self.seen.join("\n"));
-    }
-}
-
-fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
-    thread::spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if lines.send(line).is_err() {
-                return;
-            }
-        }
-    });
-}
 
 fn has_xdp(host: &Host) -> bool {
     host.ip("link show eth0").unwrap().contains("xdp")
@@ -253,6 +142,127 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 }
 
 #[test]
+fn root_is_set_up_joined_and_removed() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let host = &lab.balancers[0].host;
+    let path = pins.join("example").display().to_string();
+    let root = |arguments: &[&str]| {
+        let mut command = example("root");
+        command.args(arguments).args(["--path", &path]);
+        let output = host.output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), text + &errors)
+    };
+    let (worked, text) = root(&["attach", "--interface", "eth0"]);
+    assert!(
+        worked && text.contains("root of 3 entries on eth0 in native mode"),
+        "{text}"
+    );
+    let file = Scratch::new("shared.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command
+        .arg("--config")
+        .arg(&file.0)
+        .args(["--shared", &path]);
+    let mut balancer = Running::start(host, command);
+    balancer.says("balancing as entry 2 of");
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    let (_, text) = root(&["show"]);
+    assert!(
+        text.contains("1: empty") && text.contains("2: katran ("),
+        "{text}"
+    );
+    balancer.end(SIGTERM);
+    balancer.says("left /sys/fs/bpf/example");
+    // A second root has no place.
+    let (worked, text) = root(&["attach", "--interface", "eth0"]);
+    assert!(!worked && text.contains("katran_root"), "{text}");
+    assert!(has_xdp(host));
+    assert!(root(&["remove"]).0);
+    assert!(!has_xdp(host));
+    assert!(!root(&["show"]).0);
+}
+
+#[test]
+fn check_says_what_would_not_work() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let file = Scratch::new("check.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let check = || {
+        let mut command = example("balancer");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0", "--check"]);
+        let output = host.output(command).unwrap();
+        assert!(!has_xdp(host));
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (works, text) = check();
+    assert!(works && text.contains("0 problems"), "{text}");
+    host.ip("link set eth0 down").unwrap();
+    let (works, text) = check();
+    assert!(!works && text.contains("PROBLEM  interface"), "{text}");
+    assert!(text.contains("-> ip link set eth0 up"), "{text}");
+
+    let backend = &lab.backends[0].host;
+    let check = |vip: &str| {
+        let mut command = example("decap");
+        command.args(["--interface", "eth0", "--check", "--vip", vip]);
+        let output = backend.output(command).unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (works, text) = check("203.0.113.1");
+    assert!(works, "{text}");
+    let (works, text) = check("203.0.113.99");
+    assert!(
+        !works && text.contains("ip addr add 203.0.113.99/32 dev lo"),
+        "{text}"
+    );
+}
+
+#[test]
+fn decap_works_at_tc() {
+    require_root();
+    let lab = Lab::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--tc"]);
+    let host = &lab.backends[0].host;
+    let mut decap = Running::start(host, command);
+    decap.says("stripping tunnels on eth0 at tc ingress by tcx");
+    assert!(!has_xdp(host));
+    let file = Scratch::new("decap-tc.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    decap.counts(1);
+    decap.end(SIGTERM);
+    decap.says("detached from eth0");
+    balancer.end(SIGTERM);
+}
+
+#[test]
 fn server_id_writes_for_a_cgroup_and_decap_counts() {
     require_root();
     let lab = Lab::new(LabConfig {
@@ -300,6 +310,79 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     }
     decap.end(SIGTERM);
     balancer.end(SIGTERM);
+}
+
+/// What tshark makes of the packets in a file: a line each.
+fn tshark(file: &std::path::Path) -> Vec<String> {
+    let mut command = std::process::Command::new("tshark");
+    command.arg("-n").arg("-r").arg(file);
+    command.args([
+        "-T",
+        "fields",
+        "-e",
+        "ip.src",
+        "-e",
+        "tcp.dstport",
+        "-e",
+        "frame.len",
+    ]);
+    let output = command
+        .output()
+        .expect("tshark is installed by `make test`");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn monitor_prints_events_and_writes_files_that_tshark_reads() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let file = Scratch::new("monitor.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let directory = std::env::temp_dir().join(format!("katran-events-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    for to_files in [false, true] {
+        // A connection that began before the monitor did.
+        let mut command = example("balancer");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0"]);
+        let mut balancer = Running::start(host, command);
+        balancer.says("balancing on eth0 in native mode");
+        let mut client = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+        client.ask("who?").unwrap();
+        balancer.end(SIGTERM);
+
+        let mut command = example("monitor");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0"]);
+        if to_files {
+            command.arg("--directory").arg(&directory);
+        }
+        let mut monitor = Running::start(host, command);
+        monitor.says("switched introspection on");
+        monitor.says("listening");
+        client.ask("who?").unwrap();
+        if !to_files {
+            let line = monitor.says("tcp_non_syn_miss");
+            assert!(line.contains("tcp 192.0.2.2 port"), "{line}");
+            assert!(line.contains("> 203.0.113.1 port 80"), "{line}");
+        }
+        monitor.end(SIGINT);
+        let line = monitor.says("events delivered");
+        assert!(!line.contains(" 0 events"), "{line}");
+        monitor.says("detached from eth0");
+    }
+    let packets = tshark(&directory.join("tcp_non_syn_miss.pcap"));
+    assert!(!packets.is_empty());
+    for packet in &packets {
+        assert!(packet.starts_with("192.0.2.2\t80\t"), "{packet}");
+    }
+    assert!(tshark(&directory.join("packet_too_big.pcap")).is_empty());
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ use katran::Encapsulation;
 use katran::Features;
 use katran::FlowTableKind;
 use katran::Katran;
+use katran::NextHops;
 use katran::Prefix;
 use katran::Real;
 use katran::ServerId;
@@ -259,7 +260,10 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
 #[test]
 fn maps_of_features_are_what_the_kernel_accounts() {
     const NAMES: u32 = 20_000;
-    let features = Features::SOURCE_ROUTING | Features::GLOBAL_FLOW_TABLE | Features::INLINE_DECAP;
+    let features = Features::SOURCE_ROUTING
+        | Features::GLOBAL_FLOW_TABLE
+        | Features::INLINE_DECAP
+        | Features::INTROSPECTION;
     let limits = || {
         let builder = builder().global_flow_table_size(NAMES).max_decap(100);
         builder.max_source_routes(NAMES).max_server_ids(NAMES)
@@ -271,12 +275,16 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         "global_flows",
         "global_fallback",
         "decap_destinations",
+        "events",
+        ".data.hops",
+        "devices",
     ];
     for name in of_features {
         assert!(without.maps().iter().all(|map| map.name != name), "{name}");
     }
-    let estimate = limits().features(features).memory_estimate().unwrap();
-    let mut katran = load(limits().features(features));
+    let limits = || limits().features(features).next_hops(NextHops::Redirect);
+    let estimate = limits().memory_estimate().unwrap();
+    let mut katran = load(limits());
     for name in of_features {
         assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
         assert!(katran.map_fd(name).is_some(), "{name}");

@@ -58,7 +58,7 @@ impl Site {
 
         let balancer = &lab.balancers[0];
         let settings = configured.balancer.get_or_insert_default();
-        settings.gateway_mac = Some(MacAddr::new(balancer.gateway_mac));
+        settings.gateway_mac = Some(MacAddr::new(balancer.gateway_mac).into());
         let mut katran = configured.builder()?.load()?;
         katran.apply(&configured)?;
         balancer

@@ -4,8 +4,10 @@
 //! foreign program is never replaced.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::str::FromStr;
 
 use nix::libc;
@@ -79,6 +81,19 @@ pub(crate) struct Attachments {
 }
 
 impl Attachments {
+    /// Whether there is such an interface, and we are not on it.
+    pub(crate) fn check(&self, interface: &str) -> Result<u32> {
+        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
+            interface: interface.to_owned(),
+        })?;
+        match self.find(interface) {
+            None => Ok(index),
+            Some(_) => Err(Error::AlreadyExists {
+                what: format!("the attachment to {interface}"),
+            }),
+        }
+    }
+
     /// Attaches `program` to an interface of the calling thread's network namespace.
     pub(crate) fn attach(
         &mut self,
@@ -86,14 +101,7 @@ impl Attachments {
         interface: &str,
         mode: XdpMode,
     ) -> Result<Attachment> {
-        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
-            interface: interface.to_owned(),
-        })?;
-        if self.find(interface).is_some() {
-            return Err(Error::AlreadyExists {
-                what: format!("the attachment to {interface}"),
-            });
-        }
+        let index = self.check(interface)?;
         if mode == XdpMode::Offload {
             return Err(Error::Unsupported {
                 what: format!("XDP offload on {interface}"),
@@ -129,6 +137,53 @@ impl Attachments {
         })?;
         self.attached.remove(position);
         Ok(())
+    }
+
+    /// Puts another program in the place of the present one on all interfaces, or on none.
+    pub(crate) fn replace(&self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) -> Result<()> {
+        for (done, (attachment, link)) in self.attached.iter().enumerate() {
+            let Err(error) = link.replace(after, before) else {
+                continue;
+            };
+            // The link of an interface that is gone has no program any more.
+            if error.raw_os_error() == Some(libc::ENOLINK) {
+                log::warn!("{}: the interface is gone", attachment.interface);
+                continue;
+            }
+            for (attachment, link) in &self.attached[..done] {
+                if let Err(error) = link.replace(before, after) {
+                    log::error!("{}: the new program stays: {error}", attachment.interface);
+                }
+            }
+            return Err(kernel_error(
+                "put another XDP program on",
+                &attachment.interface,
+                error,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Pins one attachment at a path.
+    pub(crate) fn pin(&self, interface: &str, path: &Path) -> io::Result<()> {
+        match self.find(interface) {
+            Some(position) => self.attached[position].1.pin(path),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the pin that was just made.
+    pub(crate) fn unpin(&self, interface: &str, path: &Path) {
+        if let Err(error) = fs::remove_file(path) {
+            log::error!("the attachment to {interface} stays pinned: {error}");
+        }
+    }
+
+    /// Lets go of all attachments, which are pinned.
+    pub(crate) fn leave(&mut self) {
+        for (_, link) in self.attached.drain(..) {
+            link.leave();
+        }
     }
 
     /// Detaches from all interfaces.

@@ -49,6 +49,10 @@ const volatile __u32 ipip_source_v6[3] = {};
 /* Whether frames may come in several buffers, so that data_end is not the frame's end. */
 const volatile __u8 frags = 0;
 
+/* Whether each real has a next hop of its own, and whether that may be behind another interface. */
+const volatile __u8 next_hops = 0;
+const volatile __u8 redirect = 0;
+
 /* Written by the control side at any time. */
 struct live live SEC(".data.live") = {};
 

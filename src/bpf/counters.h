@@ -21,6 +21,7 @@ struct run {
 	 * To test a load-time constant still takes a load, which all others are spared so. */
 	bool special;
 	bool full;
+	bool untagged; /* the frame's VLAN tags are put aside */
 	bool unwrapped; /* the frame came in a tunnel that ended here */
 };
 
@@ -64,7 +65,7 @@ static __always_inline void count_frame(struct count *count, __u64 bytes)
 /* Counts the frame by its verdict, with the bytes that it came with. */
 static __always_inline void count_verdict(const struct run *run, int verdict, __u64 arrived)
 {
-	if (verdict == XDP_TX)
+	if (verdict == XDP_TX || (run->full && verdict == XDP_REDIRECT))
 		count_frame(&run->counters->tx, arrived);
 	else if (verdict == XDP_PASS)
 		count_frame(&run->counters->pass, arrived);

@@ -5,12 +5,17 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+/* What a program is given of a frame: XDP's, unless it says otherwise before. */
+#ifndef CONTEXT
+#define CONTEXT struct xdp_md
+#endif
+
 struct cursor {
 	void *position;
 	void *end;
 };
 
-static __always_inline struct cursor cursor_of(struct xdp_md *ctx)
+static __always_inline struct cursor cursor_of(CONTEXT *ctx)
 {
 	return (struct cursor){
 		.position = (void *)(long)ctx->data,

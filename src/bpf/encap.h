@@ -12,6 +12,7 @@
 #include "cursor.h"
 #include "gue.h"
 #include "headers.h"
+#include "next_hop.h"
 #include "outer.h"
 #include "parse.h"
 
@@ -77,22 +78,50 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 	return XDP_TX;
 }
 
-/* Wraps the packet for `real` and sends it out of the interface that it came in on. */
-static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
-					  const struct real *real, bool v6)
+static __always_inline int encap(const struct run *run, const struct packet *packet,
+				 const struct macs *macs, const struct real *real, bool v6)
 {
-	const struct macs macs = {
-		.gateway = live.gateway_mac,
-		.own = mac_load(run->eth->h_dest),
-	};
-
 	/* The two share no code, so that neither pays for what the other needs. */
 	if (gue_is_on(run)) {
 		if (real->flags & REAL_IPV6)
-			return gue_v6(run, packet, &macs, real, v6);
-		return gue_v4(run, packet, &macs, real, v6);
+			return gue_v6(run, packet, macs, real, v6);
+		return gue_v4(run, packet, macs, real, v6);
 	}
 	if (real->flags & REAL_IPV6)
-		return ipip_v6(run, packet, &macs, real, v6);
-	return ipip_v4(run, packet, &macs, real, v6);
+		return ipip_v6(run, packet, macs, real, v6);
+	return ipip_v4(run, packet, macs, real, v6);
+}
+
+/* Wraps the packet for `real` and sends it out of the interface that it came in on, or of the one
+ * that leads to the real. */
+static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
+					  const struct real *real, __u32 number, bool v6)
+{
+	struct macs macs = {
+		.gateway = real->flags & REAL_IPV6 ? live.gateway_mac_v6 : live.gateway_mac,
+		.own = mac_load(run->eth->h_dest),
+	};
+	const struct port *port = NULL;
+	__u32 key;
+	int verdict;
+
+	if (run->full && next_hops) {
+		const __u64 hop = hop_of(number);
+
+		if (!hop)
+			return drop(run, DROP_NEXT_HOP_UNKNOWN);
+		macs.gateway = hop;
+		key = hop >> HOP_PORT_SHIFT;
+		if (redirect)
+			port = other_port(run, key);
+		if (port)
+			macs.own = port->mac;
+	}
+	verdict = encap(run, packet, &macs, real, v6);
+	if (run->full && redirect && port && verdict == XDP_TX) {
+		verdict = bpf_redirect_map(&devices, key, XDP_DROP);
+		if (verdict != XDP_REDIRECT)
+			return drop(run, DROP_REDIRECT_FAILED);
+	}
+	return verdict;
 }

@@ -7,6 +7,7 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
+#include "events.h"
 #include "headers.h"
 #include "icmp.h"
 #include "ids.h"
@@ -17,6 +18,7 @@
 #include "route.h"
 #include "send.h"
 #include "shared.h"
+#include "vlan.h"
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -41,6 +43,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	if (!run->special) {
 		if (run->length > max_frame) {
 			note_step(run, STEP_TOO_BIG);
+			tell(run, EVENT_TOO_BIG);
 			if (!feature(FEATURE_ICMP_TOO_BIG))
 				return drop(run, DROP_TOO_BIG);
 			return v6 ? too_big_v6(run) : too_big_v4(run);
@@ -74,8 +77,17 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 	return verdict == CONTINUE ? forward(run, &packet, arrived, v6) : verdict;
 }
 
+/* The end of every walk. */
+static __always_inline int finish(const struct run *run, int verdict, __u64 arrived)
+{
+	if (run->untagged)
+		verdict = tag_again(run, verdict);
+	count_verdict(run, verdict, arrived);
+	return verdict;
+}
+
 static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bool special,
-				const bool full)
+				const bool full, const bool untagged)
 {
 	const __u32 zero = 0;
 	struct run run = {
@@ -84,6 +96,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 		.explain = explain,
 		.special = special,
 		.full = full,
+		.untagged = untagged,
 	};
 	struct cursor cursor = cursor_of(ctx);
 	int verdict = CONTINUE;
@@ -107,7 +120,10 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 	if (special) {
 		arrived = run.counters->query.arrived;
 		run.unwrapped = run.counters->query.unwrapped;
+		run.untagged = run.counters->query.untagged;
 	}
+	if (untagged)
+		arrived = run.counters->tags.arrived;
 
 	type = ether_type(run.eth);
 	if (rare_feature(&run, FEATURE_INLINE_DECAP) && !special)
@@ -118,24 +134,24 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 		verdict = walk_ip(&run, cursor, arrived, false);
 	else if (type == bpf_htons(ETH_P_IPV6))
 		verdict = walk_ip(&run, cursor, arrived, true);
+	else if (!special && !untagged)
+		verdict = walk_untagged(&run, cursor, type, arrived);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
-
-	count_verdict(&run, verdict, arrived);
-	return verdict;
+	return finish(&run, verdict, arrived);
 }
 
 SEC("xdp")
 int katran(struct xdp_md *ctx)
 {
-	return walk(ctx, false, false, false);
+	return walk(ctx, false, false, false, false);
 }
 
 /* The same with features that few balancers have, and GUE; the library attaches one or the other. */
 SEC("xdp")
 int katran_full(struct xdp_md *ctx)
 {
-	return walk(ctx, false, false, true);
+	return walk(ctx, false, false, true, false);
 }
 
 /* Tells the control side the time that flows are stamped with, as its return value. */
@@ -148,13 +164,13 @@ int ticks(struct xdp_md *ctx __attribute__((unused)))
 SEC("xdp")
 int katran_explain(struct xdp_md *ctx)
 {
-	return walk(ctx, true, false, false);
+	return walk(ctx, true, false, false, false);
 }
 
 SEC("xdp")
 int katran_explain_full(struct xdp_md *ctx)
 {
-	return walk(ctx, true, false, true);
+	return walk(ctx, true, false, true, false);
 }
 
 /* Looks for an id in the packet, then goes on: with one that leads to a real the packet is sent, without
@@ -202,20 +218,33 @@ int katran_send(struct xdp_md *ctx)
 	if (!run.counters || !run.eth)
 		return XDP_ABORTED;
 	query = &run.counters->query;
+	run.untagged = query->untagged;
 	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, true) :
 						    send_by_id(&run, query, false);
-	count_verdict(&run, verdict, query->arrived);
-	return verdict;
+	return finish(&run, verdict, query->arrived);
 }
 
 SEC("xdp")
 int katran_special(struct xdp_md *ctx)
 {
-	return walk(ctx, false, true, true);
+	return walk(ctx, false, true, true, false);
 }
 
 SEC("xdp")
 int katran_explain_special(struct xdp_md *ctx)
 {
-	return walk(ctx, true, true, true);
+	return walk(ctx, true, true, true, false);
+}
+
+/* Frames whose VLAN tags have been taken off. */
+SEC("xdp")
+int katran_untagged(struct xdp_md *ctx)
+{
+	return walk(ctx, false, false, true, true);
+}
+
+SEC("xdp")
+int katran_explain_untagged(struct xdp_md *ctx)
+{
+	return walk(ctx, true, false, true, true);
 }

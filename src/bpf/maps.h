@@ -20,6 +20,10 @@ struct vip_info vip_infos[1] SEC(".data.vip_infos") = {};
 /* By the real's number; number 0 stays unused. */
 struct real reals[1] SEC(".data.reals") = {};
 
+/* Next hops by the real's number, and the interfaces that they are behind. */
+__u64 hops[1] SEC(".data.hops") = {};
+struct port ports[PORTS] SEC(".data.ports") = {};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -155,6 +159,20 @@ struct {
 	__type(value, struct real_counters);
 } real_counters SEC(".maps");
 
+/* The interfaces again, as the kernel wants them for a redirect; by the port's number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+/* Events on their way to the control side. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} events SEC(".maps");
+
 /* Written by the explaining twin only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -167,6 +185,8 @@ int katran_ids(struct xdp_md *ctx);
 int katran_send(struct xdp_md *ctx);
 int katran_special(struct xdp_md *ctx);
 int katran_explain_special(struct xdp_md *ctx);
+int katran_untagged(struct xdp_md *ctx);
+int katran_explain_untagged(struct xdp_md *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -179,5 +199,7 @@ struct {
 		[PROGRAM_SEND] = (void *)&katran_send,
 		[PROGRAM_SPECIAL] = (void *)&katran_special,
 		[PROGRAM_EXPLAIN_SPECIAL] = (void *)&katran_explain_special,
+		[PROGRAM_UNTAGGED] = (void *)&katran_untagged,
+		[PROGRAM_EXPLAIN_UNTAGGED] = (void *)&katran_explain_untagged,
 	},
 };

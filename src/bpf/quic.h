@@ -8,6 +8,7 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
+#include "events.h"
 #include "icmp.h"
 #include "server_ids.h"
 
@@ -108,6 +109,7 @@ static __always_inline struct named quic_route(const struct run *run, struct cur
 		count->no_id++;
 	} else if (!named.real) {
 		count->real_gone++;
+		tell(run, EVENT_QUIC_REAL_GONE);
 	} else {
 		count->routed++;
 	}

@@ -8,6 +8,7 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
+#include "events.h"
 #include "flow_table.h"
 #include "lookup.h"
 #include "maps.h"
@@ -129,10 +130,12 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	__u32 id;
 
 	if (packet->flow.protocol == IPPROTO_TCP) {
-		if (packet->tcp_flags & TCP_SYN)
+		if (packet->tcp_flags & TCP_SYN) {
 			run->counters->flow_miss_syn++;
-		else
+		} else {
 			run->counters->flow_miss_non_syn++;
+			tell(run, EVENT_TCP_NON_SYN_MISS);
+		}
 	}
 	choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING) && !flood)
@@ -216,6 +219,7 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 	query->tos = packet->tos;
 	query->unchecked = packet->unchecked;
 	query->explain = run->explain;
+	query->untagged = run->untagged;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 }
 

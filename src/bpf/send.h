@@ -32,5 +32,5 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 		run->counters->local++;
 		return XDP_PASS;
 	}
-	return encap_and_send(run, packet, real, v6);
+	return encap_and_send(run, packet, real, choice->number, v6);
 }

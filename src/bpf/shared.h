@@ -52,6 +52,7 @@ enum feature {
 	FEATURE_UDP_STABLE_ROUTING = 1 << 5,
 	FEATURE_GLOBAL_FLOW_TABLE = 1 << 6,
 	FEATURE_LOCAL_DELIVERY = 1 << 7,
+	FEATURE_INTROSPECTION = 1 << 8,
 };
 
 enum encapsulation {
@@ -106,6 +107,27 @@ enum decap_mode {
 	DECAP_INLINE = 1, /* they are walked like packets that come without a tunnel */
 	DECAP_EGRESS, /* they are sent back out */
 };
+
+/* What the control side may be told of. */
+enum event_kind {
+	EVENT_TCP_NON_SYN_MISS,
+	EVENT_TOO_BIG,
+	EVENT_QUIC_REAL_GONE,
+	EVENT_KINDS,
+};
+
+#define EVENT_BYTES 128
+
+/* An event, with the beginning of the frame that made it. */
+struct event {
+	__u64 time; /* nanoseconds of the monotonic clock */
+	__u32 kind;
+	__u32 interface; /* that the frame came in on */
+	__u32 length; /* of the frame, bytes */
+	__u32 captured; /* bytes of `data` */
+	__u8 data[EVENT_BYTES];
+};
+_Static_assert(sizeof(struct event) == 24 + EVENT_BYTES, "events are copied as they are");
 
 /* What identifies a VIP. IPv4 addresses take the first four bytes of 16. */
 struct vip_key {
@@ -260,6 +282,9 @@ enum drop_reason {
 	DROP_INNER_TRUNCATED,
 	DROP_INNER_EXPIRED,
 	DROP_DECAP_FAILED,
+	DROP_VLAN_FAILED,
+	DROP_NEXT_HOP_UNKNOWN,
+	DROP_REDIRECT_FAILED,
 	DROP_REASONS,
 };
 
@@ -304,12 +329,15 @@ struct inline_decap_counters {
 };
 
 /* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
- * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. */
+ * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. And the
+ * walk of frames whose VLAN tags have been taken off. */
 enum program {
 	PROGRAM_IDS,
 	PROGRAM_SEND,
 	PROGRAM_SPECIAL,
 	PROGRAM_EXPLAIN_SPECIAL,
+	PROGRAM_UNTAGGED,
+	PROGRAM_EXPLAIN_UNTAGGED,
 	PROGRAMS,
 };
 
@@ -332,7 +360,16 @@ struct id_query {
 	__u16 l3_length;
 	__u8 tos;
 	__u8 unchecked;
-	__u8 reserved[2];
+	__u8 untagged;
+	__u8 reserved[1];
+};
+
+/* VLAN tags that have been taken off a frame and will be put back. */
+struct vlan_tags {
+	__u64 arrived; /* bytes of the frame as it came in */
+	__u32 words[2]; /* identifier and tag, as they lie in the frame */
+	__u32 bytes; /* of all tags: 4 or 8 */
+	__u32 reserved;
 };
 
 /* All counters that belong to no VIP or real: one record a CPU, found by one lookup a packet. */
@@ -372,6 +409,14 @@ struct counters {
 	__u32 active_sets;
 	__u32 set_mask;
 	struct id_query query;
+	struct vlan_tags tags;
+	/* Events: handed over; left out by the rate limit, with its present window; left out because
+	 * the buffer was full. */
+	__u64 events[EVENT_KINDS];
+	__u64 events_limited;
+	__u64 events_lost;
+	__u64 event_window; /* ticks */
+	__u64 event_count;
 };
 
 /* This host's own addresses, words as they lie in memory. */
@@ -394,6 +439,30 @@ struct live {
 	 * written while packets read the first, and the other way round. */
 	__u32 own_in_force;
 	struct own_addresses own[2];
+	__u64 gateway_mac_v6; /* the same for reals with IPv6 addresses */
+	__u32 events; /* a bit for each kind that is listened to */
+	__u32 event_limit; /* events a second and CPU */
+};
+
+/* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port
+ * that they leave by. One word, so that both are of one moment. 0: not known. */
+enum hop_constant {
+	HOP_PORT_SHIFT = 48,
+	/* Ports that there can be; number 0 is the interface that the frame came in on. */
+	PORTS = 64,
+};
+
+/* Entries of a root program: as many as it has if nobody says, and the most that it can have. */
+enum root_constant {
+	ROOT_ENTRIES = 3,
+	ROOT_MOST_ENTRIES = 16,
+};
+
+/* An interface that packets may be sent out of. */
+struct port {
+	__u64 mac; /* its own, as in a frame */
+	__u32 interface; /* index */
+	__u32 reserved;
 };
 
 /* Which step decided, for the explaining twin of the program. */
@@ -440,6 +509,10 @@ struct constants {
 	enum server_id_constant server_ids;
 	enum decap_mode decap;
 	enum program program;
+	enum event_kind event_kind;
+	enum hop_constant hop;
+	enum root_constant root;
+	struct event event;
 	struct source_prefix_v4 source_v4;
 	struct source_prefix_v6 source_v6;
 	struct down_real down_real;
@@ -452,6 +525,40 @@ struct server_id_counters {
 	__u64 served; /* connections that the server's end has accepted */
 	__u64 heard; /* connections whose client's end has heard an id */
 	__u64 written; /* packets with the option */
+};
+
+/* Where health checks go. A key with port 0 matches any port. */
+struct probe_match {
+	__u8 address[ADDRESS_BYTES];
+	__be16 port;
+	__u16 family;
+};
+_Static_assert(sizeof(struct probe_match) == 20, "probe_match is hashed as a whole");
+
+struct probe_real {
+	__u8 address[ADDRESS_BYTES];
+	__u32 v6;
+	__u32 interface; /* that leads to it, if reals have next hops of their own; 0: not known */
+};
+
+/* What the control side tells the health checks' program while packets flow. */
+struct probe_settings {
+	__u64 gateway_mac; /* as in struct live */
+	__u64 gateway_mac_v6;
+	__u64 own_mac; /* of the interface that probes leave by */
+	__u32 interface; /* its index */
+	__u32 destinations; /* how many of these matches there are: none, no lookup */
+	__u32 sources;
+	struct own_addresses own;
+};
+
+struct probe_totals {
+	__u64 processed;
+	__u64 dropped;
+	__u64 skipped;
+	__u64 too_big;
+	__u64 dst_matched;
+	__u64 src_matched;
 };
 
 /* The backend's decapsulator. */

@@ -21,7 +21,7 @@
  * `end`; or the place of the server id. A global function, so that the verifier looks at it once,
  * and not at every way through fifteen options.
  */
-__noinline int tcp_option_step(struct xdp_md *ctx, __u32 at, __u32 end)
+__noinline int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	struct cursor cursor = cursor_of(ctx);
 	__u8 *option;
@@ -44,7 +44,7 @@ __noinline int tcp_option_step(struct xdp_md *ctx, __u32 at, __u32 end)
 }
 
 /* The place of the server id in the frame, among options from `at` to `end`; 0: none. Global, too. */
-__noinline int tcp_option_find(struct xdp_md *ctx, __u32 at, __u32 end)
+__noinline int tcp_option_find(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	for (int i = 0; i < TCP_OPTIONS_WALKED; i++) {
 		at = tcp_option_step(ctx, at, end);
@@ -57,7 +57,7 @@ __noinline int tcp_option_find(struct xdp_md *ctx, __u32 at, __u32 end)
 }
 
 /* The server id in the options that start at the cursor; 0: none. */
-static __always_inline __u32 tcp_option_id(struct xdp_md *ctx, struct cursor options, __u32 bytes)
+static __always_inline __u32 tcp_option_id(CONTEXT *ctx, struct cursor options, __u32 bytes)
 {
 	const __u32 start = options.position - (void *)(long)ctx->data;
 	const __u32 at = tcp_option_find(ctx, start, start + bytes);

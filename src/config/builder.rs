@@ -10,12 +10,15 @@ use std::time::Duration;
 use super::Encapsulation;
 use super::Features;
 use super::FlowTableKind;
+use super::Gateway;
+use super::NextHops;
+use crate::attach::TcHook;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
 
 /// The settings a balancer is loaded with.
 ///
-/// Only [`gateway_mac`](Self::gateway_mac) has no default. A setting outside its range is
+/// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
 /// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
 /// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
 /// loaded then.
@@ -35,7 +38,9 @@ use crate::types::MacAddr;
 #[must_use = "nothing is loaded until `load` is called"]
 #[doc(alias = "KatranConfig")]
 pub struct Builder {
-    pub(super) gateway_mac: Option<MacAddr>,
+    pub(super) gateway: Option<Gateway>,
+    pub(super) gateway_mac_v6: Option<MacAddr>,
+    pub(super) next_hops: NextHops,
     pub(super) encapsulation: Encapsulation,
     pub(super) features: Features,
     pub(super) source_v4: Option<Ipv4Addr>,
@@ -61,12 +66,17 @@ pub struct Builder {
     pub(super) max_server_ids: u32,
     pub(super) healthcheck_interface: Option<String>,
     pub(super) healthcheck_priority: u16,
+    pub(super) healthcheck_max_packet: u32,
+    pub(super) healthcheck_hook: TcHook,
+    pub(super) event_buffer: u32,
 }
 
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            gateway_mac: None,
+            gateway: None,
+            gateway_mac_v6: None,
+            next_hops: NextHops::Gateway,
             encapsulation: Encapsulation::Ipip,
             features: Features::default(),
             source_v4: None,
@@ -92,6 +102,9 @@ impl Default for Builder {
             max_server_ids: 1 << 24,
             healthcheck_interface: None,
             healthcheck_priority: 2307,
+            healthcheck_max_packet: 0,
+            healthcheck_hook: TcHook::Auto,
+            event_buffer: 1 << 20,
         }
     }
 }
@@ -104,10 +117,37 @@ impl Builder {
 
     /// The Ethernet address of the router that every encapsulated frame is sent to.
     ///
-    /// Required: there is no default. Range: a unicast address.
+    /// Required, or [`gateway`](Self::gateway): there is no default. Range: a unicast address.
     #[doc(alias = "defaultMac")]
-    pub fn gateway_mac(mut self, mac: MacAddr) -> Self {
-        self.gateway_mac = Some(mac);
+    pub fn gateway_mac(self, mac: MacAddr) -> Self {
+        self.gateway(Gateway::Mac(mac))
+    }
+
+    /// The router that every encapsulated frame is sent to: by its Ethernet address, or
+    /// [`Gateway::Auto`] to have it found out and followed. In the TOML form: `gateway_mac`.
+    ///
+    /// It is looked for in the network namespace of the thread that attaches the balancer first.
+    pub fn gateway(mut self, gateway: Gateway) -> Self {
+        self.gateway = Some(gateway);
+        self
+    }
+
+    /// The Ethernet address of the router for reals with IPv6 addresses, if it is another one than
+    /// for those with IPv4 addresses.
+    ///
+    /// Default: that of [`gateway_mac`](Self::gateway_mac). Range: a unicast address.
+    pub fn gateway_mac_v6(mut self, mac: MacAddr) -> Self {
+        self.gateway_mac_v6 = Some(mac);
+        self
+    }
+
+    /// To whom encapsulated frames are sent. Default: [`NextHops::Gateway`], which is the fastest.
+    ///
+    /// With the others, an Ethernet address that was given by [`gateway_mac`](Self::gateway_mac) is
+    /// that of the routers; it also serves while a real's own is not known. Without one
+    /// ([`Gateway::Auto`]) such packets are dropped and counted as `next_hop_unknown`.
+    pub fn next_hops(mut self, next_hops: NextHops) -> Self {
+        self.next_hops = next_hops;
         self
     }
 
@@ -309,7 +349,7 @@ impl Builder {
     /// The number of flows in each CPU's global flow table.
     ///
     /// Default: 100,000. Range: 1 to 134,217,728. Used by
-    /// [`Features::GLOBAL_FLOW_TABLE`] when it is on, which this version does not have.
+    /// [`Features::GLOBAL_FLOW_TABLE`] when it is on.
     #[doc(alias = "globalLruSize")]
     pub fn global_flow_table_size(mut self, flows: u32) -> Self {
         self.global_flow_table_size = flows;
@@ -319,7 +359,7 @@ impl Builder {
     /// The largest number of source routes, for each address family.
     ///
     /// Default: 3,000,000. Range: 1 to 134,217,728. Used by [`Features::SOURCE_ROUTING`] when it
-    /// is on, which this version does not have.
+    /// is on.
     #[doc(alias = "maxLpmSrcSize")]
     pub fn max_source_routes(mut self, routes: u32) -> Self {
         self.max_source_routes = routes;
@@ -328,8 +368,7 @@ impl Builder {
 
     /// The largest number of addresses whose tunnelled packets are unwrapped.
     ///
-    /// Default: 6. Range: 1 to 65,535. Used by [`Features::INLINE_DECAP`] when it is on, which
-    /// this version does not have.
+    /// Default: 6. Range: 1 to 65,535. Used by [`Features::INLINE_DECAP`] when it is on.
     #[doc(alias = "maxDecapDst")]
     pub fn max_decap(mut self, addresses: u32) -> Self {
         self.max_decap = addresses;
@@ -338,8 +377,7 @@ impl Builder {
 
     /// The largest number of server ids.
     ///
-    /// Default and largest: 16,777,216 (2^24). Range: from 1. Used by routing by server ids,
-    /// which this version does not have.
+    /// Default and largest: 16,777,216 (2^24). Range: from 1.
     #[doc(alias = "MAX_QUIC_REALS")]
     pub fn max_server_ids(mut self, ids: u32) -> Self {
         self.max_server_ids = ids;
@@ -349,8 +387,11 @@ impl Builder {
     /// The interface through which health checks leave, where the tc program is attached that
     /// sends them through the tunnel.
     ///
-    /// Default: none. Range: a valid interface name (1 to 15 bytes). Used by health checks when
-    /// they are on, which this version does not have.
+    /// Default: none. Range: a valid interface name (1 to 15 bytes).
+    ///
+    /// It is attached with the balancer, in the network namespace of the thread that does that. Probes
+    /// leave by the interface that the balancer was attached to first. They come from
+    /// [`source_v4`](Self::source_v4) and [`source_v6`](Self::source_v6), also with IP in IP.
     #[doc(alias = "hcInterface")]
     pub fn healthcheck_interface(mut self, name: impl Into<String>) -> Self {
         self.healthcheck_interface = Some(name.into());
@@ -359,11 +400,37 @@ impl Builder {
 
     /// The priority of the health checks' tc filter: filters with a lower number run first.
     ///
-    /// Default: 2307. Range: 1 to 65,535. Used by health checks when they are on, which this
-    /// version does not have.
+    /// Default: 2307. Range: 1 to 65,535. It counts with
+    /// [`TcHook::Clsact`] only: a tcx link comes before all filters.
     #[doc(alias = "priority")]
     pub fn healthcheck_priority(mut self, priority: u16) -> Self {
         self.healthcheck_priority = priority;
+        self
+    }
+
+    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it is
+    /// wrapped; longer ones are dropped and counted.
+    ///
+    /// Default: 0, any length.
+    #[doc(alias = "maxHcPacketSize")]
+    pub fn healthcheck_max_packet(mut self, bytes: u32) -> Self {
+        self.healthcheck_max_packet = bytes;
+        self
+    }
+
+    /// By what mechanism health checks are attached. Default: [`TcHook::Auto`].
+    pub fn healthcheck_hook(mut self, hook: TcHook) -> Self {
+        self.healthcheck_hook = hook;
+        self
+    }
+
+    /// Bytes of the buffer in which events wait for [`Katran::monitor`](crate::Katran::monitor); an
+    /// event takes 160.
+    ///
+    /// Default: 1,048,576. Range: a power of two, 4,096 to 1,073,741,824. Used by
+    /// [`Features::INTROSPECTION`] when it is on.
+    pub fn event_buffer(mut self, bytes: u32) -> Self {
+        self.event_buffer = bytes;
         self
     }
 }

@@ -50,7 +50,8 @@ bitflags! {
         /// Hand packets of local VIPs for local reals to this host's own stack. On by default.
         #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
         const LOCAL_DELIVERY = 1 << 7;
-        /// Copy noteworthy packets to the host application. Not in this version.
+        /// Tell the host application of noteworthy packets, with their first bytes; see
+        /// [`Katran::monitor`](crate::Katran::monitor).
         const INTROSPECTION = 1 << 8;
         /// Remember the outer hops of unwrapped GUE flows. Not in this version.
         const FLOW_DEBUG = 1 << 9;
@@ -61,15 +62,14 @@ text_form!(Features, "a feature such as icmp-too-big");
 
 impl Features {
     /// What this version's program knows.
-    pub(crate) const IMPLEMENTED: Self =
-        Self::all().difference(Self::INTROSPECTION.union(Self::FLOW_DEBUG));
+    pub(crate) const IMPLEMENTED: Self = Self::all().difference(Self::FLOW_DEBUG);
 
     /// Refuses features that this version does not have, and bits that are no feature.
     pub(crate) fn check(self) -> Result<()> {
         if let Some(name) = flag_names(&self.difference(Self::IMPLEMENTED)).first() {
             return Err(Error::Unsupported {
                 what: format!("feature {name}"),
-                reason: "this version has neither introspection nor flow-debug: leave it out",
+                reason: "this version has no flow-debug: leave it out",
             });
         }
         match self.difference(Self::all()).is_empty() {
@@ -109,13 +109,13 @@ mod tests {
     fn only_what_is_there_can_be_switched_on() {
         assert!(Features::default().check().is_ok());
         assert!(Features::empty().check().is_ok());
-        let error = (Features::default() | Features::INTROSPECTION)
+        let error = (Features::default() | Features::FLOW_DEBUG)
             .check()
             .unwrap_err();
         assert!(
             error
                 .to_string()
-                .starts_with("feature introspection is not supported")
+                .starts_with("feature flow-debug is not supported")
         );
         assert!(Features::from_bits_retain(1 << 20).check().is_err());
     }

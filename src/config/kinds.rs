@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::Error;
+use crate::MacAddr;
 
 /// How packets travel to the reals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,5 +93,89 @@ impl FromStr for FlowTableKind {
                 expected: "a kind of flow table, `set-associative` or `kernel-lru`",
             }),
         }
+    }
+}
+
+/// The router that encapsulated frames are sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gateway {
+    /// The station with this Ethernet address.
+    Mac(MacAddr),
+    /// Found out from the kernel's routing and neighbour tables, for each address family, and
+    /// followed as they change: the router that leads to the first real behind one; where there is
+    /// none, that of the default route. A family without one uses the other's.
+    Auto,
+}
+
+impl From<MacAddr> for Gateway {
+    fn from(mac: MacAddr) -> Self {
+        Self::Mac(mac)
+    }
+}
+
+impl fmt::Display for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => fmt::Display::fmt(mac, f),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl FromStr for Gateway {
+    type Err = Error;
+
+    /// A MAC address, or `auto`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            mac => mac.parse().map(Self::Mac).map_err(|_| Error::Parse {
+                input: text.to_owned(),
+                expected: "a MAC address such as 0a:00:00:00:00:fe, or `auto`",
+            }),
+        }
+    }
+}
+
+/// To whom encapsulated frames are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NextHops {
+    /// To one router for all reals of a family, out of the interface that the packet came in on. The
+    /// default.
+    #[default]
+    Gateway,
+    /// To each real's own next hop, as the kernel's routing and neighbour tables have it, out of the
+    /// interface that the packet came in on: reals on the same segment get their packets at their
+    /// own Ethernet address, the others by their routers. For networks without a router in between.
+    PerReal,
+    /// The same, out of the interface that leads to the real, if it is another one. An interface that
+    /// packets leave by needs native XDP, and some drivers an XDP program of their own on it
+    /// before they send (veth: on its peer).
+    Redirect,
+}
+
+impl fmt::Display for NextHops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gateway => "gateway",
+            Self::PerReal => "per-real",
+            Self::Redirect => "redirect",
+        })
+    }
+}
+
+impl FromStr for NextHops {
+    type Err = Error;
+
+    /// `gateway`, `per-real` or `redirect`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Gateway, Self::PerReal, Self::Redirect]
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "a choice of next hops, `gateway`, `per-real` or `redirect`",
+            })
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use super::Builder;
 use super::Config;
 use super::Features;
+use super::NextHops;
 use crate::FlowTableKind;
 use crate::Result;
 use crate::maps::FlowTableShape;
@@ -29,6 +30,8 @@ const HASH_HEAD: u64 = 512;
 const HASH_ELEMENT: u64 = 48;
 const HASH_BUCKET: u64 = 16;
 const TRIE_NODE: u64 = 40;
+const DEVMAP_HEAD: u64 = 320;
+const RING_BUFFER_HEAD: u64 = 3 * PAGE;
 
 /// Memory of one map, or of all maps of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,8 +185,9 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
             per_cpu(1, size_of::<types::counters>() as u64, cpus),
         ),
         fixed("explanations", 1, ARRAY_HEAD + 16),
-        fixed("data and rodata", 2, 2 * mappable(1, 8)),
+        fixed("data and rodata", 3, 3 * mappable(1, 8)),
     ];
+    let next_hops = config.next_hops != NextHops::Gateway;
     let server_ids = ARRAY_HEAD + 16 * u64::from(max_server_id_chunks(config.max_server_ids));
     let of_feature = |feature, map| config.features.contains(feature).then_some(map);
     let routes = u64::from(config.max_source_routes);
@@ -232,7 +236,13 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
                 at_load: server_ids,
                 at_capacity: server_ids + server_id_table_bytes(config.max_server_ids),
             }),
-            Some(fixed("special_programs", 4, ARRAY_HEAD + 32)),
+            Some(fixed("special_programs", 6, ARRAY_HEAD + 48)),
+            of_feature(Features::INTROSPECTION, {
+                let bytes = u64::from(config.event_buffer);
+                fixed("events", bytes, page(RING_BUFFER_HEAD) + bytes)
+            }),
+            next_hops.then(|| fixed(".data.hops", reals, mappable(1, reals * 8))),
+            next_hops.then(|| fixed("devices", 64, DEVMAP_HEAD + 8 * 64)),
         ]
         .into_iter()
         .flatten(),

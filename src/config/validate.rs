@@ -15,9 +15,12 @@ use super::Builder;
 use super::Encapsulation;
 use super::Features;
 use super::FlowTableKind;
+use super::Gateway;
+use super::NextHops;
 use super::cpus::Topology;
 use crate::Error;
 use crate::Result;
+use crate::attach::TcHook;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
 use crate::types::check_host;
@@ -28,7 +31,9 @@ const MAX_ENTRIES: u32 = 1 << 27;
 /// Settings that can be loaded on this machine.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
-    pub(crate) gateway_mac: MacAddr,
+    pub(crate) gateway: Gateway,
+    pub(crate) gateway_mac_v6: Option<MacAddr>,
+    pub(crate) next_hops: NextHops,
     pub(crate) encapsulation: Encapsulation,
     pub(crate) features: Features,
     pub(crate) source_v4: Option<Ipv4Addr>,
@@ -61,6 +66,9 @@ pub(crate) struct Config {
     pub(crate) max_server_ids: u32,
     pub(crate) healthcheck_interface: Option<String>,
     pub(crate) healthcheck_priority: u16,
+    pub(crate) healthcheck_max_packet: u32,
+    pub(crate) healthcheck_hook: TcHook,
+    pub(crate) event_buffer: u32,
 }
 
 /// A CPU that has a flow table, and where that table lies.
@@ -78,15 +86,17 @@ impl Builder {
     }
 
     fn validate_on(self, machine: &Topology) -> Result<Config> {
-        let Some(gateway_mac) = self.gateway_mac else {
+        let Some(gateway) = self.gateway else {
             return Err(invalid(
                 "gateway_mac",
                 "(not set)",
                 "required: the MAC address of the router that leads to the reals, as \
-                 `ip neighbour` shows it",
+                 `ip neighbour` shows it, or auto",
             ));
         };
-        check_gateway_mac(gateway_mac)?;
+        check_gateway(gateway)?;
+        self.gateway_mac_v6.map_or(Ok(()), check_gateway_mac)?;
+        check_event_buffer(self.event_buffer)?;
         self.features.check()?;
         for source in [
             self.source_v4.map(IpAddr::V4),
@@ -128,7 +138,9 @@ impl Builder {
         let forwarding_cpus = placement(self.forwarding_cpus, self.numa_nodes, machine)?;
         let flows_per_cpu = flows_per_cpu(self.flow_table_size, forwarding_cpus.len())?;
         Ok(Config {
-            gateway_mac,
+            gateway,
+            gateway_mac_v6: self.gateway_mac_v6,
+            next_hops: self.next_hops,
             encapsulation: self.encapsulation,
             features: self.features,
             source_v4: self.source_v4,
@@ -155,7 +167,29 @@ impl Builder {
             max_server_ids: self.max_server_ids,
             healthcheck_interface: self.healthcheck_interface,
             healthcheck_priority: self.healthcheck_priority,
+            healthcheck_max_packet: self.healthcheck_max_packet,
+            healthcheck_hook: self.healthcheck_hook,
+            event_buffer: self.event_buffer,
         })
+    }
+}
+
+/// Refuses a gateway that cannot be.
+pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
+    match gateway {
+        Gateway::Mac(mac) => check_gateway_mac(mac),
+        Gateway::Auto => Ok(()),
+    }
+}
+
+fn check_event_buffer(bytes: u32) -> Result<()> {
+    match bytes.is_power_of_two() && (1 << 12..=1 << 30).contains(&bytes) {
+        true => Ok(()),
+        false => Err(invalid(
+            "event_buffer",
+            bytes,
+            "must be a power of two, 4096 to 1073741824",
+        )),
     }
 }
 

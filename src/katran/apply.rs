@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use super::Katran;
 use crate::Changes;
 use crate::DecapState;
+use crate::Features;
+use crate::MarkState;
+use crate::ProbeMatch;
 use crate::Result;
 use crate::ServerIdState;
 use crate::State;
@@ -19,8 +22,8 @@ impl Katran {
     /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.
     ///
     /// What `wanted` does not change is not touched: its flows, counters and ring stay. Applying
-    /// the same state again changes nothing. Settings that are fixed at load must be those in
-    /// force; a state without balancer settings leaves them alone.
+    /// the same state again changes nothing. Other features are a [`reload`](Self::reload). Settings that
+    /// are fixed at load must be those in force; a state without balancer settings leaves them alone.
     ///
     /// # Errors
     /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
@@ -34,6 +37,7 @@ impl Katran {
         let planned = self.note(plan(&before, wanted, self.limits()))?;
         self.note(self.table.rehearse(&planned.steps))?;
         self.note(self.rehearse_names(&planned.steps))?;
+        self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
         let taken = planned.steps.iter().try_for_each(|step| self.take(step));
         if taken.is_err() {
@@ -48,18 +52,30 @@ impl Katran {
         let mut ids = self.server_ids.counts();
         let mut routes = self.source_routes.counts();
         let mut ends: BTreeSet<IpAddr> = self.decap.keys().copied().collect();
+        let mut features = self.config.features;
         for step in steps {
             match step {
+                Step::SetFeatures(wanted) => {
+                    wanted.check()?;
+                    let off = features.difference(*wanted);
+                    self.check_unused(off, routes.iter().sum(), ends.len())?;
+                    features = *wanted;
+                }
                 Step::ServerIds(NameChange { remove, add, .. }) => {
                     self.server_ids.admit(&mut ids, remove, add)?;
                 }
                 Step::SourceRoutes(NameChange { remove, add, .. }) => {
-                    self.source_route_maps()?;
+                    if !features.contains(Features::SOURCE_ROUTING) {
+                        return Err(Self::no_source_routing());
+                    }
                     self.source_routes.admit(&mut routes, remove, add)?;
                 }
                 Step::SetDecap(address, _) => {
+                    if !features.contains(Features::INLINE_DECAP) {
+                        return Err(Self::no_inline_decap());
+                    }
                     ends.insert(*address);
-                    self.check_decap(*address, ends.len())?;
+                    self.check_decap_room(*address, ends.len())?;
                 }
                 Step::RemoveDecap(address) => drop(ends.take(address)),
                 _ => {}
@@ -89,8 +105,7 @@ impl Katran {
     /// What is configured now. Applying it to a new `Katran` loaded from the same balancer
     /// settings makes an equal one.
     pub fn state(&self) -> State {
-        let mut balancer = BalancerState::of(&self.config);
-        balancer.gateway_mac = Some(self.gateway_mac);
+        let balancer = BalancerState::of(&self.config);
         let mut vips = self.table.vip_states();
         for (vip, real) in &self.down {
             let of = vips.iter_mut().find(|state| state.vip == *vip);
@@ -116,6 +131,13 @@ impl Katran {
                 .into_iter()
                 .map(|(address, mode)| DecapState::new(address, mode))
                 .collect(),
+            marks: self
+                .marks()
+                .into_iter()
+                .map(|(mark, real)| MarkState::new(mark, real))
+                .collect(),
+            probe_matches: self.probe_matches(),
+            probes: self.probes(),
         }
     }
 
@@ -128,7 +150,9 @@ impl Katran {
 
     fn take(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::SetGatewayMac(mac) => self.set_gateway_mac(*mac),
+            Step::SetFeatures(features) => self.reload(*features),
+            Step::SetGateway(gateway) => self.set_gateway(*gateway),
+            Step::SetGatewayMacV6(mac) => self.set_gateway_mac_v6(Some(*mac)),
             Step::SetSource(address) => self.set_source(*address),
             Step::SetVipFlags(vip, flags) => self.set_vip_flags(*vip, *flags),
             Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
@@ -144,6 +168,20 @@ impl Katran {
             Step::MarkUp(vip, real) => self.mark_up(*vip, *real),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
             Step::RemoveDecap(address) => self.remove_decap(*address),
+            Step::MapMark(mark, real) => self.map_mark(*mark, *real),
+            Step::UnmapMark(mark) => self.unmap_mark(*mark),
+            Step::SetProbeMatch(ProbeMatch::Destination(address), real) => {
+                self.match_destination(*address, *real)
+            }
+            Step::SetProbeMatch(ProbeMatch::Source(address), real) => {
+                self.match_source(*address, *real)
+            }
+            Step::RemoveProbeMatch(ProbeMatch::Destination(address)) => {
+                self.unmatch_destination(*address)
+            }
+            Step::RemoveProbeMatch(ProbeMatch::Source(address)) => self.unmatch_source(*address),
+            Step::RegisterProbe(vip) => self.register_probe(*vip),
+            Step::UnregisterProbe(vip) => self.unregister_probe(*vip),
         }
     }
 

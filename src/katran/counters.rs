@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use super::Katran;
@@ -11,6 +12,7 @@ use super::snapshot::CpuCounters;
 use super::snapshot::DropReason;
 use super::snapshot::DropReasons;
 use super::snapshot::EncapFailures;
+use super::snapshot::EventCounters;
 use super::snapshot::FlowTableCounters;
 use super::snapshot::GlobalFlowCounters;
 use super::snapshot::IcmpCounters;
@@ -27,6 +29,7 @@ use super::snapshot::Totals;
 use super::snapshot::UdpFlowMigrationCounters;
 use super::snapshot::VipCounters;
 use crate::Error;
+use crate::EventKind;
 use crate::Result;
 use crate::Vip;
 use crate::config::FALLBACK_FLOWS;
@@ -149,6 +152,15 @@ impl Katran {
     #[doc(alias = "getUdpFlowMigrationStats")]
     pub fn udp_flow_migration_counters(&self) -> Result<UdpFlowMigrationCounters> {
         self.per_cpu().map(|records| migration(&records))
+    }
+
+    /// Events that were handed over to a monitor, and those that were left out.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getKatranMonitorStats")]
+    pub fn event_counters(&self) -> Result<EventCounters> {
+        self.per_cpu().map(|records| events(&records))
     }
 
     /// What each possible CPU forwarded, and whether it is under flood.
@@ -308,7 +320,13 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn memory_in_use(&self) -> Result<u64> {
-        let named = self.maps.named().into_iter().map(|(_, map)| map);
+        let special = [self.programs.special.as_fd()];
+        let named = self
+            .maps
+            .named()
+            .into_iter()
+            .map(|(_, map)| map)
+            .chain(special);
         let memory = |map| {
             let bytes = crate::sys::map::memory(map);
             self.kernel.check("read the memory of", "a map", bytes)
@@ -350,6 +368,13 @@ impl Katran {
             source_routing: source_routing(&records),
             decap: decap(&records),
             udp_flow_migration: migration(&records),
+            events: events(&records),
+            healthcheck: self.healthcheck_counters()?,
+            probes: self
+                .probes()
+                .into_iter()
+                .map(|vip| Ok((vip.to_string(), self.probe_counter(vip)?)))
+                .collect::<Result<_>>()?,
             vips,
             reals: addresses.into_iter().zip(reals).collect(),
             cpus: self.cpus(&records),
@@ -483,6 +508,17 @@ fn global_flows(records: &[types::counters]) -> GlobalFlowCounters {
     GlobalFlowCounters {
         no_table: sum(records, |record| record.global_no_table),
         hits: sum(records, |record| record.global_hits),
+    }
+}
+
+fn events(records: &[types::counters]) -> EventCounters {
+    let kind = |kind: EventKind| sum(records, |record| record.events[kind.number()]);
+    EventCounters {
+        tcp_non_syn_miss: kind(EventKind::TcpNonSynMiss),
+        packet_too_big: kind(EventKind::PacketTooBig),
+        quic_real_gone: kind(EventKind::QuicRealGone),
+        limited: sum(records, |record| record.events_limited),
+        lost: sum(records, |record| record.events_lost),
     }
 }
 

@@ -82,10 +82,16 @@ impl Katran {
         count: usize,
     ) -> Result<&Typed<types::decap_destination, u32>> {
         let map = self.decap_map()?;
+        self.check_decap_room(address, count)?;
+        Ok(map)
+    }
+
+    /// Whether there may be so many, this one among them.
+    pub(super) fn check_decap_room(&self, address: IpAddr, count: usize) -> Result<()> {
         check_host(address)?;
         let limit = self.config.max_decap;
         match count > limit as usize {
-            false => Ok(map),
+            false => Ok(()),
             true => Err(Error::Exhausted {
                 what: "decap addresses (max_decap)",
                 limit: limit.into(),
@@ -94,11 +100,15 @@ impl Katran {
     }
 
     fn decap_map(&self) -> Result<&Typed<types::decap_destination, u32>> {
-        let map = self.maps.decap_destinations.as_ref();
-        map.ok_or_else(|| Error::Unsupported {
+        let map = self.maps.features.decap_destinations.as_ref();
+        map.ok_or_else(Self::no_inline_decap)
+    }
+
+    pub(super) fn no_inline_decap() -> Error {
+        Error::Unsupported {
             what: "a decap address".to_owned(),
             reason: "the balancer was loaded without the feature inline-decap: switch it on",
-        })
+        }
     }
 }
 

@@ -42,7 +42,7 @@ const LONGEST: usize = 4096 - 256 - 320;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "UPPERCASE"))]
 pub enum Verdict {
-    /// Sent out of the interface it came in on.
+    /// Sent out of the interface it came in on, or of the one that leads to its real.
     Tx,
     /// Passed to the host's network stack.
     Pass,
@@ -226,7 +226,7 @@ impl Katran {
             let ran = self.kernel.check(
                 "run on a frame",
                 "katran_explain",
-                program::run(self.explainer.as_fd(), frame),
+                program::run(self.programs.explainer.as_fd(), frame),
             )?;
             let explanation =
                 self.kernel
@@ -234,7 +234,7 @@ impl Katran {
             Ok((ran, explanation.unwrap_or_default()))
         })?;
         let verdict = match ran.action {
-            libbpf_sys::XDP_TX => Verdict::Tx,
+            libbpf_sys::XDP_TX | libbpf_sys::XDP_REDIRECT => Verdict::Tx,
             libbpf_sys::XDP_PASS => Verdict::Pass,
             _ => Verdict::Drop,
         };
@@ -305,7 +305,10 @@ impl Katran {
                 drop: None,
             }));
         }
-        let slot = self.hasher.slot(hashed, hashed_port, destination_port);
+        let slot = self
+            .fixed
+            .hasher
+            .slot(hashed, hashed_port, destination_port);
         let ring = self.rings[usize::from(found.entry.number.0)];
         let number = ring.map_or(0, |ring| self.maps.rings.slot(ring, slot));
         let real = self.real_numbered(number.into());
@@ -399,7 +402,7 @@ impl Katran {
         let of_cpus = flows.of_cpus.iter();
         let of_cpus = of_cpus.map(|(cpu, table)| (table, Choice::FlowTable { cpu: *cpu }));
         let tables = of_cpus.chain([(&flows.fallback, Choice::FallbackTable)]);
-        let fingerprint = self.flow_keys.fingerprint(key);
+        let fingerprint = self.fixed.flow_keys.fingerprint(key);
         for (table, choice) in tables {
             let active = match choice {
                 Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.active_sets),
@@ -434,8 +437,8 @@ impl Katran {
             return Ok(None);
         }
         if protocol == Protocol::Udp {
-            let timeout = ticks(self.config.udp_timeout, self.tick);
-            let second = ticks(Duration::from_secs(1), self.tick);
+            let timeout = ticks(self.config.udp_timeout, self.fixed.tick);
+            let second = ticks(Duration::from_secs(1), self.fixed.tick);
             // Both wrap around; what is a little ahead of now is an entry just stamped.
             let age = self.ticks_now()?.wrapping_sub(mark.used);
             if age.wrapping_add(second) > timeout + second {
@@ -448,7 +451,7 @@ impl Katran {
     /// The kernel's clock in ticks, as flow entries are stamped by it.
     pub(super) fn ticks_now(&self) -> Result<u32> {
         let frame = [0; SHORTEST];
-        let ran = program::run(self.clock.as_fd(), &frame);
+        let ran = program::run(self.programs.clock.as_fd(), &frame);
         Ok(self.kernel.check("read the clock by", "ticks", ran)?.action)
     }
 

@@ -65,7 +65,7 @@ impl Katran {
         let now = self.ticks_now()?;
         let mut found = Vec::new();
         self.on_each_table(|cpu, table, active| {
-            let fingerprint = self.flow_keys.fingerprint(&key);
+            let fingerprint = self.fixed.flow_keys.fingerprint(&key);
             let mark = table.find(&key, fingerprint, active);
             if let Some(mark) = self.kernel.check("look into", "a flow table", mark)? {
                 found.push(self.describe(&key, &mark, cpu, now));
@@ -120,7 +120,7 @@ impl Katran {
         };
         let mut removed = 0;
         self.on_each_table(|_, table, active| {
-            let fingerprint = self.flow_keys.fingerprint(&key);
+            let fingerprint = self.fixed.flow_keys.fingerprint(&key);
             let result = table.remove(&key, fingerprint, active);
             removed += u64::from(self.kernel.check("remove from", "a flow table", result)?);
             Ok(())
@@ -220,7 +220,7 @@ impl Katran {
         // One that has just been stamped may be a little ahead.
         match ticks > u32::MAX / 2 {
             true => Duration::ZERO,
-            false => self.tick * ticks,
+            false => self.fixed.tick * ticks,
         }
     }
 

@@ -71,10 +71,15 @@ impl Katran {
     }
 
     fn global_table(&self, cpu: u32) -> Result<&Typed<types::flow_key, u32>> {
-        let maps = self.maps.global_flows.as_ref().ok_or(Error::Unsupported {
-            what: "a global flow table".to_owned(),
-            reason: "this balancer was loaded without the feature global-flow-table",
-        })?;
+        let maps = self
+            .maps
+            .features
+            .global_flows
+            .as_ref()
+            .ok_or(Error::Unsupported {
+                what: "a global flow table".to_owned(),
+                reason: "this balancer was loaded without the feature global-flow-table",
+            })?;
         Ok(maps.of_cpu(cpu))
     }
 
@@ -84,7 +89,7 @@ impl Katran {
         &self,
         key: &types::flow_key,
     ) -> Result<Option<(IpAddr, Option<u32>)>> {
-        let Some(maps) = &self.maps.global_flows else {
+        let Some(maps) = &self.maps.features.global_flows else {
             return Ok(None);
         };
         debug_assert!(self.config.features.contains(Features::GLOBAL_FLOW_TABLE));

@@ -1,16 +1,13 @@
 //! From checked settings to a program in the kernel.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
 use std::time::Duration;
 
+use libbpf_rs::MapHandle;
 use libbpf_rs::OpenMapMut;
 use libbpf_rs::OpenProgramMut;
 use libbpf_rs::skel::OpenSkel;
@@ -19,14 +16,13 @@ use nix::libc;
 use nix::time::ClockId;
 
 use super::Katran;
-use super::watch::Callbacks;
 use crate::Builder;
 use crate::Encapsulation;
 use crate::Error;
 use crate::Features;
 use crate::FlowTableKind;
+use crate::NextHops;
 use crate::Result;
-use crate::attach::Attachments;
 use crate::config::Config;
 use crate::config::FALLBACK_FLOWS;
 use crate::config::ForwardingCpu;
@@ -34,12 +30,14 @@ use crate::config::estimate;
 use crate::config::flow_table_bytes;
 use crate::config::global_table_bytes;
 use crate::environment;
+use crate::healthcheck::HealthChecks;
+use crate::maps::FeatureMaps;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
 use crate::maps::FlowTables;
 use crate::maps::GlobalFlowMaps;
-use crate::maps::KernelCalls;
+use crate::maps::HopCells;
 use crate::maps::LOG_LINES;
 use crate::maps::Live;
 use crate::maps::Maps;
@@ -51,6 +49,7 @@ use crate::maps::SourceRouteMaps;
 use crate::maps::VipCells;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
+use crate::maps::fill_outer;
 use crate::maps::kernel_error;
 use crate::maps::mask;
 use crate::maps::max_chunks_in_surge;
@@ -58,15 +57,14 @@ use crate::maps::max_server_id_chunks;
 use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
+use crate::skel::katran::KatranMaps as KatranSkelMaps;
+use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
-use crate::state::Names;
-use crate::state::Table;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::map::set_inner;
 use crate::sys::object::VerifierLog;
 
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
@@ -83,7 +81,39 @@ const _: () = {
     assert!(Features::UDP_STABLE_ROUTING.bits() == feature::FEATURE_UDP_STABLE_ROUTING.0);
     assert!(Features::GLOBAL_FLOW_TABLE.bits() == feature::FEATURE_GLOBAL_FLOW_TABLE.0);
     assert!(Features::LOCAL_DELIVERY.bits() == feature::FEATURE_LOCAL_DELIVERY.0);
+    assert!(Features::INTROSPECTION.bits() == feature::FEATURE_INTROSPECTION.0);
 };
+
+/// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
+pub(super) struct Fixed {
+    pub(super) hasher: FlowHasher,
+    pub(super) flow_keys: FlowHashKeys,
+    pub(super) vip_hash: VipHash,
+    pub(super) server_id_keys: ServerIdKeys,
+    /// The kernel's tick, in which flows are stamped.
+    pub(super) tick: Duration,
+    pub(super) possible_cpus: u32,
+}
+
+/// The programs that a balancer runs; a reload replaces them all at once.
+pub(super) struct Programs {
+    /// The one that is attached.
+    pub(super) main: OwnedFd,
+    /// Its explaining twin.
+    pub(super) explainer: OwnedFd,
+    /// A program that returns the kernel's clock in ticks.
+    pub(super) clock: OwnedFd,
+    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
+    /// nobody has a descriptor of it.
+    pub(super) special: OwnedFd,
+}
+
+/// The tables inside others, which are made before the object is loaded.
+pub(super) struct InnerTables {
+    pub(super) first_chunk: OwnedFd,
+    pub(super) flows: Vec<(u32, FlowTable)>,
+    pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
+}
 
 impl Builder {
     /// Checks the configuration, then loads: the kernel's verifier runs here.
@@ -101,158 +131,38 @@ impl Builder {
         environment::check_kernel()?;
         let cpus = map::possible_cpus()
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
-        let needed = estimate(&config, cpus as u64).at_load();
-        if let Some(available) = environment::available_memory()
-            && needed > available
-        {
-            return Err(Error::InsufficientMemory {
-                what: "the maps together".to_owned(),
-                needed,
-                available,
-            });
-        }
+        let needed = check_memory(&config, cpus as u64)?;
         let ring_size = RingSize::try_from(config.ring_size)?;
-        let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
-
-        let first_chunk = create_chunk(config.ring_size)
-            .map_err(|error| map_error("ring_chunk", needed, error))?;
-        let flow_tables = flow_tables(&config)?;
-        let flow_keys = FlowHashKeys::draw()
-            .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?;
-        let vip_hash = VipHash::draw(config.max_vips.into())
-            .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?;
-        let server_id_keys = ServerIdKeys::draw()
-            .map_err(|error| kernel_error("draw random keys for", "server_ids", error))?;
-        let global_tables = global_tables(&config)?;
-        let tick = tick()?;
-        let mut storage = MaybeUninit::uninit();
-        let mut open = KatranSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        size_maps(&mut open, &config, cpus as u32, &first_chunk, &flow_tables)
-            .and_then(|()| size_feature_maps(&mut open, &config, cpus as u32, &global_tables))
-            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        set_constants(&mut open, &config, &hasher, &flow_keys, &vip_hash, tick)?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.server_id_key = server_id_keys.key;
-            constants.server_id_start = server_id_keys.start;
-            constants.server_id_chunks = max_server_id_chunks(config.max_server_ids);
-        }
-        let mut flags = 0;
-        if config.frags {
-            flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
-        }
-        let full = needs_full(&config);
-        let progs = &mut open.progs;
-        let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 9] = [
-            ("katran", &mut progs.katran, !full),
-            ("katran_explain", &mut progs.katran_explain, !full),
-            ("katran_full", &mut progs.katran_full, full),
-            ("katran_explain_full", &mut progs.katran_explain_full, full),
-            ("katran_ids", &mut progs.katran_ids, true),
-            ("katran_send", &mut progs.katran_send, true),
-            ("katran_special", &mut progs.katran_special, true),
-            (
-                "katran_explain_special",
-                &mut progs.katran_explain_special,
-                true,
-            ),
-            ("ticks", &mut progs.ticks, true),
-        ];
-        let logs = programs.map(|(name, program, wanted)| {
-            program.set_flags(flags);
-            program.set_autoload(wanted);
-            (name, VerifierLog::of(program))
-        });
-        let loaded = open.load();
-        let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
-
-        let from = &skel.maps;
-        let maps = (|| {
-            Ok(Maps {
-                prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
-                vip_cells: VipCells::new(
-                    own(&from.data_vip_heads)?,
-                    own(&from.data_vip_infos)?,
-                    config.max_vips.into(),
-                    vip_hash,
-                )?,
-                real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
-                rings: RingStore::new(
-                    own(&from.rings)?,
-                    first_chunk,
-                    config.ring_size,
-                    config.max_vips.into(),
-                )?,
-                live: Live::new(own(&from.data_live)?)?,
-                counters: PerCpuArray::new(own(&from.counters)?)?,
-                vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
-                real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
-                explanations: Typed::new(own(&from.explanations)?)?,
-                flows: FlowTables {
-                    of_cpus: flow_tables,
-                    fallback: FlowTable::new(
-                        config.flow_table,
-                        FALLBACK_FLOWS,
-                        own(&from.fallback_flows)?,
-                    )?,
-                    outer: own(&from.flow_tables)?,
-                },
-                special_programs: own(&from.special_programs)?,
-                server_ids: ServerIdStore::new(
-                    own(&from.server_ids)?,
-                    server_id_keys,
-                    config.max_server_ids,
-                ),
-                down_reals: Typed::new(own(&from.down_reals)?)?,
-                source_routes: match config.features.contains(Features::SOURCE_ROUTING) {
-                    false => None,
-                    true => Some(SourceRouteMaps {
-                        v4: Typed::new(own(&from.source_routes_v4)?)?,
-                        v6: Typed::new(own(&from.source_routes_v6)?)?,
-                    }),
-                },
-                global_flows: match config.features.contains(Features::GLOBAL_FLOW_TABLE) {
-                    false => None,
-                    true => Some(GlobalFlowMaps {
-                        of_cpus: global_tables,
-                        fallback: Typed::new(own(&from.global_fallback)?)?,
-                        outer: own(&from.global_flows)?,
-                    }),
-                },
-                decap_destinations: match config.features.contains(Features::INLINE_DECAP) {
-                    false => None,
-                    true => Some(Typed::new(own(&from.decap_destinations)?)?),
-                },
-            })
-        })()
-        .map_err(|error| kernel_error("take over", "the maps", error))?;
-        let inner: Vec<_> = maps
-            .flows
-            .of_cpus
-            .iter()
-            .map(|(cpu, table)| (*cpu, table.as_fd()))
-            .collect();
-        set_inner(maps.flows.outer.as_fd(), &inner)
-            .map_err(|error| kernel_error("put the flow tables into", "flow_tables", error))?;
-        if let Some(global) = &maps.global_flows {
-            let inner: Vec<_> = global
-                .of_cpus
-                .iter()
-                .map(|(cpu, table)| (*cpu, table.as_fd()))
-                .collect();
-            set_inner(global.outer.as_fd(), &inner)
-                .map_err(|error| kernel_error("put the tables into", "global_flows", error))?;
-        }
-        let (program, explainer) = match full {
-            false => (&skel.progs.katran, &skel.progs.katran_explain),
-            true => (&skel.progs.katran_full, &skel.progs.katran_explain_full),
+        let fixed = Fixed {
+            hasher: FlowHasher::new(config.max_vips.into(), ring_size),
+            flow_keys: FlowHashKeys::draw()
+                .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
+            vip_hash: VipHash::draw(config.max_vips.into())
+                .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?,
+            server_id_keys: ServerIdKeys::draw()
+                .map_err(|error| kernel_error("draw random keys for", "server_ids", error))?,
+            tick: tick()?,
+            possible_cpus: cpus as u32,
         };
-        let program = own(program).map_err(|error| kernel_error("take over", "katran", error))?;
-        let explainer =
-            own(explainer).map_err(|error| kernel_error("take over", "katran_explain", error))?;
-        let clock =
-            own(&skel.progs.ticks).map_err(|error| kernel_error("take over", "ticks", error))?;
+        let inner = InnerTables {
+            first_chunk: create_chunk(config.ring_size)
+                .map_err(|error| map_error("ring_chunk", needed, error))?,
+            flows: flow_tables(&config)?,
+            global: global_tables(&config)?,
+        };
+        let mut storage = MaybeUninit::uninit();
+        let mut open = open_object(&mut storage)?;
+        size_maps(&mut open, &config, fixed.possible_cpus, &inner)
+            .and_then(|()| {
+                let made = Features::empty();
+                size_feature_maps(&mut open, &config, &fixed, &inner.global, made)
+            })
+            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+        let (programs, skel) = load_object(open, &config, &fixed, needed)?;
+        let maps = take_over(&skel.maps, &config, &fixed, inner)
+            .map_err(|error| kernel_error("take over", "the maps", error))?;
+        fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
+        maps.features.fill()?;
         let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
         let record = types::counters {
             active_sets: first_sets,
@@ -262,42 +172,204 @@ impl Builder {
         maps.counters
             .fill(0, record)
             .map_err(|error| kernel_error("write the first", "counters", error))?;
-        maps.live.set_gateway_mac(config.gateway_mac);
         maps.live
             .set_own_addresses(config.source_v4, config.source_v6);
-        Ok(Katran {
-            gateway_mac: config.gateway_mac,
-            table: Table::new(config.max_vips, config.max_reals),
-            server_ids: Names::new(config.max_server_ids),
-            invalid_ids: BTreeSet::new(),
-            source_routes: Names::new(config.max_source_routes),
-            decap: BTreeMap::new(),
-            down: BTreeSet::new(),
-            hasher,
-            ring_size,
-            rings: vec![None; config.max_vips.into()],
-            given_back: VecDeque::new(),
-            attachments: Attachments::default(),
-            maps,
-            program,
-            explainer,
-            clock,
-            tick,
-            flow_keys,
-            explaining: Mutex::new(()),
-            kernel: KernelCalls::default(),
-            rejected_addresses: AtomicU64::new(0),
-            watch: None,
-            callbacks: Callbacks::default(),
+        let healthchecks = HealthChecks::load(&config)?;
+        Ok(Katran::new(
             config,
-        })
+            fixed,
+            ring_size,
+            programs,
+            maps,
+            healthchecks,
+        ))
     }
+}
+
+/// The same for what a balancer that is loaded as `before` needs more.
+pub(super) fn check_memory_for(config: &Config, before: &Config, cpus: u64) -> Result<u64> {
+    let needed = estimate(config, cpus).at_load();
+    let needed = needed.saturating_sub(estimate(before, cpus).at_load());
+    available_or(needed)
+}
+
+/// Whether there is memory for what is to be made; the bytes needed.
+fn check_memory(config: &Config, cpus: u64) -> Result<u64> {
+    available_or(estimate(config, cpus).at_load())
+}
+
+fn available_or(needed: u64) -> Result<u64> {
+    match environment::available_memory() {
+        Some(available) if needed > available => Err(Error::InsufficientMemory {
+            what: "the maps together".to_owned(),
+            needed,
+            available,
+        }),
+        _ => Ok(needed),
+    }
+}
+
+/// The object, with settings still to be made.
+pub(super) fn open_object(
+    storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
+) -> Result<OpenKatranSkel<'_>> {
+    KatranSkelBuilder::default()
+        .open(storage)
+        .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))
+}
+
+/// Loads the object, whose maps have their sizes, with the programs that `config` needs.
+pub(super) fn load_object<'a>(
+    mut open: OpenKatranSkel<'a>,
+    config: &Config,
+    fixed: &Fixed,
+    needed: u64,
+) -> Result<(Programs, KatranSkel<'a>)> {
+    set_constants(&mut open, config, fixed)?;
+    let mut flags = 0;
+    if config.frags {
+        flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
+    }
+    let full = needs_full(config);
+    let progs = &mut open.progs;
+    let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 11] = [
+        ("katran", &mut progs.katran, !full),
+        ("katran_explain", &mut progs.katran_explain, !full),
+        ("katran_full", &mut progs.katran_full, full),
+        ("katran_explain_full", &mut progs.katran_explain_full, full),
+        ("katran_ids", &mut progs.katran_ids, true),
+        ("katran_send", &mut progs.katran_send, true),
+        ("katran_special", &mut progs.katran_special, true),
+        (
+            "katran_explain_special",
+            &mut progs.katran_explain_special,
+            true,
+        ),
+        ("katran_untagged", &mut progs.katran_untagged, true),
+        (
+            "katran_explain_untagged",
+            &mut progs.katran_explain_untagged,
+            true,
+        ),
+        ("ticks", &mut progs.ticks, true),
+    ];
+    let logs = programs.map(|(name, program, wanted)| {
+        program.set_flags(flags);
+        program.set_autoload(wanted);
+        (name, VerifierLog::of(program))
+    });
+    let loaded = open.load();
+    let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
+    let (main, explainer) = match full {
+        false => (&skel.progs.katran, &skel.progs.katran_explain),
+        true => (&skel.progs.katran_full, &skel.progs.katran_explain_full),
+    };
+    let programs = || -> io::Result<_> {
+        Ok(Programs {
+            main: own(main)?,
+            explainer: own(explainer)?,
+            clock: own(&skel.progs.ticks)?,
+            special: own(&skel.maps.special_programs)?,
+        })
+    };
+    let programs = programs().map_err(|error| kernel_error("take over", "katran", error))?;
+    Ok((programs, skel))
+}
+
+/// All maps of a new balancer.
+fn take_over(
+    from: &KatranSkelMaps<'_>,
+    config: &Config,
+    fixed: &Fixed,
+    inner: InnerTables,
+) -> io::Result<Maps> {
+    let features = take_feature_maps(from, config.features, inner.global)?;
+    Ok(Maps {
+        prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
+        vip_cells: VipCells::new(
+            own(&from.data_vip_heads)?,
+            own(&from.data_vip_infos)?,
+            config.max_vips.into(),
+            fixed.vip_hash.clone(),
+        )?,
+        real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
+        rings: RingStore::new(
+            own(&from.rings)?,
+            inner.first_chunk,
+            config.ring_size,
+            config.max_vips.into(),
+        )?,
+        live: Arc::new(Live::new(own(&from.data_live)?)?),
+        next_hops: match config.next_hops {
+            NextHops::Gateway => None,
+            _ => Some(Arc::new(HopCells::new(
+                own(&from.data_hops)?,
+                own(&from.data_ports)?,
+                own(&from.devices)?,
+                config.max_reals.into(),
+            )?)),
+        },
+        counters: PerCpuArray::new(own(&from.counters)?)?,
+        vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
+        real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
+        explanations: Typed::new(own(&from.explanations)?)?,
+        flows: FlowTables {
+            of_cpus: inner.flows,
+            fallback: FlowTable::new(
+                config.flow_table,
+                FALLBACK_FLOWS,
+                own(&from.fallback_flows)?,
+            )?,
+            outer: own(&from.flow_tables)?,
+        },
+        server_ids: ServerIdStore::new(
+            own(&from.server_ids)?,
+            fixed.server_id_keys,
+            config.max_server_ids,
+        ),
+        down_reals: Typed::new(own(&from.down_reals)?)?,
+        features,
+    })
+}
+
+/// The maps that only features have; of those that are off there are none.
+pub(super) fn take_feature_maps(
+    from: &KatranSkelMaps<'_>,
+    features: Features,
+    global_tables: Vec<(u32, Typed<types::flow_key, u32>)>,
+) -> io::Result<FeatureMaps> {
+    let mut maps = FeatureMaps::default();
+    if features.contains(Features::SOURCE_ROUTING) {
+        maps.source_routes = Some(SourceRouteMaps {
+            v4: Typed::new(own(&from.source_routes_v4)?)?,
+            v6: Typed::new(own(&from.source_routes_v6)?)?,
+        });
+    }
+    if features.contains(Features::GLOBAL_FLOW_TABLE) {
+        maps.global_flows = Some(GlobalFlowMaps {
+            of_cpus: global_tables,
+            fallback: Typed::new(own(&from.global_fallback)?)?,
+            outer: own(&from.global_flows)?,
+        });
+    }
+    if features.contains(Features::INLINE_DECAP) {
+        maps.decap_destinations = Some(Typed::new(own(&from.decap_destinations)?)?);
+    }
+    if features.contains(Features::INTROSPECTION) {
+        maps.events = Some(MapHandle::try_from(&from.events).map_err(into_io)?);
+    }
+    Ok(maps)
 }
 
 /// Whether the program must be the one with what few balancers need.
 fn needs_full(config: &Config) -> bool {
-    let rare = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::TCP_SERVER_ID;
-    config.features.intersects(rare) || config.encapsulation != Encapsulation::Ipip
+    let rare = Features::SOURCE_ROUTING
+        | Features::INLINE_DECAP
+        | Features::TCP_SERVER_ID
+        | Features::INTROSPECTION;
+    config.features.intersects(rare)
+        || config.encapsulation != Encapsulation::Ipip
+        || config.next_hops != NextHops::Gateway
 }
 
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
@@ -338,7 +410,7 @@ fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
 }
 
 /// One table per forwarding CPU for the host application to fill, if it is to have any.
-fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::flow_key, u32>)>> {
+pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::flow_key, u32>)>> {
     if !config.features.contains(Features::GLOBAL_FLOW_TABLE) {
         return Ok(Vec::new());
     }
@@ -361,36 +433,61 @@ fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::flow_key, u32
     config.forwarding_cpus.iter().map(table).collect()
 }
 
-/// Sizes of the maps that only features use; what is off has none.
-fn size_feature_maps(
+/// Lengths of the data sections. Those that are taken over from another object need theirs, too: libbpf
+/// maps them into memory, over whatever follows the length that it knows.
+pub(super) fn size_sections(
     open: &mut OpenKatranSkel<'_>,
     config: &Config,
-    cpus: u32,
-    global_tables: &[(u32, Typed<types::flow_key, u32>)],
 ) -> libbpf_rs::Result<()> {
     let maps = &mut open.maps;
-    let (routes, global, decap) = (
+    let reals = u32::from(config.max_reals) + 1;
+    let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
+    maps.data_vip_heads.set_value_size(vip_heads)?;
+    maps.data_vip_infos.set_value_size(vip_infos)?;
+    maps.data_reals
+        .set_value_size(reals * size_of::<types::real>() as u32)?;
+    if config.next_hops != NextHops::Gateway {
+        maps.data_hops
+            .set_value_size(reals * size_of::<u64>() as u32)?;
+    }
+    Ok(())
+}
+
+/// Sizes of the maps that only features use; what is off has none. Those of the features in `made`
+/// are there already.
+pub(super) fn size_feature_maps(
+    open: &mut OpenKatranSkel<'_>,
+    config: &Config,
+    fixed: &Fixed,
+    global_tables: &[(u32, Typed<types::flow_key, u32>)],
+    made: Features,
+) -> libbpf_rs::Result<()> {
+    let maps = &mut open.maps;
+    let (routes, global, decap, events) = (
         Features::SOURCE_ROUTING,
         Features::GLOBAL_FLOW_TABLE,
         Features::INLINE_DECAP,
+        Features::INTROSPECTION,
     );
-    let sizes: [(&mut OpenMapMut<'_>, Features, u32); 5] = [
+    let cpus = fixed.possible_cpus;
+    let sizes: [(&mut OpenMapMut<'_>, Features, u32); 6] = [
         (&mut maps.source_routes_v4, routes, config.max_source_routes),
         (&mut maps.source_routes_v6, routes, config.max_source_routes),
         (&mut maps.global_flows, global, cpus),
         (&mut maps.global_fallback, global, FALLBACK_FLOWS),
         (&mut maps.decap_destinations, decap, config.max_decap),
+        (&mut maps.events, events, config.event_buffer),
     ];
     for (map, feature, entries) in sizes {
-        match config.features.contains(feature) {
-            true => map.set_max_entries(entries)?,
-            false => map.set_autocreate(false)?,
+        if !config.features.contains(feature) {
+            map.set_autocreate(false)?;
+        } else if !made.contains(feature) {
+            map.set_max_entries(entries)?;
         }
     }
-    maps.down_reals.set_max_entries(config.max_reals.into())?;
-    maps.server_ids
-        .set_max_entries(2 * max_server_id_chunks(config.max_server_ids))?;
-    if let Some((_, table)) = global_tables.first() {
+    if !made.contains(global)
+        && let Some((_, table)) = global_tables.first()
+    {
         maps.global_flows.set_inner_map_fd(table.as_fd())?;
     }
     Ok(())
@@ -400,30 +497,30 @@ fn size_maps(
     open: &mut OpenKatranSkel<'_>,
     config: &Config,
     cpus: u32,
-    chunk: &OwnedFd,
-    flow_tables: &[(u32, FlowTable)],
+    inner: &InnerTables,
 ) -> libbpf_rs::Result<()> {
+    size_sections(open, config)?;
     let maps = &mut open.maps;
     let vips = u32::from(config.max_vips);
     let reals = u32::from(config.max_reals) + 1;
-    let sizes: [(&mut OpenMapMut<'_>, u32); 5] = [
+    let sizes: [(&mut OpenMapMut<'_>, u32); 7] = [
         (&mut maps.prefix_vips, vips),
         (&mut maps.vip_counters, vips),
         (&mut maps.real_counters, reals),
         (&mut maps.rings, max_chunks_in_surge(vips)),
         (&mut maps.flow_tables, cpus),
+        (&mut maps.down_reals, config.max_reals.into()),
+        (
+            &mut maps.server_ids,
+            2 * max_server_id_chunks(config.max_server_ids),
+        ),
     ];
     for (map, entries) in sizes {
         map.set_max_entries(entries)?;
     }
-    let [vip_heads, vip_infos] = vip_table_bytes(vips);
-    maps.data_vip_heads.set_value_size(vip_heads)?;
-    maps.data_vip_infos.set_value_size(vip_infos)?;
-    maps.data_reals
-        .set_value_size(reals * size_of::<types::real>() as u32)?;
-    maps.rings.set_inner_map_fd(chunk.as_fd())?;
+    maps.rings.set_inner_map_fd(inner.first_chunk.as_fd())?;
     // At least one CPU forwards, so there is a table to show the kernel.
-    if let Some((_, table)) = flow_tables.first() {
+    if let Some((_, table)) = inner.flows.first() {
         maps.flow_tables.set_inner_map_fd(table.as_fd())?;
     }
     let shape = FlowTableShape::new(config.flow_table, FALLBACK_FLOWS);
@@ -435,21 +532,15 @@ fn size_maps(
     fallback.set_map_flags(shape.flags)
 }
 
-fn set_constants(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-    hasher: &FlowHasher,
-    flow_keys: &FlowHashKeys,
-    vip_hash: &VipHash,
-    tick: Duration,
-) -> Result<()> {
+fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
+    let tick = fixed.tick;
     let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
         return Err(Error::Unsupported {
             what: "the BPF object without constants".to_owned(),
             reason: "it was not built by this crate's build script",
         });
     };
-    let (seed, seed_v6) = hasher.seeds();
+    let (seed, seed_v6) = fixed.hasher.seeds();
     constants.features = config.features.bits();
     constants.max_frame = config.max_frame;
     constants.ring_size = config.ring_size;
@@ -462,12 +553,12 @@ fn set_constants(
         FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
     };
     constants.flow_sets = flow_sets(config);
-    constants.flow_keys = flow_keys.keys();
+    constants.flow_keys = fixed.flow_keys.keys();
     constants.new_flow_age = ticks(NEW_FLOW_AGE, tick);
     constants.max_vips = config.max_vips.into();
     constants.max_reals = config.max_reals.into();
-    constants.vip_keys = vip_hash.keys();
-    constants.vip_shift = vip_hash.shift();
+    constants.vip_keys = fixed.vip_hash.keys();
+    constants.vip_shift = fixed.vip_hash.shift();
     constants.flood_threshold = config.flood_threshold.into();
     let [a, b, ..] = config.ipip_source_v4.octets();
     constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);
@@ -481,6 +572,11 @@ fn set_constants(
         Encapsulation::Gue => types::encapsulation::ENCAPSULATION_GUE.0,
     };
     constants.gue_port = config.gue_port;
+    constants.server_id_key = fixed.server_id_keys.key;
+    constants.server_id_start = fixed.server_id_keys.start;
+    constants.server_id_chunks = max_server_id_chunks(config.max_server_ids);
+    constants.next_hops = (config.next_hops != NextHops::Gateway).into();
+    constants.redirect = (config.next_hops == NextHops::Redirect).into();
     Ok(())
 }
 

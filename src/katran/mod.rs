@@ -4,14 +4,20 @@
 mod apply;
 mod counters;
 mod decap;
+mod diagnose;
 mod down;
+mod events;
 mod explain;
 mod flows;
+mod gateway;
 mod global_flows;
+mod health;
 mod load;
 mod names;
 mod reals;
+mod reload;
 mod server_ids;
+mod shared;
 mod snapshot;
 mod source_routes;
 mod vips;
@@ -25,9 +31,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 pub use explain::Answer;
 pub use explain::Choice;
@@ -43,6 +49,7 @@ pub use snapshot::CpuCounters;
 pub use snapshot::DropReason;
 pub use snapshot::DropReasons;
 pub use snapshot::EncapFailures;
+pub use snapshot::EventCounters;
 pub use snapshot::FlowTableCounters;
 pub use snapshot::GlobalFlowCounters;
 pub use snapshot::IcmpCounters;
@@ -64,21 +71,19 @@ use crate::Attachment;
 use crate::Builder;
 use crate::DecapMode;
 use crate::Error;
-use crate::MacAddr;
 use crate::Prefix;
 use crate::Result;
 use crate::Vip;
 use crate::XdpMode;
 use crate::attach::Attachments;
+use crate::attach::SharedAttachments;
 use crate::config::Config;
-use crate::config::check_gateway_mac;
-use crate::config::check_source;
-use crate::maps::FlowHashKeys;
+use crate::healthcheck::HealthChecks;
 use crate::maps::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
-use crate::ring::FlowHasher;
+use crate::next_hop::Watcher;
 use crate::ring::RingSize;
 use crate::state::GivenBack;
 use crate::state::Names;
@@ -112,7 +117,6 @@ use crate::state::Table;
 #[must_use = "a balancer is gone when its handle is dropped"]
 pub struct Katran {
     config: Config,
-    gateway_mac: MacAddr,
     table: Table,
     server_ids: Names<u32>,
     invalid_ids: BTreeSet<u32>,
@@ -120,7 +124,7 @@ pub struct Katran {
     decap: BTreeMap<IpAddr, DecapMode>,
     /// Reals that are marked down, by VIP.
     down: BTreeSet<(Vip, IpAddr)>,
-    hasher: FlowHasher,
+    fixed: load::Fixed,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
@@ -128,22 +132,61 @@ pub struct Katran {
     given_back: VecDeque<(Moment, GivenBack)>,
     // Detached before the maps go.
     attachments: Attachments,
+    shared: SharedAttachments,
+    /// Finds out next hops, if any have to be.
+    watcher: Option<Watcher>,
+    /// The path of health checks, if there is an interface for it.
+    healthchecks: Option<HealthChecks>,
     maps: Maps,
-    program: OwnedFd,
-    explainer: OwnedFd,
-    /// A program that returns the kernel's clock in ticks, and how long a tick is.
-    clock: OwnedFd,
-    tick: Duration,
-    flow_keys: FlowHashKeys,
+    programs: load::Programs,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
     rejected_addresses: AtomicU64,
     watch: Option<watch::Watch>,
+    /// A running monitor holds a copy.
+    monitor_token: Arc<()>,
     callbacks: watch::Callbacks,
 }
 
 impl Katran {
+    fn new(
+        config: Config,
+        fixed: load::Fixed,
+        ring_size: RingSize,
+        programs: load::Programs,
+        maps: Maps,
+        healthchecks: Option<HealthChecks>,
+    ) -> Self {
+        let katran = Self {
+            table: Table::new(config.max_vips, config.max_reals),
+            server_ids: Names::new(config.max_server_ids),
+            invalid_ids: BTreeSet::new(),
+            source_routes: Names::new(config.max_source_routes),
+            decap: BTreeMap::new(),
+            down: BTreeSet::new(),
+            fixed,
+            ring_size,
+            rings: vec![None; config.max_vips.into()],
+            given_back: VecDeque::new(),
+            attachments: Attachments::default(),
+            shared: SharedAttachments::default(),
+            watcher: None,
+            healthchecks,
+            maps,
+            programs,
+            explaining: Mutex::new(()),
+            kernel: KernelCalls::default(),
+            rejected_addresses: AtomicU64::new(0),
+            watch: None,
+            monitor_token: Arc::new(()),
+            callbacks: watch::Callbacks::default(),
+            config,
+        };
+        katran.write_gateways(katran.wanted());
+        katran
+    }
+
     /// Settings to load a balancer with, all at their defaults.
     pub fn builder() -> Builder {
         Builder::new()
@@ -152,32 +195,64 @@ impl Katran {
     /// Attaches the program to an interface of the calling thread's network namespace.
     ///
     /// One `Katran` may be attached to several interfaces; they share everything, and a frame
-    /// leaves by the interface it came in on. Attachments are told apart by the interface's name,
+    /// leaves by the interface it came in on, or, with
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. Attachments are told apart by the interface's name,
     /// so in two network namespaces it cannot be attached to interfaces of one name.
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
     /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
     /// [`Error::Unsupported`] if the driver lacks the mode; [`Error::Privilege`];
+    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds;
     /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode.
     #[doc(alias = "attachBpfProgs")]
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
-        self.attachments
-            .attach(self.program.as_fd(), interface, mode)
+        self.attachments.check(interface)?;
+        self.follow_next_hops()?;
+        let attachment = self
+            .attachments
+            .attach(self.programs.main.as_fd(), interface, mode)?;
+        if let Err(error) = self.route_healthchecks() {
+            // It was attached a moment ago.
+            let _ = self.attachments.detach(interface);
+            return Err(error);
+        }
+        Ok(attachment)
     }
 
-    /// Detaches the program from one interface, by the name it had when it was attached.
+    /// Detaches the program from one interface, by the name it had when it was attached. With the
+    /// last one the path of health checks goes, too.
     ///
     /// # Errors
     /// [`Error::NotFound`] if this `Katran` is not attached there.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
-        self.attachments.detach(interface)
+        self.attachments.detach(interface)?;
+        if let Err(error) = self.route_healthchecks() {
+            log::warn!("health checks leave by no interface: {error}");
+        }
+        Ok(())
     }
 
-    /// Detaches the program from all interfaces.
+    /// Health checks leave by the first interface, and with the last one they go.
+    fn route_healthchecks(&mut self) -> Result<()> {
+        let Some(checks) = &mut self.healthchecks else {
+            return Ok(());
+        };
+        match self.attachments.list().next() {
+            Some(first) => checks.attach(Some(&first.interface)),
+            None if !self.shared.is_empty() => checks.attach(None),
+            None => {
+                checks.detach();
+                Ok(())
+            }
+        }
+    }
+
+    /// Detaches the program from all interfaces, and the path of health checks.
     pub fn detach_all(&mut self) {
         self.attachments.clear();
+        self.detach_healthchecks();
     }
 
     /// Where the program is attached, in the order of attaching.
@@ -188,7 +263,7 @@ impl Katran {
     /// The program that is attached, for embedders with an attachment mechanism of their own.
     #[doc(alias = "getKatranProgFd")]
     pub fn program_fd(&self) -> BorrowedFd<'_> {
-        self.program.as_fd()
+        self.programs.main.as_fd()
     }
 
     /// Bytes of the attached program after the verifier has removed what is off; 8 an
@@ -197,7 +272,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`] if the kernel does not tell.
     pub fn program_size(&self) -> Result<u32> {
-        self.size_of("katran", &self.program)
+        self.size_of("katran", &self.programs.main)
     }
 
     /// Bytes of the explaining twin, which [`simulate`](Self::simulate) runs; what it has more
@@ -206,7 +281,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`] if the kernel does not tell.
     pub fn explainer_size(&self) -> Result<u32> {
-        self.size_of("katran_explain", &self.explainer)
+        self.size_of("katran_explain", &self.programs.explainer)
     }
 
     fn size_of(&self, name: &str, program: &OwnedFd) -> Result<u32> {
@@ -222,6 +297,9 @@ impl Katran {
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        if name == "special_programs" {
+            return Some(self.programs.special.as_fd());
+        }
         let named = self.maps.named().into_iter();
         named
             .filter(|(of, _)| *of == name)
@@ -234,55 +312,6 @@ impl Katran {
         let mut tables = self.maps.flows.of_cpus.iter();
         let (_, table) = tables.find(|(of, _)| *of == cpu)?;
         Some(table.as_fd())
-    }
-
-    /// The Ethernet address that encapsulated frames are sent to.
-    #[doc(alias = "getMac")]
-    pub fn gateway_mac(&self) -> MacAddr {
-        self.gateway_mac
-    }
-
-    /// Sends encapsulated frames to another Ethernet address from now on.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] if it is not a unicast address.
-    #[doc(alias = "changeMac")]
-    pub fn set_gateway_mac(&mut self, mac: MacAddr) -> Result<()> {
-        check_gateway_mac(mac)?;
-        self.maps.live.set_gateway_mac(mac);
-        self.gateway_mac = mac;
-        Ok(())
-    }
-
-    /// The outer source address of a family, if one is set: what GUE sends from, and what
-    /// `STRICT_DESTINATION` takes for this host's own.
-    pub fn source(&self, v6: bool) -> Option<IpAddr> {
-        match v6 {
-            false => self.config.source_v4.map(IpAddr::V4),
-            true => self.config.source_v6.map(IpAddr::V6),
-        }
-    }
-
-    /// Sets the outer source address of its family, from now on.
-    ///
-    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
-    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
-    ///
-    /// # Errors
-    /// [`Error::InvalidAddress`] if no host can have it.
-    #[doc(alias = "addSrcIpForPcktEncap")]
-    pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
-        let address = address.to_canonical();
-        self.note(check_source(address))?;
-        match address {
-            IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
-            IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
-        }
-        let config = &self.config;
-        self.maps
-            .live
-            .set_own_addresses(config.source_v4, config.source_v6);
-        Ok(())
     }
 
     /// Lets go of what packets have just been turned away from: a ring, or numbers that the table

@@ -209,6 +209,7 @@ impl Katran {
 
     /// Makes reals known, before anything names them.
     pub(super) fn publish_reals(&self, added: &[RealRecord]) {
+        self.reach(added);
         for record in added {
             self.maps.real_cells.publish(
                 record.number.0,
@@ -224,6 +225,7 @@ impl Katran {
         for (_, real) in released {
             self.maps.real_cells.withdraw(real.0);
         }
+        self.forget(released.iter().map(|(_, real)| real.0));
     }
 
     /// GUE needs an outer source address of the real's family.

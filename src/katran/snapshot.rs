@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::HealthcheckCounters;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
 
@@ -158,6 +159,12 @@ pub enum DropReason {
     InnerExpired,
     /// The outer headers could not be removed.
     DecapFailed,
+    /// The VLAN tags could not be taken off or put back.
+    VlanFailed,
+    /// Nothing is known of how to reach the real on its segment.
+    NextHopUnknown,
+    /// The packet could not leave by the interface that leads to the real.
+    RedirectFailed,
 }
 
 impl DropReason {
@@ -184,6 +191,9 @@ impl DropReason {
         Self::InnerTruncated,
         Self::InnerExpired,
         Self::DecapFailed,
+        Self::VlanFailed,
+        Self::NextHopUnknown,
+        Self::RedirectFailed,
     ];
 
     /// The program's number for it.
@@ -210,6 +220,9 @@ impl DropReason {
             Self::InnerTruncated => drop_reason::DROP_INNER_TRUNCATED,
             Self::InnerExpired => drop_reason::DROP_INNER_EXPIRED,
             Self::DecapFailed => drop_reason::DROP_DECAP_FAILED,
+            Self::VlanFailed => drop_reason::DROP_VLAN_FAILED,
+            Self::NextHopUnknown => drop_reason::DROP_NEXT_HOP_UNKNOWN,
+            Self::RedirectFailed => drop_reason::DROP_REDIRECT_FAILED,
         };
         reason.0 as usize
     }
@@ -244,6 +257,9 @@ impl DropReason {
             Self::InnerTruncated => "inner_truncated",
             Self::InnerExpired => "inner_expired",
             Self::DecapFailed => "decap_failed",
+            Self::VlanFailed => "vlan_failed",
+            Self::NextHopUnknown => "next_hop_unknown",
+            Self::RedirectFailed => "redirect_failed",
         }
     }
 }
@@ -469,6 +485,23 @@ pub struct LibraryCounters {
     pub maps: Vec<MapUse>,
 }
 
+/// What became of events, by the program; see [`Katran::monitor`](crate::Katran::monitor).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct EventCounters {
+    /// TCP packets other than a SYN of flows that no table knew: handed over.
+    pub tcp_non_syn_miss: u64,
+    /// Frames above `max_frame`: handed over.
+    pub packet_too_big: u64,
+    /// QUIC packets whose real is just going: handed over.
+    pub quic_real_gone: u64,
+    /// Left out by the rate limit.
+    pub limited: u64,
+    /// Left out because the buffer was full: the monitor did not keep up.
+    pub lost: u64,
+}
+
 /// All groups in one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -500,6 +533,12 @@ pub struct Counters {
     pub decap: InlineDecapCounters,
     /// UDP flows that left a real that is marked down.
     pub udp_flow_migration: UdpFlowMigrationCounters,
+    /// Events for a monitor.
+    pub events: EventCounters,
+    /// Health checks.
+    pub healthcheck: HealthcheckCounters,
+    /// Probes that were sent for each registered key, under its text form.
+    pub probes: BTreeMap<String, u64>,
     /// Every VIP's traffic, under its text form.
     pub vips: BTreeMap<String, VipCounters>,
     /// Every real's traffic.

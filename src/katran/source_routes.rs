@@ -93,12 +93,17 @@ impl Katran {
 
     pub(super) fn source_route_maps(&self) -> Result<&SourceRouteMaps> {
         self.maps
+            .features
             .source_routes
             .as_ref()
-            .ok_or_else(|| Error::Unsupported {
-                what: "a source route".to_owned(),
-                reason: "the balancer was loaded without the feature source-routing: switch it on",
-            })
+            .ok_or_else(Self::no_source_routing)
+    }
+
+    pub(super) fn no_source_routing() -> Error {
+        Error::Unsupported {
+            what: "a source route".to_owned(),
+            reason: "the balancer was loaded without the feature source-routing: switch it on",
+        }
     }
 
     fn write_source_routes(&self, remove: &[Prefix], add: &[Named<Prefix>]) -> Result<()> {

@@ -18,7 +18,7 @@ use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
 use crate::types::address_bytes;
 
-const _: () = assert!(size_of::<types::live>() == 72);
+const _: () = assert!(size_of::<types::live>() == 88);
 
 /// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {
@@ -84,6 +84,11 @@ impl AsFd for RealCells {
 const SERVER_IDS: usize = 6;
 const OWN_IN_FORCE: usize = 7;
 const OWN: usize = 8;
+/// 64-bit words of it.
+const GATEWAY_MACS: [usize; 2] = [0, 9];
+/// And 32-bit ones again.
+const EVENTS: usize = 20;
+const EVENT_LIMIT: usize = 21;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// `live`: what changes while packets flow.
@@ -98,10 +103,18 @@ impl Live {
         Ok(Self { map, memory })
     }
 
-    pub(crate) fn set_gateway_mac(&self, mac: MacAddr) {
+    /// Where packets for reals of a family go.
+    pub(crate) fn set_gateway_mac(&self, v6: bool, mac: MacAddr) {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
-        self.memory.u64s()[0].store(word, Ordering::Release);
+        self.memory.u64s()[GATEWAY_MACS[usize::from(v6)]].store(word, Ordering::Release);
+    }
+
+    /// Which kinds of events packets tell, a bit each, and how many of them a second and CPU.
+    pub(crate) fn set_events(&self, kinds: u32, limit: u32) {
+        let words = self.memory.u32s();
+        words[EVENT_LIMIT].store(limit, Ordering::Relaxed);
+        words[EVENTS].store(kinds, Ordering::Release);
     }
 
     /// Packets look for server ids in this one of the two tables, of so many lines (a power of two).

@@ -6,7 +6,9 @@ mod chunks;
 mod flow_hash;
 mod flows;
 mod grace;
+mod hops;
 mod kernel;
+mod probes;
 mod random;
 mod rings;
 mod server_ids;
@@ -26,10 +28,13 @@ pub(crate) use flows::FlowTable;
 pub(crate) use flows::FlowTableShape;
 pub(crate) use flows::FlowTables;
 pub(crate) use grace::Moment;
+pub(crate) use hops::HopCells;
+pub(crate) use hops::MAX_PORTS;
 pub(crate) use kernel::KernelCalls;
 pub(crate) use kernel::LOG_LINES;
 pub(crate) use kernel::kernel_error;
 pub(crate) use kernel::program_error;
+pub(crate) use probes::ProbeCells;
 pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
 pub(crate) use rings::max_chunks;
@@ -49,10 +54,15 @@ pub(crate) use vips::vip_table_bytes;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use libbpf_rs::MapHandle;
+
+use crate::Result;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
+use crate::sys::map::set_inner;
 
 /// Every map of the balancer.
 pub(crate) struct Maps {
@@ -60,22 +70,28 @@ pub(crate) struct Maps {
     pub(crate) vip_cells: VipCells,
     pub(crate) real_cells: RealCells,
     pub(crate) rings: RingStore,
-    pub(crate) live: Live,
+    pub(crate) live: Arc<Live>,
+    /// Of balancers whose reals have next hops of their own.
+    pub(crate) next_hops: Option<Arc<HopCells>>,
     pub(crate) counters: PerCpuArray<types::counters>,
     pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
     pub(crate) flows: FlowTables,
-    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
-    /// nobody has a descriptor of it.
-    pub(crate) special_programs: OwnedFd,
     /// The server-id tables; which one is in force `live` says.
     pub(crate) server_ids: ServerIdStore,
     pub(crate) down_reals: Typed<types::down_real, u32>,
-    // Of features that are off there are none.
+    pub(crate) features: FeatureMaps,
+}
+
+/// The maps that only features have; of those that are off there are none.
+#[derive(Default)]
+pub(crate) struct FeatureMaps {
     pub(crate) source_routes: Option<SourceRouteMaps>,
     pub(crate) global_flows: Option<GlobalFlowMaps>,
     pub(crate) decap_destinations: Option<Typed<types::decap_destination, u32>>,
+    /// The ring buffer.
+    pub(crate) events: Option<MapHandle>,
 }
 
 /// The flow tables that the host application fills.
@@ -85,6 +101,49 @@ pub(crate) struct GlobalFlowMaps {
     pub(crate) fallback: Typed<types::flow_key, u32>,
     /// The map in which the program looks for its CPU's table.
     pub(crate) outer: OwnedFd,
+}
+
+impl FeatureMaps {
+    /// Puts the inner tables into the outer ones.
+    pub(crate) fn fill(&self) -> Result<()> {
+        match &self.global_flows {
+            Some(global) => fill_outer("global_flows", &global.outer, &global.of_cpus),
+            None => Ok(()),
+        }
+    }
+
+    fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        let mut named = Vec::new();
+        if let Some(routes) = &self.source_routes {
+            named.push(("source_routes_v4", routes.v4.as_fd()));
+            named.push(("source_routes_v6", routes.v6.as_fd()));
+        }
+        if let Some(global) = &self.global_flows {
+            named.push(("global_flows", global.outer.as_fd()));
+            named.push(("global_fallback", global.fallback.as_fd()));
+        }
+        if let Some(destinations) = &self.decap_destinations {
+            named.push(("decap_destinations", destinations.as_fd()));
+        }
+        if let Some(events) = &self.events {
+            named.push(("events", events.as_fd()));
+        }
+        named
+    }
+}
+
+/// Puts a table for each CPU into the map that they are found by.
+pub(crate) fn fill_outer(
+    name: &'static str,
+    outer: &OwnedFd,
+    tables: &[(u32, impl AsFd)],
+) -> Result<()> {
+    let inner: Vec<_> = tables
+        .iter()
+        .map(|(cpu, table)| (*cpu, table.as_fd()))
+        .collect();
+    set_inner(outer.as_fd(), &inner)
+        .map_err(|error| kernel_error("put the tables of the CPUs into", name, error))
 }
 
 impl Maps {
@@ -103,27 +162,19 @@ impl Maps {
             ("explanations", self.explanations.as_fd()),
             ("flow_tables", self.flows.outer.as_fd()),
             ("fallback_flows", self.flows.fallback.as_fd()),
-            ("special_programs", self.special_programs.as_fd()),
             ("server_ids", self.server_ids.as_fd()),
             ("down_reals", self.down_reals.as_fd()),
         ];
-        if let Some(routes) = &self.source_routes {
-            named.push(("source_routes_v4", routes.v4.as_fd()));
-            named.push(("source_routes_v6", routes.v6.as_fd()));
+        if let Some(hops) = &self.next_hops {
+            named.extend(hops.named());
         }
-        if let Some(global) = &self.global_flows {
-            named.push(("global_flows", global.outer.as_fd()));
-            named.push(("global_fallback", global.fallback.as_fd()));
-        }
-        if let Some(destinations) = &self.decap_destinations {
-            named.push(("decap_destinations", destinations.as_fd()));
-        }
+        named.extend(self.features.named());
         named
     }
 
     /// The maps inside the others.
     pub(crate) fn inner(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let global = self.global_flows.iter();
+        let global = self.features.global_flows.iter();
         let global =
             global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
         let flows = self.flows.of_cpus.iter();

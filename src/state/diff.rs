@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::document::BalancerState;
+use super::document::ProbeMatch;
 use super::document::ServerIdState;
 use super::document::State;
 use super::document::stated_flags;
@@ -54,8 +55,28 @@ pub struct Changes {
     pub decap_removed: Vec<IpAddr>,
     /// Those with another mode.
     pub decap_changed: Vec<IpAddr>,
-    /// The gateway has another MAC address.
+    /// Marks that are mapped now.
+    pub marks_mapped: Vec<u32>,
+    /// Marks that are mapped no more.
+    pub marks_unmapped: Vec<u32>,
+    /// Marks that lead to another real.
+    pub marks_moved: Vec<u32>,
+    /// Matches of probes that are new.
+    pub probe_matches_added: Vec<ProbeMatch>,
+    /// Matches of probes that are gone.
+    pub probe_matches_removed: Vec<ProbeMatch>,
+    /// Matches of probes that lead to another real.
+    pub probe_matches_changed: Vec<ProbeMatch>,
+    /// What probes are counted for now.
+    pub probes_registered: Vec<Vip>,
+    /// What they are counted for no more.
+    pub probes_unregistered: Vec<Vip>,
+    /// The gateway is another one.
     pub gateway_changed: bool,
+    /// The gateway of reals with IPv6 addresses has another MAC address.
+    pub gateway_v6_changed: bool,
+    /// Other features are on; see [`Katran::reload`](crate::Katran::reload).
+    pub features_changed: bool,
     /// Outer source addresses that were set.
     pub sources_changed: Vec<IpAddr>,
 }
@@ -143,6 +164,29 @@ impl Changes {
             changes.decap_removed,
             changes.decap_changed,
         ] = compare(&ends(current), &ends(wanted));
+        let marks = |state: &State| -> BTreeMap<u32, IpAddr> {
+            let marks = state.marks.iter();
+            marks.map(|state| (state.mark, state.real)).collect()
+        };
+        [
+            changes.marks_mapped,
+            changes.marks_unmapped,
+            changes.marks_moved,
+        ] = compare(&marks(current), &marks(wanted));
+        let matches = |state: &State| -> BTreeMap<ProbeMatch, IpAddr> {
+            let matches = state.probe_matches.iter();
+            matches.map(|state| (state.by, state.real)).collect()
+        };
+        [
+            changes.probe_matches_added,
+            changes.probe_matches_removed,
+            changes.probe_matches_changed,
+        ] = compare(&matches(current), &matches(wanted));
+        let probes = |state: &State| -> BTreeMap<Vip, ()> {
+            state.probes.iter().map(|vip| (*vip, ())).collect()
+        };
+        [changes.probes_registered, changes.probes_unregistered, _] =
+            compare(&probes(current), &probes(wanted));
         let flags = |state: &State| -> BTreeMap<_, _> {
             let reals = state.vips.iter().flat_map(|vip| &vip.reals);
             reals
@@ -162,6 +206,9 @@ impl Changes {
             |wanted: Option<IpAddr>, current: Option<IpAddr>| wanted.filter(|_| wanted != current);
         changes.gateway_changed =
             wanted.gateway_mac.is_some() && wanted.gateway_mac != current.gateway_mac;
+        changes.gateway_v6_changed =
+            wanted.gateway_mac_v6.is_some() && wanted.gateway_mac_v6 != current.gateway_mac_v6;
+        changes.features_changed = wanted.features.is_some() && wanted.features != current.features;
         changes.sources_changed = [
             differs(
                 wanted.source_v4.map(IpAddr::V4),
@@ -285,10 +332,49 @@ impl fmt::Display for Changes {
                 "decap addresses",
                 "changed",
             ),
+            (self.marks_mapped.len(), "mark", "marks", "mapped"),
+            (self.marks_unmapped.len(), "mark", "marks", "unmapped"),
+            (self.marks_moved.len(), "mark", "marks", "led elsewhere"),
             (
-                usize::from(self.gateway_changed),
+                self.probe_matches_added.len(),
+                "match of probes",
+                "matches of probes",
+                "added",
+            ),
+            (
+                self.probe_matches_removed.len(),
+                "match of probes",
+                "matches of probes",
+                "removed",
+            ),
+            (
+                self.probe_matches_changed.len(),
+                "match of probes",
+                "matches of probes",
+                "changed",
+            ),
+            (
+                self.probes_registered.len(),
+                "probe",
+                "probes",
+                "registered",
+            ),
+            (
+                self.probes_unregistered.len(),
+                "probe",
+                "probes",
+                "unregistered",
+            ),
+            (
+                usize::from(self.gateway_changed) + usize::from(self.gateway_v6_changed),
                 "gateway",
                 "gateways",
+                "changed",
+            ),
+            (
+                usize::from(self.features_changed),
+                "set of features",
+                "sets of features",
                 "changed",
             ),
             (
@@ -337,11 +423,12 @@ pub(super) fn check_load_time(current: &BalancerState, wanted: &BalancerState) -
             $(same(stringify!($setting), &current.$setting, &wanted.$setting, $text)?;)*
         };
     }
-    same!(ToString::to_string; encapsulation features ipip_source_v4 ipip_source_v6 gue_port);
+    same!(ToString::to_string; encapsulation ipip_source_v4 ipip_source_v6 gue_port);
     same!(ToString::to_string; max_frame frags max_vips max_reals ring_size hash_function);
     same!(ToString::to_string; flow_table flow_table_size flood_threshold);
     same!(ToString::to_string; global_flow_table_size max_source_routes max_decap max_server_ids);
-    same!(ToString::to_string; healthcheck_interface healthcheck_priority);
+    same!(ToString::to_string; healthcheck_interface healthcheck_priority next_hops event_buffer);
+    same!(ToString::to_string; healthcheck_max_packet healthcheck_hook);
     same!(|timeout| format!("{timeout:?}"); udp_timeout);
     same!(|list| format!("{list:?}"); forwarding_cpus numa_nodes);
     Ok(())

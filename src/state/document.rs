@@ -9,15 +9,19 @@ use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::Error;
 use crate::Result;
+use crate::attach::TcHook;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Encapsulation;
 use crate::config::Features;
 use crate::config::FlowTableKind;
+use crate::config::Gateway;
+use crate::config::NextHops;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
@@ -54,6 +58,81 @@ pub struct State {
     pub source_routes: Vec<SourceRoute>,
     /// All addresses at which tunnels may end; those that are not here are removed.
     pub decap: Vec<DecapState>,
+    /// All marks of health checks and their reals; those that are not here are unmapped.
+    pub marks: Vec<MarkState>,
+    /// All matches of health checks; those that are not here are removed.
+    pub probe_matches: Vec<ProbeMatchState>,
+    /// What probes are counted for; the others are not any more.
+    pub probes: Vec<Vip>,
+}
+
+/// One mark of a [`State`]; see [`Katran::map_mark`](crate::Katran::map_mark).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct MarkState {
+    /// The mark of packets.
+    pub mark: u32,
+    /// The real that they go to.
+    pub real: IpAddr,
+}
+
+impl MarkState {
+    /// Packets with this mark go to this real.
+    pub fn new(mark: u32, real: IpAddr) -> Self {
+        Self {
+            mark,
+            real: real.to_canonical(),
+        }
+    }
+}
+
+/// One match of a [`State`], other than by a mark: probes from or to an address and port (0: any).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct ProbeMatchState {
+    /// By what probes are told.
+    pub by: ProbeMatch,
+    /// The real that they go to.
+    pub real: IpAddr,
+}
+
+impl ProbeMatchState {
+    /// Such packets go to this real.
+    pub fn new(by: ProbeMatch, real: IpAddr) -> Self {
+        Self {
+            by: by.canonical(),
+            real: real.to_canonical(),
+        }
+    }
+}
+
+/// By what a probe is told, if not by its mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProbeMatch {
+    /// See [`Katran::match_destination`](crate::Katran::match_destination).
+    Destination(SocketAddr),
+    /// See [`Katran::match_source`](crate::Katran::match_source).
+    Source(SocketAddr),
+}
+
+impl ProbeMatch {
+    pub(crate) fn canonical(self) -> Self {
+        let plain = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
+        match self {
+            Self::Destination(address) => Self::Destination(plain(address)),
+            Self::Source(address) => Self::Source(plain(address)),
+        }
+    }
+}
+
+impl fmt::Display for ProbeMatch {
+    /// Such as `to 203.0.113.1:443` and `from 10.0.0.9:0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Destination(address) => write!(f, "to {address}"),
+            Self::Source(address) => write!(f, "from {address}"),
+        }
+    }
 }
 
 /// One address of a [`State`] at which tunnels may end.
@@ -96,14 +175,18 @@ impl ServerIdState {
 
 /// The settings of a balancer; what is `None` keeps its default at load and its value after.
 ///
-/// Units and ranges are those of [`Builder`]. After load, only the gateway's MAC address and the
-/// source addresses can change; any other difference is
+/// Units and ranges are those of [`Builder`]. After load, only the gateway, the source
+/// addresses and the features can change; any other difference is
 /// [`Error::LoadTimeSetting`].
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct BalancerState {
-    /// See [`Builder::gateway_mac`].
-    pub gateway_mac: Option<MacAddr>,
+    /// See [`Builder::gateway`].
+    pub gateway_mac: Option<Gateway>,
+    /// See [`Builder::gateway_mac_v6`].
+    pub gateway_mac_v6: Option<MacAddr>,
+    /// See [`Builder::next_hops`].
+    pub next_hops: Option<NextHops>,
     /// See [`Builder::encapsulation`].
     pub encapsulation: Option<Encapsulation>,
     /// See [`Builder::features`]. Exactly these are on.
@@ -154,6 +237,12 @@ pub struct BalancerState {
     pub healthcheck_interface: Option<String>,
     /// See [`Builder::healthcheck_priority`].
     pub healthcheck_priority: Option<u16>,
+    /// See [`Builder::healthcheck_max_packet`].
+    pub healthcheck_max_packet: Option<u32>,
+    /// See [`Builder::healthcheck_hook`].
+    pub healthcheck_hook: Option<TcHook>,
+    /// See [`Builder::event_buffer`].
+    pub event_buffer: Option<u32>,
 }
 
 /// One VIP of a [`State`].
@@ -195,6 +284,9 @@ pub(super) enum Place {
     ServerId(usize),
     SourceRoute(usize),
     Decap(usize),
+    Mark(usize),
+    ProbeMatch(usize),
+    Probe(usize),
 }
 
 /// What makes a state contradict itself, and where.
@@ -281,6 +373,15 @@ impl State {
         twice(ids, "server id", Place::ServerId)
             .or_else(|| twice(routes, "source route", Place::SourceRoute))
             .or_else(|| twice(ends, "decap address", Place::Decap))
+            .or_else(|| {
+                let marks = self.marks.iter().map(|state| state.mark);
+                twice(marks, "mark", Place::Mark)
+            })
+            .or_else(|| {
+                let matches = self.probe_matches.iter().map(|state| state.by);
+                twice(matches, "match of probes", Place::ProbeMatch)
+            })
+            .or_else(|| twice(self.probes.iter().copied(), "probe", Place::Probe))
     }
 
     /// The real of every server id and source route.
@@ -316,7 +417,9 @@ impl BalancerState {
     pub(crate) fn of(config: &Config) -> Self {
         let cpus = &config.forwarding_cpus;
         Self {
-            gateway_mac: Some(config.gateway_mac),
+            gateway_mac: Some(config.gateway),
+            gateway_mac_v6: config.gateway_mac_v6,
+            next_hops: Some(config.next_hops),
             encapsulation: Some(config.encapsulation),
             features: Some(config.features),
             source_v4: config.source_v4,
@@ -342,6 +445,9 @@ impl BalancerState {
             max_server_ids: Some(config.max_server_ids),
             healthcheck_interface: config.healthcheck_interface.clone(),
             healthcheck_priority: Some(config.healthcheck_priority),
+            healthcheck_max_packet: Some(config.healthcheck_max_packet),
+            healthcheck_hook: Some(config.healthcheck_hook),
+            event_buffer: Some(config.event_buffer),
         }
     }
 
@@ -357,7 +463,9 @@ impl BalancerState {
             }
         }
         let b = Builder::new();
-        let b = set(b, &self.gateway_mac, Builder::gateway_mac);
+        let b = set(b, &self.gateway_mac, Builder::gateway);
+        let b = set(b, &self.gateway_mac_v6, Builder::gateway_mac_v6);
+        let b = set(b, &self.next_hops, Builder::next_hops);
         let b = set(b, &self.encapsulation, Builder::encapsulation);
         let b = set(b, &self.features, Builder::features);
         let b = set(b, &self.source_v4, Builder::source_v4);
@@ -390,7 +498,14 @@ impl BalancerState {
             &self.healthcheck_interface,
             Builder::healthcheck_interface,
         );
-        set(b, &self.healthcheck_priority, Builder::healthcheck_priority)
+        let b = set(b, &self.healthcheck_priority, Builder::healthcheck_priority);
+        let b = set(
+            b,
+            &self.healthcheck_max_packet,
+            Builder::healthcheck_max_packet,
+        );
+        let b = set(b, &self.healthcheck_hook, Builder::healthcheck_hook);
+        set(b, &self.event_buffer, Builder::event_buffer)
     }
 }
 

@@ -11,12 +11,16 @@ use std::net::IpAddr;
 
 use super::diff::Changes;
 use super::diff::check_load_time;
+use super::document::ProbeMatch;
 use super::document::State;
 use super::document::stated_flags;
 use super::plan_names::Around;
 use super::plan_names::NameChange;
 use super::plan_names::around;
 use crate::Result;
+use crate::config::Features;
+use crate::config::Gateway;
+use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
 use crate::types::DecapMode;
@@ -32,7 +36,10 @@ use crate::types::VipFlags;
 /// One call on the way to a state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    SetGatewayMac(MacAddr),
+    /// Exactly these are on.
+    SetFeatures(Features),
+    SetGateway(Gateway),
+    SetGatewayMacV6(MacAddr),
     SetSource(IpAddr),
     SetVipFlags(Vip, VipFlags),
     SetHashFunction(Vip, HashFunction),
@@ -55,6 +62,12 @@ pub(crate) enum Step {
     MarkUp(Vip, IpAddr),
     SetDecap(IpAddr, DecapMode),
     RemoveDecap(IpAddr),
+    MapMark(u32, IpAddr),
+    UnmapMark(u32),
+    SetProbeMatch(ProbeMatch, IpAddr),
+    RemoveProbeMatch(ProbeMatch),
+    RegisterProbe(Vip),
+    UnregisterProbe(Vip),
 }
 
 /// What a balancer has room for.
@@ -93,18 +106,45 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
         .or_else(|| current.balancer.as_ref()?.hash_function)
         .unwrap_or_default();
     let changes = Changes::between(current, wanted, default_hash);
-    if let Some(mac) = wanted
+    if let Some(gateway) = wanted
         .balancer
         .as_ref()
         .and_then(|wanted| wanted.gateway_mac)
         && changes.gateway_changed
     {
+        check_gateway(gateway)?;
+        steps.push(Step::SetGateway(gateway));
+    }
+    if let Some(mac) = wanted
+        .balancer
+        .as_ref()
+        .and_then(|wanted| wanted.gateway_mac_v6)
+        && changes.gateway_v6_changed
+    {
         check_gateway_mac(mac)?;
-        steps.push(Step::SetGatewayMac(mac));
+        steps.push(Step::SetGatewayMacV6(mac));
     }
     for &source in &changes.sources_changed {
         check_source(source)?;
         steps.push(Step::SetSource(source));
+    }
+
+    // Those that are new are there before what needs them, and the others until it is gone.
+    let features = |state: &State| {
+        state
+            .balancer
+            .as_ref()
+            .and_then(|balancer| balancer.features)
+    };
+    let mut last = None;
+    if changes.features_changed
+        && let Some(wanted) = features(wanted)
+    {
+        let current = features(current).unwrap_or(wanted);
+        if !current.contains(wanted) {
+            steps.push(Step::SetFeatures(current | wanted));
+        }
+        last = (!wanted.contains(current)).then_some(Step::SetFeatures(wanted));
     }
 
     let Around { before, after } = around(current, wanted, &changes);
@@ -130,7 +170,34 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
     planner.run(works(current, wanted, &changes, default_hash));
     let mut steps = planner.finish(wanted);
     steps.extend(after);
+    steps.extend(probe_steps(wanted, &changes));
+    steps.extend(last);
     Ok(Plan { steps, changes })
+}
+
+/// What changes in the path of health checks; what goes goes first, to make room.
+fn probe_steps(wanted: &State, changes: &Changes) -> Vec<Step> {
+    let mut steps = Vec::new();
+    steps.extend(changes.marks_unmapped.iter().copied().map(Step::UnmapMark));
+    let removed = changes.probe_matches_removed.iter().copied();
+    steps.extend(removed.map(Step::RemoveProbeMatch));
+    let unregistered = changes.probes_unregistered.iter().copied();
+    steps.extend(unregistered.map(Step::UnregisterProbe));
+    let marks = changes.marks_mapped.iter().chain(&changes.marks_moved);
+    let marks: BTreeSet<_> = marks.collect();
+    let mapped = wanted
+        .marks
+        .iter()
+        .filter(|state| marks.contains(&state.mark));
+    steps.extend(mapped.map(|state| Step::MapMark(state.mark, state.real)));
+    let added = &changes.probe_matches_added;
+    let matches: BTreeSet<_> = added.iter().chain(&changes.probe_matches_changed).collect();
+    let set = wanted.probe_matches.iter();
+    let set = set.filter(|state| matches.contains(&state.by));
+    steps.extend(set.map(|state| Step::SetProbeMatch(state.by, state.real)));
+    let registered = changes.probes_registered.iter().copied();
+    steps.extend(registered.map(Step::RegisterProbe));
+    steps
 }
 
 /// What is left to do for one VIP.

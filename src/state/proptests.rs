@@ -13,9 +13,12 @@ use proptest::prelude::*;
 
 use super::DecapState;
 use super::Limits;
+use super::MarkState;
 use super::Name;
 use super::Names;
 use super::Plan;
+use super::ProbeMatch;
+use super::ProbeMatchState;
 use super::ServerIdState;
 use super::State;
 use super::Step;
@@ -109,7 +112,8 @@ fn whole_state() -> impl Strategy<Value = State> {
     let routes = prop::collection::btree_map(8_u8..12, 0..REALS, 0..4);
     let ends = prop::collection::btree_map(0..REALS, any::<bool>(), 0..3);
     let marks = prop::collection::btree_set((0..VIPS, 0..REALS), 0..4);
-    (state(), ids, routes, ends, marks).prop_map(|(mut state, ids, routes, ends, marks)| {
+    (state(), ids, routes, ends, marks, probes()).prop_map(|whole| {
+        let (mut state, ids, routes, ends, marks, probes) = whole;
         for (index, real) in marks {
             let real = address(real);
             let of = state.vips.iter_mut().find(|state| state.vip == vip(index));
@@ -143,7 +147,36 @@ fn whole_state() -> impl Strategy<Value = State> {
             server_ids: ids.collect(),
             source_routes: routes.collect(),
             decap: ends.collect(),
+            marks: probes.marks,
+            probe_matches: probes.probe_matches,
+            probes: probes.probes,
             ..state
+        }
+    })
+}
+
+/// What a state says of health checks, and nothing else.
+fn probes() -> impl Strategy<Value = State> {
+    let marks = prop::collection::btree_map(1_u32..5, 0..REALS, 0..4);
+    let matches = prop::collection::btree_map((any::<bool>(), 0_u16..3), 0..REALS, 0..4);
+    let keys = prop::collection::btree_set(0..VIPS, 0..4);
+    (marks, matches, keys).prop_map(|(marks, matches, keys)| {
+        let matches = matches.into_iter().map(|((by_source, port), real)| {
+            let from = (address(0), port).into();
+            let by = match by_source {
+                false => ProbeMatch::Destination(from),
+                true => ProbeMatch::Source(from),
+            };
+            ProbeMatchState::new(by, address(real))
+        });
+        let marks = marks.into_iter();
+        State {
+            marks: marks
+                .map(|(mark, real)| MarkState::new(mark, address(real)))
+                .collect(),
+            probe_matches: matches.collect(),
+            probes: keys.into_iter().map(vip).collect(),
+            ..State::default()
         }
     })
 }
@@ -157,6 +190,9 @@ struct World {
     routes: Names<Prefix>,
     marks: BTreeSet<(Vip, IpAddr)>,
     ends: BTreeMap<IpAddr, DecapMode>,
+    socket_marks: BTreeMap<u32, IpAddr>,
+    matches: BTreeMap<ProbeMatch, IpAddr>,
+    probes: BTreeSet<Vip>,
 }
 
 impl World {
@@ -168,6 +204,9 @@ impl World {
             routes: Names::new(100),
             marks: BTreeSet::new(),
             ends: BTreeMap::new(),
+            socket_marks: BTreeMap::new(),
+            matches: BTreeMap::new(),
+            probes: BTreeSet::new(),
         }
     }
 
@@ -195,6 +234,17 @@ impl World {
             decap: ends
                 .map(|(end, mode)| DecapState::new(*end, *mode))
                 .collect(),
+            marks: self
+                .socket_marks
+                .iter()
+                .map(|(mark, real)| MarkState::new(*mark, *real))
+                .collect(),
+            probe_matches: self
+                .matches
+                .iter()
+                .map(|(by, real)| ProbeMatchState::new(*by, *real))
+                .collect(),
+            probes: self.probes.iter().copied().collect(),
         }
     }
 
@@ -238,6 +288,12 @@ impl World {
             }
             Step::SetDecap(end, mode) => drop(self.ends.insert(*end, *mode)),
             Step::RemoveDecap(end) => assert!(self.ends.remove(end).is_some()),
+            Step::MapMark(mark, real) => drop(self.socket_marks.insert(*mark, *real)),
+            Step::UnmapMark(mark) => assert!(self.socket_marks.remove(mark).is_some()),
+            Step::SetProbeMatch(by, real) => drop(self.matches.insert(*by, *real)),
+            Step::RemoveProbeMatch(by) => assert!(self.matches.remove(by).is_some()),
+            Step::RegisterProbe(vip) => assert!(self.probes.insert(*vip)),
+            Step::UnregisterProbe(vip) => assert!(self.probes.remove(vip)),
             _ => {}
         }
         self.table.take_step(step)?;

@@ -406,14 +406,22 @@ impl Table {
             }
             Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
             Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
-            Step::SetGatewayMac(_)
+            Step::SetFeatures(_)
+            | Step::SetGateway(_)
+            | Step::SetGatewayMacV6(_)
             | Step::SetSource(_)
             | Step::Invalidate(_)
             | Step::Revalidate(_)
             | Step::MarkDown(..)
             | Step::MarkUp(..)
             | Step::SetDecap(..)
-            | Step::RemoveDecap(_) => return Ok(()),
+            | Step::RemoveDecap(_)
+            | Step::MapMark(..)
+            | Step::UnmapMark(_)
+            | Step::SetProbeMatch(..)
+            | Step::RemoveProbeMatch(_)
+            | Step::RegisterProbe(_)
+            | Step::UnregisterProbe(_) => return Ok(()),
         };
         self.commit(edit);
         Ok(())

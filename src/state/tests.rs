@@ -148,7 +148,7 @@ fn settings_that_can_change_are_steps() {
         ..State::default()
     };
     let current = with(BalancerState {
-        gateway_mac: Some(mac),
+        gateway_mac: Some(mac.into()),
         max_vips: Some(512),
         ..BalancerState::default()
     });
@@ -160,14 +160,17 @@ fn settings_that_can_change_are_steps() {
     let other = MacAddr::new([2, 0, 0, 0, 0, 2]);
     let source: Ipv4Addr = "10.0.0.1".parse().unwrap();
     let wanted = with(BalancerState {
-        gateway_mac: Some(other),
+        gateway_mac: Some(other.into()),
         source_v4: Some(source),
         ..BalancerState::default()
     });
     let plan_made = plan(&current, &wanted, AMPLE).unwrap();
     assert_eq!(
         plan_made.steps,
-        [Step::SetGatewayMac(other), Step::SetSource(source.into())]
+        [
+            Step::SetGateway(other.into()),
+            Step::SetSource(source.into())
+        ]
     );
     assert_eq!(
         plan_made.changes.to_string(),
@@ -185,7 +188,7 @@ fn settings_that_can_change_are_steps() {
         })
     ));
     let wanted = with(BalancerState {
-        gateway_mac: Some(MacAddr::new([0xff; 6])),
+        gateway_mac: Some(MacAddr::new([0xff; 6]).into()),
         ..BalancerState::default()
     });
     assert!(plan(&current, &wanted, AMPLE).is_err());

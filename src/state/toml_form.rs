@@ -3,13 +3,17 @@
 //! Every error says where: `line 12, column 9: ...`.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use toml::Spanned;
 
 use super::document::BalancerState;
 use super::document::DecapState;
+use super::document::MarkState;
 use super::document::Place;
+use super::document::ProbeMatch;
+use super::document::ProbeMatchState;
 use super::document::ServerIdState;
 use super::document::State;
 use super::document::VipState;
@@ -17,6 +21,7 @@ use super::document::stated_flags;
 use super::toml_keys::BalancerKeys;
 use super::toml_keys::Document;
 use super::toml_keys::Flag;
+use super::toml_keys::ProbeMatchKeys;
 use super::toml_keys::RealKeys;
 use super::toml_keys::ServerIdKeys;
 use super::toml_keys::VipKeys;
@@ -61,20 +66,19 @@ impl State {
     /// `application_flags` (0; a multiple of 4 up to 252, as bits 0 and 1 are the library's) and
     /// `down` (false). Each `[[server_id]]` has `id` and `real`, and may have `valid` (true); each
     /// `[[source_route]]` has `prefix` and `real`; each `[[decap]]` has `address` and `mode`
-    /// (`inline` or `egress`).
+    /// (`inline` or `egress`). Each `[[mark]]` has `mark` and `real`; each `[[probe_destination]]` and
+    /// `[[probe_source]]` has `address` and `real`, and may have `port` (0, any); each `[[probe]]` has
+    /// `address`, `port` and `protocol`.
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
-    /// there is not, has a table that this version does not have, or contradicts itself.
+    /// there is not, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let document: Document = toml::from_str(text)
+        let mut document: Document = toml::from_str(text)
             .map_err(|error| refuse(text, error.span().unwrap_or_default(), error.message()))?;
-        if let Some(entry) = document.mark.as_ref().and_then(|entries| entries.first()) {
-            let message = "this version has no `mark` tables: leave them out";
-            return Err(refuse(text, entry.span(), message));
-        }
+        let balancer = document.balancer.take().map(BalancerState::from);
         let state = Self {
-            balancer: document.balancer.map(BalancerState::from),
+            balancer,
             vips: document
                 .vip
                 .iter()
@@ -97,6 +101,19 @@ impl State {
                 .map(Spanned::get_ref)
                 .map(|keys| DecapState::new(keys.address.0, keys.mode.0))
                 .collect(),
+            marks: document
+                .mark
+                .iter()
+                .map(Spanned::get_ref)
+                .map(|keys| MarkState::new(keys.mark, keys.real.0))
+                .collect(),
+            probe_matches: probe_matches(&document),
+            probes: document
+                .probe
+                .iter()
+                .map(Spanned::get_ref)
+                .map(|keys| Vip::new((keys.address.0, keys.port).into(), keys.protocol.0))
+                .collect(),
         };
         let Some(conflict) = state.conflict() else {
             return Ok(state);
@@ -107,6 +124,15 @@ impl State {
             Place::ServerId(index) => document.server_id[index].span(),
             Place::SourceRoute(index) => document.source_route[index].span(),
             Place::Decap(index) => document.decap[index].span(),
+            Place::Mark(index) => document.mark[index].span(),
+            Place::ProbeMatch(index) => {
+                let destinations = document.probe_destination.len();
+                match index.checked_sub(destinations) {
+                    None => document.probe_destination[index].span(),
+                    Some(index) => document.probe_source[index].span(),
+                }
+            }
+            Place::Probe(index) => document.probe[index].span(),
         };
         Err(refuse(text, span, &conflict.message))
     }
@@ -154,6 +180,27 @@ impl State {
         for DecapState { address, mode } in &self.decap {
             write_table(text, "decap")?;
             writeln!(text, "address = \"{address}\"\nmode = \"{mode}\"")?;
+        }
+        for MarkState { mark, real } in &self.marks {
+            write_table(text, "mark")?;
+            writeln!(text, "mark = {mark}\nreal = \"{real}\"")?;
+        }
+        for ProbeMatchState { by, real } in &self.probe_matches {
+            let (name, address) = match by {
+                ProbeMatch::Destination(address) => ("probe_destination", address),
+                ProbeMatch::Source(address) => ("probe_source", address),
+            };
+            write_table(text, name)?;
+            let (ip, port) = (address.ip(), address.port());
+            writeln!(text, "address = \"{ip}\"\nport = {port}\nreal = \"{real}\"")?;
+        }
+        for probe in &self.probes {
+            write_table(text, "probe")?;
+            let (ip, port, protocol) = (probe.address(), probe.port(), probe.protocol());
+            writeln!(
+                text,
+                "address = \"{ip}\"\nport = {port}\nprotocol = \"{protocol}\""
+            )?;
         }
         Ok(())
     }
@@ -203,6 +250,21 @@ fn vip_state(text: &str, spanned: &Spanned<VipKeys>) -> Result<VipState> {
             .map(|real| real.get_ref().address.0.to_canonical())
             .collect(),
     })
+}
+
+/// First those by destination, then those by source.
+fn probe_matches(document: &Document) -> Vec<ProbeMatchState> {
+    let of = |keys: &Spanned<ProbeMatchKeys>, by: fn(SocketAddr) -> ProbeMatch| {
+        let keys = keys.get_ref();
+        let address = (keys.address.0, keys.port).into();
+        ProbeMatchState::new(by(address), keys.real.0)
+    };
+    let destinations = document.probe_destination.iter();
+    let sources = document.probe_source.iter();
+    destinations
+        .map(|keys| of(keys, ProbeMatch::Destination))
+        .chain(sources.map(|keys| of(keys, ProbeMatch::Source)))
+        .collect()
 }
 
 fn server_id(keys: &ServerIdKeys) -> ServerIdState {
@@ -322,10 +384,16 @@ real = "2001:db8:2::100"
 [[decap]]
 address = "192.0.2.200"
 mode = "inline"
+
+[[mark]]
+mark = 1000
+real = "198.51.100.1"
 "#;
 
     const ALL_SETTINGS: &str = r#"[balancer]
-gateway_mac = "0a:00:00:00:00:fe"
+gateway_mac = "auto"
+gateway_mac_v6 = "0a:00:00:00:00:06"
+next_hops = "per-real"
 encapsulation = "gue"
 features = []
 source_v4 = "10.10.10.10"
@@ -351,6 +419,9 @@ max_decap = 8
 max_server_ids = 9
 healthcheck_interface = "eth0"
 healthcheck_priority = 10
+healthcheck_max_packet = 1500
+healthcheck_hook = "clsact"
+event_buffer = 4096
 
 [[vip]]
 address = "2001:db8:c::"
@@ -388,6 +459,25 @@ mode = "inline"
 [[decap]]
 address = "2001:db8::200"
 mode = "egress"
+
+[[mark]]
+mark = 1000
+real = "198.51.100.1"
+
+[[probe_destination]]
+address = "203.0.113.1"
+port = 443
+real = "198.51.100.1"
+
+[[probe_source]]
+address = "2001:db8::9"
+port = 0
+real = "2001:db8:2::1"
+
+[[probe]]
+address = "203.0.113.1"
+port = 443
+protocol = "tcp"
 "#;
 
     fn message(text: &str) -> String {
@@ -533,9 +623,9 @@ mode = "egress"
                 "udp-flow-migration",
             ),
             (
-                with("[[mark]]\nmark = 1"),
+                with("[[mark]]\nmark = 1\n"),
                 "line 5, column 1: ",
-                "no `mark`",
+                "missing field `real`",
             ),
             (
                 format!("{vip}\n{vip}"),

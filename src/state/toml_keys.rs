@@ -15,14 +15,16 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
-use serde::de::IgnoredAny;
 use serde::de::Visitor;
 use toml::Spanned;
 
 use super::document::BalancerState;
+use crate::attach::TcHook;
 use crate::config::Encapsulation;
 use crate::config::Features;
 use crate::config::FlowTableKind;
+use crate::config::Gateway;
+use crate::config::NextHops;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
@@ -44,8 +46,38 @@ pub(super) struct Document {
     pub(super) source_route: Vec<Spanned<SourceRouteKeys>>,
     #[serde(default)]
     pub(super) decap: Vec<Spanned<DecapKeys>>,
-    // A table of later versions, known so that it can be refused by name.
-    pub(super) mark: Option<Later>,
+    #[serde(default)]
+    pub(super) mark: Vec<Spanned<MarkKeys>>,
+    #[serde(default)]
+    pub(super) probe_destination: Vec<Spanned<ProbeMatchKeys>>,
+    #[serde(default)]
+    pub(super) probe_source: Vec<Spanned<ProbeMatchKeys>>,
+    #[serde(default)]
+    pub(super) probe: Vec<Spanned<ProbeKeys>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MarkKeys {
+    pub(super) mark: u32,
+    pub(super) real: Text<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProbeMatchKeys {
+    pub(super) address: Text<IpAddr>,
+    #[serde(default)]
+    pub(super) port: u16,
+    pub(super) real: Text<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProbeKeys {
+    pub(super) address: Text<IpAddr>,
+    pub(super) port: u16,
+    pub(super) protocol: Text<Protocol>,
 }
 
 #[derive(Deserialize)]
@@ -75,13 +107,12 @@ fn yes() -> bool {
     true
 }
 
-/// The entries of a table that this version does not have.
-pub(super) type Later = Vec<Spanned<IgnoredAny>>;
-
 #[derive(Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct BalancerKeys {
-    pub(super) gateway_mac: Option<Text<MacAddr>>,
+    pub(super) gateway_mac: Option<Text<Gateway>>,
+    pub(super) gateway_mac_v6: Option<Text<MacAddr>>,
+    pub(super) next_hops: Option<Text<NextHops>>,
     pub(super) encapsulation: Option<Text<Encapsulation>>,
     pub(super) features: Option<Vec<Flag<Features>>>,
     pub(super) source_v4: Option<Text<Ipv4Addr>>,
@@ -107,12 +138,17 @@ pub(super) struct BalancerKeys {
     pub(super) max_server_ids: Option<u32>,
     pub(super) healthcheck_interface: Option<String>,
     pub(super) healthcheck_priority: Option<u16>,
+    pub(super) healthcheck_max_packet: Option<u32>,
+    pub(super) healthcheck_hook: Option<Text<TcHook>>,
+    pub(super) event_buffer: Option<u32>,
 }
 
 impl From<BalancerKeys> for BalancerState {
     fn from(keys: BalancerKeys) -> Self {
         Self {
             gateway_mac: keys.gateway_mac.map(|text| text.0),
+            gateway_mac_v6: keys.gateway_mac_v6.map(|text| text.0),
+            next_hops: keys.next_hops.map(|text| text.0),
             encapsulation: keys.encapsulation.map(|text| text.0),
             features: keys.features.map(|list| {
                 list.iter()
@@ -141,6 +177,9 @@ impl From<BalancerKeys> for BalancerState {
             max_server_ids: keys.max_server_ids,
             healthcheck_interface: keys.healthcheck_interface,
             healthcheck_priority: keys.healthcheck_priority,
+            healthcheck_max_packet: keys.healthcheck_max_packet,
+            healthcheck_hook: keys.healthcheck_hook.map(|text| text.0),
+            event_buffer: keys.event_buffer,
         }
     }
 }
@@ -149,6 +188,8 @@ impl From<&BalancerState> for BalancerKeys {
     fn from(state: &BalancerState) -> Self {
         Self {
             gateway_mac: state.gateway_mac.map(Text),
+            gateway_mac_v6: state.gateway_mac_v6.map(Text),
+            next_hops: state.next_hops.map(Text),
             encapsulation: state.encapsulation.map(Text),
             features: state
                 .features
@@ -176,6 +217,9 @@ impl From<&BalancerState> for BalancerKeys {
             max_server_ids: state.max_server_ids,
             healthcheck_interface: state.healthcheck_interface.clone(),
             healthcheck_priority: state.healthcheck_priority,
+            healthcheck_max_packet: state.healthcheck_max_packet,
+            healthcheck_hook: state.healthcheck_hook.map(Text),
+            event_buffer: state.event_buffer,
         }
     }
 }

@@ -30,6 +30,41 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Puts another program in the place of `before`, at once: no packet meets neither.
+    pub(crate) fn replace(
+        &self,
+        program: BorrowedFd<'_>,
+        before: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let options = libbpf_sys::bpf_link_update_opts {
+            sz: mem::size_of::<libbpf_sys::bpf_link_update_opts>() as _,
+            flags: libbpf_sys::BPF_F_REPLACE,
+            old_prog_fd: before.as_raw_fd() as _,
+            ..Default::default()
+        };
+        // SAFETY: takes descriptors of a link and of programs; the options outlive the call.
+        check(unsafe {
+            libbpf_sys::bpf_link_update(self.0.as_raw_fd(), program.as_raw_fd(), &options)
+        })
+        .map(drop)
+    }
+}
+
+impl Link {
+    /// Pins the attachment at a path: it stays when its descriptors are closed.
+    pub(crate) fn pin(&self, path: &std::path::Path) -> io::Result<()> {
+        super::pin::pin(std::os::fd::AsFd::as_fd(&self.0), path)
+    }
+
+    /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
+    pub(crate) fn leave(self) {
+        let link = mem::ManuallyDrop::new(self);
+        // SAFETY: the descriptor is taken once, as the link is not dropped.
+        drop(unsafe { std::ptr::read(&link.0) });
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         // It fails if the interface is gone, and then there is nothing to undo.
@@ -44,7 +79,7 @@ pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Res
     create(program, index as i32, libbpf_sys::BPF_XDP, flags)
 }
 
-fn create(
+pub(super) fn create(
     program: BorrowedFd<'_>,
     target: i32,
     kind: libbpf_sys::bpf_attach_type,
@@ -80,6 +115,8 @@ pub(crate) struct Present {
     pub(crate) native: u32,
     pub(crate) generic: u32,
     pub(crate) offloaded: u32,
+    /// What the driver can do, bits of linux/netdev.h; 0 if the kernel does not tell (before 6.3).
+    pub(crate) features: u64,
 }
 
 /// Asks which XDP programs run on an interface.
@@ -94,5 +131,6 @@ pub(crate) fn present(index: u32) -> io::Result<Present> {
         native: options.drv_prog_id,
         generic: options.skb_prog_id,
         offloaded: options.hw_prog_id,
+        features: options.feature_flags,
     })
 }

@@ -58,6 +58,8 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
 
 /// What the kernel says of a map.
 pub(crate) struct Info {
+    pub(crate) kind: u32,
+    pub(crate) max_entries: u32,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
 }
@@ -75,6 +77,8 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
         )
     })?;
     Ok(Info {
+        kind: info.type_,
+        max_entries: info.max_entries,
         key_size: info.key_size,
         value_size: info.value_size,
     })
@@ -97,6 +101,72 @@ fn check_sizes<K: Pod>(map: BorrowedFd<'_>, value_size: usize) -> io::Result<()>
         Ok(())
     } else {
         Err(io::Error::from(io::ErrorKind::InvalidInput))
+    }
+}
+
+/// An array of programs: written by descriptors, read as the kernel's numbers of programs.
+pub(crate) struct ProgramArray {
+    fd: OwnedFd,
+    entries: u32,
+}
+
+impl ProgramArray {
+    /// `None` if it is another kind of map.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Option<Self>> {
+        let info = info(fd.as_fd())?;
+        let is_array = info.kind == libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY;
+        Ok(is_array.then_some(Self {
+            fd,
+            entries: info.max_entries,
+        }))
+    }
+
+    pub(crate) fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// The number of the program at `index`.
+    pub(crate) fn get(&self, index: u32) -> io::Result<Option<u32>> {
+        let mut id = 0_u32;
+        // SAFETY: keys and values of such an array are 32-bit numbers, which both are.
+        let found = check(unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(&index),
+                as_mut_ptr(&mut id),
+            )
+        });
+        match found {
+            Ok(_) => Ok(Some(id)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn set(&self, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+        let value = program.as_raw_fd() as u32;
+        // SAFETY: as above.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_elem(self.fd.as_raw_fd(), as_ptr(&index), as_ptr(&value), 0)
+        })
+        .map(drop)
+    }
+
+    /// Empties an entry; an empty one stays empty.
+    pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
+        // SAFETY: as above.
+        let cleared =
+            check(unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), as_ptr(&index)) });
+        match cleared {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for ProgramArray {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -3,13 +3,16 @@
 //! Functions here are thin and safe to call: they take descriptors by type, report errno as
 //! [`std::io::Error`], and know nothing of VIPs or reals.
 
+pub(crate) mod ethtool;
 pub(crate) mod link;
 pub(crate) mod map;
 pub(crate) mod mapping;
 pub(crate) mod object;
+pub(crate) mod pin;
 pub(crate) mod pod;
 pub(crate) mod program;
 pub(crate) mod rcu;
+pub(crate) mod tc;
 
 use std::io;
 

@@ -1,6 +1,7 @@
 //! Types that are plain bytes to the kernel.
 
 use crate::skel::decap::types::decap_counters;
+use crate::skel::healthcheck::types as health;
 use crate::skel::katran::types;
 use crate::skel::server_id::types::server_id_counters;
 
@@ -34,12 +35,17 @@ pod! {
     types::count = 16;
     types::vip_counters = 40;
     types::real_counters = 24;
-    types::counters = 3 * 16 + 14 * 8 + 22 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72;
+    types::counters =
+        3 * 16 + 14 * 8 + 25 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72 + 24 + 7 * 8;
     types::source_prefix_v4 = 8;
     types::source_prefix_v6 = 20;
     types::down_real = 8;
     types::decap_destination = 20;
     types::server_id_line = 64;
+    health::probe_match = 20;
+    health::probe_real = 24;
+    health::probe_totals = 6 * 8;
+    health::vip_key = 20;
     decap_counters = 12 * 8;
     server_id_counters = 24;
 }

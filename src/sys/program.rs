@@ -12,6 +12,8 @@ use super::check;
 
 /// What the kernel says of a program.
 pub(crate) struct Info {
+    /// The kernel's number of it.
+    pub(crate) id: u32,
     pub(crate) name: String,
     /// Bytes of the program after the verifier: 8 an instruction.
     pub(crate) translated_bytes: u32,
@@ -36,6 +38,7 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     Ok(Info {
+        id: info.id,
         name,
         translated_bytes: info.xlated_prog_len,
     })

@@ -56,11 +56,39 @@ pub(crate) fn run_with_metadata(program: BorrowedFd<'_>, frame: &[u8], metadata:
     ran
 }
 
+/// Runs a tc program on a frame.
+pub(crate) fn run_tc(program: BorrowedFd<'_>, frame: &[u8]) -> Ran {
+    const TC_ACT_UNSPEC: u32 = u32::MAX;
+    const TC_ACT_SHOT: u32 = 2;
+    let (action, frame) = run_raw(program, frame, None);
+    let verdict = match action {
+        TC_ACT_UNSPEC => Verdict::Pass,
+        TC_ACT_SHOT => Verdict::Drop,
+        other => panic!("tc action {other}"),
+    };
+    Ran { verdict, frame }
+}
+
 fn run_with(
     program: BorrowedFd<'_>,
     bytes: &[u8],
     context: Option<&mut libbpf_sys::xdp_md>,
 ) -> Ran {
+    let (action, frame) = run_raw(program, bytes, context);
+    let verdict = match action {
+        libbpf_sys::XDP_TX => Verdict::Tx,
+        libbpf_sys::XDP_PASS => Verdict::Pass,
+        libbpf_sys::XDP_DROP => Verdict::Drop,
+        other => panic!("XDP action {other}"),
+    };
+    Ran { verdict, frame }
+}
+
+fn run_raw(
+    program: BorrowedFd<'_>,
+    bytes: &[u8],
+    context: Option<&mut libbpf_sys::xdp_md>,
+) -> (u32, Vec<u8>) {
     let mut out = vec![0; bytes.len() + 512];
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: mem::size_of::<libbpf_sys::bpf_test_run_opts>() as _,
@@ -80,15 +108,7 @@ fn run_with(
     check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })
         .unwrap();
     out.truncate(options.data_size_out as usize);
-    Ran {
-        verdict: match options.retval {
-            libbpf_sys::XDP_TX => Verdict::Tx,
-            libbpf_sys::XDP_PASS => Verdict::Pass,
-            libbpf_sys::XDP_DROP => Verdict::Drop,
-            other => panic!("XDP action {other}"),
-        },
-        frame: out,
-    }
+    (options.retval, out)
 }
 
 /// The type of a map, as the kernel numbers them.

@@ -1,0 +1,190 @@
+//! What the examples that balance have in common: their options, the configuration file and what
+//! became of it, signals, and how they report. Each is a balancer in its own process: attached while
+//! it runs, and following its file at SIGHUP.
+
+#![allow(dead_code, reason = "each example uses a part")]
+
+use std::fs;
+use std::io::Write;
+use std::io::stdout;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+
+use anyhow::Context;
+use anyhow::Result;
+use katran::Changes;
+use katran::Katran;
+use katran::State;
+use katran::XdpMode;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+
+/// What to balance, and where.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The configuration: TOML with [balancer] and [[vip]]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Where packets come in and leave; may be given several times
+    #[arg(long, value_name = "NAME", required_unless_present = "shared")]
+    pub(crate) interface: Vec<String>,
+    /// Share the interface: be an entry of the root program that is pinned here
+    #[arg(long, value_name = "PATH", conflicts_with = "interface")]
+    pub(crate) shared: Option<PathBuf>,
+    /// The entry, from 0
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
+    pub(crate) position: u32,
+    /// auto, native (in the driver) or generic (in the network stack)
+    #[arg(long, default_value_t = XdpMode::Auto)]
+    pub(crate) mode: XdpMode,
+}
+
+impl Options {
+    /// A balancer with the settings and VIPs of the file, attached to the interfaces.
+    pub(crate) fn start(&self) -> Result<Katran> {
+        self.start_from(&self.state()?)
+    }
+
+    /// What the file says.
+    pub(crate) fn state(&self) -> Result<State> {
+        read(&self.config)
+    }
+
+    /// A balancer with the settings and VIPs of a state, attached to the interfaces.
+    pub(crate) fn start_from(&self, state: &State) -> Result<Katran> {
+        let mut katran = state.builder()?.load()?;
+        report(&katran.apply(state)?);
+        for interface in &self.interface {
+            let attachment = katran.attach(interface, self.mode)?;
+            say(format!(
+                "balancing on {interface} in {} mode",
+                attachment.mode
+            ));
+        }
+        if let Some(path) = &self.shared {
+            katran.attach_shared(path, self.position)?;
+            say(format!(
+                "balancing as entry {} of {}",
+                self.position,
+                path.display()
+            ));
+        }
+        Ok(katran)
+    }
+
+    /// Applies the file again; if that fails, nothing has changed.
+    pub(crate) fn reload(&self, katran: &mut Katran) -> Result<Changes> {
+        Ok(katran.apply(&read(&self.config)?)?)
+    }
+
+    /// Applies the file again, and prints what changed or why nothing did.
+    pub(crate) fn follow(&self, katran: &mut Katran) {
+        match self.reload(katran) {
+            Ok(changes) => report(&changes),
+            Err(error) => eprintln!(
+                "{}\nnothing was changed: the old configuration stays in force",
+                with_causes(&error)
+            ),
+        }
+    }
+
+    /// Dropping the balancer would detach it, too; here it is reported.
+    pub(crate) fn stop(&self, katran: &mut Katran) {
+        for interface in &self.interface {
+            match katran.detach(interface) {
+                Ok(()) => say(format!("detached from {interface}")),
+                Err(error) => eprintln!("{error}"),
+            }
+        }
+        if let Some(path) = &self.shared {
+            match katran.detach_shared(path) {
+                Ok(()) => say(format!("left {}", path.display())),
+                Err(error) => eprintln!("{error}"),
+            }
+        }
+    }
+}
+
+/// A program's end: an error goes to standard error, under the program's name.
+pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {}", with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(config: &Path) -> Result<State> {
+    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
+    text.and_then(|text| Ok(State::from_toml(&text)?))
+        .with_context(|| format!("cannot use {}", config.display()))
+}
+
+/// What applying the file changed.
+fn report(changes: &Changes) {
+    if changes.is_empty() {
+        return say("applied: no changes".to_owned());
+    }
+    say("applied:".to_owned());
+    let of_vip = |what: &str, reals: &[(katran::Vip, std::net::IpAddr)]| {
+        for (vip, real) in reals {
+            say(format!("  {vip}: real {real} {what}"));
+        }
+    };
+    for vip in &changes.vips_added {
+        say(format!("  {vip} added"));
+    }
+    for vip in &changes.vips_changed {
+        say(format!("  {vip} has other flags or another hash function"));
+    }
+    of_vip("added", &changes.reals_added);
+    of_vip("has another weight", &changes.reals_changed);
+    of_vip("removed", &changes.reals_removed);
+    for vip in &changes.vips_removed {
+        say(format!("  {vip} removed"));
+    }
+    for real in &changes.real_flags_changed {
+        say(format!("  real {real} has other flags"));
+    }
+    // The rest in numbers, as there may be many.
+    say(format!("  in all: {changes}"));
+}
+
+/// Prints a line. Nobody reading them any more is no reason to stop balancing, or to panic.
+pub(crate) fn say(line: String) {
+    let _ = writeln!(stdout(), "{line}");
+}
+
+/// SIGHUP, SIGINT and SIGTERM, as messages.
+pub(crate) fn signals() -> Result<Receiver<i32>> {
+    let (sender, receiver) = mpsc::channel();
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// An error and what caused it; some of the library's name the cause themselves.
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match text.as_str() {
+            "" => cause,
+            known if known.contains(&cause) => text,
+            _ => format!("{text}: {cause}"),
+        }
+    })
+}

@@ -1,0 +1,156 @@
+//! A load balancer whose counters Prometheus collects: what `balancer` does, and `/metrics` by HTTP
+//! in place of a line every second.
+//!
+//! ```text
+//! exporter --config lb.toml --interface eth0 [--listen 127.0.0.1:9957] [--watch-misses VIP]
+//! ```
+//! Every request takes one snapshot of all counters. `docs/metrics.md` lists the metrics, and
+//! `examples/grafana` has a dashboard for them. Signals and configuration file are those of
+//! `balancer`: SIGHUP applies the file again, SIGINT and SIGTERM end it.
+
+#[path = "exporter/collector.rs"]
+mod collector;
+mod common;
+#[path = "exporter/features.rs"]
+mod features;
+#[path = "exporter/page.rs"]
+mod page;
+
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::StatusCode;
+use axum::http::header::ACCEPT;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use clap::Parser;
+use collector::Scrape;
+use common::Options;
+use common::say;
+use katran::Katran;
+use katran::Vip;
+use page::Format;
+use signal_hook::consts::SIGHUP;
+use tokio::runtime::Runtime;
+
+/// For requests under way when it ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Balances the VIPs of a configuration file, and serves its counters to Prometheus.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Where /metrics is served; anybody who reaches it can read it
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9957")]
+    listen: SocketAddr,
+    /// Counts the new flows of this VIP for each real, such as 203.0.113.1:443/tcp
+    #[arg(long, value_name = "VIP")]
+    watch_misses: Option<Vip>,
+}
+
+/// The balancer, as the requests and the main thread share it.
+type Shared = Arc<Mutex<Katran>>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    common::exit("exporter", export(&arguments))
+}
+
+fn export(arguments: &Arguments) -> Result<()> {
+    let options = &arguments.options;
+    // First, so that no signal from now on ends the process halfway.
+    let signals = common::signals()?;
+    // Before any packet is touched: an address in use is no reason to interrupt traffic.
+    let listener = TcpListener::bind(arguments.listen)
+        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+
+    let mut katran = options.start()?;
+    watch(&mut katran, arguments.watch_misses)?;
+    let katran = Shared::new(Mutex::new(katran));
+    say(format!(
+        "metrics on http://{}/metrics",
+        listener.local_addr()?
+    ));
+    let server = serve(listener, Arc::clone(&katran))?;
+    while let Ok(SIGHUP) = signals.recv() {
+        let katran = &mut lock(&katran);
+        options.follow(katran);
+        if let Err(error) = watch(katran, arguments.watch_misses) {
+            eprintln!("{}", common::with_causes(&error));
+        }
+    }
+    server.shutdown_timeout(LAST_ANSWERS);
+    options.stop(&mut lock(&katran));
+    Ok(())
+}
+
+/// Removing the VIP ends the watch, and counting begins anew with each; so only where it has ended.
+fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
+    match vip {
+        Some(vip) if katran.watched_vip() != Some(vip) => katran
+            .watch_misses(vip)
+            .context("cannot count the misses of --watch-misses"),
+        _ => Ok(()),
+    }
+}
+
+/// Requests are answered on threads of their own, and wait for each other: a snapshot takes
+/// microseconds, but tens of milliseconds with millions of flows.
+fn serve(listener: TcpListener, katran: Shared) -> Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()?;
+    listener.set_nonblocking(true)?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    let pages = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/", get("katran: see /metrics\n"))
+        .with_state(katran);
+    runtime.spawn(async {
+        if let Err(error) = axum::serve(listener, pages).await {
+            eprintln!("exporter: no metrics any more: {error}");
+        }
+    });
+    Ok(runtime)
+}
+
+async fn metrics(State(katran): State<Shared>, headers: HeaderMap) -> Response {
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accepted.unwrap_or_default());
+    let answer = tokio::task::spawn_blocking(move || {
+        let scrape = Scrape::take(&lock(&katran))?;
+        scrape.text(format)
+    });
+    match answer.await.unwrap_or_else(|error| Err(error.into())) {
+        Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
+        Err(error) => {
+            let text = format!("{}\n", common::with_causes(&error));
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}
+
+/// A request that panicked has changed nothing.
+fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
+    katran.lock().unwrap_or_else(PoisonError::into_inner)
+}

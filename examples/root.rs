@@ -1,0 +1,107 @@
+//! An interface for several XDP programs: puts a root program on it, shows what its entries hold, and
+//! takes it off again.
+//!
+//! ```text
+//! root attach --interface eth0... [--path /sys/fs/bpf/katran_root] [--entries 3] [--mode auto]
+//! root show [--path ...]
+//! root remove [--path ...]
+//! ```
+//! `attach` ends at once: the root stays, pinned, until `remove`. A balancer joins it with
+//! `balancer --shared /sys/fs/bpf/katran_root --position 2`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use katran::RootProgram;
+use katran::SharedEntries;
+use katran::XdpMode;
+
+/// A root program for an interface that several XDP programs share.
+#[derive(Parser)]
+enum Arguments {
+    /// Load one, attach it, and leave it there
+    Attach {
+        /// Where packets come in; may be given several times
+        #[arg(long, value_name = "NAME", required = true)]
+        interface: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// How many programs can share it, 1 to 16
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        entries: u32,
+        /// auto, native (in the driver) or generic (in the network stack)
+        #[arg(long, default_value_t = XdpMode::Auto)]
+        mode: XdpMode,
+        /// Frames may come in several buffers; all programs in it must accept that
+        #[arg(long)]
+        frags: bool,
+    },
+    /// List the entries
+    Show(Place),
+    /// Take it off its interfaces, and what is in it
+    Remove(Place),
+}
+
+#[derive(clap::Args)]
+struct Place {
+    /// Where its program array is pinned, on a BPF file system
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/katran_root")]
+    path: PathBuf,
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("root: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    match arguments {
+        Arguments::Attach {
+            interface,
+            place,
+            entries,
+            mode,
+            frags,
+        } => {
+            let mut root = RootProgram::builder()
+                .entries(entries)
+                .frags(frags)
+                .load()?;
+            let attached: Vec<_> = interface
+                .iter()
+                .map(|interface| root.attach(interface, mode))
+                .collect::<Result<_, _>>()?;
+            // From here on it stays.
+            root.pin(&place.path)?;
+            for attachment in attached {
+                println!(
+                    "root of {entries} entries on {} in {} mode",
+                    attachment.interface, attachment.mode
+                );
+            }
+            println!("pinned at {}", place.path.display());
+        }
+        Arguments::Show(place) => {
+            let entries = SharedEntries::open(&place.path)?;
+            for (position, program) in entries.programs()?.into_iter().enumerate() {
+                match program {
+                    Some(program) => println!("{position}: {} ({})", program.name, program.id),
+                    None => println!("{position}: empty"),
+                }
+            }
+        }
+        Arguments::Remove(place) => {
+            RootProgram::remove(&place.path)?;
+            println!("removed {}", place.path.display());
+        }
+    }
+    Ok(())
+}

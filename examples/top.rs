@@ -1,0 +1,243 @@
+//! A load balancer with a live view of its traffic: VIPs and reals by packets and bits per second,
+//! the flow table's hit rate, drops by reason, and how evenly the CPUs are loaded.
+//!
+//! ```text
+//! top --config lb.toml --interface eth0 [--interval 1] [--refreshes N] [--plain]
+//! ```
+//! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; SIGHUP applies the file again. With
+//! `--plain`, and where standard output is no terminal, it prints text instead.
+
+mod common;
+#[path = "top/rates.rs"]
+mod rates;
+#[path = "top/screen.rs"]
+mod screen;
+#[path = "top/view.rs"]
+mod view;
+
+use std::io;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use common::Options;
+use common::say;
+use common::with_causes;
+use env_logger::Target;
+use katran::Katran;
+use rates::Rates;
+use rates::Sample;
+use screen::Screen;
+use screen::Wish;
+use signal_hook::consts::SIGHUP;
+use view::Status;
+
+/// Balances the VIPs of a configuration file, and shows the traffic.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Seconds from one refresh to the next: 0.1 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Duration,
+    /// Ends after so many refreshes
+    #[arg(long, value_name = "NUMBER")]
+    refreshes: Option<u64>,
+    /// Prints text, also to a terminal
+    #[arg(long)]
+    plain: bool,
+}
+
+/// What a refresh may be interrupted by.
+enum News {
+    Signal(i32),
+    Wish(Wish),
+    /// A line of the library's log, which would otherwise be written across the screen.
+    Log(String),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let live = !arguments.plain && io::stdout().is_terminal();
+    let (sender, news) = mpsc::channel();
+    let mut log =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"));
+    if live {
+        log.target(Target::Pipe(Box::new(Log(sender.clone()))));
+    }
+    log.init();
+    let result = top(&arguments, live, sender, &news);
+    // What no screen has shown.
+    for unseen in news.try_iter() {
+        if let News::Log(line) = unseen {
+            eprintln!("{line}");
+        }
+    }
+    common::exit("top", result)
+}
+
+fn top(
+    arguments: &Arguments,
+    live: bool,
+    sender: Sender<News>,
+    news: &Receiver<News>,
+) -> Result<()> {
+    // First, so that no signal from now on ends the process halfway.
+    let signals = common::signals()?;
+    let signal_sender = sender.clone();
+    thread::spawn(move || {
+        for signal in signals {
+            if signal_sender.send(News::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+
+    let mut katran = arguments.options.start()?;
+    let mut output = if live {
+        screen::listen(sender, News::Wish);
+        let attached = katran.interfaces();
+        let attached: Vec<String> = attached
+            .iter()
+            .map(|attachment| format!("{} ({})", attachment.interface, attachment.mode))
+            .collect();
+        Output::Live(
+            Screen::enter()?,
+            Status {
+                title: format!("katran on {}   q quits", attached.join(", ")),
+                message: String::new(),
+            },
+        )
+    } else {
+        Output::Plain
+    };
+    let result = run(&mut katran, arguments, &mut output, news);
+    // The terminal first: what is said from here on is to be read.
+    drop(output);
+    arguments.options.stop(&mut katran);
+    result
+}
+
+/// Refreshes until somebody wants it to end.
+fn run(
+    katran: &mut Katran,
+    arguments: &Arguments,
+    output: &mut Output,
+    news: &Receiver<News>,
+) -> Result<()> {
+    let mut last = Sample::take(katran)?;
+    // The names, before there are figures.
+    let mut rates = Rates::between(&last, &last);
+    let mut next = Instant::now() + arguments.interval;
+    let mut left = arguments.refreshes;
+    output.redraw(&rates)?;
+    while left != Some(0) {
+        match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(News::Signal(SIGHUP)) => {
+                output.reload(katran, &arguments.options);
+                output.redraw(&rates)?;
+            }
+            Ok(News::Log(line)) => {
+                output.note(line);
+                output.redraw(&rates)?;
+            }
+            Ok(News::Wish(Wish::Redraw)) => output.redraw(&rates)?,
+            Ok(News::Signal(_) | News::Wish(Wish::Quit)) | Err(RecvTimeoutError::Disconnected) => {
+                return Ok(());
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                match Sample::take(katran) {
+                    Ok(now) => {
+                        rates = Rates::between(&last, &now);
+                        last = now;
+                        output.show(&rates)?;
+                    }
+                    // Packets flow all the same.
+                    Err(error) => output.note(with_causes(&error)),
+                }
+                left = left.map(|left| left - 1);
+                // A process that was stopped for a while does not catch up.
+                next = (next + arguments.interval).max(Instant::now());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the view goes.
+enum Output {
+    Live(Screen, Status),
+    Plain,
+}
+
+impl Output {
+    /// New figures.
+    fn show(&mut self, rates: &Rates) -> Result<()> {
+        if let Self::Plain = self {
+            say(view::text(rates));
+        }
+        self.redraw(rates)
+    }
+
+    /// The same figures; text is not printed again.
+    fn redraw(&mut self, rates: &Rates) -> Result<()> {
+        if let Self::Live(screen, status) = self {
+            screen.draw(|frame| view::draw(frame, status, rates))?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, message: String) {
+        match self {
+            Self::Live(_, status) => status.message = message,
+            Self::Plain => eprintln!("{message}"),
+        }
+    }
+
+    fn reload(&mut self, katran: &mut Katran, options: &Options) {
+        match self {
+            Self::Live(_, status) => {
+                status.message = match options.reload(katran) {
+                    Ok(changes) => changes.to_string(),
+                    Err(error) => format!("nothing was changed: {}", with_causes(&error)),
+                }
+                // An error of TOML has several lines.
+                .replace('\n', " ");
+            }
+            Self::Plain => options.follow(katran),
+        }
+    }
+}
+
+/// The log, as messages a line.
+struct Log(Sender<News>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for line in String::from_utf8_lossy(bytes).lines() {
+            // Nobody shows it any more.
+            let _ = self.0.send(News::Log(line.to_owned()));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.1..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}

@@ -1,0 +1,206 @@
+//! Rates: what two samples of the counters say about the time between them.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+use katran::Count;
+use katran::CpuCounters;
+use katran::FlowTableCounters;
+use katran::Katran;
+use katran::Totals;
+
+/// The counters that `top` shows. `Katran::counters` would have them all, but it walks the flow
+/// tables.
+pub(crate) struct Sample {
+    pub(crate) time: Instant,
+    pub(crate) totals: Totals,
+    pub(crate) flow_table: FlowTableCounters,
+    /// By reason.
+    pub(crate) drops: BTreeMap<&'static str, u64>,
+    /// By the VIP's text form.
+    pub(crate) vips: BTreeMap<String, Count>,
+    /// By address.
+    pub(crate) reals: BTreeMap<String, Count>,
+    pub(crate) cpus: Vec<CpuCounters>,
+}
+
+impl Sample {
+    pub(crate) fn take(katran: &Katran) -> Result<Self> {
+        let mut vips = BTreeMap::new();
+        let mut addresses = Vec::new();
+        for vip in katran.vips() {
+            vips.insert(vip.to_string(), katran.vip_counters(vip)?.forwarded);
+            addresses.extend(katran.reals(vip)?.iter().map(katran::Real::address));
+        }
+        addresses.sort();
+        addresses.dedup();
+        let reals = katran.reals_stats(&addresses)?;
+        let reals = addresses.iter().zip(reals);
+        let drops = katran.drop_reasons()?;
+        Ok(Self {
+            time: Instant::now(),
+            totals: katran.totals()?,
+            flow_table: katran.flow_table_counters()?,
+            drops: drops
+                .iter()
+                .map(|(reason, frames)| (reason.name(), frames))
+                .collect(),
+            vips,
+            reals: reals
+                .map(|(address, counters)| (address.to_string(), counters.forwarded))
+                .collect(),
+            cpus: katran.cpu_counters()?,
+        })
+    }
+}
+
+/// Traffic in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Rate {
+    pub(crate) packets: f64,
+    pub(crate) bits: f64,
+}
+
+/// A VIP or a real.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Traffic {
+    pub(crate) name: String,
+    pub(crate) rate: Rate,
+    /// Packets so far.
+    pub(crate) packets: u64,
+}
+
+/// Frames dropped for one reason.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Drops {
+    pub(crate) reason: &'static str,
+    /// In a second.
+    pub(crate) rate: f64,
+    /// So far.
+    pub(crate) frames: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cpu {
+    pub(crate) cpu: u32,
+    /// Packets forwarded in a second.
+    pub(crate) packets: f64,
+    /// Of all that were forwarded meanwhile: 0 to 1.
+    pub(crate) share: f64,
+    pub(crate) under_flood: bool,
+}
+
+/// What went on between two samples, the busiest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Rates {
+    /// Frames with their Ethernet headers.
+    pub(crate) received: Rate,
+    pub(crate) sent: Rate,
+    pub(crate) passed: Rate,
+    pub(crate) dropped: Rate,
+    /// Packets to VIPs in a second.
+    pub(crate) to_vips: f64,
+    /// New flows in a second.
+    pub(crate) new_flows: f64,
+    /// Packets in a second on CPUs without a flow table.
+    pub(crate) fallback: f64,
+    /// The share of packets to VIPs whose flow was known; `None` without any.
+    pub(crate) hit_rate: Option<f64>,
+    pub(crate) vips: Vec<Traffic>,
+    pub(crate) reals: Vec<Traffic>,
+    /// Reasons for which a frame has been dropped.
+    pub(crate) drops: Vec<Drops>,
+    /// CPUs that have forwarded a packet.
+    pub(crate) cpus: Vec<Cpu>,
+}
+
+impl Rates {
+    pub(crate) fn between(before: &Sample, now: &Sample) -> Self {
+        // Two samples of one moment tell no rate; nothing is infinite.
+        let seconds = (now.time - before.time).as_secs_f64().max(1e-3);
+        // A VIP that was removed and added again counts from 0.
+        let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let rate = |now: Count, before: Count| Rate {
+            packets: per_second(now.packets, before.packets),
+            bits: per_second(now.bytes, before.bytes) * 8.0,
+        };
+        let traffic = |now: &BTreeMap<String, Count>, before: &BTreeMap<String, Count>| {
+            let mut rows: Vec<Traffic> = now
+                .iter()
+                .map(|(name, count)| Traffic {
+                    name: name.clone(),
+                    rate: rate(*count, before.get(name).copied().unwrap_or_default()),
+                    packets: count.packets,
+                })
+                .collect();
+            rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
+            rows
+        };
+        let (flows, known) = (&now.flow_table, &before.flow_table);
+        let to_vips = flows.packets.saturating_sub(known.packets);
+        let misses = flows.misses.saturating_sub(known.misses);
+        let (totals, earlier) = (&now.totals, &before.totals);
+        Self {
+            received: rate(totals.total, earlier.total),
+            sent: rate(totals.tx, earlier.tx),
+            passed: rate(totals.pass, earlier.pass),
+            dropped: rate(totals.drop, earlier.drop),
+            to_vips: to_vips as f64 / seconds,
+            new_flows: misses as f64 / seconds,
+            fallback: per_second(flows.fallback, known.fallback),
+            hit_rate: (to_vips > 0).then(|| 1.0 - (misses as f64 / to_vips as f64).min(1.0)),
+            vips: traffic(&now.vips, &before.vips),
+            reals: traffic(&now.reals, &before.reals),
+            drops: drops(now, before, per_second),
+            cpus: cpus(now, before, per_second),
+        }
+    }
+
+    /// How many times the mean of these CPUs the busiest one forwards: 1 is an even spread.
+    pub(crate) fn imbalance(&self) -> Option<f64> {
+        let busiest = self.cpus.iter().map(|cpu| cpu.share).fold(0.0, f64::max);
+        (busiest > 0.0).then_some(busiest * self.cpus.len() as f64)
+    }
+}
+
+fn drops(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) -> Vec<Drops> {
+    let mut drops: Vec<Drops> = now
+        .drops
+        .iter()
+        .filter(|(_, frames)| **frames > 0)
+        .map(|(reason, frames)| Drops {
+            reason,
+            rate: per_second(*frames, before.drops.get(reason).copied().unwrap_or(0)),
+            frames: *frames,
+        })
+        .collect();
+    drops.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(b.frames.cmp(&a.frames)));
+    drops
+}
+
+/// In the order of their numbers: a bar that stays in its place is easier to watch.
+fn cpus(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) -> Vec<Cpu> {
+    let earlier = |cpu: &CpuCounters| {
+        let same = before.cpus.iter().find(|other| other.cpu == cpu.cpu);
+        same.map_or(0, |other| other.forwarded)
+    };
+    let mut cpus: Vec<Cpu> = now
+        .cpus
+        .iter()
+        .filter(|cpu| cpu.forwarded > 0)
+        .map(|cpu| Cpu {
+            cpu: cpu.cpu,
+            packets: per_second(cpu.forwarded, earlier(cpu)),
+            share: 0.0,
+            under_flood: cpu.under_flood,
+        })
+        .collect();
+    let all: f64 = cpus.iter().map(|cpu| cpu.packets).sum();
+    if all > 0.0 {
+        for cpu in &mut cpus {
+            cpu.share = cpu.packets / all;
+        }
+    }
+    cpus
+}

@@ -1,0 +1,278 @@
+//! What `top` shows: sections of rows, drawn on a terminal or printed as text.
+
+use ratatui::Frame;
+use ratatui::layout::Constraint;
+use ratatui::layout::Layout;
+use ratatui::layout::Rect;
+use ratatui::style::Color;
+use ratatui::style::Style;
+use ratatui::style::Stylize;
+use ratatui::text::Line;
+use ratatui::widgets::Block;
+use ratatui::widgets::Borders;
+use ratatui::widgets::Cell;
+use ratatui::widgets::Gauge;
+use ratatui::widgets::Row;
+use ratatui::widgets::Table;
+
+use super::rates::Rate;
+use super::rates::Rates;
+use super::rates::Traffic;
+
+/// Lines above rows: a title in a rule, and the heading.
+const ABOVE: u16 = 2;
+/// A CPU that forwards everything has as many signs.
+const BAR: usize = 5;
+
+/// What stands around the figures.
+pub(crate) struct Status {
+    /// The interfaces with their modes.
+    pub(crate) title: String,
+    /// The last thing that happened: a reload, a warning.
+    pub(crate) message: String,
+}
+
+/// A table: a column of names, and one for each of these headings, so wide.
+struct Section {
+    title: String,
+    columns: &'static [(&'static str, u16)],
+    rows: Vec<Vec<String>>,
+}
+
+/// How a number is written.
+type Number = fn(f64) -> String;
+
+/// All sections as text, with plain numbers that other programs can read.
+pub(crate) fn text(rates: &Rates) -> String {
+    let number: Number = |number| format!("{number:.0}");
+    let mut text = String::new();
+    for section in [
+        traffic(rates, number),
+        flow_table(rates, number),
+        many("VIPs", &rates.vips, number),
+        many("reals", &rates.reals, number),
+        drops(rates, number),
+        cpus(rates, number),
+    ] {
+        let headings = section.columns.iter().map(|(heading, _)| *heading);
+        text += &line(&section.title, headings);
+        for row in &section.rows {
+            let values = row[1..].iter().map(String::as_str);
+            text += &line(&format!("  {}", row[0]), values);
+        }
+    }
+    text
+}
+
+fn line<'a>(name: &str, values: impl Iterator<Item = &'a str>) -> String {
+    let line = values.fold(format!("{name:<32}"), |line, value| {
+        format!("{line} {value:>14}")
+    });
+    format!("{}\n", line.trim_end())
+}
+
+/// Everything on one screen; what does not fit is counted in the titles.
+pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, rates: &Rates) {
+    let few = u16::try_from(rates.drops.len().max(rates.cpus.len())).unwrap_or(u16::MAX);
+    let [title, summary, vips, reals, lowest, message] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(4 + ABOVE),
+        Constraint::Fill(1),
+        Constraint::Fill(1),
+        Constraint::Length(few.clamp(1, 8) + ABOVE),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    let halves = |area| {
+        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)])
+            .spacing(2)
+            .areas::<2>(area)
+    };
+
+    frame.render_widget(Line::from(status.title.as_str()).bold(), title);
+    let [left, right] = halves(summary);
+    table(frame, left, traffic(rates, scaled));
+    hits(frame, right, rates);
+    table(frame, vips, many("VIPs", &rates.vips, scaled));
+    table(frame, reals, many("reals", &rates.reals, scaled));
+    let [left, right] = halves(lowest);
+    table(frame, left, drops(rates, scaled));
+    table(frame, right, cpus(rates, scaled));
+    frame.render_widget(Line::from(status.message.as_str()).dim(), message);
+}
+
+/// The flow table's section, with its hit rate as a gauge.
+fn hits(frame: &mut Frame<'_>, area: Rect, rates: &Rates) {
+    let section = flow_table(rates, scaled);
+    let block = block(section.title);
+    let inside = block.inner(area);
+    frame.render_widget(block, area);
+    let [gauge, rest] =
+        Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(inside);
+    let ratio = rates.hit_rate.unwrap_or(0.0).clamp(0.0, 1.0);
+    let label = match rates.hit_rate {
+        Some(_) => format!(" hit rate {} ", percent(ratio)),
+        None => " no packets ".to_owned(),
+    };
+    let bar = Gauge::default().ratio(ratio).label(label);
+    frame.render_widget(bar.gauge_style(Style::new().fg(Color::Green)), gauge);
+    // The gauge is the first row.
+    let rows = section.rows.into_iter().skip(1).map(cells);
+    let widths = [Constraint::Fill(1), Constraint::Length(9)];
+    frame.render_widget(Table::new(rows, widths), rest);
+}
+
+fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
+    let room = usize::from(area.height.saturating_sub(ABOVE));
+    let hidden = section.rows.len().saturating_sub(room);
+    let title = match hidden {
+        0 => section.title,
+        _ => format!("{} ({hidden} more)", section.title),
+    };
+    let widths = section.columns.iter();
+    let widths = [Constraint::Fill(1)]
+        .into_iter()
+        .chain(widths.map(|(_, width)| Constraint::Length(*width)));
+    let headings = section.columns.iter().map(|(heading, _)| *heading);
+    let heading = [""]
+        .into_iter()
+        .chain(headings)
+        .map(str::to_owned)
+        .collect();
+    let table = Table::new(section.rows.into_iter().take(room).map(cells), widths)
+        .header(cells(heading).bold())
+        .block(block(title));
+    frame.render_widget(table, area);
+}
+
+/// A name, and numbers that end below each other.
+fn cells(row: Vec<String>) -> Row<'static> {
+    let cells = row
+        .into_iter()
+        .enumerate()
+        .map(|(column, value)| match column {
+            0 => Cell::from(value),
+            _ => Cell::from(Line::from(value).right_aligned()),
+        });
+    Row::new(cells.collect::<Vec<_>>())
+}
+
+fn block(title: String) -> Block<'static> {
+    Block::new()
+        .borders(Borders::TOP)
+        .title(format!("{title} "))
+}
+
+fn traffic(rates: &Rates, number: Number) -> Section {
+    let row =
+        |name: &str, rate: Rate| vec![name.to_owned(), number(rate.packets), number(rate.bits)];
+    Section {
+        title: "traffic".to_owned(),
+        columns: &[("packets/s", 9), ("bits/s", 9)],
+        rows: vec![
+            row("received", rates.received),
+            row("sent", rates.sent),
+            row("passed to the host", rates.passed),
+            row("dropped", rates.dropped),
+        ],
+    }
+}
+
+fn flow_table(rates: &Rates, number: Number) -> Section {
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    Section {
+        title: "flow table".to_owned(),
+        columns: &[("", 9)],
+        rows: vec![
+            row("hit rate", rates.hit_rate.map_or("-".to_owned(), percent)),
+            row("packets to VIPs/s", number(rates.to_vips)),
+            row("new flows/s", number(rates.new_flows)),
+            row("without a table/s", number(rates.fallback)),
+        ],
+    }
+}
+
+fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
+    let all: f64 = traffic.iter().map(|row| row.rate.packets).sum();
+    let share = |packets: f64| match all {
+        0.0 => "-".to_owned(),
+        all => percent(packets / all),
+    };
+    Section {
+        title: format!("{} {what}", traffic.len()),
+        columns: &[
+            ("packets/s", 9),
+            ("bits/s", 9),
+            ("share", 7),
+            ("packets", 9),
+        ],
+        rows: traffic
+            .iter()
+            .map(|row| {
+                vec![
+                    row.name.clone(),
+                    number(row.rate.packets),
+                    number(row.rate.bits),
+                    share(row.rate.packets),
+                    number(row.packets as f64),
+                ]
+            })
+            .collect(),
+    }
+}
+
+fn drops(rates: &Rates, number: Number) -> Section {
+    Section {
+        title: "drops".to_owned(),
+        columns: &[("frames/s", 9), ("frames", 9)],
+        rows: rates
+            .drops
+            .iter()
+            .map(|drops| {
+                let name = drops.reason.to_owned();
+                vec![name, number(drops.rate), number(drops.frames as f64)]
+            })
+            .collect(),
+    }
+}
+
+fn cpus(rates: &Rates, number: Number) -> Section {
+    Section {
+        title: match rates.imbalance() {
+            Some(times) => format!("CPUs: the busiest {times:.1} x the mean"),
+            None => "CPUs".to_owned(),
+        },
+        columns: &[("packets/s", 9), ("share", 7), ("", BAR as u16)],
+        rows: rates
+            .cpus
+            .iter()
+            .map(|cpu| {
+                let flood = if cpu.under_flood { " flood" } else { "" };
+                let bar = "#".repeat((cpu.share * BAR as f64).round() as usize);
+                vec![
+                    format!("cpu {}{flood}", cpu.cpu),
+                    number(cpu.packets),
+                    percent(cpu.share),
+                    format!("{bar:<BAR$}"),
+                ]
+            })
+            .collect(),
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// Three digits or more, with a prefix of the decimal system.
+fn scaled(number: f64) -> String {
+    let mut scaled = number;
+    for prefix in ["", "k", "M", "G"] {
+        if scaled < 999.95 {
+            let digits = usize::from(!prefix.is_empty());
+            return format!("{scaled:.digits$} {prefix}").trim_end().to_owned();
+        }
+        scaled /= 1000.0;
+    }
+    format!("{scaled:.1} T")
+}

@@ -1,0 +1,298 @@
+//! tc attachments of one program: by tcx links where the kernel has them, else as filters of a clsact
+//! queueing discipline.
+//!
+//! A tcx link ends with the process at the latest. A filter does not: it is removed on drop, and what a
+//! process has left that was killed is recognised by the program's name and taken over. What others have
+//! attached is never touched.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+use std::thread;
+
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sched::CloneFlags;
+use nix::sched::setns;
+use nix::sys::stat::fstat;
+
+use crate::Error;
+use crate::Result;
+use crate::maps::kernel_error;
+use crate::next_hop::Requests;
+use crate::sys::link::Link;
+use crate::sys::program;
+use crate::sys::tc;
+use crate::sys::tc::Direction;
+use crate::sys::tc::Place;
+
+/// By what mechanism a tc program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TcHook {
+    /// [`Tcx`](Self::Tcx) where the kernel has it, else [`Clsact`](Self::Clsact).
+    #[default]
+    Auto,
+    /// A tcx link, from Linux 6.6 on: it ends with the process. It comes after the programs that are
+    /// attached this way already, and before all filters.
+    Tcx,
+    /// A filter of the clsact queueing discipline, which is made if there is none. For hosts whose other
+    /// tc programs have to come first, by a lower number of priority.
+    Clsact,
+}
+
+impl fmt::Display for TcHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+impl FromStr for TcHook {
+    type Err = Error;
+
+    /// `auto`, `tcx` or `clsact`.
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Auto, Self::Tcx, Self::Clsact]
+            .into_iter()
+            .find(|hook| hook.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "a tc hook: `auto`, `tcx` or `clsact`",
+            })
+    }
+}
+
+/// A tc attachment in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TcAttachment {
+    /// The interface's name when it was attached.
+    pub interface: String,
+    /// The interface's index in its network namespace.
+    pub index: u32,
+    /// The mechanism in force: tcx or clsact, never auto.
+    pub hook: TcHook,
+}
+
+/// The tc attachments of one program; all are undone on drop.
+#[derive(Debug, Default)]
+pub(crate) struct TcAttachments {
+    attached: Vec<(TcAttachment, Held)>,
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "held for what their drop does")]
+enum Held {
+    Link(Link),
+    Filter(Filter),
+}
+
+impl TcAttachments {
+    /// Attaches `program`, whose name is `name`, to an interface of the calling thread's network
+    /// namespace.
+    pub(crate) fn attach(
+        &mut self,
+        program: BorrowedFd<'_>,
+        name: &str,
+        interface: &str,
+        (direction, priority): (Direction, u16),
+        hook: TcHook,
+    ) -> Result<TcAttachment> {
+        self.check(interface)?;
+        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
+            interface: interface.to_owned(),
+        })?;
+        let place = Place {
+            index,
+            direction,
+            priority,
+        };
+        let clsact = || Filter::attach(program, name, interface, place).map(Held::Filter);
+        let (hook, held) = match hook {
+            TcHook::Clsact => (TcHook::Clsact, clsact()?),
+            _ => match tc::attach_tcx(program, index, direction) {
+                Ok(link) => (TcHook::Tcx, Held::Link(link)),
+                Err(error) if hook == TcHook::Auto && is_unknown(&error) => {
+                    log::info!("{interface}: this kernel has no tcx, using clsact");
+                    (TcHook::Clsact, clsact()?)
+                }
+                Err(error) if is_unknown(&error) => {
+                    return Err(Error::Unsupported {
+                        what: format!("tcx on {interface}"),
+                        reason: "it takes Linux 6.6: use TcHook::Clsact or TcHook::Auto",
+                    });
+                }
+                Err(error) => return Err(kernel_error("attach tcx to", interface, error)),
+            },
+        };
+        let attachment = TcAttachment {
+            interface: interface.to_owned(),
+            index,
+            hook,
+        };
+        self.attached.push((attachment.clone(), held));
+        Ok(attachment)
+    }
+
+    /// Whether we are not on this interface.
+    pub(crate) fn check(&self, interface: &str) -> Result<()> {
+        match self.list().any(|attached| attached.interface == interface) {
+            false => Ok(()),
+            true => Err(Error::AlreadyExists {
+                what: format!("the tc attachment to {interface}"),
+            }),
+        }
+    }
+
+    /// Detaches from one interface, by the name it had when it was attached.
+    pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
+        let position = self
+            .list()
+            .position(|attached| attached.interface == interface);
+        let position = position.ok_or_else(|| Error::NotFound {
+            what: format!("a tc attachment to {interface}"),
+        })?;
+        self.attached.remove(position);
+        Ok(())
+    }
+
+    /// Detaches from all interfaces.
+    pub(crate) fn clear(&mut self) {
+        self.attached.clear();
+    }
+
+    /// The attachments in force.
+    pub(crate) fn list(&self) -> impl Iterator<Item = &TcAttachment> {
+        self.attached.iter().map(|(attachment, _)| attachment)
+    }
+}
+
+/// Whether the kernel does not know this way to attach.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS)
+    )
+}
+
+/// A filter of ours, removed on drop.
+#[derive(Debug)]
+struct Filter {
+    place: Place,
+    program_id: u32,
+    made_clsact: bool,
+    /// Filters are told by indices, which are those of a namespace.
+    namespace: File,
+}
+
+impl Filter {
+    fn attach(program: BorrowedFd<'_>, name: &str, interface: &str, place: Place) -> Result<Self> {
+        let failed = |error| kernel_error("attach a tc filter to", interface, error);
+        let namespace = File::open("/proc/thread-self/ns/net").map_err(failed)?;
+        let program_id = program::info(program).map_err(failed)?.id;
+        let made_clsact = place
+            .make_clsact()
+            .map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?;
+        let attach = || {
+            let present = match made_clsact {
+                true => None,
+                false => place.present().map_err(failed)?,
+            };
+            let of_ours = present.map(|id| name_of(id) == name);
+            if let (Some(program_id), Some(false)) = (present, of_ours) {
+                return Err(Error::ForeignTcFilter {
+                    interface: interface.to_owned(),
+                    priority: place.priority,
+                    program_id,
+                    program_name: name_of(program_id),
+                });
+            }
+            if of_ours == Some(true) {
+                log::info!("{interface}: takes over the tc filter that a process has left");
+            }
+            place.attach(program, present.is_some()).map_err(failed)
+        };
+        if let Err(error) = attach() {
+            if made_clsact && let Err(error) = place.remove_clsact() {
+                log::warn!("cannot remove the clsact qdisc of {interface}: {error}");
+            }
+            return Err(error);
+        }
+        Ok(Self {
+            place,
+            program_id,
+            made_clsact,
+            namespace,
+        })
+    }
+
+    /// Undoes the attachment; to be called in its namespace.
+    fn remove(&self) -> io::Result<()> {
+        // Another process may have taken it over.
+        if self.place.present()? != Some(self.program_id) {
+            return Ok(());
+        }
+        self.place.detach()?;
+        if self.made_clsact && !Requests::new()?.has_tc_filters(self.place.index)? {
+            self.place.remove_clsact()?;
+        }
+        Ok(())
+    }
+
+    fn is_here(&self) -> io::Result<bool> {
+        let here = File::open("/proc/thread-self/ns/net")?;
+        let (here, there) = (fstat(here.as_fd())?, fstat(self.namespace.as_fd())?);
+        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        let removed = self.is_here().and_then(|is_here| match is_here {
+            true => self.remove(),
+            // On a thread of its own: the caller's stays where it is.
+            false => thread::scope(|scope| {
+                let there = || {
+                    setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                    self.remove()
+                };
+                let thread = thread::Builder::new().spawn_scoped(scope, there)?;
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+            }),
+        });
+        if let Err(error) = removed
+            && error.raw_os_error() != Some(libc::ENODEV)
+        {
+            log::warn!("a tc filter of ours stays: {error}");
+        }
+    }
+}
+
+fn name_of(program_id: u32) -> String {
+    program::by_id(program_id)
+        .and_then(|fd| program::info(fd.as_fd()))
+        .map(|info| info.name)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_have_a_text_form() {
+        for text in ["auto", "tcx", "clsact"] {
+            assert_eq!(text.parse::<TcHook>().unwrap().to_string(), text);
+        }
+        assert!("tc".parse::<TcHook>().is_err());
+    }
+}

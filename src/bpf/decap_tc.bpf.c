@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+/* The decapsulator as a tc program at ingress, for hosts where XDP is not to be had. */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#define CONTEXT struct __sk_buff
+/* What other programs there are have their say, too. */
+#define PASS TC_ACT_UNSPEC
+#define DROP TC_ACT_SHOT
+#include "decap.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* All headers that are looked at: Ethernet, outer IPv6 and UDP, inner IPv6, TCP with options. */
+#define HEADERS (14 + 40 + 8 + 40 + 60)
+
+/* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 and _IPV6 of Linux 6.3, which older headers have not: what is left is
+ * of this family. */
+#define DECAP_TO_IPV4 (1 << 7)
+#define DECAP_TO_IPV6 (1 << 8)
+
+static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __attribute__((unused)),
+				  const struct inner *inner, bool outer_v6)
+{
+	const __be16 type = inner->v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	/* Segments stay as long as they were: it is not their headers that go. */
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+
+	if (inner->v6 != outer_v6)
+		flags |= inner->v6 ? DECAP_TO_IPV6 : DECAP_TO_IPV4;
+	if (bpf_skb_adjust_room(skb, -(__s32)inner->outer_bytes, BPF_ADJ_ROOM_MAC, flags))
+		return false;
+	/* The Ethernet header has been moved, and is otherwise as it was. */
+	return inner->v6 == outer_v6 ||
+	       !bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
+}
+
+SEC("tc")
+int decap_tc(struct __sk_buff *skb)
+{
+	/* What follows reads headers where they lie, and that may be in several pieces. */
+	if (skb->data_end - skb->data < HEADERS)
+		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
+	return take_out(skb);
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* Events for the control side: what happened, with the beginning of the frame that made it. */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "maps.h"
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+/* Hands over an event, unless there have been more than `event_limit` of this CPU in the present
+ * second. A global function, so that the verifier looks at it once and not in every place. */
+__noinline int event_emit(struct xdp_md *ctx, __u32 kind)
+{
+	const __u32 zero = 0;
+	struct counters *record = bpf_map_lookup_elem(&counters, &zero);
+	const __u64 now = bpf_jiffies64();
+	struct event *event;
+	__u32 bytes;
+
+	if (!ctx || !record || kind >= EVENT_KINDS)
+		return 0;
+	if (now - record->event_window >= ticks_per_second) {
+		record->event_window = now;
+		record->event_count = 0;
+	}
+	if (++record->event_count > live.event_limit) {
+		record->events_limited++;
+		return 0;
+	}
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		record->events_lost++;
+		return 0;
+	}
+	event->time = bpf_ktime_get_ns();
+	event->kind = kind;
+	event->interface = ctx->ingress_ifindex;
+	event->length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	bytes = event->length;
+	if (bytes > EVENT_BYTES)
+		bytes = EVENT_BYTES;
+	/* In words that the verifier understands: 1 to EVENT_BYTES. */
+	bytes = ((bytes - 1) & (EVENT_BYTES - 1)) + 1;
+	event->captured = bytes;
+	if (bpf_xdp_load_bytes(ctx, 0, event->data, bytes)) {
+		bpf_ringbuf_discard(event, 0);
+		record->events_lost++;
+		return 0;
+	}
+	record->events[kind]++;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+static __always_inline void tell(const struct run *run, enum event_kind kind)
+{
+	if (rare_feature(run, FEATURE_INTROSPECTION) && (live.events & 1u << kind))
+		event_emit(run->ctx, kind);
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: (MIT OR GPL-2.0-only)
+/*
+ * A root program for interfaces that several XDP programs share: it hands each frame to the first of
+ * its entries that is set. An entry that lets a frame go on hands it to the next one in the same way,
+ * by `programs`, from the entry after its own on.
+ */
+#include "shared.h"
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* The library sets the number of entries. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, ROOT_MOST_ENTRIES);
+	__type(key, __u32);
+	__type(value, __u32);
+} programs SEC(".maps");
+
+const volatile __u32 entries = ROOT_ENTRIES;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} passed SEC(".maps");
+
+SEC("xdp")
+int katran_root(struct xdp_md *ctx)
+{
+	const __u32 zero = 0;
+	__u64 *count;
+
+	/* An empty entry is fallen through. */
+	for (__u32 i = 0; i < ROOT_MOST_ENTRIES && i < entries; i++)
+		bpf_tail_call(ctx, &programs, i);
+	count = bpf_map_lookup_elem(&passed, &zero);
+	if (count)
+		(*count)++;
+	return XDP_PASS;
+}

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Frames with one or two VLAN tags (IEEE 802.1Q and 802.1ad). Their tags are taken off, a program of
+ * its own walks them like others, and what leaves gets them back: so frames without tags pay nothing,
+ * and tags mean nothing to the rest.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "cursor.h"
+#include "headers.h"
+#include "maps.h"
+
+#include <linux/if_ether.h>
+#include <bpf/bpf_endian.h>
+
+/* What follows a tag's identifier, which stands where the EtherType would. */
+struct vlan_header {
+	__be16 tag;
+	__be16 type; /* of what follows */
+};
+
+static __always_inline bool is_tag(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline __u32 tag_word(__be16 identifier, const struct vlan_header *header)
+{
+	return identifier | (__u32)header->tag << 16;
+}
+
+/* Takes the tags off and goes on in the program for such frames. Comes back only with the verdict on
+ * a frame that is none of them; it is untouched unless it is dropped. */
+static __always_inline int walk_untagged(const struct run *run, struct cursor cursor, __be16 type,
+					 __u64 arrived)
+{
+	struct vlan_tags *tags = &run->counters->tags;
+	const __u64 destination = mac_load(run->eth->h_dest);
+	const __u64 source = mac_load(run->eth->h_source);
+	struct vlan_header *header;
+	struct ethhdr *eth;
+
+	if (!is_tag(type))
+		return pass(run, STEP_NOT_IP);
+	header = cursor_take(&cursor, sizeof(*header));
+	if (!header)
+		return drop(run, DROP_FRAME_TRUNCATED);
+	tags->words[0] = tag_word(type, header);
+	tags->bytes = sizeof(*header);
+	type = header->type;
+	if (is_tag(type)) {
+		header = cursor_take(&cursor, sizeof(*header));
+		if (!header)
+			return drop(run, DROP_FRAME_TRUNCATED);
+		tags->words[1] = tag_word(type, header);
+		tags->bytes = 2 * sizeof(*header);
+		type = header->type;
+	}
+	if (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6))
+		return pass(run, STEP_NOT_IP);
+	tags->arrived = arrived;
+	if (bpf_xdp_adjust_head(run->ctx, tags->bytes))
+		return drop(run, DROP_VLAN_FAILED);
+	cursor = cursor_of(run->ctx);
+	eth = cursor_take(&cursor, sizeof(*eth));
+	if (!eth)
+		return drop(run, DROP_VLAN_FAILED);
+	/* The EtherType is at its place. */
+	mac_store(eth->h_dest, destination);
+	mac_store(eth->h_source, source);
+	bpf_tail_call(run->ctx, &special_programs,
+		      run->explain ? PROGRAM_EXPLAIN_UNTAGGED : PROGRAM_UNTAGGED);
+	/* Never reached: the programs are there since load. */
+	return XDP_ABORTED;
+}
+
+/* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */
+static __always_inline int tag_again(const struct run *run, int verdict)
+{
+	const struct vlan_tags *tags = &run->counters->tags;
+	struct cursor cursor = cursor_of(run->ctx);
+	const bool two = tags->bytes == 2 * sizeof(struct vlan_header);
+	__u64 destination, source;
+	struct ethhdr *eth;
+	__u32 *word;
+
+	if (verdict == XDP_DROP || verdict == XDP_ABORTED)
+		return verdict;
+	eth = cursor_take(&cursor, sizeof(*eth));
+	if (!eth)
+		return drop(run, DROP_VLAN_FAILED);
+	destination = mac_load(eth->h_dest);
+	source = mac_load(eth->h_source);
+	if (bpf_xdp_adjust_head(run->ctx, two ? -8 : -4))
+		return drop(run, DROP_VLAN_FAILED);
+	cursor = cursor_of(run->ctx);
+	/* Two tags are never more than tags and IP header. */
+	eth = cursor_take(&cursor, sizeof(*eth) + 2 * sizeof(struct vlan_header));
+	if (!eth)
+		return drop(run, DROP_VLAN_FAILED);
+	mac_store(eth->h_dest, destination);
+	mac_store(eth->h_source, source);
+	word = (void *)eth + 2 * ETH_ALEN;
+	word[0] = tags->words[0];
+	if (two)
+		word[1] = tags->words[1];
+	return verdict;
+}

@@ -1,0 +1,635 @@
+//! What follows from the facts about a balancer.
+
+use super::Diagnosis;
+use super::InterfaceFacts;
+use super::Subject;
+use super::overhead;
+use crate::Gateway;
+use crate::MacAddr;
+use crate::NextHop;
+use crate::NextHops;
+use crate::XdpMode;
+
+/// The longest packet that native XDP takes in one page, without frames in several buffers: what most
+/// drivers have room for.
+const NATIVE_MTU: u32 = 3498;
+
+/// All that is known of a balancer and of its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Balancer {
+    pub(crate) release: String,
+    pub(crate) jit: Option<bool>,
+    pub(crate) missing_capabilities: Option<String>,
+    pub(crate) interface: InterfaceFacts,
+    pub(crate) frags: bool,
+    /// Bytes, Ethernet header included.
+    pub(crate) max_frame: u32,
+    pub(crate) gue: bool,
+    /// Whether there are reals of IPv4 and of IPv6.
+    pub(crate) reals: [bool; 2],
+    pub(crate) sources: [bool; 2],
+    /// The prefix that IPIP packets to IPv4 reals come from was left at its default.
+    pub(crate) default_ipip_source: bool,
+    pub(crate) healthchecks: bool,
+    pub(crate) gateway: Gateway,
+    pub(crate) gateway_v6: Option<MacAddr>,
+    pub(crate) mode: NextHops,
+    pub(crate) next_hops: Vec<NextHop>,
+    /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
+    pub(crate) neighbours: Vec<MacAddr>,
+    pub(crate) online_cpus: u32,
+    pub(crate) forwarding_cpus: u32,
+    pub(crate) packets: u64,
+    pub(crate) fallback: u64,
+    pub(crate) vips: usize,
+    /// VIPs that take no new flows.
+    pub(crate) empty_vips: Vec<String>,
+    /// Reasons for drops that tell of a setting, and how many there were.
+    pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
+}
+
+pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
+    let mut found = Diagnosis::default();
+    kernel(facts, &mut found);
+    if interface(&facts.interface, &mut found) {
+        program(facts, &mut found);
+        offload(&facts.interface, &mut found);
+        queues(facts, &mut found);
+        mtu(facts, &mut found);
+    }
+    gateway(facts, &mut found);
+    source(facts, &mut found);
+    vips(facts, &mut found);
+    found
+}
+
+fn kernel(facts: &Balancer, found: &mut Diagnosis) {
+    match facts.jit {
+        Some(false) => found.warn(
+            Subject::Kernel,
+            format!(
+                "Linux {} interprets BPF programs instead of compiling them: several times slower",
+                facts.release
+            ),
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        _ => found.ok(Subject::Kernel, format!("Linux {}", facts.release)),
+    }
+    match &facts.missing_capabilities {
+        None => found.ok(Subject::Privileges, "sufficient"),
+        Some(missing) => found.problem(
+            Subject::Privileges,
+            format!("missing: {missing}"),
+            "run as root, or grant them",
+        ),
+    }
+}
+
+/// Whether there is an interface to say more of.
+pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
+    let name = &facts.name;
+    if facts.index.is_none() {
+        let message = format!("{name} does not exist in this network namespace");
+        found.problem(Subject::Interface, message, "ip link");
+        return false;
+    }
+    let driver = facts.driver.as_deref().unwrap_or("unknown driver");
+    if !facts.up {
+        let message = format!("{name} ({driver}) is down");
+        found.problem(
+            Subject::Interface,
+            message,
+            format!("ip link set {name} up"),
+        );
+    } else if !facts.carrier {
+        let message = format!("{name} ({driver}) has no carrier");
+        found.problem(
+            Subject::Interface,
+            message,
+            "look at cable, switch port, or peer",
+        );
+    } else {
+        found.ok(Subject::Interface, format!("{name} ({driver}) is up"));
+    }
+    true
+}
+
+fn program(facts: &Balancer, found: &mut Diagnosis) {
+    let interface = &facts.interface;
+    let name = &interface.name;
+    let why_not_native = || {
+        if interface.native == Some(false) {
+            return "its driver has no native XDP: another card, or live with it".to_owned();
+        }
+        if interface.mtu > NATIVE_MTU && !facts.frags {
+            return format!(
+                "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or load with frags",
+                interface.mtu
+            );
+        }
+        if interface.lro == Some(true) {
+            return format!("ethtool -K {name} lro off, and attach again");
+        }
+        "attach in native mode to see why the driver refuses (often: too few free queues, see \
+         ethtool -L)"
+            .to_owned()
+    };
+    match (interface.ours.xdp, interface.program) {
+        (Some(XdpMode::Generic), _) => {
+            found.ok(Subject::Program, format!("attached to {name}"));
+            let message = "generic: in the network stack, several times slower than native";
+            found.warn(Subject::Mode, message, why_not_native());
+        }
+        (Some(mode), _) => {
+            found.ok(Subject::Program, format!("attached to {name}"));
+            found.ok(Subject::Mode, mode.to_string());
+        }
+        (None, _) if interface.ours.elsewhere => {
+            found.ok(Subject::Program, "an entry of a root program");
+        }
+        (None, Some(id)) => {
+            let message = format!("{name} runs XDP program {id}, which is not this balancer's");
+            let advice = format!(
+                "detach it (ip link set dev {name} xdp off), or share the interface by a root program"
+            );
+            found.problem(Subject::Program, message, advice);
+        }
+        (None, None) => {
+            found.note(Subject::Program, format!("not attached to {name}"), "");
+            match interface.native {
+                Some(false) => {
+                    let message = "the driver has no native XDP: generic mode would be used";
+                    found.warn(Subject::Mode, message, why_not_native());
+                }
+                _ if interface.mtu > NATIVE_MTU && !facts.frags => {
+                    let message = "native mode may be refused";
+                    found.warn(Subject::Mode, message, why_not_native());
+                }
+                Some(true) => found.ok(Subject::Mode, "the driver has native XDP"),
+                None => found.note(Subject::Mode, "this kernel does not tell (before 6.3)", ""),
+            }
+        }
+    }
+}
+
+pub(super) fn offload(interface: &InterfaceFacts, found: &mut Diagnosis) {
+    let name = &interface.name;
+    let mut any = false;
+    if interface.lro == Some(true) {
+        any = true;
+        let message = "large receive offload merges packets, beyond what can be wrapped";
+        found.warn(
+            Subject::Offload,
+            message,
+            format!("ethtool -K {name} lro off"),
+        );
+    }
+    if interface.gro == Some(true) && interface.ours.xdp == Some(XdpMode::Generic) {
+        any = true;
+        let message = "in generic mode receive offload (GRO) merges packets before the program";
+        found.warn(
+            Subject::Offload,
+            message,
+            format!("ethtool -K {name} gro off"),
+        );
+    }
+    if interface.rxvlan == Some(true) && interface.ours.xdp != Some(XdpMode::Generic) {
+        any = true;
+        let message = "VLAN tags are taken off before the program sees them, and not put back";
+        let advice = format!(
+            "if packets come with tags: ethtool -K {name} rxvlan off rx-vlan-stag-hw-parse off"
+        );
+        found.note(Subject::Offload, message, advice);
+    }
+    if !any {
+        found.ok(Subject::Offload, "nothing changes packets on arrival");
+    }
+}
+
+fn queues(facts: &Balancer, found: &mut Diagnosis) {
+    let name = &facts.interface.name;
+    let (forwarding, online) = (facts.forwarding_cpus, facts.online_cpus);
+    match facts.interface.receive_queues {
+        Some(queues) if queues > forwarding => {
+            let message =
+                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let advice = format!(
+                "ethtool -L {name} combined {forwarding}, and one interrupt on each of those CPUs"
+            );
+            found.warn(Subject::Queues, message, advice);
+        }
+        Some(queues) if queues < forwarding && queues < online => {
+            let message = format!(
+                "{queues} receive queues: {forwarding} CPUs have a flow table, {queues} get packets"
+            );
+            let advice = format!(
+                "ethtool -L {name} combined {}, or fewer forwarding_cpus",
+                forwarding.min(online)
+            );
+            found.note(Subject::Queues, message, advice);
+        }
+        Some(queues) => {
+            let message =
+                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            found.ok(Subject::Queues, message);
+        }
+        None => found.note(Subject::Queues, "the driver does not tell", ""),
+    }
+    let message = format!(
+        "{} of {} packets came on CPUs without a flow table",
+        facts.fallback, facts.packets
+    );
+    match facts.fallback {
+        0 => found.ok(Subject::FallbackTable, message),
+        _ => found.warn(
+            Subject::FallbackTable,
+            message,
+            "set forwarding_cpus to the CPUs that the interface's interrupts go to \
+             (/proc/interrupts, /proc/irq/*/smp_affinity_list)",
+        ),
+    }
+}
+
+fn mtu(facts: &Balancer, found: &mut Diagnosis) {
+    let [v4, v6] = facts.reals;
+    // Without reals nothing is known: the larger one.
+    let needed = overhead(facts.gue, v6 || !v4);
+    let (longest, mtu) = (facts.max_frame - 14, facts.interface.mtu);
+    if longest + needed <= mtu {
+        let message =
+            format!("{mtu}: room for packets of {longest} bytes and {needed} around them");
+        return found.ok(Subject::Mtu, message);
+    }
+    let message = format!(
+        "{mtu}: packets above {} bytes cannot leave, as {needed} come around them; up to {longest} are \
+         accepted",
+        mtu.saturating_sub(needed)
+    );
+    let advice = format!(
+        "ip link set {} mtu {}, there and on the way to the reals; or have backends announce a smaller \
+         MSS (ip route ... advmss {}), or set max_frame = {}",
+        facts.interface.name,
+        longest + needed,
+        mtu.saturating_sub(needed + 60),
+        mtu.saturating_sub(needed) + 14,
+    );
+    found.warn(Subject::Mtu, message, advice);
+}
+
+fn gateway(facts: &Balancer, found: &mut Diagnosis) {
+    let advice = "ip route; ip neighbour; or set gateway_mac";
+    if facts.gateway == Gateway::Auto || facts.mode != NextHops::Gateway {
+        if facts.next_hops.is_empty() {
+            let message = "is looked for when the balancer is attached";
+            return found.note(Subject::Gateway, message, "");
+        }
+        let unknown: Vec<_> = facts
+            .next_hops
+            .iter()
+            .filter(|hop| hop.mac.is_none())
+            .collect();
+        for hop in &unknown {
+            let whom = hop
+                .real
+                .map_or("the gateway".to_owned(), |real| format!("real {real}"));
+            let message = match hop.address {
+                Some(address) => format!("{whom}: {address} does not answer"),
+                None => format!("{whom}: no route"),
+            };
+            found.problem(Subject::Gateway, message, advice);
+        }
+        if unknown.is_empty() {
+            let message = format!("{} next hops are known", facts.next_hops.len());
+            found.ok(Subject::Gateway, message);
+        }
+        return;
+    }
+    let given = match facts.gateway {
+        Gateway::Mac(mac) => Some(mac),
+        Gateway::Auto => None,
+    };
+    for mac in given.into_iter().chain(facts.gateway_v6) {
+        match facts.neighbours.contains(&mac) {
+            true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
+            false => {
+                let message = format!("{mac} is no address of a neighbour that the kernel knows");
+                let advice = "compare it with `ip neighbour` after a ping to the router; or \
+                              gateway_mac = \"auto\"";
+                found.note(Subject::Gateway, message, advice);
+            }
+        }
+    }
+}
+
+fn source(facts: &Balancer, found: &mut Diagnosis) {
+    let mut fine = true;
+    for (v6, name) in [(false, "source_v4"), (true, "source_v6")] {
+        let at = usize::from(v6);
+        if !facts.reals[at] || facts.sources[at] {
+            continue;
+        }
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        if facts.gue {
+            fine = false;
+            let message = format!("GUE to {family} reals has no outer source address");
+            found.problem(Subject::Source, message, format!("set {name}"));
+        } else if facts.healthchecks {
+            fine = false;
+            let message = format!("health checks of {family} reals have no source address");
+            found.warn(Subject::Source, message, format!("set {name}"));
+        }
+    }
+    if !facts.gue && facts.default_ipip_source && facts.reals[0] {
+        fine = false;
+        let message = "packets to IPv4 reals come from 172.16.0.0/16, made up for each flow";
+        let advice = "if the network filters by source: ipip_source_v4 with a /16 of your own";
+        found.note(Subject::Source, message, advice);
+    }
+    if fine {
+        found.ok(Subject::Source, "as far as needed");
+    }
+}
+
+fn vips(facts: &Balancer, found: &mut Diagnosis) {
+    if facts.vips == 0 {
+        found.note(
+            Subject::Vips,
+            "there are none: every packet passes",
+            "add_vip",
+        );
+    }
+    for vip in &facts.empty_vips {
+        let message = format!("{vip} has no real that takes new flows: they are dropped");
+        found.warn(Subject::Vips, message, "add reals, or give them weights");
+    }
+    if facts.vips > 0 && facts.empty_vips.is_empty() {
+        found.ok(Subject::Vips, format!("{} with reals", facts.vips));
+    }
+    for (reason, frames, advice) in &facts.drops {
+        found.warn(Subject::Drops, format!("{reason}: {frames} frames"), advice);
+    }
+    if facts.drops.is_empty() {
+        found.ok(Subject::Drops, "none that tell of a setting");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnose::Ours;
+    use crate::diagnose::Severity;
+
+    fn good() -> Balancer {
+        let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
+        Balancer {
+            release: "6.18".to_owned(),
+            jit: Some(true),
+            missing_capabilities: None,
+            interface: InterfaceFacts {
+                name: "eth0".to_owned(),
+                index: Some(2),
+                up: true,
+                carrier: true,
+                mtu: 1540,
+                driver: Some("mlx5_core".to_owned()),
+                native: Some(true),
+                program: Some(7),
+                receive_queues: Some(4),
+                lro: Some(false),
+                gro: Some(true),
+                rxvlan: Some(false),
+                ours: Ours {
+                    xdp: Some(XdpMode::Native),
+                    elsewhere: false,
+                },
+            },
+            frags: false,
+            max_frame: 1514,
+            gue: false,
+            reals: [true, true],
+            sources: [true, true],
+            default_ipip_source: false,
+            healthchecks: false,
+            gateway: Gateway::Mac(mac),
+            gateway_v6: None,
+            mode: NextHops::Gateway,
+            next_hops: Vec::new(),
+            neighbours: vec![mac],
+            online_cpus: 4,
+            forwarding_cpus: 4,
+            packets: 100,
+            fallback: 0,
+            vips: 1,
+            empty_vips: Vec::new(),
+            drops: Vec::new(),
+        }
+    }
+
+    /// The only finding that is not fine.
+    fn only(change: impl FnOnce(&mut Balancer)) -> (Severity, Subject, String, String) {
+        let mut facts = good();
+        change(&mut facts);
+        let found = judge(&facts);
+        let mut bad = found
+            .findings()
+            .iter()
+            .filter(|finding| finding.severity > Severity::Ok);
+        let finding = bad.next().expect("something is wrong").clone();
+        assert_eq!(bad.next(), None, "{found}");
+        let text = found.to_string();
+        assert!(text.contains(&finding.message) && text.contains(&finding.advice));
+        (
+            finding.severity,
+            finding.subject,
+            finding.message,
+            finding.advice,
+        )
+    }
+
+    #[test]
+    fn a_good_place_has_nothing_but_ok() {
+        let found = judge(&good());
+        assert_eq!(found.worst(), Severity::Ok, "{found}");
+        assert!(
+            found
+                .to_string()
+                .ends_with("0 problems, 0 warnings, 0 notes")
+        );
+        assert!(found.findings().len() >= 10);
+    }
+
+    #[test]
+    fn each_trouble_is_one_finding_with_advice() {
+        use Severity::Note;
+        use Severity::Problem;
+        use Severity::Warning;
+        type Change = fn(&mut Balancer);
+        let cases: [(Change, Severity, Subject, &str, &str); 18] = [
+            (
+                |f| f.jit = Some(false),
+                Warning,
+                Subject::Kernel,
+                "interprets",
+                "bpf_jit_enable",
+            ),
+            (
+                |f| f.missing_capabilities = Some("CAP_BPF".to_owned()),
+                Problem,
+                Subject::Privileges,
+                "CAP_BPF",
+                "root",
+            ),
+            (
+                |f| f.interface.up = false,
+                Problem,
+                Subject::Interface,
+                "is down",
+                "link set eth0 up",
+            ),
+            (
+                |f| f.interface.carrier = false,
+                Problem,
+                Subject::Interface,
+                "carrier",
+                "cable",
+            ),
+            (
+                |f| {
+                    f.interface.ours.xdp = Some(XdpMode::Generic);
+                    f.interface.gro = Some(false);
+                    f.interface.native = Some(false);
+                },
+                Warning,
+                Subject::Mode,
+                "generic",
+                "no native XDP",
+            ),
+            (
+                |f| {
+                    f.interface.ours.xdp = Some(XdpMode::Generic);
+                    f.interface.gro = Some(false);
+                    f.interface.mtu = 9000;
+                },
+                Warning,
+                Subject::Mode,
+                "generic",
+                "frags",
+            ),
+            (
+                |f| f.interface.ours.xdp = None,
+                Problem,
+                Subject::Program,
+                "program 7",
+                "root program",
+            ),
+            (
+                |f| f.interface.lro = Some(true),
+                Warning,
+                Subject::Offload,
+                "merges",
+                "lro off",
+            ),
+            (
+                |f| f.interface.rxvlan = Some(true),
+                Note,
+                Subject::Offload,
+                "VLAN",
+                "rxvlan off",
+            ),
+            (
+                |f| f.interface.receive_queues = Some(8),
+                Warning,
+                Subject::Queues,
+                "8 receive queues for 4",
+                "combined 4",
+            ),
+            (
+                |f| f.interface.receive_queues = Some(1),
+                Note,
+                Subject::Queues,
+                "1 receive queues",
+                "combined 4",
+            ),
+            (
+                |f| f.fallback = 50,
+                Warning,
+                Subject::FallbackTable,
+                "50 of 100",
+                "forwarding_cpus",
+            ),
+            (
+                |f| f.interface.mtu = 1500,
+                Warning,
+                Subject::Mtu,
+                "above 1460 bytes",
+                "mtu 1540",
+            ),
+            (
+                |f| f.neighbours.clear(),
+                Note,
+                Subject::Gateway,
+                "02:00:00:00:00:01 is no address",
+                "auto",
+            ),
+            (
+                |f| {
+                    f.gateway = Gateway::Auto;
+                    f.next_hops = vec![NextHop {
+                        real: None,
+                        address: Some([10, 0, 0, 1].into()),
+                        interface: None,
+                        mac: None,
+                    }];
+                },
+                Problem,
+                Subject::Gateway,
+                "10.0.0.1 does not answer",
+                "gateway_mac",
+            ),
+            (
+                |f| {
+                    f.gue = true;
+                    f.sources[1] = false;
+                    f.interface.mtu = 1600;
+                },
+                Problem,
+                Subject::Source,
+                "GUE to IPv6",
+                "source_v6",
+            ),
+            (
+                |f| f.empty_vips.push("203.0.113.1:80/tcp".to_owned()),
+                Warning,
+                Subject::Vips,
+                "takes new flows",
+                "weights",
+            ),
+            (
+                |f| f.drops.push(("encap_v4", 3, "headroom")),
+                Warning,
+                Subject::Drops,
+                "encap_v4: 3",
+                "headroom",
+            ),
+        ];
+        for (change, severity, subject, message, advice) in cases {
+            let found = only(change);
+            assert_eq!((found.0, found.1), (severity, subject), "{found:?}");
+            assert!(found.2.contains(message), "{message}: {found:?}");
+            assert!(found.3.contains(advice), "{advice}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn without_an_interface_the_rest_is_still_looked_at() {
+        let mut facts = good();
+        facts.interface = InterfaceFacts {
+            name: "eth7".to_owned(),
+            ..InterfaceFacts::default()
+        };
+        let found = judge(&facts);
+        assert!(!found.works());
+        assert_eq!(found.about(Subject::Vips).count(), 1);
+        assert_eq!(found.about(Subject::Mtu).count(), 0);
+    }
+}

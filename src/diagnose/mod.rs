@@ -1,0 +1,209 @@
+//! What commonly keeps a balancer or a backend from working, found out without changing anything.
+//!
+//! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network namespace; what
+//! follows from them (`balancer.rs`, `backend.rs`) needs no kernel.
+
+mod backend;
+mod balancer;
+mod facts;
+
+use std::fmt;
+
+pub(crate) use backend::Backend;
+pub(crate) use backend::judge as judge_backend;
+pub(crate) use balancer::Balancer;
+pub(crate) use balancer::judge as judge_balancer;
+pub(crate) use facts::InterfaceFacts;
+pub(crate) use facts::Ours;
+pub(crate) use facts::sysctl;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// Packets may be lost, or it is slower than it could be.
+    Warning,
+    /// It does not work like this.
+    Problem,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Problem => "PROBLEM",
+        })
+    }
+}
+
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Subject {
+    /// The kernel's release, and whether it compiles BPF programs.
+    Kernel,
+    /// What this process may do.
+    Privileges,
+    /// Whether the interface is there and up.
+    Interface,
+    /// Which program is on the interface.
+    Program,
+    /// Native or generic XDP, and why.
+    Mode,
+    /// Receive queues against CPUs.
+    Queues,
+    /// Offloads that change packets before the program sees them.
+    Offload,
+    /// Room for the outer headers.
+    Mtu,
+    /// Where wrapped packets go.
+    Gateway,
+    /// Packets on CPUs without a flow table.
+    FallbackTable,
+    /// Outer source addresses.
+    Source,
+    /// VIPs and their reals.
+    Vips,
+    /// Drops that tell of a setting.
+    Drops,
+    /// The kernel's reverse-path filter (RFC 3704).
+    ReversePathFilter,
+    /// Whether the VIPs are addresses of this host.
+    VipOnLoopback,
+    /// Who answers when a VIP is asked for by ARP.
+    Arp,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kernel => "kernel",
+            Self::Privileges => "privileges",
+            Self::Interface => "interface",
+            Self::Program => "program",
+            Self::Mode => "mode",
+            Self::Queues => "queues",
+            Self::Offload => "offload",
+            Self::Mtu => "mtu",
+            Self::Gateway => "gateway",
+            Self::FallbackTable => "fallback table",
+            Self::Source => "source",
+            Self::Vips => "vips",
+            Self::Drops => "drops",
+            Self::ReversePathFilter => "rp_filter",
+            Self::VipOnLoopback => "vip on lo",
+            Self::Arp => "arp",
+        })
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is about.
+    pub subject: Subject,
+    /// What was found, with figures.
+    pub message: String,
+    /// What to do; empty if there is nothing to do.
+    pub advice: String,
+}
+
+/// Everything that was looked at; what is fine, too. Prints as a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Diagnosis {
+    findings: Vec<Finding>,
+}
+
+impl Diagnosis {
+    /// All findings, in the order of a packet's way.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// The worst of them.
+    pub fn worst(&self) -> Severity {
+        let severities = self.findings.iter().map(|finding| finding.severity);
+        severities.max().unwrap_or(Severity::Ok)
+    }
+
+    /// Whether there is no [`Severity::Problem`].
+    pub fn works(&self) -> bool {
+        self.worst() < Severity::Problem
+    }
+
+    /// Those about a subject.
+    pub fn about(&self, subject: Subject) -> impl Iterator<Item = &Finding> {
+        let findings = self.findings.iter();
+        findings.filter(move |finding| finding.subject == subject)
+    }
+
+    fn add(&mut self, severity: Severity, subject: Subject, message: String, advice: &str) {
+        self.findings.push(Finding {
+            severity,
+            subject,
+            message,
+            advice: advice.to_owned(),
+        });
+    }
+
+    fn ok(&mut self, subject: Subject, message: impl Into<String>) {
+        self.add(Severity::Ok, subject, message.into(), "");
+    }
+
+    fn note(&mut self, subject: Subject, message: impl Into<String>, advice: impl AsRef<str>) {
+        self.add(Severity::Note, subject, message.into(), advice.as_ref());
+    }
+
+    fn warn(&mut self, subject: Subject, message: impl Into<String>, advice: impl AsRef<str>) {
+        self.add(Severity::Warning, subject, message.into(), advice.as_ref());
+    }
+
+    fn problem(&mut self, subject: Subject, message: impl Into<String>, advice: impl AsRef<str>) {
+        self.add(Severity::Problem, subject, message.into(), advice.as_ref());
+    }
+}
+
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            let Finding {
+                severity,
+                subject,
+                message,
+                advice,
+            } = finding;
+            writeln!(f, "{severity:<8} {subject:<15} {message}")?;
+            if !advice.is_empty() {
+                writeln!(f, "{:<24} -> {advice}", "")?;
+            }
+        }
+        let count = |severity| {
+            let findings = self.findings.iter();
+            findings
+                .filter(|finding| finding.severity == severity)
+                .count()
+        };
+        write!(
+            f,
+            "{} problems, {} warnings, {} notes",
+            count(Severity::Problem),
+            count(Severity::Warning),
+            count(Severity::Note)
+        )
+    }
+}
+
+/// Bytes that an outer header adds at the most.
+fn overhead(gue: bool, v6: bool) -> u32 {
+    let udp = if gue { 8 } else { 0 };
+    udp + if v6 { 40 } else { 20 }
+}

@@ -1,0 +1,230 @@
+//! Where encapsulated packets are sent to, and which source they bear.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Katran;
+use crate::Gateway;
+use crate::MacAddr;
+use crate::NextHop;
+use crate::Result;
+use crate::config::check_gateway;
+use crate::config::check_gateway_mac;
+use crate::config::check_source;
+use crate::maps::ProbeCells;
+use crate::next_hop::Cells;
+use crate::next_hop::Wanted;
+use crate::next_hop::Watcher;
+use crate::state::RealRecord;
+
+impl Katran {
+    /// The Ethernet address that encapsulated frames for IPv4 reals are sent to; all zero if it is
+    /// to be found out and is not known yet.
+    #[doc(alias = "getMac")]
+    pub fn gateway_mac(&self) -> MacAddr {
+        self.gateway_mac_of(false)
+    }
+
+    /// The same for IPv6 reals.
+    pub fn gateway_mac_v6(&self) -> MacAddr {
+        self.gateway_mac_of(true)
+    }
+
+    fn gateway_mac_of(&self, v6: bool) -> MacAddr {
+        let watcher = self.watcher.as_ref();
+        let found = watcher.and_then(|watcher| watcher.gateway(v6));
+        let fixed = self.wanted().fixed(v6);
+        found.or(fixed).unwrap_or(MacAddr::new([0; 6]))
+    }
+
+    /// The gateway as it was asked for.
+    pub fn gateway(&self) -> Gateway {
+        self.config.gateway
+    }
+
+    /// Sends encapsulated frames to another Ethernet address from now on: those of all families that
+    /// have no address of their own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.
+    #[doc(alias = "changeMac")]
+    pub fn set_gateway_mac(&mut self, mac: MacAddr) -> Result<()> {
+        self.set_gateway(Gateway::Mac(mac))
+    }
+
+    /// Sends encapsulated frames to another router from now on, or has it found out.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address; [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be
+    /// found out and cannot be within three seconds: then nothing has changed. A balancer that is
+    /// attached nowhere does not look for it yet.
+    pub fn set_gateway(&mut self, gateway: Gateway) -> Result<()> {
+        check_gateway(gateway)?;
+        let wanted = Wanted {
+            gateway,
+            ..self.wanted()
+        };
+        self.follow(wanted)?;
+        self.config.gateway = gateway;
+        Ok(())
+    }
+
+    /// Sends encapsulated frames for IPv6 reals to another Ethernet address from now on; `None`: to
+    /// that of [`set_gateway`](Self::set_gateway).
+    ///
+    /// # Errors
+    /// As [`set_gateway`](Self::set_gateway).
+    pub fn set_gateway_mac_v6(&mut self, mac: Option<MacAddr>) -> Result<()> {
+        mac.map_or(Ok(()), check_gateway_mac)?;
+        let wanted = Wanted {
+            gateway_v6: mac,
+            ..self.wanted()
+        };
+        self.follow(wanted)?;
+        self.config.gateway_mac_v6 = mac;
+        Ok(())
+    }
+
+    /// Where packets go next, as far as that is found out: with [`Gateway::Auto`] the two gateways,
+    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing
+    /// before the first attachment, and nothing where the address is given.
+    pub fn next_hops(&self) -> Vec<NextHop> {
+        self.watcher.as_ref().map(Watcher::list).unwrap_or_default()
+    }
+
+    /// Starts to find out next hops, if any have to be, in the calling thread's network namespace.
+    /// [`attach`](Self::attach) does it; only who attaches [`program_fd`](Self::program_fd) by other
+    /// means has to.
+    ///
+    /// # Errors
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink sockets are refused.
+    pub fn follow_next_hops(&mut self) -> Result<()> {
+        let wanted = self.wanted();
+        if self.watcher.is_some() || !wanted.needs_watching() {
+            return Ok(());
+        }
+        let watcher = self.watch_next_hops(wanted)?;
+        watcher.wait()?;
+        self.watcher = Some(watcher);
+        Ok(())
+    }
+
+    fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
+        let checks = self.healthchecks.as_ref();
+        checks.map(|checks| Arc::clone(&checks.cells))
+    }
+
+    fn watch_next_hops(&self, wanted: Wanted) -> Result<Watcher> {
+        let cells = Cells {
+            live: Arc::clone(&self.maps.live),
+            hops: self.maps.next_hops.clone(),
+            probes: self.probe_cells(),
+        };
+        let reals = self.table.reals();
+        let reals = reals.map(|(address, entry)| (entry.number.0, address));
+        Watcher::start(wanted, cells, reals)
+    }
+
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted {
+            gateway: self.config.gateway,
+            gateway_v6: self.config.gateway_mac_v6,
+            mode: self.config.next_hops,
+        }
+    }
+
+    /// Does as `wanted` from now on, or goes on as before.
+    fn follow(&mut self, wanted: Wanted) -> Result<()> {
+        let before = self.wanted();
+        match &self.watcher {
+            Some(watcher) if wanted.needs_watching() => {
+                watcher.set_wanted(wanted);
+                if let Err(error) = watcher.wait() {
+                    watcher.set_wanted(before);
+                    return Err(error);
+                }
+            }
+            None if wanted.needs_watching() && self.is_attached() => {
+                let watcher = self.watch_next_hops(wanted)?;
+                if let Err(error) = watcher.wait() {
+                    drop(watcher);
+                    self.write_gateways(before);
+                    return Err(error);
+                }
+                self.watcher = Some(watcher);
+            }
+            _ => self.watcher = None,
+        }
+        self.write_gateways(wanted);
+        Ok(())
+    }
+
+    /// Writes the addresses that the user has given.
+    pub(super) fn write_gateways(&self, wanted: Wanted) {
+        for v6 in [false, true] {
+            if let Some(mac) = wanted.fixed(v6) {
+                self.maps.live.set_gateway_mac(v6, mac);
+                if let Some(probes) = self.probe_cells() {
+                    probes.set_gateway_mac(v6, mac);
+                }
+            }
+        }
+    }
+
+    /// Packets may be sent to these reals from now on.
+    pub(super) fn reach(&self, added: &[RealRecord]) {
+        let reals = added.iter().map(|record| (record.number.0, record.address));
+        if let Some(watcher) = &self.watcher {
+            watcher.add(reals);
+        } else if let Some(hops) = &self.maps.next_hops {
+            // What is found out after attaching is better.
+            for (number, address) in reals {
+                match self.wanted().fixed(address.is_ipv6()) {
+                    Some(mac) => hops.set(number, mac, 0),
+                    None => hops.clear(number),
+                }
+            }
+        }
+    }
+
+    /// No packets are sent to these any more.
+    pub(super) fn forget(&self, numbers: impl Iterator<Item = u16>) {
+        if let Some(watcher) = &self.watcher {
+            watcher.remove(numbers);
+        }
+    }
+
+    /// The outer source address of a family, if one is set: what GUE sends from, and what
+    /// `STRICT_DESTINATION` takes for this host's own.
+    pub fn source(&self, v6: bool) -> Option<IpAddr> {
+        match v6 {
+            false => self.config.source_v4.map(IpAddr::V4),
+            true => self.config.source_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Sets the outer source address of its family, from now on.
+    ///
+    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
+    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
+    ///
+    /// # Errors
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it.
+    #[doc(alias = "addSrcIpForPcktEncap")]
+    pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
+        let address = address.to_canonical();
+        self.note(check_source(address))?;
+        match address {
+            IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
+            IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
+        }
+        let config = &self.config;
+        self.maps
+            .live
+            .set_own_addresses(config.source_v4, config.source_v6);
+        if let Some(probes) = self.probe_cells() {
+            probes.set_own_addresses(self.config.source_v4, self.config.source_v6);
+        }
+        Ok(())
+    }
+}

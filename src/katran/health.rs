@@ -1,0 +1,357 @@
+//! The path of health checks: marks, matches, and what was sent.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use super::Katran;
+use crate::Error;
+use crate::HealthcheckCounters;
+use crate::ProbeMatch;
+use crate::ProbeMatchState;
+use crate::Result;
+use crate::State;
+use crate::TcAttachment;
+use crate::Vip;
+use crate::healthcheck::HealthChecks;
+use crate::healthcheck::MatchBy;
+use crate::state::Step;
+use crate::types::check_real;
+
+impl Katran {
+    /// Sends packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`, whatever their
+    /// destination: a checker connects to the VIP and reaches that real.
+    ///
+    /// The real need not belong to a VIP. A mark that is mapped already is led to the new real.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface);
+    /// [`Error::InvalidConfig`] if the mark is 0, which is no mark, or the balancer has no outer source
+    /// address of the real's family; [`Error::InvalidAddress`]; [`Error::Exhausted`] beyond `max_reals`
+    /// marks; [`Error::Kernel`].
+    #[doc(alias = "addHealthcheckerDst")]
+    pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
+        let real = self.check_probed(real)?;
+        check_mark(mark)?;
+        let (checks, kernel) = self.health()?;
+        checks.set_mark(kernel, mark, real)
+    }
+
+    /// Packets with this mark are left alone from now on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`]; [`Error::Kernel`].
+    #[doc(alias = "delHealthcheckerDst")]
+    pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
+        let (checks, kernel) = self.health()?;
+        if !checks.marks().contains_key(&mark) {
+            return Err(Error::NotFound {
+                what: format!("mark {mark}"),
+            });
+        }
+        checks.remove_mark(kernel, mark)
+    }
+
+    /// All mapped marks and their reals, ascending.
+    #[doc(alias = "getHealthcheckersDst")]
+    pub fn marks(&self) -> Vec<(u32, IpAddr)> {
+        let checks = self.healthchecks.iter();
+        let marks = checks.flat_map(|checks| checks.marks());
+        marks.map(|(mark, real)| (*mark, *real)).collect()
+    }
+
+    /// Sends packets to this address and port (0: any) through the tunnel to `real`, unless they have a
+    /// mapped mark. For checkers that cannot set marks; all of the host's packets to that address are
+    /// meant, so it should be one that nothing else talks to.
+    ///
+    /// # Errors
+    /// As [`map_mark`](Self::map_mark).
+    pub fn match_destination(&mut self, destination: SocketAddr, real: IpAddr) -> Result<()> {
+        self.set_match(MatchBy::Destination, destination, real)
+    }
+
+    /// Undoes [`match_destination`](Self::match_destination).
+    ///
+    /// # Errors
+    /// As [`unmap_mark`](Self::unmap_mark).
+    pub fn unmatch_destination(&mut self, destination: SocketAddr) -> Result<()> {
+        self.remove_match(MatchBy::Destination, destination)
+    }
+
+    /// All matches by destination, ascending.
+    pub fn destination_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
+        self.matches(MatchBy::Destination)
+    }
+
+    /// Sends packets from this address and port (0: any) through the tunnel to `real`, unless their mark
+    /// or their destination tells another one. For checkers that bind to an address for each real.
+    ///
+    /// # Errors
+    /// As [`map_mark`](Self::map_mark).
+    pub fn match_source(&mut self, source: SocketAddr, real: IpAddr) -> Result<()> {
+        self.set_match(MatchBy::Source, source, real)
+    }
+
+    /// Undoes [`match_source`](Self::match_source).
+    ///
+    /// # Errors
+    /// As [`unmap_mark`](Self::unmap_mark).
+    pub fn unmatch_source(&mut self, source: SocketAddr) -> Result<()> {
+        self.remove_match(MatchBy::Source, source)
+    }
+
+    /// All matches by source, ascending.
+    pub fn source_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
+        self.matches(MatchBy::Source)
+    }
+
+    /// Counts probes to an address, port and protocol from now on, from zero.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`]; [`Error::Unsupported`] also for a prefix; [`Error::Exhausted`] beyond
+    /// `max_vips`; [`Error::Kernel`].
+    #[doc(alias = "addHcKey")]
+    pub fn register_probe(&mut self, vip: Vip) -> Result<()> {
+        check_probe(vip)?;
+        let (checks, kernel) = self.health()?;
+        if checks.keys().any(|key| key == vip) {
+            return Err(Error::AlreadyExists {
+                what: format!("the probe {vip}"),
+            });
+        }
+        checks.register(kernel, vip)
+    }
+
+    /// Stops counting probes to an address, port and protocol.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`]; [`Error::Kernel`].
+    #[doc(alias = "delHcKey")]
+    pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
+        let (checks, kernel) = self.health()?;
+        if !checks.keys().any(|key| key == vip) {
+            return Err(Error::NotFound {
+                what: format!("the probe {vip}"),
+            });
+        }
+        checks.unregister(kernel, vip)
+    }
+
+    /// What probes are counted for, ascending.
+    #[doc(alias = "getHcKeys")]
+    pub fn probes(&self) -> Vec<Vip> {
+        let checks = self.healthchecks.iter();
+        checks.flat_map(HealthChecks::keys).collect()
+    }
+
+    /// Probes that were sent to an address, port and protocol since it was registered.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not; [`Error::Kernel`].
+    #[doc(alias = "getPacketsProcessedForHcKey")]
+    pub fn probe_counter(&self, vip: Vip) -> Result<u64> {
+        let count = match &self.healthchecks {
+            Some(checks) => checks.probes_of(&self.kernel, &vip)?,
+            None => None,
+        };
+        count.ok_or_else(|| Error::NotFound {
+            what: format!("the probe {vip}"),
+        })
+    }
+
+    /// What health checks have done; all zero without an interface for them.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getStatsForHealthCheckProgram")]
+    pub fn healthcheck_counters(&self) -> Result<HealthcheckCounters> {
+        match &self.healthchecks {
+            Some(checks) => checks.counters(&self.kernel),
+            None => Ok(HealthcheckCounters::default()),
+        }
+    }
+
+    /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
+    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface).
+    #[doc(alias = "getHealthcheckerProgFd")]
+    pub fn healthcheck_program_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.healthchecks.as_ref().map(HealthChecks::program)
+    }
+
+    /// Where health checks are attached, if they are.
+    pub fn healthcheck_attachment(&self) -> Option<&TcAttachment> {
+        self.healthchecks.as_ref()?.attachment()
+    }
+
+    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
+    /// probes leave by the interface that the balancer was attached to first, or by their own.
+    /// [`attach`](Self::attach) does it; it is for hosts that balance in another way, such as a shared
+    /// program, or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without an interface for them, or if it has no Ethernet address;
+    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`].
+    pub fn attach_healthchecks(&mut self) -> Result<()> {
+        self.health()?;
+        self.follow_next_hops()?;
+        let main = self.attachments.list().next();
+        let main = main.map(|attachment| attachment.interface.clone());
+        let (checks, _) = self.health()?;
+        checks.attach(main.as_deref())
+    }
+
+    /// Detaches the path of health checks; dropping the balancer does it, too.
+    pub fn detach_healthchecks(&mut self) {
+        if let Some(checks) = &mut self.healthchecks {
+            checks.detach();
+        }
+    }
+
+    /// All matches, as a state has them.
+    pub(super) fn probe_matches(&self) -> Vec<ProbeMatchState> {
+        let state = |by: fn(SocketAddr) -> ProbeMatch| {
+            move |(address, real)| ProbeMatchState::new(by(address), real)
+        };
+        let destinations = self.destination_matches().into_iter();
+        let sources = self.source_matches().into_iter();
+        destinations
+            .map(state(ProbeMatch::Destination))
+            .chain(sources.map(state(ProbeMatch::Source)))
+            .collect()
+    }
+
+    /// Whether steps are possible that lead to what `wanted` says of health checks.
+    pub(super) fn rehearse_probes(&self, wanted: &State, steps: &[Step]) -> Result<()> {
+        // The source that a real needs may be one of the steps.
+        let mut sources = [false, true].map(|v6| self.source(v6).is_some());
+        let mut touched = false;
+        for step in steps {
+            match step {
+                Step::SetSource(source) => sources[usize::from(source.is_ipv6())] = true,
+                Step::MapMark(mark, real) => {
+                    check_mark(*mark)?;
+                    self.check_probed_from(*real, sources)?;
+                    touched = true;
+                }
+                Step::SetProbeMatch(_, real) => {
+                    self.check_probed_from(*real, sources)?;
+                    touched = true;
+                }
+                Step::RegisterProbe(vip) => {
+                    check_probe(*vip)?;
+                    touched = true;
+                }
+                _ => {}
+            }
+        }
+        if !touched {
+            return Ok(());
+        }
+        let Some(checks) = &self.healthchecks else {
+            return Err(Self::no_healthchecks());
+        };
+        let matches = |by: fn(&ProbeMatch) -> bool| {
+            let matches = wanted.probe_matches.iter();
+            matches.filter(|state| by(&state.by)).count()
+        };
+        checks.check_room("marks", wanted.marks.len())?;
+        for by in [
+            |by: &ProbeMatch| matches!(by, ProbeMatch::Destination(_)),
+            |by: &ProbeMatch| matches!(by, ProbeMatch::Source(_)),
+        ] {
+            checks.check_room("matches", matches(by))?;
+        }
+        checks.check_room("probes", wanted.probes.len())
+    }
+
+    fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
+        let real = self.check_probed(real)?;
+        let (checks, kernel) = self.health()?;
+        checks.set_match(kernel, by, canonical(address), real)
+    }
+
+    fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
+        let (checks, kernel) = self.health()?;
+        let address = canonical(address);
+        if !checks.matches(by).contains_key(&address) {
+            return Err(Error::NotFound {
+                what: format!("a match of {address}"),
+            });
+        }
+        checks.remove_match(kernel, by, address)
+    }
+
+    fn matches(&self, by: MatchBy) -> Vec<(SocketAddr, IpAddr)> {
+        let checks = self.healthchecks.iter();
+        let matches = checks.flat_map(|checks| checks.matches(by));
+        matches.map(|(address, real)| (*address, *real)).collect()
+    }
+
+    fn health(&mut self) -> Result<(&mut HealthChecks, &crate::maps::KernelCalls)> {
+        match &mut self.healthchecks {
+            Some(checks) => Ok((checks, &self.kernel)),
+            None => Err(Self::no_healthchecks()),
+        }
+    }
+
+    pub(super) fn no_healthchecks() -> Error {
+        Error::Unsupported {
+            what: "a health check".to_owned(),
+            reason: "the balancer was loaded without an interface for them: set \
+                     healthcheck_interface",
+        }
+    }
+
+    /// Whether probes can be sent to a real.
+    fn check_probed(&self, real: IpAddr) -> Result<IpAddr> {
+        self.check_probed_from(real, [false, true].map(|v6| self.source(v6).is_some()))
+    }
+
+    /// The same, with outer source addresses of IPv4 and IPv6 or not.
+    fn check_probed_from(&self, real: IpAddr, sources: [bool; 2]) -> Result<IpAddr> {
+        let real = real.to_canonical();
+        self.note(check_real(real))?;
+        let setting = match real {
+            IpAddr::V4(_) => "source_v4",
+            IpAddr::V6(_) => "source_v6",
+        };
+        match sources[usize::from(real.is_ipv6())] {
+            true => Ok(real),
+            false => Err(Error::InvalidConfig {
+                setting,
+                value: "(not set)".to_owned(),
+                reason: format!(
+                    "probes of the real {real} need an outer source address of its family: set it \
+                     before load, or with set_source"
+                ),
+            }),
+        }
+    }
+}
+
+/// Refuses what no probe can go to.
+fn check_probe(vip: Vip) -> Result<()> {
+    match vip.is_prefix() {
+        false => Ok(()),
+        true => Err(Error::Unsupported {
+            what: format!("counting probes to {vip}"),
+            reason: "a probe goes to one address: register that",
+        }),
+    }
+}
+
+/// Refuses what is no mark.
+fn check_mark(mark: u32) -> Result<()> {
+    match mark {
+        0 => Err(Error::InvalidConfig {
+            setting: "mark",
+            value: "0".to_owned(),
+            reason: "packets without a mark have this one: choose another".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    (address.ip().to_canonical(), address.port()).into()
+}

@@ -1,0 +1,84 @@
+//! The next hops of single reals, and the interfaces that they are behind: arrays that packets read and
+//! the library writes through shared memory.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use crate::MacAddr;
+use crate::skel::katran::types;
+use crate::skel::katran::types::hop_constant;
+use crate::sys::map::Typed;
+use crate::sys::mapping::Mapping;
+
+/// How many interfaces packets can be sent out of, the one that they came in on not counted.
+pub(crate) const MAX_PORTS: u16 = hop_constant::PORTS.0 as u16 - 1;
+
+const PORT_WORDS: usize = size_of::<types::port>() / 8;
+const _: () = assert!(size_of::<types::port>() == 16);
+
+/// `hops`, `ports` and `devices`.
+pub(crate) struct HopCells {
+    hops: OwnedFd,
+    of_reals: Mapping,
+    ports: OwnedFd,
+    of_ports: Mapping,
+    devices: Typed<u32, u32>,
+}
+
+impl HopCells {
+    pub(crate) fn new(
+        hops: OwnedFd,
+        ports: OwnedFd,
+        devices: OwnedFd,
+        max_reals: u32,
+    ) -> io::Result<Self> {
+        let of_reals = Mapping::new(hops.as_fd(), (max_reals as usize + 1) * size_of::<u64>())?;
+        let bytes = hop_constant::PORTS.0 as usize * size_of::<types::port>();
+        let of_ports = Mapping::new(ports.as_fd(), bytes)?;
+        Ok(Self {
+            hops,
+            of_reals,
+            ports,
+            of_ports,
+            devices: Typed::new(devices)?,
+        })
+    }
+
+    /// Packets for this real go to `mac` by this port from now on; 0: back out of the interface that
+    /// they came in on.
+    pub(crate) fn set(&self, real: u16, mac: MacAddr, port: u16) {
+        let [a, b, c, d, e, f] = mac.octets();
+        let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+            | u64::from(port) << hop_constant::HOP_PORT_SHIFT.0;
+        self.of_reals.u64s()[usize::from(real)].store(word, Ordering::Release);
+    }
+
+    /// It is not known any more where packets for this real go: they are dropped.
+    pub(crate) fn clear(&self, real: u16) {
+        self.of_reals.u64s()[usize::from(real)].store(0, Ordering::Release);
+    }
+
+    /// Makes a port of an interface, by its index. No hop refers to the port yet.
+    pub(crate) fn set_port(&self, port: u16, interface: u32, mac: MacAddr) -> io::Result<()> {
+        self.devices.update(&port.into(), &interface)?;
+        let [a, b, c, d, e, f] = mac.octets();
+        let words = &self.of_ports.u64s()[usize::from(port) * PORT_WORDS..][..PORT_WORDS];
+        words[0].store(
+            u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]),
+            Ordering::Relaxed,
+        );
+        words[1].store(interface.into(), Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
+        [
+            (".data.hops", self.hops.as_fd()),
+            (".data.ports", self.ports.as_fd()),
+            ("devices", self.devices.as_fd()),
+        ]
+    }
+}

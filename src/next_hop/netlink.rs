@@ -1,0 +1,444 @@
+//! What the kernel's routing and neighbour tables say, by rtnetlink (rtnetlink(7)): routes, Ethernet
+//! addresses of neighbours, interfaces; and being told when any of that changes.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+
+use netlink_packet_core::NLM_F_ACK;
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::LinkFlags;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::NeighbourAddress;
+use netlink_packet_route::neighbour::NeighbourAttribute;
+use netlink_packet_route::neighbour::NeighbourFlags;
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::route::RouteAddress;
+use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::RouteHeader;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::RouteMetric;
+use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::RouteVia;
+use netlink_packet_route::tc::TcHandle;
+use netlink_packet_route::tc::TcMessage;
+use netlink_sys::Socket;
+use netlink_sys::SocketAddr;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::libc;
+
+use crate::MacAddr;
+
+/// Longer than any message of the kernel's, which fit into a page or two.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Where packets for an address go next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The longest packets, if the route says; bytes.
+    pub(crate) mtu: Option<u32>,
+    /// The index of the interface that they leave by.
+    pub(crate) interface: u32,
+    /// The router; `None`: the address is on the interface's own segment.
+    pub(crate) gateway: Option<IpAddr>,
+    /// The address is one of this host's own.
+    pub(crate) local: bool,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    /// If it has an Ethernet address.
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) carrier: bool,
+}
+
+/// A socket that asks questions, one at a time. It belongs to the network namespace of the thread
+/// that made it.
+pub(crate) struct Requests {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Requests {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// The answers to a question; an error of the kernel's as such.
+    fn ask(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(question);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let mut received = Vec::with_capacity(MESSAGE_BYTES);
+            self.socket.recv(&mut received, 0)?;
+            let mut rest = &received[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(answers),
+                        Some(_) => return Err(error.to_io()),
+                    },
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    _ => {}
+                }
+                if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
+                    return Ok(answers);
+                }
+            }
+        }
+    }
+
+    /// Where packets for `address` go; `None`: nowhere.
+    pub(crate) fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(address.is_ipv6());
+        question.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
+        question
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        match self.ask(RouteNetlinkMessage::GetRoute(question), 0) {
+            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => route_of(route),
+                _ => None,
+            })),
+            Err(error) if is_unreachable(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The default route through a router; that with the lowest metric.
+    pub(crate) fn default_route(&mut self, v6: bool) -> io::Result<Option<Route>> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(v6);
+        let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            })
+            .filter(|route| {
+                route.header.destination_prefix_length == 0
+                    && route.header.table == RouteHeader::RT_TABLE_MAIN
+            })
+            .filter_map(|route| Some((metric(route), route_of(route)?)))
+            .filter(|(_, route)| route.gateway.is_some())
+            .min_by_key(|(metric, _)| *metric)
+            .map(|(_, route)| route))
+    }
+
+    /// The Ethernet address of a neighbour, if the kernel knows it, however old.
+    pub(crate) fn neighbour(
+        &mut self,
+        interface: u32,
+        address: IpAddr,
+    ) -> io::Result<Option<MacAddr>> {
+        let question = neighbour_message(interface, address);
+        match self.ask(RouteNetlinkMessage::GetNeighbour(question), 0) {
+            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(neighbour) => mac_of(neighbour),
+                _ => None,
+            })),
+            // There is no such entry, or no such interface any more.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Ethernet addresses of all neighbours on an interface, as far as the kernel knows them.
+    pub(crate) fn neighbours(&mut self, interface: u32) -> io::Result<Vec<MacAddr>> {
+        let question = NeighbourMessage::default();
+        let answers = self.ask(RouteNetlinkMessage::GetNeighbour(question), NLM_F_DUMP)?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+                _ => None,
+            })
+            .filter(|neighbour| neighbour.header.ifindex == interface)
+            .filter_map(mac_of)
+            .collect())
+    }
+
+    /// Makes the kernel find out, or confirm, the Ethernet address of a neighbour. It does not wait.
+    pub(crate) fn solicit(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
+        let mut question = neighbour_message(interface, address);
+        question.header.flags = NeighbourFlags::Use;
+        self.ask(
+            RouteNetlinkMessage::NewNeighbour(question),
+            NLM_F_CREATE | NLM_F_ACK,
+        )
+        .map(drop)
+    }
+
+    /// An interface by its index; `None`: there is none.
+    pub(crate) fn interface(&mut self, index: u32) -> io::Result<Option<Interface>> {
+        let mut question = LinkMessage::default();
+        question.header.index = index;
+        let answers = match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            answers => answers?,
+        };
+        Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(interface_of(link)),
+            _ => None,
+        }))
+    }
+}
+
+impl Requests {
+    /// Whether an interface's clsact queueing discipline has any filters.
+    pub(crate) fn has_tc_filters(&mut self, index: u32) -> io::Result<bool> {
+        for direction in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+            let mut question = TcMessage::default();
+            question.header.index = index as i32;
+            question.header.parent = TcHandle {
+                major: TcHandle::CLSACT.major,
+                minor: direction,
+            };
+            let question = RouteNetlinkMessage::GetTrafficFilter(question);
+            if !self.ask(question, NLM_F_DUMP)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A socket that is told when a route, a neighbour or an interface has changed.
+pub(crate) struct Notices(Socket);
+
+impl Notices {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        for group in [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_ROUTE,
+        ] {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Takes all notices that are there. What they say is asked for again, so a notice that got lost
+    /// for want of room does no harm.
+    pub(crate) fn drain(&self) {
+        let mut buffer = Vec::with_capacity(MESSAGE_BYTES);
+        loop {
+            buffer.clear();
+            match self.0.recv(&mut buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn family(v6: bool) -> AddressFamily {
+    match v6 {
+        false => AddressFamily::Inet,
+        true => AddressFamily::Inet6,
+    }
+}
+
+/// The kernel's ways to say that there is no route.
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
+    )
+}
+
+fn route_of(message: &RouteMessage) -> Option<Route> {
+    if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
+        return None;
+    }
+    let mut route = Route {
+        mtu: message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Metrics(metrics) => {
+                    metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    })
+                }
+                _ => None,
+            }),
+        interface: 0,
+        gateway: None,
+        local: message.header.kind == RouteType::Local,
+    };
+    // Of several equal paths a dump lists all and an answer for one address has one.
+    let first = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(paths) => paths.first(),
+            _ => None,
+        });
+    if let Some(path) = first {
+        route.interface = path.interface_index;
+        route.gateway = path.attributes.iter().find_map(gateway_of);
+    }
+    for attribute in &message.attributes {
+        if let RouteAttribute::Oif(interface) = attribute {
+            route.interface = *interface;
+        }
+        route.gateway = gateway_of(attribute).or(route.gateway);
+    }
+    (route.interface != 0).then_some(route)
+}
+
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some((*v4).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some((*v6).into()),
+        RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
+        RouteAttribute::Via(RouteVia::Inet6(v6)) => Some((*v6).into()),
+        _ => None,
+    }
+    .filter(|gateway: &IpAddr| !gateway.is_unspecified())
+}
+
+fn metric(message: &RouteMessage) -> u32 {
+    let mut attributes = message.attributes.iter();
+    attributes
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+        .unwrap_or(0)
+}
+
+fn neighbour_message(interface: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address.is_ipv6());
+    message.header.ifindex = interface;
+    let address = match address {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    };
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(address));
+    message
+}
+
+fn mac_of(neighbour: &NeighbourMessage) -> Option<MacAddr> {
+    let known = matches!(
+        neighbour.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+            | NeighbourState::Noarp
+    );
+    let mut attributes = neighbour.attributes.iter().filter(|_| known);
+    attributes.find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
+        _ => None,
+    })
+}
+
+fn mac(bytes: &[u8]) -> Option<MacAddr> {
+    let bytes: [u8; 6] = bytes.try_into().ok()?;
+    Some(MacAddr::new(bytes)).filter(|mac| mac.is_unicast())
+}
+
+fn interface_of(link: &LinkMessage) -> Interface {
+    let mut interface = Interface {
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: link.header.flags.contains(LinkFlags::Up),
+        carrier: link.header.flags.contains(LinkFlags::LowerUp),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Address(bytes) => interface.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            _ => {}
+        }
+    }
+    interface
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_found() {
+        let mut requests = Requests::new().unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            // Where the interface is down there is no route.
+            if let Some(route) = requests.route(address.parse().unwrap()).unwrap() {
+                assert!(route.local, "{route:?}");
+                assert_eq!(route.gateway, None);
+            }
+        }
+        let interface = requests.interface(1).unwrap().unwrap();
+        assert_eq!((interface.name.as_str(), interface.mac), ("lo", None));
+        assert!(interface.mtu > 0);
+        assert_eq!(requests.interface(i32::MAX as u32).unwrap(), None);
+        assert_eq!(
+            requests.neighbour(1, "192.0.2.1".parse().unwrap()).unwrap(),
+            None
+        );
+    }
+}

@@ -1,0 +1,316 @@
+//! A root program: what is attached to an interface that several XDP programs share. It hands each frame
+//! to the first of its entries that is set, and passes it if none is.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::skel::SkelBuilder;
+
+use crate::Attachment;
+use crate::Error;
+use crate::Result;
+use crate::SharedEntries;
+use crate::XdpMode;
+use crate::attach::Attachments;
+use crate::environment;
+use crate::katran::into_io;
+use crate::maps::kernel_error;
+use crate::maps::program_error;
+use crate::skel::katran::types::root_constant;
+use crate::skel::root::RootSkelBuilder;
+use crate::sys::map::PerCpuArray;
+use crate::sys::object::VerifierLog;
+use crate::sys::pin;
+
+/// Settings of a root program.
+#[derive(Clone, Debug)]
+pub struct RootProgramBuilder {
+    entries: u32,
+    frags: bool,
+}
+
+impl Default for RootProgramBuilder {
+    fn default() -> Self {
+        Self {
+            entries: root_constant::ROOT_ENTRIES.0,
+            frags: false,
+        }
+    }
+}
+
+impl RootProgramBuilder {
+    /// How many programs can share the interface. Default: 3. Range: 1 to 16.
+    pub fn entries(mut self, entries: u32) -> Self {
+        self.entries = entries;
+        self
+    }
+
+    /// Whether frames may come in several buffers; all programs of the entries must have the same
+    /// setting ([`Builder::frags`](crate::Builder::frags)). Default: off.
+    pub fn frags(mut self, on: bool) -> Self {
+        self.frags = on;
+        self
+    }
+
+    /// Loads the program. Needs no interface and attaches nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for the number of entries; [`Error::KernelTooOld`],
+    /// [`Error::BpfUnavailable`], [`Error::Privilege`], [`Error::Verifier`], [`Error::Kernel`].
+    pub fn load(self) -> Result<RootProgram> {
+        let most = root_constant::ROOT_MOST_ENTRIES.0;
+        if !(1..=most).contains(&self.entries) {
+            return Err(Error::InvalidConfig {
+                setting: "entries",
+                value: self.entries.to_string(),
+                reason: format!("must be 1 to {most}"),
+            });
+        }
+        environment::check_kernel()?;
+        let mut storage = MaybeUninit::uninit();
+        let mut open = RootSkelBuilder::default()
+            .open(&mut storage)
+            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        let sized = open.maps.programs.set_max_entries(self.entries);
+        sized.map_err(|error| kernel_error("set the size of", "programs", into_io(error)))?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.entries = self.entries;
+        }
+        let program = &mut open.progs.katran_root;
+        if self.frags {
+            program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+        }
+        let log = VerifierLog::of(program);
+        let skel = open
+            .load()
+            .map_err(|error| program_error("katran_root", &log, into_io(error)))?;
+        let take_over = || -> io::Result<_> {
+            Ok((
+                skel.maps.programs.as_fd().try_clone_to_owned()?,
+                skel.maps.passed.as_fd().try_clone_to_owned()?,
+                skel.progs.katran_root.as_fd().try_clone_to_owned()?,
+            ))
+        };
+        let failed = |error| kernel_error("take over", "katran_root", error);
+        let (array, passed, program) = take_over().map_err(failed)?;
+        Ok(RootProgram {
+            attachments: Attachments::default(),
+            entries: SharedEntries::of(Path::new(""), array)?,
+            passed: PerCpuArray::new(passed).map_err(failed)?,
+            program,
+            pinned: None,
+        })
+    }
+}
+
+/// A loaded root program. Dropping it detaches it, unless it has been pinned.
+///
+/// The programs that share an interface are entries of its array, which is pinned so that they find it:
+/// a balancer by [`Katran::attach_shared`](crate::Katran::attach_shared), others by
+/// [`SharedEntries`]. Pinned, it outlives the process that has made it, and every program in it.
+///
+/// ```no_run
+/// use katran::RootProgram;
+/// use katran::XdpMode;
+///
+/// let mut root = RootProgram::builder().load()?;
+/// root.attach("eth0", XdpMode::Auto)?;
+/// root.pin("/sys/fs/bpf/katran_root")?;
+/// drop(root); // stays on the interface
+/// # let mut katran = katran::Katran::builder().load()?;
+/// katran.attach_shared("/sys/fs/bpf/katran_root", 2)?;
+/// # Ok::<(), katran::Error>(())
+/// ```
+#[must_use = "a root program is gone when its handle is dropped, unless it is pinned"]
+pub struct RootProgram {
+    attachments: Attachments,
+    entries: SharedEntries,
+    passed: PerCpuArray<u64>,
+    program: OwnedFd,
+    pinned: Option<PathBuf>,
+}
+
+impl RootProgram {
+    /// Settings to load a root program with.
+    pub fn builder() -> RootProgramBuilder {
+        RootProgramBuilder::default()
+    }
+
+    /// Attaches to an interface of the calling thread's network namespace; one that has been pinned is
+    /// pinned there, too.
+    ///
+    /// # Errors
+    /// As [`Katran::attach`](crate::Katran::attach), and as [`pin`](Self::pin).
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        let attachment = self
+            .attachments
+            .attach(self.program.as_fd(), interface, mode)?;
+        if let Some(path) = &self.pinned
+            && let Err(error) = self.attachments.pin(interface, &link_path(path, interface))
+        {
+            // It was attached a moment ago.
+            let _ = self.attachments.detach(interface);
+            return Err(pin_error(&link_path(path, interface), error));
+        }
+        Ok(attachment)
+    }
+
+    /// Where it is attached, in the order of attaching.
+    pub fn interfaces(&self) -> Vec<Attachment> {
+        self.attachments.list().cloned().collect()
+    }
+
+    /// Its entries.
+    pub fn entries(&self) -> &SharedEntries {
+        &self.entries
+    }
+
+    /// Frames that no entry has taken.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn passed(&self) -> Result<u64> {
+        let counts = self.passed.get(0);
+        let counts = counts.map_err(|error| kernel_error("read", "passed", error))?;
+        Ok(counts.iter().sum())
+    }
+
+    /// Pins the array of programs at `path`, on a BPF file system, and each attachment beside it, as
+    /// `path_INTERFACE`: from then on it stays when this handle is dropped or the process ends.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if something is there, or it is pinned already; [`Error::InvalidConfig`]
+    /// if the directory does not exist or is on no BPF file system; [`Error::Kernel`]. Nothing is pinned
+    /// then.
+    pub fn pin(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if let Some(pinned) = &self.pinned {
+            return Err(Error::AlreadyExists {
+                what: format!("the pinned array {}", pinned.display()),
+            });
+        }
+        check_directory(path)?;
+        let array = self.entries.as_fd().try_clone_to_owned();
+        let array = array.map_err(|error| pin_error(path, error))?;
+        let entries = SharedEntries::of(path, array)?;
+        pin::pin(entries.as_fd(), path).map_err(|error| pin_error(path, error))?;
+        let names: Vec<_> = self
+            .attachments
+            .list()
+            .map(|at| at.interface.clone())
+            .collect();
+        for (done, interface) in names.iter().enumerate() {
+            let of_link = link_path(path, interface);
+            if let Err(error) = self.attachments.pin(interface, &of_link) {
+                for interface in &names[..done] {
+                    self.attachments
+                        .unpin(interface, &link_path(path, interface));
+                }
+                // Made a moment ago.
+                let _ = fs::remove_file(path);
+                return Err(pin_error(&of_link, error));
+            }
+        }
+        self.entries = entries;
+        self.pinned = Some(path.to_owned());
+        Ok(())
+    }
+
+    /// Removes a pinned root program, whoever has pinned it: from its interfaces, and the array, unless
+    /// another process still has it open. Programs in it end with it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something else;
+    /// [`Error::File`].
+    pub fn remove(path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        drop(SharedEntries::open(path)?);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| Error::File {
+                operation: "remove",
+                path,
+                error,
+            }
+        };
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!("{name}_");
+        for entry in fs::read_dir(directory).map_err(failed(directory))? {
+            let entry = entry.map_err(failed(directory))?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+            }
+        }
+        fs::remove_file(path).map_err(failed(path))
+    }
+}
+
+impl Drop for RootProgram {
+    fn drop(&mut self) {
+        if self.pinned.is_some() {
+            self.attachments.leave();
+        }
+    }
+}
+
+impl fmt::Debug for RootProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RootProgram")
+            .field("interfaces", &self.attachments)
+            .field("pinned", &self.pinned)
+            .finish_non_exhaustive()
+    }
+}
+
+fn link_path(path: &Path, interface: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    // A BPF file system takes no dots; interfaces of VLANs have some.
+    path.push(format!("_{}", interface.replace('.', "_")));
+    path.into()
+}
+
+fn check_directory(path: &Path) -> Result<()> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let reason = match pin::is_bpf_fs(directory) {
+        Ok(true)
+            if !path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .contains('.') =>
+        {
+            return Ok(());
+        }
+        Ok(true) => "a BPF file system takes no names with dots".to_owned(),
+        Ok(false) => format!(
+            "{} is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there",
+            directory.display()
+        ),
+        Err(error) => format!("{}: {error}", directory.display()),
+    };
+    Err(Error::InvalidConfig {
+        setting: "map_path",
+        value: path.display().to_string(),
+        reason,
+    })
+}
+
+fn pin_error(path: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::AlreadyExists {
+            what: path.display().to_string(),
+        },
+        _ => kernel_error("pin", &path.display().to_string(), error),
+    }
+}

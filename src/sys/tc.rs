@@ -1,0 +1,117 @@
+//! Attaching tc programs: by tcx links, and as filters of a clsact queueing discipline.
+
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+
+use super::check;
+use super::link;
+use super::link::Link;
+
+/// Which packets of an interface a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Those that come in.
+    Ingress,
+    /// Those that go out.
+    Egress,
+}
+
+/// Attaches a program by a tcx link, after those that are there. The kernel has it from Linux 6.6 on;
+/// an older one says `EINVAL`.
+pub(crate) fn attach_tcx(
+    program: BorrowedFd<'_>,
+    index: u32,
+    direction: Direction,
+) -> io::Result<Link> {
+    let kind = match direction {
+        Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
+        Direction::Egress => libbpf_sys::BPF_TCX_EGRESS,
+    };
+    link::create(program, index as i32, kind, 0)
+}
+
+/// A place for a filter: an interface of the calling thread's network namespace, a direction, and a
+/// priority. Our filters have the handle 1.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) index: u32,
+    pub(crate) direction: Direction,
+    pub(crate) priority: u16,
+}
+
+const HANDLE: u32 = 1;
+
+impl Place {
+    fn hook(self) -> libbpf_sys::bpf_tc_hook {
+        libbpf_sys::bpf_tc_hook {
+            sz: mem::size_of::<libbpf_sys::bpf_tc_hook>() as _,
+            ifindex: self.index as i32,
+            attach_point: match self.direction {
+                Direction::Ingress => libbpf_sys::BPF_TC_INGRESS,
+                Direction::Egress => libbpf_sys::BPF_TC_EGRESS,
+            },
+            ..Default::default()
+        }
+    }
+
+    fn options(self) -> libbpf_sys::bpf_tc_opts {
+        libbpf_sys::bpf_tc_opts {
+            sz: mem::size_of::<libbpf_sys::bpf_tc_opts>() as _,
+            handle: HANDLE,
+            priority: self.priority.into(),
+            ..Default::default()
+        }
+    }
+
+    /// Makes the clsact discipline; false if there is one.
+    pub(crate) fn make_clsact(self) -> io::Result<bool> {
+        let mut hook = self.hook();
+        // SAFETY: the hook is initialised and outlives the call.
+        match check(unsafe { libbpf_sys::bpf_tc_hook_create(&mut hook) }) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the clsact discipline with all that is in it.
+    pub(crate) fn remove_clsact(self) -> io::Result<()> {
+        let mut hook = self.hook();
+        hook.attach_point = libbpf_sys::BPF_TC_INGRESS | libbpf_sys::BPF_TC_EGRESS;
+        // SAFETY: as above.
+        check(unsafe { libbpf_sys::bpf_tc_hook_destroy(&mut hook) }).map(drop)
+    }
+
+    /// The id of the program of the filter that is there.
+    pub(crate) fn present(self) -> io::Result<Option<u32>> {
+        let (hook, mut options) = (self.hook(), self.options());
+        // SAFETY: both are initialised and outlive the call.
+        match check(unsafe { libbpf_sys::bpf_tc_query(&hook, &mut options) }) {
+            Ok(_) => Ok(Some(options.prog_id)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // There is no clsact discipline.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a filter, or puts another program into ours.
+    pub(crate) fn attach(self, program: BorrowedFd<'_>, replace: bool) -> io::Result<()> {
+        let (hook, mut options) = (self.hook(), self.options());
+        options.prog_fd = program.as_raw_fd();
+        if replace {
+            options.flags = libbpf_sys::BPF_TC_F_REPLACE;
+        }
+        // SAFETY: as above.
+        check(unsafe { libbpf_sys::bpf_tc_attach(&hook, &mut options) }).map(drop)
+    }
+
+    /// Removes the filter that is there.
+    pub(crate) fn detach(self) -> io::Result<()> {
+        let (hook, options) = (self.hook(), self.options());
+        // SAFETY: as above.
+        check(unsafe { libbpf_sys::bpf_tc_detach(&hook, &options) }).map(drop)
+    }
+}

@@ -1,0 +1,155 @@
+//! Decapsulation at tc ingress: by tcx links and by clsact filters, beside what others have there.
+
+use katran::Decap;
+use katran::Encapsulation;
+use katran::Error;
+use katran::TcHook;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::LabConfig;
+
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+/// Gives every backend a decapsulator at tc instead of the one in XDP.
+fn to_tc(site: &mut Site, hook: TcHook) {
+    site.decaps.clear();
+    for backend in &site.lab.backends {
+        let mut decap = Decap::builder().load().unwrap();
+        let attached = backend.host.run(|| decap.attach_tc("eth0", hook).unwrap());
+        assert_eq!(attached.hook, hook);
+        assert_eq!(
+            attached.index,
+            backend.host.interface_index("eth0").unwrap()
+        );
+        assert!(decap.interfaces().is_empty());
+        site.decaps.push(decap);
+    }
+}
+
+fn filters(host: &Host) -> String {
+    host.tool("tc", "filter show dev eth0 ingress").unwrap()
+}
+
+#[test]
+fn connections_work_in_all_mixes_of_families() {
+    for (hook, encapsulation) in [
+        (TcHook::Tcx, Encapsulation::Ipip),
+        (TcHook::Clsact, Encapsulation::Ipip),
+        (TcHook::Tcx, Encapsulation::Gue),
+    ] {
+        let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+            builder
+                .encapsulation(encapsulation)
+                .source_v4("10.0.0.2".parse().unwrap())
+                .source_v6("2001:db8:b::2".parse().unwrap())
+        });
+        to_tc(&mut site, hook);
+        let servers = (
+            site.lab.serve_tcp(PORT).unwrap(),
+            site.lab.serve_udp(PORT).unwrap(),
+        );
+        for (vip, like) in [
+            (site.lab.vip4(), site.lab.vip4()),
+            (site.lab.vip4(), site.lab.vip6()),
+            (site.lab.vip6(), site.lab.vip4()),
+            (site.lab.vip6(), site.lab.vip6()),
+        ] {
+            let before = site.decapsulated();
+            let (tcp, udp) = (Vip::tcp((vip, PORT).into()), Vip::udp((vip, PORT).into()));
+            let reals = site::reals(&site.lab, like);
+            for vip in [tcp, udp] {
+                site.add_service(vip, &reals);
+            }
+            for backend in ["backend0", "backend1"] {
+                let mut connection = site.connect_to(tcp, backend);
+                assert_eq!(connection.ask("again").unwrap(), backend);
+            }
+            site::udp(&site.lab.client, udp).ask(b"who").unwrap();
+            let after = site.decapsulated();
+            match like.is_ipv4() {
+                true => assert!(after.0 > before.0 && after.1 == before.1),
+                false => assert!(after.1 > before.1 && after.0 == before.0),
+            }
+            for vip in [tcp, udp] {
+                site.katran.remove_vip(vip).unwrap();
+            }
+        }
+        let dropped = site
+            .decaps
+            .iter()
+            .map(|decap| decap.counters().unwrap().drop_head);
+        assert_eq!(dropped.sum::<u64>(), 0);
+        drop(servers);
+    }
+}
+
+#[test]
+fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
+    let mut site = Site::new(LabConfig::default());
+    to_tc(&mut site, TcHook::Tcx);
+    // Segments are put together (GRO) before tc sees them.
+    for backend in &site.lab.backends {
+        backend.host.tool("ethtool", "-K eth0 gro on").unwrap();
+    }
+    let server = site.lab.serve_tcp(PORT).unwrap();
+    for vip in [site.lab.vip4(), site.lab.vip6()] {
+        for like in [site.lab.vip4(), site.lab.vip6()] {
+            let service = Vip::tcp((vip, PORT).into());
+            let reals = site::reals(&site.lab, like);
+            site.add_service(service, &reals);
+            let mut connection = site::connect(&site.lab.client, service);
+            let line = "x".repeat(300_000);
+            for _ in 0..5 {
+                let answer = connection.ask(&line).unwrap();
+                assert!(answer.starts_with("backend"), "{answer}");
+            }
+            site.katran.remove_vip(service).unwrap();
+        }
+    }
+    drop(server);
+}
+
+#[test]
+fn attachments_are_told_apart_and_go() {
+    let mut site = Site::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    });
+    let host = &site.lab.backends[0].host;
+    let decap = &mut site.decaps[0];
+    // It is there by XDP.
+    let twice = host.run(|| decap.attach_tc("eth0", TcHook::Auto).unwrap_err());
+    assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
+    decap.detach("eth0").unwrap();
+    for hook in [TcHook::Tcx, TcHook::Clsact, TcHook::Auto] {
+        let attached = host.run(|| decap.attach_tc("eth0", hook).unwrap());
+        assert_eq!(decap.tc_interfaces(), [attached]);
+        assert_eq!(filters(host).contains("decap_tc"), hook == TcHook::Clsact);
+        let twice = host.run(|| decap.attach_tc("eth0", hook).unwrap_err());
+        assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
+        let twice = host.run(|| decap.attach("eth0", XdpMode::Native).unwrap_err());
+        assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
+        decap.detach("eth0").unwrap();
+        assert!(decap.tc_interfaces().is_empty());
+        assert!(filters(host).is_empty());
+        assert!(
+            !host
+                .tool("tc", "qdisc show dev eth0")
+                .unwrap()
+                .contains("clsact")
+        );
+    }
+    let missing = host.run(|| decap.attach_tc("eth7", TcHook::Auto).unwrap_err());
+    assert!(
+        matches!(missing, Error::NoSuchInterface { .. }),
+        "{missing}"
+    );
+    // Dropped, from another namespace.
+    host.run(|| decap.attach_tc("eth0", TcHook::Clsact).unwrap());
+    site.decaps.clear();
+    let host = &site.lab.backends[0].host;
+    assert!(filters(host).is_empty());
+}

@@ -1,0 +1,351 @@
+//! Diagnosis: nothing bad is said of a good place, and each trouble, made for real, is found.
+
+use katran::Diagnosis;
+use katran::Encapsulation;
+use katran::Gateway;
+use katran::NextHops;
+use katran::Severity;
+use katran::Subject;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::LabConfig;
+
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+/// A site whose balancer has a VIP with reals of IPv4.
+fn site(mode: XdpMode, settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
+    let mut site = Site::with(LabConfig::default(), mode, |builder| {
+        settings(builder.ipip_source_v4("10.77.0.0".parse().unwrap()))
+    });
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site::reals(&site.lab, vip.address());
+    site.add_service(vip, &reals);
+    site
+}
+
+fn diagnose(site: &Site) -> Diagnosis {
+    let host = &site.lab.balancers[0].host;
+    host.run(|| site.katran.diagnose("eth0").unwrap())
+}
+
+/// Whether there is a finding so bad about a subject, with these words in message and advice.
+fn finds(found: &Diagnosis, severity: Severity, subject: Subject, message: &str, advice: &str) {
+    let mut about = found.about(subject);
+    assert!(
+        about.any(|finding| finding.severity == severity
+            && finding.message.contains(message)
+            && finding.advice.contains(advice)),
+        "no {severity} about {subject} with `{message}` and `{advice}`:\n{found}"
+    );
+}
+
+fn bad(found: &Diagnosis) -> Vec<Subject> {
+    let findings = found.findings().iter();
+    let bad = findings.filter(|finding| finding.severity >= Severity::Warning);
+    bad.map(|finding| finding.subject).collect()
+}
+
+#[test]
+fn a_good_place_is_called_good_before_and_after_attaching() {
+    let mut site = site(XdpMode::Native, |builder| builder);
+    let found = diagnose(&site);
+    assert!(found.works() && bad(&found).is_empty(), "{found}");
+    finds(
+        &found,
+        Severity::Ok,
+        Subject::Program,
+        "attached to eth0",
+        "",
+    );
+    finds(&found, Severity::Ok, Subject::Mode, "native", "");
+    finds(&found, Severity::Ok, Subject::Mtu, "1600", "");
+    site.katran.detach("eth0").unwrap();
+    let found = diagnose(&site);
+    assert!(found.works() && bad(&found).is_empty(), "{found}");
+    finds(&found, Severity::Note, Subject::Program, "not attached", "");
+    finds(&found, Severity::Ok, Subject::Mode, "has native XDP", "");
+}
+
+#[test]
+fn troubles_of_the_interface_are_found() {
+    let mut site = site(XdpMode::Native, |builder| builder);
+    let host = &site.lab.balancers[0].host;
+    host.ip("link set eth0 mtu 1510").unwrap();
+    let found = diagnose(&site);
+    assert_eq!(bad(&found), [Subject::Mtu], "{found}");
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Mtu,
+        "above 1490",
+        "mtu 1520",
+    );
+    host.ip("link set eth0 mtu 1600 down").unwrap();
+    let found = diagnose(&site);
+    assert!(!found.works());
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Interface,
+        "is down",
+        "link set eth0 up",
+    );
+    let missing = host.run(|| site.katran.diagnose("eth7").unwrap());
+    finds(
+        &missing,
+        Severity::Problem,
+        Subject::Interface,
+        "does not exist",
+        "ip link",
+    );
+    host.ip("link set eth0 up").unwrap();
+
+    // Generic mode, and why: a bridge has no driver of its own.
+    site.katran.detach("eth0").unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.ip("link add bridge0 type bridge").unwrap();
+    host.ip("link set bridge0 up").unwrap();
+    host.run(|| site.katran.attach("bridge0", XdpMode::Auto).unwrap());
+    let found = host.run(|| site.katran.diagnose("bridge0").unwrap());
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Mode,
+        "generic",
+        "no native XDP",
+    );
+    site.katran.detach("bridge0").unwrap();
+
+    // Another program.
+    let host = &site.lab.balancers[0].host;
+    let mut other = katran::Decap::builder().load().unwrap();
+    host.run(|| other.attach("eth0", XdpMode::Native).unwrap());
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Program,
+        "not this balancer's",
+        "xdp off",
+    );
+}
+
+#[test]
+fn offloads_are_found() {
+    let mut site = site(XdpMode::Generic, |builder| builder);
+    let host = &site.lab.balancers[0].host;
+    host.tool("ethtool", "-K eth0 gro on").unwrap();
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Offload,
+        "GRO",
+        "gro off",
+    );
+    host.tool("ethtool", "-K eth0 gro off rxvlan off").unwrap();
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Ok,
+        Subject::Offload,
+        "nothing changes",
+        "",
+    );
+    site.katran.detach("eth0").unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
+    host.tool("ethtool", "-K eth0 rxvlan on").unwrap();
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Offload,
+        "VLAN",
+        "rxvlan off",
+    );
+}
+
+#[test]
+fn packets_on_cpus_without_a_table_are_found() {
+    let arriving = site::cpus()[0];
+    let other = site::cpus().into_iter().find(|cpu| *cpu != arriving);
+    let site = site(XdpMode::Native, |builder| {
+        builder.forwarding_cpus([other.unwrap()])
+    });
+    assert!(!bad(&diagnose(&site)).contains(&Subject::FallbackTable));
+    site::arrive_on_one_cpu(&site.lab);
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    site.new_connections(vip, 3);
+    let found = diagnose(&site);
+    let advice = "forwarding_cpus";
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::FallbackTable,
+        "without a flow table",
+        advice,
+    );
+    drop(servers);
+}
+
+#[test]
+fn troubles_of_the_way_to_reals_are_found() {
+    // The address of nobody.
+    let mut site = site(XdpMode::Native, |builder| builder);
+    let wrong = "02:00:00:00:00:99".parse().unwrap();
+    site.katran.set_gateway_mac(wrong).unwrap();
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Gateway,
+        "02:00:00:00:00:99",
+        "auto",
+    );
+
+    // A VIP without reals, and what becomes of its packets.
+    let vip = Vip::udp((site.lab.vip4(), 53).into());
+    site.katran.add_vip(vip, VipFlags::empty()).unwrap();
+    let socket = site::udp(&site.lab.client, vip);
+    site::ask_udp_in_vain(&socket);
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Vips,
+        "203.0.113.1:53/udp",
+        "weights",
+    );
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Drops,
+        "ring_empty: ",
+        "without reals",
+    );
+    drop(site);
+
+    // A real that is nowhere.
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto).next_hops(NextHops::PerReal)
+    });
+    let host = &site.lab.balancers[0].host;
+    host.ip("route add 198.51.100.0/24 dev eth0").unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    site.add_service(vip, &["198.51.100.9".parse().unwrap()]);
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Gateway,
+        "198.51.100.9 does not answer",
+        "neighbour",
+    );
+    assert!(!found.works());
+    drop(site);
+
+    // GUE is checked when a real is added; its source can still go missing for probes with IP in IP.
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .encapsulation(Encapsulation::Ipip)
+            .healthcheck_interface("eth0")
+            .source_v4("10.0.0.2".parse().unwrap())
+    });
+    let vip = Vip::tcp((site.lab.vip6(), PORT).into());
+    let reals = site::reals(&site.lab, vip.address());
+    site.add_service(vip, &reals);
+    let found = diagnose(&site);
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Source,
+        "health checks of IPv6",
+        "source_v6",
+    );
+}
+
+#[test]
+fn troubles_of_a_backend_are_found() {
+    let site = Site::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    });
+    let backend = &site.lab.backends[0];
+    let vips = [site.lab.vip4(), site.lab.vip6()];
+    let diagnose = || {
+        let diagnose = || site.decaps[0].diagnose("eth0", &vips).unwrap();
+        backend.host.run(diagnose)
+    };
+    let found = diagnose();
+    assert!(found.works() && bad(&found).is_empty(), "{found}");
+    finds(&found, Severity::Ok, Subject::Program, "in native mode", "");
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Arp,
+        "answers",
+        "arp_ignore=1",
+    );
+
+    backend
+        .host
+        .sysctl("net.ipv4.conf.eth0.rp_filter", 1)
+        .unwrap();
+    finds(
+        &diagnose(),
+        Severity::Note,
+        Subject::ReversePathFilter,
+        "strict",
+        "rp_filter=0",
+    );
+    backend.host.ip("route del default").unwrap();
+    backend.host.ip("route add default dev lo").unwrap();
+    backend.host.ip("-6 route del default").unwrap();
+    let found = diagnose();
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::ReversePathFilter,
+        "not by eth0",
+        "rp_filter=0",
+    );
+    backend
+        .host
+        .sysctl("net.ipv4.conf.eth0.rp_filter", 0)
+        .unwrap();
+
+    let vip = vips[0];
+    backend
+        .host
+        .ip(&format!("addr del {vip}/32 dev lo"))
+        .unwrap();
+    let advice = format!("ip addr add {vip}/32 dev lo");
+    let found = diagnose();
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::VipOnLoopback,
+        "thrown away",
+        &advice,
+    );
+    assert!(!found.works());
+
+    backend.host.ip("link set eth0 mtu 1500").unwrap();
+    finds(
+        &diagnose(),
+        Severity::Warning,
+        Subject::Mtu,
+        "40 come around",
+        "mtu 1460",
+    );
+    backend
+        .host
+        .sysctl("net.ipv4.conf.eth0.arp_ignore", 1)
+        .unwrap();
+    finds(&diagnose(), Severity::Ok, Subject::Arp, "its own", "");
+}

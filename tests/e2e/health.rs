@@ -1,0 +1,458 @@
+//! The path of health checks: this host's own probes, addressed to a VIP, reach the one real that they
+//! are for.
+
+use std::io::Read;
+use std::io::Write;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use katran::Encapsulation;
+use katran::Error;
+use katran::Gateway;
+use katran::HealthcheckCounters;
+use katran::Katran;
+use katran::NextHops;
+use katran::State;
+use katran::TcHook;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::LabConfig;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Mark;
+
+use crate::segment::Arrival;
+use crate::segment::Segment;
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+/// Asks the server at `to` for its name, from a socket with this mark and, if told, this address.
+fn probe(host: &Host, to: SocketAddr, mark: u32, from: Option<IpAddr>) -> std::io::Result<String> {
+    host.run(|| {
+        let domain = match to {
+            SocketAddr::V4(_) => socket2::Domain::IPV4,
+            SocketAddr::V6(_) => socket2::Domain::IPV6,
+        };
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        setsockopt(&socket, Mark, &mark)?;
+        if let Some(from) = from {
+            socket.bind(&SocketAddr::from((from, 0)).into())?;
+        }
+        socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"who\n")?;
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while stream.read(&mut byte)? == 1 && byte != *b"\n" {
+            answer.push(byte[0]);
+        }
+        Ok(String::from_utf8(answer).unwrap())
+    })
+}
+
+fn counters(katran: &Katran) -> HealthcheckCounters {
+    katran.healthcheck_counters().unwrap()
+}
+
+/// A site whose balancer has a path for health checks.
+fn site(settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
+    Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        settings(
+            builder
+                .healthcheck_interface("eth0")
+                .source_v4("10.0.0.2".parse().unwrap())
+                .source_v6("2001:db8:b::2".parse().unwrap()),
+        )
+    })
+}
+
+/// A mark for each backend and family of its address.
+fn map_marks(site: &mut Site) -> Vec<(u32, String)> {
+    let mut marks = Vec::new();
+    for (index, backend) in site.lab.backends.iter().enumerate() {
+        let addresses = [IpAddr::from(backend.v4), backend.v6.into()];
+        for (kind, address) in addresses.into_iter().enumerate() {
+            let mark = 1000 + 10 * index as u32 + kind as u32;
+            site.katran.map_mark(mark, address).unwrap();
+            marks.push((mark, backend.host.name().to_owned()));
+        }
+    }
+    marks
+}
+
+#[test]
+fn a_marked_socket_reaches_its_real_whatever_the_families() {
+    for (encapsulation, hook) in [
+        (Encapsulation::Ipip, TcHook::Auto),
+        (Encapsulation::Ipip, TcHook::Clsact),
+        (Encapsulation::Gue, TcHook::Tcx),
+    ] {
+        let mut site = site(|builder| builder.encapsulation(encapsulation).healthcheck_hook(hook));
+        let servers = site.lab.serve_tcp(PORT).unwrap();
+        let attachment = site.katran.healthcheck_attachment().unwrap();
+        assert_eq!(attachment.interface, "eth0");
+        match hook {
+            TcHook::Clsact => assert_eq!(attachment.hook, TcHook::Clsact),
+            _ => assert_eq!(attachment.hook, TcHook::Tcx),
+        }
+        let marks = map_marks(&mut site);
+        assert_eq!(site.katran.marks().len(), marks.len());
+        let host = &site.lab.balancers[0].host;
+        let vips = [site.lab.vip4(), site.lab.vip6()];
+        let key = Vip::tcp((vips[0], PORT).into());
+        site.katran.register_probe(key).unwrap();
+        // No VIP need be balanced for that: the probes go past the balancer.
+        for vip in vips {
+            for (mark, name) in &marks {
+                let answer = probe(host, (vip, PORT).into(), *mark, None);
+                assert_eq!(answer.unwrap(), *name, "{mark} {vip}");
+            }
+        }
+        let now = counters(&site.katran);
+        assert!(now.processed >= 8 * 4, "{now:?}");
+        assert_eq!((now.dropped, now.too_big), (0, 0));
+        let counted = site.katran.probe_counter(key).unwrap();
+        assert!(
+            counted > 0 && counted < now.processed,
+            "{counted} of {now:?}"
+        );
+        assert_eq!(site.katran.totals().unwrap().tx.packets, 0);
+        // A mark that nobody mapped, and none at all: skipped.
+        let before = now.skipped;
+        assert!(probe(host, (vips[0], PORT).into(), 5, None).is_err());
+        let now = counters(&site.katran);
+        assert!(now.skipped > before);
+        assert_eq!(site.katran.probe_counter(key).unwrap(), counted);
+        // Unmapped is unmapped.
+        site.katran.unmap_mark(marks[0].0).unwrap();
+        let vip = (vips[0], PORT).into();
+        assert!(probe(host, vip, marks[0].0, None).is_err());
+        assert!(matches!(
+            site.katran.unmap_mark(marks[0].0),
+            Err(Error::NotFound { .. })
+        ));
+        site.katran.unregister_probe(key).unwrap();
+        assert!(site.katran.probe_counter(key).is_err());
+        drop(servers);
+    }
+}
+
+#[test]
+fn probes_are_told_by_their_mark_then_by_destination_then_by_source() {
+    let mut site = site(|builder| builder);
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let [first, second] = [0, 1].map(|i| IpAddr::from(site.lab.backends[i].v4));
+    let vip: SocketAddr = (site.lab.vip4(), PORT).into();
+    let any_port: SocketAddr = (site.lab.vip4(), 0).into();
+    let other = "10.0.0.9".parse().unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.ip("addr add 10.0.0.9/32 dev lo").unwrap();
+    site.lab
+        .router
+        .ip("route add 10.0.0.9/32 via 10.0.0.2")
+        .unwrap();
+    let katran = &mut site.katran;
+    katran.match_source((other, 0).into(), first).unwrap();
+    assert!(probe(host, vip, 0, None).is_err());
+    assert_eq!(probe(host, vip, 0, Some(other)).unwrap(), "backend0");
+    let now = counters(katran);
+    assert!(now.src_matched > 0);
+    assert_eq!(now.dst_matched, 0);
+
+    katran.match_destination(any_port, second).unwrap();
+    for from in [None, Some(other)] {
+        assert_eq!(probe(host, vip, 0, from).unwrap(), "backend1");
+    }
+    assert!(counters(katran).dst_matched > 0);
+    // The exact port goes before any.
+    katran.match_destination(vip, first).unwrap();
+    assert_eq!(probe(host, vip, 0, None).unwrap(), "backend0");
+    assert_eq!(
+        katran.destination_matches(),
+        [(any_port, second), (vip, first)]
+    );
+    // And a mark before all.
+    katran.map_mark(7, second).unwrap();
+    assert_eq!(probe(host, vip, 7, Some(other)).unwrap(), "backend1");
+
+    katran.unmatch_destination(vip).unwrap();
+    assert_eq!(probe(host, vip, 0, None).unwrap(), "backend1");
+    katran.unmatch_destination(any_port).unwrap();
+    katran.unmatch_source((other, 0).into()).unwrap();
+    assert!(matches!(
+        katran.unmatch_source((other, 0).into()),
+        Err(Error::NotFound { .. })
+    ));
+    assert!(probe(host, vip, 0, Some(other)).is_err());
+    drop(servers);
+}
+
+#[test]
+fn long_probes_are_dropped_and_counted() {
+    let mut site = site(|builder| builder.healthcheck_max_packet(200));
+    let servers = site.lab.serve_udp(PORT).unwrap();
+    let real = site.lab.backends[0].v4.into();
+    site.katran.map_mark(9, real).unwrap();
+    let host = &site.lab.balancers[0].host;
+    let socket = host.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        setsockopt(&socket, Mark, &9).unwrap();
+        socket
+    });
+    let vip = (site.lab.vip4(), PORT);
+    // 14 + 20 + 8 bytes of headers.
+    socket.send_to(&[b'x'; 158], vip).unwrap();
+    let now = counters(&site.katran);
+    assert_eq!((now.processed, now.too_big, now.dropped), (1, 0, 0));
+    // The kernel tells the sender, or not; the packet is gone either way.
+    let _ = socket.send_to(&[b'x'; 159], vip);
+    let now = counters(&site.katran);
+    assert_eq!((now.processed, now.too_big, now.dropped), (1, 1, 1));
+    drop(servers);
+}
+
+#[test]
+fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
+    let mut network = Segment::new(Arrival::OwnLink, |builder| {
+        builder
+            .gateway(Gateway::Auto)
+            .healthcheck_interface("eth1")
+            .source_v4("10.0.0.2".parse().unwrap())
+    });
+    let vip = network.lab.vip4();
+    let host = &network.lab.balancers[0].host;
+    host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
+    // The VIP's own route leads into the wrong direction.
+    host.ip(&format!("route add {vip}/32 dev eth1")).unwrap();
+    host.ip(&format!(
+        "neigh add {vip} lladdr 02:00:00:00:00:55 nud permanent dev eth1"
+    ))
+    .unwrap();
+    let real = network.reals("10.0.0.0".parse().unwrap())[0];
+    network.katran.map_mark(3, real).unwrap();
+    let before = sent(&network.lab.router, "bal0");
+    assert_eq!(
+        probe(host, (vip, PORT).into(), 3, None).unwrap(),
+        "backend0"
+    );
+    let packets = sent(&network.lab.router, "bal0") - before;
+    assert!(packets >= counters(&network.katran).processed, "{packets}");
+}
+
+/// Packets that an interface has received.
+fn sent(host: &Host, interface: &str) -> u64 {
+    let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(&format!("{interface}:")));
+    let field = line.unwrap().split_whitespace().nth(1).unwrap();
+    field.parse().unwrap()
+}
+
+#[test]
+fn probes_find_reals_on_the_same_segment_and_behind_other_interfaces() {
+    for (arrival, mode, interface) in [
+        (Arrival::Segment, NextHops::PerReal, "eth1"),
+        (Arrival::OwnLink, NextHops::Redirect, "eth0"),
+    ] {
+        let mut network = Segment::new(arrival, |builder| {
+            builder
+                .gateway(Gateway::Auto)
+                .next_hops(mode)
+                .healthcheck_interface(interface)
+                .source_v4("10.20.0.2".parse().unwrap())
+        });
+        let host = &network.lab.balancers[0].host;
+        let attach = |katran: &mut Katran| katran.attach(interface, XdpMode::Native);
+        host.run(|| attach(&mut network.katran).unwrap());
+        let vip = (network.lab.vip4(), PORT).into();
+        for (index, real) in network
+            .reals("10.0.0.0".parse().unwrap())
+            .into_iter()
+            .enumerate()
+        {
+            let mark = 1 + index as u32;
+            host.run(|| network.katran.map_mark(mark, real).unwrap());
+            let name = format!("backend{index}");
+            assert_eq!(probe(host, vip, mark, None).unwrap(), name, "{mode}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let mut plain = Site::new(LabConfig::default());
+    let real = plain.lab.backends[0].v4.into();
+    plain
+        .katran
+        .set_source("10.0.0.2".parse().unwrap())
+        .unwrap();
+    let error = plain.katran.map_mark(1, real).unwrap_err();
+    assert!(
+        error.to_string().contains("set healthcheck_interface"),
+        "{error}"
+    );
+    assert!(plain.katran.attach_healthchecks().is_err());
+    assert!(plain.katran.healthcheck_program_fd().is_none());
+    assert_eq!(counters(&plain.katran), HealthcheckCounters::default());
+    drop(plain);
+
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .max_reals(2)
+            .max_vips(1)
+            .healthcheck_interface("eth0")
+            .source_v4("10.0.0.2".parse().unwrap())
+    });
+    let katran = &mut site.katran;
+    assert!(katran.healthcheck_program_fd().is_some());
+    assert!(matches!(
+        katran.map_mark(0, real),
+        Err(Error::InvalidConfig { .. })
+    ));
+    let v6 = site.lab.backends[0].v6.into();
+    let error = katran.map_mark(1, v6).unwrap_err();
+    assert!(error.to_string().contains("source_v6"), "{error}");
+    assert!(katran.map_mark(1, "127.0.0.1".parse().unwrap()).is_err());
+    katran.map_mark(1, real).unwrap();
+    katran.map_mark(2, real).unwrap();
+    assert!(matches!(
+        katran.map_mark(3, real),
+        Err(Error::Exhausted { limit: 2, .. })
+    ));
+    // One that is there may be led elsewhere all the same.
+    katran.map_mark(2, "198.51.100.2".parse().unwrap()).unwrap();
+    let vip: Vip = "203.0.113.1:80/tcp".parse().unwrap();
+    katran.register_probe(vip).unwrap();
+    assert!(matches!(
+        katran.register_probe(vip),
+        Err(Error::AlreadyExists { .. })
+    ));
+    let other = "203.0.113.2:80/tcp".parse().unwrap();
+    assert!(matches!(
+        katran.register_probe(other),
+        Err(Error::Exhausted { .. })
+    ));
+    katran.unregister_probe(vip).unwrap();
+    katran.register_probe(other).unwrap();
+
+    // The whole of it as a state; and nothing of one that cannot be.
+    let before = katran.state();
+    let mut wanted = before.clone();
+    wanted.marks.push(katran::MarkState::new(3, real));
+    assert!(katran.apply(&wanted).is_err());
+    assert_eq!(katran.state(), before);
+    wanted.marks.remove(0);
+    wanted.probes.clear();
+    let changes = katran.apply(&wanted).unwrap();
+    assert_eq!(
+        (changes.marks_mapped, changes.marks_unmapped),
+        (vec![3], vec![1])
+    );
+    assert_eq!(katran.state(), wanted);
+    let text = wanted.to_toml().unwrap();
+    assert_eq!(State::from_toml(&text).unwrap(), wanted);
+    assert!(katran.apply(&wanted).unwrap().is_empty());
+}
+
+#[test]
+fn it_goes_with_the_balancer_and_leaves_others_alone() {
+    let mut site = site(|builder| builder.healthcheck_hook(TcHook::Clsact));
+    let filters = |host: &Host| host.tool("tc", "filter show dev eth0 egress").unwrap();
+    let clsact = |host: &Host| {
+        host.tool("tc", "qdisc show dev eth0")
+            .unwrap()
+            .contains("clsact")
+    };
+    let host = &site.lab.balancers[0].host;
+    assert!(filters(host).contains("healthcheck"), "{}", filters(host));
+    // From here, another namespace than that of the filter.
+    site.katran.detach("eth0").unwrap();
+    assert!(filters(host).is_empty() && !clsact(host));
+    assert!(site.katran.healthcheck_attachment().is_none());
+
+    // A discipline that was there stays.
+    host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
+    host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
+    assert!(filters(host).contains("healthcheck"));
+    // A second one has no place; the XDP program is not left behind alone.
+    let gateway = katran::MacAddr::new(site.lab.balancers[0].gateway_mac);
+    let mut other = site::small(gateway)
+        .healthcheck_interface("eth0")
+        .healthcheck_hook(TcHook::Clsact)
+        .load()
+        .unwrap();
+    let error = host.run(|| other.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
+    site.katran.detach_all();
+    assert!(filters(host).is_empty() && clsact(host));
+    // What a killed process has left is taken over; what is another's is not.
+    std::mem::forget(host.run(|| {
+        let mut killed = site::small(gateway)
+            .healthcheck_interface("eth0")
+            .healthcheck_hook(TcHook::Clsact)
+            .load()
+            .unwrap();
+        killed.attach_healthchecks().unwrap();
+        killed
+    }));
+    assert!(filters(host).contains("healthcheck"));
+    host.run(|| other.attach("eth0", XdpMode::Native).unwrap());
+    drop(other);
+    assert!(filters(host).is_empty());
+
+    foreign_filter(host);
+    let before = filters(host);
+    assert!(before.contains("pref 2307"), "{before}");
+    let error = host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(matches!(error, Error::ForeignTcFilter { .. }), "{error}");
+    assert_eq!(filters(host), before);
+    assert!(site.katran.interfaces().is_empty());
+    assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
+}
+
+/// Puts somebody else's filter where ours would be.
+fn foreign_filter(host: &Host) {
+    let instruction = |code, immediate| libbpf_sys::bpf_insn {
+        code,
+        imm: immediate,
+        ..Default::default()
+    };
+    // r0 = TC_ACT_UNSPEC; exit
+    let program = [instruction(0xb7, -1), instruction(0x95, 0)];
+    let index = host.interface_index("eth0").unwrap();
+    let attached = host.run(|| {
+        let hook = libbpf_sys::bpf_tc_hook {
+            sz: std::mem::size_of::<libbpf_sys::bpf_tc_hook>() as _,
+            ifindex: index as i32,
+            attach_point: libbpf_sys::BPF_TC_EGRESS,
+            ..Default::default()
+        };
+        // SAFETY: instructions, hook and options outlive the calls, and are as long as they say.
+        unsafe {
+            let fd = libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                c"foreign".as_ptr(),
+                c"MIT".as_ptr(),
+                program.as_ptr(),
+                program.len() as _,
+                std::ptr::null_mut(),
+            );
+            assert!(fd >= 0);
+            let mut options = libbpf_sys::bpf_tc_opts {
+                sz: std::mem::size_of::<libbpf_sys::bpf_tc_opts>() as _,
+                prog_fd: fd,
+                handle: 1,
+                priority: 2307,
+                ..Default::default()
+            };
+            libbpf_sys::bpf_tc_attach(&hook, &mut options)
+        }
+    });
+    assert_eq!(attached, 0);
+}

@@ -1,0 +1,283 @@
+//! Where encapsulated packets go next: gateways that are found out and followed, backends on the
+//! balancer's own segment, and interfaces that lead to reals.
+
+use katran::DropReason;
+use katran::Error;
+use katran::Gateway;
+use katran::MacAddr;
+use katran::NextHops;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::LabConfig;
+
+use crate::segment::Arrival;
+use crate::segment::BACKENDS;
+use crate::segment::Segment;
+use crate::segment::v4;
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+fn mac(text: &str) -> MacAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_gateway_is_found_out_and_followed() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto)
+    });
+    let right = MacAddr::new(site.lab.balancers[0].gateway_mac);
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vips = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
+    for vip in vips {
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+        site.new_connections(vip, 5);
+    }
+    assert_eq!(site.katran.gateway(), Gateway::Auto);
+    site::eventually("both gateways are known", || {
+        let hops = site.katran.next_hops();
+        hops.len() == 2 && hops.iter().all(|hop| hop.mac == Some(right))
+    });
+    assert_eq!(site.katran.gateway_mac(), right);
+    for hop in site.katran.next_hops() {
+        assert_eq!(hop.interface.as_deref(), Some("eth0"));
+        assert_eq!(hop.real, None);
+        assert!(hop.address.is_some());
+    }
+
+    // Another router at the gateway's address, as the neighbour tables have it; of each family alone.
+    let host = &site.lab.balancers[0].host;
+    let wrong = "02:00:00:00:00:77";
+    for (vip, gateway, other) in [
+        (vips[0], "10.0.0.1", vips[1]),
+        (vips[1], "2001:db8:b::1", vips[0]),
+    ] {
+        let set = |mac: MacAddr| {
+            let command = format!("neigh replace {gateway} lladdr {mac} nud permanent dev eth0");
+            host.ip(&command).unwrap();
+        };
+        let in_use = |katran: &katran::Katran| match vip.address().is_ipv4() {
+            true => katran.gateway_mac(),
+            false => katran.gateway_mac_v6(),
+        };
+        let mut connection = site::connect(&site.lab.client, vip);
+        connection.ask("who").unwrap();
+        set(mac(wrong));
+        site::eventually("the new address is in use", || {
+            in_use(&site.katran) == mac(wrong)
+        });
+        site::ask_in_vain(&mut connection);
+        site.new_connections(other, 3);
+        set(right);
+        site::eventually("the old address is in use", || {
+            in_use(&site.katran) == right
+        });
+        connection.ask("who").unwrap();
+    }
+    drop(servers);
+}
+
+#[test]
+fn a_router_that_changes_its_address_is_followed() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto)
+    });
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    site.new_connections(vip, 3);
+    // It announces its new address (a gratuitous ARP), as routers do when one takes over.
+    let router = &site.lab.router;
+    router.sysctl("net.ipv4.conf.bal0.arp_notify", 1).unwrap();
+    let new = "02:00:00:00:00:78";
+    router.ip(&format!("link set bal0 address {new}")).unwrap();
+    site::eventually("the new address is in use", || {
+        site.katran.gateway_mac() == mac(new)
+    });
+    site.new_connections(vip, 3);
+    drop(servers);
+}
+
+#[test]
+fn the_way_to_the_reals_is_followed_when_routes_change() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto)
+    });
+    let host = &site.lab.balancers[0].host;
+    let (vip, first) = (
+        Vip::tcp((site.lab.vip4(), PORT).into()),
+        mac("02:00:00:00:00:81"),
+    );
+    host.ip(&format!(
+        "neigh add 10.0.0.5 lladdr {first} nud permanent dev eth0"
+    ))
+    .unwrap();
+    let right = site.katran.gateway_mac();
+    // Behind another router than the default one.
+    host.ip("route add 198.51.100.0/24 via 10.0.0.5 dev eth0 onlink")
+        .unwrap();
+    site.katran.add_vip(vip, VipFlags::empty()).unwrap();
+    let real = katran::Real::new("198.51.100.1".parse().unwrap());
+    site.katran.add_real(vip, real).unwrap();
+    assert_eq!(site.katran.gateway_mac(), first);
+    host.ip("route del 198.51.100.0/24").unwrap();
+    site::eventually("the default route's router is in use", || {
+        site.katran.gateway_mac() == right
+    });
+}
+
+#[test]
+fn a_gateway_that_cannot_be_found_out_is_an_error() {
+    let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
+    let host = &network.lab.balancers[0].host;
+    host.ip("route del default").unwrap();
+    host.ip("-6 route del default").unwrap();
+    let attach = |katran: &mut katran::Katran| {
+        host.run(|| katran.attach("eth0", XdpMode::Native).unwrap_err())
+    };
+    let error = attach(&mut network.katran);
+    assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
+    assert!(error.to_string().contains("no default route"), "{error}");
+    host.ip("route add default via 10.0.0.9 dev eth0 onlink")
+        .unwrap();
+    let error = attach(&mut network.katran);
+    assert!(
+        error.to_string().contains("10.0.0.9 does not answer"),
+        "{error}"
+    );
+    assert!(network.katran.interfaces().is_empty());
+    assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
+
+    // With an address it works; and from there nothing is found out, so it stays.
+    let given = mac("02:00:00:00:00:90");
+    network.katran.set_gateway_mac(given).unwrap();
+    host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
+    let error = host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap_err());
+    assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
+    assert_eq!(network.katran.gateway(), Gateway::Mac(given));
+    assert_eq!(network.katran.gateway_mac(), given);
+}
+
+#[test]
+fn families_may_have_gateways_of_their_own() {
+    let mut site = Site::new(LabConfig::default());
+    let right = site.katran.gateway_mac();
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vips = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
+    for vip in vips {
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    }
+    let wrong = mac("02:00:00:00:00:99");
+    site.katran.set_gateway_mac_v6(Some(wrong)).unwrap();
+    assert_eq!(site.katran.gateway_mac_v6(), wrong);
+    site.new_connections(vips[0], 3);
+    site.katran.set_gateway_mac(wrong).unwrap();
+    site.katran.set_gateway_mac_v6(Some(right)).unwrap();
+    site.new_connections(vips[1], 3);
+    site.katran.set_gateway_mac(right).unwrap();
+    site.katran.set_gateway_mac_v6(None).unwrap();
+    assert_eq!(site.katran.gateway_mac_v6(), right);
+    for vip in vips {
+        site.new_connections(vip, 3);
+    }
+    let group = mac("01:00:00:00:00:01");
+    assert!(site.katran.set_gateway_mac_v6(Some(group)).is_err());
+    drop(servers);
+}
+
+#[test]
+fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
+    for gateway in [Gateway::Auto, Gateway::Mac(mac("02:00:00:00:00:99"))] {
+        let mut network = Segment::new(Arrival::Segment, |builder| {
+            builder.gateway(gateway).next_hops(NextHops::PerReal)
+        });
+        let balancer = &network.lab.balancers[0].host;
+        let attach = |katran: &mut katran::Katran| katran.attach("eth1", XdpMode::Native);
+        balancer.run(|| attach(&mut network.katran).unwrap());
+        let vips = network.serve();
+        network.check(&vips);
+        let hops = network.katran.next_hops();
+        assert_eq!(hops.len(), 2 * BACKENDS);
+        for hop in &hops {
+            assert_eq!(hop.address, hop.real, "no router in between");
+            assert_eq!(hop.interface.as_deref(), Some("eth1"));
+        }
+        let own = network.backends[0].ip("-br link show dev eth0").unwrap();
+        let first = hops.iter().find(|hop| hop.real == Some(v4(11).into()));
+        let first = first.unwrap().mac.unwrap().to_string();
+        assert!(own.contains(&first), "{own}: {first}");
+
+        // A real that is nowhere: dropped and counted, unless a router's address was given.
+        let nowhere = Vip::tcp((network.lab.vip4(), 81).into());
+        network.katran.add_vip(nowhere, VipFlags::empty()).unwrap();
+        let real = katran::Real::new(v4(77).into());
+        network.katran.add_real(nowhere, real).unwrap();
+        let flow = "192.0.2.9:1234".parse().unwrap();
+        let frame = crate::frame::syn(flow, site::service(nowhere));
+        let ran = network.katran.simulate(&frame).unwrap();
+        match gateway {
+            Gateway::Auto => assert_eq!(
+                ran.reason,
+                katran::Reason::Dropped(DropReason::NextHopUnknown)
+            ),
+            Gateway::Mac(mac) => assert_eq!(ran.frame[..6], mac.octets()),
+        }
+        network.katran.remove_vip(nowhere).unwrap();
+        assert_eq!(network.katran.next_hops().len(), 2 * BACKENDS);
+
+        // A server is replaced by another with the same address.
+        let backend = &network.backends[0];
+        backend.sysctl("net.ipv4.conf.eth0.arp_notify", 1).unwrap();
+        let new = "02:00:00:00:00:79";
+        backend.ip(&format!("link set eth0 address {new}")).unwrap();
+        site::eventually("the new address is in use", || {
+            let hops = network.katran.next_hops();
+            let mut first = hops.iter().filter(|hop| hop.real == Some(v4(11).into()));
+            first.next().unwrap().mac == Some(mac(new))
+        });
+        network.check(&vips[1..]);
+    }
+}
+
+#[test]
+fn packets_leave_by_the_interface_that_leads_to_the_real() {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let mut network = Segment::new(Arrival::OwnLink, |builder| {
+            builder.gateway(Gateway::Auto).next_hops(NextHops::Redirect)
+        });
+        let balancer = &network.lab.balancers[0].host;
+        balancer.run(|| network.katran.attach("eth0", mode).unwrap());
+        let vips = network.serve();
+        // Until then packets are dropped, for nobody has told where the reals are.
+        site::eventually("all next hops are known", || {
+            let hops = network.katran.next_hops();
+            hops.iter().all(|hop| hop.mac.is_some())
+        });
+        network.check(&vips);
+        let hops = network.katran.next_hops();
+        assert!(!hops.is_empty());
+        for hop in &hops {
+            assert_eq!(hop.interface.as_deref(), Some("eth1"));
+        }
+        let totals = network.katran.totals().unwrap();
+        assert!(totals.tx.packets > 0);
+        assert_eq!(
+            totals.drop.packets,
+            0,
+            "{:?}",
+            network.katran.drop_reasons()
+        );
+        // Also what comes in there: then it goes back out of the same interface.
+        let router = &network.lab.router;
+        let balancer = &network.lab.balancers[0].host;
+        balancer.run(|| network.katran.attach("eth1", mode).unwrap());
+        let vip = network.lab.vip4();
+        router
+            .ip(&format!("route replace {vip}/32 via {}", v4(2)))
+            .unwrap();
+        network.check(&vips[..1]);
+        assert_eq!(network.katran.totals().unwrap().drop.packets, 0);
+    }
+}

@@ -1,0 +1,146 @@
+//! Other features in a running balancer, under traffic: no packet is lost, no flow moves.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use katran::Error;
+use katran::Features;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::LabConfig;
+use katran_lab::UdpClient;
+
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+/// Every feature there is, one after the other, and with others.
+fn sets() -> Vec<Features> {
+    let default = Features::default();
+    vec![
+        default | Features::SOURCE_ROUTING,
+        default | Features::INLINE_DECAP | Features::GLOBAL_FLOW_TABLE,
+        Features::empty(),
+        default | Features::TCP_SERVER_ID | Features::INTROSPECTION,
+        Features::all().difference(Features::FLOW_DEBUG),
+        default,
+    ]
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_moves() {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let mut site = Site::with(LabConfig::default(), mode, |builder| builder);
+        let servers = (
+            site.lab.serve_tcp(PORT).unwrap(),
+            site.lab.serve_udp(PORT).unwrap(),
+        );
+        let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
+        let udp = Vip::udp((site.lab.vip6(), PORT).into());
+        // One of those whose packets go on in a second program.
+        let quic = Vip::udp((site.lab.vip4(), PORT).into());
+        for vip in [tcp, udp] {
+            site.add_service(vip, &site::reals(&site.lab, vip.address()));
+        }
+        site.katran.add_vip(quic, VipFlags::QUIC).unwrap();
+        for real in site::reals(&site.lab, quic.address()) {
+            site.katran.add_real(quic, katran::Real::new(real)).unwrap();
+        }
+        let mut connections: Vec<_> = (0..8)
+            .map(|_| {
+                let mut connection = site::connect(&site.lab.client, tcp);
+                let name = connection.ask("who").unwrap();
+                (connection, name)
+            })
+            .collect();
+        // Weights change: only the flow table knows where these belong.
+        let first = site::reals(&site.lab, tcp.address())[0];
+        site.katran
+            .add_real(tcp, katran::Real::new(first).weight(0))
+            .unwrap();
+        let before = site.katran.counters().unwrap();
+
+        let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+        let sockets: Vec<UdpClient> = [udp, quic]
+            .into_iter()
+            .map(|vip| site::udp(&site.lab.client, vip))
+            .collect();
+        thread::scope(|scope| {
+            for socket in &sockets {
+                scope.spawn(|| {
+                    let name = socket.ask(b"who").unwrap();
+                    while !stop.load(Ordering::Relaxed) {
+                        // A lost one is not sent again: there would be no answer.
+                        assert_eq!(socket.ask(b"who").unwrap(), name);
+                        answers.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for features in sets() {
+                let seen = answers.load(Ordering::Relaxed);
+                site.katran.reload(features).unwrap();
+                assert_eq!(site.katran.features(), features);
+                site::eventually("packets flow on", || {
+                    answers.load(Ordering::Relaxed) > seen + 100
+                });
+                for (connection, name) in &mut connections {
+                    assert_eq!(connection.ask("who").unwrap(), *name);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let after = site.katran.counters().unwrap();
+        assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
+        assert_eq!(
+            after.flow_table.misses,
+            before.flow_table.misses + 2,
+            "the two sockets"
+        );
+        let forwarded = after.totals.tx.packets - before.totals.tx.packets;
+        assert!(forwarded >= answers.load(Ordering::Relaxed));
+        // The new program is what a simulation runs, too.
+        let flow = "192.0.2.9:1234".parse().unwrap();
+        let ran = site
+            .katran
+            .simulate(&crate::frame::syn(flow, site::service(tcp)));
+        assert_eq!(ran.unwrap().vip, Some(tcp));
+        drop(servers);
+    }
+}
+
+#[test]
+fn what_is_in_use_cannot_be_switched_off() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.features(Features::SOURCE_ROUTING | Features::INLINE_DECAP)
+    });
+    let katran = &mut site.katran;
+    let (route, end) = ("192.0.2.0/24".parse().unwrap(), "10.9.9.9".parse().unwrap());
+    let real = "198.51.100.1".parse().unwrap();
+    katran.add_source_routes(&[route], real).unwrap();
+    katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+    let both = katran.features();
+    for less in [Features::SOURCE_ROUTING, Features::INLINE_DECAP] {
+        let error = katran.reload(less).unwrap_err();
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("remove them first"), "{error}");
+        assert_eq!(katran.features(), both);
+    }
+    assert!(katran.reload(both | Features::FLOW_DEBUG).is_err());
+    katran.clear_source_routes().unwrap();
+    katran.remove_decap(end).unwrap();
+    katran.reload(Features::default()).unwrap();
+    // Without the feature there is no such call; with it again, an empty table.
+    assert!(matches!(
+        katran.add_source_routes(&[route], real),
+        Err(Error::Unsupported { .. })
+    ));
+    katran.reload(both).unwrap();
+    assert_eq!(katran.source_route_count(), 0);
+    katran.add_source_routes(&[route], real).unwrap();
+    // What is kept keeps its entries.
+    katran.reload(both | Features::GLOBAL_FLOW_TABLE).unwrap();
+    assert_eq!(katran.source_route_count(), 1);
+}

@@ -1,0 +1,373 @@
+//! Several programs on one interface: a root program and its entries.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use katran::Decap;
+use katran::Error;
+use katran::Features;
+use katran::Katran;
+use katran::MacAddr;
+use katran::RootProgram;
+use katran::SharedEntries;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::site;
+use crate::site::PORT;
+
+/// A BPF file system of the test's own.
+struct Pins(PathBuf);
+
+impl Pins {
+    fn new() -> Self {
+        require_root();
+        Self(private_bpf_fs().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
+    /// What the test has pinned: the file system has some entries of its own, with dots.
+    fn list(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
+        names.sort();
+        names
+    }
+}
+
+/// A program of somebody else's that counts frames and hands them to the next entry.
+struct Foreign {
+    program: OwnedFd,
+    counter: OwnedFd,
+}
+
+impl Foreign {
+    fn new(entries: BorrowedFd<'_>, next: i32) -> Self {
+        let instruction = |code: u8, registers: u8, immediate: i32| libbpf_sys::bpf_insn {
+            code,
+            _bitfield_1: libbpf_sys::bpf_insn::new_bitfield_1(registers & 15, registers >> 4),
+            off: 0,
+            imm: immediate,
+            ..Default::default()
+        };
+        // SAFETY: takes numbers and a name; the results are descriptors that nobody else owns.
+        let counter = unsafe {
+            let fd = libbpf_sys::bpf_map_create(
+                libbpf_sys::BPF_MAP_TYPE_ARRAY,
+                c"frames".as_ptr(),
+                4,
+                8,
+                1,
+                std::ptr::null(),
+            );
+            assert!(fd >= 0);
+            OwnedFd::from_raw_fd(fd)
+        };
+        let load = 0x18; // BPF_LD | BPF_DW | BPF_IMM, two instructions
+        let program = [
+            instruction(0xbf, 6 | 1 << 4, 0),                   // r6 = r1
+            instruction(load, 1 | 2 << 4, counter.as_raw_fd()), // r1 = &counter[0]
+            instruction(0, 0, 0),
+            instruction(0xb7, 2, 1),                            // r2 = 1
+            instruction(0xdb, 1 | 2 << 4, 0),                   // lock *(u64 *)r1 += r2
+            instruction(0xbf, 1 | 6 << 4, 0),                   // r1 = r6
+            instruction(load, 2 | 1 << 4, entries.as_raw_fd()), // r2 = entries
+            instruction(0, 0, 0),
+            instruction(0xb7, 3, next), // r3 = next
+            instruction(0x85, 0, 12),   // tail call
+            instruction(0xb7, 0, 2),    // XDP_PASS
+            instruction(0x95, 0, 0),
+        ];
+        // As libbpf sets it; the kernel lets only programs of one kind into an array.
+        let mut options = libbpf_sys::bpf_prog_load_opts {
+            sz: std::mem::size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+            expected_attach_type: libbpf_sys::BPF_XDP,
+            ..Default::default()
+        };
+        // SAFETY: instructions and options outlive the call, and are as long as it says.
+        let program = unsafe {
+            let fd = libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_XDP,
+                c"foreign".as_ptr(),
+                c"MIT".as_ptr(),
+                program.as_ptr(),
+                program.len() as _,
+                &mut options,
+            );
+            assert!(fd >= 0, "{}", std::io::Error::from_raw_os_error(-fd));
+            OwnedFd::from_raw_fd(fd)
+        };
+        Self { program, counter }
+    }
+
+    fn frames(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        // SAFETY: key and value are as long as those of the map.
+        let found = unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.counter.as_raw_fd(),
+                std::ptr::from_ref(&key).cast(),
+                std::ptr::from_mut(&mut value).cast(),
+            )
+        };
+        assert_eq!(found, 0);
+        value
+    }
+}
+
+/// A lab with decapsulators, and a pinned root program on the balancer's interface, whose process has
+/// let go of it.
+fn network(pins: &Pins) -> (Lab, Vec<Decap>) {
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let decaps = site::decaps(&lab, XdpMode::Native);
+    let mut root = RootProgram::builder().load().unwrap();
+    let host = &lab.balancers[0].host;
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    root.pin(pins.path()).unwrap();
+    (lab, decaps)
+}
+
+fn balancer(lab: &Lab) -> Katran {
+    let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
+    let mut katran = site::small(gateway).load().unwrap();
+    for vip in [lab.vip4(), lab.vip6()] {
+        for service in [Vip::tcp((vip, PORT).into()), Vip::udp((vip, PORT).into())] {
+            site::add_service(&mut katran, service, &site::reals(lab, vip));
+        }
+    }
+    katran
+}
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show dev eth0").unwrap().contains("xdp")
+}
+
+fn names(entries: &SharedEntries) -> Vec<String> {
+    let programs = entries.programs().unwrap().into_iter();
+    let name = |program: Option<katran::EntryProgram>| program.map_or(String::new(), |of| of.name);
+    programs.map(name).collect()
+}
+
+fn connect(lab: &Lab, vip: std::net::IpAddr) {
+    let mut connection = site::connect(&lab.client, Vip::tcp((vip, PORT).into()));
+    connection.ask("who").unwrap();
+}
+
+#[test]
+fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
+    let pins = Pins::new();
+    let (lab, _decaps) = network(&pins);
+    let host = &lab.balancers[0].host;
+    let servers = lab.serve_tcp(PORT).unwrap();
+    assert!(has_xdp(host), "pinned");
+    assert_eq!(pins.list(), ["root", "root_eth0"]);
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    assert_eq!(names(&entries), ["", "", ""]);
+    // Nothing is set: the host itself is reached.
+    let ping = || {
+        let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
+        assert!(ping.is_ok(), "{ping:?}");
+    };
+    ping();
+
+    let foreign = Foreign::new(entries.as_fd(), 2);
+    entries.set(1, foreign.program.as_fd()).unwrap();
+    let mut katran = balancer(&lab);
+    katran.attach_shared(pins.path(), 2).unwrap();
+    assert_eq!(katran.shared_entries(), [(pins.path(), 2)]);
+    assert_eq!(names(&entries), ["", "foreign", "katran"]);
+    let before = (foreign.frames(), katran.totals().unwrap().total.packets);
+    for vip in [lab.vip4(), lab.vip6()] {
+        connect(&lab, vip);
+    }
+    let seen = foreign.frames() - before.0;
+    assert!(seen >= 8);
+    // Late packets of those connections may come between the two readings.
+    site::eventually("both programs have seen the same frames", || {
+        let ours = katran.totals().unwrap().total.packets - before.1;
+        foreign.frames() - before.0 == ours
+    });
+
+    // Other features are another program.
+    katran
+        .reload(Features::default() | Features::SOURCE_ROUTING)
+        .unwrap();
+    assert_eq!(names(&entries), ["", "foreign", "katran_full"]);
+    connect(&lab, lab.vip4());
+
+    drop(katran);
+    assert_eq!(names(&entries), ["", "foreign", ""]);
+    assert!(has_xdp(host));
+    ping();
+    assert!(foreign.frames() > before.0 + seen);
+    drop(entries);
+    RootProgram::remove(pins.path()).unwrap();
+    assert!(!has_xdp(host) && pins.list().is_empty());
+    drop(servers);
+}
+
+#[test]
+fn a_balancer_is_replaced_under_traffic() {
+    let pins = Pins::new();
+    let (lab, _decaps) = network(&pins);
+    let servers = (lab.serve_tcp(PORT).unwrap(), lab.serve_udp(PORT).unwrap());
+    let vip = Vip::udp((lab.vip4(), PORT).into());
+    let mut present = balancer(&lab);
+    present.attach_shared(pins.path(), 2).unwrap();
+    let mut connection = site::connect(&lab.client, Vip::tcp((lab.vip6(), PORT).into()));
+    let name = connection.ask("who").unwrap();
+    let socket = site::udp(&lab.client, vip);
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let name = socket.ask(b"who").unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                // A lost one is not sent again: there would be no answer.
+                assert_eq!(socket.ask(b"who").unwrap(), name);
+                answers.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..5 {
+            let seen = answers.load(Ordering::Relaxed);
+            let mut next = balancer(&lab);
+            next.attach_shared(pins.path(), 2).unwrap();
+            // The old one has lost the entry, and takes nothing with it.
+            present = next;
+            site::eventually("packets flow on", || {
+                answers.load(Ordering::Relaxed) > seen + 200
+            });
+            assert_eq!(connection.ask("who").unwrap(), name);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(present.totals().unwrap().drop.packets, 0);
+    present.detach_shared(pins.path()).unwrap();
+    assert!(matches!(
+        present.detach_shared(pins.path()),
+        Err(Error::NotFound { .. })
+    ));
+    RootProgram::remove(pins.path()).unwrap();
+    drop(servers);
+}
+
+#[test]
+fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
+    let pins = Pins::new();
+    let (lab, _decaps) = network(&pins);
+    let servers = lab.serve_tcp(PORT).unwrap();
+    let mut killed = balancer(&lab);
+    killed.attach_shared(pins.path(), 2).unwrap();
+    // It ends without a destructor; only its entry stays.
+    std::mem::forget(killed);
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    assert_eq!(names(&entries), ["", "", "katran"]);
+    connect(&lab, lab.vip4());
+    let mut katran = balancer(&lab);
+    katran.attach_shared(pins.path(), 2).unwrap();
+    connect(&lab, lab.vip4());
+    assert!(katran.totals().unwrap().tx.packets > 0);
+
+    let foreign = Foreign::new(entries.as_fd(), 2);
+    entries.set(0, foreign.program.as_fd()).unwrap();
+    let mut other = balancer(&lab);
+    let error = other.attach_shared(pins.path(), 0).unwrap_err();
+    assert!(matches!(error, Error::ForeignEntry { .. }), "{error}");
+    assert_eq!(names(&entries)[0], "foreign");
+    // Nor is the root itself replaced by one that wants the interface alone.
+    let host = &lab.balancers[0].host;
+    let error = host.run(|| other.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
+    connect(&lab, lab.vip6());
+
+    // Whoever has replaced our program keeps the entry.
+    entries.set(2, foreign.program.as_fd()).unwrap();
+    drop(katran);
+    assert_eq!(names(&entries)[2], "foreign");
+    entries.clear(2).unwrap();
+    entries.clear(2).unwrap();
+    assert_eq!(names(&entries)[2], "");
+    RootProgram::remove(pins.path()).unwrap();
+    drop(servers);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let pins = Pins::new();
+    let (lab, _decaps) = network(&pins);
+    let mut katran = balancer(&lab);
+    let invalid = |error: Error, part: &str| {
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    };
+    let error = katran.attach_shared(pins.0.join("none"), 2).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    invalid(
+        katran.attach_shared(pins.path(), 3).unwrap_err(),
+        "has 3 entries",
+    );
+    invalid(
+        katran
+            .attach_shared(pins.0.join("root_eth0"), 0)
+            .unwrap_err(),
+        "pinned program array",
+    );
+    katran.attach_shared(pins.path(), 2).unwrap();
+    let error = katran.attach_shared(pins.path(), 1).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    // Programs for frames in several buffers have no place beside others.
+    let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
+    let mut frags = site::small(gateway).frags(true).load().unwrap();
+    invalid(frags.attach_shared(pins.path(), 1).unwrap_err(), "frags");
+    assert!(frags.shared_entries().is_empty());
+
+    let mut root = RootProgram::builder()
+        .frags(true)
+        .entries(1)
+        .load()
+        .unwrap();
+    let error = root.pin(pins.path()).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    invalid(root.pin("/tmp/katran-root").unwrap_err(), "mount -t bpf");
+    invalid(root.pin(pins.0.join("a/b")).unwrap_err(), "No such file");
+    invalid(root.pin(pins.0.join("a.b")).unwrap_err(), "dots");
+    root.pin(pins.0.join("second")).unwrap();
+    assert!(root.pin(pins.0.join("third")).is_err());
+    frags.attach_shared(pins.0.join("second"), 0).unwrap();
+    assert!(RootProgram::builder().entries(0).load().is_err());
+    assert!(RootProgram::builder().entries(17).load().is_err());
+    drop(frags);
+    RootProgram::remove(pins.0.join("second")).unwrap();
+    assert!(RootProgram::remove(pins.0.join("second")).is_err());
+    drop(katran);
+    RootProgram::remove(pins.path()).unwrap();
+    assert!(pins.list().is_empty());
+
+    // One that is not pinned goes with its handle.
+    let host = &lab.balancers[0].host;
+    let mut root = RootProgram::builder().load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
+    assert!(has_xdp(host));
+    let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
+    assert!(ping.is_ok(), "{ping:?}");
+    assert!(root.passed().unwrap() > 0);
+    drop(root);
+    assert!(!has_xdp(host));
+}

@@ -1,0 +1,351 @@
+//! Events: which packets make one, what they hold, where they go, and what limits them.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod common;
+
+use std::fs;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use common::at;
+use common::bpf::lookup;
+use common::bpf::update;
+use common::frames::Packet;
+use common::frames::SYN;
+use common::ip;
+use common::serve;
+use katran::Error;
+use katran::Event;
+use katran::EventKind;
+use katran::Features;
+use katran::Flow;
+use katran::Katran;
+use katran::Monitor;
+use katran::MonitorOptions;
+use katran::ServerId;
+use katran::Verdict;
+use katran::VipFlags;
+use pcap_file::DataLink;
+use pcap_file::pcap::PcapReader;
+
+const TCP: &str = "203.0.113.1:80";
+const QUIC: &str = "203.0.113.2:443";
+
+fn load(features: Features) -> Katran {
+    let mut katran = common::load(common::builder().features(features));
+    let reals = ["198.51.100.1", "2001:db8:2::1"];
+    serve(
+        &mut katran,
+        &format!("{TCP}/tcp"),
+        VipFlags::empty(),
+        &reals,
+    );
+    serve(&mut katran, &format!("{QUIC}/udp"), VipFlags::QUIC, &reals);
+    katran
+}
+
+fn watched() -> Katran {
+    load(Features::default() | Features::INTROSPECTION)
+}
+
+fn listen(katran: &Katran, options: MonitorOptions) -> (Monitor, Receiver<Event>) {
+    let (sender, events) = mpsc::channel();
+    let monitor = katran
+        .monitor(options, move |event| sender.send(event.clone()).unwrap())
+        .unwrap();
+    (monitor, events)
+}
+
+fn tcp(client: u16) -> Packet {
+    Packet::new(Flow::tcp(at(&format!("192.0.2.7:{client}")), at(TCP)))
+}
+
+fn too_big() -> Vec<u8> {
+    tcp(7).payload(1600).frame()
+}
+
+/// A packet of a connection whose server has just gone: the id is known and names nobody.
+fn real_gone(katran: &mut Katran) -> Vec<u8> {
+    const ID: u32 = 0x123;
+    katran
+        .add_server_ids(&[ServerId::new(ID, ip("198.51.100.9"))])
+        .unwrap();
+    // The kernel's memory of the real is taken away under the library, as between the two stores
+    // of a removal.
+    let number = katran.real_index(ip("198.51.100.9")).unwrap().get() as usize;
+    let reals = katran.map_fd(".data.reals").unwrap();
+    let mut all = lookup(reals, &[0; 4]).unwrap();
+    all[number * 24 + 16..][..4].fill(0);
+    update(reals, &[0; 4], &all);
+    let mut payload = vec![0x40, 0x80];
+    payload.extend(&ID.to_be_bytes()[1..]);
+    payload.resize(20, 0x55);
+    let flow = Flow::udp(at("192.0.2.7:5000"), at(QUIC));
+    Packet::new(flow).data(&payload).frame()
+}
+
+#[test]
+fn each_event_comes_with_the_packet_that_made_it() {
+    let mut katran = watched();
+    let before = SystemTime::now();
+    let (monitor, events) = listen(&katran, MonitorOptions::new());
+    assert!(katran.is_monitored());
+    let gone = real_gone(&mut katran);
+    // A SYN, and what follows on a known flow, make none.
+    for frame in [tcp(1).flags(SYN).frame(), tcp(1).frame()] {
+        assert_eq!(katran.simulate(&frame).unwrap().verdict, Verdict::Tx);
+    }
+    let unknown = tcp(2).frame();
+    for (frame, verdict, kind) in [
+        (&unknown, Verdict::Tx, EventKind::TcpNonSynMiss),
+        (&too_big(), Verdict::Tx, EventKind::PacketTooBig),
+        (&gone, Verdict::Drop, EventKind::QuicRealGone),
+    ] {
+        let ran = katran.simulate(frame).unwrap();
+        assert_eq!(ran.verdict, verdict, "{kind}: {}", ran.reason);
+        let event = events.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(event.kind, kind);
+        assert_eq!(event.length as usize, frame.len());
+        // As it came in: nothing is wrapped or answered yet.
+        assert_eq!(event.packet, frame[..frame.len().min(128)]);
+        assert!(
+            event.time >= before - Duration::from_secs(1),
+            "{:?}",
+            event.time
+        );
+        assert!(event.time <= SystemTime::now() + Duration::from_secs(1));
+    }
+    let stats = monitor.stop();
+    assert_eq!((stats.delivered, stats.failure), (3, None));
+    assert!(!katran.is_monitored());
+    // Nobody listens any more.
+    katran.simulate(&tcp(3).frame()).unwrap();
+    let counters = katran.event_counters().unwrap();
+    assert_eq!(counters.tcp_non_syn_miss, 1);
+    assert_eq!(counters.packet_too_big, 1);
+    assert_eq!(counters.quic_real_gone, 1);
+    assert_eq!((counters.limited, counters.lost), (0, 0));
+    assert_eq!(events.try_iter().count(), 0);
+}
+
+#[test]
+fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
+    let katran = watched();
+    let options = MonitorOptions::new()
+        .events([EventKind::PacketTooBig])
+        .snap_length(40)
+        .packet_limit(2);
+    let monitor = katran.monitor_to_list(options, 10).unwrap();
+    katran.simulate(&tcp(2).frame()).unwrap();
+    for _ in 0..5 {
+        katran.simulate(&too_big()).unwrap();
+    }
+    let stats = wait(&monitor, |stats| stats.over_limit == 3);
+    assert_eq!(stats.delivered, 2);
+    let events = monitor.take();
+    assert_eq!(events.len(), 2);
+    for event in &events {
+        assert_eq!(event.kind, EventKind::PacketTooBig);
+        assert_eq!(event.packet, too_big()[..40]);
+        assert_eq!(event.length as usize, too_big().len());
+    }
+    assert!(monitor.take().is_empty());
+}
+
+fn wait(monitor: &Monitor, enough: impl Fn(&katran::MonitorStats) -> bool) -> katran::MonitorStats {
+    for _ in 0..1000 {
+        let stats = monitor.stats();
+        if enough(&stats) {
+            return stats;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{:?}", monitor.stats());
+}
+
+#[test]
+fn the_list_keeps_the_last_ones() {
+    let katran = watched();
+    let monitor = katran.monitor_to_list(MonitorOptions::new(), 2).unwrap();
+    for client in 1..=5 {
+        katran.simulate(&tcp(client).frame()).unwrap();
+    }
+    let stats = wait(&monitor, |stats| stats.delivered == 5);
+    assert_eq!(stats.overwritten, 3);
+    let events = monitor.take();
+    let kept: Vec<_> = events.iter().map(|event| event.packet.clone()).collect();
+    assert_eq!(kept, [tcp(4).frame(), tcp(5).frame()]);
+}
+
+#[test]
+fn the_rate_is_limited_in_the_kernel() {
+    let katran = watched();
+    let (monitor, events) = listen(&katran, MonitorOptions::new().rate_limit(3));
+    for client in 0..100 {
+        katran.simulate(&tcp(1000 + client).frame()).unwrap();
+    }
+    let counters = katran.event_counters().unwrap();
+    assert_eq!(counters.tcp_non_syn_miss + counters.limited, 100);
+    // Three of each second that it took, and of the one that had begun.
+    assert!(
+        (3..=30).contains(&counters.tcp_non_syn_miss),
+        "{counters:?}"
+    );
+    let stats = monitor.stop();
+    assert_eq!(stats.delivered, counters.tcp_non_syn_miss);
+    assert_eq!(events.iter().count() as u64, stats.delivered);
+    // All packets went their way.
+    assert_eq!(katran.totals().unwrap().tx.packets, 100);
+}
+
+#[test]
+fn events_beyond_the_buffer_are_counted_as_lost() {
+    let builder = common::builder()
+        .features(Features::default() | Features::INTROSPECTION)
+        .event_buffer(4096);
+    let mut katran = common::load(builder);
+    serve(
+        &mut katran,
+        &format!("{TCP}/tcp"),
+        VipFlags::empty(),
+        &["198.51.100.1"],
+    );
+    let (go, wait) = mpsc::channel::<()>();
+    let options = MonitorOptions::new().rate_limit(u32::MAX);
+    // A callback that does not return.
+    let monitor = katran
+        .monitor(options, move |_| {
+            let _ = wait.recv_timeout(Duration::from_secs(60));
+        })
+        .unwrap();
+    for client in 0..200 {
+        let ran = katran.simulate(&tcp(2000 + client).frame()).unwrap();
+        assert_eq!(ran.verdict, Verdict::Tx);
+    }
+    let counters = katran.event_counters().unwrap();
+    assert_eq!(counters.tcp_non_syn_miss + counters.lost, 200);
+    assert!(
+        (20..40).contains(&counters.tcp_non_syn_miss),
+        "{counters:?}"
+    );
+    drop(go);
+    assert_eq!(monitor.stop().delivered, counters.tcp_non_syn_miss);
+}
+
+/// A directory that goes with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("katran-{name}-{}", process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn events_are_written_to_a_file_for_each_kind() {
+    let katran = watched();
+    let scratch = Scratch::new("monitor");
+    let options = MonitorOptions::new().snap_length(64);
+    let monitor = katran.monitor_to_pcap(options.clone(), &scratch.0).unwrap();
+    let before = SystemTime::now();
+    for client in 1..=3 {
+        katran.simulate(&tcp(client).frame()).unwrap();
+    }
+    katran.simulate(&too_big()).unwrap();
+    let stats = wait(&monitor, |stats| stats.delivered == 4);
+    assert_eq!(stats.failure, None);
+    // What is there can be read while it goes on.
+    for (kind, frames) in [
+        (EventKind::TcpNonSynMiss, vec![tcp(1), tcp(2), tcp(3)]),
+        (EventKind::PacketTooBig, vec![tcp(7).payload(1600)]),
+        (EventKind::QuicRealGone, vec![]),
+    ] {
+        let path = scratch.0.join(format!("{kind}.pcap"));
+        let mut reader = PcapReader::new(File::open(path).unwrap()).unwrap();
+        assert_eq!(reader.header().datalink, DataLink::ETHERNET);
+        assert_eq!(reader.header().snaplen, 64);
+        for frame in frames {
+            let frame = frame.frame();
+            let packet = reader.next_raw_packet().unwrap().unwrap();
+            assert_eq!(packet.orig_len as usize, frame.len());
+            assert_eq!(packet.data[..], frame[..frame.len().min(64)]);
+            let since = Duration::new(packet.ts_sec.into(), packet.ts_frac);
+            let time = SystemTime::UNIX_EPOCH + since;
+            assert!(time + Duration::from_secs(1) >= before);
+        }
+        assert!(reader.next_raw_packet().is_none(), "{kind}");
+    }
+    monitor.stop();
+    // They are not written over.
+    let error = katran
+        .monitor_to_pcap(options.clone(), &scratch.0)
+        .unwrap_err();
+    assert!(matches!(error, Error::File { .. }), "{error}");
+    assert!(
+        error.to_string().contains("tcp_non_syn_miss.pcap"),
+        "{error}"
+    );
+    assert!(!katran.is_monitored());
+    // All files or none.
+    fs::remove_file(scratch.0.join("tcp_non_syn_miss.pcap")).unwrap();
+    assert!(katran.monitor_to_pcap(options, &scratch.0).is_err());
+    assert!(!scratch.0.join("tcp_non_syn_miss.pcap").exists());
+}
+
+#[test]
+fn one_monitor_at_a_time_and_only_with_the_feature() {
+    let mut katran = watched();
+    let (monitor, _events) = listen(&katran, MonitorOptions::new());
+    let error = katran
+        .monitor_to_list(MonitorOptions::new(), 1)
+        .unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    // Nor can the feature go while one listens.
+    let error = katran.reload(Features::default()).unwrap_err();
+    assert!(error.to_string().contains("stop it first"), "{error}");
+    // With other features it listens on.
+    let more = katran.features() | Features::SOURCE_ROUTING;
+    katran.reload(more).unwrap();
+    katran.simulate(&tcp(1).frame()).unwrap();
+    wait(&monitor, |stats| stats.delivered == 1);
+    drop(monitor);
+    let bad = MonitorOptions::new().rate_limit(0);
+    assert!(matches!(
+        katran.monitor_to_list(bad, 1),
+        Err(Error::InvalidConfig { .. })
+    ));
+    assert!(katran.monitor_to_list(MonitorOptions::new(), 0).is_err());
+    katran.reload(Features::default()).unwrap();
+    assert!(matches!(
+        katran.monitor_to_list(MonitorOptions::new(), 1),
+        Err(Error::Unsupported { .. })
+    ));
+}
+
+#[test]
+fn off_costs_nothing() {
+    let without = load(Features::default());
+    let with = watched();
+    let names = |katran: &Katran| katran.map_fd("events").is_some();
+    assert!(!names(&without) && names(&with));
+    // The attached program holds no trace of it.
+    let plain = without.program_size().unwrap();
+    let mut katran = load(Features::default());
+    katran.reload(Features::default()).unwrap();
+    assert_eq!(katran.program_size().unwrap(), plain);
+    assert!(with.program_size().unwrap() > plain);
+}
