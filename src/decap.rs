@@ -28,7 +28,6 @@ use crate::diagnose::Ours;
 use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
 use crate::environment;
-use crate::katran::into_io;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::next_hop::Requests;
@@ -37,6 +36,7 @@ use crate::skel::decap::types::decap_counters;
 use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
+use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
 use crate::types::check_host;
 

@@ -23,7 +23,6 @@ use crate::TcHook;
 use crate::Vip;
 use crate::attach::TcAttachments;
 use crate::config::Config;
-use crate::katran::into_io;
 use crate::maps::KernelCalls;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
@@ -35,6 +34,7 @@ use crate::skel::katran::types::encapsulation;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::object::VerifierLog;
+use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
 use crate::types::address_bytes;
 

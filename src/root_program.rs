@@ -20,13 +20,13 @@ use crate::SharedEntries;
 use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::environment;
-use crate::katran::into_io;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::skel::katran::types::root_constant;
 use crate::skel::root::RootSkelBuilder;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
+use crate::sys::object::into_io;
 use crate::sys::pin;
 
 /// Settings of a root program.

@@ -16,7 +16,6 @@ use nix::libc;
 use crate::Error;
 use crate::Result;
 use crate::environment;
-use crate::katran::into_io;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::skel::server_id::ServerIdSkelBuilder;
@@ -24,6 +23,7 @@ use crate::skel::server_id::types::server_id_counters;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::map::PerCpuArray;
+use crate::sys::object::into_io;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
 /// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it; connections go on

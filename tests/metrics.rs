@@ -392,6 +392,31 @@ fn documentation_lists_every_metric_and_every_counter() {
     exporter.end(SIGINT);
 }
 
+#[test]
+fn operations_guide_names_what_there_is() {
+    let guide = read("docs/operations.md");
+    let documented = read("docs/metrics.md");
+    let mut names = 0;
+    for part in guide.split('`') {
+        if part.starts_with("katran_") && !part.contains('/') {
+            assert!(documented.contains(&format!("| `{part}` |")), "{part}");
+            names += 1;
+        }
+    }
+    assert!(names >= 4, "{names}");
+    // Its configuration is one that can be read, checked, and written again.
+    let (_, rest) = guide.split_once("```toml\n").unwrap();
+    let (document, _) = rest.split_once("```").unwrap();
+    let state = katran::State::from_toml(document).unwrap();
+    assert_eq!(state.vips[0].reals.len(), 2);
+    let mut balancer = state.balancer.clone().unwrap();
+    // This machine may have fewer CPUs than that of the guide.
+    balancer.forwarding_cpus = None;
+    let mut here = state;
+    here.balancer = Some(balancer);
+    here.builder().unwrap().memory_estimate().unwrap();
+}
+
 /// Metrics in a query, each with the labels that are asked of it.
 fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -187,6 +187,16 @@ impl Katran {
 
     /// Goes back to `before`, as far as the kernel lets it.
     fn undo(&mut self, before: &State) {
+        // What a state does not say is left alone, so this would be.
+        let of_v6 = before
+            .balancer
+            .as_ref()
+            .and_then(|balancer| balancer.gateway_mac_v6);
+        if of_v6 != self.config.gateway_mac_v6
+            && let Err(error) = self.set_gateway_mac_v6(of_v6)
+        {
+            log::error!("cannot undo a change of a state that was applied in part: {error}");
+        }
         let back = match plan(&self.state(), before, self.limits()) {
             Ok(back) => back,
             Err(error) => {

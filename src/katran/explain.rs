@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::DropReason;
 use super::Katran;
-use super::load::ticks;
+use super::object::ticks;
 use crate::Error;
 use crate::Flow;
 use crate::Prefix;

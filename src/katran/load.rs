@@ -2,25 +2,24 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libbpf_rs::MapHandle;
-use libbpf_rs::OpenMapMut;
-use libbpf_rs::OpenProgramMut;
-use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 use nix::time::ClockId;
 
 use super::Katran;
+use super::object::flow_sets;
+use super::object::load_object;
+use super::object::open_object;
+use super::object::own;
+use super::object::size_feature_maps;
+use super::object::size_maps;
+use super::object::take_feature_maps;
 use crate::Builder;
-use crate::Encapsulation;
 use crate::Error;
 use crate::Features;
-use crate::FlowTableKind;
 use crate::NextHops;
 use crate::Result;
 use crate::config::Config;
@@ -31,58 +30,30 @@ use crate::config::flow_table_bytes;
 use crate::config::global_table_bytes;
 use crate::environment;
 use crate::healthcheck::HealthChecks;
-use crate::maps::FeatureMaps;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
-use crate::maps::FlowTableShape;
 use crate::maps::FlowTables;
-use crate::maps::GlobalFlowMaps;
 use crate::maps::HopCells;
-use crate::maps::LOG_LINES;
 use crate::maps::Live;
 use crate::maps::Maps;
 use crate::maps::RealCells;
 use crate::maps::RingStore;
 use crate::maps::ServerIdKeys;
 use crate::maps::ServerIdStore;
-use crate::maps::SourceRouteMaps;
 use crate::maps::VipCells;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::kernel_error;
 use crate::maps::mask;
-use crate::maps::max_chunks_in_surge;
-use crate::maps::max_server_id_chunks;
-use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::KatranMaps as KatranSkelMaps;
-use crate::skel::katran::KatranSkel;
-use crate::skel::katran::KatranSkelBuilder;
-use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::object::VerifierLog;
-
-/// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
-/// make room, while flows that send more often than this keep their entries.
-const NEW_FLOW_AGE: Duration = Duration::from_secs(5);
-
-const _: () = {
-    use types::feature;
-    assert!(Features::SOURCE_ROUTING.bits() == feature::FEATURE_SOURCE_ROUTING.0);
-    assert!(Features::INLINE_DECAP.bits() == feature::FEATURE_INLINE_DECAP.0);
-    assert!(Features::STRICT_DESTINATION.bits() == feature::FEATURE_STRICT_DESTINATION.0);
-    assert!(Features::ICMP_TOO_BIG.bits() == feature::FEATURE_ICMP_TOO_BIG.0);
-    assert!(Features::TCP_SERVER_ID.bits() == feature::FEATURE_TCP_SERVER_ID.0);
-    assert!(Features::UDP_STABLE_ROUTING.bits() == feature::FEATURE_UDP_STABLE_ROUTING.0);
-    assert!(Features::GLOBAL_FLOW_TABLE.bits() == feature::FEATURE_GLOBAL_FLOW_TABLE.0);
-    assert!(Features::LOCAL_DELIVERY.bits() == feature::FEATURE_LOCAL_DELIVERY.0);
-    assert!(Features::INTROSPECTION.bits() == feature::FEATURE_INTROSPECTION.0);
-};
+use crate::sys::object::into_io;
 
 /// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
 pub(super) struct Fixed {
@@ -209,73 +180,6 @@ fn available_or(needed: u64) -> Result<u64> {
     }
 }
 
-/// The object, with settings still to be made.
-pub(super) fn open_object(
-    storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
-) -> Result<OpenKatranSkel<'_>> {
-    KatranSkelBuilder::default()
-        .open(storage)
-        .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))
-}
-
-/// Loads the object, whose maps have their sizes, with the programs that `config` needs.
-pub(super) fn load_object<'a>(
-    mut open: OpenKatranSkel<'a>,
-    config: &Config,
-    fixed: &Fixed,
-    needed: u64,
-) -> Result<(Programs, KatranSkel<'a>)> {
-    set_constants(&mut open, config, fixed)?;
-    let mut flags = 0;
-    if config.frags {
-        flags |= libbpf_sys::BPF_F_XDP_HAS_FRAGS;
-    }
-    let full = needs_full(config);
-    let progs = &mut open.progs;
-    let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 11] = [
-        ("katran", &mut progs.katran, !full),
-        ("katran_explain", &mut progs.katran_explain, !full),
-        ("katran_full", &mut progs.katran_full, full),
-        ("katran_explain_full", &mut progs.katran_explain_full, full),
-        ("katran_ids", &mut progs.katran_ids, true),
-        ("katran_send", &mut progs.katran_send, true),
-        ("katran_special", &mut progs.katran_special, true),
-        (
-            "katran_explain_special",
-            &mut progs.katran_explain_special,
-            true,
-        ),
-        ("katran_untagged", &mut progs.katran_untagged, true),
-        (
-            "katran_explain_untagged",
-            &mut progs.katran_explain_untagged,
-            true,
-        ),
-        ("ticks", &mut progs.ticks, true),
-    ];
-    let logs = programs.map(|(name, program, wanted)| {
-        program.set_flags(flags);
-        program.set_autoload(wanted);
-        (name, VerifierLog::of(program))
-    });
-    let loaded = open.load();
-    let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
-    let (main, explainer) = match full {
-        false => (&skel.progs.katran, &skel.progs.katran_explain),
-        true => (&skel.progs.katran_full, &skel.progs.katran_explain_full),
-    };
-    let programs = || -> io::Result<_> {
-        Ok(Programs {
-            main: own(main)?,
-            explainer: own(explainer)?,
-            clock: own(&skel.progs.ticks)?,
-            special: own(&skel.maps.special_programs)?,
-        })
-    };
-    let programs = programs().map_err(|error| kernel_error("take over", "katran", error))?;
-    Ok((programs, skel))
-}
-
 /// All maps of a new balancer.
 fn take_over(
     from: &KatranSkelMaps<'_>,
@@ -332,46 +236,6 @@ fn take_over(
     })
 }
 
-/// The maps that only features have; of those that are off there are none.
-pub(super) fn take_feature_maps(
-    from: &KatranSkelMaps<'_>,
-    features: Features,
-    global_tables: Vec<(u32, Typed<types::flow_key, u32>)>,
-) -> io::Result<FeatureMaps> {
-    let mut maps = FeatureMaps::default();
-    if features.contains(Features::SOURCE_ROUTING) {
-        maps.source_routes = Some(SourceRouteMaps {
-            v4: Typed::new(own(&from.source_routes_v4)?)?,
-            v6: Typed::new(own(&from.source_routes_v6)?)?,
-        });
-    }
-    if features.contains(Features::GLOBAL_FLOW_TABLE) {
-        maps.global_flows = Some(GlobalFlowMaps {
-            of_cpus: global_tables,
-            fallback: Typed::new(own(&from.global_fallback)?)?,
-            outer: own(&from.global_flows)?,
-        });
-    }
-    if features.contains(Features::INLINE_DECAP) {
-        maps.decap_destinations = Some(Typed::new(own(&from.decap_destinations)?)?);
-    }
-    if features.contains(Features::INTROSPECTION) {
-        maps.events = Some(MapHandle::try_from(&from.events).map_err(into_io)?);
-    }
-    Ok(maps)
-}
-
-/// Whether the program must be the one with what few balancers need.
-fn needs_full(config: &Config) -> bool {
-    let rare = Features::SOURCE_ROUTING
-        | Features::INLINE_DECAP
-        | Features::TCP_SERVER_ID
-        | Features::INTROSPECTION;
-    config.features.intersects(rare)
-        || config.encapsulation != Encapsulation::Ipip
-        || config.next_hops != NextHops::Gateway
-}
-
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
 fn tick() -> Result<Duration> {
     let tick = ClockId::CLOCK_MONOTONIC_COARSE
@@ -383,19 +247,6 @@ fn tick() -> Result<Duration> {
             false => Ok(tick),
         });
     tick.map_err(|error| kernel_error("read the resolution of", "the coarse clock", error))
-}
-
-/// `time` in ticks, at least so long.
-pub(super) fn ticks(time: Duration, tick: Duration) -> u32 {
-    let ticks = time.as_nanos().div_ceil(tick.as_nanos());
-    // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
-    // 10 ms.
-    u32::try_from(ticks).unwrap_or(u32::MAX / 2)
-}
-
-/// Sets of each forwarding CPU's table, if it has sets.
-fn flow_sets(config: &Config) -> u32 {
-    FlowTableShape::new(config.flow_table, config.flows_per_cpu).max_entries
 }
 
 /// One table per forwarding CPU, on that CPU's node.
@@ -433,179 +284,8 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
     config.forwarding_cpus.iter().map(table).collect()
 }
 
-/// Lengths of the data sections. Those that are taken over from another object need theirs, too: libbpf
-/// maps them into memory, over whatever follows the length that it knows.
-pub(super) fn size_sections(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-) -> libbpf_rs::Result<()> {
-    let maps = &mut open.maps;
-    let reals = u32::from(config.max_reals) + 1;
-    let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
-    maps.data_vip_heads.set_value_size(vip_heads)?;
-    maps.data_vip_infos.set_value_size(vip_infos)?;
-    maps.data_reals
-        .set_value_size(reals * size_of::<types::real>() as u32)?;
-    if config.next_hops != NextHops::Gateway {
-        maps.data_hops
-            .set_value_size(reals * size_of::<u64>() as u32)?;
-    }
-    Ok(())
-}
-
-/// Sizes of the maps that only features use; what is off has none. Those of the features in `made`
-/// are there already.
-pub(super) fn size_feature_maps(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-    fixed: &Fixed,
-    global_tables: &[(u32, Typed<types::flow_key, u32>)],
-    made: Features,
-) -> libbpf_rs::Result<()> {
-    let maps = &mut open.maps;
-    let (routes, global, decap, events) = (
-        Features::SOURCE_ROUTING,
-        Features::GLOBAL_FLOW_TABLE,
-        Features::INLINE_DECAP,
-        Features::INTROSPECTION,
-    );
-    let cpus = fixed.possible_cpus;
-    let sizes: [(&mut OpenMapMut<'_>, Features, u32); 6] = [
-        (&mut maps.source_routes_v4, routes, config.max_source_routes),
-        (&mut maps.source_routes_v6, routes, config.max_source_routes),
-        (&mut maps.global_flows, global, cpus),
-        (&mut maps.global_fallback, global, FALLBACK_FLOWS),
-        (&mut maps.decap_destinations, decap, config.max_decap),
-        (&mut maps.events, events, config.event_buffer),
-    ];
-    for (map, feature, entries) in sizes {
-        if !config.features.contains(feature) {
-            map.set_autocreate(false)?;
-        } else if !made.contains(feature) {
-            map.set_max_entries(entries)?;
-        }
-    }
-    if !made.contains(global)
-        && let Some((_, table)) = global_tables.first()
-    {
-        maps.global_flows.set_inner_map_fd(table.as_fd())?;
-    }
-    Ok(())
-}
-
-fn size_maps(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-    cpus: u32,
-    inner: &InnerTables,
-) -> libbpf_rs::Result<()> {
-    size_sections(open, config)?;
-    let maps = &mut open.maps;
-    let vips = u32::from(config.max_vips);
-    let reals = u32::from(config.max_reals) + 1;
-    let sizes: [(&mut OpenMapMut<'_>, u32); 7] = [
-        (&mut maps.prefix_vips, vips),
-        (&mut maps.vip_counters, vips),
-        (&mut maps.real_counters, reals),
-        (&mut maps.rings, max_chunks_in_surge(vips)),
-        (&mut maps.flow_tables, cpus),
-        (&mut maps.down_reals, config.max_reals.into()),
-        (
-            &mut maps.server_ids,
-            2 * max_server_id_chunks(config.max_server_ids),
-        ),
-    ];
-    for (map, entries) in sizes {
-        map.set_max_entries(entries)?;
-    }
-    maps.rings.set_inner_map_fd(inner.first_chunk.as_fd())?;
-    // At least one CPU forwards, so there is a table to show the kernel.
-    if let Some((_, table)) = inner.flows.first() {
-        maps.flow_tables.set_inner_map_fd(table.as_fd())?;
-    }
-    let shape = FlowTableShape::new(config.flow_table, FALLBACK_FLOWS);
-    let fallback = &mut maps.fallback_flows;
-    fallback.set_type(shape.kind.into())?;
-    fallback.set_key_size(shape.key_size)?;
-    fallback.set_value_size(shape.value_size)?;
-    fallback.set_max_entries(shape.max_entries)?;
-    fallback.set_map_flags(shape.flags)
-}
-
-fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
-    let tick = fixed.tick;
-    let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
-        return Err(Error::Unsupported {
-            what: "the BPF object without constants".to_owned(),
-            reason: "it was not built by this crate's build script",
-        });
-    };
-    let (seed, seed_v6) = fixed.hasher.seeds();
-    constants.features = config.features.bits();
-    constants.max_frame = config.max_frame;
-    constants.ring_size = config.ring_size;
-    constants.hash_seed = seed;
-    constants.hash_seed_v6 = seed_v6;
-    constants.ticks_per_second = ticks(Duration::from_secs(1), tick);
-    constants.udp_timeout = ticks(config.udp_timeout, tick);
-    constants.flow_table_kind = match config.flow_table {
-        FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
-        FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
-    };
-    constants.flow_sets = flow_sets(config);
-    constants.flow_keys = fixed.flow_keys.keys();
-    constants.new_flow_age = ticks(NEW_FLOW_AGE, tick);
-    constants.max_vips = config.max_vips.into();
-    constants.max_reals = config.max_reals.into();
-    constants.vip_keys = fixed.vip_hash.keys();
-    constants.vip_shift = fixed.vip_hash.shift();
-    constants.flood_threshold = config.flood_threshold.into();
-    let [a, b, ..] = config.ipip_source_v4.octets();
-    constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);
-    let source_v6 = config.ipip_source_v6.octets();
-    for (word, bytes) in constants.ipip_source_v6.iter_mut().zip(source_v6.chunks(4)) {
-        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    constants.frags = config.frags.into();
-    constants.encapsulation = match config.encapsulation {
-        Encapsulation::Ipip => types::encapsulation::ENCAPSULATION_IPIP.0,
-        Encapsulation::Gue => types::encapsulation::ENCAPSULATION_GUE.0,
-    };
-    constants.gue_port = config.gue_port;
-    constants.server_id_key = fixed.server_id_keys.key;
-    constants.server_id_start = fixed.server_id_keys.start;
-    constants.server_id_chunks = max_server_id_chunks(config.max_server_ids);
-    constants.next_hops = (config.next_hops != NextHops::Gateway).into();
-    constants.redirect = (config.next_hops == NextHops::Redirect).into();
-    Ok(())
-}
-
-/// A descriptor of our own, so that libbpf's object can go.
-fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
-    of.as_fd().try_clone_to_owned()
-}
-
-/// The errno of a libbpf-rs error. It keeps the `io::Error` to itself, also as a source, and tells
-/// only some kinds apart; its text, however, is that of the `io::Error`, which names the errno.
-pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(inner) = source {
-        if let Some(errno) = errno_in(&inner.to_string()) {
-            return io::Error::from_raw_os_error(errno);
-        }
-        source = inner.source();
-    }
-    io::Error::other(error.to_string())
-}
-
-/// The number in `... (os error 12)`.
-fn errno_in(text: &str) -> Option<i32> {
-    let (_, rest) = text.rsplit_once("(os error ")?;
-    rest.strip_suffix(')')?.parse().ok()
-}
-
 /// The error for a map that the kernel refused to make.
-fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
+pub(super) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOMEM | libc::E2BIG) => Error::InsufficientMemory {
             what: format!("map {name}"),
@@ -613,46 +293,5 @@ fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
             available: environment::available_memory().unwrap_or(0),
         },
         _ => kernel_error("make the map", name, error),
-    }
-}
-
-/// The error for an object that did not load: a program's log says whether it was the verifier.
-fn load_error(logs: &[(&'static str, VerifierLog)], needed: u64, error: io::Error) -> Error {
-    let rejected = logs
-        .iter()
-        .map(|(program, log)| (*program, log.tail(LOG_LINES)))
-        .find(|(_, log)| !log.is_empty());
-    match rejected {
-        Some((program, log)) if !environment::is_unprivileged(&error) => Error::Verifier {
-            program,
-            log,
-            errno: error,
-        },
-        _ if error.raw_os_error() == Some(libc::ENOMEM) => map_error("unknown", needed, error),
-        _ => kernel_error("load", "katran", error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_errno_survives_libbpf_rs() {
-        use libbpf_rs::ErrorExt;
-        for errno in [
-            libc::EPERM,
-            libc::ENOSYS,
-            libc::ENOMEM,
-            libc::EBUSY,
-            libc::ENOSPC,
-        ] {
-            let error = libbpf_rs::Error::from_raw_os_error(errno);
-            assert_eq!(into_io(error).raw_os_error(), Some(errno));
-            let error = libbpf_rs::Error::from_raw_os_error(errno).context("while (os error)");
-            assert_eq!(into_io(error).raw_os_error(), Some(errno));
-        }
-        let error = libbpf_rs::Error::from(io::Error::other("no number"));
-        assert_eq!(into_io(error).raw_os_error(), None);
     }
 }

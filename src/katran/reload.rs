@@ -11,18 +11,18 @@ use super::Katran;
 use super::load::Programs;
 use super::load::check_memory_for;
 use super::load::global_tables;
-use super::load::into_io;
-use super::load::load_object;
-use super::load::open_object;
-use super::load::size_feature_maps;
-use super::load::size_sections;
-use super::load::take_feature_maps;
+use super::object::load_object;
+use super::object::open_object;
+use super::object::size_feature_maps;
+use super::object::size_sections;
+use super::object::take_feature_maps;
 use crate::Error;
 use crate::Features;
 use crate::Result;
 use crate::config::Config;
 use crate::maps::FeatureMaps;
 use crate::maps::kernel_error;
+use crate::sys::object::into_io;
 
 impl Katran {
     /// The features that are on.

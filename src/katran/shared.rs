@@ -18,6 +18,9 @@ impl Katran {
     /// that has died, as entries stay, or of one that is to be replaced. Then flows stay with their reals
     /// as far as rings are the same; tables and counters are the new balancer's.
     ///
+    /// To see whose program is in an entry takes `CAP_SYS_ADMIN`; without it every program there is a foreign
+    /// one.
+    ///
     /// Dropping the balancer empties the entry, unless another has taken it over.
     ///
     /// # Errors

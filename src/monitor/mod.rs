@@ -24,10 +24,10 @@ use nix::time::ClockId;
 
 use crate::Error;
 use crate::Result;
-use crate::katran::into_io;
 use crate::maps::Live;
 use crate::maps::kernel_error;
 use crate::skel::katran::types;
+use crate::sys::object::into_io;
 use pcap::Files;
 
 /// The most bytes of a packet that an event holds.

@@ -44,7 +44,7 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 /// Where packets for an address go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// The longest packets, if the route says; bytes.
+    /// The longest packets that others are asked to send, if the route says; bytes.
     pub(crate) mtu: Option<u32>,
     /// The index of the interface that they leave by.
     pub(crate) interface: u32,
@@ -305,18 +305,7 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         return None;
     }
     let mut route = Route {
-        mtu: message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Metrics(metrics) => {
-                    metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) => Some(*mtu),
-                        _ => None,
-                    })
-                }
-                _ => None,
-            }),
+        mtu: longest_packet(message),
         interface: 0,
         gateway: None,
         local: message.header.kind == RouteType::Local,
@@ -340,6 +329,27 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         route.gateway = gateway_of(attribute).or(route.gateway);
     }
     (route.interface != 0).then_some(route)
+}
+
+/// What the route says of the length of packets: by its MTU, or by the MSS that is announced to others.
+fn longest_packet(message: &RouteMessage) -> Option<u32> {
+    let headers = match message.header.address_family {
+        AddressFamily::Inet6 => 60,
+        _ => 40,
+    };
+    let metrics = message
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => Some(metrics),
+            _ => None,
+        });
+    let lengths = metrics.flatten().filter_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        RouteMetric::Advmss(mss) => Some(mss + headers),
+        _ => None,
+    });
+    lengths.min()
 }
 
 fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {

@@ -1,6 +1,7 @@
 //! What libbpf-rs does not offer of an opened object.
 
 use std::ffi::CStr;
+use std::io;
 
 use libbpf_rs::AsRawLibbpf;
 use libbpf_rs::OpenProgramMut;
@@ -36,5 +37,50 @@ impl VerifierLog {
             .unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// The errno of a libbpf-rs error. It keeps the `io::Error` to itself, also as a source, and tells
+/// only some kinds apart; its text, however, is that of the `io::Error`, which names the errno.
+pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = source {
+        if let Some(errno) = errno_in(&inner.to_string()) {
+            return io::Error::from_raw_os_error(errno);
+        }
+        source = inner.source();
+    }
+    io::Error::other(error.to_string())
+}
+
+/// The number in `... (os error 12)`.
+fn errno_in(text: &str) -> Option<i32> {
+    let (_, rest) = text.rsplit_once("(os error ")?;
+    rest.strip_suffix(')')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc;
+
+    use super::*;
+
+    #[test]
+    fn an_errno_survives_libbpf_rs() {
+        use libbpf_rs::ErrorExt;
+        for errno in [
+            libc::EPERM,
+            libc::ENOSYS,
+            libc::ENOMEM,
+            libc::EBUSY,
+            libc::ENOSPC,
+        ] {
+            let error = libbpf_rs::Error::from_raw_os_error(errno);
+            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+            let error = libbpf_rs::Error::from_raw_os_error(errno).context("while (os error)");
+            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+        }
+        let error = libbpf_rs::Error::from(io::Error::other("no number"));
+        assert_eq!(into_io(error).raw_os_error(), None);
     }
 }

@@ -343,6 +343,12 @@ fn troubles_of_a_backend_are_found() {
         "40 come around",
         "mtu 1460",
     );
+    // Clients are asked for shorter ones by the MSS.
+    for (gateway, family) in [("198.51.100.254", "-4"), ("2001:db8:2::ffff", "-6")] {
+        let route = format!("{family} route replace default via {gateway} dev eth0 advmss 1400");
+        backend.host.ip(&route).unwrap();
+    }
+    finds(&diagnose(), Severity::Ok, Subject::Mtu, "1460", "");
     backend
         .host
         .sysctl("net.ipv4.conf.eth0.arp_ignore", 1)

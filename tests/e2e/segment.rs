@@ -86,8 +86,8 @@ impl Segment {
             let last = 11 + index as u8;
             let backend = Host::new(format!("backend{index}")).unwrap();
             join(&backend, "eth0", &format!("backend{index}"), last);
-            for (gateway, lock) in [(IpAddr::from(v4(1)), ""), (IpAddr::from(v6(1)), "")] {
-                let route = format!("route add default via {gateway} mtu 1500{lock}");
+            for gateway in [IpAddr::from(v4(1)), v6(1).into()] {
+                let route = format!("route add default via {gateway} mtu 1500");
                 backend.ip(&route).unwrap();
             }
             for vip in &lab.vips {
