@@ -31,6 +31,7 @@ use crate::environment;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::next_hop::Requests;
+use crate::next_hop::Route;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
 use crate::skel::decap_tc::DecapTcSkelBuilder;
@@ -337,22 +338,21 @@ impl Decap {
             let route = requests.route(*vip).map_err(failed)?;
             of_host.push((*vip, route.is_some_and(|route| route.local)));
         }
-        let mut routes = Vec::new();
-        for v6 in [false, true] {
-            routes.extend(requests.default_route(v6).map_err(failed)?);
-        }
+        let [v4, v6] = [false, true].map(|v6| requests.default_routes(v6));
+        let (v4, v6) = (v4.map_err(failed)?, v6.map_err(failed)?);
+        let is_here = |route: &&Route| Some(route.interface) == facts.index;
         let of_both = |setting: &str| {
             let of = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/{setting}"));
             of("all").max(of(interface))
         };
-        let here = routes
-            .iter()
-            .filter(|route| Some(route.interface) == facts.index);
-        let route_mtu = here.clone().filter_map(|route| route.mtu).max();
+        let here = v4.iter().chain(&v6).filter(is_here);
+        let route_mtu = here.filter_map(|route| route.mtu).max();
         Ok(judge_backend(&Backend {
             rp_filter: of_both("rp_filter"),
-            default_route_here: here.count() == routes.len() && !routes.is_empty(),
+            way_back_here: v4.first().map(|route| is_here(&route)),
             arp_ignore: of_both("arp_ignore"),
+            arp_announce: of_both("arp_announce"),
+            gue: self.settings.gue_port != 0,
             vips: of_host,
             route_mtu: route_mtu.unwrap_or(facts.mtu),
             interface: facts,

@@ -148,7 +148,8 @@ pub enum Error {
     /// Another XDP program is attached to the interface; it was left alone.
     #[error(
         "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
-         not ours: detach it first (`ip link set dev {interface} xdp off`)"
+         not ours: stop the program that has attached it (`bpftool link` shows who; without a link: `ip \
+         link set dev {interface} xdp off`), or share the interface by a RootProgram"
     )]
     ForeignProgram {
         /// The interface.

@@ -72,7 +72,7 @@ pub(crate) enum MatchBy {
 pub(crate) struct HealthChecks {
     // Detached before the maps go.
     attachments: TcAttachments,
-    interface: String,
+    interface: Option<String>,
     priority: u16,
     hook: TcHook,
     limits: Limits,
@@ -92,18 +92,41 @@ pub(crate) struct HealthChecks {
     free: BTreeSet<u32>,
 }
 
+/// How many marks, matches and probes there can be.
 #[derive(Clone, Copy)]
-struct Limits {
+pub(crate) struct Limits {
     reals: usize,
     vips: usize,
 }
 
-impl HealthChecks {
-    /// Loads the program; `None` if the configuration names no interface for it.
-    pub(crate) fn load(config: &Config) -> Result<Option<Self>> {
-        let Some(interface) = config.healthcheck_interface.clone() else {
-            return Ok(None);
+impl Limits {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            reals: config.max_reals.into(),
+            vips: config.max_vips.into(),
+        }
+    }
+
+    /// Whether there is room for so many.
+    pub(crate) fn check(self, what: &'static str, count: usize) -> Result<()> {
+        let (limit, setting) = match what {
+            "probes" => (self.vips, "probes (max_vips)"),
+            "marks" => (self.reals, "marks (max_reals)"),
+            _ => (self.reals, "matches of probes (max_reals)"),
         };
+        match count > limit {
+            false => Ok(()),
+            true => Err(Error::Exhausted {
+                what: setting,
+                limit: limit as u64,
+            }),
+        }
+    }
+}
+
+impl HealthChecks {
+    /// Loads the program. Needs no interface and attaches nothing.
+    pub(crate) fn load(config: &Config) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
         let mut open = HealthcheckSkelBuilder::default()
             .open(&mut storage)
@@ -138,13 +161,10 @@ impl HealthChecks {
             let maps = &skel.maps;
             Ok(Self {
                 attachments: TcAttachments::default(),
-                interface,
+                interface: config.healthcheck_interface.clone(),
                 priority: config.healthcheck_priority,
                 hook: config.healthcheck_hook,
-                limits: Limits {
-                    reals: reals as usize,
-                    vips: vips as usize,
-                },
+                limits: Limits::of(config),
                 main: None,
                 by_route: config.next_hops == NextHops::Redirect,
                 program: own(skel.progs.healthcheck.as_fd())?,
@@ -167,17 +187,25 @@ impl HealthChecks {
         taken
             .cells
             .set_own_addresses(config.source_v4, config.source_v6);
-        Ok(Some(taken))
+        Ok(taken)
     }
 
     pub(crate) fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
-    /// Attaches to the interface of the configuration, in the calling thread's network namespace;
-    /// probes leave by `main`. Does nothing but to name `main` if it is attached.
+    /// Whether there is an interface to attach to.
+    pub(crate) fn has_interface(&self) -> bool {
+        self.interface.is_some()
+    }
+
+    /// Attaches to the interface of the configuration, if it names one, in the calling thread's network
+    /// namespace; probes leave by `main`. Does nothing but to name `main` if it is attached.
     pub(crate) fn attach(&mut self, main: Option<&str>) -> Result<()> {
-        let name = main.unwrap_or(&self.interface);
+        let Some(own) = &self.interface else {
+            return Ok(());
+        };
+        let name = main.unwrap_or(own);
         if self.attachment().is_some() && self.main.as_deref() == Some(name) {
             return Ok(());
         }
@@ -200,7 +228,7 @@ impl HealthChecks {
             self.attachments.attach(
                 self.program.as_fd(),
                 NAME,
-                &self.interface,
+                own,
                 (Direction::Egress, self.priority),
                 self.hook,
             )?;
@@ -228,22 +256,6 @@ impl HealthChecks {
         self.keys.keys().copied()
     }
 
-    /// Whether there is room for one more.
-    pub(crate) fn check_room(&self, what: &'static str, count: usize) -> Result<()> {
-        let (limit, setting) = match what {
-            "probes" => (self.limits.vips, "probes (max_vips)"),
-            "marks" => (self.limits.reals, "marks (max_reals)"),
-            _ => (self.limits.reals, "matches of probes (max_reals)"),
-        };
-        match count > limit {
-            false => Ok(()),
-            true => Err(Error::Exhausted {
-                what: setting,
-                limit: limit as u64,
-            }),
-        }
-    }
-
     fn real(&self, address: IpAddr) -> types::probe_real {
         let interface = match self.by_route {
             false => 0,
@@ -262,7 +274,8 @@ impl HealthChecks {
 
     pub(crate) fn set_mark(&mut self, kernel: &KernelCalls, mark: u32, real: IpAddr) -> Result<()> {
         let new = !self.marks.contains_key(&mark);
-        self.check_room("marks", self.marks.len() + usize::from(new))?;
+        self.limits
+            .check("marks", self.marks.len() + usize::from(new))?;
         let written = self.mark_map.update(&mark, &self.real(real));
         kernel.check("map a mark in", "marks", written)?;
         self.marks.insert(mark, real);
@@ -284,7 +297,8 @@ impl HealthChecks {
     ) -> Result<()> {
         let known = &self.matches[by as usize];
         let new = !known.contains_key(&address);
-        self.check_room("matches", known.len() + usize::from(new))?;
+        self.limits
+            .check("matches", known.len() + usize::from(new))?;
         let written = self.match_maps[by as usize].update(&match_key(address), &self.real(real));
         kernel.check("match probes in", map_name(by), written)?;
         self.matches[by as usize].insert(address, real);
@@ -311,7 +325,7 @@ impl HealthChecks {
     }
 
     pub(crate) fn register(&mut self, kernel: &KernelCalls, vip: Vip) -> Result<()> {
-        self.check_room("probes", self.keys.len() + 1)?;
+        self.limits.check("probes", self.keys.len() + 1)?;
         let Some(number) = self.free.first().copied() else {
             return Ok(());
         };

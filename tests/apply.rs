@@ -368,6 +368,7 @@ flow_table_size = 10000
 max_source_routes = 4
 max_decap = 2
 max_server_ids = 4
+source_v4 = "10.10.10.10"
 features = ["source-routing", "inline-decap", "tcp-server-id"]
 
 [[vip]]
@@ -401,6 +402,15 @@ mode = "inline"
 [[decap]]
 address = "2001:db8:d::1"
 mode = "egress"
+
+[[mark]]
+mark = 1000
+real = "198.51.100.1"
+
+[[probe]]
+address = "203.0.113.1"
+port = 443
+protocol = "tcp"
 "#;
 
 fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {

@@ -12,6 +12,7 @@ mod memory;
 mod validate;
 
 pub use builder::Builder;
+pub(crate) use cpus::Topology;
 pub use features::Features;
 pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;

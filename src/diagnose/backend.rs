@@ -15,9 +15,12 @@ pub(crate) struct Backend {
     pub(crate) interface: InterfaceFacts,
     /// The stricter one of the interface's and that of all.
     pub(crate) rp_filter: Option<i64>,
-    /// The default routes lead out of the interface.
-    pub(crate) default_route_here: bool,
+    /// The way back to clients, IPv4's default route, is by this interface; `None`: there is none.
+    pub(crate) way_back_here: Option<bool>,
     pub(crate) arp_ignore: Option<i64>,
+    pub(crate) arp_announce: Option<i64>,
+    /// GUE is stripped.
+    pub(crate) gue: bool,
     /// VIPs, and whether each is an address of this host.
     pub(crate) vips: Vec<(IpAddr, bool)>,
     /// The longest packets that clients are asked to send: the default route's MTU.
@@ -44,45 +47,57 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
     }
     offload(&facts.interface, &mut found);
     let mtu = facts.interface.mtu;
-    let needed = overhead(false, true);
-    match facts.route_mtu + needed <= mtu {
-        true => found.ok(
-            Subject::Mtu,
-            format!(
-                "{mtu}: room for clients' packets of {} bytes in a tunnel",
-                facts.route_mtu
-            ),
-        ),
-        false => {
+    for (gue, severe) in [(false, true), (true, false)] {
+        let needed = overhead(gue, true);
+        if gue && !facts.gue || !gue && facts.gue && facts.route_mtu + overhead(true, true) <= mtu {
+            continue;
+        }
+        let kind = if gue { "GUE" } else { "IP in IP" };
+        if facts.route_mtu + needed <= mtu {
             let message = format!(
-                "{mtu}: clients are asked for packets of up to {} bytes, and {needed} come around them",
+                "{mtu}: room for clients' packets of {} bytes in {kind}",
                 facts.route_mtu
             );
-            let advice = format!(
-                "ip link set {name} mtu {}; or ip route change default ... mtu {}",
-                facts.route_mtu + needed,
-                mtu.saturating_sub(needed)
-            );
-            found.warn(Subject::Mtu, message, advice);
+            found.ok(Subject::Mtu, message);
+            continue;
+        }
+        let message = format!(
+            "{mtu}: clients are asked for packets of up to {} bytes, and up to {needed} of {kind} come \
+             around them",
+            facts.route_mtu
+        );
+        let advice = format!(
+            "ip link set {name} mtu {}; or ip route change default ... advmss {}",
+            facts.route_mtu + needed,
+            mtu.saturating_sub(needed + 60)
+        );
+        match severe {
+            true => found.warn(Subject::Mtu, message, advice),
+            false => found.note(Subject::Mtu, message, advice),
         }
     }
-    let advice = format!(
-        "sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{name}.rp_filter=0 (or 2, loose)"
-    );
-    match (facts.rp_filter, facts.default_route_here) {
-        (Some(1), false) => found.problem(
-            Subject::ReversePathFilter,
+    let advice =
+        format!("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{name}.rp_filter=0");
+    let about = Subject::ReversePathFilter;
+    match (facts.rp_filter, facts.way_back_here) {
+        (Some(1), Some(true)) => found.note(
+            about,
+            format!("strict: packets of clients that are not reached by {name} are dropped"),
+            advice,
+        ),
+        (Some(1), Some(false)) => found.problem(
+            about,
             format!(
                 "strict, and the way back to clients is not by {name}: their packets are dropped"
             ),
             advice,
         ),
-        (Some(1), true) => found.note(
-            Subject::ReversePathFilter,
-            format!("strict: packets of clients that are not reached by {name} are dropped"),
-            advice,
+        (_, None) => found.problem(
+            about,
+            "there is no default route, so no way back to most clients",
+            "ip route add default via ...",
         ),
-        _ => found.ok(Subject::ReversePathFilter, "not strict"),
+        _ => found.ok(about, "not strict"),
     }
     for (vip, here) in &facts.vips {
         let bits = if vip.is_ipv4() { 32 } else { 128 };
@@ -101,10 +116,10 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
     if facts.vips.is_empty() {
         found.note(Subject::VipOnLoopback, "no VIPs were given to look for", "");
     }
-    match facts.arp_ignore {
-        Some(0) => found.note(
+    match (facts.arp_ignore, facts.arp_announce) {
+        (Some(0), _) | (_, Some(0 | 1)) => found.note(
             Subject::Arp,
-            format!("{name} answers ARP requests for addresses of lo"),
+            format!("{name} speaks by ARP of addresses of lo"),
             format!(
                 "if the router that holds the VIPs is on the same segment: sysctl -w \
                  net.ipv4.conf.{name}.arp_ignore=1 net.ipv4.conf.{name}.arp_announce=2"
@@ -140,8 +155,10 @@ mod tests {
                 ..InterfaceFacts::default()
             },
             rp_filter: Some(0),
-            default_route_here: true,
+            way_back_here: Some(true),
             arp_ignore: Some(1),
+            arp_announce: Some(2),
+            gue: false,
             vips: vec![([203, 0, 113, 1].into(), true)],
             route_mtu: 1500,
         }
@@ -151,7 +168,20 @@ mod tests {
     fn each_trouble_is_one_finding_with_advice() {
         assert_eq!(judge(&good()).worst(), Severity::Ok);
         type Change = fn(&mut Backend);
-        let cases: [(Change, Severity, Subject, &str); 7] = [
+        let cases: [(Change, Severity, Subject, &str); 10] = [
+            (|f| f.gue = true, Severity::Note, Subject::Mtu, "mtu 1548"),
+            (
+                |f| f.arp_announce = Some(0),
+                Severity::Note,
+                Subject::Arp,
+                "arp_announce=2",
+            ),
+            (
+                |f| f.way_back_here = None,
+                Severity::Problem,
+                Subject::ReversePathFilter,
+                "default via",
+            ),
             (
                 |f| f.interface.ours.xdp = None,
                 Severity::Note,
@@ -167,7 +197,7 @@ mod tests {
             (
                 |f| {
                     f.rp_filter = Some(1);
-                    f.default_route_here = false;
+                    f.way_back_here = Some(false);
                 },
                 Severity::Problem,
                 Subject::ReversePathFilter,
@@ -189,7 +219,7 @@ mod tests {
                 |f| f.interface.mtu = 1500,
                 Severity::Warning,
                 Subject::Mtu,
-                "mtu 1460",
+                "advmss 1400",
             ),
             (
                 |f| f.interface.up = false,

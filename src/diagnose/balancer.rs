@@ -14,6 +14,9 @@ use crate::XdpMode;
 /// drivers have room for.
 const NATIVE_MTU: u32 = 3498;
 
+/// The name of the root program.
+const ROOT: &str = "katran_root";
+
 /// All that is known of a balancer and of its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Balancer {
@@ -30,11 +33,16 @@ pub(crate) struct Balancer {
     pub(crate) sources: [bool; 2],
     /// The prefix that IPIP packets to IPv4 reals come from was left at its default.
     pub(crate) default_ipip_source: bool,
+    /// There are marks or matches of health checks, or an interface for them.
     pub(crate) healthchecks: bool,
+    /// Health checks are attached.
+    pub(crate) healthchecks_attached: bool,
     pub(crate) gateway: Gateway,
     pub(crate) gateway_v6: Option<MacAddr>,
     pub(crate) mode: NextHops,
     pub(crate) next_hops: Vec<NextHop>,
+    /// These are what the tables say without asking, as the balancer is not attached.
+    pub(crate) next_hops_previewed: bool,
     /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
     pub(crate) neighbours: Vec<MacAddr>,
     pub(crate) online_cpus: u32,
@@ -134,7 +142,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
          ethtool -L)"
             .to_owned()
     };
-    match (interface.ours.xdp, interface.program) {
+    match (interface.ours.xdp, &interface.program) {
         (Some(XdpMode::Generic), _) => {
             found.ok(Subject::Program, format!("attached to {name}"));
             let message = "generic: in the network stack, several times slower than native";
@@ -144,13 +152,36 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             found.ok(Subject::Program, format!("attached to {name}"));
             found.ok(Subject::Mode, mode.to_string());
         }
-        (None, _) if interface.ours.elsewhere => {
-            found.ok(Subject::Program, "an entry of a root program");
+        (None, Some(root)) if interface.ours.elsewhere && root.name == ROOT => {
+            found.ok(Subject::Program, "an entry of the root program there");
+            match root.mode {
+                XdpMode::Generic => {
+                    let message = "the root is in generic mode, several times slower than native";
+                    found.warn(Subject::Mode, message, why_not_native());
+                }
+                mode => found.ok(Subject::Mode, mode.to_string()),
+            }
         }
-        (None, Some(id)) => {
-            let message = format!("{name} runs XDP program {id}, which is not this balancer's");
+        (None, Some(other)) if other.name.starts_with("katran") => {
+            let what = if other.name == ROOT {
+                "root program"
+            } else {
+                "balancer"
+            };
+            let message = format!(
+                "{name} runs a {what} of another process, in {} mode",
+                other.mode
+            );
+            found.note(Subject::Program, message, "");
+        }
+        (None, Some(other)) => {
+            let message = format!(
+                "{name} runs XDP program {} ({}), which is not this balancer's",
+                other.id, other.name
+            );
             let advice = format!(
-                "detach it (ip link set dev {name} xdp off), or share the interface by a root program"
+                "stop the program that has attached it (bpftool link; without a link: ip link set dev \
+                 {name} xdp off), or share the interface by a root program"
             );
             found.problem(Subject::Program, message, advice);
         }
@@ -279,9 +310,13 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
 fn gateway(facts: &Balancer, found: &mut Diagnosis) {
     let advice = "ip route; ip neighbour; or set gateway_mac";
     if facts.gateway == Gateway::Auto || facts.mode != NextHops::Gateway {
-        if facts.next_hops.is_empty() {
-            let message = "is looked for when the balancer is attached";
-            return found.note(Subject::Gateway, message, "");
+        let none = facts.next_hops.is_empty();
+        if none && facts.mode == NextHops::Gateway {
+            let message = "no real is behind a router, and there is no default route";
+            return found.problem(Subject::Gateway, message, advice);
+        }
+        if none {
+            return found.ok(Subject::Gateway, "no reals, so no next hops");
         }
         let unknown: Vec<_> = facts
             .next_hops
@@ -292,11 +327,22 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
             let whom = hop
                 .real
                 .map_or("the gateway".to_owned(), |real| format!("real {real}"));
-            let message = match hop.address {
-                Some(address) => format!("{whom}: {address} does not answer"),
-                None => format!("{whom}: no route"),
-            };
-            found.problem(Subject::Gateway, message, advice);
+            match hop.address {
+                Some(address) if facts.next_hops_previewed => {
+                    let message =
+                        format!("{whom}: {address} is asked when the balancer is attached");
+                    found.note(
+                        Subject::Gateway,
+                        message,
+                        format!("ping {address} shows if it answers"),
+                    );
+                }
+                Some(address) => {
+                    let message = format!("{whom}: {address} does not answer");
+                    found.problem(Subject::Gateway, message, advice);
+                }
+                None => found.problem(Subject::Gateway, format!("{whom}: no route"), advice),
+            }
         }
         if unknown.is_empty() {
             let message = format!("{} next hops are known", facts.next_hops.len());
@@ -344,6 +390,12 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         let message = "packets to IPv4 reals come from 172.16.0.0/16, made up for each flow";
         let advice = "if the network filters by source: ipip_source_v4 with a /16 of your own";
         found.note(Subject::Source, message, advice);
+    }
+    if facts.healthchecks && !facts.healthchecks_attached && facts.interface.ours.xdp.is_some() {
+        fine = false;
+        let message =
+            "probes are not sent through the tunnel: the path of health checks is not attached";
+        found.warn(Subject::Source, message, "set healthcheck_interface");
     }
     if fine {
         found.ok(Subject::Source, "as far as needed");

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::diagnose::Ours;
+use crate::diagnose::Present;
 use crate::diagnose::Severity;
 
 fn good() -> Balancer {
@@ -18,7 +19,11 @@ fn good() -> Balancer {
             mtu: 1540,
             driver: Some("mlx5_core".to_owned()),
             native: Some(true),
-            program: Some(7),
+            program: Some(Present {
+                id: 7,
+                mode: XdpMode::Native,
+                name: "other".to_owned(),
+            }),
             receive_queues: Some(4),
             lro: Some(false),
             gro: Some(true),
@@ -35,10 +40,12 @@ fn good() -> Balancer {
         sources: [true, true],
         default_ipip_source: false,
         healthchecks: false,
+        healthchecks_attached: false,
         gateway: Gateway::Mac(mac),
         gateway_v6: None,
         mode: NextHops::Gateway,
         next_hops: Vec::new(),
+        next_hops_previewed: false,
         neighbours: vec![mac],
         online_cpus: 4,
         forwarding_cpus: 4,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 
 use nix::net::if_::if_nametoindex;
 
@@ -10,6 +11,7 @@ use crate::environment;
 use crate::next_hop::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
+use crate::sys::program;
 
 /// The driver takes XDP programs (linux/netdev.h).
 const XDP_ACT_BASIC: u64 = 1;
@@ -22,8 +24,17 @@ const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
 pub(crate) struct Ours {
     /// The XDP mode that we are attached in.
     pub(crate) xdp: Option<XdpMode>,
-    /// We are attached in another way: tc, or an entry of a root program.
+    /// We are attached in another way: at tc, or as an entry of some root program.
     pub(crate) elsewhere: bool,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Present {
+    pub(crate) id: u32,
+    pub(crate) mode: XdpMode,
+    /// Empty if the kernel does not tell.
+    pub(crate) name: String,
 }
 
 /// An interface as it is now; what cannot be found out is `None`.
@@ -37,8 +48,8 @@ pub(crate) struct InterfaceFacts {
     pub(crate) driver: Option<String>,
     /// The driver has native XDP.
     pub(crate) native: Option<bool>,
-    /// The number of an XDP program that is there.
-    pub(crate) program: Option<u32>,
+    /// An XDP program that is there.
+    pub(crate) program: Option<Present>,
     pub(crate) receive_queues: Option<u32>,
     pub(crate) lro: Option<bool>,
     pub(crate) gro: Option<bool>,
@@ -68,7 +79,16 @@ impl InterfaceFacts {
         facts.mtu = interface.mtu;
         if let Ok(present) = link::present(index) {
             let ids = [present.native, present.generic, present.offloaded];
-            facts.program = ids.into_iter().find(|id| *id != 0);
+            let modes = [XdpMode::Native, XdpMode::Generic, XdpMode::Offload];
+            let mut there = ids.into_iter().zip(modes);
+            facts.program = there.find(|(id, _)| *id != 0).map(|(id, mode)| Present {
+                id,
+                mode,
+                name: program::by_id(id)
+                    .and_then(|fd| program::info(fd.as_fd()))
+                    .map(|info| info.name)
+                    .unwrap_or_default(),
+            });
             facts.native = environment::is_at_least(TELLS_XDP_FEATURES)
                 .then_some(present.features & XDP_ACT_BASIC != 0);
         }

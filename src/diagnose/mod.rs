@@ -15,6 +15,8 @@ pub(crate) use balancer::Balancer;
 pub(crate) use balancer::judge as judge_balancer;
 pub(crate) use facts::InterfaceFacts;
 pub(crate) use facts::Ours;
+#[cfg(test)]
+pub(crate) use facts::Present;
 pub(crate) use facts::sysctl;
 
 /// How bad a finding is.
@@ -192,13 +194,14 @@ impl fmt::Display for Diagnosis {
                 .filter(|finding| finding.severity == severity)
                 .count()
         };
-        write!(
-            f,
-            "{} problems, {} warnings, {} notes",
-            count(Severity::Problem),
-            count(Severity::Warning),
-            count(Severity::Note)
-        )
+        let plural = |severity, one: &str| match count(severity) {
+            1 => format!("1 {one}"),
+            count => format!("{count} {one}s"),
+        };
+        let problems = plural(Severity::Problem, "problem");
+        let warnings = plural(Severity::Warning, "warning");
+        let notes = plural(Severity::Note, "note");
+        write!(f, "{problems}, {warnings}, {notes}")
     }
 }
 

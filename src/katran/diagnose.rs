@@ -7,7 +7,7 @@ use super::Katran;
 use crate::Diagnosis;
 use crate::Encapsulation;
 use crate::Result;
-use crate::XdpMode;
+use crate::config::Topology;
 use crate::diagnose::Balancer;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
@@ -16,6 +16,7 @@ use crate::diagnose::sysctl;
 use crate::environment;
 use crate::maps::kernel_error;
 use crate::next_hop::Requests;
+use crate::next_hop::preview;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
 const TELLING: [(DropReason, &str); 9] = [
@@ -69,16 +70,23 @@ impl Katran {
     /// ```
     pub fn diagnose(&self, interface: &str) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
-        let attached = self.attachments.list();
+        let mut attached = self.attachments.list();
         let xdp = attached
-            .filter(|attached| attached.interface == interface)
-            .map(|attached| attached.mode)
-            .next();
+            .find(|attached| attached.interface == interface)
+            .map(|attached| attached.mode);
         let ours = Ours {
-            xdp: xdp.filter(|mode| matches!(mode, XdpMode::Native | XdpMode::Generic)),
+            xdp,
             elsewhere: !self.shared.is_empty(),
         };
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
+        let previewed = self.watcher.is_none() && self.wanted().needs_watching();
+        let next_hops = match previewed {
+            true => {
+                let reals = self.table.reals().map(|(address, _)| address);
+                preview(self.wanted(), reals).map_err(failed)?
+            }
+            false => self.next_hops(),
+        };
         let neighbours = match facts.index {
             Some(index) => Requests::new()
                 .and_then(|mut requests| requests.neighbours(index))
@@ -110,13 +118,14 @@ impl Katran {
             sources: [false, true].map(|v6| self.source(v6).is_some()),
             default_ipip_source: config.ipip_source_v4.octets() == [172, 16, 0, 0],
             healthchecks: self.healthchecks.is_some(),
+            healthchecks_attached: self.healthcheck_attachment().is_some(),
             gateway: config.gateway,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
-            next_hops: self.next_hops(),
+            next_hops,
+            next_hops_previewed: previewed,
             neighbours,
-            online_cpus: std::thread::available_parallelism()
-                .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+            online_cpus: Topology::read()?.online.len() as u32,
             forwarding_cpus: config.forwarding_cpus.len() as u32,
             packets: flow_table.packets,
             fallback: flow_table.fallback,

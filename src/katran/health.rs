@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::Katran;
 use crate::Error;
@@ -14,7 +15,9 @@ use crate::State;
 use crate::TcAttachment;
 use crate::Vip;
 use crate::healthcheck::HealthChecks;
+use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
+use crate::maps::KernelCalls;
 use crate::state::Step;
 use crate::types::check_real;
 
@@ -22,10 +25,11 @@ impl Katran {
     /// Sends packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`, whatever their
     /// destination: a checker connects to the VIP and reaches that real.
     ///
-    /// The real need not belong to a VIP. A mark that is mapped already is led to the new real.
+    /// The real need not belong to a VIP. A mark that is mapped already is led to the new real. Nothing
+    /// is sent there before the path of health checks is attached, which takes
+    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface).
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface);
     /// [`Error::InvalidConfig`] if the mark is 0, which is no mark, or the balancer has no outer source
     /// address of the real's family; [`Error::InvalidAddress`]; [`Error::Exhausted`] beyond `max_reals`
     /// marks; [`Error::Kernel`].
@@ -40,7 +44,7 @@ impl Katran {
     /// Packets with this mark are left alone from now on.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Unsupported`]; [`Error::Kernel`].
+    /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
         let (checks, kernel) = self.health()?;
@@ -125,7 +129,7 @@ impl Katran {
     /// Stops counting probes to an address, port and protocol.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Unsupported`]; [`Error::Kernel`].
+    /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
     pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
         let (checks, kernel) = self.health()?;
@@ -159,7 +163,7 @@ impl Katran {
         })
     }
 
-    /// What health checks have done; all zero without an interface for them.
+    /// What health checks have done; all zero as long as there are none.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -172,7 +176,8 @@ impl Katran {
     }
 
     /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
-    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface).
+    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before
+    /// the first mark, match or probe.
     #[doc(alias = "getHealthcheckerProgFd")]
     pub fn healthcheck_program_fd(&self) -> Option<BorrowedFd<'_>> {
         self.healthchecks.as_ref().map(HealthChecks::program)
@@ -192,7 +197,10 @@ impl Katran {
     /// [`Error::Unsupported`] without an interface for them, or if it has no Ethernet address;
     /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`].
     pub fn attach_healthchecks(&mut self) -> Result<()> {
-        self.health()?;
+        let (checks, _) = self.health()?;
+        if !checks.has_interface() {
+            return Err(Self::no_healthchecks());
+        }
         self.follow_next_hops()?;
         let main = self.attachments.list().next();
         let main = main.map(|attachment| attachment.interface.clone());
@@ -247,21 +255,19 @@ impl Katran {
         if !touched {
             return Ok(());
         }
-        let Some(checks) = &self.healthchecks else {
-            return Err(Self::no_healthchecks());
-        };
+        let limits = Limits::of(&self.config);
         let matches = |by: fn(&ProbeMatch) -> bool| {
             let matches = wanted.probe_matches.iter();
             matches.filter(|state| by(&state.by)).count()
         };
-        checks.check_room("marks", wanted.marks.len())?;
+        limits.check("marks", wanted.marks.len())?;
         for by in [
             |by: &ProbeMatch| matches!(by, ProbeMatch::Destination(_)),
             |by: &ProbeMatch| matches!(by, ProbeMatch::Source(_)),
         ] {
-            checks.check_room("matches", matches(by))?;
+            limits.check("matches", matches(by))?;
         }
-        checks.check_room("probes", wanted.probes.len())
+        limits.check("probes", wanted.probes.len())
     }
 
     fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
@@ -287,16 +293,25 @@ impl Katran {
         matches.map(|(address, real)| (*address, *real)).collect()
     }
 
-    fn health(&mut self) -> Result<(&mut HealthChecks, &crate::maps::KernelCalls)> {
+    /// The path of health checks; it is loaded when it is first needed.
+    fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
+        if self.healthchecks.is_none() {
+            let checks = HealthChecks::load(&self.config)?;
+            if let Some(watcher) = &self.watcher {
+                watcher.set_probes(Arc::clone(&checks.cells));
+            }
+            self.healthchecks = Some(checks);
+            self.write_gateways(self.wanted());
+        }
         match &mut self.healthchecks {
             Some(checks) => Ok((checks, &self.kernel)),
             None => Err(Self::no_healthchecks()),
         }
     }
 
-    pub(super) fn no_healthchecks() -> Error {
+    fn no_healthchecks() -> Error {
         Error::Unsupported {
-            what: "a health check".to_owned(),
+            what: "attaching health checks".to_owned(),
             reason: "the balancer was loaded without an interface for them: set \
                      healthcheck_interface",
         }

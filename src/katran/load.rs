@@ -145,7 +145,10 @@ impl Builder {
             .map_err(|error| kernel_error("write the first", "counters", error))?;
         maps.live
             .set_own_addresses(config.source_v4, config.source_v6);
-        let healthchecks = HealthChecks::load(&config)?;
+        let healthchecks = match config.healthcheck_interface {
+            Some(_) => Some(HealthChecks::load(&config)?),
+            None => None,
+        };
         Ok(Katran::new(
             config,
             fixed,

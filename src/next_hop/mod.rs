@@ -30,11 +30,14 @@ use nix::sys::eventfd::EventFd;
 
 use crate::Error;
 use crate::MacAddr;
+use crate::NextHops;
 use crate::Result;
+use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
 
 use netlink::Notices;
 pub(crate) use netlink::Requests;
+pub(crate) use netlink::Route;
 
 pub(crate) use resolver::Cells;
 use resolver::Resolver;
@@ -62,6 +65,61 @@ pub struct NextHop {
     pub interface: Option<String>,
     /// The Ethernet address in use; `None`: not known, packets are dropped.
     pub mac: Option<MacAddr>,
+}
+
+/// What the tables say of next hops now, without asking any neighbour: what a balancer would begin with
+/// that is not attached yet.
+pub(crate) fn preview(
+    wanted: Wanted,
+    reals: impl IntoIterator<Item = IpAddr>,
+) -> io::Result<Vec<NextHop>> {
+    let mut requests = Requests::new()?;
+    let reals: Vec<_> = reals.into_iter().collect();
+    let mut found = Vec::new();
+    let mut add = |requests: &mut Requests, real, address: IpAddr, route: Option<Route>| {
+        let hop = match route {
+            Some(route) => {
+                let next = route.gateway.unwrap_or(address);
+                NextHop {
+                    real,
+                    address: Some(next),
+                    interface: requests.interface(route.interface)?.map(|of| of.name),
+                    mac: requests.neighbour(route.interface, next)?,
+                }
+            }
+            None => NextHop {
+                real,
+                address: None,
+                interface: None,
+                mac: None,
+            },
+        };
+        found.push(hop);
+        Ok::<(), io::Error>(())
+    };
+    if wanted.mode != NextHops::Gateway {
+        for real in reals {
+            let route = requests.route(real)?;
+            add(&mut requests, Some(real), real, route)?;
+        }
+        return Ok(found);
+    }
+    for v6 in [false, true] {
+        let mut route = None;
+        for real in reals.iter().filter(|real| real.is_ipv6() == v6) {
+            let of_real = requests.route(*real)?;
+            route = route.or(of_real.filter(|route| route.gateway.is_some()));
+        }
+        let route = match route {
+            Some(route) => Some(route),
+            None => requests.default_route(v6)?,
+        };
+        // A family without a way of its own takes the other's.
+        if let Some(gateway) = route.and_then(|route| route.gateway) {
+            add(&mut requests, None, gateway, route)?;
+        }
+    }
+    Ok(found)
 }
 
 /// Finds out next hops and follows them, until it is dropped.
@@ -174,6 +232,15 @@ impl Watcher {
         drop(
             self.shared
                 .ask(state, |resolver| resolver.set_wanted(wanted)),
+        );
+    }
+
+    /// The path of health checks reads gateways here, too.
+    pub(crate) fn set_probes(&self, probes: Arc<ProbeCells>) {
+        let state = self.shared.lock();
+        drop(
+            self.shared
+                .ask(state, |resolver| resolver.set_probes(probes)),
         );
     }
 

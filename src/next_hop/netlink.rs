@@ -146,10 +146,16 @@ impl Requests {
 
     /// The default route through a router; that with the lowest metric.
     pub(crate) fn default_route(&mut self, v6: bool) -> io::Result<Option<Route>> {
+        let routes = self.default_routes(v6)?;
+        Ok(routes.into_iter().find(|route| route.gateway.is_some()))
+    }
+
+    /// All default routes, also those without a router; that with the lowest metric is first.
+    pub(crate) fn default_routes(&mut self, v6: bool) -> io::Result<Vec<Route>> {
         let mut question = RouteMessage::default();
         question.header.address_family = family(v6);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
-        Ok(answers
+        let mut routes: Vec<_> = answers
             .iter()
             .filter_map(|answer| match answer {
                 RouteNetlinkMessage::NewRoute(route) => Some(route),
@@ -160,9 +166,9 @@ impl Requests {
                     && route.header.table == RouteHeader::RT_TABLE_MAIN
             })
             .filter_map(|route| Some((metric(route), route_of(route)?)))
-            .filter(|(_, route)| route.gateway.is_some())
-            .min_by_key(|(metric, _)| *metric)
-            .map(|(_, route)| route))
+            .collect();
+        routes.sort_by_key(|(metric, _)| *metric);
+        Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
     /// The Ethernet address of a neighbour, if the kernel knows it, however old.

@@ -96,6 +96,11 @@ impl Resolver {
         self.stale = true;
     }
 
+    pub(super) fn set_probes(&mut self, probes: Arc<ProbeCells>) {
+        self.cells.probes = Some(probes);
+        self.stale = true;
+    }
+
     /// Nothing is known of a new real; of one that is there already, nothing changes.
     pub(super) fn add(&mut self, number: u16, address: IpAddr) {
         if self.reals.insert(number, address) != Some(address) {

@@ -129,7 +129,21 @@ fn troubles_of_the_interface_are_found() {
         Severity::Problem,
         Subject::Program,
         "not this balancer's",
-        "xdp off",
+        "bpftool link",
+    );
+    // Another balancer is no trouble of this one's.
+    drop(other);
+    let gateway = katran::MacAddr::new(site.lab.balancers[0].gateway_mac);
+    let mut second = site::small(gateway).load().unwrap();
+    host.run(|| second.attach("eth0", XdpMode::Native).unwrap());
+    let found = diagnose(&site);
+    assert!(found.works(), "{found}");
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Program,
+        "a balancer of another process, in native mode",
+        "",
     );
 }
 
@@ -230,6 +244,38 @@ fn troubles_of_the_way_to_reals_are_found() {
     );
     drop(site);
 
+    // Without a way to the gateway: found before attaching, too.
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto)
+    });
+    site.katran.detach("eth0").unwrap();
+    drop(site.katran);
+    let gateway = katran::MacAddr::new(site.lab.balancers[0].gateway_mac);
+    let auto = site::small(gateway).gateway(Gateway::Auto).load().unwrap();
+    let host = &site.lab.balancers[0].host;
+    let found = host.run(|| auto.diagnose("eth0").unwrap());
+    assert!(found.works(), "{found}");
+    host.ip("neigh flush all").unwrap();
+    let found = host.run(|| auto.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Gateway,
+        "is asked when",
+        "ping 10.0.0.1",
+    );
+    host.ip("route del default").unwrap();
+    host.ip("-6 route del default").unwrap();
+    let found = host.run(|| auto.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Gateway,
+        "no default route",
+        "ip route",
+    );
+    drop(auto);
+
     // A real that is nowhere.
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::PerReal)
@@ -288,7 +334,7 @@ fn troubles_of_a_backend_are_found() {
         &found,
         Severity::Note,
         Subject::Arp,
-        "answers",
+        "speaks by ARP",
         "arp_ignore=1",
     );
 
@@ -304,8 +350,14 @@ fn troubles_of_a_backend_are_found() {
         "rp_filter=0",
     );
     backend.host.ip("route del default").unwrap();
+    finds(
+        &diagnose(),
+        Severity::Problem,
+        Subject::ReversePathFilter,
+        "no default route",
+        "default via",
+    );
     backend.host.ip("route add default dev lo").unwrap();
-    backend.host.ip("-6 route del default").unwrap();
     let found = diagnose();
     finds(
         &found,
@@ -340,8 +392,8 @@ fn troubles_of_a_backend_are_found() {
         &diagnose(),
         Severity::Warning,
         Subject::Mtu,
-        "40 come around",
-        "mtu 1460",
+        "of IP in IP come around",
+        "advmss 1400",
     );
     // Clients are asked for shorter ones by the MSS.
     for (gateway, family) in [("198.51.100.254", "-4"), ("2001:db8:2::ffff", "-6")] {
@@ -349,6 +401,10 @@ fn troubles_of_a_backend_are_found() {
         backend.host.ip(&route).unwrap();
     }
     finds(&diagnose(), Severity::Ok, Subject::Mtu, "1460", "");
+    backend
+        .host
+        .sysctl("net.ipv4.conf.eth0.arp_announce", 2)
+        .unwrap();
     backend
         .host
         .sysctl("net.ipv4.conf.eth0.arp_ignore", 1)

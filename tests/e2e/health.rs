@@ -292,14 +292,25 @@ fn what_cannot_be_is_refused() {
         .katran
         .set_source("10.0.0.2".parse().unwrap())
         .unwrap();
-    let error = plain.katran.map_mark(1, real).unwrap_err();
+    assert!(plain.katran.healthcheck_program_fd().is_none());
+    assert_eq!(counters(&plain.katran), HealthcheckCounters::default());
+    // It can be written down, but has no place to work.
+    plain.katran.map_mark(1, real).unwrap();
+    assert!(plain.katran.healthcheck_program_fd().is_some());
+    assert!(plain.katran.healthcheck_attachment().is_none());
+    let error = plain.katran.attach_healthchecks().unwrap_err();
     assert!(
         error.to_string().contains("set healthcheck_interface"),
         "{error}"
     );
-    assert!(plain.katran.attach_healthchecks().is_err());
-    assert!(plain.katran.healthcheck_program_fd().is_none());
-    assert_eq!(counters(&plain.katran), HealthcheckCounters::default());
+    let host = &plain.lab.balancers[0].host;
+    let found = host.run(|| plain.katran.diagnose("eth0").unwrap());
+    assert!(
+        found
+            .to_string()
+            .contains("path of health checks is not attached"),
+        "{found}"
+    );
     drop(plain);
 
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
