@@ -41,6 +41,10 @@ pub enum TcHook {
     Tcx,
     /// A filter of the clsact queueing discipline, which is made if there is none. For hosts whose other
     /// tc programs have to come first, by a lower number of priority.
+    ///
+    /// A process that is killed leaves the filter, and the discipline if it has made it. The next one takes
+    /// the filter over by the program's name, which does not tell the dead from the living: of two processes
+    /// at one place the second has it.
     Clsact,
 }
 
@@ -159,6 +163,11 @@ impl TcAttachments {
         let position = position.ok_or_else(|| Error::NotFound {
             what: format!("a tc attachment to {interface}"),
         })?;
+        if let Held::Filter(filter) = &self.attached[position].1 {
+            let undone = filter.undo();
+            undone.map_err(|error| kernel_error("remove the tc filter of", interface, error))?;
+        }
+        // Of a filter that is gone nothing is left to do.
         self.attached.remove(position);
         Ok(())
     }
@@ -197,13 +206,26 @@ impl Filter {
         let failed = |error| kernel_error("attach a tc filter to", interface, error);
         let namespace = File::open("/proc/thread-self/ns/net").map_err(failed)?;
         let program_id = program::info(program).map_err(failed)?.id;
-        let made_clsact = place
-            .make_clsact()
-            .map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?;
+        let mut requests = Requests::new().map_err(failed)?;
+        let made_clsact = match requests.clsact(place.index).map_err(failed)? {
+            None => place
+                .make_clsact()
+                .map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?,
+            Some(true) => false,
+            Some(false) => {
+                return Err(Error::Unsupported {
+                    what: format!("a clsact filter on {interface}"),
+                    reason: "an ingress qdisc has its place: remove that (`tc qdisc del dev ... \
+                             ingress`), or use TcHook::Tcx",
+                });
+            }
+        };
+        // An empty one has nothing to ask for.
+        let has_filters = !made_clsact && requests.has_tc_filters(place.index).map_err(failed)?;
         let attach = || {
-            let present = match made_clsact {
-                true => None,
-                false => place.present().map_err(failed)?,
+            let present = match has_filters {
+                false => None,
+                true => place.present().map_err(failed)?,
             };
             let of_ours = present.map(|id| name_of(id) == name);
             if let (Some(program_id), Some(false)) = (present, of_ours) {
@@ -235,8 +257,10 @@ impl Filter {
 
     /// Undoes the attachment; to be called in its namespace.
     fn remove(&self) -> io::Result<()> {
-        // Another process may have taken it over.
-        if self.place.present()? != Some(self.program_id) {
+        // It may have been removed, or another process have taken it over.
+        if !Requests::new()?.has_tc_filters(self.place.index)?
+            || self.place.present()? != Some(self.program_id)
+        {
             return Ok(());
         }
         self.place.detach()?;
@@ -253,8 +277,9 @@ impl Filter {
     }
 }
 
-impl Drop for Filter {
-    fn drop(&mut self) {
+impl Filter {
+    /// Undoes the attachment, wherever the caller is; an interface that is gone has none.
+    fn undo(&self) -> io::Result<()> {
         let removed = self.is_here().and_then(|is_here| match is_here {
             true => self.remove(),
             // On a thread of its own: the caller's stays where it is.
@@ -269,9 +294,16 @@ impl Drop for Filter {
                     .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
             }),
         });
-        if let Err(error) = removed
-            && error.raw_os_error() != Some(libc::ENODEV)
-        {
+        match removed {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
             log::warn!("a tc filter of ours stays: {error}");
         }
     }

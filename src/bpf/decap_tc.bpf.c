@@ -26,6 +26,10 @@ static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __at
 	/* Segments stay as long as they were: it is not their headers that go. */
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
+	/* GUE packets that the kernel has merged behind one outer header (ethtool's
+	 * rx-udp-gro-forwarding) cannot be taken apart here, and the stack would lose them silently. */
+	if (inner->gue && skb->gso_size)
+		return false;
 	if (inner->v6 != outer_v6)
 		flags |= inner->v6 ? DECAP_TO_IPV6 : DECAP_TO_IPV4;
 	if (bpf_skb_adjust_room(skb, -(__s32)inner->outer_bytes, BPF_ADJ_ROOM_MAC, flags))

@@ -29,6 +29,7 @@ use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::route::RouteMetric;
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::route::RouteVia;
+use netlink_packet_route::tc::TcAttribute;
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::tc::TcMessage;
 use netlink_sys::Socket;
@@ -233,6 +234,28 @@ impl Requests {
 }
 
 impl Requests {
+    /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
+    pub(crate) fn clsact(&mut self, index: u32) -> io::Result<Option<bool>> {
+        let mut question = TcMessage::default();
+        question.header.index = index as i32;
+        let question = RouteNetlinkMessage::GetQueueDiscipline(question);
+        let answers = self.ask(question, NLM_F_DUMP)?;
+        let disciplines = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
+            _ => None,
+        });
+        let mut there = disciplines.filter(|message| {
+            message.header.index == index as i32 && message.header.parent == TcHandle::CLSACT
+        });
+        Ok(there.next().map(|message| {
+            let mut attributes = message.attributes.iter();
+            attributes.any(|attribute| match attribute {
+                TcAttribute::Kind(kind) => kind == "clsact",
+                _ => false,
+            })
+        }))
+    }
+
     /// Whether an interface's clsact queueing discipline has any filters.
     pub(crate) fn has_tc_filters(&mut self, index: u32) -> io::Result<bool> {
         for direction in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {

@@ -39,6 +39,7 @@ fn connections_work_in_all_mixes_of_families() {
         (TcHook::Tcx, Encapsulation::Ipip),
         (TcHook::Clsact, Encapsulation::Ipip),
         (TcHook::Tcx, Encapsulation::Gue),
+        (TcHook::Clsact, Encapsulation::Gue),
     ] {
         let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
             builder
@@ -95,6 +96,7 @@ fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
         backend.host.tool("ethtool", "-K eth0 gro on").unwrap();
     }
     let server = site.lab.serve_tcp(PORT).unwrap();
+    let (mut frames, mut packets) = (0, 0);
     for vip in [site.lab.vip4(), site.lab.vip6()] {
         for like in [site.lab.vip4(), site.lab.vip6()] {
             let service = Vip::tcp((vip, PORT).into());
@@ -106,10 +108,62 @@ fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
                 let answer = connection.ask(&line).unwrap();
                 assert!(answer.starts_with("backend"), "{answer}");
             }
+            packets += site.katran.vip_counters(service).unwrap().forwarded.packets;
             site.katran.remove_vip(service).unwrap();
         }
     }
+    for decap in &site.decaps {
+        let counters = decap.counters().unwrap();
+        frames += counters.ipip_v4 + counters.ipip_v6;
+        assert_eq!(counters.drop_head, 0);
+    }
+    // So they were merged.
+    assert!(frames < packets / 2, "{packets} packets in {frames} frames");
     drop(server);
+}
+
+#[test]
+fn merged_gue_packets_are_not_lost_silently() {
+    let mut site = Site::with(
+        LabConfig {
+            backends: 1,
+            ..LabConfig::default()
+        },
+        XdpMode::Native,
+        |builder| {
+            builder
+                .encapsulation(Encapsulation::Gue)
+                .source_v4("10.0.0.2".parse().unwrap())
+        },
+    );
+    to_tc(&mut site, TcHook::Tcx);
+    let servers = site.lab.serve_udp(PORT).unwrap();
+    let vip = Vip::udp((site.lab.vip4(), PORT).into());
+    site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    let backend = &site.lab.backends[0].host;
+    let to = site::service(vip);
+    let burst = |socket: &std::net::UdpSocket| {
+        for _ in 0..64 {
+            socket.send_to(b"0123456789", to).unwrap();
+        }
+    };
+    let socket = site
+        .lab
+        .client
+        .run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    // Without merging all arrive.
+    backend.tool("ethtool", "-K eth0 gro on").unwrap();
+    burst(&socket);
+    site::eventually("all arrive", || servers[0].received() == 64);
+    assert_eq!(site.decaps[0].counters().unwrap().drop_head, 0);
+    backend
+        .tool("ethtool", "-K eth0 rx-udp-gro-forwarding on")
+        .unwrap();
+    site::eventually("merged packets are counted", || {
+        burst(&socket);
+        site.decaps[0].counters().unwrap().drop_head > 0
+    });
+    drop(servers);
 }
 
 #[test]

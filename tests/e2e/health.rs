@@ -417,6 +417,14 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     drop(other);
     assert!(filters(host).is_empty());
 
+    // Another discipline has clsact's place.
+    host.tool("tc", "qdisc del dev eth0 clsact").unwrap();
+    host.tool("tc", "qdisc add dev eth0 ingress").unwrap();
+    let error = host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(error.to_string().contains("ingress qdisc"), "{error}");
+    host.tool("tc", "qdisc del dev eth0 ingress").unwrap();
+    host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
+
     foreign_filter(host);
     let before = filters(host);
     assert!(before.contains("pref 2307"), "{before}");
