@@ -84,8 +84,11 @@ fn run_with(
     Ran { verdict, frame }
 }
 
-/// `C`: what programs of this type are given.
-fn run_raw<C>(program: BorrowedFd<'_>, bytes: &[u8], context: Option<&mut C>) -> (u32, Vec<u8>) {
+fn run_raw(
+    program: BorrowedFd<'_>,
+    bytes: &[u8],
+    context: Option<&mut libbpf_sys::xdp_md>,
+) -> (u32, Vec<u8>) {
     let mut out = vec![0; bytes.len() + 512];
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: mem::size_of::<libbpf_sys::bpf_test_run_opts>() as _,
