@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
+use nix::libc;
 
 use crate::Attachment;
 use crate::Error;
@@ -24,10 +25,13 @@ use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::skel::katran::types::root_constant;
 use crate::skel::root::RootSkelBuilder;
+use crate::sys::link::Link;
+use crate::sys::link::PinnedXdp;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::pin;
+use crate::sys::program;
 
 /// Settings of a root program.
 #[derive(Clone, Debug)]
@@ -223,33 +227,32 @@ impl RootProgram {
         Ok(())
     }
 
-    /// Removes a pinned root program, whoever has pinned it: from its interfaces, and the array, unless
-    /// another process still has it open. Programs in it end with it.
+    /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and removes
+    /// the pins of its attachments and of its array. Programs in it end with it, unless another process
+    /// still has the array open. Other pins are left alone, whatever their names.
+    ///
+    /// To see whose program an attachment has takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::File`].
+    /// [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. Nothing was removed then, but for a
+    /// file that could not be.
     pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        drop(SharedEntries::open(path)?);
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |error| Error::File {
+        let array = SharedEntries::open(path)?;
+        let unlink = |path: &Path| {
+            fs::remove_file(path).map_err(|error| Error::File {
                 operation: "remove",
-                path,
+                path: path.to_owned(),
                 error,
-            }
+            })
         };
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!("{name}_");
-        for entry in fs::read_dir(directory).map_err(failed(directory))? {
-            let entry = entry.map_err(failed(directory))?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
-            }
+        // Unlinking alone would leave the detaching to the kernel, which does it later.
+        for (pin, attachment) in pinned_attachments(path, array.id())? {
+            drop(Link::from(attachment));
+            unlink(&pin)?;
         }
-        fs::remove_file(path).map_err(failed(path))
+        unlink(path)
     }
 }
 
@@ -277,11 +280,54 @@ fn link_path(path: &Path, interface: &str) -> PathBuf {
     path.into()
 }
 
-fn check_directory(path: &Path) -> Result<()> {
-    let directory = match path.parent() {
+/// The pinned attachments of the root program that uses the array with this number, pinned at `path`.
+fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp)>> {
+    let directory = directory_of(path);
+    let unreadable = |error| Error::File {
+        operation: "list",
+        path: directory.to_owned(),
+        error,
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!("{name}_");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let named = entry.file_name().to_string_lossy().starts_with(&prefix);
+        if !named || !entry.file_type().map_err(unreadable)?.is_file() {
+            continue;
+        }
+        let pin = entry.path();
+        let text = pin.display().to_string();
+        let attachment = PinnedXdp::open(&pin);
+        let attachment = attachment.map_err(|error| kernel_error("open", &text, error))?;
+        let Some(attachment) = attachment else {
+            continue;
+        };
+        let maps = program::by_id(attachment.program).and_then(|fd| program::maps(fd.as_fd()));
+        let maps = maps.map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => Error::Privilege {
+                operation: "see whose program an attachment has",
+                missing: "CAP_SYS_ADMIN".to_owned(),
+            },
+            _ => kernel_error("ask about the program of", &text, error),
+        })?;
+        if maps.contains(&array) {
+            found.push((pin, attachment));
+        }
+    }
+    Ok(found)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
-    };
+    }
+}
+
+fn check_directory(path: &Path) -> Result<()> {
+    let directory = directory_of(path);
     let reason = match pin::is_bpf_fs(directory) {
         Ok(true)
             if !path

@@ -133,6 +133,11 @@ impl SharedEntries {
         cleared.map_err(|error| self.error("empty an entry of", error))
     }
 
+    /// The kernel's number of the array.
+    pub(crate) fn id(&self) -> u32 {
+        self.array.id()
+    }
+
     fn check(&self, position: u32) -> Result<()> {
         match position < self.count() {
             true => Ok(()),

@@ -5,12 +5,15 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use super::check;
+use super::fdinfo::FdInfo;
 
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -53,8 +56,8 @@ impl Link {
 
 impl Link {
     /// Pins the attachment at a path: it stays when its descriptors are closed.
-    pub(crate) fn pin(&self, path: &std::path::Path) -> io::Result<()> {
-        super::pin::pin(std::os::fd::AsFd::as_fd(&self.0), path)
+    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
+        super::pin::pin(self.0.as_fd(), path)
     }
 
     /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
@@ -65,12 +68,39 @@ impl Link {
     }
 }
 
+impl From<PinnedXdp> for Link {
+    fn from(pinned: PinnedXdp) -> Self {
+        Self(pinned.fd)
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         // It fails if the interface is gone, and then there is nothing to undo.
         if let Err(error) = self.detach() {
             log::debug!("nothing to detach: {error}");
         }
+    }
+}
+
+/// Somebody's pinned XDP attachment, which dropping leaves as it is.
+#[derive(Debug)]
+pub(crate) struct PinnedXdp {
+    fd: OwnedFd,
+    /// The kernel's number of the program.
+    pub(crate) program: u32,
+}
+
+impl PinnedXdp {
+    /// Opens what is pinned at a path; `None` if it is no XDP attachment.
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
+        let fd = super::pin::open(path)?;
+        let info = FdInfo::of(fd.as_fd())?;
+        if info.text("link_type") != Some("xdp") {
+            return Ok(None);
+        }
+        let program = info.number("prog_id")?;
+        Ok(Some(Self { fd, program }))
     }
 }
 

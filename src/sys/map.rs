@@ -4,7 +4,6 @@
 //! matter here, so these go to the system call wrappers of libbpf itself.
 
 use std::ffi::CString;
-use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -14,6 +13,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
 use super::check;
+use super::fdinfo::FdInfo;
 use super::pod::Pod;
 use super::pod::as_mut_ptr;
 use super::pod::as_ptr;
@@ -58,7 +58,8 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
 
 /// What the kernel says of a map.
 pub(crate) struct Info {
-    pub(crate) kind: u32,
+    /// The kernel's number of it.
+    pub(crate) id: u32,
     pub(crate) max_entries: u32,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
@@ -77,7 +78,7 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
         )
     })?;
     Ok(Info {
-        kind: info.type_,
+        id: info.id,
         max_entries: info.max_entries,
         key_size: info.key_size,
         value_size: info.value_size,
@@ -86,11 +87,7 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
 
 /// Bytes that the kernel accounts to the map, from the descriptor's `fdinfo`.
 pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("memlock:"))
-        .and_then(|bytes| bytes.trim().parse().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    FdInfo::of(map)?.number("memlock")
 }
 
 /// The sizes that a call is about to rely on; a map of other sizes would make it write past its
@@ -107,18 +104,28 @@ fn check_sizes<K: Pod>(map: BorrowedFd<'_>, value_size: usize) -> io::Result<()>
 /// An array of programs: written by descriptors, read as the kernel's numbers of programs.
 pub(crate) struct ProgramArray {
     fd: OwnedFd,
+    id: u32,
     entries: u32,
 }
 
 impl ProgramArray {
-    /// `None` if it is another kind of map.
+    /// `None` if it is another kind of map, or no map.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Option<Self>> {
+        let kind: io::Result<u32> = FdInfo::of(fd.as_fd())?.number("map_type");
+        if kind.ok() != Some(libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY) {
+            return Ok(None);
+        }
         let info = info(fd.as_fd())?;
-        let is_array = info.kind == libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY;
-        Ok(is_array.then_some(Self {
+        Ok(Some(Self {
             fd,
+            id: info.id,
             entries: info.max_entries,
         }))
+    }
+
+    /// The kernel's number of the array.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
     }
 
     pub(crate) fn entries(&self) -> u32 {

@@ -4,6 +4,7 @@
 //! [`std::io::Error`], and know nothing of VIPs or reals.
 
 pub(crate) mod ethtool;
+mod fdinfo;
 pub(crate) mod link;
 pub(crate) mod map;
 pub(crate) mod mapping;

@@ -44,6 +44,31 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
+/// The kernel's numbers of the maps that a program uses.
+pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut maps = vec![0_u32; MOST_MAPS];
+    let mut info = libbpf_sys::bpf_prog_info {
+        nr_map_ids: maps.len() as u32,
+        map_ids: maps.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says; of its pointers only that to the maps is set, to as
+    // many numbers as it says, and they outlive the call.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })?;
+    maps.truncate(info.nr_map_ids as usize);
+    Ok(maps)
+}
+
+/// As many maps as the verifier lets a program use (MAX_USED_MAPS of the kernel).
+const MOST_MAPS: usize = 64;
+
 /// Opens a program by the kernel's id.
 pub(crate) fn by_id(id: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes a number.

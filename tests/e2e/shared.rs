@@ -354,14 +354,24 @@ fn what_cannot_be_is_refused() {
     assert!(RootProgram::builder().entries(0).load().is_err());
     assert!(RootProgram::builder().entries(17).load().is_err());
     drop(frags);
+    // A root with a name that begins like that of the first one's attachments is another root.
+    let host = &lab.balancers[0].host;
+    let mut other = RootProgram::builder().load().unwrap();
+    other.pin(pins.0.join("root_too")).unwrap();
+    host.run(|| other.attach("lo", XdpMode::Generic).unwrap());
+    drop(other);
     RootProgram::remove(pins.0.join("second")).unwrap();
     assert!(RootProgram::remove(pins.0.join("second")).is_err());
     drop(katran);
     RootProgram::remove(pins.path()).unwrap();
+    assert_eq!(pins.list(), ["root_too", "root_too_lo"]);
+    assert!(!has_xdp(host));
+    assert!(host.ip("link show dev lo").unwrap().contains("xdp"));
+    RootProgram::remove(pins.0.join("root_too")).unwrap();
+    assert!(!host.ip("link show dev lo").unwrap().contains("xdp"));
     assert!(pins.list().is_empty());
 
     // One that is not pinned goes with its handle.
-    let host = &lab.balancers[0].host;
     let mut root = RootProgram::builder().load().unwrap();
     host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
     assert!(has_xdp(host));

@@ -24,18 +24,8 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),
     );
-    for vip in [site.lab.vip4(), site.lab.vip6()] {
-        let vip = Vip::tcp((vip, PORT).into());
-        site.add_service(vip, &site::reals(&site.lab, vip.address()));
-        for backend in ["backend0", "backend1"] {
-            let mut connection = site.connect_to(vip, backend);
-            assert_eq!(connection.ask("again").unwrap(), backend);
-        }
-    }
-    let totals = site.katran.totals().unwrap();
-    assert!(totals.tx.packets > 0);
-    assert_eq!(totals.drop.packets, 0, "{}", site.report());
-    // What comes in has the tags: 4 bytes each on top of Ethernet, IPv4 and UDP.
+    // Before any TCP, whose late packets would count, too. What comes in has the tags: 4 bytes each
+    // on top of Ethernet, IPv4 and UDP.
     let vip = Vip::udp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     let socket = site::udp(&site.lab.client, vip);
@@ -47,6 +37,17 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
     assert_eq!(after.packets - before.packets, 10);
     let frame = 14 + 20 + 8 + 3 + 4 * tags.len() as u64;
     assert_eq!(after.bytes - before.bytes, 10 * frame);
+    for vip in [site.lab.vip4(), site.lab.vip6()] {
+        let vip = Vip::tcp((vip, PORT).into());
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+        for backend in ["backend0", "backend1"] {
+            let mut connection = site.connect_to(vip, backend);
+            assert_eq!(connection.ask("again").unwrap(), backend);
+        }
+    }
+    let totals = site.katran.totals().unwrap();
+    assert!(totals.tx.packets > 0);
+    assert_eq!(totals.drop.packets, 0, "{}", site.report());
     drop(servers);
 }
 
