@@ -20,6 +20,10 @@ use crate::Result;
 use crate::SharedEntries;
 use crate::XdpMode;
 use crate::attach::Attachments;
+use crate::attach::beside;
+use crate::attach::directory_of;
+use crate::attach::files_beside;
+use crate::attach::special_pins;
 use crate::environment;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
@@ -228,7 +232,7 @@ impl RootProgram {
     }
 
     /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and removes
-    /// the pins of its attachments and of its array. Programs in it end with it, unless another process
+    /// the pins of its attachments, of its array and of what balancers in it have pinned. Programs in it end with it, unless another process
     /// still has the array open. Other pins are left alone, whatever their names.
     ///
     /// To see whose program an attachment has takes `CAP_SYS_ADMIN`.
@@ -247,12 +251,15 @@ impl RootProgram {
                 error,
             })
         };
+        let attachments = pinned_attachments(path, array.id())?;
+        let of_entries = special_pins(path, None).map_err(|error| unlisted(path, error))?;
         // Unlinking alone would leave the detaching to the kernel, which does it later.
-        for (pin, attachment) in pinned_attachments(path, array.id())? {
+        for (pin, attachment) in attachments {
             drop(Link::from(attachment));
             unlink(&pin)?;
         }
-        unlink(path)
+        unlink(path)?;
+        of_entries.iter().try_for_each(|pin| unlink(pin))
     }
 }
 
@@ -274,30 +281,14 @@ impl fmt::Debug for RootProgram {
 }
 
 fn link_path(path: &Path, interface: &str) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
     // A BPF file system takes no dots; interfaces of VLANs have some.
-    path.push(format!("_{}", interface.replace('.', "_")));
-    path.into()
+    beside(path, &interface.replace('.', "_"))
 }
 
 /// The pinned attachments of the root program that uses the array with this number, pinned at `path`.
 fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp)>> {
-    let directory = directory_of(path);
-    let unreadable = |error| Error::File {
-        operation: "list",
-        path: directory.to_owned(),
-        error,
-    };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!("{name}_");
     let mut found = Vec::new();
-    for entry in fs::read_dir(directory).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        let named = entry.file_name().to_string_lossy().starts_with(&prefix);
-        if !named || !entry.file_type().map_err(unreadable)?.is_file() {
-            continue;
-        }
-        let pin = entry.path();
+    for (pin, _) in files_beside(path).map_err(|error| unlisted(path, error))? {
         let text = pin.display().to_string();
         let attachment = PinnedXdp::open(&pin);
         let attachment = attachment.map_err(|error| kernel_error("open", &text, error))?;
@@ -319,10 +310,11 @@ fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp
     Ok(found)
 }
 
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
+fn unlisted(path: &Path, error: io::Error) -> Error {
+    Error::File {
+        operation: "list what is beside",
+        path: path.to_owned(),
+        error,
     }
 }
 

@@ -5,8 +5,13 @@ mod tc;
 mod xdp;
 
 pub use shared::EntryProgram;
+pub(crate) use shared::EntrySet;
 pub(crate) use shared::SharedAttachments;
 pub use shared::SharedEntries;
+pub(crate) use shared::beside;
+pub(crate) use shared::directory_of;
+pub(crate) use shared::files_beside;
+pub(crate) use shared::special_pins;
 pub use tc::TcAttachment;
 pub(crate) use tc::TcAttachments;
 pub use tc::TcHook;

@@ -2,6 +2,7 @@
 //! share that interface.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -14,10 +15,14 @@ use nix::libc;
 use crate::Error;
 use crate::Result;
 use crate::maps::kernel_error;
+use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
 use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
+
+/// The name of a balancer's array of further programs, as the kernel cuts it.
+const SPECIAL: &str = "special_program";
 
 /// A program in an entry of a [`SharedEntries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,10 +163,9 @@ impl SharedEntries {
     }
 
     /// Whether the program at `position` is this one.
-    fn holds(&self, position: u32, program: BorrowedFd<'_>) -> bool {
-        let present = self.array.get(position).ok().flatten();
-        let own = program::info(program).ok().map(|info| info.id);
-        present.is_some() && present == own
+    fn holds(&self, position: u32, program: BorrowedFd<'_>) -> io::Result<bool> {
+        let present = self.array.get(position)?;
+        Ok(present == Some(program::info(program)?.id))
     }
 }
 
@@ -189,6 +193,14 @@ fn not_an_array(path: &str) -> Error {
     }
 }
 
+/// A program for an entry, and the array of those that it hands packets on to. The kernel empties that
+/// array when nobody has it open, so it is pinned beside the entries: the program outlives its process.
+#[derive(Clone, Copy)]
+pub(crate) struct EntrySet<'a> {
+    pub(crate) main: BorrowedFd<'a>,
+    pub(crate) special: BorrowedFd<'a>,
+}
+
 /// The entries that one program holds; emptied on drop, as far as they are still its own.
 #[derive(Debug, Default)]
 pub(crate) struct SharedAttachments {
@@ -200,14 +212,15 @@ struct Held {
     entries: SharedEntries,
     position: u32,
     program: OwnedFd,
+    special: SpecialPin,
 }
 
 impl SharedAttachments {
-    /// Puts `program` into an entry that is empty, or holds a program with one of `names`: one that a
+    /// Puts a program into an entry that is empty, or holds a program with one of `names`: one that a
     /// process has left, or that is to be replaced.
     pub(crate) fn attach(
         &mut self,
-        program: BorrowedFd<'_>,
+        set: EntrySet<'_>,
         names: &[&str],
         path: &Path,
         position: u32,
@@ -229,13 +242,16 @@ impl SharedAttachments {
                 program_name: present.name,
             });
         }
-        let program = program.try_clone_to_owned();
+        let program = set.main.try_clone_to_owned();
         let program = program.map_err(|error| entries.error("prepare an entry of", error))?;
+        let special = SpecialPin::new(&entries, position, set.special)?;
         entries.set(position, program.as_fd())?;
+        special.remove_others(&entries, position);
         self.held.push(Held {
             entries,
             position,
             program,
+            special,
         });
         Ok(())
     }
@@ -249,28 +265,42 @@ impl SharedAttachments {
         Ok(())
     }
 
-    /// Puts another program into the entries that are still ours, or changes none.
-    pub(crate) fn replace(&mut self, after: BorrowedFd<'_>) -> Result<()> {
-        for (done, held) in self.held.iter().enumerate() {
-            if !held.entries.holds(held.position, held.program.as_fd()) {
-                continue;
+    /// Puts another program into the entries that are still ours, or changes none. The one before must
+    /// live until no packet is in it.
+    pub(crate) fn replace(&mut self, after: EntrySet<'_>) -> Result<()> {
+        let mut next = Vec::new();
+        for (at, held) in self.held.iter().enumerate() {
+            let Held {
+                entries, position, ..
+            } = held;
+            let failed = |error| entries.error("look into", error);
+            if entries
+                .holds(*position, held.program.as_fd())
+                .map_err(failed)?
+            {
+                let program = after.main.try_clone_to_owned().map_err(failed)?;
+                next.push((
+                    at,
+                    program,
+                    SpecialPin::new(entries, *position, after.special)?,
+                ));
             }
-            if let Err(error) = held.entries.set(held.position, after) {
-                for held in &self.held[..done] {
-                    if held.entries.holds(held.position, after)
-                        && let Err(error) = held.entries.set(held.position, held.program.as_fd())
-                    {
+        }
+        for (done, (at, program, _)) in next.iter().enumerate() {
+            let held = &self.held[*at];
+            if let Err(error) = held.entries.set(held.position, program.as_fd()) {
+                for (at, ..) in &next[..done] {
+                    let held = &self.held[*at];
+                    if let Err(error) = held.entries.set(held.position, held.program.as_fd()) {
                         log::error!("the new program stays: {error}");
                     }
                 }
                 return Err(error);
             }
         }
-        for held in &mut self.held {
-            match after.try_clone_to_owned() {
-                Ok(program) => held.program = program,
-                Err(error) => log::error!("an entry will not be emptied: {error}"),
-            }
+        for (at, program, special) in next {
+            let held = &mut self.held[at];
+            (held.program, held.special) = (program, special);
         }
         Ok(())
     }
@@ -295,14 +325,120 @@ impl SharedAttachments {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.entries.holds(self.position, self.program.as_fd())
-            && let Err(error) = self.entries.clear(self.position)
-        {
-            log::warn!("an entry of ours stays: {error}");
+        match self.entries.holds(self.position, self.program.as_fd()) {
+            Ok(true) => {
+                if let Err(error) = self.entries.clear(self.position) {
+                    log::warn!("an entry of ours stays: {error}");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => log::warn!("it cannot be told whose an entry is, so it stays: {error}"),
         }
         // A packet may still be in the program, and need what goes with it.
         if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
             log::warn!("cannot wait until no packet is in the program: {error}");
         }
     }
+}
+
+/// The pin of a balancer's array of further programs: `PATH_POSITION_ID`. Removed on drop.
+#[derive(Debug)]
+struct SpecialPin(PathBuf);
+
+impl SpecialPin {
+    fn new(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
+        let failed = |error| entries.error("pin what belongs to an entry of", error);
+        let id = map::info(special).map_err(failed)?.id;
+        let path = beside(entries.path(), &format!("{position}_{id}"));
+        match pin::pin(special, &path) {
+            Ok(()) => Ok(Self(path)),
+            // The kernel's number is its own: it is the same array.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Removes what others have left that were in the entry before, when no packet is in their programs.
+    fn remove_others(&self, entries: &SharedEntries, position: u32) {
+        let others = special_pins(entries.path(), Some(position)).map(|mut pins| {
+            pins.retain(|pin| *pin != self.0);
+            pins
+        });
+        let removed = others.and_then(|others| {
+            if !others.is_empty() {
+                GracePeriod::new()?.wait()?;
+            }
+            others.iter().try_for_each(fs::remove_file)
+        });
+        if let Err(error) = removed {
+            log::warn!("pins of a former balancer stay: {error}");
+        }
+    }
+}
+
+impl Drop for SpecialPin {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{} stays: {error}", self.0.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is pinned beside the array at `path`, under its name and another one.
+pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!("_{name}"));
+    path.into()
+}
+
+/// The files whose names are that of `path` with something behind it, and that.
+pub(crate) fn files_beside(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!("{name}_");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory_of(path))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(rest) = name.strip_prefix(&prefix)
+            && entry.file_type()?.is_file()
+        {
+            files.push((entry.path(), rest.to_owned()));
+        }
+    }
+    Ok(files)
+}
+
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    }
+}
+
+/// The pins of balancers' further programs beside the array at `path`: of one entry or of all.
+pub(crate) fn special_pins(path: &Path, position: Option<u32>) -> io::Result<Vec<PathBuf>> {
+    let mut pins = Vec::new();
+    for (pin, rest) in files_beside(path)? {
+        let numbers = rest.split_once('_').and_then(|(of, id)| {
+            let _: u32 = id.parse().ok()?;
+            of.parse::<u32>().ok()
+        });
+        if numbers.is_none_or(|of| position.is_some_and(|wanted| wanted != of)) {
+            continue;
+        }
+        let array = match pin::open(&pin) {
+            Ok(fd) => ProgramArray::new(fd)?,
+            // Gone since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        // Somebody else's may have such a name.
+        if array.is_some_and(|array| array.name() == SPECIAL) {
+            pins.push(pin);
+        }
+    }
+    Ok(pins)
 }

@@ -81,17 +81,22 @@ pub(crate) struct Attachments {
 }
 
 impl Attachments {
-    /// Whether there is such an interface, and we are not on it.
-    pub(crate) fn check(&self, interface: &str) -> Result<u32> {
+    /// Whether there is such an interface, and neither we nor others are on it: its index. An attachment
+    /// to a former interface of that name, which is gone, is forgotten.
+    pub(crate) fn check(&mut self, interface: &str) -> Result<u32> {
         let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
             interface: interface.to_owned(),
         })?;
-        match self.find(interface) {
-            None => Ok(index),
-            Some(_) => Err(Error::AlreadyExists {
-                what: format!("the attachment to {interface}"),
-            }),
+        if let Some(position) = self.find(interface) {
+            if !self.attached[position].1.is_gone() {
+                return Err(Error::AlreadyExists {
+                    what: format!("the attachment to {interface}"),
+                });
+            }
+            drop(self.attached.remove(position));
         }
+        refuse_foreign(interface, index)?;
+        Ok(index)
     }
 
     /// Attaches `program` to an interface of the calling thread's network namespace.
@@ -108,7 +113,6 @@ impl Attachments {
                 reason: "network cards offer no maps of maps: use native or auto mode",
             });
         }
-        refuse_foreign(interface, index)?;
         let (mode, link) = match mode {
             XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
             XdpMode::Native => (XdpMode::Native, native(program, interface, index)?),

@@ -307,8 +307,41 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     found.warn(Subject::Mtu, message, advice);
 }
 
+const NEXT_HOP_ADVICE: &str = "ip route; ip neighbour; or set gateway_mac";
+
+/// What is wrong with one next hop, if anything is.
+fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) {
+    let about = Subject::Gateway;
+    match (hop.address, hop.mac) {
+        (None, None) => {
+            found.problem(about, format!("{whom}: no route"), NEXT_HOP_ADVICE);
+        }
+        (Some(address), None) if facts.next_hops_previewed => {
+            let message = format!("{whom}: {address} is asked when the balancer is attached");
+            let advice = format!("ping {address} shows if it answers");
+            found.note(about, message, advice);
+        }
+        (Some(address), None) => {
+            let message = format!("{whom}: {address} does not answer");
+            found.problem(about, message, NEXT_HOP_ADVICE);
+        }
+        (Some(address), Some(mac)) if !hop.answers && !facts.next_hops_previewed => {
+            let message = format!("{whom}: {address} does not answer; packets go to {mac}");
+            found.warn(about, message, NEXT_HOP_ADVICE);
+        }
+        _ => {}
+    }
+    if let (Some(address), Some(interface), false) = (hop.address, &hop.interface, hop.attached) {
+        let message = format!(
+            "{whom}: {address} is behind {interface}, but packets leave where they came in"
+        );
+        let advice = "attach there; or route by this interface; or next_hops = \"redirect\"";
+        found.warn(about, message, advice);
+    }
+}
+
 fn gateway(facts: &Balancer, found: &mut Diagnosis) {
-    let advice = "ip route; ip neighbour; or set gateway_mac";
+    let advice = NEXT_HOP_ADVICE;
     if facts.gateway == Gateway::Auto || facts.mode != NextHops::Gateway {
         let none = facts.next_hops.is_empty();
         if none && facts.mode == NextHops::Gateway {
@@ -318,33 +351,16 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
         if none {
             return found.ok(Subject::Gateway, "no reals, so no next hops");
         }
-        let unknown: Vec<_> = facts
-            .next_hops
-            .iter()
-            .filter(|hop| hop.mac.is_none())
-            .collect();
-        for hop in &unknown {
+        let mut unknown = 0;
+        for hop in facts.next_hops.iter().filter(|hop| !hop.here) {
             let whom = hop
                 .real
                 .map_or("the gateway".to_owned(), |real| format!("real {real}"));
-            match hop.address {
-                Some(address) if facts.next_hops_previewed => {
-                    let message =
-                        format!("{whom}: {address} is asked when the balancer is attached");
-                    found.note(
-                        Subject::Gateway,
-                        message,
-                        format!("ping {address} shows if it answers"),
-                    );
-                }
-                Some(address) => {
-                    let message = format!("{whom}: {address} does not answer");
-                    found.problem(Subject::Gateway, message, advice);
-                }
-                None => found.problem(Subject::Gateway, format!("{whom}: no route"), advice),
-            }
+            let before = found.findings().len();
+            next_hop(facts, hop, &whom, found);
+            unknown += found.findings().len() - before;
         }
-        if unknown.is_empty() {
+        if unknown == 0 {
             let message = format!("{} next hops are known", facts.next_hops.len());
             found.ok(Subject::Gateway, message);
         }

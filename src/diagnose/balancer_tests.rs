@@ -96,7 +96,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 18] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 20] = [
         (
             |f| f.jit = Some(false),
             Warning,
@@ -206,17 +206,36 @@ fn each_trouble_is_one_finding_with_advice() {
         (
             |f| {
                 f.gateway = Gateway::Auto;
-                f.next_hops = vec![NextHop {
-                    real: None,
-                    address: Some([10, 0, 0, 1].into()),
-                    interface: None,
-                    mac: None,
-                }];
+                f.next_hops = vec![NextHop { mac: None, ..hop() }];
             },
             Problem,
             Subject::Gateway,
             "10.0.0.1 does not answer",
             "gateway_mac",
+        ),
+        (
+            |f| {
+                f.gateway = Gateway::Auto;
+                f.next_hops = vec![hop()];
+            },
+            Warning,
+            Subject::Gateway,
+            "10.0.0.1 does not answer; packets go to 02:00:00:00:00:01",
+            "ip neighbour",
+        ),
+        (
+            |f| {
+                f.gateway = Gateway::Auto;
+                f.next_hops = vec![NextHop {
+                    answers: true,
+                    attached: false,
+                    ..hop()
+                }];
+            },
+            Warning,
+            Subject::Gateway,
+            "10.0.0.1 is behind eth1",
+            "redirect",
         ),
         (
             |f| {
@@ -263,4 +282,17 @@ fn without_an_interface_the_rest_is_still_looked_at() {
     assert!(!found.works());
     assert_eq!(found.about(Subject::Vips).count(), 1);
     assert_eq!(found.about(Subject::Mtu).count(), 0);
+}
+
+/// A gateway that does not answer any more.
+fn hop() -> NextHop {
+    NextHop {
+        real: None,
+        address: Some([10, 0, 0, 1].into()),
+        interface: Some("eth1".to_owned()),
+        mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
+        answers: false,
+        attached: true,
+        here: false,
+    }
 }

@@ -82,8 +82,10 @@ impl Katran {
         let previewed = self.watcher.is_none() && self.wanted().needs_watching();
         let next_hops = match previewed {
             true => {
-                let reals = self.table.reals().map(|(address, _)| address);
-                preview(self.wanted(), reals).map_err(failed)?
+                let reals = self.table.reals();
+                let reals = reals.map(|(address, entry)| (entry.number.0, address));
+                let attached = facts.index.into_iter().collect();
+                preview(self.wanted(), attached, reals).map_err(failed)?
             }
             false => self.next_hops(),
         };

@@ -11,8 +11,10 @@ use crate::Result;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
+use crate::maps::HopCells;
 use crate::maps::ProbeCells;
 use crate::next_hop::Cells;
+use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
 use crate::state::RealRecord;
@@ -52,7 +54,8 @@ impl Katran {
         self.set_gateway(Gateway::Mac(mac))
     }
 
-    /// Sends encapsulated frames to another router from now on, or has it found out.
+    /// Sends encapsulated frames to another router from now on, or has it found out: in the network
+    /// namespace of the first attachment.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address; [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be
@@ -97,16 +100,54 @@ impl Katran {
     /// means has to.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink sockets are refused.
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
+    /// sockets are refused.
     pub fn follow_next_hops(&mut self) -> Result<()> {
+        self.follow_next_hops_at(None)
+    }
+
+    /// The same for a balancer that is about to be attached to one more interface, by its index.
+    pub(super) fn follow_next_hops_at(&mut self, interface: Option<u32>) -> Result<()> {
         let wanted = self.wanted();
-        if self.watcher.is_some() || !wanted.needs_watching() {
+        let mut attached = self.attached_indexes();
+        attached.extend(interface);
+        if let Some(watcher) = &self.watcher {
+            watcher.set_attached(attached);
             return Ok(());
         }
-        let watcher = self.watch_next_hops(wanted)?;
+        if !wanted.needs_watching() {
+            // A gateway that is to be found out later is one of this network namespace. Without the
+            // sockets that cannot be, which is told then.
+            if self.sockets.is_none() {
+                self.sockets = Sockets::open().ok();
+            }
+            return Ok(());
+        }
+        let watcher = self.watch_next_hops(Sockets::open()?, wanted, attached)?;
         watcher.wait()?;
         self.watcher = Some(watcher);
         Ok(())
+    }
+
+    /// Attachments have changed.
+    pub(super) fn note_attached(&mut self) {
+        if self.is_attached() {
+            if let Some(watcher) = &self.watcher {
+                watcher.set_attached(self.attached_indexes());
+            }
+        } else {
+            // The next attachment may be in another network namespace.
+            self.watcher = None;
+            self.sockets = None;
+        }
+    }
+
+    /// The interfaces that the program is attached to; none if some are not known.
+    fn attached_indexes(&self) -> Vec<u32> {
+        match self.shared.is_empty() {
+            true => self.attachments.list().map(|of| of.index).collect(),
+            false => Vec::new(),
+        }
     }
 
     fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
@@ -114,7 +155,12 @@ impl Katran {
         checks.map(|checks| Arc::clone(&checks.cells))
     }
 
-    fn watch_next_hops(&self, wanted: Wanted) -> Result<Watcher> {
+    fn watch_next_hops(
+        &self,
+        sockets: Sockets,
+        wanted: Wanted,
+        attached: Vec<u32>,
+    ) -> Result<Watcher> {
         let cells = Cells {
             live: Arc::clone(&self.maps.live),
             hops: self.maps.next_hops.clone(),
@@ -122,7 +168,7 @@ impl Katran {
         };
         let reals = self.table.reals();
         let reals = reals.map(|(address, entry)| (entry.number.0, address));
-        Watcher::start(wanted, cells, reals)
+        Watcher::start(sockets, wanted, attached, cells, reals)
     }
 
     pub(super) fn wanted(&self) -> Wanted {
@@ -145,15 +191,18 @@ impl Katran {
                 }
             }
             None if wanted.needs_watching() && self.is_attached() => {
-                let watcher = self.watch_next_hops(wanted)?;
+                let sockets = self.sockets.take().map_or_else(Sockets::open, Ok)?;
+                let attached = self.attached_indexes();
+                let watcher = self.watch_next_hops(sockets, wanted, attached)?;
                 if let Err(error) = watcher.wait() {
-                    drop(watcher);
+                    self.sockets = watcher.stop();
                     self.write_gateways(before);
                     return Err(error);
                 }
                 self.watcher = Some(watcher);
             }
-            _ => self.watcher = None,
+            Some(_) => self.sockets = self.watcher.take().and_then(Watcher::stop),
+            None => {}
         }
         self.write_gateways(wanted);
         Ok(())
@@ -169,6 +218,11 @@ impl Katran {
                 }
             }
         }
+        if let (None, Some(hops)) = (&self.watcher, &self.maps.next_hops) {
+            for (address, entry) in self.table.reals() {
+                write_hop(hops, wanted, entry.number.0, address);
+            }
+        }
     }
 
     /// Packets may be sent to these reals from now on.
@@ -177,12 +231,8 @@ impl Katran {
         if let Some(watcher) = &self.watcher {
             watcher.add(reals);
         } else if let Some(hops) = &self.maps.next_hops {
-            // What is found out after attaching is better.
             for (number, address) in reals {
-                match self.wanted().fixed(address.is_ipv6()) {
-                    Some(mac) => hops.set(number, mac, 0),
-                    None => hops.clear(number),
-                }
+                write_hop(hops, self.wanted(), number, address);
             }
         }
     }
@@ -226,5 +276,13 @@ impl Katran {
             probes.set_own_addresses(self.config.source_v4, self.config.source_v6);
         }
         Ok(())
+    }
+}
+
+/// What is known of a real's next hop before anything is found out, which is when the balancer is attached.
+fn write_hop(hops: &HopCells, wanted: Wanted, number: u16, real: IpAddr) {
+    match wanted.fixed(real.is_ipv6()) {
+        Some(mac) => hops.set(number, mac, 0),
+        None => hops.clear(number),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::Error;
 use crate::Features;
 use crate::NextHops;
 use crate::Result;
+use crate::attach::EntrySet;
 use crate::config::Config;
 use crate::config::FALLBACK_FLOWS;
 use crate::config::ForwardingCpu;
@@ -77,6 +79,16 @@ pub(super) struct Programs {
     /// The programs that the walk goes on in. Held, for the kernel empties such an array when
     /// nobody has a descriptor of it.
     pub(super) special: OwnedFd,
+}
+
+impl Programs {
+    /// What an entry of a shared array takes.
+    pub(super) fn entry_set(&self) -> EntrySet<'_> {
+        EntrySet {
+            main: self.main.as_fd(),
+            special: self.special.as_fd(),
+        }
+    }
 }
 
 /// The tables inside others, which are made before the object is loaded.

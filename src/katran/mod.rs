@@ -83,6 +83,7 @@ use crate::maps::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
+use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
 use crate::state::GivenBack;
@@ -135,6 +136,8 @@ pub struct Katran {
     shared: SharedAttachments,
     /// Finds out next hops, if any have to be.
     watcher: Option<Watcher>,
+    /// Of the first attachment's network namespace, while nothing is to be found out there.
+    sockets: Option<Sockets>,
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
@@ -172,6 +175,7 @@ impl Katran {
             attachments: Attachments::default(),
             shared: SharedAttachments::default(),
             watcher: None,
+            sockets: None,
             healthchecks,
             maps,
             programs,
@@ -196,8 +200,9 @@ impl Katran {
     ///
     /// One `Katran` may be attached to several interfaces; they share everything, and a frame
     /// leaves by the interface it came in on, or, with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. Attachments are told apart by the interface's name,
-    /// so in two network namespaces it cannot be attached to interfaces of one name.
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real.
+    /// Attachments are told apart by the interface's name, so in two network namespaces it cannot be
+    /// attached to interfaces of one name.
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
@@ -207,8 +212,16 @@ impl Katran {
     /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode.
     #[doc(alias = "attachBpfProgs")]
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
-        self.attachments.check(interface)?;
-        self.follow_next_hops()?;
+        let index = self.attachments.check(interface)?;
+        let attached = self.attach_to(interface, index, mode);
+        if attached.is_err() {
+            self.note_attached();
+        }
+        attached
+    }
+
+    fn attach_to(&mut self, interface: &str, index: u32, mode: XdpMode) -> Result<Attachment> {
+        self.follow_next_hops_at(Some(index))?;
         let attachment = self
             .attachments
             .attach(self.programs.main.as_fd(), interface, mode)?;
@@ -231,6 +244,7 @@ impl Katran {
         if let Err(error) = self.route_healthchecks() {
             log::warn!("health checks leave by no interface: {error}");
         }
+        self.note_attached();
         Ok(())
     }
 
@@ -253,6 +267,7 @@ impl Katran {
     pub fn detach_all(&mut self) {
         self.attachments.clear();
         self.detach_healthchecks();
+        self.note_attached();
     }
 
     /// Where the program is attached, in the order of attaching.

@@ -82,7 +82,7 @@ impl Katran {
 
         let (after, before) = (programs.main.as_fd(), self.programs.main.as_fd());
         self.attachments.replace(after, before)?;
-        if let Err(error) = self.shared.replace(after) {
+        if let Err(error) = self.shared.replace(programs.entry_set()) {
             // Back, where they were a moment ago.
             self.attachments.replace(before, after)?;
             return Err(error);

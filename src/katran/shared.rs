@@ -1,6 +1,5 @@
 //! Sharing an interface with other XDP programs.
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -21,7 +20,9 @@ impl Katran {
     /// To see whose program is in an entry takes `CAP_SYS_ADMIN`; without it every program there is a foreign
     /// one.
     ///
-    /// Dropping the balancer empties the entry, unless another has taken it over.
+    /// What the program hands packets on to is pinned beside the array, as `PATH_POSITION_NUMBER`, so
+    /// that it works on without its process. Dropping the balancer empties the entry and removes that,
+    /// unless another has taken it over.
     ///
     /// # Errors
     /// [`Error::NotFound`](crate::Error::NotFound) if nothing is pinned at the path;
@@ -33,11 +34,16 @@ impl Katran {
     #[doc(alias = "rootMapPath")]
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
         self.follow_next_hops()?;
-        let (program, path) = (self.programs.main.as_fd(), map_path.as_ref());
-        self.shared.attach(program, &NAMES, path, position)?;
+        let path = map_path.as_ref();
+        let attached = self
+            .shared
+            .attach(self.programs.entry_set(), &NAMES, path, position);
+        self.note_attached();
+        attached?;
         if let Err(error) = self.route_healthchecks() {
             // It was attached a moment ago.
             let _ = self.shared.detach(path);
+            self.note_attached();
             return Err(error);
         }
         Ok(())
@@ -52,6 +58,7 @@ impl Katran {
         if let Err(error) = self.route_healthchecks() {
             log::warn!("health checks leave by no interface: {error}");
         }
+        self.note_attached();
         Ok(())
     }
 

@@ -4,7 +4,9 @@
 //! A thread of its own listens for changes and asks again; what it finds it writes into memory that
 //! packets read. Balancers whose gateway's address is given have none.
 
+mod interfaces;
 mod netlink;
+mod ports;
 mod resolver;
 
 use std::io;
@@ -30,7 +32,6 @@ use nix::sys::eventfd::EventFd;
 
 use crate::Error;
 use crate::MacAddr;
-use crate::NextHops;
 use crate::Result;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
@@ -39,6 +40,7 @@ use netlink::Notices;
 pub(crate) use netlink::Requests;
 pub(crate) use netlink::Route;
 
+use resolver::Ask;
 pub(crate) use resolver::Cells;
 use resolver::Resolver;
 pub(crate) use resolver::Wanted;
@@ -65,67 +67,57 @@ pub struct NextHop {
     pub interface: Option<String>,
     /// The Ethernet address in use; `None`: not known, packets are dropped.
     pub mac: Option<MacAddr>,
+    /// The address answers for itself, or its Ethernet address was given. If it does not, `mac` is the
+    /// last one that was known.
+    pub answers: bool,
+    /// Packets come to the interface from where the balancer is attached: to it, to the link that it
+    /// lies on, or to a member of it. True as well if that cannot be told, and with
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), which sends them there.
+    pub attached: bool,
+    /// The real is an address of this host.
+    pub here: bool,
 }
 
 /// What the tables say of next hops now, without asking any neighbour: what a balancer would begin with
-/// that is not attached yet.
+/// that is attached to these interfaces, but is not yet.
 pub(crate) fn preview(
     wanted: Wanted,
-    reals: impl IntoIterator<Item = IpAddr>,
+    attached: Vec<u32>,
+    reals: impl IntoIterator<Item = (u16, IpAddr)>,
 ) -> io::Result<Vec<NextHop>> {
-    let mut requests = Requests::new()?;
-    let reals: Vec<_> = reals.into_iter().collect();
-    let mut found = Vec::new();
-    let mut add = |requests: &mut Requests, real, address: IpAddr, route: Option<Route>| {
-        let hop = match route {
-            Some(route) => {
-                let next = route.gateway.unwrap_or(address);
-                NextHop {
-                    real,
-                    address: Some(next),
-                    interface: requests.interface(route.interface)?.map(|of| of.name),
-                    mac: requests.neighbour(route.interface, next)?,
-                }
-            }
-            None => NextHop {
-                real,
-                address: None,
-                interface: None,
-                mac: None,
-            },
-        };
-        found.push(hop);
-        Ok::<(), io::Error>(())
-    };
-    if wanted.mode != NextHops::Gateway {
-        for real in reals {
-            let route = requests.route(real)?;
-            add(&mut requests, Some(real), real, route)?;
-        }
-        return Ok(found);
+    let mut resolver = Resolver::new(Requests::new()?, wanted, None);
+    resolver.set_attached(attached);
+    for (number, address) in reals {
+        resolver.add(number, address);
     }
-    for v6 in [false, true] {
-        let mut route = None;
-        for real in reals.iter().filter(|real| real.is_ipv6() == v6) {
-            let of_real = requests.route(*real)?;
-            route = route.or(of_real.filter(|route| route.gateway.is_some()));
-        }
-        let route = match route {
-            Some(route) => Some(route),
-            None => requests.default_route(v6)?,
-        };
-        // A family without a way of its own takes the other's.
-        if let Some(gateway) = route.and_then(|route| route.gateway) {
-            add(&mut requests, None, gateway, route)?;
-        }
+    resolver.settle(Ask::New);
+    let mut list = resolver.list();
+    // A family without a way of its own takes the other's.
+    list.retain(|hop| hop.real.is_some() || hop.address.is_some());
+    Ok(list)
+}
+
+/// What the kernel is asked by, and told by; of the network namespace in which they were opened.
+pub(crate) struct Sockets {
+    requests: Requests,
+    notices: Notices,
+}
+
+impl Sockets {
+    /// Of the calling thread's network namespace.
+    pub(crate) fn open() -> Result<Self> {
+        let failed = |error| kernel_error("open", "a netlink socket", error);
+        Ok(Self {
+            requests: Requests::new().map_err(failed)?,
+            notices: Notices::new().map_err(failed)?,
+        })
     }
-    Ok(found)
 }
 
 /// Finds out next hops and follows them, until it is dropped.
 pub(crate) struct Watcher {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Notices>>,
 }
 
 struct Shared {
@@ -168,21 +160,24 @@ impl Shared {
 }
 
 impl Watcher {
-    /// Starts in the calling thread's network namespace.
+    /// Starts, for a balancer that is attached to these interfaces, in the calling thread's network
+    /// namespace; where nothing is redirected that of the sockets will do.
     pub(crate) fn start(
+        sockets: Sockets,
         wanted: Wanted,
+        attached: Vec<u32>,
         cells: Cells,
         reals: impl IntoIterator<Item = (u16, IpAddr)>,
     ) -> Result<Self> {
-        let failed = |error| kernel_error("open", "a netlink socket", error);
-        // Told of changes before it looks for the first time, so that none is missed.
-        let notices = Notices::new().map_err(failed)?;
-        let requests = Requests::new().map_err(failed)?;
-        let mut resolver = Resolver::new(requests, wanted, cells);
+        let Sockets { requests, notices } = sockets;
+        // It is told of changes before it looks for the first time, so that none is missed.
+        notices.drain();
+        let mut resolver = Resolver::new(requests, wanted, Some(cells));
+        resolver.set_attached(attached);
         for (number, address) in reals {
             resolver.add(number, address);
         }
-        resolver.settle(true);
+        resolver.settle(Ask::All);
         let wake = EventFd::new()
             .map_err(|errno| kernel_error("make", "an eventfd", io::Error::from(errno)))?;
         let shared = Arc::new(Shared {
@@ -198,7 +193,10 @@ impl Watcher {
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("katran-next-hop".to_owned())
-            .spawn(move || follow(&of_thread, &notices))
+            .spawn(move || {
+                follow(&of_thread, &notices);
+                notices
+            })
             .map_err(|error| kernel_error("start", "a thread for next hops", error))?;
         Ok(Self {
             shared,
@@ -206,24 +204,54 @@ impl Watcher {
         })
     }
 
-    /// Waits until a gateway's address is known, if it has to be found out.
+    /// Ends it; the sockets are left.
+    pub(crate) fn stop(mut self) -> Option<Sockets> {
+        let notices = self.join()?;
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        let state = Arc::into_inner(shared)?.state.into_inner();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        Some(Sockets {
+            requests: state.resolver.into_requests(),
+            notices,
+        })
+    }
+
+    fn join(&mut self) -> Option<Notices> {
+        self.shared.stop.store(true, Ordering::Release);
+        let _ = self.shared.wake.write(1);
+        // It panics nowhere; if it did, it has ended.
+        self.thread.take()?.join().ok()
+    }
+
+    /// Waits until the gateways' addresses are known, if they have to be found out.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`] after some seconds.
+    /// [`Error::NoNextHop`] after some seconds, if neither family has one.
     pub(crate) fn wait(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let state = self.shared.ask(self.shared.lock(), |_| ());
-            let missing = state.resolver.missing();
+            let (waits, missing) = (state.resolver.is_waiting(), state.resolver.missing());
             drop(state);
-            match missing {
-                None => return Ok(()),
-                Some(reason) if Instant::now() >= deadline => {
-                    return Err(Error::NoNextHop { reason });
-                }
-                Some(_) => thread::sleep(SETTLING),
+            if waits && Instant::now() < deadline {
+                thread::sleep(SETTLING);
+                continue;
             }
+            return match missing {
+                Some(reason) => Err(Error::NoNextHop { reason }),
+                None => Ok(()),
+            };
         }
+    }
+
+    /// The balancer is attached to these interfaces from now on.
+    pub(crate) fn set_attached(&self, interfaces: Vec<u32>) {
+        let state = self.shared.lock();
+        drop(
+            self.shared
+                .ask(state, |resolver| resolver.set_attached(interfaces)),
+        );
     }
 
     /// Another gateway from now on.
@@ -278,22 +306,20 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        let _ = self.shared.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            // It panics nowhere; if it did, it has ended.
-            let _ = thread.join();
-        }
+        self.join();
     }
 }
 
-/// Asks again whenever something has changed, until it is told to stop.
+/// Looks again whenever something has changed, until it is told to stop.
 fn follow(shared: &Shared, notices: &Notices) {
-    let mut refreshed = Instant::now();
+    let mut confirmed = Instant::now();
+    let mut tried = confirmed;
     loop {
-        let known = shared.lock().resolver.all_known();
-        let period = if known { REFRESH } else { RETRY };
-        let left = period.saturating_sub(refreshed.elapsed());
+        let all_known = shared.lock().resolver.all_known();
+        let mut left = REFRESH.saturating_sub(confirmed.elapsed());
+        if !all_known {
+            left = left.min(RETRY.saturating_sub(tried.elapsed()));
+        }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut events = [
             PollFd::new(notices.as_fd(), PollFlags::POLLIN),
@@ -301,24 +327,30 @@ fn follow(shared: &Shared, notices: &Notices) {
         ];
         // Interrupted or not: what there is to do is found out below.
         let _ = poll(&mut events, timeout);
-        let woken = events[1].any().unwrap_or(false);
+        let [noticed, woken] = events.map(|event| event.any().unwrap_or(false));
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
         if woken {
+            // Somebody waits for it; what was noticed is looked at in the next round.
             let _ = shared.wake.read();
-        } else {
+        } else if noticed {
             thread::sleep(SETTLING);
             notices.drain();
         }
-        let due = refreshed.elapsed() >= period;
-        if due {
-            refreshed = Instant::now();
-        }
+        let confirm = confirmed.elapsed() >= REFRESH;
         let mut state = shared.lock();
-        match woken && !due {
-            true => state.resolver.settle_new(),
-            false => state.resolver.settle(due),
+        if confirm {
+            confirmed = Instant::now();
+            state.resolver.settle(Ask::All);
+        } else if woken {
+            state.resolver.settle_new();
+        } else if noticed {
+            state.resolver.settle(Ask::New);
+        }
+        if tried.elapsed() >= RETRY {
+            tried = Instant::now();
+            state.resolver.settle_unknown();
         }
         state.done = state.asked;
         drop(state);

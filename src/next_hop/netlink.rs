@@ -9,13 +9,16 @@ use std::os::fd::BorrowedFd;
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_core::NLM_F_DUMP_INTR;
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::link::LinkFlags;
+use netlink_packet_route::link::LinkInfo;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::neighbour::NeighbourAttribute;
@@ -24,9 +27,11 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteAddress;
 use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::RouteFlags;
 use netlink_packet_route::route::RouteHeader;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::route::RouteMetric;
+use netlink_packet_route::route::RouteNextHopFlags;
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::route::RouteVia;
 use netlink_packet_route::tc::TcAttribute;
@@ -41,6 +46,9 @@ use crate::MacAddr;
 
 /// Longer than any message of the kernel's, which fit into a page or two.
 const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// How often a list is asked for again that has changed while it was told.
+const MOST_DUMPS: usize = 5;
 
 /// Where packets for an address go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +72,12 @@ pub(crate) struct Interface {
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) carrier: bool,
+    /// The index of the interface that it lies on (VLAN, macvlan, ipvlan).
+    pub(crate) lower: Option<u32>,
+    /// It puts a VLAN tag on what it sends by that one.
+    pub(crate) vlan: bool,
+    /// The index of the bond, bridge or VRF that it is a member of.
+    pub(crate) controller: Option<u32>,
 }
 
 /// A socket that asks questions, one at a time. It belongs to the network namespace of the thread
@@ -90,6 +104,24 @@ impl Requests {
         question: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut answers = Vec::new();
+        for _ in 0..MOST_DUMPS {
+            let whole = self.ask_once(question.clone(), flags, &mut answers)?;
+            if whole {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The same; false if the list has changed while the kernel told it.
+    fn ask_once(
+        &mut self,
+        question: RouteNetlinkMessage,
+        flags: u16,
+        answers: &mut Vec<RouteNetlinkMessage>,
+    ) -> io::Result<bool> {
+        answers.clear();
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::from(question);
         message.header.flags = NLM_F_REQUEST | flags;
@@ -98,7 +130,7 @@ impl Requests {
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
-        let mut answers = Vec::new();
+        let mut whole = true;
         loop {
             let mut received = Vec::with_capacity(MESSAGE_BYTES);
             self.socket.recv(&mut received, 0)?;
@@ -111,17 +143,21 @@ impl Requests {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(whole),
                     NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(answers),
+                        None => return Ok(true),
                         Some(_) => return Err(error.to_io()),
                     },
                     NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                     _ => {}
                 }
                 if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
-                    return Ok(answers);
+                    return Ok(true);
                 }
             }
         }
@@ -145,12 +181,6 @@ impl Requests {
         }
     }
 
-    /// The default route through a router; that with the lowest metric.
-    pub(crate) fn default_route(&mut self, v6: bool) -> io::Result<Option<Route>> {
-        let routes = self.default_routes(v6)?;
-        Ok(routes.into_iter().find(|route| route.gateway.is_some()))
-    }
-
     /// All default routes, also those without a router; that with the lowest metric is first.
     pub(crate) fn default_routes(&mut self, v6: bool) -> io::Result<Vec<Route>> {
         let mut question = RouteMessage::default();
@@ -165,6 +195,10 @@ impl Requests {
             .filter(|route| {
                 route.header.destination_prefix_length == 0
                     && route.header.table == RouteHeader::RT_TABLE_MAIN
+                    && !route
+                        .header
+                        .flags
+                        .intersects(RouteFlags::Dead | RouteFlags::Linkdown)
             })
             .filter_map(|route| Some((metric(route), route_of(route)?)))
             .collect();
@@ -286,6 +320,8 @@ impl Notices {
             libc::RTNLGRP_NEIGH,
             libc::RTNLGRP_IPV4_ROUTE,
             libc::RTNLGRP_IPV6_ROUTE,
+            libc::RTNLGRP_IPV4_RULE,
+            libc::RTNLGRP_IPV6_RULE,
         ] {
             socket.add_membership(group)?;
         }
@@ -339,12 +375,16 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
         gateway: None,
         local: message.header.kind == RouteType::Local,
     };
-    // Of several equal paths a dump lists all and an answer for one address has one.
+    // Of several equal paths a dump lists all, also those that are down; an answer for one address has one.
     let first = message
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            RouteAttribute::MultiPath(paths) => paths.first(),
+            RouteAttribute::MultiPath(paths) => {
+                let gone = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+                let mut alive = paths.iter().filter(|path| !path.flags.intersects(gone));
+                alive.next()
+            }
             _ => None,
         });
     if let Some(path) = first {
@@ -438,6 +478,13 @@ fn mac(bytes: &[u8]) -> Option<MacAddr> {
     Some(MacAddr::new(bytes)).filter(|mac| mac.is_unicast())
 }
 
+fn kind_of(info: &LinkInfo) -> Option<InfoKind> {
+    match info {
+        LinkInfo::Kind(kind) => Some(kind.clone()),
+        _ => None,
+    }
+}
+
 fn interface_of(link: &LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
@@ -445,15 +492,27 @@ fn interface_of(link: &LinkMessage) -> Interface {
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         carrier: link.header.flags.contains(LinkFlags::LowerUp),
+        lower: None,
+        vlan: false,
+        controller: None,
     };
+    let (mut lower, mut kind) = (None, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Address(bytes) => interface.mac = mac(bytes),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::Controller(index) => interface.controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => kind = infos.iter().find_map(kind_of).or(kind),
             _ => {}
         }
     }
+    interface.vlan = kind == Some(InfoKind::Vlan);
+    // Others have an index there that means something else: that of the peer.
+    let lies_on_it =
+        |kind: &InfoKind| matches!(kind, InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan);
+    interface.lower = lower.filter(|_| kind.as_ref().is_some_and(lies_on_it));
     interface
 }
 

@@ -1,20 +1,21 @@
 //! Which Ethernet address each next hop has: what the tables say, and what is made of it where they say
-//! nothing.
+//! nothing. Without cells to write into it tells what would be, and asks nobody.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::NextHop;
+use super::interfaces::Interfaces;
 use super::netlink::Interface;
 use super::netlink::Requests;
 use super::netlink::Route;
+use super::ports::Ports;
 use crate::Gateway;
 use crate::MacAddr;
 use crate::NextHops;
 use crate::maps::HopCells;
 use crate::maps::Live;
-use crate::maps::MAX_PORTS;
 use crate::maps::ProbeCells;
 
 /// What the user has said.
@@ -49,55 +50,104 @@ pub(crate) struct Cells {
     pub(crate) probes: Option<Arc<ProbeCells>>,
 }
 
+/// Whom a round asks for Ethernet addresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Ask {
+    /// Next hops that are new.
+    New,
+    /// Next hops that do not answer, too.
+    Unknown,
+    /// All of them, so that the kernel confirms what it knows.
+    All,
+}
+
 /// A next hop and what is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Hop {
     address: Option<IpAddr>,
+    /// The interface that leads to the address.
     interface: u32,
     mac: Option<MacAddr>,
+    /// The interface that `mac` is behind: another one while the address has not answered yet.
+    mac_interface: u32,
     port: u16,
-    /// The tables do not know the address any more; the last known one is used.
+    /// The address does not answer: `mac` is the last one that was known, or the one that was given.
     lost: bool,
+    /// `mac` is the one that the user has given.
+    given: bool,
+    /// The real is an address of this host.
+    here: bool,
+}
+
+impl Hop {
+    /// Whether somebody could still answer.
+    fn is_open(&self) -> bool {
+        self.address.is_some() && (self.lost || self.mac.is_none())
+    }
 }
 
 pub(super) struct Resolver {
     requests: Requests,
     wanted: Wanted,
-    cells: Cells,
+    /// `None`: it only looks.
+    cells: Option<Cells>,
+    /// The indexes of the interfaces that the balancer is attached to, if that is known.
+    attached: Vec<u32>,
     reals: BTreeMap<u16, IpAddr>,
+    /// Reals that have come since the last round.
+    new: Vec<u16>,
     of_reals: BTreeMap<u16, Hop>,
     /// Of IPv4 and of IPv6.
     gateways: [Hop; 2],
-    /// Numbers of ports, by the interface's index.
-    ports: BTreeMap<u32, (u16, MacAddr)>,
-    interfaces: BTreeMap<u32, Interface>,
-    /// What is wanted has changed since.
+    /// Whether they are those of a real, and not of the default route.
+    of_a_real: [bool; 2],
+    ports: Ports,
+    interfaces: Interfaces,
+    /// What is wanted has changed since the last round.
     stale: bool,
 }
 
 impl Resolver {
-    pub(super) fn new(requests: Requests, wanted: Wanted, cells: Cells) -> Self {
+    pub(super) fn new(requests: Requests, wanted: Wanted, cells: Option<Cells>) -> Self {
         Self {
             requests,
             wanted,
             cells,
+            attached: Vec::new(),
             reals: BTreeMap::new(),
+            new: Vec::new(),
             of_reals: BTreeMap::new(),
             gateways: [Hop::default(); 2],
-            ports: BTreeMap::new(),
-            interfaces: BTreeMap::new(),
+            of_a_real: [false; 2],
+            ports: Ports::default(),
+            interfaces: Interfaces::default(),
             stale: true,
         }
     }
 
+    pub(super) fn into_requests(self) -> Requests {
+        self.requests
+    }
+
     pub(super) fn set_wanted(&mut self, wanted: Wanted) {
         self.wanted = wanted;
-        self.of_reals.clear();
+        for hop in self.of_reals.values_mut().filter(|hop| hop.given) {
+            hop.mac = None;
+        }
         self.stale = true;
     }
 
+    pub(super) fn set_attached(&mut self, interfaces: Vec<u32>) {
+        if self.attached != interfaces {
+            self.attached = interfaces;
+            self.stale = true;
+        }
+    }
+
     pub(super) fn set_probes(&mut self, probes: Arc<ProbeCells>) {
-        self.cells.probes = Some(probes);
+        if let Some(cells) = &mut self.cells {
+            cells.probes = Some(probes);
+        }
         self.stale = true;
     }
 
@@ -106,6 +156,7 @@ impl Resolver {
         if self.reals.insert(number, address) != Some(address) {
             self.of_reals.remove(&number);
             self.write_hop(number, Hop::default());
+            self.new.push(number);
         }
     }
 
@@ -115,84 +166,129 @@ impl Resolver {
         self.write_hop(number, Hop::default());
     }
 
-    /// Asks for everything again, and writes what has changed; to be called in the network namespace. Those that are not known are looked
-    /// for if they are new; `solicit`: all of them, and the others are confirmed.
-    pub(super) fn settle(&mut self, solicit: bool) {
+    /// Looks at everything again, and writes what has changed; to be called in the network namespace.
+    pub(super) fn settle(&mut self, ask: Ask) {
         // A name or an address may have changed, too.
         self.interfaces.clear();
         self.stale = false;
-        if self.wanted.gateway == Gateway::Auto {
-            self.settle_gateways(solicit);
+        self.new.clear();
+        if self.wanted.mode == NextHops::Gateway {
+            return self.settle_gateways([false, true], ask);
         }
-        if self.wanted.mode != NextHops::Gateway {
-            for number in self.reals.keys().copied().collect::<Vec<_>>() {
-                self.settle_real(number, solicit);
-            }
+        let given_back = self.renew_ports();
+        for number in self.reals.keys().copied().collect::<Vec<_>>() {
+            self.settle_real(number, ask);
         }
+        // No hop leads there any more.
+        self.ports.give_back(given_back);
     }
 
-    /// The same for what nothing is known of.
+    /// Looks at what is new.
     pub(super) fn settle_new(&mut self) {
-        if self.stale || self.missing().is_some() {
-            return self.settle(false);
+        if self.stale || self.is_waiting() {
+            return self.settle(Ask::New);
         }
-        // A new real may be the first behind a router.
-        if self.wanted.gateway == Gateway::Auto {
-            self.settle_gateways(false);
-        }
-        if self.wanted.mode == NextHops::Gateway {
+        let new = std::mem::take(&mut self.new);
+        if self.wanted.mode != NextHops::Gateway {
+            new.into_iter()
+                .for_each(|number| self.settle_real(number, Ask::New));
             return;
         }
-        for number in self.reals.keys().copied().collect::<Vec<_>>() {
-            if !self.of_reals.contains_key(&number) {
-                self.settle_real(number, false);
+        for v6 in [false, true] {
+            let mut of_new = new.iter().filter_map(|number| self.reals.get(number));
+            // One of these may be the first behind a router.
+            if of_new.any(|real| real.is_ipv6() == v6) && !self.of_a_real[usize::from(v6)] {
+                self.settle_gateways([v6], Ask::New);
             }
         }
     }
 
-    fn settle_gateways(&mut self, solicit: bool) {
-        for v6 in [false, true] {
-            let before = self.gateways[usize::from(v6)];
+    /// Looks at what has not answered, and asks once more.
+    pub(super) fn settle_unknown(&mut self) {
+        if self.wanted.mode == NextHops::Gateway {
+            return self.settle_gateways([false, true], Ask::Unknown);
+        }
+        let of_reals = self.of_reals.iter();
+        let open: Vec<_> = of_reals.filter(|(_, hop)| hop.is_open()).collect();
+        let open: Vec<_> = open.into_iter().map(|(number, _)| *number).collect();
+        for number in open {
+            self.settle_real(number, Ask::Unknown);
+        }
+    }
+
+    fn settle_gateways<const N: usize>(&mut self, families: [bool; N], ask: Ask) {
+        if self.wanted.gateway != Gateway::Auto {
+            return;
+        }
+        for v6 in families {
+            let at = usize::from(v6);
+            let before = self.gateways[at];
             let hop = match self.gateway_route(v6) {
-                Some(route) => self.look(route.gateway, &route, before, solicit),
-                None => Hop {
-                    // Packets may still find their way.
-                    mac: before.mac,
-                    lost: true,
-                    ..Hop::default()
-                },
+                Some((route, of_a_real)) => {
+                    self.of_a_real[at] = of_a_real;
+                    self.look(route.gateway, &route, before, ask)
+                }
+                None => {
+                    self.of_a_real[at] = false;
+                    Hop {
+                        // Packets may still find their way.
+                        mac: before.mac,
+                        mac_interface: before.mac_interface,
+                        lost: true,
+                        ..Hop::default()
+                    }
+                }
             };
+            let name = if v6 { "IPv6" } else { "IPv4" };
             if hop.mac != before.mac {
-                let name = if v6 { "IPv6" } else { "IPv4" };
                 log::info!("the gateway of {name} reals: {}", text(&hop));
             }
-            self.gateways[usize::from(v6)] = hop;
+            if hop.interface != before.interface && !self.is_attached_at(hop.interface) {
+                log::warn!(
+                    "the gateway of {name} reals is behind {}, where the balancer is not attached",
+                    self.name_of(hop.interface)
+                );
+            }
+            self.gateways[at] = hop;
         }
         for v6 in [false, true] {
-            if let Some(mac) = self.gateway(v6) {
-                self.cells.live.set_gateway_mac(v6, mac);
-                if let Some(probes) = &self.cells.probes {
+            if let (Some(mac), Some(cells)) = (self.gateway(v6), &self.cells) {
+                cells.live.set_gateway_mac(v6, mac);
+                if let Some(probes) = &cells.probes {
                     probes.set_gateway_mac(v6, mac);
                 }
             }
         }
     }
 
-    /// The route of the first real of the family that is behind a router; if there is none, the
-    /// default route.
-    fn gateway_route(&mut self, v6: bool) -> Option<Route> {
+    /// The route of the first real of the family that is behind a router, else the default route; those
+    /// by an interface that the balancer is attached to come first. And whether it is a real's.
+    fn gateway_route(&mut self, v6: bool) -> Option<(Route, bool)> {
         let of_family = |address: &&IpAddr| address.is_ipv6() == v6;
         let reals: Vec<_> = self.reals.values().filter(of_family).copied().collect();
+        let mut elsewhere = None;
         for real in reals {
-            let route = self.route(real);
-            if route.is_some_and(|route| route.gateway.is_some()) {
-                return route;
+            let route = self.route(real).filter(|route| route.gateway.is_some());
+            let Some(route) = route else {
+                continue;
+            };
+            if self.is_attached_at(route.interface) {
+                return Some((route, true));
             }
+            elsewhere.get_or_insert((route, true));
         }
-        self.requests.default_route(v6).unwrap_or_else(|error| {
-            log::warn!("cannot ask for the default route: {error}");
-            None
-        })
+        let routes = self.requests.default_routes(v6);
+        let routes = routes.unwrap_or_else(|error| {
+            log::warn!("cannot ask for the default routes: {error}");
+            Vec::new()
+        });
+        for route in routes.into_iter().filter(|route| route.gateway.is_some()) {
+            if self.is_attached_at(route.interface) {
+                return Some((route, false));
+            }
+            elsewhere.get_or_insert((route, false));
+        }
+        elsewhere
     }
 
     fn route(&mut self, address: IpAddr) -> Option<Route> {
@@ -202,12 +298,11 @@ impl Resolver {
         })
     }
 
-    fn settle_real(&mut self, number: u16, solicit: bool) {
+    fn settle_real(&mut self, number: u16, ask: Ask) {
         let Some(real) = self.reals.get(&number).copied() else {
             return;
         };
-        let known = self.of_reals.get(&number).copied();
-        let before = known.unwrap_or_default();
+        let before = self.of_reals.get(&number).copied().unwrap_or_default();
         let fixed = self.wanted.fixed(real.is_ipv6());
         let mut hop = match self.route(real) {
             // The address that was given is that of the routers.
@@ -219,34 +314,40 @@ impl Resolver {
                 address: Some(gateway),
                 interface,
                 mac: fixed,
+                given: true,
                 ..Hop::default()
             },
             Some(route) if !route.local => {
                 let address = route.gateway.unwrap_or(real);
-                let mut hop = self.look(Some(address), &route, before, solicit || known.is_none());
-                if self.wanted.mode == NextHops::Redirect {
-                    hop.port = self.port(route.interface).unwrap_or(0);
-                }
-                hop
+                self.look(Some(address), &route, before, ask)
             }
-            _ => Hop::default(),
+            route => Hop {
+                here: route.is_some(),
+                ..Hop::default()
+            },
         };
-        // Better than nothing: where there is a router, it knows a way.
-        if hop.mac.is_none() {
-            hop.mac = fixed;
-            hop.port = 0;
-        }
-        if known != Some(hop) {
-            if (hop.mac, hop.port) != (before.mac, before.port) {
-                log::info!("the next hop of real {real}: {}", text(&hop));
-                self.write_hop(number, hop);
+        if self.wanted.mode == NextHops::Redirect && hop.mac.is_some() {
+            match self.port(hop.mac_interface) {
+                Some(port) => hop.port = port,
+                // On the segment of the interface that it came in on nobody has this address.
+                None => hop.mac = None,
             }
-            self.of_reals.insert(number, hop);
         }
+        // Better than nothing: where there is a router, it knows a way.
+        if hop.mac.is_none() && fixed.is_some() {
+            hop.mac = fixed;
+            hop.given = true;
+            hop.lost = hop.address.is_some();
+        }
+        if (hop.mac, hop.port) != (before.mac, before.port) {
+            log::info!("the next hop of real {real}: {}", text(&hop));
+        }
+        self.write_hop(number, hop);
+        self.of_reals.insert(number, hop);
     }
 
-    /// What the neighbour table knows of `address`; what was known before, if it has forgotten.
-    fn look(&mut self, address: Option<IpAddr>, route: &Route, before: Hop, solicit: bool) -> Hop {
+    /// What the neighbour table knows of `address`; what was known before, if it knows nothing.
+    fn look(&mut self, address: Option<IpAddr>, route: &Route, before: Hop, ask: Ask) -> Hop {
         let mut hop = Hop {
             address,
             interface: route.interface,
@@ -255,61 +356,115 @@ impl Resolver {
         let Some(address) = address else {
             return hop;
         };
+        let found = self.requests.neighbour(route.interface, address);
+        hop.mac = found.unwrap_or_else(|error| {
+            log::warn!("cannot ask for the neighbour {address}: {error}");
+            None
+        });
+        hop.mac_interface = route.interface;
+        let known = hop.mac.is_some();
         let same = (before.address, before.interface) == (hop.address, hop.interface);
-        hop.mac = self
-            .requests
-            .neighbour(route.interface, address)
-            .unwrap_or_else(|error| {
-                log::warn!("cannot ask for the neighbour {address}: {error}");
-                None
-            });
-        if hop.mac.is_none() && same {
+        if !known && !before.given && before.mac.is_some() {
             hop.mac = before.mac;
-            hop.lost = before.mac.is_some();
-            if hop.lost && !before.lost {
+            hop.mac_interface = before.mac_interface;
+            hop.lost = true;
+            if !before.lost && same {
                 log::warn!("{address} does not answer any more: its last address stays in use");
             }
         }
-        if (solicit || !same)
+        let asked = match ask {
+            Ask::New => !same,
+            Ask::Unknown => !same || !known,
+            Ask::All => true,
+        };
+        if asked
+            && self.cells.is_some()
             && let Err(error) = self.requests.solicit(route.interface, address)
         {
-            log::debug!("cannot ask {address} for its Ethernet address: {error}");
+            // The neighbour table is full, if anything.
+            log::warn!(
+                "cannot ask {address} for its Ethernet address: {error} (more reals than \
+                 net.ipv4.neigh.default.gc_thresh3, or that of ipv6?)"
+            );
         }
         hop
     }
 
+    /// Ports as they are in the kernel, where an interface that leaves the network namespace loses its
+    /// own, even if it comes back. The numbers of those that are gone.
+    fn renew_ports(&mut self) -> Vec<u16> {
+        let Some(hops) = self.hop_cells() else {
+            return Vec::new();
+        };
+        let mut gone = Vec::new();
+        for (index, port) in self.ports.list() {
+            match self.interface(index).and_then(|of| of.mac) {
+                Some(mac) => {
+                    if let Err(error) = hops.set_port(port, index, mac) {
+                        log::error!("cannot renew the port of interface {index}: {error}");
+                    }
+                }
+                None => {
+                    self.ports.forget(index);
+                    gone.push(port);
+                }
+            }
+        }
+        gone
+    }
+
     /// The number of the port for an interface; a new one, if it has none.
     fn port(&mut self, index: u32) -> Option<u16> {
-        let hops = self.cells.hops.clone()?;
-        let mac = self.interface(index)?.mac?;
-        let known = self.ports.get(&index).copied();
-        let port = known.map_or(self.ports.len() as u16 + 1, |(port, _)| port);
-        if known == Some((port, mac)) {
+        let hops = self.hop_cells()?;
+        // Frames keep the tags that they came with, so the tagged link is what leads there.
+        let index = self.interfaces.below_vlans(&mut self.requests, index);
+        if let Some(port) = self.ports.get(index) {
             return Some(port);
         }
-        if port > MAX_PORTS {
-            log::error!("more than {MAX_PORTS} interfaces lead to reals: no port for {index}");
+        let name = self.name_of(index);
+        let Some(mac) = self.interface(index)?.mac else {
+            log::error!("{name} has no Ethernet address: reals behind it are not reached");
             return None;
-        }
+        };
+        let Some(port) = self.ports.free() else {
+            log::error!("too many interfaces lead to reals: there is no port for {name}");
+            return None;
+        };
         if let Err(error) = hops.set_port(port, index, mac) {
-            log::error!("cannot make a port of interface {index}: {error}");
+            log::error!("cannot make a port of {name}: {error}");
             return None;
         }
-        self.ports.insert(index, (port, mac));
+        self.ports.take(index, port);
         Some(port)
     }
 
+    fn hop_cells(&self) -> Option<Arc<HopCells>> {
+        self.cells.as_ref().and_then(|cells| cells.hops.clone())
+    }
+
     fn interface(&mut self, index: u32) -> Option<Interface> {
-        if let Some(known) = self.interfaces.get(&index) {
-            return Some(known.clone());
-        }
-        let interface = self.requests.interface(index).ok().flatten()?;
-        self.interfaces.insert(index, interface.clone());
-        Some(interface)
+        self.interfaces.get(&mut self.requests, index)
+    }
+
+    fn name_of(&mut self, index: u32) -> String {
+        let interface = self.interface(index);
+        interface.map_or_else(|| format!("interface {index}"), |interface| interface.name)
+    }
+
+    /// Whether packets that leave where the balancer is attached come to the segment of an interface.
+    /// True if that cannot be told.
+    fn is_attached_at(&mut self, index: u32) -> bool {
+        let Self {
+            interfaces,
+            requests,
+            attached,
+            ..
+        } = self;
+        attached.is_empty() || index == 0 || interfaces.reach(requests, attached, index)
     }
 
     fn write_hop(&self, number: u16, hop: Hop) {
-        let Some(hops) = &self.cells.hops else {
+        let Some(hops) = self.cells.as_ref().and_then(|cells| cells.hops.as_ref()) else {
             return;
         };
         match hop.mac {
@@ -318,8 +473,8 @@ impl Resolver {
         }
     }
 
-    /// The Ethernet address of the family's gateway. If it has none that is known, the other family's
-    /// is most likely the same router.
+    /// The Ethernet address of the family's gateway. If none was ever known, the other family's is most
+    /// likely the same router.
     pub(super) fn gateway(&self, v6: bool) -> Option<MacAddr> {
         let found = |v6| self.gateways[usize::from(v6)].mac;
         let fixed = self.wanted.fixed(v6);
@@ -338,12 +493,22 @@ impl Resolver {
         })
     }
 
-    /// Whether all that is to be known is.
+    /// Whether the gateway of a family that has reals may answer in a moment.
+    pub(super) fn is_waiting(&self) -> bool {
+        let waits = |v6: bool| {
+            let hop = &self.gateways[usize::from(v6)];
+            let has_reals = self.reals.values().any(|real| real.is_ipv6() == v6);
+            has_reals && self.wanted.fixed(v6).is_none() && hop.is_open() && hop.mac.is_none()
+        };
+        self.missing().is_some()
+            || self.wanted.mode == NextHops::Gateway && (waits(false) || waits(true))
+    }
+
+    /// Whether nobody is left who could still answer.
     pub(super) fn all_known(&self) -> bool {
-        let lost = |hop: &Hop| hop.mac.is_none() || hop.lost;
         match self.wanted.mode {
-            NextHops::Gateway => !self.gateways.iter().all(lost),
-            _ => self.of_reals.len() == self.reals.len() && !self.of_reals.values().any(lost),
+            NextHops::Gateway => !self.gateways.iter().any(Hop::is_open),
+            _ => !self.of_reals.values().any(Hop::is_open),
         }
     }
 
@@ -355,10 +520,8 @@ impl Resolver {
                 hop.mac = self.gateway(v6);
                 list.push((None, hop));
             }
-        }
-        let reals = self.reals.iter();
-        if self.wanted.mode != NextHops::Gateway {
-            list.extend(reals.map(|(number, real)| {
+        } else {
+            list.extend(self.reals.iter().map(|(number, real)| {
                 let hop = self.of_reals.get(number).copied().unwrap_or_default();
                 (Some(*real), hop)
             }));
@@ -371,6 +534,10 @@ impl Resolver {
                     .interface(hop.interface)
                     .map(|interface| interface.name),
                 mac: hop.mac,
+                answers: hop.address.is_some() && !hop.is_open(),
+                here: hop.here,
+                attached: self.wanted.mode == NextHops::Redirect
+                    || self.is_attached_at(hop.interface),
             })
             .collect()
     }

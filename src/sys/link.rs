@@ -60,6 +60,13 @@ impl Link {
         super::pin::pin(self.0.as_fd(), path)
     }
 
+    /// Whether the interface of an XDP attachment is gone, and the attachment with it.
+    pub(crate) fn is_gone(&self) -> bool {
+        let info = FdInfo::of(self.0.as_fd());
+        info.and_then(|info| info.number::<u32>("ifindex"))
+            .is_ok_and(|index| index == 0)
+    }
+
     /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
     pub(crate) fn leave(self) {
         let link = mem::ManuallyDrop::new(self);

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 
 use super::check;
 use super::fdinfo::FdInfo;
+use super::name_of;
 use super::pod::Pod;
 use super::pod::as_mut_ptr;
 use super::pod::as_ptr;
@@ -60,6 +61,7 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
 pub(crate) struct Info {
     /// The kernel's number of it.
     pub(crate) id: u32,
+    pub(crate) name: String,
     pub(crate) max_entries: u32,
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
@@ -79,6 +81,7 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
     })?;
     Ok(Info {
         id: info.id,
+        name: name_of(&info.name),
         max_entries: info.max_entries,
         key_size: info.key_size,
         value_size: info.value_size,
@@ -104,8 +107,7 @@ fn check_sizes<K: Pod>(map: BorrowedFd<'_>, value_size: usize) -> io::Result<()>
 /// An array of programs: written by descriptors, read as the kernel's numbers of programs.
 pub(crate) struct ProgramArray {
     fd: OwnedFd,
-    id: u32,
-    entries: u32,
+    info: Info,
 }
 
 impl ProgramArray {
@@ -116,20 +118,21 @@ impl ProgramArray {
             return Ok(None);
         }
         let info = info(fd.as_fd())?;
-        Ok(Some(Self {
-            fd,
-            id: info.id,
-            entries: info.max_entries,
-        }))
+        Ok(Some(Self { fd, info }))
     }
 
     /// The kernel's number of the array.
     pub(crate) fn id(&self) -> u32 {
-        self.id
+        self.info.id
+    }
+
+    /// Its name, of at most 15 characters.
+    pub(crate) fn name(&self) -> &str {
+        &self.info.name
     }
 
     pub(crate) fn entries(&self) -> u32 {
-        self.entries
+        self.info.max_entries
     }
 
     /// The number of the program at `index`.

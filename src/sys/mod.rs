@@ -15,6 +15,8 @@ pub(crate) mod program;
 pub(crate) mod rcu;
 pub(crate) mod tc;
 
+use std::ffi::CStr;
+use std::ffi::c_char;
 use std::io;
 
 /// The result of a libbpf call: zero or more, or a negated errno.
@@ -24,4 +26,13 @@ fn check(result: i32) -> io::Result<i32> {
     } else {
         Ok(result)
     }
+}
+
+/// The text of a name as the kernel gives it, which ends with a zero.
+fn name_of(name: &[c_char; 16]) -> String {
+    // SAFETY: reading characters as bytes changes nothing but the sign.
+    let name = unsafe { &*std::ptr::from_ref(name).cast::<[u8; 16]>() };
+    CStr::from_bytes_until_nul(name)
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }

@@ -1,6 +1,5 @@
 //! BPF programs: what the kernel says of one, and running one on a frame.
 
-use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
@@ -9,6 +8,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
 use super::check;
+use super::name_of;
 
 /// What the kernel says of a program.
 pub(crate) struct Info {
@@ -31,15 +31,9 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
             &mut length,
         )
     })?;
-    // SAFETY: the name is an array of c_char that the kernel ends with a zero; reading it as
-    // bytes changes nothing but the sign.
-    let name = unsafe { &*std::ptr::from_ref(&info.name).cast::<[u8; 16]>() };
-    let name = CStr::from_bytes_until_nul(name)
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
     Ok(Info {
         id: info.id,
-        name,
+        name: name_of(&info.name),
         translated_bytes: info.xlated_prog_len,
     })
 }

@@ -129,6 +129,119 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
 }
 
 #[test]
+fn the_last_gateway_serves_until_the_next_one_answers() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.gateway(Gateway::Auto)
+    });
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vips = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
+    for vip in vips {
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    }
+    let right = site.katran.gateway_mac();
+    let host = &site.lab.balancers[0].host;
+    // The other family's router is another one, which must not get these packets.
+    let other = mac("02:00:00:00:00:66");
+    host.ip(&format!(
+        "neigh replace 2001:db8:b::1 lladdr {other} nud permanent dev eth0"
+    ))
+    .unwrap();
+    site::eventually("the other router is in use", || {
+        site.katran.gateway_mac_v6() == other
+    });
+    host.ip("route replace default via 10.0.0.9 dev eth0 onlink")
+        .unwrap();
+    let of_v4 = |katran: &katran::Katran| {
+        let hops = katran.next_hops().into_iter();
+        let mut of_v4 = hops.filter(|hop| hop.address.is_some_and(|address| address.is_ipv4()));
+        of_v4.next().unwrap()
+    };
+    site::eventually("the new gateway is asked for", || {
+        of_v4(&site.katran).address == Some("10.0.0.9".parse().unwrap())
+    });
+    let hop = of_v4(&site.katran);
+    assert_eq!(
+        (hop.mac, hop.answers, hop.attached),
+        (Some(right), false, true)
+    );
+    site.new_connections(vips[0], 3);
+    // Now there is somebody.
+    let next = mac("02:00:00:00:00:67");
+    host.ip(&format!(
+        "neigh replace 10.0.0.9 lladdr {next} nud permanent dev eth0"
+    ))
+    .unwrap();
+    site::eventually("the new gateway is in use", || {
+        let hop = of_v4(&site.katran);
+        hop.answers && hop.mac == Some(next) && site.katran.gateway_mac() == next
+    });
+    drop(servers);
+}
+
+#[test]
+fn a_gateway_where_the_balancer_is_attached_comes_first() {
+    let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
+    let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
+    let host = &network.lab.balancers[0].host;
+    // The better default route is by an interface for management, say.
+    host.ip("route replace default via 10.0.0.1 dev eth0 metric 100")
+        .unwrap();
+    host.ip("route del default metric 0").unwrap();
+    host.ip(&format!("route add default via {} dev eth1", v4(1)))
+        .unwrap();
+    host.ip("-6 route del default").unwrap();
+    host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
+    assert_eq!(network.katran.gateway_mac(), right);
+    let hop = network.katran.next_hops().remove(0);
+    assert_eq!(hop.interface.as_deref(), Some("eth0"));
+    assert!(hop.attached && hop.answers && !hop.here);
+
+    // If there is no other, it is taken, and known to be elsewhere.
+    host.ip("route del default dev eth0").unwrap();
+    site::eventually("the other gateway is in use", || {
+        let hop = network.katran.next_hops().remove(0);
+        hop.interface.as_deref() == Some("eth1") && !hop.attached && hop.answers
+    });
+    assert_ne!(network.katran.gateway_mac(), right);
+    // A bridge that the balancer's interface is a port of leads there.
+    host.ip("link add name br0 type bridge").unwrap();
+    host.ip("link set br0 up").unwrap();
+    host.ip("addr add 10.30.0.2/24 dev br0").unwrap();
+    host.ip("link set eth0 master br0").unwrap();
+    host.ip("route add default via 10.30.0.1 dev br0 metric 50")
+        .unwrap();
+    site::eventually("the gateway behind the bridge is asked for", || {
+        let hop = network.katran.next_hops().remove(0);
+        hop.interface.as_deref() == Some("br0") && hop.attached
+    });
+}
+
+#[test]
+fn a_gateway_is_found_out_where_the_balancer_is_attached() {
+    let mut site = Site::new(LabConfig::default());
+    let right = MacAddr::new(site.lab.balancers[0].gateway_mac);
+    site.katran
+        .set_gateway_mac(mac("02:00:00:00:00:68"))
+        .unwrap();
+    // This thread is in another network namespace.
+    site.katran.set_gateway(Gateway::Auto).unwrap();
+    assert_eq!(site.katran.gateway_mac(), right);
+    // Back and forth.
+    site.katran
+        .set_gateway_mac(mac("02:00:00:00:00:68"))
+        .unwrap();
+    assert!(site.katran.next_hops().is_empty());
+    site.katran.set_gateway(Gateway::Auto).unwrap();
+    assert_eq!(site.katran.gateway_mac(), right);
+    // What is attached nowhere looks nowhere.
+    site.katran.detach("eth0").unwrap();
+    assert!(site.katran.next_hops().is_empty());
+    let host = &site.lab.balancers[0].host;
+    host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
+    assert_eq!(site.katran.gateway_mac(), right);
+}
+
+#[test]
 fn a_gateway_that_cannot_be_found_out_is_an_error() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
     let host = &network.lab.balancers[0].host;
@@ -279,5 +392,58 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
             .unwrap();
         network.check(&vips[..1]);
         assert_eq!(network.katran.totals().unwrap().drop.packets, 0);
+    }
+}
+
+#[test]
+fn an_interface_that_is_made_anew_leads_to_reals_again() {
+    let mut network = Segment::new(Arrival::OwnLink, |builder| {
+        builder.gateway(Gateway::Auto).next_hops(NextHops::Redirect)
+    });
+    let balancer = &network.lab.balancers[0].host;
+    let mut attach = || network.katran.attach("eth0", XdpMode::Native).unwrap();
+    balancer.run(&mut attach);
+    let vips = network.serve();
+    let all_by = |network: &Segment, interface: &str| {
+        site::eventually("all next hops are known", || {
+            let hops = network.katran.next_hops();
+            hops.iter()
+                .all(|hop| hop.interface.as_deref() == Some(interface) && hop.answers)
+        });
+    };
+    all_by(&network, "eth1");
+    network.check(&vips);
+    for _ in 0..2 {
+        network.lab.balancers[0].host.ip("link del eth1").unwrap();
+        // The router is the only way left, and knows another one.
+        all_by(&network, "eth0");
+        network.check(&vips);
+        network.join_again();
+        all_by(&network, "eth1");
+        network.check(&vips);
+    }
+    let totals = network.katran.totals().unwrap();
+    assert_eq!(
+        totals.drop.packets,
+        0,
+        "{:?}",
+        network.katran.drop_reasons()
+    );
+}
+
+#[test]
+fn before_attaching_packets_go_to_the_address_that_was_given() {
+    let first = mac("02:00:00:00:00:91");
+    let mut katran = site::small(first)
+        .next_hops(NextHops::PerReal)
+        .load()
+        .unwrap();
+    let vip = Vip::tcp("203.0.113.1:80".parse().unwrap());
+    site::add_service(&mut katran, vip, &["198.51.100.1".parse().unwrap()]);
+    let frame = crate::frame::syn("192.0.2.9:1234".parse().unwrap(), site::service(vip));
+    for gateway in [first, mac("02:00:00:00:00:92")] {
+        katran.set_gateway_mac(gateway).unwrap();
+        let ran = katran.simulate(&frame).unwrap();
+        assert_eq!(ran.frame[..6], gateway.octets());
     }
 }

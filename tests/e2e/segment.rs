@@ -43,7 +43,7 @@ pub(crate) struct Segment {
     servers: Vec<TcpServer>,
     pub(crate) lab: Lab,
     pub(crate) backends: Vec<Host>,
-    _switch: Host,
+    switch: Host,
 }
 
 pub(crate) fn v4(last: u8) -> Ipv4Addr {
@@ -68,15 +68,7 @@ impl Segment {
             .unwrap();
         switch.ip("link set bridge0 mtu 1600 up").unwrap();
         let join = |host: &Host, interface: &str, port: &str, last: u8| {
-            veth(host.port(interface), switch.port(port).takes_xdp_tx(), 1600).unwrap();
-            switch
-                .ip(&format!("link set {port} master bridge0"))
-                .unwrap();
-            let (v4, v6) = (v4(last), v6(last));
-            host.ip(&format!("addr add {v4}/24 dev {interface}"))
-                .unwrap();
-            host.ip(&format!("addr add {v6}/64 dev {interface} nodad"))
-                .unwrap();
+            join(&switch, host, interface, port, last);
         };
         join(&lab.router, "segment", "router", 1);
         let balancer = &lab.balancers[0].host;
@@ -130,8 +122,14 @@ impl Segment {
             servers,
             lab,
             backends,
-            _switch: switch,
+            switch,
         }
+    }
+
+    /// Gives the balancer a new interface to the segment, in the place of one that is gone.
+    pub(crate) fn join_again(&self) {
+        let balancer = &self.lab.balancers[0].host;
+        join(&self.switch, balancer, "eth1", "balancer", 2);
     }
 
     /// The addresses of all backends in the family of `like`.
@@ -180,4 +178,17 @@ impl Segment {
         let counters = self.katran.counters();
         format!("balancer: {counters:#?}\nnext hops: {hops:#?}\nbackends: {decaps:#?}")
     }
+}
+
+/// Connects a host to the segment: its addresses end with `last`.
+fn join(switch: &Host, host: &Host, interface: &str, port: &str, last: u8) {
+    veth(host.port(interface), switch.port(port).takes_xdp_tx(), 1600).unwrap();
+    switch
+        .ip(&format!("link set {port} master bridge0"))
+        .unwrap();
+    let (v4, v6) = (v4(last), v6(last));
+    host.ip(&format!("addr add {v4}/24 dev {interface}"))
+        .unwrap();
+    host.ip(&format!("addr add {v6}/64 dev {interface} nodad"))
+        .unwrap();
 }
