@@ -4,6 +4,9 @@
 
 mod common;
 
+use std::time::Duration;
+use std::time::Instant;
+
 use common::at;
 use common::builder;
 use common::frames::frame;
@@ -118,18 +121,25 @@ fn under_flood_nothing_migrates() {
     send(&katran, flow(1, to));
     drain(&mut katran, vip);
     katran.mark_down(vip, ip(A)).unwrap();
-    for port in 100..150 {
-        send(&katran, flow(port, to));
-    }
-    assert!(
-        katran
-            .cpu_counters()
-            .unwrap()
-            .iter()
-            .any(|cpu| cpu.under_flood)
-    );
-    assert_eq!(send(&katran, flow(1, to)), (Some(ip(A)), Reason::FlowTable));
-    assert_eq!(migrated(&katran), 0);
+    // The guard is up for the rest of a window of one second: all has to fall into it.
+    let within = (0..20).any(|round| {
+        let began = Instant::now();
+        for port in 0..50 {
+            send(&katran, flow(100 + 50 * round + port, to));
+        }
+        let cpus = katran.cpu_counters().unwrap();
+        let flooded = cpus.iter().any(|cpu| cpu.under_flood);
+        let answer = send(&katran, flow(1, to));
+        let migrated = migrated(&katran);
+        if began.elapsed() > Duration::from_millis(900) {
+            return false;
+        }
+        assert!(flooded);
+        assert_eq!(answer, (Some(ip(A)), Reason::FlowTable));
+        assert_eq!(migrated, 0);
+        true
+    });
+    assert!(within, "this machine is too busy");
 }
 
 #[test]

@@ -336,11 +336,12 @@ fn a_million_prefixes_are_loaded_in_seconds() {
         Prefix::new(address.into(), 64).unwrap()
     });
     let prefixes: Vec<Prefix> = v4.chain(v6).collect();
-    let began = Instant::now();
+    // Of this thread: other tests run beside it.
+    let began = common::cpu_time();
     for (batch, real) in prefixes.chunks(100_000).zip([B, C].into_iter().cycle()) {
         katran.add_source_routes(batch, ip(real)).unwrap();
     }
-    let took = began.elapsed();
+    let took = common::cpu_time() - began;
     println!("1,000,000 prefixes added in {took:?}");
     assert!(took.as_secs() < 10, "{took:?}");
     assert_eq!(katran.source_route_count(), 1_000_000);

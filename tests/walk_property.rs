@@ -124,7 +124,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
 fn any_flow_goes_where_the_specification_and_real_for_flow_say() {
     let katran = RefCell::new(load(builder()));
     let config = Config {
-        cases: 100,
+        cases: 300,
         failure_persistence: None,
         ..Config::default()
     };

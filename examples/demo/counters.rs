@@ -16,6 +16,9 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         "The balancer's counters since it was loaded, then those of the backends' decapsulators.",
     );
     let katran = &site.katran;
+    // First, for a late packet may come between the two: it is missing here then, and not there.
+    let of_backends = site.decaps.iter().map(katran::Decap::counters);
+    let of_backends = of_backends.collect::<katran::Result<Vec<_>>>()?;
     let (totals, flows) = (katran.totals()?, katran.flow_table_counters()?);
     let (icmp, drops) = (katran.icmp_counters()?, katran.drop_reasons()?);
     let mut table = Table::new(&["balancer", "", "frames", "bytes"]).text(1);
@@ -59,8 +62,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         "dropped",
     ]);
     let (mut unwrapped, mut refused) = (0, 0);
-    for (name, decap) in site.names().zip(&site.decaps) {
-        let counters = decap.counters()?;
+    for (name, counters) in site.names().zip(of_backends) {
         let dropped = counters.drop_truncated
             + counters.drop_options
             + counters.drop_fragment

@@ -14,6 +14,7 @@ pub(crate) mod wire;
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use katran::Builder;
 use katran::Flow;
@@ -54,6 +55,12 @@ pub(crate) fn builder() -> Builder {
 pub(crate) fn load(builder: Builder) -> Katran {
     require_root();
     builder.load().unwrap()
+}
+
+/// What this thread has spent of a CPU's time so far: other threads and guests do not count.
+pub(crate) fn cpu_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    clock.now().unwrap().into()
 }
 
 pub(crate) fn at(address: &str) -> SocketAddr {

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::thread;
+use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -25,6 +26,7 @@ pub(crate) struct OnTerminal {
     pub(crate) process: Process,
     pub(crate) keyboard: File,
     shown: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
     /// The terminal's other end, to ask for its settings.
     pub(crate) terminal: OwnedFd,
     pub(crate) before: Termios,
@@ -58,7 +60,7 @@ impl OnTerminal {
         let shown = Arc::new(Mutex::new(String::new()));
         let mut screen = File::from(pty.master.try_clone().unwrap());
         let (sink, mut bytes) = (Arc::clone(&shown), [0; 4096]);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             while let Ok(length @ 1..) = screen.read(&mut bytes) {
                 let text = String::from_utf8_lossy(&bytes[..length]);
                 sink.lock().unwrap().push_str(&text);
@@ -68,6 +70,7 @@ impl OnTerminal {
             process,
             keyboard: pty.master.into(),
             shown,
+            reader,
             terminal: pty.slave,
             before,
         }
@@ -88,11 +91,14 @@ impl OnTerminal {
         // Left the alternate screen, cursor shown again; nothing is drawn after that.
         self.shows("\u{1b}[?1049l");
         self.shows("\u{1b}[?25h");
-        thread::sleep(Duration::from_millis(100));
+        let after = tcgetattr(&self.terminal).unwrap();
+        // Nobody else writes there: the reader comes to an end.
+        drop(self.terminal);
+        self.reader.join().unwrap();
         let shown = self.shown.lock().unwrap().clone();
         let entered = shown.matches("\u{1b}[?1049h").count();
         assert_eq!(entered, 1, "{shown:?}");
-        assert_eq!(self.before, tcgetattr(&self.terminal).unwrap());
+        assert_eq!(self.before, after);
         let (_, rest) = shown.split_once("\u{1b}[?1049l").unwrap();
         rest.to_owned()
     }

@@ -245,6 +245,7 @@ fn a_balancer_is_replaced_under_traffic() {
                 answers.fetch_add(1, Ordering::Relaxed);
             }
         });
+        let _stop = site::StopOnDrop(&stop);
         for _ in 0..5 {
             let seen = answers.load(Ordering::Relaxed);
             let mut next = balancer(&lab);
@@ -256,7 +257,6 @@ fn a_balancer_is_replaced_under_traffic() {
             });
             assert_eq!(connection.ask("who").unwrap(), name);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(present.totals().unwrap().drop.packets, 0);
     present.detach_shared(pins.path()).unwrap();

@@ -5,6 +5,8 @@ use std::env;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -199,13 +201,16 @@ pub(crate) fn backend_at(lab: &Lab, address: IpAddr) -> String {
 /// Gives a host an address on `lo`, and waits until packets to it arrive: the local route of an IPv6
 /// address is made later, by a worker of the kernel (even with `nodad`).
 pub(crate) fn add_to_lo(host: &Host, address: IpAddr) {
-    let (length, family) = match address {
-        IpAddr::V4(_) => (32, "-4"),
-        IpAddr::V6(_) => (128, "-6"),
-    };
+    let length = if address.is_ipv4() { 32 } else { 128 };
     host.ip(&format!("addr add {address}/{length} dev lo"))
         .unwrap();
-    let local = format!("local {address} dev lo");
+    eventually_local(host, address, "lo");
+}
+
+/// Waits until packets to an address arrive that an interface has just been given.
+pub(crate) fn eventually_local(host: &Host, address: IpAddr, interface: &str) {
+    let family = if address.is_ipv4() { "-4" } else { "-6" };
+    let local = format!("local {address} dev {interface}");
     eventually("the address is a local one", || {
         let routes = host.ip(&format!("{family} route show table local"));
         routes.unwrap().contains(&local)
@@ -267,6 +272,33 @@ fn assert_silent(answer: io::Result<String>) {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
     );
     assert!(late, "not silence but: {error}");
+}
+
+/// Waits until the last acknowledgement of each connection of the host's has been sent (RFC 9293,
+/// TIME-WAIT), all of which it has closed.
+pub(crate) fn connections_end(host: &Host) {
+    const TIME_WAIT: &str = "06";
+    eventually("all connections end", || {
+        ["tcp", "tcp6"].into_iter().all(|table| {
+            let path = format!("/proc/thread-self/net/{table}");
+            let text = host.run(|| std::fs::read_to_string(&path)).unwrap();
+            // sl, local_address, rem_address, st, ... (proc(5))
+            let mut states = text
+                .lines()
+                .skip(1)
+                .map(|line| line.split_whitespace().nth(3));
+            states.all(|state| state == Some(TIME_WAIT))
+        })
+    });
+}
+
+/// Tells threads of a scope to end, also if the test fails meanwhile: the scope waits for them.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Waits for what is certain to come.

@@ -84,6 +84,8 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         let before = site.decapsulated();
         transfer_by_tcp(&site, Vip::tcp((address, PORT).into()));
         exchange_by_udp(&site, Vip::udp((address, PORT).into()));
+        // Their last packets are this mix's.
+        site::connections_end(&site.lab.client);
 
         let forwarded = site.katran.reals_stats(&reals).unwrap();
         assert!(forwarded.iter().all(|real| real.forwarded.packets > 0));

@@ -67,7 +67,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Threads that are about to end may still be in it.
-        for _ in 0..200 {
+        for _ in 0..2000 {
             if fs::remove_dir(&self.path).is_ok() {
                 return;
             }

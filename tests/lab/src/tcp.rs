@@ -38,10 +38,10 @@ use nix::sys::time::TimeVal;
 use crate::Host;
 
 /// How long a client waits for a connection, and for an answer, unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the last acknowledgement of a closed connection may take.
-const LAST_ACKNOWLEDGEMENT: Duration = Duration::from_secs(2);
+const LAST_ACKNOWLEDGEMENT: Duration = Duration::from_secs(20);
 
 /// Enough for a thread that serves one connection; there may be thousands.
 const STACK: usize = 128 << 10;
@@ -173,7 +173,7 @@ pub struct TcpClient {
 }
 
 impl TcpClient {
-    /// Connects from a host, by an address and port of the kernel's choice. It waits 5 seconds for
+    /// Connects from a host, by an address and port of the kernel's choice. It waits 20 seconds for
     /// the connection, and as long for every answer unless [`TcpClient::set_patience`] says
     /// otherwise.
     ///

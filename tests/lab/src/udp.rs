@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::Host;
 
 /// How long a client waits for an answer, unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often a server looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(20);
@@ -92,7 +92,7 @@ pub struct UdpClient {
 }
 
 impl UdpClient {
-    /// Speaks to `remote` from an address and port of the kernel's choice. It waits 2 seconds for
+    /// Speaks to `remote` from an address and port of the kernel's choice. It waits 20 seconds for
     /// an answer unless [`UdpClient::set_patience`] says otherwise.
     ///
     /// # Errors

@@ -10,9 +10,11 @@ use std::panic::AssertUnwindSafe;
 use std::process::Command;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::TcpClient;
@@ -235,14 +237,18 @@ fn a_client_waits_until_the_last_connection_of_its_flow_has_ended() {
 
     let old = TcpClient::connect_from(&a, local, server).unwrap();
     drop(listener.accept().unwrap()); // The server closes first.
-    let ends = Duration::from_millis(100);
-    let closer = thread::spawn(move || {
-        thread::sleep(ends);
-        drop(old);
+    let closing = Arc::new(AtomicBool::new(false));
+    let closer = thread::spawn({
+        let closing = Arc::clone(&closing);
+        move || {
+            thread::sleep(Duration::from_millis(100));
+            closing.store(true, Ordering::SeqCst);
+            drop(old);
+        }
     });
-    let start = Instant::now();
     TcpClient::connect_from(&a, local, server).unwrap();
-    assert!(start.elapsed() >= ends, "the old connection was open");
+    let closed = closing.load(Ordering::SeqCst);
+    assert!(closed, "the old connection was open");
     closer.join().unwrap();
 }
 
@@ -271,8 +277,12 @@ fn packets_are_received_on_the_chosen_cpu() {
         // `eth0` of b has an XDP program, so packets to it do not come this way: those to a do.
         a.receive_on_cpu("eth0", chosen).unwrap();
         let before = asked(chosen as usize);
-        let cpus = format!("-c {other} ping -c 20 -i 0.002 192.0.2.1");
-        b.tool("taskset", &cpus).unwrap();
-        assert!(asked(chosen as usize) >= before + 10, "CPU {chosen}");
+        // A CPU that is at it anyway is not asked.
+        let asked = (0..20).any(|_| {
+            let cpus = format!("-c {other} ping -c 20 -i 0.002 192.0.2.1");
+            b.tool("taskset", &cpus).unwrap();
+            asked(chosen as usize) >= before + 10
+        });
+        assert!(asked, "CPU {chosen}");
     }
 }
