@@ -522,9 +522,13 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     assert!(error.to_string().contains("stop it first"), "{error}");
     // With other features it listens on.
     let more = katran.features() | Features::SOURCE_ROUTING;
+    katran.simulate(&tcp(2).frame()).unwrap();
+    wait(&monitor, |stats| stats.delivered == 1);
     katran.reload(more).unwrap();
     katran.simulate(&tcp(1).frame()).unwrap();
-    wait(&monitor, |stats| stats.delivered == 1);
+    wait(&monitor, |stats| stats.delivered == 2);
+    // Nor do the counters begin anew.
+    assert_eq!(katran.event_counters().unwrap().tcp_non_syn_miss, 2);
     drop(monitor);
     let bad = MonitorOptions::new().rate_limit(0);
     assert!(matches!(

@@ -7,6 +7,7 @@ use std::thread;
 
 use katran::Error;
 use katran::Features;
+use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -143,4 +144,50 @@ fn what_is_in_use_cannot_be_switched_off() {
     // What is kept keeps its entries.
     katran.reload(both | Features::GLOBAL_FLOW_TABLE).unwrap();
     assert_eq!(katran.source_route_count(), 1);
+}
+
+#[test]
+fn what_flows_go_by_cannot_be_switched_off() {
+    let both = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.features(both)
+    });
+    let katran = &mut site.katran;
+    let vip = Vip::udp((site.lab.vip4(), PORT).into());
+    let flags = VipFlags::GLOBAL_LRU | VipFlags::UDP_STABLE_ROUTING;
+    let real = site::reals(&site.lab, vip.address())[0];
+    katran.add_vip(vip, flags).unwrap();
+    katran.add_real(vip, katran::Real::new(real)).unwrap();
+    let client = "192.0.2.7:1234".parse().unwrap();
+    let flow = katran::Flow::udp(client, site::service(vip));
+    // One that is not used keeps nothing.
+    katran.reload(Features::empty()).unwrap();
+    katran.reload(both).unwrap();
+    katran.set_global_flow(0, &flow, real).unwrap();
+    katran.add_server_ids(&[ServerId::new(77, real)]).unwrap();
+    for (less, part) in [
+        (Features::UDP_STABLE_ROUTING, "global flows: remove them"),
+        (Features::GLOBAL_FLOW_TABLE, "server ids: remove them"),
+    ] {
+        let in_use = |error: Error| {
+            assert!(matches!(error, Error::InUse { .. }), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        in_use(katran.reload(less).unwrap_err());
+        // A state is refused as a whole.
+        let mut wanted = katran.state();
+        wanted.balancer.as_mut().unwrap().features = Some(less);
+        in_use(katran.apply(&wanted).unwrap_err());
+        assert_eq!(katran.features(), both);
+        assert_eq!(katran.global_flow(0, &flow).unwrap(), Some(real));
+    }
+    // One that takes the flags away as well is not.
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().features = Some(Features::UDP_STABLE_ROUTING);
+    wanted.vips[0].flags = VipFlags::UDP_STABLE_ROUTING;
+    let changes = katran.apply(&wanted).unwrap();
+    assert!(changes.features_changed);
+    assert_eq!(katran.vip_flags(vip).unwrap(), wanted.vips[0].flags);
+    katran.remove_server_ids(&[77]).unwrap();
+    katran.reload(Features::empty()).unwrap();
 }
