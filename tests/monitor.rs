@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::fs::File;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process;
 use std::process::Command;
@@ -434,6 +435,60 @@ fn events_are_written_to_a_file_for_each_kind() {
     fs::remove_file(scratch.0.join("tcp_non_syn_miss.pcap")).unwrap();
     assert!(katran.monitor_to_pcap(options, &scratch.0).is_err());
     assert!(!scratch.0.join("tcp_non_syn_miss.pcap").exists());
+}
+
+/// What tshark makes of a file: of each packet the bytes that are there, those of the frame, the seconds
+/// since 1970, and where to.
+fn tshark(file: &Path) -> Vec<(usize, usize, f64, String)> {
+    let mut command = Command::new("tshark");
+    command.arg("-n").arg("-r").arg(file);
+    command.args(["-T", "fields", "-E", "separator=/s"]);
+    for field in ["frame.cap_len", "frame.len", "frame.time_epoch", "ip.dst"] {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let packet = |line: &str| {
+        let fields: Vec<_> = line.split(' ').collect();
+        let [captured, length, time, destination] = fields[..] else {
+            panic!("{line}");
+        };
+        (
+            captured.parse().unwrap(),
+            length.parse().unwrap(),
+            time.parse().unwrap(),
+            destination.to_owned(),
+        )
+    };
+    text.lines().map(packet).collect()
+}
+
+#[test]
+fn tshark_reads_every_kind_of_file_and_sees_where_packets_were_cut() {
+    let mut katran = watched();
+    let scratch = Scratch::new("tshark");
+    let gone = real_gone(&mut katran);
+    let options = MonitorOptions::new().snap_length(50);
+    let monitor = katran.monitor_to_pcap(options, &scratch.0).unwrap();
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let before = since(SystemTime::now()).as_secs_f64();
+    let frames = [tcp(1).frame(), too_big(), gone];
+    for frame in &frames {
+        katran.simulate(frame).unwrap();
+    }
+    assert_eq!(monitor.stop().delivered, 3);
+    let after = since(SystemTime::now()).as_secs_f64();
+    for ((kind, to), frame) in EventKind::ALL.iter().zip([TCP, TCP, QUIC]).zip(&frames) {
+        let packets = tshark(&scratch.0.join(format!("{kind}.pcap")));
+        let [(captured, length, time, destination)] = &packets[..] else {
+            panic!("{kind}: {packets:?}");
+        };
+        assert_eq!((*captured, *length), (50, frame.len()), "{kind}");
+        assert_eq!(*destination, at(to).ip().to_string());
+        // Two clocks are read one after the other.
+        assert!((before - 0.1..after + 0.1).contains(time), "{kind}: {time}");
+    }
 }
 
 #[test]
