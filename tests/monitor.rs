@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -600,14 +601,29 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
 
 #[test]
 fn off_costs_nothing() {
-    let without = load(Features::default());
-    let with = watched();
-    let names = |katran: &Katran| katran.map_fd("events").is_some();
-    assert!(!names(&without) && names(&with));
-    // The attached program holds no trace of it.
+    let (without, with) = (load(Features::default()), watched());
+    // There is no ring buffer, and no program refers to one.
+    let ring_buffers = |katran: &Katran| {
+        let special = bpf::programs_in(katran.map_fd("special_programs").unwrap());
+        let own = katran.program_fd().try_clone_to_owned().unwrap();
+        let programs = special.into_iter().chain([own]);
+        let maps = programs.flat_map(|program| bpf::maps_of(program.as_fd()));
+        maps.filter(|map| *map == libbpf_sys::BPF_MAP_TYPE_RINGBUF)
+            .count()
+    };
+    assert!(without.map_fd("events").is_none() && with.map_fd("events").is_some());
+    assert_eq!(ring_buffers(&without), 0);
+    assert!(ring_buffers(&with) >= 4);
+    let memory = [&without, &with].map(|katran| katran.memory_in_use().unwrap());
+    let default_buffer = 1 << 20;
+    assert!(memory[1] >= memory[0] + default_buffer, "{memory:?}");
+    // The attached program holds no trace of it; switched off again it is the same.
     let plain = without.program_size().unwrap();
-    let mut katran = load(Features::default());
+    let mut katran = with;
+    assert!(katran.program_size().unwrap() > plain);
     katran.reload(Features::default()).unwrap();
     assert_eq!(katran.program_size().unwrap(), plain);
-    assert!(with.program_size().unwrap() > plain);
+    assert_eq!(ring_buffers(&katran), 0);
+    let after = katran.memory_in_use().unwrap();
+    assert!(after.abs_diff(memory[0]) < 100_000, "{after} {memory:?}");
 }
