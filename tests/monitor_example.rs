@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/program.rs"]
-#[allow(dead_code, reason = "each test binary uses a part")]
 mod program;
 
 use std::fs;

@@ -5,8 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use katran::DecapMode;
+use katran::Encapsulation;
 use katran::Error;
 use katran::Features;
+use katran::Gateway;
+use katran::Katran;
+use katran::NextHops;
 use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
@@ -14,9 +19,12 @@ use katran::XdpMode;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;
 
+use crate::segment::Arrival;
+use crate::segment::Segment;
 use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
+use crate::vlan;
 
 /// Every feature there is, one after the other, and with others.
 fn sets() -> Vec<Features> {
@@ -31,84 +39,187 @@ fn sets() -> Vec<Features> {
     ]
 }
 
+/// By a call, or by a state that is applied: the balancer comes to have these features.
+type Reload = fn(&mut Katran, Features);
+
+fn by_call(katran: &mut Katran, features: Features) {
+    katran.reload(features).unwrap();
+}
+
+fn by_state(katran: &mut Katran, features: Features) {
+    let mut state = katran.state();
+    state.balancer.as_mut().unwrap().features = Some(features);
+    assert!(katran.apply(&state).unwrap().features_changed);
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_moves() {
     for mode in [XdpMode::Native, XdpMode::Generic] {
-        let mut site = Site::with(LabConfig::default(), mode, |builder| builder);
-        let servers = (
-            site.lab.serve_tcp(PORT).unwrap(),
-            site.lab.serve_udp(PORT).unwrap(),
-        );
-        let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
-        let udp = Vip::udp((site.lab.vip6(), PORT).into());
-        // One of those whose packets go on in a second program.
-        let quic = Vip::udp((site.lab.vip4(), PORT).into());
-        for vip in [tcp, udp] {
-            site.add_service(vip, &site::reals(&site.lab, vip.address()));
-        }
-        site.katran.add_vip(quic, VipFlags::QUIC).unwrap();
-        for real in site::reals(&site.lab, quic.address()) {
-            site.katran.add_real(quic, katran::Real::new(real)).unwrap();
-        }
-        let mut connections: Vec<_> = (0..8)
-            .map(|_| {
-                let mut connection = site::connect(&site.lab.client, tcp);
-                let name = connection.ask("who").unwrap();
-                (connection, name)
-            })
-            .collect();
-        // Weights change: only the flow table knows where these belong.
-        let first = site::reals(&site.lab, tcp.address())[0];
-        site.katran
-            .add_real(tcp, katran::Real::new(first).weight(0))
-            .unwrap();
-        let before = site.katran.counters().unwrap();
+        let site = Site::with(LabConfig::default(), mode, |builder| builder);
+        check(site, &sets(), by_call);
+    }
+}
 
-        let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-        let sockets: Vec<UdpClient> = [udp, quic]
-            .into_iter()
-            .map(|vip| site::udp(&site.lab.client, vip))
-            .collect();
-        thread::scope(|scope| {
-            for socket in &sockets {
-                scope.spawn(|| {
-                    let name = socket.ask(b"who").unwrap();
-                    while !stop.load(Ordering::Relaxed) {
-                        // A lost one is not sent again: there would be no answer.
-                        assert_eq!(socket.ask(b"who").unwrap(), name);
-                        answers.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-            for features in sets() {
-                let seen = answers.load(Ordering::Relaxed);
-                site.katran.reload(features).unwrap();
-                assert_eq!(site.katran.features(), features);
-                site::eventually("packets flow on", || {
-                    answers.load(Ordering::Relaxed) > seen + 100
-                });
-                for (connection, name) in &mut connections {
-                    assert_eq!(connection.ask("who").unwrap(), *name);
+/// Two sets, for balancers that are special in other ways.
+fn two_sets() -> [Features; 2] {
+    [
+        Features::all().difference(Features::FLOW_DEBUG),
+        Features::default(),
+    ]
+}
+
+#[test]
+fn nor_over_gue() {
+    let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .encapsulation(Encapsulation::Gue)
+            .source_v4("198.18.0.10".parse().unwrap())
+            .source_v6("2001:db8:ffff::10".parse().unwrap())
+    });
+    check(site, &two_sets(), by_state);
+}
+
+#[test]
+fn nor_on_links_with_tags() {
+    let site = Site::new(LabConfig::default());
+    vlan::tag_link(&site, &[(0x8100, 100)]);
+    check(site, &two_sets(), by_call);
+}
+
+#[test]
+fn nor_with_a_next_hop_for_each_real_and_addresses_where_tunnels_end() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .gateway(Gateway::Auto)
+            .next_hops(NextHops::PerReal)
+            .features(Features::default() | Features::INLINE_DECAP)
+    });
+    let end = "10.9.9.9".parse().unwrap();
+    site.katran.add_decap(end, DecapMode::Inline).unwrap();
+    let more = Features::default() | Features::INLINE_DECAP | Features::INTROSPECTION;
+    check(site, &[more, more | Features::TCP_SERVER_ID], by_state);
+}
+
+/// Services with their clients, whom a change of features must not concern.
+fn check(mut site: Site, sets: &[Features], reload: Reload) {
+    let servers = (
+        site.lab.serve_tcp(PORT).unwrap(),
+        site.lab.serve_udp(PORT).unwrap(),
+    );
+    let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
+    let udp = Vip::udp((site.lab.vip6(), PORT).into());
+    // One of those whose packets go on in a second program.
+    let quic = Vip::udp((site.lab.vip4(), PORT).into());
+    for vip in [tcp, udp] {
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    }
+    site.katran.add_vip(quic, VipFlags::QUIC).unwrap();
+    for real in site::reals(&site.lab, quic.address()) {
+        site.katran.add_real(quic, katran::Real::new(real)).unwrap();
+    }
+    let ends = site.katran.decaps();
+    // The first packets of all have gone their way, whatever has to be found out for them.
+    for vip in [udp, quic] {
+        site::udp(&site.lab.client, vip).ask(b"who").unwrap();
+    }
+    let mut connections: Vec<_> = (0..8)
+        .map(|_| {
+            let mut connection = site::connect(&site.lab.client, tcp);
+            let name = connection.ask("who").unwrap();
+            (connection, name)
+        })
+        .collect();
+    // Weights change: only the flow table knows where these belong.
+    let first = site::reals(&site.lab, tcp.address())[0];
+    site.katran
+        .add_real(tcp, katran::Real::new(first).weight(0))
+        .unwrap();
+    let before = site.katran.counters().unwrap();
+
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sockets: Vec<UdpClient> = [udp, quic]
+        .into_iter()
+        .map(|vip| site::udp(&site.lab.client, vip))
+        .collect();
+    thread::scope(|scope| {
+        for socket in &sockets {
+            scope.spawn(|| {
+                let name = socket.ask(b"who").unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    // A lost one is not sent again: there would be no answer.
+                    assert_eq!(socket.ask(b"who").unwrap(), name);
+                    answers.fetch_add(1, Ordering::Relaxed);
                 }
+            });
+        }
+        for features in sets {
+            let seen = answers.load(Ordering::Relaxed);
+            reload(&mut site.katran, *features);
+            assert_eq!(site.katran.features(), *features);
+            site::eventually("packets flow on", || {
+                answers.load(Ordering::Relaxed) > seen + 100
+            });
+            for (connection, name) in &mut connections {
+                assert_eq!(connection.ask("who").unwrap(), *name);
             }
-            stop.store(true, Ordering::Relaxed);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let after = site.katran.counters().unwrap();
+    assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
+    assert_eq!(
+        after.flow_table.misses,
+        before.flow_table.misses + 2,
+        "the two sockets"
+    );
+    let answers = answers.load(Ordering::Relaxed);
+    let forwarded = after.totals.tx.packets - before.totals.tx.packets;
+    assert!(forwarded >= answers);
+    // Those of VIPs and reals go on, too: each packet is one of a VIP's and one of a real's.
+    let packets = |katran: &Katran| {
+        let of_vips =
+            [tcp, udp, quic].map(|vip| katran.vip_counters(vip).unwrap().forwarded.packets);
+        let reals = katran.real_numbers();
+        let of_reals = reals
+            .into_iter()
+            .map(|(real, _)| katran.real_counters(real).unwrap().forwarded.packets);
+        (of_vips, of_reals.sum::<u64>())
+    };
+    let [of_tcp, of_udp, of_quic] = packets(&site.katran).0;
+    assert!(of_udp + of_quic >= answers + 2 && of_udp > 50 && of_quic > 50);
+    assert!(of_tcp >= 8 * (1 + sets.len() as u64));
+    site::eventually("all packets are counted for both", || {
+        let (of_vips, of_reals) = packets(&site.katran);
+        of_vips.iter().sum::<u64>() == of_reals
+    });
+    assert_eq!(site.katran.decaps(), ends);
+    // The new program is what a simulation runs, too.
+    let flow = "192.0.2.9:1234".parse().unwrap();
+    let ran = site
+        .katran
+        .simulate(&crate::frame::syn(flow, site::service(tcp)));
+    assert_eq!(ran.unwrap().vip, Some(tcp));
+    drop(servers);
+}
+
+#[test]
+fn reals_on_the_same_segment_and_behind_other_interfaces_stay_reachable() {
+    for (arrival, mode, interface) in [
+        (Arrival::Segment, NextHops::PerReal, "eth1"),
+        (Arrival::OwnLink, NextHops::Redirect, "eth0"),
+    ] {
+        let mut network = Segment::new(arrival, |builder| {
+            builder.gateway(Gateway::Auto).next_hops(mode)
         });
-        let after = site.katran.counters().unwrap();
-        assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
-        assert_eq!(
-            after.flow_table.misses,
-            before.flow_table.misses + 2,
-            "the two sockets"
-        );
-        let forwarded = after.totals.tx.packets - before.totals.tx.packets;
-        assert!(forwarded >= answers.load(Ordering::Relaxed));
-        // The new program is what a simulation runs, too.
-        let flow = "192.0.2.9:1234".parse().unwrap();
-        let ran = site
-            .katran
-            .simulate(&crate::frame::syn(flow, site::service(tcp)));
-        assert_eq!(ran.unwrap().vip, Some(tcp));
-        drop(servers);
+        let host = &network.lab.balancers[0].host;
+        let attach = |katran: &mut Katran| katran.attach(interface, XdpMode::Native);
+        host.run(|| attach(&mut network.katran).unwrap());
+        let vips = network.serve();
+        network.check(&vips);
+        for features in two_sets() {
+            network.katran.reload(features).unwrap();
+            network.check(&vips);
+        }
     }
 }
 
