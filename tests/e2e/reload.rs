@@ -11,13 +11,16 @@ use katran::Error;
 use katran::Features;
 use katran::Gateway;
 use katran::Katran;
+use katran::MonitorOptions;
 use katran::NextHops;
+use katran::RootProgram;
 use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;
+use katran_lab::private_bpf_fs;
 
 use crate::segment::Arrival;
 use crate::segment::Segment;
@@ -87,17 +90,35 @@ fn nor_on_links_with_tags() {
 }
 
 #[test]
-fn nor_with_a_next_hop_for_each_real_and_addresses_where_tunnels_end() {
+fn nor_with_next_hops_of_reals_addresses_where_tunnels_end_and_a_monitor() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
             .gateway(Gateway::Auto)
             .next_hops(NextHops::PerReal)
-            .features(Features::default() | Features::INLINE_DECAP)
+            .features(Features::INLINE_DECAP | Features::INTROSPECTION)
     });
     let end = "10.9.9.9".parse().unwrap();
     site.katran.add_decap(end, DecapMode::Inline).unwrap();
-    let more = Features::default() | Features::INLINE_DECAP | Features::INTROSPECTION;
-    check(site, &[more, more | Features::TCP_SERVER_ID], by_state);
+    let monitor = site.katran.monitor_to_list(MonitorOptions::new(), 1);
+    let features = site.katran.features();
+    let more = features | Features::TCP_SERVER_ID | Features::SOURCE_ROUTING;
+    check(site, &[more, features], by_state);
+    assert_eq!(monitor.unwrap().stop().failure, None);
+}
+
+#[test]
+fn nor_in_an_entry_of_a_root_program() {
+    let mut site = Site::new(LabConfig::default());
+    let path = private_bpf_fs().unwrap().join("reload");
+    site.katran.detach("eth0").unwrap();
+    let mut root = RootProgram::builder().load().unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    root.pin(&path).unwrap();
+    drop(root);
+    site.katran.attach_shared(&path, 2).unwrap();
+    check(site, &two_sets(), by_call);
+    RootProgram::remove(&path).unwrap();
 }
 
 /// Services with their clients, whom a change of features must not concern.
