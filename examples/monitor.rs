@@ -3,14 +3,16 @@
 //! ```text
 //! monitor --config lb.toml --interface eth0 [--directory DIR] [--event NAME]... [--rate-limit N]
 //! ```
-//! It balances like the example `balancer`, and switches the feature `introspection` on if the file
-//! does not, under traffic. Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection
-//! that no table knows), `packet_too_big` (above `max_frame`) and `quic_real_gone`. With `--directory`
-//! there is a file for each, which tshark, Wireshark and tcpdump read. SIGINT and SIGTERM end it.
+//! It balances like the example `balancer`, with the feature `introspection` on whatever the file lists.
+//! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows),
+//! `packet_too_big` (above `max_frame`) and `quic_real_gone`. With `--directory` there is a new file for
+//! each, which tshark, Wireshark and tcpdump read. SIGHUP has the file read again; SIGINT and SIGTERM end
+//! it.
 
 mod common;
 
 use std::fmt::Write;
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
@@ -23,8 +25,10 @@ use etherparse::TransportSlice;
 use katran::Event;
 use katran::EventKind;
 use katran::Features;
+use katran::Katran;
 use katran::Monitor;
 use katran::MonitorOptions;
+use katran::State;
 use signal_hook::consts::SIGHUP;
 
 /// Balances, and shows packets that an operator may want to know of.
@@ -38,7 +42,7 @@ struct Arguments {
     /// Only this kind of event; may be given several times
     #[arg(long, value_name = "NAME")]
     event: Vec<EventKind>,
-    /// The most events a second and CPU
+    /// The most events of each kind a second and CPU
     #[arg(long, value_name = "N", default_value_t = 100)]
     rate_limit: u32,
     /// The most packets of each kind
@@ -57,11 +61,39 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let signals = common::signals()?;
-    let mut katran = arguments.options.start()?;
-    if !katran.features().contains(Features::INTROSPECTION) {
-        katran.reload(katran.features() | Features::INTROSPECTION)?;
+    let mut state = arguments.options.state()?;
+    let balancer = state.balancer.get_or_insert_default();
+    let listed = balancer.features.unwrap_or_default();
+    balancer.features = Some(listed | Features::INTROSPECTION);
+    let mut katran = arguments.options.load(&state)?;
+    if !listed.contains(Features::INTROSPECTION) {
         say("switched introspection on".to_owned());
     }
+    // No packet is touched before it is clear that there is somewhere to write to.
+    let monitor = start(arguments, &katran)?;
+    if let Err(error) = arguments.options.attach(&mut katran) {
+        drop(monitor);
+        remove_empty_files(arguments);
+        return Err(error);
+    }
+    say("listening".to_owned());
+    while let Ok(SIGHUP) = signals.recv() {
+        arguments.options.follow_with(&mut katran, introspect);
+    }
+    summary(&katran, monitor)?;
+    arguments.options.stop(&mut katran);
+    Ok(())
+}
+
+/// The feature stays on, whatever the file lists.
+fn introspect(state: &mut State) {
+    let balancer = state.balancer.as_mut();
+    if let Some(features) = balancer.and_then(|balancer| balancer.features.as_mut()) {
+        *features |= Features::INTROSPECTION;
+    }
+}
+
+fn start(arguments: &Arguments, katran: &Katran) -> Result<Monitor> {
     let mut options = MonitorOptions::new()
         .rate_limit(arguments.rate_limit)
         .snap_length(arguments.snap_length);
@@ -71,20 +103,33 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(packets) = arguments.packet_limit {
         options = options.packet_limit(packets);
     }
-    let monitor = match &arguments.directory {
+    Ok(match &arguments.directory {
         Some(directory) => katran.monitor_to_pcap(options, directory)?,
         None => katran.monitor(options, |event| say(line(event)))?,
-    };
-    say("listening".to_owned());
-    while let Ok(SIGHUP) = signals.recv() {
-        arguments.options.follow(&mut katran);
-    }
-    summary(&katran, monitor)?;
-    arguments.options.stop(&mut katran);
-    Ok(())
+    })
 }
 
-fn summary(katran: &katran::Katran, monitor: Monitor) -> Result<()> {
+/// Files that were made for nothing would keep the next attempt from starting.
+fn remove_empty_files(arguments: &Arguments) {
+    /// What a pcap file without packets has.
+    const HEADER_BYTES: u64 = 24;
+    let Some(directory) = &arguments.directory else {
+        return;
+    };
+    let all = EventKind::ALL.to_vec();
+    let kinds = match arguments.event.is_empty() {
+        true => &all,
+        false => &arguments.event,
+    };
+    for kind in kinds {
+        let path = directory.join(format!("{kind}.pcap"));
+        if fs::metadata(&path).is_ok_and(|file| file.len() == HEADER_BYTES) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn summary(katran: &Katran, monitor: Monitor) -> Result<()> {
     let stats = monitor.stop();
     let counters = katran.event_counters()?;
     say(format!(

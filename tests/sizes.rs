@@ -24,12 +24,13 @@ use katran::Vip;
 use katran::VipFlags;
 
 /// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
-/// the one that looks for ids, the one that sends by them, and the walk for the others with its twin.
+/// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
+/// the walk for frames whose VLAN tags are off, with its twin.
 #[derive(Clone, Copy)]
 struct Sizes {
     program: u32,
     twin: u32,
-    special: [u32; 4],
+    special: [u32; 6],
 }
 
 impl Sizes {
@@ -39,13 +40,22 @@ impl Sizes {
         Self {
             program: katran.program_size().unwrap(),
             twin: katran.explainer_size().unwrap(),
-            special: [0, 1, 2, 3].map(|program| special[program].bytes),
+            special: [0, 1, 2, 3, 4, 5].map(|program| special[program].bytes),
         }
     }
 
-    fn all(self) -> [u32; 6] {
-        let [ids, send, walk, twin] = self.special;
-        [self.program, self.twin, ids, send, walk, twin]
+    fn all(self) -> [u32; 8] {
+        let [ids, send, walk, twin, untagged, its_twin] = self.special;
+        [
+            self.program,
+            self.twin,
+            ids,
+            send,
+            walk,
+            twin,
+            untagged,
+            its_twin,
+        ]
     }
 
     /// No program is larger, and some are smaller.
@@ -62,12 +72,20 @@ impl Sizes {
 
 #[test]
 fn a_feature_that_is_off_leaves_no_instruction_behind() {
-    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
     // Strict destinations are a part of inline decapsulation.
-    let features = Features::all() - later - Features::STRICT_DESTINATION;
+    let features = Features::all() - Features::FLOW_DEBUG - Features::STRICT_DESTINATION;
     println!(
-        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "bytes", "insns", "program", "twin", "ids", "send", "special", "its twin"
+        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "bytes",
+        "insns",
+        "program",
+        "twin",
+        "ids",
+        "send",
+        "special",
+        "its twin",
+        "untagged",
+        "its twin"
     );
     let all = features | Features::STRICT_DESTINATION;
     let full = Sizes::of(all, true);
@@ -94,6 +112,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     // What explains is in the twin alone, whatever is on.
     for sizes in [full, none] {
         assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
+        assert!(sizes.special[4] < sizes.special[5]);
     }
     // What only special VIPs need is in their programs, and costs the others nothing.
     let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
@@ -103,7 +122,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
 /// The verifier gives up after 1,000,000 instructions; other versions of it look at more of them.
 #[test]
 fn the_verifier_is_far_from_its_limit() {
-    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
+    let all = Features::all() - Features::FLOW_DEBUG;
     for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
         for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
             let settings = builder()
@@ -111,12 +130,12 @@ fn the_verifier_is_far_from_its_limit() {
                 .source_v6("2001:db8:ffff::1".parse().unwrap())
                 .encapsulation(encapsulation)
                 .flow_table(kind);
-            for features in [Features::default(), Features::all() - later] {
+            for features in [Features::default(), all] {
                 let katran = load(settings.clone().features(features));
                 let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
                 let own = bpf::size(katran.program_fd());
-                let all = special.into_iter().chain([own]);
-                let verified: Vec<u32> = all.map(|size| size.verified).collect();
+                let programs = special.into_iter().chain([own]);
+                let verified: Vec<u32> = programs.map(|size| size.verified).collect();
                 println!("{kind} {encapsulation} {features}: {verified:?}");
                 assert!(
                     verified.iter().all(|count| *count < 400_000),

@@ -23,6 +23,7 @@ use katran::Encapsulation;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
+use katran::MonitorOptions;
 use katran::Protocol;
 use katran::ServerId;
 use katran::Verdict;
@@ -208,18 +209,28 @@ fn on_damaged_frames() {
 fn on_damaged_frames_with_every_feature() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let mut twins = Twins::new(|| everything(encapsulation));
+        // No limit acts, so both hand over the same events.
+        let [simulated, direct] = [&twins.simulated, &twins.direct].map(|katran| {
+            let options = MonitorOptions::new().rate_limit(u32::MAX);
+            katran.monitor_to_list(options, 1).unwrap()
+        });
         check_damaged(&mut twins);
+        let stats = simulated.stop();
+        assert_eq!(stats, direct.stop());
+        assert!(stats.delivered > 1000, "{stats:?}");
     }
 }
 
 fn everything(encapsulation: Encapsulation) -> Katran {
-    let later = Features::INTROSPECTION | Features::FLOW_DEBUG;
+    let later = Features::FLOW_DEBUG;
     let strict = match encapsulation {
         Encapsulation::Gue => Features::STRICT_DESTINATION,
         _ => Features::empty(),
     };
     let features = (Features::all() - later - Features::STRICT_DESTINATION) | strict;
+    // Room for an event of each frame.
     let builder = builder().features(features).max_frame(700);
+    let builder = builder.event_buffer(1 << 23);
     let mut katran = load(
         builder
             .encapsulation(encapsulation)

@@ -58,8 +58,20 @@ impl Options {
 
     /// A balancer with the settings and VIPs of a state, attached to the interfaces.
     pub(crate) fn start_from(&self, state: &State) -> Result<Katran> {
+        let mut katran = self.load(state)?;
+        self.attach(&mut katran)?;
+        Ok(katran)
+    }
+
+    /// The same without attaching it.
+    pub(crate) fn load(&self, state: &State) -> Result<Katran> {
         let mut katran = state.builder()?.load()?;
         report(&katran.apply(state)?);
+        Ok(katran)
+    }
+
+    /// Attaches a balancer to the interfaces.
+    pub(crate) fn attach(&self, katran: &mut Katran) -> Result<()> {
         for interface in &self.interface {
             let attachment = katran.attach(interface, self.mode)?;
             say(format!(
@@ -75,7 +87,7 @@ impl Options {
                 path.display()
             ));
         }
-        Ok(katran)
+        Ok(())
     }
 
     /// Applies the file again; if that fails, nothing has changed.
@@ -85,7 +97,16 @@ impl Options {
 
     /// Applies the file again, and prints what changed or why nothing did.
     pub(crate) fn follow(&self, katran: &mut Katran) {
-        match self.reload(katran) {
+        self.follow_with(katran, |_| {});
+    }
+
+    /// The same with a change of what the file says.
+    pub(crate) fn follow_with(&self, katran: &mut Katran, change: impl FnOnce(&mut State)) {
+        let applied = self.state().and_then(|mut state| {
+            change(&mut state);
+            Ok(katran.apply(&state)?)
+        });
+        match applied {
             Ok(changes) => report(&changes),
             Err(error) => eprintln!(
                 "{}\nnothing was changed: the old configuration stays in force",

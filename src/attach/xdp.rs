@@ -77,7 +77,15 @@ pub struct Attachment {
 /// The attachments of one program; all are detached on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
-    attached: Vec<(Attachment, Link)>,
+    attached: Vec<Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    attachment: Attachment,
+    link: Link,
+    /// It has kept a program that it was to be rid of again.
+    stray: bool,
 }
 
 impl Attachments {
@@ -88,7 +96,7 @@ impl Attachments {
             interface: interface.to_owned(),
         })?;
         if let Some(position) = self.find(interface) {
-            if !self.attached[position].1.is_gone() {
+            if !self.attached[position].link.is_gone() {
                 return Err(Error::AlreadyExists {
                     what: format!("the attachment to {interface}"),
                 });
@@ -130,7 +138,11 @@ impl Attachments {
             index,
             mode,
         };
-        self.attached.push((attachment.clone(), link));
+        self.attached.push(Attached {
+            attachment: attachment.clone(),
+            link,
+            stray: false,
+        });
         Ok(attachment)
     }
 
@@ -143,10 +155,17 @@ impl Attachments {
         Ok(())
     }
 
-    /// Puts another program in the place of the present one on all interfaces, or on none.
-    pub(crate) fn replace(&self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) -> Result<()> {
-        for (done, (attachment, link)) in self.attached.iter().enumerate() {
-            let Err(error) = link.replace(after, before) else {
+    /// Puts another program in the place of the present one on all interfaces, or on none, as far as
+    /// the kernel lets it: see [`has_strays`](Self::has_strays).
+    pub(crate) fn replace(&mut self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) -> Result<()> {
+        for at in 0..self.attached.len() {
+            let Attached {
+                attachment,
+                link,
+                stray,
+            } = &mut self.attached[at];
+            let Err(error) = link.replace(after, (!*stray).then_some(before)) else {
+                *stray = false;
                 continue;
             };
             // The link of an interface that is gone has no program any more.
@@ -154,24 +173,28 @@ impl Attachments {
                 log::warn!("{}: the interface is gone", attachment.interface);
                 continue;
             }
-            for (attachment, link) in &self.attached[..done] {
-                if let Err(error) = link.replace(before, after) {
-                    log::error!("{}: the new program stays: {error}", attachment.interface);
-                }
-            }
-            return Err(kernel_error(
-                "put another XDP program on",
-                &attachment.interface,
-                error,
-            ));
+            let error = not_replaced(attachment, link, before, error);
+            put_back(&mut self.attached[..at], after, before);
+            return Err(error);
         }
         Ok(())
+    }
+
+    /// Takes back a [`replace`](Self::replace) that has just been made.
+    pub(crate) fn put_back(&mut self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) {
+        put_back(&mut self.attached, after, before);
+    }
+
+    /// Whether packets on an interface still meet a program that was to be taken back, as the kernel has
+    /// refused that. The next [`replace`](Self::replace) sees to it.
+    pub(crate) fn has_strays(&self) -> bool {
+        self.attached.iter().any(|attached| attached.stray)
     }
 
     /// Pins one attachment at a path.
     pub(crate) fn pin(&self, interface: &str, path: &Path) -> io::Result<()> {
         match self.find(interface) {
-            Some(position) => self.attached[position].1.pin(path),
+            Some(position) => self.attached[position].link.pin(path),
             None => Ok(()),
         }
     }
@@ -185,8 +208,8 @@ impl Attachments {
 
     /// Lets go of all attachments, which are pinned.
     pub(crate) fn leave(&mut self) {
-        for (_, link) in self.attached.drain(..) {
-            link.leave();
+        for attached in self.attached.drain(..) {
+            attached.link.leave();
         }
     }
 
@@ -197,12 +220,29 @@ impl Attachments {
 
     /// The attachments in force.
     pub(crate) fn list(&self) -> impl Iterator<Item = &Attachment> {
-        self.attached.iter().map(|(attachment, _)| attachment)
+        self.attached.iter().map(|attached| &attached.attachment)
     }
 
     fn find(&self, interface: &str) -> Option<usize> {
         self.list()
             .position(|attachment| attachment.interface == interface)
+    }
+}
+
+fn put_back(attached: &mut [Attached], after: BorrowedFd<'_>, before: BorrowedFd<'_>) {
+    for Attached {
+        attachment,
+        link,
+        stray,
+    } in attached
+    {
+        match link.replace(before, Some(after)) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+                log::error!("{}: the new program stays: {error}", attachment.interface);
+                *stray = true;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -240,15 +280,37 @@ fn refuse_foreign(interface: &str, index: u32) -> Result<()> {
         .find(|id| *id != 0);
     match id {
         None => Ok(()),
-        Some(program_id) => Err(Error::ForeignProgram {
-            interface: interface.to_owned(),
-            program_id,
-            program_name: program::by_id(program_id)
-                .and_then(|fd| program::info(std::os::fd::AsFd::as_fd(&fd)))
-                .map(|info| info.name)
-                .unwrap_or_default(),
-        }),
+        Some(id) => Err(foreign(interface, id)),
     }
+}
+
+fn foreign(interface: &str, program_id: u32) -> Error {
+    Error::ForeignProgram {
+        interface: interface.to_owned(),
+        program_id,
+        program_name: program::by_id(program_id)
+            .and_then(|fd| program::info(std::os::fd::AsFd::as_fd(&fd)))
+            .map(|info| info.name)
+            .unwrap_or_default(),
+    }
+}
+
+/// The error for a link that kept its program. The kernel says of a program other than `before` that
+/// to replace it is not permitted.
+fn not_replaced(
+    attachment: &Attachment,
+    link: &Link,
+    before: BorrowedFd<'_>,
+    error: io::Error,
+) -> Error {
+    if error.raw_os_error() == Some(libc::EPERM)
+        && let (Ok(present), Ok(own)) = (link.program_id(), program::info(before))
+        && present != own.id
+    {
+        return foreign(&attachment.interface, present);
+    }
+    let what = "put another XDP program on";
+    kernel_error(what, &attachment.interface, error)
 }
 
 fn refused(interface: &str, index: u32, error: io::Error) -> Error {

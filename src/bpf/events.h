@@ -9,8 +9,8 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Hands over an event, unless there have been more than `event_limit` of this CPU in the present
- * second. A global function, so that the verifier looks at it once and not in every place. */
+/* Hands over an event, unless there have been more than `event_limit` of its kind on this CPU in the
+ * present second. A global function, so that the verifier looks at it once and not in every place. */
 __noinline int event_emit(struct xdp_md *ctx, __u32 kind)
 {
 	const __u32 zero = 0;
@@ -27,9 +27,9 @@ __noinline int event_emit(struct xdp_md *ctx, __u32 kind)
 		return 0;
 	if (now - record->event_window >= ticks_per_second) {
 		record->event_window = now;
-		record->event_count = 0;
+		__builtin_memset(record->event_counts, 0, sizeof(record->event_counts));
 	}
-	if (++record->event_count > live.event_limit) {
+	if (++record->event_counts[kind] > live.event_limit) {
 		record->events_limited++;
 		return 0;
 	}

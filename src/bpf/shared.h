@@ -410,13 +410,13 @@ struct counters {
 	__u32 set_mask;
 	struct id_query query;
 	struct vlan_tags tags;
-	/* Events: handed over; left out by the rate limit, with its present window; left out because
-	 * the buffer was full. */
+	/* Events: handed over; left out by the rate limit; left out because the buffer was full; and
+	 * how many of each kind there have been in the rate limit's present window. */
 	__u64 events[EVENT_KINDS];
 	__u64 events_limited;
 	__u64 events_lost;
 	__u64 event_window; /* ticks */
-	__u64 event_count;
+	__u64 event_counts[EVENT_KINDS];
 };
 
 /* This host's own addresses, words as they lie in memory. */
@@ -441,7 +441,7 @@ struct live {
 	struct own_addresses own[2];
 	__u64 gateway_mac_v6; /* the same for reals with IPv6 addresses */
 	__u32 events; /* a bit for each kind that is listened to */
-	__u32 event_limit; /* events a second and CPU */
+	__u32 event_limit; /* events of each kind a second and CPU */
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::reload::Needs;
 use crate::Changes;
 use crate::DecapState;
 use crate::Features;
@@ -12,6 +13,7 @@ use crate::ProbeMatch;
 use crate::Result;
 use crate::ServerIdState;
 use crate::State;
+use crate::VipFlags;
 use crate::state::BalancerState;
 use crate::state::Limits;
 use crate::state::NameChange;
@@ -36,7 +38,7 @@ impl Katran {
         let before = self.state();
         let planned = self.note(plan(&before, wanted, self.limits()))?;
         self.note(self.table.rehearse(&planned.steps))?;
-        self.note(self.rehearse_names(&planned.steps))?;
+        self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
         let taken = planned.steps.iter().try_for_each(|step| self.take(step));
@@ -48,7 +50,10 @@ impl Katran {
     }
 
     /// Whether ids, routes and decap addresses are possible, one change after the other.
-    fn rehearse_names(&self, steps: &[Step]) -> Result<()> {
+    fn rehearse_names(&self, wanted: &State, steps: &[Step]) -> Result<()> {
+        let flags = wanted.vips.iter().map(|state| state.flags);
+        // Those at the end, which is when features are switched off.
+        let flags = flags.fold(VipFlags::empty(), VipFlags::union);
         let mut ids = self.server_ids.counts();
         let mut routes = self.source_routes.counts();
         let mut ends: BTreeSet<IpAddr> = self.decap.keys().copied().collect();
@@ -58,7 +63,13 @@ impl Katran {
                 Step::SetFeatures(wanted) => {
                     wanted.check()?;
                     let off = features.difference(*wanted);
-                    self.check_unused(off, routes.iter().sum(), ends.len())?;
+                    let needs = Needs {
+                        routes: routes.iter().sum(),
+                        ends: ends.len(),
+                        ids: ids.iter().sum(),
+                        flags,
+                    };
+                    self.check_unused(off, &needs)?;
                     features = *wanted;
                 }
                 Step::ServerIds(NameChange { remove, add, .. }) => {

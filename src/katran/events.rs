@@ -15,9 +15,13 @@ impl Katran {
     /// Calls `callback` with each event, on a thread of the library's own, until the monitor is
     /// stopped or dropped. Needs [`Features::INTROSPECTION`](crate::Features::INTROSPECTION).
     ///
+    /// If the callback panics it is not called again, the program is told to make no more events, and
+    /// [`MonitorStats::failure`](crate::MonitorStats::failure) says so.
+    ///
     /// # Errors
     /// [`Error::Unsupported`] without the feature; [`Error::AlreadyExists`] while there is another
-    /// monitor; [`Error::InvalidConfig`] for options out of their ranges; [`Error::Kernel`].
+    /// monitor; [`Error::InvalidConfig`] for options out of their ranges; [`Error::Kernel`] if the
+    /// ring buffer cannot be read or there is no thread for it. Nothing has begun then.
     ///
     /// ```no_run
     /// use katran::Features;
@@ -45,10 +49,12 @@ impl Katran {
     }
 
     /// Writes events to pcap files in a directory, one for each kind: `tcp_non_syn_miss.pcap`,
-    /// `packet_too_big.pcap` and `quic_real_gone.pcap`.
+    /// `packet_too_big.pcap` and `quic_real_gone.pcap`. An event that cannot be written, as the disk is
+    /// full, is left out and counted; the file stays one that can be read.
     ///
     /// # Errors
-    /// As [`monitor`](Self::monitor), and [`Error::File`] if one of them cannot be made, or exists.
+    /// As [`monitor`](Self::monitor), and [`Error::File`] if one of them cannot be made, or exists. No
+    /// new file is left then.
     pub fn monitor_to_pcap(
         &self,
         options: MonitorOptions,
@@ -77,6 +83,7 @@ impl Katran {
             reason: "the balancer was loaded without the feature introspection: switch it on",
         })?;
         let token = Arc::clone(&self.monitor_token);
+        // The balancer's, this one, and that of another's thread.
         if Arc::strong_count(&token) > 2 {
             return Err(Error::AlreadyExists {
                 what: "a monitor of this balancer".to_owned(),

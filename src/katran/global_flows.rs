@@ -62,6 +62,22 @@ impl Katran {
             .check("remove a flow from", "global_flows", removed)
     }
 
+    /// Whether any table has a flow.
+    pub(super) fn has_global_flows(&self) -> Result<bool> {
+        let Some(maps) = &self.maps.features.global_flows else {
+            return Ok(false);
+        };
+        let of_cpus = maps.of_cpus.iter().map(|(_, table)| table);
+        for table in of_cpus.chain([&maps.fallback]) {
+            let first = table.next_key(None);
+            let first = self.kernel.check("look into", "global_flows", first)?;
+            if first.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn global_key(&self, flow: &Flow) -> Result<types::flow_key> {
         let found = self.key_of(flow)?;
         let (_, key) = found.ok_or_else(|| Error::NotFound {

@@ -34,7 +34,9 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 pub use explain::Answer;
 pub use explain::Choice;
@@ -142,6 +144,12 @@ pub struct Katran {
     healthchecks: Option<HealthChecks>,
     maps: Maps,
     programs: load::Programs,
+    /// Whether the program's descriptor has been given to the embedder.
+    handed_out: AtomicBool,
+    /// The programs before the last reload, if packets may still enter them by such a descriptor.
+    replaced: Option<load::Programs>,
+    /// Programs of reloads that have failed, which an interface has kept.
+    stranded: Vec<load::Programs>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -179,6 +187,9 @@ impl Katran {
             healthchecks,
             maps,
             programs,
+            handed_out: AtomicBool::new(false),
+            replaced: None,
+            stranded: Vec::new(),
             explaining: Mutex::new(()),
             kernel: KernelCalls::default(),
             rejected_addresses: AtomicU64::new(0),
@@ -276,8 +287,14 @@ impl Katran {
     }
 
     /// The program that is attached, for embedders with an attachment mechanism of their own.
+    ///
+    /// A [`reload`](Self::reload) makes another one and does not know where this one has been attached:
+    /// there it works on, with the features that it had, until the next reload,
+    /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer. So after
+    /// each reload put the new descriptor in its place.
     #[doc(alias = "getKatranProgFd")]
     pub fn program_fd(&self) -> BorrowedFd<'_> {
+        self.handed_out.store(true, Ordering::Relaxed);
         self.programs.main.as_fd()
     }
 
@@ -372,8 +389,7 @@ impl Katran {
     /// Counts an address that was refused.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::InvalidAddress { .. }) = &result {
-            self.rejected_addresses
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.rejected_addresses.fetch_add(1, Ordering::Relaxed);
         }
         result
     }

@@ -19,6 +19,7 @@ use super::object::take_feature_maps;
 use crate::Error;
 use crate::Features;
 use crate::Result;
+use crate::VipFlags;
 use crate::config::Config;
 use crate::maps::FeatureMaps;
 use crate::maps::kernel_error;
@@ -32,30 +33,48 @@ impl Katran {
 
     /// Swaps in a newly loaded program with other features: exactly these are on then.
     ///
-    /// VIPs, reals, rings, flow tables and counters stay. No packet is lost and no flow moves: each
-    /// interface goes from the old program to the new one between two packets. It takes a second or
-    /// two, most of it for the verifier, while the old program works on. Other descriptors of
-    /// [`program_fd`](Self::program_fd), made before, are of the old program.
+    /// VIPs, reals, rings, flow tables and counters stay, and no packet is lost: each interface goes
+    /// from the old program to the new one between two packets. It takes a second or two, most of it for
+    /// the verifier, while the old program works on.
+    ///
+    /// No flow moves, but where it is the feature that decides where it belongs: with TCP server ids,
+    /// stable UDP routing or global flows switched on a flow goes where they say; with TCP server ids
+    /// switched off it stays as long as the flow table knows it, and without local delivery it is sent
+    /// to its real like any other.
+    ///
+    /// An embedder who has attached [`program_fd`](Self::program_fd) by means of its own puts the new
+    /// one in its place after this; until then the old one works on there. Whoever has asked for the
+    /// descriptor has the old program kept until the next reload, the end of the balancer, or
+    /// [`release_replaced_program`](Self::release_replaced_program).
     ///
     /// Maps of features that are switched on are made; those of features that are switched off go.
     ///
     /// # Errors
-    /// [`Error::InUse`] if a feature is to be switched off that something configured needs;
-    /// otherwise as [`Builder::load`](crate::Builder::load), and [`Error::Kernel`] if an interface
-    /// refuses the new program. In any case the old program works on everywhere, and nothing has
-    /// changed.
+    /// [`Error::InUse`] if a feature is to be switched off that something configured needs: source
+    /// routes, decap addresses, a monitor, global flows while a VIP has
+    /// [`VipFlags::GLOBAL_LRU`], server ids while one has [`VipFlags::UDP_STABLE_ROUTING`];
+    /// otherwise as [`Builder::load`](crate::Builder::load); [`Error::ForeignProgram`] if somebody has
+    /// put another program in the place of ours, and [`Error::Kernel`] if an interface refuses the new
+    /// one. In any case the old program works on everywhere, and nothing has
+    /// changed. (Should the kernel refuse to put the old one back on an interface that had the new one
+    /// already, that is logged: the new one works there until the next reload.)
     #[doc(alias = "reloadBalancerProg")]
     pub fn reload(&mut self, features: Features) -> Result<()> {
         features.check()?;
         let off = self.config.features.difference(features);
-        self.check_unused(off, self.source_route_count(), self.decap.len())?;
+        self.check_unused(off, &self.needs())?;
         let config = Config {
             features,
             ..self.config.clone()
         };
+        // Those that go are there until the new ones are.
+        let meanwhile = Config {
+            features: self.config.features | features,
+            ..config.clone()
+        };
         let kept = self.config.features.intersection(features);
         let new = features.difference(kept);
-        let needed = check_memory_for(&config, &self.config, self.fixed.possible_cpus.into())?;
+        let needed = check_memory_for(&meanwhile, &self.config, self.fixed.possible_cpus.into())?;
         let tables = match new.contains(Features::GLOBAL_FLOW_TABLE) {
             true => global_tables(&config)?,
             false => Vec::new(),
@@ -81,22 +100,50 @@ impl Katran {
         made.fill()?;
 
         let (after, before) = (programs.main.as_fd(), self.programs.main.as_fd());
-        self.attachments.replace(after, before)?;
-        if let Err(error) = self.shared.replace(programs.entry_set()) {
-            // Back, where they were a moment ago.
-            self.attachments.replace(before, after)?;
+        let mut swapped = self.attachments.replace(after, before);
+        if swapped.is_ok() {
+            swapped = self.shared.replace(programs.entry_set());
+            if swapped.is_err() {
+                self.attachments.put_back(after, before);
+            }
+        }
+        if let Err(error) = swapped {
+            // Packets may have been in them, or still get there.
+            match self.attachments.has_strays() {
+                true => self.stranded.push(programs),
+                false => self.outlast(vec![programs]),
+            }
             return Err(error);
         }
         let old = mem::replace(&mut self.programs, programs);
         let old_maps = mem::take(&mut self.maps.features);
         self.maps.features = old_maps.with(made, features);
         self.config = config;
-        self.outlast(old);
+        let mut gone = mem::take(&mut self.stranded);
+        gone.extend(self.replaced.take());
+        match mem::take(self.handed_out.get_mut()) {
+            true => self.replaced = Some(old),
+            false => gone.push(old),
+        }
+        self.outlast(gone);
         Ok(())
     }
 
+    /// Lets go of the program that the last [`reload`](Self::reload) has replaced, if it was kept because
+    /// [`program_fd`](Self::program_fd) had been asked for; `false` if there is none. Call it when the
+    /// new one is everywhere in its place: frames with VLAN tags, and those of VIPs with flags such as
+    /// QUIC, that still meet the old one are lost then (`XDP_ABORTED`).
+    pub fn release_replaced_program(&mut self) -> bool {
+        let replaced = self.replaced.take();
+        let any = replaced.is_some();
+        if any {
+            self.outlast(replaced.into_iter().collect());
+        }
+        any
+    }
+
     /// Lets go of programs when no packet is in them: one that was would find no program to go on in.
-    fn outlast(&mut self, old: Programs) {
+    fn outlast(&mut self, old: Vec<Programs>) {
         self.maps.rings.retire(None);
         if let Err(error) = self.settle() {
             log::error!(
@@ -106,18 +153,41 @@ impl Katran {
         }
     }
 
-    /// Refuses to switch off what so many source routes and decap addresses need, or a monitor.
-    pub(super) fn check_unused(&self, off: Features, routes: usize, ends: usize) -> Result<()> {
+    /// What is configured now that needs features.
+    fn needs(&self) -> Needs {
+        let flags = self.table.vips().map(|(_, entry)| entry.flags);
+        Needs {
+            routes: self.source_route_count(),
+            ends: self.decap.len(),
+            ids: self.server_ids.iter().len(),
+            flags: flags.fold(VipFlags::empty(), VipFlags::union),
+        }
+    }
+
+    /// Refuses to switch off what is needed, also by a monitor or by global flows.
+    pub(super) fn check_unused(&self, off: Features, needs: &Needs) -> Result<()> {
+        let global =
+            off.contains(Features::GLOBAL_FLOW_TABLE) && needs.flags.contains(VipFlags::GLOBAL_LRU);
         let users = [
             (
                 Features::SOURCE_ROUTING,
-                routes != 0,
+                needs.routes != 0,
                 "source routes: remove them first",
             ),
             (
                 Features::INLINE_DECAP,
-                ends != 0,
+                needs.ends != 0,
                 "decap addresses: remove them first",
+            ),
+            (
+                Features::GLOBAL_FLOW_TABLE,
+                global && self.has_global_flows()?,
+                "global flows: remove them, or the flag global-lru of VIPs, first",
+            ),
+            (
+                Features::UDP_STABLE_ROUTING,
+                needs.ids != 0 && needs.flags.contains(VipFlags::UDP_STABLE_ROUTING),
+                "server ids: remove them, or the flag udp-stable-routing of VIPs, first",
             ),
             (
                 Features::INTROSPECTION,
@@ -136,6 +206,17 @@ impl Katran {
             }),
         }
     }
+}
+
+/// What features are needed for: how much of it there is.
+pub(super) struct Needs {
+    pub(super) routes: usize,
+    /// Decap addresses.
+    pub(super) ends: usize,
+    /// Server ids.
+    pub(super) ids: usize,
+    /// All that any VIP has.
+    pub(super) flags: VipFlags,
 }
 
 impl FeatureMaps {

@@ -110,10 +110,13 @@ impl Live {
         self.memory.u64s()[GATEWAY_MACS[usize::from(v6)]].store(word, Ordering::Release);
     }
 
-    /// Which kinds of events packets tell, a bit each, and how many of them a second and CPU.
+    /// Which kinds of events packets tell, a bit each, and how many of each kind a second and CPU; that
+    /// stays if there are to be none, as a packet may have read the kinds and not the limit yet.
     pub(crate) fn set_events(&self, kinds: u32, limit: u32) {
         let words = self.memory.u32s();
-        words[EVENT_LIMIT].store(limit, Ordering::Relaxed);
+        if kinds != 0 {
+            words[EVENT_LIMIT].store(limit, Ordering::Relaxed);
+        }
         words[EVENTS].store(kinds, Ordering::Release);
     }
 

@@ -1,11 +1,11 @@
 //! Events: noteworthy packets, which the program hands over with their first bytes through a ring buffer
 //! (Linux, Documentation/bpf/ringbuf.rst), to a callback, to pcap files or to a list.
 
+mod delivery;
 mod pcap;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -15,29 +15,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
-use std::time::Duration;
 use std::time::SystemTime;
 
-use libbpf_rs::MapHandle;
-use libbpf_rs::RingBufferBuilder;
-use nix::time::ClockId;
+pub(crate) use delivery::Start;
 
 use crate::Error;
 use crate::Result;
 use crate::maps::Live;
-use crate::maps::kernel_error;
 use crate::skel::katran::types;
-use crate::sys::object::into_io;
-use pcap::Files;
 
 /// The most bytes of a packet that an event holds.
 const MOST_BYTES: u32 = 128;
-/// Bytes before them.
-const HEAD: usize = 24;
-const _: () = assert!(size_of::<types::event>() == HEAD + MOST_BYTES as usize);
-
-/// How often the thread looks whether it is to stop.
-const PERIOD: Duration = Duration::from_millis(50);
 
 /// What happened to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,13 +98,15 @@ impl FromStr for EventKind {
 pub struct Event {
     /// What happened.
     pub kind: EventKind,
-    /// When, to the precision of the kernel's monotonic clock.
+    /// When, to the precision of the kernel's monotonic clock; as the clock of the day tells it, which
+    /// is asked again every second.
     pub time: SystemTime,
     /// The index of the interface that the frame came in on.
     pub interface: u32,
-    /// Bytes of the whole frame, without VLAN tags.
+    /// Bytes of the whole frame, without VLAN tags; of one that came in a tunnel which ended here, of
+    /// what was in it, with an Ethernet header.
     pub length: u32,
-    /// The frame's first bytes, from its Ethernet header on, without VLAN tags.
+    /// The first bytes of the same frame, from its Ethernet header on.
     pub packet: Vec<u8>,
 }
 
@@ -142,7 +132,7 @@ impl Default for MonitorOptions {
 }
 
 impl MonitorOptions {
-    /// All events, up to 1000 a second and CPU.
+    /// All events, up to 1000 of each kind a second and CPU.
     pub fn new() -> Self {
         Self::default()
     }
@@ -153,7 +143,8 @@ impl MonitorOptions {
         self
     }
 
-    /// The most events of each CPU in a second; the program leaves out, and counts, those beyond.
+    /// The most events of each kind, of each CPU, in a second; the program leaves out, and counts,
+    /// those beyond. A flood of one kind leaves the others their share.
     ///
     /// Default: 1000. Range: from 1.
     pub fn rate_limit(mut self, events: u32) -> Self {
@@ -168,7 +159,8 @@ impl MonitorOptions {
         self
     }
 
-    /// The most packets to deliver of each kind; those beyond are counted. Default: no limit.
+    /// The most packets to deliver of each kind; those beyond are counted, so the program goes on
+    /// handing them over, up to the rate limit. Default: no limit.
     #[doc(alias = "pcktLimit")]
     pub fn packet_limit(mut self, packets: u64) -> Self {
         self.packet_limit = Some(packets);
@@ -214,20 +206,16 @@ pub struct MonitorStats {
     pub overwritten: u64,
     /// Events that could not be written to their file.
     pub failed: u64,
-    /// Why the last one could not.
+    /// Why the last one could not; or that the callback has panicked, and nothing has been delivered
+    /// since.
     pub failure: Option<String>,
-}
-
-/// Where events go.
-enum Sink {
-    Callback(Box<dyn FnMut(&Event) + Send>),
-    Files(Files),
-    List { capacity: usize },
 }
 
 /// What the thread and the handle share.
 #[derive(Default)]
 struct Shared {
+    /// Whether what comes is delivered: not what was there before, nor after a panic.
+    listening: AtomicBool,
     stop: AtomicBool,
     state: Mutex<State>,
 }
@@ -244,14 +232,17 @@ impl Shared {
     }
 }
 
-/// Listens to events until it is stopped or dropped.
+/// Listens to events until it is stopped or dropped, even if its balancer is dropped before.
+///
+/// Stopping and dropping wait for the callback to return. Whoever does so while holding a lock that the
+/// callback waits for waits for ever. The callback itself may do it: nobody waits then, what is under way
+/// is delivered after it has returned, and the balancer [is monitored](crate::Katran::is_monitored) until
+/// then.
 #[must_use = "a monitor ends when its handle is dropped"]
 pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     live: Arc<Live>,
-    /// Tells the balancer that one is there.
-    _token: Arc<()>,
 }
 
 impl fmt::Debug for Monitor {
@@ -285,9 +276,10 @@ impl Monitor {
         self.live.set_events(0, 0);
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
             && thread.join().is_err()
         {
-            log::error!("the callback of a monitor has panicked");
+            log::error!("what the callback of a monitor owned has panicked when it went");
         }
     }
 }
@@ -295,170 +287,6 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Starts of monitors, which [`Katran`](crate::Katran) offers.
-pub(crate) struct Start<'a> {
-    pub(crate) options: MonitorOptions,
-    pub(crate) live: &'a Arc<Live>,
-    pub(crate) events: &'a MapHandle,
-    pub(crate) token: Arc<()>,
-}
-
-impl Start<'_> {
-    pub(crate) fn callback(self, callback: Box<dyn FnMut(&Event) + Send>) -> Result<Monitor> {
-        self.options.check()?;
-        self.run(Sink::Callback(callback))
-    }
-
-    pub(crate) fn files(self, directory: &Path) -> Result<Monitor> {
-        self.options.check()?;
-        let files = Files::create(directory, &self.options.kinds, self.options.snap_length)?;
-        self.run(Sink::Files(files))
-    }
-
-    pub(crate) fn list(self, capacity: usize) -> Result<Monitor> {
-        self.options.check()?;
-        if capacity == 0 {
-            return Err(Error::InvalidConfig {
-                setting: "capacity",
-                value: "0".to_owned(),
-                reason: "must be at least 1".to_owned(),
-            });
-        }
-        self.run(Sink::List { capacity })
-    }
-
-    fn run(self, sink: Sink) -> Result<Monitor> {
-        let failed = |error| kernel_error("copy the descriptor of", "events", into_io(error));
-        let events = MapHandle::try_from(self.events).map_err(failed)?;
-        let shared = Arc::<Shared>::default();
-        let (bits, limit) = (self.options.bits(), self.options.rate_limit);
-        let mut delivery = Delivery {
-            boot: boot_time()?,
-            shared: Arc::clone(&shared),
-            delivered: [0; EventKind::ALL.len()],
-            options: self.options,
-            sink,
-        };
-        let thread = thread::Builder::new()
-            .name("katran-monitor".to_owned())
-            .spawn(move || delivery.run(&events))
-            .map_err(|error| kernel_error("start", "a thread for events", error))?;
-        self.live.set_events(bits, limit);
-        Ok(Monitor {
-            shared,
-            thread: Some(thread),
-            live: Arc::clone(self.live),
-            _token: self.token,
-        })
-    }
-}
-
-/// When the monotonic clock stood at 0.
-fn boot_time() -> Result<SystemTime> {
-    let now = ClockId::CLOCK_MONOTONIC
-        .now()
-        .map_err(|errno| kernel_error("read", "the monotonic clock", errno.into()))?;
-    Ok(SystemTime::now() - Duration::from(now))
-}
-
-/// The thread's side.
-struct Delivery {
-    shared: Arc<Shared>,
-    options: MonitorOptions,
-    sink: Sink,
-    boot: SystemTime,
-    delivered: [u64; EventKind::ALL.len()],
-}
-
-impl Delivery {
-    fn run(&mut self, events: &MapHandle) {
-        let shared = Arc::clone(&self.shared);
-        let this = Mutex::new(self);
-        let mut builder = RingBufferBuilder::new();
-        let each = |bytes: &[u8]| {
-            let mut this = this.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(event) = this.parse(bytes) {
-                this.deliver(event);
-            }
-            0
-        };
-        let buffer = builder.add(events, each).map(drop);
-        let buffer = match buffer.and_then(|()| builder.build()) {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                let mut state = shared.lock();
-                state.stats.failure = Some(format!("cannot read the ring buffer: {error}"));
-                return;
-            }
-        };
-        while !shared.stop.load(Ordering::Acquire) {
-            // Interrupted or not: it goes on.
-            let _ = buffer.poll(PERIOD);
-        }
-        // What came before the program was told to stop.
-        let _ = buffer.consume();
-    }
-
-    fn parse(&self, bytes: &[u8]) -> Option<Event> {
-        let (head, data) = bytes.split_at_checked(HEAD)?;
-        let word = |at: usize| -> Option<u32> {
-            let word = head.get(at..at + 4)?;
-            Some(u32::from_ne_bytes(word.try_into().ok()?))
-        };
-        let nanoseconds = u64::from_ne_bytes(head.get(..8)?.try_into().ok()?);
-        let kind = word(8)? as usize;
-        let captured = word(20)?.min(self.options.snap_length) as usize;
-        Some(Event {
-            kind: EventKind::ALL.into_iter().find(|of| of.number() == kind)?,
-            time: self.boot + Duration::from_nanos(nanoseconds),
-            interface: word(12)?,
-            length: word(16)?,
-            packet: data.get(..captured)?.to_vec(),
-        })
-    }
-
-    fn deliver(&mut self, event: Event) {
-        let delivered = &mut self.delivered[event.kind.number()];
-        if self
-            .options
-            .packet_limit
-            .is_some_and(|limit| *delivered >= limit)
-        {
-            self.shared.lock().stats.over_limit += 1;
-            return;
-        }
-        *delivered += 1;
-        let written = match &mut self.sink {
-            Sink::Callback(callback) => {
-                callback(&event);
-                Ok(())
-            }
-            Sink::Files(files) => files.write(&event),
-            Sink::List { capacity } => {
-                let mut state = self.shared.lock();
-                if state.list.len() == *capacity {
-                    state.list.pop_front();
-                    state.stats.overwritten += 1;
-                }
-                state.list.push_back(event);
-                Ok(())
-            }
-        };
-        self.count(written);
-    }
-
-    fn count(&self, written: Result<()>) {
-        let mut state = self.shared.lock();
-        match written {
-            Ok(()) => state.stats.delivered += 1,
-            Err(error) => {
-                state.stats.failed += 1;
-                state.stats.failure = Some(error.to_string());
-            }
-        }
     }
 }
 

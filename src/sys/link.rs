@@ -34,16 +34,17 @@ impl Link {
 }
 
 impl Link {
-    /// Puts another program in the place of `before`, at once: no packet meets neither.
+    /// Puts another program in the place of `before`, or of whatever is there, at once: no packet meets
+    /// neither.
     pub(crate) fn replace(
         &self,
         program: BorrowedFd<'_>,
-        before: BorrowedFd<'_>,
+        before: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
         let options = libbpf_sys::bpf_link_update_opts {
             sz: mem::size_of::<libbpf_sys::bpf_link_update_opts>() as _,
-            flags: libbpf_sys::BPF_F_REPLACE,
-            old_prog_fd: before.as_raw_fd() as _,
+            flags: before.map_or(0, |_| libbpf_sys::BPF_F_REPLACE),
+            old_prog_fd: before.map_or(0, |before| before.as_raw_fd() as _),
             ..Default::default()
         };
         // SAFETY: takes descriptors of a link and of programs; the options outlive the call.
@@ -51,6 +52,19 @@ impl Link {
             libbpf_sys::bpf_link_update(self.0.as_raw_fd(), program.as_raw_fd(), &options)
         })
         .map(drop)
+    }
+}
+
+impl Link {
+    /// The kernel's number of the program that it has.
+    pub(crate) fn program_id(&self) -> io::Result<u32> {
+        let mut info = libbpf_sys::bpf_link_info::default();
+        let mut length = mem::size_of_val(&info) as u32;
+        // SAFETY: `info` is as long as `length` says, and its pointers are NULL.
+        check(unsafe {
+            libbpf_sys::bpf_link_get_info_by_fd(self.0.as_raw_fd(), &mut info, &mut length)
+        })?;
+        Ok(info.prog_id)
     }
 }
 

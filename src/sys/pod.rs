@@ -36,7 +36,7 @@ pod! {
     types::vip_counters = 40;
     types::real_counters = 24;
     types::counters =
-        3 * 16 + 14 * 8 + 25 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72 + 24 + 7 * 8;
+        3 * 16 + 14 * 8 + 25 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72 + 24 + 9 * 8;
     types::source_prefix_v4 = 8;
     types::source_prefix_v6 = 20;
     types::down_real = 8;

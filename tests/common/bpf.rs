@@ -168,15 +168,20 @@ pub(crate) fn size(program: BorrowedFd<'_>) -> Size {
 
 /// The sizes of the programs in an array of programs.
 pub(crate) fn sizes_in(programs: BorrowedFd<'_>) -> Vec<Size> {
-    let ids = dump(programs).into_values();
+    let programs = programs_in(programs).into_iter();
+    programs.map(|program| size(program.as_fd())).collect()
+}
+
+/// The programs in an array of programs.
+pub(crate) fn programs_in(array: BorrowedFd<'_>) -> Vec<OwnedFd> {
+    let ids = dump(array).into_values();
     ids.map(|id| {
         let id = u32::from_ne_bytes(id.try_into().unwrap());
         // SAFETY: takes a number, returns a descriptor that is ours.
-        let program = unsafe {
+        unsafe {
             let fd = check(libbpf_sys::bpf_prog_get_fd_by_id(id)).unwrap();
             OwnedFd::from_raw_fd(fd)
-        };
-        size(program.as_fd())
+        }
     })
     .collect()
 }

@@ -27,6 +27,7 @@ pub(crate) const MAP_LOOKUP_BATCH: u32 = 24;
 pub(crate) const MAP_UPDATE_BATCH: u32 = 26;
 pub(crate) const MAP_DELETE_BATCH: u32 = 27;
 pub(crate) const LINK_CREATE: u32 = 28;
+pub(crate) const LINK_UPDATE: u32 = 29;
 
 /// Runs `f` on a thread where these commands of bpf(2) fail with `errno`.
 pub(crate) fn without_commands<T: Send>(

@@ -16,7 +16,7 @@ use crate::site::PORT;
 use crate::site::Site;
 
 /// What `ip` says of an interface's XDP program: its mode and its id.
-fn program(host: &Host, interface: &str) -> Option<(XdpMode, u32)> {
+pub(crate) fn program(host: &Host, interface: &str) -> Option<(XdpMode, u32)> {
     let link = host.ip(&format!("-d link show dev {interface}")).unwrap();
     let mode = if link.contains(" xdpgeneric ") {
         XdpMode::Generic

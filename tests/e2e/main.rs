@@ -11,6 +11,9 @@ mod decap;
 mod decap_tc;
 mod diagnose;
 mod ecmp;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/faults.rs"]
+mod faults;
 mod frame;
 mod health;
 mod local;
@@ -19,6 +22,7 @@ mod next_hop;
 mod quic;
 mod reals;
 mod reload;
+mod reload_edges;
 mod routing;
 mod segment;
 mod server_ids;

@@ -5,17 +5,29 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use katran::DecapMode;
+use katran::Encapsulation;
 use katran::Error;
 use katran::Features;
+use katran::Gateway;
+use katran::Katran;
+use katran::MonitorOptions;
+use katran::NextHops;
+use katran::RootProgram;
+use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;
+use katran_lab::private_bpf_fs;
 
+use crate::segment::Arrival;
+use crate::segment::Segment;
 use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
+use crate::vlan;
 
 /// Every feature there is, one after the other, and with others.
 fn sets() -> Vec<Features> {
@@ -30,84 +42,205 @@ fn sets() -> Vec<Features> {
     ]
 }
 
+/// By a call, or by a state that is applied: the balancer comes to have these features.
+type Reload = fn(&mut Katran, Features);
+
+fn by_call(katran: &mut Katran, features: Features) {
+    katran.reload(features).unwrap();
+}
+
+fn by_state(katran: &mut Katran, features: Features) {
+    let mut state = katran.state();
+    state.balancer.as_mut().unwrap().features = Some(features);
+    assert!(katran.apply(&state).unwrap().features_changed);
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_moves() {
     for mode in [XdpMode::Native, XdpMode::Generic] {
-        let mut site = Site::with(LabConfig::default(), mode, |builder| builder);
-        let servers = (
-            site.lab.serve_tcp(PORT).unwrap(),
-            site.lab.serve_udp(PORT).unwrap(),
-        );
-        let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
-        let udp = Vip::udp((site.lab.vip6(), PORT).into());
-        // One of those whose packets go on in a second program.
-        let quic = Vip::udp((site.lab.vip4(), PORT).into());
-        for vip in [tcp, udp] {
-            site.add_service(vip, &site::reals(&site.lab, vip.address()));
-        }
-        site.katran.add_vip(quic, VipFlags::QUIC).unwrap();
-        for real in site::reals(&site.lab, quic.address()) {
-            site.katran.add_real(quic, katran::Real::new(real)).unwrap();
-        }
-        let mut connections: Vec<_> = (0..8)
-            .map(|_| {
-                let mut connection = site::connect(&site.lab.client, tcp);
-                let name = connection.ask("who").unwrap();
-                (connection, name)
-            })
-            .collect();
-        // Weights change: only the flow table knows where these belong.
-        let first = site::reals(&site.lab, tcp.address())[0];
-        site.katran
-            .add_real(tcp, katran::Real::new(first).weight(0))
-            .unwrap();
-        let before = site.katran.counters().unwrap();
+        let site = Site::with(LabConfig::default(), mode, |builder| builder);
+        check(site, &sets(), by_call);
+    }
+}
 
-        let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
-        let sockets: Vec<UdpClient> = [udp, quic]
-            .into_iter()
-            .map(|vip| site::udp(&site.lab.client, vip))
-            .collect();
-        thread::scope(|scope| {
-            for socket in &sockets {
-                scope.spawn(|| {
-                    let name = socket.ask(b"who").unwrap();
-                    while !stop.load(Ordering::Relaxed) {
-                        // A lost one is not sent again: there would be no answer.
-                        assert_eq!(socket.ask(b"who").unwrap(), name);
-                        answers.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-            for features in sets() {
-                let seen = answers.load(Ordering::Relaxed);
-                site.katran.reload(features).unwrap();
-                assert_eq!(site.katran.features(), features);
-                site::eventually("packets flow on", || {
-                    answers.load(Ordering::Relaxed) > seen + 100
-                });
-                for (connection, name) in &mut connections {
-                    assert_eq!(connection.ask("who").unwrap(), *name);
+/// Two sets, for balancers that are special in other ways.
+fn two_sets() -> [Features; 2] {
+    [
+        Features::all().difference(Features::FLOW_DEBUG),
+        Features::default(),
+    ]
+}
+
+#[test]
+fn nor_over_gue() {
+    let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .encapsulation(Encapsulation::Gue)
+            .source_v4("198.18.0.10".parse().unwrap())
+            .source_v6("2001:db8:ffff::10".parse().unwrap())
+    });
+    check(site, &two_sets(), by_state);
+}
+
+#[test]
+fn nor_on_links_with_tags() {
+    let site = Site::new(LabConfig::default());
+    vlan::tag_link(&site, &[(0x8100, 100)]);
+    check(site, &two_sets(), by_call);
+}
+
+#[test]
+fn nor_with_next_hops_of_reals_addresses_where_tunnels_end_and_a_monitor() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .gateway(Gateway::Auto)
+            .next_hops(NextHops::PerReal)
+            .features(Features::INLINE_DECAP | Features::INTROSPECTION)
+    });
+    let end = "10.9.9.9".parse().unwrap();
+    site.katran.add_decap(end, DecapMode::Inline).unwrap();
+    let monitor = site.katran.monitor_to_list(MonitorOptions::new(), 1);
+    let features = site.katran.features();
+    let more = features | Features::TCP_SERVER_ID | Features::SOURCE_ROUTING;
+    check(site, &[more, features], by_state);
+    assert_eq!(monitor.unwrap().stop().failure, None);
+}
+
+#[test]
+fn nor_in_an_entry_of_a_root_program() {
+    let mut site = Site::new(LabConfig::default());
+    let path = private_bpf_fs().unwrap().join("reload");
+    site.katran.detach("eth0").unwrap();
+    let mut root = RootProgram::builder().load().unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    root.pin(&path).unwrap();
+    drop(root);
+    site.katran.attach_shared(&path, 2).unwrap();
+    check(site, &two_sets(), by_call);
+    RootProgram::remove(&path).unwrap();
+}
+
+/// Services with their clients, whom a change of features must not concern.
+fn check(mut site: Site, sets: &[Features], reload: Reload) {
+    let servers = (
+        site.lab.serve_tcp(PORT).unwrap(),
+        site.lab.serve_udp(PORT).unwrap(),
+    );
+    let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
+    let udp = Vip::udp((site.lab.vip6(), PORT).into());
+    // One of those whose packets go on in a second program.
+    let quic = Vip::udp((site.lab.vip4(), PORT).into());
+    for vip in [tcp, udp] {
+        site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    }
+    site.katran.add_vip(quic, VipFlags::QUIC).unwrap();
+    for real in site::reals(&site.lab, quic.address()) {
+        site.katran.add_real(quic, katran::Real::new(real)).unwrap();
+    }
+    let ends = site.katran.decaps();
+    // The first packets of all have gone their way, whatever has to be found out for them.
+    for vip in [udp, quic] {
+        site::udp(&site.lab.client, vip).ask(b"who").unwrap();
+    }
+    let mut connections: Vec<_> = (0..8)
+        .map(|_| {
+            let mut connection = site::connect(&site.lab.client, tcp);
+            let name = connection.ask("who").unwrap();
+            (connection, name)
+        })
+        .collect();
+    // Weights change: only the flow table knows where these belong.
+    let first = site::reals(&site.lab, tcp.address())[0];
+    site.katran
+        .add_real(tcp, katran::Real::new(first).weight(0))
+        .unwrap();
+    let before = site.katran.counters().unwrap();
+
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sockets: Vec<UdpClient> = [udp, quic]
+        .into_iter()
+        .map(|vip| site::udp(&site.lab.client, vip))
+        .collect();
+    thread::scope(|scope| {
+        for socket in &sockets {
+            scope.spawn(|| {
+                let name = socket.ask(b"who").unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    // A lost one is not sent again: there would be no answer.
+                    assert_eq!(socket.ask(b"who").unwrap(), name);
+                    answers.fetch_add(1, Ordering::Relaxed);
                 }
+            });
+        }
+        for features in sets {
+            let seen = answers.load(Ordering::Relaxed);
+            reload(&mut site.katran, *features);
+            assert_eq!(site.katran.features(), *features);
+            site::eventually("packets flow on", || {
+                answers.load(Ordering::Relaxed) > seen + 100
+            });
+            for (connection, name) in &mut connections {
+                assert_eq!(connection.ask("who").unwrap(), *name);
             }
-            stop.store(true, Ordering::Relaxed);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let after = site.katran.counters().unwrap();
+    assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
+    assert_eq!(
+        after.flow_table.misses,
+        before.flow_table.misses + 2,
+        "the two sockets"
+    );
+    let answers = answers.load(Ordering::Relaxed);
+    let forwarded = after.totals.tx.packets - before.totals.tx.packets;
+    assert!(forwarded >= answers);
+    // Those of VIPs and reals go on, too: each packet is one of a VIP's and one of a real's.
+    let packets = |katran: &Katran| {
+        let of_vips =
+            [tcp, udp, quic].map(|vip| katran.vip_counters(vip).unwrap().forwarded.packets);
+        let reals = katran.real_numbers();
+        let of_reals = reals
+            .into_iter()
+            .map(|(real, _)| katran.real_counters(real).unwrap().forwarded.packets);
+        (of_vips, of_reals.sum::<u64>())
+    };
+    let [of_tcp, of_udp, of_quic] = packets(&site.katran).0;
+    assert!(of_udp + of_quic >= answers + 2 && of_udp > 50 && of_quic > 50);
+    assert!(of_tcp >= 8 * (1 + sets.len() as u64));
+    site::eventually("all packets are counted for both", || {
+        let (of_vips, of_reals) = packets(&site.katran);
+        of_vips.iter().sum::<u64>() == of_reals
+    });
+    assert_eq!(site.katran.decaps(), ends);
+    // The new program is what a simulation runs, too.
+    let flow = "192.0.2.9:1234".parse().unwrap();
+    let ran = site
+        .katran
+        .simulate(&crate::frame::syn(flow, site::service(tcp)));
+    assert_eq!(ran.unwrap().vip, Some(tcp));
+    drop(servers);
+}
+
+#[test]
+fn reals_on_the_same_segment_and_behind_other_interfaces_stay_reachable() {
+    for (arrival, mode, interface) in [
+        (Arrival::Segment, NextHops::PerReal, "eth1"),
+        (Arrival::OwnLink, NextHops::Redirect, "eth0"),
+    ] {
+        let mut network = Segment::new(arrival, |builder| {
+            builder.gateway(Gateway::Auto).next_hops(mode)
         });
-        let after = site.katran.counters().unwrap();
-        assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
-        assert_eq!(
-            after.flow_table.misses,
-            before.flow_table.misses + 2,
-            "the two sockets"
-        );
-        let forwarded = after.totals.tx.packets - before.totals.tx.packets;
-        assert!(forwarded >= answers.load(Ordering::Relaxed));
-        // The new program is what a simulation runs, too.
-        let flow = "192.0.2.9:1234".parse().unwrap();
-        let ran = site
-            .katran
-            .simulate(&crate::frame::syn(flow, site::service(tcp)));
-        assert_eq!(ran.unwrap().vip, Some(tcp));
-        drop(servers);
+        let host = &network.lab.balancers[0].host;
+        let attach = |katran: &mut Katran| katran.attach(interface, XdpMode::Native);
+        host.run(|| attach(&mut network.katran).unwrap());
+        let vips = network.serve();
+        network.check(&vips);
+        for features in two_sets() {
+            network.katran.reload(features).unwrap();
+            network.check(&vips);
+        }
     }
 }
 
@@ -143,4 +276,50 @@ fn what_is_in_use_cannot_be_switched_off() {
     // What is kept keeps its entries.
     katran.reload(both | Features::GLOBAL_FLOW_TABLE).unwrap();
     assert_eq!(katran.source_route_count(), 1);
+}
+
+#[test]
+fn what_flows_go_by_cannot_be_switched_off() {
+    let both = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.features(both)
+    });
+    let katran = &mut site.katran;
+    let vip = Vip::udp((site.lab.vip4(), PORT).into());
+    let flags = VipFlags::GLOBAL_LRU | VipFlags::UDP_STABLE_ROUTING;
+    let real = site::reals(&site.lab, vip.address())[0];
+    katran.add_vip(vip, flags).unwrap();
+    katran.add_real(vip, katran::Real::new(real)).unwrap();
+    let client = "192.0.2.7:1234".parse().unwrap();
+    let flow = katran::Flow::udp(client, site::service(vip));
+    // One that is not used keeps nothing.
+    katran.reload(Features::empty()).unwrap();
+    katran.reload(both).unwrap();
+    katran.set_global_flow(0, &flow, real).unwrap();
+    katran.add_server_ids(&[ServerId::new(77, real)]).unwrap();
+    for (less, part) in [
+        (Features::UDP_STABLE_ROUTING, "global flows: remove them"),
+        (Features::GLOBAL_FLOW_TABLE, "server ids: remove them"),
+    ] {
+        let in_use = |error: Error| {
+            assert!(matches!(error, Error::InUse { .. }), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        in_use(katran.reload(less).unwrap_err());
+        // A state is refused as a whole.
+        let mut wanted = katran.state();
+        wanted.balancer.as_mut().unwrap().features = Some(less);
+        in_use(katran.apply(&wanted).unwrap_err());
+        assert_eq!(katran.features(), both);
+        assert_eq!(katran.global_flow(0, &flow).unwrap(), Some(real));
+    }
+    // One that takes the flags away as well is not.
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().features = Some(Features::UDP_STABLE_ROUTING);
+    wanted.vips[0].flags = VipFlags::UDP_STABLE_ROUTING;
+    let changes = katran.apply(&wanted).unwrap();
+    assert!(changes.features_changed);
+    assert_eq!(katran.vip_flags(vip).unwrap(), wanted.vips[0].flags);
+    katran.remove_server_ids(&[77]).unwrap();
+    katran.reload(Features::empty()).unwrap();
 }

@@ -8,9 +8,8 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// `tags`: protocol and tag, the inner one first.
-fn tagged_links_work(tags: &[(u16, u16)]) {
-    let mut site = Site::new(LabConfig::default());
+/// Tags on the balancer's link. `tags`: protocol and tag, the inner one first.
+pub(crate) fn tag_link(site: &Site, tags: &[(u16, u16)]) {
     let router = &site.lab.router;
     let balancer = &site.lab.balancers[0];
     // The balancer's host knows nothing of VLANs, so it answers nobody who asks for its address.
@@ -20,6 +19,11 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
         router.ip(&entry).unwrap();
     }
     router.tag("bal0", tags).unwrap();
+}
+
+fn tagged_links_work(tags: &[(u16, u16)]) {
+    let mut site = Site::new(LabConfig::default());
+    tag_link(&site, tags);
     let servers = (
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),

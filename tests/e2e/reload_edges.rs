@@ -1,0 +1,265 @@
+//! Reloads that fail, those of balancers that are attached by other means, and what they leave behind:
+//! nothing.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+
+use katran::Decap;
+use katran::Error;
+use katran::Features;
+use katran::MacAddr;
+use katran::Real;
+use katran::RootProgram;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::require_root;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::attach::program;
+use crate::faults;
+use crate::faults::without_commands;
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+/// All that can be switched on.
+fn everything() -> Features {
+    Features::all().difference(Features::FLOW_DEBUG)
+}
+
+/// A VIP whose packets go on in a second program.
+fn add_special(katran: &mut katran::Katran, lab: &Lab) -> Vip {
+    let vip = Vip::udp((lab.vip4(), PORT).into());
+    katran.add_vip(vip, VipFlags::QUIC).unwrap();
+    for real in site::reals(lab, vip.address()) {
+        katran.add_real(vip, Real::new(real)).unwrap();
+    }
+    vip
+}
+
+#[test]
+fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _decaps = site::decaps(&lab, XdpMode::Native);
+    let servers = lab.serve_udp(PORT).unwrap();
+    let mut root = RootProgram::builder().load().unwrap();
+    let host = &lab.balancers[0].host;
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    let mut katran = site::small(MacAddr::new(lab.balancers[0].gateway_mac))
+        .load()
+        .unwrap();
+    let vip = add_special(&mut katran, &lab);
+    let socket = site::udp(&lab.client, vip);
+    // Nobody has asked for a descriptor: nothing is kept.
+    katran.reload(everything()).unwrap();
+    assert!(!katran.release_replaced_program());
+
+    let entries = root.entries();
+    entries.set(2, katran.program_fd()).unwrap();
+    let name = socket.ask(b"who").unwrap();
+    for features in [Features::default(), everything(), Features::empty()] {
+        katran.reload(features).unwrap();
+        // The entry still has the old program.
+        for _ in 0..20 {
+            assert_eq!(socket.ask(b"who").unwrap(), name);
+        }
+        entries.set(2, katran.program_fd()).unwrap();
+        assert_eq!(socket.ask(b"who").unwrap(), name);
+    }
+    // A reload that fails takes nothing from it.
+    let refused = without_commands(&[faults::PROG_LOAD], Errno::EINVAL, || {
+        katran.reload(everything())
+    });
+    assert!(refused.is_err());
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+    assert!(katran.release_replaced_program());
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+
+    // Whoever lets go of it too early is without.
+    katran.reload(Features::default()).unwrap();
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+    assert!(katran.release_replaced_program());
+    assert!(!katran.release_replaced_program());
+    socket.set_patience(Duration::from_millis(300)).unwrap();
+    site::eventually("the kernel has let go of what goes with it", || {
+        socket.ask(b"who").is_err()
+    });
+    entries.set(2, katran.program_fd()).unwrap();
+    let socket = site::udp(&lab.client, vip);
+    socket.ask(b"who").unwrap();
+    drop(servers);
+}
+
+#[test]
+fn a_reload_that_the_kernel_refuses_changes_nothing() {
+    let mut site = Site::new(LabConfig::default());
+    let servers = site.lab.serve_udp(PORT).unwrap();
+    let vip = add_special(&mut site.katran, &site.lab);
+    let socket = site::udp(&site.lab.client, vip);
+    let name = socket.ask(b"who").unwrap();
+    let host = &site.lab.balancers[0].host;
+    let before = program(host, "eth0").unwrap();
+    for command in [faults::PROG_LOAD, faults::MAP_CREATE, faults::LINK_UPDATE] {
+        let katran = &mut site.katran;
+        let error = without_commands(&[command], Errno::EINVAL, || {
+            katran.reload(everything()).unwrap_err()
+        });
+        let refused = matches!(error, Error::Kernel { .. } | Error::Verifier { .. });
+        assert!(refused, "{command}: {error}");
+        assert_eq!(katran.features(), Features::default());
+        assert_eq!(program(host, "eth0"), Some(before));
+        for name in ["source_routes_v4", "global_flows", "events"] {
+            assert!(katran.map_fd(name).is_none(), "{name}");
+        }
+        for _ in 0..20 {
+            assert_eq!(socket.ask(b"who").unwrap(), name);
+        }
+    }
+    site.katran.reload(everything()).unwrap();
+    assert_ne!(program(host, "eth0"), Some(before));
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    drop(servers);
+}
+
+/// Puts a program into the XDP link that has this one on an interface, as anybody with the privileges
+/// can.
+fn meddle(link_has: u32, index: u32, program: BorrowedFd<'_>) {
+    let mut id = 0;
+    loop {
+        // SAFETY: the place for the result outlives the call.
+        let next = unsafe { libbpf_sys::bpf_link_get_next_id(id, &mut id) };
+        assert_eq!(next, 0, "no such link");
+        // SAFETY: takes a number.
+        let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
+        if fd < 0 {
+            // Another test's, which is gone.
+            continue;
+        }
+        // SAFETY: a descriptor that the call has just made and nobody else owns.
+        let link = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut info = libbpf_sys::bpf_link_info::default();
+        let mut length = size_of_val(&info) as u32;
+        // SAFETY: `info` is as long as `length` says.
+        let asked = unsafe {
+            libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length)
+        };
+        if asked != 0 || info.type_ != libbpf_sys::BPF_LINK_TYPE_XDP || info.prog_id != link_has {
+            continue;
+        }
+        // SAFETY: of the union, that is what a link of XDP has.
+        if unsafe { info.__bindgen_anon_1.xdp.ifindex } != index {
+            continue;
+        }
+        // SAFETY: takes descriptors; there are no options.
+        let updated = unsafe {
+            libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+        };
+        assert_eq!(updated, 0);
+        return;
+    }
+}
+
+#[test]
+fn all_interfaces_get_the_new_program_or_none() {
+    let mut site = Site::new(LabConfig::default());
+    let servers = site.lab.serve_udp(PORT).unwrap();
+    let vip = add_special(&mut site.katran, &site.lab);
+    let socket = site::udp(&site.lab.client, vip);
+    let name = socket.ask(b"who").unwrap();
+    let host = &site.lab.balancers[0].host;
+    host.run(|| site.katran.attach("lo", XdpMode::Generic).unwrap());
+    host.ip("link add gone0 type veth peer name gone1").unwrap();
+    host.run(|| site.katran.attach("gone0", XdpMode::Generic).unwrap());
+    let (_, id) = program(host, "eth0").unwrap();
+    assert_eq!(program(host, "lo"), Some((XdpMode::Generic, id)));
+
+    // On the second one is somebody else's, which is not replaced.
+    let other = Decap::builder().load().unwrap();
+    let lo = host.interface_index("lo").unwrap();
+    meddle(id, lo, other.program_fd());
+    let (_, foreign) = program(host, "lo").unwrap();
+    assert_ne!(foreign, id);
+    let error = site.katran.reload(everything()).unwrap_err();
+    match error {
+        Error::ForeignProgram {
+            interface,
+            program_id,
+            program_name,
+        } => assert_eq!(
+            (&*interface, program_id, &*program_name),
+            ("lo", foreign, "decap")
+        ),
+        other => panic!("{other}"),
+    }
+    assert_eq!(site.katran.features(), Features::default());
+    assert_eq!(program(host, "eth0"), Some((XdpMode::Native, id)));
+    assert_eq!(program(host, "lo"), Some((XdpMode::Generic, foreign)));
+    assert_eq!(program(host, "gone0"), Some((XdpMode::Generic, id)));
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+
+    // It is ours again; and an interface that is gone keeps nothing from being reloaded.
+    meddle(foreign, lo, site.katran.program_fd());
+    host.ip("link del gone0").unwrap();
+    site.katran.reload(everything()).unwrap();
+    let (_, new) = program(host, "eth0").unwrap();
+    assert_ne!(new, id);
+    assert_eq!(program(host, "lo"), Some((XdpMode::Generic, new)));
+    assert_eq!(socket.ask(b"who").unwrap(), name);
+    site.katran.detach("gone0").unwrap();
+    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    drop(servers);
+}
+
+#[test]
+fn reloads_leave_no_descriptors() {
+    require_root();
+    let count = || {
+        let all = fs::read_dir("/proc/thread-self/fd").unwrap();
+        all.count()
+    };
+    // On a thread with descriptors of its own, so that other tests do not count.
+    let reload = || {
+        // SAFETY: takes numbers; it closes the descriptors of this thread alone, which has none yet.
+        let closed = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                u32::MAX,
+                libc::CLOSE_RANGE_UNSHARE,
+            )
+        };
+        assert_eq!(closed, 0);
+        let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+            .load()
+            .unwrap();
+        let fresh = count();
+        let mut counts = Vec::new();
+        for _ in 0..3 {
+            katran.reload(everything()).unwrap();
+            let with_all = count();
+            assert!(with_all > fresh);
+            katran.reload(Features::default()).unwrap();
+            counts.push((with_all, count()));
+        }
+        assert!(counts.iter().all(|pair| *pair == counts[0]), "{counts:?}");
+        assert!(counts[0].1 <= fresh, "{counts:?}, at first {fresh}");
+        // One that fails, too.
+        let refused = without_commands(&[faults::PROG_LOAD], Errno::EINVAL, || {
+            katran.reload(everything())
+        });
+        assert!(refused.is_err());
+        assert_eq!(count(), counts[0].1);
+    };
+    thread::scope(|scope| scope.spawn(reload).join().unwrap());
+}
