@@ -1,5 +1,5 @@
-//! The example `healthcheck`: what it makes of probes, and at work (`healthcheck/at_work.rs`) with reals
-//! that come and go.
+//! The example `healthcheck`: what it makes of probes, and at work (`healthcheck/at_work.rs`) with
+//! reals that come and go.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -135,7 +135,8 @@ fn it_takes_several_probes_to_change_ones_mind() {
     assert_eq!(weights(&board), [3, 4]);
 }
 
-/// The checker is cut off, and comes back: no weight changes on the way, in whatever order probes are.
+/// The checker is cut off, and comes back: no weight changes on the way, in whatever order probes
+/// are.
 #[test]
 fn the_whole_set_stays_if_the_checker_is_cut_off() {
     for (rise, fall) in [(2, 3), (1, 1), (3, 1), (1, 4)] {
@@ -156,7 +157,8 @@ fn the_whole_set_stays_if_the_checker_is_cut_off() {
             1
         );
         assert_eq!(notices.len(), 4, "{notices:?}");
-        // The first of them rises well before the others; the last probes from before fail meanwhile.
+        // The first of them rises well before the others; the last probes from before fail
+        // meanwhile.
         let mut notices = Vec::new();
         for _ in 0..rise {
             notices.extend(step(&mut board, 2, true));

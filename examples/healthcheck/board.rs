@@ -1,9 +1,10 @@
 //! What follows from probes: which reals are up, and the weights that they get. Pure, so that it can be
 //! tested without a network.
 //!
-//! The configuration file says what an operator wants; probes say what works. A real gets its weight of
-//! the file, or 0 if it is *out*: it takes no new flows then, and keeps those that it has. It is out if it
-//! is down, and another one of the VIP's has answered after that: failures alone may be the checker's own.
+//! The configuration file says what an operator wants; probes say what works. A real gets its
+//! weight of the file, or 0 if it is *out*: it takes no new flows then, and keeps those that it
+//! has. It is out if it is down, and another one of the VIP's has answered after that: failures
+//! alone may be the checker's own.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -205,8 +206,8 @@ impl Board {
         }
     }
 
-    /// Another file, and where probes of its VIPs go to. What probes have found of reals that stay is
-    /// kept.
+    /// Another file, and where probes of its VIPs go to. What probes have found of reals that stay
+    /// is kept.
     pub(crate) fn set_wanted(&mut self, wanted: State, probed: BTreeMap<Vip, Vip>) -> Vec<Notice> {
         let mut before = std::mem::take(&mut self.services);
         let mut notices = Vec::new();
@@ -268,7 +269,8 @@ impl Board {
         }
     }
 
-    /// The state to apply now: the file's, with weights by health, and the marks and counters of probes.
+    /// The state to apply now: the file's, with weights by health, and the marks and counters of
+    /// probes.
     pub(crate) fn state(&self) -> State {
         let mut state = self.wanted.clone();
         for of_vip in &mut state.vips {

@@ -11,10 +11,10 @@
 //! that), or `...=none` for nothing. The file needs `source_v4` and `source_v6`, the addresses that probes
 //! come from.
 //!
-//! A real that does not answer, while another one of the VIP's does, gets the weight 0, and its own again
-//! when it answers; one that the file gives the weight 0 keeps it. If none answers, the last weights stay:
-//! then it is more likely the checker that is cut off. A probe that does not go through the tunnel counts
-//! for nothing. SIGHUP reads the file again.
+//! A real that does not answer, while another one of the VIP's does, gets the weight 0, and its own
+//! again when it answers; one that the file gives the weight 0 keeps it. If none answers, the last
+//! weights stay: then it is more likely the checker that is cut off. A probe that does not go
+//! through the tunnel counts for nothing. SIGHUP reads the file again.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -63,7 +63,8 @@ use signal_hook::consts::SIGTERM;
 use tokio::runtime;
 use tokio::runtime::Runtime;
 
-/// Probes that are on their way at once: each has a descriptor, of which a process usually gets 1024.
+/// Probes that are on their way at once: each has a descriptor, of which a process usually gets
+/// 1024.
 const MAX_ON_THEIR_WAY: usize = 512;
 /// Between two attempts to apply what the kernel has refused.
 const RETRY: Duration = Duration::from_secs(1);
@@ -96,7 +97,8 @@ struct Arguments {
     /// Failures in a row that take it out
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     fall: u32,
-    /// The first of the socket marks that probes have: as many as there are reals, and none of the file's
+    /// The first of the socket marks that probes have: as many as there are reals, and none of the
+    /// file's
     #[arg(long, value_name = "MARK", default_value_t = 0x6b00_0000,
           value_parser = clap::value_parser!(u32).range(1..))]
     first_mark: u32,
@@ -335,8 +337,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Why a probe says nothing of the real that it was for. All probes of a VIP go the same way, so it does
-    /// not matter which of them a packet was that was counted meanwhile.
+    /// Why a probe says nothing of the real that it was for. All probes of a VIP go the same way,
+    /// so it does not matter which of them a packet was that was counted meanwhile.
     fn why_not_tunnelled(&self, probed: &Probed) -> Option<String> {
         if let Outcome::NotSent(error) = &probed.outcome {
             return Some(error.clone());

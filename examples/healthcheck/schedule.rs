@@ -1,5 +1,6 @@
-//! When which real is probed: each at intervals of its own, a tenth shorter or longer each time, so that
-//! they neither start at once nor fall into step. Pure, so that it can be tested without waiting.
+//! When which real is probed: each at intervals of its own, a tenth shorter or longer each time, so
+//! that they neither start at once nor fall into step. Pure, so that it can be tested without
+//! waiting.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,7 +10,8 @@ use std::time::Instant;
 
 use crate::board::Target;
 
-/// A probe that is due or on its way. Its number tells it from one that was given up for the same target.
+/// A probe that is due or on its way. Its number tells it from one that was given up for the same
+/// target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Job {
     pub(crate) target: Target,

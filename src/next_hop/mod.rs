@@ -5,6 +5,7 @@
 //! packets read. Balancers whose gateway's address is given have none.
 
 mod netlink;
+mod probes;
 mod resolver;
 
 use std::io;
@@ -38,7 +39,9 @@ use crate::maps::kernel_error;
 use netlink::Notices;
 pub(crate) use netlink::Requests;
 pub(crate) use netlink::Route;
+pub(crate) use netlink::TcProgram;
 
+pub(crate) use probes::probe_way;
 pub(crate) use resolver::Cells;
 use resolver::Resolver;
 pub(crate) use resolver::Wanted;

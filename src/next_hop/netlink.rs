@@ -16,6 +16,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::link::LinkFlags;
+use netlink_packet_route::link::LinkLayerType;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::neighbour::NeighbourAttribute;
@@ -30,8 +31,10 @@ use netlink_packet_route::route::RouteMetric;
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::route::RouteVia;
 use netlink_packet_route::tc::TcAttribute;
+use netlink_packet_route::tc::TcFilterBpfOption;
 use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::tc::TcMessage;
+use netlink_packet_route::tc::TcOption;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -61,6 +64,8 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// If it has an Ethernet address.
     pub(crate) mac: Option<MacAddr>,
+    /// Whether its packets have an Ethernet header.
+    pub(crate) ethernet: bool,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) carrier: bool,
@@ -259,19 +264,74 @@ impl Requests {
     /// Whether an interface's clsact queueing discipline has any filters.
     pub(crate) fn has_tc_filters(&mut self, index: u32) -> io::Result<bool> {
         for direction in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
-            let mut question = TcMessage::default();
-            question.header.index = index as i32;
-            question.header.parent = TcHandle {
-                major: TcHandle::CLSACT.major,
-                minor: direction,
-            };
-            let question = RouteNetlinkMessage::GetTrafficFilter(question);
-            if !self.ask(question, NLM_F_DUMP)?.is_empty() {
+            if !self.tc_filters(index, direction)?.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+
+    /// The program of a filter of an interface's clsact queueing discipline, if there is such a
+    /// filter. Any process may ask for its name, other than for that of a program.
+    pub(crate) fn tc_program(
+        &mut self,
+        index: u32,
+        egress: bool,
+        priority: u16,
+        handle: u32,
+    ) -> io::Result<Option<TcProgram>> {
+        let direction = match egress {
+            true => TcHandle::MIN_EGRESS,
+            false => TcHandle::MIN_INGRESS,
+        };
+        let filters = self.tc_filters(index, direction)?;
+        let mut filters = filters.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewTrafficFilter(message) => Some(message),
+            _ => None,
+        });
+        let filter = filters.find(|message| {
+            message.header.info >> 16 == u32::from(priority)
+                && u32::from(message.header.handle) == handle
+        });
+        Ok(filter.map(|message| {
+            let mut program = TcProgram::default();
+            let attributes = message.attributes.iter();
+            let options = attributes.filter_map(|attribute| match attribute {
+                TcAttribute::Options(options) => Some(options),
+                _ => None,
+            });
+            for option in options.flatten() {
+                match option {
+                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program.id = *id,
+                    // libbpf writes `name:[number]`.
+                    TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
+                        let name = name.split_once(":[").map_or(&name[..], |(name, _)| name);
+                        program.name = name.to_owned();
+                    }
+                    _ => {}
+                }
+            }
+            program
+        }))
+    }
+
+    fn tc_filters(&mut self, index: u32, direction: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut question = TcMessage::default();
+        question.header.index = index as i32;
+        question.header.parent = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor: direction,
+        };
+        self.ask(RouteNetlinkMessage::GetTrafficFilter(question), NLM_F_DUMP)
+    }
+}
+
+/// The program of a tc filter; all zero if the filter is of another kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TcProgram {
+    /// The kernel's number of it.
+    pub(crate) id: u32,
+    pub(crate) name: String,
 }
 
 /// A socket that is told when a route, a neighbour or an interface has changed.
@@ -442,6 +502,10 @@ fn interface_of(link: &LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         mac: None,
+        ethernet: matches!(
+            link.header.link_layer_type,
+            LinkLayerType::Ether | LinkLayerType::Loopback
+        ),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         carrier: link.header.flags.contains(LinkFlags::LowerUp),
@@ -473,7 +537,7 @@ mod tests {
         }
         let interface = requests.interface(1).unwrap().unwrap();
         assert_eq!((interface.name.as_str(), interface.mac), ("lo", None));
-        assert!(interface.mtu > 0);
+        assert!(interface.mtu > 0 && interface.ethernet);
         assert_eq!(requests.interface(i32::MAX as u32).unwrap(), None);
         assert_eq!(
             requests.neighbour(1, "192.0.2.1".parse().unwrap()).unwrap(),

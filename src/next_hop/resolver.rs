@@ -9,6 +9,7 @@ use super::NextHop;
 use super::netlink::Interface;
 use super::netlink::Requests;
 use super::netlink::Route;
+use super::probe_way;
 use crate::Gateway;
 use crate::MacAddr;
 use crate::NextHops;
@@ -128,6 +129,10 @@ impl Resolver {
             for number in self.reals.keys().copied().collect::<Vec<_>>() {
                 self.settle_real(number, solicit);
             }
+        }
+        if let Some(probes) = &self.cells.probes {
+            let (requests, wanted) = (&mut self.requests, &self.wanted);
+            probes.refresh_ways(|real| probe_way(requests, wanted, real).ok());
         }
     }
 

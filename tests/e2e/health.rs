@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use katran::Encapsulation;
@@ -31,7 +33,12 @@ use crate::site::PORT;
 use crate::site::Site;
 
 /// Asks the server at `to` for its name, from a socket with this mark and, if told, this address.
-fn probe(host: &Host, to: SocketAddr, mark: u32, from: Option<IpAddr>) -> std::io::Result<String> {
+pub(crate) fn probe(
+    host: &Host,
+    to: SocketAddr,
+    mark: u32,
+    from: Option<IpAddr>,
+) -> std::io::Result<String> {
     host.run(|| {
         let domain = match to {
             SocketAddr::V4(_) => socket2::Domain::IPV4,
@@ -55,7 +62,7 @@ fn probe(host: &Host, to: SocketAddr, mark: u32, from: Option<IpAddr>) -> std::i
     })
 }
 
-fn counters(katran: &Katran) -> HealthcheckCounters {
+pub(crate) fn counters(katran: &Katran) -> HealthcheckCounters {
     katran.healthcheck_counters().unwrap()
 }
 
@@ -122,12 +129,15 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
             "{counted} of {now:?}"
         );
         assert_eq!(site.katran.totals().unwrap().tx.packets, 0);
-        // A mark that nobody mapped, and none at all: skipped.
+        // A mark that nobody mapped: skipped. To a port of its own, for the connections to the
+        // other one may still say goodbye.
         let before = now.skipped;
-        assert!(probe(host, (vips[0], PORT).into(), 5, None).is_err());
+        let other: SocketAddr = (vips[0], PORT + 1).into();
+        site.katran.register_probe(Vip::tcp(other)).unwrap();
+        assert!(probe(host, other, 5, None).is_err());
         let now = counters(&site.katran);
         assert!(now.skipped > before);
-        assert_eq!(site.katran.probe_counter(key).unwrap(), counted);
+        assert_eq!(site.katran.probe_counter(Vip::tcp(other)).unwrap(), 0);
         // Unmapped is unmapped.
         site.katran.unmap_mark(marks[0].0).unwrap();
         let vip = (vips[0], PORT).into();
@@ -242,10 +252,43 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
     );
     let packets = sent(&network.lab.router, "bal0") - before;
     assert!(packets >= counters(&network.katran).processed, "{packets}");
+
+    // Attached to both, they leave by the other one when the first goes; told from another
+    // namespace, where that has another index or is another one.
+    host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
+    let interface = |katran: &Katran| {
+        let settings = katran.map_fd(".data.settings").unwrap();
+        main_interface(settings)
+    };
+    let index = |name| host.interface_index(name).unwrap();
+    assert_eq!(interface(&network.katran), index("eth0"));
+    network.katran.detach("eth0").unwrap();
+    assert_eq!(interface(&network.katran), index("eth1"));
+    host.ip(&format!("route del {vip}/32 dev eth1")).unwrap();
+    network.katran.detach("eth1").unwrap();
+    assert_eq!(interface(&network.katran), 0);
+    assert!(network.katran.healthcheck_attachment().is_none());
+}
+
+/// The index of the interface that probes leave by, as the program has it.
+fn main_interface(settings: BorrowedFd<'_>) -> u32 {
+    const BYTES: usize = 56;
+    const INTERFACE: usize = 24;
+    let (key, mut value) = (0_u32, [0_u8; BYTES]);
+    // SAFETY: key and value are as long as those of the map.
+    let result = unsafe {
+        libbpf_sys::bpf_map_lookup_elem(
+            settings.as_raw_fd(),
+            std::ptr::from_ref(&key).cast(),
+            value.as_mut_ptr().cast(),
+        )
+    };
+    assert_eq!(result, 0);
+    u32::from_ne_bytes(value[INTERFACE..INTERFACE + 4].try_into().unwrap())
 }
 
 /// Packets that an interface has received.
-fn sent(host: &Host, interface: &str) -> u64 {
+pub(crate) fn sent(host: &Host, interface: &str) -> u64 {
     let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
     let line = text
         .lines()
@@ -436,7 +479,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
 }
 
 /// Puts somebody else's filter where ours would be.
-fn foreign_filter(host: &Host) {
+pub(crate) fn foreign_filter(host: &Host) {
     let instruction = |code, immediate| libbpf_sys::bpf_insn {
         code,
         imm: immediate,

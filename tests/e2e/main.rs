@@ -13,6 +13,7 @@ mod diagnose;
 mod ecmp;
 mod frame;
 mod health;
+mod health_places;
 mod local;
 mod mtu;
 mod next_hop;

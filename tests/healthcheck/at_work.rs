@@ -1,5 +1,5 @@
-//! The example at work: reals that come and go, a checker that is cut off, probes that miss the tunnel,
-//! and files that cannot be used.
+//! The example at work: reals that come and go, a checker that is cut off, probes that miss the
+//! tunnel, and files that cannot be used.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
