@@ -84,9 +84,16 @@ fn weights(board: &Board) -> Vec<u32> {
 
 /// So many probes of a real, with the notices that they make.
 fn probes(board: &mut Board, last: u8, works: bool, count: u32) -> Vec<Notice> {
-    (0..count)
-        .flat_map(|_| board.record(vip(WEB), real(last), works))
-        .collect()
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let before = weights(board);
+        let notices = board.record(vip(WEB), real(last), works);
+        // Nothing is applied that is not said.
+        let is_said = notices.iter().any(Notice::is_of_weights);
+        assert!(is_said || weights(board) == before, "{notices:?}");
+        all.extend(notices);
+    }
+    all
 }
 
 fn changed(last: u8, up: bool) -> Notice {

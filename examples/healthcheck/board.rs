@@ -57,7 +57,7 @@ impl Health {
     }
 }
 
-/// Something that an operator may want to read. Weights change with nothing else.
+/// Something that an operator may want to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// A real has come up or gone down.
@@ -68,6 +68,13 @@ pub(crate) enum Notice {
     Kept { vip: Vip },
     /// That is over: it is known of each real whether it works.
     Recovered { vip: Vip },
+}
+
+impl Notice {
+    /// Whether a weight may be another one now; with nothing else any is.
+    pub(crate) fn is_of_weights(&self) -> bool {
+        matches!(self, Self::Out { .. } | Self::Changed { up: true, .. })
+    }
 }
 
 /// One real of a VIP to probe, and the mark that leads to it.
@@ -261,7 +268,7 @@ impl Board {
         targets.collect()
     }
 
-    /// The result of a probe, and what it has changed: the state, if there are any notices.
+    /// The result of a probe, and what it has changed.
     pub(crate) fn record(&mut self, vip: Vip, real: IpAddr, works: bool) -> Vec<Notice> {
         match self.services.get_mut(&vip) {
             Some(service) => service.record(vip, real, works, self.thresholds),

@@ -332,7 +332,7 @@ impl Checker<'_> {
         };
         let notices = self.board.record(vip, real, failure.is_none());
         notices.iter().for_each(|notice| show(notice, failure));
-        if !notices.is_empty() {
+        if notices.iter().any(Notice::is_of_weights) {
             self.apply();
         }
     }
@@ -358,7 +358,8 @@ impl Checker<'_> {
             _ => String::new(),
         };
         Some(format!(
-            "no packet left by {interface}{found}: the route to the VIP must lead there"
+            "no packet left by {interface}{found}: the route to the VIP must lead there, and the next hop be \
+             known"
         ))
     }
 

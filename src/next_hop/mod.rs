@@ -4,6 +4,7 @@
 //! A thread of its own listens for changes and asks again; what it finds it writes into memory that
 //! packets read. Balancers whose gateway's address is given have none.
 
+mod filters;
 mod netlink;
 mod probes;
 mod resolver;
@@ -36,10 +37,10 @@ use crate::Result;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
 
+pub(crate) use filters::TcProgram;
 use netlink::Notices;
 pub(crate) use netlink::Requests;
 pub(crate) use netlink::Route;
-pub(crate) use netlink::TcProgram;
 
 pub(crate) use probes::probe_way;
 pub(crate) use resolver::Cells;

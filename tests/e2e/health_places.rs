@@ -23,9 +23,9 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Mark;
 
 use crate::health::counters;
-use crate::health::foreign_filter;
 use crate::health::probe;
 use crate::health::sent;
+use crate::health::site as health_site;
 use crate::segment::Arrival;
 use crate::segment::Segment;
 use crate::segment::v4;
@@ -239,4 +239,109 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
     assert_eq!(now.processed - before.processed, 100);
     // ARP and the like are skipped as ever.
     assert!(now.skipped - before.skipped < 50, "{before:?} {now:?}");
+}
+
+#[test]
+fn it_goes_with_the_balancer_and_leaves_others_alone() {
+    let mut site = health_site(|builder| builder.healthcheck_hook(TcHook::Clsact));
+    let filters = |host: &Host| host.tool("tc", "filter show dev eth0 egress").unwrap();
+    let clsact = |host: &Host| {
+        host.tool("tc", "qdisc show dev eth0")
+            .unwrap()
+            .contains("clsact")
+    };
+    let host = &site.lab.balancers[0].host;
+    assert!(filters(host).contains("healthcheck"), "{}", filters(host));
+    // From here, another namespace than that of the filter.
+    site.katran.detach("eth0").unwrap();
+    assert!(filters(host).is_empty() && !clsact(host));
+    assert!(site.katran.healthcheck_attachment().is_none());
+
+    // A discipline that was there stays.
+    host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
+    host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
+    assert!(filters(host).contains("healthcheck"));
+    // A second one has no place; the XDP program is not left behind alone.
+    let gateway = MacAddr::new(site.lab.balancers[0].gateway_mac);
+    let mut other = site::small(gateway)
+        .healthcheck_interface("eth0")
+        .healthcheck_hook(TcHook::Clsact)
+        .load()
+        .unwrap();
+    let error = host.run(|| other.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
+    site.katran.detach_all();
+    assert!(filters(host).is_empty() && clsact(host));
+    // What a killed process has left is taken over; what is another's is not.
+    std::mem::forget(host.run(|| {
+        let mut killed = site::small(gateway)
+            .healthcheck_interface("eth0")
+            .healthcheck_hook(TcHook::Clsact)
+            .load()
+            .unwrap();
+        killed.attach_healthchecks().unwrap();
+        killed
+    }));
+    assert!(filters(host).contains("healthcheck"));
+    host.run(|| other.attach("eth0", XdpMode::Native).unwrap());
+    drop(other);
+    assert!(filters(host).is_empty());
+
+    // Another discipline has clsact's place.
+    host.tool("tc", "qdisc del dev eth0 clsact").unwrap();
+    host.tool("tc", "qdisc add dev eth0 ingress").unwrap();
+    let error = host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(error.to_string().contains("ingress qdisc"), "{error}");
+    host.tool("tc", "qdisc del dev eth0 ingress").unwrap();
+    host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
+
+    foreign_filter(host);
+    let before = filters(host);
+    assert!(before.contains("pref 2307"), "{before}");
+    let error = host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap_err());
+    assert!(matches!(error, Error::ForeignTcFilter { .. }), "{error}");
+    assert_eq!(filters(host), before);
+    assert!(site.katran.interfaces().is_empty());
+    assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
+}
+
+/// Puts somebody else's filter where ours would be.
+fn foreign_filter(host: &Host) {
+    let instruction = |code, immediate| libbpf_sys::bpf_insn {
+        code,
+        imm: immediate,
+        ..Default::default()
+    };
+    // r0 = TC_ACT_UNSPEC; exit
+    let program = [instruction(0xb7, -1), instruction(0x95, 0)];
+    let index = host.interface_index("eth0").unwrap();
+    let attached = host.run(|| {
+        let hook = libbpf_sys::bpf_tc_hook {
+            sz: size_of::<libbpf_sys::bpf_tc_hook>() as _,
+            ifindex: index as i32,
+            attach_point: libbpf_sys::BPF_TC_EGRESS,
+            ..Default::default()
+        };
+        // SAFETY: instructions, hook and options outlive the calls, and are as long as they say.
+        unsafe {
+            let fd = libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+                c"foreign".as_ptr(),
+                c"MIT".as_ptr(),
+                program.as_ptr(),
+                program.len() as _,
+                std::ptr::null_mut(),
+            );
+            assert!(fd >= 0);
+            let mut options = libbpf_sys::bpf_tc_opts {
+                sz: size_of::<libbpf_sys::bpf_tc_opts>() as _,
+                prog_fd: fd,
+                handle: 1,
+                priority: 2307,
+                ..Default::default()
+            };
+            libbpf_sys::bpf_tc_attach(&hook, &mut options)
+        }
+    });
+    assert_eq!(attached, 0);
 }
