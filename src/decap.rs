@@ -262,15 +262,17 @@ impl Decap {
     /// has made a socket buffer of the packet by then, and works with every driver and beside any XDP
     /// program. It counts in the same [`counters`](Self::counters).
     ///
-    /// Where a tunnel and what is in it are of different families it takes Linux 6.3: an older kernel
-    /// refuses to strip, which is counted as `drop_head`. With [`TcHook::Clsact`] the filter has the
-    /// priority 2307.
+    /// Where a tunnel and what is in it are of different families it takes Linux 6.3: an older
+    /// kernel refuses to strip, which is counted as `drop_head`. With [`TcHook::Clsact`] the filter
+    /// has the priority 2307. The interface must have Ethernet headers; tunnels behind one VLAN tag
+    /// are stripped, too, as the kernel has taken it out by then.
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`](crate::Error::NoSuchInterface);
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if it is attached there, also by XDP: it
     /// would only see what that has left; [`Error::ForeignTcFilter`](crate::Error::ForeignTcFilter);
-    /// [`Error::Unsupported`](crate::Error::Unsupported) for [`TcHook::Tcx`] before Linux 6.6;
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for [`TcHook::Tcx`] before Linux 6.6, and for an
+    /// interface without Ethernet headers;
     /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier);
     /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
+use crate::Attachment;
 use crate::Encapsulation;
 use crate::Error;
+use crate::MapUse;
 use crate::NextHops;
 use crate::Result;
 use crate::TcAttachment;
@@ -25,10 +27,15 @@ use crate::attach::TcAttachments;
 use crate::config::Config;
 use crate::maps::KernelCalls;
 use crate::maps::ProbeCells;
+use crate::maps::ProbeWay;
 use crate::maps::kernel_error;
+use crate::maps::match_key;
 use crate::maps::program_error;
 use crate::next_hop::Requests;
+use crate::next_hop::Wanted;
+use crate::next_hop::probe_way;
 use crate::skel::healthcheck::HealthcheckSkelBuilder;
+use crate::skel::healthcheck::OpenHealthcheckMaps;
 use crate::skel::healthcheck::types;
 use crate::skel::katran::types::encapsulation;
 use crate::sys::map::PerCpuArray;
@@ -40,6 +47,9 @@ use crate::types::address_bytes;
 
 /// The program's name.
 const NAME: &str = "healthcheck";
+
+/// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
+pub(crate) const MAX_WAYS: u32 = 3;
 
 /// What health checks have done, and what passed by them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,9 +86,10 @@ pub(crate) struct HealthChecks {
     priority: u16,
     hook: TcHook,
     limits: Limits,
-    by_route: bool,
     /// The interface that probes leave by, once that is known.
-    main: Option<String>,
+    main: Option<u32>,
+    /// Of the network namespace that the program is attached in.
+    requests: Option<Requests>,
     program: OwnedFd,
     pub(crate) cells: Arc<ProbeCells>,
     mark_map: Typed<u32, types::probe_real>,
@@ -132,17 +143,9 @@ impl HealthChecks {
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         let (vips, reals) = (u32::from(config.max_vips), u32::from(config.max_reals));
-        let maps = &mut open.maps;
-        for (map, entries) in [
-            (&mut maps.marks, reals),
-            (&mut maps.destinations, reals),
-            (&mut maps.sources, reals),
-            (&mut maps.probe_keys, vips),
-            (&mut maps.probe_counters, vips),
-        ] {
-            map.set_max_entries(entries)
-                .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        }
+        let own_hops = config.next_hops != NextHops::Gateway;
+        size_maps(&mut open.maps, vips, reals, own_hops)
+            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             constants.encapsulation = match config.encapsulation {
                 Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
@@ -150,7 +153,7 @@ impl HealthChecks {
             };
             constants.gue_port = config.gue_port;
             constants.max_packet = config.healthcheck_max_packet;
-            constants.next_hops = (config.next_hops != NextHops::Gateway).into();
+            constants.next_hops = own_hops.into();
         }
         let log = VerifierLog::of(&mut open.progs.healthcheck);
         let skel = open
@@ -166,9 +169,12 @@ impl HealthChecks {
                 hook: config.healthcheck_hook,
                 limits: Limits::of(config),
                 main: None,
-                by_route: config.next_hops == NextHops::Redirect,
+                requests: None,
                 program: own(skel.progs.healthcheck.as_fd())?,
-                cells: Arc::new(ProbeCells::new(own(maps.data_settings.as_fd())?)?),
+                cells: Arc::new(ProbeCells::new(
+                    own(maps.data_settings.as_fd())?,
+                    own_hops.then(|| own(maps.ways.as_fd())).transpose()?,
+                )?),
                 mark_map: Typed::new(own(maps.marks.as_fd())?)?,
                 match_maps: [
                     Typed::new(own(maps.destinations.as_fd())?)?,
@@ -199,45 +205,68 @@ impl HealthChecks {
         self.interface.is_some()
     }
 
-    /// Attaches to the interface of the configuration, if it names one, in the calling thread's network
-    /// namespace; probes leave by `main`. Does nothing but to name `main` if it is attached.
-    pub(crate) fn attach(&mut self, main: Option<&str>) -> Result<()> {
-        let Some(own) = &self.interface else {
+    /// Attaches to the interface of the configuration, if it names one, in the calling thread's
+    /// network namespace; probes leave by the interface of `main`, or by that one. Does nothing but
+    /// to tell the program of `main` if it is attached.
+    pub(crate) fn attach(&mut self, main: Option<&Attachment>) -> Result<()> {
+        let Some(own) = self.interface.clone() else {
             return Ok(());
         };
-        let name = main.unwrap_or(own);
-        if self.attachment().is_some() && self.main.as_deref() == Some(name) {
+        let attached = self.attachment().map(|own| own.index);
+        if attached.is_none() {
+            self.forget_interface();
+        }
+        let name = main.map_or(&own, |main| &main.interface).as_str();
+        let index = match (main.map(|main| main.index), attached) {
+            (Some(index), _) | (None, Some(index)) => index,
+            (None, None) => {
+                nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoSuchInterface {
+                    interface: name.to_owned(),
+                })?
+            }
+        };
+        if attached.is_some() && self.main == Some(index) {
             return Ok(());
         }
-        let index = nix::net::if_::if_nametoindex(name);
-        let index = index.map_err(|_| Error::NoSuchInterface {
-            interface: name.to_owned(),
-        })?;
-        let interface = Requests::new().and_then(|mut requests| requests.interface(index));
-        let interface =
-            interface.map_err(|error| kernel_error("ask for the address of", name, error))?;
-        let Some(mac) = interface.and_then(|interface| interface.mac) else {
+        let failed = |error| kernel_error("ask for the address of", name, error);
+        // The caller may be in another namespace by now: then the index is not one of its own.
+        let requests = match &mut self.requests {
+            Some(requests) => requests,
+            none => none.insert(Requests::new().map_err(failed)?),
+        };
+        let found = requests.interface(index).map_err(failed)?;
+        let Some(mac) = found.and_then(|interface| interface.mac) else {
             return Err(Error::Unsupported {
                 what: format!("health checks by {name}"),
                 reason: "it has no Ethernet address",
             });
         };
         self.cells.set_interface(index, mac);
-        self.main = Some(name.to_owned());
-        if self.attachment().is_none() {
-            self.attachments.attach(
-                self.program.as_fd(),
-                NAME,
-                own,
-                (Direction::Egress, self.priority),
-                self.hook,
-            )?;
+        self.main = Some(index);
+        if attached.is_none() {
+            let place = (Direction::Egress, self.priority);
+            let program = self.program.as_fd();
+            let attached = self
+                .attachments
+                .attach(program, NAME, &own, place, self.hook);
+            if attached.is_err() {
+                self.forget_interface();
+            }
+            attached?;
         }
         Ok(())
     }
 
     pub(crate) fn detach(&mut self) {
         self.attachments.clear();
+        self.forget_interface();
+    }
+
+    /// Whoever attaches the program by other means has its packets leave where they were sent.
+    fn forget_interface(&mut self) {
+        self.cells.clear_interface();
+        self.main = None;
+        self.requests = None;
     }
 
     pub(crate) fn attachment(&self) -> Option<&TcAttachment> {
@@ -256,51 +285,74 @@ impl HealthChecks {
         self.keys.keys().copied()
     }
 
-    fn real(&self, address: IpAddr) -> types::probe_real {
-        let interface = match self.by_route {
-            false => 0,
-            true => Requests::new()
-                .and_then(|mut requests| requests.route(address))
-                .ok()
-                .flatten()
-                .map_or(0, |route| route.interface),
+    /// A mark or a match is about to lead to `real`.
+    fn use_way(&mut self, kernel: &KernelCalls, wanted: &Wanted, real: IpAddr) -> Result<()> {
+        let requests = &mut self.requests;
+        let find = || {
+            let found = match requests {
+                Some(requests) => probe_way(requests, wanted, real),
+                None => Requests::new().and_then(|mut own| probe_way(&mut own, wanted, real)),
+            };
+            found.unwrap_or_else(|error| {
+                log::warn!("cannot ask for the route of probes to {real}: {error}");
+                ProbeWay::default()
+            })
         };
-        types::probe_real {
-            address: address_bytes(address),
-            v6: address.is_ipv6().into(),
-            interface,
-        }
+        let used = self.cells.use_way(real, find);
+        kernel.check("write a way in", "ways", used)
     }
 
-    pub(crate) fn set_mark(&mut self, kernel: &KernelCalls, mark: u32, real: IpAddr) -> Result<()> {
-        let new = !self.marks.contains_key(&mark);
-        self.limits
-            .check("marks", self.marks.len() + usize::from(new))?;
-        let written = self.mark_map.update(&mark, &self.real(real));
-        kernel.check("map a mark in", "marks", written)?;
+    /// What came of writing a mark or a match that leads to `real`, and to `before` until now.
+    fn settle_way(&self, written: Result<()>, real: IpAddr, before: Option<IpAddr>) -> Result<()> {
+        let left = match &written {
+            Ok(()) => before,
+            Err(_) => Some(real),
+        };
+        left.into_iter().for_each(|real| self.cells.leave_way(real));
+        written
+    }
+
+    pub(crate) fn set_mark(
+        &mut self,
+        kernel: &KernelCalls,
+        wanted: &Wanted,
+        mark: u32,
+        real: IpAddr,
+    ) -> Result<()> {
+        let before = self.marks.get(&mark).copied();
+        let new = usize::from(before.is_none());
+        self.limits.check("marks", self.marks.len() + new)?;
+        self.use_way(kernel, wanted, real)?;
+        let written = self.mark_map.update(&mark, &probe_real(real));
+        let written = kernel.check("map a mark in", "marks", written);
+        self.settle_way(written, real, before)?;
         self.marks.insert(mark, real);
         Ok(())
     }
 
     pub(crate) fn remove_mark(&mut self, kernel: &KernelCalls, mark: u32) -> Result<()> {
         kernel.check("remove a mark from", "marks", self.mark_map.delete(&mark))?;
-        self.marks.remove(&mark);
+        if let Some(real) = self.marks.remove(&mark) {
+            self.cells.leave_way(real);
+        }
         Ok(())
     }
 
     pub(crate) fn set_match(
         &mut self,
         kernel: &KernelCalls,
-        by: MatchBy,
-        address: SocketAddr,
+        wanted: &Wanted,
+        (by, address): (MatchBy, SocketAddr),
         real: IpAddr,
     ) -> Result<()> {
         let known = &self.matches[by as usize];
-        let new = !known.contains_key(&address);
-        self.limits
-            .check("matches", known.len() + usize::from(new))?;
-        let written = self.match_maps[by as usize].update(&match_key(address), &self.real(real));
-        kernel.check("match probes in", map_name(by), written)?;
+        let before = known.get(&address).copied();
+        let new = usize::from(before.is_none());
+        self.limits.check("matches", known.len() + new)?;
+        self.use_way(kernel, wanted, real)?;
+        let written = self.match_maps[by as usize].update(&match_key(address), &probe_real(real));
+        let written = kernel.check("match probes in", map_name(by), written);
+        self.settle_way(written, real, before)?;
         self.matches[by as usize].insert(address, real);
         self.count_matches();
         Ok(())
@@ -314,9 +366,15 @@ impl HealthChecks {
     ) -> Result<()> {
         let removed = self.match_maps[by as usize].delete(&match_key(address));
         kernel.check("remove a match from", map_name(by), removed)?;
-        self.matches[by as usize].remove(&address);
+        if let Some(real) = self.matches[by as usize].remove(&address) {
+            self.cells.leave_way(real);
+        }
         self.count_matches();
         Ok(())
+    }
+
+    pub(crate) fn has_key(&self, vip: &Vip) -> bool {
+        self.keys.contains_key(vip)
     }
 
     fn count_matches(&self) {
@@ -347,6 +405,42 @@ impl HealthChecks {
         Ok(())
     }
 
+    /// The maps, by their names.
+    pub(crate) fn maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let [destinations, sources] = &self.match_maps;
+        let own = [
+            ("marks", self.mark_map.as_fd()),
+            ("destinations", destinations.as_fd()),
+            ("sources", sources.as_fd()),
+            ("probe_keys", self.key_map.as_fd()),
+            ("probe_counters", self.key_counters.as_fd()),
+            ("probe_totals", self.totals.as_fd()),
+        ];
+        own.into_iter().chain(self.cells.named())
+    }
+
+    /// Capacities and entries of the maps that have any.
+    pub(crate) fn use_of_maps(&self) -> impl Iterator<Item = MapUse> {
+        let [destinations, sources] = &self.matches;
+        let (reals, vips) = (self.limits.reals, self.limits.vips);
+        let uses = [
+            ("marks", reals, self.marks.len()),
+            ("destinations", reals, destinations.len()),
+            ("sources", reals, sources.len()),
+            ("probe_keys", vips, self.keys.len()),
+        ];
+        let ways = self
+            .cells
+            .ways()
+            .map(|ways| ("ways", MAX_WAYS as usize * reals, ways));
+        let uses = uses.into_iter().chain(ways);
+        uses.map(|(name, capacity, entries)| MapUse {
+            name,
+            capacity: capacity as u64,
+            entries: entries as u64,
+        })
+    }
+
     /// Probes of a registered key.
     pub(crate) fn probes_of(&self, kernel: &KernelCalls, vip: &Vip) -> Result<Option<u64>> {
         let Some(number) = self.keys.get(vip) else {
@@ -371,6 +465,22 @@ impl HealthChecks {
     }
 }
 
+fn size_maps(
+    maps: &mut OpenHealthcheckMaps<'_>,
+    vips: u32,
+    reals: u32,
+    own_hops: bool,
+) -> libbpf_rs::Result<()> {
+    maps.marks.set_max_entries(reals)?;
+    maps.destinations.set_max_entries(reals)?;
+    maps.sources.set_max_entries(reals)?;
+    // Each mark and each match may have a real of its own.
+    maps.ways.set_max_entries(MAX_WAYS * reals)?;
+    maps.ways.set_autocreate(own_hops)?;
+    maps.probe_keys.set_max_entries(vips)?;
+    maps.probe_counters.set_max_entries(vips)
+}
+
 fn map_name(by: MatchBy) -> &'static str {
     match by {
         MatchBy::Destination => "destinations",
@@ -382,11 +492,10 @@ fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { 4 } else { 6 }
 }
 
-fn match_key(address: SocketAddr) -> types::probe_match {
-    types::probe_match {
-        address: address_bytes(address.ip()),
-        port: address.port().to_be(),
-        family: family(address.ip()).into(),
+fn probe_real(address: IpAddr) -> types::probe_real {
+    types::probe_real {
+        address: address_bytes(address),
+        v6: address.is_ipv6().into(),
     }
 }
 

@@ -274,6 +274,83 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
     }
 }
 
+/// The maps of health checks: with an interface for them they are there from the beginning, and the
+/// estimate has them.
+#[test]
+fn maps_of_health_checks_are_what_the_kernel_accounts() {
+    let names = [
+        "marks",
+        "destinations",
+        "sources",
+        "probe_keys",
+        "probe_counters",
+        "probe_totals",
+        ".data.settings",
+    ];
+    let settings = || {
+        let builder = builder().max_reals(10_000).max_vips(500);
+        builder.source_v4("10.0.0.2".parse().unwrap())
+    };
+    let bytes = |builder: Builder| {
+        let estimate = builder.memory_estimate().unwrap();
+        let katran = load(builder);
+        (estimate.at_load(), katran.memory_in_use().unwrap())
+    };
+    let katran = load(settings());
+    for name in names.iter().chain(&["ways"]) {
+        assert!(katran.map_fd(name).is_none(), "{name}");
+    }
+    let estimate = settings().memory_estimate().unwrap();
+    assert!(estimate.maps().iter().all(|map| !names.contains(&map.name)));
+    drop(katran);
+    for hops in [NextHops::Gateway, NextHops::PerReal] {
+        let without = settings().next_hops(hops);
+        let with = without.clone().healthcheck_interface("eth0");
+        let estimate = with.memory_estimate().unwrap();
+        let mut katran = load(with.clone());
+        let ways = (hops == NextHops::PerReal).then_some("ways");
+        for name in names.into_iter().chain(ways) {
+            assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
+            assert!(katran.map_fd(name).is_some(), "{name}");
+        }
+        assert_eq!(katran.map_fd("ways").is_some(), ways.is_some());
+        katran.map_mark(1, common::ip("198.51.100.1")).unwrap();
+        katran.map_mark(2, common::ip("198.51.100.1")).unwrap();
+        katran
+            .register_probe("203.0.113.1:80/tcp".parse().unwrap())
+            .unwrap();
+        let counters = katran.library_counters().unwrap();
+        let uses: Vec<_> = counters
+            .maps
+            .iter()
+            .filter(|map| names.contains(&map.name) || map.name == "ways")
+            .map(|map| (map.name, map.capacity, map.entries))
+            .collect();
+        let mut expected = vec![
+            ("marks", 10_000, 2),
+            ("destinations", 10_000, 0),
+            ("sources", 10_000, 0),
+            ("probe_keys", 500, 1),
+        ];
+        expected.extend(ways.map(|name| (name, 30_000, 1)));
+        assert_eq!(uses, expected);
+        katran.unmap_mark(1).unwrap();
+        katran.unmap_mark(2).unwrap();
+        let counters = katran.library_counters().unwrap();
+        assert!(
+            counters
+                .maps
+                .iter()
+                .all(|map| map.name != "ways" || map.entries == 0)
+        );
+        drop(katran);
+        let (with, without) = (bytes(with), bytes(without));
+        let ratio = (with.0 - without.0) as f64 / (with.1 - without.1) as f64;
+        println!("{hops} {ratio:.3} {}", with.1 - without.1);
+        assert!((0.9..=1.1).contains(&ratio), "{ratio}\n{estimate}");
+    }
+}
+
 /// The maps of features: there when they are on, as large as was said, and not there when they are
 /// off.
 #[test]

@@ -1,10 +1,13 @@
 //! What follows from probes: which reals are up, and the weights that they get. Pure, so that it can be
 //! tested without a network.
 //!
-//! The configuration file says what an operator wants; probes say what works. A real gets its weight of
-//! the file if it is up, and 0 if it is not: it takes no new flows then, and keeps those that it has.
+//! The configuration file says what an operator wants; probes say what works. A real gets its
+//! weight of the file, or 0 if it is *out*: it takes no new flows then, and keeps those that it
+//! has. It is out if it is down, and another one of the VIP's has answered after that: failures
+//! alone may be the checker's own.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use katran::MarkState;
@@ -19,21 +22,38 @@ pub(crate) struct Thresholds {
     pub(crate) fall: u32,
 }
 
-/// A real of a VIP, as probes have found it.
+/// A real of a VIP: what the file says, and what probes have found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Health {
+    /// The file's; 0: drained by the operator.
+    weight: u32,
     up: bool,
-    /// Probes in a row that say otherwise.
-    against: u32,
+    /// In a row; one of the two is 0.
+    answers: u32,
+    failures: u32,
+    /// Gets no new flows. Only one that is down can be.
+    out: bool,
 }
 
-impl Default for Health {
+impl Health {
     /// Innocent until proven guilty: a restarted checker takes nobody out.
-    fn default() -> Self {
+    fn new(weight: u32) -> Self {
         Self {
+            weight,
             up: true,
-            against: 0,
+            answers: 0,
+            failures: 0,
+            out: false,
         }
+    }
+
+    fn in_use(&self) -> bool {
+        self.weight > 0
+    }
+
+    /// Down, and not out: it is not known yet whether the checker is to blame.
+    fn is_suspect(&self) -> bool {
+        !self.up && !self.out
     }
 }
 
@@ -42,10 +62,19 @@ impl Default for Health {
 pub(crate) enum Notice {
     /// A real has come up or gone down.
     Changed { vip: Vip, real: IpAddr, up: bool },
+    /// A real that is down gets no new flows from now on, as others answer.
+    Out { vip: Vip, real: IpAddr },
     /// All reals of a VIP are down: the last weights stay.
     Kept { vip: Vip },
-    /// That is over.
+    /// That is over: it is known of each real whether it works.
     Recovered { vip: Vip },
+}
+
+impl Notice {
+    /// Whether a weight may be another one now; with nothing else any is.
+    pub(crate) fn is_of_weights(&self) -> bool {
+        matches!(self, Self::Out { .. } | Self::Changed { up: true, .. })
+    }
 }
 
 /// One real of a VIP to probe, and the mark that leads to it.
@@ -56,145 +85,216 @@ pub(crate) struct Target {
     pub(crate) mark: u32,
 }
 
+/// The reals of a VIP.
+#[derive(Clone, Debug, Default)]
+struct Service {
+    reals: BTreeMap<IpAddr, Health>,
+    /// Whether any real is a suspect.
+    suspects: bool,
+    kept: bool,
+}
+
+impl Service {
+    /// Takes the reals and weights of a file; what is known of those that stay is kept.
+    fn follow(&mut self, reals: &[Real]) {
+        let before = std::mem::take(&mut self.reals);
+        for real in reals {
+            let (address, weight) = (real.address(), real.get_weight());
+            let known = before.get(&address).copied();
+            let health = known.unwrap_or(Health::new(weight));
+            self.reals.insert(address, Health { weight, ..health });
+        }
+        // The operator may have drained all but those that are out: they are what is left.
+        if self.in_use().all(|health| health.out) {
+            for health in self.reals.values_mut() {
+                health.out = false;
+                health.failures = 0;
+            }
+        }
+        self.suspects = self.reals.values().any(Health::is_suspect);
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = &Health> {
+        self.reals.values().filter(|health| health.in_use())
+    }
+
+    fn record(
+        &mut self,
+        vip: Vip,
+        real: IpAddr,
+        works: bool,
+        thresholds: Thresholds,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let others_up = |reals: &BTreeMap<IpAddr, Health>| {
+            let mut others = reals.iter().filter(|(of, _)| **of != real);
+            others.any(|(_, other)| other.in_use() && other.up)
+        };
+        let Some(health) = self.reals.get_mut(&real) else {
+            return notices;
+        };
+        match works {
+            true => (health.answers, health.failures) = (health.answers.saturating_add(1), 0),
+            false => (health.answers, health.failures) = (0, health.failures.saturating_add(1)),
+        }
+        let turned = match health.up {
+            true => health.failures >= thresholds.fall,
+            false => health.answers >= thresholds.rise,
+        };
+        if turned {
+            health.up = works;
+            health.out = false;
+            self.suspects |= !works;
+            notices.push(Notice::Changed {
+                vip,
+                real,
+                up: works,
+            });
+        }
+        let proves = works && health.up && health.in_use();
+        if turned && proves && !others_up(&self.reals) {
+            // What failed while nobody could be reached says nothing of a real.
+            for other in self.reals.values_mut() {
+                other.failures = 0;
+            }
+        }
+        if proves && self.suspects {
+            for (real, other) in &mut self.reals {
+                if other.is_suspect() && other.failures >= thresholds.fall {
+                    other.out = true;
+                    notices.push(Notice::Out { vip, real: *real });
+                }
+            }
+            self.suspects = self.reals.values().any(Health::is_suspect);
+        }
+        if !notices.is_empty() {
+            notices.extend(self.settle(vip));
+        }
+        notices
+    }
+
+    /// Whether the last weights are kept now; a notice if that has changed.
+    fn settle(&mut self, vip: Vip) -> Option<Notice> {
+        let any_in_use = self.in_use().next().is_some();
+        let any_up = self.in_use().any(|health| health.up);
+        let unclear = self.in_use().any(Health::is_suspect);
+        let before = self.kept;
+        self.kept = any_in_use && (!any_up || (before && unclear));
+        match (before, self.kept) {
+            (false, true) => Some(Notice::Kept { vip }),
+            (true, false) if any_in_use => Some(Notice::Recovered { vip }),
+            _ => None,
+        }
+    }
+}
+
 /// The file's state and the probes' results.
+#[derive(Clone)]
 pub(crate) struct Board {
     wanted: State,
     thresholds: Thresholds,
     first_mark: u32,
+    /// By VIP that is probed: the address, port and protocol that its probes go to.
+    probed: BTreeMap<Vip, Vip>,
     marks: BTreeMap<IpAddr, u32>,
-    health: BTreeMap<(Vip, IpAddr), Health>,
-    /// The weights in force.
-    weights: BTreeMap<(Vip, IpAddr), u32>,
-    /// VIPs whose reals are all down.
-    kept: BTreeMap<Vip, bool>,
+    services: BTreeMap<Vip, Service>,
 }
 
 impl Board {
-    pub(crate) fn new(wanted: State, thresholds: Thresholds, first_mark: u32) -> Self {
-        let mut board = Self {
+    /// A board without VIPs.
+    pub(crate) fn new(thresholds: Thresholds, first_mark: u32) -> Self {
+        Self {
             wanted: State::default(),
             thresholds,
             first_mark,
+            probed: BTreeMap::new(),
             marks: BTreeMap::new(),
-            health: BTreeMap::new(),
-            weights: BTreeMap::new(),
-            kept: BTreeMap::new(),
-        };
-        board.set_wanted(wanted);
-        board
-    }
-
-    /// Another file. What probes have found of reals that stay is kept.
-    pub(crate) fn set_wanted(&mut self, wanted: State) {
-        let pairs: Vec<_> = pairs(&wanted).collect();
-        self.health.retain(|pair, _| pairs.contains(pair));
-        self.weights.retain(|pair, _| pairs.contains(pair));
-        self.kept
-            .retain(|vip, _| pairs.iter().any(|(of, _)| of == vip));
-        self.marks
-            .retain(|real, _| pairs.iter().any(|(_, of)| of == real));
-        for pair in pairs {
-            self.health.entry(pair).or_default();
-            let mark = self.free_mark();
-            self.marks.entry(pair.1).or_insert(mark);
+            services: BTreeMap::new(),
         }
-        self.wanted = wanted;
     }
 
-    fn free_mark(&self) -> u32 {
-        let taken: Vec<_> = self.marks.values().collect();
-        (self.first_mark..u32::MAX)
-            .find(|mark| !taken.contains(&mark))
-            .unwrap_or(u32::MAX)
+    /// Another file, and where probes of its VIPs go to. What probes have found of reals that stay
+    /// is kept.
+    pub(crate) fn set_wanted(&mut self, wanted: State, probed: BTreeMap<Vip, Vip>) -> Vec<Notice> {
+        let mut before = std::mem::take(&mut self.services);
+        let mut notices = Vec::new();
+        for of_vip in &wanted.vips {
+            let mut service = before.remove(&of_vip.vip).unwrap_or_default();
+            service.follow(&of_vip.reals);
+            notices.extend(service.settle(of_vip.vip));
+            self.services.insert(of_vip.vip, service);
+        }
+        self.probed = probed;
+        self.wanted = wanted;
+        self.share_out_marks();
+        notices
+    }
+
+    /// A mark for each real that is probed, and none that the file has.
+    fn share_out_marks(&mut self) {
+        let of_file: BTreeSet<u32> = self.wanted.marks.iter().map(|state| state.mark).collect();
+        let probed = self.services.iter();
+        let probed = probed.filter(|(vip, _)| self.probed.contains_key(vip));
+        let reals: BTreeSet<IpAddr> = probed
+            .flat_map(|(_, service)| service.reals.keys().copied())
+            .collect();
+        self.marks
+            .retain(|real, mark| reals.contains(real) && !of_file.contains(mark));
+        let mut taken = of_file;
+        taken.extend(self.marks.values());
+        // There are 2^32 - 1 marks, so it ends before they do.
+        let all = (self.first_mark..=u32::MAX).chain(1..self.first_mark);
+        let mut free = all.filter(|mark| !taken.contains(mark));
+        for real in reals {
+            if !self.marks.contains_key(&real)
+                && let Some(mark) = free.next()
+            {
+                self.marks.insert(real, mark);
+            }
+        }
     }
 
     /// Everything to probe: drained reals, too, so that it is known how they are.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        let targets = self.health.keys().map(|(vip, real)| Target {
-            vip: *vip,
-            real: *real,
-            mark: self.marks[real],
+        let probed = self.services.iter();
+        let probed = probed.filter(|(vip, _)| self.probed.contains_key(vip));
+        let targets = probed.flat_map(|(vip, service)| {
+            service.reals.keys().map(|real| Target {
+                vip: *vip,
+                real: *real,
+                mark: self.marks[real],
+            })
         });
         targets.collect()
     }
 
-    /// The result of a probe; a notice if it has changed anything.
-    pub(crate) fn record(&mut self, vip: Vip, real: IpAddr, works: bool) -> Option<Notice> {
-        let health = self.health.get_mut(&(vip, real))?;
-        if works == health.up {
-            health.against = 0;
-            return None;
+    /// The result of a probe, and what it has changed.
+    pub(crate) fn record(&mut self, vip: Vip, real: IpAddr, works: bool) -> Vec<Notice> {
+        match self.services.get_mut(&vip) {
+            Some(service) => service.record(vip, real, works, self.thresholds),
+            None => Vec::new(),
         }
-        health.against += 1;
-        let enough = match works {
-            true => self.thresholds.rise,
-            false => self.thresholds.fall,
-        };
-        if health.against < enough {
-            return None;
-        }
-        *health = Health {
-            up: works,
-            against: 0,
-        };
-        Some(Notice::Changed {
-            vip,
-            real,
-            up: works,
-        })
     }
 
-    /// The state to apply now: the file's, with weights by health and the marks of probes.
-    pub(crate) fn state(&mut self) -> (State, Vec<Notice>) {
+    /// The state to apply now: the file's, with weights by health, and the marks and counters of
+    /// probes.
+    pub(crate) fn state(&self) -> State {
         let mut state = self.wanted.clone();
-        let mut notices = Vec::new();
         for of_vip in &mut state.vips {
-            let vip = of_vip.vip;
-            let up = |real: &Real| self.health[&(vip, real.address())].up;
-            let in_use = |real: &&Real| real.get_weight() > 0;
-            let any_wanted = of_vip.reals.iter().any(|real| in_use(&real));
-            let any_up = of_vip.reals.iter().filter(in_use).any(up);
-            let keep = any_wanted && !any_up;
-            if keep != self.kept.get(&vip).copied().unwrap_or(false) {
-                notices.push(match keep {
-                    true => Notice::Kept { vip },
-                    false => Notice::Recovered { vip },
-                });
-            }
-            self.kept.insert(vip, keep);
-            // What was in force, as far as the operator still wants it; all of it, if that is nothing.
-            let last = |real: &Real| {
-                let last = self.weights.get(&(vip, real.address())).copied();
-                last.unwrap_or(real.get_weight()).min(real.get_weight())
-            };
-            let any_last = of_vip.reals.iter().any(|real| last(real) > 0);
-            let weights: Vec<_> = of_vip
-                .reals
-                .iter()
-                .map(|real| match (keep, any_last) {
-                    (false, _) => u32::from(up(real)) * real.get_weight(),
-                    (true, true) if last(real) == 0 => 0,
-                    (true, _) => real.get_weight(),
-                })
-                .collect();
-            for (real, weight) in of_vip.reals.iter_mut().zip(weights) {
-                self.weights.insert((vip, real.address()), weight);
-                *real = real.weight(weight);
+            let health = &self.services[&of_vip.vip].reals;
+            for real in &mut of_vip.reals {
+                if health[&real.address()].out {
+                    *real = real.weight(0);
+                }
             }
         }
         let marks = self.marks.iter();
         state
             .marks
             .extend(marks.map(|(real, mark)| MarkState::new(*mark, *real)));
-        (state, notices)
+        let mut probes: BTreeSet<Vip> = state.probes.into_iter().collect();
+        probes.extend(self.probed.values());
+        state.probes = probes.into_iter().collect();
+        state
     }
-}
-
-/// Reals of VIPs that can be probed: of one address and port.
-fn pairs(state: &State) -> impl Iterator<Item = (Vip, IpAddr)> {
-    let vips = state.vips.iter();
-    vips.flat_map(|of_vip| {
-        let reals = of_vip.reals.iter().map(Real::address);
-        reals.map(|real| (of_vip.vip, real))
-    })
 }

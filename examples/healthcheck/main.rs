@@ -2,32 +2,39 @@
 //! VIP, as clients reach it; and that gives new flows only to those that answer.
 //!
 //! ```text
-//! healthcheck --config lb.toml --interface eth0 [--http VIP=PATH]... [--status 200]
-//!             [--interval 2] [--timeout 1] [--rise 2] [--fall 3]
+//! healthcheck --config lb.toml --interface eth0 [--check VIP=CHECK]... [--http VIP=PATH]...
+//!             [--status 200] [--interval 2] [--timeout 1] [--rise 2] [--fall 3]
 //! ```
-//! TCP services are asked for a connection, or by `--http 203.0.113.1:80/tcp=/health` for a page with a
-//! status; UDP services to echo a datagram. The file needs `source_v4` and `source_v6`, the address that
-//! probes come from. A real that does not answer gets the weight 0, and its own again when it does; one
-//! that the file gives the weight 0 keeps it. If none of a VIP's reals answers, the last weights stay:
-//! then it is more likely the checker that is cut off. SIGHUP reads the file again.
+//! TCP services are asked for a connection, UDP services to echo a datagram. By `--check`, a VIP's reals are
+//! asked for something else: `203.0.113.1:53/udp=tcp:53` for a connection to another port, `...=tcp`,
+//! `...=udp`, `...=http:/health` for a page with a status (`--http 203.0.113.1:80/tcp=/health` is short for
+//! that), or `...=none` for nothing. The file needs `source_v4` and `source_v6`, the addresses that probes
+//! come from.
+//!
+//! A real that does not answer, while another one of the VIP's does, gets the weight 0, and its own
+//! again when it answers; one that the file gives the weight 0 keeps it. If none answers, the last
+//! weights stay: then it is more likely the checker that is cut off. A probe that does not go
+//! through the tunnel counts for nothing. SIGHUP reads the file again.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod board;
+mod check;
 mod probe;
+mod schedule;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::net::UdpSocket;
 use std::process::ExitCode;
-use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -35,6 +42,9 @@ use board::Board;
 use board::Notice;
 use board::Target;
 use board::Thresholds;
+use check::Check;
+use check::Checks;
+use check::OfVip;
 use clap::Parser;
 use common::Options;
 use common::say;
@@ -42,18 +52,36 @@ use common::with_causes;
 use katran::Katran;
 use katran::State;
 use katran::Vip;
-use probe::Check;
+use probe::Outcome;
+use probe::Question;
 use probe::probe;
+use schedule::Job;
+use schedule::Schedule;
 use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use tokio::runtime;
+use tokio::runtime::Runtime;
+
+/// Probes that are on their way at once: each has a descriptor, of which a process usually gets
+/// 1024.
+const MAX_ON_THEIR_WAY: usize = 512;
+/// Between two attempts to apply what the kernel has refused.
+const RETRY: Duration = Duration::from_secs(1);
+/// Longer than anything waits here.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Balances, and probes the reals through the tunnel.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
     options: Options,
+    /// What to ask a VIP's reals, as in 203.0.113.1:53/udp=tcp:53; may be given several times
+    #[arg(long, value_name = "VIP=none|tcp|tcp:PORT|http:PATH|udp")]
+    check: Vec<OfVip>,
     /// Ask for a page, as in 203.0.113.1:80/tcp=/health; may be given several times
-    #[arg(long, value_name = "VIP=PATH")]
-    http: Vec<Page>,
+    #[arg(long, value_name = "VIP=PATH", value_parser = check::page)]
+    http: Vec<OfVip>,
     /// The status that pages must have
     #[arg(long, default_value_t = 200)]
     status: u16,
@@ -69,29 +97,11 @@ struct Arguments {
     /// Failures in a row that take it out
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     fall: u32,
-    /// The first of the socket marks that probes have: as many as there are reals
-    #[arg(long, value_name = "MARK", default_value_t = 0x6b00_0000)]
+    /// The first of the socket marks that probes have: as many as there are reals, and none of the
+    /// file's
+    #[arg(long, value_name = "MARK", default_value_t = 0x6b00_0000,
+          value_parser = clap::value_parser!(u32).range(1..))]
     first_mark: u32,
-}
-
-/// A page of a VIP.
-#[derive(Clone)]
-struct Page {
-    vip: Vip,
-    path: String,
-}
-
-impl FromStr for Page {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (vip, path) = text.split_once('=').context("it is VIP=PATH")?;
-        anyhow::ensure!(path.starts_with('/'), "a path begins with /");
-        Ok(Self {
-            vip: vip.parse()?,
-            path: path.to_owned(),
-        })
-    }
 }
 
 fn seconds(text: &str) -> Result<Duration> {
@@ -103,10 +113,16 @@ fn seconds(text: &str) -> Result<Duration> {
 /// What the main loop is told.
 enum Message {
     Signal(i32),
-    Probed {
-        target: Target,
-        failure: Option<String>,
-    },
+    Probed(Probed),
+}
+
+/// A probe that has ended.
+struct Probed {
+    job: Job,
+    /// Where it went to, and how many packets had gone there through the tunnel before.
+    to: Vip,
+    before: u64,
+    outcome: Outcome,
 }
 
 fn main() -> ExitCode {
@@ -116,43 +132,46 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    let checks = Checks::new(arguments.check.iter().chain(&arguments.http))?;
     let (sender, messages) = mpsc::channel();
     forward(common::signals()?, sender.clone());
     let wanted = read(arguments)?;
+    if let Some(vip) = checks.unknown(&wanted).first() {
+        anyhow::bail!("{vip} has a check and is not in the file: correct one of them");
+    }
     let thresholds = Thresholds {
         rise: arguments.rise,
         fall: arguments.fall,
     };
-    let mut board = Board::new(wanted, thresholds, arguments.first_mark);
-    let mut katran = arguments.options.start_from(&board.state().0)?;
-    let mut probers = Probers {
+    let mut board = Board::new(thresholds, arguments.first_mark);
+    let destinations = checks.destinations(&wanted);
+    let notices = board.set_wanted(wanted, destinations);
+    let katran = arguments.options.start_from(&board.state())?;
+    notices.iter().for_each(|notice| show(notice, None));
+    let mut checker = Checker {
         arguments,
+        checks,
+        runtime: runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start the threads that probe")?,
         sender,
-        running: BTreeMap::new(),
+        schedule: Schedule::new(arguments.interval, MAX_ON_THEIR_WAY),
+        katran,
+        board,
+        silent: BTreeSet::new(),
+        retry: None,
     };
-    probers.follow(&board.targets());
-    for message in &messages {
-        match message {
-            Message::Signal(SIGHUP) => match read(arguments) {
-                Ok(wanted) => {
-                    board.set_wanted(wanted);
-                    apply(&mut katran, &mut board);
-                    probers.follow(&board.targets());
-                }
-                Err(error) => eprintln!("{}", with_causes(&error)),
-            },
-            Message::Signal(_) => break,
-            Message::Probed { target, failure } => {
-                let Target { vip, real, .. } = target;
-                let Some(notice) = board.record(vip, real, failure.is_none()) else {
-                    continue;
-                };
-                show(&notice, failure.as_deref());
-                apply(&mut katran, &mut board);
-            }
-        }
-    }
-    drop(probers);
+    checker.follow();
+    checker.work(&messages);
+    let Checker {
+        runtime,
+        mut katran,
+        ..
+    } = checker;
+    // Probes that are on their way need no end.
+    runtime.shutdown_background();
     let counters = katran.healthcheck_counters()?;
     say(format!(
         "{} packets of probes sent, {} dropped",
@@ -165,53 +184,240 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// What the file says, with an interface for probes.
 fn read(arguments: &Arguments) -> Result<State> {
     let mut state = arguments.options.state()?;
-    let balancer = state.balancer.get_or_insert_default();
-    if let Some(interface) = arguments.options.interface.first() {
-        let of_probes = &mut balancer.healthcheck_interface;
-        of_probes.get_or_insert_with(|| interface.clone());
+    let of_probes = &mut state.balancer.get_or_insert_default().healthcheck_interface;
+    if of_probes.is_none() {
+        *of_probes = arguments.options.interface.first().cloned();
     }
+    anyhow::ensure!(
+        of_probes.is_some(),
+        "probes have no interface to leave by: set healthcheck_interface in [balancer], as --shared names none"
+    );
     Ok(state)
 }
 
-fn apply(katran: &mut Katran, board: &mut Board) {
-    let (state, notices) = board.state();
-    for notice in notices {
-        show(&notice, None);
+/// The balancer, and what is known of its reals.
+struct Checker<'a> {
+    arguments: &'a Arguments,
+    checks: Checks,
+    runtime: Runtime,
+    sender: Sender<Message>,
+    schedule: Schedule,
+    katran: Katran,
+    board: Board,
+    /// VIPs whose probes do not go through the tunnel.
+    silent: BTreeSet<Vip>,
+    /// When to apply again what was refused, and with which words it was.
+    retry: Option<(Instant, String)>,
+}
+
+impl Checker<'_> {
+    /// Probes and follows what comes of it, until a signal ends that.
+    fn work(&mut self, messages: &Receiver<Message>) {
+        loop {
+            self.send_due();
+            let retry = self.retry.as_ref().map(|(when, _)| *when);
+            let wake = [self.schedule.wake(), retry].into_iter().flatten().min();
+            let now = Instant::now();
+            let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now));
+            match messages.recv_timeout(wait) {
+                Ok(Message::Signal(SIGHUP)) => {
+                    if let Err(error) = self.reload() {
+                        eprintln!(
+                            "{}\nnothing was changed: the old configuration stays in force",
+                            with_causes(&error)
+                        );
+                    }
+                }
+                Ok(Message::Signal(SIGINT | SIGTERM)) => return,
+                Ok(Message::Signal(_)) => {}
+                Ok(Message::Probed(probed)) => self.record(probed),
+                Err(RecvTimeoutError::Timeout) => {}
+                // Not while there is a sender in `self`.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if retry.is_some_and(|when| when <= Instant::now()) {
+                self.apply();
+            }
+        }
     }
-    match katran.apply(&state) {
-        Ok(changes) if changes.is_empty() => {}
-        Ok(changes) => say(format!("applied: {changes}")),
-        // Packets flow as before; the next change brings it again.
-        Err(error) => eprintln!("{error}"),
+
+    /// Reads the file again. If it cannot be in force, all stays as it is.
+    fn reload(&mut self) -> Result<()> {
+        let wanted = read(self.arguments)?;
+        for vip in self.checks.unknown(&wanted) {
+            say(format!("{vip} has a check and is not in the file any more"));
+        }
+        let mut board = self.board.clone();
+        let destinations = self.checks.destinations(&wanted);
+        let notices = board.set_wanted(wanted, destinations);
+        let changes = self.katran.apply(&board.state())?;
+        say(format!("applied: {changes}"));
+        self.board = board;
+        self.retry = None;
+        notices.iter().for_each(|notice| show(notice, None));
+        self.follow();
+        Ok(())
+    }
+
+    /// Probes what is in force.
+    fn follow(&mut self) {
+        let targets = self.board.targets();
+        self.schedule.follow(&targets, Instant::now());
+        let probed = |vip: &Vip| targets.iter().any(|target| target.vip == *vip);
+        self.silent.retain(probed);
+        for of_vip in self.board.state().vips {
+            let vip = of_vip.vip;
+            let check = self.checks.of(vip);
+            if check == Check::None || check.destination(vip).is_some() {
+                continue;
+            }
+            for real in of_vip.reals {
+                let real = real.address();
+                say(format!(
+                    "{vip}: real {real} is not probed: any port, or a prefix"
+                ));
+            }
+        }
+    }
+
+    /// Sends the probes that are due.
+    fn send_due(&mut self) {
+        while let Some(job) = self.schedule.next(Instant::now()) {
+            let Target { vip, mark, .. } = job.target;
+            let check = self.checks.of(vip);
+            // Only what has a destination is a target.
+            let to = check.destination(vip).unwrap_or(vip);
+            let before = self.katran.probe_counter(to).unwrap_or(0);
+            let question = Question {
+                to,
+                mark,
+                check,
+                status: self.arguments.status,
+            };
+            let probing = probe(question, self.arguments.timeout);
+            let sender = self.sender.clone();
+            self.runtime.spawn(async move {
+                let outcome = probing.await;
+                // Nobody is left to be told when the program ends.
+                let _ = sender.send(Message::Probed(Probed {
+                    job,
+                    to,
+                    before,
+                    outcome,
+                }));
+            });
+        }
+    }
+
+    /// Takes the result of a probe, if it is one: it must have gone through the tunnel.
+    fn record(&mut self, probed: Probed) {
+        if !self.schedule.finished(&probed.job, Instant::now()) {
+            return;
+        }
+        let Target { vip, real, .. } = probed.job.target;
+        if let Some(why) = self.why_not_tunnelled(&probed) {
+            if self.silent.insert(vip) {
+                say(format!(
+                    "{vip}: probes do not go through the tunnel, so their results count for nothing: {why}"
+                ));
+            }
+            return;
+        }
+        if self.silent.remove(&vip) {
+            say(format!("{vip}: probes go through the tunnel again"));
+        }
+        let failure = match &probed.outcome {
+            Outcome::Failed(failure) => Some(failure.as_str()),
+            _ => None,
+        };
+        let notices = self.board.record(vip, real, failure.is_none());
+        notices.iter().for_each(|notice| show(notice, failure));
+        if notices.iter().any(Notice::is_of_weights) {
+            self.apply();
+        }
+    }
+
+    /// Why a probe says nothing of the real that it was for. All probes of a VIP go the same way,
+    /// so it does not matter which of them a packet was that was counted meanwhile.
+    fn why_not_tunnelled(&self, probed: &Probed) -> Option<String> {
+        if let Outcome::NotSent(error) = &probed.outcome {
+            return Some(error.clone());
+        }
+        match self.katran.probe_counter(probed.to) {
+            Ok(now) if now != probed.before => return None,
+            Ok(_) => {}
+            Err(error) => return Some(error.to_string()),
+        }
+        if is_own(probed.to) {
+            return Some("the VIP is an address of this host: remove it here".to_owned());
+        }
+        let attachment = self.katran.healthcheck_attachment();
+        let interface = attachment.map_or("", |attachment| &attachment.interface);
+        let found = match &probed.outcome {
+            Outcome::Failed(failure) => format!(" ({failure})"),
+            _ => String::new(),
+        };
+        Some(format!(
+            "no packet left by {interface}{found}: the route to the VIP must lead there, and the next hop be \
+             known"
+        ))
+    }
+
+    /// Applies what probes have found.
+    fn apply(&mut self) {
+        match self.katran.apply(&self.board.state()) {
+            Ok(changes) => {
+                self.retry = None;
+                if !changes.is_empty() {
+                    say(format!("applied: {changes}"));
+                }
+            }
+            // Packets flow as before.
+            Err(error) => {
+                let text = error.to_string();
+                if self.retry.as_ref().is_none_or(|(_, known)| *known != text) {
+                    eprintln!("{text}: it is tried again");
+                }
+                self.retry = Some((Instant::now() + RETRY, text));
+            }
+        }
     }
 }
 
 fn show(notice: &Notice, failure: Option<&str>) {
-    say(match (notice, failure) {
-        (
-            Notice::Changed {
-                vip,
-                real,
-                up: true,
-            },
-            _,
-        ) => format!("{vip}: real {real} is up"),
-        (Notice::Changed { vip, real, .. }, failure) => {
-            format!(
-                "{vip}: real {real} is down: {}",
-                failure.unwrap_or("no answer")
-            )
+    say(match notice {
+        Notice::Changed {
+            vip,
+            real,
+            up: true,
+        } => format!("{vip}: real {real} is up"),
+        Notice::Changed { vip, real, .. } => {
+            let failure = failure.unwrap_or("no answer");
+            format!("{vip}: real {real} is down: {failure}")
         }
-        (Notice::Kept { vip }, _) => {
+        Notice::Out { vip, real } => {
+            format!("{vip}: real {real} gets no new flows, as others answer")
+        }
+        Notice::Kept { vip } => {
             format!("{vip}: no real answers: the last weights stay in force")
         }
-        (Notice::Recovered { vip }, _) => format!("{vip}: reals answer again"),
+        Notice::Recovered { vip } => format!("{vip}: reals answer again"),
     });
 }
 
-/// Whether there is an address and port to send probes to.
-fn can_be_probed(vip: Vip) -> bool {
-    !vip.is_prefix() && vip.port() != 0
+/// Whether packets to an address stay on this host.
+fn is_own(to: Vip) -> bool {
+    let to = SocketAddr::from((to.address(), to.port()));
+    let any = match to {
+        SocketAddr::V4(_) => "0.0.0.0:0",
+        SocketAddr::V6(_) => "[::]:0",
+    };
+    // No packet is sent: the kernel chooses the source that it would have.
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(to)?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == to.ip())
 }
 
 fn forward(signals: Receiver<i32>, sender: Sender<Message>) {
@@ -222,64 +428,4 @@ fn forward(signals: Receiver<i32>, sender: Sender<Message>) {
             }
         }
     });
-}
-
-/// A thread for each target.
-struct Probers<'a> {
-    arguments: &'a Arguments,
-    sender: Sender<Message>,
-    running: BTreeMap<Target, Arc<AtomicBool>>,
-}
-
-impl Probers<'_> {
-    /// Starts threads for targets that are new, and stops those whose targets are gone.
-    fn follow(&mut self, targets: &[Target]) {
-        self.running.retain(|target, stop| {
-            let stays = targets.contains(target);
-            stop.store(!stays, Ordering::Relaxed);
-            stays
-        });
-        for target in targets {
-            if self.running.contains_key(target) {
-                continue;
-            }
-            if !can_be_probed(target.vip) {
-                let Target { vip, real, .. } = target;
-                say(format!(
-                    "{vip}: real {real} is not probed: any port, or a prefix"
-                ));
-            } else {
-                self.start(*target);
-            }
-            self.running.entry(*target).or_default();
-        }
-    }
-
-    fn start(&mut self, target: Target) {
-        let pages = self.arguments.http.iter();
-        let page = pages.clone().find(|page| page.vip == target.vip);
-        let check = match page {
-            Some(page) => Check::Http {
-                path: page.path.clone(),
-                status: self.arguments.status,
-            },
-            None => Check::usual(target.vip.protocol()),
-        };
-        let (interval, timeout) = (self.arguments.interval, self.arguments.timeout);
-        let sender = self.sender.clone();
-        let stop = Arc::<AtomicBool>::default();
-        self.running.insert(target, Arc::clone(&stop));
-        thread::spawn(move || {
-            // So that not all of them are sent at once.
-            thread::sleep(interval.mul_f64(fastrand::f64()));
-            while !stop.load(Ordering::Relaxed) {
-                let failure = probe(&target, &check, timeout).err();
-                let failure = failure.map(|error| error.to_string());
-                if sender.send(Message::Probed { target, failure }).is_err() {
-                    return;
-                }
-                thread::sleep(interval.mul_f64(0.9 + 0.2 * fastrand::f64()));
-            }
-        });
-    }
 }

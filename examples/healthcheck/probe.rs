@@ -2,115 +2,136 @@
 //! one real.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::net::TcpStream;
-use std::net::UdpSocket;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran::Protocol;
+use katran::Vip;
 use socket2::Domain;
 use socket2::Socket;
 use socket2::Type;
+use tokio::net::TcpSocket;
+use tokio::net::TcpStream;
+use tokio::net::UdpSocket;
 
-use crate::board::Target;
+use crate::check::Check;
 
-/// What counts as an answer.
+/// The longest beginning of an HTTP answer in which its status is looked for, in bytes.
+const MAX_STATUS_LINE: usize = 8192;
+
+/// What became of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Check {
-    /// A connection is accepted.
-    Connect,
-    /// A GET request for `path` is answered with this status.
-    Http { path: String, status: u16 },
-    /// A datagram comes back as it was.
-    Echo,
+pub(crate) enum Outcome {
+    Answered,
+    Failed(String),
+    /// It was never sent: that says nothing of the real.
+    NotSent(String),
 }
 
-impl Check {
-    /// What is asked of VIPs that nothing else is said of.
-    pub(crate) fn usual(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self::Connect,
-            Protocol::Udp => Self::Echo,
-        }
-    }
+/// What to ask whom.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    /// Where the probe goes to.
+    pub(crate) to: Vip,
+    pub(crate) mark: u32,
+    pub(crate) check: Check,
+    /// The status that pages must have.
+    pub(crate) status: u16,
 }
 
 /// Probes a real of a VIP once.
-pub(crate) fn probe(target: &Target, check: &Check, timeout: Duration) -> io::Result<()> {
-    let to = SocketAddr::from((target.vip.address(), target.vip.port()));
-    let deadline = Instant::now() + timeout;
-    match check {
-        Check::Echo => echo(socket(to, Type::DGRAM, target.mark)?, to, deadline),
-        Check::Connect => connect(target, to, deadline).map(drop),
-        Check::Http { path, status } => {
-            let found = http(connect(target, to, deadline)?, to, path, deadline)?;
-            match found == *status {
-                true => Ok(()),
-                false => Err(io::Error::other(format!("status {found}, not {status}"))),
-            }
-        }
+pub(crate) async fn probe(question: Question, timeout: Duration) -> Outcome {
+    let to = SocketAddr::from((question.to.address(), question.to.port()));
+    let socket = match socket(to, question.to.protocol(), question.mark) {
+        Ok(socket) => socket,
+        Err(error) => return Outcome::NotSent(error.to_string()),
+    };
+    match tokio::time::timeout(timeout, ask(socket, to, &question)).await {
+        Ok(Ok(())) => Outcome::Answered,
+        Ok(Err(error)) => Outcome::Failed(error.to_string()),
+        Err(_) => Outcome::Failed(format!("no answer within {} s", timeout.as_secs_f64())),
     }
 }
 
-fn socket(to: SocketAddr, kind: Type, mark: u32) -> io::Result<Socket> {
+fn socket(to: SocketAddr, protocol: Protocol, mark: u32) -> io::Result<Socket> {
+    let kind = match protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
     let socket = Socket::new(Domain::for_address(to), kind, None)?;
+    socket.set_nonblocking(true)?;
     socket.set_mark(mark)?;
     Ok(socket)
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    match left.is_zero() {
-        false => Ok(left),
-        true => Err(io::ErrorKind::TimedOut.into()),
+async fn ask(socket: Socket, to: SocketAddr, question: &Question) -> io::Result<()> {
+    if question.to.protocol() == Protocol::Udp {
+        return echo(UdpSocket::from_std(socket.into())?, to).await;
+    }
+    let socket = TcpSocket::from_std_stream(socket.into());
+    let stream = socket.connect(to).await?;
+    let Check::Http { path } = &question.check else {
+        return Ok(());
+    };
+    let (found, wanted) = (http(&stream, to, path).await?, question.status);
+    match found == wanted {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("status {found}, not {wanted}"))),
     }
 }
 
-fn connect(target: &Target, to: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
-    let socket = socket(to, Type::STREAM, target.mark)?;
-    socket.connect_timeout(&to.into(), left(deadline)?)?;
-    Ok(socket.into())
-}
-
 /// The status of the answer to a GET request.
-fn http(mut stream: TcpStream, host: SocketAddr, path: &str, deadline: Instant) -> io::Result<u16> {
-    stream.set_write_timeout(Some(left(deadline)?))?;
+async fn http(stream: &TcpStream, host: SocketAddr, path: &str) -> io::Result<u16> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: katran-healthcheck\r\n\
          Connection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes())?;
+    let mut rest = request.as_bytes();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
     let mut answer = Vec::new();
     let mut piece = [0; 1024];
-    loop {
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        let length = stream.read(&mut piece)?;
+    while answer.len() < MAX_STATUS_LINE {
+        stream.readable().await?;
+        let length = match stream.try_read(&mut piece) {
+            Ok(0) => return Err(io::Error::other("the answer ends before its status")),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
         answer.extend_from_slice(&piece[..length]);
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut response = httparse::Response::new(&mut headers);
-        // The status is known long before all headers are.
-        let parsed = response.parse(&answer).map_err(io::Error::other)?;
-        if let Some(status) = response.code {
+        if let Some(status) = status(&answer)? {
             return Ok(status);
         }
-        if parsed.is_complete() || length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+    }
+    Err(io::Error::other("no status in the answer"))
+}
+
+/// The status of an answer of which this has come; `None`: not enough of it.
+pub(crate) fn status(answer: &[u8]) -> io::Result<Option<u16>> {
+    // No room for headers: the status is known before them, and whatever is wrong with them.
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = response.parse(answer);
+    match (response.code, parsed) {
+        (Some(status), _) => Ok(Some(status)),
+        (None, Ok(_)) => Ok(None),
+        (None, Err(error)) => Err(io::Error::other(format!("no HTTP answer: {error}"))),
     }
 }
 
-fn echo(socket: Socket, to: SocketAddr, deadline: Instant) -> io::Result<()> {
-    let socket = UdpSocket::from(socket);
-    socket.connect(to)?;
+async fn echo(socket: UdpSocket, to: SocketAddr) -> io::Result<()> {
+    socket.connect(to).await?;
     let question = format!("katran-healthcheck {}", fastrand::u64(..));
-    socket.send(question.as_bytes())?;
+    socket.send(question.as_bytes()).await?;
     let mut answer = [0; 128];
     loop {
-        socket.set_read_timeout(Some(left(deadline)?))?;
-        let length = socket.recv(&mut answer)?;
+        let length = socket.recv(&mut answer).await?;
         // Anything else is a late answer to another one.
         if answer[..length] == *question.as_bytes() {
             return Ok(());

@@ -23,6 +23,7 @@ use crate::Error;
 use crate::Result;
 use crate::maps::kernel_error;
 use crate::next_hop::Requests;
+use crate::next_hop::TcProgram;
 use crate::sys::link::Link;
 use crate::sys::program;
 use crate::sys::tc;
@@ -113,6 +114,7 @@ impl TcAttachments {
         let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
             interface: interface.to_owned(),
         })?;
+        check_ethernet(interface, index)?;
         let place = Place {
             index,
             direction,
@@ -221,23 +223,24 @@ impl Filter {
             }
         };
         // An empty one has nothing to ask for.
-        let has_filters = !made_clsact && requests.has_tc_filters(place.index).map_err(failed)?;
-        let attach = || {
-            let present = match has_filters {
-                false => None,
-                true => place.present().map_err(failed)?,
+        let mut attach = || {
+            let present = match made_clsact {
+                true => None,
+                false => present(&mut requests, place).map_err(failed)?,
             };
-            let of_ours = present.map(|id| name_of(id) == name);
-            if let (Some(program_id), Some(false)) = (present, of_ours) {
-                return Err(Error::ForeignTcFilter {
-                    interface: interface.to_owned(),
-                    priority: place.priority,
-                    program_id,
-                    program_name: name_of(program_id),
-                });
-            }
-            if of_ours == Some(true) {
-                log::info!("{interface}: takes over the tc filter that a process has left");
+            match &present {
+                Some(of) if of.name != name => {
+                    return Err(Error::ForeignTcFilter {
+                        interface: interface.to_owned(),
+                        priority: place.priority,
+                        program_id: of.id,
+                        program_name: of.name.clone(),
+                    });
+                }
+                Some(_) => {
+                    log::info!("{interface}: takes over the tc filter that a process has left");
+                }
+                None => {}
             }
             place.attach(program, present.is_some()).map_err(failed)
         };
@@ -257,14 +260,14 @@ impl Filter {
 
     /// Undoes the attachment; to be called in its namespace.
     fn remove(&self) -> io::Result<()> {
+        let mut requests = Requests::new()?;
         // It may have been removed, or another process have taken it over.
-        if !Requests::new()?.has_tc_filters(self.place.index)?
-            || self.place.present()? != Some(self.program_id)
-        {
+        let present = present(&mut requests, self.place)?;
+        if present.is_none_or(|program| program.id != self.program_id) {
             return Ok(());
         }
         self.place.detach()?;
-        if self.made_clsact && !Requests::new()?.has_tc_filters(self.place.index)? {
+        if self.made_clsact && !requests.has_tc_filters(self.place.index)? {
             self.place.remove_clsact()?;
         }
         Ok(())
@@ -309,11 +312,24 @@ impl Drop for Filter {
     }
 }
 
-fn name_of(program_id: u32) -> String {
-    program::by_id(program_id)
-        .and_then(|fd| program::info(fd.as_fd()))
-        .map(|info| info.name)
-        .unwrap_or_default()
+/// The program of the filter that is at our place.
+fn present(requests: &mut Requests, place: Place) -> io::Result<Option<TcProgram>> {
+    let egress = place.direction == Direction::Egress;
+    requests.tc_program(place.index, egress, place.priority, tc::HANDLE)
+}
+
+/// Refuses an interface whose packets have no Ethernet header, such as a tunnel.
+fn check_ethernet(interface: &str, index: u32) -> Result<()> {
+    let found = Requests::new().and_then(|mut requests| requests.interface(index));
+    let found = found.map_err(|error| kernel_error("ask for the address of", interface, error))?;
+    match found.is_some_and(|interface| interface.ethernet) {
+        true => Ok(()),
+        false => Err(Error::Unsupported {
+            what: format!("a tc program on {interface}"),
+            reason: "its packets have no Ethernet header: choose an interface whose packets have one, \
+                     such as that below a tunnel",
+        }),
+    }
 }
 
 #[cfg(test)]

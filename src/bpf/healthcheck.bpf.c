@@ -29,7 +29,7 @@ const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;
 /* The largest packet, Ethernet header included; 0: any. */
 const volatile __u32 max_packet = 0;
-/* Reals have next hops of their own: the kernel's neighbour table has them. */
+/* Reals have next hops of their own: see `ways`. */
 const volatile __u8 next_hops = 0;
 
 /* Written by the control side at any time. */
@@ -55,6 +55,14 @@ struct {
 	__type(key, struct probe_match);
 	__type(value, struct probe_real);
 } sources SEC(".maps");
+
+/* By the addresses of reals. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct probe_match);
+	__type(value, struct probe_way);
+} ways SEC(".maps");
 
 /* Numbers of registered keys, and the probes that each number has counted. */
 struct {
@@ -82,6 +90,7 @@ struct {
 struct probe {
 	struct vip_key key; /* where it goes to */
 	struct probe_match source;
+	__u32 transport; /* where the header behind those of IP begins */
 	__u32 l3_length; /* of the inner packet, header included */
 	bool v6;
 	bool ports; /* TCP or UDP with its ports */
@@ -124,6 +133,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct probe *probe)
 	} else {
 		return false;
 	}
+	probe->transport = transport;
 	probe->l3_length = skb->len - ETH_HLEN;
 	probe->source.family = probe->key.family;
 	probe->ports = probe->ports &&
@@ -172,6 +182,41 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, const s
 			totals->src_matched++;
 	}
 	return real;
+}
+
+/* Whether it is a probe that was wrapped here: sent on by its neighbour's address, it passes this hook
+ * again. */
+static __always_inline bool is_wrapped(const struct __sk_buff *skb, const struct probe *probe)
+{
+	const __u32 *own = probe->v6 ? settings.own.v6 : &settings.own.v4;
+	const __u32 *source = (const __u32 *)probe->source.address;
+
+	if (skb->mark || !own[0] || source[0] != own[0])
+		return false;
+	if (probe->v6 && (source[1] != own[1] || source[2] != own[2] || source[3] != own[3]))
+		return false;
+	if (encapsulation == ENCAPSULATION_GUE)
+		return probe->ports && probe->key.protocol == IPPROTO_UDP &&
+		       probe->key.port == bpf_htons(gue_port) &&
+		       (probe->source.port & bpf_htons(PROBE_PORT_BIT));
+	return probe->key.protocol == IPPROTO_IPIP || probe->key.protocol == IPPROTO_IPV6;
+}
+
+/* The length of the packet, or of the longest of the segments that it will be cut into. */
+static __always_inline __u32 longest(struct __sk_buff *skb, const struct probe *probe)
+{
+	__u32 header = sizeof(struct udphdr);
+	__u8 words;
+
+	if (!skb->gso_size)
+		return skb->len;
+	if (probe->key.protocol == IPPROTO_TCP) {
+		/* The 13th byte says how many words the header has. */
+		if (!read(skb, probe->transport + 12, &words, sizeof(words)))
+			return skb->len;
+		header = (words >> 4) * 4;
+	}
+	return probe->transport + header + skb->gso_size;
 }
 
 /* Room for the outer headers behind the Ethernet header; false if there is none. */
@@ -254,27 +299,37 @@ static __always_inline bool wrap_v6(struct __sk_buff *skb, const struct probe *p
 	return !bpf_skb_store_bytes(skb, ETH_HLEN, &outer.ip, sizeof(outer.ip), 0);
 }
 
+/* Wraps a probe. By its neighbour's address it is sent on later, by the gateway's from here: that is
+ * written, and the source of the interface that it leaves by, if it was sent on another one. */
 static __always_inline bool wrap(struct __sk_buff *skb, const struct probe *probe,
-				 const struct probe_real *real)
+				 const struct probe_real *real, bool by_gateway, bool elsewhere)
 {
 	const bool to_v6 = real->v6;
-	struct {
-		__u64 destination;
-		__u64 source;
-	} macs = {
-		.destination = to_v6 ? settings.gateway_mac_v6 : settings.gateway_mac,
-		.source = settings.own_mac,
-	};
+	const __u64 destination = to_v6 ? settings.gateway_mac_v6 : settings.gateway_mac;
+	const __u64 source = settings.own_mac;
 	const __be16 type = to_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 
-	/* Nobody knows the way yet, or there is nothing to write it on: no Ethernet. */
-	if (!next_hops && (!macs.destination || !macs.source))
+	/* Nobody knows the way yet. */
+	if (by_gateway && (!destination || (elsewhere && !source)))
 		return false;
 	if (!(to_v6 ? wrap_v6(skb, probe, real) : wrap_v4(skb, probe, real)))
 		return false;
-	return !bpf_skb_store_bytes(skb, 0, &macs.destination, ETH_ALEN, 0) &&
-	       !bpf_skb_store_bytes(skb, ETH_ALEN, &macs.source, ETH_ALEN, 0) &&
-	       !bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
+	if (by_gateway && bpf_skb_store_bytes(skb, 0, &destination, ETH_ALEN, 0))
+		return false;
+	if (by_gateway && elsewhere && bpf_skb_store_bytes(skb, ETH_ALEN, &source, ETH_ALEN, 0))
+		return false;
+	return !bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
+}
+
+/* How a real with a next hop of its own is reached. */
+static __always_inline struct probe_way way_of(const struct probe_real *real)
+{
+	struct probe_match key = { .family = real->v6 ? FAMILY_V6 : FAMILY_V4 };
+	const struct probe_way *way;
+
+	__builtin_memcpy(key.address, real->address, sizeof(key.address));
+	way = bpf_map_lookup_elem(&ways, &key);
+	return way ? *way : (struct probe_way){};
 }
 
 /* Counts the probe for its key, if somebody has registered that. */
@@ -287,40 +342,56 @@ static __always_inline void count_key(const struct vip_key *key)
 		(*counter)++;
 }
 
+static __always_inline void clear_mark(struct __sk_buff *skb)
+{
+	/* The verifier wants an offset from the context itself, and the compiler would rather keep the
+	 * field's address from where it was read: so it is not to know that this is that pointer. */
+	asm volatile("" : "+r"(skb));
+	skb->mark = 0;
+}
+
 SEC("tc")
 int healthcheck(struct __sk_buff *skb)
 {
 	const __u32 zero = 0;
 	struct probe_totals *totals = bpf_map_lookup_elem(&probe_totals, &zero);
 	struct probe probe = {};
+	struct probe_way way = { .by_gateway = 1 };
 	struct probe_real *real;
 	struct probe_real to;
+	bool elsewhere;
 
 	if (!totals)
 		return TC_ACT_UNSPEC;
-	if (!skb->mark && !settings.destinations && !settings.sources)
+	if (!next_hops && !skb->mark && !settings.destinations && !settings.sources)
 		goto skip;
 	if (!parse(skb, &probe))
 		goto skip;
+	if (next_hops && is_wrapped(skb, &probe))
+		return TC_ACT_UNSPEC;
 	real = real_of(skb, &probe, totals);
 	if (!real)
 		goto skip;
-	if (max_packet && skb->len > max_packet) {
+	if (max_packet && longest(skb, &probe) > max_packet) {
 		totals->too_big++;
 		goto drop;
 	}
 	to = *real;
-	if (!wrap(skb, &probe, &to))
+	if (next_hops)
+		way = way_of(&to);
+	if (!way.interface)
+		way.interface = settings.interface ? settings.interface : skb->ifindex;
+	elsewhere = way.interface != skb->ifindex;
+	if (!wrap(skb, &probe, &to, way.by_gateway, elsewhere))
 		goto drop;
-	skb->mark = 0;
+	clear_mark(skb);
 	totals->processed++;
 	count_key(&probe.key);
-	if (next_hops)
-		return bpf_redirect_neigh(to.interface ? to.interface : settings.interface, NULL, 0,
-					  0);
+	if (next_hops && !way.by_gateway)
+		return bpf_redirect_neigh(way.interface, NULL, 0, 0);
 	/* By another interface it leaves from here, by this one with what else there is for it. */
-	if (settings.interface != skb->ifindex)
-		return bpf_redirect(settings.interface, 0);
+	if (elsewhere)
+		return bpf_redirect(way.interface, 0);
 	return TC_ACT_UNSPEC;
 drop:
 	totals->dropped++;

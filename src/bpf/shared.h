@@ -538,7 +538,12 @@ _Static_assert(sizeof(struct probe_match) == 20, "probe_match is hashed as a who
 struct probe_real {
 	__u8 address[ADDRESS_BYTES];
 	__u32 v6;
-	__u32 interface; /* that leads to it, if reals have next hops of their own; 0: not known */
+};
+
+/* How a real is reached where reals have next hops of their own. */
+struct probe_way {
+	__u32 interface; /* that leads to it; 0: that of all probes */
+	__u32 by_gateway; /* by the gateway's Ethernet address, not by the neighbour table */
 };
 
 /* What the control side tells the health checks' program while packets flow. */
@@ -546,7 +551,7 @@ struct probe_settings {
 	__u64 gateway_mac; /* as in struct live */
 	__u64 gateway_mac_v6;
 	__u64 own_mac; /* of the interface that probes leave by */
-	__u32 interface; /* its index */
+	__u32 interface; /* its index; 0: probes leave by whatever interface they were sent on */
 	__u32 destinations; /* how many of these matches there are: none, no lookup */
 	__u32 sources;
 	struct own_addresses own;

@@ -389,9 +389,11 @@ impl Builder {
     ///
     /// Default: none. Range: a valid interface name (1 to 15 bytes).
     ///
-    /// It is attached with the balancer, in the network namespace of the thread that does that. Probes
-    /// leave by the interface that the balancer was attached to first. They come from
-    /// [`source_v4`](Self::source_v4) and [`source_v6`](Self::source_v6), also with IP in IP.
+    /// It is attached with the balancer, in the network namespace of the thread that does that.
+    /// Only what the host sends by this interface can be a probe, so the routes to the VIPs have to
+    /// lead there; it must have Ethernet headers. Probes leave by the interface that the balancer
+    /// was attached to first. They come from [`source_v4`](Self::source_v4) and
+    /// [`source_v6`](Self::source_v6), also with IP in IP.
     #[doc(alias = "hcInterface")]
     pub fn healthcheck_interface(mut self, name: impl Into<String>) -> Self {
         self.healthcheck_interface = Some(name.into());
@@ -408,8 +410,9 @@ impl Builder {
         self
     }
 
-    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it is
-    /// wrapped; longer ones are dropped and counted.
+    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it
+    /// is wrapped; longer ones are dropped and counted. Of a packet that is cut into segments later
+    /// (GSO), the segments count.
     ///
     /// Default: 0, any length.
     #[doc(alias = "maxHcPacketSize")]

@@ -11,6 +11,7 @@ use super::Features;
 use super::NextHops;
 use crate::FlowTableKind;
 use crate::Result;
+use crate::healthcheck::MAX_WAYS;
 use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
@@ -18,6 +19,7 @@ use crate::maps::max_server_id_chunks;
 use crate::maps::ring_bytes;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
+use crate::skel::healthcheck::types as probes;
 use crate::skel::katran::types;
 
 /// Flows in the table that CPUs without a table of their own share.
@@ -103,6 +105,10 @@ impl fmt::Display for MemoryEstimate {
 
 impl Builder {
     /// Tells what the maps will take, by map, before anything is loaded.
+    ///
+    /// The maps of health checks are there with
+    /// [`healthcheck_interface`](Builder::healthcheck_interface); without it they are only made with the
+    /// first mark, match or probe.
     ///
     /// Kernel memory, as the kernel accounts it; the process itself takes a fraction of that, and
     /// about 50 bytes for each server id and source route. While
@@ -220,9 +226,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
             ),
             of_feature(Features::INLINE_DECAP, {
                 let entries = u64::from(config.max_decap);
-                let element = HASH_ELEMENT + 24 + 8;
-                let bytes = HASH_HEAD + buckets(entries) + entries * element;
-                fixed("decap_destinations", entries, bytes)
+                fixed("decap_destinations", entries, hash(entries, 24, 8))
             }),
             Some(MapMemory {
                 name: "down_reals",
@@ -247,6 +251,21 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         .into_iter()
         .flatten(),
     );
+    if config.healthcheck_interface.is_some() {
+        let reals = reals - 1;
+        let ways = u64::from(MAX_WAYS) * reals;
+        let totals = size_of::<probes::probe_totals>() as u64;
+        maps.extend([
+            fixed("marks", reals, hash(reals, 8, 24)),
+            fixed("destinations", reals, hash(reals, 24, 24)),
+            fixed("sources", reals, hash(reals, 24, 24)),
+            fixed("probe_keys", vips, hash(vips, 24, 8)),
+            fixed("probe_counters", vips, per_cpu(vips, 8, cpus)),
+            fixed("probe_totals", 1, per_cpu(1, totals, cpus)),
+            fixed(".data.settings", 1, mappable(1, 8)),
+        ]);
+        maps.extend(next_hops.then(|| fixed("ways", ways, hash(ways, 24, 8))));
+    }
     maps.sort_by_key(|map| std::cmp::Reverse(map.at_capacity));
     MemoryEstimate { maps }
 }
@@ -261,6 +280,11 @@ fn mappable(entries: u64, value: u64) -> u64 {
 
 fn per_cpu(entries: u64, value: u64, cpus: u64) -> u64 {
     ARRAY_HEAD + entries * 8 + entries * value * cpus
+}
+
+/// A hash whose elements are all made at once; sizes of keys and values in steps of 8.
+fn hash(entries: u64, key: u64, value: u64) -> u64 {
+    HASH_HEAD + buckets(entries) + entries * (HASH_ELEMENT + key + value)
 }
 
 fn buckets(entries: u64) -> u64 {

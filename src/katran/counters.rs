@@ -33,6 +33,7 @@ use crate::EventKind;
 use crate::Result;
 use crate::Vip;
 use crate::config::FALLBACK_FLOWS;
+use crate::healthcheck::HealthChecks;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::skel::katran::types;
@@ -271,10 +272,11 @@ impl Katran {
         let exact = self.table.vips().len() as u32 - prefixes;
         let rings = self.maps.rings.in_use();
         let (routes, max_routes) = (self.source_routes.counts(), self.config.max_source_routes);
+        let of_probes = self.healthchecks.iter();
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
-            maps: vec![
+            maps: [
                 use_of("vips", max_vips, exact),
                 use_of("prefix_vips", max_vips, prefixes),
                 use_of(
@@ -311,7 +313,10 @@ impl Katran {
                     capacity: FALLBACK_FLOWS.into(),
                     entries: fallback,
                 },
-            ],
+            ]
+            .into_iter()
+            .chain(of_probes.flat_map(HealthChecks::use_of_maps))
+            .collect(),
         })
     }
 
@@ -325,6 +330,7 @@ impl Katran {
             .maps
             .named()
             .into_iter()
+            .chain(self.healthchecks.iter().flat_map(HealthChecks::maps))
             .map(|(_, map)| map)
             .chain(special);
         let memory = |map| {

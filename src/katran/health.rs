@@ -37,8 +37,9 @@ impl Katran {
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
         let real = self.check_probed(real)?;
         check_mark(mark)?;
+        let wanted = self.wanted();
         let (checks, kernel) = self.health()?;
-        checks.set_mark(kernel, mark, real)
+        checks.set_mark(kernel, &wanted, mark, real)
     }
 
     /// Packets with this mark are left alone from now on.
@@ -47,13 +48,14 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
-        let (checks, kernel) = self.health()?;
-        if !checks.marks().contains_key(&mark) {
-            return Err(Error::NotFound {
+        match &mut self.healthchecks {
+            Some(checks) if checks.marks().contains_key(&mark) => {
+                checks.remove_mark(&self.kernel, mark)
+            }
+            _ => Err(Error::NotFound {
                 what: format!("mark {mark}"),
-            });
+            }),
         }
-        checks.remove_mark(kernel, mark)
     }
 
     /// All mapped marks and their reals, ascending.
@@ -118,7 +120,7 @@ impl Katran {
     pub fn register_probe(&mut self, vip: Vip) -> Result<()> {
         check_probe(vip)?;
         let (checks, kernel) = self.health()?;
-        if checks.keys().any(|key| key == vip) {
+        if checks.has_key(&vip) {
             return Err(Error::AlreadyExists {
                 what: format!("the probe {vip}"),
             });
@@ -132,13 +134,12 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
     pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
-        let (checks, kernel) = self.health()?;
-        if !checks.keys().any(|key| key == vip) {
-            return Err(Error::NotFound {
+        match &mut self.healthchecks {
+            Some(checks) if checks.has_key(&vip) => checks.unregister(&self.kernel, vip),
+            _ => Err(Error::NotFound {
                 what: format!("the probe {vip}"),
-            });
+            }),
         }
-        checks.unregister(kernel, vip)
     }
 
     /// What probes are counted for, ascending.
@@ -178,6 +179,11 @@ impl Katran {
     /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
     /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before
     /// the first mark, match or probe.
+    ///
+    /// As long as this library has it attached nowhere, probes leave by the interface that they
+    /// were sent on, with the Ethernet source that they have. The interface must have Ethernet
+    /// headers. A gateway that is to be found out is with
+    /// [`follow_next_hops`](Self::follow_next_hops).
     #[doc(alias = "getHealthcheckerProgFd")]
     pub fn healthcheck_program_fd(&self) -> Option<BorrowedFd<'_>> {
         self.healthchecks.as_ref().map(HealthChecks::program)
@@ -194,7 +200,7 @@ impl Katran {
     /// program, or not at all.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without an interface for them, or if it has no Ethernet address;
+    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
     /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`].
     pub fn attach_healthchecks(&mut self) -> Result<()> {
         let (checks, _) = self.health()?;
@@ -202,10 +208,9 @@ impl Katran {
             return Err(Self::no_healthchecks());
         }
         self.follow_next_hops()?;
-        let main = self.attachments.list().next();
-        let main = main.map(|attachment| attachment.interface.clone());
+        let main = self.attachments.list().next().cloned();
         let (checks, _) = self.health()?;
-        checks.attach(main.as_deref())
+        checks.attach(main.as_ref())
     }
 
     /// Detaches the path of health checks; dropping the balancer does it, too.
@@ -272,19 +277,21 @@ impl Katran {
 
     fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
         let real = self.check_probed(real)?;
+        let wanted = self.wanted();
         let (checks, kernel) = self.health()?;
-        checks.set_match(kernel, by, canonical(address), real)
+        checks.set_match(kernel, &wanted, (by, canonical(address)), real)
     }
 
     fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
-        let (checks, kernel) = self.health()?;
         let address = canonical(address);
-        if !checks.matches(by).contains_key(&address) {
-            return Err(Error::NotFound {
+        match &mut self.healthchecks {
+            Some(checks) if checks.matches(by).contains_key(&address) => {
+                checks.remove_match(&self.kernel, by, address)
+            }
+            _ => Err(Error::NotFound {
                 what: format!("a match of {address}"),
-            });
+            }),
         }
-        checks.remove_match(kernel, by, address)
     }
 
     fn matches(&self, by: MatchBy) -> Vec<(SocketAddr, IpAddr)> {

@@ -265,7 +265,7 @@ impl Katran {
             return Ok(());
         };
         match self.attachments.list().next() {
-            Some(first) => checks.attach(Some(&first.interface)),
+            Some(first) => checks.attach(Some(first)),
             None if !self.shared.is_empty() => checks.attach(None),
             None => {
                 checks.detach();
@@ -332,11 +332,9 @@ impl Katran {
         if name == "special_programs" {
             return Some(self.programs.special.as_fd());
         }
-        let named = self.maps.named().into_iter();
-        named
-            .filter(|(of, _)| *of == name)
-            .map(|(_, map)| map)
-            .next()
+        let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
+        let mut named = self.maps.named().into_iter().chain(of_probes);
+        named.find(|(of, _)| *of == name).map(|(_, map)| map)
     }
 
     /// The flow table of one forwarding CPU; `None` if that CPU has none.

@@ -35,6 +35,8 @@ pub(crate) use kernel::LOG_LINES;
 pub(crate) use kernel::kernel_error;
 pub(crate) use kernel::program_error;
 pub(crate) use probes::ProbeCells;
+pub(crate) use probes::ProbeWay;
+pub(crate) use probes::match_key;
 pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
 pub(crate) use rings::max_chunks;

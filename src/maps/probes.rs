@@ -1,14 +1,24 @@
 //! What the health checks' program is told while packets flow.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::MacAddr;
 use crate::skel::healthcheck::types;
+use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::types::address_bytes;
 
 const _: () = assert!(size_of::<types::probe_settings>() == 56);
 
@@ -20,18 +30,134 @@ const INTERFACE: usize = 6;
 const MATCHES: [usize; 2] = [7, 8];
 const OWN: usize = 9;
 
-/// `settings`.
+/// How a real is reached where reals have next hops of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProbeWay {
+    /// The interface that leads to it; 0: that of all probes.
+    pub(crate) interface: u32,
+    /// By the gateway's Ethernet address; else by the neighbour table.
+    pub(crate) by_gateway: bool,
+}
+
+/// `settings`, and the ways to reals.
 pub(crate) struct ProbeCells {
     /// Keeps the memory's map.
-    _map: OwnedFd,
+    map: OwnedFd,
     memory: Mapping,
+    /// If reals have next hops of their own.
+    ways: Option<Ways>,
+}
+
+/// The ways to all reals that marks and matches lead to.
+struct Ways {
+    map: Typed<types::probe_match, types::probe_way>,
+    known: Mutex<BTreeMap<IpAddr, Known>>,
+}
+
+struct Known {
+    /// Marks and matches that lead to the real.
+    users: usize,
+    way: ProbeWay,
+}
+
+impl Ways {
+    /// Nothing is left half done by one who panics.
+    fn known(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, real: IpAddr, way: ProbeWay) -> io::Result<()> {
+        let value = types::probe_way {
+            interface: way.interface,
+            by_gateway: way.by_gateway.into(),
+        };
+        self.map.update(&match_key((real, 0).into()), &value)
+    }
+}
+
+/// An address and port, as the program looks for them.
+pub(crate) fn match_key(address: SocketAddr) -> types::probe_match {
+    types::probe_match {
+        address: address_bytes(address.ip()),
+        port: address.port().to_be(),
+        family: if address.is_ipv4() { 4 } else { 6 },
+    }
 }
 
 impl ProbeCells {
-    pub(crate) fn new(map: OwnedFd) -> io::Result<Self> {
-        use std::os::fd::AsFd;
+    /// Takes the maps; `ways` is there if reals have next hops of their own.
+    pub(crate) fn new(map: OwnedFd, ways: Option<OwnedFd>) -> io::Result<Self> {
         let memory = Mapping::new(map.as_fd(), size_of::<types::probe_settings>())?;
-        Ok(Self { _map: map, memory })
+        let ways = match ways {
+            Some(map) => Some(Ways {
+                map: Typed::new(map)?,
+                known: Mutex::default(),
+            }),
+            None => None,
+        };
+        Ok(Self { map, memory, ways })
+    }
+
+    /// The maps, by their names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let ways = self.ways.iter().map(|ways| ("ways", ways.map.as_fd()));
+        std::iter::once((".data.settings", self.map.as_fd())).chain(ways)
+    }
+
+    /// How many ways there are.
+    pub(crate) fn ways(&self) -> Option<usize> {
+        self.ways.as_ref().map(|ways| ways.known().len())
+    }
+
+    /// A mark or a match leads to `real` from now on; `find` tells the way, if nobody knows it yet.
+    pub(crate) fn use_way(&self, real: IpAddr, find: impl FnOnce() -> ProbeWay) -> io::Result<()> {
+        let Some(ways) = &self.ways else {
+            return Ok(());
+        };
+        let mut known = ways.known();
+        if let Some(known) = known.get_mut(&real) {
+            known.users += 1;
+            return Ok(());
+        }
+        let way = find();
+        ways.write(real, way)?;
+        known.insert(real, Known { users: 1, way });
+        Ok(())
+    }
+
+    /// One mark or match less leads to `real`.
+    pub(crate) fn leave_way(&self, real: IpAddr) {
+        let Some(ways) = &self.ways else {
+            return;
+        };
+        let mut known = ways.known();
+        let Some(of_real) = known.get_mut(&real) else {
+            return;
+        };
+        of_real.users -= 1;
+        if of_real.users == 0 {
+            known.remove(&real);
+            // What is left there is never asked for, and written over when it is used again.
+            if let Err(error) = ways.map.delete(&match_key((real, 0).into())) {
+                log::warn!("cannot forget the way of probes to {real}: {error}");
+            }
+        }
+    }
+
+    /// Finds all ways anew, and writes those that have changed.
+    pub(crate) fn refresh_ways(&self, mut find: impl FnMut(IpAddr) -> Option<ProbeWay>) {
+        let Some(ways) = &self.ways else {
+            return;
+        };
+        for (real, known) in ways.known().iter_mut() {
+            let Some(way) = find(*real).filter(|way| *way != known.way) else {
+                continue;
+            };
+            match ways.write(*real, way) {
+                Ok(()) => known.way = way,
+                Err(error) => log::warn!("cannot write the way of probes to {real}: {error}"),
+            }
+        }
     }
 
     fn set_mac(&self, word: usize, mac: MacAddr) {
@@ -49,6 +175,11 @@ impl ProbeCells {
     pub(crate) fn set_interface(&self, index: u32, own: MacAddr) {
         self.set_mac(OWN_MAC, own);
         self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
+    }
+
+    /// Probes leave by the interface that they were sent on.
+    pub(crate) fn clear_interface(&self) {
+        self.set_interface(0, MacAddr::new([0; 6]));
     }
 
     /// How many matches by destination, and by source, there are.

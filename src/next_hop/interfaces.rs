@@ -78,6 +78,7 @@ mod tests {
             Some(Interface {
                 name: String::new(),
                 mac: None,
+                ethernet: true,
                 mtu: 1500,
                 up: true,
                 carrier: true,

@@ -4,9 +4,11 @@
 //! A thread of its own listens for changes and asks again; what it finds it writes into memory that
 //! packets read. Balancers whose gateway's address is given have none.
 
+mod filters;
 mod interfaces;
 mod netlink;
 mod ports;
+mod probes;
 mod resolver;
 
 use std::io;
@@ -36,10 +38,12 @@ use crate::Result;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
 
+pub(crate) use filters::TcProgram;
 use netlink::Notices;
 pub(crate) use netlink::Requests;
 pub(crate) use netlink::Route;
 
+pub(crate) use probes::probe_way;
 use resolver::Ask;
 pub(crate) use resolver::Cells;
 use resolver::Resolver;

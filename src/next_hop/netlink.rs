@@ -19,6 +19,7 @@ use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::link::LinkInfo;
+use netlink_packet_route::link::LinkLayerType;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::neighbour::NeighbourAttribute;
@@ -34,9 +35,6 @@ use netlink_packet_route::route::RouteMetric;
 use netlink_packet_route::route::RouteNextHopFlags;
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::route::RouteVia;
-use netlink_packet_route::tc::TcAttribute;
-use netlink_packet_route::tc::TcHandle;
-use netlink_packet_route::tc::TcMessage;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -69,6 +67,8 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// If it has an Ethernet address.
     pub(crate) mac: Option<MacAddr>,
+    /// Whether its packets have an Ethernet header.
+    pub(crate) ethernet: bool,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) carrier: bool,
@@ -99,7 +99,7 @@ impl Requests {
     }
 
     /// The answers to a question; an error of the kernel's as such.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         question: RouteNetlinkMessage,
         flags: u16,
@@ -264,47 +264,6 @@ impl Requests {
             RouteNetlinkMessage::NewLink(link) => Some(interface_of(link)),
             _ => None,
         }))
-    }
-}
-
-impl Requests {
-    /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
-    pub(crate) fn clsact(&mut self, index: u32) -> io::Result<Option<bool>> {
-        let mut question = TcMessage::default();
-        question.header.index = index as i32;
-        let question = RouteNetlinkMessage::GetQueueDiscipline(question);
-        let answers = self.ask(question, NLM_F_DUMP)?;
-        let disciplines = answers.iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
-            _ => None,
-        });
-        let mut there = disciplines.filter(|message| {
-            message.header.index == index as i32 && message.header.parent == TcHandle::CLSACT
-        });
-        Ok(there.next().map(|message| {
-            let mut attributes = message.attributes.iter();
-            attributes.any(|attribute| match attribute {
-                TcAttribute::Kind(kind) => kind == "clsact",
-                _ => false,
-            })
-        }))
-    }
-
-    /// Whether an interface's clsact queueing discipline has any filters.
-    pub(crate) fn has_tc_filters(&mut self, index: u32) -> io::Result<bool> {
-        for direction in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
-            let mut question = TcMessage::default();
-            question.header.index = index as i32;
-            question.header.parent = TcHandle {
-                major: TcHandle::CLSACT.major,
-                minor: direction,
-            };
-            let question = RouteNetlinkMessage::GetTrafficFilter(question);
-            if !self.ask(question, NLM_F_DUMP)?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -489,6 +448,10 @@ fn interface_of(link: &LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         mac: None,
+        ethernet: matches!(
+            link.header.link_layer_type,
+            LinkLayerType::Ether | LinkLayerType::Loopback
+        ),
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         carrier: link.header.flags.contains(LinkFlags::LowerUp),
@@ -532,7 +495,7 @@ mod tests {
         }
         let interface = requests.interface(1).unwrap().unwrap();
         assert_eq!((interface.name.as_str(), interface.mac), ("lo", None));
-        assert!(interface.mtu > 0);
+        assert!(interface.mtu > 0 && interface.ethernet);
         assert_eq!(requests.interface(i32::MAX as u32).unwrap(), None);
         assert_eq!(
             requests.neighbour(1, "192.0.2.1".parse().unwrap()).unwrap(),

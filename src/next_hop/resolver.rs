@@ -11,6 +11,7 @@ use super::netlink::Interface;
 use super::netlink::Requests;
 use super::netlink::Route;
 use super::ports::Ports;
+use super::probe_way;
 use crate::Gateway;
 use crate::MacAddr;
 use crate::NextHops;
@@ -181,6 +182,10 @@ impl Resolver {
         }
         // No hop leads there any more.
         self.ports.give_back(given_back);
+        if let Some(probes) = self.cells.as_ref().and_then(|cells| cells.probes.as_ref()) {
+            let (requests, wanted) = (&mut self.requests, &self.wanted);
+            probes.refresh_ways(|real| probe_way(requests, wanted, real).ok());
+        }
     }
 
     /// Looks at what is new.

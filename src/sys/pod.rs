@@ -43,7 +43,8 @@ pod! {
     types::decap_destination = 20;
     types::server_id_line = 64;
     health::probe_match = 20;
-    health::probe_real = 24;
+    health::probe_real = 20;
+    health::probe_way = 8;
     health::probe_totals = 6 * 8;
     health::vip_key = 20;
     decap_counters = 12 * 8;

@@ -41,7 +41,8 @@ pub(crate) struct Place {
     pub(crate) priority: u16,
 }
 
-const HANDLE: u32 = 1;
+/// The handle of our filters.
+pub(crate) const HANDLE: u32 = 1;
 
 impl Place {
     fn hook(self) -> libbpf_sys::bpf_tc_hook {
@@ -82,19 +83,6 @@ impl Place {
         hook.attach_point = libbpf_sys::BPF_TC_INGRESS | libbpf_sys::BPF_TC_EGRESS;
         // SAFETY: as above.
         check(unsafe { libbpf_sys::bpf_tc_hook_destroy(&mut hook) }).map(drop)
-    }
-
-    /// The id of the program of the filter that is there.
-    pub(crate) fn present(self) -> io::Result<Option<u32>> {
-        let (hook, mut options) = (self.hook(), self.options());
-        // SAFETY: both are initialised and outlive the call.
-        match check(unsafe { libbpf_sys::bpf_tc_query(&hook, &mut options) }) {
-            Ok(_) => Ok(Some(options.prog_id)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            // There is no clsact discipline.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// Makes a filter, or puts another program into ours.

@@ -69,6 +69,49 @@ pub(crate) fn run_tc(program: BorrowedFd<'_>, frame: &[u8]) -> Ran {
     Ran { verdict, frame }
 }
 
+/// What a socket buffer is to say besides its bytes, and what it says afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Buffer {
+    pub(crate) mark: u32,
+    /// If it is cut into segments later: the bytes of payload of each.
+    pub(crate) segment: u32,
+}
+
+/// Runs a tc program on a frame that leaves by `lo`: its action, the frame, and the buffer's mark.
+pub(crate) fn run_tc_with(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    buffer: Buffer,
+) -> (u32, Vec<u8>, u32) {
+    let mut out = vec![0; frame.len() + 512];
+    // struct __sk_buff of linux/bpf.h, in words.
+    const WORDS: usize = 48;
+    const MARK: usize = 2;
+    const GSO_SIZE: usize = 44;
+    let mut context = [0_u32; WORDS];
+    context[MARK] = buffer.mark;
+    context[GSO_SIZE] = buffer.segment;
+    let mut after = [0_u32; WORDS];
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_test_run_opts>() as _,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        data_out: out.as_mut_ptr().cast(),
+        data_size_out: out.len() as u32,
+        ctx_in: context.as_ptr().cast(),
+        ctx_size_in: mem::size_of_val(&context) as u32,
+        ctx_out: after.as_mut_ptr().cast(),
+        ctx_size_out: mem::size_of_val(&after) as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: all buffers are as long as the options say and outlive the call.
+    check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })
+        .unwrap();
+    out.truncate(options.data_size_out as usize);
+    (options.retval, out, after[MARK])
+}
+
 fn run_with(
     program: BorrowedFd<'_>,
     bytes: &[u8],

@@ -166,6 +166,48 @@ fn merged_gue_packets_are_not_lost_silently() {
     drop(servers);
 }
 
+/// The kernel takes one VLAN tag out of a frame before tc sees it, and none before XDP does.
+#[test]
+fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
+    let mut site = Site::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    });
+    let backend = &site.lab.backends[0];
+    let (v4, mac) = (backend.v4, katran::MacAddr::new(backend.mac));
+    let router = &site.lab.router;
+    // The backend answers nobody who asks with a tag.
+    router
+        .ip(&format!(
+            "neigh replace {v4} lladdr {mac} nud permanent dev real0"
+        ))
+        .unwrap();
+    router.tag("real0", &[(0x8100, 100)]).unwrap();
+    let vip = Vip::udp((site.lab.vip4(), PORT).into());
+    site.add_service(vip, &[v4.into()]);
+    let socket = site
+        .lab
+        .client
+        .run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    let send = || {
+        for _ in 0..10 {
+            socket.send_to(b"tagged", site::service(vip)).unwrap();
+        }
+    };
+    let counters = |site: &Site| site.decaps[0].counters().unwrap();
+    // First by XDP: they arrive, and are none of its.
+    site::eventually("frames arrive", || {
+        send();
+        counters(&site).total >= 10
+    });
+    assert_eq!(counters(&site).ipip_v4, 0);
+    to_tc(&mut site, TcHook::Tcx);
+    site::eventually("they are stripped", || {
+        send();
+        counters(&site).ipip_v4 >= 10
+    });
+}
+
 #[test]
 fn attachments_are_told_apart_and_go() {
     let mut site = Site::new(LabConfig {

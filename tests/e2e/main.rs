@@ -16,6 +16,7 @@ mod ecmp;
 mod faults;
 mod frame;
 mod health;
+mod health_places;
 mod local;
 mod mtu;
 mod next_hop;

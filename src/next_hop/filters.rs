@@ -1,0 +1,110 @@
+//! What the kernel says of an interface's queueing disciplines and filters, by rtnetlink (tc(8)): whether
+//! there is room for a filter of ours, and whose is at its place.
+
+use std::io;
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::TcAttribute;
+use netlink_packet_route::tc::TcFilterBpfOption;
+use netlink_packet_route::tc::TcHandle;
+use netlink_packet_route::tc::TcMessage;
+use netlink_packet_route::tc::TcOption;
+
+use super::Requests;
+
+impl Requests {
+    /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
+    pub(crate) fn clsact(&mut self, index: u32) -> io::Result<Option<bool>> {
+        let mut question = TcMessage::default();
+        question.header.index = index as i32;
+        let question = RouteNetlinkMessage::GetQueueDiscipline(question);
+        let answers = self.ask(question, NLM_F_DUMP)?;
+        let disciplines = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
+            _ => None,
+        });
+        let mut there = disciplines.filter(|message| {
+            message.header.index == index as i32 && message.header.parent == TcHandle::CLSACT
+        });
+        Ok(there.next().map(|message| {
+            let mut attributes = message.attributes.iter();
+            attributes.any(|attribute| match attribute {
+                TcAttribute::Kind(kind) => kind == "clsact",
+                _ => false,
+            })
+        }))
+    }
+
+    /// Whether an interface's clsact queueing discipline has any filters.
+    pub(crate) fn has_tc_filters(&mut self, index: u32) -> io::Result<bool> {
+        for direction in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+            if !self.tc_filters(index, direction)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The program of a filter of an interface's clsact queueing discipline, if there is such a
+    /// filter. Any process may ask for its name, other than for that of a program.
+    pub(crate) fn tc_program(
+        &mut self,
+        index: u32,
+        egress: bool,
+        priority: u16,
+        handle: u32,
+    ) -> io::Result<Option<TcProgram>> {
+        let direction = match egress {
+            true => TcHandle::MIN_EGRESS,
+            false => TcHandle::MIN_INGRESS,
+        };
+        let filters = self.tc_filters(index, direction)?;
+        let mut filters = filters.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewTrafficFilter(message) => Some(message),
+            _ => None,
+        });
+        let filter = filters.find(|message| {
+            message.header.info >> 16 == u32::from(priority)
+                && u32::from(message.header.handle) == handle
+        });
+        Ok(filter.map(|message| {
+            let mut program = TcProgram::default();
+            let attributes = message.attributes.iter();
+            let options = attributes.filter_map(|attribute| match attribute {
+                TcAttribute::Options(options) => Some(options),
+                _ => None,
+            });
+            for option in options.flatten() {
+                match option {
+                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program.id = *id,
+                    // libbpf writes `name:[number]`.
+                    TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
+                        let name = name.split_once(":[").map_or(&name[..], |(name, _)| name);
+                        program.name = name.to_owned();
+                    }
+                    _ => {}
+                }
+            }
+            program
+        }))
+    }
+
+    fn tc_filters(&mut self, index: u32, direction: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut question = TcMessage::default();
+        question.header.index = index as i32;
+        question.header.parent = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor: direction,
+        };
+        self.ask(RouteNetlinkMessage::GetTrafficFilter(question), NLM_F_DUMP)
+    }
+}
+
+/// The program of a tc filter; all zero if the filter is of another kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TcProgram {
+    /// The kernel's number of it.
+    pub(crate) id: u32,
+    pub(crate) name: String,
+}

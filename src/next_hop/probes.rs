@@ -1,0 +1,32 @@
+//! How this host's own probes reach a real that has a next hop of its own: as clients' packets do.
+//! The kernel sends them by its neighbour table, so it is enough to know by which interface, and
+//! whether the gateway's address was given.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::Requests;
+use super::Wanted;
+use crate::NextHops;
+use crate::maps::ProbeWay;
+
+/// The way of probes to a real, by the routes of now.
+pub(crate) fn probe_way(
+    requests: &mut Requests,
+    wanted: &Wanted,
+    real: IpAddr,
+) -> io::Result<ProbeWay> {
+    let route = requests.route(real)?.filter(|route| !route.local);
+    Ok(match wanted.mode {
+        NextHops::Redirect => ProbeWay {
+            interface: route.map_or(0, |route| route.interface),
+            by_gateway: false,
+        },
+        // The address that was given is that of the routers.
+        _ => ProbeWay {
+            interface: 0,
+            by_gateway: wanted.fixed(real.is_ipv6()).is_some()
+                && route.is_none_or(|route| route.gateway.is_some()),
+        },
+    })
+}

@@ -1,0 +1,404 @@
+//! The example at work: reals that come and go, a checker that is cut off, probes that miss the
+//! tunnel, and files that cannot be used.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::example;
+
+const SIGHUP: i32 = 1;
+const SIGTERM: i32 = 15;
+
+/// A decapsulator on each backend.
+fn decapsulators(lab: &Lab) -> Vec<Running> {
+    let start = |backend: &katran_lab::Backend| {
+        let mut command = example("decap");
+        command.args(["--interface", "eth0"]);
+        let mut decap = Running::start(&backend.host, command);
+        decap.says("stripping tunnels on eth0");
+        decap
+    };
+    lab.backends.iter().map(start).collect()
+}
+
+/// A file with the settings that all tests need, and more.
+fn configuration(name: &str, more: &str) -> Scratch {
+    let file = Scratch::new(name);
+    file.write(&format!("{SETTINGS}{more}"));
+    file
+}
+
+const SETTINGS: &str = "[balancer]\ngateway_mac = \"auto\"\nflow_table_size = 10_000\n\
+                        source_v4 = \"10.0.0.2\"\nsource_v6 = \"2001:db8:b::2\"\n";
+
+/// A VIP with both backends.
+fn service(port: u16, protocol: &str) -> String {
+    format!(
+        "[[vip]]\naddress = \"203.0.113.1\"\nport = {port}\nprotocol = \"{protocol}\"\n\
+         reals = [{{ address = \"198.51.100.1\" }}, {{ address = \"198.51.100.2\" }}]\n"
+    )
+}
+
+/// The example with a file and short intervals.
+fn checker(file: &Scratch, arguments: &[&str]) -> Command {
+    let mut command = example("healthcheck");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interval", "0.1"]).args(arguments);
+    command
+}
+
+/// A UDP service that sends back what it gets, until its socket is closed by a datagram "stop".
+fn echo(host: &Host, vip: IpAddr) -> thread::JoinHandle<()> {
+    let socket = host.run(|| UdpSocket::bind((vip, 7)).unwrap());
+    thread::spawn(move || {
+        let mut bytes = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut bytes).unwrap();
+            if bytes[..length] == *b"stop" {
+                return;
+            }
+            socket.send_to(&bytes[..length], from).unwrap();
+        }
+    })
+}
+
+fn stop_echo(host: &Host, vip: IpAddr) {
+    host.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"stop", (vip, 7)).unwrap();
+    });
+}
+
+fn names(lab: &Lab, vip: IpAddr) -> BTreeSet<String> {
+    (0..20)
+        .map(|_| {
+            // One that is down, and not known to be yet, refuses.
+            let client = TcpClient::connect(&lab.client, (vip, 80).into());
+            let answer = client.and_then(|mut client| client.ask("who?"));
+            answer.unwrap_or_else(|error| error.to_string())
+        })
+        .collect()
+}
+
+/// Waits until these backends answer on a VIP, and no other.
+fn until(lab: &Lab, vip: IpAddr, expected: &[&str]) {
+    let expected: BTreeSet<_> = expected.iter().map(|name| (*name).to_owned()).collect();
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let names = names(lab, vip);
+        if names == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "{vip}: {names:?}");
+    }
+}
+
+#[test]
+fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let (web, other) = (lab.vip4(), lab.vip6());
+    let decaps = decapsulators(&lab);
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let mut echoes: Vec<_> = lab
+        .backends
+        .iter()
+        .map(|backend| echo(&backend.host, web))
+        .collect();
+    let file = configuration("healthcheck.toml", "");
+    let write = |weight: u32| {
+        let [a, b] = [0, 1].map(|i| (lab.backends[i].v4, lab.backends[i].v6));
+        file.write(&format!(
+            "{SETTINGS}\
+             [[vip]]\naddress = \"{web}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\", weight = {weight} }}]\n\
+             [[vip]]\naddress = \"{other}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\" }}]\n\
+             [[vip]]\naddress = \"{web}\"\nport = 7\nprotocol = \"udp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\" }}]\n\
+             [[vip]]\naddress = \"{web}\"\nport = 0\nprotocol = \"udp\"\n\
+             reals = [{{ address = \"{}\" }}]\n",
+            a.0, b.0, a.1, b.1, a.0, b.0, a.0
+        ));
+    };
+    write(1);
+    // A busy machine may take its time to refuse.
+    let command = checker(&file, &["--interface", "eth0", "--timeout", "10"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    checker.says("203.0.113.1:0/udp: real 198.51.100.1 is not probed");
+    until(&lab, web, &["backend0", "backend1"]);
+
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 is down: Connection refused");
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no new flows, as others answer");
+    for vip in [web, other] {
+        until(&lab, vip, &["backend1"]);
+    }
+    // The UDP service on the same host answers: it is each VIP's own affair.
+    stop_echo(&lab.backends[1].host, web);
+    checker.says("203.0.113.1:7/udp: real 198.51.100.2 is down: Connection refused");
+    echoes.push(echo(&lab.backends[1].host, web));
+    checker.says("203.0.113.1:7/udp: real 198.51.100.2 is up");
+
+    // The last one goes, too: the set stays.
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: no real answers: the last weights stay in force");
+    let mut servers = lab.serve_tcp(80).unwrap();
+    checker.says("203.0.113.1:80/tcp: reals answer again");
+    for vip in [web, other] {
+        until(&lab, vip, &["backend0", "backend1"]);
+    }
+
+    // An operator drains the second one, and it stays so, whatever its health.
+    write(0);
+    checker.process.signal(SIGHUP).unwrap();
+    checker.says("1 weight changed");
+    until(&lab, web, &["backend0"]);
+    let second = servers.remove(1);
+    drop(second);
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 is down");
+    servers.push(katran_lab::TcpServer::start(&lab.backends[1].host, 80, "backend1").unwrap());
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 is up");
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend0".to_owned()]));
+
+    checker.end(SIGTERM);
+    let sent = checker.says("packets of probes sent");
+    assert!(!sent.starts_with("0 "), "{sent}");
+    checker.says("detached from eth0");
+    for backend in &lab.backends {
+        stop_echo(&backend.host, web);
+    }
+    for echo in echoes {
+        echo.join().unwrap();
+    }
+    drop((servers, decaps));
+}
+
+/// A web server that answers every request with a status.
+fn web(host: &Host, address: IpAddr, status: &'static str) -> std::net::TcpListener {
+    use std::io::Read;
+    use std::io::Write;
+    let listener = host.run(|| std::net::TcpListener::bind((address, 8080)).unwrap());
+    let accepting = listener.try_clone().unwrap();
+    thread::spawn(move || {
+        for stream in accepting.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let asked = request[..length].starts_with(b"GET /health HTTP/1.1\r\n");
+            let status = if asked { status } else { "400 Bad Request" };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    listener
+}
+
+#[test]
+fn pages_must_have_the_status_that_is_wanted() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = decapsulators(&lab);
+    let statuses = ["204 No Content", "503 Service Unavailable"];
+    let pages = lab.backends.iter().zip(statuses);
+    let pages: Vec<_> = pages
+        .map(|(backend, status)| web(&backend.host, vip, status))
+        .collect();
+    let file = configuration("healthcheck-http.toml", &service(8080, "tcp"));
+    let mut command = checker(&file, &["--interface", "eth0", "--status", "204"]);
+    command.args(["--http", "203.0.113.1:8080/tcp=/health"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("203.0.113.1:8080/tcp: real 198.51.100.2 is down: status 503, not 204");
+    checker.end(SIGTERM);
+    drop((pages, decaps));
+}
+
+#[test]
+fn a_checker_that_is_cut_off_changes_nothing() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = decapsulators(&lab);
+    let servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-cut.toml", &service(80, "tcp"));
+    let command = checker(&file, &["--interface", "eth0", "--timeout", "0.5"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    until(&lab, vip, &["backend0", "backend1"]);
+    // Answers to the checker are lost, those to clients are not.
+    lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
+    let is_told = |line: &str| line.contains("stay in force") || line.contains("applied");
+    let line = checker.line("either", is_told);
+    let kept = "203.0.113.1:80/tcp: no real answers: the last weights stay in force";
+    assert_eq!(line, kept);
+    until(&lab, vip, &["backend0", "backend1"]);
+    lab.router.ip("route del blackhole 10.0.0.2/32").unwrap();
+    let is_told = |line: &str| line.contains("reals answer again") || line.contains("applied");
+    let line = checker.line("either", is_told);
+    assert_eq!(line, "203.0.113.1:80/tcp: reals answer again");
+    until(&lab, vip, &["backend0", "backend1"]);
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn probes_that_miss_the_tunnel_count_for_nothing() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = decapsulators(&lab);
+    let servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-miss.toml", &service(80, "tcp"));
+    let host = &lab.balancers[0].host;
+    // It is in the way from the beginning; a server of the host's own even answers.
+    host.ip(&format!("addr add {vip}/32 dev lo")).unwrap();
+    let own = host.run(|| std::net::TcpListener::bind((vip, 80)).unwrap());
+    let command = checker(&file, &["--interface", "eth0", "--timeout", "0.5"]);
+    let mut checker = Running::start(host, command);
+    checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
+    host.ip(&format!("addr del {vip}/32 dev lo")).unwrap();
+    checker.says("203.0.113.1:80/tcp: probes go through the tunnel again");
+    drop(own);
+    // Another way out than that of the tunnel.
+    host.ip("link add other type veth peer name end").unwrap();
+    host.ip("link set other up").unwrap();
+    host.ip("link set end up").unwrap();
+    host.ip(&format!("route add {vip}/32 dev other")).unwrap();
+    let line = checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
+    assert!(
+        line.contains("no packet left by eth0 (no answer within 0.5 s)"),
+        "{line}"
+    );
+    host.ip(&format!("route del {vip}/32 dev other")).unwrap();
+    // Nobody was found to be down by it.
+    let is_told = |line: &str| line.contains("again") || line.contains(" down");
+    let line = checker.line("either", is_told);
+    assert_eq!(
+        line,
+        "203.0.113.1:80/tcp: probes go through the tunnel again"
+    );
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = decapsulators(&lab);
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-bad.toml", &service(80, "tcp"));
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    until(&lab, vip, &["backend0", "backend1"]);
+    // A setting of the load, and reals that nobody has.
+    let other = service(80, "tcp").replace("198.51.100", "198.51.101");
+    file.write(&format!("{SETTINGS}ring_size = 4099\n{other}"));
+    checker.process.signal(SIGHUP).unwrap();
+    checker.says("ring_size");
+    checker.says("nothing was changed: the old configuration stays in force");
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no new flows");
+    checker.says("applied: 1 weight changed");
+    until(&lab, vip, &["backend1"]);
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
+    until(&lab, vip, &["backend0", "backend1"]);
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn udp_services_are_checked_by_tcp_or_left_alone() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let decaps = decapsulators(&lab);
+    // One of the two answers at the port that is asked, and none by UDP.
+    let mut servers = lab.serve_tcp(81).unwrap();
+    drop(servers.remove(0));
+    let services = [service(53, "udp"), service(54, "udp")].concat();
+    let file = configuration("healthcheck-udp.toml", &services);
+    let mut command = checker(&file, &["--interface", "eth0"]);
+    command.args(["--check", "203.0.113.1:53/udp=tcp:81"]);
+    command.args(["--check", "203.0.113.1:54/udp=none"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    let down = checker.says(" is down: ");
+    let expected = "203.0.113.1:53/udp: real 198.51.100.1 is down: Connection refused";
+    assert!(down.starts_with(expected), "{down}");
+    checker.says("203.0.113.1:53/udp: real 198.51.100.1 gets no new flows");
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 81, "backend0").unwrap());
+    let next = checker.line("up or down", |line| {
+        line.contains(" is up") || line.contains(" is down")
+    });
+    assert_eq!(next, "203.0.113.1:53/udp: real 198.51.100.1 is up");
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn what_cannot_be_checked_is_refused_at_the_start() {
+    require_root();
+    let host = Host::new("balancer").unwrap();
+    let file = configuration("healthcheck-refused.toml", &service(53, "udp"));
+    let refused = |arguments: &[&str], says: &str| {
+        let output = host.output(checker(&file, arguments)).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(says), "{text}");
+    };
+    let page = "203.0.113.1:53/udp=/";
+    refused(&["--interface", "lo", "--http", page], "is no TCP service");
+    let page = "203.0.113.1:80/tcp=/";
+    refused(&["--interface", "lo", "--http", page], "not in the file");
+    let shared = ["--shared", "/sys/fs/bpf/nothing"];
+    refused(&shared, "set healthcheck_interface in [balancer]");
+}
+
+#[test]
+fn probes_go_on_where_the_interface_is_shared() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = decapsulators(&lab);
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let host = &lab.balancers[0].host;
+    let path = pins.join("healthcheck").display().to_string();
+    let mut root = example("root");
+    root.args(["attach", "--interface", "eth0", "--path", &path]);
+    let output = host.output(root).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let more = format!("healthcheck_interface = \"eth0\"\n{}", service(80, "tcp"));
+    let file = configuration("healthcheck-shared.toml", &more);
+    let command = checker(&file, &["--shared", &path]);
+    let mut checker = Running::start(host, command);
+    checker.says("balancing as entry 2 of");
+    until(&lab, vip, &["backend0", "backend1"]);
+    drop(servers.remove(1));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 gets no new flows");
+    until(&lab, vip, &["backend0"]);
+    // Without an interface there would be no probes.
+    file.write(&format!("{SETTINGS}{}", service(80, "tcp")));
+    checker.process.signal(SIGHUP).unwrap();
+    checker.says("set healthcheck_interface in [balancer]");
+    checker.end(SIGTERM);
+    let mut root = example("root");
+    root.args(["remove", "--path", &path]);
+    assert!(host.output(root).unwrap().status.success());
+    drop((servers, decaps));
+}
