@@ -10,7 +10,11 @@ mod control;
 mod decap;
 mod decap_tc;
 mod diagnose;
+mod diagnose_live;
 mod ecmp;
+#[path = "../common/faults.rs"]
+#[allow(dead_code, reason = "these tests use a part")]
+mod faults;
 mod frame;
 mod health;
 mod local;
