@@ -639,6 +639,9 @@ fn exporter_that_cannot_listen_or_watch_touches_no_traffic() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains(complaint), "{stderr}");
+        // Not even for a moment.
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(!stdout.contains("balancing on"), "{stdout}");
         assert!(!host.ip("link show eth2").unwrap().contains("xdp"));
     }
     // The first one has seen nothing of it.

@@ -16,10 +16,7 @@ use crate::site::PORT;
 use crate::site::Site;
 
 /// A site whose balancer has a VIP with reals of IPv4.
-pub(crate) fn site(
-    mode: XdpMode,
-    settings: impl FnOnce(katran::Builder) -> katran::Builder,
-) -> Site {
+fn site(mode: XdpMode, settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
     let mut site = Site::with(LabConfig::default(), mode, |builder| {
         settings(builder.ipip_source_v4("10.77.0.0".parse().unwrap()))
     });

@@ -21,7 +21,6 @@ use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
 use crate::diagnose::finds;
-use crate::diagnose::site;
 use crate::faults::without_capabilities;
 use crate::site::Site;
 use crate::site::small;
