@@ -1,5 +1,6 @@
 //! What follows from the facts about a balancer.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Diagnosis;
@@ -15,6 +16,7 @@ use super::interface::lost;
 use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
+use super::interrupts;
 use super::overhead;
 use crate::Gateway;
 use crate::MacAddr;
@@ -56,7 +58,8 @@ pub(crate) struct Balancer {
     /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
     pub(crate) neighbours: Vec<MacAddr>,
     pub(crate) online_cpus: u32,
-    pub(crate) forwarding_cpus: u32,
+    /// Those with a flow table.
+    pub(crate) forwarding_cpus: BTreeSet<u32>,
     pub(crate) packets: u64,
     pub(crate) fallback: u64,
     pub(crate) vips: usize,
@@ -176,7 +179,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
 
 fn queues(facts: &Balancer, found: &mut Diagnosis) {
     let name = &facts.interface.name;
-    let (forwarding, online) = (facts.forwarding_cpus, facts.online_cpus);
+    let (forwarding, online) = (facts.forwarding_cpus.len() as u32, facts.online_cpus);
     match facts.interface.receive_queues {
         Some(queues) if queues > forwarding => {
             let message =
@@ -207,6 +210,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
             "the CPU balance shows how packets are spread (top, katran_cpu_packets_total)",
         ),
     }
+    interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
     let message = format!(
         "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
         facts.fallback, facts.packets

@@ -7,6 +7,7 @@ use crate::diagnose::Ours;
 use crate::diagnose::Present;
 use crate::diagnose::Severity;
 use crate::diagnose::facts::XDP_ACT_BASIC;
+use crate::diagnose::interrupts::Interrupt;
 use crate::environment::Privileges;
 
 fn good() -> Balancer {
@@ -35,6 +36,7 @@ fn good() -> Balancer {
                 name: "katran".to_owned(),
             }),
             receive_queues: Some(4),
+            interrupts: Vec::new(),
             lro: Some(false),
             gro: Some(true),
             rxvlan: Some(false),
@@ -64,7 +66,7 @@ fn good() -> Balancer {
         next_hops_previewed: false,
         neighbours: vec![mac],
         online_cpus: 4,
-        forwarding_cpus: 4,
+        forwarding_cpus: (0..4).collect(),
         packets: 100,
         fallback: 0,
         vips: 1,
@@ -125,7 +127,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 38] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 39] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -368,6 +370,19 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Queues,
             "does not tell",
             "CPU balance",
+        ),
+        (
+            |f| {
+                f.interface.interrupts.push(Interrupt {
+                    number: 38,
+                    name: "eth0-TxRx-0".to_owned(),
+                    cpus: [5].into(),
+                });
+            },
+            Warning,
+            Subject::Queues,
+            "interrupt 38 (eth0-TxRx-0), on CPU 5",
+            "/proc/irq/38/smp_affinity_list",
         ),
         (
             |f| f.interface.receive_queues = Some(8),

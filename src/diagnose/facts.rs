@@ -8,6 +8,8 @@ use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 
+use super::interrupts::Interrupt;
+use super::interrupts::interrupts;
 use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::environment;
@@ -97,6 +99,8 @@ pub(crate) struct InterfaceFacts {
     /// An XDP program that is there.
     pub(crate) program: Option<Present>,
     pub(crate) receive_queues: Option<u32>,
+    /// Of receive queues, as far as they are told.
+    pub(crate) interrupts: Vec<Interrupt>,
     pub(crate) lro: Option<bool>,
     pub(crate) gro: Option<bool>,
     /// VLAN tags are taken off on arrival.
@@ -123,6 +127,7 @@ impl InterfaceFacts {
         facts.up = interface.up;
         facts.carrier = interface.carrier;
         facts.mtu = interface.mtu;
+        facts.interrupts = interrupts(name, index, interface.mac);
         let present = link::present(index)?;
         let ids = [present.native, present.generic, present.offloaded];
         let modes = [XdpMode::Native, XdpMode::Generic, XdpMode::Offload];

@@ -1,13 +1,14 @@
 //! What commonly keeps a balancer or a backend from working, found out without changing anything.
 //!
 //! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network namespace; what
-//! follows from them (`host.rs`, `interface.rs`, `balancer.rs`, `backend.rs`) needs no kernel.
+//! follows from them (`host.rs`, `interface.rs`, `interrupts.rs`, `balancer.rs`, `backend.rs`) needs no kernel.
 
 mod backend;
 mod balancer;
 mod facts;
 mod host;
 mod interface;
+mod interrupts;
 
 use std::fmt;
 
@@ -67,7 +68,7 @@ pub enum Subject {
     Program,
     /// Native or generic XDP, and why.
     Mode,
-    /// Receive queues against CPUs.
+    /// Receive queues and their interrupts against CPUs.
     Queues,
     /// Offloads that change packets before the program sees them.
     Offload,

@@ -138,7 +138,7 @@ impl Katran {
             next_hops_previewed: previewed,
             neighbours,
             online_cpus: Topology::read()?.online.len() as u32,
-            forwarding_cpus: config.forwarding_cpus.len() as u32,
+            forwarding_cpus: self.forwarding_cpus().into_iter().collect(),
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
