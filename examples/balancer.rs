@@ -4,15 +4,18 @@
 //! ```text
 //! balancer --config lb.toml --interface eth0 [--mode auto|native|generic]
 //! balancer --config lb.toml --interface eth0 --check
-//! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2]
+//! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2] [--interface eth0]
 //! ```
-//! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root program, as the example `root` sets up. SIGHUP applies the file again and prints what changed; a file that is not valid is reported and
-//! changes nothing. SIGINT and SIGTERM detach and end it. `RUST_LOG=info` shows more of what the
+//! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
+//! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
+//! working. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
+//! and changes nothing. SIGINT and SIGTERM detach and end it. `RUST_LOG=info` shows more of what the
 //! library does.
 
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -24,10 +27,14 @@ use clap::Parser;
 use common::Options;
 use common::say;
 use common::with_causes;
+use katran::Diagnosis;
 use katran::FlowTableCounters;
 use katran::Katran;
+use katran::Severity;
+use katran::SharedEntries;
 use katran::Totals;
 use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGUSR1;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Lines between two headings.
@@ -60,20 +67,56 @@ fn main() -> ExitCode {
 /// What a balancer with this configuration would meet on its interfaces; it is attached to none.
 fn check(options: &Options) -> Result<bool> {
     let state = options.state()?;
-    let mut katran = state.builder()?.load()?;
+    let mut katran = match state.builder()?.load() {
+        Ok(katran) => katran,
+        Err(error) => {
+            // Why, most likely.
+            say(Diagnosis::of_host().to_string());
+            return Err(error.into());
+        }
+    };
     katran.apply(&state)?;
     let mut works = true;
-    for interface in &options.interface {
-        let diagnosis = katran.diagnose(interface)?;
+    if let Some(path) = &options.shared {
+        works &= check_entry(path, options.position)?;
+    }
+    for (interface, diagnosis) in options.diagnose(&katran)? {
         works &= diagnosis.works();
         say(format!("{interface}:\n{diagnosis}"));
     }
     Ok(works)
 }
 
+/// Whether a balancer could have this entry of a root program.
+fn check_entry(path: &Path, position: u32) -> Result<bool> {
+    let programs = SharedEntries::open(path)?.programs()?;
+    let (works, what) = match programs.get(position as usize) {
+        None => (false, format!("there are {} entries", programs.len())),
+        Some(None) => (true, "empty".to_owned()),
+        Some(Some(program)) if ["katran", "katran_full"].contains(&program.name.as_str()) => {
+            (true, "a balancer's, which would be replaced".to_owned())
+        }
+        Some(Some(program)) if program.name.is_empty() => (
+            false,
+            "some program's, and whose takes CAP_SYS_ADMIN to see".to_owned(),
+        ),
+        Some(Some(program)) => (false, format!("that of {}, which stays", program.name)),
+    };
+    let severity = if works {
+        Severity::Ok
+    } else {
+        Severity::Problem
+    };
+    say(format!(
+        "entry {position} of {}:\n{severity:<8} {what}",
+        path.display()
+    ));
+    Ok(works)
+}
+
 fn balance(options: &Options) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals()?;
+    let signals = common::signals_and_diagnosis()?;
 
     let mut katran = options.start()?;
     run(&mut katran, options, &signals)?;
@@ -89,6 +132,7 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
     loop {
         match signals.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(SIGHUP) => options.follow(katran),
+            Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
                 match Snapshot::take(katran) {

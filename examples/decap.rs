@@ -24,6 +24,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use katran::Decap;
 use katran::DecapCounters;
+use katran::Diagnosis;
 use katran::TcHook;
 use katran::XdpMode;
 use signal_hook::consts::SIGINT;
@@ -94,7 +95,14 @@ fn strip(arguments: &Arguments) -> Result<()> {
     let builder = builder
         .gue_port(arguments.gue_port)
         .server_id(arguments.server_id);
-    let mut decap = builder.load()?;
+    let mut decap = match builder.load() {
+        Err(error) if arguments.check => {
+            // Why, most likely.
+            say(Diagnosis::of_host().to_string());
+            return Err(error.into());
+        }
+        loaded => loaded?,
+    };
     if arguments.check {
         let diagnosis = decap.diagnose(&arguments.interface, &arguments.vip)?;
         say(diagnosis.to_string());
@@ -111,10 +119,18 @@ fn strip(arguments: &Arguments) -> Result<()> {
     };
     say(format!("stripping tunnels on {interface} {how}"));
 
-    let mut last = decap.counters()?;
+    // It begins with 0, and may have had packets since it is attached.
+    let mut last = DecapCounters::default();
     let mut lines = 0;
     while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
-        let now = decap.counters()?;
+        let now = match decap.counters() {
+            Ok(now) => now,
+            // Packets flow all the same.
+            Err(error) => {
+                eprintln!("decap: {error}");
+                continue;
+            }
+        };
         if lines % PAGE == 0 {
             say(match arguments.server_id {
                 0 => HEADING.to_owned(),

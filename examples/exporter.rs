@@ -6,7 +6,7 @@
 //! ```
 //! Every request takes one snapshot of all counters. `docs/metrics.md` lists the metrics, and
 //! `examples/grafana` has a dashboard for them. Signals and configuration file are those of
-//! `balancer`: SIGHUP applies the file again, SIGINT and SIGTERM end it.
+//! `balancer`: SIGHUP applies the file again, SIGUSR1 prints a diagnosis, SIGINT and SIGTERM end it.
 
 #[path = "exporter/collector.rs"]
 mod collector;
@@ -44,6 +44,7 @@ use katran::Katran;
 use katran::Vip;
 use page::Format;
 use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGUSR1;
 use tokio::runtime::Runtime;
 
 /// For requests under way when it ends.
@@ -74,21 +75,26 @@ fn main() -> ExitCode {
 fn export(arguments: &Arguments) -> Result<()> {
     let options = &arguments.options;
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals()?;
+    let signals = common::signals_and_diagnosis()?;
     // Before any packet is touched: an address in use is no reason to interrupt traffic.
     let listener = TcpListener::bind(arguments.listen)
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
 
-    let mut katran = options.start()?;
+    let mut katran = common::load(&options.state()?)?;
     watch(&mut katran, arguments.watch_misses)?;
+    options.attach(&mut katran)?;
     let katran = Shared::new(Mutex::new(katran));
     say(format!(
         "metrics on http://{}/metrics",
         listener.local_addr()?
     ));
     let server = serve(listener, Arc::clone(&katran))?;
-    while let Ok(SIGHUP) = signals.recv() {
+    while let Ok(signal @ (SIGHUP | SIGUSR1)) = signals.recv() {
         let katran = &mut lock(&katran);
+        if signal == SIGUSR1 {
+            options.report_diagnosis(katran);
+            continue;
+        }
         options.follow(katran);
         if let Err(error) = watch(katran, arguments.watch_misses) {
             eprintln!("{}", common::with_causes(&error));

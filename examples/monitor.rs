@@ -65,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let balancer = state.balancer.get_or_insert_default();
     let listed = balancer.features.unwrap_or_default();
     balancer.features = Some(listed | Features::INTROSPECTION);
-    let mut katran = arguments.options.load(&state)?;
+    let mut katran = common::load(&state)?;
     if !listed.contains(Features::INTROSPECTION) {
         say("switched introspection on".to_owned());
     }

@@ -4,7 +4,8 @@
 //! ```text
 //! top --config lb.toml --interface eth0 [--interval 1] [--refreshes N] [--plain]
 //! ```
-//! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; SIGHUP applies the file again. With
+//! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; SIGHUP applies the file again, SIGUSR1 shows
+//! what keeps the balancer from working. It is a balancer itself, in place of another. With
 //! `--plain`, and where standard output is no terminal, it prints text instead.
 
 mod common;
@@ -34,11 +35,13 @@ use common::say;
 use common::with_causes;
 use env_logger::Target;
 use katran::Katran;
+use katran::Severity;
 use rates::Rates;
 use rates::Sample;
 use screen::Screen;
 use screen::Wish;
 use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGUSR1;
 use view::Status;
 
 /// Balances the VIPs of a configuration file, and shows the traffic.
@@ -92,7 +95,7 @@ fn top(
     news: &Receiver<News>,
 ) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals()?;
+    let signals = common::signals_and_diagnosis()?;
     let signal_sender = sender.clone();
     thread::spawn(move || {
         for signal in signals {
@@ -105,15 +108,11 @@ fn top(
     let mut katran = arguments.options.start()?;
     let mut output = if live {
         screen::listen(sender, News::Wish);
-        let attached = katran.interfaces();
-        let attached: Vec<String> = attached
-            .iter()
-            .map(|attachment| format!("{} ({})", attachment.interface, attachment.mode))
-            .collect();
+        let place = arguments.options.place(&katran);
         Output::Live(
             Screen::enter()?,
             Status {
-                title: format!("katran on {}   q quits", attached.join(", ")),
+                title: format!("katran on {place}   q quits"),
                 message: String::new(),
             },
         )
@@ -144,6 +143,10 @@ fn run(
         match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(News::Signal(SIGHUP)) => {
                 output.reload(katran, &arguments.options);
+                output.redraw(&rates)?;
+            }
+            Ok(News::Signal(SIGUSR1)) => {
+                output.diagnose(katran, &arguments.options);
                 output.redraw(&rates)?;
             }
             Ok(News::Log(line)) => {
@@ -215,6 +218,27 @@ impl Output {
             }
             Self::Plain => options.follow(katran),
         }
+    }
+
+    /// All of it as text; on the screen, what is bad.
+    fn diagnose(&mut self, katran: &Katran, options: &Options) {
+        let Self::Live(_, status) = self else {
+            return options.report_diagnosis(katran);
+        };
+        status.message = match options.diagnose(katran) {
+            Ok(diagnoses) => {
+                let findings = diagnoses.iter().flat_map(|(_, found)| found.findings());
+                let bad = findings.filter(|finding| finding.severity >= Severity::Warning);
+                let bad: Vec<_> = bad
+                    .map(|finding| format!("{}: {}", finding.subject, finding.message))
+                    .collect();
+                match bad.is_empty() {
+                    true => "nothing keeps it from working".to_owned(),
+                    false => bad.join("; "),
+                }
+            }
+            Err(error) => with_causes(&error),
+        };
     }
 }
 

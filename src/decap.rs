@@ -3,6 +3,7 @@
 //! not to be had.
 
 use std::fmt;
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -23,8 +24,13 @@ use crate::XdpMode;
 use crate::attach::Attachments;
 use crate::attach::TcAttachments;
 use crate::diagnose::Backend;
+use crate::diagnose::Family;
+use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
+use crate::diagnose::WayBack;
+use crate::diagnose::has_ipv6;
+use crate::diagnose::has_ipv6_address;
 use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
 use crate::environment;
@@ -38,6 +44,7 @@ use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
+use crate::sys::program;
 use crate::sys::tc::Direction;
 use crate::types::check_host;
 
@@ -174,6 +181,32 @@ impl DecapBuilder {
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
         program.map_err(|error| kernel_error("take over", TC_NAME, error))
     }
+}
+
+/// How a backend answers clients of a family whose packets come by an interface.
+fn family(requests: &mut Requests, v6: bool, interface: &InterfaceFacts) -> io::Result<Family> {
+    if v6 && !has_ipv6() {
+        return Ok(Family {
+            v6,
+            way_back: WayBack::None,
+            longest: interface.mtu,
+        });
+    }
+    let routes = requests.default_routes(v6)?;
+    let is_here = |route: &&Route| Some(route.interface) == interface.index;
+    let way_back = match routes.first() {
+        Some(first) if is_here(&first) => WayBack::Here,
+        Some(_) => WayBack::Elsewhere,
+        None if requests.has_other_routes(v6)? => WayBack::Partial,
+        None => WayBack::None,
+    };
+    let longest = routes.iter().filter(is_here);
+    let longest = longest.map(|route| route.mtu.unwrap_or(interface.mtu));
+    Ok(Family {
+        v6,
+        way_back,
+        longest: longest.max().unwrap_or(interface.mtu),
+    })
 }
 
 /// Four 32-bit words as they lie in memory.
@@ -318,45 +351,54 @@ impl Decap {
     }
 
     /// Looks for what commonly keeps a backend from answering: on an interface of the calling thread's
-    /// network namespace, for services at these addresses. It changes nothing.
+    /// network namespace, for services at these addresses. It changes nothing. Ways back and lengths are
+    /// judged for the families of these addresses; without any, for both, where the lack of a default
+    /// route is only noted.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel) if the kernel cannot be asked. That there is no such
     /// interface is a finding.
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
-        let mut attached = self.attachments.list();
+        let program = self.program.as_fd();
         let mut of_tc = self.tc_attachments.list();
+        let of_tc = of_tc.find(|attached| attached.interface == interface);
+        let tc_index = of_tc.map(|attached| attached.index);
         let ours = Ours {
-            xdp: attached
-                .find(|attached| attached.interface == interface)
-                .map(|attached| attached.mode),
-            elsewhere: of_tc.any(|attached| attached.interface == interface),
+            elsewhere: tc_index.is_some(),
+            ..Ours::of(program, &self.attachments, interface)
         };
+        let compiled = program::info(program).ok().and_then(|info| info.compiled);
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
         let mut requests = Requests::new().map_err(failed)?;
         let mut of_host = Vec::new();
-        for vip in vips {
-            let route = requests.route(*vip).map_err(failed)?;
-            of_host.push((*vip, route.is_some_and(|route| route.local)));
+        for vip in vips.iter().map(IpAddr::to_canonical) {
+            let route = match vip.is_ipv4() || has_ipv6() {
+                true => requests.route(vip).map_err(failed)?,
+                false => None,
+            };
+            of_host.push((vip, route.is_some_and(|route| route.local)));
         }
-        let [v4, v6] = [false, true].map(|v6| requests.default_routes(v6));
-        let (v4, v6) = (v4.map_err(failed)?, v6.map_err(failed)?);
-        let is_here = |route: &&Route| Some(route.interface) == facts.index;
+        let mut families = Vec::new();
+        for v6 in [false, true] {
+            if vips.is_empty() || of_host.iter().any(|(vip, _)| vip.is_ipv6() == v6) {
+                families.push(family(&mut requests, v6, &facts).map_err(failed)?);
+            }
+        }
         let of_both = |setting: &str| {
             let of = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/{setting}"));
             of("all").max(of(interface))
         };
-        let here = v4.iter().chain(&v6).filter(is_here);
-        let route_mtu = here.filter_map(|route| route.mtu).max();
         Ok(judge_backend(&Backend {
+            host: HostFacts::gather(compiled, false),
+            tc_index,
             rp_filter: of_both("rp_filter"),
-            way_back_here: v4.first().map(|route| is_here(&route)),
+            families,
+            outer_v6: has_ipv6_address(interface),
             arp_ignore: of_both("arp_ignore"),
             arp_announce: of_both("arp_announce"),
             gue: self.settings.gue_port != 0,
             vips: of_host,
-            route_mtu: route_mtu.unwrap_or(facts.mtu),
             interface: facts,
         }))
     }

@@ -35,8 +35,14 @@ pub(crate) fn check_kernel() -> Result<()> {
 }
 
 /// Whether the running kernel is this release or a newer one.
-pub(crate) fn is_at_least(release: (u32, u32)) -> bool {
-    uname().is_ok_and(|name| numbers(&name.release().to_string_lossy()) >= release)
+pub(crate) fn is_at_least(needed: (u32, u32)) -> bool {
+    numbers(&release()) >= needed
+}
+
+/// The running kernel's release; empty if it does not tell.
+pub(crate) fn release() -> String {
+    let release = uname().map(|name| name.release().to_string_lossy().into_owned());
+    release.unwrap_or_default()
 }
 
 fn numbers(release: &str) -> (u32, u32) {
@@ -65,11 +71,23 @@ pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
     refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
 }
 
-/// The needed capabilities that this thread lacks; `None`: it has all of them.
-pub(crate) fn lacks_capabilities() -> Option<String> {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let missing = effective_capabilities(&status).map(lacking)?;
-    (!missing.is_empty()).then(|| missing.join(", "))
+/// What a thread may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Privileges {
+    /// The needed capabilities that it lacks.
+    pub(crate) lacking: Vec<&'static str>,
+    /// It may ask what others' programs are (`CAP_SYS_ADMIN`).
+    pub(crate) sees_all_programs: bool,
+}
+
+/// What this thread may do; `None`: `/proc` does not tell.
+pub(crate) fn privileges() -> Option<Privileges> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let effective = effective_capabilities(&status)?;
+    Some(Privileges {
+        lacking: lacking(effective),
+        sees_all_programs: effective & (1 << CAP_SYS_ADMIN) != 0,
+    })
 }
 
 /// Which needed capabilities this thread lacks, for an error's text.

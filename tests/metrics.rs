@@ -32,6 +32,7 @@ use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::http_get;
+use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use program::Running;
 use program::Scratch;
@@ -196,6 +197,11 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(of_reals("katran_real_bytes_total", &REALS[..2]), 5120.0);
     assert_eq!(of_reals("katran_real_bytes_total", &REALS[2..]), 406.0);
     assert_eq!(page.sum("katran_cpu_packets_total", &[]), 47.0);
+    // Every CPU that is meant to forward is there, also those that have had nothing to do.
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let last = online.trim().rsplit(['-', ',']).next().unwrap().to_owned();
+    let cpus = page.values_of("katran_cpu_packets_total", "cpu");
+    assert!(cpus.contains("0") && cpus.contains(&last), "{cpus:?}");
     // Encapsulated, and answers to pings.
     assert_eq!(of("katran_frames_total", &[("verdict", "tx")]), 47.0 + 9.0);
     // Frames as they came in, without outer headers: datagrams, and pings of 56 bytes.
@@ -345,8 +351,11 @@ fn fields(place: &str, value: &Value) -> BTreeSet<String> {
 
 #[test]
 fn documentation_lists_every_metric_and_every_counter() {
-    let (host, _file, mut exporter) = idle("documented.toml");
-    let page = scrape(&host);
+    require_root();
+    // For whom is started from here on.
+    let pins = private_bpf_fs().unwrap();
+    let (host, file, mut exporter) = idle("documented.toml");
+    let mut page = scrape(&host);
     // | metric | type | unit | labels | field of `Counters` | meaning |
     let text = read("docs/metrics.md");
     let (mut documented, mut described) = (BTreeMap::new(), BTreeSet::new());
@@ -361,6 +370,42 @@ fn documentation_lists_every_metric_and_every_counter() {
         assert!(documented.insert(name, says).is_none(), "twice: {row}");
         described.extend(quoted(fields));
     }
+    // An exporter is attached, or has an entry of a root program.
+    let path = pins.join("documented").display().to_string();
+    host.ip("link add eth2 type veth peer name eth3").unwrap();
+    let root = |arguments: &[&str]| {
+        let mut command = example("root");
+        command.args(arguments).args(["--path", &path]);
+        assert!(host.output(command).unwrap().status.success());
+    };
+    root(&["attach", "--interface", "eth2"]);
+    let mut command = example("exporter");
+    command.arg("--config").arg(&file.0);
+    command.args(["--shared", &path, "--listen", "127.0.0.1:9958"]);
+    let mut shared = Running::start(&host, command);
+    shared.says("/metrics");
+    let response = http_get(
+        &host,
+        "127.0.0.1:9958".parse().unwrap(),
+        "/metrics",
+        PATIENCE,
+    );
+    let answer = String::from_utf8(response.unwrap().body).unwrap();
+    let mut of_shared = Page::parse(&answer, Dialect::Plain);
+    let labels = [("path", path.as_str()), ("position", "2")];
+    assert_eq!(of_shared.get("katran_shared_entry_info", &labels), 1.0);
+    assert!(
+        of_shared.families["katran_interface_info"]
+            .samples
+            .is_empty()
+    );
+    let entries = of_shared.families.remove("katran_shared_entry_info");
+    let name = "katran_shared_entry_info".to_owned();
+    assert!(page.families[&name].samples.is_empty());
+    page.families.insert(name, entries.unwrap());
+    shared.end(SIGTERM);
+    root(&["remove"]);
+
     let served: BTreeMap<_, _> = page
         .families
         .iter()
@@ -374,6 +419,7 @@ fn documentation_lists_every_metric_and_every_counter() {
         })
         .collect();
     assert_eq!(documented, served);
+    labels_are_documented(&text, &page);
 
     // The library has no counter that is not served.
     let mut katran = Katran::builder()
@@ -390,6 +436,51 @@ fn documentation_lists_every_metric_and_every_counter() {
     let counters = serde_json::to_value(katran.counters().unwrap()).unwrap();
     assert_eq!(described, fields("", &counters));
     exporter.end(SIGINT);
+}
+
+/// The table of labels: it has each label, and all values of those that have a few.
+fn labels_are_documented(text: &str, page: &Page) {
+    let (_, rest) = text.split_once("## Labels\n").unwrap();
+    let (table, _) = rest.split_once("\n## ").unwrap();
+    let rows = table.lines().filter(|row| row.starts_with("| `"));
+    let rows: Vec<(BTreeSet<String>, BTreeSet<String>)> = rows
+        .map(|row| {
+            let (labels, values) = row.trim_matches('|').split_once(" | ").unwrap();
+            (quoted(labels), quoted(values))
+        })
+        .collect();
+    let samples = |name: &str| page.families[name].samples.keys();
+    let mut of_labels = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for name in page.families.keys() {
+        for (label, value) in samples(name).flatten() {
+            // Of these there is one for each `DropReason`.
+            if name != "katran_dropped_frames_total" {
+                of_labels.entry(label).or_default().insert(value);
+            }
+        }
+    }
+    let named: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|(labels, _)| labels)
+        .map(String::as_str)
+        .collect();
+    let served: BTreeSet<&str> = of_labels.keys().copied().collect();
+    assert_eq!(named, served);
+    for label in [
+        "verdict", "kind", "family", "result", "event", "by", "reason",
+    ] {
+        let (_, values) = rows
+            .iter()
+            .find(|(labels, _)| labels.contains(label))
+            .unwrap();
+        let mut values: BTreeSet<&str> = values.iter().map(String::as_str).collect();
+        if label == "reason" {
+            // An example, and names of others.
+            assert!(values.remove("DropReason") && values.remove("ipv4_fragment"));
+            values.retain(|value| !value.starts_with("katran_"));
+        }
+        assert_eq!(values, of_labels[label], "{label}");
+    }
 }
 
 #[test]
@@ -548,6 +639,9 @@ fn exporter_that_cannot_listen_or_watch_touches_no_traffic() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains(complaint), "{stderr}");
+        // Not even for a moment.
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(!stdout.contains("balancing on"), "{stdout}");
         assert!(!host.ip("link show eth2").unwrap().contains("xdp"));
     }
     // The first one has seen nothing of it.

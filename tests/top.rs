@@ -35,6 +35,7 @@ use katran::Totals;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::sys::termios::tcgetattr;
 use program::Running;
@@ -54,6 +55,7 @@ use view::Status;
 const SIGTERM: i32 = 15;
 const SIGINT: i32 = 2;
 const SIGHUP: i32 = 1;
+const SIGUSR1: i32 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn count(packets: u64, bytes: u64) -> Count {
@@ -96,6 +98,7 @@ fn sample(time: Instant, times: u64) -> Sample {
         vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
         reals: both(["198.51.100.1", "2001:db8:2::1"]),
         cpus: vec![cpu(0, 20 * times), cpu(1, 0), cpu(2, 60 * times)],
+        forwarding: vec![0, 2],
     }
 }
 
@@ -258,6 +261,55 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
         "{}",
         lines.join("\n")
     );
+}
+
+#[test]
+fn one_cpu_that_does_everything_is_no_balance() {
+    let cpus = |busy| {
+        let cpu = |number| {
+            let mut cpu = CpuCounters::default();
+            cpu.cpu = number;
+            cpu.forwarded = if number == 5 { busy } else { 0 };
+            cpu
+        };
+        (0..40).map(cpu).collect()
+    };
+    let start = Instant::now();
+    let [mut before, mut now] = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    (before.cpus, now.cpus) = (cpus(0), cpus(1000));
+    // 8 of the 40 CPUs are not meant to forward, and do not.
+    now.forwarding = (0..32).collect();
+    let rates = Rates::between(&before, &now);
+    assert_eq!(rates.cpus.len(), 32);
+    assert_eq!(rates.imbalance(), Some(32.0));
+    let lines = drawn(&rates, 80, 24);
+    let text = lines.join("\n");
+    assert!(text.contains("the busiest 32.0 x the mean"), "{text}");
+    assert!(text.contains("24 more"), "{text}");
+    assert!(
+        has_line(&lines, &["cpu", "5", "1.0", "k", "100.0", "%"]),
+        "{text}"
+    );
+    // One that is not meant to, and does.
+    now.cpus[39].forwarded = 3000;
+    let rates = Rates::between(&before, &now);
+    assert_eq!((rates.cpus.len(), rates.cpus[32].cpu), (33, 39));
+}
+
+#[test]
+fn port_and_protocol_of_long_names_are_shown() {
+    let mut rates = rates();
+    let name = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535/tcp";
+    rates.vips[0].name = name.to_owned();
+    let lines = drawn(&rates, 80, 24);
+    let row = lines.iter().find(|line| line.contains(":65535/tcp"));
+    let row = row.unwrap_or_else(|| panic!("{}", lines.join("\n")));
+    assert!(
+        row.starts_with("[2001:db8:1111:") && row.contains('…'),
+        "{row}"
+    );
+    let lines = drawn(&rates, 100, 24);
+    assert!(has_line(&lines, &[name]), "{}", lines.join("\n"));
 }
 
 #[test]
@@ -451,6 +503,28 @@ fn idle(name: &str) -> (Host, Scratch) {
 }
 
 #[test]
+fn the_title_names_a_shared_entry() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let (host, file) = idle("shared.toml");
+    let path = pins.join("titled").display().to_string();
+    let root = |arguments: &[&str]| {
+        let mut command = example("root");
+        command.args(arguments).args(["--path", &path]);
+        assert!(host.output(command).unwrap().status.success());
+    };
+    root(&["attach", "--interface", "eth0"]);
+    let mut command = example("top");
+    command.arg("--config").arg(&file.0);
+    command.args(["--shared", &path, "--interval", "0.1"]);
+    let mut top = OnTerminal::start(&host, &command);
+    top.shows(&format!("katran on entry 2 of {path}"));
+    top.process.signal(SIGTERM).unwrap();
+    top.ended(true);
+    root(&["remove"]);
+}
+
+#[test]
 fn the_terminal_is_as_before_after_every_end() {
     require_root();
     let (host, file) = idle("terminal.toml");
@@ -470,6 +544,9 @@ fn the_terminal_is_as_before_after_every_end() {
                 top.keyboard.write_all(b"x").unwrap();
                 top.process.signal(SIGHUP).unwrap();
                 top.shows("nothing changed");
+                top.process.signal(SIGUSR1).unwrap();
+                // A word of the finding: what the screen has already is not drawn again.
+                top.shows("down;");
                 top.keyboard.write_all(keys.as_bytes()).unwrap();
             }
         }

@@ -17,12 +17,14 @@ use std::thread;
 use anyhow::Context;
 use anyhow::Result;
 use katran::Changes;
+use katran::Diagnosis;
 use katran::Katran;
 use katran::State;
 use katran::XdpMode;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
+use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
 /// What to balance, and where.
@@ -31,11 +33,12 @@ pub(crate) struct Options {
     /// The configuration: TOML with [balancer] and [[vip]]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Where packets come in and leave; may be given several times
+    /// Where packets come in and leave; may be given several times. With --shared it is attached to none:
+    /// they are those of the root program, to look at for a diagnosis
     #[arg(long, value_name = "NAME", required_unless_present = "shared")]
     pub(crate) interface: Vec<String>,
     /// Share the interface: be an entry of the root program that is pinned here
-    #[arg(long, value_name = "PATH", conflicts_with = "interface")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) shared: Option<PathBuf>,
     /// The entry, from 0
     #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
@@ -58,21 +61,14 @@ impl Options {
 
     /// A balancer with the settings and VIPs of a state, attached to the interfaces.
     pub(crate) fn start_from(&self, state: &State) -> Result<Katran> {
-        let mut katran = self.load(state)?;
+        let mut katran = load(state)?;
         self.attach(&mut katran)?;
         Ok(katran)
     }
 
-    /// The same without attaching it.
-    pub(crate) fn load(&self, state: &State) -> Result<Katran> {
-        let mut katran = state.builder()?.load()?;
-        report(&katran.apply(state)?);
-        Ok(katran)
-    }
-
-    /// Attaches a balancer to the interfaces.
+    /// Attaches it to the interfaces, or puts it into its entry.
     pub(crate) fn attach(&self, katran: &mut Katran) -> Result<()> {
-        for interface in &self.interface {
+        for interface in self.own_interfaces() {
             let attachment = katran.attach(interface, self.mode)?;
             say(format!(
                 "balancing on {interface} in {} mode",
@@ -88,6 +84,49 @@ impl Options {
             ));
         }
         Ok(())
+    }
+
+    /// Those that it is attached to itself.
+    fn own_interfaces(&self) -> &[String] {
+        match self.shared {
+            None => &self.interface,
+            Some(_) => &[],
+        }
+    }
+
+    /// Where it balances, for a heading.
+    pub(crate) fn place(&self, katran: &Katran) -> String {
+        let attached = katran.interfaces().into_iter();
+        let attached =
+            attached.map(|attachment| format!("{} ({})", attachment.interface, attachment.mode));
+        let entries = katran.shared_entries().into_iter();
+        let entries =
+            entries.map(|(path, position)| format!("entry {position} of {}", path.display()));
+        attached.chain(entries).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What keeps a balancer from forwarding on each of its interfaces.
+    pub(crate) fn diagnose(&self, katran: &Katran) -> Result<Vec<(&str, Diagnosis)>> {
+        anyhow::ensure!(
+            !self.interface.is_empty(),
+            "a diagnosis with --shared takes --interface, too: those that the root program is on"
+        );
+        let interfaces = self.interface.iter();
+        let diagnoses =
+            interfaces.map(|interface| Ok((interface.as_str(), katran.diagnose(interface)?)));
+        diagnoses.collect()
+    }
+
+    /// Prints it, or why there is none.
+    pub(crate) fn report_diagnosis(&self, katran: &Katran) {
+        match self.diagnose(katran) {
+            Ok(diagnoses) => {
+                for (interface, diagnosis) in diagnoses {
+                    say(format!("{interface}:\n{diagnosis}"));
+                }
+            }
+            Err(error) => eprintln!("{}", with_causes(&error)),
+        }
     }
 
     /// Applies the file again; if that fails, nothing has changed.
@@ -117,7 +156,7 @@ impl Options {
 
     /// Dropping the balancer would detach it, too; here it is reported.
     pub(crate) fn stop(&self, katran: &mut Katran) {
-        for interface in &self.interface {
+        for interface in self.own_interfaces() {
             match katran.detach(interface) {
                 Ok(()) => say(format!("detached from {interface}")),
                 Err(error) => eprintln!("{error}"),
@@ -130,6 +169,13 @@ impl Options {
             }
         }
     }
+}
+
+/// A balancer with the settings and VIPs of a state, attached to nothing.
+pub(crate) fn load(state: &State) -> Result<Katran> {
+    let mut katran = state.builder()?.load()?;
+    report(&katran.apply(state)?);
+    Ok(katran)
 }
 
 /// A program's end: an error goes to standard error, under the program's name.
@@ -186,8 +232,17 @@ pub(crate) fn say(line: String) {
 
 /// SIGHUP, SIGINT and SIGTERM, as messages.
 pub(crate) fn signals() -> Result<Receiver<i32>> {
+    forward(&[SIGHUP, SIGINT, SIGTERM])
+}
+
+/// These, and SIGUSR1, which asks a balancer for a diagnosis of itself.
+pub(crate) fn signals_and_diagnosis() -> Result<Receiver<i32>> {
+    forward(&[SIGHUP, SIGINT, SIGTERM, SIGUSR1])
+}
+
+fn forward(signals: &[i32]) -> Result<Receiver<i32>> {
     let (sender, receiver) = mpsc::channel();
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new(signals)?;
     thread::spawn(move || {
         for signal in signals.forever() {
             if sender.send(signal).is_err() {

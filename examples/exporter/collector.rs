@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use katran::Attachment;
@@ -44,6 +45,8 @@ pub(crate) struct Scrape {
     counters: Counters,
     weights: Vec<(Vip, Vec<Real>)>,
     attachments: Vec<Attachment>,
+    /// Root programs' arrays, and positions in them.
+    shared: Vec<(PathBuf, u32)>,
     /// Bytes that the kernel accounts to the maps.
     memory: u64,
 }
@@ -54,10 +57,18 @@ impl Scrape {
         for vip in katran.vips() {
             weights.push((vip, katran.reals(vip)?));
         }
+        let mut counters = katran.counters()?;
+        // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
+        // do not, have no part in it.
+        let forwarding = katran.forwarding_cpus();
+        counters
+            .cpus
+            .retain(|cpu| cpu.forwarded > 0 || forwarding.contains(&cpu.cpu));
         Ok(Self {
-            counters: katran.counters()?,
+            counters,
             weights,
             attachments: katran.interfaces(),
+            shared: katran.shared_entries(),
             memory: katran.memory_in_use()?,
         })
     }
@@ -99,7 +110,7 @@ impl Collector for Scrape {
         features::stable_udp(page, &counters.stable_udp)?;
         features::migration(page, &counters.udp_flow_migration)?;
         library(page, &counters.library)?;
-        host(page, &self.attachments, self.memory)
+        host(page, &self.attachments, &self.shared, self.memory)
     }
 }
 
@@ -326,7 +337,12 @@ fn library(page: &mut Page<'_>, library: &LibraryCounters) -> fmt::Result {
 }
 
 /// What is no counter of the balancer's, but explains them.
-fn host(page: &mut Page<'_>, attachments: &[Attachment], memory: u64) -> fmt::Result {
+fn host(
+    page: &mut Page<'_>,
+    attachments: &[Attachment],
+    shared: &[(PathBuf, u32)],
+    memory: u64,
+) -> fmt::Result {
     page.gauge(
         "maps_memory_bytes",
         "Kernel memory that the maps take, as the kernel accounts it.",
@@ -343,6 +359,19 @@ fn host(page: &mut Page<'_>, attachments: &[Attachment], memory: u64) -> fmt::Re
         MetricType::Gauge,
         "interface_info",
         "An interface on which packets are balanced, and the XDP mode in force.",
+        series,
+    )?;
+    let series = shared.iter().map(|(path, position)| {
+        let labels = [
+            ("path", path.display().to_string()),
+            ("position", position.to_string()),
+        ];
+        (labels, 1)
+    });
+    page.family(
+        MetricType::Gauge,
+        "shared_entry_info",
+        "An entry of a root program by which packets are balanced.",
         series,
     )?;
     page.gauges(

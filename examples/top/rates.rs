@@ -23,6 +23,8 @@ pub(crate) struct Sample {
     /// By address.
     pub(crate) reals: BTreeMap<String, Count>,
     pub(crate) cpus: Vec<CpuCounters>,
+    /// The CPUs that are meant to forward.
+    pub(crate) forwarding: Vec<u32>,
 }
 
 impl Sample {
@@ -51,6 +53,7 @@ impl Sample {
                 .map(|(address, counters)| (address.to_string(), counters.forwarded))
                 .collect(),
             cpus: katran.cpu_counters()?,
+            forwarding: katran.forwarding_cpus(),
         })
     }
 }
@@ -111,7 +114,7 @@ pub(crate) struct Rates {
     pub(crate) reals: Vec<Traffic>,
     /// Reasons for which a frame has been dropped.
     pub(crate) drops: Vec<Drops>,
-    /// CPUs that have forwarded a packet.
+    /// CPUs that are meant to forward, and others that have.
     pub(crate) cpus: Vec<Cpu>,
 }
 
@@ -188,7 +191,7 @@ fn cpus(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) -> 
     let mut cpus: Vec<Cpu> = now
         .cpus
         .iter()
-        .filter(|cpu| cpu.forwarded > 0)
+        .filter(|cpu| cpu.forwarded > 0 || now.forwarding.contains(&cpu.cpu))
         .map(|cpu| Cpu {
             cpu: cpu.cpu,
             packets: per_second(cpu.forwarded, earlier(cpu)),

@@ -125,24 +125,49 @@ fn hits(frame: &mut Frame<'_>, area: Rect, rates: &Rates) {
 fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
     let room = usize::from(area.height.saturating_sub(ABOVE));
     let hidden = section.rows.len().saturating_sub(room);
-    let title = match hidden {
-        0 => section.title,
-        _ => format!("{} ({hidden} more)", section.title),
-    };
+    let more = format!("{hidden} more");
+    let mut title = section.title;
+    let mut over_names = String::new();
+    match title.chars().count() + more.len() + 3 < usize::from(area.width) {
+        _ if hidden == 0 => {}
+        true => title += &format!(" ({more})"),
+        // A title that has no room left for it.
+        false => over_names = more,
+    }
+    // A space between columns.
+    let values: u16 = section.columns.iter().map(|(_, width)| width + 1).sum();
+    let names = usize::from(area.width.saturating_sub(values));
+    let rows = section.rows.into_iter().take(room).map(|mut row| {
+        row[0] = shortened(&row[0], names);
+        cells(row)
+    });
     let widths = section.columns.iter();
     let widths = [Constraint::Fill(1)]
         .into_iter()
         .chain(widths.map(|(_, width)| Constraint::Length(*width)));
     let headings = section.columns.iter().map(|(heading, _)| *heading);
-    let heading = [""]
+    let heading = [over_names.as_str()]
         .into_iter()
         .chain(headings)
         .map(str::to_owned)
         .collect();
-    let table = Table::new(section.rows.into_iter().take(room).map(cells), widths)
+    let table = Table::new(rows, widths)
         .header(cells(heading).bold())
         .block(block(title));
     frame.render_widget(table, area);
+}
+
+/// A name in so many columns: the middle of one that is too long is left out, as the beginning of an
+/// address and its port and protocol tell more.
+fn shortened(name: &str, room: usize) -> String {
+    let length = name.chars().count();
+    if length <= room || room < 3 {
+        return name.to_owned();
+    }
+    let tail = (room - 1) / 2;
+    let head: String = name.chars().take(room - 1 - tail).collect();
+    let tail: String = name.chars().skip(length - tail).collect();
+    format!("{head}…{tail}")
 }
 
 /// A name, and numbers that end below each other.

@@ -78,6 +78,8 @@ pub struct Attachment {
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
     attached: Vec<Attached>,
+    /// Where auto mode has become generic: the interface's index, and with what error the driver refused.
+    refusals: Vec<(u32, i32)>,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl Attachments {
                 reason: "network cards offer no maps of maps: use native or auto mode",
             });
         }
+        self.refusals.retain(|(refusing, _)| *refusing != index);
         let (mode, link) = match mode {
             XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
             XdpMode::Native => (XdpMode::Native, native(program, interface, index)?),
@@ -129,6 +132,8 @@ impl Attachments {
                 Err(error) if is_final(&error) => return Err(refused(interface, index, error)),
                 Err(error) => {
                     log::warn!("{interface}: no native XDP ({error}), using generic mode");
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    self.refusals.push((index, errno));
                     (XdpMode::Generic, generic(program, interface, index)?)
                 }
             },
@@ -216,6 +221,14 @@ impl Attachments {
     /// Detaches from all interfaces.
     pub(crate) fn clear(&mut self) {
         self.attached.clear();
+    }
+
+    /// The error with which an interface's driver refused native mode, when auto mode asked for it.
+    pub(crate) fn refusal(&self, index: u32) -> Option<i32> {
+        let mut refusals = self.refusals.iter();
+        refusals
+            .find(|(refusing, _)| *refusing == index)
+            .map(|(_, errno)| *errno)
     }
 
     /// The attachments in force.

@@ -69,7 +69,7 @@ fn read_list(path: &str) -> Result<BTreeSet<u32>> {
 }
 
 /// Reads a list as the kernel writes it: `0-3,8,10-11`, or nothing.
-fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
+pub(crate) fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
     let mut list = BTreeSet::new();
     if text.is_empty() {
         return Some(list);

@@ -13,6 +13,7 @@ mod validate;
 
 pub use builder::Builder;
 pub(crate) use cpus::Topology;
+pub(crate) use cpus::parse_list;
 pub use features::Features;
 pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;

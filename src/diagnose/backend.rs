@@ -3,72 +3,180 @@
 use std::net::IpAddr;
 
 use super::Diagnosis;
+use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
-use super::balancer::interface;
-use super::balancer::offload;
+use super::host::host;
+use super::interface::Holder;
+use super::interface::holder;
+use super::interface::interface;
+use super::interface::lost;
+use super::interface::mode;
+use super::interface::offload;
+use super::interface::outlook;
 use super::overhead;
+
+/// The name of the decapsulator's XDP program.
+const DECAP: &str = "decap";
 
 /// All that is known of a backend.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend {
+    pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
+    /// The index of the interface of that name that it was attached to at tc.
+    pub(crate) tc_index: Option<u32>,
     /// The stricter one of the interface's and that of all.
     pub(crate) rp_filter: Option<i64>,
-    /// The way back to clients, IPv4's default route, is by this interface; `None`: there is none.
-    pub(crate) way_back_here: Option<bool>,
+    /// Those of the VIPs; both without VIPs.
+    pub(crate) families: Vec<Family>,
+    /// Tunnels may come with outer headers of IPv6.
+    pub(crate) outer_v6: bool,
     pub(crate) arp_ignore: Option<i64>,
     pub(crate) arp_announce: Option<i64>,
     /// GUE is stripped.
     pub(crate) gue: bool,
     /// VIPs, and whether each is an address of this host.
     pub(crate) vips: Vec<(IpAddr, bool)>,
-    /// The longest packets that clients are asked to send: the default route's MTU.
-    pub(crate) route_mtu: u32,
+}
+
+/// Clients of one address family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Family {
+    pub(crate) v6: bool,
+    pub(crate) way_back: WayBack,
+    /// The longest packets that they are asked to send, by the default route's MTU or MSS; bytes.
+    pub(crate) longest: u32,
+}
+
+/// Where answers leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WayBack {
+    /// By the interface that tunnels come by.
+    Here,
+    Elsewhere,
+    /// There is no default route, but routes to some.
+    Partial,
+    None,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        if self.v6 { "IPv6" } else { "IPv4" }
+    }
+
+    /// As `ip` wants to be told.
+    fn option(self) -> &'static str {
+        if self.v6 { "-6 " } else { "" }
+    }
 }
 
 pub(crate) fn judge(facts: &Backend) -> Diagnosis {
     let mut found = Diagnosis::default();
-    let name = &facts.interface.name;
+    host(&facts.host, &mut found);
     if !interface(&facts.interface, &mut found) {
         return found;
     }
-    match (facts.interface.ours.xdp, facts.interface.ours.elsewhere) {
-        (Some(mode), _) => found.ok(
-            Subject::Program,
-            format!("strips tunnels on {name} in {mode} mode"),
-        ),
-        (None, true) => found.ok(Subject::Program, format!("strips tunnels on {name} in tc")),
-        (None, false) => {
-            let message = format!("no decapsulator of this process is on {name}");
+    program(facts, &mut found);
+    offload(&facts.interface, &mut found);
+    for family in &facts.families {
+        mtu(facts, *family, &mut found);
+    }
+    for family in &facts.families {
+        way_back(facts, *family, &mut found);
+    }
+    reverse_path_filter(facts, &mut found);
+    vips(facts, &mut found);
+    arp(facts, &mut found);
+    found
+}
+
+fn program(facts: &Backend, found: &mut Diagnosis) {
+    let place = &facts.interface;
+    let name = &place.name;
+    let about = Subject::Program;
+    match holder(place) {
+        Holder::Ours(in_force) => {
+            found.ok(
+                about,
+                format!("strips tunnels on {name} in {in_force} mode"),
+            );
+            mode(place, false, in_force, found);
+        }
+        Holder::Lost(message) => lost(message, found),
+        Holder::Other(other) if place.ours.elsewhere => {
+            let message = format!("{name} runs {}, which sees frames first", other.describe());
+            let advice =
+                "fine if it passes tunnels on; counters that stay at 0 tell that it does not";
+            found.note(about, message, advice);
+        }
+        Holder::Other(other) if other.name == DECAP => {
+            let message = format!(
+                "another process strips tunnels on {name}, in {} mode: attaching would be refused",
+                other.mode
+            );
+            let advice = "nothing to do if that is the service that this one is only compared with; else \
+                          stop it first";
+            found.warn(about, message, advice);
+        }
+        Holder::Other(other) => {
+            let message = format!(
+                "{name} runs {}, which is not the decapsulator: attaching by XDP would be refused",
+                other.describe()
+            );
+            let advice = "strip at tc instead (Decap::attach_tc, --tc), or stop the program that has \
+                          attached it (bpftool link)";
+            found.warn(about, message, advice);
+        }
+        Holder::Nobody if place.ours.elsewhere => {}
+        Holder::Nobody => {
+            let message =
+                format!("no decapsulator is on {name} by XDP, nor one of this process at tc");
             let advice = "attach it, unless another process or a tunnel device does its work";
-            found.note(Subject::Program, message, advice);
+            found.note(about, message, advice);
+            outlook(place, false, found);
         }
     }
-    offload(&facts.interface, &mut found);
-    let mtu = facts.interface.mtu;
+    match facts.tc_index {
+        Some(_) if facts.tc_index == place.index => {
+            found.ok(about, format!("strips tunnels on {name} in tc"));
+        }
+        Some(_) => lost(
+            format!("{name} is another interface than the one that was attached to, which is gone"),
+            found,
+        ),
+        None => {}
+    }
+}
+
+fn mtu(facts: &Backend, family: Family, found: &mut Diagnosis) {
+    let (name, mtu, longest) = (&facts.interface.name, facts.interface.mtu, family.longest);
+    if matches!(family.way_back, WayBack::Partial | WayBack::None) {
+        // What clients are asked for depends on the route to each.
+        return;
+    }
+    let around = |gue| overhead(gue, facts.outer_v6);
+    let of = family.name();
     for (gue, severe) in [(false, true), (true, false)] {
-        let needed = overhead(gue, true);
-        if gue && !facts.gue || !gue && facts.gue && facts.route_mtu + overhead(true, true) <= mtu {
+        let needed = around(gue);
+        if gue && !facts.gue || !gue && facts.gue && longest + around(true) <= mtu {
             continue;
         }
         let kind = if gue { "GUE" } else { "IP in IP" };
-        if facts.route_mtu + needed <= mtu {
-            let message = format!(
-                "{mtu}: room for clients' packets of {} bytes in {kind}",
-                facts.route_mtu
-            );
+        if longest + needed <= mtu {
+            let message =
+                format!("{mtu}: room for clients' {of} packets of {longest} bytes in {kind}");
             found.ok(Subject::Mtu, message);
             continue;
         }
         let message = format!(
-            "{mtu}: clients are asked for packets of up to {} bytes, and up to {needed} of {kind} come \
-             around them",
-            facts.route_mtu
+            "{mtu}: {of} clients are asked for packets of up to {longest} bytes, and up to {needed} of \
+             {kind} come around them"
         );
         let advice = format!(
-            "ip link set {name} mtu {}; or ip route change default ... advmss {}",
-            facts.route_mtu + needed,
+            "ip link set {name} mtu {}; or ip {}route change default ... advmss {}",
+            longest + needed,
+            family.option(),
             mtu.saturating_sub(needed + 60)
         );
         match severe {
@@ -76,29 +184,69 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
             false => found.note(Subject::Mtu, message, advice),
         }
     }
-    let advice =
-        format!("sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{name}.rp_filter=0");
-    let about = Subject::ReversePathFilter;
-    match (facts.rp_filter, facts.way_back_here) {
-        (Some(1), Some(true)) => found.note(
+}
+
+fn way_back(facts: &Backend, family: Family, found: &mut Diagnosis) {
+    let of = family.name();
+    let about = Subject::WayBack;
+    let advice = format!("ip {}route add default via ...", family.option());
+    match family.way_back {
+        WayBack::Here => found.ok(
             about,
-            format!("strict: packets of clients that are not reached by {name} are dropped"),
+            format!("{of} answers leave by {}", facts.interface.name),
+        ),
+        WayBack::Elsewhere => found.ok(about, format!("{of} answers leave by another interface")),
+        WayBack::Partial => found.warn(
+            about,
+            format!("{of} has no default route: clients are answered where other routes lead"),
+            format!("if there are clients elsewhere: {advice}"),
+        ),
+        WayBack::None if facts.vips.is_empty() => found.note(
+            about,
+            format!("{of} has no default route, so no way back to most clients"),
+            format!("if there is a VIP of {of}: {advice}"),
+        ),
+        WayBack::None => found.problem(
+            about,
+            format!("{of} has no default route, so no way back to most clients"),
             advice,
         ),
-        (Some(1), Some(false)) => found.problem(
+    }
+}
+
+/// There is none for IPv6.
+fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
+    let name = &facts.interface.name;
+    let about = Subject::ReversePathFilter;
+    // With slashes, as names of interfaces may have dots.
+    let advice =
+        format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0");
+    let Some(v4) = facts.families.iter().find(|family| !family.v6) else {
+        return found.ok(about, "does not concern IPv6");
+    };
+    match (facts.rp_filter, v4.way_back) {
+        (Some(1), WayBack::Elsewhere) => found.problem(
             about,
             format!(
                 "strict, and the way back to clients is not by {name}: their packets are dropped"
             ),
             advice,
         ),
-        (_, None) => found.problem(
+        (Some(1), _) => found.note(
             about,
-            "there is no default route, so no way back to most clients",
-            "ip route add default via ...",
+            format!("strict: packets of clients that are not reached by {name} are dropped"),
+            advice,
+        ),
+        (None, _) => found.note(
+            about,
+            format!("/proc/sys does not tell for {name}"),
+            format!("{advice} makes sure"),
         ),
         _ => found.ok(about, "not strict"),
     }
+}
+
+fn vips(facts: &Backend, found: &mut Diagnosis) {
     for (vip, here) in &facts.vips {
         let bits = if vip.is_ipv4() { 32 } else { 128 };
         match here {
@@ -114,15 +262,24 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
         }
     }
     if facts.vips.is_empty() {
-        found.note(Subject::VipOnLoopback, "no VIPs were given to look for", "");
+        found.note(
+            Subject::VipOnLoopback,
+            "no VIPs were given to look for",
+            "give them: the second argument of Decap::diagnose, --vip",
+        );
     }
+}
+
+/// ARP is IPv4's; by IPv6 nobody answers for addresses of `lo`.
+fn arp(facts: &Backend, found: &mut Diagnosis) {
+    let name = &facts.interface.name;
     match (facts.arp_ignore, facts.arp_announce) {
         (Some(0), _) | (_, Some(0 | 1)) => found.note(
             Subject::Arp,
             format!("{name} speaks by ARP of addresses of lo"),
             format!(
                 "if the router that holds the VIPs is on the same segment: sysctl -w \
-                 net.ipv4.conf.{name}.arp_ignore=1 net.ipv4.conf.{name}.arp_announce=2"
+                 net/ipv4/conf/{name}/arp_ignore=1 net/ipv4/conf/{name}/arp_announce=2"
             ),
         ),
         _ => found.ok(
@@ -130,120 +287,8 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
             format!("{name} answers for its own addresses only"),
         ),
     }
-    found
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::XdpMode;
-    use crate::diagnose::Ours;
-    use crate::diagnose::Severity;
-
-    fn good() -> Backend {
-        Backend {
-            interface: InterfaceFacts {
-                name: "eth0".to_owned(),
-                index: Some(2),
-                up: true,
-                carrier: true,
-                mtu: 1540,
-                ours: Ours {
-                    xdp: Some(XdpMode::Native),
-                    elsewhere: false,
-                },
-                ..InterfaceFacts::default()
-            },
-            rp_filter: Some(0),
-            way_back_here: Some(true),
-            arp_ignore: Some(1),
-            arp_announce: Some(2),
-            gue: false,
-            vips: vec![([203, 0, 113, 1].into(), true)],
-            route_mtu: 1500,
-        }
-    }
-
-    #[test]
-    fn each_trouble_is_one_finding_with_advice() {
-        assert_eq!(judge(&good()).worst(), Severity::Ok);
-        type Change = fn(&mut Backend);
-        let cases: [(Change, Severity, Subject, &str); 10] = [
-            (|f| f.gue = true, Severity::Note, Subject::Mtu, "mtu 1548"),
-            (
-                |f| f.arp_announce = Some(0),
-                Severity::Note,
-                Subject::Arp,
-                "arp_announce=2",
-            ),
-            (
-                |f| f.way_back_here = None,
-                Severity::Problem,
-                Subject::ReversePathFilter,
-                "default via",
-            ),
-            (
-                |f| f.interface.ours.xdp = None,
-                Severity::Note,
-                Subject::Program,
-                "attach it",
-            ),
-            (
-                |f| f.rp_filter = Some(1),
-                Severity::Note,
-                Subject::ReversePathFilter,
-                "rp_filter=0",
-            ),
-            (
-                |f| {
-                    f.rp_filter = Some(1);
-                    f.way_back_here = Some(false);
-                },
-                Severity::Problem,
-                Subject::ReversePathFilter,
-                "rp_filter=0",
-            ),
-            (
-                |f| f.vips[0].1 = false,
-                Severity::Problem,
-                Subject::VipOnLoopback,
-                "ip addr add 203.0.113.1/32 dev lo",
-            ),
-            (
-                |f| f.arp_ignore = Some(0),
-                Severity::Note,
-                Subject::Arp,
-                "arp_ignore=1",
-            ),
-            (
-                |f| f.interface.mtu = 1500,
-                Severity::Warning,
-                Subject::Mtu,
-                "advmss 1400",
-            ),
-            (
-                |f| f.interface.up = false,
-                Severity::Problem,
-                Subject::Interface,
-                "up",
-            ),
-        ];
-        for (change, severity, subject, advice) in cases {
-            let mut facts = good();
-            change(&mut facts);
-            let found = judge(&facts);
-            let bad: Vec<_> = found
-                .findings()
-                .iter()
-                .filter(|finding| finding.severity > Severity::Ok)
-                .collect();
-            assert_eq!(bad.len(), 1, "{found}");
-            assert_eq!(
-                (bad[0].severity, bad[0].subject),
-                (severity, subject),
-                "{found}"
-            );
-            assert!(bad[0].advice.contains(advice), "{found}");
-        }
-    }
-}
+#[path = "backend_tests.rs"]
+mod tests;

@@ -1,18 +1,27 @@
 //! What follows from the facts about a balancer.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::Diagnosis;
+use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
+use super::facts::XDP_ACT_NDO_XMIT;
+use super::host::host;
+use super::interface::Holder;
+use super::interface::holder;
+use super::interface::interface;
+use super::interface::lost;
+use super::interface::mode;
+use super::interface::offload;
+use super::interface::outlook;
+use super::interrupts;
 use super::overhead;
 use crate::Gateway;
 use crate::MacAddr;
 use crate::NextHop;
 use crate::NextHops;
-use crate::XdpMode;
-
-/// The longest packet that native XDP takes in one page, without frames in several buffers: what most
-/// drivers have room for.
-const NATIVE_MTU: u32 = 3498;
 
 /// The name of the root program.
 const ROOT: &str = "katran_root";
@@ -20,9 +29,7 @@ const ROOT: &str = "katran_root";
 /// All that is known of a balancer and of its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Balancer {
-    pub(crate) release: String,
-    pub(crate) jit: Option<bool>,
-    pub(crate) missing_capabilities: Option<String>,
+    pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
     pub(crate) frags: bool,
     /// Bytes, Ethernet header included.
@@ -31,8 +38,8 @@ pub(crate) struct Balancer {
     /// Whether there are reals of IPv4 and of IPv6.
     pub(crate) reals: [bool; 2],
     pub(crate) sources: [bool; 2],
-    /// The prefix that IPIP packets to IPv4 reals come from was left at its default.
-    pub(crate) default_ipip_source: bool,
+    /// The prefixes that IPIP packets to IPv4 and IPv6 reals come from were left at their defaults.
+    pub(crate) default_ipip_sources: [bool; 2],
     /// There are marks or matches of health checks, or an interface for them.
     pub(crate) healthchecks: bool,
     /// Health checks are attached.
@@ -40,13 +47,19 @@ pub(crate) struct Balancer {
     pub(crate) gateway: Gateway,
     pub(crate) gateway_v6: Option<MacAddr>,
     pub(crate) mode: NextHops,
+    /// Entries of root programs that were ours.
+    pub(crate) lost_entries: Vec<String>,
+    /// Without those of reals that are this host.
     pub(crate) next_hops: Vec<NextHop>,
+    /// Reals that are this host, and are not marked as such.
+    pub(crate) reals_here: Vec<IpAddr>,
     /// These are what the tables say without asking, as the balancer is not attached.
     pub(crate) next_hops_previewed: bool,
     /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
     pub(crate) neighbours: Vec<MacAddr>,
     pub(crate) online_cpus: u32,
-    pub(crate) forwarding_cpus: u32,
+    /// Those with a flow table.
+    pub(crate) forwarding_cpus: BTreeSet<u32>,
     pub(crate) packets: u64,
     pub(crate) fallback: u64,
     pub(crate) vips: usize,
@@ -58,7 +71,7 @@ pub(crate) struct Balancer {
 
 pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     let mut found = Diagnosis::default();
-    kernel(facts, &mut found);
+    host(&facts.host, &mut found);
     if interface(&facts.interface, &mut found) {
         program(facts, &mut found);
         offload(&facts.interface, &mut found);
@@ -71,113 +84,65 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     found
 }
 
-fn kernel(facts: &Balancer, found: &mut Diagnosis) {
-    match facts.jit {
-        Some(false) => found.warn(
-            Subject::Kernel,
-            format!(
-                "Linux {} interprets BPF programs instead of compiling them: several times slower",
-                facts.release
-            ),
-            "sysctl -w net.core.bpf_jit_enable=1",
-        ),
-        _ => found.ok(Subject::Kernel, format!("Linux {}", facts.release)),
-    }
-    match &facts.missing_capabilities {
-        None => found.ok(Subject::Privileges, "sufficient"),
-        Some(missing) => found.problem(
-            Subject::Privileges,
-            format!("missing: {missing}"),
-            "run as root, or grant them",
-        ),
-    }
-}
-
-/// Whether there is an interface to say more of.
-pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
-    let name = &facts.name;
-    if facts.index.is_none() {
-        let message = format!("{name} does not exist in this network namespace");
-        found.problem(Subject::Interface, message, "ip link");
-        return false;
-    }
-    let driver = facts.driver.as_deref().unwrap_or("unknown driver");
-    if !facts.up {
-        let message = format!("{name} ({driver}) is down");
-        found.problem(
-            Subject::Interface,
-            message,
-            format!("ip link set {name} up"),
-        );
-    } else if !facts.carrier {
-        let message = format!("{name} ({driver}) has no carrier");
-        found.problem(
-            Subject::Interface,
-            message,
-            "look at cable, switch port, or peer",
-        );
-    } else {
-        found.ok(Subject::Interface, format!("{name} ({driver}) is up"));
-    }
-    true
-}
-
 fn program(facts: &Balancer, found: &mut Diagnosis) {
-    let interface = &facts.interface;
-    let name = &interface.name;
-    let why_not_native = || {
-        if interface.native == Some(false) {
-            return "its driver has no native XDP: another card, or live with it".to_owned();
+    let place = &facts.interface;
+    let name = &place.name;
+    match holder(place) {
+        Holder::Ours(in_force) => {
+            found.ok(Subject::Program, format!("attached to {name}"));
+            mode(place, facts.frags, in_force, found);
         }
-        if interface.mtu > NATIVE_MTU && !facts.frags {
-            return format!(
-                "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or load with frags",
-                interface.mtu
+        Holder::Lost(message) => lost(message, found),
+        Holder::Other(root) if place.ours.elsewhere && [ROOT, ""].contains(&root.name.as_str()) => {
+            match root.name.is_empty() {
+                false => found.ok(Subject::Program, "an entry of the root program there"),
+                true => found.note(
+                    Subject::Program,
+                    format!(
+                        "an entry of the root program, if that is {}: its name takes CAP_SYS_ADMIN",
+                        root.describe()
+                    ),
+                    "to be sure, as root: bpftool prog show",
+                ),
+            }
+            mode(place, facts.frags, root.mode, found);
+        }
+        Holder::Other(root) if root.name == ROOT => {
+            let message = format!(
+                "{name} runs the root program of another process, in {} mode",
+                root.mode
+            );
+            found.note(
+                Subject::Program,
+                message,
+                "be an entry of it: Katran::attach_shared, or --shared PATH",
             );
         }
-        if interface.lro == Some(true) {
-            return format!("ethtool -K {name} lro off, and attach again");
-        }
-        "attach in native mode to see why the driver refuses (often: too few free queues, see \
-         ethtool -L)"
-            .to_owned()
-    };
-    match (interface.ours.xdp, &interface.program) {
-        (Some(XdpMode::Generic), _) => {
-            found.ok(Subject::Program, format!("attached to {name}"));
-            let message = "generic: in the network stack, several times slower than native";
-            found.warn(Subject::Mode, message, why_not_native());
-        }
-        (Some(mode), _) => {
-            found.ok(Subject::Program, format!("attached to {name}"));
-            found.ok(Subject::Mode, mode.to_string());
-        }
-        (None, Some(root)) if interface.ours.elsewhere && root.name == ROOT => {
-            found.ok(Subject::Program, "an entry of the root program there");
-            match root.mode {
-                XdpMode::Generic => {
-                    let message = "the root is in generic mode, several times slower than native";
-                    found.warn(Subject::Mode, message, why_not_native());
-                }
-                mode => found.ok(Subject::Mode, mode.to_string()),
-            }
-        }
-        (None, Some(other)) if other.name.starts_with("katran") => {
-            let what = if other.name == ROOT {
-                "root program"
-            } else {
-                "balancer"
-            };
+        Holder::Other(other) if other.name.starts_with("katran") => {
             let message = format!(
-                "{name} runs a {what} of another process, in {} mode",
+                "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            found.note(Subject::Program, message, "");
+            let advice = "nothing to do if that is the service that this one is only compared with; else                           stop it first, or share the interface by a root program";
+            found.warn(Subject::Program, message, advice);
         }
-        (None, Some(other)) => {
+        Holder::Other(other) if other.name.is_empty() => {
             let message = format!(
-                "{name} runs XDP program {} ({}), which is not this balancer's",
-                other.id, other.name
+                "{name} runs {}, of which only those with CAP_SYS_ADMIN learn the name: attaching would \
+                 be refused",
+                other.describe()
+            );
+            let advice = format!(
+                "as root: bpftool prog show id {}; nothing to do if it is the service that this one is \
+                 only compared with",
+                other.id
+            );
+            found.warn(Subject::Program, message, advice);
+        }
+        Holder::Other(other) => {
+            let message = format!(
+                "{name} runs {}, which is not this balancer's",
+                other.describe()
             );
             let advice = format!(
                 "stop the program that has attached it (bpftool link; without a link: ip link set dev \
@@ -185,61 +150,36 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             );
             found.problem(Subject::Program, message, advice);
         }
-        (None, None) => {
-            found.note(Subject::Program, format!("not attached to {name}"), "");
-            match interface.native {
-                Some(false) => {
-                    let message = "the driver has no native XDP: generic mode would be used";
-                    found.warn(Subject::Mode, message, why_not_native());
-                }
-                _ if interface.mtu > NATIVE_MTU && !facts.frags => {
-                    let message = "native mode may be refused";
-                    found.warn(Subject::Mode, message, why_not_native());
-                }
-                Some(true) => found.ok(Subject::Mode, "the driver has native XDP"),
-                None => found.note(Subject::Mode, "this kernel does not tell (before 6.3)", ""),
-            }
+        Holder::Nobody if place.ours.elsewhere => {
+            let message = format!("{name} has no root program, so its packets reach no entry");
+            let advice = format!("RootProgram::attach, or: root attach --interface {name}");
+            found.warn(Subject::Program, message, advice);
+        }
+        Holder::Nobody => {
+            let advice = format!("nothing to do before it is: Katran::attach, --interface {name}");
+            found.note(Subject::Program, format!("not attached to {name}"), advice);
+            outlook(place, facts.frags, found);
         }
     }
-}
-
-pub(super) fn offload(interface: &InterfaceFacts, found: &mut Diagnosis) {
-    let name = &interface.name;
-    let mut any = false;
-    if interface.lro == Some(true) {
-        any = true;
-        let message = "large receive offload merges packets, beyond what can be wrapped";
-        found.warn(
-            Subject::Offload,
-            message,
-            format!("ethtool -K {name} lro off"),
-        );
+    for entry in &facts.lost_entries {
+        let message = format!("{entry} is no longer this balancer's");
+        let advice = "another has taken it over or emptied it: stop one of the two; `root show` lists \
+                      entries";
+        found.problem(Subject::Program, message, advice);
     }
-    if interface.gro == Some(true) && interface.ours.xdp == Some(XdpMode::Generic) {
-        any = true;
-        let message = "in generic mode receive offload (GRO) merges packets before the program";
-        found.warn(
-            Subject::Offload,
-            message,
-            format!("ethtool -K {name} gro off"),
-        );
-    }
-    if interface.rxvlan == Some(true) && interface.ours.xdp != Some(XdpMode::Generic) {
-        any = true;
-        let message = "VLAN tags are taken off before the program sees them, and not put back";
-        let advice = format!(
-            "if packets come with tags: ethtool -K {name} rxvlan off rx-vlan-stag-hw-parse off"
-        );
-        found.note(Subject::Offload, message, advice);
-    }
-    if !any {
-        found.ok(Subject::Offload, "nothing changes packets on arrival");
+    let known = place.xdp_features;
+    if facts.mode == NextHops::Redirect && known.is_some_and(|known| known & XDP_ACT_NDO_XMIT == 0)
+    {
+        let message = format!("frames that are redirected to {name} are not sent, as things are");
+        let advice = "its driver needs an XDP program there to send for others (veth: on its peer, or GRO), \
+                      or another card";
+        found.warn(Subject::Mode, message, advice);
     }
 }
 
 fn queues(facts: &Balancer, found: &mut Diagnosis) {
     let name = &facts.interface.name;
-    let (forwarding, online) = (facts.forwarding_cpus, facts.online_cpus);
+    let (forwarding, online) = (facts.forwarding_cpus.len() as u32, facts.online_cpus);
     match facts.interface.receive_queues {
         Some(queues) if queues > forwarding => {
             let message =
@@ -264,10 +204,15 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
                 format!("{queues} receive queues for {forwarding} CPUs with a flow table");
             found.ok(Subject::Queues, message);
         }
-        None => found.note(Subject::Queues, "the driver does not tell", ""),
+        None => found.note(
+            Subject::Queues,
+            "the driver does not tell how many there are",
+            "the CPU balance shows how packets are spread (top, katran_cpu_packets_total)",
+        ),
     }
+    interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
     let message = format!(
-        "{} of {} packets came on CPUs without a flow table",
+        "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
         facts.fallback, facts.packets
     );
     match facts.fallback {
@@ -401,13 +346,30 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
             found.warn(Subject::Source, message, format!("set {name}"));
         }
     }
-    if !facts.gue && facts.default_ipip_source && facts.reals[0] {
-        fine = false;
-        let message = "packets to IPv4 reals come from 172.16.0.0/16, made up for each flow";
-        let advice = "if the network filters by source: ipip_source_v4 with a /16 of your own";
-        found.note(Subject::Source, message, advice);
+    let made_up = [
+        (
+            "IPv4",
+            "172.16.0.0/16",
+            "ipip_source_v4 with a /16 of your own",
+        ),
+        (
+            "IPv6",
+            "100::/64, which RFC 6666 has routers discard if they are set up so",
+            "ipip_source_v6 with a prefix of your own",
+        ),
+    ];
+    for (at, (family, prefix, setting)) in made_up.into_iter().enumerate() {
+        if !facts.gue && facts.default_ipip_sources[at] && facts.reals[at] {
+            fine = false;
+            let message = format!(
+                "packets to {family} reals come from addresses made up for each flow, of {prefix}"
+            );
+            let advice = format!("if the network filters by source: {setting}");
+            found.note(Subject::Source, message, advice);
+        }
     }
-    if facts.healthchecks && !facts.healthchecks_attached && facts.interface.ours.xdp.is_some() {
+    let attached = facts.interface.ours.xdp.is_some();
+    if facts.healthchecks && !facts.healthchecks_attached && attached {
         fine = false;
         let message =
             "probes are not sent through the tunnel: the path of health checks is not attached";
@@ -426,6 +388,12 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
             "add_vip",
         );
     }
+    for real in &facts.reals_here {
+        let message =
+            format!("real {real} is this host, and is not said to be: it gets no packets");
+        let advice = "give the real the flag LOCAL_REAL and its VIP LOCAL_VIP, or take it out";
+        found.warn(Subject::Vips, message, advice);
+    }
     for vip in &facts.empty_vips {
         let message = format!("{vip} has no real that takes new flows: they are dropped");
         found.warn(Subject::Vips, message, "add reals, or give them weights");
@@ -434,7 +402,8 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         found.ok(Subject::Vips, format!("{} with reals", facts.vips));
     }
     for (reason, frames, advice) in &facts.drops {
-        found.warn(Subject::Drops, format!("{reason}: {frames} frames"), advice);
+        let message = format!("{reason}: {frames} frames since the balancer was loaded");
+        found.warn(Subject::Drops, message, advice);
     }
     if facts.drops.is_empty() {
         found.ok(Subject::Drops, "none that tell of a setting");

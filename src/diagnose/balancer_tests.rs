@@ -1,16 +1,27 @@
 //! Each trouble of a balancer is one finding, with what to do.
 
 use super::*;
+use crate::XdpMode;
+use crate::diagnose::OurAttachment;
 use crate::diagnose::Ours;
 use crate::diagnose::Present;
 use crate::diagnose::Severity;
+use crate::diagnose::facts::XDP_ACT_BASIC;
+use crate::diagnose::interrupts::Interrupt;
+use crate::environment::Privileges;
 
 fn good() -> Balancer {
     let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
     Balancer {
-        release: "6.18".to_owned(),
-        jit: Some(true),
-        missing_capabilities: None,
+        host: HostFacts {
+            release: "6.18".to_owned(),
+            jit: Some(true),
+            privileges: Some(Privileges {
+                lacking: Vec::new(),
+                sees_all_programs: true,
+            }),
+            ..HostFacts::default()
+        },
         interface: InterfaceFacts {
             name: "eth0".to_owned(),
             index: Some(2),
@@ -18,18 +29,23 @@ fn good() -> Balancer {
             carrier: true,
             mtu: 1540,
             driver: Some("mlx5_core".to_owned()),
-            native: Some(true),
+            xdp_features: Some(XDP_ACT_BASIC | XDP_ACT_NDO_XMIT),
             program: Some(Present {
                 id: 7,
                 mode: XdpMode::Native,
-                name: "other".to_owned(),
+                name: "katran".to_owned(),
             }),
             receive_queues: Some(4),
+            interrupts: Vec::new(),
             lro: Some(false),
             gro: Some(true),
             rxvlan: Some(false),
             ours: Ours {
-                xdp: Some(XdpMode::Native),
+                program: Some(7),
+                xdp: Some(OurAttachment {
+                    index: 2,
+                    refused: None,
+                }),
                 elsewhere: false,
             },
         },
@@ -38,7 +54,9 @@ fn good() -> Balancer {
         gue: false,
         reals: [true, true],
         sources: [true, true],
-        default_ipip_source: false,
+        default_ipip_sources: [false, false],
+        lost_entries: Vec::new(),
+        reals_here: Vec::new(),
         healthchecks: false,
         healthchecks_attached: false,
         gateway: Gateway::Mac(mac),
@@ -48,13 +66,25 @@ fn good() -> Balancer {
         next_hops_previewed: false,
         neighbours: vec![mac],
         online_cpus: 4,
-        forwarding_cpus: 4,
+        forwarding_cpus: (0..4).collect(),
         packets: 100,
         fallback: 0,
         vips: 1,
         empty_vips: Vec::new(),
         drops: Vec::new(),
     }
+}
+
+/// The program that is on the interface.
+fn present(facts: &mut Balancer) -> &mut Present {
+    facts.interface.program.as_mut().expect("there is one")
+}
+
+/// Another process's program is there, and we have not attached.
+fn other(facts: &mut Balancer, name: &str) {
+    facts.interface.ours.xdp = None;
+    facts.interface.ours.program = Some(8);
+    present(facts).name = name.to_owned();
 }
 
 /// The only finding that is not fine.
@@ -70,6 +100,7 @@ fn only(change: impl FnOnce(&mut Balancer)) -> (Severity, Subject, String, Strin
     assert_eq!(bad.next(), None, "{found}");
     let text = found.to_string();
     assert!(text.contains(&finding.message) && text.contains(&finding.advice));
+    assert!(!finding.advice.is_empty(), "{found}");
     (
         finding.severity,
         finding.subject,
@@ -96,20 +127,185 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 20] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 41] = [
         (
-            |f| f.jit = Some(false),
+            |f| f.host.jit = Some(false),
             Warning,
             Subject::Kernel,
             "interprets",
             "bpf_jit_enable",
         ),
         (
-            |f| f.missing_capabilities = Some("CAP_BPF".to_owned()),
+            |f| f.host.jit = None,
+            Note,
+            Subject::Kernel,
+            "does not tell here",
+            "bpf_jit_enable",
+        ),
+        (
+            |f| f.host.privileges.as_mut().unwrap().lacking = vec!["CAP_BPF"],
             Problem,
             Subject::Privileges,
             "CAP_BPF",
             "root",
+        ),
+        (
+            |f| f.host.privileges = None,
+            Note,
+            Subject::Privileges,
+            "/proc does not tell",
+            "mount",
+        ),
+        (
+            |f| {
+                f.host.shares = true;
+                f.host.privileges.as_mut().unwrap().sees_all_programs = false;
+            },
+            Warning,
+            Subject::Privileges,
+            "cannot be taken over",
+            "CAP_SYS_ADMIN",
+        ),
+        // What the kernel says against what we remember.
+        (
+            |f| {
+                f.interface.index = Some(9);
+                f.interface.program = None;
+            },
+            Problem,
+            Subject::Program,
+            "another interface than the one",
+            "attach again",
+        ),
+        (
+            |f| f.interface.program = None,
+            Problem,
+            Subject::Program,
+            "was taken off eth0",
+            "attach again",
+        ),
+        (
+            |f| present(f).id = 9,
+            Problem,
+            Subject::Program,
+            "XDP program 9 (katran) in the place",
+            "attach again",
+        ),
+        (
+            |f| f.lost_entries.push("entry 2 of /x".to_owned()),
+            Problem,
+            Subject::Program,
+            "entry 2 of /x is no longer",
+            "taken it over",
+        ),
+        (
+            |f| other(f, "katran"),
+            Warning,
+            Subject::Program,
+            "a balancer of another process, in native mode",
+            "stop it first",
+        ),
+        (
+            |f| other(f, "katran_root"),
+            Note,
+            Subject::Program,
+            "the root program of another process",
+            "--shared",
+        ),
+        (
+            |f| other(f, ""),
+            Warning,
+            Subject::Program,
+            "XDP program 7, of which only those with CAP_SYS_ADMIN",
+            "prog show id 7",
+        ),
+        // In shared mode it need not be a stranger.
+        (
+            |f| {
+                other(f, "");
+                f.interface.ours.elsewhere = true;
+            },
+            Note,
+            Subject::Program,
+            "an entry of the root program, if that is XDP program 7",
+            "bpftool prog show",
+        ),
+        (
+            |f| {
+                other(f, "");
+                f.interface.ours.elsewhere = true;
+                f.interface.program = None;
+            },
+            Warning,
+            Subject::Program,
+            "has no root program",
+            "root attach --interface eth0",
+        ),
+        (
+            |f| {
+                f.mode = NextHops::Redirect;
+                f.interface.xdp_features = Some(XDP_ACT_BASIC);
+            },
+            Warning,
+            Subject::Mode,
+            "redirected to eth0 are not sent",
+            "XDP program there",
+        ),
+        (
+            |f| {
+                present(f).mode = XdpMode::Generic;
+                f.interface.gro = Some(false);
+                f.interface.ours.xdp.as_mut().unwrap().refused = Some(28);
+            },
+            Warning,
+            Subject::Mode,
+            "refused native mode: No space left on device",
+            "dmesg",
+        ),
+        (
+            |f| {
+                present(f).mode = XdpMode::Generic;
+                f.interface.gro = Some(false);
+            },
+            Warning,
+            Subject::Mode,
+            "generic",
+            "it was asked for",
+        ),
+        // Also of a root program that is in generic mode.
+        (
+            |f| {
+                other(f, "katran_root");
+                f.interface.ours.elsewhere = true;
+                present(f).mode = XdpMode::Generic;
+                f.interface.gro = Some(false);
+                f.interface.lro = Some(false);
+            },
+            Warning,
+            Subject::Mode,
+            "generic",
+            "native",
+        ),
+        (
+            |f| f.default_ipip_sources[0] = true,
+            Note,
+            Subject::Source,
+            "172.16.0.0/16",
+            "ipip_source_v4",
+        ),
+        (
+            |f| f.default_ipip_sources[1] = true,
+            Note,
+            Subject::Source,
+            "100::/64",
+            "ipip_source_v6",
+        ),
+        (
+            |f| f.reals_here.push([10, 0, 0, 2].into()),
+            Warning,
+            Subject::Vips,
+            "real 10.0.0.2 is this host",
+            "LOCAL_REAL",
         ),
         (
             |f| f.interface.up = false,
@@ -127,9 +323,9 @@ fn each_trouble_is_one_finding_with_advice() {
         ),
         (
             |f| {
-                f.interface.ours.xdp = Some(XdpMode::Generic);
+                present(f).mode = XdpMode::Generic;
                 f.interface.gro = Some(false);
-                f.interface.native = Some(false);
+                f.interface.xdp_features = Some(0);
             },
             Warning,
             Subject::Mode,
@@ -138,7 +334,7 @@ fn each_trouble_is_one_finding_with_advice() {
         ),
         (
             |f| {
-                f.interface.ours.xdp = Some(XdpMode::Generic);
+                present(f).mode = XdpMode::Generic;
                 f.interface.gro = Some(false);
                 f.interface.mtu = 9000;
             },
@@ -148,10 +344,10 @@ fn each_trouble_is_one_finding_with_advice() {
             "frags",
         ),
         (
-            |f| f.interface.ours.xdp = None,
+            |f| other(f, "other"),
             Problem,
             Subject::Program,
-            "program 7",
+            "program 7 (other)",
             "root program",
         ),
         (
@@ -167,6 +363,26 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Offload,
             "VLAN",
             "rxvlan off",
+        ),
+        (
+            |f| f.interface.receive_queues = None,
+            Note,
+            Subject::Queues,
+            "does not tell",
+            "CPU balance",
+        ),
+        (
+            |f| {
+                f.interface.interrupts.push(Interrupt {
+                    number: 38,
+                    name: "eth0-TxRx-0".to_owned(),
+                    cpus: [5].into(),
+                });
+            },
+            Warning,
+            Subject::Queues,
+            "interrupt 38 (eth0-TxRx-0), on CPU 5",
+            "/proc/irq/38/smp_affinity_list",
         ),
         (
             |f| f.interface.receive_queues = Some(8),
@@ -186,7 +402,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.fallback = 50,
             Warning,
             Subject::FallbackTable,
-            "50 of 100",
+            "50 of 100 packets since the balancer was loaded",
             "forwarding_cpus",
         ),
         (
@@ -259,7 +475,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.drops.push(("encap_v4", 3, "headroom")),
             Warning,
             Subject::Drops,
-            "encap_v4: 3",
+            "encap_v4: 3 frames since the balancer was loaded",
             "headroom",
         ),
     ];
@@ -269,6 +485,54 @@ fn each_trouble_is_one_finding_with_advice() {
         assert!(found.2.contains(message), "{message}: {found:?}");
         assert!(found.3.contains(advice), "{advice}: {found:?}");
     }
+}
+
+#[test]
+fn merged_packets_are_found_wherever_generic_mode_is_or_will_be() {
+    type Change = fn(&mut Balancer);
+    let places: [Change; 3] = [
+        |f| present(f).mode = XdpMode::Generic,
+        |f| {
+            other(f, "katran_root");
+            f.interface.ours.elsewhere = true;
+            present(f).mode = XdpMode::Generic;
+        },
+        |f| {
+            f.interface.ours.xdp = None;
+            f.interface.program = None;
+            f.interface.xdp_features = Some(0);
+        },
+    ];
+    for place in places {
+        let mut facts = good();
+        place(&mut facts);
+        let found = judge(&facts);
+        let mut offloads = found.about(Subject::Offload);
+        let merged = offloads.next().expect("one is there");
+        assert_eq!(merged.severity, Severity::Warning, "{found}");
+        assert!(merged.message.contains("GRO"), "{found}");
+    }
+    let native = judge(&good());
+    assert_eq!(native.about(Subject::Offload).count(), 1);
+    assert_eq!(native.worst(), Severity::Ok);
+}
+
+#[test]
+fn what_the_driver_can_do_is_told_before_attaching() {
+    let mut facts = good();
+    facts.interface.ours.xdp = None;
+    facts.interface.program = None;
+    let found = judge(&facts);
+    let mode = found.about(Subject::Mode).next().expect("one is there");
+    assert_eq!(
+        mode.message,
+        "the driver has native XDP, sends what is redirected to it"
+    );
+    facts.interface.xdp_features = None;
+    let found = judge(&facts);
+    let mode = found.about(Subject::Mode).next().expect("one is there");
+    assert_eq!(mode.severity, Severity::Note);
+    assert!(mode.advice.contains("to find out"), "{found}");
 }
 
 #[test]

@@ -3,29 +3,67 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 
+use super::interrupts::Interrupt;
+use super::interrupts::interrupts;
 use crate::XdpMode;
+use crate::attach::Attachments;
 use crate::environment;
 use crate::next_hop::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;
 
-/// The driver takes XDP programs (linux/netdev.h).
-const XDP_ACT_BASIC: u64 = 1;
+/// The driver takes XDP programs (linux/netdev.h, as the other bits).
+pub(super) const XDP_ACT_BASIC: u64 = 1;
+/// They can redirect frames.
+pub(super) const XDP_ACT_REDIRECT: u64 = 1 << 1;
+/// It sends frames that are redirected to it.
+pub(super) const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
+/// Frames may come in several buffers.
+pub(super) const XDP_ACT_RX_SG: u64 = 1 << 5;
 
 /// From this release on the kernel tells what drivers can do.
 const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
 
-/// What is ours on the interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is ours on the interface, as far as we know ourselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ours {
-    /// The XDP mode that we are attached in.
-    pub(crate) xdp: Option<XdpMode>,
+    /// The kernel's number of our XDP program.
+    pub(crate) program: Option<u32>,
+    /// It was attached to an interface of this name.
+    pub(crate) xdp: Option<OurAttachment>,
     /// We are attached in another way: at tc, or as an entry of some root program.
     pub(crate) elsewhere: bool,
+}
+
+/// An attachment by XDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OurAttachment {
+    /// The interface's index then.
+    pub(crate) index: u32,
+    /// The error with which the driver refused native mode.
+    pub(crate) refused: Option<i32>,
+}
+
+impl Ours {
+    /// Of a program and its attachments.
+    pub(crate) fn of(program: BorrowedFd<'_>, attachments: &Attachments, interface: &str) -> Self {
+        let mut list = attachments.list();
+        let attached = list.find(|attached| attached.interface == interface);
+        Self {
+            program: program::info(program).ok().map(|info| info.id),
+            xdp: attached.map(|attached| OurAttachment {
+                index: attached.index,
+                refused: attachments.refusal(attached.index),
+            }),
+            elsewhere: false,
+        }
+    }
 }
 
 /// A program on an interface.
@@ -37,6 +75,16 @@ pub(crate) struct Present {
     pub(crate) name: String,
 }
 
+impl Present {
+    /// For messages.
+    pub(super) fn describe(&self) -> String {
+        match self.name.as_str() {
+            "" => format!("XDP program {}", self.id),
+            name => format!("XDP program {} ({name})", self.id),
+        }
+    }
+}
+
 /// An interface as it is now; what cannot be found out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InterfaceFacts {
@@ -46,11 +94,13 @@ pub(crate) struct InterfaceFacts {
     pub(crate) carrier: bool,
     pub(crate) mtu: u32,
     pub(crate) driver: Option<String>,
-    /// The driver has native XDP.
-    pub(crate) native: Option<bool>,
+    /// What the driver can do of XDP, bits of linux/netdev.h.
+    pub(crate) xdp_features: Option<u64>,
     /// An XDP program that is there.
     pub(crate) program: Option<Present>,
     pub(crate) receive_queues: Option<u32>,
+    /// Of receive queues, as far as they are told.
+    pub(crate) interrupts: Vec<Interrupt>,
     pub(crate) lro: Option<bool>,
     pub(crate) gro: Option<bool>,
     /// VLAN tags are taken off on arrival.
@@ -77,21 +127,21 @@ impl InterfaceFacts {
         facts.up = interface.up;
         facts.carrier = interface.carrier;
         facts.mtu = interface.mtu;
-        if let Ok(present) = link::present(index) {
-            let ids = [present.native, present.generic, present.offloaded];
-            let modes = [XdpMode::Native, XdpMode::Generic, XdpMode::Offload];
-            let mut there = ids.into_iter().zip(modes);
-            facts.program = there.find(|(id, _)| *id != 0).map(|(id, mode)| Present {
-                id,
-                mode,
-                name: program::by_id(id)
-                    .and_then(|fd| program::info(fd.as_fd()))
-                    .map(|info| info.name)
-                    .unwrap_or_default(),
-            });
-            facts.native = environment::is_at_least(TELLS_XDP_FEATURES)
-                .then_some(present.features & XDP_ACT_BASIC != 0);
-        }
+        facts.interrupts = interrupts(name, index, interface.mac);
+        let present = link::present(index)?;
+        let ids = [present.native, present.generic, present.offloaded];
+        let modes = [XdpMode::Native, XdpMode::Generic, XdpMode::Offload];
+        let mut there = ids.into_iter().zip(modes);
+        facts.program = there.find(|(id, _)| *id != 0).map(|(id, mode)| Present {
+            id,
+            mode,
+            name: program::by_id(id)
+                .and_then(|fd| program::info(fd.as_fd()))
+                .map(|info| info.name)
+                .unwrap_or_default(),
+        });
+        facts.xdp_features =
+            environment::is_at_least(TELLS_XDP_FEATURES).then_some(present.features);
         let ethtool = Ethtool::new()?;
         facts.driver = ethtool.driver(name).ok();
         facts.receive_queues = ethtool
@@ -106,10 +156,32 @@ impl InterfaceFacts {
         facts.gro = ethtool.gro(name).ok();
         Ok(facts)
     }
+
+    /// Whether the driver has native XDP.
+    pub(super) fn native(&self) -> Option<bool> {
+        self.xdp_features
+            .map(|features| features & XDP_ACT_BASIC != 0)
+    }
 }
 
 /// A number of /proc/sys, as the calling thread's network namespace has it.
 pub(crate) fn sysctl(path: &str) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
     text.trim().parse().ok()
+}
+
+/// Whether this network namespace has IPv6 at all.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Whether an interface has an IPv6 address that others can reach, so that tunnels to it may have outer
+/// headers of IPv6.
+pub(crate) fn has_ipv6_address(interface: &str) -> bool {
+    // Address, index, prefix length, scope, flags, name; scope 20 is that of the segment (if_inet6 of
+    // proc_net(5)).
+    let text = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    let lines = text.lines().map(|line| line.split_whitespace().collect());
+    let mut of_interface = lines.filter(|words: &Vec<&str>| words.last() == Some(&interface));
+    of_interface.any(|words| words.get(3) != Some(&"20"))
 }

@@ -1,23 +1,33 @@
 //! What commonly keeps a balancer or a backend from working, found out without changing anything.
 //!
 //! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network namespace; what
-//! follows from them (`balancer.rs`, `backend.rs`) needs no kernel.
+//! follows from them (`host.rs`, `interface.rs`, `interrupts.rs`, `balancer.rs`, `backend.rs`) needs no kernel.
 
 mod backend;
 mod balancer;
 mod facts;
+mod host;
+mod interface;
+mod interrupts;
 
 use std::fmt;
 
 pub(crate) use backend::Backend;
+pub(crate) use backend::Family;
+pub(crate) use backend::WayBack;
 pub(crate) use backend::judge as judge_backend;
 pub(crate) use balancer::Balancer;
 pub(crate) use balancer::judge as judge_balancer;
 pub(crate) use facts::InterfaceFacts;
+#[cfg(test)]
+pub(crate) use facts::OurAttachment;
 pub(crate) use facts::Ours;
 #[cfg(test)]
 pub(crate) use facts::Present;
+pub(crate) use facts::has_ipv6;
+pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
+pub(crate) use host::HostFacts;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,17 +57,18 @@ impl fmt::Display for Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Subject {
-    /// The kernel's release, and whether it compiles BPF programs.
+    /// The kernel's release, whether it compiles BPF programs, and what else it has that is used where it
+    /// is there.
     Kernel,
     /// What this process may do.
     Privileges,
     /// Whether the interface is there and up.
     Interface,
-    /// Which program is on the interface.
+    /// Which program is on the interface, by the kernel's word.
     Program,
     /// Native or generic XDP, and why.
     Mode,
-    /// Receive queues against CPUs.
+    /// Receive queues and their interrupts against CPUs.
     Queues,
     /// Offloads that change packets before the program sees them.
     Offload,
@@ -73,6 +84,8 @@ pub enum Subject {
     Vips,
     /// Drops that tell of a setting.
     Drops,
+    /// The routes by which a backend answers clients.
+    WayBack,
     /// The kernel's reverse-path filter (RFC 3704).
     ReversePathFilter,
     /// Whether the VIPs are addresses of this host.
@@ -97,6 +110,7 @@ impl fmt::Display for Subject {
             Self::Source => "source",
             Self::Vips => "vips",
             Self::Drops => "drops",
+            Self::WayBack => "way back",
             Self::ReversePathFilter => "rp_filter",
             Self::VipOnLoopback => "vip on lo",
             Self::Arp => "arp",
@@ -114,7 +128,7 @@ pub struct Finding {
     pub subject: Subject,
     /// What was found, with figures.
     pub message: String,
-    /// What to do; empty if there is nothing to do.
+    /// What to do; empty if, and only if, it is as it should be.
     pub advice: String,
 }
 
@@ -126,6 +140,22 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
+    /// What can be told of the machine and of the calling thread before anything is loaded, such as why
+    /// loading is refused: the kernel, and privileges.
+    ///
+    /// ```no_run
+    /// # fn f(builder: katran::Builder) {
+    /// if let Err(error) = builder.load() {
+    ///     println!("{error}\n{}", katran::Diagnosis::of_host());
+    /// }
+    /// # }
+    /// ```
+    pub fn of_host() -> Self {
+        let mut found = Self::default();
+        host::host(&HostFacts::gather(None, false), &mut found);
+        found
+    }
+
     /// All findings, in the order of a packet's way.
     pub fn findings(&self) -> &[Finding] {
         &self.findings

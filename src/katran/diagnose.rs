@@ -1,22 +1,26 @@
 //! The facts about this balancer that a diagnosis is made from.
 
-use nix::sys::utsname::uname;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 use super::DropReason;
 use super::Katran;
 use crate::Diagnosis;
 use crate::Encapsulation;
+use crate::NextHop;
+use crate::RealFlags;
 use crate::Result;
+use crate::SharedEntries;
 use crate::config::Topology;
 use crate::diagnose::Balancer;
+use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::judge_balancer;
-use crate::diagnose::sysctl;
-use crate::environment;
 use crate::maps::kernel_error;
 use crate::next_hop::Requests;
 use crate::next_hop::preview;
+use crate::sys::program;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
 const TELLING: [(DropReason, &str); 9] = [
@@ -57,6 +61,10 @@ impl Katran {
     /// Looks for what commonly keeps a balancer from forwarding on an interface of the calling thread's
     /// network namespace, before it is attached or after. It changes nothing.
     ///
+    /// Whether the program is in force is the kernel's word, not that of [`attach`](Self::attach): an
+    /// interface that was removed and made anew, or a program that somebody took off, is found. To tell
+    /// the names of others' programs takes `CAP_SYS_ADMIN`.
+    ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel) if the kernel cannot be asked. That there is no such
     /// interface is a finding.
@@ -70,14 +78,16 @@ impl Katran {
     /// ```
     pub fn diagnose(&self, interface: &str) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
-        let mut attached = self.attachments.list();
-        let xdp = attached
-            .find(|attached| attached.interface == interface)
-            .map(|attached| attached.mode);
+        let program = self.programs.main.as_fd();
         let ours = Ours {
-            xdp,
             elsewhere: !self.shared.is_empty(),
+            ..Ours::of(program, &self.attachments, interface)
         };
+        let host = HostFacts::gather(
+            program::info(program).ok().and_then(|info| info.compiled),
+            ours.elsewhere,
+        );
+        let lost_entries = ours.program.map(|own| self.lost_entries(own));
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
         let previewed = self.watcher.is_none() && self.wanted().needs_watching();
         let next_hops = match previewed {
@@ -89,10 +99,10 @@ impl Katran {
             }
             false => self.next_hops(),
         };
+        let mut requests = Requests::new().map_err(failed)?;
+        let (next_hops, reals_here) = self.of_others(next_hops, &mut requests);
         let neighbours = match facts.index {
-            Some(index) => Requests::new()
-                .and_then(|mut requests| requests.neighbours(index))
-                .map_err(failed)?,
+            Some(index) => requests.neighbours(index).map_err(failed)?,
             None => Vec::new(),
         };
         let config = &self.config;
@@ -107,28 +117,30 @@ impl Katran {
             let mut reals = of_vip.reals.iter();
             reals.all(|real| real.get_weight() == 0)
         });
-        let release = uname().map(|name| name.release().to_string_lossy().into_owned());
         Ok(judge_balancer(&Balancer {
-            release: release.unwrap_or_default(),
-            jit: sysctl("net/core/bpf_jit_enable").map(|on| on != 0),
-            missing_capabilities: environment::lacks_capabilities(),
+            host,
             interface: facts,
             frags: config.frags,
             max_frame: config.max_frame,
             gue: config.encapsulation == Encapsulation::Gue,
             reals: [reals(false), reals(true)],
             sources: [false, true].map(|v6| self.source(v6).is_some()),
-            default_ipip_source: config.ipip_source_v4.octets() == [172, 16, 0, 0],
+            default_ipip_sources: [
+                config.ipip_source_v4.octets() == [172, 16, 0, 0],
+                config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
+            ],
             healthchecks: self.healthchecks.is_some(),
             healthchecks_attached: self.healthcheck_attachment().is_some(),
             gateway: config.gateway,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
+            lost_entries: lost_entries.unwrap_or_default(),
             next_hops,
+            reals_here,
             next_hops_previewed: previewed,
             neighbours,
             online_cpus: Topology::read()?.online.len() as u32,
-            forwarding_cpus: config.forwarding_cpus.len() as u32,
+            forwarding_cpus: self.forwarding_cpus().into_iter().collect(),
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
@@ -139,5 +151,57 @@ impl Katran {
                 .filter(|(_, frames, _)| *frames > 0)
                 .collect(),
         }))
+    }
+
+    /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
+    pub fn forwarding_cpus(&self) -> Vec<u32> {
+        let cpus = self.config.forwarding_cpus.iter();
+        let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
+        cpus.sort_unstable();
+        cpus
+    }
+
+    /// Entries of root programs that were ours, and hold something else now.
+    fn lost_entries(&self, own: u32) -> Vec<String> {
+        let lost = self.shared.list().filter(|(path, position)| {
+            // Where the path is no longer to be seen, nothing is known.
+            let programs = SharedEntries::open(path).and_then(|entries| entries.programs());
+            programs.is_ok_and(|programs| match programs.get(*position as usize) {
+                Some(Some(program)) => program.id != own,
+                _ => true,
+            })
+        });
+        lost.map(|(path, position)| format!("entry {position} of {}", path.display()))
+            .collect()
+    }
+
+    /// Next hops without those of reals that are this host, which need none; and such reals that are not
+    /// marked as local.
+    fn of_others(
+        &self,
+        next_hops: Vec<NextHop>,
+        requests: &mut Requests,
+    ) -> (Vec<NextHop>, Vec<IpAddr>) {
+        let mut here = Vec::new();
+        let mut others = Vec::new();
+        let marked = |real: IpAddr| {
+            let mut reals = self.table.reals();
+            reals.any(|(address, entry)| {
+                address == real && entry.flags.contains(RealFlags::LOCAL_REAL)
+            })
+        };
+        for hop in next_hops {
+            let Some(real) = hop.real.filter(|_| hop.mac.is_none()) else {
+                others.push(hop);
+                continue;
+            };
+            let route = requests.route(real).ok().flatten();
+            match (route.is_some_and(|route| route.local), marked(real)) {
+                (_, true) => {}
+                (true, false) => here.push(real),
+                (false, false) => others.push(hop),
+            }
+        }
+        (others, here)
     }
 }

@@ -33,6 +33,7 @@ use netlink_packet_route::route::RouteHeader;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::route::RouteMetric;
 use netlink_packet_route::route::RouteNextHopFlags;
+use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::route::RouteVia;
 use netlink_sys::Socket;
@@ -263,6 +264,29 @@ impl Requests {
         Ok(answers.iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some(interface_of(link)),
             _ => None,
+        }))
+    }
+}
+
+impl Requests {
+    /// Whether packets can leave by other routes than the main table's default ones: those that somebody
+    /// has set, or defaults of other tables. Routes to the interfaces' segments, the kernel's own, do not
+    /// count, nor does one to a single address there, such as the router's.
+    pub(crate) fn has_other_routes(&mut self, v6: bool) -> io::Result<bool> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(v6);
+        let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
+        let bits = if v6 { 128 } else { 32 };
+        Ok(answers.iter().any(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => {
+                let of_main = route.header.destination_prefix_length == 0
+                    && route.header.table == RouteHeader::RT_TABLE_MAIN;
+                route.header.kind == RouteType::Unicast
+                    && route.header.protocol != RouteProtocol::Kernel
+                    && route.header.destination_prefix_length < bits
+                    && !of_main
+            }
+            _ => false,
         }))
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Info {
     pub(crate) name: String,
     /// Bytes of the program after the verifier: 8 an instruction.
     pub(crate) translated_bytes: u32,
+    /// The kernel has compiled it and does not interpret it; `None`: it does not tell.
+    pub(crate) compiled: Option<bool>,
 }
 
 /// Asks the kernel about a program.
@@ -35,6 +37,8 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
         id: info.id,
         name: name_of(&info.name),
         translated_bytes: info.xlated_prog_len,
+        // Without CAP_BPF both lengths are 0.
+        compiled: (info.xlated_prog_len > 0).then_some(info.jited_prog_len > 0),
     })
 }
 

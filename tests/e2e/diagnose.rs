@@ -31,8 +31,19 @@ fn diagnose(site: &Site) -> Diagnosis {
     host.run(|| site.katran.diagnose("eth0").unwrap())
 }
 
-/// Whether there is a finding so bad about a subject, with these words in message and advice.
-fn finds(found: &Diagnosis, severity: Severity, subject: Subject, message: &str, advice: &str) {
+/// Whether there is a finding so bad about a subject, with these words in message and advice; and all that
+/// is not as it should be comes with what to do.
+pub(crate) fn finds(
+    found: &Diagnosis,
+    severity: Severity,
+    subject: Subject,
+    message: &str,
+    advice: &str,
+) {
+    for finding in found.findings() {
+        let fine = finding.severity == Severity::Ok;
+        assert_eq!(finding.advice.is_empty(), fine, "{found}");
+    }
     let mut about = found.about(subject);
     assert!(
         about.any(|finding| finding.severity == severity
@@ -131,7 +142,7 @@ fn troubles_of_the_interface_are_found() {
         "not this balancer's",
         "bpftool link",
     );
-    // Another balancer is no trouble of this one's.
+    // Another balancer: stopped first, or it is the one that this check is run beside.
     drop(other);
     let gateway = katran::MacAddr::new(site.lab.balancers[0].gateway_mac);
     let mut second = site::small(gateway).load().unwrap();
@@ -140,10 +151,10 @@ fn troubles_of_the_interface_are_found() {
     assert!(found.works(), "{found}");
     finds(
         &found,
-        Severity::Note,
+        Severity::Warning,
         Subject::Program,
         "a balancer of another process, in native mode",
-        "",
+        "stop it first",
     );
 }
 
@@ -353,8 +364,8 @@ fn troubles_of_a_backend_are_found() {
     finds(
         &diagnose(),
         Severity::Problem,
-        Subject::ReversePathFilter,
-        "no default route",
+        Subject::WayBack,
+        "IPv4 has no default route",
         "default via",
     );
     backend.host.ip("route add default dev lo").unwrap();

@@ -10,6 +10,7 @@ mod control;
 mod decap;
 mod decap_tc;
 mod diagnose;
+mod diagnose_live;
 mod ecmp;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/faults.rs"]

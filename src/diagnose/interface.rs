@@ -1,0 +1,196 @@
+//! What follows from the facts about an interface, for balancers and backends alike: whether it is up,
+//! whose program is on it and in which mode, and what changes packets before that program sees them.
+
+use std::io;
+
+use super::Diagnosis;
+use super::InterfaceFacts;
+use super::Subject;
+use super::facts::Present;
+use super::facts::XDP_ACT_NDO_XMIT;
+use super::facts::XDP_ACT_REDIRECT;
+use super::facts::XDP_ACT_RX_SG;
+use crate::XdpMode;
+
+/// The longest packet that native XDP takes in one page, without frames in several buffers: what most
+/// drivers have room for.
+const NATIVE_MTU: u32 = 3498;
+
+/// Whether there is an interface to say more of.
+pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
+    let name = &facts.name;
+    if facts.index.is_none() {
+        let message = format!("{name} does not exist in this network namespace");
+        found.problem(Subject::Interface, message, "ip link");
+        return false;
+    }
+    let driver = facts.driver.as_deref().unwrap_or("unknown driver");
+    if !facts.up {
+        let message = format!("{name} ({driver}) is down");
+        found.problem(
+            Subject::Interface,
+            message,
+            format!("ip link set {name} up"),
+        );
+    } else if !facts.carrier {
+        let message = format!("{name} ({driver}) has no carrier");
+        found.problem(
+            Subject::Interface,
+            message,
+            "look at cable, switch port, or peer",
+        );
+    } else {
+        found.ok(Subject::Interface, format!("{name} ({driver}) is up"));
+    }
+    true
+}
+
+/// Who has the interface.
+pub(super) enum Holder<'a> {
+    /// We, as the kernel says.
+    Ours(XdpMode),
+    /// We were attached, and are no longer: why.
+    Lost(String),
+    Other(&'a Present),
+    Nobody,
+}
+
+/// The kernel's word against our own list of attachments.
+pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
+    let name = &facts.name;
+    match (&facts.program, &facts.ours.xdp) {
+        (Some(present), _) if Some(present.id) == facts.ours.program => Holder::Ours(present.mode),
+        (_, Some(ours)) if Some(ours.index) != facts.index => Holder::Lost(format!(
+            "{name} is another interface than the one that was attached to, which is gone"
+        )),
+        (None, Some(_)) => Holder::Lost(format!("the program was taken off {name}")),
+        (Some(other), Some(_)) => Holder::Lost(format!(
+            "{name} runs {} in the place of the program that was attached",
+            other.describe()
+        )),
+        (Some(other), None) => Holder::Other(other),
+        (None, None) => Holder::Nobody,
+    }
+}
+
+/// The attachment was lost.
+pub(super) fn lost(message: String, found: &mut Diagnosis) {
+    let advice = "detach and attach again (restart the program); `bpftool net` and `bpftool link` show \
+                  what is there";
+    found.problem(Subject::Program, message, advice);
+}
+
+/// The mode in force: of our program, or of the root program that we share.
+pub(super) fn mode(facts: &InterfaceFacts, frags: bool, mode: XdpMode, found: &mut Diagnosis) {
+    if mode != XdpMode::Generic {
+        return found.ok(Subject::Mode, mode.to_string());
+    }
+    let mut message = "generic: in the network stack, several times slower than native".to_owned();
+    let refusal = facts.ours.xdp.as_ref().and_then(|ours| ours.refused);
+    if let Some(errno) = refusal {
+        message += &format!(
+            "; the driver has refused native mode: {}",
+            io::Error::from_raw_os_error(errno)
+        );
+    }
+    found.warn(
+        Subject::Mode,
+        message,
+        why_not_native(facts, frags, refusal),
+    );
+}
+
+/// What is known of why, most certain first.
+fn why_not_native(facts: &InterfaceFacts, frags: bool, refusal: Option<i32>) -> String {
+    let name = &facts.name;
+    if facts.native() == Some(false) {
+        return "its driver has no native XDP: another card, or live with it".to_owned();
+    }
+    if facts.mtu > NATIVE_MTU && !frags {
+        return format!(
+            "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or load with frags",
+            facts.mtu
+        );
+    }
+    if facts.lro == Some(true) {
+        return format!("ethtool -K {name} lro off, and attach again");
+    }
+    match refusal {
+        Some(_) => {
+            "see `dmesg` for the driver's reason (often: too few free queues, see ethtool -L)"
+        }
+        None => "it was asked for: attach in native mode, or see why the driver refuses that",
+    }
+    .to_owned()
+}
+
+/// The mode that attaching would lead to.
+pub(super) fn outlook(facts: &InterfaceFacts, frags: bool, found: &mut Diagnosis) {
+    match facts.native() {
+        Some(false) => {
+            let message = "the driver has no native XDP: generic mode would be used";
+            found.warn(Subject::Mode, message, why_not_native(facts, frags, None));
+        }
+        _ if facts.mtu > NATIVE_MTU && !frags => {
+            let message = "native mode may be refused";
+            found.warn(Subject::Mode, message, why_not_native(facts, frags, None));
+        }
+        Some(true) => {
+            let features = facts.xdp_features.unwrap_or(0);
+            let more = [
+                (XDP_ACT_REDIRECT, "redirects"),
+                (XDP_ACT_NDO_XMIT, "sends what is redirected to it"),
+                (XDP_ACT_RX_SG, "takes frames in several buffers"),
+            ];
+            let more = more.iter().filter(|(bit, _)| features & bit != 0);
+            let message = more.fold("the driver has native XDP".to_owned(), |text, (_, what)| {
+                format!("{text}, {what}")
+            });
+            found.ok(Subject::Mode, message);
+        }
+        None => found.note(
+            Subject::Mode,
+            "this kernel does not tell whether the driver has native XDP (before 6.3)",
+            "attach in native mode to find out",
+        ),
+    }
+}
+
+pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
+    let name = &facts.name;
+    let mut any = false;
+    if facts.lro == Some(true) {
+        any = true;
+        let message = "large receive offload merges packets, beyond what can be wrapped";
+        found.warn(
+            Subject::Offload,
+            message,
+            format!("ethtool -K {name} lro off"),
+        );
+    }
+    // In force, by whatever program, or what attaching would lead to.
+    let generic = match &facts.program {
+        Some(program) => program.mode == XdpMode::Generic,
+        None => facts.native() == Some(false),
+    };
+    if facts.gro == Some(true) && generic {
+        any = true;
+        let message = "in generic mode receive offload (GRO) merges packets before the program";
+        found.warn(
+            Subject::Offload,
+            message,
+            format!("ethtool -K {name} gro off"),
+        );
+    }
+    if facts.rxvlan == Some(true) && !generic {
+        any = true;
+        let message = "VLAN tags are taken off before the program sees them, and not put back";
+        let advice = format!(
+            "if packets come with tags: ethtool -K {name} rxvlan off rx-vlan-stag-hw-parse off"
+        );
+        found.note(Subject::Offload, message, advice);
+    }
+    if !any {
+        found.ok(Subject::Offload, "nothing changes packets on arrival");
+    }
+}

@@ -1,0 +1,427 @@
+//! Diagnosis of what has gone wrong since it was set up, under few privileges, in shared mode, and of
+//! backends by address family: each made for real.
+
+use caps::Capability;
+use katran::Decap;
+use katran::Diagnosis;
+use katran::Gateway;
+use katran::NextHops;
+use katran::Real;
+use katran::RootProgram;
+use katran::Severity;
+use katran::SharedEntries;
+use katran::Subject;
+use katran::TcHook;
+use katran::Vip;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::LabConfig;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::diagnose::finds;
+use crate::faults::without_capabilities;
+use crate::site::Site;
+use crate::site::small;
+
+const ROUTER: &str = "02:00:00:00:00:01";
+
+/// Nothing about this subject is so bad.
+fn nothing(found: &Diagnosis, severity: Severity, subject: Subject) {
+    let mut about = found.about(subject).peekable();
+    assert!(about.peek().is_some(), "{found}");
+    assert!(about.all(|finding| finding.severity < severity), "{found}");
+}
+
+/// A host with one end of a veth pair, `eth0`; the other is `eth1`.
+fn host() -> Host {
+    require_root();
+    let host = Host::new("host").unwrap();
+    pair(&host);
+    host
+}
+
+fn pair(host: &Host) {
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    host.ip("link set eth0 up").unwrap();
+    host.ip("link set eth1 up").unwrap();
+}
+
+#[test]
+fn an_interface_that_was_made_anew_is_not_called_attached() {
+    let host = host();
+    let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
+    let mut decap = Decap::builder().load().unwrap();
+    host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
+    host.run(|| decap.attach("eth1", XdpMode::Native).unwrap());
+    let balancer = || host.run(|| katran.diagnose("eth0").unwrap());
+    let backend = |decap: &Decap| host.run(|| decap.diagnose("eth1", &[]).unwrap());
+    let is_fine = |found: &Diagnosis| nothing(found, Severity::Note, Subject::Program);
+    is_fine(&balancer());
+    is_fine(&backend(&decap));
+    // By another name it is the same program.
+    host.ip("link set eth0 name wan0").unwrap();
+    let renamed = host.run(|| katran.diagnose("wan0").unwrap());
+    finds(
+        &renamed,
+        Severity::Ok,
+        Subject::Program,
+        "attached to wan0",
+        "",
+    );
+    host.ip("link del wan0").unwrap();
+    pair(&host);
+    for found in [balancer(), backend(&decap)] {
+        finds(
+            &found,
+            Severity::Problem,
+            Subject::Program,
+            "another interface than the one that was attached to",
+            "attach again",
+        );
+    }
+    // At tc, too.
+    decap.detach("eth1").unwrap();
+    host.run(|| decap.attach_tc("eth1", TcHook::Auto).unwrap());
+    is_fine(&backend(&decap));
+    host.ip("link del eth0").unwrap();
+    pair(&host);
+    finds(
+        &backend(&decap),
+        Severity::Problem,
+        Subject::Program,
+        "another interface than the one that was attached to",
+        "attach again",
+    );
+}
+
+#[test]
+fn the_drivers_refusal_is_told() {
+    let host = host();
+    let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
+    // A veth refuses native XDP if its peer may send longer frames than a page has room for.
+    host.ip("link set eth1 mtu 9000").unwrap();
+    let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
+    assert_eq!(attached.mode, XdpMode::Generic);
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Mode,
+        "refused native mode: Numerical result out of range",
+        "dmesg",
+    );
+    // Once it is asked for, it is no refusal any more.
+    katran.detach("eth0").unwrap();
+    host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Mode,
+        "generic",
+        "asked for",
+    );
+    assert!(!found.to_string().contains("refused native"), "{found}");
+}
+
+/// The capabilities of the guide's units; `CAP_SYS_ADMIN` is what they leave out.
+#[test]
+fn few_privileges_make_no_false_problems() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let host = host();
+    host.tool("ethtool", "-K eth0 gro on").unwrap();
+    let path = pins.join("few");
+    let mut root = RootProgram::builder().load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
+    root.pin(&path).unwrap();
+    let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
+    let alone = small(ROUTER.parse().unwrap()).load().unwrap();
+    host.run(|| katran.attach_shared(&path, 2).unwrap());
+    let few = |katran: &katran::Katran| {
+        host.run(|| {
+            without_capabilities(&[Capability::CAP_SYS_ADMIN], || {
+                katran.diagnose("eth0").unwrap()
+            })
+        })
+    };
+    // The same as root.
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    nothing(&found, Severity::Note, Subject::Program);
+    nothing(&found, Severity::Note, Subject::Privileges);
+    finds(&found, Severity::Warning, Subject::Mode, "generic", "");
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Offload,
+        "GRO",
+        "gro off",
+    );
+    let found = few(&katran);
+    nothing(&found, Severity::Warning, Subject::Program);
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Program,
+        "an entry of the root program, if that is XDP program",
+        "bpftool",
+    );
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Privileges,
+        "cannot be taken over",
+        "CAP_SYS_ADMIN",
+    );
+    // One that shares nothing needs no more, and cannot tell whose program is in its way.
+    let found = few(&alone);
+    nothing(&found, Severity::Note, Subject::Privileges);
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Program,
+        "only those with CAP_SYS_ADMIN learn the name",
+        "bpftool prog show id",
+    );
+    let found = host.run(|| alone.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Program,
+        "the root program of another process",
+        "--shared",
+    );
+    // Attached without an entry, all is known: the program is ours.
+    drop(root);
+    RootProgram::remove(&path).unwrap();
+    let mut alone = alone;
+    host.run(|| alone.attach("eth0", XdpMode::Native).unwrap());
+    nothing(&few(&alone), Severity::Note, Subject::Program);
+
+    // What is missing is told without a balancer, too, as none can be loaded.
+    let missing = [
+        Capability::CAP_SYS_ADMIN,
+        Capability::CAP_BPF,
+        Capability::CAP_PERFMON,
+    ];
+    let found = without_capabilities(&missing, Diagnosis::of_host);
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Privileges,
+        "missing: CAP_PERFMON, CAP_BPF",
+        "root",
+    );
+    assert!(Diagnosis::of_host().works());
+}
+
+#[test]
+fn an_entry_that_was_taken_is_found() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let host = host();
+    let path = pins.join("taken");
+    let mut root = RootProgram::builder().load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    root.pin(&path).unwrap();
+    let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
+    host.run(|| katran.attach_shared(&path, 2).unwrap());
+    SharedEntries::open(&path).unwrap().clear(2).unwrap();
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::Program,
+        "taken is no longer this balancer's",
+        "root show",
+    );
+    // Without a root program nobody calls the entry.
+    drop(root);
+    RootProgram::remove(&path).unwrap();
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Program,
+        "has no root program",
+        "root attach",
+    );
+}
+
+#[test]
+fn a_real_that_is_this_host_needs_no_next_hop() {
+    let host = host();
+    host.ip("addr add 10.0.0.2/24 dev eth0").unwrap();
+    host.ip("link set lo up").unwrap();
+    let mut katran = small(ROUTER.parse().unwrap())
+        .gateway(Gateway::Auto)
+        .next_hops(NextHops::PerReal)
+        .load()
+        .unwrap();
+    let vip: Vip = "203.0.113.1:80/tcp".parse().unwrap();
+    katran.add_vip(vip, VipFlags::LOCAL_VIP).unwrap();
+    let real = Real::new("10.0.0.2".parse().unwrap());
+    let local = real.flags(katran::RealFlags::LOCAL_REAL);
+    katran.add_real(vip, local).unwrap();
+    let before = host.run(|| katran.diagnose("eth0").unwrap());
+    host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
+    let after = host.run(|| katran.diagnose("eth0").unwrap());
+    for found in [before, after] {
+        nothing(&found, Severity::Note, Subject::Gateway);
+        nothing(&found, Severity::Note, Subject::Vips);
+    }
+    katran
+        .set_real_flags(real.address(), katran::RealFlags::empty())
+        .unwrap();
+    let found = host.run(|| katran.diagnose("eth0").unwrap());
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Vips,
+        "real 10.0.0.2 is this host",
+        "LOCAL_REAL",
+    );
+}
+
+#[test]
+fn backends_are_judged_by_the_families_of_their_vips() {
+    let site = Site::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    });
+    let backend = &site.lab.backends[0].host;
+    let (v4, v6) = (site.lab.vip4(), site.lab.vip6());
+    let diagnose = |vips: &[std::net::IpAddr]| {
+        let diagnose = || site.decaps[0].diagnose("eth0", vips).unwrap();
+        backend.run(diagnose)
+    };
+    backend.ip("-6 route del default").unwrap();
+    finds(
+        &diagnose(&[v6]),
+        Severity::Problem,
+        Subject::WayBack,
+        "IPv6 has no default route",
+        "ip -6 route add",
+    );
+    nothing(&diagnose(&[v4]), Severity::Note, Subject::WayBack);
+    let found = diagnose(&[]);
+    finds(
+        &found,
+        Severity::Note,
+        Subject::WayBack,
+        "IPv6 has no default route",
+        "if there is a VIP of IPv6",
+    );
+    nothing(&found, Severity::Warning, Subject::WayBack);
+    // Clients of the own network only.
+    backend
+        .ip("-6 route add 2001:db8::/64 via 2001:db8:2::ffff")
+        .unwrap();
+    finds(
+        &diagnose(&[v6]),
+        Severity::Warning,
+        Subject::WayBack,
+        "where other routes lead",
+        "elsewhere",
+    );
+    // IPv6 alone, and nothing of IPv4.
+    backend
+        .ip("-6 route add default via 2001:db8:2::ffff dev eth0")
+        .unwrap();
+    backend.ip("route del default").unwrap();
+    backend.sysctl("net.ipv4.conf.eth0.rp_filter", 1).unwrap();
+    let found = diagnose(&[v6]);
+    assert!(found.works(), "{found}");
+    nothing(&found, Severity::Note, Subject::WayBack);
+    nothing(&found, Severity::Note, Subject::ReversePathFilter);
+    // IPv4 alone: outer headers of 20 bytes.
+    backend
+        .ip("route add default via 198.51.100.254 dev eth0")
+        .unwrap();
+    backend.sysctl("net.ipv6.conf.all.disable_ipv6", 1).unwrap();
+    backend.ip("link set eth0 mtu 1520").unwrap();
+    backend
+        .ip("route change default via 198.51.100.254 dev eth0 mtu 1500")
+        .unwrap();
+    let found = diagnose(&[v4]);
+    finds(
+        &found,
+        Severity::Ok,
+        Subject::Mtu,
+        "IPv4 packets of 1500 bytes in IP in IP",
+        "",
+    );
+    finds(
+        &found,
+        Severity::Note,
+        Subject::Mtu,
+        "up to 28 of GUE",
+        "mtu 1528",
+    );
+    // A VIP of a family that is switched off is a finding, not an error.
+    let found = diagnose(&[v6]);
+    assert!(!found.works(), "{found}");
+    finds(
+        &found,
+        Severity::Problem,
+        Subject::WayBack,
+        "IPv6 has no default route",
+        "",
+    );
+    let balancer = &site.lab.balancers[0].host;
+    balancer
+        .sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+        .unwrap();
+    let found = balancer.run(|| site.katran.diagnose("eth0").unwrap());
+    nothing(&found, Severity::Warning, Subject::Program);
+}
+
+#[test]
+fn other_programs_on_a_backend_are_found() {
+    let host = host();
+    let mut other = Decap::builder().load().unwrap();
+    let mut decap = Decap::builder().load().unwrap();
+    let diagnose = |decap: &Decap| host.run(|| decap.diagnose("eth0", &[]).unwrap());
+    host.run(|| other.attach("eth0", XdpMode::Generic).unwrap());
+    finds(
+        &diagnose(&other),
+        Severity::Warning,
+        Subject::Mode,
+        "generic",
+        "asked for",
+    );
+    finds(
+        &diagnose(&decap),
+        Severity::Warning,
+        Subject::Program,
+        "another process strips tunnels on eth0, in generic mode",
+        "stop it first",
+    );
+    drop(other);
+    let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
+    host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
+    finds(
+        &diagnose(&decap),
+        Severity::Warning,
+        Subject::Program,
+        "which is not the decapsulator",
+        "--tc",
+    );
+    host.run(|| decap.attach_tc("eth0", TcHook::Auto).unwrap());
+    finds(
+        &diagnose(&decap),
+        Severity::Note,
+        Subject::Program,
+        "sees frames first",
+        "passes tunnels on",
+    );
+    finds(
+        &diagnose(&decap),
+        Severity::Ok,
+        Subject::Program,
+        "strips tunnels on eth0 in tc",
+        "",
+    );
+}
