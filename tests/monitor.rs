@@ -518,8 +518,21 @@ fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
 
 /// Mounts in the mount namespace of this thread.
 fn mount(arguments: &[&str]) {
-    let status = Command::new("mount").args(arguments).status().unwrap();
-    assert!(status.success(), "{arguments:?}");
+    mount_command("mount", arguments);
+}
+
+fn mount_command(name: &str, arguments: &[&str]) {
+    let status = Command::new(name).args(arguments).status().unwrap();
+    assert!(status.success(), "{name} {arguments:?}");
+}
+
+/// A mount that goes with the test, so that the directory can.
+struct Mounted<'a>(&'a str);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        mount_command("umount", &["-l", self.0]);
+    }
 }
 
 #[test]
@@ -531,6 +544,7 @@ fn a_full_disk_leaves_whole_packets() {
     let path = scratch.0.to_str().unwrap();
     // One page of memory.
     mount(&["-t", "tmpfs", "-o", "size=4k", "katran", path]);
+    let _mounted = Mounted(path);
     let options = MonitorOptions::new().events([EventKind::TcpNonSynMiss]);
     let monitor = katran.monitor_to_pcap(options, path).unwrap();
     let record = 16 + tcp(1).frame().len();
