@@ -142,24 +142,38 @@ static __always_inline void sets_change(struct flow_mark *mark, __u64 fingerprin
 	entry->mark.id = id;
 }
 
+/* 0, of which the verifier does not know that it is. Ways through the walk that differ in nothing but a
+ * number which each of them knows are looked at one by one (before Linux 6.4 or so they were millions);
+ * those that know no number are one. */
+static __always_inline __u64 unknown_zero(__u64 any)
+{
+	__u64 same = any;
+
+	barrier_var(same);
+	return same - any;
+}
+
 /* Which entry is to be the flow's: its own, or else an empty one, or else the one unused for
  * longest. */
 static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 fingerprint, __u32 now)
 {
-	__u64 chosen = 0, longest = 0;
+	const __u64 zero = unknown_zero(now);
+	__u64 chosen = zero & (FLOW_WAYS - 1), longest = zero;
 
-#pragma unroll
+/* As a loop it needs less of the stack, which it shares with its callers. */
+#pragma nounroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		const struct flow_entry *entry = &set->entries[way];
+		const __u64 this = (zero + way) & (FLOW_WAYS - 1);
 		__u64 unused = (__u32)(now - entry->mark.used) + 1ull;
 
 		if ((entry->tag ^ entry->mark.id) == fingerprint)
-			return way;
+			return this;
 		if (!entry->mark.id)
-			unused = ~0ull;
+			unused = ~zero;
 		if (unused > longest) {
 			longest = unused;
-			chosen = way;
+			chosen = this;
 		}
 	}
 	return chosen;
@@ -208,20 +222,32 @@ __noinline int sets_split(void)
 	return 0;
 }
 
-static __always_inline void sets_remember(void *table, struct flow_set *set,
-					  struct counters *record, __u64 fingerprint, __u32 id,
-					  __u32 now, __u32 used)
+/* Enters a flow into its set; in which place. A global function like the one above: it has as many ways
+ * through it as entries can look. */
+__noinline int sets_enter(struct flow_set *set, __u64 fingerprint, __u32 id, __u32 now, __u32 used)
 {
 	struct flow_entry *entry;
 	__u64 way;
 
-	if (!set)
-		return;
+	if (flow_table_kind != FLOW_TABLE_SETS || !set)
+		return 0;
 	way = sets_choose(set, fingerprint, now);
 	entry = entry_at(set, way * sizeof(*entry));
 	entry->tag = fingerprint ^ id;
 	entry->mark.id = id;
 	entry->mark.used = used;
-	if (way >= (__u64)WAYS_PER_LINE - 1 && table && record->active_sets < flow_sets)
+	return way;
+}
+
+static __always_inline void sets_remember(void *table, struct flow_set *set,
+					  struct counters *record, __u64 fingerprint, __u32 id,
+					  __u32 now, __u32 used)
+{
+	int way;
+
+	if (!set)
+		return;
+	way = sets_enter(set, fingerprint, id, now, used);
+	if (way >= WAYS_PER_LINE - 1 && table && record->active_sets < flow_sets)
 		sets_split();
 }
