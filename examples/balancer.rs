@@ -116,7 +116,7 @@ fn check_entry(path: &Path, position: u32) -> Result<bool> {
 
 fn balance(options: &Options) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals_and_diagnosis()?;
+    let signals = common::signals()?;
 
     let mut katran = options.start()?;
     run(&mut katran, options, &signals)?;

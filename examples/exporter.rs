@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 fn export(arguments: &Arguments) -> Result<()> {
     let options = &arguments.options;
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals_and_diagnosis()?;
+    let signals = common::signals()?;
     // Before any packet is touched: an address in use is no reason to interrupt traffic.
     let listener = TcpListener::bind(arguments.listen)
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! monitor --config lb.toml --interface eth0 [--directory DIR] [--event NAME]... [--rate-limit N]
+//!         [--packet-limit N] [--snap-length BYTES]
 //! ```
 //! It balances like the example `balancer`, with the feature `introspection` on whatever the file lists.
 //! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows),
 //! `packet_too_big` (above `max_frame`) and `quic_real_gone`. With `--directory` there is a new file for
-//! each, which tshark, Wireshark and tcpdump read. SIGHUP has the file read again; SIGINT and SIGTERM end
-//! it.
+//! each, which tshark, Wireshark and tcpdump read. SIGHUP has the file read again, SIGUSR1 a diagnosis
+//! printed; SIGINT and SIGTERM end it.
 
 mod common;
 
@@ -30,13 +31,14 @@ use katran::Monitor;
 use katran::MonitorOptions;
 use katran::State;
 use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGUSR1;
 
 /// Balances, and shows packets that an operator may want to know of.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
     options: Options,
-    /// Write pcap files here, one for each kind of event, and print nothing
+    /// Write pcap files here, one for each kind of event, instead of printing events
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Only this kind of event; may be given several times
@@ -77,8 +79,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Err(error);
     }
     say("listening".to_owned());
-    while let Ok(SIGHUP) = signals.recv() {
-        arguments.options.follow_with(&mut katran, introspect);
+    while let Ok(signal @ (SIGHUP | SIGUSR1)) = signals.recv() {
+        match signal {
+            SIGUSR1 => arguments.options.report_diagnosis(&katran),
+            _ => arguments.options.follow_with(&mut katran, introspect),
+        }
     }
     summary(&katran, monitor)?;
     arguments.options.stop(&mut katran);

@@ -95,7 +95,7 @@ fn top(
     news: &Receiver<News>,
 ) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
-    let signals = common::signals_and_diagnosis()?;
+    let signals = common::signals()?;
     let signal_sender = sender.clone();
     thread::spawn(move || {
         for signal in signals {

@@ -107,9 +107,11 @@ impl DecapBuilder {
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can have;
-    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege);
-    /// [`Error::Verifier`](crate::Error::Verifier) if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can
+    /// have; [`Error::KernelTooOld`](crate::Error::KernelTooOld),
+    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
+    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier)
+    /// if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel).
     pub fn load(self) -> Result<Decap> {
         for address in [
             self.destination_v4.map(IpAddr::V4),
@@ -309,7 +311,7 @@ impl Decap {
     /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier);
     /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
-        self.attachments.check(interface)?;
+        self.attachments.check_own(interface)?;
         let program = match self.tc_program.take() {
             Some(program) => program,
             None => self.settings.load_tc(self.counters.as_fd())?,

@@ -432,7 +432,7 @@ impl HealthChecks {
         let ways = self
             .cells
             .ways()
-            .map(|ways| ("ways", MAX_WAYS as usize * reals, ways));
+            .map(|ways| ("ways", MAX_WAYS as usize * reals + 1, ways));
         let uses = uses.into_iter().chain(ways);
         uses.map(|(name, capacity, entries)| MapUse {
             name,
@@ -475,7 +475,8 @@ fn size_maps(
     maps.destinations.set_max_entries(reals)?;
     maps.sources.set_max_entries(reals)?;
     // Each mark and each match may have a real of its own.
-    maps.ways.set_max_entries(MAX_WAYS * reals)?;
+    // One more: a way that is changed is there twice for a moment.
+    maps.ways.set_max_entries(MAX_WAYS * reals + 1)?;
     maps.ways.set_autocreate(own_hops)?;
     maps.probe_keys.set_max_entries(vips)?;
     maps.probe_counters.set_max_entries(vips)

@@ -160,14 +160,28 @@ impl RootProgram {
         let attachment = self
             .attachments
             .attach(self.program.as_fd(), interface, mode)?;
-        if let Some(path) = &self.pinned
-            && let Err(error) = self.attachments.pin(interface, &link_path(path, interface))
-        {
-            // It was attached a moment ago.
-            let _ = self.attachments.detach(interface);
-            return Err(pin_error(&link_path(path, interface), error));
+        if let Some(path) = &self.pinned {
+            let path = link_path(path, interface);
+            let pinned = self
+                .unpin_gone(&path)
+                .and_then(|()| self.attachments.pin(interface, &path));
+            if let Err(error) = pinned {
+                // It was attached a moment ago.
+                let _ = self.attachments.detach(interface);
+                return Err(pin_error(&path, error));
+            }
         }
         Ok(attachment)
+    }
+
+    /// Removes the pin of an attachment of ours to a former interface of that name.
+    fn unpin_gone(&self, path: &Path) -> io::Result<()> {
+        let own = program::info(self.program.as_fd())?.id;
+        match PinnedXdp::open(path) {
+            Ok(Some(pinned)) if pinned.is_gone && pinned.program == own => fs::remove_file(path),
+            // Nothing, or something else, which pinning tells.
+            _ => Ok(()),
+        }
     }
 
     /// Where it is attached, in the order of attaching.
@@ -231,9 +245,10 @@ impl RootProgram {
         Ok(())
     }
 
-    /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and removes
-    /// the pins of its attachments, of its array and of what balancers in it have pinned. Programs in it end with it, unless another process
-    /// still has the array open. Other pins are left alone, whatever their names.
+    /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and
+    /// removes the pins of its attachments, of its array and of what balancers in it have pinned.
+    /// Programs in it end with it, unless another process still has the array open. Other pins are
+    /// left alone, whatever their names.
     ///
     /// To see whose program an attachment has takes `CAP_SYS_ADMIN`.
     ///
@@ -244,12 +259,14 @@ impl RootProgram {
     pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let array = SharedEntries::open(path)?;
-        let unlink = |path: &Path| {
-            fs::remove_file(path).map_err(|error| Error::File {
+        let unlink = |path: &Path| match fs::remove_file(path) {
+            // A balancer that has just left has removed its own.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File {
                 operation: "remove",
                 path: path.to_owned(),
                 error,
-            })
+            }),
+            _ => Ok(()),
         };
         let attachments = pinned_attachments(path, array.id())?;
         let of_entries = special_pins(path, None).map_err(|error| unlisted(path, error))?;
@@ -290,10 +307,12 @@ fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp
     let mut found = Vec::new();
     for (pin, _) in files_beside(path).map_err(|error| unlisted(path, error))? {
         let text = pin.display().to_string();
-        let attachment = PinnedXdp::open(&pin);
-        let attachment = attachment.map_err(|error| kernel_error("open", &text, error))?;
-        let Some(attachment) = attachment else {
-            continue;
+        let attachment = match PinnedXdp::open(&pin) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => continue,
+            // Gone since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(kernel_error("open", &text, error)),
         };
         let maps = program::by_id(attachment.program).and_then(|fd| program::maps(fd.as_fd()));
         let maps = maps.map_err(|error| match error.raw_os_error() {

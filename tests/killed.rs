@@ -78,15 +78,16 @@ fn its_entry_works_on_until_it_is_taken_over() {
         lab.vip4(),
         lab.backends[0].v4
     ));
-    let start = || {
+    let start = |path: &str| {
         let mut command = example("balancer");
         command.arg("--config").arg(&file.0);
-        command.args(["--shared", &path]);
+        command.args(["--shared", path]).current_dir(&directory);
         let mut balancer = Running::start(host, command);
         balancer.says("balancing as entry 2 of");
         balancer
     };
-    let mut killed = start();
+    // By a path without a directory.
+    let mut killed = start("shared");
     let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     let held = pins(&directory);
@@ -98,7 +99,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     assert_eq!(another.ask("who").unwrap(), "backend0");
 
     // The next one takes the entry over, and what was pinned for it.
-    let mut next = start();
+    let mut next = start(&path);
     let after = pins(&directory);
     assert!(after.len() == 3 && after != held, "{held:?} {after:?}");
     for connection in [&mut connection, &mut another] {
@@ -106,7 +107,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     }
     next.end(SIGTERM);
     assert_eq!(pins(&directory), ["shared", "shared_eth0"]);
-    let mut killed = start();
+    let mut killed = start(&path);
     killed.process.kill().unwrap();
     root(host, &["remove"], &path);
     assert!(pins(&directory).is_empty());

@@ -36,7 +36,7 @@ fn configuration(lab: &Lab) -> String {
     let gateway = lab.balancers[0].gateway_mac;
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
     format!(
-        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\n\
+        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nsource_v4 = \"10.0.0.2\"\n\
          [[vip]]\naddress = \"{}\"\nport = 80\nprotocol = \"tcp\"\n\
          reals = [{{ address = \"{}\" }}]\n",
         lab.vip4(),
@@ -102,10 +102,12 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     let file = Scratch::new("running.toml");
     file.write(&configuration(&lab));
     let config = file.0.to_str().unwrap();
-    let sites: [(&str, &[&str]); 3] = [
+    let sites: [(&str, &[&str]); 5] = [
         ("balancer", &[]),
         ("exporter", &["--listen", "127.0.0.1:0"]),
         ("top", &["--plain"]),
+        ("monitor", &[]),
+        ("healthcheck", &[]),
     ];
     for (name, more) in sites {
         let mut command = example(name);

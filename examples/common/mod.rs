@@ -230,19 +230,10 @@ pub(crate) fn say(line: String) {
     let _ = writeln!(stdout(), "{line}");
 }
 
-/// SIGHUP, SIGINT and SIGTERM, as messages.
+/// SIGHUP, SIGINT, SIGTERM, and SIGUSR1, which asks a balancer for a diagnosis of itself; as messages.
 pub(crate) fn signals() -> Result<Receiver<i32>> {
-    forward(&[SIGHUP, SIGINT, SIGTERM])
-}
-
-/// These, and SIGUSR1, which asks a balancer for a diagnosis of itself.
-pub(crate) fn signals_and_diagnosis() -> Result<Receiver<i32>> {
-    forward(&[SIGHUP, SIGINT, SIGTERM, SIGUSR1])
-}
-
-fn forward(signals: &[i32]) -> Result<Receiver<i32>> {
     let (sender, receiver) = mpsc::channel();
-    let mut signals = Signals::new(signals)?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1])?;
     thread::spawn(move || {
         for signal in signals.forever() {
             if sender.send(signal).is_err() {

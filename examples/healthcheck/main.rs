@@ -3,18 +3,18 @@
 //!
 //! ```text
 //! healthcheck --config lb.toml --interface eth0 [--check VIP=CHECK]... [--http VIP=PATH]...
-//!             [--status 200] [--interval 2] [--timeout 1] [--rise 2] [--fall 3]
+//!             [--status 200] [--interval 2] [--timeout 1] [--rise 2] [--fall 3] [--first-mark N]
 //! ```
 //! TCP services are asked for a connection, UDP services to echo a datagram. By `--check`, a VIP's reals are
 //! asked for something else: `203.0.113.1:53/udp=tcp:53` for a connection to another port, `...=tcp`,
 //! `...=udp`, `...=http:/health` for a page with a status (`--http 203.0.113.1:80/tcp=/health` is short for
-//! that), or `...=none` for nothing. The file needs `source_v4` and `source_v6`, the addresses that probes
-//! come from.
+//! that), or `...=none` for nothing. The file needs `source_v4`, `source_v6` or both, by the
+//! families of the reals: probes come from them.
 //!
 //! A real that does not answer, while another one of the VIP's does, gets the weight 0, and its own
 //! again when it answers; one that the file gives the weight 0 keeps it. If none answers, the last
 //! weights stay: then it is more likely the checker that is cut off. A probe that does not go
-//! through the tunnel counts for nothing. SIGHUP reads the file again.
+//! through the tunnel counts for nothing. SIGHUP reads the file again, SIGUSR1 prints a diagnosis.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -229,7 +229,7 @@ impl Checker<'_> {
                     }
                 }
                 Ok(Message::Signal(SIGINT | SIGTERM)) => return,
-                Ok(Message::Signal(_)) => {}
+                Ok(Message::Signal(_)) => self.arguments.options.report_diagnosis(&self.katran),
                 Ok(Message::Probed(probed)) => self.record(probed),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Not while there is a sender in `self`.

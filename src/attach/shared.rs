@@ -100,10 +100,7 @@ impl SharedEntries {
         let id = id.map_err(|error| self.error("look into", error))?;
         Ok(id.map(|id| EntryProgram {
             id,
-            name: program::by_id(id)
-                .and_then(|fd| program::info(fd.as_fd()))
-                .map(|info| info.name)
-                .unwrap_or_default(),
+            name: program::name_by_id(id),
         }))
     }
 
@@ -289,10 +286,12 @@ impl SharedAttachments {
         for (done, (at, program, _)) in next.iter().enumerate() {
             let held = &self.held[*at];
             if let Err(error) = held.entries.set(held.position, program.as_fd()) {
-                for (at, ..) in &next[..done] {
-                    let held = &self.held[*at];
+                for (at, program, special) in next.drain(..done) {
+                    let held = &mut self.held[at];
                     if let Err(error) = held.entries.set(held.position, held.program.as_fd()) {
+                        // With what it needs; the next change of programs finds it.
                         log::error!("the new program stays: {error}");
+                        (held.program, held.special) = (program, special);
                     }
                 }
                 return Err(error);
@@ -405,7 +404,8 @@ pub(crate) fn files_beside(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
         if let Some(rest) = name.strip_prefix(&prefix)
             && entry.file_type()?.is_file()
         {
-            files.push((entry.path(), rest.to_owned()));
+            // Not the entry's own path, which may have a `./` that `path` has not.
+            files.push((beside(path, rest), rest.to_owned()));
         }
     }
     Ok(files)

@@ -91,9 +91,16 @@ struct Attached {
 }
 
 impl Attachments {
-    /// Whether there is such an interface, and neither we nor others are on it: its index. An attachment
-    /// to a former interface of that name, which is gone, is forgotten.
+    /// Whether there is such an interface, and neither we nor others are on it: its index.
     pub(crate) fn check(&mut self, interface: &str) -> Result<u32> {
+        let index = self.check_own(interface)?;
+        refuse_foreign(interface, index)?;
+        Ok(index)
+    }
+
+    /// Whether there is such an interface, and we are not on it: its index. An attachment to a former
+    /// interface of that name, which is gone, is forgotten.
+    pub(crate) fn check_own(&mut self, interface: &str) -> Result<u32> {
         let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
             interface: interface.to_owned(),
         })?;
@@ -105,7 +112,6 @@ impl Attachments {
             }
             drop(self.attached.remove(position));
         }
-        refuse_foreign(interface, index)?;
         Ok(index)
     }
 
@@ -301,10 +307,7 @@ fn foreign(interface: &str, program_id: u32) -> Error {
     Error::ForeignProgram {
         interface: interface.to_owned(),
         program_id,
-        program_name: program::by_id(program_id)
-            .and_then(|fd| program::info(std::os::fd::AsFd::as_fd(&fd)))
-            .map(|info| info.name)
-            .unwrap_or_default(),
+        program_name: program::name_by_id(program_id),
     }
 }
 

@@ -253,7 +253,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
     );
     if config.healthcheck_interface.is_some() {
         let reals = reals - 1;
-        let ways = u64::from(MAX_WAYS) * reals;
+        let ways = u64::from(MAX_WAYS) * reals + 1;
         let totals = size_of::<probes::probe_totals>() as u64;
         maps.extend([
             fixed("marks", reals, hash(reals, 8, 24)),

@@ -123,7 +123,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if that is the service that this one is only compared with; else                           stop it first, or share the interface by a root program";
+            let advice = "nothing to do if that is the service that this one is only compared with; else \
+                 stop it first, or share the interface by a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -135,10 +134,7 @@ impl InterfaceFacts {
         facts.program = there.find(|(id, _)| *id != 0).map(|(id, mode)| Present {
             id,
             mode,
-            name: program::by_id(id)
-                .and_then(|fd| program::info(fd.as_fd()))
-                .map(|info| info.name)
-                .unwrap_or_default(),
+            name: program::name_by_id(id),
         });
         facts.xdp_features =
             environment::is_at_least(TELLS_XDP_FEATURES).then_some(present.features);

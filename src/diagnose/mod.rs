@@ -1,7 +1,8 @@
 //! What commonly keeps a balancer or a backend from working, found out without changing anything.
 //!
-//! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network namespace; what
-//! follows from them (`host.rs`, `interface.rs`, `interrupts.rs`, `balancer.rs`, `backend.rs`) needs no kernel.
+//! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network
+//! namespace; what follows from them (`host.rs`, `interface.rs`, `interrupts.rs`, `balancer.rs`,
+//! `backend.rs`) needs no kernel.
 
 mod backend;
 mod balancer;

@@ -100,7 +100,7 @@ impl Katran {
             false => self.next_hops(),
         };
         let mut requests = Requests::new().map_err(failed)?;
-        let (next_hops, reals_here) = self.of_others(next_hops, &mut requests);
+        let (next_hops, reals_here) = self.of_others(next_hops);
         let neighbours = match facts.index {
             Some(index) => requests.neighbours(index).map_err(failed)?,
             None => Vec::new(),
@@ -177,11 +177,7 @@ impl Katran {
 
     /// Next hops without those of reals that are this host, which need none; and such reals that are not
     /// marked as local.
-    fn of_others(
-        &self,
-        next_hops: Vec<NextHop>,
-        requests: &mut Requests,
-    ) -> (Vec<NextHop>, Vec<IpAddr>) {
+    fn of_others(&self, next_hops: Vec<NextHop>) -> (Vec<NextHop>, Vec<IpAddr>) {
         let mut here = Vec::new();
         let mut others = Vec::new();
         let marked = |real: IpAddr| {
@@ -191,15 +187,14 @@ impl Katran {
             })
         };
         for hop in next_hops {
-            let Some(real) = hop.real.filter(|_| hop.mac.is_none()) else {
-                others.push(hop);
-                continue;
-            };
-            let route = requests.route(real).ok().flatten();
-            match (route.is_some_and(|route| route.local), marked(real)) {
-                (_, true) => {}
-                (true, false) => here.push(real),
-                (false, false) => others.push(hop),
+            match hop.real {
+                Some(real) if marked(real) && hop.mac.is_none() => {}
+                Some(real) if hop.here => {
+                    if !marked(real) {
+                        here.push(real);
+                    }
+                }
+                _ => others.push(hop),
             }
         }
         (others, here)

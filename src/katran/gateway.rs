@@ -58,9 +58,10 @@ impl Katran {
     /// namespace of the first attachment.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address; [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be
-    /// found out and cannot be within three seconds: then nothing has changed. A balancer that is
-    /// attached nowhere does not look for it yet.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address;
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be found out and cannot be within
+    /// three seconds: then nothing has changed. A balancer that is attached nowhere does not look
+    /// for it yet.
     pub fn set_gateway(&mut self, gateway: Gateway) -> Result<()> {
         check_gateway(gateway)?;
         let wanted = Wanted {
@@ -89,21 +90,24 @@ impl Katran {
     }
 
     /// Where packets go next, as far as that is found out: with [`Gateway::Auto`] the two gateways,
-    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing
-    /// before the first attachment, and nothing where the address is given.
+    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
+    /// the first attachment, and nothing where the address is given.
     pub fn next_hops(&self) -> Vec<NextHop> {
         self.watcher.as_ref().map(Watcher::list).unwrap_or_default()
     }
 
     /// Starts to find out next hops, if any have to be, in the calling thread's network namespace.
-    /// [`attach`](Self::attach) does it; only who attaches [`program_fd`](Self::program_fd) by other
-    /// means has to.
+    /// [`attach`](Self::attach) does it, until the last [`detach`](Self::detach); only who attaches
+    /// [`program_fd`](Self::program_fd) by other means has to, and then it goes on.
     ///
     /// # Errors
     /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
     /// sockets are refused.
     pub fn follow_next_hops(&mut self) -> Result<()> {
-        self.follow_next_hops_at(None)
+        self.follow_next_hops_at(None)?;
+        self.follows_for_embedder = true;
+        Ok(())
     }
 
     /// The same for a balancer that is about to be attached to one more interface, by its index.
@@ -135,7 +139,7 @@ impl Katran {
             if let Some(watcher) = &self.watcher {
                 watcher.set_attached(self.attached_indexes());
             }
-        } else {
+        } else if !self.follows_for_embedder {
             // The next attachment may be in another network namespace.
             self.watcher = None;
             self.sockets = None;

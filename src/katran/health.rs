@@ -27,7 +27,8 @@ impl Katran {
     ///
     /// The real need not belong to a VIP. A mark that is mapped already is led to the new real. Nothing
     /// is sent there before the path of health checks is attached, which takes
-    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface).
+    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface), or an attachment of
+    /// [`healthcheck_program_fd`](Self::healthcheck_program_fd) by the embedder.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if the mark is 0, which is no mark, or the balancer has no outer source

@@ -140,6 +140,8 @@ pub struct Katran {
     watcher: Option<Watcher>,
     /// Of the first attachment's network namespace, while nothing is to be found out there.
     sockets: Option<Sockets>,
+    /// Next hops are followed for attachments that the library does not know of.
+    follows_for_embedder: bool,
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
@@ -184,6 +186,7 @@ impl Katran {
             shared: SharedAttachments::default(),
             watcher: None,
             sockets: None,
+            follows_for_embedder: false,
             healthchecks,
             maps,
             programs,

@@ -21,8 +21,9 @@ impl Katran {
     /// some seconds.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::AlreadyExists`] for a
-    /// prefix that is there, or twice in the batch (to lead it elsewhere, remove it, or use
+    /// [`Error::Unsupported`] without
+    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::AlreadyExists`] for
+    /// a prefix that is there, or twice in the batch (to lead it elsewhere, remove it, or use
     /// [`apply`](Self::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family or
     /// `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addSrcRoutingRule")]
@@ -36,8 +37,9 @@ impl Katran {
     /// knows them. All are removed, or none.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::NotFound`] for a prefix
-    /// that is not there, or twice in the batch; [`Error::Kernel`].
+    /// [`Error::Unsupported`] without
+    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::NotFound`] for a
+    /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
     pub fn remove_source_routes(&mut self, prefixes: &[Prefix]) -> Result<()> {
         self.change_source_routes(prefixes, &[])
@@ -46,7 +48,8 @@ impl Katran {
     /// Removes all source routes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
+    /// [`Error::Unsupported`] without
+    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
     /// removed then.
     #[doc(alias = "clearAllSrcRoutingRules")]
     pub fn clear_source_routes(&mut self) -> Result<()> {

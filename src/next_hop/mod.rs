@@ -295,6 +295,9 @@ impl Watcher {
         for number in numbers {
             state.resolver.remove(number);
         }
+        drop(state);
+        // Nobody waits for what follows from it.
+        let _ = self.shared.wake.write(1);
     }
 
     /// What is known now.
@@ -347,10 +350,11 @@ fn follow(shared: &Shared, notices: &Notices) {
         if confirm {
             confirmed = Instant::now();
             state.resolver.settle(Ask::All);
-        } else if woken {
-            state.resolver.settle_new();
-        } else if noticed {
+        } else if noticed && !woken {
             state.resolver.settle(Ask::New);
+        } else if woken || state.done < state.asked {
+            // Somebody may have asked since it was looked whether anybody has.
+            state.resolver.settle_new();
         }
         if tried.elapsed() >= RETRY {
             tried = Instant::now();

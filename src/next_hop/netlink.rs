@@ -62,6 +62,14 @@ pub(crate) struct Route {
     pub(crate) local: bool,
 }
 
+/// What the kernel knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) mac: MacAddr,
+    /// An operator has entered it for good, or nobody needs to ask.
+    pub(crate) is_fixed: bool,
+}
+
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Interface {
@@ -207,16 +215,22 @@ impl Requests {
         Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
-    /// The Ethernet address of a neighbour, if the kernel knows it, however old.
+    /// A neighbour, if the kernel knows its Ethernet address, however old.
     pub(crate) fn neighbour(
         &mut self,
         interface: u32,
         address: IpAddr,
-    ) -> io::Result<Option<MacAddr>> {
+    ) -> io::Result<Option<Neighbour>> {
         let question = neighbour_message(interface, address);
         match self.ask(RouteNetlinkMessage::GetNeighbour(question), 0) {
             Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewNeighbour(neighbour) => mac_of(neighbour),
+                RouteNetlinkMessage::NewNeighbour(neighbour) => Some(Neighbour {
+                    mac: mac_of(neighbour)?,
+                    is_fixed: matches!(
+                        neighbour.header.state,
+                        NeighbourState::Permanent | NeighbourState::Noarp
+                    ),
+                }),
                 _ => None,
             })),
             // There is no such entry, or no such interface any more.
@@ -242,7 +256,8 @@ impl Requests {
             .collect())
     }
 
-    /// Makes the kernel find out, or confirm, the Ethernet address of a neighbour. It does not wait.
+    /// Makes the kernel find out, or confirm, the Ethernet address of a neighbour. It does not wait. A
+    /// neighbour that is fixed would be so no longer.
     pub(crate) fn solicit(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
         let mut question = neighbour_message(interface, address);
         question.header.flags = NeighbourFlags::Use;

@@ -162,7 +162,8 @@ impl Resolver {
     }
 
     pub(super) fn remove(&mut self, number: u16) {
-        self.reals.remove(&number);
+        // The gateway may have been this one's.
+        self.stale |= self.reals.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway;
         self.of_reals.remove(&number);
         self.write_hop(number, Hop::default());
     }
@@ -309,7 +310,14 @@ impl Resolver {
         };
         let before = self.of_reals.get(&number).copied().unwrap_or_default();
         let fixed = self.wanted.fixed(real.is_ipv6());
-        let mut hop = match self.route(real) {
+        let route = match self.requests.route(real) {
+            Ok(route) => route,
+            Err(error) => {
+                log::warn!("cannot ask for the route to {real}: {error}");
+                return;
+            }
+        };
+        let mut hop = match route {
             // The address that was given is that of the routers.
             Some(Route {
                 gateway: Some(gateway),
@@ -331,7 +339,7 @@ impl Resolver {
                 ..Hop::default()
             },
         };
-        if self.wanted.mode == NextHops::Redirect && hop.mac.is_some() {
+        if self.wanted.mode == NextHops::Redirect && hop.mac.is_some() && self.cells.is_some() {
             match self.port(hop.mac_interface) {
                 Some(port) => hop.port = port,
                 // On the segment of the interface that it came in on nobody has this address.
@@ -362,10 +370,11 @@ impl Resolver {
             return hop;
         };
         let found = self.requests.neighbour(route.interface, address);
-        hop.mac = found.unwrap_or_else(|error| {
+        let found = found.unwrap_or_else(|error| {
             log::warn!("cannot ask for the neighbour {address}: {error}");
             None
         });
+        hop.mac = found.map(|neighbour| neighbour.mac);
         hop.mac_interface = route.interface;
         let known = hop.mac.is_some();
         let same = (before.address, before.interface) == (hop.address, hop.interface);
@@ -384,6 +393,7 @@ impl Resolver {
         };
         if asked
             && self.cells.is_some()
+            && !found.is_some_and(|neighbour| neighbour.is_fixed)
             && let Err(error) = self.requests.solicit(route.interface, address)
         {
             // The neighbour table is full, if anything.
@@ -403,7 +413,14 @@ impl Resolver {
         };
         let mut gone = Vec::new();
         for (index, port) in self.ports.list() {
-            match self.interface(index).and_then(|of| of.mac) {
+            let interface = match self.requests.interface(index) {
+                Ok(interface) => interface,
+                Err(error) => {
+                    log::warn!("cannot ask about interface {index}: {error}");
+                    continue;
+                }
+            };
+            match interface.and_then(|of| of.mac) {
                 Some(mac) => {
                     if let Err(error) = hops.set_port(port, index, mac) {
                         log::error!("cannot renew the port of interface {index}: {error}");

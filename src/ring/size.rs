@@ -6,9 +6,10 @@ use crate::Error;
 
 /// The number of slots of every ring of a balancer: a prime from 3 to 16,777,213.
 ///
-/// It must be prime, so that each backend's candidates reach every slot. More slots divide the
-/// load more evenly, take more memory (2 bytes a slot) and more time to build; a hundred slots
-/// for each backend of a VIP are a good minimum, and the largest rings take seconds to build. All hosts of a fleet must have the same one.
+/// It must be prime, so that each backend's candidates reach every slot. More slots divide the load
+/// more evenly, take more memory (2 bytes a slot) and more time to build; a hundred slots for each
+/// backend of a VIP are a good minimum, and the largest rings take seconds to build. All hosts of a
+/// fleet must have the same one.
 ///
 /// ```
 /// use katran::RingSize;

@@ -58,13 +58,7 @@ impl Link {
 impl Link {
     /// The kernel's number of the program that it has.
     pub(crate) fn program_id(&self) -> io::Result<u32> {
-        let mut info = libbpf_sys::bpf_link_info::default();
-        let mut length = mem::size_of_val(&info) as u32;
-        // SAFETY: `info` is as long as `length` says, and its pointers are NULL.
-        check(unsafe {
-            libbpf_sys::bpf_link_get_info_by_fd(self.0.as_raw_fd(), &mut info, &mut length)
-        })?;
-        Ok(info.prog_id)
+        FdInfo::of(self.0.as_fd())?.number("prog_id")
     }
 }
 
@@ -110,6 +104,8 @@ pub(crate) struct PinnedXdp {
     fd: OwnedFd,
     /// The kernel's number of the program.
     pub(crate) program: u32,
+    /// Its interface is gone.
+    pub(crate) is_gone: bool,
 }
 
 impl PinnedXdp {
@@ -120,8 +116,11 @@ impl PinnedXdp {
         if info.text("link_type") != Some("xdp") {
             return Ok(None);
         }
-        let program = info.number("prog_id")?;
-        Ok(Some(Self { fd, program }))
+        Ok(Some(Self {
+            program: info.number("prog_id")?,
+            is_gone: info.number::<u32>("ifindex")? == 0,
+            fd,
+        }))
     }
 }
 

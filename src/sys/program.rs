@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
@@ -73,6 +74,15 @@ pub(crate) fn by_id(id: u32) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The name of a program by the kernel's id; empty if the kernel does not tell, as it does to those only who
+/// have `CAP_SYS_ADMIN`.
+pub(crate) fn name_by_id(id: u32) -> String {
+    by_id(id)
+        .and_then(|program| info(program.as_fd()))
+        .map(|info| info.name)
+        .unwrap_or_default()
 }
 
 /// What a program made of a frame.

@@ -249,3 +249,31 @@ fn attachments_are_told_apart_and_go() {
     let host = &site.lab.backends[0].host;
     assert!(filters(host).is_empty());
 }
+
+#[test]
+fn it_works_beside_an_xdp_program_of_somebody_else() {
+    let mut site = Site::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    });
+    site.decaps.clear();
+    let backend = &site.lab.backends[0];
+    // A decapsulator that takes nothing.
+    let mut foreign = Decap::builder()
+        .destination("198.51.100.99".parse().unwrap())
+        .gue_port(0)
+        .load()
+        .unwrap();
+    let mut decap = Decap::builder().load().unwrap();
+    backend.host.run(|| {
+        foreign.attach("eth0", XdpMode::Native).unwrap();
+        decap.attach_tc("eth0", TcHook::Auto).unwrap();
+    });
+    site.decaps.push(decap);
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    site.add_service(vip, &site::reals(&site.lab, vip.address()));
+    site.new_connections(vip, 3);
+    assert!(site.decapsulated().0 > 0);
+    drop((foreign, servers));
+}

@@ -122,6 +122,32 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
     let real = katran::Real::new("198.51.100.1".parse().unwrap());
     site.katran.add_real(vip, real).unwrap();
     assert_eq!(site.katran.gateway_mac(), first);
+    // Another real is behind another router, which takes the place of the first one with its real.
+    let second = mac("02:00:00:00:00:82");
+    host.ip(&format!(
+        "neigh add 10.0.0.6 lladdr {second} nud permanent dev eth0"
+    ))
+    .unwrap();
+    host.ip("route add 198.18.0.0/24 via 10.0.0.6 dev eth0 onlink")
+        .unwrap();
+    let other = "198.18.0.1".parse().unwrap();
+    site.katran.add_real(vip, katran::Real::new(other)).unwrap();
+    assert_eq!(site.katran.gateway_mac(), first);
+    site.katran.remove_real(vip, real.address()).unwrap();
+    site::eventually("the router of the real that is left is in use", || {
+        site.katran.gateway_mac() == second
+    });
+    site.katran.add_real(vip, real).unwrap();
+    site.katran.remove_real(vip, other).unwrap();
+    site::eventually("the first router is in use again", || {
+        site.katran.gateway_mac() == first
+    });
+    // What an operator has entered for good stays so.
+    for (router, mac) in [("10.0.0.5", first), ("10.0.0.6", second)] {
+        let entry = host.ip(&format!("neigh show {router} dev eth0")).unwrap();
+        let expected = format!("lladdr {mac} PERMANENT");
+        assert!(entry.contains(&expected), "{entry}");
+    }
     host.ip("route del 198.51.100.0/24").unwrap();
     site::eventually("the default route's router is in use", || {
         site.katran.gateway_mac() == right

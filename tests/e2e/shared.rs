@@ -359,12 +359,20 @@ fn what_cannot_be_is_refused() {
     let mut other = RootProgram::builder().load().unwrap();
     other.pin(pins.0.join("root_too")).unwrap();
     host.run(|| other.attach("lo", XdpMode::Generic).unwrap());
+    // An interface that is made anew takes the place of the former one of its name.
+    for _ in 0..2 {
+        host.ip("link add anew0 type veth peer name anew1").unwrap();
+        host.run(|| other.attach("anew0", XdpMode::Generic).unwrap());
+        let again = host.run(|| other.attach("anew0", XdpMode::Generic).unwrap_err());
+        assert!(matches!(again, Error::AlreadyExists { .. }), "{again}");
+        host.ip("link del anew0").unwrap();
+    }
     drop(other);
     RootProgram::remove(pins.0.join("second")).unwrap();
     assert!(RootProgram::remove(pins.0.join("second")).is_err());
     drop(katran);
     RootProgram::remove(pins.path()).unwrap();
-    assert_eq!(pins.list(), ["root_too", "root_too_lo"]);
+    assert_eq!(pins.list(), ["root_too", "root_too_anew0", "root_too_lo"]);
     assert!(!has_xdp(host));
     assert!(host.ip("link show dev lo").unwrap().contains("xdp"));
     RootProgram::remove(pins.0.join("root_too")).unwrap();
