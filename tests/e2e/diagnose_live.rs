@@ -23,7 +23,6 @@ use katran_lab::require_root;
 use crate::diagnose::finds;
 use crate::faults::without_capabilities;
 use crate::site::Site;
-use crate::site::eventually;
 use crate::site::small;
 
 const ROUTER: &str = "02:00:00:00:00:01";
@@ -47,13 +46,6 @@ fn pair(host: &Host) {
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     host.ip("link set eth0 up").unwrap();
     host.ip("link set eth1 up").unwrap();
-}
-
-/// The kernel takes a program off a little after its pin is gone.
-fn gone(host: &Host) {
-    eventually("no program on eth0", || {
-        !host.ip("link show eth0").unwrap().contains("xdp")
-    });
 }
 
 #[test]
@@ -204,7 +196,6 @@ fn few_privileges_make_no_false_problems() {
     // Attached without an entry, all is known: the program is ours.
     drop(root);
     RootProgram::remove(&path).unwrap();
-    gone(&host);
     let mut alone = alone;
     host.run(|| alone.attach("eth0", XdpMode::Native).unwrap());
     nothing(&few(&alone), Severity::Note, Subject::Program);
@@ -249,7 +240,6 @@ fn an_entry_that_was_taken_is_found() {
     // Without a root program nobody calls the entry.
     drop(root);
     RootProgram::remove(&path).unwrap();
-    gone(&host);
     let found = host.run(|| katran.diagnose("eth0").unwrap());
     finds(
         &found,
