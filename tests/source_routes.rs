@@ -337,23 +337,16 @@ fn a_million_prefixes_are_loaded_in_seconds() {
         Prefix::new(address.into(), 64).unwrap()
     });
     let prefixes: Vec<Prefix> = v4.chain(v6).collect();
-    // CPU time of this thread, and the best of three: others use the machine meanwhile.
-    let limit = Duration::from_secs(10);
-    let mut best = Duration::MAX;
-    for _ in 0..3 {
-        katran.clear_source_routes().unwrap();
-        let began = common::cpu_time();
-        for (batch, real) in prefixes.chunks(100_000).zip([B, C].into_iter().cycle()) {
-            katran.add_source_routes(batch, ip(real)).unwrap();
-        }
-        let took = common::cpu_time() - began;
-        println!("1,000,000 prefixes added in {took:?}");
-        best = best.min(took);
-        if best < limit {
-            break;
-        }
+    // CPU time of this thread, as others use the machine meanwhile. The ten seconds are for a release build;
+    // a debug build has taken from 4.6 to 15, as the machine was.
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 10 });
+    let began = common::cpu_time();
+    for (batch, real) in prefixes.chunks(100_000).zip([B, C].into_iter().cycle()) {
+        katran.add_source_routes(batch, ip(real)).unwrap();
     }
-    assert!(best < limit, "{best:?}");
+    let took = common::cpu_time() - began;
+    println!("1,000,000 prefixes added in {took:?}");
+    assert!(took < limit, "{took:?}");
     assert_eq!(katran.source_route_count(), 1_000_000);
     assert_eq!(outcome(&katran, &syn(flow("10.0.0.1", 1))), routed(B));
     assert_eq!(outcome(&katran, &syn(flow("10.32.0.1", 1))), routed(C));
