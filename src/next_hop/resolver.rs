@@ -211,13 +211,14 @@ impl Resolver {
 
     /// Looks at what has not answered, and asks once more.
     pub(super) fn settle_unknown(&mut self) {
+        if self.all_known() {
+            return;
+        }
         if self.wanted.mode == NextHops::Gateway {
             return self.settle_gateways([false, true], Ask::Unknown);
         }
-        let of_reals = self.of_reals.iter();
-        let open: Vec<_> = of_reals.filter(|(_, hop)| hop.is_open()).collect();
-        let open: Vec<_> = open.into_iter().map(|(number, _)| *number).collect();
-        for number in open {
+        let open = self.of_reals.iter().filter(|(_, hop)| hop.is_open());
+        for number in open.map(|(number, _)| *number).collect::<Vec<_>>() {
             self.settle_real(number, Ask::Unknown);
         }
     }

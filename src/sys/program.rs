@@ -24,16 +24,7 @@ pub(crate) struct Info {
 
 /// Asks the kernel about a program.
 pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, its pointers are NULL with lengths of 0.
-    check(unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &mut length,
-        )
-    })?;
+    let info = ask(program, &mut [])?;
     Ok(Info {
         id: info.id,
         name: name_of(&info.name),
@@ -46,6 +37,13 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
 /// The kernel's numbers of the maps that a program uses.
 pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut maps = vec![0_u32; MOST_MAPS];
+    let info = ask(program, &mut maps)?;
+    maps.truncate(info.nr_map_ids as usize);
+    Ok(maps)
+}
+
+/// The kernel's answer, with the numbers of as many maps as there is room for.
+fn ask(program: BorrowedFd<'_>, maps: &mut [u32]) -> io::Result<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info {
         nr_map_ids: maps.len() as u32,
         map_ids: maps.as_mut_ptr() as u64,
@@ -61,8 +59,7 @@ pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
             &mut length,
         )
     })?;
-    maps.truncate(info.nr_map_ids as usize);
-    Ok(maps)
+    Ok(info)
 }
 
 /// As many maps as the verifier lets a program use (MAX_USED_MAPS of the kernel).
