@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test newest bench lint clean
 .DEFAULT_GOAL := help
 
 # Tests of the loaded program, which run with both kinds of flow table.
@@ -21,6 +21,13 @@ test: ## all tests (root)
 	@scripts/setup test
 	$(CARGO) test --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --all-features $(addprefix --test ,$(LOADED))
+
+# In a copy, whose Cargo.lock may change; run by hand, or by a timer.
+newest: ## all tests against the newest compatible dependencies (root)
+	@scripts/setup test
+	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+		git archive HEAD | tar -x -C "$$copy" && cd "$$copy" && \
+		$(CARGO) update && $(CARGO) test --workspace --all-features
 
 # Figures last (and nothing else has an f): it draws what the others have found.
 bench: ## all benches (root), and the figures of docs/; ARGS go to each of them
