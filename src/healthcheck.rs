@@ -14,17 +14,16 @@ use std::sync::Arc;
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
-use crate::Attachment;
-use crate::Encapsulation;
-use crate::Error;
-use crate::MapUse;
-use crate::NextHops;
-use crate::Result;
-use crate::TcAttachment;
-use crate::TcHook;
-use crate::Vip;
+use crate::attach::Attachment;
+use crate::attach::TcAttachment;
 use crate::attach::TcAttachments;
+use crate::attach::TcHook;
 use crate::config::Config;
+use crate::config::Encapsulation;
+use crate::config::NextHops;
+use crate::error::Error;
+use crate::error::Result;
+use crate::katran::MapUse;
 use crate::maps::KernelCalls;
 use crate::maps::ProbeCells;
 use crate::maps::ProbeWay;
@@ -43,6 +42,7 @@ use crate::sys::map::Typed;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
+use crate::types::Vip;
 use crate::types::address_bytes;
 
 /// The program's name.

@@ -13,9 +13,9 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
-use crate::Error;
-use crate::Result;
 use crate::environment;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::kernel_error;
 use crate::maps::program_error;
 use crate::skel::server_id::ServerIdSkelBuilder;

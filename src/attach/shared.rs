@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use nix::libc;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;

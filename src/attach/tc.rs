@@ -19,8 +19,8 @@ use nix::sched::CloneFlags;
 use nix::sched::setns;
 use nix::sys::stat::fstat;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::kernel_error;
 use crate::next_hop::Requests;
 use crate::next_hop::TcProgram;

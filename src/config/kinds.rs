@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Error;
-use crate::MacAddr;
+use crate::error::Error;
+use crate::types::MacAddr;
 
 /// How packets travel to the reals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::Diagnosis;
 use super::Subject;
-use crate::MacAddr;
 use crate::config::parse_list;
+use crate::types::MacAddr;
 
 /// Interrupts of a card that no receive queue has, by parts of the names that drivers give them.
 const OTHERS: [&str; 5] = ["config", "output", "async", "mgmnt", "misc"];

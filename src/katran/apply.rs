@@ -5,20 +5,20 @@ use std::net::IpAddr;
 
 use super::Katran;
 use super::reload::Needs;
-use crate::Changes;
-use crate::DecapState;
-use crate::Features;
-use crate::MarkState;
-use crate::ProbeMatch;
-use crate::Result;
-use crate::ServerIdState;
-use crate::State;
-use crate::VipFlags;
+use crate::config::Features;
+use crate::error::Result;
 use crate::state::BalancerState;
+use crate::state::Changes;
+use crate::state::DecapState;
 use crate::state::Limits;
+use crate::state::MarkState;
 use crate::state::NameChange;
+use crate::state::ProbeMatch;
+use crate::state::ServerIdState;
+use crate::state::State;
 use crate::state::Step;
 use crate::state::plan;
+use crate::types::VipFlags;
 
 impl Katran {
     /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Katran;
-use crate::Error;
-use crate::Event;
-use crate::Monitor;
-use crate::MonitorOptions;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
+use crate::monitor::Event;
+use crate::monitor::Monitor;
+use crate::monitor::MonitorOptions;
 use crate::monitor::Start;
 
 impl Katran {

@@ -69,17 +69,14 @@ pub use snapshot::UdpFlowMigrationCounters;
 pub use snapshot::VipCounters;
 pub use watch::CallbackId;
 
-use crate::Attachment;
-use crate::Builder;
-use crate::DecapMode;
-use crate::Error;
-use crate::Prefix;
-use crate::Result;
-use crate::Vip;
-use crate::XdpMode;
+use crate::attach::Attachment;
 use crate::attach::Attachments;
 use crate::attach::SharedAttachments;
+use crate::attach::XdpMode;
+use crate::config::Builder;
 use crate::config::Config;
+use crate::error::Error;
+use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::maps::KernelCalls;
 use crate::maps::Maps;
@@ -91,6 +88,9 @@ use crate::ring::RingSize;
 use crate::state::GivenBack;
 use crate::state::Names;
 use crate::state::Table;
+use crate::types::DecapMode;
+use crate::types::Prefix;
+use crate::types::Vip;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::Result;
+use crate::error::Result;
 use crate::maps::real_id;
 use crate::state::Deltas;
 use crate::state::Name;

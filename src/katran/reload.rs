@@ -16,14 +16,14 @@ use super::object::open_object;
 use super::object::size_feature_maps;
 use super::object::size_sections;
 use super::object::take_feature_maps;
-use crate::Error;
-use crate::Features;
-use crate::Result;
-use crate::VipFlags;
 use crate::config::Config;
+use crate::config::Features;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::FeatureMaps;
 use crate::maps::kernel_error;
 use crate::sys::object::into_io;
+use crate::types::VipFlags;
 
 impl Katran {
     /// The features that are on.

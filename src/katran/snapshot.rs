@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::HealthcheckCounters;
+use crate::healthcheck::HealthcheckCounters;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
 

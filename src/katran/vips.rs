@@ -1,15 +1,15 @@
 //! VIPs: adding, removing, flags.
 
 use super::Katran;
-use crate::Error;
-use crate::HashFunction;
-use crate::Result;
-use crate::Vip;
-use crate::VipFlags;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::ChainFull;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
+use crate::types::HashFunction;
+use crate::types::Vip;
+use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::address_bytes;
 

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use super::flow_hash::Fingerprint;
-use crate::FlowTableKind;
 use crate::config::FALLBACK_FLOWS;
+use crate::config::FlowTableKind;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;

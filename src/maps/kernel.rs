@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use nix::libc;
 
-use crate::Error;
 use crate::environment;
+use crate::error::Error;
 use crate::sys::object::VerifierLog;
 
 /// Lines of the verifier's log that an error shows.

@@ -60,7 +60,7 @@ use std::sync::Arc;
 
 use libbpf_rs::MapHandle;
 
-use crate::Result;
+use crate::error::Result;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;

@@ -14,10 +14,10 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use crate::MacAddr;
 use crate::skel::healthcheck::types;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::types::MacAddr;
 use crate::types::address_bytes;
 
 const _: () = assert!(size_of::<types::probe_settings>() == 56);

@@ -24,7 +24,7 @@ use super::chunks::RINGS_PER_CHUNK;
 use super::chunks::replace;
 use super::chunks::ring_bytes;
 use super::grace::Moment;
-use crate::Error;
+use crate::error::Error;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
 /// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.

@@ -32,11 +32,11 @@ use nix::poll::PollTimeout;
 use nix::poll::poll;
 use nix::sys::eventfd::EventFd;
 
-use crate::Error;
-use crate::MacAddr;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
+use crate::types::MacAddr;
 
 pub(crate) use filters::TcProgram;
 use netlink::Notices;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::Requests;
 use super::Wanted;
-use crate::NextHops;
+use crate::config::NextHops;
 use crate::maps::ProbeWay;
 
 /// The way of probes to a real, by the routes of now.

@@ -12,12 +12,12 @@ use super::netlink::Requests;
 use super::netlink::Route;
 use super::ports::Ports;
 use super::probe_way;
-use crate::Gateway;
-use crate::MacAddr;
-use crate::NextHops;
+use crate::config::Gateway;
+use crate::config::NextHops;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::ProbeCells;
+use crate::types::MacAddr;
 
 /// What the user has said.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -20,9 +20,9 @@ pub(crate) use hash::FlowHasher;
 pub use hash::backend_hash;
 pub use size::RingSize;
 
-use crate::Error;
-use crate::HashFunction;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::HashFunction;
 
 /// One backend of a ring: the number its slots get, its hash, and its weight.
 ///

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Error;
+use crate::error::Error;
 
 /// The number of slots of every ring of a balancer: a prime from 3 to 16,777,213.
 ///

@@ -12,8 +12,6 @@ use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::Error;
-use crate::Result;
 use crate::attach::TcHook;
 use crate::config::Builder;
 use crate::config::Config;
@@ -22,6 +20,8 @@ use crate::config::Features;
 use crate::config::FlowTableKind;
 use crate::config::Gateway;
 use crate::config::NextHops;
+use crate::error::Error;
+use crate::error::Result;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::MacAddr;

@@ -27,7 +27,7 @@ use super::VipState;
 use super::document::stated_flags;
 use super::plan::plan;
 use super::plan_names::NameChange;
-use crate::Error;
+use crate::error::Error;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::Prefix;

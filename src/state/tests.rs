@@ -11,7 +11,7 @@ use super::Table;
 use super::VipState;
 use super::document::BalancerState;
 use super::plan::plan;
-use crate::Error;
+use crate::error::Error;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
 use crate::types::Real;
