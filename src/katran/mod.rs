@@ -2,6 +2,7 @@
 //! first on paper, then the kernel, then for good.
 
 mod apply;
+mod change;
 mod counters;
 mod decap;
 mod diagnose;
