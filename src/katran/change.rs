@@ -11,11 +11,11 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use super::load::Programs;
+use super::object::Programs;
 use crate::error::Result;
 use crate::maps::RingSlot;
-use crate::state::Paper;
-use crate::state::RealRecord;
+use crate::table::Paper;
+use crate::table::RealRecord;
 use crate::types::RealNumber;
 
 /// A change on paper: nothing has been written.

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::real_id;
 use crate::skel::katran::types;
-use crate::state::Endpoint;
+use crate::table::Endpoint;
 use crate::types::Vip;
 use crate::types::VipFlags;
 

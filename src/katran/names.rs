@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use super::Katran;
 use crate::maps::real_id;
-use crate::state::Name;
-use crate::state::StagedReferences;
+use crate::table::Name;
+use crate::table::StagedReferences;
 use crate::types::RealNumber;
 
 /// A name with the number of its real, and what flow entries and maps know that real by.

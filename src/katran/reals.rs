@@ -7,7 +7,6 @@ use super::Katran;
 use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
-use crate::config::Encapsulation;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::RingSlot;
@@ -15,8 +14,9 @@ use crate::maps::VipCell;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
 use crate::skel::katran::types;
-use crate::state;
-use crate::state::RealRecord;
+use crate::table;
+use crate::table::RealRecord;
+use crate::types::Encapsulation;
 use crate::types::HashFunction;
 use crate::types::Real;
 use crate::types::RealChange;
@@ -265,7 +265,7 @@ impl Katran {
         &mut self,
         place: usize,
         function: HashFunction,
-        endpoints: &[state::Endpoint],
+        endpoints: &[table::Endpoint],
     ) -> Result<Option<RingSlot>> {
         let endpoints: Vec<Endpoint> = endpoints
             .iter()

@@ -9,7 +9,7 @@ use super::Katran;
 use super::change::News;
 use super::change::RealNews;
 use crate::error::Result;
-use crate::state::RealRecord;
+use crate::table::RealRecord;
 use crate::types::RealNumber;
 use crate::types::Vip;
 
