@@ -332,7 +332,7 @@ impl Katran {
     }
 
     /// A map of the program by its name, for embedders that read it themselves; `None` if there
-    /// is none of that name. Names are those of [`MemoryEstimate`](crate::MemoryEstimate).
+    /// is none of that name. Names are those of [`MemoryEstimate`](crate::stats::MemoryEstimate).
     ///
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]
