@@ -233,7 +233,7 @@ impl Katran {
     }
 
     /// Takes reals back, after nothing names them any more.
-    pub(super) fn withdraw_reals(&self, released: &[(IpAddr, RealNumber)]) {
+    pub(super) fn withdraw_reals(&mut self, released: &[(IpAddr, RealNumber)]) {
         for (_, real) in released {
             self.maps.real_cells.withdraw(real.0);
         }
