@@ -7,8 +7,8 @@ use std::fs;
 use nix::libc;
 use nix::sys::utsname::uname;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 
 /// The oldest kernel with long-term support that has all that is used: mappable arrays, inner maps
 /// of different sizes, XDP links, the coarse clock, multi-buffer frames, and batch calls on per-CPU

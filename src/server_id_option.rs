@@ -13,11 +13,11 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
-use crate::Error;
-use crate::Result;
 use crate::environment;
-use crate::maps::kernel_error;
-use crate::maps::program_error;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::kernel::program_error;
 use crate::skel::server_id::ServerIdSkelBuilder;
 use crate::skel::server_id::types::server_id_counters;
 use crate::sys::link;

@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use katran::EventCounters;
-use katran::GlobalFlowCounters;
-use katran::HealthcheckCounters;
-use katran::InlineDecapCounters;
-use katran::QuicCounters;
-use katran::SourceRoutingCounters;
-use katran::StableUdpCounters;
-use katran::TcpServerIdCounters;
-use katran::UdpFlowMigrationCounters;
+use katran::stats::EventCounters;
+use katran::stats::GlobalFlowCounters;
+use katran::stats::HealthcheckCounters;
+use katran::stats::InlineDecapCounters;
+use katran::stats::QuicCounters;
+use katran::stats::SourceRoutingCounters;
+use katran::stats::StableUdpCounters;
+use katran::stats::TcpServerIdCounters;
+use katran::stats::UdpFlowMigrationCounters;
 
 use crate::page::Page;
 use crate::page::families;

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 
 use nix::libc;
 
-use crate::Error;
-use crate::Result;
-use crate::maps::kernel_error;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;

@@ -13,9 +13,9 @@ use std::str::FromStr;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 
-use crate::Error;
-use crate::Result;
-use crate::maps::kernel_error;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::program;

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";

@@ -5,8 +5,8 @@
 
 use bitflags::bitflags;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::types::flag_names;
 use crate::types::text_form;
 

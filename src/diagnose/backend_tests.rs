@@ -2,7 +2,7 @@
 //! routes.
 
 use super::*;
-use crate::XdpMode;
+use crate::attach::XdpMode;
 use crate::diagnose::OurAttachment;
 use crate::diagnose::Ours;
 use crate::diagnose::Present;

@@ -1,7 +1,7 @@
 //! Each trouble of a balancer is one finding, with what to do.
 
 use super::*;
-use crate::XdpMode;
+use crate::attach::XdpMode;
 use crate::diagnose::OurAttachment;
 use crate::diagnose::Ours;
 use crate::diagnose::Present;

@@ -9,10 +9,10 @@ use nix::net::if_::if_nametoindex;
 
 use super::interrupts::Interrupt;
 use super::interrupts::interrupts;
-use crate::XdpMode;
 use crate::attach::Attachments;
+use crate::attach::XdpMode;
 use crate::environment;
-use crate::next_hop::Requests;
+use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;

@@ -10,7 +10,7 @@ use super::facts::Present;
 use super::facts::XDP_ACT_NDO_XMIT;
 use super::facts::XDP_ACT_REDIRECT;
 use super::facts::XDP_ACT_RX_SG;
-use crate::XdpMode;
+use crate::attach::XdpMode;
 
 /// The longest packet that native XDP takes in one page, without frames in several buffers: what most
 /// drivers have room for.

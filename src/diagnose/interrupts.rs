@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::Diagnosis;
 use super::Subject;
-use crate::MacAddr;
 use crate::config::parse_list;
+use crate::types::MacAddr;
 
 /// Interrupts of a card that no receive queue has, by parts of the names that drivers give them.
 const OTHERS: [&str; 5] = ["config", "output", "async", "mgmnt", "misc"];
@@ -125,7 +125,7 @@ pub(super) fn judge(interrupts: &[Interrupt], forwarding: &BTreeSet<u32>, found:
 mod tests {
     use super::*;
     use crate::diagnose::Severity;
-    use crate::next_hop::Requests;
+    use crate::rtnetlink::Requests;
 
     fn on(cpus: &[&[u32]]) -> Vec<Interrupt> {
         let numbered = (30..).zip(cpus);

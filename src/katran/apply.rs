@@ -5,20 +5,20 @@ use std::net::IpAddr;
 
 use super::Katran;
 use super::reload::Needs;
-use crate::Changes;
-use crate::DecapState;
-use crate::Features;
-use crate::MarkState;
-use crate::ProbeMatch;
-use crate::Result;
-use crate::ServerIdState;
-use crate::State;
-use crate::VipFlags;
-use crate::state::BalancerState;
-use crate::state::Limits;
-use crate::state::NameChange;
-use crate::state::Step;
-use crate::state::plan;
+use crate::config::Features;
+use crate::document::BalancerState;
+use crate::document::Changes;
+use crate::document::DecapState;
+use crate::document::MarkState;
+use crate::document::ProbeMatch;
+use crate::document::ServerIdState;
+use crate::document::State;
+use crate::error::Result;
+use crate::table::Limits;
+use crate::table::NameChange;
+use crate::table::Step;
+use crate::table::plan;
+use crate::types::VipFlags;
 
 impl Katran {
     /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.

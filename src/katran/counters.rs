@@ -18,7 +18,6 @@ use super::snapshot::GlobalFlowCounters;
 use super::snapshot::IcmpCounters;
 use super::snapshot::InlineDecapCounters;
 use super::snapshot::LibraryCounters;
-use super::snapshot::MapUse;
 use super::snapshot::QuicCounters;
 use super::snapshot::RealCounters;
 use super::snapshot::RingDrops;
@@ -28,16 +27,17 @@ use super::snapshot::TcpServerIdCounters;
 use super::snapshot::Totals;
 use super::snapshot::UdpFlowMigrationCounters;
 use super::snapshot::VipCounters;
-use crate::Error;
-use crate::EventKind;
-use crate::Result;
-use crate::Vip;
-use crate::config::FALLBACK_FLOWS;
+use crate::error::Error;
+use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::maps::FALLBACK_FLOWS;
+use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
+use crate::monitor::EventKind;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
+use crate::types::Vip;
 
 impl Katran {
     /// Every frame by its verdict.

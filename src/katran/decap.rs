@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::DecapMode;
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
+use crate::types::DecapMode;
 use crate::types::address_bytes;
 use crate::types::check_host;
 

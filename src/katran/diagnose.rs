@@ -5,22 +5,22 @@ use std::os::fd::AsFd;
 
 use super::DropReason;
 use super::Katran;
-use crate::Diagnosis;
-use crate::Encapsulation;
-use crate::NextHop;
-use crate::RealFlags;
-use crate::Result;
-use crate::SharedEntries;
+use crate::attach::SharedEntries;
 use crate::config::Topology;
 use crate::diagnose::Balancer;
+use crate::diagnose::Diagnosis;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::judge_balancer;
-use crate::maps::kernel_error;
-use crate::next_hop::Requests;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::next_hop::NextHop;
 use crate::next_hop::preview;
+use crate::rtnetlink::Requests;
 use crate::sys::program;
+use crate::types::Encapsulation;
+use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
 const TELLING: [(DropReason, &str); 9] = [

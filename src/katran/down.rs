@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::Error;
-use crate::Result;
-use crate::Vip;
-use crate::VipFlags;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::real_id;
 use crate::skel::katran::types;
+use crate::types::Vip;
+use crate::types::VipFlags;
 
 impl Katran {
     /// Marks a real down for a VIP with [`VipFlags::UDP_FLOW_MIGRATION`]: its UDP flows that flow

@@ -17,18 +17,18 @@ use nix::unistd::Pid;
 use super::DropReason;
 use super::Katran;
 use super::object::ticks;
-use crate::Error;
-use crate::Flow;
-use crate::Prefix;
-use crate::Protocol;
-use crate::Result;
-use crate::Vip;
-use crate::VipFlags;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
-use crate::state::Resolved;
 use crate::sys::program;
+use crate::table::Resolved;
+use crate::types::Flow;
+use crate::types::Prefix;
+use crate::types::Protocol;
+use crate::types::Vip;
+use crate::types::VipFlags;
 use crate::types::address_bytes;
 
 /// The shortest frame that the kernel's test run takes: an Ethernet header.
@@ -491,7 +491,7 @@ impl Katran {
 
     pub(super) fn real_numbered(&self, number: u32) -> Option<IpAddr> {
         let number = u16::try_from(number).ok()?;
-        self.table.address_of(crate::RealNumber(number))
+        self.table.address_of(crate::types::RealNumber(number))
     }
 }
 

@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Katran;
-use crate::Error;
-use crate::Flow;
-use crate::FlowTableKind;
-use crate::Protocol;
-use crate::Result;
-use crate::Vip;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::FlowTable;
 use crate::maps::real_id;
 use crate::skel::katran::types;
+use crate::types::Flow;
+use crate::types::FlowTableKind;
+use crate::types::Protocol;
+use crate::types::Vip;
 
 /// What a flow table remembers of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

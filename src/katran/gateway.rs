@@ -4,20 +4,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Katran;
-use crate::Gateway;
-use crate::MacAddr;
-use crate::NextHop;
-use crate::Result;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
+use crate::error::Result;
 use crate::maps::HopCells;
 use crate::maps::ProbeCells;
 use crate::next_hop::Cells;
+use crate::next_hop::NextHop;
 use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
-use crate::state::RealRecord;
+use crate::table::RealRecord;
+use crate::types::Gateway;
+use crate::types::MacAddr;
 
 impl Katran {
     /// The Ethernet address that encapsulated frames for IPv4 reals are sent to; all zero if it is

@@ -3,14 +3,14 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::Error;
-use crate::Features;
-use crate::Flow;
-use crate::Result;
+use crate::config::Features;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::GlobalFlowMaps;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
+use crate::types::Flow;
 
 impl Katran {
     /// Tells the packets of a flow that arrive on this CPU where to go, if the flow table does not

@@ -6,19 +6,19 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::Katran;
-use crate::Error;
-use crate::HealthcheckCounters;
-use crate::ProbeMatch;
-use crate::ProbeMatchState;
-use crate::Result;
-use crate::State;
-use crate::TcAttachment;
-use crate::Vip;
+use crate::attach::TcAttachment;
+use crate::document::ProbeMatch;
+use crate::document::ProbeMatchState;
+use crate::document::State;
+use crate::error::Error;
+use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::healthcheck::HealthcheckCounters;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
-use crate::maps::KernelCalls;
-use crate::state::Step;
+use crate::kernel::KernelCalls;
+use crate::table::Step;
+use crate::types::Vip;
 use crate::types::check_real;
 
 impl Katran {

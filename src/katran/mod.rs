@@ -57,7 +57,6 @@ pub use snapshot::GlobalFlowCounters;
 pub use snapshot::IcmpCounters;
 pub use snapshot::InlineDecapCounters;
 pub use snapshot::LibraryCounters;
-pub use snapshot::MapUse;
 pub use snapshot::QuicCounters;
 pub use snapshot::RealCounters;
 pub use snapshot::RingDrops;
@@ -69,28 +68,28 @@ pub use snapshot::UdpFlowMigrationCounters;
 pub use snapshot::VipCounters;
 pub use watch::CallbackId;
 
-use crate::Attachment;
-use crate::Builder;
-use crate::DecapMode;
-use crate::Error;
-use crate::Prefix;
-use crate::Result;
-use crate::Vip;
-use crate::XdpMode;
+use crate::attach::Attachment;
 use crate::attach::Attachments;
 use crate::attach::SharedAttachments;
+use crate::attach::XdpMode;
+use crate::config::Builder;
 use crate::config::Config;
+use crate::error::Error;
+use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::maps::KernelCalls;
+use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
-use crate::state::GivenBack;
-use crate::state::Names;
-use crate::state::Table;
+use crate::table::GivenBack;
+use crate::table::Names;
+use crate::table::Table;
+use crate::types::DecapMode;
+use crate::types::Prefix;
+use crate::types::Vip;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
@@ -127,7 +126,7 @@ pub struct Katran {
     decap: BTreeMap<IpAddr, DecapMode>,
     /// Reals that are marked down, by VIP.
     down: BTreeSet<(Vip, IpAddr)>,
-    fixed: load::Fixed,
+    fixed: object::Fixed,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
@@ -145,13 +144,13 @@ pub struct Katran {
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
-    programs: load::Programs,
+    programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
     handed_out: AtomicBool,
     /// The programs before the last reload, if packets may still enter them by such a descriptor.
-    replaced: Option<load::Programs>,
+    replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
-    stranded: Vec<load::Programs>,
+    stranded: Vec<object::Programs>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -165,9 +164,9 @@ pub struct Katran {
 impl Katran {
     fn new(
         config: Config,
-        fixed: load::Fixed,
+        fixed: object::Fixed,
         ring_size: RingSize,
-        programs: load::Programs,
+        programs: object::Programs,
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {
@@ -327,7 +326,7 @@ impl Katran {
     }
 
     /// A map of the program by its name, for embedders that read it themselves; `None` if there
-    /// is none of that name. Names are those of [`MemoryEstimate`](crate::MemoryEstimate).
+    /// is none of that name. Names are those of [`MemoryEstimate`](crate::stats::MemoryEstimate).
     ///
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]

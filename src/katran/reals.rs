@@ -4,22 +4,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::Encapsulation;
-use crate::Error;
-use crate::HashFunction;
-use crate::Real;
-use crate::RealChange;
-use crate::RealFlags;
-use crate::RealNumber;
-use crate::Result;
-use crate::Ring;
-use crate::Vip;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::RingSlot;
 use crate::maps::VipCell;
 use crate::ring::Endpoint;
+use crate::ring::Ring;
 use crate::skel::katran::types;
-use crate::state;
-use crate::state::RealRecord;
+use crate::table;
+use crate::table::RealRecord;
+use crate::types::Encapsulation;
+use crate::types::HashFunction;
+use crate::types::Real;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::RealNumber;
+use crate::types::Vip;
 
 const _: () = {
     assert!(RealFlags::IPV6.bits() as i64 == types::real_flag::REAL_IPV6.0 as i64);
@@ -253,7 +253,7 @@ impl Katran {
         &mut self,
         place: usize,
         function: HashFunction,
-        endpoints: &[state::Endpoint],
+        endpoints: &[table::Endpoint],
     ) -> Result<Option<RingSlot>> {
         let endpoints: Vec<Endpoint> = endpoints
             .iter()

@@ -8,22 +8,22 @@ use std::os::fd::AsFd;
 use libbpf_rs::skel::OpenSkel;
 
 use super::Katran;
-use super::load::Programs;
 use super::load::check_memory_for;
 use super::load::global_tables;
+use super::object::Programs;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_feature_maps;
 use super::object::size_sections;
 use super::object::take_feature_maps;
-use crate::Error;
-use crate::Features;
-use crate::Result;
-use crate::VipFlags;
 use crate::config::Config;
+use crate::config::Features;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::FeatureMaps;
-use crate::maps::kernel_error;
 use crate::sys::object::into_io;
+use crate::types::VipFlags;
 
 impl Katran {
     /// The features that are on.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::Result;
-use crate::ServerId;
+use crate::error::Result;
 use crate::maps::real_id;
+use crate::types::ServerId;
 
 impl Katran {
     /// Names reals by numbers that their servers put into packets: QUIC connection ids, the TCP

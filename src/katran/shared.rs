@@ -4,7 +4,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::Katran;
-use crate::Result;
+use crate::error::Result;
 
 /// The names of the programs that a balancer attaches.
 const NAMES: [&str; 2] = ["katran", "katran_full"];

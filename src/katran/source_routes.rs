@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use super::Katran;
 use super::names::Named;
-use crate::Error;
-use crate::Prefix;
-use crate::Result;
-use crate::SourceRoute;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::SourceRouteMaps;
+use crate::types::Prefix;
+use crate::types::SourceRoute;
 
 impl Katran {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with

@@ -1,15 +1,15 @@
 //! VIPs: adding, removing, flags.
 
 use super::Katran;
-use crate::Error;
-use crate::HashFunction;
-use crate::Result;
-use crate::Vip;
-use crate::VipFlags;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::ChainFull;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
+use crate::types::HashFunction;
+use crate::types::Vip;
+use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::address_bytes;
 
@@ -174,7 +174,7 @@ impl Katran {
         self.entry(vip).map(|entry| entry.hash_function)
     }
 
-    pub(super) fn entry(&self, vip: Vip) -> Result<&crate::state::VipEntry> {
+    pub(super) fn entry(&self, vip: Vip) -> Result<&crate::table::VipEntry> {
         self.table.vip(&vip).ok_or_else(|| Error::NotFound {
             what: format!("VIP {vip}"),
         })

@@ -6,10 +6,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::RealNumber;
-use crate::Result;
-use crate::Vip;
-use crate::state::RealRecord;
+use crate::error::Result;
+use crate::table::RealRecord;
+use crate::types::RealNumber;
+use crate::types::Vip;
 
 /// Names a registered callback, to remove it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

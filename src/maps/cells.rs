@@ -12,10 +12,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
-use crate::MacAddr;
-use crate::RealFlags;
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
+use crate::types::MacAddr;
+use crate::types::RealFlags;
 use crate::types::address_bytes;
 
 const _: () = assert!(size_of::<types::live>() == 88);

@@ -7,11 +7,11 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use crate::MacAddr;
 use crate::skel::katran::types;
 use crate::skel::katran::types::hop_constant;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::types::MacAddr;
 
 /// How many interfaces packets can be sent out of, the one that they came in on not counted.
 pub(crate) const MAX_PORTS: u16 = hop_constant::PORTS.0 as u16 - 1;

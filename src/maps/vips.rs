@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 use super::RingSlot;
 use super::random::mix;
 use super::random::random_words;
-use crate::VipFlags;
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
+use crate::types::VipFlags;
 
 /// As many heads of chains for each VIP, at least: half a dozen VIPs with one hash are rare then.
 const HEADS_PER_VIP: u32 = 4;

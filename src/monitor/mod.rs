@@ -19,8 +19,8 @@ use std::time::SystemTime;
 
 pub(crate) use delivery::Start;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::maps::Live;
 use crate::skel::katran::types;
 

@@ -21,8 +21,8 @@ use pcap_file::pcap::PcapWriter;
 
 use super::Event;
 use super::EventKind;
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 
 /// Bytes of a file's header.
 const HEADER_BYTES: usize = 24;

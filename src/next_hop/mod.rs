@@ -4,9 +4,7 @@
 //! A thread of its own listens for changes and asks again; what it finds it writes into memory that
 //! packets read. Balancers whose gateway's address is given have none.
 
-mod filters;
 mod interfaces;
-mod netlink;
 mod ports;
 mod probes;
 mod resolver;
@@ -32,16 +30,13 @@ use nix::poll::PollTimeout;
 use nix::poll::poll;
 use nix::sys::eventfd::EventFd;
 
-use crate::Error;
-use crate::MacAddr;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
-use crate::maps::kernel_error;
-
-pub(crate) use filters::TcProgram;
-use netlink::Notices;
-pub(crate) use netlink::Requests;
-pub(crate) use netlink::Route;
+use crate::rtnetlink::Notices;
+use crate::rtnetlink::Requests;
+use crate::types::MacAddr;
 
 pub(crate) use probes::probe_way;
 use resolver::Ask;

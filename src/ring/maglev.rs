@@ -12,7 +12,7 @@ use super::table::BySlot;
 use super::table::Flags;
 use super::table::Table;
 use super::turns::Turns;
-use crate::HashFunction;
+use crate::types::HashFunction;
 
 /// The slots of the ring of these endpoints, which are in order and none of weight 0.
 pub(super) fn fill(function: HashFunction, size: RingSize, endpoints: &[Endpoint]) -> Vec<u16> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Error;
+use crate::error::Error;
 
 /// The number of slots of every ring of a balancer: a prime from 3 to 16,777,213.
 ///
@@ -12,7 +12,7 @@ use crate::Error;
 /// fleet must have the same one.
 ///
 /// ```
-/// use katran::RingSize;
+/// use katran::ring::RingSize;
 ///
 /// let size = RingSize::try_from(10_007).unwrap();
 /// assert_eq!(size.get(), 10_007);

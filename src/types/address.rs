@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use super::Vip;
-use crate::Error;
+use crate::error::Error;
 
 /// Refuses an address that no packet can be routed to.
 ///

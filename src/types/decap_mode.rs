@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Error;
+use crate::error::Error;
 
 /// What becomes of a packet that came through a tunnel to one of the addresses of
 /// [`Katran::add_decap`](crate::Katran::add_decap).

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Error;
+use crate::error::Error;
 
 /// An Ethernet (EUI-48) address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

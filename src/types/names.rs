@@ -8,7 +8,7 @@ use std::fmt;
 use bitflags::Bits as _;
 use bitflags::Flags;
 
-use crate::Error;
+use crate::error::Error;
 
 /// The names of the bits that are set, in the order of the constants.
 pub(crate) fn flag_names<F: Flags>(flags: &F) -> Vec<String> {
@@ -67,10 +67,10 @@ macro_rules! text_form {
         }
 
         impl std::str::FromStr for $set {
-            type Err = $crate::Error;
+            type Err = $crate::error::Error;
 
             /// Names separated by commas, in any order; `none` or nothing for the empty set.
-            fn from_str(text: &str) -> Result<Self, $crate::Error> {
+            fn from_str(text: &str) -> Result<Self, $crate::error::Error> {
                 $crate::types::read_set(text, $expected)
             }
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::Error;
+use crate::error::Error;
 
 /// All addresses that begin with the same bits, such as `100.64.0.0/10` or `2001:db8::/32`.
 ///

@@ -11,7 +11,7 @@ use super::Protocol;
 use super::prefix::check_prefix;
 use super::prefix::full_length;
 use super::prefix::mask;
-use crate::Error;
+use crate::error::Error;
 
 /// The address of a service: an address or prefix, a port (0: any) and a protocol.
 ///

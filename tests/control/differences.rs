@@ -1,5 +1,6 @@
-//! Where this balancer is better than Katran on purpose when VIPs and reals change: numbers that
-//! are used again, rings that are switched, weights, questions. `docs/compatibility.md` lists all differences.
+//! Where this balancer is better than Katran on purpose when VIPs and reals change: numbers that are
+//! used again, rings that are switched, weights, questions. `docs/compatibility.md` lists all
+//! differences.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,7 +14,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran::DropReason;
 use katran::Error;
 use katran::Flow;
 use katran::HashFunction;
@@ -21,9 +21,10 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
 
 use crate::common::at;
 use crate::common::bpf;

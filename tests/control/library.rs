@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use katran::Builder;
-use katran::DropReason;
 use katran::Error;
 use katran::Flow;
 use katran::HashFunction;
 use katran::Katran;
-use katran::MapUse;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
 use katran::RealFlags;
 use katran::RealNumber;
-use katran::Reason;
-use katran::Simulation;
 use katran::State;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Simulation;
+use katran::stats::DropReason;
+use katran::stats::MapUse;
 
 use crate::common::at;
 use crate::common::builder;

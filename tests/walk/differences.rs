@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use katran::DropReason;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
@@ -13,9 +12,10 @@ use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
 use katran::RealFlags;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
 
 use crate::common::at;
 use crate::common::bpf;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use katran::FlowTableKind;
 use katran::Katran;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Verdict;
 use katran_yardstick::FlowTable;
 use katran_yardstick::Pattern;
 use katran_yardstick::SYN;

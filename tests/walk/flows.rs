@@ -12,9 +12,9 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Reason;
 
 use crate::common;
 use crate::common::at;

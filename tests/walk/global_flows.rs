@@ -1,13 +1,13 @@
 //! The global flow tables: what the host application puts there, packets find.
 
 use katran::Builder;
-use katran::Choice;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
 
 use crate::common::at;
 use crate::common::bpf;

@@ -1,13 +1,13 @@
 //! The packet walk's ICMP: echo requests answered, errors that follow their flow and are counted,
 //! and the messages that frames above `max_frame` get.
 
-use katran::DropReason;
 use katran::Error;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
 
 use crate::common::at;
 use crate::common::builder;

@@ -3,16 +3,16 @@
 
 use katran::Builder;
 use katran::DecapMode;
-use katran::DropReason;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
-use katran::InlineDecapCounters;
 use katran::Katran;
-use katran::Reason;
-use katran::Simulation;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Simulation;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
+use katran::stats::InlineDecapCounters;
 
 use crate::common::at;
 use crate::common::builder;

@@ -7,17 +7,17 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran::Choice;
-use katran::DropReason;
 use katran::Flow;
-use katran::FlowTableCounters;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::stats::DropReason;
+use katran::stats::FlowTableCounters;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -311,7 +311,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
                 let ran = katran.simulate(&syn(*flow)).unwrap();
                 assert_eq!(
                     (ran.verdict, ran.reason),
-                    (katran::Verdict::Tx, Reason::Ring)
+                    (katran::flows::Verdict::Tx, Reason::Ring)
                 );
             }
             let state = under_flood(&katran);

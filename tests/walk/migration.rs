@@ -8,9 +8,9 @@ use katran::Flow;
 use katran::Katran;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Reason;
 
 use crate::common::at;
 use crate::common::builder;

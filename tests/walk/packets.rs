@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
-use katran::DropReason;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
@@ -13,9 +12,10 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealFlags;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
 
 use crate::common::GATEWAY;
 use crate::common::MAX_REALS;

@@ -4,15 +4,15 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 
-use katran::Choice;
-use katran::DropReason;
 use katran::Flow;
 use katran::HashFunction;
 use katran::Real;
-use katran::Reason;
 use katran::State;
 use katran::VipFlags;
-use katran::VipState;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::state::VipState;
+use katran::stats::DropReason;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use proptest::test_runner::TestRunner;

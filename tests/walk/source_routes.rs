@@ -7,17 +7,17 @@ use std::time::Duration;
 use std::time::Instant;
 
 use katran::Builder;
-use katran::Choice;
-use katran::DropReason;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
 use katran::Prefix;
-use katran::Reason;
 use katran::SourceRoute;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::stats::DropReason;
 use nix::errno::Errno;
 
 use crate::common;

@@ -7,11 +7,11 @@ use katran::Encapsulation;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
-use katran::MonitorOptions;
 use katran::Protocol;
 use katran::ServerId;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::events::MonitorOptions;
+use katran::flows::Verdict;
 
 use crate::common::at;
 use crate::common::bpf;

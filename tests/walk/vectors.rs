@@ -2,7 +2,7 @@
 //! program in the kernel; and the counters that they move.
 
 use katran::Katran;
-use katran::Verdict;
+use katran::flows::Verdict;
 
 use crate::recording::CIDR_VIPS;
 use crate::recording::CORE_GUE;

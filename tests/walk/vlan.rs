@@ -1,12 +1,12 @@
 //! Frames with VLAN tags: walked as if they had none, and sent on with the same tags.
 
-use katran::Counters;
-use katran::DropReason;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::Counters;
+use katran::stats::DropReason;
 
 use crate::common;
 use crate::common::at;

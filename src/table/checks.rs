@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::types::Protocol;
 use crate::types::RealFlags;
 use crate::types::Vip;

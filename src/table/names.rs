@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Table;
-use crate::Error;
-use crate::Result;
+use crate::error::Error;
+use crate::error::Result;
 use crate::types::Prefix;
 use crate::types::RealNumber;
 use crate::types::check_real;

@@ -41,7 +41,7 @@ use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
-use crate::MacAddr;
+use crate::types::MacAddr;
 
 /// Longer than any message of the kernel's, which fit into a page or two.
 const MESSAGE_BYTES: usize = 64 * 1024;
