@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use super::DropReason;
 use super::Katran;
 use crate::attach::SharedEntries;
 use crate::config::Encapsulation;
@@ -19,6 +18,7 @@ use crate::maps::kernel_error;
 use crate::next_hop::NextHop;
 use crate::next_hop::Requests;
 use crate::next_hop::preview;
+use crate::stats::DropReason;
 use crate::sys::program;
 use crate::types::RealFlags;
 

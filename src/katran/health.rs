@@ -10,7 +10,6 @@ use crate::attach::TcAttachment;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::healthcheck::HealthcheckCounters;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::maps::KernelCalls;
@@ -18,6 +17,7 @@ use crate::state::ProbeMatch;
 use crate::state::ProbeMatchState;
 use crate::state::State;
 use crate::state::Step;
+use crate::stats::HealthcheckCounters;
 use crate::types::Vip;
 use crate::types::check_real;
 
