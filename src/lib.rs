@@ -27,116 +27,64 @@
 //!
 //! Needs Linux 6.1 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
+//! The names at the root are the handles and the words in which they are spoken to. The rest is in modules,
+//! by subject: [`stats`], [`state`], [`events`], [`diagnosis`], [`flows`], [`attachments`] and [`ring`].
+//!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
 
+pub mod attachments;
+pub mod diagnosis;
+pub mod events;
+pub mod flows;
+pub mod ring;
+pub mod state;
+pub mod stats;
+
 mod attach;
 mod config;
+mod counters;
 mod decap;
 mod diagnose;
+mod document;
 mod environment;
 mod error;
 #[cfg(test)]
 mod generated;
 mod healthcheck;
 mod katran;
+mod kernel;
 mod maps;
 mod monitor;
 mod next_hop;
-mod ring;
 mod root_program;
+mod rtnetlink;
 mod server_id_option;
 mod skel;
-mod state;
-mod stats;
 mod sys;
+mod table;
 mod types;
 
-pub use attach::Attachment;
-pub use attach::EntryProgram;
-pub use attach::SharedEntries;
-pub use attach::TcAttachment;
-pub use attach::TcHook;
 pub use attach::XdpMode;
 pub use config::Builder;
-pub use config::Encapsulation;
 pub use config::Features;
-pub use config::FlowTableKind;
-pub use config::Gateway;
-pub use config::MapMemory;
-pub use config::MemoryEstimate;
-pub use config::NextHops;
 pub use decap::Decap;
 pub use decap::DecapBuilder;
-pub use decap::DecapCounters;
-pub use diagnose::Diagnosis;
-pub use diagnose::Finding;
-pub use diagnose::Severity;
-pub use diagnose::Subject;
+pub use document::State;
 pub use error::Error;
 pub use error::Result;
-pub use katran::Answer;
-pub use katran::CallbackId;
-pub use katran::Choice;
-pub use katran::FlowEntry;
-pub use katran::FlowStats;
 pub use katran::Katran;
-pub use katran::Reason;
-pub use katran::Simulation;
-pub use katran::Verdict;
-pub use monitor::Event;
-pub use monitor::EventKind;
-pub use monitor::Monitor;
-pub use monitor::MonitorOptions;
-pub use monitor::MonitorStats;
-pub use next_hop::NextHop;
-pub use ring::Endpoint;
-pub use ring::Ring;
-pub use ring::RingSize;
-pub use ring::backend_hash;
 pub use root_program::RootProgram;
 pub use root_program::RootProgramBuilder;
 pub use server_id_option::ServerIdOption;
-pub use server_id_option::ServerIdOptionCounters;
-pub use state::BalancerState;
-pub use state::Changes;
-pub use state::DecapState;
-pub use state::MarkState;
-pub use state::ProbeMatch;
-pub use state::ProbeMatchState;
-pub use state::ServerIdState;
-pub use state::State;
-pub use state::VipState;
-pub use stats::Count;
-pub use stats::Counters;
-pub use stats::CpuCounters;
-pub use stats::DropReason;
-pub use stats::DropReasons;
-pub use stats::EncapFailures;
-pub use stats::EventCounters;
-pub use stats::FlowTableCounters;
-pub use stats::GlobalFlowCounters;
-pub use stats::HealthcheckCounters;
-pub use stats::IcmpCounters;
-pub use stats::InlineDecapCounters;
-pub use stats::LibraryCounters;
-pub use stats::MapUse;
-pub use stats::Metric;
-pub use stats::MetricKind;
-pub use stats::QuicCounters;
-pub use stats::RealCounters;
-pub use stats::RingDrops;
-pub use stats::Sample;
-pub use stats::SourceRoutingCounters;
-pub use stats::StableUdpCounters;
-pub use stats::TcpServerIdCounters;
-pub use stats::Totals;
-pub use stats::UdpFlowMigrationCounters;
-pub use stats::VipCounters;
 pub use types::DecapMode;
+pub use types::Encapsulation;
 pub use types::Flow;
+pub use types::FlowTableKind;
+pub use types::Gateway;
 pub use types::HashFunction;
 pub use types::MacAddr;
+pub use types::NextHops;
 pub use types::Prefix;
 pub use types::Protocol;
 pub use types::Real;

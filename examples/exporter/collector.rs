@@ -6,11 +6,11 @@ use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use katran::Attachment;
-use katran::Counters;
 use katran::Katran;
 use katran::Real;
 use katran::Vip;
+use katran::attachments::Attachment;
+use katran::stats::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text;

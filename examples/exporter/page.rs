@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use katran::Metric;
-use katran::MetricKind;
+use katran::stats::Metric;
+use katran::stats::MetricKind;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::NoLabelSet;
 use prometheus_client::metrics::MetricType;

@@ -371,7 +371,7 @@ struct vlan_tags {
 	__u32 reserved;
 };
 
-/* All counters that belong to no VIP or real. Each has a row in src/stats/table.rs. */
+/* All counters that belong to no VIP or real. Each has a row in src/counters/table.rs. */
 struct counters {
 	struct count tx;
 	struct count pass;

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 
 use super::Katran;
 use crate::attach::SharedEntries;
-use crate::config::Encapsulation;
 use crate::config::Topology;
+use crate::counters::DropReason;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::HostFacts;
@@ -14,12 +14,12 @@ use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::judge_balancer;
 use crate::error::Result;
-use crate::maps::kernel_error;
+use crate::kernel::kernel_error;
 use crate::next_hop::NextHop;
-use crate::next_hop::Requests;
 use crate::next_hop::preview;
-use crate::stats::DropReason;
+use crate::rtnetlink::Requests;
 use crate::sys::program;
+use crate::types::Encapsulation;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.

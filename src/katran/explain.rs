@@ -16,14 +16,14 @@ use nix::unistd::Pid;
 
 use super::Katran;
 use super::object::ticks;
+use crate::counters::DropReason;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
-use crate::state::Resolved;
-use crate::stats::DropReason;
 use crate::sys::program;
+use crate::table::Resolved;
 use crate::types::Flow;
 use crate::types::Prefix;
 use crate::types::Protocol;

@@ -55,16 +55,16 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::maps::KernelCalls;
+use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
-use crate::state::GivenBack;
-use crate::state::Names;
-use crate::state::Table;
+use crate::table::GivenBack;
+use crate::table::Names;
+use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 use crate::types::Vip;
@@ -104,7 +104,7 @@ pub struct Katran {
     decap: BTreeMap<IpAddr, DecapMode>,
     /// Reals that are marked down, by VIP.
     down: BTreeSet<(Vip, IpAddr)>,
-    fixed: load::Fixed,
+    fixed: object::Fixed,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
@@ -122,13 +122,13 @@ pub struct Katran {
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
-    programs: load::Programs,
+    programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
     handed_out: AtomicBool,
     /// The programs before the last reload, if packets may still enter them by such a descriptor.
-    replaced: Option<load::Programs>,
+    replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
-    stranded: Vec<load::Programs>,
+    stranded: Vec<object::Programs>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -142,9 +142,9 @@ pub struct Katran {
 impl Katran {
     fn new(
         config: Config,
-        fixed: load::Fixed,
+        fixed: object::Fixed,
         ring_size: RingSize,
-        programs: load::Programs,
+        programs: object::Programs,
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {
@@ -304,7 +304,7 @@ impl Katran {
     }
 
     /// A map of the program by its name, for embedders that read it themselves; `None` if there
-    /// is none of that name. Names are those of [`MemoryEstimate`](crate::MemoryEstimate).
+    /// is none of that name. Names are those of [`MemoryEstimate`](crate::stats::MemoryEstimate).
     ///
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]

@@ -39,6 +39,7 @@ use metric::by_label;
 use metric::of_many;
 use metric::of_one;
 
+use crate::maps::MapUse;
 use crate::skel::katran::types;
 
 /// Packets and bytes.
@@ -116,19 +117,6 @@ pub(crate) fn forwarded(record: &types::counters) -> u64 {
     // A message that could not be sent was counted and then dropped.
     let failed = record.drops[DropReason::ReplyFailed.number()];
     (record.tx.packets + record.local).saturating_sub(own.saturating_sub(failed))
-}
-
-/// How full a map is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct MapUse {
-    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
-    pub name: &'static str,
-    /// Elements it can hold.
-    pub capacity: u64,
-    /// Elements in use.
-    pub entries: u64,
 }
 
 /// The library's own counters.

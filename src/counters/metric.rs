@@ -213,10 +213,10 @@ macro_rules! counters {
             /// Of all CPUs.
             pub(crate) fn sum(records: &[$record]) -> Self {
                 Self {
-                    $($count: $crate::stats::metric::count(
+                    $($count: $crate::counters::metric::count(
                         records.iter().map(|record| &record.$count),
                     ),)?
-                    $($($field: $crate::stats::metric::$how(
+                    $($($field: $crate::counters::metric::$how(
                         records.iter().map(|record| record.$($path)+),
                     ),)+)+
                 }
