@@ -575,7 +575,8 @@ struct probe_settings {
 	__u32 interface; /* its index; 0: probes leave by whatever interface they were sent on */
 	__u32 destinations; /* how many of these matches there are: none, no lookup */
 	__u32 sources;
-	struct own_addresses own;
+	__u32 own_current; /* which of the two, as in struct live */
+	struct own_addresses own[2];
 };
 
 struct probe_totals {

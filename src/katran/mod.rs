@@ -2,6 +2,7 @@
 //! first on paper, then the kernel, then for good.
 
 mod apply;
+mod change;
 mod counters;
 mod decap;
 mod diagnose;
@@ -110,6 +111,10 @@ pub struct Katran {
     rings: Vec<Option<RingSlot>>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
     given_back: VecDeque<(Moment, GivenBack)>,
+    /// Reals that are gone, by their numbers: packets may read their hops until a moment has passed.
+    left_hops: VecDeque<(Moment, Vec<u16>)>,
+    /// When the outer sources were set last: packets may read what was set before until it has passed.
+    sources_set: Moment,
     // Detached before the maps go.
     attachments: Attachments,
     shared: SharedAttachments,
@@ -159,6 +164,8 @@ impl Katran {
             ring_size,
             rings: vec![None; config.max_vips.into()],
             given_back: VecDeque::new(),
+            left_hops: VecDeque::new(),
+            sources_set: Moment::default(),
             attachments: Attachments::default(),
             shared: SharedAttachments::default(),
             watcher: None,
@@ -346,8 +353,8 @@ impl Katran {
         }
     }
 
-    /// Takes back, without waiting, what no packet sees any more.
-    fn collect(&mut self) {
+    /// Takes back, without waiting, what no packet sees any more. Returns the moment that has passed.
+    fn collect(&mut self) -> Moment {
         let passed = self.maps.rings.collect(&self.kernel);
         while let Some((moment, given_back)) = self.given_back.front()
             && *moment <= passed
@@ -355,6 +362,8 @@ impl Katran {
             self.table.settle(*given_back);
             self.given_back.pop_front();
         }
+        self.clear_left_hops(passed);
+        passed
     }
 
     /// Waits until no packet sees what has been let go of.

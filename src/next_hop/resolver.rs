@@ -161,11 +161,11 @@ impl Resolver {
         }
     }
 
+    /// The real is not followed any more. Its hop stays: packets under way may still read it.
     pub(super) fn remove(&mut self, number: u16) {
         // The gateway may have been this one's.
         self.stale |= self.reals.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway;
         self.of_reals.remove(&number);
-        self.write_hop(number, Hop::default());
     }
 
     /// Looks at everything again, and writes what has changed; to be called in the network namespace.
