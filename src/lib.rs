@@ -61,6 +61,8 @@ mod root_program;
 mod rtnetlink;
 mod server_id_option;
 mod skel;
+#[cfg(test)]
+mod structure;
 mod sys;
 mod table;
 mod types;
