@@ -43,11 +43,14 @@ pub mod stats;
 
 mod attach;
 mod config;
+mod counters;
 mod decap;
 mod diagnose;
 mod document;
 mod environment;
 mod error;
+#[cfg(test)]
+mod generated;
 mod healthcheck;
 mod katran;
 mod kernel;

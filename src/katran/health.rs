@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::Katran;
 use crate::attach::TcAttachment;
+use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
 use crate::document::ProbeMatchState;
 use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::healthcheck::HealthcheckCounters;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
