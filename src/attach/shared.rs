@@ -18,6 +18,7 @@ use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
 
@@ -210,6 +211,7 @@ struct Held {
     position: u32,
     program: OwnedFd,
     special: SpecialPin,
+    owner: Owner,
 }
 
 impl SharedAttachments {
@@ -249,6 +251,7 @@ impl SharedAttachments {
             position,
             program,
             special,
+            owner: Owner::new(),
         });
         Ok(())
     }
@@ -324,6 +327,9 @@ impl SharedAttachments {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if !self.owner.is_here() {
+            return;
+        }
         match self.entries.holds(self.position, self.program.as_fd()) {
             Ok(true) => {
                 if let Err(error) = self.entries.clear(self.position) {
@@ -342,7 +348,7 @@ impl Drop for Held {
 
 /// The pin of a balancer's array of further programs: `PATH_POSITION_ID`. Removed on drop.
 #[derive(Debug)]
-struct SpecialPin(PathBuf);
+struct SpecialPin(PathBuf, Owner);
 
 impl SpecialPin {
     fn new(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
@@ -350,9 +356,11 @@ impl SpecialPin {
         let id = map::info(special).map_err(failed)?.id;
         let path = beside(entries.path(), &format!("{position}_{id}"));
         match pin::pin(special, &path) {
-            Ok(()) => Ok(Self(path)),
+            Ok(()) => Ok(Self(path, Owner::new())),
             // The kernel's number is its own: it is the same array.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(Self(path, Owner::new()))
+            }
             Err(error) => Err(failed(error)),
         }
     }
@@ -377,6 +385,9 @@ impl SpecialPin {
 
 impl Drop for SpecialPin {
     fn drop(&mut self) {
+        if !self.1.is_here() {
+            return;
+        }
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!("{} stays: {error}", self.0.display());

@@ -23,6 +23,7 @@ use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::TcProgram;
 use crate::sys::link::Link;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::tc;
 use crate::sys::tc::Direction;
@@ -156,6 +157,7 @@ struct Filter {
     made_clsact: bool,
     /// Filters are told by indices, which are those of a namespace.
     namespace: File,
+    owner: Owner,
 }
 
 impl Filter {
@@ -210,6 +212,7 @@ impl Filter {
             program_id,
             made_clsact,
             namespace,
+            owner: Owner::new(),
         })
     }
 
@@ -261,6 +264,9 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
+        if !self.owner.is_here() {
+            return;
+        }
         if let Err(error) = self.undo() {
             log::warn!("a tc filter of ours stays: {error}");
         }

@@ -11,6 +11,7 @@ pub(crate) mod mapping;
 pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod pod;
+pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod rcu;
 pub(crate) mod tc;
