@@ -16,6 +16,7 @@ mod ecmp;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/faults.rs"]
 mod faults;
+mod fork;
 mod frame;
 mod health;
 mod health_places;
