@@ -131,7 +131,7 @@ impl Katran {
             ],
             healthchecks: self.healthchecks.is_some(),
             healthchecks_attached: self.healthcheck_attachment().is_some(),
-            gateway: config.gateway,
+            gateway: config.gateway_mac,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
             lost_entries: lost_entries.unwrap_or_default(),
@@ -155,7 +155,7 @@ impl Katran {
 
     /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
     pub fn forwarding_cpus(&self) -> Vec<u32> {
-        let cpus = self.config.forwarding_cpus.iter();
+        let cpus = self.config.placement.iter();
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus
