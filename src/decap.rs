@@ -12,7 +12,6 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::Attachment;
@@ -33,15 +32,16 @@ use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
 use crate::environment;
 use crate::error::Result;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
 use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::program;
 use crate::sys::tc::Direction;
@@ -127,20 +127,17 @@ impl DecapBuilder {
         let mut open = DecapSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-            constants.strict = strict.into();
-            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-            constants.destination_v6 = words(v6.octets());
-            constants.gue_port = self.gue_port;
-            constants.own_server_id = self.server_id;
-        }
-        let log = VerifierLog::of(&mut open.progs.decap);
-        let skel = open
-            .load()
-            .map_err(|error| program_error("decap", &log, into_io(error)))?;
+        let constants = constants("decap", open.maps.rodata_data.as_deref_mut())?;
+        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
+        constants.strict = strict.into();
+        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+        constants.destination_v6 = words(v6.octets());
+        constants.gue_port = self.gue_port;
+        constants.own_server_id = self.server_id;
+        let skel =
+            object::load(open, &["decap"]).map_err(|refused| load_error("decap", refused))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.decap_counters.as_fd().try_clone_to_owned()?;
             let program = skel.progs.decap.as_fd().try_clone_to_owned()?;
@@ -164,22 +161,19 @@ impl DecapBuilder {
         let mut open = DecapTcSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-            constants.strict = strict.into();
-            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-            constants.destination_v6 = words(v6.octets());
-            constants.gue_port = self.gue_port;
-            constants.own_server_id = self.server_id;
-        }
+        let constants = constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?;
+        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
+        constants.strict = strict.into();
+        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+        constants.destination_v6 = words(v6.octets());
+        constants.gue_port = self.gue_port;
+        constants.own_server_id = self.server_id;
         let shared = open.maps.decap_counters.reuse_fd(counters);
         shared.map_err(|error| kernel_error("share", "decap_counters", into_io(error)))?;
-        let log = VerifierLog::of(&mut open.progs.decap_tc);
-        let skel = open
-            .load()
-            .map_err(|error| program_error(TC_NAME, &log, into_io(error)))?;
+        let skel =
+            object::load(open, &[TC_NAME]).map_err(|refused| load_error(TC_NAME, refused))?;
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
         program.map_err(|error| kernel_error("take over", TC_NAME, error))
     }

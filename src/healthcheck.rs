@@ -11,7 +11,6 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::Attachment;
@@ -22,8 +21,9 @@ use crate::counters::HealthcheckCounters;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::KernelCalls;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::maps::MAX_WAYS;
 use crate::maps::MapUse;
 use crate::maps::ProbeCells;
@@ -38,7 +38,7 @@ use crate::skel::healthcheck::types;
 use crate::skel::katran::types::encapsulation;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
@@ -125,19 +125,15 @@ impl HealthChecks {
         let own_hops = config.next_hops != NextHops::Gateway;
         size_maps(&mut open.maps, vips, reals, own_hops)
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.encapsulation = match config.encapsulation {
-                Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
-                Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
-            };
-            constants.gue_port = config.gue_port;
-            constants.max_packet = config.healthcheck_max_packet;
-            constants.next_hops = own_hops.into();
-        }
-        let log = VerifierLog::of(&mut open.progs.healthcheck);
-        let skel = open
-            .load()
-            .map_err(|error| program_error(NAME, &log, into_io(error)))?;
+        let constants = constants(NAME, open.maps.rodata_data.as_deref_mut())?;
+        constants.encapsulation = match config.encapsulation {
+            Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
+            Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
+        };
+        constants.gue_port = config.gue_port;
+        constants.max_packet = config.healthcheck_max_packet;
+        constants.next_hops = own_hops.into();
+        let skel = object::load(open, &[NAME]).map_err(|refused| load_error(NAME, refused))?;
         let own = |of: BorrowedFd<'_>| of.try_clone_to_owned();
         let take_over = || -> std::io::Result<Self> {
             let maps = &skel.maps;

@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
@@ -25,14 +24,15 @@ use crate::attach::special_pins;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::skel::katran::types::root_constant;
 use crate::skel::root::RootSkelBuilder;
 use crate::sys::link::Link;
 use crate::sys::link::PinnedXdp;
 use crate::sys::map::PerCpuArray;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::pin;
 use crate::sys::program;
@@ -88,17 +88,14 @@ impl RootProgramBuilder {
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         let sized = open.maps.programs.set_max_entries(self.entries);
         sized.map_err(|error| kernel_error("set the size of", "programs", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.entries = self.entries;
-        }
+        let constants = constants("katran_root", open.maps.rodata_data.as_deref_mut())?;
+        constants.entries = self.entries;
         let program = &mut open.progs.katran_root;
         if self.frags {
             program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
-        let log = VerifierLog::of(program);
-        let skel = open
-            .load()
-            .map_err(|error| program_error("katran_root", &log, into_io(error)))?;
+        let skel = object::load(open, &["katran_root"])
+            .map_err(|refused| load_error("katran_root", refused))?;
         let take_over = || -> io::Result<_> {
             Ok((
                 skel.maps.programs.as_fd().try_clone_to_owned()?,
