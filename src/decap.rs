@@ -45,6 +45,7 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::program;
+use crate::sys::signals::without_signals;
 use crate::sys::tc::Direction;
 use crate::types::check_host;
 
@@ -138,8 +139,7 @@ impl DecapBuilder {
             constants.own_server_id = self.server_id;
         }
         let log = VerifierLog::of(&mut open.progs.decap);
-        let skel = open
-            .load()
+        let skel = without_signals(|| open.load())
             .map_err(|error| program_error("decap", &log, into_io(error)))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.decap_counters.as_fd().try_clone_to_owned()?;
@@ -177,8 +177,7 @@ impl DecapBuilder {
         let shared = open.maps.decap_counters.reuse_fd(counters);
         shared.map_err(|error| kernel_error("share", "decap_counters", into_io(error)))?;
         let log = VerifierLog::of(&mut open.progs.decap_tc);
-        let skel = open
-            .load()
+        let skel = without_signals(|| open.load())
             .map_err(|error| program_error(TC_NAME, &log, into_io(error)))?;
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
         program.map_err(|error| kernel_error("take over", TC_NAME, error))

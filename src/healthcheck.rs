@@ -41,6 +41,7 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
+use crate::sys::signals::without_signals;
 use crate::sys::tc::Direction;
 use crate::types::Vip;
 use crate::types::address_bytes;
@@ -156,8 +157,7 @@ impl HealthChecks {
             constants.next_hops = own_hops.into();
         }
         let log = VerifierLog::of(&mut open.progs.healthcheck);
-        let skel = open
-            .load()
+        let skel = without_signals(|| open.load())
             .map_err(|error| program_error(NAME, &log, into_io(error)))?;
         let own = |of: BorrowedFd<'_>| of.try_clone_to_owned();
         let take_over = || -> std::io::Result<Self> {

@@ -36,6 +36,7 @@ use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::pin;
 use crate::sys::program;
+use crate::sys::signals::without_signals;
 
 /// Settings of a root program.
 #[derive(Clone, Debug)]
@@ -96,8 +97,7 @@ impl RootProgramBuilder {
             program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let log = VerifierLog::of(program);
-        let skel = open
-            .load()
+        let skel = without_signals(|| open.load())
             .map_err(|error| program_error("katran_root", &log, into_io(error)))?;
         let take_over = || -> io::Result<_> {
             Ok((

@@ -24,6 +24,7 @@ use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object::into_io;
+use crate::sys::signals::without_signals;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
 /// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it; connections go on
@@ -103,8 +104,7 @@ impl ServerIdOption {
             constants.own_id = own_id;
         }
         let log = crate::sys::object::VerifierLog::of(&mut open.progs.server_id);
-        let skel = open
-            .load()
+        let skel = without_signals(|| open.load())
             .map_err(|error| program_error("server_id", &log, into_io(error)))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;

@@ -15,7 +15,7 @@ use crate::healthcheck::MAX_WAYS;
 use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
-use crate::maps::max_server_id_chunks;
+use crate::maps::max_server_id_places;
 use crate::maps::ring_bytes;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
@@ -194,7 +194,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         fixed("data and rodata", 3, 3 * mappable(1, 8)),
     ];
     let next_hops = config.next_hops != NextHops::Gateway;
-    let server_ids = ARRAY_HEAD + 16 * u64::from(max_server_id_chunks(config.max_server_ids));
+    let server_ids = ARRAY_HEAD + 8 * u64::from(max_server_id_places(config.max_server_ids));
     let of_feature = |feature, map| config.features.contains(feature).then_some(map);
     let routes = u64::from(config.max_source_routes);
     let trie = |name, key: u64| MapMemory {

@@ -82,6 +82,7 @@ use crate::maps::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
+use crate::maps::VipKinds;
 use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
@@ -129,6 +130,8 @@ pub struct Katran {
     down: BTreeSet<(Vip, IpAddr)>,
     fixed: load::Fixed,
     ring_size: RingSize,
+    /// How many VIPs there are of those that need lookups of their own.
+    kinds: VipKinds,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
@@ -180,6 +183,7 @@ impl Katran {
             down: BTreeSet::new(),
             fixed,
             ring_size,
+            kinds: VipKinds::default(),
             rings: vec![None; config.max_vips.into()],
             given_back: VecDeque::new(),
             attachments: Attachments::default(),

@@ -35,6 +35,7 @@ use crate::maps::SourceRouteMaps;
 use crate::maps::kernel_error;
 use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_chunks;
+use crate::maps::max_server_id_places;
 use crate::maps::vip_table_bytes;
 use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::KatranSkel;
@@ -42,8 +43,10 @@ use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
+use crate::sys::signals::without_signals;
 
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
 /// make room, while flows that send more often than this keep their entries.
@@ -111,7 +114,7 @@ pub(super) fn load_object<'a>(
         program.set_autoload(wanted);
         (name, VerifierLog::of(program))
     });
-    let loaded = open.load();
+    let loaded = without_signals(|| open.load());
     let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
     let (main, explainer) = match full {
         false => (&skel.progs.katran, &skel.progs.katran_explain),
@@ -146,7 +149,7 @@ pub(super) fn take_feature_maps(
         maps.global_flows = Some(GlobalFlowMaps {
             of_cpus: global_tables,
             fallback: Typed::new(own(&from.global_fallback)?)?,
-            outer: own(&from.global_flows)?,
+            outer: MapArray::new(own(&from.global_flows)?)?,
         });
     }
     if features.contains(Features::INLINE_DECAP) {
@@ -261,7 +264,7 @@ pub(super) fn size_maps(
         (&mut maps.down_reals, config.max_reals.into()),
         (
             &mut maps.server_ids,
-            2 * max_server_id_chunks(config.max_server_ids),
+            max_server_id_places(config.max_server_ids),
         ),
     ];
     for (map, entries) in sizes {

@@ -481,6 +481,10 @@ pub struct LibraryCounters {
     pub failed_kernel_calls: u64,
     /// Addresses that were refused since load.
     pub rejected_addresses: u64,
+    /// For how many grace periods calls have waited since load because the kernel put maps into
+    /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
+    /// each, 256 maps at a time; later releases wait at most as often.
+    pub waits_for_packets: u64,
     /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
     pub maps: Vec<MapUse>,
 }

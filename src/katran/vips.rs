@@ -66,12 +66,13 @@ impl Katran {
         };
         self.maps.vip_cells.set(number.0, cell);
         // Before the VIP can be found, so that packets look for it.
-        let kinds = self.kinds();
-        self.maps.live.set_vip_kinds(kinds.with(&vip));
+        let kinds = self.kinds.with(&vip);
+        self.maps.live.set_vip_kinds(kinds);
         if let Err(error) = self.insert(&vip, number) {
-            self.maps.live.set_vip_kinds(kinds);
+            self.maps.live.set_vip_kinds(self.kinds);
             return Err(error);
         }
+        self.kinds = kinds;
         self.table.commit(staged);
         Ok(())
     }
@@ -104,7 +105,8 @@ impl Katran {
         self.withdraw_reals(&staged.released);
         let released = staged.released.clone();
         self.table.commit(staged);
-        self.maps.live.set_vip_kinds(self.kinds());
+        self.kinds = self.kinds.without(&vip);
+        self.maps.live.set_vip_kinds(self.kinds);
         self.let_go(ring, true);
         self.tell_removed(&released);
         Ok(())
@@ -180,12 +182,6 @@ impl Katran {
         })
     }
 
-    fn kinds(&self) -> VipKinds {
-        self.table
-            .vips()
-            .fold(VipKinds::default(), |kinds, (vip, _)| kinds.with(vip))
-    }
-
     fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
         if vip.is_prefix() {
             let number = u32::from(number.0);
@@ -212,13 +208,27 @@ impl Katran {
 
 impl VipKinds {
     fn with(mut self, vip: &Vip) -> Self {
-        match (vip.port(), vip.is_prefix()) {
-            (0, true) => self.any_port_prefix += 1,
-            (0, false) => self.any_port += 1,
-            (_, true) => self.prefix += 1,
-            (_, false) => {}
+        if let Some(count) = self.count_of(vip) {
+            *count += 1;
         }
         self
+    }
+
+    fn without(mut self, vip: &Vip) -> Self {
+        if let Some(count) = self.count_of(vip) {
+            *count -= 1;
+        }
+        self
+    }
+
+    /// The kind of a VIP; `None`: one that is found by its address and port.
+    fn count_of(&mut self, vip: &Vip) -> Option<&mut u32> {
+        match (vip.port(), vip.is_prefix()) {
+            (0, true) => Some(&mut self.any_port_prefix),
+            (0, false) => Some(&mut self.any_port),
+            (_, true) => Some(&mut self.prefix),
+            (_, false) => None,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::sys::map;
 use crate::sys::map::Spec;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::sys::nested::MapArray;
 
 const WAYS: u32 = types::flow_table_constant::FLOW_WAYS.0;
 /// A table has so many entries for each flow it is made for: with fewer, a set would often have
@@ -305,7 +306,7 @@ pub(crate) struct FlowTables {
     pub(crate) of_cpus: Vec<(u32, FlowTable)>,
     pub(crate) fallback: FlowTable,
     /// The map in which the program looks for its CPU's table.
-    pub(crate) outer: OwnedFd,
+    pub(crate) outer: MapArray,
 }
 
 #[cfg(test)]

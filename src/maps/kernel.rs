@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use nix::libc;
+use nix::sys::resource::Resource;
+use nix::sys::resource::getrlimit;
 
 use crate::environment;
 use crate::error::Error;
@@ -62,6 +64,10 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Err
             missing: crate::environment::missing_capabilities(),
         },
         Some(libc::ENOSYS) => Error::BpfUnavailable,
+        Some(libc::EMFILE) => Error::Exhausted {
+            what: "open files of this process (RLIMIT_NOFILE, `ulimit -n`)",
+            limit: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
+        },
         _ => Error::Kernel {
             operation,
             object: object.to_owned(),

@@ -115,7 +115,7 @@ impl Backing for FakeKernel {
         self.0.borrow_mut().make(numbers)
     }
 
-    fn unmake(&self, numbers: &[usize], _kept: &Memory) -> io::Result<()> {
+    fn unmake(&self, numbers: &[usize]) -> io::Result<()> {
         self.0.borrow_mut().unmake(numbers)
     }
 
@@ -126,7 +126,7 @@ impl Backing for FakeKernel {
         Ok(())
     }
 
-    fn start_unmaking(&mut self, numbers: &[usize], _kept: &Memory) -> io::Result<()> {
+    fn start_unmaking(&mut self, numbers: &[usize]) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         assert!(world.job.is_none() && world.finished.is_none());
         world.job = Some(Job::Unmake(numbers.to_vec()));
