@@ -57,7 +57,6 @@ pub use snapshot::GlobalFlowCounters;
 pub use snapshot::IcmpCounters;
 pub use snapshot::InlineDecapCounters;
 pub use snapshot::LibraryCounters;
-pub use snapshot::MapUse;
 pub use snapshot::QuicCounters;
 pub use snapshot::RealCounters;
 pub use snapshot::RingDrops;
@@ -78,7 +77,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::maps::KernelCalls;
+use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
@@ -86,9 +85,9 @@ use crate::maps::VipKinds;
 use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
-use crate::state::GivenBack;
-use crate::state::Names;
-use crate::state::Table;
+use crate::table::GivenBack;
+use crate::table::Names;
+use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 use crate::types::Vip;
@@ -128,7 +127,7 @@ pub struct Katran {
     decap: BTreeMap<IpAddr, DecapMode>,
     /// Reals that are marked down, by VIP.
     down: BTreeSet<(Vip, IpAddr)>,
-    fixed: load::Fixed,
+    fixed: object::Fixed,
     ring_size: RingSize,
     /// How many VIPs there are of those that need lookups of their own.
     kinds: VipKinds,
@@ -148,13 +147,13 @@ pub struct Katran {
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
-    programs: load::Programs,
+    programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
     handed_out: AtomicBool,
     /// The programs before the last reload, if packets may still enter them by such a descriptor.
-    replaced: Option<load::Programs>,
+    replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
-    stranded: Vec<load::Programs>,
+    stranded: Vec<object::Programs>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -168,9 +167,9 @@ pub struct Katran {
 impl Katran {
     fn new(
         config: Config,
-        fixed: load::Fixed,
+        fixed: object::Fixed,
         ring_size: RingSize,
-        programs: load::Programs,
+        programs: object::Programs,
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::config::Encapsulation;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::RingSlot;
@@ -12,8 +11,9 @@ use crate::maps::VipCell;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
 use crate::skel::katran::types;
-use crate::state;
-use crate::state::RealRecord;
+use crate::table;
+use crate::table::RealRecord;
+use crate::types::Encapsulation;
 use crate::types::HashFunction;
 use crate::types::Real;
 use crate::types::RealChange;
@@ -253,7 +253,7 @@ impl Katran {
         &mut self,
         place: usize,
         function: HashFunction,
-        endpoints: &[state::Endpoint],
+        endpoints: &[table::Endpoint],
     ) -> Result<Option<RingSlot>> {
         let endpoints: Vec<Endpoint> = endpoints
             .iter()

@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::healthcheck::HealthcheckCounters;
+use crate::maps::MapUse;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
 
@@ -457,19 +458,6 @@ pub struct CpuCounters {
     pub new_flows: u64,
     /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
     pub under_flood: bool,
-}
-
-/// How full a map is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct MapUse {
-    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
-    pub name: &'static str,
-    /// Elements it can hold.
-    pub capacity: u64,
-    /// Elements in use.
-    pub entries: u64,
 }
 
 /// The library's own counters.

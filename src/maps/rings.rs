@@ -17,7 +17,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::KernelCalls;
 use super::chunks::Backing;
 use super::chunks::Chunk;
 use super::chunks::KernelChunks;
@@ -27,6 +26,7 @@ use super::chunks::ring_bytes;
 use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::error::Error;
+use crate::kernel::KernelCalls;
 use crate::sys::nested::MapArray;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::VipState;
 use super::pool::IdPool;
+use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Prefix;
 use crate::types::Protocol;
