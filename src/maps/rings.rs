@@ -43,6 +43,10 @@ const SURGE_BEGINS: usize = 4;
 /// A surge is over when this long no update has needed its places.
 const SURGE_ENDS: Duration = Duration::from_secs(10);
 
+/// When VIPs that come one by one need room, one place in so many is made ahead, so that thousands of
+/// them wait some hundred times.
+const MADE_AHEAD: u32 = 16;
+
 /// Removed VIPs give memory back when at least one part in so many is unused.
 const TRIMMED_AT_ONCE: u32 = 8;
 
@@ -84,6 +88,10 @@ pub(crate) struct RingStore<B: Backing = KernelChunks> {
     retired: VecDeque<(Moment, RingSlot)>,
     /// Chunks that are not made, and not being made. The lowest goes first.
     unmade: BTreeSet<usize>,
+    /// How many rings VIPs have in each chunk.
+    held: Vec<u32>,
+    /// Chunks, but the first one, in which no VIP has a ring, and which are not busy.
+    idle: BTreeSet<usize>,
     /// Chunks that are being made or taken away meanwhile; their places are not in `free`.
     busy: Vec<usize>,
     /// When the last update came that needed the places of a surge.
@@ -131,6 +139,8 @@ impl<B: Backing> RingStore<B> {
             free: BTreeSet::new(),
             retired: VecDeque::new(),
             unmade: (0..max_chunks_in_surge(max_vips) as usize).collect(),
+            held: vec![0; max_chunks_in_surge(max_vips) as usize],
+            idle: BTreeSet::new(),
             busy: Vec::new(),
             surge: None,
             refused_until: None,
@@ -151,9 +161,17 @@ impl<B: Backing> RingStore<B> {
     }
 
     fn add(&mut self, index: usize, chunk: B::Chunk) {
-        self.free.extend(places(index));
         self.unmade.remove(&index);
         self.chunks[index] = Some(chunk);
+        self.put_back(index);
+    }
+
+    /// Brings the places of a chunk, which no VIP has, into use.
+    fn put_back(&mut self, index: usize) {
+        self.free.extend(places(index));
+        if index > 0 {
+            self.idle.insert(index);
+        }
     }
 
     fn remove(&mut self, index: usize) {
@@ -176,13 +194,19 @@ impl<B: Backing> RingStore<B> {
     pub(crate) fn reserve(&mut self, kernel: &KernelCalls, rings: u32) -> Result<(), Error> {
         // What is reserved for a while is not given back meanwhile as left over from a surge.
         self.surge = self.surge.map(|_| self.backing.now());
-        let missing = self.missing(self.in_use() + rings + SPARE);
+        let needed = self.in_use() + rings + SPARE;
+        let missing = self.missing(needed);
         if missing.is_empty() {
             return Ok(());
         }
-        let made = self.backing.make(&missing);
+        let ahead = (self.capacity() / MADE_AHEAD).saturating_sub(rings);
+        let wanted = self.missing(needed + ahead);
+        let mut made = self.backing.make(&wanted);
+        if made.is_err() && wanted.len() > missing.len() {
+            made = self.backing.make(&missing);
+        }
         let made = kernel.check("make room for rings", "ring_chunk", made)?;
-        for (index, chunk) in missing.into_iter().zip(made) {
+        for (index, chunk) in wanted.into_iter().zip(made) {
             self.add(index, chunk);
         }
         Ok(())
@@ -200,6 +224,8 @@ impl<B: Backing> RingStore<B> {
             what: "rings (max_vips)",
             limit: self.chunks.len() as u64 * u64::from(RINGS_PER_CHUNK),
         })?;
+        self.held[place.chunk()] += 1;
+        self.idle.remove(&place.chunk());
         for (word, slot) in self.words(place).iter().zip(slots) {
             word.store(*slot, Ordering::Relaxed);
         }
@@ -230,7 +256,14 @@ impl<B: Backing> RingStore<B> {
     /// out of packets' reach by now, none sees when the moment returned has passed.
     pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
         let moment = self.backing.mark();
-        self.retired.extend(place.map(|place| (moment, place)));
+        if let Some(place) = place {
+            let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
+            *held = held.saturating_sub(1);
+            if *held == 0 && chunk > 0 {
+                self.idle.insert(chunk);
+            }
+            self.retired.push_back((moment, place));
+        }
         moment
     }
 
@@ -287,7 +320,7 @@ impl<B: Backing> RingStore<B> {
         for index in busy {
             match made.next() {
                 Some(chunk) => self.add(index, chunk),
-                None if refused && self.chunks[index].is_some() => self.free.extend(places(index)),
+                None if refused && self.chunks[index].is_some() => self.put_back(index),
                 None => self.remove(index),
             }
         }
@@ -311,14 +344,11 @@ impl<B: Backing> RingStore<B> {
         (self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK) as usize
     }
 
-    /// Chunks in which all places are `unused`, but for those that are wanted as spare places. The
-    /// first chunk always stays.
-    fn surplus(&self, spare: u32, unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
-        let usable = |index: &usize| self.chunks[*index].is_some() && !self.busy.contains(index);
-        (1..self.chunks.len())
-            .rev()
-            .filter(usable)
-            .filter(|index| places(*index).all(|place| unused(&place)))
+    /// Chunks to give up of those in which all places are free, the highest first.
+    fn surplus(&self, spare: u32) -> Vec<usize> {
+        let unused = |index: &usize| places(*index).all(|place| self.free.contains(&place));
+        let idle = self.idle.iter().copied().rev();
+        idle.filter(unused)
             .take(self.surplus_count(spare))
             .collect()
     }
@@ -326,15 +356,8 @@ impl<B: Backing> RingStore<B> {
     /// Whether [`trim`](Self::trim) would free enough after a grace period: an eighth of all chunks,
     /// so that thousands of VIPs that go one by one wait for some dozens.
     pub(crate) fn has_surplus(&self) -> bool {
-        let enough = |chunks: usize| {
-            chunks > 0 && chunks as u32 * RINGS_PER_CHUNK >= self.capacity() / TRIMMED_AT_ONCE
-        };
-        if !enough(self.surplus_count(self.spare())) {
-            return false;
-        }
-        let retired: BTreeSet<_> = self.retired.iter().map(|(_, place)| *place).collect();
-        let unused = |place: &RingSlot| self.free.contains(place) || retired.contains(place);
-        enough(self.surplus(self.spare(), unused).len())
+        let chunks = self.surplus_count(self.spare()).min(self.idle.len());
+        chunks > 0 && chunks as u32 * RINGS_PER_CHUNK >= self.capacity() / TRIMMED_AT_ONCE
     }
 
     /// Places to have beyond one a VIP.
@@ -348,7 +371,7 @@ impl<B: Backing> RingStore<B> {
     /// # Errors
     /// If the kernel refuses; the chunks are kept then.
     pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
-        let surplus = self.surplus(self.spare(), |place| self.free.contains(place));
+        let surplus = self.surplus(self.spare());
         if surplus.is_empty() {
             return Ok(());
         }
@@ -364,7 +387,7 @@ impl<B: Backing> RingStore<B> {
     /// As [`trim`](Self::trim), without waiting. At most as many chunks at a time as there is room
     /// for beyond one place a VIP, so that all VIPs may come meanwhile; `false`: none is left.
     fn start_trimming(&mut self) -> bool {
-        let mut surplus = self.surplus(SPARE, |place| self.free.contains(place));
+        let mut surplus = self.surplus(SPARE);
         surplus.truncate((SURGE / RINGS_PER_CHUNK) as usize);
         if surplus.is_empty() {
             return false;
@@ -385,6 +408,7 @@ impl<B: Backing> RingStore<B> {
 
     /// Takes the places of a chunk out of use.
     fn withdraw(&mut self, index: usize) {
+        self.idle.remove(&index);
         for place in places(index) {
             self.free.remove(&place);
         }

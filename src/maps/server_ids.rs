@@ -296,12 +296,16 @@ impl ServerIdStore {
 
     /// Packets find nothing under these ids any more; those that are not there are passed over.
     pub(crate) fn remove(&mut self, live: &Live, ids: impl IntoIterator<Item = u32>) {
+        let before = self.ids;
         for id in ids {
             let table = self.table.as_ref();
             if let Some(entry) = table.and_then(|table| table.entry(self.keys, id)) {
                 entry.store(0, Ordering::Release);
                 self.ids -= 1;
             }
+        }
+        if self.ids == before {
+            return;
         }
         let lines = self.table.as_ref().map_or(0, |table| table.lines);
         if self.ids < lines / 2 && lines > CHUNK_LINES {

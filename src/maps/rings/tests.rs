@@ -265,6 +265,15 @@ impl Balancer {
             assert_eq!(made(&self.store.chunks), made(&world.chunks));
         }
         assert!(self.store.capacity() >= self.store.in_use() + SPARE);
+        for (index, chunk) in self.store.chunks.iter().enumerate() {
+            let held = places.iter().filter(|place| place.chunk() == index).count();
+            assert_eq!(self.store.held[index] as usize, held);
+            let busy = self.store.busy.contains(&index);
+            let is_idle = chunk.is_some() && held == 0 && !busy && index > 0;
+            assert_eq!(self.store.idle.contains(&index), is_idle, "{index}");
+            let is_unmade = chunk.is_none() && !busy;
+            assert_eq!(self.store.unmade.contains(&index), is_unmade, "{index}");
+        }
     }
 }
 
