@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use katran::MarkState;
 use katran::Real;
 use katran::State;
 use katran::Vip;
+use katran::state::MarkState;
 
 /// How many probes in a row change one's mind.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,6 @@
 //! Reals that are marked down for a VIP, so that its UDP flows leave them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
@@ -7,6 +8,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::real_id;
 use crate::skel::katran::types;
+use crate::table::Endpoint;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
@@ -119,6 +121,18 @@ impl Katran {
             }
             self.down.remove(&(vip, real));
         }
+    }
+
+    /// The same for all reals of a VIP but these, which it keeps.
+    pub(super) fn forget_marks_but(&mut self, vip: Vip, kept: &[Endpoint]) {
+        if self.down.is_empty() {
+            return;
+        }
+        let kept: BTreeSet<_> = kept.iter().map(|real| real.address).collect();
+        let marks = self.down.iter().filter(|(of, _)| *of == vip);
+        let gone = marks.map(|(_, real)| *real);
+        let gone: Vec<_> = gone.filter(|real| !kept.contains(real)).collect();
+        self.forget_marks(vip, gone);
     }
 
     fn down_key(&self, vip: Vip, real: IpAddr) -> Result<types::down_real> {

@@ -14,9 +14,9 @@ use nix::sched::sched_getaffinity;
 use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
-use super::DropReason;
 use super::Katran;
 use super::object::ticks;
+use crate::counters::DropReason;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::real_id;
@@ -393,8 +393,8 @@ impl Katran {
             // Each table does that once each time that it doubles.
             let now = self.per_cpu()?;
             let fingerprint = self.fixed.flow_keys.fingerprint(key);
-            let own_sets = |records: &[types::counters]| -> Vec<u32> {
-                let sets = records.iter().map(|of| of.active_sets.max(1));
+            let own_sets = |records: &[types::cpu]| -> Vec<u32> {
+                let sets = records.iter().map(|of| of.sets.count.max(1));
                 sets.map(|active| fingerprint.set_of(active)).collect()
             };
             if own_sets(&now) == own_sets(&records) {
@@ -407,7 +407,7 @@ impl Katran {
 
     fn remembered_in(
         &self,
-        records: &[types::counters],
+        records: &[types::cpu],
         key: &types::flow_key,
         protocol: Protocol,
     ) -> Result<Option<(IpAddr, Choice)>> {
@@ -418,7 +418,7 @@ impl Katran {
         let fingerprint = self.fixed.flow_keys.fingerprint(key);
         for (table, choice) in tables {
             let active = match choice {
-                Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.active_sets),
+                Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.sets.count),
                 _ => None,
             };
             let mark = table.find(key, fingerprint, active);

@@ -1,6 +1,9 @@
 //! VIPs: adding, removing, flags.
 
 use super::Katran;
+use super::change::Left;
+use super::change::News;
+use super::change::Prepared;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ChainFull;
@@ -39,7 +42,9 @@ impl Katran {
     /// have; [`Error::InvalidConfig`] for a flag that does not fit the VIP; [`Error::Kernel`].
     #[doc(alias = "addVip")]
     pub fn add_vip(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
-        self.add_vip_with(vip, flags, self.config.hash_function)
+        let news = self.add_vip_with(vip, flags, self.config.hash_function)?;
+        self.tell(news);
+        Ok(())
     }
 
     pub(super) fn add_vip_with(
@@ -47,34 +52,34 @@ impl Katran {
         vip: Vip,
         flags: VipFlags,
         hash: HashFunction,
-    ) -> Result<()> {
+    ) -> Result<News> {
         self.collect();
         let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
-        if staged.unsettled {
-            self.settle()?;
-        }
         let number = staged.number;
-        self.kernel.check(
-            "clear the counters of",
-            "vip_counters",
-            self.maps.vip_counters.clear(number.0.into()),
-        )?;
-        let cell = VipCell {
-            flags,
-            has_reals: false,
-            ring: None,
-        };
-        self.maps.vip_cells.set(number.0, cell);
-        // Before the VIP can be found, so that packets look for it.
-        let kinds = self.kinds.with(&vip);
-        self.maps.live.set_vip_kinds(kinds);
-        if let Err(error) = self.insert(&vip, number) {
-            self.maps.live.set_vip_kinds(self.kinds);
-            return Err(error);
-        }
-        self.kinds = kinds;
-        self.table.commit(staged);
-        Ok(())
+        let written = Prepared::new(staged).write(self, |katran| {
+            katran.kernel.check(
+                "clear the counters of",
+                "vip_counters",
+                katran.maps.vip_counters.clear(number.0.into()),
+            )?;
+            let cell = VipCell {
+                flags,
+                has_reals: false,
+                ring: None,
+            };
+            katran.maps.vip_cells.set(number.0, cell);
+            // Before the VIP can be found, so that packets look for it.
+            let kinds = katran.kinds.with(&vip);
+            katran.maps.live.set_vip_kinds(kinds);
+            let inserted = katran.insert(&vip, number);
+            match inserted.is_ok() {
+                true => katran.kinds = kinds,
+                false => katran.maps.live.set_vip_kinds(katran.kinds),
+            }
+            inserted
+        })?;
+        let switched = written.switch(self, |_, ()| Left::nothing());
+        Ok(switched.retire(self))
     }
 
     /// Removes a VIP with all its reals; its packets are passed on to the host's stack.
@@ -83,33 +88,29 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delVip")]
     pub fn remove_vip(&mut self, vip: Vip) -> Result<()> {
-        self.remove_vip_only(vip)?;
+        let news = self.remove_vip_only(vip)?;
         self.free_rings();
+        self.tell(news);
         Ok(())
     }
 
     /// As [`remove_vip`](Self::remove_vip); the memory of rings stays for
     /// [`free_rings`](Self::free_rings).
-    pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<()> {
+    pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<News> {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
-        self.delete(&vip)?;
-        for real in self.down_reals(vip)? {
-            self.forget_marks(vip, [real]);
-        }
         let number = staged.number;
-        if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
-            self.unwatch_misses();
-        }
-        let ring = self.rings[usize::from(number.0)].take();
-        self.withdraw_reals(&staged.released);
-        let released = staged.released.clone();
-        self.table.commit(staged);
+        let written = Prepared::new(staged).write(self, |katran| katran.delete(&vip))?;
+        let switched = written.switch(self, |katran, ()| {
+            katran.forget_marks_but(vip, &[]);
+            if katran.watched_vip() == Some(vip) {
+                katran.unwatch_misses();
+            }
+            Left::ring(katran.rings[usize::from(number.0)].take())
+        });
         self.kinds = self.kinds.without(&vip);
         self.maps.live.set_vip_kinds(self.kinds);
-        self.let_go(ring, true);
-        self.tell_removed(&released);
-        Ok(())
+        Ok(switched.retire(self))
     }
 
     /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a
@@ -149,23 +150,31 @@ impl Katran {
     /// [`add_vip`](Self::add_vip).
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
-        let staged = self.table.stage_set_vip_flags(&vip, flags)?;
-        let number = staged.number;
-        let has_reals = !self.entry(vip)?.reals.is_empty();
-        let cell = VipCell {
-            flags,
-            has_reals,
-            ring: self.rings[usize::from(number.0)],
-        };
-        if staged.changed {
-            self.maps.vip_cells.set(number.0, cell);
-        }
-        self.table.commit(staged);
-        if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) && !self.down.is_empty() {
-            let marked = self.down_reals(vip)?;
-            self.forget_marks(vip, marked);
-        }
+        let news = self.change_vip_flags(vip, flags)?;
+        self.tell(news);
         Ok(())
+    }
+
+    pub(super) fn change_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<News> {
+        let staged = self.table.stage_set_vip_flags(&vip, flags)?;
+        let (number, changed) = (staged.number, staged.changed);
+        let has_reals = !self.entry(vip)?.reals.is_empty();
+        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let switched = written.switch(self, |katran, ()| {
+            let cell = VipCell {
+                flags,
+                has_reals,
+                ring: katran.rings[usize::from(number.0)],
+            };
+            if changed {
+                katran.maps.vip_cells.set(number.0, cell);
+            }
+            if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) {
+                katran.forget_marks_but(vip, &[]);
+            }
+            Left::nothing()
+        });
+        Ok(switched.retire(self))
     }
 
     /// The function that fills a VIP's ring.
