@@ -2,13 +2,14 @@
 //!
 //! Asked before and after a refusal, so that an error can say what to do instead of an errno.
 
+mod descriptors;
 mod memory;
 
 use std::fs;
 
-use nix::libc;
 use nix::sys::utsname::uname;
 
+pub(crate) use descriptors::exhausted_descriptors;
 pub(crate) use memory::available_memory;
 
 use crate::error::Error;
@@ -53,7 +54,7 @@ fn check_release(release: &str) -> Result<()> {
 /// Whether a rejection by the verifier is one for want of privilege: without CAP_PERFMON it
 /// allows less, and says so in terms of the program's instructions.
 pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
-    let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+    let refused = error.kind() == std::io::ErrorKind::PermissionDenied;
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
 }

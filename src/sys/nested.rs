@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::check;
-use super::map::check_sizes;
+use super::map::check_map;
 use super::release;
 
 /// The first release that waits once for a whole batch.
@@ -38,9 +38,9 @@ impl AsFd for MapArray {
 }
 
 impl MapArray {
-    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of such an array.
+    /// Takes a map; an error of kind `InvalidInput` if it is no such array.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        check_sizes::<u32>(fd.as_fd(), size_of::<u32>())?;
+        check_map::<u32, u32>(fd.as_fd(), &[libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS])?;
         Ok(Self {
             fd,
             waits: AtomicU64::new(0),
