@@ -134,7 +134,7 @@ impl Katran {
                 .healthchecks
                 .as_ref()
                 .is_some_and(|checks| checks.place().is_some()),
-            gateway: config.gateway,
+            gateway: config.gateway_mac,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
             lost_entries: lost_entries.unwrap_or_default(),
@@ -158,7 +158,7 @@ impl Katran {
 
     /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
     pub fn forwarding_cpus(&self) -> Vec<u32> {
-        let cpus = self.config.forwarding_cpus.iter();
+        let cpus = self.config.placement.iter();
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus
