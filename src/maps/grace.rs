@@ -10,8 +10,8 @@
 //!
 //! 1. *No moment passes too early.* `passed` becomes `m` or more only by `pass(n)` with `n >= m`, where `n`
 //!    was read from `marked` before a wait began that has ended. `marked` is `m` or more only since
-//!    `mark` returned `m`, and its caller had taken out of packets' reach before what the moment is for; the
-//!    mutex hands these stores on to the thread that waits, and the wait is a full barrier on every CPU. So a
+//!    the `mark` that returned `m`, and its caller had taken out of packets' reach before what the moment is for;
+//!    the mutex hands these stores on to the thread that waits, and the wait is a full barrier on every CPU. So a
 //!    packet that can still see it had begun before the wait did, and is through when it ends.
 //! 2. *None goes back.* `passed` is a maximum.
 //! 3. *None is forgotten.* While `waited_for` is set, a thread is before the end of a round, and every round's
@@ -34,8 +34,8 @@ use crate::sys::rcu::GracePeriod;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(pub(super) u64);
 
-/// Tells which moments have passed: no packet is under way any more that was then.
-#[derive(Debug)]
+/// Tells which moments have passed: no packet is under way any more that was then. Copies share them.
+#[derive(Clone, Debug)]
 pub(crate) struct GracePeriods {
     shared: Arc<Shared>,
 }
