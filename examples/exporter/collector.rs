@@ -317,6 +317,11 @@ fn library(page: &mut Page<'_>, library: &LibraryCounters) -> fmt::Result {
         "Addresses that the library refused.",
         library.rejected_addresses,
     )?;
+    page.counter(
+        "panicked_callbacks",
+        "Callbacks of the library that have panicked and are not called again.",
+        library.panicked_callbacks,
+    )?;
     let each = |field: fn(&MapUse) -> u64| {
         let maps = library.maps.iter();
         maps.map(move |map| (map.name, field(map)))

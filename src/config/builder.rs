@@ -356,7 +356,9 @@ impl Builder {
         self
     }
 
-    /// The largest number of source routes, for each address family.
+    /// The largest number of source routes, for each address family. While
+    /// [`Katran::apply`](crate::Katran::apply) replaces routes there may be up to twice as many for a
+    /// moment: new ones come before old ones go.
     ///
     /// Default: 3,000,000. Range: 1 to 134,217,728. Used by [`Features::SOURCE_ROUTING`] when it
     /// is on.

@@ -276,6 +276,7 @@ impl Katran {
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
+            panicked_callbacks: self.callbacks.panicked,
             maps: [
                 use_of("vips", max_vips, exact),
                 use_of("prefix_vips", max_vips, prefixes),

@@ -469,6 +469,10 @@ pub struct LibraryCounters {
     pub failed_kernel_calls: u64,
     /// Addresses that were refused since load.
     pub rejected_addresses: u64,
+    /// Callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added) and
+    /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load, and are not
+    /// called again.
+    pub panicked_callbacks: u64,
     /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
     pub maps: Vec<MapUse>,
 }
