@@ -43,11 +43,14 @@ pub mod stats;
 
 mod attach;
 mod config;
+mod counters;
 mod decap;
 mod diagnose;
 mod document;
 mod environment;
 mod error;
+#[cfg(test)]
+mod generated;
 mod healthcheck;
 mod katran;
 mod kernel;
@@ -58,6 +61,8 @@ mod root_program;
 mod rtnetlink;
 mod server_id_option;
 mod skel;
+#[cfg(test)]
+mod structure;
 mod sys;
 mod table;
 mod types;

@@ -75,7 +75,7 @@ pub(crate) struct Maps {
     pub(crate) live: Arc<Live>,
     /// Of balancers whose reals have next hops of their own.
     pub(crate) next_hops: Option<Arc<HopCells>>,
-    pub(crate) counters: PerCpuArray<types::counters>,
+    pub(crate) cpus: PerCpuArray<types::cpu>,
     pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
@@ -158,7 +158,7 @@ impl Maps {
             (".data.reals", self.real_cells.as_fd()),
             ("rings", self.rings.outer().as_fd()),
             (".data.live", self.live.as_fd()),
-            ("counters", self.counters.as_fd()),
+            ("cpus", self.cpus.as_fd()),
             ("vip_counters", self.vip_counters.as_fd()),
             ("real_counters", self.real_counters.as_fd()),
             ("explanations", self.explanations.as_fd()),
