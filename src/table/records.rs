@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::pool::IdPool;
-use super::stage::Paper;
 use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Protocol;
@@ -287,8 +286,8 @@ impl Table {
     /// Gives up a staged change whose new reals packets may have seen: their numbers have been given out
     /// and are given back, so nobody else gets them before a grace period has passed, nor under that
     /// generation.
-    pub(crate) fn abandon(&mut self, paper: Paper) {
-        let edit = Edit::from(paper);
+    pub(crate) fn abandon(&mut self, staged: impl Into<Edit>) {
+        let edit = staged.into();
         assert_eq!(edit.revision, self.revision, "another change came between");
         self.revision += 1;
         for _ in 0..edit.real_ids.taken {
@@ -440,9 +439,9 @@ mod tests {
         let one = table.stage_references(&[(real(1), 1)].into()).unwrap();
         table.commit(one);
         let abandoned = [(real(1), 1), (real(2), 1)].into();
-        let paper = Paper::from(table.stage_references(&abandoned).unwrap());
-        assert_eq!(paper.added[0].number, RealNumber(2));
-        table.abandon(paper);
+        let staged = table.stage_references(&abandoned).unwrap();
+        assert_eq!(staged.adjusted.added[0].number, RealNumber(2));
+        table.abandon(staged);
         assert_eq!(table.real(real(1)).unwrap().references, 1);
         assert_eq!(table.real(real(2)), None);
         let staged = table.stage_references(&[(real(3), 1)].into()).unwrap();
