@@ -15,6 +15,14 @@ const ONLINE: &str = "/sys/devices/system/cpu/online";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const NODES: &str = "/sys/devices/system/node";
 
+/// A CPU that has a flow table, and where that table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ForwardingCpu {
+    pub(crate) cpu: u32,
+    /// None on a kernel that knows no nodes: the kernel chooses.
+    pub(crate) numa_node: Option<u32>,
+}
+
 /// CPUs and NUMA nodes of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Topology {

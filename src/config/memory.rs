@@ -140,7 +140,7 @@ impl Builder {
 pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
     let vips = u64::from(config.max_vips);
     let reals = u64::from(config.max_reals) + 1;
-    let tables = config.forwarding_cpus.len() as u64;
+    let tables = config.placement.len() as u64;
     let flows = u64::from(config.flows_per_cpu);
     let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
     let chunk = ARRAY_HEAD.next_multiple_of(PAGE)

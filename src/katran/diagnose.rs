@@ -19,7 +19,7 @@ use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
-use crate::types::Encapsulation;
+use crate::types::Family;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
@@ -122,9 +122,9 @@ impl Katran {
             interface: facts,
             frags: config.frags,
             max_frame: config.max_frame,
-            gue: config.encapsulation == Encapsulation::Gue,
+            encapsulation: config.encapsulation,
             reals: [reals(false), reals(true)],
-            sources: [false, true].map(|v6| self.source(v6).is_some()),
+            sources: Family::ALL.map(|family| self.source(family).is_some()),
             default_ipip_sources: [
                 config.ipip_source_v4.octets() == [172, 16, 0, 0],
                 config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
@@ -134,7 +134,7 @@ impl Katran {
                 .healthchecks
                 .as_ref()
                 .is_some_and(|checks| checks.place().is_some()),
-            gateway: config.gateway,
+            gateway: config.gateway_mac,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
             lost_entries: lost_entries.unwrap_or_default(),
@@ -158,7 +158,7 @@ impl Katran {
 
     /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
     pub fn forwarding_cpus(&self) -> Vec<u32> {
-        let cpus = self.config.forwarding_cpus.iter();
+        let cpus = self.config.placement.iter();
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus

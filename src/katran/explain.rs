@@ -464,11 +464,7 @@ impl Katran {
             sched_getaffinity(this_thread).map_err(std::io::Error::from),
         )?;
         let mut first = CpuSet::new();
-        let cpu = self
-            .config
-            .forwarding_cpus
-            .first()
-            .map_or(0, |place| place.cpu);
+        let cpu = self.config.placement.first().map_or(0, |place| place.cpu);
         let set = first.set(cpu as usize);
         let pinned = set.and_then(|()| sched_setaffinity(this_thread, &first));
         // A process that may not run there still gets its answer, from another CPU's table.

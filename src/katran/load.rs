@@ -232,7 +232,7 @@ fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
             .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }
 
 /// One table per forwarding CPU for the host application to fill, if it is to have any.
@@ -256,5 +256,5 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
             .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }

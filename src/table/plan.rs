@@ -20,7 +20,6 @@ use crate::config::check_gateway_mac;
 use crate::config::check_source;
 use crate::document::Changes;
 use crate::document::State;
-use crate::document::check_load_time;
 use crate::document::stated_flags;
 use crate::error::Error;
 use crate::error::Result;
@@ -77,7 +76,7 @@ pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order
     let mut default_hash = None;
     if let Some(wanted) = &wanted.balancer {
         if let Some(current) = &current.balancer {
-            check_load_time(current, wanted)?;
+            current.check_load_time(wanted)?;
         }
         default_hash = wanted.hash_function;
     }

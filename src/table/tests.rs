@@ -9,7 +9,7 @@ use super::Step;
 use super::Table;
 use super::plan::plan;
 use super::step::Order;
-use crate::document::BalancerState;
+use crate::config::BalancerState;
 use crate::document::State;
 use crate::document::VipState;
 use crate::error::Error;
