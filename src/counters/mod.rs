@@ -132,6 +132,10 @@ pub struct LibraryCounters {
     /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load, and are not
     /// called again.
     pub panicked_callbacks: u64,
+    /// For how many grace periods calls have waited since load because the kernel put maps into
+    /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
+    /// each, 256 maps at a time; later releases wait at most as often.
+    pub waits_for_packets: u64,
     /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
     pub maps: Vec<MapUse>,
 }
@@ -379,6 +383,13 @@ impl Counters {
                 "Callbacks of the library that have panicked and are not called again.",
                 "library.panicked_callbacks",
                 self.library.panicked_callbacks,
+            ),
+            single(
+                "waits_for_packets",
+                "grace periods",
+                "Grace periods that calls have waited for while the kernel put maps into others.",
+                "library.waits_for_packets",
+                self.library.waits_for_packets,
             ),
             by_label(
                 MetricKind::Gauge,
