@@ -199,7 +199,9 @@ impl Katran {
             None if wanted.needs_watching() && self.is_attached() => {
                 let sockets = self.sockets.take().map_or_else(Sockets::open, Ok)?;
                 let attached = self.attached_indexes();
-                let watcher = self.watch_next_hops(sockets, wanted, attached)?;
+                let watcher = self.watch_next_hops(sockets, before, attached)?;
+                // The address that was given serves until another is found.
+                watcher.set_wanted(wanted);
                 if let Err(error) = watcher.wait() {
                     self.sockets = watcher.stop();
                     self.write_gateways(before);

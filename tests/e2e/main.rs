@@ -15,6 +15,7 @@ mod ecmp;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/faults.rs"]
 mod faults;
+mod follow;
 mod frame;
 mod health;
 mod health_places;
