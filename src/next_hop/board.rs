@@ -173,11 +173,27 @@ impl Board {
         posted.news.missing.clone().or_else(ended)
     }
 
-    /// Gives numbers to reals. Until more is known packets go to the address that was given; of a real
-    /// that has its number already, nothing changes.
+    /// Gives numbers to reals that are new. Until more is known packets go to the address that was given;
+    /// of a real that has its number already, nothing changes.
     pub(super) fn add(
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
+    ) -> Vec<(u16, IpAddr, Ticket)> {
+        self.enter(reals, true)
+    }
+
+    /// The same for reals that packets are sent to: they go on to where they go until more is known.
+    pub(super) fn take_over(
+        &self,
+        reals: impl Iterator<Item = (u16, IpAddr)>,
+    ) -> Vec<(u16, IpAddr, Ticket)> {
+        self.enter(reals, false)
+    }
+
+    fn enter(
+        &self,
+        reals: impl Iterator<Item = (u16, IpAddr)>,
+        are_new: bool,
     ) -> Vec<(u16, IpAddr, Ticket)> {
         let mut posted = self.lock();
         let mut added = Vec::new();
@@ -193,7 +209,9 @@ impl Board {
             let ticket = posted.tickets;
             let fixed = posted.wanted.fixed(address.is_ipv6());
             let hop = Hop::default().or_given(fixed, &Hop::default());
-            posted.write(number, &hop);
+            if are_new {
+                posted.write(number, &hop);
+            }
             posted.reals.set(
                 number,
                 Some(Followed {

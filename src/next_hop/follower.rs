@@ -131,7 +131,7 @@ impl Watcher {
         let mut resolver = Resolver::new(requests, wanted, Some(Arc::clone(&board)));
         resolver.confirm();
         resolver.set_attached(attached);
-        for (number, address, ticket) in board.add(reals.into_iter()) {
+        for (number, address, ticket) in board.take_over(reals.into_iter()) {
             resolver.add(number, address, ticket);
         }
         while resolver.step() {}

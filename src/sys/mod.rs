@@ -8,6 +8,7 @@ mod fdinfo;
 pub(crate) mod link;
 pub(crate) mod map;
 pub(crate) mod mapping;
+pub(crate) mod namespace;
 pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod pod;

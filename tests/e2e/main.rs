@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attach;
+mod attachments;
 mod control;
 mod decap;
 mod decap_tc;
