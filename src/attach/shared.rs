@@ -24,6 +24,7 @@ use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
 
@@ -389,6 +390,9 @@ impl Attachments<Entry> {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        if !self.kept.special.owner.is_here() {
+            return;
+        }
         match self.holds_ours() {
             Ok(true) => {
                 if let Err(error) = self.entries.clear(self.position) {
@@ -411,6 +415,7 @@ struct SpecialPin {
     path: PathBuf,
     /// It is somebody else's by now.
     is_left: bool,
+    owner: Owner,
 }
 
 impl SpecialPin {
@@ -424,6 +429,7 @@ impl SpecialPin {
             _ => Ok(Self {
                 path,
                 is_left: false,
+                owner: Owner::new(),
             }),
         }
     }
@@ -448,7 +454,7 @@ impl SpecialPin {
 
 impl Drop for SpecialPin {
     fn drop(&mut self) {
-        if self.is_left {
+        if self.is_left || !self.owner.is_here() {
             return;
         }
         match fs::remove_file(&self.path) {

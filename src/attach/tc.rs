@@ -26,6 +26,7 @@ use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::TcProgram;
 use crate::sys::link::Link;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::tc;
 use crate::sys::tc::Direction;
@@ -196,6 +197,7 @@ struct Filter {
     /// Filters are told by indices, which are those of a namespace.
     namespace: Namespace,
     is_undone: bool,
+    owner: Owner,
 }
 
 impl Filter {
@@ -259,6 +261,7 @@ impl Filter {
             made_clsact,
             namespace,
             is_undone: false,
+            owner: Owner::new(),
         })
     }
 
@@ -313,6 +316,9 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
+        if !self.owner.is_here() {
+            return;
+        }
         if let Err(error) = self.undo() {
             log::warn!("a tc filter of ours stays: {error}");
         }

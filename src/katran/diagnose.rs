@@ -19,7 +19,7 @@ use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
-use crate::types::Encapsulation;
+use crate::types::Family;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
@@ -122,9 +122,9 @@ impl Katran {
             interface: facts,
             frags: config.frags,
             max_frame: config.max_frame,
-            gue: config.encapsulation == Encapsulation::Gue,
+            encapsulation: config.encapsulation,
             reals: [reals(false), reals(true)],
-            sources: [false, true].map(|v6| self.source(v6).is_some()),
+            sources: Family::ALL.map(|family| self.source(family).is_some()),
             default_ipip_sources: [
                 config.ipip_source_v4.octets() == [172, 16, 0, 0],
                 config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],

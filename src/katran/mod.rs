@@ -75,6 +75,9 @@ use crate::types::Vip;
 /// read take `&self`; it is [`Send`] and [`Sync`]. After a change a thread of the library's own may
 /// live for some milliseconds, to see when no packet uses what was replaced.
 ///
+/// It belongs to the process that has loaded it. In a child made by fork(2) dropping it changes nothing on
+/// the network; all other calls are for the process that has loaded it.
+///
 /// ```no_run
 /// use katran::Katran;
 /// use katran::Real;

@@ -24,15 +24,14 @@
 //! To stop is to set a flag, to wake the thread, and to join it, which takes one question of the kernel's at
 //! most; a stopped follower writes nothing. A thread that panics tells the board on its way out: callers
 //! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
-//! fork(2) the thread is not there: the handle knows by the process's id, asks nothing of it, and does not
-//! join it; getters tell what was known. (The memory that packets read is shared with the parent, as are the
+//! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
+//! it; getters tell what was known. (The memory that packets read is shared with the parent, as are the
 //! sockets: a child that goes on to change its copy of the balancer changes the parent's.)
 
 use std::io;
 use std::mem;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::process;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -63,6 +62,7 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
 use crate::rtnetlink::Notices;
+use crate::sys::process::Owner;
 use crate::types::MacAddr;
 
 /// How long attaching waits for a gateway's address, and any caller for the thread.
@@ -97,8 +97,8 @@ pub(crate) struct Watcher {
     commands: Sender<(u64, Command)>,
     signals: Arc<Signals>,
     thread: Option<JoinHandle<Sockets>>,
-    /// In which process the thread is.
-    process: u32,
+    /// The process that the thread is in.
+    owner: Owner,
 }
 
 struct Signals {
@@ -167,7 +167,7 @@ impl Watcher {
             commands,
             signals,
             thread: Some(thread),
-            process: process::id(),
+            owner: Owner::new(),
         })
     }
 
@@ -178,7 +178,7 @@ impl Watcher {
 
     fn join(&mut self) -> Option<Sockets> {
         let thread = self.thread.take()?;
-        if self.process != process::id() {
+        if !self.owner.is_here() {
             mem::forget(thread);
             return None;
         }
@@ -193,7 +193,7 @@ impl Watcher {
         let asked = self
             .board
             .ask(|asked| drop(self.commands.send((asked, command))));
-        if self.process == process::id() {
+        if self.owner.is_here() {
             self.signals.wake();
         }
         asked
@@ -202,7 +202,7 @@ impl Watcher {
     /// The same, and waits until it is done.
     fn ask(&self, command: Command) {
         let asked = self.send(command);
-        if self.process == process::id() {
+        if self.owner.is_here() {
             self.board.wait_done(asked, PATIENCE);
         }
     }

@@ -14,15 +14,16 @@ use std::path::Path;
 
 use super::check;
 use super::fdinfo::FdInfo;
+use super::process::Owner;
 
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// A program's attachment; undone on drop.
+/// A program's attachment; undone on drop, unless that is in a child made by fork(2).
 #[derive(Debug)]
-pub(crate) struct Link(OwnedFd);
+pub(crate) struct Link(OwnedFd, Owner);
 
 impl Link {
     /// Undoes the attachment at once. Closing the descriptor alone would not, while a child that
@@ -96,12 +97,15 @@ impl Link {
 
 impl From<PinnedXdp> for Link {
     fn from(pinned: PinnedXdp) -> Self {
-        Self(pinned.fd)
+        Self(pinned.fd, Owner::new())
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
+        if !self.1.is_here() {
+            return;
+        }
         // It fails if the interface is gone, and then there is nothing to undo.
         if let Err(error) = self.detach() {
             log::debug!("nothing to detach: {error}");
@@ -155,7 +159,8 @@ pub(super) fn create(
     let fd =
         check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
-    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Link(fd, Owner::new()))
 }
 
 /// Attaches a sockops program to a cgroup, beside those that others have attached there.

@@ -12,6 +12,7 @@ pub(crate) mod namespace;
 pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod pod;
+pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod rcu;
 pub(crate) mod tc;

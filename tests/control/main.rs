@@ -11,3 +11,4 @@ mod differences;
 mod library;
 mod monitor;
 mod refusals;
+mod threads;
