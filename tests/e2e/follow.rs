@@ -2,7 +2,6 @@
 //! interfaces that the main table knows nothing of.
 
 use std::fs;
-use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
@@ -414,10 +413,12 @@ fn waited(f: impl FnOnce()) -> Duration {
 }
 
 /// What does not depend on when somebody was asked.
-fn ways(katran: &Katran) -> Vec<(Option<IpAddr>, Option<IpAddr>, Option<String>, bool, bool)> {
-    let hops = katran.next_hops().into_iter();
-    hops.map(|hop| (hop.real, hop.address, hop.interface, hop.attached, hop.here))
-        .collect()
+fn ways(katran: &Katran) -> Vec<NextHop> {
+    let mut hops = katran.next_hops();
+    for hop in &mut hops {
+        (hop.mac, hop.answers) = (None, false);
+    }
+    hops
 }
 
 #[test]
