@@ -218,7 +218,7 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 	query->l3_length = packet->l3_length;
 	query->tos = packet->tos;
 	query->unchecked = packet->unchecked;
-	query->explain = run->explain;
+	query->explain = is(run, EXPLAINS);
 	query->untagged = run->untagged;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 }
@@ -233,7 +233,7 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	struct real *real = NULL;
 
 	choice->place = flow_locate(run, &packet->flow, v6);
-	if (run->special) {
+	if (is(run, SPECIAL)) {
 		real = by_packet(run, choice);
 		if (choice->reason)
 			return NULL;
@@ -244,10 +244,10 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 		note_step(run, STEP_FLOW_TABLE);
 		real = flow_find(&choice->place, &packet->flow, now, &choice->number);
 	}
-	if (run->special && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
+	if (is(run, SPECIAL) && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
 	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)
 		real = by_global_flows(run, &packet->flow, choice);
-	if (run->special && real && (flags & VIP_UDP_FLOW_MIGRATION) &&
+	if (is(run, SPECIAL) && real && (flags & VIP_UDP_FLOW_MIGRATION) &&
 	    packet->flow.protocol == IPPROTO_UDP && !in_flood(run, now) && is_down(real, choice)) {
 		run->cpu->counters.migrated++;
 		real = NULL;

@@ -42,7 +42,7 @@ impl Katran {
 
     /// The gateway as it was asked for.
     pub fn gateway(&self) -> Gateway {
-        self.config.gateway
+        self.config.gateway_mac
     }
 
     /// Sends encapsulated frames to another Ethernet address from now on: those of all families that
@@ -70,7 +70,7 @@ impl Katran {
             ..self.wanted()
         };
         self.follow(wanted)?;
-        self.config.gateway = gateway;
+        self.config.gateway_mac = gateway;
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl Katran {
 
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
-            gateway: self.config.gateway,
+            gateway: self.config.gateway_mac,
             gateway_v6: self.config.gateway_mac_v6,
             mode: self.config.next_hops,
         }

@@ -53,6 +53,7 @@ use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::types::NextHops;
 
@@ -163,6 +164,12 @@ fn take_over(
     inner: InnerTables,
 ) -> io::Result<Maps> {
     let features = take_feature_maps(from, config.features, inner.global)?;
+    let rings = RingStore::new(
+        own(&from.rings)?,
+        inner.first_chunk,
+        config.ring_size,
+        config.max_vips.into(),
+    )?;
     Ok(Maps {
         prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
         vip_cells: VipCells::new(
@@ -172,12 +179,6 @@ fn take_over(
             fixed.vip_hash.clone(),
         )?,
         real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
-        rings: RingStore::new(
-            own(&from.rings)?,
-            inner.first_chunk,
-            config.ring_size,
-            config.max_vips.into(),
-        )?,
         live: Arc::new(Live::new(own(&from.data_live)?)?),
         next_hops: match config.next_hops {
             NextHops::Gateway => None,
@@ -199,13 +200,15 @@ fn take_over(
                 FALLBACK_FLOWS,
                 own(&from.fallback_flows)?,
             )?,
-            outer: own(&from.flow_tables)?,
+            outer: MapArray::new(own(&from.flow_tables)?)?,
         },
         server_ids: ServerIdStore::new(
-            own(&from.server_ids)?,
+            MapArray::new(own(&from.server_ids)?)?,
+            rings.grace_periods().clone(),
             fixed.server_id_keys,
             config.max_server_ids,
         ),
+        rings,
         down_reals: Typed::new(own(&from.down_reals)?)?,
         features,
     })
@@ -232,7 +235,7 @@ fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
             .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }
 
 /// One table per forwarding CPU for the host application to fill, if it is to have any.
@@ -256,5 +259,5 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
             .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }
