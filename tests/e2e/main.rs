@@ -17,6 +17,7 @@ mod ecmp;
 #[path = "../common/faults.rs"]
 mod faults;
 mod follow;
+mod following;
 mod fork;
 mod frame;
 mod health;
