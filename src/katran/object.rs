@@ -313,7 +313,8 @@ mod tests {
             .map(|map| map.name().to_string_lossy().into_owned())
             .collect();
         assert!(names.len() > 20, "{names:?}");
-        for name in names.iter().filter(|name| !name.starts_with('.')) {
+        // Data sections have a dot in their names; those with a size of their own have rows, too.
+        for name in names.iter().filter(|name| !name.contains('.')) {
             assert!(MapRow::of(name).is_some(), "{name}");
         }
     }
