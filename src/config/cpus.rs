@@ -10,6 +10,7 @@ use std::io;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
@@ -66,11 +67,7 @@ impl Topology {
 }
 
 fn read_list(path: &str) -> Result<BTreeSet<u32>> {
-    let error = |errno| Error::Kernel {
-        operation: "read a list of CPUs or nodes",
-        object: path.to_owned(),
-        errno,
-    };
+    let error = |errno| kernel_error("read a list of CPUs or nodes", path, errno);
     let text = fs::read_to_string(path).map_err(error)?;
     parse_list(text.trim())
         .ok_or_else(|| error(io::Error::new(io::ErrorKind::InvalidData, text.trim())))

@@ -26,7 +26,7 @@ use crate::maps::FlowTableShape;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::max_chunks_in_surge;
-use crate::maps::max_server_id_chunks;
+use crate::maps::max_server_id_places;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
 use crate::skel::katran::types;
@@ -131,9 +131,9 @@ pub(crate) const MAPS: &[MapRow] = &[
         at_load: buckets_only(on.reals()),
         at_capacity: hash(on.reals(), 8, 8),
     }),
-    row("server_ids", Always, Elements(|on| 2 * max_server_id_chunks(on.config.max_server_ids)), |on| {
+    row("server_ids", Always, Elements(|on| max_server_id_places(on.config.max_server_ids)), |on| {
         let ids = on.config.max_server_ids;
-        let at_load = array(2 * max_server_id_chunks(ids), 8);
+        let at_load = array(max_server_id_places(ids), 8);
         Takes { entries: ids.into(), at_load, at_capacity: at_load + server_id_table_bytes(ids) }
     }),
     row("special_programs", Always, Own, |_| full(6u32, array(6u32, 8))),

@@ -95,8 +95,9 @@ impl Builder {
     /// about 50 bytes for each server id and source route. While
     /// updates of reals follow each other without a pause, and for some ten seconds after, there
     /// are places for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says. Rings are
-    /// made eight at a time: a slot takes 2.3 bytes with 512 VIPs, at most 4 from 12 VIPs on (and
-    /// then not during such updates).
+    /// made eight at a time, and a sixteenth ahead: a slot takes 2.3 bytes with 512 VIPs, at most 4
+    /// from 12 VIPs on (and then not during such updates). A server-id table that has just grown has
+    /// half as much beside it, until the next change of ids.
     ///
     /// # Errors
     /// As [`Builder::load`] does for settings: [`Error::InvalidConfig`](crate::Error) and

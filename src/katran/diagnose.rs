@@ -112,11 +112,9 @@ impl Katran {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| address.is_ipv6() == v6)
         };
-        let empty_vips = self.table.vip_states();
-        let empty_vips = empty_vips.iter().filter(|of_vip| {
-            let mut reals = of_vip.reals.iter();
-            reals.all(|real| real.get_weight() == 0)
-        });
+        let empty_vips = self.table.vips();
+        let empty_vips =
+            empty_vips.filter(|(_, entry)| entry.reals.values().all(|weight| *weight == 0));
         Ok(judge_balancer(&Balancer {
             host,
             interface: facts,
@@ -147,7 +145,7 @@ impl Katran {
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
-            empty_vips: empty_vips.map(|of_vip| of_vip.vip.to_string()).collect(),
+            empty_vips: empty_vips.map(|(vip, _)| vip.to_string()).collect(),
             drops: TELLING
                 .into_iter()
                 .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))
@@ -185,10 +183,8 @@ impl Katran {
         let mut here = Vec::new();
         let mut others = Vec::new();
         let marked = |real: IpAddr| {
-            let mut reals = self.table.reals();
-            reals.any(|(address, entry)| {
-                address == real && entry.flags.contains(RealFlags::LOCAL_REAL)
-            })
+            let entry = self.table.real(real);
+            entry.is_some_and(|entry| entry.flags.contains(RealFlags::LOCAL_REAL))
         };
         for hop in next_hops {
             match hop.real {

@@ -5,7 +5,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use libbpf_rs::MapHandle;
@@ -31,6 +30,7 @@ use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::types::NextHops;
 
@@ -40,13 +40,13 @@ pub(super) struct GlobalFlowMaps {
     pub(super) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
     pub(super) fallback: Typed<types::flow_key, u32>,
     /// The map in which the program looks for its CPU's table.
-    pub(super) outer: OwnedFd,
+    pub(super) outer: MapArray,
 }
 
 macro_rules! handles {
     (
         // The words of the rows below.
-        $from:ident $config:ident $fixed:ident $inner:ident $global:ident;
+        $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident;
         always {$(
             $(#[$about:meta])*
             $field:ident: $type:ty = $take:expr, $($name:literal is ($($fd:tt)+)),+;
@@ -73,6 +73,13 @@ macro_rules! handles {
                 $fixed: &Fixed,
                 $inner: InnerTables,
             ) -> io::Result<Self> {
+                let $rings = RingStore::new(
+                    own(&$from.rings)?,
+                    $inner.first_chunk,
+                    $config.ring_size,
+                    $config.max_vips.into(),
+                )?;
+                let $grace = $rings.grace_periods().clone();
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config)?,
@@ -134,7 +141,7 @@ macro_rules! handles {
 }
 
 handles! {
-    from config fixed inner global;
+    from config fixed inner rings grace global;
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
             "prefix_vips" is (.as_fd());
@@ -147,13 +154,7 @@ handles! {
             ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd());
         real_cells: RealCells = RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
             ".data.reals" is (.as_fd());
-        rings: RingStore = RingStore::new(
-                own(&from.rings)?,
-                inner.first_chunk,
-                config.ring_size,
-                config.max_vips.into(),
-            )?,
-            "rings" is (.outer().as_fd());
+        rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
         /// Counters and the rest that each CPU has for itself.
         cpus: PerCpuArray<types::cpu> = PerCpuArray::new(own(&from.cpus)?)?, "cpus" is (.as_fd());
@@ -172,12 +173,13 @@ handles! {
                     FALLBACK_FLOWS,
                     own(&from.fallback_flows)?,
                 )?,
-                outer: own(&from.flow_tables)?,
+                outer: MapArray::new(own(&from.flow_tables)?)?,
             },
             "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd());
         /// The server-id tables; which one packets look into `live` says.
         server_ids: ServerIdStore = ServerIdStore::new(
-                own(&from.server_ids)?,
+                MapArray::new(own(&from.server_ids)?)?,
+                grace.clone(),
                 fixed.server_id_keys,
                 config.max_server_ids,
             ),
@@ -194,7 +196,7 @@ handles! {
         global_flows: GlobalFlowMaps, with GLOBAL_FLOW_TABLE = GlobalFlowMaps {
                 of_cpus: global,
                 fallback: Typed::new(own(&from.global_fallback)?)?,
-                outer: own(&from.global_flows)?,
+                outer: MapArray::new(own(&from.global_flows)?)?,
             },
             "global_flows" is (.outer.as_fd()), "global_fallback" is (.fallback.as_fd());
         decap_destinations: Typed<types::decap_destination, u32>, with INLINE_DECAP =
@@ -230,17 +232,28 @@ impl FeatureMaps {
 }
 
 impl Maps {
-    /// The maps inside the others.
-    pub(super) fn inner(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// The maps inside the others; of many that are alike, how many there are and one of them.
+    pub(super) fn inner(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let global = self.features.global_flows.iter();
         let global =
             global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
-        let flows = self.flows.of_cpus.iter();
-        self.rings
-            .chunks()
-            .map(AsFd::as_fd)
-            .chain(flows.map(|(_, table)| table.as_fd()))
-            .chain(global)
-            .chain(self.server_ids.chunks().map(|(_, chunk)| chunk))
+        let flows = self.flows.of_cpus.iter().map(|(_, table)| table.as_fd());
+        let single = flows.chain(global).map(|map| (1, map));
+        single
+            .chain([self.rings.chunks()])
+            .chain(self.server_ids.chunks())
+    }
+
+    /// For how many grace periods callers have waited while maps were put into others, on a kernel
+    /// that waits for each.
+    pub(super) fn waits(&self) -> u64 {
+        let global = self.features.global_flows.iter();
+        let outer = [
+            self.rings.outer(),
+            &self.flows.outer,
+            self.server_ids.outer(),
+        ];
+        let outer = outer.into_iter().chain(global.map(|global| &global.outer));
+        outer.map(MapArray::waits).sum()
     }
 }

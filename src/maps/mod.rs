@@ -10,6 +10,7 @@ mod hops;
 mod probes;
 mod random;
 mod rings;
+mod runs;
 mod server_ids;
 mod source_routes;
 mod usage;
@@ -39,9 +40,11 @@ pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
 pub(crate) use rings::max_chunks;
 pub(crate) use rings::max_chunks_in_surge;
+pub(crate) use runs::runs;
 pub(crate) use server_ids::ServerIdKeys;
 pub(crate) use server_ids::ServerIdStore;
 pub(crate) use server_ids::max_server_id_chunks;
+pub(crate) use server_ids::max_server_id_places;
 pub(crate) use server_ids::server_id_table_bytes;
 pub(crate) use source_routes::SourceRouteMaps;
 
@@ -53,22 +56,22 @@ pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
 
 use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
 
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::sys::map::set_inner;
+use crate::sys::nested::MapArray;
 
 /// Puts a table for each CPU into the map that they are found by.
 pub(crate) fn fill_outer(
     name: &'static str,
-    outer: &OwnedFd,
+    outer: &MapArray,
     tables: &[(u32, impl AsFd)],
 ) -> Result<()> {
     let inner: Vec<_> = tables
         .iter()
         .map(|(cpu, table)| (*cpu, table.as_fd()))
         .collect();
-    set_inner(outer.as_fd(), &inner)
+    outer
+        .set(&inner)
         .map_err(|error| kernel_error("put the tables of the CPUs into", name, error))
 }
