@@ -107,10 +107,10 @@ pub(crate) const MAPS: &[MapRow] = &[
     row("cpus", Always, Own, |on| full(1u32, per_cpu(1u32, size_of::<types::cpu>(), on.cpus))),
     row("explanations", Always, Own, |_| full(1u32, array(1u32, 16))),
     row("data and rodata", Always, Inner, |_| full(3u32, 3 * mappable(1u32, 8))),
-    row("source_routes_v4", With(Features::SOURCE_ROUTING), Elements(|on| on.config.max_source_routes), |on| {
+    row("source_routes_v4", With(Features::SOURCE_ROUTING), Elements(|on| on.tries()), |on| {
         trie(on.config.max_source_routes, 8)
     }),
-    row("source_routes_v6", With(Features::SOURCE_ROUTING), Elements(|on| on.config.max_source_routes), |on| {
+    row("source_routes_v6", With(Features::SOURCE_ROUTING), Elements(|on| on.tries()), |on| {
         trie(on.config.max_source_routes, 24)
     }),
     row("global_flows", With(Features::GLOBAL_FLOW_TABLE), Elements(|on| on.cpus), |on| {
@@ -203,6 +203,12 @@ impl Machine<'_> {
 
     fn chunks(&self) -> u64 {
         max_chunks(self.vips()).into()
+    }
+
+    /// Twice the limit: routes that take the places of others come before those go. Tries take memory
+    /// only for what is in them; and before Linux 6.13 a full one refuses even to change a route.
+    fn tries(&self) -> u32 {
+        2 * self.config.max_source_routes
     }
 
     fn hop_bytes(&self) -> u32 {
