@@ -16,6 +16,7 @@ mod gateway;
 mod global_flows;
 mod health;
 mod load;
+mod looks;
 mod names;
 mod object;
 mod reals;
