@@ -210,9 +210,18 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
-    fn another_map_is_refused() {
-        let refused = MapArray::new(inner()).unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+    fn a_map_that_is_no_array_of_maps_is_refused() {
+        let plain = create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: "plain",
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        });
+        let refused = MapArray::new(plain.unwrap()).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::InvalidInput));
     }
 
     fn is_there(outer: &MapArray, index: u32) -> bool {
