@@ -144,6 +144,33 @@ impl MapArray {
     }
 }
 
+/// Makes an array of maps like `inner`.
+pub(crate) fn create_outer(
+    name: &str,
+    max_entries: u32,
+    inner: BorrowedFd<'_>,
+) -> io::Result<MapArray> {
+    let name = CString::new(name)?;
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        inner_map_fd: inner.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            name.as_ptr(),
+            4,
+            4,
+            max_entries,
+            &options,
+        )
+    })?;
+    // SAFETY: a new descriptor that nobody else owns.
+    MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -213,6 +240,22 @@ mod tests {
         assert_eq!(refused.raw_os_error(), Some(nix::libc::E2BIG));
         assert!(is_there(&outer, 3));
         assert!(outer.set(&maps).is_err());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn a_map_that_is_no_array_of_maps_is_refused() {
+        let plain = create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: "plain",
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        });
+        let refused = MapArray::new(plain.unwrap()).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::InvalidInput));
     }
 
     fn is_there(outer: &MapArray, index: u32) -> bool {
