@@ -401,7 +401,8 @@ settings! {
 
     /// The largest number of source routes, for each address family.
     ///
-    /// Used by [`Features::SOURCE_ROUTING`] when it is on.
+    /// While [`Katran::apply`](crate::Katran::apply) replaces routes there may be up to twice as many for a
+    /// moment: new ones come before old ones go. Used by [`Features::SOURCE_ROUTING`] when it is on.
     #[doc(alias = "maxLpmSrcSize")]
     max_source_routes: u32 {
         set: max_source_routes(routes: u32) = routes,
