@@ -27,33 +27,6 @@ pub(crate) const SIDE_BY_SIDE: usize = 256;
 /// Such a thread makes one system call.
 const STACK: usize = 64 << 10;
 
-/// Makes an array of maps like `inner`.
-pub(crate) fn create_outer(
-    name: &str,
-    max_entries: u32,
-    inner: BorrowedFd<'_>,
-) -> io::Result<MapArray> {
-    let name = CString::new(name)?;
-    let options = libbpf_sys::bpf_map_create_opts {
-        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-        inner_map_fd: inner.as_raw_fd() as u32,
-        ..Default::default()
-    };
-    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
-    let fd = check(unsafe {
-        libbpf_sys::bpf_map_create(
-            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
-            name.as_ptr(),
-            4,
-            4,
-            max_entries,
-            &options,
-        )
-    })?;
-    // SAFETY: a new descriptor that nobody else owns.
-    MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// An array of maps.
 #[derive(Debug)]
 pub(crate) struct MapArray {
@@ -185,19 +158,12 @@ mod tests {
             kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
             name: "inner",
             key_size: 4,
-            value_size: 4,
+            value_size: 8,
             max_entries: 1,
             flags: 0,
             numa_node: None,
         };
         create(&spec).unwrap()
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
-    fn a_map_of_another_type_is_refused() {
-        let refused = MapArray::new(inner()).err().map(|error| error.kind());
-        assert_eq!(refused, Some(io::ErrorKind::InvalidInput));
     }
 
     /// One element a call is what each kernel waits for, so this holds of those before 6.8.
