@@ -123,7 +123,7 @@ impl Katran {
     }
 
     /// Counts, from zero, how many new flows of this VIP each real gets, in
-    /// [`RealCounters::misses`](super::RealCounters::misses). Only one VIP is watched at a time;
+    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a time;
     /// this ends the watch of another.
     ///
     /// # Errors
