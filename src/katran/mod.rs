@@ -17,6 +17,7 @@ mod global_flows;
 mod handles;
 mod health;
 mod load;
+mod looks;
 mod names;
 mod object;
 mod reals;
