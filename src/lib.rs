@@ -43,6 +43,7 @@ mod monitor;
 mod next_hop;
 mod ring;
 mod root_program;
+mod rtnetlink;
 mod server_id_option;
 mod skel;
 mod state;

@@ -12,7 +12,7 @@ use super::interrupts::interrupts;
 use crate::attach::Attachments;
 use crate::attach::XdpMode;
 use crate::environment;
-use crate::next_hop::Requests;
+use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;

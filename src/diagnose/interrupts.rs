@@ -125,7 +125,7 @@ pub(super) fn judge(interrupts: &[Interrupt], forwarding: &BTreeSet<u32>, found:
 mod tests {
     use super::*;
     use crate::diagnose::Severity;
-    use crate::next_hop::Requests;
+    use crate::rtnetlink::Requests;
 
     fn on(cpus: &[&[u32]]) -> Vec<Interrupt> {
         let numbered = (30..).zip(cpus);

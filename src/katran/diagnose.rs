@@ -17,8 +17,8 @@ use crate::diagnose::judge_balancer;
 use crate::error::Result;
 use crate::maps::kernel_error;
 use crate::next_hop::NextHop;
-use crate::next_hop::Requests;
 use crate::next_hop::preview;
+use crate::rtnetlink::Requests;
 use crate::sys::program;
 use crate::types::RealFlags;
 

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::netlink::Interface;
-use super::netlink::Requests;
+use crate::rtnetlink::Interface;
+use crate::rtnetlink::Requests;
 
 /// VLANs on VLANs on bonds: no interface lies on more than these.
 const MOST_LAYERS: usize = 8;

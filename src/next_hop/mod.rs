@@ -4,9 +4,7 @@
 //! A thread of its own listens for changes and asks again; what it finds it writes into memory that
 //! packets read. Balancers whose gateway's address is given have none.
 
-mod filters;
 mod interfaces;
-mod netlink;
 mod ports;
 mod probes;
 mod resolver;
@@ -36,12 +34,9 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ProbeCells;
 use crate::maps::kernel_error;
+use crate::rtnetlink::Notices;
+use crate::rtnetlink::Requests;
 use crate::types::MacAddr;
-
-pub(crate) use filters::TcProgram;
-use netlink::Notices;
-pub(crate) use netlink::Requests;
-pub(crate) use netlink::Route;
 
 pub(crate) use probes::probe_way;
 use resolver::Ask;

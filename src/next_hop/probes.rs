@@ -5,10 +5,10 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::Requests;
 use super::Wanted;
 use crate::config::NextHops;
 use crate::maps::ProbeWay;
+use crate::rtnetlink::Requests;
 
 /// The way of probes to a real, by the routes of now.
 pub(crate) fn probe_way(

@@ -7,9 +7,6 @@ use std::sync::Arc;
 
 use super::NextHop;
 use super::interfaces::Interfaces;
-use super::netlink::Interface;
-use super::netlink::Requests;
-use super::netlink::Route;
 use super::ports::Ports;
 use super::probe_way;
 use crate::config::Gateway;
@@ -17,6 +14,9 @@ use crate::config::NextHops;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::ProbeCells;
+use crate::rtnetlink::Interface;
+use crate::rtnetlink::Requests;
+use crate::rtnetlink::Route;
 use crate::types::MacAddr;
 
 /// What the user has said.

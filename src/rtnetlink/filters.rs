@@ -11,7 +11,7 @@ use netlink_packet_route::tc::TcHandle;
 use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::tc::TcOption;
 
-use super::Requests;
+use super::requests::Requests;
 
 impl Requests {
     /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
