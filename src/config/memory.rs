@@ -19,6 +19,7 @@ use crate::maps::max_server_id_chunks;
 use crate::maps::ring_bytes;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
+use crate::maps::void_pairs;
 use crate::skel::healthcheck::types as probes;
 use crate::skel::katran::types;
 
@@ -228,11 +229,14 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
                 let entries = u64::from(config.max_decap);
                 fixed("decap_destinations", entries, hash(entries, 24, 8))
             }),
-            Some(MapMemory {
-                name: "down_reals",
-                entries: reals - 1,
-                at_load: HASH_HEAD + buckets(reals - 1),
-                at_capacity: HASH_HEAD + buckets(reals - 1) + (reals - 1) * (HASH_ELEMENT + 16),
+            Some({
+                let pairs = void_pairs(config.max_reals.into()).into();
+                MapMemory {
+                    name: "down_reals",
+                    entries: pairs,
+                    at_load: HASH_HEAD + buckets(pairs),
+                    at_capacity: HASH_HEAD + buckets(pairs) + pairs * (HASH_ELEMENT + 16),
+                }
             }),
             Some(MapMemory {
                 name: "server_ids",

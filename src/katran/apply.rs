@@ -41,10 +41,15 @@ impl Katran {
         self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
+        // So that flows of reals that come back, if all is undone, are where they were.
+        let held = self.maps.voids.hold();
         let taken = planned.steps.iter().try_for_each(|step| self.take(step));
         if taken.is_err() {
+            self.undoing = true;
             self.undo(&before);
+            self.undoing = false;
         }
+        drop(held);
         self.free_rings();
         taken.map(|()| planned.changes)
     }
@@ -104,7 +109,11 @@ impl Katran {
         let new = wanted
             .vips
             .iter()
-            .filter(|state| state.reals.iter().any(|real| real.get_weight() != 0))
+            .filter(|state| {
+                let down: BTreeSet<_> = state.down.iter().collect();
+                let mut reals = state.reals.iter();
+                reals.any(|real| real.get_weight() != 0 && !down.contains(&real.address()))
+            })
             .filter(|state| !has_ring(&state.vip))
             .count();
         if new == 0 {
@@ -117,16 +126,9 @@ impl Katran {
     /// settings makes an equal one.
     pub fn state(&self) -> State {
         let balancer = BalancerState::of(&self.config);
-        let mut vips = self.table.vip_states();
-        for (vip, real) in &self.down {
-            let of = vips.iter_mut().find(|state| state.vip == *vip);
-            if let Some(state) = of {
-                state.down.push(*real);
-            }
-        }
         State {
             balancer: Some(balancer),
-            vips,
+            vips: self.table.vip_states(),
             server_ids: self
                 .server_ids()
                 .into_iter()
@@ -169,14 +171,16 @@ impl Katran {
             Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
             Step::RemoveVip(vip) => self.remove_vip_only(*vip),
             Step::AddVip { vip, flags, hash } => self.add_vip_with(*vip, *flags, *hash),
-            Step::ModifyReals { vip, changes } => self.modify_reals(*vip, changes),
+            Step::ModifyReals {
+                vip,
+                changes,
+                health,
+            } => self.change_reals(*vip, changes, health),
             Step::SetRealFlags(address, flags) => self.set_real_flags(*address, *flags),
             Step::ServerIds(change) => self.change_server_ids(&change.remove, &change.add),
             Step::SourceRoutes(change) => self.change_source_routes(&change.remove, &change.add),
             Step::Invalidate(ids) => self.invalidate_server_ids(ids),
             Step::Revalidate(ids) => self.revalidate_server_ids(ids),
-            Step::MarkDown(vip, real) => self.mark_down(*vip, *real),
-            Step::MarkUp(vip, real) => self.mark_up(*vip, *real),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
             Step::RemoveDecap(address) => self.remove_decap(*address),
             Step::MapMark(mark, real) => self.map_mark(*mark, *real),

@@ -34,6 +34,7 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
+use crate::maps::void_pairs;
 use crate::monitor::EventKind;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
@@ -298,8 +299,8 @@ impl Katran {
                 ),
                 use_of(
                     "down_reals",
-                    self.config.max_reals.into(),
-                    self.down.len() as u32,
+                    void_pairs(self.config.max_reals.into()),
+                    self.maps.voids.pairs() as u32,
                 ),
                 use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
                 MapUse {

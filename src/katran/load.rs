@@ -44,6 +44,7 @@ use crate::maps::ServerIdKeys;
 use crate::maps::ServerIdStore;
 use crate::maps::VipCells;
 use crate::maps::VipHash;
+use crate::maps::VoidFlows;
 use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::kernel_error;
@@ -203,14 +204,32 @@ fn take_over(
     inner: InnerTables,
 ) -> io::Result<Maps> {
     let features = take_feature_maps(from, config.features, inner.global)?;
+    let vip_cells = Arc::new(VipCells::new(
+        own(&from.data_vip_heads)?,
+        own(&from.data_vip_infos)?,
+        config.max_vips.into(),
+        fixed.vip_hash.clone(),
+    )?);
+    let flows = Arc::new(FlowTables {
+        of_cpus: inner.flows,
+        fallback: FlowTable::new(
+            config.flow_table,
+            FALLBACK_FLOWS,
+            own(&from.fallback_flows)?,
+        )?,
+        outer: own(&from.flow_tables)?,
+    });
+    let counters = Arc::new(PerCpuArray::new(own(&from.counters)?)?);
     Ok(Maps {
         prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
-        vip_cells: VipCells::new(
-            own(&from.data_vip_heads)?,
-            own(&from.data_vip_infos)?,
-            config.max_vips.into(),
-            fixed.vip_hash.clone(),
+        voids: VoidFlows::new(
+            Typed::new(own(&from.down_reals)?)?,
+            config.max_reals.into(),
+            Arc::clone(&vip_cells),
+            Arc::clone(&flows),
+            Arc::clone(&counters),
         )?,
+        vip_cells,
         real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
         rings: RingStore::new(
             own(&from.rings)?,
@@ -228,25 +247,16 @@ fn take_over(
                 config.max_reals.into(),
             )?)),
         },
-        counters: PerCpuArray::new(own(&from.counters)?)?,
+        counters,
         vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
         real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
         explanations: Typed::new(own(&from.explanations)?)?,
-        flows: FlowTables {
-            of_cpus: inner.flows,
-            fallback: FlowTable::new(
-                config.flow_table,
-                FALLBACK_FLOWS,
-                own(&from.fallback_flows)?,
-            )?,
-            outer: own(&from.flow_tables)?,
-        },
+        flows,
         server_ids: ServerIdStore::new(
             own(&from.server_ids)?,
             fixed.server_id_keys,
             config.max_server_ids,
         ),
-        down_reals: Typed::new(own(&from.down_reals)?)?,
         features,
     })
 }

@@ -90,7 +90,6 @@ use crate::state::Names;
 use crate::state::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
-use crate::types::Vip;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
@@ -125,8 +124,8 @@ pub struct Katran {
     invalid_ids: BTreeSet<u32>,
     source_routes: Names<Prefix>,
     decap: BTreeMap<IpAddr, DecapMode>,
-    /// Reals that are marked down, by VIP.
-    down: BTreeSet<(Vip, IpAddr)>,
+    /// A state that was applied in part is being undone.
+    undoing: bool,
     fixed: load::Fixed,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
@@ -177,7 +176,7 @@ impl Katran {
             invalid_ids: BTreeSet::new(),
             source_routes: Names::new(config.max_source_routes),
             decap: BTreeMap::new(),
-            down: BTreeSet::new(),
+            undoing: false,
             fixed,
             ring_size,
             rings: vec![None; config.max_vips.into()],

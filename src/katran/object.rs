@@ -36,6 +36,7 @@ use crate::maps::kernel_error;
 use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_chunks;
 use crate::maps::vip_table_bytes;
+use crate::maps::void_pairs;
 use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
@@ -258,7 +259,7 @@ pub(super) fn size_maps(
         (&mut maps.real_counters, reals),
         (&mut maps.rings, max_chunks_in_surge(vips)),
         (&mut maps.flow_tables, cpus),
-        (&mut maps.down_reals, config.max_reals.into()),
+        (&mut maps.down_reals, void_pairs(config.max_reals.into())),
         (
             &mut maps.server_ids,
             2 * max_server_id_chunks(config.max_server_ids),

@@ -1,12 +1,12 @@
 //! Reals: adding, removing, weights, flags; and with them the rings.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
 use crate::config::Encapsulation;
 use crate::error::Error;
 use crate::error::Result;
+use crate::maps::Prepared;
 use crate::maps::RingSlot;
 use crate::maps::VipCell;
 use crate::ring::Endpoint;
@@ -40,9 +40,9 @@ impl Katran {
 
     /// Removes a real from a VIP.
     ///
-    /// When nothing else names the real, its flows' entries are void at once and its clients go
-    /// to other reals. While another VIP uses it, flows of this VIP that are in the flow table
-    /// stay on it. A VIP without any real left drops them like all its packets.
+    /// Its flows of this VIP leave it at once, whatever else names the real: their next packets go
+    /// where the ring leads. What flow tables remember of them is void with the change, and removed
+    /// by and by. A VIP without any real left drops them like all its packets.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -66,16 +66,33 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
+        self.change_reals(vip, changes, &[])
+    }
+
+    /// The same, and after it some of them are down, or are so no more.
+    pub(super) fn change_reals(
+        &mut self,
+        vip: Vip,
+        changes: &[RealChange],
+        health: &[(IpAddr, bool)],
+    ) -> Result<()> {
         self.collect();
-        let staged = self.note(self.table.stage_reals(&vip, changes))?;
+        let staged = self.note(self.table.stage_reals(&vip, changes, health))?;
         self.prepare_reals(&staged.added, staged.unsettled)?;
         let number = staged.number;
         let place = usize::from(number.0);
         let has_reals = !staged.endpoints.is_empty();
-        let ring = if staged.ring_changed {
-            self.write_ring(place, staged.hash_function, &staged.endpoints)?
-        } else {
-            self.rings[place]
+        let voids = self.prepare_voids(vip, &staged)?;
+        let ring = match staged.ring_changed {
+            true => self.write_ring(place, staged.hash_function, &staged.endpoints),
+            false => Ok(self.rings[place]),
+        };
+        let ring = match (ring, &voids) {
+            (Err(error), Some(prepared)) => {
+                self.maps.voids.abandon(number.0, prepared);
+                return Err(error);
+            }
+            (ring, _) => ring?,
         };
 
         // Nothing below can fail. Reals are there before the ring names them, and go after it
@@ -89,18 +106,14 @@ impl Katran {
         let cell = VipCell {
             flags: staged.flags,
             has_reals,
+            void_flows: false,
             ring,
         };
-        let before = self.switch(place, cell);
+        let before = self.switch(place, cell, voids);
         if before.is_some() && ring.is_none() {
             self.maps.rings.trim_later();
         }
         self.withdraw_reals(&staged.released);
-        if !self.down.is_empty() {
-            let kept: BTreeSet<_> = staged.endpoints.iter().map(|real| real.address).collect();
-            let marked = self.down_reals(vip)?;
-            self.forget_marks(vip, marked.into_iter().filter(|real| !kept.contains(real)));
-        }
         let added = staged.added.clone();
         let released = staged.released.clone();
         self.table.commit(staged);
@@ -178,9 +191,10 @@ impl Katran {
             let cell = VipCell {
                 flags: staged.flags,
                 has_reals: !staged.endpoints.is_empty(),
+                void_flows: false,
                 ring,
             };
-            before = self.switch(place, cell);
+            before = self.switch(place, cell, None);
         }
         self.table.commit(staged);
         self.let_go(before, false);
@@ -270,9 +284,15 @@ impl Katran {
         self.maps.rings.write(&self.kernel, ring.slots()).map(Some)
     }
 
-    /// Switches packets to a VIP's new ring, and returns the one that none is sent to any more.
-    fn switch(&mut self, place: usize, cell: VipCell) -> Option<RingSlot> {
-        self.maps.vip_cells.set(place as u16, cell);
+    /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
+    /// is sent to any more.
+    fn switch(
+        &mut self,
+        place: usize,
+        cell: VipCell,
+        voids: Option<Prepared>,
+    ) -> Option<RingSlot> {
+        self.maps.voids.switch(place as u16, cell, voids);
         let before = std::mem::replace(&mut self.rings[place], cell.ring);
         before.filter(|before| cell.ring != Some(*before))
     }

@@ -26,6 +26,7 @@ const _: () = {
     assert!(VipFlags::LOCAL_VIP.bits() == vip_flag::VIP_LOCAL.0);
     assert!(VipFlags::SRC_DST_PORT.bits() == vip_flag::VIP_SRC_DST_PORT.0);
     assert!(VipFlags::all().bits() & vip_flag::VIP_NO_REALS.0 == 0);
+    assert!(VipFlags::all().bits() & vip_flag::VIP_VOID_FLOWS.0 == 0);
 };
 
 impl Katran {
@@ -54,6 +55,9 @@ impl Katran {
             self.settle()?;
         }
         let number = staged.number;
+        if self.maps.voids.is_gone(number.0) {
+            self.maps.voids.remove_now(&self.kernel, Some(number.0))?;
+        }
         self.kernel.check(
             "clear the counters of",
             "vip_counters",
@@ -62,9 +66,10 @@ impl Katran {
         let cell = VipCell {
             flags,
             has_reals: false,
+            void_flows: false,
             ring: None,
         };
-        self.maps.vip_cells.set(number.0, cell);
+        self.maps.voids.switch(number.0, cell, None);
         // Before the VIP can be found, so that packets look for it.
         let kinds = self.kinds();
         self.maps.live.set_vip_kinds(kinds.with(&vip));
@@ -93,9 +98,6 @@ impl Katran {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
         self.delete(&vip)?;
-        for real in self.down_reals(vip)? {
-            self.forget_marks(vip, [real]);
-        }
         let number = staged.number;
         if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
             self.unwatch_misses();
@@ -104,6 +106,9 @@ impl Katran {
         self.withdraw_reals(&staged.released);
         let released = staged.released.clone();
         self.table.commit(staged);
+        // An entry whose real is still known would count for the same VIP if it got this number.
+        let any = self.table.reals().len() != 0;
+        self.maps.voids.vip_gone(number.0, any);
         self.maps.live.set_vip_kinds(self.kinds());
         self.let_go(ring, true);
         self.tell_removed(&released);
@@ -139,12 +144,13 @@ impl Katran {
         self.entry(vip).map(|entry| entry.flags)
     }
 
-    /// Replaces the flags of a VIP; flows that it knows keep their entries. Without
-    /// [`VipFlags::UDP_FLOW_MIGRATION`] its reals are not [marked down](Self::mark_down) any more.
+    /// Replaces the flags of a VIP; flows that it knows keep their entries, and reals that are
+    /// [down](Self::mark_down) stay so.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
-    /// [`add_vip`](Self::add_vip).
+    /// [`add_vip`](Self::add_vip); where reals of the VIP are down [`Error::Exhausted`] and
+    /// [`Error::Kernel`] as for [`mark_down`](Self::mark_down). Nothing has changed then.
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
         let staged = self.table.stage_set_vip_flags(&vip, flags)?;
@@ -153,16 +159,14 @@ impl Katran {
         let cell = VipCell {
             flags,
             has_reals,
+            void_flows: false,
             ring: self.rings[usize::from(number.0)],
         };
         if staged.changed {
-            self.maps.vip_cells.set(number.0, cell);
+            let voids = self.prepare_down(vip, flags)?;
+            self.maps.voids.switch(number.0, cell, voids);
         }
         self.table.commit(staged);
-        if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) && !self.down.is_empty() {
-            let marked = self.down_reals(vip)?;
-            self.forget_marks(vip, marked);
-        }
         Ok(())
     }
 

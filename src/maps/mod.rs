@@ -14,6 +14,7 @@ mod rings;
 mod server_ids;
 mod source_routes;
 mod vips;
+mod voids;
 
 pub(crate) use cells::Live;
 pub(crate) use cells::RealCells;
@@ -52,6 +53,12 @@ pub(crate) use vips::VipCell;
 pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
+pub(crate) use voids::Lasting;
+pub(crate) use voids::Prepared;
+pub(crate) use voids::VoidChange;
+pub(crate) use voids::VoidFlows;
+pub(crate) use voids::VoidReason;
+pub(crate) use voids::void_pairs;
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -69,20 +76,21 @@ use crate::sys::map::set_inner;
 /// Every map of the balancer.
 pub(crate) struct Maps {
     pub(crate) prefix_vips: Typed<types::vip_prefix_key, u32>,
-    pub(crate) vip_cells: VipCells,
+    pub(crate) vip_cells: Arc<VipCells>,
     pub(crate) real_cells: RealCells,
     pub(crate) rings: RingStore,
     pub(crate) live: Arc<Live>,
     /// Of balancers whose reals have next hops of their own.
     pub(crate) next_hops: Option<Arc<HopCells>>,
-    pub(crate) counters: PerCpuArray<types::counters>,
+    pub(crate) counters: Arc<PerCpuArray<types::counters>>,
     pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
-    pub(crate) flows: FlowTables,
+    pub(crate) flows: Arc<FlowTables>,
     /// The server-id tables; which one is in force `live` says.
     pub(crate) server_ids: ServerIdStore,
-    pub(crate) down_reals: Typed<types::down_real, u32>,
+    /// Which of the flow tables' entries are void.
+    pub(crate) voids: VoidFlows,
     pub(crate) features: FeatureMaps,
 }
 
@@ -165,7 +173,7 @@ impl Maps {
             ("flow_tables", self.flows.outer.as_fd()),
             ("fallback_flows", self.flows.fallback.as_fd()),
             ("server_ids", self.server_ids.as_fd()),
-            ("down_reals", self.down_reals.as_fd()),
+            ("down_reals", self.voids.as_fd()),
         ];
         if let Some(hops) = &self.next_hops {
             named.extend(hops.named());

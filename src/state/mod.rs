@@ -42,6 +42,7 @@ pub(crate) use plan::plan;
 pub(crate) use plan_names::NameChange;
 pub(crate) use stage::Endpoint;
 pub(crate) use stage::RealRecord;
+pub(crate) use stage::StagedReals;
 pub(crate) use table::GivenBack;
 pub(crate) use table::Resolved;
 pub(crate) use table::Table;

@@ -52,14 +52,14 @@ pub(crate) enum Step {
     ModifyReals {
         vip: Vip,
         changes: Vec<RealChange>,
+        /// Which of its reals are down after that, of those that are so now, or are so no more.
+        health: Vec<(IpAddr, bool)>,
     },
     SetRealFlags(IpAddr, RealFlags),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
     Invalidate(Vec<u32>),
     Revalidate(Vec<u32>),
-    MarkDown(Vip, IpAddr),
-    MarkUp(Vip, IpAddr),
     SetDecap(IpAddr, DecapMode),
     RemoveDecap(IpAddr),
     MapMark(u32, IpAddr),
@@ -211,6 +211,7 @@ struct Work {
     add: Vec<Real>,
     reweigh: Vec<Real>,
     remove: Vec<IpAddr>,
+    health: Vec<(IpAddr, bool)>,
 }
 
 fn works(
@@ -230,6 +231,7 @@ fn works(
             add: Vec::new(),
             reweigh: Vec::new(),
             remove: Vec::new(),
+            health: Vec::new(),
         });
     };
     // In this order they are tried: what goes, what stays, what comes.
@@ -274,6 +276,9 @@ fn works(
             }
         }
     }
+    for (vip, address, down) in changes.turned(wanted) {
+        works[index[&vip]].health.push((address, down));
+    }
     works.retain(|work| !work.is_done());
     works
 }
@@ -285,6 +290,17 @@ impl Work {
             && self.add.is_empty()
             && self.reweigh.is_empty()
             && self.remove.is_empty()
+            && self.health.is_empty()
+    }
+
+    /// Takes out what is said of the health of reals that the VIP has without those in `rest`, which
+    /// are still to be added.
+    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, bool)> {
+        let rest: BTreeSet<_> = rest.iter().map(Real::address).collect();
+        let health = std::mem::take(&mut self.health).into_iter();
+        let (later, now) = health.partition(|(address, _)| rest.contains(address));
+        self.health = later;
+        now
     }
 }
 
@@ -414,8 +430,9 @@ impl Planner {
                 .add
                 .drain(..)
                 .partition(|real| endangered.contains(&real.address()));
-            work.add = rest;
             if !held.is_empty() {
+                let health = work.health_without(&rest);
+                work.add = rest;
                 self.emit(&mut Work {
                     vip: work.vip,
                     new: work.new.take(),
@@ -423,9 +440,11 @@ impl Planner {
                     add: held,
                     reweigh: Vec::new(),
                     remove: Vec::new(),
+                    health,
                 });
                 return true;
             }
+            work.add = rest;
         }
         false
     }
@@ -442,11 +461,13 @@ impl Planner {
             room -= usize::from(fits && !known);
             fits
         });
-        work.add = rest;
         let remove: Vec<_> = work.remove.drain(..work.remove.len().div_ceil(2)).collect();
         if add.is_empty() && remove.is_empty() {
+            work.add = rest;
             return false;
         }
+        let health = work.health_without(&rest);
+        work.add = rest;
         self.emit(&mut Work {
             vip: work.vip,
             new: work.new.take(),
@@ -454,6 +475,7 @@ impl Planner {
             add,
             reweigh: std::mem::take(&mut work.reweigh),
             remove,
+            health,
         });
         true
     }
@@ -492,8 +514,13 @@ impl Planner {
             .map(RealChange::Add)
             .chain(work.remove.drain(..).map(RealChange::Remove))
             .collect();
-        if !changes.is_empty() {
-            self.steps.push(Step::ModifyReals { vip, changes });
+        let health = std::mem::take(&mut work.health);
+        if !changes.is_empty() || !health.is_empty() {
+            self.steps.push(Step::ModifyReals {
+                vip,
+                changes,
+                health,
+            });
         }
     }
 }

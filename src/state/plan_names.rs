@@ -1,4 +1,4 @@
-//! The part of a plan that concerns server ids, source routes, marks and tunnel ends.
+//! The part of a plan that concerns server ids, source routes and tunnel ends.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -11,7 +11,6 @@ use super::names::Deltas;
 use super::names::Name;
 use super::plan::Step;
 use crate::types::Prefix;
-use crate::types::Vip;
 
 /// Names that go, and names that come or name other reals, in one change.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,14 +55,6 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Arou
     around.before.extend(before.map(Step::SourceRoutes));
     around.after.extend(after.map(Step::SourceRoutes));
 
-    // A mark goes while its VIP has the flag, and comes when it has.
-    for &(vip, real) in &changes.marks_changed {
-        match is_down(current, vip, real) {
-            true => around.before.push(Step::MarkUp(vip, real)),
-            false => around.after.push(Step::MarkDown(vip, real)),
-        }
-    }
-
     let ends = wanted.decap.iter();
     let modes: BTreeMap<_, _> = ends.map(|end| (end.address, end.mode)).collect();
     let removed = changes.decap_removed.iter();
@@ -74,11 +65,6 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Arou
         around.before.push(Step::SetDecap(*end, modes[end]));
     }
     around
-}
-
-fn is_down(state: &State, vip: Vip, real: IpAddr) -> bool {
-    let mut vips = state.vips.iter();
-    vips.any(|of| of.vip == vip && of.down.contains(&real))
 }
 
 /// What leads from the first names to the second ones, before VIPs change and after that.
