@@ -19,7 +19,6 @@ use crate::attach::Attachment;
 use crate::attach::Attachments;
 use crate::attach::TcAttachment;
 use crate::attach::TcAttachments;
-use crate::attach::TcHook;
 use crate::attach::XdpMode;
 use crate::diagnose::Backend;
 use crate::diagnose::Diagnosis;
@@ -34,8 +33,8 @@ use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
 use crate::environment;
 use crate::error::Result;
-use crate::maps::kernel_error;
-use crate::maps::program_error;
+use crate::kernel::kernel_error;
+use crate::kernel::program_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::skel::decap::DecapSkelBuilder;
@@ -46,6 +45,7 @@ use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::program;
 use crate::sys::tc::Direction;
+use crate::types::TcHook;
 use crate::types::check_host;
 
 /// The tc program's name, and the priority of its filters.

@@ -17,19 +17,17 @@ use libbpf_rs::skel::SkelBuilder;
 use crate::attach::Attachment;
 use crate::attach::TcAttachment;
 use crate::attach::TcAttachments;
-use crate::attach::TcHook;
 use crate::config::Config;
-use crate::config::Encapsulation;
-use crate::config::NextHops;
 use crate::error::Error;
 use crate::error::Result;
-use crate::katran::MapUse;
-use crate::maps::KernelCalls;
+use crate::kernel::KernelCalls;
+use crate::kernel::kernel_error;
+use crate::kernel::program_error;
+use crate::maps::MAX_WAYS;
+use crate::maps::MapUse;
 use crate::maps::ProbeCells;
 use crate::maps::ProbeWay;
-use crate::maps::kernel_error;
 use crate::maps::match_key;
-use crate::maps::program_error;
 use crate::next_hop::Wanted;
 use crate::next_hop::probe_way;
 use crate::rtnetlink::Requests;
@@ -42,14 +40,14 @@ use crate::sys::map::Typed;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
+use crate::types::Encapsulation;
+use crate::types::NextHops;
+use crate::types::TcHook;
 use crate::types::Vip;
 use crate::types::address_bytes;
 
 /// The program's name.
 const NAME: &str = "healthcheck";
-
-/// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
-pub(crate) const MAX_WAYS: u32 = 3;
 
 /// What health checks have done, and what passed by them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -456,7 +456,7 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let changes = katran.apply(&next).unwrap();
     let mut expected = Changes::default();
     expected.reals_added = vec![(vip, ip("198.51.100.3"))];
-    expected.marks_changed = vec![(vip, ip("198.51.100.1")), (vip, ip("198.51.100.2"))];
+    expected.health_changed = vec![(vip, ip("198.51.100.1")), (vip, ip("198.51.100.2"))];
     expected.server_ids_added = vec![7];
     expected.server_ids_removed = vec![2];
     expected.server_ids_changed = vec![1];
@@ -474,7 +474,7 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let back = katran.apply(&document).unwrap();
     assert_eq!(
         back.to_string(),
-        "1 real removed, 2 marks changed, 1 server id added, 1 server id removed, 1 server id \
+        "1 real removed, 2 reals' health changed, 1 server id added, 1 server id removed, 1 server id \
          changed, 1 source route added, 1 source route removed, 1 source route changed, 1 decap \
          address added, 1 decap address removed, 1 decap address changed"
     );

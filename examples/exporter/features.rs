@@ -249,7 +249,7 @@ pub(crate) fn stable_udp(page: &mut Page<'_>, stable: &StableUdpCounters) -> fmt
 pub(crate) fn migration(page: &mut Page<'_>, migration: &UdpFlowMigrationCounters) -> fmt::Result {
     page.counter(
         "udp_flow_migration_invalidated_packets",
-        "Packets whose flow was remembered on a real that is marked down.",
+        "Packets whose flow was remembered on a real that is down.",
         migration.invalidated,
     )
 }

@@ -14,7 +14,6 @@ pub(crate) use shared::files_beside;
 pub(crate) use shared::special_pins;
 pub use tc::TcAttachment;
 pub(crate) use tc::TcAttachments;
-pub use tc::TcHook;
 pub use xdp::Attachment;
 pub(crate) use xdp::Attachments;
 pub use xdp::XdpMode;

@@ -14,7 +14,7 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::kernel_error;
+use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;

@@ -5,12 +5,10 @@
 //! process has left that was killed is recognised by the program's name and taken over. What others have
 //! attached is never touched.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::str::FromStr;
 use std::thread;
 
 use nix::libc;
@@ -21,7 +19,7 @@ use nix::sys::stat::fstat;
 
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::kernel_error;
+use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::TcProgram;
 use crate::sys::link::Link;
@@ -29,50 +27,7 @@ use crate::sys::program;
 use crate::sys::tc;
 use crate::sys::tc::Direction;
 use crate::sys::tc::Place;
-
-/// By what mechanism a tc program is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum TcHook {
-    /// [`Tcx`](Self::Tcx) where the kernel has it, else [`Clsact`](Self::Clsact).
-    #[default]
-    Auto,
-    /// A tcx link, from Linux 6.6 on: it ends with the process. It comes after the programs that are
-    /// attached this way already, and before all filters.
-    Tcx,
-    /// A filter of the clsact queueing discipline, which is made if there is none. For hosts whose other
-    /// tc programs have to come first, by a lower number of priority.
-    ///
-    /// A process that is killed leaves the filter, and the discipline if it has made it. The next one takes
-    /// the filter over by the program's name, which does not tell the dead from the living: of two processes
-    /// at one place the second has it.
-    Clsact,
-}
-
-impl fmt::Display for TcHook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        })
-    }
-}
-
-impl FromStr for TcHook {
-    type Err = Error;
-
-    /// `auto`, `tcx` or `clsact`.
-    fn from_str(text: &str) -> Result<Self> {
-        [Self::Auto, Self::Tcx, Self::Clsact]
-            .into_iter()
-            .find(|hook| hook.to_string() == text)
-            .ok_or_else(|| Error::Parse {
-                input: text.to_owned(),
-                expected: "a tc hook: `auto`, `tcx` or `clsact`",
-            })
-    }
-}
+use crate::types::TcHook;
 
 /// A tc attachment in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -329,18 +284,5 @@ fn check_ethernet(interface: &str, index: u32) -> Result<()> {
             reason: "its packets have no Ethernet header: choose an interface whose packets have one, \
                      such as that below a tunnel",
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hooks_have_a_text_form() {
-        for text in ["auto", "tcx", "clsact"] {
-            assert_eq!(text.parse::<TcHook>().unwrap().to_string(), text);
-        }
-        assert!("tc".parse::<TcHook>().is_err());
     }
 }

@@ -15,7 +15,7 @@ use nix::net::if_::if_nametoindex;
 
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::kernel_error;
+use crate::kernel::kernel_error;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::program;

@@ -7,14 +7,14 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use super::Encapsulation;
 use super::Features;
-use super::FlowTableKind;
-use super::Gateway;
-use super::NextHops;
-use crate::attach::TcHook;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::NextHops;
+use crate::types::TcHook;
 
 /// The settings a balancer is loaded with.
 ///

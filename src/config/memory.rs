@@ -8,11 +8,10 @@ use std::fmt;
 use super::Builder;
 use super::Config;
 use super::Features;
-use super::NextHops;
-use crate::config::FlowTableKind;
 use crate::error::Result;
-use crate::healthcheck::MAX_WAYS;
+use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTableShape;
+use crate::maps::MAX_WAYS;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::max_server_id_chunks;
@@ -22,9 +21,8 @@ use crate::maps::vip_table_bytes;
 use crate::maps::void_pairs;
 use crate::skel::healthcheck::types as probes;
 use crate::skel::katran::types;
-
-/// Flows in the table that CPUs without a table of their own share.
-pub(crate) const FALLBACK_FLOWS: u32 = 4096;
+use crate::types::FlowTableKind;
+use crate::types::NextHops;
 
 const PAGE: u64 = 4096;
 /// The kernel's head of an array, of a hash, and of each element and bucket of a hash.

@@ -7,7 +7,6 @@
 mod builder;
 mod cpus;
 mod features;
-mod kinds;
 mod memory;
 mod validate;
 
@@ -15,11 +14,6 @@ pub use builder::Builder;
 pub(crate) use cpus::Topology;
 pub(crate) use cpus::parse_list;
 pub use features::Features;
-pub use kinds::Encapsulation;
-pub use kinds::FlowTableKind;
-pub use kinds::Gateway;
-pub use kinds::NextHops;
-pub(crate) use memory::FALLBACK_FLOWS;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;

@@ -12,17 +12,17 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Builder;
-use super::Encapsulation;
 use super::Features;
-use super::FlowTableKind;
-use super::Gateway;
-use super::NextHops;
 use super::cpus::Topology;
-use crate::attach::TcHook;
 use crate::error::Error;
 use crate::error::Result;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::NextHops;
+use crate::types::TcHook;
 use crate::types::check_host;
 
 /// The most entries of one map that anyone can mean.

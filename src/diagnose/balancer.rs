@@ -18,10 +18,10 @@ use super::interface::offload;
 use super::interface::outlook;
 use super::interrupts;
 use super::overhead;
-use crate::config::Gateway;
-use crate::config::NextHops;
 use crate::next_hop::NextHop;
+use crate::types::Gateway;
 use crate::types::MacAddr;
+use crate::types::NextHops;
 
 /// The name of the root program.
 const ROOT: &str = "katran_root";

@@ -18,7 +18,6 @@ use super::snapshot::GlobalFlowCounters;
 use super::snapshot::IcmpCounters;
 use super::snapshot::InlineDecapCounters;
 use super::snapshot::LibraryCounters;
-use super::snapshot::MapUse;
 use super::snapshot::QuicCounters;
 use super::snapshot::RealCounters;
 use super::snapshot::RingDrops;
@@ -28,10 +27,11 @@ use super::snapshot::TcpServerIdCounters;
 use super::snapshot::Totals;
 use super::snapshot::UdpFlowMigrationCounters;
 use super::snapshot::VipCounters;
-use crate::config::FALLBACK_FLOWS;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::maps::FALLBACK_FLOWS;
+use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::void_pairs;
@@ -147,7 +147,7 @@ impl Katran {
         self.per_cpu().map(|records| decap(&records))
     }
 
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     ///
     /// # Errors
     /// [`Error::Kernel`].

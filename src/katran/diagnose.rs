@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use super::DropReason;
 use super::Katran;
 use crate::attach::SharedEntries;
-use crate::config::Encapsulation;
 use crate::config::Topology;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
@@ -15,11 +14,12 @@ use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::judge_balancer;
 use crate::error::Result;
-use crate::maps::kernel_error;
+use crate::kernel::kernel_error;
 use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
+use crate::types::Encapsulation;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.

@@ -9,8 +9,8 @@ use crate::maps::Lasting;
 use crate::maps::Prepared;
 use crate::maps::VoidChange;
 use crate::maps::real_id;
-use crate::state::RealRecord;
-use crate::state::StagedReals;
+use crate::table::RealRecord;
+use crate::table::StagedReals;
 use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
@@ -163,7 +163,10 @@ impl Katran {
         if change.is_empty() {
             return Ok(None);
         }
-        let prepared = self.maps.voids.prepare(&self.kernel, entry.number.0, change);
+        let prepared = self
+            .maps
+            .voids
+            .prepare(&self.kernel, entry.number.0, change);
         prepared.map(Some)
     }
 }

@@ -23,8 +23,8 @@ use crate::maps::VoidReason;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
-use crate::state::Resolved;
 use crate::sys::program;
+use crate::table::Resolved;
 use crate::types::Flow;
 use crate::types::Prefix;
 use crate::types::Protocol;
@@ -396,11 +396,7 @@ impl Katran {
     }
 
     /// The real that some flow table remembers for this key.
-    fn remembered(
-        &self,
-        key: &types::flow_key,
-        protocol: Protocol,
-    ) -> Result<Remembered> {
+    fn remembered(&self, key: &types::flow_key, protocol: Protocol) -> Result<Remembered> {
         loop {
             let records = self.per_cpu()?;
             let found = self.remembered_in(&records, key, protocol)?;

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Katran;
-use crate::config::FlowTableKind;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::FlowTable;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::types::Flow;
+use crate::types::FlowTableKind;
 use crate::types::Protocol;
 use crate::types::Vip;
 

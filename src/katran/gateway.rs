@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Katran;
-use crate::config::Gateway;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
@@ -16,7 +15,8 @@ use crate::next_hop::NextHop;
 use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
-use crate::state::RealRecord;
+use crate::table::RealRecord;
+use crate::types::Gateway;
 use crate::types::MacAddr;
 
 impl Katran {

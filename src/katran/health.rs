@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use super::Katran;
 use crate::attach::TcAttachment;
+use crate::document::ProbeMatch;
+use crate::document::ProbeMatchState;
+use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::healthcheck::HealthcheckCounters;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
-use crate::maps::KernelCalls;
-use crate::state::ProbeMatch;
-use crate::state::ProbeMatchState;
-use crate::state::State;
-use crate::state::Step;
+use crate::kernel::KernelCalls;
+use crate::table::Step;
 use crate::types::Vip;
 use crate::types::check_real;
 

@@ -2,15 +2,14 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::libc;
 use nix::time::ClockId;
 
 use super::Katran;
+use super::object::Fixed;
+use super::object::InnerTables;
 use super::object::flow_sets;
 use super::object::load_object;
 use super::object::open_object;
@@ -18,13 +17,10 @@ use super::object::own;
 use super::object::size_feature_maps;
 use super::object::size_maps;
 use super::object::take_feature_maps;
-use crate::attach::EntrySet;
 use crate::config::Builder;
 use crate::config::Config;
-use crate::config::FALLBACK_FLOWS;
 use crate::config::Features;
 use crate::config::ForwardingCpu;
-use crate::config::NextHops;
 use crate::config::estimate;
 use crate::config::flow_table_bytes;
 use crate::config::global_table_bytes;
@@ -32,6 +28,9 @@ use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::kernel::kernel_error;
+use crate::kernel::map_error;
+use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::FlowTables;
@@ -47,7 +46,6 @@ use crate::maps::VipHash;
 use crate::maps::VoidFlows;
 use crate::maps::create_chunk;
 use crate::maps::fill_outer;
-use crate::maps::kernel_error;
 use crate::maps::mask;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
@@ -57,47 +55,7 @@ use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::object::into_io;
-
-/// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
-pub(super) struct Fixed {
-    pub(super) hasher: FlowHasher,
-    pub(super) flow_keys: FlowHashKeys,
-    pub(super) vip_hash: VipHash,
-    pub(super) server_id_keys: ServerIdKeys,
-    /// The kernel's tick, in which flows are stamped.
-    pub(super) tick: Duration,
-    pub(super) possible_cpus: u32,
-}
-
-/// The programs that a balancer runs; a reload replaces them all at once.
-pub(super) struct Programs {
-    /// The one that is attached.
-    pub(super) main: OwnedFd,
-    /// Its explaining twin.
-    pub(super) explainer: OwnedFd,
-    /// A program that returns the kernel's clock in ticks.
-    pub(super) clock: OwnedFd,
-    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
-    /// nobody has a descriptor of it.
-    pub(super) special: OwnedFd,
-}
-
-impl Programs {
-    /// What an entry of a shared array takes.
-    pub(super) fn entry_set(&self) -> EntrySet<'_> {
-        EntrySet {
-            main: self.main.as_fd(),
-            special: self.special.as_fd(),
-        }
-    }
-}
-
-/// The tables inside others, which are made before the object is loaded.
-pub(super) struct InnerTables {
-    pub(super) first_chunk: OwnedFd,
-    pub(super) flows: Vec<(u32, FlowTable)>,
-    pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
-}
+use crate::types::NextHops;
 
 impl Builder {
     /// Checks the configuration, then loads: the kernel's verifier runs here.
@@ -307,16 +265,4 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
         Ok((place.cpu, table))
     };
     config.forwarding_cpus.iter().map(table).collect()
-}
-
-/// The error for a map that the kernel refused to make.
-pub(super) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::ENOMEM | libc::E2BIG) => Error::InsufficientMemory {
-            what: format!("map {name}"),
-            needed,
-            available: environment::available_memory().unwrap_or(0),
-        },
-        _ => kernel_error("make the map", name, error),
-    }
 }

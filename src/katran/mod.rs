@@ -57,7 +57,6 @@ pub use snapshot::GlobalFlowCounters;
 pub use snapshot::IcmpCounters;
 pub use snapshot::InlineDecapCounters;
 pub use snapshot::LibraryCounters;
-pub use snapshot::MapUse;
 pub use snapshot::QuicCounters;
 pub use snapshot::RealCounters;
 pub use snapshot::RingDrops;
@@ -78,16 +77,16 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::maps::KernelCalls;
+use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::next_hop::Sockets;
 use crate::next_hop::Watcher;
 use crate::ring::RingSize;
-use crate::state::GivenBack;
-use crate::state::Names;
-use crate::state::Table;
+use crate::table::GivenBack;
+use crate::table::Names;
+use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 
@@ -126,7 +125,7 @@ pub struct Katran {
     decap: BTreeMap<IpAddr, DecapMode>,
     /// A state that was applied in part is being undone.
     undoing: bool,
-    fixed: load::Fixed,
+    fixed: object::Fixed,
     ring_size: RingSize,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
@@ -144,13 +143,13 @@ pub struct Katran {
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
-    programs: load::Programs,
+    programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
     handed_out: AtomicBool,
     /// The programs before the last reload, if packets may still enter them by such a descriptor.
-    replaced: Option<load::Programs>,
+    replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
-    stranded: Vec<load::Programs>,
+    stranded: Vec<object::Programs>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -164,9 +163,9 @@ pub struct Katran {
 impl Katran {
     fn new(
         config: Config,
-        fixed: load::Fixed,
+        fixed: object::Fixed,
         ring_size: RingSize,
-        programs: load::Programs,
+        programs: object::Programs,
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {

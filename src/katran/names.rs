@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use super::Katran;
 use crate::error::Result;
 use crate::maps::real_id;
-use crate::state::Deltas;
-use crate::state::Name;
+use crate::table::Deltas;
+use crate::table::Name;
 use crate::types::RealNumber;
 
 /// A name with the number of its real, and what flow entries and maps know that real by.

@@ -14,29 +14,29 @@ use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
-use super::load::Fixed;
-use super::load::InnerTables;
-use super::load::Programs;
-use super::load::map_error;
+use crate::attach::EntrySet;
 use crate::config::Config;
-use crate::config::Encapsulation;
-use crate::config::FALLBACK_FLOWS;
 use crate::config::Features;
-use crate::config::FlowTableKind;
-use crate::config::NextHops;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::LOG_LINES;
+use crate::kernel::kernel_error;
+use crate::kernel::map_error;
+use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FeatureMaps;
+use crate::maps::FlowHashKeys;
+use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
 use crate::maps::GlobalFlowMaps;
-use crate::maps::LOG_LINES;
+use crate::maps::ServerIdKeys;
 use crate::maps::SourceRouteMaps;
-use crate::maps::kernel_error;
+use crate::maps::VipHash;
 use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_chunks;
 use crate::maps::vip_table_bytes;
 use crate::maps::void_pairs;
+use crate::ring::FlowHasher;
 use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
@@ -45,6 +45,9 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::sys::object::VerifierLog;
 use crate::sys::object::into_io;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+use crate::types::NextHops;
 
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
 /// make room, while flows that send more often than this keep their entries.
@@ -62,6 +65,47 @@ const _: () = {
     assert!(Features::LOCAL_DELIVERY.bits() == feature::FEATURE_LOCAL_DELIVERY.0);
     assert!(Features::INTROSPECTION.bits() == feature::FEATURE_INTROSPECTION.0);
 };
+
+/// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
+pub(super) struct Fixed {
+    pub(super) hasher: FlowHasher,
+    pub(super) flow_keys: FlowHashKeys,
+    pub(super) vip_hash: VipHash,
+    pub(super) server_id_keys: ServerIdKeys,
+    /// The kernel's tick, in which flows are stamped.
+    pub(super) tick: Duration,
+    pub(super) possible_cpus: u32,
+}
+
+/// The programs that a balancer runs; a reload replaces them all at once.
+pub(super) struct Programs {
+    /// The one that is attached.
+    pub(super) main: OwnedFd,
+    /// Its explaining twin.
+    pub(super) explainer: OwnedFd,
+    /// A program that returns the kernel's clock in ticks.
+    pub(super) clock: OwnedFd,
+    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
+    /// nobody has a descriptor of it.
+    pub(super) special: OwnedFd,
+}
+
+impl Programs {
+    /// What an entry of a shared array takes.
+    pub(super) fn entry_set(&self) -> EntrySet<'_> {
+        EntrySet {
+            main: self.main.as_fd(),
+            special: self.special.as_fd(),
+        }
+    }
+}
+
+/// The tables inside others, which are made before the object is loaded.
+pub(super) struct InnerTables {
+    pub(super) first_chunk: OwnedFd,
+    pub(super) flows: Vec<(u32, FlowTable)>,
+    pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
+}
 
 /// The object, with settings still to be made.
 pub(super) fn open_object(

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::Katran;
-use crate::config::Encapsulation;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::Prepared;
@@ -12,8 +11,9 @@ use crate::maps::VipCell;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
 use crate::skel::katran::types;
-use crate::state;
-use crate::state::RealRecord;
+use crate::table;
+use crate::table::RealRecord;
+use crate::types::Encapsulation;
 use crate::types::HashFunction;
 use crate::types::Real;
 use crate::types::RealChange;
@@ -267,7 +267,7 @@ impl Katran {
         &mut self,
         place: usize,
         function: HashFunction,
-        endpoints: &[state::Endpoint],
+        endpoints: &[table::Endpoint],
     ) -> Result<Option<RingSlot>> {
         let endpoints: Vec<Endpoint> = endpoints
             .iter()
@@ -286,12 +286,7 @@ impl Katran {
 
     /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
     /// is sent to any more.
-    fn switch(
-        &mut self,
-        place: usize,
-        cell: VipCell,
-        voids: Option<Prepared>,
-    ) -> Option<RingSlot> {
+    fn switch(&mut self, place: usize, cell: VipCell, voids: Option<Prepared>) -> Option<RingSlot> {
         self.maps.voids.switch(place as u16, cell, voids);
         let before = std::mem::replace(&mut self.rings[place], cell.ring);
         before.filter(|before| cell.ring != Some(*before))

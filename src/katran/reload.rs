@@ -8,9 +8,9 @@ use std::os::fd::AsFd;
 use libbpf_rs::skel::OpenSkel;
 
 use super::Katran;
-use super::load::Programs;
 use super::load::check_memory_for;
 use super::load::global_tables;
+use super::object::Programs;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_feature_maps;
@@ -20,8 +20,8 @@ use crate::config::Config;
 use crate::config::Features;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::FeatureMaps;
-use crate::maps::kernel_error;
 use crate::sys::object::into_io;
 use crate::types::VipFlags;
 

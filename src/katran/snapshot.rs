@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::healthcheck::HealthcheckCounters;
+use crate::maps::MapUse;
 use crate::skel::katran::types;
 use crate::skel::katran::types::drop_reason;
 
@@ -423,12 +424,12 @@ pub struct GlobalFlowCounters {
     pub hits: u64,
 }
 
-/// UDP flows that left a real that is marked down.
+/// UDP flows that left a real that is down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct UdpFlowMigrationCounters {
-    /// Packets whose flow was remembered on a real that is marked down.
+    /// Packets whose flow was remembered on a real that is down.
     pub invalidated: u64,
 }
 
@@ -457,19 +458,6 @@ pub struct CpuCounters {
     pub new_flows: u64,
     /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
     pub under_flood: bool,
-}
-
-/// How full a map is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct MapUse {
-    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
-    pub name: &'static str,
-    /// Elements it can hold.
-    pub capacity: u64,
-    /// Elements in use.
-    pub entries: u64,
 }
 
 /// The library's own counters.
@@ -531,7 +519,7 @@ pub struct Counters {
     pub source_routing: SourceRoutingCounters,
     /// Packets in tunnels that end at the balancer.
     pub decap: InlineDecapCounters,
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     pub udp_flow_migration: UdpFlowMigrationCounters,
     /// Events for a monitor.
     pub events: EventCounters,

@@ -178,7 +178,7 @@ impl Katran {
         self.entry(vip).map(|entry| entry.hash_function)
     }
 
-    pub(super) fn entry(&self, vip: Vip) -> Result<&crate::state::VipEntry> {
+    pub(super) fn entry(&self, vip: Vip) -> Result<&crate::table::VipEntry> {
         self.table.vip(&vip).ok_or_else(|| Error::NotFound {
             what: format!("VIP {vip}"),
         })

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::Katran;
 use crate::error::Result;
-use crate::state::RealRecord;
+use crate::table::RealRecord;
 use crate::types::RealNumber;
 use crate::types::Vip;
 

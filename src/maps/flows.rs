@@ -8,13 +8,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use super::flow_hash::Fingerprint;
-use crate::config::FALLBACK_FLOWS;
-use crate::config::FlowTableKind;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::types::FlowTableKind;
+
+/// Flows in the table that CPUs without a table of their own share.
+pub(crate) const FALLBACK_FLOWS: u32 = 4096;
 
 const WAYS: u32 = types::flow_table_constant::FLOW_WAYS.0;
 /// A table has so many entries for each flow it is made for: with fewer, a set would often have

@@ -20,6 +20,9 @@ use crate::sys::mapping::Mapping;
 use crate::types::MacAddr;
 use crate::types::address_bytes;
 
+/// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
+pub(crate) const MAX_WAYS: u32 = 3;
+
 const _: () = assert!(size_of::<types::probe_settings>() == 56);
 
 /// 64-bit words of `settings`.

@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::KernelCalls;
 use super::chunks::Backing;
 use super::chunks::Chunk;
 use super::chunks::KernelChunks;
@@ -25,6 +24,7 @@ use super::chunks::replace;
 use super::chunks::ring_bytes;
 use super::grace::Moment;
 use crate::error::Error;
+use crate::kernel::KernelCalls;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
 /// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.

@@ -32,8 +32,8 @@ use nix::sys::eventfd::EventFd;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
-use crate::maps::kernel_error;
 use crate::rtnetlink::Notices;
 use crate::rtnetlink::Requests;
 use crate::types::MacAddr;

@@ -6,9 +6,9 @@ use std::io;
 use std::net::IpAddr;
 
 use super::Wanted;
-use crate::config::NextHops;
 use crate::maps::ProbeWay;
 use crate::rtnetlink::Requests;
+use crate::types::NextHops;
 
 /// The way of probes to a real, by the routes of now.
 pub(crate) fn probe_way(

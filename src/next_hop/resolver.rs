@@ -9,15 +9,15 @@ use super::NextHop;
 use super::interfaces::Interfaces;
 use super::ports::Ports;
 use super::probe_way;
-use crate::config::Gateway;
-use crate::config::NextHops;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::ProbeCells;
 use crate::rtnetlink::Interface;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
+use crate::types::Gateway;
 use crate::types::MacAddr;
+use crate::types::NextHops;
 
 /// What the user has said.
 #[derive(Clone, Copy, Debug, PartialEq)]

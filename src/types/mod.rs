@@ -6,6 +6,7 @@
 mod address;
 mod decap_mode;
 mod flow;
+mod kinds;
 mod mac;
 mod names;
 mod prefix;
@@ -21,6 +22,11 @@ pub use decap_mode::DecapMode;
 pub use flow::Flow;
 pub use flow::Protocol;
 pub(crate) use flow::address_bytes;
+pub use kinds::Encapsulation;
+pub use kinds::FlowTableKind;
+pub use kinds::Gateway;
+pub use kinds::NextHops;
+pub use kinds::TcHook;
 pub use mac::MacAddr;
 #[cfg(feature = "serde")]
 pub(crate) use names::flag_by_name;

@@ -9,66 +9,24 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::diff::Changes;
-use super::diff::check_load_time;
-use super::document::ProbeMatch;
-use super::document::State;
-use super::document::stated_flags;
 use super::plan_names::Around;
-use super::plan_names::NameChange;
 use super::plan_names::around;
-use crate::config::Features;
-use crate::config::Gateway;
+use super::step::NameChange;
+use super::step::Step;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
+use crate::document::Changes;
+use crate::document::State;
+use crate::document::check_load_time;
+use crate::document::stated_flags;
 use crate::error::Result;
-use crate::types::DecapMode;
 use crate::types::HashFunction;
-use crate::types::MacAddr;
-use crate::types::Prefix;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
 use crate::types::Vip;
 use crate::types::VipFlags;
-
-/// One call on the way to a state.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
-    /// Exactly these are on.
-    SetFeatures(Features),
-    SetGateway(Gateway),
-    SetGatewayMacV6(MacAddr),
-    SetSource(IpAddr),
-    SetVipFlags(Vip, VipFlags),
-    SetHashFunction(Vip, HashFunction),
-    RemoveVip(Vip),
-    AddVip {
-        vip: Vip,
-        flags: VipFlags,
-        hash: HashFunction,
-    },
-    ModifyReals {
-        vip: Vip,
-        changes: Vec<RealChange>,
-        /// Which of its reals are down after that, of those that are so now, or are so no more.
-        health: Vec<(IpAddr, bool)>,
-    },
-    SetRealFlags(IpAddr, RealFlags),
-    ServerIds(NameChange<u32>),
-    SourceRoutes(NameChange<Prefix>),
-    Invalidate(Vec<u32>),
-    Revalidate(Vec<u32>),
-    SetDecap(IpAddr, DecapMode),
-    RemoveDecap(IpAddr),
-    MapMark(u32, IpAddr),
-    UnmapMark(u32),
-    SetProbeMatch(ProbeMatch, IpAddr),
-    RemoveProbeMatch(ProbeMatch),
-    RegisterProbe(Vip),
-    UnregisterProbe(Vip),
-}
 
 /// What a balancer has room for.
 #[derive(Clone, Copy, Debug)]

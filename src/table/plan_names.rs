@@ -4,22 +4,14 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::diff::Changes;
-use super::document::ServerIdState;
-use super::document::State;
 use super::names::Deltas;
 use super::names::Name;
-use super::plan::Step;
+use super::step::NameChange;
+use super::step::Step;
+use crate::document::Changes;
+use crate::document::ServerIdState;
+use crate::document::State;
 use crate::types::Prefix;
-
-/// Names that go, and names that come or name other reals, in one change.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct NameChange<K> {
-    pub(crate) remove: Vec<K>,
-    pub(crate) add: Vec<(K, IpAddr)>,
-    /// What that means for the reals.
-    pub(crate) references: Deltas,
-}
 
 /// Steps before and after those of the VIPs.
 #[derive(Debug, Default)]

@@ -1,4 +1,7 @@
 //! Kernel calls that may fail: counted, and turned into errors that say what was tried.
+//!
+//! The only place where an errno becomes an error of the crate. What is missing, privileges or memory, it asks
+//! `environment`.
 
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -59,7 +62,7 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Err
     match errno.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => Error::Privilege {
             operation,
-            missing: crate::environment::missing_capabilities(),
+            missing: environment::missing_capabilities(),
         },
         Some(libc::ENOSYS) => Error::BpfUnavailable,
         _ => Error::Kernel {
@@ -67,5 +70,17 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Err
             object: object.to_owned(),
             errno,
         },
+    }
+}
+
+/// The error for a map that the kernel refused to make.
+pub(crate) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::E2BIG) => Error::InsufficientMemory {
+            what: format!("map {name}"),
+            needed,
+            available: environment::available_memory().unwrap_or(0),
+        },
+        _ => kernel_error("make the map", name, error),
     }
 }

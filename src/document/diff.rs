@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::document::BalancerState;
-use super::document::ProbeMatch;
-use super::document::ServerIdState;
-use super::document::State;
-use super::document::stated_flags;
+use super::state::BalancerState;
+use super::state::ProbeMatch;
+use super::state::ServerIdState;
+use super::state::State;
+use super::state::stated_flags;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::DecapMode;
@@ -88,7 +88,7 @@ impl Changes {
     }
 
     /// What leads from one state to the other. Both are free of contradictions.
-    pub(super) fn between(current: &State, wanted: &State, hash: HashFunction) -> Self {
+    pub(crate) fn between(current: &State, wanted: &State, hash: HashFunction) -> Self {
         let mut changes = Self::default();
         let before: BTreeMap<_, _> = current
             .vips
@@ -242,7 +242,7 @@ impl Changes {
     }
 
     /// The reals whose health changes, and whether they are down in `wanted`.
-    pub(super) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, bool)> {
+    pub(crate) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, bool)> {
         let turned = self.health_changed.iter().copied();
         if self.health_changed.is_empty() {
             return Vec::new();
@@ -418,7 +418,7 @@ impl fmt::Display for Changes {
 
 /// Refuses settings that only a new load could bring about. What either side does not say is not
 /// compared.
-pub(super) fn check_load_time(current: &BalancerState, wanted: &BalancerState) -> Result<()> {
+pub(crate) fn check_load_time(current: &BalancerState, wanted: &BalancerState) -> Result<()> {
     fn same<T: PartialEq + fmt::Debug>(
         setting: &'static str,
         current: &Option<T>,

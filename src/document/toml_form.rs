@@ -10,16 +10,16 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use super::document::BalancerState;
-use super::document::DecapState;
-use super::document::MarkState;
-use super::document::Place;
-use super::document::ProbeMatch;
-use super::document::ProbeMatchState;
-use super::document::ServerIdState;
-use super::document::State;
-use super::document::VipState;
-use super::document::stated_flags;
+use super::state::BalancerState;
+use super::state::DecapState;
+use super::state::MarkState;
+use super::state::Place;
+use super::state::ProbeMatch;
+use super::state::ProbeMatchState;
+use super::state::ServerIdState;
+use super::state::State;
+use super::state::VipState;
+use super::state::stated_flags;
 use super::toml_keys::BalancerKeys;
 use super::toml_keys::Document;
 use super::toml_keys::Flag;
@@ -349,9 +349,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Encapsulation;
     use crate::config::Features;
     use crate::types::DecapMode;
+    use crate::types::Encapsulation;
     use crate::types::HashFunction;
 
     const SPEC: &str = r#"

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::VipState;
 use super::pool::IdPool;
+use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Protocol;
 use crate::types::Real;

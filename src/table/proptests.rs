@@ -11,23 +11,23 @@ use std::net::Ipv6Addr;
 
 use proptest::prelude::*;
 
-use super::DecapState;
 use super::Limits;
-use super::MarkState;
 use super::Name;
 use super::Names;
 use super::Plan;
-use super::ProbeMatch;
-use super::ProbeMatchState;
 use super::RealRecord;
-use super::ServerIdState;
-use super::State;
 use super::Step;
 use super::Table;
-use super::VipState;
-use super::document::stated_flags;
 use super::plan::plan;
-use super::plan_names::NameChange;
+use super::step::NameChange;
+use crate::document::DecapState;
+use crate::document::MarkState;
+use crate::document::ProbeMatch;
+use crate::document::ProbeMatchState;
+use crate::document::ServerIdState;
+use crate::document::State;
+use crate::document::VipState;
+use crate::document::stated_flags;
 use crate::error::Error;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
@@ -336,7 +336,11 @@ fn check_invariants(table: &Table, limits: Limits) -> Result<(), TestCaseError> 
         prop_assert_eq!(endpoints.len(), entry.reals.len());
         for endpoint in endpoints {
             let down = entry.down.contains(&endpoint.address);
-            let weight = if down { 0 } else { entry.reals[&endpoint.address] };
+            let weight = if down {
+                0
+            } else {
+                entry.reals[&endpoint.address]
+            };
             prop_assert_eq!(endpoint.weight, weight);
         }
         prop_assert!(entry.down.iter().all(|down| entry.reals.contains_key(down)));

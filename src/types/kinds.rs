@@ -1,10 +1,10 @@
-//! Choices that are made once, at load: how packets are wrapped and how flows are remembered.
+//! Choices: how packets are wrapped, how flows are remembered, to whom frames go, how a tc program is attached.
 
 use std::fmt;
 use std::str::FromStr;
 
+use super::MacAddr;
 use crate::error::Error;
-use crate::types::MacAddr;
 
 /// How packets travel to the reals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -177,5 +177,62 @@ impl FromStr for NextHops {
                 input: text.to_owned(),
                 expected: "a choice of next hops, `gateway`, `per-real` or `redirect`",
             })
+    }
+}
+
+/// By what mechanism a tc program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TcHook {
+    /// [`Tcx`](Self::Tcx) where the kernel has it, else [`Clsact`](Self::Clsact).
+    #[default]
+    Auto,
+    /// A tcx link, from Linux 6.6 on: it ends with the process. It comes after the programs that are
+    /// attached this way already, and before all filters.
+    Tcx,
+    /// A filter of the clsact queueing discipline, which is made if there is none. For hosts whose other
+    /// tc programs have to come first, by a lower number of priority.
+    ///
+    /// A process that is killed leaves the filter, and the discipline if it has made it. The next one takes
+    /// the filter over by the program's name, which does not tell the dead from the living: of two processes
+    /// at one place the second has it.
+    Clsact,
+}
+
+impl fmt::Display for TcHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+impl FromStr for TcHook {
+    type Err = Error;
+
+    /// `auto`, `tcx` or `clsact`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Auto, Self::Tcx, Self::Clsact]
+            .into_iter()
+            .find(|hook| hook.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "a tc hook: `auto`, `tcx` or `clsact`",
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_have_a_text_form() {
+        for text in ["auto", "tcx", "clsact"] {
+            assert_eq!(text.parse::<TcHook>().unwrap().to_string(), text);
+        }
+        assert!("tc".parse::<TcHook>().is_err());
     }
 }

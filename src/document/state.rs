@@ -12,23 +12,23 @@ use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::attach::TcHook;
 use crate::config::Builder;
 use crate::config::Config;
-use crate::config::Encapsulation;
 use crate::config::Features;
-use crate::config::FlowTableKind;
-use crate::config::Gateway;
-use crate::config::NextHops;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::DecapMode;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::NextHops;
 use crate::types::Real;
 use crate::types::RealFlags;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
+use crate::types::TcHook;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
@@ -313,7 +313,7 @@ impl State {
     }
 
     /// Refuses a state that contradicts itself.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         match self.conflict() {
             None => Ok(()),
             Some(Conflict { message, .. }) => Err(Error::Document { message }),
@@ -379,7 +379,7 @@ impl State {
     }
 
     /// The real of every server id and source route.
-    pub(super) fn names(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = IpAddr> {
         let ids = self.server_ids.iter().map(|state| state.id.real());
         ids.chain(self.source_routes.iter().map(|route| route.real()))
     }
@@ -400,7 +400,7 @@ fn twice<K: Copy + Ord + fmt::Display>(
 }
 
 /// The flags that a real of a state has; its family's bit is not its affair.
-pub(super) fn stated_flags(real: &Real) -> RealFlags {
+pub(crate) fn stated_flags(real: &Real) -> RealFlags {
     real.get_flags()
         .unwrap_or_default()
         .difference(RealFlags::IPV6)

@@ -9,11 +9,11 @@ use std::net::IpAddr;
 
 use super::checks::check_vip_flags;
 use super::checks::real_flags;
-use super::plan::Step;
-use super::table::Edit;
-use super::table::RealEntry;
-use super::table::Table;
-use super::table::VipEntry;
+use super::records::Edit;
+use super::records::RealEntry;
+use super::records::Table;
+use super::records::VipEntry;
+use super::step::Step;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::HashFunction;

@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 
 use super::Limits;
 use super::Plan;
-use super::State;
 use super::Step;
 use super::Table;
-use super::VipState;
-use super::document::BalancerState;
 use super::plan::plan;
+use crate::document::BalancerState;
+use crate::document::State;
+use crate::document::VipState;
 use crate::error::Error;
 use crate::types::HashFunction;
 use crate::types::MacAddr;

@@ -1,0 +1,23 @@
+//! What a balancer is to do, as a document that can be written down, compared and applied.
+//!
+//! [`State`] is its settings, VIPs and reals in the words of the public API; the differences of two say
+//! what a change amounts to. Everything here is pure; `table` holds what runs.
+
+mod diff;
+mod state;
+#[cfg(feature = "serde")]
+mod toml_form;
+#[cfg(feature = "serde")]
+mod toml_keys;
+
+pub use diff::Changes;
+pub(crate) use diff::check_load_time;
+pub use state::BalancerState;
+pub use state::DecapState;
+pub use state::MarkState;
+pub use state::ProbeMatch;
+pub use state::ProbeMatchState;
+pub use state::ServerIdState;
+pub use state::State;
+pub use state::VipState;
+pub(crate) use state::stated_flags;

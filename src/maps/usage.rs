@@ -1,0 +1,14 @@
+//! What is told of a map to those who watch it.
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct MapUse {
+    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
+    pub name: &'static str,
+    /// Elements it can hold.
+    pub capacity: u64,
+    /// Elements in use.
+    pub entries: u64,
+}

@@ -1,0 +1,35 @@
+//! The table of what a balancer runs: VIPs, their reals, and the numbers the program knows them by.
+//!
+//! Everything here is pure. The `Table` says what a call would change (it is *staged*), the
+//! kernel is changed, and only then the table (the change is *committed*); so a failed kernel call
+//! leaves both as they were. A plan is the steps from one document to another.
+
+mod checks;
+mod names;
+mod plan;
+mod plan_names;
+mod pool;
+#[cfg(test)]
+mod proptests;
+mod records;
+mod stage;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use names::Deltas;
+pub(crate) use names::Name;
+pub(crate) use names::Names;
+pub(crate) use plan::Limits;
+#[cfg(test)]
+pub(crate) use plan::Plan;
+pub(crate) use plan::plan;
+pub(crate) use records::GivenBack;
+pub(crate) use records::Resolved;
+pub(crate) use records::Table;
+pub(crate) use records::VipEntry;
+pub(crate) use stage::Endpoint;
+pub(crate) use stage::RealRecord;
+pub(crate) use stage::StagedReals;
+pub(crate) use step::NameChange;
+pub(crate) use step::Step;

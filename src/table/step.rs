@@ -1,0 +1,62 @@
+//! What a plan is made of: one step is one call of the public API, or a change of many names at once.
+
+use std::net::IpAddr;
+
+use super::names::Deltas;
+use crate::config::Features;
+use crate::document::ProbeMatch;
+use crate::types::DecapMode;
+use crate::types::Gateway;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Prefix;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+/// One call on the way to a state.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// Exactly these are on.
+    SetFeatures(Features),
+    SetGateway(Gateway),
+    SetGatewayMacV6(MacAddr),
+    SetSource(IpAddr),
+    SetVipFlags(Vip, VipFlags),
+    SetHashFunction(Vip, HashFunction),
+    RemoveVip(Vip),
+    AddVip {
+        vip: Vip,
+        flags: VipFlags,
+        hash: HashFunction,
+    },
+    ModifyReals {
+        vip: Vip,
+        changes: Vec<RealChange>,
+        /// Which of its reals are down after that, of those that are so now, or are so no more.
+        health: Vec<(IpAddr, bool)>,
+    },
+    SetRealFlags(IpAddr, RealFlags),
+    ServerIds(NameChange<u32>),
+    SourceRoutes(NameChange<Prefix>),
+    Invalidate(Vec<u32>),
+    Revalidate(Vec<u32>),
+    SetDecap(IpAddr, DecapMode),
+    RemoveDecap(IpAddr),
+    MapMark(u32, IpAddr),
+    UnmapMark(u32),
+    SetProbeMatch(ProbeMatch, IpAddr),
+    RemoveProbeMatch(ProbeMatch),
+    RegisterProbe(Vip),
+    UnregisterProbe(Vip),
+}
+
+/// Names that go, and names that come or name other reals, in one change.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NameChange<K> {
+    pub(crate) remove: Vec<K>,
+    pub(crate) add: Vec<(K, IpAddr)>,
+    /// What that means for the reals.
+    pub(crate) references: Deltas,
+}
