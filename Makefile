@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test newest bench lint clean
+.PHONY: help demo test newest bench lint docs clean
 .DEFAULT_GOAL := help
 
 # Tests of the loaded program, which run with both kinds of flow table.
@@ -41,6 +41,10 @@ lint: ## format, clippy and documentation, where a warning is an error
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --package katran --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --document-private-items
+
+docs: ## the parts of docs/ that come from tables in the sources (a test fails when they are stale)
+	@scripts/setup build
+	UPDATE_DOCS=1 $(CARGO) test --all-features --lib documentation_is_current
 
 clean: ## what was built
 	$(CARGO) clean

@@ -14,10 +14,10 @@ use criterion::BenchmarkId;
 use criterion::Criterion;
 use criterion::criterion_group;
 use criterion::criterion_main;
-use katran::Endpoint;
 use katran::HashFunction;
-use katran::Ring;
-use katran::RingSize;
+use katran::ring::Endpoint;
+use katran::ring::Ring;
+use katran::ring::RingSize;
 
 const WEIGHTS: [(&str, Weight); 2] = [("equal", |_| 1), ("mixed", |i| 1 + (i - 1) * 37 % 100)];
 

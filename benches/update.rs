@@ -24,7 +24,7 @@ use katran::RealChange;
 use katran::State;
 use katran::Vip;
 use katran::VipFlags;
-use katran::VipState;
+use katran::state::VipState;
 use katran_lab::require_root;
 
 const VIPS: u16 = 512;

@@ -27,12 +27,12 @@ use clap::Parser;
 use common::Options;
 use common::say;
 use common::with_causes;
-use katran::Diagnosis;
-use katran::FlowTableCounters;
 use katran::Katran;
-use katran::Severity;
-use katran::SharedEntries;
-use katran::Totals;
+use katran::attachments::SharedEntries;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
+use katran::stats::FlowTableCounters;
+use katran::stats::Totals;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGUSR1;
 
@@ -197,7 +197,7 @@ fn summary(katran: &Katran) -> Result<()> {
         "{:<48} {:>12} {:>15}",
         "sent to reals", "packets", "bytes"
     ));
-    let line = |name: String, count: katran::Count| {
+    let line = |name: String, count: katran::stats::Count| {
         say(format!(
             "{name:<48} {:>12} {:>15}",
             count.packets, count.bytes

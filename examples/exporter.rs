@@ -11,8 +11,6 @@
 #[path = "exporter/collector.rs"]
 mod collector;
 mod common;
-#[path = "exporter/features.rs"]
-mod features;
 #[path = "exporter/page.rs"]
 mod page;
 

@@ -23,13 +23,13 @@ use clap::Parser;
 use common::Options;
 use common::say;
 use etherparse::TransportSlice;
-use katran::Event;
-use katran::EventKind;
 use katran::Features;
 use katran::Katran;
-use katran::Monitor;
-use katran::MonitorOptions;
 use katran::State;
+use katran::events::Event;
+use katran::events::EventKind;
+use katran::events::Monitor;
+use katran::events::MonitorOptions;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGUSR1;
 

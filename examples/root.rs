@@ -15,8 +15,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use katran::RootProgram;
-use katran::SharedEntries;
 use katran::XdpMode;
+use katran::attachments::SharedEntries;
 
 /// A root program for an interface that several XDP programs share.
 #[derive(Parser)]

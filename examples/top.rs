@@ -35,7 +35,7 @@ use common::say;
 use common::with_causes;
 use env_logger::Target;
 use katran::Katran;
-use katran::Severity;
+use katran::diagnosis::Severity;
 use rates::Rates;
 use rates::Sample;
 use screen::Screen;

@@ -18,6 +18,7 @@ use crate::attach::Attachment;
 use crate::attach::TcAttachment;
 use crate::attach::TcAttachments;
 use crate::config::Config;
+use crate::counters::HealthcheckCounters;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::KernelCalls;
@@ -48,26 +49,6 @@ use crate::types::address_bytes;
 
 /// The program's name.
 const NAME: &str = "healthcheck";
-
-/// What health checks have done, and what passed by them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-#[doc(alias = "HealthCheckProgStats")]
-pub struct HealthcheckCounters {
-    /// Probes that were wrapped and sent.
-    pub processed: u64,
-    /// Probes that were dropped, for whatever reason.
-    pub dropped: u64,
-    /// Packets of the interface that are no probes.
-    pub skipped: u64,
-    /// Probes that were dropped because they were longer than `healthcheck_max_packet`.
-    pub too_big: u64,
-    /// Probes that were told by their destination.
-    pub dst_matched: u64,
-    /// Probes that were told by their source.
-    pub src_matched: u64,
-}
 
 /// By what a probe is told, other than its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -451,15 +432,7 @@ impl HealthChecks {
 
     pub(crate) fn counters(&self, kernel: &KernelCalls) -> Result<HealthcheckCounters> {
         let totals = kernel.check("read", "probe_totals", self.totals.get(0))?;
-        let sum = |field: fn(&types::probe_totals) -> u64| totals.iter().map(field).sum();
-        Ok(HealthcheckCounters {
-            processed: sum(|of| of.processed),
-            dropped: sum(|of| of.dropped),
-            skipped: sum(|of| of.skipped),
-            too_big: sum(|of| of.too_big),
-            dst_matched: sum(|of| of.dst_matched),
-            src_matched: sum(|of| of.src_matched),
-        })
+        Ok(HealthcheckCounters::sum(&totals))
     }
 }
 

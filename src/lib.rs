@@ -27,104 +27,58 @@
 //!
 //! Needs Linux 6.1 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
+//! The names at the root are the handles and the words in which they are spoken to. The rest is in modules,
+//! by subject: [`stats`], [`state`], [`events`], [`diagnosis`], [`flows`], [`attachments`] and [`ring`].
+//!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
 
+pub mod attachments;
+pub mod diagnosis;
+pub mod events;
+pub mod flows;
+pub mod ring;
+pub mod state;
+pub mod stats;
+
 mod attach;
 mod config;
+mod counters;
 mod decap;
 mod diagnose;
 mod document;
 mod environment;
 mod error;
+#[cfg(test)]
+mod generated;
 mod healthcheck;
 mod katran;
 mod kernel;
 mod maps;
 mod monitor;
 mod next_hop;
-mod ring;
 mod root_program;
 mod rtnetlink;
 mod server_id_option;
 mod skel;
+#[cfg(test)]
+mod structure;
 mod sys;
 mod table;
 mod types;
 
-pub use attach::Attachment;
-pub use attach::EntryProgram;
-pub use attach::SharedEntries;
-pub use attach::TcAttachment;
 pub use attach::XdpMode;
 pub use config::Builder;
 pub use config::Features;
-pub use config::MapMemory;
-pub use config::MemoryEstimate;
 pub use decap::Decap;
 pub use decap::DecapBuilder;
-pub use decap::DecapCounters;
-pub use diagnose::Diagnosis;
-pub use diagnose::Finding;
-pub use diagnose::Severity;
-pub use diagnose::Subject;
-pub use document::BalancerState;
-pub use document::Changes;
-pub use document::DecapState;
-pub use document::MarkState;
-pub use document::ProbeMatch;
-pub use document::ProbeMatchState;
-pub use document::ServerIdState;
 pub use document::State;
-pub use document::VipState;
 pub use error::Error;
 pub use error::Result;
-pub use healthcheck::HealthcheckCounters;
-pub use katran::Answer;
-pub use katran::CallbackId;
-pub use katran::Choice;
-pub use katran::Count;
-pub use katran::Counters;
-pub use katran::CpuCounters;
-pub use katran::DropReason;
-pub use katran::DropReasons;
-pub use katran::EncapFailures;
-pub use katran::EventCounters;
-pub use katran::FlowEntry;
-pub use katran::FlowStats;
-pub use katran::FlowTableCounters;
-pub use katran::GlobalFlowCounters;
-pub use katran::IcmpCounters;
-pub use katran::InlineDecapCounters;
 pub use katran::Katran;
-pub use katran::LibraryCounters;
-pub use katran::QuicCounters;
-pub use katran::RealCounters;
-pub use katran::Reason;
-pub use katran::RingDrops;
-pub use katran::Simulation;
-pub use katran::SourceRoutingCounters;
-pub use katran::StableUdpCounters;
-pub use katran::TcpServerIdCounters;
-pub use katran::Totals;
-pub use katran::UdpFlowMigrationCounters;
-pub use katran::Verdict;
-pub use katran::VipCounters;
-pub use maps::MapUse;
-pub use monitor::Event;
-pub use monitor::EventKind;
-pub use monitor::Monitor;
-pub use monitor::MonitorOptions;
-pub use monitor::MonitorStats;
-pub use next_hop::NextHop;
-pub use ring::Endpoint;
-pub use ring::Ring;
-pub use ring::RingSize;
-pub use ring::backend_hash;
 pub use root_program::RootProgram;
 pub use root_program::RootProgramBuilder;
 pub use server_id_option::ServerIdOption;
-pub use server_id_option::ServerIdOptionCounters;
 pub use types::DecapMode;
 pub use types::Encapsulation;
 pub use types::Flow;
@@ -141,7 +95,6 @@ pub use types::RealFlags;
 pub use types::RealNumber;
 pub use types::ServerId;
 pub use types::SourceRoute;
-pub use types::TcHook;
 pub use types::Vip;
 pub use types::VipFlags;
 

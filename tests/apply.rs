@@ -18,9 +18,7 @@ use common::ip;
 use common::load;
 use common::serve;
 use common::vip;
-use katran::Changes;
 use katran::DecapMode;
-use katran::DecapState;
 use katran::Error;
 use katran::Flow;
 use katran::HashFunction;
@@ -29,13 +27,15 @@ use katran::Prefix;
 use katran::Protocol;
 use katran::Real;
 use katran::RealFlags;
-use katran::Reason;
 use katran::ServerId;
-use katran::ServerIdState;
 use katran::SourceRoute;
 use katran::State;
 use katran::VipFlags;
-use katran::VipState;
+use katran::flows::Reason;
+use katran::state::Changes;
+use katran::state::DecapState;
+use katran::state::ServerIdState;
+use katran::state::VipState;
 use katran_lab::require_root;
 use nix::errno::Errno;
 
@@ -196,7 +196,7 @@ fn refused(katran: &mut Katran, state: &State) -> Error {
 #[test]
 fn settings_of_the_load_are_refused() {
     let mut katran = from_state(&document());
-    let mut change = |name: &str, change: fn(&mut katran::BalancerState)| {
+    let mut change = |name: &str, change: fn(&mut katran::state::BalancerState)| {
         let mut state = document();
         state.vips.remove(0);
         change(state.balancer.as_mut().unwrap());

@@ -27,13 +27,13 @@ use common::serve;
 use common::wire::ipip;
 use katran::Decap;
 use katran::DecapBuilder;
-use katran::DecapCounters;
 use katran::Error;
 use katran::Flow;
 use katran::Protocol;
-use katran::TcHook;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::attachments::TcHook;
+use katran::flows::Verdict;
+use katran::stats::DecapCounters;
 use katran_lab::Host;
 use katran_lab::require_root;
 

@@ -13,13 +13,13 @@ use common::ip;
 use common::load;
 use common::serve;
 use katran::Builder;
-use katran::Choice;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
 
 const A: &str = "198.51.100.1";
 const B: &str = "2001:db8:2::1";

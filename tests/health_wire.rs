@@ -23,12 +23,12 @@ use katran::Builder;
 use katran::Encapsulation;
 use katran::Flow;
 use katran::Gateway;
-use katran::HealthcheckCounters;
 use katran::Katran;
 use katran::MacAddr;
 use katran::NextHops;
-use katran::TcHook;
 use katran::Vip;
+use katran::attachments::TcHook;
+use katran::stats::HealthcheckCounters;
 use katran_lab::Host;
 
 /// Of linux/pkt_cls.h.

@@ -30,11 +30,11 @@ use board::Thresholds;
 use check::Check;
 use check::Checks;
 use check::OfVip;
-use katran::MarkState;
 use katran::Real;
 use katran::State;
 use katran::Vip;
-use katran::VipState;
+use katran::state::MarkState;
+use katran::state::VipState;
 use schedule::Schedule;
 
 fn real(last: u8) -> IpAddr {

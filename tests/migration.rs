@@ -20,9 +20,9 @@ use katran::Flow;
 use katran::Katran;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Reason;
 
 const A: &str = "198.51.100.1";
 const B: &str = "2001:db8:2::1";

@@ -29,16 +29,16 @@ use common::frames::SYN;
 use common::ip;
 use common::serve;
 use katran::Error;
-use katran::Event;
-use katran::EventKind;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
-use katran::Monitor;
-use katran::MonitorOptions;
 use katran::ServerId;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::events::Event;
+use katran::events::EventKind;
+use katran::events::Monitor;
+use katran::events::MonitorOptions;
+use katran::flows::Verdict;
 use katran_lab::private_bpf_fs;
 use nix::errno::Errno;
 use nix::libc;
@@ -169,7 +169,10 @@ fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
     assert!(monitor.take().is_empty());
 }
 
-fn wait(monitor: &Monitor, enough: impl Fn(&katran::MonitorStats) -> bool) -> katran::MonitorStats {
+fn wait(
+    monitor: &Monitor,
+    enough: impl Fn(&katran::events::MonitorStats) -> bool,
+) -> katran::events::MonitorStats {
     for _ in 0..1000 {
         let stats = monitor.stats();
         if enough(&stats) {

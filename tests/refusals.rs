@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use caps::Capability;
+use common::GATEWAY;
 use common::bpf;
 use common::builder;
 use common::faults;
@@ -28,15 +29,17 @@ use katran::Error;
 use katran::FlowTableKind;
 use katran::HashFunction;
 use katran::Katran;
+use katran::NextHops;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
+use katran::RealNumber;
 use katran::Result;
-use katran::Simulation;
 use katran::State;
 use katran::VipFlags;
-use katran::VipState;
 use katran::XdpMode;
+use katran::flows::Simulation;
+use katran::state::VipState;
 use katran_lab::Host;
 use katran_lab::require_root;
 use nix::errno::Errno;
@@ -376,6 +379,72 @@ fn numbers_are_not_given_out_again_before_packets_have_let_go() {
     });
     add(&mut katran).unwrap();
     assert_eq!(katran.reals(one).unwrap().len(), 1);
+}
+
+#[test]
+fn outer_sources_are_not_written_where_packets_still_read() {
+    let mut katran = load(builder());
+    let [first, second] = [ip("192.0.2.1"), ip("192.0.2.2")];
+    // The thread that would see packets let go is refused the call as well.
+    without_call(libc::SYS_membarrier, Errno::EINVAL, || {
+        katran.set_source(first).unwrap();
+        let error = katran.set_source(second);
+        assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
+        assert_eq!(katran.source(false), Some(first));
+        // Nothing has to be written for what is set.
+        katran.set_source(first).unwrap();
+    });
+    katran.set_source(second).unwrap();
+    assert_eq!(katran.source(false), Some(second));
+}
+
+#[test]
+fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
+    let mut katran = load(
+        builder()
+            .next_hops(NextHops::PerReal)
+            .max_vips(3)
+            .max_reals(3),
+    );
+    katran.follow_next_hops().unwrap();
+    let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    let [a, b] = [A, B].map(|real| katran.real_index(ip(real)).unwrap());
+    let hop_of = |katran: &Katran, real: RealNumber| {
+        let hops = bpf::lookup(katran.map_fd(".data.hops").unwrap(), &[0; 4]).unwrap();
+        let first = usize::from(real.get() as u16) * 8;
+        hops[first..first + 6].to_vec()
+    };
+    let known = GATEWAY.octets().to_vec();
+    // Nobody sees packets let go.
+    without_call(libc::SYS_membarrier, Errno::EINVAL, || {
+        katran.remove_real(one, ip(A)).unwrap();
+        katran.remove_real(one, ip(B)).unwrap();
+        assert!(katran.next_hops().is_empty());
+        katran.add_real(one, Real::new(ip(C))).unwrap();
+        let hops = [a, b].map(|real| hop_of(&katran, real));
+        assert_eq!(hops, [known.clone(), known]);
+    });
+    // Others get the numbers; what is left of the first owners does not clear their hops.
+    let others = ["198.51.100.7", "198.51.100.8"].map(ip);
+    for other in others {
+        katran.add_real(one, Real::new(other)).unwrap();
+    }
+    let numbers = others.map(|other| katran.real_index(other).unwrap());
+    assert!(numbers.contains(&a) && numbers.contains(&b));
+    let cleared = |katran: &mut Katran, vip: &str| {
+        katran.add_vip(self::vip(vip), VipFlags::empty()).unwrap();
+        [a, b].map(|real| hop_of(katran, real) == [0; 6])
+    };
+    assert_eq!(cleared(&mut katran, PREFIX), [false, false]);
+    // Without another owner they are cleared in time.
+    for other in others {
+        katran.remove_real(one, other).unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while cleared(&mut katran, "203.0.113.77:1/tcp") != [true, true] {
+        katran.remove_vip(vip("203.0.113.77:1/tcp")).unwrap();
+        assert!(Instant::now() < end);
+    }
 }
 
 #[test]

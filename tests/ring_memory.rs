@@ -7,7 +7,7 @@ use katran::Real;
 use katran::State;
 use katran::Vip;
 use katran::VipFlags;
-use katran::VipState;
+use katran::state::VipState;
 use katran_lab::require_root;
 
 const RING_SIZE: u64 = 65_537;

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use katran::Endpoint;
 use katran::HashFunction;
-use katran::Ring;
-use katran::RingSize;
-use katran::backend_hash;
+use katran::ring::Endpoint;
+use katran::ring::Ring;
+use katran::ring::RingSize;
+use katran::ring::backend_hash;
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -25,8 +25,8 @@ use katran::Flow;
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::Protocol;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Verdict;
 use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
@@ -37,7 +37,7 @@ use libbpf_rs::query::ProgInfoQueryOptions;
 const CPUS: [u32; 2] = [0, 1];
 const FLOWS: u16 = 200;
 const KINDS: [fn() -> FlowTableKind; 2] = [FlowTableKind::default, || FlowTableKind::KernelLru];
-const COUNTERS: [&str; 3] = ["counters", "real_counters", "vip_counters"];
+const COUNTERS: [&str; 3] = ["cpus", "real_counters", "vip_counters"];
 
 /// Memory that one CPU may write without another one's noticing, or may not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -12,14 +12,14 @@ use std::process;
 use std::process::Command;
 use std::process::Output;
 
-use katran::BalancerState;
 use katran::Features;
 use katran::HashFunction;
 use katran::Real;
 use katran::State;
 use katran::Vip;
 use katran::VipFlags;
-use katran::VipState;
+use katran::state::BalancerState;
+use katran::state::VipState;
 use katran_lab::require_root;
 use pcap_file::DataLink;
 use pcap_file::Endianness;

@@ -178,7 +178,7 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
 #[test]
 fn the_defaults_hold_8_million_flows_in_less_than_300_mib() {
     let katran = load(Katran::builder().gateway_mac(common::GATEWAY));
-    let capacity = |counters: &katran::LibraryCounters| {
+    let capacity = |counters: &katran::stats::LibraryCounters| {
         let flows = counters.maps.iter().find(|map| map.name == "flows");
         flows.unwrap().capacity
     };

@@ -21,17 +21,17 @@ use common::ip;
 use common::load;
 use common::serve;
 use katran::Builder;
-use katran::Choice;
-use katran::DropReason;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
 use katran::Prefix;
-use katran::Reason;
 use katran::SourceRoute;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::stats::DropReason;
 use nix::errno::Errno;
 
 /// In the VIP's ring, and named by routes only, one of each family.

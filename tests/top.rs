@@ -28,10 +28,10 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran::Count;
-use katran::CpuCounters;
-use katran::FlowTableCounters;
-use katran::Totals;
+use katran::stats::Count;
+use katran::stats::CpuCounters;
+use katran::stats::FlowTableCounters;
+use katran::stats::Totals;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;

@@ -23,11 +23,11 @@ use katran::Encapsulation;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
-use katran::MonitorOptions;
 use katran::Protocol;
 use katran::ServerId;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::events::MonitorOptions;
+use katran::flows::Verdict;
 
 /// A balancer that simulates and one of the same configuration whose program is run directly.
 struct Twins {

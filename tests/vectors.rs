@@ -16,7 +16,7 @@ use common::recording::SOURCE_ROUTING;
 use common::recording::TCP_SERVER_ID;
 use common::recording::UDP_STABLE_ROUTING;
 use katran::Katran;
-use katran::Verdict;
+use katran::flows::Verdict;
 
 #[test]
 fn core_ipip() {

@@ -10,13 +10,13 @@ use common::recording::RECORDINGS;
 use common::recording::Recording;
 use common::recording::hex;
 use common::serve;
-use katran::Counters;
-use katran::DropReason;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::Counters;
+use katran::stats::DropReason;
 
 /// Tags as they stand in a frame: IEEE 802.1Q, 802.1ad with 802.1Q inside, and 802.1Q twice.
 const TAGS: [&[u8]; 3] = [

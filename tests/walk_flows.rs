@@ -23,17 +23,17 @@ use common::ip;
 use common::load;
 use common::serve;
 use common::wire::ipip;
-use katran::Choice;
-use katran::DropReason;
 use katran::Flow;
-use katran::FlowTableCounters;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::stats::DropReason;
+use katran::stats::FlowTableCounters;
 
 const VIP4: &str = "203.0.113.1:443/tcp";
 const TO_VIP4: &str = "203.0.113.1:443";
@@ -314,7 +314,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
                 let ran = katran.simulate(&syn(*flow)).unwrap();
                 assert_eq!(
                     (ran.verdict, ran.reason),
-                    (katran::Verdict::Tx, Reason::Ring)
+                    (katran::flows::Verdict::Tx, Reason::Ring)
                 );
             }
             let state = under_flood(&katran);

@@ -18,13 +18,13 @@ use common::ip;
 use common::load;
 use common::serve;
 use common::wire::ipip;
-use katran::DropReason;
 use katran::Error;
 use katran::Flow;
 use katran::Katran;
-use katran::Reason;
-use katran::Verdict;
 use katran::VipFlags;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
 
 const A: &str = "198.51.100.1";
 const B: &str = "198.51.100.2";

@@ -5,10 +5,10 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use katran::Endpoint;
 use katran::HashFunction;
-use katran::Ring;
-use katran::RingSize;
+use katran::ring::Endpoint;
+use katran::ring::Ring;
+use katran::ring::RingSize;
 use nix::time::ClockId;
 use plotters::prelude::RGBColor;
 

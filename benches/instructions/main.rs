@@ -38,7 +38,7 @@ use std::process::ExitCode;
 
 use katran::FlowTableKind;
 use katran::Katran;
-use katran::Verdict;
+use katran::flows::Verdict;
 use katran_lab::require_root;
 use libbpf_rs::MapCore;
 use libbpf_rs::MapHandle;

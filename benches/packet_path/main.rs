@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use katran::FlowTableKind;
 use katran::Katran;
-use katran::Verdict;
+use katran::flows::Verdict;
 use katran_lab::require_root;
 use katran_yardstick::Yardstick;
 use katran_yardstick::memory_latency;

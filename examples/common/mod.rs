@@ -16,11 +16,11 @@ use std::thread;
 
 use anyhow::Context;
 use anyhow::Result;
-use katran::Changes;
-use katran::Diagnosis;
 use katran::Katran;
 use katran::State;
 use katran::XdpMode;
+use katran::diagnosis::Diagnosis;
+use katran::state::Changes;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;

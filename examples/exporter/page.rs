@@ -1,8 +1,9 @@
-//! How series become text: metrics with one label or none, which is what nearly all of them are, and
-//! the two formats that Prometheus reads.
+//! How series become text, in the two formats that Prometheus reads.
 
 use std::fmt;
 
+use katran::stats::Metric;
+use katran::stats::MetricKind;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::NoLabelSet;
 use prometheus_client::metrics::MetricType;
@@ -34,10 +35,8 @@ impl Format {
     }
 }
 
-/// The series of a metric that is told by address family.
-pub(crate) fn families(v4: u64, v6: u64) -> [(&'static str, u64); 2] {
-    [("ipv4", v4), ("ipv6", v6)]
-}
+/// Names and values of a series' labels.
+type Labels = Vec<(&'static str, String)>;
 
 /// The page that a scrape fills. Names go without the prefix `katran_` and without the `_total` of
 /// counters: the encoder adds both.
@@ -48,56 +47,47 @@ impl<'a> Page<'a> {
         Self(encoder)
     }
 
-    pub(crate) fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.family(MetricType::Counter, name, help, [([], value)])
+    /// A counter or gauge of the library's.
+    pub(crate) fn metric(&mut self, metric: &Metric) -> fmt::Result {
+        let kind = match metric.kind {
+            MetricKind::Counter => MetricType::Counter,
+            MetricKind::Gauge => MetricType::Gauge,
+        };
+        let series = metric.samples.iter().map(|sample| {
+            let values = sample.labels.iter().cloned();
+            let labels = metric.labels.iter().copied().zip(values);
+            (labels.collect(), sample.value)
+        });
+        self.family(kind, metric.name, metric.help, series)
     }
 
-    pub(crate) fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.family(MetricType::Gauge, name, help, [([], value)])
-    }
-
-    pub(crate) fn counters<L: ToString>(
+    pub(crate) fn gauge(
         &mut self,
         name: &str,
         help: &str,
-        label: &'static str,
-        series: impl IntoIterator<Item = (L, u64)>,
+        series: impl IntoIterator<Item = (Labels, u64)>,
     ) -> fmt::Result {
-        let series = series.into_iter();
-        let series = series.map(|(value, count)| ([(label, value.to_string())], count));
-        self.family(MetricType::Counter, name, help, series)
-    }
-
-    pub(crate) fn gauges<L: ToString>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &'static str,
-        series: impl IntoIterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let series = series.into_iter();
-        let series = series.map(|(value, count)| ([(label, value.to_string())], count));
         self.family(MetricType::Gauge, name, help, series)
     }
 
     /// One metric, and its series with the same labels each.
-    pub(crate) fn family<const N: usize>(
+    fn family(
         &mut self,
         kind: MetricType,
         name: &str,
         help: &str,
-        series: impl IntoIterator<Item = ([(&'static str, String); N], u64)>,
+        series: impl IntoIterator<Item = (Labels, u64)>,
     ) -> fmt::Result {
         let counter = matches!(kind, MetricType::Counter);
         let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in series {
-            match (counter, N) {
-                (true, 0) => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
-                (true, _) => metric
+            match (counter, labels.is_empty()) {
+                (true, true) => metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                (true, false) => metric
                     .encode_family(&labels)?
                     .encode_counter::<NoLabelSet, _, u64>(&value, None)?,
-                (false, 0) => metric.encode_gauge(&value)?,
-                (false, _) => metric.encode_family(&labels)?.encode_gauge(&value)?,
+                (false, true) => metric.encode_gauge(&value)?,
+                (false, false) => metric.encode_family(&labels)?.encode_gauge(&value)?,
             }
         }
         Ok(())

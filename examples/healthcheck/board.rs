@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use katran::MarkState;
 use katran::State;
 use katran::Vip;
-use katran::VipState;
+use katran::state::MarkState;
+use katran::state::VipState;
 
 /// How many probes in a row change one's mind.
 #[derive(Clone, Copy, Debug)]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
-use katran::Count;
-use katran::CpuCounters;
-use katran::FlowTableCounters;
 use katran::Katran;
-use katran::Totals;
+use katran::stats::Count;
+use katran::stats::CpuCounters;
+use katran::stats::FlowTableCounters;
+use katran::stats::Totals;
 
 /// The counters that `top` shows. `Katran::counters` would have them all, but it walks the flow
 /// tables.

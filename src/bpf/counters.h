@@ -12,7 +12,7 @@
  * programs, so the balancer itself holds no trace of it. */
 struct run {
 	struct xdp_md *ctx;
-	struct counters *counters;
+	struct cpu *cpu; /* this one's record */
 	struct explanation *explanation;
 	struct ethhdr *eth; /* valid until the head is moved */
 	__u64 length; /* of the whole frame, bytes; after decapsulation, of what is left of it */
@@ -44,7 +44,7 @@ static __always_inline void note_step(const struct run *run, enum step step)
 
 static __always_inline int drop(const struct run *run, enum drop_reason reason)
 {
-	run->counters->drops[reason]++;
+	run->cpu->counters.drops[reason]++;
 	if (run->explain)
 		run->explanation->drop = reason;
 	return XDP_DROP;
@@ -66,9 +66,9 @@ static __always_inline void count_frame(struct count *count, __u64 bytes)
 static __always_inline void count_verdict(const struct run *run, int verdict, __u64 arrived)
 {
 	if (verdict == XDP_TX || (run->full && verdict == XDP_REDIRECT))
-		count_frame(&run->counters->tx, arrived);
+		count_frame(&run->cpu->counters.tx, arrived);
 	else if (verdict == XDP_PASS)
-		count_frame(&run->counters->pass, arrived);
+		count_frame(&run->cpu->counters.pass, arrived);
 	else
-		count_frame(&run->counters->drop, arrived);
+		count_frame(&run->cpu->counters.drop, arrived);
 }

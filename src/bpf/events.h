@@ -14,7 +14,7 @@
 __noinline int event_emit(struct xdp_md *ctx, __u32 kind)
 {
 	const __u32 zero = 0;
-	struct counters *record = bpf_map_lookup_elem(&counters, &zero);
+	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);
 	const __u64 now = bpf_jiffies64();
 	struct event *event;
 	__u32 bytes;
@@ -25,17 +25,17 @@ __noinline int event_emit(struct xdp_md *ctx, __u32 kind)
 		return 0;
 	if (!ctx || !record || kind >= EVENT_KINDS)
 		return 0;
-	if (now - record->event_window >= ticks_per_second) {
-		record->event_window = now;
-		__builtin_memset(record->event_counts, 0, sizeof(record->event_counts));
+	if (now - record->limit.start >= ticks_per_second) {
+		record->limit.start = now;
+		__builtin_memset(record->limit.events, 0, sizeof(record->limit.events));
 	}
-	if (++record->event_counts[kind] > live.event_limit) {
-		record->events_limited++;
+	if (++record->limit.events[kind] > live.event_limit) {
+		record->counters.events_limited++;
 		return 0;
 	}
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		record->events_lost++;
+		record->counters.events_lost++;
 		return 0;
 	}
 	event->time = bpf_ktime_get_ns();
@@ -50,10 +50,10 @@ __noinline int event_emit(struct xdp_md *ctx, __u32 kind)
 	event->captured = bytes;
 	if (bpf_xdp_load_bytes(ctx, 0, event->data, bytes)) {
 		bpf_ringbuf_discard(event, 0);
-		record->events_lost++;
+		record->counters.events_lost++;
 		return 0;
 	}
-	record->events[kind]++;
+	record->counters.events[kind]++;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

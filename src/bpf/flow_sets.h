@@ -63,14 +63,14 @@ static __always_inline __u32 active_set(__u32 hash, __u32 active, __u32 mask)
 
 /* Several CPUs may write to a set of the fallback at once: entries are lost then, or overwritten,
  * but one that is half of each matches no flow. */
-static __always_inline struct flow_set *sets_locate(void *table, const struct counters *record,
-						    __u64 fingerprint)
+static __always_inline struct flow_set *
+sets_locate(void *table, const struct active_sets *active, __u64 fingerprint)
 {
 	const __u32 hash = set_hash(fingerprint);
 	__u32 number;
 
 	if (table) {
-		number = active_set(hash, record->active_sets, record->set_mask);
+		number = active_set(hash, active->count, active->mask);
 		return bpf_map_lookup_elem(table, &number);
 	}
 	number = hash & (FALLBACK_SETS - 1);
@@ -185,15 +185,15 @@ static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 finge
 __noinline int sets_split(void)
 {
 	const __u32 zero = 0, cpu = bpf_get_smp_processor_id();
-	struct counters *record = bpf_map_lookup_elem(&counters, &zero);
+	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);
 	void *table = bpf_map_lookup_elem(&flow_tables, &cpu);
 
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_table_kind != FLOW_TABLE_SETS || !record || !table)
 		return 0;
 	for (int i = 0; i < SPLITS; i++) {
-		__u32 number = record->active_sets;
-		__u32 mask = record->set_mask;
+		__u32 number = record->sets.count;
+		__u32 mask = record->sets.mask;
 		struct flow_set *from, *to;
 		__u32 bit, parent;
 
@@ -216,8 +216,8 @@ __noinline int sets_split(void)
 			to->entries[way] = old;
 			*entry = (struct flow_entry){};
 		}
-		record->set_mask = mask;
-		record->active_sets = number + 1;
+		record->sets.mask = mask;
+		record->sets.count = number + 1;
 	}
 	return 0;
 }
@@ -240,14 +240,14 @@ __noinline int sets_enter(struct flow_set *set, __u64 fingerprint, __u32 id, __u
 }
 
 static __always_inline void sets_remember(void *table, struct flow_set *set,
-					  struct counters *record, __u64 fingerprint, __u32 id,
-					  __u32 now, __u32 used)
+					  const struct active_sets *active,
+					  __u64 fingerprint, __u32 id, __u32 now, __u32 used)
 {
 	int way;
 
 	if (!set)
 		return;
 	way = sets_enter(set, fingerprint, id, now, used);
-	if (way >= WAYS_PER_LINE - 1 && table && record->active_sets < flow_sets)
+	if (way >= WAYS_PER_LINE - 1 && table && active->count < flow_sets)
 		sets_split();
 }

@@ -36,10 +36,10 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 
 	/* For a special packet the program before has counted it. */
 	if (!place.table && !run->special)
-		run->counters->flow_fallback++;
+		run->cpu->counters.flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
 		place.fingerprint = flow_fingerprint(key, v6);
-		place.set = sets_locate(place.table, run->counters, place.fingerprint);
+		place.set = sets_locate(place.table, &run->cpu->sets, place.fingerprint);
 	}
 	return place;
 }
@@ -84,7 +84,7 @@ static __always_inline void flow_remember(const struct run *run, const struct fl
 	const __u32 used = key->protocol == IPPROTO_UDP ? now : now - new_flow_age;
 
 	if (flow_table_kind == FLOW_TABLE_SETS)
-		sets_remember(place->table, place->set, run->counters, place->fingerprint, id, now,
+		sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint, id, now,
 			      used);
 	else
 		lru_remember(place->table, key, id, now);
@@ -94,23 +94,22 @@ static __always_inline void flow_remember(const struct run *run, const struct fl
  * present second. */
 static __always_inline bool under_flood(const struct run *run, __u64 now)
 {
-	struct counters *record = run->counters;
+	struct flood_window *window = &run->cpu->flood;
 
-	if (now - record->window_start >= ticks_per_second) {
-		record->window_start = now;
-		record->window_flows = 0;
+	if (now - window->start >= ticks_per_second) {
+		window->start = now;
+		window->new_flows = 0;
 	}
-	record->window_flows++;
-	return record->window_flows > flood_threshold;
+	window->new_flows++;
+	return window->new_flows > flood_threshold;
 }
 
 /* Whether this CPU's flood guard acts now; counts nothing. */
 static __always_inline bool in_flood(const struct run *run, __u64 now)
 {
-	const struct counters *record = run->counters;
+	const struct flood_window *window = &run->cpu->flood;
 
-	return now - record->window_start < ticks_per_second &&
-	       record->window_flows > flood_threshold;
+	return now - window->start < ticks_per_second && window->new_flows > flood_threshold;
 }
 
 /* What the table said of a flow whose real was known before it was asked. */
@@ -121,13 +120,13 @@ enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND };
 __noinline int flow_enter(__u32 id)
 {
 	const __u32 zero = 0;
-	struct run run = { .counters = bpf_map_lookup_elem(&counters, &zero), .special = true };
+	struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .special = true };
 	struct flow_place place;
 	struct flow_key *key;
 
-	if (!run.counters)
+	if (!run.cpu)
 		return 0;
-	key = &run.counters->query.flow;
+	key = &run.cpu->scratch.query.flow;
 	place = flow_locate(&run, key, true);
 	flow_remember(&run, &place, key, id, ticks_now());
 	return 0;

@@ -35,6 +35,11 @@ const volatile __u8 next_hops = 0;
 /* Written by the control side at any time. */
 struct probe_settings settings SEC(".data.settings") = {};
 
+static __always_inline const struct own_addresses *own_addresses(void)
+{
+	return &settings.own[settings.own_current & 1];
+}
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -188,7 +193,8 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, const s
  * again. */
 static __always_inline bool is_wrapped(const struct __sk_buff *skb, const struct probe *probe)
 {
-	const __u32 *own = probe->v6 ? settings.own.v6 : &settings.own.v4;
+	const struct own_addresses *both = own_addresses();
+	const __u32 *own = probe->v6 ? both->v6 : &both->v4;
 	const __u32 *source = (const __u32 *)probe->source.address;
 
 	if (skb->mark || !own[0] || source[0] != own[0])
@@ -242,6 +248,7 @@ static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *p
 				    const struct probe_real *real)
 {
 	const bool gue = encapsulation == ENCAPSULATION_GUE;
+	const __u32 own = own_addresses()->v4;
 	struct {
 		struct iphdr ip;
 		struct udphdr udp;
@@ -251,14 +258,14 @@ static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *p
 			.ihl = sizeof(struct iphdr) / 4,
 			.ttl = OUTER_TTL,
 			.protocol = gue ? IPPROTO_UDP : probe->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
-			.saddr = settings.own.v4,
+			.saddr = own,
 			.daddr = *(const __u32 *)real->address,
 		},
 		.udp = udp_header(probe->l3_length),
 	};
 	const __u32 size = gue ? sizeof(outer) : sizeof(outer.ip);
 
-	if (!settings.own.v4)
+	if (!own)
 		return false;
 	outer.ip.tot_len = bpf_htons(probe->l3_length + size);
 	outer.ip.check = csum_ipv4(&outer.ip);
@@ -285,7 +292,7 @@ static __always_inline bool wrap_v6(struct __sk_buff *skb, const struct probe *p
 		.udp = udp_header(probe->l3_length),
 	};
 	const __u32 size = gue ? sizeof(outer) : sizeof(outer.ip);
-	const __u32 *own = settings.own.v6;
+	const __u32 *own = own_addresses()->v6;
 
 	if (!(own[0] | own[1] | own[2] | own[3]))
 		return false;

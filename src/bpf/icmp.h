@@ -68,7 +68,7 @@ static __always_inline int echo_reply_v4(const struct run *run, struct iphdr *ip
 	const __be32 source = ip->saddr;
 
 	note_step(run, STEP_ICMP_ECHO);
-	run->counters->echo_v4++;
+	run->cpu->counters.echo_v4++;
 	icmp->type = ICMPV4_ECHO_REPLY;
 	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
 	ip->saddr = ip->daddr;
@@ -88,7 +88,7 @@ static __always_inline int echo_reply_v6(const struct run *run, struct ipv6hdr *
 	const struct in6_addr source = ip->saddr;
 
 	note_step(run, STEP_ICMP_ECHO);
-	run->counters->echo_v6++;
+	run->cpu->counters.echo_v6++;
 	icmp->type = ICMPV6_ECHO_REPLY;
 	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
 	ip->saddr = ip->daddr;
@@ -125,7 +125,7 @@ static __always_inline int too_big_v4(const struct run *run)
 	struct iphdr *ip, *quoted;
 	struct icmp_header *icmp;
 
-	run->counters->too_big_v4++;
+	run->cpu->counters.too_big_v4++;
 	eth = reshape(run, TOO_BIG_QUOTE_V4, TOO_BIG_HEADERS_V4);
 	if (!eth)
 		return drop(run, DROP_REPLY_FAILED);
@@ -160,7 +160,7 @@ static __always_inline int too_big_v6(const struct run *run)
 	struct icmp_header *icmp;
 	__u32 sum;
 
-	run->counters->too_big_v6++;
+	run->cpu->counters.too_big_v6++;
 	eth = reshape(run, TOO_BIG_QUOTE_V6, TOO_BIG_HEADERS_V6);
 	if (!eth)
 		return drop(run, DROP_REPLY_FAILED);

@@ -43,7 +43,7 @@ static __always_inline int by_connection_id(const struct run *run, const struct 
 					    struct cursor payload,
 					    const struct flow_place *place, __u64 now)
 {
-	struct quic_counters *count = &run->counters->quic;
+	struct quic_counters *count = &run->cpu->counters.quic;
 	struct named named = quic_route(run, payload, query->vip_number);
 
 	if (!named.real)
@@ -77,7 +77,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 					 struct cursor options, const struct flow_place *place,
 					 __u64 now)
 {
-	struct tcp_server_id_counters *count = &run->counters->tcp_server_id;
+	struct tcp_server_id_counters *count = &run->cpu->counters.tcp_server_id;
 	struct named named = {};
 	__u32 id;
 
@@ -182,6 +182,6 @@ static __always_inline int send_by_id(const struct run *run, const struct id_que
 
 	if (!real)
 		return drop(run, DROP_RING_UNKNOWN_REAL);
-	run->counters->flow_packets++;
+	run->cpu->counters.flow_packets++;
 	return send_out(run, &packet, &choice, real, v6);
 }

@@ -193,7 +193,7 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
  * `cursor` and `type` those of the inner packet. Else the verdict. */
 static __always_inline int inline_decap(struct run *run, struct cursor *cursor, __be16 *type)
 {
-	struct inline_decap_counters *count = &run->counters->decap;
+	struct inline_decap_counters *count = &run->cpu->counters.decap;
 	struct tunnel tunnel = { .inner = *cursor };
 	enum drop_reason reason;
 	__u32 *mode;

@@ -55,7 +55,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 		}
 	}
 
-	run->counters->flow_packets++;
+	run->cpu->counters.flow_packets++;
 	if (choice.vip.flags & VIP_NO_SRC_PORT)
 		packet->flow.source_port = 0;
 	packet->flow.vip = choice.vip_number + 1;
@@ -92,7 +92,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 	const __u32 zero = 0;
 	struct run run = {
 		.ctx = ctx,
-		.counters = bpf_map_lookup_elem(&counters, &zero),
+		.cpu = bpf_map_lookup_elem(&cpus, &zero),
 		.explain = explain,
 		.special = special,
 		.full = full,
@@ -104,7 +104,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 	__be16 type;
 
 	/* Element 0 of an array of one is always there; the verifier wants to see it. */
-	if (!run.counters)
+	if (!run.cpu)
 		return XDP_ABORTED;
 	if (explain) {
 		run.explanation = bpf_map_lookup_elem(&explanations, &zero);
@@ -118,12 +118,12 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	arrived = run.length;
 	if (special) {
-		arrived = run.counters->query.arrived;
-		run.unwrapped = run.counters->query.unwrapped;
-		run.untagged = run.counters->query.untagged;
+		arrived = run.cpu->scratch.query.arrived;
+		run.unwrapped = run.cpu->scratch.query.unwrapped;
+		run.untagged = run.cpu->scratch.query.untagged;
 	}
 	if (untagged)
-		arrived = run.counters->tags.arrived;
+		arrived = run.cpu->scratch.tags.arrived;
 
 	type = ether_type(run.eth);
 	if (rare_feature(&run, FEATURE_INLINE_DECAP) && !special)
@@ -181,14 +181,14 @@ int katran_ids(struct xdp_md *ctx)
 	const __u32 zero = 0;
 	struct run run = {
 		.ctx = ctx,
-		.counters = bpf_map_lookup_elem(&counters, &zero),
+		.cpu = bpf_map_lookup_elem(&cpus, &zero),
 		.full = true,
 	};
 	struct id_query *query;
 
-	if (!run.counters)
+	if (!run.cpu)
 		return XDP_ABORTED;
-	query = &run.counters->query;
+	query = &run.cpu->scratch.query;
 	find_id(&run, query);
 	if (query->explain)
 		bpf_tail_call(ctx, &special_programs, PROGRAM_EXPLAIN_SPECIAL);
@@ -207,7 +207,7 @@ int katran_send(struct xdp_md *ctx)
 	const __u32 zero = 0;
 	struct run run = {
 		.ctx = ctx,
-		.counters = bpf_map_lookup_elem(&counters, &zero),
+		.cpu = bpf_map_lookup_elem(&cpus, &zero),
 		.full = true,
 	};
 	struct cursor cursor = cursor_of(ctx);
@@ -215,9 +215,9 @@ int katran_send(struct xdp_md *ctx)
 	int verdict;
 
 	run.eth = cursor_take(&cursor, sizeof(*run.eth));
-	if (!run.counters || !run.eth)
+	if (!run.cpu || !run.eth)
 		return XDP_ABORTED;
-	query = &run.counters->query;
+	query = &run.cpu->scratch.query;
 	run.untagged = query->untagged;
 	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, true) :
 						    send_by_id(&run, query, false);

@@ -95,9 +95,9 @@ static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *c
 		return pass(run, STEP_ICMP_OTHER);
 	/* The first program has counted it. */
 	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED && !run->special) {
-		run->counters->ptb_v4++;
+		run->cpu->counters.ptb_v4++;
 		if (bpf_ntohs(icmp->v4.mtu) < IPV6_MIN_MTU)
-			run->counters->ptb_v4_small++;
+			run->cpu->counters.ptb_v4_small++;
 	}
 	packet->icmp_ignored_by_quic = icmp->code == ICMPV4_CODE_HOST_UNREACHABLE ||
 				       icmp->code == ICMPV4_CODE_PORT_UNREACHABLE;
@@ -116,9 +116,9 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 	if (icmp->type != ICMPV6_UNREACHABLE && icmp->type != ICMPV6_TOO_BIG)
 		return pass(run, STEP_ICMP_OTHER);
 	if (icmp->type == ICMPV6_TOO_BIG && !run->special) {
-		run->counters->ptb_v6++;
+		run->cpu->counters.ptb_v6++;
 		if (bpf_ntohl(icmp->mtu_v6) < IPV6_MIN_MTU)
-			run->counters->ptb_v6_small++;
+			run->cpu->counters.ptb_v6_small++;
 	}
 	packet->icmp_ignored_by_quic = icmp->type == ICMPV6_UNREACHABLE &&
 				       (icmp->code == ICMPV6_CODE_ADDRESS_UNREACHABLE ||

@@ -69,7 +69,7 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	if (!header)
 		return NULL;
 	if ((header->first & QUIC_TYPE_MASK) < QUIC_TYPE_HANDSHAKE) {
-		run->counters->quic.initial++;
+		run->cpu->counters.quic.initial++;
 		of_vip = counters_of_vip(&vip_number);
 		if (of_vip)
 			of_vip->server_id_new++;
@@ -84,7 +84,7 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 static __always_inline struct named quic_route(const struct run *run, struct cursor payload,
 					       __u32 vip_number)
 {
-	struct quic_counters *count = &run->counters->quic;
+	struct quic_counters *count = &run->cpu->counters.quic;
 	bool initial = false;
 	const __u8 *bytes = quic_connection_id(run, payload, vip_number, &initial);
 	struct named named = {};
@@ -119,7 +119,7 @@ static __always_inline struct named quic_route(const struct run *run, struct cur
 /* An ICMP error about a QUIC flow quotes no connection id that could be trusted to be whole. */
 static __always_inline void quic_count_icmp(const struct run *run, bool ignored)
 {
-	run->counters->quic.icmp++;
+	run->cpu->counters.quic.icmp++;
 	if (ignored)
-		run->counters->quic.icmp_ignored++;
+		run->cpu->counters.quic.icmp_ignored++;
 }

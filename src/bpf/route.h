@@ -28,7 +28,7 @@ struct choice {
 /* Steps 1 to 3: what the program for them has found out about this packet. */
 static __always_inline struct real *by_packet(const struct run *run, struct choice *choice)
 {
-	const int routed = run->counters->query.routed;
+	const int routed = run->cpu->scratch.query.routed;
 
 	if (!routed)
 		return NULL;
@@ -58,7 +58,7 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 		found = bpf_map_lookup_elem(table, key);
 	} else {
 		barrier();
-		run->counters->global_no_table++;
+		run->cpu->counters.global_no_table++;
 		found = bpf_map_lookup_elem(&global_fallback, key);
 	}
 	if (!found)
@@ -67,7 +67,7 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 	real = real_at(id & REAL_NUMBER_MASK);
 	if (!real || real->id != id)
 		return NULL;
-	run->counters->global_hits++;
+	run->cpu->counters.global_hits++;
 	choice->number = id & REAL_NUMBER_MASK;
 	note_step(run, STEP_GLOBAL_FLOWS);
 	return real;
@@ -98,7 +98,7 @@ static __always_inline bool is_void(const struct run *run, const struct packet *
 	    packet->flow.protocol == IPPROTO_UDP) {
 		if (in_flood(run, now))
 			return false;
-		run->counters->migrated++;
+		run->cpu->counters.migrated++;
 	}
 	return reason;
 }
@@ -128,10 +128,10 @@ static __always_inline __u32 by_source(const struct run *run, const struct packe
 		found = bpf_map_lookup_elem(&source_routes_v4, &key);
 	}
 	if (!found) {
-		run->counters->source_unmatched++;
+		run->cpu->counters.source_unmatched++;
 		return 0;
 	}
-	run->counters->source_matched++;
+	run->cpu->counters.source_matched++;
 	return *found;
 }
 
@@ -161,9 +161,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		if (packet->tcp_flags & TCP_SYN) {
-			run->counters->flow_miss_syn++;
+			run->cpu->counters.flow_miss_syn++;
 		} else {
-			run->counters->flow_miss_non_syn++;
+			run->cpu->counters.flow_miss_non_syn++;
 			tell(run, EVENT_TCP_NON_SYN_MISS);
 		}
 	}
@@ -200,7 +200,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	id = *(volatile __u32 *)&real->id;
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
 		flow_remember(run, &choice->place, &packet->flow, id, now);
-	run->counters->flow_misses++;
+	run->cpu->counters.flow_misses++;
 	count_watched(choice);
 	return real;
 }
@@ -222,7 +222,7 @@ static __always_inline bool is_special(const struct run *run, const struct packe
 static __always_inline void walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
 {
-	struct id_query *query = &run->counters->query;
+	struct id_query *query = &run->cpu->scratch.query;
 	const __u32 *source = (const __u32 *)packet->flow.source;
 	const __u32 *destination = (const __u32 *)packet->flow.destination;
 	const bool no_port = choice->vip.flags & VIP_NO_SRC_PORT;

@@ -29,7 +29,7 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 		count_frame(&of_real->forwarded, packet->l3_length);
 	if (feature(FEATURE_LOCAL_DELIVERY) && (choice->vip.flags & VIP_LOCAL) &&
 	    (real->flags & REAL_LOCAL)) {
-		run->counters->local++;
+		run->cpu->counters.local++;
 		return XDP_PASS;
 	}
 	return encap_and_send(run, packet, real, choice->number, v6);

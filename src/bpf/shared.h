@@ -349,8 +349,7 @@ enum program {
 	PROGRAMS,
 };
 
-/* What a walk tells those programs of its packet, and the answer of the first one; in the record of
- * the CPU, for nothing else outlives a tail call. */
+/* What a walk tells those programs of its packet, and the answer of the first one. */
 struct id_query {
 	struct flow_key flow;
 	__u64 arrived; /* bytes of the frame as it came in */
@@ -380,7 +379,7 @@ struct vlan_tags {
 	__u32 reserved;
 };
 
-/* All counters that belong to no VIP or real: one record a CPU, found by one lookup a packet. */
+/* All counters that belong to no VIP or real. Each has a row in src/counters/table.rs. */
 struct counters {
 	struct count tx;
 	struct count pass;
@@ -409,22 +408,44 @@ struct counters {
 	struct tcp_server_id_counters tcp_server_id;
 	struct stable_udp_counters stable_udp;
 	struct inline_decap_counters decap;
-	/* The flood guard's present window. */
-	__u64 window_start; /* ticks */
-	__u64 window_flows;
-	/* How many sets of this CPU's flow table are in use, and a mask for their numbers: 2^n - 1,
-	 * at least the last one's and less than twice that. */
-	__u32 active_sets;
-	__u32 set_mask;
-	struct id_query query;
-	struct vlan_tags tags;
-	/* Events: handed over; left out by the rate limit; left out because the buffer was full; and
-	 * how many of each kind there have been in the rate limit's present window. */
+	/* Handed over; left out by the rate limit; left out because the buffer was full. */
 	__u64 events[EVENT_KINDS];
 	__u64 events_limited;
 	__u64 events_lost;
-	__u64 event_window; /* ticks */
-	__u64 event_counts[EVENT_KINDS];
+};
+
+/* The flood guard's present window. */
+struct flood_window {
+	__u64 start; /* ticks */
+	__u64 new_flows;
+};
+
+/* How many sets of a CPU's flow table are in use, and a mask for their numbers: 2^n - 1, at least the
+ * last one's and less than twice that. */
+struct active_sets {
+	__u32 count;
+	__u32 mask;
+};
+
+/* How many events of each kind there have been in the rate limit's present window. */
+struct event_window {
+	__u64 start; /* ticks */
+	__u64 events[EVENT_KINDS];
+};
+
+/* What a program leaves for the one that the walk goes on in: nothing else outlives a tail call. */
+struct scratch {
+	struct id_query query;
+	struct vlan_tags tags;
+};
+
+/* All that a CPU has for itself: one record, found by one lookup a packet. */
+struct cpu {
+	struct counters counters;
+	struct flood_window flood;
+	struct active_sets sets;
+	struct event_window limit;
+	struct scratch scratch;
 };
 
 /* This host's own addresses, words as they lie in memory. */
@@ -563,7 +584,8 @@ struct probe_settings {
 	__u32 interface; /* its index; 0: probes leave by whatever interface they were sent on */
 	__u32 destinations; /* how many of these matches there are: none, no lookup */
 	__u32 sources;
-	struct own_addresses own;
+	__u32 own_current; /* which of the two, as in struct live */
+	struct own_addresses own[2];
 };
 
 struct probe_totals {

@@ -18,7 +18,7 @@ struct stable_udp {
  * has just lost it: the packet must be dropped. */
 static __always_inline struct named stable_udp_route(const struct run *run, struct cursor payload)
 {
-	struct stable_udp_counters *count = &run->counters->stable_udp;
+	struct stable_udp_counters *count = &run->cpu->counters.stable_udp;
 	const struct stable_udp *header = cursor_take(&payload, sizeof(*header));
 	struct named named = {};
 	__u32 id = 0;

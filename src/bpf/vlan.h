@@ -36,7 +36,7 @@ static __always_inline __u32 tag_word(__be16 identifier, const struct vlan_heade
 static __always_inline int walk_untagged(const struct run *run, struct cursor cursor, __be16 type,
 					 __u64 arrived)
 {
-	struct vlan_tags *tags = &run->counters->tags;
+	struct vlan_tags *tags = &run->cpu->scratch.tags;
 	const __u64 destination = mac_load(run->eth->h_dest);
 	const __u64 source = mac_load(run->eth->h_source);
 	struct vlan_header *header;
@@ -79,7 +79,7 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 /* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */
 static __always_inline int tag_again(const struct run *run, int verdict)
 {
-	const struct vlan_tags *tags = &run->counters->tags;
+	const struct vlan_tags *tags = &run->cpu->scratch.tags;
 	struct cursor cursor = cursor_of(run->ctx);
 	const bool two = tags->bytes == 2 * sizeof(struct vlan_header);
 	__u64 destination, source;

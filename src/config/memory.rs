@@ -184,11 +184,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         fixed(".data.reals", reals, mappable(reals, 24)),
         fixed("vip_counters", vips, per_cpu(vips, 40, cpus)),
         fixed("real_counters", reals, per_cpu(reals, 24, cpus)),
-        fixed(
-            "counters",
-            1,
-            per_cpu(1, size_of::<types::counters>() as u64, cpus),
-        ),
+        fixed("cpus", 1, per_cpu(1, size_of::<types::cpu>() as u64, cpus)),
         fixed("explanations", 1, ARRAY_HEAD + 16),
         fixed("data and rodata", 3, 3 * mappable(1, 8)),
     ];

@@ -147,7 +147,7 @@ impl Diagnosis {
     /// ```no_run
     /// # fn f(builder: katran::Builder) {
     /// if let Err(error) = builder.load() {
-    ///     println!("{error}\n{}", katran::Diagnosis::of_host());
+    ///     println!("{error}\n{}", katran::diagnosis::Diagnosis::of_host());
     /// }
     /// # }
     /// ```

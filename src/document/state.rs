@@ -38,7 +38,7 @@ use crate::types::VipFlags;
 /// use katran::Real;
 /// use katran::State;
 /// use katran::Vip;
-/// use katran::VipState;
+/// use katran::state::VipState;
 ///
 /// let mut vip = VipState::new(Vip::tcp("203.0.113.1:443".parse().unwrap()));
 /// vip.reals.push(Real::new("198.51.100.1".parse().unwrap()).weight(3));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::News;
 use super::reload::Needs;
 use crate::config::Features;
 use crate::document::BalancerState;
@@ -43,14 +44,20 @@ impl Katran {
         self.reserve_rings(wanted)?;
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
-        let taken = planned.steps.iter().try_for_each(|step| self.take(step));
+        let mut news = News::default();
+        let mut steps = planned.steps.iter();
+        let taken = steps.try_for_each(|step| {
+            news.add(self.take(step)?);
+            Ok(())
+        });
         if taken.is_err() {
             self.undoing = true;
-            self.undo(&before);
+            self.undo(&before, &mut news);
             self.undoing = false;
         }
         drop(held);
         self.free_rings();
+        self.tell(news);
         taken.map(|()| planned.changes)
     }
 
@@ -161,24 +168,29 @@ impl Katran {
         }
     }
 
-    fn take(&mut self, step: &Step) -> Result<()> {
+    /// Makes one change, whole; what it has to tell waits for the end of them all.
+    fn take(&mut self, step: &Step) -> Result<News> {
         match step {
-            Step::SetFeatures(features) => self.reload(*features),
-            Step::SetGateway(gateway) => self.set_gateway(*gateway),
-            Step::SetGatewayMacV6(mac) => self.set_gateway_mac_v6(Some(*mac)),
-            Step::SetSource(address) => self.set_source(*address),
-            Step::SetVipFlags(vip, flags) => self.set_vip_flags(*vip, *flags),
-            Step::SetHashFunction(vip, function) => self.set_hash_function(*vip, *function),
-            Step::RemoveVip(vip) => self.remove_vip_only(*vip),
-            Step::AddVip { vip, flags, hash } => self.add_vip_with(*vip, *flags, *hash),
+            Step::SetVipFlags(vip, flags) => return self.change_vip_flags(*vip, *flags),
+            Step::SetHashFunction(vip, function) => {
+                return self.change_hash_function(*vip, *function);
+            }
+            Step::RemoveVip(vip) => return self.remove_vip_only(*vip),
+            Step::AddVip { vip, flags, hash } => return self.add_vip_with(*vip, *flags, *hash),
             Step::ModifyReals {
                 vip,
                 changes,
                 health,
-            } => self.change_reals(*vip, changes, health),
-            Step::SetRealFlags(address, flags) => self.set_real_flags(*address, *flags),
-            Step::ServerIds(change) => self.change_server_ids(&change.remove, &change.add),
-            Step::SourceRoutes(change) => self.change_source_routes(&change.remove, &change.add),
+            } => return self.change_reals(*vip, changes, health),
+            Step::SetRealFlags(address, flags) => return self.change_real_flags(*address, *flags),
+            Step::ServerIds(change) => return self.change_server_ids(&change.remove, &change.add),
+            Step::SourceRoutes(change) => {
+                return self.change_source_routes(&change.remove, &change.add);
+            }
+            Step::SetFeatures(features) => self.reload(*features),
+            Step::SetGateway(gateway) => self.set_gateway(*gateway),
+            Step::SetGatewayMacV6(mac) => self.set_gateway_mac_v6(Some(*mac)),
+            Step::SetSource(address) => self.set_source(*address),
             Step::Invalidate(ids) => self.invalidate_server_ids(ids),
             Step::Revalidate(ids) => self.revalidate_server_ids(ids),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
@@ -197,11 +209,12 @@ impl Katran {
             Step::RemoveProbeMatch(ProbeMatch::Source(address)) => self.unmatch_source(*address),
             Step::RegisterProbe(vip) => self.register_probe(*vip),
             Step::UnregisterProbe(vip) => self.unregister_probe(*vip),
-        }
+        }?;
+        Ok(News::default())
     }
 
     /// Goes back to `before`, as far as the kernel lets it.
-    fn undo(&mut self, before: &State) {
+    fn undo(&mut self, before: &State, news: &mut News) {
         // What a state does not say is left alone, so this would be.
         let of_v6 = before
             .balancer
@@ -220,8 +233,13 @@ impl Katran {
             }
         };
         for step in &back.steps {
-            if let Err(error) = self.take(step) {
-                log::error!("cannot undo a change of a state that was applied in part: {error}");
+            match self.take(step) {
+                Ok(undone) => news.add(undone),
+                Err(error) => {
+                    log::error!(
+                        "cannot undo a change of a state that was applied in part: {error}"
+                    );
+                }
             }
         }
     }

@@ -7,26 +7,26 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use super::Katran;
-use super::snapshot::Counters;
-use super::snapshot::CpuCounters;
-use super::snapshot::DropReason;
-use super::snapshot::DropReasons;
-use super::snapshot::EncapFailures;
-use super::snapshot::EventCounters;
-use super::snapshot::FlowTableCounters;
-use super::snapshot::GlobalFlowCounters;
-use super::snapshot::IcmpCounters;
-use super::snapshot::InlineDecapCounters;
-use super::snapshot::LibraryCounters;
-use super::snapshot::QuicCounters;
-use super::snapshot::RealCounters;
-use super::snapshot::RingDrops;
-use super::snapshot::SourceRoutingCounters;
-use super::snapshot::StableUdpCounters;
-use super::snapshot::TcpServerIdCounters;
-use super::snapshot::Totals;
-use super::snapshot::UdpFlowMigrationCounters;
-use super::snapshot::VipCounters;
+use crate::counters::Counters;
+use crate::counters::CpuCounters;
+use crate::counters::DropReasons;
+use crate::counters::EncapFailures;
+use crate::counters::EventCounters;
+use crate::counters::FlowTableCounters;
+use crate::counters::GlobalFlowCounters;
+use crate::counters::IcmpCounters;
+use crate::counters::InlineDecapCounters;
+use crate::counters::LibraryCounters;
+use crate::counters::QuicCounters;
+use crate::counters::RealCounters;
+use crate::counters::RingDrops;
+use crate::counters::SourceRoutingCounters;
+use crate::counters::StableUdpCounters;
+use crate::counters::TcpServerIdCounters;
+use crate::counters::Totals;
+use crate::counters::UdpFlowMigrationCounters;
+use crate::counters::VipCounters;
+use crate::counters::forwarded;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
@@ -35,9 +35,7 @@ use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::void_pairs;
-use crate::monitor::EventKind;
 use crate::skel::katran::types;
-use crate::skel::katran::types::drop_reason;
 use crate::types::Vip;
 
 impl Katran {
@@ -46,7 +44,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`], as for every accessor below.
     pub fn totals(&self) -> Result<Totals> {
-        self.per_cpu().map(|records| totals(&records))
+        self.counted().map(|records| Totals::sum(&records))
     }
 
     /// What the flow table did.
@@ -55,7 +53,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getLruStats")]
     pub fn flow_table_counters(&self) -> Result<FlowTableCounters> {
-        self.per_cpu().map(|records| flow_table(&records))
+        self.counted()
+            .map(|records| FlowTableCounters::sum(&records))
     }
 
     /// ICMP messages, sent and received.
@@ -64,7 +63,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getIcmpTooBigStats")]
     pub fn icmp_counters(&self) -> Result<IcmpCounters> {
-        self.per_cpu().map(|records| icmp(&records))
+        self.counted().map(|records| IcmpCounters::sum(&records))
     }
 
     /// Packets that the ring had no real for.
@@ -73,7 +72,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getChDropStats")]
     pub fn ring_drops(&self) -> Result<RingDrops> {
-        self.drop_reasons().map(|reasons| ring_drops(&reasons))
+        self.counted().map(|records| RingDrops::sum(&records))
     }
 
     /// Packets that could not be encapsulated.
@@ -81,7 +80,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn encap_failures(&self) -> Result<EncapFailures> {
-        self.drop_reasons().map(|reasons| encap_failures(&reasons))
+        self.counted().map(|records| EncapFailures::sum(&records))
     }
 
     /// Dropped frames by reason.
@@ -89,7 +88,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn drop_reasons(&self) -> Result<DropReasons> {
-        self.per_cpu().map(|records| drop_reasons(&records))
+        self.counted().map(|records| DropReasons::sum(&records))
     }
 
     /// Routing by QUIC connection ids.
@@ -98,7 +97,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getLbQuicPacketsStats")]
     pub fn quic_counters(&self) -> Result<QuicCounters> {
-        self.per_cpu().map(|records| quic(&records))
+        self.counted().map(|records| QuicCounters::sum(&records))
     }
 
     /// Routing TCP by the server id in an option.
@@ -107,7 +106,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getTcpServerIdRoutingStats")]
     pub fn tcp_server_id_counters(&self) -> Result<TcpServerIdCounters> {
-        self.per_cpu().map(|records| tcp_server_id(&records))
+        self.counted()
+            .map(|records| TcpServerIdCounters::sum(&records))
     }
 
     /// Stable routing of UDP.
@@ -116,7 +116,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getUdpStableRoutingStats")]
     pub fn stable_udp_counters(&self) -> Result<StableUdpCounters> {
-        self.per_cpu().map(|records| stable_udp(&records))
+        self.counted()
+            .map(|records| StableUdpCounters::sum(&records))
     }
 
     /// Packets that asked the global flow tables.
@@ -125,7 +126,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getGlobalLruStats")]
     pub fn global_flow_counters(&self) -> Result<GlobalFlowCounters> {
-        self.per_cpu().map(|records| global_flows(&records))
+        self.counted()
+            .map(|records| GlobalFlowCounters::sum(&records))
     }
 
     /// New flows that the client's prefix may have led.
@@ -134,7 +136,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getLpmSrcStats")]
     pub fn source_routing_counters(&self) -> Result<SourceRoutingCounters> {
-        self.per_cpu().map(|records| source_routing(&records))
+        self.counted()
+            .map(|records| SourceRoutingCounters::sum(&records))
     }
 
     /// Packets in tunnels that end at the balancer.
@@ -144,7 +147,8 @@ impl Katran {
     #[doc(alias = "getInlineDecapStats")]
     #[doc(alias = "getDecapStats")]
     pub fn decap_counters(&self) -> Result<InlineDecapCounters> {
-        self.per_cpu().map(|records| decap(&records))
+        self.counted()
+            .map(|records| InlineDecapCounters::sum(&records))
     }
 
     /// UDP flows that left a real that is down.
@@ -153,7 +157,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getUdpFlowMigrationStats")]
     pub fn udp_flow_migration_counters(&self) -> Result<UdpFlowMigrationCounters> {
-        self.per_cpu().map(|records| migration(&records))
+        self.counted()
+            .map(|records| UdpFlowMigrationCounters::sum(&records))
     }
 
     /// Events that were handed over to a monitor, and those that were left out.
@@ -162,7 +167,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getKatranMonitorStats")]
     pub fn event_counters(&self) -> Result<EventCounters> {
-        self.per_cpu().map(|records| events(&records))
+        self.counted().map(|records| EventCounters::sum(&records))
     }
 
     /// What each possible CPU forwarded, and whether it is under flood.
@@ -186,14 +191,7 @@ impl Katran {
             &vip.to_string(),
             self.maps.vip_counters.get(number.0.into()),
         )?;
-        let mut sum = VipCounters::default();
-        for value in &values {
-            sum.forwarded.add(&value.forwarded);
-            sum.server_id_new += value.server_id_new;
-            sum.server_id_moved += value.server_id_moved;
-            sum.decap += value.decap;
-        }
-        Ok(sum)
+        Ok(VipCounters::sum(&values))
     }
 
     /// One real's traffic since something first named it.
@@ -234,11 +232,7 @@ impl Katran {
         Ok(numbers
             .iter()
             .map(|number| {
-                let mut sum = RealCounters::default();
-                for value in &values[(number - first) as usize] {
-                    sum.forwarded.add(&value.forwarded);
-                    sum.misses += value.misses;
-                }
+                let mut sum = RealCounters::sum(&values[(number - first) as usize]);
                 sum.misses = self.misses_since_watch(*number, sum.misses);
                 sum
             })
@@ -354,7 +348,7 @@ impl Katran {
     /// [`Error::Kernel`].
     pub fn counters(&self) -> Result<Counters> {
         let records = self.per_cpu()?;
-        let reasons = drop_reasons(&records);
+        let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
         let mut vips = BTreeMap::new();
         for (vip, _) in self.table.vips() {
             vips.insert(vip.to_string(), self.vip_counters(*vip)?);
@@ -362,20 +356,20 @@ impl Katran {
         let addresses: Vec<IpAddr> = self.table.reals().map(|(address, _)| address).collect();
         let reals = self.reals_stats(&addresses)?;
         Ok(Counters {
-            totals: totals(&records),
-            flow_table: flow_table(&records),
-            icmp: icmp(&records),
-            ring_drop: ring_drops(&reasons),
-            encap_fail: encap_failures(&reasons),
-            drop_reasons: reasons,
-            quic: quic(&records),
-            tcp_server_id: tcp_server_id(&records),
-            stable_udp: stable_udp(&records),
-            global_lru: global_flows(&records),
-            source_routing: source_routing(&records),
-            decap: decap(&records),
-            udp_flow_migration: migration(&records),
-            events: events(&records),
+            totals: Totals::sum(&counted),
+            flow_table: FlowTableCounters::sum(&counted),
+            icmp: IcmpCounters::sum(&counted),
+            ring_drop: RingDrops::sum(&counted),
+            encap_fail: EncapFailures::sum(&counted),
+            drop_reasons: DropReasons::sum(&counted),
+            quic: QuicCounters::sum(&counted),
+            tcp_server_id: TcpServerIdCounters::sum(&counted),
+            stable_udp: StableUdpCounters::sum(&counted),
+            global_lru: GlobalFlowCounters::sum(&counted),
+            source_routing: SourceRoutingCounters::sum(&counted),
+            decap: InlineDecapCounters::sum(&counted),
+            udp_flow_migration: UdpFlowMigrationCounters::sum(&counted),
+            events: EventCounters::sum(&counted),
             healthcheck: self.healthcheck_counters()?,
             probes: self
                 .probes()
@@ -389,196 +383,26 @@ impl Katran {
         })
     }
 
-    pub(super) fn per_cpu(&self) -> Result<Vec<types::counters>> {
-        self.kernel
-            .check("read", "counters", self.maps.counters.get(0))
+    /// The record of each possible CPU.
+    pub(super) fn per_cpu(&self) -> Result<Vec<types::cpu>> {
+        self.kernel.check("read", "cpus", self.maps.cpus.get(0))
     }
 
-    fn cpus(&self, records: &[types::counters]) -> Vec<CpuCounters> {
+    fn counted(&self) -> Result<Vec<types::counters>> {
+        let records = self.per_cpu()?;
+        Ok(records.iter().map(|record| record.counters).collect())
+    }
+
+    fn cpus(&self, records: &[types::cpu]) -> Vec<CpuCounters> {
         let threshold = u64::from(self.config.flood_threshold);
         (0..)
             .zip(records)
             .map(|(cpu, record)| CpuCounters {
                 cpu,
-                forwarded: forwarded(record),
-                new_flows: record.window_flows,
-                under_flood: record.window_flows > threshold,
+                forwarded: forwarded(&record.counters),
+                new_flows: record.flood.new_flows,
+                under_flood: record.flood.new_flows > threshold,
             })
             .collect()
-    }
-}
-
-/// What the program need not count: all that was sent or passed, but for its own messages.
-fn forwarded(record: &types::counters) -> u64 {
-    let own = record.echo_v4 + record.echo_v6 + record.too_big_v4 + record.too_big_v6;
-    // A message that could not be sent was counted and then dropped.
-    let failed = record.drops[drop_reason::DROP_REPLY_FAILED.0 as usize];
-    (record.tx.packets + record.local).saturating_sub(own.saturating_sub(failed))
-}
-
-fn totals(records: &[types::counters]) -> Totals {
-    let mut totals = Totals::default();
-    for record in records {
-        totals.tx.add(&record.tx);
-        totals.drop.add(&record.drop);
-        totals.pass.add(&record.pass);
-    }
-    totals.total = totals.tx.plus(totals.drop).plus(totals.pass);
-    totals
-}
-
-fn sum(records: &[types::counters], field: impl Fn(&types::counters) -> u64) -> u64 {
-    records.iter().map(field).sum()
-}
-
-fn flow_table(records: &[types::counters]) -> FlowTableCounters {
-    FlowTableCounters {
-        packets: sum(records, |record| record.flow_packets),
-        misses: sum(records, |record| record.flow_misses),
-        miss_syn: sum(records, |record| record.flow_miss_syn),
-        miss_non_syn: sum(records, |record| record.flow_miss_non_syn),
-        fallback: sum(records, |record| record.flow_fallback),
-    }
-}
-
-fn icmp(records: &[types::counters]) -> IcmpCounters {
-    IcmpCounters {
-        too_big_v4: sum(records, |record| record.too_big_v4),
-        too_big_v6: sum(records, |record| record.too_big_v6),
-        ptb_v4: sum(records, |record| record.ptb_v4),
-        ptb_v4_small: sum(records, |record| record.ptb_v4_small),
-        ptb_v6: sum(records, |record| record.ptb_v6),
-        ptb_v6_small: sum(records, |record| record.ptb_v6_small),
-        echo_v4: sum(records, |record| record.echo_v4),
-        echo_v6: sum(records, |record| record.echo_v6),
-    }
-}
-
-fn quic(records: &[types::counters]) -> QuicCounters {
-    let sum = |field: fn(&types::quic_counters) -> u64| sum(records, |record| field(&record.quic));
-    QuicCounters {
-        ch_routed: sum(|quic| quic.no_id),
-        cid_initial: sum(|quic| quic.initial),
-        cid_invalid_server_id: sum(|quic| quic.unknown_id),
-        // Any CPU's will do.
-        cid_invalid_server_id_sample: records
-            .iter()
-            .map(|record| record.quic.unknown_id_sample)
-            .find(|sample| *sample != 0)
-            .unwrap_or(0),
-        cid_routed: sum(|quic| quic.routed),
-        cid_unknown_real_dropped: sum(|quic| quic.real_gone),
-        cid_v0: sum(|quic| quic.versions[0]),
-        cid_v1: sum(|quic| quic.versions[1]),
-        cid_v2: sum(|quic| quic.versions[2]),
-        cid_v3: sum(|quic| quic.versions[3]),
-        dst_match_in_lru: sum(|quic| quic.r#match),
-        dst_mismatch_in_lru: sum(|quic| quic.mismatch),
-        dst_not_found_in_lru: sum(|quic| quic.not_found),
-        icmp: sum(|quic| quic.icmp),
-        icmp_ignored: sum(|quic| quic.icmp_ignored),
-    }
-}
-
-fn tcp_server_id(records: &[types::counters]) -> TcpServerIdCounters {
-    TcpServerIdCounters {
-        ch_routed: sum(records, |record| record.tcp_server_id.no_id),
-        dst_mismatch_in_lru: sum(records, |record| record.tcp_server_id.mismatch),
-        sid_routed: sum(records, |record| record.tcp_server_id.routed),
-        syn: sum(records, |record| record.tcp_server_id.syn),
-    }
-}
-
-fn source_routing(records: &[types::counters]) -> SourceRoutingCounters {
-    SourceRoutingCounters {
-        unmatched: sum(records, |record| record.source_unmatched),
-        matched: sum(records, |record| record.source_matched),
-    }
-}
-
-fn decap(records: &[types::counters]) -> InlineDecapCounters {
-    let sum = |field: fn(&types::inline_decap_counters) -> u64| {
-        sum(records, |record| field(&record.decap))
-    };
-    InlineDecapCounters {
-        remote_encap: sum(|decap| decap.remote),
-        v4: sum(|decap| decap.v4),
-        v6: sum(|decap| decap.v6),
-        xpop_v4: sum(|decap| decap.walked_v4),
-        xpop_v6: sum(|decap| decap.walked_v6),
-        egress_v4: sum(|decap| decap.egress_v4),
-        egress_v6: sum(|decap| decap.egress_v6),
-    }
-}
-
-fn global_flows(records: &[types::counters]) -> GlobalFlowCounters {
-    GlobalFlowCounters {
-        no_table: sum(records, |record| record.global_no_table),
-        hits: sum(records, |record| record.global_hits),
-    }
-}
-
-fn events(records: &[types::counters]) -> EventCounters {
-    let kind = |kind: EventKind| sum(records, |record| record.events[kind.number()]);
-    EventCounters {
-        tcp_non_syn_miss: kind(EventKind::TcpNonSynMiss),
-        packet_too_big: kind(EventKind::PacketTooBig),
-        quic_real_gone: kind(EventKind::QuicRealGone),
-        limited: sum(records, |record| record.events_limited),
-        lost: sum(records, |record| record.events_lost),
-    }
-}
-
-fn migration(records: &[types::counters]) -> UdpFlowMigrationCounters {
-    UdpFlowMigrationCounters {
-        invalidated: sum(records, |record| record.migrated),
-    }
-}
-
-fn stable_udp(records: &[types::counters]) -> StableUdpCounters {
-    StableUdpCounters {
-        ch_routed: sum(records, |record| record.stable_udp.no_id),
-        cid_routed: sum(records, |record| record.stable_udp.routed),
-        cid_invalid_server_id: sum(records, |record| record.stable_udp.unknown_id),
-        cid_unknown_real_dropped: sum(records, |record| record.stable_udp.real_gone),
-        invalid_packet_type: sum(records, |record| record.stable_udp.invalid_type),
-    }
-}
-
-fn drop_reasons(records: &[types::counters]) -> DropReasons {
-    let frames = DropReason::ALL
-        .into_iter()
-        .map(|reason| (reason, sum(records, |record| record.drops[reason.number()])))
-        .collect();
-    DropReasons { frames }
-}
-
-fn ring_drops(reasons: &DropReasons) -> RingDrops {
-    RingDrops {
-        unknown_real: reasons.get(DropReason::RingUnknownReal),
-        empty: reasons.get(DropReason::RingEmpty),
-    }
-}
-
-fn encap_failures(reasons: &DropReasons) -> EncapFailures {
-    EncapFailures {
-        v4: reasons.get(DropReason::EncapV4),
-        v6: reasons.get(DropReason::EncapV6),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn forwarded_leaves_out_own_messages() {
-        let mut record = types::counters::default();
-        record.tx.packets = 10;
-        record.local = 2;
-        record.echo_v6 = 3;
-        record.too_big_v4 = 2;
-        record.drops[drop_reason::DROP_REPLY_FAILED.0 as usize] = 1;
-        assert_eq!(forwarded(&record), 8);
     }
 }

@@ -35,16 +35,18 @@ impl Katran {
     /// Adds an address, or gives it another mode.
     pub(super) fn set_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
         let new = usize::from(!self.decap.contains_key(&address));
-        let map = self.note(self.check_decap(address, self.decap.len() + new))?;
+        self.note(self.check_decap(address, self.decap.len() + new))?;
         let mode_number = match mode {
             DecapMode::Inline => types::decap_mode::DECAP_INLINE,
             DecapMode::Egress => types::decap_mode::DECAP_EGRESS,
         };
-        let added = map.update(&key(address), &mode_number.0);
-        self.kernel
-            .check("add the decap address", &address.to_string(), added)?;
-        self.decap.insert(address, mode);
-        Ok(())
+        self.change_at_once(|katran| {
+            let added = katran.decap_map()?.update(&key(address), &mode_number.0);
+            let kernel = &katran.kernel;
+            kernel.check("add the decap address", &address.to_string(), added)?;
+            katran.decap.insert(address, mode);
+            Ok(())
+        })
     }
 
     /// Lets no more tunnels end at an address.
@@ -55,17 +57,19 @@ impl Katran {
     #[doc(alias = "delInlineDecapDst")]
     pub fn remove_decap(&mut self, address: IpAddr) -> Result<()> {
         let address = address.to_canonical();
-        let map = self.decap_map()?;
+        self.decap_map()?;
         if !self.decap.contains_key(&address) {
             return Err(Error::NotFound {
                 what: format!("decap address {address}"),
             });
         }
-        let removed = map.delete(&key(address));
-        self.kernel
-            .check("remove the decap address", &address.to_string(), removed)?;
-        self.decap.remove(&address);
-        Ok(())
+        self.change_at_once(|katran| {
+            let removed = katran.decap_map()?.delete(&key(address));
+            let kernel = &katran.kernel;
+            kernel.check("remove the decap address", &address.to_string(), removed)?;
+            katran.decap.remove(&address);
+            Ok(())
+        })
     }
 
     /// The addresses at which tunnels may end, in their order.
@@ -76,14 +80,9 @@ impl Katran {
     }
 
     /// Whether an address can be one of so many.
-    pub(super) fn check_decap(
-        &self,
-        address: IpAddr,
-        count: usize,
-    ) -> Result<&Typed<types::decap_destination, u32>> {
-        let map = self.decap_map()?;
-        self.check_decap_room(address, count)?;
-        Ok(map)
+    fn check_decap(&self, address: IpAddr, count: usize) -> Result<()> {
+        self.decap_map()?;
+        self.check_decap_room(address, count)
     }
 
     /// Whether there may be so many, this one among them.

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use super::DropReason;
 use super::Katran;
 use crate::attach::SharedEntries;
 use crate::config::Topology;
+use crate::counters::DropReason;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::HostFacts;

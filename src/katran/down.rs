@@ -6,11 +6,11 @@ use super::Katran;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::Lasting;
-use crate::maps::Prepared;
 use crate::maps::VoidChange;
+use crate::maps::Voiding;
 use crate::maps::real_id;
 use crate::table::RealRecord;
-use crate::table::StagedReals;
+use crate::table::Turned;
 use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
@@ -96,14 +96,18 @@ impl Katran {
     pub fn clear_down(&mut self, vip: Vip) -> Result<()> {
         let down = self.down_reals(vip)?;
         let up: Vec<_> = down.into_iter().map(|real| (real, false)).collect();
-        self.change_reals(vip, &[], &up)
+        let news = self.change_reals(vip, &[], &up)?;
+        self.tell(news);
+        Ok(())
     }
 
     fn set_health(&mut self, vip: Vip, real: IpAddr, down: bool) -> Result<()> {
         if self.is_down(vip, real)? == down {
             return Ok(());
         }
-        self.change_reals(vip, &[], &[(real, down)])
+        let news = self.change_reals(vip, &[], &[(real, down)])?;
+        self.tell(news);
+        Ok(())
     }
 
     /// Tells the kernel which entries a change of a VIP's reals voids. Entries of a real that the VIP
@@ -111,19 +115,20 @@ impl Katran {
     pub(super) fn prepare_voids(
         &mut self,
         vip: Vip,
-        staged: &StagedReals,
-    ) -> Result<Option<Prepared>> {
-        let number = staged.number.0;
+        flags: VipFlags,
+        turned: &Turned,
+    ) -> Result<Option<Voiding>> {
+        let number = self.entry(vip)?.number.0;
         let voids = &self.maps.voids;
         let mut change = VoidChange::default();
-        for (record, named) in &staged.given_up {
+        for (record, named) in &turned.given_up {
             // Nothing else names it: its entries are void with its id.
             if *named || voids.reason(number, id_of(record)).is_some() {
                 change.remove(id_of(record));
             }
         }
         let mut awaited = false;
-        for id in staged.joined.iter().map(id_of) {
+        for id in turned.joined.iter().map(id_of) {
             if !voids.is_being_removed(number, id) {
                 continue;
             }
@@ -135,11 +140,11 @@ impl Katran {
         if awaited {
             voids.remove_now(&self.kernel, Some(number))?;
         }
-        let lasting = lasting(vip, staged.flags);
-        for id in staged.down.iter().map(id_of) {
+        let lasting = lasting(vip, flags);
+        for id in turned.down.iter().map(id_of) {
             change.down(id, lasting);
         }
-        for id in staged.up.iter().map(id_of) {
+        for id in turned.up.iter().map(id_of) {
             if voids.reason(number, id).is_some() {
                 change.lift(id);
             }
@@ -152,7 +157,7 @@ impl Katran {
 
     /// The same where a VIP gets other flags: what becomes of entries of reals that are down may be
     /// another thing then.
-    pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Prepared>> {
+    pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Voiding>> {
         let entry = self.entry(vip)?;
         let mut change = VoidChange::default();
         for real in &entry.down {

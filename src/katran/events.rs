@@ -16,7 +16,7 @@ impl Katran {
     /// stopped or dropped. Needs [`Features::INTROSPECTION`](crate::Features::INTROSPECTION).
     ///
     /// If the callback panics it is not called again, the program is told to make no more events, and
-    /// [`MonitorStats::failure`](crate::MonitorStats::failure) says so.
+    /// [`MonitorStats::failure`](crate::events::MonitorStats::failure) says so.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without the feature; [`Error::AlreadyExists`] while there is another
@@ -26,7 +26,7 @@ impl Katran {
     /// ```no_run
     /// use katran::Features;
     /// use katran::Katran;
-    /// use katran::MonitorOptions;
+    /// use katran::events::MonitorOptions;
     ///
     /// let katran = Katran::builder()
     ///     .gateway_mac("0a:00:00:00:00:fe".parse()?)

@@ -14,9 +14,9 @@ use nix::sched::sched_getaffinity;
 use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
-use super::DropReason;
 use super::Katran;
 use super::object::ticks;
+use crate::counters::DropReason;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::VoidReason;
@@ -404,8 +404,8 @@ impl Katran {
                 return Ok(found);
             }
             // A packet may have split the flow's set meanwhile, and the entry be in the other half.
-            let sets = |records: &[types::counters]| -> Vec<u32> {
-                records.iter().map(|of| of.active_sets).collect()
+            let sets = |records: &[types::cpu]| -> Vec<u32> {
+                records.iter().map(|of| of.sets.count).collect()
             };
             if sets(&self.per_cpu()?) == sets(&records) {
                 return Ok(found);
@@ -415,7 +415,7 @@ impl Katran {
 
     fn remembered_in(
         &self,
-        records: &[types::counters],
+        records: &[types::cpu],
         key: &types::flow_key,
         protocol: Protocol,
     ) -> Result<Remembered> {
@@ -427,7 +427,7 @@ impl Katran {
         let fingerprint = self.fixed.flow_keys.fingerprint(key);
         for (table, choice) in tables {
             let active = match choice {
-                Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.active_sets),
+                Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.sets.count),
                 _ => None,
             };
             let mark = table.find(key, fingerprint, active);

@@ -202,7 +202,7 @@ impl Katran {
     ) -> Result<()> {
         let records = self.per_cpu()?;
         for (cpu, table) in &self.maps.flows.of_cpus {
-            let active = records.get(*cpu as usize).map(|of| of.active_sets);
+            let active = records.get(*cpu as usize).map(|of| of.sets.count);
             f(Some(*cpu), table, active)?;
         }
         f(None, &self.maps.flows.fallback, None)

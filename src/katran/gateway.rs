@@ -9,6 +9,7 @@ use crate::config::check_gateway_mac;
 use crate::config::check_source;
 use crate::error::Result;
 use crate::maps::HopCells;
+use crate::maps::Moment;
 use crate::maps::ProbeCells;
 use crate::next_hop::Cells;
 use crate::next_hop::NextHop;
@@ -18,6 +19,7 @@ use crate::next_hop::Watcher;
 use crate::table::RealRecord;
 use crate::types::Gateway;
 use crate::types::MacAddr;
+use crate::types::RealNumber;
 
 impl Katran {
     /// The Ethernet address that encapsulated frames for IPv4 reals are sent to; all zero if it is
@@ -241,10 +243,36 @@ impl Katran {
         }
     }
 
-    /// No packets are sent to these any more.
-    pub(super) fn forget(&self, numbers: impl Iterator<Item = u16>) {
+    /// No packets are sent to these any more; those that are under way still may be.
+    pub(super) fn forget(&mut self, numbers: impl Iterator<Item = u16>) {
+        let numbers: Vec<_> = numbers.collect();
+        if numbers.is_empty() {
+            return;
+        }
         if let Some(watcher) = &self.watcher {
-            watcher.remove(numbers);
+            watcher.remove(numbers.iter().copied());
+        }
+        if self.maps.next_hops.is_some() {
+            let moment = self.maps.rings.retire(None);
+            self.left_hops.push_back((moment, numbers));
+        }
+    }
+
+    /// Clears the hops of reals that are gone since no packet reads them any more.
+    pub(super) fn clear_left_hops(&mut self, passed: Moment) {
+        let Some(hops) = &self.maps.next_hops else {
+            return;
+        };
+        while let Some((moment, numbers)) = self.left_hops.front()
+            && *moment <= passed
+        {
+            for number in numbers {
+                // Another real may have it by now, with a hop of its own.
+                if self.table.address_of(RealNumber(*number)).is_none() {
+                    hops.clear(*number);
+                }
+            }
+            self.left_hops.pop_front();
         }
     }
 
@@ -262,12 +290,23 @@ impl Katran {
     /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
     /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
     ///
+    /// A second call within some milliseconds waits until no packet under way reads what the one before
+    /// the first has set.
+    ///
     /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it.
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it;
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed then.
     #[doc(alias = "addSrcIpForPcktEncap")]
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
         let address = address.to_canonical();
         self.note(check_source(address))?;
+        if self.source(address.is_ipv6()) == Some(address) {
+            return Ok(());
+        }
+        let passed = self.collect();
+        if self.sources_set > passed {
+            self.settle()?;
+        }
         match address {
             IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
             IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
@@ -279,6 +318,7 @@ impl Katran {
         if let Some(probes) = self.probe_cells() {
             probes.set_own_addresses(self.config.source_v4, self.config.source_v6);
         }
+        self.sources_set = self.maps.rings.retire(None);
         Ok(())
     }
 }

@@ -27,14 +27,16 @@ impl Katran {
     /// VIP covers the flow or nothing names the real; [`Error::InvalidConfig`] if source and
     /// destination are of different families; [`Error::Kernel`].
     pub fn set_global_flow(&mut self, cpu: u32, flow: &Flow, real: IpAddr) -> Result<()> {
-        let table = self.global_table(cpu)?;
+        self.global_table(cpu)?;
         let key = self.global_key(flow)?;
         let entry = self.table.real(real).ok_or_else(|| Error::NotFound {
             what: format!("real {real}"),
         })?;
         let id = real_id(entry.number.0, entry.generation);
-        let added = table.update(&key, &id);
-        self.kernel.check("add a flow to", "global_flows", added)
+        self.change_at_once(|katran| {
+            let added = katran.global_table(cpu)?.update(&key, &id);
+            katran.kernel.check("add a flow to", "global_flows", added)
+        })
     }
 
     /// Where a CPU's global flow table sends a flow; `None` if it does not know the flow, or the
@@ -55,11 +57,13 @@ impl Katran {
     /// # Errors
     /// As [`set_global_flow`](Self::set_global_flow).
     pub fn remove_global_flow(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
-        let table = self.global_table(cpu)?;
+        self.global_table(cpu)?;
         let key = self.global_key(flow)?;
-        let removed = table.delete(&key);
-        self.kernel
-            .check("remove a flow from", "global_flows", removed)
+        self.change_at_once(|katran| {
+            let removed = katran.global_table(cpu)?.delete(&key);
+            let kernel = &katran.kernel;
+            kernel.check("remove a flow from", "global_flows", removed)
+        })
     }
 
     /// Whether any table has a flow.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use super::Katran;
 use crate::attach::TcAttachment;
+use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
 use crate::document::ProbeMatchState;
 use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::healthcheck::HealthcheckCounters;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
@@ -39,8 +39,10 @@ impl Katran {
         let real = self.check_probed(real)?;
         check_mark(mark)?;
         let wanted = self.wanted();
-        let (checks, kernel) = self.health()?;
-        checks.set_mark(kernel, &wanted, mark, real)
+        self.change_at_once(|katran| {
+            let (checks, kernel) = katran.health()?;
+            checks.set_mark(kernel, &wanted, mark, real)
+        })
     }
 
     /// Packets with this mark are left alone from now on.
@@ -49,14 +51,14 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
-        match &mut self.healthchecks {
+        self.change_at_once(|katran| match &mut katran.healthchecks {
             Some(checks) if checks.marks().contains_key(&mark) => {
-                checks.remove_mark(&self.kernel, mark)
+                checks.remove_mark(&katran.kernel, mark)
             }
             _ => Err(Error::NotFound {
                 what: format!("mark {mark}"),
             }),
-        }
+        })
     }
 
     /// All mapped marks and their reals, ascending.
@@ -120,13 +122,15 @@ impl Katran {
     #[doc(alias = "addHcKey")]
     pub fn register_probe(&mut self, vip: Vip) -> Result<()> {
         check_probe(vip)?;
-        let (checks, kernel) = self.health()?;
-        if checks.has_key(&vip) {
-            return Err(Error::AlreadyExists {
-                what: format!("the probe {vip}"),
-            });
-        }
-        checks.register(kernel, vip)
+        self.change_at_once(|katran| {
+            let (checks, kernel) = katran.health()?;
+            if checks.has_key(&vip) {
+                return Err(Error::AlreadyExists {
+                    what: format!("the probe {vip}"),
+                });
+            }
+            checks.register(kernel, vip)
+        })
     }
 
     /// Stops counting probes to an address, port and protocol.
@@ -135,12 +139,12 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
     pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
-        match &mut self.healthchecks {
-            Some(checks) if checks.has_key(&vip) => checks.unregister(&self.kernel, vip),
+        self.change_at_once(|katran| match &mut katran.healthchecks {
+            Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip),
             _ => Err(Error::NotFound {
                 what: format!("the probe {vip}"),
             }),
-        }
+        })
     }
 
     /// What probes are counted for, ascending.
@@ -279,20 +283,22 @@ impl Katran {
     fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
         let real = self.check_probed(real)?;
         let wanted = self.wanted();
-        let (checks, kernel) = self.health()?;
-        checks.set_match(kernel, &wanted, (by, canonical(address)), real)
+        self.change_at_once(|katran| {
+            let (checks, kernel) = katran.health()?;
+            checks.set_match(kernel, &wanted, (by, canonical(address)), real)
+        })
     }
 
     fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
         let address = canonical(address);
-        match &mut self.healthchecks {
+        self.change_at_once(|katran| match &mut katran.healthchecks {
             Some(checks) if checks.matches(by).contains_key(&address) => {
-                checks.remove_match(&self.kernel, by, address)
+                checks.remove_match(&katran.kernel, by, address)
             }
             _ => Err(Error::NotFound {
                 what: format!("a match of {address}"),
             }),
-        }
+        })
     }
 
     fn matches(&self, by: MatchBy) -> Vec<(SocketAddr, IpAddr)> {

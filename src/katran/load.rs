@@ -106,14 +106,16 @@ impl Builder {
         fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
         maps.features.fill()?;
         let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
-        let record = types::counters {
-            active_sets: first_sets,
-            set_mask: mask(first_sets),
+        let record = types::cpu {
+            sets: types::active_sets {
+                count: first_sets,
+                mask: mask(first_sets),
+            },
             ..Default::default()
         };
-        maps.counters
+        maps.cpus
             .fill(0, record)
-            .map_err(|error| kernel_error("write the first", "counters", error))?;
+            .map_err(|error| kernel_error("write the first", "cpus", error))?;
         maps.live
             .set_own_addresses(config.source_v4, config.source_v6);
         let healthchecks = match config.healthcheck_interface {
@@ -177,7 +179,7 @@ fn take_over(
         )?,
         outer: own(&from.flow_tables)?,
     });
-    let counters = Arc::new(PerCpuArray::new(own(&from.counters)?)?);
+    let cpus = Arc::new(PerCpuArray::new(own(&from.cpus)?)?);
     Ok(Maps {
         prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
         voids: VoidFlows::new(
@@ -185,7 +187,7 @@ fn take_over(
             config.max_reals.into(),
             Arc::clone(&vip_cells),
             Arc::clone(&flows),
-            Arc::clone(&counters),
+            Arc::clone(&cpus),
         )?,
         vip_cells,
         real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
@@ -205,7 +207,7 @@ fn take_over(
                 config.max_reals.into(),
             )?)),
         },
-        counters,
+        cpus,
         vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
         real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
         explanations: Typed::new(own(&from.explanations)?)?,

@@ -2,6 +2,7 @@
 //! first on paper, then the kernel, then for good.
 
 mod apply;
+mod change;
 mod counters;
 mod decap;
 mod diagnose;
@@ -19,7 +20,6 @@ mod reals;
 mod reload;
 mod server_ids;
 mod shared;
-mod snapshot;
 mod source_routes;
 mod vips;
 mod watch;
@@ -45,27 +45,6 @@ pub use explain::Simulation;
 pub use explain::Verdict;
 pub use flows::FlowEntry;
 pub use flows::FlowStats;
-pub use snapshot::Count;
-pub use snapshot::Counters;
-pub use snapshot::CpuCounters;
-pub use snapshot::DropReason;
-pub use snapshot::DropReasons;
-pub use snapshot::EncapFailures;
-pub use snapshot::EventCounters;
-pub use snapshot::FlowTableCounters;
-pub use snapshot::GlobalFlowCounters;
-pub use snapshot::IcmpCounters;
-pub use snapshot::InlineDecapCounters;
-pub use snapshot::LibraryCounters;
-pub use snapshot::QuicCounters;
-pub use snapshot::RealCounters;
-pub use snapshot::RingDrops;
-pub use snapshot::SourceRoutingCounters;
-pub use snapshot::StableUdpCounters;
-pub use snapshot::TcpServerIdCounters;
-pub use snapshot::Totals;
-pub use snapshot::UdpFlowMigrationCounters;
-pub use snapshot::VipCounters;
 pub use watch::CallbackId;
 
 use crate::attach::Attachment;
@@ -131,6 +110,10 @@ pub struct Katran {
     rings: Vec<Option<RingSlot>>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
     given_back: VecDeque<(Moment, GivenBack)>,
+    /// Reals that are gone, by their numbers: packets may read their hops until a moment has passed.
+    left_hops: VecDeque<(Moment, Vec<u16>)>,
+    /// When the outer sources were set last: packets may read what was set before until it has passed.
+    sources_set: Moment,
     // Detached before the maps go.
     attachments: Attachments,
     shared: SharedAttachments,
@@ -180,6 +163,8 @@ impl Katran {
             ring_size,
             rings: vec![None; config.max_vips.into()],
             given_back: VecDeque::new(),
+            left_hops: VecDeque::new(),
+            sources_set: Moment::default(),
             attachments: Attachments::default(),
             shared: SharedAttachments::default(),
             watcher: None,
@@ -325,7 +310,7 @@ impl Katran {
     }
 
     /// A map of the program by its name, for embedders that read it themselves; `None` if there
-    /// is none of that name. Names are those of [`MemoryEstimate`](crate::MemoryEstimate).
+    /// is none of that name. Names are those of [`MemoryEstimate`](crate::stats::MemoryEstimate).
     ///
     /// Whoever writes to one gives up what this library promises.
     #[doc(alias = "getBpfMapFdByName")]
@@ -367,8 +352,8 @@ impl Katran {
         }
     }
 
-    /// Takes back, without waiting, what no packet sees any more.
-    fn collect(&mut self) {
+    /// Takes back, without waiting, what no packet sees any more. Returns the moment that has passed.
+    fn collect(&mut self) -> Moment {
         let passed = self.maps.rings.collect(&self.kernel);
         while let Some((moment, given_back)) = self.given_back.front()
             && *moment <= passed
@@ -376,6 +361,8 @@ impl Katran {
             self.table.settle(*given_back);
             self.given_back.pop_front();
         }
+        self.clear_left_hops(passed);
+        passed
     }
 
     /// Waits until no packet sees what has been let go of.

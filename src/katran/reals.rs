@@ -1,13 +1,17 @@
 //! Reals: adding, removing, weights, flags; and with them the rings.
 
+use std::mem;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::Left;
+use super::change::News;
+use super::change::Prepared;
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::Prepared;
 use crate::maps::RingSlot;
 use crate::maps::VipCell;
+use crate::maps::Voiding;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
 use crate::skel::katran::types;
@@ -66,7 +70,9 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
-        self.change_reals(vip, changes, &[])
+        let news = self.change_reals(vip, changes, &[])?;
+        self.tell(news);
+        Ok(())
     }
 
     /// The same, and after it some of them are down, or are so no more.
@@ -75,53 +81,45 @@ impl Katran {
         vip: Vip,
         changes: &[RealChange],
         health: &[(IpAddr, bool)],
-    ) -> Result<()> {
+    ) -> Result<News> {
         self.collect();
-        let staged = self.note(self.table.stage_reals(&vip, changes, health))?;
-        self.prepare_reals(&staged.added, staged.unsettled)?;
-        let number = staged.number;
-        let place = usize::from(number.0);
-        let has_reals = !staged.endpoints.is_empty();
-        let voids = self.prepare_voids(vip, &staged)?;
-        let ring = match staged.ring_changed {
-            true => self.write_ring(place, staged.hash_function, &staged.endpoints),
-            false => Ok(self.rings[place]),
-        };
-        let ring = match (ring, &voids) {
-            (Err(error), Some(prepared)) => {
-                self.maps.voids.abandon(number.0, prepared);
-                return Err(error);
+        let mut staged = self.note(self.table.stage_reals(&vip, changes, health))?;
+        let turned = mem::take(&mut staged.turned);
+        let place = usize::from(staged.number.0);
+        let (flags, function) = (staged.flags, staged.hash_function);
+        let ring_changed = staged.ring_changed;
+        let endpoints = mem::take(&mut staged.endpoints);
+        let reflagged = mem::take(&mut staged.reflagged);
+        let written = Prepared::new(staged).write(self, |katran| {
+            let voiding = katran.prepare_voids(vip, flags, &turned)?;
+            let ring = match ring_changed {
+                true => katran.write_ring(place, function, &endpoints),
+                false => Ok(katran.rings[place]),
+            };
+            if ring.is_err()
+                && let Some(voiding) = &voiding
+            {
+                katran.maps.voids.abandon(place as u16, voiding);
             }
-            (ring, _) => ring?,
-        };
-
-        // Nothing below can fail. Reals are there before the ring names them, and go after it
-        // has stopped to.
-        self.publish_reals(&staged.added);
-        for record in &staged.reflagged {
-            self.maps
-                .real_cells
-                .set_flags(record.number.0, record.address, record.flags);
-        }
-        let cell = VipCell {
-            flags: staged.flags,
-            has_reals,
-            void_flows: false,
-            ring,
-        };
-        let before = self.switch(place, cell, voids);
-        if before.is_some() && ring.is_none() {
-            self.maps.rings.trim_later();
-        }
-        self.withdraw_reals(&staged.released);
-        let added = staged.added.clone();
-        let released = staged.released.clone();
-        self.table.commit(staged);
-        self.let_go(before, !released.is_empty());
-        self.tell_added(&added);
-        self.tell_removed(&released);
-        self.make_ready();
-        Ok(())
+            Ok((ring?, voiding))
+        })?;
+        let switched = written.switch(self, |katran, (ring, voiding)| {
+            for record in &reflagged {
+                katran.write_real_flags(record);
+            }
+            let cell = VipCell {
+                flags,
+                has_reals: !endpoints.is_empty(),
+                void_flows: false,
+                ring,
+            };
+            let before = katran.switch(place, cell, voiding);
+            if before.is_some() && ring.is_none() {
+                katran.maps.rings.trim_later();
+            }
+            Left::ring(before)
+        });
+        Ok(switched.retire(self))
     }
 
     /// The reals of a VIP with their weights and flags, in the order of their addresses.
@@ -165,15 +163,22 @@ impl Katran {
     /// [`Error::NotFound`] if nothing names this address.
     #[doc(alias = "modifyReal")]
     pub fn set_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<()> {
-        let staged = self.table.stage_set_real_flags(address, flags)?;
-        let record = staged.record;
-        if staged.changed {
-            self.maps
-                .real_cells
-                .set_flags(record.number.0, record.address, record.flags);
-        }
-        self.table.commit(staged);
+        let news = self.change_real_flags(address, flags)?;
+        self.tell(news);
         Ok(())
+    }
+
+    pub(super) fn change_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<News> {
+        let staged = self.table.stage_set_real_flags(address, flags)?;
+        let (record, changed) = (staged.record, staged.changed);
+        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let switched = written.switch(self, |katran, ()| {
+            if changed {
+                katran.write_real_flags(&record);
+            }
+            Left::nothing()
+        });
+        Ok(switched.retire(self))
     }
 
     /// Fills a VIP's ring by another function from now on.
@@ -182,35 +187,39 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "changeHashFunctionForVip")]
     pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
-        self.collect();
-        let staged = self.table.stage_set_hash_function(&vip, function)?;
-        let mut before = None;
-        if staged.changed {
-            let place = usize::from(staged.number.0);
-            let ring = self.write_ring(place, function, &staged.endpoints)?;
-            let cell = VipCell {
-                flags: staged.flags,
-                has_reals: !staged.endpoints.is_empty(),
-                void_flows: false,
-                ring,
-            };
-            before = self.switch(place, cell, None);
-        }
-        self.table.commit(staged);
-        self.let_go(before, false);
-        self.make_ready();
+        let news = self.change_hash_function(vip, function)?;
+        self.tell(news);
         Ok(())
     }
 
-    /// Makes ready for reals that nothing names yet. Nothing that packets see has changed if it
-    /// fails.
-    pub(super) fn prepare_reals(&mut self, added: &[RealRecord], unsettled: bool) -> Result<()> {
-        for record in added {
-            self.check_reachable(record.address)?;
-        }
-        if unsettled {
-            self.settle()?;
-        }
+    pub(super) fn change_hash_function(
+        &mut self,
+        vip: Vip,
+        function: HashFunction,
+    ) -> Result<News> {
+        self.collect();
+        let mut staged = self.table.stage_set_hash_function(&vip, function)?;
+        let place = usize::from(staged.number.0);
+        let (flags, changed) = (staged.flags, staged.changed);
+        let endpoints = mem::take(&mut staged.endpoints);
+        let written = Prepared::new(staged).write(self, |katran| match changed {
+            true => katran.write_ring(place, function, &endpoints),
+            false => Ok(katran.rings[place]),
+        })?;
+        let switched = written.switch(self, |katran, ring| {
+            let cell = VipCell {
+                flags,
+                has_reals: !endpoints.is_empty(),
+                void_flows: false,
+                ring,
+            };
+            Left::ring(katran.switch(place, cell, None))
+        });
+        Ok(switched.retire(self))
+    }
+
+    /// Counters of reals that nothing names yet begin at zero.
+    pub(super) fn clear_real_counters(&self, added: &[RealRecord]) -> Result<()> {
         for record in added {
             self.kernel.check(
                 "clear the counters of",
@@ -219,6 +228,13 @@ impl Katran {
             )?;
         }
         Ok(())
+    }
+
+    fn write_real_flags(&self, record: &RealRecord) {
+        let (number, address) = (record.number.0, record.address);
+        self.maps
+            .real_cells
+            .set_flags(number, address, record.flags);
     }
 
     /// Makes reals known, before anything names them.
@@ -235,7 +251,7 @@ impl Katran {
     }
 
     /// Takes reals back, after nothing names them any more.
-    pub(super) fn withdraw_reals(&self, released: &[(IpAddr, RealNumber)]) {
+    pub(super) fn withdraw_reals(&mut self, released: &[(IpAddr, RealNumber)]) {
         for (_, real) in released {
             self.maps.real_cells.withdraw(real.0);
         }
@@ -243,7 +259,7 @@ impl Katran {
     }
 
     /// GUE needs an outer source address of the real's family.
-    fn check_reachable(&self, address: IpAddr) -> Result<()> {
+    pub(super) fn check_reachable(&self, address: IpAddr) -> Result<()> {
         let (setting, source) = match address {
             IpAddr::V4(_) => ("source_v4", self.config.source_v4.map(IpAddr::V4)),
             IpAddr::V6(_) => ("source_v6", self.config.source_v6.map(IpAddr::V6)),
@@ -286,9 +302,14 @@ impl Katran {
 
     /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
     /// is sent to any more.
-    fn switch(&mut self, place: usize, cell: VipCell, voids: Option<Prepared>) -> Option<RingSlot> {
-        self.maps.voids.switch(place as u16, cell, voids);
-        let before = std::mem::replace(&mut self.rings[place], cell.ring);
+    fn switch(
+        &mut self,
+        place: usize,
+        cell: VipCell,
+        voiding: Option<Voiding>,
+    ) -> Option<RingSlot> {
+        self.maps.voids.switch(place as u16, cell, voiding);
+        let before = mem::replace(&mut self.rings[place], cell.ring);
         before.filter(|before| cell.ring != Some(*before))
     }
 }

@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use libbpf_rs::skel::OpenSkel;
 
 use super::Katran;
+use super::change::Left;
+use super::change::Prepared;
 use super::load::check_memory_for;
 use super::load::global_tables;
 use super::object::Programs;
@@ -67,6 +69,29 @@ impl Katran {
             features,
             ..self.config.clone()
         };
+        let written = Prepared::plain().write(self, |katran| katran.put_in_place(&config))?;
+        let switched = written.switch(self, |katran, (programs, made)| {
+            let old = mem::replace(&mut katran.programs, programs);
+            let old_maps = mem::take(&mut katran.maps.features);
+            katran.maps.features = old_maps.with(made, features);
+            katran.config = config;
+            let mut gone = mem::take(&mut katran.stranded);
+            gone.extend(katran.replaced.take());
+            match mem::take(katran.handed_out.get_mut()) {
+                true => katran.replaced = Some(old),
+                false => gone.push(old),
+            }
+            Left::programs(gone)
+        });
+        let news = switched.retire(self);
+        self.tell(news);
+        Ok(())
+    }
+
+    /// Loads programs with other features and puts them in place of those that are there, on all
+    /// interfaces or on none; with maps for the features that are new.
+    fn put_in_place(&mut self, config: &Config) -> Result<(Programs, FeatureMaps)> {
+        let features = config.features;
         // Those that go are there until the new ones are.
         let meanwhile = Config {
             features: self.config.features | features,
@@ -76,13 +101,13 @@ impl Katran {
         let new = features.difference(kept);
         let needed = check_memory_for(&meanwhile, &self.config, self.fixed.possible_cpus.into())?;
         let tables = match new.contains(Features::GLOBAL_FLOW_TABLE) {
-            true => global_tables(&config)?,
+            true => global_tables(config)?,
             false => Vec::new(),
         };
         let mut storage = MaybeUninit::uninit();
         let mut open = open_object(&mut storage)?;
-        size_sections(&mut open, &config)
-            .and_then(|()| size_feature_maps(&mut open, &config, &self.fixed, &tables, kept))
+        size_sections(&mut open, config)
+            .and_then(|()| size_feature_maps(&mut open, config, &self.fixed, &tables, kept))
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
         for mut map in open.open_object_mut().maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
@@ -94,7 +119,7 @@ impl Katran {
                     .map_err(|error| kernel_error("take over the map", &name, into_io(error)))?;
             }
         }
-        let (programs, skel) = load_object(open, &config, &self.fixed, needed)?;
+        let (programs, skel) = load_object(open, config, &self.fixed, needed)?;
         let made = take_feature_maps(&skel.maps, new, tables)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         made.fill()?;
@@ -115,18 +140,7 @@ impl Katran {
             }
             return Err(error);
         }
-        let old = mem::replace(&mut self.programs, programs);
-        let old_maps = mem::take(&mut self.maps.features);
-        self.maps.features = old_maps.with(made, features);
-        self.config = config;
-        let mut gone = mem::take(&mut self.stranded);
-        gone.extend(self.replaced.take());
-        match mem::take(self.handed_out.get_mut()) {
-            true => self.replaced = Some(old),
-            false => gone.push(old),
-        }
-        self.outlast(gone);
-        Ok(())
+        Ok((programs, made))
     }
 
     /// Lets go of the program that the last [`reload`](Self::reload) has replaced, if it was kept because
@@ -143,7 +157,7 @@ impl Katran {
     }
 
     /// Lets go of programs when no packet is in them: one that was would find no program to go on in.
-    fn outlast(&mut self, old: Vec<Programs>) {
+    pub(super) fn outlast(&mut self, old: Vec<Programs>) {
         self.maps.rings.retire(None);
         if let Err(error) = self.settle() {
             log::error!(

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::Left;
+use super::change::News;
+use super::change::Prepared;
 use crate::error::Result;
 use crate::maps::real_id;
 use crate::types::ServerId;
@@ -24,7 +27,9 @@ impl Katran {
     #[doc(alias = "modifyQuicRealsMapping")]
     pub fn add_server_ids(&mut self, ids: &[ServerId]) -> Result<()> {
         let ids: Vec<_> = ids.iter().map(|id| (id.id(), id.real())).collect();
-        self.change_server_ids(&[], &ids)
+        let news = self.change_server_ids(&[], &ids)?;
+        self.tell(news);
+        Ok(())
     }
 
     /// Removes ids and adds others in one change; an id in both comes to name another real, by one
@@ -33,26 +38,30 @@ impl Katran {
         &mut self,
         remove: &[u32],
         add: &[(u32, IpAddr)],
-    ) -> Result<()> {
+    ) -> Result<News> {
+        self.collect();
         let deltas = self.note(self.server_ids.stage(remove, add, &self.table))?;
-        let named = self.rename(&deltas, add, |katran, named| {
+        let staged = self.table.stage_references(&deltas)?;
+        let named = self.named(&staged, add);
+        let written = Prepared::new(staged).write_in_sight(self, |katran| {
             let entries: Vec<(u32, u32)> = named.iter().map(|new| (new.name, new.id)).collect();
             let live = &katran.maps.live;
             let inserted = katran.maps.server_ids.insert(live, &entries);
-            katran
-                .kernel
-                .check("make room for", "server_ids", inserted)?;
+            katran.kernel.check("make room for", "server_ids", inserted)
+        })?;
+        let switched = written.switch(self, |katran, ()| {
             // What has come is not what goes.
             let coming: BTreeSet<u32> = named.iter().map(|new| new.name).collect();
             let going = remove.iter().copied().filter(|id| !coming.contains(id));
-            katran.maps.server_ids.remove(live, going);
-            Ok(())
-        })?;
-        for id in remove.iter().chain(named.iter().map(|(id, _)| id)) {
-            self.invalid_ids.remove(id);
-        }
-        self.server_ids.commit(remove, named);
-        Ok(())
+            katran.maps.server_ids.remove(&katran.maps.live, going);
+            for id in remove.iter().chain(&coming) {
+                katran.invalid_ids.remove(id);
+            }
+            let named = named.iter().map(|new| (new.name, new.number));
+            katran.server_ids.commit(remove, named);
+            Left::nothing()
+        });
+        Ok(switched.retire(self))
     }
 
     /// Removes ids; packets that carry them go by flow table and ring. All are removed, or none.
@@ -61,7 +70,9 @@ impl Katran {
     /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
     /// batch.
     pub fn remove_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        self.change_server_ids(ids, &[])
+        let news = self.change_server_ids(ids, &[])?;
+        self.tell(news);
+        Ok(())
     }
 
     /// Stops routing by ids, without forgetting which real they name: packets that carry them go by
@@ -73,10 +84,12 @@ impl Katran {
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
         let valid = self.with_validity(ids, true)?;
-        let live = &self.maps.live;
-        self.maps.server_ids.remove(live, valid.iter().copied());
-        self.invalid_ids.extend(valid);
-        Ok(())
+        self.change_at_once(|katran| {
+            let live = &katran.maps.live;
+            katran.maps.server_ids.remove(live, valid.iter().copied());
+            katran.invalid_ids.extend(valid);
+            Ok(())
+        })
     }
 
     /// Routes by ids again that had been invalidated. Those that are valid stay so.
@@ -95,13 +108,16 @@ impl Katran {
                 Some((*id, real_id(entry.number.0, entry.generation)))
             })
             .collect();
-        let live = &self.maps.live;
-        let inserted = self.maps.server_ids.insert(live, &entries);
-        self.kernel.check("make room for", "server_ids", inserted)?;
-        for id in &invalid {
-            self.invalid_ids.remove(id);
-        }
-        Ok(())
+        self.change_at_once(|katran| {
+            let live = &katran.maps.live;
+            let inserted = katran.maps.server_ids.insert(live, &entries);
+            let kernel = &katran.kernel;
+            kernel.check("make room for", "server_ids", inserted)?;
+            for id in &invalid {
+                katran.invalid_ids.remove(id);
+            }
+            Ok(())
+        })
     }
 
     /// Every server id with its real, ascending; invalid ones too.

@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::Left;
+use super::change::News;
+use super::change::Prepared;
 use super::names::Named;
 use crate::error::Error;
 use crate::error::Result;
@@ -30,7 +33,9 @@ impl Katran {
     pub fn add_source_routes(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
         let real = real.to_canonical();
         let routes: Vec<_> = prefixes.iter().map(|prefix| (*prefix, real)).collect();
-        self.change_source_routes(&[], &routes)
+        let news = self.change_source_routes(&[], &routes)?;
+        self.tell(news);
+        Ok(())
     }
 
     /// Removes source routes; flows that they have led somewhere stay there while the flow table
@@ -42,7 +47,9 @@ impl Katran {
     /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
     pub fn remove_source_routes(&mut self, prefixes: &[Prefix]) -> Result<()> {
-        self.change_source_routes(prefixes, &[])
+        let news = self.change_source_routes(prefixes, &[])?;
+        self.tell(news);
+        Ok(())
     }
 
     /// Removes all source routes.
@@ -58,7 +65,7 @@ impl Katran {
             .iter()
             .map(|(prefix, _)| prefix)
             .collect();
-        self.change_source_routes(&all, &[])
+        self.remove_source_routes(&all)
     }
 
     /// Every source route, in the order of prefixes.
@@ -84,14 +91,20 @@ impl Katran {
         &mut self,
         remove: &[Prefix],
         add: &[(Prefix, IpAddr)],
-    ) -> Result<()> {
+    ) -> Result<News> {
+        self.collect();
         self.source_route_maps()?;
         let deltas = self.note(self.source_routes.stage(remove, add, &self.table))?;
-        let named = self.rename(&deltas, add, |katran, named| {
-            katran.write_source_routes(remove, named)
-        })?;
-        self.source_routes.commit(remove, named);
-        Ok(())
+        let staged = self.table.stage_references(&deltas)?;
+        let named = self.named(&staged, add);
+        let written = Prepared::new(staged)
+            .write_in_sight(self, |katran| katran.write_source_routes(remove, &named))?;
+        let switched = written.switch(self, |katran, ()| {
+            let named = named.iter().map(|new| (new.name, new.number));
+            katran.source_routes.commit(remove, named);
+            Left::nothing()
+        });
+        Ok(switched.retire(self))
     }
 
     pub(super) fn source_route_maps(&self) -> Result<&SourceRouteMaps> {

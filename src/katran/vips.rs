@@ -1,6 +1,9 @@
 //! VIPs: adding, removing, flags.
 
 use super::Katran;
+use super::change::Left;
+use super::change::News;
+use super::change::Prepared;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ChainFull;
@@ -40,7 +43,9 @@ impl Katran {
     /// have; [`Error::InvalidConfig`] for a flag that does not fit the VIP; [`Error::Kernel`].
     #[doc(alias = "addVip")]
     pub fn add_vip(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
-        self.add_vip_with(vip, flags, self.config.hash_function)
+        let news = self.add_vip_with(vip, flags, self.config.hash_function)?;
+        self.tell(news);
+        Ok(())
     }
 
     pub(super) fn add_vip_with(
@@ -48,37 +53,40 @@ impl Katran {
         vip: Vip,
         flags: VipFlags,
         hash: HashFunction,
-    ) -> Result<()> {
+    ) -> Result<News> {
         self.collect();
         let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
-        if staged.unsettled {
-            self.settle()?;
-        }
         let number = staged.number;
-        if self.maps.voids.is_gone(number.0) {
-            self.maps.voids.remove_now(&self.kernel, Some(number.0))?;
-        }
-        self.kernel.check(
-            "clear the counters of",
-            "vip_counters",
-            self.maps.vip_counters.clear(number.0.into()),
-        )?;
-        let cell = VipCell {
-            flags,
-            has_reals: false,
-            void_flows: false,
-            ring: None,
-        };
-        self.maps.voids.switch(number.0, cell, None);
-        // Before the VIP can be found, so that packets look for it.
-        let kinds = self.kinds();
-        self.maps.live.set_vip_kinds(kinds.with(&vip));
-        if let Err(error) = self.insert(&vip, number) {
-            self.maps.live.set_vip_kinds(kinds);
-            return Err(error);
-        }
-        self.table.commit(staged);
-        Ok(())
+        let written = Prepared::new(staged).write(self, |katran| {
+            if katran.maps.voids.is_gone(number.0) {
+                katran
+                    .maps
+                    .voids
+                    .remove_now(&katran.kernel, Some(number.0))?;
+            }
+            katran.kernel.check(
+                "clear the counters of",
+                "vip_counters",
+                katran.maps.vip_counters.clear(number.0.into()),
+            )?;
+            let cell = VipCell {
+                flags,
+                has_reals: false,
+                void_flows: false,
+                ring: None,
+            };
+            katran.maps.voids.switch(number.0, cell, None);
+            // Before the VIP can be found, so that packets look for it.
+            let kinds = katran.kinds();
+            katran.maps.live.set_vip_kinds(kinds.with(&vip));
+            let inserted = katran.insert(&vip, number);
+            if inserted.is_err() {
+                katran.maps.live.set_vip_kinds(kinds);
+            }
+            inserted
+        })?;
+        let switched = written.switch(self, |_, ()| Left::nothing());
+        Ok(switched.retire(self))
     }
 
     /// Removes a VIP with all its reals; its packets are passed on to the host's stack.
@@ -87,32 +95,30 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delVip")]
     pub fn remove_vip(&mut self, vip: Vip) -> Result<()> {
-        self.remove_vip_only(vip)?;
+        let news = self.remove_vip_only(vip)?;
         self.free_rings();
+        self.tell(news);
         Ok(())
     }
 
     /// As [`remove_vip`](Self::remove_vip); the memory of rings stays for
     /// [`free_rings`](Self::free_rings).
-    pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<()> {
+    pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<News> {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
-        self.delete(&vip)?;
         let number = staged.number;
-        if self.watch.as_ref().is_some_and(|watch| watch.vip == vip) {
-            self.unwatch_misses();
-        }
-        let ring = self.rings[usize::from(number.0)].take();
-        self.withdraw_reals(&staged.released);
-        let released = staged.released.clone();
-        self.table.commit(staged);
+        let written = Prepared::new(staged).write(self, |katran| katran.delete(&vip))?;
+        let switched = written.switch(self, |katran, ()| {
+            if katran.watched_vip() == Some(vip) {
+                katran.unwatch_misses();
+            }
+            Left::ring(katran.rings[usize::from(number.0)].take())
+        });
         // An entry whose real is still known would count for the same VIP if it got this number.
         let any = self.table.reals().len() != 0;
         self.maps.voids.vip_gone(number.0, any);
         self.maps.live.set_vip_kinds(self.kinds());
-        self.let_go(ring, true);
-        self.tell_removed(&released);
-        Ok(())
+        Ok(switched.retire(self))
     }
 
     /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a
@@ -153,21 +159,32 @@ impl Katran {
     /// [`Error::Kernel`] as for [`mark_down`](Self::mark_down). Nothing has changed then.
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
-        let staged = self.table.stage_set_vip_flags(&vip, flags)?;
-        let number = staged.number;
-        let has_reals = !self.entry(vip)?.reals.is_empty();
-        let cell = VipCell {
-            flags,
-            has_reals,
-            void_flows: false,
-            ring: self.rings[usize::from(number.0)],
-        };
-        if staged.changed {
-            let voids = self.prepare_down(vip, flags)?;
-            self.maps.voids.switch(number.0, cell, voids);
-        }
-        self.table.commit(staged);
+        let news = self.change_vip_flags(vip, flags)?;
+        self.tell(news);
         Ok(())
+    }
+
+    pub(super) fn change_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<News> {
+        let staged = self.table.stage_set_vip_flags(&vip, flags)?;
+        let (number, changed) = (staged.number, staged.changed);
+        let has_reals = !self.entry(vip)?.reals.is_empty();
+        let written = Prepared::new(staged).write(self, |katran| match changed {
+            true => katran.prepare_down(vip, flags),
+            false => Ok(None),
+        })?;
+        let switched = written.switch(self, |katran, voiding| {
+            let cell = VipCell {
+                flags,
+                has_reals,
+                void_flows: false,
+                ring: katran.rings[usize::from(number.0)],
+            };
+            if changed {
+                katran.maps.voids.switch(number.0, cell, voiding);
+            }
+            Left::nothing()
+        });
+        Ok(switched.retire(self))
     }
 
     /// The function that fills a VIP's ring.

@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::News;
+use super::change::RealNews;
 use crate::error::Result;
 use crate::table::RealRecord;
 use crate::types::RealNumber;
@@ -126,22 +128,26 @@ impl Katran {
         misses.saturating_sub(watch.before.get(&number).copied().unwrap_or(0))
     }
 
-    pub(super) fn tell_added(&mut self, records: &[RealRecord]) {
-        for record in records {
-            // The number's counters began anew.
-            if let Some(watch) = &mut self.watch {
+    /// These numbers' counters have begun at zero.
+    pub(super) fn count_from_zero(&mut self, added: &[RealRecord]) {
+        if let Some(watch) = &mut self.watch {
+            for record in added {
                 watch.before.remove(&record.number.get());
-            }
-            for callback in self.callbacks.added.values_mut() {
-                callback(record.address, record.number);
             }
         }
     }
 
-    pub(super) fn tell_removed(&mut self, released: &[(IpAddr, RealNumber)]) {
-        for (address, number) in released {
-            for callback in self.callbacks.removed.values_mut() {
-                callback(*address, *number);
+    /// The last phase of a change: runs the callbacks.
+    pub(super) fn tell(&mut self, news: News) {
+        for real in news.reals {
+            let (callbacks, address, number) = match real {
+                RealNews::Added(address, number) => (&mut self.callbacks.added, address, number),
+                RealNews::Removed(address, number) => {
+                    (&mut self.callbacks.removed, address, number)
+                }
+            };
+            for callback in callbacks.values_mut() {
+                callback(address, number);
             }
         }
     }

@@ -126,7 +126,9 @@ impl Live {
         self.memory.u32s()[SERVER_IDS].store(word, Ordering::Release);
     }
 
-    /// Sets this host's own addresses; a missing one is written as zero.
+    /// Sets this host's own addresses; a missing one is written as zero. They are written where packets
+    /// do not read: after a call a grace period has to pass before the next one, for a packet may still
+    /// be reading what the next one writes.
     pub(crate) fn set_own_addresses(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         let words = self.memory.u32s();
         // Packets read the other copy.

@@ -55,9 +55,9 @@ pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
 pub(crate) use voids::Lasting;
-pub(crate) use voids::Prepared;
 pub(crate) use voids::VoidChange;
 pub(crate) use voids::VoidFlows;
+pub(crate) use voids::Voiding;
 pub(crate) use voids::void_pairs;
 
 use std::os::fd::AsFd;
@@ -83,7 +83,7 @@ pub(crate) struct Maps {
     pub(crate) live: Arc<Live>,
     /// Of balancers whose reals have next hops of their own.
     pub(crate) next_hops: Option<Arc<HopCells>>,
-    pub(crate) counters: Arc<PerCpuArray<types::counters>>,
+    pub(crate) cpus: Arc<PerCpuArray<types::cpu>>,
     pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
     pub(crate) real_counters: PerCpuArray<types::real_counters>,
     pub(crate) explanations: Typed<u32, types::explanation>,
@@ -167,7 +167,7 @@ impl Maps {
             (".data.reals", self.real_cells.as_fd()),
             ("rings", self.rings.outer().as_fd()),
             (".data.live", self.live.as_fd()),
-            ("counters", self.counters.as_fd()),
+            ("cpus", self.cpus.as_fd()),
             ("vip_counters", self.vip_counters.as_fd()),
             ("real_counters", self.real_counters.as_fd()),
             ("explanations", self.explanations.as_fd()),

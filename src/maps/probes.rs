@@ -23,7 +23,7 @@ use crate::types::address_bytes;
 /// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
 pub(crate) const MAX_WAYS: u32 = 3;
 
-const _: () = assert!(size_of::<types::probe_settings>() == 56);
+const _: () = assert!(size_of::<types::probe_settings>() == 80);
 
 /// 64-bit words of `settings`.
 const GATEWAY_MACS: [usize; 2] = [0, 1];
@@ -31,7 +31,9 @@ const OWN_MAC: usize = 2;
 /// 32-bit ones.
 const INTERFACE: usize = 6;
 const MATCHES: [usize; 2] = [7, 8];
-const OWN: usize = 9;
+const OWN_CURRENT: usize = 9;
+const OWN: usize = 10;
+const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// How a real is reached where reals have next hops of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,14 +194,19 @@ impl ProbeCells {
         }
     }
 
-    /// The outer source addresses; a missing one is written as zero.
+    /// The outer source addresses; a missing one is written as zero. As with those of packets, a
+    /// grace period has to pass before the next call.
     pub(crate) fn set_own_addresses(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        let words = self.memory.u32s();
+        let spare = words[OWN_CURRENT].load(Ordering::Relaxed) ^ 1;
+        let first = OWN + OWN_WORDS * spare as usize;
         let v4 = v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
         let v6 = v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets();
         let bytes = v4.chunks_exact(4).chain(v6.chunks_exact(4));
-        for (word, bytes) in self.memory.u32s()[OWN..].iter().zip(bytes) {
+        for (word, bytes) in words[first..].iter().zip(bytes) {
             let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
             word.store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
         }
+        words[OWN_CURRENT].store(spare, Ordering::Release);
     }
 }

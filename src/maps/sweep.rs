@@ -166,7 +166,7 @@ pub(super) struct Shared {
     pub(super) most_kept: usize,
     pub(super) cells: Arc<VipCells>,
     pub(super) flows: Arc<FlowTables>,
-    pub(super) counters: Arc<PerCpuArray<types::counters>>,
+    pub(super) cpus: Arc<PerCpuArray<types::cpu>>,
     pub(super) grace_period: GracePeriod,
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
@@ -286,10 +286,10 @@ impl Shared {
 
     /// How many sets of each table packets use.
     fn sets_in_use(&self, tables: &[(Option<u32>, &FlowTable)]) -> io::Result<Vec<u32>> {
-        let records = self.counters.get(0)?;
+        let records = self.cpus.get(0)?;
         let of = |cpu: &Option<u32>| {
             let record = cpu.and_then(|cpu| records.get(cpu as usize));
-            record.map_or(u32::MAX, |record| record.active_sets)
+            record.map_or(u32::MAX, |record| record.sets.count)
         };
         Ok(tables.iter().map(|(cpu, _)| of(cpu)).collect())
     }

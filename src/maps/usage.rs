@@ -5,7 +5,7 @@
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct MapUse {
-    /// The map's name, as in [`MemoryEstimate`](crate::MemoryEstimate).
+    /// The map's name, as in [`MemoryEstimate`](crate::stats::MemoryEstimate).
     pub name: &'static str,
     /// Elements it can hold.
     pub capacity: u64,

@@ -93,7 +93,7 @@ pub(crate) struct VoidFlows {
 
 /// A change that the kernel knows of.
 #[must_use = "it is to be switched to, or abandoned"]
-pub(crate) struct Prepared {
+pub(crate) struct Voiding {
     change: VoidChange,
     _held: Held,
 }
@@ -110,7 +110,7 @@ impl VoidFlows {
         max_reals: u32,
         cells: Arc<VipCells>,
         flows: Arc<FlowTables>,
-        counters: Arc<PerCpuArray<types::counters>>,
+        cpus: Arc<PerCpuArray<types::cpu>>,
     ) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
@@ -119,7 +119,7 @@ impl VoidFlows {
                 most_kept: max_reals as usize,
                 cells,
                 flows,
-                counters,
+                cpus,
                 grace_period: GracePeriod::new()?,
                 state: Mutex::default(),
                 wake: Condvar::new(),
@@ -167,7 +167,7 @@ impl VoidFlows {
         kernel: &KernelCalls,
         vip: u16,
         change: VoidChange,
-    ) -> Result<Prepared> {
+    ) -> Result<Voiding> {
         let held = self.hold();
         self.check_room(kernel, vip, &change)?;
         let mut done = Vec::new();
@@ -182,7 +182,7 @@ impl VoidFlows {
             }
             done.push((id, before));
         }
-        Ok(Prepared {
+        Ok(Voiding {
             change,
             _held: held,
         })
@@ -213,7 +213,7 @@ impl VoidFlows {
     }
 
     /// Undoes a [`prepare`](Self::prepare) that nothing came of.
-    pub(crate) fn abandon(&self, vip: u16, prepared: &Prepared) {
+    pub(crate) fn abandon(&self, vip: u16, prepared: &Voiding) {
         let ids = prepared.change.wanted().map(|(id, _)| id);
         let before: Vec<_> = ids.map(|id| (id, self.reason(vip, id))).collect();
         self.restore(vip, &before);
@@ -228,9 +228,9 @@ impl VoidFlows {
     }
 
     /// Switches what packets see of a VIP, together with a change that was prepared, if one was.
-    pub(crate) fn switch(&mut self, vip: u16, mut cell: VipCell, prepared: Option<Prepared>) {
+    pub(crate) fn switch(&mut self, vip: u16, mut cell: VipCell, prepared: Option<Voiding>) {
         let mut state = self.shared.lock();
-        if let Some(Prepared { change, .. }) = &prepared {
+        if let Some(Voiding { change, .. }) = &prepared {
             for (id, reason, lasting) in &change.void {
                 let job = lasting.sweep.then(|| state.job());
                 let void = Void {

@@ -8,6 +8,7 @@ mod interfaces;
 mod ports;
 mod probes;
 mod resolver;
+mod wanted;
 
 use std::io;
 use std::net::IpAddr;
@@ -42,7 +43,7 @@ pub(crate) use probes::probe_way;
 use resolver::Ask;
 pub(crate) use resolver::Cells;
 use resolver::Resolver;
-pub(crate) use resolver::Wanted;
+pub(crate) use wanted::Wanted;
 
 /// How long attaching waits for a gateway's address.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -5,7 +5,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::Wanted;
+use super::wanted::Wanted;
 use crate::maps::ProbeWay;
 use crate::rtnetlink::Requests;
 use crate::types::NextHops;

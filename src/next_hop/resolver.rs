@@ -9,6 +9,7 @@ use super::NextHop;
 use super::interfaces::Interfaces;
 use super::ports::Ports;
 use super::probe_way;
+use super::wanted::Wanted;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::ProbeCells;
@@ -18,31 +19,6 @@ use crate::rtnetlink::Route;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::NextHops;
-
-/// What the user has said.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Wanted {
-    pub(crate) gateway: Gateway,
-    /// For reals with IPv6 addresses, if it is another one.
-    pub(crate) gateway_v6: Option<MacAddr>,
-    pub(crate) mode: NextHops,
-}
-
-impl Wanted {
-    /// The address that the user has given for a family.
-    pub(crate) fn fixed(&self, v6: bool) -> Option<MacAddr> {
-        let of_family = self.gateway_v6.filter(|_| v6);
-        of_family.or(match self.gateway {
-            Gateway::Mac(mac) => Some(mac),
-            Gateway::Auto => None,
-        })
-    }
-
-    /// Whether anything has to be found out.
-    pub(crate) fn needs_watching(&self) -> bool {
-        self.gateway == Gateway::Auto || self.mode != NextHops::Gateway
-    }
-}
 
 /// What packets read.
 pub(crate) struct Cells {
@@ -161,11 +137,11 @@ impl Resolver {
         }
     }
 
+    /// The real is not followed any more. Its hop stays: packets under way may still read it.
     pub(super) fn remove(&mut self, number: u16) {
         // The gateway may have been this one's.
         self.stale |= self.reals.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway;
         self.of_reals.remove(&number);
-        self.write_hop(number, Hop::default());
     }
 
     /// Looks at everything again, and writes what has changed; to be called in the network namespace.

@@ -14,10 +14,10 @@ use super::RingSize;
 ///
 /// It depends on the address alone, so all hosts of a fleet derive the same one. An IPv4-mapped
 /// IPv6 address (`::ffff:a.b.c.d`) hashes like the IPv4 address. Hashes of different addresses
-/// can collide: [`Endpoint`](crate::Endpoint) tells what happens then.
+/// can collide: [`Endpoint`](crate::ring::Endpoint) tells what happens then.
 ///
 /// ```
-/// let hash = katran::backend_hash("198.51.100.7".parse().unwrap());
+/// let hash = katran::ring::backend_hash("198.51.100.7".parse().unwrap());
 /// assert_eq!(hash, 0xcd88152a8a40bb4a);
 /// ```
 #[must_use]

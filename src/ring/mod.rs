@@ -2,8 +2,10 @@
 //!
 //! A packet's flow hashes to a slot, and the slot names the real. All hosts that know the same
 //! reals with the same weights build the same ring, so it does not matter which of them a packet
-//! reaches, and when reals come or go, few slots change hands. [`maglev`] and [`turns`] decide
-//! whose turn it is, [`table`] and [`candidates`] which slot it gets; nothing here needs a kernel.
+//! reaches, and when reals come or go, few slots change hands. [`Ring::build`] makes one from
+//! [`Endpoint`]s; nothing here needs a kernel.
+
+// `maglev` and `turns` decide whose turn it is, `table` and `candidates` which slot it gets.
 
 mod candidates;
 mod hash;
@@ -94,10 +96,10 @@ impl Endpoint {
 /// A finished ring.
 ///
 /// ```
-/// use katran::Endpoint;
+/// use katran::ring::Endpoint;
 /// use katran::HashFunction;
-/// use katran::Ring;
-/// use katran::RingSize;
+/// use katran::ring::Ring;
+/// use katran::ring::RingSize;
 ///
 /// let endpoints = [
 ///     Endpoint::new(1, "198.51.100.1".parse().unwrap(), 1),

@@ -12,7 +12,7 @@ use crate::error::Error;
 /// fleet must have the same one.
 ///
 /// ```
-/// use katran::RingSize;
+/// use katran::ring::RingSize;
 ///
 /// let size = RingSize::try_from(10_007).unwrap();
 /// assert_eq!(size.get(), 10_007);

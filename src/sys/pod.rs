@@ -21,6 +21,9 @@ macro_rules! pod {
     )*};
 }
 
+/// By groups: verdicts, flow table and ICMP, drops, source routes to migration, ids and tunnels, events.
+const COUNTERS: usize = 3 * 16 + 14 * 8 + 25 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + (3 + 2) * 8;
+
 pod! {
     u8 = 1;
     u32 = 4;
@@ -35,8 +38,8 @@ pod! {
     types::count = 16;
     types::vip_counters = 40;
     types::real_counters = 24;
-    types::counters =
-        3 * 16 + 14 * 8 + 25 * 8 + 5 * 8 + (15 + 4 + 5 + 7) * 8 + 2 * 8 + 8 + 72 + 24 + 9 * 8;
+    types::counters = COUNTERS;
+    types::cpu = COUNTERS + 2 * 8 + 2 * 4 + 4 * 8 + 72 + 24;
     types::source_prefix_v4 = 8;
     types::source_prefix_v6 = 20;
     types::down_real = 8;
@@ -59,4 +62,12 @@ pub(super) fn as_ptr<T: Pod>(value: &T) -> *const std::ffi::c_void {
 /// The bytes of `value`, for the kernel to write.
 pub(super) fn as_mut_ptr<T: Pod>(value: &mut T) -> *mut std::ffi::c_void {
     std::ptr::from_mut(value).cast()
+}
+
+/// The value with these words.
+#[cfg(test)]
+pub(crate) fn from_words<T: Pod>(words: &[u64]) -> T {
+    assert_eq!(size_of_val(words), size_of::<T>());
+    // SAFETY: as many bytes as a T has, every pattern of which is valid; the read may be unaligned.
+    unsafe { words.as_ptr().cast::<T>().read_unaligned() }
 }

@@ -17,7 +17,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use names::Deltas;
 pub(crate) use names::Name;
 pub(crate) use names::Names;
 pub(crate) use plan::Limits;
@@ -29,7 +28,9 @@ pub(crate) use records::Resolved;
 pub(crate) use records::Table;
 pub(crate) use records::VipEntry;
 pub(crate) use stage::Endpoint;
+pub(crate) use stage::Paper;
 pub(crate) use stage::RealRecord;
-pub(crate) use stage::StagedReals;
+pub(crate) use stage::StagedReferences;
+pub(crate) use stage::Turned;
 pub(crate) use step::NameChange;
 pub(crate) use step::Step;

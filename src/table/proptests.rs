@@ -585,14 +585,15 @@ proptest! {
         let addresses = |records: &[RealRecord]| -> BTreeSet<IpAddr> {
             records.iter().map(|record| record.address).collect()
         };
-        prop_assert_eq!(addresses(&staged.up), old_down
+        prop_assert_eq!(addresses(&staged.turned.up), old_down
             .iter()
             .filter(|real| model.contains_key(real) && !down.contains(real))
             .copied()
             .collect::<BTreeSet<_>>());
-        prop_assert_eq!(addresses(&staged.down), &down - &old_down);
+        prop_assert_eq!(addresses(&staged.turned.down), &down - &old_down);
         let had = |real: &IpAddr| old.contains_key(real);
         let given_up: BTreeMap<_, _> = staged
+            .turned
             .given_up
             .iter()
             .map(|(record, named)| (record.address, *named))
@@ -601,7 +602,7 @@ proptest! {
         prop_assert_eq!(given_up, wanted
             .map(|real| (*real, table.real(*real).is_some()))
             .collect::<BTreeMap<_, _>>());
-        prop_assert_eq!(addresses(&staged.joined), model
+        prop_assert_eq!(addresses(&staged.turned.joined), model
             .keys()
             .filter(|real| !had(real) && before.real(**real).is_some())
             .copied()

@@ -103,6 +103,13 @@ pub(crate) struct Edit {
     pub(super) real_ids: Draft,
 }
 
+impl Edit {
+    /// Whether numbers are given back.
+    pub(super) fn gives_back(&self) -> bool {
+        !self.vip_ids.returned.is_empty() || !self.real_ids.returned.is_empty()
+    }
+}
+
 /// What a change does to a pool of numbers: first some are taken, then some are given back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Draft {

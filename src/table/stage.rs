@@ -84,14 +84,22 @@ pub(crate) struct StagedReals {
     pub(crate) endpoints: Vec<Endpoint>,
     /// Whether the reals with a weight, or their weights, change.
     pub(crate) ring_changed: bool,
+    /// Whose flows have to leave, and whose may be there again.
+    pub(crate) turned: Turned,
+    edit: Edit,
+}
+
+/// Reals that have turned towards a VIP, or away from it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turned {
     /// Reals that the VIP has no more, and whether something else names them.
     pub(crate) given_up: Vec<(RealRecord, bool)>,
     /// Reals that were there, and that the VIP has got.
     pub(crate) joined: Vec<RealRecord>,
-    /// Reals that are down for the VIP now, or are so no more.
+    /// Reals that are down for the VIP now.
     pub(crate) down: Vec<RealRecord>,
+    /// Reals that are so no more.
     pub(crate) up: Vec<RealRecord>,
-    edit: Edit,
 }
 
 /// What a change of references means for the reals themselves.
@@ -148,6 +156,94 @@ pub(crate) struct StagedRealFlags {
     pub(crate) changed: bool,
     edit: Edit,
 }
+
+/// Any staged change, as far as all changes are alike: which reals come and go, and what becomes of
+/// the table.
+#[derive(Clone, Debug)]
+#[must_use = "nothing changes until it is committed"]
+pub(crate) struct Paper {
+    /// Reals that nothing named before.
+    pub(crate) added: Vec<RealRecord>,
+    /// A number that the change takes was another's: a grace period, then `Table::settle`, before it
+    /// is used.
+    pub(crate) unsettled: bool,
+    /// The reals that nothing names any more.
+    pub(crate) released: Vec<(IpAddr, RealNumber)>,
+    edit: Edit,
+}
+
+impl Paper {
+    fn of(edit: Edit) -> Self {
+        Self {
+            added: Vec::new(),
+            unsettled: false,
+            released: Vec::new(),
+            edit,
+        }
+    }
+
+    /// Whether the change gives numbers back, which packets may see a moment longer.
+    pub(crate) fn gives_back(&self) -> bool {
+        self.edit.gives_back()
+    }
+}
+
+impl From<Paper> for Edit {
+    fn from(paper: Paper) -> Self {
+        paper.edit
+    }
+}
+
+impl From<StagedVip> for Paper {
+    fn from(staged: StagedVip) -> Self {
+        Self {
+            unsettled: staged.unsettled,
+            ..Self::of(staged.edit)
+        }
+    }
+}
+
+impl From<StagedRemoval> for Paper {
+    fn from(staged: StagedRemoval) -> Self {
+        Self {
+            released: staged.released,
+            ..Self::of(staged.edit)
+        }
+    }
+}
+
+impl From<StagedReals> for Paper {
+    fn from(staged: StagedReals) -> Self {
+        Self {
+            added: staged.added,
+            unsettled: staged.unsettled,
+            released: staged.released,
+            edit: staged.edit,
+        }
+    }
+}
+
+impl From<StagedReferences> for Paper {
+    fn from(staged: StagedReferences) -> Self {
+        Self {
+            added: staged.adjusted.added,
+            unsettled: staged.adjusted.unsettled,
+            released: staged.adjusted.released,
+            edit: staged.edit,
+        }
+    }
+}
+
+macro_rules! into_plain_paper {
+    ($($staged:ty),*) => {
+        $(impl From<$staged> for Paper {
+            fn from(staged: $staged) -> Self {
+                Self::of(staged.edit)
+            }
+        })*
+    };
+}
+into_plain_paper!(StagedVipFlags, StagedHashFunction, StagedRealFlags);
 
 macro_rules! into_edit {
     ($($staged:ty),*) => {
@@ -374,10 +470,12 @@ impl Table {
             released,
             endpoints,
             ring_changed,
-            given_up,
-            joined,
-            down,
-            up,
+            turned: Turned {
+                given_up,
+                joined,
+                down,
+                up,
+            },
             edit,
         })
     }

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
-use katran::Verdict;
+use katran::flows::Verdict;
 use nix::sched::CpuSet;
 use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;

@@ -9,9 +9,9 @@ use katran::HashFunction;
 use katran::Katran;
 use katran::Real;
 use katran::ServerId;
-use katran::Verdict;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Verdict;
 use katran_lab::require_root;
 use serde_json::Value;
 

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
-use katran::Endpoint;
 use katran::Flow;
 use katran::Katran;
-use katran::Ring;
-use katran::RingSize;
 use katran::Vip;
 use katran::VipFlags;
+use katran::ring::Endpoint;
+use katran::ring::Ring;
+use katran::ring::RingSize;
 
 use super::MAX_VIPS;
 use super::RING_SIZE;

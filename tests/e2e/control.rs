@@ -1,12 +1,12 @@
 //! What an operator turns while traffic flows, and where packets arrive: the gateway's MAC
 //! address, and CPUs without a flow table of their own.
 
-use katran::Choice;
 use katran::Flow;
 use katran::MacAddr;
 use katran::Real;
 use katran::Vip;
 use katran::XdpMode;
+use katran::flows::Choice;
 use katran_lab::LabConfig;
 
 use crate::site;

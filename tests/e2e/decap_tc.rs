@@ -3,9 +3,9 @@
 use katran::Decap;
 use katran::Encapsulation;
 use katran::Error;
-use katran::TcHook;
 use katran::Vip;
 use katran::XdpMode;
+use katran::attachments::TcHook;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 

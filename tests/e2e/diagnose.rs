@@ -1,14 +1,14 @@
 //! Diagnosis: nothing bad is said of a good place, and each trouble, made for real, is found.
 
-use katran::Diagnosis;
 use katran::Encapsulation;
 use katran::Gateway;
 use katran::NextHops;
-use katran::Severity;
-use katran::Subject;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
+use katran::diagnosis::Subject;
 use katran_lab::LabConfig;
 
 use crate::site;

@@ -3,18 +3,18 @@
 
 use caps::Capability;
 use katran::Decap;
-use katran::Diagnosis;
 use katran::Gateway;
 use katran::NextHops;
 use katran::Real;
 use katran::RootProgram;
-use katran::Severity;
-use katran::SharedEntries;
-use katran::Subject;
-use katran::TcHook;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::SharedEntries;
+use katran::attachments::TcHook;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
+use katran::diagnosis::Subject;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 use katran_lab::private_bpf_fs;

@@ -14,13 +14,13 @@ use std::time::Duration;
 use katran::Encapsulation;
 use katran::Error;
 use katran::Gateway;
-use katran::HealthcheckCounters;
 use katran::Katran;
 use katran::NextHops;
 use katran::State;
-use katran::TcHook;
 use katran::Vip;
 use katran::XdpMode;
+use katran::attachments::TcHook;
+use katran::stats::HealthcheckCounters;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 use nix::sys::socket::setsockopt;
@@ -397,7 +397,7 @@ fn what_cannot_be_is_refused() {
     // The whole of it as a state; and nothing of one that cannot be.
     let before = katran.state();
     let mut wanted = before.clone();
-    wanted.marks.push(katran::MarkState::new(3, real));
+    wanted.marks.push(katran::state::MarkState::new(3, real));
     assert!(katran.apply(&wanted).is_err());
     assert_eq!(katran.state(), before);
     wanted.marks.remove(0);

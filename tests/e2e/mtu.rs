@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use katran::DropReason;
 use katran::Features;
 use katran::Real;
 use katran::Vip;
 use katran::XdpMode;
+use katran::stats::DropReason;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 

@@ -1,7 +1,6 @@
 //! Where encapsulated packets go next: gateways that are found out and followed, backends on the
 //! balancer's own segment, and interfaces that lead to reals.
 
-use katran::DropReason;
 use katran::Error;
 use katran::Gateway;
 use katran::MacAddr;
@@ -9,6 +8,7 @@ use katran::NextHops;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::stats::DropReason;
 use katran_lab::LabConfig;
 
 use crate::segment::Arrival;
@@ -359,7 +359,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
         match gateway {
             Gateway::Auto => assert_eq!(
                 ran.reason,
-                katran::Reason::Dropped(DropReason::NextHopUnknown)
+                katran::flows::Reason::Dropped(DropReason::NextHopUnknown)
             ),
             Gateway::Mac(mac) => assert_eq!(ran.frame[..6], mac.octets()),
         }

@@ -4,7 +4,6 @@
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
-use katran::Choice;
 use katran::Features;
 use katran::Flow;
 use katran::Prefix;
@@ -12,6 +11,7 @@ use katran::Real;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::flows::Choice;
 use katran_lab::LabConfig;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;

@@ -18,9 +18,9 @@ use katran::Features;
 use katran::Katran;
 use katran::MacAddr;
 use katran::RootProgram;
-use katran::SharedEntries;
 use katran::Vip;
 use katran::XdpMode;
+use katran::attachments::SharedEntries;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
@@ -162,7 +162,9 @@ fn has_xdp(host: &Host) -> bool {
 
 fn names(entries: &SharedEntries) -> Vec<String> {
     let programs = entries.programs().unwrap().into_iter();
-    let name = |program: Option<katran::EntryProgram>| program.map_or(String::new(), |of| of.name);
+    let name = |program: Option<katran::attachments::EntryProgram>| {
+        program.map_or(String::new(), |of| of.name)
+    };
     programs.map(name).collect()
 }
 

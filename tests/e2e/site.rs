@@ -11,7 +11,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran::Attachment;
 use katran::Builder;
 use katran::Decap;
 use katran::Flow;
@@ -23,6 +22,7 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::Attachment;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;

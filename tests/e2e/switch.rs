@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran::Choice;
 use katran::Flow;
 use katran::Katran;
 use katran::Real;
@@ -16,6 +15,7 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::flows::Choice;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;
 

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use katran::Builder;
-use katran::DropReason;
 use katran::Encapsulation;
 use katran::Flow;
 use katran::Vip;
 use katran::XdpMode;
+use katran::stats::DropReason;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;

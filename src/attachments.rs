@@ -1,0 +1,11 @@
+//! Where programs are attached, and where packets go from there.
+//!
+//! [`Katran::attach`](crate::Katran::attach) and its fellows return what they have attached; a
+//! [`NextHop`] is what the library knows of the way to a real.
+
+pub use crate::attach::Attachment;
+pub use crate::attach::EntryProgram;
+pub use crate::attach::SharedEntries;
+pub use crate::attach::TcAttachment;
+pub use crate::next_hop::NextHop;
+pub use crate::types::TcHook;

@@ -1,0 +1,158 @@
+//! Why frames are dropped: the table of reasons. A row gives the reason, the program's name for it (in
+//! `bpf/shared.h`) and its name in counters and reports.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::skel::katran::types::counters;
+use crate::skel::katran::types::drop_reason;
+
+macro_rules! drop_reasons {
+    ($(
+        $(#[doc = $doc:literal])+
+        $reason:ident = $number:ident, $name:literal;
+    )+) => {
+        /// Why a frame was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+        #[non_exhaustive]
+        pub enum DropReason {
+            $(
+                $(#[doc = $doc])+
+                #[cfg_attr(feature = "serde", serde(rename = $name))]
+                $reason,
+            )+
+        }
+
+        impl DropReason {
+            /// All reasons, in the order of the walk.
+            pub const ALL: [Self; drop_reason::DROP_REASONS.0 as usize - 1] = [$(Self::$reason),+];
+
+            /// The program's number for it.
+            pub(crate) const fn number(self) -> usize {
+                match self {
+                    $(Self::$reason => drop_reason::$number.0 as usize,)+
+                }
+            }
+
+            /// Its name in counters and reports, such as `ipv4_fragment`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than an Ethernet header; the only drop that [`Totals`](super::Totals) leaves out.
+    FrameTruncated = DROP_FRAME_TRUNCATED, "frame_truncated";
+    /// Shorter than an IPv4 header.
+    Ipv4Truncated = DROP_IPV4_TRUNCATED, "ipv4_truncated";
+    /// IPv4 with options.
+    Ipv4Options = DROP_IPV4_OPTIONS, "ipv4_options";
+    /// A fragment of an IPv4 packet.
+    Ipv4Fragment = DROP_IPV4_FRAGMENT, "ipv4_fragment";
+    /// Shorter than an IPv6 header.
+    Ipv6Truncated = DROP_IPV6_TRUNCATED, "ipv6_truncated";
+    /// A fragment of an IPv6 packet.
+    Ipv6Fragment = DROP_IPV6_FRAGMENT, "ipv6_fragment";
+    /// Shorter than an ICMP header.
+    IcmpTruncated = DROP_ICMP_TRUNCATED, "icmp_truncated";
+    /// An ICMP error that quotes too little to find the flow.
+    QuoteTruncated = DROP_QUOTE_TRUNCATED, "quote_truncated";
+    /// An ICMP error that quotes an IPv4 header with options.
+    QuoteOptions = DROP_QUOTE_OPTIONS, "quote_options";
+    /// Shorter than its TCP or UDP header.
+    TransportTruncated = DROP_TRANSPORT_TRUNCATED, "transport_truncated";
+    /// Above `max_frame`, with ICMP_TOO_BIG off.
+    TooBig = DROP_TOO_BIG, "too_big";
+    /// No real takes new flows of the VIP.
+    RingEmpty = DROP_RING_EMPTY, "ring_empty";
+    /// The ring names a real out of range.
+    RingUnknownReal = DROP_RING_UNKNOWN_REAL, "ring_unknown_real";
+    /// No headroom for an outer IPv4 header.
+    EncapV4 = DROP_ENCAP_V4, "encap_v4";
+    /// No headroom for an outer IPv6 header.
+    EncapV6 = DROP_ENCAP_V6, "encap_v6";
+    /// No room for an ICMP message of the balancer's own.
+    ReplyFailed = DROP_REPLY_FAILED, "reply_failed";
+    /// The QUIC connection id names a server whose real is just going.
+    QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
+    /// The id of stable UDP routing names a server whose real is just going.
+    StableUdpRealGone = DROP_STABLE_UDP_REAL_GONE, "stable_udp_real_gone";
+    /// A tunnelled packet whose inner IP header is not complete.
+    InnerTruncated = DROP_INNER_TRUNCATED, "inner_truncated";
+    /// A tunnelled packet whose inner time to live is used up.
+    InnerExpired = DROP_INNER_EXPIRED, "inner_expired";
+    /// The outer headers could not be removed.
+    DecapFailed = DROP_DECAP_FAILED, "decap_failed";
+    /// The VLAN tags could not be taken off or put back.
+    VlanFailed = DROP_VLAN_FAILED, "vlan_failed";
+    /// Nothing is known of how to reach the real on its segment.
+    NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown";
+    /// The packet could not leave by the interface that leads to the real.
+    RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed";
+}
+
+impl DropReason {
+    pub(crate) fn from_number(number: usize) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| reason.number() == number)
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Dropped frames by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
+pub struct DropReasons {
+    frames: BTreeMap<DropReason, u64>,
+}
+
+impl DropReasons {
+    /// Of all CPUs.
+    pub(crate) fn sum(records: &[counters]) -> Self {
+        let sum = |reason: DropReason| {
+            let of_cpus = records.iter().map(|record| record.drops[reason.number()]);
+            (reason, of_cpus.sum())
+        };
+        Self {
+            frames: DropReason::ALL.into_iter().map(sum).collect(),
+        }
+    }
+
+    /// Frames dropped for this reason.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.frames.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// Every reason with its frames, those without any included.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL
+            .into_iter()
+            .map(|reason| (reason, self.get(reason)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_reason_has_a_number_of_its_own() {
+        for (number, reason) in (1..).zip(DropReason::ALL) {
+            assert_eq!(DropReason::from_number(number), Some(reason));
+        }
+        assert_eq!(DropReason::from_number(0), None);
+        assert_eq!(DropReason::from_number(DropReason::ALL.len() + 1), None);
+    }
+}

@@ -1,0 +1,273 @@
+//! Counters as metrics: name, kind, unit, help text and samples, for whatever collects them.
+//!
+//! `table.rs` says which counter is in which metric; the macro here makes of its rows the snapshot's
+//! struct, the sum over CPUs and the metrics.
+
+use std::fmt;
+
+use super::Count;
+use crate::skel::katran::types;
+
+/// A number with a name, as Prometheus and its kind collect it; see
+/// [`Counters::metrics`](super::Counters::metrics).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metric {
+    /// Its name, without a prefix for the program and without a suffix for the kind.
+    pub name: &'static str,
+    /// Whether it counts.
+    pub kind: MetricKind,
+    /// What is counted, such as `packets`.
+    pub unit: &'static str,
+    /// What it means, in one sentence.
+    pub help: &'static str,
+    /// The names of its labels.
+    pub labels: Vec<&'static str>,
+    /// Where its values stand in [`Counters`](super::Counters), such as `icmp.echo_v4`.
+    pub fields: Vec<String>,
+    /// Its values: one if it has no labels, else one for each combination of them that there is.
+    pub samples: Vec<Sample>,
+}
+
+/// Whether a metric counts, so that it is its growth that tells something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MetricKind {
+    /// It only grows, from 0 at load.
+    Counter,
+    /// It is what it is.
+    Gauge,
+}
+
+impl fmt::Display for MetricKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        })
+    }
+}
+
+/// One value of a [`Metric`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// The values of the metric's labels, in their order.
+    pub labels: Vec<String>,
+    /// The number.
+    pub value: u64,
+}
+
+/// A metric of a group of counters, which is a `G`.
+pub(super) struct Family<G: 'static> {
+    pub(super) name: &'static str,
+    pub(super) kind: MetricKind,
+    pub(super) unit: &'static str,
+    /// The label that tells its series apart, if it has several.
+    pub(super) label: Option<&'static str>,
+    /// `None`: what its only series says.
+    pub(super) help: Option<&'static str>,
+    pub(super) series: &'static [Series<G>],
+}
+
+/// One counter of a group.
+pub(super) struct Series<G> {
+    pub(super) label: Option<&'static str>,
+    pub(super) field: &'static str,
+    /// Its documentation.
+    pub(super) doc: &'static str,
+    pub(super) get: fn(&G) -> u64,
+}
+
+/// The metrics of a group that stands at `place` of the snapshot once.
+pub(super) fn of_one<G>(place: &str, group: &G, families: &[Family<G>]) -> Vec<Metric> {
+    let metric = |family| of_family(place, None, family, [(None, group)]);
+    families.iter().map(metric).collect()
+}
+
+/// The metrics of a group that is there for each of many, which the label `of` tells apart.
+pub(super) fn of_many<'a, G: 'a>(
+    place: &str,
+    of: &'static str,
+    all: impl Iterator<Item = (String, &'a G)> + Clone,
+    families: &[Family<G>],
+) -> Vec<Metric> {
+    let all = all.map(|(name, group)| (Some(name), group));
+    let metric = |family| of_family(place, Some(of), family, all.clone());
+    families.iter().map(metric).collect()
+}
+
+fn of_family<'a, G: 'a>(
+    place: &str,
+    of: Option<&'static str>,
+    family: &Family<G>,
+    all: impl IntoIterator<Item = (Option<String>, &'a G)>,
+) -> Metric {
+    let fields = family.series.iter();
+    let samples = all.into_iter().flat_map(|(name, group)| {
+        family.series.iter().map(move |series| Sample {
+            labels: name
+                .clone()
+                .into_iter()
+                .chain(series.label.map(str::to_owned))
+                .collect(),
+            value: (series.get)(group),
+        })
+    });
+    Metric {
+        name: family.name,
+        kind: family.kind,
+        unit: family.unit,
+        help: family
+            .help
+            .unwrap_or_else(|| family.series[0].doc.trim_start()),
+        labels: of.into_iter().chain(family.label).collect(),
+        fields: fields
+            .map(|series| format!("{place}.{}", series.field))
+            .collect(),
+        samples: samples.collect(),
+    }
+}
+
+/// A metric with one label, whose values are told one by one.
+pub(super) fn by_label<L: ToString>(
+    kind: MetricKind,
+    (name, unit, label): (&'static str, &'static str, &'static str),
+    help: &'static str,
+    fields: &[&str],
+    samples: impl Iterator<Item = (L, u64)>,
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        unit,
+        help,
+        labels: vec![label],
+        fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+        samples: samples
+            .map(|(label, value)| Sample {
+                labels: vec![label.to_string()],
+                value,
+            })
+            .collect(),
+    }
+}
+
+/// How the values of all CPUs become one.
+pub(super) fn sum(of_cpus: impl Iterator<Item = u64>) -> u64 {
+    of_cpus.sum()
+}
+
+/// Any CPU's that is not 0.
+pub(super) fn any(mut of_cpus: impl Iterator<Item = u64>) -> u64 {
+    of_cpus.find(|value| *value != 0).unwrap_or(0)
+}
+
+/// Packets and bytes of all CPUs.
+pub(super) fn count<'a>(of_cpus: impl Iterator<Item = &'a types::count>) -> Count {
+    let mut sum = Count::default();
+    for count in of_cpus {
+        sum.add(count);
+    }
+    sum
+}
+
+/// Makes the groups of `table.rs`: for each the struct of the snapshot, `sum` over the records of all
+/// CPUs, and its metrics.
+macro_rules! counters {
+    ($(
+        $(#[$about:meta])*
+        $group:ident from $record:ty {
+            $(
+                $(#[doc = $count_doc:literal])+
+                count $count:ident {
+                    packets: $packets_metric:ident, $packets_help:literal;
+                    bytes: $bytes_metric:ident, $bytes_help:literal;
+                }
+            )?
+            $(
+                $kind:ident $metric:ident, $unit:literal $(by $label:ident)? $(: $help:literal)? {
+                    $(
+                        $(#[doc = $doc:literal])+
+                        $field:ident = $how:ident($($path:tt)+) $(as $value:literal)?;
+                    )+
+                }
+            )+
+        }
+    )+) => {$(
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+        #[non_exhaustive]
+        pub struct $group {
+            $(
+                $(#[doc = $count_doc])+
+                pub $count: Count,
+            )?
+            $($(
+                $(#[doc = $doc])+
+                pub $field: u64,
+            )+)+
+        }
+
+        impl $group {
+            /// Of all CPUs.
+            pub(crate) fn sum(records: &[$record]) -> Self {
+                Self {
+                    $($count: $crate::counters::metric::count(
+                        records.iter().map(|record| &record.$count),
+                    ),)?
+                    $($($field: $crate::counters::metric::$how(
+                        records.iter().map(|record| record.$($path)+),
+                    ),)+)+
+                }
+            }
+
+            pub(super) const FAMILIES: &'static [Family<Self>] = &[
+                $(
+                    Family {
+                        name: stringify!($packets_metric),
+                        kind: MetricKind::Counter,
+                        unit: "packets",
+                        label: None,
+                        help: Some($packets_help),
+                        series: &[Series {
+                            label: None,
+                            field: concat!(stringify!($count), ".packets"),
+                            doc: "",
+                            get: |group| group.$count.packets,
+                        }],
+                    },
+                    Family {
+                        name: stringify!($bytes_metric),
+                        kind: MetricKind::Counter,
+                        unit: "bytes",
+                        label: None,
+                        help: Some($bytes_help),
+                        series: &[Series {
+                            label: None,
+                            field: concat!(stringify!($count), ".bytes"),
+                            doc: "",
+                            get: |group| group.$count.bytes,
+                        }],
+                    },
+                )?
+                $(Family {
+                    name: stringify!($metric),
+                    kind: MetricKind::$kind,
+                    unit: $unit,
+                    label: counters!(@option $(stringify!($label))?),
+                    help: counters!(@option $($help)?),
+                    series: &[$(Series {
+                        label: counters!(@option $($value)?),
+                        field: stringify!($field),
+                        doc: concat!($($doc),+),
+                        get: |group| group.$field,
+                    },)+],
+                },)+
+            ];
+        }
+    )+};
+    (@option) => { None };
+    (@option $value:expr) => { Some($value) };
+}
+pub(super) use counters;

@@ -1,0 +1,388 @@
+//! What the balancer counts, as plain values: a struct a group, every field with its unit, and the
+//! same as metrics.
+//!
+//! Most groups are rows of `table.rs`; here are those that are computed from several counters, or
+//! from what the library knows. No kernel.
+
+mod drop_reason;
+mod metric;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use drop_reason::DropReason;
+pub use drop_reason::DropReasons;
+pub use metric::Metric;
+pub use metric::MetricKind;
+pub use metric::Sample;
+pub use table::EncapFailures;
+pub use table::EventCounters;
+pub use table::FlowTableCounters;
+pub use table::GlobalFlowCounters;
+pub use table::HealthcheckCounters;
+pub use table::IcmpCounters;
+pub use table::InlineDecapCounters;
+pub use table::QuicCounters;
+pub use table::RealCounters;
+pub use table::RingDrops;
+pub use table::SourceRoutingCounters;
+pub use table::StableUdpCounters;
+pub use table::TcpServerIdCounters;
+pub use table::UdpFlowMigrationCounters;
+pub use table::VipCounters;
+
+use metric::by_label;
+use metric::of_many;
+use metric::of_one;
+
+use crate::maps::MapUse;
+use crate::skel::katran::types;
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes. Of frames for [`Totals`], Ethernet header included; for VIPs and reals the length
+    /// field of the IP header: the total length of IPv4, the payload length of IPv6.
+    pub bytes: u64,
+}
+
+impl Count {
+    fn add(&mut self, other: &types::count) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+/// Every frame by its verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Totals {
+    /// All frames: the sum of the three below.
+    pub total: Count,
+    /// Sent out of the interface: encapsulated, or an ICMP message of the balancer's own.
+    pub tx: Count,
+    /// Dropped; [`DropReasons`] says why.
+    pub drop: Count,
+    /// Passed to the host's stack.
+    pub pass: Count,
+}
+
+impl Totals {
+    /// Of all CPUs.
+    pub(crate) fn sum(records: &[types::counters]) -> Self {
+        let mut totals = Self::default();
+        for record in records {
+            totals.tx.add(&record.tx);
+            totals.drop.add(&record.drop);
+            totals.pass.add(&record.pass);
+        }
+        totals.total = totals.tx.plus(totals.drop).plus(totals.pass);
+        totals
+    }
+}
+
+/// One CPU's share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct CpuCounters {
+    /// The CPU's number.
+    pub cpu: u32,
+    /// Packets that it sent to reals, or delivered to this host.
+    pub forwarded: u64,
+    /// New flows that it counted in the last window of one second in which there was one.
+    pub new_flows: u64,
+    /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
+    pub under_flood: bool,
+}
+
+/// What the program need not count: all that was sent or passed, but for its own messages.
+pub(crate) fn forwarded(record: &types::counters) -> u64 {
+    let own = record.echo_v4 + record.echo_v6 + record.too_big_v4 + record.too_big_v6;
+    // A message that could not be sent was counted and then dropped.
+    let failed = record.drops[DropReason::ReplyFailed.number()];
+    (record.tx.packets + record.local).saturating_sub(own.saturating_sub(failed))
+}
+
+/// The library's own counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct LibraryCounters {
+    /// Kernel calls that failed since load.
+    pub failed_kernel_calls: u64,
+    /// Addresses that were refused since load.
+    pub rejected_addresses: u64,
+    /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
+    pub maps: Vec<MapUse>,
+}
+
+/// All groups in one snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Counters {
+    /// Every frame by its verdict.
+    pub totals: Totals,
+    /// What the flow table did.
+    pub flow_table: FlowTableCounters,
+    /// ICMP messages.
+    pub icmp: IcmpCounters,
+    /// Packets that the ring had no real for.
+    pub ring_drop: RingDrops,
+    /// Packets that could not be encapsulated.
+    pub encap_fail: EncapFailures,
+    /// Dropped frames by reason.
+    pub drop_reasons: DropReasons,
+    /// Routing by QUIC connection ids.
+    pub quic: QuicCounters,
+    /// Routing TCP by the server id in an option.
+    pub tcp_server_id: TcpServerIdCounters,
+    /// Stable routing of UDP.
+    pub stable_udp: StableUdpCounters,
+    /// Packets that asked the global flow tables.
+    pub global_lru: GlobalFlowCounters,
+    /// New flows that the client's prefix may have led.
+    pub source_routing: SourceRoutingCounters,
+    /// Packets in tunnels that end at the balancer.
+    pub decap: InlineDecapCounters,
+    /// UDP flows that left a real that is down.
+    pub udp_flow_migration: UdpFlowMigrationCounters,
+    /// Events for a monitor.
+    pub events: EventCounters,
+    /// Health checks.
+    pub healthcheck: HealthcheckCounters,
+    /// Probes that were sent for each registered key, under its text form.
+    pub probes: BTreeMap<String, u64>,
+    /// Every VIP's traffic, under its text form.
+    pub vips: BTreeMap<String, VipCounters>,
+    /// Every real's traffic.
+    pub reals: BTreeMap<IpAddr, RealCounters>,
+    /// Every possible CPU.
+    pub cpus: Vec<CpuCounters>,
+    /// The library's own.
+    pub library: LibraryCounters,
+}
+
+impl Counters {
+    /// Every number of the snapshot as metrics with names, kinds, units, help texts and labels: what a
+    /// collector such as Prometheus wants. `docs/metrics.md` in the sources lists them.
+    ///
+    /// ```no_run
+    /// # fn serve(katran: &katran::Katran) -> katran::Result<()> {
+    /// for metric in katran.counters()?.metrics() {
+    ///     for sample in metric.samples {
+    ///         println!("{} {:?} {}", metric.name, sample.labels, sample.value);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn metrics(&self) -> Vec<Metric> {
+        let sections = self.sections().into_iter();
+        sections.flat_map(|(_, metrics)| metrics).collect()
+    }
+
+    /// The metrics by the sections of `docs/metrics.md`.
+    fn sections(&self) -> [(&'static str, Vec<Metric>); 6] {
+        let vips = self.vips.iter().map(|(vip, of)| (vip.clone(), of));
+        let reals = self.reals.iter().map(|(real, of)| (real.to_string(), of));
+        let features = [
+            of_one(
+                "source_routing",
+                &self.source_routing,
+                SourceRoutingCounters::FAMILIES,
+            ),
+            of_one("global_lru", &self.global_lru, GlobalFlowCounters::FAMILIES),
+            of_one("events", &self.events, EventCounters::FAMILIES),
+            of_one(
+                "healthcheck",
+                &self.healthcheck,
+                HealthcheckCounters::FAMILIES,
+            ),
+            vec![self.probes()],
+            of_one("decap", &self.decap, InlineDecapCounters::FAMILIES),
+            of_one("quic", &self.quic, QuicCounters::FAMILIES),
+            of_one(
+                "tcp_server_id",
+                &self.tcp_server_id,
+                TcpServerIdCounters::FAMILIES,
+            ),
+            of_one("stable_udp", &self.stable_udp, StableUdpCounters::FAMILIES),
+            of_one(
+                "udp_flow_migration",
+                &self.udp_flow_migration,
+                UdpFlowMigrationCounters::FAMILIES,
+            ),
+        ];
+        let paths = [
+            of_one("icmp", &self.icmp, IcmpCounters::FAMILIES),
+            of_one("ring_drop", &self.ring_drop, RingDrops::FAMILIES),
+            of_one("encap_fail", &self.encap_fail, EncapFailures::FAMILIES),
+        ];
+        let mut flows = of_one("flow_table", &self.flow_table, FlowTableCounters::FAMILIES);
+        flows.extend(self.cpus());
+        let mut traffic = of_many("vips", "vip", vips, VipCounters::FAMILIES);
+        traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
+        [
+            ("frames", self.frames()),
+            ("vips and reals", traffic),
+            ("flow table and CPUs", flows),
+            ("ICMP, rings, encapsulation", paths.concat()),
+            ("features", features.concat()),
+            ("library", self.library()),
+        ]
+    }
+
+    fn frames(&self) -> Vec<Metric> {
+        // Without their sum, which would be counted twice wherever somebody adds them up.
+        let verdicts = [
+            ("tx", self.totals.tx),
+            ("pass", self.totals.pass),
+            ("drop", self.totals.drop),
+        ];
+        let of = |field: fn(&Count) -> u64| {
+            let verdicts = verdicts.iter();
+            verdicts.map(move |(verdict, count)| (*verdict, field(count)))
+        };
+        vec![
+            by_label(
+                MetricKind::Counter,
+                ("frames", "frames", "verdict"),
+                "Frames by verdict: sent, passed to the host's stack, or dropped.",
+                &[
+                    "totals.tx.packets",
+                    "totals.pass.packets",
+                    "totals.drop.packets",
+                    "totals.total.packets",
+                ],
+                of(|count| count.packets),
+            ),
+            by_label(
+                MetricKind::Counter,
+                ("frame_bytes", "bytes", "verdict"),
+                "Bytes of frames by verdict, as they came in: Ethernet headers included, no outer \
+                 headers.",
+                &[
+                    "totals.tx.bytes",
+                    "totals.pass.bytes",
+                    "totals.drop.bytes",
+                    "totals.total.bytes",
+                ],
+                of(|count| count.bytes),
+            ),
+            by_label(
+                MetricKind::Counter,
+                ("dropped_frames", "frames", "reason"),
+                "Dropped frames by reason.",
+                &["drop_reasons"],
+                self.drop_reasons.iter(),
+            ),
+        ]
+    }
+
+    fn probes(&self) -> Metric {
+        by_label(
+            MetricKind::Counter,
+            ("healthcheck_probe_packets", "packets", "vip"),
+            "Probes that were sent for each registered address, port and protocol.",
+            &["probes"],
+            self.probes.iter().map(|(vip, count)| (vip, *count)),
+        )
+    }
+
+    fn cpus(&self) -> Vec<Metric> {
+        let of = |field: fn(&CpuCounters) -> u64| {
+            let cpus = self.cpus.iter();
+            cpus.map(move |cpu| (cpu.cpu, field(cpu)))
+        };
+        vec![
+            by_label(
+                MetricKind::Counter,
+                ("cpu_packets", "packets", "cpu"),
+                "Packets that the CPU sent to reals or delivered to this host.",
+                &["cpus.forwarded", "cpus.cpu"],
+                of(|cpu| cpu.forwarded),
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("cpu_new_flows", "flows", "cpu"),
+                "New flows in the CPU's last window of one second in which there was one.",
+                &["cpus.new_flows"],
+                of(|cpu| cpu.new_flows),
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("cpu_under_flood", "0 or 1", "cpu"),
+                "1 while these are above the flood threshold, so that new flows are not remembered; \
+                 else 0.",
+                &["cpus.under_flood"],
+                of(|cpu| cpu.under_flood.into()),
+            ),
+        ]
+    }
+
+    fn library(&self) -> Vec<Metric> {
+        let single = |name, unit, help, field: &str, value| Metric {
+            name,
+            kind: MetricKind::Counter,
+            unit,
+            help,
+            labels: Vec::new(),
+            fields: vec![field.to_owned()],
+            samples: vec![Sample {
+                labels: Vec::new(),
+                value,
+            }],
+        };
+        let of = |field: fn(&MapUse) -> u64| {
+            let maps = self.library.maps.iter();
+            maps.map(move |map| (map.name, field(map)))
+        };
+        vec![
+            single(
+                "failed_kernel_calls",
+                "calls",
+                "Kernel calls of the library that failed.",
+                "library.failed_kernel_calls",
+                self.library.failed_kernel_calls,
+            ),
+            single(
+                "rejected_addresses",
+                "addresses",
+                "Addresses that the library refused.",
+                "library.rejected_addresses",
+                self.library.rejected_addresses,
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("map_capacity", "elements", "map"),
+                "Elements that the map can hold.",
+                &["library.maps.capacity", "library.maps.name"],
+                of(|map| map.capacity),
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("map_entries", "elements", "map"),
+                "Elements of the map in use.",
+                &["library.maps.entries"],
+                of(|map| map.entries),
+            ),
+        ]
+    }
+}

@@ -1,0 +1,369 @@
+//! The table of counters. A row gives the field of the program's record (in `bpf/shared.h`), how the
+//! values of all CPUs become one, the field of the snapshot, its documentation and its metric.
+//!
+//! A block is one metric: its kind, its name (`katran_` before it and `_total` behind a counter's are
+//! added by the exporter), its unit, and where it has several series the label that tells them apart
+//! and a help text. The help text of a metric with one series is the documentation of its field.
+//! `docs/metrics.md` comes from this table, too: `make docs`.
+
+use super::Count;
+use super::DropReason;
+use super::metric::Family;
+use super::metric::MetricKind;
+use super::metric::Series;
+use super::metric::counters;
+use crate::skel::healthcheck::types as probes;
+use crate::skel::katran::types;
+use crate::skel::katran::types::event_kind;
+
+counters! {
+    /// What the flow table did.
+    FlowTableCounters from types::counters {
+        Counter flow_table_packets, "packets" {
+            /// Packets to any VIP.
+            packets = sum(flow_packets);
+        }
+        Counter flow_table_misses, "packets" {
+            /// Packets whose flow was new: the ring chose the real.
+            misses = sum(flow_misses);
+        }
+        Counter flow_table_tcp_misses, "packets" by kind:
+            "TCP packets of new flows: those that open a connection (syn), and those within one."
+        {
+            /// TCP packets of new flows that open a connection.
+            miss_syn = sum(flow_miss_syn) as "syn";
+            /// TCP packets of new flows in the middle of a connection.
+            miss_non_syn = sum(flow_miss_non_syn) as "non_syn";
+        }
+        Counter flow_table_fallback_packets, "packets" {
+            /// Packets on a CPU without a flow table, which used the small shared one.
+            fallback = sum(flow_fallback);
+        }
+    }
+
+    /// ICMP messages, sent and received.
+    IcmpCounters from types::counters {
+        Counter icmp_too_big_sent, "messages" by family:
+            "Too-big messages sent for frames above the largest accepted size."
+        {
+            /// Fragmentation-needed messages sent for IPv4 frames above `max_frame`.
+            too_big_v4 = sum(too_big_v4) as "ipv4";
+            /// Packet-too-big messages sent for IPv6 frames above `max_frame`.
+            too_big_v6 = sum(too_big_v6) as "ipv6";
+        }
+        Counter icmp_too_big_received, "messages" by family:
+            "Too-big messages received, for any destination."
+        {
+            /// Fragmentation-needed messages received, for any destination.
+            ptb_v4 = sum(ptb_v4) as "ipv4";
+            /// Packet-too-big messages received, for any destination.
+            ptb_v6 = sum(ptb_v6) as "ipv6";
+        }
+        Counter icmp_too_big_small_received, "messages" by family:
+            "Too-big messages received that announce an MTU below 1280 bytes."
+        {
+            /// Fragmentation-needed messages received that announce an MTU below 1280 bytes.
+            ptb_v4_small = sum(ptb_v4_small) as "ipv4";
+            /// Packet-too-big messages received that announce an MTU below 1280 bytes.
+            ptb_v6_small = sum(ptb_v6_small) as "ipv6";
+        }
+        Counter icmp_echo_replies, "messages" by family:
+            "Echo requests that the balancer answered."
+        {
+            /// Echo requests over IPv4 answered.
+            echo_v4 = sum(echo_v4) as "ipv4";
+            /// Echo requests over IPv6 answered.
+            echo_v6 = sum(echo_v6) as "ipv6";
+        }
+    }
+
+    /// Packets that the ring had no real for.
+    RingDrops from types::counters {
+        Counter ring_dropped_packets, "packets" by reason:
+            "Packets that the ring had no real for; also among the dropped frames."
+        {
+            /// The slot names a real out of range: somebody else wrote to the map.
+            unknown_real = sum(drops[DropReason::RingUnknownReal.number()]) as "unknown_real";
+            /// The VIP has no real that takes new flows.
+            empty = sum(drops[DropReason::RingEmpty.number()]) as "empty";
+        }
+    }
+
+    /// Packets that could not be encapsulated for want of headroom.
+    EncapFailures from types::counters {
+        Counter encap_failed_packets, "packets" by family:
+            "Packets without headroom for outer headers of this family; also among the dropped frames."
+        {
+            /// For an IPv4 real.
+            v4 = sum(drops[DropReason::EncapV4.number()]) as "ipv4";
+            /// For an IPv6 real.
+            v6 = sum(drops[DropReason::EncapV6.number()]) as "ipv6";
+        }
+    }
+
+    /// New flows at VIPs with [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
+    SourceRoutingCounters from types::counters {
+        Counter source_routing_flows, "flows" by result:
+            "New flows of VIPs with source routing, by whether a prefix covers the client."
+        {
+            /// No prefix covers the client: they went by the ring.
+            unmatched = sum(source_unmatched) as "unmatched";
+            /// The client's prefix chose the real.
+            matched = sum(source_matched) as "matched";
+        }
+    }
+
+    /// Packets that asked the global flow tables.
+    GlobalFlowCounters from types::counters {
+        Counter global_flow_no_table_packets, "packets" {
+            /// Packets on a CPU without a global flow table of its own, which asked the shared one.
+            no_table = sum(global_no_table);
+        }
+        Counter global_flow_hit_packets, "packets" {
+            /// Packets that a global flow table sent to a real.
+            hits = sum(global_hits);
+        }
+    }
+
+    /// What became of events, by the program; see [`Katran::monitor`](crate::Katran::monitor).
+    EventCounters from types::counters {
+        Counter events, "events" by event: "Events handed over to a monitor, by kind." {
+            /// TCP packets other than a SYN of flows that no table knew: handed over.
+            tcp_non_syn_miss = sum(events[event(event_kind::EVENT_TCP_NON_SYN_MISS)]) as "tcp_non_syn_miss";
+            /// Frames above `max_frame`: handed over.
+            packet_too_big = sum(events[event(event_kind::EVENT_TOO_BIG)]) as "packet_too_big";
+            /// QUIC packets whose real is just going: handed over.
+            quic_real_gone = sum(events[event(event_kind::EVENT_QUIC_REAL_GONE)]) as "quic_real_gone";
+        }
+        Counter events_left_out, "events" by reason:
+            "Events that no monitor was told of, by the rate limit or for want of room in the buffer."
+        {
+            /// Left out by the rate limit.
+            limited = sum(events_limited) as "limited";
+            /// Left out because the buffer was full: the monitor did not keep up.
+            lost = sum(events_lost) as "lost";
+        }
+    }
+
+    /// Packets in tunnels that end at the balancer.
+    #[doc(alias = "decap_stats")]
+    InlineDecapCounters from types::counters {
+        Counter decap_remote_packets, "packets" {
+            /// Tunnelled packets to an address where the balancer ends tunnels.
+            remote_encap = sum(decap.remote);
+        }
+        Counter decap_packets, "packets" by family:
+            "Packets unwrapped, by family of the outer header."
+        {
+            /// Unwrapped from outer IPv4.
+            v4 = sum(decap.v4) as "ipv4";
+            /// Unwrapped from outer IPv6.
+            v6 = sum(decap.v6) as "ipv6";
+        }
+        Counter decap_balanced_packets, "packets" by family:
+            "Unwrapped packets that were then balanced, by family of the inner header."
+        {
+            /// Inner IPv4 packets that were then balanced.
+            xpop_v4 = sum(decap.walked_v4) as "ipv4";
+            /// Inner IPv6 packets that were then balanced.
+            xpop_v6 = sum(decap.walked_v6) as "ipv6";
+        }
+        Counter decap_egress_packets, "packets" by family:
+            "Unwrapped packets that were sent back out, by family of the inner header."
+        {
+            /// Inner IPv4 packets that were sent back out.
+            egress_v4 = sum(decap.egress_v4) as "ipv4";
+            /// Inner IPv6 packets that were sent back out.
+            egress_v6 = sum(decap.egress_v6) as "ipv6";
+        }
+    }
+
+    /// Routing by QUIC connection ids.
+    #[doc(alias = "lb_quic_packets_stats")]
+    QuicCounters from types::counters {
+        Counter quic_ch_routed_packets, "packets" {
+            /// QUIC packets without a known server id, which went by flow table and ring.
+            ch_routed = sum(quic.no_id);
+        }
+        Counter quic_cid_initial_packets, "packets" {
+            /// QUIC packets (initial and 0-RTT) whose ids are the client's, which went by flow table
+            /// and ring.
+            cid_initial = sum(quic.initial);
+        }
+        Counter quic_cid_invalid_server_id_packets, "packets" {
+            /// QUIC packets with a server id that nobody has.
+            cid_invalid_server_id = sum(quic.unknown_id);
+        }
+        Gauge quic_cid_invalid_server_id_sample, "a server id" {
+            /// One of the server ids that nobody has; 0: none yet.
+            cid_invalid_server_id_sample = any(quic.unknown_id_sample);
+        }
+        Counter quic_cid_routed_packets, "packets" {
+            /// QUIC packets that went by their server id.
+            cid_routed = sum(quic.routed);
+        }
+        Counter quic_cid_unknown_real_dropped_packets, "packets" {
+            /// QUIC packets dropped because the real of their server id was just going.
+            cid_unknown_real_dropped = sum(quic.real_gone);
+        }
+        Counter quic_cid_version_packets, "packets" by version:
+            "QUIC packets by the version of their connection id."
+        {
+            /// Packets with an id of version 0, which holds no server id.
+            cid_v0 = sum(quic.versions[0]) as "0";
+            /// Packets with an id of version 1 (16 bits of server id).
+            cid_v1 = sum(quic.versions[1]) as "1";
+            /// Packets with an id of version 2 (24 bits).
+            cid_v2 = sum(quic.versions[2]) as "2";
+            /// Packets with an id of version 3 (32 bits).
+            cid_v3 = sum(quic.versions[3]) as "3";
+        }
+        Counter quic_dst_match_in_lru_packets, "packets" {
+            /// QUIC packets that went by their id to where the flow table would have sent them.
+            dst_match_in_lru = sum(quic.r#match);
+        }
+        Counter quic_dst_mismatch_in_lru_packets, "packets" {
+            /// QUIC packets that went by their id, and the flow table's entry was corrected.
+            dst_mismatch_in_lru = sum(quic.mismatch);
+        }
+        Counter quic_dst_not_found_in_lru_packets, "packets" {
+            /// QUIC packets that went by their id and were new to the flow table.
+            dst_not_found_in_lru = sum(quic.not_found);
+        }
+        Counter quic_icmp_packets, "packets" {
+            /// ICMP errors about flows of QUIC VIPs.
+            icmp = sum(quic.icmp);
+        }
+        Counter quic_icmp_ignored_packets, "packets" {
+            /// ICMP errors about flows of QUIC VIPs that a QUIC server takes no notice of: port or
+            /// host unreachable.
+            icmp_ignored = sum(quic.icmp_ignored);
+        }
+    }
+
+    /// Routing TCP by the server id in an option.
+    #[doc(alias = "tpr_packets_stats")]
+    TcpServerIdCounters from types::counters {
+        Counter tcp_server_id_ch_routed_packets, "packets" {
+            /// TCP packets without a known server id, which went by flow table and ring.
+            ch_routed = sum(tcp_server_id.no_id);
+        }
+        Counter tcp_server_id_dst_mismatch_in_lru_packets, "packets" {
+            /// TCP packets that went by their server id, and the flow table's entry was corrected.
+            dst_mismatch_in_lru = sum(tcp_server_id.mismatch);
+        }
+        Counter tcp_server_id_sid_routed_packets, "packets" {
+            /// TCP packets that went by their server id.
+            sid_routed = sum(tcp_server_id.routed);
+        }
+        Counter tcp_server_id_syn_packets, "packets" {
+            /// SYNs, which are never routed by server id.
+            syn = sum(tcp_server_id.syn);
+        }
+    }
+
+    /// Stable routing of UDP.
+    StableUdpCounters from types::counters {
+        Counter stable_udp_ch_routed_packets, "packets" {
+            /// Packets of stable UDP without a known server id, which went by flow table and ring.
+            ch_routed = sum(stable_udp.no_id);
+        }
+        Counter stable_udp_cid_routed_packets, "packets" {
+            /// Packets of stable UDP that went by their server id.
+            cid_routed = sum(stable_udp.routed);
+        }
+        Counter stable_udp_cid_invalid_server_id_packets, "packets" {
+            /// Packets of stable UDP with a server id that nobody has.
+            cid_invalid_server_id = sum(stable_udp.unknown_id);
+        }
+        Counter stable_udp_cid_unknown_real_dropped_packets, "packets" {
+            /// Packets of stable UDP dropped because the real of their server id was just going.
+            cid_unknown_real_dropped = sum(stable_udp.real_gone);
+        }
+        Counter stable_udp_invalid_type_packets, "packets" {
+            /// Packets to stable UDP VIPs whose first byte is another one, or that are too short.
+            invalid_packet_type = sum(stable_udp.invalid_type);
+        }
+    }
+
+    /// UDP flows that left a real that is down.
+    UdpFlowMigrationCounters from types::counters {
+        Counter udp_flow_migration_invalidated_packets, "packets" {
+            /// Packets whose flow was remembered on a real that is down.
+            invalidated = sum(migrated);
+        }
+    }
+
+    /// What health checks have done, and what passed by them.
+    #[doc(alias = "HealthCheckProgStats")]
+    HealthcheckCounters from probes::probe_totals {
+        Counter healthcheck_packets, "packets" by result:
+            "Packets that passed the path of health checks, by what became of them."
+        {
+            /// Probes that were wrapped and sent.
+            processed = sum(processed) as "processed";
+            /// Probes that were dropped, for whatever reason.
+            dropped = sum(dropped) as "dropped";
+            /// Packets of the interface that are no probes.
+            skipped = sum(skipped) as "skipped";
+        }
+        Counter healthcheck_too_big_packets, "packets" {
+            /// Probes that were dropped because they were longer than `healthcheck_max_packet`.
+            too_big = sum(too_big);
+        }
+        Counter healthcheck_matched_packets, "packets" by by:
+            "Probes that were told by an address of theirs and not by a mark."
+        {
+            /// Probes that were told by their destination.
+            dst_matched = sum(dst_matched) as "destination";
+            /// Probes that were told by their source.
+            src_matched = sum(src_matched) as "source";
+        }
+    }
+
+    /// One VIP's traffic.
+    VipCounters from types::vip_counters {
+        /// Packets sent to a real, or delivered to this host.
+        count forwarded {
+            packets: vip_packets,
+                "Packets to the VIP that went to a real or were delivered to this host.";
+            bytes: vip_bytes,
+                "Bytes of packets to the VIP that went on: total length of IPv4, payload length of IPv6.";
+        }
+        Counter vip_server_id_new_packets, "packets" {
+            /// Packets that open a connection, after which packets may carry a server id.
+            server_id_new = sum(server_id_new);
+        }
+        Counter vip_server_id_moved_flows, "flows" {
+            /// Flows that a server id took to another real than the flow table had.
+            server_id_moved = sum(server_id_moved);
+        }
+        Counter vip_decap_packets, "packets" {
+            /// Packets to the VIP that were unwrapped from GUE for this host's own stack.
+            decap = sum(decap);
+        }
+    }
+
+    /// One real's traffic, of all VIPs.
+    RealCounters from types::real_counters {
+        /// Packets sent to the real, or delivered to this host.
+        count forwarded {
+            packets: real_packets,
+                "Packets of all VIPs that went to the real.";
+            bytes: real_bytes,
+                "Bytes of packets that went to the real: total length of IPv4, payload length of IPv6.";
+        }
+        Counter real_watched_misses, "packets":
+            "New flows of the watched VIP that went to the real; 0 while none is watched."
+        {
+            /// New flows of the watched VIP that went to this real since
+            /// [`Katran::watch_misses`](crate::Katran::watch_misses); 0 while none is watched.
+            misses = sum(misses);
+        }
+    }
+}
+
+/// The place of a kind of event.
+const fn event(kind: event_kind) -> usize {
+    kind.0 as usize
+}

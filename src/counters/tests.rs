@@ -1,0 +1,187 @@
+//! That the table has every counter of the program, and that `docs/metrics.md` is what the table says.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::*;
+use crate::generated;
+use crate::skel::healthcheck::types::probe_totals;
+use crate::sys::pod::from_words;
+
+#[test]
+fn forwarded_leaves_out_own_messages() {
+    let mut record = types::counters::default();
+    record.tx.packets = 10;
+    record.local = 2;
+    record.echo_v6 = 3;
+    record.too_big_v4 = 2;
+    record.drops[DropReason::ReplyFailed.number()] = 1;
+    assert_eq!(forwarded(&record), 8);
+}
+
+/// All groups of the program's record.
+fn groups(record: types::counters) -> Counters {
+    let records = &[record];
+    Counters {
+        totals: Totals::sum(records),
+        flow_table: FlowTableCounters::sum(records),
+        icmp: IcmpCounters::sum(records),
+        ring_drop: RingDrops::sum(records),
+        encap_fail: EncapFailures::sum(records),
+        drop_reasons: DropReasons::sum(records),
+        quic: QuicCounters::sum(records),
+        tcp_server_id: TcpServerIdCounters::sum(records),
+        stable_udp: StableUdpCounters::sum(records),
+        global_lru: GlobalFlowCounters::sum(records),
+        source_routing: SourceRoutingCounters::sum(records),
+        decap: InlineDecapCounters::sum(records),
+        udp_flow_migration: UdpFlowMigrationCounters::sum(records),
+        events: EventCounters::sum(records),
+        cpus: vec![CpuCounters {
+            forwarded: forwarded(&record),
+            ..CpuCounters::default()
+        }],
+        ..Counters::default()
+    }
+}
+
+/// A record with a 1 in one of its words, for each of them.
+fn records<R: crate::sys::pod::Pod>() -> impl Iterator<Item = (usize, R)> {
+    let words = size_of::<R>() / size_of::<u64>();
+    (0..words).map(move |place| {
+        let mut record = vec![0; words];
+        record[place] = 1;
+        (place, from_words(&record))
+    })
+}
+
+/// A counter in `bpf/shared.h` without a row here is read by nobody.
+#[test]
+fn every_counter_of_the_program_has_a_row() {
+    let none = groups(types::counters::default());
+    // `DROP_NONE` is no reason.
+    let unused = types::counters {
+        drops: std::array::from_fn(|reason| u64::from(reason == 0)),
+        ..Default::default()
+    };
+    let mut unread = Vec::new();
+    for (place, record) in records::<types::counters>() {
+        if groups(record) == none && !same(&record, &unused) {
+            unread.push(place);
+        }
+    }
+    assert_eq!(unread, [0usize; 0], "words of struct counters");
+    for (place, record) in records::<types::vip_counters>() {
+        assert_ne!(
+            VipCounters::sum(&[record]),
+            VipCounters::default(),
+            "{place}"
+        );
+    }
+    for (place, record) in records::<types::real_counters>() {
+        assert_ne!(
+            RealCounters::sum(&[record]),
+            RealCounters::default(),
+            "{place}"
+        );
+    }
+    for (place, record) in records::<probe_totals>() {
+        let sum = HealthcheckCounters::sum(&[record]);
+        assert_ne!(sum, HealthcheckCounters::default(), "{place}");
+    }
+}
+
+fn same(one: &types::counters, other: &types::counters) -> bool {
+    format!("{one:?}") == format!("{other:?}")
+}
+
+/// No metric has another one's name, and all series of one differ.
+#[test]
+fn names_and_series_are_unique() {
+    let mut names = BTreeSet::new();
+    for metric in Counters::default().metrics() {
+        assert!(names.insert(metric.name), "{}", metric.name);
+        assert!(
+            metric.help.ends_with('.'),
+            "{}: {}",
+            metric.name,
+            metric.help
+        );
+        let mut series = BTreeSet::new();
+        for sample in &metric.samples {
+            assert_eq!(sample.labels.len(), metric.labels.len(), "{}", metric.name);
+            assert!(series.insert(&sample.labels), "{}", metric.name);
+        }
+    }
+}
+
+#[test]
+fn documentation_is_current() {
+    let counters = Counters::default();
+    let mut tables: Vec<(&str, String)> = Vec::new();
+    for (section, metrics) in counters.sections() {
+        tables.push((section, rows(&metrics)));
+    }
+    tables.push(("labels", labels(&counters.metrics())));
+    generated::check("docs/metrics.md", &tables);
+}
+
+/// As Prometheus has it.
+fn full_name(metric: &Metric) -> String {
+    let suffix = match metric.kind {
+        MetricKind::Counter => "_total",
+        MetricKind::Gauge => "",
+    };
+    format!("katran_{}{suffix}", metric.name)
+}
+
+fn code(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.is_empty() {
+        true => "-".to_owned(),
+        false => names.join(", "),
+    }
+}
+
+fn rows(metrics: &[Metric]) -> String {
+    let mut text = "| metric | type | unit | labels | field of `Counters` | meaning |\n\
+                    | --- | --- | --- | --- | --- | --- |\n"
+        .to_owned();
+    for metric in metrics {
+        let (name, labels, fields) = (
+            full_name(metric),
+            code(&metric.labels),
+            code(&metric.fields),
+        );
+        let Metric {
+            kind, unit, help, ..
+        } = metric;
+        writeln!(
+            text,
+            "| `{name}` | {kind} | {unit} | {labels} | {fields} | {help} |"
+        )
+        .unwrap();
+    }
+    text
+}
+
+/// Labels whose values are known beforehand.
+fn labels(metrics: &[Metric]) -> String {
+    let mut of_labels = BTreeMap::<&str, Vec<String>>::new();
+    for metric in metrics {
+        for (place, label) in metric.labels.iter().enumerate() {
+            let samples = metric.samples.iter();
+            let values: Vec<_> = samples.map(|sample| &sample.labels[place]).collect();
+            if !values.is_empty() {
+                let of_metric = format!("of `{}`: {}", full_name(metric), code(values));
+                of_labels.entry(label).or_default().push(of_metric);
+            }
+        }
+    }
+    let mut text = "| label | values |\n| --- | --- |\n".to_owned();
+    for (label, of_metrics) in of_labels {
+        writeln!(text, "| `{label}` | {} |", of_metrics.join("; ")).unwrap();
+    }
+    text
+}

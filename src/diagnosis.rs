@@ -1,0 +1,9 @@
+//! Why packets do not arrive: what is wrong with a host, an interface or a configuration.
+//!
+//! [`Katran::diagnose`](crate::Katran::diagnose) and [`Decap::diagnose`](crate::Decap::diagnose) return a
+//! [`Diagnosis`]: a list of [`Finding`]s, each with what to do about it.
+
+pub use crate::diagnose::Diagnosis;
+pub use crate::diagnose::Finding;
+pub use crate::diagnose::Severity;
+pub use crate::diagnose::Subject;

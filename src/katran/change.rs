@@ -1,0 +1,233 @@
+//! How everything is changed: a transaction, whose phases are types. Each takes the one before it, so
+//! none can be left out or come early:
+//!
+//! 1. [`Prepared`]: the change is worked out on paper. What is wrong with it ends here.
+//! 2. [`Written`]: what it needs is written where no packet looks. This is the last phase that can
+//!    fail, and whoever fails in it takes back what he wrote.
+//! 3. [`Switched`]: packets see the change, and the library's records say the same.
+//! 4. [`News`]: what packets may still hold (rings, numbers, programs) waits for a grace period.
+//! 5. [`Katran::tell`] runs the callbacks, when nothing is left to do.
+
+use std::net::IpAddr;
+
+use super::Katran;
+use super::object::Programs;
+use crate::error::Result;
+use crate::maps::RingSlot;
+use crate::table::Paper;
+use crate::table::RealRecord;
+use crate::types::RealNumber;
+
+/// A change on paper: nothing has been written.
+#[must_use = "a change is made by writing and switching it"]
+pub(super) struct Prepared {
+    paper: Option<Paper>,
+}
+
+/// A change that is written where no packet looks, with `T` to switch packets to.
+#[must_use = "what is written has to be switched to"]
+pub(super) struct Written<T> {
+    paper: Option<Paper>,
+    /// The new reals are known to packets already.
+    published: bool,
+    with: T,
+}
+
+/// A change that packets see.
+#[must_use = "what packets may still hold has to be retired"]
+pub(super) struct Switched {
+    left: Left,
+    gives_back: bool,
+    news: News,
+}
+
+/// What packets have been turned away from, and may still be in.
+#[must_use = "what packets may still hold has to be retired"]
+#[derive(Default)]
+pub(super) struct Left {
+    pub(super) ring: Option<RingSlot>,
+    pub(super) programs: Vec<Programs>,
+}
+
+/// Reals that have come and gone, for the callbacks.
+#[must_use = "callbacks have to be told"]
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) reals: Vec<RealNews>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RealNews {
+    Added(IpAddr, RealNumber),
+    Removed(IpAddr, RealNumber),
+}
+
+impl Prepared {
+    /// A change that the table has staged.
+    pub(super) fn new(staged: impl Into<Paper>) -> Self {
+        let paper = Some(staged.into());
+        Self { paper }
+    }
+
+    /// A change that concerns no VIP and no real.
+    pub(super) fn plain() -> Self {
+        Self { paper: None }
+    }
+
+    /// Writes what packets do not see before [`Written::switch`].
+    ///
+    /// # Errors
+    /// Those of `write`, which leaves nothing behind then, and refusals of the kernel to wait or to
+    /// clear counters. Nothing has changed.
+    pub(super) fn write<T>(
+        self,
+        katran: &mut Katran,
+        write: impl FnOnce(&mut Katran) -> Result<T>,
+    ) -> Result<Written<T>> {
+        self.make_way(katran)?;
+        let with = write(katran)?;
+        Ok(Written {
+            paper: self.paper,
+            published: false,
+            with,
+        })
+    }
+
+    /// Writes what packets see store by store, such as many routes to new reals: the reals are there
+    /// before.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub(super) fn write_in_sight<T>(
+        self,
+        katran: &mut Katran,
+        write: impl FnOnce(&mut Katran) -> Result<T>,
+    ) -> Result<Written<T>> {
+        self.make_way(katran)?;
+        katran.publish_reals(self.added());
+        match write(katran) {
+            Ok(with) => Ok(Written {
+                paper: self.paper,
+                published: true,
+                with,
+            }),
+            Err(error) => {
+                let added = self.added().iter();
+                let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
+                katran.withdraw_reals(&added);
+                Err(error)
+            }
+        }
+    }
+
+    fn added(&self) -> &[RealRecord] {
+        self.paper.as_ref().map_or(&[], |paper| &paper.added)
+    }
+
+    /// Makes ready for new numbers. Nothing that packets see has changed if it fails.
+    fn make_way(&self, katran: &mut Katran) -> Result<()> {
+        let Some(paper) = &self.paper else {
+            return Ok(());
+        };
+        for record in &paper.added {
+            katran.check_reachable(record.address)?;
+        }
+        if paper.unsettled {
+            katran.settle()?;
+        }
+        katran.clear_real_counters(&paper.added)
+    }
+}
+
+impl<T> Written<T> {
+    /// Switches packets, by stores that cannot fail, and commits the change. Reals are there before
+    /// something names them, and go after nothing does.
+    pub(super) fn switch(
+        self,
+        katran: &mut Katran,
+        switch: impl FnOnce(&mut Katran, T) -> Left,
+    ) -> Switched {
+        let Some(paper) = self.paper else {
+            let left = switch(katran, self.with);
+            return Switched {
+                left,
+                gives_back: false,
+                news: News::default(),
+            };
+        };
+        if !self.published {
+            katran.publish_reals(&paper.added);
+        }
+        let left = switch(katran, self.with);
+        katran.withdraw_reals(&paper.released);
+        katran.count_from_zero(&paper.added);
+        let added = paper.added.iter();
+        let added = added.map(|real| RealNews::Added(real.address, real.number));
+        let released = paper.released.iter();
+        let released = released.map(|(address, number)| RealNews::Removed(*address, *number));
+        let news = News {
+            reals: added.chain(released).collect(),
+        };
+        let gives_back = paper.gives_back();
+        katran.table.commit(paper);
+        Switched {
+            left,
+            gives_back,
+            news,
+        }
+    }
+}
+
+impl Switched {
+    /// Hands over to the moments what packets may still hold. If the next change could not be made at
+    /// once, this one waits, and not that.
+    pub(super) fn retire(self, katran: &mut Katran) -> News {
+        let Left { ring, programs } = self.left;
+        katran.let_go(ring, self.gives_back);
+        if !programs.is_empty() {
+            katran.outlast(programs);
+        }
+        katran.make_ready();
+        self.news
+    }
+}
+
+impl Left {
+    pub(super) fn nothing() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn programs(programs: Vec<Programs>) -> Self {
+        Self {
+            programs,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn ring(ring: Option<RingSlot>) -> Self {
+        Self {
+            ring,
+            ..Self::default()
+        }
+    }
+}
+
+impl News {
+    /// These, and then those of a later change.
+    pub(super) fn add(&mut self, later: Self) {
+        self.reals.extend(later.reals);
+    }
+}
+
+impl Katran {
+    /// A change that is one store, which packets see at once, and that concerns no VIP and no real's
+    /// number: the kernel makes it or refuses it, and then the library's record of it is made. There is
+    /// nothing to switch, to retire or to tell.
+    pub(super) fn change_at_once<T>(
+        &mut self,
+        store: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let Written { with, .. } = Prepared::plain().write(self, store)?;
+        Ok(with)
+    }
+}

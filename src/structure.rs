@@ -1,0 +1,327 @@
+//! Checks the structure that docs/architecture.md promises against the paths in the sources: a module knows
+//! only those above it in the list, names come from the module that defines them, and the files of a
+//! module form no circle.
+//!
+//! The list is read from the document, so that it cannot go stale.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Modules by name, with the row of the list that they stand in: those of one row do not know each other.
+type Rows = BTreeMap<String, usize>;
+
+#[test]
+fn modules_know_only_those_above_them() {
+    let rows = rows(&read("docs/architecture.md"));
+    let mut found = Vec::new();
+    for (path, text) in sources() {
+        found.extend(offences(&rows, &path, &text));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_list_has_every_module() {
+    let listed: BTreeSet<String> = rows(&read("docs/architecture.md")).into_keys().collect();
+    assert_eq!(listed, declared(&read("src/lib.rs")));
+}
+
+#[test]
+fn files_of_a_module_form_no_circle() {
+    let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+    let sources = sources();
+    let parts: BTreeSet<Vec<String>> = sources
+        .iter()
+        .map(|(path, _)| module_of(path))
+        .filter(|module| module.len() == 2)
+        .collect();
+    let exports: BTreeMap<String, BTreeMap<String, String>> = sources
+        .iter()
+        .filter(|(path, _)| module_of(path).len() == 1)
+        .map(|(path, text)| (module_of(path).remove(0), exports(text)))
+        .collect();
+    for (path, text) in &sources {
+        let module = module_of(path);
+        if module.len() < 2 {
+            continue;
+        }
+        let part = module[..2].to_vec();
+        for (_, target) in paths(&module, text) {
+            let [first, second, ..] = &target[..] else {
+                continue;
+            };
+            if *first != part[0] {
+                continue;
+            }
+            let definer = exports.get(first).and_then(|names| names.get(second));
+            let to = vec![first.clone(), definer.unwrap_or(second).clone()];
+            if to != part && parts.contains(&to) {
+                edges.entry(part.clone()).or_default().insert(to);
+            }
+        }
+    }
+    assert!(edges.len() > 20, "the paths were not found: {edges:?}");
+    assert_eq!(circle(&edges), None);
+}
+
+#[test]
+fn offences_are_found() {
+    let rows = rows(
+        "## The modules\n| module | holds |\n| --- | --- |\n| `types` | x |\n| `ring`, `sys` | `y` |\n\
+         | `katran` | z |\n",
+    );
+    assert_eq!(rows.len(), 4);
+    for (path, text, is_offence) in [
+        ("src/ring/mod.rs", "use crate::types::Vip;", false),
+        ("src/ring/mod.rs", "use crate::ring::Ring;", false),
+        ("src/ring/mod.rs", "use crate::katran::Katran;", true),
+        ("src/ring/mod.rs", "use crate::sys::map;", true),
+        (
+            "src/ring/hash.rs",
+            "    let x = crate::katran::mix(1);",
+            true,
+        ),
+        ("src/katran/mod.rs", "use crate::Vip;", true),
+        ("src/katran/mod.rs", "use crate::{types::Vip};", true),
+        ("src/katran/mod.rs", "use crate::unlisted::Vip;", true),
+        ("src/katran/mod.rs", "/// See [`Vip`](crate::Vip).", false),
+        ("src/katran/mod.rs", "use super::types::Vip;", true),
+        ("src/ring/hash.rs", "use super::Ring;", false),
+        (
+            "src/ring/hash.rs",
+            "use super::super::katran::Katran;",
+            true,
+        ),
+        ("src/ring.rs", "mod tests {\n    use super::*;\n}", false),
+        (
+            "src/ring.rs",
+            "mod tests {\n    use super::super::katran;\n}",
+            true,
+        ),
+        ("src/ring.rs", "mod tests {\n}\nuse super::katran;", true),
+    ] {
+        let found = offences(&rows, path, text);
+        assert_eq!(!found.is_empty(), is_offence, "{path}: {text}: {found:?}");
+    }
+    let edge =
+        |from: &str, to: &str| (vec![from.to_owned()], BTreeSet::from([vec![to.to_owned()]]));
+    assert_eq!(
+        circle(&BTreeMap::from([edge("a", "b"), edge("b", "c")])),
+        None
+    );
+    let to_circle = BTreeMap::from([edge("a", "b"), edge("b", "c"), edge("c", "b")]);
+    let found = circle(&to_circle);
+    assert_eq!(
+        found,
+        Some(vec![vec!["b".to_owned()], vec!["c".to_owned()]])
+    );
+}
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The first column of the table below the heading `The modules`.
+fn rows(document: &str) -> Rows {
+    let mut lines = document
+        .lines()
+        .skip_while(|line| *line != "## The modules")
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .peekable();
+    assert!(lines.peek().is_some(), "no table of modules");
+    let mut rows = Rows::new();
+    for (row, line) in lines.enumerate() {
+        let column = line.split('|').nth(1).unwrap_or_default();
+        for name in column.split('`').skip(1).step_by(2) {
+            let before = rows.insert(name.to_owned(), row);
+            assert_eq!(before, None, "`{name}` stands in two rows");
+        }
+    }
+    rows
+}
+
+/// The modules that the crate root declares, other than those of tests.
+fn declared(root: &str) -> BTreeSet<String> {
+    let mut declared = BTreeSet::new();
+    let mut before = "";
+    for line in root.lines() {
+        let name = line
+            .strip_prefix("pub ")
+            .unwrap_or(line)
+            .strip_prefix("mod ")
+            .and_then(|line| line.strip_suffix(';'));
+        if let Some(name) = name
+            && !before.starts_with("#[cfg(test)]")
+        {
+            declared.insert(name.to_owned());
+        }
+        before = line;
+    }
+    declared
+}
+
+/// All sources by their paths, without the crate root and the modules of tests that it declares.
+fn sources() -> Vec<(String, String)> {
+    let declared = declared(&read("src/lib.rs"));
+    let mut sources = Vec::new();
+    let mut directories = vec!["src".to_owned()];
+    while let Some(directory) = directories.pop() {
+        let entries = Path::new(env!("CARGO_MANIFEST_DIR")).join(&directory);
+        for entry in fs::read_dir(entries).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let path = format!("{directory}/{name}");
+            if path.ends_with(".rs") && declared.contains(&module_of(&path)[0]) {
+                let text = read(&path);
+                sources.push((path, text));
+            } else if !name.contains('.') {
+                directories.push(path);
+            }
+        }
+    }
+    assert!(sources.len() > declared.len());
+    sources.sort();
+    sources
+}
+
+/// `src/a/b.rs` is `a::b`, `src/a/mod.rs` is `a`.
+fn module_of(path: &str) -> Vec<String> {
+    let path = path.strip_prefix("src/").unwrap_or(path);
+    let path = path.strip_suffix(".rs").unwrap_or(path);
+    let path = path.strip_suffix("/mod").unwrap_or(path);
+    path.split('/').map(str::to_owned).collect()
+}
+
+/// Every path in the code that begins with `crate::` or `super::`: its line, and where it leads from the
+/// crate root. Comments do not count.
+fn paths(module: &[String], text: &str) -> Vec<(usize, Vec<String>)> {
+    let mut paths = Vec::new();
+    let mut module = module.to_vec();
+    // Where the modules end that stand in the file.
+    let mut ends: Vec<String> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let code = line.trim_start();
+        if code.starts_with("//") {
+            continue;
+        }
+        if ends.last().is_some_and(|end| line == end) {
+            ends.pop();
+            module.pop();
+        }
+        let declared = code.strip_prefix("pub(crate) ").unwrap_or(code);
+        let declared = declared.strip_prefix("pub ").unwrap_or(declared);
+        if let Some(name) = declared
+            .strip_prefix("mod ")
+            .and_then(|rest| rest.strip_suffix(" {"))
+        {
+            let indent = &line[..line.len() - code.len()];
+            ends.push(format!("{indent}}}"));
+            module.push(name.to_owned());
+        }
+        let mut rest = code;
+        while let Some(at) = ["crate::", "super::"]
+            .iter()
+            .filter_map(|word| rest.find(word))
+            .min()
+        {
+            let is_whole =
+                !rest[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_');
+            let mut target = module.clone();
+            rest = &rest[at..];
+            let is_crate = rest.starts_with("crate::");
+            if let Some(after) = rest.strip_prefix("crate::") {
+                target.clear();
+                rest = after;
+            }
+            while let Some(after) = rest.strip_prefix("super::") {
+                target.pop();
+                rest = after;
+            }
+            // So that it is no module's name.
+            if target.is_empty() && !is_crate {
+                target.push("super".to_owned());
+            }
+            loop {
+                let end = rest
+                    .find(|of: char| !of.is_alphanumeric() && of != '_')
+                    .unwrap_or(rest.len());
+                target.push(rest[..end].to_owned());
+                rest = &rest[end..];
+                match rest.strip_prefix("::") {
+                    Some(after) => rest = after,
+                    None => break,
+                }
+            }
+            if is_whole {
+                paths.push((number + 1, target));
+            }
+        }
+    }
+    paths
+}
+
+/// What a file imports that its module must not know.
+fn offences(rows: &Rows, path: &str, text: &str) -> Vec<String> {
+    let module = module_of(path);
+    let own = rows.get(&module[0]);
+    let found = paths(&module, text)
+        .into_iter()
+        .filter_map(|(line, target)| {
+            let what = match rows.get(&target[0]) {
+                _ if target[0] == module[0] => return None,
+                None => "through the crate root, or from a module that the list does not have",
+                Some(row) if own.is_some_and(|own| row < own) => return None,
+                Some(_) => "from a module that is not above this one in the list",
+            };
+            Some(format!(
+                "{path}:{line}: `{}`: imported {what}",
+                target.join("::")
+            ))
+        });
+    found.collect()
+}
+
+/// Names that a module's own file takes from its parts, with the part that has them.
+fn exports(text: &str) -> BTreeMap<String, String> {
+    let mut exports = BTreeMap::new();
+    for line in text.lines() {
+        let line = line.strip_prefix("pub(crate) ").unwrap_or(line);
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        let name = line
+            .strip_prefix("use ")
+            .and_then(|rest| rest.strip_suffix(';'));
+        if let Some((part, name)) = name.and_then(|path| path.split_once("::")) {
+            exports.insert(name.to_owned(), part.to_owned());
+        }
+    }
+    exports
+}
+
+/// Places that lead from one to the next, and from the last to the first.
+fn circle<T: Ord + Clone>(edges: &BTreeMap<T, BTreeSet<T>>) -> Option<Vec<T>> {
+    let mut left = edges.clone();
+    // What leads nowhere is on no circle.
+    loop {
+        let before = left.len();
+        let there: BTreeSet<T> = left.keys().cloned().collect();
+        left.retain(|_, to| to.iter().any(|to| there.contains(to)));
+        if left.len() == before {
+            break;
+        }
+    }
+    // All that are left lead on, so the way comes back to where it was.
+    let mut way: Vec<T> = Vec::new();
+    let mut at = left.keys().next()?.clone();
+    loop {
+        if let Some(from) = way.iter().position(|been| *been == at) {
+            return Some(way.split_off(from));
+        }
+        let next = left[&at].iter().find(|to| left.contains_key(to))?.clone();
+        way.push(at);
+        at = next;
+    }
+}
