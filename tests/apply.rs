@@ -6,6 +6,9 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use common::at;
 use common::bpf;
@@ -509,6 +512,11 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     });
     assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
     assert_eq!(katran.state(), fresh_of(&document));
+    // What voids entries of a real that came and went is there until they are removed.
+    let end = Instant::now() + Duration::from_secs(60);
+    while kernel(&katran) != in_kernel && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+    }
     assert_eq!(kernel(&katran), in_kernel);
     let _ = katran.apply(&next).unwrap();
     assert_eq!(katran.state(), fresh.state());

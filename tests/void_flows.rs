@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use common::at;
 use common::builder;
+use common::cpu_time;
 use common::faults;
 use common::faults::without_commands;
 use common::flows;
@@ -24,8 +25,6 @@ use common::ip;
 use common::load;
 use common::serve;
 use common::vip;
-use katran::Choice;
-use katran::DropReason;
 use katran::Error;
 use katran::Features;
 use katran::Flow;
@@ -34,10 +33,14 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Reason;
 use katran::ServerId;
+use katran::State;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::state::VipState;
+use katran::stats::DropReason;
 use nix::errno::Errno;
 
 const A: &str = "198.51.100.1";
@@ -455,4 +458,120 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     assert_eq!(pairs(&katran), 0);
     katran.apply(&wanted).unwrap();
     assert_eq!(send(&katran, flows[0]), (Some(ip(B)), Reason::Ring));
+}
+
+/// 65,000 reals that are down cost `apply` no more than what it compares: a state with them, without
+/// them, and the same again.
+#[test]
+fn apply_is_quick_with_65_000_reals_down() {
+    const VIPS: u16 = 65;
+    const REALS: u16 = 1000;
+    let mut katran = load(builder().max_vips(VIPS.into()).max_reals(65_535));
+    let mut state = katran.state();
+    let reals: Vec<_> = (0..REALS)
+        .map(|i| IpAddr::from([198, 18, (i >> 8) as u8, i as u8]))
+        .collect();
+    for port in 1..=VIPS {
+        let mut of_vip = VipState::new(Vip::tcp((ip("203.0.113.1"), port).into()));
+        of_vip.reals = reals.iter().map(|real| Real::new(*real)).collect();
+        state.vips.push(of_vip);
+    }
+    let up = state.clone();
+    for of_vip in &mut state.vips {
+        of_vip.down.clone_from(&reals);
+    }
+    katran.apply(&up).unwrap();
+    // Other threads of this machine do not count. Without optimisation all takes some times as long.
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
+    let total = usize::from(VIPS) * usize::from(REALS);
+    for (wanted, changes) in [(&state, total), (&state, 0), (&up, total), (&state, total)] {
+        let began = cpu_time();
+        let changed = katran.apply(wanted).unwrap();
+        let took = cpu_time() - began;
+        assert_eq!(changed.health_changed.len(), changes);
+        assert!(took < limit, "{took:?} for {changes} of {total}");
+    }
+    let began = cpu_time();
+    let now = katran.state();
+    assert!(cpu_time() - began < limit);
+    let down = |state: &State| -> usize { state.vips.iter().map(|of| of.down.len()).sum() };
+    assert_eq!(down(&now), total);
+    swept(&katran, 0);
+}
+
+/// The map has room for twice as many pairs as there may be reals. Nothing fails for want of it: what
+/// needs more waits for the removal of entries.
+#[test]
+fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
+    const REALS: u8 = 20;
+    let mut katran = load(builder().max_reals(REALS.into()));
+    let reals: Vec<_> = (1..=REALS).map(|i| IpAddr::from([198, 18, 0, i])).collect();
+    let add: Vec<_> = reals
+        .iter()
+        .map(|real| RealChange::Add(Real::new(*real)))
+        .collect();
+    let flow = |port| {
+        Flow::tcp(
+            (ip("192.0.2.7"), 1).into(),
+            (ip("203.0.113.1"), port).into(),
+        )
+    };
+    let vips: Vec<_> = (1..=8)
+        .map(|port| {
+            serve(
+                &mut katran,
+                &format!("203.0.113.1:{port}/tcp"),
+                VipFlags::empty(),
+                &[],
+            )
+        })
+        .collect();
+    // All at once, so that the thread does not come to it in between.
+    let mut full = katran.state();
+    for of_vip in &mut full.vips {
+        of_vip.reals = reals.iter().map(|real| Real::new(*real)).collect();
+    }
+    katran.apply(&full).unwrap();
+    for port in 1..=8 {
+        assert_eq!(send(&katran, flow(port)).1, Reason::Ring);
+    }
+    let mut down = full.clone();
+    let mut single = full.clone();
+    for (of_vip, single) in down.vips.iter_mut().zip(&mut single.vips) {
+        of_vip.down = reals[1..].to_vec();
+        single.reals.truncate(1);
+    }
+    for wanted in [&down, &full, &single, &full, &single] {
+        katran.apply(wanted).unwrap();
+        assert_eq!(katran.state(), *wanted);
+        for port in 1..=8 {
+            let real = send(&katran, flow(port)).0;
+            assert!(*wanted == full || real == Some(reals[0]), "{real:?}");
+        }
+    }
+    // Where the pairs stay there is a limit, and what is beyond it changes nothing.
+    katran.apply(&full).unwrap();
+    for vip in &vips[..2] {
+        katran.set_vip_flags(*vip, VipFlags::SRC_DST_PORT).unwrap();
+    }
+    let other = serve(&mut katran, "203.0.113.2:1/tcp", VipFlags::GLOBAL_LRU, &[]);
+    let another = serve(&mut katran, "203.0.113.2:2/tcp", VipFlags::GLOBAL_LRU, &[]);
+    for vip in [other, another] {
+        katran.modify_reals(vip, &add).unwrap();
+    }
+    for real in &reals {
+        katran.mark_down(other, *real).unwrap();
+    }
+    let before = katran.state();
+    let refused = katran.mark_down(another, reals[0]);
+    assert!(
+        matches!(refused, Err(Error::Exhausted { limit: 20, .. })),
+        "{refused:?}"
+    );
+    assert_eq!(katran.state(), before);
+    katran.mark_down(vips[0], reals[0]).unwrap();
+    katran.remove_real(other, reals[0]).unwrap();
+    swept(&katran, 19);
+    katran.mark_down(another, reals[0]).unwrap();
+    katran.remove_real(another, reals[1]).unwrap();
 }
