@@ -505,7 +505,7 @@ fn settled(seconds: &[Vec<f64>]) -> impl Iterator<Item = f64> {
 }
 
 /// The same in the loaded program, as fast as it goes, so without its own guard: that goes by
-/// seconds, and `tests/flow_table_model.rs` shows it at work. A RST is looked up like any packet and
+/// seconds, and `tests/walk/flow_table_model.rs` shows it at work. A RST is looked up like any packet and
 /// never remembered, so it is what the guard makes of a packet.
 fn flood_in_kernel(flood: &Flood, kind: FlowTableKind, effort: &Effort, cpu: u32) -> Vec<Vec<f64>> {
     let katran = balancer(kind, effort.flows, u32::MAX, cpu);

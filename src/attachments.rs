@@ -4,8 +4,10 @@
 //! [`NextHop`] is what the library knows of the way to a real.
 
 pub use crate::attach::Attachment;
+pub use crate::attach::AttachmentState;
 pub use crate::attach::EntryProgram;
 pub use crate::attach::SharedEntries;
+pub use crate::attach::SharedEntry;
 pub use crate::attach::TcAttachment;
 pub use crate::next_hop::NextHop;
 pub use crate::types::TcHook;

@@ -12,14 +12,18 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::Attachment;
 use crate::attach::Attachments;
+use crate::attach::Named;
+use crate::attach::OnInterface;
 use crate::attach::TcAttachment;
-use crate::attach::TcAttachments;
+use crate::attach::TcLink;
+use crate::attach::TcPlan;
+use crate::attach::XdpLink;
 use crate::attach::XdpMode;
+use crate::attach::put_back;
 use crate::diagnose::Backend;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::Family;
@@ -32,16 +36,18 @@ use crate::diagnose::has_ipv6_address;
 use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
 use crate::environment;
+use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
 use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::program;
 use crate::sys::tc::Direction;
@@ -127,20 +133,17 @@ impl DecapBuilder {
         let mut open = DecapSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-            constants.strict = strict.into();
-            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-            constants.destination_v6 = words(v6.octets());
-            constants.gue_port = self.gue_port;
-            constants.own_server_id = self.server_id;
-        }
-        let log = VerifierLog::of(&mut open.progs.decap);
-        let skel = open
-            .load()
-            .map_err(|error| program_error("decap", &log, into_io(error)))?;
+        let constants = constants("decap", open.maps.rodata_data.as_deref_mut())?;
+        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
+        constants.strict = strict.into();
+        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+        constants.destination_v6 = words(v6.octets());
+        constants.gue_port = self.gue_port;
+        constants.own_server_id = self.server_id;
+        let skel =
+            object::load(open, &["decap"]).map_err(|refused| load_error("decap", refused))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.decap_counters.as_fd().try_clone_to_owned()?;
             let program = skel.progs.decap.as_fd().try_clone_to_owned()?;
@@ -150,7 +153,7 @@ impl DecapBuilder {
             take_over().map_err(|error| kernel_error("take over", "decap", error))?;
         Ok(Decap {
             attachments: Attachments::default(),
-            tc_attachments: TcAttachments::default(),
+            tc_attachments: Attachments::default(),
             settings: self,
             tc_program: None,
             counters,
@@ -164,22 +167,19 @@ impl DecapBuilder {
         let mut open = DecapTcSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-            constants.strict = strict.into();
-            let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-            let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-            constants.destination_v6 = words(v6.octets());
-            constants.gue_port = self.gue_port;
-            constants.own_server_id = self.server_id;
-        }
+        let constants = constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?;
+        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
+        constants.strict = strict.into();
+        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
+        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+        constants.destination_v6 = words(v6.octets());
+        constants.gue_port = self.gue_port;
+        constants.own_server_id = self.server_id;
         let shared = open.maps.decap_counters.reuse_fd(counters);
         shared.map_err(|error| kernel_error("share", "decap_counters", into_io(error)))?;
-        let log = VerifierLog::of(&mut open.progs.decap_tc);
-        let skel = open
-            .load()
-            .map_err(|error| program_error(TC_NAME, &log, into_io(error)))?;
+        let skel =
+            object::load(open, &[TC_NAME]).map_err(|refused| load_error(TC_NAME, refused))?;
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
         program.map_err(|error| kernel_error("take over", TC_NAME, error))
     }
@@ -236,8 +236,8 @@ fn words(bytes: [u8; 16]) -> [u32; 4] {
 #[must_use = "a decapsulator is gone when its handle is dropped"]
 pub struct Decap {
     // Detached before the counters go.
-    attachments: Attachments,
-    tc_attachments: TcAttachments,
+    attachments: Attachments<XdpLink>,
+    tc_attachments: Attachments<TcLink>,
     settings: DecapBuilder,
     /// Loaded when it is first attached.
     tc_program: Option<OwnedFd>,
@@ -283,14 +283,17 @@ impl Decap {
         DecapBuilder::default()
     }
 
-    /// Attaches to an interface of the calling thread's network namespace.
+    /// Attaches to an interface of the calling thread's network namespace. It takes the place of an
+    /// attachment to a former interface of that name that is gone.
     ///
     /// # Errors
     /// As [`Katran::attach`](crate::Katran::attach).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
-        self.tc_attachments.check(interface)?;
-        self.attachments
-            .attach(self.program.as_fd(), interface, mode)
+        let target = self.attachments.check(interface)?;
+        self.tc_attachments.check_free(&target)?;
+        let new = XdpLink::new(self.program.as_fd(), target, mode)?;
+        self.tc_attachments.forget_former(new.target());
+        Ok(self.attachments.add_new(new))
     }
 
     /// Attaches at tc ingress instead, for hosts where XDP is not to be had: it costs more, as the kernel
@@ -311,45 +314,70 @@ impl Decap {
     /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier);
     /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
-        self.attachments.check_own(interface)?;
+        let target = self.tc_attachments.check(interface)?;
+        self.attachments.check_free(&target)?;
         let program = match self.tc_program.take() {
             Some(program) => program,
             None => self.settings.load_tc(self.counters.as_fd())?,
         };
-        let attached = self.tc_attachments.attach(
-            program.as_fd(),
-            TC_NAME,
-            interface,
-            (Direction::Ingress, TC_PRIORITY),
+        let program = self.tc_program.insert(program);
+        let plan = TcPlan {
+            program: program.as_fd(),
+            name: TC_NAME,
+            direction: Direction::Ingress,
+            priority: TC_PRIORITY,
             hook,
-        );
-        self.tc_program = Some(program);
-        attached
+        };
+        let attached = self.tc_attachments.attach(interface, plan)?;
+        self.attachments.forget_former(&target);
+        Ok(attached)
     }
 
-    /// Detaches from one interface, by the name it had when it was attached, from XDP or tc.
+    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
+    /// there is an interface of that name again in the calling thread's network namespace. What has no
+    /// interface yet stays as it is, which [`interfaces`](Self::interfaces) and
+    /// [`tc_interfaces`](Self::tc_interfaces) tell.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there.
+    /// As [`attach`](Self::attach) and [`attach_tc`](Self::attach_tc): the first failure, after all have
+    /// been tried.
+    pub fn reattach(&mut self) -> Result<()> {
+        let lost = self.attachments.lost().into_iter();
+        let by_xdp = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
+        let lost = self.tc_attachments.lost().into_iter();
+        let at_tc = put_back(lost.map(|(name, hook)| self.attach_tc(&name, hook).map(drop)));
+        by_xdp.and(at_tc)
+    }
+
+    /// Detaches from one interface, from XDP or tc: by its present name, if the calling thread is in its
+    /// network namespace, or else by the name that it had when it was attached to.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there;
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is attached to interfaces of that name in
+    /// several network namespaces, and not in the calling thread's.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
-        let of_tc = self
-            .tc_attachments
-            .list()
-            .any(|attached| attached.interface == interface);
-        match of_tc {
-            true => self.tc_attachments.detach(interface),
-            false => self.attachments.detach(interface),
+        let named = Named::new(interface);
+        let targets = || self.attachments.iter().map(OnInterface::target);
+        let of_tc = self.tc_attachments.iter().map(OnInterface::target);
+        let by_xdp = targets().count();
+        match named.choose(targets().chain(of_tc))? {
+            Some(position) if position >= by_xdp => self.tc_attachments.end(position - by_xdp),
+            Some(position) => self.attachments.end(position),
+            None => Err(Error::NotFound {
+                what: format!("an attachment to {interface}"),
+            }),
         }
     }
 
-    /// Where it is attached at tc ingress, in the order of attaching.
+    /// Where it was attached at tc ingress, in the order of attaching, and what the kernel says of that now.
     pub fn tc_interfaces(&self) -> Vec<TcAttachment> {
-        self.tc_attachments.list().cloned().collect()
+        self.tc_attachments.list()
     }
 
-    /// Where it is attached by XDP, in the order of attaching.
+    /// Where it was attached by XDP, in the order of attaching, and what the kernel says of that now.
     pub fn interfaces(&self) -> Vec<Attachment> {
-        self.attachments.list().cloned().collect()
+        self.attachments.list()
     }
 
     /// Looks for what commonly keeps a backend from answering: on an interface of the calling thread's
@@ -363,9 +391,8 @@ impl Decap {
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
         let program = self.program.as_fd();
-        let mut of_tc = self.tc_attachments.list();
-        let of_tc = of_tc.find(|attached| attached.interface == interface);
-        let tc_index = of_tc.map(|attached| attached.index);
+        let of_tc = self.tc_attachments.get(interface);
+        let tc_index = of_tc.map(|attached| attached.target().place.index);
         let ours = Ours {
             elsewhere: tc_index.is_some(),
             ..Ours::of(program, &self.attachments, interface)

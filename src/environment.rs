@@ -4,7 +4,6 @@
 
 use std::fs;
 
-use nix::libc;
 use nix::sys::utsname::uname;
 
 use crate::error::Error;
@@ -66,7 +65,7 @@ fn check_release(release: &str) -> Result<()> {
 /// Whether a rejection by the verifier is one for want of privilege: without CAP_PERFMON it
 /// allows less, and says so in terms of the program's instructions.
 pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
-    let refused = matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
+    let refused = error.kind() == std::io::ErrorKind::PermissionDenied;
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
 }

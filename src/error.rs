@@ -245,7 +245,8 @@ pub enum Error {
         operation: &'static str,
         /// On what.
         object: String,
-        /// The kernel's errno.
+        /// The kernel's errno. If it came by libbpf-rs, which keeps most numbers to itself, there may be no
+        /// [`raw_os_error`](io::Error::raw_os_error); kind and text are the same.
         errno: io::Error,
     },
 }

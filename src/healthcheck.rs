@@ -11,19 +11,21 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
-use crate::attach::Attachment;
+use crate::attach::Attachments;
+use crate::attach::Place;
 use crate::attach::TcAttachment;
-use crate::attach::TcAttachments;
+use crate::attach::TcLink;
+use crate::attach::TcPlan;
 use crate::config::Config;
 use crate::counters::HealthcheckCounters;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::KernelCalls;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::maps::MAX_WAYS;
 use crate::maps::MapUse;
 use crate::maps::ProbeCells;
@@ -38,10 +40,11 @@ use crate::skel::healthcheck::types;
 use crate::skel::katran::types::encapsulation;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
+use crate::types::MacAddr;
 use crate::types::NextHops;
 use crate::types::TcHook;
 use crate::types::Vip;
@@ -60,13 +63,13 @@ pub(crate) enum MatchBy {
 /// The loaded program and its tables.
 pub(crate) struct HealthChecks {
     // Detached before the maps go.
-    attachments: TcAttachments,
+    attachments: Attachments<TcLink>,
     interface: Option<String>,
     priority: u16,
     hook: TcHook,
     limits: Limits,
-    /// The interface that probes leave by, once that is known.
-    main: Option<u32>,
+    /// The interface that probes leave by, and its Ethernet address, while they have a path.
+    way: Option<(u32, MacAddr)>,
     /// Of the network namespace that the program is attached in.
     requests: Option<Requests>,
     program: OwnedFd,
@@ -125,29 +128,25 @@ impl HealthChecks {
         let own_hops = config.next_hops != NextHops::Gateway;
         size_maps(&mut open.maps, vips, reals, own_hops)
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.encapsulation = match config.encapsulation {
-                Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
-                Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
-            };
-            constants.gue_port = config.gue_port;
-            constants.max_packet = config.healthcheck_max_packet;
-            constants.next_hops = own_hops.into();
-        }
-        let log = VerifierLog::of(&mut open.progs.healthcheck);
-        let skel = open
-            .load()
-            .map_err(|error| program_error(NAME, &log, into_io(error)))?;
+        let constants = constants(NAME, open.maps.rodata_data.as_deref_mut())?;
+        constants.encapsulation = match config.encapsulation {
+            Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
+            Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
+        };
+        constants.gue_port = config.gue_port;
+        constants.max_packet = config.healthcheck_max_packet;
+        constants.next_hops = own_hops.into();
+        let skel = object::load(open, &[NAME]).map_err(|refused| load_error(NAME, refused))?;
         let own = |of: BorrowedFd<'_>| of.try_clone_to_owned();
         let take_over = || -> std::io::Result<Self> {
             let maps = &skel.maps;
             Ok(Self {
-                attachments: TcAttachments::default(),
+                attachments: Attachments::default(),
                 interface: config.healthcheck_interface.clone(),
                 priority: config.healthcheck_priority,
                 hook: config.healthcheck_hook,
                 limits: Limits::of(config),
-                main: None,
+                way: None,
                 requests: None,
                 program: own(skel.progs.healthcheck.as_fd())?,
                 cells: Arc::new(ProbeCells::new(
@@ -184,72 +183,98 @@ impl HealthChecks {
         self.interface.is_some()
     }
 
-    /// Attaches to the interface of the configuration, if it names one, in the calling thread's
-    /// network namespace; probes leave by the interface of `main`, or by that one. Does nothing but
-    /// to tell the program of `main` if it is attached.
-    pub(crate) fn attach(&mut self, main: Option<&Attachment>) -> Result<()> {
+    /// Attaches to the interface of the configuration, in the calling thread's network namespace, if it is
+    /// not attached. Probes leave by the first of `mains` that is of that namespace and there, or by that
+    /// interface.
+    pub(crate) fn attach(&mut self, mains: &[Place]) -> Result<()> {
         let Some(own) = self.interface.clone() else {
             return Ok(());
         };
-        let attached = self.attachment().map(|own| own.index);
-        if attached.is_none() {
-            self.forget_interface();
+        if self.place().is_some() {
+            return self.route(mains);
         }
-        let name = main.map_or(&own, |main| &main.interface).as_str();
-        let index = match (main.map(|main| main.index), attached) {
-            (Some(index), _) | (None, Some(index)) => index,
-            (None, None) => {
-                nix::net::if_::if_nametoindex(name).map_err(|_| Error::NoSuchInterface {
-                    interface: name.to_owned(),
-                })?
-            }
+        let target = self.attachments.check(&own)?;
+        let failed = |error| kernel_error("ask about the interface", &own, error);
+        let mut requests = Requests::new().map_err(failed)?;
+        let way = way_out(&mut requests, mains, target.place, &own)?;
+        // Told first, so that no probe goes another way.
+        let before = self.way.replace(way);
+        self.tell_way();
+        let plan = TcPlan {
+            program: self.program.as_fd(),
+            name: NAME,
+            direction: Direction::Egress,
+            priority: self.priority,
+            hook: self.hook,
         };
-        if attached.is_some() && self.main == Some(index) {
+        if let Err(error) = self.attachments.attach(&own, plan) {
+            self.way = before;
+            self.tell_way();
+            return Err(error);
+        }
+        self.requests = Some(requests);
+        Ok(())
+    }
+
+    /// The same for what is attached beside it: if the path was lost and cannot be put back, that keeps
+    /// nothing else from being attached.
+    pub(crate) fn attach_along(&mut self, mains: &[Place]) -> Result<()> {
+        match self.attachments.is_empty() {
+            true => self.attach(mains),
+            false => self.reattach(mains),
+        }
+    }
+
+    /// Attaches again where the path was lost and its interface is there again, in the calling thread's
+    /// network namespace; and looks again by which interface probes leave.
+    pub(crate) fn reattach(&mut self, mains: &[Place]) -> Result<()> {
+        if self.attachments.lost().is_empty() {
+            return self.route(mains);
+        }
+        match self.attach(mains) {
+            Err(Error::NoSuchInterface { .. }) => Ok(()),
+            attached => attached,
+        }
+    }
+
+    /// Looks again by which interface probes leave, as far as they have a path.
+    pub(crate) fn route(&mut self, mains: &[Place]) -> Result<()> {
+        let (Some(own), Some(requests), Some(name)) =
+            (self.place(), &mut self.requests, &self.interface)
+        else {
             return Ok(());
-        }
-        let failed = |error| kernel_error("ask for the address of", name, error);
-        // The caller may be in another namespace by now: then the index is not one of its own.
-        let requests = match &mut self.requests {
-            Some(requests) => requests,
-            none => none.insert(Requests::new().map_err(failed)?),
         };
-        let found = requests.interface(index).map_err(failed)?;
-        let Some(mac) = found.and_then(|interface| interface.mac) else {
-            return Err(Error::Unsupported {
-                what: format!("health checks by {name}"),
-                reason: "it has no Ethernet address",
-            });
-        };
-        self.cells.set_interface(index, mac);
-        self.main = Some(index);
-        if attached.is_none() {
-            let place = (Direction::Egress, self.priority);
-            let program = self.program.as_fd();
-            let attached = self
-                .attachments
-                .attach(program, NAME, &own, place, self.hook);
-            if attached.is_err() {
-                self.forget_interface();
-            }
-            attached?;
+        let way = way_out(requests, mains, own, name)?;
+        if self.way != Some(way) {
+            self.way = Some(way);
+            self.tell_way();
         }
         Ok(())
     }
 
+    /// Whoever attaches the program by other means has its packets leave where they were sent.
     pub(crate) fn detach(&mut self) {
         self.attachments.clear();
-        self.forget_interface();
-    }
-
-    /// Whoever attaches the program by other means has its packets leave where they were sent.
-    fn forget_interface(&mut self) {
-        self.cells.clear_interface();
-        self.main = None;
         self.requests = None;
+        if self.way.take().is_some() {
+            self.tell_way();
+        }
     }
 
-    pub(crate) fn attachment(&self) -> Option<&TcAttachment> {
-        self.attachments.list().next()
+    fn tell_way(&self) {
+        match self.way {
+            Some((index, mac)) => self.cells.set_interface(index, mac),
+            None => self.cells.clear_interface(),
+        }
+    }
+
+    /// The interface that it is attached to, if it is there.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.attachments.places().first().copied()
+    }
+
+    pub(crate) fn attachment(&self) -> Option<TcAttachment> {
+        self.attachments.list().pop()
     }
 
     pub(crate) fn marks(&self) -> &BTreeMap<u32, IpAddr> {
@@ -434,6 +459,31 @@ impl HealthChecks {
         let totals = kernel.check("read", "probe_totals", self.totals.get(0))?;
         Ok(HealthcheckCounters::sum(&totals))
     }
+}
+
+/// The interface that probes leave by, and its Ethernet address: the first of `mains` that is of the
+/// namespace of `own` and there, else that one, whose name is `name`.
+fn way_out(
+    requests: &mut Requests,
+    mains: &[Place],
+    own: Place,
+    name: &str,
+) -> Result<(u32, MacAddr)> {
+    let failed = |error| kernel_error("ask for the address of", name, error);
+    let mains = mains.iter().filter(|main| main.namespace == own.namespace);
+    for place in mains.chain([&own]) {
+        let Some(interface) = requests.interface(place.index).map_err(failed)? else {
+            continue;
+        };
+        let mac = interface.mac.ok_or_else(|| Error::Unsupported {
+            what: format!("health checks by {}", interface.name),
+            reason: "it has no Ethernet address",
+        })?;
+        return Ok((place.index, mac));
+    }
+    Err(Error::NoSuchInterface {
+        interface: name.to_owned(),
+    })
 }
 
 fn size_maps(

@@ -11,10 +11,11 @@ use nix::libc;
 
 use crate::environment;
 use crate::error::Error;
-use crate::sys::object::VerifierLog;
+use crate::sys::object::Refused;
+use crate::sys::program;
 
 /// Lines of the verifier's log that an error shows.
-pub(crate) const LOG_LINES: usize = 30;
+const LOG_LINES: usize = 30;
 
 /// Counts failed kernel calls and makes errors of them.
 #[derive(Debug, Default)]
@@ -43,33 +44,60 @@ impl KernelCalls {
     }
 }
 
-/// The error for a program that could not be loaded; with the verifier's log, if it spoke.
-pub(crate) fn program_error(program: &'static str, log: &VerifierLog, errno: io::Error) -> Error {
-    match log.tail(LOG_LINES) {
-        log if log.is_empty() || environment::is_unprivileged(&errno) => {
-            kernel_error("load", program, errno)
-        }
-        log => Error::Verifier {
+/// The error for an object that could not be loaded; with the verifier's log, if it spoke.
+pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
+    match refused.rejected {
+        Some((program, log)) if !environment::is_unprivileged(&refused.error) => Error::Verifier {
             program,
-            log,
-            errno,
+            log: last_lines(&log),
+            errno: refused.error,
         },
+        _ => kernel_error("load", object, refused.error),
     }
+}
+
+/// What an error shows of the verifier's log.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// The constants of an object's programs, to be set before it is loaded.
+///
+/// # Errors
+/// [`Error::Unsupported`] if it has none: with all settings at their defaults it would do something else
+/// than it was told.
+pub(crate) fn constants<'object, T>(
+    object: &str,
+    constants: Option<&'object mut T>,
+) -> Result<&'object mut T, Error> {
+    constants.ok_or_else(|| Error::Unsupported {
+        what: format!("the BPF object {object} without constants"),
+        reason: "it was not built by this crate's build script",
+    })
 }
 
 /// The error for a refused kernel call.
 pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Error) -> Error {
-    match errno.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Error::Privilege {
+    match errno.kind() {
+        io::ErrorKind::PermissionDenied => Error::Privilege {
             operation,
             missing: environment::missing_capabilities(),
         },
-        Some(libc::ENOSYS) => Error::BpfUnavailable,
+        io::ErrorKind::Unsupported if is_no_bpf(&errno) => Error::BpfUnavailable,
         _ => Error::Kernel {
             operation,
             object: object.to_owned(),
             errno,
         },
+    }
+}
+
+/// Whether the system call itself is missing, other than something that it was asked for.
+fn is_no_bpf(errno: &io::Error) -> bool {
+    match errno.raw_os_error() {
+        Some(errno) => errno == libc::ENOSYS,
+        None => !program::has_bpf(),
     }
 }
 
@@ -82,5 +110,55 @@ pub(crate) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
             available: environment::available_memory().unwrap_or(0),
         },
         _ => kernel_error("make the map", name, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_without_constants_is_refused() {
+        let mut there = 1_u32;
+        *constants("decap", Some(&mut there)).unwrap() = 2;
+        assert_eq!(there, 2);
+        let refused = constants::<u32>("decap", None).unwrap_err();
+        assert!(matches!(&refused, Error::Unsupported { what, .. } if what.contains("decap")));
+    }
+
+    #[test]
+    fn a_log_is_shown_if_the_verifier_spoke() {
+        let log: Vec<String> = (0..100).map(|line| line.to_string()).collect();
+        let refused = |rejected| Refused {
+            error: io::Error::from_raw_os_error(libc::EINVAL),
+            rejected,
+        };
+        let error = load_error("decap", refused(Some(("decap", log.join("\n")))));
+        let Error::Verifier { program, log, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((program, log.lines().count()), ("decap", LOG_LINES));
+        assert!(log.ends_with("\n99"));
+        let error = load_error("decap", refused(None));
+        assert!(matches!(
+            error,
+            Error::Kernel {
+                operation: "load",
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn only_a_missing_call_is_no_bpf() {
+        let of = |errno| kernel_error("make", "it", io::Error::from_raw_os_error(errno));
+        assert!(matches!(of(libc::ENOSYS), Error::BpfUnavailable));
+        assert!(matches!(of(libc::EOPNOTSUPP), Error::Kernel { .. }));
+        // Without its number the kernel is asked, and this one has the call.
+        let error = io::Error::from(io::ErrorKind::Unsupported);
+        assert!(matches!(
+            kernel_error("make", "it", error),
+            Error::Kernel { .. }
+        ));
     }
 }

@@ -10,29 +10,34 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
+use crate::attach::Attached;
 use crate::attach::Attachment;
+use crate::attach::AttachmentState;
 use crate::attach::Attachments;
+use crate::attach::OnInterface;
 use crate::attach::SharedEntries;
+use crate::attach::XdpLink;
 use crate::attach::XdpMode;
 use crate::attach::beside;
 use crate::attach::directory_of;
 use crate::attach::files_beside;
+use crate::attach::put_back;
 use crate::attach::special_pins;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::skel::katran::types::root_constant;
 use crate::skel::root::RootSkelBuilder;
 use crate::sys::link::Link;
 use crate::sys::link::PinnedXdp;
 use crate::sys::map::PerCpuArray;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::pin;
 use crate::sys::program;
@@ -88,17 +93,14 @@ impl RootProgramBuilder {
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
         let sized = open.maps.programs.set_max_entries(self.entries);
         sized.map_err(|error| kernel_error("set the size of", "programs", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.entries = self.entries;
-        }
+        let constants = constants("katran_root", open.maps.rodata_data.as_deref_mut())?;
+        constants.entries = self.entries;
         let program = &mut open.progs.katran_root;
         if self.frags {
             program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
-        let log = VerifierLog::of(program);
-        let skel = open
-            .load()
-            .map_err(|error| program_error("katran_root", &log, into_io(error)))?;
+        let skel = object::load(open, &["katran_root"])
+            .map_err(|refused| load_error("katran_root", refused))?;
         let take_over = || -> io::Result<_> {
             Ok((
                 skel.maps.programs.as_fd().try_clone_to_owned()?,
@@ -138,7 +140,7 @@ impl RootProgramBuilder {
 /// ```
 #[must_use = "a root program is gone when its handle is dropped, unless it is pinned"]
 pub struct RootProgram {
-    attachments: Attachments,
+    attachments: Attachments<XdpLink>,
     entries: SharedEntries,
     passed: PerCpuArray<u64>,
     program: OwnedFd,
@@ -152,26 +154,31 @@ impl RootProgram {
     }
 
     /// Attaches to an interface of the calling thread's network namespace; one that has been pinned is
-    /// pinned there, too.
+    /// pinned there, too. It takes the place of an attachment to a former interface of that name that is
+    /// gone.
     ///
     /// # Errors
     /// As [`Katran::attach`](crate::Katran::attach), and as [`pin`](Self::pin).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
-        let attachment = self
-            .attachments
-            .attach(self.program.as_fd(), interface, mode)?;
+        let target = self.attachments.check(interface)?;
+        let new = XdpLink::new(self.program.as_fd(), target, mode)?;
         if let Some(path) = &self.pinned {
             let path = link_path(path, interface);
-            let pinned = self
-                .unpin_gone(&path)
-                .and_then(|()| self.attachments.pin(interface, &path));
-            if let Err(error) = pinned {
-                // It was attached a moment ago.
-                let _ = self.attachments.detach(interface);
-                return Err(pin_error(&path, error));
-            }
+            let pinned = self.unpin_gone(&path).and_then(|()| new.pin(&path));
+            // Dropping the new one detaches it.
+            pinned.map_err(|error| pin_error(&path, error))?;
         }
-        Ok(attachment)
+        Ok(self.attachments.add_new(new))
+    }
+
+    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
+    /// there is an interface of that name again in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach): the first failure, after all have been tried.
+    pub fn reattach(&mut self) -> Result<()> {
+        let lost = self.attachments.lost().into_iter();
+        put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)))
     }
 
     /// Removes the pin of an attachment of ours to a former interface of that name.
@@ -184,9 +191,9 @@ impl RootProgram {
         }
     }
 
-    /// Where it is attached, in the order of attaching.
+    /// Where it was attached, in the order of attaching, and what the kernel says of that now.
     pub fn interfaces(&self) -> Vec<Attachment> {
-        self.attachments.list().cloned().collect()
+        self.attachments.list()
     }
 
     /// Its entries.
@@ -223,22 +230,21 @@ impl RootProgram {
         let array = array.map_err(|error| pin_error(path, error))?;
         let entries = SharedEntries::of(path, array)?;
         pin::pin(entries.as_fd(), path).map_err(|error| pin_error(path, error))?;
-        let names: Vec<_> = self
-            .attachments
-            .list()
-            .map(|at| at.interface.clone())
-            .collect();
-        for (done, interface) in names.iter().enumerate() {
-            let of_link = link_path(path, interface);
-            if let Err(error) = self.attachments.pin(interface, &of_link) {
-                for interface in &names[..done] {
-                    self.attachments
-                        .unpin(interface, &link_path(path, interface));
+        let mut done = Vec::new();
+        // One that is gone has nothing to keep.
+        let is_there = |of: &&XdpLink| of.state() != AttachmentState::Gone;
+        for attached in self.attachments.iter().filter(is_there) {
+            let of_link = link_path(path, &attached.target().name);
+            if let Err(error) = attached.pin(&of_link) {
+                done.push(path.to_owned());
+                for made in done {
+                    if let Err(error) = fs::remove_file(&made) {
+                        log::error!("{} stays pinned: {error}", made.display());
+                    }
                 }
-                // Made a moment ago.
-                let _ = fs::remove_file(path);
                 return Err(pin_error(&of_link, error));
             }
+            done.push(of_link);
         }
         self.entries = entries;
         self.pinned = Some(path.to_owned());
@@ -283,7 +289,7 @@ impl RootProgram {
 impl Drop for RootProgram {
     fn drop(&mut self) {
         if self.pinned.is_some() {
-            self.attachments.leave();
+            self.attachments.take().into_iter().for_each(XdpLink::leave);
         }
     }
 }

@@ -9,20 +9,21 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::program_error;
+use crate::kernel::load_error;
 use crate::skel::server_id::ServerIdSkelBuilder;
 use crate::skel::server_id::types::server_id_counters;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::map::PerCpuArray;
+use crate::sys::object;
 use crate::sys::object::into_io;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
@@ -99,13 +100,10 @@ impl ServerIdOption {
         let mut open = ServerIdSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
-            constants.own_id = own_id;
-        }
-        let log = crate::sys::object::VerifierLog::of(&mut open.progs.server_id);
-        let skel = open
-            .load()
-            .map_err(|error| program_error("server_id", &log, into_io(error)))?;
+        let constants = constants("server_id", open.maps.rodata_data.as_deref_mut())?;
+        constants.own_id = own_id;
+        let skel = object::load(open, &["server_id"])
+            .map_err(|refused| load_error("server_id", refused))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;
             let program = skel.progs.server_id.as_fd().try_clone_to_owned()?;

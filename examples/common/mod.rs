@@ -101,7 +101,7 @@ impl Options {
             attached.map(|attachment| format!("{} ({})", attachment.interface, attachment.mode));
         let entries = katran.shared_entries().into_iter();
         let entries =
-            entries.map(|(path, position)| format!("entry {position} of {}", path.display()));
+            entries.map(|entry| format!("entry {} of {}", entry.position, entry.path.display()));
         attached.chain(entries).collect::<Vec<_>>().join(", ")
     }
 

@@ -3,13 +3,14 @@
 //! tell: weights, attachments, memory, the version.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use anyhow::Result;
 use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
+use katran::attachments::AttachmentState;
+use katran::attachments::SharedEntry;
 use katran::stats::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -30,7 +31,7 @@ pub(crate) struct Scrape {
     weights: Vec<(Vip, Vec<Real>)>,
     attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
-    shared: Vec<(PathBuf, u32)>,
+    shared: Vec<SharedEntry>,
     /// Bytes that the kernel accounts to the maps.
     memory: u64,
 }
@@ -102,7 +103,7 @@ fn weights(page: &mut Page<'_>, vips: &[(Vip, Vec<Real>)]) -> fmt::Result {
 fn host(
     page: &mut Page<'_>,
     attachments: &[Attachment],
-    shared: &[(PathBuf, u32)],
+    shared: &[SharedEntry],
     memory: u64,
 ) -> fmt::Result {
     page.gauge(
@@ -110,7 +111,9 @@ fn host(
         "Kernel memory that the maps take, as the kernel accounts it.",
         [(vec![], memory)],
     )?;
-    let series = attachments.iter().map(|attachment| {
+    let there = |state: AttachmentState| state == AttachmentState::Attached;
+    let attached = attachments.iter().filter(|of| there(of.state));
+    let series = attached.map(|attachment| {
         let labels = vec![
             ("interface", attachment.interface.clone()),
             ("mode", attachment.mode.to_string()),
@@ -122,10 +125,11 @@ fn host(
         "An interface on which packets are balanced, and the XDP mode in force.",
         series,
     )?;
-    let series = shared.iter().map(|(path, position)| {
+    let entries = shared.iter().filter(|of| there(of.state));
+    let series = entries.map(|entry| {
         let labels = vec![
-            ("path", path.display().to_string()),
-            ("position", position.to_string()),
+            ("path", entry.path.display().to_string()),
+            ("position", entry.position.to_string()),
         ];
         (labels, 1)
     });

@@ -353,7 +353,7 @@ impl Checker<'_> {
             return Some("the VIP is an address of this host: remove it here".to_owned());
         }
         let attachment = self.katran.healthcheck_attachment();
-        let interface = attachment.map_or("", |attachment| &attachment.interface);
+        let interface = attachment.map_or(String::new(), |attachment| attachment.interface);
         let found = match &probed.outcome {
             Outcome::Failed(failure) => format!(" ({failure})"),
             _ => String::new(),

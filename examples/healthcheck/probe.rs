@@ -14,7 +14,7 @@ use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
 use tokio::net::UdpSocket;
 
-use crate::check::Check;
+use super::check::Check;
 
 /// The longest beginning of an HTTP answer in which its status is looked for, in bytes.
 const MAX_STATUS_LINE: usize = 8192;

@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::board::Target;
+use super::board::Target;
 
 /// A probe that is due or on its way. Its number tells it from one that was given up for the same
 /// target.

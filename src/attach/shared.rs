@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -12,12 +13,18 @@ use std::path::PathBuf;
 
 use nix::libc;
 
+use super::list::Attached;
+use super::list::AttachmentState;
+use super::list::Attachments;
+use super::list::Replaceable;
+use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
 
@@ -198,133 +205,195 @@ pub(crate) struct EntrySet<'a> {
     pub(crate) special: BorrowedFd<'a>,
 }
 
-/// The entries that one program holds; emptied on drop, as far as they are still its own.
-#[derive(Debug, Default)]
-pub(crate) struct SharedAttachments {
-    held: Vec<Held>,
+/// An entry of a root program that a balancer has (see [`Katran::attach_shared`](crate::Katran::attach_shared)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SharedEntry {
+    /// Where the array of entries is pinned.
+    pub path: PathBuf,
+    /// The entry's position in it, from 0.
+    pub position: u32,
+    /// Whether the balancer's program is still there. An array that is pinned nowhere any more may still be
+    /// in use, so that is not told.
+    pub state: AttachmentState,
 }
 
+/// A program in an entry; it is emptied on drop, if it is still ours.
 #[derive(Debug)]
-struct Held {
+pub(crate) struct Entry {
+    /// The network namespace of the thread that has attached it.
+    namespace: Option<u64>,
     entries: SharedEntries,
     position: u32,
+    kept: KeptEntry,
+}
+
+/// A program in an entry, and the pin of what it hands packets on to.
+#[derive(Debug)]
+pub(crate) struct KeptEntry {
     program: OwnedFd,
     special: SpecialPin,
 }
 
-impl SharedAttachments {
-    /// Puts a program into an entry that is empty, or holds a program with one of `names`: one that a
+impl KeptEntry {
+    fn new(entries: &SharedEntries, position: u32, set: EntrySet<'_>) -> Result<Self> {
+        let program = set.main.try_clone_to_owned();
+        Ok(Self {
+            program: program.map_err(|error| entries.error("prepare an entry of", error))?,
+            special: SpecialPin::new(entries, position, set.special)?,
+        })
+    }
+}
+
+impl Entry {
+    /// The kernel's number of the network namespace of the thread that has attached it.
+    pub(crate) fn namespace(&self) -> Option<u64> {
+        self.namespace
+    }
+
+    fn holds_ours(&self) -> io::Result<bool> {
+        self.entries.holds(self.position, self.kept.program.as_fd())
+    }
+}
+
+impl Attached for Entry {
+    /// The path of the array, and the position.
+    type Asked = (PathBuf, u32);
+    const KIND: &'static str = "entry";
+
+    fn asked(&self) -> (PathBuf, u32) {
+        (self.entries.path().to_owned(), self.position)
+    }
+
+    fn state(&self) -> AttachmentState {
+        // Another root program may have been pinned there since then.
+        let pinned = SharedEntries::open(self.entries.path());
+        if pinned.is_ok_and(|pinned| pinned.id() != self.entries.id()) {
+            return AttachmentState::Gone;
+        }
+        match self.entries.array.get(self.position) {
+            Ok(None) => AttachmentState::Gone,
+            Ok(Some(_)) if self.holds_ours().is_ok_and(|ours| !ours) => AttachmentState::Replaced,
+            _ => AttachmentState::Attached,
+        }
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // Dropping it does that, as far as it can be.
+        Ok(())
+    }
+
+    fn succeed(&mut self, mut former: Self) {
+        // The pin may bear the same name.
+        former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
+    }
+}
+
+impl Replaceable for Entry {
+    type Program<'a> = EntrySet<'a>;
+    type Kept = KeptEntry;
+
+    fn prepare(&self, set: EntrySet<'_>) -> Result<Option<KeptEntry>> {
+        let ours = self.holds_ours();
+        match ours.map_err(|error| self.entries.error("look into", error))? {
+            true => KeptEntry::new(&self.entries, self.position, set).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The program before must live until no packet is in it.
+    fn switch(&mut self, next: KeptEntry) -> Result<KeptEntry> {
+        self.entries.set(self.position, next.program.as_fd())?;
+        Ok(mem::replace(&mut self.kept, next))
+    }
+}
+
+impl Attachments<Entry> {
+    /// Whether there is such an entry, and it is empty or holds a program with one of `names`: one that a
     /// process has left, or that is to be replaced.
-    pub(crate) fn attach(
-        &mut self,
-        set: EntrySet<'_>,
-        names: &[&str],
+    pub(crate) fn check(
+        &self,
         path: &Path,
         position: u32,
-    ) -> Result<()> {
+        names: &[&str],
+    ) -> Result<SharedEntries> {
         let entries = SharedEntries::open(path)?;
         entries.check(position)?;
-        if self.find(path).is_some() {
+        let ours = self.iter().find(|held| held.entries.path() == path);
+        if ours.is_some_and(|held| held.state() == AttachmentState::Attached) {
             return Err(Error::AlreadyExists {
                 what: format!("an entry of {} that is ours", path.display()),
             });
         }
-        if let Some(present) = entries.program_at(position)?
-            && !names.contains(&present.name.as_str())
-        {
-            return Err(Error::ForeignEntry {
+        match entries.program_at(position)? {
+            Some(present) if !names.contains(&present.name.as_str()) => Err(Error::ForeignEntry {
                 path: path.to_owned(),
                 position,
                 program_id: present.id,
                 program_name: present.name,
-            });
+            }),
+            _ => Ok(entries),
         }
-        let program = set.main.try_clone_to_owned();
-        let program = program.map_err(|error| entries.error("prepare an entry of", error))?;
-        let special = SpecialPin::new(&entries, position, set.special)?;
-        entries.set(position, program.as_fd())?;
-        special.remove_others(&entries, position);
-        self.held.push(Held {
+    }
+
+    /// Puts a program into an entry that was checked.
+    pub(crate) fn attach(
+        &mut self,
+        entries: SharedEntries,
+        set: EntrySet<'_>,
+        position: u32,
+    ) -> Result<()> {
+        let kept = KeptEntry::new(&entries, position, set)?;
+        entries.set(position, kept.program.as_fd())?;
+        kept.special.remove_others(&entries, position);
+        let new = Entry {
+            namespace: here(),
             entries,
             position,
-            program,
-            special,
-        });
+            kept,
+        };
+        let path = new.entries.path().to_owned();
+        self.put(new, |held| held.entries.path() == path);
         Ok(())
     }
 
     /// Empties the entry in the array at `path`.
     pub(crate) fn detach(&mut self, path: &Path) -> Result<()> {
-        let position = self.find(path).ok_or_else(|| Error::NotFound {
+        let position = self.iter().position(|held| held.entries.path() == path);
+        let position = position.ok_or_else(|| Error::NotFound {
             what: format!("an entry of {} that is ours", path.display()),
         })?;
-        drop(self.held.remove(position));
-        Ok(())
+        self.end(position)
     }
 
-    /// Puts another program into the entries that are still ours, or changes none. The one before must
-    /// live until no packet is in it.
-    pub(crate) fn replace(&mut self, after: EntrySet<'_>) -> Result<()> {
-        let mut next = Vec::new();
-        for (at, held) in self.held.iter().enumerate() {
-            let Held {
-                entries, position, ..
-            } = held;
-            let failed = |error| entries.error("look into", error);
-            if entries
-                .holds(*position, held.program.as_fd())
-                .map_err(failed)?
-            {
-                let program = after.main.try_clone_to_owned().map_err(failed)?;
-                next.push((
-                    at,
-                    program,
-                    SpecialPin::new(entries, *position, after.special)?,
-                ));
-            }
-        }
-        for (done, (at, program, _)) in next.iter().enumerate() {
-            let held = &self.held[*at];
-            if let Err(error) = held.entries.set(held.position, program.as_fd()) {
-                for (at, program, special) in next.drain(..done) {
-                    let held = &mut self.held[at];
-                    if let Err(error) = held.entries.set(held.position, held.program.as_fd()) {
-                        // With what it needs; the next change of programs finds it.
-                        log::error!("the new program stays: {error}");
-                        (held.program, held.special) = (program, special);
-                    }
-                }
-                return Err(error);
-            }
-        }
-        for (at, program, special) in next {
-            let held = &mut self.held[at];
-            (held.program, held.special) = (program, special);
-        }
-        Ok(())
+    /// What there is, as the kernel says.
+    pub(crate) fn list(&self) -> Vec<SharedEntry> {
+        self.iter()
+            .map(|held| SharedEntry {
+                path: held.entries.path().to_owned(),
+                position: held.position,
+                state: held.state(),
+            })
+            .collect()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.held.is_empty()
-    }
-
-    /// The paths of the arrays and the entries in them.
-    pub(crate) fn list(&self) -> impl Iterator<Item = (&Path, u32)> {
-        self.held
-            .iter()
-            .map(|held| (held.entries.path(), held.position))
-    }
-
-    fn find(&self, path: &Path) -> Option<usize> {
-        self.held
-            .iter()
-            .position(|held| held.entries.path() == path)
+    /// Those that are gone and can be put back from the calling thread: paths and positions.
+    pub(crate) fn lost(&self) -> Vec<(PathBuf, u32)> {
+        let here = here();
+        self.iter()
+            .filter(|held| held.namespace == here)
+            .filter(|held| held.state() == AttachmentState::Gone)
+            .map(Entry::asked)
+            .collect()
     }
 }
 
-impl Drop for Held {
+impl Drop for Entry {
     fn drop(&mut self) {
-        match self.entries.holds(self.position, self.program.as_fd()) {
+        if !self.kept.special.owner.is_here() {
+            return;
+        }
+        match self.holds_ours() {
             Ok(true) => {
                 if let Err(error) = self.entries.clear(self.position) {
                     log::warn!("an entry of ours stays: {error}");
@@ -342,7 +411,12 @@ impl Drop for Held {
 
 /// The pin of a balancer's array of further programs: `PATH_POSITION_ID`. Removed on drop.
 #[derive(Debug)]
-struct SpecialPin(PathBuf);
+struct SpecialPin {
+    path: PathBuf,
+    /// It is somebody else's by now.
+    is_left: bool,
+    owner: Owner,
+}
 
 impl SpecialPin {
     fn new(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
@@ -350,17 +424,20 @@ impl SpecialPin {
         let id = map::info(special).map_err(failed)?.id;
         let path = beside(entries.path(), &format!("{position}_{id}"));
         match pin::pin(special, &path) {
-            Ok(()) => Ok(Self(path)),
             // The kernel's number is its own: it is the same array.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Self(path)),
-            Err(error) => Err(failed(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
+            _ => Ok(Self {
+                path,
+                is_left: false,
+                owner: Owner::new(),
+            }),
         }
     }
 
     /// Removes what others have left that were in the entry before, when no packet is in their programs.
     fn remove_others(&self, entries: &SharedEntries, position: u32) {
         let others = special_pins(entries.path(), Some(position)).map(|mut pins| {
-            pins.retain(|pin| *pin != self.0);
+            pins.retain(|pin| *pin != self.path);
             pins
         });
         let removed = others.and_then(|others| {
@@ -377,9 +454,12 @@ impl SpecialPin {
 
 impl Drop for SpecialPin {
     fn drop(&mut self) {
-        match fs::remove_file(&self.0) {
+        if self.is_left || !self.owner.is_here() {
+            return;
+        }
+        match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} stays: {error}", self.0.display());
+                log::warn!("{} stays: {error}", self.path.display());
             }
             _ => {}
         }

@@ -5,82 +5,92 @@
 //! process has left that was killed is recognised by the program's name and taken over. What others have
 //! attached is never touched.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::thread;
+use std::os::fd::OwnedFd;
 
 use nix::libc;
-use nix::net::if_::if_nametoindex;
-use nix::sched::CloneFlags;
-use nix::sched::setns;
-use nix::sys::stat::fstat;
 
+use super::list::Attached;
+use super::list::AttachmentState;
+use super::list::Attachments;
+use super::list::OnInterface;
+use super::place::Namespace;
+use super::place::Target;
+use super::place::here;
+use super::xdp::link_state;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::TcProgram;
 use crate::sys::link::Link;
+use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::tc;
 use crate::sys::tc::Direction;
-use crate::sys::tc::Place;
+use crate::sys::tc::FilterPlace;
 use crate::types::TcHook;
 
-/// A tc attachment in force.
+/// An attachment to an interface at tc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcAttachment {
-    /// The interface's name when it was attached.
+    /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
+    /// what it was called when it was attached to.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
-    /// The mechanism in force: tcx or clsact, never auto.
+    /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
+    pub namespace: u64,
+    /// The current mechanism: tcx or clsact, never auto.
     pub hook: TcHook,
+    /// Whether it is still there.
+    pub state: AttachmentState,
 }
 
-/// The tc attachments of one program; all are undone on drop.
-#[derive(Debug, Default)]
-pub(crate) struct TcAttachments {
-    attached: Vec<(TcAttachment, Held)>,
+/// A program, and where at tc it belongs.
+#[derive(Clone, Copy)]
+pub(crate) struct TcPlan<'a> {
+    pub(crate) program: BorrowedFd<'a>,
+    /// The program's name.
+    pub(crate) name: &'static str,
+    pub(crate) direction: Direction,
+    /// Of a filter.
+    pub(crate) priority: u16,
+    pub(crate) hook: TcHook,
+}
+
+/// A tc program on an interface; it is undone on drop.
+#[derive(Debug)]
+pub(crate) struct TcLink {
+    target: Target,
+    asked: TcHook,
+    hook: TcHook,
+    held: Held,
 }
 
 #[derive(Debug)]
-#[allow(dead_code, reason = "held for what their drop does")]
 enum Held {
-    Link(Link),
+    Link { link: Link, program: OwnedFd },
     Filter(Filter),
 }
 
-impl TcAttachments {
-    /// Attaches `program`, whose name is `name`, to an interface of the calling thread's network
-    /// namespace.
-    pub(crate) fn attach(
-        &mut self,
-        program: BorrowedFd<'_>,
-        name: &str,
-        interface: &str,
-        (direction, priority): (Direction, u16),
-        hook: TcHook,
-    ) -> Result<TcAttachment> {
-        self.check(interface)?;
-        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
-            interface: interface.to_owned(),
-        })?;
-        check_ethernet(interface, index)?;
-        let place = Place {
-            index,
-            direction,
-            priority,
-        };
-        let clsact = || Filter::attach(program, name, interface, place).map(Held::Filter);
-        let (hook, held) = match hook {
+impl TcLink {
+    /// Attaches a program to an interface of the calling thread's network namespace.
+    pub(crate) fn new(target: Target, plan: TcPlan<'_>) -> Result<Self> {
+        let (interface, index) = (target.name.as_str(), target.place.index);
+        let clsact = || Filter::attach(&target, plan).map(Held::Filter);
+        let failed = |error| kernel_error("attach tcx to", interface, error);
+        let (hook, held) = match plan.hook {
             TcHook::Clsact => (TcHook::Clsact, clsact()?),
-            _ => match tc::attach_tcx(program, index, direction) {
-                Ok(link) => (TcHook::Tcx, Held::Link(link)),
-                Err(error) if hook == TcHook::Auto && is_unknown(&error) => {
+            _ => match tc::attach_tcx(plan.program, index, plan.direction) {
+                Ok(link) => {
+                    let program = plan.program.try_clone_to_owned().map_err(failed)?;
+                    (TcHook::Tcx, Held::Link { link, program })
+                }
+                Err(error) if plan.hook == TcHook::Auto && is_unknown(&error) => {
                     log::info!("{interface}: this kernel has no tcx, using clsact");
                     (TcHook::Clsact, clsact()?)
                 }
@@ -90,53 +100,83 @@ impl TcAttachments {
                         reason: "it takes Linux 6.6: use TcHook::Clsact or TcHook::Auto",
                     });
                 }
-                Err(error) => return Err(kernel_error("attach tcx to", interface, error)),
+                Err(error) => return Err(failed(error)),
             },
         };
-        let attachment = TcAttachment {
-            interface: interface.to_owned(),
-            index,
+        Ok(Self {
+            target,
+            asked: plan.hook,
             hook,
-        };
-        self.attached.push((attachment.clone(), held));
+            held,
+        })
+    }
+
+    fn describe(&self, here: Option<u64>) -> TcAttachment {
+        TcAttachment {
+            interface: self.target.present_name(here),
+            index: self.target.place.index,
+            namespace: self.target.place.namespace,
+            hook: self.hook,
+            state: self.state(),
+        }
+    }
+}
+
+impl Attached for TcLink {
+    type Asked = TcHook;
+    const KIND: &'static str = "tc attachment";
+
+    fn asked(&self) -> TcHook {
+        self.asked
+    }
+
+    fn state(&self) -> AttachmentState {
+        match &self.held {
+            Held::Link { link, program } => link_state(link, program.as_fd()),
+            Held::Filter(filter) => filter.state(),
+        }
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        match &mut self.held {
+            // The link does that as it is dropped.
+            Held::Link { .. } => Ok(()),
+            Held::Filter(filter) => filter
+                .undo()
+                .map_err(|error| kernel_error("remove the tc filter of", &self.target.name, error)),
+        }
+    }
+
+    fn succeed(&mut self, former: Self) {
+        if let Held::Filter(mut former) = former.held {
+            // At its place there may be this one.
+            former.is_undone = true;
+            if let Held::Filter(own) = &mut self.held {
+                own.made_clsact |= former.made_clsact && own.place.index == former.place.index;
+            }
+        }
+    }
+}
+
+impl OnInterface for TcLink {
+    fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl Attachments<TcLink> {
+    /// Attaches a program to an interface of the calling thread's network namespace.
+    pub(crate) fn attach(&mut self, interface: &str, plan: TcPlan<'_>) -> Result<TcAttachment> {
+        let new = TcLink::new(self.check(interface)?, plan)?;
+        let attachment = new.describe(None);
+        self.add(new);
         Ok(attachment)
     }
 
-    /// Whether we are not on this interface.
-    pub(crate) fn check(&self, interface: &str) -> Result<()> {
-        match self.list().any(|attached| attached.interface == interface) {
-            false => Ok(()),
-            true => Err(Error::AlreadyExists {
-                what: format!("the tc attachment to {interface}"),
-            }),
-        }
-    }
-
-    /// Detaches from one interface, by the name it had when it was attached.
-    pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
-        let position = self
-            .list()
-            .position(|attached| attached.interface == interface);
-        let position = position.ok_or_else(|| Error::NotFound {
-            what: format!("a tc attachment to {interface}"),
-        })?;
-        if let Held::Filter(filter) = &self.attached[position].1 {
-            let undone = filter.undo();
-            undone.map_err(|error| kernel_error("remove the tc filter of", interface, error))?;
-        }
-        // Of a filter that is gone nothing is left to do.
-        self.attached.remove(position);
-        Ok(())
-    }
-
-    /// Detaches from all interfaces.
-    pub(crate) fn clear(&mut self) {
-        self.attached.clear();
-    }
-
-    /// The attachments in force.
-    pub(crate) fn list(&self) -> impl Iterator<Item = &TcAttachment> {
-        self.attached.iter().map(|(attachment, _)| attachment)
+    /// What there is, as the kernel says.
+    pub(crate) fn list(&self) -> Vec<TcAttachment> {
+        let here = here();
+        self.iter().map(|held| held.describe(here)).collect()
     }
 }
 
@@ -151,18 +191,26 @@ fn is_unknown(error: &io::Error) -> bool {
 /// A filter of ours, removed on drop.
 #[derive(Debug)]
 struct Filter {
-    place: Place,
+    place: FilterPlace,
     program_id: u32,
     made_clsact: bool,
     /// Filters are told by indices, which are those of a namespace.
-    namespace: File,
+    namespace: Namespace,
+    is_undone: bool,
+    owner: Owner,
 }
 
 impl Filter {
-    fn attach(program: BorrowedFd<'_>, name: &str, interface: &str, place: Place) -> Result<Self> {
+    fn attach(target: &Target, plan: TcPlan<'_>) -> Result<Self> {
+        let interface = target.name.as_str();
+        let place = FilterPlace {
+            index: target.place.index,
+            direction: plan.direction,
+            priority: plan.priority,
+        };
         let failed = |error| kernel_error("attach a tc filter to", interface, error);
-        let namespace = File::open("/proc/thread-self/ns/net").map_err(failed)?;
-        let program_id = program::info(program).map_err(failed)?.id;
+        let namespace = Namespace::here().map_err(failed)?;
+        let program_id = program::info(plan.program).map_err(failed)?.id;
         let mut requests = Requests::new().map_err(failed)?;
         let made_clsact = match requests.clsact(place.index).map_err(failed)? {
             None => place
@@ -184,7 +232,7 @@ impl Filter {
                 false => present(&mut requests, place).map_err(failed)?,
             };
             match &present {
-                Some(of) if of.name != name => {
+                Some(of) if of.name != plan.name => {
                     return Err(Error::ForeignTcFilter {
                         interface: interface.to_owned(),
                         priority: place.priority,
@@ -197,7 +245,9 @@ impl Filter {
                 }
                 None => {}
             }
-            place.attach(program, present.is_some()).map_err(failed)
+            place
+                .attach(plan.program, present.is_some())
+                .map_err(failed)
         };
         if let Err(error) = attach() {
             if made_clsact && let Err(error) = place.remove_clsact() {
@@ -210,7 +260,42 @@ impl Filter {
             program_id,
             made_clsact,
             namespace,
+            is_undone: false,
+            owner: Owner::new(),
         })
+    }
+
+    /// The kernel's word, wherever the caller is.
+    fn state(&self) -> AttachmentState {
+        let ask = || present(&mut Requests::new()?, self.place);
+        match self.namespace.run(ask).and_then(|asked| asked) {
+            Ok(Some(program)) if program.id == self.program_id => AttachmentState::Attached,
+            Ok(Some(_)) => AttachmentState::Replaced,
+            Ok(None) => AttachmentState::Gone,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => AttachmentState::Gone,
+            Err(error) => {
+                log::warn!("cannot ask for the tc filters of an interface: {error}");
+                AttachmentState::Attached
+            }
+        }
+    }
+
+    /// Undoes the attachment, wherever the caller is; an interface that is gone has none.
+    fn undo(&mut self) -> io::Result<()> {
+        if self.is_undone {
+            return Ok(());
+        }
+        match self
+            .namespace
+            .run(|| self.remove())
+            .and_then(|removed| removed)
+        {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+            _ => {
+                self.is_undone = true;
+                Ok(())
+            }
+        }
     }
 
     /// Undoes the attachment; to be called in its namespace.
@@ -227,40 +312,13 @@ impl Filter {
         }
         Ok(())
     }
-
-    fn is_here(&self) -> io::Result<bool> {
-        let here = File::open("/proc/thread-self/ns/net")?;
-        let (here, there) = (fstat(here.as_fd())?, fstat(self.namespace.as_fd())?);
-        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
-    }
-}
-
-impl Filter {
-    /// Undoes the attachment, wherever the caller is; an interface that is gone has none.
-    fn undo(&self) -> io::Result<()> {
-        let removed = self.is_here().and_then(|is_here| match is_here {
-            true => self.remove(),
-            // On a thread of its own: the caller's stays where it is.
-            false => thread::scope(|scope| {
-                let there = || {
-                    setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-                    self.remove()
-                };
-                let thread = thread::Builder::new().spawn_scoped(scope, there)?;
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
-            }),
-        });
-        match removed {
-            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Drop for Filter {
     fn drop(&mut self) {
+        if !self.owner.is_here() {
+            return;
+        }
         if let Err(error) = self.undo() {
             log::warn!("a tc filter of ours stays: {error}");
         }
@@ -268,21 +326,7 @@ impl Drop for Filter {
 }
 
 /// The program of the filter that is at our place.
-fn present(requests: &mut Requests, place: Place) -> io::Result<Option<TcProgram>> {
+fn present(requests: &mut Requests, place: FilterPlace) -> io::Result<Option<TcProgram>> {
     let egress = place.direction == Direction::Egress;
     requests.tc_program(place.index, egress, place.priority, tc::HANDLE)
-}
-
-/// Refuses an interface whose packets have no Ethernet header, such as a tunnel.
-fn check_ethernet(interface: &str, index: u32) -> Result<()> {
-    let found = Requests::new().and_then(|mut requests| requests.interface(index));
-    let found = found.map_err(|error| kernel_error("ask for the address of", interface, error))?;
-    match found.is_some_and(|interface| interface.ethernet) {
-        true => Ok(()),
-        false => Err(Error::Unsupported {
-            what: format!("a tc program on {interface}"),
-            reason: "its packets have no Ethernet header: choose an interface whose packets have one, \
-                     such as that below a tunnel",
-        }),
-    }
 }

@@ -4,15 +4,23 @@
 //! foreign program is never replaced.
 
 use std::fmt;
-use std::fs;
 use std::io;
+use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::str::FromStr;
 
 use nix::libc;
-use nix::net::if_::if_nametoindex;
 
+use super::list::Attached;
+use super::list::AttachmentState;
+use super::list::Attachments;
+use super::list::OnInterface;
+use super::list::Replaceable;
+use super::place::Target;
+use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -62,206 +70,197 @@ impl FromStr for XdpMode {
     }
 }
 
-/// An attachment in force.
+/// An attachment to an interface by XDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attachment {
-    /// The interface's name when it was attached.
+    /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
+    /// what it was called when it was attached to.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
-    /// The mode in force: native or generic, never auto.
+    /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
+    pub namespace: u64,
+    /// The current mode: native or generic, never auto.
     pub mode: XdpMode,
+    /// Whether it is still there.
+    pub state: AttachmentState,
 }
 
-/// The attachments of one program; all are detached on drop.
-#[derive(Debug, Default)]
-pub(crate) struct Attachments {
-    attached: Vec<Attached>,
-    /// Where auto mode has become generic: the interface's index, and with what error the driver refused.
-    refusals: Vec<(u32, i32)>,
-}
-
+/// An XDP program on an interface; detached on drop.
 #[derive(Debug)]
-struct Attached {
-    attachment: Attachment,
+pub(crate) struct XdpLink {
+    target: Target,
+    asked: XdpMode,
+    mode: XdpMode,
+    /// The error with which the driver refused native mode, when auto mode asked for it.
+    refused: Option<i32>,
     link: Link,
-    /// It has kept a program that it was to be rid of again.
-    stray: bool,
+    /// What the link was given last.
+    program: OwnedFd,
 }
 
-impl Attachments {
-    /// Whether there is such an interface, and neither we nor others are on it: its index.
-    pub(crate) fn check(&mut self, interface: &str) -> Result<u32> {
-        let index = self.check_own(interface)?;
+impl XdpLink {
+    /// Attaches `program` to an interface of the calling thread's network namespace, unless somebody
+    /// else is there.
+    pub(crate) fn new(program: BorrowedFd<'_>, target: Target, mode: XdpMode) -> Result<Self> {
+        let (interface, index) = (target.name.as_str(), target.place.index);
         refuse_foreign(interface, index)?;
-        Ok(index)
-    }
-
-    /// Whether there is such an interface, and we are not on it: its index. An attachment to a former
-    /// interface of that name, which is gone, is forgotten.
-    pub(crate) fn check_own(&mut self, interface: &str) -> Result<u32> {
-        let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface {
-            interface: interface.to_owned(),
-        })?;
-        if let Some(position) = self.find(interface) {
-            if !self.attached[position].link.is_gone() {
-                return Err(Error::AlreadyExists {
-                    what: format!("the attachment to {interface}"),
+        let mut refused_with = None;
+        let (got, link) = match mode {
+            XdpMode::Offload => {
+                return Err(Error::Unsupported {
+                    what: format!("XDP offload on {interface}"),
+                    reason: "network cards offer no maps of maps: use native or auto mode",
                 });
             }
-            drop(self.attached.remove(position));
-        }
-        Ok(index)
-    }
-
-    /// Attaches `program` to an interface of the calling thread's network namespace.
-    pub(crate) fn attach(
-        &mut self,
-        program: BorrowedFd<'_>,
-        interface: &str,
-        mode: XdpMode,
-    ) -> Result<Attachment> {
-        let index = self.check(interface)?;
-        if mode == XdpMode::Offload {
-            return Err(Error::Unsupported {
-                what: format!("XDP offload on {interface}"),
-                reason: "network cards offer no maps of maps: use native or auto mode",
-            });
-        }
-        self.refusals.retain(|(refusing, _)| *refusing != index);
-        let (mode, link) = match mode {
             XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
             XdpMode::Native => (XdpMode::Native, native(program, interface, index)?),
-            _ => match link::attach(program, index, link::XDP_FLAGS_DRV_MODE) {
+            XdpMode::Auto => match link::attach(program, index, link::XDP_FLAGS_DRV_MODE) {
                 Ok(link) => (XdpMode::Native, link),
                 Err(error) if is_final(&error) => return Err(refused(interface, index, error)),
                 Err(error) => {
                     log::warn!("{interface}: no native XDP ({error}), using generic mode");
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    self.refusals.push((index, errno));
+                    refused_with = Some(error.raw_os_error().unwrap_or(libc::EIO));
                     (XdpMode::Generic, generic(program, interface, index)?)
                 }
             },
         };
-        let attachment = Attachment {
-            interface: interface.to_owned(),
-            index,
-            mode,
-        };
-        self.attached.push(Attached {
-            attachment: attachment.clone(),
+        let program = program.try_clone_to_owned();
+        let program = program.map_err(|error| kernel_error("attach XDP to", interface, error))?;
+        Ok(Self {
+            target,
+            asked: mode,
+            mode: got,
+            refused: refused_with,
             link,
-            stray: false,
-        });
-        Ok(attachment)
+            program,
+        })
     }
 
-    /// Detaches from one interface, by the name it had when it was attached.
-    pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
-        let position = self.find(interface).ok_or_else(|| Error::NotFound {
-            what: format!("an attachment to {interface}"),
-        })?;
-        self.attached.remove(position);
-        Ok(())
+    /// The error with which the driver refused native mode, when auto mode asked for it.
+    pub(crate) fn refused(&self) -> Option<i32> {
+        self.refused
     }
 
-    /// Puts another program in the place of the present one on all interfaces, or on none, as far as
-    /// the kernel lets it: see [`has_strays`](Self::has_strays).
-    pub(crate) fn replace(&mut self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) -> Result<()> {
-        for at in 0..self.attached.len() {
-            let Attached {
-                attachment,
-                link,
-                stray,
-            } = &mut self.attached[at];
-            let Err(error) = link.replace(after, (!*stray).then_some(before)) else {
-                *stray = false;
-                continue;
-            };
-            // The link of an interface that is gone has no program any more.
-            if error.raw_os_error() == Some(libc::ENOLINK) {
-                log::warn!("{}: the interface is gone", attachment.interface);
-                continue;
-            }
-            let error = not_replaced(attachment, link, before, error);
-            put_back(&mut self.attached[..at], after, before);
-            return Err(error);
+    /// Pins it at a path.
+    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
+        self.link.pin(path)
+    }
+
+    /// Lets go of it, for it is pinned.
+    pub(crate) fn leave(self) {
+        self.link.leave();
+    }
+
+    fn describe(&self, here: Option<u64>) -> Attachment {
+        Attachment {
+            interface: self.target.present_name(here),
+            index: self.target.place.index,
+            namespace: self.target.place.namespace,
+            mode: self.mode,
+            state: self.state(),
         }
-        Ok(())
-    }
-
-    /// Takes back a [`replace`](Self::replace) that has just been made.
-    pub(crate) fn put_back(&mut self, after: BorrowedFd<'_>, before: BorrowedFd<'_>) {
-        put_back(&mut self.attached, after, before);
-    }
-
-    /// Whether packets on an interface still meet a program that was to be taken back, as the kernel has
-    /// refused that. The next [`replace`](Self::replace) sees to it.
-    pub(crate) fn has_strays(&self) -> bool {
-        self.attached.iter().any(|attached| attached.stray)
-    }
-
-    /// Pins one attachment at a path.
-    pub(crate) fn pin(&self, interface: &str, path: &Path) -> io::Result<()> {
-        match self.find(interface) {
-            Some(position) => self.attached[position].link.pin(path),
-            None => Ok(()),
-        }
-    }
-
-    /// Removes the pin that was just made.
-    pub(crate) fn unpin(&self, interface: &str, path: &Path) {
-        if let Err(error) = fs::remove_file(path) {
-            log::error!("the attachment to {interface} stays pinned: {error}");
-        }
-    }
-
-    /// Lets go of all attachments, which are pinned.
-    pub(crate) fn leave(&mut self) {
-        for attached in self.attached.drain(..) {
-            attached.link.leave();
-        }
-    }
-
-    /// Detaches from all interfaces.
-    pub(crate) fn clear(&mut self) {
-        self.attached.clear();
-    }
-
-    /// The error with which an interface's driver refused native mode, when auto mode asked for it.
-    pub(crate) fn refusal(&self, index: u32) -> Option<i32> {
-        let mut refusals = self.refusals.iter();
-        refusals
-            .find(|(refusing, _)| *refusing == index)
-            .map(|(_, errno)| *errno)
-    }
-
-    /// The attachments in force.
-    pub(crate) fn list(&self) -> impl Iterator<Item = &Attachment> {
-        self.attached.iter().map(|attached| &attached.attachment)
-    }
-
-    fn find(&self, interface: &str) -> Option<usize> {
-        self.list()
-            .position(|attachment| attachment.interface == interface)
     }
 }
 
-fn put_back(attached: &mut [Attached], after: BorrowedFd<'_>, before: BorrowedFd<'_>) {
-    for Attached {
-        attachment,
-        link,
-        stray,
-    } in attached
-    {
-        match link.replace(before, Some(after)) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
-                log::error!("{}: the new program stays: {error}", attachment.interface);
-                *stray = true;
-            }
-            _ => {}
+impl Attached for XdpLink {
+    type Asked = XdpMode;
+    const KIND: &'static str = "attachment";
+
+    fn asked(&self) -> XdpMode {
+        self.asked
+    }
+
+    fn state(&self) -> AttachmentState {
+        link_state(&self.link, self.program.as_fd())
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // The link does that as it is dropped.
+        Ok(())
+    }
+
+    fn succeed(&mut self, _former: Self) {}
+}
+
+impl OnInterface for XdpLink {
+    fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl Replaceable for XdpLink {
+    type Program<'a> = BorrowedFd<'a>;
+    type Kept = OwnedFd;
+
+    fn prepare(&self, program: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+        if self.state() == AttachmentState::Gone {
+            log::warn!("{}: the attachment is gone", self.target.name);
+            return Ok(None);
         }
+        let program = program.try_clone_to_owned();
+        let failed = |error| kernel_error("prepare another program for", &self.target.name, error);
+        program.map(Some).map_err(failed)
+    }
+
+    fn switch(&mut self, program: OwnedFd) -> Result<OwnedFd> {
+        let replaced = self
+            .link
+            .replace(program.as_fd(), Some(self.program.as_fd()));
+        match replaced {
+            // Gone since it was looked: it has no program any more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(program),
+            Err(error) => Err(self.not_replaced(error)),
+            Ok(()) => Ok(mem::replace(&mut self.program, program)),
+        }
+    }
+}
+
+impl XdpLink {
+    /// The error for a link that kept its program. The kernel says of a program other than ours that to
+    /// replace it is not permitted.
+    fn not_replaced(&self, error: io::Error) -> Error {
+        let interface = &self.target.name;
+        if error.raw_os_error() == Some(libc::EPERM)
+            && let (Ok(present), Ok(own)) = (self.link.info(), program::info(self.program.as_fd()))
+            && present.program != own.id
+        {
+            return foreign(interface, present.program);
+        }
+        kernel_error("put another XDP program on", interface, error)
+    }
+}
+
+impl Attachments<XdpLink> {
+    /// Whether there is such an interface in the calling thread's network namespace, and neither we nor
+    /// others are on it.
+    pub(crate) fn check_alone(&self, interface: &str) -> Result<Target> {
+        let target = self.check(interface)?;
+        refuse_foreign(interface, target.place.index)?;
+        Ok(target)
+    }
+
+    /// Adds one that was just made, and says what it is.
+    pub(crate) fn add_new(&mut self, new: XdpLink) -> Attachment {
+        let attachment = new.describe(None);
+        self.add(new);
+        attachment
+    }
+
+    /// What there is, as the kernel says.
+    pub(crate) fn list(&self) -> Vec<Attachment> {
+        let here = here();
+        self.iter().map(|held| held.describe(here)).collect()
+    }
+}
+
+/// What the kernel says of a link that was given `program`.
+pub(super) fn link_state(link: &Link, program: BorrowedFd<'_>) -> AttachmentState {
+    match (link.info(), program::info(program)) {
+        (Ok(of), _) if of.index == 0 => AttachmentState::Gone,
+        (Ok(of), Ok(own)) if of.program != own.id => AttachmentState::Replaced,
+        _ => AttachmentState::Attached,
     }
 }
 
@@ -309,24 +308,6 @@ fn foreign(interface: &str, program_id: u32) -> Error {
         program_id,
         program_name: program::name_by_id(program_id),
     }
-}
-
-/// The error for a link that kept its program. The kernel says of a program other than `before` that
-/// to replace it is not permitted.
-fn not_replaced(
-    attachment: &Attachment,
-    link: &Link,
-    before: BorrowedFd<'_>,
-    error: io::Error,
-) -> Error {
-    if error.raw_os_error() == Some(libc::EPERM)
-        && let (Ok(present), Ok(own)) = (link.program_id(), program::info(before))
-        && present != own.id
-    {
-        return foreign(&attachment.interface, present);
-    }
-    let what = "put another XDP program on";
-    kernel_error(what, &attachment.interface, error)
 }
 
 fn refused(interface: &str, index: u32, error: io::Error) -> Error {

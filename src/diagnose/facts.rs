@@ -10,6 +10,8 @@ use nix::net::if_::if_nametoindex;
 use super::interrupts::Interrupt;
 use super::interrupts::interrupts;
 use crate::attach::Attachments;
+use crate::attach::OnInterface;
+use crate::attach::XdpLink;
 use crate::attach::XdpMode;
 use crate::environment;
 use crate::rtnetlink::Requests;
@@ -51,14 +53,17 @@ pub(crate) struct OurAttachment {
 
 impl Ours {
     /// Of a program and its attachments.
-    pub(crate) fn of(program: BorrowedFd<'_>, attachments: &Attachments, interface: &str) -> Self {
-        let mut list = attachments.list();
-        let attached = list.find(|attached| attached.interface == interface);
+    pub(crate) fn of(
+        program: BorrowedFd<'_>,
+        attachments: &Attachments<XdpLink>,
+        interface: &str,
+    ) -> Self {
+        let attached = attachments.get(interface);
         Self {
             program: program::info(program).ok().map(|info| info.id),
             xdp: attached.map(|attached| OurAttachment {
-                index: attached.index,
-                refused: attachments.refusal(attached.index),
+                index: attached.target().place.index,
+                refused: attached.refused(),
             }),
             elsewhere: false,
         }

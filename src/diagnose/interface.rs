@@ -75,8 +75,8 @@ pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
 
 /// The attachment was lost.
 pub(super) fn lost(message: String, found: &mut Diagnosis) {
-    let advice = "detach and attach again (restart the program); `bpftool net` and `bpftool link` show \
-                  what is there";
+    let advice = "attach again (`reattach`, or restart the program); `bpftool net` and `bpftool link` \
+                  show what is there";
     found.problem(Subject::Program, message, advice);
 }
 

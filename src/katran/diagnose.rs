@@ -89,7 +89,7 @@ impl Katran {
         );
         let lost_entries = ours.program.map(|own| self.lost_entries(own));
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
-        let previewed = self.watcher.is_none() && self.wanted().needs_watching();
+        let previewed = self.following.watcher.is_none() && self.wanted().needs_watching();
         let next_hops = match previewed {
             true => {
                 let reals = self.table.reals();
@@ -130,7 +130,10 @@ impl Katran {
                 config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
             ],
             healthchecks: self.healthchecks.is_some(),
-            healthchecks_attached: self.healthcheck_attachment().is_some(),
+            healthchecks_attached: self
+                .healthchecks
+                .as_ref()
+                .is_some_and(|checks| checks.place().is_some()),
             gateway: config.gateway,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
@@ -163,15 +166,16 @@ impl Katran {
 
     /// Entries of root programs that were ours, and hold something else now.
     fn lost_entries(&self, own: u32) -> Vec<String> {
-        let lost = self.shared.list().filter(|(path, position)| {
+        let entries = self.shared.list().into_iter();
+        let lost = entries.filter(|entry| {
             // Where the path is no longer to be seen, nothing is known.
-            let programs = SharedEntries::open(path).and_then(|entries| entries.programs());
-            programs.is_ok_and(|programs| match programs.get(*position as usize) {
+            let programs = SharedEntries::open(&entry.path).and_then(|entries| entries.programs());
+            programs.is_ok_and(|programs| match programs.get(entry.position as usize) {
                 Some(Some(program)) => program.id != own,
                 _ => true,
             })
         });
-        lost.map(|(path, position)| format!("entry {position} of {}", path.display()))
+        lost.map(|entry| format!("entry {} of {}", entry.position, entry.path.display()))
             .collect()
     }
 

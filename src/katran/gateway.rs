@@ -11,9 +11,7 @@ use crate::error::Result;
 use crate::maps::HopCells;
 use crate::maps::Moment;
 use crate::maps::ProbeCells;
-use crate::next_hop::Cells;
 use crate::next_hop::NextHop;
-use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
 use crate::table::RealRecord;
@@ -35,7 +33,7 @@ impl Katran {
     }
 
     fn gateway_mac_of(&self, v6: bool) -> MacAddr {
-        let watcher = self.watcher.as_ref();
+        let watcher = self.following.watcher.as_ref();
         let found = watcher.and_then(|watcher| watcher.gateway(v6));
         let fixed = self.wanted().fixed(v6);
         found.or(fixed).unwrap_or(MacAddr::new([0; 6]))
@@ -96,85 +94,16 @@ impl Katran {
     /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
     /// the first attachment, and nothing where the address is given.
     pub fn next_hops(&self) -> Vec<NextHop> {
-        self.watcher.as_ref().map(Watcher::list).unwrap_or_default()
+        self.following
+            .watcher
+            .as_ref()
+            .map(Watcher::list)
+            .unwrap_or_default()
     }
 
-    /// Starts to find out next hops, if any have to be, in the calling thread's network namespace.
-    /// [`attach`](Self::attach) does it, until the last [`detach`](Self::detach); only who attaches
-    /// [`program_fd`](Self::program_fd) by other means has to, and then it goes on.
-    ///
-    /// # Errors
-    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
-    /// sockets are refused.
-    pub fn follow_next_hops(&mut self) -> Result<()> {
-        self.follow_next_hops_at(None)?;
-        self.follows_for_embedder = true;
-        Ok(())
-    }
-
-    /// The same for a balancer that is about to be attached to one more interface, by its index.
-    pub(super) fn follow_next_hops_at(&mut self, interface: Option<u32>) -> Result<()> {
-        let wanted = self.wanted();
-        let mut attached = self.attached_indexes();
-        attached.extend(interface);
-        if let Some(watcher) = &self.watcher {
-            watcher.set_attached(attached);
-            return Ok(());
-        }
-        if !wanted.needs_watching() {
-            // A gateway that is to be found out later is one of this network namespace. Without the
-            // sockets that cannot be, which is told then.
-            if self.sockets.is_none() {
-                self.sockets = Sockets::open().ok();
-            }
-            return Ok(());
-        }
-        let watcher = self.watch_next_hops(Sockets::open()?, wanted, attached)?;
-        watcher.wait()?;
-        self.watcher = Some(watcher);
-        Ok(())
-    }
-
-    /// Attachments have changed.
-    pub(super) fn note_attached(&mut self) {
-        if self.is_attached() {
-            if let Some(watcher) = &self.watcher {
-                watcher.set_attached(self.attached_indexes());
-            }
-        } else if !self.follows_for_embedder {
-            // The next attachment may be in another network namespace.
-            self.watcher = None;
-            self.sockets = None;
-        }
-    }
-
-    /// The interfaces that the program is attached to; none if some are not known.
-    fn attached_indexes(&self) -> Vec<u32> {
-        match self.shared.is_empty() {
-            true => self.attachments.list().map(|of| of.index).collect(),
-            false => Vec::new(),
-        }
-    }
-
-    fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
+    pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
         let checks = self.healthchecks.as_ref();
         checks.map(|checks| Arc::clone(&checks.cells))
-    }
-
-    fn watch_next_hops(
-        &self,
-        sockets: Sockets,
-        wanted: Wanted,
-        attached: Vec<u32>,
-    ) -> Result<Watcher> {
-        let cells = Cells {
-            live: Arc::clone(&self.maps.live),
-            hops: self.maps.next_hops.clone(),
-            probes: self.probe_cells(),
-        };
-        let reals = self.table.reals();
-        let reals = reals.map(|(address, entry)| (entry.number.0, address));
-        Watcher::start(sockets, wanted, attached, cells, reals)
     }
 
     pub(super) fn wanted(&self) -> Wanted {
@@ -183,35 +112,6 @@ impl Katran {
             gateway_v6: self.config.gateway_mac_v6,
             mode: self.config.next_hops,
         }
-    }
-
-    /// Does as `wanted` from now on, or goes on as before.
-    fn follow(&mut self, wanted: Wanted) -> Result<()> {
-        let before = self.wanted();
-        match &self.watcher {
-            Some(watcher) if wanted.needs_watching() => {
-                watcher.set_wanted(wanted);
-                if let Err(error) = watcher.wait() {
-                    watcher.set_wanted(before);
-                    return Err(error);
-                }
-            }
-            None if wanted.needs_watching() && self.is_attached() => {
-                let sockets = self.sockets.take().map_or_else(Sockets::open, Ok)?;
-                let attached = self.attached_indexes();
-                let watcher = self.watch_next_hops(sockets, wanted, attached)?;
-                if let Err(error) = watcher.wait() {
-                    self.sockets = watcher.stop();
-                    self.write_gateways(before);
-                    return Err(error);
-                }
-                self.watcher = Some(watcher);
-            }
-            Some(_) => self.sockets = self.watcher.take().and_then(Watcher::stop),
-            None => {}
-        }
-        self.write_gateways(wanted);
-        Ok(())
     }
 
     /// Writes the addresses that the user has given.
@@ -224,7 +124,7 @@ impl Katran {
                 }
             }
         }
-        if let (None, Some(hops)) = (&self.watcher, &self.maps.next_hops) {
+        if let (None, Some(hops)) = (&self.following.watcher, &self.maps.next_hops) {
             for (address, entry) in self.table.reals() {
                 write_hop(hops, wanted, entry.number.0, address);
             }
@@ -234,7 +134,7 @@ impl Katran {
     /// Packets may be sent to these reals from now on.
     pub(super) fn reach(&self, added: &[RealRecord]) {
         let reals = added.iter().map(|record| (record.number.0, record.address));
-        if let Some(watcher) = &self.watcher {
+        if let Some(watcher) = &self.following.watcher {
             watcher.add(reals);
         } else if let Some(hops) = &self.maps.next_hops {
             for (number, address) in reals {
@@ -249,7 +149,7 @@ impl Katran {
         if numbers.is_empty() {
             return;
         }
-        if let Some(watcher) = &self.watcher {
+        if let Some(watcher) = &self.following.watcher {
             watcher.remove(numbers.iter().copied());
         }
         if self.maps.next_hops.is_some() {

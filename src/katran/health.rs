@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::Katran;
-use crate::attach::TcAttachment;
 use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
 use crate::document::ProbeMatchState;
@@ -194,37 +193,6 @@ impl Katran {
         self.healthchecks.as_ref().map(HealthChecks::program)
     }
 
-    /// Where health checks are attached, if they are.
-    pub fn healthcheck_attachment(&self) -> Option<&TcAttachment> {
-        self.healthchecks.as_ref()?.attachment()
-    }
-
-    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
-    /// probes leave by the interface that the balancer was attached to first, or by their own.
-    /// [`attach`](Self::attach) does it; it is for hosts that balance in another way, such as a shared
-    /// program, or not at all.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
-    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`].
-    pub fn attach_healthchecks(&mut self) -> Result<()> {
-        let (checks, _) = self.health()?;
-        if !checks.has_interface() {
-            return Err(Self::no_healthchecks());
-        }
-        self.follow_next_hops()?;
-        let main = self.attachments.list().next().cloned();
-        let (checks, _) = self.health()?;
-        checks.attach(main.as_ref())
-    }
-
-    /// Detaches the path of health checks; dropping the balancer does it, too.
-    pub fn detach_healthchecks(&mut self) {
-        if let Some(checks) = &mut self.healthchecks {
-            checks.detach();
-        }
-    }
-
     /// All matches, as a state has them.
     pub(super) fn probe_matches(&self) -> Vec<ProbeMatchState> {
         let state = |by: fn(SocketAddr) -> ProbeMatch| {
@@ -307,11 +275,16 @@ impl Katran {
         matches.map(|(address, real)| (*address, *real)).collect()
     }
 
+    /// The same, loaded if it was not.
+    pub(super) fn loaded_healthchecks(&mut self) -> Result<&mut HealthChecks> {
+        self.health().map(|(checks, _)| checks)
+    }
+
     /// The path of health checks; it is loaded when it is first needed.
     fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
         if self.healthchecks.is_none() {
             let checks = HealthChecks::load(&self.config)?;
-            if let Some(watcher) = &self.watcher {
+            if let Some(watcher) = &self.following.watcher {
                 watcher.set_probes(Arc::clone(&checks.cells));
             }
             self.healthchecks = Some(checks);
@@ -323,7 +296,7 @@ impl Katran {
         }
     }
 
-    fn no_healthchecks() -> Error {
+    pub(super) fn no_healthchecks() -> Error {
         Error::Unsupported {
             what: "attaching health checks".to_owned(),
             reason: "the balancer was loaded without an interface for them: set \

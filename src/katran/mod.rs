@@ -2,6 +2,7 @@
 //! first on paper, then the kernel, then for good.
 
 mod apply;
+mod attach;
 mod change;
 mod counters;
 mod decap;
@@ -10,6 +11,7 @@ mod down;
 mod events;
 mod explain;
 mod flows;
+mod follow;
 mod gateway;
 mod global_flows;
 mod health;
@@ -19,7 +21,6 @@ mod object;
 mod reals;
 mod reload;
 mod server_ids;
-mod shared;
 mod source_routes;
 mod vips;
 mod watch;
@@ -47,10 +48,9 @@ pub use flows::FlowEntry;
 pub use flows::FlowStats;
 pub use watch::CallbackId;
 
-use crate::attach::Attachment;
 use crate::attach::Attachments;
-use crate::attach::SharedAttachments;
-use crate::attach::XdpMode;
+use crate::attach::Entry;
+use crate::attach::XdpLink;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::error::Error;
@@ -60,8 +60,6 @@ use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
-use crate::next_hop::Sockets;
-use crate::next_hop::Watcher;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
 use crate::table::Names;
@@ -75,6 +73,9 @@ use crate::types::Prefix;
 /// process that dies does the same. Methods that change something take `&mut self`, those that
 /// read take `&self`; it is [`Send`] and [`Sync`]. After a change a thread of the library's own may
 /// live for some milliseconds, to see when no packet uses what was replaced.
+///
+/// It belongs to the process that has loaded it. In a child made by fork(2) dropping it changes nothing on
+/// the network; all other calls are for the process that has loaded it.
 ///
 /// ```no_run
 /// use katran::Katran;
@@ -115,14 +116,10 @@ pub struct Katran {
     /// When the outer sources were set last: packets may read what was set before until it has passed.
     sources_set: Moment,
     // Detached before the maps go.
-    attachments: Attachments,
-    shared: SharedAttachments,
+    attachments: Attachments<XdpLink>,
+    shared: Attachments<Entry>,
     /// Finds out next hops, if any have to be.
-    watcher: Option<Watcher>,
-    /// Of the first attachment's network namespace, while nothing is to be found out there.
-    sockets: Option<Sockets>,
-    /// Next hops are followed for attachments that the library does not know of.
-    follows_for_embedder: bool,
+    following: follow::Following,
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
     maps: Maps,
@@ -166,10 +163,8 @@ impl Katran {
             left_hops: VecDeque::new(),
             sources_set: Moment::default(),
             attachments: Attachments::default(),
-            shared: SharedAttachments::default(),
-            watcher: None,
-            sockets: None,
-            follows_for_embedder: false,
+            shared: Attachments::default(),
+            following: follow::Following::default(),
             healthchecks,
             maps,
             programs,
@@ -191,85 +186,6 @@ impl Katran {
     /// Settings to load a balancer with, all at their defaults.
     pub fn builder() -> Builder {
         Builder::new()
-    }
-
-    /// Attaches the program to an interface of the calling thread's network namespace.
-    ///
-    /// One `Katran` may be attached to several interfaces; they share everything, and a frame
-    /// leaves by the interface it came in on, or, with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real.
-    /// Attachments are told apart by the interface's name, so in two network namespaces it cannot be
-    /// attached to interfaces of one name.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
-    /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
-    /// [`Error::Unsupported`] if the driver lacks the mode; [`Error::Privilege`];
-    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds;
-    /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode.
-    #[doc(alias = "attachBpfProgs")]
-    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
-        let index = self.attachments.check(interface)?;
-        let attached = self.attach_to(interface, index, mode);
-        if attached.is_err() {
-            self.note_attached();
-        }
-        attached
-    }
-
-    fn attach_to(&mut self, interface: &str, index: u32, mode: XdpMode) -> Result<Attachment> {
-        self.follow_next_hops_at(Some(index))?;
-        let attachment = self
-            .attachments
-            .attach(self.programs.main.as_fd(), interface, mode)?;
-        if let Err(error) = self.route_healthchecks() {
-            // It was attached a moment ago.
-            let _ = self.attachments.detach(interface);
-            return Err(error);
-        }
-        Ok(attachment)
-    }
-
-    /// Detaches the program from one interface, by the name it had when it was attached. With the
-    /// last one the path of health checks goes, too.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if this `Katran` is not attached there.
-    #[doc(alias = "detachBpfProgs")]
-    pub fn detach(&mut self, interface: &str) -> Result<()> {
-        self.attachments.detach(interface)?;
-        if let Err(error) = self.route_healthchecks() {
-            log::warn!("health checks leave by no interface: {error}");
-        }
-        self.note_attached();
-        Ok(())
-    }
-
-    /// Health checks leave by the first interface, and with the last one they go.
-    fn route_healthchecks(&mut self) -> Result<()> {
-        let Some(checks) = &mut self.healthchecks else {
-            return Ok(());
-        };
-        match self.attachments.list().next() {
-            Some(first) => checks.attach(Some(first)),
-            None if !self.shared.is_empty() => checks.attach(None),
-            None => {
-                checks.detach();
-                Ok(())
-            }
-        }
-    }
-
-    /// Detaches the program from all interfaces, and the path of health checks.
-    pub fn detach_all(&mut self) {
-        self.attachments.clear();
-        self.detach_healthchecks();
-        self.note_attached();
-    }
-
-    /// Where the program is attached, in the order of attaching.
-    pub fn interfaces(&self) -> Vec<Attachment> {
-        self.attachments.list().cloned().collect()
     }
 
     /// The program that is attached, for embedders with an attachment mechanism of their own.

@@ -10,18 +10,16 @@ use std::time::Duration;
 use libbpf_rs::MapHandle;
 use libbpf_rs::OpenMapMut;
 use libbpf_rs::OpenProgramMut;
-use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
-use nix::libc;
 
 use crate::attach::EntrySet;
 use crate::config::Config;
 use crate::config::Features;
-use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
-use crate::kernel::LOG_LINES;
+use crate::kernel::constants;
 use crate::kernel::kernel_error;
+use crate::kernel::load_error;
 use crate::kernel::map_error;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FeatureMaps;
@@ -43,7 +41,8 @@ use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
-use crate::sys::object::VerifierLog;
+use crate::sys::object;
+use crate::sys::object::Refused;
 use crate::sys::object::into_io;
 use crate::types::Encapsulation;
 use crate::types::FlowTableKind;
@@ -151,13 +150,13 @@ pub(super) fn load_object<'a>(
         ),
         ("ticks", &mut progs.ticks, true),
     ];
-    let logs = programs.map(|(name, program, wanted)| {
+    let names = programs.map(|(name, program, wanted)| {
         program.set_flags(flags);
         program.set_autoload(wanted);
-        (name, VerifierLog::of(program))
+        name
     });
-    let loaded = open.load();
-    let skel = loaded.map_err(|error| load_error(&logs, needed, into_io(error)))?;
+    let loaded = object::load(open, &names);
+    let skel = loaded.map_err(|refused| not_loaded(refused, needed))?;
     let (main, explainer) = match full {
         false => (&skel.progs.katran, &skel.progs.katran_explain),
         true => (&skel.progs.katran_full, &skel.progs.katran_explain_full),
@@ -328,12 +327,7 @@ pub(super) fn size_maps(
 
 fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
     let tick = fixed.tick;
-    let Some(constants) = open.maps.rodata_data.as_deref_mut() else {
-        return Err(Error::Unsupported {
-            what: "the BPF object without constants".to_owned(),
-            reason: "it was not built by this crate's build script",
-        });
-    };
+    let constants = constants("katran", open.maps.rodata_data.as_deref_mut())?;
     let (seed, seed_v6) = fixed.hasher.seeds();
     constants.features = config.features.bits();
     constants.max_frame = config.max_frame;
@@ -379,19 +373,11 @@ pub(super) fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
     of.as_fd().try_clone_to_owned()
 }
 
-/// The error for an object that did not load: a program's log says whether it was the verifier.
-fn load_error(logs: &[(&'static str, VerifierLog)], needed: u64, error: io::Error) -> Error {
-    let rejected = logs
-        .iter()
-        .map(|(program, log)| (*program, log.tail(LOG_LINES)))
-        .find(|(_, log)| !log.is_empty());
-    match rejected {
-        Some((program, log)) if !environment::is_unprivileged(&error) => Error::Verifier {
-            program,
-            log,
-            errno: error,
-        },
-        _ if error.raw_os_error() == Some(libc::ENOMEM) => map_error("unknown", needed, error),
-        _ => kernel_error("load", "katran", error),
+/// The error for an object that did not load, whose maps take so much memory.
+fn not_loaded(refused: Refused, needed: u64) -> Error {
+    let is_memory = refused.error.kind() == io::ErrorKind::OutOfMemory;
+    match is_memory && refused.rejected.is_none() {
+        true => map_error("unknown", needed, refused.error),
+        false => load_error("katran", refused),
     }
 }

@@ -124,17 +124,19 @@ impl Katran {
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         made.fill()?;
 
-        let (after, before) = (programs.main.as_fd(), self.programs.main.as_fd());
-        let mut swapped = self.attachments.replace(after, before);
-        if swapped.is_ok() {
-            swapped = self.shared.replace(programs.entry_set());
-            if swapped.is_err() {
-                self.attachments.put_back(after, before);
-            }
-        }
-        if let Err(error) = swapped {
+        let swapped = match self.attachments.switch(programs.main.as_fd()) {
+            Ok(before) => match self.shared.switch(programs.entry_set()) {
+                Ok(_) => Ok(()),
+                Err((error, strays)) => {
+                    let more = self.attachments.switch_back(before);
+                    Err((error, strays || more))
+                }
+            },
+            Err(refused) => Err(refused),
+        };
+        if let Err((error, strays)) = swapped {
             // Packets may have been in them, or still get there.
-            match self.attachments.has_strays() {
+            match strays {
                 true => self.stranded.push(programs),
                 false => self.outlast(vec![programs]),
             }

@@ -7,9 +7,9 @@
 //! pay for a look at the map only meanwhile. It ends when there is nothing left to remove.
 
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::process;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
@@ -29,6 +29,7 @@ use crate::kernel::KernelCalls;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
+use crate::sys::process::Owner;
 use crate::sys::rcu::GracePeriod;
 
 /// What happens to the entries that a real's being down voids.
@@ -87,8 +88,7 @@ impl VoidChange {
 pub(crate) struct VoidFlows {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// The process that the thread is of.
-    process: u32,
+    owner: Owner,
 }
 
 /// A change that the kernel knows of.
@@ -125,7 +125,7 @@ impl VoidFlows {
                 wake: Condvar::new(),
             }),
             thread: None,
-            process: process::id(),
+            owner: Owner::new(),
         })
     }
 
@@ -304,12 +304,15 @@ impl AsFd for VoidFlows {
 
 impl Drop for VoidFlows {
     fn drop(&mut self) {
+        if !self.owner.is_here() {
+            // Its thread is the parent's, and may have held the lock.
+            mem::forget(self.thread.take());
+            return;
+        }
         self.shared.lock().stop = true;
         self.shared.wake.notify_all();
-        // So that the tables are gone with the handle. A child of the process has no such thread.
-        if let Some(thread) = self.thread.take()
-            && process::id() == self.process
-        {
+        // So that the tables are gone with the handle.
+        if let Some(thread) = self.thread.take() {
             // A panic there has been reported.
             let _ = thread.join();
         }

@@ -31,6 +31,7 @@ use crate::kernel::kernel_error;
 use crate::maps::Live;
 use crate::skel::katran::types;
 use crate::sys::object::into_io;
+use crate::sys::process::Owner;
 use crate::sys::rcu::GracePeriod;
 
 /// Bytes of an event before those of the packet.
@@ -123,6 +124,7 @@ impl Start<'_> {
             shared,
             thread: Some(thread),
             live: Arc::clone(self.live),
+            owner: Owner::new(),
         })
     }
 }

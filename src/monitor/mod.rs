@@ -6,6 +6,7 @@ mod pcap;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -23,6 +24,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::Live;
 use crate::skel::katran::types;
+use crate::sys::process::Owner;
 
 /// The most bytes of a packet that an event holds.
 const MOST_BYTES: u32 = 128;
@@ -243,6 +245,7 @@ pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     live: Arc<Live>,
+    owner: Owner,
 }
 
 impl fmt::Debug for Monitor {
@@ -273,6 +276,11 @@ impl Monitor {
     }
 
     fn end(&mut self) {
+        if !self.owner.is_here() {
+            // Its thread is the parent's.
+            mem::forget(self.thread.take());
+            return;
+        }
         self.live.set_events(0, 0);
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take()

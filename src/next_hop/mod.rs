@@ -11,6 +11,7 @@ mod resolver;
 mod wanted;
 
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
 use crate::rtnetlink::Notices;
 use crate::rtnetlink::Requests;
+use crate::sys::process::Owner;
 use crate::types::MacAddr;
 
 pub(crate) use probes::probe_way;
@@ -118,6 +120,7 @@ impl Sockets {
 pub(crate) struct Watcher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Notices>>,
+    owner: Owner,
 }
 
 struct Shared {
@@ -201,6 +204,7 @@ impl Watcher {
         Ok(Self {
             shared,
             thread: Some(thread),
+            owner: Owner::new(),
         })
     }
 
@@ -218,6 +222,11 @@ impl Watcher {
     }
 
     fn join(&mut self) -> Option<Notices> {
+        if !self.owner.is_here() {
+            // Its thread is the parent's.
+            mem::forget(self.thread.take());
+            return None;
+        }
         self.shared.stop.store(true, Ordering::Release);
         let _ = self.shared.wake.write(1);
         // It panics nowhere; if it did, it has ended.

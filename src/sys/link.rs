@@ -14,15 +14,16 @@ use std::path::Path;
 
 use super::check;
 use super::fdinfo::FdInfo;
+use super::process::Owner;
 
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// A program's attachment; undone on drop.
+/// A program's attachment; undone on drop, unless that is in a child made by fork(2).
 #[derive(Debug)]
-pub(crate) struct Link(OwnedFd);
+pub(crate) struct Link(OwnedFd, Owner);
 
 impl Link {
     /// Undoes the attachment at once. Closing the descriptor alone would not, while a child that
@@ -55,10 +56,28 @@ impl Link {
     }
 }
 
+/// What the kernel tells of a link to an interface.
+pub(crate) struct LinkInfo {
+    /// The number of the program that it has.
+    pub(crate) program: u32,
+    /// The index of its interface; 0: there is none any more.
+    pub(crate) index: u32,
+}
+
 impl Link {
-    /// The kernel's number of the program that it has.
-    pub(crate) fn program_id(&self) -> io::Result<u32> {
-        FdInfo::of(self.0.as_fd())?.number("prog_id")
+    /// Asks about a link of XDP or tcx.
+    pub(crate) fn info(&self) -> io::Result<LinkInfo> {
+        let mut info = libbpf_sys::bpf_link_info::default();
+        let mut length = size_of_val(&info) as u32;
+        // SAFETY: `info` outlives the call, and is as long as `length` says.
+        check(unsafe {
+            libbpf_sys::bpf_link_get_info_by_fd(self.0.as_raw_fd(), &mut info, &mut length)
+        })?;
+        Ok(LinkInfo {
+            program: info.prog_id,
+            // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
+            index: unsafe { info.__bindgen_anon_1.xdp.ifindex },
+        })
     }
 }
 
@@ -66,13 +85,6 @@ impl Link {
     /// Pins the attachment at a path: it stays when its descriptors are closed.
     pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
         super::pin::pin(self.0.as_fd(), path)
-    }
-
-    /// Whether the interface of an XDP attachment is gone, and the attachment with it.
-    pub(crate) fn is_gone(&self) -> bool {
-        let info = FdInfo::of(self.0.as_fd());
-        info.and_then(|info| info.number::<u32>("ifindex"))
-            .is_ok_and(|index| index == 0)
     }
 
     /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
@@ -85,12 +97,15 @@ impl Link {
 
 impl From<PinnedXdp> for Link {
     fn from(pinned: PinnedXdp) -> Self {
-        Self(pinned.fd)
+        Self(pinned.fd, Owner::new())
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
+        if !self.1.is_here() {
+            return;
+        }
         // It fails if the interface is gone, and then there is nothing to undo.
         if let Err(error) = self.detach() {
             log::debug!("nothing to detach: {error}");
@@ -144,7 +159,8 @@ pub(super) fn create(
     let fd =
         check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
-    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Link(fd, Owner::new()))
 }
 
 /// Attaches a sockops program to a cgroup, beside those that others have attached there.

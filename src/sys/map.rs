@@ -3,6 +3,9 @@
 //! libbpf-rs's own batch and per-CPU calls lose entries, the count, or the errno in corners that
 //! matter here, so these go to the system call wrappers of libbpf itself.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::CString;
 use std::io;
 use std::mem;
@@ -59,6 +62,7 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
 
 /// What the kernel says of a map.
 pub(crate) struct Info {
+    pub(crate) kind: libbpf_sys::bpf_map_type,
     /// The kernel's number of it.
     pub(crate) id: u32,
     pub(crate) name: String,
@@ -80,6 +84,7 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
         )
     })?;
     Ok(Info {
+        kind: info.type_,
         id: info.id,
         name: name_of(&info.name),
         max_entries: info.max_entries,
@@ -93,15 +98,29 @@ pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
     FdInfo::of(map)?.number("memlock")
 }
 
-/// The sizes that a call is about to rely on; a map of other sizes would make it write past its
-/// buffers.
-fn check_sizes<K: Pod>(map: BorrowedFd<'_>, value_size: usize) -> io::Result<()> {
+/// Maps whose elements are one value: the kernel copies as many bytes as the map's value has. Of arrays of
+/// maps and devices that is a number.
+const SINGLE: [libbpf_sys::bpf_map_type; 6] = [
+    libbpf_sys::BPF_MAP_TYPE_HASH,
+    libbpf_sys::BPF_MAP_TYPE_ARRAY,
+    libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
+    libbpf_sys::BPF_MAP_TYPE_LPM_TRIE,
+    libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+    libbpf_sys::BPF_MAP_TYPE_DEVMAP,
+];
+
+/// Arrays whose elements are a value for each possible CPU.
+const PER_CPU: [libbpf_sys::bpf_map_type; 1] = [libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY];
+
+/// What calls are about to rely on: with a map of another type or other sizes the kernel would read or write
+/// past their buffers. An error of kind `InvalidInput` if it is none of these.
+fn check_map<K: Pod, V>(map: BorrowedFd<'_>, types: &[libbpf_sys::bpf_map_type]) -> io::Result<()> {
     let info = info(map)?;
-    if info.key_size as usize == size_of::<K>() && info.value_size as usize == value_size {
-        Ok(())
-    } else {
-        Err(io::Error::from(io::ErrorKind::InvalidInput))
-    }
+    let fits = types.contains(&info.kind)
+        && info.key_size as usize == size_of::<K>()
+        && info.value_size as usize == size_of::<V>();
+    fits.then_some(())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 /// An array of programs: written by descriptors, read as the kernel's numbers of programs.
@@ -187,7 +206,7 @@ pub(crate) struct Elements<K, V> {
     pub(crate) next: Option<u32>,
 }
 
-/// A map whose key and value types were compared with the kernel's sizes once, so that single
+/// A map whose type, and whose key and value types, were compared with the kernel's once, so that single
 /// calls need not.
 pub(crate) struct Typed<K, V> {
     fd: OwnedFd,
@@ -201,9 +220,10 @@ impl<K, V> AsFd for Typed<K, V> {
 }
 
 impl<K: Pod, V: Pod> Typed<K, V> {
-    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the types.
+    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the types, or if it has
+    /// more than one value an element.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        check_sizes::<K>(fd.as_fd(), size_of::<V>())?;
+        check_map::<K, V>(fd.as_fd(), &SINGLE)?;
         Ok(Self {
             fd,
             types: std::marker::PhantomData,
@@ -227,8 +247,8 @@ impl<K: Pod, V: Pod> Typed<K, V> {
     /// Reads an element.
     pub(crate) fn lookup(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::default();
-        // SAFETY: key and value are as long as the map's, compared in `new`; the map is not
-        // per-CPU, or its value would be longer than V.
+        // SAFETY: key and value are as long as the map's, and it has one value an element, compared
+        // in `new`.
         let result = check(unsafe {
             libbpf_sys::bpf_map_lookup_elem(
                 self.fd.as_raw_fd(),
@@ -377,11 +397,12 @@ impl<V> AsFd for PerCpuArray<V> {
 }
 
 impl<V: Pod> PerCpuArray<V> {
-    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the type.
+    /// Takes a map; an error of kind `InvalidInput` if it is no per-CPU array, or its sizes are not those
+    /// of the type.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         // The kernel rounds each CPU's value up to 8 bytes; all ours are that long.
         const { assert!(size_of::<V>().is_multiple_of(8)) };
-        check_sizes::<u32>(fd.as_fd(), size_of::<V>())?;
+        check_map::<u32, V>(fd.as_fd(), &PER_CPU)?;
         Ok(Self {
             fd,
             cpus: possible_cpus()?,
@@ -490,7 +511,7 @@ pub(crate) fn create_outer(
 /// Puts inner maps into an array of maps, by one call: single ones would each wait for a grace
 /// period of RCU.
 pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    check_sizes::<u32>(outer, size_of::<u32>())?;
+    check_map::<u32, u32>(outer, &[libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS])?;
     if inner.is_empty() {
         return Ok(());
     }

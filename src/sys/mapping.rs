@@ -15,6 +15,21 @@ use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
 use nix::sys::mman::munmap;
 
+/// A word of shared memory. The trait is private, so those below are all there are.
+///
+/// # Safety
+/// An atomic integer: the program may write to it at any time, and every bit pattern is valid.
+unsafe trait Word {}
+
+macro_rules! words {
+    ($($word:ty)*) => {$(
+        // SAFETY: an atomic integer of the standard library.
+        unsafe impl Word for $word {}
+    )*};
+}
+
+words! { AtomicU16 AtomicU32 AtomicU64 }
+
 /// The mapped values of an array map; unmapped on drop.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -47,11 +62,12 @@ impl Mapping {
         Ok(Self { start, bytes })
     }
 
-    fn words<T>(&self) -> &[T] {
-        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`. T is one
-        // of the atomics below (the function is private), for which all bit patterns are valid.
+    /// The memory as words; an end that is no whole word is left out.
+    fn words<W: Word>(&self) -> &[W] {
+        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`; what a W
+        // promises is that others may write meanwhile.
         unsafe {
-            std::slice::from_raw_parts(self.start.cast().as_ptr(), self.bytes / size_of::<T>())
+            std::slice::from_raw_parts(self.start.cast().as_ptr(), self.bytes / size_of::<W>())
         }
     }
 

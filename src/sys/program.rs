@@ -8,6 +8,8 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
+use nix::libc;
+
 use super::check;
 use super::name_of;
 
@@ -112,4 +114,12 @@ pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Ran> {
         action: options.retval,
         frame: out,
     })
+}
+
+/// Whether this process can call bpf(2) at all, whatever the answer.
+pub(crate) fn has_bpf() -> bool {
+    let mut next = 0;
+    // SAFETY: the kernel writes a number to `next`.
+    let asked = check(unsafe { libbpf_sys::bpf_prog_get_next_id(0, &mut next) });
+    !asked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS))
 }

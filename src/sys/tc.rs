@@ -35,7 +35,7 @@ pub(crate) fn attach_tcx(
 /// A place for a filter: an interface of the calling thread's network namespace, a direction, and a
 /// priority. Our filters have the handle 1.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct FilterPlace {
     pub(crate) index: u32,
     pub(crate) direction: Direction,
     pub(crate) priority: u16,
@@ -44,7 +44,7 @@ pub(crate) struct Place {
 /// The handle of our filters.
 pub(crate) const HANDLE: u32 = 1;
 
-impl Place {
+impl FilterPlace {
     fn hook(self) -> libbpf_sys::bpf_tc_hook {
         libbpf_sys::bpf_tc_hook {
             sz: mem::size_of::<libbpf_sys::bpf_tc_hook>() as _,

@@ -1,15 +1,10 @@
 //! What the tests of the loaded program share: a small balancer, frames with right checksums, the
-//! frames that the specification demands in answer, and the kernel's view of programs and maps.
+//! frames that must come in answer, and the kernel's view of programs and maps.
 //! Each test binary uses a part of it.
-
-#![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
 pub(crate) mod bpf;
 pub(crate) mod faults;
 pub(crate) mod frames;
-pub(crate) mod recording;
-pub(crate) mod reference;
 pub(crate) mod wire;
 
 use std::net::IpAddr;

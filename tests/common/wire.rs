@@ -1,5 +1,4 @@
-//! What the specification wants on the wire, worked out byte by byte from its tables and from
-//! nothing of the library's.
+//! What must be on the wire, worked out byte by byte and from nothing of the library's.
 
 use std::net::IpAddr;
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attach;
+mod attachments;
 mod control;
 mod decap;
 mod decap_tc;
@@ -15,6 +16,7 @@ mod ecmp;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/faults.rs"]
 mod faults;
+mod fork;
 mod frame;
 mod health;
 mod health_places;

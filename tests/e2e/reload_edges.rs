@@ -18,6 +18,7 @@ use katran::RootProgram;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::AttachmentState;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::require_root;
@@ -190,6 +191,12 @@ fn all_interfaces_get_the_new_program_or_none() {
     meddle(id, lo, other.program_fd());
     let (_, foreign) = program(host, "lo").unwrap();
     assert_ne!(foreign, id);
+    let states = |katran: &katran::Katran| {
+        let attachments = katran.interfaces().into_iter();
+        attachments.map(|of| of.state).collect::<Vec<_>>()
+    };
+    use AttachmentState::*;
+    assert_eq!(states(&site.katran), [Attached, Replaced, Attached]);
     let error = site.katran.reload(everything()).unwrap_err();
     match error {
         Error::ForeignProgram {
@@ -211,6 +218,7 @@ fn all_interfaces_get_the_new_program_or_none() {
     // It is ours again; and an interface that is gone keeps nothing from being reloaded.
     meddle(foreign, lo, site.katran.program_fd());
     host.ip("link del gone0").unwrap();
+    assert_eq!(states(&site.katran), [Attached, Attached, Gone]);
     site.katran.reload(everything()).unwrap();
     let (_, new) = program(host, "eth0").unwrap();
     assert_ne!(new, id);

@@ -20,6 +20,7 @@ use katran::MacAddr;
 use katran::RootProgram;
 use katran::Vip;
 use katran::XdpMode;
+use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntries;
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -31,20 +32,20 @@ use crate::site;
 use crate::site::PORT;
 
 /// A BPF file system of the test's own.
-struct Pins(PathBuf);
+pub(crate) struct Pins(PathBuf);
 
 impl Pins {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         require_root();
         Self(private_bpf_fs().unwrap())
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.0.join("root")
     }
 
     /// What the test has pinned: the file system has some entries of its own, with dots.
-    fn list(&self) -> Vec<String> {
+    pub(crate) fn list(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
@@ -194,7 +195,9 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     entries.set(1, foreign.program.as_fd()).unwrap();
     let mut katran = balancer(&lab);
     katran.attach_shared(pins.path(), 2).unwrap();
-    assert_eq!(katran.shared_entries(), [(pins.path(), 2)]);
+    let ours = katran.shared_entries().remove(0);
+    assert_eq!((ours.path, ours.position), (pins.path(), 2));
+    assert_eq!(ours.state, AttachmentState::Attached);
     assert_eq!(names(&entries), ["", "foreign", "katran"]);
     let before = (foreign.frames(), katran.totals().unwrap().total.packets);
     for vip in [lab.vip4(), lab.vip6()] {

@@ -1,0 +1,244 @@
+//! Where the balancer is attached: to interfaces, as an entry of a root program, and the path of health
+//! checks with it. An attachment is made as a whole or not at all, and what follows from it (which way
+//! probes go, whose next hops are followed) is worked out from what the kernel says is there.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::Katran;
+use super::follow::Reason;
+use crate::attach::Attachment;
+use crate::attach::OnInterface;
+use crate::attach::Place;
+use crate::attach::SharedEntry;
+use crate::attach::TcAttachment;
+use crate::attach::XdpLink;
+use crate::attach::XdpMode;
+use crate::attach::put_back;
+use crate::error::Error;
+use crate::error::Result;
+
+/// The names of the programs that a balancer attaches.
+const NAMES: [&str; 2] = ["katran", "katran_full"];
+
+impl Katran {
+    /// Attaches the program to an interface of the calling thread's network namespace.
+    ///
+    /// One `Katran` may be attached to several interfaces; they share everything, and a frame
+    /// leaves by the interface it came in on, or, with
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. They may be in
+    /// several network namespaces: what has to be found out of next hops is that of the first one, until
+    /// nothing is attached there any more.
+    ///
+    /// An interface that is removed takes its attachment with it, which [`interfaces`](Self::interfaces)
+    /// tells. Attaching to the next one of that name, or [`reattach`](Self::reattach), puts it back; the
+    /// library does not do that by itself. An interface that is renamed keeps its attachment.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
+    /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
+    /// [`Error::Unsupported`] if the driver lacks the mode, or the interface's packets have no Ethernet
+    /// header (tun, WireGuard, IP in IP): attach to the interface below it; [`Error::Privilege`];
+    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds;
+    /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode. In any case
+    /// nothing has changed.
+    #[doc(alias = "attachBpfProgs")]
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        let target = self.attachments.check_alone(interface)?;
+        let reason = Reason::Interface(target.place.index);
+        self.all_or_nothing(reason, |katran| {
+            let new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
+            // A new one that fails here is detached as it is dropped.
+            katran.attach_probes_along(Some(new.target().place))?;
+            Ok(katran.attachments.add_new(new))
+        })
+    }
+
+    /// Detaches the program from one interface: by its present name, if the calling thread is in its
+    /// network namespace, or else by the name that it had when it was attached to. With the last one the
+    /// path of health checks goes, too.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if this `Katran` is not attached there; [`Error::InvalidConfig`] if it is
+    /// attached to interfaces of that name in several network namespaces, and not in the calling thread's.
+    #[doc(alias = "detachBpfProgs")]
+    pub fn detach(&mut self, interface: &str) -> Result<()> {
+        self.attachments.detach(interface)?;
+        self.note_detached();
+        Ok(())
+    }
+
+    /// Detaches the program from all interfaces, and the path of health checks. Entries of root programs
+    /// stay.
+    pub fn detach_all(&mut self) {
+        self.attachments.clear();
+        self.detach_healthchecks();
+    }
+
+    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)): wherever
+    /// there is an interface of that name again in the calling thread's network namespace, or another
+    /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
+    /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
+    /// [`healthcheck_attachment`](Self::healthcheck_attachment) tell. Of what is there nothing changes, but
+    /// that probes leave by the first interface that there is.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
+    /// [`attach_healthchecks`](Self::attach_healthchecks): the first failure, after all have been tried.
+    pub fn reattach(&mut self) -> Result<()> {
+        let lost = self.attachments.lost().into_iter();
+        let interfaces = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
+        let lost = self.shared.lost().into_iter();
+        let entries = put_back(lost.map(|(path, position)| {
+            match self.attach_shared(path, position) {
+                // Nothing is pinned there yet.
+                Err(Error::NotFound { .. }) => Ok(()),
+                attached => attached,
+            }
+        }));
+        let mains = self.attachments.places();
+        let probes = match &mut self.healthchecks {
+            Some(checks) => checks.reattach(&mains),
+            None => Ok(()),
+        };
+        self.note_attached();
+        interfaces.and(entries).and(probes)
+    }
+
+    /// Where the program was attached, in the order of attaching, and what the kernel says of that now.
+    pub fn interfaces(&self) -> Vec<Attachment> {
+        self.attachments.list()
+    }
+
+    /// Puts the program into an entry of a pinned program array, which a root program on an interface
+    /// walks (see [`RootProgram`](crate::RootProgram)); the usual position is 2.
+    ///
+    /// An entry that holds a balancer's program is taken over between two packets: that of a process
+    /// that has died, as entries stay, or of one that is to be replaced. Then flows stay with their reals
+    /// as far as rings are the same; tables and counters are the new balancer's.
+    ///
+    /// To see whose program is in an entry takes `CAP_SYS_ADMIN`; without it every program there is a foreign
+    /// one.
+    ///
+    /// What the program hands packets on to is pinned beside the array, as `PATH_POSITION_NUMBER`, so
+    /// that it works on without its process. Dropping the balancer empties the entry and removes that,
+    /// unless another has taken it over.
+    ///
+    /// Next hops are followed in the calling thread's network namespace, which should be that of the root
+    /// program's interfaces.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if nothing is pinned at the path;
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is no program array, there is no such
+    /// position, or `frags` is not the setting of the root program;
+    /// [`Error::ForeignEntry`](crate::Error::ForeignEntry) if another program is there, which is left
+    /// alone; [`Error::AlreadyExists`](crate::Error::AlreadyExists) if this balancer has an entry of that
+    /// array; [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel). In
+    /// any case nothing has changed.
+    #[doc(alias = "rootMapPath")]
+    pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
+        let path = map_path.as_ref();
+        let entries = self.shared.check(path, position, &NAMES)?;
+        self.all_or_nothing(Reason::Entry, |katran| {
+            // First, for it can be undone, other than the end of a balancer whose entry is taken over.
+            katran.attach_probes_along(None)?;
+            katran
+                .shared
+                .attach(entries, katran.programs.entry_set(), position)
+        })
+    }
+
+    /// Empties the entry that this balancer has in the array at a path.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if it has none.
+    pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
+        self.shared.detach(map_path.as_ref())?;
+        self.note_detached();
+        Ok(())
+    }
+
+    /// The entries of root programs that this balancer was put into, and what the kernel says of that now.
+    pub fn shared_entries(&self) -> Vec<SharedEntry> {
+        self.shared.list()
+    }
+
+    /// Where health checks are attached, if they are, and what the kernel says of that now.
+    pub fn healthcheck_attachment(&self) -> Option<TcAttachment> {
+        self.healthchecks.as_ref()?.attachment()
+    }
+
+    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
+    /// probes leave by the first interface of that namespace that the balancer is attached to and that is
+    /// there, or by their own. [`attach`](Self::attach) does it; it is for hosts that balance in another
+    /// way, such as a shared program, or not at all. If it is attached it only looks again which interface
+    /// is the first.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
+    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`]. In
+    /// any case nothing has changed.
+    pub fn attach_healthchecks(&mut self) -> Result<()> {
+        let checks = self.loaded_healthchecks()?;
+        if !checks.has_interface() {
+            return Err(Self::no_healthchecks());
+        }
+        let mains = self.attachments.places();
+        self.all_or_nothing(Reason::HealthChecks, |katran| {
+            katran.loaded_healthchecks()?.attach(&mains)
+        })
+    }
+
+    /// Detaches the path of health checks; dropping the balancer does it, too.
+    pub fn detach_healthchecks(&mut self) {
+        if let Some(checks) = &mut self.healthchecks {
+            checks.detach();
+        }
+        self.note_attached();
+    }
+
+    /// Attaches something, for which next hops are followed first, so that the gateway is known when the
+    /// first packet comes. What has come of it or not, the reasons are those that hold then.
+    fn all_or_nothing<T>(
+        &mut self,
+        reason: Reason,
+        attach: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let probes = self.healthcheck_attachment();
+        let followed = self.follow_next_hops_for(reason);
+        let attached = followed.and_then(|()| attach(self));
+        if attached.is_err() && probes.is_none() {
+            // They were attached a moment ago, if at all.
+            if let Some(checks) = &mut self.healthchecks {
+                checks.detach();
+            }
+        }
+        self.note_attached();
+        attached
+    }
+
+    /// The path of health checks goes with the first attachment; `new` is about to be one.
+    fn attach_probes_along(&mut self, new: Option<Place>) -> Result<()> {
+        let mut mains = self.attachments.places();
+        mains.extend(new);
+        match &mut self.healthchecks {
+            Some(checks) => checks.attach_along(&mains),
+            None => Ok(()),
+        }
+    }
+
+    /// Something was detached: probes leave by the first interface that is left, and with the last one
+    /// their path goes.
+    fn note_detached(&mut self) {
+        let is_last = self.attachments.is_empty() && self.shared.is_empty();
+        let mains = self.attachments.places();
+        if let Some(checks) = &mut self.healthchecks {
+            if is_last {
+                checks.detach();
+            } else if let Err(error) = checks.route(&mains) {
+                log::warn!("health checks leave by an interface that is not ours: {error}");
+            }
+        }
+        self.note_attached();
+    }
+}

@@ -1,0 +1,273 @@
+//! For what reasons next hops are followed, and in which network namespaces. Reasons are worked out from
+//! what is attached, so a call that fails half way leaves exactly those that hold.
+//!
+//! A balancer's packets read one set of next hops, so of several namespaces those of the first count,
+//! until no reason is left there.
+
+use std::sync::Arc;
+
+use super::Katran;
+use crate::attach::Attached;
+use crate::attach::AttachmentState;
+use crate::attach::Namespace;
+use crate::attach::here;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::next_hop::Cells;
+use crate::next_hop::Sockets;
+use crate::next_hop::Wanted;
+use crate::next_hop::Watcher;
+use crate::types::NextHops;
+
+/// Why next hops are followed in a network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The program is attached to the interface with this index.
+    Interface(u32),
+    /// It is an entry of a root program.
+    Entry,
+    /// Probes leave there.
+    HealthChecks,
+    /// The embedder has said so, who attaches by means of its own.
+    Embedder,
+}
+
+/// The network namespaces with reasons, in the order in which they came.
+#[derive(Default)]
+pub(super) struct Following {
+    namespaces: Vec<Followed>,
+    /// Of the first of them, if anything has to be found out.
+    pub(super) watcher: Option<Watcher>,
+    /// The namespace in which the embedder has asked for it.
+    embedder: Option<u64>,
+}
+
+struct Followed {
+    namespace: Namespace,
+    /// While nothing is followed here. Opened by the thread that came first, for whom it took no privilege.
+    sockets: Option<Sockets>,
+}
+
+impl Followed {
+    /// The calling thread's namespace.
+    fn here() -> Result<Self> {
+        let namespace = Namespace::here();
+        Ok(Self {
+            namespace: namespace
+                .map_err(|error| kernel_error("ask for", "the network namespace", error))?,
+            // Without them nothing can be found out here, which is told if it has to be.
+            sockets: Sockets::open().ok(),
+        })
+    }
+}
+
+impl Following {
+    pub(super) fn is_empty(&self) -> bool {
+        self.namespaces.is_empty()
+    }
+
+    /// Ends it in the first namespace; it may be started again there.
+    pub(super) fn stop(&mut self) {
+        if let Some(watcher) = self.watcher.take() {
+            let sockets = watcher.stop();
+            if let Some(first) = self.namespaces.first_mut() {
+                first.sockets = sockets;
+            }
+        }
+    }
+}
+
+impl Katran {
+    /// Starts to find out next hops, if any have to be, in the calling thread's network namespace, until
+    /// [`stop_following_next_hops`](Self::stop_following_next_hops).
+    /// [`attach`](Self::attach) does it, until the last [`detach`](Self::detach); only those who attach
+    /// [`program_fd`](Self::program_fd) by other means have to.
+    ///
+    /// # Errors
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
+    /// sockets are refused. Nothing has changed then.
+    pub fn follow_next_hops(&mut self) -> Result<()> {
+        let before = self.following.embedder.take();
+        let followed = self.follow_next_hops_for(Reason::Embedder);
+        self.following.embedder = match &followed {
+            Ok(()) => here(),
+            Err(_) => before,
+        };
+        self.note_attached();
+        followed
+    }
+
+    /// Ends what [`follow_next_hops`](Self::follow_next_hops) has begun. Next hops are followed on as long
+    /// as the library has anything attached.
+    pub fn stop_following_next_hops(&mut self) {
+        self.following.embedder = None;
+        self.note_attached();
+    }
+
+    /// Follows next hops for something that is about to be in the calling thread's network namespace, and
+    /// waits until the gateway is known, if it has to be. In any case [`note_attached`](Self::note_attached)
+    /// comes next, when it has been found out what is there.
+    pub(super) fn follow_next_hops_for(&mut self, reason: Reason) -> Result<()> {
+        let mut reasons = self.reasons();
+        if let Some(here) = here() {
+            reasons.push((here, reason));
+            let known = |of: &Followed| of.namespace.number() == here;
+            if !self.following.namespaces.iter().any(known) {
+                self.following.namespaces.push(Followed::here()?);
+            }
+        }
+        self.follow_for(&reasons, true)
+    }
+
+    /// Attachments have changed: next hops are followed for those that are there.
+    pub(super) fn note_attached(&mut self) {
+        let reasons = self.reasons();
+        if let Err(error) = self.follow_for(&reasons, false) {
+            log::error!("next hops are not followed: {error}");
+            // The next call tries again; nothing is followed where no reason is left.
+            self.following.stop();
+        }
+        let namespaces = &mut self.following.namespaces;
+        namespaces.retain(|of| reasons.iter().any(|(has, _)| *has == of.namespace.number()));
+    }
+
+    /// The reasons that hold, with their namespaces.
+    fn reasons(&self) -> Vec<(u64, Reason)> {
+        let interfaces = self.attachments.places().into_iter();
+        let interfaces = interfaces.map(|of| (of.namespace, Reason::Interface(of.index)));
+        let is_there = |entry: &&crate::attach::Entry| entry.state() != AttachmentState::Gone;
+        let entries = self.shared.iter().filter(is_there);
+        let entries = entries.filter_map(|entry| Some((entry.namespace()?, Reason::Entry)));
+        let checks = self.healthchecks.as_ref();
+        let checks =
+            checks.and_then(|checks| Some((checks.place()?.namespace, Reason::HealthChecks)));
+        let embedder = self.following.embedder;
+        let embedder = embedder.map(|namespace| (namespace, Reason::Embedder));
+        interfaces
+            .chain(entries)
+            .chain(checks)
+            .chain(embedder)
+            .collect()
+    }
+
+    /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on
+    /// where it was.
+    fn follow_for(&mut self, reasons: &[(u64, Reason)], wait: bool) -> Result<()> {
+        let has_reason =
+            |of: &Followed| reasons.iter().any(|(has, _)| *has == of.namespace.number());
+        let Some(first) = self.following.namespaces.iter().position(has_reason) else {
+            self.following.stop();
+            return Ok(());
+        };
+        let attached = attached_in(&self.following.namespaces[first], reasons);
+        if first == 0
+            && let Some(watcher) = &self.following.watcher
+        {
+            watcher.set_attached(attached);
+            return Ok(());
+        }
+        self.following.stop();
+        let wanted = self.wanted();
+        let started = match wanted.needs_watching() {
+            true => self
+                .start_following(first, wanted, attached, wait)
+                .map(Some),
+            false => Ok(None),
+        };
+        match started {
+            Ok(watcher) => {
+                self.following.watcher = watcher;
+                // That before it has no reason any more.
+                self.following.namespaces.drain(..first);
+                Ok(())
+            }
+            Err(error) => {
+                if first > 0 {
+                    self.following.watcher =
+                        self.start_following(0, wanted, Vec::new(), false).ok();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts it in one of the namespaces, with none running.
+    fn start_following(
+        &mut self,
+        at: usize,
+        wanted: Wanted,
+        attached: Vec<u32>,
+        wait: bool,
+    ) -> Result<Watcher> {
+        let cells = Cells {
+            live: Arc::clone(&self.maps.live),
+            hops: self.maps.next_hops.clone(),
+            probes: self.probe_cells(),
+        };
+        let reals = self.table.reals();
+        let reals: Vec<_> = reals
+            .map(|(address, entry)| (entry.number.0, address))
+            .collect();
+        let failed = |error| kernel_error("enter", "a network namespace", error);
+        let Followed { namespace, sockets } = &mut self.following.namespaces[at];
+        let sockets = match sockets.take() {
+            Some(sockets) => sockets,
+            None => namespace.run(Sockets::open).map_err(failed)??,
+        };
+        let start = || Watcher::start(sockets, wanted, attached, cells, reals);
+        let watcher = match wanted.mode {
+            // The kernel takes an interface's index for one of the thread's namespace.
+            NextHops::Redirect => namespace.run(start).map_err(failed)?,
+            _ => start(),
+        }?;
+        if wait && let Err(error) = watcher.wait() {
+            self.following.namespaces[at].sockets = watcher.stop();
+            return Err(error);
+        }
+        Ok(watcher)
+    }
+
+    /// Does as `wanted` from now on, or goes on as before.
+    pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
+        let before = self.wanted();
+        match &self.following.watcher {
+            Some(watcher) if wanted.needs_watching() => {
+                watcher.set_wanted(wanted);
+                if let Err(error) = watcher.wait() {
+                    watcher.set_wanted(before);
+                    return Err(error);
+                }
+            }
+            Some(_) => self.following.stop(),
+            None if wanted.needs_watching() && !self.following.is_empty() => {
+                let reasons = self.reasons();
+                let attached = attached_in(&self.following.namespaces[0], &reasons);
+                match self.start_following(0, wanted, attached, true) {
+                    Ok(watcher) => self.following.watcher = Some(watcher),
+                    Err(error) => {
+                        self.write_gateways(before);
+                        return Err(error);
+                    }
+                }
+            }
+            None => {}
+        }
+        self.write_gateways(wanted);
+        Ok(())
+    }
+}
+
+/// The indexes of the interfaces that the program is attached to in a namespace; none if some are not
+/// known.
+fn attached_in(followed: &Followed, reasons: &[(u64, Reason)]) -> Vec<u32> {
+    let mut attached = Vec::new();
+    for (namespace, reason) in reasons {
+        match reason {
+            _ if *namespace != followed.namespace.number() => {}
+            Reason::Interface(index) => attached.push(*index),
+            Reason::Entry | Reason::Embedder => return Vec::new(),
+            Reason::HealthChecks => {}
+        }
+    }
+    attached
+}

@@ -1,0 +1,11 @@
+//! The programs beside the balancer's: the backend's decapsulator and its server id option, and the
+//! path of health checks, each on single packets or connections over the loopback.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod decap;
+mod health_wire;
+mod server_id_option;

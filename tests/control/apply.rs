@@ -1,0 +1,550 @@
+//! The declarative state against the kernel: `apply` makes the balancer what a document says with
+//! the fewest changes, `state` gives it back, and what is refused changes nothing.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::DecapMode;
+use katran::Error;
+use katran::Flow;
+use katran::HashFunction;
+use katran::Katran;
+use katran::Prefix;
+use katran::Protocol;
+use katran::Real;
+use katran::RealFlags;
+use katran::ServerId;
+use katran::SourceRoute;
+use katran::State;
+use katran::VipFlags;
+use katran::flows::Reason;
+use katran::state::Changes;
+use katran::state::DecapState;
+use katran::state::ServerIdState;
+use katran::state::VipState;
+use katran_lab::require_root;
+use nix::errno::Errno;
+
+use crate::common::at;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::faults;
+use crate::common::flows;
+use crate::common::frames::frame;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::serve;
+use crate::common::vip;
+
+const DOCUMENT: &str = r#"
+[balancer]
+gateway_mac = "0a:00:00:00:00:fe"
+encapsulation = "ipip"
+source_v4 = "10.10.10.10"
+max_frame = 1514
+max_vips = 16
+max_reals = 64
+ring_size = 1009
+flow_table_size = 10000
+features = ["icmp-too-big", "local-delivery"]
+
+[[vip]]
+address = "203.0.113.1"
+port = 443
+protocol = "tcp"
+flags = ["no-src-port"]
+hash = "maglev"
+reals = [ { address = "198.51.100.1", weight = 3 }, { address = "2001:db8:2::1", local = true } ]
+
+[[vip]]
+address = "2001:db8:1::"
+prefix_length = 64
+port = 0
+protocol = "udp"
+reals = [ { address = "198.51.100.1" }, { address = "198.51.100.2", weight = 0 } ]
+
+[[vip]]
+address = "203.0.113.2"
+port = 80
+protocol = "tcp"
+"#;
+
+fn document() -> State {
+    State::from_toml(DOCUMENT).unwrap()
+}
+
+/// A balancer made from a state: its settings, then what it balances.
+fn from_state(state: &State) -> Katran {
+    require_root();
+    let mut katran = state.builder().unwrap().load().unwrap();
+    let _ = katran.apply(state).unwrap();
+    katran
+}
+
+/// Where the flows of every VIP of the document go; SYNs, so that no entry decides.
+fn routes(katran: &Katran) -> Vec<(Option<katran::Vip>, Option<std::net::IpAddr>, Vec<u8>)> {
+    let tcp = ["203.0.113.1:443", "203.0.113.2:80", "203.0.113.3:80"];
+    let tcp = tcp.into_iter().flat_map(|to| flows(Protocol::Tcp, to, 50));
+    tcp.map(|flow| katran.simulate(&syn(flow)).unwrap())
+        .map(|ran| (ran.vip, ran.real, ran.frame))
+        .collect()
+}
+
+#[test]
+fn a_document_becomes_a_balancer_and_a_document_again() {
+    let mut first = from_state(&document());
+    assert_eq!(first.vips().len(), 3);
+    let one = vip("203.0.113.1:443/tcp");
+    assert_eq!(first.vip_flags(one).unwrap(), VipFlags::NO_SRC_PORT);
+    assert_eq!(first.hash_function(one).unwrap(), HashFunction::Maglev);
+    let reals = first.reals(one).unwrap();
+    assert_eq!(reals[0].get_weight(), 3);
+    let local = RealFlags::LOCAL_REAL | RealFlags::IPV6;
+    assert_eq!(reals[1].get_flags(), Some(local));
+
+    let state = first.state();
+    let text = state.to_toml().unwrap();
+    let read = State::from_toml(&text).unwrap();
+    let mut second = from_state(&read);
+    assert_eq!(second.state(), state, "{text}");
+    assert_eq!(second.state().to_toml().unwrap(), text);
+    assert_eq!(routes(&second), routes(&first));
+    for katran in [&mut first, &mut second] {
+        for again in [document(), state.clone(), read.clone()] {
+            let changes = katran.apply(&again).unwrap();
+            assert!(changes.is_empty(), "{changes:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_change_keeps_flows_counters_and_numbers() {
+    let mut katran = from_state(&document());
+    let one = vip("203.0.113.1:443/tcp");
+    let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"));
+    let real = katran.simulate(&syn(flow)).unwrap().real;
+    let before = katran.vip_counters(one).unwrap();
+    let number = katran.real_index(ip("198.51.100.1"));
+    let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+    assert_eq!(table.len(), 1);
+
+    let mut state = document();
+    state.vips.retain(|entry| entry.vip.port() != 80);
+    let mut new = VipState::new(vip("203.0.113.3:80/tcp"));
+    new.reals = vec![Real::new(ip("198.51.100.9"))];
+    state.vips.push(new);
+    state.vips[1].reals[1] = Real::new(ip("198.51.100.2")).weight(4);
+    state.balancer.as_mut().unwrap().gateway_mac = Some("0a:00:00:00:00:0f".parse().unwrap());
+    let changes = katran.apply(&state).unwrap();
+
+    let udp = vip("[2001:db8:1::/64]:0/udp");
+    let third = vip("203.0.113.3:80/tcp");
+    let mut expected = Changes::default();
+    expected.vips_added = vec![third];
+    expected.vips_removed = vec![vip("203.0.113.2:80/tcp")];
+    expected.reals_added = vec![(third, ip("198.51.100.9"))];
+    expected.reals_changed = vec![(udp, ip("198.51.100.2"))];
+    expected.gateway_changed = true;
+    assert_eq!(changes, expected);
+
+    assert_eq!(katran.vip_counters(one).unwrap(), before);
+    assert_eq!(katran.real_index(ip("198.51.100.1")), number);
+    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
+    let ran = katran.simulate(&frame(flow)).unwrap();
+    assert_eq!((ran.real, ran.reason), (real, Reason::FlowTable));
+    assert_eq!(ran.frame[..6], [0x0a, 0, 0, 0, 0, 0x0f]);
+    let old = Flow::tcp(flow.source, at("203.0.113.2:80"));
+    assert_eq!(
+        katran.simulate(&frame(old)).unwrap().reason,
+        Reason::NotAVip
+    );
+}
+
+#[test]
+fn any_order_of_states_ends_in_the_last_one() {
+    let mut katran = load(builder());
+    let mut swapped = document();
+    let reals = swapped.vips[0].reals.clone();
+    swapped.vips[2].reals = reals;
+    swapped.vips[0].reals.clear();
+    swapped.vips[0].flags = VipFlags::SRC_DST_PORT;
+    let states = [document(), swapped, State::default(), document()];
+    for mut state in states {
+        state.balancer = None;
+        let _ = katran.apply(&state).unwrap();
+        let mut fresh = load(builder());
+        let _ = fresh.apply(&state).unwrap();
+        assert_eq!(katran.state(), fresh.state());
+        assert_eq!(routes(&katran), routes(&fresh));
+    }
+}
+
+/// Applying this is refused, and neither state nor routes nor flow table move.
+fn refused(katran: &mut Katran, state: &State) -> Error {
+    let before = (katran.state(), routes(katran), katran.real_numbers());
+    let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+    let error = katran.apply(state).unwrap_err();
+    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
+    let after = (katran.state(), routes(katran), katran.real_numbers());
+    assert_eq!(after, before, "{error}");
+    error
+}
+
+#[test]
+fn settings_of_the_load_are_refused() {
+    let mut katran = from_state(&document());
+    let mut change = |name: &str, change: fn(&mut katran::state::BalancerState)| {
+        let mut state = document();
+        state.vips.remove(0);
+        change(state.balancer.as_mut().unwrap());
+        match refused(&mut katran, &state) {
+            Error::LoadTimeSetting { setting, .. } => assert_eq!(setting, name),
+            other => panic!("{other}"),
+        }
+    };
+    change("ring_size", |balancer| balancer.ring_size = Some(65_537));
+    change("max_vips", |balancer| balancer.max_vips = Some(17));
+    change("max_frame", |balancer| balancer.max_frame = Some(9014));
+    change("flow_table_size", |balancer| {
+        balancer.flow_table_size = Some(1)
+    });
+    change("next_hops", |balancer| {
+        balancer.next_hops = Some(katran::NextHops::PerReal)
+    });
+}
+
+#[test]
+fn features_come_before_what_needs_them_and_go_after_it() {
+    let whole = State::from_toml(WHOLE).unwrap();
+    let mut bare = whole.clone();
+    let settings = bare.balancer.as_mut().unwrap();
+    settings.features = Some(katran::Features::GLOBAL_FLOW_TABLE);
+    bare.source_routes.clear();
+    bare.decap.clear();
+    let mut katran = from_state(&bare);
+    let changes = katran.apply(&whole).unwrap();
+    assert!(changes.features_changed);
+    assert!(
+        changes.to_string().contains("1 set of features changed"),
+        "{changes}"
+    );
+    assert_eq!(
+        Some(katran.features()),
+        whole.balancer.as_ref().unwrap().features
+    );
+    assert_eq!(katran.source_route_count(), 2);
+    assert!(katran.apply(&whole).unwrap().is_empty());
+    // And back; the state is that of before.
+    katran.apply(&bare).unwrap();
+    assert_eq!(katran.features(), katran::Features::GLOBAL_FLOW_TABLE);
+    assert!(katran.apply(&bare).unwrap().is_empty());
+
+    // What needs a feature that is to be off: nothing changes.
+    let mut wrong = whole.clone();
+    wrong.balancer.as_mut().unwrap().features = Some(katran::Features::INLINE_DECAP);
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    katran.apply(&whole).unwrap();
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    wrong.balancer.as_mut().unwrap().features = Some(katran::Features::FLOW_DEBUG);
+    let error = refused(&mut katran, &wrong);
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(katran.source_route_count(), 2);
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_whole() {
+    let mut katran = from_state(&document());
+    let mut vips = document();
+    for i in 0..16 {
+        vips.vips
+            .push(VipState::new(vip(&format!("203.0.113.77:{}/tcp", i + 1))));
+    }
+    vips.vips.remove(0);
+    let error = refused(&mut katran, &vips);
+    assert!(
+        matches!(error, Error::Exhausted { limit: 16, .. }),
+        "{error}"
+    );
+
+    let mut reals = document();
+    reals.vips[2].reals = (0..70u8)
+        .map(|i| Real::new([192, 0, 2, i].into()))
+        .collect();
+    reals.vips.remove(0);
+    let error = refused(&mut katran, &reals);
+    assert!(
+        matches!(error, Error::Exhausted { limit: 64, .. }),
+        "{error}"
+    );
+
+    let mut twice = document();
+    twice.vips.push(twice.vips[0].clone());
+    assert!(matches!(
+        refused(&mut katran, &twice),
+        Error::Document { .. }
+    ));
+    let mut quic = document();
+    quic.vips[2].flags = VipFlags::QUIC;
+    assert!(matches!(
+        refused(&mut katran, &quic),
+        Error::InvalidConfig { .. }
+    ));
+    // What the balancer was loaded without.
+    let mut routes = document();
+    routes.vips.remove(0);
+    let prefix = "100.64.0.0/10".parse().unwrap();
+    routes.source_routes = vec![SourceRoute::new(prefix, ip("198.51.100.7"))];
+    let error = refused(&mut katran, &routes);
+    assert!(error.to_string().contains("source-routing"), "{error}");
+    let mut ends = document();
+    ends.vips.remove(0);
+    ends.decap = vec![DecapState::new(ip("192.0.2.200"), DecapMode::Inline)];
+    let error = refused(&mut katran, &ends);
+    assert!(error.to_string().contains("inline-decap"), "{error}");
+    let mut ids = document();
+    ids.vips.remove(0);
+    ids.server_ids = vec![ServerIdState::new(ServerId::new(0, ip("198.51.100.7")))];
+    assert!(matches!(
+        refused(&mut katran, &ids),
+        Error::InvalidConfig { .. }
+    ));
+    let mut bad = document();
+    bad.vips.remove(0);
+    bad.vips[0].reals.push(Real::new(ip("224.0.0.1")));
+    assert!(matches!(
+        refused(&mut katran, &bad),
+        Error::InvalidAddress { .. }
+    ));
+    let mut gateway = document();
+    gateway.vips.remove(0);
+    gateway.balancer.as_mut().unwrap().gateway_mac = Some("01:00:00:00:00:00".parse().unwrap());
+    assert!(matches!(
+        refused(&mut katran, &gateway),
+        Error::InvalidConfig { .. }
+    ));
+}
+
+#[test]
+fn a_full_balancer_can_be_replaced_by_another_full_one() {
+    let mut katran = load(builder().max_vips(3).max_reals(3));
+    let of = |octet: u8| {
+        let mut state = State::default();
+        for i in 0..3 {
+            let mut entry = VipState::new(vip(&format!("203.0.{octet}.{i}:80/tcp")));
+            entry.reals = vec![Real::new([198, 51, octet, i + 1].into())];
+            state.vips.push(entry);
+        }
+        state
+    };
+    for octet in [1, 2, 3, 1] {
+        let changes = katran.apply(&of(octet)).unwrap();
+        assert_eq!(
+            (changes.vips_added.len(), changes.reals_added.len()),
+            (3, 3)
+        );
+        for i in 0..3 {
+            let to = (std::net::IpAddr::from([203, 0, octet, i]), 80).into();
+            let ran = katran
+                .simulate(&frame(Flow::tcp(at("192.0.2.7:1"), to)))
+                .unwrap();
+            assert_eq!(ran.real, Some([198, 51, octet, i + 1].into()));
+        }
+    }
+}
+
+/// Everything that a state can say besides VIPs.
+const WHOLE: &str = r#"
+[balancer]
+gateway_mac = "0a:00:00:00:00:fe"
+max_vips = 16
+max_reals = 64
+ring_size = 1009
+flow_table_size = 10000
+max_source_routes = 4
+max_decap = 2
+max_server_ids = 4
+source_v4 = "10.10.10.10"
+features = ["source-routing", "inline-decap", "tcp-server-id"]
+
+[[vip]]
+address = "203.0.113.1"
+port = 443
+protocol = "udp"
+flags = ["src-routing", "udp-flow-migration"]
+reals = [ { address = "198.51.100.1" }, { address = "198.51.100.2", down = true } ]
+
+[[server_id]]
+id = 1
+real = "198.51.100.1"
+
+[[server_id]]
+id = 2
+real = "198.51.100.3"
+valid = false
+
+[[source_route]]
+prefix = "100.64.0.0/10"
+real = "198.51.100.4"
+
+[[source_route]]
+prefix = "2001:db8:c::/48"
+real = "2001:db8:2::4"
+
+[[decap]]
+address = "192.0.2.200"
+mode = "inline"
+
+[[decap]]
+address = "2001:db8:d::1"
+mode = "egress"
+
+[[mark]]
+mark = 1000
+real = "198.51.100.1"
+
+[[probe]]
+address = "203.0.113.1"
+port = 443
+protocol = "tcp"
+"#;
+
+fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let maps = [
+        "source_routes_v4",
+        "source_routes_v6",
+        "decap_destinations",
+        "down_reals",
+    ];
+    let maps = maps.map(|map| bpf::dump(katran.map_fd(map).unwrap()));
+    maps.into()
+}
+
+#[test]
+fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
+    let document = State::from_toml(WHOLE).unwrap();
+    let mut katran = from_state(&document);
+    let vip = document.vips[0].vip;
+    assert_eq!(katran.server_ids().len(), 2);
+    assert_eq!(katran.invalid_server_ids(), [2]);
+    assert_eq!(katran.source_route_count(), 2);
+    assert_eq!(katran.decaps().len(), 2);
+    assert!(katran.is_down(vip, ip("198.51.100.2")).unwrap());
+    assert!(katran.apply(&document).unwrap().is_empty());
+    let text = katran.state().to_toml().unwrap();
+    let other = from_state(&State::from_toml(&text).unwrap());
+    assert_eq!(other.state(), katran.state());
+
+    // Each to something else, some gone, some new; the id's real becomes the VIP's and stays itself.
+    let number = katran.real_index(ip("198.51.100.3"));
+    let prefix = |text: &str| text.parse::<Prefix>().unwrap();
+    let mut next = document.clone();
+    next.vips[0].reals.push(Real::new(ip("198.51.100.3")));
+    next.vips[0].down = vec![ip("198.51.100.1")];
+    next.server_ids = vec![
+        ServerIdState::new(ServerId::new(1, ip("198.51.100.5"))),
+        ServerIdState::new(ServerId::new(7, ip("198.51.100.1"))),
+    ];
+    next.source_routes[0] = SourceRoute::new(prefix("100.64.0.0/10"), ip("198.51.100.6"));
+    next.source_routes[1] = SourceRoute::new(prefix("10.0.0.0/8"), ip("198.51.100.6"));
+    next.decap[0].mode = DecapMode::Egress;
+    next.decap[1] = DecapState::new(ip("192.0.2.201"), DecapMode::Inline);
+    let changes = katran.apply(&next).unwrap();
+    let mut expected = Changes::default();
+    expected.reals_added = vec![(vip, ip("198.51.100.3"))];
+    expected.health_changed = vec![(vip, ip("198.51.100.1")), (vip, ip("198.51.100.2"))];
+    expected.server_ids_added = vec![7];
+    expected.server_ids_removed = vec![2];
+    expected.server_ids_changed = vec![1];
+    expected.source_routes_added = vec![prefix("10.0.0.0/8")];
+    expected.source_routes_removed = vec![prefix("2001:db8:c::/48")];
+    expected.source_routes_changed = vec![prefix("100.64.0.0/10")];
+    expected.decap_added = vec![ip("192.0.2.201")];
+    expected.decap_removed = vec![ip("2001:db8:d::1")];
+    expected.decap_changed = vec![ip("192.0.2.200")];
+    assert_eq!(changes, expected);
+    assert_eq!(katran.real_index(ip("198.51.100.3")), number);
+    assert!(katran.apply(&next).unwrap().is_empty());
+    let fresh = from_state(&next);
+    assert_eq!(katran.state(), fresh.state());
+    let back = katran.apply(&document).unwrap();
+    assert_eq!(
+        back.to_string(),
+        "1 real removed, 2 reals' health changed, 1 server id added, 1 server id removed, 1 server id \
+         changed, 1 source route added, 1 source route removed, 1 source route changed, 1 decap \
+         address added, 1 decap address removed, 1 decap address changed"
+    );
+
+    // Too many of each: nothing moves.
+    let in_kernel = kernel(&katran);
+    let mut full = |change: fn(&mut State)| {
+        let mut state = State::from_toml(WHOLE).unwrap();
+        state.vips.clear();
+        change(&mut state);
+        let before = katran.state();
+        let error = katran.apply(&state).unwrap_err();
+        assert!(matches!(error, Error::Exhausted { .. }), "{error}");
+        assert_eq!(katran.state(), before);
+        assert_eq!(kernel(&katran), in_kernel);
+    };
+    full(|state| {
+        let ids = (10..15).map(|id| ServerIdState::new(ServerId::new(id, ip("198.51.100.1"))));
+        state.server_ids = ids.collect();
+    });
+    full(|state| {
+        let routes = (0..5u8).map(|i| Prefix::new([10, i, 0, 0].into(), 16).unwrap());
+        let routes = routes.map(|prefix| SourceRoute::new(prefix, ip("198.51.100.1")));
+        state.source_routes = routes.collect();
+    });
+    full(|state| {
+        let ends = (0..3u8).map(|i| DecapState::new([192, 0, 2, i].into(), DecapMode::Inline));
+        state.decap = ends.collect();
+    });
+    let failed = faults::without_commands(&[faults::MAP_UPDATE_BATCH], Errno::ENOMEM, || {
+        katran.apply(&next)
+    });
+    assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
+    assert_eq!(katran.state(), fresh_of(&document));
+    // What voids entries of a real that came and went is there until they are removed.
+    let end = Instant::now() + Duration::from_secs(60);
+    while kernel(&katran) != in_kernel && Instant::now() < end {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(kernel(&katran), in_kernel);
+    let _ = katran.apply(&next).unwrap();
+    assert_eq!(katran.state(), fresh.state());
+}
+
+/// The state that a new balancer of this document has.
+fn fresh_of(document: &State) -> State {
+    from_state(document).state()
+}
+
+#[test]
+fn calls_and_states_are_one_thing() {
+    let mut katran = load(builder());
+    let one = serve(
+        &mut katran,
+        "203.0.113.1:443/tcp",
+        VipFlags::NO_SRC_PORT,
+        &["198.51.100.1"],
+    );
+    katran.set_hash_function(one, HashFunction::Maglev).unwrap();
+    katran
+        .set_real_flags(ip("198.51.100.1"), RealFlags::LOCAL_REAL)
+        .unwrap();
+    katran
+        .set_gateway_mac("0a:00:00:00:00:0f".parse().unwrap())
+        .unwrap();
+    let state = katran.state();
+    let mut other = from_state(&state);
+    assert_eq!(other.state(), state);
+    other.remove_real(one, ip("198.51.100.1")).unwrap();
+    let changes = other.apply(&state).unwrap();
+    assert_eq!(changes.reals_added, [(one, ip("198.51.100.1"))]);
+    assert_eq!(other.state(), state);
+}

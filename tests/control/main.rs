@@ -1,0 +1,14 @@
+//! The calls of the library against the kernel: what they change, what they refuse and why, and the
+//! events that come back. `make test` runs all of it with both kinds of flow table.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod apply;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod differences;
+mod library;
+mod monitor;
+mod refusals;
+mod threads;

@@ -1,0 +1,502 @@
+//! The example programs, run as a user runs them: the binaries that `cargo test` has built, on
+//! test hosts, with signals, files and exit statuses. `simulate` has a file of its own.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::Output;
+
+use katran_lab::Backend;
+use katran_lab::Balancer;
+use katran_lab::Cgroup;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::TcpServer;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::example;
+
+const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+const SIGTERM: i32 = 15;
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show eth0").unwrap().contains("xdp")
+}
+
+fn decap(backend: &Backend) -> Running {
+    let mut command = example("decap");
+    command.args(["--interface", &backend.interface]);
+    let mut decap = Running::start(&backend.host, command);
+    decap.says("stripping tunnels on eth0 in native mode");
+    decap
+}
+
+fn gateway(balancer: &Balancer) -> String {
+    let octets = balancer.gateway_mac.map(|octet| format!("{octet:02x}"));
+    octets.join(":")
+}
+
+/// A configuration with VIPs in both families and one real for each.
+fn configuration(lab: &Lab, backend: usize) -> String {
+    let Backend { v4, v6, .. } = &lab.backends[backend];
+    let mut text = format!(
+        "[balancer]\ngateway_mac = \"{}\"\nflow_table_size = 10_000\n",
+        gateway(&lab.balancers[0])
+    );
+    for (vip, real) in [(lab.vip4(), IpAddr::from(*v4)), (lab.vip6(), (*v6).into())] {
+        text += &format!(
+            "[[vip]]\naddress = \"{vip}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{real}\" }}]\n"
+        );
+    }
+    text
+}
+
+/// The backends that answer new connections.
+fn answers(lab: &Lab, vip: IpAddr, connections: usize) -> BTreeSet<String> {
+    (0..connections)
+        .map(|_| {
+            let mut client = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
+            client.ask("who?").unwrap()
+        })
+        .collect()
+}
+
+fn both(lab: &Lab) -> Vec<String> {
+    let all = [lab.vip4(), lab.vip6()].map(|vip| answers(lab, vip, 10));
+    all.into_iter().flatten().collect()
+}
+
+#[test]
+fn balancer_and_decap_carry_connections_and_follow_the_file() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let mut decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let file = Scratch::new("balancer.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(host, command);
+    balancer.says("203.0.113.1:80/tcp: real 198.51.100.1 added");
+    balancer.says("balancing on eth0 in native mode");
+    assert!(has_xdp(host));
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    balancer.counts(0);
+
+    // The file changes: clients move.
+    file.write(&configuration(&lab, 1));
+    balancer.process.signal(SIGHUP).unwrap();
+    balancer.says("203.0.113.1:80/tcp: real 198.51.100.2 added");
+    balancer.says("[2001:db8:1::1]:80/tcp: real 2001:db8:2::1 removed");
+    assert_eq!(both(&lab), ["backend1", "backend1"]);
+
+    // It breaks: nothing changes.
+    for (broken, complaint) in [
+        (configuration(&lab, 0) + "weight = 3\n", "line 14"),
+        ("[[vip]".to_owned(), "line 1"),
+        (
+            configuration(&lab, 0).replace("10_000", "20_000"),
+            "flow_table_size",
+        ),
+    ] {
+        file.write(&broken);
+        balancer.process.signal(SIGHUP).unwrap();
+        balancer.says(complaint);
+        balancer.says("the old configuration stays in force");
+        assert_eq!(both(&lab), ["backend1", "backend1"]);
+    }
+
+    // It is whole again, and as before.
+    file.write(&configuration(&lab, 1));
+    balancer.process.signal(SIGHUP).unwrap();
+    balancer.says("no changes");
+
+    balancer.end(SIGTERM);
+    balancer.says("detached from eth0");
+    let row = balancer.says("203.0.113.1:80/tcp");
+    let packets = row.split_whitespace().nth(1).unwrap();
+    assert!(packets.parse::<u64>().unwrap() >= 30, "{row}");
+    assert!(!has_xdp(host));
+
+    for (decap, backend) in decaps.iter_mut().zip(&lab.backends) {
+        // Both kinds of tunnel have been used.
+        decap.counts(1);
+        decap.counts(2);
+        assert!(has_xdp(&backend.host));
+        decap.end(SIGINT);
+        decap.says("detached from eth0");
+        assert!(!has_xdp(&backend.host));
+    }
+}
+
+#[test]
+fn root_is_set_up_joined_and_removed() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let host = &lab.balancers[0].host;
+    let path = pins.join("example").display().to_string();
+    let root = |arguments: &[&str]| {
+        let mut command = example("root");
+        command.args(arguments).args(["--path", &path]);
+        let output = host.output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), text + &errors)
+    };
+    let (worked, text) = root(&["attach", "--interface", "eth0"]);
+    assert!(
+        worked && text.contains("root of 3 entries on eth0 in native mode"),
+        "{text}"
+    );
+    let file = Scratch::new("shared.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command
+        .arg("--config")
+        .arg(&file.0)
+        .args(["--shared", &path]);
+    let mut balancer = Running::start(host, command);
+    balancer.says("balancing as entry 2 of");
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    let (_, text) = root(&["show"]);
+    assert!(
+        text.contains("1: empty") && text.contains("2: katran ("),
+        "{text}"
+    );
+    balancer.end(SIGTERM);
+    balancer.says("left /sys/fs/bpf/example");
+    // A second root has no place.
+    let (worked, text) = root(&["attach", "--interface", "eth0"]);
+    assert!(!worked && text.contains("katran_root"), "{text}");
+    assert!(has_xdp(host));
+    assert!(root(&["remove"]).0);
+    assert!(!has_xdp(host));
+    assert!(!root(&["show"]).0);
+}
+
+#[test]
+fn check_says_what_would_not_work() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let file = Scratch::new("check.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let check = || {
+        let mut command = example("balancer");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0", "--check"]);
+        let output = host.output(command).unwrap();
+        assert!(!has_xdp(host));
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (works, text) = check();
+    assert!(works && text.contains("0 problems"), "{text}");
+    host.ip("link set eth0 down").unwrap();
+    let (works, text) = check();
+    assert!(!works && text.contains("PROBLEM  interface"), "{text}");
+    assert!(text.contains("-> ip link set eth0 up"), "{text}");
+
+    let backend = &lab.backends[0].host;
+    let check = |vip: &str| {
+        let mut command = example("decap");
+        command.args(["--interface", "eth0", "--check", "--vip", vip]);
+        let output = backend.output(command).unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (works, text) = check("203.0.113.1");
+    assert!(works, "{text}");
+    let (works, text) = check("203.0.113.99");
+    assert!(
+        !works && text.contains("ip addr add 203.0.113.99/32 dev lo"),
+        "{text}"
+    );
+}
+
+#[test]
+fn decap_works_at_tc() {
+    require_root();
+    let lab = Lab::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--tc"]);
+    let host = &lab.backends[0].host;
+    let mut decap = Running::start(host, command);
+    decap.says("stripping tunnels on eth0 at tc ingress by tcx");
+    assert!(!has_xdp(host));
+    let file = Scratch::new("decap-tc.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+    assert_eq!(both(&lab), ["backend0", "backend0"]);
+    decap.counts(1);
+    decap.end(SIGTERM);
+    decap.says("detached from eth0");
+    balancer.end(SIGTERM);
+}
+
+#[test]
+fn server_id_writes_for_a_cgroup_and_decap_counts() {
+    require_root();
+    let lab = Lab::new(LabConfig {
+        backends: 1,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    let backend = &lab.backends[0];
+    let (servers, clients) = (Cgroup::new().unwrap(), Cgroup::new().unwrap());
+    let mut ends = Vec::new();
+    for (group, id) in [(&servers, Some("1000")), (&clients, None)] {
+        let mut command = example("server_id");
+        command.arg("--cgroup").arg(group.path());
+        command.args(id.map(|id| ["--id", id]).into_iter().flatten());
+        let mut end = Running::start(&backend.host, command);
+        end.says("server id");
+        ends.push(end);
+    }
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--server-id", "1001"]);
+    let mut decap = Running::start(&backend.host, command);
+    decap.says("stripping tunnels on eth0 in native mode");
+    let file = Scratch::new("server-id.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+
+    let _server = servers.run(|| TcpServer::start(&backend.host, 80, "backend0").unwrap());
+    let to = (lab.vip4(), 80).into();
+    let mut client = clients.run(|| TcpClient::connect(&lab.client, to).unwrap());
+    for _ in 0..5 {
+        assert_eq!(client.ask("who?").unwrap(), "backend0");
+    }
+    // Accepted; heard; packets with an id, and those for others, as decap has another id here.
+    ends[0].counts(0);
+    ends[1].counts(1);
+    decap.counts(6);
+    decap.counts(7);
+    for end in &mut ends {
+        end.end(SIGINT);
+        end.says("detached from");
+    }
+    decap.end(SIGTERM);
+    balancer.end(SIGTERM);
+}
+
+/// What tshark makes of the packets in a file: a line each.
+fn tshark(file: &std::path::Path) -> Vec<String> {
+    let mut command = std::process::Command::new("tshark");
+    command.arg("-n").arg("-r").arg(file);
+    command.args([
+        "-T",
+        "fields",
+        "-e",
+        "ip.src",
+        "-e",
+        "tcp.dstport",
+        "-e",
+        "frame.len",
+    ]);
+    let output = command
+        .output()
+        .expect("tshark is installed by `make test`");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn monitor_prints_events_and_writes_files_that_tshark_reads() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let file = Scratch::new("monitor.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let directory = std::env::temp_dir().join(format!("katran-events-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    for to_files in [false, true] {
+        // A connection that began before the monitor did.
+        let mut command = example("balancer");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0"]);
+        let mut balancer = Running::start(host, command);
+        balancer.says("balancing on eth0 in native mode");
+        let mut client = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+        client.ask("who?").unwrap();
+        balancer.end(SIGTERM);
+
+        let mut command = example("monitor");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0"]);
+        if to_files {
+            command.arg("--directory").arg(&directory);
+        }
+        let mut monitor = Running::start(host, command);
+        monitor.says("switched introspection on");
+        monitor.says("listening");
+        client.ask("who?").unwrap();
+        if !to_files {
+            let line = monitor.says("tcp_non_syn_miss");
+            assert!(line.contains("tcp 192.0.2.2 port"), "{line}");
+            assert!(line.contains("> 203.0.113.1 port 80"), "{line}");
+        }
+        monitor.end(SIGINT);
+        let line = monitor.says("events delivered");
+        assert!(!line.contains(" 0 events"), "{line}");
+        monitor.says("detached from eth0");
+    }
+    let packets = tshark(&directory.join("tcp_non_syn_miss.pcap"));
+    assert!(!packets.is_empty());
+    for packet in &packets {
+        assert!(packet.starts_with("192.0.2.2\t80\t"), "{packet}");
+    }
+    assert!(tshark(&directory.join("packet_too_big.pcap")).is_empty());
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn quickstart_balances_until_ctrl_c() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let mut command = example("quickstart");
+    command.args(["eth0", &gateway(&lab.balancers[0])]);
+    let host = &lab.balancers[0].host;
+    let mut quickstart = Running::start(host, command);
+    quickstart.says("203.0.113.1:80/tcp on eth0, native mode");
+    // 0.75^60 is one in 30 million.
+    let seen = answers(&lab, lab.vip4(), 60);
+    assert_eq!(Vec::from_iter(seen), ["backend0", "backend1"]);
+    quickstart.end(SIGINT);
+    quickstart.line("packets", |line| {
+        let packets = line.strip_prefix("sent ").and_then(|l| l.split(' ').next());
+        packets.is_some_and(|packets| packets.parse::<u64>().unwrap() >= 180)
+    });
+    assert!(!has_xdp(host));
+}
+
+/// Runs to the end; the exit status and what went to standard error.
+fn fails(host: &Host, name: &str, arguments: &[&str]) -> (i32, String) {
+    let mut command = example(name);
+    command.args(arguments);
+    let Output { status, stderr, .. } = host.output(command).unwrap();
+    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn failures_say_what_to_do() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let good = Scratch::new("good.toml");
+    good.write("[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n");
+    let good = good.0.to_str().unwrap();
+    let unknown = Scratch::new("unknown.toml");
+    unknown.write("[balancer]\n\ngateway_mac = \"02:00:00:00:00:01\"\ncolour = \"red\"\n");
+    let unknown = unknown.0.to_str().unwrap();
+    let mac = "02:00:00:00:00:01";
+    let absent = "interface eth9 does not exist in this network namespace";
+
+    let of_balancer = |config, more: &[&str]| {
+        let arguments = [&["--config", config], more].concat();
+        fails(&host, "balancer", &arguments)
+    };
+    for (failure, status, texts) in [
+        (fails(&host, "quickstart", &["eth9", mac]), 1, [absent, ""]),
+        (
+            fails(&host, "decap", &["--interface", "eth9"]),
+            1,
+            [absent, ""],
+        ),
+        (of_balancer(good, &["--interface", "eth9"]), 1, [absent, ""]),
+        (
+            of_balancer(unknown, &["--interface", "lo"]),
+            1,
+            ["line 4", "colour"],
+        ),
+        (
+            of_balancer("absent.toml", &["--interface", "lo"]),
+            1,
+            ["absent.toml", "No such file"],
+        ),
+        (
+            fails(&host, "quickstart", &["lo", "02:00"]),
+            1,
+            ["02:00", "MAC address"],
+        ),
+        // Usage.
+        (fails(&host, "quickstart", &["lo"]), 2, ["usage", ""]),
+        (of_balancer(good, &[]), 2, ["--interface", "Usage"]),
+        (
+            of_balancer(good, &["--interface", "lo", "--mode", "fast"]),
+            2,
+            ["fast", "generic"],
+        ),
+        (
+            fails(
+                &host,
+                "decap",
+                &[
+                    "--interface",
+                    "lo",
+                    "--destination",
+                    "192.0.2.1",
+                    "--destination",
+                    "192.0.2.2",
+                ],
+            ),
+            2,
+            ["one address per family", "Usage"],
+        ),
+    ] {
+        let (code, stderr) = failure;
+        assert_eq!(code, status, "{stderr}");
+        assert!(texts.iter().all(|text| stderr.contains(text)), "{stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_foreign_program_is_left_alone() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    let mut command = example("decap");
+    command.args(["--interface", "eth0", "--destination", "192.0.2.1"]);
+    command.args(["--destination", "2001:db8::1", "--mode", "generic"]);
+    let mut decap = Running::start(&host, command);
+    decap.says("stripping tunnels on eth0 in generic mode");
+    let (code, stderr) = fails(&host, "quickstart", &["eth0", "02:00:00:00:00:01"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("already runs XDP program"), "{stderr}");
+    assert!(has_xdp(&host));
+    decap.end(SIGTERM);
+    assert!(!has_xdp(&host));
+}

@@ -1,0 +1,111 @@
+//! What a balancer leaves in a shared interface that ends without a chance to clean up: an entry that works
+//! on, frames with VLAN tags included, until the next one takes it over.
+
+use std::fs;
+use std::path::Path;
+
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::example;
+
+const SIGTERM: i32 = 15;
+
+fn root(host: &Host, arguments: &[&str], path: &str) {
+    let mut command = example("root");
+    command.args(arguments).args(["--path", path]);
+    let output = host.output(command).unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// What is pinned; the file system has some entries of its own, with dots.
+fn pins(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn its_entry_works_on_until_it_is_taken_over() {
+    require_root();
+    let directory = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let servers = lab.serve_tcp(80).unwrap();
+    let decaps: Vec<Running> = lab
+        .backends
+        .iter()
+        .map(|backend| {
+            let mut command = example("decap");
+            command.args(["--interface", &backend.interface]);
+            let mut decap = Running::start(&backend.host, command);
+            decap.says("stripping tunnels");
+            decap
+        })
+        .collect();
+    // Frames come with a tag, so that each needs a program besides the one in the entry.
+    let (host, router) = (&lab.balancers[0].host, &lab.router);
+    let own = lab.balancers[0].mac.map(|octet| format!("{octet:02x}"));
+    let neighbour = format!(
+        "neigh replace {} lladdr {} nud permanent dev bal0",
+        lab.balancers[0].v4,
+        own.join(":")
+    );
+    router.ip(&neighbour).unwrap();
+    router.tag("bal0", &[(0x8100, 7)]).unwrap();
+
+    let path = directory.join("shared").display().to_string();
+    root(host, &["attach", "--interface", "eth0"], &path);
+    let mac = lab.balancers[0]
+        .gateway_mac
+        .map(|octet| format!("{octet:02x}"));
+    let file = Scratch::new("killed.toml");
+    file.write(&format!(
+        "[balancer]\ngateway_mac = \"{}\"\nflow_table_size = 10_000\n[[vip]]\naddress = \"{}\"\n\
+         port = 80\nprotocol = \"tcp\"\nreals = [{{ address = \"{}\" }}]\n",
+        mac.join(":"),
+        lab.vip4(),
+        lab.backends[0].v4
+    ));
+    let start = |path: &str| {
+        let mut command = example("balancer");
+        command.arg("--config").arg(&file.0);
+        command.args(["--shared", path]).current_dir(&directory);
+        let mut balancer = Running::start(host, command);
+        balancer.says("balancing as entry 2 of");
+        balancer
+    };
+    // By a path without a directory.
+    let mut killed = start("shared");
+    let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+    assert_eq!(connection.ask("who").unwrap(), "backend0");
+    let held = pins(&directory);
+    assert_eq!(held.len(), 3, "{held:?}");
+    killed.process.kill().unwrap();
+    assert_eq!(pins(&directory), held);
+    assert_eq!(connection.ask("who").unwrap(), "backend0");
+    let mut another = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+    assert_eq!(another.ask("who").unwrap(), "backend0");
+
+    // The next one takes the entry over, and what was pinned for it.
+    let mut next = start(&path);
+    let after = pins(&directory);
+    assert!(after.len() == 3 && after != held, "{held:?} {after:?}");
+    for connection in [&mut connection, &mut another] {
+        assert_eq!(connection.ask("who").unwrap(), "backend0");
+    }
+    next.end(SIGTERM);
+    assert_eq!(pins(&directory), ["shared", "shared_eth0"]);
+    let mut killed = start(&path);
+    killed.process.kill().unwrap();
+    root(host, &["remove"], &path);
+    assert!(pins(&directory).is_empty());
+    drop((decaps, servers));
+}

@@ -1,0 +1,16 @@
+//! The example programs, run as a user runs them: the binaries that `cargo test` has built, on test
+//! hosts, with signals, files and exit statuses.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod examples;
+mod exporter;
+mod exposition;
+mod healthcheck;
+mod killed;
+mod monitor;
+mod operations;
+mod program;
+mod simulate;
+mod terminal;
+mod top;

@@ -1,0 +1,378 @@
+//! What an operator does by the guide: checks with few privileges, a running balancer's diagnosis of
+//! itself; and that every command of the guides is one that the examples, and a shell, take.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::example;
+
+const SIGTERM: i32 = 15;
+const SIGUSR1: i32 = 10;
+/// For packets to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A configuration with a VIP and a real.
+fn configuration(lab: &Lab) -> String {
+    let gateway = lab.balancers[0].gateway_mac;
+    let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
+    format!(
+        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nsource_v4 = \"10.0.0.2\"\n\
+         [[vip]]\naddress = \"{}\"\nport = 80\nprotocol = \"tcp\"\n\
+         reals = [{{ address = \"{}\" }}]\n",
+        lab.vip4(),
+        lab.backends[0].v4
+    )
+}
+
+fn guide(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// What an example prints to its end, and whether it was content; with some capabilities only.
+fn with_capabilities(
+    host: &Host,
+    capabilities: &str,
+    name: &str,
+    arguments: &[&str],
+) -> (bool, String) {
+    let example = example(name);
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--bounding-set=-all,{capabilities}"));
+    command.arg(format!("--inh-caps=-all,{capabilities}"));
+    command.arg(example.get_program()).args(arguments);
+    let output = host.output(command).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (
+        output.status.success(),
+        text + &String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn check_says_which_privileges_are_missing() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    host.ip("link set eth0 up").unwrap();
+    host.ip("link set eth1 up").unwrap();
+    let file = Scratch::new("privileges.toml");
+    file.write("[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n");
+    let config = file.0.to_str().unwrap();
+    let of_balancer = ["--config", config, "--interface", "eth0", "--check"];
+    let of_decap = ["--interface", "eth0", "--check"];
+    for (name, arguments) in [("balancer", &of_balancer[..]), ("decap", &of_decap[..])] {
+        let (works, text) = with_capabilities(&host, "+net_admin", name, arguments);
+        assert!(!works, "{text}");
+        assert!(text.contains("PROBLEM  privileges"), "{text}");
+        assert!(text.contains("missing: CAP_PERFMON, CAP_BPF"), "{text}");
+        // Those of the guide's units.
+        let guide = "+net_admin,+bpf,+perfmon";
+        let (works, text) = with_capabilities(&host, guide, name, arguments);
+        assert!(works, "{text}");
+        assert!(text.contains("ok       privileges"), "{text}");
+    }
+}
+
+#[test]
+fn a_running_balancer_says_what_keeps_it_from_working() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let file = Scratch::new("running.toml");
+    file.write(&configuration(&lab));
+    let config = file.0.to_str().unwrap();
+    let sites: [(&str, &[&str]); 5] = [
+        ("balancer", &[]),
+        ("exporter", &["--listen", "127.0.0.1:0"]),
+        ("top", &["--plain"]),
+        ("monitor", &[]),
+        ("healthcheck", &[]),
+    ];
+    for (name, more) in sites {
+        let mut command = example(name);
+        command.args(["--config", config, "--interface", "eth0"]);
+        command.args(more);
+        let mut running = Running::start(host, command);
+        running.says("balancing on eth0 in native mode");
+        running.process.signal(SIGUSR1).unwrap();
+        running.says("attached to eth0");
+        running.says("0 problems");
+        // Counters are those of the live one.
+        let client = lab.client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        client.send_to(&vec![0; 2000], (lab.vip4(), 80)).unwrap();
+        let drops = |running: &mut Running| {
+            running.process.signal(SIGUSR1).unwrap();
+            running.says("drops").contains("ipv4_fragment")
+        };
+        let end = Instant::now() + PATIENCE;
+        while !drops(&mut running) {
+            assert!(Instant::now() < end, "never: drops of {name}");
+        }
+        // Beside it, a check tells that there is another.
+        let mut command = example("balancer");
+        command.args(["--config", config, "--interface", "eth0", "--check"]);
+        let output = host.output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("a balancer of another process"), "{text}");
+        running.end(SIGTERM);
+        running.says("detached from eth0");
+    }
+
+    // In shared mode it has to be told the interface.
+    let path = pins.join("running").display().to_string();
+    let mut command = example("root");
+    command.args(["attach", "--interface", "eth0", "--path", &path]);
+    assert!(host.output(command).unwrap().status.success());
+    let shared = ["--config", config, "--shared", &path];
+    let check = |more: &[&str]| {
+        let mut command = example("balancer");
+        command.args(shared).args(more).arg("--check");
+        let output = host.output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (
+            output.status.success(),
+            text + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (works, text) = check(&[]);
+    assert!(!works && text.contains("takes --interface, too"), "{text}");
+    let (works, text) = check(&["--interface", "eth0"]);
+    assert!(works && text.contains("ok       empty"), "{text}");
+    let (works, text) = check(&["--interface", "eth0", "--position", "9"]);
+    assert!(
+        !works && text.contains("PROBLEM  there are 3 entries"),
+        "{text}"
+    );
+    for (more, says) in [
+        (
+            &["--interface", "eth0"][..],
+            "an entry of the root program there",
+        ),
+        (&[], "takes --interface, too"),
+    ] {
+        let mut command = example("balancer");
+        command.args(shared).args(more);
+        let mut running = Running::start(host, command);
+        running.says("balancing as entry 2");
+        running.process.signal(SIGUSR1).unwrap();
+        running.says(says);
+        let (works, text) = check(&["--interface", "eth0"]);
+        assert!(works && text.contains("would be replaced"), "{text}");
+        running.end(SIGTERM);
+        running.says("left ");
+    }
+    let mut command = example("root");
+    command.args(["remove", "--path", &path]);
+    assert!(host.output(command).unwrap().status.success());
+}
+
+/// The words of a line of a shell, as far as the guides go: quotes keep words together, and `#` begins a
+/// comment.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in line.chars() {
+        match (quote, character) {
+            (Some(open), _) if character == open => quote = None,
+            (None, '\'' | '"') => quote = Some(character),
+            (None, '#') if words.last().is_some_and(String::is_empty) => break,
+            (None, ' ') => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Calls of examples in a document, in blocks and between backticks: the example and its arguments.
+fn calls(text: &str) -> Vec<(String, Vec<String>)> {
+    let named = [
+        ("katran-decap", "decap"),
+        ("balancer", "balancer"),
+        ("exporter", "exporter"),
+        ("top", "top"),
+        ("monitor", "monitor"),
+        ("healthcheck", "healthcheck"),
+        ("root", "root"),
+        ("simulate", "simulate"),
+    ];
+    let mut lines = Vec::new();
+    for (number, part) in text.split("```").enumerate() {
+        match number % 2 {
+            1 => lines.extend(part.lines().map(str::to_owned)),
+            _ => lines.extend(part.split('`').skip(1).step_by(2).map(str::to_owned)),
+        }
+    }
+    let mut calls = Vec::new();
+    for line in lines {
+        let mut words = words(&line);
+        let start = words.iter().position(|word| {
+            let word = word
+                .trim_start_matches("ExecStart=")
+                .trim_start_matches("-");
+            let command = word.rsplit('/').next().unwrap_or_default();
+            named.iter().any(|(name, _)| *name == command)
+        });
+        // A unit's name, a user, or a directory is no call.
+        let Some(start) =
+            start.filter(|start| *start == 0 || ["sudo", "setpriv"].contains(&words[0].as_str()))
+        else {
+            continue;
+        };
+        let arguments = words.split_off(start + 1);
+        let word = words[start].trim_start_matches("ExecStart=");
+        let command = word.rsplit('/').next().unwrap();
+        let (_, example) = named.iter().find(|(name, _)| *name == command).unwrap();
+        let is_call = arguments.iter().any(|word| word.starts_with("--"));
+        if is_call {
+            calls.push(((*example).to_owned(), arguments));
+        }
+    }
+    calls
+}
+
+#[test]
+fn guides_call_examples_with_options_that_they_have() {
+    let mut found = BTreeMap::<String, usize>::new();
+    for document in ["docs/operations.md", "docs/host.md", "docs/metrics.md"] {
+        for (name, arguments) in calls(&guide(document)) {
+            let mut help = example(&name);
+            if name == "root" {
+                help.arg(&arguments[0]);
+            }
+            let output = help.arg("--help").output().unwrap();
+            assert!(output.status.success(), "{name} {arguments:?}");
+            let help = String::from_utf8(output.stdout).unwrap();
+            let known: BTreeSet<&str> = help
+                .split(|c: char| c.is_whitespace() || c == ',' || c == '=' || c == '[')
+                .collect();
+            for option in arguments.iter().filter(|word| word.starts_with("--")) {
+                let option = option.split('=').next().unwrap();
+                assert!(known.contains(option), "{document}: {name} {option}");
+            }
+            *found.entry(name).or_default() += 1;
+        }
+    }
+    for name in [
+        "balancer",
+        "decap",
+        "exporter",
+        "top",
+        "monitor",
+        "healthcheck",
+        "root",
+    ] {
+        assert!(found.contains_key(name), "{name}: {found:?}");
+    }
+    // The test itself would see a mistake.
+    let made_up = calls("`balancer --config x --colour red`");
+    assert_eq!(made_up[0].1[2], "--colour");
+}
+
+/// Blocks of a document in one language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let blocks = text.split("```").skip(1).step_by(2);
+    let of_language = blocks.filter_map(|block| block.split_once('\n'));
+    let of_language = of_language.filter(|(begin, _)| *begin == language);
+    of_language.map(|(_, block)| block.to_owned()).collect()
+}
+
+#[test]
+fn shell_takes_what_the_guides_tell_it() {
+    let text = guide("docs/operations.md");
+    let scripts = blocks(&text, "sh");
+    assert!(scripts.len() >= 15, "{}", scripts.len());
+    let checked = |script: &str| {
+        let mut command = Command::new("sh");
+        command
+            .arg("-n")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut shell = command.spawn().unwrap();
+        let mut input = shell.stdin.take().unwrap();
+        input.write_all(script.as_bytes()).unwrap();
+        drop(input);
+        shell.wait().unwrap().success()
+    };
+    for script in &scripts {
+        assert!(checked(script), "{script}");
+    }
+    assert!(!checked("for irq in 1 2; do echo $irq\n"));
+    // Units that are started have a file here, and every file of systemd's is started.
+    let mut units = BTreeSet::new();
+    for unit in blocks(&text, "ini") {
+        let (name, content) = unit.split_once('\n').unwrap();
+        let Some((_, name)) = name.split_once("/etc/systemd/system/") else {
+            continue;
+        };
+        for section in ["[Unit]", "[Service]", "[Install]", "WantedBy="] {
+            assert!(content.contains(section), "{name}: {section}");
+        }
+        // One that ends is started again, and never given up.
+        if !content.contains("Type=oneshot") {
+            for line in ["Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"] {
+                assert!(content.contains(line), "{name}: {line}");
+            }
+        }
+        units.insert(name.trim_end_matches(".service").to_owned());
+    }
+    let enabled = scripts.iter().flat_map(|script| script.lines());
+    let enabled = enabled.filter_map(|line| line.strip_prefix("systemctl enable --now "));
+    let enabled: BTreeSet<_> = enabled
+        .flat_map(str::split_whitespace)
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(units, enabled);
+    assert!(units.len() >= 4, "{units:?}");
+}
+
+/// The part of the guide's script that finds interrupts, on this machine's interfaces.
+#[test]
+fn the_script_for_interrupts_runs() {
+    require_root();
+    let text = guide("docs/operations.md");
+    let script = blocks(&text, "sh")
+        .into_iter()
+        .find(|script| script.contains("msi_irqs"))
+        .unwrap();
+    // Nothing of the machine is changed: where it would write is a file, and ethtool is not called.
+    let told = Scratch::new("interrupts");
+    let told = told.0.display();
+    let dry = script
+        .replace(">/proc/irq/$irq/smp_affinity_list", &format!(">>{told}"))
+        .replace("ethtool -", ": -")
+        .replace("nic=eth0", "nic=$1");
+    assert!(!dry.contains(">/proc/") && dry.contains(&told.to_string()));
+    for interface in fs::read_dir("/sys/class/net").unwrap() {
+        let name = interface.unwrap().file_name();
+        let mut command = Command::new("sh");
+        command.arg("-ec").arg(&dry).arg("katran-nic").arg(name);
+        let output = command.output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && errors.is_empty(), "{errors}");
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            assert!(
+                line.contains("(interrupt ") && line.contains("): CPU "),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Examples as test subjects: started as a user starts them, with what they say, signals, and files
+//! that vanish.
+
+use std::env;
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran_lab::Host;
+use katran_lab::Process;
+
+/// For a line of a program to appear, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An example, as built by `cargo test` beside this test.
+pub(crate) fn example(name: &str) -> Command {
+    let path = env::current_exe().unwrap();
+    let path = path.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(path.exists(), "run `cargo build --examples` first");
+    let mut command = Command::new(path);
+    // Neither a backtrace nor a log level of the caller's.
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A file that is gone after the test.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("{}-{name}", process::id());
+        Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name))
+    }
+
+    pub(crate) fn write(&self, content: &str) {
+        fs::write(&self.0, content).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// An example that runs on a host, and what it says.
+pub(crate) struct Running {
+    pub(crate) process: Process,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Running {
+    pub(crate) fn start(host: &Host, mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = host.spawn_command(command).unwrap();
+        let (sender, lines) = mpsc::channel();
+        forward(process.take_stdout().unwrap(), sender.clone());
+        forward(process.take_stderr().unwrap(), sender);
+        Self {
+            process,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Waits for a line that satisfies the condition, and returns it.
+    pub(crate) fn line(&mut self, what: &str, is: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("no line with {what} after:\n{}", self.seen.join("\n"));
+            };
+            self.seen.push(line.clone());
+            if is(&line) {
+                return line;
+            }
+        }
+    }
+
+    pub(crate) fn says(&mut self, text: &str) -> String {
+        self.line(text, |line| line.contains(text))
+    }
+
+    /// Waits for a line of numbers whose number in this column is not 0.
+    pub(crate) fn counts(&mut self, column: usize) {
+        self.line(&format!("a count in column {column}"), |line| {
+            let numbers: Option<Vec<f64>> =
+                line.split_whitespace().map(|w| w.parse().ok()).collect();
+            numbers.is_some_and(|numbers| numbers.get(column).is_some_and(|n| *n > 0.0))
+        });
+    }
+
+    /// Ends it by a signal, to which it must answer with exit status 0.
+    pub(crate) fn end(&mut self, signal: i32) {
+        self.process.signal(signal).unwrap();
+        let status = self.process.wait(PATIENCE).unwrap();
+        assert!(status.success(), "{status}: {}", self.seen.join("\n"));
+    }
+}
+
+fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}

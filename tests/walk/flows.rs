@@ -1,0 +1,300 @@
+//! The flow tables' entries as the library shows and removes them, in both kinds of table.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::Error;
+use katran::Flow;
+use katran::FlowTableKind;
+use katran::Katran;
+use katran::Protocol;
+use katran::Real;
+use katran::RealChange;
+use katran::Vip;
+use katran::VipFlags;
+use katran::flows::Reason;
+
+use crate::common;
+use crate::common::at;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::flow_table;
+use crate::common::flows;
+use crate::common::frames::Packet;
+use crate::common::frames::frame;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::serve;
+use crate::common::vip;
+
+const A: &str = "198.51.100.1";
+const B: &str = "2001:db8:2::1";
+const SERVICES: [(&str, &str, Protocol); 4] = [
+    ("203.0.113.1:443/tcp", "203.0.113.1:443", Protocol::Tcp),
+    ("203.0.113.1:443/udp", "203.0.113.1:443", Protocol::Udp),
+    (
+        "[2001:db8:1::1]:80/tcp",
+        "[2001:db8:1::1]:80",
+        Protocol::Tcp,
+    ),
+    ("203.0.114.0/24:0/udp", "203.0.114.7:53", Protocol::Udp),
+];
+const EACH: u16 = 60;
+
+/// Services, each with as many flows that have sent a packet.
+fn balancer() -> (Katran, Vec<(Vip, Vec<Flow>)>) {
+    let mut katran = load(builder());
+    let services = SERVICES.map(|(name, to, protocol)| {
+        let vip = serve(&mut katran, name, VipFlags::empty(), &[A, B]);
+        let flows = flows(protocol, to, EACH);
+        for flow in &flows {
+            katran.simulate(&syn(*flow)).unwrap();
+        }
+        (vip, flows)
+    });
+    (katran, services.into())
+}
+
+fn entries(katran: &Katran, vip: Vip) -> u64 {
+    katran.flow_stats(vip).unwrap().entries
+}
+
+fn reason(katran: &Katran, flow: Flow) -> Reason {
+    katran.simulate(&frame(flow)).unwrap().reason
+}
+
+#[test]
+fn a_flow_is_found_with_its_real_and_age() {
+    let (katran, services) = balancer();
+    for (vip, flows) in &services {
+        for flow in flows {
+            let found = katran.find_flow(flow).unwrap();
+            assert_eq!(found.len(), 1, "{vip}, {flow}");
+            let entry = found[0];
+            let answer = katran.real_for_flow(flow).unwrap().unwrap();
+            assert_eq!((entry.real, entry.cpu), (answer.real, Some(0)));
+            assert_eq!(entry.flow.source, flow.source);
+            assert_eq!(entry.flow.destination.ip(), flow.destination.ip());
+            // The port of an any-port VIP does not count.
+            let port = if vip.port() == 0 {
+                0
+            } else {
+                flow.destination.port()
+            };
+            assert_eq!(entry.flow.destination.port(), port);
+        }
+    }
+    let flow = services[1].1[0];
+    thread::sleep(Duration::from_millis(150));
+    let age = katran.find_flow(&flow).unwrap()[0].age;
+    assert!((100..5000).contains(&age.as_millis()), "{age:?}");
+    katran.simulate(&frame(flow)).unwrap();
+    let younger = katran.find_flow(&flow).unwrap()[0].age;
+    assert!(younger < age, "{younger:?}");
+
+    let stranger = Flow::tcp(at("192.0.2.99:1"), at("203.0.113.1:443"));
+    assert!(katran.find_flow(&stranger).unwrap().is_empty());
+    let nowhere = Flow::tcp(at("192.0.2.99:1"), at("192.0.2.1:443"));
+    assert!(katran.find_flow(&nowhere).unwrap().is_empty());
+    let mixed = Flow::tcp(at("192.0.2.99:1"), at("[2001:db8:1::1]:80"));
+    assert!(katran.find_flow(&mixed).is_err());
+}
+
+#[test]
+fn what_is_removed_goes_by_the_ring_again() {
+    let (mut katran, services) = balancer();
+    let (vip, flows) = &services[0];
+    assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
+    assert_eq!(katran.remove_flow(&flows[0]).unwrap(), 1);
+    assert_eq!(katran.remove_flow(&flows[0]).unwrap(), 0);
+    assert!(katran.find_flow(&flows[0]).unwrap().is_empty());
+    assert_eq!(entries(&katran, *vip), u64::from(EACH) - 1);
+    assert_eq!(reason(&katran, flows[0]), Reason::Ring);
+    assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
+    assert_eq!(reason(&katran, flows[1]), Reason::FlowTable, "others stay");
+}
+
+#[test]
+fn a_purge_takes_one_vips_flows_and_no_others() {
+    let (mut katran, services) = balancer();
+    for (nth, (vip, flows)) in services.iter().enumerate() {
+        assert_eq!(katran.purge(*vip).unwrap(), u64::from(EACH), "{vip}");
+        assert_eq!(katran.purge(*vip).unwrap(), 0);
+        for (other, (vip, _)) in services.iter().enumerate() {
+            let left = if other > nth { EACH.into() } else { 0 };
+            assert_eq!(entries(&katran, *vip), left, "{vip}");
+        }
+        assert!(
+            flows
+                .iter()
+                .all(|flow| katran.find_flow(flow).unwrap().is_empty())
+        );
+    }
+    assert!(katran.purge(vip("203.0.113.77:1/tcp")).is_err());
+}
+
+#[test]
+fn a_purge_of_a_real_takes_its_flows_of_that_vip() {
+    let (mut katran, services) = balancer();
+    let (vip, flows) = &services[1];
+    let at_a = |katran: &Katran, flows: &[Flow]| -> u64 {
+        let on_a = flows.iter().filter(|flow| {
+            let found = katran.find_flow(flow).unwrap();
+            found.first().is_some_and(|entry| entry.real == Some(ip(A)))
+        });
+        on_a.count() as u64
+    };
+    let before = at_a(&katran, flows);
+    let of_other = at_a(&katran, &services[0].1);
+    assert!(before > 0 && before < u64::from(EACH));
+    assert_eq!(katran.purge_real(*vip, ip(A)).unwrap(), before);
+    assert_eq!(at_a(&katran, flows), 0);
+    assert_eq!(entries(&katran, *vip), u64::from(EACH) - before);
+    assert_eq!(at_a(&katran, &services[0].1), of_other);
+    assert!(katran.purge_real(*vip, ip("198.51.100.99")).is_err());
+}
+
+#[test]
+fn stale_entries_are_told_apart() {
+    let (mut katran, services) = balancer();
+    for (vip, _) in &services {
+        katran.remove_real(*vip, ip(A)).unwrap();
+    }
+    for (vip, flows) in &services {
+        let stats = katran.flow_stats(*vip).unwrap();
+        assert_eq!(stats.entries, u64::from(EACH));
+        assert!(stats.stale > 0 && stats.stale < stats.entries, "{stats:?}");
+        let ages = [
+            stats.younger_than_1s,
+            stats.younger_than_10s,
+            stats.younger_than_1min,
+            stats.older,
+        ];
+        assert_eq!(ages.iter().sum::<u64>(), stats.entries);
+        assert_eq!(stats.older, 0, "{stats:?}");
+        let gone = flows
+            .iter()
+            .filter(|flow| katran.find_flow(flow).unwrap()[0].real.is_none());
+        assert_eq!(gone.count() as u64, stats.stale);
+    }
+}
+
+#[test]
+fn a_vip_that_comes_again_starts_without_flows() {
+    let (mut katran, services) = balancer();
+    let (vip, flows) = &services[0];
+    katran.remove_vip(*vip).unwrap();
+    // The reals live on in other VIPs, so their entries would count.
+    let again = serve(&mut katran, SERVICES[0].0, VipFlags::empty(), &[A, B]);
+    assert_eq!(entries(&katran, again), 0);
+    assert!(
+        flows
+            .iter()
+            .all(|flow| reason(&katran, *flow) == Reason::Ring)
+    );
+}
+
+#[test]
+fn flows_can_be_listed_where_the_table_knows_them() {
+    let (katran, services) = balancer();
+    for (vip, flows) in &services {
+        let listed = katran.flows(*vip, usize::MAX);
+        if flow_table() == FlowTableKind::SetAssociative {
+            let error = listed.unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }));
+            assert!(error.to_string().contains("kernel-lru"), "{error}");
+            continue;
+        }
+        let listed = listed.unwrap();
+        let sources: BTreeSet<_> = listed.iter().map(|entry| entry.flow.source).collect();
+        let expected: BTreeSet<_> = flows.iter().map(|flow| flow.source).collect();
+        assert_eq!(sources, expected);
+        for entry in &listed {
+            // An any-port VIP is not found by the port 0 that its entries have.
+            if vip.port() != 0 {
+                let found = katran.find_flow(&entry.flow).unwrap();
+                assert_eq!((found[0].flow, found[0].real), (entry.flow, entry.real));
+            }
+        }
+        assert_eq!(katran.flows(*vip, 7).unwrap().len(), 7);
+    }
+    assert!(katran.flows(vip("203.0.113.77:1/tcp"), 1).is_err());
+}
+
+#[test]
+fn a_purge_does_not_disturb_forwarding() {
+    const PACKETS: u32 = 300_000;
+    const FLOWS: u64 = 1_000_000;
+    let mut katran = load(
+        builder()
+            .forwarding_cpus([0, 1])
+            .flow_table_size(4 * FLOWS)
+            .flood_threshold(u32::MAX),
+    );
+    let purged = serve(&mut katran, "203.0.113.1:80/tcp", VipFlags::empty(), &[A]);
+    let busy = serve(&mut katran, "203.0.113.2:80/tcp", VipFlags::empty(), &[A]);
+    let to = |address: &str| {
+        let flow = Flow::tcp(at("100.64.0.0:1024"), at(address));
+        Packet::new(flow).payload(60).frame()
+    };
+    let of_purged = katran_yardstick::Yardstick::for_sequences(&to("203.0.113.1:80")).unwrap();
+    let all: Vec<u32> = (0..FLOWS as u32).map(katran_yardstick::scattered).collect();
+    bpf::pin(0);
+    of_purged.play(katran.program_fd(), &all).unwrap();
+    let before = entries(&katran, purged);
+    assert!(before > FLOWS * 99 / 100, "{before}");
+    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
+    katran
+        .modify_reals(busy, &[RealChange::Add(Real::new(ip(B))), drained])
+        .unwrap();
+
+    // Another CPU forwards, first alone, then while the entries are purged.
+    let program = katran.program_fd().try_clone_to_owned().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let forwarder = thread::spawn(move || {
+        use std::os::fd::AsFd;
+        bpf::pin(1);
+        let busy = katran_yardstick::Yardstick::for_sequences(&to("203.0.113.2:80")).unwrap();
+        let packets: Vec<u32> = (0..PACKETS)
+            .map(|i| katran_yardstick::scattered(i % 1000))
+            .collect();
+        let mut times = Vec::new();
+        for _ in 0..20 {
+            // Time that it spins for a lock is the thread's own, time that others have the CPU is not.
+            let began = common::cpu_time();
+            busy.play(program.as_fd(), &packets).unwrap();
+            times.push(common::cpu_time() - began);
+            if times.len() == 8 {
+                sender.send(()).unwrap();
+            }
+        }
+        times
+    });
+    receiver.recv().unwrap();
+    let began = Instant::now();
+    let removed = katran.purge(purged).unwrap();
+    let took = began.elapsed();
+    let times = forwarder.join().unwrap();
+    assert_eq!(removed, before);
+    assert_eq!(entries(&katran, purged), 0);
+    // A table of sets may put out a few while it grows.
+    let left = entries(&katran, busy);
+    assert!((990..=1000).contains(&left), "{left}");
+    assert_eq!(katran.totals().unwrap().drop.packets, 0);
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2]
+    };
+    let (alone, meanwhile) = (median(times[..8].to_vec()), median(times[8..].to_vec()));
+    println!(
+        "{removed} entries in {took:?}; {PACKETS} packets in {alone:?}, then in {meanwhile:?}"
+    );
+    // The machine has other guests: this is about locks, which would stop it for the purge's time.
+    assert!(
+        meanwhile < 2 * alone + Duration::from_millis(20),
+        "{times:?}"
+    );
+}

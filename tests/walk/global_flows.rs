@@ -1,0 +1,164 @@
+//! The global flow tables: what the host application puts there, packets find.
+
+use katran::Builder;
+use katran::Error;
+use katran::Features;
+use katran::Flow;
+use katran::Katran;
+use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+
+use crate::common::at;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::frames::frame;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::serve;
+
+const A: &str = "198.51.100.1";
+const B: &str = "2001:db8:2::1";
+const OTHER: &str = "203.0.113.2:443/udp";
+
+fn settings() -> Builder {
+    builder()
+        .features(Features::default() | Features::GLOBAL_FLOW_TABLE)
+        .global_flow_table_size(100)
+        .forwarding_cpus([0])
+}
+
+/// New flows go to A; B is there for another VIP.
+fn balancer(vip: &str, flags: VipFlags) -> Katran {
+    let mut katran = load(settings());
+    serve(&mut katran, vip, flags, &[A]);
+    serve(&mut katran, OTHER, VipFlags::empty(), &[B]);
+    katran
+}
+
+fn flow(port: u16) -> Flow {
+    Flow::tcp((ip("192.0.2.7"), port).into(), at("203.0.113.1:443"))
+}
+
+fn outcome(katran: &Katran, frame: &[u8]) -> (Option<std::net::IpAddr>, Reason) {
+    let ran = katran.simulate(frame).unwrap();
+    (ran.real, ran.reason)
+}
+
+#[test]
+fn packets_go_where_the_host_application_says() {
+    for (vip, to) in [
+        ("203.0.113.1:443/tcp", "203.0.113.1:443"),
+        ("203.0.113.1:0/tcp", "203.0.113.1:443"),
+        ("203.0.113.0/24:443/tcp", "203.0.113.1:443"),
+    ] {
+        let mut katran = balancer(vip, VipFlags::GLOBAL_LRU);
+        let flow = |port| Flow::tcp((ip("192.0.2.7"), port).into(), at(to));
+        katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
+        assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), Some(ip(B)));
+        let answer = katran.real_for_flow(&flow(1)).unwrap().unwrap();
+        assert_eq!(answer.real, Some(ip(B)));
+        assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: Some(0) });
+        for _ in 0..2 {
+            // It is asked each time: nothing is remembered beside it.
+            assert_eq!(
+                outcome(&katran, &frame(flow(1))),
+                (Some(ip(B)), Reason::GlobalFlowTable)
+            );
+        }
+        assert_eq!(katran.flow_table_counters().unwrap().misses, 0);
+        assert_eq!(
+            outcome(&katran, &frame(flow(2))),
+            (Some(ip(A)), Reason::Ring)
+        );
+        // A SYN does not ask, and what it makes remembered comes first.
+        assert_eq!(outcome(&katran, &syn(flow(1))), (Some(ip(A)), Reason::Ring));
+        assert_eq!(
+            outcome(&katran, &frame(flow(1))),
+            (Some(ip(A)), Reason::FlowTable)
+        );
+        let counters = katran.global_flow_counters().unwrap();
+        assert_eq!((counters.hits, counters.no_table), (2, 0));
+        assert!(katran.remove_global_flow(0, &flow(1)).unwrap());
+        assert!(!katran.remove_global_flow(0, &flow(1)).unwrap());
+        assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_vip_without_the_flag_does_not_ask() {
+    let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
+    katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
+    assert_eq!(
+        outcome(&katran, &frame(flow(1))),
+        (Some(ip(A)), Reason::Ring)
+    );
+    assert_eq!(katran.global_flow_counters().unwrap().hits, 0);
+    let answer = katran.real_for_flow(&flow(2)).unwrap().unwrap();
+    assert_eq!(answer.choice, Choice::Ring);
+}
+
+#[test]
+fn an_entry_of_a_gone_real_counts_no_more() {
+    let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
+    katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
+    let other = OTHER.parse().unwrap();
+    katran.remove_real(other, ip(B)).unwrap();
+    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    assert_eq!(
+        outcome(&katran, &frame(flow(1))),
+        (Some(ip(A)), Reason::Ring)
+    );
+    // Nor when the address comes again: it is another real.
+    katran.add_real(other, katran::Real::new(ip(B))).unwrap();
+    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+}
+
+#[test]
+fn cpus_without_a_table_share_one() {
+    let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
+    katran.set_global_flow(1, &flow(1), ip(B)).unwrap();
+    assert_eq!(katran.global_flow(1, &flow(1)).unwrap(), Some(ip(B)));
+    assert_eq!(katran.global_flow(9, &flow(1)).unwrap(), Some(ip(B)));
+    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    bpf::pin(1);
+    bpf::run(katran.program_fd(), &frame(flow(1)));
+    let counters = katran.global_flow_counters().unwrap();
+    assert_eq!((counters.hits, counters.no_table), (1, 1));
+    assert_eq!(
+        katran.flow_table_counters().unwrap().fallback,
+        1,
+        "counted once"
+    );
+    let answer = katran.real_for_flow(&flow(1)).unwrap().unwrap();
+    assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: None });
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
+    let nowhere = Flow::tcp(at("192.0.2.7:1"), at("192.0.2.1:1"));
+    assert!(matches!(
+        katran.set_global_flow(0, &nowhere, ip(B)),
+        Err(Error::NotFound { .. })
+    ));
+    assert!(matches!(
+        katran.set_global_flow(0, &flow(1), ip("198.51.100.99")),
+        Err(Error::NotFound { .. })
+    ));
+    let mut without = load(builder());
+    serve(
+        &mut without,
+        "203.0.113.1:443/tcp",
+        VipFlags::GLOBAL_LRU,
+        &[A],
+    );
+    let error = without.set_global_flow(0, &flow(1), ip(A)).unwrap_err();
+    assert!(error.to_string().contains("global-flow-table"), "{error}");
+    assert!(without.map_fd("global_flows").is_none());
+    assert_eq!(
+        outcome(&without, &frame(flow(1))),
+        (Some(ip(A)), Reason::Ring)
+    );
+}

@@ -1,0 +1,31 @@
+//! The walk of packets: crafted and recorded frames through the loaded program, and what the tables
+//! behind it hold, remember and weigh. `make test` runs all of it with both kinds of flow table.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod differences;
+mod flow_table_model;
+mod flows;
+mod global_flows;
+mod gue;
+mod icmp;
+mod inline_decap;
+mod lookup;
+mod migration;
+mod packets;
+mod property;
+mod recording;
+mod reference;
+mod ring_memory;
+mod rings;
+mod scaling;
+mod server_ids;
+mod sizes;
+mod source_routes;
+mod twins;
+mod vectors;
+mod vlan;
+mod void_flows;

@@ -1,0 +1,182 @@
+//! Random flows through random VIPs: what the program does, what `real_for_flow` says and what an
+//! independent second implementation gives are one.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+
+use katran::Flow;
+use katran::HashFunction;
+use katran::Real;
+use katran::State;
+use katran::VipFlags;
+use katran::flows::Choice;
+use katran::flows::Reason;
+use katran::state::VipState;
+use katran::stats::DropReason;
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use proptest::test_runner::TestRunner;
+
+use crate::common::builder;
+use crate::common::frames::frame;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::vip;
+use crate::common::wire::ipip;
+use crate::reference;
+
+/// A VIP among few addresses and ports, so that they get into each other's way.
+fn vips() -> impl Strategy<Value = Vec<VipState>> {
+    let address = prop::sample::select(vec![
+        "203.0.113.1",
+        "203.0.113.0/24",
+        "203.0.113.0/30",
+        "203.0.0.0/16",
+        "[2001:db8:1::1]",
+        "[2001:db8:1::/64]",
+        "[2001:db8::/32]",
+    ]);
+    let flags = prop::collection::vec(
+        prop::sample::select(vec![
+            VipFlags::NO_SRC_PORT,
+            VipFlags::LRU_BYPASS,
+            VipFlags::DPORT_HASH,
+            VipFlags::SRC_DST_PORT,
+        ]),
+        0..3,
+    );
+    let reals = prop::collection::btree_map(0..8u16, 0..5u32, 0..6);
+    let entry = (address, 0..3u16, any::<bool>(), flags, any::<bool>(), reals);
+    prop::collection::vec(entry, 1..8).prop_map(|vips| {
+        let mut states: Vec<VipState> = Vec::new();
+        for (address, port, tcp, flags, v2, reals) in vips {
+            let protocol = if tcp { "tcp" } else { "udp" };
+            let mut state = VipState::new(vip(&format!("{address}:{port}/{protocol}")));
+            state.flags = flags.into_iter().collect();
+            state.hash = Some(if v2 {
+                HashFunction::MaglevV2
+            } else {
+                HashFunction::Maglev
+            });
+            state.reals = reals
+                .into_iter()
+                .map(|(number, weight)| {
+                    let address: IpAddr = if number % 2 == 0 {
+                        [198, 51, 100, number as u8 + 1].into()
+                    } else {
+                        [0x2001, 0xdb8, 2, 0, 0, 0, 0, number].into()
+                    };
+                    Real::new(address).weight(weight)
+                })
+                .collect();
+            if states.iter().all(|known| known.vip != state.vip) {
+                states.push(state);
+            }
+        }
+        states
+    })
+}
+
+fn any_flow() -> impl Strategy<Value = Flow> {
+    let to = prop::sample::select(vec![
+        "203.0.113.1",
+        "203.0.113.2",
+        "203.0.113.9",
+        "203.0.5.5",
+        "192.0.2.1",
+        "2001:db8:1::1",
+        "2001:db8:1::2",
+        "2001:db8:7::7",
+        "2001:db9::1",
+    ]);
+    (to, 0..4u16, any::<bool>(), any::<u16>(), any::<u32>()).prop_map(
+        |(to, port, tcp, source_port, client)| {
+            let to = ip(to);
+            let [a, b, c, d] = client.to_be_bytes();
+            let source: IpAddr = match to {
+                IpAddr::V4(_) => [100 + a % 64, b, c, d].into(),
+                IpAddr::V6(_) => [
+                    0x2001,
+                    0xdb8,
+                    0xc,
+                    (client >> 16) as u16,
+                    0,
+                    0,
+                    1,
+                    client as u16,
+                ]
+                .into(),
+            };
+            let (source, to) = ((source, source_port).into(), (to, port).into());
+            if tcp {
+                Flow::tcp(source, to)
+            } else {
+                Flow::udp(source, to)
+            }
+        },
+    )
+}
+
+#[test]
+fn any_flow_goes_where_the_reference_and_real_for_flow_say() {
+    let katran = RefCell::new(load(builder()));
+    let config = Config {
+        cases: 300,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let cases = (vips(), prop::collection::vec(any_flow(), 1..40));
+    let tried = RefCell::new([0; 3]);
+    TestRunner::new(config)
+        .run(&cases, |(vips, flows)| {
+            let katran = &mut *katran.borrow_mut();
+            // From nothing: reals that go take the entries of their flows with them.
+            let _ = katran.apply(&State::default()).unwrap();
+            let mut state = State::default();
+            state.vips = vips;
+            let _ = katran.apply(&state).unwrap();
+            for flow in flows {
+                let answer = katran.real_for_flow(&flow).unwrap();
+                let bytes = frame(flow);
+                let ran = katran.simulate(&bytes).unwrap();
+                prop_assert_eq!(answer.map(|answer| answer.vip), ran.vip);
+                let Some(expected) = reference::new_flow(katran, &flow) else {
+                    prop_assert_eq!(ran.reason, Reason::NotAVip);
+                    tried.borrow_mut()[0] += 1;
+                    continue;
+                };
+                let answer = answer.unwrap();
+                prop_assert_eq!(answer.vip, expected.vip);
+                prop_assert_eq!(answer.real, ran.real);
+                match answer.choice {
+                    Choice::Ring => {
+                        prop_assert_eq!(ran.real, expected.real);
+                        tried.borrow_mut()[1] += 1;
+                    }
+                    _ => prop_assert_eq!(ran.reason, Reason::FlowTable),
+                }
+                let Some(real) = ran.real else {
+                    prop_assert_eq!(ran.reason, Reason::Dropped(DropReason::RingEmpty));
+                    continue;
+                };
+                let source = match ran.reason {
+                    Reason::FlowTable => Some(flow.source.ip()),
+                    _ => expected.source,
+                };
+                prop_assert_eq!(&ran.frame, &ipip(&bytes, source, expected.port, real));
+                // From now on it is remembered, unless a flag is against it.
+                let forgotten = VipFlags::LRU_BYPASS | VipFlags::DPORT_HASH;
+                if !expected.flags.intersects(forgotten) {
+                    let again = katran.simulate(&bytes).unwrap();
+                    prop_assert_eq!((again.real, again.reason), (Some(real), Reason::FlowTable));
+                    let answer = katran.real_for_flow(&flow).unwrap().unwrap();
+                    prop_assert_eq!(answer.choice, Choice::FlowTable { cpu: 0 });
+                    tried.borrow_mut()[2] += 1;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    let tried = tried.into_inner();
+    assert!(tried.iter().all(|count| *count > 100), "{tried:?}");
+}

@@ -1,0 +1,447 @@
+//! What is off leaves nothing behind: the size of the program as the kernel runs it, by feature,
+//! printed as a table; and what its maps take, against the estimate and against the kernel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use katran::Builder;
+use katran::Encapsulation;
+use katran::Features;
+use katran::FlowTableKind;
+use katran::Katran;
+use katran::NextHops;
+use katran::Prefix;
+use katran::Real;
+use katran::ServerId;
+use katran::Vip;
+use katran::VipFlags;
+
+use crate::common;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::load;
+
+/// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
+/// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
+/// the walk for frames whose VLAN tags are off, with its twin.
+#[derive(Clone, Copy)]
+struct Sizes {
+    program: u32,
+    twin: u32,
+    special: [u32; 6],
+}
+
+impl Sizes {
+    fn of(features: Features, frags: bool) -> Self {
+        let katran = load(builder().features(features).frags(frags));
+        let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
+        Self {
+            program: katran.program_size().unwrap(),
+            twin: katran.explainer_size().unwrap(),
+            special: [0, 1, 2, 3, 4, 5].map(|program| special[program].bytes),
+        }
+    }
+
+    fn all(self) -> [u32; 8] {
+        let [ids, send, walk, twin, untagged, its_twin] = self.special;
+        [
+            self.program,
+            self.twin,
+            ids,
+            send,
+            walk,
+            twin,
+            untagged,
+            its_twin,
+        ]
+    }
+
+    /// No program is larger, and some are smaller.
+    fn is_less_than(self, other: Self) -> bool {
+        let mut pairs = self.all().into_iter().zip(other.all());
+        pairs.all(|(this, other)| this <= other) && self.all() != other.all()
+    }
+
+    fn print(self, what: &str) {
+        let bytes = self.all().map(|bytes| format!(" {bytes:>8}")).concat();
+        println!("{what:<30} {:>6}{bytes}", self.program / 8);
+    }
+}
+
+#[test]
+fn a_feature_that_is_off_leaves_no_instruction_behind() {
+    // Strict destinations are a part of inline decapsulation.
+    let features = Features::all() - Features::FLOW_DEBUG - Features::STRICT_DESTINATION;
+    println!(
+        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "bytes",
+        "insns",
+        "program",
+        "twin",
+        "ids",
+        "send",
+        "special",
+        "its twin",
+        "untagged",
+        "its twin"
+    );
+    let all = features | Features::STRICT_DESTINATION;
+    let full = Sizes::of(all, true);
+    full.print("everything");
+    for feature in all.iter() {
+        let without = Sizes::of(all - feature, true);
+        without.print(&format!("without {feature}"));
+        assert!(without.is_less_than(full), "{feature}");
+    }
+    let without = Sizes::of(all, false);
+    without.print("without frags");
+    assert!(without.is_less_than(full));
+    Sizes::of(Features::default(), false).print("default");
+
+    let none = Sizes::of(Features::empty(), false);
+    none.print("nothing");
+    for feature in features.iter() {
+        let alone = Sizes::of(feature, false);
+        alone.print(&format!("{feature} alone"));
+        assert!(none.is_less_than(alone), "{feature}");
+    }
+    let alone = Sizes::of(Features::STRICT_DESTINATION, false);
+    assert_eq!(alone.all(), none.all());
+    // What explains is in the twin alone, whatever is on.
+    for sizes in [full, none] {
+        assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
+        assert!(sizes.special[4] < sizes.special[5]);
+    }
+    // What only special VIPs need is in their programs, and costs the others nothing.
+    let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
+    assert_eq!(Sizes::of(special, false).program, none.program);
+}
+
+/// The verifier gives up after 1,000,000 instructions; other versions of it look at more of them.
+#[test]
+fn the_verifier_is_far_from_its_limit() {
+    let all = Features::all() - Features::FLOW_DEBUG;
+    for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
+        for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
+            let settings = builder()
+                .source_v4("10.10.10.10".parse().unwrap())
+                .source_v6("2001:db8:ffff::1".parse().unwrap())
+                .encapsulation(encapsulation)
+                .flow_table(kind);
+            for features in [Features::default(), all] {
+                let katran = load(settings.clone().features(features));
+                let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
+                let own = bpf::size(katran.program_fd());
+                let programs = special.into_iter().chain([own]);
+                let verified: Vec<u32> = programs.map(|size| size.verified).collect();
+                println!("{kind} {encapsulation} {features}: {verified:?}");
+                assert!(
+                    verified.iter().all(|count| *count < 400_000),
+                    "{verified:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_chosen_kind_of_flow_table_is_loaded() {
+    use libbpf_sys::BPF_MAP_TYPE_ARRAY;
+    use libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
+    for (kind, map_type) in [
+        (FlowTableKind::SetAssociative, BPF_MAP_TYPE_ARRAY),
+        (FlowTableKind::KernelLru, BPF_MAP_TYPE_LRU_HASH),
+    ] {
+        let katran = load(builder().flow_table(kind));
+        for table in [katran.map_fd("fallback_flows"), katran.flow_table_fd(0)] {
+            assert_eq!(bpf::map_type(table.unwrap()), map_type, "{kind}");
+        }
+        // No other map of the program is for flows.
+        let maps = bpf::maps_of(katran.program_fd());
+        let hashes = maps.iter().filter(|kind| **kind == BPF_MAP_TYPE_LRU_HASH);
+        assert_eq!(
+            hashes.count(),
+            usize::from(map_type == BPF_MAP_TYPE_LRU_HASH)
+        );
+        println!(
+            "{kind:<16} {} instructions",
+            katran.program_size().unwrap() / 8
+        );
+    }
+    // Scanning sets takes more instructions than a call, and none of them is left with the LRU.
+    let size = |kind| load(builder().flow_table(kind)).program_size().unwrap();
+    assert!(size(FlowTableKind::KernelLru) + 8 * 400 < size(FlowTableKind::SetAssociative));
+}
+
+#[test]
+fn the_defaults_hold_8_million_flows_in_less_than_300_mib() {
+    let katran = load(Katran::builder().gateway_mac(common::GATEWAY));
+    let capacity = |counters: &katran::stats::LibraryCounters| {
+        let flows = counters.maps.iter().find(|map| map.name == "flows");
+        flows.unwrap().capacity
+    };
+    assert!(capacity(&katran.library_counters().unwrap()) >= 8_000_000);
+    let memory = katran.memory_in_use().unwrap();
+    assert!(memory < 300 << 20, "{memory}");
+}
+
+#[test]
+fn settings_that_are_numbers_cost_nothing() {
+    let size = |builder: Builder| load(builder).program_size().unwrap();
+    let usual = size(builder());
+    assert_eq!(size(builder().max_frame(9014).gue_port(1)), usual);
+    assert_eq!(size(builder().max_reals(1000).max_vips(100)), usual);
+}
+
+/// Adds as many VIPs, every other one a prefix if there is to be any, each with a real.
+fn fill(katran: &mut Katran, vips: u32, prefixes: bool) {
+    for i in 0..vips {
+        let address: IpAddr = (0xcb00_0000 + i * 256).to_be_bytes().into();
+        let mut vip = Vip::tcp((address, 443).into());
+        if prefixes && i % 2 == 0 {
+            vip = vip.with_prefix(24).unwrap();
+        }
+        katran.add_vip(vip, VipFlags::empty()).unwrap();
+        let real: IpAddr = (0x0a00_0000 + i).to_be_bytes().into();
+        katran.add_real(vip, Real::new(real)).unwrap();
+    }
+}
+
+#[test]
+fn rings_take_memory_for_vips_not_for_updates() {
+    let mut katran = load(builder().max_vips(512).ring_size(65_537));
+    fill(&mut katran, 4, false);
+    let before = katran.memory_in_use().unwrap();
+    let vip = katran.vips()[0];
+    // Another real's weight: each time a new ring, and the old one given up.
+    for weight in 1..=300 {
+        let other = Real::new("10.1.0.1".parse().unwrap()).weight(weight);
+        katran.add_real(vip, other).unwrap();
+    }
+    // A ring of 65,537 slots takes 128 KiB, and where updates are fast there are 64 to spare.
+    let grown = katran.memory_in_use().unwrap() - before;
+    assert!(grown < 9 << 20, "{grown} bytes more after 300 updates");
+}
+
+#[test]
+fn the_memory_estimate_is_what_the_kernel_accounts() {
+    let with = |vips, reals, flows| {
+        let builder = builder().max_vips(vips).max_reals(reals);
+        builder.flow_table_size(flows)
+    };
+    let default_rings = with(128, 4096, 200_000).ring_size(65_537);
+    let configurations = [
+        ("small", builder(), 16, false),
+        ("tiny", with(1, 1, 1), 1, false),
+        ("wide", with(64, 20_000, 100_000), 64, false),
+        ("prefixes", with(512, 1024, 1000), 512, true),
+        ("default rings", default_rings, 128, false),
+        ("one cpu", builder().forwarding_cpus([0]), 16, false),
+    ];
+    println!(
+        "{:<16} {:>12} {:>12} {:>7} {:>12} {:>12} {:>7}",
+        "", "at load", "kernel", "", "full", "kernel", ""
+    );
+    for (name, builder, vips, prefixes) in configurations {
+        let estimate = builder.memory_estimate().unwrap();
+        let mut katran = load(builder);
+        let at_load = katran.memory_in_use().unwrap();
+        fill(&mut katran, vips, prefixes);
+        let full = katran.memory_in_use().unwrap();
+        let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
+        // No real is down here, and no id names one.
+        let unused = ["down_reals", "server_ids"].map(|name| {
+            let map = estimate.maps().iter().find(|map| map.name == name);
+            map.map_or(0, |map| map.at_capacity - map.at_load)
+        });
+        let unused: u64 = unused.iter().sum();
+        let ratios = [
+            ratio(estimate.at_load(), at_load),
+            ratio(estimate.at_capacity() - unused, full),
+        ];
+        println!(
+            "{name:<16} {:>12} {at_load:>12} {:>7.3} {:>12} {full:>12} {:>7.3}",
+            estimate.at_load(),
+            ratios[0],
+            estimate.at_capacity(),
+            ratios[1]
+        );
+        for ratio in ratios {
+            assert!((0.9..=1.1).contains(&ratio), "{name}: {ratio}\n{estimate}");
+        }
+    }
+}
+
+/// The maps of health checks: with an interface for them they are there from the beginning, and the
+/// estimate has them.
+#[test]
+fn maps_of_health_checks_are_what_the_kernel_accounts() {
+    let names = [
+        "marks",
+        "destinations",
+        "sources",
+        "probe_keys",
+        "probe_counters",
+        "probe_totals",
+        ".data.settings",
+    ];
+    let settings = || {
+        let builder = builder().max_reals(10_000).max_vips(500);
+        builder.source_v4("10.0.0.2".parse().unwrap())
+    };
+    let bytes = |builder: Builder| {
+        let estimate = builder.memory_estimate().unwrap();
+        let katran = load(builder);
+        (estimate.at_load(), katran.memory_in_use().unwrap())
+    };
+    let katran = load(settings());
+    for name in names.iter().chain(&["ways"]) {
+        assert!(katran.map_fd(name).is_none(), "{name}");
+    }
+    let estimate = settings().memory_estimate().unwrap();
+    assert!(estimate.maps().iter().all(|map| !names.contains(&map.name)));
+    drop(katran);
+    for hops in [NextHops::Gateway, NextHops::PerReal] {
+        let without = settings().next_hops(hops);
+        let with = without.clone().healthcheck_interface("eth0");
+        let estimate = with.memory_estimate().unwrap();
+        let mut katran = load(with.clone());
+        let ways = (hops == NextHops::PerReal).then_some("ways");
+        for name in names.into_iter().chain(ways) {
+            assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
+            assert!(katran.map_fd(name).is_some(), "{name}");
+        }
+        assert_eq!(katran.map_fd("ways").is_some(), ways.is_some());
+        katran.map_mark(1, common::ip("198.51.100.1")).unwrap();
+        katran.map_mark(2, common::ip("198.51.100.1")).unwrap();
+        katran
+            .register_probe("203.0.113.1:80/tcp".parse().unwrap())
+            .unwrap();
+        let counters = katran.library_counters().unwrap();
+        let uses: Vec<_> = counters
+            .maps
+            .iter()
+            .filter(|map| names.contains(&map.name) || map.name == "ways")
+            .map(|map| (map.name, map.capacity, map.entries))
+            .collect();
+        let mut expected = vec![
+            ("marks", 10_000, 2),
+            ("destinations", 10_000, 0),
+            ("sources", 10_000, 0),
+            ("probe_keys", 500, 1),
+        ];
+        // One more: a way that is changed is there twice for a moment.
+        expected.extend(ways.map(|name| (name, 30_001, 1)));
+        assert_eq!(uses, expected);
+        katran.unmap_mark(1).unwrap();
+        katran.unmap_mark(2).unwrap();
+        let counters = katran.library_counters().unwrap();
+        assert!(
+            counters
+                .maps
+                .iter()
+                .all(|map| map.name != "ways" || map.entries == 0)
+        );
+        drop(katran);
+        let (with, without) = (bytes(with), bytes(without));
+        let ratio = (with.0 - without.0) as f64 / (with.1 - without.1) as f64;
+        println!("{hops} {ratio:.3} {}", with.1 - without.1);
+        assert!((0.9..=1.1).contains(&ratio), "{ratio}\n{estimate}");
+    }
+}
+
+/// The maps of features: there when they are on, as large as was said, and not there when they are
+/// off.
+#[test]
+fn maps_of_features_are_what_the_kernel_accounts() {
+    const NAMES: u32 = 20_000;
+    let features = Features::SOURCE_ROUTING
+        | Features::GLOBAL_FLOW_TABLE
+        | Features::INLINE_DECAP
+        | Features::INTROSPECTION;
+    let limits = || {
+        let builder = builder().global_flow_table_size(NAMES).max_decap(100);
+        builder.max_source_routes(NAMES).max_server_ids(NAMES)
+    };
+    let without = limits().memory_estimate().unwrap();
+    let of_features = [
+        "source_routes_v4",
+        "source_routes_v6",
+        "global_flows",
+        "global_fallback",
+        "decap_destinations",
+        "events",
+        ".data.hops",
+        "devices",
+    ];
+    for name in of_features {
+        assert!(without.maps().iter().all(|map| map.name != name), "{name}");
+    }
+    let limits = || limits().features(features).next_hops(NextHops::Redirect);
+    let estimate = limits().memory_estimate().unwrap();
+    let mut katran = load(limits());
+    for name in of_features {
+        assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
+        assert!(katran.map_fd(name).is_some(), "{name}");
+    }
+    let at_load = katran.memory_in_use().unwrap();
+    let vip = common::serve(
+        &mut katran,
+        "203.0.113.1:443/udp",
+        VipFlags::UDP_FLOW_MIGRATION,
+        &[],
+    );
+    let real = common::ip("198.51.100.1");
+    katran.add_real(vip, Real::new(real)).unwrap();
+    // Scattered, as clients' prefixes are: by a multiplication that reaches every number.
+    let scattered = (0..NAMES).map(|i| i.wrapping_mul(0x9e37_79b1));
+    let v4 = scattered.clone().map(|i| {
+        let address = std::net::Ipv4Addr::from(i & !0xff);
+        Prefix::new(address.into(), 24).unwrap()
+    });
+    let v6 = scattered.map(|i| {
+        let address = std::net::Ipv6Addr::from((0x2001_u128 << 112) | (u128::from(i) << 80));
+        Prefix::new(address.into(), 48).unwrap()
+    });
+    let prefixes: BTreeSet<Prefix> = v4.chain(v6).collect();
+    let prefixes: Vec<Prefix> = prefixes.into_iter().collect();
+    katran.add_source_routes(&prefixes, real).unwrap();
+    let ids: Vec<ServerId> = (1..=NAMES).map(|id| ServerId::new(id, real)).collect();
+    katran.add_server_ids(&ids).unwrap();
+    for i in 0..100 {
+        let end = [192, 0, 2, i].into();
+        katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+    }
+    let full = katran.memory_in_use().unwrap();
+    // Of the rest only rings have come.
+    let others = ["ring_chunk", "prefix_vips", "down_reals"];
+    let growth: u64 = estimate
+        .maps()
+        .iter()
+        .filter(|map| !others.contains(&map.name))
+        .map(|map| match map.name {
+            // A leaf for each prefix, and an inner node for each branching: the kernel accounts the
+            // leaves only.
+            "source_routes_v4" | "source_routes_v6" => map.at_capacity / 2,
+            _ => map.at_capacity - map.at_load,
+        })
+        .sum();
+    // The nodes of tries have shrunk since the oldest kernel that the estimate is for.
+    for (what, expected, kernel, most) in [
+        ("at load", estimate.at_load(), at_load, 1.1),
+        ("growth", growth, full - at_load, 1.5),
+    ] {
+        let ratio = expected as f64 / kernel as f64;
+        println!("{what:<10} {expected:>10} {kernel:>10} {ratio:.3}");
+        assert!((0.9..=most).contains(&ratio), "{what}: {ratio}\n{estimate}");
+    }
+    katran
+        .remove_server_ids(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
+        .unwrap();
+    katran.clear_source_routes().unwrap();
+    let after = katran.memory_in_use().unwrap();
+    assert!(
+        after < at_load + (full - at_load) / 10,
+        "{at_load} {full} {after}"
+    );
+}

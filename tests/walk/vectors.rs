@@ -1,0 +1,168 @@
+//! The recorded packets: frame in, verdict and frame out, byte for byte, through the loaded
+//! program in the kernel; and the counters that they move.
+
+use katran::Katran;
+use katran::flows::Verdict;
+
+use crate::recording::CIDR_VIPS;
+use crate::recording::CORE_GUE;
+use crate::recording::CORE_IPIP;
+use crate::recording::ICMP_TOO_BIG;
+use crate::recording::INLINE_DECAP;
+use crate::recording::QUIC;
+use crate::recording::Recording;
+use crate::recording::SOURCE_ROUTING;
+use crate::recording::TCP_SERVER_ID;
+use crate::recording::UDP_STABLE_ROUTING;
+
+#[test]
+fn core_ipip() {
+    core(CORE_IPIP);
+}
+
+#[test]
+fn core_gue() {
+    core(CORE_GUE);
+}
+
+/// The same packets and services, whatever they are wrapped in.
+fn core(recording: &str) {
+    let recording = Recording::read(recording);
+    let katran = &recording.load();
+    recording.check_packets(katran);
+
+    let flow_table = katran.flow_table_counters().unwrap();
+    let icmp = katran.icmp_counters().unwrap();
+    let drops = katran.ring_drops().unwrap();
+    assert_eq!(
+        (flow_table.packets, flow_table.misses),
+        recording.pair("lru")
+    );
+    assert_eq!(
+        (flow_table.miss_syn, flow_table.miss_non_syn),
+        recording.pair("lru_miss")
+    );
+    assert_eq!(
+        (icmp.ptb_v4, icmp.ptb_v4_small),
+        recording.pair("icmp_ptb_v4")
+    );
+    assert_eq!(
+        (icmp.ptb_v6, icmp.ptb_v6_small),
+        recording.pair("icmp_ptb_v6")
+    );
+    assert_eq!((drops.unknown_real, drops.empty), recording.pair("ch_drop"));
+
+    let totals = katran.totals().unwrap();
+    let with = |verdict| {
+        let frames = recording.packets.iter();
+        frames.filter(move |packet| packet.verdict == verdict)
+    };
+    let packets = |verdict| with(verdict).count() as u64;
+    let bytes = |verdict| {
+        with(verdict)
+            .map(|packet| packet.frame.len() as u64)
+            .sum::<u64>()
+    };
+    for (count, verdict) in [
+        (totals.tx, Verdict::Tx),
+        (totals.pass, Verdict::Pass),
+        (totals.drop, Verdict::Drop),
+    ] {
+        assert_eq!(count.packets, packets(verdict), "{verdict}");
+        assert_eq!(count.bytes, bytes(verdict), "{verdict}");
+    }
+    assert_eq!(totals.total.packets, recording.packets.len() as u64);
+    let reasons = katran.drop_reasons().unwrap();
+    let by_reason: u64 = reasons.iter().map(|(_, frames)| frames).sum();
+    assert_eq!(by_reason, totals.drop.packets, "every drop has a reason");
+}
+
+#[test]
+fn icmp_too_big() {
+    let recording = Recording::read(ICMP_TOO_BIG);
+    let katran = recording.load();
+    recording.check_packets(&katran);
+    let icmp = katran.icmp_counters().unwrap();
+    assert_eq!(
+        (icmp.too_big_v4, icmp.too_big_v6),
+        recording.pair("icmp_toobig")
+    );
+    assert_eq!(katran.flow_table_counters().unwrap().packets, 0);
+}
+
+#[test]
+fn quic() {
+    packets_and_flow_table(QUIC);
+}
+
+#[test]
+fn tcp_server_id() {
+    packets_and_flow_table(TCP_SERVER_ID);
+}
+
+#[test]
+fn udp_stable_routing() {
+    packets_and_flow_table(UDP_STABLE_ROUTING);
+}
+
+/// Packets, and what the flow table counted.
+fn packets_and_flow_table(recording: &str) {
+    let (recording, katran) = play(recording);
+    check_flow_table(&recording, &katran);
+}
+
+fn play(recording: &str) -> (Recording, Katran) {
+    let recording = Recording::read(recording);
+    let katran = recording.load();
+    recording.check_packets(&katran);
+    (recording, katran)
+}
+
+fn check_flow_table(recording: &Recording, katran: &Katran) {
+    let flow_table = katran.flow_table_counters().unwrap();
+    assert_eq!(
+        (flow_table.packets, flow_table.misses),
+        recording.pair("lru")
+    );
+    assert_eq!(
+        (flow_table.miss_syn, flow_table.miss_non_syn),
+        recording.pair("lru_miss")
+    );
+}
+
+#[test]
+fn source_routing() {
+    let (recording, katran) = play(SOURCE_ROUTING);
+    check_flow_table(&recording, &katran);
+    let routing = katran.source_routing_counters().unwrap();
+    assert_eq!(
+        (routing.unmatched, routing.matched),
+        recording.pair("lpm_src")
+    );
+}
+
+#[test]
+fn inline_decap() {
+    let (recording, katran) = play(INLINE_DECAP);
+    check_flow_table(&recording, &katran);
+    let decap = katran.decap_counters().unwrap();
+    assert_eq!((decap.remote_encap, 0), recording.pair("remote_encap"));
+    assert_eq!((decap.xpop_v4, decap.xpop_v6), recording.pair("xpop_decap"));
+    assert_eq!(
+        (decap.egress_v4, decap.egress_v6),
+        recording.pair("egress_decap")
+    );
+    // Katran counts none of these as IPv4; here the outer family does.
+    let outer = |bytes: [u8; 2]| {
+        let frames = recording.packets.iter();
+        frames
+            .filter(|packet| packet.frame[12..14] == bytes)
+            .count() as u64
+    };
+    assert_eq!((decap.v4, decap.v6), (outer([8, 0]), outer([0x86, 0xdd])));
+}
+
+#[test]
+fn cidr_vips() {
+    packets_and_flow_table(CIDR_VIPS);
+}
