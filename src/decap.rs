@@ -25,8 +25,8 @@ use crate::attach::XdpLink;
 use crate::attach::XdpMode;
 use crate::attach::put_back;
 use crate::diagnose::Backend;
+use crate::diagnose::Clients;
 use crate::diagnose::Diagnosis;
-use crate::diagnose::Family;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
@@ -51,6 +51,7 @@ use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::program;
 use crate::sys::tc::Direction;
+use crate::types::Family;
 use crate::types::TcHook;
 use crate::types::check_host;
 
@@ -186,26 +187,30 @@ impl DecapBuilder {
 }
 
 /// How a backend answers clients of a family whose packets come by an interface.
-fn family(requests: &mut Requests, v6: bool, interface: &InterfaceFacts) -> io::Result<Family> {
-    if v6 && !has_ipv6() {
-        return Ok(Family {
-            v6,
+fn clients(
+    requests: &mut Requests,
+    family: Family,
+    interface: &InterfaceFacts,
+) -> io::Result<Clients> {
+    if family == Family::V6 && !has_ipv6() {
+        return Ok(Clients {
+            family,
             way_back: WayBack::None,
             longest: interface.mtu,
         });
     }
-    let routes = requests.default_routes(v6)?;
+    let routes = requests.default_routes(family == Family::V6)?;
     let is_here = |route: &&Route| Some(route.interface) == interface.index;
     let way_back = match routes.first() {
         Some(first) if is_here(&first) => WayBack::Here,
         Some(_) => WayBack::Elsewhere,
-        None if requests.has_other_routes(v6)? => WayBack::Partial,
+        None if requests.has_other_routes(family == Family::V6)? => WayBack::Partial,
         None => WayBack::None,
     };
     let longest = routes.iter().filter(is_here);
     let longest = longest.map(|route| route.mtu.unwrap_or(interface.mtu));
-    Ok(Family {
-        v6,
+    Ok(Clients {
+        family,
         way_back,
         longest: longest.max().unwrap_or(interface.mtu),
     })
@@ -408,10 +413,10 @@ impl Decap {
             };
             of_host.push((vip, route.is_some_and(|route| route.local)));
         }
-        let mut families = Vec::new();
-        for v6 in [false, true] {
-            if vips.is_empty() || of_host.iter().any(|(vip, _)| vip.is_ipv6() == v6) {
-                families.push(family(&mut requests, v6, &facts).map_err(failed)?);
+        let mut of_families = Vec::new();
+        for family in Family::ALL {
+            if vips.is_empty() || of_host.iter().any(|(vip, _)| Family::of(*vip) == family) {
+                of_families.push(clients(&mut requests, family, &facts).map_err(failed)?);
             }
         }
         let of_both = |setting: &str| {
@@ -422,8 +427,11 @@ impl Decap {
             host: HostFacts::gather(compiled, false),
             tc_index,
             rp_filter: of_both("rp_filter"),
-            families,
-            outer_v6: has_ipv6_address(interface),
+            clients: of_families,
+            outer: match has_ipv6_address(interface) {
+                true => Family::V6,
+                false => Family::V4,
+            },
             arp_ignore: of_both("arp_ignore"),
             arp_announce: of_both("arp_announce"),
             gue: self.settings.gue_port != 0,

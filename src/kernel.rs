@@ -46,8 +46,11 @@ impl KernelCalls {
 
 /// The error for an object that could not be loaded; with the verifier's log, if it spoke.
 pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
+    // The verifier has spoken as well if the descriptor was missing after it.
+    let to_blame = !environment::is_unprivileged(&refused.error)
+        && environment::exhausted_descriptors(&refused.error).is_none();
     match refused.rejected {
-        Some((program, log)) if !environment::is_unprivileged(&refused.error) => Error::Verifier {
+        Some((program, log)) if to_blame => Error::Verifier {
             program,
             log: last_lines(&log),
             errno: refused.error,
@@ -79,6 +82,12 @@ pub(crate) fn constants<'object, T>(
 
 /// The error for a refused kernel call.
 pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Error) -> Error {
+    if let Some(limit) = environment::exhausted_descriptors(&errno) {
+        return Error::Exhausted {
+            what: "open files of this process (RLIMIT_NOFILE, `ulimit -n`)",
+            limit,
+        };
+    }
     match errno.kind() {
         io::ErrorKind::PermissionDenied => Error::Privilege {
             operation,

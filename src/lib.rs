@@ -81,6 +81,7 @@ pub use root_program::RootProgramBuilder;
 pub use server_id_option::ServerIdOption;
 pub use types::DecapMode;
 pub use types::Encapsulation;
+pub use types::Family;
 pub use types::Flow;
 pub use types::FlowTableKind;
 pub use types::Gateway;

@@ -3,7 +3,7 @@
 //! A state is a document: all that a balancer is to do. [`Katran::state`](crate::Katran::state) takes it down,
 //! [`Katran::apply`](crate::Katran::apply) brings it about and returns the [`Changes`].
 
-pub use crate::document::BalancerState;
+pub use crate::config::BalancerState;
 pub use crate::document::Changes;
 pub use crate::document::DecapState;
 pub use crate::document::MarkState;

@@ -14,7 +14,9 @@ type Rows = BTreeMap<String, usize>;
 
 #[test]
 fn modules_know_only_those_above_them() {
-    let rows = rows(&read("docs/architecture.md"));
+    let mut rows = rows(&read("docs/architecture.md"));
+    // For the tests of all modules.
+    rows.insert("generated".to_owned(), 0);
     let mut found = Vec::new();
     for (path, text) in sources() {
         found.extend(offences(&rows, &path, &text));

@@ -3,12 +3,20 @@
 //! All kinds are links to the same list ([`Attachments`]): it tells them apart by network namespace and
 //! index, says what the kernel has made of them, and gives all of them another program or none.
 
+mod entry;
 mod list;
 mod place;
 mod shared;
 mod tc;
 mod xdp;
 
+pub(crate) use entry::Entry;
+pub(crate) use entry::EntrySet;
+pub use entry::SharedEntry;
+pub(crate) use entry::beside;
+pub(crate) use entry::directory_of;
+pub(crate) use entry::files_beside;
+pub(crate) use entry::special_pins;
 pub(crate) use list::Attached;
 pub use list::AttachmentState;
 pub(crate) use list::Attachments;
@@ -18,15 +26,8 @@ pub(crate) use place::Named;
 pub(crate) use place::Namespace;
 pub(crate) use place::Place;
 pub(crate) use place::here;
-pub(crate) use shared::Entry;
 pub use shared::EntryProgram;
-pub(crate) use shared::EntrySet;
 pub use shared::SharedEntries;
-pub use shared::SharedEntry;
-pub(crate) use shared::beside;
-pub(crate) use shared::directory_of;
-pub(crate) use shared::files_beside;
-pub(crate) use shared::special_pins;
 pub use tc::TcAttachment;
 pub(crate) use tc::TcLink;
 pub(crate) use tc::TcPlan;

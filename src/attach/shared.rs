@@ -2,9 +2,7 @@
 //! share that interface.
 
 use std::fmt;
-use std::fs;
 use std::io;
-use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -13,23 +11,12 @@ use std::path::PathBuf;
 
 use nix::libc;
 
-use super::list::Attached;
-use super::list::AttachmentState;
-use super::list::Attachments;
-use super::list::Replaceable;
-use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
-use crate::sys::process::Owner;
 use crate::sys::program;
-use crate::sys::rcu::GracePeriod;
-
-/// The name of a balancer's array of further programs, as the kernel cuts it.
-const SPECIAL: &str = "special_program";
 
 /// A program in an entry of a [`SharedEntries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +89,7 @@ impl SharedEntries {
             .collect()
     }
 
-    fn program_at(&self, position: u32) -> Result<Option<EntryProgram>> {
+    pub(super) fn program_at(&self, position: u32) -> Result<Option<EntryProgram>> {
         let id = self.array.get(position);
         let id = id.map_err(|error| self.error("look into", error))?;
         Ok(id.map(|id| EntryProgram {
@@ -147,7 +134,12 @@ impl SharedEntries {
         self.array.id()
     }
 
-    fn check(&self, position: u32) -> Result<()> {
+    /// The kernel's number of the program in an entry.
+    pub(super) fn program_id(&self, position: u32) -> io::Result<Option<u32>> {
+        self.array.get(position)
+    }
+
+    pub(super) fn check(&self, position: u32) -> Result<()> {
         match position < self.count() {
             true => Ok(()),
             false => Err(Error::InvalidConfig {
@@ -162,12 +154,12 @@ impl SharedEntries {
         }
     }
 
-    fn error(&self, operation: &'static str, error: io::Error) -> Error {
+    pub(super) fn error(&self, operation: &'static str, error: io::Error) -> Error {
         kernel_error(operation, &self.path.display().to_string(), error)
     }
 
     /// Whether the program at `position` is this one.
-    fn holds(&self, position: u32, program: BorrowedFd<'_>) -> io::Result<bool> {
+    pub(super) fn holds(&self, position: u32, program: BorrowedFd<'_>) -> io::Result<bool> {
         let present = self.array.get(position)?;
         Ok(present == Some(program::info(program)?.id))
     }
@@ -195,330 +187,4 @@ fn not_an_array(path: &str) -> Error {
         reason: "must be the path of a pinned program array, as RootProgram::pin makes it"
             .to_owned(),
     }
-}
-
-/// A program for an entry, and the array of those that it hands packets on to. The kernel empties that
-/// array when nobody has it open, so it is pinned beside the entries: the program outlives its process.
-#[derive(Clone, Copy)]
-pub(crate) struct EntrySet<'a> {
-    pub(crate) main: BorrowedFd<'a>,
-    pub(crate) special: BorrowedFd<'a>,
-}
-
-/// An entry of a root program that a balancer has (see [`Katran::attach_shared`](crate::Katran::attach_shared)).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SharedEntry {
-    /// Where the array of entries is pinned.
-    pub path: PathBuf,
-    /// The entry's position in it, from 0.
-    pub position: u32,
-    /// Whether the balancer's program is still there. An array that is pinned nowhere any more may still be
-    /// in use, so that is not told.
-    pub state: AttachmentState,
-}
-
-/// A program in an entry; it is emptied on drop, if it is still ours.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    /// The network namespace of the thread that has attached it.
-    namespace: Option<u64>,
-    entries: SharedEntries,
-    position: u32,
-    kept: KeptEntry,
-}
-
-/// A program in an entry, and the pin of what it hands packets on to.
-#[derive(Debug)]
-pub(crate) struct KeptEntry {
-    program: OwnedFd,
-    special: SpecialPin,
-}
-
-impl KeptEntry {
-    fn new(entries: &SharedEntries, position: u32, set: EntrySet<'_>) -> Result<Self> {
-        let program = set.main.try_clone_to_owned();
-        Ok(Self {
-            program: program.map_err(|error| entries.error("prepare an entry of", error))?,
-            special: SpecialPin::new(entries, position, set.special)?,
-        })
-    }
-}
-
-impl Entry {
-    /// The kernel's number of the network namespace of the thread that has attached it.
-    pub(crate) fn namespace(&self) -> Option<u64> {
-        self.namespace
-    }
-
-    fn holds_ours(&self) -> io::Result<bool> {
-        self.entries.holds(self.position, self.kept.program.as_fd())
-    }
-}
-
-impl Attached for Entry {
-    /// The path of the array, and the position.
-    type Asked = (PathBuf, u32);
-    const KIND: &'static str = "entry";
-
-    fn asked(&self) -> (PathBuf, u32) {
-        (self.entries.path().to_owned(), self.position)
-    }
-
-    fn state(&self) -> AttachmentState {
-        // Another root program may have been pinned there since then.
-        let pinned = SharedEntries::open(self.entries.path());
-        if pinned.is_ok_and(|pinned| pinned.id() != self.entries.id()) {
-            return AttachmentState::Gone;
-        }
-        match self.entries.array.get(self.position) {
-            Ok(None) => AttachmentState::Gone,
-            Ok(Some(_)) if self.holds_ours().is_ok_and(|ours| !ours) => AttachmentState::Replaced,
-            _ => AttachmentState::Attached,
-        }
-    }
-
-    fn detach(&mut self) -> Result<()> {
-        // Dropping it does that, as far as it can be.
-        Ok(())
-    }
-
-    fn succeed(&mut self, mut former: Self) {
-        // The pin may bear the same name.
-        former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
-    }
-}
-
-impl Replaceable for Entry {
-    type Program<'a> = EntrySet<'a>;
-    type Kept = KeptEntry;
-
-    fn prepare(&self, set: EntrySet<'_>) -> Result<Option<KeptEntry>> {
-        let ours = self.holds_ours();
-        match ours.map_err(|error| self.entries.error("look into", error))? {
-            true => KeptEntry::new(&self.entries, self.position, set).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// The program before must live until no packet is in it.
-    fn switch(&mut self, next: KeptEntry) -> Result<KeptEntry> {
-        self.entries.set(self.position, next.program.as_fd())?;
-        Ok(mem::replace(&mut self.kept, next))
-    }
-}
-
-impl Attachments<Entry> {
-    /// Whether there is such an entry, and it is empty or holds a program with one of `names`: one that a
-    /// process has left, or that is to be replaced.
-    pub(crate) fn check(
-        &self,
-        path: &Path,
-        position: u32,
-        names: &[&str],
-    ) -> Result<SharedEntries> {
-        let entries = SharedEntries::open(path)?;
-        entries.check(position)?;
-        let ours = self.iter().find(|held| held.entries.path() == path);
-        if ours.is_some_and(|held| held.state() == AttachmentState::Attached) {
-            return Err(Error::AlreadyExists {
-                what: format!("an entry of {} that is ours", path.display()),
-            });
-        }
-        match entries.program_at(position)? {
-            Some(present) if !names.contains(&present.name.as_str()) => Err(Error::ForeignEntry {
-                path: path.to_owned(),
-                position,
-                program_id: present.id,
-                program_name: present.name,
-            }),
-            _ => Ok(entries),
-        }
-    }
-
-    /// Puts a program into an entry that was checked.
-    pub(crate) fn attach(
-        &mut self,
-        entries: SharedEntries,
-        set: EntrySet<'_>,
-        position: u32,
-    ) -> Result<()> {
-        let kept = KeptEntry::new(&entries, position, set)?;
-        entries.set(position, kept.program.as_fd())?;
-        kept.special.remove_others(&entries, position);
-        let new = Entry {
-            namespace: here(),
-            entries,
-            position,
-            kept,
-        };
-        let path = new.entries.path().to_owned();
-        self.put(new, |held| held.entries.path() == path);
-        Ok(())
-    }
-
-    /// Empties the entry in the array at `path`.
-    pub(crate) fn detach(&mut self, path: &Path) -> Result<()> {
-        let position = self.iter().position(|held| held.entries.path() == path);
-        let position = position.ok_or_else(|| Error::NotFound {
-            what: format!("an entry of {} that is ours", path.display()),
-        })?;
-        self.end(position)
-    }
-
-    /// What there is, as the kernel says.
-    pub(crate) fn list(&self) -> Vec<SharedEntry> {
-        self.iter()
-            .map(|held| SharedEntry {
-                path: held.entries.path().to_owned(),
-                position: held.position,
-                state: held.state(),
-            })
-            .collect()
-    }
-
-    /// Those that are gone and can be put back from the calling thread: paths and positions.
-    pub(crate) fn lost(&self) -> Vec<(PathBuf, u32)> {
-        let here = here();
-        self.iter()
-            .filter(|held| held.namespace == here)
-            .filter(|held| held.state() == AttachmentState::Gone)
-            .map(Entry::asked)
-            .collect()
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if !self.kept.special.owner.is_here() {
-            return;
-        }
-        match self.holds_ours() {
-            Ok(true) => {
-                if let Err(error) = self.entries.clear(self.position) {
-                    log::warn!("an entry of ours stays: {error}");
-                }
-            }
-            Ok(false) => {}
-            Err(error) => log::warn!("it cannot be told whose an entry is, so it stays: {error}"),
-        }
-        // A packet may still be in the program, and need what goes with it.
-        if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
-            log::warn!("cannot wait until no packet is in the program: {error}");
-        }
-    }
-}
-
-/// The pin of a balancer's array of further programs: `PATH_POSITION_ID`. Removed on drop.
-#[derive(Debug)]
-struct SpecialPin {
-    path: PathBuf,
-    /// It is somebody else's by now.
-    is_left: bool,
-    owner: Owner,
-}
-
-impl SpecialPin {
-    fn new(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
-        let failed = |error| entries.error("pin what belongs to an entry of", error);
-        let id = map::info(special).map_err(failed)?.id;
-        let path = beside(entries.path(), &format!("{position}_{id}"));
-        match pin::pin(special, &path) {
-            // The kernel's number is its own: it is the same array.
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
-            _ => Ok(Self {
-                path,
-                is_left: false,
-                owner: Owner::new(),
-            }),
-        }
-    }
-
-    /// Removes what others have left that were in the entry before, when no packet is in their programs.
-    fn remove_others(&self, entries: &SharedEntries, position: u32) {
-        let others = special_pins(entries.path(), Some(position)).map(|mut pins| {
-            pins.retain(|pin| *pin != self.path);
-            pins
-        });
-        let removed = others.and_then(|others| {
-            if !others.is_empty() {
-                GracePeriod::new()?.wait()?;
-            }
-            others.iter().try_for_each(fs::remove_file)
-        });
-        if let Err(error) = removed {
-            log::warn!("pins of a former balancer stay: {error}");
-        }
-    }
-}
-
-impl Drop for SpecialPin {
-    fn drop(&mut self) {
-        if self.is_left || !self.owner.is_here() {
-            return;
-        }
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} stays: {error}", self.path.display());
-            }
-            _ => {}
-        }
-    }
-}
-
-/// What is pinned beside the array at `path`, under its name and another one.
-pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
-    path.push(format!("_{name}"));
-    path.into()
-}
-
-/// The files whose names are that of `path` with something behind it, and that.
-pub(crate) fn files_beside(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!("{name}_");
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory_of(path))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(rest) = name.strip_prefix(&prefix)
-            && entry.file_type()?.is_file()
-        {
-            // Not the entry's own path, which may have a `./` that `path` has not.
-            files.push((beside(path, rest), rest.to_owned()));
-        }
-    }
-    Ok(files)
-}
-
-pub(crate) fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    }
-}
-
-/// The pins of balancers' further programs beside the array at `path`: of one entry or of all.
-pub(crate) fn special_pins(path: &Path, position: Option<u32>) -> io::Result<Vec<PathBuf>> {
-    let mut pins = Vec::new();
-    for (pin, rest) in files_beside(path)? {
-        let numbers = rest.split_once('_').and_then(|(of, id)| {
-            let _: u32 = id.parse().ok()?;
-            of.parse::<u32>().ok()
-        });
-        if numbers.is_none_or(|of| position.is_some_and(|wanted| wanted != of)) {
-            continue;
-        }
-        let array = match pin::open(&pin) {
-            Ok(fd) => ProgramArray::new(fd)?,
-            // Gone since it was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        // Somebody else's may have such a name.
-        if array.is_some_and(|array| array.name() == SPECIAL) {
-            pins.push(pin);
-        }
-    }
-    Ok(pins)
 }

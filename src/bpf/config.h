@@ -40,7 +40,7 @@ const volatile __u16 gue_port = 6080;
 /* The server-id table's hash: an odd multiplier and a start value. */
 const volatile __u64 server_id_key = 1;
 const volatile __u64 server_id_start = 0;
-/* The elements of `server_ids` that each of the two tables may have. */
+/* The elements of `server_ids` that each of its parts has. */
 const volatile __u32 server_id_chunks = 1;
 /* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */

@@ -8,44 +8,55 @@
 #include <stdbool.h>
 #include <linux/if_ether.h>
 
-/* What one run of the program carries along. `explain` is a constant of each of the two
- * programs, so the balancer itself holds no trace of it. */
+/* Which programs a walk is compiled for, as a set: each of them knows its own, so what belongs to the
+ * others leaves no instruction in it. (To test a load-time constant still takes a load.) */
+enum variant {
+	PLAIN = 0,
+	EXPLAINS = 1 << 0, /* a twin, which writes down what it decided */
+	SPECIAL = 1 << 1, /* for packets of special VIPs, which another program has handed over */
+	FULL = 1 << 2, /* with what few balancers need */
+	UNTAGGED = 1 << 3, /* for frames whose VLAN tags have been put aside */
+};
+
+/* What one run of a program carries along. */
 struct run {
 	struct xdp_md *ctx;
 	struct cpu *cpu; /* this one's record */
 	struct explanation *explanation;
 	struct ethhdr *eth; /* valid until the head is moved */
 	__u64 length; /* of the whole frame, bytes; after decapsulation, of what is left of it */
-	bool explain;
-	/* Constants, too: this is the program for special VIPs; this one has what few balancers need.
-	 * To test a load-time constant still takes a load, which all others are spared so. */
-	bool special;
-	bool full;
-	bool untagged; /* the frame's VLAN tags are put aside */
-	bool unwrapped; /* the frame came in a tunnel that ended here */
+	enum variant variant; /* a constant */
+	/* Of the frame. */
+	bool untagged; /* its VLAN tags are put aside */
+	bool unwrapped; /* it came in a tunnel that ended here */
 };
+
+static __always_inline bool is(const struct run *run, enum variant variant)
+{
+	return run->variant & variant;
+}
 
 /* Whether one of the features is on that only full programs have. */
 static __always_inline bool rare_feature(const struct run *run, __u32 bit)
 {
-	return run->full && feature(bit);
+	return is(run, FULL) && feature(bit);
 }
 
 static __always_inline bool gue_is_on(const struct run *run)
 {
-	return run->full && encapsulation == ENCAPSULATION_GUE;
+	return is(run, FULL) && encapsulation == ENCAPSULATION_GUE;
 }
 
 static __always_inline void note_step(const struct run *run, enum step step)
 {
-	if (run->explain)
+	if (is(run, EXPLAINS))
 		run->explanation->step = step;
 }
 
 static __always_inline int drop(const struct run *run, enum drop_reason reason)
 {
 	run->cpu->counters.drops[reason]++;
-	if (run->explain)
+	if (is(run, EXPLAINS))
 		run->explanation->drop = reason;
 	return XDP_DROP;
 }
@@ -65,7 +76,7 @@ static __always_inline void count_frame(struct count *count, __u64 bytes)
 /* Counts the frame by its verdict, with the bytes that it came with. */
 static __always_inline void count_verdict(const struct run *run, int verdict, __u64 arrived)
 {
-	if (verdict == XDP_TX || (run->full && verdict == XDP_REDIRECT))
+	if (verdict == XDP_TX || (is(run, FULL) && verdict == XDP_REDIRECT))
 		count_frame(&run->cpu->counters.tx, arrived);
 	else if (verdict == XDP_PASS)
 		count_frame(&run->cpu->counters.pass, arrived);

@@ -105,7 +105,7 @@ static __always_inline int encap_and_send(const struct run *run, const struct pa
 	__u32 key;
 	int verdict;
 
-	if (run->full && next_hops) {
+	if (is(run, FULL) && next_hops) {
 		const __u64 hop = hop_of(number);
 
 		if (!hop)
@@ -118,7 +118,7 @@ static __always_inline int encap_and_send(const struct run *run, const struct pa
 			macs.own = port->mac;
 	}
 	verdict = encap(run, packet, &macs, real, v6);
-	if (run->full && redirect && port && verdict == XDP_TX) {
+	if (is(run, FULL) && redirect && port && verdict == XDP_TX) {
 		verdict = bpf_redirect_map(&devices, key, XDP_DROP);
 		if (verdict != XDP_REDIRECT)
 			return drop(run, DROP_REDIRECT_FAILED);

@@ -35,7 +35,7 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	struct flow_place place = { .table = bpf_map_lookup_elem(&flow_tables, &cpu) };
 
 	/* For a special packet the program before has counted it. */
-	if (!place.table && !run->special)
+	if (!place.table && !is(run, SPECIAL))
 		run->cpu->counters.flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
 		place.fingerprint = flow_fingerprint(key, v6);
@@ -120,7 +120,7 @@ enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND };
 __noinline int flow_enter(__u32 id)
 {
 	const __u32 zero = 0;
-	struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .special = true };
+	struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
 	struct flow_place place;
 	struct flow_key *key;
 

@@ -37,10 +37,10 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 
 	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
 		return pass(run, STEP_NO_VIP);
-	if (run->explain)
+	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
 
-	if (!run->special) {
+	if (!is(run, SPECIAL)) {
 		if (run->length > max_frame) {
 			note_step(run, STEP_TOO_BIG);
 			tell(run, EVENT_TOO_BIG);
@@ -86,17 +86,14 @@ static __always_inline int finish(const struct run *run, int verdict, __u64 arri
 	return verdict;
 }
 
-static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bool special,
-				const bool full, const bool untagged)
+static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 {
 	const __u32 zero = 0;
 	struct run run = {
 		.ctx = ctx,
 		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.explain = explain,
-		.special = special,
-		.full = full,
-		.untagged = untagged,
+		.variant = variant,
+		.untagged = variant & UNTAGGED,
 	};
 	struct cursor cursor = cursor_of(ctx);
 	int verdict = CONTINUE;
@@ -106,7 +103,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 	/* Element 0 of an array of one is always there; the verifier wants to see it. */
 	if (!run.cpu)
 		return XDP_ABORTED;
-	if (explain) {
+	if (variant & EXPLAINS) {
 		run.explanation = bpf_map_lookup_elem(&explanations, &zero);
 		if (!run.explanation)
 			return XDP_ABORTED;
@@ -117,16 +114,16 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 		return drop(&run, DROP_FRAME_TRUNCATED);
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	arrived = run.length;
-	if (special) {
+	if (variant & SPECIAL) {
 		arrived = run.cpu->scratch.query.arrived;
 		run.unwrapped = run.cpu->scratch.query.unwrapped;
 		run.untagged = run.cpu->scratch.query.untagged;
 	}
-	if (untagged)
+	if (variant & UNTAGGED)
 		arrived = run.cpu->scratch.tags.arrived;
 
 	type = ether_type(run.eth);
-	if (rare_feature(&run, FEATURE_INLINE_DECAP) && !special)
+	if (rare_feature(&run, FEATURE_INLINE_DECAP) && !(variant & SPECIAL))
 		verdict = inline_decap(&run, &cursor, &type);
 	if (verdict != CONTINUE)
 		;
@@ -134,7 +131,7 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 		verdict = walk_ip(&run, cursor, arrived, false);
 	else if (type == bpf_htons(ETH_P_IPV6))
 		verdict = walk_ip(&run, cursor, arrived, true);
-	else if (!special && !untagged)
+	else if (!(variant & (SPECIAL | UNTAGGED)))
 		verdict = walk_untagged(&run, cursor, type, arrived);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
@@ -144,14 +141,14 @@ static __always_inline int walk(struct xdp_md *ctx, const bool explain, const bo
 SEC("xdp")
 int katran(struct xdp_md *ctx)
 {
-	return walk(ctx, false, false, false, false);
+	return walk(ctx, PLAIN);
 }
 
 /* The same with features that few balancers have, and GUE; the library attaches one or the other. */
 SEC("xdp")
 int katran_full(struct xdp_md *ctx)
 {
-	return walk(ctx, false, false, true, false);
+	return walk(ctx, FULL);
 }
 
 /* Tells the control side the time that flows are stamped with, as its return value. */
@@ -164,13 +161,13 @@ int ticks(struct xdp_md *ctx __attribute__((unused)))
 SEC("xdp")
 int katran_explain(struct xdp_md *ctx)
 {
-	return walk(ctx, true, false, false, false);
+	return walk(ctx, EXPLAINS);
 }
 
 SEC("xdp")
 int katran_explain_full(struct xdp_md *ctx)
 {
-	return walk(ctx, true, false, true, false);
+	return walk(ctx, EXPLAINS | FULL);
 }
 
 /* Looks for an id in the packet, then goes on: with one that leads to a real the packet is sent, without
@@ -182,7 +179,7 @@ int katran_ids(struct xdp_md *ctx)
 	struct run run = {
 		.ctx = ctx,
 		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.full = true,
+		.variant = FULL,
 	};
 	struct id_query *query;
 
@@ -208,7 +205,7 @@ int katran_send(struct xdp_md *ctx)
 	struct run run = {
 		.ctx = ctx,
 		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.full = true,
+		.variant = FULL,
 	};
 	struct cursor cursor = cursor_of(ctx);
 	const struct id_query *query;
@@ -227,24 +224,24 @@ int katran_send(struct xdp_md *ctx)
 SEC("xdp")
 int katran_special(struct xdp_md *ctx)
 {
-	return walk(ctx, false, true, true, false);
+	return walk(ctx, SPECIAL | FULL);
 }
 
 SEC("xdp")
 int katran_explain_special(struct xdp_md *ctx)
 {
-	return walk(ctx, true, true, true, false);
+	return walk(ctx, EXPLAINS | SPECIAL | FULL);
 }
 
 /* Frames whose VLAN tags have been taken off. */
 SEC("xdp")
 int katran_untagged(struct xdp_md *ctx)
 {
-	return walk(ctx, false, false, true, true);
+	return walk(ctx, FULL | UNTAGGED);
 }
 
 SEC("xdp")
 int katran_explain_untagged(struct xdp_md *ctx)
 {
-	return walk(ctx, true, false, true, true);
+	return walk(ctx, EXPLAINS | FULL | UNTAGGED);
 }

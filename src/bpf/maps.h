@@ -70,8 +70,8 @@ struct {
 struct flow_table fallback_flows SEC(".maps");
 
 /* Reals by the ids that their servers put into packets: the lines of a table in chunks, which are all
- * of one size, so that the verifier turns lookups into loads. `live.server_ids` says which of the
- * two tables is in force: when it fills up, a larger one is made and takes its place. */
+ * of one size, so that the verifier turns lookups into loads. `live.server_ids` says in which part of
+ * the elements the table is: when it fills up, a larger one is made in the next part. */
 struct server_id_chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

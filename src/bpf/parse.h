@@ -94,7 +94,7 @@ static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *c
 	if (icmp->type != ICMPV4_UNREACHABLE)
 		return pass(run, STEP_ICMP_OTHER);
 	/* The first program has counted it. */
-	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED && !run->special) {
+	if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED && !is(run, SPECIAL)) {
 		run->cpu->counters.ptb_v4++;
 		if (bpf_ntohs(icmp->v4.mtu) < IPV6_MIN_MTU)
 			run->cpu->counters.ptb_v4_small++;
@@ -115,7 +115,7 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 		return echo_reply_v6(run, ip, icmp);
 	if (icmp->type != ICMPV6_UNREACHABLE && icmp->type != ICMPV6_TOO_BIG)
 		return pass(run, STEP_ICMP_OTHER);
-	if (icmp->type == ICMPV6_TOO_BIG && !run->special) {
+	if (icmp->type == ICMPV6_TOO_BIG && !is(run, SPECIAL)) {
 		run->cpu->counters.ptb_v6++;
 		if (bpf_ntohl(icmp->mtu_v6) < IPV6_MIN_MTU)
 			run->cpu->counters.ptb_v6_small++;

@@ -81,7 +81,7 @@ static __always_inline __u32 void_reason(const struct run *run, const struct cho
 	const struct down_real key = { .vip = choice->vip_number, .real = real->id };
 	const __u32 *reason;
 
-	if (!run->special || !(choice->vip.flags & VIP_VOID_FLOWS))
+	if (!is(run, SPECIAL) || !(choice->vip.flags & VIP_VOID_FLOWS))
 		return 0;
 	reason = bpf_map_lookup_elem(&down_reals, &key);
 	return reason ? *reason : 0;
@@ -170,7 +170,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING) && !flood)
 		choice->number = by_source(run, packet, v6);
-	if (run->special && choice->number && leads_to_down(run, choice))
+	if (is(run, SPECIAL) && choice->number && leads_to_down(run, choice))
 		choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
 		note_step(run, STEP_SOURCE_ROUTE);
@@ -250,7 +250,7 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 	query->l3_length = packet->l3_length;
 	query->tos = packet->tos;
 	query->unchecked = packet->unchecked;
-	query->explain = run->explain;
+	query->explain = is(run, EXPLAINS);
 	query->untagged = run->untagged;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 }
@@ -265,7 +265,7 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	struct real *real = NULL;
 
 	choice->place = flow_locate(run, &packet->flow, v6);
-	if (run->special) {
+	if (is(run, SPECIAL)) {
 		real = by_packet(run, choice);
 		if (choice->reason)
 			return NULL;
@@ -276,10 +276,10 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 		note_step(run, STEP_FLOW_TABLE);
 		real = flow_find(&choice->place, &packet->flow, now, &choice->number);
 	}
-	if (run->special && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
+	if (is(run, SPECIAL) && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
 	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)
 		real = by_global_flows(run, &packet->flow, choice);
-	if (run->special && real && is_void(run, packet, choice, real, now))
+	if (is(run, SPECIAL) && real && is_void(run, packet, choice, real, now))
 		real = NULL;
 	return real ? real : new_flow(run, packet, choice, v6, now);
 }

@@ -19,7 +19,7 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 	struct vip_counters *of_vip;
 	struct real_counters *of_real;
 
-	if (run->explain)
+	if (is(run, EXPLAINS))
 		run->explanation->real = choice->number;
 	of_vip = counters_of_vip(&choice->vip_number);
 	if (of_vip)

@@ -55,7 +55,7 @@ static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 i
 static __always_inline __u32 server_id_lookup(__u32 id)
 {
 	const __u32 in_force = live.server_ids;
-	const __u32 base = in_force / SERVER_ID_TABLE ? server_id_chunks : 0;
+	const __u32 base = in_force / SERVER_ID_TABLE * server_id_chunks;
 	const __u32 mask = in_force % SERVER_ID_TABLE;
 	const __u64 product = (server_id_start + id) * server_id_key;
 	const __u64 hash = (product ^ product >> 32) * HASH_MIX;

@@ -100,8 +100,11 @@ enum server_id_constant {
 	/* Entries of a line of the server-id table: a cache line. */
 	SERVER_IDS_PER_LINE = 8,
 	SERVER_ID_TABLE = 1 << 30,
-	/* Lines of a chunk of the table, each chunk a map of its own. */
-	SERVER_ID_CHUNK_LINES = 1024,
+	/* Parts of the array of chunks, of which a table takes one. */
+	SERVER_ID_PARTS = 3,
+	/* Lines of a chunk of the table, each chunk a map of its own: so many that the largest table
+	 * takes 256 of them, which is as many as are put into their places side by side. */
+	SERVER_ID_CHUNK_LINES = 16384,
 };
 
 /* What becomes of the packets in tunnels that end at an address of `decap_destinations`. */
@@ -461,7 +464,7 @@ struct live {
 	__u32 any_port_vips; /* how many there are: none, no lookup */
 	__u32 prefix_vips;
 	__u32 any_port_prefix_vips;
-	/* The server-id table in force: which of the two times SERVER_ID_TABLE, and the number of its
+	/* The server-id table in force: its part times SERVER_ID_TABLE, and the number of its
 	 * lines minus one, a mask. One word, so that both are of one table. */
 	__u32 server_ids;
 	/* The outer sources of GUE, and what strict destination goes by. The second of the two is

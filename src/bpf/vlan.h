@@ -71,7 +71,7 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 	mac_store(eth->h_dest, destination);
 	mac_store(eth->h_source, source);
 	bpf_tail_call(run->ctx, &special_programs,
-		      run->explain ? PROGRAM_EXPLAIN_UNTAGGED : PROGRAM_UNTAGGED);
+		      is(run, EXPLAINS) ? PROGRAM_EXPLAIN_UNTAGGED : PROGRAM_UNTAGGED);
 	/* Never reached: the programs are there since load. */
 	return XDP_ABORTED;
 }

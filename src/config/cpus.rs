@@ -10,10 +10,19 @@ use std::io;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const NODES: &str = "/sys/devices/system/node";
+
+/// A CPU that has a flow table, and where that table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ForwardingCpu {
+    pub(crate) cpu: u32,
+    /// None on a kernel that knows no nodes: the kernel chooses.
+    pub(crate) numa_node: Option<u32>,
+}
 
 /// CPUs and NUMA nodes of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +67,7 @@ impl Topology {
 }
 
 fn read_list(path: &str) -> Result<BTreeSet<u32>> {
-    let error = |errno| Error::Kernel {
-        operation: "read a list of CPUs or nodes",
-        object: path.to_owned(),
-        errno,
-    };
+    let error = |errno| kernel_error("read a list of CPUs or nodes", path, errno);
     let text = fs::read_to_string(path).map_err(error)?;
     parse_list(text.trim())
         .ok_or_else(|| error(io::Error::new(io::ErrorKind::InvalidData, text.trim())))

@@ -14,7 +14,7 @@ use crate::maps::FlowTableShape;
 use crate::maps::MAX_WAYS;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
-use crate::maps::max_server_id_chunks;
+use crate::maps::max_server_id_places;
 use crate::maps::ring_bytes;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
@@ -113,8 +113,9 @@ impl Builder {
     /// about 50 bytes for each server id and source route. While
     /// updates of reals follow each other without a pause, and for some ten seconds after, there
     /// are places for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says. Rings are
-    /// made eight at a time: a slot takes 2.3 bytes with 512 VIPs, at most 4 from 12 VIPs on (and
-    /// then not during such updates).
+    /// made eight at a time, and a sixteenth ahead: a slot takes 2.3 bytes with 512 VIPs, at most 4
+    /// from 12 VIPs on (and then not during such updates). A server-id table that has just grown has
+    /// half as much beside it, until the next change of ids.
     ///
     /// # Errors
     /// As [`Builder::load`] does for settings: [`Error::InvalidConfig`](crate::Error) and
@@ -141,7 +142,7 @@ impl Builder {
 pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
     let vips = u64::from(config.max_vips);
     let reals = u64::from(config.max_reals) + 1;
-    let tables = config.forwarding_cpus.len() as u64;
+    let tables = config.placement.len() as u64;
     let flows = u64::from(config.flows_per_cpu);
     let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
     let chunk = ARRAY_HEAD.next_multiple_of(PAGE)
@@ -189,7 +190,7 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         fixed("data and rodata", 3, 3 * mappable(1, 8)),
     ];
     let next_hops = config.next_hops != NextHops::Gateway;
-    let server_ids = ARRAY_HEAD + 16 * u64::from(max_server_id_chunks(config.max_server_ids));
+    let server_ids = ARRAY_HEAD + 8 * u64::from(max_server_id_places(config.max_server_ids));
     let of_feature = |feature, map| config.features.contains(feature).then_some(map);
     let routes = u64::from(config.max_source_routes);
     let trie = |name, key: u64| MapMemory {

@@ -1,26 +1,39 @@
 //! What a balancer is loaded with: settings, their ranges, and the machine they are checked
 //! against.
 //!
-//! A [`Builder`] takes anything; its `validate` turns it into a `Config`, which holds only what
+//! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns it into a `Config`, which holds only what
 //! can be loaded. Nothing here needs BPF.
 
-mod builder;
 mod cpus;
 mod features;
+#[cfg(feature = "serde")]
+mod keys;
 mod memory;
+#[cfg(test)]
+mod page;
+mod ranges;
+mod settings;
+mod table;
 mod validate;
 
-pub use builder::Builder;
+pub(crate) use cpus::ForwardingCpu;
 pub(crate) use cpus::Topology;
 pub(crate) use cpus::parse_list;
 pub use features::Features;
+#[cfg(feature = "serde")]
+pub(crate) use keys::Set;
+#[cfg(feature = "serde")]
+pub(crate) use keys::Text;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;
 pub(crate) use memory::flow_table_bytes;
 pub(crate) use memory::global_table_bytes;
-pub(crate) use validate::Config;
-pub(crate) use validate::ForwardingCpu;
-pub(crate) use validate::check_gateway;
-pub(crate) use validate::check_gateway_mac;
-pub(crate) use validate::check_source;
+pub(crate) use ranges::check_gateway;
+pub(crate) use ranges::check_gateway_mac;
+pub(crate) use ranges::check_source;
+#[cfg(feature = "serde")]
+pub(crate) use settings::BalancerKeys;
+pub use settings::BalancerState;
+pub use settings::Builder;
+pub(crate) use settings::Config;

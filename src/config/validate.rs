@@ -1,83 +1,21 @@
-//! From settings to what is loaded: every range in one place.
+//! From settings to what is loaded: each within its range, by the table of settings, and then those that
+//! depend on each other and on this machine: where flow tables lie.
 //!
 //! The result, a `Config`, holds only values that can be loaded on this machine, with everything
 //! resolved that a default left open.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use super::Builder;
-use super::Features;
+use super::Config;
+use super::cpus::ForwardingCpu;
 use super::cpus::Topology;
-use crate::error::Error;
+use super::ranges::invalid;
+use super::ranges::within;
 use crate::error::Result;
-use crate::types::Encapsulation;
-use crate::types::FlowTableKind;
-use crate::types::Gateway;
-use crate::types::HashFunction;
-use crate::types::MacAddr;
-use crate::types::NextHops;
-use crate::types::TcHook;
-use crate::types::check_host;
 
 /// The most entries of one map that anyone can mean.
 const MAX_ENTRIES: u32 = 1 << 27;
-
-/// Settings that can be loaded on this machine.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Config {
-    pub(crate) gateway: Gateway,
-    pub(crate) gateway_mac_v6: Option<MacAddr>,
-    pub(crate) next_hops: NextHops,
-    pub(crate) encapsulation: Encapsulation,
-    pub(crate) features: Features,
-    pub(crate) source_v4: Option<Ipv4Addr>,
-    pub(crate) source_v6: Option<Ipv6Addr>,
-    /// The last 16 bits are 0.
-    pub(crate) ipip_source_v4: Ipv4Addr,
-    /// The last 32 bits are 0.
-    pub(crate) ipip_source_v6: Ipv6Addr,
-    pub(crate) gue_port: u16,
-    /// Bytes, Ethernet header included.
-    pub(crate) max_frame: u32,
-    pub(crate) frags: bool,
-    pub(crate) max_vips: u16,
-    pub(crate) max_reals: u16,
-    /// A prime.
-    pub(crate) ring_size: u32,
-    pub(crate) hash_function: HashFunction,
-    pub(crate) flow_table: FlowTableKind,
-    /// As it was asked for, over all forwarding CPUs.
-    pub(crate) flow_table_size: u64,
-    /// Entries of each forwarding CPU's flow table.
-    pub(crate) flows_per_cpu: u32,
-    /// Ascending by CPU; at least one.
-    pub(crate) forwarding_cpus: Vec<ForwardingCpu>,
-    pub(crate) flood_threshold: u32,
-    pub(crate) udp_timeout: Duration,
-    pub(crate) global_flow_table_size: u32,
-    pub(crate) max_source_routes: u32,
-    pub(crate) max_decap: u32,
-    pub(crate) max_server_ids: u32,
-    pub(crate) healthcheck_interface: Option<String>,
-    pub(crate) healthcheck_priority: u16,
-    pub(crate) healthcheck_max_packet: u32,
-    pub(crate) healthcheck_hook: TcHook,
-    pub(crate) event_buffer: u32,
-}
-
-/// A CPU that has a flow table, and where that table lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ForwardingCpu {
-    pub(crate) cpu: u32,
-    /// None on a kernel that knows no nodes: the kernel chooses.
-    pub(crate) numa_node: Option<u32>,
-}
 
 impl Builder {
     /// Checks all settings against their ranges, each other and this machine.
@@ -86,213 +24,17 @@ impl Builder {
     }
 
     fn validate_on(self, machine: &Topology) -> Result<Config> {
-        let Some(gateway) = self.gateway else {
-            return Err(invalid(
-                "gateway_mac",
-                "(not set)",
-                "required: the MAC address of the router that leads to the reals, as \
-                 `ip neighbour` shows it, or auto",
-            ));
-        };
-        check_gateway(gateway)?;
-        self.gateway_mac_v6.map_or(Ok(()), check_gateway_mac)?;
-        check_event_buffer(self.event_buffer)?;
-        self.features.check()?;
-        for source in [
-            self.source_v4.map(IpAddr::V4),
-            self.source_v6.map(IpAddr::V6),
-        ] {
-            source.map_or(Ok(()), check_source)?;
-        }
-        check_ipip_prefixes(self.ipip_source_v4, self.ipip_source_v6)?;
-        within("gue_port", self.gue_port, 1..=u16::MAX)?;
-        within("max_frame", self.max_frame, 590..=65_549)?;
-        within("max_vips", self.max_vips, 1..=u32::from(u16::MAX))?;
-        within("max_reals", self.max_reals, 1..=u32::from(u16::MAX))?;
-        check_ring_size(self.ring_size)?;
-        within("flood_threshold", self.flood_threshold, 1..=u32::MAX)?;
-        if !(Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&self.udp_timeout) {
-            return Err(invalid(
-                "udp_timeout",
-                format!("{:?}", self.udp_timeout),
-                "must be 1 second to 1 day",
-            ));
-        }
-        within(
-            "global_flow_table_size",
-            self.global_flow_table_size,
-            1..=MAX_ENTRIES,
+        let mut config = Config::of_each(&self)?;
+        let places = placement(
+            config.forwarding_cpus.take(),
+            config.numa_nodes.take(),
+            machine,
         )?;
-        within("max_source_routes", self.max_source_routes, 1..=MAX_ENTRIES)?;
-        within("max_decap", self.max_decap, 1..=u32::from(u16::MAX))?;
-        within("max_server_ids", self.max_server_ids, 1..=1 << 24)?;
-        if let Some(name) = &self.healthcheck_interface {
-            check_interface_name(name)?;
-        }
-        within(
-            "healthcheck_priority",
-            self.healthcheck_priority,
-            1..=u16::MAX,
-        )?;
-
-        let forwarding_cpus = placement(self.forwarding_cpus, self.numa_nodes, machine)?;
-        let flows_per_cpu = flows_per_cpu(self.flow_table_size, forwarding_cpus.len())?;
-        Ok(Config {
-            gateway,
-            gateway_mac_v6: self.gateway_mac_v6,
-            next_hops: self.next_hops,
-            encapsulation: self.encapsulation,
-            features: self.features,
-            source_v4: self.source_v4,
-            source_v6: self.source_v6,
-            ipip_source_v4: self.ipip_source_v4,
-            ipip_source_v6: self.ipip_source_v6,
-            gue_port: self.gue_port,
-            max_frame: self.max_frame,
-            frags: self.frags,
-            // Both were checked to fit above.
-            max_vips: self.max_vips as u16,
-            max_reals: self.max_reals as u16,
-            ring_size: self.ring_size,
-            hash_function: self.hash_function,
-            flow_table: self.flow_table,
-            flow_table_size: self.flow_table_size,
-            flows_per_cpu,
-            forwarding_cpus,
-            flood_threshold: self.flood_threshold,
-            udp_timeout: self.udp_timeout,
-            global_flow_table_size: self.global_flow_table_size,
-            max_source_routes: self.max_source_routes,
-            max_decap: self.max_decap,
-            max_server_ids: self.max_server_ids,
-            healthcheck_interface: self.healthcheck_interface,
-            healthcheck_priority: self.healthcheck_priority,
-            healthcheck_max_packet: self.healthcheck_max_packet,
-            healthcheck_hook: self.healthcheck_hook,
-            event_buffer: self.event_buffer,
-        })
-    }
-}
-
-/// Refuses a gateway that cannot be.
-pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
-    match gateway {
-        Gateway::Mac(mac) => check_gateway_mac(mac),
-        Gateway::Auto => Ok(()),
-    }
-}
-
-fn check_event_buffer(bytes: u32) -> Result<()> {
-    match bytes.is_power_of_two() && (1 << 12..=1 << 30).contains(&bytes) {
-        true => Ok(()),
-        false => Err(invalid(
-            "event_buffer",
-            bytes,
-            "must be a power of two, 4096 to 1073741824",
-        )),
-    }
-}
-
-/// Refuses a gateway address that no single station has.
-pub(crate) fn check_gateway_mac(mac: MacAddr) -> Result<()> {
-    match mac.is_unicast() {
-        true => Ok(()),
-        false => Err(invalid(
-            "gateway_mac",
-            mac,
-            "must be the address of one station: not zero, not a group",
-        )),
-    }
-}
-
-/// Refuses an outer source address that no host has.
-pub(crate) fn check_source(address: IpAddr) -> Result<()> {
-    check_host(address)
-}
-
-fn invalid(setting: &'static str, value: impl Display, reason: impl Into<String>) -> Error {
-    Error::InvalidConfig {
-        setting,
-        value: value.to_string(),
-        reason: reason.into(),
-    }
-}
-
-fn within<T>(setting: &'static str, value: T, range: RangeInclusive<T>) -> Result<()>
-where
-    T: Copy + Display + PartialOrd,
-{
-    match range.contains(&value) {
-        true => Ok(()),
-        false => Err(invalid(
-            setting,
-            value,
-            format!("must be {} to {}", range.start(), range.end()),
-        )),
-    }
-}
-
-fn check_ipip_prefixes(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
-    if v4.to_bits() & 0xffff != 0 {
-        return Err(invalid(
-            "ipip_source_v4",
-            v4,
-            "must be the first address of a /16 prefix: the last 16 bits are the flow's",
-        ));
-    }
-    if v6.to_bits() & 0xffff_ffff != 0 {
-        return Err(invalid(
-            "ipip_source_v6",
-            v6,
-            "must be the first address of a /96 prefix: the last 32 bits are the flow's",
-        ));
-    }
-    // 240.0.0.0/4 has no hosts either, and ends with the broadcast address.
-    if v4.octets()[0] >= 240 {
-        return Err(invalid(
-            "ipip_source_v4",
-            v4,
-            "a reserved prefix has no hosts",
-        ));
-    }
-    check_source(v4.into())?;
-    check_source(v6.into())
-}
-
-fn check_ring_size(size: u32) -> Result<()> {
-    within("ring_size", size, 3..=16_777_213)?;
-    if is_prime(size) {
-        return Ok(());
-    }
-    // The upper end of the range is a prime, so there is one.
-    let next = (size..).find(|larger| is_prime(*larger)).unwrap_or(65_537);
-    Err(invalid(
-        "ring_size",
-        size,
-        format!("must be a prime; the next larger one is {next}"),
-    ))
-}
-
-fn is_prime(n: u32) -> bool {
-    n >= 2
-        && (2..)
-            .take_while(|divisor| divisor * divisor <= n)
-            .all(|divisor| !n.is_multiple_of(divisor))
-}
-
-fn check_interface_name(name: &str) -> Result<()> {
-    let valid = (1..=15).contains(&name.len())
-        && !matches!(name, "." | "..")
-        && !name
-            .bytes()
-            .any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace());
-    match valid {
-        true => Ok(()),
-        false => Err(invalid(
-            "healthcheck_interface",
-            format!("{name:?}"),
-            "must be an interface name: 1 to 15 bytes without `/`, `:` and spaces",
-        )),
+        config.forwarding_cpus = Some(places.iter().map(|place| place.cpu).collect());
+        config.numa_nodes = places.iter().map(|place| place.numa_node).collect();
+        config.flows_per_cpu = flows_per_cpu(config.flow_table_size, places.len())?;
+        config.placement = places;
+        Ok(config)
     }
 }
 
@@ -364,8 +106,11 @@ fn placement(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use super::*;
+    use crate::types::MacAddr;
 
     fn machine() -> Topology {
         Topology {
@@ -389,13 +134,13 @@ mod tests {
         let config = builder().validate_on(&machine()).unwrap();
         let placed = |cpu, numa_node| ForwardingCpu { cpu, numa_node };
         assert_eq!(
-            config.forwarding_cpus,
+            config.placement,
             [placed(0, Some(0)), placed(1, Some(0)), placed(2, Some(1))]
         );
         assert_eq!(config.flows_per_cpu, 2_666_667);
         assert_eq!(config.ring_size, 65_537);
         assert_eq!((config.max_vips, config.max_reals), (512, 4096));
-        assert_eq!(config.features, Features::default());
+        assert_eq!(config.features, crate::config::Features::default());
     }
 
     #[test]
@@ -409,7 +154,7 @@ mod tests {
             cpu,
             numa_node: Some(node),
         };
-        assert_eq!(config.forwarding_cpus, [placed(0, 0), placed(3, 1)]);
+        assert_eq!(config.placement, [placed(0, 0), placed(3, 1)]);
     }
 
     #[test]

@@ -128,6 +128,10 @@ pub struct LibraryCounters {
     pub failed_kernel_calls: u64,
     /// Addresses that were refused since load.
     pub rejected_addresses: u64,
+    /// For how many grace periods calls have waited since load because the kernel put maps into
+    /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
+    /// each, 256 maps at a time; later releases wait at most as often.
+    pub waits_for_packets: u64,
     /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
     pub maps: Vec<MapUse>,
 }
@@ -368,6 +372,13 @@ impl Counters {
                 "Addresses that the library refused.",
                 "library.rejected_addresses",
                 self.library.rejected_addresses,
+            ),
+            single(
+                "waits_for_packets",
+                "grace periods",
+                "Grace periods that calls have waited for while the kernel put maps into others.",
+                "library.waits_for_packets",
+                self.library.waits_for_packets,
             ),
             by_label(
                 MetricKind::Gauge,

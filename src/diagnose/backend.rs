@@ -15,6 +15,8 @@ use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
 use super::overhead;
+use crate::types::Encapsulation;
+use crate::types::Family;
 
 /// The name of the decapsulator's XDP program.
 const DECAP: &str = "decap";
@@ -28,10 +30,10 @@ pub(crate) struct Backend {
     pub(crate) tc_index: Option<u32>,
     /// The stricter one of the interface's and that of all.
     pub(crate) rp_filter: Option<i64>,
-    /// Those of the VIPs; both without VIPs.
-    pub(crate) families: Vec<Family>,
-    /// Tunnels may come with outer headers of IPv6.
-    pub(crate) outer_v6: bool,
+    /// Those of the VIPs' families; of both without VIPs.
+    pub(crate) clients: Vec<Clients>,
+    /// The longest outer headers that tunnels may come with.
+    pub(crate) outer: Family,
     pub(crate) arp_ignore: Option<i64>,
     pub(crate) arp_announce: Option<i64>,
     /// GUE is stripped.
@@ -42,8 +44,8 @@ pub(crate) struct Backend {
 
 /// Clients of one address family.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Family {
-    pub(crate) v6: bool,
+pub(crate) struct Clients {
+    pub(crate) family: Family,
     pub(crate) way_back: WayBack,
     /// The longest packets that they are asked to send, by the default route's MTU or MSS; bytes.
     pub(crate) longest: u32,
@@ -60,14 +62,11 @@ pub(crate) enum WayBack {
     None,
 }
 
-impl Family {
-    fn name(self) -> &'static str {
-        if self.v6 { "IPv6" } else { "IPv4" }
-    }
-
-    /// As `ip` wants to be told.
-    fn option(self) -> &'static str {
-        if self.v6 { "-6 " } else { "" }
+/// The option that has `ip` speak of a family.
+fn option(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => "-6 ",
     }
 }
 
@@ -79,11 +78,11 @@ pub(crate) fn judge(facts: &Backend) -> Diagnosis {
     }
     program(facts, &mut found);
     offload(&facts.interface, &mut found);
-    for family in &facts.families {
-        mtu(facts, *family, &mut found);
+    for clients in &facts.clients {
+        mtu(facts, *clients, &mut found);
     }
-    for family in &facts.families {
-        way_back(facts, *family, &mut found);
+    for clients in &facts.clients {
+        way_back(facts, *clients, &mut found);
     }
     reverse_path_filter(facts, &mut found);
     vips(facts, &mut found);
@@ -149,20 +148,27 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
     }
 }
 
-fn mtu(facts: &Backend, family: Family, found: &mut Diagnosis) {
-    let (name, mtu, longest) = (&facts.interface.name, facts.interface.mtu, family.longest);
-    if matches!(family.way_back, WayBack::Partial | WayBack::None) {
+fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
+    let (name, mtu, longest) = (&facts.interface.name, facts.interface.mtu, clients.longest);
+    if matches!(clients.way_back, WayBack::Partial | WayBack::None) {
         // What clients are asked for depends on the route to each.
         return;
     }
-    let around = |gue| overhead(gue, facts.outer_v6);
-    let of = family.name();
-    for (gue, severe) in [(false, true), (true, false)] {
-        let needed = around(gue);
-        if gue && !facts.gue || !gue && facts.gue && longest + around(true) <= mtu {
+    let of = clients.family;
+    let has_room_for_gue = longest + overhead(Encapsulation::Gue, facts.outer) <= mtu;
+    for (encapsulation, kind, is_moot, severe) in [
+        (
+            Encapsulation::Ipip,
+            "IP in IP",
+            facts.gue && has_room_for_gue,
+            true,
+        ),
+        (Encapsulation::Gue, "GUE", !facts.gue, false),
+    ] {
+        if is_moot {
             continue;
         }
-        let kind = if gue { "GUE" } else { "IP in IP" };
+        let needed = overhead(encapsulation, facts.outer);
         if longest + needed <= mtu {
             let message =
                 format!("{mtu}: room for clients' {of} packets of {longest} bytes in {kind}");
@@ -176,7 +182,7 @@ fn mtu(facts: &Backend, family: Family, found: &mut Diagnosis) {
         let advice = format!(
             "ip link set {name} mtu {}; or ip {}route change default ... advmss {}",
             longest + needed,
-            family.option(),
+            option(clients.family),
             mtu.saturating_sub(needed + 60)
         );
         match severe {
@@ -186,11 +192,11 @@ fn mtu(facts: &Backend, family: Family, found: &mut Diagnosis) {
     }
 }
 
-fn way_back(facts: &Backend, family: Family, found: &mut Diagnosis) {
-    let of = family.name();
+fn way_back(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
+    let of = clients.family;
     let about = Subject::WayBack;
-    let advice = format!("ip {}route add default via ...", family.option());
-    match family.way_back {
+    let advice = format!("ip {}route add default via ...", option(clients.family));
+    match clients.way_back {
         WayBack::Here => found.ok(
             about,
             format!("{of} answers leave by {}", facts.interface.name),
@@ -221,7 +227,8 @@ fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
     // With slashes, as names of interfaces may have dots.
     let advice =
         format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0");
-    let Some(v4) = facts.families.iter().find(|family| !family.v6) else {
+    let mut clients = facts.clients.iter();
+    let Some(v4) = clients.find(|of| of.family == Family::V4) else {
         return found.ok(about, "does not concern IPv6");
     };
     match (facts.rp_filter, v4.way_back) {

@@ -8,6 +8,7 @@ use crate::diagnose::Ours;
 use crate::diagnose::Present;
 use crate::diagnose::Severity;
 use crate::environment::Privileges;
+use crate::types::Family;
 
 fn good() -> Backend {
     Backend {
@@ -44,12 +45,12 @@ fn good() -> Backend {
         },
         tc_index: None,
         rp_filter: Some(0),
-        families: vec![Family {
-            v6: false,
+        clients: vec![Clients {
+            family: Family::V4,
             way_back: WayBack::Here,
             longest: 1500,
         }],
-        outer_v6: true,
+        outer: Family::V6,
         arp_ignore: Some(1),
         arp_announce: Some(2),
         gue: false,
@@ -87,22 +88,22 @@ fn each_trouble_is_one_finding_with_advice() {
             "net/ipv4/conf/eth0.7/arp_announce=2",
         ),
         (
-            |f| f.families[0].way_back = WayBack::None,
+            |f| f.clients[0].way_back = WayBack::None,
             Problem,
             Subject::WayBack,
             "ip route add default via",
         ),
         (
             |f| {
-                f.families[0].v6 = true;
-                f.families[0].way_back = WayBack::None;
+                f.clients[0].family = Family::V6;
+                f.clients[0].way_back = WayBack::None;
             },
             Problem,
             Subject::WayBack,
             "ip -6 route add default via",
         ),
         (
-            |f| f.families[0].way_back = WayBack::Partial,
+            |f| f.clients[0].way_back = WayBack::Partial,
             Warning,
             Subject::WayBack,
             "if there are clients elsewhere",
@@ -165,7 +166,7 @@ fn each_trouble_is_one_finding_with_advice() {
         (
             |f| {
                 f.rp_filter = Some(1);
-                f.families[0].way_back = WayBack::Elsewhere;
+                f.clients[0].way_back = WayBack::Elsewhere;
             },
             Problem,
             Subject::ReversePathFilter,
@@ -230,21 +231,21 @@ fn each_family_is_judged_by_its_own_routes() {
     };
     // A backend of IPv6 alone needs nothing of IPv4.
     let mut facts = good();
-    facts.families[0].v6 = true;
+    facts.clients[0].family = Family::V6;
     facts.rp_filter = Some(1);
     assert_eq!(judge(&facts).worst(), Severity::Ok);
     // One of IPv4 alone is not asked for room for 40 bytes.
     let mut facts = good();
     facts.interface.mtu = 1520;
     assert_eq!(worst(&facts, Subject::Mtu), Severity::Warning);
-    facts.outer_v6 = false;
+    facts.outer = Family::V4;
     assert_eq!(worst(&facts, Subject::Mtu), Severity::Ok);
     // A route that limits IPv4 does nothing for IPv6.
     facts.interface.mtu = 1500;
-    facts.families[0].longest = 1460;
+    facts.clients[0].longest = 1460;
     assert_eq!(worst(&facts, Subject::Mtu), Severity::Ok);
-    facts.families.push(Family {
-        v6: true,
+    facts.clients.push(Clients {
+        family: Family::V6,
         way_back: WayBack::Here,
         longest: 1500,
     });
@@ -256,7 +257,7 @@ fn each_family_is_judged_by_its_own_routes() {
     assert!(of_v6.advice.contains("ip -6 route change"), "{found}");
     // Without VIPs nobody knows what is needed.
     facts.vips.clear();
-    facts.families[1].way_back = WayBack::None;
+    facts.clients[1].way_back = WayBack::None;
     assert_eq!(worst(&facts, Subject::WayBack), Severity::Note);
     assert_eq!(worst(&facts, Subject::VipOnLoopback), Severity::Note);
 }

@@ -19,6 +19,8 @@ use super::interface::outlook;
 use super::interrupts;
 use super::overhead;
 use crate::next_hop::NextHop;
+use crate::types::Encapsulation;
+use crate::types::Family;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::NextHops;
@@ -34,7 +36,7 @@ pub(crate) struct Balancer {
     pub(crate) frags: bool,
     /// Bytes, Ethernet header included.
     pub(crate) max_frame: u32,
-    pub(crate) gue: bool,
+    pub(crate) encapsulation: Encapsulation,
     /// Whether there are reals of IPv4 and of IPv6.
     pub(crate) reals: [bool; 2],
     pub(crate) sources: [bool; 2],
@@ -230,7 +232,8 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
 fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let [v4, v6] = facts.reals;
     // Without reals nothing is known: the larger one.
-    let needed = overhead(facts.gue, v6 || !v4);
+    let outer = if v6 || !v4 { Family::V6 } else { Family::V4 };
+    let needed = overhead(facts.encapsulation, outer);
     let (longest, mtu) = (facts.max_frame - 14, facts.interface.mtu);
     if longest + needed <= mtu {
         let message =
@@ -331,13 +334,12 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
 
 fn source(facts: &Balancer, found: &mut Diagnosis) {
     let mut fine = true;
-    for (v6, name) in [(false, "source_v4"), (true, "source_v6")] {
-        let at = usize::from(v6);
+    let families = Family::ALL.into_iter().zip(["source_v4", "source_v6"]);
+    for (at, (family, name)) in families.enumerate() {
         if !facts.reals[at] || facts.sources[at] {
             continue;
         }
-        let family = if v6 { "IPv6" } else { "IPv4" };
-        if facts.gue {
+        if facts.encapsulation == Encapsulation::Gue {
             fine = false;
             let message = format!("GUE to {family} reals has no outer source address");
             found.problem(Subject::Source, message, format!("set {name}"));
@@ -360,7 +362,10 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         ),
     ];
     for (at, (family, prefix, setting)) in made_up.into_iter().enumerate() {
-        if !facts.gue && facts.default_ipip_sources[at] && facts.reals[at] {
+        if facts.encapsulation == Encapsulation::Ipip
+            && facts.default_ipip_sources[at]
+            && facts.reals[at]
+        {
             fine = false;
             let message = format!(
                 "packets to {family} reals come from addresses made up for each flow, of {prefix}"

@@ -9,6 +9,7 @@ use crate::diagnose::Severity;
 use crate::diagnose::facts::XDP_ACT_BASIC;
 use crate::diagnose::interrupts::Interrupt;
 use crate::environment::Privileges;
+use crate::types::Encapsulation;
 
 fn good() -> Balancer {
     let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
@@ -51,7 +52,7 @@ fn good() -> Balancer {
         },
         frags: false,
         max_frame: 1514,
-        gue: false,
+        encapsulation: Encapsulation::Ipip,
         reals: [true, true],
         sources: [true, true],
         default_ipip_sources: [false, false],
@@ -455,7 +456,7 @@ fn each_trouble_is_one_finding_with_advice() {
         ),
         (
             |f| {
-                f.gue = true;
+                f.encapsulation = Encapsulation::Gue;
                 f.sources[1] = false;
                 f.interface.mtu = 1600;
             },

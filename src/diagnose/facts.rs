@@ -13,11 +13,11 @@ use crate::attach::Attachments;
 use crate::attach::OnInterface;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
-use crate::environment;
 use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;
+use crate::sys::release;
 
 /// The driver takes XDP programs (linux/netdev.h, as the other bits).
 pub(super) const XDP_ACT_BASIC: u64 = 1;
@@ -141,8 +141,7 @@ impl InterfaceFacts {
             mode,
             name: program::name_by_id(id),
         });
-        facts.xdp_features =
-            environment::is_at_least(TELLS_XDP_FEATURES).then_some(present.features);
+        facts.xdp_features = release::is_at_least(TELLS_XDP_FEATURES).then_some(present.features);
         let ethtool = Ethtool::new()?;
         facts.driver = ethtool.driver(name).ok();
         facts.receive_queues = ethtool

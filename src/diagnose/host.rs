@@ -8,6 +8,7 @@ use super::Subject;
 use super::facts::sysctl;
 use crate::environment;
 use crate::environment::Privileges;
+use crate::sys::release;
 
 /// What kernels above the oldest supported one have that is used where it is there.
 const NEWER: [((u32, u32), &str); 3] = [
@@ -38,7 +39,7 @@ impl HostFacts {
     pub(crate) fn gather(compiled: Option<bool>, shares: bool) -> Self {
         let (has, lacks): (Vec<_>, Vec<_>) = NEWER
             .iter()
-            .partition(|(release, _)| environment::is_at_least(*release));
+            .partition(|(release, _)| release::is_at_least(*release));
         let names =
             |of: Vec<&((u32, u32), &'static str)>| of.iter().map(|(_, name)| *name).collect();
         let (mut has, mut lacks): (Vec<_>, Vec<_>) = (names(has), names(lacks));
@@ -47,7 +48,7 @@ impl HostFacts {
             false => lacks.push("BTF"),
         }
         Self {
-            release: environment::release(),
+            release: release::release(),
             too_old: environment::check_kernel().err().map(|e| e.to_string()),
             jit: compiled.or_else(|| sysctl("net/core/bpf_jit_enable").map(|on| on != 0)),
             has,

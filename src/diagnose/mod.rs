@@ -13,8 +13,11 @@ mod interrupts;
 
 use std::fmt;
 
+use crate::types::Encapsulation;
+use crate::types::Family;
+
 pub(crate) use backend::Backend;
-pub(crate) use backend::Family;
+pub(crate) use backend::Clients;
 pub(crate) use backend::WayBack;
 pub(crate) use backend::judge as judge_backend;
 pub(crate) use balancer::Balancer;
@@ -237,7 +240,10 @@ impl fmt::Display for Diagnosis {
 }
 
 /// Bytes that an outer header adds at the most.
-fn overhead(gue: bool, v6: bool) -> u32 {
-    let udp = if gue { 8 } else { 0 };
-    udp + if v6 { 40 } else { 20 }
+fn overhead(encapsulation: Encapsulation, outer: Family) -> u32 {
+    let udp = match encapsulation {
+        Encapsulation::Ipip => 0,
+        Encapsulation::Gue => 8,
+    };
+    udp + outer.header_bytes()
 }

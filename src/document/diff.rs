@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::state::BalancerState;
 use super::state::ProbeMatch;
 use super::state::ServerIdState;
 use super::state::State;
 use super::state::stated_flags;
-use crate::error::Error;
-use crate::error::Result;
+use crate::config::BalancerState;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::Prefix;
@@ -416,63 +414,6 @@ impl fmt::Display for Changes {
     }
 }
 
-/// Refuses settings that only a new load could bring about. What either side does not say is not
-/// compared.
-pub(crate) fn check_load_time(current: &BalancerState, wanted: &BalancerState) -> Result<()> {
-    fn same<T: PartialEq + fmt::Debug>(
-        setting: &'static str,
-        current: &Option<T>,
-        wanted: &Option<T>,
-        text: impl Fn(&T) -> String,
-    ) -> Result<()> {
-        match (current, wanted) {
-            (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
-                setting,
-                current: text(current),
-                wanted: text(wanted),
-            }),
-            _ => Ok(()),
-        }
-    }
-    // CPUs and nodes are compared in the order in which they are kept.
-    let (current, wanted) = (&in_order(current), &in_order(wanted));
-    macro_rules! same {
-        ($text:expr; $($setting:ident)*) => {
-            $(same(stringify!($setting), &current.$setting, &wanted.$setting, $text)?;)*
-        };
-    }
-    same!(ToString::to_string; encapsulation ipip_source_v4 ipip_source_v6 gue_port);
-    same!(ToString::to_string; max_frame frags max_vips max_reals ring_size hash_function);
-    same!(ToString::to_string; flow_table flow_table_size flood_threshold);
-    same!(ToString::to_string; global_flow_table_size max_source_routes max_decap max_server_ids);
-    same!(ToString::to_string; healthcheck_interface healthcheck_priority next_hops event_buffer);
-    same!(ToString::to_string; healthcheck_max_packet healthcheck_hook);
-    same!(|timeout| format!("{timeout:?}"); udp_timeout);
-    same!(|list| format!("{list:?}"); forwarding_cpus numa_nodes);
-    Ok(())
-}
-
-/// The same settings with CPUs and nodes ascending by CPU.
-fn in_order(state: &BalancerState) -> BalancerState {
-    let mut cpus = state.forwarding_cpus.clone();
-    let mut nodes = state.numa_nodes.clone();
-    if let (Some(cpus), Some(nodes)) = (&cpus, &mut nodes)
-        && cpus.len() == nodes.len()
-    {
-        let mut pairs: Vec<_> = cpus.iter().zip(nodes.iter()).collect();
-        pairs.sort();
-        *nodes = pairs.into_iter().map(|(_, node)| *node).collect();
-    }
-    if let Some(cpus) = &mut cpus {
-        cpus.sort_unstable();
-    }
-    BalancerState {
-        forwarding_cpus: cpus,
-        numa_nodes: nodes,
-        ..state.clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,21 +432,19 @@ mod tests {
             ring_size: Some(13),
             ..BalancerState::default()
         };
-        assert!(check_load_time(&current, &wanted).is_ok());
+        assert!(current.check_load_time(&wanted).is_ok());
         let swapped = BalancerState {
             numa_nodes: Some(vec![0, 1]),
             ..wanted
         };
-        assert!(check_load_time(&current, &swapped).is_err());
-        let error = check_load_time(
-            &current,
-            &BalancerState {
+        assert!(current.check_load_time(&swapped).is_err());
+        let error = current
+            .check_load_time(&BalancerState {
                 max_vips: Some(1024),
                 ..BalancerState::default()
-            },
-        )
-        .unwrap_err()
-        .to_string();
+            })
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("max_vips is 512 since load and cannot become 1024"));
     }
 

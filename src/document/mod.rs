@@ -11,8 +11,6 @@ mod toml_form;
 mod toml_keys;
 
 pub use diff::Changes;
-pub(crate) use diff::check_load_time;
-pub use state::BalancerState;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;

@@ -7,28 +7,18 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use crate::config::BalancerState;
 use crate::config::Builder;
-use crate::config::Config;
-use crate::config::Features;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::DecapMode;
-use crate::types::Encapsulation;
-use crate::types::FlowTableKind;
-use crate::types::Gateway;
 use crate::types::HashFunction;
-use crate::types::MacAddr;
-use crate::types::NextHops;
 use crate::types::Real;
 use crate::types::RealFlags;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
-use crate::types::TcHook;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
@@ -171,78 +161,6 @@ impl ServerIdState {
     pub fn new(id: ServerId) -> Self {
         Self { id, valid: true }
     }
-}
-
-/// The settings of a balancer; what is `None` keeps its default at load and its value after.
-///
-/// Units and ranges are those of [`Builder`]. After load, only the gateway, the source
-/// addresses and the features can change; any other difference is
-/// [`Error::LoadTimeSetting`].
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct BalancerState {
-    /// See [`Builder::gateway`].
-    pub gateway_mac: Option<Gateway>,
-    /// See [`Builder::gateway_mac_v6`].
-    pub gateway_mac_v6: Option<MacAddr>,
-    /// See [`Builder::next_hops`].
-    pub next_hops: Option<NextHops>,
-    /// See [`Builder::encapsulation`].
-    pub encapsulation: Option<Encapsulation>,
-    /// See [`Builder::features`]. Exactly these are on.
-    pub features: Option<Features>,
-    /// See [`Builder::source_v4`].
-    pub source_v4: Option<Ipv4Addr>,
-    /// See [`Builder::source_v6`].
-    pub source_v6: Option<Ipv6Addr>,
-    /// See [`Builder::ipip_source_v4`].
-    pub ipip_source_v4: Option<Ipv4Addr>,
-    /// See [`Builder::ipip_source_v6`].
-    pub ipip_source_v6: Option<Ipv6Addr>,
-    /// See [`Builder::gue_port`].
-    pub gue_port: Option<u16>,
-    /// See [`Builder::max_frame`].
-    pub max_frame: Option<u32>,
-    /// See [`Builder::frags`].
-    pub frags: Option<bool>,
-    /// See [`Builder::max_vips`].
-    pub max_vips: Option<u32>,
-    /// See [`Builder::max_reals`].
-    pub max_reals: Option<u32>,
-    /// See [`Builder::ring_size`].
-    pub ring_size: Option<u32>,
-    /// See [`Builder::hash_function`].
-    pub hash_function: Option<HashFunction>,
-    /// See [`Builder::flow_table`].
-    pub flow_table: Option<FlowTableKind>,
-    /// See [`Builder::flow_table_size`].
-    pub flow_table_size: Option<u64>,
-    /// See [`Builder::forwarding_cpus`].
-    pub forwarding_cpus: Option<Vec<u32>>,
-    /// See [`Builder::numa_nodes`].
-    pub numa_nodes: Option<Vec<u32>>,
-    /// See [`Builder::flood_threshold`].
-    pub flood_threshold: Option<u32>,
-    /// See [`Builder::udp_timeout`].
-    pub udp_timeout: Option<Duration>,
-    /// See [`Builder::global_flow_table_size`].
-    pub global_flow_table_size: Option<u32>,
-    /// See [`Builder::max_source_routes`].
-    pub max_source_routes: Option<u32>,
-    /// See [`Builder::max_decap`].
-    pub max_decap: Option<u32>,
-    /// See [`Builder::max_server_ids`].
-    pub max_server_ids: Option<u32>,
-    /// See [`Builder::healthcheck_interface`].
-    pub healthcheck_interface: Option<String>,
-    /// See [`Builder::healthcheck_priority`].
-    pub healthcheck_priority: Option<u16>,
-    /// See [`Builder::healthcheck_max_packet`].
-    pub healthcheck_max_packet: Option<u32>,
-    /// See [`Builder::healthcheck_hook`].
-    pub healthcheck_hook: Option<TcHook>,
-    /// See [`Builder::event_buffer`].
-    pub event_buffer: Option<u32>,
 }
 
 /// One VIP of a [`State`].
@@ -406,106 +324,13 @@ pub(crate) fn stated_flags(real: &Real) -> RealFlags {
         .difference(RealFlags::IPV6)
 }
 
-impl BalancerState {
-    /// The settings in force.
-    pub(crate) fn of(config: &Config) -> Self {
-        let cpus = &config.forwarding_cpus;
-        Self {
-            gateway_mac: Some(config.gateway),
-            gateway_mac_v6: config.gateway_mac_v6,
-            next_hops: Some(config.next_hops),
-            encapsulation: Some(config.encapsulation),
-            features: Some(config.features),
-            source_v4: config.source_v4,
-            source_v6: config.source_v6,
-            ipip_source_v4: Some(config.ipip_source_v4),
-            ipip_source_v6: Some(config.ipip_source_v6),
-            gue_port: Some(config.gue_port),
-            max_frame: Some(config.max_frame),
-            frags: Some(config.frags),
-            max_vips: Some(config.max_vips.into()),
-            max_reals: Some(config.max_reals.into()),
-            ring_size: Some(config.ring_size),
-            hash_function: Some(config.hash_function),
-            flow_table: Some(config.flow_table),
-            flow_table_size: Some(config.flow_table_size),
-            forwarding_cpus: Some(cpus.iter().map(|placed| placed.cpu).collect()),
-            numa_nodes: cpus.iter().map(|placed| placed.numa_node).collect(),
-            flood_threshold: Some(config.flood_threshold),
-            udp_timeout: Some(config.udp_timeout),
-            global_flow_table_size: Some(config.global_flow_table_size),
-            max_source_routes: Some(config.max_source_routes),
-            max_decap: Some(config.max_decap),
-            max_server_ids: Some(config.max_server_ids),
-            healthcheck_interface: config.healthcheck_interface.clone(),
-            healthcheck_priority: Some(config.healthcheck_priority),
-            healthcheck_max_packet: Some(config.healthcheck_max_packet),
-            healthcheck_hook: Some(config.healthcheck_hook),
-            event_buffer: Some(config.event_buffer),
-        }
-    }
-
-    fn builder(&self) -> Builder {
-        fn set<T: Clone>(
-            builder: Builder,
-            value: &Option<T>,
-            setter: impl FnOnce(Builder, T) -> Builder,
-        ) -> Builder {
-            match value {
-                Some(value) => setter(builder, value.clone()),
-                None => builder,
-            }
-        }
-        let b = Builder::new();
-        let b = set(b, &self.gateway_mac, Builder::gateway);
-        let b = set(b, &self.gateway_mac_v6, Builder::gateway_mac_v6);
-        let b = set(b, &self.next_hops, Builder::next_hops);
-        let b = set(b, &self.encapsulation, Builder::encapsulation);
-        let b = set(b, &self.features, Builder::features);
-        let b = set(b, &self.source_v4, Builder::source_v4);
-        let b = set(b, &self.source_v6, Builder::source_v6);
-        let b = set(b, &self.ipip_source_v4, Builder::ipip_source_v4);
-        let b = set(b, &self.ipip_source_v6, Builder::ipip_source_v6);
-        let b = set(b, &self.gue_port, Builder::gue_port);
-        let b = set(b, &self.max_frame, Builder::max_frame);
-        let b = set(b, &self.frags, Builder::frags);
-        let b = set(b, &self.max_vips, Builder::max_vips);
-        let b = set(b, &self.max_reals, Builder::max_reals);
-        let b = set(b, &self.ring_size, Builder::ring_size);
-        let b = set(b, &self.hash_function, Builder::hash_function);
-        let b = set(b, &self.flow_table, Builder::flow_table);
-        let b = set(b, &self.flow_table_size, Builder::flow_table_size);
-        let b = set(b, &self.forwarding_cpus, Builder::forwarding_cpus);
-        let b = set(b, &self.numa_nodes, Builder::numa_nodes);
-        let b = set(b, &self.flood_threshold, Builder::flood_threshold);
-        let b = set(b, &self.udp_timeout, Builder::udp_timeout);
-        let b = set(
-            b,
-            &self.global_flow_table_size,
-            Builder::global_flow_table_size,
-        );
-        let b = set(b, &self.max_source_routes, Builder::max_source_routes);
-        let b = set(b, &self.max_decap, Builder::max_decap);
-        let b = set(b, &self.max_server_ids, Builder::max_server_ids);
-        let b = set(
-            b,
-            &self.healthcheck_interface,
-            Builder::healthcheck_interface,
-        );
-        let b = set(b, &self.healthcheck_priority, Builder::healthcheck_priority);
-        let b = set(
-            b,
-            &self.healthcheck_max_packet,
-            Builder::healthcheck_max_packet,
-        );
-        let b = set(b, &self.healthcheck_hook, Builder::healthcheck_hook);
-        set(b, &self.event_buffer, Builder::event_buffer)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
     use super::*;
+    use crate::types::MacAddr;
 
     fn vip(text: &str, reals: &[Real]) -> VipState {
         VipState {

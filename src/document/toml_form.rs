@@ -3,14 +3,16 @@
 //! Every error says where: `line 12, column 9: ...`.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::mem;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use toml::Spanned;
+use toml_edit::Item;
+use toml_edit::Table;
+use toml_edit::ser::to_document;
 
-use super::state::BalancerState;
 use super::state::DecapState;
 use super::state::MarkState;
 use super::state::Place;
@@ -20,13 +22,19 @@ use super::state::ServerIdState;
 use super::state::State;
 use super::state::VipState;
 use super::state::stated_flags;
-use super::toml_keys::BalancerKeys;
+use super::toml_keys::DecapKeys;
 use super::toml_keys::Document;
-use super::toml_keys::Flag;
+use super::toml_keys::MarkKeys;
+use super::toml_keys::ProbeKeys;
 use super::toml_keys::ProbeMatchKeys;
 use super::toml_keys::RealKeys;
 use super::toml_keys::ServerIdKeys;
+use super::toml_keys::SourceRouteKeys;
 use super::toml_keys::VipKeys;
+use crate::config::BalancerKeys;
+use crate::config::BalancerState;
+use crate::config::Set;
+use crate::config::Text;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::Real;
@@ -34,8 +42,6 @@ use crate::types::RealFlags;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
 use crate::types::Vip;
-use crate::types::VipFlags;
-use crate::types::flag_names;
 
 impl State {
     /// Reads a TOML document.
@@ -146,72 +152,88 @@ impl State {
     /// # Errors
     /// [`Error::Document`] if a number is larger than TOML can hold (2^63 - 1).
     pub fn to_toml(&self) -> Result<String> {
-        let mut text = String::new();
-        if let Some(balancer) = &self.balancer {
-            text.push_str("[balancer]\n");
-            let keys = BalancerKeys::from(balancer);
-            text.push_str(&toml::to_string(&keys).map_err(|error| Error::Document {
-                message: error.to_string(),
-            })?);
-        }
-        // Writing to a string cannot fail.
-        let _ = self.write_tables(&mut text);
-        Ok(text)
-    }
-}
-
-impl State {
-    fn write_tables(&self, text: &mut String) -> std::fmt::Result {
-        for state in &self.vips {
-            write_table(text, "vip")?;
-            write_vip(text, state)?;
-        }
-        for state in &self.server_ids {
-            write_table(text, "server_id")?;
-            let id = &state.id;
-            writeln!(text, "id = {}\nreal = \"{}\"", id.id(), id.real())?;
-            if !state.valid {
-                writeln!(text, "valid = false")?;
+        let mut document = to_document(&self.keys()).map_err(|error| Error::Document {
+            message: error.to_string(),
+        })?;
+        for (_, item) in document.iter_mut() {
+            *item = match mem::take(item).into_array_of_tables() {
+                Ok(tables) => Item::ArrayOfTables(tables),
+                Err(item) => item.into_table().map_or_else(|item| item, Item::Table),
+            };
+            if let Some(tables) = item.as_array_of_tables_mut() {
+                tables.iter_mut().for_each(lay_out);
             }
         }
-        for route in &self.source_routes {
-            write_table(text, "source_route")?;
-            let (prefix, real) = (route.prefix(), route.real());
-            writeln!(text, "prefix = \"{prefix}\"\nreal = \"{real}\"")?;
+        Ok(document.to_string())
+    }
+
+    fn keys(&self) -> Document {
+        let probe_matches = |wanted: fn(&ProbeMatch) -> Option<SocketAddr>| {
+            let keys = self.probe_matches.iter().filter_map(move |state| {
+                wanted(&state.by).map(|address| ProbeMatchKeys {
+                    address: Text(address.ip()),
+                    port: address.port(),
+                    real: Text(state.real),
+                })
+            });
+            keys.map(placeless).collect()
+        };
+        Document {
+            balancer: self.balancer.as_ref().map(BalancerKeys::from),
+            vip: self.vips.iter().map(vip_keys).map(placeless).collect(),
+            server_id: each(&self.server_ids, |state| ServerIdKeys {
+                id: state.id.id(),
+                real: Text(state.id.real()),
+                valid: state.valid,
+            }),
+            source_route: each(&self.source_routes, |route| SourceRouteKeys {
+                prefix: Text(route.prefix()),
+                real: Text(route.real()),
+            }),
+            decap: each(&self.decap, |state| DecapKeys {
+                address: Text(state.address),
+                mode: Text(state.mode),
+            }),
+            mark: each(&self.marks, |state| MarkKeys {
+                mark: state.mark,
+                real: Text(state.real),
+            }),
+            probe_destination: probe_matches(|by| match by {
+                ProbeMatch::Destination(address) => Some(*address),
+                ProbeMatch::Source(_) => None,
+            }),
+            probe_source: probe_matches(|by| match by {
+                ProbeMatch::Source(address) => Some(*address),
+                ProbeMatch::Destination(_) => None,
+            }),
+            probe: each(&self.probes, |probe| ProbeKeys {
+                address: Text(probe.address()),
+                port: probe.port(),
+                protocol: Text(probe.protocol()),
+            }),
         }
-        for DecapState { address, mode } in &self.decap {
-            write_table(text, "decap")?;
-            writeln!(text, "address = \"{address}\"\nmode = \"{mode}\"")?;
-        }
-        for MarkState { mark, real } in &self.marks {
-            write_table(text, "mark")?;
-            writeln!(text, "mark = {mark}\nreal = \"{real}\"")?;
-        }
-        for ProbeMatchState { by, real } in &self.probe_matches {
-            let (name, address) = match by {
-                ProbeMatch::Destination(address) => ("probe_destination", address),
-                ProbeMatch::Source(address) => ("probe_source", address),
-            };
-            write_table(text, name)?;
-            let (ip, port) = (address.ip(), address.port());
-            writeln!(text, "address = \"{ip}\"\nport = {port}\nreal = \"{real}\"")?;
-        }
-        for probe in &self.probes {
-            write_table(text, "probe")?;
-            let (ip, port, protocol) = (probe.address(), probe.port(), probe.protocol());
-            writeln!(
-                text,
-                "address = \"{ip}\"\nport = {port}\nprotocol = \"{protocol}\""
-            )?;
-        }
-        Ok(())
     }
 }
 
-/// The head of a table, after an empty line if it is not the first.
-fn write_table(text: &mut String, name: &str) -> std::fmt::Result {
-    let empty_line = if text.is_empty() { "" } else { "\n" };
-    writeln!(text, "{empty_line}[[{name}]]")
+/// Keys that stand nowhere yet.
+fn placeless<K>(keys: K) -> Spanned<K> {
+    Spanned::new(0..0, keys)
+}
+
+fn each<S, K>(states: &[S], keys: impl Fn(&S) -> K) -> Vec<Spanned<K>> {
+    states.iter().map(keys).map(placeless).collect()
+}
+
+/// A line for each real.
+fn lay_out(table: &mut Table) {
+    let Some(reals) = table.get_mut("reals").and_then(Item::as_array_mut) else {
+        return;
+    };
+    for real in reals.iter_mut() {
+        real.decor_mut().set_prefix("\n    ");
+    }
+    reals.set_trailing("\n");
+    reals.set_trailing_comma(true);
 }
 
 /// What is wrong, and where.
@@ -235,10 +257,7 @@ fn vip_state(text: &str, spanned: &Spanned<VipKeys>) -> Result<VipState> {
     }
     Ok(VipState {
         vip,
-        flags: keys
-            .flags
-            .iter()
-            .fold(VipFlags::empty(), |set, Flag(flag)| set | *flag),
+        flags: keys.flags.0,
         hash: keys.hash.as_ref().map(|hash| hash.0),
         reals: keys
             .reals
@@ -297,51 +316,29 @@ fn real(text: &str, keys: &RealKeys) -> Result<Real> {
     })
 }
 
-fn write_vip(text: &mut String, state: &VipState) -> std::fmt::Result {
+fn vip_keys(state: &VipState) -> VipKeys {
     let vip = &state.vip;
-    writeln!(text, "address = \"{}\"", vip.address())?;
-    if vip.is_prefix() {
-        writeln!(text, "prefix_length = {}", vip.prefix_length())?;
-    }
-    writeln!(
-        text,
-        "port = {}\nprotocol = \"{}\"",
-        vip.port(),
-        vip.protocol()
-    )?;
-    if !state.flags.is_empty() {
-        // Names in double quotes are what `Debug` prints of a list of them.
-        writeln!(text, "flags = {:?}", flag_names(&state.flags))?;
-    }
-    if let Some(hash) = state.hash {
-        writeln!(text, "hash = \"{hash}\"")?;
-    }
-    if state.reals.is_empty() {
-        return Ok(());
-    }
-    writeln!(text, "reals = [")?;
     let down: BTreeSet<IpAddr> = state.down.iter().copied().collect();
-    for real in &state.reals {
-        write!(
-            text,
-            "    {{ address = \"{}\", weight = {}",
-            real.address(),
-            real.get_weight()
-        )?;
-        let flags = stated_flags(real);
-        if flags.contains(RealFlags::LOCAL_REAL) {
-            write!(text, ", local = true")?;
-        }
-        let application = flags.intersection(RealFlags::APPLICATION);
-        if !application.is_empty() {
-            write!(text, ", application_flags = {}", application.bits())?;
-        }
-        if down.contains(&real.address()) {
-            write!(text, ", down = true")?;
-        }
-        writeln!(text, " }},")?;
+    let length = vip.is_prefix().then(|| vip.prefix_length());
+    VipKeys {
+        address: Text(vip.address()),
+        prefix_length: length.map(placeless),
+        port: vip.port(),
+        protocol: Text(vip.protocol()),
+        flags: Set(state.flags),
+        hash: state.hash.map(Text),
+        reals: each(&state.reals, |real| {
+            let flags = stated_flags(real);
+            let application = flags.intersection(RealFlags::APPLICATION);
+            RealKeys {
+                address: Text(real.address()),
+                weight: real.get_weight(),
+                local: flags.contains(RealFlags::LOCAL_REAL),
+                application_flags: (!application.is_empty()).then(|| placeless(application.bits())),
+                down: down.contains(&real.address()),
+            }
+        }),
     }
-    writeln!(text, "]")
 }
 
 #[cfg(test)]
@@ -353,6 +350,7 @@ mod tests {
     use crate::types::DecapMode;
     use crate::types::Encapsulation;
     use crate::types::HashFunction;
+    use crate::types::VipFlags;
 
     const SPEC: &str = r#"
 [balancer]

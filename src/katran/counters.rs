@@ -34,6 +34,7 @@ use crate::maps::FALLBACK_FLOWS;
 use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
+use crate::maps::runs;
 use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::Vip;
@@ -204,7 +205,8 @@ impl Katran {
             .map(|all| all.first().copied().unwrap_or_default())
     }
 
-    /// The traffic of many reals, in the order asked for, by one batch call to the kernel.
+    /// The traffic of many reals, in the order asked for. Those with numbers close together are read by
+    /// one call to the kernel, and nearly nothing else is read.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing names one of them; [`Error::Kernel`].
@@ -221,22 +223,37 @@ impl Katran {
                     })
             })
             .collect::<Result<_>>()?;
-        let (Some(first), Some(last)) = (numbers.iter().min(), numbers.iter().max()) else {
-            return Ok(Vec::new());
+        let mut wanted = numbers.clone();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut sums = vec![RealCounters::default(); wanted.len()];
+        self.read_real_counters(&wanted, |number, values| {
+            let Ok(at) = wanted.binary_search(&number) else {
+                return;
+            };
+            sums[at] = RealCounters::sum(values);
+            sums[at].misses = self.misses_since_watch(number, sums[at].misses);
+        })?;
+        let sum = |number| {
+            let at = wanted.binary_search(number);
+            at.map(|at| sums[at]).unwrap_or_default()
         };
-        let values = self.kernel.check(
-            "read the counters of",
-            "reals",
-            self.maps.real_counters.range(*first, *last),
-        )?;
-        Ok(numbers
-            .iter()
-            .map(|number| {
-                let mut sum = RealCounters::sum(&values[(number - first) as usize]);
-                sum.misses = self.misses_since_watch(*number, sum.misses);
-                sum
-            })
-            .collect())
+        Ok(numbers.iter().map(sum).collect())
+    }
+
+    /// Shows the counters of the reals with these numbers, ascending, to `see`: a value per CPU; and
+    /// those of some between them.
+    pub(super) fn read_real_counters(
+        &self,
+        numbers: &[u32],
+        mut see: impl FnMut(u32, &[types::real_counters]),
+    ) -> Result<()> {
+        let counters = &self.maps.real_counters;
+        for run in runs(numbers, counters.element_bytes()) {
+            let read = counters.range(&run, &mut see);
+            self.kernel.check("read the counters of", "reals", read)?;
+        }
+        Ok(())
     }
 
     /// The library's own counters. Counting a flow table's entries walks it: with millions of
@@ -271,6 +288,7 @@ impl Katran {
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
+            waits_for_packets: self.maps.waits(),
             maps: [
                 use_of("vips", max_vips, exact),
                 use_of("prefix_vips", max_vips, prefixes),
@@ -332,14 +350,11 @@ impl Katran {
             let bytes = crate::sys::map::memory(map);
             self.kernel.check("read the memory of", "a map", bytes)
         };
-        let mut all = named.chain(self.maps.inner());
-        let sum = all.try_fold(0, |sum, map| Ok::<u64, Error>(sum + memory(map)?))?;
-        // The chunks of the server-id table are all alike, and only one of them is at hand.
-        let like_that = match self.maps.server_ids.chunks() {
-            Some((count, chunk)) => (count as u64 - 1) * memory(chunk)?,
-            None => 0,
-        };
-        Ok(sum + like_that)
+        let inner = self.maps.inner();
+        let mut all = named.map(|map| (1, map)).chain(inner);
+        all.try_fold(0, |sum, (count, map)| {
+            Ok::<u64, Error>(sum + count as u64 * memory(map)?)
+        })
     }
 
     /// All groups in one snapshot; as slow as [`library_counters`](Self::library_counters).

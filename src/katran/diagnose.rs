@@ -19,7 +19,7 @@ use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
-use crate::types::Encapsulation;
+use crate::types::Family;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
@@ -112,19 +112,17 @@ impl Katran {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| address.is_ipv6() == v6)
         };
-        let empty_vips = self.table.vip_states();
-        let empty_vips = empty_vips.iter().filter(|of_vip| {
-            let mut reals = of_vip.reals.iter();
-            reals.all(|real| real.get_weight() == 0)
-        });
+        let empty_vips = self.table.vips();
+        let empty_vips =
+            empty_vips.filter(|(_, entry)| entry.reals.values().all(|weight| *weight == 0));
         Ok(judge_balancer(&Balancer {
             host,
             interface: facts,
             frags: config.frags,
             max_frame: config.max_frame,
-            gue: config.encapsulation == Encapsulation::Gue,
+            encapsulation: config.encapsulation,
             reals: [reals(false), reals(true)],
-            sources: [false, true].map(|v6| self.source(v6).is_some()),
+            sources: Family::ALL.map(|family| self.source(family).is_some()),
             default_ipip_sources: [
                 config.ipip_source_v4.octets() == [172, 16, 0, 0],
                 config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
@@ -134,7 +132,7 @@ impl Katran {
                 .healthchecks
                 .as_ref()
                 .is_some_and(|checks| checks.place().is_some()),
-            gateway: config.gateway,
+            gateway: config.gateway_mac,
             gateway_v6: config.gateway_mac_v6,
             mode: config.next_hops,
             lost_entries: lost_entries.unwrap_or_default(),
@@ -147,7 +145,7 @@ impl Katran {
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
-            empty_vips: empty_vips.map(|of_vip| of_vip.vip.to_string()).collect(),
+            empty_vips: empty_vips.map(|(vip, _)| vip.to_string()).collect(),
             drops: TELLING
                 .into_iter()
                 .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))
@@ -158,7 +156,7 @@ impl Katran {
 
     /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
     pub fn forwarding_cpus(&self) -> Vec<u32> {
-        let cpus = self.config.forwarding_cpus.iter();
+        let cpus = self.config.placement.iter();
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus
@@ -185,10 +183,8 @@ impl Katran {
         let mut here = Vec::new();
         let mut others = Vec::new();
         let marked = |real: IpAddr| {
-            let mut reals = self.table.reals();
-            reals.any(|(address, entry)| {
-                address == real && entry.flags.contains(RealFlags::LOCAL_REAL)
-            })
+            let entry = self.table.real(real);
+            entry.is_some_and(|entry| entry.flags.contains(RealFlags::LOCAL_REAL))
         };
         for hop in next_hops {
             match hop.real {

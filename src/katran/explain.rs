@@ -35,6 +35,9 @@ use crate::types::address_bytes;
 
 /// The shortest frame that the kernel's test run takes: an Ethernet header.
 const SHORTEST: usize = 14;
+
+/// So often at most the flow tables are looked through for one flow while they grow.
+const MOST_LOOKS: usize = 64;
 /// The longest frame that it takes without `frags`: a page, less the kernel's headroom and the
 /// space that it keeps behind the frame.
 const LONGEST: usize = 4096 - 256 - 320;
@@ -267,6 +270,10 @@ impl Katran {
     /// which one the flow arrives. If it has changed that decision, several tables may know the
     /// flow; the one of the lowest CPU answers then.
     ///
+    /// Tables grow while flows come, and move entries. If the place of this flow's entry has moved
+    /// meanwhile, the tables are looked through once more: once for each time that one of them doubles,
+    /// and 64 times at most. Then the answer is that of a flow that no table knows.
+    ///
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;
     /// [`Error::Kernel`].
@@ -397,20 +404,26 @@ impl Katran {
 
     /// The real that some flow table remembers for this key.
     fn remembered(&self, key: &types::flow_key, protocol: Protocol) -> Result<Remembered> {
-        loop {
-            let records = self.per_cpu()?;
+        let mut records = self.per_cpu()?;
+        for _ in 0..MOST_LOOKS {
             let found = self.remembered_in(&records, key, protocol)?;
             if found != Remembered::Nothing {
                 return Ok(found);
             }
-            // A packet may have split the flow's set meanwhile, and the entry be in the other half.
-            let sets = |records: &[types::cpu]| -> Vec<u32> {
-                records.iter().map(|of| of.sets.count).collect()
+            // A packet may have split the flow's own set meanwhile, and the entry be in the other half.
+            // Each table does that once each time that it doubles.
+            let now = self.per_cpu()?;
+            let fingerprint = self.fixed.flow_keys.fingerprint(key);
+            let own_sets = |records: &[types::cpu]| -> Vec<u32> {
+                let sets = records.iter().map(|of| of.sets.count.max(1));
+                sets.map(|active| fingerprint.set_of(active)).collect()
             };
-            if sets(&self.per_cpu()?) == sets(&records) {
+            if own_sets(&now) == own_sets(&records) {
                 return Ok(found);
             }
+            records = now;
         }
+        Ok(Remembered::Nothing)
     }
 
     fn remembered_in(
@@ -489,11 +502,7 @@ impl Katran {
             sched_getaffinity(this_thread).map_err(std::io::Error::from),
         )?;
         let mut first = CpuSet::new();
-        let cpu = self
-            .config
-            .forwarding_cpus
-            .first()
-            .map_or(0, |place| place.cpu);
+        let cpu = self.config.placement.first().map_or(0, |place| place.cpu);
         let set = first.set(cpu as usize);
         let pinned = set.and_then(|()| sched_setaffinity(this_thread, &first));
         // A process that may not run there still gets its answer, from another CPU's table.

@@ -7,8 +7,6 @@
 use std::sync::Arc;
 
 use super::Katran;
-use crate::attach::Attached;
-use crate::attach::AttachmentState;
 use crate::attach::Namespace;
 use crate::attach::here;
 use crate::error::Result;
@@ -135,8 +133,7 @@ impl Katran {
     fn reasons(&self) -> Vec<(u64, Reason)> {
         let interfaces = self.attachments.places().into_iter();
         let interfaces = interfaces.map(|of| (of.namespace, Reason::Interface(of.index)));
-        let is_there = |entry: &&crate::attach::Entry| entry.state() != AttachmentState::Gone;
-        let entries = self.shared.iter().filter(is_there);
+        let entries = self.shared.present();
         let entries = entries.filter_map(|entry| Some((entry.namespace()?, Reason::Entry)));
         let checks = self.healthchecks.as_ref();
         let checks =

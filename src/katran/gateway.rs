@@ -15,6 +15,7 @@ use crate::next_hop::NextHop;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
 use crate::table::RealRecord;
+use crate::types::Family;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::RealNumber;
@@ -41,7 +42,7 @@ impl Katran {
 
     /// The gateway as it was asked for.
     pub fn gateway(&self) -> Gateway {
-        self.config.gateway
+        self.config.gateway_mac
     }
 
     /// Sends encapsulated frames to another Ethernet address from now on: those of all families that
@@ -69,7 +70,7 @@ impl Katran {
             ..self.wanted()
         };
         self.follow(wanted)?;
-        self.config.gateway = gateway;
+        self.config.gateway_mac = gateway;
         Ok(())
     }
 
@@ -108,7 +109,7 @@ impl Katran {
 
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
-            gateway: self.config.gateway,
+            gateway: self.config.gateway_mac,
             gateway_v6: self.config.gateway_mac_v6,
             mode: self.config.next_hops,
         }
@@ -178,10 +179,10 @@ impl Katran {
 
     /// The outer source address of a family, if one is set: what GUE sends from, and what
     /// `STRICT_DESTINATION` takes for this host's own.
-    pub fn source(&self, v6: bool) -> Option<IpAddr> {
-        match v6 {
-            false => self.config.source_v4.map(IpAddr::V4),
-            true => self.config.source_v6.map(IpAddr::V6),
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.config.source_v4.map(IpAddr::V4),
+            Family::V6 => self.config.source_v6.map(IpAddr::V6),
         }
     }
 
@@ -200,7 +201,7 @@ impl Katran {
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
         let address = address.to_canonical();
         self.note(check_source(address))?;
-        if self.source(address.is_ipv6()) == Some(address) {
+        if self.source(Family::of(address)) == Some(address) {
             return Ok(());
         }
         let passed = self.collect();

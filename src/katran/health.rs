@@ -17,6 +17,7 @@ use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
 use crate::table::Step;
+use crate::types::Family;
 use crate::types::Vip;
 use crate::types::check_real;
 
@@ -209,7 +210,7 @@ impl Katran {
     /// Whether steps are possible that lead to what `wanted` says of health checks.
     pub(super) fn rehearse_probes(&self, wanted: &State, steps: &[Step]) -> Result<()> {
         // The source that a real needs may be one of the steps.
-        let mut sources = [false, true].map(|v6| self.source(v6).is_some());
+        let mut sources = Family::ALL.map(|family| self.source(family).is_some());
         let mut touched = false;
         for step in steps {
             match step {
@@ -306,7 +307,10 @@ impl Katran {
 
     /// Whether probes can be sent to a real.
     fn check_probed(&self, real: IpAddr) -> Result<IpAddr> {
-        self.check_probed_from(real, [false, true].map(|v6| self.source(v6).is_some()))
+        self.check_probed_from(
+            real,
+            Family::ALL.map(|family| self.source(family).is_some()),
+        )
     }
 
     /// The same, with outer source addresses of IPv4 and IPv6 or not.

@@ -54,6 +54,7 @@ use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::types::NextHops;
 
@@ -177,9 +178,15 @@ fn take_over(
             FALLBACK_FLOWS,
             own(&from.fallback_flows)?,
         )?,
-        outer: own(&from.flow_tables)?,
+        outer: MapArray::new(own(&from.flow_tables)?)?,
     });
     let cpus = Arc::new(PerCpuArray::new(own(&from.cpus)?)?);
+    let rings = RingStore::new(
+        own(&from.rings)?,
+        inner.first_chunk,
+        config.ring_size,
+        config.max_vips.into(),
+    )?;
     Ok(Maps {
         prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
         voids: VoidFlows::new(
@@ -191,12 +198,6 @@ fn take_over(
         )?,
         vip_cells,
         real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
-        rings: RingStore::new(
-            own(&from.rings)?,
-            inner.first_chunk,
-            config.ring_size,
-            config.max_vips.into(),
-        )?,
         live: Arc::new(Live::new(own(&from.data_live)?)?),
         next_hops: match config.next_hops {
             NextHops::Gateway => None,
@@ -213,10 +214,12 @@ fn take_over(
         explanations: Typed::new(own(&from.explanations)?)?,
         flows,
         server_ids: ServerIdStore::new(
-            own(&from.server_ids)?,
+            MapArray::new(own(&from.server_ids)?)?,
+            rings.grace_periods().clone(),
             fixed.server_id_keys,
             config.max_server_ids,
         ),
+        rings,
         features,
     })
 }
@@ -242,7 +245,7 @@ fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
             .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }
 
 /// One table per forwarding CPU for the host application to fill, if it is to have any.
@@ -266,5 +269,5 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
             .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
         Ok((place.cpu, table))
     };
-    config.forwarding_cpus.iter().map(table).collect()
+    config.placement.iter().map(table).collect()
 }

@@ -60,6 +60,7 @@ use crate::kernel::KernelCalls;
 use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
+use crate::maps::VipKinds;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
 use crate::table::Names;
@@ -107,6 +108,8 @@ pub struct Katran {
     undoing: bool,
     fixed: object::Fixed,
     ring_size: RingSize,
+    /// How many VIPs there are of those that need lookups of their own.
+    kinds: VipKinds,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
@@ -158,6 +161,7 @@ impl Katran {
             undoing: false,
             fixed,
             ring_size,
+            kinds: VipKinds::default(),
             rings: vec![None; config.max_vips.into()],
             given_back: VecDeque::new(),
             left_hops: VecDeque::new(),

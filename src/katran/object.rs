@@ -32,6 +32,7 @@ use crate::maps::SourceRouteMaps;
 use crate::maps::VipHash;
 use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_chunks;
+use crate::maps::max_server_id_places;
 use crate::maps::vip_table_bytes;
 use crate::maps::void_pairs;
 use crate::ring::FlowHasher;
@@ -41,6 +42,7 @@ use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
 use crate::sys::object;
 use crate::sys::object::Refused;
 use crate::sys::object::into_io;
@@ -190,7 +192,7 @@ pub(super) fn take_feature_maps(
         maps.global_flows = Some(GlobalFlowMaps {
             of_cpus: global_tables,
             fallback: Typed::new(own(&from.global_fallback)?)?,
-            outer: own(&from.global_flows)?,
+            outer: MapArray::new(own(&from.global_flows)?)?,
         });
     }
     if features.contains(Features::INLINE_DECAP) {
@@ -305,7 +307,7 @@ pub(super) fn size_maps(
         (&mut maps.down_reals, void_pairs(config.max_reals.into())),
         (
             &mut maps.server_ids,
-            2 * max_server_id_chunks(config.max_server_ids),
+            max_server_id_places(config.max_server_ids),
         ),
     ];
     for (map, entries) in sizes {

@@ -77,11 +77,12 @@ impl Katran {
             };
             katran.maps.voids.switch(number.0, cell, None);
             // Before the VIP can be found, so that packets look for it.
-            let kinds = katran.kinds();
-            katran.maps.live.set_vip_kinds(kinds.with(&vip));
+            let kinds = katran.kinds.with(&vip);
+            katran.maps.live.set_vip_kinds(kinds);
             let inserted = katran.insert(&vip, number);
-            if inserted.is_err() {
-                katran.maps.live.set_vip_kinds(kinds);
+            match inserted.is_ok() {
+                true => katran.kinds = kinds,
+                false => katran.maps.live.set_vip_kinds(katran.kinds),
             }
             inserted
         })?;
@@ -117,7 +118,8 @@ impl Katran {
         // An entry whose real is still known would count for the same VIP if it got this number.
         let any = self.table.reals().len() != 0;
         self.maps.voids.vip_gone(number.0, any);
-        self.maps.live.set_vip_kinds(self.kinds());
+        self.kinds = self.kinds.without(&vip);
+        self.maps.live.set_vip_kinds(self.kinds);
         Ok(switched.retire(self))
     }
 
@@ -201,12 +203,6 @@ impl Katran {
         })
     }
 
-    fn kinds(&self) -> VipKinds {
-        self.table
-            .vips()
-            .fold(VipKinds::default(), |kinds, (vip, _)| kinds.with(vip))
-    }
-
     fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
         if vip.is_prefix() {
             let number = u32::from(number.0);
@@ -233,13 +229,27 @@ impl Katran {
 
 impl VipKinds {
     fn with(mut self, vip: &Vip) -> Self {
-        match (vip.port(), vip.is_prefix()) {
-            (0, true) => self.any_port_prefix += 1,
-            (0, false) => self.any_port += 1,
-            (_, true) => self.prefix += 1,
-            (_, false) => {}
+        if let Some(count) = self.count_of(vip) {
+            *count += 1;
         }
         self
+    }
+
+    fn without(mut self, vip: &Vip) -> Self {
+        if let Some(count) = self.count_of(vip) {
+            *count -= 1;
+        }
+        self
+    }
+
+    /// The kind of a VIP; `None`: one that is found by its address and port.
+    fn count_of(&mut self, vip: &Vip) -> Option<&mut u32> {
+        match (vip.port(), vip.is_prefix()) {
+            (0, true) => Some(&mut self.any_port_prefix),
+            (0, false) => Some(&mut self.any_port),
+            (_, true) => Some(&mut self.prefix),
+            (_, false) => None,
+        }
     }
 }
 

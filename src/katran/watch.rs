@@ -94,17 +94,20 @@ impl Katran {
         let number = self.entry(vip)?.number;
         self.maps.live.set_watched_vip(None);
         self.watch = None;
-        let last = u32::from(self.config.max_reals);
-        let values = self.kernel.check(
-            "read the counters of",
-            "reals",
-            self.maps.real_counters.range(1, last),
-        )?;
-        let before = (1..)
-            .zip(values)
-            .map(|(number, values)| (number, values.iter().map(|value| value.misses).sum()))
-            .filter(|(_, misses)| *misses != 0)
+        // Those of a number that is given out later begin anew.
+        let mut numbers: Vec<u32> = self
+            .table
+            .reals()
+            .map(|(_, entry)| entry.number.get())
             .collect();
+        numbers.sort_unstable();
+        let mut before = BTreeMap::new();
+        self.read_real_counters(&numbers, |number, values| {
+            let misses: u64 = values.iter().map(|value| value.misses).sum();
+            if misses != 0 {
+                before.insert(number, misses);
+            }
+        })?;
         self.watch = Some(Watch { vip, before });
         self.maps.live.set_watched_vip(Some(number.0));
         Ok(())

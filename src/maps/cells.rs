@@ -120,7 +120,7 @@ impl Live {
         words[EVENTS].store(kinds, Ordering::Release);
     }
 
-    /// Packets look for server ids in this one of the two tables, of so many lines (a power of two).
+    /// Packets look for server ids in the table in this part, of so many lines (a power of two).
     pub(crate) fn set_server_ids(&self, table: u32, lines: u32) {
         let word = (table * types::server_id_constant::SERVER_ID_TABLE.0) | (lines - 1);
         self.memory.u32s()[SERVER_IDS].store(word, Ordering::Release);

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
@@ -10,13 +11,16 @@ use std::thread;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use nix::libc;
+
 use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;
-use crate::sys::map::set_inner;
 use crate::sys::mapping::Mapping;
+use crate::sys::nested::MapArray;
+use crate::sys::nested::SIDE_BY_SIDE;
 
 /// Rings in one chunk.
 pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
@@ -52,15 +56,15 @@ pub(crate) trait Backing {
     /// Makes chunks, so that packets find them under these numbers. May wait for packets.
     fn make(&self, numbers: &[usize]) -> io::Result<Vec<Self::Chunk>>;
 
-    /// Takes chunks away from packets; `kept` is one that stays. May wait for packets.
-    fn unmake(&self, numbers: &[usize], kept: &Self::Chunk) -> io::Result<()>;
+    /// Takes chunks away from packets; chunk 0 is never among them. May wait for packets.
+    fn unmake(&self, numbers: &[usize]) -> io::Result<()>;
 
     /// Starts to make chunks. Nothing else may have been started and not
     /// [`finished`](Self::finished).
     fn start_making(&mut self, numbers: &[usize]) -> io::Result<()>;
 
     /// Starts to take chunks away, likewise.
-    fn start_unmaking(&mut self, numbers: &[usize], kept: &Self::Chunk) -> io::Result<()>;
+    fn start_unmaking(&mut self, numbers: &[usize]) -> io::Result<()>;
 
     /// What has become of the last start, once: the chunks made, none if it took some away.
     fn finished(&mut self) -> Option<io::Result<Vec<Self::Chunk>>>;
@@ -77,20 +81,17 @@ pub(crate) trait Backing {
     fn now(&self) -> Instant;
 }
 
-/// One inner map.
+/// The memory of one inner map, which lives as long as that and the place of the map: no chunk keeps
+/// a descriptor, for there may be thousands, and a process often has 1,024.
 pub(crate) struct MappedChunk {
-    pub(super) map: Arc<OwnedFd>,
     memory: Mapping,
 }
 
 impl MappedChunk {
-    pub(super) fn new(map: OwnedFd, ring_size: u32) -> io::Result<Self> {
+    pub(super) fn new(map: &OwnedFd, ring_size: u32) -> io::Result<Self> {
         let bytes = ring_bytes(ring_size) * RINGS_PER_CHUNK;
         let memory = Mapping::new(map.as_fd(), bytes as usize)?;
-        Ok(Self {
-            map: Arc::new(map),
-            memory,
-        })
+        Ok(Self { memory })
     }
 }
 
@@ -102,7 +103,9 @@ impl Chunk for MappedChunk {
 
 /// The array of chunks in the kernel.
 pub(crate) struct KernelChunks {
-    pub(super) outer: Arc<OwnedFd>,
+    pub(super) outer: Arc<MapArray>,
+    /// Chunk 0, which always stays: it takes the places of those that go.
+    pub(super) first: Arc<OwnedFd>,
     ring_size: u32,
     grace_periods: GracePeriods,
     /// A thread that waits for the kernel in the caller's stead. It is never joined before it has
@@ -111,13 +114,20 @@ pub(crate) struct KernelChunks {
 }
 
 impl KernelChunks {
-    pub(super) fn new(outer: OwnedFd, ring_size: u32) -> io::Result<Self> {
+    pub(super) fn new(outer: MapArray, first: OwnedFd, ring_size: u32) -> io::Result<Self> {
+        let (outer, first) = (Arc::new(outer), Arc::new(first));
+        outer.set(&[(0, first.as_fd())])?;
         Ok(Self {
-            outer: Arc::new(outer),
+            outer,
+            first,
             ring_size,
             grace_periods: GracePeriods::new()?,
             started: None,
         })
+    }
+
+    pub(super) fn grace_periods(&self) -> &GracePeriods {
+        &self.grace_periods
     }
 
     fn start(
@@ -134,23 +144,32 @@ impl Backing for KernelChunks {
     type Chunk = MappedChunk;
 
     fn make(&self, numbers: &[usize]) -> io::Result<Vec<MappedChunk>> {
-        make(&self.outer, self.ring_size, numbers)
+        make(
+            &self.outer,
+            &self.first,
+            self.ring_size,
+            numbers,
+            MapArray::set,
+        )
     }
 
-    fn unmake(&self, numbers: &[usize], kept: &MappedChunk) -> io::Result<()> {
-        replace(&self.outer, numbers, &kept.map)
+    fn unmake(&self, numbers: &[usize]) -> io::Result<()> {
+        self.outer.set(&all_like(numbers, &self.first))
     }
 
     fn start_making(&mut self, numbers: &[usize]) -> io::Result<()> {
-        let (outer, ring_size) = (Arc::clone(&self.outer), self.ring_size);
-        let numbers = numbers.to_vec();
-        self.start(move || make(&outer, ring_size, &numbers))
+        let (outer, first) = (Arc::clone(&self.outer), Arc::clone(&self.first));
+        let (ring_size, numbers) = (self.ring_size, numbers.to_vec());
+        self.start(move || make(&outer, &first, ring_size, &numbers, MapArray::set_meanwhile))
     }
 
-    fn start_unmaking(&mut self, numbers: &[usize], kept: &MappedChunk) -> io::Result<()> {
-        let (outer, kept) = (Arc::clone(&self.outer), Arc::clone(&kept.map));
+    fn start_unmaking(&mut self, numbers: &[usize]) -> io::Result<()> {
+        let (outer, first) = (Arc::clone(&self.outer), Arc::clone(&self.first));
         let numbers = numbers.to_vec();
-        self.start(move || replace(&outer, &numbers, &kept).map(|()| Vec::new()))
+        self.start(move || {
+            let replaced = outer.set_meanwhile(&all_like(&numbers, &first));
+            replaced.map(|()| Vec::new())
+        })
     }
 
     fn finished(&mut self) -> Option<io::Result<Vec<MappedChunk>>> {
@@ -176,25 +195,97 @@ impl Backing for KernelChunks {
     }
 }
 
-/// One batch, and so at most one grace period, for all.
-fn make(outer: &OwnedFd, ring_size: u32, numbers: &[usize]) -> io::Result<Vec<MappedChunk>> {
-    let make = |_| MappedChunk::new(create_chunk(ring_size)?, ring_size);
-    let chunks = numbers.iter().map(make).collect::<io::Result<Vec<_>>>()?;
-    let inner: Vec<_> = numbers
-        .iter()
-        .zip(&chunks)
-        .map(|(number, chunk)| (*number as u32, chunk.map.as_fd()))
-        .collect();
-    set_inner(outer.as_fd(), &inner)?;
+type Set = fn(&MapArray, &[(u32, BorrowedFd<'_>)]) -> io::Result<()>;
+
+/// Makes chunks and puts them into their places by `set`, many at a time.
+fn make(
+    outer: &MapArray,
+    first: &OwnedFd,
+    ring_size: u32,
+    numbers: &[usize],
+    set: Set,
+) -> io::Result<Vec<MappedChunk>> {
+    let mut chunks = Vec::with_capacity(numbers.len());
+    while chunks.len() < numbers.len() {
+        let rest = &numbers[chunks.len()..];
+        let made = create_some(rest.len(), || create_chunk(ring_size)).and_then(|maps| {
+            let mapped = maps.iter().map(|map| MappedChunk::new(map, ring_size));
+            let mapped = mapped.collect::<io::Result<Vec<_>>>()?;
+            let places = rest.iter().map(|number| *number as u32);
+            let inner: Vec<_> = places.zip(maps.iter().map(AsFd::as_fd)).collect();
+            set(outer, &inner)?;
+            Ok(mapped)
+        });
+        match made {
+            Ok(mapped) => chunks.extend(mapped),
+            Err(error) => {
+                // A part of the last ones may be in their places as well.
+                if let Err(error) = set(outer, &all_like(numbers, first)) {
+                    log::warn!("the memory of rings that are not used stays: {error}");
+                }
+                return Err(error);
+            }
+        }
+    }
     Ok(chunks)
 }
 
-/// Puts a chunk in the place of others, which are freed if no packet looks there. (To delete them
-/// would take a grace period for each, as there is no batch call for it.)
-pub(super) fn replace(outer: &OwnedFd, numbers: &[usize], with: &OwnedFd) -> io::Result<()> {
-    let inner: Vec<_> = numbers
-        .iter()
-        .map(|number| (*number as u32, with.as_fd()))
-        .collect();
-    set_inner(outer.as_fd(), &inner)
+/// One map for many places, whose own are freed if no packet looks there. (To delete them would take
+/// a grace period for each, as there is no batch call for it.)
+fn all_like<'a>(numbers: &[usize], map: &'a OwnedFd) -> Vec<(u32, BorrowedFd<'a>)> {
+    let places = numbers.iter().map(|number| *number as u32);
+    places.map(|place| (place, map.as_fd())).collect()
+}
+
+/// Makes maps, at least one: as many as are wanted, as take their places together, and as there are
+/// descriptors for, of which half are left to the rest of the process when they run out.
+pub(super) fn create_some(
+    wanted: usize,
+    create: impl Fn() -> io::Result<OwnedFd>,
+) -> io::Result<Vec<OwnedFd>> {
+    let mut maps = Vec::new();
+    while maps.len() < wanted.min(SIDE_BY_SIDE) {
+        match create() {
+            Ok(map) => maps.push(map),
+            Err(error) if !maps.is_empty() && has_run_out_of_descriptors(&error) => {
+                maps.truncate(maps.len().div_ceil(2));
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(maps)
+}
+
+fn has_run_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn as_many_maps_are_made_at_a_time_as_there_are_descriptors_for() {
+        let made = |wanted, left: usize, errno| {
+            let left = Cell::new(left);
+            let maps = create_some(wanted, || match left.get() {
+                0 => Err(io::Error::from_raw_os_error(errno)),
+                more => {
+                    left.set(more - 1);
+                    std::fs::File::open("/dev/null").map(OwnedFd::from)
+                }
+            });
+            maps.map(|maps| maps.len())
+                .map_err(|error| error.raw_os_error())
+        };
+        assert_eq!(made(3, 9, libc::EMFILE), Ok(3));
+        assert_eq!(made(1000, 300, libc::EMFILE), Ok(SIDE_BY_SIDE));
+        assert_eq!(made(9, 5, libc::EMFILE), Ok(3));
+        assert_eq!(made(9, 1, libc::ENFILE), Ok(1));
+        assert_eq!(made(9, 0, libc::EMFILE), Err(Some(libc::EMFILE)));
+        assert_eq!(made(9, 5, libc::ENOMEM), Err(Some(libc::ENOMEM)));
+    }
 }

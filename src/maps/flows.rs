@@ -13,6 +13,7 @@ use crate::sys::map;
 use crate::sys::map::Spec;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::sys::nested::MapArray;
 use crate::types::FlowTableKind;
 
 /// Flows in the table that CPUs without a table of their own share.
@@ -372,7 +373,7 @@ pub(crate) struct FlowTables {
     pub(crate) of_cpus: Vec<(u32, FlowTable)>,
     pub(crate) fallback: FlowTable,
     /// The map in which the program looks for its CPU's table.
-    pub(crate) outer: OwnedFd,
+    pub(crate) outer: MapArray,
 }
 
 impl FlowTables {

@@ -17,8 +17,8 @@ use crate::sys::rcu::GracePeriod;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(pub(super) u64);
 
-/// Tells which moments have passed: no packet is under way any more that was then.
-#[derive(Debug)]
+/// Tells which moments have passed: no packet is under way any more that was then. Copies share them.
+#[derive(Clone, Debug)]
 pub(crate) struct GracePeriods {
     shared: Arc<Shared>,
 }

@@ -10,6 +10,7 @@ mod hops;
 mod probes;
 mod random;
 mod rings;
+mod runs;
 mod server_ids;
 mod source_routes;
 mod sweep;
@@ -41,9 +42,11 @@ pub(crate) use rings::RingSlot;
 pub(crate) use rings::RingStore;
 pub(crate) use rings::max_chunks;
 pub(crate) use rings::max_chunks_in_surge;
+pub(crate) use runs::runs;
 pub(crate) use server_ids::ServerIdKeys;
 pub(crate) use server_ids::ServerIdStore;
 pub(crate) use server_ids::max_server_id_chunks;
+pub(crate) use server_ids::max_server_id_places;
 pub(crate) use server_ids::server_id_table_bytes;
 pub(crate) use source_routes::SourceRouteMaps;
 pub(crate) use sweep::VoidReason;
@@ -62,7 +65,6 @@ pub(crate) use voids::void_pairs;
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use libbpf_rs::MapHandle;
@@ -72,7 +74,7 @@ use crate::kernel::kernel_error;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::map::set_inner;
+use crate::sys::nested::MapArray;
 
 /// Every map of the balancer.
 pub(crate) struct Maps {
@@ -111,7 +113,7 @@ pub(crate) struct GlobalFlowMaps {
     pub(crate) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
     pub(crate) fallback: Typed<types::flow_key, u32>,
     /// The map in which the program looks for its CPU's table.
-    pub(crate) outer: OwnedFd,
+    pub(crate) outer: MapArray,
 }
 
 impl FeatureMaps {
@@ -146,14 +148,15 @@ impl FeatureMaps {
 /// Puts a table for each CPU into the map that they are found by.
 pub(crate) fn fill_outer(
     name: &'static str,
-    outer: &OwnedFd,
+    outer: &MapArray,
     tables: &[(u32, impl AsFd)],
 ) -> Result<()> {
     let inner: Vec<_> = tables
         .iter()
         .map(|(cpu, table)| (*cpu, table.as_fd()))
         .collect();
-    set_inner(outer.as_fd(), &inner)
+    outer
+        .set(&inner)
         .map_err(|error| kernel_error("put the tables of the CPUs into", name, error))
 }
 
@@ -183,17 +186,28 @@ impl Maps {
         named
     }
 
-    /// The maps inside the others.
-    pub(crate) fn inner(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// The maps inside the others; of many that are alike, how many there are and one of them.
+    pub(crate) fn inner(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let global = self.features.global_flows.iter();
         let global =
             global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
-        let flows = self.flows.of_cpus.iter();
-        self.rings
-            .chunks()
-            .map(AsFd::as_fd)
-            .chain(flows.map(|(_, table)| table.as_fd()))
-            .chain(global)
-            .chain(self.server_ids.chunks().map(|(_, chunk)| chunk))
+        let flows = self.flows.of_cpus.iter().map(|(_, table)| table.as_fd());
+        let single = flows.chain(global).map(|map| (1, map));
+        single
+            .chain([self.rings.chunks()])
+            .chain(self.server_ids.chunks())
+    }
+
+    /// For how many grace periods callers have waited while maps were put into others, on a kernel
+    /// that waits for each.
+    pub(crate) fn waits(&self) -> u64 {
+        let global = self.features.global_flows.iter();
+        let outer = [
+            self.rings.outer(),
+            &self.flows.outer,
+            self.server_ids.outer(),
+        ];
+        let outer = outer.into_iter().chain(global.map(|global| &global.outer));
+        outer.map(MapArray::waits).sum()
     }
 }

@@ -9,6 +9,8 @@
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
@@ -20,11 +22,12 @@ use super::chunks::Chunk;
 use super::chunks::KernelChunks;
 use super::chunks::MappedChunk;
 use super::chunks::RINGS_PER_CHUNK;
-use super::chunks::replace;
 use super::chunks::ring_bytes;
+use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::error::Error;
 use crate::kernel::KernelCalls;
+use crate::sys::nested::MapArray;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
 /// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.
@@ -39,6 +42,13 @@ const SURGE_BEGINS: usize = 4;
 
 /// A surge is over when this long no update has needed its places.
 const SURGE_ENDS: Duration = Duration::from_secs(10);
+
+/// When VIPs that come one by one need room, one place in so many is made ahead, so that thousands of
+/// them wait some hundred times.
+const MADE_AHEAD: u32 = 16;
+
+/// Removed VIPs give memory back when at least one part in so many is unused.
+const TRIMMED_AT_ONCE: u32 = 8;
 
 /// The place of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +86,12 @@ pub(crate) struct RingStore<B: Backing = KernelChunks> {
     free: BTreeSet<RingSlot>,
     /// Places given up, oldest first: a packet may be reading one until the moment has passed.
     retired: VecDeque<(Moment, RingSlot)>,
+    /// Chunks that are not made, and not being made. The lowest goes first.
+    unmade: BTreeSet<usize>,
+    /// How many rings VIPs have in each chunk.
+    held: Vec<u32>,
+    /// Chunks, but the first one, in which no VIP has a ring, and which are not busy.
+    idle: BTreeSet<usize>,
     /// Chunks that are being made or taken away meanwhile; their places are not in `free`.
     busy: Vec<usize>,
     /// When the last update came that needed the places of a surge.
@@ -92,20 +108,25 @@ impl RingStore {
         ring_size: u32,
         max_vips: u32,
     ) -> io::Result<Self> {
-        let first = MappedChunk::new(first, ring_size)?;
-        let backing = KernelChunks::new(outer, ring_size)?;
-        replace(&backing.outer, &[0], &first.map)?;
-        Ok(Self::over(backing, first, ring_size, max_vips))
+        let chunk = MappedChunk::new(&first, ring_size)?;
+        let backing = KernelChunks::new(MapArray::new(outer)?, first, ring_size)?;
+        Ok(Self::over(backing, chunk, ring_size, max_vips))
     }
 
     /// The array of chunks.
-    pub(crate) fn outer(&self) -> &OwnedFd {
+    pub(crate) fn outer(&self) -> &MapArray {
         &self.backing.outer
     }
 
-    /// Every chunk's map, to ask for its memory.
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.chunks.iter().flatten().map(|chunk| &*chunk.map)
+    /// The grace periods that places of rings are given back by.
+    pub(crate) fn grace_periods(&self) -> &GracePeriods {
+        self.backing.grace_periods()
+    }
+
+    /// How many chunks there are, and one of them, to ask for its memory: all are alike.
+    pub(crate) fn chunks(&self) -> (usize, BorrowedFd<'_>) {
+        let there = self.chunks.iter().flatten().count();
+        (there, self.backing.first.as_fd())
     }
 }
 
@@ -117,6 +138,9 @@ impl<B: Backing> RingStore<B> {
             chunks: (0..max_chunks_in_surge(max_vips)).map(|_| None).collect(),
             free: BTreeSet::new(),
             retired: VecDeque::new(),
+            unmade: (0..max_chunks_in_surge(max_vips) as usize).collect(),
+            held: vec![0; max_chunks_in_surge(max_vips) as usize],
+            idle: BTreeSet::new(),
             busy: Vec::new(),
             surge: None,
             refused_until: None,
@@ -132,24 +156,34 @@ impl<B: Backing> RingStore<B> {
 
     /// Rings that there is memory for at present.
     fn capacity(&self) -> u32 {
-        let usable = |index: &usize| self.chunks[*index].is_some() && !self.busy.contains(index);
-        (0..self.chunks.len()).filter(usable).count() as u32 * RINGS_PER_CHUNK
+        let usable = self.chunks.len() - self.unmade.len() - self.busy.len();
+        usable as u32 * RINGS_PER_CHUNK
     }
 
     fn add(&mut self, index: usize, chunk: B::Chunk) {
-        self.free.extend(places(index));
+        self.unmade.remove(&index);
         self.chunks[index] = Some(chunk);
+        self.put_back(index);
+    }
+
+    /// Brings the places of a chunk, which no VIP has, into use.
+    fn put_back(&mut self, index: usize) {
+        self.free.extend(places(index));
+        if index > 0 {
+            self.idle.insert(index);
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.chunks[index] = None;
+        self.unmade.insert(index);
     }
 
     /// Chunks to make, so that there are `places` places; as far as there can be.
     fn missing(&self, places: u32) -> Vec<usize> {
         let missing = places.saturating_sub(self.capacity());
         let missing = missing.div_ceil(RINGS_PER_CHUNK) as usize;
-        let unmade = |index: &usize| self.chunks[*index].is_none() && !self.busy.contains(index);
-        (0..self.chunks.len())
-            .filter(unmade)
-            .take(missing)
-            .collect()
+        self.unmade.iter().copied().take(missing).collect()
     }
 
     /// Makes room for so many rings of VIPs that have none. This, and not an update, is what asks
@@ -160,13 +194,19 @@ impl<B: Backing> RingStore<B> {
     pub(crate) fn reserve(&mut self, kernel: &KernelCalls, rings: u32) -> Result<(), Error> {
         // What is reserved for a while is not given back meanwhile as left over from a surge.
         self.surge = self.surge.map(|_| self.backing.now());
-        let missing = self.missing(self.in_use() + rings + SPARE);
+        let needed = self.in_use() + rings + SPARE;
+        let missing = self.missing(needed);
         if missing.is_empty() {
             return Ok(());
         }
-        let made = self.backing.make(&missing);
+        let ahead = (self.capacity() / MADE_AHEAD).saturating_sub(rings);
+        let wanted = self.missing(needed + ahead);
+        let mut made = self.backing.make(&wanted);
+        if made.is_err() && wanted.len() > missing.len() {
+            made = self.backing.make(&missing);
+        }
         let made = kernel.check("make room for rings", "ring_chunk", made)?;
-        for (index, chunk) in missing.into_iter().zip(made) {
+        for (index, chunk) in wanted.into_iter().zip(made) {
             self.add(index, chunk);
         }
         Ok(())
@@ -184,6 +224,8 @@ impl<B: Backing> RingStore<B> {
             what: "rings (max_vips)",
             limit: self.chunks.len() as u64 * u64::from(RINGS_PER_CHUNK),
         })?;
+        self.held[place.chunk()] += 1;
+        self.idle.remove(&place.chunk());
         for (word, slot) in self.words(place).iter().zip(slots) {
             word.store(*slot, Ordering::Relaxed);
         }
@@ -214,7 +256,14 @@ impl<B: Backing> RingStore<B> {
     /// out of packets' reach by now, none sees when the moment returned has passed.
     pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
         let moment = self.backing.mark();
-        self.retired.extend(place.map(|place| (moment, place)));
+        if let Some(place) = place {
+            let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
+            *held = held.saturating_sub(1);
+            if *held == 0 && chunk > 0 {
+                self.idle.insert(chunk);
+            }
+            self.retired.push_back((moment, place));
+        }
         moment
     }
 
@@ -232,6 +281,9 @@ impl<B: Backing> RingStore<B> {
         }
         let missing = self.missing(self.in_use() + SURGE);
         if !missing.is_empty() && self.backing.start_making(&missing).is_ok() {
+            for index in &missing {
+                self.unmade.remove(index);
+            }
             self.busy = missing;
         }
     }
@@ -268,9 +320,8 @@ impl<B: Backing> RingStore<B> {
         for index in busy {
             match made.next() {
                 Some(chunk) => self.add(index, chunk),
-                None if !refused => self.chunks[index] = None,
-                None if self.chunks[index].is_some() => self.free.extend(places(index)),
-                None => {}
+                None if refused && self.chunks[index].is_some() => self.put_back(index),
+                None => self.remove(index),
             }
         }
     }
@@ -286,26 +337,27 @@ impl<B: Backing> RingStore<B> {
         Ok(())
     }
 
-    /// Chunks in which all places are `unused`, but for those that are wanted as spare places. The
-    /// first chunk always stays.
-    fn surplus(&self, spare: u32, unused: impl Fn(&RingSlot) -> bool) -> Vec<usize> {
+    /// How many chunks there are beyond those that VIPs need, and `spare` places.
+    fn surplus_count(&self, spare: u32) -> usize {
         // One more stays, so that a VIP that comes and goes does not make and free it each time.
         let keep = self.in_use() + spare + RINGS_PER_CHUNK;
-        let count = self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK;
-        let usable = |index: &usize| self.chunks[*index].is_some() && !self.busy.contains(index);
-        (1..self.chunks.len())
-            .rev()
-            .filter(usable)
-            .filter(|index| places(*index).all(|place| unused(&place)))
-            .take(count as usize)
+        (self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK) as usize
+    }
+
+    /// Chunks to give up of those in which all places are free, the highest first.
+    fn surplus(&self, spare: u32) -> Vec<usize> {
+        let unused = |index: &usize| places(*index).all(|place| self.free.contains(&place));
+        let idle = self.idle.iter().copied().rev();
+        idle.filter(unused)
+            .take(self.surplus_count(spare))
             .collect()
     }
 
-    /// Whether [`trim`](Self::trim) would free something after a grace period.
+    /// Whether [`trim`](Self::trim) would free enough after a grace period: an eighth of all chunks,
+    /// so that thousands of VIPs that go one by one wait for some dozens.
     pub(crate) fn has_surplus(&self) -> bool {
-        let retired: BTreeSet<_> = self.retired.iter().map(|(_, place)| *place).collect();
-        let unused = |place: &RingSlot| self.free.contains(place) || retired.contains(place);
-        !self.surplus(self.spare(), unused).is_empty()
+        let chunks = self.surplus_count(self.spare()).min(self.idle.len());
+        chunks > 0 && chunks as u32 * RINGS_PER_CHUNK >= self.capacity() / TRIMMED_AT_ONCE
     }
 
     /// Places to have beyond one a VIP.
@@ -319,15 +371,15 @@ impl<B: Backing> RingStore<B> {
     /// # Errors
     /// If the kernel refuses; the chunks are kept then.
     pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
-        let surplus = self.surplus(self.spare(), |place| self.free.contains(place));
-        let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
+        let surplus = self.surplus(self.spare());
+        if surplus.is_empty() {
             return Ok(());
-        };
-        let freed = self.backing.unmake(&surplus, kept);
+        }
+        let freed = self.backing.unmake(&surplus);
         kernel.check("give up room for rings", "rings", freed)?;
         for index in surplus {
             self.withdraw(index);
-            self.chunks[index] = None;
+            self.remove(index);
         }
         Ok(())
     }
@@ -335,12 +387,12 @@ impl<B: Backing> RingStore<B> {
     /// As [`trim`](Self::trim), without waiting. At most as many chunks at a time as there is room
     /// for beyond one place a VIP, so that all VIPs may come meanwhile; `false`: none is left.
     fn start_trimming(&mut self) -> bool {
-        let mut surplus = self.surplus(SPARE, |place| self.free.contains(place));
+        let mut surplus = self.surplus(SPARE);
         surplus.truncate((SURGE / RINGS_PER_CHUNK) as usize);
-        let (Some(kept), false) = (&self.chunks[0], surplus.is_empty()) else {
+        if surplus.is_empty() {
             return false;
-        };
-        let started = self.backing.start_unmaking(&surplus, kept).is_ok();
+        }
+        let started = self.backing.start_unmaking(&surplus).is_ok();
         if started {
             surplus.iter().for_each(|index| self.withdraw(*index));
             self.busy = surplus;
@@ -356,6 +408,7 @@ impl<B: Backing> RingStore<B> {
 
     /// Takes the places of a chunk out of use.
     fn withdraw(&mut self, index: usize) {
+        self.idle.remove(&index);
         for place in places(index) {
             self.free.remove(&place);
         }

@@ -4,8 +4,11 @@
 //! when it came (Azar, Broder, Karlin and Upfal, "Balanced allocations", SIAM Journal on Computing
 //! 29, 1999), so lines fill evenly. When ids fill more than half of it, a table of twice the size
 //! takes its place, and one of a fitting size when few are left: a table takes 16 to 64 bytes for
-//! each id in it, at least a chunk of 64 KiB, and none of it is there before the first id. It is made
-//! of chunks of one size, for only in such maps does the verifier make loads of lookups.
+//! each id in it, at least a chunk of 1 MiB, and none of it is there before the first id. It is made
+//! of chunks of one size, for only in such maps does the verifier make loads of lookups. A table that
+//! has grown leaves the memory of the one before, half as large, to a later change: to take it away at
+//! once would be a second grace period to wait for. There are three parts for tables: what takes the
+//! third one has waited, as it came, for packets that were on their way to the first.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,20 +18,22 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use super::cells::Live;
+use super::chunks::create_some;
+use super::grace::GracePeriods;
+use super::grace::Moment;
 use super::random::mix;
 use super::random::random_words;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Spec;
-use crate::sys::map::set_inner;
 use crate::sys::mapping::Mapping;
+use crate::sys::nested::MapArray;
 
 const PER_LINE: usize = types::server_id_constant::SERVER_IDS_PER_LINE.0 as usize;
 const LINE_BYTES: usize = size_of::<types::server_id_line>();
 const CHUNK_LINES: u32 = types::server_id_constant::SERVER_ID_CHUNK_LINES.0;
+const PARTS: usize = types::server_id_constant::SERVER_ID_PARTS.0 as usize;
 const CHUNK_BYTES: usize = CHUNK_LINES as usize * LINE_BYTES;
-/// Chunks that are made, and put where packets can find them, at a time: a descriptor each.
-const CHUNKS_AT_A_TIME: u32 = 128;
 
 /// The hash's keys: an odd multiplier and a start value.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +73,11 @@ pub(crate) fn max_server_id_chunks(ids: u32) -> u32 {
     2 * lines_for(ids) / CHUNK_LINES
 }
 
+/// How many elements the array of chunks has for so many ids.
+pub(crate) fn max_server_id_places(ids: u32) -> u32 {
+    PARTS as u32 * max_server_id_chunks(ids)
+}
+
 /// A table in the kernel.
 struct Table {
     /// Mapped, so they live without a descriptor.
@@ -77,26 +87,33 @@ struct Table {
     lines: u32,
 }
 
-/// The range of elements of the outer map that a table has.
-struct Places<'a> {
-    outer: BorrowedFd<'a>,
-    first: u32,
-}
-
 impl Table {
-    fn create(lines: u32, places: &Places<'_>) -> io::Result<Self> {
-        let count = lines / CHUNK_LINES;
-        let mut chunks = Vec::new();
+    /// Makes a table in the elements of `outer` from `first` on.
+    fn create(lines: u32, outer: &MapArray, first: u32) -> io::Result<Self> {
+        let count = (lines / CHUNK_LINES) as usize;
+        let mut chunks = Vec::with_capacity(count);
         let mut sample = None;
-        for from in (0..count).step_by(CHUNKS_AT_A_TIME as usize) {
-            let to = count.min(from + CHUNKS_AT_A_TIME);
-            let maps: Vec<OwnedFd> = (from..to).map(|_| chunk()).collect::<io::Result<_>>()?;
-            for map in &maps {
-                chunks.push(Mapping::new(map.as_fd(), CHUNK_BYTES)?);
+        while chunks.len() < count {
+            let there = chunks.len();
+            let made = create_some(count - there, chunk).and_then(|maps| {
+                for map in &maps {
+                    chunks.push(Mapping::new(map.as_fd(), CHUNK_BYTES)?);
+                }
+                let elements = (first + there as u32..).zip(maps.iter().map(AsFd::as_fd));
+                let set = outer.set(&elements.collect::<Vec<_>>());
+                sample = sample.take().or(maps.into_iter().next());
+                set
+            });
+            if let Err(error) = made {
+                if let Some(sample) = &sample {
+                    let places = (first..).take(chunks.len());
+                    let like: Vec<_> = places.map(|at| (at, sample.as_fd())).collect();
+                    if let Err(error) = outer.set(&like) {
+                        log::warn!("the memory of a server-id table stays: {error}");
+                    }
+                }
+                return Err(error);
             }
-            let elements = (places.first + from..).zip(maps.iter().map(AsFd::as_fd));
-            set_inner(places.outer, &elements.collect::<Vec<_>>())?;
-            sample = sample.or(maps.into_iter().next());
         }
         let sample = sample.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         Ok(Self {
@@ -168,7 +185,7 @@ fn chunk() -> io::Result<OwnedFd> {
 /// The memory of the table for so many ids.
 pub(crate) fn server_id_table_bytes(ids: u32) -> u64 {
     let chunks = u64::from(lines_for(ids) / CHUNK_LINES);
-    (chunks + 1) * (4096 + CHUNK_BYTES as u64)
+    chunks * (4096 + CHUNK_BYTES as u64)
 }
 
 /// An entry as packets read it: the id at the lower address.
@@ -178,31 +195,45 @@ fn word(id: u32, real: u32) -> u64 {
 
 /// The server ids that packets know.
 pub(crate) struct ServerIdStore {
-    outer: OwnedFd,
+    outer: MapArray,
     keys: ServerIdKeys,
     table: Option<Table>,
-    /// A chunk without ids, in the place of those that are gone: one call puts it into many places,
-    /// while each element that is emptied takes a grace period.
-    empty: Option<OwnedFd>,
-    /// Which half of `outer` the table is in, or the next one will be.
-    half: u32,
-    /// How many elements a half has.
+    /// How many chunks there are in each part of `outer`.
+    left: [usize; PARTS],
+    /// The part of `outer` that the table is in.
+    part: usize,
+    /// When packets were turned away from the table before.
+    switched: Moment,
+    grace_periods: GracePeriods,
+    /// How many elements a part has.
     max_chunks: u32,
     ids: u32,
 }
 
 impl ServerIdStore {
     /// For so many ids at most.
-    pub(crate) fn new(outer: OwnedFd, keys: ServerIdKeys, max_ids: u32) -> Self {
+    pub(crate) fn new(
+        outer: MapArray,
+        grace_periods: GracePeriods,
+        keys: ServerIdKeys,
+        max_ids: u32,
+    ) -> Self {
         Self {
             outer,
             keys,
             table: None,
-            empty: None,
-            half: 0,
+            left: [0; PARTS],
+            part: 0,
+            switched: Moment::default(),
+            grace_periods,
             max_chunks: max_server_id_chunks(max_ids),
             ids: 0,
         }
+    }
+
+    /// The array of chunks.
+    pub(crate) fn outer(&self) -> &MapArray {
+        &self.outer
     }
 
     /// How many ids there are.
@@ -210,11 +241,10 @@ impl ServerIdStore {
         self.ids
     }
 
-    /// How many chunks the table in force has, and one of them, to ask for its memory.
+    /// How many chunks there are, and one of them, to ask for its memory: all are alike.
     pub(crate) fn chunks(&self) -> Option<(usize, BorrowedFd<'_>)> {
         let table = self.table.as_ref()?;
-        // With the empty one.
-        Some((table.chunks.len() + 1, table.sample.as_fd()))
+        Some((self.left.iter().sum(), table.sample.as_fd()))
     }
 
     /// Makes packets find the reals (by their ids, number and generation) under these server ids,
@@ -235,6 +265,8 @@ impl ServerIdStore {
             .is_some_and(|table| wanted <= table.lines * (PER_LINE as u32) / 2);
         if !fits || !self.insert_in_place(ids) {
             self.rebuild(live, wanted, ids)?;
+        } else {
+            self.release_former();
         }
         self.ids = wanted;
         Ok(())
@@ -264,6 +296,7 @@ impl ServerIdStore {
 
     /// Packets find nothing under these ids any more; those that are not there are passed over.
     pub(crate) fn remove(&mut self, live: &Live, ids: impl IntoIterator<Item = u32>) {
+        let before = self.ids;
         for id in ids {
             let table = self.table.as_ref();
             if let Some(entry) = table.and_then(|table| table.entry(self.keys, id)) {
@@ -271,12 +304,21 @@ impl ServerIdStore {
                 self.ids -= 1;
             }
         }
+        if self.ids == before {
+            return;
+        }
         let lines = self.table.as_ref().map_or(0, |table| table.lines);
         if self.ids < lines / 2 && lines > CHUNK_LINES {
             // The ids are gone either way; the next removal tries again.
-            if let Err(error) = self.rebuild(live, self.ids, &[]) {
-                log::warn!("the memory of removed server ids stays: {error}");
+            match self.rebuild(live, self.ids, &[]) {
+                Ok(()) => match self.grace_periods.wait() {
+                    Ok(()) => self.release_former(),
+                    Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
+                },
+                Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
             }
+        } else {
+            self.release_former();
         }
     }
 
@@ -288,42 +330,26 @@ impl ServerIdStore {
 
     /// Makes a table for so many ids out of the one there is and `more`, and switches packets to it.
     fn rebuild(&mut self, live: &Live, ids: u32, more: &[(u32, u32)]) -> io::Result<()> {
-        if self.empty.is_none() {
-            self.empty = Some(chunk()?);
-        }
-        let half = match self.table {
-            Some(_) => self.half ^ 1,
-            None => self.half,
-        };
-        let table = self.fill(half, lines_for(ids), more);
-        if table.is_err() {
-            self.clear(half);
-        }
-        let table = table?;
-        live.set_server_ids(half, table.lines);
-        if self.table.is_some() {
-            // The kernel waits for a grace period in such a call, whatever it changes: no packet is on
-            // its way to the old table when its chunks go.
-            let first = [(half * self.max_chunks, table.sample.as_fd())];
-            match set_inner(self.outer.as_fd(), &first) {
-                Ok(()) => self.clear(self.half),
-                Err(error) => log::warn!("the memory of a former server-id table stays: {error}"),
-            }
-        }
-        self.half = half;
+        let part = (self.part + 1) % PARTS;
+        let table = self.fill(part, lines_for(ids), more)?;
+        live.set_server_ids(part as u32, table.lines);
+        self.part = part;
         self.table = Some(table);
+        self.switched = self.grace_periods.mark();
         Ok(())
     }
 
-    /// A table of at least so many lines in this half, with everything that is to be in it.
-    fn fill(&self, half: u32, lines: u32, more: &[(u32, u32)]) -> io::Result<Table> {
-        let places = Places {
-            outer: self.outer.as_fd(),
-            first: half * self.max_chunks,
-        };
+    /// A table of at least so many lines in this part, with everything that is to be in it.
+    fn fill(&mut self, part: usize, lines: u32, more: &[(u32, u32)]) -> io::Result<Table> {
+        let first = part as u32 * self.max_chunks;
         let mut lines = lines;
         while lines / CHUNK_LINES <= self.max_chunks {
-            let table = Table::create(lines, &places)?;
+            let count = (lines / CHUNK_LINES) as usize;
+            let table = Table::create(lines, &self.outer, first);
+            // Where it fails they are one, but for what was there before.
+            let count = if table.is_ok() { count } else { 1 };
+            self.left[part] = self.left[part].max(count);
+            let table = table?;
             let old = self.table.iter().flat_map(Table::entries);
             let mut all = old.chain(more.iter().copied());
             if all.all(|(id, real)| table.place(self.keys, id, real)) {
@@ -334,17 +360,34 @@ impl ServerIdStore {
         Err(io::Error::from(io::ErrorKind::OutOfMemory))
     }
 
-    /// Gives back the memory of a half that no packet uses. A refusal costs it until the half is used
-    /// again.
-    fn clear(&self, half: u32) {
-        let Some(empty) = &self.empty else {
+    /// Gives back the memory of tables that packets have left; waits for a grace period if there are
+    /// any. Puts one chunk into the place of all, by one call, while each element that is emptied
+    /// would take a grace period. A refusal costs their memory until the places are used again.
+    fn release_former(&mut self) {
+        let Some(table) = &self.table else {
             return;
         };
-        let first = half * self.max_chunks;
-        let elements = (first..first + self.max_chunks).map(|element| (element, empty.as_fd()));
-        let elements: Vec<_> = elements.collect();
-        if let Err(error) = set_inner(self.outer.as_fd(), &elements) {
-            log::warn!("the memory of a former server-id table stays: {error}");
+        if self.grace_periods.passed() < self.switched {
+            return;
+        }
+        let mut elements = Vec::new();
+        for (part, left) in (0_u32..).zip(self.left) {
+            let kept = match part as usize == self.part {
+                true => table.chunks.len(),
+                false => 0,
+            };
+            let places = (kept..left).map(|place| part * self.max_chunks + place as u32);
+            elements.extend(places.map(|place| (place, table.sample.as_fd())));
+        }
+        if elements.is_empty() {
+            return;
+        }
+        match self.outer.set(&elements) {
+            Ok(()) => {
+                self.left = [0; PARTS];
+                self.left[self.part] = table.chunks.len();
+            }
+            Err(error) => log::warn!("the memory of a former server-id table stays: {error}"),
         }
     }
 }

@@ -9,6 +9,7 @@ mod tests;
 use std::ffi::CString;
 use std::io;
 use std::mem;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -18,6 +19,7 @@ use std::os::fd::OwnedFd;
 use super::check;
 use super::fdinfo::FdInfo;
 use super::name_of;
+use super::nested::MapArray;
 use super::pod::Pod;
 use super::pod::as_mut_ptr;
 use super::pod::as_ptr;
@@ -114,7 +116,10 @@ const PER_CPU: [libbpf_sys::bpf_map_type; 1] = [libbpf_sys::BPF_MAP_TYPE_PERCPU_
 
 /// What calls are about to rely on: with a map of another type or other sizes the kernel would read or write
 /// past their buffers. An error of kind `InvalidInput` if it is none of these.
-fn check_map<K: Pod, V>(map: BorrowedFd<'_>, types: &[libbpf_sys::bpf_map_type]) -> io::Result<()> {
+pub(super) fn check_map<K: Pod, V>(
+    map: BorrowedFd<'_>,
+    types: &[libbpf_sys::bpf_map_type],
+) -> io::Result<()> {
     let info = info(map)?;
     let fits = types.contains(&info.kind)
         && info.key_size as usize == size_of::<K>()
@@ -444,9 +449,19 @@ impl<V: Pod> PerCpuArray<V> {
         .map(drop)
     }
 
-    /// The elements `first` to `last`, by one batch call: for each a value per possible CPU.
-    /// `first` is at least 1, for the kernel takes the key before it as the place to start.
-    pub(crate) fn range(&self, first: u32, last: u32) -> io::Result<Vec<Vec<V>>> {
+    /// Bytes of an element over all CPUs.
+    pub(crate) fn element_bytes(&self) -> usize {
+        self.cpus * size_of::<V>()
+    }
+
+    /// Shows the elements of a run to `see`, by one batch call: for each a value per possible CPU.
+    /// The first one is at least 1, for the kernel takes the key before it as the place to start.
+    pub(crate) fn range(
+        &self,
+        run: &RangeInclusive<u32>,
+        mut see: impl FnMut(u32, &[V]),
+    ) -> io::Result<()> {
+        let (first, last) = (*run.start(), *run.end());
         if first == 0 || last < first {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
@@ -477,7 +492,10 @@ impl<V: Pod> PerCpuArray<V> {
         if count != wanted || keys.first() != Some(&first) {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
-        Ok(values.chunks(self.cpus).map(<[V]>::to_vec).collect())
+        for (number, values) in (first..).zip(values.chunks(self.cpus)) {
+            see(number, values);
+        }
+        Ok(())
     }
 }
 
@@ -486,7 +504,7 @@ pub(crate) fn create_outer(
     name: &str,
     max_entries: u32,
     inner: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
+) -> io::Result<MapArray> {
     let name = CString::new(name)?;
     let options = libbpf_sys::bpf_map_create_opts {
         sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
@@ -505,30 +523,7 @@ pub(crate) fn create_outer(
         )
     })?;
     // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Puts inner maps into an array of maps, by one call: single ones would each wait for a grace
-/// period of RCU.
-pub(crate) fn set_inner(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    check_map::<u32, u32>(outer, &[libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS])?;
-    if inner.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<u32> = inner.iter().map(|(index, _)| *index).collect();
-    let values: Vec<i32> = inner.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
-    let mut count = inner.len() as u32;
-    // SAFETY: there are `count` keys and values, of the sizes compared above.
-    check(unsafe {
-        libbpf_sys::bpf_map_update_batch(
-            outer.as_raw_fd(),
-            keys.as_ptr().cast(),
-            values.as_ptr().cast(),
-            &mut count,
-            std::ptr::null(),
-        )
-    })
-    .map(drop)
+    MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The number of possible CPUs: how many values a per-CPU element has.

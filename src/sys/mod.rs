@@ -9,12 +9,15 @@ pub(crate) mod link;
 pub(crate) mod map;
 pub(crate) mod mapping;
 pub(crate) mod namespace;
+pub(crate) mod nested;
 pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod pod;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod rcu;
+pub(crate) mod release;
+pub(crate) mod signals;
 pub(crate) mod tc;
 
 use std::ffi::CStr;

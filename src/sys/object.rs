@@ -9,6 +9,8 @@ use libbpf_rs::ErrorKind;
 use libbpf_rs::skel::OpenSkel;
 use nix::libc;
 
+use super::signals::without_signals;
+
 /// Bytes kept of the verifier's log; the kernel keeps the end.
 const LOG_BYTES: usize = 1 << 20;
 
@@ -43,7 +45,7 @@ pub(crate) fn load<'object, O: OpenSkel<'object>>(
             };
         }
     }
-    open.load().map_err(|error| Refused {
+    without_signals(|| open.load()).map_err(|error| Refused {
         error: into_io(error),
         rejected: logs
             .iter()

@@ -11,7 +11,7 @@ use nix::unistd::sysconf;
 use super::map::Spec;
 use super::map::create;
 use super::map::create_outer;
-use super::map::set_inner;
+use super::nested::MapArray;
 
 /// Commands of linux/membarrier.h.
 const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
@@ -26,7 +26,7 @@ pub(crate) enum GracePeriod {
     Membarrier,
     /// By an array of maps: to replace an element of it the kernel waits until no program can have
     /// the old one in its hands (Linux, kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
-    Map { outer: OwnedFd, inner: OwnedFd },
+    Map { outer: MapArray, inner: OwnedFd },
 }
 
 impl GracePeriod {
@@ -61,7 +61,7 @@ impl GracePeriod {
     pub(crate) fn wait(&self) -> io::Result<()> {
         match self {
             Self::Membarrier => membarrier(MEMBARRIER_CMD_GLOBAL).map(drop),
-            Self::Map { outer, inner } => set_inner(outer.as_fd(), &[(0, inner.as_fd())]),
+            Self::Map { outer, inner } => outer.set(&[(0, inner.as_fd())]),
         }
     }
 }

@@ -18,7 +18,6 @@ use crate::config::check_gateway_mac;
 use crate::config::check_source;
 use crate::document::Changes;
 use crate::document::State;
-use crate::document::check_load_time;
 use crate::document::stated_flags;
 use crate::error::Result;
 use crate::types::HashFunction;
@@ -56,7 +55,7 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
     let mut default_hash = None;
     if let Some(wanted) = &wanted.balancer {
         if let Some(current) = &current.balancer {
-            check_load_time(current, wanted)?;
+            current.check_load_time(wanted)?;
         }
         default_hash = wanted.hash_function;
     }

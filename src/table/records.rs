@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::pool::IdPool;
 use crate::document::VipState;
 use crate::types::HashFunction;
+use crate::types::Prefix;
 use crate::types::Protocol;
 use crate::types::Real;
 use crate::types::RealFlags;
@@ -188,11 +189,12 @@ impl Table {
             self.vips.get_key_value(&vip)
         };
         let longest_prefix = |port| {
-            self.vips
-                .iter()
-                .filter(|(vip, _)| vip.is_prefix() && vip.port() == port)
-                .filter(|(vip, _)| vip.protocol() == protocol && vip.covers(address))
-                .max_by_key(|(vip, _)| vip.prefix_length())
+            let prefixes = Prefix::all_of(address);
+            let mut vips = prefixes.filter_map(|prefix| {
+                let vip = Vip::new((prefix.address(), port).into(), protocol);
+                vip.with_prefix(prefix.length()).ok()
+            });
+            vips.find_map(|vip| self.vips.get_key_value(&vip).filter(|_| vip.is_prefix()))
         };
         let resolved = |exact| {
             move |(vip, entry): (&Vip, _)| Resolved {

@@ -8,7 +8,7 @@ use super::Plan;
 use super::Step;
 use super::Table;
 use super::plan::plan;
-use crate::document::BalancerState;
+use crate::config::BalancerState;
 use crate::document::State;
 use crate::document::VipState;
 use crate::error::Error;

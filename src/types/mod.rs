@@ -5,6 +5,7 @@
 
 mod address;
 mod decap_mode;
+mod family;
 mod flow;
 mod kinds;
 mod mac;
@@ -19,6 +20,7 @@ pub(crate) use address::check_host;
 pub(crate) use address::check_real;
 pub(crate) use address::check_vip;
 pub use decap_mode::DecapMode;
+pub use family::Family;
 pub use flow::Flow;
 pub use flow::Protocol;
 pub(crate) use flow::address_bytes;

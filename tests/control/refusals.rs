@@ -8,6 +8,7 @@ use std::time::Instant;
 use caps::Capability;
 use katran::Decap;
 use katran::Error;
+use katran::Family;
 use katran::FlowTableKind;
 use katran::HashFunction;
 use katran::Katran;
@@ -387,12 +388,12 @@ fn outer_sources_are_not_written_where_packets_still_read() {
         katran.set_source(first).unwrap();
         let error = katran.set_source(second);
         assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
-        assert_eq!(katran.source(false), Some(first));
+        assert_eq!(katran.source(Family::V4), Some(first));
         // Nothing has to be written for what is set.
         katran.set_source(first).unwrap();
     });
     katran.set_source(second).unwrap();
-    assert_eq!(katran.source(false), Some(second));
+    assert_eq!(katran.source(Family::V4), Some(second));
 }
 
 #[test]

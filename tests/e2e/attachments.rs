@@ -161,6 +161,41 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
 }
 
 #[test]
+fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_so() {
+    let (here, there, nowhere) = (Place::new(1), Place::new(2), Place::new(3));
+    nowhere.host.ip("route del default").unwrap();
+    there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    let mut katran = seeker();
+    here.host.run(|| katran.follow_next_hops()).unwrap();
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    there.host.run(|| katran.follow_next_hops()).unwrap();
+    assert_eq!(katran.gateway_mac(), there.router_mac);
+    // One that fails leaves that before.
+    let error = nowhere.host.run(|| katran.follow_next_hops()).unwrap_err();
+    assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
+    site::eventually("the router is found again", || {
+        katran.next_hops().iter().any(|hop| hop.answers)
+    });
+    assert_eq!(katran.gateway_mac(), there.router_mac);
+    // Attachments are reasons beside it.
+    there.host.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.detach("eth0").unwrap();
+    });
+    assert!(!katran.next_hops().is_empty());
+    there
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    katran.stop_following_next_hops();
+    assert!(!katran.next_hops().is_empty());
+    katran.detach("eth0").unwrap();
+    assert!(katran.next_hops().is_empty());
+    here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
+    finds_the_router_of(&mut katran, &here);
+}
+
+#[test]
 fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first() {
     let (here, there) = (Place::new(1), Place::new(2));
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);

@@ -304,6 +304,8 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
 
     // Whoever has replaced our program keeps the entry.
     entries.set(2, foreign.program.as_fd()).unwrap();
+    let state = katran.shared_entries()[0].state;
+    assert_eq!(state, AttachmentState::Replaced);
     drop(katran);
     assert_eq!(names(&entries)[2], "foreign");
     entries.clear(2).unwrap();

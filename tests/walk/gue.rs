@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use katran::Builder;
 use katran::Encapsulation;
 use katran::Error;
+use katran::Family;
 use katran::Flow;
 use katran::Katran;
 use katran::Protocol;
@@ -249,12 +250,12 @@ fn another_port_and_another_source_are_used_at_once() {
     ] {
         katran.set_source(ip(v4)).unwrap();
         katran.set_source(ip(v6)).unwrap();
-        assert_eq!(katran.source(false), Some(ip(v4)));
+        assert_eq!(katran.source(Family::V4), Some(ip(v4)));
         assert_eq!(source_and_port(&katran, 4, IPV4), (ip(v4), 9999));
         assert_eq!(source_and_port(&katran, 6, IPV6), (ip(v6), 9999));
     }
     assert!(katran.set_source(ip("127.0.0.1")).is_err());
-    assert_eq!(katran.source(false), Some(ip("198.18.0.12")));
+    assert_eq!(katran.source(Family::V4), Some(ip("198.18.0.12")));
 }
 
 #[test]

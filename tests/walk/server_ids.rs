@@ -488,7 +488,7 @@ fn what_the_kernel_refuses_changes_nothing() {
     let before = (katran.server_ids(), katran.real_numbers());
     // More than half of the first chunk: a larger table is needed, with reals that are new.
     let real = |i: u32| ip(if i == 0 { "198.51.100.77" } else { B });
-    let ids: Vec<_> = (0..5000)
+    let ids: Vec<_> = (0..70_000)
         .map(|i| ServerId::new(100_000 + i, real(i)))
         .collect();
     for command in [faults::MAP_CREATE, faults::MAP_UPDATE_BATCH] {

@@ -115,7 +115,7 @@ impl Backing for FakeKernel {
         self.0.borrow_mut().make(numbers)
     }
 
-    fn unmake(&self, numbers: &[usize], _kept: &Memory) -> io::Result<()> {
+    fn unmake(&self, numbers: &[usize]) -> io::Result<()> {
         self.0.borrow_mut().unmake(numbers)
     }
 
@@ -126,7 +126,7 @@ impl Backing for FakeKernel {
         Ok(())
     }
 
-    fn start_unmaking(&mut self, numbers: &[usize], _kept: &Memory) -> io::Result<()> {
+    fn start_unmaking(&mut self, numbers: &[usize]) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         assert!(world.job.is_none() && world.finished.is_none());
         world.job = Some(Job::Unmake(numbers.to_vec()));
@@ -265,6 +265,15 @@ impl Balancer {
             assert_eq!(made(&self.store.chunks), made(&world.chunks));
         }
         assert!(self.store.capacity() >= self.store.in_use() + SPARE);
+        for (index, chunk) in self.store.chunks.iter().enumerate() {
+            let held = places.iter().filter(|place| place.chunk() == index).count();
+            assert_eq!(self.store.held[index] as usize, held);
+            let busy = self.store.busy.contains(&index);
+            let is_idle = chunk.is_some() && held == 0 && !busy && index > 0;
+            assert_eq!(self.store.idle.contains(&index), is_idle, "{index}");
+            let is_unmade = chunk.is_none() && !busy;
+            assert_eq!(self.store.unmade.contains(&index), is_unmade, "{index}");
+        }
     }
 }
 

@@ -1,0 +1,207 @@
+//! How values look in the TOML document.
+//!
+//! Values that have a text form are read with it, so that a bad one is reported by the parser with its
+//! place.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bitflags::Flags;
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::Error as _;
+use serde::de::Visitor;
+
+use crate::types::flag_by_name;
+use crate::types::flag_names;
+
+/// A value of type `T` as it stands in the document.
+pub(super) trait Form<T> {
+    fn write(value: T) -> Self;
+    fn read(self) -> T;
+}
+
+impl<T> Form<T> for T {
+    fn write(value: T) -> Self {
+        value
+    }
+
+    fn read(self) -> T {
+        self
+    }
+}
+
+/// A value written as a string in its text form.
+pub(crate) struct Text<T>(pub(crate) T);
+
+impl<T> Form<T> for Text<T> {
+    fn write(value: T) -> Self {
+        Self(value)
+    }
+
+    fn read(self) -> T {
+        self.0
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Text<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|error: T::Err| {
+            let error = error.to_string();
+            // The errors of std do not say what they could not read.
+            match error.contains(&format!("`{text}`")) {
+                true => D::Error::custom(error),
+                false => D::Error::custom(format_args!("`{text}`: {error}")),
+            }
+        })
+    }
+}
+
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// A prefix whose length is fixed, by its first address.
+pub(super) struct FirstOf<A, const LENGTH: u8>(A);
+
+impl<A, const LENGTH: u8> Form<A> for FirstOf<A, LENGTH> {
+    fn write(first: A) -> Self {
+        Self(first)
+    }
+
+    fn read(self) -> A {
+        self.0
+    }
+}
+
+impl<'de, A: FromStr, const LENGTH: u8> Deserialize<'de> for FirstOf<A, LENGTH> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let first = text.strip_suffix(&format!("/{LENGTH}"));
+        let first = first.and_then(|address| address.parse().ok());
+        first.map(Self).ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "`{text}` is not a prefix of length {LENGTH} of this family"
+            ))
+        })
+    }
+}
+
+impl<A: fmt::Display, const LENGTH: u8> Serialize for FirstOf<A, LENGTH> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}/{LENGTH}", self.0))
+    }
+}
+
+/// A set of bits, written as the list of their names.
+pub(crate) struct Set<F>(pub(crate) F);
+
+impl<F> Default for Set<F>
+where
+    F: Flags,
+{
+    fn default() -> Self {
+        Self(F::empty())
+    }
+}
+
+impl<F> Form<F> for Set<F> {
+    fn write(set: F) -> Self {
+        Self(set)
+    }
+
+    fn read(self) -> F {
+        self.0
+    }
+}
+
+impl<'de, F: Flags> Deserialize<'de> for Set<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut set = F::empty();
+        for Flag(flag) in Vec::<Flag<F>>::deserialize(deserializer)? {
+            set.insert(flag);
+        }
+        Ok(Self(set))
+    }
+}
+
+impl<F: Flags> Serialize for Set<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(flag_names(&self.0))
+    }
+}
+
+/// One bit of a set, by its name.
+struct Flag<F>(F);
+
+impl<'de, F: Flags> Deserialize<'de> for Flag<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        flag_by_name(&text).map(Self).ok_or_else(|| {
+            D::Error::custom(format_args!(
+                "`{text}` is none of {}",
+                flag_names(&F::all()).join(", ")
+            ))
+        })
+    }
+}
+
+/// A time in seconds, whole or not.
+pub(super) struct Seconds(Duration);
+
+impl Form<Duration> for Seconds {
+    fn write(time: Duration) -> Self {
+        Self(time)
+    }
+
+    fn read(self) -> Duration {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+
+        impl Visitor<'_> for Number {
+            type Value = Seconds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of seconds")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<Seconds, E> {
+                u64::try_from(seconds)
+                    .map(|seconds| Seconds(Duration::from_secs(seconds)))
+                    .map_err(E::custom)
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {
+                Duration::try_from_secs_f64(seconds)
+                    .map(Seconds)
+                    .map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(Number)
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
+    }
+}

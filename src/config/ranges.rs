@@ -1,0 +1,178 @@
+//! The checks that the rows of `settings.rs` name: each refuses what is outside a setting's range, with the
+//! setting, the value and the range.
+
+use std::fmt::Debug;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::Gateway;
+use crate::types::MacAddr;
+use crate::types::check_host;
+
+/// Refuses a gateway that cannot be.
+pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
+    match gateway {
+        Gateway::Mac(mac) => check_gateway_mac(mac),
+        Gateway::Auto => Ok(()),
+    }
+}
+
+pub(super) fn check_event_buffer(bytes: u32) -> Result<()> {
+    match bytes.is_power_of_two() && (1 << 12..=1 << 30).contains(&bytes) {
+        true => Ok(()),
+        false => Err(invalid(
+            "event_buffer",
+            bytes,
+            "must be a power of two, 4096 to 1073741824",
+        )),
+    }
+}
+
+/// Refuses a gateway address that no single station has.
+pub(crate) fn check_gateway_mac(mac: MacAddr) -> Result<()> {
+    match mac.is_unicast() {
+        true => Ok(()),
+        false => Err(invalid(
+            "gateway_mac",
+            mac,
+            "must be the address of one station: not zero, not a group",
+        )),
+    }
+}
+
+/// Refuses an outer source address that no host has.
+pub(crate) fn check_source(address: IpAddr) -> Result<()> {
+    check_host(address)
+}
+
+pub(super) fn invalid(
+    setting: &'static str,
+    value: impl Display,
+    reason: impl Into<String>,
+) -> Error {
+    Error::InvalidConfig {
+        setting,
+        value: value.to_string(),
+        reason: reason.into(),
+    }
+}
+
+/// A setting that has no default.
+pub(super) fn missing(setting: &'static str) -> Error {
+    invalid(
+        setting,
+        "(not set)",
+        "required: the MAC address of the router that leads to the reals, as `ip neighbour` shows it, \
+         or auto",
+    )
+}
+
+/// A value as it is loaded; its range has been checked.
+pub(super) fn narrow<T, L>(setting: &'static str, value: T) -> Result<L>
+where
+    T: Clone + Debug + TryInto<L>,
+{
+    let shown = value.clone();
+    let narrow = value.try_into();
+    narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "does not fit"))
+}
+
+/// Lets the check of a row know what it checks.
+pub(super) fn checked<T>(value: &T, check: impl FnOnce(&T) -> Result<()>) -> Result<()> {
+    check(value)
+}
+
+pub(super) fn within<T>(setting: &'static str, value: T, range: RangeInclusive<T>) -> Result<()>
+where
+    T: Copy + Display + PartialOrd,
+{
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(invalid(
+            setting,
+            value,
+            format!("must be {} to {}", range.start(), range.end()),
+        )),
+    }
+}
+
+pub(super) fn check_ipip_source_v4(first: Ipv4Addr) -> Result<()> {
+    let setting = "ipip_source_v4";
+    if first.to_bits() & 0xffff != 0 {
+        return Err(invalid(
+            setting,
+            first,
+            "must be the first address of a /16 prefix: the last 16 bits are the flow's",
+        ));
+    }
+    // 240.0.0.0/4 has no hosts either, and ends with the broadcast address.
+    if first.octets()[0] >= 240 {
+        return Err(invalid(setting, first, "a reserved prefix has no hosts"));
+    }
+    check_source(first.into())
+}
+
+pub(super) fn check_ipip_source_v6(first: Ipv6Addr) -> Result<()> {
+    if first.to_bits() & 0xffff_ffff != 0 {
+        return Err(invalid(
+            "ipip_source_v6",
+            first,
+            "must be the first address of a /96 prefix: the last 32 bits are the flow's",
+        ));
+    }
+    check_source(first.into())
+}
+
+pub(super) fn check_udp_timeout(timeout: Duration) -> Result<()> {
+    match (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&timeout) {
+        true => Ok(()),
+        false => Err(invalid(
+            "udp_timeout",
+            format!("{timeout:?}"),
+            "must be 1 second to 1 day",
+        )),
+    }
+}
+
+pub(super) fn check_ring_size(size: u32) -> Result<()> {
+    within("ring_size", size, 3..=16_777_213)?;
+    if is_prime(size) {
+        return Ok(());
+    }
+    // The upper end of the range is a prime, so there is one.
+    let next = (size..).find(|larger| is_prime(*larger)).unwrap_or(65_537);
+    Err(invalid(
+        "ring_size",
+        size,
+        format!("must be a prime; the next larger one is {next}"),
+    ))
+}
+
+fn is_prime(n: u32) -> bool {
+    n >= 2
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= n)
+            .all(|divisor| !n.is_multiple_of(divisor))
+}
+
+pub(super) fn check_interface_name(name: &str) -> Result<()> {
+    let valid = (1..=15).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name
+            .bytes()
+            .any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace());
+    match valid {
+        true => Ok(()),
+        false => Err(invalid(
+            "healthcheck_interface",
+            format!("{name:?}"),
+            "must be an interface name: 1 to 15 bytes without `/`, `:` and spaces",
+        )),
+    }
+}

@@ -1,0 +1,551 @@
+//! The table of settings. A row gives all that a setting is; `table.rs` makes the rest of it: the
+//! setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
+//! document, the range check, the default, and whether it is fixed at load.
+//!
+//! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`,
+//! `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
+//! document writes the value; `changes` is `never` for what is fixed at load (`live` settings have a
+//! step of their own in `state/plan.rs`). `docs/configuration.md` comes from this table, too:
+//! `make docs`.
+
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::cpus::ForwardingCpu;
+use super::features::Features;
+#[cfg(feature = "serde")]
+use super::keys::FirstOf;
+#[cfg(feature = "serde")]
+use super::keys::Form;
+#[cfg(feature = "serde")]
+use super::keys::Seconds;
+#[cfg(feature = "serde")]
+use super::keys::Set;
+#[cfg(feature = "serde")]
+use super::keys::Text;
+use super::ranges::check_event_buffer;
+use super::ranges::check_gateway;
+use super::ranges::check_gateway_mac;
+use super::ranges::check_interface_name;
+use super::ranges::check_ipip_source_v4;
+use super::ranges::check_ipip_source_v6;
+use super::ranges::check_ring_size;
+use super::ranges::check_source;
+use super::ranges::check_udp_timeout;
+use super::ranges::checked;
+use super::ranges::missing;
+use super::ranges::narrow;
+use super::ranges::within;
+#[cfg(test)]
+use super::table::Row;
+use super::table::settings;
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+use crate::types::Gateway;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::NextHops;
+use crate::types::TcHook;
+
+/// The settings a balancer is loaded with.
+///
+/// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
+/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
+/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
+/// loaded then.
+///
+/// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
+/// `ring_size` are the same; the defaults are those of Katran.
+///
+/// ```
+/// use katran::Builder;
+/// use katran::MacAddr;
+///
+/// let builder = Builder::new()
+///     .gateway_mac(MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]))
+///     .flow_table_size(100_000);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use = "nothing is loaded until `load` is called"]
+#[doc(alias = "KatranConfig")]
+pub struct Builder {
+    given: BalancerState,
+}
+
+impl Builder {
+    /// All settings at their defaults; the gateway's MAC address is still to be given.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The Ethernet address of the router that every encapsulated frame is sent to: short for
+    /// [`gateway`](Self::gateway) with [`Gateway::Mac`].
+    #[doc(alias = "defaultMac")]
+    pub fn gateway_mac(self, mac: MacAddr) -> Self {
+        self.gateway(Gateway::Mac(mac))
+    }
+}
+
+settings! {
+    /// The router that every encapsulated frame is sent to: by its Ethernet address, or
+    /// [`Gateway::Auto`] to have it found out and followed. In the TOML form: `gateway_mac`.
+    ///
+    /// A MAC address alone is given by [`gateway_mac`](Self::gateway_mac).
+    ///
+    /// It is looked for in the network namespace of the thread that attaches the balancer first.
+    gateway_mac: Gateway {
+        set: gateway(gateway: Gateway) = gateway,
+        default: required,
+        range: ("an address of one station, or `auto`", |gateway| check_gateway(*gateway)),
+        unit: "Ethernet address",
+        key: text,
+        changes: live,
+    }
+
+    /// The Ethernet address of the router for reals with IPv6 addresses, if it is another one than
+    /// for those with IPv4 addresses.
+    /// Otherwise it is the same.
+    gateway_mac_v6: MacAddr {
+        set: gateway_mac_v6(mac: MacAddr) = mac,
+        default: none,
+        range: ("an address of one station", |mac| check_gateway_mac(*mac)),
+        unit: "Ethernet address",
+        key: text,
+        changes: live,
+    }
+
+    /// To whom encapsulated frames are sent. [`NextHops::Gateway`] is the
+    /// fastest.
+    ///
+    /// With the others, an Ethernet address that was given by [`gateway_mac`](Self::gateway_mac) is
+    /// that of the routers; it also serves while a real's own is not known. Without one
+    /// ([`Gateway::Auto`]) such packets are dropped and counted as `next_hop_unknown`.
+    next_hops: NextHops {
+        set: next_hops(next_hops: NextHops) = next_hops,
+        default: (NextHops::Gateway, "`gateway`"),
+        range: ("`gateway`, `per-real` or `redirect`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+    }
+
+    /// How packets travel to the reals.
+    encapsulation: Encapsulation {
+        set: encapsulation(encapsulation: Encapsulation) = encapsulation,
+        default: (Encapsulation::Ipip, "`ipip`"),
+        range: ("`ipip` or `gue`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+    }
+
+    /// The optional parts of the program: exactly these are on.
+    ///
+    /// Those that say "Not in this version" are refused with
+    /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
+    /// changes them later.
+    features: Features {
+        set: features(features: Features) = features,
+        default: (Features::default(), "`icmp-too-big` and `local-delivery`"),
+        range: ("those that this version has", |features| features.check()),
+        unit: "features",
+        key: set,
+        changes: live,
+    }
+
+    /// This host's own IPv4 address: the outer source of GUE packets, and what
+    /// [`Features::STRICT_DESTINATION`] goes by.
+    ///
+    /// Without it GUE cannot be used for IPv4 reals.
+    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
+    #[doc(alias = "katranSrcV4")]
+    source_v4: Ipv4Addr {
+        set: source_v4(address: Ipv4Addr) = address,
+        default: none,
+        range: ("an address of one host", |address| check_source((*address).into())),
+        unit: "address",
+        key: text,
+        changes: live,
+    }
+
+    /// This host's own IPv6 address: the outer source of GUE packets, and what
+    /// [`Features::STRICT_DESTINATION`] goes by.
+    ///
+    /// Without it GUE cannot be used for IPv6 reals.
+    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
+    #[doc(alias = "katranSrcV6")]
+    source_v6: Ipv6Addr {
+        set: source_v6(address: Ipv6Addr) = address,
+        default: none,
+        range: ("an address of one host", |address| check_source((*address).into())),
+        unit: "address",
+        key: text,
+        changes: live,
+    }
+
+    /// The first address of the /16 prefix that IPIP packets to IPv4 reals come from.
+    ///
+    /// The last 16 bits are made up for each flow, so that a backend's receive-side scaling
+    /// spreads flows over its queues. A network with source filtering needs a prefix of its own.
+    #[doc(alias = "IPIP_V4_PREFIX")]
+    ipip_source_v4: Ipv4Addr {
+        set: ipip_source_v4(first: Ipv4Addr) = first,
+        default: (Ipv4Addr::new(172, 16, 0, 0), "172.16.0.0, as in Katran"),
+        range: ("the first address of a /16 prefix (no other length) of host addresses", |first| check_ipip_source_v4(*first)),
+        unit: "prefix",
+        key: (prefix 16),
+        changes: never,
+    }
+
+    /// The first address of the /96 prefix that IPIP packets to IPv6 reals come from.
+    ///
+    /// The last 32 bits are made up for each flow, as with
+    /// [`ipip_source_v4`](Self::ipip_source_v4).
+    #[doc(alias = "IPIP_V6_PREFIX1")]
+    ipip_source_v6: Ipv6Addr {
+        set: ipip_source_v6(first: Ipv6Addr) = first,
+        default: (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), "100::, as in Katran"),
+        range: ("the first address of a /96 prefix (no other length) of host addresses", |first| check_ipip_source_v6(*first)),
+        unit: "prefix",
+        key: (prefix 96),
+        changes: never,
+    }
+
+    /// The UDP destination port of GUE packets.
+    #[doc(alias = "GUE_DPORT")]
+    gue_port: u16 {
+        set: gue_port(port: u16) = port,
+        default: (6080),
+        range: (1 to 65_535),
+        unit: "UDP port",
+        key: plain,
+        changes: never,
+    }
+
+    /// The longest frame that is forwarded, in bytes, Ethernet header included and before
+    /// encapsulation.
+    ///
+    /// Longer ones are answered with an ICMP error that names `max_frame` - 14 as the MTU, or
+    /// dropped without [`Features::ICMP_TOO_BIG`].
+    ///
+    /// 590 is an MTU of 576, and 65,549 the longest IPv4 packet.
+    #[doc(alias = "MAX_PCKT_SIZE")]
+    max_frame: u32 {
+        set: max_frame(bytes: u32) = bytes,
+        default: (1514),
+        range: (590 to 65_549),
+        unit: "bytes",
+        key: plain,
+        changes: never,
+    }
+
+    /// Whether the program accepts frames that the driver keeps in several buffers.
+    ///
+    /// Needed for native mode on interfaces with a large MTU.
+    frags: bool {
+        set: frags(on: bool) = on,
+        default: (false, "off"),
+        range: any,
+        unit: "on or off",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of VIPs. It is part of the flow hash.
+    ///
+    /// **Hosts behind one ECMP group must agree**: any other number than Katran's leaves a Katran
+    /// fleet.
+    #[doc(alias = "maxVips")]
+    max_vips: u32 => u16 {
+        set: max_vips(vips: u32) = vips,
+        default: (512),
+        range: (1 to 65_535),
+        unit: "VIPs",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of reals, over all VIPs; each address counts once.
+    #[doc(alias = "maxReals")]
+    max_reals: u32 => u16 {
+        set: max_reals(reals: u32) = reals,
+        default: (4096),
+        range: (1 to 65_535),
+        unit: "reals",
+        key: plain,
+        changes: never,
+    }
+
+    /// The number of slots in each VIP's ring. It is part of the flow hash.
+    ///
+    /// **Hosts behind one ECMP group must agree**: any other size than Katran's leaves a Katran fleet. Shares follow weights the
+    /// better the more slots there are for each real; 100 for each is a good rule.
+    #[doc(alias = "chRingSize")]
+    ring_size: u32 {
+        set: ring_size(slots: u32) = slots,
+        default: (65_537),
+        range: ("a prime, 3 to 16_777_213", |slots| check_ring_size(*slots)),
+        unit: "slots",
+        key: plain,
+        changes: never,
+    }
+
+    /// How the rings of VIPs are filled that are added without a choice of their own.
+    ///
+    /// Mixed with Katran hosts it must be what they use.
+    #[doc(alias = "hashFunction")]
+    hash_function: HashFunction {
+        set: hash_function(function: HashFunction) = function,
+        default: (HashFunction::MaglevV2, "`maglev-v2`"),
+        range: ("`maglev` or `maglev-v2`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+    }
+
+    /// How the flow table is built.
+    flow_table: FlowTableKind {
+        set: flow_table(kind: FlowTableKind) = kind,
+        default: (FlowTableKind::SetAssociative, "`set-associative`"),
+        range: ("`set-associative` or `kernel-lru`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+    }
+
+    /// The number of flows that are remembered, over all forwarding CPUs.
+    ///
+    /// Each CPU has a table of its own with an equal part, rounded up.
+    #[doc(alias = "LruSize")]
+    flow_table_size: u64 {
+        set: flow_table_size(flows: u64) = flows,
+        default: (8_000_000),
+        range: ("1 to 134_217_728 for each forwarding CPU"),
+        unit: "flows",
+        key: plain,
+        changes: never,
+    }
+
+    /// The CPUs that receive the interface's packets; each gets a flow table.
+    ///
+    /// A packet that arrives on another CPU is forwarded too, with a small table that all such
+    /// CPUs share.
+    ///
+    /// Without it: all CPUs that are online.
+    #[doc(alias = "forwardingCores")]
+    forwarding_cpus: Vec<u32> {
+        set: forwarding_cpus(cpus: impl IntoIterator<Item = u32>) = cpus.into_iter().collect(),
+        default: none,
+        range: ("at least one, none twice, each one that the kernel could ever bring up"),
+        unit: "CPU numbers",
+        key: list,
+        changes: never,
+    }
+
+    /// The NUMA node on which each forwarding CPU's flow table lies, in the order of
+    /// [`forwarding_cpus`](Self::forwarding_cpus).
+    ///
+    /// Without it: each CPU's own node.
+    #[doc(alias = "numaNodes")]
+    numa_nodes: Vec<u32> {
+        set: numa_nodes(nodes: impl IntoIterator<Item = u32>) = nodes.into_iter().collect(),
+        default: none,
+        range: ("as many as there are forwarding CPUs, each a node that is online"),
+        unit: "node numbers",
+        key: list,
+        changes: never,
+    }
+
+    /// New flows per second and CPU above which further ones are forwarded but not remembered.
+    ///
+    /// It keeps a flood of made-up flows from pushing real ones out of the flow table.
+    ///
+    /// The largest number means never.
+    #[doc(alias = "MAX_CONN_RATE")]
+    flood_threshold: u32 {
+        set: flood_threshold(flows: u32) = flows,
+        default: (125_000),
+        range: (1 to 4_294_967_295),
+        unit: "new flows a second and CPU",
+        key: plain,
+        changes: never,
+    }
+
+    /// How long a UDP flow is remembered without a packet.
+    #[doc(alias = "LRU_UDP_TIMEOUT")]
+    udp_timeout: Duration {
+        set: udp_timeout(timeout: Duration) = timeout,
+        default: (Duration::from_secs(30), "30 seconds"),
+        range: ("1 second to 1 day", |timeout| check_udp_timeout(*timeout)),
+        unit: "seconds",
+        key: seconds,
+        changes: never,
+    }
+
+    /// The number of flows in each CPU's global flow table.
+    ///
+    /// Used by [`Features::GLOBAL_FLOW_TABLE`] when it is on.
+    #[doc(alias = "globalLruSize")]
+    global_flow_table_size: u32 {
+        set: global_flow_table_size(flows: u32) = flows,
+        default: (100_000),
+        range: (1 to 134_217_728),
+        unit: "flows a CPU",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of source routes, for each address family.
+    ///
+    /// Used by [`Features::SOURCE_ROUTING`] when it is on.
+    #[doc(alias = "maxLpmSrcSize")]
+    max_source_routes: u32 {
+        set: max_source_routes(routes: u32) = routes,
+        default: (3_000_000),
+        range: (1 to 134_217_728),
+        unit: "routes a family",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of addresses whose tunnelled packets are unwrapped.
+    ///
+    /// Used by [`Features::INLINE_DECAP`] when it is on.
+    #[doc(alias = "maxDecapDst")]
+    max_decap: u32 {
+        set: max_decap(addresses: u32) = addresses,
+        default: (6),
+        range: (1 to 65_535),
+        unit: "addresses",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of server ids.
+    #[doc(alias = "MAX_QUIC_REALS")]
+    max_server_ids: u32 {
+        set: max_server_ids(ids: u32) = ids,
+        default: (16_777_216),
+        range: (1 to 16_777_216),
+        unit: "server ids",
+        key: plain,
+        changes: never,
+    }
+
+    /// The interface through which health checks leave, where the tc program is attached that
+    /// sends them through the tunnel.
+    ///
+    /// It is attached with the balancer, in the network namespace of the thread that does that.
+    /// Only what the host sends by this interface can be a probe, so the routes to the VIPs have to
+    /// lead there; it must have Ethernet headers. Probes leave by the interface that the balancer
+    /// was attached to first. They come from [`source_v4`](Self::source_v4) and
+    /// [`source_v6`](Self::source_v6), also with IP in IP.
+    #[doc(alias = "hcInterface")]
+    healthcheck_interface: String {
+        set: healthcheck_interface(name: impl Into<String>) = name.into(),
+        default: none,
+        range: ("an interface name: 1 to 15 bytes without `/`, `:` and spaces", |name| check_interface_name(name)),
+        unit: "interface",
+        key: plain,
+        changes: never,
+    }
+
+    /// The priority of the health checks' tc filter: filters with a lower number run first.
+    ///
+    /// It counts with [`TcHook::Clsact`] only: a tcx link comes before all filters.
+    #[doc(alias = "priority")]
+    healthcheck_priority: u16 {
+        set: healthcheck_priority(priority: u16) = priority,
+        default: (2307),
+        range: (1 to 65_535),
+        unit: "tc priority",
+        key: plain,
+        changes: never,
+    }
+
+    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it
+    /// is wrapped; longer ones are dropped and counted. Of a packet that is cut into segments later
+    /// (GSO), the segments count.
+    #[doc(alias = "maxHcPacketSize")]
+    healthcheck_max_packet: u32 {
+        set: healthcheck_max_packet(bytes: u32) = bytes,
+        default: (0, "0, any length"),
+        range: any,
+        unit: "bytes",
+        key: plain,
+        changes: never,
+    }
+
+    /// By what mechanism health checks are attached.
+    healthcheck_hook: TcHook {
+        set: healthcheck_hook(hook: TcHook) = hook,
+        default: (TcHook::Auto, "`auto`"),
+        range: ("`auto`, `tcx` or `clsact`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+    }
+
+    /// Bytes of the buffer in which events wait for [`Katran::monitor`](crate::Katran::monitor); an
+    /// event takes 160.
+    ///
+    /// Used by [`Features::INTROSPECTION`] when it is on.
+    event_buffer: u32 {
+        set: event_buffer(bytes: u32) = bytes,
+        default: (1_048_576),
+        range: ("a power of two, 4_096 to 1_073_741_824", |bytes| check_event_buffer(*bytes)),
+        unit: "bytes",
+        key: plain,
+        changes: never,
+    }
+}
+
+impl BalancerState {
+    /// The same settings with CPUs and nodes ascending by CPU.
+    pub(super) fn in_order(&self) -> Self {
+        let mut cpus = self.forwarding_cpus.clone();
+        let mut nodes = self.numa_nodes.clone();
+        if let (Some(cpus), Some(nodes)) = (&cpus, &mut nodes)
+            && cpus.len() == nodes.len()
+        {
+            let mut pairs: Vec<_> = cpus.iter().zip(nodes.iter()).collect();
+            pairs.sort();
+            *nodes = pairs.into_iter().map(|(_, node)| *node).collect();
+        }
+        if let Some(cpus) = &mut cpus {
+            cpus.sort_unstable();
+        }
+        Self {
+            forwarding_cpus: cpus,
+            numa_nodes: nodes,
+            ..self.clone()
+        }
+    }
+
+    /// These settings, ready to be loaded; the rest keeps its default.
+    pub(crate) fn builder(&self) -> Builder {
+        Builder {
+            given: self.clone(),
+        }
+    }
+}
+
+pub(super) fn same<T: PartialEq + Debug>(
+    setting: &'static str,
+    current: &Option<T>,
+    wanted: &Option<T>,
+    text: impl Fn(&T) -> String,
+) -> Result<()> {
+    match (current, wanted) {
+        (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
+            setting,
+            current: text(current),
+            wanted: text(wanted),
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,194 @@
+//! Arrays of maps: how many maps are put into one while the kernel waits for packets once.
+//!
+//! Whatever such an update changes, the kernel waits for a grace period of RCU in it, for milliseconds:
+//! once a call since Linux 6.8, before that once for each element of a batch. There, elements are
+//! put in side by side by a thread each, so that one grace period is that of all.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use super::check;
+use super::map::check_map;
+use super::release;
+
+/// The first release that waits once for a whole batch.
+const WAITS_ONCE: (u32, u32) = (6, 8);
+/// So many elements are put in side by side: a thread each, for some milliseconds.
+pub(crate) const SIDE_BY_SIDE: usize = 256;
+/// Such a thread makes one system call.
+const STACK: usize = 64 << 10;
+
+/// An array of maps.
+#[derive(Debug)]
+pub(crate) struct MapArray {
+    fd: OwnedFd,
+    waits: AtomicU64,
+}
+
+impl AsFd for MapArray {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl MapArray {
+    /// Takes a map; an error of kind `InvalidInput` if it is no such array.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        check_map::<u32, u32>(fd.as_fd(), &[libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS])?;
+        Ok(Self {
+            fd,
+            waits: AtomicU64::new(0),
+        })
+    }
+
+    /// For how many grace periods the callers of [`set`](Self::set) have waited, on a kernel that
+    /// waits for each element.
+    pub(crate) fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Puts maps into places. Waits for a grace period, for one with each [`SIDE_BY_SIDE`] maps on
+    /// a kernel before Linux 6.8. After an error some of them may be in their places.
+    pub(crate) fn set(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+        let waits = inner.len().div_ceil(SIDE_BY_SIDE) as u64;
+        self.waits.fetch_add(waits, Ordering::Relaxed);
+        self.set_meanwhile(inner)
+    }
+
+    /// As [`set`](Self::set), on a thread that no caller waits for.
+    pub(crate) fn set_meanwhile(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+        match inner.len() > 1 && !release::is_at_least(WAITS_ONCE) {
+            true => self.set_side_by_side(inner),
+            false => self.set_batch(inner),
+        }
+    }
+
+    fn set_batch(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+        if inner.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<u32> = inner.iter().map(|(index, _)| *index).collect();
+        let values: Vec<i32> = inner.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        let mut count = inner.len() as u32;
+        // SAFETY: there are `count` keys and values, of the sizes compared in `new`.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_batch(
+                self.fd.as_raw_fd(),
+                keys.as_ptr().cast(),
+                values.as_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        })
+        .map(drop)
+    }
+
+    fn set_side_by_side(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+        inner.chunks(SIDE_BY_SIDE).try_for_each(|together| {
+            thread::scope(|scope| {
+                let mut threads = Vec::new();
+                let mut all = Ok(());
+                for one in together.chunks(1) {
+                    let thread = thread::Builder::new()
+                        .name("katran-maps".to_owned())
+                        .stack_size(STACK);
+                    match thread.spawn_scoped(scope, || self.set_batch(one)) {
+                        Ok(thread) => threads.push(thread),
+                        // Without a thread it takes a grace period of its own.
+                        Err(_) => all = all.and(self.set_batch(one)),
+                    }
+                }
+                for thread in threads {
+                    let panicked = |_| Err(io::Error::other("the thread panicked"));
+                    all = all.and(thread.join().unwrap_or_else(panicked));
+                }
+                all
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::sys::map::Spec;
+    use crate::sys::map::create;
+    use crate::sys::map::create_outer;
+
+    fn inner() -> OwnedFd {
+        let spec = Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: "inner",
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        };
+        create(&spec).unwrap()
+    }
+
+    /// One element a call is what each kernel waits for, so this holds of those before 6.8.
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn maps_that_are_put_in_side_by_side_share_a_grace_period() {
+        let inner = inner();
+        let outer = create_outer("outer", SIDE_BY_SIDE as u32, inner.as_fd()).unwrap();
+        let timed = |count: usize| {
+            let maps: Vec<_> = (0..count as u32).map(|i| (i, inner.as_fd())).collect();
+            let began = Instant::now();
+            outer.set_side_by_side(&maps).unwrap();
+            began.elapsed()
+        };
+        // The best of some, for others have the machine as well.
+        let best = |count| (0..5).map(|_| timed(count)).min().unwrap_or(Duration::MAX);
+        let (one, all) = (best(1), best(SIDE_BY_SIDE));
+        println!("{one:?} for one, {all:?} for {SIDE_BY_SIDE}");
+        assert!(
+            all < 16 * one + Duration::from_millis(50),
+            "{one:?} {all:?}"
+        );
+        for index in 0..SIDE_BY_SIDE as u32 {
+            assert!(is_there(&outer, index), "{index}");
+        }
+        assert_eq!(outer.waits(), 0);
+        outer
+            .set(&[(0, inner.as_fd()), (1, inner.as_fd())])
+            .unwrap();
+        assert_eq!(outer.waits(), 1);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn an_error_of_one_map_is_that_of_all() {
+        let inner = inner();
+        let outer = create_outer("outer", 4, inner.as_fd()).unwrap();
+        let maps: Vec<_> = (0..8).map(|i| (i, inner.as_fd())).collect();
+        let refused = outer.set_side_by_side(&maps).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(nix::libc::E2BIG));
+        assert!(is_there(&outer, 3));
+        assert!(outer.set(&maps).is_err());
+    }
+
+    fn is_there(outer: &MapArray, index: u32) -> bool {
+        let mut id = 0_u32;
+        // SAFETY: keys and values of such an array are 32-bit numbers, which both are.
+        let found = check(unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                outer.fd.as_raw_fd(),
+                std::ptr::from_ref(&index).cast(),
+                std::ptr::from_mut(&mut id).cast(),
+            )
+        });
+        found.is_ok() && id != 0
+    }
+}

@@ -1,0 +1,22 @@
+//! The running kernel's release, for the few calls that work differently on older ones.
+
+use nix::sys::utsname::uname;
+
+/// Whether the running kernel is this release or a newer one.
+pub(crate) fn is_at_least(needed: (u32, u32)) -> bool {
+    numbers(&release()) >= needed
+}
+
+/// The running kernel's release; empty if it does not tell.
+pub(crate) fn release() -> String {
+    let release = uname().map(|name| name.release().to_string_lossy().into_owned());
+    release.unwrap_or_default()
+}
+
+/// The first two numbers of a release.
+pub(crate) fn numbers(release: &str) -> (u32, u32) {
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map(|digits| digits.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
