@@ -6,9 +6,11 @@ CARGO ?= cargo
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
-# tests that have no flow table, or choose its kind themselves.
+# files without any flow in a table, that choose its kind themselves, or are about what is around the
+# program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
-OF_ANY_KIND := flow_table_model ring_memory rings scaling
+OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model fork health \
+	health_places next_hop ring_memory rings routing scaling
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8

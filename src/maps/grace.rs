@@ -3,6 +3,23 @@
 //!
 //! The kernel offers to wait for a grace period, not to be told of one. So a thread of its own
 //! waits, for as long as there is something to wait for, and ends then: an idle balancer has none.
+//!
+//! Why it is right, whatever the order of threads. All that is shared is `State`, behind one mutex, so an
+//! order is an order of the sections that hold it: `mark`, both of `follow`'s round (it reads `marked`,
+//! waits, writes) and both of `wait`.
+//!
+//! 1. *No moment passes too early.* `passed` becomes `m` or more only by `pass(n)` with `n >= m`, where `n`
+//!    was read from `marked` before a wait began that has ended. `marked` is `m` or more only since
+//!    the `mark` that returned `m`, and its caller had taken out of packets' reach before what the moment is for;
+//!    the mutex hands these stores on to the thread that waits, and the wait is a full barrier on every CPU. So a
+//!    packet that can still see it had begun before the wait did, and is through when it ends.
+//! 2. *None goes back.* `passed` is a maximum.
+//! 3. *None is forgotten.* While `waited_for` is set, a thread is before the end of a round, and every round's
+//!    end compares with `marked` in the section in which it clears `waited_for`. A `mark` before that section
+//!    makes it go round again, a `mark` after it finds `waited_for` clear and starts another thread.
+//! 4. *Where there is no thread* (it cannot be started, the kernel refuses to wait, a child made by fork(2))
+//!    moments pass late, not early: what is needed again is waited for by `wait`, whose caller is told of
+//!    a refusal. The thread gives up early only if it holds the last reference: then nobody can ask.
 
 use std::io;
 use std::sync::Arc;

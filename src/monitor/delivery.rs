@@ -129,6 +129,12 @@ impl Start<'_> {
     }
 }
 
+/// Delivers until it is told to stop, and then what is left. Nothing that a packet has handed over is lost and
+/// nothing comes to the next monitor: the owner makes the program stop (`set_events`) before it sets `stop`, whose
+/// load here sees both; a packet that read the old word is one that was under way then, and has handed over
+/// what it will when the grace period ends; what lies in the buffer after that is delivered, and the
+/// token is dropped after the buffer, so no other monitor has begun. A callback that stops its own monitor is on this
+/// thread: it comes back here and sees `stop`.
 fn listen(buffer: &RingBuffer<'_>, shared: &Shared) {
     while !shared.stop.load(Ordering::Acquire) {
         // Interrupted or not, it goes on; but not in circles.

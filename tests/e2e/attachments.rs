@@ -1,6 +1,5 @@
-//! What becomes of attachments as interfaces go, come again and are renamed, in one network namespace or
-//! several, and as attaching fails half way: what is attached is what the library says, and next hops are
-//! followed where something is attached and nowhere else.
+//! What becomes of attachments as interfaces go, come again, are renamed and move, in one network namespace
+//! or several: what the library says of them is what is there.
 
 use std::os::fd::AsRawFd;
 
@@ -16,24 +15,21 @@ use katran::attachments::TcHook;
 use katran_lab::Host;
 use katran_lab::require_root;
 use katran_lab::veth;
-use nix::errno::Errno;
 
 use crate::attach::program;
-use crate::faults;
-use crate::faults::without_commands;
 use crate::shared::Pins;
 use crate::site;
 
 /// A host and its router.
-struct Place {
-    host: Host,
-    router: Host,
-    router_mac: MacAddr,
+pub(crate) struct Place {
+    pub(crate) host: Host,
+    pub(crate) router: Host,
+    pub(crate) router_mac: MacAddr,
 }
 
 impl Place {
     /// `number` tells its router's address from those of other places.
-    fn new(number: u8) -> Self {
+    pub(crate) fn new(number: u8) -> Self {
         require_root();
         let (host, router) = (Host::new("host").unwrap(), Host::new("router").unwrap());
         let mac = [2, 0, 0, 0, 0xaa, number];
@@ -49,21 +45,15 @@ impl Place {
     }
 
     /// Another link to the router.
-    fn link(&self, interface: &str, mac: [u8; 6]) {
+    pub(crate) fn link(&self, interface: &str, mac: [u8; 6]) {
         let (near, far) = (format!("{interface}x"), interface);
         veth(self.host.port(far).mac(mac), self.router.port(&near), 1600).unwrap();
     }
 }
 
-/// A balancer that finds out its gateway.
-fn seeker() -> Katran {
-    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
-    builder.healthcheck_interface("probe0").load().unwrap()
-}
-
 /// What the path of probes has been told: the interface that they leave by (0: their own), and its
 /// Ethernet address.
-fn way_of_probes(katran: &Katran) -> (u32, MacAddr) {
+pub(crate) fn way_of_probes(katran: &Katran) -> (u32, MacAddr) {
     let map = katran.map_fd(".data.settings").unwrap();
     let (key, mut settings) = (0_u32, [0_u8; 56]);
     // SAFETY: key and value are as long as those of the map.
@@ -80,157 +70,9 @@ fn way_of_probes(katran: &Katran) -> (u32, MacAddr) {
     (index, MacAddr::new(mac))
 }
 
-fn egress_has_probes(host: &Host, interface: &str) -> bool {
+pub(crate) fn egress_has_probes(host: &Host, interface: &str) -> bool {
     let filters = host.tool("tc", &format!("filter show dev {interface} egress"));
     filters.unwrap().contains("healthcheck")
-}
-
-/// Attaches in `place` and checks that it is its router that was found.
-fn finds_the_router_of(katran: &mut Katran, place: &Place) {
-    place
-        .host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    assert_eq!(katran.gateway_mac(), place.router_mac);
-    katran.detach("eth0").unwrap();
-    assert!(katran.next_hops().is_empty());
-}
-
-#[test]
-fn what_has_failed_or_was_undone_follows_no_next_hops() {
-    let pins = Pins::new();
-    let (here, there) = (Place::new(1), Place::new(2));
-    // Health checks have their interface there, and not here.
-    there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
-    let mut katran = seeker();
-    let error = here
-        .host
-        .run(|| katran.attach_shared(pins.path(), 2))
-        .unwrap_err();
-    assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    assert!(
-        katran.next_hops().is_empty(),
-        "after a failed attach_shared"
-    );
-    finds_the_router_of(&mut katran, &there);
-
-    let mut root = RootProgram::builder().load().unwrap();
-    root.pin(pins.path()).unwrap();
-    // The entry is put back, for health checks have no place here.
-    let error = here
-        .host
-        .run(|| katran.attach_shared(pins.path(), 2))
-        .unwrap_err();
-    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
-    assert!(katran.shared_entries().is_empty() && katran.next_hops().is_empty());
-    finds_the_router_of(&mut katran, &there);
-    let error = here.host.run(|| katran.attach_healthchecks()).unwrap_err();
-    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
-    assert!(
-        katran.next_hops().is_empty(),
-        "after a failed attach_healthchecks"
-    );
-    finds_the_router_of(&mut katran, &there);
-    let error = here
-        .host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap_err();
-    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
-    assert!(katran.next_hops().is_empty(), "after a failed attach");
-    assert_eq!(program(&here.host, "eth0"), None);
-    finds_the_router_of(&mut katran, &there);
-
-    // What works and is undone.
-    here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
-    here.host
-        .run(|| katran.attach_shared(pins.path(), 2))
-        .unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
-    katran.detach_shared(pins.path()).unwrap();
-    assert!(katran.next_hops().is_empty(), "after detach_shared");
-    finds_the_router_of(&mut katran, &there);
-    here.host.run(|| katran.attach_healthchecks()).unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
-    katran.detach_healthchecks();
-    assert!(katran.next_hops().is_empty(), "after detach_healthchecks");
-    finds_the_router_of(&mut katran, &there);
-    here.host.run(|| katran.attach_healthchecks()).unwrap();
-    katran.detach_all();
-    assert!(katran.next_hops().is_empty(), "after detach_all");
-    finds_the_router_of(&mut katran, &there);
-}
-
-#[test]
-fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_so() {
-    let (here, there, nowhere) = (Place::new(1), Place::new(2), Place::new(3));
-    nowhere.host.ip("route del default").unwrap();
-    there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
-    let mut katran = seeker();
-    here.host.run(|| katran.follow_next_hops()).unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
-    there.host.run(|| katran.follow_next_hops()).unwrap();
-    assert_eq!(katran.gateway_mac(), there.router_mac);
-    // One that fails leaves that before.
-    let error = nowhere.host.run(|| katran.follow_next_hops()).unwrap_err();
-    assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
-    site::eventually("the router is found again", || {
-        katran.next_hops().iter().any(|hop| hop.answers)
-    });
-    assert_eq!(katran.gateway_mac(), there.router_mac);
-    // Attachments are reasons beside it.
-    there.host.run(|| {
-        katran.attach("eth0", XdpMode::Generic).unwrap();
-        katran.detach("eth0").unwrap();
-    });
-    assert!(!katran.next_hops().is_empty());
-    there
-        .host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    katran.stop_following_next_hops();
-    assert!(!katran.next_hops().is_empty());
-    katran.detach("eth0").unwrap();
-    assert!(katran.next_hops().is_empty());
-    here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
-    finds_the_router_of(&mut katran, &here);
-}
-
-#[test]
-fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first() {
-    let (here, there) = (Place::new(1), Place::new(2));
-    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
-    let mut katran = builder.load().unwrap();
-    here.host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    // An interface of the same name, and most likely the same index.
-    there
-        .host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    assert_eq!(katran.interfaces().len(), 2);
-    assert!(program(&here.host, "eth0").is_some() && program(&there.host, "eth0").is_some());
-    for place in [&here, &there] {
-        let twice = place
-            .host
-            .run(|| katran.attach("eth0", XdpMode::Generic))
-            .unwrap_err();
-        assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
-    }
-    assert_eq!(katran.gateway_mac(), here.router_mac);
-    // From elsewhere it cannot be told which one is meant.
-    let error = katran.detach("eth0").unwrap_err();
-    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
-    here.host.run(|| katran.detach("eth0")).unwrap();
-    assert_eq!(program(&here.host, "eth0"), None);
-    assert!(program(&there.host, "eth0").is_some());
-    site::eventually("the other router is found", || {
-        katran.gateway_mac() == there.router_mac
-    });
-    // It is the only one that is left.
-    katran.detach("eth0").unwrap();
-    assert_eq!(program(&there.host, "eth0"), None);
-    assert!(katran.next_hops().is_empty());
 }
 
 #[test]
@@ -386,70 +228,6 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
 }
 
 #[test]
-fn probes_leave_by_the_first_interface_that_is_there() {
-    let place = Place::new(1);
-    let macs = [[2, 0, 0, 0, 0xcc, 1], [2, 0, 0, 0, 0xcc, 2]];
-    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
-    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
-    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
-    let host = &place.host;
-    let index = |name: &str| host.interface_index(name).unwrap();
-    for (name, mac) in ["one0", "two0"].into_iter().zip(macs) {
-        place.link(name, mac);
-        host.run(|| katran.attach(name, XdpMode::Generic)).unwrap();
-    }
-    assert_eq!(
-        way_of_probes(&katran),
-        (index("one0"), MacAddr::new(macs[0]))
-    );
-    katran.detach("one0").unwrap();
-    assert_eq!(
-        way_of_probes(&katran),
-        (index("two0"), MacAddr::new(macs[1]))
-    );
-    host.run(|| katran.attach("one0", XdpMode::Generic))
-        .unwrap();
-    assert_eq!(way_of_probes(&katran).0, index("two0"));
-    // The first one goes by itself: the next call finds the next.
-    host.ip("link del two0").unwrap();
-    host.run(|| katran.attach_healthchecks()).unwrap();
-    assert_eq!(
-        way_of_probes(&katran),
-        (index("one0"), MacAddr::new(macs[0]))
-    );
-    // In another namespace there may be an interface of any index.
-    let other = Place::new(2);
-    katran.detach("one0").unwrap();
-    host.run(|| katran.attach_healthchecks()).unwrap();
-    other
-        .host
-        .run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    assert_eq!(
-        way_of_probes(&katran),
-        (index("probe0"), MacAddr::new([2, 0, 0, 0, 0xbb, 1]))
-    );
-}
-
-#[test]
-fn detaching_brings_nothing_back_that_was_detached() {
-    let place = Place::new(1);
-    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
-    place.link("two0", [2, 0, 0, 0, 0xbb, 2]);
-    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
-    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
-    let host = &place.host;
-    host.run(|| {
-        katran.attach("eth0", XdpMode::Generic).unwrap();
-        katran.attach("two0", XdpMode::Generic).unwrap();
-        katran.detach_healthchecks();
-        katran.detach("eth0").unwrap();
-    });
-    assert!(katran.healthcheck_attachment().is_none());
-    assert_eq!(way_of_probes(&katran).0, 0);
-}
-
-#[test]
 fn an_interface_that_was_renamed_is_still_ours() {
     require_root();
     let host = Host::new("host").unwrap();
@@ -505,6 +283,45 @@ fn an_interface_that_was_renamed_is_still_ours() {
 }
 
 #[test]
+fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_says_that_it_has_not()
+ {
+    require_root();
+    let (host, other) = (Host::new("host").unwrap(), Host::new("other").unwrap());
+    let mut decap = Decap::builder().load().unwrap();
+    host.ip("link add dev0 type veth peer name dev1").unwrap();
+    host.run(|| {
+        decap.attach("dev0", XdpMode::Generic).unwrap();
+        decap.attach_tc("dev1", TcHook::Clsact).unwrap();
+    });
+    for name in ["dev0", "dev1"] {
+        let to = other.namespace_path();
+        host.ip(&format!("link set {name} netns {}", to.display()))
+            .unwrap();
+    }
+    // What the library says is what is there.
+    let by_xdp = decap.interfaces()[0].state == AttachmentState::Attached;
+    assert_eq!(program(&other, "dev0").is_some(), by_xdp);
+    assert_eq!(decap.tc_interfaces()[0].state, AttachmentState::Gone);
+    assert!(
+        other
+            .tool("tc", "filter show dev dev1 ingress")
+            .unwrap()
+            .is_empty()
+    );
+    // There is no such interface to put them back to.
+    host.run(|| decap.reattach()).unwrap();
+    decap.detach("dev0").unwrap();
+    assert_eq!(program(&other, "dev0"), None);
+    decap.detach("dev1").unwrap();
+    other
+        .run(|| decap.attach_tc("dev1", TcHook::Clsact))
+        .unwrap();
+    other
+        .run(|| decap.attach("dev0", XdpMode::Generic))
+        .unwrap();
+}
+
+#[test]
 fn an_interface_without_ethernet_headers_is_refused_with_the_reason() {
     require_root();
     let host = Host::new("host").unwrap();
@@ -536,49 +353,4 @@ fn an_interface_without_ethernet_headers_is_refused_with_the_reason() {
     assert_eq!(program(&host, "tun7"), None);
     host.run(|| decap.attach("tap7", XdpMode::Generic)).unwrap();
     host.run(|| decap.attach("lo", XdpMode::Generic)).unwrap();
-}
-
-#[test]
-fn an_attach_that_fails_half_way_changes_nothing() {
-    let place = Place::new(1);
-    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
-    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
-    let builder = builder
-        .gateway(Gateway::Auto)
-        .healthcheck_hook(TcHook::Clsact);
-    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
-    let host = &place.host;
-    // Health checks are there already; the link of XDP is refused.
-    host.run(|| katran.attach_healthchecks()).unwrap();
-    let way = way_of_probes(&katran);
-    assert_eq!(way.0, host.interface_index("probe0").unwrap());
-    let refuse = |katran: &mut Katran, interface: &str| {
-        let attach = || host.run(|| katran.attach(interface, XdpMode::Generic));
-        without_commands(&[faults::LINK_CREATE], Errno::ENOMEM, attach).unwrap_err()
-    };
-    let error = refuse(&mut katran, "eth0");
-    assert!(matches!(error, Error::Kernel { .. }), "{error}");
-    assert_eq!(way_of_probes(&katran), way);
-    assert!(katran.interfaces().is_empty() && egress_has_probes(host, "probe0"));
-    assert!(!katran.next_hops().is_empty(), "health checks need them");
-    // Probes cannot leave by `lo`, so it has no place for the balancer either.
-    let error = host
-        .run(|| katran.attach("lo", XdpMode::Generic))
-        .unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    assert_eq!(way_of_probes(&katran), way);
-    assert!(katran.interfaces().is_empty() && program(host, "lo").is_none());
-    host.run(|| katran.attach("eth0", XdpMode::Generic))
-        .unwrap();
-    assert_eq!(
-        way_of_probes(&katran).0,
-        host.interface_index("eth0").unwrap()
-    );
-    // One that is gone is still told of after a failure.
-    host.ip("link del eth0").unwrap();
-    veth(host.port("eth0"), place.router.port("to0"), 1600).unwrap();
-    refuse(&mut katran, "eth0");
-    assert_eq!(katran.interfaces().len(), 1);
-    katran.detach_healthchecks();
-    assert!(!egress_has_probes(host, "probe0") && katran.next_hops().is_empty());
 }

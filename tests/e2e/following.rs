@@ -1,0 +1,284 @@
+//! What follows from attaching and detaching, also if it fails half way: whose next hops are followed, and by
+//! which interface probes leave.
+
+use katran::Error;
+use katran::Gateway;
+use katran::Katran;
+use katran::MacAddr;
+use katran::RootProgram;
+use katran::XdpMode;
+use katran::attachments::TcHook;
+use katran_lab::veth;
+use nix::errno::Errno;
+
+use crate::attach::program;
+use crate::attachments::Place;
+use crate::attachments::egress_has_probes;
+use crate::attachments::way_of_probes;
+use crate::faults;
+use crate::faults::without_commands;
+use crate::shared::Pins;
+use crate::site;
+
+/// A balancer that finds out its gateway.
+fn seeker() -> Katran {
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    builder.healthcheck_interface("probe0").load().unwrap()
+}
+
+/// Attaches in `place` and checks that it is its router that was found.
+fn finds_the_router_of(katran: &mut Katran, place: &Place) {
+    place
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(katran.gateway_mac(), place.router_mac);
+    katran.detach("eth0").unwrap();
+    assert!(katran.next_hops().is_empty());
+}
+
+#[test]
+fn what_has_failed_or_was_undone_follows_no_next_hops() {
+    let pins = Pins::new();
+    let (here, there) = (Place::new(1), Place::new(2));
+    // Health checks have their interface there, and not here.
+    there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    let mut katran = seeker();
+    let error = here
+        .host
+        .run(|| katran.attach_shared(pins.path(), 2))
+        .unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    assert!(
+        katran.next_hops().is_empty(),
+        "after a failed attach_shared"
+    );
+    finds_the_router_of(&mut katran, &there);
+
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(pins.path()).unwrap();
+    // The entry is put back, for health checks have no place here.
+    let error = here
+        .host
+        .run(|| katran.attach_shared(pins.path(), 2))
+        .unwrap_err();
+    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
+    assert!(katran.shared_entries().is_empty() && katran.next_hops().is_empty());
+    finds_the_router_of(&mut katran, &there);
+    let error = here.host.run(|| katran.attach_healthchecks()).unwrap_err();
+    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
+    assert!(
+        katran.next_hops().is_empty(),
+        "after a failed attach_healthchecks"
+    );
+    finds_the_router_of(&mut katran, &there);
+    let error = here
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap_err();
+    assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
+    assert!(katran.next_hops().is_empty(), "after a failed attach");
+    assert_eq!(program(&here.host, "eth0"), None);
+    finds_the_router_of(&mut katran, &there);
+
+    // What works and is undone.
+    here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
+    here.host
+        .run(|| katran.attach_shared(pins.path(), 2))
+        .unwrap();
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    katran.detach_shared(pins.path()).unwrap();
+    assert!(katran.next_hops().is_empty(), "after detach_shared");
+    finds_the_router_of(&mut katran, &there);
+    here.host.run(|| katran.attach_healthchecks()).unwrap();
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    katran.detach_healthchecks();
+    assert!(katran.next_hops().is_empty(), "after detach_healthchecks");
+    finds_the_router_of(&mut katran, &there);
+    here.host.run(|| katran.attach_healthchecks()).unwrap();
+    katran.detach_all();
+    assert!(katran.next_hops().is_empty(), "after detach_all");
+    finds_the_router_of(&mut katran, &there);
+}
+
+#[test]
+fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_so() {
+    let (here, there, nowhere) = (Place::new(1), Place::new(2), Place::new(3));
+    nowhere.host.ip("route del default").unwrap();
+    there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    let mut katran = seeker();
+    here.host.run(|| katran.follow_next_hops()).unwrap();
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    there.host.run(|| katran.follow_next_hops()).unwrap();
+    assert_eq!(katran.gateway_mac(), there.router_mac);
+    // One that fails leaves that before.
+    let error = nowhere.host.run(|| katran.follow_next_hops()).unwrap_err();
+    assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
+    site::eventually("the router is found again", || {
+        katran.next_hops().iter().any(|hop| hop.answers)
+    });
+    assert_eq!(katran.gateway_mac(), there.router_mac);
+    // Attachments are reasons beside it.
+    there.host.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.detach("eth0").unwrap();
+    });
+    assert!(!katran.next_hops().is_empty());
+    there
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    katran.stop_following_next_hops();
+    assert!(!katran.next_hops().is_empty());
+    katran.detach("eth0").unwrap();
+    assert!(katran.next_hops().is_empty());
+    here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
+    finds_the_router_of(&mut katran, &here);
+}
+
+#[test]
+fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first() {
+    let (here, there) = (Place::new(1), Place::new(2));
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.load().unwrap();
+    here.host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    // An interface of the same name, and most likely the same index.
+    there
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(katran.interfaces().len(), 2);
+    assert!(program(&here.host, "eth0").is_some() && program(&there.host, "eth0").is_some());
+    for place in [&here, &there] {
+        let twice = place
+            .host
+            .run(|| katran.attach("eth0", XdpMode::Generic))
+            .unwrap_err();
+        assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
+    }
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    // From elsewhere it cannot be told which one is meant.
+    let error = katran.detach("eth0").unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    here.host.run(|| katran.detach("eth0")).unwrap();
+    assert_eq!(program(&here.host, "eth0"), None);
+    assert!(program(&there.host, "eth0").is_some());
+    site::eventually("the other router is found", || {
+        katran.gateway_mac() == there.router_mac
+    });
+    // It is the only one that is left.
+    katran.detach("eth0").unwrap();
+    assert_eq!(program(&there.host, "eth0"), None);
+    assert!(katran.next_hops().is_empty());
+}
+
+#[test]
+fn probes_leave_by_the_first_interface_that_is_there() {
+    let place = Place::new(1);
+    let macs = [[2, 0, 0, 0, 0xcc, 1], [2, 0, 0, 0, 0xcc, 2]];
+    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
+    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
+    let host = &place.host;
+    let index = |name: &str| host.interface_index(name).unwrap();
+    for (name, mac) in ["one0", "two0"].into_iter().zip(macs) {
+        place.link(name, mac);
+        host.run(|| katran.attach(name, XdpMode::Generic)).unwrap();
+    }
+    assert_eq!(
+        way_of_probes(&katran),
+        (index("one0"), MacAddr::new(macs[0]))
+    );
+    katran.detach("one0").unwrap();
+    assert_eq!(
+        way_of_probes(&katran),
+        (index("two0"), MacAddr::new(macs[1]))
+    );
+    host.run(|| katran.attach("one0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(way_of_probes(&katran).0, index("two0"));
+    // The first one goes by itself: the next call finds the next.
+    host.ip("link del two0").unwrap();
+    host.run(|| katran.attach_healthchecks()).unwrap();
+    assert_eq!(
+        way_of_probes(&katran),
+        (index("one0"), MacAddr::new(macs[0]))
+    );
+    // In another namespace there may be an interface of any index.
+    let other = Place::new(2);
+    katran.detach("one0").unwrap();
+    host.run(|| katran.attach_healthchecks()).unwrap();
+    other
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(
+        way_of_probes(&katran),
+        (index("probe0"), MacAddr::new([2, 0, 0, 0, 0xbb, 1]))
+    );
+}
+
+#[test]
+fn detaching_brings_nothing_back_that_was_detached() {
+    let place = Place::new(1);
+    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    place.link("two0", [2, 0, 0, 0, 0xbb, 2]);
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
+    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
+    let host = &place.host;
+    host.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.attach("two0", XdpMode::Generic).unwrap();
+        katran.detach_healthchecks();
+        katran.detach("eth0").unwrap();
+    });
+    assert!(katran.healthcheck_attachment().is_none());
+    assert_eq!(way_of_probes(&katran).0, 0);
+}
+
+#[test]
+fn an_attach_that_fails_half_way_changes_nothing() {
+    let place = Place::new(1);
+    place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
+    let builder = builder
+        .gateway(Gateway::Auto)
+        .healthcheck_hook(TcHook::Clsact);
+    let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
+    let host = &place.host;
+    // Health checks are there already; the link of XDP is refused.
+    host.run(|| katran.attach_healthchecks()).unwrap();
+    let way = way_of_probes(&katran);
+    assert_eq!(way.0, host.interface_index("probe0").unwrap());
+    let refuse = |katran: &mut Katran, interface: &str| {
+        let attach = || host.run(|| katran.attach(interface, XdpMode::Generic));
+        without_commands(&[faults::LINK_CREATE], Errno::ENOMEM, attach).unwrap_err()
+    };
+    let error = refuse(&mut katran, "eth0");
+    assert!(matches!(error, Error::Kernel { .. }), "{error}");
+    assert_eq!(way_of_probes(&katran), way);
+    assert!(katran.interfaces().is_empty() && egress_has_probes(host, "probe0"));
+    assert!(!katran.next_hops().is_empty(), "health checks need them");
+    // Probes cannot leave by `lo`, so it has no place for the balancer either.
+    let error = host
+        .run(|| katran.attach("lo", XdpMode::Generic))
+        .unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert_eq!(way_of_probes(&katran), way);
+    assert!(katran.interfaces().is_empty() && program(host, "lo").is_none());
+    host.run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(
+        way_of_probes(&katran).0,
+        host.interface_index("eth0").unwrap()
+    );
+    // One that is gone is still told of after a failure.
+    host.ip("link del eth0").unwrap();
+    veth(host.port("eth0"), place.router.port("to0"), 1600).unwrap();
+    refuse(&mut katran, "eth0");
+    assert_eq!(katran.interfaces().len(), 1);
+    katran.detach_healthchecks();
+    assert!(!egress_has_probes(host, "probe0") && katran.next_hops().is_empty());
+}
