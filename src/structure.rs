@@ -30,6 +30,21 @@ fn the_list_has_every_module() {
     assert_eq!(listed, declared(&read("src/lib.rs")));
 }
 
+/// Handles and vocabulary, which a newcomer reads in one sitting: what else is public belongs into a module.
+#[test]
+fn the_crate_root_stays_short() {
+    let root = read("src/lib.rs");
+    let names: Vec<_> = root
+        .lines()
+        .filter(|line| line.starts_with("pub use "))
+        .collect();
+    assert!(
+        (20..=32).contains(&names.len()),
+        "{}: {names:#?}",
+        names.len()
+    );
+}
+
 #[test]
 fn files_of_a_module_form_no_circle() {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();

@@ -327,6 +327,5 @@ impl Drop for Filter {
 
 /// The program of the filter that is at our place.
 fn present(requests: &mut Requests, place: FilterPlace) -> io::Result<Option<TcProgram>> {
-    let egress = place.direction == Direction::Egress;
-    requests.tc_program(place.index, egress, place.priority, tc::HANDLE)
+    requests.tc_program(place.index, place.direction, place.priority, tc::HANDLE)
 }

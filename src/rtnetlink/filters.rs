@@ -12,6 +12,7 @@ use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::tc::TcOption;
 
 use super::requests::Requests;
+use crate::sys::tc::Direction;
 
 impl Requests {
     /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
@@ -51,13 +52,13 @@ impl Requests {
     pub(crate) fn tc_program(
         &mut self,
         index: u32,
-        egress: bool,
+        direction: Direction,
         priority: u16,
         handle: u32,
     ) -> io::Result<Option<TcProgram>> {
-        let direction = match egress {
-            true => TcHandle::MIN_EGRESS,
-            false => TcHandle::MIN_INGRESS,
+        let direction = match direction {
+            Direction::Egress => TcHandle::MIN_EGRESS,
+            Direction::Ingress => TcHandle::MIN_INGRESS,
         };
         let filters = self.tc_filters(index, direction)?;
         let mut filters = filters.iter().filter_map(|answer| match answer {

@@ -19,7 +19,6 @@ use std::os::fd::OwnedFd;
 use super::check;
 use super::fdinfo::FdInfo;
 use super::name_of;
-use super::nested::MapArray;
 use super::pod::Pod;
 use super::pod::as_mut_ptr;
 use super::pod::as_ptr;
@@ -497,33 +496,6 @@ impl<V: Pod> PerCpuArray<V> {
         }
         Ok(())
     }
-}
-
-/// Makes an array of maps like `inner`.
-pub(crate) fn create_outer(
-    name: &str,
-    max_entries: u32,
-    inner: BorrowedFd<'_>,
-) -> io::Result<MapArray> {
-    let name = CString::new(name)?;
-    let options = libbpf_sys::bpf_map_create_opts {
-        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
-        inner_map_fd: inner.as_raw_fd() as u32,
-        ..Default::default()
-    };
-    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
-    let fd = check(unsafe {
-        libbpf_sys::bpf_map_create(
-            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
-            name.as_ptr(),
-            4,
-            4,
-            max_entries,
-            &options,
-        )
-    })?;
-    // SAFETY: a new descriptor that nobody else owns.
-    MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The number of possible CPUs: how many values a per-CPU element has.

@@ -4,10 +4,13 @@
 //! once a call since Linux 6.8, before that once for each element of a batch. There, elements are
 //! put in side by side by a thread each, so that one grace period is that of all.
 
+use std::ffi::CString;
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -114,6 +117,33 @@ impl MapArray {
     }
 }
 
+/// Makes an array of maps like `inner`.
+pub(crate) fn create_outer(
+    name: &str,
+    max_entries: u32,
+    inner: BorrowedFd<'_>,
+) -> io::Result<MapArray> {
+    let name = CString::new(name)?;
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: mem::size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+        inner_map_fd: inner.as_raw_fd() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the name is a C string and the options are initialised; both outlive the call.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            name.as_ptr(),
+            4,
+            4,
+            max_entries,
+            &options,
+        )
+    })?;
+    // SAFETY: a new descriptor that nobody else owns.
+    MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -122,7 +152,6 @@ mod tests {
     use super::*;
     use crate::sys::map::Spec;
     use crate::sys::map::create;
-    use crate::sys::map::create_outer;
 
     fn inner() -> OwnedFd {
         let spec = Spec {
@@ -177,6 +206,22 @@ mod tests {
         assert_eq!(refused.raw_os_error(), Some(nix::libc::E2BIG));
         assert!(is_there(&outer, 3));
         assert!(outer.set(&maps).is_err());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn a_map_that_is_no_array_of_maps_is_refused() {
+        let plain = create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: "plain",
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        });
+        let refused = MapArray::new(plain.unwrap()).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::InvalidInput));
     }
 
     fn is_there(outer: &MapArray, index: u32) -> bool {

@@ -10,8 +10,8 @@ use nix::unistd::sysconf;
 
 use super::map::Spec;
 use super::map::create;
-use super::map::create_outer;
 use super::nested::MapArray;
+use super::nested::create_outer;
 
 /// Commands of linux/membarrier.h.
 const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
