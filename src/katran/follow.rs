@@ -239,13 +239,15 @@ impl Katran {
             None if wanted.needs_watching() && !self.following.is_empty() => {
                 let reasons = self.reasons();
                 let attached = attached_in(&self.following.namespaces[0], &reasons);
-                match self.start_following(0, wanted, attached, true) {
-                    Ok(watcher) => self.following.watcher = Some(watcher),
-                    Err(error) => {
-                        self.write_gateways(before);
-                        return Err(error);
-                    }
+                let watcher = self.start_following(0, before, attached, false)?;
+                // The address that was given serves until another is found.
+                watcher.set_wanted(wanted);
+                if let Err(error) = watcher.wait() {
+                    self.following.namespaces[0].sockets = watcher.stop();
+                    self.write_gateways(before);
+                    return Err(error);
                 }
+                self.following.watcher = Some(watcher);
             }
             None => {}
         }

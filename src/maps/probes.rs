@@ -149,19 +149,24 @@ impl ProbeCells {
         }
     }
 
-    /// Finds all ways anew, and writes those that have changed.
-    pub(crate) fn refresh_ways(&self, mut find: impl FnMut(IpAddr) -> Option<ProbeWay>) {
+    /// The reals that marks and matches lead to, if they have ways of their own.
+    pub(crate) fn probed(&self) -> Vec<IpAddr> {
+        let ways = self.ways.as_ref();
+        ways.map_or_else(Vec::new, |ways| ways.known().keys().copied().collect())
+    }
+
+    /// This is the way to a real now, if anything still leads there.
+    pub(crate) fn set_way(&self, real: IpAddr, way: ProbeWay) {
         let Some(ways) = &self.ways else {
             return;
         };
-        for (real, known) in ways.known().iter_mut() {
-            let Some(way) = find(*real).filter(|way| *way != known.way) else {
-                continue;
-            };
-            match ways.write(*real, way) {
-                Ok(()) => known.way = way,
-                Err(error) => log::warn!("cannot write the way of probes to {real}: {error}"),
-            }
+        let mut known = ways.known();
+        let Some(known) = known.get_mut(&real).filter(|known| known.way != way) else {
+            return;
+        };
+        match ways.write(real, way) {
+            Ok(()) => known.way = way,
+            Err(error) => log::warn!("cannot write the way of probes to {real}: {error}"),
         }
     }
 

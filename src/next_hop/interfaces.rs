@@ -1,42 +1,56 @@
-//! How interfaces lie on each other: VLANs on links, links in bonds and bridges. What was asked once is kept
-//! until the next round.
+//! How interfaces lie on each other: VLANs on links, links in bonds, bridges and VRFs. A copy of the kernel's
+//! list, which notices keep up to date.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::rtnetlink::Interface;
-use crate::rtnetlink::Requests;
 
 /// VLANs on VLANs on bonds: no interface lies on more than these.
 const MOST_LAYERS: usize = 8;
 
-/// Interfaces by their index; `None`: there is none.
+/// Interfaces by their index.
 #[derive(Debug, Default)]
-pub(super) struct Interfaces(BTreeMap<u32, Option<Interface>>);
+pub(super) struct Interfaces(BTreeMap<u32, Interface>);
 
 impl Interfaces {
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
+    pub(super) fn replace(&mut self, all: BTreeMap<u32, Interface>) {
+        self.0 = all;
     }
 
-    pub(super) fn get(&mut self, requests: &mut Requests, index: u32) -> Option<Interface> {
-        if index == 0 {
-            return None;
+    /// This is an interface now; `None`: there is none. What it was.
+    pub(super) fn set(&mut self, index: u32, now: Option<Interface>) -> Option<Interface> {
+        match now {
+            Some(now) => self.0.insert(index, now),
+            None => self.0.remove(&index),
         }
-        let known = self.0.entry(index);
-        known
-            .or_insert_with(|| requests.interface(index).ok().flatten())
-            .clone()
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Interface> {
+        self.0.get(&index)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, &Interface)> {
+        self.0.iter().map(|(index, interface)| (*index, interface))
+    }
+
+    pub(super) fn name(&self, index: u32) -> String {
+        let interface = self.get(index);
+        interface.map_or_else(
+            || format!("interface {index}"),
+            |interface| interface.name.clone(),
+        )
     }
 
     /// The link that an interface puts its tags on; itself if it is no VLAN.
-    pub(super) fn below_vlans(&mut self, requests: &mut Requests, mut index: u32) -> u32 {
+    pub(super) fn below_vlans(&self, mut index: u32) -> u32 {
         for _ in 0..MOST_LAYERS {
-            match self.get(requests, index) {
+            match self.get(index) {
                 Some(Interface {
                     vlan: true,
                     lower: Some(lower),
                     ..
-                }) => index = lower,
+                }) => index = *lower,
                 _ => break,
             }
         }
@@ -44,27 +58,55 @@ impl Interfaces {
     }
 
     /// Whether what leaves by one of `attached` comes to the segment of an interface: it is one of them,
-    /// lies on one, or is the bond or bridge of one.
-    pub(super) fn reach(
-        &mut self,
-        requests: &mut Requests,
-        attached: &[u32],
-        mut index: u32,
-    ) -> bool {
+    /// lies on one, or is the bond or bridge of one. True if that cannot be told.
+    pub(super) fn reach(&self, attached: &[u32], mut index: u32) -> bool {
+        if attached.is_empty() || index == 0 {
+            return true;
+        }
         for _ in 0..MOST_LAYERS {
-            let mut is_member = |of: &u32| {
-                let member = self.get(requests, *of);
-                member.and_then(|member| member.controller) == Some(index)
-            };
-            if attached.contains(&index) || attached.iter().any(&mut is_member) {
+            let is_member = |of: &u32| self.controller(*of) == Some(index);
+            if attached.contains(&index) || attached.iter().any(is_member) {
                 return true;
             }
-            match self.get(requests, index).and_then(|of| of.lower) {
+            match self.get(index).and_then(|of| of.lower) {
                 Some(lower) => index = lower,
                 None => return false,
             }
         }
         false
+    }
+
+    fn controller(&self, index: u32) -> Option<u32> {
+        self.get(index).and_then(|of| of.controller)
+    }
+
+    /// Those by which routes may lead that packets from `attached` can take: themselves, the bonds, bridges
+    /// and VRFs that they are members of, and what lies on them, with theirs.
+    pub(super) fn above(&self, attached: &[u32]) -> Vec<u32> {
+        let mut above = attached.to_vec();
+        let mut known: BTreeSet<_> = attached.iter().copied().collect();
+        let mut next = 0;
+        while let Some(index) = above.get(next).copied() {
+            next += 1;
+            let lies_on_it =
+                |(of, interface): (u32, &Interface)| (interface.lower == Some(index)).then_some(of);
+            let more = self.controller(index).into_iter();
+            for index in more.chain(self.all().filter_map(lies_on_it)) {
+                if known.insert(index) {
+                    above.push(index);
+                }
+            }
+        }
+        above
+    }
+
+    /// The VRFs among these, with their tables.
+    pub(super) fn vrfs(&self, of: &[u32]) -> Vec<(u32, u32)> {
+        let tables = of.iter().map(|index| {
+            let interface = self.get(*index)?;
+            Some((*index, interface.vrf_table?))
+        });
+        tables.flatten().collect()
     }
 }
 
@@ -73,34 +115,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_are_walked_down() {
-        let link = |vlan, lower, controller| {
-            Some(Interface {
-                name: String::new(),
-                mac: None,
-                ethernet: true,
-                mtu: 1500,
-                up: true,
-                carrier: true,
-                lower,
-                vlan,
-                controller,
-            })
+    fn layers_are_walked_down_and_up() {
+        let link = |vlan, lower, controller| Interface {
+            name: String::new(),
+            mac: None,
+            ethernet: true,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            lower,
+            vlan,
+            controller,
+            vrf_table: None,
         };
-        // Links 1 and 2 in bond 3, VLAN 4 on it, VLAN 5 on that; link 6; macvlan 7 on it.
-        let mut interfaces = Interfaces(BTreeMap::from([
+        // Links 1 and 2 in bond 3, VLAN 4 on it, VLAN 5 on that; link 6 in VRF 8; macvlan 7 on it.
+        let interfaces = Interfaces(BTreeMap::from([
             (1, link(false, None, Some(3))),
             (2, link(false, None, Some(3))),
             (3, link(false, None, None)),
             (4, link(true, Some(3), None)),
             (5, link(true, Some(4), None)),
-            (6, link(false, None, None)),
+            (6, link(false, None, Some(8))),
             (7, link(false, Some(6), None)),
-            (8, None),
+            (
+                8,
+                Interface {
+                    vrf_table: Some(100),
+                    ..link(false, None, None)
+                },
+            ),
         ]));
-        let mut requests = Requests::new().unwrap();
-        for (index, below) in [(5, 3), (4, 3), (3, 3), (1, 1), (7, 7), (8, 8)] {
-            assert_eq!(interfaces.below_vlans(&mut requests, index), below);
+        for (index, below) in [(5, 3), (4, 3), (3, 3), (1, 1), (7, 7), (9, 9)] {
+            assert_eq!(interfaces.below_vlans(index), below);
         }
         for (attached, index, expected) in [
             (&[1, 2][..], 5, true),
@@ -111,10 +157,23 @@ mod tests {
             (&[6], 7, true),
             (&[6], 5, false),
             (&[4], 3, false),
-            (&[6], 8, false),
+            (&[6], 8, true),
+            (&[6], 9, false),
+            (&[], 9, true),
+            (&[6], 0, true),
         ] {
-            let reached = interfaces.reach(&mut requests, attached, index);
+            let reached = interfaces.reach(attached, index);
             assert_eq!(reached, expected, "{attached:?} {index}");
         }
+        for (attached, above) in [
+            (&[1, 2][..], &[1, 2, 3, 4, 5][..]),
+            (&[6], &[6, 8, 7]),
+            (&[5], &[5]),
+            (&[], &[]),
+        ] {
+            assert_eq!(interfaces.above(attached), above);
+        }
+        assert_eq!(interfaces.vrfs(&[6, 8, 9]), [(8, 100)]);
+        assert_eq!(interfaces.vrfs(&[1, 3]), []);
     }
 }

@@ -27,4 +27,9 @@ impl Wanted {
     pub(crate) fn needs_watching(&self) -> bool {
         self.gateway == Gateway::Auto || self.mode != NextHops::Gateway
     }
+
+    /// Whether the gateways have to be found out.
+    pub(super) fn finds_gateway(&self) -> bool {
+        self.mode == NextHops::Gateway && self.gateway == Gateway::Auto
+    }
 }

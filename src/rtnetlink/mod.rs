@@ -3,11 +3,16 @@
 //! Sockets that ask, and one that hears of changes. The module knows nothing of balancers; those that
 //! follow next hops, attach, or diagnose stand above it.
 
+mod answers;
 mod filters;
+mod notices;
 mod requests;
 
+pub(crate) use answers::Interface;
+pub(crate) use answers::Neighbour;
+pub(crate) use answers::Route;
 pub(crate) use filters::TcProgram;
-pub(crate) use requests::Interface;
-pub(crate) use requests::Notices;
+pub(crate) use notices::Notice;
+pub(crate) use notices::Notices;
+pub(crate) use requests::MAIN_TABLE;
 pub(crate) use requests::Requests;
-pub(crate) use requests::Route;

@@ -1,10 +1,9 @@
-//! What the kernel's routing and neighbour tables say, by rtnetlink (rtnetlink(7)): routes, Ethernet
-//! addresses of neighbours, interfaces; and being told when any of that changes.
+//! Questions to the kernel's routing and neighbour tables, by rtnetlink (rtnetlink(7)): routes, Ethernet
+//! addresses of neighbours, interfaces.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
 
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_core::NLM_F_CREATE;
@@ -15,79 +14,43 @@ use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::InfoKind;
-use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::link::LinkFlags;
-use netlink_packet_route::link::LinkInfo;
-use netlink_packet_route::link::LinkLayerType;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::neighbour::NeighbourAttribute;
 use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::neighbour::NeighbourState;
-use netlink_packet_route::route::RouteAddress;
 use netlink_packet_route::route::RouteAttribute;
 use netlink_packet_route::route::RouteFlags;
 use netlink_packet_route::route::RouteHeader;
 use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::route::RouteMetric;
-use netlink_packet_route::route::RouteNextHopFlags;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::route::RouteType;
-use netlink_packet_route::route::RouteVia;
+use netlink_packet_route::rule::RuleAttribute;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::Socket;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
+use super::answers::Interface;
+use super::answers::Neighbour;
+use super::answers::Route;
+use super::answers::interface_of;
+use super::answers::mac_of;
+use super::answers::metric;
+use super::answers::route_of;
+use super::answers::table;
 use crate::types::MacAddr;
 
 /// Longer than any message of the kernel's, which fit into a page or two.
-const MESSAGE_BYTES: usize = 64 * 1024;
+pub(super) const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The table that routes are in if nobody says.
+pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// How often a list is asked for again that has changed while it was told.
 const MOST_DUMPS: usize = 5;
-
-/// Where packets for an address go next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    /// The longest packets that others are asked to send, if the route says; bytes.
-    pub(crate) mtu: Option<u32>,
-    /// The index of the interface that they leave by.
-    pub(crate) interface: u32,
-    /// The router; `None`: the address is on the interface's own segment.
-    pub(crate) gateway: Option<IpAddr>,
-    /// The address is one of this host's own.
-    pub(crate) local: bool,
-}
-
-/// What the kernel knows of a neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Neighbour {
-    pub(crate) mac: MacAddr,
-    /// An operator has entered it for good, or nobody needs to ask.
-    pub(crate) is_fixed: bool,
-}
-
-/// An interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Interface {
-    pub(crate) name: String,
-    /// If it has an Ethernet address.
-    pub(crate) mac: Option<MacAddr>,
-    /// Whether its packets have an Ethernet header.
-    pub(crate) ethernet: bool,
-    pub(crate) mtu: u32,
-    pub(crate) up: bool,
-    pub(crate) carrier: bool,
-    /// The index of the interface that it lies on (VLAN, macvlan, ipvlan).
-    pub(crate) lower: Option<u32>,
-    /// It puts a VLAN tag on what it sends by that one.
-    pub(crate) vlan: bool,
-    /// The index of the bond, bridge or VRF that it is a member of.
-    pub(crate) controller: Option<u32>,
-}
 
 /// A socket that asks questions, one at a time. It belongs to the network namespace of the thread
 /// that made it.
@@ -174,15 +137,32 @@ impl Requests {
 
     /// Where packets for `address` go; `None`: nowhere.
     pub(crate) fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = family(address.is_ipv6());
-        question.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
-        question
-            .attributes
-            .push(RouteAttribute::Destination(address.into()));
+        self.ask_route(route_question(address), None)
+    }
+
+    /// Where packets for `address` go that have to leave by an interface, or by one of a VRF, by the rules
+    /// and tables that are for those; `None`: nowhere.
+    pub(crate) fn route_by(
+        &mut self,
+        address: IpAddr,
+        interface: u32,
+    ) -> io::Result<Option<Route>> {
+        let mut question = route_question(address);
+        question.attributes.push(RouteAttribute::Oif(interface));
+        // Otherwise the kernel takes any IPv4 address to be on the interface's segment if no route
+        // leads there.
+        question.header.flags = RouteFlags::FibMatch;
+        self.ask_route(question, Some(interface))
+    }
+
+    fn ask_route(
+        &mut self,
+        question: RouteMessage,
+        interface: Option<u32>,
+    ) -> io::Result<Option<Route>> {
         match self.ask(RouteNetlinkMessage::GetRoute(question), 0) {
             Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => route_of(route),
+                RouteNetlinkMessage::NewRoute(route) => route_of(route, interface),
                 _ => None,
             })),
             Err(error) if is_unreachable(&error) => Ok(None),
@@ -190,8 +170,16 @@ impl Requests {
         }
     }
 
-    /// All default routes, also those without a router; that with the lowest metric is first.
+    /// All default routes of the main table, also those without a router; that with the lowest metric is
+    /// first.
     pub(crate) fn default_routes(&mut self, v6: bool) -> io::Result<Vec<Route>> {
+        let mut routes = self.default_routes_of_tables(v6)?;
+        routes.retain(|(table, _)| *table == MAIN_TABLE);
+        Ok(routes.into_iter().map(|(_, route)| route).collect())
+    }
+
+    /// The same of all tables, with the number of its table.
+    pub(crate) fn default_routes_of_tables(&mut self, v6: bool) -> io::Result<Vec<(u32, Route)>> {
         let mut question = RouteMessage::default();
         question.header.address_family = family(v6);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
@@ -202,17 +190,36 @@ impl Requests {
                 _ => None,
             })
             .filter(|route| {
-                route.header.destination_prefix_length == 0
-                    && route.header.table == RouteHeader::RT_TABLE_MAIN
-                    && !route
-                        .header
-                        .flags
-                        .intersects(RouteFlags::Dead | RouteFlags::Linkdown)
+                let gone = RouteFlags::Dead | RouteFlags::Linkdown;
+                route.header.destination_prefix_length == 0 && !route.header.flags.intersects(gone)
             })
-            .filter_map(|route| Some((metric(route), route_of(route)?)))
+            .filter_map(|route| Some((metric(route), table(route), route_of(route, None)?)))
             .collect();
-        routes.sort_by_key(|(metric, _)| *metric);
-        Ok(routes.into_iter().map(|(_, route)| route).collect())
+        routes.sort_by_key(|(metric, ..)| *metric);
+        let routes = routes.into_iter();
+        Ok(routes.map(|(_, table, route)| (table, route)).collect())
+    }
+
+    /// Whether there are rules for packets that leave by some interface (policy routing, VRFs).
+    pub(crate) fn has_rules_by_interface(&mut self) -> io::Result<bool> {
+        for v6 in [false, true] {
+            let mut question = RuleMessage::default();
+            question.header.family = family(v6);
+            let answers = self.ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
+            let by_interface = answers.iter().any(|answer| match answer {
+                RouteNetlinkMessage::NewRule(rule) => rule.attributes.iter().any(|attribute| {
+                    matches!(
+                        attribute,
+                        RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true)
+                    )
+                }),
+                _ => false,
+            });
+            if by_interface {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A neighbour, if the kernel knows its Ethernet address, however old.
@@ -284,6 +291,17 @@ impl Requests {
 }
 
 impl Requests {
+    /// All interfaces, by their indexes.
+    pub(crate) fn interfaces(&mut self) -> io::Result<BTreeMap<u32, Interface>> {
+        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let answers = self.ask(question, NLM_F_DUMP)?;
+        let links = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, interface_of(link))),
+            _ => None,
+        });
+        Ok(links.collect())
+    }
+
     /// Whether packets can leave by other routes than the main table's default ones: those that somebody
     /// has set, or defaults of other tables. Routes to the interfaces' segments, the kernel's own, do not
     /// count, nor does one to a single address there, such as the router's.
@@ -306,48 +324,6 @@ impl Requests {
     }
 }
 
-/// A socket that is told when a route, a neighbour or an interface has changed.
-pub(crate) struct Notices(Socket);
-
-impl Notices {
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        for group in [
-            libc::RTNLGRP_LINK,
-            libc::RTNLGRP_NEIGH,
-            libc::RTNLGRP_IPV4_ROUTE,
-            libc::RTNLGRP_IPV6_ROUTE,
-            libc::RTNLGRP_IPV4_RULE,
-            libc::RTNLGRP_IPV6_RULE,
-        ] {
-            socket.add_membership(group)?;
-        }
-        socket.set_non_blocking(true)?;
-        Ok(Self(socket))
-    }
-
-    /// Takes all notices that are there. What they say is asked for again, so a notice that got lost
-    /// for want of room does no harm.
-    pub(crate) fn drain(&self) {
-        let mut buffer = Vec::with_capacity(MESSAGE_BYTES);
-        loop {
-            buffer.clear();
-            match self.0.recv(&mut buffer, 0) {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-impl AsFd for Notices {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 fn family(v6: bool) -> AddressFamily {
     match v6 {
         false => AddressFamily::Inet,
@@ -363,81 +339,14 @@ fn is_unreachable(error: &io::Error) -> bool {
     )
 }
 
-fn route_of(message: &RouteMessage) -> Option<Route> {
-    if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
-        return None;
-    }
-    let mut route = Route {
-        mtu: longest_packet(message),
-        interface: 0,
-        gateway: None,
-        local: message.header.kind == RouteType::Local,
-    };
-    // Of several equal paths a dump lists all, also those that are down; an answer for one address has one.
-    let first = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::MultiPath(paths) => {
-                let gone = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-                let mut alive = paths.iter().filter(|path| !path.flags.intersects(gone));
-                alive.next()
-            }
-            _ => None,
-        });
-    if let Some(path) = first {
-        route.interface = path.interface_index;
-        route.gateway = path.attributes.iter().find_map(gateway_of);
-    }
-    for attribute in &message.attributes {
-        if let RouteAttribute::Oif(interface) = attribute {
-            route.interface = *interface;
-        }
-        route.gateway = gateway_of(attribute).or(route.gateway);
-    }
-    (route.interface != 0).then_some(route)
-}
-
-/// What the route says of the length of packets: by its MTU, or by the MSS that is announced to others.
-fn longest_packet(message: &RouteMessage) -> Option<u32> {
-    let headers = match message.header.address_family {
-        AddressFamily::Inet6 => 60,
-        _ => 40,
-    };
-    let metrics = message
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            RouteAttribute::Metrics(metrics) => Some(metrics),
-            _ => None,
-        });
-    let lengths = metrics.flatten().filter_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        RouteMetric::Advmss(mss) => Some(mss + headers),
-        _ => None,
-    });
-    lengths.min()
-}
-
-fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
-    match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some((*v4).into()),
-        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some((*v6).into()),
-        RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
-        RouteAttribute::Via(RouteVia::Inet6(v6)) => Some((*v6).into()),
-        _ => None,
-    }
-    .filter(|gateway: &IpAddr| !gateway.is_unspecified())
-}
-
-fn metric(message: &RouteMessage) -> u32 {
-    let mut attributes = message.attributes.iter();
-    attributes
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
-        })
-        .unwrap_or(0)
+/// The question where packets for one address go.
+fn route_question(address: IpAddr) -> RouteMessage {
+    let mut question = RouteMessage::default();
+    question.header.address_family = family(address.is_ipv6());
+    question.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
+    let destination = RouteAttribute::Destination(address.into());
+    question.attributes.push(destination);
+    question
 }
 
 fn neighbour_message(interface: u32, address: IpAddr) -> NeighbourMessage {
@@ -452,70 +361,6 @@ fn neighbour_message(interface: u32, address: IpAddr) -> NeighbourMessage {
         .attributes
         .push(NeighbourAttribute::Destination(address));
     message
-}
-
-fn mac_of(neighbour: &NeighbourMessage) -> Option<MacAddr> {
-    let known = matches!(
-        neighbour.header.state,
-        NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-            | NeighbourState::Noarp
-    );
-    let mut attributes = neighbour.attributes.iter().filter(|_| known);
-    attributes.find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
-        _ => None,
-    })
-}
-
-fn mac(bytes: &[u8]) -> Option<MacAddr> {
-    let bytes: [u8; 6] = bytes.try_into().ok()?;
-    Some(MacAddr::new(bytes)).filter(|mac| mac.is_unicast())
-}
-
-fn kind_of(info: &LinkInfo) -> Option<InfoKind> {
-    match info {
-        LinkInfo::Kind(kind) => Some(kind.clone()),
-        _ => None,
-    }
-}
-
-fn interface_of(link: &LinkMessage) -> Interface {
-    let mut interface = Interface {
-        name: String::new(),
-        mac: None,
-        ethernet: matches!(
-            link.header.link_layer_type,
-            LinkLayerType::Ether | LinkLayerType::Loopback
-        ),
-        mtu: 0,
-        up: link.header.flags.contains(LinkFlags::Up),
-        carrier: link.header.flags.contains(LinkFlags::LowerUp),
-        lower: None,
-        vlan: false,
-        controller: None,
-    };
-    let (mut lower, mut kind) = (None, None);
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => interface.name.clone_from(name),
-            LinkAttribute::Address(bytes) => interface.mac = mac(bytes),
-            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
-            LinkAttribute::Link(index) => lower = Some(*index),
-            LinkAttribute::Controller(index) => interface.controller = Some(*index),
-            LinkAttribute::LinkInfo(infos) => kind = infos.iter().find_map(kind_of).or(kind),
-            _ => {}
-        }
-    }
-    interface.vlan = kind == Some(InfoKind::Vlan);
-    // Others have an index there that means something else: that of the peer.
-    let lies_on_it =
-        |kind: &InfoKind| matches!(kind, InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan);
-    interface.lower = lower.filter(|_| kind.as_ref().is_some_and(lies_on_it));
-    interface
 }
 
 #[cfg(test)]

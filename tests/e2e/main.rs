@@ -16,6 +16,7 @@ mod ecmp;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/faults.rs"]
 mod faults;
+mod follow;
 mod following;
 mod fork;
 mod frame;

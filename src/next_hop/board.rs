@@ -1,0 +1,348 @@
+//! What the follower's thread and its owner share: what is known, for those who ask, and the memory that
+//! packets read. Everything here takes nanoseconds: no system call is made under the lock, and nobody waits
+//! under it but on the condition variable, which gives it up.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::NextHop;
+use super::hop::Hop;
+use super::hop::gateway;
+use super::hop::gateways_from;
+use super::pages::Pages;
+use super::wanted::Wanted;
+use crate::maps::HopCells;
+use crate::maps::Live;
+use crate::maps::ProbeCells;
+use crate::types::MacAddr;
+use crate::types::NextHops;
+
+/// What packets read.
+pub(crate) struct Cells {
+    pub(crate) live: Arc<Live>,
+    pub(crate) hops: Option<Arc<HopCells>>,
+    pub(crate) probes: Option<Arc<ProbeCells>>,
+}
+
+/// What tells one owner of a real's number from the next, and one wish from the next.
+pub(super) type Ticket = u64;
+
+/// Interfaces by their index: names, and whether packets from where the balancer is attached come there.
+pub(super) type Names = BTreeMap<u32, (String, bool)>;
+
+/// A real that is followed.
+#[derive(Clone, Copy, Debug)]
+struct Followed {
+    ticket: Ticket,
+    address: IpAddr,
+    hop: Hop,
+}
+
+pub(super) struct Board {
+    /// Of IPv4 and of IPv6: the six bytes of an address, or 0.
+    gateways: [AtomicU64; 2],
+    posted: Mutex<Posted>,
+    /// What the owner has asked for is done, or the gateways are known.
+    changed: Condvar,
+}
+
+struct Posted {
+    cells: Cells,
+    wanted: Wanted,
+    wish: Ticket,
+    reals: Pages<Followed>,
+    gateways: [Hop; 2],
+    names: Arc<Names>,
+    /// The last ticket that was given out.
+    tickets: Ticket,
+    /// The last command, and the last that is done.
+    asked: u64,
+    done: u64,
+    news: News,
+    /// The thread has ended.
+    ended: bool,
+}
+
+/// How it stands with the gateways.
+#[derive(Clone, Debug, Default)]
+pub(super) struct News {
+    /// One may answer in a moment.
+    pub(super) waiting: bool,
+    /// Why no packet can leave.
+    pub(super) missing: Option<String>,
+}
+
+/// What the thread has found out since it last told.
+pub(super) struct Findings<'a> {
+    pub(super) reals: Vec<(u16, Ticket, Hop)>,
+    pub(super) gateways: &'a [Hop; 2],
+    pub(super) wish: Ticket,
+    /// If they have changed.
+    pub(super) names: Option<Names>,
+    pub(super) news: News,
+    /// Commands up to this one are done; `None`: no more than before.
+    pub(super) done: Option<u64>,
+}
+
+impl Board {
+    pub(super) fn new(wanted: Wanted, cells: Cells) -> Self {
+        let board = Self {
+            gateways: Default::default(),
+            posted: Mutex::new(Posted {
+                cells,
+                wanted,
+                wish: 0,
+                reals: Pages::default(),
+                gateways: [Hop::default(); 2],
+                names: Arc::default(),
+                tickets: 0,
+                asked: 0,
+                done: 0,
+                news: News::default(),
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        };
+        board.show_gateways(&board.lock());
+        board
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Posted> {
+        // Each change is whole before anything could panic.
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show_gateways(&self, posted: &Posted) {
+        for v6 in [false, true] {
+            let mac = gateway(&posted.wanted, &posted.gateways, v6);
+            let word = mac.map_or(0, |mac| {
+                let [a, b, c, d, e, f] = mac.octets();
+                u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+            });
+            self.gateways[usize::from(v6)].store(word, Ordering::Relaxed);
+            if let Some(mac) = mac.filter(|_| posted.wanted.mode == NextHops::Gateway) {
+                posted.cells.live.set_gateway_mac(v6, mac);
+                if let Some(probes) = &posted.cells.probes {
+                    probes.set_gateway_mac(v6, mac);
+                }
+            }
+        }
+    }
+
+    /// The Ethernet address of a family's gateway.
+    pub(super) fn gateway(&self, v6: bool) -> Option<MacAddr> {
+        let word = self.gateways[usize::from(v6)].load(Ordering::Relaxed);
+        let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
+        Some(MacAddr::new([a, b, c, d, e, f])).filter(|_| word != 0)
+    }
+
+    /// Counts a command, which `send` hands over in the order of these numbers.
+    pub(super) fn ask(&self, send: impl FnOnce(u64)) -> u64 {
+        let mut posted = self.lock();
+        posted.asked += 1;
+        send(posted.asked);
+        posted.asked
+    }
+
+    /// Waits until a command is done; not for longer than `patience`.
+    pub(super) fn wait_done(&self, asked: u64, patience: Duration) {
+        let posted = self.lock();
+        let open = |posted: &mut Posted| posted.done < asked && !posted.ended;
+        drop(self.changed.wait_timeout_while(posted, patience, open));
+    }
+
+    /// Waits until no gateway may answer any more. Why no packet can leave, if none can.
+    pub(super) fn wait_known(&self, patience: Duration) -> Option<String> {
+        let posted = self.lock();
+        let open = |posted: &mut Posted| posted.news.waiting && !posted.ended;
+        let waited = self.changed.wait_timeout_while(posted, patience, open);
+        let posted = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let ended = || {
+            posted
+                .ended
+                .then(|| "the thread that looks for it has ended".to_owned())
+        };
+        posted.news.missing.clone().or_else(ended)
+    }
+
+    /// Gives numbers to reals that are new. Until more is known packets go to the address that was given;
+    /// of a real that has its number already, nothing changes.
+    pub(super) fn add(
+        &self,
+        reals: impl Iterator<Item = (u16, IpAddr)>,
+    ) -> Vec<(u16, IpAddr, Ticket)> {
+        self.enter(reals, true)
+    }
+
+    /// The same for reals that packets are sent to: they go on to where they go until more is known.
+    pub(super) fn take_over(
+        &self,
+        reals: impl Iterator<Item = (u16, IpAddr)>,
+    ) -> Vec<(u16, IpAddr, Ticket)> {
+        self.enter(reals, false)
+    }
+
+    fn enter(
+        &self,
+        reals: impl Iterator<Item = (u16, IpAddr)>,
+        are_new: bool,
+    ) -> Vec<(u16, IpAddr, Ticket)> {
+        let mut posted = self.lock();
+        let mut added = Vec::new();
+        for (number, address) in reals {
+            if posted
+                .reals
+                .get(number)
+                .is_some_and(|real| real.address == address)
+            {
+                continue;
+            }
+            posted.tickets += 1;
+            let ticket = posted.tickets;
+            let fixed = posted.wanted.fixed(address.is_ipv6());
+            let hop = Hop::default().or_given(fixed, &Hop::default());
+            if are_new {
+                posted.write(number, &hop);
+            }
+            posted.reals.set(
+                number,
+                Some(Followed {
+                    ticket,
+                    address,
+                    hop,
+                }),
+            );
+            added.push((number, address, ticket));
+        }
+        added
+    }
+
+    /// Nobody follows these numbers any more. What packets read of them stays.
+    pub(super) fn remove(&self, numbers: &[u16]) {
+        let mut posted = self.lock();
+        numbers
+            .iter()
+            .for_each(|number| posted.reals.set(*number, None));
+    }
+
+    /// Something else is wanted. From now on nothing that was found out for what was wanted before gets
+    /// to packets.
+    pub(super) fn set_wanted(&self, wanted: Wanted) -> Ticket {
+        let mut posted = self.lock();
+        posted.gateways = gateways_from(&posted.wanted, &wanted, posted.gateways);
+        posted.wanted = wanted;
+        posted.wish += 1;
+        self.show_gateways(&posted);
+        posted.wish
+    }
+
+    pub(super) fn set_probes(&self, probes: Arc<ProbeCells>) {
+        let mut posted = self.lock();
+        posted.cells.probes = Some(probes);
+        self.show_gateways(&posted);
+    }
+
+    pub(super) fn hop_cells(&self) -> Option<Arc<HopCells>> {
+        self.lock().cells.hops.clone()
+    }
+
+    pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
+        self.lock().cells.probes.clone()
+    }
+
+    /// Tells what was found out, to those who ask and to packets.
+    pub(super) fn tell(&self, findings: Findings<'_>) {
+        let mut posted = self.lock();
+        if findings.wish == posted.wish {
+            for (number, ticket, hop) in findings.reals {
+                let real = posted.reals.get(number).copied();
+                // The number may have got another owner meanwhile.
+                if let Some(real) = real.filter(|real| real.ticket == ticket) {
+                    posted.write(number, &hop);
+                    posted.reals.set(number, Some(Followed { hop, ..real }));
+                }
+            }
+            if posted.gateways != *findings.gateways {
+                posted.gateways = *findings.gateways;
+                self.show_gateways(&posted);
+            }
+        }
+        if let Some(names) = findings.names {
+            posted.names = Arc::new(names);
+        }
+        posted.news = findings.news;
+        posted.done = findings.done.unwrap_or(posted.done);
+        drop(posted);
+        self.changed.notify_all();
+    }
+
+    /// The thread has ended: nobody needs to wait for it.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// What is known now.
+    pub(super) fn list(&self) -> Vec<NextHop> {
+        let posted = self.lock();
+        let (reals, names) = (posted.reals.clone(), Arc::clone(&posted.names));
+        let (wanted, gateways) = (posted.wanted, posted.gateways);
+        drop(posted);
+        let reals = reals.iter().map(|real| (real.address, real.hop));
+        list(&wanted, &gateways, reals, &names)
+    }
+}
+
+impl Posted {
+    fn write(&self, number: u16, hop: &Hop) {
+        let Some(hops) = &self.cells.hops else {
+            return;
+        };
+        match hop.mac {
+            Some(mac) => hops.set(number, mac, hop.port),
+            None => hops.clear(number),
+        }
+    }
+}
+
+/// What is known, as the public has it.
+pub(super) fn list(
+    wanted: &Wanted,
+    gateways: &[Hop; 2],
+    reals: impl Iterator<Item = (IpAddr, Hop)>,
+    names: &Names,
+) -> Vec<NextHop> {
+    let public = |real: Option<IpAddr>, hop: &Hop| {
+        let interface = names.get(&hop.interface);
+        NextHop {
+            real,
+            address: hop.address,
+            interface: interface.map(|(name, _)| name.clone()),
+            mac: hop.mac,
+            answers: hop.address.is_some() && !hop.is_open(),
+            here: hop.here,
+            attached: wanted.mode == NextHops::Redirect
+                || interface.is_none_or(|(_, attached)| *attached),
+        }
+    };
+    if wanted.mode != NextHops::Gateway {
+        return reals.map(|(real, hop)| public(Some(real), &hop)).collect();
+    }
+    let of_family = |v6: bool| {
+        let hop = &gateways[usize::from(v6)];
+        let mac = gateway(wanted, gateways, v6);
+        NextHop {
+            mac,
+            ..public(None, hop)
+        }
+    };
+    [false, true].map(of_family).into()
+}

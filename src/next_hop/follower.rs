@@ -1,0 +1,403 @@
+//! The follower: a thread that finds out next hops and follows them, and the handle by which a balancer
+//! speaks to it.
+//!
+//! # Who owns what
+//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel, and no lock is
+//! held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
+//! eventfd that wakes the thread. The board's lock is held for some stores, never over a system call, so
+//! getters never wait for the kernel; the gateways' addresses take no lock at all.
+//!
+//! # Messages
+//! Down go commands, numbered in the order of the channel under the board's lock. Up goes what was found
+//! out (`Board::tell`), with the number of the last command that is done. A caller that needs the outcome
+//! waits for that number, three seconds at most; then it goes on, and the thread catches up. The thread
+//! looks for commands after every few questions, so that they do not wait for thousands of others.
+//!
+//! # Who writes what packets read
+//! Both sides do, under the board's lock. The owner writes what is right from this moment on: that a number
+//! has another owner ([`Watcher::add`]), or that another gateway is wanted. Each of these draws a ticket. The
+//! thread hands in its findings with the tickets that they were made for, and the board drops those of
+//! others: a finding for a real that is gone does not reach the next owner of its number, however late it
+//! is. The owner alone clears hops that nobody follows, when no packet reads them any more.
+//!
+//! # Stop, panics, fork
+//! To stop is to set a flag, to wake the thread, and to join it, which takes one question of the kernel's at
+//! most; a stopped follower writes nothing. A thread that panics tells the board on its way out: callers
+//! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
+//! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
+//! it; getters tell what was known. (The memory that packets read is shared with the parent, as are the
+//! sockets: a child that goes on to change its copy of the balancer changes the parent's.)
+
+use std::io;
+use std::mem;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
+use nix::sys::eventfd::EventFd;
+
+use super::NextHop;
+use super::Sockets;
+use super::board::Board;
+use super::board::Cells;
+use super::board::Ticket;
+use super::resolver::Resolver;
+use super::touched::Touched;
+use super::wanted::Wanted;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::maps::ProbeCells;
+use crate::rtnetlink::Notices;
+use crate::sys::process::Owner;
+use crate::types::MacAddr;
+
+/// How long attaching waits for a gateway's address, and any caller for the thread.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// After a change more tend to follow.
+const SETTLING: Duration = Duration::from_millis(20);
+/// Between two attempts to find out an address that is not known.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two confirmations of addresses that are known: the kernel does not see that packets are
+/// sent there, so it would not look after them.
+const REFRESH: Duration = Duration::from_secs(15);
+/// What notices have given to do is followed by so many times as long without looking at more of them,
+/// so that notices that do not end take a fifth of a CPU at most...
+const REST: u32 = 4;
+/// ... but never by more than this.
+const MOST_REST: Duration = Duration::from_secs(1);
+
+enum Command {
+    Wanted(Wanted, Ticket),
+    Attached(Vec<u32>),
+    Add(Vec<(u16, IpAddr, Ticket)>),
+    Remove(Vec<u16>),
+    /// There is a path of probes.
+    Probes,
+    /// Look at the gateways.
+    Look,
+}
+
+/// Finds out next hops and follows them, until it is dropped.
+pub(crate) struct Watcher {
+    board: Arc<Board>,
+    commands: Sender<(u64, Command)>,
+    signals: Arc<Signals>,
+    thread: Option<JoinHandle<Sockets>>,
+    /// The process that the thread is in.
+    owner: Owner,
+}
+
+struct Signals {
+    stop: AtomicBool,
+    /// There are commands, or it is to stop.
+    wake: EventFd,
+}
+
+impl Signals {
+    fn wake(&self) {
+        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Watcher {
+    /// Starts, for a balancer that is attached to these interfaces, in the calling thread's network
+    /// namespace; where nothing is redirected that of the sockets will do.
+    pub(crate) fn start(
+        sockets: Sockets,
+        wanted: Wanted,
+        attached: Vec<u32>,
+        cells: Cells,
+        reals: impl IntoIterator<Item = (u16, IpAddr)>,
+    ) -> Result<Self> {
+        let Sockets { requests, notices } = sockets;
+        // Notices from now on are looked at, so that no change is missed.
+        notices.take();
+        let board = Arc::new(Board::new(wanted, cells));
+        let mut resolver = Resolver::new(requests, wanted, Some(Arc::clone(&board)));
+        resolver.confirm();
+        resolver.set_attached(attached);
+        for (number, address, ticket) in board.take_over(reals.into_iter()) {
+            resolver.add(number, address, ticket);
+        }
+        while resolver.step() {}
+        resolver.tell(None);
+        let wake = EventFd::new()
+            .map_err(|errno| kernel_error("make", "an eventfd", io::Error::from(errno)))?;
+        let signals = Arc::new(Signals {
+            stop: AtomicBool::new(false),
+            wake,
+        });
+        let (commands, received) = channel();
+        let mut follower = Follower {
+            signals: Arc::clone(&signals),
+            commands: received,
+            notices,
+            resolver,
+            done: 0,
+        };
+        let ending = Ending(Arc::clone(&board));
+        let thread = thread::Builder::new()
+            .name("katran-next-hop".to_owned())
+            .spawn(move || {
+                let _ending = ending;
+                follower.follow();
+                Sockets {
+                    requests: follower.resolver.into_requests(),
+                    notices: follower.notices,
+                }
+            })
+            .map_err(|error| kernel_error("start", "a thread for next hops", error))?;
+        Ok(Self {
+            board,
+            commands,
+            signals,
+            thread: Some(thread),
+            owner: Owner::new(),
+        })
+    }
+
+    /// Ends it; the sockets are left.
+    pub(crate) fn stop(mut self) -> Option<Sockets> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Option<Sockets> {
+        let thread = self.thread.take()?;
+        if !self.owner.is_here() {
+            mem::forget(thread);
+            return None;
+        }
+        self.signals.stop.store(true, Ordering::Release);
+        self.signals.wake();
+        thread.join().ok()
+    }
+
+    /// Hands a command over; its number, by which to wait for it.
+    fn send(&self, command: Command) -> u64 {
+        // If the thread has ended nobody takes it, and nobody waits.
+        let asked = self
+            .board
+            .ask(|asked| drop(self.commands.send((asked, command))));
+        if self.owner.is_here() {
+            self.signals.wake();
+        }
+        asked
+    }
+
+    /// The same, and waits until it is done.
+    fn ask(&self, command: Command) {
+        let asked = self.send(command);
+        if self.owner.is_here() {
+            self.board.wait_done(asked, PATIENCE);
+        }
+    }
+
+    /// Waits until the gateways' addresses are known, if they have to be found out.
+    ///
+    /// # Errors
+    /// [`Error::NoNextHop`] after some seconds, if neither family has one.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.ask(Command::Look);
+        match self.board.wait_known(PATIENCE) {
+            Some(reason) => Err(Error::NoNextHop { reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// The balancer is attached to these interfaces from now on.
+    pub(crate) fn set_attached(&self, interfaces: Vec<u32>) {
+        self.ask(Command::Attached(interfaces));
+    }
+
+    /// Another gateway from now on. An address that was given until now serves until one is found.
+    pub(crate) fn set_wanted(&self, wanted: Wanted) {
+        let wish = self.board.set_wanted(wanted);
+        self.ask(Command::Wanted(wanted, wish));
+    }
+
+    /// The path of health checks reads gateways here, too.
+    pub(crate) fn set_probes(&self, probes: Arc<ProbeCells>) {
+        self.board.set_probes(probes);
+        self.ask(Command::Probes);
+    }
+
+    /// Packets will be sent to these reals.
+    pub(crate) fn add(&self, reals: impl IntoIterator<Item = (u16, IpAddr)>) {
+        let added = self.board.add(reals.into_iter());
+        if !added.is_empty() {
+            self.ask(Command::Add(added));
+        }
+    }
+
+    /// No more packets are sent to these. What packets under way read of them stays.
+    pub(crate) fn remove(&self, numbers: impl IntoIterator<Item = u16>) {
+        let numbers: Vec<_> = numbers.into_iter().collect();
+        self.board.remove(&numbers);
+        // Nobody waits for what follows from it.
+        self.send(Command::Remove(numbers));
+    }
+
+    /// What is known now.
+    pub(crate) fn list(&self) -> Vec<NextHop> {
+        self.board.list()
+    }
+
+    /// The Ethernet address of a family's gateway.
+    pub(crate) fn gateway(&self, v6: bool) -> Option<MacAddr> {
+        self.board.gateway(v6)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// Tells the board that the thread has ended, however it does.
+struct Ending(Arc<Board>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            log::error!(
+                "the thread that follows next hops has panicked: what is known stays in use"
+            );
+        }
+        self.0.end();
+    }
+}
+
+/// What the thread has.
+struct Follower {
+    signals: Arc<Signals>,
+    commands: Receiver<(u64, Command)>,
+    notices: Notices,
+    resolver: Resolver,
+    /// The last command that was taken.
+    done: u64,
+}
+
+impl Follower {
+    /// Follows, until it is told to stop.
+    fn follow(&mut self) {
+        let mut confirmed = Instant::now();
+        let mut tried = confirmed;
+        // When notices are taken that have come, and from when on they are waited for.
+        let mut settled: Option<Instant> = None;
+        let mut rested = confirmed;
+        let mut busy = Duration::ZERO;
+        let mut open = false;
+        while !self.signals.stop.load(Ordering::Acquire) {
+            let woken = !open && self.sleep(&mut settled, rested, confirmed, tried);
+            if woken || open {
+                self.take_commands();
+            }
+            let began = Instant::now();
+            if settled.is_some_and(|settled| settled <= began) {
+                settled = None;
+                self.take_notices();
+            }
+            if began >= confirmed + REFRESH {
+                confirmed = began;
+                self.resolver.confirm();
+            }
+            if began >= tried + RETRY {
+                tried = began;
+                self.resolver.ask_unknown();
+            }
+            open = self.resolver.step();
+            let done = match self.resolver.is_urgent() {
+                true => None,
+                false => Some(self.done),
+            };
+            self.resolver.tell(done);
+            busy += began.elapsed();
+            if !open {
+                rested = Instant::now() + (busy * REST).min(MOST_REST);
+                busy = Duration::ZERO;
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do; whether that is a command.
+    fn sleep(
+        &self,
+        settled: &mut Option<Instant>,
+        rested: Instant,
+        confirmed: Instant,
+        tried: Instant,
+    ) -> bool {
+        let mut until = confirmed + REFRESH;
+        if !self.resolver.all_known() {
+            until = until.min(tried + RETRY);
+        }
+        until = until.min(settled.unwrap_or(until));
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, so that it is not too early when the time has come.
+        let left = left + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut events = vec![PollFd::new(self.signals.wake.as_fd(), PollFlags::POLLIN)];
+        if settled.is_none() {
+            events.push(PollFd::new(self.notices.as_fd(), PollFlags::POLLIN));
+        }
+        // Interrupted or not: what there is to do is found out below.
+        let _ = poll(&mut events, timeout);
+        let is_ready = |event: Option<&PollFd<'_>>| event.and_then(PollFd::any).unwrap_or(false);
+        if is_ready(events.get(1)) {
+            *settled = Some(rested.max(Instant::now() + SETTLING));
+        }
+        let woken = is_ready(events.first());
+        if woken {
+            let _ = self.signals.wake.read();
+        }
+        woken
+    }
+
+    fn take_commands(&mut self) {
+        while let Ok((asked, command)) = self.commands.try_recv() {
+            match command {
+                Command::Wanted(wanted, wish) => self.resolver.set_wanted(wanted, wish),
+                Command::Attached(interfaces) => self.resolver.set_attached(interfaces),
+                Command::Add(reals) => {
+                    for (number, address, ticket) in reals {
+                        self.resolver.add(number, address, ticket);
+                    }
+                }
+                Command::Remove(numbers) => {
+                    for number in numbers {
+                        self.resolver.remove(number);
+                    }
+                }
+                Command::Probes => self.resolver.ask_probed(),
+                Command::Look => self.resolver.ask_gateways(),
+            }
+            self.done = asked;
+        }
+    }
+
+    fn take_notices(&mut self) {
+        let mut touched = Touched::default();
+        for notice in self.notices.take() {
+            touched.note(notice, |neighbour| self.resolver.uses(neighbour));
+        }
+        if touched != Touched::default() {
+            self.resolver.touch(touched);
+        }
+    }
+}

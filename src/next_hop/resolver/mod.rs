@@ -1,0 +1,357 @@
+//! Which Ethernet address each next hop has: asks the kernel's tables, and puts the answers together. It
+//! keeps the answers, and asks again only for what notices touch. Without a board to tell it says what would
+//! be, and asks no neighbour.
+
+mod asks;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::NextHop;
+use super::board;
+use super::board::Board;
+use super::board::Findings;
+use super::board::Names;
+use super::board::News;
+use super::board::Ticket;
+use super::hop;
+use super::hop::Hop;
+use super::hop::Neighbour;
+use super::interfaces::Interfaces;
+use super::neighbours::Neighbours;
+use super::neighbours::User;
+use super::ports::Ports;
+use super::touched::Touched;
+use super::wanted::Wanted;
+use super::ways::Ways;
+use crate::rtnetlink::Requests;
+use crate::rtnetlink::Route;
+use crate::types::NextHops;
+
+/// Questions between two looks at commands.
+const QUESTIONS: usize = 32;
+
+#[derive(Clone, Copy, Debug)]
+struct Real {
+    address: IpAddr,
+    ticket: Ticket,
+}
+
+/// Questions that are open.
+#[derive(Debug, Default)]
+struct Pending {
+    /// The ways to reals that the owner waits for, and to others.
+    urgent: BTreeSet<u16>,
+    reals: BTreeSet<u16>,
+    gateways: [bool; 2],
+    /// Neighbours in the kernel's table; true: they are asked themselves, too.
+    neighbours: BTreeMap<Neighbour, bool>,
+    /// Reals of probes.
+    probed: BTreeSet<IpAddr>,
+}
+
+pub(super) struct Resolver {
+    requests: Requests,
+    wanted: Wanted,
+    wish: Ticket,
+    /// `None`: it only looks.
+    board: Option<Arc<Board>>,
+    ways: Ways,
+    interfaces: Interfaces,
+    reals: BTreeMap<u16, Real>,
+    by_address: BTreeMap<IpAddr, u16>,
+    /// The ways to reals, as far as they have been asked for.
+    routes: BTreeMap<u16, Option<Route>>,
+    hops: BTreeMap<u16, Hop>,
+    /// Of IPv4 and of IPv6.
+    gateways: [Hop; 2],
+    routers: [Option<Neighbour>; 2],
+    neighbours: Neighbours,
+    ports: Ports,
+    /// Ports of interfaces that are gone, while hops may refer to them.
+    left_ports: Vec<u16>,
+    pending: Pending,
+    /// Hops that have changed since they were told.
+    changed: BTreeSet<u16>,
+    names_changed: bool,
+}
+
+impl Resolver {
+    pub(super) fn new(requests: Requests, wanted: Wanted, board: Option<Arc<Board>>) -> Self {
+        Self {
+            requests,
+            wanted,
+            wish: 0,
+            board,
+            ways: Ways::new(wanted.mode == NextHops::Redirect),
+            interfaces: Interfaces::default(),
+            reals: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            hops: BTreeMap::new(),
+            gateways: [Hop::default(); 2],
+            routers: [None; 2],
+            neighbours: Neighbours::default(),
+            ports: Ports::default(),
+            left_ports: Vec::new(),
+            pending: Pending::default(),
+            changed: BTreeSet::new(),
+            names_changed: false,
+        }
+    }
+
+    pub(super) fn into_requests(self) -> Requests {
+        self.requests
+    }
+
+    pub(super) fn set_wanted(&mut self, wanted: Wanted, wish: Ticket) {
+        self.gateways = hop::gateways_from(&self.wanted, &wanted, self.gateways);
+        (self.wanted, self.wish) = (wanted, wish);
+        self.ask_gateways();
+        for number in self.reals.keys().copied().collect::<Vec<_>>() {
+            self.update_real(number);
+            self.changed.insert(number);
+        }
+    }
+
+    pub(super) fn set_attached(&mut self, attached: Vec<u32>) {
+        if self.ways.attach(attached, &self.interfaces) {
+            self.names_changed = true;
+            self.all_ways();
+            self.pending.urgent = std::mem::take(&mut self.pending.reals);
+            self.ask_gateways();
+        }
+    }
+
+    /// The path of probes needs the ways to its reals.
+    pub(super) fn ask_probed(&mut self) {
+        let probes = self.board.as_ref().and_then(|board| board.probe_cells());
+        let probed = probes.iter().flat_map(|probes| probes.probed());
+        self.pending.probed.extend(probed);
+    }
+
+    /// Nothing is known of a new real.
+    pub(super) fn add(&mut self, number: u16, address: IpAddr, ticket: Ticket) {
+        self.remove(number);
+        self.reals.insert(number, Real { address, ticket });
+        self.by_address.insert(address, number);
+        match self.wanted.mode {
+            // It may be the first behind a router.
+            NextHops::Gateway => self.pending.gateways[usize::from(address.is_ipv6())] = true,
+            _ => {
+                self.pending.urgent.insert(number);
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, number: u16) {
+        let Some(real) = self.reals.remove(&number) else {
+            return;
+        };
+        if self.by_address.get(&real.address) == Some(&number) {
+            self.by_address.remove(&real.address);
+        }
+        // The gateway may have been this one's.
+        if self.routes.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway {
+            self.pending.gateways[usize::from(real.address.is_ipv6())] = true;
+        }
+        self.hops.remove(&number);
+        self.changed.remove(&number);
+        self.neighbours.assign(User::Real(number), None);
+    }
+
+    /// Looks at the gateways now.
+    pub(super) fn ask_gateways(&mut self) {
+        for v6 in [false, true] {
+            self.ask_gateway(v6);
+            if let Some(router) = self.routers[usize::from(v6)] {
+                self.ask_neighbour(router, false);
+            }
+        }
+    }
+
+    pub(super) fn uses(&self, neighbour: &Neighbour) -> bool {
+        self.neighbours.contains(neighbour)
+    }
+
+    /// What notices have touched is asked for again.
+    pub(super) fn touch(&mut self, touched: Touched) {
+        if touched.everything {
+            self.look_at_everything();
+        }
+        for index in &touched.links {
+            self.ask_link(*index);
+        }
+        for neighbour in &touched.neighbours {
+            self.pending.neighbours.entry(*neighbour).or_default();
+        }
+        for v6 in [false, true] {
+            // The default route may be the gateway's.
+            self.pending.gateways[usize::from(v6)] |= touched.families[usize::from(v6)];
+        }
+        let ranges = touched.ranges();
+        let probes = self.board.as_ref().filter(|_| !ranges.is_empty());
+        let probes = probes.and_then(|board| board.probe_cells());
+        let probed: BTreeSet<_> = probes.iter().flat_map(|probes| probes.probed()).collect();
+        for range in ranges {
+            let reals: Vec<_> = self.by_address.range(range.clone()).collect();
+            let reals: Vec<_> = reals.into_iter().map(|(_, number)| *number).collect();
+            self.ways_of(&reals);
+            self.pending.probed.extend(probed.range(range));
+        }
+    }
+
+    /// Asks for everything again.
+    pub(super) fn look_at_everything(&mut self) {
+        match self.requests.interfaces() {
+            Ok(all) => self.interfaces.replace(all),
+            Err(error) => log::warn!("cannot ask for the interfaces: {error}"),
+        }
+        let rules = self.requests.has_rules_by_interface();
+        // If that cannot be told, the longer question is asked.
+        self.ways.set_rules(rules.unwrap_or(true));
+        self.ways.renew(&self.interfaces);
+        self.names_changed = true;
+        for (index, _) in self.ports.list() {
+            self.renew_port(index);
+        }
+        self.all_ways();
+        for neighbour in self.neighbours.all() {
+            self.pending.neighbours.entry(neighbour).or_default();
+        }
+        self.ask_probed();
+    }
+
+    /// Everything, and all neighbours are asked to confirm what the kernel knows.
+    pub(super) fn confirm(&mut self) {
+        self.look_at_everything();
+        let all = self.neighbours.all();
+        self.pending
+            .neighbours
+            .extend(all.map(|neighbour| (neighbour, true)));
+    }
+
+    /// Asks once more who has not answered.
+    pub(super) fn ask_unknown(&mut self) {
+        let unknown = self.neighbours.unknown();
+        let unknown = unknown.map(|neighbour| (neighbour, true));
+        self.pending.neighbours.extend(unknown);
+    }
+
+    /// Whether nobody is left who could still answer.
+    pub(super) fn all_known(&self) -> bool {
+        self.neighbours.unknown().next().is_none()
+    }
+
+    /// Whether the owner waits for an answer to an open question.
+    pub(super) fn is_urgent(&self) -> bool {
+        !self.pending.urgent.is_empty() || self.pending.gateways.contains(&true)
+    }
+
+    /// Asks some of the open questions, the urgent ones first; false if none was left.
+    pub(super) fn step(&mut self) -> bool {
+        for _ in 0..QUESTIONS {
+            let pending = &mut self.pending;
+            if let Some(number) = pending.urgent.pop_first() {
+                self.ask_real(number);
+            } else if let Some(v6) = pending.gateways.iter().position(|open| *open) {
+                pending.gateways[v6] = false;
+                self.ask_gateway(v6 == 1);
+            } else if let Some((neighbour, solicit)) = pending.neighbours.pop_first() {
+                self.ask_neighbour(neighbour, solicit);
+            } else if let Some(number) = pending.reals.pop_first() {
+                self.ask_real(number);
+            } else if let Some(real) = pending.probed.pop_first() {
+                self.ask_probe_way(real);
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The ways to all reals are to be asked for.
+    fn all_ways(&mut self) {
+        let all: Vec<_> = self.reals.keys().copied().collect();
+        self.ways_of(&all);
+        self.pending.gateways = [true; 2];
+    }
+
+    /// The ways to these are to be asked for. Gateways need those of some reals only.
+    fn ways_of(&mut self, numbers: &[u16]) {
+        if self.wanted.mode != NextHops::Gateway {
+            self.pending.reals.extend(numbers);
+            return;
+        }
+        for number in numbers {
+            if self.routes.remove(number).is_some()
+                && let Some(real) = self.reals.get(number)
+            {
+                self.pending.gateways[usize::from(real.address.is_ipv6())] = true;
+            }
+        }
+    }
+
+    /// Tells what has changed, and up to which command all are done, if the last one is.
+    pub(super) fn tell(&mut self, done: Option<u64>) {
+        let Some(board) = self.board.clone() else {
+            return;
+        };
+        let changed = std::mem::take(&mut self.changed);
+        let changed = changed.into_iter().filter_map(|number| {
+            let ticket = self.reals.get(&number)?.ticket;
+            Some((number, ticket, *self.hops.get(&number)?))
+        });
+        board.tell(Findings {
+            reals: changed.collect(),
+            gateways: &self.gateways,
+            wish: self.wish,
+            names: std::mem::take(&mut self.names_changed).then(|| self.names()),
+            news: self.news(),
+            done,
+        });
+        if self.pending.reals.is_empty() && self.pending.urgent.is_empty() {
+            // No hop leads there any more.
+            self.ports.give_back(self.left_ports.drain(..));
+        }
+    }
+
+    fn names(&self) -> Names {
+        let all = self.interfaces.all().map(|(index, interface)| {
+            let attached = self.ways.reach(&self.interfaces, index);
+            (index, (interface.name.clone(), attached))
+        });
+        all.collect()
+    }
+
+    fn news(&self) -> News {
+        let missing = hop::missing(&self.wanted, &self.gateways);
+        let has_reals = |v6: bool| match v6 {
+            false => self.by_address.first_key_value(),
+            true => self.by_address.last_key_value(),
+        };
+        let waits = |v6: bool| {
+            let hop = &self.gateways[usize::from(v6)];
+            has_reals(v6).is_some_and(|(real, _)| real.is_ipv6() == v6)
+                && self.wanted.fixed(v6).is_none()
+                && hop.is_open()
+                && hop.found().is_none()
+        };
+        let waiting = self.wanted.finds_gateway() && (waits(false) || waits(true));
+        News {
+            waiting: waiting || missing.is_some(),
+            missing,
+        }
+    }
+
+    /// What is known now.
+    pub(super) fn list(&self) -> Vec<NextHop> {
+        let reals = self.reals.iter().map(|(number, real)| {
+            let hop = self.hops.get(number).copied().unwrap_or_default();
+            (real.address, hop)
+        });
+        board::list(&self.wanted, &self.gateways, reals, &self.names())
+    }
+}

@@ -1,0 +1,262 @@
+//! The kernel's notices of changes, by rtnetlink(7). A notice tells which entry has changed; what it says
+//! now is asked for, so that old notices in a long queue do no harm.
+
+use std::io;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::NeighbourAddress;
+use netlink_packet_route::neighbour::NeighbourAttribute;
+use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::route::RouteAddress;
+use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::RouteFlags;
+use netlink_packet_route::route::RouteMessage;
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::libc;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
+
+use super::requests::MESSAGE_BYTES;
+
+/// Room for some thousand notices; without the right to it, the kernel's default.
+const QUEUE_BYTES: usize = 4 << 20;
+
+/// Datagrams that are taken at a time, so that a flood of them keeps nobody from other work.
+const MOST_TAKEN: usize = 1024;
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// A route to this prefix has come, gone, or is another one, in whatever table.
+    Route { prefix: IpAddr, length: u8 },
+    /// An entry of the neighbour table.
+    Neighbour { interface: u32, address: IpAddr },
+    /// An interface.
+    Link { index: u32 },
+    /// An address of this host is gone. The kernel does not tell of the IPv4 routes that go with it.
+    AddressGone { v6: bool },
+    /// Anything: rules, next-hop objects, what is not understood; or notices were lost.
+    Anything,
+}
+
+/// A socket that hears of changes. It belongs to the network namespace of the thread that made it.
+pub(crate) struct Notices(Socket);
+
+impl Notices {
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        // A smaller queue is lost sooner, and then everything is asked for once.
+        let _ = setsockopt(&socket, RcvBufForce, &QUEUE_BYTES);
+        for group in [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_ROUTE,
+            libc::RTNLGRP_IPV4_RULE,
+            libc::RTNLGRP_IPV6_RULE,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV6_IFADDR,
+        ] {
+            socket.add_membership(group)?;
+        }
+        // Kernels without next-hop objects have no such group.
+        let _ = socket.add_membership(libc::RTNLGRP_NEXTHOP);
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Takes the notices that are there, or many of them; there may be some twice.
+    pub(crate) fn take(&self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let mut buffer = Vec::with_capacity(MESSAGE_BYTES);
+        for _ in 0..MOST_TAKEN {
+            buffer.clear();
+            match self.0.recv(&mut buffer, 0) {
+                Ok(_) => parse(&buffer, &mut notices),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    notices.push(Notice::Anything);
+                }
+                Err(_) => break,
+            }
+        }
+        notices
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The notices in a datagram.
+fn parse(datagram: &[u8], notices: &mut Vec<Notice>) {
+    let mut rest = datagram;
+    while let Some((length, _)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_ne_bytes(*length) as usize;
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+        notices.extend(match message.map(|message| message.payload) {
+            Ok(NetlinkPayload::InnerMessage(message)) => notice_of(&message),
+            _ => Some(Notice::Anything),
+        });
+        rest = rest
+            .get(length.next_multiple_of(4).max(4)..)
+            .unwrap_or_default();
+    }
+}
+
+/// `None`: it concerns nobody.
+fn notice_of(message: &RouteNetlinkMessage) -> Option<Notice> {
+    use RouteNetlinkMessage as Message;
+
+    match message {
+        Message::NewRoute(route) | Message::DelRoute(route) => of_route(route),
+        Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
+            of_neighbour(neighbour)
+        }
+        // Also those of a bridge, which tell that a port of it is gone and not the interface.
+        Message::NewLink(link) | Message::DelLink(link) => Some(Notice::Link {
+            index: link.header.index,
+        }),
+        // The routes that come with it have notices of their own.
+        Message::NewAddress(_) => None,
+        Message::DelAddress(address) => Some(Notice::AddressGone {
+            v6: address.header.family == AddressFamily::Inet6,
+        }),
+        _ => Some(Notice::Anything),
+    }
+}
+
+fn of_route(route: &RouteMessage) -> Option<Notice> {
+    if route.header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let destination = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
+            _ => None,
+        });
+    let any: IpAddr = match route.header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        // MPLS, multicast.
+        _ => return None,
+    };
+    Some(Notice::Route {
+        prefix: destination.unwrap_or(any),
+        length: route.header.destination_prefix_length,
+    })
+}
+
+fn of_neighbour(neighbour: &NeighbourMessage) -> Option<Notice> {
+    let mut attributes = neighbour.attributes.iter();
+    let address = attributes.find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
+        // What a bridge has learnt.
+        _ => None,
+    });
+    Some(Notice::Neighbour {
+        interface: neighbour.header.ifindex,
+        address: address?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message as the kernel sends it: header, body.
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn told(datagram: &[u8]) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        parse(datagram, &mut notices);
+        notices
+    }
+
+    #[test]
+    fn a_datagram_tells_what_has_changed() {
+        // RTM_NEWROUTE 198.51.100.0/24 dev 3, table main; RTM_DELROUTE ::/0; RTM_NEWNEIGH; RTM_NEWLINK;
+        // RTM_DELADDR; RTM_NEWRULE; RTM_NEWNEXTHOP, which the parser does not know.
+        let route = [
+            &[2, 24, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..],
+            &attribute(1, &[198, 51, 100, 0]),
+            &attribute(4, &3u32.to_ne_bytes()),
+        ]
+        .concat();
+        let default = [10, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
+        let cloned = [2, 32, 0, 0, 254, 0, 0, 1, 0, 2, 0, 0];
+        let neighbour = [
+            &[2, 0, 0, 0][..],
+            &7u32.to_ne_bytes(),
+            &[2, 0, 0, 1],
+            &attribute(1, &[192, 0, 2, 9]),
+        ]
+        .concat();
+        let link = [&[0, 0, 1, 0][..], &9u32.to_ne_bytes(), &[0; 8]].concat();
+        let address = [&[2, 24, 0, 0][..], &9u32.to_ne_bytes()].concat();
+        let datagram = [
+            message(24, &route),
+            message(25, &default),
+            message(24, &cloned),
+            message(28, &neighbour),
+            message(16, &link),
+            message(20, &address),
+            message(21, &address),
+            message(32, &[2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0]),
+            message(104, &[0; 8]),
+        ]
+        .concat();
+        let expected = [
+            Notice::Route {
+                prefix: "198.51.100.0".parse().unwrap(),
+                length: 24,
+            },
+            Notice::Route {
+                prefix: "::".parse().unwrap(),
+                length: 0,
+            },
+            Notice::Neighbour {
+                interface: 7,
+                address: "192.0.2.9".parse().unwrap(),
+            },
+            Notice::Link { index: 9 },
+            Notice::AddressGone { v6: false },
+            Notice::Anything,
+            Notice::Anything,
+        ];
+        assert_eq!(told(&datagram), expected);
+        // What is cut off or no message at all tells of anything, and ends.
+        assert_eq!(told(&datagram[..30]), [Notice::Anything]);
+        assert_eq!(told(&[0; 8]), [Notice::Anything; 2]);
+        assert_eq!(told(&[]), []);
+    }
+}
