@@ -114,7 +114,7 @@ impl DecapBuilder {
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can
+    /// [`Error::InvalidAddress`] for a destination that no packet can
     /// have; [`Error::KernelTooOld`](crate::Error::KernelTooOld),
     /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
     /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier)

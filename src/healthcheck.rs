@@ -388,9 +388,10 @@ impl HealthChecks {
 
     pub(crate) fn register(&mut self, kernel: &KernelCalls, vip: Vip) -> Result<()> {
         self.limits.check("probes", self.keys.len() + 1)?;
-        let Some(number) = self.free.first().copied() else {
-            return Ok(());
-        };
+        let number = self.free.first().copied().ok_or(Error::Exhausted {
+            what: "probes (max_vips)",
+            limit: self.limits.vips as u64,
+        })?;
         let cleared = self.key_counters.clear(number);
         kernel.check("clear the counter of", "probe_counters", cleared)?;
         let written = self.key_map.update(&vip_key(&vip), &number);
@@ -400,13 +401,22 @@ impl HealthChecks {
         Ok(())
     }
 
-    pub(crate) fn unregister(&mut self, kernel: &KernelCalls, vip: Vip) -> Result<()> {
+    /// Returns the number, which packets may still count under: it is to be
+    /// [taken back](Self::take_back) when none does.
+    pub(crate) fn unregister(&mut self, kernel: &KernelCalls, vip: Vip) -> Result<Option<u32>> {
         let removed = self.key_map.delete(&vip_key(&vip));
         kernel.check("remove a probe from", "probe_keys", removed)?;
-        if let Some(number) = self.keys.remove(&vip) {
-            self.free.insert(number);
-        }
-        Ok(())
+        Ok(self.keys.remove(&vip))
+    }
+
+    /// The number of a probe that is no more can be another's.
+    pub(crate) fn take_back(&mut self, number: u32) {
+        self.free.insert(number);
+    }
+
+    /// Whether there is a number for one more probe at once.
+    pub(crate) fn has_free_number(&self) -> bool {
+        !self.free.is_empty()
     }
 
     /// The maps, by their names.

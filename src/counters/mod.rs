@@ -128,6 +128,10 @@ pub struct LibraryCounters {
     pub failed_kernel_calls: u64,
     /// Addresses that were refused since load.
     pub rejected_addresses: u64,
+    /// Callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added) and
+    /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load, and are not
+    /// called again.
+    pub panicked_callbacks: u64,
     /// For how many grace periods calls have waited since load because the kernel put maps into
     /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
     /// each, 256 maps at a time; later releases wait at most as often.
@@ -372,6 +376,13 @@ impl Counters {
                 "Addresses that the library refused.",
                 "library.rejected_addresses",
                 self.library.rejected_addresses,
+            ),
+            single(
+                "panicked_callbacks",
+                "callbacks",
+                "Callbacks of the library that have panicked and are not called again.",
+                "library.panicked_callbacks",
+                self.library.panicked_callbacks,
             ),
             single(
                 "waits_for_packets",

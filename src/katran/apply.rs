@@ -17,8 +17,8 @@ use crate::document::State;
 use crate::error::Result;
 use crate::table::Limits;
 use crate::table::NameChange;
+use crate::table::Room;
 use crate::table::Step;
-use crate::table::plan;
 use crate::types::VipFlags;
 
 impl Katran {
@@ -32,13 +32,12 @@ impl Katran {
     /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
-    /// checked, and room made for all rings, before the first change; if the kernel then refuses
+    /// checked, and room made for all rings, before the first change. If the kernel then refuses
     /// one, those made are undone, as far as the kernel lets them be (what cannot be is logged; a
     /// VIP that had been removed comes back with its counters at zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
-        let planned = self.note(plan(&before, wanted, self.limits()))?;
-        self.note(self.table.rehearse(&planned.steps))?;
+        let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
         self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
@@ -57,7 +56,7 @@ impl Katran {
         }
         drop(held);
         self.free_rings();
-        self.tell(news);
+        self.tell(news.net());
         taken.map(|()| planned.changes)
     }
 
@@ -85,13 +84,13 @@ impl Katran {
                     features = *wanted;
                 }
                 Step::ServerIds(NameChange { remove, add, .. }) => {
-                    self.server_ids.admit(&mut ids, remove, add)?;
+                    self.server_ids.count(&mut ids, remove, add)?;
                 }
                 Step::SourceRoutes(NameChange { remove, add, .. }) => {
                     if !features.contains(Features::SOURCE_ROUTING) {
                         return Err(Self::no_source_routing());
                     }
-                    self.source_routes.admit(&mut routes, remove, add)?;
+                    self.source_routes.count(&mut routes, remove, add)?;
                 }
                 Step::SetDecap(address, _) => {
                     if !features.contains(Features::INLINE_DECAP) {
@@ -104,7 +103,9 @@ impl Katran {
                 _ => {}
             }
         }
-        Ok(())
+        // On the way there may be more, up to twice as many: what takes the place of another comes first.
+        self.server_ids.fits(ids)?;
+        self.source_routes.fits(routes)
     }
 
     /// Makes room for all new rings at once: the kernel takes a grace period each time.
@@ -183,9 +184,11 @@ impl Katran {
                 health,
             } => return self.change_reals(*vip, changes, health),
             Step::SetRealFlags(address, flags) => return self.change_real_flags(*address, *flags),
-            Step::ServerIds(change) => return self.change_server_ids(&change.remove, &change.add),
+            Step::ServerIds(change) => {
+                return self.change_server_ids(&change.remove, &change.add, Room::Passing);
+            }
             Step::SourceRoutes(change) => {
-                return self.change_source_routes(&change.remove, &change.add);
+                return self.change_source_routes(&change.remove, &change.add, Room::Passing);
             }
             Step::SetFeatures(features) => self.reload(*features),
             Step::SetGateway(gateway) => self.set_gateway(*gateway),
@@ -225,7 +228,7 @@ impl Katran {
         {
             log::error!("cannot undo a change of a state that was applied in part: {error}");
         }
-        let back = match plan(&self.state(), before, self.limits()) {
+        let back = match self.table.way(&self.state(), before, self.limits()) {
             Ok(back) => back,
             Err(error) => {
                 log::error!("cannot undo a state that was applied in part: {error}");

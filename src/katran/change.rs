@@ -8,6 +8,7 @@
 //! 4. [`News`]: what packets may still hold (rings, numbers, programs) waits for a grace period.
 //! 5. [`Katran::tell`] runs the callbacks, when nothing is left to do.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Katran;
@@ -47,6 +48,8 @@ pub(super) struct Switched {
 pub(super) struct Left {
     pub(super) ring: Option<RingSlot>,
     pub(super) programs: Vec<Programs>,
+    /// The number of a probe.
+    pub(super) probe: Option<u32>,
 }
 
 /// Reals that have come and gone, for the callbacks.
@@ -112,9 +115,14 @@ impl Prepared {
                 with,
             }),
             Err(error) => {
-                let added = self.added().iter();
-                let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
-                katran.withdraw_reals(&added);
+                if let Some(paper) = self.paper.filter(|paper| !paper.added.is_empty()) {
+                    let added = paper.added.iter();
+                    let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
+                    katran.withdraw_reals(&added);
+                    // Packets may have met these numbers.
+                    katran.table.abandon(paper);
+                    katran.let_go(None, true, None);
+                }
                 Err(error)
             }
         }
@@ -182,8 +190,12 @@ impl Switched {
     /// Hands over to the moments what packets may still hold. If the next change could not be made at
     /// once, this one waits, and not that.
     pub(super) fn retire(self, katran: &mut Katran) -> News {
-        let Left { ring, programs } = self.left;
-        katran.let_go(ring, self.gives_back);
+        let Left {
+            ring,
+            programs,
+            probe,
+        } = self.left;
+        katran.let_go(ring, self.gives_back, probe);
         if !programs.is_empty() {
             katran.outlast(programs);
         }
@@ -204,6 +216,13 @@ impl Left {
         }
     }
 
+    pub(super) fn probe(probe: Option<u32>) -> Self {
+        Self {
+            probe,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn ring(ring: Option<RingSlot>) -> Self {
         Self {
             ring,
@@ -217,6 +236,35 @@ impl News {
     pub(super) fn add(&mut self, later: Self) {
         self.reals.extend(later.reals);
     }
+
+    /// Without what has come and gone again, or gone and come back as it was.
+    pub(super) fn net(mut self) -> Self {
+        let mut sums = HashMap::new();
+        for real in &self.reals {
+            let (key, sum) = real.sum();
+            *sums.entry(key).or_insert(0) += sum;
+        }
+        self.reals.retain(|real| {
+            let (key, sum) = real.sum();
+            let left = sums.entry(key).or_insert(0);
+            let told = left.signum() == sum;
+            if told {
+                *left -= sum;
+            }
+            told
+        });
+        self
+    }
+}
+
+impl RealNews {
+    /// Which real, and how many more there are of it.
+    fn sum(&self) -> ((IpAddr, RealNumber), i32) {
+        match *self {
+            Self::Added(address, number) => ((address, number), 1),
+            Self::Removed(address, number) => ((address, number), -1),
+        }
+    }
 }
 
 impl Katran {
@@ -229,5 +277,33 @@ impl Katran {
     ) -> Result<T> {
         let Written { with, .. } = Prepared::plain().write(self, store)?;
         Ok(with)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_and_goes_is_no_news() {
+        let of = |octet: u8| {
+            (
+                IpAddr::from([198, 51, 100, octet]),
+                RealNumber(octet.into()),
+            )
+        };
+        let added = |octet| RealNews::Added(of(octet).0, of(octet).1);
+        let removed = |octet| RealNews::Removed(of(octet).0, of(octet).1);
+        let net = |reals: &[RealNews]| {
+            let reals = reals.to_vec();
+            News { reals }.net().reals
+        };
+        assert_eq!(net(&[added(1), added(2), removed(1)]), [added(2)]);
+        assert_eq!(net(&[removed(1), added(2), added(1)]), [added(2)]);
+        assert_eq!(net(&[removed(1), added(1), removed(1)]), [removed(1)]);
+        // With another number it is another real.
+        let again = RealNews::Added(of(1).0, RealNumber(9));
+        assert_eq!(net(&[removed(1), again]), [removed(1), again]);
+        assert_eq!(net(&[]), []);
     }
 }

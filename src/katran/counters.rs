@@ -288,6 +288,7 @@ impl Katran {
         Ok(LibraryCounters {
             failed_kernel_calls: self.kernel.failed(),
             rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
+            panicked_callbacks: self.callbacks.panicked,
             waits_for_packets: self.maps.waits(),
             maps: [
                 use_of("vips", max_vips, exact),

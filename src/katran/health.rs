@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::Katran;
+use super::change::Left;
+use super::change::Prepared;
 use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
 use crate::document::ProbeMatchState;
@@ -123,12 +125,16 @@ impl Katran {
     pub fn register_probe(&mut self, vip: Vip) -> Result<()> {
         check_probe(vip)?;
         self.change_at_once(|katran| {
-            let (checks, kernel) = katran.health()?;
+            let (checks, _) = katran.health()?;
             if checks.has_key(&vip) {
                 return Err(Error::AlreadyExists {
                     what: format!("the probe {vip}"),
                 });
             }
+            if !checks.has_free_number() {
+                katran.settle()?;
+            }
+            let (checks, kernel) = katran.health()?;
             checks.register(kernel, vip)
         })
     }
@@ -139,12 +145,17 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
     pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
-        self.change_at_once(|katran| match &mut katran.healthchecks {
+        self.collect();
+        let written = Prepared::plain().write(self, |katran| match &mut katran.healthchecks {
             Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip),
             _ => Err(Error::NotFound {
                 what: format!("the probe {vip}"),
             }),
-        })
+        })?;
+        let switched = written.switch(self, |_, probe| Left::probe(probe));
+        let news = switched.retire(self);
+        self.tell(news);
+        Ok(())
     }
 
     /// What probes are counted for, ascending.

@@ -114,6 +114,8 @@ pub struct Katran {
     rings: Vec<Option<RingSlot>>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
     given_back: VecDeque<(Moment, GivenBack)>,
+    /// The same of probes.
+    probes_given_back: VecDeque<(Moment, u32)>,
     /// Reals that are gone, by their numbers: packets may read their hops until a moment has passed.
     left_hops: VecDeque<(Moment, Vec<u16>)>,
     /// When the outer sources were set last: packets may read what was set before until it has passed.
@@ -164,6 +166,7 @@ impl Katran {
             kinds: VipKinds::default(),
             rings: vec![None; config.max_vips.into()],
             given_back: VecDeque::new(),
+            probes_given_back: VecDeque::new(),
             left_hops: VecDeque::new(),
             sources_set: Moment::default(),
             attachments: Attachments::default(),
@@ -250,10 +253,10 @@ impl Katran {
         Some(table.as_fd())
     }
 
-    /// Lets go of what packets have just been turned away from: a ring, or numbers that the table
-    /// has given back.
-    fn let_go(&mut self, ring: Option<RingSlot>, numbers: bool) {
-        if ring.is_none() && !numbers {
+    /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
+    /// given back, or the number of a probe.
+    fn let_go(&mut self, ring: Option<RingSlot>, numbers: bool, probe: Option<u32>) {
+        if ring.is_none() && !numbers && probe.is_none() {
             return;
         }
         let moment = self.maps.rings.retire(ring);
@@ -261,6 +264,8 @@ impl Katran {
             let given_back = self.table.given_back();
             self.given_back.push_back((moment, given_back));
         }
+        let probe = probe.map(|number| (moment, number));
+        self.probes_given_back.extend(probe);
     }
 
     /// Ends a change that is in force: if the next one could not be at once, it waits now and not
@@ -280,6 +285,14 @@ impl Katran {
         {
             self.table.settle(*given_back);
             self.given_back.pop_front();
+        }
+        while let Some((moment, number)) = self.probes_given_back.front()
+            && *moment <= passed
+        {
+            if let Some(checks) = &mut self.healthchecks {
+                checks.take_back(*number);
+            }
+            self.probes_given_back.pop_front();
         }
         self.clear_left_hops(passed);
         passed

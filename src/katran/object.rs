@@ -265,9 +265,12 @@ pub(super) fn size_feature_maps(
         Features::INTROSPECTION,
     );
     let cpus = fixed.possible_cpus;
+    // Twice the limit: routes that take the places of others come before those go. Tries take memory
+    // only for what is in them; and before Linux 6.13 a full one refuses even to change a route.
+    let tries = 2 * config.max_source_routes;
     let sizes: [(&mut OpenMapMut<'_>, Features, u32); 6] = [
-        (&mut maps.source_routes_v4, routes, config.max_source_routes),
-        (&mut maps.source_routes_v6, routes, config.max_source_routes),
+        (&mut maps.source_routes_v4, routes, tries),
+        (&mut maps.source_routes_v6, routes, tries),
         (&mut maps.global_flows, global, cpus),
         (&mut maps.global_fallback, global, FALLBACK_FLOWS),
         (&mut maps.decap_destinations, decap, config.max_decap),

@@ -9,6 +9,7 @@ use super::change::News;
 use super::change::Prepared;
 use crate::error::Result;
 use crate::maps::real_id;
+use crate::table::Room;
 use crate::types::ServerId;
 
 impl Katran {
@@ -27,7 +28,7 @@ impl Katran {
     #[doc(alias = "modifyQuicRealsMapping")]
     pub fn add_server_ids(&mut self, ids: &[ServerId]) -> Result<()> {
         let ids: Vec<_> = ids.iter().map(|id| (id.id(), id.real())).collect();
-        let news = self.change_server_ids(&[], &ids)?;
+        let news = self.change_server_ids(&[], &ids, Room::Limited)?;
         self.tell(news);
         Ok(())
     }
@@ -38,9 +39,10 @@ impl Katran {
         &mut self,
         remove: &[u32],
         add: &[(u32, IpAddr)],
+        room: Room,
     ) -> Result<News> {
         self.collect();
-        let deltas = self.note(self.server_ids.stage(remove, add, &self.table))?;
+        let deltas = self.note(self.server_ids.stage(remove, add, room, &self.table))?;
         let staged = self.table.stage_references(&deltas)?;
         let named = self.named(&staged, add);
         let written = Prepared::new(staged).write_in_sight(self, |katran| {
@@ -70,7 +72,7 @@ impl Katran {
     /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
     /// batch.
     pub fn remove_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let news = self.change_server_ids(ids, &[])?;
+        let news = self.change_server_ids(ids, &[], Room::Limited)?;
         self.tell(news);
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::names::Named;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::SourceRouteMaps;
+use crate::table::Room;
 use crate::types::Prefix;
 use crate::types::SourceRoute;
 
@@ -33,7 +34,7 @@ impl Katran {
     pub fn add_source_routes(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
         let real = real.to_canonical();
         let routes: Vec<_> = prefixes.iter().map(|prefix| (*prefix, real)).collect();
-        let news = self.change_source_routes(&[], &routes)?;
+        let news = self.change_source_routes(&[], &routes, Room::Limited)?;
         self.tell(news);
         Ok(())
     }
@@ -47,7 +48,7 @@ impl Katran {
     /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
     pub fn remove_source_routes(&mut self, prefixes: &[Prefix]) -> Result<()> {
-        let news = self.change_source_routes(prefixes, &[])?;
+        let news = self.change_source_routes(prefixes, &[], Room::Limited)?;
         self.tell(news);
         Ok(())
     }
@@ -91,10 +92,11 @@ impl Katran {
         &mut self,
         remove: &[Prefix],
         add: &[(Prefix, IpAddr)],
+        room: Room,
     ) -> Result<News> {
         self.collect();
         self.source_route_maps()?;
-        let deltas = self.note(self.source_routes.stage(remove, add, &self.table))?;
+        let deltas = self.note(self.source_routes.stage(remove, add, room, &self.table))?;
         let staged = self.table.stage_references(&deltas)?;
         let named = self.named(&staged, add);
         let written = Prepared::new(staged)

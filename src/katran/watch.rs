@@ -1,9 +1,13 @@
 //! Watching: who tells the host application of reals that come and go, and which VIP's new flows
 //! are counted per real.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::net::IpAddr;
+use std::panic;
+use std::panic::AssertUnwindSafe;
 
 use super::Katran;
 use super::change::News;
@@ -23,6 +27,8 @@ type Callback = Box<dyn FnMut(IpAddr, RealNumber) + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Callbacks {
     last: u64,
+    /// How many have panicked.
+    pub(super) panicked: u64,
     added: BTreeMap<CallbackId, Callback>,
     removed: BTreeMap<CallbackId, Callback>,
 }
@@ -32,6 +38,35 @@ impl Callbacks {
         self.last += 1;
         CallbackId(self.last)
     }
+
+    /// Calls those that this concerns. One that panics is in no known state, so it is not called again.
+    fn run(&mut self, news: RealNews) {
+        let (callbacks, address, number) = match news {
+            RealNews::Added(address, number) => (&mut self.added, address, number),
+            RealNews::Removed(address, number) => (&mut self.removed, address, number),
+        };
+        let mut panicked = Vec::new();
+        for (id, callback) in callbacks.iter_mut() {
+            let called = panic::catch_unwind(AssertUnwindSafe(|| callback(address, number)));
+            if let Err(panic) = called {
+                forget(panic);
+                panicked.push(*id);
+            }
+        }
+        for id in panicked {
+            self.panicked += 1;
+            log::error!("a callback has panicked, told of {address}, and is not called again");
+            let callback = callbacks.remove(&id);
+            // What it owns may panic, too.
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(callback)));
+            dropped.unwrap_or_else(forget);
+        }
+    }
+}
+
+/// What a panic has left may itself panic when it is dropped.
+fn forget(panic: Box<dyn Any + Send>) {
+    mem::forget(panic);
 }
 
 impl fmt::Debug for Callbacks {
@@ -54,7 +89,11 @@ impl Katran {
     /// Calls `callback` with address and number of each real that something names for the first
     /// time, after it is in force.
     ///
-    /// It runs within the call that adds the real, on that call's thread.
+    /// It runs at the end of the call that adds the real, on that call's thread, when the change is made;
+    /// those of an [`apply`](Self::apply) run when all of it is, and of one that was undone none does. If
+    /// it panics, that is logged and counted in
+    /// [`LibraryCounters::panicked_callbacks`](crate::stats::LibraryCounters::panicked_callbacks), the call
+    /// succeeds, and the callback is removed.
     #[doc(alias = "setRealsIdCallback")]
     pub fn on_real_added(
         &mut self,
@@ -68,7 +107,7 @@ impl Katran {
     /// Calls `callback` with address and number of each real that nothing names any more, after
     /// it is out of force. Its number may be given to another address later.
     ///
-    /// It runs within the call that removes the real, on that call's thread.
+    /// It runs when and as one of [`on_real_added`](Self::on_real_added) does.
     pub fn on_real_removed(
         &mut self,
         callback: impl FnMut(IpAddr, RealNumber) + Send + Sync + 'static,
@@ -84,16 +123,15 @@ impl Katran {
     }
 
     /// Counts, from zero, how many new flows of this VIP each real gets, in
-    /// [`RealCounters::misses`](super::RealCounters::misses). Only one VIP is watched at a time;
+    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a time;
     /// this ends the watch of another.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel). The watch
+    /// before goes on then.
     #[doc(alias = "setVipLruMissStats")]
     pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
         let number = self.entry(vip)?.number;
-        self.maps.live.set_watched_vip(None);
-        self.watch = None;
         // Those of a number that is given out later begin anew.
         let mut numbers: Vec<u32> = self
             .table
@@ -143,15 +181,7 @@ impl Katran {
     /// The last phase of a change: runs the callbacks.
     pub(super) fn tell(&mut self, news: News) {
         for real in news.reals {
-            let (callbacks, address, number) = match real {
-                RealNews::Added(address, number) => (&mut self.callbacks.added, address, number),
-                RealNews::Removed(address, number) => {
-                    (&mut self.callbacks.removed, address, number)
-                }
-            };
-            for callback in callbacks.values_mut() {
-                callback(address, number);
-            }
+            self.callbacks.run(real);
         }
     }
 }

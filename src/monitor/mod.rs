@@ -275,18 +275,19 @@ impl Monitor {
         self.stats()
     }
 
+    /// Once: when the thread has ended, events are those of the next monitor.
     fn end(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
         if !self.owner.is_here() {
             // Its thread is the parent's.
-            mem::forget(self.thread.take());
+            mem::forget(thread);
             return;
         }
         self.live.set_events(0, 0);
         self.shared.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
-            && thread.join().is_err()
-        {
+        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             log::error!("what the callback of a monitor owned has panicked when it went");
         }
     }

@@ -324,7 +324,7 @@ impl<K: Pod, V: Pod> Typed<K, V> {
         let mut values = vec![V::default(); room as usize];
         let mut count = room;
         let mut place = from.unwrap_or_default();
-        let start = from.as_ref().map_or(std::ptr::null(), |from| as_ptr(from));
+        let start = from.as_ref().map_or(std::ptr::null(), as_ptr);
         // SAFETY: there is room for `count` keys and values, as long as the map's, compared in
         // `new`; places in a hash are 32-bit numbers of buckets; NULL asks for the beginning.
         let result = check(unsafe {

@@ -19,10 +19,10 @@ mod tests;
 
 pub(crate) use names::Name;
 pub(crate) use names::Names;
+pub(crate) use names::Room;
 pub(crate) use plan::Limits;
 #[cfg(test)]
 pub(crate) use plan::Plan;
-pub(crate) use plan::plan;
 pub(crate) use records::GivenBack;
 pub(crate) use records::Resolved;
 pub(crate) use records::Table;

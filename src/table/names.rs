@@ -76,6 +76,15 @@ pub(crate) struct Names<K> {
     limit: u32,
 }
 
+/// How many names there may be after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Up to the limit.
+    Limited,
+    /// More, in the middle of a plan that ends within the limit: up to twice as many.
+    Passing,
+}
+
 /// How often reals are named more (or less) than before.
 pub(crate) type Deltas = BTreeMap<IpAddr, i64>;
 
@@ -105,7 +114,13 @@ impl<K: Name> Names<K> {
 
     /// Checks that those in `remove` can go and those in `add` come, in one change, and says what
     /// that means for the reals. One that is in both comes to name another real.
-    pub(crate) fn stage(&self, remove: &[K], add: &[(K, IpAddr)], table: &Table) -> Result<Deltas> {
+    pub(crate) fn stage(
+        &self,
+        remove: &[K],
+        add: &[(K, IpAddr)],
+        room: Room,
+        table: &Table,
+    ) -> Result<Deltas> {
         let mut deltas = Deltas::new();
         let mut going = BTreeSet::new();
         for name in remove {
@@ -127,13 +142,17 @@ impl<K: Name> Names<K> {
             }
             *deltas.entry(*real).or_insert(0) += 1;
         }
-        self.admit(&mut self.counts.clone(), remove, add)?;
+        let mut counts = self.counts;
+        self.count(&mut counts, remove, add)?;
+        if room == Room::Limited {
+            self.fits(counts)?;
+        }
         Ok(deltas)
     }
 
-    /// Refuses what cannot be named or be a real, and more than there is room for; `counts` are those
-    /// before the change, and after it if it is possible.
-    pub(crate) fn admit(
+    /// Refuses what cannot be named or be a real; `counts` are those before the change, and after it if
+    /// it is possible.
+    pub(crate) fn count(
         &self,
         counts: &mut [usize; 2],
         remove: &[K],
@@ -148,6 +167,11 @@ impl<K: Name> Names<K> {
             let count = &mut counts[name.list()];
             *count = count.saturating_sub(1);
         }
+        Ok(())
+    }
+
+    /// Refuses more than there may be.
+    pub(crate) fn fits(&self, counts: [usize; 2]) -> Result<()> {
         match counts.iter().any(|count| *count > self.limit as usize) {
             false => Ok(()),
             true => Err(Error::Exhausted {
@@ -206,12 +230,16 @@ mod tests {
         let mut names = Names::new(3);
         let table = Table::new(1, 3);
         let deltas = names
-            .stage(&[], &ids(&[(1, A), (2, A), (3, B)]), &table)
+            .stage(&[], &ids(&[(1, A), (2, A), (3, B)]), Room::Limited, &table)
             .unwrap();
         let delta = |address: &str| deltas[&address.parse::<IpAddr>().unwrap()];
         assert_eq!((delta(A), delta(B)), (2, 1));
         names.commit(&[], [(1, RealNumber(1)), (2, RealNumber(1))]);
-        let refused = |wanted: &[(u32, &str)]| names.stage(&[], &ids(wanted), &table).unwrap_err();
+        let refused = |wanted: &[(u32, &str)]| {
+            names
+                .stage(&[], &ids(wanted), Room::Limited, &table)
+                .unwrap_err()
+        };
         for twice in [&[(3, A), (2, B)], &[(3, A), (3, B)]] {
             assert!(matches!(refused(twice), Error::AlreadyExists { .. }));
         }
@@ -224,10 +252,16 @@ mod tests {
             refused(&[(9, "127.0.0.1")]),
             Error::InvalidAddress { .. }
         ));
-        let unknown = names.stage(&[2, 2], &[], &table).unwrap_err();
+        let unknown = names
+            .stage(&[2, 2], &[], Room::Limited, &table)
+            .unwrap_err();
         assert!(matches!(unknown, Error::NotFound { .. }));
         // One that names another real needs no room.
-        assert!(names.stage(&[1], &ids(&[(1, B), (3, B)]), &table).is_ok());
+        assert!(
+            names
+                .stage(&[1], &ids(&[(1, B), (3, B)]), Room::Limited, &table)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -240,11 +274,11 @@ mod tests {
             (prefix("10.0.0.0/8"), real),
             (prefix("2001:db8::/32"), real),
         ];
-        assert!(names.stage(&[], &both, &table).is_ok());
+        assert!(names.stage(&[], &both, Room::Limited, &table).is_ok());
         names.commit(&[], both.map(|(prefix, _)| (prefix, RealNumber(1))));
         assert_eq!(names.counts(), [1, 1]);
         let more = [(prefix("10.1.0.0/16"), real)];
-        assert!(names.stage(&[], &more, &table).is_err());
+        assert!(names.stage(&[], &more, Room::Limited, &table).is_err());
         names.commit(&[prefix("2001:db8::/32")], []);
         assert_eq!(names.counts(), [1, 0]);
     }

@@ -3,7 +3,7 @@
 //! Each VIP's reals change in one step, in an order that keeps three promises: numbers are free
 //! before they are needed, a real that both states name is never released on the way (its flows
 //! would be lost), and no VIP has fewer reals than it must. Where all numbers are in use the last
-//! one gives way: then reals are swapped in parts.
+//! one gives way: then reals are swapped in parts, and so are server ids and source routes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -11,7 +11,9 @@ use std::net::IpAddr;
 
 use super::plan_names::Around;
 use super::plan_names::around;
+use super::records::Table;
 use super::step::NameChange;
+use super::step::Order;
 use super::step::Step;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
@@ -19,6 +21,7 @@ use crate::config::check_source;
 use crate::document::Changes;
 use crate::document::State;
 use crate::document::stated_flags;
+use crate::error::Error;
 use crate::error::Result;
 use crate::types::HashFunction;
 use crate::types::Real;
@@ -42,6 +45,24 @@ pub(crate) struct Plan {
     pub(crate) changes: Changes,
 }
 
+impl Table {
+    /// A plan whose steps the table can take, one after the other.
+    ///
+    /// # Errors
+    /// As [`plan`], and what keeps the table from taking a step.
+    pub(crate) fn way(&self, current: &State, wanted: &State, limits: Limits) -> Result<Plan> {
+        let gapless = plan(current, wanted, limits, Order::Gapless)?;
+        match self.rehearse(&gapless.steps) {
+            Err(Error::Exhausted { .. }) => {
+                let frugal = plan(current, wanted, limits, Order::Frugal)?;
+                self.rehearse(&frugal.steps)?;
+                Ok(frugal)
+            }
+            rehearsed => rehearsed.map(|()| gapless),
+        }
+    }
+}
+
 /// How a balancer in state `current` comes to be in state `wanted`.
 ///
 /// Whether each step is possible is not looked at: see `Table::take_step`.
@@ -49,7 +70,7 @@ pub(crate) struct Plan {
 /// # Errors
 /// `Document` if `wanted` contradicts itself, `LoadTimeSetting` if only a new load could bring it
 /// about, `InvalidConfig` or `InvalidAddress` for a gateway or source that cannot be.
-pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Plan> {
+pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order) -> Result<Plan> {
     wanted.check()?;
     let mut steps = Vec::new();
     let mut default_hash = None;
@@ -104,7 +125,7 @@ pub(crate) fn plan(current: &State, wanted: &State, limits: Limits) -> Result<Pl
         last = (!wanted.contains(current)).then_some(Step::SetFeatures(wanted));
     }
 
-    let Around { before, after } = around(current, wanted, &changes);
+    let Around { before, after } = around(current, wanted, &changes, order);
     steps.extend(before);
     let before: BTreeMap<_, _> = current
         .vips

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::names::Deltas;
 use super::names::Name;
 use super::step::NameChange;
+use super::step::Order;
 use super::step::Step;
 use crate::document::Changes;
 use crate::document::ServerIdState;
@@ -20,7 +21,7 @@ pub(super) struct Around {
     pub(super) after: Vec<Step>,
 }
 
-pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Around {
+pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: Order) -> Around {
     let mut around = Around::default();
     let vips = |state: &State| -> BTreeSet<IpAddr> {
         let reals = state.vips.iter().flat_map(|vip| &vip.reals);
@@ -29,12 +30,18 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Arou
     // Reals that a VIP is about to name: what names them now goes after that, or their flows would
     // be lost.
     let awaited: BTreeSet<IpAddr> = vips(wanted).difference(&vips(current)).copied().collect();
+    // Reals that stay or come, for whatever reason.
+    let all: BTreeSet<IpAddr> = vips(wanted).into_iter().chain(wanted.names()).collect();
+    let parts = match order {
+        Order::Gapless => Parts::Gapless { awaited: &awaited },
+        Order::Frugal => Parts::Frugal { wanted: &all },
+    };
 
     let ids = [current, wanted].map(|state| -> BTreeMap<u32, IpAddr> {
         let ids = state.server_ids.iter();
         ids.map(|state| (state.id.id(), state.id.real())).collect()
     });
-    let [before, after] = changes_of(&ids, &awaited);
+    let [before, after] = changes_of(&ids, &parts);
     around.before.extend(before.map(Step::ServerIds));
     around.after.extend(after.map(Step::ServerIds));
     validity(current, wanted, &mut around.after);
@@ -43,7 +50,7 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Arou
         let routes = state.source_routes.iter();
         routes.map(|route| (route.prefix(), route.real())).collect()
     });
-    let [before, after] = changes_of(&routes, &awaited);
+    let [before, after] = changes_of(&routes, &parts);
     around.before.extend(before.map(Step::SourceRoutes));
     around.after.extend(after.map(Step::SourceRoutes));
 
@@ -59,25 +66,45 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes) -> Arou
     around
 }
 
+/// What decides whether a change comes before those of VIPs or after them.
+enum Parts<'a> {
+    Gapless { awaited: &'a BTreeSet<IpAddr> },
+    Frugal { wanted: &'a BTreeSet<IpAddr> },
+}
+
 /// What leads from the first names to the second ones, before VIPs change and after that.
 fn changes_of<K: Name>(
     [current, wanted]: &[BTreeMap<K, IpAddr>; 2],
-    awaited: &BTreeSet<IpAddr>,
+    parts: &Parts<'_>,
 ) -> [Option<NameChange<K>>; 2] {
     let mut changes = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+    const BEFORE: usize = 0;
+    const AFTER: usize = 1;
     for (name, old) in current {
         let new = wanted.get(name);
         if new == Some(old) {
             continue;
         }
-        let (remove, add) = &mut changes[usize::from(awaited.contains(old))];
-        remove.push(*name);
-        add.extend(new.map(|real| (*name, *real)));
+        let (going, coming) = match parts {
+            Parts::Gapless { awaited } if awaited.contains(old) => (AFTER, AFTER),
+            Parts::Gapless { .. } => (BEFORE, BEFORE),
+            // What goes gives a number back.
+            Parts::Frugal { wanted } if !wanted.contains(old) => (BEFORE, AFTER),
+            Parts::Frugal { .. } => (AFTER, AFTER),
+        };
+        changes[going].0.push(*name);
+        changes[coming].1.extend(new.map(|real| (*name, *real)));
     }
     let new = wanted
         .iter()
         .filter(|(name, _)| !current.contains_key(name));
-    changes[0].1.extend(new.map(|(name, real)| (*name, *real)));
+    let coming = match parts {
+        Parts::Gapless { .. } => BEFORE,
+        Parts::Frugal { .. } => AFTER,
+    };
+    changes[coming]
+        .1
+        .extend(new.map(|(name, real)| (*name, *real)));
     changes.map(|(remove, add)| {
         let mut references = Deltas::new();
         for name in &remove {

@@ -16,10 +16,12 @@ use super::Name;
 use super::Names;
 use super::Plan;
 use super::RealRecord;
+use super::Room;
 use super::Step;
 use super::Table;
 use super::plan::plan;
 use super::step::NameChange;
+use super::step::Order;
 use crate::document::DecapState;
 use crate::document::MarkState;
 use crate::document::ProbeMatch;
@@ -242,7 +244,7 @@ impl World {
             step: &Step,
             change: &NameChange<K>,
         ) -> Result<(), Error> {
-            let deltas = names.stage(&change.remove, &change.add, table)?;
+            let deltas = names.stage(&change.remove, &change.add, Room::Passing, table)?;
             assert_eq!(deltas, change.references);
             table.take_step(step)?;
             let named = change.add.iter();
@@ -277,8 +279,14 @@ impl World {
         self.table.take_step(step)
     }
 
+    fn reach_within(&mut self, wanted: &State, limits: Limits) -> Result<Plan, Error> {
+        let plan = self.table.way(&self.state(), wanted, limits)?;
+        plan.steps.iter().try_for_each(|step| self.take(step))?;
+        Ok(plan)
+    }
+
     fn reach(&mut self, wanted: &State) -> Result<Plan, Error> {
-        let plan = plan(&self.state(), wanted, AMPLE)?;
+        let plan = plan(&self.state(), wanted, AMPLE, Order::Gapless)?;
         plan.steps.iter().try_for_each(|step| self.take(step))?;
         Ok(plan)
     }
@@ -320,7 +328,7 @@ fn execute(table: &mut Table, plan: &Plan) -> Result<(), Error> {
 }
 
 fn reach(table: &mut Table, wanted: &State, limits: Limits) -> Result<Plan, Error> {
-    let plan = plan(&snapshot(table), wanted, limits)?;
+    let plan = plan(&snapshot(table), wanted, limits, Order::Gapless)?;
     execute(table, &plan)?;
     Ok(plan)
 }
@@ -471,7 +479,7 @@ proptest! {
 
         let mut roomy = table(AMPLE);
         let _ = reach(&mut roomy, &from, AMPLE).unwrap();
-        let plan = plan(&snapshot(&roomy), &to, AMPLE).unwrap();
+        let plan = plan(&snapshot(&roomy), &to, AMPLE, Order::Gapless).unwrap();
         for step in &plan.steps {
             roomy.take_step(step).unwrap();
             for state in &to.vips {
@@ -481,6 +489,27 @@ proptest! {
                 let now = roomy.vip(&state.vip).unwrap().reals.len();
                 prop_assert!(now >= before.reals.len().min(state.reals.len()));
             }
+        }
+    }
+
+    /// So it is where ids and routes name reals, too, in one state or both.
+    #[test]
+    fn full_tables_with_names_can_be_swapped(from in whole_state(), to in whole_state()) {
+        let reals = |state: &State| -> BTreeSet<_> {
+            let reals = state.vips.iter().flat_map(|vip| &vip.reals);
+            reals.map(Real::address).chain(state.names()).collect()
+        };
+        let limits = Limits {
+            max_vips: from.vips.len().max(to.vips.len()).max(1),
+            max_reals: reals(&from).len().max(reals(&to).len()).max(1),
+        };
+        let mut world = World::new(limits);
+        let names = |state: &State| (state.server_ids.clone(), state.source_routes.clone());
+        for wanted in [&from, &to, &from] {
+            let _ = world.reach_within(wanted, limits).unwrap();
+            let reached = world.state();
+            prop_assert_eq!(normal(&reached), normal(wanted));
+            prop_assert_eq!(names(&reached), names(wanted));
         }
     }
 

@@ -309,6 +309,27 @@ impl Table {
         edit.real_ids.apply(&mut self.real_ids);
     }
 
+    /// Gives up a staged change whose new reals packets may have seen: their numbers have been given out
+    /// and are given back, so nobody else gets them before a grace period has passed, nor under that
+    /// generation.
+    pub(crate) fn abandon(&mut self, staged: impl Into<Edit>) {
+        let edit = staged.into();
+        assert_eq!(edit.revision, self.revision, "another change came between");
+        self.revision += 1;
+        for _ in 0..edit.real_ids.taken {
+            self.real_ids.take();
+        }
+        for (address, entry) in edit.reals {
+            let Some(entry) = entry.filter(|_| !self.reals.contains_key(&address)) else {
+                continue;
+            };
+            self.generations.insert(entry.number, entry.generation);
+            if entry.generation < u16::MAX {
+                self.real_ids.give_back(entry.number.0);
+            }
+        }
+    }
+
     /// A change that changes nothing, to be filled in.
     pub(super) fn edit(&self) -> Edit {
         Edit {
@@ -436,5 +457,26 @@ mod tests {
         assert_eq!(table.real_ids.free(), 1);
         let staged = table.stage_reals(&vip, &add, &[]).unwrap();
         assert_eq!(staged.added[0].number, RealNumber(2));
+    }
+
+    #[test]
+    fn numbers_of_an_abandoned_change_wait_and_come_back_as_another_generation() {
+        let real = |octet| IpAddr::from([198, 51, 100, octet]);
+        let mut table = Table::new(1, 2);
+        let one = table.stage_references(&[(real(1), 1)].into()).unwrap();
+        table.commit(one);
+        let abandoned = [(real(1), 1), (real(2), 1)].into();
+        let staged = table.stage_references(&abandoned).unwrap();
+        assert_eq!(staged.adjusted.added[0].number, RealNumber(2));
+        table.abandon(staged);
+        assert_eq!(table.real(real(1)).unwrap().references, 1);
+        assert_eq!(table.real(real(2)), None);
+        let staged = table.stage_references(&[(real(3), 1)].into()).unwrap();
+        let added = staged.adjusted.added[0];
+        assert_eq!((added.number, added.generation), (RealNumber(2), 2));
+        assert!(staged.adjusted.unsettled);
+        table.settle(table.given_back());
+        let staged = table.stage_references(&[(real(3), 1)].into()).unwrap();
+        assert!(!staged.adjusted.unsettled);
     }
 }

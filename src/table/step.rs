@@ -60,3 +60,13 @@ pub(crate) struct NameChange<K> {
     /// What that means for the reals.
     pub(crate) references: Deltas,
 }
+
+/// In which order server ids and source routes come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// New ones first, so that none that stays is missing for a moment.
+    Gapless,
+    /// Those of reals that go first and new ones last, for numbers are short: one that stays, and is to
+    /// lead to a real which there is no number for yet, is missing until there is.
+    Frugal,
+}

@@ -8,6 +8,7 @@ use super::Plan;
 use super::Step;
 use super::Table;
 use super::plan::plan;
+use super::step::Order;
 use crate::config::BalancerState;
 use crate::document::State;
 use crate::document::VipState;
@@ -153,9 +154,12 @@ fn settings_that_can_change_are_steps() {
         max_vips: Some(512),
         ..BalancerState::default()
     });
-    assert_eq!(plan(&current, &current, AMPLE).unwrap(), Plan::default());
     assert_eq!(
-        plan(&current, &State::default(), AMPLE).unwrap(),
+        plan(&current, &current, AMPLE, Order::Gapless).unwrap(),
+        Plan::default()
+    );
+    assert_eq!(
+        plan(&current, &State::default(), AMPLE, Order::Gapless).unwrap(),
         Plan::default()
     );
     let other = MacAddr::new([2, 0, 0, 0, 0, 2]);
@@ -165,7 +169,7 @@ fn settings_that_can_change_are_steps() {
         source_v4: Some(source),
         ..BalancerState::default()
     });
-    let plan_made = plan(&current, &wanted, AMPLE).unwrap();
+    let plan_made = plan(&current, &wanted, AMPLE, Order::Gapless).unwrap();
     assert_eq!(
         plan_made.steps,
         [
@@ -182,7 +186,7 @@ fn settings_that_can_change_are_steps() {
         ..BalancerState::default()
     });
     assert!(matches!(
-        plan(&current, &wanted, AMPLE),
+        plan(&current, &wanted, AMPLE, Order::Gapless),
         Err(Error::LoadTimeSetting {
             setting: "max_vips",
             ..
@@ -192,14 +196,14 @@ fn settings_that_can_change_are_steps() {
         gateway_mac: Some(MacAddr::new([0xff; 6]).into()),
         ..BalancerState::default()
     });
-    assert!(plan(&current, &wanted, AMPLE).is_err());
+    assert!(plan(&current, &wanted, AMPLE, Order::Gapless).is_err());
 }
 
 #[test]
 fn one_step_for_each_vip_that_changes() {
     let from = state(&[(0, &[0, 1]), (1, &[0, 1]), (2, &[2])]);
     let to = state(&[(0, &[0, 1]), (1, &[1, 3, 4]), (3, &[2])]);
-    let plan_made = plan(&from, &to, AMPLE).unwrap();
+    let plan_made = plan(&from, &to, AMPLE, Order::Gapless).unwrap();
     let reals: Vec<_> = plan_made
         .steps
         .iter()
@@ -235,7 +239,13 @@ fn a_full_table_is_swapped_in_parts_and_never_empty() {
     };
     let mut table = Table::new(1, 100);
     add(&mut table, 0, &old).unwrap();
-    let plan_made = plan(&state(&[(0, &old)]), &state(&[(0, &new)]), limits).unwrap();
+    let plan_made = plan(
+        &state(&[(0, &old)]),
+        &state(&[(0, &new)]),
+        limits,
+        Order::Gapless,
+    )
+    .unwrap();
     assert!(plan_made.steps.len() <= 8, "{}", plan_made.steps.len());
     table.rehearse(&plan_made.steps).unwrap();
     for step in &plan_made.steps {
@@ -253,7 +263,7 @@ fn what_cannot_fit_is_refused_by_the_rehearsal() {
         max_reals: 2,
     };
     let current = state(&[(0, &[0])]);
-    let steps = plan(&current, &state(&[(0, &[1, 2, 3])]), limits)
+    let steps = plan(&current, &state(&[(0, &[1, 2, 3])]), limits, Order::Gapless)
         .unwrap()
         .steps;
     let refused = table.rehearse(&steps);
@@ -261,9 +271,14 @@ fn what_cannot_fit_is_refused_by_the_rehearsal() {
         matches!(refused, Err(Error::Exhausted { limit: 2, .. })),
         "{refused:?}"
     );
-    let steps = plan(&current, &state(&[(0, &[]), (1, &[])]), limits)
-        .unwrap()
-        .steps;
+    let steps = plan(
+        &current,
+        &state(&[(0, &[]), (1, &[])]),
+        limits,
+        Order::Gapless,
+    )
+    .unwrap()
+    .steps;
     let refused = table.rehearse(&steps);
     assert!(
         matches!(refused, Err(Error::Exhausted { limit: 1, .. })),

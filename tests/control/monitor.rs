@@ -307,6 +307,30 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     assert_eq!(events.iter().count(), 1);
 }
 
+/// The next one may begin as soon as the balancer is not monitored any more, while `stop` has yet to
+/// return on another thread.
+#[test]
+fn a_monitor_that_ends_leaves_its_successor_alone() {
+    let katran = watched();
+    let start = || loop {
+        match katran.monitor_to_list(MonitorOptions::new(), 10) {
+            Err(Error::AlreadyExists { .. }) => std::thread::yield_now(),
+            started => return started.unwrap(),
+        }
+    };
+    let mut monitor = start();
+    for turn in 0..100 {
+        let next = std::thread::scope(|scope| {
+            scope.spawn(|| monitor.stop());
+            start()
+        });
+        katran.simulate(&tcp(1000 + turn).frame()).unwrap();
+        monitor = next;
+        let made = katran.event_counters().unwrap().tcp_non_syn_miss;
+        assert_eq!(made, u64::from(turn) + 1, "the successor is silent");
+    }
+}
+
 #[test]
 fn a_callback_may_end_its_own_monitor() {
     let katran = watched();
