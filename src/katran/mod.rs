@@ -14,8 +14,10 @@ mod flows;
 mod follow;
 mod gateway;
 mod global_flows;
+mod handles;
 mod health;
 mod load;
+mod looks;
 mod names;
 mod object;
 mod reals;
@@ -57,7 +59,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
-use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::VipKinds;
@@ -67,6 +68,7 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
+use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
