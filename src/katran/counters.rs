@@ -35,6 +35,7 @@ use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::runs;
+use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
@@ -151,7 +152,7 @@ impl Katran {
             .map(|records| InlineDecapCounters::sum(&records))
     }
 
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -311,8 +312,8 @@ impl Katran {
                 ),
                 use_of(
                     "down_reals",
-                    self.config.max_reals.into(),
-                    self.down.len() as u32,
+                    void_pairs(self.config.max_reals.into()),
+                    self.maps.voids.pairs() as u32,
                 ),
                 use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
                 MapUse {
