@@ -424,7 +424,7 @@ impl Decap {
             of("all").max(of(interface))
         };
         Ok(judge_backend(&Backend {
-            host: HostFacts::gather(compiled, false),
+            host: HostFacts::gather(compiled),
             tc_index,
             rp_filter: of_both("rp_filter"),
             clients: of_families,

@@ -84,10 +84,11 @@ impl Katran {
             elsewhere: !self.shared.is_empty(),
             ..Ours::of(program, &self.attachments, interface)
         };
-        let host = HostFacts::gather(
-            program::info(program).ok().and_then(|info| info.compiled),
-            ours.elsewhere,
-        );
+        let compiled = program::info(program).ok().and_then(|info| info.compiled);
+        let host = HostFacts {
+            shares: ours.elsewhere,
+            ..HostFacts::gather(compiled)
+        };
         let lost_entries = ours.program.map(|own| self.lost_entries(own));
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
         let previewed = self.following.watcher.is_none() && self.wanted().needs_watching();

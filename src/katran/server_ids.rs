@@ -12,6 +12,13 @@ use crate::maps::real_id;
 use crate::table::Room;
 use crate::types::ServerId;
 
+/// Whether packets are routed by an id.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Validity {
+    Valid,
+    Invalid,
+}
+
 impl Katran {
     /// Names reals by numbers that their servers put into packets: QUIC connection ids, the TCP
     /// option, stable UDP routing. Packets that carry such a number go to its real, whatever ring
@@ -85,7 +92,7 @@ impl Katran {
     /// then.
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let valid = self.with_validity(ids, true)?;
+        let valid = self.with_validity(ids, Validity::Valid)?;
         self.change_at_once(|katran| {
             let live = &katran.maps.live;
             katran.maps.server_ids.remove(live, valid.iter().copied());
@@ -101,7 +108,7 @@ impl Katran {
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "revalidateServerIds")]
     pub fn revalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let invalid = self.with_validity(ids, false)?;
+        let invalid = self.with_validity(ids, Validity::Invalid)?;
         let entries: Vec<(u32, u32)> = invalid
             .iter()
             .filter_map(|id| {
@@ -135,12 +142,16 @@ impl Katran {
         self.invalid_ids.iter().copied().collect()
     }
 
-    /// Those of the ids that are valid, or not; an error if one is unknown.
-    fn with_validity(&self, ids: &[u32], valid: bool) -> Result<BTreeSet<u32>> {
+    /// Those of the ids that are so; an error if one is unknown.
+    fn with_validity(&self, ids: &[u32], wanted: Validity) -> Result<BTreeSet<u32>> {
         let mut found = BTreeSet::new();
         for id in ids {
             self.server_ids.known(*id)?;
-            if self.invalid_ids.contains(id) != valid {
+            let is = match self.invalid_ids.contains(id) {
+                true => Validity::Invalid,
+                false => Validity::Valid,
+            };
+            if is == wanted {
                 found.insert(*id);
             }
         }
