@@ -258,7 +258,7 @@ impl fmt::Debug for Monitor {
 
 impl Monitor {
     /// What it has done so far. What the program has left out is among
-    /// [`Katran::event_counters`](crate::Katran::event_counters).
+    /// [`Stats::events`](crate::stats::Stats::events).
     pub fn stats(&self) -> MonitorStats {
         self.shared.lock().stats.clone()
     }

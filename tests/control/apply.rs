@@ -123,7 +123,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     let one = vip("203.0.113.1:443/tcp");
     let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"));
     let real = katran.simulate(&syn(flow)).unwrap().real;
-    let before = katran.vip_counters(one).unwrap();
+    let before = katran.stats().vip(one).unwrap();
     let number = katran.real_index(ip("198.51.100.1"));
     let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
     assert_eq!(table.len(), 1);
@@ -147,7 +147,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     expected.gateway_changed = true;
     assert_eq!(changes, expected);
 
-    assert_eq!(katran.vip_counters(one).unwrap(), before);
+    assert_eq!(katran.stats().vip(one).unwrap(), before);
     assert_eq!(katran.real_index(ip("198.51.100.1")), number);
     assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
     let ran = katran.simulate(&frame(flow)).unwrap();

@@ -363,7 +363,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     assert_eq!(*calls.lock().unwrap(), 1);
     let all = [("added", ip(A)), ("added", ip(B)), ("added", ip(C))];
     assert_eq!(take(&told), all);
-    let counters = katran.library_counters().unwrap();
+    let counters = katran.stats().library().unwrap();
     assert_eq!(counters.panicked_callbacks, 1);
     assert!(!katran.remove_callback(added), "it is gone");
     // Library and kernel agree, and the reals go as they came.
@@ -380,7 +380,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     assert_eq!(*calls.lock().unwrap(), 2);
     let all = [("removed", ip(C)), ("removed", ip(B)), ("removed", ip(A))];
     assert_eq!(take(&told), all);
-    assert_eq!(katran.library_counters().unwrap().panicked_callbacks, 2);
+    assert_eq!(katran.stats().library().unwrap().panicked_callbacks, 2);
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     let mut katran = load(builder());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
-    katran.watch_misses(one).unwrap();
+    katran.stats_mut().watch_misses(one).unwrap();
     let flow = |port: u16| {
         let mut flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
         flow.source.set_port(port);
@@ -499,11 +499,13 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     };
     katran.simulate(&frame(flow(1))).unwrap();
     let reads = [faults::MAP_LOOKUP_ELEM, faults::MAP_LOOKUP_BATCH];
-    let failed = without_commands(&reads, Errno::ENOMEM, || katran.watch_misses(two));
+    let failed = without_commands(&reads, Errno::ENOMEM, || {
+        katran.stats_mut().watch_misses(two)
+    });
     assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
-    assert_eq!(katran.watched_vip(), Some(one));
+    assert_eq!(katran.stats().watched_vip(), Some(one));
     katran.simulate(&frame(flow(2))).unwrap();
-    assert_eq!(katran.real_counters(ip(A)).unwrap().misses, 2);
+    assert_eq!(katran.stats().real(ip(A)).unwrap().misses, 2);
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
     assert!(!katran.is_monitored());
     // Nobody listens any more.
     katran.simulate(&tcp(3).frame()).unwrap();
-    let counters = katran.event_counters().unwrap();
+    let counters = katran.stats().events().unwrap();
     assert_eq!(counters.tcp_non_syn_miss, 1);
     assert_eq!(counters.packet_too_big, 1);
     assert_eq!(counters.quic_real_gone, 1);
@@ -202,7 +202,7 @@ fn the_rate_is_limited_in_the_kernel() {
     for client in 0..100 {
         katran.simulate(&tcp(1000 + client).frame()).unwrap();
     }
-    let counters = katran.event_counters().unwrap();
+    let counters = katran.stats().events().unwrap();
     assert_eq!(counters.tcp_non_syn_miss + counters.limited, 100);
     // Three of each second that it took, and of the one that had begun.
     assert!(
@@ -213,7 +213,7 @@ fn the_rate_is_limited_in_the_kernel() {
     assert_eq!(stats.delivered, counters.tcp_non_syn_miss);
     assert_eq!(events.iter().count() as u64, stats.delivered);
     // All packets went their way.
-    assert_eq!(katran.totals().unwrap().tx.packets, 100);
+    assert_eq!(katran.stats().totals().unwrap().tx.packets, 100);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn each_kind_has_a_limit_of_its_own_on_each_cpu() {
             }
         }
     }
-    let counters = katran.event_counters().unwrap();
+    let counters = katran.stats().events().unwrap();
     let limits = u64::from(LIMIT) * cpus as u64;
     assert_eq!(counters.packet_too_big, limits);
     // More if seconds have passed meanwhile.
@@ -264,13 +264,13 @@ fn what_came_before_a_monitor_or_was_not_asked_for_is_not_delivered() {
         katran.simulate(&tcp(client).frame()).unwrap();
     }
     katran.simulate(&too_big()).unwrap();
-    assert_eq!(katran.event_counters().unwrap().tcp_non_syn_miss, 3);
+    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 3);
     let options = MonitorOptions::new().events([EventKind::PacketTooBig]);
     let (monitor, events) = listen(&katran, options);
     tell_all(&katran);
     katran.simulate(&tcp(4).frame()).unwrap();
     katran.simulate(&too_big()).unwrap();
-    assert_eq!(katran.event_counters().unwrap().tcp_non_syn_miss, 4);
+    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 4);
     assert_eq!(monitor.stop().delivered, 1);
     let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [EventKind::PacketTooBig]);
@@ -296,7 +296,7 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     // The program makes no more of them.
     let ran = katran.simulate(&tcp(2).frame()).unwrap();
     assert_eq!(ran.verdict, Verdict::Tx);
-    assert_eq!(katran.event_counters().unwrap().tcp_non_syn_miss, 1);
+    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 1);
     assert!(katran.is_monitored());
     assert_eq!(monitor.stop().delivered, 1);
     assert_eq!(events.iter().count(), 2);
@@ -326,7 +326,7 @@ fn a_monitor_that_ends_leaves_its_successor_alone() {
         });
         katran.simulate(&tcp(1000 + turn).frame()).unwrap();
         monitor = next;
-        let made = katran.event_counters().unwrap().tcp_non_syn_miss;
+        let made = katran.stats().events().unwrap().tcp_non_syn_miss;
         assert_eq!(made, u64::from(turn) + 1, "the successor is silent");
     }
 }
@@ -385,7 +385,7 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
         let ran = katran.simulate(&tcp(2000 + client).frame()).unwrap();
         assert_eq!(ran.verdict, Verdict::Tx);
     }
-    let counters = katran.event_counters().unwrap();
+    let counters = katran.stats().events().unwrap();
     assert_eq!(counters.tcp_non_syn_miss + counters.lost, 200);
     assert!(
         (20..40).contains(&counters.tcp_non_syn_miss),
@@ -534,7 +534,7 @@ fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
         assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
         // Nobody listens, so nothing is handed over.
         katran.simulate(&too_big()).unwrap();
-        assert_eq!(katran.event_counters().unwrap().packet_too_big, 0);
+        assert_eq!(katran.stats().events().unwrap().packet_too_big, 0);
     }
     let monitor = katran.monitor_to_pcap(MonitorOptions::new(), &scratch.0);
     katran.simulate(&too_big()).unwrap();
@@ -626,7 +626,7 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     katran.simulate(&tcp(1).frame()).unwrap();
     wait(&monitor, |stats| stats.delivered == 2);
     // Nor do the counters begin anew.
-    assert_eq!(katran.event_counters().unwrap().tcp_non_syn_miss, 2);
+    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 2);
     drop(monitor);
     let bad = MonitorOptions::new().rate_limit(0);
     assert!(matches!(
@@ -656,16 +656,16 @@ fn off_costs_nothing() {
     assert!(without.map_fd("events").is_none() && with.map_fd("events").is_some());
     assert_eq!(ring_buffers(&without), 0);
     assert!(ring_buffers(&with) >= 4);
-    let memory = [&without, &with].map(|katran| katran.memory_in_use().unwrap());
+    let memory = [&without, &with].map(|katran| katran.stats().memory_in_use().unwrap());
     let default_buffer = 1 << 20;
     assert!(memory[1] >= memory[0] + default_buffer, "{memory:?}");
     // The attached program holds no trace of it; switched off again it is the same.
-    let plain = without.program_size().unwrap();
+    let plain = without.stats().program_size().unwrap();
     let mut katran = with;
-    assert!(katran.program_size().unwrap() > plain);
+    assert!(katran.stats().program_size().unwrap() > plain);
     katran.reload(Features::default()).unwrap();
-    assert_eq!(katran.program_size().unwrap(), plain);
+    assert_eq!(katran.stats().program_size().unwrap(), plain);
     assert_eq!(ring_buffers(&katran), 0);
-    let after = katran.memory_in_use().unwrap();
+    let after = katran.stats().memory_in_use().unwrap();
     assert!(after.abs_diff(memory[0]) < 100_000, "{after} {memory:?}");
 }

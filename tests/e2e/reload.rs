@@ -215,11 +215,11 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
     // Those of VIPs and reals go on, too: each packet is one of a VIP's and one of a real's.
     let packets = |katran: &Katran| {
         let of_vips =
-            [tcp, udp, quic].map(|vip| katran.vip_counters(vip).unwrap().forwarded.packets);
+            [tcp, udp, quic].map(|vip| katran.stats().vip(vip).unwrap().forwarded.packets);
         let reals = katran.real_numbers();
         let of_reals = reals
             .into_iter()
-            .map(|(real, _)| katran.real_counters(real).unwrap().forwarded.packets);
+            .map(|(real, _)| katran.stats().real(real).unwrap().forwarded.packets);
         (of_vips, of_reals.sum::<u64>())
     };
     let [of_tcp, of_udp, of_quic] = packets(&site.katran).0;

@@ -144,7 +144,7 @@ fn quic_packets_go_where_their_connection_id_says() {
     assert_eq!(to(udp(1014), &short(1, 7)[..8]), by_ring);
     assert_eq!(to(udp(1015), &long(0x20, 8, 1, 7)[..13]), by_ring);
     assert_eq!(to(udp(1016), b""), by_ring);
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     let mut expected = QuicCounters::default();
     expected.cid_initial = 2;
     expected.cid_routed = 7;
@@ -157,11 +157,15 @@ fn quic_packets_go_where_their_connection_id_says() {
     expected.cid_invalid_server_id_sample = 8;
     expected.dst_not_found_in_lru = 7;
     assert_eq!(counters, expected);
-    let of_vip = katran.vip_counters(vip).unwrap();
+    let of_vip = katran.stats().vip(vip).unwrap();
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (2, 0));
     assert_eq!(of_vip.forwarded.packets, 16);
-    assert_eq!(katran.totals().unwrap().tx.packets, 16, "each counts once");
-    assert_eq!(katran.flow_table_counters().unwrap().packets, 16);
+    assert_eq!(
+        katran.stats().totals().unwrap().tx.packets,
+        16,
+        "each counts once"
+    );
+    assert_eq!(katran.stats().flow_table().unwrap().packets, 16);
 }
 
 #[test]
@@ -178,12 +182,12 @@ fn a_flow_follows_its_id_and_stays_without_it() {
     );
     assert_eq!(to(&short(1, 7)), went(B, Reason::ConnectionId));
     assert_eq!(to(&short(2, 70_000)), went(C, Reason::ConnectionId));
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     assert_eq!(
         (counters.dst_match_in_lru, counters.dst_mismatch_in_lru),
         (1, 2)
     );
-    assert_eq!(katran.vip_counters(vip).unwrap().server_id_moved, 2);
+    assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 2);
     // An entry that an id has made is one like any other.
     let other = udp(2001);
     assert_eq!(
@@ -210,7 +214,7 @@ fn with_lru_bypass_an_id_leaves_no_entry() {
         outcome(&send(&katran, flow, &short(0, 0))),
         went(A, Reason::Ring)
     );
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     assert_eq!(counters.dst_not_found_in_lru, 0);
 }
 
@@ -223,7 +227,7 @@ fn icmp_errors_carry_no_ids() {
         .data(&short(2, 70_000))
         .ip();
     for (code, ignored) in [(1, true), (3, true), (4, false), (0, false)] {
-        let before = katran.quic_counters().unwrap();
+        let before = katran.stats().quic().unwrap();
         let frame = frames::icmp(
             ip("192.0.2.254"),
             flow.destination.ip(),
@@ -234,13 +238,13 @@ fn icmp_errors_carry_no_ids() {
         );
         let ran = katran.simulate(&frame).unwrap();
         assert_eq!(outcome(&ran), went(B, Reason::FlowTable));
-        let after = katran.quic_counters().unwrap();
+        let after = katran.stats().quic().unwrap();
         assert_eq!(after.icmp - before.icmp, 1);
         assert_eq!(after.icmp_ignored - before.icmp_ignored, u64::from(ignored));
         assert_eq!(after.cid_routed, before.cid_routed);
     }
     // Each is counted once as what it is, too.
-    assert_eq!(katran.icmp_counters().unwrap().ptb_v4, 1);
+    assert_eq!(katran.stats().icmp().unwrap().ptb_v4, 1);
 }
 
 #[test]
@@ -292,8 +296,8 @@ fn tcp_packets_go_where_their_option_says() {
     expected.ch_routed = 11;
     expected.syn = 1;
     expected.dst_mismatch_in_lru = 1;
-    assert_eq!(katran.tcp_server_id_counters().unwrap(), expected);
-    let of_vip = katran.vip_counters(vip).unwrap();
+    assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
+    let of_vip = katran.stats().vip(vip).unwrap();
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (1, 1));
     // An error quotes no options, and what stands there is not looked at.
     let error = frames::icmp_about(tcp(3020), Packet::new(frames::reverse(tcp(3020))).ip(), 8);
@@ -301,7 +305,7 @@ fn tcp_packets_go_where_their_option_says() {
         outcome(&katran.simulate(&error).unwrap()),
         went(B, Reason::FlowTable)
     );
-    assert_eq!(katran.tcp_server_id_counters().unwrap(), expected);
+    assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
 }
 
 #[test]
@@ -320,7 +324,7 @@ fn stable_udp_goes_where_its_header_says() {
     expected.ch_routed = 4;
     expected.cid_invalid_server_id = 1;
     expected.invalid_packet_type = 2;
-    assert_eq!(katran.stable_udp_counters().unwrap(), expected);
+    assert_eq!(katran.stats().stable_udp().unwrap(), expected);
 }
 
 #[test]
@@ -350,7 +354,7 @@ fn ids_can_be_invalidated_removed_and_come_back() {
 
     // C is named by two ids and nothing else.
     let (c, misses) = (ip(C), |katran: &Katran| {
-        katran.flow_table_counters().unwrap().misses
+        katran.stats().flow_table().unwrap().misses
     });
     assert!(katran.real_index(c).is_some());
     katran.remove_server_ids(&[70_000]).unwrap();
@@ -436,7 +440,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     katran
         .remove_server_ids(&[7, 70_000, TOP_BIT, 0xff_ffff])
         .unwrap();
-    let empty = katran.memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     // Ids without a pattern, of two reals.
     let number = |i: u32| (i + 1).wrapping_mul(0x9e37_79b1);
     let real = |i: u32| ip(if i.is_multiple_of(2) { B } else { C });
@@ -460,9 +464,9 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         }
         check(&katran, done, false);
     }
-    let full = katran.memory_in_use().unwrap() - empty;
+    let full = katran.stats().memory_in_use().unwrap() - empty;
     assert!(full <= 64 * u64::from(MANY), "{full} bytes");
-    let counters = katran.library_counters().unwrap();
+    let counters = katran.stats().library().unwrap();
     let use_of = counters
         .maps
         .iter()
@@ -478,7 +482,11 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         let ran = send(&katran, flow, &short(3, number(i)));
         assert_eq!(ran.real, Some(if i < 10 { real(i) } else { ip(A) }), "{i}");
     }
-    let left = katran.memory_in_use().unwrap().saturating_sub(empty);
+    let left = katran
+        .stats()
+        .memory_in_use()
+        .unwrap()
+        .saturating_sub(empty);
     assert!(left < 64 << 10, "{left} bytes");
 }
 

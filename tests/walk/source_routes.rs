@@ -107,7 +107,7 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
         let next = outcome(&katran, &frame(flow(client, 1)));
         assert_eq!(next, (Some(ip(to)), Reason::FlowTable), "{client}");
     }
-    let counters = katran.source_routing_counters().unwrap();
+    let counters = katran.stats().source_routing().unwrap();
     assert_eq!((counters.matched, counters.unmatched), (5, 2));
     // Without any real in the ring, only those in a prefix have one.
     let mut katran = katran;
@@ -134,7 +134,7 @@ fn a_vip_without_the_flag_does_not_ask() {
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     let flow = flow("100.64.0.1", 1);
     assert_eq!(outcome(&katran, &syn(flow)), (Some(ip(A)), Reason::Ring));
-    let counters = katran.source_routing_counters().unwrap();
+    let counters = katran.stats().source_routing().unwrap();
     assert_eq!((counters.matched, counters.unmatched), (0, 0));
 }
 
@@ -163,7 +163,7 @@ fn with_the_flow_table_bypassed_every_packet_asks() {
     for _ in 0..3 {
         assert_eq!(outcome(&katran, &frame(flow("100.64.0.1", 1))), routed(B));
     }
-    assert_eq!(katran.source_routing_counters().unwrap().matched, 3);
+    assert_eq!(katran.stats().source_routing().unwrap().matched, 3);
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn under_flood_the_ring_decides() {
         .collect();
     assert_eq!(reasons[0], Reason::SourceRoute);
     assert!(reasons.contains(&Reason::Ring), "{reasons:?}");
-    let counters = katran.source_routing_counters().unwrap();
+    let counters = katran.stats().source_routing().unwrap();
     let asked = reasons
         .iter()
         .filter(|reason| **reason == Reason::SourceRoute);
@@ -202,9 +202,9 @@ fn under_flood_the_ring_decides() {
 fn a_real_lives_while_a_route_names_it() {
     let mut katran = balancer(VipFlags::empty());
     let number = katran.real_index(ip(B)).unwrap();
-    assert_eq!(katran.real_counters(ip(B)).unwrap().forwarded.packets, 0);
+    assert_eq!(katran.stats().real(ip(B)).unwrap().forwarded.packets, 0);
     let _ = outcome(&katran, &syn(flow("100.64.0.1", 1)));
-    assert_eq!(katran.real_counters(ip(B)).unwrap().forwarded.packets, 1);
+    assert_eq!(katran.stats().real(ip(B)).unwrap().forwarded.packets, 1);
     katran
         .remove_source_routes(&[prefix("100.64.0.0/10")])
         .unwrap();
