@@ -114,11 +114,11 @@ impl DecapBuilder {
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can
-    /// have; [`Error::KernelTooOld`](crate::Error::KernelTooOld),
-    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
-    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier)
-    /// if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::InvalidAddress`] for a destination that no packet can
+    /// have; [`Error::KernelTooOld`],
+    /// [`Error::BpfUnavailable`],
+    /// [`Error::Privilege`]; [`Error::Verifier`]
+    /// if the kernel rejects the program; [`Error::Kernel`].
     pub fn load(self) -> Result<Decap> {
         for address in [
             self.destination_v4.map(IpAddr::V4),
@@ -311,13 +311,13 @@ impl Decap {
     /// are stripped, too, as the kernel has taken it out by then.
     ///
     /// # Errors
-    /// [`Error::NoSuchInterface`](crate::Error::NoSuchInterface);
-    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if it is attached there, also by XDP: it
-    /// would only see what that has left; [`Error::ForeignTcFilter`](crate::Error::ForeignTcFilter);
-    /// [`Error::Unsupported`](crate::Error::Unsupported) for [`TcHook::Tcx`] before Linux 6.6, and for an
+    /// [`Error::NoSuchInterface`];
+    /// [`Error::AlreadyExists`] if it is attached there, also by XDP: it
+    /// would only see what that has left; [`Error::ForeignTcFilter`];
+    /// [`Error::Unsupported`] for [`TcHook::Tcx`] before Linux 6.6, and for an
     /// interface without Ethernet headers;
-    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier);
-    /// [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::Privilege`]; [`Error::Verifier`];
+    /// [`Error::Kernel`].
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
         let target = self.tc_attachments.check(interface)?;
         self.attachments.check_free(&target)?;
@@ -358,8 +358,8 @@ impl Decap {
     /// network namespace, or else by the name that it had when it was attached to.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there;
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is attached to interfaces of that name in
+    /// [`Error::NotFound`] if it is not attached there;
+    /// [`Error::InvalidConfig`] if it is attached to interfaces of that name in
     /// several network namespaces, and not in the calling thread's.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         let named = Named::new(interface);
@@ -391,7 +391,7 @@ impl Decap {
     /// route is only noted.
     ///
     /// # Errors
-    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel cannot be asked. That there is no such
+    /// [`Error::Kernel`] if the kernel cannot be asked. That there is no such
     /// interface is a finding.
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
@@ -453,7 +453,7 @@ impl Decap {
     /// What it has seen since it was loaded.
     ///
     /// # Errors
-    /// [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::Kernel`].
     pub fn counters(&self) -> Result<DecapCounters> {
         let values = self
             .counters

@@ -7,6 +7,7 @@ use bitflags::bitflags;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::skel::katran::types::feature;
 use crate::types::flag_names;
 use crate::types::text_form;
 
@@ -22,37 +23,37 @@ bitflags! {
         /// The client's prefix may choose the real, for VIPs with
         /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
         #[doc(alias = "LPM_SRC_LOOKUP")]
-        const SOURCE_ROUTING = 1 << 0;
+        const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
         /// Tunnelled packets that arrive for this host are unwrapped; see
         /// [`Katran::add_decap`](crate::Katran::add_decap).
         #[doc(alias = "INLINE_DECAP_GENERIC")]
-        const INLINE_DECAP = 1 << 1;
+        const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
         /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
         /// source address ([`Builder::source_v4`](crate::Builder::source_v4),
         /// [`Builder::source_v6`](crate::Builder::source_v6)).
-        const STRICT_DESTINATION = 1 << 2;
+        const STRICT_DESTINATION = feature::FEATURE_STRICT_DESTINATION.0;
         /// Answer packets longer than `max_frame` with an ICMP error that names the MTU;
         /// without it they are dropped. On by default.
         #[doc(alias = "ICMP_TOOBIG_GENERATION")]
-        const ICMP_TOO_BIG = 1 << 3;
+        const ICMP_TOO_BIG = feature::FEATURE_ICMP_TOO_BIG.0;
         /// Route TCP by the server id in a TCP option; see
         /// [`ServerIdOption`](crate::ServerIdOption).
         #[doc(alias = "TCP_SERVER_ID_ROUTING")]
-        const TCP_SERVER_ID = 1 << 4;
+        const TCP_SERVER_ID = feature::FEATURE_TCP_SERVER_ID.0;
         /// Route UDP by the id in the datagram, for VIPs with
         /// [`VipFlags::UDP_STABLE_ROUTING`](crate::VipFlags::UDP_STABLE_ROUTING).
-        const UDP_STABLE_ROUTING = 1 << 5;
+        const UDP_STABLE_ROUTING = feature::FEATURE_UDP_STABLE_ROUTING.0;
         /// A second flow table that the host application fills, for VIPs with
         /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); see
         /// [`Katran::set_global_flow`](crate::Katran::set_global_flow).
         #[doc(alias = "GLOBAL_LRU_LOOKUP")]
-        const GLOBAL_FLOW_TABLE = 1 << 6;
+        const GLOBAL_FLOW_TABLE = feature::FEATURE_GLOBAL_FLOW_TABLE.0;
         /// Hand packets of local VIPs for local reals to this host's own stack. On by default.
         #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
-        const LOCAL_DELIVERY = 1 << 7;
+        const LOCAL_DELIVERY = feature::FEATURE_LOCAL_DELIVERY.0;
         /// Tell the host application of noteworthy packets, with their first bytes; see
         /// [`Katran::monitor`](crate::Katran::monitor).
-        const INTROSPECTION = 1 << 8;
+        const INTROSPECTION = feature::FEATURE_INTROSPECTION.0;
         /// Remember the outer hops of unwrapped GUE flows. Not in this version.
         const FLOW_DEBUG = 1 << 9;
     }

@@ -1,37 +1,20 @@
-//! What the maps take, before anything is loaded.
-//!
-//! The kernel accounts a map by its type's `map_mem_usage` (Linux, kernel/bpf/arraymap.c and
-//! hashtab.c), shown as `memlock` in the descriptor's fdinfo; these are the same sums.
+//! What the maps take, before anything is loaded: the rows of `map_table.rs`, and the maps of health checks.
 
 use std::fmt;
 
 use super::Builder;
 use super::Config;
-use super::Features;
+use super::accounting::Takes;
+use super::accounting::full;
+use super::accounting::hash;
+use super::accounting::mappable;
+use super::accounting::per_cpu;
+use super::map_table::MAPS;
+use super::map_table::Machine;
 use crate::error::Result;
-use crate::maps::FALLBACK_FLOWS;
-use crate::maps::FlowTableShape;
 use crate::maps::MAX_WAYS;
-use crate::maps::RINGS_PER_CHUNK;
-use crate::maps::max_chunks;
-use crate::maps::max_server_id_places;
-use crate::maps::ring_bytes;
-use crate::maps::server_id_table_bytes;
-use crate::maps::vip_table_bytes;
 use crate::skel::healthcheck::types as probes;
-use crate::skel::katran::types;
-use crate::types::FlowTableKind;
 use crate::types::NextHops;
-
-const PAGE: u64 = 4096;
-/// The kernel's head of an array, of a hash, and of each element and bucket of a hash.
-const ARRAY_HEAD: u64 = 384;
-const HASH_HEAD: u64 = 512;
-const HASH_ELEMENT: u64 = 48;
-const HASH_BUCKET: u64 = 16;
-const TRIE_NODE: u64 = 40;
-const DEVMAP_HEAD: u64 = 320;
-const RING_BUFFER_HEAD: u64 = 3 * PAGE;
 
 /// Memory of one map, or of all maps of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,168 +122,53 @@ impl Builder {
 
 /// The estimate for checked settings on a machine with so many possible CPUs.
 pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
-    let vips = u64::from(config.max_vips);
-    let reals = u64::from(config.max_reals) + 1;
-    let tables = config.placement.len() as u64;
-    let flows = u64::from(config.flows_per_cpu);
-    let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
-    let chunk = ARRAY_HEAD.next_multiple_of(PAGE)
-        + page(u64::from(RINGS_PER_CHUNK) * u64::from(ring_bytes(config.ring_size)));
-    let chunks = u64::from(max_chunks(config.max_vips.into()));
-    let fixed = |name, entries, bytes| MapMemory {
-        name,
-        entries,
-        at_load: bytes,
-        at_capacity: bytes,
+    let machine = &Machine {
+        config,
+        // The kernel has at most 8192.
+        cpus: cpus as u32,
     };
-    let mut maps = vec![
-        fixed(
-            "flows",
-            tables * flows,
-            tables * flow_table_bytes(config.flow_table, config.flows_per_cpu),
-        ),
-        fixed(
-            "fallback_flows",
-            FALLBACK_FLOWS.into(),
-            flow_table_bytes(config.flow_table, FALLBACK_FLOWS),
-        ),
-        fixed("flow_tables", cpus, ARRAY_HEAD + 8 * cpus),
-        MapMemory {
-            name: "ring_chunk",
-            entries: chunks * u64::from(RINGS_PER_CHUNK),
-            at_load: chunk,
-            at_capacity: chunks * chunk,
-        },
-        fixed("rings", chunks, ARRAY_HEAD + 8 * chunks),
-        MapMemory {
-            name: "prefix_vips",
-            entries: vips,
-            at_load: 0,
-            // A leaf for each, and an inner node for each branching.
-            at_capacity: 2 * vips * (TRIE_NODE + 24),
-        },
-        fixed(".data.vip_heads", vips, mappable(1, vip_heads.into())),
-        fixed(".data.vip_infos", vips, mappable(1, vip_infos.into())),
-        fixed(".data.reals", reals, mappable(reals, 24)),
-        fixed("vip_counters", vips, per_cpu(vips, 40, cpus)),
-        fixed("real_counters", reals, per_cpu(reals, 24, cpus)),
-        fixed("cpus", 1, per_cpu(1, size_of::<types::cpu>() as u64, cpus)),
-        fixed("explanations", 1, ARRAY_HEAD + 16),
-        fixed("data and rodata", 3, 3 * mappable(1, 8)),
-    ];
-    let next_hops = config.next_hops != NextHops::Gateway;
-    let server_ids = ARRAY_HEAD + 8 * u64::from(max_server_id_places(config.max_server_ids));
-    let of_feature = |feature, map| config.features.contains(feature).then_some(map);
-    let routes = u64::from(config.max_source_routes);
-    let trie = |name, key: u64| MapMemory {
-        name,
-        entries: routes,
-        at_load: 0,
-        at_capacity: 2 * routes * (TRIE_NODE + key + 4).next_multiple_of(8),
-    };
-    let global = config.global_flow_table_size;
-    maps.extend(
-        [
-            of_feature(Features::SOURCE_ROUTING, trie("source_routes_v4", 4)),
-            of_feature(Features::SOURCE_ROUTING, trie("source_routes_v6", 16)),
-            of_feature(
-                Features::GLOBAL_FLOW_TABLE,
-                fixed(
-                    "global_flows",
-                    tables * u64::from(global),
-                    ARRAY_HEAD + 8 * cpus + tables * global_table_bytes(global),
-                ),
-            ),
-            of_feature(
-                Features::GLOBAL_FLOW_TABLE,
-                fixed(
-                    "global_fallback",
-                    FALLBACK_FLOWS.into(),
-                    global_table_bytes(FALLBACK_FLOWS),
-                ),
-            ),
-            of_feature(Features::INLINE_DECAP, {
-                let entries = u64::from(config.max_decap);
-                fixed("decap_destinations", entries, hash(entries, 24, 8))
-            }),
-            Some(MapMemory {
-                name: "down_reals",
-                entries: reals - 1,
-                at_load: HASH_HEAD + buckets(reals - 1),
-                at_capacity: HASH_HEAD + buckets(reals - 1) + (reals - 1) * (HASH_ELEMENT + 16),
-            }),
-            Some(MapMemory {
-                name: "server_ids",
-                entries: config.max_server_ids.into(),
-                at_load: server_ids,
-                at_capacity: server_ids + server_id_table_bytes(config.max_server_ids),
-            }),
-            Some(fixed("special_programs", 6, ARRAY_HEAD + 48)),
-            of_feature(Features::INTROSPECTION, {
-                let bytes = u64::from(config.event_buffer);
-                fixed("events", bytes, page(RING_BUFFER_HEAD) + bytes)
-            }),
-            next_hops.then(|| fixed(".data.hops", reals, mappable(1, reals * 8))),
-            next_hops.then(|| fixed("devices", 64, DEVMAP_HEAD + 8 * 64)),
-        ]
-        .into_iter()
-        .flatten(),
-    );
+    let mut maps: Vec<_> = MAPS
+        .iter()
+        .filter(|row| row.counts(config))
+        .map(|row| (row.takes)(machine).of(row.name))
+        .collect();
     if config.healthcheck_interface.is_some() {
-        let reals = reals - 1;
+        let vips = u64::from(config.max_vips);
+        let reals = u64::from(config.max_reals);
         let ways = u64::from(MAX_WAYS) * reals + 1;
-        let totals = size_of::<probes::probe_totals>() as u64;
         maps.extend([
-            fixed("marks", reals, hash(reals, 8, 24)),
-            fixed("destinations", reals, hash(reals, 24, 24)),
-            fixed("sources", reals, hash(reals, 24, 24)),
-            fixed("probe_keys", vips, hash(vips, 24, 8)),
-            fixed("probe_counters", vips, per_cpu(vips, 8, cpus)),
-            fixed("probe_totals", 1, per_cpu(1, totals, cpus)),
-            fixed(".data.settings", 1, mappable(1, 8)),
+            full(reals, hash(reals, 8, 24)).of("marks"),
+            full(reals, hash(reals, 24, 24)).of("destinations"),
+            full(reals, hash(reals, 24, 24)).of("sources"),
+            full(vips, hash(vips, 24, 8)).of("probe_keys"),
+            full(vips, per_cpu(vips, 8, machine.cpus)).of("probe_counters"),
+            full(
+                1u32,
+                per_cpu(1u32, size_of::<probes::probe_totals>(), machine.cpus),
+            )
+            .of("probe_totals"),
+            full(1u32, mappable(1u32, 8)).of(".data.settings"),
         ]);
-        maps.extend(next_hops.then(|| fixed("ways", ways, hash(ways, 24, 8))));
+        if config.next_hops != NextHops::Gateway {
+            maps.push(full(ways, hash(ways, 24, 8)).of("ways"));
+        }
     }
     maps.sort_by_key(|map| std::cmp::Reverse(map.at_capacity));
     MemoryEstimate { maps }
 }
 
-fn page(bytes: u64) -> u64 {
-    bytes.next_multiple_of(PAGE)
-}
-
-fn mappable(entries: u64, value: u64) -> u64 {
-    page(ARRAY_HEAD) + page(entries * value)
-}
-
-fn per_cpu(entries: u64, value: u64, cpus: u64) -> u64 {
-    ARRAY_HEAD + entries * 8 + entries * value * cpus
-}
-
-/// A hash whose elements are all made at once; sizes of keys and values in steps of 8.
-fn hash(entries: u64, key: u64, value: u64) -> u64 {
-    HASH_HEAD + buckets(entries) + entries * (HASH_ELEMENT + key + value)
-}
-
-fn buckets(entries: u64) -> u64 {
-    entries.next_power_of_two() * HASH_BUCKET
-}
-
-/// The memory of one table for so many flows that the host application fills.
-pub(crate) fn global_table_bytes(flows: u32) -> u64 {
-    let element = HASH_ELEMENT + size_of::<types::flow_key>() as u64 + 8;
-    HASH_HEAD + buckets(flows.into()) + u64::from(flows) * element
-}
-
-/// One flow table's memory.
-pub(crate) fn flow_table_bytes(kind: FlowTableKind, flows: u32) -> u64 {
-    let shape = FlowTableShape::new(kind, flows);
-    let entries = u64::from(shape.max_entries);
-    match kind {
-        FlowTableKind::SetAssociative => mappable(entries, shape.value_size.into()),
-        FlowTableKind::KernelLru => {
-            let element = HASH_ELEMENT + u64::from(shape.key_size + shape.value_size);
-            HASH_HEAD + buckets(entries) + entries * element
+impl Takes {
+    fn of(self, name: &'static str) -> MapMemory {
+        let Self {
+            entries,
+            at_load,
+            at_capacity,
+        } = self;
+        MapMemory {
+            name,
+            entries,
+            at_load,
+            at_capacity,
         }
     }
 }

@@ -4,10 +4,12 @@
 //! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns it into a `Config`, which holds only what
 //! can be loaded. Nothing here needs BPF.
 
+mod accounting;
 mod cpus;
 mod features;
 #[cfg(feature = "serde")]
 mod keys;
+mod map_table;
 mod memory;
 #[cfg(test)]
 mod page;
@@ -16,6 +18,8 @@ mod settings;
 mod table;
 mod validate;
 
+pub(crate) use accounting::flow_table_bytes;
+pub(crate) use accounting::global_table_bytes;
 pub(crate) use cpus::ForwardingCpu;
 pub(crate) use cpus::Topology;
 pub(crate) use cpus::parse_list;
@@ -24,11 +28,12 @@ pub use features::Features;
 pub(crate) use keys::Set;
 #[cfg(feature = "serde")]
 pub(crate) use keys::Text;
+pub(crate) use map_table::Machine;
+pub(crate) use map_table::MapRow;
+pub(crate) use map_table::Size;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;
-pub(crate) use memory::flow_table_bytes;
-pub(crate) use memory::global_table_bytes;
 pub(crate) use ranges::check_gateway;
 pub(crate) use ranges::check_gateway_mac;
 pub(crate) use ranges::check_source;

@@ -54,8 +54,8 @@ use crate::types::TcHook;
 /// The settings a balancer is loaded with.
 ///
 /// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
-/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
+/// reported when the balancer is loaded, as [`Error::InvalidConfig`]
+/// or, for an address, [`Error::InvalidAddress`]; nothing has been
 /// loaded then.
 ///
 /// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
@@ -146,7 +146,7 @@ settings! {
     /// The optional parts of the program: exactly these are on.
     ///
     /// Those that say "Not in this version" are refused with
-    /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
+    /// [`Error::Unsupported`]. [`Katran::reload`](crate::Katran::reload)
     /// changes them later.
     features: Features {
         set: features(features: Features) = features,

@@ -128,12 +128,12 @@ impl Katran {
     /// program's interfaces.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if nothing is pinned at the path;
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is no program array, there is no such
+    /// [`Error::NotFound`] if nothing is pinned at the path;
+    /// [`Error::InvalidConfig`] if it is no program array, there is no such
     /// position, or `frags` is not the setting of the root program;
-    /// [`Error::ForeignEntry`](crate::Error::ForeignEntry) if another program is there, which is left
-    /// alone; [`Error::AlreadyExists`](crate::Error::AlreadyExists) if this balancer has an entry of that
-    /// array; [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel). In
+    /// [`Error::ForeignEntry`] if another program is there, which is left
+    /// alone; [`Error::AlreadyExists`] if this balancer has an entry of that
+    /// array; [`Error::NoNextHop`]; [`Error::Kernel`]. In
     /// any case nothing has changed.
     #[doc(alias = "rootMapPath")]
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
@@ -151,7 +151,7 @@ impl Katran {
     /// Empties the entry that this balancer has in the array at a path.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if it has none.
+    /// [`Error::NotFound`] if it has none.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         self.shared.detach(map_path.as_ref())?;
         self.note_detached();

@@ -15,6 +15,7 @@ use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
 use super::Katran;
+use super::looks::look_while_it_moves;
 use super::object::ticks;
 use crate::counters::DropReason;
 use crate::error::Error;
@@ -33,9 +34,6 @@ use crate::types::address_bytes;
 
 /// The shortest frame that the kernel's test run takes: an Ethernet header.
 const SHORTEST: usize = 14;
-
-/// So often at most the flow tables are looked through for one flow while they grow.
-const MOST_LOOKS: usize = 64;
 /// The longest frame that it takes without `frags`: a page, less the kernel's headroom and the
 /// space that it keeps behind the frame.
 const LONGEST: usize = 4096 - 256 - 320;
@@ -383,26 +381,12 @@ impl Katran {
         key: &types::flow_key,
         protocol: Protocol,
     ) -> Result<Option<(IpAddr, Choice)>> {
-        let mut records = self.per_cpu()?;
-        for _ in 0..MOST_LOOKS {
-            let found = self.remembered_in(&records, key, protocol)?;
-            if found.is_some() {
-                return Ok(found);
-            }
-            // A packet may have split the flow's own set meanwhile, and the entry be in the other half.
-            // Each table does that once each time that it doubles.
-            let now = self.per_cpu()?;
-            let fingerprint = self.fixed.flow_keys.fingerprint(key);
-            let own_sets = |records: &[types::cpu]| -> Vec<u32> {
-                let sets = records.iter().map(|of| of.sets.count.max(1));
-                sets.map(|active| fingerprint.set_of(active)).collect()
-            };
-            if own_sets(&now) == own_sets(&records) {
-                return Ok(None);
-            }
-            records = now;
-        }
-        Ok(None)
+        let fingerprint = self.fixed.flow_keys.fingerprint(key);
+        look_while_it_moves(
+            || self.per_cpu(),
+            |records| self.remembered_in(records, key, protocol),
+            |record| fingerprint.set_of(record.sets.count.max(1)),
+        )
     }
 
     fn remembered_in(

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use super::Katran;
+use super::handles::GlobalFlowMaps;
 use crate::config::Features;
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::GlobalFlowMaps;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;

@@ -2,25 +2,23 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::ClockId;
 
 use super::Katran;
+use super::handles::Maps;
 use super::object::Fixed;
 use super::object::InnerTables;
 use super::object::flow_sets;
 use super::object::load_object;
 use super::object::open_object;
-use super::object::own;
-use super::object::size_feature_maps;
 use super::object::size_maps;
-use super::object::take_feature_maps;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Features;
 use crate::config::ForwardingCpu;
+use crate::config::Machine;
 use crate::config::estimate;
 use crate::config::flow_table_bytes;
 use crate::config::global_table_bytes;
@@ -30,32 +28,19 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::kernel::map_error;
-use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
-use crate::maps::FlowTables;
-use crate::maps::HopCells;
-use crate::maps::Live;
-use crate::maps::Maps;
-use crate::maps::RealCells;
-use crate::maps::RingStore;
 use crate::maps::ServerIdKeys;
-use crate::maps::ServerIdStore;
-use crate::maps::VipCells;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::mask;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
-use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::types;
 use crate::sys::map;
-use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
-use crate::types::NextHops;
 
 impl Builder {
     /// Checks the configuration, then loads: the kernel's verifier runs here.
@@ -94,14 +79,14 @@ impl Builder {
         };
         let mut storage = MaybeUninit::uninit();
         let mut open = open_object(&mut storage)?;
-        size_maps(&mut open, &config, fixed.possible_cpus, &inner)
-            .and_then(|()| {
-                let made = Features::empty();
-                size_feature_maps(&mut open, &config, &fixed, &inner.global, made)
-            })
+        let machine = Machine {
+            config: &config,
+            cpus: fixed.possible_cpus,
+        };
+        size_maps(&mut open, &machine, &inner.first())
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
         let (programs, skel) = load_object(open, &config, &fixed, needed)?;
-        let maps = take_over(&skel.maps, &config, &fixed, inner)
+        let maps = Maps::take(&skel.maps, &config, &fixed, inner)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
         maps.features.fill()?;
@@ -154,64 +139,6 @@ fn available_or(needed: u64) -> Result<u64> {
         }),
         _ => Ok(needed),
     }
-}
-
-/// All maps of a new balancer.
-fn take_over(
-    from: &KatranSkelMaps<'_>,
-    config: &Config,
-    fixed: &Fixed,
-    inner: InnerTables,
-) -> io::Result<Maps> {
-    let features = take_feature_maps(from, config.features, inner.global)?;
-    let rings = RingStore::new(
-        own(&from.rings)?,
-        inner.first_chunk,
-        config.ring_size,
-        config.max_vips.into(),
-    )?;
-    Ok(Maps {
-        prefix_vips: Typed::new(own(&from.prefix_vips)?)?,
-        vip_cells: VipCells::new(
-            own(&from.data_vip_heads)?,
-            own(&from.data_vip_infos)?,
-            config.max_vips.into(),
-            fixed.vip_hash.clone(),
-        )?,
-        real_cells: RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
-        live: Arc::new(Live::new(own(&from.data_live)?)?),
-        next_hops: match config.next_hops {
-            NextHops::Gateway => None,
-            _ => Some(Arc::new(HopCells::new(
-                own(&from.data_hops)?,
-                own(&from.data_ports)?,
-                own(&from.devices)?,
-                config.max_reals.into(),
-            )?)),
-        },
-        cpus: PerCpuArray::new(own(&from.cpus)?)?,
-        vip_counters: PerCpuArray::new(own(&from.vip_counters)?)?,
-        real_counters: PerCpuArray::new(own(&from.real_counters)?)?,
-        explanations: Typed::new(own(&from.explanations)?)?,
-        flows: FlowTables {
-            of_cpus: inner.flows,
-            fallback: FlowTable::new(
-                config.flow_table,
-                FALLBACK_FLOWS,
-                own(&from.fallback_flows)?,
-            )?,
-            outer: MapArray::new(own(&from.flow_tables)?)?,
-        },
-        server_ids: ServerIdStore::new(
-            MapArray::new(own(&from.server_ids)?)?,
-            rings.grace_periods().clone(),
-            fixed.server_id_keys,
-            config.max_server_ids,
-        ),
-        rings,
-        down_reals: Typed::new(own(&from.down_reals)?)?,
-        features,
-    })
 }
 
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.

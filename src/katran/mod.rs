@@ -14,8 +14,10 @@ mod flows;
 mod follow;
 mod gateway;
 mod global_flows;
+mod handles;
 mod health;
 mod load;
+mod looks;
 mod names;
 mod object;
 mod reals;
@@ -58,7 +60,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
-use crate::maps::Maps;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::VipKinds;
@@ -69,6 +70,7 @@ use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 use crate::types::Vip;
+use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///

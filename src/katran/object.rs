@@ -4,44 +4,38 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use libbpf_rs::MapHandle;
-use libbpf_rs::OpenMapMut;
 use libbpf_rs::OpenProgramMut;
+use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::EntrySet;
 use crate::config::Config;
 use crate::config::Features;
+use crate::config::Machine;
+use crate::config::MapRow;
+use crate::config::Size;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
 use crate::kernel::map_error;
-use crate::maps::FALLBACK_FLOWS;
-use crate::maps::FeatureMaps;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
-use crate::maps::GlobalFlowMaps;
 use crate::maps::ServerIdKeys;
-use crate::maps::SourceRouteMaps;
 use crate::maps::VipHash;
-use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_chunks;
-use crate::maps::max_server_id_places;
-use crate::maps::vip_table_bytes;
 use crate::ring::FlowHasher;
-use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
-use crate::sys::nested::MapArray;
 use crate::sys::object;
 use crate::sys::object::Refused;
 use crate::sys::object::into_io;
@@ -52,19 +46,6 @@ use crate::types::NextHops;
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
 /// make room, while flows that send more often than this keep their entries.
 const NEW_FLOW_AGE: Duration = Duration::from_secs(5);
-
-const _: () = {
-    use types::feature;
-    assert!(Features::SOURCE_ROUTING.bits() == feature::FEATURE_SOURCE_ROUTING.0);
-    assert!(Features::INLINE_DECAP.bits() == feature::FEATURE_INLINE_DECAP.0);
-    assert!(Features::STRICT_DESTINATION.bits() == feature::FEATURE_STRICT_DESTINATION.0);
-    assert!(Features::ICMP_TOO_BIG.bits() == feature::FEATURE_ICMP_TOO_BIG.0);
-    assert!(Features::TCP_SERVER_ID.bits() == feature::FEATURE_TCP_SERVER_ID.0);
-    assert!(Features::UDP_STABLE_ROUTING.bits() == feature::FEATURE_UDP_STABLE_ROUTING.0);
-    assert!(Features::GLOBAL_FLOW_TABLE.bits() == feature::FEATURE_GLOBAL_FLOW_TABLE.0);
-    assert!(Features::LOCAL_DELIVERY.bits() == feature::FEATURE_LOCAL_DELIVERY.0);
-    assert!(Features::INTROSPECTION.bits() == feature::FEATURE_INTROSPECTION.0);
-};
 
 /// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
 pub(super) struct Fixed {
@@ -105,6 +86,18 @@ pub(super) struct InnerTables {
     pub(super) first_chunk: OwnedFd,
     pub(super) flows: Vec<(u32, FlowTable)>,
     pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
+}
+
+impl InnerTables {
+    /// One of each kind, to show the kernel.
+    pub(super) fn first(&self) -> Inner<'_> {
+        Inner {
+            ring_chunk: Some(self.first_chunk.as_fd()),
+            // At least one CPU forwards, so there is a table.
+            flows: self.flows.first().map(|(_, table)| table.as_fd()),
+            global: self.global.first().map(|(_, table)| table.as_fd()),
+        }
+    }
 }
 
 /// The object, with settings still to be made.
@@ -174,35 +167,6 @@ pub(super) fn load_object<'a>(
     Ok((programs, skel))
 }
 
-/// The maps that only features have; of those that are off there are none.
-pub(super) fn take_feature_maps(
-    from: &KatranSkelMaps<'_>,
-    features: Features,
-    global_tables: Vec<(u32, Typed<types::flow_key, u32>)>,
-) -> io::Result<FeatureMaps> {
-    let mut maps = FeatureMaps::default();
-    if features.contains(Features::SOURCE_ROUTING) {
-        maps.source_routes = Some(SourceRouteMaps {
-            v4: Typed::new(own(&from.source_routes_v4)?)?,
-            v6: Typed::new(own(&from.source_routes_v6)?)?,
-        });
-    }
-    if features.contains(Features::GLOBAL_FLOW_TABLE) {
-        maps.global_flows = Some(GlobalFlowMaps {
-            of_cpus: global_tables,
-            fallback: Typed::new(own(&from.global_fallback)?)?,
-            outer: MapArray::new(own(&from.global_flows)?)?,
-        });
-    }
-    if features.contains(Features::INLINE_DECAP) {
-        maps.decap_destinations = Some(Typed::new(own(&from.decap_destinations)?)?);
-    }
-    if features.contains(Features::INTROSPECTION) {
-        maps.events = Some(MapHandle::try_from(&from.events).map_err(into_io)?);
-    }
-    Ok(maps)
-}
-
 /// Whether the program must be the one with what few balancers need.
 fn needs_full(config: &Config) -> bool {
     let rare = Features::SOURCE_ROUTING
@@ -227,106 +191,54 @@ pub(super) fn flow_sets(config: &Config) -> u32 {
     FlowTableShape::new(config.flow_table, config.flows_per_cpu).max_entries
 }
 
-/// Lengths of the data sections. Those that are taken over from another object need theirs, too: libbpf
-/// maps them into memory, over whatever follows the length that it knows.
-pub(super) fn size_sections(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-) -> libbpf_rs::Result<()> {
-    let maps = &mut open.maps;
-    let reals = u32::from(config.max_reals) + 1;
-    let [vip_heads, vip_infos] = vip_table_bytes(config.max_vips.into());
-    maps.data_vip_heads.set_value_size(vip_heads)?;
-    maps.data_vip_infos.set_value_size(vip_infos)?;
-    maps.data_reals
-        .set_value_size(reals * size_of::<types::real>() as u32)?;
-    if config.next_hops != NextHops::Gateway {
-        maps.data_hops
-            .set_value_size(reals * size_of::<u64>() as u32)?;
-    }
-    Ok(())
-}
-
-/// Sizes of the maps that only features use; what is off has none. Those of the features in `made`
-/// are there already.
-pub(super) fn size_feature_maps(
-    open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-    fixed: &Fixed,
-    global_tables: &[(u32, Typed<types::flow_key, u32>)],
-    made: Features,
-) -> libbpf_rs::Result<()> {
-    let maps = &mut open.maps;
-    let (routes, global, decap, events) = (
-        Features::SOURCE_ROUTING,
-        Features::GLOBAL_FLOW_TABLE,
-        Features::INLINE_DECAP,
-        Features::INTROSPECTION,
-    );
-    let cpus = fixed.possible_cpus;
-    // Twice the limit: routes that take the places of others come before those go. Tries take memory
-    // only for what is in them; and before Linux 6.13 a full one refuses even to change a route.
-    let tries = 2 * config.max_source_routes;
-    let sizes: [(&mut OpenMapMut<'_>, Features, u32); 6] = [
-        (&mut maps.source_routes_v4, routes, tries),
-        (&mut maps.source_routes_v6, routes, tries),
-        (&mut maps.global_flows, global, cpus),
-        (&mut maps.global_fallback, global, FALLBACK_FLOWS),
-        (&mut maps.decap_destinations, decap, config.max_decap),
-        (&mut maps.events, events, config.event_buffer),
-    ];
-    for (map, feature, entries) in sizes {
-        if !config.features.contains(feature) {
-            map.set_autocreate(false)?;
-        } else if !made.contains(feature) {
-            map.set_max_entries(entries)?;
-        }
-    }
-    if !made.contains(global)
-        && let Some((_, table)) = global_tables.first()
-    {
-        maps.global_flows.set_inner_map_fd(table.as_fd())?;
-    }
-    Ok(())
-}
-
+/// Sizes of the maps, by the table of maps; those of features that are off are not made. Maps that are
+/// taken over from another object need their lengths, too: libbpf maps data sections into memory, over
+/// whatever follows the length that it knows. `inner` are tables to show the kernel, for maps of maps that
+/// are made anew.
 pub(super) fn size_maps(
     open: &mut OpenKatranSkel<'_>,
-    config: &Config,
-    cpus: u32,
-    inner: &InnerTables,
+    machine: &Machine<'_>,
+    inner: &Inner<'_>,
 ) -> libbpf_rs::Result<()> {
-    size_sections(open, config)?;
+    for mut map in open.open_object_mut().maps_mut() {
+        let Some(row) = MapRow::of(&map.name().to_string_lossy()) else {
+            // Sections without a size of their own, such as constants.
+            continue;
+        };
+        if !row.is_made(machine.config) {
+            map.set_autocreate(false)?;
+            continue;
+        }
+        match row.size {
+            Size::Elements(elements) => map.set_max_entries(elements(machine))?,
+            Size::Bytes(bytes) => map.set_value_size(bytes(machine))?,
+            Size::Own | Size::Inner => {}
+        }
+    }
     let maps = &mut open.maps;
-    let vips = u32::from(config.max_vips);
-    let reals = u32::from(config.max_reals) + 1;
-    let sizes: [(&mut OpenMapMut<'_>, u32); 7] = [
-        (&mut maps.prefix_vips, vips),
-        (&mut maps.vip_counters, vips),
-        (&mut maps.real_counters, reals),
-        (&mut maps.rings, max_chunks_in_surge(vips)),
-        (&mut maps.flow_tables, cpus),
-        (&mut maps.down_reals, config.max_reals.into()),
-        (
-            &mut maps.server_ids,
-            max_server_id_places(config.max_server_ids),
-        ),
-    ];
-    for (map, entries) in sizes {
-        map.set_max_entries(entries)?;
+    for (map, table) in [
+        (&mut maps.rings, inner.ring_chunk),
+        (&mut maps.flow_tables, inner.flows),
+        (&mut maps.global_flows, inner.global),
+    ] {
+        if let Some(table) = table {
+            map.set_inner_map_fd(table)?;
+        }
     }
-    maps.rings.set_inner_map_fd(inner.first_chunk.as_fd())?;
-    // At least one CPU forwards, so there is a table to show the kernel.
-    if let Some((_, table)) = inner.flows.first() {
-        maps.flow_tables.set_inner_map_fd(table.as_fd())?;
-    }
-    let shape = FlowTableShape::new(config.flow_table, FALLBACK_FLOWS);
+    let shape = machine.fallback();
     let fallback = &mut maps.fallback_flows;
     fallback.set_type(shape.kind.into())?;
     fallback.set_key_size(shape.key_size)?;
     fallback.set_value_size(shape.value_size)?;
-    fallback.set_max_entries(shape.max_entries)?;
     fallback.set_map_flags(shape.flags)
+}
+
+/// One of the tables inside each map of maps.
+#[derive(Default)]
+pub(super) struct Inner<'a> {
+    pub(super) ring_chunk: Option<BorrowedFd<'a>>,
+    pub(super) flows: Option<BorrowedFd<'a>>,
+    pub(super) global: Option<BorrowedFd<'a>>,
 }
 
 fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
@@ -383,5 +295,27 @@ fn not_loaded(refused: Refused, needed: u64) -> Error {
     match is_memory && refused.rejected.is_none() {
         true => map_error("unknown", needed, refused.error),
         false => load_error("katran", refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A map without a row would keep the size that stands for none.
+    #[test]
+    fn every_map_has_a_row() {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = open_object(&mut storage).unwrap();
+        let names: Vec<String> = open
+            .open_object_mut()
+            .maps_mut()
+            .map(|map| map.name().to_string_lossy().into_owned())
+            .collect();
+        assert!(names.len() > 20, "{names:?}");
+        // Data sections have a dot in their names; those with a size of their own have rows, too.
+        for name in names.iter().filter(|name| !name.contains('.')) {
+            assert!(MapRow::of(name).is_some(), "{name}");
+        }
     }
 }

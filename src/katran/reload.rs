@@ -10,20 +10,20 @@ use libbpf_rs::skel::OpenSkel;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use super::handles::FeatureMaps;
 use super::load::check_memory_for;
 use super::load::global_tables;
+use super::object::Inner;
 use super::object::Programs;
 use super::object::load_object;
 use super::object::open_object;
-use super::object::size_feature_maps;
-use super::object::size_sections;
-use super::object::take_feature_maps;
+use super::object::size_maps;
 use crate::config::Config;
 use crate::config::Features;
+use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::maps::FeatureMaps;
 use crate::sys::object::into_io;
 use crate::types::VipFlags;
 
@@ -106,8 +106,15 @@ impl Katran {
         };
         let mut storage = MaybeUninit::uninit();
         let mut open = open_object(&mut storage)?;
-        size_sections(&mut open, config)
-            .and_then(|()| size_feature_maps(&mut open, config, &self.fixed, &tables, kept))
+        let machine = Machine {
+            config,
+            cpus: self.fixed.possible_cpus,
+        };
+        let inner = Inner {
+            global: tables.first().map(|(_, table)| table.as_fd()),
+            ..Inner::default()
+        };
+        size_maps(&mut open, &machine, &inner)
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
         for mut map in open.open_object_mut().maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
@@ -120,7 +127,7 @@ impl Katran {
             }
         }
         let (programs, skel) = load_object(open, config, &self.fixed, needed)?;
-        let made = take_feature_maps(&skel.maps, new, tables)
+        let made = FeatureMaps::take(&skel.maps, new, tables)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         made.fill()?;
 
@@ -233,32 +240,4 @@ pub(super) struct Needs {
     pub(super) ids: usize,
     /// All that any VIP has.
     pub(super) flags: VipFlags,
-}
-
-impl FeatureMaps {
-    /// These and those that are new, as far as `features` have them.
-    fn with(self, new: Self, features: Features) -> Self {
-        fn kept<T>(old: Option<T>, new: Option<T>, on: bool) -> Option<T> {
-            new.or(old).filter(|_| on)
-        }
-        let on = |feature| features.contains(feature);
-        Self {
-            source_routes: kept(
-                self.source_routes,
-                new.source_routes,
-                on(Features::SOURCE_ROUTING),
-            ),
-            global_flows: kept(
-                self.global_flows,
-                new.global_flows,
-                on(Features::GLOBAL_FLOW_TABLE),
-            ),
-            decap_destinations: kept(
-                self.decap_destinations,
-                new.decap_destinations,
-                on(Features::INLINE_DECAP),
-            ),
-            events: kept(self.events, new.events, on(Features::INTROSPECTION)),
-        }
-    }
 }

@@ -74,7 +74,7 @@ impl HopCells {
         Ok(())
     }
 
-    pub(super) fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
+    pub(crate) fn named(&self) -> [(&'static str, BorrowedFd<'_>); 3] {
         [
             (".data.hops", self.hops.as_fd()),
             (".data.ports", self.ports.as_fd()),

@@ -56,85 +56,10 @@ pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
 
 use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-
-use libbpf_rs::MapHandle;
 
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::skel::katran::types;
-use crate::sys::map::PerCpuArray;
-use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
-
-/// Every map of the balancer.
-pub(crate) struct Maps {
-    pub(crate) prefix_vips: Typed<types::vip_prefix_key, u32>,
-    pub(crate) vip_cells: VipCells,
-    pub(crate) real_cells: RealCells,
-    pub(crate) rings: RingStore,
-    pub(crate) live: Arc<Live>,
-    /// Of balancers whose reals have next hops of their own.
-    pub(crate) next_hops: Option<Arc<HopCells>>,
-    pub(crate) cpus: PerCpuArray<types::cpu>,
-    pub(crate) vip_counters: PerCpuArray<types::vip_counters>,
-    pub(crate) real_counters: PerCpuArray<types::real_counters>,
-    pub(crate) explanations: Typed<u32, types::explanation>,
-    pub(crate) flows: FlowTables,
-    /// The server-id tables; which one is in force `live` says.
-    pub(crate) server_ids: ServerIdStore,
-    pub(crate) down_reals: Typed<types::down_real, u32>,
-    pub(crate) features: FeatureMaps,
-}
-
-/// The maps that only features have; of those that are off there are none.
-#[derive(Default)]
-pub(crate) struct FeatureMaps {
-    pub(crate) source_routes: Option<SourceRouteMaps>,
-    pub(crate) global_flows: Option<GlobalFlowMaps>,
-    pub(crate) decap_destinations: Option<Typed<types::decap_destination, u32>>,
-    /// The ring buffer.
-    pub(crate) events: Option<MapHandle>,
-}
-
-/// The flow tables that the host application fills.
-pub(crate) struct GlobalFlowMaps {
-    /// By CPU number, ascending.
-    pub(crate) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
-    pub(crate) fallback: Typed<types::flow_key, u32>,
-    /// The map in which the program looks for its CPU's table.
-    pub(crate) outer: MapArray,
-}
-
-impl FeatureMaps {
-    /// Puts the inner tables into the outer ones.
-    pub(crate) fn fill(&self) -> Result<()> {
-        match &self.global_flows {
-            Some(global) => fill_outer("global_flows", &global.outer, &global.of_cpus),
-            None => Ok(()),
-        }
-    }
-
-    fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
-        let mut named = Vec::new();
-        if let Some(routes) = &self.source_routes {
-            named.push(("source_routes_v4", routes.v4.as_fd()));
-            named.push(("source_routes_v6", routes.v6.as_fd()));
-        }
-        if let Some(global) = &self.global_flows {
-            named.push(("global_flows", global.outer.as_fd()));
-            named.push(("global_fallback", global.fallback.as_fd()));
-        }
-        if let Some(destinations) = &self.decap_destinations {
-            named.push(("decap_destinations", destinations.as_fd()));
-        }
-        if let Some(events) = &self.events {
-            named.push(("events", events.as_fd()));
-        }
-        named
-    }
-}
 
 /// Puts a table for each CPU into the map that they are found by.
 pub(crate) fn fill_outer(
@@ -149,56 +74,4 @@ pub(crate) fn fill_outer(
     outer
         .set(&inner)
         .map_err(|error| kernel_error("put the tables of the CPUs into", name, error))
-}
-
-impl Maps {
-    /// Every map that has a name of its own, with that name; not the inner ones.
-    pub(crate) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
-        let mut named = vec![
-            ("prefix_vips", self.prefix_vips.as_fd()),
-            (".data.vip_heads", self.vip_cells.heads_fd()),
-            (".data.vip_infos", self.vip_cells.infos_fd()),
-            (".data.reals", self.real_cells.as_fd()),
-            ("rings", self.rings.outer().as_fd()),
-            (".data.live", self.live.as_fd()),
-            ("cpus", self.cpus.as_fd()),
-            ("vip_counters", self.vip_counters.as_fd()),
-            ("real_counters", self.real_counters.as_fd()),
-            ("explanations", self.explanations.as_fd()),
-            ("flow_tables", self.flows.outer.as_fd()),
-            ("fallback_flows", self.flows.fallback.as_fd()),
-            ("server_ids", self.server_ids.as_fd()),
-            ("down_reals", self.down_reals.as_fd()),
-        ];
-        if let Some(hops) = &self.next_hops {
-            named.extend(hops.named());
-        }
-        named.extend(self.features.named());
-        named
-    }
-
-    /// The maps inside the others; of many that are alike, how many there are and one of them.
-    pub(crate) fn inner(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        let global = self.features.global_flows.iter();
-        let global =
-            global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
-        let flows = self.flows.of_cpus.iter().map(|(_, table)| table.as_fd());
-        let single = flows.chain(global).map(|map| (1, map));
-        single
-            .chain([self.rings.chunks()])
-            .chain(self.server_ids.chunks())
-    }
-
-    /// For how many grace periods callers have waited while maps were put into others, on a kernel
-    /// that waits for each.
-    pub(crate) fn waits(&self) -> u64 {
-        let global = self.features.global_flows.iter();
-        let outer = [
-            self.rings.outer(),
-            &self.flows.outer,
-            self.server_ids.outer(),
-        ];
-        let outer = outer.into_iter().chain(global.map(|global| &global.outer));
-        outer.map(MapArray::waits).sum()
-    }
 }

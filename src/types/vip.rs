@@ -12,6 +12,7 @@ use super::prefix::check_prefix;
 use super::prefix::full_length;
 use super::prefix::mask;
 use crate::error::Error;
+use crate::skel::katran::types::vip_flag;
 
 /// The address of a service: an address or prefix, a port (0: any) and a protocol.
 ///
@@ -159,38 +160,38 @@ bitflags! {
     pub struct VipFlags: u32 {
         /// The client's port does not count: one client goes to one real.
         #[doc(alias = "F_HASH_NO_SRC_PORT")]
-        const NO_SRC_PORT = 1 << 0;
+        const NO_SRC_PORT = vip_flag::VIP_NO_SRC_PORT.0;
         /// Neither look into the flow table nor write it.
         #[doc(alias = "F_LRU_BYPASS")]
-        const LRU_BYPASS = 1 << 1;
+        const LRU_BYPASS = vip_flag::VIP_LRU_BYPASS.0;
         /// Route by QUIC connection id; UDP only.
         #[doc(alias = "F_QUIC_VIP")]
-        const QUIC = 1 << 2;
+        const QUIC = vip_flag::VIP_QUIC.0;
         /// Only the destination port counts (VoIP-like services).
         #[doc(alias = "F_HASH_DPORT_ONLY")]
-        const DPORT_HASH = 1 << 3;
+        const DPORT_HASH = vip_flag::VIP_DPORT_HASH.0;
         /// The client's prefix may choose the real; with
         /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING).
         #[doc(alias = "F_SRC_ROUTING")]
-        const SRC_ROUTING = 1 << 4;
+        const SRC_ROUTING = vip_flag::VIP_SRC_ROUTING.0;
         /// Allow delivery to the local stack, for reals with
         /// [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
         #[doc(alias = "F_LOCAL_VIP")]
-        const LOCAL_VIP = 1 << 5;
+        const LOCAL_VIP = vip_flag::VIP_LOCAL.0;
         /// Look into the global flow table; with
         /// [`Features::GLOBAL_FLOW_TABLE`](crate::Features::GLOBAL_FLOW_TABLE).
         #[doc(alias = "F_GLOBAL_LRU")]
-        const GLOBAL_LRU = 1 << 6;
+        const GLOBAL_LRU = vip_flag::VIP_GLOBAL_LRU.0;
         /// Keep both ports, also on an any-port VIP.
         #[doc(alias = "F_HASH_SRC_DST_PORT")]
-        const SRC_DST_PORT = 1 << 7;
+        const SRC_DST_PORT = vip_flag::VIP_SRC_DST_PORT.0;
         /// Route by the id in the datagram; with
         /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
-        const UDP_STABLE_ROUTING = 1 << 8;
+        const UDP_STABLE_ROUTING = vip_flag::VIP_UDP_STABLE_ROUTING.0;
         /// UDP flows leave a real that is [marked down](crate::Katran::mark_down).
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
-        const UDP_FLOW_MIGRATION = 1 << 9;
+        const UDP_FLOW_MIGRATION = vip_flag::VIP_UDP_FLOW_MIGRATION.0;
     }
 }
 

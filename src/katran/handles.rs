@@ -1,0 +1,259 @@
+//! The table of handles: by what a balancer's maps are read and written. A row gives the handle, how it is
+//! taken from the loaded object, and the maps that it is of, by the names in `bpf/maps.h`; with features
+//! for those that only features have. (Sizes and memory are the rows of `config/map_table.rs`.)
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use libbpf_rs::MapHandle;
+
+use super::object::Fixed;
+use super::object::InnerTables;
+use super::object::own;
+use crate::config::Config;
+use crate::config::Features;
+use crate::error::Result;
+use crate::maps::FALLBACK_FLOWS;
+use crate::maps::FlowTable;
+use crate::maps::FlowTables;
+use crate::maps::HopCells;
+use crate::maps::Live;
+use crate::maps::RealCells;
+use crate::maps::RingStore;
+use crate::maps::ServerIdStore;
+use crate::maps::SourceRouteMaps;
+use crate::maps::VipCells;
+use crate::maps::fill_outer;
+use crate::skel::katran::KatranMaps as KatranSkelMaps;
+use crate::skel::katran::types;
+use crate::sys::map::PerCpuArray;
+use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
+use crate::sys::object::into_io;
+use crate::types::NextHops;
+
+/// The flow tables that the host application fills.
+pub(super) struct GlobalFlowMaps {
+    /// By CPU number, ascending.
+    pub(super) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
+    pub(super) fallback: Typed<types::flow_key, u32>,
+    /// The map in which the program looks for its CPU's table.
+    pub(super) outer: MapArray,
+}
+
+macro_rules! handles {
+    (
+        // The words of the rows below.
+        $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident;
+        always {$(
+            $(#[$about:meta])*
+            $field:ident: $type:ty = $take:expr, $($name:literal is ($($fd:tt)+)),+;
+        )+}
+        of_features {$(
+            $(#[$of_feature:meta])*
+            $option:ident: $handle:ty, with $feature:ident = $make:expr,
+                $($called:literal is ($($its_fd:tt)+)),+;
+        )+}
+    ) => {
+        /// Every map of the balancer.
+        pub(super) struct Maps {
+            $($(#[$about])* pub(super) $field: $type,)+
+            /// Of balancers whose reals have next hops of their own.
+            pub(super) next_hops: Option<Arc<HopCells>>,
+            pub(super) features: FeatureMaps,
+        }
+
+        impl Maps {
+            /// All maps of a new balancer.
+            pub(super) fn take(
+                $from: &KatranSkelMaps<'_>,
+                $config: &Config,
+                $fixed: &Fixed,
+                $inner: InnerTables,
+            ) -> io::Result<Self> {
+                let $rings = RingStore::new(
+                    own(&$from.rings)?,
+                    $inner.first_chunk,
+                    $config.ring_size,
+                    $config.max_vips.into(),
+                )?;
+                let $grace = $rings.grace_periods().clone();
+                Ok(Self {
+                    features: FeatureMaps::take($from, $config.features, $inner.global)?,
+                    next_hops: next_hops($from, $config)?,
+                    $($field: $take,)+
+                })
+            }
+
+            /// Every map that has a name of its own, with that name; not the inner ones.
+            pub(super) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+                let mut named = vec![$($(($name, self.$field $($fd)+),)+)+];
+                if let Some(hops) = &self.next_hops {
+                    named.extend(hops.named());
+                }
+                named.extend(self.features.named());
+                named
+            }
+        }
+
+        /// The maps that only features have; of those that are off there are none.
+        #[derive(Default)]
+        pub(super) struct FeatureMaps {
+            $($(#[$of_feature])* pub(super) $option: Option<$handle>,)+
+        }
+
+        impl FeatureMaps {
+            /// Those of these features.
+            pub(super) fn take(
+                $from: &KatranSkelMaps<'_>,
+                features: Features,
+                $global: Vec<(u32, Typed<types::flow_key, u32>)>,
+            ) -> io::Result<Self> {
+                Ok(Self {
+                    $($option: match features.contains(Features::$feature) {
+                        true => Some($make),
+                        false => None,
+                    },)+
+                })
+            }
+
+            /// These and those that are new; only `features` have any.
+            pub(super) fn with(self, new: Self, features: Features) -> Self {
+                Self {
+                    $($option: new
+                        .$option
+                        .or(self.$option)
+                        .filter(|_| features.contains(Features::$feature)),)+
+                }
+            }
+
+            fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+                let mut named = Vec::new();
+                $(if let Some(handle) = &self.$option {
+                    named.extend([$(($called, handle $($its_fd)+)),+]);
+                })+
+                named
+            }
+        }
+    };
+}
+
+handles! {
+    from config fixed inner rings grace global;
+    always {
+        prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
+            "prefix_vips" is (.as_fd());
+        vip_cells: VipCells = VipCells::new(
+                own(&from.data_vip_heads)?,
+                own(&from.data_vip_infos)?,
+                config.max_vips.into(),
+                fixed.vip_hash.clone(),
+            )?,
+            ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd());
+        real_cells: RealCells = RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
+            ".data.reals" is (.as_fd());
+        rings: RingStore = rings, "rings" is (.outer().as_fd());
+        live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
+        /// Counters and the rest that each CPU has for itself.
+        cpus: PerCpuArray<types::cpu> = PerCpuArray::new(own(&from.cpus)?)?, "cpus" is (.as_fd());
+        vip_counters: PerCpuArray<types::vip_counters> =
+            PerCpuArray::new(own(&from.vip_counters)?)?,
+            "vip_counters" is (.as_fd());
+        real_counters: PerCpuArray<types::real_counters> =
+            PerCpuArray::new(own(&from.real_counters)?)?,
+            "real_counters" is (.as_fd());
+        explanations: Typed<u32, types::explanation> = Typed::new(own(&from.explanations)?)?,
+            "explanations" is (.as_fd());
+        flows: FlowTables = FlowTables {
+                of_cpus: inner.flows,
+                fallback: FlowTable::new(
+                    config.flow_table,
+                    FALLBACK_FLOWS,
+                    own(&from.fallback_flows)?,
+                )?,
+                outer: MapArray::new(own(&from.flow_tables)?)?,
+            },
+            "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd());
+        /// The server-id tables; which one packets look into `live` says.
+        server_ids: ServerIdStore = ServerIdStore::new(
+                MapArray::new(own(&from.server_ids)?)?,
+                grace.clone(),
+                fixed.server_id_keys,
+                config.max_server_ids,
+            ),
+            "server_ids" is (.as_fd());
+        down_reals: Typed<types::down_real, u32> = Typed::new(own(&from.down_reals)?)?,
+            "down_reals" is (.as_fd());
+    }
+    of_features {
+        source_routes: SourceRouteMaps, with SOURCE_ROUTING = SourceRouteMaps {
+                v4: Typed::new(own(&from.source_routes_v4)?)?,
+                v6: Typed::new(own(&from.source_routes_v6)?)?,
+            },
+            "source_routes_v4" is (.v4.as_fd()), "source_routes_v6" is (.v6.as_fd());
+        global_flows: GlobalFlowMaps, with GLOBAL_FLOW_TABLE = GlobalFlowMaps {
+                of_cpus: global,
+                fallback: Typed::new(own(&from.global_fallback)?)?,
+                outer: MapArray::new(own(&from.global_flows)?)?,
+            },
+            "global_flows" is (.outer.as_fd()), "global_fallback" is (.fallback.as_fd());
+        decap_destinations: Typed<types::decap_destination, u32>, with INLINE_DECAP =
+            Typed::new(own(&from.decap_destinations)?)?,
+            "decap_destinations" is (.as_fd());
+        /// The ring buffer.
+        events: MapHandle, with INTROSPECTION = MapHandle::try_from(&from.events).map_err(into_io)?,
+            "events" is (.as_fd());
+    }
+}
+
+fn next_hops(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Arc<HopCells>>> {
+    if config.next_hops == NextHops::Gateway {
+        return Ok(None);
+    }
+    let cells = HopCells::new(
+        own(&from.data_hops)?,
+        own(&from.data_ports)?,
+        own(&from.devices)?,
+        config.max_reals.into(),
+    )?;
+    Ok(Some(Arc::new(cells)))
+}
+
+impl FeatureMaps {
+    /// Puts the inner tables into the outer ones.
+    pub(super) fn fill(&self) -> Result<()> {
+        match &self.global_flows {
+            Some(global) => fill_outer("global_flows", &global.outer, &global.of_cpus),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Maps {
+    /// The maps inside the others; of many that are alike, how many there are and one of them.
+    pub(super) fn inner(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        let global = self.features.global_flows.iter();
+        let global =
+            global.flat_map(|global| global.of_cpus.iter().map(|(_, table)| table.as_fd()));
+        let flows = self.flows.of_cpus.iter().map(|(_, table)| table.as_fd());
+        let single = flows.chain(global).map(|map| (1, map));
+        single
+            .chain([self.rings.chunks()])
+            .chain(self.server_ids.chunks())
+    }
+
+    /// For how many grace periods callers have waited while maps were put into others, on a kernel
+    /// that waits for each.
+    pub(super) fn waits(&self) -> u64 {
+        let global = self.features.global_flows.iter();
+        let outer = [
+            self.rings.outer(),
+            &self.flows.outer,
+            self.server_ids.outer(),
+        ];
+        let outer = outer.into_iter().chain(global.map(|global| &global.outer));
+        outer.map(MapArray::waits).sum()
+    }
+}
