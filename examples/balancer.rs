@@ -168,7 +168,7 @@ impl Snapshot {
     fn take(katran: &Katran) -> Result<Self> {
         Ok(Self {
             time: Instant::now(),
-            totals: katran.stats().stats().totals()?,
+            totals: katran.stats().totals()?,
             flow_table: katran.stats().flow_table()?,
         })
     }
@@ -214,7 +214,7 @@ fn summary(katran: &Katran) -> Result<()> {
     }
     for (reason, frames) in katran
         .stats()
-        .stats().drop_reasons()?
+        .drop_reasons()?
         .iter()
         .filter(|(_, frames)| *frames > 0)
     {

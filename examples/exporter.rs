@@ -106,9 +106,9 @@ fn export(arguments: &Arguments) -> Result<()> {
 /// Removing the VIP ends the watch, and counting begins anew with each; so only where it has ended.
 fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
     match vip {
-        Some(vip) if katran.stats().stats().watched_vip() != Some(vip) => katran
+        Some(vip) if katran.stats().watched_vip() != Some(vip) => katran
             .stats_mut()
-            .stats_mut().watch_misses(vip)
+            .watch_misses(vip)
             .context("cannot count the misses of --watch-misses"),
         _ => Ok(()),
     }

@@ -144,10 +144,10 @@ fn all_vips_with_rings_under_a_soft_limit_of_1024_descriptors() {
                 let answer = katran.real_for_flow(&flow).unwrap().unwrap();
                 assert_eq!(answer.real, Some(real(i % 50).address()), "{i}");
             }
-            let full = katran.stats().stats().memory_in_use().unwrap();
+            let full = katran.stats().memory_in_use().unwrap();
             let _ = katran.apply(&State::default()).unwrap();
             assert!(katran.vips().is_empty());
-            let left = katran.stats().stats().memory_in_use().unwrap();
+            let left = katran.stats().memory_in_use().unwrap();
             println!("{full} bytes with all VIPs, {left} without");
             assert!(left + 8000 * 8 * 502 < full, "{full} {left}");
         },
@@ -175,7 +175,7 @@ fn an_error_for_want_of_descriptors_names_their_limit() {
             katran
                 .add_server_ids(&[ServerId::new(1, ip("10.0.0.1"))])
                 .unwrap_err(),
-            katran.stats().stats().memory_in_use().map(drop).unwrap_err(),
+            katran.stats().memory_in_use().map(drop).unwrap_err(),
         ];
         // A hundred are enough for all rings.
         files.truncate(files.len() - 100);
@@ -415,13 +415,13 @@ fn adding_server_ids_waits_once_for_packets() {
         );
         from += count;
     }
-    let full = katran.stats().stats().memory_in_use().unwrap();
+    let full = katran.stats().memory_in_use().unwrap();
     let all: Vec<u32> = (1..from).collect();
     let before = katran.stats().library().unwrap().waits_for_packets;
     katran.remove_server_ids(&all).unwrap();
     let waits = katran.stats().library().unwrap().waits_for_packets - before;
     assert!(waits <= 3, "{waits}");
-    let left = katran.stats().stats().memory_in_use().unwrap();
+    let left = katran.stats().memory_in_use().unwrap();
     println!("{full} bytes with {from} ids, {left} without");
     assert!(left + 10 * u64::from(from) < full, "{full} {left}");
 }

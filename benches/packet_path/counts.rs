@@ -23,7 +23,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn of(katran: &Katran) -> Self {
-        let totals = katran.stats().stats().totals().unwrap();
+        let totals = katran.stats().totals().unwrap();
         let flow_table = katran.stats().flow_table().unwrap();
         Self {
             sent: totals.tx.packets,

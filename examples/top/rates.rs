@@ -39,10 +39,10 @@ impl Sample {
         addresses.dedup();
         let reals = katran.stats().reals(&addresses)?;
         let reals = addresses.iter().zip(reals);
-        let drops = katran.stats().stats().drop_reasons()?;
+        let drops = katran.stats().drop_reasons()?;
         Ok(Self {
             time: Instant::now(),
-            totals: katran.stats().stats().totals()?,
+            totals: katran.stats().totals()?,
             flow_table: katran.stats().flow_table()?,
             drops: drops
                 .iter()

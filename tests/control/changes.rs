@@ -491,7 +491,7 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     let mut katran = load(builder());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
-    katran.stats_mut().stats_mut().watch_misses(one).unwrap();
+    katran.stats_mut().watch_misses(one).unwrap();
     let flow = |port: u16| {
         let mut flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
         flow.source.set_port(port);
@@ -500,10 +500,10 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     katran.simulate(&frame(flow(1))).unwrap();
     let reads = [faults::MAP_LOOKUP_ELEM, faults::MAP_LOOKUP_BATCH];
     let failed = without_commands(&reads, Errno::ENOMEM, || {
-        katran.stats_mut().stats_mut().watch_misses(two)
+        katran.stats_mut().watch_misses(two)
     });
     assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
-    assert_eq!(katran.stats().stats().watched_vip(), Some(one));
+    assert_eq!(katran.stats().watched_vip(), Some(one));
     katran.simulate(&frame(flow(2))).unwrap();
     assert_eq!(katran.stats().real(ip(A)).unwrap().misses, 2);
 }

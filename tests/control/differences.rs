@@ -74,8 +74,8 @@ fn a_vip_without_reals_drops_and_counts() {
         assert_eq!((ran.verdict, ran.real), (Verdict::Drop, None));
         assert_eq!(ran.vip, Some(vip));
     }
-    assert_eq!(katran.stats().stats().ring_drops().unwrap().empty, 3);
-    assert_eq!(katran.stats().stats().totals().unwrap().drop.packets, 3);
+    assert_eq!(katran.stats().ring_drops().unwrap().empty, 3);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 3);
     assert_eq!(katran.real_for_flow(&flow).unwrap().unwrap().real, None);
 }
 
@@ -226,7 +226,7 @@ fn asking_for_a_flow_leaves_no_trace() {
         VipFlags::empty(),
         &[A, B],
     );
-    katran.stats_mut().stats_mut().watch_misses(vip).unwrap();
+    katran.stats_mut().watch_misses(vip).unwrap();
     let tcp = flows(Protocol::Tcp, TO_VIP4, 50);
     let udp = flows(Protocol::Udp, "203.0.113.1:53", 50);
     let trace = |katran: &Katran| {

@@ -99,7 +99,7 @@ fn vips_are_added_and_removed() {
         katran.add_real(gone, Real::new(ip(A))).unwrap_err(),
         katran.remove_real(gone, ip(A)).unwrap_err(),
         katran.stats().vip(gone).unwrap_err(),
-        katran.stats_mut().stats_mut().watch_misses(gone).unwrap_err(),
+        katran.stats_mut().watch_misses(gone).unwrap_err(),
         katran
             .set_real_flags(ip(A), RealFlags::LOCAL_REAL)
             .unwrap_err(),
@@ -124,13 +124,13 @@ fn every_vip_there_is_room_for_has_a_ring() {
     let rings = map_use(&katran, "ring_chunk");
     assert_eq!(rings.entries, 0);
     assert!(rings.capacity >= u64::from(VIPS));
-    let empty = katran.stats().stats().memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     let mut memory = Vec::new();
     for i in 0..VIPS {
         add(&mut katran, i).unwrap();
         if (i + 1) % 25 == 0 {
             assert_eq!(map_use(&katran, "ring_chunk").entries, u64::from(i + 1));
-            memory.push(katran.stats().stats().memory_in_use().unwrap() - empty);
+            memory.push(katran.stats().memory_in_use().unwrap() - empty);
         }
     }
     // Eight rings come at a time, each with its page rounding; the first eight came at load.

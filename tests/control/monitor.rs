@@ -213,7 +213,7 @@ fn the_rate_is_limited_in_the_kernel() {
     assert_eq!(stats.delivered, counters.tcp_non_syn_miss);
     assert_eq!(events.iter().count() as u64, stats.delivered);
     // All packets went their way.
-    assert_eq!(katran.stats().stats().totals().unwrap().tx.packets, 100);
+    assert_eq!(katran.stats().totals().unwrap().tx.packets, 100);
 }
 
 #[test]
@@ -656,16 +656,16 @@ fn off_costs_nothing() {
     assert!(without.map_fd("events").is_none() && with.map_fd("events").is_some());
     assert_eq!(ring_buffers(&without), 0);
     assert!(ring_buffers(&with) >= 4);
-    let memory = [&without, &with].map(|katran| katran.stats().stats().memory_in_use().unwrap());
+    let memory = [&without, &with].map(|katran| katran.stats().memory_in_use().unwrap());
     let default_buffer = 1 << 20;
     assert!(memory[1] >= memory[0] + default_buffer, "{memory:?}");
     // The attached program holds no trace of it; switched off again it is the same.
-    let plain = without.stats().stats().program_size().unwrap();
+    let plain = without.stats().program_size().unwrap();
     let mut katran = with;
-    assert!(katran.stats().stats().program_size().unwrap() > plain);
+    assert!(katran.stats().program_size().unwrap() > plain);
     katran.reload(Features::default()).unwrap();
-    assert_eq!(katran.stats().stats().program_size().unwrap(), plain);
+    assert_eq!(katran.stats().program_size().unwrap(), plain);
     assert_eq!(ring_buffers(&katran), 0);
-    let after = katran.stats().stats().memory_in_use().unwrap();
+    let after = katran.stats().memory_in_use().unwrap();
     assert!(after.abs_diff(memory[0]) < 100_000, "{after} {memory:?}");
 }

@@ -549,7 +549,7 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
     ];
     let errors = without_commands(&commands, Errno::ENOMEM, || {
         [
-            katran.stats().stats().totals().err(),
+            katran.stats().totals().err(),
             katran.stats().vip(vip(VIP4)).err(),
             katran.stats().real(ip(A)).err(),
             katran.real_for_flow(&flow).err(),

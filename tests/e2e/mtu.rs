@@ -63,7 +63,7 @@ fn an_error_about_the_path_reaches_the_backend_that_owns_the_flow() {
     );
     assert!(icmp.ptb_v6 > 1 && icmp.ptb_v6_small == 0, "{icmp:?}");
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (0, 0));
-    assert_eq!(site.katran.stats().stats().totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn client_adapts(mode: XdpMode) {
     let icmp = site.katran.stats().icmp().unwrap();
     assert!(icmp.too_big_v4 > 0 && icmp.too_big_v6 > 0, "{icmp:?}");
     assert_eq!((icmp.ptb_v4, icmp.ptb_v6), (0, 0));
-    assert_eq!(site.katran.stats().stats().totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn without_the_feature_too_big_a_frame_is_dropped() {
             .unwrap();
         assert!(client.ask(&[&largest[..], b"x"].concat()).is_err());
     }
-    let drops = site.katran.stats().stats().drop_reasons().unwrap();
+    let drops = site.katran.stats().drop_reasons().unwrap();
     assert_eq!(drops.get(DropReason::TooBig), 2);
     let icmp = site.katran.stats().icmp().unwrap();
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (0, 0));

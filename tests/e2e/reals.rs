@@ -73,7 +73,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     let socket = site::udp(&site.lab.client, udp);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     assert_eq!(socket.ask(b"who").unwrap(), "backend0");
-    let empty = |site: &Site| site.katran.stats().stats().ring_drops().unwrap().empty;
+    let empty = |site: &Site| site.katran.stats().ring_drops().unwrap().empty;
     let sent = |site: &Site| site.katran.stats().vip(tcp).unwrap().forwarded.packets;
     assert_eq!(empty(&site), 0);
 
@@ -91,7 +91,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     let before = empty(&site);
     site::ask_udp_in_vain(&site::udp(&site.lab.client, udp));
     assert!(empty(&site) > before);
-    assert_eq!(site.katran.stats().stats().ring_drops().unwrap().unknown_real, 0);
+    assert_eq!(site.katran.stats().ring_drops().unwrap().unknown_real, 0);
     let mut elsewhere = site::connect(&site.lab.client, other);
     assert_eq!(elsewhere.ask("who").unwrap(), "backend0");
 

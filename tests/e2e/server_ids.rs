@@ -142,7 +142,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         .iter()
         .map(|decap| decap.counters().unwrap().other_server_ids);
     assert!(others.sum::<u64>() > 0);
-    assert_eq!(site.katran.stats().stats().totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 /// Stable UDP routing: the datagrams name their server themselves.

@@ -113,7 +113,7 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         let (v4, v6) = site.decapsulated();
         v4 + v6 == sent()
     });
-    let totals = site.katran.stats().stats().totals().unwrap();
+    let totals = site.katran.stats().totals().unwrap();
     assert_eq!(totals.drop.packets, 0, "{}", site.report());
     assert!(totals.tx.packets >= sent());
 }
@@ -253,14 +253,14 @@ fn echo_requests_are_answered_by_the_balancer() {
         let icmp = site.katran.stats().icmp().unwrap();
         assert_eq!((icmp.echo_v4, icmp.echo_v6), (12, 12));
         assert_eq!(site.decapsulated(), (0, 0), "no backend was asked");
-        assert!(site.katran.stats().stats().totals().unwrap().tx.packets >= 24);
+        assert!(site.katran.stats().totals().unwrap().tx.packets >= 24);
 
         // IPv4 options (record route) are dropped, and so are fragments.
         for arguments in ["-R", "-s 3000"] {
             let arguments = format!("-c 1 -W 1 {arguments} {}", site.lab.vip4());
             assert!(!ping(&site.lab.client, &arguments));
         }
-        let drops = site.katran.stats().stats().drop_reasons().unwrap();
+        let drops = site.katran.stats().drop_reasons().unwrap();
         assert_eq!(drops.get(DropReason::Ipv4Options), 1);
         assert_eq!(drops.get(DropReason::Ipv4Fragment), 3);
         let icmp = site.katran.stats().icmp().unwrap();
@@ -277,12 +277,12 @@ fn what_is_no_vip_reaches_the_balancers_own_stack() {
     let address = IpAddr::from(balancer.v4);
     let own = katran_lab::UdpServer::start(&balancer.host, &[address], PORT, "balancer").unwrap();
     let client = UdpClient::connect(&site.lab.client, (address, PORT).into()).unwrap();
-    let before = site.katran.stats().stats().totals().unwrap();
+    let before = site.katran.stats().totals().unwrap();
     for _ in 0..10 {
         assert_eq!(client.ask(b"who").unwrap(), "balancer");
     }
     assert_eq!(own.received(), 10);
-    let totals = site.katran.stats().stats().totals().unwrap();
+    let totals = site.katran.stats().totals().unwrap();
     assert!(totals.pass.packets - before.pass.packets >= 10);
     assert_eq!(totals.tx, before.tx);
     assert_eq!(totals.drop.packets, 0);

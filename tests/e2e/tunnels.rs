@@ -96,7 +96,7 @@ fn a_balancer_behind_a_balancer() {
         assert_eq!(decap.remote_encap, decap.xpop_v4 + decap.xpop_v6);
         let [v4, v6] = [decap.v4, decap.v6];
         assert!(v4 > 0 && v6 > 0 && decap.xpop_v4 > 0 && decap.xpop_v6 > 0);
-        let totals = second.stats().stats().totals().unwrap();
+        let totals = second.stats().totals().unwrap();
         assert_eq!(totals.drop.packets, 0);
         assert!(totals.tx.packets >= decap.remote_encap);
     }
@@ -135,7 +135,7 @@ fn a_balancer_that_is_a_backend_of_another_one() {
             let decap = second.stats().decap().unwrap();
             assert_eq!(decap.remote_encap, 0);
             assert!(decap.v4 > 0 && decap.v6 > 0);
-            assert_eq!(second.stats().stats().totals().unwrap().drop.packets, 0);
+            assert_eq!(second.stats().totals().unwrap().drop.packets, 0);
         }
     }
 }
@@ -174,7 +174,7 @@ fn egress_sends_what_was_in_the_tunnel_on_its_way() {
         let decap = second.stats().decap().unwrap();
         assert_eq!(decap.remote_encap, decap.egress_v4 + decap.egress_v6);
         assert!(decap.egress_v4 > 0 && decap.egress_v6 > 0);
-        let totals = second.stats().stats().totals().unwrap();
+        let totals = second.stats().totals().unwrap();
         assert_eq!(
             (totals.tx.packets, totals.drop.packets),
             (decap.remote_encap, 0)

@@ -177,7 +177,7 @@ fn a_frame_counts_once() {
         bytes += frame.len() as u64;
         let _ = run(&katran, &frame);
     }
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.total.packets, totals.total.bytes), (8, bytes));
     assert_eq!(totals.tx, totals.total);
 }
@@ -224,7 +224,7 @@ fn the_hosts_own_tunnels_end_and_their_packets_go_to_its_stack() {
         assert_eq!(katran.stats().vip(vip).unwrap().decap, 4, "{vip}");
         assert_eq!(katran.stats().vip(vip).unwrap().forwarded.packets, 0);
     }
-    assert_eq!(katran.stats().stats().totals().unwrap().pass.packets, 16);
+    assert_eq!(katran.stats().totals().unwrap().pass.packets, 16);
 }
 
 #[test]
@@ -278,9 +278,9 @@ fn what_has_no_hops_left_is_dropped() {
             Verdict::Tx
         );
     }
-    let reasons = katran.stats().stats().drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::InnerExpired), drops);
-    assert_eq!(katran.stats().stats().totals().unwrap().drop.packets, drops);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, drops);
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn a_second_tunnel_is_passed_as_it_is() {
     }
     let decap = katran.stats().decap().unwrap();
     assert_eq!((decap.v4, decap.v6, decap.xpop_v4), (0, 2, 2));
-    assert_eq!(katran.stats().stats().totals().unwrap().total.packets, 2);
+    assert_eq!(katran.stats().totals().unwrap().total.packets, 2);
 }
 
 #[test]

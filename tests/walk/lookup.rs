@@ -446,24 +446,24 @@ fn watched_misses_count_from_zero_for_one_vip() {
     };
     send(&katran, TO_VIP4, 20);
     assert_eq!(misses(&katran), [0; 4]);
-    katran.stats_mut().stats_mut().watch_misses(watched).unwrap();
-    assert_eq!(katran.stats().stats().watched_vip(), Some(watched));
+    katran.stats_mut().watch_misses(watched).unwrap();
+    assert_eq!(katran.stats().watched_vip(), Some(watched));
     let expected = send(&katran, TO_VIP4, 50);
     send(&katran, "203.0.113.2:443", 30);
     assert_eq!(misses(&katran), expected);
-    katran.stats_mut().stats_mut().watch_misses(watched).unwrap();
+    katran.stats_mut().watch_misses(watched).unwrap();
     assert_eq!(misses(&katran), [0; 4], "anew from zero");
-    katran.stats_mut().stats_mut().watch_misses(other).unwrap();
+    katran.stats_mut().watch_misses(other).unwrap();
     send(&katran, TO_VIP4, 10);
     let expected = send(&katran, "203.0.113.2:443", 30);
     assert_eq!(misses(&katran), expected);
     katran.remove_vip(other).unwrap();
     assert_eq!(
-        (katran.stats().stats().watched_vip(), misses(&katran)),
+        (katran.stats().watched_vip(), misses(&katran)),
         (None, vec![0; 4])
     );
-    assert!(katran.stats_mut().stats_mut().watch_misses(other).is_err());
-    katran.stats_mut().stats_mut().watch_misses(watched).unwrap();
-    katran.stats_mut().stats_mut().unwatch_misses();
-    assert_eq!(katran.stats().stats().watched_vip(), None);
+    assert!(katran.stats_mut().watch_misses(other).is_err());
+    katran.stats_mut().watch_misses(watched).unwrap();
+    katran.stats_mut().unwatch_misses();
+    assert_eq!(katran.stats().watched_vip(), None);
 }

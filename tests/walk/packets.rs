@@ -177,17 +177,17 @@ fn every_reason_to_drop_is_reached_and_counted_once() {
 
     let counted: BTreeMap<DropReason, u64> = katran
         .stats()
-        .stats().drop_reasons()
+        .drop_reasons()
         .unwrap()
         .iter()
         .filter(|(_, frames)| *frames != 0)
         .collect();
     assert_eq!(counted, expected);
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!(totals.drop.packets, cases.len() as u64 + 1);
     assert_eq!((totals.drop.bytes, totals.total), (bytes, totals.drop));
-    assert_eq!(katran.stats().stats().ring_drops().unwrap().unknown_real, 1);
-    assert_eq!(katran.stats().stats().ring_drops().unwrap().empty, 1);
+    assert_eq!(katran.stats().ring_drops().unwrap().unknown_real, 1);
+    assert_eq!(katran.stats().ring_drops().unwrap().empty, 1);
 }
 
 #[test]
@@ -211,11 +211,11 @@ fn without_headroom_a_frame_is_dropped_and_counted() {
             Verdict::Tx
         );
     }
-    let failures = katran.stats().stats().encap_failures().unwrap();
+    let failures = katran.stats().encap_failures().unwrap();
     assert_eq!((failures.v4, failures.v6), (1, 1));
-    let reasons = katran.stats().stats().drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::ReplyFailed), 2);
-    assert_eq!(katran.stats().stats().totals().unwrap().drop.packets, 4);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 4);
     let cpus = katran.stats().cpus().unwrap();
     let forwarded: u64 = cpus.iter().map(|cpu| cpu.forwarded).sum();
     assert_eq!(forwarded, 2, "neither drops nor own messages");
@@ -228,7 +228,7 @@ fn a_frame_without_an_ethernet_header_is_dropped_uncounted() {
         let ran = katran.simulate(&frame(flow_v4())[..length]).unwrap();
         assert_eq!(ran.reason, Reason::Dropped(DropReason::FrameTruncated));
     }
-    assert_eq!(katran.stats().stats().totals().unwrap(), Default::default());
+    assert_eq!(katran.stats().totals().unwrap(), Default::default());
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn what_is_none_of_its_business_is_passed_untouched() {
         assert_eq!((ran.vip, ran.real), (None, None));
         assert_eq!(ran.frame, *frame);
     }
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!(totals.pass.packets, cases.len() as u64);
     assert_eq!(totals.total, totals.pass);
     assert_eq!(katran.stats().flow_table().unwrap(), Default::default());
@@ -377,7 +377,7 @@ fn local_delivery_needs_both_flags() {
     assert_eq!(katran.stats().real(ip(A)).unwrap().forwarded.packets, 5);
     let cpus = katran.stats().cpus().unwrap();
     assert_eq!(cpus.iter().map(|cpu| cpu.forwarded).sum::<u64>(), 5);
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.tx.packets, totals.pass.packets), (4, 1));
 }
 

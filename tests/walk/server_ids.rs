@@ -161,7 +161,7 @@ fn quic_packets_go_where_their_connection_id_says() {
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (2, 0));
     assert_eq!(of_vip.forwarded.packets, 16);
     assert_eq!(
-        katran.stats().stats().totals().unwrap().tx.packets,
+        katran.stats().totals().unwrap().tx.packets,
         16,
         "each counts once"
     );
@@ -440,7 +440,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     katran
         .remove_server_ids(&[7, 70_000, TOP_BIT, 0xff_ffff])
         .unwrap();
-    let empty = katran.stats().stats().memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     // Ids without a pattern, of two reals.
     let number = |i: u32| (i + 1).wrapping_mul(0x9e37_79b1);
     let real = |i: u32| ip(if i.is_multiple_of(2) { B } else { C });
@@ -464,7 +464,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         }
         check(&katran, done, false);
     }
-    let full = katran.stats().stats().memory_in_use().unwrap() - empty;
+    let full = katran.stats().memory_in_use().unwrap() - empty;
     assert!(full <= 64 * u64::from(MANY), "{full} bytes");
     let counters = katran.stats().library().unwrap();
     let use_of = counters
@@ -484,7 +484,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     }
     let left = katran
         .stats()
-        .stats().memory_in_use()
+        .memory_in_use()
         .unwrap()
         .saturating_sub(empty);
     assert!(left < 64 << 10, "{left} bytes");

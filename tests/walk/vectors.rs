@@ -33,7 +33,7 @@ fn core(recording: &str) {
 
     let flow_table = katran.stats().flow_table().unwrap();
     let icmp = katran.stats().icmp().unwrap();
-    let drops = katran.stats().stats().ring_drops().unwrap();
+    let drops = katran.stats().ring_drops().unwrap();
     assert_eq!(
         (flow_table.packets, flow_table.misses),
         recording.pair("lru")
@@ -52,7 +52,7 @@ fn core(recording: &str) {
     );
     assert_eq!((drops.unknown_real, drops.empty), recording.pair("ch_drop"));
 
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     let with = |verdict| {
         let frames = recording.packets.iter();
         frames.filter(move |packet| packet.verdict == verdict)
@@ -72,7 +72,7 @@ fn core(recording: &str) {
         assert_eq!(count.bytes, bytes(verdict), "{verdict}");
     }
     assert_eq!(totals.total.packets, recording.packets.len() as u64);
-    let reasons = katran.stats().stats().drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     let by_reason: u64 = reasons.iter().map(|(_, frames)| frames).sum();
     assert_eq!(by_reason, totals.drop.packets, "every drop has a reason");
 }

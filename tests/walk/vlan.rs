@@ -116,7 +116,7 @@ fn a_tag_that_is_cut_short_is_dropped_and_counted() {
         let ran = katran.simulate(frame).unwrap();
         assert_eq!(ran.reason, Reason::Dropped(DropReason::FrameTruncated));
     }
-    let totals = katran.stats().stats().totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.drop.packets, totals.drop.bytes), (3, 16 + 18 + 20));
 }
 
