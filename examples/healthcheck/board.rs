@@ -1,19 +1,19 @@
-//! What follows from probes: which reals are up, and the weights that they get. Pure, so that it can be
-//! tested without a network.
+//! What follows from probes: which reals work, and which the balancer is to take for dead. Pure, so that
+//! it can be tested without a network.
 //!
-//! The configuration file says what an operator wants; probes say what works. A real gets its
-//! weight of the file, or 0 if it is *out*: it takes no new flows then, and keeps those that it
-//! has. It is out if it is down, and another one of the VIP's has answered after that: failures
-//! alone may be the checker's own.
+//! The configuration file says what an operator wants: weights, and with 0 a drain. Probes say what
+//! works. A real is *out* if it has stopped to answer, and another one of the VIP's has answered after
+//! that: failures alone may be the checker's own. One that is out is down for the balancer: it takes
+//! no new flows, and those that it has leave it. Its weight stays the file's.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use katran::Real;
 use katran::State;
 use katran::Vip;
 use katran::state::MarkState;
+use katran::state::VipState;
 
 /// How many probes in a row change one's mind.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ struct Health {
     /// In a row; one of the two is 0.
     answers: u32,
     failures: u32,
-    /// Gets no new flows. Only one that is down can be.
+    /// Gets no flows. Only one that is not up can be.
     out: bool,
 }
 
@@ -62,17 +62,17 @@ impl Health {
 pub(crate) enum Notice {
     /// A real has come up or gone down.
     Changed { vip: Vip, real: IpAddr, up: bool },
-    /// A real that is down gets no new flows from now on, as others answer.
+    /// A real that is down gets no flows from now on, as others answer.
     Out { vip: Vip, real: IpAddr },
-    /// All reals of a VIP are down: the last weights stay.
+    /// No real of a VIP answers: those that were in use stay so.
     Kept { vip: Vip },
     /// That is over: it is known of each real whether it works.
     Recovered { vip: Vip },
 }
 
 impl Notice {
-    /// Whether a weight may be another one now; with nothing else any is.
-    pub(crate) fn is_of_weights(&self) -> bool {
+    /// Whether what the balancer is told may be something else now; with no other notice it is.
+    pub(crate) fn is_of_state(&self) -> bool {
         matches!(self, Self::Out { .. } | Self::Changed { up: true, .. })
     }
 }
@@ -96,10 +96,16 @@ struct Service {
 
 impl Service {
     /// Takes the reals and weights of a file; what is known of those that stay is kept.
-    fn follow(&mut self, reals: &[Real]) {
+    fn follow(&mut self, of_vip: &VipState) {
         let before = std::mem::take(&mut self.reals);
-        for real in reals {
-            let (address, weight) = (real.address(), real.get_weight());
+        let down: BTreeSet<_> = of_vip.down.iter().collect();
+        for real in &of_vip.reals {
+            let address = real.address();
+            // One that the file takes for dead is in use as little as one that it drains.
+            let weight = match down.contains(&address) {
+                true => 0,
+                false => real.get_weight(),
+            };
             let known = before.get(&address).copied();
             let health = known.unwrap_or(Health::new(weight));
             self.reals.insert(address, Health { weight, ..health });
@@ -173,7 +179,7 @@ impl Service {
         notices
     }
 
-    /// Whether the last weights are kept now; a notice if that has changed.
+    /// Whether what is in use is kept so now; a notice if that has changed.
     fn settle(&mut self, vip: Vip) -> Option<Notice> {
         let any_in_use = self.in_use().next().is_some();
         let any_up = self.in_use().any(|health| health.up);
@@ -220,7 +226,7 @@ impl Board {
         let mut notices = Vec::new();
         for of_vip in &wanted.vips {
             let mut service = before.remove(&of_vip.vip).unwrap_or_default();
-            service.follow(&of_vip.reals);
+            service.follow(of_vip);
             notices.extend(service.settle(of_vip.vip));
             self.services.insert(of_vip.vip, service);
         }
@@ -276,17 +282,16 @@ impl Board {
         }
     }
 
-    /// The state to apply now: the file's, with weights by health, and the marks and counters of
-    /// probes.
+    /// The state to apply now: the file's, with the reals that are out down, and the marks and counters
+    /// of probes.
     pub(crate) fn state(&self) -> State {
         let mut state = self.wanted.clone();
         for of_vip in &mut state.vips {
             let health = &self.services[&of_vip.vip].reals;
-            for real in &mut of_vip.reals {
-                if health[&real.address()].out {
-                    *real = real.weight(0);
-                }
-            }
+            let known: BTreeSet<_> = of_vip.down.iter().copied().collect();
+            let reals = of_vip.reals.iter().map(|real| real.address());
+            let out = reals.filter(|real| health[real].out && !known.contains(real));
+            of_vip.down.extend(out);
         }
         let marks = self.marks.iter();
         state

@@ -1,5 +1,5 @@
 //! A load balancer that probes its reals: each real of each VIP, through the tunnel and addressed to the
-//! VIP, as clients reach it; and that gives new flows only to those that answer.
+//! VIP, as clients reach it; and that sends flows only to those that answer.
 //!
 //! ```text
 //! healthcheck --config lb.toml --interface eth0 [--check VIP=CHECK]... [--http VIP=PATH]...
@@ -11,9 +11,10 @@
 //! that), or `...=none` for nothing. The file needs `source_v4`, `source_v6` or both, by the
 //! families of the reals: probes come from them.
 //!
-//! A real that does not answer, while another one of the VIP's does, gets the weight 0, and its own
-//! again when it answers; one that the file gives the weight 0 keeps it. If none answers, the last
-//! weights stay: then it is more likely the checker that is cut off. A probe that does not go
+//! A real that does not answer, while another one of the VIP's does, is marked down: it gets no new
+//! flows, and those that it has leave it with their next packets. It is up again when it answers.
+//! Weights are the file's all the time, so one that the file drains stays drained. If none answers,
+//! those in use stay so: then it is more likely the checker that is cut off. A probe that does not go
 //! through the tunnel counts for nothing. SIGHUP reads the file again, SIGUSR1 prints a diagnosis.
 
 #[path = "../common/mod.rs"]
@@ -332,7 +333,7 @@ impl Checker<'_> {
         };
         let notices = self.board.record(vip, real, failure.is_none());
         notices.iter().for_each(|notice| show(notice, failure));
-        if notices.iter().any(Notice::is_of_weights) {
+        if notices.iter().any(Notice::is_of_state) {
             self.apply();
         }
     }
@@ -396,10 +397,10 @@ fn show(notice: &Notice, failure: Option<&str>) {
             format!("{vip}: real {real} is down: {failure}")
         }
         Notice::Out { vip, real } => {
-            format!("{vip}: real {real} gets no new flows, as others answer")
+            format!("{vip}: real {real} gets no flows, as others answer")
         }
         Notice::Kept { vip } => {
-            format!("{vip}: no real answers: the last weights stay in force")
+            format!("{vip}: no real answers: those in use stay so")
         }
         Notice::Recovered { vip } => format!("{vip}: reals answer again"),
     });

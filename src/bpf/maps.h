@@ -122,6 +122,8 @@ struct {
 /* For CPUs without one of their own. */
 struct global_flow_table global_fallback SEC(".maps");
 
+/* Which entries of flow tables are void; values are of enum void_reason. Asked for VIPs with
+ * VIP_VOID_FLOWS only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

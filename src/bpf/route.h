@@ -73,12 +73,42 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 	return real;
 }
 
-/* Step 6: whether the real is marked down for this VIP. */
-static __always_inline bool is_down(const struct real *real, const struct choice *choice)
+/* Why flows of this VIP do not go to the real, of enum void_reason; 0: they may. Only VIPs that have
+ * such reals ask; their packets are special. */
+static __always_inline __u32 void_reason(const struct run *run, const struct choice *choice,
+					 const struct real *real)
 {
-	const struct down_real down = { .vip = choice->vip_number, .real = real->id };
+	const struct down_real key = { .vip = choice->vip_number, .real = real->id };
+	const __u32 *reason;
 
-	return bpf_map_lookup_elem(&down_reals, &down);
+	if (!is(run, SPECIAL) || !(choice->vip.flags & VIP_VOID_FLOWS))
+		return 0;
+	reason = bpf_map_lookup_elem(&down_reals, &key);
+	return reason ? *reason : 0;
+}
+
+/* Step 6: whether what a table says of the flow is void. The datagrams of VIPs with
+ * UDP_FLOW_MIGRATION count, and stay where they are while the flood guard acts, as in Katran. */
+static __always_inline bool is_void(const struct run *run, const struct packet *packet,
+				    const struct choice *choice, const struct real *real, __u64 now)
+{
+	const __u32 reason = void_reason(run, choice, real);
+
+	if (reason == VOID_DOWN && (choice->vip.flags & VIP_UDP_FLOW_MIGRATION) &&
+	    packet->flow.protocol == IPPROTO_UDP) {
+		if (in_flood(run, now))
+			return false;
+		run->cpu->counters.migrated++;
+	}
+	return reason;
+}
+
+/* Whether a source route leads to a real that is down. */
+static __always_inline bool leads_to_down(const struct run *run, const struct choice *choice)
+{
+	const struct real *real = real_at(choice->number);
+
+	return real && void_reason(run, choice, real) == VOID_DOWN;
 }
 
 /* The number of the real that the client's longest prefix names; 0: none. */
@@ -140,6 +170,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING) && !flood)
 		choice->number = by_source(run, packet, v6);
+	if (is(run, SPECIAL) && choice->number && leads_to_down(run, choice))
+		choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
 		note_step(run, STEP_SOURCE_ROUTE);
 		by_port = false;
@@ -173,9 +205,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	return real;
 }
 
-/* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring. */
-#define VIP_SPECIAL                                                                                \
-	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_UDP_FLOW_MIGRATION)
+/* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring, or whose
+ * tables may hold what is void. */
+#define VIP_SPECIAL (VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_VOID_FLOWS)
 
 /* Whether steps 1 to 3, 5 and 6 may concern the packet. They are in programs of their own: in one
  * with the others they would cost every packet some nanoseconds, by the registers they take. */
@@ -247,10 +279,7 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	if (is(run, SPECIAL) && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
 	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)
 		real = by_global_flows(run, &packet->flow, choice);
-	if (is(run, SPECIAL) && real && (flags & VIP_UDP_FLOW_MIGRATION) &&
-	    packet->flow.protocol == IPPROTO_UDP && !in_flood(run, now) && is_down(real, choice)) {
-		run->cpu->counters.migrated++;
+	if (is(run, SPECIAL) && real && is_void(run, packet, choice, real, now))
 		real = NULL;
-	}
 	return real ? real : new_flow(run, packet, choice, v6, now);
 }

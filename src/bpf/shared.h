@@ -33,6 +33,8 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
+	/* Set by the library while entries of the VIP's flows may be void: `down_reals` says which. */
+	VIP_VOID_FLOWS = 1 << 29,
 	/* Set by the library while a VIP has no reals at all: its flows' entries are not looked at. */
 	VIP_NO_REALS = 1 << 30,
 };
@@ -233,10 +235,16 @@ struct source_prefix_v6 {
 	__u8 address[ADDRESS_BYTES];
 };
 
-/* A real that is marked down for a VIP. */
+/* A real to which no flow of a VIP goes any more, whatever tables remember. */
 struct down_real {
 	__u32 vip; /* number */
-	__u32 real; /* id, as in struct real: a later owner of the number is not down */
+	__u32 real; /* id, as in struct real: a later owner of the number is not meant */
+};
+
+/* Why. */
+enum void_reason {
+	VOID_DOWN = 1, /* it is down for the VIP */
+	VOID_REMOVED, /* the VIP has it no more */
 };
 
 struct decap_destination {
@@ -532,6 +540,7 @@ struct constants {
 	enum encapsulation encapsulation;
 	enum server_id_constant server_ids;
 	enum decap_mode decap;
+	enum void_reason void_reason;
 	enum program program;
 	enum event_kind event_kind;
 	enum hop_constant hop;

@@ -29,6 +29,7 @@ use crate::maps::max_chunks_in_surge;
 use crate::maps::max_server_id_places;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
+use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::NextHops;
 
@@ -126,10 +127,10 @@ pub(crate) const MAPS: &[MapRow] = &[
     row("decap_destinations", With(Features::INLINE_DECAP), Elements(|on| on.config.max_decap), |on| {
         full(on.config.max_decap, hash(on.config.max_decap, 24, 8))
     }),
-    row("down_reals", Always, Elements(|on| on.reals()), |on| Takes {
-        entries: on.reals().into(),
-        at_load: buckets_only(on.reals()),
-        at_capacity: hash(on.reals(), 8, 8),
+    row("down_reals", Always, Elements(|on| void_pairs(on.reals())), |on| Takes {
+        entries: void_pairs(on.reals()).into(),
+        at_load: buckets_only(void_pairs(on.reals())),
+        at_capacity: hash(void_pairs(on.reals()), 8, 8),
     }),
     row("server_ids", Always, Elements(|on| max_server_id_places(on.config.max_server_ids)), |on| {
         let ids = on.config.max_server_ids;

@@ -169,7 +169,7 @@ pub struct Counters {
     pub source_routing: SourceRoutingCounters,
     /// Packets in tunnels that end at the balancer.
     pub decap: InlineDecapCounters,
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     pub udp_flow_migration: UdpFlowMigrationCounters,
     /// Events for a monitor.
     pub events: EventCounters,

@@ -286,10 +286,10 @@ counters! {
         }
     }
 
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     UdpFlowMigrationCounters from types::counters {
         Counter udp_flow_migration_invalidated_packets, "packets" {
-            /// Packets whose flow was remembered on a real that is marked down.
+            /// Packets whose flow was remembered on a real that is down.
             invalidated = sum(migrated);
         }
     }

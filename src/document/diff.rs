@@ -33,8 +33,8 @@ pub struct Changes {
     pub reals_changed: Vec<(Vip, IpAddr)>,
     /// Reals with other flags.
     pub real_flags_changed: Vec<IpAddr>,
-    /// Reals that are marked down for a VIP now, or no more.
-    pub marks_changed: Vec<(Vip, IpAddr)>,
+    /// Reals that are down for a VIP now, or are so no more.
+    pub health_changed: Vec<(Vip, IpAddr)>,
     /// Server ids that are new.
     pub server_ids_added: Vec<u32>,
     /// Server ids that are gone.
@@ -130,11 +130,11 @@ impl Changes {
                     Some(_) => {}
                 }
             }
+            changes.compare_health(vip, old.map_or(&[], |old| &old.down), &state.down, &left);
             changes
                 .reals_removed
                 .extend(left.into_keys().map(|address| (vip, address)));
         }
-        changes.compare_marks(current, wanted);
         let ids = |state: &State| -> BTreeMap<u32, ServerIdState> {
             let ids = state.server_ids.iter();
             ids.map(|state| (state.id.id(), *state)).collect()
@@ -225,20 +225,33 @@ impl Changes {
 }
 
 impl Changes {
-    fn compare_marks(&mut self, current: &State, wanted: &State) {
-        let marks = |state: &State| -> BTreeSet<(Vip, IpAddr)> {
-            let vips = state.vips.iter();
-            vips.flat_map(|vip| vip.down.iter().map(|real| (vip.vip, *real)))
-                .collect()
-        };
-        let (before, after) = (marks(current), marks(wanted));
-        // A mark that goes with its real is none of its own.
-        let removed: BTreeSet<_> = self.reals_removed.iter().copied().collect();
-        self.marks_changed = before
-            .symmetric_difference(&after)
-            .filter(|mark| !removed.contains(mark))
-            .copied()
+    /// What changes in a VIP's reals that are down; one that goes with its real does not count.
+    fn compare_health(
+        &mut self,
+        vip: Vip,
+        before: &[IpAddr],
+        after: &[IpAddr],
+        removed: &BTreeMap<IpAddr, u32>,
+    ) {
+        let [before, after] = [before, after].map(|down| down.iter().collect::<BTreeSet<_>>());
+        let turned = before.symmetric_difference(&after);
+        let turned = turned.filter(|real| !removed.contains_key(real));
+        self.health_changed.extend(turned.map(|real| (vip, **real)));
+    }
+
+    /// The reals whose health changes, and whether they are down in `wanted`.
+    pub(crate) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, bool)> {
+        let turned = self.health_changed.iter().copied();
+        if self.health_changed.is_empty() {
+            return Vec::new();
+        }
+        let vips = wanted.vips.iter();
+        let down: BTreeSet<_> = vips
+            .flat_map(|state| state.down.iter().map(|real| (state.vip, *real)))
             .collect();
+        turned
+            .map(|(vip, real)| (vip, real, down.contains(&(vip, real))))
+            .collect()
     }
 }
 
@@ -275,7 +288,12 @@ impl fmt::Display for Changes {
                 "reals' flags",
                 "changed",
             ),
-            (self.marks_changed.len(), "mark", "marks", "changed"),
+            (
+                self.health_changed.len(),
+                "real's health",
+                "reals' health",
+                "changed",
+            ),
             (
                 self.server_ids_added.len(),
                 "server id",

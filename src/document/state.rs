@@ -176,7 +176,7 @@ pub struct VipState {
     /// Its reals, all of them. Flags that are not given are none. A real that several VIPs name
     /// has the same flags in all of them.
     pub reals: Vec<Real>,
-    /// Those of its reals that are marked down; see
+    /// Those of its reals that are down; see
     /// [`Katran::mark_down`](crate::Katran::mark_down).
     pub down: Vec<IpAddr>,
 }
@@ -275,13 +275,7 @@ impl State {
             if let Some(down) = state.down.iter().find(|down| !reals.contains(down)) {
                 return Some(Conflict {
                     place: Place::Vip(index),
-                    message: format!("{down} is marked down, but is no real of VIP {vip}"),
-                });
-            }
-            if !state.down.is_empty() && !state.flags.contains(VipFlags::UDP_FLOW_MIGRATION) {
-                return Some(Conflict {
-                    place: Place::Vip(index),
-                    message: format!("VIP {vip} marks reals down without udp-flow-migration"),
+                    message: format!("{down} is down, but is no real of VIP {vip}"),
                 });
             }
         }

@@ -2,7 +2,9 @@
 //!
 //! Every error says where: `line 12, column 9: ...`.
 
+use std::collections::BTreeSet;
 use std::mem;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -316,6 +318,7 @@ fn real(text: &str, keys: &RealKeys) -> Result<Real> {
 
 fn vip_keys(state: &VipState) -> VipKeys {
     let vip = &state.vip;
+    let down: BTreeSet<IpAddr> = state.down.iter().copied().collect();
     let length = vip.is_prefix().then(|| vip.prefix_length());
     VipKeys {
         address: Text(vip.address()),
@@ -332,7 +335,7 @@ fn vip_keys(state: &VipState) -> VipKeys {
                 weight: real.get_weight(),
                 local: flags.contains(RealFlags::LOCAL_REAL),
                 application_flags: (!application.is_empty()).then(|| placeless(application.bits())),
-                down: state.down.contains(&real.address()),
+                down: down.contains(&real.address()),
             }
         }),
     }
@@ -614,11 +617,6 @@ protocol = "tcp"
                 ),
                 "line 9, column 1: ",
                 "192.0.2.200 is listed twice",
-            ),
-            (
-                with("reals = [ { address = \"198.51.100.1\", down = true } ]"),
-                "line 1, column 1: ",
-                "udp-flow-migration",
             ),
             (
                 with("[[mark]]\nmark = 1\n"),

@@ -41,6 +41,8 @@ impl Katran {
         self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
+        // So that flows of reals that come back, if all is undone, are where they were.
+        let held = self.maps.voids.hold();
         let mut news = News::default();
         let mut steps = planned.steps.iter();
         let taken = steps.try_for_each(|step| {
@@ -48,8 +50,11 @@ impl Katran {
             Ok(())
         });
         if taken.is_err() {
+            self.undoing = true;
             self.undo(&before, &mut news);
+            self.undoing = false;
         }
+        drop(held);
         self.free_rings();
         self.tell(news.net());
         taken.map(|()| planned.changes)
@@ -112,7 +117,11 @@ impl Katran {
         let new = wanted
             .vips
             .iter()
-            .filter(|state| state.reals.iter().any(|real| real.get_weight() != 0))
+            .filter(|state| {
+                let down: BTreeSet<_> = state.down.iter().collect();
+                let mut reals = state.reals.iter();
+                reals.any(|real| real.get_weight() != 0 && !down.contains(&real.address()))
+            })
             .filter(|state| !has_ring(&state.vip))
             .count();
         if new == 0 {
@@ -125,16 +134,9 @@ impl Katran {
     /// settings makes an equal one.
     pub fn state(&self) -> State {
         let balancer = BalancerState::of(&self.config);
-        let mut vips = self.table.vip_states();
-        for (vip, real) in &self.down {
-            let of = vips.iter_mut().find(|state| state.vip == *vip);
-            if let Some(state) = of {
-                state.down.push(*real);
-            }
-        }
         State {
             balancer: Some(balancer),
-            vips,
+            vips: self.table.vip_states(),
             server_ids: self
                 .server_ids()
                 .into_iter()
@@ -176,7 +178,11 @@ impl Katran {
             }
             Step::RemoveVip(vip) => return self.remove_vip_only(*vip),
             Step::AddVip { vip, flags, hash } => return self.add_vip_with(*vip, *flags, *hash),
-            Step::ModifyReals { vip, changes } => return self.change_reals(*vip, changes),
+            Step::ModifyReals {
+                vip,
+                changes,
+                health,
+            } => return self.change_reals(*vip, changes, health),
             Step::SetRealFlags(address, flags) => return self.change_real_flags(*address, *flags),
             Step::ServerIds(change) => {
                 return self.change_server_ids(&change.remove, &change.add, Room::Passing);
@@ -190,8 +196,6 @@ impl Katran {
             Step::SetSource(address) => self.set_source(*address),
             Step::Invalidate(ids) => self.invalidate_server_ids(ids),
             Step::Revalidate(ids) => self.revalidate_server_ids(ids),
-            Step::MarkDown(vip, real) => self.mark_down(*vip, *real),
-            Step::MarkUp(vip, real) => self.mark_up(*vip, *real),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
             Step::RemoveDecap(address) => self.remove_decap(*address),
             Step::MapMark(mark, real) => self.map_mark(*mark, *real),

@@ -36,6 +36,7 @@ use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::runs;
+use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
@@ -183,7 +184,7 @@ impl Stats<'_> {
         self.sum(InlineDecapCounters::sum)
     }
 
-    /// UDP flows that left a real that is marked down.
+    /// UDP flows that left a real that is down.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -337,8 +338,8 @@ impl Stats<'_> {
                 ),
                 use_of(
                     "down_reals",
-                    katran.config.max_reals.into(),
-                    katran.down.len() as u32,
+                    void_pairs(katran.config.max_reals.into()),
+                    katran.maps.voids.pairs() as u32,
                 ),
                 use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
                 MapUse {

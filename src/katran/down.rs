@@ -1,150 +1,190 @@
-//! Reals that are marked down for a VIP, so that its UDP flows leave them.
+//! The health of reals: those that are down for a VIP take no new flows, and have none left.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
 use crate::error::Error;
 use crate::error::Result;
+use crate::maps::Lasting;
+use crate::maps::VoidChange;
+use crate::maps::Voiding;
 use crate::maps::real_id;
-use crate::skel::katran::types;
-use crate::table::Endpoint;
+use crate::table::RealRecord;
+use crate::table::Turned;
+use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
+/// Flags of VIPs whose flows not only the ring and their entries lead to a real.
+const ASKED_ALWAYS: VipFlags = VipFlags::QUIC
+    .union(VipFlags::UDP_STABLE_ROUTING)
+    .union(VipFlags::SRC_ROUTING)
+    .union(VipFlags::GLOBAL_LRU)
+    .union(VipFlags::UDP_FLOW_MIGRATION);
+
 impl Katran {
-    /// Marks a real down for a VIP with [`VipFlags::UDP_FLOW_MIGRATION`]: its UDP flows that flow
-    /// tables remember there go by the ring at their next packet, and are remembered where that
-    /// leads.
+    /// Takes a real that is dead out of a VIP: it gets no new flows, and those that it has leave it
+    /// with their next packets. Its weight stays, for [`mark_up`](Self::mark_up).
     ///
-    /// New flows still go where the ring says: drain the real (weight 0) or remove it as well. The
-    /// mark goes with the real when the VIP has it no more. A real that is marked stays so.
+    /// That is what a health checker needs, for every VIP and protocol. It is apart from an
+    /// operator's drain (weight 0), which keeps flows; a real may be both. Where
+    /// [`SRC_ROUTING`](VipFlags::SRC_ROUTING) or the global flow table name the real, the ring
+    /// decides instead. A server id in a packet leads to its real all the same: withdraw ids by
+    /// [`invalidate_server_ids`](Self::invalidate_server_ids).
+    ///
+    /// If all reals of a VIP are down, its packets are dropped and counted as for an empty ring.
+    /// A real stays down through changes of weights and flags, [`apply`](Self::apply) of a state that
+    /// says so and [`reload`](Self::reload), and until the VIP gives it up. One that is down stays so.
+    ///
+    /// Flows are voided by one store, together with the new ring; their entries are removed from the
+    /// flow tables by and by. Entries of a VIP with
+    /// [`UDP_FLOW_MIGRATION`](VipFlags::UDP_FLOW_MIGRATION) stay, for their datagrams are counted
+    /// ([`Stats::udp_flow_migration`](crate::stats::Stats::udp_flow_migration)), and under flood they are
+    /// followed, as in Katran.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the VIP is not there or does not have the real;
-    /// [`Error::InvalidConfig`] if the VIP has not the flag; [`Error::Exhausted`] beyond `max_reals`
-    /// marks; [`Error::Kernel`].
+    /// [`Error::Exhausted`] beyond `max_reals` reals that are down for VIPs with
+    /// `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU` or `UDP_FLOW_MIGRATION`;
+    /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addDownRealForUdpFlowMigration")]
     pub fn mark_down(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
-        let real = real.to_canonical();
-        let key = self.down_key(vip, real)?;
-        let flags = self.entry(vip)?.flags;
-        if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) {
-            return Err(Error::InvalidConfig {
-                setting: "flags",
-                value: format!("{flags} of VIP {vip}"),
-                reason: "only a VIP with udp-flow-migration looks at marks: set the flag first"
-                    .to_owned(),
-            });
-        }
-        if self.down.contains(&(vip, real)) {
-            return Ok(());
-        }
-        let limit = self.config.max_reals;
-        if self.down.len() >= usize::from(limit) {
-            return Err(Error::Exhausted {
-                what: "reals marked down (max_reals)",
-                limit: limit.into(),
-            });
-        }
-        let marked = self.maps.down_reals.update(&key, &1);
-        self.kernel
-            .check("mark down", &format!("{real} of {vip}"), marked)?;
-        self.down.insert((vip, real));
-        Ok(())
+        self.set_health(vip, real, true)
     }
 
-    /// Takes the mark of [`mark_down`](Self::mark_down) away; a real without one stays so.
+    /// Brings a real back that was [down](Self::mark_down), with its weight; one that is not stays as
+    /// it is. Its former flows are where they went; one that sent nothing meanwhile may find its
+    /// entry again.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the VIP is not there or does not have the real; [`Error::Kernel`].
+    /// Nothing has changed then.
     #[doc(alias = "removeDownRealForUdpFlowMigration")]
     pub fn mark_up(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
-        let real = real.to_canonical();
-        let key = self.down_key(vip, real)?;
-        if !self.down.contains(&(vip, real)) {
-            return Ok(());
-        }
-        let removed = self.maps.down_reals.delete(&key);
-        self.kernel
-            .check("mark up", &format!("{real} of {vip}"), removed)?;
-        self.down.remove(&(vip, real));
-        Ok(())
+        self.set_health(vip, real, false)
     }
 
-    /// Whether a real is marked down for a VIP.
+    /// Whether a real is down for a VIP.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the VIP is not there or does not have the real.
     #[doc(alias = "queryRealForUdpFlowMigration")]
     pub fn is_down(&self, vip: Vip, real: IpAddr) -> Result<bool> {
         let real = real.to_canonical();
-        self.down_key(vip, real)?;
-        Ok(self.down.contains(&(vip, real)))
+        let entry = self.entry(vip)?;
+        match entry.reals.contains_key(&real) {
+            true => Ok(entry.down.contains(&real)),
+            false => Err(Error::NotFound {
+                what: format!("real {real} of VIP {vip}"),
+            }),
+        }
     }
 
-    /// Every real that is marked down for a VIP, in the order of their addresses.
+    /// Every real that is down for a VIP, in the order of their addresses.
     ///
     /// # Errors
     /// [`Error::NotFound`].
     pub fn down_reals(&self, vip: Vip) -> Result<Vec<IpAddr>> {
-        self.entry(vip)?;
-        let marks = self.down.iter().filter(|(of, _)| *of == vip);
-        Ok(marks.map(|(_, real)| *real).collect())
+        Ok(self.entry(vip)?.down.iter().copied().collect())
     }
 
-    /// Takes all marks of a VIP away.
+    /// Brings all reals of a VIP back that are down, in one ring update.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Kernel`]: some may have gone then.
+    /// [`Error::NotFound`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "removeAllDownRealsForUdpFlowMigration")]
     pub fn clear_down(&mut self, vip: Vip) -> Result<()> {
-        for real in self.down_reals(vip)? {
-            self.mark_up(vip, real)?;
-        }
+        let down = self.down_reals(vip)?;
+        let up: Vec<_> = down.into_iter().map(|real| (real, false)).collect();
+        let news = self.change_reals(vip, &[], &up)?;
+        self.tell(news);
         Ok(())
     }
 
-    /// Forgets marks of reals that a VIP is about to lose. Their kernel entries name a real's number
-    /// and generation, so one that the kernel would not let go of can match no other real.
-    pub(super) fn forget_marks(&mut self, vip: Vip, gone: impl IntoIterator<Item = IpAddr>) {
-        for real in gone {
-            if !self.down.contains(&(vip, real)) {
+    fn set_health(&mut self, vip: Vip, real: IpAddr, down: bool) -> Result<()> {
+        if self.is_down(vip, real)? == down {
+            return Ok(());
+        }
+        let news = self.change_reals(vip, &[], &[(real, down)])?;
+        self.tell(news);
+        Ok(())
+    }
+
+    /// Tells the kernel which entries a change of a VIP's reals voids. Entries of a real that the VIP
+    /// had given up and gets back are removed first; where a state is undone, they count again.
+    pub(super) fn prepare_voids(
+        &mut self,
+        vip: Vip,
+        flags: VipFlags,
+        turned: &Turned,
+    ) -> Result<Option<Voiding>> {
+        let number = self.entry(vip)?.number.0;
+        let voids = &self.maps.voids;
+        let mut change = VoidChange::default();
+        for (record, named) in &turned.given_up {
+            // Nothing else names it: its entries are void with its id.
+            if *named || voids.reason(number, id_of(record)).is_some() {
+                change.remove(id_of(record));
+            }
+        }
+        let mut awaited = false;
+        for id in turned.joined.iter().map(id_of) {
+            if !voids.is_being_removed(number, id) {
                 continue;
             }
-            if let Ok(key) = self.down_key(vip, real) {
-                let removed = self.maps.down_reals.delete(&key);
-                // Counted and logged there.
-                let _ = self
-                    .kernel
-                    .check("forget the mark of", &real.to_string(), removed);
+            match self.undoing {
+                true => change.lift(id),
+                false => awaited = true,
             }
-            self.down.remove(&(vip, real));
         }
+        if awaited {
+            voids.remove_now(&self.kernel, Some(number))?;
+        }
+        let lasting = lasting(vip, flags);
+        for id in turned.down.iter().map(id_of) {
+            change.down(id, lasting);
+        }
+        for id in turned.up.iter().map(id_of) {
+            if voids.reason(number, id).is_some() {
+                change.lift(id);
+            }
+        }
+        if change.is_empty() {
+            return Ok(None);
+        }
+        voids.prepare(&self.kernel, number, change).map(Some)
     }
 
-    /// The same for all reals of a VIP but these, which it keeps.
-    pub(super) fn forget_marks_but(&mut self, vip: Vip, kept: &[Endpoint]) {
-        if self.down.is_empty() {
-            return;
-        }
-        let kept: BTreeSet<_> = kept.iter().map(|real| real.address).collect();
-        let marks = self.down.iter().filter(|(of, _)| *of == vip);
-        let gone = marks.map(|(_, real)| *real);
-        let gone: Vec<_> = gone.filter(|real| !kept.contains(real)).collect();
-        self.forget_marks(vip, gone);
-    }
-
-    fn down_key(&self, vip: Vip, real: IpAddr) -> Result<types::down_real> {
+    /// The same where a VIP gets other flags: what becomes of entries of reals that are down may be
+    /// another thing then.
+    pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Voiding>> {
         let entry = self.entry(vip)?;
-        let known = entry.reals.contains_key(&real);
-        let record = self.table.real(real).filter(|_| known);
-        let record = record.ok_or_else(|| Error::NotFound {
-            what: format!("real {real} of VIP {vip}"),
-        })?;
-        Ok(types::down_real {
-            vip: entry.number.0.into(),
-            real: real_id(record.number.0, record.generation),
-        })
+        let mut change = VoidChange::default();
+        for real in &entry.down {
+            if let Some(of) = self.table.real(*real) {
+                change.down(real_id(of.number.0, of.generation), lasting(vip, flags));
+            }
+        }
+        if change.is_empty() {
+            return Ok(None);
+        }
+        let prepared = self
+            .maps
+            .voids
+            .prepare(&self.kernel, entry.number.0, change);
+        prepared.map(Some)
     }
+}
+
+/// What happens to entries of a real that is down for a VIP with these flags.
+fn lasting(vip: Vip, flags: VipFlags) -> Lasting {
+    let migrates = flags.contains(VipFlags::UDP_FLOW_MIGRATION);
+    Lasting {
+        sweep: !(migrates && vip.protocol() == Protocol::Udp),
+        keep: flags.intersects(ASKED_ALWAYS),
+    }
+}
+
+fn id_of(record: &RealRecord) -> u32 {
+    real_id(record.number.0, record.generation)
 }

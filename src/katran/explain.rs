@@ -20,6 +20,7 @@ use super::object::ticks;
 use crate::counters::DropReason;
 use crate::error::Error;
 use crate::error::Result;
+use crate::maps::VoidReason;
 use crate::maps::real_id;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
@@ -28,6 +29,7 @@ use crate::table::Resolved;
 use crate::types::Flow;
 use crate::types::Prefix;
 use crate::types::Protocol;
+use crate::types::RealNumber;
 use crate::types::Vip;
 use crate::types::VipFlags;
 use crate::types::address_bytes;
@@ -184,6 +186,15 @@ pub struct Answer {
     pub drop: Option<DropReason>,
 }
 
+/// What flow tables hold of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remembered {
+    Nothing,
+    /// Entries that are void, so that the ring decides.
+    Void,
+    Real(IpAddr, Choice),
+}
+
 impl Katran {
     /// Runs the loaded program on a frame as if it had arrived: counters and tables move.
     ///
@@ -270,18 +281,20 @@ impl Katran {
             return Ok(None);
         };
         let flags = found.entry.flags;
-        let mut remembered = None;
+        let mut remembered = Remembered::Nothing;
         let has_reals = !found.entry.reals.is_empty();
         if !flags.contains(VipFlags::LRU_BYPASS) && has_reals {
             remembered = self.remembered(&key, flow.protocol)?;
         }
-        if remembered.is_none() && flags.contains(VipFlags::GLOBAL_LRU) && has_reals {
+        if remembered == Remembered::Nothing && flags.contains(VipFlags::GLOBAL_LRU) && has_reals {
             let global = self.in_global_flows(&key)?;
-            remembered = global.map(|(real, cpu)| (real, Choice::GlobalFlowTable { cpu }));
+            remembered = match global {
+                Some((real, _)) if self.is_void(&key, real) => Remembered::Void,
+                Some((real, cpu)) => Remembered::Real(real, Choice::GlobalFlowTable { cpu }),
+                None => Remembered::Nothing,
+            };
         }
-        if let Some((real, choice)) = remembered
-            && !self.migrates(found.vip, flags, flow.protocol, real)
-        {
+        if let Remembered::Real(real, choice) = remembered {
             return Ok(Some(Answer {
                 vip: found.vip,
                 real: Some(real),
@@ -302,6 +315,7 @@ impl Katran {
         };
         if flags.contains(VipFlags::SRC_ROUTING)
             && let Some((prefix, real)) = self.source_routes.longest(source)
+            && !self.leads_to_down(&key, real)
         {
             return Ok(Some(Answer {
                 vip: found.vip,
@@ -368,25 +382,36 @@ impl Katran {
         Ok(Some((found, key)))
     }
 
-    /// Whether a flow that is remembered on this real would leave it now.
-    fn migrates(&self, vip: Vip, flags: VipFlags, protocol: Protocol, real: IpAddr) -> bool {
-        flags.contains(VipFlags::UDP_FLOW_MIGRATION)
-            && protocol == Protocol::Udp
-            && self.down.contains(&(vip, real))
+    /// Whether what is remembered of a flow on this real is void.
+    fn is_void(&self, key: &types::flow_key, real: IpAddr) -> bool {
+        self.void_reason(key, real).is_some()
+    }
+
+    /// Whether a source route leads to a real that is down for the flow's VIP.
+    fn leads_to_down(&self, key: &types::flow_key, real: RealNumber) -> bool {
+        let address = self.table.address_of(real);
+        let reason = address.and_then(|real| self.void_reason(key, real));
+        reason == Some(VoidReason::Down)
+    }
+
+    fn void_reason(&self, key: &types::flow_key, real: IpAddr) -> Option<VoidReason> {
+        let of = self.table.real(real)?;
+        let id = real_id(of.number.0, of.generation);
+        self.maps.voids.reason(key.vip.saturating_sub(1), id)
     }
 
     /// The real that some flow table remembers for this key.
-    fn remembered(
-        &self,
-        key: &types::flow_key,
-        protocol: Protocol,
-    ) -> Result<Option<(IpAddr, Choice)>> {
+    fn remembered(&self, key: &types::flow_key, protocol: Protocol) -> Result<Remembered> {
         let fingerprint = self.fixed.flow_keys.fingerprint(key);
-        look_while_it_moves(
+        let found = look_while_it_moves(
             || self.per_cpu(),
-            |records| self.remembered_in(records, key, protocol),
+            |records| {
+                let found = self.remembered_in(records, key, protocol)?;
+                Ok((found != Remembered::Nothing).then_some(found))
+            },
             |record| fingerprint.set_of(record.sets.count.max(1)),
-        )
+        )?;
+        Ok(found.unwrap_or(Remembered::Nothing))
     }
 
     fn remembered_in(
@@ -394,7 +419,8 @@ impl Katran {
         records: &[types::cpu],
         key: &types::flow_key,
         protocol: Protocol,
-    ) -> Result<Option<(IpAddr, Choice)>> {
+    ) -> Result<Remembered> {
+        let mut found = Remembered::Nothing;
         let flows = &self.maps.flows;
         let of_cpus = flows.of_cpus.iter();
         let of_cpus = of_cpus.map(|(cpu, table)| (table, Choice::FlowTable { cpu: *cpu }));
@@ -410,10 +436,13 @@ impl Katran {
             if let Some(mark) = mark
                 && let Some(real) = self.real_of(&mark, protocol)?
             {
-                return Ok(Some((real, choice)));
+                if !self.is_void(key, real) {
+                    return Ok(Remembered::Real(real, choice));
+                }
+                found = Remembered::Void;
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// The real of an entry; `None` if the program would not use the entry.

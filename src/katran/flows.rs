@@ -24,7 +24,8 @@ pub struct FlowEntry {
     pub flow: Flow,
     /// The CPU in whose table it is; `None`: in the one that CPUs without a table share.
     pub cpu: Option<u32>,
-    /// The real that the flow goes to; `None`: the real is gone, and the entry counts no more.
+    /// The real that the flow goes to; `None`: the entry counts no more, for the VIP has lost that
+    /// real, or it is [down](Katran::mark_down).
     pub real: Option<IpAddr>,
     /// How long ago it was used, to a tick of the kernel's clock (1 to 10 ms). A table of sets
     /// stamps a TCP flow of which only one packet was seen as 5 s old; the kernel's LRU hash keeps
@@ -39,7 +40,7 @@ pub struct FlowEntry {
 pub struct FlowStats {
     /// Entries; a flow that several CPUs know counts for each.
     pub entries: u64,
-    /// Those among them whose real is gone: they count no more, and make room.
+    /// Those among them that count no more, as their real is gone or down; they make room.
     pub stale: u64,
     /// Entries by [age](FlowEntry::age): below a second.
     pub younger_than_1s: u64,
@@ -169,7 +170,7 @@ impl Katran {
                     return true;
                 }
                 stats.entries += 1;
-                stats.stale += u64::from(self.owner(seen.mark.id).is_none());
+                stats.stale += u64::from(self.owner_in(number, seen.mark.id).is_none());
                 let age = self.age(&seen.mark, now).as_secs();
                 *match age {
                     0 => &mut stats.younger_than_1s,
@@ -207,7 +208,16 @@ impl Katran {
         f(None, &self.maps.flows.fallback, None)
     }
 
-    /// The address that a real's id in an entry stands for; `None` if that real is gone.
+    /// The address that a real's id in an entry of this VIP stands for; `None` if the entry counts no
+    /// more.
+    fn owner_in(&self, vip: u16, id: u32) -> Option<IpAddr> {
+        match self.maps.voids.reason(vip, id) {
+            Some(_) => None,
+            None => self.owner(id),
+        }
+    }
+
+    /// The address that a real's id stands for; `None` if that real is gone.
     pub(super) fn owner(&self, id: u32) -> Option<IpAddr> {
         let number = id & types::flow_table_constant::REAL_NUMBER_MASK.0;
         let address = self.real_numbered(number)?;
@@ -250,7 +260,7 @@ impl Katran {
                 protocol,
             },
             cpu,
-            real: self.owner(mark.id),
+            real: self.owner_in(key.vip.saturating_sub(1), mark.id),
             age: self.age(mark, now),
         }
     }

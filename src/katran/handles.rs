@@ -25,6 +25,7 @@ use crate::maps::RingStore;
 use crate::maps::ServerIdStore;
 use crate::maps::SourceRouteMaps;
 use crate::maps::VipCells;
+use crate::maps::VoidFlows;
 use crate::maps::fill_outer;
 use crate::skel::katran::KatranMaps as KatranSkelMaps;
 use crate::skel::katran::types;
@@ -46,7 +47,8 @@ pub(super) struct GlobalFlowMaps {
 macro_rules! handles {
     (
         // The words of the rows below.
-        $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident;
+        $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident
+            $cells:ident $flows:ident $cpus:ident;
         always {$(
             $(#[$about:meta])*
             $field:ident: $type:ty = $take:expr, $($name:literal is ($($fd:tt)+)),+;
@@ -80,6 +82,23 @@ macro_rules! handles {
                     $config.max_vips.into(),
                 )?;
                 let $grace = $rings.grace_periods().clone();
+                // Those that the removal of void entries has in its hands, too.
+                let $cells = Arc::new(VipCells::new(
+                    own(&$from.data_vip_heads)?,
+                    own(&$from.data_vip_infos)?,
+                    $config.max_vips.into(),
+                    $fixed.vip_hash.clone(),
+                )?);
+                let $flows = Arc::new(FlowTables {
+                    of_cpus: $inner.flows,
+                    fallback: FlowTable::new(
+                        $config.flow_table,
+                        FALLBACK_FLOWS,
+                        own(&$from.fallback_flows)?,
+                    )?,
+                    outer: MapArray::new(own(&$from.flow_tables)?)?,
+                });
+                let $cpus = Arc::new(PerCpuArray::new(own(&$from.cpus)?)?);
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config)?,
@@ -141,23 +160,18 @@ macro_rules! handles {
 }
 
 handles! {
-    from config fixed inner rings grace global;
+    from config fixed inner rings grace global cells flows cpus;
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
             "prefix_vips" is (.as_fd());
-        vip_cells: VipCells = VipCells::new(
-                own(&from.data_vip_heads)?,
-                own(&from.data_vip_infos)?,
-                config.max_vips.into(),
-                fixed.vip_hash.clone(),
-            )?,
+        vip_cells: Arc<VipCells> = Arc::clone(&cells),
             ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd());
         real_cells: RealCells = RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
             ".data.reals" is (.as_fd());
         rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
         /// Counters and the rest that each CPU has for itself.
-        cpus: PerCpuArray<types::cpu> = PerCpuArray::new(own(&from.cpus)?)?, "cpus" is (.as_fd());
+        cpus: Arc<PerCpuArray<types::cpu>> = Arc::clone(&cpus), "cpus" is (.as_fd());
         vip_counters: PerCpuArray<types::vip_counters> =
             PerCpuArray::new(own(&from.vip_counters)?)?,
             "vip_counters" is (.as_fd());
@@ -166,15 +180,7 @@ handles! {
             "real_counters" is (.as_fd());
         explanations: Typed<u32, types::explanation> = Typed::new(own(&from.explanations)?)?,
             "explanations" is (.as_fd());
-        flows: FlowTables = FlowTables {
-                of_cpus: inner.flows,
-                fallback: FlowTable::new(
-                    config.flow_table,
-                    FALLBACK_FLOWS,
-                    own(&from.fallback_flows)?,
-                )?,
-                outer: MapArray::new(own(&from.flow_tables)?)?,
-            },
+        flows: Arc<FlowTables> = Arc::clone(&flows),
             "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd());
         /// The server-id tables; which one packets look into `live` says.
         server_ids: ServerIdStore = ServerIdStore::new(
@@ -184,7 +190,14 @@ handles! {
                 config.max_server_ids,
             ),
             "server_ids" is (.as_fd());
-        down_reals: Typed<types::down_real, u32> = Typed::new(own(&from.down_reals)?)?,
+        /// Which of the flow tables' entries are void.
+        voids: VoidFlows = VoidFlows::new(
+                Typed::new(own(&from.down_reals)?)?,
+                config.max_reals.into(),
+                cells,
+                flows,
+                cpus,
+            )?,
             "down_reals" is (.as_fd());
     }
     of_features {

@@ -69,7 +69,6 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
-use crate::types::Vip;
 use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -108,8 +107,8 @@ pub struct Katran {
     invalid_ids: BTreeSet<u32>,
     source_routes: Names<Prefix>,
     decap: BTreeMap<IpAddr, DecapMode>,
-    /// Reals that are marked down, by VIP.
-    down: BTreeSet<(Vip, IpAddr)>,
+    /// A state that was applied in part is being undone.
+    undoing: bool,
     fixed: object::Fixed,
     ring_size: RingSize,
     /// How many VIPs there are of those that need lookups of their own.
@@ -164,7 +163,7 @@ impl Katran {
             invalid_ids: BTreeSet::new(),
             source_routes: Names::new(config.max_source_routes),
             decap: BTreeMap::new(),
-            down: BTreeSet::new(),
+            undoing: false,
             fixed,
             ring_size,
             kinds: VipKinds::default(),

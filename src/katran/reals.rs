@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::RingSlot;
 use crate::maps::VipCell;
+use crate::maps::Voiding;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
 use crate::skel::katran::types;
@@ -43,9 +44,9 @@ impl Katran {
 
     /// Removes a real from a VIP.
     ///
-    /// When nothing else names the real, its flows' entries are void at once and its clients go
-    /// to other reals. While another VIP uses it, flows of this VIP that are in the flow table
-    /// stay on it. A VIP without any real left drops them like all its packets.
+    /// Its flows of this VIP leave it at once, whatever else names the real: their next packets go
+    /// where the ring leads. What flow tables remember of them is void with the change, and removed
+    /// by and by. A VIP without any real left drops them like all its packets.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -69,37 +70,53 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
-        let news = self.change_reals(vip, changes)?;
+        let news = self.change_reals(vip, changes, &[])?;
         self.tell(news);
         Ok(())
     }
 
-    pub(super) fn change_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<News> {
+    /// The same, and after it some of them are down, or are so no more.
+    pub(super) fn change_reals(
+        &mut self,
+        vip: Vip,
+        changes: &[RealChange],
+        health: &[(IpAddr, bool)],
+    ) -> Result<News> {
         self.collect();
-        let mut staged = self.note(self.table.stage_reals(&vip, changes))?;
+        let mut staged = self.note(self.table.stage_reals(&vip, changes, health))?;
+        let turned = mem::take(&mut staged.turned);
         let place = usize::from(staged.number.0);
         let (flags, function) = (staged.flags, staged.hash_function);
         let ring_changed = staged.ring_changed;
         let endpoints = mem::take(&mut staged.endpoints);
         let reflagged = mem::take(&mut staged.reflagged);
-        let written = Prepared::new(staged).write(self, |katran| match ring_changed {
-            true => katran.write_ring(place, function, &endpoints),
-            false => Ok(katran.rings[place]),
+        let written = Prepared::new(staged).write(self, |katran| {
+            let voiding = katran.prepare_voids(vip, flags, &turned)?;
+            let ring = match ring_changed {
+                true => katran.write_ring(place, function, &endpoints),
+                false => Ok(katran.rings[place]),
+            };
+            if ring.is_err()
+                && let Some(voiding) = &voiding
+            {
+                katran.maps.voids.abandon(place as u16, voiding);
+            }
+            Ok((ring?, voiding))
         })?;
-        let switched = written.switch(self, |katran, ring| {
+        let switched = written.switch(self, |katran, (ring, voiding)| {
             for record in &reflagged {
                 katran.write_real_flags(record);
             }
             let cell = VipCell {
                 flags,
                 has_reals: !endpoints.is_empty(),
+                void_flows: false,
                 ring,
             };
-            let before = katran.switch(place, cell);
+            let before = katran.switch(place, cell, voiding);
             if before.is_some() && ring.is_none() {
                 katran.maps.rings.trim_later();
             }
-            katran.forget_marks_but(vip, &endpoints);
             Left::ring(before)
         });
         Ok(switched.retire(self))
@@ -193,9 +210,10 @@ impl Katran {
             let cell = VipCell {
                 flags,
                 has_reals: !endpoints.is_empty(),
+                void_flows: false,
                 ring,
             };
-            Left::ring(katran.switch(place, cell))
+            Left::ring(katran.switch(place, cell, None))
         });
         Ok(switched.retire(self))
     }
@@ -282,9 +300,15 @@ impl Katran {
         self.maps.rings.write(&self.kernel, ring.slots()).map(Some)
     }
 
-    /// Switches packets to a VIP's new ring, and returns the one that none is sent to any more.
-    fn switch(&mut self, place: usize, cell: VipCell) -> Option<RingSlot> {
-        self.maps.vip_cells.set(place as u16, cell);
+    /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
+    /// is sent to any more.
+    fn switch(
+        &mut self,
+        place: usize,
+        cell: VipCell,
+        voiding: Option<Voiding>,
+    ) -> Option<RingSlot> {
+        self.maps.voids.switch(place as u16, cell, voiding);
         let before = mem::replace(&mut self.rings[place], cell.ring);
         before.filter(|before| cell.ring != Some(*before))
     }

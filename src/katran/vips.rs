@@ -16,8 +16,11 @@ use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::address_bytes;
 
-// The library's own bit is no flag of anybody's.
-const _: () = assert!(VipFlags::all().bits() & types::vip_flag::VIP_NO_REALS.0 == 0);
+// The library's own bits are no flags of anybody's.
+const _: () = {
+    let own = types::vip_flag::VIP_NO_REALS.0 | types::vip_flag::VIP_VOID_FLOWS.0;
+    assert!(VipFlags::all().bits() & own == 0);
+};
 
 impl Katran {
     /// Adds a VIP, without reals yet: its packets are dropped and counted until it has one.
@@ -45,6 +48,12 @@ impl Katran {
         let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
         let number = staged.number;
         let written = Prepared::new(staged).write(self, |katran| {
+            if katran.maps.voids.is_gone(number.0) {
+                katran
+                    .maps
+                    .voids
+                    .remove_now(&katran.kernel, Some(number.0))?;
+            }
             katran.kernel.check(
                 "clear the counters of",
                 "vip_counters",
@@ -53,9 +62,10 @@ impl Katran {
             let cell = VipCell {
                 flags,
                 has_reals: false,
+                void_flows: false,
                 ring: None,
             };
-            katran.maps.vip_cells.set(number.0, cell);
+            katran.maps.voids.switch(number.0, cell, None);
             // Before the VIP can be found, so that packets look for it.
             let kinds = katran.kinds.with(&vip);
             katran.maps.live.set_vip_kinds(kinds);
@@ -90,12 +100,14 @@ impl Katran {
         let number = staged.number;
         let written = Prepared::new(staged).write(self, |katran| katran.delete(&vip))?;
         let switched = written.switch(self, |katran, ()| {
-            katran.forget_marks_but(vip, &[]);
             if katran.stats().watched_vip() == Some(vip) {
                 katran.stats_mut().unwatch_misses();
             }
             Left::ring(katran.rings[usize::from(number.0)].take())
         });
+        // An entry whose real is still known would count for the same VIP if it got this number.
+        let any = self.table.reals().len() != 0;
+        self.maps.voids.vip_gone(number.0, any);
         self.kinds = self.kinds.without(&vip);
         self.maps.live.set_vip_kinds(self.kinds);
         Ok(switched.retire(self))
@@ -130,12 +142,13 @@ impl Katran {
         self.entry(vip).map(|entry| entry.flags)
     }
 
-    /// Replaces the flags of a VIP; flows that it knows keep their entries. Without
-    /// [`VipFlags::UDP_FLOW_MIGRATION`] its reals are not [marked down](Self::mark_down) any more.
+    /// Replaces the flags of a VIP; flows that it knows keep their entries, and reals that are
+    /// [down](Self::mark_down) stay so.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
-    /// [`add_vip`](Self::add_vip).
+    /// [`add_vip`](Self::add_vip); where reals of the VIP are down [`Error::Exhausted`] and
+    /// [`Error::Kernel`] as for [`mark_down`](Self::mark_down). Nothing has changed then.
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
         let news = self.change_vip_flags(vip, flags)?;
@@ -147,18 +160,19 @@ impl Katran {
         let staged = self.table.stage_set_vip_flags(&vip, flags)?;
         let (number, changed) = (staged.number, staged.changed);
         let has_reals = !self.entry(vip)?.reals.is_empty();
-        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
-        let switched = written.switch(self, |katran, ()| {
+        let written = Prepared::new(staged).write(self, |katran| match changed {
+            true => katran.prepare_down(vip, flags),
+            false => Ok(None),
+        })?;
+        let switched = written.switch(self, |katran, voiding| {
             let cell = VipCell {
                 flags,
                 has_reals,
+                void_flows: false,
                 ring: katran.rings[usize::from(number.0)],
             };
             if changed {
-                katran.maps.vip_cells.set(number.0, cell);
-            }
-            if !flags.contains(VipFlags::UDP_FLOW_MIGRATION) {
-                katran.forget_marks_but(vip, &[]);
+                katran.maps.voids.switch(number.0, cell, voiding);
             }
             Left::nothing()
         });

@@ -227,6 +227,17 @@ impl FlowTable {
         }
     }
 
+    /// A walk that removes entries, a part of the table at a time.
+    pub(crate) fn walk(&self) -> io::Result<Walk<'_>> {
+        Ok(match self {
+            Self::Lru { map, .. } => Walk::Lru { map, from: None },
+            Self::Sets { map, sets } => Walk::Sets {
+                memory: Mapping::new(map.as_fd(), set_bytes(*sets))?,
+                sets: *sets,
+            },
+        })
+    }
+
     /// Shows every entry to `see`, until that returns `false`.
     pub(crate) fn each(&self, mut see: impl FnMut(SeenFlow) -> bool) -> io::Result<()> {
         match self {
@@ -293,6 +304,60 @@ impl FlowTable {
     }
 }
 
+/// Sets, or entries of a hash, that a step of a [`Walk`] looks at: for a fraction of a millisecond.
+const SETS_A_STEP: u32 = 8192;
+const ENTRIES_A_STEP: u32 = 2048;
+
+/// A walk through a flow table that removes entries while packets go on.
+pub(crate) enum Walk<'a> {
+    Sets {
+        memory: Mapping,
+        sets: u32,
+    },
+    Lru {
+        map: &'a Typed<types::flow_key, types::flow_mark>,
+        /// Where in the hash it goes on.
+        from: Option<u32>,
+    },
+}
+
+impl Walk<'_> {
+    /// Removes what `matches` its VIP's number and its real's id from the next part of the table:
+    /// of a table of sets from set `first` on and before `end` (others are gone through as they
+    /// are). Where the next part begins; `None`: nowhere.
+    pub(crate) fn step(
+        &mut self,
+        first: u32,
+        end: u32,
+        matches: &impl Fn(u16, u32) -> bool,
+    ) -> io::Result<Option<u32>> {
+        match self {
+            Self::Sets { memory, sets } => {
+                let end = end.min(*sets);
+                let first = first.min(end);
+                let last = first.saturating_add(SETS_A_STEP).min(end);
+                let words = first as usize * SET_WORDS..last as usize * SET_WORDS;
+                for entry in memory.u64s()[words].chunks_exact(ENTRY_WORDS) {
+                    clear_if(entry, |tag, id| {
+                        vip_of(tag, id).is_some_and(|vip| matches(vip, id))
+                    });
+                }
+                Ok((last < end).then_some(last))
+            }
+            Self::Lru { map, from } => {
+                let met = map.elements(*from, ENTRIES_A_STEP)?;
+                for (key, mark) in met.keys.iter().zip(&met.values) {
+                    if matches(key.vip.saturating_sub(1), mark.id) {
+                        map.delete(key)?;
+                    }
+                }
+                *from = met.next;
+                Ok(met.next.map(|_| first))
+            }
+        }
+    }
+}
+
 impl AsFd for FlowTable {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
@@ -309,6 +374,15 @@ pub(crate) struct FlowTables {
     pub(crate) fallback: FlowTable,
     /// The map in which the program looks for its CPU's table.
     pub(crate) outer: MapArray,
+}
+
+impl FlowTables {
+    /// Each table, with its CPU; `None`: the one that all others share.
+    pub(crate) fn all(&self) -> Vec<(Option<u32>, &FlowTable)> {
+        let of_cpus = self.of_cpus.iter();
+        let of_cpus = of_cpus.map(|(cpu, table)| (Some(*cpu), table));
+        of_cpus.chain([(None, &self.fallback)]).collect()
+    }
 }
 
 #[cfg(test)]

@@ -13,8 +13,10 @@ mod rings;
 mod runs;
 mod server_ids;
 mod source_routes;
+mod sweep;
 mod usage;
 mod vips;
+mod voids;
 
 pub(crate) use cells::Live;
 pub(crate) use cells::RealCells;
@@ -47,6 +49,7 @@ pub(crate) use server_ids::max_server_id_chunks;
 pub(crate) use server_ids::max_server_id_places;
 pub(crate) use server_ids::server_id_table_bytes;
 pub(crate) use source_routes::SourceRouteMaps;
+pub(crate) use sweep::VoidReason;
 
 pub use usage::MapUse;
 pub(crate) use vips::ChainFull;
@@ -54,6 +57,11 @@ pub(crate) use vips::VipCell;
 pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
+pub(crate) use voids::Lasting;
+pub(crate) use voids::VoidChange;
+pub(crate) use voids::VoidFlows;
+pub(crate) use voids::Voiding;
+pub(crate) use voids::void_pairs;
 
 use std::os::fd::AsFd;
 

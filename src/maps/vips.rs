@@ -39,12 +39,16 @@ const _: () = {
     assert!(std::mem::offset_of!(types::vip_info, vip) == 8 * INFO_VIP);
 };
 
+const VOID_FLOWS: u32 = types::vip_flag::VIP_VOID_FLOWS.0;
+
 /// What packets see of one VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VipCell {
     pub(crate) flags: VipFlags,
     /// Whether the VIP has any real, drained ones included.
     pub(crate) has_reals: bool,
+    /// Whether entries of its flows may be void.
+    pub(crate) void_flows: bool,
     /// The ring in force; none if no real takes new flows.
     pub(crate) ring: Option<RingSlot>,
 }
@@ -52,7 +56,10 @@ pub(crate) struct VipCell {
 impl VipCell {
     fn word(&self) -> u64 {
         let no_reals = types::vip_flag::VIP_NO_REALS.0;
-        let flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
+        let mut flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
+        if self.void_flows {
+            flags |= VOID_FLOWS;
+        }
         let ring = self
             .ring
             .map_or(types::ring_constant::RING_NONE.0, |slot| slot.get());
@@ -147,6 +154,13 @@ impl VipCells {
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
         let words: &[AtomicU64] = self.infos.u64s();
         words[usize::from(number) * INFO_U64S + INFO_VIP].store(cell.word(), Ordering::Release);
+    }
+
+    /// No entry of a VIP's flows is void any more. Not while another thread sets its cell.
+    pub(crate) fn clear_void_flows(&self, number: u16) {
+        let words: &[AtomicU64] = self.infos.u64s();
+        let word = &words[usize::from(number) * INFO_U64S + INFO_VIP];
+        word.fetch_and(!u64::from(VOID_FLOWS), Ordering::Release);
     }
 
     /// Lets packets find a VIP by its key. Its cell has been set, and no packet knows the number.

@@ -203,6 +203,13 @@ impl AsFd for ProgramArray {
     }
 }
 
+/// Some elements of a hash, and where to go on.
+pub(crate) struct Elements<K, V> {
+    pub(crate) keys: Vec<K>,
+    pub(crate) values: Vec<V>,
+    pub(crate) next: Option<u32>,
+}
+
 /// A map whose type, and whose key and value types, were compared with the kernel's once, so that single
 /// calls need not.
 pub(crate) struct Typed<K, V> {
@@ -307,6 +314,38 @@ impl<K: Pod, V: Pod> Typed<K, V> {
             )
         })
         .map(drop)
+    }
+
+    /// Elements of a hash from a place in it on (`None`: its beginning), whole buckets, at most
+    /// `room` of them; and the place where they end, `None` after the last. What is there all the
+    /// time is met, whatever comes and goes meanwhile.
+    pub(crate) fn elements(&self, from: Option<u32>, room: u32) -> io::Result<Elements<K, V>> {
+        let mut keys = vec![K::default(); room as usize];
+        let mut values = vec![V::default(); room as usize];
+        let mut count = room;
+        let mut place = from.unwrap_or_default();
+        let start = from.as_ref().map_or(std::ptr::null(), as_ptr);
+        // SAFETY: there is room for `count` keys and values, as long as the map's, compared in
+        // `new`; places in a hash are 32-bit numbers of buckets; NULL asks for the beginning.
+        let result = check(unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                self.fd.as_raw_fd(),
+                start.cast_mut(),
+                as_mut_ptr(&mut place),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        });
+        let next = match result {
+            Ok(_) => Some(place),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        keys.truncate(count as usize);
+        values.truncate(count as usize);
+        Ok(Elements { keys, values, next })
     }
 
     /// The key after `key`, or the first one.

@@ -31,5 +31,6 @@ pub(crate) use stage::Endpoint;
 pub(crate) use stage::Paper;
 pub(crate) use stage::RealRecord;
 pub(crate) use stage::StagedReferences;
+pub(crate) use stage::Turned;
 pub(crate) use step::NameChange;
 pub(crate) use step::Step;

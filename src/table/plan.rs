@@ -189,6 +189,7 @@ struct Work {
     add: Vec<Real>,
     reweigh: Vec<Real>,
     remove: Vec<IpAddr>,
+    health: Vec<(IpAddr, bool)>,
 }
 
 fn works(
@@ -208,6 +209,7 @@ fn works(
             add: Vec::new(),
             reweigh: Vec::new(),
             remove: Vec::new(),
+            health: Vec::new(),
         });
     };
     // In this order they are tried: what goes, what stays, what comes.
@@ -252,6 +254,9 @@ fn works(
             }
         }
     }
+    for (vip, address, down) in changes.turned(wanted) {
+        works[index[&vip]].health.push((address, down));
+    }
     works.retain(|work| !work.is_done());
     works
 }
@@ -263,6 +268,17 @@ impl Work {
             && self.add.is_empty()
             && self.reweigh.is_empty()
             && self.remove.is_empty()
+            && self.health.is_empty()
+    }
+
+    /// Takes out what is said of the health of reals that the VIP has without those in `rest`, which
+    /// are still to be added.
+    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, bool)> {
+        let rest: BTreeSet<_> = rest.iter().map(Real::address).collect();
+        let health = std::mem::take(&mut self.health).into_iter();
+        let (later, now) = health.partition(|(address, _)| rest.contains(address));
+        self.health = later;
+        now
     }
 }
 
@@ -392,8 +408,9 @@ impl Planner {
                 .add
                 .drain(..)
                 .partition(|real| endangered.contains(&real.address()));
-            work.add = rest;
             if !held.is_empty() {
+                let health = work.health_without(&rest);
+                work.add = rest;
                 self.emit(&mut Work {
                     vip: work.vip,
                     new: work.new.take(),
@@ -401,9 +418,11 @@ impl Planner {
                     add: held,
                     reweigh: Vec::new(),
                     remove: Vec::new(),
+                    health,
                 });
                 return true;
             }
+            work.add = rest;
         }
         false
     }
@@ -420,11 +439,13 @@ impl Planner {
             room -= usize::from(fits && !known);
             fits
         });
-        work.add = rest;
         let remove: Vec<_> = work.remove.drain(..work.remove.len().div_ceil(2)).collect();
         if add.is_empty() && remove.is_empty() {
+            work.add = rest;
             return false;
         }
+        let health = work.health_without(&rest);
+        work.add = rest;
         self.emit(&mut Work {
             vip: work.vip,
             new: work.new.take(),
@@ -432,6 +453,7 @@ impl Planner {
             add,
             reweigh: std::mem::take(&mut work.reweigh),
             remove,
+            health,
         });
         true
     }
@@ -470,8 +492,13 @@ impl Planner {
             .map(RealChange::Add)
             .chain(work.remove.drain(..).map(RealChange::Remove))
             .collect();
-        if !changes.is_empty() {
-            self.steps.push(Step::ModifyReals { vip, changes });
+        let health = std::mem::take(&mut work.health);
+        if !changes.is_empty() || !health.is_empty() {
+            self.steps.push(Step::ModifyReals {
+                vip,
+                changes,
+                health,
+            });
         }
     }
 }

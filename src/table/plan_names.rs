@@ -1,4 +1,4 @@
-//! The part of a plan that concerns server ids, source routes, marks and tunnel ends.
+//! The part of a plan that concerns server ids, source routes and tunnel ends.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,7 +13,6 @@ use crate::document::Changes;
 use crate::document::ServerIdState;
 use crate::document::State;
 use crate::types::Prefix;
-use crate::types::Vip;
 
 /// Steps before and after those of the VIPs.
 #[derive(Debug, Default)]
@@ -55,14 +54,6 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
     around.before.extend(before.map(Step::SourceRoutes));
     around.after.extend(after.map(Step::SourceRoutes));
 
-    // A mark goes while its VIP has the flag, and comes when it has.
-    for &(vip, real) in &changes.marks_changed {
-        match is_down(current, vip, real) {
-            true => around.before.push(Step::MarkUp(vip, real)),
-            false => around.after.push(Step::MarkDown(vip, real)),
-        }
-    }
-
     let ends = wanted.decap.iter();
     let modes: BTreeMap<_, _> = ends.map(|end| (end.address, end.mode)).collect();
     let removed = changes.decap_removed.iter();
@@ -73,11 +64,6 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
         around.before.push(Step::SetDecap(*end, modes[end]));
     }
     around
-}
-
-fn is_down(state: &State, vip: Vip, real: IpAddr) -> bool {
-    let mut vips = state.vips.iter();
-    vips.any(|of| of.vip == vip && of.down.contains(&real))
 }
 
 /// What decides whether a change comes before those of VIPs or after them.

@@ -15,6 +15,7 @@ use super::Limits;
 use super::Name;
 use super::Names;
 use super::Plan;
+use super::RealRecord;
 use super::Room;
 use super::Step;
 use super::Table;
@@ -84,7 +85,8 @@ fn hash() -> impl Strategy<Value = Option<HashFunction>> {
 }
 
 fn state() -> impl Strategy<Value = State> {
-    let reals = prop::collection::btree_map(0..REALS, 0_u32..3, 0..=usize::from(REALS));
+    let real = (0_u32..3, prop::bool::weighted(0.2));
+    let reals = prop::collection::btree_map(0..REALS, real, 0..=usize::from(REALS));
     let vips =
         prop::collection::btree_map(0..VIPS, (flags(), hash(), reals), 0..=usize::from(VIPS));
     let flags = prop::collection::vec(real_flags(), usize::from(REALS));
@@ -94,9 +96,14 @@ fn state() -> impl Strategy<Value = State> {
             .map(|(index, (vip_flags, hash, reals))| VipState {
                 flags: vip_flags,
                 hash,
+                down: reals
+                    .iter()
+                    .filter(|(_, (_, down))| *down)
+                    .map(|(real, _)| address(*real))
+                    .collect(),
                 reals: reals
                     .into_iter()
-                    .map(|(real, weight)| match flags[usize::from(real)] {
+                    .map(|(real, (weight, _))| match flags[usize::from(real)] {
                         flags if flags.is_empty() => Real::new(address(real)).weight(weight),
                         flags => Real::new(address(real)).weight(weight).flags(flags),
                     })
@@ -108,27 +115,13 @@ fn state() -> impl Strategy<Value = State> {
     })
 }
 
-/// A state with everything else that names reals, too; and marks where VIPs may have them.
+/// A state with everything else that names reals, too.
 fn whole_state() -> impl Strategy<Value = State> {
     let ids = prop::collection::btree_map(1_u32..5, (0..REALS, any::<bool>()), 0..4);
     let routes = prop::collection::btree_map(8_u8..12, 0..REALS, 0..4);
     let ends = prop::collection::btree_map(0..REALS, any::<bool>(), 0..3);
-    let marks = prop::collection::btree_set((0..VIPS, 0..REALS), 0..4);
-    (state(), ids, routes, ends, marks, probes()).prop_map(|whole| {
-        let (mut state, ids, routes, ends, marks, probes) = whole;
-        for (index, real) in marks {
-            let real = address(real);
-            let of = state.vips.iter_mut().find(|state| state.vip == vip(index));
-            if let Some(of) = of
-                && of.reals.iter().any(|known| known.address() == real)
-            {
-                of.flags |= VipFlags::UDP_FLOW_MIGRATION;
-                of.down.push(real);
-            }
-        }
-        for VipState { reals, down, .. } in &mut state.vips {
-            down.sort_by_key(|real| reals.iter().position(|of| of.address() == *real));
-        }
+    (state(), ids, routes, ends, probes()).prop_map(|whole| {
+        let (state, ids, routes, ends, probes) = whole;
         let ids = ids.into_iter().map(|(id, (real, valid))| {
             let mut state = ServerIdState::new(ServerId::new(id, address(real)));
             state.valid = valid;
@@ -190,7 +183,6 @@ struct World {
     ids: Names<u32>,
     invalid: BTreeSet<u32>,
     routes: Names<Prefix>,
-    marks: BTreeSet<(Vip, IpAddr)>,
     ends: BTreeMap<IpAddr, DecapMode>,
     socket_marks: BTreeMap<u32, IpAddr>,
     matches: BTreeMap<ProbeMatch, IpAddr>,
@@ -204,7 +196,6 @@ impl World {
             ids: Names::new(100),
             invalid: BTreeSet::new(),
             routes: Names::new(100),
-            marks: BTreeSet::new(),
             ends: BTreeMap::new(),
             socket_marks: BTreeMap::new(),
             matches: BTreeMap::new(),
@@ -214,11 +205,6 @@ impl World {
 
     fn state(&self) -> State {
         let real = |number| self.table.address_of(number).unwrap();
-        let mut vips = self.table.vip_states();
-        for state in &mut vips {
-            let marks = self.marks.iter().filter(|(vip, _)| *vip == state.vip);
-            state.down = marks.map(|(_, real)| *real).collect();
-        }
         let ids = self.ids.iter().map(|(id, of)| {
             let mut state = ServerIdState::new(ServerId::new(id, real(of)));
             state.valid = !self.invalid.contains(&id);
@@ -228,7 +214,7 @@ impl World {
         let ends = self.ends.iter();
         State {
             balancer: None,
-            vips,
+            vips: self.table.vip_states(),
             server_ids: ids.collect(),
             source_routes: routes
                 .map(|(of, to)| SourceRoute::new(of, real(to)))
@@ -280,14 +266,6 @@ impl World {
             }
             Step::Invalidate(ids) => self.invalid.extend(ids),
             Step::Revalidate(ids) => self.invalid.retain(|id| !ids.contains(id)),
-            Step::MarkDown(vip, real) => {
-                let flags = self.table.vip(vip).unwrap().flags;
-                assert!(flags.contains(VipFlags::UDP_FLOW_MIGRATION));
-                self.marks.insert((*vip, *real));
-            }
-            Step::MarkUp(vip, real) => {
-                assert!(self.marks.remove(&(*vip, *real)));
-            }
             Step::SetDecap(end, mode) => drop(self.ends.insert(*end, *mode)),
             Step::RemoveDecap(end) => assert!(self.ends.remove(end).is_some()),
             Step::MapMark(mark, real) => drop(self.socket_marks.insert(*mark, *real)),
@@ -298,16 +276,7 @@ impl World {
             Step::UnregisterProbe(vip) => assert!(self.probes.remove(vip)),
             _ => {}
         }
-        self.table.take_step(step)?;
-        // Marks go with reals and with the flag.
-        let table = &self.table;
-        self.marks.retain(|(vip, real)| {
-            let entry = table.vip(vip);
-            entry.is_some_and(|entry| {
-                entry.reals.contains_key(real) && entry.flags.contains(VipFlags::UDP_FLOW_MIGRATION)
-            })
-        });
-        Ok(())
+        self.table.take_step(step)
     }
 
     fn reach_within(&mut self, wanted: &State, limits: Limits) -> Result<Plan, Error> {
@@ -330,13 +299,16 @@ fn snapshot(table: &Table) -> State {
     }
 }
 
-type Normal = BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, (u32, RealFlags)>)>;
+/// A real's weight, flags, and whether it is down.
+type NormalReal = (u32, RealFlags, bool);
+type Normal = BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, NormalReal>)>;
 
 /// The state as a table gives it back: sorted, with the hash function said.
 fn normal(state: &State) -> Normal {
     let vips = state.vips.iter().map(|state| {
         let reals = state.reals.iter().map(|real| {
-            let value = (real.get_weight(), stated_flags(real));
+            let down = state.down.contains(&real.address());
+            let value = (real.get_weight(), stated_flags(real), down);
             (real.address(), value)
         });
         (
@@ -368,7 +340,18 @@ fn check_invariants(table: &Table, limits: Limits) -> Result<(), TestCaseError> 
         for address in entry.reals.keys() {
             *references.entry(*address).or_insert(0) += 1;
         }
-        prop_assert_eq!(table.endpoints(entry).len(), entry.reals.len());
+        let endpoints = table.endpoints(entry);
+        prop_assert_eq!(endpoints.len(), entry.reals.len());
+        for endpoint in endpoints {
+            let down = entry.down.contains(&endpoint.address);
+            let weight = if down {
+                0
+            } else {
+                entry.reals[&endpoint.address]
+            };
+            prop_assert_eq!(endpoint.weight, weight);
+        }
+        prop_assert!(entry.down.iter().all(|down| entry.reals.contains_key(down)));
     }
     let counted: BTreeMap<_, _> = table
         .reals()
@@ -441,11 +424,6 @@ proptest! {
             let plan = world.reach(wanted).unwrap();
             let mut reached = world.state();
             prop_assert_eq!(normal(&reached), normal(wanted));
-            let marks = |state: &State| -> Vec<_> {
-                let marks = |vip: &VipState| vip.down.iter().copied().collect::<BTreeSet<_>>();
-                state.vips.iter().map(|vip| (vip.vip, marks(vip))).collect()
-            };
-            prop_assert_eq!(marks(&reached), marks(wanted));
             reached.vips.clone_from(&wanted.vips);
             let mut sorted = wanted.clone();
             sorted.decap.sort();
@@ -544,7 +522,7 @@ proptest! {
         for state in &to.vips {
             let _ = filled.stage_add_vip(state.vip, state.flags, HashFunction::Maglev);
             let adds: Vec<_> = state.reals.iter().copied().map(RealChange::Add).collect();
-            let _ = filled.stage_reals(&state.vip, &adds);
+            let _ = filled.stage_reals(&state.vip, &adds, &[]);
             let _ = filled.stage_set_vip_flags(&state.vip, VipFlags::NO_SRC_PORT);
             let _ = filled.stage_set_hash_function(&state.vip, HashFunction::Maglev);
             for real in &state.reals {
@@ -559,7 +537,7 @@ proptest! {
                 .map(|index| RealChange::Add(Real::new(address(index))))
                 .collect();
             changes.push(RealChange::Remove(address(REALS)));
-            let step = Step::ModifyReals { vip: state.vip, changes };
+            let step = Step::ModifyReals { vip: state.vip, changes, health: Vec::new() };
             let refused = matches!(filled.take_step(&step), Err(Error::NotFound { .. }));
             prop_assert!(refused);
         }
@@ -571,6 +549,7 @@ proptest! {
     fn staged_batches_tell_the_truth(
         from in state(),
         batch in prop::collection::vec((0..REALS, 0_u32..3, prop::option::of(real_flags()), any::<bool>()), 0..12),
+        health in prop::collection::vec((0..REALS, any::<bool>()), 0..4),
     ) {
         let mut table = table(AMPLE);
         let _ = reach(&mut table, &from, AMPLE).unwrap();
@@ -600,8 +579,20 @@ proptest! {
             }
             RealChange::Remove(address) => model.remove(address).is_some(),
         });
+        let health: Vec<_> = health.iter().map(|(index, down)| (address(*index), *down)).collect();
+        let possible = possible && health.iter().all(|(real, _)| model.contains_key(real));
+        // Down before, and still there; then as it is said.
+        let mut down: BTreeSet<_> = state.down.iter().copied().collect();
+        let old_down = down.clone();
+        down.retain(|real| model.contains_key(real));
+        for (real, is_down) in &health {
+            match is_down {
+                true => down.insert(*real),
+                false => down.remove(real),
+            };
+        }
         let before = table.clone();
-        let staged = table.stage_reals(&state.vip, &changes);
+        let staged = table.stage_reals(&state.vip, &changes, &health);
         prop_assert_eq!(staged.is_ok(), possible);
         let Ok(staged) = staged else { return Ok(()) };
         table.commit(staged.clone());
@@ -609,13 +600,42 @@ proptest! {
 
         let entry = table.vip(&state.vip).unwrap();
         prop_assert_eq!(&entry.reals, &model);
+        prop_assert_eq!(&entry.down, &down);
         prop_assert_eq!(staged.number, entry.number);
         prop_assert_eq!(&staged.endpoints, &table.endpoints(entry));
-        let weighted = |reals: &BTreeMap<IpAddr, u32>| -> Vec<_> {
-            let weighted = reals.iter().filter(|(_, weight)| **weight > 0);
+        let weighted = |reals: &BTreeMap<IpAddr, u32>, down: &BTreeSet<IpAddr>| -> Vec<_> {
+            let weighted = reals.iter().filter(|(of, weight)| **weight > 0 && !down.contains(of));
             weighted.map(|(address, weight)| (*address, *weight)).collect()
         };
-        prop_assert_eq!(staged.ring_changed, weighted(&old) != weighted(&model));
+        prop_assert_eq!(
+            staged.ring_changed,
+            weighted(&old, &old_down) != weighted(&model, &down)
+        );
+        let addresses = |records: &[RealRecord]| -> BTreeSet<IpAddr> {
+            records.iter().map(|record| record.address).collect()
+        };
+        prop_assert_eq!(addresses(&staged.turned.up), old_down
+            .iter()
+            .filter(|real| model.contains_key(real) && !down.contains(real))
+            .copied()
+            .collect::<BTreeSet<_>>());
+        prop_assert_eq!(addresses(&staged.turned.down), &down - &old_down);
+        let had = |real: &IpAddr| old.contains_key(real);
+        let given_up: BTreeMap<_, _> = staged
+            .turned
+            .given_up
+            .iter()
+            .map(|(record, named)| (record.address, *named))
+            .collect();
+        let wanted = old.keys().filter(|real| !model.contains_key(real));
+        prop_assert_eq!(given_up, wanted
+            .map(|real| (*real, table.real(*real).is_some()))
+            .collect::<BTreeMap<_, _>>());
+        prop_assert_eq!(addresses(&staged.turned.joined), model
+            .keys()
+            .filter(|real| !had(real) && before.real(**real).is_some())
+            .copied()
+            .collect::<BTreeSet<_>>());
         for record in staged.added.iter().chain(&staged.reflagged) {
             let entry = table.real(record.address).unwrap();
             prop_assert_eq!(

@@ -5,6 +5,7 @@
 //! assign them, and to drop it is to do nothing.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::pool::IdPool;
@@ -30,6 +31,18 @@ pub(crate) struct VipEntry {
     pub(crate) hash_function: HashFunction,
     /// Its reals and their weights.
     pub(crate) reals: BTreeMap<IpAddr, u32>,
+    /// Those of them that are down.
+    pub(crate) down: BTreeSet<IpAddr>,
+}
+
+impl VipEntry {
+    /// The weight by which a real has slots of the ring: none while it is down.
+    pub(crate) fn ring_weight(&self, address: &IpAddr) -> u32 {
+        match self.down.contains(address) {
+            true => 0,
+            false => self.reals.get(address).copied().unwrap_or(0),
+        }
+    }
 }
 
 /// A real of the table.
@@ -84,6 +97,8 @@ pub(crate) struct Edit {
     pub(super) vip: Option<(Vip, Option<VipEntry>)>,
     /// Weights of some of a VIP's reals; `None` for those that it has no more.
     pub(super) weights: Option<(Vip, BTreeMap<IpAddr, Option<u32>>)>,
+    /// Reals of that VIP that are down from now on, or no more.
+    pub(super) health: BTreeMap<IpAddr, bool>,
     pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
     pub(super) vip_ids: Draft,
     pub(super) real_ids: Draft,
@@ -209,7 +224,7 @@ impl Table {
                     .iter()
                     .map(|(address, weight)| self.describe(*address, *weight))
                     .collect(),
-                down: Vec::new(),
+                down: entry.down.iter().copied().collect(),
             })
             .collect()
     }
@@ -265,6 +280,15 @@ impl Table {
                     Some(weight) => entry.reals.insert(address, weight),
                     None => entry.reals.remove(&address),
                 };
+                if weight.is_none() {
+                    entry.down.remove(&address);
+                }
+            }
+            for (address, down) in edit.health {
+                match down {
+                    true => entry.down.insert(address),
+                    false => entry.down.remove(&address),
+                };
             }
         }
         for (address, entry) in edit.reals {
@@ -312,6 +336,7 @@ impl Table {
             revision: self.revision,
             vip: None,
             weights: None,
+            health: BTreeMap::new(),
             reals: BTreeMap::new(),
             vip_ids: Draft::default(),
             real_ids: Draft::default(),
@@ -423,14 +448,14 @@ mod tests {
         let last = RealNumber(1);
         table.generations.insert(last, u16::MAX - 1);
         let add = [RealChange::Add(Real::new(address))];
-        let staged = table.stage_reals(&vip, &add).unwrap();
+        let staged = table.stage_reals(&vip, &add, &[]).unwrap();
         let record = staged.added[0];
         assert_eq!((record.number, record.generation), (last, u16::MAX));
         table.commit(staged);
         let remove = [RealChange::Remove(address)];
-        table.commit(table.stage_reals(&vip, &remove).unwrap());
+        table.commit(table.stage_reals(&vip, &remove, &[]).unwrap());
         assert_eq!(table.real_ids.free(), 1);
-        let staged = table.stage_reals(&vip, &add).unwrap();
+        let staged = table.stage_reals(&vip, &add, &[]).unwrap();
         assert_eq!(staged.added[0].number, RealNumber(2));
     }
 

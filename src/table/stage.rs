@@ -4,6 +4,7 @@
 //! the kernel must be told together with the change itself, to be committed afterwards.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::checks::check_vip_flags;
@@ -78,11 +79,27 @@ pub(crate) struct StagedReals {
     pub(crate) reflagged: Vec<RealRecord>,
     /// The reals that nothing names any more.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
-    /// All reals of the VIP after the change, by address, those of weight 0 included.
+    /// All reals of the VIP after the change, by address, those of weight 0 included; those that
+    /// are down have it here.
     pub(crate) endpoints: Vec<Endpoint>,
     /// Whether the reals with a weight, or their weights, change.
     pub(crate) ring_changed: bool,
+    /// Whose flows have to leave, and whose may be there again.
+    pub(crate) turned: Turned,
     edit: Edit,
+}
+
+/// Reals that have turned towards a VIP, or away from it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turned {
+    /// Reals that the VIP has no more, and whether something else names them.
+    pub(crate) given_up: Vec<(RealRecord, bool)>,
+    /// Reals that were there, and that the VIP has got.
+    pub(crate) joined: Vec<RealRecord>,
+    /// Reals that are down for the VIP now.
+    pub(crate) down: Vec<RealRecord>,
+    /// Reals that are so no more.
+    pub(crate) up: Vec<RealRecord>,
 }
 
 /// What a change of references means for the reals themselves.
@@ -272,6 +289,7 @@ impl Table {
             flags,
             hash_function,
             reals: BTreeMap::new(),
+            down: BTreeSet::new(),
         };
         let mut edit = self.edit();
         edit.vip = Some((vip, Some(entry)));
@@ -303,7 +321,14 @@ impl Table {
     /// They are applied in order: of several for one address the last one counts, but each must
     /// be possible where it stands. A new real needs a number that is free before the batch: the
     /// numbers of reals that the same batch releases are still in the ring that is in force.
-    pub(crate) fn stage_reals(&self, vip: &Vip, changes: &[RealChange]) -> Result<StagedReals> {
+    ///
+    /// After that, `health` says of some of its reals whether they are down.
+    pub(crate) fn stage_reals(
+        &self,
+        vip: &Vip,
+        changes: &[RealChange],
+        health: &[(IpAddr, bool)],
+    ) -> Result<StagedReals> {
         let entry = self.entry(vip)?;
         let before = |address: &IpAddr| entry.reals.get(address).copied();
         // The weights of the reals that the batch names, `None` for those that are gone after it.
@@ -331,6 +356,23 @@ impl Table {
                 }
             }
         }
+
+        let mut turned: BTreeMap<IpAddr, bool> = BTreeMap::new();
+        for (address, down) in health {
+            let address = address.to_canonical();
+            let named = after.get(&address).copied();
+            if named.unwrap_or_else(|| before(&address)).is_none() {
+                return Err(Error::NotFound {
+                    what: format!("real {address} of VIP {vip}"),
+                });
+            }
+            turned.insert(address, *down);
+        }
+        turned.retain(|address, down| entry.down.contains(address) != *down);
+        let is_down = |address: &IpAddr| {
+            let known = || entry.down.contains(address);
+            turned.get(address).copied().unwrap_or_else(known)
+        };
 
         let mut edit = self.edit();
         let deltas = after.iter().filter_map(|(address, weight)| {
@@ -374,18 +416,50 @@ impl Table {
                 Some(Endpoint {
                     number,
                     address,
-                    weight,
+                    weight: if is_down(&address) { 0 } else { weight },
                 })
             })
             .collect();
         // Two runs, each in order.
         endpoints.sort_by_key(|endpoint| endpoint.address);
-        let slots = |weight: Option<u32>| weight.unwrap_or(0);
+        let slots = |address: &IpAddr| match is_down(address) {
+            true => 0,
+            false => {
+                let named = after.get(address).copied();
+                named.unwrap_or_else(|| before(address)).unwrap_or(0)
+            }
+        };
         let ring_changed = after
+            .keys()
+            .chain(turned.keys())
+            .any(|address| entry.ring_weight(address) != slots(address));
+        let known = |address: &IpAddr| Some(record(*address, self.reals.get(address)?));
+        let given_up = after
             .iter()
-            .any(|(address, weight)| slots(before(address)) != slots(*weight));
+            .filter(|(address, weight)| weight.is_none() && before(address).is_some())
+            .filter_map(|(address, _)| {
+                let released = matches!(edit.reals.get(address), Some(None));
+                Some((known(address)?, !released))
+            })
+            .collect();
+        let joined = after
+            .iter()
+            .filter(|(address, weight)| weight.is_some() && before(address).is_none())
+            .filter_map(|(address, _)| known(address))
+            .collect();
+        let records = |wanted: bool| {
+            let turned = turned.iter().filter(|(_, down)| **down == wanted);
+            turned
+                .filter_map(|(address, _)| match edit.reals.get(address) {
+                    Some(Some(entry)) => Some(record(*address, entry)),
+                    _ => known(address),
+                })
+                .collect()
+        };
+        let (down, up) = (records(true), records(false));
         let (number, flags, hash_function) = (entry.number, entry.flags, entry.hash_function);
         edit.weights = Some((*vip, after));
+        edit.health = turned;
         Ok(StagedReals {
             number,
             flags,
@@ -396,6 +470,12 @@ impl Table {
             released,
             endpoints,
             ring_changed,
+            turned: Turned {
+                given_up,
+                joined,
+                down,
+                up,
+            },
             edit,
         })
     }
@@ -470,12 +550,12 @@ impl Table {
     pub(crate) fn endpoints(&self, entry: &VipEntry) -> Vec<Endpoint> {
         entry
             .reals
-            .iter()
-            .filter_map(|(&address, &weight)| {
+            .keys()
+            .filter_map(|&address| {
                 Some(Endpoint {
                     number: self.real_index(address)?,
                     address,
-                    weight,
+                    weight: entry.ring_weight(&address),
                 })
             })
             .collect()
@@ -488,7 +568,11 @@ impl Table {
             Step::RemoveVip(vip) => self.stage_remove_vip(vip)?.into(),
             Step::SetVipFlags(vip, flags) => self.stage_set_vip_flags(vip, *flags)?.into(),
             Step::SetHashFunction(vip, hash) => self.stage_set_hash_function(vip, *hash)?.into(),
-            Step::ModifyReals { vip, changes } => self.stage_reals(vip, changes)?.into(),
+            Step::ModifyReals {
+                vip,
+                changes,
+                health,
+            } => self.stage_reals(vip, changes, health)?.into(),
             Step::SetRealFlags(address, flags) => {
                 self.stage_set_real_flags(*address, *flags)?.into()
             }
@@ -500,8 +584,6 @@ impl Table {
             | Step::SetSource(_)
             | Step::Invalidate(_)
             | Step::Revalidate(_)
-            | Step::MarkDown(..)
-            | Step::MarkUp(..)
             | Step::SetDecap(..)
             | Step::RemoveDecap(_)
             | Step::MapMark(..)

@@ -34,14 +34,14 @@ pub(crate) enum Step {
     ModifyReals {
         vip: Vip,
         changes: Vec<RealChange>,
+        /// Which of its reals are down after that, of those that are so now, or are so no more.
+        health: Vec<(IpAddr, bool)>,
     },
     SetRealFlags(IpAddr, RealFlags),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
     Invalidate(Vec<u32>),
     Revalidate(Vec<u32>),
-    MarkDown(Vip, IpAddr),
-    MarkUp(Vip, IpAddr),
     SetDecap(IpAddr, DecapMode),
     RemoveDecap(IpAddr),
     MapMark(u32, IpAddr),

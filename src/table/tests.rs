@@ -64,6 +64,7 @@ fn modify(table: &mut Table, index: u8, adds: &[u8], removes: &[u8]) -> Result<(
     table.take_step(&Step::ModifyReals {
         vip: vip(index),
         changes: adds.chain(removes).collect(),
+        health: Vec::new(),
     })
 }
 
@@ -78,12 +79,12 @@ fn numbers_come_back_late_unsettled_and_with_a_new_generation() {
     );
     modify(&mut table, 0, &[], &[0]).unwrap();
     let batch = [RealChange::Add(Real::new(address(2)))];
-    let staged = table.stage_reals(&vip(0), &batch).unwrap();
+    let staged = table.stage_reals(&vip(0), &batch, &[]).unwrap();
     assert!(staged.unsettled);
     let record = staged.added[0];
     assert_eq!((record.number.get(), record.generation), (1, 2));
     table.settle(table.given_back());
-    assert!(!table.stage_reals(&vip(0), &batch).unwrap().unsettled);
+    assert!(!table.stage_reals(&vip(0), &batch, &[]).unwrap().unsettled);
     // Settling is no change of the table: what was staged before can still be committed.
     table.commit(staged);
     assert_eq!(table.real_index(address(2)), Some(record.number));
@@ -115,17 +116,17 @@ fn calls_on_what_is_or_is_not_there() {
     ));
     let loopback = RealChange::Add(Real::new(Ipv4Addr::LOCALHOST.into()));
     assert!(matches!(
-        table.stage_reals(&vip(0), &[loopback]),
+        table.stage_reals(&vip(0), &[loopback], &[]),
         Err(Error::InvalidAddress { .. })
     ));
     // The last real leaves an empty ring, which is a change of the ring.
     let staged = table
-        .stage_reals(&vip(0), &[RealChange::Remove(address(0))])
+        .stage_reals(&vip(0), &[RealChange::Remove(address(0))], &[])
         .unwrap();
     assert!(staged.ring_changed && staged.endpoints.is_empty());
     // A drained real keeps its number and loses its slots.
     let drain = RealChange::Add(Real::new(address(0)).weight(0));
-    let staged = table.stage_reals(&vip(0), &[drain]).unwrap();
+    let staged = table.stage_reals(&vip(0), &[drain], &[]).unwrap();
     assert!(staged.ring_changed && staged.released.is_empty());
     assert_eq!(staged.endpoints[0].weight, 0);
 }
@@ -207,7 +208,7 @@ fn one_step_for_each_vip_that_changes() {
         .steps
         .iter()
         .map(|step| match step {
-            Step::ModifyReals { vip, changes } => format!("{vip} {}", changes.len()),
+            Step::ModifyReals { vip, changes, .. } => format!("{vip} {}", changes.len()),
             Step::AddVip { vip, .. } => format!("+{vip}"),
             Step::RemoveVip(vip) => format!("-{vip}"),
             other => format!("{other:?}"),

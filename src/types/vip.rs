@@ -189,7 +189,8 @@ bitflags! {
         /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
         const UDP_STABLE_ROUTING = vip_flag::VIP_UDP_STABLE_ROUTING.0;
-        /// UDP flows leave a real that is [marked down](crate::Katran::mark_down).
+        /// Datagrams whose flow leaves a real that is [down](crate::Katran::mark_down) are counted, and
+        /// under flood none leaves; for users of Katran. Flows leave such a real with any flags.
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
         const UDP_FLOW_MIGRATION = vip_flag::VIP_UDP_FLOW_MIGRATION.0;
     }

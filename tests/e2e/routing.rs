@@ -239,7 +239,7 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
         let on = |name| sockets.iter().filter(|(_, of)| of == name).count() as u64;
         let (first, second) = (on("backend0"), on("backend1"));
         assert!(first > 0 && second > 0);
-        // Drained, it keeps its flows; marked down, too, it loses them.
+        // Drained, it keeps its flows; down, too, it loses them.
         let drained = Real::new(reals[0]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
         for (socket, name) in &sockets {

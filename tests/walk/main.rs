@@ -28,3 +28,4 @@ mod source_routes;
 mod twins;
 mod vectors;
 mod vlan;
+mod void_flows;

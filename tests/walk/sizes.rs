@@ -254,7 +254,7 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
         fill(&mut katran, vips, prefixes);
         let full = katran.stats().memory_in_use().unwrap();
         let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
-        // No real is marked down here, and no id names one.
+        // No real is down here, and no id names one.
         let unused = ["down_reals", "server_ids"].map(|name| {
             let map = estimate.maps().iter().find(|map| map.name == name);
             map.map_or(0, |map| map.at_capacity - map.at_load)

@@ -145,7 +145,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
 
     drop(servers.remove(0));
     checker.says("203.0.113.1:80/tcp: real 198.51.100.1 is down: Connection refused");
-    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no new flows, as others answer");
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows, as others answer");
     for vip in [web, other] {
         until(&lab, vip, &["backend1"]);
     }
@@ -157,7 +157,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
 
     // The last one goes, too: the set stays.
     drop(servers.remove(0));
-    checker.says("203.0.113.1:80/tcp: no real answers: the last weights stay in force");
+    checker.says("203.0.113.1:80/tcp: no real answers: those in use stay so");
     let mut servers = lab.serve_tcp(80).unwrap();
     checker.says("203.0.113.1:80/tcp: reals answer again");
     for vip in [web, other] {
@@ -242,9 +242,9 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     until(&lab, vip, &["backend0", "backend1"]);
     // Answers to the checker are lost, those to clients are not.
     lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
-    let is_told = |line: &str| line.contains("stay in force") || line.contains("applied");
+    let is_told = |line: &str| line.contains("those in use stay so") || line.contains("applied");
     let line = checker.line("either", is_told);
-    let kept = "203.0.113.1:80/tcp: no real answers: the last weights stay in force";
+    let kept = "203.0.113.1:80/tcp: no real answers: those in use stay so";
     assert_eq!(line, kept);
     until(&lab, vip, &["backend0", "backend1"]);
     lab.router.ip("route del blackhole 10.0.0.2/32").unwrap();
@@ -315,7 +315,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     checker.says("ring_size");
     checker.says("nothing was changed: the old configuration stays in force");
     drop(servers.remove(0));
-    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no new flows");
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
     checker.says("applied: 1 weight changed");
     until(&lab, vip, &["backend1"]);
     servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
@@ -341,7 +341,7 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
     let down = checker.says(" is down: ");
     let expected = "203.0.113.1:53/udp: real 198.51.100.1 is down: Connection refused";
     assert!(down.starts_with(expected), "{down}");
-    checker.says("203.0.113.1:53/udp: real 198.51.100.1 gets no new flows");
+    checker.says("203.0.113.1:53/udp: real 198.51.100.1 gets no flows");
     servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 81, "backend0").unwrap());
     let next = checker.line("up or down", |line| {
         line.contains(" is up") || line.contains(" is down")
@@ -349,6 +349,47 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
     assert_eq!(next, "203.0.113.1:53/udp: real 198.51.100.1 is up");
     checker.end(SIGTERM);
     drop((servers, decaps));
+}
+
+/// A flow that has an entry, of a client that keeps its port, as resolvers and QUIC clients do.
+#[test]
+fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let decaps = decapsulators(&lab);
+    // Whether it is alive is asked by TCP; by UDP both answer all the time, so that it shows who is
+    // asked.
+    let mut servers = lab.serve_tcp(81).unwrap();
+    let udp = lab.serve_udp(53).unwrap();
+    let file = configuration("healthcheck-fixed.toml", &service(53, "udp"));
+    let mut command = checker(&file, &["--interface", "eth0", "--timeout", "10"]);
+    command.args(["--check", "203.0.113.1:53/udp=tcp:81"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    let local = "192.0.2.2:40000".parse().unwrap();
+    let remote = (lab.vip4(), 53).into();
+    let client = katran_lab::UdpClient::connect_from(&lab.client, local, remote).unwrap();
+    let first = client.ask(b"who?").unwrap();
+    assert_eq!(client.ask(b"who?").unwrap(), first);
+    let (dead, other) = match first.as_str() {
+        "backend0" => (0, "backend1"),
+        _ => (1, "backend0"),
+    };
+    drop(servers.remove(dead));
+    checker.says(" gets no flows, as others answer");
+    let moved = Instant::now() + Duration::from_secs(20);
+    while client.ask(b"who?").unwrap() != other {
+        assert!(Instant::now() < moved, "it stays on {first}");
+    }
+    // When that one is back, the flow is where it went.
+    let host = &lab.backends[dead].host;
+    servers.push(katran_lab::TcpServer::start(host, 81, first).unwrap());
+    checker.says(" is up");
+    for _ in 0..20 {
+        assert_eq!(client.ask(b"who?").unwrap(), other);
+    }
+    checker.end(SIGTERM);
+    drop((servers, udp, decaps));
 }
 
 #[test]
@@ -390,7 +431,7 @@ fn probes_go_on_where_the_interface_is_shared() {
     checker.says("balancing as entry 2 of");
     until(&lab, vip, &["backend0", "backend1"]);
     drop(servers.remove(1));
-    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 gets no new flows");
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 gets no flows");
     until(&lab, vip, &["backend0"]);
     // Without an interface there would be no probes.
     file.write(&format!("{SETTINGS}{}", service(80, "tcp")));

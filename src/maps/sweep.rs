@@ -1,0 +1,331 @@
+//! The removal of void entries from the flow tables: what is to be removed, and the thread that does
+//! it. It walks through the tables a little at a time while packets go on, then takes back what voided
+//! the entries, and ends when there is nothing left.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::flows::FlowTable;
+use super::flows::FlowTables;
+use super::vips::VipCells;
+use crate::skel::katran::types;
+use crate::sys::map::PerCpuArray;
+use crate::sys::map::Typed;
+use crate::sys::rcu::GracePeriod;
+
+/// Between two steps of the thread, each of which takes some tenths of a millisecond.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Before the thread asks again for what the kernel has refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a VIP's flows do not go to a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VoidReason {
+    /// It is down for the VIP.
+    Down,
+    /// The VIP has it no more.
+    Removed,
+}
+
+impl VoidReason {
+    fn value(self) -> u32 {
+        match self {
+            Self::Down => types::void_reason::VOID_DOWN.0,
+            Self::Removed => types::void_reason::VOID_REMOVED.0,
+        }
+    }
+}
+
+/// A real whose entries of a VIP are void.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Void {
+    pub(super) reason: VoidReason,
+    pub(super) keep: bool,
+    /// They are to be removed; the number tells this job from others for the same pair.
+    pub(super) job: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct OfVip {
+    pub(super) reals: BTreeMap<u32, Void>,
+    /// The VIP is gone, and all its entries are to be removed.
+    pub(super) gone: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// By the VIP's number; each pair in here is in the kernel's map.
+    pub(super) vips: BTreeMap<u16, OfVip>,
+    /// How many pairs there are, how many of them stay, and how many jobs there are.
+    pub(super) pairs: usize,
+    pub(super) kept: usize,
+    pub(super) pending: usize,
+    pub(super) last_job: u64,
+    /// How many ask the thread to wait.
+    pub(super) held: u32,
+    /// A thread is there, or in a child made by fork(2) said to be.
+    pub(super) running: bool,
+    pub(super) stop: bool,
+}
+
+/// What is to be removed from tables.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    pub(super) pairs: BTreeMap<(u16, u32), u64>,
+    pub(super) vips: BTreeMap<u16, u64>,
+}
+
+impl Jobs {
+    fn is_empty(&self) -> bool {
+        self.pairs.is_empty() && self.vips.is_empty()
+    }
+
+    fn matches(&self, vip: u16, real: u32) -> bool {
+        self.pairs.contains_key(&(vip, real)) || self.vips.contains_key(&vip)
+    }
+}
+
+impl State {
+    pub(super) fn job(&mut self) -> u64 {
+        self.last_job += 1;
+        self.last_job
+    }
+
+    pub(super) fn put(&mut self, vip: u16, real: u32, void: Void) {
+        self.take(vip, real);
+        self.pairs += 1;
+        self.kept += usize::from(void.keep);
+        self.pending += usize::from(void.job.is_some());
+        let of = self.vips.entry(vip).or_default();
+        of.reals.insert(real, void);
+    }
+
+    pub(super) fn take(&mut self, vip: u16, real: u32) {
+        let of = self.vips.get_mut(&vip);
+        if let Some(void) = of.and_then(|of| of.reals.remove(&real)) {
+            self.pairs -= 1;
+            self.kept -= usize::from(void.keep);
+            self.pending -= usize::from(void.job.is_some());
+        }
+    }
+
+    /// Forgets a VIP of which nothing is void any more; `false`: something is.
+    pub(super) fn tidy(&mut self, vip: u16) -> bool {
+        let of = self.vips.get(&vip);
+        let idle = of.is_none_or(|of| of.reals.is_empty() && of.gone.is_none());
+        if idle {
+            self.vips.remove(&vip);
+        }
+        idle
+    }
+
+    /// All that is to be removed, or what is of one VIP.
+    pub(super) fn jobs(&self, of: Option<u16>) -> Jobs {
+        let mut jobs = Jobs::default();
+        let vips = self.vips.iter();
+        for (vip, voids) in vips.filter(|(vip, _)| of.is_none_or(|of| **vip == of)) {
+            jobs.vips.extend(voids.gone.map(|job| (*vip, job)));
+            let reals = voids.reals.iter();
+            let pairs = reals.filter_map(|(real, void)| Some(((*vip, *real), void.job?)));
+            jobs.pairs.extend(pairs);
+        }
+        jobs
+    }
+
+    /// Has everything of a VIP removed.
+    pub(super) fn all_gone(&mut self, vip: u16) {
+        let job = self.job();
+        let of = self.vips.entry(vip).or_default();
+        self.pending += usize::from(of.gone.is_none());
+        of.gone = Some(job);
+        let reals: Vec<u32> = of.reals.keys().copied().collect();
+        for real in reals {
+            let void = Void {
+                reason: VoidReason::Removed,
+                keep: false,
+                job: Some(job),
+            };
+            self.put(vip, real, void);
+        }
+    }
+}
+
+/// What the handle and its thread share.
+pub(super) struct Shared {
+    pub(super) map: Typed<types::down_real, u32>,
+    /// Pairs that the map has room for.
+    pub(super) room: usize,
+    /// Pairs that may stay in it.
+    pub(super) most_kept: usize,
+    pub(super) cells: Arc<VipCells>,
+    pub(super) flows: Arc<FlowTables>,
+    pub(super) cpus: Arc<PerCpuArray<types::cpu>>,
+    pub(super) grace_period: GracePeriod,
+    pub(super) state: Mutex<State>,
+    pub(super) wake: Condvar,
+}
+
+/// While it is there, the thread takes nothing back and begins nothing; what is void is so all the
+/// same.
+#[must_use]
+pub(crate) struct Held(pub(super) Arc<Shared>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.lock().held -= 1;
+        self.0.wake.notify_all();
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic in between leaves pairs that are void a little longer.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write(&self, vip: u16, real: u32, reason: Option<VoidReason>) -> io::Result<()> {
+        let key = types::down_real {
+            vip: vip.into(),
+            real,
+        };
+        match reason {
+            Some(reason) => self.map.update(&key, &reason.value()),
+            None => self.map.delete(&key).map(drop),
+        }
+    }
+
+    /// The thread: removes what is void for as long as there is something.
+    pub(super) fn follow(&self) {
+        let mut refused = false;
+        loop {
+            let mut state = self.unheld();
+            if state.stop || state.pending == 0 {
+                // Another thread comes for the next job.
+                state.running = false;
+                return;
+            }
+            let jobs = state.jobs(None);
+            drop(state);
+            let removed = self.remove(&jobs, || !self.wait(self.lock(), PAUSE).stop);
+            let mut state = self.unheld();
+            if state.stop {
+                continue;
+            }
+            let done = removed.and_then(|_| self.finish(&mut state, &jobs));
+            if let Err(error) = done {
+                if !refused {
+                    log::warn!("void flows stay in the flow tables for now: {error}");
+                }
+                refused = true;
+                drop(self.wait(state, RETRY));
+            }
+        }
+    }
+
+    /// The state, when nobody asks the thread to wait any more, or it is to stop.
+    fn unheld(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        while state.held > 0 && !state.stop {
+            state = self.wait(state, RETRY);
+        }
+        state
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+        let waited = self.wake.wait_timeout(state, time);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Removes the entries that jobs are of from all tables; `false`: `go_on`, which is asked after
+    /// each step, said to stop.
+    ///
+    /// Packets go on meanwhile, but none makes such an entry once a grace period has passed. They
+    /// may move one, by splitting its set: into a set behind all others, which is gone through
+    /// afterwards.
+    pub(super) fn remove(&self, jobs: &Jobs, mut go_on: impl FnMut() -> bool) -> io::Result<bool> {
+        if jobs.is_empty() {
+            return Ok(true);
+        }
+        self.grace_period.wait()?;
+        let tables = self.flows.all();
+        let mut from: Vec<u32> = vec![0; tables.len()];
+        let mut before = self.sets_in_use(&tables)?;
+        let matches = |vip, real| jobs.matches(vip, real);
+        loop {
+            for ((_, table), (first, end)) in tables.iter().zip(from.iter().zip(&before)) {
+                let mut walk = table.walk()?;
+                let mut next = Some(*first);
+                while let Some(first) = next {
+                    next = walk.step(first, *end, &matches)?;
+                    if !go_on() {
+                        return Ok(false);
+                    }
+                }
+            }
+            // Sets that were being split when they were gone through, are split now.
+            self.grace_period.wait()?;
+            let now = self.sets_in_use(&tables)?;
+            // A set that one of these entries has come into is split when twice as many are in use.
+            let settled = from
+                .iter()
+                .zip(&now)
+                .all(|(from, now)| *from > 0 && now / 2 < *from);
+            if settled || now == before {
+                return Ok(true);
+            }
+            from = std::mem::replace(&mut before, now);
+        }
+    }
+
+    /// How many sets of each table packets use.
+    fn sets_in_use(&self, tables: &[(Option<u32>, &FlowTable)]) -> io::Result<Vec<u32>> {
+        let records = self.cpus.get(0)?;
+        let of = |cpu: &Option<u32>| {
+            let record = cpu.and_then(|cpu| records.get(cpu as usize));
+            record.map_or(u32::MAX, |record| record.sets.count)
+        };
+        Ok(tables.iter().map(|(cpu, _)| of(cpu)).collect())
+    }
+
+    /// Takes back what voided the entries that are removed; not where another job has come since.
+    pub(super) fn finish(&self, state: &mut State, jobs: &Jobs) -> io::Result<()> {
+        let mut touched = BTreeSet::new();
+        let mut refused = Ok(());
+        for ((vip, real), job) in &jobs.pairs {
+            let of = state.vips.get(vip);
+            let void = of.and_then(|of| of.reals.get(real)).copied();
+            let Some(void) = void.filter(|void| void.job == Some(*job)) else {
+                continue;
+            };
+            if void.keep {
+                state.put(*vip, *real, Void { job: None, ..void });
+            } else if let Err(error) = self.write(*vip, *real, None) {
+                refused = Err(error);
+            } else {
+                state.take(*vip, *real);
+                touched.insert(*vip);
+            }
+        }
+        for (vip, job) in &jobs.vips {
+            let of = state.vips.get_mut(vip);
+            if let Some(of) = of.filter(|of| of.gone == Some(*job) && of.reals.is_empty()) {
+                of.gone = None;
+                state.pending -= 1;
+                touched.insert(*vip);
+            }
+        }
+        for vip in touched {
+            if state.tidy(vip) {
+                self.cells.clear_void_flows(vip);
+            }
+        }
+        refused
+    }
+}

@@ -1,0 +1,320 @@
+//! Which entries of flow tables are void: those that name a real which their VIP has given up, or
+//! which is down for it.
+//!
+//! A pair of VIP and real in the kernel's map `down_reals`, and a bit in the word that packets read
+//! of the VIP, void the entries at once. A thread of its own then walks through the tables and
+//! removes them, a little at a time, and after that takes pair and bit back: the packets of a VIP
+//! pay for a look at the map only meanwhile. It ends when there is nothing left to remove.
+
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::thread;
+use std::thread::JoinHandle;
+
+use super::flows::FlowTables;
+use super::sweep::Held;
+use super::sweep::Shared;
+use super::sweep::Void;
+use super::sweep::VoidReason;
+use super::vips::VipCell;
+use super::vips::VipCells;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::KernelCalls;
+use crate::skel::katran::types;
+use crate::sys::map::PerCpuArray;
+use crate::sys::map::Typed;
+use crate::sys::process::Owner;
+use crate::sys::rcu::GracePeriod;
+
+/// What happens to the entries that a real's being down voids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lasting {
+    /// They are removed, and not left for their flows' next packets.
+    pub(crate) sweep: bool,
+    /// The pair stays while the real is down, for more than the ring may lead to it.
+    pub(crate) keep: bool,
+}
+
+/// Changes of one VIP's void entries.
+#[derive(Debug, Default)]
+#[must_use = "nothing changes until it is prepared and switched to"]
+pub(crate) struct VoidChange {
+    /// Reals whose entries are void from now on, by their ids.
+    void: Vec<(u32, VoidReason, Lasting)>,
+    /// Reals whose entries count again.
+    lift: Vec<u32>,
+}
+
+impl VoidChange {
+    /// Entries of a real that the VIP gives up.
+    pub(crate) fn remove(&mut self, id: u32) {
+        let lasting = Lasting {
+            sweep: true,
+            keep: false,
+        };
+        self.void.push((id, VoidReason::Removed, lasting));
+    }
+
+    /// Entries of a real that is down for the VIP.
+    pub(crate) fn down(&mut self, id: u32, lasting: Lasting) {
+        self.void.push((id, VoidReason::Down, lasting));
+    }
+
+    /// Entries of this real count again.
+    pub(crate) fn lift(&mut self, id: u32) {
+        self.lift.push(id);
+    }
+
+    /// Whether anything changes.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.void.is_empty() && self.lift.is_empty()
+    }
+
+    /// What the map is to say of which real.
+    fn wanted(&self) -> impl Iterator<Item = (u32, Option<VoidReason>)> {
+        let voids = self.void.iter();
+        let voids = voids.map(|(id, reason, _)| (*id, Some(*reason)));
+        voids.chain(self.lift.iter().map(|id| (*id, None)))
+    }
+}
+
+/// The void entries of all VIPs.
+pub(crate) struct VoidFlows {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    owner: Owner,
+}
+
+/// A change that the kernel knows of.
+#[must_use = "it is to be switched to, or abandoned"]
+pub(crate) struct Voiding {
+    change: VoidChange,
+    _held: Held,
+}
+
+/// How many pairs the map has room for: as many reals as there can be may be down, and a VIP may
+/// give up as many at once.
+pub(crate) fn void_pairs(max_reals: u32) -> u32 {
+    2 * max_reals
+}
+
+impl VoidFlows {
+    pub(crate) fn new(
+        map: Typed<types::down_real, u32>,
+        max_reals: u32,
+        cells: Arc<VipCells>,
+        flows: Arc<FlowTables>,
+        cpus: Arc<PerCpuArray<types::cpu>>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared {
+                map,
+                room: void_pairs(max_reals) as usize,
+                most_kept: max_reals as usize,
+                cells,
+                flows,
+                cpus,
+                grace_period: GracePeriod::new()?,
+                state: Mutex::default(),
+                wake: Condvar::new(),
+            }),
+            thread: None,
+            owner: Owner::new(),
+        })
+    }
+
+    /// Pairs in the kernel's map.
+    pub(crate) fn pairs(&self) -> usize {
+        self.shared.lock().pairs
+    }
+
+    /// Why a VIP's entries of a real are void; `None`: they count.
+    pub(crate) fn reason(&self, vip: u16, real: u32) -> Option<VoidReason> {
+        let state = self.shared.lock();
+        state.vips.get(&vip)?.reals.get(&real).map(|of| of.reason)
+    }
+
+    /// Whether entries of a real that the VIP had given up are still to be removed.
+    pub(crate) fn is_being_removed(&self, vip: u16, real: u32) -> bool {
+        self.reason(vip, real) == Some(VoidReason::Removed)
+    }
+
+    /// Whether entries of a VIP that had this number are still to be removed.
+    pub(crate) fn is_gone(&self, vip: u16) -> bool {
+        let state = self.shared.lock();
+        state.vips.get(&vip).is_some_and(|of| of.gone.is_some())
+    }
+
+    /// Has the thread wait.
+    pub(crate) fn hold(&self) -> Held {
+        self.shared.lock().held += 1;
+        Held(Arc::clone(&self.shared))
+    }
+
+    /// Tells the kernel of a change; it counts from the [`switch`](Self::switch) on. Waits for the
+    /// removal of what is void, if there is no room otherwise.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or too many reals are down; nothing has changed then.
+    pub(crate) fn prepare(
+        &self,
+        kernel: &KernelCalls,
+        vip: u16,
+        change: VoidChange,
+    ) -> Result<Voiding> {
+        let held = self.hold();
+        self.check_room(kernel, vip, &change)?;
+        let mut done = Vec::new();
+        for (id, reason) in change.wanted() {
+            let before = self.reason(vip, id);
+            if before == reason {
+                continue;
+            }
+            if let Err(error) = self.shared.write(vip, id, reason) {
+                self.restore(vip, &done);
+                return kernel.check("void the flows of a real in", "down_reals", Err(error));
+            }
+            done.push((id, before));
+        }
+        Ok(Voiding {
+            change,
+            _held: held,
+        })
+    }
+
+    fn check_room(&self, kernel: &KernelCalls, vip: u16, change: &VoidChange) -> Result<()> {
+        let state = self.shared.lock();
+        let of = state.vips.get(&vip);
+        let known = |id| of.and_then(|of| of.reals.get(id));
+        let voids = change.void.iter();
+        let new = voids.clone().filter(|(id, ..)| known(id).is_none()).count();
+        let keep = voids.filter(|(_, _, lasting)| lasting.keep);
+        let keep = keep.filter(|(id, ..)| known(id).is_none_or(|void| !void.keep));
+        let keep = keep.count();
+        if keep > 0 && state.kept + keep > self.shared.most_kept {
+            return Err(Error::Exhausted {
+                what: "reals that are down for VIPs with flags that lead to them beside the ring \
+                       (max_reals)",
+                limit: self.shared.most_kept as u64,
+            });
+        }
+        let full = state.pairs + new > self.shared.room;
+        drop(state);
+        match full {
+            true => self.remove_now(kernel, None),
+            false => Ok(()),
+        }
+    }
+
+    /// Undoes a [`prepare`](Self::prepare) that nothing came of.
+    pub(crate) fn abandon(&self, vip: u16, prepared: &Voiding) {
+        let ids = prepared.change.wanted().map(|(id, _)| id);
+        let before: Vec<_> = ids.map(|id| (id, self.reason(vip, id))).collect();
+        self.restore(vip, &before);
+    }
+
+    fn restore(&self, vip: u16, before: &[(u32, Option<VoidReason>)]) {
+        for (id, reason) in before {
+            if let Err(error) = self.shared.write(vip, *id, *reason) {
+                log::warn!("down_reals: cannot undo a change: {error}");
+            }
+        }
+    }
+
+    /// Switches what packets see of a VIP, together with a change that was prepared, if one was.
+    pub(crate) fn switch(&mut self, vip: u16, mut cell: VipCell, prepared: Option<Voiding>) {
+        let mut state = self.shared.lock();
+        if let Some(Voiding { change, .. }) = &prepared {
+            for (id, reason, lasting) in &change.void {
+                let job = lasting.sweep.then(|| state.job());
+                let void = Void {
+                    reason: *reason,
+                    keep: lasting.keep,
+                    job,
+                };
+                state.put(vip, *id, void);
+            }
+            for id in &change.lift {
+                state.take(vip, *id);
+            }
+            state.tidy(vip);
+        }
+        let of = state.vips.get(&vip);
+        cell.void_flows = of.is_some_and(|of| !of.reals.is_empty());
+        self.shared.cells.set(vip, cell);
+        drop(state);
+        drop(prepared);
+        self.start();
+    }
+
+    /// No packet finds the VIP any more: has all its entries removed. `any`: some may count again, if
+    /// the same VIP comes again and gets the same number.
+    pub(crate) fn vip_gone(&mut self, vip: u16, any: bool) {
+        let mut state = self.shared.lock();
+        if any || state.vips.contains_key(&vip) {
+            state.all_gone(vip);
+        }
+        drop(state);
+        self.start();
+    }
+
+    /// Removes what is to be removed, of one VIP or of all, before it returns: some tenths of a second
+    /// with millions of flows, more with the kernel's LRU hash.
+    ///
+    /// # Errors
+    /// If the kernel refuses; some entries are removed then, and the thread goes on.
+    pub(crate) fn remove_now(&self, kernel: &KernelCalls, vip: Option<u16>) -> Result<()> {
+        let jobs = self.shared.lock().jobs(vip);
+        let removed = self.shared.remove(&jobs, || true);
+        let removed = removed.and_then(|_| self.shared.finish(&mut self.shared.lock(), &jobs));
+        kernel.check("remove void flows from", "the flow tables", removed)
+    }
+
+    /// Starts the thread, if there is something for it and it is not there.
+    fn start(&mut self) {
+        let mut state = self.shared.lock();
+        if state.running || state.pending == 0 {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("katran-sweep".to_owned());
+        match thread.spawn(move || shared.follow()) {
+            Ok(thread) => {
+                state.running = true;
+                // The one before has ended.
+                self.thread = Some(thread);
+            }
+            // They are void; the next change tries again.
+            Err(error) => log::warn!("void flows stay in the flow tables: {error}"),
+        }
+    }
+}
+
+impl AsFd for VoidFlows {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.map.as_fd()
+    }
+}
+
+impl Drop for VoidFlows {
+    fn drop(&mut self) {
+        if !self.owner.is_here() {
+            // Its thread is the parent's, and may have held the lock.
+            mem::forget(self.thread.take());
+            return;
+        }
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+        // So that the tables are gone with the handle.
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported.
+            let _ = thread.join();
+        }
+    }
+}
