@@ -340,9 +340,9 @@ fn frame() -> Vec<u8> {
 /// Plays packets on the loaded program: how many were of new flows.
 fn play(katran: &Katran, stick: &Yardstick, packets: &[u32]) -> u64 {
     const TX: u32 = 3;
-    let before = katran.flow_table_counters().unwrap();
+    let before = katran.stats().flow_table().unwrap();
     let action = stick.play(katran.program_fd(), packets).unwrap().action;
-    let after = katran.flow_table_counters().unwrap();
+    let after = katran.stats().flow_table().unwrap();
     assert_eq!(action, TX);
     assert_eq!(after.packets - before.packets, packets.len() as u64);
     assert_eq!(after.fallback, before.fallback);

@@ -135,9 +135,9 @@ fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
             let lanes = lanes(cpus, [&own[0], &own[1]], |_| katran.program_fd());
             // Each CPU's flow table gets to know all flows.
             at_once(&lanes, flows, TX);
-            let before = katran.flow_table_counters().unwrap();
+            let before = katran.stats().flow_table().unwrap();
             let factors = compare(name, flows, lanes, TX, effort);
-            let after = katran.flow_table_counters().unwrap();
+            let after = katran.stats().flow_table().unwrap();
             let sent = effort.rounds as u64 * 4 * u64::from(effort.packets);
             assert_eq!(after.packets - before.packets, sent, "{name}");
             // Both CPUs have used tables of their own.

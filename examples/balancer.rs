@@ -168,8 +168,8 @@ impl Snapshot {
     fn take(katran: &Katran) -> Result<Self> {
         Ok(Self {
             time: Instant::now(),
-            totals: katran.totals()?,
-            flow_table: katran.flow_table_counters()?,
+            totals: katran.stats().totals()?,
+            flow_table: katran.stats().flow_table()?,
         })
     }
 
@@ -205,14 +205,15 @@ fn summary(katran: &Katran) -> Result<()> {
     };
     let mut reals = BTreeSet::new();
     for vip in katran.vips() {
-        line(vip.to_string(), katran.vip_counters(vip)?.forwarded);
+        line(vip.to_string(), katran.stats().vip(vip)?.forwarded);
         reals.extend(katran.reals(vip)?.iter().map(katran::Real::address));
     }
     let reals: Vec<_> = reals.into_iter().collect();
-    for (real, counters) in reals.iter().zip(katran.reals_stats(&reals)?) {
+    for (real, counters) in reals.iter().zip(katran.stats().reals(&reals)?) {
         line(format!("real {real}"), counters.forwarded);
     }
     for (reason, frames) in katran
+        .stats()
         .drop_reasons()?
         .iter()
         .filter(|(_, frames)| *frames > 0)

@@ -106,7 +106,8 @@ fn export(arguments: &Arguments) -> Result<()> {
 /// Removing the VIP ends the watch, and counting begins anew with each; so only where it has ended.
 fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
     match vip {
-        Some(vip) if katran.watched_vip() != Some(vip) => katran
+        Some(vip) if katran.stats().watched_vip() != Some(vip) => katran
+            .stats_mut()
             .watch_misses(vip)
             .context("cannot count the misses of --watch-misses"),
         _ => Ok(()),

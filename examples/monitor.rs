@@ -109,8 +109,8 @@ fn start(arguments: &Arguments, katran: &Katran) -> Result<Monitor> {
         options = options.packet_limit(packets);
     }
     Ok(match &arguments.directory {
-        Some(directory) => katran.monitor_to_pcap(options, directory)?,
-        None => katran.monitor(options, |event| say(line(event)))?,
+        Some(directory) => katran.events().to_pcap(options, directory)?,
+        None => katran.events().start(options, |event| say(line(event)))?,
     })
 }
 
@@ -136,7 +136,7 @@ fn remove_empty_files(arguments: &Arguments) {
 
 fn summary(katran: &Katran, monitor: Monitor) -> Result<()> {
     let stats = monitor.stop();
-    let counters = katran.event_counters()?;
+    let counters = katran.stats().events()?;
     say(format!(
         "{} events delivered; left out: {} by the rate limit, {} for want of room, {} by the packet limit",
         stats.delivered, counters.limited, counters.lost, stats.over_limit

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     );
 
     signals.forever().next();
-    let sent = katran.vip_counters(vip)?.forwarded;
+    let sent = katran.stats().vip(vip)?.forwarded;
     println!("sent {} packets to the backends", sent.packets);
     Ok(()) // Dropping the `Katran` detaches it.
 }

@@ -1,7 +1,7 @@
 //! Counters and sums: what a balancer has done, what it holds, and what its maps take.
 //!
-//! [`Counters`] is all of it at one moment, as [`Katran::counters`](crate::Katran::counters) reads it; its parts
-//! can be read one by one. Values only grow until a new load, unless a field says otherwise. With the feature
+//! [`Counters`] is all of it at one moment, as [`Katran::counters`](crate::Katran::counters) reads it; [`Stats`] reads
+//! its parts one by one. Values only grow until a new load, unless a field says otherwise. With the feature
 //! `serde` they can be serialised.
 
 pub use crate::config::MapMemory;
@@ -32,5 +32,7 @@ pub use crate::counters::Totals;
 pub use crate::counters::UdpFlowMigrationCounters;
 pub use crate::counters::VipCounters;
 pub use crate::decap::DecapCounters;
+pub use crate::katran::Stats;
+pub use crate::katran::StatsMut;
 pub use crate::maps::MapUse;
 pub use crate::server_id_option::ServerIdOptionCounters;

@@ -144,10 +144,10 @@ fn all_vips_with_rings_under_a_soft_limit_of_1024_descriptors() {
                 let answer = katran.real_for_flow(&flow).unwrap().unwrap();
                 assert_eq!(answer.real, Some(real(i % 50).address()), "{i}");
             }
-            let full = katran.memory_in_use().unwrap();
+            let full = katran.stats().memory_in_use().unwrap();
             let _ = katran.apply(&State::default()).unwrap();
             assert!(katran.vips().is_empty());
-            let left = katran.memory_in_use().unwrap();
+            let left = katran.stats().memory_in_use().unwrap();
             println!("{full} bytes with all VIPs, {left} without");
             assert!(left + 8000 * 8 * 502 < full, "{full} {left}");
         },
@@ -173,9 +173,10 @@ fn an_error_for_want_of_descriptors_names_their_limit() {
             builder().load().map(drop).unwrap_err(),
             katran.apply(&all_vips()).map(drop).unwrap_err(),
             katran
-                .add_server_ids(&[ServerId::new(1, ip("10.0.0.1"))])
+                .server_ids_mut()
+                .add(&[ServerId::new(1, ip("10.0.0.1"))])
                 .unwrap_err(),
-            katran.memory_in_use().map(drop).unwrap_err(),
+            katran.stats().memory_in_use().map(drop).unwrap_err(),
         ];
         // A hundred are enough for all rings.
         files.truncate(files.len() - 100);
@@ -282,7 +283,7 @@ fn real_for_flow_ends_while_flows_never_pause() {
         flood.join().unwrap();
         longest
     });
-    let new_flows = katran.flow_table_counters().unwrap().misses;
+    let new_flows = katran.stats().flow_table().unwrap().misses;
     println!("{longest:?} at most, while {new_flows} flows came");
     assert!(new_flows > 1000, "{new_flows}");
     assert!(longest < Duration::from_millis(20), "{longest:?}");
@@ -295,9 +296,9 @@ fn counters_of_reals_far_apart_are_those_asked_for() {
     let changes: Vec<_> = (0..65_535).map(|i| RealChange::Add(real(i))).collect();
     katran.modify_reals(vip(0), &changes).unwrap();
     let wanted = [0, 65_534, 3, 65_534, 30_000].map(|i| real(i).address());
-    assert_eq!(katran.reals_stats(&wanted).unwrap().len(), 5);
+    assert_eq!(katran.stats().reals(&wanted).unwrap().len(), 5);
     let all: Vec<_> = (0..65_535).map(|i| real(i).address()).collect();
-    assert_eq!(katran.reals_stats(&all).unwrap().len(), 65_535);
+    assert_eq!(katran.stats().reals(&all).unwrap().len(), 65_535);
     assert_eq!(katran.counters().unwrap().reals.len(), 65_535);
 }
 
@@ -405,9 +406,9 @@ fn adding_server_ids_waits_once_for_packets() {
         let ids: Vec<_> = (from..from + count)
             .map(|id| ServerId::new(id, real(id % 50).address()))
             .collect();
-        let before = katran.library_counters().unwrap().waits_for_packets;
-        katran.add_server_ids(&ids).unwrap();
-        let waits = katran.library_counters().unwrap().waits_for_packets - before;
+        let before = katran.stats().library().unwrap().waits_for_packets;
+        katran.server_ids_mut().add(&ids).unwrap();
+        let waits = katran.stats().library().unwrap().waits_for_packets - before;
         println!("{count} ids: {waits}");
         assert!(
             waits <= 1,
@@ -415,13 +416,13 @@ fn adding_server_ids_waits_once_for_packets() {
         );
         from += count;
     }
-    let full = katran.memory_in_use().unwrap();
+    let full = katran.stats().memory_in_use().unwrap();
     let all: Vec<u32> = (1..from).collect();
-    let before = katran.library_counters().unwrap().waits_for_packets;
-    katran.remove_server_ids(&all).unwrap();
-    let waits = katran.library_counters().unwrap().waits_for_packets - before;
+    let before = katran.stats().library().unwrap().waits_for_packets;
+    katran.server_ids_mut().remove(&all).unwrap();
+    let waits = katran.stats().library().unwrap().waits_for_packets - before;
     assert!(waits <= 3, "{waits}");
-    let left = katran.memory_in_use().unwrap();
+    let left = katran.stats().memory_in_use().unwrap();
     println!("{full} bytes with {from} ids, {left} without");
     assert!(left + 10 * u64::from(from) < full, "{full} {left}");
 }
@@ -430,16 +431,16 @@ fn adding_server_ids_waits_once_for_packets() {
 fn rings_and_tables_of_cpus_wait_once_for_packets() {
     let katran = load(builder());
     // The first chunk of rings, and the tables of all CPUs.
-    assert_eq!(katran.library_counters().unwrap().waits_for_packets, 2);
+    assert_eq!(katran.stats().library().unwrap().waits_for_packets, 2);
     let mut katran = load(builder().max_vips(1000));
     let mut state = all_vips();
     state.vips.truncate(512);
-    let before = katran.library_counters().unwrap().waits_for_packets;
+    let before = katran.stats().library().unwrap().waits_for_packets;
     let _ = katran.apply(&state).unwrap();
-    let waits = katran.library_counters().unwrap().waits_for_packets - before;
+    let waits = katran.stats().library().unwrap().waits_for_packets - before;
     assert_eq!(waits, 1, "64 chunks of rings");
     let _ = katran.apply(&State::default()).unwrap();
-    let waits = katran.library_counters().unwrap().waits_for_packets - before;
+    let waits = katran.stats().library().unwrap().waits_for_packets - before;
     assert!(waits <= 2, "{waits}: as they go");
 }
 

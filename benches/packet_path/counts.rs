@@ -23,8 +23,8 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn of(katran: &Katran) -> Self {
-        let totals = katran.totals().unwrap();
-        let flow_table = katran.flow_table_counters().unwrap();
+        let totals = katran.stats().totals().unwrap();
+        let flow_table = katran.stats().flow_table().unwrap();
         Self {
             sent: totals.tx.packets,
             passed: totals.pass.packets,

@@ -145,7 +145,7 @@ fn main() -> ExitCode {
             traffic.flood_threshold,
             &[cpu as u32],
         ));
-        instructions = katran.program_size().unwrap() / 8;
+        instructions = katran.stats().program_size().unwrap() / 8;
         let only = traffic.only.map(|flows| [flows]);
         let numbers = only.as_ref().map_or(effort.flows, |only| only.as_slice());
         let mut known = 0;

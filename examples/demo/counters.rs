@@ -19,8 +19,8 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     // First, for a late packet may come between the two: it is missing here then, and not there.
     let of_backends = site.decaps.iter().map(katran::Decap::counters);
     let of_backends = of_backends.collect::<katran::Result<Vec<_>>>()?;
-    let (totals, flows) = (katran.totals()?, katran.flow_table_counters()?);
-    let (icmp, drops) = (katran.icmp_counters()?, katran.drop_reasons()?);
+    let (totals, flows) = (katran.stats().totals()?, katran.stats().flow_table()?);
+    let (icmp, drops) = (katran.stats().icmp()?, katran.stats().drop_reasons()?);
     let mut table = Table::new(&["balancer", "", "frames", "bytes"]).text(1);
     for (name, what, count) in [
         ("total", "all frames", totals.total),

@@ -18,7 +18,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         "The VIPs answer pings",
         "The balancer's program answers echo requests in place; no backend sees them.",
     );
-    let before = site.katran.icmp_counters()?;
+    let before = site.katran.stats().icmp()?;
     let mut table = Table::new(&[
         "VIP", "address", "sent", "received", "loss", "min ms", "avg ms", "max ms",
     ])
@@ -56,7 +56,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         );
     }
     print!("{table}");
-    let after = site.katran.icmp_counters()?;
+    let after = site.katran.stats().icmp()?;
     let answered = (
         after.echo_v4 - before.echo_v4,
         after.echo_v6 - before.echo_v6,

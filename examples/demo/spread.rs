@@ -27,7 +27,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
              four mixes of families occur: IPv4 and IPv6 clients, IPv4 and IPv6 reals."
         ),
     );
-    let before = site.katran.flow_table_counters()?;
+    let before = site.katran.stats().flow_table()?;
     let services = site.web();
     let mut seen = Vec::new();
     for service in &services {
@@ -64,7 +64,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         }
     }
     print!("{table}");
-    let after = site.katran.flow_table_counters()?;
+    let after = site.katran.stats().flow_table()?;
     let (requests, opened) = (
         u64::from(REQUESTS) * services.len() as u64,
         after.miss_syn - before.miss_syn,

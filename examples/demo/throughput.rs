@@ -53,9 +53,9 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     for service in site.services(PORT) {
         let vip = service.vip;
         let family = family(vip.address());
-        let before = (site.katran.vip_counters(vip)?.forwarded, unwrapped(site)?);
+        let before = (site.katran.stats().vip(vip)?.forwarded, unwrapped(site)?);
         let result = measure(site, &vip.address().to_string())?;
-        let after = (site.katran.vip_counters(vip)?.forwarded, unwrapped(site)?);
+        let after = (site.katran.stats().vip(vip)?.forwarded, unwrapped(site)?);
         let (packets, bytes) = (
             after.0.packets - before.0.packets,
             after.0.bytes - before.0.bytes,

@@ -54,7 +54,7 @@ impl Scrape {
             weights,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
-            memory: katran.memory_in_use()?,
+            memory: katran.stats().memory_in_use()?,
         })
     }
 

@@ -32,18 +32,18 @@ impl Sample {
         let mut vips = BTreeMap::new();
         let mut addresses = Vec::new();
         for vip in katran.vips() {
-            vips.insert(vip.to_string(), katran.vip_counters(vip)?.forwarded);
+            vips.insert(vip.to_string(), katran.stats().vip(vip)?.forwarded);
             addresses.extend(katran.reals(vip)?.iter().map(katran::Real::address));
         }
         addresses.sort();
         addresses.dedup();
-        let reals = katran.reals_stats(&addresses)?;
+        let reals = katran.stats().reals(&addresses)?;
         let reals = addresses.iter().zip(reals);
-        let drops = katran.drop_reasons()?;
+        let drops = katran.stats().drop_reasons()?;
         Ok(Self {
             time: Instant::now(),
-            totals: katran.totals()?,
-            flow_table: katran.flow_table_counters()?,
+            totals: katran.stats().totals()?,
+            flow_table: katran.stats().flow_table()?,
             drops: drops
                 .iter()
                 .map(|(reason, frames)| (reason.name(), frames))
@@ -52,7 +52,7 @@ impl Sample {
             reals: reals
                 .map(|(address, counters)| (address.to_string(), counters.forwarded))
                 .collect(),
-            cpus: katran.cpu_counters()?,
+            cpus: katran.stats().cpus()?,
             forwarding: katran.forwarding_cpus(),
         })
     }

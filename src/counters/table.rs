@@ -125,7 +125,7 @@ counters! {
         }
     }
 
-    /// What became of events, by the program; see [`Katran::monitor`](crate::Katran::monitor).
+    /// What became of events, by the program; see [`Katran::events`](crate::Katran::events).
     EventCounters from types::counters {
         Counter events, "events" by event: "Events handed over to a monitor, by kind." {
             /// TCP packets other than a SYN of flows that no table knew: handed over.
@@ -357,7 +357,7 @@ counters! {
             "New flows of the watched VIP that went to the real; 0 while none is watched."
         {
             /// New flows of the watched VIP that went to this real since
-            /// [`Katran::watch_misses`](crate::Katran::watch_misses); 0 while none is watched.
+            /// [`StatsMut::watch_misses`](crate::stats::StatsMut::watch_misses); 0 while none is watched.
             misses = sum(misses);
         }
     }

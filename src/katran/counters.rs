@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use super::Katran;
@@ -39,13 +40,50 @@ use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
-impl Katran {
+/// What a balancer has counted, group by group, and what it takes: [`Katran::stats`].
+///
+/// [`Katran::counters`] reads all groups at one moment.
+///
+/// ```no_run
+/// # fn example(katran: &katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+/// let stats = katran.stats();
+/// println!("{} frames dropped", stats.totals()?.drop.packets);
+/// println!("{} packets to {vip}", stats.vip(vip)?.forwarded.packets);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct Stats<'a> {
+    pub(super) katran: &'a Katran,
+}
+
+/// Chooses what is counted: [`Katran::stats_mut`].
+///
+/// ```no_run
+/// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+/// katran.stats_mut().watch_misses(vip)?;
+/// // ... and after a while:
+/// for real in katran.reals(vip)? {
+///     let misses = katran.stats().real(real.address())?.misses;
+///     println!("{misses} new flows to {}", real.address());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct StatsMut<'a> {
+    pub(super) katran: &'a mut Katran,
+}
+
+impl Stats<'_> {
     /// Every frame by its verdict.
     ///
     /// # Errors
     /// [`Error::Kernel`], as for every accessor below.
     pub fn totals(&self) -> Result<Totals> {
-        self.counted().map(|records| Totals::sum(&records))
+        self.sum(Totals::sum)
     }
 
     /// What the flow table did.
@@ -53,9 +91,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getLruStats")]
-    pub fn flow_table_counters(&self) -> Result<FlowTableCounters> {
-        self.counted()
-            .map(|records| FlowTableCounters::sum(&records))
+    pub fn flow_table(&self) -> Result<FlowTableCounters> {
+        self.sum(FlowTableCounters::sum)
     }
 
     /// ICMP messages, sent and received.
@@ -63,8 +100,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getIcmpTooBigStats")]
-    pub fn icmp_counters(&self) -> Result<IcmpCounters> {
-        self.counted().map(|records| IcmpCounters::sum(&records))
+    pub fn icmp(&self) -> Result<IcmpCounters> {
+        self.sum(IcmpCounters::sum)
     }
 
     /// Packets that the ring had no real for.
@@ -73,7 +110,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getChDropStats")]
     pub fn ring_drops(&self) -> Result<RingDrops> {
-        self.counted().map(|records| RingDrops::sum(&records))
+        self.sum(RingDrops::sum)
     }
 
     /// Packets that could not be encapsulated.
@@ -81,7 +118,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn encap_failures(&self) -> Result<EncapFailures> {
-        self.counted().map(|records| EncapFailures::sum(&records))
+        self.sum(EncapFailures::sum)
     }
 
     /// Dropped frames by reason.
@@ -89,7 +126,7 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn drop_reasons(&self) -> Result<DropReasons> {
-        self.counted().map(|records| DropReasons::sum(&records))
+        self.sum(DropReasons::sum)
     }
 
     /// Routing by QUIC connection ids.
@@ -97,8 +134,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getLbQuicPacketsStats")]
-    pub fn quic_counters(&self) -> Result<QuicCounters> {
-        self.counted().map(|records| QuicCounters::sum(&records))
+    pub fn quic(&self) -> Result<QuicCounters> {
+        self.sum(QuicCounters::sum)
     }
 
     /// Routing TCP by the server id in an option.
@@ -106,9 +143,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getTcpServerIdRoutingStats")]
-    pub fn tcp_server_id_counters(&self) -> Result<TcpServerIdCounters> {
-        self.counted()
-            .map(|records| TcpServerIdCounters::sum(&records))
+    pub fn tcp_server_id(&self) -> Result<TcpServerIdCounters> {
+        self.sum(TcpServerIdCounters::sum)
     }
 
     /// Stable routing of UDP.
@@ -116,9 +152,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getUdpStableRoutingStats")]
-    pub fn stable_udp_counters(&self) -> Result<StableUdpCounters> {
-        self.counted()
-            .map(|records| StableUdpCounters::sum(&records))
+    pub fn stable_udp(&self) -> Result<StableUdpCounters> {
+        self.sum(StableUdpCounters::sum)
     }
 
     /// Packets that asked the global flow tables.
@@ -126,9 +161,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getGlobalLruStats")]
-    pub fn global_flow_counters(&self) -> Result<GlobalFlowCounters> {
-        self.counted()
-            .map(|records| GlobalFlowCounters::sum(&records))
+    pub fn global_flows(&self) -> Result<GlobalFlowCounters> {
+        self.sum(GlobalFlowCounters::sum)
     }
 
     /// New flows that the client's prefix may have led.
@@ -136,9 +170,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getLpmSrcStats")]
-    pub fn source_routing_counters(&self) -> Result<SourceRoutingCounters> {
-        self.counted()
-            .map(|records| SourceRoutingCounters::sum(&records))
+    pub fn source_routing(&self) -> Result<SourceRoutingCounters> {
+        self.sum(SourceRoutingCounters::sum)
     }
 
     /// Packets in tunnels that end at the balancer.
@@ -147,9 +180,8 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getInlineDecapStats")]
     #[doc(alias = "getDecapStats")]
-    pub fn decap_counters(&self) -> Result<InlineDecapCounters> {
-        self.counted()
-            .map(|records| InlineDecapCounters::sum(&records))
+    pub fn decap(&self) -> Result<InlineDecapCounters> {
+        self.sum(InlineDecapCounters::sum)
     }
 
     /// UDP flows that left a real that is down.
@@ -157,9 +189,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getUdpFlowMigrationStats")]
-    pub fn udp_flow_migration_counters(&self) -> Result<UdpFlowMigrationCounters> {
-        self.counted()
-            .map(|records| UdpFlowMigrationCounters::sum(&records))
+    pub fn udp_flow_migration(&self) -> Result<UdpFlowMigrationCounters> {
+        self.sum(UdpFlowMigrationCounters::sum)
     }
 
     /// Events that were handed over to a monitor, and those that were left out.
@@ -167,8 +198,8 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getKatranMonitorStats")]
-    pub fn event_counters(&self) -> Result<EventCounters> {
-        self.counted().map(|records| EventCounters::sum(&records))
+    pub fn events(&self) -> Result<EventCounters> {
+        self.sum(EventCounters::sum)
     }
 
     /// What each possible CPU forwarded, and whether it is under flood.
@@ -176,8 +207,10 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     #[doc(alias = "getPerCorePacketsStats")]
-    pub fn cpu_counters(&self) -> Result<Vec<CpuCounters>> {
-        self.per_cpu().map(|records| self.cpus(&records))
+    pub fn cpus(&self) -> Result<Vec<CpuCounters>> {
+        self.katran
+            .per_cpu()
+            .map(|records| self.katran.cpus(&records))
     }
 
     /// One VIP's traffic since it was added.
@@ -185,12 +218,12 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "getStatsForVip")]
-    pub fn vip_counters(&self, vip: Vip) -> Result<VipCounters> {
-        let number = self.entry(vip)?.number;
-        let values = self.kernel.check(
+    pub fn vip(&self, vip: Vip) -> Result<VipCounters> {
+        let number = self.katran.entry(vip)?.number;
+        let values = self.katran.kernel.check(
             "read the counters of",
             &vip.to_string(),
-            self.maps.vip_counters.get(number.0.into()),
+            self.katran.maps.vip_counters.get(number.0.into()),
         )?;
         Ok(VipCounters::sum(&values))
     }
@@ -200,8 +233,8 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "getRealStats")]
-    pub fn real_counters(&self, address: IpAddr) -> Result<RealCounters> {
-        self.reals_stats(&[address])
+    pub fn real(&self, address: IpAddr) -> Result<RealCounters> {
+        self.reals(&[address])
             .map(|all| all.first().copied().unwrap_or_default())
     }
 
@@ -211,11 +244,11 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`] if nothing names one of them; [`Error::Kernel`].
     #[doc(alias = "getRealsStats")]
-    pub fn reals_stats(&self, addresses: &[IpAddr]) -> Result<Vec<RealCounters>> {
+    pub fn reals(&self, addresses: &[IpAddr]) -> Result<Vec<RealCounters>> {
         let numbers: Vec<u32> = addresses
             .iter()
             .map(|address| {
-                let number = self.table.real_index(*address);
+                let number = self.katran.table.real_index(*address);
                 number
                     .map(|number| number.get())
                     .ok_or_else(|| Error::NotFound {
@@ -227,12 +260,12 @@ impl Katran {
         wanted.sort_unstable();
         wanted.dedup();
         let mut sums = vec![RealCounters::default(); wanted.len()];
-        self.read_real_counters(&wanted, |number, values| {
+        self.katran.read_real_counters(&wanted, |number, values| {
             let Ok(at) = wanted.binary_search(&number) else {
                 return;
             };
             sums[at] = RealCounters::sum(values);
-            sums[at].misses = self.misses_since_watch(number, sums[at].misses);
+            sums[at].misses = self.katran.misses_since_watch(number, sums[at].misses);
         })?;
         let sum = |number| {
             let at = wanted.binary_search(number);
@@ -241,85 +274,78 @@ impl Katran {
         Ok(numbers.iter().map(sum).collect())
     }
 
-    /// Shows the counters of the reals with these numbers, ascending, to `see`: a value per CPU; and
-    /// those of some between them.
-    pub(super) fn read_real_counters(
-        &self,
-        numbers: &[u32],
-        mut see: impl FnMut(u32, &[types::real_counters]),
-    ) -> Result<()> {
-        let counters = &self.maps.real_counters;
-        for run in runs(numbers, counters.element_bytes()) {
-            let read = counters.range(&run, &mut see);
-            self.kernel.check("read the counters of", "reals", read)?;
-        }
-        Ok(())
-    }
-
     /// The library's own counters. Counting a flow table's entries walks it: with millions of
     /// flows this takes tens of milliseconds, and seconds if it is a
     /// [`KernelLru`](crate::FlowTableKind::KernelLru).
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    pub fn library_counters(&self) -> Result<LibraryCounters> {
-        let max_vips = u32::from(self.config.max_vips);
+    pub fn library(&self) -> Result<LibraryCounters> {
+        let katran = self.katran;
+        let max_vips = u32::from(katran.config.max_vips);
         let use_of = |name, capacity: u32, entries: u32| MapUse {
             name,
             capacity: capacity.into(),
             entries: entries.into(),
         };
         let mut flows = 0u64;
-        for (_, table) in &self.maps.flows.of_cpus {
-            flows += self
+        for (_, table) in &katran.maps.flows.of_cpus {
+            flows += katran
                 .kernel
                 .check("count the entries of", "flows", table.count())?;
         }
-        let fallback = self.kernel.check(
+        let fallback = katran.kernel.check(
             "count the entries of",
             "fallback_flows",
-            self.maps.flows.fallback.count(),
+            katran.maps.flows.fallback.count(),
         )?;
-        let prefixes = self.table.vips().filter(|(vip, _)| vip.is_prefix()).count() as u32;
-        let exact = self.table.vips().len() as u32 - prefixes;
-        let rings = self.maps.rings.in_use();
-        let (routes, max_routes) = (self.source_routes.counts(), self.config.max_source_routes);
-        let of_probes = self.healthchecks.iter();
+        let prefixes = katran
+            .table
+            .vips()
+            .filter(|(vip, _)| vip.is_prefix())
+            .count() as u32;
+        let exact = katran.table.vips().len() as u32 - prefixes;
+        let rings = katran.maps.rings.in_use();
+        let (routes, max_routes) = (
+            katran.source_routes.counts(),
+            katran.config.max_source_routes,
+        );
+        let of_probes = katran.healthchecks.iter();
         Ok(LibraryCounters {
-            failed_kernel_calls: self.kernel.failed(),
-            rejected_addresses: self.rejected_addresses.load(Ordering::Relaxed),
-            panicked_callbacks: self.callbacks.panicked,
-            waits_for_packets: self.maps.waits(),
+            failed_kernel_calls: katran.kernel.failed(),
+            rejected_addresses: katran.rejected_addresses.load(Ordering::Relaxed),
+            panicked_callbacks: katran.callbacks.panicked,
+            waits_for_packets: katran.maps.waits(),
             maps: [
                 use_of("vips", max_vips, exact),
                 use_of("prefix_vips", max_vips, prefixes),
                 use_of(
                     "reals",
-                    self.config.max_reals.into(),
-                    self.table.reals().len() as u32,
+                    katran.config.max_reals.into(),
+                    katran.table.reals().len() as u32,
                 ),
                 use_of(
                     "server_ids",
-                    self.config.max_server_ids,
-                    self.maps.server_ids.len(),
+                    katran.config.max_server_ids,
+                    katran.maps.server_ids.len(),
                 ),
                 use_of("source_routes_v4", max_routes, routes[0] as u32),
                 use_of("source_routes_v6", max_routes, routes[1] as u32),
                 use_of(
                     "decap_destinations",
-                    self.config.max_decap,
-                    self.decap.len() as u32,
+                    katran.config.max_decap,
+                    katran.decap.len() as u32,
                 ),
                 use_of(
                     "down_reals",
-                    void_pairs(self.config.max_reals.into()),
-                    self.maps.voids.pairs() as u32,
+                    void_pairs(katran.config.max_reals.into()),
+                    katran.maps.voids.pairs() as u32,
                 ),
                 use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
                 MapUse {
                     name: "flows",
-                    capacity: u64::from(self.config.flows_per_cpu)
-                        * self.maps.flows.of_cpus.len() as u64,
+                    capacity: u64::from(katran.config.flows_per_cpu)
+                        * katran.maps.flows.of_cpus.len() as u64,
                     entries: flows,
                 },
                 MapUse {
@@ -339,38 +365,84 @@ impl Katran {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn memory_in_use(&self) -> Result<u64> {
-        let special = [self.programs.special.as_fd()];
-        let named = self
+        let katran = self.katran;
+        let special = [katran.programs.special.as_fd()];
+        let named = katran
             .maps
             .named()
             .into_iter()
-            .chain(self.healthchecks.iter().flat_map(HealthChecks::maps))
+            .chain(katran.healthchecks.iter().flat_map(HealthChecks::maps))
             .map(|(_, map)| map)
             .chain(special);
         let memory = |map| {
             let bytes = crate::sys::map::memory(map);
-            self.kernel.check("read the memory of", "a map", bytes)
+            katran.kernel.check("read the memory of", "a map", bytes)
         };
-        let inner = self.maps.inner();
+        let inner = katran.maps.inner();
         let mut all = named.map(|map| (1, map)).chain(inner);
         all.try_fold(0, |sum, (count, map)| {
             Ok::<u64, Error>(sum + count as u64 * memory(map)?)
         })
     }
 
-    /// All groups in one snapshot; as slow as [`library_counters`](Self::library_counters).
+    /// Bytes of the attached program after the verifier has removed what is off; 8 an
+    /// instruction.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel does not tell.
+    pub fn program_size(&self) -> Result<u32> {
+        let programs = &self.katran.programs;
+        self.size_of("katran", &programs.main)
+    }
+
+    /// Bytes of the explaining twin, which [`simulate`](Katran::simulate) runs; what it has more
+    /// than [`program_size`](Self::program_size) no packet pays for.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel does not tell.
+    pub fn explainer_size(&self) -> Result<u32> {
+        let programs = &self.katran.programs;
+        self.size_of("katran_explain", &programs.explainer)
+    }
+
+    fn sum<T>(&self, sum: impl FnOnce(&[types::counters]) -> T) -> Result<T> {
+        self.katran.counted().map(|records| sum(&records))
+    }
+
+    fn size_of(&self, name: &str, program: &OwnedFd) -> Result<u32> {
+        let info = crate::sys::program::info(program.as_fd());
+        let kernel = &self.katran.kernel;
+        kernel
+            .check("ask for the size of", name, info)
+            .map(|info| info.translated_bytes)
+    }
+}
+
+impl Katran {
+    /// Counters by group, sizes, and memory.
+    pub fn stats(&self) -> Stats<'_> {
+        Stats { katran: self }
+    }
+
+    /// Chooses what is counted.
+    pub fn stats_mut(&mut self) -> StatsMut<'_> {
+        StatsMut { katran: self }
+    }
+
+    /// All groups in one snapshot; as slow as [`Stats::library`](crate::stats::Stats::library).
     ///
     /// # Errors
     /// [`Error::Kernel`].
     pub fn counters(&self) -> Result<Counters> {
         let records = self.per_cpu()?;
+        let stats = self.stats();
         let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
         let mut vips = BTreeMap::new();
         for (vip, _) in self.table.vips() {
-            vips.insert(vip.to_string(), self.vip_counters(*vip)?);
+            vips.insert(vip.to_string(), stats.vip(*vip)?);
         }
         let addresses: Vec<IpAddr> = self.table.reals().map(|(address, _)| address).collect();
-        let reals = self.reals_stats(&addresses)?;
+        let reals = stats.reals(&addresses)?;
         Ok(Counters {
             totals: Totals::sum(&counted),
             flow_table: FlowTableCounters::sum(&counted),
@@ -395,8 +467,23 @@ impl Katran {
             vips,
             reals: addresses.into_iter().zip(reals).collect(),
             cpus: self.cpus(&records),
-            library: self.library_counters()?,
+            library: stats.library()?,
         })
+    }
+
+    /// Shows the counters of the reals with these numbers, ascending, to `see`: a value per CPU; and
+    /// those of some between them.
+    pub(super) fn read_real_counters(
+        &self,
+        numbers: &[u32],
+        mut see: impl FnMut(u32, &[types::real_counters]),
+    ) -> Result<()> {
+        let counters = &self.maps.real_counters;
+        for run in runs(numbers, counters.element_bytes()) {
+            let read = counters.range(&run, &mut see);
+            self.kernel.check("read the counters of", "reals", read)?;
+        }
+        Ok(())
     }
 
     /// The record of each possible CPU.

@@ -108,8 +108,8 @@ impl Katran {
             None => Vec::new(),
         };
         let config = &self.config;
-        let flow_table = self.flow_table_counters()?;
-        let drops = self.drop_reasons()?;
+        let flow_table = self.stats().flow_table()?;
+        let drops = self.stats().drop_reasons()?;
         let has_reals = |family| {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| Family::of(address) == family)

@@ -34,13 +34,17 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+pub use counters::Stats;
+pub use counters::StatsMut;
+pub use decap::InlineDecap;
+pub use decap::InlineDecapMut;
+pub use events::Events;
 pub use explain::Answer;
 pub use explain::Choice;
 pub use explain::Reason;
@@ -48,6 +52,10 @@ pub use explain::Simulation;
 pub use explain::Verdict;
 pub use flows::FlowEntry;
 pub use flows::FlowStats;
+pub use server_ids::ServerIds;
+pub use server_ids::ServerIdsMut;
+pub use source_routes::SourceRoutes;
+pub use source_routes::SourceRoutesMut;
 pub use watch::CallbackId;
 
 use crate::attach::Attachments;
@@ -208,31 +216,6 @@ impl Katran {
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.handed_out.store(true, Ordering::Relaxed);
         self.programs.main.as_fd()
-    }
-
-    /// Bytes of the attached program after the verifier has removed what is off; 8 an
-    /// instruction.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
-    pub fn program_size(&self) -> Result<u32> {
-        self.size_of("katran", &self.programs.main)
-    }
-
-    /// Bytes of the explaining twin, which [`simulate`](Self::simulate) runs; what it has more
-    /// than [`program_size`](Self::program_size) no packet pays for.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
-    pub fn explainer_size(&self) -> Result<u32> {
-        self.size_of("katran_explain", &self.programs.explainer)
-    }
-
-    fn size_of(&self, name: &str, program: &OwnedFd) -> Result<u32> {
-        let info = crate::sys::program::info(program.as_fd());
-        self.kernel
-            .check("ask for the size of", name, info)
-            .map(|info| info.translated_bytes)
     }
 
     /// A map of the program by its name, for embedders that read it themselves; `None` if there

@@ -101,8 +101,8 @@ impl Katran {
         let number = staged.number;
         let written = Prepared::new(staged).write(self, |katran| katran.delete(&vip))?;
         let switched = written.switch(self, |katran, ()| {
-            if katran.watched_vip() == Some(vip) {
-                katran.unwatch_misses();
+            if katran.stats().watched_vip() == Some(vip) {
+                katran.stats_mut().unwatch_misses();
             }
             Left::ring(katran.rings[usize::from(number.0)].take())
         });

@@ -12,6 +12,8 @@ use std::panic::AssertUnwindSafe;
 use super::Katran;
 use super::change::News;
 use super::change::RealNews;
+use super::counters::Stats;
+use super::counters::StatsMut;
 use crate::error::Result;
 use crate::table::RealRecord;
 use crate::types::RealNumber;
@@ -85,6 +87,51 @@ pub(super) struct Watch {
     before: BTreeMap<u32, u64>,
 }
 
+impl StatsMut<'_> {
+    /// Counts, from zero, how many new flows of this VIP each real gets, in
+    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a time;
+    /// this ends the watch of another.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel). The watch
+    /// before goes on then.
+    #[doc(alias = "setVipLruMissStats")]
+    pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
+        let number = self.katran.entry(vip)?.number;
+        // Those of a number that is given out later begin anew.
+        let mut numbers: Vec<u32> = self
+            .katran
+            .table
+            .reals()
+            .map(|(_, entry)| entry.number.get())
+            .collect();
+        numbers.sort_unstable();
+        let mut before = BTreeMap::new();
+        self.katran.read_real_counters(&numbers, |number, values| {
+            let misses: u64 = values.iter().map(|value| value.misses).sum();
+            if misses != 0 {
+                before.insert(number, misses);
+            }
+        })?;
+        self.katran.watch = Some(Watch { vip, before });
+        self.katran.maps.live.set_watched_vip(Some(number.0));
+        Ok(())
+    }
+
+    /// Ends the watch, if there is one.
+    pub fn unwatch_misses(&mut self) {
+        self.katran.maps.live.set_watched_vip(None);
+        self.katran.watch = None;
+    }
+}
+
+impl Stats<'_> {
+    /// The VIP whose misses are counted.
+    pub fn watched_vip(&self) -> Option<Vip> {
+        self.katran.watch.as_ref().map(|watch| watch.vip)
+    }
+}
+
 impl Katran {
     /// Calls `callback` with address and number of each real that something names for the first
     /// time, after it is in force.
@@ -120,46 +167,6 @@ impl Katran {
     /// Removes a callback; `false` if it was removed before.
     pub fn remove_callback(&mut self, id: CallbackId) -> bool {
         self.callbacks.added.remove(&id).is_some() | self.callbacks.removed.remove(&id).is_some()
-    }
-
-    /// Counts, from zero, how many new flows of this VIP each real gets, in
-    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a time;
-    /// this ends the watch of another.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel). The watch
-    /// before goes on then.
-    #[doc(alias = "setVipLruMissStats")]
-    pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
-        let number = self.entry(vip)?.number;
-        // Those of a number that is given out later begin anew.
-        let mut numbers: Vec<u32> = self
-            .table
-            .reals()
-            .map(|(_, entry)| entry.number.get())
-            .collect();
-        numbers.sort_unstable();
-        let mut before = BTreeMap::new();
-        self.read_real_counters(&numbers, |number, values| {
-            let misses: u64 = values.iter().map(|value| value.misses).sum();
-            if misses != 0 {
-                before.insert(number, misses);
-            }
-        })?;
-        self.watch = Some(Watch { vip, before });
-        self.maps.live.set_watched_vip(Some(number.0));
-        Ok(())
-    }
-
-    /// Ends the watch, if there is one.
-    pub fn unwatch_misses(&mut self) {
-        self.maps.live.set_watched_vip(None);
-        self.watch = None;
-    }
-
-    /// The VIP whose misses are counted.
-    pub fn watched_vip(&self) -> Option<Vip> {
-        self.watch.as_ref().map(|watch| watch.vip)
     }
 
     pub(super) fn misses_since_watch(&self, number: u32, misses: u64) -> u64 {

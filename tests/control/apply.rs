@@ -126,7 +126,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     let one = vip("203.0.113.1:443/tcp");
     let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"));
     let real = katran.simulate(&syn(flow)).unwrap().real;
-    let before = katran.vip_counters(one).unwrap();
+    let before = katran.stats().vip(one).unwrap();
     let number = katran.real_index(ip("198.51.100.1"));
     let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
     assert_eq!(table.len(), 1);
@@ -150,7 +150,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     expected.gateway_changed = true;
     assert_eq!(changes, expected);
 
-    assert_eq!(katran.vip_counters(one).unwrap(), before);
+    assert_eq!(katran.stats().vip(one).unwrap(), before);
     assert_eq!(katran.real_index(ip("198.51.100.1")), number);
     assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
     let ran = katran.simulate(&frame(flow)).unwrap();
@@ -235,7 +235,7 @@ fn features_come_before_what_needs_them_and_go_after_it() {
         Some(katran.features()),
         whole.balancer.as_ref().unwrap().features
     );
-    assert_eq!(katran.source_route_count(), 2);
+    assert_eq!(katran.source_routes().count(), 2);
     assert!(katran.apply(&whole).unwrap().is_empty());
     // And back; the state is that of before.
     katran.apply(&bare).unwrap();
@@ -253,7 +253,7 @@ fn features_come_before_what_needs_them_and_go_after_it() {
     wrong.balancer.as_mut().unwrap().features = Some(katran::Features::FLOW_DEBUG);
     let error = refused(&mut katran, &wrong);
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    assert_eq!(katran.source_route_count(), 2);
+    assert_eq!(katran.source_routes().count(), 2);
 }
 
 #[test]
@@ -439,10 +439,10 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let document = State::from_toml(WHOLE).unwrap();
     let mut katran = from_state(&document);
     let vip = document.vips[0].vip;
-    assert_eq!(katran.server_ids().len(), 2);
-    assert_eq!(katran.invalid_server_ids(), [2]);
-    assert_eq!(katran.source_route_count(), 2);
-    assert_eq!(katran.decaps().len(), 2);
+    assert_eq!(katran.server_ids().list().len(), 2);
+    assert_eq!(katran.server_ids().invalid(), [2]);
+    assert_eq!(katran.source_routes().count(), 2);
+    assert_eq!(katran.decap().list().len(), 2);
     assert!(katran.is_down(vip, ip("198.51.100.2")).unwrap());
     assert!(katran.apply(&document).unwrap().is_empty());
     let text = katran.state().to_toml().unwrap();

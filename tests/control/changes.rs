@@ -357,13 +357,17 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     // Whatever names a real.
     serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A]);
     katran
-        .add_source_routes(&["100.64.0.0/24".parse().unwrap()], ip(B))
+        .source_routes_mut()
+        .add(&["100.64.0.0/24".parse().unwrap()], ip(B))
         .unwrap();
-    katran.add_server_ids(&[ServerId::new(1, ip(C))]).unwrap();
+    katran
+        .server_ids_mut()
+        .add(&[ServerId::new(1, ip(C))])
+        .unwrap();
     assert_eq!(*calls.lock().unwrap(), 1);
     let all = [("added", ip(A)), ("added", ip(B)), ("added", ip(C))];
     assert_eq!(take(&told), all);
-    let counters = katran.library_counters().unwrap();
+    let counters = katran.stats().library().unwrap();
     assert_eq!(counters.panicked_callbacks, 1);
     assert!(!katran.remove_callback(added), "it is gone");
     // Library and kernel agree, and the reals go as they came.
@@ -373,14 +377,14 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
         let ran = [&katran, &fresh].map(|katran| katran.simulate(&syn(flow)).unwrap());
         assert_eq!(ran[0], ran[1]);
     }
-    katran.remove_server_ids(&[1]).unwrap();
-    katran.clear_source_routes().unwrap();
+    katran.server_ids_mut().remove(&[1]).unwrap();
+    katran.source_routes_mut().clear().unwrap();
     katran.remove_vip(vip(VIP)).unwrap();
     assert!(katran.real_numbers().is_empty());
     assert_eq!(*calls.lock().unwrap(), 2);
     let all = [("removed", ip(C)), ("removed", ip(B)), ("removed", ip(A))];
     assert_eq!(take(&told), all);
-    assert_eq!(katran.library_counters().unwrap().panicked_callbacks, 2);
+    assert_eq!(katran.stats().library().unwrap().panicked_callbacks, 2);
 }
 
 #[test]
@@ -451,7 +455,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         let routes = ["100.64.0.0/24".parse().unwrap()];
         let batch = [faults::MAP_UPDATE_BATCH];
         let failed = without_commands(&batch, Errno::ENOMEM, || {
-            katran.add_source_routes(&routes, ip(A))
+            katran.source_routes_mut().add(&routes, ip(A))
         });
         assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
         assert!(katran.real_numbers().is_empty());
@@ -491,7 +495,7 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     let mut katran = load(builder());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
-    katran.watch_misses(one).unwrap();
+    katran.stats_mut().watch_misses(one).unwrap();
     let flow = |port: u16| {
         let mut flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
         flow.source.set_port(port);
@@ -499,11 +503,13 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     };
     katran.simulate(&frame(flow(1))).unwrap();
     let reads = [faults::MAP_LOOKUP_ELEM, faults::MAP_LOOKUP_BATCH];
-    let failed = without_commands(&reads, Errno::ENOMEM, || katran.watch_misses(two));
+    let failed = without_commands(&reads, Errno::ENOMEM, || {
+        katran.stats_mut().watch_misses(two)
+    });
     assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
-    assert_eq!(katran.watched_vip(), Some(one));
+    assert_eq!(katran.stats().watched_vip(), Some(one));
     katran.simulate(&frame(flow(2))).unwrap();
-    assert_eq!(katran.real_counters(ip(A)).unwrap().misses, 2);
+    assert_eq!(katran.stats().real(ip(A)).unwrap().misses, 2);
 }
 
 #[test]

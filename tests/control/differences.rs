@@ -74,8 +74,8 @@ fn a_vip_without_reals_drops_and_counts() {
         assert_eq!((ran.verdict, ran.real), (Verdict::Drop, None));
         assert_eq!(ran.vip, Some(vip));
     }
-    assert_eq!(katran.ring_drops().unwrap().empty, 3);
-    assert_eq!(katran.totals().unwrap().drop.packets, 3);
+    assert_eq!(katran.stats().ring_drops().unwrap().empty, 3);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 3);
     assert_eq!(katran.real_for_flow(&flow).unwrap().unwrap().real, None);
 }
 
@@ -226,7 +226,7 @@ fn asking_for_a_flow_leaves_no_trace() {
         VipFlags::empty(),
         &[A, B],
     );
-    katran.watch_misses(vip).unwrap();
+    katran.stats_mut().watch_misses(vip).unwrap();
     let tcp = flows(Protocol::Tcp, TO_VIP4, 50);
     let udp = flows(Protocol::Udp, "203.0.113.1:53", 50);
     let trace = |katran: &Katran| {
@@ -256,7 +256,7 @@ fn a_new_vip_starts_empty_and_at_zero() {
     let mut katran = load(builder().max_vips(1));
     let old = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     katran.simulate(&frame(flow_v4())).unwrap();
-    assert_eq!(katran.vip_counters(old).unwrap().forwarded.packets, 1);
+    assert_eq!(katran.stats().vip(old).unwrap().forwarded.packets, 1);
     katran.remove_vip(old).unwrap();
     assert_eq!(
         katran.simulate(&frame(flow_v4())).unwrap().reason,
@@ -271,9 +271,9 @@ fn a_new_vip_starts_empty_and_at_zero() {
         let ran = katran.simulate(&frame(flow)).unwrap();
         assert_eq!(ran.vip, Some(new));
         assert_eq!(ran.reason, Reason::Dropped(DropReason::RingEmpty));
-        assert_eq!(katran.vip_counters(new).unwrap(), Default::default());
+        assert_eq!(katran.stats().vip(new).unwrap(), Default::default());
         katran.add_real(new, Real::new(ip(A))).unwrap();
-        assert_eq!(katran.real_counters(ip(A)).unwrap(), Default::default());
+        assert_eq!(katran.stats().real(ip(A)).unwrap(), Default::default());
         assert_eq!(katran.simulate(&frame(flow)).unwrap().reason, Reason::Ring);
         katran.remove_vip(new).unwrap();
     }

@@ -56,7 +56,7 @@ fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<(IpAddr, RealNumber)
 }
 
 fn map_use(katran: &Katran, name: &str) -> MapUse {
-    let maps = katran.library_counters().unwrap().maps;
+    let maps = katran.stats().library().unwrap().maps;
     maps.into_iter().find(|map| map.name == name).unwrap()
 }
 
@@ -98,12 +98,12 @@ fn vips_are_added_and_removed() {
         katran.reals(gone).unwrap_err(),
         katran.add_real(gone, Real::new(ip(A))).unwrap_err(),
         katran.remove_real(gone, ip(A)).unwrap_err(),
-        katran.vip_counters(gone).unwrap_err(),
-        katran.watch_misses(gone).unwrap_err(),
+        katran.stats().vip(gone).unwrap_err(),
+        katran.stats_mut().watch_misses(gone).unwrap_err(),
         katran
             .set_real_flags(ip(A), RealFlags::LOCAL_REAL)
             .unwrap_err(),
-        katran.real_counters(ip(A)).unwrap_err(),
+        katran.stats().real(ip(A)).unwrap_err(),
     ];
     for error in errors {
         assert!(matches!(error, Error::NotFound { .. }), "{error}");
@@ -124,13 +124,13 @@ fn every_vip_there_is_room_for_has_a_ring() {
     let rings = map_use(&katran, "ring_chunk");
     assert_eq!(rings.entries, 0);
     assert!(rings.capacity >= u64::from(VIPS));
-    let empty = katran.memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     let mut memory = Vec::new();
     for i in 0..VIPS {
         add(&mut katran, i).unwrap();
         if (i + 1) % 25 == 0 {
             assert_eq!(map_use(&katran, "ring_chunk").entries, u64::from(i + 1));
-            memory.push(katran.memory_in_use().unwrap() - empty);
+            memory.push(katran.stats().memory_in_use().unwrap() - empty);
         }
     }
     // Eight rings come at a time, each with its page rounding; the first eight came at load.
@@ -271,7 +271,7 @@ fn addresses_that_cannot_be_are_refused_and_counted() {
     state.vips[0].reals.push(Real::new(ip("224.0.0.2")));
     let error = katran.apply(&state).unwrap_err();
     assert!(matches!(error, Error::InvalidAddress { .. }), "{error}");
-    let library = katran.library_counters().unwrap();
+    let library = katran.stats().library().unwrap();
     assert_eq!(library.rejected_addresses, refused + 1);
     assert_eq!(library.failed_kernel_calls, 0);
     assert_eq!(observe(&katran), before);
@@ -315,12 +315,12 @@ fn a_real_lives_as_long_as_a_vip_names_it() {
     assert!(number.get() > 0, "0 is never used");
     let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.2:443"));
     katran.simulate(&frame(flow)).unwrap();
-    let forwarded = katran.real_counters(ip(B)).unwrap();
+    let forwarded = katran.stats().real(ip(B)).unwrap();
     // Adding it again is to change its weight.
     katran.add_real(one, Real::new(ip(B)).weight(9)).unwrap();
     katran.remove_real(one, ip(B)).unwrap();
     assert_eq!(katran.real_index(ip(B)), Some(number));
-    assert_eq!(katran.real_counters(ip(B)).unwrap(), forwarded);
+    assert_eq!(katran.stats().real(ip(B)).unwrap(), forwarded);
     assert!(matches!(
         katran.remove_real(one, ip(B)),
         Err(Error::NotFound { .. })
@@ -376,14 +376,14 @@ fn numbers_are_used_again_with_nothing_left_of_their_past() {
             VipFlags::empty(),
             &[&reals[0], &reals[1]],
         );
-        assert_eq!(katran.vip_counters(vip).unwrap(), Default::default());
+        assert_eq!(katran.stats().vip(vip).unwrap(), Default::default());
         let to = format!("203.0.113.{round}:443");
         for flow in flows(Protocol::Tcp, &to, 20) {
             let ran = katran.simulate(&frame(flow)).unwrap();
             assert_eq!(ran.reason, Reason::Ring);
             assert!(reals.contains(&ran.real.unwrap().to_string()));
         }
-        let stats = katran.reals_stats(&reals.map(|real| ip(&real))).unwrap();
+        let stats = katran.stats().reals(&reals.map(|real| ip(&real))).unwrap();
         let packets: u64 = stats.iter().map(|real| real.forwarded.packets).sum();
         assert_eq!(packets, 20, "from zero");
         katran.remove_vip(vip).unwrap();

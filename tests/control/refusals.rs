@@ -199,7 +199,7 @@ fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<u64>) {
     let simulations = frames
         .map(|frame| katran.simulate(&frame).unwrap())
         .collect();
-    let maps = katran.library_counters().unwrap().maps;
+    let maps = katran.stats().library().unwrap().maps;
     // Places of rings are given back later, and flows are what this function makes.
     let entries = maps
         .iter()
@@ -215,7 +215,7 @@ fn fails_whole(commands: &[u32], change: impl Fn(&mut Katran) -> Result<()> + Sy
     observe(&katran);
     for errno in [Errno::ENOMEM, Errno::EPERM] {
         let before = observe(&katran);
-        let failed = katran.library_counters().unwrap().failed_kernel_calls;
+        let failed = katran.stats().library().unwrap().failed_kernel_calls;
         let error = without_commands(commands, errno, || change(&mut katran)).unwrap_err();
         match (errno, &error) {
             (Errno::EPERM, Error::Privilege { .. }) => {}
@@ -225,7 +225,7 @@ fn fails_whole(commands: &[u32], change: impl Fn(&mut Katran) -> Result<()> + Sy
             _ => panic!("{errno}: {error}"),
         }
         assert!(observe(&katran) == before, "{errno}");
-        let after = katran.library_counters().unwrap().failed_kernel_calls;
+        let after = katran.stats().library().unwrap().failed_kernel_calls;
         assert!(after > failed, "{errno}");
     }
     let before = katran.state();
@@ -287,7 +287,7 @@ fn use_up_rings(katran: &mut Katran) {
         katran.add_vip(other, VipFlags::empty()).unwrap();
         katran.add_real(other, Real::new(ip(A))).unwrap();
     }
-    let rings = katran.library_counters().unwrap().maps;
+    let rings = katran.stats().library().unwrap().maps;
     let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
     assert_eq!(rings.entries, 9, "of two chunks of 8, of which 7 are spare");
 }
@@ -323,7 +323,7 @@ fn a_ring_without_memory_fails_whole() {
             let error = without_commands(commands, Errno::ENOMEM, || change(&mut katran));
             assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
             assert!(observe(&katran) == before);
-            let counters = katran.library_counters().unwrap();
+            let counters = katran.stats().library().unwrap();
             assert_eq!(counters.failed_kernel_calls, 1);
             change(&mut katran).unwrap();
             assert!(observe(&katran) != before);
@@ -549,9 +549,9 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
     ];
     let errors = without_commands(&commands, Errno::ENOMEM, || {
         [
-            katran.totals().err(),
-            katran.vip_counters(vip(VIP4)).err(),
-            katran.real_counters(ip(A)).err(),
+            katran.stats().totals().err(),
+            katran.stats().vip(vip(VIP4)).err(),
+            katran.stats().real(ip(A)).err(),
             katran.real_for_flow(&flow).err(),
             katran.simulate(&frame(flow)).err(),
         ]
@@ -559,7 +559,7 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
     for error in &errors {
         assert!(matches!(error, Some(Error::Kernel { .. })), "{error:?}");
     }
-    let counters = katran.library_counters().unwrap();
+    let counters = katran.stats().library().unwrap();
     assert_eq!(counters.failed_kernel_calls, errors.len() as u64);
     assert!(katran.simulate(&frame(flow)).unwrap().real.is_some());
     assert!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()).len() >= 30);

@@ -128,5 +128,5 @@ fn questions_changes_and_packets_go_on_beside_each_other() {
     assert_eq!(katran.real_numbers().len(), SETS[0].len());
     // Every packet counts once, a simulated one too.
     let all = packets.into_inner() + questions.into_inner();
-    assert_eq!(katran.totals().unwrap().tx.packets, all);
+    assert_eq!(katran.stats().totals().unwrap().tx.packets, all);
 }

@@ -205,13 +205,13 @@ fn traffic_stops_on_detach_and_goes_on_after_attach() {
         let mut connection = site::connect(&site.lab.client, vip);
         let name = connection.ask("who").unwrap();
         site.katran.detach("eth0").unwrap();
-        let before = site.katran.totals().unwrap();
+        let before = site.katran.stats().totals().unwrap();
         site::ask_in_vain(&mut connection);
-        assert_eq!(site.katran.totals().unwrap(), before);
+        assert_eq!(site.katran.stats().totals().unwrap(), before);
 
         let katran = &mut site.katran;
         host.run(|| katran.attach("eth0", mode).unwrap());
         assert_eq!(connection.ask("back").unwrap(), name);
-        assert!(site.katran.totals().unwrap().tx.packets > before.tx.packets);
+        assert!(site.katran.stats().totals().unwrap().tx.packets > before.tx.packets);
     }
 }

@@ -38,10 +38,10 @@ fn traffic_follows_the_gateways_mac_address() {
         site.katran.set_gateway_mac(wrong).unwrap();
         assert_eq!(site.katran.gateway_mac(), wrong);
         // Forwarded, but to nobody: the router does not take it.
-        let sent = site.katran.totals().unwrap().tx.packets;
+        let sent = site.katran.stats().totals().unwrap().tx.packets;
         site::ask_udp_in_vain(&socket);
         site::ask_in_vain(&mut connection);
-        assert!(site.katran.totals().unwrap().tx.packets >= sent + 2);
+        assert!(site.katran.stats().totals().unwrap().tx.packets >= sent + 2);
 
         // What TCP did not get through it sends again.
         site.katran.set_gateway_mac(right).unwrap();
@@ -52,7 +52,7 @@ fn traffic_follows_the_gateways_mac_address() {
     let all = "ff:ff:ff:ff:ff:ff".parse().unwrap();
     assert!(site.katran.set_gateway_mac(all).is_err());
     assert_eq!(site.katran.gateway_mac(), right);
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]
@@ -87,10 +87,10 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
         assert_eq!(new.ask(b"who").unwrap(), "backend1");
         others.push(new);
     }
-    let counters = site.katran.flow_table_counters().unwrap();
+    let counters = site.katran.stats().flow_table().unwrap();
     assert_eq!((counters.packets, counters.misses), (41, 21));
     assert_eq!(counters.fallback, 41, "all of them");
-    let of_cpus = site.katran.cpu_counters().unwrap();
+    let of_cpus = site.katran.stats().cpus().unwrap();
     let forwarded = |cpu| of_cpus.iter().find(|c| c.cpu == cpu).unwrap().forwarded;
     assert_eq!((forwarded(other), forwarded(last)), (41, 0));
 
@@ -102,6 +102,6 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
     };
     site.add_service(vip, &reals);
     site::udp(&site.lab.client, vip).ask(b"who").unwrap();
-    let counters = site.katran.flow_table_counters().unwrap();
+    let counters = site.katran.stats().flow_table().unwrap();
     assert_eq!((counters.packets, counters.fallback), (1, 0));
 }

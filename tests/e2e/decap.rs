@@ -114,7 +114,7 @@ fn tunnels_to_other_addresses_are_passed_untouched_if_strict() {
             site.katran.remove_vip(vip).unwrap();
         }
     }
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]

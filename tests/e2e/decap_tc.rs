@@ -108,7 +108,7 @@ fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
                 let answer = connection.ask(&line).unwrap();
                 assert!(answer.starts_with("backend"), "{answer}");
             }
-            packets += site.katran.vip_counters(service).unwrap().forwarded.packets;
+            packets += site.katran.stats().vip(service).unwrap().forwarded.packets;
             site.katran.remove_vip(service).unwrap();
         }
     }

@@ -48,7 +48,7 @@ fn join(lab: &Lab, index: usize, turned: bool) -> Katran {
 
 /// VIP packets that a balancer has forwarded.
 fn forwarded(lab: &Lab, katran: &Katran) -> [u64; 2] {
-    vips(lab).map(|vip| katran.vip_counters(vip).unwrap().forwarded.packets)
+    vips(lab).map(|vip| katran.stats().vip(vip).unwrap().forwarded.packets)
 }
 
 fn assert_all_continue(connections: &mut [(TcpClient, String)], when: &str) {
@@ -97,7 +97,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
 
     lab.remove_balancer_route(0).unwrap();
     drop(first);
-    let misses = |katran: &Katran| katran.flow_table_counters().unwrap().miss_non_syn;
+    let misses = |katran: &Katran| katran.stats().flow_table().unwrap().miss_non_syn;
     let before = misses(&second);
     assert_all_continue(&mut connections, "without the first");
     assert!(misses(&second) > before, "it knew nothing of these");
@@ -106,7 +106,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
     lab.add_balancer_route(0).unwrap();
     assert_all_continue(&mut connections, "with the first again");
     assert!(misses(&first) > 0, "it knew nothing of these");
-    assert_eq!(first.flow_table_counters().unwrap().miss_syn, 0);
+    assert_eq!(first.stats().flow_table().unwrap().miss_syn, 0);
 
     lab.remove_balancer_route(1).unwrap();
     let before = forwarded(&lab, &second);
@@ -116,7 +116,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
     let accepted: u64 = servers.iter().map(|server| server.accepted()).sum();
     assert_eq!(accepted, 2 * CONNECTIONS as u64, "none was made anew");
     for katran in [&first, &second] {
-        assert_eq!(katran.totals().unwrap().drop.packets, 0);
+        assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
     }
     assert!(
         decaps

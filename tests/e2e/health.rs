@@ -127,7 +127,7 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
             counted > 0 && counted < now.processed,
             "{counted} of {now:?}"
         );
-        assert_eq!(site.katran.totals().unwrap().tx.packets, 0);
+        assert_eq!(site.katran.stats().totals().unwrap().tx.packets, 0);
         // A mark that nobody mapped: skipped. To a port of its own, for the connections to the
         // other one may still say goodbye.
         let before = now.skipped;

@@ -49,12 +49,12 @@ fn the_balancers_own_server_answers() {
             for name in ["balancer0", "backend0"] {
                 assert!(names.iter().any(|other| other == name), "{names:?}");
             }
-            let delivered = site.katran.real_counters(own).unwrap().forwarded.packets;
+            let delivered = site.katran.stats().real(own).unwrap().forwarded.packets;
             assert!(delivered > 20);
-            assert!(site.katran.totals().unwrap().pass.packets >= delivered);
+            assert!(site.katran.stats().totals().unwrap().pass.packets >= delivered);
             site::eventually("the backend gets its share, and only that", || {
                 // Both anew: the last acknowledgement may come between the two.
-                let tunnelled = site.katran.real_counters(remote).unwrap().forwarded.packets;
+                let tunnelled = site.katran.stats().real(remote).unwrap().forwarded.packets;
                 let (v4, v6) = site.decapsulated();
                 tunnelled == if address.is_ipv4() { v4 } else { v6 }
             });
@@ -64,15 +64,15 @@ fn the_balancers_own_server_answers() {
             site.katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
             site.katran.remove_real(vip, remote).unwrap();
             let before = local_server.accepted();
-            let sent = site.katran.totals().unwrap().tx.packets;
+            let sent = site.katran.stats().totals().unwrap().tx.packets;
             let refused = site.lab.client.run(|| {
                 let limit = std::time::Duration::from_millis(300);
                 std::net::TcpStream::connect_timeout(&site::service(vip), limit).is_err()
             });
             assert!(refused);
             assert_eq!(local_server.accepted(), before);
-            assert!(site.katran.totals().unwrap().tx.packets > sent);
+            assert!(site.katran.stats().totals().unwrap().tx.packets > sent);
         }
-        assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+        assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
     }
 }

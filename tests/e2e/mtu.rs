@@ -56,14 +56,14 @@ fn an_error_about_the_path_reaches_the_backend_that_owns_the_flow() {
         }
         site.lab.limit_client_mtu(1500).unwrap();
     }
-    let icmp = site.katran.icmp_counters().unwrap();
+    let icmp = site.katran.stats().icmp().unwrap();
     assert!(
         icmp.ptb_v4_small > 0 && icmp.ptb_v4 > icmp.ptb_v4_small,
         "{icmp:?}"
     );
     assert!(icmp.ptb_v6 > 1 && icmp.ptb_v6_small == 0, "{icmp:?}");
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (0, 0));
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]
@@ -94,14 +94,14 @@ fn client_adapts(mode: XdpMode) {
             None,
             MTU
         ));
-        let forwarded = site.katran.vip_counters(vip).unwrap().forwarded;
+        let forwarded = site.katran.stats().vip(vip).unwrap().forwarded;
         assert!(forwarded.bytes > 400_000);
         assert!(forwarded.bytes / forwarded.packets <= u64::from(MTU));
     }
-    let icmp = site.katran.icmp_counters().unwrap();
+    let icmp = site.katran.stats().icmp().unwrap();
     assert!(icmp.too_big_v4 > 0 && icmp.too_big_v6 > 0, "{icmp:?}");
     assert_eq!((icmp.ptb_v4, icmp.ptb_v6), (0, 0));
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]
@@ -121,8 +121,8 @@ fn without_the_feature_too_big_a_frame_is_dropped() {
             .unwrap();
         assert!(client.ask(&[&largest[..], b"x"].concat()).is_err());
     }
-    let drops = site.katran.drop_reasons().unwrap();
+    let drops = site.katran.stats().drop_reasons().unwrap();
     assert_eq!(drops.get(DropReason::TooBig), 2);
-    let icmp = site.katran.icmp_counters().unwrap();
+    let icmp = site.katran.stats().icmp().unwrap();
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (0, 0));
 }

@@ -400,13 +400,13 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
         for hop in &hops {
             assert_eq!(hop.interface.as_deref(), Some("eth1"));
         }
-        let totals = network.katran.totals().unwrap();
+        let totals = network.katran.stats().totals().unwrap();
         assert!(totals.tx.packets > 0);
         assert_eq!(
             totals.drop.packets,
             0,
             "{:?}",
-            network.katran.drop_reasons()
+            network.katran.stats().drop_reasons()
         );
         // Also what comes in there: then it goes back out of the same interface.
         let router = &network.lab.router;
@@ -417,7 +417,7 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
             .ip(&format!("route replace {vip}/32 via {}", v4(2)))
             .unwrap();
         network.check(&vips[..1]);
-        assert_eq!(network.katran.totals().unwrap().drop.packets, 0);
+        assert_eq!(network.katran.stats().totals().unwrap().drop.packets, 0);
     }
 }
 
@@ -448,12 +448,12 @@ fn an_interface_that_is_made_anew_leads_to_reals_again() {
         all_by(&network, "eth1");
         network.check(&vips);
     }
-    let totals = network.katran.totals().unwrap();
+    let totals = network.katran.stats().totals().unwrap();
     assert_eq!(
         totals.drop.packets,
         0,
         "{:?}",
-        network.katran.drop_reasons()
+        network.katran.stats().drop_reasons()
     );
 }
 

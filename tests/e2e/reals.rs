@@ -25,7 +25,7 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
         let reals = site::reals(&site.lab, address);
         site.add_service(vip, &reals);
         let mut old = site.connect_to(vip, "backend0");
-        let before = site.katran.flow_table_counters().unwrap();
+        let before = site.katran.stats().flow_table().unwrap();
 
         let drained = Real::new(reals[0]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
@@ -38,7 +38,7 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
         assert_eq!(answer.len(), "backend0 ".len() + 300_000);
         assert_eq!(old.ask(&"x".repeat(300_000)).unwrap(), "backend0");
         assert_eq!(site.expected(site::flow_of(&old, vip)), "backend0");
-        let after = site.katran.flow_table_counters().unwrap();
+        let after = site.katran.stats().flow_table().unwrap();
         // More, if the machine was so busy that a SYN was sent again.
         assert!(after.miss_syn - before.miss_syn >= 20);
         assert!(after.packets - before.packets > 300);
@@ -73,8 +73,8 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     let socket = site::udp(&site.lab.client, udp);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     assert_eq!(socket.ask(b"who").unwrap(), "backend0");
-    let empty = |site: &Site| site.katran.ring_drops().unwrap().empty;
-    let sent = |site: &Site| site.katran.vip_counters(tcp).unwrap().forwarded.packets;
+    let empty = |site: &Site| site.katran.stats().ring_drops().unwrap().empty;
+    let sent = |site: &Site| site.katran.stats().vip(tcp).unwrap().forwarded.packets;
     assert_eq!(empty(&site), 0);
 
     site.katran.remove_real(tcp, real).unwrap();
@@ -91,7 +91,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     let before = empty(&site);
     site::ask_udp_in_vain(&site::udp(&site.lab.client, udp));
     assert!(empty(&site) > before);
-    assert_eq!(site.katran.ring_drops().unwrap().unknown_real, 0);
+    assert_eq!(site.katran.stats().ring_drops().unwrap().unknown_real, 0);
     let mut elsewhere = site::connect(&site.lab.client, other);
     assert_eq!(elsewhere.ask("who").unwrap(), "backend0");
 
@@ -121,9 +121,9 @@ fn a_removed_real_loses_its_flows_while_another_vip_has_it() {
     site.katran.remove_real(vip, reals[0]).unwrap();
     assert_eq!(site.katran.real_index(reals[0]), Some(number));
     // The other real knows nothing of the connection, and resets it.
-    let misses = site.katran.flow_table_counters().unwrap().miss_non_syn;
+    let misses = site.katran.stats().flow_table().unwrap().miss_non_syn;
     assert!(old.ask("anybody").is_err());
-    assert!(site.katran.flow_table_counters().unwrap().miss_non_syn > misses);
+    assert!(site.katran.stats().flow_table().unwrap().miss_non_syn > misses);
     assert_eq!(site.new_connections(vip, 10), ["backend1"; 10]);
     // The other VIP has it still.
     assert_eq!(
@@ -161,7 +161,7 @@ fn a_flow_of_a_removed_real_does_not_go_to_the_next_owner_of_its_number() {
         assert_eq!(client.ask(b"still").unwrap(), "backend0");
     }
     let number = site.katran.real_index(reals[0]).unwrap();
-    let before = site.katran.flow_table_counters().unwrap();
+    let before = site.katran.stats().flow_table().unwrap();
     assert_eq!(before.misses, 40);
 
     site.katran.remove_real(vip, reals[0]).unwrap();
@@ -181,7 +181,7 @@ fn a_flow_of_a_removed_real_does_not_go_to_the_next_owner_of_its_number() {
         assert!(names.iter().any(|other| other == name), "{names:?}");
     }
     // Each flow is new once, and then remembered again.
-    let after = site.katran.flow_table_counters().unwrap();
+    let after = site.katran.stats().flow_table().unwrap();
     assert_eq!(after.misses - before.misses, 40, "{}", site.report());
     assert_eq!(after.packets - before.packets, 80);
 }
@@ -211,13 +211,13 @@ fn clients_of_a_removed_real_move_and_all_others_stay() {
     assert!((1..80).contains(&moving));
 
     site.katran.remove_real(vip, reals[0]).unwrap();
-    let before = site.katran.flow_table_counters().unwrap().misses;
+    let before = site.katran.stats().flow_table().unwrap().misses;
     for (client, name) in &clients {
         let now = client.ask(b"who").unwrap();
         assert!(!of_gone(&now));
         assert!(of_gone(name) || now == *name, "{name} was left for {now}");
     }
-    let after = site.katran.flow_table_counters().unwrap().misses;
+    let after = site.katran.stats().flow_table().unwrap().misses;
     assert_eq!(after - before, moving as u64, "{}", site.report());
 }
 
@@ -243,7 +243,7 @@ fn one_client_port_after_another_is_balanced_by_weight() {
     assert_eq!(accepted.iter().sum::<u64>(), 200);
     // Three quarters of 200, give or take five standard deviations.
     assert!((120..=180).contains(&accepted[0]), "{accepted:?}");
-    assert!(site.katran.flow_table_counters().unwrap().miss_syn >= 200);
+    assert!(site.katran.stats().flow_table().unwrap().miss_syn >= 200);
 }
 
 impl Site {

@@ -129,7 +129,7 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
     site.katran.reload(everything()).unwrap();
     assert_ne!(program(host, "eth0"), Some(before));
     assert_eq!(socket.ask(b"who").unwrap(), name);
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
     drop(servers);
 }
 
@@ -225,7 +225,7 @@ fn all_interfaces_get_the_new_program_or_none() {
     assert_eq!(program(host, "lo"), Some((XdpMode::Generic, new)));
     assert_eq!(socket.ask(b"who").unwrap(), name);
     site.katran.detach("gone0").unwrap();
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
     drop(servers);
 }
 

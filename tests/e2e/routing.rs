@@ -51,13 +51,16 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         let reals = site::reals(&site.lab, address);
         site.katran.add_vip(vip, VipFlags::SRC_ROUTING).unwrap();
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
-        site.katran.add_source_routes(&[prefix], reals[1]).unwrap();
+        site.katran
+            .source_routes_mut()
+            .add(&[prefix], reals[1])
+            .unwrap();
         let host = &site.lab.client;
         let [plain, in_prefix] = clients.map(|client| {
             let local = SocketAddr::new(client.parse().unwrap(), 0);
             move || TcpClient::connect_from(host, local, site::service(vip)).unwrap()
         });
-        let matched = || site.katran.source_routing_counters().unwrap().matched;
+        let matched = || site.katran.stats().source_routing().unwrap().matched;
         let before = matched();
         let mut others = Vec::new();
         for _ in 0..8 {
@@ -82,7 +85,7 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         site.katran
             .add_real(vip, Real::new(reals[1]).weight(0))
             .unwrap();
-        site.katran.remove_source_routes(&[prefix]).unwrap();
+        site.katran.source_routes_mut().remove(&[prefix]).unwrap();
         assert_eq!(routed.ask(&"x".repeat(30_000)).unwrap(), "backend1");
         let mut late = in_prefix();
         assert_eq!(late.ask("who").unwrap(), "backend0");
@@ -91,12 +94,12 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         }
     }
     // A SYN that was sent again counts again, here as there.
-    let counters = site.katran.source_routing_counters().unwrap();
+    let counters = site.katran.stats().source_routing().unwrap();
     assert!(
         counters.matched >= 2 && counters.unmatched >= 18,
         "{counters:?}"
     );
-    let syns = site.katran.flow_table_counters().unwrap().miss_syn;
+    let syns = site.katran.stats().flow_table().unwrap().miss_syn;
     assert_eq!(counters.matched + counters.unmatched, syns);
 }
 
@@ -166,7 +169,7 @@ fn vips_may_be_prefixes_with_a_port_and_without() {
             assert_eq!(who(address, port), backend, "{address} {port}");
         }
         for service in services {
-            let counters = site.katran.vip_counters(service).unwrap();
+            let counters = site.katran.stats().vip(service).unwrap();
             assert!(counters.forwarded.packets > 0, "{service}");
         }
         // UDP has none of these yet.
@@ -174,11 +177,11 @@ fn vips_may_be_prefixes_with_a_port_and_without() {
             0 => vip(format!("{short}:0/udp")),
             _ => vip(format!("[{short}]:0/udp")),
         };
-        let passed = site.katran.totals().unwrap().pass.packets;
+        let passed = site.katran.stats().totals().unwrap().pass.packets;
         let remote = (vips[any_family], PORT).into();
         let socket = UdpClient::connect(&site.lab.client, remote).unwrap();
         site::ask_udp_in_vain(&socket);
-        assert!(site.katran.totals().unwrap().pass.packets > passed);
+        assert!(site.katran.stats().totals().unwrap().pass.packets > passed);
         site.add_service(udp, &[reals[1]]);
         let socket = UdpClient::connect(&site.lab.client, remote).unwrap();
         assert_eq!(socket.ask(b"who").unwrap(), "backend1");
@@ -213,7 +216,7 @@ fn the_host_application_tells_a_flow_where_to_go() {
         assert!(site.katran.remove_global_flow(0, &flow).unwrap());
         assert_eq!(socket.ask(b"who").unwrap(), "backend0");
     }
-    assert_eq!(site.katran.global_flow_counters().unwrap().hits, 6);
+    assert_eq!(site.katran.stats().global_flows().unwrap().hits, 6);
 }
 
 #[test]
@@ -245,14 +248,14 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
         for (socket, name) in &sockets {
             assert_eq!(socket.ask(b"who").unwrap(), *name);
         }
-        let before = site.katran.udp_flow_migration_counters().unwrap();
+        let before = site.katran.stats().udp_flow_migration().unwrap();
         site.katran.mark_down(vip, reals[0]).unwrap();
         for _ in 0..2 {
             for (socket, _) in &sockets {
                 assert_eq!(socket.ask(b"who").unwrap(), "backend1");
             }
         }
-        let after = site.katran.udp_flow_migration_counters().unwrap();
+        let after = site.katran.stats().udp_flow_migration().unwrap();
         assert_eq!(after.invalidated - before.invalidated, first, "once each");
         // They have moved for good.
         site.katran.mark_up(vip, reals[0]).unwrap();

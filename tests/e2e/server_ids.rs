@@ -70,7 +70,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         site.add_service(vip, &reals);
         let ids = IDS.iter().zip(&reals);
         let ids: Vec<_> = ids.map(|(id, real)| ServerId::new(*id, *real)).collect();
-        site.katran.add_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().add(&ids).unwrap();
 
         // Connections of clients that repeat the id, and of one that does not.
         let mut open: Vec<(TcpClient, String)> = Vec::new();
@@ -85,7 +85,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         }
         let mut plain = site::connect(&site.lab.client, vip);
         let of_plain = plain.ask("who").unwrap();
-        let before = site.katran.tcp_server_id_counters().unwrap();
+        let before = site.katran.stats().tcp_server_id().unwrap();
         assert!(before.syn >= 25);
 
         // First to one and then to another, which is not that of the client that does not repeat it.
@@ -107,7 +107,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
             }
             assert!(moved > 0, "the ring has moved some");
         }
-        let after = site.katran.tcp_server_id_counters().unwrap();
+        let after = site.katran.stats().tcp_server_id().unwrap();
         assert!(after.sid_routed > before.sid_routed);
         // The id, and not luck: who does not repeat it has lost the server.
         assert!(plain.ask("who").is_err());
@@ -117,14 +117,14 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
             .iter_mut()
             .find(|(_, name)| *name != last_name)
             .unwrap();
-        site.katran.invalidate_server_ids(&IDS).unwrap();
+        site.katran.server_ids_mut().invalidate(&IDS).unwrap();
         let _ = site.katran.purge(vip).unwrap();
         assert!(client.ask("who").is_err(), "{name}");
 
         drop(open);
-        let counters = site.katran.vip_counters(vip).unwrap();
+        let counters = site.katran.stats().vip(vip).unwrap();
         assert!(counters.server_id_new >= 25);
-        site.katran.remove_server_ids(&IDS).unwrap();
+        site.katran.server_ids_mut().remove(&IDS).unwrap();
         site.katran.remove_vip(vip).unwrap();
     }
     for (server, decap) in servers.iter().zip(&site.decaps) {
@@ -142,7 +142,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         .iter()
         .map(|decap| decap.counters().unwrap().other_server_ids);
     assert!(others.sum::<u64>() > 0);
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 /// Stable UDP routing: the datagrams name their server themselves.
@@ -169,7 +169,7 @@ fn datagrams_stay_with_the_server_that_they_name() {
             ServerId::new(1, reals[0]),
             ServerId::new(0xff_fffe, reals[1]),
         ];
-        site.katran.add_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().add(&ids).unwrap();
         let client = site::udp(&site.lab.client, vip);
         for _ in 0..3 {
             assert_eq!(client.ask(b"\x52\xff\xff\xfe....").unwrap(), "backend1");
@@ -178,11 +178,17 @@ fn datagrams_stay_with_the_server_that_they_name() {
         // Nothing of it is remembered: a datagram that names none goes by the ring.
         assert_eq!(client.ask(b"\x52\x00\x00\x07 unknown").unwrap(), "backend0");
         assert_eq!(client.ask(b"plain words").unwrap(), "backend0");
-        site.katran.invalidate_server_ids(&[0xff_fffe]).unwrap();
+        site.katran
+            .server_ids_mut()
+            .invalidate(&[0xff_fffe])
+            .unwrap();
         assert_eq!(client.ask(b"\x52\xff\xff\xfe....").unwrap(), "backend0");
-        site.katran.remove_server_ids(&[1, 0xff_fffe]).unwrap();
+        site.katran
+            .server_ids_mut()
+            .remove(&[1, 0xff_fffe])
+            .unwrap();
     }
-    let counters = site.katran.stable_udp_counters().unwrap();
+    let counters = site.katran.stats().stable_udp().unwrap();
     assert_eq!((counters.cid_routed, counters.ch_routed), (12, 6));
     assert_eq!(counters.cid_invalid_server_id, 4);
     assert_eq!(counters.invalid_packet_type, 2);

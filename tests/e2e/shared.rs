@@ -199,7 +199,10 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     assert_eq!((ours.path, ours.position), (pins.path(), 2));
     assert_eq!(ours.state, AttachmentState::Attached);
     assert_eq!(names(&entries), ["", "foreign", "katran"]);
-    let before = (foreign.frames(), katran.totals().unwrap().total.packets);
+    let before = (
+        foreign.frames(),
+        katran.stats().totals().unwrap().total.packets,
+    );
     for vip in [lab.vip4(), lab.vip6()] {
         connect(&lab, vip);
     }
@@ -207,7 +210,7 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     assert!(seen >= 8);
     // Late packets of those connections may come between the two readings.
     site::eventually("both programs have seen the same frames", || {
-        let ours = katran.totals().unwrap().total.packets - before.1;
+        let ours = katran.stats().totals().unwrap().total.packets - before.1;
         foreign.frames() - before.0 == ours
     });
 
@@ -263,7 +266,7 @@ fn a_balancer_is_replaced_under_traffic() {
             assert_eq!(connection.ask("who").unwrap(), name);
         }
     });
-    assert_eq!(present.totals().unwrap().drop.packets, 0);
+    assert_eq!(present.stats().totals().unwrap().drop.packets, 0);
     present.detach_shared(pins.path()).unwrap();
     assert!(matches!(
         present.detach_shared(pins.path()),
@@ -288,7 +291,7 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
     let mut katran = balancer(&lab);
     katran.attach_shared(pins.path(), 2).unwrap();
     connect(&lab, lab.vip4());
-    assert!(katran.totals().unwrap().tx.packets > 0);
+    assert!(katran.stats().totals().unwrap().tx.packets > 0);
 
     let foreign = Foreign::new(entries.as_fd(), 2);
     entries.set(0, foreign.program.as_fd()).unwrap();

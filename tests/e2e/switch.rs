@@ -136,10 +136,10 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
         assert!(first + second >= ANSWERS, "only {first} + {second} answers");
         assert!(first > 0 && second > 0, "both sets were asked");
     }
-    let drops = site.katran.ring_drops().unwrap();
+    let drops = site.katran.stats().ring_drops().unwrap();
     assert_eq!((drops.empty, drops.unknown_real), (0, 0));
-    assert_eq!(site.katran.totals().unwrap().drop.packets, 0);
-    let packets = site.katran.flow_table_counters().unwrap();
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
+    let packets = site.katran.stats().flow_table().unwrap();
     assert!(packets.misses >= 2 * ANSWERS);
     assert_eq!(packets.misses, packets.packets, "each asked the ring");
 }

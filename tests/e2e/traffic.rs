@@ -87,7 +87,7 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         // Their last packets are this mix's.
         site::connections_end(&site.lab.client);
 
-        let forwarded = site.katran.reals_stats(&reals).unwrap();
+        let forwarded = site.katran.stats().reals(&reals).unwrap();
         assert!(forwarded.iter().all(|real| real.forwarded.packets > 0));
         let now = site.decapsulated();
         let (same, other) = if family_of_reals.is_ipv4() {
@@ -106,14 +106,14 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         .map(|real| real.0)
         .collect();
     let sent = || -> u64 {
-        let reals = site.katran.reals_stats(&all).unwrap();
+        let reals = site.katran.stats().reals(&all).unwrap();
         reals.iter().map(|real| real.forwarded.packets).sum()
     };
     site::eventually("all that was sent arrives", || {
         let (v4, v6) = site.decapsulated();
         v4 + v6 == sent()
     });
-    let totals = site.katran.totals().unwrap();
+    let totals = site.katran.stats().totals().unwrap();
     assert_eq!(totals.drop.packets, 0, "{}", site.report());
     assert!(totals.tx.packets >= sent());
 }
@@ -124,9 +124,9 @@ fn transfer_by_tcp(site: &Site, vip: Vip) {
         let name = backend.host.name();
         let mut client = site.connect_to(vip, name);
         assert_eq!(site.expected(site::flow_of(&client, vip)), name);
-        let before = site.katran.vip_counters(vip).unwrap().forwarded;
+        let before = site.katran.stats().vip(vip).unwrap().forwarded;
         assert_eq!(client.ask(&line).unwrap(), name);
-        let after = site.katran.vip_counters(vip).unwrap().forwarded;
+        let after = site.katran.stats().vip(vip).unwrap().forwarded;
         let (packets, bytes) = (after.packets - before.packets, after.bytes - before.bytes);
         assert!(bytes > UPLOAD as u64);
         assert!(
@@ -156,7 +156,7 @@ fn exchange_by_udp(site: &Site, vip: Vip) {
     for backend in &site.lab.backends {
         assert!(names.iter().any(|name| name == backend.host.name()));
     }
-    let forwarded = site.katran.vip_counters(vip).unwrap().forwarded;
+    let forwarded = site.katran.stats().vip(vip).unwrap().forwarded;
     assert_eq!(forwarded.packets, 80);
 }
 
@@ -212,7 +212,7 @@ fn one_balancer_on_two_interfaces() {
         let name = client.ask("who").unwrap();
         let line = "x".repeat(200_000);
         assert_eq!(client.ask(&line).unwrap(), name);
-        let forwarded = site.katran.vip_counters(vip).unwrap().forwarded.packets;
+        let forwarded = site.katran.stats().vip(vip).unwrap().forwarded.packets;
         assert!(forwarded > 100);
         site::eventually("frames leave where they came in", || {
             received(interface) - before.0 >= forwarded
@@ -250,20 +250,20 @@ fn echo_requests_are_answered_by_the_balancer() {
                 }
             }
         }
-        let icmp = site.katran.icmp_counters().unwrap();
+        let icmp = site.katran.stats().icmp().unwrap();
         assert_eq!((icmp.echo_v4, icmp.echo_v6), (12, 12));
         assert_eq!(site.decapsulated(), (0, 0), "no backend was asked");
-        assert!(site.katran.totals().unwrap().tx.packets >= 24);
+        assert!(site.katran.stats().totals().unwrap().tx.packets >= 24);
 
         // IPv4 options (record route) are dropped, and so are fragments.
         for arguments in ["-R", "-s 3000"] {
             let arguments = format!("-c 1 -W 1 {arguments} {}", site.lab.vip4());
             assert!(!ping(&site.lab.client, &arguments));
         }
-        let drops = site.katran.drop_reasons().unwrap();
+        let drops = site.katran.stats().drop_reasons().unwrap();
         assert_eq!(drops.get(DropReason::Ipv4Options), 1);
         assert_eq!(drops.get(DropReason::Ipv4Fragment), 3);
-        let icmp = site.katran.icmp_counters().unwrap();
+        let icmp = site.katran.stats().icmp().unwrap();
         assert_eq!((icmp.echo_v4, icmp.echo_v6), (12, 12));
     }
 }
@@ -277,12 +277,12 @@ fn what_is_no_vip_reaches_the_balancers_own_stack() {
     let address = IpAddr::from(balancer.v4);
     let own = katran_lab::UdpServer::start(&balancer.host, &[address], PORT, "balancer").unwrap();
     let client = UdpClient::connect(&site.lab.client, (address, PORT).into()).unwrap();
-    let before = site.katran.totals().unwrap();
+    let before = site.katran.stats().totals().unwrap();
     for _ in 0..10 {
         assert_eq!(client.ask(b"who").unwrap(), "balancer");
     }
     assert_eq!(own.received(), 10);
-    let totals = site.katran.totals().unwrap();
+    let totals = site.katran.stats().totals().unwrap();
     assert!(totals.pass.packets - before.pass.packets >= 10);
     assert_eq!(totals.tx, before.tx);
     assert_eq!(totals.drop.packets, 0);

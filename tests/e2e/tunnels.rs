@@ -72,7 +72,7 @@ fn a_balancer_behind_a_balancer() {
         let _decaps = site::decaps(&lab, XdpMode::Native);
         let _servers = lab.serve_tcp(PORT).unwrap();
         for end in own(&lab, 1) {
-            second.add_decap(end, DecapMode::Inline).unwrap();
+            second.decap_mut().add(end, DecapMode::Inline).unwrap();
         }
         for (vip, end) in mixes(&lab, own(&lab, 1)) {
             site::add_service(&mut first, vip, &[end]);
@@ -91,12 +91,12 @@ fn a_balancer_behind_a_balancer() {
             first.remove_vip(vip).unwrap();
             second.remove_vip(vip).unwrap();
         }
-        let decap = second.decap_counters().unwrap();
+        let decap = second.stats().decap().unwrap();
         assert_eq!(decap.remote_encap, decap.v4 + decap.v6);
         assert_eq!(decap.remote_encap, decap.xpop_v4 + decap.xpop_v6);
         let [v4, v6] = [decap.v4, decap.v6];
         assert!(v4 > 0 && v6 > 0 && decap.xpop_v4 > 0 && decap.xpop_v6 > 0);
-        let totals = second.totals().unwrap();
+        let totals = second.stats().totals().unwrap();
         assert_eq!(totals.drop.packets, 0);
         assert!(totals.tx.packets >= decap.remote_encap);
     }
@@ -132,10 +132,10 @@ fn a_balancer_that_is_a_backend_of_another_one() {
                 assert_eq!(answer, "balancer1", "{kind} {vip} by {end}");
                 first.remove_vip(vip).unwrap();
             }
-            let decap = second.decap_counters().unwrap();
+            let decap = second.stats().decap().unwrap();
             assert_eq!(decap.remote_encap, 0);
             assert!(decap.v4 > 0 && decap.v6 > 0);
-            assert_eq!(second.totals().unwrap().drop.packets, 0);
+            assert_eq!(second.stats().totals().unwrap().drop.packets, 0);
         }
     }
 }
@@ -162,7 +162,7 @@ fn egress_sends_what_was_in_the_tunnel_on_its_way() {
             lab.router.ip(&rule).unwrap();
         }
         for end in own(&lab, 1) {
-            second.add_decap(end, DecapMode::Egress).unwrap();
+            second.decap_mut().add(end, DecapMode::Egress).unwrap();
         }
         for (vip, end) in mixes(&lab, own(&lab, 1)) {
             site::add_service(&mut first, vip, &[end]);
@@ -171,10 +171,10 @@ fn egress_sends_what_was_in_the_tunnel_on_its_way() {
             assert_eq!(answer, "backend1", "{kind} {vip} by {end}");
             first.remove_vip(vip).unwrap();
         }
-        let decap = second.decap_counters().unwrap();
+        let decap = second.stats().decap().unwrap();
         assert_eq!(decap.remote_encap, decap.egress_v4 + decap.egress_v6);
         assert!(decap.egress_v4 > 0 && decap.egress_v6 > 0);
-        let totals = second.totals().unwrap();
+        let totals = second.stats().totals().unwrap();
         assert_eq!(
             (totals.tx.packets, totals.drop.packets),
             (decap.remote_encap, 0)

@@ -33,11 +33,11 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
     let vip = Vip::udp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     let socket = site::udp(&site.lab.client, vip);
-    let before = site.katran.totals().unwrap().tx;
+    let before = site.katran.stats().totals().unwrap().tx;
     for _ in 0..10 {
         socket.ask(b"who").unwrap();
     }
-    let after = site.katran.totals().unwrap().tx;
+    let after = site.katran.stats().totals().unwrap().tx;
     assert_eq!(after.packets - before.packets, 10);
     let frame = 14 + 20 + 8 + 3 + 4 * tags.len() as u64;
     assert_eq!(after.bytes - before.bytes, 10 * frame);
@@ -49,7 +49,7 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
             assert_eq!(connection.ask("again").unwrap(), backend);
         }
     }
-    let totals = site.katran.totals().unwrap();
+    let totals = site.katran.stats().totals().unwrap();
     assert!(totals.tx.packets > 0);
     assert_eq!(totals.drop.packets, 0, "{}", site.report());
     drop(servers);

@@ -127,7 +127,7 @@ fn icmp_of_the_other_family_is_passed_untouched() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
-    let before = katran.icmp_counters().unwrap();
+    let before = katran.stats().icmp().unwrap();
     for (flow, protocol, kinds) in [
         (flow_v4(), frames::ICMPV6, [128, 1, 2]),
         (flow_v6(), frames::ICMP, [8, 3, 3]),
@@ -143,8 +143,8 @@ fn icmp_of_the_other_family_is_passed_untouched() {
             assert_eq!(ran.frame, bytes);
         }
     }
-    assert_eq!(katran.icmp_counters().unwrap(), before);
-    assert_eq!(katran.totals().unwrap().pass.packets, 6);
+    assert_eq!(katran.stats().icmp().unwrap(), before);
+    assert_eq!(katran.stats().totals().unwrap().pass.packets, 6);
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn each_frame_counts_once() {
         assert_eq!(katran.simulate(&frame).unwrap().verdict, verdict);
         bytes[verdict as usize] += frame.len() as u64;
     }
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     let counted = [totals.tx, totals.pass, totals.drop];
     assert_eq!(counted.map(|count| count.packets), [5, 2, 1]);
     assert_eq!(
@@ -345,7 +345,7 @@ fn an_error_about_a_syn_finds_its_flow() {
         let drained = RealChange::Add(Real::new(ip(A)).weight(0));
         let other = RealChange::Add(Real::new(ip(B)));
         katran.modify_reals(vip, &[drained, other]).unwrap();
-        let misses = katran.flow_table_counters().unwrap().misses;
+        let misses = katran.stats().flow_table().unwrap().misses;
         for flags in [SYN, SYN | frames::ACK, frames::RST] {
             let quoted = Packet::new(frames::reverse(flow)).flags(flags).ip();
             let bytes = frames::icmp_about(flow, quoted, 20);
@@ -354,7 +354,7 @@ fn an_error_about_a_syn_finds_its_flow() {
             let outer = ipip(&bytes, Some(flow.source.ip()), flow.source.port(), ip(A));
             assert_eq!(ran.frame, outer, "the whole ICMP packet travels");
         }
-        assert_eq!(katran.flow_table_counters().unwrap().misses, misses);
+        assert_eq!(katran.stats().flow_table().unwrap().misses, misses);
     }
 }
 

@@ -56,9 +56,9 @@ impl Bench {
 
     /// Plays packets; how many of them missed.
     fn play(&self, packets: &[u32]) -> u64 {
-        let before = self.katran.flow_table_counters().unwrap();
+        let before = self.katran.stats().flow_table().unwrap();
         let played = self.stick.play(self.katran.program_fd(), packets).unwrap();
-        let after = self.katran.flow_table_counters().unwrap();
+        let after = self.katran.stats().flow_table().unwrap();
         assert_eq!(played.action, libbpf_sys::XDP_TX);
         assert_eq!(after.packets - before.packets, packets.len() as u64);
         assert_eq!(after.fallback, 0);
@@ -169,7 +169,7 @@ fn an_evicted_flow_goes_to_the_same_real_while_the_ring_is_unchanged() {
         assert_eq!(reals.len(), REALS.len(), "{kind}");
 
         bench.play(&syns(1, 100 * FLOWS));
-        let misses = || bench.katran.flow_table_counters().unwrap().misses;
+        let misses = || bench.katran.stats().flow_table().unwrap().misses;
         let missed = misses();
         let after = run();
         assert_eq!(

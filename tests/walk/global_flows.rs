@@ -67,7 +67,7 @@ fn packets_go_where_the_host_application_says() {
                 (Some(ip(B)), Reason::GlobalFlowTable)
             );
         }
-        assert_eq!(katran.flow_table_counters().unwrap().misses, 0);
+        assert_eq!(katran.stats().flow_table().unwrap().misses, 0);
         assert_eq!(
             outcome(&katran, &frame(flow(2))),
             (Some(ip(A)), Reason::Ring)
@@ -78,7 +78,7 @@ fn packets_go_where_the_host_application_says() {
             outcome(&katran, &frame(flow(1))),
             (Some(ip(A)), Reason::FlowTable)
         );
-        let counters = katran.global_flow_counters().unwrap();
+        let counters = katran.stats().global_flows().unwrap();
         assert_eq!((counters.hits, counters.no_table), (2, 0));
         assert!(katran.remove_global_flow(0, &flow(1)).unwrap());
         assert!(!katran.remove_global_flow(0, &flow(1)).unwrap());
@@ -94,7 +94,7 @@ fn a_vip_without_the_flag_does_not_ask() {
         outcome(&katran, &frame(flow(1))),
         (Some(ip(A)), Reason::Ring)
     );
-    assert_eq!(katran.global_flow_counters().unwrap().hits, 0);
+    assert_eq!(katran.stats().global_flows().unwrap().hits, 0);
     let answer = katran.real_for_flow(&flow(2)).unwrap().unwrap();
     assert_eq!(answer.choice, Choice::Ring);
 }
@@ -124,10 +124,10 @@ fn cpus_without_a_table_share_one() {
     assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
     bpf::pin(1);
     bpf::run(katran.program_fd(), &frame(flow(1)));
-    let counters = katran.global_flow_counters().unwrap();
+    let counters = katran.stats().global_flows().unwrap();
     assert_eq!((counters.hits, counters.no_table), (1, 1));
     assert_eq!(
-        katran.flow_table_counters().unwrap().fallback,
+        katran.stats().flow_table().unwrap().fallback,
         1,
         "counted once"
     );

@@ -104,7 +104,7 @@ fn outer_headers_are_right_to_the_byte_whatever_the_payload() {
             }
         }
     }
-    assert_eq!(katran.totals().unwrap().drop.packets, 0);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
 }
 
 #[test]

@@ -75,9 +75,9 @@ fn echo_requests_are_answered_in_place() {
         }
         assert_eq!(ran.frame, reply);
     }
-    let icmp = katran.icmp_counters().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.echo_v4, icmp.echo_v6), (2, 2));
-    let cpus = katran.cpu_counters().unwrap();
+    let cpus = katran.stats().cpus().unwrap();
     assert!(cpus.iter().all(|cpu| cpu.forwarded == 0), "{cpus:?}");
 }
 
@@ -91,7 +91,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
     for flow in [flow_v4(), flow_v6()] {
         let real = katran.simulate(&frame(flow)).unwrap().real;
         for (mtu, small) in [(1279, true), (1280, false), (1400, false), (0, true)] {
-            let before = katran.icmp_counters().unwrap();
+            let before = katran.stats().icmp().unwrap();
             let bytes = frames::too_big(flow, mtu);
             let ran = katran.simulate(&bytes).unwrap();
             assert_eq!((ran.real, ran.reason), (real, Reason::FlowTable));
@@ -111,7 +111,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
             };
             *all += 2;
             *below += if small { 2 } else { 0 };
-            assert_eq!(katran.icmp_counters().unwrap(), expected);
+            assert_eq!(katran.stats().icmp().unwrap(), expected);
         }
         // Before the quoted header is looked at; and other codes do not count.
         let cut = if flow.source.is_ipv4() { IPV4 } else { IPV6 } + ETHERNET + 8;
@@ -121,7 +121,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
         assert_eq!(ran.reason, Reason::Dropped(DropReason::QuoteTruncated));
         katran.simulate(&frames::unreachable(flow, 8)).unwrap();
     }
-    let icmp = katran.icmp_counters().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.ptb_v4, icmp.ptb_v4_small), (9, 5));
     assert_eq!((icmp.ptb_v6, icmp.ptb_v6_small), (9, 5));
 }
@@ -134,7 +134,7 @@ fn a_packet_too_big_message_has_a_32_bit_mtu() {
     let (source, destination) = (flow.source.ip(), flow.destination.ip());
     let bytes = frames::icmp(source, destination, 2, 0, [0, 1, 0, 0], &quoted);
     katran.simulate(&bytes).unwrap();
-    let icmp = katran.icmp_counters().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.ptb_v6, icmp.ptb_v6_small), (1, 0));
 }
 
@@ -160,9 +160,9 @@ fn max_frame_is_the_longest_that_is_forwarded() {
         let mtu = &too_big.frame[ETHERNET + header + 4..][..4];
         assert_eq!(mtu, (1200u32 - 14).to_be_bytes());
     }
-    let icmp = katran.icmp_counters().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (1, 1));
-    assert_eq!(katran.flow_table_counters().unwrap().packets, 2);
+    assert_eq!(katran.stats().flow_table().unwrap().packets, 2);
 }
 
 #[test]

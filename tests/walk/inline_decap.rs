@@ -62,7 +62,7 @@ fn balancer(settings: Builder) -> Katran {
     );
     for (ends, mode) in [(INLINE, DecapMode::Inline), (EGRESS, DecapMode::Egress)] {
         for end in ends {
-            katran.add_decap(ip(end), mode).unwrap();
+            katran.decap_mut().add(ip(end), mode).unwrap();
         }
     }
     katran
@@ -164,7 +164,7 @@ fn what_was_in_an_inline_tunnel_is_balanced_like_any_packet() {
     let mut expected = InlineDecapCounters::default();
     (expected.remote_encap, expected.v4, expected.v6) = (8, 4, 4);
     (expected.xpop_v4, expected.xpop_v6) = (4, 4);
-    assert_eq!(katran.decap_counters().unwrap(), expected);
+    assert_eq!(katran.stats().decap().unwrap(), expected);
 }
 
 /// Each frame counts once, with the bytes it came with.
@@ -177,7 +177,7 @@ fn a_frame_counts_once() {
         bytes += frame.len() as u64;
         let _ = run(&katran, &frame);
     }
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.total.packets, totals.total.bytes), (8, bytes));
     assert_eq!(totals.tx, totals.total);
 }
@@ -202,7 +202,7 @@ fn egress_is_for_every_tunnel_and_counts_by_family() {
     let mut expected = InlineDecapCounters::default();
     (expected.remote_encap, expected.v4, expected.v6) = (8, 4, 4);
     (expected.egress_v4, expected.egress_v6) = (4, 4);
-    assert_eq!(katran.decap_counters().unwrap(), expected);
+    assert_eq!(katran.stats().decap().unwrap(), expected);
 }
 
 #[test]
@@ -217,14 +217,14 @@ fn the_hosts_own_tunnels_end_and_their_packets_go_to_its_stack() {
             assert_eq!(ran.frame, ethernet(&aged(&inner)), "{kind:?} {end} {flow}");
         }
     }
-    let decap = katran.decap_counters().unwrap();
+    let decap = katran.stats().decap().unwrap();
     assert_eq!((decap.remote_encap, decap.v4, decap.v6), (0, 8, 8));
     // By GUE it counts for the VIP, too.
     for vip in katran.vips() {
-        assert_eq!(katran.vip_counters(vip).unwrap().decap, 4, "{vip}");
-        assert_eq!(katran.vip_counters(vip).unwrap().forwarded.packets, 0);
+        assert_eq!(katran.stats().vip(vip).unwrap().decap, 4, "{vip}");
+        assert_eq!(katran.stats().vip(vip).unwrap().forwarded.packets, 0);
     }
-    assert_eq!(katran.totals().unwrap().pass.packets, 16);
+    assert_eq!(katran.stats().totals().unwrap().pass.packets, 16);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
             assert_eq!(listed.verdict, Verdict::Tx);
         }
     }
-    assert_eq!(katran.decap_counters().unwrap().v4, 4);
+    assert_eq!(katran.stats().decap().unwrap().v4, 4);
     // The host's address is what `set_source` says now.
     katran.set_source(ip(ELSEWHERE[0])).unwrap();
     let now = run(&katran, &tunnelled(Kind::Ipip, &inner, ELSEWHERE[0]));
@@ -278,9 +278,9 @@ fn what_has_no_hops_left_is_dropped() {
             Verdict::Tx
         );
     }
-    let reasons = katran.drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::InnerExpired), drops);
-    assert_eq!(katran.totals().unwrap().drop.packets, drops);
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, drops);
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn quoted_tunnels_are_no_tunnels() {
         }
     }
     let untouched = InlineDecapCounters::default();
-    assert_eq!(katran.decap_counters().unwrap(), untouched);
+    assert_eq!(katran.stats().decap().unwrap(), untouched);
 }
 
 #[test]
@@ -354,9 +354,9 @@ fn a_second_tunnel_is_passed_as_it_is() {
         );
         assert_eq!(ran.frame, ethernet(&aged(&middle)), "{kind:?}");
     }
-    let decap = katran.decap_counters().unwrap();
+    let decap = katran.stats().decap().unwrap();
     assert_eq!((decap.v4, decap.v6, decap.xpop_v4), (0, 2, 2));
-    assert_eq!(katran.totals().unwrap().total.packets, 2);
+    assert_eq!(katran.stats().totals().unwrap().total.packets, 2);
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn what_is_no_tunnel_goes_its_way() {
     let ran = run(&katran, &fragment);
     assert_eq!(ran.reason, Reason::Dropped(DropReason::Ipv4Fragment));
     let untouched = InlineDecapCounters::default();
-    assert_eq!(katran.decap_counters().unwrap(), untouched);
+    assert_eq!(katran.stats().decap().unwrap(), untouched);
 }
 
 #[test]
@@ -391,11 +391,12 @@ fn with_the_feature_off_tunnels_are_passed() {
     let ran = run(&katran, &frame);
     assert_eq!((ran.reason, ran.frame), (Reason::NotTransport, frame));
     let error = katran
-        .add_decap(ip(INLINE[0]), DecapMode::Inline)
+        .decap_mut()
+        .add(ip(INLINE[0]), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("inline-decap"), "{error}");
-    assert!(katran.remove_decap(ip(INLINE[0])).is_err());
+    assert!(katran.decap_mut().remove(ip(INLINE[0])).is_err());
     assert!(katran.map_fd("decap_destinations").is_none());
 }
 
@@ -408,31 +409,35 @@ fn addresses_come_and_go() {
         (ip(INLINE[1]), DecapMode::Inline),
         (ip(EGRESS[1]), DecapMode::Egress),
     ];
-    assert_eq!(katran.decaps(), all);
+    assert_eq!(katran.decap().list(), all);
     for mode in [DecapMode::Inline, DecapMode::Egress] {
-        let twice = katran.add_decap(ip(INLINE[0]), mode).unwrap_err();
+        let twice = katran.decap_mut().add(ip(INLINE[0]), mode).unwrap_err();
         assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     }
     let bad = katran
-        .add_decap(ip("224.0.0.1"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("224.0.0.1"), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(bad, Error::InvalidAddress { .. }), "{bad}");
     katran
-        .add_decap(ip("192.0.2.1"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.1"), DecapMode::Inline)
         .unwrap();
     katran
-        .add_decap(ip("192.0.2.2"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.2"), DecapMode::Inline)
         .unwrap();
     let full = katran
-        .add_decap(ip("192.0.2.3"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.3"), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(full, Error::Exhausted { limit: 6, .. }), "{full}");
-    katran.remove_decap(ip("192.0.2.1")).unwrap();
-    katran.remove_decap(ip("192.0.2.2")).unwrap();
-    let gone = katran.remove_decap(ip("192.0.2.2")).unwrap_err();
+    katran.decap_mut().remove(ip("192.0.2.1")).unwrap();
+    katran.decap_mut().remove(ip("192.0.2.2")).unwrap();
+    let gone = katran.decap_mut().remove(ip("192.0.2.2")).unwrap_err();
     assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
-    assert_eq!(katran.decaps(), all);
-    katran.remove_decap(ip(INLINE[0])).unwrap();
+    assert_eq!(katran.decap().list(), all);
+    katran.decap_mut().remove(ip(INLINE[0])).unwrap();
     let inner = Packet::new(flows()[0]).ip();
     let ran = run(&katran, &tunnelled(Kind::Ipip, &inner, INLINE[0]));
     assert_eq!(ran.reason, Reason::DecapToHost);

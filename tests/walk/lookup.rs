@@ -50,7 +50,7 @@ fn entries(katran: &Katran) -> usize {
 }
 
 fn counted(katran: &Katran) -> FlowTableCounters {
-    katran.flow_table_counters().unwrap()
+    katran.stats().flow_table().unwrap()
 }
 
 /// The reals that a set of flows goes to, new ones that the ring decides.
@@ -290,7 +290,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
     let mut katran = load(builder().flood_threshold(THRESHOLD));
     serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let under_flood = |katran: &Katran| {
-        let cpus = katran.cpu_counters().unwrap();
+        let cpus = katran.stats().cpus().unwrap();
         let flooded: Vec<u32> = cpus
             .iter()
             .filter(|cpu| cpu.under_flood)
@@ -432,7 +432,7 @@ fn watched_misses_count_from_zero_for_one_vip() {
         &REALS,
     );
     let misses = |katran: &Katran| -> Vec<u64> {
-        let stats = katran.reals_stats(&REALS.map(ip)).unwrap();
+        let stats = katran.stats().reals(&REALS.map(ip)).unwrap();
         stats.iter().map(|real| real.misses).collect()
     };
     let send = |katran: &Katran, to: &str, count| {
@@ -446,21 +446,24 @@ fn watched_misses_count_from_zero_for_one_vip() {
     };
     send(&katran, TO_VIP4, 20);
     assert_eq!(misses(&katran), [0; 4]);
-    katran.watch_misses(watched).unwrap();
-    assert_eq!(katran.watched_vip(), Some(watched));
+    katran.stats_mut().watch_misses(watched).unwrap();
+    assert_eq!(katran.stats().watched_vip(), Some(watched));
     let expected = send(&katran, TO_VIP4, 50);
     send(&katran, "203.0.113.2:443", 30);
     assert_eq!(misses(&katran), expected);
-    katran.watch_misses(watched).unwrap();
+    katran.stats_mut().watch_misses(watched).unwrap();
     assert_eq!(misses(&katran), [0; 4], "anew from zero");
-    katran.watch_misses(other).unwrap();
+    katran.stats_mut().watch_misses(other).unwrap();
     send(&katran, TO_VIP4, 10);
     let expected = send(&katran, "203.0.113.2:443", 30);
     assert_eq!(misses(&katran), expected);
     katran.remove_vip(other).unwrap();
-    assert_eq!((katran.watched_vip(), misses(&katran)), (None, vec![0; 4]));
-    assert!(katran.watch_misses(other).is_err());
-    katran.watch_misses(watched).unwrap();
-    katran.unwatch_misses();
-    assert_eq!(katran.watched_vip(), None);
+    assert_eq!(
+        (katran.stats().watched_vip(), misses(&katran)),
+        (None, vec![0; 4])
+    );
+    assert!(katran.stats_mut().watch_misses(other).is_err());
+    katran.stats_mut().watch_misses(watched).unwrap();
+    katran.stats_mut().unwatch_misses();
+    assert_eq!(katran.stats().watched_vip(), None);
 }

@@ -43,7 +43,7 @@ fn drain(katran: &mut Katran, vip: Vip) {
 }
 
 fn migrated(katran: &Katran) -> u64 {
-    katran.udp_flow_migration_counters().unwrap().invalidated
+    katran.stats().udp_flow_migration().unwrap().invalidated
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
         assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::FlowTable));
         assert_eq!(migrated(&katran), 1);
         // Each packet of a flow counts as new once: 3 to A, one that has moved.
-        assert_eq!(katran.cpu_counters().unwrap()[0].new_flows, 4, "{service}");
+        assert_eq!(katran.stats().cpus().unwrap()[0].new_flows, 4, "{service}");
 
         katran.mark_up(vip, ip(A)).unwrap();
         assert_eq!(send(&katran, flow(2)), (Some(ip(A)), Reason::FlowTable));
@@ -124,7 +124,7 @@ fn under_flood_nothing_migrates() {
         for port in 0..50 {
             send(&katran, flow(100 + 50 * round + port, to));
         }
-        let cpus = katran.cpu_counters().unwrap();
+        let cpus = katran.stats().cpus().unwrap();
         let flooded = cpus.iter().any(|cpu| cpu.under_flood);
         let answer = send(&katran, flow(1, to));
         let migrated = migrated(&katran);

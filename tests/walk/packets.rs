@@ -176,17 +176,18 @@ fn every_reason_to_drop_is_reached_and_counted_once() {
     bytes += v4.len() as u64;
 
     let counted: BTreeMap<DropReason, u64> = katran
+        .stats()
         .drop_reasons()
         .unwrap()
         .iter()
         .filter(|(_, frames)| *frames != 0)
         .collect();
     assert_eq!(counted, expected);
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!(totals.drop.packets, cases.len() as u64 + 1);
     assert_eq!((totals.drop.bytes, totals.total), (bytes, totals.drop));
-    assert_eq!(katran.ring_drops().unwrap().unknown_real, 1);
-    assert_eq!(katran.ring_drops().unwrap().empty, 1);
+    assert_eq!(katran.stats().ring_drops().unwrap().unknown_real, 1);
+    assert_eq!(katran.stats().ring_drops().unwrap().empty, 1);
 }
 
 #[test]
@@ -210,12 +211,12 @@ fn without_headroom_a_frame_is_dropped_and_counted() {
             Verdict::Tx
         );
     }
-    let failures = katran.encap_failures().unwrap();
+    let failures = katran.stats().encap_failures().unwrap();
     assert_eq!((failures.v4, failures.v6), (1, 1));
-    let reasons = katran.drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::ReplyFailed), 2);
-    assert_eq!(katran.totals().unwrap().drop.packets, 4);
-    let cpus = katran.cpu_counters().unwrap();
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 4);
+    let cpus = katran.stats().cpus().unwrap();
     let forwarded: u64 = cpus.iter().map(|cpu| cpu.forwarded).sum();
     assert_eq!(forwarded, 2, "neither drops nor own messages");
 }
@@ -227,7 +228,7 @@ fn a_frame_without_an_ethernet_header_is_dropped_uncounted() {
         let ran = katran.simulate(&frame(flow_v4())[..length]).unwrap();
         assert_eq!(ran.reason, Reason::Dropped(DropReason::FrameTruncated));
     }
-    assert_eq!(katran.totals().unwrap(), Default::default());
+    assert_eq!(katran.stats().totals().unwrap(), Default::default());
 }
 
 #[test]
@@ -280,10 +281,10 @@ fn what_is_none_of_its_business_is_passed_untouched() {
         assert_eq!((ran.vip, ran.real), (None, None));
         assert_eq!(ran.frame, *frame);
     }
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!(totals.pass.packets, cases.len() as u64);
     assert_eq!(totals.total, totals.pass);
-    assert_eq!(katran.flow_table_counters().unwrap(), Default::default());
+    assert_eq!(katran.stats().flow_table().unwrap(), Default::default());
 }
 
 #[test]
@@ -343,11 +344,11 @@ fn bytes_after_the_packet_travel_along_uncounted() {
         assert_eq!(ran.frame[bytes.len() + IPV4 - 23..], [0xaa; 23]);
     }
     // The IP header's own length field, as it is: of IPv6 without its 40 bytes.
-    let forwarded = katran.vip_counters(vip(VIP4)).unwrap().forwarded;
+    let forwarded = katran.stats().vip(vip(VIP4)).unwrap().forwarded;
     assert_eq!((forwarded.packets, forwarded.bytes), (1, 40));
-    let forwarded = katran.vip_counters(vip(VIP6)).unwrap().forwarded;
+    let forwarded = katran.stats().vip(vip(VIP6)).unwrap().forwarded;
     assert_eq!((forwarded.packets, forwarded.bytes), (1, 20));
-    let forwarded = katran.real_counters(ip(A)).unwrap().forwarded;
+    let forwarded = katran.stats().real(ip(A)).unwrap().forwarded;
     assert_eq!((forwarded.packets, forwarded.bytes), (2, 60));
 }
 
@@ -373,10 +374,10 @@ fn local_delivery_needs_both_flags() {
         verdict(VipFlags::LOCAL_VIP, RealFlags::LOCAL_REAL),
         Verdict::Pass
     );
-    assert_eq!(katran.real_counters(ip(A)).unwrap().forwarded.packets, 5);
-    let cpus = katran.cpu_counters().unwrap();
+    assert_eq!(katran.stats().real(ip(A)).unwrap().forwarded.packets, 5);
+    let cpus = katran.stats().cpus().unwrap();
     assert_eq!(cpus.iter().map(|cpu| cpu.forwarded).sum::<u64>(), 5);
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.tx.packets, totals.pass.packets), (4, 1));
 }
 
@@ -426,12 +427,12 @@ fn counters_are_per_vip_and_per_real() {
         }
     }
     for (vip, expected) in of_vip {
-        let forwarded = katran.vip_counters(vip).unwrap().forwarded;
+        let forwarded = katran.stats().vip(vip).unwrap().forwarded;
         assert_eq!((forwarded.packets, forwarded.bytes), expected);
     }
     // In the order asked for, with one that got nothing and one twice.
     let asked = [A6, "198.51.100.9", B, A, A6].map(ip);
-    let stats = katran.reals_stats(&asked).unwrap();
+    let stats = katran.stats().reals(&asked).unwrap();
     for (address, stats) in asked.iter().zip(&stats) {
         assert_eq!(
             stats.forwarded.packets,
@@ -441,13 +442,13 @@ fn counters_are_per_vip_and_per_real() {
             stats.forwarded.bytes,
             bytes.get(address).copied().unwrap_or(0)
         );
-        assert_eq!(katran.real_counters(*address).unwrap(), *stats);
+        assert_eq!(katran.stats().real(*address).unwrap(), *stats);
     }
     assert_eq!(stats.len(), asked.len());
-    assert!(katran.reals_stats(&[]).unwrap().is_empty());
+    assert!(katran.stats().reals(&[]).unwrap().is_empty());
     for unknown in [
-        katran.reals_stats(&[ip(A), ip("198.51.100.77")]).err(),
-        katran.vip_counters(vip("203.0.113.9:1/tcp")).err(),
+        katran.stats().reals(&[ip(A), ip("198.51.100.77")]).err(),
+        katran.stats().vip(vip("203.0.113.9:1/tcp")).err(),
     ] {
         assert!(matches!(unknown, Some(Error::NotFound { .. })));
     }

@@ -33,13 +33,13 @@ fn real() -> Real {
 
 /// What the kernel accounts for more than for the empty balancer, which has one chunk.
 fn ring_bytes(katran: &Katran, empty: u64) -> u64 {
-    katran.memory_in_use().unwrap() - empty
+    katran.stats().memory_in_use().unwrap() - empty
 }
 
 #[test]
 fn rings_grow_and_shrink_with_the_vips() {
     let mut katran = load();
-    let empty = katran.memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     for count in 1..=60 {
         katran.add_vip(vip(count), VipFlags::empty()).unwrap();
         katran.add_real(vip(count), real()).unwrap();
@@ -69,7 +69,7 @@ fn a_slot_takes_at_most_four_bytes_while_all_vips_change() {
     const VIPS: u16 = 512;
     let mut katran = load();
     let one_chunk = CHUNK * RING_SIZE * 2;
-    let without_rings = katran.memory_in_use().unwrap() - one_chunk;
+    let without_rings = katran.stats().memory_in_use().unwrap() - one_chunk;
     let mut state = State::default();
     for index in 0..VIPS {
         let mut entry = VipState::new(vip(index));
@@ -78,7 +78,7 @@ fn a_slot_takes_at_most_four_bytes_while_all_vips_change() {
     }
     let _ = katran.apply(&state).unwrap();
     let per_slot = |katran: &Katran| {
-        let bytes = katran.memory_in_use().unwrap() - without_rings;
+        let bytes = katran.stats().memory_in_use().unwrap() - without_rings;
         bytes as f64 / (f64::from(VIPS) * RING_SIZE as f64)
     };
     let at_rest = per_slot(&katran);
@@ -101,7 +101,7 @@ fn a_slot_takes_at_most_four_bytes_while_all_vips_change() {
         "{most} bytes a slot, {at_rest} at rest"
     );
     let _ = katran.apply(&State::default()).unwrap();
-    let left = katran.memory_in_use().unwrap() - without_rings;
+    let left = katran.stats().memory_in_use().unwrap() - without_rings;
     // Those for updates that come without a pause stay for some seconds.
     let bound = (SPARE + 64 + CHUNK).next_multiple_of(CHUNK) * RING_SIZE * 2;
     assert!(left < bound, "{left} bytes left, {bound} allowed");

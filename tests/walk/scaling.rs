@@ -173,7 +173,7 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
             };
             assert_eq!(rest(written), counters_of(cpu), "{kind}: new flows");
 
-            let misses = || katran.flow_table_counters().unwrap().misses;
+            let misses = || katran.stats().flow_table().unwrap().misses;
             let before = misses();
             let written = written_by(&katran, cpu, &established);
             assert_eq!(rest(written), counters_of(cpu), "{kind}: established");

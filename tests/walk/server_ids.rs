@@ -47,7 +47,8 @@ fn balancer(vip: &str, flags: VipFlags) -> (Katran, Vip) {
     let vip = serve(&mut katran, vip, flags, &[A]);
     let ids = [(7, B), (70_000, C), (TOP_BIT, B), (0xff_ffff, C)];
     katran
-        .add_server_ids(&ids.map(|(id, real)| ServerId::new(id, ip(real))))
+        .server_ids_mut()
+        .add(&ids.map(|(id, real)| ServerId::new(id, ip(real))))
         .unwrap();
     (katran, vip)
 }
@@ -144,7 +145,7 @@ fn quic_packets_go_where_their_connection_id_says() {
     assert_eq!(to(udp(1014), &short(1, 7)[..8]), by_ring);
     assert_eq!(to(udp(1015), &long(0x20, 8, 1, 7)[..13]), by_ring);
     assert_eq!(to(udp(1016), b""), by_ring);
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     let mut expected = QuicCounters::default();
     expected.cid_initial = 2;
     expected.cid_routed = 7;
@@ -157,11 +158,15 @@ fn quic_packets_go_where_their_connection_id_says() {
     expected.cid_invalid_server_id_sample = 8;
     expected.dst_not_found_in_lru = 7;
     assert_eq!(counters, expected);
-    let of_vip = katran.vip_counters(vip).unwrap();
+    let of_vip = katran.stats().vip(vip).unwrap();
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (2, 0));
     assert_eq!(of_vip.forwarded.packets, 16);
-    assert_eq!(katran.totals().unwrap().tx.packets, 16, "each counts once");
-    assert_eq!(katran.flow_table_counters().unwrap().packets, 16);
+    assert_eq!(
+        katran.stats().totals().unwrap().tx.packets,
+        16,
+        "each counts once"
+    );
+    assert_eq!(katran.stats().flow_table().unwrap().packets, 16);
 }
 
 #[test]
@@ -178,12 +183,12 @@ fn a_flow_follows_its_id_and_stays_without_it() {
     );
     assert_eq!(to(&short(1, 7)), went(B, Reason::ConnectionId));
     assert_eq!(to(&short(2, 70_000)), went(C, Reason::ConnectionId));
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     assert_eq!(
         (counters.dst_match_in_lru, counters.dst_mismatch_in_lru),
         (1, 2)
     );
-    assert_eq!(katran.vip_counters(vip).unwrap().server_id_moved, 2);
+    assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 2);
     // An entry that an id has made is one like any other.
     let other = udp(2001);
     assert_eq!(
@@ -210,7 +215,7 @@ fn with_lru_bypass_an_id_leaves_no_entry() {
         outcome(&send(&katran, flow, &short(0, 0))),
         went(A, Reason::Ring)
     );
-    let counters = katran.quic_counters().unwrap();
+    let counters = katran.stats().quic().unwrap();
     assert_eq!(counters.dst_not_found_in_lru, 0);
 }
 
@@ -223,7 +228,7 @@ fn icmp_errors_carry_no_ids() {
         .data(&short(2, 70_000))
         .ip();
     for (code, ignored) in [(1, true), (3, true), (4, false), (0, false)] {
-        let before = katran.quic_counters().unwrap();
+        let before = katran.stats().quic().unwrap();
         let frame = frames::icmp(
             ip("192.0.2.254"),
             flow.destination.ip(),
@@ -234,13 +239,13 @@ fn icmp_errors_carry_no_ids() {
         );
         let ran = katran.simulate(&frame).unwrap();
         assert_eq!(outcome(&ran), went(B, Reason::FlowTable));
-        let after = katran.quic_counters().unwrap();
+        let after = katran.stats().quic().unwrap();
         assert_eq!(after.icmp - before.icmp, 1);
         assert_eq!(after.icmp_ignored - before.icmp_ignored, u64::from(ignored));
         assert_eq!(after.cid_routed, before.cid_routed);
     }
     // Each is counted once as what it is, too.
-    assert_eq!(katran.icmp_counters().unwrap().ptb_v4, 1);
+    assert_eq!(katran.stats().icmp().unwrap().ptb_v4, 1);
 }
 
 #[test]
@@ -292,8 +297,8 @@ fn tcp_packets_go_where_their_option_says() {
     expected.ch_routed = 11;
     expected.syn = 1;
     expected.dst_mismatch_in_lru = 1;
-    assert_eq!(katran.tcp_server_id_counters().unwrap(), expected);
-    let of_vip = katran.vip_counters(vip).unwrap();
+    assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
+    let of_vip = katran.stats().vip(vip).unwrap();
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (1, 1));
     // An error quotes no options, and what stands there is not looked at.
     let error = frames::icmp_about(tcp(3020), Packet::new(frames::reverse(tcp(3020))).ip(), 8);
@@ -301,7 +306,7 @@ fn tcp_packets_go_where_their_option_says() {
         outcome(&katran.simulate(&error).unwrap()),
         went(B, Reason::FlowTable)
     );
-    assert_eq!(katran.tcp_server_id_counters().unwrap(), expected);
+    assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
 }
 
 #[test]
@@ -320,7 +325,7 @@ fn stable_udp_goes_where_its_header_says() {
     expected.ch_routed = 4;
     expected.cid_invalid_server_id = 1;
     expected.invalid_packet_type = 2;
-    assert_eq!(katran.stable_udp_counters().unwrap(), expected);
+    assert_eq!(katran.stats().stable_udp().unwrap(), expected);
 }
 
 #[test]
@@ -339,23 +344,23 @@ fn ids_can_be_invalidated_removed_and_come_back() {
     let (mut katran, vip) = quic(VipFlags::empty());
     let reason = |katran: &Katran, port| send(katran, udp(port), &short(1, 7)).reason;
     assert_eq!(reason(&katran, 1), Reason::ConnectionId);
-    katran.invalidate_server_ids(&[7, 7]).unwrap();
+    katran.server_ids_mut().invalidate(&[7, 7]).unwrap();
     assert_eq!(reason(&katran, 2), Reason::Ring);
-    assert_eq!(katran.invalid_server_ids(), [7]);
-    assert_eq!(katran.server_ids().len(), 4, "it is not forgotten");
-    katran.invalidate_server_ids(&[7]).unwrap();
-    katran.revalidate_server_ids(&[7, 70_000]).unwrap();
+    assert_eq!(katran.server_ids().invalid(), [7]);
+    assert_eq!(katran.server_ids().list().len(), 4, "it is not forgotten");
+    katran.server_ids_mut().invalidate(&[7]).unwrap();
+    katran.server_ids_mut().revalidate(&[7, 70_000]).unwrap();
     assert_eq!(reason(&katran, 3), Reason::ConnectionId);
-    assert!(katran.invalid_server_ids().is_empty());
+    assert!(katran.server_ids().invalid().is_empty());
 
     // C is named by two ids and nothing else.
     let (c, misses) = (ip(C), |katran: &Katran| {
-        katran.flow_table_counters().unwrap().misses
+        katran.stats().flow_table().unwrap().misses
     });
     assert!(katran.real_index(c).is_some());
-    katran.remove_server_ids(&[70_000]).unwrap();
+    katran.server_ids_mut().remove(&[70_000]).unwrap();
     assert!(katran.real_index(c).is_some());
-    katran.remove_server_ids(&[0xff_ffff]).unwrap();
+    katran.server_ids_mut().remove(&[0xff_ffff]).unwrap();
     assert_eq!(katran.real_index(c), None);
     let before = misses(&katran);
     assert_eq!(
@@ -364,11 +369,11 @@ fn ids_can_be_invalidated_removed_and_come_back() {
     );
     assert_eq!(misses(&katran), before + 1);
     // An invalid id keeps its real alive, too.
-    katran.invalidate_server_ids(&[7, TOP_BIT]).unwrap();
+    katran.server_ids_mut().invalidate(&[7, TOP_BIT]).unwrap();
     assert!(katran.real_index(ip(B)).is_some());
-    katran.remove_server_ids(&[7, TOP_BIT]).unwrap();
+    katran.server_ids_mut().remove(&[7, TOP_BIT]).unwrap();
     assert_eq!(katran.real_index(ip(B)), None);
-    assert!(katran.server_ids().is_empty());
+    assert!(katran.server_ids().list().is_empty());
     // The real that comes next gets no packets of theirs, whatever number it has.
     katran
         .modify_reals(
@@ -382,10 +387,11 @@ fn ids_can_be_invalidated_removed_and_come_back() {
 #[test]
 fn batches_are_all_or_nothing() {
     let (mut katran, _) = quic(VipFlags::empty());
-    let before = katran.server_ids();
+    let before = katran.server_ids().list();
     let id = |number, real| ServerId::new(number, ip(real));
     let new = "198.51.100.50";
-    let refused = |katran: &mut Katran, ids: &[ServerId]| katran.add_server_ids(ids).unwrap_err();
+    let refused =
+        |katran: &mut Katran, ids: &[ServerId]| katran.server_ids_mut().add(ids).unwrap_err();
     assert!(matches!(
         refused(&mut katran, &[id(100, new), id(7, A)]),
         Error::AlreadyExists { .. }
@@ -403,17 +409,17 @@ fn batches_are_all_or_nothing() {
         Error::InvalidAddress { .. }
     ));
     assert!(matches!(
-        katran.remove_server_ids(&[7, 8]).unwrap_err(),
+        katran.server_ids_mut().remove(&[7, 8]).unwrap_err(),
         Error::NotFound { .. }
     ));
     assert!(matches!(
-        katran.remove_server_ids(&[7, 7]).unwrap_err(),
+        katran.server_ids_mut().remove(&[7, 7]).unwrap_err(),
         Error::NotFound { .. }
     ));
-    assert!(katran.invalidate_server_ids(&[7, 8]).is_err());
-    assert!(katran.revalidate_server_ids(&[8]).is_err());
-    assert_eq!(katran.server_ids(), before);
-    assert!(katran.invalid_server_ids().is_empty());
+    assert!(katran.server_ids_mut().invalidate(&[7, 8]).is_err());
+    assert!(katran.server_ids_mut().revalidate(&[8]).is_err());
+    assert_eq!(katran.server_ids().list(), before);
+    assert!(katran.server_ids().invalid().is_empty());
     assert_eq!(katran.real_index(ip(new)), None);
     assert_eq!(
         send(&katran, udp(1), &short(1, 7)).reason,
@@ -421,8 +427,8 @@ fn batches_are_all_or_nothing() {
     );
 
     let mut small = load(settings().max_server_ids(2));
-    small.add_server_ids(&[id(1, A), id(2, A)]).unwrap();
-    let error = small.add_server_ids(&[id(3, A)]).unwrap_err();
+    small.server_ids_mut().add(&[id(1, A), id(2, A)]).unwrap();
+    let error = small.server_ids_mut().add(&[id(3, A)]).unwrap_err();
     assert!(
         matches!(error, Error::Exhausted { limit: 2, .. }),
         "{error}"
@@ -434,9 +440,10 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     const MANY: u32 = 100_000;
     let (mut katran, _) = quic(VipFlags::empty());
     katran
-        .remove_server_ids(&[7, 70_000, TOP_BIT, 0xff_ffff])
+        .server_ids_mut()
+        .remove(&[7, 70_000, TOP_BIT, 0xff_ffff])
         .unwrap();
-    let empty = katran.memory_in_use().unwrap();
+    let empty = katran.stats().memory_in_use().unwrap();
     // Ids without a pattern, of two reals.
     let number = |i: u32| (i + 1).wrapping_mul(0x9e37_79b1);
     let real = |i: u32| ip(if i.is_multiple_of(2) { B } else { C });
@@ -452,7 +459,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         let ids: Vec<_> = (done..upto)
             .map(|i| ServerId::new(number(i), real(i)))
             .collect();
-        katran.add_server_ids(&ids).unwrap();
+        katran.server_ids_mut().add(&ids).unwrap();
         done = upto;
         step *= 3;
         for i in (0..done).step_by(1 + done as usize / 50) {
@@ -460,9 +467,9 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         }
         check(&katran, done, false);
     }
-    let full = katran.memory_in_use().unwrap() - empty;
+    let full = katran.stats().memory_in_use().unwrap() - empty;
     assert!(full <= 64 * u64::from(MANY), "{full} bytes");
-    let counters = katran.library_counters().unwrap();
+    let counters = katran.stats().library().unwrap();
     let use_of = counters
         .maps
         .iter()
@@ -471,37 +478,42 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     assert_eq!(use_of.entries, u64::from(MANY));
 
     let most: Vec<u32> = (10..MANY).map(number).collect();
-    katran.remove_server_ids(&most).unwrap();
+    katran.server_ids_mut().remove(&most).unwrap();
     // Other clients than before, for those have entries.
     for i in 0..20 {
         let flow = Flow::udp((ip("192.0.2.8"), i as u16).into(), at(TO));
         let ran = send(&katran, flow, &short(3, number(i)));
         assert_eq!(ran.real, Some(if i < 10 { real(i) } else { ip(A) }), "{i}");
     }
-    let left = katran.memory_in_use().unwrap().saturating_sub(empty);
+    let left = katran
+        .stats()
+        .memory_in_use()
+        .unwrap()
+        .saturating_sub(empty);
     assert!(left < 64 << 10, "{left} bytes");
 }
 
 #[test]
 fn what_the_kernel_refuses_changes_nothing() {
     let (mut katran, _) = quic(VipFlags::empty());
-    let before = (katran.server_ids(), katran.real_numbers());
+    let before = (katran.server_ids().list(), katran.real_numbers());
     // More than half of the first chunk: a larger table is needed, with reals that are new.
     let real = |i: u32| ip(if i == 0 { "198.51.100.77" } else { B });
     let ids: Vec<_> = (0..70_000)
         .map(|i| ServerId::new(100_000 + i, real(i)))
         .collect();
     for command in [faults::MAP_CREATE, faults::MAP_UPDATE_BATCH] {
-        let refused =
-            faults::without_commands(&[command], Errno::ENOMEM, || katran.add_server_ids(&ids));
+        let refused = faults::without_commands(&[command], Errno::ENOMEM, || {
+            katran.server_ids_mut().add(&ids)
+        });
         assert!(matches!(refused, Err(Error::Kernel { .. })), "{refused:?}");
-        assert_eq!((katran.server_ids(), katran.real_numbers()), before);
+        assert_eq!((katran.server_ids().list(), katran.real_numbers()), before);
         let known = send(&katran, udp(command as u16), &short(1, 7));
         assert_eq!(outcome(&known), went(B, Reason::ConnectionId));
         let unknown = send(&katran, udp(100 + command as u16), &short(2, 100_001));
         assert_eq!(unknown.reason, Reason::Ring);
     }
-    katran.add_server_ids(&ids).unwrap();
+    katran.server_ids_mut().add(&ids).unwrap();
     let ran = send(&katran, udp(7), &short(2, 100_000));
     assert_eq!(outcome(&ran), went("198.51.100.77", Reason::ConnectionId));
 }

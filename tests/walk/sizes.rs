@@ -36,8 +36,8 @@ impl Sizes {
         let katran = load(builder().features(features).frags(frags));
         let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
         Self {
-            program: katran.program_size().unwrap(),
-            twin: katran.explainer_size().unwrap(),
+            program: katran.stats().program_size().unwrap(),
+            twin: katran.stats().explainer_size().unwrap(),
             special: [0, 1, 2, 3, 4, 5].map(|program| special[program].bytes),
         }
     }
@@ -165,11 +165,16 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
         );
         println!(
             "{kind:<16} {} instructions",
-            katran.program_size().unwrap() / 8
+            katran.stats().program_size().unwrap() / 8
         );
     }
     // Scanning sets takes more instructions than a call, and none of them is left with the LRU.
-    let size = |kind| load(builder().flow_table(kind)).program_size().unwrap();
+    let size = |kind| {
+        load(builder().flow_table(kind))
+            .stats()
+            .program_size()
+            .unwrap()
+    };
     assert!(size(FlowTableKind::KernelLru) + 8 * 400 < size(FlowTableKind::SetAssociative));
 }
 
@@ -180,14 +185,14 @@ fn the_defaults_hold_8_million_flows_in_less_than_300_mib() {
         let flows = counters.maps.iter().find(|map| map.name == "flows");
         flows.unwrap().capacity
     };
-    assert!(capacity(&katran.library_counters().unwrap()) >= 8_000_000);
-    let memory = katran.memory_in_use().unwrap();
+    assert!(capacity(&katran.stats().library().unwrap()) >= 8_000_000);
+    let memory = katran.stats().memory_in_use().unwrap();
     assert!(memory < 300 << 20, "{memory}");
 }
 
 #[test]
 fn settings_that_are_numbers_cost_nothing() {
-    let size = |builder: Builder| load(builder).program_size().unwrap();
+    let size = |builder: Builder| load(builder).stats().program_size().unwrap();
     let usual = size(builder());
     assert_eq!(size(builder().max_frame(9014).gue_port(1)), usual);
     assert_eq!(size(builder().max_reals(1000).max_vips(100)), usual);
@@ -211,7 +216,7 @@ fn fill(katran: &mut Katran, vips: u32, prefixes: bool) {
 fn rings_take_memory_for_vips_not_for_updates() {
     let mut katran = load(builder().max_vips(512).ring_size(65_537));
     fill(&mut katran, 4, false);
-    let before = katran.memory_in_use().unwrap();
+    let before = katran.stats().memory_in_use().unwrap();
     let vip = katran.vips()[0];
     // Another real's weight: each time a new ring, and the old one given up.
     for weight in 1..=300 {
@@ -219,7 +224,7 @@ fn rings_take_memory_for_vips_not_for_updates() {
         katran.add_real(vip, other).unwrap();
     }
     // A ring of 65,537 slots takes 128 KiB, and where updates are fast there are 64 to spare.
-    let grown = katran.memory_in_use().unwrap() - before;
+    let grown = katran.stats().memory_in_use().unwrap() - before;
     assert!(grown < 9 << 20, "{grown} bytes more after 300 updates");
 }
 
@@ -245,9 +250,9 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
     for (name, builder, vips, prefixes) in configurations {
         let estimate = builder.memory_estimate().unwrap();
         let mut katran = load(builder);
-        let at_load = katran.memory_in_use().unwrap();
+        let at_load = katran.stats().memory_in_use().unwrap();
         fill(&mut katran, vips, prefixes);
-        let full = katran.memory_in_use().unwrap();
+        let full = katran.stats().memory_in_use().unwrap();
         let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
         // No real is down here, and no id names one.
         let unused = ["down_reals", "server_ids"].map(|name| {
@@ -292,7 +297,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
     let bytes = |builder: Builder| {
         let estimate = builder.memory_estimate().unwrap();
         let katran = load(builder);
-        (estimate.at_load(), katran.memory_in_use().unwrap())
+        (estimate.at_load(), katran.stats().memory_in_use().unwrap())
     };
     let katran = load(settings());
     for name in names.iter().chain(&["ways"]) {
@@ -317,7 +322,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
         katran
             .register_probe("203.0.113.1:80/tcp".parse().unwrap())
             .unwrap();
-        let counters = katran.library_counters().unwrap();
+        let counters = katran.stats().library().unwrap();
         let uses: Vec<_> = counters
             .maps
             .iter()
@@ -335,7 +340,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
         assert_eq!(uses, expected);
         katran.unmap_mark(1).unwrap();
         katran.unmap_mark(2).unwrap();
-        let counters = katran.library_counters().unwrap();
+        let counters = katran.stats().library().unwrap();
         assert!(
             counters
                 .maps
@@ -384,7 +389,7 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         assert!(estimate.maps().iter().any(|map| map.name == name), "{name}");
         assert!(katran.map_fd(name).is_some(), "{name}");
     }
-    let at_load = katran.memory_in_use().unwrap();
+    let at_load = katran.stats().memory_in_use().unwrap();
     let vip = common::serve(
         &mut katran,
         "203.0.113.1:443/udp",
@@ -405,14 +410,17 @@ fn maps_of_features_are_what_the_kernel_accounts() {
     });
     let prefixes: BTreeSet<Prefix> = v4.chain(v6).collect();
     let prefixes: Vec<Prefix> = prefixes.into_iter().collect();
-    katran.add_source_routes(&prefixes, real).unwrap();
+    katran.source_routes_mut().add(&prefixes, real).unwrap();
     let ids: Vec<ServerId> = (1..=NAMES).map(|id| ServerId::new(id, real)).collect();
-    katran.add_server_ids(&ids).unwrap();
+    katran.server_ids_mut().add(&ids).unwrap();
     for i in 0..100 {
         let end = [192, 0, 2, i].into();
-        katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+        katran
+            .decap_mut()
+            .add(end, katran::DecapMode::Inline)
+            .unwrap();
     }
-    let full = katran.memory_in_use().unwrap();
+    let full = katran.stats().memory_in_use().unwrap();
     // Of the rest only rings have come.
     let others = ["ring_chunk", "prefix_vips", "down_reals"];
     let growth: u64 = estimate
@@ -436,10 +444,11 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         assert!((0.9..=most).contains(&ratio), "{what}: {ratio}\n{estimate}");
     }
     katran
-        .remove_server_ids(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
+        .server_ids_mut()
+        .remove(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
         .unwrap();
-    katran.clear_source_routes().unwrap();
-    let after = katran.memory_in_use().unwrap();
+    katran.source_routes_mut().clear().unwrap();
+    let after = katran.stats().memory_in_use().unwrap();
     assert!(
         after < at_load + (full - at_load) / 10,
         "{at_load} {full} {after}"

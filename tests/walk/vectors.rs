@@ -31,9 +31,9 @@ fn core(recording: &str) {
     let katran = &recording.load();
     recording.check_packets(katran);
 
-    let flow_table = katran.flow_table_counters().unwrap();
-    let icmp = katran.icmp_counters().unwrap();
-    let drops = katran.ring_drops().unwrap();
+    let flow_table = katran.stats().flow_table().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
+    let drops = katran.stats().ring_drops().unwrap();
     assert_eq!(
         (flow_table.packets, flow_table.misses),
         recording.pair("lru")
@@ -52,7 +52,7 @@ fn core(recording: &str) {
     );
     assert_eq!((drops.unknown_real, drops.empty), recording.pair("ch_drop"));
 
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     let with = |verdict| {
         let frames = recording.packets.iter();
         frames.filter(move |packet| packet.verdict == verdict)
@@ -72,7 +72,7 @@ fn core(recording: &str) {
         assert_eq!(count.bytes, bytes(verdict), "{verdict}");
     }
     assert_eq!(totals.total.packets, recording.packets.len() as u64);
-    let reasons = katran.drop_reasons().unwrap();
+    let reasons = katran.stats().drop_reasons().unwrap();
     let by_reason: u64 = reasons.iter().map(|(_, frames)| frames).sum();
     assert_eq!(by_reason, totals.drop.packets, "every drop has a reason");
 }
@@ -82,12 +82,12 @@ fn icmp_too_big() {
     let recording = Recording::read(ICMP_TOO_BIG);
     let katran = recording.load();
     recording.check_packets(&katran);
-    let icmp = katran.icmp_counters().unwrap();
+    let icmp = katran.stats().icmp().unwrap();
     assert_eq!(
         (icmp.too_big_v4, icmp.too_big_v6),
         recording.pair("icmp_toobig")
     );
-    assert_eq!(katran.flow_table_counters().unwrap().packets, 0);
+    assert_eq!(katran.stats().flow_table().unwrap().packets, 0);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn play(recording: &str) -> (Recording, Katran) {
 }
 
 fn check_flow_table(recording: &Recording, katran: &Katran) {
-    let flow_table = katran.flow_table_counters().unwrap();
+    let flow_table = katran.stats().flow_table().unwrap();
     assert_eq!(
         (flow_table.packets, flow_table.misses),
         recording.pair("lru")
@@ -134,7 +134,7 @@ fn check_flow_table(recording: &Recording, katran: &Katran) {
 fn source_routing() {
     let (recording, katran) = play(SOURCE_ROUTING);
     check_flow_table(&recording, &katran);
-    let routing = katran.source_routing_counters().unwrap();
+    let routing = katran.stats().source_routing().unwrap();
     assert_eq!(
         (routing.unmatched, routing.matched),
         recording.pair("lpm_src")
@@ -145,7 +145,7 @@ fn source_routing() {
 fn inline_decap() {
     let (recording, katran) = play(INLINE_DECAP);
     check_flow_table(&recording, &katran);
-    let decap = katran.decap_counters().unwrap();
+    let decap = katran.stats().decap().unwrap();
     assert_eq!((decap.remote_encap, 0), recording.pair("remote_encap"));
     assert_eq!((decap.xpop_v4, decap.xpop_v6), recording.pair("xpop_decap"));
     assert_eq!(

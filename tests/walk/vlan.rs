@@ -105,7 +105,7 @@ fn what_is_no_tagged_ip_packet_is_passed_untouched() {
         assert_eq!(ran.reason, Reason::NotIp);
         assert_eq!(hex(&ran.frame), hex(&frame));
     }
-    assert_eq!(katran.flow_table_counters().unwrap().packets, 0);
+    assert_eq!(katran.stats().flow_table().unwrap().packets, 0);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_tag_that_is_cut_short_is_dropped_and_counted() {
         let ran = katran.simulate(frame).unwrap();
         assert_eq!(ran.reason, Reason::Dropped(DropReason::FrameTruncated));
     }
-    let totals = katran.totals().unwrap();
+    let totals = katran.stats().totals().unwrap();
     assert_eq!((totals.drop.packets, totals.drop.bytes), (3, 16 + 18 + 20));
 }
 
