@@ -19,6 +19,7 @@ use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
 use crate::table::Step;
+use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::Vip;
 use crate::types::check_real;
@@ -298,11 +299,11 @@ impl Katran {
     /// Whether steps are possible that lead to what `wanted` says of health checks.
     pub(super) fn rehearse_probes(&self, wanted: &State, steps: &[Step]) -> Result<()> {
         // The source that a real needs may be one of the steps.
-        let mut sources = Family::ALL.map(|family| self.source(family).is_some());
+        let mut sources = ByFamily::of(|family| self.source(family).is_some());
         let mut touched = false;
         for step in steps {
             match step {
-                Step::SetSource(source) => sources[usize::from(source.is_ipv6())] = true,
+                Step::SetSource(source) => sources[Family::of(*source)] = true,
                 Step::MapMark(mark, real) => {
                     check_mark(*mark)?;
                     self.check_probed_from(*real, sources)?;
@@ -368,21 +369,18 @@ impl Katran {
 
     /// Whether probes can be sent to a real.
     fn check_probed(&self, real: IpAddr) -> Result<IpAddr> {
-        self.check_probed_from(
-            real,
-            Family::ALL.map(|family| self.source(family).is_some()),
-        )
+        self.check_probed_from(real, ByFamily::of(|family| self.source(family).is_some()))
     }
 
     /// The same, with outer source addresses of IPv4 and IPv6 or not.
-    fn check_probed_from(&self, real: IpAddr, sources: [bool; 2]) -> Result<IpAddr> {
+    fn check_probed_from(&self, real: IpAddr, sources: ByFamily<bool>) -> Result<IpAddr> {
         let real = real.to_canonical();
         self.note(check_real(real))?;
         let setting = match real {
             IpAddr::V4(_) => "source_v4",
             IpAddr::V6(_) => "source_v6",
         };
-        match sources[usize::from(real.is_ipv6())] {
+        match sources[Family::of(real)] {
             true => Ok(real),
             false => Err(Error::InvalidConfig {
                 setting,

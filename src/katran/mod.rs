@@ -82,6 +82,7 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
+use change::Numbers;
 use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -239,12 +240,12 @@ impl Katran {
 
     /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
     /// given back, or the number of a probe.
-    fn let_go(&mut self, ring: Option<RingSlot>, numbers: bool, probe: Option<u32>) {
-        if ring.is_none() && !numbers && probe.is_none() {
+    fn let_go(&mut self, ring: Option<RingSlot>, numbers: Numbers, probe: Option<u32>) {
+        if ring.is_none() && numbers == Numbers::Kept && probe.is_none() {
             return;
         }
         let moment = self.maps.rings.retire(ring);
-        if numbers {
+        if numbers == Numbers::GivenBack {
             let given_back = self.table.given_back();
             self.given_back.push_back((moment, given_back));
         }
