@@ -52,6 +52,12 @@ pub use explain::Simulation;
 pub use explain::Verdict;
 pub use flows::FlowEntry;
 pub use flows::FlowStats;
+pub use flows::Flows;
+pub use flows::FlowsMut;
+pub use global_flows::GlobalFlows;
+pub use global_flows::GlobalFlowsMut;
+pub use health::Probes;
+pub use health::ProbesMut;
 pub use server_ids::ServerIds;
 pub use server_ids::ServerIdsMut;
 pub use source_routes::SourceRoutes;
@@ -230,13 +236,6 @@ impl Katran {
         let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
         let mut named = self.maps.named().into_iter().chain(of_probes);
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
-    }
-
-    /// The flow table of one forwarding CPU; `None` if that CPU has none.
-    pub fn flow_table_fd(&self, cpu: u32) -> Option<BorrowedFd<'_>> {
-        let mut tables = self.maps.flows.of_cpus.iter();
-        let (_, table) = tables.find(|(of, _)| *of == cpu)?;
-        Some(table.as_fd())
     }
 
     /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
