@@ -109,8 +109,8 @@ fn start(arguments: &Arguments, katran: &Katran) -> Result<Monitor> {
         options = options.packet_limit(packets);
     }
     Ok(match &arguments.directory {
-        Some(directory) => katran.monitor_to_pcap(options, directory)?,
-        None => katran.monitor(options, |event| say(line(event)))?,
+        Some(directory) => katran.events().to_pcap(options, directory)?,
+        None => katran.events().start(options, |event| say(line(event)))?,
     })
 }
 

@@ -28,7 +28,8 @@
 //! Needs Linux 6.1 or newer, and root or `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
 //! The names at the root are the handles and the words in which they are spoken to. The rest is in modules,
-//! by subject: [`stats`], [`state`], [`events`], [`diagnosis`], [`flows`], [`attachments`] and [`ring`].
+//! by subject: [`stats`], [`state`], [`events`], [`diagnosis`], [`flows`], [`attachments`],
+//! [`routing`] and [`ring`].
 //!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
@@ -38,6 +39,7 @@ pub mod diagnosis;
 pub mod events;
 pub mod flows;
 pub mod ring;
+pub mod routing;
 pub mod state;
 pub mod stats;
 

@@ -173,7 +173,8 @@ fn an_error_for_want_of_descriptors_names_their_limit() {
             builder().load().map(drop).unwrap_err(),
             katran.apply(&all_vips()).map(drop).unwrap_err(),
             katran
-                .add_server_ids(&[ServerId::new(1, ip("10.0.0.1"))])
+                .server_ids_mut()
+                .add(&[ServerId::new(1, ip("10.0.0.1"))])
                 .unwrap_err(),
             katran.stats().memory_in_use().map(drop).unwrap_err(),
         ];
@@ -406,7 +407,7 @@ fn adding_server_ids_waits_once_for_packets() {
             .map(|id| ServerId::new(id, real(id % 50).address()))
             .collect();
         let before = katran.stats().library().unwrap().waits_for_packets;
-        katran.add_server_ids(&ids).unwrap();
+        katran.server_ids_mut().add(&ids).unwrap();
         let waits = katran.stats().library().unwrap().waits_for_packets - before;
         println!("{count} ids: {waits}");
         assert!(
@@ -418,7 +419,7 @@ fn adding_server_ids_waits_once_for_packets() {
     let full = katran.stats().memory_in_use().unwrap();
     let all: Vec<u32> = (1..from).collect();
     let before = katran.stats().library().unwrap().waits_for_packets;
-    katran.remove_server_ids(&all).unwrap();
+    katran.server_ids_mut().remove(&all).unwrap();
     let waits = katran.stats().library().unwrap().waits_for_packets - before;
     assert!(waits <= 3, "{waits}");
     let left = katran.stats().memory_in_use().unwrap();

@@ -154,7 +154,7 @@ impl Traffic {
         let real = [198, 51, 100, 1].into();
         if let Special::Quic | Special::TcpServerId | Special::StableUdp = self.special {
             let ids: Vec<_> = (1..=SERVER_IDS).map(|id| ServerId::new(id, real)).collect();
-            katran.add_server_ids(&ids).unwrap();
+            katran.server_ids_mut().add(&ids).unwrap();
         }
         if self.special == Special::SourceRoutes {
             // Around the clients, 100.64.0.0/16, which have one of their own.
@@ -164,7 +164,7 @@ impl Traffic {
             });
             let clients = Prefix::new([100, 64, 0, 0].into(), 16).unwrap();
             let prefixes: Vec<_> = prefixes.chain([clients]).collect();
-            katran.add_source_routes(&prefixes, real).unwrap();
+            katran.source_routes_mut().add(&prefixes, real).unwrap();
         }
         katran
     }

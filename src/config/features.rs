@@ -25,7 +25,7 @@ bitflags! {
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
         /// Tunnelled packets that arrive for this host are unwrapped; see
-        /// [`Katran::add_decap`](crate::Katran::add_decap).
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
         /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
@@ -52,7 +52,7 @@ bitflags! {
         #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
         const LOCAL_DELIVERY = feature::FEATURE_LOCAL_DELIVERY.0;
         /// Tell the host application of noteworthy packets, with their first bytes; see
-        /// [`Katran::monitor`](crate::Katran::monitor).
+        /// [`Katran::events`](crate::Katran::events).
         const INTROSPECTION = feature::FEATURE_INTROSPECTION.0;
         /// Remember the outer hops of unwrapped GUE flows. Not in this version.
         const FLOW_DEBUG = 1 << 9;

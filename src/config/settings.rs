@@ -491,7 +491,7 @@ settings! {
         changes: never,
     }
 
-    /// Bytes of the buffer in which events wait for [`Katran::monitor`](crate::Katran::monitor); an
+    /// Bytes of the buffer in which events wait for [`Katran::events`](crate::Katran::events); an
     /// event takes 160.
     ///
     /// Used by [`Features::INTROSPECTION`] when it is on.

@@ -125,7 +125,7 @@ counters! {
         }
     }
 
-    /// What became of events, by the program; see [`Katran::monitor`](crate::Katran::monitor).
+    /// What became of events, by the program; see [`Katran::events`](crate::Katran::events).
     EventCounters from types::counters {
         Counter events, "events" by event: "Events handed over to a monitor, by kind." {
             /// TCP packets other than a SYN of flows that no table knew: handed over.

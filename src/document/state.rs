@@ -152,7 +152,7 @@ pub struct ServerIdState {
     /// The id and its real.
     pub id: ServerId,
     /// Whether packets are routed by it; see
-    /// [`Katran::invalidate_server_ids`](crate::Katran::invalidate_server_ids).
+    /// [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
     pub valid: bool,
 }
 

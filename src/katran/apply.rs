@@ -139,6 +139,7 @@ impl Katran {
             vips: self.table.vip_states(),
             server_ids: self
                 .server_ids()
+                .list()
                 .into_iter()
                 .map(|id| {
                     let mut state = ServerIdState::new(id);
@@ -146,9 +147,10 @@ impl Katran {
                     state
                 })
                 .collect(),
-            source_routes: self.source_routes(),
+            source_routes: self.source_routes().list(),
             decap: self
-                .decaps()
+                .decap()
+                .list()
                 .into_iter()
                 .map(|(address, mode)| DecapState::new(address, mode))
                 .collect(),
@@ -194,10 +196,10 @@ impl Katran {
             Step::SetGateway(gateway) => self.set_gateway(*gateway),
             Step::SetGatewayMacV6(mac) => self.set_gateway_mac_v6(Some(*mac)),
             Step::SetSource(address) => self.set_source(*address),
-            Step::Invalidate(ids) => self.invalidate_server_ids(ids),
-            Step::Revalidate(ids) => self.revalidate_server_ids(ids),
+            Step::Invalidate(ids) => self.server_ids_mut().invalidate(ids),
+            Step::Revalidate(ids) => self.server_ids_mut().revalidate(ids),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
-            Step::RemoveDecap(address) => self.remove_decap(*address),
+            Step::RemoveDecap(address) => self.decap_mut().remove(*address),
             Step::MapMark(mark, real) => self.map_mark(*mark, *real),
             Step::UnmapMark(mark) => self.unmap_mark(*mark),
             Step::SetProbeMatch(ProbeMatch::Destination(address), real) => {

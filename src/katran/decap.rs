@@ -11,7 +11,49 @@ use crate::types::DecapMode;
 use crate::types::address_bytes;
 use crate::types::check_host;
 
-impl Katran {
+/// The addresses at which tunnels end: [`Katran::decap`].
+///
+/// ```no_run
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// for (address, mode) in katran.decap().list() {
+///     println!("tunnels to {address} end here ({mode})");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct InlineDecap<'a> {
+    katran: &'a Katran,
+}
+
+impl InlineDecap<'_> {
+    /// The addresses at which tunnels may end, in their order.
+    #[doc(alias = "getInlineDecapDst")]
+    pub fn list(&self) -> Vec<(IpAddr, DecapMode)> {
+        let ends = self.katran.decap.iter();
+        ends.map(|(address, mode)| (*address, *mode)).collect()
+    }
+}
+
+/// Changes the addresses at which tunnels end: [`Katran::decap_mut`].
+///
+/// ```no_run
+/// use katran::DecapMode;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// let address = "192.0.2.200".parse().unwrap();
+/// katran.decap_mut().add(address, DecapMode::Inline)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct InlineDecapMut<'a> {
+    katran: &'a mut Katran,
+}
+
+impl InlineDecapMut<'_> {
     /// Lets tunnels (IP in IP, and GUE to `gue_port`) end at an address: what was in them is balanced
     /// like any other packet, or goes back out. Packets in tunnels to other addresses are taken for
     /// the host's own: they are unwrapped and passed to its network stack, unless
@@ -22,14 +64,49 @@ impl Katran {
     /// [`Error::AlreadyExists`], also with the other mode; [`Error::Exhausted`] beyond `max_decap`;
     /// [`Error::InvalidAddress`]; [`Error::Kernel`].
     #[doc(alias = "addInlineDecapDst")]
-    pub fn add_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
+    pub fn add(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
         let address = address.to_canonical();
-        if let Some(mode) = self.decap.get(&address) {
+        if let Some(mode) = self.katran.decap.get(&address) {
             return Err(Error::AlreadyExists {
                 what: format!("decap address {address} ({mode})"),
             });
         }
-        self.set_decap(address, mode)
+        self.katran.set_decap(address, mode)
+    }
+
+    /// Lets no more tunnels end at an address.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "delInlineDecapDst")]
+    pub fn remove(&mut self, address: IpAddr) -> Result<()> {
+        let address = address.to_canonical();
+        self.katran.decap_map()?;
+        if !self.katran.decap.contains_key(&address) {
+            return Err(Error::NotFound {
+                what: format!("decap address {address}"),
+            });
+        }
+        self.katran.change_at_once(|katran| {
+            let removed = katran.decap_map()?.delete(&key(address));
+            let kernel = &katran.kernel;
+            kernel.check("remove the decap address", &address.to_string(), removed)?;
+            katran.decap.remove(&address);
+            Ok(())
+        })
+    }
+}
+
+impl Katran {
+    /// The addresses at which tunnels end.
+    pub fn decap(&self) -> InlineDecap<'_> {
+        InlineDecap { katran: self }
+    }
+
+    /// Changes the addresses at which tunnels end.
+    pub fn decap_mut(&mut self) -> InlineDecapMut<'_> {
+        InlineDecapMut { katran: self }
     }
 
     /// Adds an address, or gives it another mode.
@@ -47,36 +124,6 @@ impl Katran {
             katran.decap.insert(address, mode);
             Ok(())
         })
-    }
-
-    /// Lets no more tunnels end at an address.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
-    /// [`Error::NotFound`]; [`Error::Kernel`].
-    #[doc(alias = "delInlineDecapDst")]
-    pub fn remove_decap(&mut self, address: IpAddr) -> Result<()> {
-        let address = address.to_canonical();
-        self.decap_map()?;
-        if !self.decap.contains_key(&address) {
-            return Err(Error::NotFound {
-                what: format!("decap address {address}"),
-            });
-        }
-        self.change_at_once(|katran| {
-            let removed = katran.decap_map()?.delete(&key(address));
-            let kernel = &katran.kernel;
-            kernel.check("remove the decap address", &address.to_string(), removed)?;
-            katran.decap.remove(&address);
-            Ok(())
-        })
-    }
-
-    /// The addresses at which tunnels may end, in their order.
-    #[doc(alias = "getInlineDecapDst")]
-    pub fn decaps(&self) -> Vec<(IpAddr, DecapMode)> {
-        let ends = self.decap.iter();
-        ends.map(|(address, mode)| (*address, *mode)).collect()
     }
 
     /// Whether an address can be one of so many.

@@ -30,7 +30,7 @@ impl Katran {
     /// operator's drain (weight 0), which keeps flows; a real may be both. Where
     /// [`SRC_ROUTING`](VipFlags::SRC_ROUTING) or the global flow table name the real, the ring
     /// decides instead. A server id in a packet leads to its real all the same: withdraw ids by
-    /// [`invalidate_server_ids`](Self::invalidate_server_ids).
+    /// [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
     ///
     /// If all reals of a VIP are down, its packets are dropped and counted as for an empty ring.
     /// A real stays down through changes of weights and flags, [`apply`](Self::apply) of a state that

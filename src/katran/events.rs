@@ -11,7 +11,29 @@ use crate::monitor::Monitor;
 use crate::monitor::MonitorOptions;
 use crate::monitor::Start;
 
-impl Katran {
+/// Listening to what happens to packets: [`Katran::events`].
+///
+/// It takes [`Features::INTROSPECTION`](crate::Features::INTROSPECTION). One monitor listens at a time.
+///
+/// ```no_run
+/// use katran::events::MonitorOptions;
+///
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// let monitor = katran.events().to_list(MonitorOptions::new(), 100)?;
+/// // ... and after a while:
+/// for event in monitor.take() {
+///     println!("{}: {} bytes", event.kind, event.length);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct Events<'a> {
+    katran: &'a Katran,
+}
+
+impl Events<'_> {
     /// Calls `callback` with each event, on a thread of the library's own, until the monitor is
     /// stopped or dropped. Needs [`Features::INTROSPECTION`](crate::Features::INTROSPECTION).
     ///
@@ -32,7 +54,7 @@ impl Katran {
     ///     .gateway_mac("0a:00:00:00:00:fe".parse()?)
     ///     .features(Features::default() | Features::INTROSPECTION)
     ///     .load()?;
-    /// let monitor = katran.monitor(MonitorOptions::new(), |event| {
+    /// let monitor = katran.events().start(MonitorOptions::new(), |event| {
     ///     println!("{}: {} bytes", event.kind, event.length);
     /// })?;
     /// // ...
@@ -40,12 +62,12 @@ impl Katran {
     /// # Ok::<(), katran::Error>(())
     /// ```
     #[doc(alias = "startKatranMonitor")]
-    pub fn monitor(
+    pub fn start(
         &self,
         options: MonitorOptions,
         callback: impl FnMut(&Event) + Send + 'static,
     ) -> Result<Monitor> {
-        self.start_monitor(options)?.callback(Box::new(callback))
+        self.monitor(options)?.callback(Box::new(callback))
     }
 
     /// Writes events to pcap files in a directory, one for each kind: `tcp_non_syn_miss.pcap`,
@@ -53,36 +75,32 @@ impl Katran {
     /// full, is left out and counted; the file stays one that can be read.
     ///
     /// # Errors
-    /// As [`monitor`](Self::monitor), and [`Error::File`] if one of them cannot be made, or exists. No
+    /// As [`start`](Self::start), and [`Error::File`] if one of them cannot be made, or exists. No
     /// new file is left then.
-    pub fn monitor_to_pcap(
-        &self,
-        options: MonitorOptions,
-        directory: impl AsRef<Path>,
-    ) -> Result<Monitor> {
-        self.start_monitor(options)?.files(directory.as_ref())
+    pub fn to_pcap(&self, options: MonitorOptions, directory: impl AsRef<Path>) -> Result<Monitor> {
+        self.monitor(options)?.files(directory.as_ref())
     }
 
     /// Keeps the last `capacity` events for [`Monitor::take`].
     ///
     /// # Errors
-    /// As [`monitor`](Self::monitor).
-    pub fn monitor_to_list(&self, options: MonitorOptions, capacity: usize) -> Result<Monitor> {
-        self.start_monitor(options)?.list(capacity)
+    /// As [`start`](Self::start).
+    pub fn to_list(&self, options: MonitorOptions, capacity: usize) -> Result<Monitor> {
+        self.monitor(options)?.list(capacity)
     }
 
     /// Whether a monitor listens.
-    pub fn is_monitored(&self) -> bool {
-        Arc::strong_count(&self.monitor_token) > 1
+    pub fn is_running(&self) -> bool {
+        Arc::strong_count(&self.katran.monitor_token) > 1
     }
 
-    fn start_monitor(&self, options: MonitorOptions) -> Result<Start<'_>> {
-        let events = self.maps.features.events.as_ref();
+    fn monitor(&self, options: MonitorOptions) -> Result<Start<'_>> {
+        let events = self.katran.maps.features.events.as_ref();
         let events = events.ok_or_else(|| Error::Unsupported {
             what: "a monitor".to_owned(),
             reason: "the balancer was loaded without the feature introspection: switch it on",
         })?;
-        let token = Arc::clone(&self.monitor_token);
+        let token = Arc::clone(&self.katran.monitor_token);
         // The balancer's, this one, and that of another's thread.
         if Arc::strong_count(&token) > 2 {
             return Err(Error::AlreadyExists {
@@ -91,9 +109,16 @@ impl Katran {
         }
         Ok(Start {
             options,
-            live: &self.maps.live,
+            live: &self.katran.maps.live,
             events,
             token,
         })
+    }
+}
+
+impl Katran {
+    /// Events of packets, which a monitor listens to.
+    pub fn events(&self) -> Events<'_> {
+        Events { katran: self }
     }
 }

@@ -42,6 +42,9 @@ use std::sync::atomic::Ordering;
 
 pub use counters::Stats;
 pub use counters::StatsMut;
+pub use decap::InlineDecap;
+pub use decap::InlineDecapMut;
+pub use events::Events;
 pub use explain::Answer;
 pub use explain::Choice;
 pub use explain::Reason;
@@ -49,6 +52,10 @@ pub use explain::Simulation;
 pub use explain::Verdict;
 pub use flows::FlowEntry;
 pub use flows::FlowStats;
+pub use server_ids::ServerIds;
+pub use server_ids::ServerIdsMut;
+pub use source_routes::SourceRoutes;
+pub use source_routes::SourceRoutesMut;
 pub use watch::CallbackId;
 
 use crate::attach::Attachments;

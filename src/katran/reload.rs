@@ -180,7 +180,7 @@ impl Katran {
     fn needs(&self) -> Needs {
         let flags = self.table.vips().map(|(_, entry)| entry.flags);
         Needs {
-            routes: self.source_route_count(),
+            routes: self.source_routes().count(),
             ends: self.decap.len(),
             ids: self.server_ids.iter().len(),
             flags: flags.fold(VipFlags::empty(), VipFlags::union),
@@ -214,7 +214,7 @@ impl Katran {
             ),
             (
                 Features::INTROSPECTION,
-                self.is_monitored(),
+                self.events().is_running(),
                 "a monitor: stop it first",
             ),
         ];

@@ -12,7 +12,58 @@ use crate::maps::real_id;
 use crate::table::Room;
 use crate::types::ServerId;
 
-impl Katran {
+/// The numbers in packets that name reals: [`Katran::server_ids`].
+///
+/// ```no_run
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// for id in katran.server_ids().list() {
+///     println!("{} names {}", id.id(), id.real());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct ServerIds<'a> {
+    katran: &'a Katran,
+}
+
+impl ServerIds<'_> {
+    /// Every server id with its real, ascending; invalid ones too.
+    pub fn list(&self) -> Vec<ServerId> {
+        self.katran
+            .server_ids
+            .iter()
+            .filter_map(|(id, real)| Some(ServerId::new(id, self.katran.table.address_of(real)?)))
+            .collect()
+    }
+
+    /// The ids that have been invalidated, ascending.
+    pub fn invalid(&self) -> Vec<u32> {
+        self.katran.invalid_ids.iter().copied().collect()
+    }
+}
+
+/// Changes which real the numbers in packets name: [`Katran::server_ids_mut`].
+///
+/// ```no_run
+/// use katran::ServerId;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// let real = "198.51.100.1".parse().unwrap();
+/// katran.server_ids_mut().add(&[ServerId::new(1000, real)])?;
+/// // Its server is about to go: packets that carry the id go by flow table and ring.
+/// katran.server_ids_mut().invalidate(&[1000])?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct ServerIdsMut<'a> {
+    katran: &'a mut Katran,
+}
+
+impl ServerIdsMut<'_> {
     /// Names reals by numbers that their servers put into packets: QUIC connection ids, the TCP
     /// option, stable UDP routing. Packets that carry such a number go to its real, whatever ring
     /// and flow table say.
@@ -26,11 +77,82 @@ impl Katran {
     /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "modifyQuicRealsMapping")]
-    pub fn add_server_ids(&mut self, ids: &[ServerId]) -> Result<()> {
+    pub fn add(&mut self, ids: &[ServerId]) -> Result<()> {
         let ids: Vec<_> = ids.iter().map(|id| (id.id(), id.real())).collect();
-        let news = self.change_server_ids(&[], &ids, Room::Limited)?;
-        self.tell(news);
+        let news = self.katran.change_server_ids(&[], &ids, Room::Limited)?;
+        self.katran.tell(news);
         Ok(())
+    }
+
+    /// Removes ids; packets that carry them go by flow table and ring. All are removed, or none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
+    /// batch.
+    pub fn remove(&mut self, ids: &[u32]) -> Result<()> {
+        let news = self.katran.change_server_ids(ids, &[], Room::Limited)?;
+        self.katran.tell(news);
+        Ok(())
+    }
+
+    /// Stops routing by ids, without forgetting which real they name: packets that carry them go by
+    /// flow table and ring. Those that are invalid already stay so.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there; nothing has changed
+    /// then.
+    #[doc(alias = "invalidateServerIds")]
+    pub fn invalidate(&mut self, ids: &[u32]) -> Result<()> {
+        let valid = self.katran.with_validity(ids, true)?;
+        self.katran.change_at_once(|katran| {
+            let live = &katran.maps.live;
+            katran.maps.server_ids.remove(live, valid.iter().copied());
+            katran.invalid_ids.extend(valid);
+            Ok(())
+        })
+    }
+
+    /// Routes by ids again that had been invalidated. Those that are valid stay so.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there;
+    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
+    #[doc(alias = "revalidateServerIds")]
+    pub fn revalidate(&mut self, ids: &[u32]) -> Result<()> {
+        let invalid = self.katran.with_validity(ids, false)?;
+        let entries: Vec<(u32, u32)> = invalid
+            .iter()
+            .filter_map(|id| {
+                let real = self.katran.server_ids.get(*id)?;
+                let entry = self
+                    .katran
+                    .table
+                    .real(self.katran.table.address_of(real)?)?;
+                Some((*id, real_id(entry.number.0, entry.generation)))
+            })
+            .collect();
+        self.katran.change_at_once(|katran| {
+            let live = &katran.maps.live;
+            let inserted = katran.maps.server_ids.insert(live, &entries);
+            let kernel = &katran.kernel;
+            kernel.check("make room for", "server_ids", inserted)?;
+            for id in &invalid {
+                katran.invalid_ids.remove(id);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Katran {
+    /// The server ids: numbers in packets that name reals.
+    pub fn server_ids(&self) -> ServerIds<'_> {
+        ServerIds { katran: self }
+    }
+
+    /// Changes the server ids.
+    pub fn server_ids_mut(&mut self) -> ServerIdsMut<'_> {
+        ServerIdsMut { katran: self }
     }
 
     /// Removes ids and adds others in one change; an id in both comes to name another real, by one
@@ -64,75 +186,6 @@ impl Katran {
             Left::nothing()
         });
         Ok(switched.retire(self))
-    }
-
-    /// Removes ids; packets that carry them go by flow table and ring. All are removed, or none.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
-    /// batch.
-    pub fn remove_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let news = self.change_server_ids(ids, &[], Room::Limited)?;
-        self.tell(news);
-        Ok(())
-    }
-
-    /// Stops routing by ids, without forgetting which real they name: packets that carry them go by
-    /// flow table and ring. Those that are invalid already stay so.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there; nothing has changed
-    /// then.
-    #[doc(alias = "invalidateServerIds")]
-    pub fn invalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let valid = self.with_validity(ids, true)?;
-        self.change_at_once(|katran| {
-            let live = &katran.maps.live;
-            katran.maps.server_ids.remove(live, valid.iter().copied());
-            katran.invalid_ids.extend(valid);
-            Ok(())
-        })
-    }
-
-    /// Routes by ids again that had been invalidated. Those that are valid stay so.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there;
-    /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
-    #[doc(alias = "revalidateServerIds")]
-    pub fn revalidate_server_ids(&mut self, ids: &[u32]) -> Result<()> {
-        let invalid = self.with_validity(ids, false)?;
-        let entries: Vec<(u32, u32)> = invalid
-            .iter()
-            .filter_map(|id| {
-                let real = self.server_ids.get(*id)?;
-                let entry = self.table.real(self.table.address_of(real)?)?;
-                Some((*id, real_id(entry.number.0, entry.generation)))
-            })
-            .collect();
-        self.change_at_once(|katran| {
-            let live = &katran.maps.live;
-            let inserted = katran.maps.server_ids.insert(live, &entries);
-            let kernel = &katran.kernel;
-            kernel.check("make room for", "server_ids", inserted)?;
-            for id in &invalid {
-                katran.invalid_ids.remove(id);
-            }
-            Ok(())
-        })
-    }
-
-    /// Every server id with its real, ascending; invalid ones too.
-    pub fn server_ids(&self) -> Vec<ServerId> {
-        self.server_ids
-            .iter()
-            .filter_map(|(id, real)| Some(ServerId::new(id, self.table.address_of(real)?)))
-            .collect()
-    }
-
-    /// The ids that have been invalidated, ascending.
-    pub fn invalid_server_ids(&self) -> Vec<u32> {
-        self.invalid_ids.iter().copied().collect()
     }
 
     /// Those of the ids that are valid, or not; an error if one is unknown.

@@ -15,7 +15,60 @@ use crate::table::Room;
 use crate::types::Prefix;
 use crate::types::SourceRoute;
 
-impl Katran {
+/// Reals by the client's prefix: [`Katran::source_routes`].
+///
+/// ```no_run
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// println!("{} routes", katran.source_routes().count());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct SourceRoutes<'a> {
+    katran: &'a Katran,
+}
+
+impl SourceRoutes<'_> {
+    /// Every source route, in the order of prefixes.
+    #[doc(alias = "getSrcRoutingRule")]
+    pub fn list(&self) -> Vec<SourceRoute> {
+        self.katran
+            .source_routes
+            .iter()
+            .filter_map(|(prefix, real)| {
+                Some(SourceRoute::new(
+                    prefix,
+                    self.katran.table.address_of(real)?,
+                ))
+            })
+            .collect()
+    }
+
+    /// How many source routes there are, of both families.
+    #[doc(alias = "getSrcRoutingRuleSize")]
+    pub fn count(&self) -> usize {
+        self.katran.source_routes.counts().iter().sum()
+    }
+}
+
+/// Changes which reals the client's prefix leads to: [`Katran::source_routes_mut`].
+///
+/// ```no_run
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// let prefixes = ["100.64.0.0/10".parse()?, "2001:db8:64::/48".parse()?];
+/// let real = "198.51.100.1".parse().unwrap();
+/// katran.source_routes_mut().add(&prefixes, real)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct SourceRoutesMut<'a> {
+    katran: &'a mut Katran,
+}
+
+impl SourceRoutesMut<'_> {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
     /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix counts, so
     /// prefixes may lie within others. Flows that a flow table knows stay where they are, and under
@@ -28,14 +81,16 @@ impl Katran {
     /// [`Error::Unsupported`] without
     /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::AlreadyExists`] for
     /// a prefix that is there, or twice in the batch (to lead it elsewhere, remove it, or use
-    /// [`apply`](Self::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family or
+    /// [`apply`](Katran::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family or
     /// `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addSrcRoutingRule")]
-    pub fn add_source_routes(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
+    pub fn add(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
         let real = real.to_canonical();
         let routes: Vec<_> = prefixes.iter().map(|prefix| (*prefix, real)).collect();
-        let news = self.change_source_routes(&[], &routes, Room::Limited)?;
-        self.tell(news);
+        let news = self
+            .katran
+            .change_source_routes(&[], &routes, Room::Limited)?;
+        self.katran.tell(news);
         Ok(())
     }
 
@@ -47,9 +102,11 @@ impl Katran {
     /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::NotFound`] for a
     /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
-    pub fn remove_source_routes(&mut self, prefixes: &[Prefix]) -> Result<()> {
-        let news = self.change_source_routes(prefixes, &[], Room::Limited)?;
-        self.tell(news);
+    pub fn remove(&mut self, prefixes: &[Prefix]) -> Result<()> {
+        let news = self
+            .katran
+            .change_source_routes(prefixes, &[], Room::Limited)?;
+        self.katran.tell(news);
         Ok(())
     }
 
@@ -60,30 +117,26 @@ impl Katran {
     /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
     /// removed then.
     #[doc(alias = "clearAllSrcRoutingRules")]
-    pub fn clear_source_routes(&mut self) -> Result<()> {
+    pub fn clear(&mut self) -> Result<()> {
         let all: Vec<Prefix> = self
+            .katran
             .source_routes
             .iter()
             .map(|(prefix, _)| prefix)
             .collect();
-        self.remove_source_routes(&all)
+        self.remove(&all)
+    }
+}
+
+impl Katran {
+    /// The source routes: reals by the client's prefix.
+    pub fn source_routes(&self) -> SourceRoutes<'_> {
+        SourceRoutes { katran: self }
     }
 
-    /// Every source route, in the order of prefixes.
-    #[doc(alias = "getSrcRoutingRule")]
-    pub fn source_routes(&self) -> Vec<SourceRoute> {
-        self.source_routes
-            .iter()
-            .filter_map(|(prefix, real)| {
-                Some(SourceRoute::new(prefix, self.table.address_of(real)?))
-            })
-            .collect()
-    }
-
-    /// How many source routes there are, of both families.
-    #[doc(alias = "getSrcRoutingRuleSize")]
-    pub fn source_route_count(&self) -> usize {
-        self.source_routes.counts().iter().sum()
+    /// Changes the source routes.
+    pub fn source_routes_mut(&mut self) -> SourceRoutesMut<'_> {
+        SourceRoutesMut { katran: self }
     }
 
     /// Removes source routes and adds others in one change; a prefix in both comes to lead to another

@@ -238,7 +238,7 @@ impl Shared {
 ///
 /// Stopping and dropping wait for the callback to return. Whoever does so while holding a lock that the
 /// callback waits for waits for ever. The callback itself may do it: nobody waits then, what is under way
-/// is delivered after it has returned, and the balancer [is monitored](crate::Katran::is_monitored) until
+/// is delivered after it has returned, and the balancer [is monitored](crate::events::Events::is_running) until
 /// then.
 #[must_use = "a monitor ends when its handle is dropped"]
 pub struct Monitor {
@@ -264,7 +264,7 @@ impl Monitor {
     }
 
     /// Takes the events that wait in the list of
-    /// [`Katran::monitor_to_list`](crate::Katran::monitor_to_list), oldest first.
+    /// [`Events::to_list`](crate::events::Events::to_list), oldest first.
     pub fn take(&self) -> Vec<Event> {
         self.shared.lock().list.drain(..).collect()
     }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::error::Error;
 
 /// What becomes of a packet that came through a tunnel to one of the addresses of
-/// [`Katran::add_decap`](crate::Katran::add_decap).
+/// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DecapMode {
     /// It is balanced like any other packet: another site's balancer has forwarded it.

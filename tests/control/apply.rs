@@ -235,7 +235,7 @@ fn features_come_before_what_needs_them_and_go_after_it() {
         Some(katran.features()),
         whole.balancer.as_ref().unwrap().features
     );
-    assert_eq!(katran.source_route_count(), 2);
+    assert_eq!(katran.source_routes().count(), 2);
     assert!(katran.apply(&whole).unwrap().is_empty());
     // And back; the state is that of before.
     katran.apply(&bare).unwrap();
@@ -253,7 +253,7 @@ fn features_come_before_what_needs_them_and_go_after_it() {
     wrong.balancer.as_mut().unwrap().features = Some(katran::Features::FLOW_DEBUG);
     let error = refused(&mut katran, &wrong);
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    assert_eq!(katran.source_route_count(), 2);
+    assert_eq!(katran.source_routes().count(), 2);
 }
 
 #[test]
@@ -439,10 +439,10 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let document = State::from_toml(WHOLE).unwrap();
     let mut katran = from_state(&document);
     let vip = document.vips[0].vip;
-    assert_eq!(katran.server_ids().len(), 2);
-    assert_eq!(katran.invalid_server_ids(), [2]);
-    assert_eq!(katran.source_route_count(), 2);
-    assert_eq!(katran.decaps().len(), 2);
+    assert_eq!(katran.server_ids().list().len(), 2);
+    assert_eq!(katran.server_ids().invalid(), [2]);
+    assert_eq!(katran.source_routes().count(), 2);
+    assert_eq!(katran.decap().list().len(), 2);
     assert!(katran.is_down(vip, ip("198.51.100.2")).unwrap());
     assert!(katran.apply(&document).unwrap().is_empty());
     let text = katran.state().to_toml().unwrap();

@@ -357,9 +357,13 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     // Whatever names a real.
     serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A]);
     katran
-        .add_source_routes(&["100.64.0.0/24".parse().unwrap()], ip(B))
+        .source_routes_mut()
+        .add(&["100.64.0.0/24".parse().unwrap()], ip(B))
         .unwrap();
-    katran.add_server_ids(&[ServerId::new(1, ip(C))]).unwrap();
+    katran
+        .server_ids_mut()
+        .add(&[ServerId::new(1, ip(C))])
+        .unwrap();
     assert_eq!(*calls.lock().unwrap(), 1);
     let all = [("added", ip(A)), ("added", ip(B)), ("added", ip(C))];
     assert_eq!(take(&told), all);
@@ -373,8 +377,8 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
         let ran = [&katran, &fresh].map(|katran| katran.simulate(&syn(flow)).unwrap());
         assert_eq!(ran[0], ran[1]);
     }
-    katran.remove_server_ids(&[1]).unwrap();
-    katran.clear_source_routes().unwrap();
+    katran.server_ids_mut().remove(&[1]).unwrap();
+    katran.source_routes_mut().clear().unwrap();
     katran.remove_vip(vip(VIP)).unwrap();
     assert!(katran.real_numbers().is_empty());
     assert_eq!(*calls.lock().unwrap(), 2);
@@ -451,7 +455,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         let routes = ["100.64.0.0/24".parse().unwrap()];
         let batch = [faults::MAP_UPDATE_BATCH];
         let failed = without_commands(&batch, Errno::ENOMEM, || {
-            katran.add_source_routes(&routes, ip(A))
+            katran.source_routes_mut().add(&routes, ip(A))
         });
         assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
         assert!(katran.real_numbers().is_empty());

@@ -66,7 +66,8 @@ fn watched() -> Katran {
 fn listen(katran: &Katran, options: MonitorOptions) -> (Monitor, Receiver<Event>) {
     let (sender, events) = mpsc::channel();
     let monitor = katran
-        .monitor(options, move |event| sender.send(event.clone()).unwrap())
+        .events()
+        .start(options, move |event| sender.send(event.clone()).unwrap())
         .unwrap();
     (monitor, events)
 }
@@ -83,7 +84,8 @@ fn too_big() -> Vec<u8> {
 fn real_gone(katran: &mut Katran) -> Vec<u8> {
     const ID: u32 = 0x123;
     katran
-        .add_server_ids(&[ServerId::new(ID, ip("198.51.100.9"))])
+        .server_ids_mut()
+        .add(&[ServerId::new(ID, ip("198.51.100.9"))])
         .unwrap();
     // The kernel's memory of the real is taken away under the library, as between the two stores
     // of a removal.
@@ -104,7 +106,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
     let mut katran = watched();
     let before = SystemTime::now();
     let (monitor, events) = listen(&katran, MonitorOptions::new());
-    assert!(katran.is_monitored());
+    assert!(katran.events().is_running());
     let gone = real_gone(&mut katran);
     // A SYN, and what follows on a known flow, make none.
     for frame in [tcp(1).flags(SYN).frame(), tcp(1).frame()] {
@@ -132,7 +134,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
     }
     let stats = monitor.stop();
     assert_eq!((stats.delivered, stats.failure), (3, None));
-    assert!(!katran.is_monitored());
+    assert!(!katran.events().is_running());
     // Nobody listens any more.
     katran.simulate(&tcp(3).frame()).unwrap();
     let counters = katran.stats().events().unwrap();
@@ -150,7 +152,7 @@ fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
         .events([EventKind::PacketTooBig])
         .snap_length(40)
         .packet_limit(2);
-    let monitor = katran.monitor_to_list(options, 10).unwrap();
+    let monitor = katran.events().to_list(options, 10).unwrap();
     katran.simulate(&tcp(2).frame()).unwrap();
     for _ in 0..5 {
         katran.simulate(&too_big()).unwrap();
@@ -184,7 +186,7 @@ fn wait(
 #[test]
 fn the_list_keeps_the_last_ones() {
     let katran = watched();
-    let monitor = katran.monitor_to_list(MonitorOptions::new(), 2).unwrap();
+    let monitor = katran.events().to_list(MonitorOptions::new(), 2).unwrap();
     for client in 1..=5 {
         katran.simulate(&tcp(client).frame()).unwrap();
     }
@@ -281,7 +283,8 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     let katran = watched();
     let (sender, events) = mpsc::channel();
     let monitor = katran
-        .monitor(MonitorOptions::new(), move |event| {
+        .events()
+        .start(MonitorOptions::new(), move |event| {
             sender.send(event.clone()).unwrap();
             assert!(event.kind != EventKind::PacketTooBig, "this one not");
         })
@@ -297,7 +300,7 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     let ran = katran.simulate(&tcp(2).frame()).unwrap();
     assert_eq!(ran.verdict, Verdict::Tx);
     assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 1);
-    assert!(katran.is_monitored());
+    assert!(katran.events().is_running());
     assert_eq!(monitor.stop().delivered, 1);
     assert_eq!(events.iter().count(), 2);
     // The next one is a new beginning.
@@ -313,7 +316,7 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
 fn a_monitor_that_ends_leaves_its_successor_alone() {
     let katran = watched();
     let start = || loop {
-        match katran.monitor_to_list(MonitorOptions::new(), 10) {
+        match katran.events().to_list(MonitorOptions::new(), 10) {
             Err(Error::AlreadyExists { .. }) => std::thread::yield_now(),
             started => return started.unwrap(),
         }
@@ -344,7 +347,10 @@ fn a_callback_may_end_its_own_monitor() {
                 let stats = stop.then(|| monitor.stop());
                 sender.send(stats).unwrap();
             };
-            katran.monitor(MonitorOptions::new(), callback).unwrap()
+            katran
+                .events()
+                .start(MonitorOptions::new(), callback)
+                .unwrap()
         };
         *own.lock().unwrap() = Some(monitor);
         katran.simulate(&tcp(10 + u16::from(stop)).frame()).unwrap();
@@ -352,12 +358,12 @@ fn a_callback_may_end_its_own_monitor() {
         // Its own event was still being delivered.
         assert_eq!(stats.map(|stats| stats.delivered), stop.then_some(0));
         for _ in 0..1000 {
-            if !katran.is_monitored() {
+            if !katran.events().is_running() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(!katran.is_monitored());
+        assert!(!katran.events().is_running());
     }
 }
 
@@ -377,7 +383,8 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
     let options = MonitorOptions::new().rate_limit(u32::MAX);
     // A callback that does not return.
     let monitor = katran
-        .monitor(options, move |_| {
+        .events()
+        .start(options, move |_| {
             let _ = wait.recv_timeout(Duration::from_secs(60));
         })
         .unwrap();
@@ -420,7 +427,10 @@ fn events_are_written_to_a_file_for_each_kind() {
     let katran = watched();
     let scratch = Scratch::new("monitor");
     let options = MonitorOptions::new().snap_length(64);
-    let monitor = katran.monitor_to_pcap(options.clone(), &scratch.0).unwrap();
+    let monitor = katran
+        .events()
+        .to_pcap(options.clone(), &scratch.0)
+        .unwrap();
     let before = SystemTime::now();
     for client in 1..=3 {
         katran.simulate(&tcp(client).frame()).unwrap();
@@ -452,17 +462,18 @@ fn events_are_written_to_a_file_for_each_kind() {
     monitor.stop();
     // They are not written over.
     let error = katran
-        .monitor_to_pcap(options.clone(), &scratch.0)
+        .events()
+        .to_pcap(options.clone(), &scratch.0)
         .unwrap_err();
     assert!(matches!(error, Error::File { .. }), "{error}");
     assert!(
         error.to_string().contains("tcp_non_syn_miss.pcap"),
         "{error}"
     );
-    assert!(!katran.is_monitored());
+    assert!(!katran.events().is_running());
     // All files or none.
     fs::remove_file(scratch.0.join("tcp_non_syn_miss.pcap")).unwrap();
-    assert!(katran.monitor_to_pcap(options, &scratch.0).is_err());
+    assert!(katran.events().to_pcap(options, &scratch.0).is_err());
     assert!(!scratch.0.join("tcp_non_syn_miss.pcap").exists());
 }
 
@@ -499,7 +510,7 @@ fn tshark_reads_every_kind_of_file_and_sees_where_packets_were_cut() {
     let scratch = Scratch::new("tshark");
     let gone = real_gone(&mut katran);
     let options = MonitorOptions::new().snap_length(50);
-    let monitor = katran.monitor_to_pcap(options, &scratch.0).unwrap();
+    let monitor = katran.events().to_pcap(options, &scratch.0).unwrap();
     let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let before = since(SystemTime::now()).as_secs_f64();
     let frames = [tcp(1).frame(), too_big(), gone];
@@ -530,7 +541,7 @@ fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
     ] {
         let error = without_call(call, errno, || {
             let options = MonitorOptions::new();
-            katran.monitor_to_pcap(options, &scratch.0).unwrap_err()
+            katran.events().to_pcap(options, &scratch.0).unwrap_err()
         });
         match errno {
             Errno::EMFILE => assert!(
@@ -539,13 +550,13 @@ fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
             ),
             _ => assert!(matches!(error, Error::Kernel { .. }), "{error}"),
         }
-        assert!(!katran.is_monitored());
+        assert!(!katran.events().is_running());
         assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
         // Nobody listens, so nothing is handed over.
         katran.simulate(&too_big()).unwrap();
         assert_eq!(katran.stats().events().unwrap().packet_too_big, 0);
     }
-    let monitor = katran.monitor_to_pcap(MonitorOptions::new(), &scratch.0);
+    let monitor = katran.events().to_pcap(MonitorOptions::new(), &scratch.0);
     katran.simulate(&too_big()).unwrap();
     assert_eq!(monitor.unwrap().stop().delivered, 1);
 }
@@ -580,7 +591,7 @@ fn a_full_disk_leaves_whole_packets() {
     mount(&["-t", "tmpfs", "-o", "size=4k", "katran", path]);
     let _mounted = Mounted(path);
     let options = MonitorOptions::new().events([EventKind::TcpNonSynMiss]);
-    let monitor = katran.monitor_to_pcap(options, path).unwrap();
+    let monitor = katran.events().to_pcap(options, path).unwrap();
     let record = 16 + tcp(1).frame().len();
     let fit = ((4096 - 24) / record) as u64;
     assert_ne!((4096 - 24) % record, 0, "a packet is cut in two");
@@ -621,7 +632,8 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     let mut katran = watched();
     let (monitor, _events) = listen(&katran, MonitorOptions::new());
     let error = katran
-        .monitor_to_list(MonitorOptions::new(), 1)
+        .events()
+        .to_list(MonitorOptions::new(), 1)
         .unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     // Nor can the feature go while one listens.
@@ -639,13 +651,13 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     drop(monitor);
     let bad = MonitorOptions::new().rate_limit(0);
     assert!(matches!(
-        katran.monitor_to_list(bad, 1),
+        katran.events().to_list(bad, 1),
         Err(Error::InvalidConfig { .. })
     ));
-    assert!(katran.monitor_to_list(MonitorOptions::new(), 0).is_err());
+    assert!(katran.events().to_list(MonitorOptions::new(), 0).is_err());
     katran.reload(Features::default()).unwrap();
     assert!(matches!(
-        katran.monitor_to_list(MonitorOptions::new(), 1),
+        katran.events().to_list(MonitorOptions::new(), 1),
         Err(Error::Unsupported { .. })
     ));
 }

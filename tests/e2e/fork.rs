@@ -106,7 +106,7 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
             .features(Features::default() | Features::INTROSPECTION)
             .max_frame(MAX_FRAME)
     });
-    let monitor = site.katran.monitor_to_list(MonitorOptions::new(), 100);
+    let monitor = site.katran.events().to_list(MonitorOptions::new(), 100);
     let monitor = monitor.unwrap();
     // Another filter, the decapsulator's.
     drop(site.decaps.remove(0));

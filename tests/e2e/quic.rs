@@ -216,7 +216,7 @@ fn connections_that_change_their_port_stay_with_their_server() {
         let ids: Vec<u32> = IDS.iter().map(|(_, id)| *id).collect();
         let named = ids.iter().zip(&reals);
         let named: Vec<_> = named.map(|(id, real)| ServerId::new(*id, *real)).collect();
-        site.katran.add_server_ids(&named).unwrap();
+        site.katran.server_ids_mut().add(&named).unwrap();
         let before = site.katran.stats().quic().unwrap();
 
         let backends = site.lab.backends.iter().zip(IDS);
@@ -260,14 +260,14 @@ fn connections_that_change_their_port_stay_with_their_server() {
 
         // It is the id: with ids that are not valid the ring decides, for a server that does not know
         // the connection.
-        site.katran.invalidate_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().invalidate(&ids).unwrap();
         let _ = site.katran.purge(vip).unwrap();
         let lost = clients.iter().find(|of| of.server != "backend2").unwrap();
         let from = socket(&site.lab.client, local);
         assert_eq!(runtime.block_on(lost.ask_from(from, IN_VAIN)), None);
         let invalid = site.katran.stats().quic().unwrap().cid_invalid_server_id;
         assert!(invalid > after.cid_invalid_server_id);
-        site.katran.revalidate_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().revalidate(&ids).unwrap();
         let from = socket(&site.lab.client, local);
         let again = runtime.block_on(Client::connect(&settings, from, to));
         assert_eq!(again.server, "backend2");
@@ -275,7 +275,7 @@ fn connections_that_change_their_port_stay_with_their_server() {
         for endpoint in &servers {
             endpoint.close(0u32.into(), b"");
         }
-        site.katran.remove_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().remove(&ids).unwrap();
         site.katran.remove_vip(vip).unwrap();
     }
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);

@@ -113,8 +113,8 @@ fn nor_with_next_hops_of_reals_addresses_where_tunnels_end_and_a_monitor() {
             .features(Features::INLINE_DECAP | Features::INTROSPECTION)
     });
     let end = "10.9.9.9".parse().unwrap();
-    site.katran.add_decap(end, DecapMode::Inline).unwrap();
-    let monitor = site.katran.monitor_to_list(MonitorOptions::new(), 1);
+    site.katran.decap_mut().add(end, DecapMode::Inline).unwrap();
+    let monitor = site.katran.events().to_list(MonitorOptions::new(), 1);
     let features = site.katran.features();
     let more = features | Features::TCP_SERVER_ID | Features::SOURCE_ROUTING;
     check(site, &[more, features], by_state);
@@ -154,7 +154,7 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
     for real in site::reals(&site.lab, quic.address()) {
         site.katran.add_real(quic, katran::Real::new(real)).unwrap();
     }
-    let ends = site.katran.decaps();
+    let ends = site.katran.decap().list();
     // The first packets of all have gone their way, whatever has to be found out for them.
     for vip in [udp, quic] {
         site::udp(&site.lab.client, vip).ask(b"who").unwrap();
@@ -229,7 +229,7 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
         let (of_vips, of_reals) = packets(&site.katran);
         of_vips.iter().sum::<u64>() == of_reals
     });
-    assert_eq!(site.katran.decaps(), ends);
+    assert_eq!(site.katran.decap().list(), ends);
     // The new program is what a simulation runs, too.
     let flow = "192.0.2.9:1234".parse().unwrap();
     let ran = site
@@ -268,8 +268,11 @@ fn what_is_in_use_cannot_be_switched_off() {
     let katran = &mut site.katran;
     let (route, end) = ("192.0.2.0/24".parse().unwrap(), "10.9.9.9".parse().unwrap());
     let real = "198.51.100.1".parse().unwrap();
-    katran.add_source_routes(&[route], real).unwrap();
-    katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+    katran.source_routes_mut().add(&[route], real).unwrap();
+    katran
+        .decap_mut()
+        .add(end, katran::DecapMode::Inline)
+        .unwrap();
     let both = katran.features();
     for less in [Features::SOURCE_ROUTING, Features::INLINE_DECAP] {
         let error = katran.reload(less).unwrap_err();
@@ -278,20 +281,20 @@ fn what_is_in_use_cannot_be_switched_off() {
         assert_eq!(katran.features(), both);
     }
     assert!(katran.reload(both | Features::FLOW_DEBUG).is_err());
-    katran.clear_source_routes().unwrap();
-    katran.remove_decap(end).unwrap();
+    katran.source_routes_mut().clear().unwrap();
+    katran.decap_mut().remove(end).unwrap();
     katran.reload(Features::default()).unwrap();
     // Without the feature there is no such call; with it again, an empty table.
     assert!(matches!(
-        katran.add_source_routes(&[route], real),
+        katran.source_routes_mut().add(&[route], real),
         Err(Error::Unsupported { .. })
     ));
     katran.reload(both).unwrap();
-    assert_eq!(katran.source_route_count(), 0);
-    katran.add_source_routes(&[route], real).unwrap();
+    assert_eq!(katran.source_routes().count(), 0);
+    katran.source_routes_mut().add(&[route], real).unwrap();
     // What is kept keeps its entries.
     katran.reload(both | Features::GLOBAL_FLOW_TABLE).unwrap();
-    assert_eq!(katran.source_route_count(), 1);
+    assert_eq!(katran.source_routes().count(), 1);
 }
 
 #[test]
@@ -312,7 +315,10 @@ fn what_flows_go_by_cannot_be_switched_off() {
     katran.reload(Features::empty()).unwrap();
     katran.reload(both).unwrap();
     katran.set_global_flow(0, &flow, real).unwrap();
-    katran.add_server_ids(&[ServerId::new(77, real)]).unwrap();
+    katran
+        .server_ids_mut()
+        .add(&[ServerId::new(77, real)])
+        .unwrap();
     for (less, part) in [
         (Features::UDP_STABLE_ROUTING, "global flows: remove them"),
         (Features::GLOBAL_FLOW_TABLE, "server ids: remove them"),
@@ -336,6 +342,6 @@ fn what_flows_go_by_cannot_be_switched_off() {
     let changes = katran.apply(&wanted).unwrap();
     assert!(changes.features_changed);
     assert_eq!(katran.vip_flags(vip).unwrap(), wanted.vips[0].flags);
-    katran.remove_server_ids(&[77]).unwrap();
+    katran.server_ids_mut().remove(&[77]).unwrap();
     katran.reload(Features::empty()).unwrap();
 }

@@ -51,7 +51,10 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         let reals = site::reals(&site.lab, address);
         site.katran.add_vip(vip, VipFlags::SRC_ROUTING).unwrap();
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
-        site.katran.add_source_routes(&[prefix], reals[1]).unwrap();
+        site.katran
+            .source_routes_mut()
+            .add(&[prefix], reals[1])
+            .unwrap();
         let host = &site.lab.client;
         let [plain, in_prefix] = clients.map(|client| {
             let local = SocketAddr::new(client.parse().unwrap(), 0);
@@ -82,7 +85,7 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         site.katran
             .add_real(vip, Real::new(reals[1]).weight(0))
             .unwrap();
-        site.katran.remove_source_routes(&[prefix]).unwrap();
+        site.katran.source_routes_mut().remove(&[prefix]).unwrap();
         assert_eq!(routed.ask(&"x".repeat(30_000)).unwrap(), "backend1");
         let mut late = in_prefix();
         assert_eq!(late.ask("who").unwrap(), "backend0");

@@ -70,7 +70,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         site.add_service(vip, &reals);
         let ids = IDS.iter().zip(&reals);
         let ids: Vec<_> = ids.map(|(id, real)| ServerId::new(*id, *real)).collect();
-        site.katran.add_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().add(&ids).unwrap();
 
         // Connections of clients that repeat the id, and of one that does not.
         let mut open: Vec<(TcpClient, String)> = Vec::new();
@@ -117,14 +117,14 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
             .iter_mut()
             .find(|(_, name)| *name != last_name)
             .unwrap();
-        site.katran.invalidate_server_ids(&IDS).unwrap();
+        site.katran.server_ids_mut().invalidate(&IDS).unwrap();
         let _ = site.katran.purge(vip).unwrap();
         assert!(client.ask("who").is_err(), "{name}");
 
         drop(open);
         let counters = site.katran.stats().vip(vip).unwrap();
         assert!(counters.server_id_new >= 25);
-        site.katran.remove_server_ids(&IDS).unwrap();
+        site.katran.server_ids_mut().remove(&IDS).unwrap();
         site.katran.remove_vip(vip).unwrap();
     }
     for (server, decap) in servers.iter().zip(&site.decaps) {
@@ -169,7 +169,7 @@ fn datagrams_stay_with_the_server_that_they_name() {
             ServerId::new(1, reals[0]),
             ServerId::new(0xff_fffe, reals[1]),
         ];
-        site.katran.add_server_ids(&ids).unwrap();
+        site.katran.server_ids_mut().add(&ids).unwrap();
         let client = site::udp(&site.lab.client, vip);
         for _ in 0..3 {
             assert_eq!(client.ask(b"\x52\xff\xff\xfe....").unwrap(), "backend1");
@@ -178,9 +178,15 @@ fn datagrams_stay_with_the_server_that_they_name() {
         // Nothing of it is remembered: a datagram that names none goes by the ring.
         assert_eq!(client.ask(b"\x52\x00\x00\x07 unknown").unwrap(), "backend0");
         assert_eq!(client.ask(b"plain words").unwrap(), "backend0");
-        site.katran.invalidate_server_ids(&[0xff_fffe]).unwrap();
+        site.katran
+            .server_ids_mut()
+            .invalidate(&[0xff_fffe])
+            .unwrap();
         assert_eq!(client.ask(b"\x52\xff\xff\xfe....").unwrap(), "backend0");
-        site.katran.remove_server_ids(&[1, 0xff_fffe]).unwrap();
+        site.katran
+            .server_ids_mut()
+            .remove(&[1, 0xff_fffe])
+            .unwrap();
     }
     let counters = site.katran.stats().stable_udp().unwrap();
     assert_eq!((counters.cid_routed, counters.ch_routed), (12, 6));

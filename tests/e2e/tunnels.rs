@@ -72,7 +72,7 @@ fn a_balancer_behind_a_balancer() {
         let _decaps = site::decaps(&lab, XdpMode::Native);
         let _servers = lab.serve_tcp(PORT).unwrap();
         for end in own(&lab, 1) {
-            second.add_decap(end, DecapMode::Inline).unwrap();
+            second.decap_mut().add(end, DecapMode::Inline).unwrap();
         }
         for (vip, end) in mixes(&lab, own(&lab, 1)) {
             site::add_service(&mut first, vip, &[end]);
@@ -162,7 +162,7 @@ fn egress_sends_what_was_in_the_tunnel_on_its_way() {
             lab.router.ip(&rule).unwrap();
         }
         for end in own(&lab, 1) {
-            second.add_decap(end, DecapMode::Egress).unwrap();
+            second.decap_mut().add(end, DecapMode::Egress).unwrap();
         }
         for (vip, end) in mixes(&lab, own(&lab, 1)) {
             site::add_service(&mut first, vip, &[end]);

@@ -62,7 +62,7 @@ fn balancer(settings: Builder) -> Katran {
     );
     for (ends, mode) in [(INLINE, DecapMode::Inline), (EGRESS, DecapMode::Egress)] {
         for end in ends {
-            katran.add_decap(ip(end), mode).unwrap();
+            katran.decap_mut().add(ip(end), mode).unwrap();
         }
     }
     katran
@@ -391,11 +391,12 @@ fn with_the_feature_off_tunnels_are_passed() {
     let ran = run(&katran, &frame);
     assert_eq!((ran.reason, ran.frame), (Reason::NotTransport, frame));
     let error = katran
-        .add_decap(ip(INLINE[0]), DecapMode::Inline)
+        .decap_mut()
+        .add(ip(INLINE[0]), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("inline-decap"), "{error}");
-    assert!(katran.remove_decap(ip(INLINE[0])).is_err());
+    assert!(katran.decap_mut().remove(ip(INLINE[0])).is_err());
     assert!(katran.map_fd("decap_destinations").is_none());
 }
 
@@ -408,31 +409,35 @@ fn addresses_come_and_go() {
         (ip(INLINE[1]), DecapMode::Inline),
         (ip(EGRESS[1]), DecapMode::Egress),
     ];
-    assert_eq!(katran.decaps(), all);
+    assert_eq!(katran.decap().list(), all);
     for mode in [DecapMode::Inline, DecapMode::Egress] {
-        let twice = katran.add_decap(ip(INLINE[0]), mode).unwrap_err();
+        let twice = katran.decap_mut().add(ip(INLINE[0]), mode).unwrap_err();
         assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     }
     let bad = katran
-        .add_decap(ip("224.0.0.1"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("224.0.0.1"), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(bad, Error::InvalidAddress { .. }), "{bad}");
     katran
-        .add_decap(ip("192.0.2.1"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.1"), DecapMode::Inline)
         .unwrap();
     katran
-        .add_decap(ip("192.0.2.2"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.2"), DecapMode::Inline)
         .unwrap();
     let full = katran
-        .add_decap(ip("192.0.2.3"), DecapMode::Inline)
+        .decap_mut()
+        .add(ip("192.0.2.3"), DecapMode::Inline)
         .unwrap_err();
     assert!(matches!(full, Error::Exhausted { limit: 6, .. }), "{full}");
-    katran.remove_decap(ip("192.0.2.1")).unwrap();
-    katran.remove_decap(ip("192.0.2.2")).unwrap();
-    let gone = katran.remove_decap(ip("192.0.2.2")).unwrap_err();
+    katran.decap_mut().remove(ip("192.0.2.1")).unwrap();
+    katran.decap_mut().remove(ip("192.0.2.2")).unwrap();
+    let gone = katran.decap_mut().remove(ip("192.0.2.2")).unwrap_err();
     assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
-    assert_eq!(katran.decaps(), all);
-    katran.remove_decap(ip(INLINE[0])).unwrap();
+    assert_eq!(katran.decap().list(), all);
+    katran.decap_mut().remove(ip(INLINE[0])).unwrap();
     let inner = Packet::new(flows()[0]).ip();
     let ran = run(&katran, &tunnelled(Kind::Ipip, &inner, INLINE[0]));
     assert_eq!(ran.reason, Reason::DecapToHost);

@@ -149,12 +149,13 @@ impl Recording {
             .flatten()
             .map(|id| ServerId::new(number(&id[0]), text(&id[1]).parse().unwrap()))
             .collect();
-        katran.add_server_ids(&ids).unwrap();
+        katran.server_ids_mut().add(&ids).unwrap();
         let routes = self.json["state"]["src_rules"].as_array();
         for route in routes.into_iter().flatten() {
             let (prefix, real) = (text(&route[0]).parse(), text(&route[1]).parse());
             katran
-                .add_source_routes(&[prefix.unwrap()], real.unwrap())
+                .source_routes_mut()
+                .add(&[prefix.unwrap()], real.unwrap())
                 .unwrap();
         }
         for (key, mode) in [
@@ -163,7 +164,8 @@ impl Recording {
         ] {
             for address in self.json["state"][key].as_array().into_iter().flatten() {
                 katran
-                    .add_decap(text(address).parse().unwrap(), mode)
+                    .decap_mut()
+                    .add(text(address).parse().unwrap(), mode)
                     .unwrap();
             }
         }

@@ -47,7 +47,8 @@ fn balancer(vip: &str, flags: VipFlags) -> (Katran, Vip) {
     let vip = serve(&mut katran, vip, flags, &[A]);
     let ids = [(7, B), (70_000, C), (TOP_BIT, B), (0xff_ffff, C)];
     katran
-        .add_server_ids(&ids.map(|(id, real)| ServerId::new(id, ip(real))))
+        .server_ids_mut()
+        .add(&ids.map(|(id, real)| ServerId::new(id, ip(real))))
         .unwrap();
     (katran, vip)
 }
@@ -343,23 +344,23 @@ fn ids_can_be_invalidated_removed_and_come_back() {
     let (mut katran, vip) = quic(VipFlags::empty());
     let reason = |katran: &Katran, port| send(katran, udp(port), &short(1, 7)).reason;
     assert_eq!(reason(&katran, 1), Reason::ConnectionId);
-    katran.invalidate_server_ids(&[7, 7]).unwrap();
+    katran.server_ids_mut().invalidate(&[7, 7]).unwrap();
     assert_eq!(reason(&katran, 2), Reason::Ring);
-    assert_eq!(katran.invalid_server_ids(), [7]);
-    assert_eq!(katran.server_ids().len(), 4, "it is not forgotten");
-    katran.invalidate_server_ids(&[7]).unwrap();
-    katran.revalidate_server_ids(&[7, 70_000]).unwrap();
+    assert_eq!(katran.server_ids().invalid(), [7]);
+    assert_eq!(katran.server_ids().list().len(), 4, "it is not forgotten");
+    katran.server_ids_mut().invalidate(&[7]).unwrap();
+    katran.server_ids_mut().revalidate(&[7, 70_000]).unwrap();
     assert_eq!(reason(&katran, 3), Reason::ConnectionId);
-    assert!(katran.invalid_server_ids().is_empty());
+    assert!(katran.server_ids().invalid().is_empty());
 
     // C is named by two ids and nothing else.
     let (c, misses) = (ip(C), |katran: &Katran| {
         katran.stats().flow_table().unwrap().misses
     });
     assert!(katran.real_index(c).is_some());
-    katran.remove_server_ids(&[70_000]).unwrap();
+    katran.server_ids_mut().remove(&[70_000]).unwrap();
     assert!(katran.real_index(c).is_some());
-    katran.remove_server_ids(&[0xff_ffff]).unwrap();
+    katran.server_ids_mut().remove(&[0xff_ffff]).unwrap();
     assert_eq!(katran.real_index(c), None);
     let before = misses(&katran);
     assert_eq!(
@@ -368,11 +369,11 @@ fn ids_can_be_invalidated_removed_and_come_back() {
     );
     assert_eq!(misses(&katran), before + 1);
     // An invalid id keeps its real alive, too.
-    katran.invalidate_server_ids(&[7, TOP_BIT]).unwrap();
+    katran.server_ids_mut().invalidate(&[7, TOP_BIT]).unwrap();
     assert!(katran.real_index(ip(B)).is_some());
-    katran.remove_server_ids(&[7, TOP_BIT]).unwrap();
+    katran.server_ids_mut().remove(&[7, TOP_BIT]).unwrap();
     assert_eq!(katran.real_index(ip(B)), None);
-    assert!(katran.server_ids().is_empty());
+    assert!(katran.server_ids().list().is_empty());
     // The real that comes next gets no packets of theirs, whatever number it has.
     katran
         .modify_reals(
@@ -386,10 +387,11 @@ fn ids_can_be_invalidated_removed_and_come_back() {
 #[test]
 fn batches_are_all_or_nothing() {
     let (mut katran, _) = quic(VipFlags::empty());
-    let before = katran.server_ids();
+    let before = katran.server_ids().list();
     let id = |number, real| ServerId::new(number, ip(real));
     let new = "198.51.100.50";
-    let refused = |katran: &mut Katran, ids: &[ServerId]| katran.add_server_ids(ids).unwrap_err();
+    let refused =
+        |katran: &mut Katran, ids: &[ServerId]| katran.server_ids_mut().add(ids).unwrap_err();
     assert!(matches!(
         refused(&mut katran, &[id(100, new), id(7, A)]),
         Error::AlreadyExists { .. }
@@ -407,17 +409,17 @@ fn batches_are_all_or_nothing() {
         Error::InvalidAddress { .. }
     ));
     assert!(matches!(
-        katran.remove_server_ids(&[7, 8]).unwrap_err(),
+        katran.server_ids_mut().remove(&[7, 8]).unwrap_err(),
         Error::NotFound { .. }
     ));
     assert!(matches!(
-        katran.remove_server_ids(&[7, 7]).unwrap_err(),
+        katran.server_ids_mut().remove(&[7, 7]).unwrap_err(),
         Error::NotFound { .. }
     ));
-    assert!(katran.invalidate_server_ids(&[7, 8]).is_err());
-    assert!(katran.revalidate_server_ids(&[8]).is_err());
-    assert_eq!(katran.server_ids(), before);
-    assert!(katran.invalid_server_ids().is_empty());
+    assert!(katran.server_ids_mut().invalidate(&[7, 8]).is_err());
+    assert!(katran.server_ids_mut().revalidate(&[8]).is_err());
+    assert_eq!(katran.server_ids().list(), before);
+    assert!(katran.server_ids().invalid().is_empty());
     assert_eq!(katran.real_index(ip(new)), None);
     assert_eq!(
         send(&katran, udp(1), &short(1, 7)).reason,
@@ -425,8 +427,8 @@ fn batches_are_all_or_nothing() {
     );
 
     let mut small = load(settings().max_server_ids(2));
-    small.add_server_ids(&[id(1, A), id(2, A)]).unwrap();
-    let error = small.add_server_ids(&[id(3, A)]).unwrap_err();
+    small.server_ids_mut().add(&[id(1, A), id(2, A)]).unwrap();
+    let error = small.server_ids_mut().add(&[id(3, A)]).unwrap_err();
     assert!(
         matches!(error, Error::Exhausted { limit: 2, .. }),
         "{error}"
@@ -438,7 +440,8 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     const MANY: u32 = 100_000;
     let (mut katran, _) = quic(VipFlags::empty());
     katran
-        .remove_server_ids(&[7, 70_000, TOP_BIT, 0xff_ffff])
+        .server_ids_mut()
+        .remove(&[7, 70_000, TOP_BIT, 0xff_ffff])
         .unwrap();
     let empty = katran.stats().memory_in_use().unwrap();
     // Ids without a pattern, of two reals.
@@ -456,7 +459,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         let ids: Vec<_> = (done..upto)
             .map(|i| ServerId::new(number(i), real(i)))
             .collect();
-        katran.add_server_ids(&ids).unwrap();
+        katran.server_ids_mut().add(&ids).unwrap();
         done = upto;
         step *= 3;
         for i in (0..done).step_by(1 + done as usize / 50) {
@@ -475,7 +478,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
     assert_eq!(use_of.entries, u64::from(MANY));
 
     let most: Vec<u32> = (10..MANY).map(number).collect();
-    katran.remove_server_ids(&most).unwrap();
+    katran.server_ids_mut().remove(&most).unwrap();
     // Other clients than before, for those have entries.
     for i in 0..20 {
         let flow = Flow::udp((ip("192.0.2.8"), i as u16).into(), at(TO));
@@ -493,23 +496,24 @@ fn the_table_grows_and_shrinks_with_its_ids() {
 #[test]
 fn what_the_kernel_refuses_changes_nothing() {
     let (mut katran, _) = quic(VipFlags::empty());
-    let before = (katran.server_ids(), katran.real_numbers());
+    let before = (katran.server_ids().list(), katran.real_numbers());
     // More than half of the first chunk: a larger table is needed, with reals that are new.
     let real = |i: u32| ip(if i == 0 { "198.51.100.77" } else { B });
     let ids: Vec<_> = (0..70_000)
         .map(|i| ServerId::new(100_000 + i, real(i)))
         .collect();
     for command in [faults::MAP_CREATE, faults::MAP_UPDATE_BATCH] {
-        let refused =
-            faults::without_commands(&[command], Errno::ENOMEM, || katran.add_server_ids(&ids));
+        let refused = faults::without_commands(&[command], Errno::ENOMEM, || {
+            katran.server_ids_mut().add(&ids)
+        });
         assert!(matches!(refused, Err(Error::Kernel { .. })), "{refused:?}");
-        assert_eq!((katran.server_ids(), katran.real_numbers()), before);
+        assert_eq!((katran.server_ids().list(), katran.real_numbers()), before);
         let known = send(&katran, udp(command as u16), &short(1, 7));
         assert_eq!(outcome(&known), went(B, Reason::ConnectionId));
         let unknown = send(&katran, udp(100 + command as u16), &short(2, 100_001));
         assert_eq!(unknown.reason, Reason::Ring);
     }
-    katran.add_server_ids(&ids).unwrap();
+    katran.server_ids_mut().add(&ids).unwrap();
     let ran = send(&katran, udp(7), &short(2, 100_000));
     assert_eq!(outcome(&ran), went("198.51.100.77", Reason::ConnectionId));
 }

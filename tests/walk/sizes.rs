@@ -410,12 +410,15 @@ fn maps_of_features_are_what_the_kernel_accounts() {
     });
     let prefixes: BTreeSet<Prefix> = v4.chain(v6).collect();
     let prefixes: Vec<Prefix> = prefixes.into_iter().collect();
-    katran.add_source_routes(&prefixes, real).unwrap();
+    katran.source_routes_mut().add(&prefixes, real).unwrap();
     let ids: Vec<ServerId> = (1..=NAMES).map(|id| ServerId::new(id, real)).collect();
-    katran.add_server_ids(&ids).unwrap();
+    katran.server_ids_mut().add(&ids).unwrap();
     for i in 0..100 {
         let end = [192, 0, 2, i].into();
-        katran.add_decap(end, katran::DecapMode::Inline).unwrap();
+        katran
+            .decap_mut()
+            .add(end, katran::DecapMode::Inline)
+            .unwrap();
     }
     let full = katran.stats().memory_in_use().unwrap();
     // Of the rest only rings have come.
@@ -441,9 +444,10 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         assert!((0.9..=most).contains(&ratio), "{what}: {ratio}\n{estimate}");
     }
     katran
-        .remove_server_ids(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
+        .server_ids_mut()
+        .remove(&ids.iter().map(ServerId::id).collect::<Vec<_>>())
         .unwrap();
-    katran.clear_source_routes().unwrap();
+    katran.source_routes_mut().clear().unwrap();
     let after = katran.stats().memory_in_use().unwrap();
     assert!(
         after < at_load + (full - at_load) / 10,

@@ -209,7 +209,7 @@ fn on_damaged_frames_with_every_feature() {
         // No limit acts, so both hand over the same events.
         let [simulated, direct] = [&twins.simulated, &twins.direct].map(|katran| {
             let options = MonitorOptions::new().rate_limit(u32::MAX);
-            katran.monitor_to_list(options, 1).unwrap()
+            katran.events().to_list(options, 1).unwrap()
         });
         check_damaged(&mut twins);
         let stats = simulated.stop();
@@ -265,15 +265,21 @@ fn everything(encapsulation: Encapsulation) -> Katran {
         .unwrap();
     // Those of the recordings, and others around them.
     let ids = (1..5000).map(|id| ServerId::new(id, ip(reals[id as usize % 3])));
-    katran.add_server_ids(&ids.collect::<Vec<_>>()).unwrap();
+    katran
+        .server_ids_mut()
+        .add(&ids.collect::<Vec<_>>())
+        .unwrap();
     let prefixes = ["100.64.0.0/10", "2001:db8::/32"].map(|text| text.parse().unwrap());
-    katran.add_source_routes(&prefixes, ip(reals[1])).unwrap();
+    katran
+        .source_routes_mut()
+        .add(&prefixes, ip(reals[1]))
+        .unwrap();
     for (end, mode) in [
         ("192.0.2.200", DecapMode::Inline),
         ("2001:db8:d::1", DecapMode::Inline),
         ("192.0.2.202", DecapMode::Egress),
     ] {
-        katran.add_decap(ip(end), mode).unwrap();
+        katran.decap_mut().add(ip(end), mode).unwrap();
     }
     katran
 }

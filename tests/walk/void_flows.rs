@@ -301,7 +301,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
     let vip = serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A, B]);
     let to_a = Some(ip(A));
     let clients = ["192.0.2.0/24".parse().unwrap()];
-    katran.add_source_routes(&clients, ip(A)).unwrap();
+    katran.source_routes_mut().add(&clients, ip(A)).unwrap();
     assert_eq!(send(&katran, flow(1)), (to_a, Reason::SourceRoute));
     katran.mark_down(vip, ip(A)).unwrap();
     for port in 1..20 {
@@ -361,7 +361,8 @@ fn ids_lead_to_their_real_whatever_its_health() {
     let mut katran = load(builder());
     let vip = serve(&mut katran, "203.0.113.1:443/udp", VipFlags::QUIC, &[A, B]);
     katran
-        .add_server_ids(&[ServerId::new(0x1234, ip(A))])
+        .server_ids_mut()
+        .add(&[ServerId::new(0x1234, ip(A))])
         .unwrap();
     katran.mark_down(vip, ip(A)).unwrap();
     let flow = Flow::udp(at("192.0.2.7:1"), at("203.0.113.1:443"));
