@@ -199,12 +199,12 @@ fn clients(
             longest: interface.mtu,
         });
     }
-    let routes = requests.default_routes(family == Family::V6)?;
+    let routes = requests.default_routes(family)?;
     let is_here = |route: &&Route| Some(route.interface) == interface.index;
     let way_back = match routes.first() {
         Some(first) if is_here(&first) => WayBack::Here,
         Some(_) => WayBack::Elsewhere,
-        None if requests.has_other_routes(family == Family::V6)? => WayBack::Partial,
+        None if requests.has_other_routes(family)? => WayBack::Partial,
         None => WayBack::None,
     };
     let longest = routes.iter().filter(is_here);
@@ -424,7 +424,7 @@ impl Decap {
             of("all").max(of(interface))
         };
         Ok(judge_backend(&Backend {
-            host: HostFacts::gather(compiled, false),
+            host: HostFacts::gather(compiled),
             tc_index,
             rp_filter: of_both("rp_filter"),
             clients: of_families,

@@ -44,6 +44,7 @@ use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
+use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 use crate::types::TcHook;
@@ -520,10 +521,6 @@ fn map_name(by: MatchBy) -> &'static str {
     }
 }
 
-fn family(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 4 } else { 6 }
-}
-
 fn probe_real(address: IpAddr) -> types::probe_real {
     types::probe_real {
         address: address_bytes(address),
@@ -536,6 +533,6 @@ fn vip_key(vip: &Vip) -> types::vip_key {
         address: address_bytes(vip.address()),
         port: vip.port().to_be(),
         protocol: vip.protocol().number(),
-        family: family(vip.address()),
+        family: Family::of(vip.address()).number(),
     }
 }

@@ -29,7 +29,7 @@
 //!
 //! The names at the root are the handles and the words in which they are spoken to. The rest is in modules,
 //! by subject: [`stats`], [`state`], [`events`], [`diagnosis`], [`flows`], [`attachments`],
-//! [`routing`] and [`ring`].
+//! [`routing`], [`probes`] and [`ring`].
 //!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
@@ -38,6 +38,7 @@ pub mod attachments;
 pub mod diagnosis;
 pub mod events;
 pub mod flows;
+pub mod probes;
 pub mod ring;
 pub mod routing;
 pub mod state;

@@ -171,8 +171,8 @@ impl RootProgram {
         Ok(self.attachments.add_new(new))
     }
 
-    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
-    /// there is an interface of that name again in the calling thread's network namespace.
+    /// Attaches again what is gone ([`AttachmentState::Gone`]), wherever there is an interface of
+    /// that name again in the calling thread's network namespace.
     ///
     /// # Errors
     /// As [`attach`](Self::attach): the first failure, after all have been tried.

@@ -45,6 +45,33 @@ fn the_crate_root_stays_short() {
     );
 }
 
+/// What everybody needs, and the views of areas: what else is called belongs to a view.
+#[test]
+fn the_handle_stays_short() {
+    let mut methods = Vec::new();
+    for (path, text) in sources() {
+        if !path.starts_with("src/katran/") {
+            continue;
+        }
+        let mut on_the_handle = false;
+        for line in text.lines() {
+            match line {
+                "impl Katran {" => on_the_handle = true,
+                "}" => on_the_handle = false,
+                _ if on_the_handle && line.starts_with("    pub fn ") => {
+                    methods.push(line.trim().to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(
+        (50..=72).contains(&methods.len()),
+        "{}: {methods:#?}",
+        methods.len()
+    );
+}
+
 #[test]
 fn files_of_a_module_form_no_circle() {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();

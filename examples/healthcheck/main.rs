@@ -173,7 +173,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } = checker;
     // Probes that are on their way need no end.
     runtime.shutdown_background();
-    let counters = katran.healthcheck_counters()?;
+    let counters = katran.probes().counters()?;
     say(format!(
         "{} packets of probes sent, {} dropped",
         counters.processed, counters.dropped
@@ -288,7 +288,7 @@ impl Checker<'_> {
             let check = self.checks.of(vip);
             // Only what has a destination is a target.
             let to = check.destination(vip).unwrap_or(vip);
-            let before = self.katran.probe_counter(to).unwrap_or(0);
+            let before = self.katran.probes().counter(to).unwrap_or(0);
             let question = Question {
                 to,
                 mark,
@@ -344,7 +344,7 @@ impl Checker<'_> {
         if let Outcome::NotSent(error) = &probed.outcome {
             return Some(error.clone());
         }
-        match self.katran.probe_counter(probed.to) {
+        match self.katran.probes().counter(probed.to) {
             Ok(now) if now != probed.before => return None,
             Ok(_) => {}
             Err(error) => return Some(error.to_string()),
@@ -352,7 +352,7 @@ impl Checker<'_> {
         if is_own(probed.to) {
             return Some("the VIP is an address of this host: remove it here".to_owned());
         }
-        let attachment = self.katran.healthcheck_attachment();
+        let attachment = self.katran.probes().attachment();
         let interface = attachment.map_or(String::new(), |attachment| attachment.interface);
         let found = match &probed.outcome {
             Outcome::Failed(failure) => format!(" ({failure})"),

@@ -245,9 +245,11 @@ impl Filter {
                 }
                 None => {}
             }
-            place
-                .attach(plan.program, present.is_some())
-                .map_err(failed)
+            let put = match present {
+                Some(_) => place.replace(plan.program),
+                None => place.make(plan.program),
+            };
+            put.map_err(failed)
         };
         if let Err(error) = attach() {
             if made_clsact && let Err(error) = place.remove_clsact() {

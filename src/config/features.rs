@@ -45,7 +45,7 @@ bitflags! {
         const UDP_STABLE_ROUTING = feature::FEATURE_UDP_STABLE_ROUTING.0;
         /// A second flow table that the host application fills, for VIPs with
         /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); see
-        /// [`Katran::set_global_flow`](crate::Katran::set_global_flow).
+        /// [`GlobalFlowsMut::set`](crate::flows::GlobalFlowsMut::set).
         #[doc(alias = "GLOBAL_LRU_LOOKUP")]
         const GLOBAL_FLOW_TABLE = feature::FEATURE_GLOBAL_FLOW_TABLE.0;
         /// Hand packets of local VIPs for local reals to this host's own stack. On by default.

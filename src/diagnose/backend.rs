@@ -255,7 +255,7 @@ fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
 
 fn vips(facts: &Backend, found: &mut Diagnosis) {
     for (vip, here) in &facts.vips {
-        let bits = if vip.is_ipv4() { 32 } else { 128 };
+        let bits = Family::of(*vip).bits();
         match here {
             true => found.ok(
                 Subject::VipOnLoopback,

@@ -19,6 +19,7 @@ use super::interface::outlook;
 use super::interrupts;
 use super::overhead;
 use crate::next_hop::NextHop;
+use crate::types::ByFamily;
 use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::Gateway;
@@ -38,10 +39,10 @@ pub(crate) struct Balancer {
     pub(crate) max_frame: u32,
     pub(crate) encapsulation: Encapsulation,
     /// Whether there are reals of IPv4 and of IPv6.
-    pub(crate) reals: [bool; 2],
-    pub(crate) sources: [bool; 2],
+    pub(crate) reals: ByFamily<bool>,
+    pub(crate) sources: ByFamily<bool>,
     /// The prefixes that IPIP packets to IPv4 and IPv6 reals come from were left at their defaults.
-    pub(crate) default_ipip_sources: [bool; 2],
+    pub(crate) default_ipip_sources: ByFamily<bool>,
     /// There are marks or matches of health checks, or an interface for them.
     pub(crate) healthchecks: bool,
     /// Health checks are attached.
@@ -230,7 +231,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
 }
 
 fn mtu(facts: &Balancer, found: &mut Diagnosis) {
-    let [v4, v6] = facts.reals;
+    let ByFamily { v4, v6 } = facts.reals;
     // Without reals nothing is known: the larger one.
     let outer = if v6 || !v4 { Family::V6 } else { Family::V4 };
     let needed = overhead(facts.encapsulation, outer);
@@ -335,8 +336,8 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
 fn source(facts: &Balancer, found: &mut Diagnosis) {
     let mut fine = true;
     let families = Family::ALL.into_iter().zip(["source_v4", "source_v6"]);
-    for (at, (family, name)) in families.enumerate() {
-        if !facts.reals[at] || facts.sources[at] {
+    for (family, name) in families {
+        if !facts.reals[family] || facts.sources[family] {
             continue;
         }
         if facts.encapsulation == Encapsulation::Gue {
@@ -351,20 +352,20 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
     }
     let made_up = [
         (
-            "IPv4",
+            Family::V4,
             "172.16.0.0/16",
             "ipip_source_v4 with a /16 of your own",
         ),
         (
-            "IPv6",
+            Family::V6,
             "100::/64, which RFC 6666 has routers discard if they are set up so",
             "ipip_source_v6 with a prefix of your own",
         ),
     ];
-    for (at, (family, prefix, setting)) in made_up.into_iter().enumerate() {
+    for (family, prefix, setting) in made_up {
         if facts.encapsulation == Encapsulation::Ipip
-            && facts.default_ipip_sources[at]
-            && facts.reals[at]
+            && facts.default_ipip_sources[family]
+            && facts.reals[family]
         {
             fine = false;
             let message = format!(

@@ -53,9 +53,9 @@ fn good() -> Balancer {
         frags: false,
         max_frame: 1514,
         encapsulation: Encapsulation::Ipip,
-        reals: [true, true],
-        sources: [true, true],
-        default_ipip_sources: [false, false],
+        reals: ByFamily::both(true),
+        sources: ByFamily::both(true),
+        default_ipip_sources: ByFamily::both(false),
         lost_entries: Vec::new(),
         reals_here: Vec::new(),
         healthchecks: false,
@@ -288,14 +288,14 @@ fn each_trouble_is_one_finding_with_advice() {
             "native",
         ),
         (
-            |f| f.default_ipip_sources[0] = true,
+            |f| f.default_ipip_sources.v4 = true,
             Note,
             Subject::Source,
             "172.16.0.0/16",
             "ipip_source_v4",
         ),
         (
-            |f| f.default_ipip_sources[1] = true,
+            |f| f.default_ipip_sources.v6 = true,
             Note,
             Subject::Source,
             "100::/64",
@@ -457,7 +457,7 @@ fn each_trouble_is_one_finding_with_advice() {
         (
             |f| {
                 f.encapsulation = Encapsulation::Gue;
-                f.sources[1] = false;
+                f.sources.v6 = false;
                 f.interface.mtu = 1600;
             },
             Problem,

@@ -35,8 +35,8 @@ pub(crate) struct HostFacts {
 }
 
 impl HostFacts {
-    /// `compiled`: what the kernel says of a program of ours.
-    pub(crate) fn gather(compiled: Option<bool>, shares: bool) -> Self {
+    /// `compiled`: what the kernel says of a program of ours. Whether an entry is ours, who asks knows.
+    pub(crate) fn gather(compiled: Option<bool>) -> Self {
         let (has, lacks): (Vec<_>, Vec<_>) = NEWER
             .iter()
             .partition(|(release, _)| release::is_at_least(*release));
@@ -54,7 +54,7 @@ impl HostFacts {
             has,
             lacks,
             privileges: environment::privileges(),
-            shares,
+            shares: false,
         }
     }
 }

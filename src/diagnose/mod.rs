@@ -156,7 +156,7 @@ impl Diagnosis {
     /// ```
     pub fn of_host() -> Self {
         let mut found = Self::default();
-        host::host(&HostFacts::gather(None, false), &mut found);
+        host::host(&HostFacts::gather(None), &mut found);
         found
     }
 

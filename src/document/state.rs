@@ -56,7 +56,7 @@ pub struct State {
     pub probes: Vec<Vip>,
 }
 
-/// One mark of a [`State`]; see [`Katran::map_mark`](crate::Katran::map_mark).
+/// One mark of a [`State`]; see [`ProbesMut::map_mark`](crate::probes::ProbesMut::map_mark).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct MarkState {
@@ -99,9 +99,9 @@ impl ProbeMatchState {
 /// By what a probe is told, if not by its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeMatch {
-    /// See [`Katran::match_destination`](crate::Katran::match_destination).
+    /// See [`ProbesMut::match_destination`](crate::probes::ProbesMut::match_destination).
     Destination(SocketAddr),
-    /// See [`Katran::match_source`](crate::Katran::match_source).
+    /// See [`ProbesMut::match_source`](crate::probes::ProbesMut::match_source).
     Source(SocketAddr),
 }
 

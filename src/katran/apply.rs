@@ -155,12 +155,13 @@ impl Katran {
                 .map(|(address, mode)| DecapState::new(address, mode))
                 .collect(),
             marks: self
+                .probes()
                 .marks()
                 .into_iter()
                 .map(|(mark, real)| MarkState::new(mark, real))
                 .collect(),
             probe_matches: self.probe_matches(),
-            probes: self.probes(),
+            probes: self.probes().list(),
         }
     }
 
@@ -200,20 +201,22 @@ impl Katran {
             Step::Revalidate(ids) => self.server_ids_mut().revalidate(ids),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
             Step::RemoveDecap(address) => self.decap_mut().remove(*address),
-            Step::MapMark(mark, real) => self.map_mark(*mark, *real),
-            Step::UnmapMark(mark) => self.unmap_mark(*mark),
+            Step::MapMark(mark, real) => self.probes_mut().map_mark(*mark, *real),
+            Step::UnmapMark(mark) => self.probes_mut().unmap_mark(*mark),
             Step::SetProbeMatch(ProbeMatch::Destination(address), real) => {
-                self.match_destination(*address, *real)
+                self.probes_mut().match_destination(*address, *real)
             }
             Step::SetProbeMatch(ProbeMatch::Source(address), real) => {
-                self.match_source(*address, *real)
+                self.probes_mut().match_source(*address, *real)
             }
             Step::RemoveProbeMatch(ProbeMatch::Destination(address)) => {
-                self.unmatch_destination(*address)
+                self.probes_mut().unmatch_destination(*address)
             }
-            Step::RemoveProbeMatch(ProbeMatch::Source(address)) => self.unmatch_source(*address),
-            Step::RegisterProbe(vip) => self.register_probe(*vip),
-            Step::UnregisterProbe(vip) => self.unregister_probe(*vip),
+            Step::RemoveProbeMatch(ProbeMatch::Source(address)) => {
+                self.probes_mut().unmatch_source(*address)
+            }
+            Step::RegisterProbe(vip) => self.probes_mut().register(*vip),
+            Step::UnregisterProbe(vip) => self.probes_mut().unregister(*vip),
         }?;
         Ok(News::default())
     }

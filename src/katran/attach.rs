@@ -7,6 +7,8 @@ use std::path::Path;
 
 use super::Katran;
 use super::follow::Reason;
+use super::health::Probes;
+use super::health::ProbesMut;
 use crate::attach::Attachment;
 use crate::attach::OnInterface;
 use crate::attach::Place;
@@ -72,19 +74,19 @@ impl Katran {
     /// stay.
     pub fn detach_all(&mut self) {
         self.attachments.clear();
-        self.detach_healthchecks();
+        self.probes_mut().detach();
     }
 
     /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)): wherever
     /// there is an interface of that name again in the calling thread's network namespace, or another
     /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
     /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
-    /// [`healthcheck_attachment`](Self::healthcheck_attachment) tell. Of what is there nothing changes, but
+    /// [`Probes::attachment`] tell. Of what is there nothing changes, but
     /// that probes leave by the first interface that there is.
     ///
     /// # Errors
     /// As [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
-    /// [`attach_healthchecks`](Self::attach_healthchecks): the first failure, after all have been tried.
+    /// [`ProbesMut::attach`]: the first failure, after all have been tried.
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         let interfaces = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
@@ -163,40 +165,6 @@ impl Katran {
         self.shared.list()
     }
 
-    /// Where health checks are attached, if they are, and what the kernel says of that now.
-    pub fn healthcheck_attachment(&self) -> Option<TcAttachment> {
-        self.healthchecks.as_ref()?.attachment()
-    }
-
-    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
-    /// probes leave by the first interface of that namespace that the balancer is attached to and that is
-    /// there, or by their own. [`attach`](Self::attach) does it; it is for hosts that balance in another
-    /// way, such as a shared program, or not at all. If it is attached it only looks again which interface
-    /// is the first.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
-    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`]. In
-    /// any case nothing has changed.
-    pub fn attach_healthchecks(&mut self) -> Result<()> {
-        let checks = self.loaded_healthchecks()?;
-        if !checks.has_interface() {
-            return Err(Self::no_healthchecks());
-        }
-        let mains = self.attachments.places();
-        self.all_or_nothing(Reason::HealthChecks, |katran| {
-            katran.loaded_healthchecks()?.attach(&mains)
-        })
-    }
-
-    /// Detaches the path of health checks; dropping the balancer does it, too.
-    pub fn detach_healthchecks(&mut self) {
-        if let Some(checks) = &mut self.healthchecks {
-            checks.detach();
-        }
-        self.note_attached();
-    }
-
     /// Attaches something, for which next hops are followed first, so that the gateway is known when the
     /// first packet comes. What has come of it or not, the reasons are those that hold then.
     fn all_or_nothing<T>(
@@ -204,7 +172,7 @@ impl Katran {
         reason: Reason,
         attach: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
-        let probes = self.healthcheck_attachment();
+        let probes = self.probes().attachment();
         let followed = self.follow_next_hops_for(reason);
         let attached = followed.and_then(|()| attach(self));
         if attached.is_err() && probes.is_none() {
@@ -240,5 +208,43 @@ impl Katran {
             }
         }
         self.note_attached();
+    }
+}
+
+impl Probes<'_> {
+    /// Where health checks are attached, if they are, and what the kernel says of that now.
+    pub fn attachment(&self) -> Option<TcAttachment> {
+        self.katran.healthchecks.as_ref()?.attachment()
+    }
+}
+
+impl ProbesMut<'_> {
+    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
+    /// probes leave by the first interface of that namespace that the balancer is attached to and that is
+    /// there, or by their own. [`Katran::attach`] does it; it is for hosts that balance in another
+    /// way, such as a shared program, or not at all. If it is attached it only looks again which interface
+    /// is the first.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
+    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`]. In
+    /// any case nothing has changed.
+    pub fn attach(&mut self) -> Result<()> {
+        let checks = self.katran.loaded_healthchecks()?;
+        if !checks.has_interface() {
+            return Err(Katran::no_healthchecks());
+        }
+        let mains = self.katran.attachments.places();
+        self.katran.all_or_nothing(Reason::HealthChecks, |katran| {
+            katran.loaded_healthchecks()?.attach(&mains)
+        })
+    }
+
+    /// Detaches the path of health checks; dropping the balancer does it, too.
+    pub fn detach(&mut self) {
+        if let Some(checks) = &mut self.katran.healthchecks {
+            checks.detach();
+        }
+        self.katran.note_attached();
     }
 }

@@ -38,8 +38,17 @@ pub(super) struct Written<T> {
 #[must_use = "what packets may still hold has to be retired"]
 pub(super) struct Switched {
     left: Left,
-    gives_back: bool,
+    numbers: Numbers,
     news: News,
+}
+
+/// What a change does with the numbers of reals that are named no more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// There are none, or others still name them.
+    Kept,
+    /// They are free when no packet holds them.
+    GivenBack,
 }
 
 /// What packets have been turned away from, and may still be in.
@@ -121,7 +130,7 @@ impl Prepared {
                     katran.withdraw_reals(&added);
                     // Packets may have met these numbers.
                     katran.table.abandon(paper);
-                    katran.let_go(None, true, None);
+                    katran.let_go(None, Numbers::GivenBack, None);
                 }
                 Err(error)
             }
@@ -159,7 +168,7 @@ impl<T> Written<T> {
             let left = switch(katran, self.with);
             return Switched {
                 left,
-                gives_back: false,
+                numbers: Numbers::Kept,
                 news: News::default(),
             };
         };
@@ -176,11 +185,14 @@ impl<T> Written<T> {
         let news = News {
             reals: added.chain(released).collect(),
         };
-        let gives_back = paper.gives_back();
+        let numbers = match paper.gives_back() {
+            true => Numbers::GivenBack,
+            false => Numbers::Kept,
+        };
         katran.table.commit(paper);
         Switched {
             left,
-            gives_back,
+            numbers,
             news,
         }
     }
@@ -195,7 +207,7 @@ impl Switched {
             programs,
             probe,
         } = self.left;
-        katran.let_go(ring, self.gives_back, probe);
+        katran.let_go(ring, self.numbers, probe);
         if !programs.is_empty() {
             katran.outlast(programs);
         }

@@ -458,11 +458,12 @@ impl Katran {
             decap: InlineDecapCounters::sum(&counted),
             udp_flow_migration: UdpFlowMigrationCounters::sum(&counted),
             events: EventCounters::sum(&counted),
-            healthcheck: self.healthcheck_counters()?,
+            healthcheck: self.probes().counters()?,
             probes: self
                 .probes()
+                .list()
                 .into_iter()
-                .map(|vip| Ok((vip.to_string(), self.probe_counter(vip)?)))
+                .map(|vip| Ok((vip.to_string(), self.probes().counter(vip)?)))
                 .collect::<Result<_>>()?,
             vips,
             reals: addresses.into_iter().zip(reals).collect(),

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::types::DecapMode;
+use crate::types::Family;
 use crate::types::address_bytes;
 use crate::types::check_host;
 
@@ -161,6 +162,6 @@ impl Katran {
 fn key(address: IpAddr) -> types::decap_destination {
     types::decap_destination {
         address: address_bytes(address),
-        family: if address.is_ipv4() { 4 } else { 6 },
+        family: Family::of(address).number().into(),
     }
 }

@@ -19,6 +19,7 @@ use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
+use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::RealFlags;
 
@@ -83,10 +84,11 @@ impl Katran {
             elsewhere: !self.shared.is_empty(),
             ..Ours::of(program, &self.attachments, interface)
         };
-        let host = HostFacts::gather(
-            program::info(program).ok().and_then(|info| info.compiled),
-            ours.elsewhere,
-        );
+        let compiled = program::info(program).ok().and_then(|info| info.compiled);
+        let host = HostFacts {
+            shares: ours.elsewhere,
+            ..HostFacts::gather(compiled)
+        };
         let lost_entries = ours.program.map(|own| self.lost_entries(own));
         let facts = InterfaceFacts::gather(interface, ours).map_err(failed)?;
         let previewed = self.following.watcher.is_none() && self.wanted().needs_watching();
@@ -108,9 +110,9 @@ impl Katran {
         let config = &self.config;
         let flow_table = self.stats().flow_table()?;
         let drops = self.stats().drop_reasons()?;
-        let reals = |v6: bool| {
+        let has_reals = |family| {
             let mut reals = self.table.reals();
-            reals.any(|(address, _)| address.is_ipv6() == v6)
+            reals.any(|(address, _)| Family::of(address) == family)
         };
         let empty_vips = self.table.vips();
         let empty_vips =
@@ -121,12 +123,12 @@ impl Katran {
             frags: config.frags,
             max_frame: config.max_frame,
             encapsulation: config.encapsulation,
-            reals: [reals(false), reals(true)],
-            sources: Family::ALL.map(|family| self.source(family).is_some()),
-            default_ipip_sources: [
-                config.ipip_source_v4.octets() == [172, 16, 0, 0],
-                config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
-            ],
+            reals: ByFamily::of(has_reals),
+            sources: ByFamily::of(|family| self.source(family).is_some()),
+            default_ipip_sources: ByFamily {
+                v4: config.ipip_source_v4.octets() == [172, 16, 0, 0],
+                v6: config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
+            },
             healthchecks: self.healthchecks.is_some(),
             healthchecks_attached: self
                 .healthchecks

@@ -26,6 +26,7 @@ use crate::skel::katran::types;
 use crate::skel::katran::types::step;
 use crate::sys::program;
 use crate::table::Resolved;
+use crate::types::Family;
 use crate::types::Flow;
 use crate::types::Prefix;
 use crate::types::Protocol;
@@ -376,7 +377,7 @@ impl Katran {
             source_port: source_port.to_be(),
             destination_port: destination_port.to_be(),
             protocol: flow.protocol.number(),
-            family: if source.is_ipv4() { 4 } else { 6 },
+            family: Family::of(source).number(),
             vip: found.entry.number.0 + 1,
         };
         Ok(Some((found, key)))

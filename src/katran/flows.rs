@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::Katran;
@@ -52,24 +54,61 @@ pub struct FlowStats {
     pub older: u64,
 }
 
-impl Katran {
+/// What the flow tables remember: [`Katran::flows`].
+///
+/// ```no_run
+/// use katran::Flow;
+/// use katran::Protocol;
+///
+/// # fn example(katran: &katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+/// let flow = Flow {
+///     source: "192.0.2.1:1234".parse().unwrap(),
+///     destination: "203.0.113.1:443".parse().unwrap(),
+///     protocol: Protocol::Tcp,
+/// };
+/// for entry in katran.flows().find(&flow)? {
+///     println!("{:?} for {:?}", entry.real, entry.age);
+/// }
+/// println!("{} flows of {vip}", katran.flows().stats(vip)?.entries);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct Flows<'a> {
+    katran: &'a Katran,
+}
+
+impl<'a> Flows<'a> {
+    /// The flow table of one forwarding CPU, for embedders that read it themselves; `None` if that CPU has
+    /// none.
+    pub fn table_fd(&self, cpu: u32) -> Option<BorrowedFd<'a>> {
+        let mut tables = self.katran.maps.flows.of_cpus.iter();
+        let (_, table) = tables.find(|(of, _)| *of == cpu)?;
+        Some(table.as_fd())
+    }
+
     /// What flow tables remember of a flow: an entry for each CPU that knows it. None if no VIP
     /// covers the destination, or no table knows the flow.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;
     /// [`Error::Kernel`].
-    pub fn find_flow(&self, flow: &Flow) -> Result<Vec<FlowEntry>> {
-        let Some((_, key)) = self.key_of(flow)? else {
+    pub fn find(&self, flow: &Flow) -> Result<Vec<FlowEntry>> {
+        let Some((_, key)) = self.katran.key_of(flow)? else {
             return Ok(Vec::new());
         };
-        let now = self.ticks_now()?;
+        let now = self.katran.ticks_now()?;
         let mut found = Vec::new();
-        self.on_each_table(|cpu, table, active| {
-            let fingerprint = self.fixed.flow_keys.fingerprint(&key);
+        self.katran.on_each_table(|cpu, table, active| {
+            let fingerprint = self.katran.fixed.flow_keys.fingerprint(&key);
             let mark = table.find(&key, fingerprint, active);
-            if let Some(mark) = self.kernel.check("look into", "a flow table", mark)? {
-                found.push(self.describe(&key, &mark, cpu, now));
+            if let Some(mark) = self
+                .katran
+                .kernel
+                .check("look into", "a flow table", mark)?
+            {
+                found.push(self.katran.describe(&key, &mark, cpu, now));
             }
             Ok(())
         })?;
@@ -84,46 +123,102 @@ impl Katran {
     /// [`KernelLru`](FlowTableKind::KernelLru), for a table of sets does not know its flows'
     /// addresses; [`Error::Kernel`].
     #[doc(alias = "getLruEntries")]
-    pub fn flows(&self, vip: Vip, limit: usize) -> Result<Vec<FlowEntry>> {
-        let number = self.entry(vip)?.number.0;
-        if self.config.flow_table != FlowTableKind::KernelLru {
+    pub fn list(&self, vip: Vip, limit: usize) -> Result<Vec<FlowEntry>> {
+        let number = self.katran.entry(vip)?.number.0;
+        if self.katran.config.flow_table != FlowTableKind::KernelLru {
             return Err(Error::Unsupported {
                 what: "listing flows".to_owned(),
                 reason: "a set-associative table keeps no addresses: load with the flow table \
-                         kernel-lru, or ask for one flow with find_flow",
+                         kernel-lru, or ask for one flow with find",
             });
         }
-        let now = self.ticks_now()?;
+        let now = self.katran.ticks_now()?;
         let mut flows = Vec::new();
-        self.on_each_table(|cpu, table, _| {
+        self.katran.on_each_table(|cpu, table, _| {
             let walked = table.each(|seen| {
                 if let Some(key) = seen.key
                     && seen.vip == number
                     && flows.len() < limit
                 {
-                    flows.push(self.describe(&key, &seen.mark, cpu, now));
+                    flows.push(self.katran.describe(&key, &seen.mark, cpu, now));
                 }
                 flows.len() < limit
             });
-            self.kernel.check("walk through", "a flow table", walked)
+            self.katran
+                .kernel
+                .check("walk through", "a flow table", walked)
         })?;
         Ok(flows)
     }
 
+    /// Counts a VIP's entries in all tables, by walking through them: tens of milliseconds with
+    /// millions of flows, and seconds with a [`KernelLru`](FlowTableKind::KernelLru).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Kernel`].
+    #[doc(alias = "analyzeLru")]
+    pub fn stats(&self, vip: Vip) -> Result<FlowStats> {
+        let number = self.katran.entry(vip)?.number.0;
+        let now = self.katran.ticks_now()?;
+        let mut stats = FlowStats::default();
+        self.katran.on_each_table(|_, table, _| {
+            let walked = table.each(|seen| {
+                if seen.vip != number {
+                    return true;
+                }
+                stats.entries += 1;
+                stats.stale += u64::from(self.katran.owner_in(number, seen.mark.id).is_none());
+                let age = self.katran.age(&seen.mark, now).as_secs();
+                *match age {
+                    0 => &mut stats.younger_than_1s,
+                    1..10 => &mut stats.younger_than_10s,
+                    10..60 => &mut stats.younger_than_1min,
+                    _ => &mut stats.older,
+                } += 1;
+                true
+            });
+            self.katran
+                .kernel
+                .check("walk through", "a flow table", walked)
+        })?;
+        Ok(stats)
+    }
+}
+
+/// Makes the flow tables forget: [`Katran::flows_mut`].
+///
+/// ```no_run
+/// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+/// let forgotten = katran.flows_mut().purge(vip)?;
+/// println!("{forgotten} flows go by the ring at their next packet");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct FlowsMut<'a> {
+    katran: &'a mut Katran,
+}
+
+impl FlowsMut<'_> {
     /// Makes all tables forget a flow; its next packet goes by the ring. How many entries it had.
     ///
     /// # Errors
-    /// As [`find_flow`](Self::find_flow).
+    /// As [`Flows::find`].
     #[doc(alias = "deleteLru")]
-    pub fn remove_flow(&mut self, flow: &Flow) -> Result<u64> {
-        let Some((_, key)) = self.key_of(flow)? else {
+    pub fn remove(&mut self, flow: &Flow) -> Result<u64> {
+        let Some((_, key)) = self.katran.key_of(flow)? else {
             return Ok(0);
         };
         let mut removed = 0;
-        self.on_each_table(|_, table, active| {
-            let fingerprint = self.fixed.flow_keys.fingerprint(&key);
+        self.katran.on_each_table(|_, table, active| {
+            let fingerprint = self.katran.fixed.flow_keys.fingerprint(&key);
             let result = table.remove(&key, fingerprint, active);
-            removed += u64::from(self.kernel.check("remove from", "a flow table", result)?);
+            removed += u64::from(self.katran.kernel.check(
+                "remove from",
+                "a flow table",
+                result,
+            )?);
             Ok(())
         })?;
         Ok(removed)
@@ -136,7 +231,7 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`]: some are forgotten then.
     #[doc(alias = "purgeVipLru")]
     pub fn purge(&mut self, vip: Vip) -> Result<u64> {
-        let number = self.entry(vip)?.number.0;
+        let number = self.katran.entry(vip)?.number.0;
         self.purge_if(|of, _| of == number)
     }
 
@@ -146,53 +241,41 @@ impl Katran {
     /// [`Error::NotFound`] if the VIP is not there, or nothing names the real; [`Error::Kernel`]:
     /// some are forgotten then.
     pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
-        let number = self.entry(vip)?.number.0;
-        let entry = self.table.real(real).ok_or_else(|| Error::NotFound {
-            what: format!("real {real}"),
-        })?;
+        let number = self.katran.entry(vip)?.number.0;
+        let entry = self
+            .katran
+            .table
+            .real(real)
+            .ok_or_else(|| Error::NotFound {
+                what: format!("real {real}"),
+            })?;
         let real = real_id(entry.number.0, entry.generation);
         self.purge_if(|of, id| of == number && id == real)
     }
 
-    /// Counts a VIP's entries in all tables, by walking through them: tens of milliseconds with
-    /// millions of flows, and seconds with a [`KernelLru`](FlowTableKind::KernelLru).
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Kernel`].
-    #[doc(alias = "analyzeLru")]
-    pub fn flow_stats(&self, vip: Vip) -> Result<FlowStats> {
-        let number = self.entry(vip)?.number.0;
-        let now = self.ticks_now()?;
-        let mut stats = FlowStats::default();
-        self.on_each_table(|_, table, _| {
-            let walked = table.each(|seen| {
-                if seen.vip != number {
-                    return true;
-                }
-                stats.entries += 1;
-                stats.stale += u64::from(self.owner_in(number, seen.mark.id).is_none());
-                let age = self.age(&seen.mark, now).as_secs();
-                *match age {
-                    0 => &mut stats.younger_than_1s,
-                    1..10 => &mut stats.younger_than_10s,
-                    10..60 => &mut stats.younger_than_1min,
-                    _ => &mut stats.older,
-                } += 1;
-                true
-            });
-            self.kernel.check("walk through", "a flow table", walked)
-        })?;
-        Ok(stats)
-    }
-
     fn purge_if(&self, matches: impl Fn(u16, u32) -> bool) -> Result<u64> {
         let mut removed = 0;
-        self.on_each_table(|_, table, _| {
+        self.katran.on_each_table(|_, table, _| {
             let result = table.remove_all(&matches);
-            removed += self.kernel.check("remove from", "a flow table", result)?;
+            removed += self
+                .katran
+                .kernel
+                .check("remove from", "a flow table", result)?;
             Ok(())
         })?;
         Ok(removed)
+    }
+}
+
+impl Katran {
+    /// What the flow tables remember.
+    pub fn flows(&self) -> Flows<'_> {
+        Flows { katran: self }
+    }
+
+    /// Makes the flow tables forget.
+    pub fn flows_mut(&mut self) -> FlowsMut<'_> {
+        FlowsMut { katran: self }
     }
 
     /// Calls `f` with each table, its CPU, and how many of its sets are in use.

@@ -25,18 +25,18 @@ impl Katran {
     /// to be found out and is not known yet.
     #[doc(alias = "getMac")]
     pub fn gateway_mac(&self) -> MacAddr {
-        self.gateway_mac_of(false)
+        self.gateway_mac_of(Family::V4)
     }
 
     /// The same for IPv6 reals.
     pub fn gateway_mac_v6(&self) -> MacAddr {
-        self.gateway_mac_of(true)
+        self.gateway_mac_of(Family::V6)
     }
 
-    fn gateway_mac_of(&self, v6: bool) -> MacAddr {
+    fn gateway_mac_of(&self, family: Family) -> MacAddr {
         let watcher = self.following.watcher.as_ref();
-        let found = watcher.and_then(|watcher| watcher.gateway(v6));
-        let fixed = self.wanted().fixed(v6);
+        let found = watcher.and_then(|watcher| watcher.gateway(family));
+        let fixed = self.wanted().fixed(family);
         found.or(fixed).unwrap_or(MacAddr::new([0; 6]))
     }
 
@@ -117,11 +117,11 @@ impl Katran {
 
     /// Writes the addresses that the user has given.
     pub(super) fn write_gateways(&self, wanted: Wanted) {
-        for v6 in [false, true] {
-            if let Some(mac) = wanted.fixed(v6) {
-                self.maps.live.set_gateway_mac(v6, mac);
+        for family in Family::ALL {
+            if let Some(mac) = wanted.fixed(family) {
+                self.maps.live.set_gateway_mac(family, mac);
                 if let Some(probes) = self.probe_cells() {
-                    probes.set_gateway_mac(v6, mac);
+                    probes.set_gateway_mac(family, mac);
                 }
             }
         }
@@ -226,7 +226,7 @@ impl Katran {
 
 /// What is known of a real's next hop before anything is found out, which is when the balancer is attached.
 fn write_hop(hops: &HopCells, wanted: Wanted, number: u16, real: IpAddr) {
-    match wanted.fixed(real.is_ipv6()) {
+    match wanted.fixed(Family::of(real)) {
         Some(mac) => hops.set(number, mac, 0),
         None => hops.clear(number),
     }

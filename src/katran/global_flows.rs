@@ -12,7 +12,58 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::types::Flow;
 
-impl Katran {
+/// The global flow tables: [`Katran::global_flows`].
+///
+/// ```no_run
+/// use katran::Flow;
+///
+/// # fn example(katran: &katran::Katran, flow: Flow) -> katran::Result<()> {
+/// println!("{:?}", katran.global_flows().get(0, &flow)?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct GlobalFlows<'a> {
+    katran: &'a Katran,
+}
+
+impl GlobalFlows<'_> {
+    /// Where a CPU's global flow table sends a flow; `None` if it does not know the flow, or the
+    /// real is gone. Asking does not count as use.
+    ///
+    /// # Errors
+    /// As [`GlobalFlowsMut::set`].
+    pub fn get(&self, cpu: u32, flow: &Flow) -> Result<Option<IpAddr>> {
+        let table = self.katran.global_table(cpu)?;
+        let key = self.katran.global_key(flow)?;
+        let found = table.lookup(&key);
+        let found = self
+            .katran
+            .kernel
+            .check("look into", "global_flows", found)?;
+        Ok(found.and_then(|id| self.katran.owner(id)))
+    }
+}
+
+/// Fills the global flow tables: [`Katran::global_flows_mut`].
+///
+/// ```no_run
+/// use katran::Flow;
+///
+/// # fn example(katran: &mut katran::Katran, flow: Flow) -> katran::Result<()> {
+/// let real = "198.51.100.1".parse().unwrap();
+/// katran.global_flows_mut().set(0, &flow, real)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct GlobalFlowsMut<'a> {
+    katran: &'a mut Katran,
+}
+
+impl GlobalFlowsMut<'_> {
     /// Tells the packets of a flow that arrive on this CPU where to go, if the flow table does not
     /// know them and their VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); or tells
     /// them anew. SYNs do not ask. A CPU that is none of
@@ -26,44 +77,47 @@ impl Katran {
     /// [`Error::Unsupported`] without [`Features::GLOBAL_FLOW_TABLE`]; [`Error::NotFound`] if no
     /// VIP covers the flow or nothing names the real; [`Error::InvalidConfig`] if source and
     /// destination are of different families; [`Error::Kernel`].
-    pub fn set_global_flow(&mut self, cpu: u32, flow: &Flow, real: IpAddr) -> Result<()> {
-        self.global_table(cpu)?;
-        let key = self.global_key(flow)?;
-        let entry = self.table.real(real).ok_or_else(|| Error::NotFound {
-            what: format!("real {real}"),
-        })?;
+    pub fn set(&mut self, cpu: u32, flow: &Flow, real: IpAddr) -> Result<()> {
+        self.katran.global_table(cpu)?;
+        let key = self.katran.global_key(flow)?;
+        let entry = self
+            .katran
+            .table
+            .real(real)
+            .ok_or_else(|| Error::NotFound {
+                what: format!("real {real}"),
+            })?;
         let id = real_id(entry.number.0, entry.generation);
-        self.change_at_once(|katran| {
+        self.katran.change_at_once(|katran| {
             let added = katran.global_table(cpu)?.update(&key, &id);
             katran.kernel.check("add a flow to", "global_flows", added)
         })
     }
 
-    /// Where a CPU's global flow table sends a flow; `None` if it does not know the flow, or the
-    /// real is gone. Asking does not count as use.
-    ///
-    /// # Errors
-    /// As [`set_global_flow`](Self::set_global_flow).
-    pub fn global_flow(&self, cpu: u32, flow: &Flow) -> Result<Option<IpAddr>> {
-        let table = self.global_table(cpu)?;
-        let key = self.global_key(flow)?;
-        let found = table.lookup(&key);
-        let found = self.kernel.check("look into", "global_flows", found)?;
-        Ok(found.and_then(|id| self.owner(id)))
-    }
-
     /// Makes a CPU's global flow table forget a flow; `false` if it did not know it.
     ///
     /// # Errors
-    /// As [`set_global_flow`](Self::set_global_flow).
-    pub fn remove_global_flow(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
-        self.global_table(cpu)?;
-        let key = self.global_key(flow)?;
-        self.change_at_once(|katran| {
+    /// As [`GlobalFlowsMut::set`].
+    pub fn remove(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
+        self.katran.global_table(cpu)?;
+        let key = self.katran.global_key(flow)?;
+        self.katran.change_at_once(|katran| {
             let removed = katran.global_table(cpu)?.delete(&key);
             let kernel = &katran.kernel;
             kernel.check("remove a flow from", "global_flows", removed)
         })
+    }
+}
+
+impl Katran {
+    /// The global flow tables: flows that the host application knows better than the ring.
+    pub fn global_flows(&self) -> GlobalFlows<'_> {
+        GlobalFlows { katran: self }
+    }
+
+    /// Fills the global flow tables.
+    pub fn global_flows_mut(&mut self) -> GlobalFlowsMut<'_> {
+        GlobalFlowsMut { katran: self }
     }
 
     /// Whether any table has a flow.

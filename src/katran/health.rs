@@ -19,18 +19,125 @@ use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
 use crate::table::Step;
+use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::Vip;
 use crate::types::check_real;
 
-impl Katran {
+/// The path of health checks, as it is: [`Katran::probes`].
+///
+/// ```no_run
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// for (mark, real) in katran.probes().marks() {
+///     println!("sockets with mark {mark} reach {real}");
+/// }
+/// println!("{:?}", katran.probes().counters()?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct Probes<'a> {
+    pub(super) katran: &'a Katran,
+}
+
+impl<'a> Probes<'a> {
+    /// All mapped marks and their reals, ascending.
+    #[doc(alias = "getHealthcheckersDst")]
+    pub fn marks(&self) -> Vec<(u32, IpAddr)> {
+        let checks = self.katran.healthchecks.iter();
+        let marks = checks.flat_map(|checks| checks.marks());
+        marks.map(|(mark, real)| (*mark, *real)).collect()
+    }
+
+    /// All matches by destination, ascending.
+    pub fn destination_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
+        self.matches(MatchBy::Destination)
+    }
+
+    /// All matches by source, ascending.
+    pub fn source_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
+        self.matches(MatchBy::Source)
+    }
+
+    /// What probes are counted for, ascending.
+    #[doc(alias = "getHcKeys")]
+    pub fn list(&self) -> Vec<Vip> {
+        let checks = self.katran.healthchecks.iter();
+        checks.flat_map(HealthChecks::keys).collect()
+    }
+
+    /// Probes that were sent to an address, port and protocol since it was registered.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not; [`Error::Kernel`].
+    #[doc(alias = "getPacketsProcessedForHcKey")]
+    pub fn counter(&self, vip: Vip) -> Result<u64> {
+        let count = match &self.katran.healthchecks {
+            Some(checks) => checks.probes_of(&self.katran.kernel, &vip)?,
+            None => None,
+        };
+        count.ok_or_else(|| Error::NotFound {
+            what: format!("the probe {vip}"),
+        })
+    }
+
+    /// What health checks have done; all zero as long as there are none.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    #[doc(alias = "getStatsForHealthCheckProgram")]
+    pub fn counters(&self) -> Result<HealthcheckCounters> {
+        match &self.katran.healthchecks {
+            Some(checks) => checks.counters(&self.katran.kernel),
+            None => Ok(HealthcheckCounters::default()),
+        }
+    }
+
+    /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
+    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before
+    /// the first mark, match or probe.
+    ///
+    /// As long as this library has it attached nowhere, probes leave by the interface that they
+    /// were sent on, with the Ethernet source that they have. The interface must have Ethernet
+    /// headers. A gateway that is to be found out is with
+    /// [`follow_next_hops`](Katran::follow_next_hops).
+    #[doc(alias = "getHealthcheckerProgFd")]
+    pub fn program_fd(&self) -> Option<BorrowedFd<'a>> {
+        self.katran.healthchecks.as_ref().map(HealthChecks::program)
+    }
+
+    fn matches(&self, by: MatchBy) -> Vec<(SocketAddr, IpAddr)> {
+        let checks = self.katran.healthchecks.iter();
+        let matches = checks.flat_map(|checks| checks.matches(by));
+        matches.map(|(address, real)| (*address, *real)).collect()
+    }
+}
+
+/// Changes which packets of a checker reach which real, and what is counted: [`Katran::probes_mut`].
+///
+/// ```no_run
+/// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+/// // A socket with SO_MARK 1000 that connects to the VIP reaches this real.
+/// katran.probes_mut().map_mark(1000, "198.51.100.1".parse().unwrap())?;
+/// katran.probes_mut().register(vip)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct ProbesMut<'a> {
+    pub(super) katran: &'a mut Katran,
+}
+
+impl ProbesMut<'_> {
     /// Sends packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`, whatever their
     /// destination: a checker connects to the VIP and reaches that real.
     ///
     /// The real need not belong to a VIP. A mark that is mapped already is led to the new real. Nothing
     /// is sent there before the path of health checks is attached, which takes
     /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface), or an attachment of
-    /// [`healthcheck_program_fd`](Self::healthcheck_program_fd) by the embedder.
+    /// [`Probes::program_fd`] by the embedder.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if the mark is 0, which is no mark, or the balancer has no outer source
@@ -38,10 +145,10 @@ impl Katran {
     /// marks; [`Error::Kernel`].
     #[doc(alias = "addHealthcheckerDst")]
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
-        let real = self.check_probed(real)?;
+        let real = self.katran.check_probed(real)?;
         check_mark(mark)?;
-        let wanted = self.wanted();
-        self.change_at_once(|katran| {
+        let wanted = self.katran.wanted();
+        self.katran.change_at_once(|katran| {
             let (checks, kernel) = katran.health()?;
             checks.set_mark(kernel, &wanted, mark, real)
         })
@@ -53,22 +160,15 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
-        self.change_at_once(|katran| match &mut katran.healthchecks {
-            Some(checks) if checks.marks().contains_key(&mark) => {
-                checks.remove_mark(&katran.kernel, mark)
-            }
-            _ => Err(Error::NotFound {
-                what: format!("mark {mark}"),
-            }),
-        })
-    }
-
-    /// All mapped marks and their reals, ascending.
-    #[doc(alias = "getHealthcheckersDst")]
-    pub fn marks(&self) -> Vec<(u32, IpAddr)> {
-        let checks = self.healthchecks.iter();
-        let marks = checks.flat_map(|checks| checks.marks());
-        marks.map(|(mark, real)| (*mark, *real)).collect()
+        self.katran
+            .change_at_once(|katran| match &mut katran.healthchecks {
+                Some(checks) if checks.marks().contains_key(&mark) => {
+                    checks.remove_mark(&katran.kernel, mark)
+                }
+                _ => Err(Error::NotFound {
+                    what: format!("mark {mark}"),
+                }),
+            })
     }
 
     /// Sends packets to this address and port (0: any) through the tunnel to `real`, unless they have a
@@ -89,11 +189,6 @@ impl Katran {
         self.remove_match(MatchBy::Destination, destination)
     }
 
-    /// All matches by destination, ascending.
-    pub fn destination_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
-        self.matches(MatchBy::Destination)
-    }
-
     /// Sends packets from this address and port (0: any) through the tunnel to `real`, unless their mark
     /// or their destination tells another one. For checkers that bind to an address for each real.
     ///
@@ -111,20 +206,15 @@ impl Katran {
         self.remove_match(MatchBy::Source, source)
     }
 
-    /// All matches by source, ascending.
-    pub fn source_matches(&self) -> Vec<(SocketAddr, IpAddr)> {
-        self.matches(MatchBy::Source)
-    }
-
     /// Counts probes to an address, port and protocol from now on, from zero.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`]; [`Error::Unsupported`] also for a prefix; [`Error::Exhausted`] beyond
     /// `max_vips`; [`Error::Kernel`].
     #[doc(alias = "addHcKey")]
-    pub fn register_probe(&mut self, vip: Vip) -> Result<()> {
+    pub fn register(&mut self, vip: Vip) -> Result<()> {
         check_probe(vip)?;
-        self.change_at_once(|katran| {
+        self.katran.change_at_once(|katran| {
             let (checks, _) = katran.health()?;
             if checks.has_key(&vip) {
                 return Err(Error::AlreadyExists {
@@ -144,65 +234,53 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
-    pub fn unregister_probe(&mut self, vip: Vip) -> Result<()> {
-        self.collect();
-        let written = Prepared::plain().write(self, |katran| match &mut katran.healthchecks {
-            Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip),
-            _ => Err(Error::NotFound {
-                what: format!("the probe {vip}"),
-            }),
-        })?;
-        let switched = written.switch(self, |_, probe| Left::probe(probe));
-        let news = switched.retire(self);
-        self.tell(news);
+    pub fn unregister(&mut self, vip: Vip) -> Result<()> {
+        self.katran.collect();
+        let written =
+            Prepared::plain().write(self.katran, |katran| match &mut katran.healthchecks {
+                Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip),
+                _ => Err(Error::NotFound {
+                    what: format!("the probe {vip}"),
+                }),
+            })?;
+        let switched = written.switch(self.katran, |_, probe| Left::probe(probe));
+        let news = switched.retire(self.katran);
+        self.katran.tell(news);
         Ok(())
     }
 
-    /// What probes are counted for, ascending.
-    #[doc(alias = "getHcKeys")]
-    pub fn probes(&self) -> Vec<Vip> {
-        let checks = self.healthchecks.iter();
-        checks.flat_map(HealthChecks::keys).collect()
-    }
-
-    /// Probes that were sent to an address, port and protocol since it was registered.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if it is not; [`Error::Kernel`].
-    #[doc(alias = "getPacketsProcessedForHcKey")]
-    pub fn probe_counter(&self, vip: Vip) -> Result<u64> {
-        let count = match &self.healthchecks {
-            Some(checks) => checks.probes_of(&self.kernel, &vip)?,
-            None => None,
-        };
-        count.ok_or_else(|| Error::NotFound {
-            what: format!("the probe {vip}"),
+    fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
+        let real = self.katran.check_probed(real)?;
+        let wanted = self.katran.wanted();
+        self.katran.change_at_once(|katran| {
+            let (checks, kernel) = katran.health()?;
+            checks.set_match(kernel, &wanted, (by, canonical(address)), real)
         })
     }
 
-    /// What health checks have done; all zero as long as there are none.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    #[doc(alias = "getStatsForHealthCheckProgram")]
-    pub fn healthcheck_counters(&self) -> Result<HealthcheckCounters> {
-        match &self.healthchecks {
-            Some(checks) => checks.counters(&self.kernel),
-            None => Ok(HealthcheckCounters::default()),
-        }
+    fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
+        let address = canonical(address);
+        self.katran
+            .change_at_once(|katran| match &mut katran.healthchecks {
+                Some(checks) if checks.matches(by).contains_key(&address) => {
+                    checks.remove_match(&katran.kernel, by, address)
+                }
+                _ => Err(Error::NotFound {
+                    what: format!("a match of {address}"),
+                }),
+            })
+    }
+}
+
+impl Katran {
+    /// The path of health checks.
+    pub fn probes(&self) -> Probes<'_> {
+        Probes { katran: self }
     }
 
-    /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
-    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before
-    /// the first mark, match or probe.
-    ///
-    /// As long as this library has it attached nowhere, probes leave by the interface that they
-    /// were sent on, with the Ethernet source that they have. The interface must have Ethernet
-    /// headers. A gateway that is to be found out is with
-    /// [`follow_next_hops`](Self::follow_next_hops).
-    #[doc(alias = "getHealthcheckerProgFd")]
-    pub fn healthcheck_program_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.healthchecks.as_ref().map(HealthChecks::program)
+    /// Changes the path of health checks.
+    pub fn probes_mut(&mut self) -> ProbesMut<'_> {
+        ProbesMut { katran: self }
     }
 
     /// All matches, as a state has them.
@@ -210,8 +288,8 @@ impl Katran {
         let state = |by: fn(SocketAddr) -> ProbeMatch| {
             move |(address, real)| ProbeMatchState::new(by(address), real)
         };
-        let destinations = self.destination_matches().into_iter();
-        let sources = self.source_matches().into_iter();
+        let destinations = self.probes().destination_matches().into_iter();
+        let sources = self.probes().source_matches().into_iter();
         destinations
             .map(state(ProbeMatch::Destination))
             .chain(sources.map(state(ProbeMatch::Source)))
@@ -221,11 +299,11 @@ impl Katran {
     /// Whether steps are possible that lead to what `wanted` says of health checks.
     pub(super) fn rehearse_probes(&self, wanted: &State, steps: &[Step]) -> Result<()> {
         // The source that a real needs may be one of the steps.
-        let mut sources = Family::ALL.map(|family| self.source(family).is_some());
+        let mut sources = ByFamily::of(|family| self.source(family).is_some());
         let mut touched = false;
         for step in steps {
             match step {
-                Step::SetSource(source) => sources[usize::from(source.is_ipv6())] = true,
+                Step::SetSource(source) => sources[Family::of(*source)] = true,
                 Step::MapMark(mark, real) => {
                     check_mark(*mark)?;
                     self.check_probed_from(*real, sources)?;
@@ -260,33 +338,6 @@ impl Katran {
         limits.check("probes", wanted.probes.len())
     }
 
-    fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
-        let real = self.check_probed(real)?;
-        let wanted = self.wanted();
-        self.change_at_once(|katran| {
-            let (checks, kernel) = katran.health()?;
-            checks.set_match(kernel, &wanted, (by, canonical(address)), real)
-        })
-    }
-
-    fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
-        let address = canonical(address);
-        self.change_at_once(|katran| match &mut katran.healthchecks {
-            Some(checks) if checks.matches(by).contains_key(&address) => {
-                checks.remove_match(&katran.kernel, by, address)
-            }
-            _ => Err(Error::NotFound {
-                what: format!("a match of {address}"),
-            }),
-        })
-    }
-
-    fn matches(&self, by: MatchBy) -> Vec<(SocketAddr, IpAddr)> {
-        let checks = self.healthchecks.iter();
-        let matches = checks.flat_map(|checks| checks.matches(by));
-        matches.map(|(address, real)| (*address, *real)).collect()
-    }
-
     /// The same, loaded if it was not.
     pub(super) fn loaded_healthchecks(&mut self) -> Result<&mut HealthChecks> {
         self.health().map(|(checks, _)| checks)
@@ -318,21 +369,18 @@ impl Katran {
 
     /// Whether probes can be sent to a real.
     fn check_probed(&self, real: IpAddr) -> Result<IpAddr> {
-        self.check_probed_from(
-            real,
-            Family::ALL.map(|family| self.source(family).is_some()),
-        )
+        self.check_probed_from(real, ByFamily::of(|family| self.source(family).is_some()))
     }
 
     /// The same, with outer source addresses of IPv4 and IPv6 or not.
-    fn check_probed_from(&self, real: IpAddr, sources: [bool; 2]) -> Result<IpAddr> {
+    fn check_probed_from(&self, real: IpAddr, sources: ByFamily<bool>) -> Result<IpAddr> {
         let real = real.to_canonical();
         self.note(check_real(real))?;
         let setting = match real {
             IpAddr::V4(_) => "source_v4",
             IpAddr::V6(_) => "source_v6",
         };
-        match sources[usize::from(real.is_ipv6())] {
+        match sources[Family::of(real)] {
             true => Ok(real),
             false => Err(Error::InvalidConfig {
                 setting,

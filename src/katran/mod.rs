@@ -52,6 +52,12 @@ pub use explain::Simulation;
 pub use explain::Verdict;
 pub use flows::FlowEntry;
 pub use flows::FlowStats;
+pub use flows::Flows;
+pub use flows::FlowsMut;
+pub use global_flows::GlobalFlows;
+pub use global_flows::GlobalFlowsMut;
+pub use health::Probes;
+pub use health::ProbesMut;
 pub use server_ids::ServerIds;
 pub use server_ids::ServerIdsMut;
 pub use source_routes::SourceRoutes;
@@ -76,6 +82,7 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
+use change::Numbers;
 use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -231,21 +238,14 @@ impl Katran {
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
     }
 
-    /// The flow table of one forwarding CPU; `None` if that CPU has none.
-    pub fn flow_table_fd(&self, cpu: u32) -> Option<BorrowedFd<'_>> {
-        let mut tables = self.maps.flows.of_cpus.iter();
-        let (_, table) = tables.find(|(of, _)| *of == cpu)?;
-        Some(table.as_fd())
-    }
-
     /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
     /// given back, or the number of a probe.
-    fn let_go(&mut self, ring: Option<RingSlot>, numbers: bool, probe: Option<u32>) {
-        if ring.is_none() && !numbers && probe.is_none() {
+    fn let_go(&mut self, ring: Option<RingSlot>, numbers: Numbers, probe: Option<u32>) {
+        if ring.is_none() && numbers == Numbers::Kept && probe.is_none() {
             return;
         }
         let moment = self.maps.rings.retire(ring);
-        if numbers {
+        if numbers == Numbers::GivenBack {
             let given_back = self.table.given_back();
             self.given_back.push_back((moment, given_back));
         }

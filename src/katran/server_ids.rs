@@ -103,7 +103,7 @@ impl ServerIdsMut<'_> {
     /// then.
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate(&mut self, ids: &[u32]) -> Result<()> {
-        let valid = self.katran.with_validity(ids, true)?;
+        let valid = self.katran.with_validity(ids, Validity::Valid)?;
         self.katran.change_at_once(|katran| {
             let live = &katran.maps.live;
             katran.maps.server_ids.remove(live, valid.iter().copied());
@@ -119,7 +119,7 @@ impl ServerIdsMut<'_> {
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "revalidateServerIds")]
     pub fn revalidate(&mut self, ids: &[u32]) -> Result<()> {
-        let invalid = self.katran.with_validity(ids, false)?;
+        let invalid = self.katran.with_validity(ids, Validity::Invalid)?;
         let entries: Vec<(u32, u32)> = invalid
             .iter()
             .filter_map(|id| {
@@ -142,6 +142,13 @@ impl ServerIdsMut<'_> {
             Ok(())
         })
     }
+}
+
+/// Whether packets are routed by an id.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Validity {
+    Valid,
+    Invalid,
 }
 
 impl Katran {
@@ -189,11 +196,15 @@ impl Katran {
     }
 
     /// Those of the ids that are valid, or not; an error if one is unknown.
-    fn with_validity(&self, ids: &[u32], valid: bool) -> Result<BTreeSet<u32>> {
+    fn with_validity(&self, ids: &[u32], wanted: Validity) -> Result<BTreeSet<u32>> {
         let mut found = BTreeSet::new();
         for id in ids {
             self.server_ids.known(*id)?;
-            if self.invalid_ids.contains(id) != valid {
+            let is = match self.invalid_ids.contains(id) {
+                true => Validity::Invalid,
+                false => Validity::Valid,
+            };
+            if is == wanted {
                 found.insert(*id);
             }
         }

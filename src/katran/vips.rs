@@ -10,6 +10,7 @@ use crate::maps::ChainFull;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
+use crate::types::Family;
 use crate::types::HashFunction;
 use crate::types::Vip;
 use crate::types::VipFlags;
@@ -243,16 +244,12 @@ impl VipKinds {
     }
 }
 
-fn family(vip: &Vip) -> u8 {
-    if vip.address().is_ipv4() { 4 } else { 6 }
-}
-
 fn key(vip: &Vip) -> types::vip_key {
     types::vip_key {
         address: address_bytes(vip.address()),
         port: vip.port().to_be(),
         protocol: vip.protocol().number(),
-        family: family(vip),
+        family: Family::of(vip.address()).number(),
     }
 }
 
@@ -261,7 +258,7 @@ fn prefix_key(vip: &Vip) -> types::vip_prefix_key {
         prefix_length: 32 + u32::from(vip.prefix_length()),
         port: vip.port().to_be(),
         protocol: vip.protocol().number(),
-        family: family(vip),
+        family: Family::of(vip.address()).number(),
         address: address_bytes(vip.address()),
     }
 }

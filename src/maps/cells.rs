@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering;
 
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::RealFlags;
 use crate::types::address_bytes;
@@ -85,7 +87,7 @@ const SERVER_IDS: usize = 6;
 const OWN_IN_FORCE: usize = 7;
 const OWN: usize = 8;
 /// 64-bit words of it.
-const GATEWAY_MACS: [usize; 2] = [0, 9];
+const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 9 };
 /// And 32-bit ones again.
 const EVENTS: usize = 20;
 const EVENT_LIMIT: usize = 21;
@@ -104,10 +106,10 @@ impl Live {
     }
 
     /// Where packets for reals of a family go.
-    pub(crate) fn set_gateway_mac(&self, v6: bool, mac: MacAddr) {
+    pub(crate) fn set_gateway_mac(&self, family: Family, mac: MacAddr) {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
-        self.memory.u64s()[GATEWAY_MACS[usize::from(v6)]].store(word, Ordering::Release);
+        self.memory.u64s()[GATEWAY_MACS[family]].store(word, Ordering::Release);
     }
 
     /// Which kinds of events packets tell, a bit each, and how many of each kind a second and CPU; that

@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering;
 use crate::skel::healthcheck::types;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::address_bytes;
 
@@ -26,7 +28,7 @@ pub(crate) const MAX_WAYS: u32 = 3;
 const _: () = assert!(size_of::<types::probe_settings>() == 80);
 
 /// 64-bit words of `settings`.
-const GATEWAY_MACS: [usize; 2] = [0, 1];
+const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 1 };
 const OWN_MAC: usize = 2;
 /// 32-bit ones.
 const INTERFACE: usize = 6;
@@ -85,7 +87,7 @@ pub(crate) fn match_key(address: SocketAddr) -> types::probe_match {
     types::probe_match {
         address: address_bytes(address.ip()),
         port: address.port().to_be(),
-        family: if address.is_ipv4() { 4 } else { 6 },
+        family: Family::of(address.ip()).number().into(),
     }
 }
 
@@ -177,8 +179,8 @@ impl ProbeCells {
     }
 
     /// Where probes of reals of a family go.
-    pub(crate) fn set_gateway_mac(&self, v6: bool, mac: MacAddr) {
-        self.set_mac(GATEWAY_MACS[usize::from(v6)], mac);
+    pub(crate) fn set_gateway_mac(&self, family: Family, mac: MacAddr) {
+        self.set_mac(GATEWAY_MACS[family], mac);
     }
 
     /// By which interface probes leave.

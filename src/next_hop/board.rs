@@ -22,6 +22,8 @@ use super::wanted::Wanted;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::ProbeCells;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 
@@ -48,7 +50,7 @@ struct Followed {
 
 pub(super) struct Board {
     /// Of IPv4 and of IPv6: the six bytes of an address, or 0.
-    gateways: [AtomicU64; 2],
+    gateways: ByFamily<AtomicU64>,
     posted: Mutex<Posted>,
     /// What the owner has asked for is done, or the gateways are known.
     changed: Condvar,
@@ -59,7 +61,7 @@ struct Posted {
     wanted: Wanted,
     wish: Ticket,
     reals: Pages<Followed>,
-    gateways: [Hop; 2],
+    gateways: ByFamily<Hop>,
     names: Arc<Names>,
     /// The last ticket that was given out.
     tickets: Ticket,
@@ -83,7 +85,7 @@ pub(super) struct News {
 /// What the thread has found out since it last told.
 pub(super) struct Findings<'a> {
     pub(super) reals: Vec<(u16, Ticket, Hop)>,
-    pub(super) gateways: &'a [Hop; 2],
+    pub(super) gateways: &'a ByFamily<Hop>,
     pub(super) wish: Ticket,
     /// If they have changed.
     pub(super) names: Option<Names>,
@@ -101,7 +103,7 @@ impl Board {
                 wanted,
                 wish: 0,
                 reals: Pages::default(),
-                gateways: [Hop::default(); 2],
+                gateways: ByFamily::default(),
                 names: Arc::default(),
                 tickets: 0,
                 asked: 0,
@@ -121,25 +123,25 @@ impl Board {
     }
 
     fn show_gateways(&self, posted: &Posted) {
-        for v6 in [false, true] {
-            let mac = gateway(&posted.wanted, &posted.gateways, v6);
+        for family in Family::ALL {
+            let mac = gateway(&posted.wanted, &posted.gateways, family);
             let word = mac.map_or(0, |mac| {
                 let [a, b, c, d, e, f] = mac.octets();
                 u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
             });
-            self.gateways[usize::from(v6)].store(word, Ordering::Relaxed);
+            self.gateways[family].store(word, Ordering::Relaxed);
             if let Some(mac) = mac.filter(|_| posted.wanted.mode == NextHops::Gateway) {
-                posted.cells.live.set_gateway_mac(v6, mac);
+                posted.cells.live.set_gateway_mac(family, mac);
                 if let Some(probes) = &posted.cells.probes {
-                    probes.set_gateway_mac(v6, mac);
+                    probes.set_gateway_mac(family, mac);
                 }
             }
         }
     }
 
     /// The Ethernet address of a family's gateway.
-    pub(super) fn gateway(&self, v6: bool) -> Option<MacAddr> {
-        let word = self.gateways[usize::from(v6)].load(Ordering::Relaxed);
+    pub(super) fn gateway(&self, family: Family) -> Option<MacAddr> {
+        let word = self.gateways[family].load(Ordering::Relaxed);
         let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
         Some(MacAddr::new([a, b, c, d, e, f])).filter(|_| word != 0)
     }
@@ -207,7 +209,7 @@ impl Board {
             }
             posted.tickets += 1;
             let ticket = posted.tickets;
-            let fixed = posted.wanted.fixed(address.is_ipv6());
+            let fixed = posted.wanted.fixed(Family::of(address));
             let hop = Hop::default().or_given(fixed, &Hop::default());
             if are_new {
                 posted.write(number, &hop);
@@ -316,7 +318,7 @@ impl Posted {
 /// What is known, as the public has it.
 pub(super) fn list(
     wanted: &Wanted,
-    gateways: &[Hop; 2],
+    gateways: &ByFamily<Hop>,
     reals: impl Iterator<Item = (IpAddr, Hop)>,
     names: &Names,
 ) -> Vec<NextHop> {
@@ -336,13 +338,13 @@ pub(super) fn list(
     if wanted.mode != NextHops::Gateway {
         return reals.map(|(real, hop)| public(Some(real), &hop)).collect();
     }
-    let of_family = |v6: bool| {
-        let hop = &gateways[usize::from(v6)];
-        let mac = gateway(wanted, gateways, v6);
+    let of_family = |family: Family| {
+        let hop = &gateways[family];
+        let mac = gateway(wanted, gateways, family);
         NextHop {
             mac,
             ..public(None, hop)
         }
     };
-    [false, true].map(of_family).into()
+    Family::ALL.map(of_family).into()
 }

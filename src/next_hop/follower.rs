@@ -63,6 +63,7 @@ use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
 use crate::rtnetlink::Notices;
 use crate::sys::process::Owner;
+use crate::types::Family;
 use crate::types::MacAddr;
 
 /// How long attaching waits for a gateway's address, and any caller for the thread.
@@ -258,8 +259,8 @@ impl Watcher {
     }
 
     /// The Ethernet address of a family's gateway.
-    pub(crate) fn gateway(&self, v6: bool) -> Option<MacAddr> {
-        self.board.gateway(v6)
+    pub(crate) fn gateway(&self, family: Family) -> Option<MacAddr> {
+        self.board.gateway(family)
     }
 }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use super::wanted::Wanted;
 use crate::rtnetlink::Route;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 
@@ -90,7 +92,7 @@ pub(super) fn neighbour_of_real(
 ) -> Option<Neighbour> {
     let route = route.filter(|route| !route.local)?;
     // The address that was given is that of the routers.
-    let given = wanted.mode == NextHops::PerReal && wanted.fixed(real.is_ipv6()).is_some();
+    let given = wanted.mode == NextHops::PerReal && wanted.fixed(Family::of(real)).is_some();
     match route.gateway {
         Some(_) if given => None,
         gateway => Some((route.interface, gateway.unwrap_or(real))),
@@ -112,7 +114,7 @@ pub(super) fn of_real(
         Some(route) if !route.local => Hop {
             address: route.gateway,
             interface: route.interface,
-            mac: wanted.fixed(real.is_ipv6()),
+            mac: wanted.fixed(Family::of(real)),
             given: true,
             ..Hop::default()
         },
@@ -149,10 +151,14 @@ pub(super) fn of_gateway(
 
 /// The gateways when the user says something else: an address that was given until now serves until
 /// another is known.
-pub(super) fn gateways_from(before: &Wanted, wanted: &Wanted, gateways: [Hop; 2]) -> [Hop; 2] {
-    [false, true].map(|v6| {
-        let hop = gateways[usize::from(v6)];
-        match (before.fixed(v6), wanted.fixed(v6)) {
+pub(super) fn gateways_from(
+    before: &Wanted,
+    wanted: &Wanted,
+    gateways: ByFamily<Hop>,
+) -> ByFamily<Hop> {
+    ByFamily::of(|family| {
+        let hop = gateways[family];
+        match (before.fixed(family), wanted.fixed(family)) {
             _ if !wanted.finds_gateway() => hop,
             (Some(mac), None) if hop.found().is_none() || !before.finds_gateway() => Hop {
                 mac: Some(mac),
@@ -167,23 +173,27 @@ pub(super) fn gateways_from(before: &Wanted, wanted: &Wanted, gateways: [Hop; 2]
 
 /// The Ethernet address that packets of a family are sent to, of the two gateways. If none was ever known,
 /// the other family's is most likely the same router.
-pub(super) fn gateway(wanted: &Wanted, gateways: &[Hop; 2], v6: bool) -> Option<MacAddr> {
-    let own = &gateways[usize::from(v6)];
-    let other = &gateways[usize::from(!v6)];
+pub(super) fn gateway(
+    wanted: &Wanted,
+    gateways: &ByFamily<Hop>,
+    family: Family,
+) -> Option<MacAddr> {
+    let own = &gateways[family];
+    let other = &gateways[family.other()];
     // One that was given serves while this family's own may still answer, and where nobody is known.
     let may_answer = own.mac.filter(|_| own.address.is_some());
-    let fixed = wanted.fixed(v6);
+    let fixed = wanted.fixed(family);
     let known = fixed.or(own.found()).or(may_answer).or(other.found());
     known.or(own.mac)
 }
 
 /// Why no packet can leave, if the gateway is to be found out and is not.
-pub(super) fn missing(wanted: &Wanted, gateways: &[Hop; 2]) -> Option<String> {
-    let found = gateways.iter().any(|hop| hop.found().is_some());
+pub(super) fn missing(wanted: &Wanted, gateways: &ByFamily<Hop>) -> Option<String> {
+    let found = gateways.iter().any(|(_, hop)| hop.found().is_some());
     if !wanted.finds_gateway() || found {
         return None;
     }
-    let gateway = gateways.iter().find_map(|hop| hop.address);
+    let gateway = gateways.iter().find_map(|(_, hop)| hop.address);
     Some(match gateway {
         Some(gateway) => format!("{gateway} does not answer with its Ethernet address"),
         None => "no real is behind a router, and there is no default route".to_owned(),
@@ -230,7 +240,7 @@ mod tests {
             let route = route(gateway);
             let step = |wanted: &Wanted, found, before: &Hop| {
                 let hop = of_real(wanted, real(), Some(&route), found, before);
-                hop.or_given(wanted.fixed(false), before)
+                hop.or_given(wanted.fixed(Family::V4), before)
             };
             let first = step(&given, None, &Hop::default());
             assert_eq!((first.mac, first.given), (Some(GIVEN), true));
@@ -260,24 +270,25 @@ mod tests {
     fn a_given_gateway_serves_until_its_familys_own_is_found() {
         let given = wanted(Gateway::Mac(GIVEN), NextHops::Gateway);
         let auto = wanted(Gateway::Auto, NextHops::Gateway);
-        let mut gateways = gateways_from(&given, &auto, [Hop::default(); 2]);
-        let both = |gateways: &[Hop; 2]| [false, true].map(|v6| gateway(&auto, gateways, v6));
+        let mut gateways = gateways_from(&given, &auto, ByFamily::default());
+        let both =
+            |gateways: &ByFamily<Hop>| Family::ALL.map(|family| gateway(&auto, gateways, family));
         assert_eq!(both(&gateways), [Some(GIVEN); 2]);
         assert!(missing(&auto, &gateways).is_some());
         let neighbour = |address: &str| Some((3, address.parse().unwrap()));
         let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(neighbour);
         // IPv4 is found while IPv6 may still answer.
-        gateways[0] = of_gateway(v4, Some(FOUND), &gateways[0]);
-        gateways[1] = of_gateway(v6, None, &gateways[1]);
+        gateways.v4 = of_gateway(v4, Some(FOUND), &gateways.v4);
+        gateways.v6 = of_gateway(v6, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(GIVEN)]);
         assert_eq!(missing(&auto, &gateways), None);
-        assert!(gateways[1].is_open());
+        assert!(gateways.v6.is_open());
         // There is no way for IPv6 at all.
-        gateways[1] = of_gateway(None, None, &gateways[1]);
+        gateways.v6 = of_gateway(None, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND); 2]);
-        gateways[1] = of_gateway(v6, Some(OTHER), &gateways[1]);
+        gateways.v6 = of_gateway(v6, Some(OTHER), &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(OTHER)]);
-        gateways[1] = of_gateway(None, None, &gateways[1]);
+        gateways.v6 = of_gateway(None, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(OTHER)]);
     }
 
@@ -307,14 +318,14 @@ mod tests {
             let wanted = wanted(mac, mode);
             let route = route(router.then_some("192.0.2.1"));
             let hop = of_real(&wanted, real(), Some(&route), found, &before);
-            let hop = hop.or_given(wanted.fixed(false), &before);
+            let hop = hop.or_given(wanted.fixed(Family::V4), &before);
             let asked = neighbour_of_real(&wanted, real(), Some(&route)).is_some();
             prop_assert!(hop.mac.is_some() || before.mac.is_none());
             if asked && found.is_some() {
                 prop_assert_eq!((hop.mac, hop.is_open()), (found, false));
             }
             let again = of_real(&wanted, real(), Some(&route), found, &hop);
-            prop_assert_eq!(again.or_given(wanted.fixed(false), &hop), hop);
+            prop_assert_eq!(again.or_given(wanted.fixed(Family::V4), &hop), hop);
         }
     }
 }

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 
 use super::hop::Neighbour;
 use crate::rtnetlink;
+use crate::types::Family;
 use crate::types::MacAddr;
 
 /// What is behind a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum User {
     /// The gateway of a family; true: IPv6.
-    Gateway(bool),
+    Gateway(Family),
     /// A real, by its number.
     Real(u16),
 }
@@ -109,7 +110,7 @@ mod tests {
         assert!(neighbours.assign(User::Real(1), Some(one)));
         assert!(!neighbours.assign(User::Real(2), Some(one)));
         assert!(!neighbours.assign(User::Real(2), Some(one)));
-        assert!(neighbours.assign(User::Gateway(true), Some(two)));
+        assert!(neighbours.assign(User::Gateway(Family::V6), Some(two)));
         let found = rtnetlink::Neighbour {
             mac: MacAddr::new([2; 6]),
             is_fixed: false,

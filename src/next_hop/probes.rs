@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::wanted::Wanted;
 use crate::maps::ProbeWay;
 use crate::rtnetlink::Requests;
+use crate::types::Family;
 use crate::types::NextHops;
 
 /// The way of probes to a real, by the routes of now.
@@ -25,7 +26,7 @@ pub(crate) fn probe_way(
         // The address that was given is that of the routers.
         _ => ProbeWay {
             interface: 0,
-            by_gateway: wanted.fixed(real.is_ipv6()).is_some()
+            by_gateway: wanted.fixed(Family::of(real)).is_some()
                 && route.is_none_or(|route| route.gateway.is_some()),
         },
     })

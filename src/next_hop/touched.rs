@@ -10,6 +10,8 @@ use std::ops::RangeInclusive;
 use super::hop::Neighbour;
 use crate::rtnetlink::Interface;
 use crate::rtnetlink::Notice;
+use crate::types::ByFamily;
+use crate::types::Family;
 
 /// More prefixes than these are taken for all addresses.
 const MOST_PREFIXES: usize = 256;
@@ -20,7 +22,7 @@ pub(super) struct Touched {
     /// Rules have changed, or notices were lost.
     pub(super) everything: bool,
     /// All addresses of IPv4, or of IPv6, may take another way.
-    pub(super) families: [bool; 2],
+    pub(super) families: ByFamily<bool>,
     /// Addresses that may take another way.
     pub(super) prefixes: BTreeSet<(IpAddr, u8)>,
     pub(super) neighbours: BTreeSet<Neighbour>,
@@ -31,14 +33,15 @@ impl Touched {
     /// Takes note of what a notice touches, for someone who knows which neighbours are in use.
     pub(super) fn note(&mut self, notice: Notice, in_use: impl FnOnce(&Neighbour) -> bool) {
         match notice {
-            Notice::Route { length: 0, prefix } => self.family(prefix.is_ipv6()),
+            Notice::Route { length: 0, prefix } => self.family(Family::of(prefix)),
             Notice::Route { prefix, length } => {
                 self.prefixes.insert((prefix, length));
                 // More of them are not worth telling apart.
                 if self.prefixes.len() > MOST_PREFIXES {
                     let prefixes = std::mem::take(&mut self.prefixes);
-                    let families = prefixes.into_iter().map(|(prefix, _)| prefix.is_ipv6());
-                    families.for_each(|v6| self.family(v6));
+                    for (prefix, _) in prefixes {
+                        self.family(Family::of(prefix));
+                    }
                 }
             }
             Notice::Neighbour { interface, address } => {
@@ -50,22 +53,22 @@ impl Touched {
             Notice::Link { index } => {
                 self.links.insert(index);
             }
-            Notice::AddressGone { v6 } => self.family(v6),
+            Notice::AddressGone { family } => self.family(family),
             Notice::Anything => self.everything = true,
         }
     }
 
-    fn family(&mut self, v6: bool) {
-        self.families[usize::from(v6)] = true;
+    fn family(&mut self, family: Family) {
+        self.families[family] = true;
     }
 
     /// The addresses that may take another way.
     pub(super) fn ranges(&self) -> Vec<RangeInclusive<IpAddr>> {
-        let families = [false, true].into_iter();
-        let families = families.filter(|v6| self.everything || self.families[usize::from(*v6)]);
-        let whole = families.map(|v6| match v6 {
-            false => range(Ipv4Addr::UNSPECIFIED.into(), 0),
-            true => range(Ipv6Addr::UNSPECIFIED.into(), 0),
+        let families = Family::ALL.into_iter();
+        let families = families.filter(|family| self.everything || self.families[*family]);
+        let whole = families.map(|family| match family {
+            Family::V4 => range(Ipv4Addr::UNSPECIFIED.into(), 0),
+            Family::V6 => range(Ipv6Addr::UNSPECIFIED.into(), 0),
         });
         let prefixes = self.prefixes.iter();
         let prefixes = prefixes.map(|(prefix, length)| range(*prefix, *length));
@@ -182,7 +185,7 @@ mod tests {
         touched.note(route("0.0.0.0", 0), |_| false);
         assert!(covers(&touched.ranges(), ip("203.0.113.1")));
         assert!(!covers(&touched.ranges(), ip("2001:db9::")));
-        touched.note(Notice::AddressGone { v6: true }, |_| false);
+        touched.note(Notice::AddressGone { family: Family::V6 }, |_| false);
         assert!(covers(&touched.ranges(), ip("2001:db9::")));
         assert!(!touched.everything);
         touched.note(Notice::Anything, |_| false);
@@ -199,7 +202,11 @@ mod tests {
             }
         }
         assert!(touched.prefixes.len() <= MOST_PREFIXES);
-        assert_eq!(touched.families, [true, false]);
+        let expected = ByFamily {
+            v4: true,
+            v6: false,
+        };
+        assert_eq!(touched.families, expected);
     }
 
     #[test]

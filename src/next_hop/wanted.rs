@@ -1,5 +1,6 @@
 //! What the user has said of next hops; the rest is found out.
 
+use crate::types::Family;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::NextHops;
@@ -15,8 +16,8 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// The address that the user has given for a family.
-    pub(crate) fn fixed(&self, v6: bool) -> Option<MacAddr> {
-        let of_family = self.gateway_v6.filter(|_| v6);
+    pub(crate) fn fixed(&self, family: Family) -> Option<MacAddr> {
+        let of_family = self.gateway_v6.filter(|_| family == Family::V6);
         of_family.or(match self.gateway {
             Gateway::Mac(mac) => Some(mac),
             Gateway::Auto => None,

@@ -8,6 +8,7 @@ use super::interfaces::Interfaces;
 use crate::rtnetlink::MAIN_TABLE;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
+use crate::types::Family;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
@@ -18,7 +19,7 @@ pub(super) trait Tables {
     fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>>;
 
     /// The default routes with their tables' numbers, the best of each table first.
-    fn default_routes(&mut self, v6: bool) -> io::Result<Vec<(u32, Route)>>;
+    fn default_routes(&mut self, family: Family) -> io::Result<Vec<(u32, Route)>>;
 }
 
 impl Tables for Requests {
@@ -30,8 +31,8 @@ impl Tables for Requests {
         Requests::route_by(self, address, interface)
     }
 
-    fn default_routes(&mut self, v6: bool) -> io::Result<Vec<(u32, Route)>> {
-        self.default_routes_of_tables(v6)
+    fn default_routes(&mut self, family: Family) -> io::Result<Vec<(u32, Route)>> {
+        self.default_routes_of_tables(family)
     }
 }
 
@@ -118,10 +119,10 @@ impl Ways {
         &self,
         tables: &mut impl Tables,
         interfaces: &Interfaces,
-        v6: bool,
+        family: Family,
     ) -> io::Result<Option<Route>> {
         let is_own = |table: &u32| self.vrfs.iter().any(|(_, of)| of == table);
-        let mut routes = tables.default_routes(v6)?;
+        let mut routes = tables.default_routes(family)?;
         routes.retain(|(table, route)| {
             let usable = is_own(table) || *table == MAIN_TABLE;
             route.gateway.is_some() && (usable || self.attached.contains(&route.interface))
@@ -160,7 +161,7 @@ mod tests {
             }
         }
 
-        fn default_routes(&mut self, _: bool) -> io::Result<Vec<(u32, Route)>> {
+        fn default_routes(&mut self, _: Family) -> io::Result<Vec<(u32, Route)>> {
             Ok(self.defaults.clone())
         }
     }
@@ -347,7 +348,7 @@ mod tests {
             };
             let ways = ways(&[attached], false, false);
             let route = ways
-                .default_route(&mut kernel, &interfaces(), false)
+                .default_route(&mut kernel, &interfaces(), Family::V4)
                 .unwrap();
             assert_eq!(route, expected, "{attached} {defaults:?}");
         }

@@ -26,6 +26,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
 use super::requests::MESSAGE_BYTES;
+use crate::types::Family;
 
 /// Room for some thousand notices; without the right to it, the kernel's default.
 const QUEUE_BYTES: usize = 4 << 20;
@@ -43,7 +44,7 @@ pub(crate) enum Notice {
     /// An interface.
     Link { index: u32 },
     /// An address of this host is gone. The kernel does not tell of the IPv4 routes that go with it.
-    AddressGone { v6: bool },
+    AddressGone { family: Family },
     /// Anything: rules, next-hop objects, what is not understood; or notices were lost.
     Anything,
 }
@@ -131,7 +132,10 @@ fn notice_of(message: &RouteNetlinkMessage) -> Option<Notice> {
         // The routes that come with it have notices of their own.
         Message::NewAddress(_) => None,
         Message::DelAddress(address) => Some(Notice::AddressGone {
-            v6: address.header.family == AddressFamily::Inet6,
+            family: match address.header.family {
+                AddressFamily::Inet6 => Family::V6,
+                _ => Family::V4,
+            },
         }),
         _ => Some(Notice::Anything),
     }
@@ -249,7 +253,7 @@ mod tests {
                 address: "192.0.2.9".parse().unwrap(),
             },
             Notice::Link { index: 9 },
-            Notice::AddressGone { v6: false },
+            Notice::AddressGone { family: Family::V4 },
             Notice::Anything,
             Notice::Anything,
         ];

@@ -41,6 +41,7 @@ use super::answers::mac_of;
 use super::answers::metric;
 use super::answers::route_of;
 use super::answers::table;
+use crate::types::Family;
 use crate::types::MacAddr;
 
 /// Longer than any message of the kernel's, which fit into a page or two.
@@ -172,16 +173,16 @@ impl Requests {
 
     /// All default routes of the main table, also those without a router; that with the lowest metric is
     /// first.
-    pub(crate) fn default_routes(&mut self, v6: bool) -> io::Result<Vec<Route>> {
-        let mut routes = self.default_routes_of_tables(v6)?;
+    pub(crate) fn default_routes(&mut self, of: Family) -> io::Result<Vec<Route>> {
+        let mut routes = self.default_routes_of_tables(of)?;
         routes.retain(|(table, _)| *table == MAIN_TABLE);
         Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
     /// The same of all tables, with the number of its table.
-    pub(crate) fn default_routes_of_tables(&mut self, v6: bool) -> io::Result<Vec<(u32, Route)>> {
+    pub(crate) fn default_routes_of_tables(&mut self, of: Family) -> io::Result<Vec<(u32, Route)>> {
         let mut question = RouteMessage::default();
-        question.header.address_family = family(v6);
+        question.header.address_family = number(of);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
         let mut routes: Vec<_> = answers
             .iter()
@@ -202,9 +203,9 @@ impl Requests {
 
     /// Whether there are rules for packets that leave by some interface (policy routing, VRFs).
     pub(crate) fn has_rules_by_interface(&mut self) -> io::Result<bool> {
-        for v6 in [false, true] {
+        for of in Family::ALL {
             let mut question = RuleMessage::default();
-            question.header.family = family(v6);
+            question.header.family = number(of);
             let answers = self.ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
             let by_interface = answers.iter().any(|answer| match answer {
                 RouteNetlinkMessage::NewRule(rule) => rule.attributes.iter().any(|attribute| {
@@ -305,18 +306,17 @@ impl Requests {
     /// Whether packets can leave by other routes than the main table's default ones: those that somebody
     /// has set, or defaults of other tables. Routes to the interfaces' segments, the kernel's own, do not
     /// count, nor does one to a single address there, such as the router's.
-    pub(crate) fn has_other_routes(&mut self, v6: bool) -> io::Result<bool> {
+    pub(crate) fn has_other_routes(&mut self, of: Family) -> io::Result<bool> {
         let mut question = RouteMessage::default();
-        question.header.address_family = family(v6);
+        question.header.address_family = number(of);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
-        let bits = if v6 { 128 } else { 32 };
         Ok(answers.iter().any(|answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => {
                 let of_main = route.header.destination_prefix_length == 0
                     && route.header.table == RouteHeader::RT_TABLE_MAIN;
                 route.header.kind == RouteType::Unicast
                     && route.header.protocol != RouteProtocol::Kernel
-                    && route.header.destination_prefix_length < bits
+                    && route.header.destination_prefix_length < of.bits()
                     && !of_main
             }
             _ => false,
@@ -324,10 +324,11 @@ impl Requests {
     }
 }
 
-fn family(v6: bool) -> AddressFamily {
-    match v6 {
-        false => AddressFamily::Inet,
-        true => AddressFamily::Inet6,
+/// The kernel's number of a family.
+fn number(of: Family) -> AddressFamily {
+    match of {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
     }
 }
 
@@ -342,8 +343,8 @@ fn is_unreachable(error: &io::Error) -> bool {
 /// The question where packets for one address go.
 fn route_question(address: IpAddr) -> RouteMessage {
     let mut question = RouteMessage::default();
-    question.header.address_family = family(address.is_ipv6());
-    question.header.destination_prefix_length = if address.is_ipv6() { 128 } else { 32 };
+    question.header.address_family = number(Family::of(address));
+    question.header.destination_prefix_length = Family::of(address).bits();
     let destination = RouteAttribute::Destination(address.into());
     question.attributes.push(destination);
     question
@@ -351,7 +352,7 @@ fn route_question(address: IpAddr) -> RouteMessage {
 
 fn neighbour_message(interface: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = family(address.is_ipv6());
+    message.header.family = number(Family::of(address));
     message.header.ifindex = interface;
     let address = match address {
         IpAddr::V4(v4) => NeighbourAddress::Inet(v4),

@@ -85,13 +85,20 @@ impl FilterPlace {
         check(unsafe { libbpf_sys::bpf_tc_hook_destroy(&mut hook) }).map(drop)
     }
 
-    /// Makes a filter, or puts another program into ours.
-    pub(crate) fn attach(self, program: BorrowedFd<'_>, replace: bool) -> io::Result<()> {
+    /// Makes a filter.
+    pub(crate) fn make(self, program: BorrowedFd<'_>) -> io::Result<()> {
+        self.put(program, 0)
+    }
+
+    /// Puts another program into our filter.
+    pub(crate) fn replace(self, program: BorrowedFd<'_>) -> io::Result<()> {
+        self.put(program, libbpf_sys::BPF_TC_F_REPLACE)
+    }
+
+    fn put(self, program: BorrowedFd<'_>, flags: libbpf_sys::bpf_tc_flags) -> io::Result<()> {
         let (hook, mut options) = (self.hook(), self.options());
         options.prog_fd = program.as_raw_fd();
-        if replace {
-            options.flags = libbpf_sys::BPF_TC_F_REPLACE;
-        }
+        options.flags = flags;
         // SAFETY: as above.
         check(unsafe { libbpf_sys::bpf_tc_attach(&hook, &mut options) }).map(drop)
     }

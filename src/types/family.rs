@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Index;
+use std::ops::IndexMut;
 
 /// A family of IP addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +37,79 @@ impl Family {
         match self {
             Self::V4 => 20,
             Self::V6 => 40,
+        }
+    }
+
+    /// Its number in IP headers, and in our maps' keys.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+
+    /// The other one.
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
+    /// The length of an address; bits.
+    pub(crate) const fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+/// One of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ByFamily<T> {
+    pub(crate) v4: T,
+    pub(crate) v6: T,
+}
+
+impl<T> ByFamily<T> {
+    /// What `make` makes of each.
+    pub(crate) fn of(mut make: impl FnMut(Family) -> T) -> Self {
+        Self {
+            v4: make(Family::V4),
+            v6: make(Family::V6),
+        }
+    }
+
+    /// The same for both.
+    pub(crate) const fn both(of: T) -> Self
+    where
+        T: Copy,
+    {
+        Self { v4: of, v6: of }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
+        [(Family::V4, &self.v4), (Family::V6, &self.v6)].into_iter()
+    }
+}
+
+impl<T> Index<Family> for ByFamily<T> {
+    type Output = T;
+
+    fn index(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
+impl<T> IndexMut<Family> for ByFamily<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
         }
     }
 }

@@ -20,6 +20,7 @@ pub(crate) use address::check_host;
 pub(crate) use address::check_real;
 pub(crate) use address::check_vip;
 pub use decap_mode::DecapMode;
+pub(crate) use family::ByFamily;
 pub use family::Family;
 pub use flow::Flow;
 pub use flow::Protocol;

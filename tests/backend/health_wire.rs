@@ -58,12 +58,12 @@ fn probes() -> [Flow; 4] {
 
 /// A packet of a socket with this mark.
 fn send(katran: &Katran, frame: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
-    let program = katran.healthcheck_program_fd().unwrap();
+    let program = katran.probes().program_fd().unwrap();
     run_tc_with(program, frame, Buffer { mark, segment: 0 })
 }
 
 fn counters(katran: &Katran) -> HealthcheckCounters {
-    katran.healthcheck_counters().unwrap()
+    katran.probes().counters().unwrap()
 }
 
 /// What `frame` is to be behind outer headers: id and flags 0, TTL 64, ToS 0, flow label 0. With the
@@ -136,7 +136,7 @@ fn a_probe_is_wrapped_as_specified() {
         let mut katran = load(settings().encapsulation(encapsulation));
         let mut ports = std::collections::BTreeSet::new();
         for real in [REAL4, REAL6] {
-            katran.map_mark(MARK, ip(real)).unwrap();
+            katran.probes_mut().map_mark(MARK, ip(real)).unwrap();
             for flow in probes() {
                 assert_eq!(check(&katran, flow, real, gue, None), UNSPEC);
                 let (_, out, _) = send(&katran, &frame(flow), MARK);
@@ -157,22 +157,22 @@ fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
     host.ip("link set eth0 address 02:00:00:00:00:11").unwrap();
     host.ip("link set eth0 up").unwrap();
     let mut katran = load(settings().healthcheck_interface("eth0"));
-    host.run(|| katran.attach_healthchecks().unwrap());
-    katran.map_mark(MARK, ip(REAL4)).unwrap();
+    host.run(|| katran.probes_mut().attach().unwrap());
+    katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let own = Some(MacAddr::new([2, 0, 0, 0, 0, 0x11]));
     for flow in probes() {
         // To the program it was sent on `lo`.
         assert_eq!(check(&katran, flow, REAL4, false, own), REDIRECT);
     }
     // Whoever attaches the program by other means afterwards has them leave where they are.
-    katran.detach_healthchecks();
+    katran.probes_mut().detach();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
 }
 
 #[test]
 fn what_is_no_probe_is_left_as_it_was() {
     let mut katran = load(settings());
-    katran.map_mark(MARK, ip(REAL4)).unwrap();
+    katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let arp = [&[0xff; 12][..], &[8, 6], &[0; 46]].concat();
     let mut skipped = 0;
     let mut skips = |frame: &[u8], mark: u32| {
@@ -192,25 +192,25 @@ fn what_is_no_probe_is_left_as_it_was() {
 fn what_cannot_be_sent_is_dropped_and_counted() {
     // The gateway is to be found out, and is not known before anything is attached.
     let mut katran = load(settings().gateway(Gateway::Auto));
-    katran.map_mark(MARK, ip(REAL4)).unwrap();
+    katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let key = Vip::tcp(at("203.0.113.1:443"));
-    katran.register_probe(key).unwrap();
+    katran.probes_mut().register(key).unwrap();
     let (action, _, _) = send(&katran, &frame(probes()[0]), MARK);
     assert_eq!(action, SHOT);
     let now = counters(&katran);
     assert_eq!((now.dropped, now.processed, now.too_big), (1, 0, 0));
-    assert_eq!(katran.probe_counter(key).unwrap(), 0);
+    assert_eq!(katran.probes().counter(key).unwrap(), 0);
     // Once it is known, they go.
     katran.set_gateway_mac(GATEWAY).unwrap();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
-    assert_eq!(katran.probe_counter(key).unwrap(), 1);
+    assert_eq!(katran.probes().counter(key).unwrap(), 1);
 }
 
 #[test]
 fn the_length_that_counts_is_that_of_segments() {
     let mut katran = load(settings().healthcheck_max_packet(200));
-    katran.map_mark(MARK, ip(REAL4)).unwrap();
-    let program = katran.healthcheck_program_fd().unwrap();
+    katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
+    let program = katran.probes().program_fd().unwrap();
     for (flow, headers) in probes().into_iter().zip([54, 42, 74, 62]) {
         let large = Packet::new(flow).payload(1000).frame();
         let too_big = |segment| {
@@ -234,7 +234,7 @@ fn the_length_that_counts_is_that_of_segments() {
 #[test]
 fn each_registered_key_counts_its_own_probes() {
     let mut katran = load(settings());
-    katran.map_mark(MARK, ip(REAL4)).unwrap();
+    katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let keys: Vec<Vip> = probes()
         .iter()
         .map(|flow| match flow.protocol {
@@ -243,7 +243,7 @@ fn each_registered_key_counts_its_own_probes() {
         })
         .collect();
     for key in &keys {
-        katran.register_probe(*key).unwrap();
+        katran.probes_mut().register(*key).unwrap();
     }
     for (times, flow) in (1..).zip(probes()) {
         for _ in 0..times {
@@ -258,7 +258,9 @@ fn each_registered_key_counts_its_own_probes() {
         send(&katran, &frame(other), MARK);
         send(&katran, &frame(flow), 0);
     }
-    let counts = keys.iter().map(|key| katran.probe_counter(*key).unwrap());
+    let counts = keys
+        .iter()
+        .map(|key| katran.probes().counter(*key).unwrap());
     assert_eq!(counts.collect::<Vec<_>>(), [1, 2, 3, 4]);
 }
 
@@ -287,21 +289,42 @@ fn exact_ports_go_before_any_port_in_both_families() {
             ..flow
         };
         let found = |katran: &Katran| [flow, elsewhere, another].map(|flow| real_of(katran, flow));
-        katran.match_source(flow.source, exact).unwrap();
+        katran
+            .probes_mut()
+            .match_source(flow.source, exact)
+            .unwrap();
         assert_eq!(found(&katran), [Some(exact), None, None]);
-        katran.match_source(any_port(flow.source), any).unwrap();
+        katran
+            .probes_mut()
+            .match_source(any_port(flow.source), any)
+            .unwrap();
         assert_eq!(found(&katran), [Some(exact), Some(any), None]);
         assert_eq!(counters(&katran).src_matched, 3);
-        katran.match_destination(flow.destination, other).unwrap();
+        katran
+            .probes_mut()
+            .match_destination(flow.destination, other)
+            .unwrap();
         assert_eq!(found(&katran), [Some(other), Some(any), None]);
         let any_destination = any_port(flow.destination);
-        katran.match_destination(any_destination, exact).unwrap();
+        katran
+            .probes_mut()
+            .match_destination(any_destination, exact)
+            .unwrap();
         assert_eq!(found(&katran), [Some(other), Some(exact), None]);
         assert_eq!(counters(&katran).dst_matched, 3);
-        katran.unmatch_source(flow.source).unwrap();
-        katran.unmatch_source(any_port(flow.source)).unwrap();
-        katran.unmatch_destination(flow.destination).unwrap();
-        katran.unmatch_destination(any_destination).unwrap();
+        katran.probes_mut().unmatch_source(flow.source).unwrap();
+        katran
+            .probes_mut()
+            .unmatch_source(any_port(flow.source))
+            .unwrap();
+        katran
+            .probes_mut()
+            .unmatch_destination(flow.destination)
+            .unwrap();
+        katran
+            .probes_mut()
+            .unmatch_destination(any_destination)
+            .unwrap();
         assert_eq!(found(&katran), [None, None, None]);
     }
 }
@@ -315,12 +338,14 @@ fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
         let settings = settings().encapsulation(encapsulation);
         let mut katran = load(settings.next_hops(NextHops::PerReal));
         for (real, source) in [(REAL4, SOURCE4), (REAL6, SOURCE6)] {
-            katran.map_mark(MARK, ip(real)).unwrap();
+            katran.probes_mut().map_mark(MARK, ip(real)).unwrap();
             // Both would wrap it once more.
             katran
+                .probes_mut()
                 .match_source((ip(source), 0).into(), ip(real))
                 .unwrap();
             katran
+                .probes_mut()
                 .match_destination((ip(real), 0).into(), ip(real))
                 .unwrap();
             for flow in probes() {
@@ -349,14 +374,21 @@ fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
 fn what_is_not_there_is_not_looked_for_in_the_kernel() {
     let mut katran = load(settings());
     let vip = Vip::tcp(at("203.0.113.1:443"));
-    assert!(katran.unmap_mark(1).is_err());
-    assert!(katran.unmatch_source(at("10.0.0.2:0")).is_err());
-    assert!(katran.unmatch_destination(at("10.0.0.2:0")).is_err());
-    assert!(katran.unregister_probe(vip).is_err());
+    assert!(katran.probes_mut().unmap_mark(1).is_err());
     assert!(
-        katran.healthcheck_program_fd().is_none(),
-        "nothing is loaded"
+        katran
+            .probes_mut()
+            .unmatch_source(at("10.0.0.2:0"))
+            .is_err()
     );
+    assert!(
+        katran
+            .probes_mut()
+            .unmatch_destination(at("10.0.0.2:0"))
+            .is_err()
+    );
+    assert!(katran.probes_mut().unregister(vip).is_err());
+    assert!(katran.probes().program_fd().is_none(), "nothing is loaded");
 }
 
 #[test]
@@ -366,7 +398,7 @@ fn an_interface_without_ethernet_is_refused() {
     for hook in [TcHook::Tcx, TcHook::Clsact] {
         let settings = settings().healthcheck_interface("tunnel");
         let mut katran = load(settings.healthcheck_hook(hook));
-        let error = host.run(|| katran.attach_healthchecks().unwrap_err());
+        let error = host.run(|| katran.probes_mut().attach().unwrap_err());
         assert!(
             matches!(error, katran::Error::Unsupported { .. }),
             "{error}"

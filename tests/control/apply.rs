@@ -128,7 +128,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     let real = katran.simulate(&syn(flow)).unwrap().real;
     let before = katran.stats().vip(one).unwrap();
     let number = katran.real_index(ip("198.51.100.1"));
-    let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+    let table = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
     assert_eq!(table.len(), 1);
 
     let mut state = document();
@@ -152,7 +152,10 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
 
     assert_eq!(katran.stats().vip(one).unwrap(), before);
     assert_eq!(katran.real_index(ip("198.51.100.1")), number);
-    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
+    assert_eq!(
+        bpf::flow_entries(katran.flows().table_fd(0).unwrap()),
+        table
+    );
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (real, Reason::FlowTable));
     assert_eq!(ran.frame[..6], [0x0a, 0, 0, 0, 0, 0x0f]);
@@ -185,9 +188,12 @@ fn any_order_of_states_ends_in_the_last_one() {
 /// Applying this is refused, and neither state nor routes nor flow table move.
 fn refused(katran: &mut Katran, state: &State) -> Error {
     let before = (katran.state(), routes(katran), katran.real_numbers());
-    let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+    let table = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
     let error = katran.apply(state).unwrap_err();
-    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), table);
+    assert_eq!(
+        bpf::flow_entries(katran.flows().table_fd(0).unwrap()),
+        table
+    );
     let after = (katran.state(), routes(katran), katran.real_numbers());
     assert_eq!(after, before, "{error}");
     error

@@ -391,7 +391,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
 fn callbacks_run_after_the_whole_state_is_applied() {
     let mut katran = load(small());
     // The map of marks is there with the first one.
-    katran.map_mark(1, ip(A)).unwrap();
+    katran.probes_mut().map_mark(1, ip(A)).unwrap();
     let marks = katran.map_fd("marks").unwrap();
     let marks = marks.try_clone_to_owned().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -416,7 +416,7 @@ fn callbacks_run_after_the_whole_state_is_applied() {
 fn nothing_is_told_of_a_state_that_was_undone() {
     let mut katran = load(small());
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
-    katran.map_mark(1, ip(A)).unwrap();
+    katran.probes_mut().map_mark(1, ip(A)).unwrap();
     let before = katran.state();
     let told = listen(&mut katran);
     // Reals come, and then the mark cannot go.
@@ -516,14 +516,14 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
 fn the_number_of_a_probe_is_given_out_again_after_a_grace_period() {
     let mut katran = load(small().max_vips(1));
     let [one, two] = [1, 2].map(|port| vip(&format!("203.0.113.9:{port}/tcp")));
-    katran.register_probe(one).unwrap();
+    katran.probes_mut().register(one).unwrap();
     // A probe under way may still be counted under the one number that there is.
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
-        katran.unregister_probe(one).unwrap();
-        let registered = katran.register_probe(two);
+        katran.probes_mut().unregister(one).unwrap();
+        let registered = katran.probes_mut().register(two);
         assert!(matches!(registered, Err(Error::Kernel { .. })));
-        assert!(katran.probes().is_empty());
+        assert!(katran.probes().list().is_empty());
     });
-    katran.register_probe(two).unwrap();
-    assert_eq!(katran.probes(), [two]);
+    katran.probes_mut().register(two).unwrap();
+    assert_eq!(katran.probes().list(), [two]);
 }

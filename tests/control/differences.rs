@@ -230,7 +230,7 @@ fn asking_for_a_flow_leaves_no_trace() {
     let tcp = flows(Protocol::Tcp, TO_VIP4, 50);
     let udp = flows(Protocol::Udp, "203.0.113.1:53", 50);
     let trace = |katran: &Katran| {
-        let table = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+        let table = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
         let fallback = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap());
         (katran.counters().unwrap(), table, fallback)
     };

@@ -474,7 +474,7 @@ fn maps_are_known_by_their_names() {
     let estimate = builder().memory_estimate().unwrap();
     for map in estimate.maps() {
         let known = match map.name {
-            "flows" => katran.flow_table_fd(0).is_some(),
+            "flows" => katran.flows().table_fd(0).is_some(),
             "ring_chunk" => katran.map_fd("rings").is_some(),
             "data and rodata" => katran.map_fd(".data.live").is_some(),
             name => katran.map_fd(name).is_some(),
@@ -482,7 +482,7 @@ fn maps_are_known_by_their_names() {
         assert!(known, "{}", map.name);
     }
     assert!(katran.map_fd("nonsense").is_none());
-    assert!(katran.flow_table_fd(100_000).is_none());
+    assert!(katran.flows().table_fd(100_000).is_none());
 }
 
 #[test]

@@ -562,5 +562,5 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
     let counters = katran.stats().library().unwrap();
     assert_eq!(counters.failed_kernel_calls, errors.len() as u64);
     assert!(katran.simulate(&frame(flow)).unwrap().real.is_some());
-    assert!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()).len() >= 30);
+    assert!(bpf::flow_entries(katran.flows().table_fd(0).unwrap()).len() >= 30);
 }

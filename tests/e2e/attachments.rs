@@ -124,12 +124,12 @@ fn probes_have_a_path_again_when_its_interface_is_made_again() {
         make();
         let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).healthcheck_hook(hook);
         let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
-        host.run(|| katran.attach_healthchecks()).unwrap();
+        host.run(|| katran.probes_mut().attach()).unwrap();
         host.ip("link del probe0").unwrap();
         make();
-        host.run(|| katran.attach_healthchecks()).unwrap();
+        host.run(|| katran.probes_mut().attach()).unwrap();
         let index = host.interface_index("probe0").unwrap();
-        assert_eq!(katran.healthcheck_attachment().unwrap().index, index);
+        assert_eq!(katran.probes().attachment().unwrap().index, index);
         assert_eq!(egress_has_probes(&host, "probe0"), hook == TcHook::Clsact);
         assert_eq!(way_of_probes(&katran).0, index);
         host.ip("link del probe0").unwrap();
@@ -179,7 +179,7 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
     };
     let names = |first, second| [("eth0".to_owned(), first), ("probe0".to_owned(), second)];
     assert_eq!(of_katran(&katran), names(Attached, Gone));
-    assert_eq!(katran.healthcheck_attachment().unwrap().state, Gone);
+    assert_eq!(katran.probes().attachment().unwrap().state, Gone);
     assert_eq!(decap.tc_interfaces()[0].state, Gone);
     assert_eq!(root.interfaces()[0].state, Gone);
     // There is nothing to attach to: that is no failure, and changes nothing. What is there goes on.
@@ -208,7 +208,7 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
     assert_eq!(of_katran(&katran)[1], ("probe0".to_owned(), Attached));
     assert_eq!(katran.shared_entries()[0].state, Attached);
     assert!(pins.list().iter().any(|pin| pin.starts_with("root_2_")));
-    let probes = katran.healthcheck_attachment().unwrap();
+    let probes = katran.probes().attachment().unwrap();
     assert_eq!(probes.state, Attached);
     assert_eq!(probes.index, host.interface_index("probe0").unwrap());
     assert_eq!(
@@ -334,7 +334,7 @@ fn an_interface_without_ethernet_headers_is_refused_with_the_reason() {
     let refusals = host.run(|| {
         [
             katran.attach("tun7", XdpMode::Auto).map(drop),
-            katran.attach_healthchecks(),
+            katran.probes_mut().attach(),
             decap.attach("tun7", XdpMode::Generic).map(drop),
             decap.attach_tc("tun7", TcHook::Auto).map(drop),
             root.attach("tun7", XdpMode::Auto).map(drop),

@@ -65,7 +65,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
     assert!(katran.shared_entries().is_empty() && katran.next_hops().is_empty());
     finds_the_router_of(&mut katran, &there);
-    let error = here.host.run(|| katran.attach_healthchecks()).unwrap_err();
+    let error = here.host.run(|| katran.probes_mut().attach()).unwrap_err();
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
     assert!(
         katran.next_hops().is_empty(),
@@ -90,12 +90,12 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     katran.detach_shared(pins.path()).unwrap();
     assert!(katran.next_hops().is_empty(), "after detach_shared");
     finds_the_router_of(&mut katran, &there);
-    here.host.run(|| katran.attach_healthchecks()).unwrap();
+    here.host.run(|| katran.probes_mut().attach()).unwrap();
     assert_eq!(katran.gateway_mac(), here.router_mac);
-    katran.detach_healthchecks();
+    katran.probes_mut().detach();
     assert!(katran.next_hops().is_empty(), "after detach_healthchecks");
     finds_the_router_of(&mut katran, &there);
-    here.host.run(|| katran.attach_healthchecks()).unwrap();
+    here.host.run(|| katran.probes_mut().attach()).unwrap();
     katran.detach_all();
     assert!(katran.next_hops().is_empty(), "after detach_all");
     finds_the_router_of(&mut katran, &there);
@@ -201,7 +201,7 @@ fn probes_leave_by_the_first_interface_that_is_there() {
     assert_eq!(way_of_probes(&katran).0, index("two0"));
     // The first one goes by itself: the next call finds the next.
     host.ip("link del two0").unwrap();
-    host.run(|| katran.attach_healthchecks()).unwrap();
+    host.run(|| katran.probes_mut().attach()).unwrap();
     assert_eq!(
         way_of_probes(&katran),
         (index("one0"), MacAddr::new(macs[0]))
@@ -209,7 +209,7 @@ fn probes_leave_by_the_first_interface_that_is_there() {
     // In another namespace there may be an interface of any index.
     let other = Place::new(2);
     katran.detach("one0").unwrap();
-    host.run(|| katran.attach_healthchecks()).unwrap();
+    host.run(|| katran.probes_mut().attach()).unwrap();
     other
         .host
         .run(|| katran.attach("eth0", XdpMode::Generic))
@@ -231,10 +231,10 @@ fn detaching_brings_nothing_back_that_was_detached() {
     host.run(|| {
         katran.attach("eth0", XdpMode::Generic).unwrap();
         katran.attach("two0", XdpMode::Generic).unwrap();
-        katran.detach_healthchecks();
+        katran.probes_mut().detach();
         katran.detach("eth0").unwrap();
     });
-    assert!(katran.healthcheck_attachment().is_none());
+    assert!(katran.probes().attachment().is_none());
     assert_eq!(way_of_probes(&katran).0, 0);
 }
 
@@ -249,7 +249,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
     let host = &place.host;
     // Health checks are there already; the link of XDP is refused.
-    host.run(|| katran.attach_healthchecks()).unwrap();
+    host.run(|| katran.probes_mut().attach()).unwrap();
     let way = way_of_probes(&katran);
     assert_eq!(way.0, host.interface_index("probe0").unwrap());
     let refuse = |katran: &mut Katran, interface: &str| {
@@ -279,6 +279,6 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     veth(host.port("eth0"), place.router.port("to0"), 1600).unwrap();
     refuse(&mut katran, "eth0");
     assert_eq!(katran.interfaces().len(), 1);
-    katran.detach_healthchecks();
+    katran.probes_mut().detach();
     assert!(!egress_has_probes(host, "probe0") && katran.next_hops().is_empty());
 }

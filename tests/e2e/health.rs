@@ -62,7 +62,7 @@ pub(crate) fn probe(
 }
 
 pub(crate) fn counters(katran: &Katran) -> HealthcheckCounters {
-    katran.healthcheck_counters().unwrap()
+    katran.probes().counters().unwrap()
 }
 
 /// A site whose balancer has a path for health checks.
@@ -84,7 +84,7 @@ fn map_marks(site: &mut Site) -> Vec<(u32, String)> {
         let addresses = [IpAddr::from(backend.v4), backend.v6.into()];
         for (kind, address) in addresses.into_iter().enumerate() {
             let mark = 1000 + 10 * index as u32 + kind as u32;
-            site.katran.map_mark(mark, address).unwrap();
+            site.katran.probes_mut().map_mark(mark, address).unwrap();
             marks.push((mark, backend.host.name().to_owned()));
         }
     }
@@ -100,18 +100,18 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
     ] {
         let mut site = site(|builder| builder.encapsulation(encapsulation).healthcheck_hook(hook));
         let servers = site.lab.serve_tcp(PORT).unwrap();
-        let attachment = site.katran.healthcheck_attachment().unwrap();
+        let attachment = site.katran.probes().attachment().unwrap();
         assert_eq!(attachment.interface, "eth0");
         match hook {
             TcHook::Clsact => assert_eq!(attachment.hook, TcHook::Clsact),
             _ => assert_eq!(attachment.hook, TcHook::Tcx),
         }
         let marks = map_marks(&mut site);
-        assert_eq!(site.katran.marks().len(), marks.len());
+        assert_eq!(site.katran.probes().marks().len(), marks.len());
         let host = &site.lab.balancers[0].host;
         let vips = [site.lab.vip4(), site.lab.vip6()];
         let key = Vip::tcp((vips[0], PORT).into());
-        site.katran.register_probe(key).unwrap();
+        site.katran.probes_mut().register(key).unwrap();
         // No VIP need be balanced for that: the probes go past the balancer.
         for vip in vips {
             for (mark, name) in &marks {
@@ -122,7 +122,7 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         let now = counters(&site.katran);
         assert!(now.processed >= 8 * 4, "{now:?}");
         assert_eq!((now.dropped, now.too_big), (0, 0));
-        let counted = site.katran.probe_counter(key).unwrap();
+        let counted = site.katran.probes().counter(key).unwrap();
         assert!(
             counted > 0 && counted < now.processed,
             "{counted} of {now:?}"
@@ -132,21 +132,21 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         // other one may still say goodbye.
         let before = now.skipped;
         let other: SocketAddr = (vips[0], PORT + 1).into();
-        site.katran.register_probe(Vip::tcp(other)).unwrap();
+        site.katran.probes_mut().register(Vip::tcp(other)).unwrap();
         assert!(probe(host, other, 5, None).is_err());
         let now = counters(&site.katran);
         assert!(now.skipped > before);
-        assert_eq!(site.katran.probe_counter(Vip::tcp(other)).unwrap(), 0);
+        assert_eq!(site.katran.probes().counter(Vip::tcp(other)).unwrap(), 0);
         // Unmapped is unmapped.
-        site.katran.unmap_mark(marks[0].0).unwrap();
+        site.katran.probes_mut().unmap_mark(marks[0].0).unwrap();
         let vip = (vips[0], PORT).into();
         assert!(probe(host, vip, marks[0].0, None).is_err());
         assert!(matches!(
-            site.katran.unmap_mark(marks[0].0),
+            site.katran.probes_mut().unmap_mark(marks[0].0),
             Err(Error::NotFound { .. })
         ));
-        site.katran.unregister_probe(key).unwrap();
-        assert!(site.katran.probe_counter(key).is_err());
+        site.katran.probes_mut().unregister(key).unwrap();
+        assert!(site.katran.probes().counter(key).is_err());
         drop(servers);
     }
 }
@@ -166,35 +166,44 @@ fn probes_are_told_by_their_mark_then_by_destination_then_by_source() {
         .ip("route add 10.0.0.9/32 via 10.0.0.2")
         .unwrap();
     let katran = &mut site.katran;
-    katran.match_source((other, 0).into(), first).unwrap();
+    katran
+        .probes_mut()
+        .match_source((other, 0).into(), first)
+        .unwrap();
     assert!(probe(host, vip, 0, None).is_err());
     assert_eq!(probe(host, vip, 0, Some(other)).unwrap(), "backend0");
     let now = counters(katran);
     assert!(now.src_matched > 0);
     assert_eq!(now.dst_matched, 0);
 
-    katran.match_destination(any_port, second).unwrap();
+    katran
+        .probes_mut()
+        .match_destination(any_port, second)
+        .unwrap();
     for from in [None, Some(other)] {
         assert_eq!(probe(host, vip, 0, from).unwrap(), "backend1");
     }
     assert!(counters(katran).dst_matched > 0);
     // The exact port goes before any.
-    katran.match_destination(vip, first).unwrap();
+    katran.probes_mut().match_destination(vip, first).unwrap();
     assert_eq!(probe(host, vip, 0, None).unwrap(), "backend0");
     assert_eq!(
-        katran.destination_matches(),
+        katran.probes().destination_matches(),
         [(any_port, second), (vip, first)]
     );
     // And a mark before all.
-    katran.map_mark(7, second).unwrap();
+    katran.probes_mut().map_mark(7, second).unwrap();
     assert_eq!(probe(host, vip, 7, Some(other)).unwrap(), "backend1");
 
-    katran.unmatch_destination(vip).unwrap();
+    katran.probes_mut().unmatch_destination(vip).unwrap();
     assert_eq!(probe(host, vip, 0, None).unwrap(), "backend1");
-    katran.unmatch_destination(any_port).unwrap();
-    katran.unmatch_source((other, 0).into()).unwrap();
+    katran.probes_mut().unmatch_destination(any_port).unwrap();
+    katran
+        .probes_mut()
+        .unmatch_source((other, 0).into())
+        .unwrap();
     assert!(matches!(
-        katran.unmatch_source((other, 0).into()),
+        katran.probes_mut().unmatch_source((other, 0).into()),
         Err(Error::NotFound { .. })
     ));
     assert!(probe(host, vip, 0, Some(other)).is_err());
@@ -206,7 +215,7 @@ fn long_probes_are_dropped_and_counted() {
     let mut site = site(|builder| builder.healthcheck_max_packet(200));
     let servers = site.lab.serve_udp(PORT).unwrap();
     let real = site.lab.backends[0].v4.into();
-    site.katran.map_mark(9, real).unwrap();
+    site.katran.probes_mut().map_mark(9, real).unwrap();
     let host = &site.lab.balancers[0].host;
     let socket = host.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -243,7 +252,7 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
     ))
     .unwrap();
     let real = network.reals("10.0.0.0".parse().unwrap())[0];
-    network.katran.map_mark(3, real).unwrap();
+    network.katran.probes_mut().map_mark(3, real).unwrap();
     let before = sent(&network.lab.router, "bal0");
     assert_eq!(
         probe(host, (vip, PORT).into(), 3, None).unwrap(),
@@ -266,7 +275,7 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
     host.ip(&format!("route del {vip}/32 dev eth1")).unwrap();
     network.katran.detach("eth1").unwrap();
     assert_eq!(interface(&network.katran), 0);
-    assert!(network.katran.healthcheck_attachment().is_none());
+    assert!(network.katran.probes().attachment().is_none());
 }
 
 /// The index of the interface that probes leave by, as the program has it.
@@ -319,7 +328,7 @@ fn probes_find_reals_on_the_same_segment_and_behind_other_interfaces() {
             .enumerate()
         {
             let mark = 1 + index as u32;
-            host.run(|| network.katran.map_mark(mark, real).unwrap());
+            host.run(|| network.katran.probes_mut().map_mark(mark, real).unwrap());
             let name = format!("backend{index}");
             assert_eq!(probe(host, vip, mark, None).unwrap(), name, "{mode}");
         }
@@ -334,13 +343,13 @@ fn what_cannot_be_is_refused() {
         .katran
         .set_source("10.0.0.2".parse().unwrap())
         .unwrap();
-    assert!(plain.katran.healthcheck_program_fd().is_none());
+    assert!(plain.katran.probes().program_fd().is_none());
     assert_eq!(counters(&plain.katran), HealthcheckCounters::default());
     // It can be written down, but has no place to work.
-    plain.katran.map_mark(1, real).unwrap();
-    assert!(plain.katran.healthcheck_program_fd().is_some());
-    assert!(plain.katran.healthcheck_attachment().is_none());
-    let error = plain.katran.attach_healthchecks().unwrap_err();
+    plain.katran.probes_mut().map_mark(1, real).unwrap();
+    assert!(plain.katran.probes().program_fd().is_some());
+    assert!(plain.katran.probes().attachment().is_none());
+    let error = plain.katran.probes_mut().attach().unwrap_err();
     assert!(
         error.to_string().contains("set healthcheck_interface"),
         "{error}"
@@ -363,36 +372,44 @@ fn what_cannot_be_is_refused() {
             .source_v4("10.0.0.2".parse().unwrap())
     });
     let katran = &mut site.katran;
-    assert!(katran.healthcheck_program_fd().is_some());
+    assert!(katran.probes().program_fd().is_some());
     assert!(matches!(
-        katran.map_mark(0, real),
+        katran.probes_mut().map_mark(0, real),
         Err(Error::InvalidConfig { .. })
     ));
     let v6 = site.lab.backends[0].v6.into();
-    let error = katran.map_mark(1, v6).unwrap_err();
+    let error = katran.probes_mut().map_mark(1, v6).unwrap_err();
     assert!(error.to_string().contains("source_v6"), "{error}");
-    assert!(katran.map_mark(1, "127.0.0.1".parse().unwrap()).is_err());
-    katran.map_mark(1, real).unwrap();
-    katran.map_mark(2, real).unwrap();
+    assert!(
+        katran
+            .probes_mut()
+            .map_mark(1, "127.0.0.1".parse().unwrap())
+            .is_err()
+    );
+    katran.probes_mut().map_mark(1, real).unwrap();
+    katran.probes_mut().map_mark(2, real).unwrap();
     assert!(matches!(
-        katran.map_mark(3, real),
+        katran.probes_mut().map_mark(3, real),
         Err(Error::Exhausted { limit: 2, .. })
     ));
     // One that is there may be led elsewhere all the same.
-    katran.map_mark(2, "198.51.100.2".parse().unwrap()).unwrap();
+    katran
+        .probes_mut()
+        .map_mark(2, "198.51.100.2".parse().unwrap())
+        .unwrap();
     let vip: Vip = "203.0.113.1:80/tcp".parse().unwrap();
-    katran.register_probe(vip).unwrap();
+    katran.probes_mut().register(vip).unwrap();
     assert!(matches!(
-        katran.register_probe(vip),
+        katran.probes_mut().register(vip),
         Err(Error::AlreadyExists { .. })
     ));
     let other = "203.0.113.2:80/tcp".parse().unwrap();
     assert!(matches!(
-        katran.register_probe(other),
+        katran.probes_mut().register(other),
         Err(Error::Exhausted { .. })
     ));
-    katran.unregister_probe(vip).unwrap();
-    katran.register_probe(other).unwrap();
+    katran.probes_mut().unregister(vip).unwrap();
+    katran.probes_mut().register(other).unwrap();
 
     // The whole of it as a state; and nothing of one that cannot be.
     let before = katran.state();

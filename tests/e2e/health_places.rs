@@ -78,11 +78,14 @@ fn an_embedder_may_attach_the_program_by_other_means() {
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let vip: SocketAddr = (site.lab.vip4(), PORT).into();
     for (mark, backend) in (1..).zip(&site.lab.backends) {
-        site.katran.map_mark(mark, backend.v4.into()).unwrap();
+        site.katran
+            .probes_mut()
+            .map_mark(mark, backend.v4.into())
+            .unwrap();
     }
     let host = &site.lab.balancers[0].host;
-    attach_by_hand(host, site.katran.healthcheck_program_fd().unwrap());
-    assert!(site.katran.healthcheck_attachment().is_none());
+    attach_by_hand(host, site.katran.probes().program_fd().unwrap());
+    assert!(site.katran.probes().attachment().is_none());
     for (mark, backend) in [(1, "backend0"), (2, "backend1")] {
         assert_eq!(probe(host, vip, mark, None).unwrap(), backend);
     }
@@ -124,7 +127,7 @@ fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
                 .healthcheck_hook(TcHook::Clsact)
                 .load()
                 .unwrap();
-            katran.attach_healthchecks().map(|()| katran)
+            katran.probes_mut().attach().map(|()| katran)
         })
     };
     let filters = || host.tool("tc", "filter show dev eth0 egress").unwrap();
@@ -164,7 +167,7 @@ fn probes_follow_routes_that_change() {
     let service: SocketAddr = (vip, PORT).into();
     let real = network.reals("10.0.0.0".parse().unwrap())[0];
     // From another namespace, and before anything is attached.
-    network.katran.map_mark(1, real).unwrap();
+    network.katran.probes_mut().map_mark(1, real).unwrap();
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
@@ -203,8 +206,12 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
     let link = router.ip("link show dev eth0").unwrap();
     let mac = link.split("link/ether ").nth(1).unwrap();
     let mac: MacAddr = mac.split_whitespace().next().unwrap().parse().unwrap();
-    network.katran.map_mark(1, v4(11).into()).unwrap();
-    network.katran.map_mark(2, behind).unwrap();
+    network
+        .katran
+        .probes_mut()
+        .map_mark(1, v4(11).into())
+        .unwrap();
+    network.katran.probes_mut().map_mark(2, behind).unwrap();
     // Nobody has the address of the beginning; who is on the segment is found without.
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
     assert!(probe(host, service, 2, None).is_err());
@@ -228,11 +235,11 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
     let real = network.reals("10.0.0.0".parse().unwrap())[0];
     // By its source, which is that of the wrapped one, too.
     let own = ("10.20.0.2".parse::<IpAddr>().unwrap(), 0).into();
-    network.katran.match_source(own, real).unwrap();
+    network.katran.probes_mut().match_source(own, real).unwrap();
     let service = (vip, PORT).into();
     assert_eq!(probe(host, service, 0, None).unwrap(), "backend0");
-    network.katran.unmatch_source(own).unwrap();
-    network.katran.map_mark(1, real).unwrap();
+    network.katran.probes_mut().unmatch_source(own).unwrap();
+    network.katran.probes_mut().map_mark(1, real).unwrap();
     let before = counters(&network.katran);
     datagrams(host, vip, 1, 100);
     let now = counters(&network.katran);
@@ -255,7 +262,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     // From here, another namespace than that of the filter.
     site.katran.detach("eth0").unwrap();
     assert!(filters(host).is_empty() && !clsact(host));
-    assert!(site.katran.healthcheck_attachment().is_none());
+    assert!(site.katran.probes().attachment().is_none());
 
     // A discipline that was there stays.
     host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
@@ -279,7 +286,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
             .healthcheck_hook(TcHook::Clsact)
             .load()
             .unwrap();
-        killed.attach_healthchecks().unwrap();
+        killed.probes_mut().attach().unwrap();
         killed
     }));
     assert!(filters(host).contains("healthcheck"));

@@ -261,7 +261,7 @@ fn connections_that_change_their_port_stay_with_their_server() {
         // It is the id: with ids that are not valid the ring decides, for a server that does not know
         // the connection.
         site.katran.server_ids_mut().invalidate(&ids).unwrap();
-        let _ = site.katran.purge(vip).unwrap();
+        let _ = site.katran.flows_mut().purge(vip).unwrap();
         let lost = clients.iter().find(|of| of.server != "backend2").unwrap();
         let from = socket(&site.lab.client, local);
         assert_eq!(runtime.block_on(lost.ask_from(from, IN_VAIN)), None);

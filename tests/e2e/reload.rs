@@ -314,7 +314,7 @@ fn what_flows_go_by_cannot_be_switched_off() {
     // One that is not used keeps nothing.
     katran.reload(Features::empty()).unwrap();
     katran.reload(both).unwrap();
-    katran.set_global_flow(0, &flow, real).unwrap();
+    katran.global_flows_mut().set(0, &flow, real).unwrap();
     katran
         .server_ids_mut()
         .add(&[ServerId::new(77, real)])
@@ -333,7 +333,7 @@ fn what_flows_go_by_cannot_be_switched_off() {
         wanted.balancer.as_mut().unwrap().features = Some(less);
         in_use(katran.apply(&wanted).unwrap_err());
         assert_eq!(katran.features(), both);
-        assert_eq!(katran.global_flow(0, &flow).unwrap(), Some(real));
+        assert_eq!(katran.global_flows().get(0, &flow).unwrap(), Some(real));
     }
     // One that takes the flags away as well is not.
     let mut wanted = katran.state();

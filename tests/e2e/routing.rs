@@ -205,7 +205,10 @@ fn the_host_application_tells_a_flow_where_to_go() {
         assert_eq!(socket.ask(b"who").unwrap(), "backend0");
         let flow = Flow::udp(socket.local_addr().unwrap(), site::service(vip));
         // The lab's client arrives on CPU 0.
-        site.katran.set_global_flow(0, &flow, reals[1]).unwrap();
+        site.katran
+            .global_flows_mut()
+            .set(0, &flow, reals[1])
+            .unwrap();
         let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
         assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: Some(0) });
         for _ in 0..3 {
@@ -213,7 +216,7 @@ fn the_host_application_tells_a_flow_where_to_go() {
         }
         let other = site::udp(&site.lab.client, vip);
         assert_eq!(other.ask(b"who").unwrap(), "backend0");
-        assert!(site.katran.remove_global_flow(0, &flow).unwrap());
+        assert!(site.katran.global_flows_mut().remove(0, &flow).unwrap());
         assert_eq!(socket.ask(b"who").unwrap(), "backend0");
     }
     assert_eq!(site.katran.stats().global_flows().unwrap().hits, 6);
@@ -283,14 +286,18 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
             .collect();
         // One for each, and another one where a packet came by another CPU for once.
         let entries = |site: &Site| {
-            let stats = site.katran.flow_stats(vip).unwrap();
+            let stats = site.katran.flows().stats(vip).unwrap();
             assert_eq!(stats.stale, 0, "{stats:?}");
             stats.entries
         };
         let before = entries(&site);
         assert!((16..=32).contains(&before), "{before}");
         for (client, name) in clients.iter().zip(&names) {
-            let found = site.katran.find_flow(&site::flow_of(client, vip)).unwrap();
+            let found = site
+                .katran
+                .flows()
+                .find(&site::flow_of(client, vip))
+                .unwrap();
             assert!(!found.is_empty());
             for entry in found {
                 assert_eq!(site::backend_at(&site.lab, entry.real.unwrap()), *name);
@@ -298,9 +305,9 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
         }
         // Forgotten, they go by the ring, which leads them to the same place.
         let of_first = names.iter().filter(|name| *name == "backend0").count() as u64;
-        let purged = site.katran.purge_real(vip, reals[0]).unwrap();
+        let purged = site.katran.flows_mut().purge_real(vip, reals[0]).unwrap();
         assert!((of_first..=2 * of_first).contains(&purged));
-        let rest = site.katran.purge(vip).unwrap();
+        let rest = site.katran.flows_mut().purge(vip).unwrap();
         assert_eq!(purged + rest, before);
         assert_eq!(entries(&site), 0);
         for (client, name) in clients.iter_mut().zip(&names) {
@@ -312,7 +319,7 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
         let drained = Real::new(reals[0]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
         let flow = site::flow_of(&clients[lost], vip);
-        assert!(site.katran.remove_flow(&flow).unwrap() >= 1);
+        assert!(site.katran.flows_mut().remove(&flow).unwrap() >= 1);
         for (index, (client, name)) in clients.iter_mut().zip(&names).enumerate() {
             let answer = client.ask("still");
             match index == lost {

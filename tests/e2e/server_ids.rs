@@ -118,7 +118,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
             .find(|(_, name)| *name != last_name)
             .unwrap();
         site.katran.server_ids_mut().invalidate(&IDS).unwrap();
-        let _ = site.katran.purge(vip).unwrap();
+        let _ = site.katran.flows_mut().purge(vip).unwrap();
         assert!(client.ask("who").is_err(), "{name}");
 
         drop(open);

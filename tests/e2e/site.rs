@@ -86,7 +86,7 @@ impl Site {
             let real = Real::new(real.address()).weight(weight);
             self.katran.add_real(vip, real).unwrap();
         }
-        let _ = self.katran.purge(vip).unwrap();
+        let _ = self.katran.flows_mut().purge(vip).unwrap();
     }
 
     /// The name of the backend that a packet of this flow, other than a SYN, is sent to now.

@@ -426,7 +426,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     katran.add_vip(vip, VipFlags::empty()).unwrap();
     let real = Real::new("198.51.100.1".parse().unwrap());
     katran.add_real(vip, real).unwrap();
-    katran.register_probe(vip).unwrap();
+    katran.probes_mut().register(vip).unwrap();
     let counters = serde_json::to_value(katran.counters().unwrap()).unwrap();
     assert_eq!(described, fields("", &counters));
     exporter.end(SIGINT);

@@ -59,7 +59,7 @@ fn balancer() -> (Katran, Vec<(Vip, Vec<Flow>)>) {
 }
 
 fn entries(katran: &Katran, vip: Vip) -> u64 {
-    katran.flow_stats(vip).unwrap().entries
+    katran.flows().stats(vip).unwrap().entries
 }
 
 fn reason(katran: &Katran, flow: Flow) -> Reason {
@@ -71,7 +71,7 @@ fn a_flow_is_found_with_its_real_and_age() {
     let (katran, services) = balancer();
     for (vip, flows) in &services {
         for flow in flows {
-            let found = katran.find_flow(flow).unwrap();
+            let found = katran.flows().find(flow).unwrap();
             assert_eq!(found.len(), 1, "{vip}, {flow}");
             let entry = found[0];
             let answer = katran.real_for_flow(flow).unwrap().unwrap();
@@ -89,18 +89,18 @@ fn a_flow_is_found_with_its_real_and_age() {
     }
     let flow = services[1].1[0];
     thread::sleep(Duration::from_millis(150));
-    let age = katran.find_flow(&flow).unwrap()[0].age;
+    let age = katran.flows().find(&flow).unwrap()[0].age;
     assert!((100..5000).contains(&age.as_millis()), "{age:?}");
     katran.simulate(&frame(flow)).unwrap();
-    let younger = katran.find_flow(&flow).unwrap()[0].age;
+    let younger = katran.flows().find(&flow).unwrap()[0].age;
     assert!(younger < age, "{younger:?}");
 
     let stranger = Flow::tcp(at("192.0.2.99:1"), at("203.0.113.1:443"));
-    assert!(katran.find_flow(&stranger).unwrap().is_empty());
+    assert!(katran.flows().find(&stranger).unwrap().is_empty());
     let nowhere = Flow::tcp(at("192.0.2.99:1"), at("192.0.2.1:443"));
-    assert!(katran.find_flow(&nowhere).unwrap().is_empty());
+    assert!(katran.flows().find(&nowhere).unwrap().is_empty());
     let mixed = Flow::tcp(at("192.0.2.99:1"), at("[2001:db8:1::1]:80"));
-    assert!(katran.find_flow(&mixed).is_err());
+    assert!(katran.flows().find(&mixed).is_err());
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn what_is_removed_goes_by_the_ring_again() {
     let (mut katran, services) = balancer();
     let (vip, flows) = &services[0];
     assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
-    assert_eq!(katran.remove_flow(&flows[0]).unwrap(), 1);
-    assert_eq!(katran.remove_flow(&flows[0]).unwrap(), 0);
-    assert!(katran.find_flow(&flows[0]).unwrap().is_empty());
+    assert_eq!(katran.flows_mut().remove(&flows[0]).unwrap(), 1);
+    assert_eq!(katran.flows_mut().remove(&flows[0]).unwrap(), 0);
+    assert!(katran.flows().find(&flows[0]).unwrap().is_empty());
     assert_eq!(entries(&katran, *vip), u64::from(EACH) - 1);
     assert_eq!(reason(&katran, flows[0]), Reason::Ring);
     assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
@@ -121,8 +121,12 @@ fn what_is_removed_goes_by_the_ring_again() {
 fn a_purge_takes_one_vips_flows_and_no_others() {
     let (mut katran, services) = balancer();
     for (nth, (vip, flows)) in services.iter().enumerate() {
-        assert_eq!(katran.purge(*vip).unwrap(), u64::from(EACH), "{vip}");
-        assert_eq!(katran.purge(*vip).unwrap(), 0);
+        assert_eq!(
+            katran.flows_mut().purge(*vip).unwrap(),
+            u64::from(EACH),
+            "{vip}"
+        );
+        assert_eq!(katran.flows_mut().purge(*vip).unwrap(), 0);
         for (other, (vip, _)) in services.iter().enumerate() {
             let left = if other > nth { EACH.into() } else { 0 };
             assert_eq!(entries(&katran, *vip), left, "{vip}");
@@ -130,10 +134,10 @@ fn a_purge_takes_one_vips_flows_and_no_others() {
         assert!(
             flows
                 .iter()
-                .all(|flow| katran.find_flow(flow).unwrap().is_empty())
+                .all(|flow| katran.flows().find(flow).unwrap().is_empty())
         );
     }
-    assert!(katran.purge(vip("203.0.113.77:1/tcp")).is_err());
+    assert!(katran.flows_mut().purge(vip("203.0.113.77:1/tcp")).is_err());
 }
 
 #[test]
@@ -142,7 +146,7 @@ fn a_purge_of_a_real_takes_its_flows_of_that_vip() {
     let (vip, flows) = &services[1];
     let at_a = |katran: &Katran, flows: &[Flow]| -> u64 {
         let on_a = flows.iter().filter(|flow| {
-            let found = katran.find_flow(flow).unwrap();
+            let found = katran.flows().find(flow).unwrap();
             found.first().is_some_and(|entry| entry.real == Some(ip(A)))
         });
         on_a.count() as u64
@@ -150,11 +154,16 @@ fn a_purge_of_a_real_takes_its_flows_of_that_vip() {
     let before = at_a(&katran, flows);
     let of_other = at_a(&katran, &services[0].1);
     assert!(before > 0 && before < u64::from(EACH));
-    assert_eq!(katran.purge_real(*vip, ip(A)).unwrap(), before);
+    assert_eq!(katran.flows_mut().purge_real(*vip, ip(A)).unwrap(), before);
     assert_eq!(at_a(&katran, flows), 0);
     assert_eq!(entries(&katran, *vip), u64::from(EACH) - before);
     assert_eq!(at_a(&katran, &services[0].1), of_other);
-    assert!(katran.purge_real(*vip, ip("198.51.100.99")).is_err());
+    assert!(
+        katran
+            .flows_mut()
+            .purge_real(*vip, ip("198.51.100.99"))
+            .is_err()
+    );
 }
 
 #[test]
@@ -164,7 +173,7 @@ fn stale_entries_are_told_apart() {
         katran.remove_real(*vip, ip(A)).unwrap();
     }
     for (vip, flows) in &services {
-        let stats = katran.flow_stats(*vip).unwrap();
+        let stats = katran.flows().stats(*vip).unwrap();
         assert_eq!(stats.entries, u64::from(EACH));
         assert!(stats.stale > 0 && stats.stale < stats.entries, "{stats:?}");
         let ages = [
@@ -177,7 +186,7 @@ fn stale_entries_are_told_apart() {
         assert_eq!(stats.older, 0, "{stats:?}");
         let gone = flows
             .iter()
-            .filter(|flow| katran.find_flow(flow).unwrap()[0].real.is_none());
+            .filter(|flow| katran.flows().find(flow).unwrap()[0].real.is_none());
         assert_eq!(gone.count() as u64, stats.stale);
     }
 }
@@ -201,7 +210,7 @@ fn a_vip_that_comes_again_starts_without_flows() {
 fn flows_can_be_listed_where_the_table_knows_them() {
     let (katran, services) = balancer();
     for (vip, flows) in &services {
-        let listed = katran.flows(*vip, usize::MAX);
+        let listed = katran.flows().list(*vip, usize::MAX);
         if flow_table() == FlowTableKind::SetAssociative {
             let error = listed.unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }));
@@ -215,13 +224,13 @@ fn flows_can_be_listed_where_the_table_knows_them() {
         for entry in &listed {
             // An any-port VIP is not found by the port 0 that its entries have.
             if vip.port() != 0 {
-                let found = katran.find_flow(&entry.flow).unwrap();
+                let found = katran.flows().find(&entry.flow).unwrap();
                 assert_eq!((found[0].flow, found[0].real), (entry.flow, entry.real));
             }
         }
-        assert_eq!(katran.flows(*vip, 7).unwrap().len(), 7);
+        assert_eq!(katran.flows().list(*vip, 7).unwrap().len(), 7);
     }
-    assert!(katran.flows(vip("203.0.113.77:1/tcp"), 1).is_err());
+    assert!(katran.flows().list(vip("203.0.113.77:1/tcp"), 1).is_err());
 }
 
 #[test]
@@ -275,7 +284,7 @@ fn a_purge_does_not_disturb_forwarding() {
     });
     receiver.recv().unwrap();
     let began = Instant::now();
-    let removed = katran.purge(purged).unwrap();
+    let removed = katran.flows_mut().purge(purged).unwrap();
     let took = began.elapsed();
     let times = forwarder.join().unwrap();
     assert_eq!(removed, before);

@@ -55,8 +55,8 @@ fn packets_go_where_the_host_application_says() {
     ] {
         let mut katran = balancer(vip, VipFlags::GLOBAL_LRU);
         let flow = |port| Flow::tcp((ip("192.0.2.7"), port).into(), at(to));
-        katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
-        assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), Some(ip(B)));
+        katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
+        assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), Some(ip(B)));
         let answer = katran.real_for_flow(&flow(1)).unwrap().unwrap();
         assert_eq!(answer.real, Some(ip(B)));
         assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: Some(0) });
@@ -80,16 +80,16 @@ fn packets_go_where_the_host_application_says() {
         );
         let counters = katran.stats().global_flows().unwrap();
         assert_eq!((counters.hits, counters.no_table), (2, 0));
-        assert!(katran.remove_global_flow(0, &flow(1)).unwrap());
-        assert!(!katran.remove_global_flow(0, &flow(1)).unwrap());
-        assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+        assert!(katran.global_flows_mut().remove(0, &flow(1)).unwrap());
+        assert!(!katran.global_flows_mut().remove(0, &flow(1)).unwrap());
+        assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
     }
 }
 
 #[test]
 fn a_vip_without_the_flag_does_not_ask() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
-    katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
+    katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     assert_eq!(
         outcome(&katran, &frame(flow(1))),
         (Some(ip(A)), Reason::Ring)
@@ -102,26 +102,26 @@ fn a_vip_without_the_flag_does_not_ask() {
 #[test]
 fn an_entry_of_a_gone_real_counts_no_more() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
-    katran.set_global_flow(0, &flow(1), ip(B)).unwrap();
+    katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     let other = OTHER.parse().unwrap();
     katran.remove_real(other, ip(B)).unwrap();
-    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
     assert_eq!(
         outcome(&katran, &frame(flow(1))),
         (Some(ip(A)), Reason::Ring)
     );
     // Nor when the address comes again: it is another real.
     katran.add_real(other, katran::Real::new(ip(B))).unwrap();
-    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
 }
 
 #[test]
 fn cpus_without_a_table_share_one() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
-    katran.set_global_flow(1, &flow(1), ip(B)).unwrap();
-    assert_eq!(katran.global_flow(1, &flow(1)).unwrap(), Some(ip(B)));
-    assert_eq!(katran.global_flow(9, &flow(1)).unwrap(), Some(ip(B)));
-    assert_eq!(katran.global_flow(0, &flow(1)).unwrap(), None);
+    katran.global_flows_mut().set(1, &flow(1), ip(B)).unwrap();
+    assert_eq!(katran.global_flows().get(1, &flow(1)).unwrap(), Some(ip(B)));
+    assert_eq!(katran.global_flows().get(9, &flow(1)).unwrap(), Some(ip(B)));
+    assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
     bpf::pin(1);
     bpf::run(katran.program_fd(), &frame(flow(1)));
     let counters = katran.stats().global_flows().unwrap();
@@ -140,11 +140,13 @@ fn what_cannot_be_is_refused() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
     let nowhere = Flow::tcp(at("192.0.2.7:1"), at("192.0.2.1:1"));
     assert!(matches!(
-        katran.set_global_flow(0, &nowhere, ip(B)),
+        katran.global_flows_mut().set(0, &nowhere, ip(B)),
         Err(Error::NotFound { .. })
     ));
     assert!(matches!(
-        katran.set_global_flow(0, &flow(1), ip("198.51.100.99")),
+        katran
+            .global_flows_mut()
+            .set(0, &flow(1), ip("198.51.100.99")),
         Err(Error::NotFound { .. })
     ));
     let mut without = load(builder());
@@ -154,7 +156,10 @@ fn what_cannot_be_is_refused() {
         VipFlags::GLOBAL_LRU,
         &[A],
     );
-    let error = without.set_global_flow(0, &flow(1), ip(A)).unwrap_err();
+    let error = without
+        .global_flows_mut()
+        .set(0, &flow(1), ip(A))
+        .unwrap_err();
     assert!(error.to_string().contains("global-flow-table"), "{error}");
     assert!(without.map_fd("global_flows").is_none());
     assert_eq!(

@@ -46,7 +46,7 @@ fn drain_to_b(katran: &mut Katran, vip: Vip) {
 }
 
 fn entries(katran: &Katran) -> usize {
-    bpf::flow_entries(katran.flow_table_fd(0).unwrap()).len()
+    bpf::flow_entries(katran.flows().table_fd(0).unwrap()).len()
 }
 
 fn counted(katran: &Katran) -> FlowTableCounters {
@@ -144,7 +144,7 @@ fn lru_bypass_neither_looks_nor_writes() {
     katran.simulate(&frame(flow)).unwrap();
     drain_to_b(&mut katran, vip);
     katran.set_vip_flags(vip, VipFlags::LRU_BYPASS).unwrap();
-    let before = bpf::flow_entries(katran.flow_table_fd(0).unwrap());
+    let before = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));
     let answer = katran.real_for_flow(&flow).unwrap().unwrap();
@@ -152,7 +152,10 @@ fn lru_bypass_neither_looks_nor_writes() {
     for other in flows(Protocol::Tcp, TO_VIP4, 10) {
         katran.simulate(&syn(other)).unwrap();
     }
-    assert_eq!(bpf::flow_entries(katran.flow_table_fd(0).unwrap()), before);
+    assert_eq!(
+        bpf::flow_entries(katran.flows().table_fd(0).unwrap()),
+        before
+    );
 }
 
 #[test]
@@ -346,7 +349,7 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
     let mut katran = load(builder().forwarding_cpus([0]));
     serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
-    assert!(katran.flow_table_fd(1).is_none());
+    assert!(katran.flows().table_fd(1).is_none());
     bpf::pin(1);
     let first = bpf::run(katran.program_fd(), &syn(flow));
     assert_eq!(

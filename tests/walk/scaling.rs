@@ -163,7 +163,7 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
         let new: Vec<_> = all_flows().into_iter().map(syn).collect();
         let established: Vec<_> = all_flows().into_iter().map(frame).collect();
         for cpu in CPUS {
-            let is_own_table = table(katran.flow_table_fd(cpu).unwrap());
+            let is_own_table = table(katran.flows().table_fd(cpu).unwrap());
             let written = written_by(&katran, cpu, &new);
             // So the contents show what is written to a flow table.
             assert_eq!(written.iter().filter(&is_own_table).count(), 1, "{kind}");

@@ -153,7 +153,7 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
         (FlowTableKind::KernelLru, BPF_MAP_TYPE_LRU_HASH),
     ] {
         let katran = load(builder().flow_table(kind));
-        for table in [katran.map_fd("fallback_flows"), katran.flow_table_fd(0)] {
+        for table in [katran.map_fd("fallback_flows"), katran.flows().table_fd(0)] {
             assert_eq!(bpf::map_type(table.unwrap()), map_type, "{kind}");
         }
         // No other map of the program is for flows.
@@ -317,10 +317,17 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
             assert!(katran.map_fd(name).is_some(), "{name}");
         }
         assert_eq!(katran.map_fd("ways").is_some(), ways.is_some());
-        katran.map_mark(1, common::ip("198.51.100.1")).unwrap();
-        katran.map_mark(2, common::ip("198.51.100.1")).unwrap();
         katran
-            .register_probe("203.0.113.1:80/tcp".parse().unwrap())
+            .probes_mut()
+            .map_mark(1, common::ip("198.51.100.1"))
+            .unwrap();
+        katran
+            .probes_mut()
+            .map_mark(2, common::ip("198.51.100.1"))
+            .unwrap();
+        katran
+            .probes_mut()
+            .register("203.0.113.1:80/tcp".parse().unwrap())
             .unwrap();
         let counters = katran.stats().library().unwrap();
         let uses: Vec<_> = counters
@@ -338,8 +345,8 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
         // One more: a way that is changed is there twice for a moment.
         expected.extend(ways.map(|name| (name, 30_001, 1)));
         assert_eq!(uses, expected);
-        katran.unmap_mark(1).unwrap();
-        katran.unmap_mark(2).unwrap();
+        katran.probes_mut().unmap_mark(1).unwrap();
+        katran.probes_mut().unmap_mark(2).unwrap();
         let counters = katran.stats().library().unwrap();
         assert!(
             counters

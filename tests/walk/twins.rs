@@ -55,7 +55,7 @@ impl Twins {
     fn forget_flows(&mut self) {
         for katran in [&mut self.simulated, &mut self.direct] {
             for vip in katran.vips() {
-                let _ = katran.purge(vip).unwrap();
+                let _ = katran.flows_mut().purge(vip).unwrap();
             }
         }
     }

@@ -119,7 +119,7 @@ fn a_removed_real_loses_its_flows_though_another_vip_has_it() {
             katran.remove_real(vip, ip(A)).unwrap();
             for flow in &flows {
                 assert_eq!(answer(&katran, *flow), Some(ip(B)), "{service}");
-                let entries = katran.find_flow(flow).unwrap();
+                let entries = katran.flows().find(flow).unwrap();
                 assert!(entries.iter().all(|entry| entry.real != Some(ip(A))));
                 assert_eq!(send(&katran, *flow), (Some(ip(B)), Reason::Ring));
                 assert_eq!(send(&katran, *flow), (Some(ip(B)), Reason::FlowTable));
@@ -143,12 +143,12 @@ fn what_is_void_goes_from_the_tables_by_itself() {
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 2000) {
         assert_eq!(send(&katran, flow).0, Some(ip(A)));
     }
-    assert!(katran.flow_stats(vip).unwrap().entries > 1500);
+    assert!(katran.flows().stats(vip).unwrap().entries > 1500);
     katran.remove_real(vip, ip(A)).unwrap();
-    let stats = katran.flow_stats(vip).unwrap();
+    let stats = katran.flows().stats(vip).unwrap();
     assert_eq!(stats.stale, stats.entries, "void from the start");
     swept(&katran, 0);
-    assert_eq!(katran.flow_stats(vip).unwrap().entries, 0);
+    assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
     for _ in 0..5 {
         katran.remove_real(vip, ip(A)).unwrap();
         katran.add_real(vip, Real::new(ip(A))).unwrap();
-        assert_eq!(katran.flow_stats(vip).unwrap().entries, 0);
+        assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
         let to_a = flows.iter().filter(|flow| {
             let (real, reason) = send(&katran, **flow);
             assert_eq!(reason, Reason::Ring);
@@ -168,7 +168,7 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
         });
         let to_a = to_a.count();
         assert!((50..150).contains(&to_a), "{to_a} by the ring");
-        katran.purge(vip).unwrap();
+        katran.flows_mut().purge(vip).unwrap();
     }
 }
 
@@ -181,7 +181,7 @@ fn a_vip_that_comes_back_at_once_has_no_old_flows() {
     for _ in 0..3 {
         katran.remove_vip(vip).unwrap();
         serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
-        assert_eq!(katran.flow_stats(vip).unwrap().entries, 0);
+        assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
         for flow in &flows {
             let (real, reason) = send(&katran, *flow);
             assert_eq!(reason, Reason::Ring);
@@ -323,7 +323,7 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     let features = Features::default() | Features::GLOBAL_FLOW_TABLE;
     let mut katran = load(builder().features(features).forwarding_cpus([0]));
     let vip = serve(&mut katran, VIP, VipFlags::GLOBAL_LRU, &[A, B]);
-    katran.set_global_flow(0, &flow(1), ip(A)).unwrap();
+    katran.global_flows_mut().set(0, &flow(1), ip(A)).unwrap();
     assert_eq!(
         send(&katran, flow(1)),
         (Some(ip(A)), Reason::GlobalFlowTable)
@@ -335,7 +335,7 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
     // For as long as it is down, also when there is nothing left to remove.
     thread::sleep(Duration::from_millis(300));
-    katran.set_global_flow(0, &flow(2), ip(A)).unwrap();
+    katran.global_flows_mut().set(0, &flow(2), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(2)), (Some(ip(B)), Reason::Ring));
     assert_eq!(pairs(&katran), 1);
     // Without the flag nobody asks.
@@ -343,11 +343,11 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     swept(&katran, 0);
     katran.set_vip_flags(vip, VipFlags::GLOBAL_LRU).unwrap();
     assert_eq!(pairs(&katran), 1);
-    katran.set_global_flow(0, &flow(3), ip(A)).unwrap();
+    katran.global_flows_mut().set(0, &flow(3), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(3)), (Some(ip(B)), Reason::Ring));
     katran.mark_up(vip, ip(A)).unwrap();
     assert_eq!(pairs(&katran), 0);
-    katran.set_global_flow(0, &flow(4), ip(A)).unwrap();
+    katran.global_flows_mut().set(0, &flow(4), ip(A)).unwrap();
     assert_eq!(
         send(&katran, flow(4)),
         (Some(ip(A)), Reason::GlobalFlowTable)

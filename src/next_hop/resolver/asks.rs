@@ -11,6 +11,8 @@ use crate::next_hop::probe_way;
 use crate::next_hop::touched::LinkChange;
 use crate::next_hop::touched::link_change;
 use crate::rtnetlink::Route;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::NextHops;
 
 impl Resolver {
@@ -48,7 +50,7 @@ impl Resolver {
                 });
                 let by_it: Vec<_> = by_it.copied().collect();
                 self.ways_of(&by_it);
-                self.pending.gateways = [true; 2];
+                self.pending.gateways = ByFamily::both(true);
                 for neighbour in neighbours {
                     self.pending.neighbours.entry(neighbour).or_default();
                 }
@@ -85,7 +87,7 @@ impl Resolver {
         }
         let neighbour = hop::neighbour_of_real(&wanted, real, route.as_ref());
         self.assign(User::Real(number), neighbour);
-        let fixed = wanted.fixed(real.is_ipv6());
+        let fixed = wanted.fixed(Family::of(real));
         let first = Hop::default().or_given(fixed, &Hop::default());
         let before = self.hops.get(&number).copied().unwrap_or(first);
         let found = self.neighbours.found(User::Real(number));
@@ -106,23 +108,23 @@ impl Resolver {
         }
     }
 
-    pub(super) fn ask_gateway(&mut self, v6: bool) {
+    pub(super) fn ask_gateway(&mut self, family: Family) {
         if !self.wanted.finds_gateway() {
             return;
         }
-        self.pending.gateways[usize::from(v6)] = false;
-        let route = self.gateway_route(v6);
+        self.pending.gateways[family] = false;
+        let route = self.gateway_route(family);
         let router = route.and_then(|route| Some((route.interface, route.gateway?)));
-        self.routers[usize::from(v6)] = router;
-        self.update_gateway(v6);
+        self.routers[family] = router;
+        self.update_gateway(family);
     }
 
     /// The route of the first real of the family that is behind a router, else the default route; those
     /// by an interface that the balancer is attached to come first.
-    fn gateway_route(&mut self, v6: bool) -> Option<Route> {
+    fn gateway_route(&mut self, family: Family) -> Option<Route> {
         let mut elsewhere = None;
         let of_family = self.reals.iter();
-        let of_family = of_family.filter(|(_, real)| real.address.is_ipv6() == v6);
+        let of_family = of_family.filter(|(_, real)| Family::of(real.address) == family);
         for (number, real) in of_family {
             let route = match self.routes.get(number) {
                 Some(route) => *route,
@@ -150,7 +152,7 @@ impl Resolver {
         }
         let default = self
             .ways
-            .default_route(&mut self.requests, &self.interfaces, v6);
+            .default_route(&mut self.requests, &self.interfaces, family);
         let default = default.unwrap_or_else(|error| {
             log::warn!("cannot ask for the default routes: {error}");
             None
@@ -159,23 +161,22 @@ impl Resolver {
         here.or(elsewhere).or(default)
     }
 
-    fn update_gateway(&mut self, v6: bool) {
-        let router = self.routers[usize::from(v6)];
-        self.assign(User::Gateway(v6), router);
-        let before = self.gateways[usize::from(v6)];
-        let found = self.neighbours.found(User::Gateway(v6));
+    fn update_gateway(&mut self, family: Family) {
+        let router = self.routers[family];
+        self.assign(User::Gateway(family), router);
+        let before = self.gateways[family];
+        let found = self.neighbours.found(User::Gateway(family));
         let hop = hop::of_gateway(router, found, &before);
-        let name = if v6 { "IPv6" } else { "IPv4" };
         if hop.mac != before.mac {
-            log::info!("the gateway of {name} reals: {}", hop.text());
+            log::info!("the gateway of {family} reals: {}", hop.text());
         }
         if hop.interface != before.interface && !self.ways.reach(&self.interfaces, hop.interface) {
             log::warn!(
-                "the gateway of {name} reals is behind {}, where the balancer is not attached",
+                "the gateway of {family} reals is behind {}, where the balancer is not attached",
                 self.interfaces.name(hop.interface)
             );
         }
-        self.gateways[usize::from(v6)] = hop;
+        self.gateways[family] = hop;
     }
 
     /// A user is behind this neighbour from now on; one that nobody was behind is asked.
@@ -192,7 +193,7 @@ impl Resolver {
         self.look_up(neighbour, solicit);
         for user in self.neighbours.users(&neighbour) {
             match user {
-                User::Gateway(v6) => self.update_gateway(v6),
+                User::Gateway(family) => self.update_gateway(family),
                 User::Real(number) => self.update_real(number),
             }
         }

@@ -28,6 +28,8 @@ use super::wanted::Wanted;
 use super::ways::Ways;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
+use crate::types::ByFamily;
+use crate::types::Family;
 use crate::types::NextHops;
 
 /// Questions between two looks at commands.
@@ -45,11 +47,18 @@ struct Pending {
     /// The ways to reals that the owner waits for, and to others.
     urgent: BTreeSet<u16>,
     reals: BTreeSet<u16>,
-    gateways: [bool; 2],
+    gateways: ByFamily<bool>,
     /// Neighbours in the kernel's table; true: they are asked themselves, too.
     neighbours: BTreeMap<Neighbour, bool>,
     /// Reals of probes.
     probed: BTreeSet<IpAddr>,
+}
+
+impl Pending {
+    /// A family whose gateway is to be asked for.
+    fn open_gateway(&self) -> Option<Family> {
+        Family::ALL.into_iter().find(|of| self.gateways[*of])
+    }
 }
 
 pub(super) struct Resolver {
@@ -65,9 +74,8 @@ pub(super) struct Resolver {
     /// The ways to reals, as far as they have been asked for.
     routes: BTreeMap<u16, Option<Route>>,
     hops: BTreeMap<u16, Hop>,
-    /// Of IPv4 and of IPv6.
-    gateways: [Hop; 2],
-    routers: [Option<Neighbour>; 2],
+    gateways: ByFamily<Hop>,
+    routers: ByFamily<Option<Neighbour>>,
     neighbours: Neighbours,
     ports: Ports,
     /// Ports of interfaces that are gone, while hops may refer to them.
@@ -91,8 +99,8 @@ impl Resolver {
             by_address: BTreeMap::new(),
             routes: BTreeMap::new(),
             hops: BTreeMap::new(),
-            gateways: [Hop::default(); 2],
-            routers: [None; 2],
+            gateways: ByFamily::default(),
+            routers: ByFamily::default(),
             neighbours: Neighbours::default(),
             ports: Ports::default(),
             left_ports: Vec::new(),
@@ -139,7 +147,7 @@ impl Resolver {
         self.by_address.insert(address, number);
         match self.wanted.mode {
             // It may be the first behind a router.
-            NextHops::Gateway => self.pending.gateways[usize::from(address.is_ipv6())] = true,
+            NextHops::Gateway => self.pending.gateways[Family::of(address)] = true,
             _ => {
                 self.pending.urgent.insert(number);
             }
@@ -155,7 +163,7 @@ impl Resolver {
         }
         // The gateway may have been this one's.
         if self.routes.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway {
-            self.pending.gateways[usize::from(real.address.is_ipv6())] = true;
+            self.pending.gateways[Family::of(real.address)] = true;
         }
         self.hops.remove(&number);
         self.changed.remove(&number);
@@ -164,9 +172,9 @@ impl Resolver {
 
     /// Looks at the gateways now.
     pub(super) fn ask_gateways(&mut self) {
-        for v6 in [false, true] {
-            self.ask_gateway(v6);
-            if let Some(router) = self.routers[usize::from(v6)] {
+        for family in Family::ALL {
+            self.ask_gateway(family);
+            if let Some(router) = self.routers[family] {
                 self.ask_neighbour(router, false);
             }
         }
@@ -187,9 +195,9 @@ impl Resolver {
         for neighbour in &touched.neighbours {
             self.pending.neighbours.entry(*neighbour).or_default();
         }
-        for v6 in [false, true] {
+        for family in Family::ALL {
             // The default route may be the gateway's.
-            self.pending.gateways[usize::from(v6)] |= touched.families[usize::from(v6)];
+            self.pending.gateways[family] |= touched.families[family];
         }
         let ranges = touched.ranges();
         let probes = self.board.as_ref().filter(|_| !ranges.is_empty());
@@ -247,7 +255,7 @@ impl Resolver {
 
     /// Whether the owner waits for an answer to an open question.
     pub(super) fn is_urgent(&self) -> bool {
-        !self.pending.urgent.is_empty() || self.pending.gateways.contains(&true)
+        !self.pending.urgent.is_empty() || self.pending.open_gateway().is_some()
     }
 
     /// Asks some of the open questions, the urgent ones first; false if none was left.
@@ -256,9 +264,9 @@ impl Resolver {
             let pending = &mut self.pending;
             if let Some(number) = pending.urgent.pop_first() {
                 self.ask_real(number);
-            } else if let Some(v6) = pending.gateways.iter().position(|open| *open) {
-                pending.gateways[v6] = false;
-                self.ask_gateway(v6 == 1);
+            } else if let Some(family) = pending.open_gateway() {
+                pending.gateways[family] = false;
+                self.ask_gateway(family);
             } else if let Some((neighbour, solicit)) = pending.neighbours.pop_first() {
                 self.ask_neighbour(neighbour, solicit);
             } else if let Some(number) = pending.reals.pop_first() {
@@ -276,7 +284,7 @@ impl Resolver {
     fn all_ways(&mut self) {
         let all: Vec<_> = self.reals.keys().copied().collect();
         self.ways_of(&all);
-        self.pending.gateways = [true; 2];
+        self.pending.gateways = ByFamily::both(true);
     }
 
     /// The ways to these are to be asked for. Gateways need those of some reals only.
@@ -289,7 +297,7 @@ impl Resolver {
             if self.routes.remove(number).is_some()
                 && let Some(real) = self.reals.get(number)
             {
-                self.pending.gateways[usize::from(real.address.is_ipv6())] = true;
+                self.pending.gateways[Family::of(real.address)] = true;
             }
         }
     }
@@ -328,18 +336,18 @@ impl Resolver {
 
     fn news(&self) -> News {
         let missing = hop::missing(&self.wanted, &self.gateways);
-        let has_reals = |v6: bool| match v6 {
-            false => self.by_address.first_key_value(),
-            true => self.by_address.last_key_value(),
+        let has_reals = |family| match family {
+            Family::V4 => self.by_address.first_key_value(),
+            Family::V6 => self.by_address.last_key_value(),
         };
-        let waits = |v6: bool| {
-            let hop = &self.gateways[usize::from(v6)];
-            has_reals(v6).is_some_and(|(real, _)| real.is_ipv6() == v6)
-                && self.wanted.fixed(v6).is_none()
+        let waits = |family: Family| {
+            let hop = &self.gateways[family];
+            has_reals(family).is_some_and(|(real, _)| Family::of(*real) == family)
+                && self.wanted.fixed(family).is_none()
                 && hop.is_open()
                 && hop.found().is_none()
         };
-        let waiting = self.wanted.finds_gateway() && (waits(false) || waits(true));
+        let waiting = self.wanted.finds_gateway() && Family::ALL.into_iter().any(waits);
         News {
             waiting: waiting || missing.is_some(),
             missing,
