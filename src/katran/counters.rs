@@ -219,11 +219,12 @@ impl Stats<'_> {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "getStatsForVip")]
     pub fn vip(&self, vip: Vip) -> Result<VipCounters> {
-        let number = self.katran.entry(vip)?.number;
-        let values = self.katran.kernel.check(
+        let katran = self.katran;
+        let number = katran.entry(vip)?.number;
+        let values = katran.kernel.check(
             "read the counters of",
             &vip.to_string(),
-            self.katran.maps.vip_counters.get(number.0.into()),
+            katran.maps.vip_counters.get(number.0.into()),
         )?;
         Ok(VipCounters::sum(&values))
     }
@@ -245,10 +246,11 @@ impl Stats<'_> {
     /// [`Error::NotFound`] if nothing names one of them; [`Error::Kernel`].
     #[doc(alias = "getRealsStats")]
     pub fn reals(&self, addresses: &[IpAddr]) -> Result<Vec<RealCounters>> {
+        let katran = self.katran;
         let numbers: Vec<u32> = addresses
             .iter()
             .map(|address| {
-                let number = self.katran.table.real_index(*address);
+                let number = katran.table.real_index(*address);
                 number
                     .map(|number| number.get())
                     .ok_or_else(|| Error::NotFound {
@@ -260,12 +262,12 @@ impl Stats<'_> {
         wanted.sort_unstable();
         wanted.dedup();
         let mut sums = vec![RealCounters::default(); wanted.len()];
-        self.katran.read_real_counters(&wanted, |number, values| {
+        katran.read_real_counters(&wanted, |number, values| {
             let Ok(at) = wanted.binary_search(&number) else {
                 return;
             };
             sums[at] = RealCounters::sum(values);
-            sums[at].misses = self.katran.misses_since_watch(number, sums[at].misses);
+            sums[at].misses = katran.misses_since_watch(number, sums[at].misses);
         })?;
         let sum = |number| {
             let at = wanted.binary_search(number);

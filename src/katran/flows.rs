@@ -95,20 +95,17 @@ impl<'a> Flows<'a> {
     /// [`Error::InvalidConfig`] if source and destination are of different families;
     /// [`Error::Kernel`].
     pub fn find(&self, flow: &Flow) -> Result<Vec<FlowEntry>> {
-        let Some((_, key)) = self.katran.key_of(flow)? else {
+        let katran = self.katran;
+        let Some((_, key)) = katran.key_of(flow)? else {
             return Ok(Vec::new());
         };
-        let now = self.katran.ticks_now()?;
+        let now = katran.ticks_now()?;
         let mut found = Vec::new();
-        self.katran.on_each_table(|cpu, table, active| {
-            let fingerprint = self.katran.fixed.flow_keys.fingerprint(&key);
+        katran.on_each_table(|cpu, table, active| {
+            let fingerprint = katran.fixed.flow_keys.fingerprint(&key);
             let mark = table.find(&key, fingerprint, active);
-            if let Some(mark) = self
-                .katran
-                .kernel
-                .check("look into", "a flow table", mark)?
-            {
-                found.push(self.katran.describe(&key, &mark, cpu, now));
+            if let Some(mark) = katran.kernel.check("look into", "a flow table", mark)? {
+                found.push(katran.describe(&key, &mark, cpu, now));
             }
             Ok(())
         })?;
@@ -124,29 +121,28 @@ impl<'a> Flows<'a> {
     /// addresses; [`Error::Kernel`].
     #[doc(alias = "getLruEntries")]
     pub fn list(&self, vip: Vip, limit: usize) -> Result<Vec<FlowEntry>> {
-        let number = self.katran.entry(vip)?.number.0;
-        if self.katran.config.flow_table != FlowTableKind::KernelLru {
+        let katran = self.katran;
+        let number = katran.entry(vip)?.number.0;
+        if katran.config.flow_table != FlowTableKind::KernelLru {
             return Err(Error::Unsupported {
                 what: "listing flows".to_owned(),
                 reason: "a set-associative table keeps no addresses: load with the flow table \
-                         kernel-lru, or ask for one flow with find",
+                         kernel-lru, or ask for one flow with Flows::find",
             });
         }
-        let now = self.katran.ticks_now()?;
+        let now = katran.ticks_now()?;
         let mut flows = Vec::new();
-        self.katran.on_each_table(|cpu, table, _| {
+        katran.on_each_table(|cpu, table, _| {
             let walked = table.each(|seen| {
                 if let Some(key) = seen.key
                     && seen.vip == number
                     && flows.len() < limit
                 {
-                    flows.push(self.katran.describe(&key, &seen.mark, cpu, now));
+                    flows.push(katran.describe(&key, &seen.mark, cpu, now));
                 }
                 flows.len() < limit
             });
-            self.katran
-                .kernel
-                .check("walk through", "a flow table", walked)
+            katran.kernel.check("walk through", "a flow table", walked)
         })?;
         Ok(flows)
     }
@@ -158,17 +154,18 @@ impl<'a> Flows<'a> {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "analyzeLru")]
     pub fn stats(&self, vip: Vip) -> Result<FlowStats> {
-        let number = self.katran.entry(vip)?.number.0;
-        let now = self.katran.ticks_now()?;
+        let katran = self.katran;
+        let number = katran.entry(vip)?.number.0;
+        let now = katran.ticks_now()?;
         let mut stats = FlowStats::default();
-        self.katran.on_each_table(|_, table, _| {
+        katran.on_each_table(|_, table, _| {
             let walked = table.each(|seen| {
                 if seen.vip != number {
                     return true;
                 }
                 stats.entries += 1;
-                stats.stale += u64::from(self.katran.owner_in(number, seen.mark.id).is_none());
-                let age = self.katran.age(&seen.mark, now).as_secs();
+                stats.stale += u64::from(katran.owner_in(number, seen.mark.id).is_none());
+                let age = katran.age(&seen.mark, now).as_secs();
                 *match age {
                     0 => &mut stats.younger_than_1s,
                     1..10 => &mut stats.younger_than_10s,
@@ -177,9 +174,7 @@ impl<'a> Flows<'a> {
                 } += 1;
                 true
             });
-            self.katran
-                .kernel
-                .check("walk through", "a flow table", walked)
+            katran.kernel.check("walk through", "a flow table", walked)
         })?;
         Ok(stats)
     }
@@ -207,18 +202,15 @@ impl FlowsMut<'_> {
     /// As [`Flows::find`].
     #[doc(alias = "deleteLru")]
     pub fn remove(&mut self, flow: &Flow) -> Result<u64> {
-        let Some((_, key)) = self.katran.key_of(flow)? else {
+        let katran = &*self.katran;
+        let Some((_, key)) = katran.key_of(flow)? else {
             return Ok(0);
         };
         let mut removed = 0;
-        self.katran.on_each_table(|_, table, active| {
-            let fingerprint = self.katran.fixed.flow_keys.fingerprint(&key);
+        katran.on_each_table(|_, table, active| {
+            let fingerprint = katran.fixed.flow_keys.fingerprint(&key);
             let result = table.remove(&key, fingerprint, active);
-            removed += u64::from(self.katran.kernel.check(
-                "remove from",
-                "a flow table",
-                result,
-            )?);
+            removed += u64::from(katran.kernel.check("remove from", "a flow table", result)?);
             Ok(())
         })?;
         Ok(removed)
@@ -241,26 +233,21 @@ impl FlowsMut<'_> {
     /// [`Error::NotFound`] if the VIP is not there, or nothing names the real; [`Error::Kernel`]:
     /// some are forgotten then.
     pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
-        let number = self.katran.entry(vip)?.number.0;
-        let entry = self
-            .katran
-            .table
-            .real(real)
-            .ok_or_else(|| Error::NotFound {
-                what: format!("real {real}"),
-            })?;
+        let katran = &*self.katran;
+        let number = katran.entry(vip)?.number.0;
+        let entry = katran.table.real(real).ok_or_else(|| Error::NotFound {
+            what: format!("real {real}"),
+        })?;
         let real = real_id(entry.number.0, entry.generation);
         self.purge_if(|of, id| of == number && id == real)
     }
 
     fn purge_if(&self, matches: impl Fn(u16, u32) -> bool) -> Result<u64> {
+        let katran = &*self.katran;
         let mut removed = 0;
-        self.katran.on_each_table(|_, table, _| {
+        katran.on_each_table(|_, table, _| {
             let result = table.remove_all(&matches);
-            removed += self
-                .katran
-                .kernel
-                .check("remove from", "a flow table", result)?;
+            removed += katran.kernel.check("remove from", "a flow table", result)?;
             Ok(())
         })?;
         Ok(removed)

@@ -35,14 +35,12 @@ impl GlobalFlows<'_> {
     /// # Errors
     /// As [`GlobalFlowsMut::set`].
     pub fn get(&self, cpu: u32, flow: &Flow) -> Result<Option<IpAddr>> {
-        let table = self.katran.global_table(cpu)?;
-        let key = self.katran.global_key(flow)?;
+        let katran = self.katran;
+        let table = katran.global_table(cpu)?;
+        let key = katran.global_key(flow)?;
         let found = table.lookup(&key);
-        let found = self
-            .katran
-            .kernel
-            .check("look into", "global_flows", found)?;
-        Ok(found.and_then(|id| self.katran.owner(id)))
+        let found = katran.kernel.check("look into", "global_flows", found)?;
+        Ok(found.and_then(|id| katran.owner(id)))
     }
 }
 
@@ -65,8 +63,8 @@ pub struct GlobalFlowsMut<'a> {
 
 impl GlobalFlowsMut<'_> {
     /// Tells the packets of a flow that arrive on this CPU where to go, if the flow table does not
-    /// know them and their VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); or tells
-    /// them anew. SYNs do not ask. A CPU that is none of
+    /// know them and their VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); or leads
+    /// them elsewhere. SYNs do not ask. A CPU that is none of
     /// [`forwarding_cpus`](crate::Builder::forwarding_cpus) shares a small table with all others
     /// like it.
     ///

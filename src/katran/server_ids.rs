@@ -31,10 +31,11 @@ pub struct ServerIds<'a> {
 impl ServerIds<'_> {
     /// Every server id with its real, ascending; invalid ones too.
     pub fn list(&self) -> Vec<ServerId> {
-        self.katran
+        let katran = self.katran;
+        katran
             .server_ids
             .iter()
-            .filter_map(|(id, real)| Some(ServerId::new(id, self.katran.table.address_of(real)?)))
+            .filter_map(|(id, real)| Some(ServerId::new(id, katran.table.address_of(real)?)))
             .collect()
     }
 
@@ -120,14 +121,12 @@ impl ServerIdsMut<'_> {
     #[doc(alias = "revalidateServerIds")]
     pub fn revalidate(&mut self, ids: &[u32]) -> Result<()> {
         let invalid = self.katran.with_validity(ids, Validity::Invalid)?;
+        let katran = &*self.katran;
         let entries: Vec<(u32, u32)> = invalid
             .iter()
             .filter_map(|id| {
-                let real = self.katran.server_ids.get(*id)?;
-                let entry = self
-                    .katran
-                    .table
-                    .real(self.katran.table.address_of(real)?)?;
+                let real = katran.server_ids.get(*id)?;
+                let entry = katran.table.real(katran.table.address_of(real)?)?;
                 Some((*id, real_id(entry.number.0, entry.generation)))
             })
             .collect();

@@ -33,14 +33,12 @@ impl SourceRoutes<'_> {
     /// Every source route, in the order of prefixes.
     #[doc(alias = "getSrcRoutingRule")]
     pub fn list(&self) -> Vec<SourceRoute> {
-        self.katran
+        let katran = self.katran;
+        katran
             .source_routes
             .iter()
             .filter_map(|(prefix, real)| {
-                Some(SourceRoute::new(
-                    prefix,
-                    self.katran.table.address_of(real)?,
-                ))
+                Some(SourceRoute::new(prefix, katran.table.address_of(real)?))
             })
             .collect()
     }
