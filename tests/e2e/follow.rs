@@ -389,9 +389,10 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
         }
         stop.store(true, Ordering::Relaxed);
         println!("{asked} asked, {slow:?} slow");
-        // On a busy machine the thread may lose the CPU at the wrong moment.
+        // On a busy machine the thread may lose the CPU at the wrong moment, in ways that its times do
+        // not show. Getters that wait for rounds do so every third time.
         assert!(
-            asked > 20 && slow[0] == 0 && slow[1] <= asked / 20,
+            asked > 20 && slow.iter().all(|slow| *slow <= asked / 20),
             "{slow:?} of {asked}"
         );
     });
