@@ -206,10 +206,6 @@ impl Namespace {
         })
     }
 
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
     /// thread of its own, so that the caller's stays where it is.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {

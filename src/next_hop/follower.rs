@@ -126,7 +126,12 @@ impl Watcher {
         cells: Cells,
         reals: impl IntoIterator<Item = (u16, IpAddr)>,
     ) -> Result<Self> {
-        let Sockets { requests, notices } = sockets;
+        let Sockets {
+            requests,
+            mut notices,
+        } = sockets;
+        let listening = notices.listen();
+        listening.map_err(|error| kernel_error("listen to", "notices of changes", error))?;
         // Notices from now on are looked at, so that no change is missed.
         notices.take();
         let board = Arc::new(Board::new(wanted, cells));
@@ -173,7 +178,7 @@ impl Watcher {
         })
     }
 
-    /// Ends it; the sockets are left.
+    /// Ends it; the sockets are left, and hear nothing.
     pub(crate) fn stop(mut self) -> Option<Sockets> {
         self.join()
     }
@@ -186,7 +191,9 @@ impl Watcher {
         }
         self.signals.stop.store(true, Ordering::Release);
         self.signals.wake();
-        thread.join().ok()
+        let mut sockets = thread.join().ok()?;
+        sockets.notices.rest();
+        Some(sockets)
     }
 
     /// Hands a command over; its number, by which to wait for it.
@@ -212,10 +219,13 @@ impl Watcher {
     /// Waits until the gateways' addresses are known, if they have to be found out.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`] after some seconds, if neither family has one.
+    /// [`Error::NoNextHop`] after three seconds, if neither family has one.
     pub(crate) fn wait(&self) -> Result<()> {
+        let began = Instant::now();
         self.ask(Command::Look);
-        match self.board.wait_known(PATIENCE) {
+        // The thread may have been long about other work.
+        let left = PATIENCE.saturating_sub(began.elapsed());
+        match self.board.wait_known(left) {
             Some(reason) => Err(Error::NoNextHop { reason }),
             None => Ok(()),
         }
@@ -226,10 +236,11 @@ impl Watcher {
         self.ask(Command::Attached(interfaces));
     }
 
-    /// Another gateway from now on. An address that was given until now serves until one is found.
+    /// Another gateway from now on. An address that was given until now serves until one is found, for which
+    /// [`wait`](Self::wait) waits.
     pub(crate) fn set_wanted(&self, wanted: Wanted) {
         let wish = self.board.set_wanted(wanted);
-        self.ask(Command::Wanted(wanted, wish));
+        self.send(Command::Wanted(wanted, wish));
     }
 
     /// The path of health checks reads gateways here, too.
