@@ -69,6 +69,8 @@ impl Target {
             false => None,
         };
         let name = name.and_then(|name| name.into_string().ok());
+        // For an index without interface nix 0.31 returns an empty name instead of the error.
+        let name = name.filter(|name| !name.is_empty());
         name.unwrap_or_else(|| self.name.clone())
     }
 }
@@ -186,6 +188,16 @@ mod tests {
             place: Place { namespace, index },
             name: name.to_owned(),
         }
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_keeps_the_name_that_it_had() {
+        let here = network_namespace().unwrap();
+        let gone = target(here, i32::MAX as u32, "eth0");
+        assert_eq!(gone.present_name(Some(here)), "eth0");
+        let loopback = target(here, 1, "eth0");
+        assert_eq!(loopback.present_name(Some(here)), "lo");
+        assert_eq!(loopback.present_name(None), "eth0");
     }
 
     #[test]
