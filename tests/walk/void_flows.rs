@@ -15,18 +15,15 @@ use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
 use katran::ServerId;
-use katran::State;
 use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
-use katran::state::VipState;
 use katran::stats::DropReason;
 use nix::errno::Errno;
 
 use crate::common::at;
 use crate::common::builder;
-use crate::common::cpu_time;
 use crate::common::faults;
 use crate::common::faults::without_commands;
 use crate::common::flows;
