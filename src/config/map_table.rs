@@ -97,7 +97,7 @@ pub(crate) const MAPS: &[MapRow] = &[
         full(on.vips(), mappable(1u32, vip_table_bytes(on.vips())[1]))
     }),
     row(".data.reals", Always, Bytes(|on| on.numbers() * size_of::<types::real>() as u32), |on| {
-        full(on.numbers(), mappable(on.numbers(), 24))
+        full(on.reals(), mappable(on.numbers(), 24))
     }),
     row("vip_counters", Always, Elements(|on| on.vips()), |on| {
         full(on.vips(), per_cpu(on.vips(), size_of::<types::vip_counters>(), on.cpus))
@@ -173,6 +173,11 @@ impl MapRow {
             There::With(features) => config.features.contains(features),
             There::Always | There::NextHops => true,
         }
+    }
+
+    /// Elements that all maps of the name can have.
+    pub(crate) fn capacity(&self, machine: &Machine<'_>) -> u64 {
+        (self.takes)(machine).entries
     }
 
     /// Whether it takes memory that is worth a line.

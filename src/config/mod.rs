@@ -5,6 +5,7 @@
 //! can be loaded. Nothing here needs BPF.
 
 mod accounting;
+mod constants;
 mod cpus;
 mod features;
 #[cfg(feature = "serde")]
@@ -20,6 +21,7 @@ mod validate;
 
 pub(crate) use accounting::flow_table_bytes;
 pub(crate) use accounting::global_table_bytes;
+pub(crate) use constants::ticks;
 pub(crate) use cpus::ForwardingCpu;
 pub(crate) use cpus::Topology;
 pub(crate) use cpus::parse_list;

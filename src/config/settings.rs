@@ -5,14 +5,23 @@
 //! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`,
 //! `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
 //! document writes the value; `changes` is `never` for what is fixed at load (`live` settings have a
-//! step of their own in `state/plan.rs`). `docs/configuration.md` comes from this table, too:
-//! `make docs`.
+//! step of their own in `state/plan.rs`). `constants` names those of `bpf/config.h` that the setting
+//! is written into at load: `(name)`, or with how, of the value and the kernel's tick.
+//! `docs/configuration.md` comes from this table, too: `make docs`.
+//!
+//! It is longer than other files, so that the settings are one table.
 
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use super::constants::encapsulation;
+use super::constants::flow_table_kind;
+use super::constants::prefix_v4;
+use super::constants::prefix_v6;
+use super::constants::ticks;
+use super::constants::write_by;
 use super::cpus::ForwardingCpu;
 use super::features::Features;
 #[cfg(feature = "serde")]
@@ -43,6 +52,8 @@ use super::table::Row;
 use super::table::settings;
 use crate::error::Error;
 use crate::error::Result;
+use crate::maps::max_server_id_chunks;
+use crate::skel::katran::types;
 use crate::types::Encapsulation;
 use crate::types::FlowTableKind;
 use crate::types::Gateway;
@@ -131,6 +142,10 @@ settings! {
         unit: "choice",
         key: text,
         changes: never,
+        constants: (
+            next_hops = |hops, _| (*hops != NextHops::Gateway).into(),
+            redirect = |hops, _| (*hops == NextHops::Redirect).into(),
+        ),
     }
 
     /// How packets travel to the reals.
@@ -141,6 +156,7 @@ settings! {
         unit: "choice",
         key: text,
         changes: never,
+        constants: (encapsulation = |kind, _| encapsulation(*kind)),
     }
 
     /// The optional parts of the program: exactly these are on.
@@ -155,6 +171,7 @@ settings! {
         unit: "features",
         key: set,
         changes: live,
+        constants: (features = |on, _| on.bits()),
     }
 
     /// This host's own IPv4 address: the outer source of GUE packets, and what
@@ -199,6 +216,7 @@ settings! {
         unit: "prefix",
         key: (prefix 16),
         changes: never,
+        constants: (ipip_source_v4 = |first, _| prefix_v4(*first)),
     }
 
     /// The first address of the /96 prefix that IPIP packets to IPv6 reals come from.
@@ -213,6 +231,7 @@ settings! {
         unit: "prefix",
         key: (prefix 96),
         changes: never,
+        constants: (ipip_source_v6 = |first, _| prefix_v6(*first)),
     }
 
     /// The UDP destination port of GUE packets.
@@ -224,6 +243,7 @@ settings! {
         unit: "UDP port",
         key: plain,
         changes: never,
+        constants: (gue_port),
     }
 
     /// The longest frame that is forwarded, in bytes, Ethernet header included and before
@@ -241,6 +261,7 @@ settings! {
         unit: "bytes",
         key: plain,
         changes: never,
+        constants: (max_frame),
     }
 
     /// Whether the program accepts frames that the driver keeps in several buffers.
@@ -253,6 +274,7 @@ settings! {
         unit: "on or off",
         key: plain,
         changes: never,
+        constants: (frags),
     }
 
     /// The largest number of VIPs. It is part of the flow hash.
@@ -267,6 +289,7 @@ settings! {
         unit: "VIPs",
         key: plain,
         changes: never,
+        constants: (max_vips),
     }
 
     /// The largest number of reals, over all VIPs; each address counts once.
@@ -278,6 +301,7 @@ settings! {
         unit: "reals",
         key: plain,
         changes: never,
+        constants: (max_reals),
     }
 
     /// The number of slots in each VIP's ring. It is part of the flow hash.
@@ -292,6 +316,7 @@ settings! {
         unit: "slots",
         key: plain,
         changes: never,
+        constants: (ring_size),
     }
 
     /// How the rings of VIPs are filled that are added without a choice of their own.
@@ -315,6 +340,7 @@ settings! {
         unit: "choice",
         key: text,
         changes: never,
+        constants: (flow_table_kind = |kind, _| flow_table_kind(*kind)),
     }
 
     /// The number of flows that are remembered, over all forwarding CPUs.
@@ -373,6 +399,7 @@ settings! {
         unit: "new flows a second and CPU",
         key: plain,
         changes: never,
+        constants: (flood_threshold),
     }
 
     /// How long a UDP flow is remembered without a packet.
@@ -384,6 +411,7 @@ settings! {
         unit: "seconds",
         key: seconds,
         changes: never,
+        constants: (udp_timeout = |timeout, tick| ticks(*timeout, tick)),
     }
 
     /// The number of flows in each CPU's global flow table.
@@ -435,6 +463,7 @@ settings! {
         unit: "server ids",
         key: plain,
         changes: never,
+        constants: (server_id_chunks = |ids, _| max_server_id_chunks(*ids)),
     }
 
     /// The interface through which health checks leave, where the tc program is attached that

@@ -1,6 +1,7 @@
 //! Makes of the rows of `settings.rs` all that a setting is: the field of [`BalancerState`], the
 //! setter of [`Builder`] and its documentation, the range check, the key of the document, the field of
-//! `Config`, the comparison with what is fixed at load, and its row in `docs/configuration.md`.
+//! `Config`, the comparison with what is fixed at load, its constants in the program, and its row in
+//! `docs/configuration.md`.
 //!
 //! [`BalancerState`]: super::BalancerState
 //! [`Builder`]: super::Builder
@@ -27,6 +28,7 @@ macro_rules! settings {
             unit: $unit:literal,
             key: $form:tt,
             changes: $changes:ident,
+            $(constants: $constants:tt,)?
         }
     )+) => {
         /// The settings of a balancer; what is `None` keeps its default at load and its value after.
@@ -81,6 +83,13 @@ macro_rules! settings {
                     flows_per_cpu: 0,
                     placement: Vec::new(),
                 })
+            }
+        }
+
+        impl Config {
+            /// Writes the settings into the constants that their rows name.
+            pub(crate) fn write_constants(&self, constants: &mut types::rodata, tick: Duration) {
+                $($(settings!(@write $constants, self.$key, constants, tick);)?)+
             }
         }
 
@@ -186,6 +195,13 @@ macro_rules! settings {
     (@shown list) => { |value| format!("{value:?}") };
     (@shown seconds) => { |value| format!("{value:?}") };
     (@shown $form:tt) => { |value| value.to_string() };
+
+    // constants: those of the program, with how a value is written into each that it is not itself.
+    (@write ($($constant:ident $(= $word:expr)?),+ $(,)?), $value:expr, $constants:ident, $tick:ident) => {
+        $($constants.$constant = settings!(@word $value, $tick $(, $word)?);)+
+    };
+    (@word $value:expr, $tick:ident) => { $value.into() };
+    (@word $value:expr, $tick:ident, $word:expr) => { write_by(&$value, $tick, $word) };
 
     // key: how the value is written.
     (@form plain $given:ty) => { $given };

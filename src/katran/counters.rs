@@ -8,6 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use super::Katran;
+use super::handles::USES;
+use crate::config::Machine;
+use crate::config::MapRow;
 use crate::counters::Counters;
 use crate::counters::CpuCounters;
 use crate::counters::DropReasons;
@@ -31,12 +34,8 @@ use crate::counters::forwarded;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
-use crate::maps::FALLBACK_FLOWS;
 use crate::maps::MapUse;
-use crate::maps::RINGS_PER_CHUNK;
-use crate::maps::max_chunks;
 use crate::maps::runs;
-use crate::maps::void_pairs;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
@@ -284,81 +283,29 @@ impl Stats<'_> {
     /// [`Error::Kernel`].
     pub fn library(&self) -> Result<LibraryCounters> {
         let katran = self.katran;
-        let max_vips = u32::from(katran.config.max_vips);
-        let use_of = |name, capacity: u32, entries: u32| MapUse {
-            name,
-            capacity: capacity.into(),
-            entries: entries.into(),
+        let machine = Machine {
+            config: &katran.config,
+            cpus: katran.fixed.possible_cpus,
         };
-        let mut flows = 0u64;
-        for (_, table) in &katran.maps.flows.of_cpus {
-            flows += katran
-                .kernel
-                .check("count the entries of", "flows", table.count())?;
-        }
-        let fallback = katran.kernel.check(
-            "count the entries of",
-            "fallback_flows",
-            katran.maps.flows.fallback.count(),
-        )?;
-        let prefixes = katran
-            .table
-            .vips()
-            .filter(|(vip, _)| vip.is_prefix())
-            .count() as u32;
-        let exact = katran.table.vips().len() as u32 - prefixes;
-        let rings = katran.maps.rings.in_use();
-        let (routes, max_routes) = (
-            katran.source_routes.counts(),
-            katran.config.max_source_routes,
-        );
+        let uses = USES.iter().map(|row| {
+            let entries = (row.entries)(katran);
+            Ok(MapUse {
+                name: row.label,
+                capacity: MapRow::of(row.map).map_or(0, |of| of.capacity(&machine)),
+                entries: katran
+                    .kernel
+                    .check("count the entries of", row.label, entries)?,
+            })
+        });
+        let mut maps = uses.collect::<Result<Vec<_>>>()?;
         let of_probes = katran.healthchecks.iter();
+        maps.extend(of_probes.flat_map(HealthChecks::use_of_maps));
         Ok(LibraryCounters {
             failed_kernel_calls: katran.kernel.failed(),
             rejected_addresses: katran.rejected_addresses.load(Ordering::Relaxed),
             panicked_callbacks: katran.callbacks.panicked,
             waits_for_packets: katran.maps.waits(),
-            maps: [
-                use_of("vips", max_vips, exact),
-                use_of("prefix_vips", max_vips, prefixes),
-                use_of(
-                    "reals",
-                    katran.config.max_reals.into(),
-                    katran.table.reals().len() as u32,
-                ),
-                use_of(
-                    "server_ids",
-                    katran.config.max_server_ids,
-                    katran.maps.server_ids.len(),
-                ),
-                use_of("source_routes_v4", max_routes, routes[0] as u32),
-                use_of("source_routes_v6", max_routes, routes[1] as u32),
-                use_of(
-                    "decap_destinations",
-                    katran.config.max_decap,
-                    katran.decap.len() as u32,
-                ),
-                use_of(
-                    "down_reals",
-                    void_pairs(katran.config.max_reals.into()),
-                    katran.maps.voids.pairs() as u32,
-                ),
-                use_of("ring_chunk", max_chunks(max_vips) * RINGS_PER_CHUNK, rings),
-                MapUse {
-                    name: "flows",
-                    capacity: u64::from(katran.config.flows_per_cpu)
-                        * katran.maps.flows.of_cpus.len() as u64,
-                    entries: flows,
-                },
-                MapUse {
-                    name: "fallback_flows",
-                    capacity: FALLBACK_FLOWS.into(),
-                    entries: fallback,
-                },
-            ]
-            .into_iter()
-            .chain(of_probes.flat_map(HealthChecks::use_of_maps))
-            .collect(),
+            maps,
         })
     }
 

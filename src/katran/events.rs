@@ -1,7 +1,6 @@
 //! Listening to events.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::Katran;
 use crate::error::Error;
@@ -10,6 +9,7 @@ use crate::monitor::Event;
 use crate::monitor::Monitor;
 use crate::monitor::MonitorOptions;
 use crate::monitor::Start;
+use crate::monitor::Turn;
 
 /// Listening to what happens to packets: [`Katran::events`].
 ///
@@ -91,7 +91,7 @@ impl Events<'_> {
 
     /// Whether a monitor listens.
     pub fn is_running(&self) -> bool {
-        Arc::strong_count(&self.katran.monitor_token) > 1
+        Turn::is_taken(&self.katran.monitored)
     }
 
     fn monitor(&self, options: MonitorOptions) -> Result<Start<'_>> {
@@ -100,18 +100,14 @@ impl Events<'_> {
             what: "a monitor".to_owned(),
             reason: "the balancer was loaded without the feature introspection: switch it on",
         })?;
-        let token = Arc::clone(&self.katran.monitor_token);
-        // The balancer's, this one, and that of another's thread.
-        if Arc::strong_count(&token) > 2 {
-            return Err(Error::AlreadyExists {
-                what: "a monitor of this balancer".to_owned(),
-            });
-        }
+        let turn = Turn::take(&self.katran.monitored).ok_or_else(|| Error::AlreadyExists {
+            what: "a monitor of this balancer".to_owned(),
+        })?;
         Ok(Start {
             options,
             live: &self.katran.maps.live,
             events,
-            token,
+            turn,
         })
     }
 }

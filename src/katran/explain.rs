@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::Katran;
 use super::looks::look_while_it_moves;
-use super::object::ticks;
+use crate::config::ticks;
 use crate::counters::DropReason;
 use crate::error::Error;
 use crate::error::Result;

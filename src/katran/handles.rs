@@ -1,6 +1,7 @@
 //! The table of handles: by what a balancer's maps are read and written. A row gives the handle, how it is
 //! taken from the loaded object, and the maps that it is of, by the names in `bpf/maps.h`; with features
-//! for those that only features have. (Sizes and memory are the rows of `config/map_table.rs`.)
+//! for those that only features have; and what `LibraryCounters` shows of their use: a name, and how many
+//! entries there are. `inside` are maps inside others. (Sizes and memory are the rows of `config/map_table.rs`.)
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use libbpf_rs::MapHandle;
 
+use super::Katran;
 use super::object::Fixed;
 use super::object::InnerTables;
 use super::object::own;
@@ -44,6 +46,13 @@ pub(super) struct GlobalFlowMaps {
     pub(super) outer: MapArray,
 }
 
+/// A map whose use is shown, as it is called where that is; its capacity is that in the table of maps.
+pub(super) struct UseRow {
+    pub(super) map: &'static str,
+    pub(super) label: &'static str,
+    pub(super) entries: fn(&Katran) -> io::Result<u64>,
+}
+
 macro_rules! handles {
     (
         // The words of the rows below.
@@ -51,14 +60,25 @@ macro_rules! handles {
             $cells:ident $flows:ident $cpus:ident;
         always {$(
             $(#[$about:meta])*
-            $field:ident: $type:ty = $take:expr, $($name:literal is ($($fd:tt)+)),+;
+            $field:ident: $type:ty = $take:expr,
+                $($name:literal is ($($fd:tt)+) $(shows $label:literal = $entries:tt)?),+;
         )+}
         of_features {$(
             $(#[$of_feature:meta])*
             $option:ident: $handle:ty, with $feature:ident = $make:expr,
-                $($called:literal is ($($its_fd:tt)+)),+;
+                $($called:literal is ($($its_fd:tt)+) $(shows $its_label:literal = $its_entries:tt)?),+;
+        )+}
+        inside {$(
+            $inside:literal shows $inside_label:literal = $inside_entries:tt;
         )+}
     ) => {
+        /// The maps whose use is shown.
+        pub(super) const USES: &[UseRow] = &[
+            $($($(UseRow { map: $name, label: $label, entries: $entries },)?)+)+
+            $($($(UseRow { map: $called, label: $its_label, entries: $its_entries },)?)+)+
+            $(UseRow { map: $inside, label: $inside_label, entries: $inside_entries },)+
+        ];
+
         /// Every map of the balancer.
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
@@ -163,11 +183,13 @@ handles! {
     from config fixed inner rings grace global cells flows cpus;
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
-            "prefix_vips" is (.as_fd());
+            "prefix_vips" is (.as_fd()) shows "prefix_vips" = (|katran| Ok(prefix_vips(katran)));
         vip_cells: Arc<VipCells> = Arc::clone(&cells),
-            ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd());
+            ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd())
+                shows "vips" = (|katran| Ok(katran.table.vips().len() as u64 - prefix_vips(katran)));
         real_cells: RealCells = RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
-            ".data.reals" is (.as_fd());
+            ".data.reals" is (.as_fd())
+                shows "reals" = (|katran| Ok(katran.table.reals().len() as u64));
         rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
         /// Counters and the rest that each CPU has for itself.
@@ -181,7 +203,8 @@ handles! {
         explanations: Typed<u32, types::explanation> = Typed::new(own(&from.explanations)?)?,
             "explanations" is (.as_fd());
         flows: Arc<FlowTables> = Arc::clone(&flows),
-            "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd());
+            "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd())
+                shows "fallback_flows" = (|katran| katran.maps.flows.fallback.count());
         /// The server-id tables; which one packets look into `live` says.
         server_ids: ServerIdStore = ServerIdStore::new(
                 MapArray::new(own(&from.server_ids)?)?,
@@ -189,7 +212,8 @@ handles! {
                 fixed.server_id_keys,
                 config.max_server_ids,
             ),
-            "server_ids" is (.as_fd());
+            "server_ids" is (.as_fd())
+                shows "server_ids" = (|katran| Ok(katran.maps.server_ids.len().into()));
         /// Which of the flow tables' entries are void.
         voids: VoidFlows = VoidFlows::new(
                 Typed::new(own(&from.down_reals)?)?,
@@ -198,14 +222,18 @@ handles! {
                 flows,
                 cpus,
             )?,
-            "down_reals" is (.as_fd());
+            "down_reals" is (.as_fd())
+                shows "down_reals" = (|katran| Ok(katran.maps.voids.pairs() as u64));
     }
     of_features {
         source_routes: SourceRouteMaps, with SOURCE_ROUTING = SourceRouteMaps {
                 v4: Typed::new(own(&from.source_routes_v4)?)?,
                 v6: Typed::new(own(&from.source_routes_v6)?)?,
             },
-            "source_routes_v4" is (.v4.as_fd()), "source_routes_v6" is (.v6.as_fd());
+            "source_routes_v4" is (.v4.as_fd())
+                shows "source_routes_v4" = (|katran| Ok(katran.source_routes.counts()[0] as u64)),
+            "source_routes_v6" is (.v6.as_fd())
+                shows "source_routes_v6" = (|katran| Ok(katran.source_routes.counts()[1] as u64));
         global_flows: GlobalFlowMaps, with GLOBAL_FLOW_TABLE = GlobalFlowMaps {
                 of_cpus: global,
                 fallback: Typed::new(own(&from.global_fallback)?)?,
@@ -214,11 +242,25 @@ handles! {
             "global_flows" is (.outer.as_fd()), "global_fallback" is (.fallback.as_fd());
         decap_destinations: Typed<types::decap_destination, u32>, with INLINE_DECAP =
             Typed::new(own(&from.decap_destinations)?)?,
-            "decap_destinations" is (.as_fd());
+            "decap_destinations" is (.as_fd())
+                shows "decap_destinations" = (|katran| Ok(katran.decap.len() as u64));
         /// The ring buffer.
         events: MapHandle, with INTROSPECTION = MapHandle::try_from(&from.events).map_err(into_io)?,
             "events" is (.as_fd());
     }
+    inside {
+        "ring_chunk" shows "ring_chunk" = (|katran| Ok(katran.maps.rings.in_use().into()));
+        "flows" shows "flows" = (|katran| {
+            let tables = katran.maps.flows.of_cpus.iter();
+            tables.map(|(_, table)| table.count()).sum()
+        });
+    }
+}
+
+/// VIPs whose address is a prefix.
+fn prefix_vips(katran: &Katran) -> u64 {
+    let vips = katran.table.vips();
+    vips.filter(|(vip, _)| vip.is_prefix()).count() as u64
 }
 
 fn next_hops(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Arc<HopCells>>> {

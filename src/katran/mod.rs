@@ -157,8 +157,8 @@ pub struct Katran {
     kernel: KernelCalls,
     rejected_addresses: AtomicU64,
     watch: Option<watch::Watch>,
-    /// A running monitor holds a copy.
-    monitor_token: Arc<()>,
+    /// A monitor listens.
+    monitored: Arc<AtomicBool>,
     callbacks: watch::Callbacks,
 }
 
@@ -199,7 +199,7 @@ impl Katran {
             kernel: KernelCalls::default(),
             rejected_addresses: AtomicU64::new(0),
             watch: None,
-            monitor_token: Arc::new(()),
+            monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
             config,
         };

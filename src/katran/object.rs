@@ -18,6 +18,7 @@ use crate::config::Features;
 use crate::config::Machine;
 use crate::config::MapRow;
 use crate::config::Size;
+use crate::config::ticks;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::constants;
@@ -29,7 +30,6 @@ use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
 use crate::maps::ServerIdKeys;
 use crate::maps::VipHash;
-use crate::maps::max_server_id_chunks;
 use crate::ring::FlowHasher;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
@@ -40,7 +40,6 @@ use crate::sys::object;
 use crate::sys::object::Refused;
 use crate::sys::object::into_io;
 use crate::types::Encapsulation;
-use crate::types::FlowTableKind;
 use crate::types::NextHops;
 
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
@@ -178,14 +177,6 @@ fn needs_full(config: &Config) -> bool {
         || config.next_hops != NextHops::Gateway
 }
 
-/// `time` in ticks, at least so long.
-pub(super) fn ticks(time: Duration, tick: Duration) -> u32 {
-    let ticks = time.as_nanos().div_ceil(tick.as_nanos());
-    // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
-    // 10 ms.
-    u32::try_from(ticks).unwrap_or(u32::MAX / 2)
-}
-
 /// Sets of each forwarding CPU's table, if it has sets.
 pub(super) fn flow_sets(config: &Config) -> u32 {
     FlowTableShape::new(config.flow_table, config.flows_per_cpu).max_entries
@@ -241,46 +232,22 @@ pub(super) struct Inner<'a> {
     pub(super) global: Option<BorrowedFd<'a>>,
 }
 
+/// The constants that are drawn or found out; those that are settings the table of settings writes.
 fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
     let tick = fixed.tick;
     let constants = constants("katran", open.maps.rodata_data.as_deref_mut())?;
     let (seed, seed_v6) = fixed.hasher.seeds();
-    constants.features = config.features.bits();
-    constants.max_frame = config.max_frame;
-    constants.ring_size = config.ring_size;
+    config.write_constants(constants, tick);
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;
     constants.ticks_per_second = ticks(Duration::from_secs(1), tick);
-    constants.udp_timeout = ticks(config.udp_timeout, tick);
-    constants.flow_table_kind = match config.flow_table {
-        FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
-        FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
-    };
     constants.flow_sets = flow_sets(config);
     constants.flow_keys = fixed.flow_keys.keys();
     constants.new_flow_age = ticks(NEW_FLOW_AGE, tick);
-    constants.max_vips = config.max_vips.into();
-    constants.max_reals = config.max_reals.into();
     constants.vip_keys = fixed.vip_hash.keys();
     constants.vip_shift = fixed.vip_hash.shift();
-    constants.flood_threshold = config.flood_threshold.into();
-    let [a, b, ..] = config.ipip_source_v4.octets();
-    constants.ipip_source_v4 = u16::from_ne_bytes([a, b]);
-    let source_v6 = config.ipip_source_v6.octets();
-    for (word, bytes) in constants.ipip_source_v6.iter_mut().zip(source_v6.chunks(4)) {
-        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    constants.frags = config.frags.into();
-    constants.encapsulation = match config.encapsulation {
-        Encapsulation::Ipip => types::encapsulation::ENCAPSULATION_IPIP.0,
-        Encapsulation::Gue => types::encapsulation::ENCAPSULATION_GUE.0,
-    };
-    constants.gue_port = config.gue_port;
     constants.server_id_key = fixed.server_id_keys.key;
     constants.server_id_start = fixed.server_id_keys.start;
-    constants.server_id_chunks = max_server_id_chunks(config.max_server_ids);
-    constants.next_hops = (config.next_hops != NextHops::Gateway).into();
-    constants.redirect = (config.next_hops == NextHops::Redirect).into();
     Ok(())
 }
 

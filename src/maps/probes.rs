@@ -58,13 +58,16 @@ pub(crate) struct ProbeCells {
 /// The ways to all reals that marks and matches lead to.
 struct Ways {
     map: Typed<types::probe_match, types::probe_way>,
+    /// The order in which a way is written is that in which it is known, so writing is done under the lock: one
+    /// bpf(2) call, which waits for nobody. The routing tables are never asked under it.
     known: Mutex<BTreeMap<IpAddr, Known>>,
 }
 
 struct Known {
     /// Marks and matches that lead to the real.
     users: usize,
-    way: ProbeWay,
+    /// `None`: it is being asked for.
+    way: Option<ProbeWay>,
 }
 
 impl Ways {
@@ -116,7 +119,8 @@ impl ProbeCells {
         self.ways.as_ref().map(|ways| ways.known().len())
     }
 
-    /// A mark or a match leads to `real` from now on; `find` tells the way, if nobody knows it yet.
+    /// A mark or a match leads to `real` from now on; `find` tells the way, if nobody knows it yet, and is
+    /// called under no lock.
     pub(crate) fn use_way(&self, real: IpAddr, find: impl FnOnce() -> ProbeWay) -> io::Result<()> {
         let Some(ways) = &self.ways else {
             return Ok(());
@@ -126,9 +130,26 @@ impl ProbeCells {
             known.users += 1;
             return Ok(());
         }
+        // From here on the follower hears of the real, so that no change of its way is missed.
+        let asked = Known {
+            users: 1,
+            way: None,
+        };
+        known.insert(real, asked);
+        drop(known);
         let way = find();
-        ways.write(real, way)?;
-        known.insert(real, Known { users: 1, way });
+        let mut known = ways.known();
+        match known.get_mut(&real) {
+            // What the follower has found out meanwhile is newer.
+            Some(of_real) if of_real.way.is_none() => match ways.write(real, way) {
+                Ok(()) => of_real.way = Some(way),
+                Err(error) => {
+                    known.remove(&real);
+                    return Err(error);
+                }
+            },
+            _ => {}
+        }
         Ok(())
     }
 
@@ -163,11 +184,11 @@ impl ProbeCells {
             return;
         };
         let mut known = ways.known();
-        let Some(known) = known.get_mut(&real).filter(|known| known.way != way) else {
+        let Some(known) = known.get_mut(&real).filter(|known| known.way != Some(way)) else {
             return;
         };
         match ways.write(real, way) {
-            Ok(()) => known.way = way,
+            Ok(()) => known.way = Some(way),
             Err(error) => log::warn!("cannot write the way of probes to {real}: {error}"),
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::thread;
 use std::time::Duration;
 
 use super::flows::FlowTable;
@@ -172,6 +173,21 @@ pub(super) struct Shared {
     pub(super) wake: Condvar,
 }
 
+/// The thread, while it runs: if it panics another one comes for the next job.
+struct Running<'a>(&'a Mutex<State>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            log::error!(
+                "the thread that removes void flows has panicked: the next change starts another"
+            );
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.running = false;
+        }
+    }
+}
+
 /// While it is there, the thread takes nothing back and begins nothing; what is void is so all the
 /// same.
 #[must_use]
@@ -203,6 +219,7 @@ impl Shared {
 
     /// The thread: removes what is void for as long as there is something.
     pub(super) fn follow(&self) {
+        let _running = Running(&self.state);
         let mut refused = false;
         loop {
             let mut state = self.unheld();
@@ -327,5 +344,30 @@ impl Shared {
             }
         }
         refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_makes_room_for_the_next() {
+        let state = Mutex::new(State {
+            running: true,
+            ..State::default()
+        });
+        let panicked = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let _running = Running(&state);
+                let _locked = state.lock();
+                panic!("on purpose");
+            });
+            thread.join().is_err()
+        });
+        let running = state.lock().unwrap_or_else(PoisonError::into_inner).running;
+        assert_eq!((panicked, running), (true, false));
+        // One that ends says so itself, when nothing is left to do.
+        drop(Running(&Mutex::new(State::default())));
     }
 }

@@ -157,8 +157,11 @@ impl VoidFlows {
         Held(Arc::clone(&self.shared))
     }
 
-    /// Tells the kernel of a change; it counts from the [`switch`](Self::switch) on. Waits for the
-    /// removal of what is void, if there is no room otherwise.
+    /// Tells the kernel of a change; it counts from the [`switch`](Self::switch) on if nothing of the VIP is
+    /// void yet. If something is, packets look at the map already, so that it counts at once: flows move then
+    /// some microseconds before the ring does, and find a real by the ring before. One that is
+    /// [abandoned](Self::abandon) may have moved some flows so. Waits for the removal of what is void, if
+    /// there is no room otherwise.
     ///
     /// # Errors
     /// If the kernel refuses, or too many reals are down; nothing has changed then.

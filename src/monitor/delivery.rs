@@ -2,6 +2,7 @@
 //! may fail has been done, and ends when the monitor does.
 
 use std::any::Any;
+use std::mem;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -23,6 +24,7 @@ use super::MOST_BYTES;
 use super::Monitor;
 use super::MonitorOptions;
 use super::Shared;
+use super::Turn;
 use super::pcap;
 use super::pcap::Files;
 use crate::error::Error;
@@ -49,8 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) options: MonitorOptions,
     pub(crate) live: &'a Arc<Live>,
     pub(crate) events: &'a MapHandle,
-    /// Tells the balancer that a monitor is there, as long as its thread is.
-    pub(crate) token: Arc<()>,
+    /// As long as the thread has it, no other monitor begins.
+    pub(crate) turn: Turn,
 }
 
 /// Where events go.
@@ -109,14 +111,14 @@ impl Start<'_> {
         // What a monitor before this one may have left.
         buffer.consume().map_err(failed)?;
         shared.listening.store(true, Ordering::Release);
-        let (of_thread, token) = (Arc::clone(&shared), self.token);
+        let (of_thread, turn) = (Arc::clone(&shared), self.turn);
         let thread = thread::Builder::new()
             .name("katran-monitor".to_owned())
             .spawn(move || {
                 listen(&buffer, &of_thread);
                 // In this order, so that the next one does not come before this one is gone.
                 drop((buffer, events));
-                drop(token);
+                drop(turn);
             })
             .map_err(|error| kernel_error("start", "a thread for events", error))?;
         self.live.set_events(bits, limit);
@@ -133,7 +135,7 @@ impl Start<'_> {
 /// nothing comes to the next monitor: the owner makes the program stop (`set_events`) before it sets `stop`, whose
 /// load here sees both; a packet that read the old word is one that was under way then, and has handed over
 /// what it will when the grace period ends; what lies in the buffer after that is delivered, and the
-/// token is dropped after the buffer, so no other monitor has begun. A callback that stops its own monitor is on this
+/// turn is given up after the buffer, so no other monitor has begun. A callback that stops its own monitor is on this
 /// thread: it comes back here and sees `stop`.
 fn listen(buffer: &RingBuffer<'_>, shared: &Shared) {
     while !shared.stop.load(Ordering::Acquire) {
@@ -201,6 +203,8 @@ impl Delivery {
         }));
         if let Err(panic) = delivered {
             self.give_up(&*panic);
+            // What a panic has left may itself panic when it is dropped.
+            mem::forget(panic);
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod delivery;
 mod pcap;
+mod turn;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 pub(crate) use delivery::Start;
+pub(crate) use turn::Turn;
 
 use crate::error::Error;
 use crate::error::Result;

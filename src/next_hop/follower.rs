@@ -47,6 +47,7 @@ use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
+use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
 use super::NextHop;
@@ -137,7 +138,7 @@ impl Watcher {
         }
         while resolver.step() {}
         resolver.tell(None);
-        let wake = EventFd::new()
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| kernel_error("make", "an eventfd", io::Error::from(errno)))?;
         let signals = Arc::new(Signals {
             stop: AtomicBool::new(false),
@@ -385,7 +386,7 @@ impl Follower {
                         self.resolver.remove(number);
                     }
                 }
-                Command::Probes => self.resolver.ask_probed(),
+                Command::Probes => self.resolver.ask_probed_now(),
                 Command::Look => self.resolver.ask_gateways(),
             }
             self.done = asked;

@@ -187,10 +187,15 @@ pub(super) fn gateway(
     known.or(own.mac)
 }
 
-/// Why no packet can leave, if the gateway is to be found out and is not.
-pub(super) fn missing(wanted: &Wanted, gateways: &ByFamily<Hop>) -> Option<String> {
+/// Why no packet can leave, if the gateway is to be found out and is not; for reals of these families.
+pub(super) fn missing(
+    wanted: &Wanted,
+    gateways: &ByFamily<Hop>,
+    has_reals: ByFamily<bool>,
+) -> Option<String> {
     let found = gateways.iter().any(|(_, hop)| hop.found().is_some());
-    if !wanted.finds_gateway() || found {
+    let is_given = |family: &Family| has_reals[*family] && wanted.fixed(*family).is_some();
+    if !wanted.finds_gateway() || found || Family::ALL.iter().any(is_given) {
         return None;
     }
     let gateway = gateways.iter().find_map(|(_, hop)| hop.address);
@@ -274,14 +279,14 @@ mod tests {
         let both =
             |gateways: &ByFamily<Hop>| Family::ALL.map(|family| gateway(&auto, gateways, family));
         assert_eq!(both(&gateways), [Some(GIVEN); 2]);
-        assert!(missing(&auto, &gateways).is_some());
+        assert!(missing(&auto, &gateways, ByFamily::both(true)).is_some());
         let neighbour = |address: &str| Some((3, address.parse().unwrap()));
         let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(neighbour);
         // IPv4 is found while IPv6 may still answer.
         gateways.v4 = of_gateway(v4, Some(FOUND), &gateways.v4);
         gateways.v6 = of_gateway(v6, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(GIVEN)]);
-        assert_eq!(missing(&auto, &gateways), None);
+        assert_eq!(missing(&auto, &gateways, ByFamily::both(true)), None);
         assert!(gateways.v6.is_open());
         // There is no way for IPv6 at all.
         gateways.v6 = of_gateway(None, None, &gateways.v6);
@@ -290,6 +295,24 @@ mod tests {
         assert_eq!(both(&gateways), [Some(FOUND), Some(OTHER)]);
         gateways.v6 = of_gateway(None, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(OTHER)]);
+    }
+
+    #[test]
+    fn a_given_address_is_enough_for_reals_of_its_family() {
+        let nobody = ByFamily::default();
+        let auto = Wanted {
+            gateway_v6: Some(GIVEN),
+            ..wanted(Gateway::Auto, NextHops::Gateway)
+        };
+        for (v4, v6, expected) in [
+            (false, true, false),
+            (true, true, false),
+            (true, false, true),
+            (false, false, true),
+        ] {
+            let reason = missing(&auto, &nobody, ByFamily { v4, v6 });
+            assert_eq!(reason.is_some(), expected, "{v4} {v6}");
+        }
     }
 
     fn any_hop() -> impl Strategy<Value = Hop> {

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use std::process;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::Barrier;
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -308,6 +310,53 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     katran.simulate(&tcp(3).frame()).unwrap();
     assert_eq!(monitor.stop().delivered, 1);
     assert_eq!(events.iter().count(), 1);
+}
+
+#[test]
+fn a_payload_that_panics_when_it_is_dropped_ends_nobody() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("the payload panics");
+        }
+    }
+    let katran = watched();
+    let options = MonitorOptions::new();
+    let panics = |_: &Event| std::panic::panic_any(Bomb);
+    let monitor = katran.events().start(options, panics).unwrap();
+    katran.simulate(&tcp(1).frame()).unwrap();
+    let stats = wait(&monitor, |stats| stats.failure.is_some());
+    let failure = stats.failure.unwrap();
+    assert!(failure.contains("without a text"), "{failure}");
+    assert_eq!(monitor.stop().delivered, 0);
+    // The next one listens.
+    let (monitor, events) = listen(&katran, MonitorOptions::new());
+    katran.simulate(&tcp(2).frame()).unwrap();
+    events.recv_timeout(Duration::from_secs(5)).unwrap();
+    drop(monitor);
+}
+
+#[test]
+fn of_two_threads_that_start_a_monitor_at_once_one_does() {
+    let katran = watched();
+    for _ in 0..100 {
+        let barrier = Barrier::new(2);
+        let start = || {
+            barrier.wait();
+            katran.events().to_list(MonitorOptions::new(), 4)
+        };
+        let started = thread::scope(|scope| {
+            let threads = [scope.spawn(start), scope.spawn(start)];
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(started.iter().filter(|of| of.is_ok()).count(), 1);
+        assert!(katran.events().is_running());
+        for refused in started.iter().filter_map(|of| of.as_ref().err()) {
+            assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
+        }
+        drop(started);
+        assert!(!katran.events().is_running());
+    }
 }
 
 /// The next one may begin as soon as the balancer is not monitored any more, while `stop` has yet to

@@ -17,6 +17,7 @@ mod ecmp;
 #[path = "../common/faults.rs"]
 mod faults;
 mod follow;
+mod follow_edges;
 mod following;
 mod fork;
 mod frame;

@@ -456,8 +456,10 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         .unwrap();
     katran.source_routes_mut().clear().unwrap();
     let after = katran.stats().memory_in_use().unwrap();
+    // The smallest table of server ids stays.
+    let smallest = 1 << 20;
     assert!(
-        after < at_load + (full - at_load) / 10,
+        after < at_load + smallest + (full - at_load) / 10,
         "{at_load} {full} {after}"
     );
 }

@@ -50,7 +50,8 @@ struct Pending {
     gateways: ByFamily<bool>,
     /// Neighbours in the kernel's table; true: they are asked themselves, too.
     neighbours: BTreeMap<Neighbour, bool>,
-    /// Reals of probes.
+    /// Reals of probes; the owner waits for the ways to the first.
+    urgent_probed: BTreeSet<IpAddr>,
     probed: BTreeSet<IpAddr>,
 }
 
@@ -122,6 +123,7 @@ impl Resolver {
             self.update_real(number);
             self.changed.insert(number);
         }
+        self.ask_probed_now();
     }
 
     pub(super) fn set_attached(&mut self, attached: Vec<u32>) {
@@ -133,11 +135,15 @@ impl Resolver {
         }
     }
 
-    /// The path of probes needs the ways to its reals.
-    pub(super) fn ask_probed(&mut self) {
+    /// The path of probes needs the ways to its reals, and the owner waits for them.
+    pub(super) fn ask_probed_now(&mut self) {
+        let probed = self.probed();
+        self.pending.urgent_probed.extend(probed);
+    }
+
+    fn probed(&self) -> Vec<IpAddr> {
         let probes = self.board.as_ref().and_then(|board| board.probe_cells());
-        let probed = probes.iter().flat_map(|probes| probes.probed());
-        self.pending.probed.extend(probed);
+        probes.map_or_else(Vec::new, |probes| probes.probed())
     }
 
     /// Nothing is known of a new real.
@@ -200,9 +206,10 @@ impl Resolver {
             self.pending.gateways[family] |= touched.families[family];
         }
         let ranges = touched.ranges();
-        let probes = self.board.as_ref().filter(|_| !ranges.is_empty());
-        let probes = probes.and_then(|board| board.probe_cells());
-        let probed: BTreeSet<_> = probes.iter().flat_map(|probes| probes.probed()).collect();
+        let probed: BTreeSet<_> = match ranges.is_empty() {
+            true => BTreeSet::new(),
+            false => self.probed().into_iter().collect(),
+        };
         for range in ranges {
             let reals: Vec<_> = self.by_address.range(range.clone()).collect();
             let reals: Vec<_> = reals.into_iter().map(|(_, number)| *number).collect();
@@ -229,7 +236,8 @@ impl Resolver {
         for neighbour in self.neighbours.all() {
             self.pending.neighbours.entry(neighbour).or_default();
         }
-        self.ask_probed();
+        let probed = self.probed();
+        self.pending.probed.extend(probed);
     }
 
     /// Everything, and all neighbours are asked to confirm what the kernel knows.
@@ -255,7 +263,9 @@ impl Resolver {
 
     /// Whether the owner waits for an answer to an open question.
     pub(super) fn is_urgent(&self) -> bool {
-        !self.pending.urgent.is_empty() || self.pending.open_gateway().is_some()
+        !self.pending.urgent.is_empty()
+            || !self.pending.urgent_probed.is_empty()
+            || self.pending.open_gateway().is_some()
     }
 
     /// Asks some of the open questions, the urgent ones first; false if none was left.
@@ -267,6 +277,8 @@ impl Resolver {
             } else if let Some(family) = pending.open_gateway() {
                 pending.gateways[family] = false;
                 self.ask_gateway(family);
+            } else if let Some(real) = pending.urgent_probed.pop_first() {
+                self.ask_probe_way(real);
             } else if let Some((neighbour, solicit)) = pending.neighbours.pop_first() {
                 self.ask_neighbour(neighbour, solicit);
             } else if let Some(number) = pending.reals.pop_first() {
@@ -335,14 +347,17 @@ impl Resolver {
     }
 
     fn news(&self) -> News {
-        let missing = hop::missing(&self.wanted, &self.gateways);
-        let has_reals = |family| match family {
-            Family::V4 => self.by_address.first_key_value(),
-            Family::V6 => self.by_address.last_key_value(),
-        };
+        let has_reals = ByFamily::of(|family| {
+            let any = match family {
+                Family::V4 => self.by_address.first_key_value(),
+                Family::V6 => self.by_address.last_key_value(),
+            };
+            any.is_some_and(|(real, _)| Family::of(*real) == family)
+        });
+        let missing = hop::missing(&self.wanted, &self.gateways, has_reals);
         let waits = |family: Family| {
             let hop = &self.gateways[family];
-            has_reals(family).is_some_and(|(real, _)| Family::of(*real) == family)
+            has_reals[family]
                 && self.wanted.fixed(family).is_none()
                 && hop.is_open()
                 && hop.found().is_none()

@@ -1,0 +1,52 @@
+//! How settings are written into the program's load-time constants (`bpf/config.h`). Which setting is which
+//! constant the rows of `settings.rs` say; here is what no number is by itself: choices, prefixes, times.
+
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use crate::skel::katran::types;
+use crate::types::Encapsulation;
+use crate::types::FlowTableKind;
+
+/// `time` in ticks, at least so long.
+pub(crate) fn ticks(time: Duration, tick: Duration) -> u32 {
+    let ticks = time.as_nanos().div_ceil(tick.as_nanos());
+    // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
+    // 10 ms.
+    u32::try_from(ticks).unwrap_or(u32::MAX / 2)
+}
+
+/// What `word` makes of a setting, with the kernel's tick. (A function, so that the rows' closures need no
+/// types.)
+pub(super) fn write_by<S, T>(setting: &S, tick: Duration, word: fn(&S, Duration) -> T) -> T {
+    word(setting, tick)
+}
+
+pub(super) fn encapsulation(of: Encapsulation) -> u32 {
+    match of {
+        Encapsulation::Ipip => types::encapsulation::ENCAPSULATION_IPIP.0,
+        Encapsulation::Gue => types::encapsulation::ENCAPSULATION_GUE.0,
+    }
+}
+
+pub(super) fn flow_table_kind(of: FlowTableKind) -> u32 {
+    match of {
+        FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
+        FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
+    }
+}
+
+/// The first half of an address, as it lies in memory.
+pub(super) fn prefix_v4(first: Ipv4Addr) -> u16 {
+    let [a, b, ..] = first.octets();
+    u16::from_ne_bytes([a, b])
+}
+
+/// The first three quarters of an address, words as they lie in memory.
+pub(super) fn prefix_v6(first: Ipv6Addr) -> [u32; 3] {
+    let octets = first.octets();
+    let word =
+        |at| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+    [word(0), word(4), word(8)]
+}
