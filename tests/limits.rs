@@ -9,6 +9,7 @@ mod common;
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -376,14 +377,21 @@ fn memory_that_a_cgroup_does_not_leave_is_not_there() {
             }
         };
         let refused = builder().flow_table_size(8_000_000).load().unwrap_err();
+        let text = refused.to_string();
         let Error::InsufficientMemory {
-            needed, available, ..
+            needed,
+            available,
+            limited_by,
+            ..
         } = refused
         else {
             panic!("{refused}");
         };
         println!("needs {needed}, {available} are available");
         assert!(needed > LIMIT && (1..=LIMIT).contains(&available));
+        // Whose limit it was, for free(1) shows another.
+        assert_eq!(Path::new(&limited_by).parent(), Some(group.path()));
+        assert!(text.contains(&limited_by), "{text}");
         // What fits is loaded.
         let katran = load(builder());
         drop(katran);
