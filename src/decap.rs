@@ -355,18 +355,19 @@ impl Decap {
     }
 
     /// Detaches from one interface, from XDP or tc: by its present name, if the calling thread is in its
-    /// network namespace, or else by the name that it had when it was attached to.
+    /// network namespace; else by the name that it had when it was seen last, or when it was attached to. Of
+    /// several that had the name one that is gone is meant.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it is not attached there;
-    /// [`Error::InvalidConfig`] if it is attached to interfaces of that name in
-    /// several network namespaces, and not in the calling thread's.
+    /// [`Error::InvalidConfig`] if several interfaces had that name and none has it now in the calling
+    /// thread's network namespace.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         let named = Named::new(interface);
-        let targets = || self.attachments.iter().map(OnInterface::target);
-        let of_tc = self.tc_attachments.iter().map(OnInterface::target);
-        let by_xdp = targets().count();
-        match named.choose(targets().chain(of_tc))? {
+        let mut seen = self.attachments.seen();
+        let by_xdp = seen.len();
+        seen.extend(self.tc_attachments.seen());
+        match named.choose(&seen)? {
             Some(position) if position >= by_xdp => self.tc_attachments.end(position - by_xdp),
             Some(position) => self.attachments.end(position),
             None => Err(Error::NotFound {

@@ -56,6 +56,8 @@ pub(crate) struct Entry {
     entries: SharedEntries,
     position: u32,
     kept: KeptEntry,
+    /// There is nothing left to empty, or a successor has the entry.
+    is_undone: bool,
 }
 
 /// A program in an entry, and the pin of what it hands packets on to.
@@ -84,6 +86,19 @@ impl Entry {
     fn holds_ours(&self) -> io::Result<bool> {
         self.entries.holds(self.position, self.kept.program.as_fd())
     }
+
+    /// Empties the entry, unless it is somebody else's by now.
+    fn undo(&mut self) -> Result<()> {
+        if self.is_undone {
+            return Ok(());
+        }
+        let ours = self.holds_ours();
+        if ours.map_err(|error| self.entries.error("tell whose is an entry of", error))? {
+            self.entries.clear(self.position)?;
+        }
+        self.is_undone = true;
+        Ok(())
+    }
 }
 
 impl Attached for Entry {
@@ -109,11 +124,13 @@ impl Attached for Entry {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // Dropping it does that, as far as it can be.
-        Ok(())
+        self.undo()
     }
 
     fn succeed(&mut self, mut former: Self) {
+        // In its entry there may be this one, and the same program.
+        former.is_undone |=
+            former.entries.id() == self.entries.id() && former.position == self.position;
         // The pin may bear the same name.
         former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
     }
@@ -181,6 +198,7 @@ impl Attachments<Entry> {
             entries,
             position,
             kept,
+            is_undone: false,
         };
         let path = new.entries.path().to_owned();
         self.put(new, |held| held.entries.path() == path);
@@ -223,14 +241,8 @@ impl Drop for Entry {
         if !self.kept.special.owner.is_here() {
             return;
         }
-        match self.holds_ours() {
-            Ok(true) => {
-                if let Err(error) = self.entries.clear(self.position) {
-                    log::warn!("an entry of ours stays: {error}");
-                }
-            }
-            Ok(false) => {}
-            Err(error) => log::warn!("it cannot be told whose an entry is, so it stays: {error}"),
+        if let Err(error) = self.undo() {
+            log::warn!("an entry of ours stays: {error}");
         }
         // A packet may still be in the program, and need what goes with it.
         if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {

@@ -3,6 +3,7 @@
 
 use super::place::Named;
 use super::place::Place;
+use super::place::Seen;
 use super::place::Target;
 use super::place::here;
 use crate::error::Error;
@@ -142,19 +143,30 @@ impl<A: OnInterface> Attachments<A> {
     /// Adds one that was just made; what we had on that interface, or on a former one of its name that is
     /// gone, it takes the place of.
     pub(crate) fn add(&mut self, new: A) {
-        let target = new.target().clone();
-        self.put(new, |held| is_former(held, &target));
+        let (place, name) = (new.target().place, new.target().name.clone());
+        self.put(new, |held| is_former(held, place, &name));
     }
 
     /// Forgets what is gone of an interface, or of a former one of its name: another attachment takes its
     /// place.
     pub(crate) fn forget_former(&mut self, target: &Target) {
-        self.held.retain(|held| !is_former(held, target));
+        self.held
+            .retain(|held| !is_former(held, target.place, &target.name));
     }
 
     /// The position of the one on an interface, as a caller names it.
     pub(crate) fn find(&self, interface: &Named<'_>) -> Result<Option<usize>> {
-        interface.choose(self.iter().map(OnInterface::target))
+        interface.choose(&self.seen())
+    }
+
+    /// The interfaces, and of which of them the kernel says that what was attached is gone.
+    pub(crate) fn seen(&self) -> Vec<Seen<'_>> {
+        self.iter()
+            .map(|held| Seen {
+                target: held.target(),
+                is_gone: held.state() == AttachmentState::Gone,
+            })
+            .collect()
     }
 
     /// The one on the interface that has this name now, or that is gone and had it: not one that was
@@ -166,8 +178,7 @@ impl<A: OnInterface> Attachments<A> {
         held.filter(|held| named.is(held.target()) || held.state() == AttachmentState::Gone)
     }
 
-    /// Ends the one on an interface: by its present name in the caller's namespace, or by the name that it
-    /// had when it was attached to.
+    /// Ends the one on an interface, as a caller names it ([`Named::choose`]).
     pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
         let position = self.find(&Named::new(interface))?;
         let position = position.ok_or_else(|| Error::NotFound {
@@ -187,7 +198,7 @@ impl<A: OnInterface> Attachments<A> {
         self.iter()
             .filter(|held| Some(held.target().place.namespace) == here)
             .filter(|held| held.state() == AttachmentState::Gone)
-            .map(|held| (held.target().name.clone(), held.asked()))
+            .map(|held| (held.target().last_name(), held.asked()))
             .collect()
     }
 }
@@ -201,13 +212,14 @@ pub(crate) fn put_back(attempts: impl Iterator<Item = Result<()>>) -> Result<()>
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Whether one has to make room for another that is attached to `target`.
-fn is_former<A: OnInterface>(held: &A, target: &Target) -> bool {
+/// Whether one has to make room for another that is attached to an interface: it is there, or on a former
+/// interface of the name that is gone.
+fn is_former<A: OnInterface>(held: &A, place: Place, name: &str) -> bool {
     let of_target = held.target();
-    of_target.place == target.place
-        || of_target.name == target.name
-            && of_target.place.namespace == target.place.namespace
+    of_target.place == place
+        || of_target.place.namespace == place.namespace
             && held.state() == AttachmentState::Gone
+            && of_target.last_name() == name
 }
 
 /// The programs that attachments had before a switch, by their positions: what it takes to undo it.
@@ -318,13 +330,13 @@ mod tests {
         let mut list = Attachments::default();
         for (index, state, refuses) in of {
             list.add(Fake {
-                target: Target {
-                    place: Place {
+                target: Target::new(
+                    Place {
                         namespace: 1,
                         index: *index,
                     },
-                    name: format!("eth{index}"),
-                },
+                    &format!("eth{index}"),
+                ),
                 state: *state,
                 program: 1,
                 refuses,
@@ -365,12 +377,12 @@ mod tests {
     fn one_that_is_gone_makes_room_for_the_next_of_its_name() {
         use AttachmentState::*;
         let mut attachments = list(&[(1, Gone, &[]), (2, Attached, &[]), (3, Replaced, &[])]);
-        let target = |index, name: &str| Target {
-            place: Place {
+        let target = |index, name: &str| {
+            let place = Place {
                 namespace: 1,
                 index,
-            },
-            name: name.to_owned(),
+            };
+            Target::new(place, name)
         };
         assert!(attachments.check_free(&target(2, "eth2")).is_err());
         for (index, name) in [(4, "eth1"), (4, "eth2"), (3, "eth3")] {

@@ -4,6 +4,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::thread;
 
 use nix::net::if_::if_indextoname;
@@ -27,14 +30,24 @@ pub(crate) struct Place {
 }
 
 /// An interface that something is attached to, or about to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) place: Place,
     /// Its name when this was looked up.
     pub(crate) name: String,
+    /// Its name when it was last seen.
+    last_name: Mutex<String>,
 }
 
 impl Target {
+    pub(super) fn new(place: Place, name: &str) -> Self {
+        Self {
+            place,
+            name: name.to_owned(),
+            last_name: Mutex::new(name.to_owned()),
+        }
+    }
+
     /// The interface of this name in the calling thread's network namespace. One whose packets have no
     /// Ethernet header is refused, for all programs of this crate begin with that.
     pub(crate) fn find(name: &str) -> Result<Self> {
@@ -52,25 +65,42 @@ impl Target {
                          one, such as that below a tunnel",
             });
         }
-        Ok(Self {
-            place: Place {
-                namespace: network_namespace().map_err(failed)?,
-                index,
-            },
-            name: name.to_owned(),
-        })
+        let namespace = network_namespace().map_err(failed)?;
+        Ok(Self::new(Place { namespace, index }, name))
     }
 
-    /// What the interface is called now, if it is of the namespace `here`, which is the calling thread's;
-    /// else what it was called when it was looked up.
-    pub(crate) fn present_name(&self, here: Option<u64>) -> String {
-        let name = match here == Some(self.place.namespace) {
-            true => if_indextoname(self.place.index).ok(),
-            false => None,
-        };
-        let name = name.and_then(|name| name.into_string().ok());
-        name.unwrap_or_else(|| self.name.clone())
+    /// The name that the interface had when it was last seen: it has it still, or had it when it went.
+    pub(crate) fn last_name(&self) -> String {
+        self.last().clone()
     }
+
+    fn last(&self) -> MutexGuard<'_, String> {
+        // It is whole at any time.
+        self.last_name
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it had this name when it was attached to, or when it was last seen.
+    fn had(&self, name: &str) -> bool {
+        self.name == name || *self.last() == name
+    }
+
+    /// The interface is there: notes its name, if it is of the calling thread's network namespace.
+    pub(super) fn note_name(&self) {
+        if here() == Some(self.place.namespace)
+            && let Some(name) = name_of(self.place.index)
+        {
+            *self.last() = name;
+        }
+    }
+}
+
+/// The name of an interface of the calling thread's network namespace. Of one that there is not,
+/// `if_indextoname` of nix tells an empty one.
+fn name_of(index: u32) -> Option<String> {
+    let name = if_indextoname(index).ok()?.into_string().ok()?;
+    Some(name).filter(|name| !name.is_empty())
 }
 
 /// The calling thread's network namespace, if the kernel tells.
@@ -78,6 +108,14 @@ pub(crate) fn here() -> Option<u64> {
     network_namespace()
         .inspect_err(|error| log::warn!("cannot ask for the network namespace: {error}"))
         .ok()
+}
+
+/// An interface that something is attached to, as it was found a moment ago.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    pub(crate) target: &'a Target,
+    /// What was attached is gone.
+    pub(crate) is_gone: bool,
 }
 
 /// An interface as a caller names it, who may be in its namespace or in another one.
@@ -108,30 +146,44 @@ impl<'a> Named<'a> {
         Some(target.place) == self.place
     }
 
-    /// Which of these the caller means: the interface that has the name now; else the one that had it
-    /// when it was attached to, in the caller's namespace before others. `Err` if there are several.
-    pub(crate) fn choose<'t>(
-        &self,
-        targets: impl Iterator<Item = &'t Target> + Clone,
-    ) -> Result<Option<usize>> {
-        if let Some(position) = targets.clone().position(|target| self.is(target)) {
+    /// Which of these the caller means: the interface that has the name now; else one that is gone and
+    /// had it last, in the caller's namespace before others; else the only one that had it. `Err` if there
+    /// are several: one that has another name by now is never taken for one of them.
+    pub(crate) fn choose(&self, held: &[Seen<'_>]) -> Result<Option<usize>> {
+        if let Some(position) = held.iter().position(|held| self.is(held.target)) {
             return Ok(Some(position));
         }
-        let named: Vec<_> = targets
-            .enumerate()
-            .filter(|(_, target)| target.name == self.name)
+        let named = held.iter().enumerate();
+        let mut named: Vec<_> = named
+            .filter(|(_, held)| held.target.had(self.name))
             .collect();
-        let is_here = |target: &Target| Some(target.place.namespace) == self.here;
-        let of_here = named.iter().find(|(_, target)| is_here(target));
-        match (of_here, &named[..]) {
-            (Some((position, _)), _) | (None, [(position, _)]) => Ok(Some(*position)),
-            (None, []) => Ok(None),
-            (None, _) => Err(Error::InvalidConfig {
+        let had_last = |held: &Seen<'_>| held.target.last_name() == self.name;
+        let is_gone_here =
+            |held: &Seen<'_>| held.is_gone && Some(held.target.place.namespace) == self.here;
+        let mut gone = named.iter().filter(|(_, held)| is_gone_here(held));
+        let gone_here = gone.clone().find(|(_, held)| had_last(held));
+        if let Some((position, _)) = gone_here.or_else(|| gone.next()) {
+            return Ok(Some(*position));
+        }
+        if named.iter().any(|(_, held)| had_last(held)) {
+            named.retain(|(_, held)| had_last(held));
+        }
+        let mut namespaces = named.iter().map(|(_, held)| held.target.place.namespace);
+        let first = namespaces.next();
+        if namespaces.all(|namespace| Some(namespace) == first)
+            && let Some(gone) = named.iter().position(|(_, held)| held.is_gone)
+        {
+            named = vec![named[gone]];
+        }
+        match named[..] {
+            [] => Ok(None),
+            [(position, _)] => Ok(Some(position)),
+            _ => Err(Error::InvalidConfig {
                 setting: "interface",
                 value: self.name.to_owned(),
                 reason:
-                    "interfaces of this name in several network namespaces are attached to: call \
-                         from the namespace of the one that is meant"
+                    "several interfaces that had this name are attached to: call from the network \
+                         namespace of the one that is meant, with its present name"
                         .to_owned(),
             }),
         }
@@ -182,9 +234,23 @@ mod tests {
     use super::*;
 
     fn target(namespace: u64, index: u32, name: &str) -> Target {
-        Target {
-            place: Place { namespace, index },
-            name: name.to_owned(),
+        Target::new(Place { namespace, index }, name)
+    }
+
+    fn renamed(namespace: u64, index: u32, name: &str, last: &str) -> Target {
+        let target = target(namespace, index, name);
+        *target.last() = last.to_owned();
+        target
+    }
+
+    fn named(name: &str, here: u64, index: Option<u32>) -> Named<'_> {
+        Named {
+            name,
+            here: Some(here),
+            place: index.map(|index| Place {
+                namespace: here,
+                index,
+            }),
         }
     }
 
@@ -197,14 +263,14 @@ mod tests {
             target(2, 2, "eth1"),
             target(3, 2, "eth1"),
         ];
-        let named = |name, here, index: Option<u32>| Named {
-            name,
-            here: Some(here),
-            place: index.map(|index| Place {
-                namespace: here,
-                index,
-            }),
-        };
+        // That in the caller's namespace is gone.
+        let seen: Vec<_> = targets
+            .iter()
+            .map(|target| Seen {
+                target,
+                is_gone: target.place.namespace == 2,
+            })
+            .collect();
         for (name, here, index, expected) in [
             ("eth0", 1, Some(5), Some(2)),
             // Another interface has the name now, which is none of these.
@@ -215,10 +281,55 @@ mod tests {
             ("eth1", 3, Some(2), Some(4)),
             ("eth9", 1, None, None),
         ] {
-            let chosen = named(name, here, index).choose(targets.iter()).unwrap();
+            let chosen = named(name, here, index).choose(&seen).unwrap();
             assert_eq!(chosen, expected, "{name} in {here}");
         }
-        let error = named("eth1", 4, None).choose(targets.iter()).unwrap_err();
+        let error = named("eth1", 4, None).choose(&seen).unwrap_err();
         assert!(error.to_string().contains("several"), "{error}");
+    }
+
+    #[test]
+    fn one_that_has_another_name_by_now_is_meant_by_its_old_one_only_if_no_other_had_it() {
+        let new0 = renamed(1, 2, "eth0", "new0");
+        let unseen = target(1, 2, "eth0");
+        let (later, elsewhere) = (target(1, 3, "eth0"), target(2, 2, "eth0"));
+        let twin = renamed(1, 4, "eth0", "new1");
+        let wan0 = renamed(1, 2, "eth0", "wan0");
+        for (held, name, here, expected) in [
+            (
+                &[(&new0, false), (&later, true)][..],
+                "eth0",
+                1,
+                Some(Some(1)),
+            ),
+            (&[(&new0, false), (&later, true)], "eth0", 9, Some(Some(1))),
+            (
+                &[(&unseen, false), (&later, true)],
+                "eth0",
+                9,
+                Some(Some(1)),
+            ),
+            (&[(&unseen, false), (&later, false)], "eth0", 9, None),
+            (&[(&new0, false)], "eth0", 1, Some(Some(0))),
+            (&[(&new0, false), (&twin, false)], "eth0", 1, None),
+            (
+                &[(&new0, false), (&elsewhere, false)],
+                "eth0",
+                1,
+                Some(Some(1)),
+            ),
+            // By its last name, when it is gone, before one that had the name at first.
+            (&[(&wan0, true)], "wan0", 1, Some(Some(0))),
+            (&[(&wan0, true), (&later, true)], "eth0", 1, Some(Some(1))),
+            (&[(&wan0, true)], "eth0", 1, Some(Some(0))),
+        ] {
+            let seen = held.iter().map(|(target, is_gone)| Seen {
+                target,
+                is_gone: *is_gone,
+            });
+            let seen: Vec<_> = seen.collect();
+            let chosen = named(name, here, None).choose(&seen);
+            assert_eq!(chosen.ok(), expected, "{name} in {here}: {seen:?}");
+        }
     }
 }

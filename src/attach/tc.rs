@@ -18,7 +18,6 @@ use super::list::Attachments;
 use super::list::OnInterface;
 use super::place::Namespace;
 use super::place::Target;
-use super::place::here;
 use super::xdp::link_state;
 use crate::error::Error;
 use crate::error::Result;
@@ -38,7 +37,7 @@ use crate::types::TcHook;
 #[non_exhaustive]
 pub struct TcAttachment {
     /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
-    /// what it was called when it was attached to.
+    /// what it was called when it was last seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
@@ -111,13 +110,15 @@ impl TcLink {
         })
     }
 
-    fn describe(&self, here: Option<u64>) -> TcAttachment {
+    fn describe(&self) -> TcAttachment {
+        // First, for it looks at the name.
+        let state = self.state();
         TcAttachment {
-            interface: self.target.present_name(here),
+            interface: self.target.last_name(),
             index: self.target.place.index,
             namespace: self.target.place.namespace,
             hook: self.hook,
-            state: self.state(),
+            state,
         }
     }
 }
@@ -131,10 +132,14 @@ impl Attached for TcLink {
     }
 
     fn state(&self) -> AttachmentState {
-        match &self.held {
+        let state = match &self.held {
             Held::Link { link, program } => link_state(link, program.as_fd()),
             Held::Filter(filter) => filter.state(),
+        };
+        if state != AttachmentState::Gone {
+            self.target.note_name();
         }
+        state
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -168,15 +173,14 @@ impl Attachments<TcLink> {
     /// Attaches a program to an interface of the calling thread's network namespace.
     pub(crate) fn attach(&mut self, interface: &str, plan: TcPlan<'_>) -> Result<TcAttachment> {
         let new = TcLink::new(self.check(interface)?, plan)?;
-        let attachment = new.describe(None);
+        let attachment = new.describe();
         self.add(new);
         Ok(attachment)
     }
 
     /// What there is, as the kernel says.
     pub(crate) fn list(&self) -> Vec<TcAttachment> {
-        let here = here();
-        self.iter().map(|held| held.describe(here)).collect()
+        self.iter().map(TcLink::describe).collect()
     }
 }
 

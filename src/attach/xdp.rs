@@ -20,7 +20,6 @@ use super::list::Attachments;
 use super::list::OnInterface;
 use super::list::Replaceable;
 use super::place::Target;
-use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -75,7 +74,7 @@ impl FromStr for XdpMode {
 #[non_exhaustive]
 pub struct Attachment {
     /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
-    /// what it was called when it was attached to.
+    /// what it was called when it was last seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
@@ -153,13 +152,15 @@ impl XdpLink {
         self.link.leave();
     }
 
-    fn describe(&self, here: Option<u64>) -> Attachment {
+    fn describe(&self) -> Attachment {
+        // First, for it looks at the name.
+        let state = self.state();
         Attachment {
-            interface: self.target.present_name(here),
+            interface: self.target.last_name(),
             index: self.target.place.index,
             namespace: self.target.place.namespace,
             mode: self.mode,
-            state: self.state(),
+            state,
         }
     }
 }
@@ -173,7 +174,11 @@ impl Attached for XdpLink {
     }
 
     fn state(&self) -> AttachmentState {
-        link_state(&self.link, self.program.as_fd())
+        let state = link_state(&self.link, self.program.as_fd());
+        if state != AttachmentState::Gone {
+            self.target.note_name();
+        }
+        state
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -243,15 +248,14 @@ impl Attachments<XdpLink> {
 
     /// Adds one that was just made, and says what it is.
     pub(crate) fn add_new(&mut self, new: XdpLink) -> Attachment {
-        let attachment = new.describe(None);
+        let attachment = new.describe();
         self.add(new);
         attachment
     }
 
     /// What there is, as the kernel says.
     pub(crate) fn list(&self) -> Vec<Attachment> {
-        let here = here();
-        self.iter().map(|held| held.describe(here)).collect()
+        self.iter().map(XdpLink::describe).collect()
     }
 }
 

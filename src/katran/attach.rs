@@ -57,12 +57,13 @@ impl Katran {
     }
 
     /// Detaches the program from one interface: by its present name, if the calling thread is in its
-    /// network namespace, or else by the name that it had when it was attached to. With the last one the
-    /// path of health checks goes, too.
+    /// network namespace; else by the name that it had when it was seen last, or when it was attached to. Of
+    /// several that had the name one that is gone is meant. With the last one the path of health checks goes,
+    /// too.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if this `Katran` is not attached there; [`Error::InvalidConfig`] if it is
-    /// attached to interfaces of that name in several network namespaces, and not in the calling thread's.
+    /// [`Error::NotFound`] if this `Katran` is not attached there; [`Error::InvalidConfig`] if several
+    /// interfaces had that name and none has it now in the calling thread's network namespace.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         self.attachments.detach(interface)?;
@@ -153,7 +154,7 @@ impl Katran {
     /// Empties the entry that this balancer has in the array at a path.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it has none.
+    /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         self.shared.detach(map_path.as_ref())?;
         self.note_detached();

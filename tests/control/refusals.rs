@@ -143,10 +143,15 @@ fn too_little_memory_is_known_before_anything_is_made() {
         };
         match error {
             Error::InsufficientMemory {
-                needed, available, ..
+                needed,
+                available,
+                limited_by,
+                ..
             } => {
                 assert_eq!(needed, wanted);
                 assert!(needed > available, "{needed} of {available}");
+                let file = std::fs::read_to_string(limited_by);
+                assert!(file.is_ok(), "{file:?}");
             }
             other => panic!("{other}"),
         }

@@ -283,6 +283,101 @@ fn an_interface_that_was_renamed_is_still_ours() {
 }
 
 #[test]
+fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .load()
+        .unwrap();
+    let mut decap = Decap::builder().load().unwrap();
+    host.ip("link add dev0 type veth peer name dev1").unwrap();
+    host.run(|| {
+        katran.attach("dev0", XdpMode::Generic).unwrap();
+        decap.attach_tc("dev1", TcHook::Clsact).unwrap();
+    });
+    host.ip("link set dev0 name new0").unwrap();
+    host.ip("link set dev1 name new1").unwrap();
+    host.ip("link add dev0 type veth peer name dev1").unwrap();
+    host.run(|| {
+        katran.attach("dev0", XdpMode::Generic).unwrap();
+        decap.attach("dev1", XdpMode::Generic).unwrap();
+    });
+    host.ip("link del dev0").unwrap();
+    let filters = || host.tool("tc", "filter show dev new1 ingress").unwrap();
+    host.run(|| {
+        katran.detach("dev0").unwrap();
+        decap.detach("dev1").unwrap();
+    });
+    assert!(program(&host, "new0").is_some() && filters().contains("decap_tc"));
+    let left = host.run(|| katran.interfaces());
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].interface, "new0");
+    assert_eq!(left[0].state, AttachmentState::Attached);
+    assert!(decap.interfaces().is_empty() && decap.tc_interfaces().len() == 1);
+    // Now it is the only one that ever had the name.
+    host.run(|| {
+        katran.detach("dev0").unwrap();
+        decap.detach("dev1").unwrap();
+    });
+    assert!(program(&host, "new0").is_none() && filters().is_empty());
+}
+
+#[test]
+fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let make = |name: &str, peer: &str| {
+        host.ip(&format!("link add {name} type veth peer name {peer}"))
+            .unwrap();
+    };
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .load()
+        .unwrap();
+    let mut decap = Decap::builder().load().unwrap();
+    make("dev0", "dev1");
+    host.run(|| {
+        katran.attach("dev0", XdpMode::Generic).unwrap();
+        decap.attach_tc("dev1", TcHook::Auto).unwrap();
+    });
+    host.ip("link set dev0 name wan0").unwrap();
+    host.ip("link set dev1 name wan1").unwrap();
+    let names = |katran: &Katran, decap: &Decap| {
+        let of_tc = decap.tc_interfaces().remove(0);
+        let of_xdp = katran.interfaces().remove(0);
+        assert_eq!(of_xdp.state, of_tc.state);
+        (of_xdp.interface, of_tc.interface, of_xdp.state)
+    };
+    let expected = |state| ("wan0".to_owned(), "wan1".to_owned(), state);
+    let renamed = host.run(|| names(&katran, &decap));
+    assert_eq!(renamed, expected(AttachmentState::Attached));
+    host.ip("link del wan0").unwrap();
+    // What is gone has its name still, wherever the caller is.
+    for gone in [host.run(|| names(&katran, &decap)), names(&katran, &decap)] {
+        assert_eq!(gone, expected(AttachmentState::Gone));
+    }
+    // Unrelated ones.
+    make("dev0", "dev1");
+    host.run(|| {
+        katran.reattach().unwrap();
+        decap.reattach().unwrap();
+    });
+    assert_eq!(program(&host, "dev0"), None);
+    assert_eq!(
+        names(&katran, &decap),
+        expected(AttachmentState::Gone),
+        "nothing has its name"
+    );
+    make("wan0", "wan1");
+    host.run(|| {
+        katran.reattach().unwrap();
+        decap.reattach().unwrap();
+    });
+    assert!(program(&host, "wan0").is_some() && program(&host, "dev0").is_none());
+    assert_eq!(katran.interfaces().len() + decap.tc_interfaces().len(), 2);
+    assert_eq!(names(&katran, &decap), expected(AttachmentState::Attached));
+}
+
+#[test]
 fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_says_that_it_has_not()
  {
     require_root();

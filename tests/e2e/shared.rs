@@ -27,7 +27,9 @@ use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use nix::errno::Errno;
 
+use crate::faults;
 use crate::site;
 use crate::site::PORT;
 
@@ -316,6 +318,74 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
     assert_eq!(names(&entries)[2], "");
     RootProgram::remove(pins.path()).unwrap();
     drop(servers);
+}
+
+#[test]
+fn an_entry_that_was_lost_is_had_again() {
+    require_root();
+    let pins = Pins::new();
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(pins.path()).unwrap();
+    let load = || {
+        site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+            .load()
+            .unwrap()
+    };
+    let (mut first, mut second) = (load(), load());
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    let pinned = || {
+        let mut list = pins.list();
+        list.retain(|pin| pin.starts_with("root_2_"));
+        list.len()
+    };
+    let is_there = |katran: &Katran| {
+        let ours = katran.shared_entries();
+        assert_eq!(ours.len(), 1);
+        assert_eq!(ours[0].state, AttachmentState::Attached);
+        assert_eq!(names(&entries), ["", "", "katran"]);
+        assert_eq!(pinned(), 1);
+    };
+    first.attach_shared(pins.path(), 2).unwrap();
+    // Somebody has emptied it.
+    entries.clear(2).unwrap();
+    assert_eq!(first.shared_entries()[0].state, AttachmentState::Gone);
+    first.reattach().unwrap();
+    is_there(&first);
+    entries.clear(2).unwrap();
+    first.attach_shared(pins.path(), 2).unwrap();
+    is_there(&first);
+    // Another balancer, and back.
+    second.attach_shared(pins.path(), 2).unwrap();
+    is_there(&second);
+    assert_eq!(first.shared_entries()[0].state, AttachmentState::Replaced);
+    first.attach_shared(pins.path(), 2).unwrap();
+    is_there(&first);
+    drop(second);
+    is_there(&first);
+    first.detach_shared(pins.path()).unwrap();
+    assert_eq!((names(&entries), pinned()), (vec![String::new(); 3], 0));
+    drop(entries);
+    RootProgram::remove(pins.path()).unwrap();
+}
+
+#[test]
+fn an_entry_that_cannot_be_emptied_is_refused_and_kept() {
+    require_root();
+    let pins = Pins::new();
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(pins.path()).unwrap();
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .load()
+        .unwrap();
+    katran.attach_shared(pins.path(), 2).unwrap();
+    let refused = faults::without_commands(&[faults::MAP_DELETE_ELEM], Errno::EPERM, || {
+        katran.detach_shared(pins.path())
+    });
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
+    katran.detach_shared(pins.path()).unwrap();
+    assert!(katran.shared_entries().is_empty());
+    RootProgram::remove(pins.path()).unwrap();
 }
 
 #[test]
