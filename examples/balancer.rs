@@ -9,8 +9,8 @@
 //! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
 //! working. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
-//! and changes nothing. SIGINT and SIGTERM detach and end it. `RUST_LOG=info` shows more of what the
-//! library does.
+//! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
+//! SIGTERM detach and end it. `RUST_LOG=info` shows more of what the library does.
 
 mod common;
 
@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use common::Keeper;
 use common::Options;
 use common::say;
 use common::with_causes;
@@ -129,12 +130,14 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
     let mut last = Snapshot::take(katran)?;
     let mut lines = 0;
     let mut next = Instant::now() + INTERVAL;
+    let mut keeper = Keeper::new();
     loop {
         match signals.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(SIGHUP) => options.follow(katran),
             Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
+                keeper.keep(katran);
                 match Snapshot::take(katran) {
                     Ok(now) => {
                         if lines % PAGE == 0 {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -36,7 +37,9 @@ use axum::response::Response;
 use axum::routing::get;
 use clap::Parser;
 use collector::Scrape;
+use common::Keeper;
 use common::Options;
+use common::ROUND;
 use common::say;
 use katran::Katran;
 use katran::Vip;
@@ -87,15 +90,20 @@ fn export(arguments: &Arguments) -> Result<()> {
         listener.local_addr()?
     ));
     let server = serve(listener, Arc::clone(&katran))?;
-    while let Ok(signal @ (SIGHUP | SIGUSR1)) = signals.recv() {
+    let mut keeper = Keeper::new();
+    loop {
+        let signal = signals.recv_timeout(ROUND);
         let katran = &mut lock(&katran);
-        if signal == SIGUSR1 {
-            options.report_diagnosis(katran);
-            continue;
-        }
-        options.follow(katran);
-        if let Err(error) = watch(katran, arguments.watch_misses) {
-            eprintln!("{}", common::with_causes(&error));
+        match signal {
+            Ok(SIGUSR1) => options.report_diagnosis(katran),
+            Ok(SIGHUP) => {
+                options.follow(katran);
+                if let Err(error) = watch(katran, arguments.watch_misses) {
+                    eprintln!("{}", common::with_causes(&error));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => keeper.keep(katran),
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     server.shutdown_timeout(LAST_ANSWERS);

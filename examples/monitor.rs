@@ -16,11 +16,14 @@ use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use clap::Parser;
+use common::Keeper;
 use common::Options;
+use common::ROUND;
 use common::say;
 use etherparse::TransportSlice;
 use katran::Features;
@@ -79,10 +82,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Err(error);
     }
     say("listening".to_owned());
-    while let Ok(signal @ (SIGHUP | SIGUSR1)) = signals.recv() {
-        match signal {
-            SIGUSR1 => arguments.options.report_diagnosis(&katran),
-            _ => arguments.options.follow_with(&mut katran, introspect),
+    let mut keeper = Keeper::new();
+    loop {
+        match signals.recv_timeout(ROUND) {
+            Ok(SIGUSR1) => arguments.options.report_diagnosis(&katran),
+            Ok(SIGHUP) => arguments.options.follow_with(&mut katran, introspect),
+            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran),
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     summary(&katran, monitor)?;

@@ -30,6 +30,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use common::Keeper;
 use common::Options;
 use common::say;
 use common::with_causes;
@@ -112,7 +113,7 @@ fn top(
         Output::Live(
             Screen::enter()?,
             Status {
-                title: format!("katran on {place}   q quits"),
+                title: title(&place),
                 message: String::new(),
             },
         )
@@ -138,6 +139,7 @@ fn run(
     let mut rates = Rates::between(&last, &last);
     let mut next = Instant::now() + arguments.interval;
     let mut left = arguments.refreshes;
+    let mut keeper = Keeper::new();
     output.redraw(&rates)?;
     while left != Some(0) {
         match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
@@ -158,6 +160,10 @@ fn run(
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => {
+                let news = keeper.look(katran);
+                if !news.is_empty() {
+                    output.moved(news, arguments.options.place(katran));
+                }
                 match Sample::take(katran) {
                     Ok(now) => {
                         rates = Rates::between(&last, &now);
@@ -174,6 +180,10 @@ fn run(
         }
     }
     Ok(())
+}
+
+fn title(place: &str) -> String {
+    format!("katran on {place}   q quits")
 }
 
 /// Where the view goes.
@@ -204,6 +214,14 @@ impl Output {
             Self::Live(_, status) => status.message = message,
             Self::Plain => eprintln!("{message}"),
         }
+    }
+
+    /// It is attached to something less, or again.
+    fn moved(&mut self, news: Vec<String>, place: String) {
+        if let Self::Live(_, status) = self {
+            status.title = title(&place);
+        }
+        self.note(news.join("; "));
     }
 
     fn reload(&mut self, katran: &mut Katran, options: &Options) {

@@ -10,6 +10,7 @@ use std::fs;
 use nix::sys::utsname::uname;
 
 pub(crate) use descriptors::exhausted_descriptors;
+pub(crate) use memory::Available;
 pub(crate) use memory::available_memory;
 
 use crate::error::Error;

@@ -215,7 +215,7 @@ pub enum Error {
 
     /// The maps would not fit into memory.
     #[error(
-        "{what} needs {needed} bytes, {available} are available: lower flow_table_size or \
+        "{what} needs {needed} bytes, {available} are available by {limited_by}: lower flow_table_size or \
          max_reals (see Builder::memory_estimate)"
     )]
     InsufficientMemory {
@@ -225,6 +225,9 @@ pub enum Error {
         needed: u64,
         /// Bytes available when it was tried.
         available: u64,
+        /// The file that says so: `/proc/meminfo` for the machine, or the limit of a memory cgroup, such as
+        /// `/sys/fs/cgroup/system.slice/memory.max`, which free(1) does not show.
+        limited_by: String,
     },
 
     /// The verifier rejected a program.

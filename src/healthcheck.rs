@@ -1,5 +1,5 @@
 //! The path of health checks: a tc program that wraps this host's own probes for one real each, and the
-//! tables by which it tells them. What is probed and what follows from it is the application's affair.
+//! tables by which it tells them. The application decides what is probed, and what follows from it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -32,6 +32,7 @@ use crate::maps::ProbeCells;
 use crate::maps::ProbeWay;
 use crate::maps::match_key;
 use crate::next_hop::Wanted;
+use crate::next_hop::Watcher;
 use crate::next_hop::probe_way;
 use crate::rtnetlink::Requests;
 use crate::skel::healthcheck::HealthcheckSkelBuilder;
@@ -59,6 +60,13 @@ const NAME: &str = "healthcheck";
 pub(crate) enum MatchBy {
     Destination,
     Source,
+}
+
+/// By what the ways of probes are found: as the packets of clients go.
+pub(crate) struct Hops<'a> {
+    pub(crate) wanted: Wanted,
+    /// Knows the rules and tables of where the balancer is attached, if next hops are followed.
+    pub(crate) follower: Option<&'a Watcher>,
 }
 
 /// The loaded program and its tables.
@@ -291,9 +299,14 @@ impl HealthChecks {
     }
 
     /// A mark or a match is about to lead to `real`.
-    fn use_way(&mut self, kernel: &KernelCalls, wanted: &Wanted, real: IpAddr) -> Result<()> {
-        let requests = &mut self.requests;
+    fn use_way(&mut self, kernel: &KernelCalls, hops: &Hops<'_>, real: IpAddr) -> Result<()> {
         let find = || {
+            if let Some(follower) = hops.follower {
+                follower.find_way(real);
+            }
+        };
+        let (requests, wanted) = (&mut self.requests, &hops.wanted);
+        let or = || {
             let found = match requests {
                 Some(requests) => probe_way(requests, wanted, real),
                 None => Requests::new().and_then(|mut own| probe_way(&mut own, wanted, real)),
@@ -303,7 +316,7 @@ impl HealthChecks {
                 ProbeWay::default()
             })
         };
-        let used = self.cells.use_way(real, find);
+        let used = self.cells.use_way(real, find, or);
         kernel.check("write a way in", "ways", used)
     }
 
@@ -320,14 +333,14 @@ impl HealthChecks {
     pub(crate) fn set_mark(
         &mut self,
         kernel: &KernelCalls,
-        wanted: &Wanted,
+        hops: &Hops<'_>,
         mark: u32,
         real: IpAddr,
     ) -> Result<()> {
         let before = self.marks.get(&mark).copied();
         let new = usize::from(before.is_none());
         self.limits.check("marks", self.marks.len() + new)?;
-        self.use_way(kernel, wanted, real)?;
+        self.use_way(kernel, hops, real)?;
         let written = self.mark_map.update(&mark, &probe_real(real));
         let written = kernel.check("map a mark in", "marks", written);
         self.settle_way(written, real, before)?;
@@ -346,7 +359,7 @@ impl HealthChecks {
     pub(crate) fn set_match(
         &mut self,
         kernel: &KernelCalls,
-        wanted: &Wanted,
+        hops: &Hops<'_>,
         (by, address): (MatchBy, SocketAddr),
         real: IpAddr,
     ) -> Result<()> {
@@ -354,7 +367,7 @@ impl HealthChecks {
         let before = known.get(&address).copied();
         let new = usize::from(before.is_none());
         self.limits.check("matches", known.len() + new)?;
-        self.use_way(kernel, wanted, real)?;
+        self.use_way(kernel, hops, real)?;
         let written = self.match_maps[by as usize].update(&match_key(address), &probe_real(real));
         let written = kernel.check("match probes in", map_name(by), written);
         self.settle_way(written, real, before)?;

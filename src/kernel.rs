@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use nix::libc;
 
 use crate::environment;
+use crate::environment::Available;
 use crate::error::Error;
 use crate::sys::object::Refused;
 use crate::sys::program;
@@ -113,12 +114,21 @@ fn is_no_bpf(errno: &io::Error) -> bool {
 /// The error for a map that the kernel refused to make.
 pub(crate) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
     match error.raw_os_error() {
-        Some(libc::ENOMEM | libc::E2BIG) => Error::InsufficientMemory {
-            what: format!("map {name}"),
-            needed,
-            available: environment::available_memory().unwrap_or(0),
-        },
+        Some(libc::ENOMEM | libc::E2BIG) => {
+            let available = environment::available_memory().unwrap_or_default();
+            out_of_memory(format!("map {name}"), needed, &available)
+        }
         _ => kernel_error("make the map", name, error),
+    }
+}
+
+/// The error for want of memory.
+pub(crate) fn out_of_memory(what: String, needed: u64, available: &Available) -> Error {
+    Error::InsufficientMemory {
+        what,
+        needed,
+        available: available.bytes,
+        limited_by: available.limited_by.display().to_string(),
     }
 }
 

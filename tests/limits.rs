@@ -1,6 +1,6 @@
 //! Limits that docs/limits.md claims. What is a matter of time is compared with the same of less, so
-//! that it holds in a debug build and beside other work; the claimed times are for a release build. Tests
-//! that change what the whole process may do run it once more for themselves.
+//! that it holds beside other work; a claimed time is one of a release build, and a debug build has a
+//! stated factor of it. Tests that change what the whole process may do run it once more for themselves.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
@@ -8,6 +8,8 @@
 mod common;
 
 use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -42,7 +44,10 @@ use nix::sys::timer::Timer;
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::time::ClockId;
 
+use common::bpf::run;
 use common::builder;
+use common::cgroup::Cgroup;
+use common::cgroup::Place;
 use common::cpu_time;
 use common::frames::Packet;
 use common::ip;
@@ -75,12 +80,13 @@ fn quiet() -> MutexGuard<'static, ()> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A time that is claimed for a release build.
-fn claim(what: &str, took: Duration, limit: Duration) {
-    println!("{what}: {took:?} ({limit:?} in a release build)");
-    if !cfg!(debug_assertions) {
-        assert!(took < limit, "{what}: {took:?}");
-    }
+/// A time that is claimed for a release build; without optimisation it may be so many times as long.
+fn claim(what: &str, took: Duration, limit: Duration, in_debug: u32) {
+    println!(
+        "{what}: {took:?} ({limit:?} in a release build, {in_debug} times that in a debug build)"
+    );
+    let factor = if cfg!(debug_assertions) { in_debug } else { 1 };
+    assert!(took < limit * factor, "{what}: {took:?}");
 }
 
 fn cpu_time_of<T>(f: impl FnOnce() -> T) -> (T, Duration) {
@@ -160,12 +166,14 @@ fn an_error_for_want_of_descriptors_names_their_limit() {
         let mut katran = large();
         katran.add_vip(vip(0), VipFlags::empty()).unwrap();
         let before = katran.state();
-        // libbpf says so in a way of its own.
-        limit_open_files(open_files() + 20);
-        let refused = builder().load().map(drop).unwrap_err();
-        let named =
-            matches!(&refused, Error::Exhausted { what, .. } if what.contains("RLIMIT_NOFILE"));
-        assert!(named, "{refused}");
+        // Whatever it is that finds none, also in libbpf.
+        for more in (2..40).step_by(6) {
+            limit_open_files(open_files() + more);
+            let refused = builder().load().map(drop).unwrap_err();
+            let named =
+                matches!(&refused, Error::Exhausted { what, .. } if what.contains("RLIMIT_NOFILE"));
+            assert!(named, "{more} more: {refused}");
+        }
         let limit = 256;
         limit_open_files(limit);
         let mut files: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
@@ -209,7 +217,7 @@ fn the_64_000th_vip_costs_what_the_2_000th_does() {
     let (early, late) = (median(&costs[1500..2500]), median(&costs[63_500..64_500]));
     println!("{early:?} for the 2,000th, {late:?} for the 64,000th");
     assert!(late < 3 * early, "{early:?} {late:?}");
-    claim("the 64,000th VIP", late, Duration::from_micros(50));
+    claim("the 64,000th VIP", late, Duration::from_micros(50), 1);
 
     // It is the same with reals, and with the way back.
     let cost = |katran: &mut Katran, vips: std::ops::Range<u32>, f: fn(&mut Katran, u32)| {
@@ -250,8 +258,50 @@ fn a_diagnosis_of_16_000_reals_takes_16_times_that_of_1_000() {
         let (few, _) = diagnosed(1000, next_hops);
         let (many, by_clock) = diagnosed(16_000, next_hops);
         println!("{next_hops}: {few:?} with 1,000 reals, {many:?} ({by_clock:?}) with 16,000");
-        assert!(many < 32 * few, "{few:?} {many:?}");
-        claim("diagnose", many, Duration::from_millis(100));
+        assert!(many < 24 * few, "{few:?} {many:?}");
+        claim("diagnose", many, Duration::from_millis(100), 8);
+    }
+}
+
+/// A state with them, without them, and the same again.
+#[test]
+fn apply_is_quick_with_65_000_reals_down() {
+    const VIPS: u32 = 65;
+    const REALS: u32 = 1000;
+    let mut katran = load(builder().max_vips(VIPS).max_reals(65_535));
+    let mut state = katran.state();
+    let reals: Vec<_> = (0..REALS).map(real).collect();
+    for i in 0..VIPS {
+        let mut of_vip = VipState::new(vip(i));
+        of_vip.reals.clone_from(&reals);
+        state.vips.push(of_vip);
+    }
+    let up = state.clone();
+    for of_vip in &mut state.vips {
+        of_vip.down = reals.iter().map(Real::address).collect();
+    }
+    let _ = katran.apply(&up).unwrap();
+    let limit = Duration::from_secs(1);
+    let total = (VIPS * REALS) as usize;
+    for (wanted, changes) in [(&state, total), (&state, 0), (&up, total), (&state, total)] {
+        let (changed, took) = cpu_time_of(|| katran.apply(wanted).unwrap());
+        assert_eq!(changed.health_changed.len(), changes);
+        claim(&format!("{changes} changes of health"), took, limit, 5);
+    }
+    let (now, took) = cpu_time_of(|| katran.state());
+    claim("the state with reals down", took, limit, 5);
+    let down = |state: &State| -> usize { state.vips.iter().map(|of| of.down.len()).sum() };
+    assert_eq!(down(&now), total);
+    // What keeps flows off them goes when none is left in the tables.
+    let began = Instant::now();
+    let held = || {
+        let maps = katran.stats().library().unwrap().maps;
+        let down = maps.into_iter().find(|map| map.name == "down_reals");
+        down.unwrap().entries
+    };
+    while held() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", held());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -295,10 +345,21 @@ fn counters_of_reals_far_apart_are_those_asked_for() {
     katran.add_vip(vip(0), VipFlags::empty()).unwrap();
     let changes: Vec<_> = (0..65_535).map(|i| RealChange::Add(real(i))).collect();
     katran.modify_reals(vip(0), &changes).unwrap();
+    katran.add_vip(vip(1), VipFlags::empty()).unwrap();
+    katran.add_real(vip(1), real(65_534)).unwrap();
+    for _ in 0..3 {
+        run(katran.program_fd(), &packet_to(vip(1)));
+    }
     let wanted = [0, 65_534, 3, 65_534, 30_000].map(|i| real(i).address());
-    assert_eq!(katran.stats().reals(&wanted).unwrap().len(), 5);
+    let packets = |addresses: &[IpAddr]| -> Vec<u64> {
+        let counters = katran.stats().reals(addresses).unwrap();
+        counters.iter().map(|real| real.forwarded.packets).collect()
+    };
+    assert_eq!(packets(&wanted), [0, 3, 0, 3, 0]);
     let all: Vec<_> = (0..65_535).map(|i| real(i).address()).collect();
-    assert_eq!(katran.stats().reals(&all).unwrap().len(), 65_535);
+    let of_all = packets(&all);
+    assert_eq!((of_all.len(), of_all[65_534]), (65_535, 3));
+    assert_eq!(of_all.iter().sum::<u64>(), 3);
     assert_eq!(katran.counters().unwrap().reals.len(), 65_535);
 }
 
@@ -306,17 +367,31 @@ fn counters_of_reals_far_apart_are_those_asked_for() {
 fn memory_that_a_cgroup_does_not_leave_is_not_there() {
     alone("memory_that_a_cgroup_does_not_leave_is_not_there", || {
         const LIMIT: u64 = 64 << 20;
-        let group = Cgroup::new(LIMIT);
-        fs::write(group.0.join("cgroup.procs"), "0").unwrap();
+        let group = Cgroup::new(LIMIT).and_then(|group| group.enter().map(|()| group));
+        let group = match group {
+            Ok(group) => group,
+            Err(why) => {
+                println!("no memory cgroup can be made here ({why}):");
+                println!("the made-up trees of src/environment/memory.rs are the test");
+                return;
+            }
+        };
         let refused = builder().flow_table_size(8_000_000).load().unwrap_err();
+        let text = refused.to_string();
         let Error::InsufficientMemory {
-            needed, available, ..
+            needed,
+            available,
+            limited_by,
+            ..
         } = refused
         else {
             panic!("{refused}");
         };
         println!("needs {needed}, {available} are available");
         assert!(needed > LIMIT && (1..=LIMIT).contains(&available));
+        // Whose limit it was, for free(1) shows another.
+        assert_eq!(Path::new(&limited_by).parent(), Some(group.path()));
+        assert!(text.contains(&limited_by), "{text}");
         // What fits is loaded.
         let katran = load(builder());
         drop(katran);
@@ -325,57 +400,58 @@ fn memory_that_a_cgroup_does_not_leave_is_not_there() {
     });
 }
 
-/// A memory cgroup below that of this process, of whichever version there is.
-struct Cgroup(std::path::PathBuf);
-
-impl Cgroup {
-    fn new(limit: u64) -> Self {
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let of_v1 = groups.lines().find_map(|line| {
-            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers
-                .split(',')
-                .any(|it| it == "memory")
-                .then_some(path)
-        });
-        let of_v2 = groups.lines().find_map(|line| line.strip_prefix("0::"));
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let point = |kind: &str, option: &str| {
-            let found = mounts.lines().find_map(|line| {
-                let fields: Vec<_> = line.split(' ').collect();
-                let has = fields[3].split(',').any(|it| it == option);
-                (fields[2] == kind && has).then(|| fields[1].to_owned())
-            });
-            found.unwrap()
-        };
-        let (parent, file) = match of_v1 {
-            Some(path) => (point("cgroup", "memory") + path, "memory.limit_in_bytes"),
-            None => (point("cgroup2", "rw") + of_v2.unwrap(), "memory.max"),
-        };
-        let group = format!("{parent}/katran-limits-{}", std::process::id());
-        fs::create_dir(&group).unwrap();
-        let group = Self(group.into());
-        fs::write(group.0.join(file), limit.to_string()).unwrap();
-        group
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let parent = self.0.parent().unwrap();
-        fs::write(parent.join("cgroup.procs"), "0").unwrap();
-        fs::remove_dir(&self.0).unwrap();
-    }
+#[test]
+fn a_group_is_made_where_memory_is_handed_on() {
+    let machine = std::env::temp_dir().join(format!("katran-cgroup-{}", std::process::id()));
+    let write = |path: &str, text: &str| {
+        let path = machine.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let place = || Place::of(&machine);
+    assert!(place().is_err());
+    // A login session: its own cgroup has processes.
+    write("proc/self/cgroup", "0::/user.slice/session-1.scope\n");
+    write("proc/self/mountinfo", "");
+    assert!(place().is_err_and(|why| why.contains("not mounted")));
+    write(
+        "proc/self/mountinfo",
+        "30 23 0:26 / /cg rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n",
+    );
+    write("cg/user.slice/session-1.scope/cgroup.subtree_control", "\n");
+    write("cg/user.slice/cgroup.subtree_control", "pids\n");
+    assert!(place().is_err_and(|why| why.contains("hands memory on")));
+    write("cg/cgroup.subtree_control", "cpu memory pids\n");
+    let found = place().unwrap();
+    assert_eq!(found.own, machine.join("cg/user.slice/session-1.scope"));
+    assert_eq!(found.parent, machine.join("cg"));
+    assert_eq!(found.limit, "memory.max");
+    write("cg/user.slice/cgroup.subtree_control", "memory pids\n");
+    assert_eq!(place().unwrap().parent, machine.join("cg/user.slice"));
+    // Version 1 has no such rule.
+    write("proc/self/cgroup", "4:memory:/docker/x/y\n0::/\n");
+    write(
+        "proc/self/mountinfo",
+        "35 31 0:32 /docker/x /memory rw - cgroup cgroup rw,memory\n",
+    );
+    let found = place().unwrap();
+    assert_eq!(found.parent, machine.join("memory/y"));
+    assert_eq!(found.limit, "memory.limit_in_bytes");
+    fs::remove_dir_all(&machine).unwrap();
 }
 
 #[test]
 fn a_profilers_timer_does_not_disturb_loading() {
+    /// Each is two loads.
+    const TIMES: u32 = 5;
     alone("a_profilers_timer_does_not_disturb_loading", || {
+        // By CPU time, which the verifier's new starts cost too, and other tests do not.
         let load_and_reload = || {
-            let began = Instant::now();
-            let mut katran = load(builder());
-            katran.reload(Features::INTROSPECTION).unwrap();
-            began.elapsed()
+            let ((), took) = cpu_time_of(|| {
+                let mut katran = load(builder());
+                katran.reload(Features::INTROSPECTION).unwrap();
+            });
+            took
         };
         let quiet = (0..2).map(|_| load_and_reload()).min().unwrap();
         let rang = Arc::new(AtomicBool::new(false));
@@ -387,14 +463,16 @@ fn a_profilers_timer_does_not_disturb_loading() {
         let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, event).unwrap();
         let every = Expiration::Interval(Duration::from_millis(5).into());
         timer.set(every, TimerSetTimeFlags::empty()).unwrap();
-        let mut disturbed = Duration::MAX;
-        for _ in 0..2 {
-            disturbed = disturbed.min(load_and_reload());
+        let mut disturbed = Duration::ZERO;
+        for _ in 0..TIMES {
+            disturbed += load_and_reload();
             // It is let in again afterwards.
             assert!(rang.swap(false, Ordering::Relaxed));
         }
+        let disturbed = disturbed / TIMES;
         println!("{quiet:?} without a timer, {disturbed:?} with one of 5 ms");
-        assert!(disturbed < 3 * quiet, "{quiet:?} {disturbed:?}");
+        // It was nine times as long.
+        assert!(disturbed < 5 * quiet, "{quiet:?} {disturbed:?}");
     });
 }
 

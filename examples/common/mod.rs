@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each example uses a part")]
 
+mod keeper;
+
 use std::fs;
 use std::io::Write;
 use std::io::stdout;
@@ -19,8 +21,12 @@ use anyhow::Result;
 use katran::Katran;
 use katran::State;
 use katran::XdpMode;
+use katran::attachments::AttachmentState;
 use katran::diagnosis::Diagnosis;
 use katran::state::Changes;
+pub(crate) use keeper::Keeper;
+#[allow(unused_imports, reason = "for examples without another clock")]
+pub(crate) use keeper::ROUND;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
@@ -94,12 +100,15 @@ impl Options {
         }
     }
 
-    /// Where it balances, for a heading.
+    /// Where it balances, for a heading; not where it is gone from.
     pub(crate) fn place(&self, katran: &Katran) -> String {
+        let there = |state: AttachmentState| state == AttachmentState::Attached;
         let attached = katran.interfaces().into_iter();
+        let attached = attached.filter(|attachment| there(attachment.state));
         let attached =
             attached.map(|attachment| format!("{} ({})", attachment.interface, attachment.mode));
         let entries = katran.shared_entries().into_iter();
+        let entries = entries.filter(|entry| there(entry.state));
         let entries =
             entries.map(|entry| format!("entry {} of {}", entry.position, entry.path.display()));
         attached.chain(entries).collect::<Vec<_>>().join(", ")

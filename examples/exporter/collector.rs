@@ -1,8 +1,9 @@
 //! One scrape: a snapshot of everything that the balancer counts, and its text for Prometheus. The
 //! library says what its counters are called and mean (`Counters::metrics`); here is what they do not
-//! tell: weights, attachments, memory, the version.
+//! tell: weights and health of reals, attachments, memory, the version.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use katran::Katran;
@@ -28,7 +29,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug)]
 pub(crate) struct Scrape {
     counters: Counters,
-    weights: Vec<(Vip, Vec<Real>)>,
+    reals: Vec<OfVip>,
     attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     shared: Vec<SharedEntry>,
@@ -36,11 +37,14 @@ pub(crate) struct Scrape {
     memory: u64,
 }
 
+/// A VIP's reals with their weights, and those of them that are down.
+type OfVip = (Vip, Vec<Real>, Vec<IpAddr>);
+
 impl Scrape {
     pub(crate) fn take(katran: &Katran) -> Result<Self> {
-        let mut weights = Vec::new();
+        let mut reals = Vec::new();
         for vip in katran.vips() {
-            weights.push((vip, katran.reals(vip)?));
+            reals.push((vip, katran.reals(vip)?, katran.down_reals(vip)?));
         }
         let mut counters = katran.counters()?;
         // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
@@ -51,7 +55,7 @@ impl Scrape {
             .retain(|cpu| cpu.forwarded > 0 || forwarding.contains(&cpu.cpu));
         Ok(Self {
             counters,
-            weights,
+            reals,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
             memory: katran.stats().memory_in_use()?,
@@ -77,25 +81,38 @@ impl Collector for Scrape {
         for metric in self.counters.metrics() {
             page.metric(&metric)?;
         }
-        weights(page, &self.weights)?;
+        reals(page, &self.reals)?;
         host(page, &self.attachments, &self.shared, self.memory)
     }
 }
 
-fn weights(page: &mut Page<'_>, vips: &[(Vip, Vec<Real>)]) -> fmt::Result {
-    let series = vips.iter().flat_map(|(vip, reals)| {
-        reals.iter().map(move |real| {
-            let labels = vec![
-                ("vip", vip.to_string()),
-                ("real", real.address().to_string()),
-            ];
-            (labels, real.get_weight().into())
-        })
+fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
+    let labels = |vip: &Vip, real: &Real| {
+        vec![
+            ("vip", vip.to_string()),
+            ("real", real.address().to_string()),
+        ]
+    };
+    let weights = vips.iter().flat_map(|(vip, reals, _)| {
+        let weight = move |real: &Real| (labels(vip, real), real.get_weight().into());
+        reals.iter().map(weight)
     });
     page.gauge(
         "vip_real_weight",
-        "The real's weight at the VIP; 0: it takes no new flows.",
-        series,
+        "The real's weight at the VIP; 0: it is drained, and takes no new flows. One that is down keeps its weight.",
+        weights,
+    )?;
+    let down = vips.iter().flat_map(|(vip, reals, down)| {
+        // In the order of their addresses.
+        let is_down = |real: &Real| down.binary_search(&real.address()).is_ok();
+        reals
+            .iter()
+            .map(move |real| (labels(vip, real), is_down(real).into()))
+    });
+    page.gauge(
+        "vip_real_down",
+        "1: the real is down for the VIP, and takes no flows whatever its weight.",
+        down,
     )
 }
 

@@ -47,7 +47,9 @@ use check::Check;
 use check::Checks;
 use check::OfVip;
 use clap::Parser;
+use common::Keeper;
 use common::Options;
+use common::ROUND;
 use common::say;
 use common::with_causes;
 use katran::Katran;
@@ -69,8 +71,6 @@ use tokio::runtime::Runtime;
 const MAX_ON_THEIR_WAY: usize = 512;
 /// Between two attempts to apply what the kernel has refused.
 const RETRY: Duration = Duration::from_secs(1);
-/// Longer than anything waits here.
-const IDLE: Duration = Duration::from_secs(3600);
 
 /// Balances, and probes the reals through the tunnel.
 #[derive(Parser)]
@@ -214,13 +214,15 @@ struct Checker<'a> {
 impl Checker<'_> {
     /// Probes and follows what comes of it, until a signal ends that.
     fn work(&mut self, messages: &Receiver<Message>) {
+        let mut keeper = Keeper::new();
         loop {
             self.send_due();
+            keeper.keep(&mut self.katran);
             let retry = self.retry.as_ref().map(|(when, _)| *when);
             let wake = [self.schedule.wake(), retry].into_iter().flatten().min();
             let now = Instant::now();
-            let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now));
-            match messages.recv_timeout(wait) {
+            let wait = wake.map_or(ROUND, |wake| wake.saturating_duration_since(now));
+            match messages.recv_timeout(wait.min(ROUND)) {
                 Ok(Message::Signal(SIGHUP)) => {
                     if let Err(error) = self.reload() {
                         eprintln!(

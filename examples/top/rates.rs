@@ -22,6 +22,8 @@ pub(crate) struct Sample {
     pub(crate) vips: BTreeMap<String, Count>,
     /// By address.
     pub(crate) reals: BTreeMap<String, Count>,
+    /// By address, where there are any: VIPs for which the real is down, and all that have it.
+    pub(crate) down: BTreeMap<String, (usize, usize)>,
     pub(crate) cpus: Vec<CpuCounters>,
     /// The CPUs that are meant to forward.
     pub(crate) forwarding: Vec<u32>,
@@ -30,13 +32,18 @@ pub(crate) struct Sample {
 impl Sample {
     pub(crate) fn take(katran: &Katran) -> Result<Self> {
         let mut vips = BTreeMap::new();
-        let mut addresses = Vec::new();
+        let mut health = BTreeMap::new();
         for vip in katran.vips() {
             vips.insert(vip.to_string(), katran.stats().vip(vip)?.forwarded);
-            addresses.extend(katran.reals(vip)?.iter().map(katran::Real::address));
+            let down = katran.down_reals(vip)?;
+            for real in katran.reals(vip)? {
+                let of: &mut (usize, usize) = health.entry(real.address()).or_default();
+                of.0 += usize::from(down.binary_search(&real.address()).is_ok());
+                of.1 += 1;
+            }
         }
-        addresses.sort();
-        addresses.dedup();
+        let addresses: Vec<_> = health.keys().copied().collect();
+        let down = health.into_iter().filter(|(_, (down, _))| *down > 0);
         let reals = katran.stats().reals(&addresses)?;
         let reals = addresses.iter().zip(reals);
         let drops = katran.stats().drop_reasons()?;
@@ -51,6 +58,9 @@ impl Sample {
             vips,
             reals: reals
                 .map(|(address, counters)| (address.to_string(), counters.forwarded))
+                .collect(),
+            down: down
+                .map(|(address, of)| (address.to_string(), of))
                 .collect(),
             cpus: katran.stats().cpus()?,
             forwarding: katran.forwarding_cpus(),
@@ -72,6 +82,8 @@ pub(crate) struct Traffic {
     pub(crate) rate: Rate,
     /// Packets so far.
     pub(crate) packets: u64,
+    /// Of a real: it is down for so many of the VIPs that have it.
+    pub(crate) down: Option<(usize, usize)>,
 }
 
 /// Frames dropped for one reason.
@@ -135,11 +147,16 @@ impl Rates {
                     name: name.clone(),
                     rate: rate(*count, before.get(name).copied().unwrap_or_default()),
                     packets: count.packets,
+                    down: None,
                 })
                 .collect();
             rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
             rows
         };
+        let mut reals = traffic(&now.reals, &before.reals);
+        for real in &mut reals {
+            real.down = now.down.get(&real.name).copied();
+        }
         let (flows, known) = (&now.flow_table, &before.flow_table);
         let to_vips = flows.packets.saturating_sub(known.packets);
         let misses = flows.misses.saturating_sub(known.misses);
@@ -154,7 +171,7 @@ impl Rates {
             fallback: per_second(flows.fallback, known.fallback),
             hit_rate: (to_vips > 0).then(|| 1.0 - (misses as f64 / to_vips as f64).min(1.0)),
             vips: traffic(&now.vips, &before.vips),
-            reals: traffic(&now.reals, &before.reals),
+            reals,
             drops: drops(now, before, per_second),
             cpus: cpus(now, before, per_second),
         }

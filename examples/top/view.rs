@@ -223,8 +223,17 @@ fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
         0.0 => "-".to_owned(),
         all => percent(packets / all),
     };
+    let name = |row: &Traffic| match row.down {
+        None => row.name.clone(),
+        Some((down, all)) if down == all => format!("{} down", row.name),
+        Some((down, all)) => format!("{} down for {down} of {all}", row.name),
+    };
+    let down = traffic.iter().filter(|row| row.down.is_some()).count();
     Section {
-        title: format!("{} {what}", traffic.len()),
+        title: match down {
+            0 => format!("{} {what}", traffic.len()),
+            down => format!("{} {what}, {down} down", traffic.len()),
+        },
         columns: &[
             ("packets/s", 9),
             ("bits/s", 9),
@@ -235,7 +244,7 @@ fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
             .iter()
             .map(|row| {
                 vec![
-                    row.name.clone(),
+                    name(row),
                     number(row.rate.packets),
                     number(row.rate.bits),
                     share(row.rate.packets),

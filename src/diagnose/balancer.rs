@@ -67,9 +67,19 @@ pub(crate) struct Balancer {
     pub(crate) fallback: u64,
     pub(crate) vips: usize,
     /// VIPs that take no new flows.
-    pub(crate) empty_vips: Vec<String>,
+    pub(crate) empty_vips: Vec<EmptyVip>,
     /// Reasons for drops that tell of a setting, and how many there were.
     pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
+}
+
+/// A VIP without a real that takes new flows.
+#[derive(Clone, Debug)]
+pub(crate) struct EmptyVip {
+    pub(crate) vip: String,
+    /// How many of its reals are down.
+    pub(crate) down: usize,
+    /// How many others have the weight 0.
+    pub(crate) drained: usize,
 }
 
 pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
@@ -401,9 +411,21 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         let advice = "give the real the flag LOCAL_REAL and its VIP LOCAL_VIP, or take it out";
         found.warn(Subject::Vips, message, advice);
     }
-    for vip in &facts.empty_vips {
-        let message = format!("{vip} has no real that takes new flows: they are dropped");
-        found.warn(Subject::Vips, message, "add reals, or give them weights");
+    for EmptyVip { vip, down, drained } in &facts.empty_vips {
+        let (why, advice) = match (down, drained) {
+            (0, 0) => (String::new(), "add reals"),
+            (0, drained) => (format!(" ({drained} drained)"), "give reals weights"),
+            (down, 0) => (
+                format!(" ({down} down)"),
+                "look after the reals; Katran::mark_up when they answer",
+            ),
+            (down, drained) => (
+                format!(" ({down} down, {drained} drained)"),
+                "give drained reals weights, look after those that are down",
+            ),
+        };
+        let message = format!("{vip} has no real that takes new flows{why}: they are dropped");
+        found.warn(Subject::Vips, message, advice);
     }
     if facts.vips > 0 && facts.empty_vips.is_empty() {
         found.ok(Subject::Vips, format!("{} with reals", facts.vips));

@@ -53,9 +53,9 @@ fn good() -> Balancer {
         frags: false,
         max_frame: 1514,
         encapsulation: Encapsulation::Ipip,
-        reals: ByFamily::both(true),
-        sources: ByFamily::both(true),
-        default_ipip_sources: ByFamily::both(false),
+        reals: ByFamily::of(|_| true),
+        sources: ByFamily::of(|_| true),
+        default_ipip_sources: ByFamily::of(|_| false),
         lost_entries: Vec::new(),
         reals_here: Vec::new(),
         healthchecks: false,
@@ -77,6 +77,14 @@ fn good() -> Balancer {
 }
 
 /// The program that is on the interface.
+fn empty(down: usize, drained: usize) -> EmptyVip {
+    EmptyVip {
+        vip: "203.0.113.1:80/tcp".to_owned(),
+        down,
+        drained,
+    }
+}
+
 fn present(facts: &mut Balancer) -> &mut Present {
     facts.interface.program.as_mut().expect("there is one")
 }
@@ -128,7 +136,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 41] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 44] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -466,10 +474,31 @@ fn each_trouble_is_one_finding_with_advice() {
             "source_v6",
         ),
         (
-            |f| f.empty_vips.push("203.0.113.1:80/tcp".to_owned()),
+            |f| f.empty_vips.push(empty(0, 0)),
             Warning,
             Subject::Vips,
-            "takes new flows",
+            "takes new flows: they",
+            "add reals",
+        ),
+        (
+            |f| f.empty_vips.push(empty(0, 2)),
+            Warning,
+            Subject::Vips,
+            "takes new flows (2 drained)",
+            "weights",
+        ),
+        (
+            |f| f.empty_vips.push(empty(1, 0)),
+            Warning,
+            Subject::Vips,
+            "takes new flows (1 down)",
+            "mark_up",
+        ),
+        (
+            |f| f.empty_vips.push(empty(1, 2)),
+            Warning,
+            Subject::Vips,
+            "(1 down, 2 drained)",
             "weights",
         ),
         (

@@ -21,6 +21,7 @@ pub(crate) use backend::Clients;
 pub(crate) use backend::WayBack;
 pub(crate) use backend::judge as judge_backend;
 pub(crate) use balancer::Balancer;
+pub(crate) use balancer::EmptyVip;
 pub(crate) use balancer::judge as judge_balancer;
 pub(crate) use facts::InterfaceFacts;
 #[cfg(test)]

@@ -5,17 +5,41 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Bytes that can be had without swapping; `None` if `/proc` does not say.
-pub(crate) fn available_memory() -> Option<u64> {
+/// Memory that can be had without swapping.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Available {
+    pub(crate) bytes: u64,
+    /// The file that says so: that of the machine, or the limit of a cgroup.
+    pub(crate) limited_by: PathBuf,
+}
+
+impl Default for Available {
+    /// Nothing, by nobody's word.
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            limited_by: Path::new("/").join(MEMINFO),
+        }
+    }
+}
+
+/// What can be had now; `None` if `/proc` does not say.
+pub(crate) fn available_memory() -> Option<Available> {
     available_in(Path::new("/"))
 }
 
 /// The same of the machine whose file system begins at `root`.
-fn available_in(root: &Path) -> Option<u64> {
-    let of_machine = fs::read_to_string(root.join("proc/meminfo")).ok();
+fn available_in(root: &Path) -> Option<Available> {
+    let of_machine = fs::read_to_string(root.join(MEMINFO)).ok();
     let of_machine = of_machine.and_then(|text| available_of_machine(&text));
+    let of_machine = of_machine.map(|bytes| Available {
+        bytes,
+        limited_by: Path::new("/").join(MEMINFO),
+    });
     of_machine.into_iter().chain(left_by_cgroups(root)).min()
 }
+
+const MEMINFO: &str = "proc/meminfo";
 
 fn available_of_machine(meminfo: &str) -> Option<u64> {
     let line = meminfo
@@ -46,13 +70,18 @@ const V2: Files = Files {
 };
 
 /// What is left below the lowest limit of the process's memory cgroup and those above it.
-fn left_by_cgroups(root: &Path) -> Option<u64> {
+fn left_by_cgroups(root: &Path) -> Option<Available> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
     let hierarchies = groups.lines().filter_map(hierarchy);
     let left = hierarchies.filter_map(|(files, path)| {
-        let mount = mounts.lines().filter_map(Mount::of);
-        let mount = mount.into_iter().find(|mount| mount.is_of(files))?;
+        let of_files = mounts.lines().filter_map(Mount::of);
+        let of_files = of_files.filter(|mount| mount.is_of(files));
+        // Where the process's own cgroup is seen, and of these where most of those above are.
+        let mount = of_files.min_by_key(|mount| match mount.below(path) {
+            Some(_) => mount.group.components().count(),
+            None => usize::MAX,
+        })?;
         left_from(root, files, &mount, path)
     });
     left.min()
@@ -94,6 +123,12 @@ impl Mount {
         })
     }
 
+    /// A cgroup's path below the one that is seen here; `None`: it is elsewhere.
+    fn below<'a>(&self, path: &'a str) -> Option<&'a Path> {
+        let below = Path::new(path).strip_prefix(&self.group).ok();
+        below.filter(|below| !below.starts_with(".."))
+    }
+
     fn is_of(&self, files: &Files) -> bool {
         match std::ptr::eq(files, &V2) {
             true => self.is_v2,
@@ -117,19 +152,23 @@ fn unescape(field: &str) -> String {
         })
 }
 
-fn left_from(root: &Path, files: &Files, mount: &Mount, path: &str) -> Option<u64> {
+fn left_from(root: &Path, files: &Files, mount: &Mount, path: &str) -> Option<Available> {
     // A container may see its own cgroup only, under a name that is not the one it is mounted by.
-    let below = Path::new(path).strip_prefix(&mount.group).ok();
-    let below = below
-        .filter(|below| !below.starts_with(".."))
-        .unwrap_or(Path::new(""));
+    let below = mount.below(path).unwrap_or(Path::new(""));
     let top = root.join(mount.point.strip_prefix("/").ok()?);
     let group = top.join(below);
     let group = if group.is_dir() { group } else { top.clone() };
     let groups = group
         .ancestors()
         .take_while(|group| group.starts_with(&top));
-    groups.filter_map(|group| left_in(group, files)).min()
+    let left = groups.filter_map(|group| {
+        let inside = group.strip_prefix(root).ok()?;
+        Some(Available {
+            bytes: left_in(group, files)?,
+            limited_by: Path::new("/").join(inside).join(files.limit),
+        })
+    });
+    left.min()
 }
 
 /// What is left in one cgroup; `None`: it has no limit.
@@ -179,7 +218,12 @@ mod tests {
         }
 
         fn available(&self) -> u64 {
-            available_in(&self.0).unwrap()
+            available_in(&self.0).unwrap().bytes
+        }
+
+        fn limited_by(&self) -> String {
+            let available = available_in(&self.0).unwrap();
+            available.limited_by.to_string_lossy().into_owned()
         }
     }
 
@@ -197,6 +241,7 @@ mod tests {
     fn the_lowest_limit_up_the_tree_counts() {
         let machine = Machine::new("v2", "0::/a.slice/b.service\n", V2_MOUNT);
         assert_eq!(machine.available(), 4_096_000 * 1024);
+        assert_eq!(machine.limited_by(), "/proc/meminfo");
         machine.write("sys/fs/cgroup/a.slice/b.service/memory.max", "max\n");
         machine.write(
             "sys/fs/cgroup/a.slice/b.service/memory.current",
@@ -206,6 +251,11 @@ mod tests {
         machine.write("sys/fs/cgroup/a.slice/memory.max", "104857600\n");
         machine.write("sys/fs/cgroup/a.slice/memory.current", "62914560\n");
         assert_eq!(machine.available(), 40 * MIB);
+        assert_eq!(
+            machine.limited_by(),
+            "/sys/fs/cgroup/a.slice/memory.max",
+            "the limit, not the cgroup of the process"
+        );
         let stat =
             "anon 1\ninactive_file 10485760\nactive_file 5242880\nslab_reclaimable 1048576\n";
         machine.write("sys/fs/cgroup/a.slice/memory.stat", stat);
@@ -251,11 +301,46 @@ mod tests {
         let stat = "inactive_file 7\ntotal_inactive_file 1048576\n";
         machine.write("sys/fs/cgroup/memory/memory.stat", stat);
         assert_eq!(machine.available(), 11 * MIB);
+        assert_eq!(
+            machine.limited_by(),
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+        );
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "files")]
+    fn the_mount_that_shows_the_process_s_own_cgroup_counts() {
+        let mount = |group: &str, point: &str| {
+            format!("30 23 0:26 {group} {point} rw - cgroup2 cgroup2 rw\n")
+        };
+        let mounts = [
+            mount("/other", "/mnt/other"),
+            mount("/a/b", "/mnt/own"),
+            mount("/a", "/mnt/above"),
+            mount("/a/bc", "/mnt/namesake"),
+        ];
+        let machine = Machine::new("mounts", "0::/a/b\n", &mounts.concat());
+        for (group, limit) in [
+            ("mnt/other", 1),
+            ("mnt/own", 8),
+            ("mnt/above", 4),
+            ("mnt/above/b", 8),
+            ("mnt/namesake", 1),
+        ] {
+            machine.write(&format!("{group}/memory.max"), &(limit * MIB).to_string());
+            machine.write(&format!("{group}/memory.current"), "0\n");
+        }
+        assert_eq!(machine.available(), 4 * MIB);
+        assert_eq!(machine.limited_by(), "/mnt/above/memory.max");
+        // In a namespace of cgroups nothing but a foreign name may be there: the first one, then.
+        machine.write("proc/self/cgroup", "0::/elsewhere\n");
+        assert_eq!(machine.available(), MIB);
+        assert_eq!(machine.limited_by(), "/mnt/other/memory.max");
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn this_machine_has_memory() {
-        assert!(available_memory().unwrap() > MIB);
+        assert!(available_memory().unwrap().bytes > MIB);
     }
 }

@@ -9,6 +9,7 @@ use crate::config::Topology;
 use crate::counters::DropReason;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
+use crate::diagnose::EmptyVip;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
@@ -114,9 +115,15 @@ impl Katran {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| Family::of(address) == family)
         };
-        let empty_vips = self.table.vips();
-        let empty_vips =
-            empty_vips.filter(|(_, entry)| entry.reals.values().all(|weight| *weight == 0));
+        let empty_vips = self.table.vips().filter_map(|(vip, entry)| {
+            let mut slots = entry.reals.keys().map(|real| entry.ring_weight(real));
+            let down = entry.down.len();
+            slots.all(|weight| weight == 0).then(|| EmptyVip {
+                vip: vip.to_string(),
+                down,
+                drained: entry.reals.len() - down,
+            })
+        });
         Ok(judge_balancer(&Balancer {
             host,
             interface: facts,
@@ -147,7 +154,7 @@ impl Katran {
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
-            empty_vips: empty_vips.map(|(vip, _)| vip.to_string()).collect(),
+            empty_vips: empty_vips.collect(),
             drops: TELLING
                 .into_iter()
                 .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))

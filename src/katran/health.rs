@@ -15,6 +15,7 @@ use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::healthcheck::Hops;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
@@ -147,10 +148,9 @@ impl ProbesMut<'_> {
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
         let real = self.katran.check_probed(real)?;
         check_mark(mark)?;
-        let wanted = self.katran.wanted();
         self.katran.change_at_once(|katran| {
-            let (checks, kernel) = katran.health()?;
-            checks.set_mark(kernel, &wanted, mark, real)
+            let (checks, kernel, hops) = katran.probing()?;
+            checks.set_mark(kernel, &hops, mark, real)
         })
     }
 
@@ -251,10 +251,9 @@ impl ProbesMut<'_> {
 
     fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
         let real = self.katran.check_probed(real)?;
-        let wanted = self.katran.wanted();
         self.katran.change_at_once(|katran| {
-            let (checks, kernel) = katran.health()?;
-            checks.set_match(kernel, &wanted, (by, canonical(address)), real)
+            let (checks, kernel, hops) = katran.probing()?;
+            checks.set_match(kernel, &hops, (by, canonical(address)), real)
         })
     }
 
@@ -355,6 +354,19 @@ impl Katran {
         }
         match &mut self.healthchecks {
             Some(checks) => Ok((checks, &self.kernel)),
+            None => Err(Self::no_healthchecks()),
+        }
+    }
+
+    /// The same, with what is known of the ways to reals.
+    fn probing(&mut self) -> Result<(&mut HealthChecks, &KernelCalls, Hops<'_>)> {
+        self.health()?;
+        let hops = Hops {
+            wanted: self.wanted(),
+            follower: self.following.watcher.as_ref(),
+        };
+        match &mut self.healthchecks {
+            Some(checks) => Ok((checks, &self.kernel, hops)),
             None => Err(Self::no_healthchecks()),
         }
     }

@@ -23,11 +23,11 @@ use crate::config::estimate;
 use crate::config::flow_table_bytes;
 use crate::config::global_table_bytes;
 use crate::environment;
-use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::kernel::map_error;
+use crate::kernel::out_of_memory;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::ServerIdKeys;
@@ -132,11 +132,11 @@ fn check_memory(config: &Config, cpus: u64) -> Result<u64> {
 
 fn available_or(needed: u64) -> Result<u64> {
     match environment::available_memory() {
-        Some(available) if needed > available => Err(Error::InsufficientMemory {
-            what: "the maps together".to_owned(),
+        Some(available) if needed > available.bytes => Err(out_of_memory(
+            "the maps together".to_owned(),
             needed,
-            available,
-        }),
+            &available,
+        )),
         _ => Ok(needed),
     }
 }

@@ -115,7 +115,7 @@ impl Katran {
     }
 
     /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a
-    /// refusal is only logged; the next removal tries again.
+    /// refusal is only logged; what it leaves is freed when VIPs come that need the places.
     pub(super) fn free_rings(&mut self) {
         if !self.maps.rings.has_surplus() {
             return;

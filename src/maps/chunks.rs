@@ -56,7 +56,8 @@ pub(crate) trait Backing {
     /// Makes chunks, so that packets find them under these numbers. May wait for packets.
     fn make(&self, numbers: &[usize]) -> io::Result<Vec<Self::Chunk>>;
 
-    /// Takes chunks away from packets; chunk 0 is never among them. May wait for packets.
+    /// Takes chunks away from packets; chunk 0 is never among them. May wait for packets. After an error
+    /// some of them may be gone.
     fn unmake(&self, numbers: &[usize]) -> io::Result<()>;
 
     /// Starts to make chunks. Nothing else may have been started and not

@@ -119,9 +119,14 @@ impl ProbeCells {
         self.ways.as_ref().map(|ways| ways.known().len())
     }
 
-    /// A mark or a match leads to `real` from now on; `find` tells the way, if nobody knows it yet, and is
-    /// called under no lock.
-    pub(crate) fn use_way(&self, real: IpAddr, find: impl FnOnce() -> ProbeWay) -> io::Result<()> {
+    /// A mark or a match leads to `real` from now on; `find` has the follower tell the way, if nobody knows
+    /// it yet; if it does not, `or` is asked. Both are called under no lock.
+    pub(crate) fn use_way(
+        &self,
+        real: IpAddr,
+        find: impl FnOnce(),
+        or: impl FnOnce() -> ProbeWay,
+    ) -> io::Result<()> {
         let Some(ways) = &self.ways else {
             return Ok(());
         };
@@ -137,7 +142,16 @@ impl ProbeCells {
         };
         known.insert(real, asked);
         drop(known);
-        let way = find();
+        find();
+        let is_open = |known: &BTreeMap<IpAddr, Known>| {
+            let of_real = known.get(&real);
+            of_real.is_some_and(|of_real| of_real.way.is_none())
+        };
+        let open = is_open(&ways.known());
+        if !open {
+            return Ok(());
+        }
+        let way = or();
         let mut known = ways.known();
         match known.get_mut(&real) {
             // What the follower has found out meanwhile is newer.

@@ -80,7 +80,7 @@ pub(crate) fn max_chunks_in_surge(max_vips: u32) -> u32 {
 pub(crate) struct RingStore<B: Backing = KernelChunks> {
     backing: B,
     ring_size: u32,
-    /// As many as can ever be; `None`: not made, or taken away.
+    /// As many as can ever be; `None`: not made, taken away, or what is left of that after a refusal.
     chunks: Vec<Option<B::Chunk>>,
     /// Places that no packet reads. The lowest goes first, so that high chunks run empty.
     free: BTreeSet<RingSlot>,
@@ -163,11 +163,6 @@ impl<B: Backing> RingStore<B> {
     fn add(&mut self, index: usize, chunk: B::Chunk) {
         self.unmade.remove(&index);
         self.chunks[index] = Some(chunk);
-        self.put_back(index);
-    }
-
-    /// Brings the places of a chunk, which no VIP has, into use.
-    fn put_back(&mut self, index: usize) {
         self.free.extend(places(index));
         if index > 0 {
             self.idle.insert(index);
@@ -309,18 +304,16 @@ impl<B: Backing> RingStore<B> {
         passed
     }
 
-    /// Ends what was started; `None`: the kernel has refused.
+    /// Ends what was started; `None`: the kernel has refused. What was being taken away is given up all the
+    /// same, see [`trim`](Self::trim).
     fn finish(&mut self, made: Option<Vec<B::Chunk>>) {
-        let busy = std::mem::take(&mut self.busy);
-        let refused = made.is_none();
-        if refused {
+        if made.is_none() {
             self.refused_until = Some(self.backing.now() + SURGE_ENDS);
         }
         let mut made = made.into_iter().flatten();
-        for index in busy {
+        for index in std::mem::take(&mut self.busy) {
             match made.next() {
                 Some(chunk) => self.add(index, chunk),
-                None if refused && self.chunks[index].is_some() => self.put_back(index),
                 None => self.remove(index),
             }
         }
@@ -369,19 +362,20 @@ impl<B: Backing> RingStore<B> {
     /// period.
     ///
     /// # Errors
-    /// If the kernel refuses; the chunks are kept then.
+    /// If the kernel refuses. It may have taken some of the chunks away by then (before Linux 6.8 each is a
+    /// call of its own), and nobody says which: a ring in one of these would not be the one that packets see.
+    /// So all are given up; the memory of those still there is freed when their places are made again.
     pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
         let surplus = self.surplus(self.spare());
         if surplus.is_empty() {
             return Ok(());
         }
         let freed = self.backing.unmake(&surplus);
-        kernel.check("give up room for rings", "rings", freed)?;
         for index in surplus {
             self.withdraw(index);
             self.remove(index);
         }
-        Ok(())
+        kernel.check("give up room for rings", "rings", freed)
     }
 
     /// As [`trim`](Self::trim), without waiting. At most as many chunks at a time as there is room

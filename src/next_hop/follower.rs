@@ -21,8 +21,9 @@
 //! is. The owner alone clears hops that nobody follows, when no packet reads them any more.
 //!
 //! # Stop, panics, fork
-//! To stop is to set a flag, to wake the thread, and to join it, which takes one question of the kernel's at
-//! most; a stopped follower writes nothing. A thread that panics tells the board on its way out: callers
+//! To stop is to set a flag, to wake the thread, and to join it, which takes some tens of the kernel's answers
+//! at most; one of them may be a list of all routes (a second with 200,000), which is asked for when a default
+//! route is needed and may have changed. A stopped follower writes nothing. A thread that panics tells the board on its way out: callers
 //! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
 //! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
 //! it; getters tell what was known. (The memory that packets read is shared with the parent, as are the
@@ -89,6 +90,8 @@ enum Command {
     Remove(Vec<u16>),
     /// There is a path of probes.
     Probes,
+    /// The path of probes needs the way to this real.
+    Probe(IpAddr),
     /// Look at the gateways.
     Look,
 }
@@ -249,6 +252,11 @@ impl Watcher {
         self.ask(Command::Probes);
     }
 
+    /// Finds the way of probes to a real, which is told to the path of health checks.
+    pub(crate) fn find_way(&self, real: IpAddr) {
+        self.ask(Command::Probe(real));
+    }
+
     /// Packets will be sent to these reals.
     pub(crate) fn add(&self, reals: impl IntoIterator<Item = (u16, IpAddr)>) {
         let added = self.board.add(reals.into_iter());
@@ -397,6 +405,7 @@ impl Follower {
                         self.resolver.remove(number);
                     }
                 }
+                Command::Probe(real) => self.resolver.ask_probed_one(real),
                 Command::Probes => self.resolver.ask_probed_now(),
                 Command::Look => self.resolver.ask_gateways(),
             }

@@ -279,14 +279,14 @@ mod tests {
         let both =
             |gateways: &ByFamily<Hop>| Family::ALL.map(|family| gateway(&auto, gateways, family));
         assert_eq!(both(&gateways), [Some(GIVEN); 2]);
-        assert!(missing(&auto, &gateways, ByFamily::both(true)).is_some());
+        assert!(missing(&auto, &gateways, ByFamily::of(|_| true)).is_some());
         let neighbour = |address: &str| Some((3, address.parse().unwrap()));
         let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(neighbour);
         // IPv4 is found while IPv6 may still answer.
         gateways.v4 = of_gateway(v4, Some(FOUND), &gateways.v4);
         gateways.v6 = of_gateway(v6, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(GIVEN)]);
-        assert_eq!(missing(&auto, &gateways, ByFamily::both(true)), None);
+        assert_eq!(missing(&auto, &gateways, ByFamily::of(|_| true)), None);
         assert!(gateways.v6.is_open());
         // There is no way for IPv6 at all.
         gateways.v6 = of_gateway(None, None, &gateways.v6);

@@ -8,7 +8,6 @@ use super::interfaces::Interfaces;
 use crate::rtnetlink::MAIN_TABLE;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
-use crate::types::Family;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
@@ -17,9 +16,6 @@ pub(super) trait Tables {
 
     /// Where they go if they have to leave by an interface, or by one of a VRF.
     fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>>;
-
-    /// The default routes with their tables' numbers, the best of each table first.
-    fn default_routes(&mut self, family: Family) -> io::Result<Vec<(u32, Route)>>;
 }
 
 impl Tables for Requests {
@@ -29,10 +25,6 @@ impl Tables for Requests {
 
     fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>> {
         Requests::route_by(self, address, interface)
-    }
-
-    fn default_routes(&mut self, family: Family) -> io::Result<Vec<(u32, Route)>> {
-        self.default_routes_of_tables(family)
     }
 }
 
@@ -115,14 +107,14 @@ impl Ways {
     }
 
     /// The best default route by a router: by where the balancer is attached, if there is one.
+    /// Default routes come with their tables' numbers, the best of each table first.
     pub(super) fn default_route(
         &self,
-        tables: &mut impl Tables,
+        defaults: &[(u32, Route)],
         interfaces: &Interfaces,
-        family: Family,
-    ) -> io::Result<Option<Route>> {
+    ) -> Option<Route> {
         let is_own = |table: &u32| self.vrfs.iter().any(|(_, of)| of == table);
-        let mut routes = tables.default_routes(family)?;
+        let mut routes = defaults.to_vec();
         routes.retain(|(table, route)| {
             let usable = is_own(table) || *table == MAIN_TABLE;
             route.gateway.is_some() && (usable || self.attached.contains(&route.interface))
@@ -131,7 +123,7 @@ impl Ways {
         let here = routes
             .iter()
             .find(|(_, route)| self.reach(interfaces, route.interface));
-        Ok(here.or(routes.first()).map(|(_, route)| *route))
+        here.or(routes.first()).map(|(_, route)| *route)
     }
 }
 
@@ -146,7 +138,6 @@ mod tests {
     #[derive(Default)]
     struct Kernel {
         routes: BTreeMap<Option<u32>, Route>,
-        defaults: Vec<(u32, Route)>,
     }
 
     impl Tables for Kernel {
@@ -159,10 +150,6 @@ mod tests {
                 Some(route) => Ok(Some(*route)),
                 None => Err(io::Error::from(io::ErrorKind::Unsupported)),
             }
-        }
-
-        fn default_routes(&mut self, _: Family) -> io::Result<Vec<(u32, Route)>> {
-            Ok(self.defaults.clone())
         }
     }
 
@@ -204,7 +191,6 @@ mod tests {
     fn way(ways: &Ways, routes: &[(Option<u32>, Route)]) -> Option<(u32, u8)> {
         let mut kernel = Kernel {
             routes: routes.iter().copied().collect(),
-            defaults: Vec::new(),
         };
         let address = IpAddr::from([198, 51, 100, 1]);
         let route = ways.route(&mut kernel, &interfaces(), address).unwrap()?;
@@ -342,14 +328,8 @@ mod tests {
             ),
             (2, &[(100, by(1, 2))], None),
         ] {
-            let mut kernel = Kernel {
-                defaults: defaults.to_vec(),
-                ..Kernel::default()
-            };
             let ways = ways(&[attached], false, false);
-            let route = ways
-                .default_route(&mut kernel, &interfaces(), Family::V4)
-                .unwrap();
+            let route = ways.default_route(defaults, &interfaces());
             assert_eq!(route, expected, "{attached} {defaults:?}");
         }
     }

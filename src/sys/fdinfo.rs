@@ -1,5 +1,7 @@
-//! What the kernel tells of a BPF object in `/proc/self/fdinfo` (proc(5)): the one place that also tells of
-//! which kind an object is, as maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
+//! What the kernel tells of a BPF object in `/proc/thread-self/fdinfo` (proc(5)): the one place that also tells
+//! of which kind an object is, as maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
+//!
+//! Of the thread, not of the process: a thread may have descriptors of its own (`CLONE_FILES`, unshare(2)).
 
 use std::fs;
 use std::io;
@@ -11,7 +13,7 @@ pub(super) struct FdInfo(String);
 
 impl FdInfo {
     pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map(Self)
+        fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).map(Self)
     }
 
     /// The text of a field, such as `map_type`, `link_type` or `memlock`.
@@ -27,5 +29,40 @@ impl FdInfo {
         self.text(name)
             .and_then(|text| text.parse().ok())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Seek;
+    use std::io::SeekFrom;
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    use nix::sched::CloneFlags;
+    use nix::sched::unshare;
+
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "descriptors are the kernel's")]
+    fn a_thread_with_descriptors_of_its_own_is_told_of_these() {
+        let told = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_FILES).unwrap();
+            let mut file = unnamed_file();
+            file.seek(SeekFrom::Start(1234)).unwrap();
+            FdInfo::of(file.as_fd())
+                .unwrap()
+                .number::<u64>("pos")
+                .unwrap()
+        });
+        assert_eq!(told.join().unwrap(), 1234);
+    }
+
+    fn unnamed_file() -> fs::File {
+        let path = std::env::temp_dir().join(format!("katran-fdinfo-{}", std::process::id()));
+        let file = fs::File::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        file
     }
 }

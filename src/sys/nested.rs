@@ -15,10 +15,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::thread::Scope;
+use std::thread::ScopedJoinHandle;
 
 use super::check;
 use super::map::check_map;
 use super::release;
+use super::signals::without_signals;
 
 /// The first release that waits once for a whole batch.
 const WAITS_ONCE: (u32, u32) = (6, 8);
@@ -98,10 +101,7 @@ impl MapArray {
                 let mut threads = Vec::new();
                 let mut all = Ok(());
                 for one in together.chunks(1) {
-                    let thread = thread::Builder::new()
-                        .name("katran-maps".to_owned())
-                        .stack_size(STACK);
-                    match thread.spawn_scoped(scope, || self.set_batch(one)) {
+                    match spawn(scope, || self.set_batch(one)) {
                         Ok(thread) => threads.push(thread),
                         // Without a thread it takes a grace period of its own.
                         Err(_) => all = all.and(self.set_batch(one)),
@@ -115,6 +115,19 @@ impl MapArray {
             })
         })
     }
+}
+
+/// Starts a thread with a small stack. It takes no signals: a handler of the process, such as a profiler's,
+/// may need more than is there.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    let thread = thread::Builder::new()
+        .name("katran-maps".to_owned())
+        .stack_size(STACK);
+    // A thread begins with the mask of the one that starts it.
+    without_signals(|| thread.spawn_scoped(scope, work))
 }
 
 /// Makes an array of maps like `inner`.
@@ -148,6 +161,9 @@ pub(crate) fn create_outer(
 mod tests {
     use std::time::Duration;
     use std::time::Instant;
+
+    use nix::sys::signal::SigSet;
+    use nix::sys::signal::Signal;
 
     use super::*;
     use crate::sys::map::Spec;
@@ -194,6 +210,18 @@ mod tests {
             .set(&[(0, inner.as_fd()), (1, inner.as_fd())])
             .unwrap();
         assert_eq!(outer.waits(), 1);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "signal masks are the kernel's")]
+    fn a_thread_with_a_small_stack_takes_no_signals() {
+        let mask = || SigSet::thread_get_mask().unwrap();
+        let own = mask();
+        let of_thread = thread::scope(|scope| spawn(scope, mask).unwrap().join().unwrap());
+        for signal in [Signal::SIGPROF, Signal::SIGALRM, Signal::SIGUSR1] {
+            assert!(of_thread.contains(signal), "{signal}");
+        }
+        assert_eq!(mask(), own);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What libbpf-rs does not offer of an object: loading it with a log of the verifier, and errors as those of
 //! the standard library.
 
+use std::error::Error;
 use std::ffi::CStr;
 use std::io;
 
@@ -11,8 +12,10 @@ use nix::libc;
 
 use super::signals::without_signals;
 
-/// Bytes kept of the verifier's log; the kernel keeps the end.
-const LOG_BYTES: usize = 1 << 20;
+/// Bytes kept of the verifier's log. Of a longer one Linux keeps the end since 6.4, before that the beginning,
+/// and the load fails with ENOSPC whatever the verifier has found. So there is room for some 100,000 lines;
+/// the machine has no memory in it before the kernel writes there.
+const LOG_BYTES: usize = 16 << 20;
 
 /// Why an object did not load.
 #[derive(Debug)]
@@ -45,13 +48,26 @@ pub(crate) fn load<'object, O: OpenSkel<'object>>(
             };
         }
     }
-    without_signals(|| open.load()).map_err(|error| Refused {
-        error: into_io(error),
-        rejected: logs
-            .iter()
-            .map(|(program, log)| (*program, text_of(log)))
-            .find(|(_, log)| !log.is_empty()),
+    without_signals(|| open.load()).map_err(|error| {
+        let texts = logs.iter().map(|(program, log)| (*program, text_of(log)));
+        Refused::new(into_io(error), texts)
     })
+}
+
+impl Refused {
+    fn new(error: io::Error, logs: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        let rejected = logs.into_iter().find(|(_, log)| !log.is_empty());
+        let is_cut = error.raw_os_error() == Some(libc::ENOSPC) && rejected.is_some();
+        let error = match is_cut {
+            true => io::Error::other(format!(
+                "its log is longer than {} MiB, and the reason lost; here is its end, before Linux 6.4 \
+                 what came first",
+                LOG_BYTES >> 20
+            )),
+            false => error,
+        };
+        Self { error, rejected }
+    }
 }
 
 /// What was written into a buffer of zeroes.
@@ -61,7 +77,8 @@ fn text_of(log: &[u8]) -> String {
 }
 
 /// A libbpf-rs error as one of the standard library, of the same kind. It has its number where the kind is one
-/// that only one number has: libbpf-rs keeps the `io::Error` that it was to itself, also as a source.
+/// that only one number has: libbpf-rs keeps the `io::Error` that it was to itself, also as a source. Two
+/// numbers without a kind are known by the whole text of the first cause, which no other error has.
 pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
     let kind = match error.kind() {
         ErrorKind::OutOfMemory => return io::Error::from_raw_os_error(libc::ENOMEM),
@@ -77,9 +94,23 @@ pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
         ErrorKind::WriteZero => io::ErrorKind::WriteZero,
         ErrorKind::Unsupported => io::ErrorKind::Unsupported,
         ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-        _ => io::ErrorKind::Other,
+        _ => {
+            let cause = first_cause(&error);
+            let numbers = [libc::EMFILE, libc::ENOSPC].map(io::Error::from_raw_os_error);
+            let number = numbers.into_iter().find(|it| it.to_string() == cause);
+            return number.unwrap_or_else(|| io::Error::other(error));
+        }
     };
     io::Error::new(kind, error)
+}
+
+/// The text of the error that an error is about in the end.
+fn first_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(of) = cause.source() {
+        cause = of;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]
@@ -100,6 +131,8 @@ mod tests {
             libc::E2BIG,
             libc::EAGAIN,
             libc::EINTR,
+            libc::EMFILE,
+            libc::ENOSPC,
         ] {
             let expected = io::Error::from_raw_os_error(errno);
             let error = libbpf_rs::Error::from_raw_os_error(errno);
@@ -109,6 +142,10 @@ mod tests {
             let error = libbpf_rs::Error::from_raw_os_error(errno).context("while loading");
             assert_eq!(into_io(error).kind(), expected.kind());
         }
+        for errno in [libc::EMFILE, libc::ENOSPC] {
+            let error = libbpf_rs::Error::from_raw_os_error(errno).context("while loading");
+            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+        }
         // A text about a number is no number.
         let error = libbpf_rs::Error::from(io::Error::other("told so (os error 12)"));
         let error = into_io(error);
@@ -117,5 +154,70 @@ mod tests {
             (None, io::ErrorKind::Other)
         );
         assert_eq!(error.to_string(), "told so (os error 12)");
+    }
+
+    #[test]
+    fn a_log_that_is_cut_hides_the_reason() {
+        let refused = |errno, log: &str| {
+            let error = io::Error::from_raw_os_error(errno);
+            Refused::new(error, [("other", String::new()), ("it", log.to_owned())])
+        };
+        let cut = refused(libc::ENOSPC, "R1 is not a pointer");
+        assert_eq!(cut.rejected.map(|(program, _)| program), Some("it"));
+        assert!(cut.error.to_string().contains("longer than 16 MiB"));
+        // It was not about a log.
+        let full = refused(libc::ENOSPC, "").error;
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        let invalid = refused(libc::EINVAL, "R1 is not a pointer").error;
+        assert_eq!(invalid.raw_os_error(), Some(libc::EINVAL));
+    }
+
+    /// What `LOG_BYTES` says of this kernel.
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn a_log_without_room_fails_the_load_with_a_number_of_its_own() {
+        // `r0 = 0` some times, for a long log, and `r0 = r2`, where r2 has no value.
+        let of = |code, dst, src| {
+            let mut instruction = libbpf_sys::bpf_insn {
+                code,
+                ..Default::default()
+            };
+            instruction.set_dst_reg(dst);
+            instruction.set_src_reg(src);
+            instruction
+        };
+        // BPF_ALU64 | BPF_MOV | BPF_K, BPF_ALU64 | BPF_MOV | BPF_X, BPF_JMP | BPF_EXIT.
+        let mut program = vec![of(0xb7, 0, 0); 50];
+        program.extend([of(0xbf, 0, 2), of(0x95, 0, 0)]);
+        let load = |size: usize| {
+            let mut log = vec![0_u8; size];
+            let mut options = libbpf_sys::bpf_prog_load_opts {
+                sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+                log_level: 1,
+                log_size: size as u32,
+                log_buf: log.as_mut_ptr().cast(),
+                ..Default::default()
+            };
+            // SAFETY: the program, its length, the names and the log are what the call takes them for, and
+            // outlive it.
+            let loaded = crate::sys::check(unsafe {
+                libbpf_sys::bpf_prog_load(
+                    libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
+                    std::ptr::null(),
+                    c"GPL".as_ptr(),
+                    program.as_ptr(),
+                    program.len() as _,
+                    &mut options,
+                )
+            });
+            (loaded.unwrap_err().raw_os_error(), text_of(&log))
+        };
+        let (errno, log) = load(1 << 16);
+        assert_eq!(errno, Some(libc::EACCES), "{log}");
+        assert!(log.contains("R2 !read_ok"), "{log}");
+        let (errno, cut) = load(512);
+        assert_eq!(errno, Some(libc::ENOSPC), "{cut}");
+        let keeps_end = crate::sys::release::is_at_least((6, 4));
+        assert_eq!(cut.contains("R2 !read_ok"), keeps_end, "{cut}");
     }
 }

@@ -1,4 +1,4 @@
-//! Signals that do not disturb the loading of a program.
+//! Signals that do not disturb the loading of a program, nor threads with small stacks.
 //!
 //! A pending signal makes the verifier give up with EAGAIN, and libbpf starts over, five times at
 //! most: under a profiler's timer a load takes many times as long, or fails.

@@ -81,14 +81,6 @@ impl<T> ByFamily<T> {
         }
     }
 
-    /// The same for both.
-    pub(crate) const fn both(of: T) -> Self
-    where
-        T: Copy,
-    {
-        Self { v4: of, v6: of }
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         [(Family::V4, &self.v4), (Family::V6, &self.v6)].into_iter()
     }

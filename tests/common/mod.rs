@@ -3,6 +3,7 @@
 //! Each test binary uses a part of it.
 
 pub(crate) mod bpf;
+pub(crate) mod cgroup;
 pub(crate) mod faults;
 pub(crate) mod frames;
 pub(crate) mod wire;

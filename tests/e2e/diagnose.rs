@@ -3,6 +3,7 @@
 use katran::Encapsulation;
 use katran::Gateway;
 use katran::NextHops;
+use katran::Real;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -243,8 +244,8 @@ fn troubles_of_the_way_to_reals_are_found() {
         &found,
         Severity::Warning,
         Subject::Vips,
-        "203.0.113.1:53/udp",
-        "weights",
+        "203.0.113.1:53/udp has no real that takes new flows: ",
+        "add reals",
     );
     finds(
         &found,
@@ -324,6 +325,35 @@ fn troubles_of_the_way_to_reals_are_found() {
         "health checks of IPv6",
         "source_v6",
     );
+}
+
+#[test]
+fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
+    let mut site = site(XdpMode::Native, |builder| builder);
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site.katran.reals(vip).unwrap();
+    for real in &reals {
+        site.katran.mark_down(vip, real.address()).unwrap();
+    }
+    let found = diagnose(&site);
+    let down = format!("new flows ({} down)", reals.len());
+    finds(&found, Severity::Warning, Subject::Vips, &down, "mark_up");
+
+    // One of them drained, too, and one drained instead.
+    for real in &reals[..2] {
+        site.katran
+            .add_real(vip, Real::new(real.address()).weight(0))
+            .unwrap();
+    }
+    site.katran.mark_up(vip, reals[0].address()).unwrap();
+    let found = diagnose(&site);
+    let both = format!("({} down, 1 drained)", reals.len() - 1);
+    finds(&found, Severity::Warning, Subject::Vips, &both, "weights");
+
+    // One that takes flows is enough.
+    site.katran.add_real(vip, reals[0]).unwrap();
+    let found = diagnose(&site);
+    finds(&found, Severity::Ok, Subject::Vips, "1 with reals", "");
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! Edges of following next hops: addresses that are given for one family, ways of probes that change with a
 //! setting, interfaces that go.
 
+use std::fmt::Write;
+use std::fs;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
 
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
 use katran::NextHops;
+use katran::Real;
 use katran::Vip;
 use katran::XdpMode;
 use katran_lab::Host;
@@ -102,4 +108,100 @@ fn a_program_that_is_started_inherits_nothing_of_the_follower() {
     for kind in ["eventfd", "eventpoll", "bpf", "perf_event", "net:["] {
         assert!(!listing.contains(kind), "{listing}");
     }
+}
+
+/// Routes to `count` single addresses.
+fn many_routes(host: &Host, count: u32) {
+    let mut batch = String::new();
+    for number in 0..count {
+        let [_, second, third, fourth] = number.to_be_bytes();
+        let to = Ipv4Addr::new(198, 16 + second, third, fourth);
+        writeln!(batch, "route add {to}/32 via 10.0.0.1").unwrap();
+    }
+    let file = std::env::temp_dir().join(format!("katran-routes-{}", std::process::id()));
+    fs::write(&file, batch).unwrap();
+    let added = host.tool("ip", &format!("-batch {}", file.display()));
+    fs::remove_file(&file).unwrap();
+    added.unwrap();
+}
+
+#[test]
+fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
+    let place = Place::new(1);
+    place.host.ip("addr add 10.1.0.2/16 dev eth0").unwrap();
+    many_routes(&place.host, 100_000);
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.load().unwrap();
+    let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
+    let real = |last: u8| IpAddr::from(Ipv4Addr::new(10, 1, 100, last));
+    site::add_service(&mut katran, vip, &[real(1)]);
+    place
+        .host
+        .run(|| katran.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    assert_eq!(katran.gateway_mac(), place.router_mac);
+    let mut times = Vec::new();
+    for last in 2..32 {
+        let began = Instant::now();
+        katran.add_real(vip, Real::new(real(last))).unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    // A list takes half a second; a question and a ring take some milliseconds without optimisation.
+    println!("a real among 100,000 routes: {:?}", times[times.len() / 2]);
+    assert!(
+        times[times.len() / 2] < Duration::from_millis(100),
+        "{times:?}"
+    );
+    // What is kept is not used when it has changed, whoever has the address.
+    let (second, third) = (
+        MacAddr::new([2, 0, 0, 0, 0, 0x21]),
+        MacAddr::new([2, 0, 0, 0, 0, 0x31]),
+    );
+    for (address, mac) in [("10.0.0.21", second), ("10.0.0.31", third)] {
+        let entry = format!("neigh replace {address} lladdr {mac} nud permanent dev eth0");
+        place.host.ip(&entry).unwrap();
+    }
+    place
+        .host
+        .ip("route replace default via 10.0.0.21 dev eth0")
+        .unwrap();
+    site::eventually("the new default route is in use", || {
+        katran.gateway_mac() == second
+    });
+    // A real behind a router comes first, until it goes.
+    place
+        .host
+        .ip("route add 192.0.2.0/24 via 10.0.0.31 dev eth0")
+        .unwrap();
+    let behind: IpAddr = "192.0.2.7".parse().unwrap();
+    katran.add_real(vip, Real::new(behind)).unwrap();
+    assert_eq!(katran.gateway_mac(), third);
+    katran.remove_real(vip, behind).unwrap();
+    site::eventually("the default route is in use again", || {
+        katran.gateway_mac() == second
+    });
+}
+
+#[test]
+fn probes_take_the_table_of_where_the_balancer_is_attached() {
+    let given: MacAddr = "02:00:00:00:00:99".parse().unwrap();
+    let mut network = Segment::new(Arrival::OwnLink, |builder| {
+        let builder = builder.gateway(Gateway::Mac(given));
+        builder
+            .next_hops(NextHops::PerReal)
+            .healthcheck_interface("eth0")
+    });
+    let host = &network.lab.balancers[0].host;
+    // By the main table the real is on a segment; what leaves by the balancer's own interface has a router.
+    let real: IpAddr = "198.51.100.77".parse().unwrap();
+    host.ip("route add 198.51.100.0/24 dev eth1").unwrap();
+    host.ip("route add default via 10.0.0.1 dev eth0 table 100")
+        .unwrap();
+    host.ip("rule add oif eth0 table 100").unwrap();
+    let source = network.katran.set_source("10.0.0.2".parse().unwrap());
+    source.unwrap();
+    host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
+    host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
+    assert_eq!(way(&network.katran), Some((0, 1)));
 }

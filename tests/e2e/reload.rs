@@ -155,7 +155,11 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
         site.katran.add_real(quic, katran::Real::new(real)).unwrap();
     }
     let ends = site.katran.decap().list();
-    // The first packets of all have gone their way, whatever has to be found out for them.
+    // Datagrams are sent once, so they need a way that is known.
+    site::eventually("all next hops are known", || {
+        let mut hops = site.katran.next_hops().into_iter();
+        hops.all(|hop| hop.mac.is_some())
+    });
     for vip in [udp, quic] {
         site::udp(&site.lab.client, vip).ask(b"who").unwrap();
     }

@@ -138,6 +138,50 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 }
 
 #[test]
+fn an_interface_that_is_made_again_is_attached_to_again() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let make = |name: &str| {
+        let peer = format!("link add {name} type veth peer name {name}x");
+        host.ip(&peer).unwrap();
+    };
+    let file = Scratch::new("again.toml");
+    file.write(
+        "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n\
+         healthcheck_interface = \"eth0\"\nsource_v4 = \"10.0.0.2\"\n\
+         [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
+         reals = [{ address = \"198.51.100.1\" }]\n",
+    );
+    for (name, more) in [
+        ("balancer", &[][..]),
+        ("exporter", &["--listen", "127.0.0.1:0"]),
+        ("top", &["--plain", "--interval", "0.5"]),
+        ("monitor", &[]),
+        ("healthcheck", &["--first-mark", "2000"]),
+    ] {
+        make("eth0");
+        make("eth2");
+        let mut command = example(name);
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0", "--interface", "eth2"]);
+        command.args(more);
+        let mut running = Running::start(&host, command);
+        running.says("balancing on eth2");
+        assert!(has_xdp(&host), "{name}");
+        host.ip("link del eth0").unwrap();
+        running.says("gone: the program on eth0");
+        make("eth0");
+        running.says("put back: the program on eth0");
+        assert!(has_xdp(&host), "{name}");
+        running.end(SIGTERM);
+        running.says("detached from eth0");
+        for interface in ["eth0", "eth2"] {
+            host.ip(&format!("link del {interface}")).unwrap();
+        }
+    }
+}
+
+#[test]
 fn root_is_set_up_joined_and_removed() {
     require_root();
     let pins = private_bpf_fs().unwrap();

@@ -245,6 +245,7 @@ fn exporter_counts_what_the_traffic_made() {
     for (real, weight) in [("198.51.100.1", 1.0), ("198.51.100.2", 2.0)] {
         let labels = [("vip", VIP4), ("real", real)];
         assert_eq!(of("katran_vip_real_weight", &labels), weight);
+        assert_eq!(of("katran_vip_real_down", &labels), 0.0);
     }
     assert!(of("katran_maps_memory_bytes", &[]) > 320_000.0);
     let labels = [("interface", "eth0"), ("mode", "native")];
@@ -264,10 +265,18 @@ fn exporter_counts_what_the_traffic_made() {
     // A VIP less, a real less; the rest counts on, and the watch as well.
     let text = configuration(&lab);
     let third = text.rfind("[[vip]]").unwrap();
-    file.write(&text[..third].replace("{ address = \"2001:db8:2::1\" }, ", ""));
+    let text = text[..third].replace("{ address = \"2001:db8:2::1\" }, ", "");
+    // And one that is down, with its weight.
+    file.write(&text.replacen("weight = 2", "weight = 2, down = true", 1));
     exporter.process.signal(SIGHUP).unwrap();
     exporter.says("203.0.113.1:54/udp removed");
     let after = scrape(host);
+    for (real, down) in [(REALS[0], 0.0), (REALS[1], 1.0)] {
+        let labels = [("vip", VIP4), ("real", real)];
+        assert_eq!(after.get("katran_vip_real_down", &labels), down, "{real}");
+    }
+    let labels = [("vip", VIP4), ("real", REALS[1])];
+    assert_eq!(after.get("katran_vip_real_weight", &labels), 2.0);
     let vips = BTreeSet::from([VIP4.to_owned(), VIP6.to_owned()]);
     assert_eq!(after.values_of("katran_vip_packets_total", "vip"), vips);
     let reals = [REALS[0], REALS[1], REALS[3]].map(str::to_owned);

@@ -92,6 +92,10 @@ fn sample(time: Instant, times: u64) -> Sample {
         ]),
         vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
         reals: both(["198.51.100.1", "2001:db8:2::1"]),
+        down: BTreeMap::from([
+            ("198.51.100.1".to_owned(), (2, 2)),
+            ("2001:db8:2::1".to_owned(), (1, 3)),
+        ]),
         cpus: vec![cpu(0, 20 * times), cpu(1, 0), cpu(2, 60 * times)],
         forwarding: vec![0, 2],
     }
@@ -118,10 +122,13 @@ fn rates_are_differences_by_time() {
         name: "[2001:db8:1::1]:443/tcp".to_owned(),
         rate: rate(120.0, 48_000.0),
         packets: 660,
+        down: None,
     };
     assert_eq!(rates.vips[0], busiest);
     assert_eq!(rates.reals[1].name, "198.51.100.1");
     assert_eq!(rates.reals[1].rate, rate(40.0, 16_000.0));
+    let down: Vec<_> = rates.reals.iter().map(|real| real.down).collect();
+    assert_eq!(down, [Some((1, 3)), Some((2, 2))]);
     let drops: Vec<_> = rates.drops.iter().map(|d| (d.reason, d.rate)).collect();
     assert_eq!(drops, [("ring_empty", 8.0), ("ipv4_fragment", 2.0)]);
     let cpus: Vec<_> = rates
@@ -202,8 +209,28 @@ fn the_view_shows_everything_on_an_ordinary_terminal() {
             "660",
         ],
         &["203.0.113.1:443/tcp", "40", "16.0", "k", "25.0", "%", "220"],
-        &["2001:db8:2::1", "120", "48.0", "k", "75.0", "%", "660"],
-        &["198.51.100.1", "40", "16.0", "k", "25.0", "%", "220"],
+        &["2", "reals,", "2", "down"],
+        &[
+            "2001:db8:2::1",
+            "down",
+            "for",
+            "1",
+            "of",
+            "3",
+            "120",
+            "48.0",
+            "k",
+        ],
+        &[
+            "198.51.100.1",
+            "down",
+            "40",
+            "16.0",
+            "k",
+            "25.0",
+            "%",
+            "220",
+        ],
         &["ring_empty", "8", "44"],
         &["ipv4_fragment", "2", "11"],
         &["cpu", "0", "40", "25.0", "%", "#"],
@@ -226,6 +253,7 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
             name: format!("203.0.113.2:{number}/udp"),
             rate: Rate::default(),
             packets: 0,
+            down: None,
         });
     }
     for width in [1, 10, 39, 80, 200] {

@@ -66,6 +66,10 @@ impl Twins {
         for cpu in counters.iter_mut().flat_map(|counters| &mut counters.cpus) {
             cpu.new_flows = 0;
         }
+        // How often numbers came back while packets might still have them is a matter of time.
+        for counters in &mut counters {
+            counters.library.waits_for_packets = 0;
+        }
         // Each drew its own hash keys, so which few flows met in a full set differs.
         let mut entries = counters.iter_mut().map(|counters| {
             let mut maps = counters.library.maps.iter_mut();

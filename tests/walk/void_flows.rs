@@ -15,18 +15,15 @@ use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
 use katran::ServerId;
-use katran::State;
 use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
-use katran::state::VipState;
 use katran::stats::DropReason;
 use nix::errno::Errno;
 
 use crate::common::at;
 use crate::common::builder;
-use crate::common::cpu_time;
 use crate::common::faults;
 use crate::common::faults::without_commands;
 use crate::common::flows;
@@ -461,45 +458,6 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     assert_eq!(pairs(&katran), 0);
     katran.apply(&wanted).unwrap();
     assert_eq!(send(&katran, flows[0]), (Some(ip(B)), Reason::Ring));
-}
-
-/// 65,000 reals that are down cost `apply` no more than what it compares: a state with them, without
-/// them, and the same again.
-#[test]
-fn apply_is_quick_with_65_000_reals_down() {
-    const VIPS: u16 = 65;
-    const REALS: u16 = 1000;
-    let mut katran = load(builder().max_vips(VIPS.into()).max_reals(65_535));
-    let mut state = katran.state();
-    let reals: Vec<_> = (0..REALS)
-        .map(|i| IpAddr::from([198, 18, (i >> 8) as u8, i as u8]))
-        .collect();
-    for port in 1..=VIPS {
-        let mut of_vip = VipState::new(Vip::tcp((ip("203.0.113.1"), port).into()));
-        of_vip.reals = reals.iter().map(|real| Real::new(*real)).collect();
-        state.vips.push(of_vip);
-    }
-    let up = state.clone();
-    for of_vip in &mut state.vips {
-        of_vip.down.clone_from(&reals);
-    }
-    katran.apply(&up).unwrap();
-    // Other threads of this machine do not count. Without optimisation all takes some times as long.
-    let limit = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
-    let total = usize::from(VIPS) * usize::from(REALS);
-    for (wanted, changes) in [(&state, total), (&state, 0), (&up, total), (&state, total)] {
-        let began = cpu_time();
-        let changed = katran.apply(wanted).unwrap();
-        let took = cpu_time() - began;
-        assert_eq!(changed.health_changed.len(), changes);
-        assert!(took < limit, "{took:?} for {changes} of {total}");
-    }
-    let began = cpu_time();
-    let now = katran.state();
-    assert!(cpu_time() - began < limit);
-    let down = |state: &State| -> usize { state.vips.iter().map(|of| of.down.len()).sum() };
-    assert_eq!(down(&now), total);
-    swept(&katran, 0);
 }
 
 /// The map has room for twice as many pairs as there may be reals. Nothing fails for want of it: what

@@ -52,7 +52,10 @@ enum Job {
 }
 
 struct World {
+    /// What packets find.
     chunks: Vec<Option<Memory>>,
+    /// Chunks that a refusal in the middle has left there.
+    left: BTreeSet<usize>,
     packets: Vec<Packet>,
     marked: u64,
     passed: u64,
@@ -80,20 +83,33 @@ impl World {
     }
 
     fn make(&mut self, numbers: &[usize]) -> io::Result<Vec<Memory>> {
-        self.refusal()?;
+        let numbers = self.reached(numbers);
         let make = |number: &usize| {
-            assert!(self.chunks[*number].is_none(), "made twice");
+            let was_left = self.left.remove(number);
+            assert!(self.chunks[*number].is_none() || was_left, "made twice");
             self.chunks[*number].insert(memory()).clone()
         };
-        Ok(numbers.iter().map(make).collect())
+        let made = numbers.iter().map(make).collect();
+        self.refusal().inspect_err(|_| self.left.extend(numbers))?;
+        Ok(made)
     }
 
     fn unmake(&mut self, numbers: &[usize]) -> io::Result<()> {
-        self.refusal()?;
-        for number in numbers {
+        let reached = self.reached(numbers);
+        for number in reached {
+            assert!(!self.left.contains(number), "freed twice");
             assert!(self.chunks[*number].take().is_some(), "freed twice");
         }
-        Ok(())
+        self.refusal()
+            .inspect_err(|_| self.left.extend(&numbers[reached.len()..]))
+    }
+
+    /// How much of a call is done: it may be refused in the middle.
+    fn reached<'a>(&self, numbers: &'a [usize]) -> &'a [usize] {
+        match self.refuses {
+            true => &numbers[..numbers.len().div_ceil(2)],
+            false => numbers,
+        }
     }
 
     fn finish(&mut self) {
@@ -179,6 +195,7 @@ impl Balancer {
         chunks[0] = Some(first.clone());
         let world = Rc::new(RefCell::new(World {
             chunks,
+            left: BTreeSet::new(),
             packets: Vec::new(),
             marked: 0,
             passed: 0,
@@ -258,11 +275,15 @@ impl Balancer {
                 [*ring; 3]
             );
         }
-        if self.store.busy.is_empty() {
-            let made = |chunks: &[Option<Memory>]| -> Vec<bool> {
-                chunks.iter().map(Option::is_some).collect()
-            };
-            assert_eq!(made(&self.store.chunks), made(&world.chunks));
+        for (index, chunk) in self.store.chunks.iter().enumerate() {
+            match (chunk, &world.chunks[index]) {
+                _ if self.store.busy.contains(&index) => {}
+                (Some(own), Some(seen)) => assert!(Rc::ptr_eq(&own.0, &seen.0), "{index}"),
+                (own, seen) => {
+                    assert!(own.is_none(), "packets find no chunk {index}");
+                    assert_eq!(seen.is_some(), world.left.contains(&index), "{index}");
+                }
+            }
         }
         assert!(self.store.capacity() >= self.store.in_use() + SPARE);
         for (index, chunk) in self.store.chunks.iter().enumerate() {
@@ -402,6 +423,39 @@ fn a_refusal_costs_nothing_but_the_change() {
     balancer.update(0).unwrap();
     balancer.update(1).unwrap();
     balancer.check();
+}
+
+#[test]
+fn chunks_that_a_refusal_took_away_in_part_are_all_given_up() {
+    for meanwhile in [false, true] {
+        let mut balancer = Balancer::new();
+        balancer.update(0).unwrap();
+        balancer
+            .store
+            .reserve(&balancer.kernel, VIPS as u32)
+            .unwrap();
+        let places = balancer.store.capacity();
+        balancer.world.borrow_mut().refuses = true;
+        if meanwhile {
+            balancer.store.trim_later();
+            balancer.world.borrow_mut().now += 2 * SURGE_ENDS;
+            balancer.store.collect(&balancer.kernel);
+            balancer.world.borrow_mut().finish();
+            balancer.store.collect(&balancer.kernel);
+        } else {
+            let trimmed = balancer.store.trim(&balancer.kernel);
+            assert!(matches!(trimmed, Err(Error::Kernel { .. })));
+        }
+        assert!(!balancer.world.borrow().left.is_empty());
+        assert!(balancer.store.capacity() < places);
+        balancer.check();
+        balancer.world.borrow_mut().refuses = false;
+        for vip in 1..VIPS {
+            balancer.update(vip).unwrap();
+            balancer.packet(vip);
+            balancer.check();
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! The questions of the resolver, and what it makes of the answers.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::Resolver;
@@ -7,13 +8,14 @@ use crate::next_hop::hop;
 use crate::next_hop::hop::Hop;
 use crate::next_hop::hop::Neighbour;
 use crate::next_hop::neighbours::User;
-use crate::next_hop::probe_way;
+use crate::next_hop::probes::way_of_probes;
 use crate::next_hop::touched::LinkChange;
 use crate::next_hop::touched::link_change;
-use crate::rtnetlink::Route;
-use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::NextHops;
+
+/// Warnings of one kind between two rounds of confirmation.
+const MOST_COMPLAINTS: u64 = 20;
 
 impl Resolver {
     pub(super) fn ask_link(&mut self, index: u32) {
@@ -34,6 +36,14 @@ impl Resolver {
         self.renew_port(index);
         let neighbours = self.neighbours.all().filter(|(of, _)| *of == index);
         let neighbours: Vec<_> = neighbours.collect();
+        for family in Family::ALL {
+            // The kernel takes routes away with a link, and brings them back, without notice; it may have gone
+            // and come again since.
+            if change == LinkChange::AllWays || self.has_default_by(family, index) {
+                self.forget_defaults(family);
+                self.searches[family].begin();
+            }
+        }
         match change {
             LinkChange::AllWays => {
                 self.all_ways();
@@ -50,7 +60,7 @@ impl Resolver {
                 });
                 let by_it: Vec<_> = by_it.copied().collect();
                 self.ways_of(&by_it);
-                self.pending.gateways = ByFamily::both(true);
+                self.begin_searches();
                 for neighbour in neighbours {
                     self.pending.neighbours.entry(neighbour).or_default();
                 }
@@ -72,7 +82,12 @@ impl Resolver {
                 self.routes.insert(number, route);
                 self.update_real(number);
             }
-            Err(error) => log::warn!("cannot ask for the route to {address}: {error}"),
+            Err(error) => {
+                self.complain(format_args!(
+                    "cannot ask for the route to {address}: {error}"
+                ));
+                self.pending.again.insert(number);
+            }
         }
     }
 
@@ -108,79 +123,8 @@ impl Resolver {
         }
     }
 
-    pub(super) fn ask_gateway(&mut self, family: Family) {
-        if !self.wanted.finds_gateway() {
-            return;
-        }
-        self.pending.gateways[family] = false;
-        let route = self.gateway_route(family);
-        let router = route.and_then(|route| Some((route.interface, route.gateway?)));
-        self.routers[family] = router;
-        self.update_gateway(family);
-    }
-
-    /// The route of the first real of the family that is behind a router, else the default route; those
-    /// by an interface that the balancer is attached to come first.
-    fn gateway_route(&mut self, family: Family) -> Option<Route> {
-        let mut elsewhere = None;
-        let of_family = self.reals.iter();
-        let of_family = of_family.filter(|(_, real)| Family::of(real.address) == family);
-        for (number, real) in of_family {
-            let route = match self.routes.get(number) {
-                Some(route) => *route,
-                None => {
-                    let (requests, address) = (&mut self.requests, real.address);
-                    match self.ways.route(requests, &self.interfaces, address) {
-                        Ok(route) => {
-                            self.routes.insert(*number, route);
-                            route
-                        }
-                        Err(error) => {
-                            log::warn!("cannot ask for the route to {address}: {error}");
-                            None
-                        }
-                    }
-                }
-            };
-            let Some(route) = route.filter(|route| route.gateway.is_some()) else {
-                continue;
-            };
-            if self.ways.reach(&self.interfaces, route.interface) {
-                return Some(route);
-            }
-            elsewhere.get_or_insert(route);
-        }
-        let default = self
-            .ways
-            .default_route(&mut self.requests, &self.interfaces, family);
-        let default = default.unwrap_or_else(|error| {
-            log::warn!("cannot ask for the default routes: {error}");
-            None
-        });
-        let here = default.filter(|route| self.ways.reach(&self.interfaces, route.interface));
-        here.or(elsewhere).or(default)
-    }
-
-    fn update_gateway(&mut self, family: Family) {
-        let router = self.routers[family];
-        self.assign(User::Gateway(family), router);
-        let before = self.gateways[family];
-        let found = self.neighbours.found(User::Gateway(family));
-        let hop = hop::of_gateway(router, found, &before);
-        if hop.mac != before.mac {
-            log::info!("the gateway of {family} reals: {}", hop.text());
-        }
-        if hop.interface != before.interface && !self.ways.reach(&self.interfaces, hop.interface) {
-            log::warn!(
-                "the gateway of {family} reals is behind {}, where the balancer is not attached",
-                self.interfaces.name(hop.interface)
-            );
-        }
-        self.gateways[family] = hop;
-    }
-
     /// A user is behind this neighbour from now on; one that nobody was behind is asked.
-    fn assign(&mut self, user: User, neighbour: Option<Neighbour>) {
+    pub(super) fn assign(&mut self, user: User, neighbour: Option<Neighbour>) {
         if self.neighbours.assign(user, neighbour)
             && let Some(neighbour) = neighbour
         {
@@ -203,7 +147,9 @@ impl Resolver {
         let (interface, address) = neighbour;
         let found = self.requests.neighbour(interface, address);
         let found = found.unwrap_or_else(|error| {
-            log::warn!("cannot ask for the neighbour {address}: {error}");
+            self.complain(format_args!(
+                "cannot ask for the neighbour {address}: {error}"
+            ));
             None
         });
         let before = self.neighbours.learn(&neighbour, found);
@@ -211,7 +157,9 @@ impl Resolver {
         let is_up = self.interfaces.get(interface).is_none_or(|of| of.up);
         let is_lost = is_up && before.is_some() && found.is_none();
         if is_lost {
-            log::warn!("{address} does not answer any more: its last address stays in use");
+            self.complain(format_args!(
+                "{address} does not answer any more: its last address stays in use"
+            ));
         }
         // The kernel does not look after neighbours that only XDP sends to.
         if (solicit || is_lost)
@@ -221,20 +169,47 @@ impl Resolver {
             && let Err(error) = self.requests.solicit(interface, address)
         {
             // The neighbour table is full, if anything.
-            log::warn!(
+            self.complain(format_args!(
                 "cannot ask {address} for its Ethernet address: {error} (more reals than \
                  net.ipv4.neigh.default.gc_thresh3, or that of ipv6?)"
-            );
+            ));
         }
     }
 
+    /// Probes take the way that clients' packets do, by the rules and tables of where the balancer is
+    /// attached.
     pub(super) fn ask_probe_way(&mut self, real: IpAddr) {
         let probes = self.board.as_ref().and_then(|board| board.probe_cells());
-        if let Some(probes) = probes
-            && let Ok(way) = probe_way(&mut self.requests, &self.wanted, real)
-        {
-            probes.set_way(real, way);
+        let Some(probes) = probes else {
+            return;
+        };
+        match self.ways.route(&mut self.requests, &self.interfaces, real) {
+            Ok(route) => probes.set_way(real, way_of_probes(&self.wanted, real, route)),
+            Err(error) => {
+                self.complain(format_args!(
+                    "cannot ask for the route of probes to {real}: {error}"
+                ));
+                self.pending.probed_again.insert(real);
+            }
         }
+    }
+
+    /// Says what may go wrong for thousands of reals at once, and not too often.
+    fn complain(&mut self, complaint: fmt::Arguments<'_>) {
+        match self.complaints < MOST_COMPLAINTS {
+            true => log::warn!("{complaint}"),
+            false => log::debug!("{complaint}"),
+        }
+        self.complaints += 1;
+    }
+
+    /// Complaints are counted from zero.
+    pub(super) fn count_complaints(&mut self) {
+        let left_out = self.complaints.saturating_sub(MOST_COMPLAINTS);
+        if left_out > 0 {
+            log::warn!("next hops: {left_out} more warnings like these (level debug has them)");
+        }
+        self.complaints = 0;
     }
 
     /// A port as it is in the kernel, where an interface that leaves the network namespace loses its own,

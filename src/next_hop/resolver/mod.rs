@@ -3,11 +3,15 @@
 //! be, and asks no neighbour.
 
 mod asks;
+mod gateways;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use gateways::Defaults;
+use gateways::Search;
 
 use super::NextHop;
 use super::board;
@@ -47,19 +51,14 @@ struct Pending {
     /// The ways to reals that the owner waits for, and to others.
     urgent: BTreeSet<u16>,
     reals: BTreeSet<u16>,
-    gateways: ByFamily<bool>,
+    /// Reals whose ways could not be asked for; they are tried again in a moment.
+    again: BTreeSet<u16>,
+    probed_again: BTreeSet<IpAddr>,
     /// Neighbours in the kernel's table; true: they are asked themselves, too.
     neighbours: BTreeMap<Neighbour, bool>,
     /// Reals of probes; the owner waits for the ways to the first.
     urgent_probed: BTreeSet<IpAddr>,
     probed: BTreeSet<IpAddr>,
-}
-
-impl Pending {
-    /// A family whose gateway is to be asked for.
-    fn open_gateway(&self) -> Option<Family> {
-        Family::ALL.into_iter().find(|of| self.gateways[*of])
-    }
 }
 
 pub(super) struct Resolver {
@@ -77,6 +76,10 @@ pub(super) struct Resolver {
     hops: BTreeMap<u16, Hop>,
     gateways: ByFamily<Hop>,
     routers: ByFamily<Option<Neighbour>>,
+    searches: ByFamily<Search>,
+    defaults: ByFamily<Option<Defaults>>,
+    /// Warnings since the last round of confirmation.
+    complaints: u64,
     neighbours: Neighbours,
     ports: Ports,
     /// Ports of interfaces that are gone, while hops may refer to them.
@@ -102,6 +105,9 @@ impl Resolver {
             hops: BTreeMap::new(),
             gateways: ByFamily::default(),
             routers: ByFamily::default(),
+            searches: ByFamily::default(),
+            defaults: ByFamily::default(),
+            complaints: 0,
             neighbours: Neighbours::default(),
             ports: Ports::default(),
             left_ports: Vec::new(),
@@ -141,6 +147,11 @@ impl Resolver {
         self.pending.urgent_probed.extend(probed);
     }
 
+    /// The same for one of them.
+    pub(super) fn ask_probed_one(&mut self, real: IpAddr) {
+        self.pending.urgent_probed.insert(real);
+    }
+
     fn probed(&self) -> Vec<IpAddr> {
         let probes = self.board.as_ref().and_then(|board| board.probe_cells());
         probes.map_or_else(Vec::new, |probes| probes.probed())
@@ -153,7 +164,7 @@ impl Resolver {
         self.by_address.insert(address, number);
         match self.wanted.mode {
             // It may be the first behind a router.
-            NextHops::Gateway => self.pending.gateways[Family::of(address)] = true,
+            NextHops::Gateway => self.searches[Family::of(address)].add(number),
             _ => {
                 self.pending.urgent.insert(number);
             }
@@ -167,10 +178,9 @@ impl Resolver {
         if self.by_address.get(&real.address) == Some(&number) {
             self.by_address.remove(&real.address);
         }
+        self.routes.remove(&number);
         // The gateway may have been this one's.
-        if self.routes.remove(&number).is_some() && self.wanted.mode == NextHops::Gateway {
-            self.pending.gateways[Family::of(real.address)] = true;
-        }
+        self.searches[Family::of(real.address)].remove(number);
         self.hops.remove(&number);
         self.changed.remove(&number);
         self.neighbours.assign(User::Real(number), None);
@@ -179,7 +189,7 @@ impl Resolver {
     /// Looks at the gateways now.
     pub(super) fn ask_gateways(&mut self) {
         for family in Family::ALL {
-            self.ask_gateway(family);
+            self.searches[family].begin_now();
             if let Some(router) = self.routers[family] {
                 self.ask_neighbour(router, false);
             }
@@ -195,15 +205,17 @@ impl Resolver {
         if touched.everything {
             self.look_at_everything();
         }
+        for family in Family::ALL {
+            if touched.everything || touched.families[family] {
+                self.forget_defaults(family);
+                self.searches[family].begin();
+            }
+        }
         for index in &touched.links {
             self.ask_link(*index);
         }
         for neighbour in &touched.neighbours {
             self.pending.neighbours.entry(*neighbour).or_default();
-        }
-        for family in Family::ALL {
-            // The default route may be the gateway's.
-            self.pending.gateways[family] |= touched.families[family];
         }
         let ranges = touched.ranges();
         let probed: BTreeSet<_> = match ranges.is_empty() {
@@ -242,6 +254,8 @@ impl Resolver {
 
     /// Everything, and all neighbours are asked to confirm what the kernel knows.
     pub(super) fn confirm(&mut self) {
+        self.count_complaints();
+        self.confirm_defaults();
         self.look_at_everything();
         let all = self.neighbours.all();
         self.pending
@@ -249,41 +263,50 @@ impl Resolver {
             .extend(all.map(|neighbour| (neighbour, true)));
     }
 
-    /// Asks once more who has not answered.
+    /// Asks once more who has not answered, and what could not be asked.
     pub(super) fn ask_unknown(&mut self) {
         let unknown = self.neighbours.unknown();
         let unknown = unknown.map(|neighbour| (neighbour, true));
         self.pending.neighbours.extend(unknown);
+        let pending = &mut self.pending;
+        pending.reals.append(&mut pending.again);
+        pending.probed.append(&mut pending.probed_again);
+        for family in Family::ALL {
+            if self.searches[family].has_failed() {
+                self.searches[family].begin();
+            }
+        }
     }
 
     /// Whether nobody is left who could still answer.
     pub(super) fn all_known(&self) -> bool {
         self.neighbours.unknown().next().is_none()
+            && self.pending.again.is_empty()
+            && self.pending.probed_again.is_empty()
+            && !self.searches.iter().any(|(_, search)| search.has_failed())
     }
 
     /// Whether the owner waits for an answer to an open question.
     pub(super) fn is_urgent(&self) -> bool {
         !self.pending.urgent.is_empty()
             || !self.pending.urgent_probed.is_empty()
-            || self.pending.open_gateway().is_some()
+            || self.searches.iter().any(|(_, search)| search.is_urgent())
     }
 
     /// Asks some of the open questions, the urgent ones first; false if none was left.
     pub(super) fn step(&mut self) -> bool {
         for _ in 0..QUESTIONS {
-            let pending = &mut self.pending;
-            if let Some(number) = pending.urgent.pop_first() {
+            if let Some(number) = self.pending.urgent.pop_first() {
                 self.ask_real(number);
-            } else if let Some(family) = pending.open_gateway() {
-                pending.gateways[family] = false;
-                self.ask_gateway(family);
-            } else if let Some(real) = pending.urgent_probed.pop_first() {
+            } else if let Some(family) = self.open_search() {
+                self.search(family);
+            } else if let Some(real) = self.pending.urgent_probed.pop_first() {
                 self.ask_probe_way(real);
-            } else if let Some((neighbour, solicit)) = pending.neighbours.pop_first() {
+            } else if let Some((neighbour, solicit)) = self.pending.neighbours.pop_first() {
                 self.ask_neighbour(neighbour, solicit);
-            } else if let Some(number) = pending.reals.pop_first() {
+            } else if let Some(number) = self.pending.reals.pop_first() {
                 self.ask_real(number);
-            } else if let Some(real) = pending.probed.pop_first() {
+            } else if let Some(real) = self.pending.probed.pop_first() {
                 self.ask_probe_way(real);
             } else {
                 return false;
@@ -292,11 +315,22 @@ impl Resolver {
         true
     }
 
+    fn open_search(&self) -> Option<Family> {
+        let mut all = Family::ALL.into_iter();
+        all.find(|family| self.searches[*family].is_open())
+    }
+
+    fn begin_searches(&mut self) {
+        for family in Family::ALL {
+            self.searches[family].begin();
+        }
+    }
+
     /// The ways to all reals are to be asked for.
     fn all_ways(&mut self) {
         let all: Vec<_> = self.reals.keys().copied().collect();
         self.ways_of(&all);
-        self.pending.gateways = ByFamily::both(true);
+        self.begin_searches();
     }
 
     /// The ways to these are to be asked for. Gateways need those of some reals only.
@@ -309,7 +343,7 @@ impl Resolver {
             if self.routes.remove(number).is_some()
                 && let Some(real) = self.reals.get(number)
             {
-                self.pending.gateways[Family::of(real.address)] = true;
+                self.searches[Family::of(real.address)].begin();
             }
         }
     }

@@ -316,7 +316,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     checker.says("nothing was changed: the old configuration stays in force");
     drop(servers.remove(0));
     checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
-    checker.says("applied: 1 weight changed");
+    checker.says("applied: 1 real's health changed");
     until(&lab, vip, &["backend1"]);
     servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
     until(&lab, vip, &["backend0", "backend1"]);
