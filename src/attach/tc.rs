@@ -132,14 +132,19 @@ impl Attached for TcLink {
     }
 
     fn state(&self) -> AttachmentState {
-        let state = match &self.held {
-            Held::Link { link, program } => link_state(link, program.as_fd()),
-            Held::Filter(filter) => filter.state(),
-        };
-        if state != AttachmentState::Gone {
-            self.target.note_name();
+        match &self.held {
+            // Another interface that has come with the same index is taken for it.
+            Held::Link { link, program } => {
+                link_state(link, program.as_fd(), &self.target, |_| true)
+            }
+            Held::Filter(filter) => {
+                let state = filter.state();
+                if state != AttachmentState::Gone {
+                    self.target.is_in_place(|| true);
+                }
+                state
+            }
         }
-        state
     }
 
     fn detach(&mut self) -> Result<()> {
