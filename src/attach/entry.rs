@@ -11,9 +11,9 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::list::Attached;
-use super::list::AttachmentState;
 use super::list::Attachments;
 use super::list::Replaceable;
+use super::place::AttachmentState;
 use super::place::here;
 use super::shared::SharedEntries;
 use crate::error::Error;

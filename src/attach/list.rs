@@ -1,6 +1,7 @@
 //! The attachments of one program, of whatever kind: one list, told apart by what they are on, that says
 //! what the kernel has made of each.
 
+use super::place::AttachmentState;
 use super::place::Named;
 use super::place::Place;
 use super::place::Seen;
@@ -8,27 +9,6 @@ use super::place::Target;
 use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
-
-/// What the kernel says of an attachment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum AttachmentState {
-    /// It is there, or the kernel does not tell.
-    Attached,
-    /// It is gone: the interface (or the array of entries) was removed, also if there is another one of its
-    /// name now, or somebody has taken the program off. Attaching again puts it back, and so does
-    /// `reattach`; until then no packet meets the program there.
-    Gone,
-    /// The interface was moved to another network namespace, where the program works on until it is
-    /// detached, by the name that the interface had. Only a thread of the namespace that it was in can tell,
-    /// and others if its index has changed: for these it is `Attached`. Moved back it is `Attached` again.
-    /// `reattach` leaves it alone.
-    Moved,
-    /// Somebody has put another program in its place.
-    Replaced,
-}
 
 /// One attachment of one program: a link of XDP, a program at tc, or an entry of a root program. It ends
 /// when it is dropped.

@@ -14,12 +14,32 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 
-use super::list::AttachmentState;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::sys::namespace::network_namespace;
+
+/// What the kernel says of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum AttachmentState {
+    /// It is there, or the kernel does not tell.
+    Attached,
+    /// It is gone: the interface (or the array of entries) was removed, also if there is another one of its
+    /// name now, or somebody has taken the program off. Attaching again puts it back, and so does
+    /// `reattach`; until then no packet meets the program there.
+    Gone,
+    /// The interface was moved to another network namespace, where the program works on until it is
+    /// detached, by the name that the interface had. Only a thread of the namespace that it was in can tell,
+    /// and others if its index has changed: for these it is `Attached`. Moved back it is `Attached` again.
+    /// `reattach` leaves it alone.
+    Moved,
+    /// Somebody has put another program in its place.
+    Replaced,
+}
 
 /// An interface, as the kernel tells it from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

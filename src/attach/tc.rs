@@ -13,9 +13,9 @@ use std::os::fd::OwnedFd;
 use nix::libc;
 
 use super::list::Attached;
-use super::list::AttachmentState;
 use super::list::Attachments;
 use super::list::OnInterface;
+use super::place::AttachmentState;
 use super::place::Namespace;
 use super::place::Target;
 use super::xdp::link_state;

@@ -15,10 +15,10 @@ use std::str::FromStr;
 use nix::libc;
 
 use super::list::Attached;
-use super::list::AttachmentState;
 use super::list::Attachments;
 use super::list::OnInterface;
 use super::list::Replaceable;
+use super::place::AttachmentState;
 use super::place::Target;
 use crate::error::Error;
 use crate::error::Result;
