@@ -12,17 +12,23 @@ LOADED := control e2e walk
 OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model fork health \
 	health_places next_hop ring_memory rings routing scaling
 
+# The dependencies are those of Cargo.lock, which no build rewrites silently.
+LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \
+	{ echo 'Cargo.lock does not fit Cargo.toml (or see above): cargo update --workspace, and commit it' >&2; false; }
+
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: ## a load balancer, four backends and a client at work (root)
 	@scripts/setup demo
-	$(CARGO) run --release --example demo
+	@$(LOCK_FITS)
+	$(CARGO) run --locked --release --example demo
 
 test: ## all tests (root)
 	@scripts/setup test
-	$(CARGO) test --workspace --all-features
-	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --all-features $(addprefix --test ,$(LOADED)) -- \
+	@$(LOCK_FITS)
+	$(CARGO) test --locked --workspace --all-features
+	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --locked --all-features $(addprefix --test ,$(LOADED)) -- \
 		$(foreach area,$(OF_ANY_KIND),--skip $(area)::)
 
 # In a copy, whose Cargo.lock may change; run by hand, or by a timer.

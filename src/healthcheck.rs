@@ -1,5 +1,5 @@
 //! The path of health checks: a tc program that wraps this host's own probes for one real each, and the
-//! tables by which it tells them. What is probed and what follows from it is the application's affair.
+//! tables by which it tells them. The application decides what is probed, and what follows from it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

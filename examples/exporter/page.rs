@@ -52,6 +52,8 @@ impl<'a> Page<'a> {
         let kind = match metric.kind {
             MetricKind::Counter => MetricType::Counter,
             MetricKind::Gauge => MetricType::Gauge,
+            // A kind that this program does not know yet.
+            _ => MetricType::Unknown,
         };
         let series = metric.samples.iter().map(|sample| {
             let values = sample.labels.iter().cloned();

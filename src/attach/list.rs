@@ -21,6 +21,11 @@ pub enum AttachmentState {
     /// name now, or somebody has taken the program off. Attaching again puts it back, and so does
     /// `reattach`; until then no packet meets the program there.
     Gone,
+    /// The interface was moved to another network namespace, where the program works on until it is
+    /// detached, by the name that the interface had. Only a thread of the namespace that it was in can tell,
+    /// and others if its index has changed: for these it is `Attached`. Moved back it is `Attached` again.
+    /// `reattach` leaves it alone.
+    Moved,
     /// Somebody has put another program in its place.
     Replaced,
 }
@@ -159,12 +164,12 @@ impl<A: OnInterface> Attachments<A> {
         interface.choose(&self.seen())
     }
 
-    /// The interfaces, and of which of them the kernel says that what was attached is gone.
+    /// The interfaces, and what the kernel says of the attachments to them.
     pub(crate) fn seen(&self) -> Vec<Seen<'_>> {
         self.iter()
             .map(|held| Seen {
                 target: held.target(),
-                is_gone: held.state() == AttachmentState::Gone,
+                state: held.state(),
             })
             .collect()
     }

@@ -14,6 +14,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 
+use super::list::AttachmentState;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -86,12 +87,19 @@ impl Target {
         self.name == name || *self.last() == name
     }
 
-    /// The interface is there: notes its name, if it is of the calling thread's network namespace.
-    pub(super) fn note_name(&self) {
-        if here() == Some(self.place.namespace)
-            && let Some(name) = name_of(self.place.index)
-        {
-            *self.last() = name;
+    /// Looks for an interface that there is, as a link tells: notes its name, and says whether it is still in
+    /// its namespace. `is_it` tells it from another one that has its index there. Only a thread of that
+    /// namespace can tell; for others it is where it was.
+    pub(super) fn is_in_place(&self, is_it: impl FnOnce() -> bool) -> bool {
+        if here() != Some(self.place.namespace) {
+            return true;
+        }
+        match name_of(self.place.index) {
+            Some(name) if is_it() => {
+                *self.last() = name;
+                true
+            }
+            _ => false,
         }
     }
 }
@@ -114,8 +122,13 @@ pub(crate) fn here() -> Option<u64> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) target: &'a Target,
-    /// What was attached is gone.
-    pub(crate) is_gone: bool,
+    pub(crate) state: AttachmentState,
+}
+
+impl Seen<'_> {
+    fn is_gone(&self) -> bool {
+        self.state == AttachmentState::Gone
+    }
 }
 
 /// An interface as a caller names it, who may be in its namespace or in another one.
@@ -150,7 +163,9 @@ impl<'a> Named<'a> {
     /// had it last, in the caller's namespace before others; else the only one that had it. `Err` if there
     /// are several: one that has another name by now is never taken for one of them.
     pub(crate) fn choose(&self, held: &[Seen<'_>]) -> Result<Option<usize>> {
-        if let Some(position) = held.iter().position(|held| self.is(held.target)) {
+        // Of one that was moved another interface may have the index.
+        let is = |held: &Seen<'_>| held.state != AttachmentState::Moved && self.is(held.target);
+        if let Some(position) = held.iter().position(is) {
             return Ok(Some(position));
         }
         let named = held.iter().enumerate();
@@ -159,7 +174,7 @@ impl<'a> Named<'a> {
             .collect();
         let had_last = |held: &Seen<'_>| held.target.last_name() == self.name;
         let is_gone_here =
-            |held: &Seen<'_>| held.is_gone && Some(held.target.place.namespace) == self.here;
+            |held: &Seen<'_>| held.is_gone() && Some(held.target.place.namespace) == self.here;
         let mut gone = named.iter().filter(|(_, held)| is_gone_here(held));
         let gone_here = gone.clone().find(|(_, held)| had_last(held));
         if let Some((position, _)) = gone_here.or_else(|| gone.next()) {
@@ -171,7 +186,7 @@ impl<'a> Named<'a> {
         let mut namespaces = named.iter().map(|(_, held)| held.target.place.namespace);
         let first = namespaces.next();
         if namespaces.all(|namespace| Some(namespace) == first)
-            && let Some(gone) = named.iter().position(|(_, held)| held.is_gone)
+            && let Some(gone) = named.iter().position(|(_, held)| held.is_gone())
         {
             named = vec![named[gone]];
         }
@@ -206,10 +221,6 @@ impl Namespace {
         })
     }
 
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
     /// thread of its own, so that the caller's stays where it is.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
@@ -235,6 +246,13 @@ mod tests {
 
     fn target(namespace: u64, index: u32, name: &str) -> Target {
         Target::new(Place { namespace, index }, name)
+    }
+
+    fn state(is_gone: bool) -> AttachmentState {
+        match is_gone {
+            true => AttachmentState::Gone,
+            false => AttachmentState::Attached,
+        }
     }
 
     fn renamed(namespace: u64, index: u32, name: &str, last: &str) -> Target {
@@ -268,7 +286,7 @@ mod tests {
             .iter()
             .map(|target| Seen {
                 target,
-                is_gone: target.place.namespace == 2,
+                state: state(target.place.namespace == 2),
             })
             .collect();
         for (name, here, index, expected) in [
@@ -325,7 +343,7 @@ mod tests {
         ] {
             let seen = held.iter().map(|(target, is_gone)| Seen {
                 target,
-                is_gone: *is_gone,
+                state: state(*is_gone),
             });
             let seen: Vec<_> = seen.collect();
             let chosen = named(name, here, None).choose(&seen);

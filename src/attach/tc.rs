@@ -132,14 +132,19 @@ impl Attached for TcLink {
     }
 
     fn state(&self) -> AttachmentState {
-        let state = match &self.held {
-            Held::Link { link, program } => link_state(link, program.as_fd()),
-            Held::Filter(filter) => filter.state(),
-        };
-        if state != AttachmentState::Gone {
-            self.target.note_name();
+        match &self.held {
+            // Another interface that has come with the same index is taken for it.
+            Held::Link { link, program } => {
+                link_state(link, program.as_fd(), &self.target, |_| true)
+            }
+            Held::Filter(filter) => {
+                let state = filter.state();
+                if state != AttachmentState::Gone {
+                    self.target.is_in_place(|| true);
+                }
+                state
+            }
         }
-        state
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -256,7 +261,7 @@ impl Filter {
             put.map_err(failed)
         };
         if let Err(error) = attach() {
-            if made_clsact && let Err(error) = place.remove_clsact() {
+            if made_clsact && let Err(error) = remove_unused_clsact(&mut requests, place) {
                 log::warn!("cannot remove the clsact qdisc of {interface}: {error}");
             }
             return Err(error);
@@ -313,10 +318,10 @@ impl Filter {
             return Ok(());
         }
         self.place.detach()?;
-        if self.made_clsact && !requests.has_tc_filters(self.place.index)? {
-            self.place.remove_clsact()?;
+        match self.made_clsact {
+            true => remove_unused_clsact(&mut requests, self.place),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -331,7 +336,58 @@ impl Drop for Filter {
     }
 }
 
+/// Removes the clsact discipline that we have made, unless others have put filters into it since.
+fn remove_unused_clsact(requests: &mut Requests, place: FilterPlace) -> io::Result<()> {
+    match requests.has_tc_filters(place.index)? {
+        true => Ok(()),
+        false => place.remove_clsact(),
+    }
+}
+
 /// The program of the filter that is at our place.
 fn present(requests: &mut Requests, place: FilterPlace) -> io::Result<Option<TcProgram>> {
     requests.tc_program(place.index, place.direction, place.priority, tc::HANDLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+
+    use nix::sched::CloneFlags;
+    use nix::sched::unshare;
+
+    use super::*;
+
+    /// Runs `tc` with these words, and a program of classic BPF; what it says.
+    fn tc_tool(words: &str, program: &[&str]) -> String {
+        let words = words.split(' ').chain(program.iter().copied());
+        let output = Command::new("tc").args(words).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_clsact_that_was_made_in_vain_is_removed_unless_others_use_it() {
+        // In a network namespace of its own, whose first interface is the loopback one.
+        let there = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let place = FilterPlace {
+                index: 1,
+                direction: Direction::Ingress,
+                priority: 1,
+            };
+            let has_clsact = || tc_tool("qdisc show dev lo", &[]).contains("clsact");
+            let mut requests = Requests::new().unwrap();
+            for theirs in [false, true] {
+                assert!(place.make_clsact().unwrap() && has_clsact());
+                if theirs {
+                    tc_tool("filter add dev lo egress bpf bytecode", &["1,6 0 0 0"]);
+                }
+                remove_unused_clsact(&mut requests, place).unwrap();
+                assert_eq!(has_clsact(), theirs);
+            }
+        };
+        thread::spawn(there).join().unwrap();
+    }
 }

@@ -174,11 +174,15 @@ impl Attached for XdpLink {
     }
 
     fn state(&self) -> AttachmentState {
-        let state = link_state(&self.link, self.program.as_fd());
-        if state != AttachmentState::Gone {
-            self.target.note_name();
-        }
-        state
+        let index = self.target.place.index;
+        let is_it = |program| match link::present(index) {
+            Ok(of) => [of.native, of.generic, of.offloaded].contains(&program),
+            Err(error) => {
+                log::warn!("cannot ask for the XDP programs of an interface: {error}");
+                true
+            }
+        };
+        link_state(&self.link, self.program.as_fd(), &self.target, is_it)
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -259,10 +263,21 @@ impl Attachments<XdpLink> {
     }
 }
 
-/// What the kernel says of a link that was given `program`.
-pub(super) fn link_state(link: &Link, program: BorrowedFd<'_>) -> AttachmentState {
+/// What the kernel says of a link to an interface, that was given `program`. `is_it` says whether the
+/// interface that has its index in the calling thread's network namespace has the program with this number.
+pub(super) fn link_state(
+    link: &Link,
+    program: BorrowedFd<'_>,
+    target: &Target,
+    is_it: impl FnOnce(u32) -> bool,
+) -> AttachmentState {
     match (link.info(), program::info(program)) {
         (Ok(of), _) if of.index == 0 => AttachmentState::Gone,
+        (Ok(of), _)
+            if of.index != target.place.index || !target.is_in_place(|| is_it(of.program)) =>
+        {
+            AttachmentState::Moved
+        }
         (Ok(of), Ok(own)) if of.program != own.id => AttachmentState::Replaced,
         _ => AttachmentState::Attached,
     }

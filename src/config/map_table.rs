@@ -107,7 +107,9 @@ pub(crate) const MAPS: &[MapRow] = &[
     }),
     row("cpus", Always, Own, |on| full(1u32, per_cpu(1u32, size_of::<types::cpu>(), on.cpus))),
     row("explanations", Always, Own, |_| full(1u32, array(1u32, 16))),
-    row("data and rodata", Always, Inner, |_| full(3u32, 3 * mappable(1u32, 8))),
+    row(".data.live", Always, Own, |_| full(1u32, mappable(1u32, size_of::<types::live>() as u32))),
+    row(".data.ports", Always, Own, |_| full(PORTS, mappable(PORTS, size_of::<types::port>() as u32))),
+    row("rodata", Always, Inner, |_| full(1u32, mappable(1u32, 8))),
     row("source_routes_v4", With(Features::SOURCE_ROUTING), Elements(|on| on.tries()), |on| {
         trie(on.config.max_source_routes, 8)
     }),

@@ -1,8 +1,8 @@
 //! What a balancer is loaded with: settings, their ranges, and the machine they are checked
 //! against.
 //!
-//! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns it into a `Config`, which holds only what
-//! can be loaded. Nothing here needs BPF.
+//! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns it into
+//! a `Config`, which holds only what can be loaded. Nothing here needs BPF.
 
 mod accounting;
 mod constants;
@@ -44,3 +44,5 @@ pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;
 pub(crate) use settings::Config;
+#[cfg(test)]
+pub(crate) use settings::live_settings;

@@ -5,7 +5,7 @@
 //! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`,
 //! `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
 //! document writes the value; `changes` is `never` for what is fixed at load (`live` settings have a
-//! step of their own in `state/plan.rs`). `constants` names those of `bpf/config.h` that the setting
+//! step of their own in `table/plan.rs`). `constants` names those of `bpf/config.h` that the setting
 //! is written into at load: `(name)`, or with how, of the value and the kernel's tick.
 //! `docs/configuration.md` comes from this table, too: `make docs`.
 //!
@@ -578,4 +578,11 @@ pub(super) fn same<T: PartialEq + Debug>(
         }),
         _ => Ok(()),
     }
+}
+
+/// The settings that change after load.
+#[cfg(test)]
+pub(crate) fn live_settings() -> impl Iterator<Item = &'static str> {
+    let live = ROWS.iter().filter(|row| row.changes == "yes");
+    live.map(|row| row.key)
 }

@@ -31,6 +31,7 @@ pub struct Metric {
 
 /// Whether a metric counts, so that it is its growth that tells something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MetricKind {
     /// It only grows, from 0 at load.
     Counter,

@@ -317,7 +317,7 @@ fn twice<K: Copy + Ord + fmt::Display>(
     })
 }
 
-/// The flags that a real of a state has; its family's bit is not its affair.
+/// The flags that a real of a state has; its family's bit is not among them.
 pub(crate) fn stated_flags(real: &Real) -> RealFlags {
     real.get_flags()
         .unwrap_or_default()

@@ -3,6 +3,7 @@
 //! Every error says where: `line 12, column 9: ...`.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::mem;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -152,9 +153,18 @@ impl State {
     /// # Errors
     /// [`Error::Document`] if a number is larger than TOML can hold (2^63 - 1).
     pub fn to_toml(&self) -> Result<String> {
-        let mut document = to_document(&self.keys()).map_err(|error| Error::Document {
+        let refused = |error: &dyn fmt::Display| Error::Document {
             message: error.to_string(),
-        })?;
+        };
+        let mut keys = self.keys();
+        // The rest has only flat tables, which need no layout: there may be very many of them.
+        let laid_out = Document {
+            balancer: keys.balancer.take(),
+            vip: mem::take(&mut keys.vip),
+            ..Document::default()
+        };
+        let rest = toml::to_string(&keys).map_err(|error| refused(&error))?;
+        let mut document = to_document(&laid_out).map_err(|error| refused(&error))?;
         for (_, item) in document.iter_mut() {
             *item = match mem::take(item).into_array_of_tables() {
                 Ok(tables) => Item::ArrayOfTables(tables),
@@ -164,7 +174,11 @@ impl State {
                 tables.iter_mut().for_each(lay_out);
             }
         }
-        Ok(document.to_string())
+        let mut text = document.to_string();
+        if !text.is_empty() && !rest.is_empty() {
+            text.push('\n');
+        }
+        Ok(text + &rest)
     }
 
     fn keys(&self) -> Document {

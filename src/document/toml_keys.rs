@@ -16,7 +16,7 @@ use crate::types::Prefix;
 use crate::types::Protocol;
 use crate::types::VipFlags;
 
-#[derive(Deserialize, Serialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]

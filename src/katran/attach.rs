@@ -42,7 +42,8 @@ impl Katran {
     /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
     /// [`Error::Unsupported`] if the driver lacks the mode, or the interface's packets have no Ethernet
     /// header (tun, WireGuard, IP in IP): attach to the interface below it; [`Error::Privilege`];
-    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds;
+    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds after all
+    /// reals were looked at;
     /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode. In any case
     /// nothing has changed.
     #[doc(alias = "attachBpfProgs")]

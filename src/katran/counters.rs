@@ -1,5 +1,5 @@
 //! Counters: kept per CPU by the program, summed when read. Each accessor returns a snapshot;
-//! rates are the reader's affair.
+//! two of them make a rate.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

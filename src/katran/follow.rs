@@ -2,7 +2,8 @@
 //! what is attached, so a call that fails half way leaves exactly those that hold.
 //!
 //! A balancer's packets read one set of next hops, so of several namespaces those of the first count,
-//! until no reason is left there.
+//! until no reason is left there. Sockets and descriptors of namespaces, which keep them alive, are held only
+//! while anything has to be found out: not with a gateway that was given.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use super::Katran;
 use crate::attach::Namespace;
 use crate::attach::here;
+use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::next_hop::Cells;
@@ -50,13 +52,21 @@ pub(super) struct Following {
 }
 
 struct Followed {
+    /// The kernel's number of the namespace.
+    number: u64,
+    /// While anything has to be found out.
+    way: Option<Way>,
+}
+
+/// What it takes to find out next hops in a namespace, wherever the caller is.
+struct Way {
     namespace: Namespace,
     /// While nothing is followed here. Opened by the thread that came first, for whom it took no privilege.
     sockets: Option<Sockets>,
 }
 
-impl Followed {
-    /// The calling thread's namespace.
+impl Way {
+    /// Into the calling thread's namespace.
     fn here() -> Result<Self> {
         let namespace = Namespace::here();
         Ok(Self {
@@ -86,9 +96,28 @@ impl Following {
         self.told = None;
         if let Some(watcher) = self.watcher.take() {
             let sockets = watcher.stop();
-            if let Some(first) = self.namespaces.first_mut() {
-                first.sockets = sockets;
+            if let Some(way) = self.namespaces.first_mut().and_then(|of| of.way.as_mut()) {
+                way.sockets = sockets;
             }
+        }
+    }
+
+    /// Opens what it takes to follow next hops in the calling thread's namespace, if that has a reason.
+    fn open_here(&mut self) -> Result<()> {
+        let here = here();
+        let mut namespaces = self.namespaces.iter_mut();
+        let of_here = namespaces.find(|of| Some(of.number) == here && of.way.is_none());
+        if let Some(followed) = of_here {
+            followed.way = Some(Way::here()?);
+        }
+        Ok(())
+    }
+
+    /// Nothing has to be found out: nothing is held of any namespace.
+    fn let_go(&mut self) {
+        self.stop();
+        for followed in &mut self.namespaces {
+            followed.way = None;
         }
     }
 }
@@ -127,9 +156,15 @@ impl Katran {
         let mut reasons = self.reasons();
         if let Some(here) = here() {
             reasons.push((here, reason));
-            let known = |of: &Followed| of.namespace.number() == here;
-            if !self.following.namespaces.iter().any(known) {
-                self.following.namespaces.push(Followed::here()?);
+            let namespaces = &mut self.following.namespaces;
+            if !namespaces.iter().any(|of| of.number == here) {
+                namespaces.push(Followed {
+                    number: here,
+                    way: None,
+                });
+            }
+            if self.wanted().needs_watching() {
+                self.following.open_here()?;
             }
         }
         self.follow_for(&reasons, true)
@@ -165,7 +200,7 @@ impl Katran {
             self.following.stop();
         }
         let namespaces = &mut self.following.namespaces;
-        namespaces.retain(|of| reasons.iter().any(|(has, _)| *has == of.namespace.number()));
+        namespaces.retain(|of| reasons.iter().any(|(has, _)| *has == of.number));
     }
 
     /// The reasons that hold, with their namespaces.
@@ -189,8 +224,7 @@ impl Katran {
     /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on
     /// where it was.
     fn follow_for(&mut self, reasons: &[(u64, Reason)], wait: bool) -> Result<()> {
-        let has_reason =
-            |of: &Followed| reasons.iter().any(|(has, _)| *has == of.namespace.number());
+        let has_reason = |of: &Followed| reasons.iter().any(|(has, _)| *has == of.number);
         let Some(first) = self.following.namespaces.iter().position(has_reason) else {
             self.following.stop();
             return Ok(());
@@ -249,20 +283,22 @@ impl Katran {
             .map(|(address, entry)| (entry.number.0, address))
             .collect();
         let failed = |error| kernel_error("enter", "a network namespace", error);
-        let Followed { namespace, sockets } = &mut self.following.namespaces[at];
-        let sockets = match sockets.take() {
+        self.following.open_here()?;
+        let at = &mut self.following.namespaces[at];
+        let (place, way) = (at.number, at.way.as_mut());
+        let Way { namespace, sockets } = way.ok_or_else(elsewhere)?;
+        let taken = match sockets.take() {
             Some(sockets) => sockets,
             None => namespace.run(Sockets::open).map_err(failed)??,
         };
-        let number = namespace.number();
-        let start = || Watcher::start((sockets, number), wanted, attached, cells, reals);
+        let start = || Watcher::start((taken, place), wanted, attached, cells, reals);
         let watcher = match wanted.mode {
             // The kernel takes an interface's index for one of the thread's namespace.
             NextHops::Redirect => namespace.run(start).map_err(failed)?,
             _ => start(),
         }?;
         if wait && let Err(error) = watcher.wait() {
-            self.following.namespaces[at].sockets = watcher.stop();
+            *sockets = watcher.stop();
             return Err(error);
         }
         Ok(watcher)
@@ -281,24 +317,39 @@ impl Katran {
                     return Err(error);
                 }
             }
-            Some(_) => self.following.stop(),
+            Some(_) => self.following.let_go(),
             None if wanted.needs_watching() && !self.following.is_empty() => {
                 let reasons = self.reasons();
                 let attached = attached_in(&self.following.namespaces[0], &reasons);
-                let watcher = self.start_following(0, before, attached, false)?;
-                // The address that was given serves until another is found.
-                watcher.set_wanted(wanted);
-                if let Err(error) = watcher.wait() {
-                    self.following.namespaces[0].sockets = watcher.stop();
-                    self.write_gateways(before);
-                    return Err(error);
+                let started = self.start_following(0, before, attached, false);
+                let started = started.and_then(|watcher| {
+                    // The address that was given serves until another is found.
+                    watcher.set_wanted(wanted);
+                    watcher.wait().map(|()| watcher)
+                });
+                match started {
+                    Ok(watcher) => self.following.watcher = Some(watcher),
+                    Err(error) => {
+                        self.following.let_go();
+                        self.write_gateways(before);
+                        return Err(error);
+                    }
                 }
-                self.following.watcher = Some(watcher);
             }
             None => {}
         }
         self.write_gateways(wanted);
         Ok(())
+    }
+}
+
+/// The error for a namespace in which nothing had to be found out until now, and the caller is not there.
+fn elsewhere() -> Error {
+    Error::InvalidConfig {
+        setting: "gateway_mac",
+        value: "auto".to_owned(),
+        reason: "is found out in the network namespace of the first attachment: call from a thread there"
+            .to_owned(),
     }
 }
 
@@ -308,7 +359,7 @@ fn attached_in(followed: &Followed, reasons: &[(u64, Reason)]) -> Vec<u32> {
     let mut attached = Vec::new();
     for (namespace, reason) in reasons {
         match reason {
-            _ if *namespace != followed.namespace.number() => {}
+            _ if *namespace != followed.number => {}
             Reason::Interface(index) => attached.push(*index),
             Reason::Entry | Reason::Embedder => return Vec::new(),
             Reason::HealthChecks => {}

@@ -56,12 +56,14 @@ impl Katran {
     }
 
     /// Sends encapsulated frames to another router from now on, or has it found out: in the network
-    /// namespace of the first attachment.
+    /// namespace of the first attachment. While nothing has to be found out the library holds nothing of that
+    /// namespace, so the change from an address to [`Gateway::Auto`] takes a call from there.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address;
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or is to be found
+    /// out and the calling thread is in another namespace than the first attachment;
     /// [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be found out and cannot be within
-    /// three seconds: then nothing has changed. A balancer that is attached nowhere does not look
+    /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached nowhere does not look
     /// for it yet.
     pub fn set_gateway(&mut self, gateway: Gateway) -> Result<()> {
         check_gateway(gateway)?;

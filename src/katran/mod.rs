@@ -89,8 +89,10 @@ use handles::Maps;
 ///
 /// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
 /// process that dies does the same. Methods that change something take `&mut self`, those that
-/// read take `&self`; it is [`Send`] and [`Sync`]. After a change a thread of the library's own may
-/// live for some milliseconds, to see when no packet uses what was replaced.
+/// read take `&self`; it is [`Send`] and [`Sync`]. After a change threads of the library's own may
+/// live for some milliseconds, to see when no packet uses what was replaced; after a real went, one for
+/// as long as its entries are taken out of the flow tables, which may be seconds. Dropping the handle
+/// has that one stop and waits for it, some milliseconds. `docs/embedding.md` lists all threads.
 ///
 /// It belongs to the process that has loaded it. In a child made by fork(2) dropping it changes nothing on
 /// the network; all other calls are for the process that has loaded it.

@@ -131,7 +131,12 @@ impl Watcher {
         cells: Cells,
         reals: impl IntoIterator<Item = (u16, IpAddr)>,
     ) -> Result<Self> {
-        let Sockets { requests, notices } = sockets;
+        let Sockets {
+            requests,
+            mut notices,
+        } = sockets;
+        let listening = notices.listen();
+        listening.map_err(|error| kernel_error("listen to", "notices of changes", error))?;
         // Notices from now on are looked at, so that no change is missed.
         notices.take();
         let board = Arc::new(Board::new(wanted, cells));
@@ -178,7 +183,7 @@ impl Watcher {
         })
     }
 
-    /// Ends it; the sockets are left.
+    /// Ends it; the sockets are left, and hear nothing.
     pub(crate) fn stop(mut self) -> Option<Sockets> {
         self.join()
     }
@@ -191,7 +196,9 @@ impl Watcher {
         }
         self.signals.stop.store(true, Ordering::Release);
         self.signals.wake();
-        thread.join().ok()
+        let mut sockets = thread.join().ok()?;
+        sockets.notices.rest();
+        Some(sockets)
     }
 
     /// Its thread has ended by itself, which is a panic.
@@ -234,11 +241,14 @@ impl Watcher {
     /// Waits until the gateways' addresses are known, if they have to be found out.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`] after some seconds, if neither family has one.
+    /// [`Error::NoNextHop`] after three seconds, if neither family has one.
     pub(crate) fn wait(&self) -> Result<()> {
+        let began = Instant::now();
         self.ask(Command::Look);
+        // The thread may have been long about other work.
+        let left = PATIENCE.saturating_sub(began.elapsed());
         let reason = match self.board() {
-            Some(board) => board.wait_known(PATIENCE),
+            Some(board) => board.wait_known(left),
             None => Some("it is looked for by the process before the fork".to_owned()),
         };
         match reason {
@@ -252,11 +262,12 @@ impl Watcher {
         self.ask(Command::Attached(interfaces));
     }
 
-    /// Another gateway from now on. An address that was given until now serves until one is found.
+    /// Another gateway from now on. An address that was given until now serves until one is found, for which
+    /// [`wait`](Self::wait) waits.
     pub(crate) fn set_wanted(&self, wanted: Wanted) {
         if let Some(board) = self.board() {
             let wish = board.set_wanted(wanted);
-            self.ask(Command::Wanted(wanted, wish));
+            self.send(Command::Wanted(wanted, wish));
         }
     }
 

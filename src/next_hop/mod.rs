@@ -76,7 +76,7 @@ pub(crate) fn preview(
     Ok(list)
 }
 
-/// What the kernel is asked by, and told by; of the network namespace in which they were opened.
+/// What the kernel is asked by, and told by while a [`Watcher`] has them; of the network namespace in which they were opened.
 pub(crate) struct Sockets {
     requests: Requests,
     notices: Notices,

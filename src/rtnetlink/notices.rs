@@ -49,7 +49,20 @@ pub(crate) enum Notice {
     Anything,
 }
 
-/// A socket that hears of changes. It belongs to the network namespace of the thread that made it.
+/// The multicast groups of these changes.
+const GROUPS: [u32; 8] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
+];
+
+/// A socket that hears of changes while it listens. It belongs to the network namespace of the thread that
+/// made it.
 pub(crate) struct Notices(Socket);
 
 impl Notices {
@@ -58,22 +71,30 @@ impl Notices {
         socket.bind_auto()?;
         // A smaller queue is lost sooner, and then everything is asked for once.
         let _ = setsockopt(&socket, RcvBufForce, &QUEUE_BYTES);
-        for group in [
-            libc::RTNLGRP_LINK,
-            libc::RTNLGRP_NEIGH,
-            libc::RTNLGRP_IPV4_ROUTE,
-            libc::RTNLGRP_IPV6_ROUTE,
-            libc::RTNLGRP_IPV4_RULE,
-            libc::RTNLGRP_IPV6_RULE,
-            libc::RTNLGRP_IPV4_IFADDR,
-            libc::RTNLGRP_IPV6_IFADDR,
-        ] {
-            socket.add_membership(group)?;
-        }
-        // Kernels without next-hop objects have no such group.
-        let _ = socket.add_membership(libc::RTNLGRP_NEXTHOP);
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
+    }
+
+    /// Hears of changes from now on; somebody has to take them.
+    pub(crate) fn listen(&mut self) -> io::Result<()> {
+        GROUPS
+            .into_iter()
+            .try_for_each(|group| self.0.add_membership(group))?;
+        // Kernels without next-hop objects have no such group.
+        let _ = self.0.add_membership(libc::RTNLGRP_NEXTHOP);
+        Ok(())
+    }
+
+    /// Hears of nothing more.
+    pub(crate) fn rest(&mut self) {
+        for group in GROUPS.into_iter().chain([libc::RTNLGRP_NEXTHOP]) {
+            if let Err(error) = self.0.drop_membership(group)
+                && group != libc::RTNLGRP_NEXTHOP
+            {
+                log::warn!("notices of the kernel go on to come: {error}");
+            }
+        }
+        while !self.take().is_empty() {}
     }
 
     /// Takes the notices that are there, or many of them; there may be some twice.

@@ -29,7 +29,7 @@ pub(super) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<()> {
     Ok(())
 }
 
-/// The flags as the program gets them: the family's bit is the address's affair.
+/// The flags as the program gets them: the address decides the family's bit.
 pub(super) fn real_flags(address: IpAddr, flags: RealFlags) -> RealFlags {
     flags.difference(RealFlags::IPV6)
         | match address {

@@ -417,6 +417,67 @@ fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_s
 }
 
 #[test]
+fn an_interface_that_was_moved_is_told_so_where_it_was() {
+    use AttachmentState::*;
+
+    require_root();
+    let (host, other) = (Host::new("host").unwrap(), Host::new("other").unwrap());
+    let move_to = |from: &Host, to: &Host, name: &str| {
+        let to = to.namespace_path();
+        from.ip(&format!("link set {name} netns {}", to.display()))
+            .unwrap();
+    };
+    let mut decap = Decap::builder().load().unwrap();
+    host.ip("link add dev0 type veth peer name dev1").unwrap();
+    host.run(|| {
+        decap.attach("dev0", XdpMode::Generic).unwrap();
+        decap.attach_tc("dev1", TcHook::Tcx).unwrap();
+    });
+    let states = |decap: &Decap| {
+        let of_xdp = decap.interfaces()[0].state;
+        (of_xdp, decap.tc_interfaces()[0].state)
+    };
+    let index = host.interface_index("dev0").unwrap();
+    for name in ["dev0", "dev1"] {
+        move_to(&host, &other, name);
+    }
+    assert_eq!(host.run(|| states(&decap)), (Moved, Moved));
+    assert!(program(&other, "dev0").is_some());
+    // Another one with its index is not it.
+    host.ip(&format!(
+        "link add dev7 index {index} type veth peer name dev8"
+    ))
+    .unwrap();
+    assert_eq!(host.run(|| decap.interfaces().remove(0).state), Moved);
+    assert_eq!(
+        host.run(|| decap.interfaces().remove(0).interface),
+        "dev0",
+        "nor is its name"
+    );
+    let none = host.run(|| decap.detach("dev7")).unwrap_err();
+    assert!(matches!(none, Error::NotFound { .. }), "{none}");
+    host.ip("link del dev7").unwrap();
+    // It is not gone, so nothing of the name takes its place.
+    host.ip("link add dev0 type veth peer name dev9").unwrap();
+    host.run(|| decap.reattach()).unwrap();
+    assert_eq!(program(&host, "dev0"), None);
+    host.run(|| decap.attach("dev0", XdpMode::Generic)).unwrap();
+    let both = host.run(|| decap.interfaces());
+    assert_eq!((both[0].state, both[1].state), (Moved, Attached));
+    host.run(|| decap.detach("dev0")).unwrap();
+    assert!(program(&host, "dev0").is_none() && program(&other, "dev0").is_some());
+    host.ip("link del dev0").unwrap();
+    // And back.
+    for name in ["dev0", "dev1"] {
+        move_to(&other, &host, name);
+    }
+    assert_eq!(host.run(|| states(&decap)), (Attached, Attached));
+    move_to(&host, &other, "dev0");
+    host.run(|| decap.detach("dev0")).unwrap();
+    assert_eq!(program(&other, "dev0"), None);
+}
+
+#[test]
 fn an_interface_without_ethernet_headers_is_refused_with_the_reason() {
     require_root();
     let host = Host::new("host").unwrap();

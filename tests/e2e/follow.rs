@@ -63,7 +63,7 @@ fn the_address_that_was_given_serves_until_one_is_found() {
         // One on the segment that does not answer yet.
         site::add_service(&mut network.katran, vip, &[v4(77).into()]);
         assert_eq!(destination(&network.katran, vip), given.octets());
-        network.katran.set_gateway(Gateway::Auto).unwrap();
+        host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap());
         assert_eq!(destination(&network.katran, vip), given.octets());
         assert!(!hop_of(&network.katran, v4(77)).answers);
         let found = mac("02:00:00:00:00:77");

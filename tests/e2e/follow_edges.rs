@@ -73,7 +73,7 @@ fn the_way_of_probes_changes_with_the_gateway() {
     host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
     assert_eq!(way(&network.katran), Some((0, 1)));
     // At once: what is looked at again every 15 seconds is too late.
-    network.katran.set_gateway(Gateway::Auto).unwrap();
+    host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap());
     assert_eq!(way(&network.katran), Some((0, 0)));
     network.katran.set_gateway_mac(given).unwrap();
     assert_eq!(way(&network.katran), Some((0, 1)));

@@ -1,13 +1,17 @@
 //! What follows from attaching and detaching, also if it fails half way: whose next hops are followed, and by
 //! which interface probes leave.
 
+use std::fs;
+
 use katran::Error;
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
 use katran::RootProgram;
 use katran::XdpMode;
+use katran::attachments::AttachmentState;
 use katran::attachments::TcHook;
+use katran_lab::Host;
 use katran_lab::veth;
 use nix::errno::Errno;
 
@@ -281,4 +285,54 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     assert_eq!(katran.interfaces().len(), 1);
     katran.probes_mut().detach();
     assert!(!egress_has_probes(host, "probe0") && katran.next_hops().is_empty());
+}
+
+/// The netlink sockets of processes in a network namespace, by the multicast groups that they have joined.
+fn netlink_sockets(host: &Host) -> Vec<u32> {
+    let text = host.run(|| fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
+    // sk Eth Pid Groups Rmem ...: those of the kernel itself have no Pid.
+    let sockets = text.lines().skip(1).map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        (
+            words[2].to_owned(),
+            u32::from_str_radix(words[3], 16).unwrap(),
+        )
+    });
+    let sockets = sockets.filter(|(pid, _)| pid != "0");
+    sockets.map(|(_, groups)| groups).collect()
+}
+
+#[test]
+fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
+    let (here, there) = (Place::new(1), Place::new(2));
+    let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    let mut katran = site::small(given).load().unwrap();
+    let attach = |katran: &mut Katran, place: &Place| {
+        let attach = || katran.attach("eth0", XdpMode::Generic);
+        place.host.run(attach).unwrap();
+    };
+    attach(&mut katran, &here);
+    let has_none = |place: &Place| netlink_sockets(&place.host).is_empty();
+    // What was opened to ask once is closed.
+    site::eventually("nothing is held here", || has_none(&here));
+    here.host.run(|| katran.set_gateway(Gateway::Auto)).unwrap();
+    attach(&mut katran, &there);
+    // Only that which is followed hears of changes.
+    let listen = |place: &Place| {
+        let sockets = netlink_sockets(&place.host);
+        sockets.iter().filter(|groups| **groups != 0).count()
+    };
+    assert_eq!((listen(&here), listen(&there)), (1, 0));
+    here.host.run(|| katran.detach("eth0")).unwrap();
+    // A child that another test has just forked may have them for a moment.
+    site::eventually("nothing is held here", || has_none(&here));
+    assert_eq!(listen(&there), 1);
+    assert_eq!(katran.gateway_mac(), there.router_mac);
+    katran.set_gateway_mac(given).unwrap();
+    site::eventually("nothing is held there", || has_none(&there));
+    // So it goes with its last process, and its interfaces with it.
+    drop(there);
+    site::eventually("the namespace is gone", || {
+        katran.interfaces()[0].state == AttachmentState::Gone
+    });
 }

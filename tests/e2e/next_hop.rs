@@ -249,15 +249,19 @@ fn a_gateway_is_found_out_where_the_balancer_is_attached() {
     site.katran
         .set_gateway_mac(mac("02:00:00:00:00:68"))
         .unwrap();
-    // This thread is in another network namespace.
-    site.katran.set_gateway(Gateway::Auto).unwrap();
+    // This thread is in another network namespace, of which nothing is known there, nor changed.
+    let error = site.katran.set_gateway(Gateway::Auto).unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    assert_ne!(site.katran.gateway_mac(), right);
+    let host = &site.lab.balancers[0].host;
+    host.run(|| site.katran.set_gateway(Gateway::Auto)).unwrap();
     assert_eq!(site.katran.gateway_mac(), right);
     // Back and forth.
     site.katran
         .set_gateway_mac(mac("02:00:00:00:00:68"))
         .unwrap();
     assert!(site.katran.next_hops().is_empty());
-    site.katran.set_gateway(Gateway::Auto).unwrap();
+    host.run(|| site.katran.set_gateway(Gateway::Auto)).unwrap();
     assert_eq!(site.katran.gateway_mac(), right);
     // What is attached nowhere looks nowhere.
     site.katran.detach("eth0").unwrap();
