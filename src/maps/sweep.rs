@@ -10,6 +10,8 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -77,13 +79,25 @@ pub(super) struct State {
 }
 
 /// What is to be removed from tables.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Jobs {
     pub(super) pairs: BTreeMap<(u16, u32), u64>,
     pub(super) vips: BTreeMap<u16, u64>,
 }
 
 impl Jobs {
+    /// Leaves out what is to be removed no more: such entries count again.
+    fn keep_current(&mut self, state: &State) {
+        self.pairs.retain(|(vip, real), job| {
+            let void = state.vips.get(vip).and_then(|of| of.reals.get(real));
+            void.is_some_and(|void| void.job == Some(*job))
+        });
+        self.vips.retain(|vip, job| {
+            let of = state.vips.get(vip);
+            of.is_some_and(|of| of.gone == Some(*job))
+        });
+    }
+
     fn is_empty(&self) -> bool {
         self.pairs.is_empty() && self.vips.is_empty()
     }
@@ -171,6 +185,10 @@ pub(super) struct Shared {
     pub(super) grace_period: GracePeriod,
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
+    /// Held over each step through a table, and taken before the state.
+    pub(super) step: Mutex<()>,
+    /// How often something that was to be removed came to count again.
+    pub(super) cancelled: AtomicU64,
 }
 
 /// The thread, while it runs: if it panics another one comes for the next job.
@@ -215,6 +233,17 @@ impl Shared {
             Some(reason) => self.map.update(&key, &reason.value()),
             None => self.map.delete(&key).map(drop),
         }
+    }
+
+    /// Ends what was being removed and counts again: when this returns, no step goes by what was to be
+    /// removed before. Not with the state locked.
+    pub(super) fn cancel(&self) {
+        self.cancelled.fetch_add(1, Ordering::Relaxed);
+        drop(self.lock_step());
+    }
+
+    fn lock_step(&self) -> MutexGuard<'_, ()> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread: removes what is void for as long as there is something.
@@ -270,17 +299,26 @@ impl Shared {
         if jobs.is_empty() {
             return Ok(true);
         }
+        let mut seen = self.cancelled.load(Ordering::Relaxed);
+        let mut jobs = jobs.clone();
+        jobs.keep_current(&self.lock());
         self.grace_period.wait()?;
         let tables = self.flows.all();
         let mut from: Vec<u32> = vec![0; tables.len()];
         let mut before = self.sets_in_use(&tables)?;
-        let matches = |vip, real| jobs.matches(vip, real);
         loop {
             for ((_, table), (first, end)) in tables.iter().zip(from.iter().zip(&before)) {
                 let mut walk = table.walk()?;
                 let mut next = Some(*first);
                 while let Some(first) = next {
-                    next = walk.step(first, *end, &matches)?;
+                    let step = self.lock_step();
+                    let now = self.cancelled.load(Ordering::Relaxed);
+                    if now != seen {
+                        seen = now;
+                        jobs.keep_current(&self.lock());
+                    }
+                    next = walk.step(first, *end, &|vip, real| jobs.matches(vip, real))?;
+                    drop(step);
                     if !go_on() {
                         return Ok(false);
                     }

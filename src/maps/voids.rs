@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::thread::JoinHandle;
 
@@ -123,6 +124,8 @@ impl VoidFlows {
                 grace_period: GracePeriod::new()?,
                 state: Mutex::default(),
                 wake: Condvar::new(),
+                step: Mutex::default(),
+                cancelled: AtomicU64::new(0),
             }),
             thread: None,
             owner: Owner::new(),
@@ -232,8 +235,8 @@ impl VoidFlows {
 
     /// Switches what packets see of a VIP, together with a change that was prepared, if one was.
     pub(crate) fn switch(&mut self, vip: u16, mut cell: VipCell, prepared: Option<Voiding>) {
-        let mut state = self.shared.lock();
         if let Some(Voiding { change, .. }) = &prepared {
+            let mut state = self.shared.lock();
             for (id, reason, lasting) in &change.void {
                 let job = lasting.sweep.then(|| state.job());
                 let void = Void {
@@ -247,7 +250,13 @@ impl VoidFlows {
                 state.take(vip, *id);
             }
             state.tidy(vip);
+            drop(state);
+            // Before packets make entries that count.
+            if !change.lift.is_empty() {
+                self.shared.cancel();
+            }
         }
+        let state = self.shared.lock();
         let of = state.vips.get(&vip);
         cell.void_flows = of.is_some_and(|of| !of.reals.is_empty());
         self.shared.cells.set(vip, cell);
@@ -276,6 +285,8 @@ impl VoidFlows {
         let jobs = self.shared.lock().jobs(vip);
         let removed = self.shared.remove(&jobs, || true);
         let removed = removed.and_then(|_| self.shared.finish(&mut self.shared.lock(), &jobs));
+        // The thread may be at the same jobs.
+        self.shared.cancel();
         kernel.check("remove void flows from", "the flow tables", removed)
     }
 
