@@ -78,7 +78,7 @@ pub(crate) struct HealthChecks {
     hook: TcHook,
     limits: Limits,
     /// The interface that probes leave by, and its Ethernet address, while they have a path.
-    way: Option<(u32, MacAddr)>,
+    way: Option<(u64, u32, MacAddr)>,
     /// Of the network namespace that the program is attached in.
     requests: Option<Requests>,
     program: OwnedFd,
@@ -254,10 +254,9 @@ impl HealthChecks {
             return Ok(());
         };
         let way = way_out(requests, mains, own, name)?;
-        if self.way != Some(way) {
-            self.way = Some(way);
-            self.tell_way();
-        }
+        self.way = Some(way);
+        // In any case: the follower may have written another one, as this one was gone.
+        self.tell_way();
         Ok(())
     }
 
@@ -271,10 +270,7 @@ impl HealthChecks {
     }
 
     fn tell_way(&self) {
-        match self.way {
-            Some((index, mac)) => self.cells.set_interface(index, mac),
-            None => self.cells.clear_interface(),
-        }
+        self.cells.leave_by(self.way);
     }
 
     /// The interface that it is attached to, if it is there.
@@ -492,7 +488,7 @@ fn way_out(
     mains: &[Place],
     own: Place,
     name: &str,
-) -> Result<(u32, MacAddr)> {
+) -> Result<(u64, u32, MacAddr)> {
     let failed = |error| kernel_error("ask for the address of", name, error);
     let mains = mains.iter().filter(|main| main.namespace == own.namespace);
     for place in mains.chain([&own]) {
@@ -503,7 +499,7 @@ fn way_out(
             what: format!("health checks by {}", interface.name),
             reason: "it has no Ethernet address",
         })?;
-        return Ok((place.index, mac));
+        return Ok((own.namespace, place.index, mac));
     }
     Err(Error::NoSuchInterface {
         interface: name.to_owned(),

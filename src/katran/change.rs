@@ -287,6 +287,7 @@ impl Katran {
         &mut self,
         store: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
+        self.look_at_attachments();
         let Written { with, .. } = Prepared::plain().write(self, store)?;
         Ok(with)
     }

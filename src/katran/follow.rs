@@ -6,6 +6,8 @@
 //! while anything has to be found out: not with a gateway that was given.
 
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use super::Katran;
 use crate::attach::Namespace;
@@ -18,6 +20,9 @@ use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
 use crate::types::NextHops;
+
+/// Between two looks at what is attached, which take some calls of the kernel's.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why next hops are followed in a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,10 @@ pub(super) struct Following {
     pub(super) watcher: Option<Watcher>,
     /// The namespace in which the embedder has asked for it.
     embedder: Option<u64>,
+    /// Which attached interfaces the follower was told of; `None`: those that it was started with.
+    told: Option<Vec<u32>>,
+    /// When it was last looked what is attached.
+    looked: Option<Instant>,
 }
 
 struct Followed {
@@ -74,8 +83,17 @@ impl Following {
         self.namespaces.is_empty()
     }
 
+    /// A follower whose thread has ended, as it has panicked, makes room for another.
+    fn replace_ended(&mut self) {
+        if self.watcher.as_ref().is_some_and(Watcher::has_ended) {
+            log::error!("the thread that follows next hops has ended: another one is started");
+            self.stop();
+        }
+    }
+
     /// Ends it in the first namespace; it may be started again there.
     pub(super) fn stop(&mut self) {
+        self.told = None;
         if let Some(watcher) = self.watcher.take() {
             let sockets = watcher.stop();
             if let Some(way) = self.namespaces.first_mut().and_then(|of| of.way.as_mut()) {
@@ -152,6 +170,27 @@ impl Katran {
         self.follow_for(&reasons, true)
     }
 
+    /// Something is about to change: looks whether what was attached still is, unless that was done a moment
+    /// ago; interfaces go without a call of ours. Next hops are followed, and probes leave, where something is.
+    pub(super) fn look_at_attachments(&mut self) {
+        let looked = self.following.looked;
+        let is_elsewhere = |watcher: &Watcher| !watcher.is_here();
+        if self.following.is_empty()
+            || looked.is_some_and(|at| at.elapsed() < LOOK)
+            || self.following.watcher.as_ref().is_some_and(is_elsewhere)
+        {
+            return;
+        }
+        let mains = self.attachments.places();
+        if let Some(checks) = &mut self.healthchecks
+            && let Err(error) = checks.route(&mains)
+        {
+            log::warn!("health checks leave by an interface that is not ours: {error}");
+        }
+        self.note_attached();
+        self.following.looked = Some(Instant::now());
+    }
+
     /// Attachments have changed: next hops are followed for those that are there.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
@@ -191,10 +230,14 @@ impl Katran {
             return Ok(());
         };
         let attached = attached_in(&self.following.namespaces[first], reasons);
+        self.following.replace_ended();
         if first == 0
             && let Some(watcher) = &self.following.watcher
         {
-            watcher.set_attached(attached);
+            if self.following.told.as_ref() != Some(&attached) {
+                watcher.set_attached(attached.clone());
+                self.following.told = Some(attached);
+            }
             return Ok(());
         }
         self.following.stop();
@@ -241,13 +284,14 @@ impl Katran {
             .collect();
         let failed = |error| kernel_error("enter", "a network namespace", error);
         self.following.open_here()?;
-        let way = self.following.namespaces[at].way.as_mut();
+        let at = &mut self.following.namespaces[at];
+        let (place, way) = (at.number, at.way.as_mut());
         let Way { namespace, sockets } = way.ok_or_else(elsewhere)?;
         let taken = match sockets.take() {
             Some(sockets) => sockets,
             None => namespace.run(Sockets::open).map_err(failed)??,
         };
-        let start = || Watcher::start(taken, wanted, attached, cells, reals);
+        let start = || Watcher::start((taken, place), wanted, attached, cells, reals);
         let watcher = match wanted.mode {
             // The kernel takes an interface's index for one of the thread's namespace.
             NextHops::Redirect => namespace.run(start).map_err(failed)?,
@@ -262,7 +306,9 @@ impl Katran {
 
     /// Does as `wanted` from now on, or goes on as before.
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
+        self.look_at_attachments();
         let before = self.wanted();
+        self.following.replace_ended();
         match &self.following.watcher {
             Some(watcher) if wanted.needs_watching() => {
                 watcher.set_wanted(wanted);

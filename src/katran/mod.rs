@@ -266,6 +266,11 @@ impl Katran {
 
     /// Takes back, without waiting, what no packet sees any more. Returns the moment that has passed.
     fn collect(&mut self) -> Moment {
+        self.look_at_attachments();
+        self.take_back()
+    }
+
+    fn take_back(&mut self) -> Moment {
         let passed = self.maps.rings.collect(&self.kernel);
         while let Some((moment, given_back)) = self.given_back.front()
             && *moment <= passed
@@ -288,7 +293,7 @@ impl Katran {
     /// Waits until no packet sees what has been let go of.
     fn settle(&mut self) -> Result<()> {
         self.maps.rings.settle(&self.kernel)?;
-        self.collect();
+        self.take_back();
         Ok(())
     }
 

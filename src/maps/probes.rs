@@ -53,6 +53,9 @@ pub(crate) struct ProbeCells {
     memory: Mapping,
     /// If reals have next hops of their own.
     ways: Option<Ways>,
+    /// By which interface probes leave, with its network namespace, if not by their own. Under this lock owner
+    /// and follower write that to memory, and nothing else.
+    leave_by: Mutex<Option<(u64, u32)>>,
 }
 
 /// The ways to all reals that marks and matches lead to.
@@ -105,7 +108,12 @@ impl ProbeCells {
             }),
             None => None,
         };
-        Ok(Self { map, memory, ways })
+        Ok(Self {
+            map,
+            memory,
+            ways,
+            leave_by: Mutex::default(),
+        })
     }
 
     /// The maps, by their names.
@@ -218,15 +226,43 @@ impl ProbeCells {
         self.set_mac(GATEWAY_MACS[family], mac);
     }
 
-    /// By which interface probes leave.
-    pub(crate) fn set_interface(&self, index: u32, own: MacAddr) {
-        self.set_mac(OWN_MAC, own);
-        self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
+    /// By which interface of a network namespace probes leave; `None`: by that which they were sent on.
+    pub(crate) fn leave_by(&self, interface: Option<(u64, u32, MacAddr)>) {
+        self.write_interface(&mut self.lock_interface(), interface);
     }
 
-    /// Probes leave by the interface that they were sent on.
-    pub(crate) fn clear_interface(&self) {
-        self.set_interface(0, MacAddr::new([0; 6]));
+    /// The interface of a network namespace that probes leave by.
+    pub(crate) fn leaves_by(&self, namespace: u64) -> Option<u32> {
+        let (of, index) = (*self.lock_interface())?;
+        (of == namespace).then_some(index)
+    }
+
+    /// This interface is gone: probes leave by the next one, or by their own. `false`: they leave by another.
+    pub(crate) fn interface_gone(
+        &self,
+        (namespace, index): (u64, u32),
+        next: Option<(u32, MacAddr)>,
+    ) -> bool {
+        let mut leave_by = self.lock_interface();
+        if *leave_by != Some((namespace, index)) {
+            return false;
+        }
+        let next = next.map(|(index, mac)| (namespace, index, mac));
+        self.write_interface(&mut leave_by, next);
+        true
+    }
+
+    fn lock_interface(&self) -> MutexGuard<'_, Option<(u64, u32)>> {
+        // Nothing that is done under it panics.
+        let locked = self.leave_by.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_interface(&self, leave_by: &mut Option<(u64, u32)>, to: Option<(u64, u32, MacAddr)>) {
+        *leave_by = to.map(|(namespace, index, _)| (namespace, index));
+        let (index, mac) = to.map_or((0, MacAddr::new([0; 6])), |(_, index, mac)| (index, mac));
+        self.set_mac(OWN_MAC, mac);
+        self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
     }
 
     /// How many matches by destination, and by source, there are.

@@ -9,8 +9,10 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::TryLockError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use super::NextHop;
@@ -26,6 +28,9 @@ use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
+
+/// How often, a millisecond apart, a lock is tried that nobody may be left to give up.
+const MOST_TRIES: u32 = 100;
 
 /// What packets read.
 pub(crate) struct Cells {
@@ -120,6 +125,11 @@ impl Board {
     fn lock(&self) -> MutexGuard<'_, Posted> {
         // Each change is whole before anything could panic.
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the lock can be had: not in a child made by fork(2) if another thread had it at that moment.
+    pub(super) fn is_usable(&self) -> bool {
+        is_free(&self.posted)
     }
 
     fn show_gateways(&self, posted: &Posted) {
@@ -303,6 +313,17 @@ impl Board {
     }
 }
 
+/// Whether a lock that is held for nanoseconds is ever free.
+fn is_free<T>(mutex: &Mutex<T>) -> bool {
+    (0..MOST_TRIES).any(|_| {
+        let is_free = !matches!(mutex.try_lock(), Err(TryLockError::WouldBlock));
+        if !is_free {
+            thread::sleep(Duration::from_millis(1));
+        }
+        is_free
+    })
+}
+
 impl Posted {
     fn write(&self, number: u16, hop: &Hop) {
         let Some(hops) = &self.cells.hops else {
@@ -347,4 +368,26 @@ pub(super) fn list(
         }
     };
     Family::ALL.map(of_family).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_nobody_gives_up_is_not_waited_for() {
+        let mutex = Mutex::new(());
+        assert!(is_free(&mutex));
+        let locked = mutex.lock();
+        assert!(!is_free(&mutex));
+        drop(locked);
+        thread::scope(|scope| {
+            let panics = scope.spawn(|| {
+                let _locked = mutex.lock();
+                panic!("on purpose");
+            });
+            assert!(panics.join().is_err());
+        });
+        assert!(is_free(&mutex), "what a panic has left is whole");
+    }
 }

@@ -26,7 +26,9 @@
 //! route is needed and may have changed. A stopped follower writes nothing. A thread that panics tells the board on its way out: callers
 //! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
 //! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
-//! it; getters tell what was known. (The memory that packets read is shared with the parent, as are the
+//! it; getters tell what was known. If the thread had the board's lock at the moment of the fork, nobody gives it
+//! up there: the child tries for a tenth of a second, and then has an empty list and changes nothing; the
+//! gateways' addresses take no lock. (The memory that packets read is shared with the parent, as are the
 //! sockets: a child that goes on to change its copy of the balancer changes the parent's.)
 
 use std::io;
@@ -123,7 +125,7 @@ impl Watcher {
     /// Starts, for a balancer that is attached to these interfaces, in the calling thread's network
     /// namespace; where nothing is redirected that of the sockets will do.
     pub(crate) fn start(
-        sockets: Sockets,
+        (sockets, namespace): (Sockets, u64),
         wanted: Wanted,
         attached: Vec<u32>,
         cells: Cells,
@@ -138,7 +140,7 @@ impl Watcher {
         // Notices from now on are looked at, so that no change is missed.
         notices.take();
         let board = Arc::new(Board::new(wanted, cells));
-        let mut resolver = Resolver::new(requests, wanted, Some(Arc::clone(&board)));
+        let mut resolver = Resolver::new(requests, namespace, wanted, Some(Arc::clone(&board)));
         resolver.confirm();
         resolver.set_attached(attached);
         for (number, address, ticket) in board.take_over(reals.into_iter()) {
@@ -199,22 +201,39 @@ impl Watcher {
         Some(sockets)
     }
 
+    /// Its thread has ended by itself, which is a panic.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.owner.is_here() && self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// The process is the one that the thread is in.
+    pub(crate) fn is_here(&self) -> bool {
+        self.owner.is_here()
+    }
+
+    /// The board; `None`: in a child made by fork(2) nobody is left who would give up its lock.
+    fn board(&self) -> Option<&Board> {
+        let usable = self.owner.is_here() || self.board.is_usable();
+        usable.then_some(&*self.board)
+    }
+
     /// Hands a command over; its number, by which to wait for it.
-    fn send(&self, command: Command) -> u64 {
+    fn send(&self, command: Command) -> Option<u64> {
+        if !self.owner.is_here() {
+            // Nobody takes it.
+            return None;
+        }
         // If the thread has ended nobody takes it, and nobody waits.
         let asked = self
             .board
             .ask(|asked| drop(self.commands.send((asked, command))));
-        if self.owner.is_here() {
-            self.signals.wake();
-        }
-        asked
+        self.signals.wake();
+        Some(asked)
     }
 
     /// The same, and waits until it is done.
     fn ask(&self, command: Command) {
-        let asked = self.send(command);
-        if self.owner.is_here() {
+        if let Some(asked) = self.send(command) {
             self.board.wait_done(asked, PATIENCE);
         }
     }
@@ -228,7 +247,11 @@ impl Watcher {
         self.ask(Command::Look);
         // The thread may have been long about other work.
         let left = PATIENCE.saturating_sub(began.elapsed());
-        match self.board.wait_known(left) {
+        let reason = match self.board() {
+            Some(board) => board.wait_known(left),
+            None => Some("it is looked for by the process before the fork".to_owned()),
+        };
+        match reason {
             Some(reason) => Err(Error::NoNextHop { reason }),
             None => Ok(()),
         }
@@ -242,14 +265,18 @@ impl Watcher {
     /// Another gateway from now on. An address that was given until now serves until one is found, for which
     /// [`wait`](Self::wait) waits.
     pub(crate) fn set_wanted(&self, wanted: Wanted) {
-        let wish = self.board.set_wanted(wanted);
-        self.send(Command::Wanted(wanted, wish));
+        if let Some(board) = self.board() {
+            let wish = board.set_wanted(wanted);
+            self.send(Command::Wanted(wanted, wish));
+        }
     }
 
     /// The path of health checks reads gateways here, too.
     pub(crate) fn set_probes(&self, probes: Arc<ProbeCells>) {
-        self.board.set_probes(probes);
-        self.ask(Command::Probes);
+        if let Some(board) = self.board() {
+            board.set_probes(probes);
+            self.ask(Command::Probes);
+        }
     }
 
     /// Finds the way of probes to a real, which is told to the path of health checks.
@@ -259,7 +286,8 @@ impl Watcher {
 
     /// Packets will be sent to these reals.
     pub(crate) fn add(&self, reals: impl IntoIterator<Item = (u16, IpAddr)>) {
-        let added = self.board.add(reals.into_iter());
+        let board = self.board();
+        let added = board.map_or_else(Vec::new, |board| board.add(reals.into_iter()));
         if !added.is_empty() {
             self.ask(Command::Add(added));
         }
@@ -268,14 +296,16 @@ impl Watcher {
     /// No more packets are sent to these. What packets under way read of them stays.
     pub(crate) fn remove(&self, numbers: impl IntoIterator<Item = u16>) {
         let numbers: Vec<_> = numbers.into_iter().collect();
-        self.board.remove(&numbers);
+        if let Some(board) = self.board() {
+            board.remove(&numbers);
+        }
         // Nobody waits for what follows from it.
         self.send(Command::Remove(numbers));
     }
 
     /// What is known now.
     pub(crate) fn list(&self) -> Vec<NextHop> {
-        self.board.list()
+        self.board().map_or_else(Vec::new, Board::list)
     }
 
     /// The Ethernet address of a family's gateway.

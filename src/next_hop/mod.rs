@@ -63,7 +63,7 @@ pub(crate) fn preview(
     attached: Vec<u32>,
     reals: impl IntoIterator<Item = (u16, IpAddr)>,
 ) -> io::Result<Vec<NextHop>> {
-    let mut resolver = Resolver::new(Requests::new()?, wanted, None);
+    let mut resolver = Resolver::new(Requests::new()?, 0, wanted, None);
     resolver.look_at_everything();
     resolver.set_attached(attached);
     for (number, address) in reals {

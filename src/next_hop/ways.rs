@@ -59,6 +59,11 @@ impl Ways {
         changed
     }
 
+    /// The interfaces that the balancer is attached to, if that is known; some may be gone.
+    pub(super) fn attached(&self) -> &[u32] {
+        &self.attached
+    }
+
     /// Interfaces have changed.
     pub(super) fn renew(&mut self, interfaces: &Interfaces) {
         self.above = interfaces.above(&self.attached);

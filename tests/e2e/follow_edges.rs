@@ -17,12 +17,14 @@ use katran::MacAddr;
 use katran::NextHops;
 use katran::Real;
 use katran::Vip;
+use katran::VipFlags;
 use katran::XdpMode;
 use katran_lab::Host;
 use katran_lab::require_root;
 use katran_lab::veth;
 
 use crate::attachments::Place;
+use crate::attachments::way_of_probes;
 use crate::segment::Arrival;
 use crate::segment::Segment;
 use crate::segment::v4;
@@ -204,4 +206,110 @@ fn probes_take_the_table_of_where_the_balancer_is_attached() {
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
     host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
     assert_eq!(way(&network.katran), Some((0, 1)));
+}
+
+#[test]
+fn following_moves_on_when_the_last_interface_of_a_namespace_is_removed() {
+    let (here, there) = (Place::new(1), Place::new(2));
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.load().unwrap();
+    for place in [&here, &there] {
+        let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
+        place.host.run(attach).unwrap();
+    }
+    assert_eq!(katran.gateway_mac(), here.router_mac);
+    here.host.ip("link del eth0").unwrap();
+    // With the next changes of the handle, of whatever kind.
+    let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
+    site::eventually("the other router is in use", || {
+        katran.add_vip(vip, VipFlags::empty()).unwrap();
+        katran.remove_vip(vip).unwrap();
+        katran.gateway_mac() == there.router_mac
+    });
+}
+
+#[test]
+fn probes_leave_by_the_next_interface_when_the_first_is_removed() {
+    for gateway in [
+        Gateway::Auto,
+        Gateway::Mac(MacAddr::new([2, 0, 0, 0, 0, 9])),
+    ] {
+        let place = Place::new(1);
+        let host = &place.host;
+        place.link("one0", [2, 0, 0, 0, 0xcc, 1]);
+        place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
+        let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(gateway);
+        let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
+        host.run(|| {
+            katran.attach("one0", XdpMode::Generic).unwrap();
+            katran.attach("eth0", XdpMode::Generic).unwrap();
+        });
+        let index = |name: &str| host.interface_index(name).unwrap();
+        assert_eq!(way_of_probes(&katran).0, index("one0"));
+        let second = index("eth0");
+        host.ip("link del one0").unwrap();
+        // Where next hops are followed, at once; else with the next changes of the handle.
+        site::eventually("probes leave by the second interface", || {
+            if gateway != Gateway::Auto {
+                katran.set_source("192.0.2.1".parse().unwrap()).unwrap();
+                katran.set_source("192.0.2.2".parse().unwrap()).unwrap();
+            }
+            way_of_probes(&katran).0 == second
+        });
+        if gateway == Gateway::Auto {
+            host.ip("link del eth0").unwrap();
+            site::eventually("probes leave by their own interface", || {
+                way_of_probes(&katran) == (0, MacAddr::new([0; 6]))
+            });
+        }
+    }
+}
+
+/// Panics in a follower that finds this address, as any thread may for reasons that nobody thought of.
+struct Panics;
+
+const FATAL: &str = "02:00:00:00:de:ad";
+
+impl log::Log for Panics {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let is_follower = std::thread::current().name() == Some("katran-next-hop");
+        assert!(
+            !is_follower || !record.args().to_string().contains(FATAL),
+            "on purpose"
+        );
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_follower_that_has_panicked_is_replaced() {
+    log::set_logger(&Panics).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let place = Place::new(1);
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.load().unwrap();
+    let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
+    place.host.run(attach).unwrap();
+    let router_is = |mac: &str| {
+        let entry = format!("neigh replace 10.0.0.1 lladdr {mac} nud permanent dev eth0");
+        place.host.ip(&entry).unwrap();
+    };
+    let first = katran.gateway_mac();
+    router_is(FATAL);
+    std::thread::sleep(Duration::from_millis(500));
+    // What was known stays in use, and nobody waits for a thread that is not there.
+    assert_eq!(katran.gateway_mac(), first);
+    let second = MacAddr::new([2, 0, 0, 0, 0, 0x22]);
+    router_is(&second.to_string());
+    let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
+    site::eventually("another follower has found the second address", || {
+        katran.add_vip(vip, VipFlags::empty()).unwrap();
+        katran.remove_vip(vip).unwrap();
+        katran.gateway_mac() == second
+    });
 }

@@ -31,6 +31,9 @@ impl Resolver {
             self.names_changed = true;
             self.ways.renew(&self.interfaces);
         }
+        if now.is_none() {
+            self.look_at_probes_interface();
+        }
         let change = link_change(before.as_ref(), now.as_ref());
         // It may have left the network namespace and come back, which costs it its port.
         self.renew_port(index);
@@ -191,6 +194,29 @@ impl Resolver {
                 ));
                 self.pending.probed_again.insert(real);
             }
+        }
+    }
+
+    /// Where the interface is gone that probes leave by, they leave by the next one that the balancer is
+    /// attached to, or by their own.
+    pub(super) fn look_at_probes_interface(&mut self) {
+        let probes = self.board.as_ref().and_then(|board| board.probe_cells());
+        let Some(probes) = probes else {
+            return;
+        };
+        let index = match probes.leaves_by(self.namespace) {
+            Some(index) if self.interfaces.get(index).is_none() => index,
+            _ => return,
+        };
+        let attached = self.ways.attached().iter();
+        let next = attached.copied().find_map(|index| {
+            let mac = self.interfaces.get(index)?.mac?;
+            Some((index, mac))
+        });
+        if probes.interface_gone((self.namespace, index), next) {
+            let name = next.map(|(index, _)| self.interfaces.name(index));
+            let by = name.unwrap_or_else(|| "their own interface".to_owned());
+            log::warn!("the interface that probes left by is gone: they leave by {by}");
         }
     }
 

@@ -147,6 +147,10 @@ impl Resolver {
         self.searches[family].end();
         self.routers[family] = router;
         self.update_gateway(family);
+        if let Some(router) = router {
+            // One that was asked just now tends to have answered a moment later.
+            self.pending.neighbours.entry(router).or_default();
+        }
     }
 
     /// The router, when all reals have been looked at that had to be; routes by an interface that the

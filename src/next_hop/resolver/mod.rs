@@ -63,6 +63,8 @@ struct Pending {
 
 pub(super) struct Resolver {
     requests: Requests,
+    /// The network namespace of the requests.
+    namespace: u64,
     wanted: Wanted,
     wish: Ticket,
     /// `None`: it only looks.
@@ -91,9 +93,15 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(requests: Requests, wanted: Wanted, board: Option<Arc<Board>>) -> Self {
+    pub(super) fn new(
+        requests: Requests,
+        namespace: u64,
+        wanted: Wanted,
+        board: Option<Arc<Board>>,
+    ) -> Self {
         Self {
             requests,
+            namespace,
             wanted,
             wish: 0,
             board,
@@ -244,6 +252,7 @@ impl Resolver {
         for (index, _) in self.ports.list() {
             self.renew_port(index);
         }
+        self.look_at_probes_interface();
         self.all_ways();
         for neighbour in self.neighbours.all() {
             self.pending.neighbours.entry(neighbour).or_default();
