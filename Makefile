@@ -9,8 +9,8 @@ CARGO ?= cargo
 # files without any flow in a table, that choose its kind themselves, or are about what is around the
 # program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
-OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model fork health \
-	health_places next_hop ring_memory rings routing scaling
+OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model follow follow_edges \
+	following fork health health_places next_hop ring_memory rings routing scaling
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.
 LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \

@@ -129,7 +129,7 @@ impl Katran {
     /// [`program_fd`](Self::program_fd) by other means have to.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
+    /// [`Error::NoNextHop`]; [`Error::Kernel`] if netlink
     /// sockets are refused. Nothing has changed then.
     pub fn follow_next_hops(&mut self) -> Result<()> {
         let before = self.following.embedder.take();

@@ -48,10 +48,10 @@ impl Builder {
     /// Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] and [`Error::Unsupported`] for settings;
-    /// [`Error::KernelTooOld`], [`Error::BpfUnavailable`], [`Error::Privilege`] and
-    /// [`Error::InsufficientMemory`] for what the machine lacks; [`Error::Verifier`] if the
-    /// kernel rejects the program; [`Error::Kernel`] for any other refusal. Nothing stays in the
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and [`Error::Unsupported`](crate::Error::Unsupported) for settings;
+    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
+    /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
+    /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. Nothing stays in the
     /// kernel then.
     pub fn load(self) -> Result<Katran> {
         let config = self.validate()?;
