@@ -327,7 +327,9 @@ fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
     // A child that another test has just forked may have them for a moment.
     site::eventually("nothing is held here", || has_none(&here));
     assert_eq!(listen(&there), 1);
-    assert_eq!(katran.gateway_mac(), there.router_mac);
+    site::eventually("the other router is found", || {
+        katran.gateway_mac() == there.router_mac
+    });
     katran.set_gateway_mac(given).unwrap();
     site::eventually("nothing is held there", || has_none(&there));
     // So it goes with its last process, and its interfaces with it.
