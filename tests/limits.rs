@@ -259,7 +259,12 @@ fn a_diagnosis_of_16_000_reals_takes_16_times_that_of_1_000() {
         let (many, by_clock) = diagnosed(16_000, next_hops);
         println!("{next_hops}: {few:?} with 1,000 reals, {many:?} ({by_clock:?}) with 16,000");
         assert!(many < 24 * few, "{few:?} {many:?}");
-        claim("diagnose", many, Duration::from_millis(100), 8);
+        // A balancer that is attached nowhere asks the kernel for the way to each real, some 8 µs each.
+        let limit = match next_hops {
+            NextHops::Gateway => 100,
+            _ => 300,
+        };
+        claim("diagnose", many, Duration::from_millis(limit), 8);
     }
 }
 
