@@ -45,10 +45,6 @@ use serde_json::json;
 const OCCUPANCIES: [u32; 4] = [50, 90, 100, 150];
 const PATTERNS: [Pattern; 2] = [Pattern::Uniform, Pattern::Zipf];
 const SEED: u64 = 20_000;
-/// As how old new flows start, in ticks of the models: of the flood's 50 ms, and of packets, where
-/// the kernel plays all of them in less.
-const FIVE_SECONDS: u32 = 100;
-const FOREVER: u32 = 1 << 30;
 
 struct Effort {
     /// That the tables are configured for.
@@ -263,7 +259,7 @@ fn hit_rates(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) -> Vec<Value> {
 /// varies with the hash keys. Sets are alike and all but independent of each other, so the
 /// variance of the misses is that of a set's misses times the number of sets.
 fn model_of_sets(traffic: &Traffic, flows: u32, packets_a_tick: usize) -> (f64, f64) {
-    let mut table = SetAssociative::new(flows, FOREVER, SEED);
+    let mut table = SetAssociative::new(flows, SEED);
     let keys = HashKeys::draw(SEED);
     let sets = table.sets();
     let mut misses = vec![0.0; sets];
@@ -477,10 +473,10 @@ fn floods(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) {
             let shares = flood.play(&mut ExactLru::new(entries), seconds);
             print(&format!("{name}{guard}"), &shares);
         }
-        let shares = flood.play(&mut SetAssociative::new(flows, FIVE_SECONDS, SEED), seconds);
+        let shares = flood.play(&mut SetAssociative::new(flows, SEED), seconds);
         print(&format!("set-associative{guard}"), &shares);
     }
-    let model = guarded.play(&mut SetAssociative::new(flows, FIVE_SECONDS, SEED), seconds);
+    let model = guarded.play(&mut SetAssociative::new(flows, SEED), seconds);
     for kind in kinds {
         let shares = flood_in_kernel(&guarded, *kind, effort, cpu);
         print(&format!("{kind}, kernel"), &shares);

@@ -31,9 +31,8 @@ const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
 const volatile __u32 flow_sets = 1;
 /* Random keys of the flow's fingerprint: one for each of its words, and the sum's start value. */
 const volatile __u64 flow_keys[FLOW_WORDS + 1] = {};
-/* As how old a TCP flow is remembered that no packet but its first one was seen of: if the set is
- * full of flows used since, the new one makes room first. Ticks. */
-const volatile __u32 new_flow_age = 5000;
+/* A SYN follows its flow's entry if that was used since so many ticks. */
+const volatile __u32 syn_follows = 5000;
 const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
 const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;

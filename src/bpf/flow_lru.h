@@ -29,9 +29,9 @@ static __always_inline struct flow_mark *lru_find(void *table, const struct flow
 }
 
 static __always_inline void lru_remember(void *table, const struct flow_key *key, __u32 id,
-					 __u32 now)
+					 __u32 used)
 {
-	const struct flow_mark mark = { .id = id, .used = now };
+	const struct flow_mark mark = { .id = id, .used = used };
 
 	if (table) {
 		bpf_map_update_elem(table, key, &mark, BPF_ANY);

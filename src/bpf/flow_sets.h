@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * The flow table as a set-associative cache in a plain array, without locks. A flow belongs to one
- * set of two cache lines; within the set the least recently used entry goes first. An entry holds
- * a fingerprint of the flow instead of its addresses: 48 bits of a hash, and its VIP.
+ * set of two cache lines; within the set the least recently used entry goes first, but after all
+ * flows of which a single packet was seen. An entry holds a fingerprint of the flow instead of its
+ * addresses: 48 bits of a hash, and its VIP.
  *
  * The table starts with few of its sets in use and splits one after the other as flows come
  * (linear hashing: Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980),
@@ -102,6 +103,47 @@ static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fi
 	return (*(const volatile __u64 *)&entry->tag ^ id) == fingerprint ? id : 0;
 }
 
+/* In the answer of sets_choose: the entry is the flow's own. */
+#define CHOSEN_OWN FLOW_WAYS
+
+/* The entry that makes room: the one unused for longest; but those that only one packet was seen of
+ * before all others, for floods are made of them, whatever the protocol. */
+static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
+{
+	__u64 oldest = 0;
+
+#pragma unroll
+	for (int way = 0; way < FLOW_WAYS; way++) {
+		/* The low bits of `now` are set, so that no bit is borrowed, and the lowest one of the
+		 * difference says that there was one packet. */
+		const __u64 unused = now - set->entries[way].mark.used;
+		const __u64 rank = unused << 63 | unused << 3 | (FLOW_WAYS - 1 - way);
+
+		if (rank > oldest)
+			oldest = rank;
+	}
+	return FLOW_WAYS - 1 - (oldest & (FLOW_WAYS - 1));
+}
+
+/* Which entry is to be the flow's: its own, or else an empty one, or else the one that makes room; of
+ * several the first. A global function, so that the verifier looks at it once, whatever called it, and
+ * callers do not know the number: else it would look at what they do once for each. */
+__noinline int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 now)
+{
+	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	if (flow_table_kind != FLOW_TABLE_SETS || !set)
+		return 0;
+#pragma unroll
+	for (int way = 0; way < FLOW_WAYS; way++)
+		if ((set->entries[way].tag ^ set->entries[way].mark.id) == fingerprint)
+			return way | CHOSEN_OWN;
+#pragma unroll
+	for (int way = 0; way < FLOW_WAYS; way++)
+		if (!set->entries[way].mark.id)
+			return way;
+	return sets_oldest(set, now | MARK_BITS);
+}
+
 /* What the set knows of the flow, and its real in `id`; NULL if it does not know it. A cache line
  * at a time. */
 static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 fingerprint,
@@ -124,9 +166,14 @@ static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 f
 		if (found) {
 			struct flow_entry *entry = entry_at(set, offset);
 
-			/* Not if it has been overwritten since, nor if several CPUs have entered
-			 * the flow at once, so that `offset` is neither's. */
 			*id = entry_real(entry, fingerprint);
+			if (unlikely(!*id)) {
+				/* It has been overwritten since, or several CPUs have entered the flow
+				 * at once, so that `offset` is no entry's: then the first one counts. */
+				offset = sets_choose(set, fingerprint, 0);
+				entry = entry_at(set, offset * sizeof(*entry));
+				*id = entry_real(entry, fingerprint);
+			}
 			return *id ? &entry->mark : NULL;
 		}
 	}
@@ -140,43 +187,6 @@ static __always_inline void sets_change(struct flow_mark *mark, __u64 fingerprin
 
 	entry->tag = fingerprint ^ id;
 	entry->mark.id = id;
-}
-
-/* 0, of which the verifier does not know that it is. Ways through the walk that differ in nothing but a
- * number which each of them knows are looked at one by one (before Linux 6.4 or so they were millions);
- * those that know no number are one. */
-static __always_inline __u64 unknown_zero(__u64 any)
-{
-	__u64 same = any;
-
-	barrier_var(same);
-	return same - any;
-}
-
-/* Which entry is to be the flow's: its own, or else an empty one, or else the one unused for
- * longest. */
-static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 fingerprint, __u32 now)
-{
-	const __u64 zero = unknown_zero(now);
-	__u64 chosen = zero & (FLOW_WAYS - 1), longest = zero;
-
-/* As a loop it needs less of the stack, which it shares with its callers. */
-#pragma nounroll
-	for (int way = 0; way < FLOW_WAYS; way++) {
-		const struct flow_entry *entry = &set->entries[way];
-		const __u64 this = (zero + way) & (FLOW_WAYS - 1);
-		__u64 unused = (__u32)(now - entry->mark.used) + 1ull;
-
-		if ((entry->tag ^ entry->mark.id) == fingerprint)
-			return this;
-		if (!entry->mark.id)
-			unused = ~zero;
-		if (unused > longest) {
-			longest = unused;
-			chosen = this;
-		}
-	}
-	return chosen;
 }
 
 /* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
@@ -222,32 +232,20 @@ __noinline int sets_split(void)
 	return 0;
 }
 
-/* Enters a flow into its set; in which place. A global function like the one above: it has as many ways
- * through it as entries can look. */
-__noinline int sets_enter(struct flow_set *set, __u64 fingerprint, __u32 id, __u32 now, __u32 used)
+/* The entry that was chosen becomes the flow's. */
+static __always_inline void sets_remember(void *table, struct flow_set *set,
+					  const struct active_sets *active, __u64 fingerprint,
+					  int chosen, __u32 id, __u32 used)
 {
+	const __u64 way = chosen & (FLOW_WAYS - 1);
 	struct flow_entry *entry;
-	__u64 way;
 
-	if (flow_table_kind != FLOW_TABLE_SETS || !set)
-		return 0;
-	way = sets_choose(set, fingerprint, now);
+	if (!set)
+		return;
 	entry = entry_at(set, way * sizeof(*entry));
 	entry->tag = fingerprint ^ id;
 	entry->mark.id = id;
 	entry->mark.used = used;
-	return way;
-}
-
-static __always_inline void sets_remember(void *table, struct flow_set *set,
-					  const struct active_sets *active,
-					  __u64 fingerprint, __u32 id, __u32 now, __u32 used)
-{
-	int way;
-
-	if (!set)
-		return;
-	way = sets_enter(set, fingerprint, id, now, used);
 	if (way >= WAYS_PER_LINE - 1 && table && active->count < flow_sets)
 		sets_split();
 }

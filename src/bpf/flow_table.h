@@ -53,8 +53,27 @@ static __always_inline struct flow_mark *flow_lookup(const struct flow_place *pl
 	return lru_find(place->table, key, id);
 }
 
+/* Whether the stamp is at most so many ticks old. What is a little ahead is an entry of the shared
+ * table that another CPU has stamped since, or ticks that have their low bits set. */
+static __always_inline bool used_since(__u32 used, __u32 now, __u32 ticks)
+{
+	return now - used + ticks_per_second <= ticks + ticks_per_second;
+}
+
+/* Stamps the entry of a flow of which another packet has come. */
+static __always_inline void flow_stamp(const struct run *run, struct flow_mark *mark, __u32 now)
+{
+	__u32 used = now | MARK_BITS;
+
+	/* Which entries ids have made matters only while there are ids; then all TCP is special. */
+	if (is(run, SPECIAL) && feature(FEATURE_TCP_SERVER_ID))
+		used &= mark->used | ~MARK_NO_ID;
+	mark->used = used;
+}
+
 /* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. */
-static __always_inline struct real *flow_find(const struct flow_place *place,
+static __always_inline struct real *flow_find(const struct run *run,
+					      const struct flow_place *place,
 					      const struct flow_key *key, __u32 now, __u32 *number)
 {
 	struct real *real;
@@ -67,31 +86,67 @@ static __always_inline struct real *flow_find(const struct flow_place *place,
 	real = real_at(*number);
 	if (!real || real->id != id)
 		return NULL;
-	/* What is a little ahead is an entry of the shared table that another CPU has stamped since. */
-	if (key->protocol == IPPROTO_UDP &&
-	    now - mark->used + ticks_per_second > udp_timeout + ticks_per_second)
+	if (key->protocol == IPPROTO_UDP && !used_since(mark->used, now, udp_timeout))
 		return NULL;
-	/* The LRU hash needs no stamp for its own order. */
-	if (flow_table_kind == FLOW_TABLE_SETS || key->protocol == IPPROTO_UDP)
-		mark->used = now;
+	flow_stamp(run, mark, now);
 	return real;
 }
 
-static __always_inline void flow_remember(const struct run *run, const struct flow_place *place,
-					  const struct flow_key *key, __u32 id, __u32 now)
+/* Where in its set the flow is to be remembered; of a set-associative table only. */
+static __always_inline int flow_choose(const struct flow_place *place, __u32 now)
 {
-	/* The time-out of UDP flows reads the stamp, so theirs is true. */
-	const __u32 used = key->protocol == IPPROTO_UDP ? now : now - new_flow_age;
-
-	if (flow_table_kind == FLOW_TABLE_SETS)
-		sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint, id, now,
-			      used);
-	else
-		lru_remember(place->table, key, id, now);
+	return flow_table_kind == FLOW_TABLE_SETS ?
+		       sets_choose(place->set, place->fingerprint, now) :
+		       0;
 }
 
-/* Counts a new flow of this CPU. True if there have been more than `flood_threshold` in the
- * present second. */
+/* The real of a SYN whose flow has an entry that was used a moment ago: anybody can send a SYN, so it
+ * changes nothing. NULL: there is none. */
+static __always_inline struct real *flow_follow(const struct flow_place *place,
+						const struct flow_key *key, int chosen, __u32 now,
+						__u32 *number)
+{
+	const struct flow_mark *mark;
+	struct real *real;
+	__u32 id = 0;
+
+	if (flow_table_kind == FLOW_TABLE_SETS) {
+		const struct flow_entry *entry;
+
+		if (likely(!(chosen & CHOSEN_OWN)) || !place->set)
+			return NULL;
+		entry = entry_at(place->set, chosen * sizeof(*entry));
+		mark = &entry->mark;
+		id = entry_real(entry, place->fingerprint);
+	} else {
+		mark = lru_find(place->table, key, &id);
+		if (!mark)
+			return NULL;
+	}
+	*number = id & REAL_NUMBER_MASK;
+	real = real_at(*number);
+	if (!real || !id || real->id != id || !used_since(mark->used, now, syn_follows))
+		return NULL;
+	return real;
+}
+
+/* Remembers a flow of which one packet has been seen, in the place that was chosen; `bits` are of
+ * MARK_BITS. */
+static __always_inline void flow_remember(const struct run *run, const struct flow_place *place,
+					  const struct flow_key *key, int chosen, __u32 id,
+					  __u32 now, __u32 bits)
+{
+	const __u32 used = (now & ~MARK_BITS) | bits;
+
+	if (flow_table_kind == FLOW_TABLE_SETS)
+		sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint, chosen,
+			      id, used);
+	else
+		lru_remember(place->table, key, id, used);
+}
+
+/* Counts a flow of this CPU that is to be remembered. True: there have been more than
+ * `flood_threshold` in the present second, and it is not to be. */
 static __always_inline bool under_flood(const struct run *run, __u64 now)
 {
 	struct flood_window *window = &run->cpu->flood;
@@ -100,24 +155,24 @@ static __always_inline bool under_flood(const struct run *run, __u64 now)
 		window->start = now;
 		window->new_flows = 0;
 	}
-	window->new_flows++;
-	return window->new_flows > flood_threshold;
+	if (++window->new_flows <= flood_threshold)
+		return false;
+	window->until = window->start + ticks_per_second;
+	return true;
 }
 
 /* Whether this CPU's flood guard acts now; counts nothing. */
 static __always_inline bool in_flood(const struct run *run, __u64 now)
 {
-	const struct flood_window *window = &run->cpu->flood;
-
-	return now - window->start < ticks_per_second && window->new_flows > flood_threshold;
+	return now < run->cpu->flood.until;
 }
 
 /* What the table said of a flow whose real was known before it was asked. */
-enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND };
+enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND, FLOW_LEFT };
 
 /* Enters the flow of the packet that this CPU's record describes. A global function, so that the
  * verifier looks at it once; it finds for itself what cannot be handed to such a function. */
-__noinline int flow_enter(__u32 id)
+__noinline int flow_enter(__u32 id, __u32 bits)
 {
 	const __u32 zero = 0;
 	struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
@@ -128,27 +183,46 @@ __noinline int flow_enter(__u32 id)
 		return 0;
 	key = &run.cpu->scratch.query.flow;
 	place = flow_locate(&run, key, true);
-	flow_remember(&run, &place, key, id, ticks_now());
+	flow_remember(&run, &place, key, flow_choose(&place, ticks_now()), id, ticks_now(),
+		      bits & MARK_BITS);
 	return 0;
 }
 
+/* Whether an entry that names this real counts. */
+static __always_inline bool names_live_real(const struct id_query *query, __u32 id)
+{
+	const struct down_real key = { .vip = query->vip_number, .real = id };
+	const struct real *real = real_at(id & REAL_NUMBER_MASK);
+
+	if (!real || real->id != id)
+		return false;
+	return !(query->vip_flags & VIP_VOID_FLOWS) || !bpf_map_lookup_elem(&down_reals, &key);
+}
+
 /* Makes the entry of that flow say `id`. An entry that is missing counts as a new flow; under flood
- * it is not made. */
+ * it is not made. TCP's ids are in the clear and can be made up, so one that says something else is
+ * left alone if it counts and no id has made it. */
 static __always_inline enum correction flow_correct(const struct run *run,
 						    const struct flow_place *place,
-						    const struct flow_key *key, __u32 id, __u64 now)
+						    const struct id_query *query, __u32 id,
+						    __u64 now)
 {
+	const bool tcp = query->flow.protocol == IPPROTO_TCP;
 	__u32 before = 0;
-	struct flow_mark *mark = flow_lookup(place, key, &before);
+	struct flow_mark *mark = flow_lookup(place, &query->flow, &before);
 
 	if (!mark) {
 		if (!under_flood(run, now))
-			flow_enter(id);
+			flow_enter(id, tcp ? 0 : MARK_NO_ID);
 		return FLOW_NOT_FOUND;
 	}
-	mark->used = now;
-	if (before == id)
+	if (before == id) {
+		mark->used = (now | MARK_BITS) & (mark->used | ~MARK_NO_ID);
 		return FLOW_MATCHED;
+	}
+	if (tcp && (mark->used & MARK_NO_ID) && names_live_real(query, before))
+		return FLOW_LEFT;
+	mark->used = tcp ? (now | MARK_BITS) ^ MARK_NO_ID : now | MARK_BITS;
 	if (flow_table_kind == FLOW_TABLE_SETS)
 		sets_change(mark, place->fingerprint, id);
 	else

@@ -50,7 +50,7 @@ static __always_inline int by_connection_id(const struct run *run, const struct 
 		return named.known ? -DROP_QUIC_REAL_GONE : 0;
 	if (query->vip_flags & VIP_LRU_BYPASS)
 		return ROUTED(named.number, STEP_CONNECTION_ID);
-	switch (flow_correct(run, place, &query->flow, named.id, now)) {
+	switch (flow_correct(run, place, query, named.id, now)) {
 	case FLOW_MATCHED:
 		count->match++;
 		break;
@@ -98,8 +98,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 	}
 	count->routed++;
 	if (!(query->vip_flags & VIP_LRU_BYPASS) &&
-	    flow_correct(run, place, &query->flow, named.id, now) ==
-		    FLOW_CORRECTED) {
+	    flow_correct(run, place, query, named.id, now) == FLOW_CORRECTED) {
 		count->mismatch++;
 		count_moved(query);
 	}

@@ -147,18 +147,31 @@ static __always_inline void count_watched(const struct choice *choice)
 		of_real->misses++;
 }
 
-/* Step 7: the real of a flow that no table knows. Counts the flow, asks the source routes or the
- * ring, remembers the answer. NULL with the reason in `choice`: the ring has none. */
+/* Step 7: the real of a flow that no table knows, or of a SYN. That one follows an entry that was used
+ * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with the reason in `choice`: the ring has none. */
 static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
 					     struct choice *choice, bool v6, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
 	bool by_port = flags & VIP_DPORT_HASH;
-	const bool flood = under_flood(run, now);
 	__be16 hash_port = packet->flow.source_port;
 	struct real *real;
+	int chosen = 0;
+	bool flood;
 	__u32 id;
 
+	flood = in_flood(run, now);
+	if (!flood && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
+		chosen = flow_choose(&choice->place, now);
+		if (packet->tcp_flags & TCP_SYN) {
+			real = flow_follow(&choice->place, &packet->flow, chosen, now,
+					   &choice->number);
+			if (real && !void_reason(run, choice, real)) {
+				note_step(run, STEP_FLOW_TABLE);
+				return real;
+			}
+		}
+	}
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		if (packet->tcp_flags & TCP_SYN) {
 			run->cpu->counters.flow_miss_syn++;
@@ -168,7 +181,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		}
 	}
 	choice->number = 0;
-	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING) && !flood)
+	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING))
 		choice->number = by_source(run, packet, v6);
 	if (is(run, SPECIAL) && choice->number && leads_to_down(run, choice))
 		choice->number = 0;
@@ -198,8 +211,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
-	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !flood && !by_port)
-		flow_remember(run, &choice->place, &packet->flow, id, now);
+	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !by_port &&
+	    !under_flood(run, now) && !flood)
+		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, MARK_NO_ID);
 	run->cpu->counters.flow_misses++;
 	count_watched(choice);
 	return real;
@@ -274,7 +288,7 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	}
 	if (!syn && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		note_step(run, STEP_FLOW_TABLE);
-		real = flow_find(&choice->place, &packet->flow, now, &choice->number);
+		real = flow_find(run, &choice->place, &packet->flow, now, &choice->number);
 	}
 	if (is(run, SPECIAL) && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
 	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)

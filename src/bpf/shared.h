@@ -94,6 +94,12 @@ enum flow_table_constant {
 	/* The low bits of a fingerprint: the number of the flow's VIP, plus one. */
 	VIP_NUMBER_BITS = 16,
 	VIP_NUMBER_MASK = (1 << VIP_NUMBER_BITS) - 1,
+	/* What a flow_mark says beside the time, in the low bits of its ticks, which are that much
+	 * coarser: more than one packet of the flow has been seen; no id in a packet has made the
+	 * entry. So the stamp of nearly all packets is the time with all bits set. */
+	MARK_AGAIN = 1 << 0,
+	MARK_NO_ID = 1 << 1,
+	MARK_BITS = MARK_AGAIN | MARK_NO_ID,
 };
 
 enum server_id_constant {
@@ -197,7 +203,7 @@ _Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 4, "flow_key is hashed as
 /* What a flow table remembers of a flow; the LRU hash's value. */
 struct flow_mark {
 	__u32 id; /* of the real */
-	__u32 used; /* ticks; the LRU hash keeps it for UDP only */
+	__u32 used; /* ticks, and MARK_BITS */
 };
 _Static_assert(sizeof(struct flow_mark) == 8, "flow_mark is a map value");
 
@@ -420,7 +426,8 @@ struct counters {
 /* The flood guard's present window. */
 struct flood_window {
 	__u64 start; /* ticks */
-	__u64 new_flows;
+	__u64 new_flows; /* that were to be remembered */
+	__u64 until; /* ticks: the guard acts before */
 };
 
 /* How many sets of a CPU's flow table are in use, and a mask for their numbers: 2^n - 1, at least the

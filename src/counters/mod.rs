@@ -105,7 +105,7 @@ pub struct CpuCounters {
     pub cpu: u32,
     /// Packets that it sent to reals, or delivered to this host.
     pub forwarded: u64,
-    /// New flows that it counted in the last window of one second in which there was one.
+    /// New flows that were to be remembered, in the last window of one second in which there was one.
     pub new_flows: u64,
     /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
     pub under_flood: bool,

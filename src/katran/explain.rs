@@ -163,8 +163,7 @@ pub enum Choice {
         /// The CPU.
         cpu: Option<u32>,
     },
-    /// The longest prefix that covers the client. Under flood, which only packets can tell, it would
-    /// be the ring.
+    /// The longest prefix that covers the client.
     SourceRoute {
         /// The prefix.
         prefix: Prefix,

@@ -29,9 +29,7 @@ pub struct FlowEntry {
     /// The real that the flow goes to; `None`: the entry counts no more, for the VIP has lost that
     /// real, or it is [down](Katran::mark_down).
     pub real: Option<IpAddr>,
-    /// How long ago it was used, to a tick of the kernel's clock (1 to 10 ms). A table of sets
-    /// stamps a TCP flow of which only one packet was seen as 5 s old; the kernel's LRU hash keeps
-    /// of TCP flows only when they were entered.
+    /// How long ago it was used, to four ticks of the kernel's clock (of 1 to 10 ms).
     pub age: Duration,
 }
 

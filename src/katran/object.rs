@@ -42,9 +42,9 @@ use crate::sys::object::into_io;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
 
-/// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
-/// make room, while flows that send more often than this keep their entries.
-const NEW_FLOW_AGE: Duration = Duration::from_secs(5);
+/// A SYN follows its flow's entry if that was used so recently: connections do not begin again that
+/// soon, and a SYN that was made up moves nobody.
+const SYN_FOLLOWS: Duration = Duration::from_secs(5);
 
 /// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
 pub(super) struct Fixed {
@@ -243,7 +243,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     constants.ticks_per_second = ticks(Duration::from_secs(1), tick);
     constants.flow_sets = flow_sets(config);
     constants.flow_keys = fixed.flow_keys.keys();
-    constants.new_flow_age = ticks(NEW_FLOW_AGE, tick);
+    constants.syn_follows = ticks(SYN_FOLLOWS, tick);
     constants.vip_keys = fixed.vip_hash.keys();
     constants.vip_shift = fixed.vip_hash.shift();
     constants.server_id_key = fixed.server_id_keys.key;

@@ -1,5 +1,6 @@
 //! A model of the set-associative flow table: sets of eight entries, each with a fingerprint of
-//! its flow; in a set the least recently used entry goes; sets come into use as flows come. Written
+//! its flow; in a set the least recently used entry goes, but first those that were never used again;
+//! sets come into use as flows come. Written
 //! from the table's definition, not from its C source, so that the two can be held against each
 //! other.
 
@@ -83,6 +84,8 @@ struct Entry {
     /// 0: empty.
     fingerprint: u64,
     used: u32,
+    /// More than one packet of the flow has been seen.
+    again: bool,
 }
 
 /// The set-associative table with keys of its own.
@@ -91,20 +94,16 @@ pub struct SetAssociative {
     sets: Vec<[Entry; WAYS]>,
     /// How many of the sets are in use.
     active: usize,
-    /// How old a new flow counts as.
-    new_flow_age: u32,
 }
 
 impl SetAssociative {
-    /// An empty table for `flows` flows: as many sets of eight entries as a quarter of that. New
-    /// flows count as if last used `new_flow_age` ticks ago.
-    pub fn new(flows: u32, new_flow_age: u32, seed: u64) -> Self {
+    /// An empty table for `flows` flows: as many sets of eight entries as a quarter of that.
+    pub fn new(flows: u32, seed: u64) -> Self {
         let sets = flows.div_ceil(FLOWS_PER_SET) as usize;
         Self {
             keys: HashKeys::draw(seed),
             sets: vec![Default::default(); sets],
             active: sets.min(FIRST_SETS),
-            new_flow_age,
         }
     }
 
@@ -160,7 +159,8 @@ impl FlowTable for SetAssociative {
         let fingerprint = self.keys.fingerprint(flow);
         let mut entries = self.sets[set].iter_mut();
         let found = entries.find(|entry| entry.fingerprint == fingerprint);
-        found.map(|entry| entry.used = now).is_some()
+        let found = found.map(|entry| (entry.used, entry.again) = (now, true));
+        found.is_some()
     }
 
     fn remember(&mut self, flow: u32, now: u32) {
@@ -173,14 +173,15 @@ impl FlowTable for SetAssociative {
         let oldest = || {
             (0..WAYS)
                 .rev()
-                .max_by_key(|way| now.wrapping_sub(set[*way].used))
+                .max_by_key(|way| (!set[*way].again, now.wrapping_sub(set[*way].used)))
         };
         let Some(way) = same.or_else(empty).or_else(oldest) else {
             return;
         };
         set[way] = Entry {
             fingerprint,
-            used: now.wrapping_sub(self.new_flow_age),
+            used: now,
+            again: false,
         };
         if way >= FULL_FROM {
             let more = SPLITS.min(self.sets.len() - self.active);
@@ -195,7 +196,7 @@ mod tests {
 
     /// Everything in one set.
     fn one_set() -> SetAssociative {
-        let table = SetAssociative::new(4, 0, 1);
+        let table = SetAssociative::new(4, 1);
         assert_eq!(table.sets(), 1);
         table
     }
@@ -241,7 +242,7 @@ mod tests {
     fn flows_spread_over_the_sets_as_balls_over_bins() {
         // As many sets as a power of two: otherwise some have not been split yet.
         const FLOWS: u32 = 32_768;
-        let mut table = SetAssociative::new(FLOWS, 0, 7);
+        let mut table = SetAssociative::new(FLOWS, 7);
         table.use_all();
         for first in [0, 1 << 20] {
             let mut in_set = vec![0u32; table.sets()];
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn sets_come_into_use_with_the_flows_and_lose_hardly_any() {
         const FLOWS: u32 = 40_000;
-        let mut table = SetAssociative::new(4 * FLOWS, 0, 3);
+        let mut table = SetAssociative::new(4 * FLOWS, 3);
         for flow in 0..FLOWS {
             table.remember(flow, flow);
         }
@@ -270,15 +271,20 @@ mod tests {
 
     #[test]
     fn new_flows_make_room_before_those_that_were_seen_again() {
-        let mut table = SetAssociative::new(4, 100, 1);
+        let mut table = SetAssociative::new(4, 1);
         (0..8).for_each(|flow| table.remember(flow, flow));
         // All but the last are seen again; then come flows that are not.
         assert!((0..7).all(|flow| table.find(flow, 10)));
         (100..200).for_each(|flow| table.remember(flow, 11));
         assert!((0..7).all(|flow| table.find(flow, 12)));
         assert!(!table.find(7, 12));
-        // Unless they are idle for longer than new flows count as.
-        (200..300).for_each(|flow| table.remember(flow, 113 + flow));
-        assert!((0..7).all(|flow| !table.find(flow, 500)));
+        // However long they are idle.
+        (200..300).for_each(|flow| table.remember(flow, 1 << 20));
+        assert!((0..7).all(|flow| table.find(flow, 1 << 21)));
+        // Of those that were seen again, the oldest goes.
+        assert!((1..7).all(|flow| table.find(flow, 1 << 22)));
+        assert!(table.find(299, 1 << 22));
+        table.remember(300, 1 << 23);
+        assert!(!table.find(0, 1 << 23));
     }
 }

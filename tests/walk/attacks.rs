@@ -1,0 +1,299 @@
+//! Packets that anybody can make up move nobody else's flows: a SYN, a server id, a flood below what
+//! the guard lets be remembered, packets that are not remembered at all. In both kinds of flow table, but
+//! for the order in which entries make room: in the LRU hash that is the kernel's.
+
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::Features;
+use katran::Flow;
+use katran::FlowTableKind;
+use katran::Katran;
+use katran::Protocol;
+use katran::Real;
+use katran::RealChange;
+use katran::ServerId;
+use katran::Vip;
+use katran::VipFlags;
+use katran::flows::Reason;
+use katran_yardstick::Yardstick;
+use katran_yardstick::scattered;
+
+use crate::common::at;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::flows;
+use crate::common::frames::Packet;
+use crate::common::frames::RST;
+use crate::common::frames::frame;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::serve;
+
+const A: &str = "198.51.100.1";
+const B: &str = "2001:db8:2::1";
+const C: &str = "198.51.100.3";
+const VIP: &str = "203.0.113.1:443/tcp";
+const TO: &str = "203.0.113.1:443";
+/// For so long a SYN follows its flow's entry, and how exact that is in an entry.
+const FOLLOWS: Duration = Duration::from_secs(5);
+const EXACT: Duration = Duration::from_millis(100);
+
+fn tcp(port: u16) -> Flow {
+    Flow::tcp((ip("192.0.2.7"), port).into(), at(TO))
+}
+
+fn send(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
+    let ran = katran.simulate(frame).unwrap();
+    (ran.real, ran.reason)
+}
+
+fn went(to: &str, reason: Reason) -> (Option<IpAddr>, Reason) {
+    (Some(ip(to)), reason)
+}
+
+/// New flows go to `B` from now on.
+fn turn(katran: &mut Katran, vip: Vip) {
+    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
+    let other = RealChange::Add(Real::new(ip(B)));
+    katran.modify_reals(vip, &[drained, other]).unwrap();
+}
+
+#[test]
+fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
+    for (name, to) in [
+        (VIP, TO),
+        ("[2001:db8:1::1]:443/tcp", "[2001:db8:1::1]:443"),
+    ] {
+        let mut katran = load(builder());
+        let vip = serve(&mut katran, name, VipFlags::empty(), &[A]);
+        let [flow, opened] = flows(Protocol::Tcp, to, 2)[..] else {
+            panic!("two flows");
+        };
+        send(&katran, &syn(flow));
+        send(&katran, &frame(flow));
+        send(&katran, &syn(opened));
+        turn(&mut katran, vip);
+        thread::sleep(2 * EXACT);
+
+        let misses = katran.stats().flow_table().unwrap();
+        let age = katran.flows().find(&flow).unwrap()[0].age;
+        assert_eq!(send(&katran, &syn(flow)), went(A, Reason::FlowTable));
+        assert!(
+            katran.flows().find(&flow).unwrap()[0].age >= age,
+            "left alone"
+        );
+        // A flow that only its SYN was seen of, too: it comes once more.
+        assert_eq!(send(&katran, &syn(opened)), went(A, Reason::FlowTable));
+        assert_eq!(send(&katran, &frame(flow)), went(A, Reason::FlowTable));
+        let after = katran.stats().flow_table().unwrap();
+        assert_eq!(after.misses, misses.misses);
+        assert_eq!(after.miss_syn, misses.miss_syn);
+
+        // A connection that begins again later goes by the ring, and is remembered there.
+        thread::sleep(FOLLOWS + EXACT);
+        assert_eq!(send(&katran, &syn(flow)), went(B, Reason::Ring));
+        assert_eq!(send(&katran, &frame(flow)), went(B, Reason::FlowTable));
+        // So it does where the real of the entry is gone.
+        send(&katran, &frame(opened));
+        katran.remove_real(vip, ip(A)).unwrap();
+        assert_eq!(send(&katran, &syn(opened)), went(B, Reason::Ring));
+    }
+}
+
+#[test]
+fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
+    let mut katran = load(builder());
+    let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
+    // A real that another VIP keeps: the entries of this one's flows are void.
+    serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
+    send(&katran, &syn(tcp(1)));
+    turn(&mut katran, vip);
+    katran.mark_down(vip, ip(A)).unwrap();
+    assert_eq!(send(&katran, &syn(tcp(1))), went(B, Reason::Ring));
+    katran.mark_up(vip, ip(A)).unwrap();
+
+    katran.set_vip_flags(vip, VipFlags::LRU_BYPASS).unwrap();
+    turn(&mut katran, vip);
+    assert_eq!(send(&katran, &syn(tcp(1))), went(B, Reason::Ring));
+}
+
+#[test]
+fn under_flood_a_syn_neither_asks_nor_writes() {
+    let within = (0..20).any(|_| {
+        let mut katran = load(builder().flood_threshold(2));
+        let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
+        send(&katran, &syn(tcp(1)));
+        turn(&mut katran, vip);
+        thread::sleep(Duration::from_millis(1100));
+        let began = Instant::now();
+        for other in 0..10 {
+            send(&katran, &syn(tcp(1000 + other)));
+        }
+        let opened = send(&katran, &syn(tcp(1)));
+        let then = send(&katran, &frame(tcp(1)));
+        if began.elapsed() > Duration::from_millis(900) {
+            return false;
+        }
+        assert_eq!(opened, went(B, Reason::Ring));
+        assert_eq!(then, went(A, Reason::FlowTable));
+        true
+    });
+    assert!(within, "this machine is too busy");
+}
+
+#[test]
+fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
+    const MANY: u16 = 50;
+    let mut katran = load(builder().flood_threshold(5));
+    serve(&mut katran, VIP, VipFlags::empty(), &[A]);
+    let bypass = "203.0.113.2:443/tcp";
+    serve(&mut katran, bypass, VipFlags::LRU_BYPASS, &[A]);
+    let by_port = "203.0.113.3:443/udp";
+    serve(&mut katran, by_port, VipFlags::DPORT_HASH, &[A]);
+    for flow in flows(Protocol::Tcp, TO, MANY) {
+        send(&katran, &Packet::new(flow).flags(RST).frame());
+    }
+    for flow in flows(Protocol::Tcp, "203.0.113.2:443", MANY) {
+        send(&katran, &syn(flow));
+    }
+    for flow in flows(Protocol::Udp, "203.0.113.3:443", MANY) {
+        send(&katran, &frame(flow));
+    }
+    let cpu = katran.stats().cpus().unwrap()[0];
+    assert_eq!((cpu.new_flows, cpu.under_flood), (0, false));
+    // All of them were misses all the same.
+    let misses = katran.stats().flow_table().unwrap().misses;
+    assert_eq!(misses, u64::from(3 * MANY));
+    send(&katran, &syn(tcp(1)));
+    assert_eq!(send(&katran, &frame(tcp(1))), went(A, Reason::FlowTable));
+    assert_eq!(katran.stats().cpus().unwrap()[0].new_flows, 1);
+}
+
+fn with_id(flow: Flow, id: u32) -> Vec<u8> {
+    let option = [&[0xb7, 6][..], &id.to_le_bytes()].concat();
+    Packet::new(flow).options(&option).frame()
+}
+
+#[test]
+fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
+    let features = Features::default() | Features::TCP_SERVER_ID;
+    let mut katran = load(builder().features(features));
+    let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
+    let ids = [ServerId::new(7, ip(B)), ServerId::new(8, ip(C))];
+    katran.server_ids_mut().add(&ids).unwrap();
+    let mismatches = |katran: &Katran| katran.stats().tcp_server_id().unwrap().dst_mismatch_in_lru;
+
+    // The entry of a SYN stays what it is, used again or not.
+    let flow = tcp(1);
+    send(&katran, &syn(flow));
+    for _ in 0..2 {
+        let spoofed = send(&katran, &with_id(flow, 7));
+        assert_eq!(spoofed, went(B, Reason::TcpServerId));
+        assert_eq!(send(&katran, &frame(flow)), went(A, Reason::FlowTable));
+    }
+    assert_eq!(mismatches(&katran), 0);
+    assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 0);
+
+    // A missing one is made, and an id corrects what an id has made, used or not.
+    let flow = tcp(2);
+    let mut moved = 0;
+    for (id, real) in [(7, B), (8, C), (8, C), (7, B)] {
+        assert_eq!(
+            send(&katran, &with_id(flow, id)),
+            went(real, Reason::TcpServerId)
+        );
+        for _ in 0..2 {
+            assert_eq!(send(&katran, &frame(flow)), went(real, Reason::FlowTable));
+        }
+        moved += u64::from(id == 8 && moved == 0) + u64::from(id == 7 && moved == 1);
+        assert_eq!(mismatches(&katran), moved);
+    }
+
+    // An entry that counts no more is corrected, too: its real is gone, or down for the VIP.
+    let (gone, down) = (tcp(3), tcp(4));
+    send(&katran, &syn(gone));
+    send(&katran, &syn(down));
+    turn(&mut katran, vip);
+    katran.mark_down(vip, ip(A)).unwrap();
+    send(&katran, &with_id(down, 8));
+    assert_eq!(send(&katran, &frame(down)), went(C, Reason::FlowTable));
+    katran.remove_real(vip, ip(A)).unwrap();
+    send(&katran, &with_id(gone, 8));
+    assert_eq!(send(&katran, &frame(gone)), went(C, Reason::FlowTable));
+    assert_eq!(mismatches(&katran), moved + 2);
+}
+
+#[test]
+fn a_flood_of_datagrams_makes_room_before_idle_connections() {
+    const FLOWS: u32 = 4096;
+    const ESTABLISHED: u32 = 1000;
+    bpf::pin(0);
+    let mut katran = load(
+        builder()
+            .forwarding_cpus([0])
+            .flow_table(FlowTableKind::SetAssociative)
+            .flow_table_size(FLOWS.into())
+            .flood_threshold(u32::MAX),
+    );
+    let empty = VipFlags::empty();
+    serve(&mut katran, "203.0.113.1:80/tcp", empty, &[A]);
+    serve(&mut katran, "203.0.113.1:53/udp", empty, &[A]);
+    let from = at("100.64.0.0:1024");
+    let packet = |flow| Packet::new(flow).payload(60).frame();
+    let connections = Yardstick::for_sequences(&packet(Flow::tcp(from, at("203.0.113.1:80"))));
+    let datagrams = Yardstick::for_sequences(&packet(Flow::udp(from, at("203.0.113.1:53"))));
+    let (connections, datagrams) = (connections.unwrap(), datagrams.unwrap());
+    let misses = |katran: &Katran| katran.stats().flow_table().unwrap().misses;
+    let established: Vec<u32> = (0..ESTABLISHED).map(scattered).collect();
+    // Two packets of each, then nothing.
+    for _ in 0..2 {
+        connections.play(katran.program_fd(), &established).unwrap();
+    }
+    thread::sleep(EXACT);
+    let flood: Vec<u32> = (0..32 * FLOWS).map(scattered).collect();
+    datagrams.play(katran.program_fd(), &flood).unwrap();
+
+    let before = misses(&katran);
+    connections.play(katran.program_fd(), &established).unwrap();
+    let lost = misses(&katran) - before;
+    // A set that more than eight of them share, or that had not been split yet, loses some.
+    assert!(lost <= u64::from(ESTABLISHED / 50), "{lost} lost");
+}
+
+#[test]
+fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
+    let mut katran = load(
+        builder()
+            .forwarding_cpus([1])
+            .flow_table(FlowTableKind::SetAssociative),
+    );
+    let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
+    bpf::pin(0);
+    let bytes = frame(tcp(1));
+    let run = || bpf::run(katran.program_fd(), &bytes);
+    let before = run();
+    let table = katran.map_fd("fallback_flows").unwrap();
+    let used = |(_, set): &(Vec<u8>, Vec<u8>)| set.iter().any(|byte| *byte != 0);
+    let (key, set) = bpf::dump(table).into_iter().find(used).unwrap();
+    // Entries of 16 bytes; four to a cache line.
+    let entry = set[..16].to_vec();
+    let at_places = |places: &[usize]| {
+        let mut set = vec![0; set.len()];
+        for place in places {
+            set[16 * place..16 * place + 16].copy_from_slice(&entry);
+        }
+        bpf::update(table, &key, &set);
+    };
+    let misses = || katran.stats().flow_table().unwrap().misses;
+    let expected = misses();
+    for places in [&[1, 2][..], &[0, 3], &[1, 2, 3], &[5, 6], &[2, 5, 6, 7]] {
+        at_places(places);
+        assert_eq!(run(), before, "{places:?}");
+        assert_eq!(misses(), expected, "{places:?}");
+    }
+    assert_eq!(katran.stats().vip(vip).unwrap().forwarded.packets, 6);
+}
