@@ -74,7 +74,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
     assert!(
         katran.gateways().next_hops().is_empty(),
-        "after a failed attach_healthchecks"
+        "after probes failed to attach"
     );
     finds_the_router_of(&mut katran, &there);
     let error = here
@@ -106,7 +106,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     katran.probes_mut().detach();
     assert!(
         katran.gateways().next_hops().is_empty(),
-        "after detach_healthchecks"
+        "after probes were detached"
     );
     finds_the_router_of(&mut katran, &there);
     here.host.run(|| katran.probes_mut().attach()).unwrap();
@@ -316,6 +316,37 @@ fn netlink_sockets(host: &Host) -> Vec<u32> {
     });
     let sockets = sockets.filter(|(pid, _)| pid != "0");
     sockets.map(|(_, groups)| groups).collect()
+}
+
+#[test]
+fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
+    let place = Place::new(1);
+    let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    let mut katran = site::small(given).load().unwrap();
+    let attach = || katran.attach("eth0", XdpMode::Generic);
+    place.host.run(attach).unwrap();
+    site::eventually("nothing is held", || {
+        netlink_sockets(&place.host).is_empty()
+    });
+    // Neither is this thread there, nor one that has nothing to do with the test's host.
+    katran.gateways_mut().set(Gateway::Auto).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
+    katran.gateways_mut().set_mac(given).unwrap();
+    let elsewhere = Place::new(2);
+    let change = || katran.gateways_mut().set(Gateway::Auto);
+    elsewhere.host.run(change).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
+    katran.gateways_mut().set_mac(given).unwrap();
+    site::eventually("nothing is held again", || {
+        netlink_sockets(&place.host).is_empty()
+    });
+    // One that is gone has nothing to find out.
+    drop(place);
+    site::eventually("the namespace is gone", || {
+        katran.interfaces()[0].state == AttachmentState::Gone
+    });
+    katran.gateways_mut().set(Gateway::Auto).unwrap();
+    assert!(katran.gateways().next_hops().is_empty());
 }
 
 #[test]
