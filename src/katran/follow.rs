@@ -10,7 +10,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::Katran;
-use crate::attach::Namespace;
 use crate::attach::here;
 use crate::error::Error;
 use crate::error::Result;
@@ -19,6 +18,7 @@ use crate::next_hop::Cells;
 use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
+use crate::sys::namespace::Namespace;
 use crate::types::NextHops;
 
 /// Between two looks at what is attached, which take some calls of the kernel's.
@@ -74,6 +74,17 @@ impl Way {
                 .map_err(|error| kernel_error("ask for", "the network namespace", error))?,
             // Without them nothing can be found out here, which is told if it has to be.
             sockets: Sockets::open().ok(),
+        })
+    }
+
+    /// Into the namespace with this number, of which nothing was held until now.
+    fn to(number: u64) -> Result<Self> {
+        let found = Namespace::find(number);
+        let found =
+            found.map_err(|error| kernel_error("look for", "a network namespace", error))?;
+        Ok(Self {
+            namespace: found.ok_or_else(hidden)?,
+            sockets: None,
         })
     }
 }
@@ -285,8 +296,12 @@ impl Katran {
         let failed = |error| kernel_error("enter", "a network namespace", error);
         self.following.open_here()?;
         let at = &mut self.following.namespaces[at];
-        let (place, way) = (at.number, at.way.as_mut());
-        let Way { namespace, sockets } = way.ok_or_else(elsewhere)?;
+        let place = at.number;
+        let way = match &mut at.way {
+            Some(way) => way,
+            none => none.insert(Way::to(place)?),
+        };
+        let Way { namespace, sockets } = way;
         let taken = match sockets.take() {
             Some(sockets) => sockets,
             None => namespace.run(Sockets::open).map_err(failed)??,
@@ -306,6 +321,8 @@ impl Katran {
 
     /// Does as `wanted` from now on, or goes on as before.
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
+        // Now: where nothing is left nothing has to be found out.
+        self.following.looked = None;
         self.look_at_attachments();
         let before = self.wanted();
         self.following.replace_ended();
@@ -343,12 +360,13 @@ impl Katran {
     }
 }
 
-/// The error for a namespace in which nothing had to be found out until now, and the caller is not there.
-fn elsewhere() -> Error {
+/// The error for a namespace of which nothing was held, and that is not found.
+fn hidden() -> Error {
     Error::InvalidConfig {
         setting: "gateway_mac",
         value: "auto".to_owned(),
-        reason: "is found out in the network namespace of the first attachment: call from a thread there"
+        reason: "is found out in the network namespace of the first attachment, which this process cannot \
+                 find: call from a thread there"
             .to_owned(),
     }
 }

@@ -56,12 +56,13 @@ impl Katran {
     }
 
     /// Sends encapsulated frames to another router from now on, or has it found out: in the network
-    /// namespace of the first attachment. While nothing has to be found out the library holds nothing of that
-    /// namespace, so the change from an address to [`Gateway::Auto`] takes a call from there.
+    /// namespace of the first attachment, whichever the calling thread is in. While nothing has to be found out
+    /// the library holds nothing of that namespace, so the change from an address to [`Gateway::Auto`] has it
+    /// search `/proc` for the namespace, if the caller is elsewhere, and takes `CAP_SYS_ADMIN` then.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or is to be found
-    /// out and the calling thread is in another namespace than the first attachment;
+    /// out in a namespace that is hidden from this process (it is in no `/proc` that the process sees);
     /// [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be found out and cannot be within
     /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached nowhere does not look
     /// for it yet.

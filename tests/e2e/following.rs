@@ -73,7 +73,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
     assert!(
         katran.next_hops().is_empty(),
-        "after a failed attach_healthchecks"
+        "after probes failed to attach"
     );
     finds_the_router_of(&mut katran, &there);
     let error = here
@@ -97,7 +97,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     here.host.run(|| katran.probes_mut().attach()).unwrap();
     assert_eq!(katran.gateway_mac(), here.router_mac);
     katran.probes_mut().detach();
-    assert!(katran.next_hops().is_empty(), "after detach_healthchecks");
+    assert!(katran.next_hops().is_empty(), "after probes were detached");
     finds_the_router_of(&mut katran, &there);
     here.host.run(|| katran.probes_mut().attach()).unwrap();
     katran.detach_all();
@@ -300,6 +300,37 @@ fn netlink_sockets(host: &Host) -> Vec<u32> {
     });
     let sockets = sockets.filter(|(pid, _)| pid != "0");
     sockets.map(|(_, groups)| groups).collect()
+}
+
+#[test]
+fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
+    let place = Place::new(1);
+    let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    let mut katran = site::small(given).load().unwrap();
+    let attach = || katran.attach("eth0", XdpMode::Generic);
+    place.host.run(attach).unwrap();
+    site::eventually("nothing is held", || {
+        netlink_sockets(&place.host).is_empty()
+    });
+    // Neither is this thread there, nor one that has nothing to do with the test's host.
+    katran.set_gateway(Gateway::Auto).unwrap();
+    assert_eq!(katran.gateway_mac(), place.router_mac);
+    katran.set_gateway_mac(given).unwrap();
+    let elsewhere = Place::new(2);
+    let change = || katran.set_gateway(Gateway::Auto);
+    elsewhere.host.run(change).unwrap();
+    assert_eq!(katran.gateway_mac(), place.router_mac);
+    katran.set_gateway_mac(given).unwrap();
+    site::eventually("nothing is held again", || {
+        netlink_sockets(&place.host).is_empty()
+    });
+    // One that is gone has nothing to find out.
+    drop(place);
+    site::eventually("the namespace is gone", || {
+        katran.interfaces()[0].state == AttachmentState::Gone
+    });
+    katran.set_gateway(Gateway::Auto).unwrap();
+    assert!(katran.next_hops().is_empty());
 }
 
 #[test]
