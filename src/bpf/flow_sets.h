@@ -17,6 +17,7 @@
 
 #include "config.h"
 #include "maps.h"
+#include "verifier.h"
 
 #include <stddef.h>
 
@@ -128,7 +129,7 @@ static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
 /* Which entry is to be the flow's: its own, or else an empty one, or else the one that makes room; of
  * several the first. A global function, so that the verifier looks at it once, whatever called it, and
  * callers do not know the number: else it would look at what they do once for each. */
-__noinline int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 now)
+LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 now)
 {
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_table_kind != FLOW_TABLE_SETS || !set)
@@ -192,7 +193,7 @@ static __always_inline void sets_change(struct flow_mark *mark, __u64 fingerprin
 /* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
  * function, so that the verifier looks at it once, whatever called it; it is called rarely, and
  * finds for itself what cannot be handed to such a function. */
-__noinline int sets_split(void)
+LOOKED_AT_ONCE int sets_split(void)
 {
 	const __u32 zero = 0, cpu = bpf_get_smp_processor_id();
 	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);
