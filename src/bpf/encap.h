@@ -35,7 +35,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 		.protocol = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		/* Both halves as they lie in memory; the port's bytes come in swapped. */
 		.saddr = ipip_source_v4 |
-			 usable_host_v4((tail ^ __builtin_bswap16(packet->flow.source_port)) << 16),
+			 usable_host_v4((tail ^ __builtin_bswap16(packet->hash_source)) << 16),
 		.daddr = *(const __u32 *)real->address,
 	};
 	struct ethhdr *eth;
@@ -53,7 +53,7 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 				   const struct macs *macs, const struct real *real, bool v6)
 {
 	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
-	const __u32 tail = source_tail(packet, v6) ^ packet->flow.source_port;
+	const __u32 tail = source_tail(packet, v6) ^ packet->hash_source;
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
 	struct ipv6hdr *outer;

@@ -26,14 +26,14 @@
 static __always_inline __u16 gue_port_v4(const struct packet *packet, bool v6)
 {
 	return usable_port(source_tail(packet, v6) >> 16 ^
-			   __builtin_bswap16(packet->flow.source_port));
+			   __builtin_bswap16(packet->hash_source));
 }
 
 static __always_inline __u16 gue_port_v6(const struct packet *packet, bool v6)
 {
 	const __u32 tail = source_tail(packet, v6);
 
-	return usable_port((v6 ? tail : tail >> 16) ^ packet->flow.source_port);
+	return usable_port((v6 ? tail : tail >> 16) ^ packet->hash_source);
 }
 
 /* The sum of words of an address or two. */

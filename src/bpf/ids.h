@@ -168,6 +168,7 @@ static __always_inline int send_by_id(const struct run *run, const struct id_que
 {
 	struct packet packet = {
 		.flow = query->flow,
+		.hash_source = query->hash_source,
 		.l3_length = query->l3_length,
 		.tos = query->tos,
 		.unchecked = query->unchecked,

@@ -56,8 +56,6 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	}
 
 	run->cpu->counters.flow_packets++;
-	if (choice.vip.flags & VIP_NO_SRC_PORT)
-		packet->flow.source_port = 0;
 	packet->flow.vip = choice.vip_number + 1;
 	real = choose_real(run, packet, &choice, v6);
 	if (!real)

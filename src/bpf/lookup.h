@@ -6,6 +6,8 @@
 #include "maps.h"
 #include "parse.h"
 
+#include <linux/in.h>
+
 /* The VIP of this number; NULL if there can be none. */
 static __always_inline struct vip_info *vip_at(__u32 number)
 {
@@ -88,8 +90,10 @@ static __always_inline bool find_inexact_vip(struct vip_key *key, bool v6, __u32
 	return live.any_port_prefix_vips && find_prefix_vip(key, number);
 }
 
-/* The VIP of the packet's destination; false if there is none. A hit by anything but address and
- * port makes the flow's destination port 0, unless the VIP keeps both ports or hashes by it. */
+/* The VIP of the packet's destination; false if there is none. After a hit by anything but address and
+ * port the destination port does not count, unless the VIP keeps both ports or hashes by it. Where a
+ * port does not count, all of a client's flows are one to the ring, and those of UDP to the tables, too:
+ * that keeps them together. Connections are told apart by tables, for they come and go. */
 static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *number, struct vip *vip)
 {
 	struct vip_key key = {
@@ -111,8 +115,18 @@ static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *numb
 	/* One load, so that flags and ring are of the same moment. */
 	word = *(volatile __u64 *)&info->vip;
 	__builtin_memcpy(vip, &word, sizeof(*vip));
-	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
-		packet->flow.destination_port = 0;
+	/* Both at once. */
+	*(__u32 *)&packet->hash_source = *(const __u32 *)&packet->flow.source_port;
+	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT))) {
+		packet->hash_destination = 0;
+		if (packet->flow.protocol == IPPROTO_UDP)
+			packet->flow.destination_port = 0;
+	}
+	if (vip->flags & VIP_NO_SRC_PORT) {
+		packet->hash_source = 0;
+		if (packet->flow.protocol == IPPROTO_UDP)
+			packet->flow.source_port = 0;
+	}
 	return true;
 }
 

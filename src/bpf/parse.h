@@ -28,7 +28,10 @@
 
 /* What the walk knows of a packet. */
 struct packet {
-	struct flow_key flow;
+	struct flow_key flow; /* as tables know it */
+	/* Its ports as ring and outer header have them: 0 is one that does not count for the VIP. */
+	__be16 hash_source;
+	__be16 hash_destination;
 	__u16 l3_length; /* IPv4 total length; IPv6 payload length: as in the header */
 	__u8 tos;
 	bool icmp; /* an ICMP error: the flow is that of the packet it quotes */

@@ -16,14 +16,20 @@
 
 #define QUIC_LONG_HEADER 0x80
 #define QUIC_TYPE_MASK 0x30
-#define QUIC_TYPE_HANDSHAKE 0x20 /* initial and 0-RTT packets have a lower type */
+/* Types of long headers, by version: RFC 9000, section 17.2, and RFC 9369, section 3.2. */
+#define QUIC_VERSION_1 0x00000001
+#define QUIC_V1_INITIAL 0x00
+#define QUIC_V1_ZERO_RTT 0x10
+#define QUIC_VERSION_2 0x6b3343cf
+#define QUIC_V2_INITIAL 0x10
+#define QUIC_V2_ZERO_RTT 0x20
 #define QUIC_ID_BYTES 8
 
 /* A long header: the first byte, the version, the length of the destination's id. The id follows.
  * (RFC 8999, section 5.1) */
 struct quic_long {
 	__u8 first;
-	__u8 version[4];
+	__be32 version;
 	__u8 id_length;
 } __attribute__((packed));
 
@@ -59,6 +65,8 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	const __u8 *first = cursor_take(&payload, 1);
 	const struct quic_long *header;
 	struct vip_counters *of_vip;
+	bool of_client;
+	__u8 type;
 
 	if (!first)
 		return NULL;
@@ -68,7 +76,15 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	header = cursor_take(&payload, sizeof(*header) + QUIC_ID_BYTES);
 	if (!header)
 		return NULL;
-	if ((header->first & QUIC_TYPE_MASK) < QUIC_TYPE_HANDSHAKE) {
+	type = header->first & QUIC_TYPE_MASK;
+	if (header->version == bpf_htonl(QUIC_VERSION_1))
+		of_client = type == QUIC_V1_INITIAL || type == QUIC_V1_ZERO_RTT;
+	else if (header->version == bpf_htonl(QUIC_VERSION_2))
+		of_client = type == QUIC_V2_INITIAL || type == QUIC_V2_ZERO_RTT;
+	else
+		/* What its types mean, and whose the id is, nobody knows. */
+		return NULL;
+	if (of_client) {
 		run->cpu->counters.quic.initial++;
 		of_vip = counters_of_vip(&vip_number);
 		if (of_vip)

@@ -154,7 +154,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 {
 	const __u32 flags = choice->vip.flags;
 	bool by_port = flags & VIP_DPORT_HASH;
-	__be16 hash_port = packet->flow.source_port;
+	__be16 hash_port = packet->hash_source;
 	struct real *real;
 	int chosen = 0;
 	bool flood;
@@ -192,7 +192,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		if (by_port) {
 			/* Such a flow is not remembered, so nothing else needs to know whose it is. */
 			__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
-			hash_port = packet->flow.destination_port;
+			hash_port = packet->hash_destination;
 		}
 		note_step(run, STEP_RING);
 		choice->reason = DROP_RING_EMPTY;
@@ -201,7 +201,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		choice->number =
 			ring_real(choice->vip.ring,
 				  hash_flow((const __u32 *)packet->flow.source, hash_port,
-					    packet->flow.destination_port, v6));
+					    packet->hash_destination, v6));
 		if (!choice->number)
 			return NULL;
 	}
@@ -239,7 +239,6 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 	struct id_query *query = &run->cpu->scratch.query;
 	const __u32 *source = (const __u32 *)packet->flow.source;
 	const __u32 *destination = (const __u32 *)packet->flow.destination;
-	const bool no_port = choice->vip.flags & VIP_NO_SRC_PORT;
 
 	/* Word by word, as it is read: as one value it would be put together on the stack first, and
 	 * the loads that then follow at once would wait for stores of other sizes. */
@@ -249,7 +248,8 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 		((__u32 *)query->flow.destination)[i] = destination[i];
 	}
 	*(__u32 *)&query->flow.source_port =
-		(no_port ? 0 : packet->flow.source_port) | packet->flow.destination_port << 16;
+		packet->flow.source_port | packet->flow.destination_port << 16;
+	query->hash_source = packet->hash_source;
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;

@@ -374,10 +374,11 @@ struct id_query {
 	__u8 unwrapped;
 	__u8 explain;
 	__u16 l3_length;
+	__be16 hash_source; /* the flow's port as the outer header has it */
 	__u8 tos;
 	__u8 unchecked;
 	__u8 untagged;
-	__u8 reserved[1];
+	__u8 reserved[7];
 };
 
 /* VLAN tags that have been taken off a frame and will be put back. */

@@ -303,10 +303,7 @@ impl Katran {
             }));
         }
         let source = flow.source.ip().to_canonical();
-        let (source_port, destination_port) = (
-            u16::from_be(key.source_port),
-            u16::from_be(key.destination_port),
-        );
+        let (source_port, destination_port) = hashed_ports(flow, &found);
         let by_port = flags.contains(VipFlags::DPORT_HASH);
         let (hashed, hashed_port) = match (by_port, source) {
             (false, _) => (source, source_port),
@@ -360,15 +357,10 @@ impl Katran {
         let Some(found) = self.table.resolve(destination, port, flow.protocol) else {
             return Ok(None);
         };
-        let flags = found.entry.flags;
-        let keeps_port = VipFlags::DPORT_HASH | VipFlags::SRC_DST_PORT;
-        let destination_port = match found.exact || flags.intersects(keeps_port) {
-            true => port,
-            false => 0,
-        };
-        let source_port = match flags.contains(VipFlags::NO_SRC_PORT) {
-            true => 0,
-            false => flow.source.port(),
+        let (source_port, destination_port) = match flow.protocol {
+            Protocol::Udp => hashed_ports(flow, &found),
+            // Tables tell connections apart where the ring does not.
+            Protocol::Tcp => (flow.source.port(), port),
         };
         let key = types::flow_key {
             source: address_bytes(source),
@@ -515,6 +507,21 @@ impl Katran {
         let number = u16::try_from(number).ok()?;
         self.table.address_of(crate::types::RealNumber(number))
     }
+}
+
+/// The ports of a flow as its VIP's ring has them: 0 is one that does not count.
+fn hashed_ports(flow: &Flow, found: &Resolved<'_>) -> (u16, u16) {
+    let flags = found.entry.flags;
+    let keeps_port = VipFlags::DPORT_HASH | VipFlags::SRC_DST_PORT;
+    let destination_port = match found.exact || flags.intersects(keeps_port) {
+        true => flow.destination.port(),
+        false => 0,
+    };
+    let source_port = match flags.contains(VipFlags::NO_SRC_PORT) {
+        true => 0,
+        false => flow.source.port(),
+    };
+    (source_port, destination_port)
 }
 
 fn reason(explanation: &types::explanation) -> Reason {

@@ -21,8 +21,8 @@ use crate::types::Vip;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlowEntry {
-    /// The flow as the table knows it: port 0 stands for one that does not count for its VIP
-    /// (`NO_SRC_PORT`, any-port VIPs).
+    /// The flow as the table knows it: port 0 of a UDP flow stands for one that does not count for its
+    /// VIP (`NO_SRC_PORT`, any-port VIPs). TCP flows keep both.
     pub flow: Flow,
     /// The CPU in whose table it is; `None`: in the one that CPUs without a table share.
     pub cpu: Option<u32>,

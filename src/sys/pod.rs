@@ -41,7 +41,7 @@ pod! {
     types::vip_counters = 40;
     types::real_counters = 24;
     types::counters = COUNTERS;
-    types::cpu = COUNTERS + 3 * 8 + 2 * 4 + 4 * 8 + 72 + 24;
+    types::cpu = COUNTERS + 3 * 8 + 2 * 4 + 4 * 8 + 80 + 24;
     types::source_prefix_v4 = 8;
     types::source_prefix_v6 = 20;
     types::down_real = 8;

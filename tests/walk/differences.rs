@@ -210,8 +210,7 @@ fn vips_and_prefixes_of_both_families_are_matched_in_their_order() {
         ("[2001:db8:8000::1]:443", None),
     ];
     for (n, (to, expected)) in (1..).zip(expectations) {
-        // Clients of their own: to the flow table, a client's flows to two prefix VIPs that
-        // differ in their ports are one, for both have port 0.
+        // Clients of their own, so that all of them are new.
         for flow in flows(Protocol::Tcp, to, 3 * n).split_off(3 * usize::from(n - 1)) {
             let ran = katran.simulate(&frame(flow)).unwrap();
             let expected = expected.map(|index: usize| order[index]);
