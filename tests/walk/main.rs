@@ -15,6 +15,7 @@ mod icmp;
 mod inline_decap;
 mod lookup;
 mod migration;
+mod outer_fragments;
 mod packets;
 mod property;
 mod recording;
