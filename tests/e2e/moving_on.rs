@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Family;
 use katran::Features;
 use katran::Gateway;
 use katran::Katran;
@@ -28,7 +29,7 @@ fn attached_in(places: &[&Place]) -> Katran {
         let attach = || katran.attach("eth0", XdpMode::Generic);
         place.host.run(attach).unwrap();
     }
-    assert_eq!(katran.gateway_mac(), places[0].router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), places[0].router_mac);
     katran
 }
 
@@ -39,7 +40,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     // Nothing but getters from here on.
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || {
-        katran.gateway_mac() == second.router_mac
+        katran.gateways().mac(Family::V4) == second.router_mac
     });
     // Nothing is held where nothing is left.
     site::eventually("the first namespace is let go", || {
@@ -51,7 +52,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     second.router.ip(&set).unwrap();
     second.host.ip("neigh flush dev eth0").unwrap();
     site::eventually("the second router's other address is found", || {
-        katran.gateway_mac() == mac
+        katran.gateways().mac(Family::V4) == mac
     });
     // A link that somebody ends is seen, too, though nobody is told of it.
     let info = second.host.ip("-details link show eth0").unwrap();
@@ -59,11 +60,13 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     let program: u32 = number.split_whitespace().next().unwrap().parse().unwrap();
     end_link_of(program, second.host.interface_index("eth0").unwrap());
     site::eventually("the third router is found", || {
-        katran.gateway_mac() == third.router_mac
+        katran.gateways().mac(Family::V4) == third.router_mac
     });
     third.host.ip("link del eth0").unwrap();
-    site::eventually("nothing is followed", || katran.next_hops().is_empty());
-    assert_eq!(katran.gateway_mac(), MacAddr::new([0; 6]));
+    site::eventually("nothing is followed", || {
+        katran.gateways().next_hops().is_empty()
+    });
+    assert_eq!(katran.gateways().mac(Family::V4), MacAddr::new([0; 6]));
     site::eventually("nothing is held", || {
         netlink_sockets(&third.host).is_empty()
     });
@@ -71,7 +74,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     let fourth = Place::new(4);
     let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
     fourth.host.run(attach).unwrap();
-    assert_eq!(katran.gateway_mac(), fourth.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), fourth.router_mac);
 }
 
 /// Ends the link by which this program is on the interface with this index.
@@ -117,7 +120,7 @@ fn next_hops_of_reals_move_on_without_a_call() {
         place.host.run(attach).unwrap();
     }
     let leads_to = |katran: &Katran, place: &Place| {
-        let hops = katran.next_hops();
+        let hops = katran.gateways().next_hops();
         assert!(hops.len() <= 1, "{hops:?}");
         hops.iter().any(|hop| hop.mac == Some(place.router_mac))
     };
@@ -129,7 +132,7 @@ fn next_hops_of_reals_move_on_without_a_call() {
     katran.add_real(vip, Real::new(other)).unwrap();
     katran.remove_real(vip, real).unwrap();
     site::eventually("the other real's is found", || leads_to(&katran, &second));
-    assert_eq!(katran.next_hops()[0].real, Some(other));
+    assert_eq!(katran.gateways().next_hops()[0].real, Some(other));
 }
 
 #[test]
@@ -141,12 +144,12 @@ fn a_reload_moves_nothing_on() {
         // Twice as long as the thread takes to look whether its reasons still hold.
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
-            assert_eq!(katran.gateway_mac(), first.router_mac);
+            assert_eq!(katran.gateways().mac(Family::V4), first.router_mac);
             thread::sleep(Duration::from_millis(50));
         }
     }
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || {
-        katran.gateway_mac() == second.router_mac
+        katran.gateways().mac(Family::V4) == second.router_mac
     });
 }
