@@ -41,6 +41,7 @@ use crate::sys::object::Refused;
 use crate::sys::object::into_io;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
+use crate::types::OuterDontFragment;
 
 /// A SYN follows its flow's entry if that was used so recently: connections do not begin again that
 /// soon, and a SYN that was made up moves nobody.
@@ -174,6 +175,7 @@ fn needs_full(config: &Config) -> bool {
         | Features::INTROSPECTION;
     config.features.intersects(rare)
         || config.encapsulation != Encapsulation::Ipip
+        || config.outer_dont_fragment != OuterDontFragment::Clear
         || config.next_hops != NextHops::Gateway
 }
 

@@ -18,6 +18,7 @@ mod inline_decap;
 mod loads;
 mod lookup;
 mod migration;
+mod outer_fragments;
 mod packets;
 mod property;
 mod quic_headers;
