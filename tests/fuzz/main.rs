@@ -1,0 +1,18 @@
+//! The loaded program against the model of the walk (`tests/model`): recorded packets, cases after
+//! reports of operators, and random and mutated frames. `KATRAN_FRAMES` says how many of the last, and
+//! `KATRAN_SEED` which ones; `make soak FRAMES=...` sets them. A frame on which the two disagree is made
+//! small and printed, with the balancer's document, so that `examples/simulate` can play it.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod balancers;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod generate;
+mod mirror;
+mod mutate;
+mod pair;
+mod random;
+mod shrink;
+mod sound;
