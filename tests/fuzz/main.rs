@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
 mod balancers;
+mod cases;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
@@ -14,5 +15,9 @@ mod mirror;
 mod mutate;
 mod pair;
 mod random;
+#[allow(dead_code, reason = "the other half is for tests of the walk")]
+#[path = "../walk/recording.rs"]
+mod recording;
 mod shrink;
 mod sound;
+mod vectors;
