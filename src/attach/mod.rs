@@ -23,7 +23,6 @@ pub(crate) use list::OnInterface;
 pub(crate) use list::put_back;
 pub use place::AttachmentState;
 pub(crate) use place::Named;
-pub(crate) use place::Namespace;
 pub(crate) use place::Place;
 pub(crate) use place::here;
 pub use shared::EntryProgram;

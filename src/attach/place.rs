@@ -1,18 +1,12 @@
 //! What attachments are on: interfaces, which an index tells apart within a network namespace only, and
 //! the names by which callers mean them.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::thread;
 
 use nix::net::if_::if_indextoname;
 use nix::net::if_::if_nametoindex;
-use nix::sched::CloneFlags;
-use nix::sched::setns;
 
 use crate::error::Error;
 use crate::error::Result;
@@ -222,41 +216,6 @@ impl<'a> Named<'a> {
                         .to_owned(),
             }),
         }
-    }
-}
-
-/// A network namespace, which lives as long as this does.
-#[derive(Debug)]
-pub(crate) struct Namespace {
-    number: u64,
-    file: File,
-}
-
-impl Namespace {
-    /// The calling thread's.
-    pub(crate) fn here() -> io::Result<Self> {
-        Ok(Self {
-            number: network_namespace()?,
-            file: File::open("/proc/thread-self/ns/net")?,
-        })
-    }
-
-    /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
-    /// thread of its own, so that the caller's stays where it is.
-    pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
-        if network_namespace()? == self.number {
-            return Ok(f());
-        }
-        thread::scope(|scope| {
-            let there = || {
-                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
-                Ok(f())
-            };
-            let thread = thread::Builder::new().spawn_scoped(scope, there)?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
-        })
     }
 }
 

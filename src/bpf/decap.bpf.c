@@ -9,15 +9,15 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth, const struct inner *inner,
-				  bool outer_v6 __attribute__((unused)))
+static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth,
+				  const struct tunnel *tunnel)
 {
 	const __u64 destination = mac_load(eth->h_dest);
 	const __u64 source = mac_load(eth->h_source);
-	const __be16 type = inner->v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	const __be16 type = tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	struct cursor cursor;
 
-	if (bpf_xdp_adjust_head(ctx, inner->outer_bytes))
+	if (bpf_xdp_adjust_head(ctx, tunnel->outer_bytes))
 		return false;
 	cursor = cursor_of(ctx);
 	eth = cursor_take(&cursor, sizeof(*eth));

@@ -11,6 +11,7 @@
 #include "headers.h"
 #include "shared.h"
 #include "tcp_option.h"
+#include "tunnel.h"
 
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -40,46 +41,14 @@ struct {
 	__type(value, struct decap_counters);
 } decap_counters SEC(".maps");
 
-static __always_inline bool is_ours_v6(const struct in6_addr *address)
+static __always_inline bool is_ours(const struct tunnel *tunnel)
 {
-	return address->in6_u.u6_addr32[0] == destination_v6[0] &&
-	       address->in6_u.u6_addr32[1] == destination_v6[1] &&
-	       address->in6_u.u6_addr32[2] == destination_v6[2] &&
-	       address->in6_u.u6_addr32[3] == destination_v6[3];
-}
+	const __u32 *end = tunnel->destination;
 
-/* What is in a tunnel. */
-struct inner {
-	struct cursor packet;
-	__u32 outer_bytes; /* headers before it, without Ethernet's */
-	bool v6;
-	bool gue;
-};
-
-/* GUE, variant 1: the inner packet follows UDP's header, and its version tells its family. */
-static __always_inline bool is_gue(struct inner *inner)
-{
-	const struct udphdr *udp = cursor_take(&inner->packet, sizeof(*udp));
-	struct cursor behind = inner->packet;
-	const __u8 *first;
-
-	if (!udp || udp->dest != bpf_htons(gue_port))
-		return false;
-	first = cursor_take(&behind, 1);
-	if (first && *first >> 4 != 4 && *first >> 4 != 6)
-		return false;
-	inner->v6 = first && *first >> 4 == 6;
-	inner->outer_bytes += sizeof(*udp);
-	inner->gue = true;
-	return true;
-}
-
-static __always_inline bool is_tunnel(struct inner *inner, __u8 protocol)
-{
-	if (gue_port && protocol == IPPROTO_UDP)
-		return is_gue(inner);
-	inner->v6 = protocol == IPPROTO_IPV6;
-	return inner->v6 || protocol == IPPROTO_IPIP;
+	if (!tunnel->outer_v6)
+		return end[0] == destination_v4;
+	return end[0] == destination_v6[0] && end[1] == destination_v6[1] &&
+	       end[2] == destination_v6[2] && end[3] == destination_v6[3];
 }
 
 /* Counts the TCP server id in the inner packet, if it carries one. */
@@ -117,76 +86,48 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 		count->other_server_ids++;
 }
 
-/* Removes `outer` bytes between the Ethernet header and the inner packet, which the two programs do
+/* Removes the outer headers between the Ethernet header and the inner packet, which the two programs do
  * differently. */
-static __always_inline bool strip(CONTEXT *ctx, struct ethhdr *eth, const struct inner *inner,
-				  bool outer_v6);
+static __always_inline bool strip(CONTEXT *ctx, struct ethhdr *eth, const struct tunnel *tunnel);
 
-/* Hands the inner packet to the stack, and counts it in `stripped`. */
-static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count,
-				  const struct inner *inner, struct ethhdr *eth, bool outer_v6,
-				  __u64 *stripped)
+static __always_inline void count_stripped(struct decap_counters *count, const struct tunnel *tunnel)
 {
-	struct cursor cursor = inner->packet;
+	if (tunnel->outer_v6)
+		(*(tunnel->gue ? &count->gue_v6 : &count->ipip_v6))++;
+	else
+		(*(tunnel->gue ? &count->gue_v4 : &count->ipip_v4))++;
+}
 
-	if (!cursor_take(&cursor, inner->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr))) {
+/* Hands the inner packet to the stack. */
+static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, struct ethhdr *eth,
+				  const struct tunnel *tunnel)
+{
+	struct cursor cursor = tunnel->inner;
+
+	if (strict && !is_ours(tunnel)) {
+		count->foreign++;
+		return PASS;
+	}
+	if (tunnel->options) {
+		count->drop_options++;
+		return DROP;
+	}
+	if (tunnel->fragment) {
+		count->drop_fragment++;
+		return DROP;
+	}
+	if (!cursor_take(&cursor, tunnel->inner_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr))) {
 		count->drop_truncated++;
 		return DROP;
 	}
 	if (own_server_id)
-		count_server_id(ctx, count, inner->packet, inner->v6);
-	if (!strip(ctx, eth, inner, outer_v6)) {
+		count_server_id(ctx, count, tunnel->inner, tunnel->inner_v6);
+	if (!strip(ctx, eth, tunnel)) {
 		count->drop_head++;
 		return DROP;
 	}
-	(*stripped)++;
+	count_stripped(count, tunnel);
 	return PASS;
-}
-
-static __always_inline int decap_v4(CONTEXT *ctx, struct decap_counters *count,
-				    struct cursor cursor, struct ethhdr *eth)
-{
-	struct iphdr *outer = cursor_take(&cursor, sizeof(*outer));
-	struct inner inner = { .packet = cursor, .outer_bytes = sizeof(*outer) };
-	const __u16 fragment = bpf_htons(IPV4_FRAGMENT_MASK);
-	bool plain;
-
-	if (!outer)
-		return PASS;
-	plain = outer->ihl == sizeof(*outer) / 4 && !(outer->frag_off & fragment);
-	/* Of UDP in fragments or behind options it cannot be told whether it is GUE. */
-	if ((!plain && outer->protocol == IPPROTO_UDP) || !is_tunnel(&inner, outer->protocol))
-		return PASS;
-	if (strict && outer->daddr != destination_v4) {
-		count->foreign++;
-		return PASS;
-	}
-	if (outer->ihl != sizeof(*outer) / 4) {
-		count->drop_options++;
-		return DROP;
-	}
-	if (outer->frag_off & fragment) {
-		count->drop_fragment++;
-		return DROP;
-	}
-	return unwrap(ctx, count, &inner, eth, false,
-		      inner.gue ? &count->gue_v4 : &count->ipip_v4);
-}
-
-static __always_inline int decap_v6(CONTEXT *ctx, struct decap_counters *count,
-				    struct cursor cursor, struct ethhdr *eth)
-{
-	struct ipv6hdr *outer = cursor_take(&cursor, sizeof(*outer));
-	struct inner inner = { .packet = cursor, .outer_bytes = sizeof(*outer) };
-
-	if (!outer || !is_tunnel(&inner, outer->nexthdr))
-		return PASS;
-	if (strict && !is_ours_v6(&outer->daddr)) {
-		count->foreign++;
-		return PASS;
-	}
-	return unwrap(ctx, count, &inner, eth, true,
-		      inner.gue ? &count->gue_v6 : &count->ipip_v6);
 }
 
 /* What becomes of a packet: PASS or DROP. */
@@ -196,13 +137,17 @@ static __always_inline int take_out(CONTEXT *ctx)
 	struct decap_counters *count = bpf_map_lookup_elem(&decap_counters, &zero);
 	struct cursor cursor = cursor_of(ctx);
 	struct ethhdr *eth = cursor_take(&cursor, sizeof(*eth));
+	struct tunnel tunnel;
 
 	if (!count || !eth)
 		return PASS;
 	count->total++;
-	if (ether_type(eth) == bpf_htons(ETH_P_IP))
-		return decap_v4(ctx, count, cursor, eth);
-	if (ether_type(eth) == bpf_htons(ETH_P_IPV6))
-		return decap_v6(ctx, count, cursor, eth);
+	if (ether_type(eth) == bpf_htons(ETH_P_IP)) {
+		if (find_tunnel_v4(&tunnel, cursor, gue_port))
+			return unwrap(ctx, count, eth, &tunnel);
+	} else if (ether_type(eth) == bpf_htons(ETH_P_IPV6)) {
+		if (find_tunnel_v6(&tunnel, cursor, gue_port))
+			return unwrap(ctx, count, eth, &tunnel);
+	}
 	return PASS;
 }

@@ -20,22 +20,22 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define DECAP_TO_IPV6 (1 << 8)
 
 static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __attribute__((unused)),
-				  const struct inner *inner, bool outer_v6)
+				  const struct tunnel *tunnel)
 {
-	const __be16 type = inner->v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	const __be16 type = tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	/* Segments stay as long as they were: it is not their headers that go. */
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
 	/* GUE packets that the kernel has merged behind one outer header (ethtool's
 	 * rx-udp-gro-forwarding) cannot be taken apart here, and the stack would lose them silently. */
-	if (inner->gue && skb->gso_size)
+	if (tunnel->gue && skb->gso_size)
 		return false;
-	if (inner->v6 != outer_v6)
-		flags |= inner->v6 ? DECAP_TO_IPV6 : DECAP_TO_IPV4;
-	if (bpf_skb_adjust_room(skb, -(__s32)inner->outer_bytes, BPF_ADJ_ROOM_MAC, flags))
+	if (tunnel->inner_v6 != tunnel->outer_v6)
+		flags |= tunnel->inner_v6 ? DECAP_TO_IPV6 : DECAP_TO_IPV4;
+	if (bpf_skb_adjust_room(skb, -(__s32)tunnel->outer_bytes, BPF_ADJ_ROOM_MAC, flags))
 		return false;
 	/* The Ethernet header has been moved, and is otherwise as it was. */
-	return inner->v6 == outer_v6 ||
+	return tunnel->inner_v6 == tunnel->outer_v6 ||
 	       !bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
 }
 

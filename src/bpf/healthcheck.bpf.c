@@ -4,11 +4,15 @@
  * the tunnel to one real each, as the balancer would send a client's packets. Which real a probe is
  * for is told by the mark of its socket, by its destination, or by its source.
  */
+#include <linux/bpf.h>
+
+#define CONTEXT struct __sk_buff
 #include "csum.h"
+#include "cursor.h"
 #include "shared.h"
+#include "tunnel.h"
 
 #include <stdbool.h>
-#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -191,8 +195,10 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, const s
 
 /* Whether it is a probe that was wrapped here: sent on by its neighbour's address, it passes this hook
  * again. */
-static __always_inline bool is_wrapped(const struct __sk_buff *skb, const struct probe *probe)
+static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe *probe)
 {
+	struct cursor cursor = cursor_of(skb);
+	struct tunnel tunnel;
 	const struct own_addresses *both = own_addresses();
 	const __u32 *own = probe->v6 ? both->v6 : &both->v4;
 	const __u32 *source = (const __u32 *)probe->source.address;
@@ -201,11 +207,15 @@ static __always_inline bool is_wrapped(const struct __sk_buff *skb, const struct
 		return false;
 	if (probe->v6 && (source[1] != own[1] || source[2] != own[2] || source[3] != own[3]))
 		return false;
+	/* Outer headers that were written here lie in one piece. */
+	if (!cursor_take(&cursor, ETH_HLEN))
+		return false;
+	if (!(probe->v6 ? find_tunnel_v6(&tunnel, cursor, gue_port) :
+			  find_tunnel_v4(&tunnel, cursor, gue_port)))
+		return false;
 	if (encapsulation == ENCAPSULATION_GUE)
-		return probe->ports && probe->key.protocol == IPPROTO_UDP &&
-		       probe->key.port == bpf_htons(gue_port) &&
-		       (probe->source.port & bpf_htons(PROBE_PORT_BIT));
-	return probe->key.protocol == IPPROTO_IPIP || probe->key.protocol == IPPROTO_IPV6;
+		return tunnel.gue && (probe->source.port & bpf_htons(PROBE_PORT_BIT));
+	return !tunnel.gue;
 }
 
 /* The length of the packet, or of the longest of the segments that it will be cut into. */

@@ -14,6 +14,7 @@
 #include "icmp.h"
 #include "lookup.h"
 #include "parse.h"
+#include "tunnel.h"
 
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -22,77 +23,11 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
-/* A packet in a tunnel. */
-struct tunnel {
-	struct decap_destination end;
-	struct cursor inner;
-	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
-	bool outer_v6;
-	bool inner_v6;
-	bool gue;
-};
-
-/* GUE, variant 1: the inner packet follows UDP's header at once, and its version tells its
- * family. False: neither IPv4 nor IPv6, so this is no such tunnel. */
-static __always_inline bool gue_inner(struct tunnel *tunnel)
-{
-	struct cursor inner = tunnel->inner;
-	const __u8 *first = cursor_take(&inner, 1);
-
-	tunnel->inner_v6 = first && *first >> 4 == 6;
-	/* Without a first byte it is one that is cut short. */
-	return !first || *first >> 4 == 4 || tunnel->inner_v6;
-}
-
-/* What is behind the outer IP header: false if it is no tunnel. */
-static __always_inline bool tunnel_of(struct tunnel *tunnel, __u8 protocol)
-{
-	struct udphdr *udp;
-
-	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6) {
-		tunnel->inner_v6 = protocol == IPPROTO_IPV6;
-		return true;
-	}
-	if (protocol != IPPROTO_UDP)
-		return false;
-	udp = cursor_take(&tunnel->inner, sizeof(*udp));
-	if (!udp || udp->dest != bpf_htons(gue_port))
-		return false;
-	tunnel->outer_bytes += sizeof(*udp);
-	tunnel->gue = true;
-	return gue_inner(tunnel);
-}
-
-static __always_inline bool tunnel_v4(struct tunnel *tunnel)
-{
-	struct iphdr *ip = cursor_take(&tunnel->inner, sizeof(*ip));
-
-	if (!ip || ip->ihl != sizeof(*ip) / 4 || (ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK)))
-		return false;
-	tunnel->outer_bytes = sizeof(*ip);
-	tunnel->end.family = FAMILY_V4;
-	copy_v4(tunnel->end.address, ip->daddr);
-	return tunnel_of(tunnel, ip->protocol);
-}
-
-static __always_inline bool tunnel_v6(struct tunnel *tunnel)
-{
-	struct ipv6hdr *ip = cursor_take(&tunnel->inner, sizeof(*ip));
-
-	if (!ip)
-		return false;
-	tunnel->outer_bytes = sizeof(*ip);
-	tunnel->outer_v6 = true;
-	tunnel->end.family = FAMILY_V6;
-	copy_v6(tunnel->end.address, &ip->daddr);
-	return tunnel_of(tunnel, ip->nexthdr);
-}
-
 /* Whether the tunnel ends at an address of this host. */
 static __always_inline bool ends_here(const struct tunnel *tunnel)
 {
 	const struct own_addresses *own = own_addresses();
-	const __u32 *end = (const __u32 *)tunnel->end.address;
+	const __u32 *end = tunnel->destination;
 
 	if (!tunnel->outer_v6)
 		return own->v4 && end[0] == own->v4;
@@ -194,20 +129,25 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 static __always_inline int inline_decap(struct run *run, struct cursor *cursor, __be16 *type)
 {
 	struct inline_decap_counters *count = &run->cpu->counters.decap;
-	struct tunnel tunnel = { .inner = *cursor };
+	struct decap_destination end = {};
 	enum drop_reason reason;
+	struct tunnel tunnel;
 	__u32 *mode;
 
 	if (*type == bpf_htons(ETH_P_IP)) {
-		if (!tunnel_v4(&tunnel))
+		if (!find_tunnel_v4(&tunnel, *cursor, gue_port) || tunnel.options || tunnel.fragment)
 			return CONTINUE;
+		end.family = FAMILY_V4;
+		copy_v4(end.address, *(const __be32 *)tunnel.destination);
 	} else if (*type == bpf_htons(ETH_P_IPV6)) {
-		if (!tunnel_v6(&tunnel))
+		if (!find_tunnel_v6(&tunnel, *cursor, gue_port))
 			return CONTINUE;
+		end.family = FAMILY_V6;
+		copy_v6(end.address, tunnel.destination);
 	} else {
 		return CONTINUE;
 	}
-	mode = bpf_map_lookup_elem(&decap_destinations, &tunnel.end);
+	mode = bpf_map_lookup_elem(&decap_destinations, &end);
 	if (mode)
 		count->remote++;
 	else if (feature(FEATURE_STRICT_DESTINATION) && !ends_here(&tunnel))

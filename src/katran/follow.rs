@@ -10,7 +10,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::Katran;
-use crate::attach::Namespace;
+use super::gateway::GatewaysMut;
 use crate::attach::here;
 use crate::error::Error;
 use crate::error::Result;
@@ -19,6 +19,7 @@ use crate::next_hop::Cells;
 use crate::next_hop::Sockets;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
+use crate::sys::namespace::Namespace;
 use crate::types::NextHops;
 
 /// Between two looks at what is attached, which take some calls of the kernel's.
@@ -76,6 +77,17 @@ impl Way {
             sockets: Sockets::open().ok(),
         })
     }
+
+    /// Into the namespace with this number, of which nothing was held until now.
+    fn to(number: u64) -> Result<Self> {
+        let found = Namespace::find(number);
+        let found =
+            found.map_err(|error| kernel_error("look for", "a network namespace", error))?;
+        Ok(Self {
+            namespace: found.ok_or_else(hidden)?,
+            sockets: None,
+        })
+    }
 }
 
 impl Following {
@@ -122,33 +134,36 @@ impl Following {
     }
 }
 
-impl Katran {
+impl GatewaysMut<'_> {
     /// Starts to find out next hops, if any have to be, in the calling thread's network namespace, until
-    /// [`stop_following_next_hops`](Self::stop_following_next_hops).
-    /// [`attach`](Self::attach) does it, until the last [`detach`](Self::detach); only those who attach
-    /// [`program_fd`](Self::program_fd) by other means have to.
+    /// [`stop_following`](Self::stop_following).
+    /// [`attach`](Katran::attach) does it, until the last [`detach`](Katran::detach); only those who attach
+    /// [`program_fd`](Katran::program_fd) by other means have to.
     ///
     /// # Errors
     /// [`Error::NoNextHop`]; [`Error::Kernel`] if netlink
     /// sockets are refused. Nothing has changed then.
-    pub fn follow_next_hops(&mut self) -> Result<()> {
-        let before = self.following.embedder.take();
-        let followed = self.follow_next_hops_for(Reason::Embedder);
-        self.following.embedder = match &followed {
+    pub fn follow(&mut self) -> Result<()> {
+        let katran = &mut *self.katran;
+        let before = katran.following.embedder.take();
+        let followed = katran.follow_next_hops_for(Reason::Embedder);
+        katran.following.embedder = match &followed {
             Ok(()) => here(),
             Err(_) => before,
         };
-        self.note_attached();
+        katran.note_attached();
         followed
     }
 
-    /// Ends what [`follow_next_hops`](Self::follow_next_hops) has begun. Next hops are followed on as long
+    /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
     /// as the library has anything attached.
-    pub fn stop_following_next_hops(&mut self) {
-        self.following.embedder = None;
-        self.note_attached();
+    pub fn stop_following(&mut self) {
+        self.katran.following.embedder = None;
+        self.katran.note_attached();
     }
+}
 
+impl Katran {
     /// Follows next hops for something that is about to be in the calling thread's network namespace, and
     /// waits until the gateway is known, if it has to be. In any case [`note_attached`](Self::note_attached)
     /// comes next, when it has been found out what is there.
@@ -285,8 +300,12 @@ impl Katran {
         let failed = |error| kernel_error("enter", "a network namespace", error);
         self.following.open_here()?;
         let at = &mut self.following.namespaces[at];
-        let (place, way) = (at.number, at.way.as_mut());
-        let Way { namespace, sockets } = way.ok_or_else(elsewhere)?;
+        let place = at.number;
+        let way = match &mut at.way {
+            Some(way) => way,
+            none => none.insert(Way::to(place)?),
+        };
+        let Way { namespace, sockets } = way;
         let taken = match sockets.take() {
             Some(sockets) => sockets,
             None => namespace.run(Sockets::open).map_err(failed)??,
@@ -306,6 +325,8 @@ impl Katran {
 
     /// Does as `wanted` from now on, or goes on as before.
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
+        // Now: where nothing is left nothing has to be found out.
+        self.following.looked = None;
         self.look_at_attachments();
         let before = self.wanted();
         self.following.replace_ended();
@@ -343,12 +364,13 @@ impl Katran {
     }
 }
 
-/// The error for a namespace in which nothing had to be found out until now, and the caller is not there.
-fn elsewhere() -> Error {
+/// The error for a namespace of which nothing was held, and that is not found.
+fn hidden() -> Error {
     Error::InvalidConfig {
         setting: "gateway_mac",
         value: "auto".to_owned(),
-        reason: "is found out in the network namespace of the first attachment: call from a thread there"
+        reason: "is found out in the network namespace of the first attachment, which this process cannot \
+                 find: call from a thread there"
             .to_owned(),
     }
 }

@@ -1,11 +1,23 @@
 //! Network namespaces by the kernel's number of them: it tells them apart for good and, other than a
-//! descriptor, keeps none of them alive.
+//! descriptor, keeps none of them alive. The way back from a number to its namespace is a search, for the
+//! kernel has none: through what keeps namespaces alive, which are threads, mounts and descriptors.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
 
 use nix::libc;
+use nix::sched::CloneFlags;
+use nix::sched::setns;
 
 /// As in asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -32,11 +44,147 @@ pub(crate) fn network_namespace() -> io::Result<u64> {
     }
 }
 
+/// A network namespace, which lives as long as this does.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    number: u64,
+    file: File,
+}
+
+impl Namespace {
+    /// The calling thread's.
+    pub(crate) fn here() -> io::Result<Self> {
+        Ok(Self {
+            number: network_namespace()?,
+            file: File::open("/proc/thread-self/ns/net")?,
+        })
+    }
+
+    /// The one with this number: the calling thread's, or one that is found by a thread that is in it, a mount,
+    /// or a descriptor, of any process that this one may look into. To enter it takes `CAP_SYS_ADMIN`. `None`: it
+    /// is gone, or hidden from this process.
+    pub(crate) fn find(number: u64) -> io::Result<Option<Self>> {
+        let here = Self::here()?;
+        if here.number == number {
+            return Ok(Some(here));
+        }
+        let search = || {
+            let mut seen = BTreeSet::new();
+            let mut all = candidates();
+            all.find_map(|path| {
+                // Its text is its inode: each one is looked at once.
+                let is_new = seen.insert(name_of_namespace(&path)?);
+                let file = File::open(&path).ok().filter(|_| is_new)?;
+                setns(file.as_fd(), CloneFlags::CLONE_NEWNET).ok()?;
+                let found = network_namespace().ok()? == number;
+                found.then_some(Self { number, file })
+            })
+        };
+        elsewhere(search)
+    }
+
+    /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
+    /// thread of its own, so that the caller's stays where it is.
+    pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+        if network_namespace()? == self.number {
+            return Ok(f());
+        }
+        elsewhere(|| {
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            Ok(f())
+        })?
+    }
+}
+
+/// Runs `f` on a thread of its own, which it may lead elsewhere.
+fn elsewhere<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, f)?;
+        let panicked = |_| io::Error::other("the thread has panicked");
+        thread.join().map_err(panicked)
+    })
+}
+
+/// Files of network namespaces, those that are cheap to find first: of this process's threads and
+/// descriptors, of mounts, of other processes and of their threads and descriptors.
+fn candidates() -> impl Iterator<Item = PathBuf> {
+    let of_threads = |process: &Path| {
+        let threads = entries(&process.join("task"));
+        threads.map(|thread| thread.join("ns/net"))
+    };
+    let of_descriptors = |process: &Path| {
+        let descriptors = entries(&process.join("fd"));
+        descriptors.filter(|path| name_of_namespace(path).is_some())
+    };
+    let own = Path::new("/proc/self");
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let processes = || {
+        let all = entries(Path::new("/proc"));
+        all.filter(|path| path.join("ns").exists())
+    };
+    of_threads(own)
+        .chain(of_descriptors(own))
+        .chain(mounted(&mounts))
+        .chain(processes().map(|process| process.join("ns/net")))
+        .chain(processes().flat_map(move |process| of_threads(&process)))
+        .chain(processes().flat_map(move |process| of_descriptors(&process)))
+}
+
+/// What is in a directory; nothing of one that is gone, or that this process may not look into.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.flatten().map(|entry| entry.path())
+}
+
+/// Where network namespaces are mounted, as `ip netns` does, from the text of `/proc/self/mountinfo`.
+fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
+    let lines = mounts.split(|byte| *byte == b'\n');
+    let of_line = |line: &[u8]| {
+        // Number, parent, device, root within the file system, where it is mounted.
+        let mut words = line.split(|byte| *byte == b' ').skip(3);
+        let root = words.next()?;
+        let point = words.next().filter(|_| root.starts_with(b"net:["))?;
+        Some(OsString::from_vec(unescaped(point)).into())
+    };
+    lines.filter_map(of_line).collect()
+}
+
+/// Blanks and the like are three octal digits behind a backslash.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut bytes = text.iter().copied();
+    let mut plain = Vec::new();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'\\' => {
+                let digits = bytes.by_ref().take(3);
+                digits.fold(0_u8, |sum, digit| {
+                    sum.wrapping_mul(8).wrapping_add(digit.wrapping_sub(b'0'))
+                })
+            }
+            byte => byte,
+        });
+    }
+    plain
+}
+
+/// The text of a namespace's file, `net:[INODE]`, or of a mount's path; `None` of any other file.
+fn name_of_namespace(path: &Path) -> Option<OsString> {
+    match fs::read_link(path) {
+        Ok(target) => {
+            let name = target.into_os_string();
+            let is_one = name.as_encoded_bytes().starts_with(b"net:[");
+            is_one.then_some(name)
+        }
+        // A mount is no link.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Some(path.into()),
+        Err(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::sync::mpsc::channel;
 
-    use nix::sched::CloneFlags;
     use nix::sched::unshare;
 
     use super::*;
@@ -50,5 +198,43 @@ mod tests {
             network_namespace().unwrap()
         });
         assert_ne!(there.join().unwrap(), here);
+    }
+
+    #[test]
+    fn a_namespace_is_found_by_its_number_as_long_as_it_lives() {
+        let here = network_namespace().unwrap();
+        let found = Namespace::find(here).unwrap().unwrap();
+        assert_eq!(found.number, here);
+        let (tell, told) = channel();
+        let (stop, stopped) = channel::<()>();
+        let there = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            tell.send(network_namespace().unwrap()).unwrap();
+            let _ = stopped.recv();
+        });
+        let number = told.recv().unwrap();
+        let found = Namespace::find(number).unwrap().unwrap();
+        assert_eq!(found.run(network_namespace).unwrap().unwrap(), number);
+        // The caller stays where it is.
+        assert_eq!(network_namespace().unwrap(), here);
+        drop(stop);
+        there.join().unwrap();
+        // Its descriptor is left.
+        assert!(Namespace::find(number).unwrap().is_some());
+        drop(found);
+        assert!(Namespace::find(u64::MAX).unwrap().is_none());
+    }
+
+    #[test]
+    fn mounts_of_network_namespaces_are_told_from_others() {
+        let mounts = br"22 1 0:21 / /proc rw,nosuid shared:5 - proc proc rw
+301 28 0:4 net:[4026532256] /run/netns/blue rw shared:139 - nsfs nsfs rw
+302 28 0:4 mnt:[4026532257] /run/snapd/ns/lxd.mnt rw - nsfs nsfs rw
+303 28 0:4 net:[4026532258] /run/netns/two\040words\134 rw - nsfs nsfs rw
+";
+        let mounted = mounted(mounts);
+        let expected = ["/run/netns/blue", r"/run/netns/two words\"];
+        assert_eq!(mounted, expected.map(PathBuf::from));
+        assert!(super::mounted(b"").is_empty());
     }
 }

@@ -248,14 +248,17 @@ fn another_port_and_another_source_are_used_at_once() {
         ("198.18.0.11", "2001:db8:ffff::11"),
         ("198.18.0.12", "2001:db8:ffff::12"),
     ] {
-        katran.set_source(ip(v4)).unwrap();
-        katran.set_source(ip(v6)).unwrap();
-        assert_eq!(katran.source(Family::V4), Some(ip(v4)));
+        katran.gateways_mut().set_source(ip(v4)).unwrap();
+        katran.gateways_mut().set_source(ip(v6)).unwrap();
+        assert_eq!(katran.gateways().source(Family::V4), Some(ip(v4)));
         assert_eq!(source_and_port(&katran, 4, IPV4), (ip(v4), 9999));
         assert_eq!(source_and_port(&katran, 6, IPV6), (ip(v6), 9999));
     }
-    assert!(katran.set_source(ip("127.0.0.1")).is_err());
-    assert_eq!(katran.source(Family::V4), Some(ip("198.18.0.12")));
+    assert!(katran.gateways_mut().set_source(ip("127.0.0.1")).is_err());
+    assert_eq!(
+        katran.gateways().source(Family::V4),
+        Some(ip("198.18.0.12"))
+    );
 }
 
 #[test]
@@ -274,7 +277,7 @@ fn a_real_of_a_family_without_a_source_is_refused_until_it_has_one() {
     assert_eq!(katran.state(), before);
     assert_eq!(katran.real_index(ip(A6)), None);
 
-    katran.set_source(ip(OWN6)).unwrap();
+    katran.gateways_mut().set_source(ip(OWN6)).unwrap();
     katran.add_real(vip, Real::new(ip(A6))).unwrap();
     // A document brings source and reals at once.
     let state = katran.state();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use katran::Error;
+use katran::Family;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
@@ -392,15 +393,18 @@ fn the_gateway_can_be_changed_at_any_time() {
     };
     assert_eq!(sent_to(&katran), GATEWAY.octets());
     let other = "0a:01:02:03:04:05".parse().unwrap();
-    katran.set_gateway_mac(other).unwrap();
+    katran.gateways_mut().set_mac(other).unwrap();
     assert_eq!(sent_to(&katran), other.octets());
-    assert_eq!(katran.gateway_mac(), other);
+    assert_eq!(katran.gateways().mac(Family::V4), other);
     for bad in [
         "00:00:00:00:00:00",
         "ff:ff:ff:ff:ff:ff",
         "01:00:5e:00:00:01",
     ] {
-        let error = katran.set_gateway_mac(bad.parse().unwrap()).unwrap_err();
+        let error = katran
+            .gateways_mut()
+            .set_mac(bad.parse().unwrap())
+            .unwrap_err();
         assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     }
     assert_eq!(sent_to(&katran), other.octets());

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Packets in tunnels, as all programs tell them from others: IP in IP (protocols 4 and 41) and GUE,
+ * variant 1 (UDP to its port, then the inner packet at once), in all mixes of families. What becomes
+ * of such a packet is the program's to say.
+ */
+#pragma once
+
+#include "cursor.h"
+#include "headers.h"
+
+#include <stdbool.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+
+/* A packet in a tunnel. */
+struct tunnel {
+	struct cursor inner; /* behind the outer headers */
+	const void *source; /* the outer addresses, in the packet */
+	const void *destination;
+	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
+	bool outer_v6;
+	bool inner_v6;
+	bool gue;
+	/* The outer header is an IPv4 one with options, or of a fragment: there is nothing to strip. */
+	bool options;
+	bool fragment;
+};
+
+/* The inner packet follows UDP's header, and its version tells its family: neither 4 nor 6 is no GUE. */
+static __always_inline bool is_gue(struct tunnel *tunnel, __u16 port)
+{
+	const struct udphdr *udp = cursor_take(&tunnel->inner, sizeof(*udp));
+	struct cursor behind = tunnel->inner;
+	const __u8 *first;
+
+	if (!udp || udp->dest != bpf_htons(port))
+		return false;
+	first = cursor_take(&behind, 1);
+	/* Without a first byte it is one that is cut short. */
+	if (first && *first >> 4 != 4 && *first >> 4 != 6)
+		return false;
+	tunnel->inner_v6 = first && *first >> 4 == 6;
+	tunnel->outer_bytes += sizeof(*udp);
+	tunnel->gue = true;
+	return true;
+}
+
+/* Whether what is behind the outer IP header is in a tunnel. */
+static __always_inline bool is_tunnel_protocol(struct tunnel *tunnel, __u8 protocol, __u16 port)
+{
+	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6) {
+		tunnel->inner_v6 = protocol == IPPROTO_IPV6;
+		return true;
+	}
+	/* Of UDP in fragments or behind options it cannot be told whether it is GUE. */
+	return port && protocol == IPPROTO_UDP && !tunnel->options && !tunnel->fragment &&
+	       is_gue(tunnel, port);
+}
+
+/* Whether the IPv4 packet at the cursor is a tunnelled one; GUE comes to `port`, 0: there is none. */
+static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor cursor, __u16 port)
+{
+	const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	*tunnel = (struct tunnel){
+		.inner = cursor,
+		.source = &ip->saddr,
+		.destination = &ip->daddr,
+		.outer_bytes = sizeof(*ip),
+		.options = ip->ihl != sizeof(*ip) / 4,
+		.fragment = ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK),
+	};
+	return is_tunnel_protocol(tunnel, ip->protocol, port);
+}
+
+static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor cursor, __u16 port)
+{
+	const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	*tunnel = (struct tunnel){
+		.inner = cursor,
+		.source = &ip->saddr,
+		.destination = &ip->daddr,
+		.outer_bytes = sizeof(*ip),
+		.outer_v6 = true,
+	};
+	return is_tunnel_protocol(tunnel, ip->nexthdr, port);
+}
