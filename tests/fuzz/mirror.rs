@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use katran::DecapMode;
 use katran::Encapsulation;
+use katran::Family;
 use katran::Features;
 use katran::Gateway;
 use katran::Katran;
@@ -28,7 +29,7 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
     let settings = katran.state().balancer.unwrap();
     let features = katran.features();
     let has = |feature| features.contains(feature);
-    let Gateway::Mac(gateway) = katran.gateway() else {
+    let Gateway::Mac(gateway) = katran.gateways().setting() else {
         panic!("a gateway that has to be found");
     };
     let forwards = katran.forwarding_cpus().contains(&cpu);
@@ -53,7 +54,7 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         max_vips: settings.max_vips.unwrap(),
         ring_size: settings.ring_size.unwrap(),
         gateway_mac: gateway.octets(),
-        gateway_mac_v6: katran.gateway_mac_v6().octets(),
+        gateway_mac_v6: katran.gateways().mac(Family::V6).octets(),
         next_hops: false,
         own_macs: Vec::new(),
         source_v4: settings.source_v4,

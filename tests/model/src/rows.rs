@@ -24,7 +24,7 @@ pub const R35_QUIC_VERSIONS: bool = false;
 /// Congestion marks of outer headers reach the inner ones.
 pub const R36_CONGESTION_MARKS: bool = false;
 /// Made-up addresses and ports are usable.
-pub const R37_USABLE_SOURCES: bool = false;
+pub const R37_USABLE_SOURCES: bool = true;
 /// Options of TCP of a length below 2 and data offsets below 5 end the search.
 pub const R44_OPTION_LENGTHS: bool = true;
 /// What follows the GUE port and is neither IPv4 nor IPv6 is no tunnel, inside a tunnel either.
