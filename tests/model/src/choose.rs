@@ -23,7 +23,7 @@ use crate::transport::Packet;
 use crate::walk::Run;
 
 /// For so long an entry protects its flow from a SYN, in milliseconds.
-pub(crate) const LIVE: Time = 5000;
+const LIVE: Time = 5000;
 
 /// A real, and from which flow its outer header is made.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +114,9 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if ask.vip.flags.lru_bypass {
         return None;
     }
-    let leaves_no_trace = rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some();
+    // A SYN that follows an entry leaves it alone.
+    let error = rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some();
+    let leaves_no_trace = error || ask.packet.syn;
     let timeout = run.balancer.config.udp_timeout;
     let entry = run.balancer.flows.0.get_mut(&ask.key)?;
     // An entry made for a real that is gone never matches.

@@ -9,7 +9,6 @@ use crate::bytes::PROTOCOL_UDP;
 use crate::bytes::UDP;
 use crate::bytes::slice;
 use crate::choose::Ask;
-use crate::choose::LIVE;
 use crate::choose::remember;
 use crate::rows;
 use crate::transport::TCP;
@@ -68,7 +67,7 @@ enum Correction {
 }
 
 /// Makes the flow's entry, or corrects it. One that is missing counts as a new flow, and is not made
-/// under flood.
+/// under flood. If it may not correct, it leaves alone what counts and no id has made.
 fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) -> Correction {
     let now = run.now;
     let threshold = run.balancer.config.flood_threshold;
@@ -82,7 +81,8 @@ fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) ->
         entry.used = now;
         return Correction::Match;
     }
-    let is_live = now - entry.used <= LIVE;
+    let is_there = run.balancer.tables.reals.contains_key(&entry.real);
+    let is_live = is_there && !ask.vip.down.contains(&entry.real);
     if !may_correct && is_live && !entry.by_id {
         return Correction::Match;
     }

@@ -18,9 +18,9 @@ pub const R32_ALL_ICMP_ERRORS: bool = false;
 /// ICMP errors leave entries, miss counters and events alone.
 pub const R33_ICMP_LEAVES_NO_TRACE: bool = false;
 /// The flow table tells TCP flows apart by both ports, whatever the VIP ignores.
-pub const R34_TCP_BOTH_PORTS: bool = false;
+pub const R34_TCP_BOTH_PORTS: bool = true;
 /// Long headers of QUIC are read by version.
-pub const R35_QUIC_VERSIONS: bool = false;
+pub const R35_QUIC_VERSIONS: bool = true;
 /// Congestion marks of outer headers reach the inner ones.
 pub const R36_CONGESTION_MARKS: bool = false;
 /// Made-up addresses and ports are usable.
@@ -39,9 +39,9 @@ pub const R48_QUIC_BYPASS: bool = true;
 /// What leaves an egress address is IP, no tunnel, and comes from where it may.
 pub const R49_EGRESS: bool = false;
 /// The flood guard counts what would be remembered; source routes are asked under flood.
-pub const R50_FLOOD: bool = false;
+pub const R50_FLOOD: bool = true;
 /// SYNs follow entries that were used in the last five seconds; TCP ids correct what ids have made.
-pub const R51_LIVE_ENTRIES: bool = false;
+pub const R51_LIVE_ENTRIES: bool = true;
 /// An ICMP error is for a VIP only if it was sent to the quoted packet's source.
 pub const R52_ERROR_DESTINATION: bool = false;
 /// An echo reply of zeros has the checksum 0xFFFF.
