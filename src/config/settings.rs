@@ -181,7 +181,7 @@ settings! {
     /// [`Features::STRICT_DESTINATION`] goes by.
     ///
     /// Without it GUE cannot be used for IPv4 reals.
-    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
+    /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV4")]
     source_v4: Ipv4Addr {
         set: source_v4(address: Ipv4Addr) = address,
@@ -196,7 +196,7 @@ settings! {
     /// [`Features::STRICT_DESTINATION`] goes by.
     ///
     /// Without it GUE cannot be used for IPv6 reals.
-    /// [`Katran::set_source`](crate::Katran::set_source) changes it later.
+    /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV6")]
     source_v6: Ipv6Addr {
         set: source_v6(address: Ipv6Addr) = address,

@@ -194,9 +194,9 @@ impl Katran {
                 return self.change_source_routes(&change.remove, &change.add, Room::Passing);
             }
             Step::SetFeatures(features) => self.reload(*features),
-            Step::SetGateway(gateway) => self.set_gateway(*gateway),
-            Step::SetGatewayMacV6(mac) => self.set_gateway_mac_v6(Some(*mac)),
-            Step::SetSource(address) => self.set_source(*address),
+            Step::SetGateway(gateway) => self.gateways_mut().set(*gateway),
+            Step::SetGatewayMacV6(mac) => self.gateways_mut().set_mac_v6(Some(*mac)),
+            Step::SetSource(address) => self.gateways_mut().set_source(*address),
             Step::Invalidate(ids) => self.server_ids_mut().invalidate(ids),
             Step::Revalidate(ids) => self.server_ids_mut().revalidate(ids),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
@@ -229,7 +229,7 @@ impl Katran {
             .as_ref()
             .and_then(|balancer| balancer.gateway_mac_v6);
         if of_v6 != self.config.gateway_mac_v6
-            && let Err(error) = self.set_gateway_mac_v6(of_v6)
+            && let Err(error) = self.gateways_mut().set_mac_v6(of_v6)
         {
             log::error!("cannot undo a change of a state that was applied in part: {error}");
         }

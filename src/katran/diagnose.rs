@@ -28,7 +28,7 @@ use crate::types::RealFlags;
 const TELLING: [(DropReason, &str); 9] = [
     (
         DropReason::NextHopUnknown,
-        "reals that nobody answers for: `ip neighbour`, Katran::next_hops",
+        "reals that nobody answers for: `ip neighbour`, katran.gateways().next_hops()",
     ),
     (
         DropReason::RedirectFailed,
@@ -100,7 +100,7 @@ impl Katran {
                 let attached = facts.index.into_iter().collect();
                 preview(self.wanted(), attached, reals).map_err(failed)?
             }
-            false => self.next_hops(),
+            false => self.gateways().next_hops(),
         };
         let mut requests = Requests::new().map_err(failed)?;
         let (next_hops, reals_here) = self.of_others(next_hops);

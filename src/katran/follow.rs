@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::Katran;
+use super::gateway::GatewaysMut;
 use crate::attach::here;
 use crate::error::Error;
 use crate::error::Result;
@@ -133,33 +134,36 @@ impl Following {
     }
 }
 
-impl Katran {
+impl GatewaysMut<'_> {
     /// Starts to find out next hops, if any have to be, in the calling thread's network namespace, until
-    /// [`stop_following_next_hops`](Self::stop_following_next_hops).
-    /// [`attach`](Self::attach) does it, until the last [`detach`](Self::detach); only those who attach
-    /// [`program_fd`](Self::program_fd) by other means have to.
+    /// [`stop_following`](Self::stop_following).
+    /// [`attach`](Katran::attach) does it, until the last [`detach`](Katran::detach); only those who attach
+    /// [`program_fd`](Katran::program_fd) by other means have to.
     ///
     /// # Errors
     /// [`Error::NoNextHop`]; [`Error::Kernel`] if netlink
     /// sockets are refused. Nothing has changed then.
-    pub fn follow_next_hops(&mut self) -> Result<()> {
-        let before = self.following.embedder.take();
-        let followed = self.follow_next_hops_for(Reason::Embedder);
-        self.following.embedder = match &followed {
+    pub fn follow(&mut self) -> Result<()> {
+        let katran = &mut *self.katran;
+        let before = katran.following.embedder.take();
+        let followed = katran.follow_next_hops_for(Reason::Embedder);
+        katran.following.embedder = match &followed {
             Ok(()) => here(),
             Err(_) => before,
         };
-        self.note_attached();
+        katran.note_attached();
         followed
     }
 
-    /// Ends what [`follow_next_hops`](Self::follow_next_hops) has begun. Next hops are followed on as long
+    /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
     /// as the library has anything attached.
-    pub fn stop_following_next_hops(&mut self) {
-        self.following.embedder = None;
-        self.note_attached();
+    pub fn stop_following(&mut self) {
+        self.katran.following.embedder = None;
+        self.katran.note_attached();
     }
+}
 
+impl Katran {
     /// Follows next hops for something that is about to be in the calling thread's network namespace, and
     /// waits until the gateway is known, if it has to be. In any case [`note_attached`](Self::note_attached)
     /// comes next, when it has been found out what is there.

@@ -20,39 +20,86 @@ use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::RealNumber;
 
-impl Katran {
-    /// The Ethernet address that encapsulated frames for IPv4 reals are sent to; all zero if it is
-    /// to be found out and is not known yet.
+/// Where encapsulated packets are sent to, and which source they bear: [`Katran::gateways`].
+///
+/// ```no_run
+/// use katran::Family;
+///
+/// # fn example(katran: &katran::Katran) {
+/// println!("IPv4 reals are behind {}", katran.gateways().mac(Family::V4));
+/// for hop in katran.gateways().next_hops() {
+///     println!("{hop:?}");
+/// }
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct Gateways<'a> {
+    katran: &'a Katran,
+}
+
+impl Gateways<'_> {
+    /// The Ethernet address that encapsulated frames for reals of a family are sent to; all zero if it
+    /// is to be found out and is not known yet.
     #[doc(alias = "getMac")]
-    pub fn gateway_mac(&self) -> MacAddr {
-        self.gateway_mac_of(Family::V4)
-    }
-
-    /// The same for IPv6 reals.
-    pub fn gateway_mac_v6(&self) -> MacAddr {
-        self.gateway_mac_of(Family::V6)
-    }
-
-    fn gateway_mac_of(&self, family: Family) -> MacAddr {
-        let watcher = self.following.watcher.as_ref();
+    pub fn mac(&self, family: Family) -> MacAddr {
+        let watcher = self.katran.following.watcher.as_ref();
         let found = watcher.and_then(|watcher| watcher.gateway(family));
-        let fixed = self.wanted().fixed(family);
+        let fixed = self.katran.wanted().fixed(family);
         found.or(fixed).unwrap_or(MacAddr::new([0; 6]))
     }
 
     /// The gateway as it was asked for.
-    pub fn gateway(&self) -> Gateway {
-        self.config.gateway_mac
+    pub fn setting(&self) -> Gateway {
+        self.katran.config.gateway_mac
     }
 
+    /// Where packets go next, as far as that is found out: with [`Gateway::Auto`] the two gateways,
+    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
+    /// the first attachment, and nothing where the address is given.
+    pub fn next_hops(&self) -> Vec<NextHop> {
+        self.katran
+            .following
+            .watcher
+            .as_ref()
+            .map(Watcher::list)
+            .unwrap_or_default()
+    }
+
+    /// The outer source address of a family, if one is set: what GUE sends from, and what
+    /// `STRICT_DESTINATION` takes for this host's own.
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        self.katran.source(family)
+    }
+}
+
+/// Changes where encapsulated packets are sent to, and which source they bear: [`Katran::gateways_mut`].
+///
+/// ```no_run
+/// use katran::Gateway;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// katran.gateways_mut().set_mac("0a:00:00:00:00:fe".parse()?)?;
+/// katran.gateways_mut().set(Gateway::Auto)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a view does nothing by itself"]
+pub struct GatewaysMut<'a> {
+    pub(super) katran: &'a mut Katran,
+}
+
+impl GatewaysMut<'_> {
     /// Sends encapsulated frames to another Ethernet address from now on: those of all families that
     /// have no address of their own.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.
     #[doc(alias = "changeMac")]
-    pub fn set_gateway_mac(&mut self, mac: MacAddr) -> Result<()> {
-        self.set_gateway(Gateway::Mac(mac))
+    pub fn set_mac(&mut self, mac: MacAddr) -> Result<()> {
+        self.set(Gateway::Mac(mac))
     }
 
     /// Sends encapsulated frames to another router from now on, or has it found out: in the network
@@ -64,45 +111,90 @@ impl Katran {
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or is to be found
     /// out in a namespace that is hidden from this process (it is in no `/proc` that the process sees);
     /// [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be found out and cannot be within
-    /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached nowhere does not look
-    /// for it yet.
-    pub fn set_gateway(&mut self, gateway: Gateway) -> Result<()> {
+    /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached
+    /// nowhere does not look for it yet.
+    pub fn set(&mut self, gateway: Gateway) -> Result<()> {
         check_gateway(gateway)?;
         let wanted = Wanted {
             gateway,
-            ..self.wanted()
+            ..self.katran.wanted()
         };
-        self.follow(wanted)?;
-        self.config.gateway_mac = gateway;
+        self.katran.follow(wanted)?;
+        self.katran.config.gateway_mac = gateway;
         Ok(())
     }
 
     /// Sends encapsulated frames for IPv6 reals to another Ethernet address from now on; `None`: to
-    /// that of [`set_gateway`](Self::set_gateway).
+    /// that of [`set`](Self::set).
     ///
     /// # Errors
-    /// As [`set_gateway`](Self::set_gateway).
-    pub fn set_gateway_mac_v6(&mut self, mac: Option<MacAddr>) -> Result<()> {
+    /// As [`set`](Self::set).
+    pub fn set_mac_v6(&mut self, mac: Option<MacAddr>) -> Result<()> {
         mac.map_or(Ok(()), check_gateway_mac)?;
         let wanted = Wanted {
             gateway_v6: mac,
-            ..self.wanted()
+            ..self.katran.wanted()
         };
-        self.follow(wanted)?;
-        self.config.gateway_mac_v6 = mac;
+        self.katran.follow(wanted)?;
+        self.katran.config.gateway_mac_v6 = mac;
         Ok(())
     }
 
-    /// Where packets go next, as far as that is found out: with [`Gateway::Auto`] the two gateways,
-    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
-    /// the first attachment, and nothing where the address is given.
-    pub fn next_hops(&self) -> Vec<NextHop> {
-        self.following
-            .watcher
-            .as_ref()
-            .map(Watcher::list)
-            .unwrap_or_default()
+    /// Sets the outer source address of its family, from now on.
+    ///
+    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
+    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
+    ///
+    /// A second call within some milliseconds waits until no packet under way reads what the one before
+    /// the first has set.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it;
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed then.
+    #[doc(alias = "addSrcIpForPcktEncap")]
+    pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
+        let address = address.to_canonical();
+        self.katran.note(check_source(address))?;
+        if self.katran.source(Family::of(address)) == Some(address) {
+            return Ok(());
+        }
+        let passed = self.katran.collect();
+        if self.katran.sources_set > passed {
+            self.katran.settle()?;
+        }
+        match address {
+            IpAddr::V4(v4) => self.katran.config.source_v4 = Some(v4),
+            IpAddr::V6(v6) => self.katran.config.source_v6 = Some(v6),
+        }
+        let config = &self.katran.config;
+        self.katran
+            .maps
+            .live
+            .set_own_addresses(config.source_v4, config.source_v6);
+        if let Some(probes) = self.katran.probe_cells() {
+            probes.set_own_addresses(self.katran.config.source_v4, self.katran.config.source_v6);
+        }
+        self.katran.sources_set = self.katran.maps.rings.retire(None);
+        Ok(())
+    }
+}
+
+impl Katran {
+    /// Where encapsulated packets are sent to, and which source they bear.
+    pub fn gateways(&self) -> Gateways<'_> {
+        Gateways { katran: self }
+    }
+
+    /// Changes where encapsulated packets are sent to, and which source they bear.
+    pub fn gateways_mut(&mut self) -> GatewaysMut<'_> {
+        GatewaysMut { katran: self }
+    }
+
+    pub(super) fn source(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.config.source_v4.map(IpAddr::V4),
+            Family::V6 => self.config.source_v6.map(IpAddr::V6),
+        }
     }
 
     pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
@@ -178,52 +270,6 @@ impl Katran {
             }
             self.left_hops.pop_front();
         }
-    }
-
-    /// The outer source address of a family, if one is set: what GUE sends from, and what
-    /// `STRICT_DESTINATION` takes for this host's own.
-    pub fn source(&self, family: Family) -> Option<IpAddr> {
-        match family {
-            Family::V4 => self.config.source_v4.map(IpAddr::V4),
-            Family::V6 => self.config.source_v6.map(IpAddr::V6),
-        }
-    }
-
-    /// Sets the outer source address of its family, from now on.
-    ///
-    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
-    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
-    ///
-    /// A second call within some milliseconds waits until no packet under way reads what the one before
-    /// the first has set.
-    ///
-    /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it;
-    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed then.
-    #[doc(alias = "addSrcIpForPcktEncap")]
-    pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
-        let address = address.to_canonical();
-        self.note(check_source(address))?;
-        if self.source(Family::of(address)) == Some(address) {
-            return Ok(());
-        }
-        let passed = self.collect();
-        if self.sources_set > passed {
-            self.settle()?;
-        }
-        match address {
-            IpAddr::V4(v4) => self.config.source_v4 = Some(v4),
-            IpAddr::V6(v6) => self.config.source_v6 = Some(v6),
-        }
-        let config = &self.config;
-        self.maps
-            .live
-            .set_own_addresses(config.source_v4, config.source_v6);
-        if let Some(probes) = self.probe_cells() {
-            probes.set_own_addresses(self.config.source_v4, self.config.source_v6);
-        }
-        self.sources_set = self.maps.rings.retire(None);
-        Ok(())
     }
 }
 

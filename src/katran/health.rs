@@ -102,7 +102,7 @@ impl<'a> Probes<'a> {
     /// As long as this library has it attached nowhere, probes leave by the interface that they
     /// were sent on, with the Ethernet source that they have. The interface must have Ethernet
     /// headers. A gateway that is to be found out is with
-    /// [`follow_next_hops`](Katran::follow_next_hops).
+    /// [`GatewaysMut::follow`](crate::attachments::GatewaysMut::follow).
     #[doc(alias = "getHealthcheckerProgFd")]
     pub fn program_fd(&self) -> Option<BorrowedFd<'a>> {
         self.katran.healthchecks.as_ref().map(HealthChecks::program)
@@ -399,7 +399,7 @@ impl Katran {
                 value: "(not set)".to_owned(),
                 reason: format!(
                     "probes of the real {real} need an outer source address of its family: set it \
-                     before load, or with set_source"
+                     before load, or with gateways_mut().set_source"
                 ),
             }),
         }

@@ -54,6 +54,8 @@ pub use flows::FlowEntry;
 pub use flows::FlowStats;
 pub use flows::Flows;
 pub use flows::FlowsMut;
+pub use gateway::Gateways;
+pub use gateway::GatewaysMut;
 pub use global_flows::GlobalFlows;
 pub use global_flows::GlobalFlowsMut;
 pub use health::Probes;

@@ -272,7 +272,7 @@ impl Katran {
             value: "(not set)".to_owned(),
             reason: format!(
                 "GUE to the real {address} needs an outer source address of its family: set it \
-                 before load, or with set_source"
+                 before load, or with gateways_mut().set_source"
             ),
         })
     }

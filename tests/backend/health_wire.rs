@@ -201,7 +201,7 @@ fn what_cannot_be_sent_is_dropped_and_counted() {
     assert_eq!((now.dropped, now.processed, now.too_big), (1, 0, 0));
     assert_eq!(katran.probes().counter(key).unwrap(), 0);
     // Once it is known, they go.
-    katran.set_gateway_mac(GATEWAY).unwrap();
+    katran.gateways_mut().set_mac(GATEWAY).unwrap();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
     assert_eq!(katran.probes().counter(key).unwrap(), 1);
 }

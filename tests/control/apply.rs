@@ -551,7 +551,8 @@ fn calls_and_states_are_one_thing() {
         .set_real_flags(ip("198.51.100.1"), RealFlags::LOCAL_REAL)
         .unwrap();
     katran
-        .set_gateway_mac("0a:00:00:00:00:0f".parse().unwrap())
+        .gateways_mut()
+        .set_mac("0a:00:00:00:00:0f".parse().unwrap())
         .unwrap();
     let state = katran.state();
     let mut other = from_state(&state);

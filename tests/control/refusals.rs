@@ -405,15 +405,15 @@ fn outer_sources_are_not_written_where_packets_still_read() {
     no_grace_thread();
     // The thread that would see packets let go is refused the call as well.
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
-        katran.set_source(first).unwrap();
-        let error = katran.set_source(second);
+        katran.gateways_mut().set_source(first).unwrap();
+        let error = katran.gateways_mut().set_source(second);
         assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
-        assert_eq!(katran.source(Family::V4), Some(first));
+        assert_eq!(katran.gateways().source(Family::V4), Some(first));
         // Nothing has to be written for what is set.
-        katran.set_source(first).unwrap();
+        katran.gateways_mut().set_source(first).unwrap();
     });
-    katran.set_source(second).unwrap();
-    assert_eq!(katran.source(Family::V4), Some(second));
+    katran.gateways_mut().set_source(second).unwrap();
+    assert_eq!(katran.gateways().source(Family::V4), Some(second));
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
             .max_vips(3)
             .max_reals(3),
     );
-    katran.follow_next_hops().unwrap();
+    katran.gateways_mut().follow().unwrap();
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let [a, b] = [A, B].map(|real| katran.real_index(ip(real)).unwrap());
     let hop_of = |katran: &Katran, real: RealNumber| {
@@ -438,7 +438,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
         katran.remove_real(one, ip(A)).unwrap();
         katran.remove_real(one, ip(B)).unwrap();
-        assert!(katran.next_hops().is_empty());
+        assert!(katran.gateways().next_hops().is_empty());
         katran.add_real(one, Real::new(ip(C))).unwrap();
         let hops = [a, b].map(|real| hop_of(&katran, real));
         assert_eq!(hops, [known.clone(), known]);

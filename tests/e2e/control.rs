@@ -1,6 +1,7 @@
 //! What an operator turns while traffic flows, and where packets arrive: the gateway's MAC
 //! address, and CPUs without a flow table of their own.
 
+use katran::Family;
 use katran::Flow;
 use katran::MacAddr;
 use katran::Real;
@@ -20,7 +21,7 @@ fn traffic_follows_the_gateways_mac_address() {
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),
     );
-    let right = site.katran.gateway_mac();
+    let right = site.katran.gateways().mac(Family::V4);
     let wrong: MacAddr = "02:00:00:00:00:99".parse().unwrap();
     for address in [site.lab.vip4(), site.lab.vip6()] {
         let (tcp, udp) = (
@@ -35,8 +36,8 @@ fn traffic_follows_the_gateways_mac_address() {
         let socket = site::udp(&site.lab.client, udp);
         let before = socket.ask(b"who").unwrap();
 
-        site.katran.set_gateway_mac(wrong).unwrap();
-        assert_eq!(site.katran.gateway_mac(), wrong);
+        site.katran.gateways_mut().set_mac(wrong).unwrap();
+        assert_eq!(site.katran.gateways().mac(Family::V4), wrong);
         // Forwarded, but to nobody: the router does not take it.
         let sent = site.katran.stats().totals().unwrap().tx.packets;
         site::ask_udp_in_vain(&socket);
@@ -44,14 +45,14 @@ fn traffic_follows_the_gateways_mac_address() {
         assert!(site.katran.stats().totals().unwrap().tx.packets >= sent + 2);
 
         // What TCP did not get through it sends again.
-        site.katran.set_gateway_mac(right).unwrap();
+        site.katran.gateways_mut().set_mac(right).unwrap();
         assert_eq!(connection.ask("back").unwrap(), name);
         assert_eq!(socket.ask(b"back").unwrap(), before);
     }
     // Not an address of one host.
     let all = "ff:ff:ff:ff:ff:ff".parse().unwrap();
-    assert!(site.katran.set_gateway_mac(all).is_err());
-    assert_eq!(site.katran.gateway_mac(), right);
+    assert!(site.katran.gateways_mut().set_mac(all).is_err());
+    assert_eq!(site.katran.gateways().mac(Family::V4), right);
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 

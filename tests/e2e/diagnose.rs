@@ -224,7 +224,7 @@ fn troubles_of_the_way_to_reals_are_found() {
     // The address of nobody.
     let mut site = site(XdpMode::Native, |builder| builder);
     let wrong = "02:00:00:00:00:99".parse().unwrap();
-    site.katran.set_gateway_mac(wrong).unwrap();
+    site.katran.gateways_mut().set_mac(wrong).unwrap();
     let found = diagnose(&site);
     finds(
         &found,

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Family;
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
@@ -38,7 +39,7 @@ fn mac(text: &str) -> MacAddr {
 }
 
 fn hop_of(katran: &Katran, real: Ipv4Addr) -> NextHop {
-    let hops = katran.next_hops().into_iter();
+    let hops = katran.gateways().next_hops().into_iter();
     let mut of_real = hops.filter(|hop| hop.real == Some(real.into()));
     of_real.next().unwrap()
 }
@@ -63,7 +64,7 @@ fn the_address_that_was_given_serves_until_one_is_found() {
         // One on the segment that does not answer yet.
         site::add_service(&mut network.katran, vip, &[v4(77).into()]);
         assert_eq!(destination(&network.katran, vip), given.octets());
-        host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap());
+        host.run(|| network.katran.gateways_mut().set(Gateway::Auto).unwrap());
         assert_eq!(destination(&network.katran, vip), given.octets());
         assert!(!hop_of(&network.katran, v4(77)).answers);
         let found = mac("02:00:00:00:00:77");
@@ -131,9 +132,9 @@ fn a_gateway_is_followed_through_a_link_that_goes_down_and_up() {
         .unwrap();
     host.ip("neigh flush dev eth0").unwrap();
     site::eventually("the address after a flush is in use", || {
-        site.katran.gateway_mac() == flushed
+        site.katran.gateways().mac(Family::V4) == flushed
     });
-    let before = site.katran.gateway_mac();
+    let before = site.katran.gateways().mac(Family::V4);
     host.ip("link set eth0 down").unwrap();
     let after = mac("02:00:00:00:00:72");
     router
@@ -141,13 +142,13 @@ fn a_gateway_is_followed_through_a_link_that_goes_down_and_up() {
         .unwrap();
     // There is no way at all, and the last address serves.
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(site.katran.gateway_mac(), before);
+    assert_eq!(site.katran.gateways().mac(Family::V4), before);
     host.ip("link set eth0 up").unwrap();
     // The kernel has thrown this away with the link, and nobody else puts it back.
     host.ip("route replace default via 10.0.0.1 dev eth0")
         .unwrap();
     site::eventually("the address after the link came back is in use", || {
-        site.katran.gateway_mac() == after
+        site.katran.gateways().mac(Family::V4) == after
     });
 }
 
@@ -161,7 +162,7 @@ fn an_interface_that_is_renamed_is_told_by_its_new_name() {
     network.serve();
     let host = &network.lab.balancers[0].host;
     let all_by = |name: &str| {
-        let hops = network.katran.next_hops();
+        let hops = network.katran.gateways().next_hops();
         hops.iter()
             .all(|hop| hop.interface.as_deref() == Some(name) && hop.attached)
     };
@@ -198,11 +199,11 @@ fn ways_in_a_table_of_the_interface_are_found() {
         let real = Ipv4Addr::new(198, 51, 100, 1);
         if mode == NextHops::Gateway {
             // Without a real the default route counts.
-            assert_eq!(network.katran.gateway_mac(), right);
+            assert_eq!(network.katran.gateways().mac(Family::V4), right);
         }
         site::add_service(&mut network.katran, vip, &[real.into()]);
         let hop = |katran: &Katran| match mode {
-            NextHops::Gateway => katran.next_hops().remove(0),
+            NextHops::Gateway => katran.gateways().next_hops().remove(0),
             _ => hop_of(katran, real),
         };
         site::eventually("the way by the interface is known", || {
@@ -307,7 +308,7 @@ fn balancer(reals: u16) -> Katran {
 /// One that follows next hops on a host for an embedder who attaches it somewhere.
 fn follow(host: &Host, reals: u16) -> Katran {
     let mut katran = balancer(reals);
-    host.run(|| katran.follow_next_hops().unwrap());
+    host.run(|| katran.gateways_mut().follow().unwrap());
     katran
 }
 
@@ -378,8 +379,13 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(3) {
             let waited = [
-                waited(|| assert_eq!(crowd.katran.gateway_mac_v6(), MacAddr::new([0; 6]))),
-                waited(|| assert_eq!(crowd.katran.next_hops().len(), 4_000)),
+                waited(|| {
+                    assert_eq!(
+                        crowd.katran.gateways().mac(Family::V6),
+                        MacAddr::new([0; 6])
+                    )
+                }),
+                waited(|| assert_eq!(crowd.katran.gateways().next_hops().len(), 4_000)),
             ];
             for (slow, waited) in slow.iter_mut().zip(waited) {
                 *slow += u32::from(waited >= Duration::from_millis(1));
@@ -415,7 +421,7 @@ fn waited(f: impl FnOnce()) -> Duration {
 
 /// What does not depend on when somebody was asked.
 fn ways(katran: &Katran) -> Vec<NextHop> {
-    let mut hops = katran.next_hops();
+    let mut hops = katran.gateways().next_hops();
     for hop in &mut hops {
         (hop.mac, hop.answers) = (None, false);
     }

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Family;
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
@@ -68,14 +69,15 @@ fn the_way_of_probes_changes_with_the_gateway() {
         .unwrap();
     network
         .katran
+        .gateways_mut()
         .set_source("10.0.0.2".parse().unwrap())
         .unwrap();
     host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
     assert_eq!(way(&network.katran), Some((0, 1)));
     // At once: what is looked at again every 15 seconds is too late.
-    host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap());
+    host.run(|| network.katran.gateways_mut().set(Gateway::Auto).unwrap());
     assert_eq!(way(&network.katran), Some((0, 0)));
-    network.katran.set_gateway_mac(given).unwrap();
+    network.katran.gateways_mut().set_mac(given).unwrap();
     assert_eq!(way(&network.katran), Some((0, 1)));
 }
 
@@ -91,10 +93,10 @@ fn an_ipv6_address_that_is_given_is_enough_for_ipv6_reals() {
     site::add_service(&mut katran, vip, &["2001:db8:2::1".parse().unwrap()]);
     host.run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
-    assert_eq!(katran.gateway_mac_v6(), given);
+    assert_eq!(katran.gateways().mac(Family::V6), given);
     // IPv4 has nobody to send to: a real of it does not change what holds for others.
-    katran.set_gateway_mac_v6(None).unwrap_err();
-    assert_eq!(katran.gateway_mac_v6(), given);
+    katran.gateways_mut().set_mac_v6(None).unwrap_err();
+    assert_eq!(katran.gateways().mac(Family::V6), given);
 }
 
 #[test]
@@ -141,7 +143,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
         .host
         .run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
-    assert_eq!(katran.gateway_mac(), place.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
     let mut times = Vec::new();
     for last in 2..32 {
         let began = Instant::now();
@@ -169,7 +171,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
         .ip("route replace default via 10.0.0.21 dev eth0")
         .unwrap();
     site::eventually("the new default route is in use", || {
-        katran.gateway_mac() == second
+        katran.gateways().mac(Family::V4) == second
     });
     // A real behind a router comes first, until it goes.
     place
@@ -178,10 +180,10 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
         .unwrap();
     let behind: IpAddr = "192.0.2.7".parse().unwrap();
     katran.add_real(vip, Real::new(behind)).unwrap();
-    assert_eq!(katran.gateway_mac(), third);
+    assert_eq!(katran.gateways().mac(Family::V4), third);
     katran.remove_real(vip, behind).unwrap();
     site::eventually("the default route is in use again", || {
-        katran.gateway_mac() == second
+        katran.gateways().mac(Family::V4) == second
     });
 }
 
@@ -201,7 +203,10 @@ fn probes_take_the_table_of_where_the_balancer_is_attached() {
     host.ip("route add default via 10.0.0.1 dev eth0 table 100")
         .unwrap();
     host.ip("rule add oif eth0 table 100").unwrap();
-    let source = network.katran.set_source("10.0.0.2".parse().unwrap());
+    let source = network
+        .katran
+        .gateways_mut()
+        .set_source("10.0.0.2".parse().unwrap());
     source.unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
     host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
@@ -217,14 +222,14 @@ fn following_moves_on_when_the_last_interface_of_a_namespace_is_removed() {
         let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
         place.host.run(attach).unwrap();
     }
-    assert_eq!(katran.gateway_mac(), here.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     here.host.ip("link del eth0").unwrap();
     // With the next changes of the handle, of whatever kind.
     let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
     site::eventually("the other router is in use", || {
         katran.add_vip(vip, VipFlags::empty()).unwrap();
         katran.remove_vip(vip).unwrap();
-        katran.gateway_mac() == there.router_mac
+        katran.gateways().mac(Family::V4) == there.router_mac
     });
 }
 
@@ -251,8 +256,14 @@ fn probes_leave_by_the_next_interface_when_the_first_is_removed() {
         // Where next hops are followed, at once; else with the next changes of the handle.
         site::eventually("probes leave by the second interface", || {
             if gateway != Gateway::Auto {
-                katran.set_source("192.0.2.1".parse().unwrap()).unwrap();
-                katran.set_source("192.0.2.2".parse().unwrap()).unwrap();
+                katran
+                    .gateways_mut()
+                    .set_source("192.0.2.1".parse().unwrap())
+                    .unwrap();
+                katran
+                    .gateways_mut()
+                    .set_source("192.0.2.2".parse().unwrap())
+                    .unwrap();
             }
             way_of_probes(&katran).0 == second
         });
@@ -299,17 +310,17 @@ fn a_follower_that_has_panicked_is_replaced() {
         let entry = format!("neigh replace 10.0.0.1 lladdr {mac} nud permanent dev eth0");
         place.host.ip(&entry).unwrap();
     };
-    let first = katran.gateway_mac();
+    let first = katran.gateways().mac(Family::V4);
     router_is(FATAL);
     std::thread::sleep(Duration::from_millis(500));
     // What was known stays in use, and nobody waits for a thread that is not there.
-    assert_eq!(katran.gateway_mac(), first);
+    assert_eq!(katran.gateways().mac(Family::V4), first);
     let second = MacAddr::new([2, 0, 0, 0, 0, 0x22]);
     router_is(&second.to_string());
     let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
     site::eventually("another follower has found the second address", || {
         katran.add_vip(vip, VipFlags::empty()).unwrap();
         katran.remove_vip(vip).unwrap();
-        katran.gateway_mac() == second
+        katran.gateways().mac(Family::V4) == second
     });
 }

@@ -4,6 +4,7 @@
 use std::fs;
 
 use katran::Error;
+use katran::Family;
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
@@ -36,9 +37,9 @@ fn finds_the_router_of(katran: &mut Katran, place: &Place) {
         .host
         .run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
-    assert_eq!(katran.gateway_mac(), place.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
     katran.detach("eth0").unwrap();
-    assert!(katran.next_hops().is_empty());
+    assert!(katran.gateways().next_hops().is_empty());
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
         .unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     assert!(
-        katran.next_hops().is_empty(),
+        katran.gateways().next_hops().is_empty(),
         "after a failed attach_shared"
     );
     finds_the_router_of(&mut katran, &there);
@@ -67,12 +68,12 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
         .run(|| katran.attach_shared(pins.path(), 2))
         .unwrap_err();
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
-    assert!(katran.shared_entries().is_empty() && katran.next_hops().is_empty());
+    assert!(katran.shared_entries().is_empty() && katran.gateways().next_hops().is_empty());
     finds_the_router_of(&mut katran, &there);
     let error = here.host.run(|| katran.probes_mut().attach()).unwrap_err();
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
     assert!(
-        katran.next_hops().is_empty(),
+        katran.gateways().next_hops().is_empty(),
         "after probes failed to attach"
     );
     finds_the_router_of(&mut katran, &there);
@@ -81,7 +82,10 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
         .run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap_err();
     assert!(matches!(error, Error::NoSuchInterface { .. }), "{error}");
-    assert!(katran.next_hops().is_empty(), "after a failed attach");
+    assert!(
+        katran.gateways().next_hops().is_empty(),
+        "after a failed attach"
+    );
     assert_eq!(program(&here.host, "eth0"), None);
     finds_the_router_of(&mut katran, &there);
 
@@ -90,18 +94,24 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     here.host
         .run(|| katran.attach_shared(pins.path(), 2))
         .unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     katran.detach_shared(pins.path()).unwrap();
-    assert!(katran.next_hops().is_empty(), "after detach_shared");
+    assert!(
+        katran.gateways().next_hops().is_empty(),
+        "after detach_shared"
+    );
     finds_the_router_of(&mut katran, &there);
     here.host.run(|| katran.probes_mut().attach()).unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     katran.probes_mut().detach();
-    assert!(katran.next_hops().is_empty(), "after probes were detached");
+    assert!(
+        katran.gateways().next_hops().is_empty(),
+        "after probes were detached"
+    );
     finds_the_router_of(&mut katran, &there);
     here.host.run(|| katran.probes_mut().attach()).unwrap();
     katran.detach_all();
-    assert!(katran.next_hops().is_empty(), "after detach_all");
+    assert!(katran.gateways().next_hops().is_empty(), "after detach_all");
     finds_the_router_of(&mut katran, &there);
 }
 
@@ -111,31 +121,34 @@ fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_
     nowhere.host.ip("route del default").unwrap();
     there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
     let mut katran = seeker();
-    here.host.run(|| katran.follow_next_hops()).unwrap();
-    assert_eq!(katran.gateway_mac(), here.router_mac);
-    there.host.run(|| katran.follow_next_hops()).unwrap();
-    assert_eq!(katran.gateway_mac(), there.router_mac);
+    here.host.run(|| katran.gateways_mut().follow()).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
+    there.host.run(|| katran.gateways_mut().follow()).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), there.router_mac);
     // One that fails leaves that before.
-    let error = nowhere.host.run(|| katran.follow_next_hops()).unwrap_err();
+    let error = nowhere
+        .host
+        .run(|| katran.gateways_mut().follow())
+        .unwrap_err();
     assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
     site::eventually("the router is found again", || {
-        katran.next_hops().iter().any(|hop| hop.answers)
+        katran.gateways().next_hops().iter().any(|hop| hop.answers)
     });
-    assert_eq!(katran.gateway_mac(), there.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), there.router_mac);
     // Attachments are reasons beside it.
     there.host.run(|| {
         katran.attach("eth0", XdpMode::Generic).unwrap();
         katran.detach("eth0").unwrap();
     });
-    assert!(!katran.next_hops().is_empty());
+    assert!(!katran.gateways().next_hops().is_empty());
     there
         .host
         .run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
-    katran.stop_following_next_hops();
-    assert!(!katran.next_hops().is_empty());
+    katran.gateways_mut().stop_following();
+    assert!(!katran.gateways().next_hops().is_empty());
     katran.detach("eth0").unwrap();
-    assert!(katran.next_hops().is_empty());
+    assert!(katran.gateways().next_hops().is_empty());
     here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
     finds_the_router_of(&mut katran, &here);
 }
@@ -162,7 +175,7 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
             .unwrap_err();
         assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     }
-    assert_eq!(katran.gateway_mac(), here.router_mac);
+    assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     // From elsewhere it cannot be told which one is meant.
     let error = katran.detach("eth0").unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
@@ -170,12 +183,12 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
     assert_eq!(program(&here.host, "eth0"), None);
     assert!(program(&there.host, "eth0").is_some());
     site::eventually("the other router is found", || {
-        katran.gateway_mac() == there.router_mac
+        katran.gateways().mac(Family::V4) == there.router_mac
     });
     // It is the only one that is left.
     katran.detach("eth0").unwrap();
     assert_eq!(program(&there.host, "eth0"), None);
-    assert!(katran.next_hops().is_empty());
+    assert!(katran.gateways().next_hops().is_empty());
 }
 
 #[test]
@@ -264,7 +277,10 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     assert!(matches!(error, Error::Kernel { .. }), "{error}");
     assert_eq!(way_of_probes(&katran), way);
     assert!(katran.interfaces().is_empty() && egress_has_probes(host, "probe0"));
-    assert!(!katran.next_hops().is_empty(), "health checks need them");
+    assert!(
+        !katran.gateways().next_hops().is_empty(),
+        "health checks need them"
+    );
     // Probes cannot leave by `lo`, so it has no place for the balancer either.
     let error = host
         .run(|| katran.attach("lo", XdpMode::Generic))
@@ -284,7 +300,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     refuse(&mut katran, "eth0");
     assert_eq!(katran.interfaces().len(), 1);
     katran.probes_mut().detach();
-    assert!(!egress_has_probes(host, "probe0") && katran.next_hops().is_empty());
+    assert!(!egress_has_probes(host, "probe0") && katran.gateways().next_hops().is_empty());
 }
 
 /// The netlink sockets of processes in a network namespace, by the multicast groups that they have joined.
@@ -313,14 +329,14 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
         netlink_sockets(&place.host).is_empty()
     });
     // Neither is this thread there, nor one that has nothing to do with the test's host.
-    katran.set_gateway(Gateway::Auto).unwrap();
-    assert_eq!(katran.gateway_mac(), place.router_mac);
-    katran.set_gateway_mac(given).unwrap();
+    katran.gateways_mut().set(Gateway::Auto).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
+    katran.gateways_mut().set_mac(given).unwrap();
     let elsewhere = Place::new(2);
-    let change = || katran.set_gateway(Gateway::Auto);
+    let change = || katran.gateways_mut().set(Gateway::Auto);
     elsewhere.host.run(change).unwrap();
-    assert_eq!(katran.gateway_mac(), place.router_mac);
-    katran.set_gateway_mac(given).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
+    katran.gateways_mut().set_mac(given).unwrap();
     site::eventually("nothing is held again", || {
         netlink_sockets(&place.host).is_empty()
     });
@@ -329,8 +345,8 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
     site::eventually("the namespace is gone", || {
         katran.interfaces()[0].state == AttachmentState::Gone
     });
-    katran.set_gateway(Gateway::Auto).unwrap();
-    assert!(katran.next_hops().is_empty());
+    katran.gateways_mut().set(Gateway::Auto).unwrap();
+    assert!(katran.gateways().next_hops().is_empty());
 }
 
 #[test]
@@ -346,7 +362,9 @@ fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
     let has_none = |place: &Place| netlink_sockets(&place.host).is_empty();
     // What was opened to ask once is closed.
     site::eventually("nothing is held here", || has_none(&here));
-    here.host.run(|| katran.set_gateway(Gateway::Auto)).unwrap();
+    here.host
+        .run(|| katran.gateways_mut().set(Gateway::Auto))
+        .unwrap();
     attach(&mut katran, &there);
     // Only that which is followed hears of changes.
     let listen = |place: &Place| {
@@ -359,9 +377,9 @@ fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
     site::eventually("nothing is held here", || has_none(&here));
     assert_eq!(listen(&there), 1);
     site::eventually("the other router is found", || {
-        katran.gateway_mac() == there.router_mac
+        katran.gateways().mac(Family::V4) == there.router_mac
     });
-    katran.set_gateway_mac(given).unwrap();
+    katran.gateways_mut().set_mac(given).unwrap();
     site::eventually("nothing is held there", || has_none(&there));
     // So it goes with its last process, and its interfaces with it.
     drop(there);

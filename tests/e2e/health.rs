@@ -341,6 +341,7 @@ fn what_cannot_be_is_refused() {
     let real = plain.lab.backends[0].v4.into();
     plain
         .katran
+        .gateways_mut()
         .set_source("10.0.0.2".parse().unwrap())
         .unwrap();
     assert!(plain.katran.probes().program_fd().is_none());

@@ -215,7 +215,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
     // Nobody has the address of the beginning; who is on the segment is found without.
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
     assert!(probe(host, service, 2, None).is_err());
-    network.katran.set_gateway_mac(mac).unwrap();
+    network.katran.gateways_mut().set_mac(mac).unwrap();
     assert_eq!(probe(host, service, 2, None).unwrap(), "backend1");
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
 }

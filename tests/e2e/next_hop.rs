@@ -2,6 +2,7 @@
 //! balancer's own segment, and interfaces that lead to reals.
 
 use katran::Error;
+use katran::Family;
 use katran::Gateway;
 use katran::MacAddr;
 use katran::NextHops;
@@ -35,13 +36,13 @@ fn a_gateway_is_found_out_and_followed() {
         site.add_service(vip, &site::reals(&site.lab, vip.address()));
         site.new_connections(vip, 5);
     }
-    assert_eq!(site.katran.gateway(), Gateway::Auto);
+    assert_eq!(site.katran.gateways().setting(), Gateway::Auto);
     site::eventually("both gateways are known", || {
-        let hops = site.katran.next_hops();
+        let hops = site.katran.gateways().next_hops();
         hops.len() == 2 && hops.iter().all(|hop| hop.mac == Some(right))
     });
-    assert_eq!(site.katran.gateway_mac(), right);
-    for hop in site.katran.next_hops() {
+    assert_eq!(site.katran.gateways().mac(Family::V4), right);
+    for hop in site.katran.gateways().next_hops() {
         assert_eq!(hop.interface.as_deref(), Some("eth0"));
         assert_eq!(hop.real, None);
         assert!(hop.address.is_some());
@@ -59,8 +60,8 @@ fn a_gateway_is_found_out_and_followed() {
             host.ip(&command).unwrap();
         };
         let in_use = |katran: &katran::Katran| match vip.address().is_ipv4() {
-            true => katran.gateway_mac(),
-            false => katran.gateway_mac_v6(),
+            true => katran.gateways().mac(Family::V4),
+            false => katran.gateways().mac(Family::V6),
         };
         let mut connection = site::connect(&site.lab.client, vip);
         connection.ask("who").unwrap();
@@ -94,7 +95,7 @@ fn a_router_that_changes_its_address_is_followed() {
     let new = "02:00:00:00:00:78";
     router.ip(&format!("link set bal0 address {new}")).unwrap();
     site::eventually("the new address is in use", || {
-        site.katran.gateway_mac() == mac(new)
+        site.katran.gateways().mac(Family::V4) == mac(new)
     });
     site.new_connections(vip, 3);
     drop(servers);
@@ -114,14 +115,14 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
         "neigh add 10.0.0.5 lladdr {first} nud permanent dev eth0"
     ))
     .unwrap();
-    let right = site.katran.gateway_mac();
+    let right = site.katran.gateways().mac(Family::V4);
     // Behind another router than the default one.
     host.ip("route add 198.51.100.0/24 via 10.0.0.5 dev eth0 onlink")
         .unwrap();
     site.katran.add_vip(vip, VipFlags::empty()).unwrap();
     let real = katran::Real::new("198.51.100.1".parse().unwrap());
     site.katran.add_real(vip, real).unwrap();
-    assert_eq!(site.katran.gateway_mac(), first);
+    assert_eq!(site.katran.gateways().mac(Family::V4), first);
     // Another real is behind another router, which takes the place of the first one with its real.
     let second = mac("02:00:00:00:00:82");
     host.ip(&format!(
@@ -132,15 +133,15 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
         .unwrap();
     let other = "198.18.0.1".parse().unwrap();
     site.katran.add_real(vip, katran::Real::new(other)).unwrap();
-    assert_eq!(site.katran.gateway_mac(), first);
+    assert_eq!(site.katran.gateways().mac(Family::V4), first);
     site.katran.remove_real(vip, real.address()).unwrap();
     site::eventually("the router of the real that is left is in use", || {
-        site.katran.gateway_mac() == second
+        site.katran.gateways().mac(Family::V4) == second
     });
     site.katran.add_real(vip, real).unwrap();
     site.katran.remove_real(vip, other).unwrap();
     site::eventually("the first router is in use again", || {
-        site.katran.gateway_mac() == first
+        site.katran.gateways().mac(Family::V4) == first
     });
     // What an operator has entered for good stays so.
     for (router, mac) in [("10.0.0.5", first), ("10.0.0.6", second)] {
@@ -150,7 +151,7 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
     }
     host.ip("route del 198.51.100.0/24").unwrap();
     site::eventually("the default route's router is in use", || {
-        site.katran.gateway_mac() == right
+        site.katran.gateways().mac(Family::V4) == right
     });
 }
 
@@ -164,7 +165,7 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     for vip in vips {
         site.add_service(vip, &site::reals(&site.lab, vip.address()));
     }
-    let right = site.katran.gateway_mac();
+    let right = site.katran.gateways().mac(Family::V4);
     let host = &site.lab.balancers[0].host;
     // The other family's router is another one, which must not get these packets.
     let other = mac("02:00:00:00:00:66");
@@ -173,12 +174,12 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     ))
     .unwrap();
     site::eventually("the other router is in use", || {
-        site.katran.gateway_mac_v6() == other
+        site.katran.gateways().mac(Family::V6) == other
     });
     host.ip("route replace default via 10.0.0.9 dev eth0 onlink")
         .unwrap();
     let of_v4 = |katran: &katran::Katran| {
-        let hops = katran.next_hops().into_iter();
+        let hops = katran.gateways().next_hops().into_iter();
         let mut of_v4 = hops.filter(|hop| hop.address.is_some_and(|address| address.is_ipv4()));
         of_v4.next().unwrap()
     };
@@ -199,7 +200,7 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     .unwrap();
     site::eventually("the new gateway is in use", || {
         let hop = of_v4(&site.katran);
-        hop.answers && hop.mac == Some(next) && site.katran.gateway_mac() == next
+        hop.answers && hop.mac == Some(next) && site.katran.gateways().mac(Family::V4) == next
     });
     drop(servers);
 }
@@ -217,18 +218,18 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
         .unwrap();
     host.ip("-6 route del default").unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
-    assert_eq!(network.katran.gateway_mac(), right);
-    let hop = network.katran.next_hops().remove(0);
+    assert_eq!(network.katran.gateways().mac(Family::V4), right);
+    let hop = network.katran.gateways().next_hops().remove(0);
     assert_eq!(hop.interface.as_deref(), Some("eth0"));
     assert!(hop.attached && hop.answers && !hop.here);
 
     // If there is no other, it is taken, and known to be elsewhere.
     host.ip("route del default dev eth0").unwrap();
     site::eventually("the other gateway is in use", || {
-        let hop = network.katran.next_hops().remove(0);
+        let hop = network.katran.gateways().next_hops().remove(0);
         hop.interface.as_deref() == Some("eth1") && !hop.attached && hop.answers
     });
-    assert_ne!(network.katran.gateway_mac(), right);
+    assert_ne!(network.katran.gateways().mac(Family::V4), right);
     // A bridge that the balancer's interface is a port of leads there.
     host.ip("link add name br0 type bridge").unwrap();
     host.ip("link set br0 up").unwrap();
@@ -237,7 +238,7 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     host.ip("route add default via 10.30.0.1 dev br0 metric 50")
         .unwrap();
     site::eventually("the gateway behind the bridge is asked for", || {
-        let hop = network.katran.next_hops().remove(0);
+        let hop = network.katran.gateways().next_hops().remove(0);
         hop.interface.as_deref() == Some("br0") && hop.attached
     });
 }
@@ -247,28 +248,32 @@ fn a_gateway_is_found_out_where_the_balancer_is_attached() {
     let mut site = Site::new(LabConfig::default());
     let right = MacAddr::new(site.lab.balancers[0].gateway_mac);
     site.katran
-        .set_gateway_mac(mac("02:00:00:00:00:68"))
+        .gateways_mut()
+        .set_mac(mac("02:00:00:00:00:68"))
         .unwrap();
     // This thread is in another network namespace, of which nothing is known there, nor changed.
-    let error = site.katran.set_gateway(Gateway::Auto).unwrap_err();
+    let error = site.katran.gateways_mut().set(Gateway::Auto).unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
-    assert_ne!(site.katran.gateway_mac(), right);
+    assert_ne!(site.katran.gateways().mac(Family::V4), right);
     let host = &site.lab.balancers[0].host;
-    host.run(|| site.katran.set_gateway(Gateway::Auto)).unwrap();
-    assert_eq!(site.katran.gateway_mac(), right);
+    host.run(|| site.katran.gateways_mut().set(Gateway::Auto))
+        .unwrap();
+    assert_eq!(site.katran.gateways().mac(Family::V4), right);
     // Back and forth.
     site.katran
-        .set_gateway_mac(mac("02:00:00:00:00:68"))
+        .gateways_mut()
+        .set_mac(mac("02:00:00:00:00:68"))
         .unwrap();
-    assert!(site.katran.next_hops().is_empty());
-    host.run(|| site.katran.set_gateway(Gateway::Auto)).unwrap();
-    assert_eq!(site.katran.gateway_mac(), right);
+    assert!(site.katran.gateways().next_hops().is_empty());
+    host.run(|| site.katran.gateways_mut().set(Gateway::Auto))
+        .unwrap();
+    assert_eq!(site.katran.gateways().mac(Family::V4), right);
     // What is attached nowhere looks nowhere.
     site.katran.detach("eth0").unwrap();
-    assert!(site.katran.next_hops().is_empty());
+    assert!(site.katran.gateways().next_hops().is_empty());
     let host = &site.lab.balancers[0].host;
     host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
-    assert_eq!(site.katran.gateway_mac(), right);
+    assert_eq!(site.katran.gateways().mac(Family::V4), right);
 }
 
 #[test]
@@ -295,38 +300,44 @@ fn a_gateway_that_cannot_be_found_out_is_an_error() {
 
     // With an address it works; and from there nothing is found out, so it stays.
     let given = mac("02:00:00:00:00:90");
-    network.katran.set_gateway_mac(given).unwrap();
+    network.katran.gateways_mut().set_mac(given).unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
-    let error = host.run(|| network.katran.set_gateway(Gateway::Auto).unwrap_err());
+    let error = host.run(|| {
+        network
+            .katran
+            .gateways_mut()
+            .set(Gateway::Auto)
+            .unwrap_err()
+    });
     assert!(matches!(error, Error::NoNextHop { .. }), "{error}");
-    assert_eq!(network.katran.gateway(), Gateway::Mac(given));
-    assert_eq!(network.katran.gateway_mac(), given);
+    assert_eq!(network.katran.gateways().setting(), Gateway::Mac(given));
+    assert_eq!(network.katran.gateways().mac(Family::V4), given);
 }
 
 #[test]
 fn families_may_have_gateways_of_their_own() {
     let mut site = Site::new(LabConfig::default());
-    let right = site.katran.gateway_mac();
+    let right = site.katran.gateways().mac(Family::V4);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let vips = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
     for vip in vips {
         site.add_service(vip, &site::reals(&site.lab, vip.address()));
     }
     let wrong = mac("02:00:00:00:00:99");
-    site.katran.set_gateway_mac_v6(Some(wrong)).unwrap();
-    assert_eq!(site.katran.gateway_mac_v6(), wrong);
+    site.katran.gateways_mut().set_mac_v6(Some(wrong)).unwrap();
+    assert_eq!(site.katran.gateways().mac(Family::V6), wrong);
     site.new_connections(vips[0], 3);
-    site.katran.set_gateway_mac(wrong).unwrap();
-    site.katran.set_gateway_mac_v6(Some(right)).unwrap();
+    site.katran.gateways_mut().set_mac(wrong).unwrap();
+    site.katran.gateways_mut().set_mac_v6(Some(right)).unwrap();
     site.new_connections(vips[1], 3);
-    site.katran.set_gateway_mac(right).unwrap();
-    site.katran.set_gateway_mac_v6(None).unwrap();
-    assert_eq!(site.katran.gateway_mac_v6(), right);
+    site.katran.gateways_mut().set_mac(right).unwrap();
+    site.katran.gateways_mut().set_mac_v6(None).unwrap();
+    assert_eq!(site.katran.gateways().mac(Family::V6), right);
     for vip in vips {
         site.new_connections(vip, 3);
     }
     let group = mac("01:00:00:00:00:01");
-    assert!(site.katran.set_gateway_mac_v6(Some(group)).is_err());
+    assert!(site.katran.gateways_mut().set_mac_v6(Some(group)).is_err());
     drop(servers);
 }
 
@@ -341,7 +352,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
         balancer.run(|| attach(&mut network.katran).unwrap());
         let vips = network.serve();
         network.check(&vips);
-        let hops = network.katran.next_hops();
+        let hops = network.katran.gateways().next_hops();
         assert_eq!(hops.len(), 2 * BACKENDS);
         for hop in &hops {
             assert_eq!(hop.address, hop.real, "no router in between");
@@ -368,7 +379,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
             Gateway::Mac(mac) => assert_eq!(ran.frame[..6], mac.octets()),
         }
         network.katran.remove_vip(nowhere).unwrap();
-        assert_eq!(network.katran.next_hops().len(), 2 * BACKENDS);
+        assert_eq!(network.katran.gateways().next_hops().len(), 2 * BACKENDS);
 
         // A server is replaced by another with the same address.
         let backend = &network.backends[0];
@@ -376,7 +387,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
         let new = "02:00:00:00:00:79";
         backend.ip(&format!("link set eth0 address {new}")).unwrap();
         site::eventually("the new address is in use", || {
-            let hops = network.katran.next_hops();
+            let hops = network.katran.gateways().next_hops();
             let mut first = hops.iter().filter(|hop| hop.real == Some(v4(11).into()));
             first.next().unwrap().mac == Some(mac(new))
         });
@@ -395,11 +406,11 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
         let vips = network.serve();
         // Until then packets are dropped, for nobody has told where the reals are.
         site::eventually("all next hops are known", || {
-            let hops = network.katran.next_hops();
+            let hops = network.katran.gateways().next_hops();
             hops.iter().all(|hop| hop.mac.is_some())
         });
         network.check(&vips);
-        let hops = network.katran.next_hops();
+        let hops = network.katran.gateways().next_hops();
         assert!(!hops.is_empty());
         for hop in &hops {
             assert_eq!(hop.interface.as_deref(), Some("eth1"));
@@ -436,7 +447,7 @@ fn an_interface_that_is_made_anew_leads_to_reals_again() {
     let vips = network.serve();
     let all_by = |network: &Segment, interface: &str| {
         site::eventually("all next hops are known", || {
-            let hops = network.katran.next_hops();
+            let hops = network.katran.gateways().next_hops();
             hops.iter()
                 .all(|hop| hop.interface.as_deref() == Some(interface) && hop.answers)
         });
@@ -472,7 +483,7 @@ fn before_attaching_packets_go_to_the_address_that_was_given() {
     site::add_service(&mut katran, vip, &["198.51.100.1".parse().unwrap()]);
     let frame = crate::frame::syn("192.0.2.9:1234".parse().unwrap(), site::service(vip));
     for gateway in [first, mac("02:00:00:00:00:92")] {
-        katran.set_gateway_mac(gateway).unwrap();
+        katran.gateways_mut().set_mac(gateway).unwrap();
         let ran = katran.simulate(&frame).unwrap();
         assert_eq!(ran.frame[..6], gateway.octets());
     }

@@ -174,7 +174,7 @@ impl Segment {
     /// What to add to the message of a failure.
     fn report(&self) -> String {
         let decaps: Vec<_> = self.decaps.iter().map(Decap::counters).collect();
-        let hops = self.katran.next_hops();
+        let hops = self.katran.gateways().next_hops();
         let counters = self.katran.counters();
         format!("balancer: {counters:#?}\nnext hops: {hops:#?}\nbackends: {decaps:#?}")
     }

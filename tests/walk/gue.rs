@@ -209,6 +209,38 @@ fn flags_that_hide_the_client_hide_it_in_the_outer_port_too() {
 }
 
 #[test]
+fn the_outer_source_port_is_never_0() {
+    let katran = balancer(VipFlags::empty());
+    // Ports that their client's address takes back to 0, or nearly so.
+    for (flow, real) in every_case() {
+        let v6 = ip(real).is_ipv6();
+        let port = match flow.source.ip() {
+            // 192.0.2.7
+            IpAddr::V4(_) if v6 => 0x0207,
+            IpAddr::V4(_) => 0x0702,
+            // Of ...:1a2b:3c4d.
+            IpAddr::V6(_) if v6 => 0x1a2b,
+            IpAddr::V6(_) => 0x4d3c,
+        };
+        for (port, expected) in [
+            (port, 0xffff),
+            (port ^ 0x8000, if v6 { 0x8000 } else { 0x80 }),
+        ] {
+            let mut flow = flow;
+            flow.source.set_port(port);
+            let frame = frames::frame(flow);
+            let source = Some(flow.source.ip());
+            let out = sent(&katran, &frame);
+            let wanted = gue(&frame, source, port, ip(real), own(real), true);
+            assert_eq!(out, wanted, "{flow}");
+            let at = ETHERNET + if v6 { IPV6 } else { IPV4 };
+            let outer = u16::from_be_bytes([out[at], out[at + 1]]);
+            assert_eq!(outer, expected, "{flow}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_inner_checksum_stays_detectable() {
     let katran = balancer(VipFlags::empty());
     for (flow, real) in every_case() {
@@ -248,14 +280,17 @@ fn another_port_and_another_source_are_used_at_once() {
         ("198.18.0.11", "2001:db8:ffff::11"),
         ("198.18.0.12", "2001:db8:ffff::12"),
     ] {
-        katran.set_source(ip(v4)).unwrap();
-        katran.set_source(ip(v6)).unwrap();
-        assert_eq!(katran.source(Family::V4), Some(ip(v4)));
+        katran.gateways_mut().set_source(ip(v4)).unwrap();
+        katran.gateways_mut().set_source(ip(v6)).unwrap();
+        assert_eq!(katran.gateways().source(Family::V4), Some(ip(v4)));
         assert_eq!(source_and_port(&katran, 4, IPV4), (ip(v4), 9999));
         assert_eq!(source_and_port(&katran, 6, IPV6), (ip(v6), 9999));
     }
-    assert!(katran.set_source(ip("127.0.0.1")).is_err());
-    assert_eq!(katran.source(Family::V4), Some(ip("198.18.0.12")));
+    assert!(katran.gateways_mut().set_source(ip("127.0.0.1")).is_err());
+    assert_eq!(
+        katran.gateways().source(Family::V4),
+        Some(ip("198.18.0.12"))
+    );
 }
 
 #[test]
@@ -274,7 +309,7 @@ fn a_real_of_a_family_without_a_source_is_refused_until_it_has_one() {
     assert_eq!(katran.state(), before);
     assert_eq!(katran.real_index(ip(A6)), None);
 
-    katran.set_source(ip(OWN6)).unwrap();
+    katran.gateways_mut().set_source(ip(OWN6)).unwrap();
     katran.add_real(vip, Real::new(ip(A6))).unwrap();
     // A document brings source and reals at once.
     let state = katran.state();

@@ -253,7 +253,7 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
     }
     assert_eq!(katran.stats().decap().unwrap().v4, 4);
     // The host's address is what `set_source` says now.
-    katran.set_source(ip(ELSEWHERE[0])).unwrap();
+    katran.gateways_mut().set_source(ip(ELSEWHERE[0])).unwrap();
     let now = run(&katran, &tunnelled(Kind::Ipip, &inner, ELSEWHERE[0]));
     assert_eq!(now.reason, Reason::DecapToHost);
     let before = run(&katran, &tunnelled(Kind::Ipip, &inner, OWN[0]));

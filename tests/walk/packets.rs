@@ -3,9 +3,11 @@
 //! table and the choice of the real in `lookup.rs`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use katran::Error;
+use katran::Family;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
@@ -323,6 +325,67 @@ fn the_outer_header_is_made_from_flow_and_real() {
 }
 
 #[test]
+fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
+    let mut katran = load(builder());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
+    serve(&mut katran, "203.0.113.1:80/tcp", VipFlags::empty(), &[A6]);
+    serve(
+        &mut katran,
+        "[2001:db8:1::1]:80/tcp",
+        VipFlags::empty(),
+        &[A6],
+    );
+    // 40,001 is 0x9c41. Of each: what is left of client and port is all zeros, all ones, or nearly so.
+    let cases = [
+        ("192.0.65.156:40001", "203.0.113.1:443", "172.16.0.1"),
+        ("192.0.190.99:40001", "203.0.113.1:443", "172.16.255.254"),
+        ("192.0.65.157:40001", "203.0.113.1:443", "172.16.0.1"),
+        ("192.0.190.98:40001", "203.0.113.1:443", "172.16.255.254"),
+        ("192.0.64.156:40001", "203.0.113.1:443", "172.16.1.0"),
+        ("192.0.191.99:40001", "203.0.113.1:443", "172.16.254.255"),
+        (
+            "[2001:db8::1:4:419c]:40001",
+            "[2001:db8:1::1]:443",
+            "172.16.0.1",
+        ),
+        (
+            "[2001:db8::1:4:be63]:40001",
+            "[2001:db8:1::1]:443",
+            "172.16.255.254",
+        ),
+        ("156.65.0.0:40001", "203.0.113.1:80", "100::1"),
+        ("99.190.255.255:40001", "203.0.113.1:80", "100::ffff:fffe"),
+        ("156.65.0.1:40001", "203.0.113.1:80", "100::1"),
+        ("156.65.1.0:40001", "203.0.113.1:80", "100::100"),
+        ("[2001:db8::9c41:0]:40001", "[2001:db8:1::1]:80", "100::1"),
+        (
+            "[2001:db8::63be:ffff]:40001",
+            "[2001:db8:1::1]:80",
+            "100::ffff:fffe",
+        ),
+        (
+            "[2001:db8::63be:feff]:40001",
+            "[2001:db8:1::1]:80",
+            "100::ffff:feff",
+        ),
+    ];
+    for (client, service, expected) in cases {
+        let flow = Flow::tcp(at(client), at(service));
+        let bytes = frame(flow);
+        let ran = katran.simulate(&bytes).unwrap();
+        let (source, real) = (flow.source, ran.real.unwrap());
+        let outer = ipip(&bytes, Some(source.ip()), source.port(), real);
+        assert_eq!(ran.frame, outer, "{flow}");
+        let made_up = match ip(expected) {
+            IpAddr::V4(_) => IpAddr::from(<[u8; 4]>::try_from(&ran.frame[26..30]).unwrap()),
+            IpAddr::V6(_) => IpAddr::from(<[u8; 16]>::try_from(&ran.frame[22..38]).unwrap()),
+        };
+        assert_eq!(made_up, ip(expected), "{flow}");
+    }
+}
+
+#[test]
 fn bytes_after_the_packet_travel_along_uncounted() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
@@ -392,15 +455,18 @@ fn the_gateway_can_be_changed_at_any_time() {
     };
     assert_eq!(sent_to(&katran), GATEWAY.octets());
     let other = "0a:01:02:03:04:05".parse().unwrap();
-    katran.set_gateway_mac(other).unwrap();
+    katran.gateways_mut().set_mac(other).unwrap();
     assert_eq!(sent_to(&katran), other.octets());
-    assert_eq!(katran.gateway_mac(), other);
+    assert_eq!(katran.gateways().mac(Family::V4), other);
     for bad in [
         "00:00:00:00:00:00",
         "ff:ff:ff:ff:ff:ff",
         "01:00:5e:00:00:01",
     ] {
-        let error = katran.set_gateway_mac(bad.parse().unwrap()).unwrap_err();
+        let error = katran
+            .gateways_mut()
+            .set_mac(bad.parse().unwrap())
+            .unwrap_err();
         assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     }
     assert_eq!(sent_to(&katran), other.octets());
