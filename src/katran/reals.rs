@@ -19,6 +19,7 @@ use crate::table;
 use crate::table::RealRecord;
 use crate::types::Encapsulation;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -70,17 +71,27 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
-        let news = self.change_reals(vip, changes, &[])?;
+        self.change_reals_and_tell(vip, changes, &[])
+    }
+
+    /// The same, and after it some of them are down, or are so no more.
+    pub(super) fn change_reals_and_tell(
+        &mut self,
+        vip: Vip,
+        changes: &[RealChange],
+        health: &[(IpAddr, Health)],
+    ) -> Result<()> {
+        let news = self.change_reals(vip, changes, health)?;
         self.tell(news);
         Ok(())
     }
 
-    /// The same, and after it some of them are down, or are so no more.
+    /// The same; what it has to tell is for later.
     pub(super) fn change_reals(
         &mut self,
         vip: Vip,
         changes: &[RealChange],
-        health: &[(IpAddr, bool)],
+        health: &[(IpAddr, Health)],
     ) -> Result<News> {
         self.collect();
         let mut staged = self.note(self.table.stage_reals(&vip, changes, health))?;

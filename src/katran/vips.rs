@@ -7,6 +7,7 @@ use super::change::Prepared;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ChainFull;
+use crate::maps::Entries;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
@@ -107,8 +108,11 @@ impl Katran {
             Left::ring(katran.rings[usize::from(number.0)].take())
         });
         // An entry whose real is still known would count for the same VIP if it got this number.
-        let any = self.table.reals().len() != 0;
-        self.maps.voids.vip_gone(number.0, any);
+        let entries = match self.table.reals().len() {
+            0 => Entries::Void,
+            _ => Entries::MayCount,
+        };
+        self.maps.voids.vip_gone(number.0, entries);
         self.kinds = self.kinds.without(&vip);
         self.maps.live.set_vip_kinds(self.kinds);
         Ok(switched.retire(self))

@@ -8,6 +8,7 @@ use crate::document::ProbeMatch;
 use crate::types::DecapMode;
 use crate::types::Gateway;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::MacAddr;
 use crate::types::Prefix;
 use crate::types::RealChange;
@@ -35,7 +36,7 @@ pub(crate) enum Step {
         vip: Vip,
         changes: Vec<RealChange>,
         /// Which of its reals are down after that, of those that are so now, or are so no more.
-        health: Vec<(IpAddr, bool)>,
+        health: Vec<(IpAddr, Health)>,
     },
     SetRealFlags(IpAddr, RealFlags),
     ServerIds(NameChange<u32>),
