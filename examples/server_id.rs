@@ -2,16 +2,19 @@
 //! packets, so that servers and clients need not.
 //!
 //! ```text
-//! server_id --id 1000 --cgroup PATH...    on a backend: connections that are accepted carry its id
-//! server_id --cgroup PATH...              on a client, or a proxy: repeats the ids that it hears
+//! server_id --id 1000 --cgroup PATH...       on a backend: connections that are accepted carry its id
+//! server_id --id-file FILE --cgroup PATH...  the same; SIGHUP has the id read again
+//! server_id --cgroup PATH...                 on a client, or a proxy: repeats the ids that it hears
 //! ```
 //! PATH is the directory of a cgroup of version 2, such as that of a systemd service
 //! (`/sys/fs/cgroup/system.slice/nginx.service`): the sockets of its processes are concerned. The
 //! balancer is loaded with `features = ["tcp-server-id", ...]` and knows the ids by `[[server_id]]`.
 //! Prints its counters every second; SIGINT and SIGTERM detach and end it.
 
+use std::fs;
 use std::io::Write;
 use std::io::stdout;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -19,9 +22,11 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context;
 use anyhow::Result;
 use clap::Parser;
 use katran::ServerIdOption;
+use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
@@ -34,6 +39,9 @@ struct Arguments {
     /// This server's id, 1 to 4294967295; without it ids are only repeated
     #[arg(long, value_name = "NUMBER")]
     id: Option<u32>,
+    /// The same, from a file that has the number in it; SIGHUP has it read again, for new connections
+    #[arg(long, value_name = "FILE", conflicts_with = "id")]
+    id_file: Option<PathBuf>,
     /// The sockets of which cgroup (version 2): its directory; may be given several times
     #[arg(long, value_name = "PATH", required = true)]
     cgroup: Vec<PathBuf>,
@@ -54,23 +62,37 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     // First, so that no signal from now on ends the process halfway.
     let (sender, signals) = mpsc::channel();
-    let mut caught = Signals::new([SIGINT, SIGTERM])?;
-    thread::spawn(move || caught.forever().next().map(|signal| sender.send(signal)));
+    let mut caught = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::spawn(move || caught.forever().try_for_each(|signal| sender.send(signal)));
 
-    let mut option = match arguments.id {
+    let id = match &arguments.id_file {
+        Some(file) => Some(read_id(file)?),
+        None => arguments.id,
+    };
+    let mut option = match id {
         Some(id) => ServerIdOption::server(id)?,
         None => ServerIdOption::client()?,
     };
     for cgroup in &arguments.cgroup {
         option.attach(cgroup)?;
-        let what = match arguments.id {
+        let what = match id {
             Some(id) => format!("writing server id {id} for"),
             None => "repeating server ids for".to_owned(),
         };
         say(format!("{what} {}", cgroup.display()));
     }
     say("   accepted      heard    written".to_owned());
-    while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
+    loop {
+        match (signals.recv_timeout(INTERVAL), &arguments.id_file) {
+            (Err(RecvTimeoutError::Timeout), _) => {}
+            // Without a file there is nothing to read again.
+            (Ok(SIGHUP), None) => {}
+            (Ok(SIGHUP), Some(file)) => match change_id(&mut option, file) {
+                Ok(id) => say(format!("writing server id {id} for new connections")),
+                Err(error) => eprintln!("server_id: the id stays: {error:#}"),
+            },
+            _ => break,
+        }
         let now = option.counters()?;
         say(format!(
             "{:>11} {:>10} {:>10}",
@@ -82,6 +104,18 @@ fn run(arguments: &Arguments) -> Result<()> {
         say(format!("detached from {}", cgroup.display()));
     }
     Ok(())
+}
+
+fn read_id(file: &Path) -> Result<u32> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let id = text.trim().parse();
+    id.with_context(|| format!("{}: no number of 1 to 4294967295", file.display()))
+}
+
+fn change_id(option: &mut ServerIdOption, file: &Path) -> Result<u32> {
+    let id = read_id(file)?;
+    option.set_id(id)?;
+    Ok(id)
 }
 
 /// Prints a line. Nobody reading them any more is no reason to stop, or to panic.

@@ -5,9 +5,11 @@ use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
@@ -15,14 +17,16 @@ use nix::libc;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
-use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
 use crate::skel::server_id::ServerIdSkelBuilder;
+use crate::skel::server_id::types::server_id_connection;
 use crate::skel::server_id::types::server_id_counters;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::map::PerCpuArray;
+use crate::sys::map::Typed;
+use crate::sys::mapping::Mapping;
 use crate::sys::object;
 use crate::sys::object::into_io;
 
@@ -37,7 +41,11 @@ use crate::sys::object::into_io;
 /// them goes without. Balancers route by what the client sends, so both ends are needed: the second
 /// one in clients, or in the proxies that connect in their place.
 ///
-/// The option has the kind 0xB7 and the length 6; the id follows, little-endian.
+/// What a server writes has the option kind 0xB6, what a client writes 0xB7, as the ends of Katran have since
+/// 2023; both have the length 6, and the id follows, little-endian. Balancers read 0xB7.
+///
+/// Several servers on one host each have a `ServerIdOption` with an id of their own, attached to the cgroup of
+/// each.
 ///
 /// ```no_run
 /// use katran::ServerIdOption;
@@ -50,6 +58,8 @@ use crate::sys::object::into_io;
 pub struct ServerIdOption {
     attached: Vec<(PathBuf, Link)>,
     counters: PerCpuArray<server_id_counters>,
+    connections: Typed<u32, server_id_connection>,
+    own_id: Mapping,
     program: OwnedFd,
 }
 
@@ -76,14 +86,8 @@ impl ServerIdOption {
     /// [`Error::Privilege`]; [`Error::Verifier`] if the kernel rejects the program;
     /// [`Error::Kernel`].
     pub fn server(id: u32) -> Result<Self> {
-        match id {
-            0 => Err(Error::InvalidConfig {
-                setting: "server_id",
-                value: "0".to_owned(),
-                reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
-            }),
-            id => Self::load(id),
-        }
+        check_id(id)?;
+        Self::load(id)
     }
 
     /// Loads a client's end, which repeats ids.
@@ -97,25 +101,65 @@ impl ServerIdOption {
     fn load(own_id: u32) -> Result<Self> {
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = ServerIdSkelBuilder::default()
+        let open = ServerIdSkelBuilder::default()
             .open(&mut storage)
             .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        let constants = constants("server_id", open.maps.rodata_data.as_deref_mut())?;
-        constants.own_id = own_id;
         let skel = object::load(open, &["server_id"])
             .map_err(|refused| load_error("server_id", refused))?;
         let take_over = || -> std::io::Result<_> {
             let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;
-            let program = skel.progs.server_id.as_fd().try_clone_to_owned()?;
-            Ok((PerCpuArray::new(counters)?, program))
+            let connections = skel.maps.connections.as_fd().try_clone_to_owned()?;
+            Ok(Self {
+                attached: Vec::new(),
+                counters: PerCpuArray::new(counters)?,
+                connections: Typed::new(connections)?,
+                own_id: Mapping::new(skel.maps.data_own.as_fd(), size_of::<u32>())?,
+                program: skel.progs.server_id.as_fd().try_clone_to_owned()?,
+            })
         };
-        let (counters, program) =
-            take_over().map_err(|error| kernel_error("take over", "server_id", error))?;
-        Ok(Self {
-            attached: Vec::new(),
-            counters,
-            program,
-        })
+        let option = take_over().map_err(|error| kernel_error("take over", "server_id", error))?;
+        option.write_own_id(own_id);
+        Ok(option)
+    }
+
+    /// Gives the server another id, 1 to 4,294,967,295: connections that it accepts from now on carry it.
+    /// Those that there are keep the one that they have told their clients; so leave the old id in the
+    /// balancers' tables until they have ended. A client's end becomes a server's, too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for id 0.
+    #[doc(alias = "updateServerInfo")]
+    pub fn set_id(&mut self, id: u32) -> Result<()> {
+        check_id(id)?;
+        self.write_own_id(id);
+        Ok(())
+    }
+
+    /// The id that the server's end writes; `None`: it is a client's end only.
+    pub fn id(&self) -> Option<u32> {
+        let [word] = self.own_id.u32s() else {
+            return None;
+        };
+        Some(word.load(Ordering::Relaxed)).filter(|id| *id != 0)
+    }
+
+    /// The id that a client's socket has learned from its server and repeats. `None` if it has learned none,
+    /// and for the socket of a server's end, which learns nothing. For TCP sockets of the cgroups that this
+    /// is attached to.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`], also if it is no socket.
+    pub fn learned_id(&self, socket: impl AsFd) -> Result<Option<u32>> {
+        let descriptor = socket.as_fd().as_raw_fd().unsigned_abs();
+        let kept = self.connections.lookup(&descriptor);
+        let kept = kept.map_err(|error| kernel_error("read", "what the socket keeps", error))?;
+        Ok(kept.filter(|kept| kept.server == 0).map(|kept| kept.id))
+    }
+
+    fn write_own_id(&self, id: u32) {
+        if let [word] = self.own_id.u32s() {
+            word.store(id, Ordering::Relaxed);
+        }
     }
 
     /// Attaches to a cgroup (version 2) by the path of its directory: for the sockets that its
@@ -181,11 +225,24 @@ impl ServerIdOption {
     }
 }
 
+/// In packets 0 stands for no id.
+fn check_id(id: u32) -> Result<()> {
+    match id {
+        0 => Err(Error::InvalidConfig {
+            setting: "server_id",
+            value: "0".to_owned(),
+            reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 impl fmt::Debug for ServerIdOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cgroups: Vec<_> = self.attached.iter().map(|(path, _)| path).collect();
         f.debug_struct("ServerIdOption")
             .field("cgroups", &cgroups)
+            .field("id", &self.id())
             .finish_non_exhaustive()
     }
 }

@@ -35,7 +35,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 		.protocol = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		/* Both halves as they lie in memory; the port's bytes come in swapped. */
 		.saddr = ipip_source_v4 |
-			 (__u32)(__u16)(tail ^ __builtin_bswap16(packet->flow.source_port)) << 16,
+			 usable_host_v4((tail ^ __builtin_bswap16(packet->flow.source_port)) << 16),
 		.daddr = *(const __u32 *)real->address,
 	};
 	struct ethhdr *eth;
@@ -70,7 +70,7 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 	outer->saddr.in6_u.u6_addr32[0] = ipip_source_v6[0];
 	outer->saddr.in6_u.u6_addr32[1] = ipip_source_v6[1];
 	outer->saddr.in6_u.u6_addr32[2] = ipip_source_v6[2];
-	outer->saddr.in6_u.u6_addr32[3] = tail;
+	outer->saddr.in6_u.u6_addr32[3] = usable_host_v6(tail);
 	outer->daddr.in6_u.u6_addr32[0] = address[0];
 	outer->daddr.in6_u.u6_addr32[1] = address[1];
 	outer->daddr.in6_u.u6_addr32[2] = address[2];

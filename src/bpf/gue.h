@@ -25,14 +25,15 @@
  * flow's port and of the client's address mixed, differently for each family of the real. */
 static __always_inline __u16 gue_port_v4(const struct packet *packet, bool v6)
 {
-	return source_tail(packet, v6) >> 16 ^ __builtin_bswap16(packet->flow.source_port);
+	return usable_port(source_tail(packet, v6) >> 16 ^
+			   __builtin_bswap16(packet->flow.source_port));
 }
 
 static __always_inline __u16 gue_port_v6(const struct packet *packet, bool v6)
 {
 	const __u32 tail = source_tail(packet, v6);
 
-	return (v6 ? tail : tail >> 16) ^ packet->flow.source_port;
+	return usable_port((v6 ? tail : tail >> 16) ^ packet->flow.source_port);
 }
 
 /* The sum of words of an address or two. */

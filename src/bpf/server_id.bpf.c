@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
  * The ends of TCP connections that are routed by server id. The server's end writes its id into an
- * option of its packets, until the client has sent it back once; the client's end remembers the id
- * that it hears and writes it into all of its packets. A host may be both: which end a socket is
- * tells who opened the connection.
+ * option of its packets (kind 0xB6), until the client has sent it back once; the client's end remembers
+ * the id that it hears and writes it into all of its packets (kind 0xB7). A host may be both: which end a
+ * socket is tells who opened the connection.
  */
 #include "server_id_option.h"
 #include "shared.h"
@@ -14,20 +14,14 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The id of this server; 0: this host is only a client. */
-const volatile __u32 own_id = 0;
-
-/* What a connection writes: the server's own id, or the one that the client has heard. */
-struct connection {
-	__u32 id;
-	__u32 server;
-};
+/* The id of this server; 0: this host is only a client. The control side may change it at any time. */
+volatile __u32 own_id SEC(".data.own") = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct connection);
+	__type(value, struct server_id_connection);
 } connections SEC(".maps");
 
 struct {
@@ -61,18 +55,18 @@ static __always_inline void no_more(struct bpf_sock_ops *ops, int callbacks)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~callbacks);
 }
 
-static __always_inline struct connection *connection_of(struct bpf_sock_ops *ops, __u64 flags)
+static __always_inline struct server_id_connection *connection_of(struct bpf_sock_ops *ops, __u64 flags)
 {
 	struct bpf_sock *sk = ops->sk;
 
 	return sk ? bpf_sk_storage_get(&connections, sk, NULL, flags) : NULL;
 }
 
-/* The id in the packet at hand; 0: none. */
-static __always_inline __u32 heard(struct bpf_sock_ops *ops, __u64 flags)
+/* The id in an option of the packet at hand; 0: none. */
+static __always_inline __u32 heard(struct bpf_sock_ops *ops, __u8 kind)
 {
-	struct server_id_option option = { .kind = TCP_OPTION_SERVER_ID };
-	const int length = bpf_load_hdr_opt(ops, &option, sizeof(option), flags);
+	struct server_id_option option = { .kind = kind };
+	const int length = bpf_load_hdr_opt(ops, &option, sizeof(option), 0);
 	__u32 id;
 
 	if (length != sizeof(option))
@@ -85,14 +79,15 @@ static __always_inline __u32 heard(struct bpf_sock_ops *ops, __u64 flags)
 static __always_inline void serve(struct bpf_sock_ops *ops)
 {
 	struct server_id_counters *count = counters_of_cpu();
-	struct connection *connection;
+	struct server_id_connection *connection;
+	const __u32 id = own_id;
 
-	if (!own_id)
+	if (!id)
 		return;
 	connection = connection_of(ops, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!connection)
 		return;
-	connection->id = own_id;
+	connection->id = id;
 	connection->server = true;
 	if (count)
 		count->served++;
@@ -101,11 +96,11 @@ static __always_inline void serve(struct bpf_sock_ops *ops)
 }
 
 /* A packet with the server's id: the client's end repeats it from now on. */
-static __always_inline bool repeat(struct bpf_sock_ops *ops, __u64 flags)
+static __always_inline bool repeat(struct bpf_sock_ops *ops)
 {
 	struct server_id_counters *count = counters_of_cpu();
-	const __u32 id = heard(ops, flags);
-	struct connection *connection;
+	const __u32 id = heard(ops, TCP_OPTION_OWN_ID);
+	struct server_id_connection *connection;
 
 	connection = id ? connection_of(ops, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
 	if (!connection)
@@ -120,28 +115,28 @@ static __always_inline bool repeat(struct bpf_sock_ops *ops, __u64 flags)
 /* A packet with an option that the kernel does not know. */
 static __always_inline void parse(struct bpf_sock_ops *ops)
 {
-	const struct connection *connection = connection_of(ops, 0);
+	const struct server_id_connection *connection = connection_of(ops, 0);
 
 	if (connection && connection->server) {
-		if (!heard(ops, 0))
+		if (!heard(ops, TCP_OPTION_SERVER_ID))
 			return;
 		/* The client knows the id. */
 		no_more(ops, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG |
 				     BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
 		return;
 	}
-	if (repeat(ops, 0))
+	if (repeat(ops))
 		no_more(ops, BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
 }
 
 static __always_inline void write(struct bpf_sock_ops *ops)
 {
 	struct server_id_option option = {
-		.kind = TCP_OPTION_SERVER_ID,
+		.kind = TCP_OPTION_OWN_ID,
 		.length = sizeof(option),
 	};
 	struct server_id_counters *count = counters_of_cpu();
-	const struct connection *connection;
+	const struct server_id_connection *connection;
 	__u32 id = own_id;
 
 	/* What is no full socket is a connection request: the packet is the server's SYN-ACK. */
@@ -150,6 +145,8 @@ static __always_inline void write(struct bpf_sock_ops *ops)
 		if (!connection)
 			return;
 		id = connection->id;
+		if (!connection->server)
+			option.kind = TCP_OPTION_SERVER_ID;
 	}
 	__builtin_memcpy(option.id, &id, sizeof(id));
 	if (!bpf_store_hdr_opt(ops, &option, sizeof(option), 0) && count)
@@ -169,7 +166,7 @@ int server_id(struct bpf_sock_ops *ops)
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		/* The SYN-ACK may have it; if not, a later packet. */
-		if (!repeat(ops, 0))
+		if (!repeat(ops))
 			ask_for(ops, BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
 		break;
 	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:

@@ -560,6 +560,12 @@ struct server_id_counters {
 	__u64 written; /* packets with the option */
 };
 
+/* What a connection writes: the server's own id, or the one that the client has heard. */
+struct server_id_connection {
+	__u32 id;
+	__u32 server; /* which end the socket is: not 0 for the one that accepted */
+};
+
 /* Where health checks go. A key with port 0 matches any port. */
 struct probe_match {
 	__u8 address[ADDRESS_BYTES];

@@ -100,14 +100,15 @@ pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Maps whose elements are one value: the kernel copies as many bytes as the map's value has. Of arrays of
-/// maps and devices that is a number.
-const SINGLE: [libbpf_sys::bpf_map_type; 6] = [
+/// maps and devices that is a number; the key of what sockets keep is a socket's descriptor.
+const SINGLE: [libbpf_sys::bpf_map_type; 7] = [
     libbpf_sys::BPF_MAP_TYPE_HASH,
     libbpf_sys::BPF_MAP_TYPE_ARRAY,
     libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
     libbpf_sys::BPF_MAP_TYPE_LPM_TRIE,
     libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS,
     libbpf_sys::BPF_MAP_TYPE_DEVMAP,
+    libbpf_sys::BPF_MAP_TYPE_SK_STORAGE,
 ];
 
 /// Arrays whose elements are a value for each possible CPU.

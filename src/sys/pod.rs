@@ -3,6 +3,7 @@
 use crate::skel::decap::types::decap_counters;
 use crate::skel::healthcheck::types as health;
 use crate::skel::katran::types;
+use crate::skel::server_id::types::server_id_connection;
 use crate::skel::server_id::types::server_id_counters;
 
 /// A type whose every bit pattern is valid and which has no padding that the kernel would see
@@ -53,6 +54,7 @@ pod! {
     health::vip_key = 20;
     decap_counters = 12 * 8;
     server_id_counters = 24;
+    server_id_connection = 8;
 }
 
 /// The bytes of `value`, for the kernel to read.

@@ -60,7 +60,7 @@ pub(crate) fn ipip_from(
             outer.extend((length + 20).to_be_bytes());
             outer.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
             outer.extend(prefixes.v4);
-            outer.extend([port_low ^ tail[2], port_high ^ tail[3]]);
+            outer.extend(usable([port_low ^ tail[2], port_high ^ tail[3]]));
             outer.extend(real.octets());
             let check = (!sum(&outer)).to_be_bytes();
             outer[10..12].copy_from_slice(&check);
@@ -71,12 +71,21 @@ pub(crate) fn ipip_from(
             out.extend(length.to_be_bytes());
             out.extend([protocol, 64]);
             out.extend(prefixes.v6);
-            out.extend([tail[0] ^ port_high, tail[1] ^ port_low, tail[2], tail[3]]);
+            let host = [tail[0] ^ port_high, tail[1] ^ port_low, tail[2], tail[3]];
+            out.extend(usable(host));
             out.extend(real.octets());
         }
     }
     out.extend(inner);
     out
+}
+
+/// The host part of an address, with its lowest bit flipped if it is all zeros or all ones.
+fn usable<const BYTES: usize>(mut host: [u8; BYTES]) -> [u8; BYTES] {
+    if host == [0; BYTES] || host == [0xff; BYTES] {
+        host[BYTES - 1] ^= 1;
+    }
+    host
 }
 
 /// The frame in GUE for `real`, from the balancer's own address of that family. The checksum is
@@ -110,6 +119,7 @@ pub(crate) fn gue(
         (IpAddr::V6(_), true) => [s[12] ^ high, s[13] ^ low],
         (IpAddr::V4(_), true) => [low ^ s[14], high ^ s[15]],
     };
+    let from = if from == [0, 0] { [0xff; 2] } else { from };
     let mut udp = [from, GUE_PORT, (length + 8).to_be_bytes(), [0, 0]].concat();
     udp.extend(&inner[..usize::from(length)]);
     if checked {

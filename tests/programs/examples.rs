@@ -313,13 +313,23 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     let backend = &lab.backends[0];
     let (servers, clients) = (Cgroup::new().unwrap(), Cgroup::new().unwrap());
     let mut ends = Vec::new();
-    for (group, id) in [(&servers, Some("1000")), (&clients, None)] {
+    let id = Scratch::new("server-id");
+    id.write("1002\n");
+    for (group, id) in [(&servers, Some(&id)), (&clients, None)] {
         let mut command = example("server_id");
         command.arg("--cgroup").arg(group.path());
-        command.args(id.map(|id| ["--id", id]).into_iter().flatten());
+        if let Some(id) = id {
+            command.arg("--id-file").arg(&id.0);
+        }
         let mut end = Running::start(&backend.host, command);
         end.says("server id");
         ends.push(end);
+    }
+    // What is no id changes nothing; what is one counts for new connections.
+    for (text, told) in [("many", "the id stays"), ("1000", "server id 1000")] {
+        id.write(text);
+        ends[0].process.signal(SIGHUP).unwrap();
+        ends[0].says(told);
     }
     let mut command = example("decap");
     command.args(["--interface", "eth0", "--server-id", "1001"]);

@@ -209,6 +209,38 @@ fn flags_that_hide_the_client_hide_it_in_the_outer_port_too() {
 }
 
 #[test]
+fn the_outer_source_port_is_never_0() {
+    let katran = balancer(VipFlags::empty());
+    // Ports that their client's address takes back to 0, or nearly so.
+    for (flow, real) in every_case() {
+        let v6 = ip(real).is_ipv6();
+        let port = match flow.source.ip() {
+            // 192.0.2.7
+            IpAddr::V4(_) if v6 => 0x0207,
+            IpAddr::V4(_) => 0x0702,
+            // Of ...:1a2b:3c4d.
+            IpAddr::V6(_) if v6 => 0x1a2b,
+            IpAddr::V6(_) => 0x4d3c,
+        };
+        for (port, expected) in [
+            (port, 0xffff),
+            (port ^ 0x8000, if v6 { 0x8000 } else { 0x80 }),
+        ] {
+            let mut flow = flow;
+            flow.source.set_port(port);
+            let frame = frames::frame(flow);
+            let source = Some(flow.source.ip());
+            let out = sent(&katran, &frame);
+            let wanted = gue(&frame, source, port, ip(real), own(real), true);
+            assert_eq!(out, wanted, "{flow}");
+            let at = ETHERNET + if v6 { IPV6 } else { IPV4 };
+            let outer = u16::from_be_bytes([out[at], out[at + 1]]);
+            assert_eq!(outer, expected, "{flow}");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_inner_checksum_stays_detectable() {
     let katran = balancer(VipFlags::empty());
     for (flow, real) in every_case() {

@@ -3,6 +3,7 @@
 //! table and the choice of the real in `lookup.rs`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use katran::Error;
@@ -320,6 +321,67 @@ fn the_outer_header_is_made_from_flow_and_real() {
             *reals.entry((flow.protocol, real)).or_default() += 1;
         }
         assert_eq!(reals.len(), 4, "all mixes of families: {reals:?}");
+    }
+}
+
+#[test]
+fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
+    let mut katran = load(builder());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
+    serve(&mut katran, "203.0.113.1:80/tcp", VipFlags::empty(), &[A6]);
+    serve(
+        &mut katran,
+        "[2001:db8:1::1]:80/tcp",
+        VipFlags::empty(),
+        &[A6],
+    );
+    // 40,001 is 0x9c41. Of each: what is left of client and port is all zeros, all ones, or nearly so.
+    let cases = [
+        ("192.0.65.156:40001", "203.0.113.1:443", "172.16.0.1"),
+        ("192.0.190.99:40001", "203.0.113.1:443", "172.16.255.254"),
+        ("192.0.65.157:40001", "203.0.113.1:443", "172.16.0.1"),
+        ("192.0.190.98:40001", "203.0.113.1:443", "172.16.255.254"),
+        ("192.0.64.156:40001", "203.0.113.1:443", "172.16.1.0"),
+        ("192.0.191.99:40001", "203.0.113.1:443", "172.16.254.255"),
+        (
+            "[2001:db8::1:4:419c]:40001",
+            "[2001:db8:1::1]:443",
+            "172.16.0.1",
+        ),
+        (
+            "[2001:db8::1:4:be63]:40001",
+            "[2001:db8:1::1]:443",
+            "172.16.255.254",
+        ),
+        ("156.65.0.0:40001", "203.0.113.1:80", "100::1"),
+        ("99.190.255.255:40001", "203.0.113.1:80", "100::ffff:fffe"),
+        ("156.65.0.1:40001", "203.0.113.1:80", "100::1"),
+        ("156.65.1.0:40001", "203.0.113.1:80", "100::100"),
+        ("[2001:db8::9c41:0]:40001", "[2001:db8:1::1]:80", "100::1"),
+        (
+            "[2001:db8::63be:ffff]:40001",
+            "[2001:db8:1::1]:80",
+            "100::ffff:fffe",
+        ),
+        (
+            "[2001:db8::63be:feff]:40001",
+            "[2001:db8:1::1]:80",
+            "100::ffff:feff",
+        ),
+    ];
+    for (client, service, expected) in cases {
+        let flow = Flow::tcp(at(client), at(service));
+        let bytes = frame(flow);
+        let ran = katran.simulate(&bytes).unwrap();
+        let (source, real) = (flow.source, ran.real.unwrap());
+        let outer = ipip(&bytes, Some(source.ip()), source.port(), real);
+        assert_eq!(ran.frame, outer, "{flow}");
+        let made_up = match ip(expected) {
+            IpAddr::V4(_) => IpAddr::from(<[u8; 4]>::try_from(&ran.frame[26..30]).unwrap()),
+            IpAddr::V6(_) => IpAddr::from(<[u8; 16]>::try_from(&ran.frame[22..38]).unwrap()),
+        };
+        assert_eq!(made_up, ip(expected), "{flow}");
     }
 }
 
