@@ -323,7 +323,8 @@ impl Katran {
         Ok(watcher)
     }
 
-    /// Does as `wanted` from now on, or goes on as before.
+    /// Finds out what `wanted` asks for, and follows that from now on, or goes on as before. Addresses that
+    /// were given are still to be [written](Self::write_gateways).
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
         // Now: where nothing is left nothing has to be found out.
         self.following.looked = None;
@@ -359,7 +360,6 @@ impl Katran {
             }
             None => {}
         }
-        self.write_gateways(wanted);
         Ok(())
     }
 }

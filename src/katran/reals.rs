@@ -128,7 +128,7 @@ impl Katran {
             if before.is_some() && ring.is_none() {
                 katran.maps.rings.trim_later();
             }
-            Left::ring(before)
+            Left::Ring(before)
         });
         Ok(switched.retire(self))
     }
@@ -187,7 +187,7 @@ impl Katran {
             if changed {
                 katran.write_real_flags(&record);
             }
-            Left::nothing()
+            Left::Nothing
         });
         Ok(switched.retire(self))
     }
@@ -224,7 +224,7 @@ impl Katran {
                 void_flows: false,
                 ring,
             };
-            Left::ring(katran.switch(place, cell, None))
+            Left::Ring(katran.switch(place, cell, None))
         });
         Ok(switched.retire(self))
     }
