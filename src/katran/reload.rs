@@ -10,6 +10,7 @@ use libbpf_rs::skel::OpenSkel;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use super::change::Written;
 use super::handles::FeatureMaps;
 use super::load::check_memory_for;
 use super::load::global_tables;
@@ -162,9 +163,8 @@ impl Katran {
     pub fn release_replaced_program(&mut self) -> bool {
         let replaced = self.replaced.take();
         let any = replaced.is_some();
-        if any {
-            self.outlast(replaced.into_iter().collect());
-        }
+        let left = Left::Programs(replaced.into_iter().collect());
+        Written::nothing().switch(self, |_, ()| left).end(self);
         any
     }
 
