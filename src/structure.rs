@@ -117,10 +117,7 @@ fn every_change_is_a_transaction() {
         .into_iter()
         .filter(|name| !others.contains(name) && !name.ends_with("_mut"))
         .collect();
-    assert_eq!(
-        without, [""; 0],
-        "they change something by themselves"
-    );
+    assert_eq!(without, [""; 0], "they change something by themselves");
 }
 
 #[test]

@@ -71,7 +71,9 @@ impl Katran {
             ..self.config.clone()
         };
         let written = Prepared::plain().write(self, |katran| katran.load_anew(&config))?;
-        let (switched, ()) = written.try_switch(self, |katran, (programs, made)| {
+        // What says whether attachments are there knows the programs before.
+        self.following.take();
+        let switched = written.try_switch(self, |katran, (programs, made)| {
             let programs = katran.put_in_place(programs)?;
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);
@@ -84,7 +86,9 @@ impl Katran {
                 false => gone.push(old),
             }
             Ok((Left::Programs(gone), ()))
-        })?;
+        });
+        self.note_attached();
+        let (switched, ()) = switched?;
         switched.end(self);
         Ok(())
     }
