@@ -1,6 +1,7 @@
 //! Which way packets take that leave where the balancer is attached: by the main table, or by the rules and
 //! tables that the kernel has for those interfaces (VRFs, policy routing).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -12,20 +13,39 @@ use crate::types::NextHops;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
-    /// Where packets for an address go.
-    fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>>;
-
-    /// Where they go if they have to leave by an interface, or by one of a VRF.
-    fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>>;
+    /// Where packets for each of some addresses go, if they have to leave by an interface, or by one of a VRF:
+    /// there.
+    fn routes(
+        &mut self,
+        addresses: &[IpAddr],
+        by: Option<u32>,
+    ) -> io::Result<Vec<io::Result<Option<Route>>>>;
 }
 
 impl Tables for Requests {
-    fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
-        Requests::route(self, address)
+    fn routes(
+        &mut self,
+        addresses: &[IpAddr],
+        by: Option<u32>,
+    ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+        Requests::routes(self, addresses, by)
     }
+}
 
-    fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>> {
-        Requests::route_by(self, address, interface)
+/// By which interfaces it is asked besides, after the main question; the first answer counts.
+enum Besides {
+    Nothing,
+    Each(Vec<u32>),
+    /// The first one that leads where packets that leave where the balancer is attached come.
+    EachThatReaches(Vec<u32>),
+}
+
+impl Besides {
+    fn nth(&self, nth: usize) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Each(all) | Self::EachThatReaches(all) => all.get(nth).copied(),
+        }
     }
 }
 
@@ -95,33 +115,72 @@ impl Ways {
         interfaces: &Interfaces,
         address: IpAddr,
     ) -> io::Result<Option<Route>> {
-        let plain = tables.route(address)?;
-        let is_local = plain.is_some_and(|route| route.local);
-        if self.attached.is_empty() || is_local {
-            return Ok(plain);
+        let mut routes = self.routes(tables, interfaces, &[address])?;
+        routes.pop().unwrap_or(Ok(None))
+    }
+
+    /// The ways to several addresses, which takes the kernel's attention once for all of them.
+    pub(super) fn routes(
+        &self,
+        tables: &mut impl Tables,
+        interfaces: &Interfaces,
+        addresses: &[IpAddr],
+    ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+        let mut routes = tables.routes(addresses, None)?;
+        // Positions of those whose way may be another one, by what is asked for them next.
+        let mut open: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+        let besides = routes.iter().map(|plain| match plain {
+            Ok(plain) => self.besides(interfaces, plain.as_ref()),
+            Err(_) => Besides::Nothing,
+        });
+        let besides: Vec<_> = besides.collect();
+        let ask = |open: &mut BTreeMap<u32, Vec<_>>, position: usize, nth: usize| {
+            if let Some(index) = besides[position].nth(nth) {
+                open.entry(index).or_default().push((position, nth));
+            }
+        };
+        (0..addresses.len()).for_each(|position| ask(&mut open, position, 0));
+        while let Some((interface, asked)) = open.pop_first() {
+            let of_these: Vec<_> = asked.iter().map(|(at, _)| addresses[*at]).collect();
+            // A refusal is as good as no answer: there is the plain one.
+            let answers = tables
+                .routes(&of_these, Some(interface))
+                .unwrap_or_default();
+            let mut answers = answers.into_iter().map(|answer| answer.ok().flatten());
+            for (position, nth) in asked {
+                let found = answers.next().flatten();
+                let counts = |route: &Route| match besides[position] {
+                    Besides::EachThatReaches(_) => self.reach(interfaces, route.interface),
+                    _ => true,
+                };
+                match found.filter(counts) {
+                    Some(route) => routes[position] = Ok(Some(route)),
+                    None => ask(&mut open, position, nth + 1),
+                }
+            }
         }
-        // A refusal is as good as no answer: there is the plain one.
-        let mut by = |interface| tables.route_by(address, interface).ok().flatten();
+        Ok(routes)
+    }
+
+    /// What is asked besides, where the main question has this answer.
+    fn besides(&self, interfaces: &Interfaces, plain: Option<&Route>) -> Besides {
+        if self.attached.is_empty() || plain.is_some_and(|route| route.local) {
+            return Besides::Nothing;
+        }
         // Packets leave by whatever interface leads to their real.
         if self.mode == NextHops::Redirect {
-            let mut vrfs = self.vrfs.iter();
-            return Ok(vrfs.find_map(|(vrf, _)| by(*vrf)).or(plain));
+            return Besides::Each(self.vrfs.iter().map(|(vrf, _)| *vrf).collect());
         }
-        if let Some(route) = plain {
-            if self.attached.contains(&route.interface) {
-                let of_rules = match self.rules {
-                    Rules::ByInterface => by(route.interface),
-                    Rules::Plain => None,
-                };
-                return Ok(of_rules.or(plain));
+        match plain {
+            Some(route) if self.attached.contains(&route.interface) => match self.rules {
+                Rules::ByInterface => Besides::Each(vec![route.interface]),
+                Rules::Plain => Besides::Nothing,
+            },
+            Some(route) if self.vrfs.is_empty() && self.reach(interfaces, route.interface) => {
+                Besides::Nothing
             }
-            if self.vrfs.is_empty() && self.reach(interfaces, route.interface) {
-                return Ok(plain);
-            }
+            _ => Besides::EachThatReaches(self.above.clone()),
         }
-        let mut above = self.above.iter().filter_map(|index| by(*index));
-        let found = above.find(|route| self.reach(interfaces, route.interface));
-        Ok(found.or(plain))
     }
 
     /// The best default route by a router: by where the balancer is attached, if there is one.
@@ -147,8 +206,6 @@ impl Ways {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::rtnetlink::Interface;
 
@@ -159,15 +216,17 @@ mod tests {
     }
 
     impl Tables for Kernel {
-        fn route(&mut self, _: IpAddr) -> io::Result<Option<Route>> {
-            Ok(self.routes.get(&None).copied())
-        }
-
-        fn route_by(&mut self, _: IpAddr, interface: u32) -> io::Result<Option<Route>> {
-            match self.routes.get(&Some(interface)) {
-                Some(route) => Ok(Some(*route)),
-                None => Err(io::Error::from(io::ErrorKind::Unsupported)),
-            }
+        fn routes(
+            &mut self,
+            addresses: &[IpAddr],
+            by: Option<u32>,
+        ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+            let route = self.routes.get(&by).copied();
+            let answer = |_| match (by, route) {
+                (Some(_), None) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+                (_, route) => Ok(route),
+            };
+            Ok(addresses.iter().map(answer).collect())
         }
     }
 

@@ -579,6 +579,7 @@ impl Table {
             Step::SetRealFlags(address, flags) => {
                 self.stage_set_real_flags(*address, *flags)?.into()
             }
+            Step::Hold(references) => self.stage_references(references)?.into(),
             Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
             Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
             Step::SetFeatures(_)

@@ -39,6 +39,9 @@ pub(crate) enum Step {
         health: Vec<(IpAddr, Health)>,
     },
     SetRealFlags(IpAddr, RealFlags),
+    /// Reals are named, or no more, by nothing but the way to the state: what goes from a name of one kind to
+    /// one of another is named by neither for a moment.
+    Hold(Deltas),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
     Invalidate(Vec<u32>),

@@ -12,4 +12,5 @@ mod differences;
 mod library;
 mod monitor;
 mod refusals;
+mod swaps;
 mod threads;

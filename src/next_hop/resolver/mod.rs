@@ -20,17 +20,18 @@ use super::board::Findings;
 use super::board::Names;
 use super::board::News;
 use super::board::Ticket;
+use super::board::Told;
 use super::hop;
 use super::hop::Hop;
 use super::hop::Neighbour;
 use super::interfaces::Interfaces;
 use super::neighbours::Neighbours;
 use super::neighbours::User;
-use super::ports::Ports;
 use super::touched::Touched;
 use super::wanted::Wanted;
 use super::ways::Rules;
 use super::ways::Ways;
+use crate::rtnetlink::MOST_QUESTIONS;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::types::ByFamily;
@@ -38,7 +39,14 @@ use crate::types::Family;
 use crate::types::NextHops;
 
 /// Questions between two looks at commands.
-const QUESTIONS: usize = 32;
+const QUESTIONS: usize = MOST_QUESTIONS;
+
+/// Takes so many out as are asked for at once.
+fn some_of(numbers: &mut BTreeSet<u16>) -> Vec<u16> {
+    std::iter::from_fn(|| numbers.pop_first())
+        .take(QUESTIONS)
+        .collect()
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Real {
@@ -93,9 +101,6 @@ pub(super) struct Resolver {
     /// Warnings since the last round of confirmation.
     complaints: u64,
     neighbours: Neighbours,
-    ports: Ports,
-    /// Ports of interfaces that are gone, while hops may refer to them.
-    left_ports: Vec<u16>,
     pending: Pending,
     /// Hops that have changed since they were told.
     changed: BTreeSet<u16>,
@@ -109,6 +114,11 @@ impl Resolver {
         wanted: Wanted,
         board: Option<Arc<Board>>,
     ) -> Self {
+        // Hops may still lead to those of a follower before, for which indices may have meant other interfaces.
+        let hops = board.as_ref().and_then(|board| board.hop_cells());
+        if let Some(hops) = hops {
+            hops.numbers().forget_all();
+        }
         Self {
             requests,
             namespace,
@@ -127,8 +137,6 @@ impl Resolver {
             defaults: ByFamily::default(),
             complaints: 0,
             neighbours: Neighbours::default(),
-            ports: Ports::default(),
-            left_ports: Vec::new(),
             pending: Pending::default(),
             changed: BTreeSet::new(),
             names_changed: false,
@@ -279,7 +287,8 @@ impl Resolver {
             });
         self.ways.renew(&self.interfaces);
         self.names_changed = true;
-        for (index, _) in self.ports.list() {
+        let hops = self.board.as_ref().and_then(|board| board.hop_cells());
+        for (index, _) in hops.map_or_else(Vec::new, |hops| hops.numbers().list()) {
             self.renew_port(index);
         }
         self.look_at_probes_interface();
@@ -335,16 +344,20 @@ impl Resolver {
     /// Asks some of the open questions, the urgent ones first; false if none was left.
     pub(super) fn step(&mut self) -> bool {
         for _ in 0..QUESTIONS {
-            if let Some(number) = self.pending.urgent.pop_first() {
-                self.ask_real(number);
+            if !self.pending.urgent.is_empty() {
+                let numbers = some_of(&mut self.pending.urgent);
+                self.ask_reals(&numbers);
+                return true;
             } else if let Some(family) = self.open_search() {
                 self.search(family);
             } else if let Some(real) = self.pending.urgent_probed.pop_first() {
                 self.ask_probe_way(real);
             } else if let Some((neighbour, ask)) = self.pending.neighbours.pop_first() {
                 self.ask_neighbour(neighbour, ask);
-            } else if let Some(number) = self.pending.reals.pop_first() {
-                self.ask_real(number);
+            } else if !self.pending.reals.is_empty() {
+                let numbers = some_of(&mut self.pending.reals);
+                self.ask_reals(&numbers);
+                return true;
             } else if let Some(real) = self.pending.probed.pop_first() {
                 self.ask_probe_way(real);
             } else {
@@ -397,7 +410,7 @@ impl Resolver {
             let ticket = self.reals.get(&number)?.ticket;
             Some((number, ticket, *self.hops.get(&number)?))
         });
-        board.tell(Findings {
+        let told = board.tell(Findings {
             reals: changed.collect(),
             gateways: &self.gateways,
             wish: self.wish,
@@ -405,9 +418,13 @@ impl Resolver {
             news: self.news(),
             done,
         });
-        if self.pending.reals.is_empty() && self.pending.urgent.is_empty() {
-            // No hop leads there any more.
-            self.ports.give_back(self.left_ports.drain(..));
+        let pending = &self.pending;
+        let all_told = pending.reals.is_empty()
+            && pending.urgent.is_empty()
+            && pending.again.is_empty()
+            && told == Told::All;
+        if all_told && let Some(hops) = board.hop_cells() {
+            hops.numbers().give_back();
         }
     }
 
