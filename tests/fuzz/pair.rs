@@ -138,6 +138,7 @@ impl Pair {
         }
         self.model = self.fresh.clone();
         self.before = self.counted();
+        self.model.sent = self.before["totals.tx.packets"];
     }
 
     /// What both make of steps that come one after the other, with empty tables at first. `Ok(false)`:
