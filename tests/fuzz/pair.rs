@@ -24,7 +24,7 @@ use crate::common::at;
 use crate::common::bpf;
 use crate::common::frames::frame;
 use crate::common::ip;
-use crate::mirror;
+use crate::common::mirror;
 use crate::sound;
 
 /// Counters by name.
