@@ -7,6 +7,7 @@ pub(crate) mod cgroup;
 pub(crate) mod ecn;
 pub(crate) mod faults;
 pub(crate) mod frames;
+pub(crate) mod mirror;
 pub(crate) mod wire;
 
 use std::net::IpAddr;
