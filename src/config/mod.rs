@@ -44,5 +44,5 @@ pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;
 pub(crate) use settings::Config;
-#[cfg(test)]
-pub(crate) use settings::live_settings;
+pub(crate) use settings::LiveChange;
+pub(crate) use settings::LiveSetting;

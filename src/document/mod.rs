@@ -11,6 +11,7 @@ mod toml_form;
 mod toml_keys;
 
 pub use diff::Changes;
+pub(crate) use diff::live_changes;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;

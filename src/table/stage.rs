@@ -578,10 +578,7 @@ impl Table {
             }
             Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
             Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
-            Step::SetFeatures(_)
-            | Step::SetGateway(_)
-            | Step::SetGatewayMacV6(_)
-            | Step::SetSource(_)
+            Step::Set(_)
             | Step::Invalidate(_)
             | Step::Revalidate(_)
             | Step::SetDecap(..)

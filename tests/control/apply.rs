@@ -147,7 +147,7 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     expected.vips_removed = vec![vip("203.0.113.2:80/tcp")];
     expected.reals_added = vec![(third, ip("198.51.100.9"))];
     expected.reals_changed = vec![(udp, ip("198.51.100.2"))];
-    expected.gateway_changed = true;
+    expected.settings_changed = vec!["gateway_mac"];
     assert_eq!(changes, expected);
 
     assert_eq!(katran.stats().vip(one).unwrap(), before);
@@ -232,9 +232,9 @@ fn features_come_before_what_needs_them_and_go_after_it() {
     bare.decap.clear();
     let mut katran = from_state(&bare);
     let changes = katran.apply(&whole).unwrap();
-    assert!(changes.features_changed);
+    assert_eq!(changes.settings_changed, ["features"]);
     assert!(
-        changes.to_string().contains("1 set of features changed"),
+        changes.to_string().contains("1 setting changed (features)"),
         "{changes}"
     );
     assert_eq!(

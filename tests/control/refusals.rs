@@ -22,6 +22,7 @@ use katran::State;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran::flows::Simulation;
+use katran::state::BalancerState;
 use katran::state::VipState;
 use katran_lab::Host;
 use katran_lab::require_root;
@@ -516,6 +517,12 @@ fn a_state_that_fails_in_the_middle_is_undone() {
     let mut prefix = VipState::new(vip(PREFIX));
     prefix.reals = vec![Real::new(ip(B))];
     keeps.vips.push(prefix);
+    // Settings that the balancer was loaded without have no value again, either.
+    let mut settings = BalancerState::default();
+    settings.source_v4 = Some("192.0.2.1".parse().unwrap());
+    settings.source_v6 = Some("2001:db8::1".parse().unwrap());
+    settings.gateway_mac_v6 = Some("02:00:00:00:00:06".parse().unwrap());
+    keeps.balancer = Some(settings);
     // There is no memory for the rings of twelve more VIPs, or those cannot be found.
     for commands in [&[faults::MAP_CREATE], UPDATES] {
         let mut katran = balancer();
@@ -527,6 +534,10 @@ fn a_state_that_fails_in_the_middle_is_undone() {
         assert!(observe(&katran) == before, "{commands:?}");
         let changes = katran.apply(&keeps).unwrap();
         assert_eq!(changes.vips_added.len(), 12);
+        assert_eq!(
+            changes.settings_changed,
+            ["gateway_mac_v6", "source_v4", "source_v6"]
+        );
         assert!(katran.apply(&keeps).unwrap().is_empty());
     }
 }
