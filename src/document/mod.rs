@@ -6,9 +6,11 @@
 mod diff;
 mod state;
 #[cfg(feature = "serde")]
-mod toml_form;
-#[cfg(feature = "serde")]
 mod toml_keys;
+#[cfg(feature = "serde")]
+mod toml_read;
+#[cfg(feature = "serde")]
+mod toml_write;
 
 pub use diff::Changes;
 pub(crate) use diff::live_changes;
