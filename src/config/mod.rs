@@ -31,8 +31,8 @@ pub(crate) use keys::Set;
 #[cfg(feature = "serde")]
 pub(crate) use keys::Text;
 pub(crate) use map_table::Machine;
+#[cfg(test)]
 pub(crate) use map_table::MapRow;
-pub(crate) use map_table::Size;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;

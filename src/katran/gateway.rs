@@ -204,7 +204,7 @@ impl Katran {
 
     pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
         let checks = self.healthchecks.as_ref();
-        checks.map(|checks| Arc::clone(&checks.cells))
+        checks.map(|checks| Arc::clone(checks.cells()))
     }
 
     pub(super) fn wanted(&self) -> Wanted {

@@ -347,9 +347,9 @@ impl Katran {
     /// The path of health checks; it is loaded when it is first needed.
     fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
         if self.healthchecks.is_none() {
-            let checks = HealthChecks::load(&self.config)?;
+            let checks = HealthChecks::load(&self.machine())?;
             if let Some(watcher) = &self.following.watcher {
-                watcher.set_probes(Arc::clone(&checks.cells));
+                watcher.set_probes(Arc::clone(checks.cells()));
             }
             self.healthchecks = Some(checks);
             self.write_gateways(self.wanted());
