@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test newest bench lint docs clean
+.PHONY: help demo test newest compilers bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
@@ -10,7 +10,7 @@ CARGO ?= cargo
 # program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
 OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model follow follow_edges \
-	following fork health health_places next_hop ring_memory rings routing scaling
+	following fork health health_places loads next_hop ring_memory rings routing scaling
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.
 LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \
@@ -37,6 +37,11 @@ newest: ## all tests against the newest compatible dependencies (root)
 	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 		git archive HEAD | tar -x -C "$$copy" && cd "$$copy" && \
 		$(CARGO) update && $(CARGO) test --workspace --all-features
+
+compilers: ## the BPF programs by the oldest and the newest clang, loaded (root; ten minutes)
+	@scripts/setup test
+	@$(LOCK_FITS)
+	scripts/compilers $(ARGS)
 
 # Figures last (and nothing else has an f): it draws what the others have found.
 bench: ## all benches (root), and the figures of docs/; ARGS go to each of them

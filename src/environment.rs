@@ -6,6 +6,7 @@ mod descriptors;
 mod memory;
 
 use std::fs;
+use std::path::Path;
 
 use nix::sys::utsname::uname;
 
@@ -28,17 +29,51 @@ const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("
 /// Stands in for CAP_BPF and CAP_PERFMON.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Refuses a kernel that is too old.
+/// What the verifier needs to know the types of arguments from, for functions that it looks at once.
+const KERNEL_TYPES: &str = "sys/kernel/btf/vmlinux";
+/// 0: the kernel interprets programs, and then refuses those that make both calls and tail calls.
+const COMPILES: &str = "proc/sys/net/core/bpf_jit_enable";
+
+/// Refuses a kernel that is too old, or lacks what the programs need: the verifier's own words would not say so.
 ///
 /// # Errors
-/// [`Error::KernelTooOld`].
+/// [`Error::KernelTooOld`], [`Error::Unsupported`].
 pub(crate) fn check_kernel() -> Result<()> {
     let name = uname().map_err(|errno| Error::Kernel {
         operation: "ask for the kernel's release",
         object: "uname".to_owned(),
         errno: errno.into(),
     })?;
-    check_release(&name.release().to_string_lossy())
+    check_release(&name.release().to_string_lossy())?;
+    check_facilities(Path::new("/"))
+}
+
+/// What cannot be read (no `/sys`, a network namespace other than the first, no privilege) is no reason.
+fn check_facilities(root: &Path) -> Result<()> {
+    let refused = |what: &str, reason| {
+        Err(Error::Unsupported {
+            what: format!("a kernel {what}"),
+            reason,
+        })
+    };
+    if fs::read_to_string(root.join(COMPILES)).is_ok_and(|text| text.trim() == "0") {
+        return refused(
+            "that interprets BPF programs",
+            "have it compile them, by `sysctl -w net.core.bpf_jit_enable=1`",
+        );
+    }
+    let types = root.join(KERNEL_TYPES);
+    let can_tell = types
+        .parent()
+        .and_then(Path::parent)
+        .is_some_and(Path::exists);
+    if can_tell && !types.exists() {
+        return refused(
+            "without its own types (BTF)",
+            "boot one that is built with CONFIG_DEBUG_INFO_BTF, as those of distributions are",
+        );
+    }
+    Ok(())
 }
 
 fn check_release(release: &str) -> Result<()> {
@@ -131,6 +166,27 @@ mod tests {
                 matches!(check_release(old), Err(Error::KernelTooOld { .. })),
                 "{old}"
             );
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_interprets_programs_or_has_no_types_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let check = || check_facilities(root.path()).map_err(|error| error.to_string());
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        assert_eq!(check(), Ok(()), "nothing can be read");
+        write("sys/kernel/uevent_seqnum", "1\n");
+        assert!(check().unwrap_err().contains("CONFIG_DEBUG_INFO_BTF"));
+        write(KERNEL_TYPES, "");
+        assert_eq!(check(), Ok(()));
+        for (value, refused) in [("0\n", true), ("1\n", false), ("2\n", false)] {
+            write(COMPILES, value);
+            let sysctl = check().is_err_and(|text| text.contains("bpf_jit_enable=1"));
+            assert_eq!(sysctl, refused, "{value}");
         }
     }
 

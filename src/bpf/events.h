@@ -5,13 +5,14 @@
 #include "config.h"
 #include "counters.h"
 #include "maps.h"
+#include "verifier.h"
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 /* Hands over an event, unless there have been more than `event_limit` of its kind on this CPU in the
  * present second. A global function, so that the verifier looks at it once and not in every place. */
-__noinline int event_emit(struct xdp_md *ctx, __u32 kind)
+LOOKED_AT_ONCE int event_emit(struct xdp_md *ctx, __u32 kind)
 {
 	const __u32 zero = 0;
 	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);

@@ -16,6 +16,7 @@
 
 #include "config.h"
 #include "maps.h"
+#include "verifier.h"
 
 #include <stddef.h>
 
@@ -182,7 +183,7 @@ static __always_inline __u64 sets_choose(const struct flow_set *set, __u64 finge
 /* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
  * function, so that the verifier looks at it once, whatever called it; it is called rarely, and
  * finds for itself what cannot be handed to such a function. */
-__noinline int sets_split(void)
+LOOKED_AT_ONCE int sets_split(void)
 {
 	const __u32 zero = 0, cpu = bpf_get_smp_processor_id();
 	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);
@@ -224,7 +225,7 @@ __noinline int sets_split(void)
 
 /* Enters a flow into its set; in which place. A global function like the one above: it has as many ways
  * through it as entries can look. */
-__noinline int sets_enter(struct flow_set *set, __u64 fingerprint, __u32 id, __u32 now, __u32 used)
+LOOKED_AT_ONCE int sets_enter(struct flow_set *set, __u64 fingerprint, __u32 id, __u32 now, __u32 used)
 {
 	struct flow_entry *entry;
 	__u64 way;

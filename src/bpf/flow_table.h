@@ -12,6 +12,7 @@
 #include "flow_lru.h"
 #include "flow_sets.h"
 #include "lookup.h"
+#include "verifier.h"
 
 #include <linux/in.h>
 
@@ -117,7 +118,7 @@ enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND };
 
 /* Enters the flow of the packet that this CPU's record describes. A global function, so that the
  * verifier looks at it once; it finds for itself what cannot be handed to such a function. */
-__noinline int flow_enter(__u32 id)
+LOOKED_AT_ONCE int flow_enter(__u32 id)
 {
 	const __u32 zero = 0;
 	struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };

@@ -4,6 +4,7 @@
 
 #include "cursor.h"
 #include "server_id_option.h"
+#include "verifier.h"
 
 #include <linux/types.h>
 
@@ -21,7 +22,7 @@
  * `end`; or the place of the server id. A global function, so that the verifier looks at it once,
  * and not at every way through fifteen options.
  */
-__noinline int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
+LOOKED_AT_ONCE int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	struct cursor cursor = cursor_of(ctx);
 	__u8 *option;
@@ -44,7 +45,7 @@ __noinline int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
 }
 
 /* The place of the server id in the frame, among options from `at` to `end`; 0: none. Global, too. */
-__noinline int tcp_option_find(CONTEXT *ctx, __u32 at, __u32 end)
+LOOKED_AT_ONCE int tcp_option_find(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	for (int i = 0; i < TCP_OPTIONS_WALKED; i++) {
 		at = tcp_option_step(ctx, at, end);

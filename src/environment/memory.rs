@@ -196,12 +196,11 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// A file system with the files that are looked at.
-    struct Machine(PathBuf);
+    struct Machine(tempfile::TempDir);
 
     impl Machine {
-        fn new(name: &str, cgroup: &str, mountinfo: &str) -> Self {
-            let unique = format!("katran-memory-{name}-{}", std::process::id());
-            let machine = Self(std::env::temp_dir().join(unique));
+        fn new(cgroup: &str, mountinfo: &str) -> Self {
+            let machine = Self(tempfile::tempdir().unwrap());
             machine.write(
                 "proc/meminfo",
                 "MemTotal: 9 kB\nMemAvailable:  4096000 kB\n",
@@ -212,24 +211,18 @@ mod tests {
         }
 
         fn write(&self, path: &str, text: &str) {
-            let path = self.0.join(path);
+            let path = self.0.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
 
         fn available(&self) -> u64 {
-            available_in(&self.0).unwrap().bytes
+            available_in(self.0.path()).unwrap().bytes
         }
 
         fn limited_by(&self) -> String {
-            let available = available_in(&self.0).unwrap();
+            let available = available_in(self.0.path()).unwrap();
             available.limited_by.to_string_lossy().into_owned()
-        }
-    }
-
-    impl Drop for Machine {
-        fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).unwrap();
         }
     }
 
@@ -239,7 +232,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn the_lowest_limit_up_the_tree_counts() {
-        let machine = Machine::new("v2", "0::/a.slice/b.service\n", V2_MOUNT);
+        let machine = Machine::new("0::/a.slice/b.service\n", V2_MOUNT);
         assert_eq!(machine.available(), 4_096_000 * 1024);
         assert_eq!(machine.limited_by(), "/proc/meminfo");
         machine.write("sys/fs/cgroup/a.slice/b.service/memory.max", "max\n");
@@ -274,7 +267,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "files")]
     fn the_root_of_a_namespace_is_its_cgroup() {
         // With a namespace of its own a container sees its cgroup as the root.
-        let machine = Machine::new("namespace", "0::/\n", V2_MOUNT);
+        let machine = Machine::new("0::/\n", V2_MOUNT);
         machine.write("sys/fs/cgroup/memory.max", "10485760\n");
         machine.write("sys/fs/cgroup/memory.current", "2097152\n");
         assert_eq!(machine.available(), 8 * MIB);
@@ -289,7 +282,7 @@ mod tests {
         let cgroup = "5:cpu,cpuacct:/docker/x\n4:hugetlb,memory:/docker/x y/z\n0::/docker/x\n";
         let mounts = "33 31 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
                       35 31 0:32 /docker/x\\040y /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
-        let machine = Machine::new("v1", cgroup, mounts);
+        let machine = Machine::new(cgroup, mounts);
         assert_eq!(machine.available(), 4_096_000 * 1024);
         machine.write(
             "sys/fs/cgroup/memory/z/memory.limit_in_bytes",
@@ -319,7 +312,7 @@ mod tests {
             mount("/a", "/mnt/above"),
             mount("/a/bc", "/mnt/namesake"),
         ];
-        let machine = Machine::new("mounts", "0::/a/b\n", &mounts.concat());
+        let machine = Machine::new("0::/a/b\n", &mounts.concat());
         for (group, limit) in [
             ("mnt/other", 1),
             ("mnt/own", 8),

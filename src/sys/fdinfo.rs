@@ -49,7 +49,7 @@ mod tests {
     fn a_thread_with_descriptors_of_its_own_is_told_of_these() {
         let told = thread::spawn(|| {
             unshare(CloneFlags::CLONE_FILES).unwrap();
-            let mut file = unnamed_file();
+            let mut file = tempfile::tempfile().unwrap();
             file.seek(SeekFrom::Start(1234)).unwrap();
             FdInfo::of(file.as_fd())
                 .unwrap()
@@ -57,12 +57,5 @@ mod tests {
                 .unwrap()
         });
         assert_eq!(told.join().unwrap(), 1234);
-    }
-
-    fn unnamed_file() -> fs::File {
-        let path = std::env::temp_dir().join(format!("katran-fdinfo-{}", std::process::id()));
-        let file = fs::File::create(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        file
     }
 }

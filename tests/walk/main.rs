@@ -13,6 +13,7 @@ mod global_flows;
 mod gue;
 mod icmp;
 mod inline_decap;
+mod loads;
 mod lookup;
 mod migration;
 mod packets;
