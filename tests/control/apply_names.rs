@@ -2,9 +2,6 @@
 //! calls come to the same.
 
 use std::collections::BTreeMap;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use katran::DecapMode;
 use katran::Error;
@@ -20,6 +17,7 @@ use katran::VipFlags;
 use katran::state::Changes;
 use katran::state::DecapState;
 use katran::state::ServerIdState;
+use katran_lab::eventually;
 use nix::errno::Errno;
 
 use super::apply::from_state;
@@ -100,11 +98,9 @@ fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
 /// What voids entries of reals that have gone is there until they are removed; of one that is down for
 /// this VIP it stays.
 fn until_swept(katran: &Katran) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while bpf::dump(katran.map_fd("down_reals").unwrap()).len() > 1 {
-        assert!(Instant::now() < end);
-        thread::sleep(Duration::from_millis(10));
-    }
+    eventually("void entries are removed", || {
+        bpf::dump(katran.map_fd("down_reals").unwrap()).len() <= 1
+    });
 }
 
 #[test]

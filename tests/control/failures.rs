@@ -20,20 +20,21 @@ use katran::VipFlags;
 use katran::flows::Simulation;
 use katran::state::BalancerState;
 use katran::state::VipState;
+use katran_lab::eventually;
 use nix::errno::Errno;
 use nix::libc;
 
-use super::refusals::A;
-use super::refusals::B;
-use super::refusals::C;
 use super::refusals::PREFIX;
-use super::refusals::VIP4;
 use crate::common::GATEWAY;
 use crate::common::bpf;
 use crate::common::builder;
 use crate::common::faults;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::fixtures::VIP4;
 use crate::common::flows;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
@@ -249,11 +250,9 @@ fn no_grace_thread() {
         let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
         name.is_ok_and(|name| name.trim() == "katran-grace")
     };
-    let end = Instant::now() + Duration::from_secs(60);
-    while std::fs::read_dir("/proc/self/task").unwrap().any(is_one) {
-        assert!(Instant::now() < end, "there is always one");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually("no thread waits for packets", || {
+        !std::fs::read_dir("/proc/self/task").unwrap().any(is_one)
+    });
 }
 
 #[test]
@@ -343,11 +342,9 @@ fn without_membarrier(
     katran: &mut Katran,
     call: impl Fn(&mut Katran) -> katran::Result<()> + Sync,
 ) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while let Err(error) = without_call(libc::SYS_membarrier, Errno::EINVAL, || call(katran)) {
-        assert!(Instant::now() < end, "{error}");
-        thread::sleep(Duration::from_millis(10));
-    }
+    eventually("packets have let go", || {
+        without_call(libc::SYS_membarrier, Errno::EINVAL, || call(katran)).is_ok()
+    });
 }
 
 /// Another state: a VIP goes, one changes, more come than there is memory for rings.

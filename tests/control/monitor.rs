@@ -17,6 +17,7 @@ use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
+use katran_lab::eventually;
 
 use crate::common;
 use crate::common::at;
@@ -160,14 +161,8 @@ pub(super) fn wait(
     monitor: &Monitor,
     enough: impl Fn(&katran::events::MonitorStats) -> bool,
 ) -> katran::events::MonitorStats {
-    for _ in 0..1000 {
-        let stats = monitor.stats();
-        if enough(&stats) {
-            return stats;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("{:?}", monitor.stats());
+    eventually("as many events", || enough(&monitor.stats()));
+    monitor.stats()
 }
 
 #[test]

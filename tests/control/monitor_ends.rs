@@ -14,6 +14,7 @@ use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
+use katran_lab::eventually;
 
 use super::monitor::listen;
 use super::monitor::tcp;
@@ -182,12 +183,6 @@ fn a_callback_may_end_its_own_monitor() {
         let stats = ended.recv_timeout(Duration::from_secs(60)).unwrap();
         // Its own event was still being delivered.
         assert_eq!(stats.map(|stats| stats.delivered), stop.then_some(0));
-        for _ in 0..1000 {
-            if !katran.events().is_running() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(!katran.events().is_running());
+        eventually("the monitor ends", || !katran.events().is_running());
     }
 }

@@ -20,14 +20,6 @@ use crate::common::faults::without_capabilities;
 use crate::common::faults::without_commands;
 use crate::common::load;
 
-pub(super) const A: &str = "198.51.100.1";
-
-pub(super) const B: &str = "198.51.100.2";
-
-pub(super) const C: &str = "198.51.100.3";
-
-pub(super) const VIP4: &str = "203.0.113.1:443/tcp";
-
 pub(super) const PREFIX: &str = "203.0.113.0/24:0/tcp";
 
 #[test]
