@@ -10,6 +10,8 @@ mod cpus;
 mod features;
 #[cfg(feature = "serde")]
 mod keys;
+#[cfg(test)]
+mod live_tests;
 mod map_table;
 mod memory;
 #[cfg(test)]

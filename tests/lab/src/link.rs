@@ -100,7 +100,6 @@ mod tests {
     use std::net::UdpSocket;
     use std::thread;
     use std::time::Duration;
-    
 
     use super::*;
     use crate::eventually;
