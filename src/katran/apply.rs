@@ -32,7 +32,7 @@ impl Katran {
     /// are fixed at load must be those in force; a state without balancer settings leaves them alone.
     ///
     /// # Errors
-    /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
+    /// [`Error::LoadTimeSetting`] for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change. If the kernel then refuses
