@@ -153,31 +153,8 @@ impl GatewaysMut<'_> {
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
         let address = address.to_canonical();
         self.katran.note(check_source(address))?;
-        if self.katran.source(Family::of(address)) == Some(address) {
-            return Ok(());
-        }
-        let passed = self.katran.collect();
-        // There are two copies, of which packets may read the one before this.
-        let written =
-            Prepared::plain().write(self.katran, |katran| match katran.sources_set > passed {
-                true => katran.settle(),
-                false => Ok(()),
-            })?;
-        let switched = written.switch(self.katran, |katran, ()| {
-            let config = &mut katran.config;
-            match address {
-                IpAddr::V4(v4) => config.source_v4 = Some(v4),
-                IpAddr::V6(v6) => config.source_v6 = Some(v6),
-            }
-            let (v4, v6) = (config.source_v4, config.source_v6);
-            katran.maps.live.set_own_addresses(v4, v6);
-            if let Some(probes) = katran.probe_cells() {
-                probes.set_own_addresses(v4, v6);
-            }
-            Left::Sources
-        });
-        switched.end(self.katran);
-        Ok(())
+        self.katran
+            .change_source(Family::of(address), Some(address))
     }
 }
 
@@ -190,6 +167,37 @@ impl Katran {
     /// Changes where encapsulated packets are sent to, and which source they bear.
     pub fn gateways_mut(&mut self) -> GatewaysMut<'_> {
         GatewaysMut { katran: self }
+    }
+
+    /// Gives a family its source address, or takes it away.
+    pub(super) fn change_source(&mut self, family: Family, address: Option<IpAddr>) -> Result<()> {
+        if self.source(family) == address {
+            return Ok(());
+        }
+        let passed = self.collect();
+        // There are two copies, of which packets may read the one before this.
+        let written =
+            Prepared::plain().write(self, |katran| match katran.sources_set > passed {
+                true => katran.settle(),
+                false => Ok(()),
+            })?;
+        let switched = written.switch(self, |katran, ()| {
+            let config = &mut katran.config;
+            match (family, address) {
+                (_, Some(IpAddr::V4(v4))) => config.source_v4 = Some(v4),
+                (_, Some(IpAddr::V6(v6))) => config.source_v6 = Some(v6),
+                (Family::V4, None) => config.source_v4 = None,
+                (Family::V6, None) => config.source_v6 = None,
+            }
+            let (v4, v6) = (config.source_v4, config.source_v6);
+            katran.maps.live.set_own_addresses(v4, v6);
+            if let Some(probes) = katran.probe_cells() {
+                probes.set_own_addresses(v4, v6);
+            }
+            Left::Sources
+        });
+        switched.end(self);
+        Ok(())
     }
 
     pub(super) fn source(&self, family: Family) -> Option<IpAddr> {
@@ -215,7 +223,7 @@ impl Katran {
 
     pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
         let checks = self.healthchecks.as_ref();
-        checks.map(|checks| Arc::clone(&checks.cells))
+        checks.map(|checks| Arc::clone(checks.cells()))
     }
 
     pub(super) fn wanted(&self) -> Wanted {

@@ -72,6 +72,7 @@ use crate::attach::Entry;
 use crate::attach::XdpLink;
 use crate::config::Builder;
 use crate::config::Config;
+use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
@@ -240,6 +241,14 @@ impl Katran {
         let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
         let mut named = self.maps.named().into_iter().chain(of_probes);
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
+    }
+
+    /// By what the table of maps sizes them.
+    fn machine(&self) -> Machine<'_> {
+        Machine {
+            config: &self.config,
+            cpus: self.fixed.possible_cpus,
+        }
     }
 
     /// Ends a change that is in force: if the next one could not be at once, it waits now and not
