@@ -23,7 +23,6 @@ mod packets;
 mod property;
 mod quic_headers;
 mod recording;
-mod reference;
 mod ring_memory;
 mod rings;
 mod scaling;
