@@ -326,6 +326,14 @@ pub(crate) fn clear(map: BorrowedFd<'_>) {
     }
 }
 
+/// Removes an element, which is there.
+pub(crate) fn remove(map: BorrowedFd<'_>, key: &[u8]) {
+    assert_eq!(key.len(), map_info(map).key_size as usize);
+    // SAFETY: the key is as long as the map's.
+    check(unsafe { libbpf_sys::bpf_map_delete_elem(map.as_raw_fd(), key.as_ptr().cast()) })
+        .unwrap();
+}
+
 /// Every element of a map that nobody writes to meanwhile.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();
