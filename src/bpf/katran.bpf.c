@@ -49,9 +49,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 			return v6 ? too_big_v6(run) : too_big_v4(run);
 		}
 		if (is_special(run, packet, choice.vip.flags)) {
-			walk_specially(run, packet, &choice, arrived);
-			/* Never reached: the programs are there since load. */
-			return XDP_ABORTED;
+			return walk_specially(run, packet, &choice, arrived);
 		}
 	}
 
@@ -190,8 +188,7 @@ int katran_ids(struct xdp_md *ctx)
 	if (query->routed > 0)
 		bpf_tail_call(ctx, &special_programs, PROGRAM_SEND);
 	bpf_tail_call(ctx, &special_programs, PROGRAM_SPECIAL);
-	/* Never reached, as above. */
-	return XDP_ABORTED;
+	return finish(&run, drop(&run, DROP_PROGRAM_MISSING), query->arrived);
 }
 
 /* Sends a packet to the real that an id in it has named. A program of its own, because the verifier

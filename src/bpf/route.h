@@ -232,8 +232,8 @@ static __always_inline bool is_special(const struct run *run, const struct packe
 	       (rare_feature(run, FEATURE_TCP_SERVER_ID) && packet->flow.protocol == IPPROTO_TCP);
 }
 
-/* Hands the packet to those programs. Returns only if they are not there. */
-static __always_inline void walk_specially(const struct run *run, const struct packet *packet,
+/* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
+static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
 {
 	struct id_query *query = &run->cpu->scratch.query;
@@ -267,6 +267,7 @@ static __always_inline void walk_specially(const struct run *run, const struct p
 	query->explain = is(run, EXPLAINS);
 	query->untagged = run->untagged;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
+	return drop(run, DROP_PROGRAM_MISSING);
 }
 
 /* The packet's real; NULL with the reason in `choice`: it has none. */

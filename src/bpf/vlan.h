@@ -72,8 +72,8 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 	mac_store(eth->h_source, source);
 	bpf_tail_call(run->ctx, &special_programs,
 		      is(run, EXPLAINS) ? PROGRAM_EXPLAIN_UNTAGGED : PROGRAM_UNTAGGED);
-	/* Never reached: the programs are there since load. */
-	return XDP_ABORTED;
+	/* They are there since load, unless somebody has emptied the array. */
+	return drop(run, DROP_PROGRAM_MISSING);
 }
 
 /* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */

@@ -339,6 +339,20 @@ settings! {
         constants: (ring_size),
     }
 
+    /// A secret that the flow hash starts from, instead of `max_vips` and `ring_size`, which are public:
+    /// without it anybody can work out flows that all go to one real.
+    ///
+    /// **Hosts behind one ECMP group must agree**: it is for fleets of this crate only, as Katran has no
+    /// such setting. It is part of the state and of the document, so keep these as secret.
+    hash_seed: u64 {
+        set: hash_seed(seed: u64) = seed,
+        default: none,
+        range: (0 to 9_223_372_036_854_775_807),
+        unit: "number",
+        key: plain,
+        changes: never,
+    }
+
     /// How the rings of VIPs are filled that are added without a choice of their own.
     ///
     /// Mixed with Katran hosts it must be what they use.
@@ -406,20 +420,25 @@ settings! {
         changes: never,
     }
 
-    /// New flows per second and CPU above which further ones are forwarded but not remembered.
+    /// New flows per second and CPU above which further ones are forwarded but not remembered (without it: as
+    /// many as a CPU's flow table is for, at most 125,000).
     ///
-    /// It keeps a flood of made-up flows from pushing real ones out of the flow table.
+    /// It keeps a flood of made-up flows from pushing real ones out of the flow table. Flows count that
+    /// would be remembered.
     ///
-    /// The largest number means never.
+    /// A CPU's flow table is for `flow_table_size` divided by the number of forwarding CPUs. At that rate a flow's
+    /// second packet still comes before its entry has made room. 125,000 is Katran's limit. The largest
+    /// number means never.
     #[doc(alias = "MAX_CONN_RATE")]
     flood_threshold: u32 {
         set: flood_threshold(flows: u32) = flows,
-        default: (125_000),
+        default: none,
         range: (1 to 4_294_967_295),
         unit: "new flows a second and CPU",
         key: plain,
         changes: never,
-        constants: (flood_threshold),
+        // Settings that were checked have one.
+        constants: (flood_threshold = |flows, _| flows.unwrap_or(u32::MAX).into()),
     }
 
     /// How long a UDP flow is remembered without a packet.

@@ -34,9 +34,15 @@ impl Builder {
         config.numa_nodes = places.iter().map(|place| place.numa_node).collect();
         config.flows_per_cpu = flows_per_cpu(config.flow_table_size, places.len())?;
         config.placement = places;
+        let of_table = MOST_NEW_FLOWS.min(config.flows_per_cpu);
+        config.flood_threshold.get_or_insert(of_table);
         Ok(config)
     }
 }
+
+/// New flows a second that a CPU remembers if nobody says how many and its table is large enough; as in
+/// Katran.
+const MOST_NEW_FLOWS: u32 = 125_000;
 
 fn flows_per_cpu(flows: u64, cpus: usize) -> Result<u32> {
     // The longest list of CPUs is far below 2^32.
@@ -141,6 +147,18 @@ mod tests {
         assert_eq!(config.ring_size, 65_537);
         assert_eq!((config.max_vips, config.max_reals), (512, 4096));
         assert_eq!(config.features, crate::config::Features::default());
+    }
+
+    #[test]
+    fn the_flood_guard_goes_by_the_size_of_a_table_unless_told_otherwise() {
+        let threshold = |builder: Builder| builder.validate_on(&machine()).unwrap().flood_threshold;
+        // Three CPUs.
+        assert_eq!(threshold(builder()), Some(125_000));
+        assert_eq!(threshold(builder().flow_table_size(375_001)), Some(125_000));
+        assert_eq!(threshold(builder().flow_table_size(374_997)), Some(124_999));
+        assert_eq!(threshold(builder().flow_table_size(1)), Some(1));
+        let told = builder().flow_table_size(10).flood_threshold(7_000_000);
+        assert_eq!(threshold(told), Some(7_000_000));
     }
 
     #[test]

@@ -100,6 +100,8 @@ drop_reasons! {
     NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown";
     /// The packet could not leave by the interface that leads to the real.
     RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed";
+    /// A program that the walk goes on in is not there: somebody has emptied `special_programs`.
+    ProgramMissing = DROP_PROGRAM_MISSING, "program_missing";
 }
 
 impl DropReason {

@@ -442,7 +442,7 @@ impl Katran {
     }
 
     fn cpus(&self, records: &[types::cpu]) -> Vec<CpuCounters> {
-        let threshold = u64::from(self.config.flood_threshold);
+        let threshold = u64::from(self.config.flood_threshold.unwrap_or(u32::MAX));
         (0..)
             .zip(records)
             .map(|(cpu, record)| CpuCounters {

@@ -60,8 +60,12 @@ impl Builder {
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;
         let ring_size = RingSize::try_from(config.ring_size)?;
+        let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
         let fixed = Fixed {
-            hasher: FlowHasher::new(config.max_vips.into(), ring_size),
+            hasher: match config.hash_seed {
+                None => hasher,
+                Some(seed) => hasher.seeded(seed),
+            },
             flow_keys: FlowHashKeys::draw()
                 .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
             vip_hash: VipHash::draw(config.max_vips.into())

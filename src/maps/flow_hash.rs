@@ -26,9 +26,12 @@ pub(crate) struct FlowHashKeys([u64; WORDS + 1]);
 pub(crate) struct Fingerprint(pub(crate) u64);
 
 impl FlowHashKeys {
-    /// Draws keys from the kernel's random number generator.
+    /// Draws keys from the kernel's random number generator. Those of words are odd, so that flows that
+    /// differ in the high bits of one word, as neighbouring addresses do, never have one fingerprint.
     pub(crate) fn draw() -> io::Result<Self> {
-        random_words().map(Self)
+        let mut keys: [u64; WORDS + 1] = random_words()?;
+        keys[..WORDS].iter_mut().for_each(|key| *key |= 1);
+        Ok(Self(keys))
     }
 
     pub(crate) fn keys(&self) -> [u64; WORDS + 1] {
@@ -143,6 +146,21 @@ mod tests {
                 }
             }
             assert_eq!(parents.len(), 1, "set {active} from {parents:?}");
+        }
+    }
+
+    #[test]
+    fn neighbours_have_fingerprints_of_their_own_whatever_the_keys() {
+        // The last byte of an address is the highest of its word: a difference of 2^31 times a key
+        // whose low 33 bits are 0 is nothing at all.
+        let draws = (0..1000).map(|_| FlowHashKeys::draw().unwrap());
+        let mut unlucky = FlowHashKeys::draw().unwrap();
+        unlucky.0 = unlucky.0.map(|key| key & !((1 << 33) - 1) | key & 1);
+        for keys in draws.chain([unlucky]) {
+            let all: BTreeSet<u64> = (0..=255)
+                .map(|last| keys.fingerprint(&key(last, 1)).0)
+                .collect();
+            assert_eq!(all.len(), 256);
         }
     }
 

@@ -148,6 +148,22 @@ impl FlowHasher {
         }
     }
 
+    /// The same with seeds that are not public, made of this one.
+    pub(crate) fn seeded(self, seed: u64) -> Self {
+        let [seed, seed_v6] = [1, 2].map(|nth| {
+            // Two numbers of Steele, Lea and Flood's SplitMix64 (OOPSLA 2014).
+            let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(nth));
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ z >> 31) >> 32) as u32
+        });
+        Self {
+            seed,
+            seed_v6,
+            ..self
+        }
+    }
+
     /// The seeds as the program needs them: of the deciding hash, and of the one that folds an
     /// IPv6 source address.
     pub(crate) fn seeds(&self) -> (u32, u32) {
@@ -296,5 +312,16 @@ mod tests {
         // The product wraps, as it does in the program.
         let size = RingSize::try_from(16_777_213).unwrap();
         assert_eq!(FlowHasher::new(512, size).seeds().0, 0xffff_fa00);
+    }
+
+    #[test]
+    fn seeds_that_are_given_are_used_alone_and_whole() {
+        let seeded = |vips, seed| FlowHasher::new(vips, RingSize::DEFAULT).seeded(seed);
+        // What SplitMix64 gives for 0, as published; the upper halves.
+        assert_eq!(seeded(512, 0).seeds(), (0xe220_a839, 0x6e78_9e6a));
+        assert_eq!(seeded(512, 7), seeded(16, 7));
+        let all: std::collections::BTreeSet<_> =
+            (0..63).map(|bit| seeded(512, 1 << bit).seeds()).collect();
+        assert_eq!(all.len(), 63);
     }
 }

@@ -328,6 +328,8 @@ pub(crate) fn clear(map: BorrowedFd<'_>) {
 
 /// Makes every entry of a flow table of either kind so much older, in ticks of the kernel's clock.
 pub(crate) fn age_flows(table: BorrowedFd<'_>, ticks: u32) {
+    // The two low bits of a stamp are no time.
+    let ticks = ticks.next_multiple_of(4);
     // An entry of a set: tag, id, stamp; of the LRU hash: id, stamp.
     const ENTRY: usize = 16;
     let is_hash = map_type(table) == libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
@@ -346,6 +348,14 @@ pub(crate) fn age_flows(table: BorrowedFd<'_>, ticks: u32) {
             update(table, &key, &value);
         }
     }
+}
+
+/// Removes an element, which is there.
+pub(crate) fn remove(map: BorrowedFd<'_>, key: &[u8]) {
+    assert_eq!(key.len(), map_info(map).key_size as usize);
+    // SAFETY: the key is as long as the map's.
+    check(unsafe { libbpf_sys::bpf_map_delete_elem(map.as_raw_fd(), key.as_ptr().cast()) })
+        .unwrap();
 }
 
 /// Every element of a map that nobody writes to meanwhile.

@@ -297,3 +297,44 @@ fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
     }
     assert_eq!(katran.stats().vip(vip).unwrap().forwarded.packets, 6);
 }
+
+#[test]
+fn with_a_seed_nobody_can_work_out_where_flows_go() {
+    let reals = [A, B, C, "198.51.100.4"];
+    let balancer = |seed: Option<u64>| {
+        let mut builder = builder();
+        if let Some(seed) = seed {
+            builder = builder.hash_seed(seed);
+        }
+        let mut katran = load(builder);
+        serve(&mut katran, VIP, VipFlags::empty(), &reals);
+        let v6 = "[2001:db8:1::1]:443/tcp";
+        serve(&mut katran, v6, VipFlags::empty(), &reals);
+        katran
+    };
+    let flows: Vec<Flow> = [TO, "[2001:db8:1::1]:443"]
+        .into_iter()
+        .flat_map(|to| flows(Protocol::Tcp, to, 60))
+        .collect();
+    let of = |katran: Katran| -> Vec<Option<IpAddr>> {
+        let real_of = |flow: &Flow| {
+            let answer = katran.real_for_flow(flow).unwrap().unwrap();
+            assert_eq!(send(&katran, &syn(*flow)), (answer.real, Reason::Ring));
+            answer.real
+        };
+        flows.iter().map(real_of).collect()
+    };
+    let [plain, one, same, other] = [None, Some(1), Some(1), Some(2)].map(|seed| {
+        let katran = balancer(seed);
+        assert_eq!(katran.state().balancer.unwrap().hash_seed, seed);
+        of(katran)
+    });
+    assert_eq!(one, same, "hosts that agree");
+    for (left, right) in [(&plain, &one), (&plain, &other), (&one, &other)] {
+        for family in [0..60, 60..120] {
+            let alike = family.clone().filter(|i| left[*i] == right[*i]).count();
+            // A quarter by chance; more than 40 of 60 less than once in 10^10.
+            assert!(alike <= 40, "{alike} in {family:?}");
+        }
+    }
+}

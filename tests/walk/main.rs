@@ -29,6 +29,7 @@ mod scaling;
 mod server_ids;
 mod sizes;
 mod source_routes;
+mod tail_calls;
 mod tunnel_rules;
 mod twins;
 mod vectors;

@@ -163,3 +163,34 @@ fn health_goes_with_its_real() {
     assert!(katran.mark_down(again, ip("198.51.100.99")).is_err());
     assert!(katran.mark_down(vip("203.0.113.9:1/udp"), ip(A)).is_err());
 }
+
+#[test]
+fn a_real_that_is_down_and_then_removed_keeps_no_flows_though_another_vip_has_it() {
+    for flags in [MIGRATES, VipFlags::empty()] {
+        let mut katran = load(builder());
+        let vip = serve(&mut katran, UDP, flags, &[A]);
+        let other = serve(&mut katran, "203.0.113.2:443/udp", flags, &[A]);
+        let to = "203.0.113.1:443";
+        let of_other = flow(1, "203.0.113.2:443");
+        for port in 1..=3 {
+            send(&katran, flow(port, to));
+        }
+        send(&katran, of_other);
+        drain(&mut katran, vip);
+        drain(&mut katran, other);
+        katran.mark_down(vip, ip(A)).unwrap();
+        send(&katran, flow(1, to));
+        katran.remove_real(vip, ip(A)).unwrap();
+        for port in 2..=3 {
+            let answer = katran.real_for_flow(&flow(port, to)).unwrap().unwrap();
+            assert_eq!(answer.real, Some(ip(B)));
+            assert_eq!(send(&katran, flow(port, to)).0, Some(ip(B)));
+        }
+        // Nor when it comes back: they have gone.
+        katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
+        for port in 1..=3 {
+            assert_eq!(send(&katran, flow(port, to)).0, Some(ip(B)));
+        }
+        assert_eq!(send(&katran, of_other), (Some(ip(A)), Reason::FlowTable));
+    }
+}

@@ -31,7 +31,10 @@ impl HashKeys {
     /// Keys drawn from a seed.
     pub fn draw(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        Self(std::array::from_fn(|_| random.next_u64()))
+        // Odd but for the start value, which is the first.
+        Self(std::array::from_fn(|i| {
+            random.next_u64() | u64::from(i > 0)
+        }))
     }
 
     /// A set for the flow in a table of `sets`, by the sum as it is.
