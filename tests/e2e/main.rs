@@ -39,3 +39,4 @@ mod switch;
 mod traffic;
 mod tunnels;
 mod vlan;
+mod vrf;
