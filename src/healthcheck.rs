@@ -13,11 +13,14 @@ use std::sync::Arc;
 
 use libbpf_rs::skel::SkelBuilder;
 
+use crate::attach::Attached;
 use crate::attach::Attachments;
+use crate::attach::OnInterface;
 use crate::attach::Place;
 use crate::attach::TcAttachment;
 use crate::attach::TcLink;
 use crate::attach::TcPlan;
+use crate::attach::Witness;
 use crate::config::Config;
 use crate::counters::HealthcheckCounters;
 use crate::error::Error;
@@ -276,6 +279,12 @@ impl HealthChecks {
     /// The interface that it is attached to, if it is there.
     pub(crate) fn place(&self) -> Option<Place> {
         self.attachments.places().first().copied()
+    }
+
+    /// The interface that it is attached to, if it is there, and what says so on another thread.
+    pub(crate) fn witness(&self) -> Option<(Place, std::io::Result<Witness>)> {
+        let held = self.attachments.present().next()?;
+        Some((held.target().place, held.witness()))
     }
 
     pub(crate) fn attachment(&self) -> Option<TcAttachment> {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::Replaceable;
+use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::here;
 use super::shared::SharedEntries;
@@ -22,6 +23,7 @@ use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
 use crate::sys::process::Owner;
+use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
 
 /// The name of a balancer's array of further programs, as the kernel cuts it.
@@ -111,16 +113,15 @@ impl Attached for Entry {
     }
 
     fn state(&self) -> AttachmentState {
-        // Another root program may have been pinned there since then.
-        let pinned = SharedEntries::open(self.entries.path());
-        if pinned.is_ok_and(|pinned| pinned.id() != self.entries.id()) {
-            return AttachmentState::Gone;
-        }
-        match self.entries.program_id(self.position) {
-            Ok(None) => AttachmentState::Gone,
-            Ok(Some(_)) if self.holds_ours().is_ok_and(|ours| !ours) => AttachmentState::Replaced,
-            _ => AttachmentState::Attached,
-        }
+        let own = program::info(self.kept.program.as_fd()).ok();
+        entry_state(&self.entries, self.position, own.map(|own| own.id))
+    }
+
+    fn witness(&self) -> io::Result<Witness> {
+        let (position, own) = (self.position, program::info(self.kept.program.as_fd())?.id);
+        let array = self.entries.as_fd().try_clone_to_owned()?;
+        let entries = SharedEntries::of(self.entries.path(), array).map_err(io::Error::other)?;
+        Ok(Box::new(move || entry_state(&entries, position, Some(own))))
     }
 
     fn detach(&mut self) -> Result<()> {
@@ -133,6 +134,20 @@ impl Attached for Entry {
             former.entries.id() == self.entries.id() && former.position == self.position;
         // The pin may bear the same name.
         former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
+    }
+}
+
+/// What the kernel says of an entry that was given the program with the number `own`; `None`: that is not known.
+fn entry_state(entries: &SharedEntries, position: u32, own: Option<u32>) -> AttachmentState {
+    // Another root program may have been pinned there since then.
+    let pinned = SharedEntries::open(entries.path());
+    if pinned.is_ok_and(|pinned| pinned.id() != entries.id()) {
+        return AttachmentState::Gone;
+    }
+    match entries.program_id(position) {
+        Ok(None) => AttachmentState::Gone,
+        Ok(Some(present)) if own.is_some_and(|own| own != present) => AttachmentState::Replaced,
+        _ => AttachmentState::Attached,
     }
 }
 

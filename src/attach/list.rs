@@ -1,6 +1,8 @@
 //! The attachments of one program, of whatever kind: one list, told apart by what they are on, that says
 //! what the kernel has made of each.
 
+use std::io;
+
 use super::place::AttachmentState;
 use super::place::Named;
 use super::place::Place;
@@ -9,6 +11,10 @@ use super::place::Target;
 use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
+
+/// Says of an attachment, on any thread, what the kernel has made of it: from when it was made until the
+/// attachment is given another program. It keeps nothing attached.
+pub(crate) type Witness = Box<dyn Fn() -> AttachmentState + Send + Sync>;
 
 /// One attachment of one program: a link of XDP, a program at tc, or an entry of a root program. It ends
 /// when it is dropped.
@@ -23,6 +29,9 @@ pub(crate) trait Attached: Sized {
 
     /// The kernel's word.
     fn state(&self) -> AttachmentState;
+
+    /// Makes what says the same on another thread.
+    fn witness(&self) -> io::Result<Witness>;
 
     /// Ends it now, and says if that cannot be; of one that is gone nothing is left to do.
     fn detach(&mut self) -> Result<()>;
@@ -276,6 +285,11 @@ mod tests {
 
         fn state(&self) -> AttachmentState {
             self.state
+        }
+
+        fn witness(&self) -> io::Result<Witness> {
+            let state = self.state;
+            Ok(Box::new(move || state))
         }
 
         fn detach(&mut self) -> Result<()> {

@@ -20,6 +20,7 @@ pub(crate) use entry::special_pins;
 pub(crate) use list::Attached;
 pub(crate) use list::Attachments;
 pub(crate) use list::OnInterface;
+pub(crate) use list::Witness;
 pub(crate) use list::put_back;
 pub use place::AttachmentState;
 pub(crate) use place::Named;

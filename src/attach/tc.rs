@@ -15,9 +15,11 @@ use nix::libc;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
+use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
 use super::xdp::link_state;
+use super::xdp::link_witness;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -143,6 +145,17 @@ impl Attached for TcLink {
                     self.target.is_in_place(|| true);
                 }
                 state
+            }
+        }
+    }
+
+    fn witness(&self) -> io::Result<Witness> {
+        match &self.held {
+            Held::Link { link, program } => link_witness(link, program.as_fd(), &self.target),
+            Held::Filter(filter) => {
+                let namespace = filter.namespace.try_clone()?;
+                let (place, own) = (filter.place, filter.program_id);
+                Ok(Box::new(move || filter_state(&namespace, place, own)))
             }
         }
     }
@@ -278,17 +291,7 @@ impl Filter {
 
     /// The kernel's word, wherever the caller is.
     fn state(&self) -> AttachmentState {
-        let ask = || present(&mut Requests::new()?, self.place);
-        match self.namespace.run(ask).and_then(|asked| asked) {
-            Ok(Some(program)) if program.id == self.program_id => AttachmentState::Attached,
-            Ok(Some(_)) => AttachmentState::Replaced,
-            Ok(None) => AttachmentState::Gone,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => AttachmentState::Gone,
-            Err(error) => {
-                log::warn!("cannot ask for the tc filters of an interface: {error}");
-                AttachmentState::Attached
-            }
-        }
+        filter_state(&self.namespace, self.place, self.program_id)
     }
 
     /// Undoes the attachment, wherever the caller is; an interface that is gone has none.
@@ -332,6 +335,21 @@ impl Drop for Filter {
         }
         if let Err(error) = self.undo() {
             log::warn!("a tc filter of ours stays: {error}");
+        }
+    }
+}
+
+/// What the kernel says of a filter with this program in a network namespace.
+fn filter_state(namespace: &Namespace, place: FilterPlace, program_id: u32) -> AttachmentState {
+    let ask = || present(&mut Requests::new()?, place);
+    match namespace.run(ask).and_then(|asked| asked) {
+        Ok(Some(program)) if program.id == program_id => AttachmentState::Attached,
+        Ok(Some(_)) => AttachmentState::Replaced,
+        Ok(None) => AttachmentState::Gone,
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => AttachmentState::Gone,
+        Err(error) => {
+            log::warn!("cannot ask for the tc filters of an interface: {error}");
+            AttachmentState::Attached
         }
     }
 }

@@ -18,6 +18,7 @@ use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
 use super::list::Replaceable;
+use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
 use crate::error::Error;
@@ -185,6 +186,10 @@ impl Attached for XdpLink {
         link_state(&self.link, self.program.as_fd(), &self.target, is_it)
     }
 
+    fn witness(&self) -> io::Result<Witness> {
+        link_witness(&self.link, self.program.as_fd(), &self.target)
+    }
+
     fn detach(&mut self) -> Result<()> {
         // The link does that as it is dropped.
         Ok(())
@@ -281,6 +286,23 @@ pub(super) fn link_state(
         (Ok(of), Ok(own)) if of.program != own.id => AttachmentState::Replaced,
         _ => AttachmentState::Attached,
     }
+}
+
+/// Makes what says on another thread what the kernel says of a link that was given `program`. Of an interface
+/// that was moved and has its index still it does not know.
+pub(super) fn link_witness(
+    link: &Link,
+    program: BorrowedFd<'_>,
+    target: &Target,
+) -> io::Result<Witness> {
+    let (link, own) = (link.witness()?, program::info(program)?.id);
+    let index = target.place.index;
+    Ok(Box::new(move || match link.info() {
+        Ok(of) if of.index == 0 => AttachmentState::Gone,
+        Ok(of) if of.index != index => AttachmentState::Moved,
+        Ok(of) if of.program != own => AttachmentState::Replaced,
+        _ => AttachmentState::Attached,
+    }))
 }
 
 fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {

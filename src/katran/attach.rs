@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::Katran;
-use super::follow::Reason;
+use super::ground::Reason;
 use super::health::Probes;
 use super::health::ProbesMut;
 use crate::attach::Attachment;
@@ -30,8 +30,8 @@ impl Katran {
     /// leaves by the interface it came in on, or, with
     /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. They may be in
     /// several network namespaces: what has to be found out of next hops is that of the first one, until
-    /// nothing is attached there any more. That the last interface of a namespace was removed is seen with
-    /// the next change through this handle, a second after the last look at the earliest.
+    /// nothing is attached there any more. If its last interface is removed, a thread of the library moves on
+    /// to the next namespace at once; if somebody puts another program there, within a second.
     ///
     /// An interface that is removed takes its attachment with it, which [`interfaces`](Self::interfaces)
     /// tells. Attaching to the next one of that name, or [`reattach`](Self::reattach), puts it back; the

@@ -5,130 +5,96 @@
 //! until no reason is left there. Sockets and descriptors of namespaces, which keep them alive, are held only
 //! while anything has to be found out: not with a gateway that was given.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::Katran;
 use super::gateway::GatewaysMut;
+use super::ground::Common;
+use super::ground::Ground;
+use super::ground::Held;
+use super::ground::Reason;
 use crate::attach::here;
-use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::next_hop::Cells;
-use crate::next_hop::Sockets;
+use crate::next_hop::Site;
 use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
-use crate::sys::namespace::Namespace;
 use crate::types::NextHops;
 
 /// Between two looks at what is attached, which take some calls of the kernel's.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Why next hops are followed in a network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// The program is attached to the interface with this index.
-    Interface(u32),
-    /// It is an entry of a root program.
-    Entry,
-    /// Probes leave there.
-    HealthChecks,
-    /// The embedder has said so, who attaches by means of its own.
-    Embedder,
-}
-
-/// The network namespaces with reasons, in the order in which they came.
+/// The follower, and where it is.
 #[derive(Default)]
 pub(super) struct Following {
-    namespaces: Vec<Followed>,
-    /// Of the first of them, if anything has to be found out.
+    /// In the first namespace of the ground, if anything has to be found out.
     pub(super) watcher: Option<Watcher>,
+    /// Where the ground lies between two calls, for the watcher's thread.
+    common: Common,
+    /// The ground, while a call is at work or there is no watcher.
+    ground: Ground,
     /// The namespace in which the embedder has asked for it.
-    embedder: Option<u64>,
-    /// Which attached interfaces the follower was told of; `None`: those that it was started with.
-    told: Option<Vec<u32>>,
+    pub(super) embedder: Option<u64>,
     /// When it was last looked what is attached.
     looked: Option<Instant>,
 }
 
-struct Followed {
-    /// The kernel's number of the namespace.
-    number: u64,
-    /// While anything has to be found out.
-    way: Option<Way>,
-}
-
-/// What it takes to find out next hops in a namespace, wherever the caller is.
-struct Way {
-    namespace: Namespace,
-    /// While nothing is followed here. Opened by the thread that came first, for whom it took no privilege.
-    sockets: Option<Sockets>,
-}
-
-impl Way {
-    /// Into the calling thread's namespace.
-    fn here() -> Result<Self> {
-        let namespace = Namespace::here();
-        Ok(Self {
-            namespace: namespace
-                .map_err(|error| kernel_error("ask for", "the network namespace", error))?,
-            // Without them nothing can be found out here, which is told if it has to be.
-            sockets: Sockets::open().ok(),
-        })
-    }
-
-    /// Into the namespace with this number, of which nothing was held until now.
-    fn to(number: u64) -> Result<Self> {
-        let found = Namespace::find(number);
-        let found =
-            found.map_err(|error| kernel_error("look for", "a network namespace", error))?;
-        Ok(Self {
-            namespace: found.ok_or_else(hidden)?,
-            sockets: None,
-        })
-    }
-}
-
 impl Following {
-    pub(super) fn is_empty(&self) -> bool {
-        self.namespaces.is_empty()
+    /// Takes the ground: from now on the watcher's thread stays where it is.
+    pub(super) fn take(&mut self) -> &mut Ground {
+        let elsewhere = self
+            .watcher
+            .as_ref()
+            .is_some_and(|watcher| !watcher.is_here());
+        let taken = match elsewhere {
+            true => self.common.take_if_free(),
+            false => self.common.take(),
+        };
+        if let Some(ground) = taken {
+            self.ground = ground;
+        }
+        &mut self.ground
     }
 
-    /// A follower whose thread has ended, as it has panicked, makes room for another.
+    /// Lays the ground down for the watcher's thread, if there is one, with the reasons that hold.
+    fn lay(&mut self, reasons: Vec<Held>) {
+        if self.watcher.as_ref().is_some_and(Watcher::is_here) {
+            self.common.lay(mem::take(&mut self.ground), reasons);
+        }
+    }
+
+    /// A follower whose thread has ended makes room for another: it has panicked, or found no reason left.
     fn replace_ended(&mut self) {
-        if self.watcher.as_ref().is_some_and(Watcher::has_ended) {
+        let has_panicked = self.watcher.as_ref().is_some_and(Watcher::has_ended);
+        if has_panicked && !self.ground.is_left {
             log::error!("the thread that follows next hops has ended: another one is started");
+        }
+        if has_panicked || self.ground.is_left {
             self.stop();
         }
     }
 
     /// Ends it in the first namespace; it may be started again there.
-    pub(super) fn stop(&mut self) {
-        self.told = None;
+    fn stop(&mut self) {
+        self.take();
+        (self.ground.told, self.ground.is_left) = (None, false);
         if let Some(watcher) = self.watcher.take() {
             let sockets = watcher.stop();
-            if let Some(way) = self.namespaces.first_mut().and_then(|of| of.way.as_mut()) {
+            let first = self.ground.namespaces.first_mut();
+            if let Some(way) = first.and_then(|of| of.way.as_mut()) {
                 way.sockets = sockets;
             }
         }
     }
 
-    /// Opens what it takes to follow next hops in the calling thread's namespace, if that has a reason.
-    fn open_here(&mut self) -> Result<()> {
-        let here = here();
-        let mut namespaces = self.namespaces.iter_mut();
-        let of_here = namespaces.find(|of| Some(of.number) == here && of.way.is_none());
-        if let Some(followed) = of_here {
-            followed.way = Some(Way::here()?);
-        }
-        Ok(())
-    }
-
     /// Nothing has to be found out: nothing is held of any namespace.
     fn let_go(&mut self) {
         self.stop();
-        for followed in &mut self.namespaces {
+        for followed in &mut self.ground.namespaces {
             followed.way = None;
         }
     }
@@ -141,7 +107,7 @@ impl GatewaysMut<'_> {
     /// [`program_fd`](Katran::program_fd) by other means have to.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`]; [`Error::Kernel`] if netlink
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
     /// sockets are refused. Nothing has changed then.
     pub fn follow(&mut self) -> Result<()> {
         let katran = &mut *self.katran;
@@ -170,16 +136,12 @@ impl Katran {
     pub(super) fn follow_next_hops_for(&mut self, reason: Reason) -> Result<()> {
         let mut reasons = self.reasons();
         if let Some(here) = here() {
-            reasons.push((here, reason));
-            let namespaces = &mut self.following.namespaces;
-            if !namespaces.iter().any(|of| of.number == here) {
-                namespaces.push(Followed {
-                    number: here,
-                    way: None,
-                });
-            }
-            if self.wanted().needs_watching() {
-                self.following.open_here()?;
+            reasons.push(Held::until_told(here, reason));
+            let needs_watching = self.wanted().needs_watching();
+            let ground = self.following.take();
+            ground.add(here);
+            if needs_watching {
+                ground.open_here()?;
             }
         }
         self.follow_for(&reasons, true)
@@ -190,8 +152,7 @@ impl Katran {
     pub(super) fn look_at_attachments(&mut self) {
         let looked = self.following.looked;
         let is_elsewhere = |watcher: &Watcher| !watcher.is_here();
-        if self.following.is_empty()
-            || looked.is_some_and(|at| at.elapsed() < LOOK)
+        if looked.is_some_and(|at| at.elapsed() < LOOK)
             || self.following.watcher.as_ref().is_some_and(is_elsewhere)
         {
             return;
@@ -209,54 +170,40 @@ impl Katran {
     /// Attachments have changed: next hops are followed for those that are there.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
+        let ground = self.following.take();
+        // One that was moved away, or replaced, may have come back.
+        reasons.iter().for_each(|held| ground.add(held.namespace));
         if let Err(error) = self.follow_for(&reasons, false) {
             log::error!("next hops are not followed: {error}");
             // The next call tries again; nothing is followed where no reason is left.
             self.following.stop();
         }
-        let namespaces = &mut self.following.namespaces;
-        namespaces.retain(|of| reasons.iter().any(|(has, _)| *has == of.number));
-    }
-
-    /// The reasons that hold, with their namespaces.
-    fn reasons(&self) -> Vec<(u64, Reason)> {
-        let interfaces = self.attachments.places().into_iter();
-        let interfaces = interfaces.map(|of| (of.namespace, Reason::Interface(of.index)));
-        let entries = self.shared.present();
-        let entries = entries.filter_map(|entry| Some((entry.namespace()?, Reason::Entry)));
-        let checks = self.healthchecks.as_ref();
-        let checks =
-            checks.and_then(|checks| Some((checks.place()?.namespace, Reason::HealthChecks)));
-        let embedder = self.following.embedder;
-        let embedder = embedder.map(|namespace| (namespace, Reason::Embedder));
-        interfaces
-            .chain(entries)
-            .chain(checks)
-            .chain(embedder)
-            .collect()
+        let namespaces = &mut self.following.take().namespaces;
+        namespaces.retain(|of| reasons.iter().any(|held| held.namespace == of.number));
+        self.following.lay(reasons);
     }
 
     /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on
     /// where it was.
-    fn follow_for(&mut self, reasons: &[(u64, Reason)], wait: bool) -> Result<()> {
-        let has_reason = |of: &Followed| reasons.iter().any(|(has, _)| *has == of.number);
-        let Some(first) = self.following.namespaces.iter().position(has_reason) else {
-            self.following.stop();
+    fn follow_for(&mut self, reasons: &[Held], wait: bool) -> Result<()> {
+        let wanted = self.wanted();
+        let following = &mut self.following;
+        let Some(first) = following.take().first(reasons) else {
+            following.stop();
             return Ok(());
         };
-        let attached = attached_in(&self.following.namespaces[first], reasons);
-        self.following.replace_ended();
+        let attached = following.ground.attached(first, reasons);
+        following.replace_ended();
         if first == 0
-            && let Some(watcher) = &self.following.watcher
+            && let Some(watcher) = &following.watcher
         {
-            if self.following.told.as_ref() != Some(&attached) {
+            if following.ground.told.as_ref() != Some(&attached) {
                 watcher.set_attached(attached.clone());
-                self.following.told = Some(attached);
+                following.ground.told = Some(attached);
             }
             return Ok(());
         }
-        self.following.stop();
-        let wanted = self.wanted();
+        following.stop();
         let started = match wanted.needs_watching() {
             true => self
                 .start_following(first, wanted, attached, wait)
@@ -267,7 +214,7 @@ impl Katran {
             Ok(watcher) => {
                 self.following.watcher = watcher;
                 // That before it has no reason any more.
-                self.following.namespaces.drain(..first);
+                self.following.ground.namespaces.drain(..first);
                 Ok(())
             }
             Err(error) => {
@@ -297,27 +244,28 @@ impl Katran {
         let reals: Vec<_> = reals
             .map(|(address, entry)| (entry.number.0, address))
             .collect();
-        let failed = |error| kernel_error("enter", "a network namespace", error);
-        self.following.open_here()?;
-        let at = &mut self.following.namespaces[at];
-        let place = at.number;
-        let way = match &mut at.way {
-            Some(way) => way,
-            none => none.insert(Way::to(place)?),
+        let guide = self.following.common.guide(wanted.mode);
+        let ground = &mut self.following.ground;
+        ground.open_here()?;
+        let followed = &mut ground.namespaces[at];
+        let namespace = followed.number;
+        let way = followed.way()?;
+        let site = Site {
+            sockets: way.sockets()?,
+            namespace,
+            attached,
         };
-        let Way { namespace, sockets } = way;
-        let taken = match sockets.take() {
-            Some(sockets) => sockets,
-            None => namespace.run(Sockets::open).map_err(failed)??,
-        };
-        let start = || Watcher::start((taken, place), wanted, attached, cells, reals);
+        let start = || Watcher::start(site, guide, wanted, cells, reals);
         let watcher = match wanted.mode {
             // The kernel takes an interface's index for one of the thread's namespace.
-            NextHops::Redirect => namespace.run(start).map_err(failed)?,
+            NextHops::Redirect => {
+                let started = way.namespace.run(start);
+                started.map_err(|error| kernel_error("enter", "a network namespace", error))?
+            }
             _ => start(),
         }?;
         if wait && let Err(error) = watcher.wait() {
-            *sockets = watcher.stop();
+            way.sockets = watcher.stop();
             return Err(error);
         }
         Ok(watcher)
@@ -328,6 +276,16 @@ impl Katran {
         // Now: where nothing is left nothing has to be found out.
         self.following.looked = None;
         self.look_at_attachments();
+        self.following.take();
+        let changed = self.follow_as(wanted);
+        let reasons = self.reasons();
+        self.following.lay(reasons);
+        changed?;
+        self.write_gateways(wanted);
+        Ok(())
+    }
+
+    fn follow_as(&mut self, wanted: Wanted) -> Result<()> {
         let before = self.wanted();
         self.following.replace_ended();
         match &self.following.watcher {
@@ -339,9 +297,9 @@ impl Katran {
                 }
             }
             Some(_) => self.following.let_go(),
-            None if wanted.needs_watching() && !self.following.is_empty() => {
+            None if wanted.needs_watching() && !self.following.ground.namespaces.is_empty() => {
                 let reasons = self.reasons();
-                let attached = attached_in(&self.following.namespaces[0], &reasons);
+                let attached = self.following.ground.attached(0, &reasons);
                 let started = self.start_following(0, before, attached, false);
                 let started = started.and_then(|watcher| {
                     // The address that was given serves until another is found.
@@ -359,33 +317,6 @@ impl Katran {
             }
             None => {}
         }
-        self.write_gateways(wanted);
         Ok(())
     }
-}
-
-/// The error for a namespace of which nothing was held, and that is not found.
-fn hidden() -> Error {
-    Error::InvalidConfig {
-        setting: "gateway_mac",
-        value: "auto".to_owned(),
-        reason: "is found out in the network namespace of the first attachment, which this process cannot \
-                 find: call from a thread there"
-            .to_owned(),
-    }
-}
-
-/// The indexes of the interfaces that the program is attached to in a namespace; none if some are not
-/// known.
-fn attached_in(followed: &Followed, reasons: &[(u64, Reason)]) -> Vec<u32> {
-    let mut attached = Vec::new();
-    for (namespace, reason) in reasons {
-        match reason {
-            _ if *namespace != followed.number => {}
-            Reason::Interface(index) => attached.push(*index),
-            Reason::Entry | Reason::Embedder => return Vec::new(),
-            Reason::HealthChecks => {}
-        }
-    }
-    attached
 }

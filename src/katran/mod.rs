@@ -14,6 +14,7 @@ mod flows;
 mod follow;
 mod gateway;
 mod global_flows;
+mod ground;
 mod handles;
 mod health;
 mod load;

@@ -69,7 +69,11 @@ impl Katran {
             features,
             ..self.config.clone()
         };
-        let written = Prepared::plain().write(self, |katran| katran.put_in_place(&config))?;
+        // What says whether attachments are there knows the programs before.
+        self.following.take();
+        let written = Prepared::plain().write(self, |katran| katran.put_in_place(&config));
+        self.note_attached();
+        let written = written?;
         let switched = written.switch(self, |katran, (programs, made)| {
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);

@@ -76,6 +76,8 @@ struct Posted {
     news: News,
     /// The thread has ended.
     ended: bool,
+    /// It follows nothing any more.
+    left: bool,
 }
 
 /// How it stands with the gateways.
@@ -115,6 +117,7 @@ impl Board {
                 done: 0,
                 news: News::default(),
                 ended: false,
+                left: false,
             }),
             changed: Condvar::new(),
         };
@@ -296,6 +299,30 @@ impl Board {
         self.changed.notify_all();
     }
 
+    /// Nothing is known any more of the gateways and these reals, for they are followed elsewhere from now on.
+    /// What packets read of them stays until more is known.
+    pub(super) fn start_over(&self, numbers: impl Iterator<Item = u16>) {
+        let mut posted = self.lock();
+        for number in numbers {
+            if let Some(real) = posted.reals.get(number).copied() {
+                let fixed = posted.wanted.fixed(Family::of(real.address));
+                let hop = Hop::default().or_given(fixed, &Hop::default());
+                posted.reals.set(number, Some(Followed { hop, ..real }));
+            }
+        }
+        posted.gateways = ByFamily::default();
+        posted.names = Arc::default();
+        self.show_gateways(&posted);
+    }
+
+    /// Nothing is followed any more, and nothing known. What packets read stays.
+    pub(super) fn leave(&self) {
+        let mut posted = self.lock();
+        posted.gateways = ByFamily::default();
+        posted.left = true;
+        self.show_gateways(&posted);
+    }
+
     /// The thread has ended: nobody needs to wait for it.
     pub(super) fn end(&self) {
         self.lock().ended = true;
@@ -305,6 +332,9 @@ impl Board {
     /// What is known now.
     pub(super) fn list(&self) -> Vec<NextHop> {
         let posted = self.lock();
+        if posted.left {
+            return Vec::new();
+        }
         let (reals, names) = (posted.reals.clone(), Arc::clone(&posted.names));
         let (wanted, gateways) = (posted.wanted, posted.gateways);
         drop(posted);

@@ -20,6 +20,11 @@
 //! others: a finding for a real that is gone does not reach the next owner of its number, however late it
 //! is. The owner alone clears hops that nobody follows, when no packet reads them any more.
 //!
+//! # Moving on
+//! When links have changed, and from time to time, the thread asks its [`Guide`] whether it is still wanted where it
+//! is. If it is wanted in another network namespace, it goes there: with other sockets and a resolver that knows
+//! nothing yet; the board stays, and the commands. If it is wanted nowhere, it ends and says so on the board.
+//!
 //! # Stop, panics, fork
 //! To stop is to set a flag, to wake the thread, and to join it, which takes some tens of the kernel's answers
 //! at most; one of them may be a list of all routes (a second with 200,000), which is asked for when a default
@@ -58,6 +63,9 @@ use super::Sockets;
 use super::board::Board;
 use super::board::Cells;
 use super::board::Ticket;
+use super::guide::Guide;
+use super::guide::Look;
+use super::guide::Site;
 use super::resolver::Resolver;
 use super::touched::Touched;
 use super::wanted::Wanted;
@@ -85,6 +93,9 @@ const REST: u32 = 4;
 /// ... but never by more than this.
 const MOST_REST: Duration = Duration::from_secs(1);
 
+/// When it is first asked whether the thread is wanted where it is.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
 enum Command {
     Wanted(Wanted, Ticket),
     Attached(Vec<u32>),
@@ -103,7 +114,7 @@ pub(crate) struct Watcher {
     board: Arc<Board>,
     commands: Sender<(u64, Command)>,
     signals: Arc<Signals>,
-    thread: Option<JoinHandle<Sockets>>,
+    thread: Option<JoinHandle<Option<Sockets>>>,
     /// The process that the thread is in.
     owner: Owner,
 }
@@ -122,27 +133,28 @@ impl Signals {
 }
 
 impl Watcher {
-    /// Starts, for a balancer that is attached to these interfaces, in the calling thread's network
-    /// namespace; where nothing is redirected that of the sockets will do.
+    /// Starts, in the calling thread's network namespace; where nothing is redirected that of the sockets
+    /// will do.
     pub(crate) fn start(
-        (sockets, namespace): (Sockets, u64),
+        site: Site,
+        guide: Box<dyn Guide>,
         wanted: Wanted,
-        attached: Vec<u32>,
         cells: Cells,
         reals: impl IntoIterator<Item = (u16, IpAddr)>,
     ) -> Result<Self> {
         let Sockets {
             requests,
             mut notices,
-        } = sockets;
+        } = site.sockets;
         let listening = notices.listen();
         listening.map_err(|error| kernel_error("listen to", "notices of changes", error))?;
         // Notices from now on are looked at, so that no change is missed.
         notices.take();
         let board = Arc::new(Board::new(wanted, cells));
-        let mut resolver = Resolver::new(requests, namespace, wanted, Some(Arc::clone(&board)));
+        let mut resolver =
+            Resolver::new(requests, site.namespace, wanted, Some(Arc::clone(&board)));
         resolver.confirm();
-        resolver.set_attached(attached);
+        resolver.set_attached(site.attached);
         for (number, address, ticket) in board.take_over(reals.into_iter()) {
             resolver.add(number, address, ticket);
         }
@@ -158,6 +170,7 @@ impl Watcher {
         let mut follower = Follower {
             signals: Arc::clone(&signals),
             commands: received,
+            guide,
             notices,
             resolver,
             done: 0,
@@ -166,11 +179,16 @@ impl Watcher {
         let thread = thread::Builder::new()
             .name("katran-next-hop".to_owned())
             .spawn(move || {
-                let _ending = ending;
-                follower.follow();
-                Sockets {
-                    requests: follower.resolver.into_requests(),
-                    notices: follower.notices,
+                let ending = ending;
+                match follower.follow() {
+                    Ended::Told => Some(Sockets {
+                        requests: follower.resolver.into_requests(),
+                        notices: follower.notices,
+                    }),
+                    Ended::Unwanted => {
+                        ending.0.leave();
+                        None
+                    }
                 }
             })
             .map_err(|error| kernel_error("start", "a thread for next hops", error))?;
@@ -196,12 +214,12 @@ impl Watcher {
         }
         self.signals.stop.store(true, Ordering::Release);
         self.signals.wake();
-        let mut sockets = thread.join().ok()?;
+        let mut sockets = thread.join().ok()??;
         sockets.notices.rest();
         Some(sockets)
     }
 
-    /// Its thread has ended by itself, which is a panic.
+    /// Its thread has ended by itself: it has panicked, or was wanted nowhere.
     pub(crate) fn has_ended(&self) -> bool {
         self.owner.is_here() && self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -338,31 +356,51 @@ impl Drop for Ending {
 struct Follower {
     signals: Arc<Signals>,
     commands: Receiver<(u64, Command)>,
+    guide: Box<dyn Guide>,
     notices: Notices,
     resolver: Resolver,
     /// The last command that was taken.
     done: u64,
 }
 
+/// Why a thread has ended.
+enum Ended {
+    Told,
+    Unwanted,
+}
+
 impl Follower {
-    /// Follows, until it is told to stop.
-    fn follow(&mut self) {
+    /// Follows, until it is told to stop, or is wanted nowhere.
+    fn follow(&mut self) -> Ended {
         let mut confirmed = Instant::now();
         let mut tried = confirmed;
+        let mut look = confirmed + FIRST_LOOK;
         // When notices are taken that have come, and from when on they are waited for.
         let mut settled: Option<Instant> = None;
         let mut rested = confirmed;
         let mut busy = Duration::ZERO;
         let mut open = false;
         while !self.signals.stop.load(Ordering::Acquire) {
-            let woken = !open && self.sleep(&mut settled, rested, confirmed, tried);
+            let woken = !open && self.sleep(&mut settled, rested, confirmed, tried, look);
             if woken || open {
                 self.take_commands();
             }
             let began = Instant::now();
             if settled.is_some_and(|settled| settled <= began) {
                 settled = None;
-                self.take_notices();
+                if self.take_notices() {
+                    look = began;
+                }
+            }
+            if began >= look {
+                match self.guide.look(&|index| self.resolver.has_interface(index)) {
+                    Look::Stay(again) => look = began + again,
+                    Look::MoveOn(site) => {
+                        self.move_on(site);
+                        (confirmed, settled, look) = (began, None, began + FIRST_LOOK);
+                    }
+                    Look::Leave => return Ended::Unwanted,
+                }
             }
             if began >= confirmed + REFRESH {
                 confirmed = began;
@@ -384,6 +422,24 @@ impl Follower {
                 busy = Duration::ZERO;
             }
         }
+        Ended::Told
+    }
+
+    /// Follows next hops in another network namespace from now on.
+    fn move_on(&mut self, site: Site) {
+        log::info!("next hops are followed in the next network namespace with an attachment");
+        let Sockets {
+            requests,
+            mut notices,
+        } = site.sockets;
+        if let Err(error) = notices.listen() {
+            // What is confirmed from time to time is.
+            log::error!("cannot listen to notices of changes: {error}");
+        }
+        notices.take();
+        self.notices = notices;
+        self.resolver = self.resolver.elsewhere(requests, site.namespace);
+        self.resolver.set_attached(site.attached);
     }
 
     /// Sleeps until there is something to do; whether that is a command.
@@ -393,8 +449,9 @@ impl Follower {
         rested: Instant,
         confirmed: Instant,
         tried: Instant,
+        look: Instant,
     ) -> bool {
-        let mut until = confirmed + REFRESH;
+        let mut until = look.min(confirmed + REFRESH);
         if !self.resolver.all_known() {
             until = until.min(tried + RETRY);
         }
@@ -443,13 +500,16 @@ impl Follower {
         }
     }
 
-    fn take_notices(&mut self) {
+    /// Whether links have changed.
+    fn take_notices(&mut self) -> bool {
         let mut touched = Touched::default();
         for notice in self.notices.take() {
             touched.note(notice, |neighbour| self.resolver.uses(neighbour));
         }
+        let links = touched.everything || !touched.links.is_empty();
         if touched != Touched::default() {
             self.resolver.touch(touched);
         }
+        links
     }
 }

@@ -7,6 +7,7 @@
 
 mod board;
 mod follower;
+mod guide;
 mod hop;
 mod interfaces;
 mod neighbours;
@@ -29,6 +30,9 @@ use crate::types::MacAddr;
 
 pub(crate) use board::Cells;
 pub(crate) use follower::Watcher;
+pub(crate) use guide::Guide;
+pub(crate) use guide::Look;
+pub(crate) use guide::Site;
 pub(crate) use probes::probe_way;
 use resolver::Resolver;
 pub(crate) use wanted::Wanted;

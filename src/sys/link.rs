@@ -67,18 +67,38 @@ pub(crate) struct LinkInfo {
 impl Link {
     /// Asks about a link of XDP or tcx.
     pub(crate) fn info(&self) -> io::Result<LinkInfo> {
-        let mut info = libbpf_sys::bpf_link_info::default();
-        let mut length = size_of_val(&info) as u32;
-        // SAFETY: `info` outlives the call, and is as long as `length` says.
-        check(unsafe {
-            libbpf_sys::bpf_link_get_info_by_fd(self.0.as_raw_fd(), &mut info, &mut length)
-        })?;
-        Ok(LinkInfo {
-            program: info.prog_id,
-            // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
-            index: unsafe { info.__bindgen_anon_1.xdp.ifindex },
-        })
+        info_of(self.0.as_fd())
     }
+
+    /// What asks about it on another thread.
+    pub(crate) fn witness(&self) -> io::Result<LinkWitness> {
+        self.0.try_clone().map(LinkWitness)
+    }
+}
+
+/// A descriptor of a link of XDP or tcx by which to ask about it. It does not keep the link attached, which ends
+/// when the [`Link`] is dropped.
+#[derive(Debug)]
+pub(crate) struct LinkWitness(OwnedFd);
+
+impl LinkWitness {
+    pub(crate) fn info(&self) -> io::Result<LinkInfo> {
+        info_of(self.0.as_fd())
+    }
+}
+
+fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: `info` outlives the call, and is as long as `length` says.
+    check(unsafe {
+        libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length)
+    })?;
+    Ok(LinkInfo {
+        program: info.prog_id,
+        // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
+        index: unsafe { info.__bindgen_anon_1.xdp.ifindex },
+    })
 }
 
 impl Link {

@@ -83,6 +83,22 @@ impl Namespace {
         elsewhere(search)
     }
 
+    /// Another descriptor of it.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            number: self.number,
+            file: self.file.try_clone()?,
+        })
+    }
+
+    /// Leads the calling thread there for good, unless it is there, which takes no privilege.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        match network_namespace()? == self.number {
+            true => Ok(()),
+            false => Ok(setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?),
+        }
+    }
+
     /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
     /// thread of its own, so that the caller's stays where it is.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
@@ -90,7 +106,7 @@ impl Namespace {
             return Ok(f());
         }
         elsewhere(|| {
-            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            self.enter()?;
             Ok(f())
         })?
     }

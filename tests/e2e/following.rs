@@ -304,7 +304,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
 }
 
 /// The netlink sockets of processes in a network namespace, by the multicast groups that they have joined.
-fn netlink_sockets(host: &Host) -> Vec<u32> {
+pub(crate) fn netlink_sockets(host: &Host) -> Vec<u32> {
     let text = host.run(|| fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
     // sk Eth Pid Groups Rmem ...: those of the kernel itself have no Pid.
     let sockets = text.lines().skip(1).map(|line| {

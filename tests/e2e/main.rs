@@ -24,6 +24,7 @@ mod frame;
 mod health;
 mod health_places;
 mod local;
+mod moving_on;
 mod mtu;
 mod next_hop;
 mod quic;

@@ -125,6 +125,24 @@ impl Resolver {
         }
     }
 
+    /// One that knows nothing yet, of another network namespace, for the same reals.
+    pub(super) fn elsewhere(&self, requests: Requests, namespace: u64) -> Self {
+        let mut other = Self::new(requests, namespace, self.wanted, self.board.clone());
+        other.wish = self.wish;
+        if let Some(board) = &other.board {
+            board.start_over(self.reals.keys().copied());
+        }
+        other.confirm();
+        for (number, real) in &self.reals {
+            other.add(*number, real.address, real.ticket);
+        }
+        other
+    }
+
+    pub(super) fn has_interface(&self, index: u32) -> bool {
+        self.interfaces.get(index).is_some()
+    }
+
     pub(super) fn into_requests(self) -> Requests {
         self.requests
     }

@@ -1,0 +1,155 @@
+//! Following moves on to the next network namespace by itself, when nothing of ours is left where it is.
+
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::Family;
+use katran::Features;
+use katran::Gateway;
+use katran::Katran;
+use katran::MacAddr;
+use katran::NextHops;
+use katran::Real;
+use katran::Vip;
+use katran::XdpMode;
+
+use crate::attachments::Place;
+use crate::following::netlink_sockets;
+use crate::site;
+
+/// A balancer that finds out its gateway, attached in these places in their order.
+fn attached_in(places: &[&Place]) -> Katran {
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.load().unwrap();
+    for place in places {
+        let attach = || katran.attach("eth0", XdpMode::Generic);
+        place.host.run(attach).unwrap();
+    }
+    assert_eq!(katran.gateways().mac(Family::V4), places[0].router_mac);
+    katran
+}
+
+#[test]
+fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_goes() {
+    let (first, second, third) = (Place::new(1), Place::new(2), Place::new(3));
+    let mut katran = attached_in(&[&first, &second, &third]);
+    // Nothing but getters from here on.
+    first.host.ip("link del eth0").unwrap();
+    site::eventually("the second router is found", || {
+        katran.gateways().mac(Family::V4) == second.router_mac
+    });
+    // Nothing is held where nothing is left.
+    site::eventually("the first namespace is let go", || {
+        netlink_sockets(&first.host).is_empty()
+    });
+    // Its changes are followed.
+    let mac = MacAddr::new([2, 0, 0, 0, 0xee, 9]);
+    let set = format!("link set to0 address {mac}");
+    second.router.ip(&set).unwrap();
+    second.host.ip("neigh flush dev eth0").unwrap();
+    site::eventually("the second router's other address is found", || {
+        katran.gateways().mac(Family::V4) == mac
+    });
+    // A link that somebody ends is seen, too, though nobody is told of it.
+    let info = second.host.ip("-details link show eth0").unwrap();
+    let number = info.split("prog/xdp id ").nth(1).unwrap();
+    let program: u32 = number.split_whitespace().next().unwrap().parse().unwrap();
+    end_link_of(program, second.host.interface_index("eth0").unwrap());
+    site::eventually("the third router is found", || {
+        katran.gateways().mac(Family::V4) == third.router_mac
+    });
+    third.host.ip("link del eth0").unwrap();
+    site::eventually("nothing is followed", || {
+        katran.gateways().next_hops().is_empty()
+    });
+    assert_eq!(katran.gateways().mac(Family::V4), MacAddr::new([0; 6]));
+    site::eventually("nothing is held", || {
+        netlink_sockets(&third.host).is_empty()
+    });
+    // The handle goes on where that has ended.
+    let fourth = Place::new(4);
+    let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
+    fourth.host.run(attach).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), fourth.router_mac);
+}
+
+/// Ends the link by which this program is on the interface with this index.
+fn end_link_of(program: u32, index: u32) {
+    let mut id = 0;
+    loop {
+        // SAFETY: `id` outlives the call.
+        let next = unsafe { libbpf_sys::bpf_link_get_next_id(id, &mut id) };
+        assert_eq!(next, 0, "there is no such link");
+        // SAFETY: takes a number; the descriptor is the test's.
+        let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
+        if fd < 0 {
+            continue;
+        }
+        // SAFETY: a descriptor that was just made, and nobody else owns.
+        let link = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut info = libbpf_sys::bpf_link_info::default();
+        let mut length = size_of_val(&info) as u32;
+        // SAFETY: `info` outlives the call, and is as long as `length` says; links of XDP begin with the index.
+        let is_it = unsafe {
+            libbpf_sys::bpf_link_get_info_by_fd(fd, &mut info, &mut length) == 0
+                && info.prog_id == program
+                && info.__bindgen_anon_1.xdp.ifindex == index
+        };
+        if is_it {
+            // SAFETY: takes a descriptor, which is a link's.
+            assert_eq!(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }, 0);
+            return;
+        }
+    }
+}
+
+#[test]
+fn next_hops_of_reals_move_on_without_a_call() {
+    let (first, second) = (Place::new(1), Place::new(2));
+    let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
+    let mut katran = builder.next_hops(NextHops::Redirect).load().unwrap();
+    let vip = Vip::tcp("203.0.113.1:80".parse().unwrap());
+    let real = "198.51.100.9".parse().unwrap();
+    site::add_service(&mut katran, vip, &[real]);
+    for place in [&first, &second] {
+        let attach = || katran.attach("eth0", XdpMode::Generic);
+        place.host.run(attach).unwrap();
+    }
+    let leads_to = |katran: &Katran, place: &Place| {
+        let hops = katran.gateways().next_hops();
+        assert!(hops.len() <= 1, "{hops:?}");
+        hops.iter().any(|hop| hop.mac == Some(place.router_mac))
+    };
+    site::eventually("the first router is found", || leads_to(&katran, &first));
+    first.host.ip("link del eth0").unwrap();
+    site::eventually("the second router is found", || leads_to(&katran, &second));
+    // What comes and goes after that is followed there.
+    let other = "198.51.100.10".parse().unwrap();
+    katran.add_real(vip, Real::new(other)).unwrap();
+    katran.remove_real(vip, real).unwrap();
+    site::eventually("the other real's is found", || leads_to(&katran, &second));
+    assert_eq!(katran.gateways().next_hops()[0].real, Some(other));
+}
+
+#[test]
+fn a_reload_moves_nothing_on() {
+    let (first, second) = (Place::new(1), Place::new(2));
+    let mut katran = attached_in(&[&first, &second]);
+    for features in [Features::empty(), Features::default()] {
+        katran.reload(features).unwrap();
+        // Twice as long as the thread takes to look whether its reasons still hold.
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            assert_eq!(katran.gateways().mac(Family::V4), first.router_mac);
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    first.host.ip("link del eth0").unwrap();
+    site::eventually("the second router is found", || {
+        katran.gateways().mac(Family::V4) == second.router_mac
+    });
+}
