@@ -11,3 +11,4 @@ pub use crate::document::ProbeMatch;
 pub use crate::document::ProbeMatchState;
 pub use crate::document::ServerIdState;
 pub use crate::document::VipState;
+pub use crate::types::OuterDontFragment;

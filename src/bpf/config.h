@@ -42,6 +42,8 @@ const volatile __u64 server_id_key = 1;
 const volatile __u64 server_id_start = 0;
 /* The elements of `server_ids` that each of its parts has. */
 const volatile __u32 server_id_chunks = 1;
+/* Whether outer IPv4 headers have the inner packet's DF bit, and an identification without it. */
+const volatile __u8 inherit_dont_fragment = 0;
 /* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */
 const volatile __u16 ipip_source_v4 = 0;

@@ -40,6 +40,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 	};
 	struct ethhdr *eth;
 
+	outer_fragmentation(run, &outer, v6);
 	outer.check = csum_ipv4(&outer);
 	eth = grow(run, sizeof(outer));
 	if (!eth)

@@ -124,6 +124,7 @@ static __always_inline int gue_v4(const struct run *run, const struct packet *pa
 		gue_header(run, packet, gue_port_v4(packet, v6), addresses, v6);
 	struct ethhdr *eth;
 
+	outer_fragmentation(run, &outer, v6);
 	outer.check = csum_ipv4(&outer);
 	eth = grow(run, size);
 	if (!eth)

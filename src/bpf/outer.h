@@ -10,7 +10,9 @@
 #include "parse.h"
 
 #include <linux/if_ether.h>
+#include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
 
 #define OUTER_TTL 64
 
@@ -44,6 +46,31 @@ static __always_inline __u32 usable_host_v6(__u32 host)
 static __always_inline __u16 usable_port(__u16 port)
 {
 	return port ? port : 0xffff;
+}
+
+/*
+ * Whether an outer IPv4 packet may be fragmented, as the inner one says (RFC 2003, 3.1); nobody fragments
+ * IPv6 on the way. Without the DF bit identifications must differ (RFC 6864, 4.2): those of a CPU, and so of
+ * a flow, do for 65,536 packets. Before the head is moved.
+ */
+static __always_inline void outer_fragmentation(const struct run *run, struct iphdr *outer, bool v6)
+{
+	struct cursor cursor = cursor_of(run->ctx);
+	const struct iphdr *inner;
+
+	if (!is(run, FULL) || !inherit_dont_fragment)
+		return;
+	if (v6) {
+		outer->frag_off = bpf_htons(IPV4_DONT_FRAGMENT);
+		return;
+	}
+	cursor_take(&cursor, sizeof(struct ethhdr));
+	inner = cursor_take(&cursor, sizeof(*inner));
+	if (!inner)
+		return;
+	outer->frag_off = inner->frag_off & bpf_htons(IPV4_DONT_FRAGMENT);
+	if (!outer->frag_off)
+		outer->id = bpf_htons(run->cpu->counters.tx.packets);
 }
 
 /* To the gateway; from the address that the frame came to. Both are loaded before the outer

@@ -60,6 +60,7 @@ use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
 use crate::types::NextHops;
+use crate::types::OuterDontFragment;
 use crate::types::TcHook;
 
 /// The settings a balancer is loaded with.
@@ -157,6 +158,19 @@ settings! {
         key: text,
         changes: never,
         constants: (encapsulation = |kind, _| encapsulation(*kind)),
+    }
+
+    /// Whether the outer IPv4 headers of packets have the DF bit of the packets inside.
+    outer_dont_fragment: OuterDontFragment {
+        set: outer_dont_fragment(bit: OuterDontFragment) = bit,
+        default: (OuterDontFragment::Clear, "`clear`, as in Katran"),
+        range: ("`clear` or `inherit`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+        constants: (
+            inherit_dont_fragment = |bit, _| (*bit == OuterDontFragment::Inherit).into(),
+        ),
     }
 
     /// The optional parts of the program: exactly these are on.

@@ -410,6 +410,7 @@ gateway_mac = "auto"
 gateway_mac_v6 = "0a:00:00:00:00:06"
 next_hops = "per-real"
 encapsulation = "gue"
+outer_dont_fragment = "inherit"
 features = []
 source_v4 = "10.10.10.10"
 source_v6 = "2001:db8:ffff::1"

@@ -41,6 +41,7 @@ use crate::sys::object::Refused;
 use crate::sys::object::into_io;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
+use crate::types::OuterDontFragment;
 
 /// As how old a TCP flow starts in a set-associative table. In a flood of new flows it is they that
 /// make room, while flows that send more often than this keep their entries.
@@ -174,6 +175,7 @@ fn needs_full(config: &Config) -> bool {
         | Features::INTROSPECTION;
     config.features.intersects(rare)
         || config.encapsulation != Encapsulation::Ipip
+        || config.outer_dont_fragment != OuterDontFragment::Clear
         || config.next_hops != NextHops::Gateway
 }
 

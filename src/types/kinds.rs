@@ -43,6 +43,49 @@ impl FromStr for Encapsulation {
     }
 }
 
+/// Whether the IPv4 packets around clients' packets may be fragmented on their way to the reals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OuterDontFragment {
+    /// They always may, as in Katran: the DF bit is clear, the identification 0. The default.
+    ///
+    /// For networks in which nothing is fragmented, because there is room: fragments of packets with one
+    /// identification can be put together wrongly.
+    #[default]
+    Clear,
+    /// As the packets inside: the DF bit is theirs, and that of IPv6 is taken to be set. Where it is clear the
+    /// identification of packets differs.
+    ///
+    /// A router drops what is too long for its next link then, if DF is set. Its ICMP error goes to the outer
+    /// source, where with IP in IP nobody is, so `max_frame` has to be right.
+    Inherit,
+}
+
+impl fmt::Display for OuterDontFragment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clear => "clear",
+            Self::Inherit => "inherit",
+        })
+    }
+}
+
+impl FromStr for OuterDontFragment {
+    type Err = Error;
+
+    /// `clear` or `inherit`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "clear" => Ok(Self::Clear),
+            "inherit" => Ok(Self::Inherit),
+            _ => Err(Error::Parse {
+                input: text.to_owned(),
+                expected: "what becomes of the DF bit, `clear` or `inherit`",
+            }),
+        }
+    }
+}
+
 /// How the flow table is built.
 ///
 /// Both kinds have one table for each forwarding CPU on that CPU's NUMA node, and one small table

@@ -29,6 +29,7 @@ pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;
 pub use kinds::Gateway;
 pub use kinds::NextHops;
+pub use kinds::OuterDontFragment;
 pub use kinds::TcHook;
 pub use mac::MacAddr;
 #[cfg(feature = "serde")]

@@ -16,6 +16,7 @@ mod inline_decap;
 mod loads;
 mod lookup;
 mod migration;
+mod outer_fragments;
 mod packets;
 mod property;
 mod recording;
