@@ -36,7 +36,6 @@ pub(crate) use flows::FlowTables;
 pub(crate) use grace::GracePeriods;
 pub(crate) use grace::Moment;
 pub(crate) use hops::HopCells;
-pub(crate) use hops::MAX_PORTS;
 pub(crate) use prefixes::PrefixTrie;
 pub(crate) use probes::MAX_WAYS;
 pub(crate) use probes::ProbeCells;
