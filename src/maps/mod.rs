@@ -60,6 +60,7 @@ pub(crate) use vips::VipCell;
 pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;
 pub(crate) use vips::vip_table_bytes;
+pub(crate) use voids::Entries;
 pub(crate) use voids::Lasting;
 pub(crate) use voids::VoidChange;
 pub(crate) use voids::VoidFlows;

@@ -9,6 +9,7 @@ use super::interfaces::Interfaces;
 use crate::rtnetlink::MAIN_TABLE;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
+use crate::types::NextHops;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
@@ -57,16 +58,24 @@ pub(super) struct Ways {
     above: Vec<u32>,
     /// VRFs among them, with their tables.
     vrfs: Vec<(u32, u32)>,
-    /// The kernel has rules for packets that leave by some interface.
-    rules: bool,
-    /// Packets leave by whatever interface leads to their real.
-    redirects: bool,
+    rules: Rules,
+    mode: NextHops,
+}
+
+/// What the kernel has of rules for packets that leave by some interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// None: it tells the way without the interface.
+    #[default]
+    Plain,
+    /// Some, or that cannot be told: it has to be asked by the interface.
+    ByInterface,
 }
 
 impl Ways {
-    pub(super) fn new(redirects: bool) -> Self {
+    pub(super) fn new(mode: NextHops) -> Self {
         Self {
-            redirects,
+            mode,
             ..Self::default()
         }
     }
@@ -90,7 +99,7 @@ impl Ways {
         self.vrfs = interfaces.vrfs(&self.above);
     }
 
-    pub(super) fn set_rules(&mut self, rules: bool) {
+    pub(super) fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
 
@@ -158,13 +167,14 @@ impl Ways {
         if self.attached.is_empty() || plain.is_some_and(|route| route.local) {
             return Besides::Nothing;
         }
-        if self.redirects {
+        // Packets leave by whatever interface leads to their real.
+        if self.mode == NextHops::Redirect {
             return Besides::Each(self.vrfs.iter().map(|(vrf, _)| *vrf).collect());
         }
         match plain {
             Some(route) if self.attached.contains(&route.interface) => match self.rules {
-                true => Besides::Each(vec![route.interface]),
-                false => Besides::Nothing,
+                Rules::ByInterface => Besides::Each(vec![route.interface]),
+                Rules::Plain => Besides::Nothing,
             },
             Some(route) if self.vrfs.is_empty() && self.reach(interfaces, route.interface) => {
                 Besides::Nothing
@@ -267,8 +277,8 @@ mod tests {
         Some((route.interface, gateway.octets()[3]))
     }
 
-    fn ways(attached: &[u32], rules: bool, redirects: bool) -> Ways {
-        let mut ways = Ways::new(redirects);
+    fn ways(attached: &[u32], rules: Rules, mode: NextHops) -> Ways {
+        let mut ways = Ways::new(mode);
         ways.set_rules(rules);
         assert!(ways.attach(attached.to_vec(), &interfaces()));
         ways
@@ -277,82 +287,106 @@ mod tests {
     #[test]
     fn the_interface_of_the_attachment_is_asked_for() {
         let plain = |interface| (None, by(interface, 1));
-        for (attached, rules, redirects, routes, expected) in [
+        for (attached, rules, mode, routes, expected) in [
             // The main table leads where the balancer is attached, or to a VLAN there.
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(2), (Some(2), by(2, 9))][..],
                 Some((2, 1)),
             ),
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(3), (Some(2), by(2, 9))],
                 Some((3, 1)),
             ),
             // There is a rule for packets that leave there.
             (
                 2,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(2), (Some(2), by(2, 9))],
                 Some((2, 9)),
             ),
-            (2, true, false, &[plain(2)], Some((2, 1))),
+            (
+                2,
+                Rules::ByInterface,
+                NextHops::PerReal,
+                &[plain(2)],
+                Some((2, 1)),
+            ),
             // It leads elsewhere, or nowhere.
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(4), (Some(2), by(2, 9))],
                 Some((2, 9)),
             ),
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(4), (Some(3), by(3, 9))],
                 Some((3, 9)),
             ),
-            (2, false, false, &[(Some(2), by(2, 9))], Some((2, 9))),
-            (2, false, false, &[plain(4)], Some((4, 1))),
-            (2, false, false, &[], None),
+            (
+                2,
+                Rules::Plain,
+                NextHops::PerReal,
+                &[(Some(2), by(2, 9))],
+                Some((2, 9)),
+            ),
+            (
+                2,
+                Rules::Plain,
+                NextHops::PerReal,
+                &[plain(4)],
+                Some((4, 1)),
+            ),
+            (2, Rules::Plain, NextHops::PerReal, &[], None),
             // In a VRF that table counts.
             (
                 1,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(4), (Some(1), by(1, 9))],
                 Some((1, 9)),
             ),
             (
                 1,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(4), (Some(8), by(1, 9))],
                 Some((1, 9)),
             ),
             (
                 1,
-                true,
-                true,
+                Rules::ByInterface,
+                NextHops::Redirect,
                 &[plain(4), (Some(8), by(5, 9))],
                 Some((5, 9)),
             ),
-            (1, true, true, &[plain(4)], Some((4, 1))),
+            (
+                1,
+                Rules::ByInterface,
+                NextHops::Redirect,
+                &[plain(4)],
+                Some((4, 1)),
+            ),
             // What is redirected leaves by any interface.
             (
                 2,
-                true,
-                true,
+                Rules::ByInterface,
+                NextHops::Redirect,
                 &[plain(4), (Some(2), by(2, 9))],
                 Some((4, 1)),
             ),
         ] {
-            let ways = ways(&[attached], rules, redirects);
+            let ways = ways(&[attached], rules, mode);
             assert_eq!(way(&ways, routes), expected, "{attached} {routes:?}");
         }
         // An address of this host is one wherever it is; and nobody knows where an embedder attaches.
@@ -362,9 +396,12 @@ mod tests {
             ..by(7, 0)
         };
         let routes = [(None, local), (Some(2), by(2, 9))];
-        assert_eq!(way(&ways(&[2], true, false), &routes), Some((7, 0)));
+        assert_eq!(
+            way(&ways(&[2], Rules::ByInterface, NextHops::PerReal), &routes),
+            Some((7, 0))
+        );
         let routes = [plain(4), (Some(2), by(2, 9))];
-        assert_eq!(way(&Ways::new(false), &routes), Some((4, 1)));
+        assert_eq!(way(&Ways::new(NextHops::PerReal), &routes), Some((4, 1)));
     }
 
     #[test]
@@ -395,7 +432,7 @@ mod tests {
             ),
             (2, &[(100, by(1, 2))], None),
         ] {
-            let ways = ways(&[attached], false, false);
+            let ways = ways(&[attached], Rules::Plain, NextHops::PerReal);
             let route = ways.default_route(defaults, &interfaces());
             assert_eq!(route, expected, "{attached} {defaults:?}");
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::Ask;
 use super::Resolver;
 use crate::next_hop::hop;
 use crate::next_hop::hop::Hop;
@@ -50,7 +51,9 @@ impl Resolver {
         match change {
             LinkChange::AllWays => {
                 self.all_ways();
-                let asked = neighbours.into_iter().map(|neighbour| (neighbour, true));
+                let asked = neighbours
+                    .into_iter()
+                    .map(|neighbour| (neighbour, Ask::Neighbour));
                 self.pending.neighbours.extend(asked);
             }
             LinkChange::OwnWays => {
@@ -143,13 +146,13 @@ impl Resolver {
         if self.neighbours.assign(user, neighbour)
             && let Some(neighbour) = neighbour
         {
-            self.look_up(neighbour, true);
+            self.look_up(neighbour, Ask::Neighbour);
         }
     }
 
     /// What the neighbour table knows, for all who are behind a neighbour.
-    pub(super) fn ask_neighbour(&mut self, neighbour: Neighbour, solicit: bool) {
-        self.look_up(neighbour, solicit);
+    pub(super) fn ask_neighbour(&mut self, neighbour: Neighbour, ask: Ask) {
+        self.look_up(neighbour, ask);
         for user in self.neighbours.users(&neighbour) {
             match user {
                 User::Gateway(family) => self.update_gateway(family),
@@ -158,7 +161,7 @@ impl Resolver {
         }
     }
 
-    fn look_up(&mut self, neighbour: Neighbour, solicit: bool) {
+    fn look_up(&mut self, neighbour: Neighbour, ask: Ask) {
         let (interface, address) = neighbour;
         let found = self.requests.neighbour(interface, address);
         let found = found.unwrap_or_else(|error| {
@@ -177,7 +180,7 @@ impl Resolver {
             ));
         }
         // The kernel does not look after neighbours that only XDP sends to.
-        if (solicit || is_lost)
+        if (ask == Ask::Neighbour || is_lost)
             && is_up
             && self.board.is_some()
             && self.neighbours.is_asked(&neighbour)

@@ -29,6 +29,7 @@ use super::neighbours::Neighbours;
 use super::neighbours::User;
 use super::touched::Touched;
 use super::wanted::Wanted;
+use super::ways::Rules;
 use super::ways::Ways;
 use crate::rtnetlink::MOST_QUESTIONS;
 use crate::rtnetlink::Requests;
@@ -53,6 +54,16 @@ struct Real {
     ticket: Ticket,
 }
 
+/// Who is asked for a neighbour's Ethernet address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ask {
+    /// The kernel, what its table says.
+    #[default]
+    Kernel,
+    /// After the kernel the neighbour, too, that the table may be right.
+    Neighbour,
+}
+
 /// Questions that are open.
 #[derive(Debug, Default)]
 struct Pending {
@@ -62,8 +73,7 @@ struct Pending {
     /// Reals whose ways could not be asked for; they are tried again in a moment.
     again: BTreeSet<u16>,
     probed_again: BTreeSet<IpAddr>,
-    /// Neighbours in the kernel's table; true: they are asked themselves, too.
-    neighbours: BTreeMap<Neighbour, bool>,
+    neighbours: BTreeMap<Neighbour, Ask>,
     /// Reals of probes; the owner waits for the ways to the first.
     urgent_probed: BTreeSet<IpAddr>,
     probed: BTreeSet<IpAddr>,
@@ -115,7 +125,7 @@ impl Resolver {
             wanted,
             wish: 0,
             board,
-            ways: Ways::new(wanted.mode == NextHops::Redirect),
+            ways: Ways::new(wanted.mode),
             interfaces: Interfaces::default(),
             reals: BTreeMap::new(),
             by_address: BTreeMap::new(),
@@ -225,7 +235,7 @@ impl Resolver {
         for family in Family::ALL {
             self.searches[family].begin_now();
             if let Some(router) = self.routers[family] {
-                self.ask_neighbour(router, false);
+                self.ask_neighbour(router, Ask::Kernel);
             }
         }
     }
@@ -270,9 +280,11 @@ impl Resolver {
             Ok(all) => self.interfaces.replace(all),
             Err(error) => log::warn!("cannot ask for the interfaces: {error}"),
         }
-        let rules = self.requests.has_rules_by_interface();
-        // If that cannot be told, the longer question is asked.
-        self.ways.set_rules(rules.unwrap_or(true));
+        self.ways
+            .set_rules(match self.requests.has_rules_by_interface() {
+                Ok(false) => Rules::Plain,
+                Ok(true) | Err(_) => Rules::ByInterface,
+            });
         self.ways.renew(&self.interfaces);
         self.names_changed = true;
         let hops = self.board.as_ref().and_then(|board| board.hop_cells());
@@ -296,13 +308,13 @@ impl Resolver {
         let all = self.neighbours.all();
         self.pending
             .neighbours
-            .extend(all.map(|neighbour| (neighbour, true)));
+            .extend(all.map(|neighbour| (neighbour, Ask::Neighbour)));
     }
 
     /// Asks once more who has not answered, and what could not be asked.
     pub(super) fn ask_unknown(&mut self) {
         let unknown = self.neighbours.unknown();
-        let unknown = unknown.map(|neighbour| (neighbour, true));
+        let unknown = unknown.map(|neighbour| (neighbour, Ask::Neighbour));
         self.pending.neighbours.extend(unknown);
         let pending = &mut self.pending;
         pending.reals.append(&mut pending.again);
@@ -340,8 +352,8 @@ impl Resolver {
                 self.search(family);
             } else if let Some(real) = self.pending.urgent_probed.pop_first() {
                 self.ask_probe_way(real);
-            } else if let Some((neighbour, solicit)) = self.pending.neighbours.pop_first() {
-                self.ask_neighbour(neighbour, solicit);
+            } else if let Some((neighbour, ask)) = self.pending.neighbours.pop_first() {
+                self.ask_neighbour(neighbour, ask);
             } else if !self.pending.reals.is_empty() {
                 let numbers = some_of(&mut self.pending.reals);
                 self.ask_reals(&numbers);
