@@ -206,7 +206,7 @@ impl Katran {
         self.following.looked = Some(Instant::now());
     }
 
-    /// Attachments have changed: next hops are followed for those that are there.
+    /// Attachments have changed: next hops and MTUs are followed for those that are there.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
         if let Err(error) = self.follow_for(&reasons, false) {
@@ -216,6 +216,13 @@ impl Katran {
         }
         let namespaces = &mut self.following.namespaces;
         namespaces.retain(|of| reasons.iter().any(|(has, _)| *has == of.number));
+        let exits = reasons
+            .iter()
+            .filter_map(|(namespace, reason)| match reason {
+                Reason::Interface(index) => Some((*namespace, *index)),
+                Reason::Entry | Reason::HealthChecks | Reason::Embedder => None,
+            });
+        self.frame_limit.set_exits(&exits.collect::<Vec<_>>());
     }
 
     /// The reasons that hold, with their namespaces.
