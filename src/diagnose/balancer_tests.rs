@@ -51,7 +51,8 @@ fn good() -> Balancer {
             },
         },
         frags: false,
-        max_frame: 1514,
+        max_frame: MaxFrame::Bytes(1514),
+        answers_too_big: true,
         encapsulation: Encapsulation::Ipip,
         reals: ByFamily::of(|_| true),
         sources: ByFamily::of(|_| true),
@@ -136,7 +137,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 44] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 46] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -420,6 +421,27 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Mtu,
             "above 1460 bytes",
             "mtu 1540",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1500;
+                f.max_frame = MaxFrame::Auto;
+            },
+            Note,
+            Subject::Mtu,
+            "above 1460 bytes are answered with an ICMP error",
+            "mtu 1540",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1500;
+                f.max_frame = MaxFrame::Auto;
+                f.answers_too_big = false;
+            },
+            Warning,
+            Subject::Mtu,
+            "above 1460 bytes are dropped",
+            "advmss 1400",
         ),
         (
             |f| f.neighbours.clear(),

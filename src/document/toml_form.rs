@@ -364,6 +364,7 @@ mod tests {
     use crate::types::DecapMode;
     use crate::types::Encapsulation;
     use crate::types::HashFunction;
+    use crate::types::MaxFrame;
     use crate::types::VipFlags;
 
     const SPEC: &str = r#"
@@ -550,6 +551,26 @@ protocol = "tcp"
         assert_eq!(state.balancer, Some(BalancerState::default()));
         let whole = State::from_toml("[balancer]\nudp_timeout = 2\n").unwrap();
         assert_eq!(whole.to_toml().unwrap(), "[balancer]\nudp_timeout = 2\n");
+    }
+
+    #[test]
+    fn the_longest_frame_is_a_number_or_auto() {
+        let document = |text: &str| format!("[balancer]\nmax_frame = {text}\n");
+        for (text, expected) in [
+            ("1514", MaxFrame::Bytes(1514)),
+            ("\"auto\"", MaxFrame::Auto),
+        ] {
+            let state = State::from_toml(&document(text)).unwrap();
+            assert_eq!(state.balancer.as_ref().unwrap().max_frame, Some(expected));
+            assert_eq!(state.to_toml().unwrap(), document(text));
+        }
+        for wrong in ["\"large\"", "-1", "4294967296", "true", "1514.0"] {
+            let error = State::from_toml(&document(wrong)).unwrap_err().to_string();
+            assert!(
+                error.contains("line 2") && error.contains("auto"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
