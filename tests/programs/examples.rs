@@ -325,6 +325,8 @@ fn balancer_follows_the_mtu_of_its_interface() {
     // The document has reals of IPv6, too.
     for (mtu, expected) in [(1500, 1460), (1400, 1360)] {
         host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+        let router = format!("link set bal0 mtu {mtu}");
+        lab.router.ip(&router).unwrap();
         let mut learnt = String::new();
         for _ in 0..100 {
             assert_eq!(client.ask(&"x".repeat(100_000)).unwrap(), "backend0");
