@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test newest compilers bench lint docs clean
+.PHONY: help demo test soak newest compilers bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
@@ -27,9 +27,15 @@ demo: ## a load balancer, four backends and a client at work (root)
 test: ## all tests (root)
 	@scripts/setup test
 	@$(LOCK_FITS)
-	$(CARGO) test --locked --workspace --all-features
+	KATRAN_FRAMES=2_000_000 $(CARGO) test --locked --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --locked --all-features $(addprefix --test ,$(LOADED)) -- \
 		$(foreach area,$(OF_ANY_KIND),--skip $(area)::)
+
+# 100,000,000 take an hour; KATRAN_SEED chooses which.
+soak: FRAMES ?= 100_000_000
+soak: ## FRAMES random frames through program and model (root)
+	@scripts/setup test
+	KATRAN_FRAMES=$(FRAMES) $(CARGO) test --locked --all-features --test fuzz random -- --nocapture
 
 # In a copy, whose Cargo.lock may change; run by hand, or by a timer.
 newest: ## all tests against the newest compatible dependencies (root)

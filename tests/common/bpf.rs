@@ -289,6 +289,43 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) {
     .unwrap();
 }
 
+/// Makes a map empty: no elements, or zeros where there always are some.
+pub(crate) fn clear(map: BorrowedFd<'_>) {
+    let info = map_info(map);
+    if info.type_ == libbpf_sys::BPF_MAP_TYPE_ARRAY {
+        let mut count = info.max_entries;
+        let keys: Vec<u32> = (0..count).collect();
+        let values = vec![0u8; info.value_size as usize * count as usize];
+        // SAFETY: there are `count` keys and values, each as long as the map's, which is not per CPU.
+        check(unsafe {
+            libbpf_sys::bpf_map_update_batch(
+                map.as_raw_fd(),
+                keys.as_ptr().cast(),
+                values.as_ptr().cast(),
+                &mut count,
+                std::ptr::null(),
+            )
+        })
+        .unwrap();
+        return;
+    }
+    let mut key = vec![0u8; info.key_size as usize];
+    loop {
+        // SAFETY: the key is as long as the map's; NULL asks for the first.
+        let result = check(unsafe {
+            let next = key.as_mut_ptr().cast();
+            libbpf_sys::bpf_map_get_next_key(map.as_raw_fd(), std::ptr::null(), next)
+        });
+        if let Err(error) = result {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+            return;
+        }
+        // SAFETY: the key is as long as the map's.
+        check(unsafe { libbpf_sys::bpf_map_delete_elem(map.as_raw_fd(), key.as_ptr().cast()) })
+            .unwrap();
+    }
+}
+
 /// Every element of a map that nobody writes to meanwhile.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();

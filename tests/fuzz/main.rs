@@ -1,0 +1,23 @@
+//! The loaded program against the model of the walk (`tests/model`): recorded packets, cases after
+//! reports of operators, and random and mutated frames. `KATRAN_FRAMES` says how many of the last, and
+//! `KATRAN_SEED` which ones; `make soak FRAMES=...` sets them. A frame on which the two disagree is made
+//! small and printed, with the balancer's document, so that `examples/simulate` can play it.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod balancers;
+mod cases;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod generate;
+mod mirror;
+mod mutate;
+mod pair;
+mod random;
+#[allow(dead_code, reason = "the other half is for tests of the walk")]
+#[path = "../walk/recording.rs"]
+mod recording;
+mod shrink;
+mod sound;
+mod vectors;

@@ -1,0 +1,162 @@
+//! Random and mutated frames, until there have been `KATRAN_FRAMES` of them.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::balancers::KINDS;
+use crate::balancers::Kind;
+use crate::generate::Generator;
+use crate::generate::Target;
+use crate::pair::Counted;
+use crate::pair::Pair;
+use crate::pair::hex;
+use crate::shrink;
+
+/// Frames that come one after the other, with empty tables at first.
+const BATCH: usize = 1000;
+/// Without frags, and with.
+const LONGEST: usize = 3520;
+const LONGEST_FRAGS: usize = 9014;
+
+fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.replace('_', "").parse().unwrap())
+}
+
+/// The seed of a batch: from that of all and its place among them.
+fn seed_of(seed: u64, kind: usize, batch: u64) -> u64 {
+    let mut rng = fastrand::Rng::with_seed(seed ^ (kind as u64) << 56 ^ batch);
+    rng.u64(..)
+}
+
+fn target(kind: &Kind, pair: &Pair) -> Target {
+    Target {
+        gue_port: pair.gue_port(),
+        max_frame: pair.max_frame(),
+        longest: if kind.frags { LONGEST_FRAGS } else { LONGEST },
+    }
+}
+
+#[test]
+fn the_model_and_the_program_agree_on_random_frames() {
+    let frames = setting("KATRAN_FRAMES", 200_000);
+    let seed = setting("KATRAN_SEED", fastrand::u64(..));
+    eprintln!("KATRAN_SEED={seed} KATRAN_FRAMES={frames}");
+    let begin = Instant::now();
+    let each = frames / KINDS.len() as u64;
+    let results: Vec<Result<Played, String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|cpu| scope.spawn(move || on_cpu(cpu, seed, each)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let mut all = Played::default();
+    let mut faults = Vec::new();
+    for result in results {
+        match result {
+            Ok(played) => all.add(&played),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let took = begin.elapsed();
+    eprintln!(
+        "{} frames in {took:?}, {:?} of it loading",
+        all.frames,
+        all.loading / 2
+    );
+    for (what, count) in &all.seen {
+        eprintln!("{count:>10} {what}");
+    }
+    assert!(
+        faults.is_empty(),
+        "KATRAN_SEED={seed}\n{}",
+        faults.join("\n\n")
+    );
+}
+
+/// What a run amounted to.
+#[derive(Debug, Default)]
+struct Played {
+    frames: u64,
+    undecided: u64,
+    loading: Duration,
+    seen: Counted,
+}
+
+impl Played {
+    fn add(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.undecided += other.undecided;
+        self.loading += other.loading;
+        for (name, count) in &other.seen {
+            *self.seen.entry(name.clone()).or_default() += count;
+        }
+    }
+}
+
+/// Every second kind, on this CPU.
+fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
+    let mut played = Played::default();
+    for (number, kind) in KINDS.iter().enumerate().skip(cpu as usize).step_by(2) {
+        let only = std::env::var("KATRAN_KIND");
+        if only.is_ok_and(|only| only != kind.name) {
+            continue;
+        }
+        let begin = Instant::now();
+        let mut pair = Pair::new(*kind, cpu);
+        played.loading += begin.elapsed();
+        // A batch of the guard's waits for its window, so there are fewer and longer ones.
+        let batch = if kind.flood.is_some() {
+            20 * BATCH
+        } else {
+            BATCH
+        };
+        for i in 0..each.div_ceil(batch as u64) {
+            let seed = seed_of(seed, number, i);
+            let mut generator = Generator::new(seed, target(kind, &pair));
+            let frames: Vec<Vec<u8>> = (0..batch).map(|_| generator.frame()).collect();
+            match pair.play(&frames) {
+                Ok(said) => played.undecided += u64::from(!said),
+                Err(_) => return Err(explain(&mut pair, frames)),
+            }
+            played.frames += frames.len() as u64;
+        }
+        let seen = Played {
+            seen: pair.seen.clone(),
+            ..Played::default()
+        };
+        played.add(&seen);
+    }
+    Ok(played)
+}
+
+/// The difference, with as few frames as show it.
+fn explain(pair: &mut Pair, mut frames: Vec<Vec<u8>>) -> String {
+    let Err(first) = pair.play(&frames) else {
+        return format!("{}: frames that agree when they come again", pair.kind.name);
+    };
+    if let Some(last) = first.frame {
+        frames.truncate(last + 1);
+    }
+    let small = shrink::shrink(frames, |frames| pair.play(frames).is_err());
+    let difference = pair.play(&small).unwrap_err();
+    let frames: Vec<String> = small.iter().map(|frame| hex(frame)).collect();
+    format!(
+        "balancer `{}`\nframes:\n  {}\n{}\n(first: {})\n\n{}",
+        pair.kind.name,
+        frames.join("\n  "),
+        difference.what,
+        first.what,
+        document(pair)
+    )
+}
+
+/// The balancer's document goes to a file, for it is long.
+fn document(pair: &Pair) -> String {
+    let path = std::env::temp_dir().join(format!("katran-fuzz-{}.toml", std::process::id()));
+    std::fs::write(&path, pair.state.to_toml().unwrap()).unwrap();
+    format!("its document: {}", path.display())
+}

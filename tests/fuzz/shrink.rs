@@ -1,0 +1,76 @@
+//! Makes what fails small: fewer frames, then shorter and simpler ones (delta debugging: Zeller and
+//! Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE TSE 28, 2002).
+
+/// The shortest frame that a test run takes.
+const SHORTEST: usize = 14;
+
+/// A part of `frames` that still fails, each frame as small as it can be.
+pub(crate) fn shrink(
+    mut frames: Vec<Vec<u8>>,
+    mut fails: impl FnMut(&[Vec<u8>]) -> bool,
+) -> Vec<Vec<u8>> {
+    frames = without_pieces(frames, 1, &mut fails);
+    for i in 0..frames.len() {
+        let mut others = frames.clone();
+        let mut fails_with = |frame: &[u8]| {
+            others[i] = frame.to_vec();
+            frame.len() >= SHORTEST && fails(&others)
+        };
+        let mut frame = frames[i].clone();
+        frame = without_pieces(frame, SHORTEST, &mut |bytes: &[u8]| fails_with(bytes));
+        for at in 0..frame.len() {
+            let old = frame[at];
+            if old != 0 {
+                frame[at] = 0;
+                if !fails_with(&frame) {
+                    frame[at] = old;
+                }
+            }
+        }
+        frames[i] = frame;
+    }
+    frames
+}
+
+/// Leaves out pieces, long ones first, as long as the rest fails.
+fn without_pieces<T: Clone>(
+    mut all: Vec<T>,
+    fewest: usize,
+    fails: &mut impl FnMut(&[T]) -> bool,
+) -> Vec<T> {
+    let mut piece = all.len() / 2;
+    while piece > 0 {
+        let mut at = 0;
+        while at < all.len() {
+            let end = (at + piece).min(all.len());
+            let rest: Vec<T> = [&all[..at], &all[end..]].concat();
+            if rest.len() >= fewest && fails(&rest) {
+                all = rest;
+            } else {
+                at = end;
+            }
+        }
+        piece /= 2;
+    }
+    all
+}
+
+#[test]
+fn what_fails_becomes_small() {
+    // Fails with a frame that has two bytes 7, if one with a byte 9 came before.
+    let fails = |frames: &[Vec<u8>]| {
+        let nine = frames.iter().position(|frame| frame.contains(&9));
+        let sevens = |frame: &Vec<u8>| frame.iter().filter(|byte| **byte == 7).count() > 1;
+        nine.is_some_and(|nine| frames[nine + 1..].iter().any(sevens))
+    };
+    let mut frames: Vec<Vec<u8>> = (0..100).map(|i| vec![100 + i; 60]).collect();
+    frames[20][33] = 9;
+    frames[70][5] = 7;
+    frames[70][50] = 7;
+    assert!(fails(&frames));
+    let small = shrink(frames, fails);
+    assert!(fails(&small));
+    assert_eq!(small.len(), 2);
+    assert!(small.iter().all(|frame| frame.len() == SHORTEST));
+    assert_eq!(small[1].iter().filter(|byte| **byte == 0).count(), 12);
+}

@@ -1,0 +1,28 @@
+//! The recorded packets of `tests/vectors`, through the model alone: what it says is what Katran's own
+//! program did. (`tests/walk/vectors.rs` plays them through the program.)
+
+use katran::flows::Verdict;
+
+use crate::mirror;
+use crate::pair::hex;
+use crate::recording::RECORDINGS;
+use crate::recording::Recording;
+
+#[test]
+fn the_model_says_what_was_recorded() {
+    for recording in RECORDINGS {
+        let recording = Recording::read(recording);
+        let katran = recording.load();
+        let mut model = mirror::of(&katran, katran.forwarding_cpus()[0]);
+        for (index, packet) in recording.packets.iter().enumerate() {
+            let what = format!("packet {index}, {}", packet.description);
+            let said = model.walk(&packet.frame, 0);
+            let verdict = format!("{:?}", said.end.verdict()).to_uppercase();
+            assert_eq!(verdict, packet.verdict.to_string(), "{what}: {said:?}");
+            if packet.verdict != Verdict::Drop {
+                let expected = packet.out.as_ref().unwrap_or(&packet.frame);
+                assert_eq!(hex(&said.frame), hex(expected), "{what}");
+            }
+        }
+    }
+}

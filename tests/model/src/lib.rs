@@ -1,0 +1,206 @@
+//! What the balancer does with a frame, a second time: plain Rust that was written from the
+//! specification and not from the program in C, to be read, and to compare the program with.
+//!
+//! A [`Balancer`] is a configuration, tables and counters. [`Balancer::walk`] takes a frame and gives
+//! the verdict and the frame as it leaves; tables, counters and [`Balancer::events`] change as they
+//! would in the kernel. One balancer stands for one CPU, for CPUs share nothing that a packet changes.
+//!
+//! Read it in the order of the walk:
+//!
+//! | step | module | what |
+//! | --- | --- | --- |
+//! | 0 | [`walk`](mod@walk) | Ethernet, VLAN tags, the order of all others |
+//! | 1 | [`ip`] | the IP header: what is for a VIP, and what is the host's |
+//! | 2 | [`icmp`] | echo requests, and errors that belong to a flow |
+//! | 3 | [`tunnel`] | tunnels that end here |
+//! | 4 | [`transport`] | ports, and TCP's flags |
+//! | 5 | [`vip`] | which VIP |
+//! | 6 | [`too_big`] | frames that are too long |
+//! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`] |
+//! | 9 | [`out`] | local delivery, or an outer header |
+//!
+//! [`rows`] says which rows of the specification's table of differences the program has already.
+
+pub mod bytes;
+pub mod choose;
+pub mod config;
+pub mod flow;
+pub mod hash;
+pub mod icmp;
+pub mod ids;
+pub mod ip;
+pub mod out;
+pub mod rows;
+pub mod tables;
+pub mod too_big;
+pub mod transport;
+pub mod tunnel;
+pub mod vip;
+pub mod walk;
+
+use std::collections::BTreeMap;
+
+pub use config::Config;
+pub use config::Encapsulation;
+pub use config::Features;
+pub use flow::Entry;
+pub use flow::Flow;
+pub use flow::FlowTable;
+pub use tables::DecapMode;
+pub use tables::Hop;
+pub use tables::Real;
+pub use tables::RealId;
+pub use tables::Tables;
+pub use tables::Vip;
+pub use tables::VipFlags;
+pub use tables::VipNumber;
+
+/// A moment, in milliseconds of a clock that never goes back.
+pub type Time = u64;
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Sent, out of the interface that it came in on or of the one that leads to its real.
+    Tx,
+    /// Handed to the host's network stack.
+    Pass,
+    /// Dropped.
+    Drop,
+}
+
+/// How a walk ends: a verdict and its reason, by the name that counters and reports have for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Sent.
+    Tx(&'static str),
+    /// Handed to the host.
+    Pass(&'static str),
+    /// Dropped. The reasons of drops are counted.
+    Drop(&'static str),
+}
+
+/// A step's result: what it found out, or the end of the walk.
+pub type Step<T> = Result<T, End>;
+
+/// What came of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict and its reason.
+    pub end: End,
+    /// The frame as it leaves; of a dropped one the bytes do not count.
+    pub frame: Vec<u8>,
+    /// The VIP that it belongs to, if it was found.
+    pub vip: Option<VipNumber>,
+    /// The real that it was sent to or delivered for.
+    pub real: Option<RealId>,
+}
+
+impl End {
+    /// The verdict alone.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::Tx(_) => Verdict::Tx,
+            Self::Pass(_) => Verdict::Pass,
+            Self::Drop(_) => Verdict::Drop,
+        }
+    }
+}
+
+/// What the host application is told of: the kind, and the frame as it was at that step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `tcp_non_syn_miss`, `packet_too_big` or `quic_real_gone`.
+    pub kind: &'static str,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+/// Counters by `group.name`, as reports have them; what never moved is not in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(pub BTreeMap<(&'static str, &'static str), u64>);
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(&mut self, group: &'static str, name: &'static str, by: u64) {
+        *self.0.entry((group, name)).or_default() += by;
+    }
+}
+
+/// Packets and bytes, and what else is counted of one VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipCounters {
+    /// Packets that went to a real or were delivered to this host.
+    pub packets: u64,
+    /// Their bytes, by the length field of their IP header.
+    pub bytes: u64,
+    /// Unwrapped from GUE for this host's stack.
+    pub decap: u64,
+    /// Packets that open a connection, so that an id may follow.
+    pub server_id_new: u64,
+    /// Flows that an id took from another real.
+    pub server_id_moved: u64,
+}
+
+/// What is counted of one real.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RealCounters {
+    /// Packets of all VIPs.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// New flows of the watched VIP.
+    pub misses: u64,
+}
+
+/// A balancer, as one CPU knows it.
+#[derive(Clone, Debug)]
+pub struct Balancer {
+    /// What was chosen when it was loaded.
+    pub config: Config,
+    /// What the host application has put in.
+    pub tables: Tables,
+    /// What packets have put in.
+    pub flows: FlowTable,
+    /// The flood guard's window.
+    pub flood: flow::Flood,
+    /// Counters of no VIP or real.
+    pub counters: Counters,
+    /// Those of VIPs.
+    pub of_vips: BTreeMap<VipNumber, VipCounters>,
+    /// Those of reals.
+    pub of_reals: BTreeMap<RealId, RealCounters>,
+    /// What the host application would be told.
+    pub events: Vec<Event>,
+}
+
+impl Balancer {
+    /// One that no frame has come to.
+    pub fn new(config: Config, tables: Tables) -> Self {
+        Self {
+            config,
+            tables,
+            flows: FlowTable::default(),
+            flood: flow::Flood::default(),
+            counters: Counters::default(),
+            of_vips: BTreeMap::new(),
+            of_reals: BTreeMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    pub(crate) fn count(&mut self, group: &'static str, name: &'static str) {
+        self.counters.add(group, name, 1);
+    }
+
+    /// Tells the host application of an event, if it wants to know.
+    pub(crate) fn tell(&mut self, kind: &'static str, frame: &[u8]) {
+        if self.config.features.introspection && self.tables.listens {
+            self.count("events", kind);
+            self.events.push(Event {
+                kind,
+                frame: frame.to_vec(),
+            });
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Step 9: the packet is counted, and delivered to this host or wrapped and sent to its real.
+
+use std::net::IpAddr;
+
+use crate::Encapsulation;
+use crate::End;
+use crate::Step;
+use crate::VipNumber;
+use crate::bytes::ETHERNET;
+use crate::bytes::IPIP;
+use crate::bytes::IPV4;
+use crate::bytes::IPV6;
+use crate::bytes::IPV6_IN_IP;
+use crate::bytes::PROTOCOL_UDP;
+use crate::bytes::TYPE_IPV4;
+use crate::bytes::TYPE_IPV6;
+use crate::bytes::UDP;
+use crate::bytes::add;
+use crate::bytes::octets;
+use crate::bytes::pseudo_sum;
+use crate::bytes::put_u16;
+use crate::bytes::sum;
+use crate::choose::Choice;
+use crate::icmp::TTL;
+use crate::ip::Family;
+use crate::rows;
+use crate::transport::Packet;
+use crate::walk::Run;
+
+pub(crate) fn send(
+    run: &mut Run<'_>,
+    number: VipNumber,
+    packet: &Packet,
+    choice: &Choice,
+) -> Step<End> {
+    let bytes = u64::from(packet.header.length);
+    let of_vip = run.balancer.of_vips.entry(number).or_default();
+    of_vip.packets += 1;
+    of_vip.bytes += bytes;
+    let of_real = run.balancer.of_reals.entry(choice.real).or_default();
+    of_real.packets += 1;
+    of_real.bytes += bytes;
+
+    let tables = &run.balancer.tables;
+    let config = &run.balancer.config;
+    let real = tables.reals[&choice.real];
+    let is_local = tables.vips[&number].flags.local_vip && real.local;
+    if config.features.local_delivery && is_local {
+        return Ok(End::Pass("delivered to this host"));
+    }
+    // From the address that the frame came to, to the router; or as the real's next hop has it.
+    let (mut to, mut from) = match real.address {
+        IpAddr::V4(_) => (config.gateway_mac.to_vec(), run.frame[..6].to_vec()),
+        IpAddr::V6(_) => (config.gateway_mac_v6.to_vec(), run.frame[..6].to_vec()),
+    };
+    if config.next_hops {
+        let hop = tables.hops.get(&choice.real);
+        let hop = hop.ok_or(End::Drop("next_hop_unknown"))?;
+        to = hop.mac.to_vec();
+        from = hop.from.map_or(from, |mac| mac.to_vec());
+    }
+    let outer = match config.encapsulation {
+        Encapsulation::Ipip => ipip(run, packet, choice, real.address),
+        Encapsulation::Gue => gue(run, packet, choice, real.address),
+    };
+    let kind = match real.address {
+        IpAddr::V4(_) => TYPE_IPV4,
+        IpAddr::V6(_) => TYPE_IPV6,
+    };
+    let mut frame = to;
+    frame.extend(from);
+    frame.extend(kind.to_be_bytes());
+    frame.extend(outer);
+    frame.extend(&run.frame[ETHERNET..]);
+    run.frame = frame;
+    Ok(End::Tx("sent to its real"))
+}
+
+/// An outer IP header. The ToS byte is the inner one's.
+fn outer_header(source: IpAddr, real: IpAddr, protocol: u8, payload: u16, tos: u8) -> Vec<u8> {
+    let mut header;
+    match real {
+        IpAddr::V4(_) => {
+            header = vec![0x45, tos];
+            header.extend(payload.wrapping_add(IPV4 as u16).to_be_bytes());
+            header.extend([0, 0, 0, 0, TTL, protocol, 0, 0]);
+            header.extend(octets(source));
+            header.extend(octets(real));
+            let check = !sum(&header);
+            put_u16(&mut header, 10, check);
+        }
+        IpAddr::V6(_) => {
+            header = vec![0x60 | tos >> 4, tos << 4, 0, 0];
+            header.extend(payload.to_be_bytes());
+            header.extend([protocol, TTL]);
+            header.extend(octets(source));
+            header.extend(octets(real));
+        }
+    }
+    header
+}
+
+/// IP in IP. The outer source is made up per flow, so that a backend's queues share the flows.
+fn ipip(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8> {
+    let [high, low] = choice.source_port.to_be_bytes();
+    let address = octets(choice.source);
+    let tail = &address[address.len() - 4..];
+    let config = &run.balancer.config;
+    let source: IpAddr = match real {
+        IpAddr::V4(_) => {
+            let [a, b] = config.ipip_source_v4;
+            let mut host = [low ^ tail[2], high ^ tail[3]];
+            if rows::R37_USABLE_SOURCES && (host == [0, 0] || host == [0xff, 0xff]) {
+                host[1] ^= 1;
+            }
+            [a, b, host[0], host[1]].into()
+        }
+        IpAddr::V6(_) => {
+            let mut host = [tail[0] ^ high, tail[1] ^ low, tail[2], tail[3]];
+            if rows::R37_USABLE_SOURCES && (host == [0; 4] || host == [0xff; 4]) {
+                host[3] ^= 1;
+            }
+            let mut bytes = [0; 16];
+            bytes[..12].copy_from_slice(&config.ipip_source_v6);
+            bytes[12..].copy_from_slice(&host);
+            bytes.into()
+        }
+    };
+    let protocol = match packet.header.family {
+        Family::V4 => IPIP,
+        Family::V6 => IPV6_IN_IP,
+    };
+    let header = &packet.header;
+    outer_header(source, real, protocol, header.packet_length(), header.tos)
+}
+
+/// GUE, variant 1: a UDP header, and the packet at once.
+fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8> {
+    let config = &run.balancer.config;
+    let own: IpAddr = match real {
+        IpAddr::V4(_) => config.source_v4.map(IpAddr::V4),
+        IpAddr::V6(_) => config.source_v6.map(IpAddr::V6),
+    }
+    .unwrap_or(choice.source);
+    let [high, low] = choice.source_port.to_be_bytes();
+    let s = octets(choice.source);
+    let mut port = match (real, packet.header.family) {
+        (IpAddr::V4(_), Family::V4) => [low ^ s[2], high ^ s[3]],
+        (IpAddr::V6(_), Family::V4) => [s[2] ^ high, s[3] ^ low],
+        (IpAddr::V6(_), Family::V6) => [s[12] ^ high, s[13] ^ low],
+        (IpAddr::V4(_), Family::V6) => [low ^ s[14], high ^ s[15]],
+    };
+    if rows::R37_USABLE_SOURCES && port == [0, 0] {
+        port = [0xff, 0xff];
+    }
+    let length = packet.header.packet_length().wrapping_add(UDP as u16);
+    let mut udp = port.to_vec();
+    udp.extend(config.gue_port.to_be_bytes());
+    udp.extend(length.to_be_bytes());
+    udp.extend([0, 0]);
+    // A datagram without a checksum gets an outer header without one (RFC 6935).
+    if !packet.unchecked {
+        let pseudo = pseudo_sum(own, real, PROTOCOL_UDP, length);
+        let check = match !add(add(pseudo, sum(&udp)), inner_sum(run, packet)) {
+            0 => 0xffff,
+            check => check,
+        };
+        put_u16(&mut udp, 6, check);
+    }
+    let mut outer = outer_header(own, real, PROTOCOL_UDP, length, packet.header.tos);
+    outer.extend(udp);
+    outer
+}
+
+/// What the inner packet adds up to. The payload is not read, for the inner checksum says it: transport
+/// header and payload are the complement of the pseudo header.
+fn inner_sum(run: &Run<'_>, packet: &Packet) -> u16 {
+    let header = &packet.header;
+    let ip = &run.frame[ETHERNET..];
+    match header.family {
+        Family::V4 => {
+            let header_sum = match rows::R47_OUTER_CHECKSUM {
+                true => sum(&ip[..IPV4]),
+                // Its own checksum makes it 0.
+                false => 0,
+            };
+            // ICMP has no pseudo header over IPv4.
+            if packet.error.is_some() {
+                return header_sum;
+            }
+            let length = header.length.wrapping_sub(IPV4 as u16);
+            let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
+            add(header_sum, !pseudo)
+        }
+        Family::V6 => {
+            let pseudo = pseudo_sum(
+                header.source,
+                header.destination,
+                header.protocol,
+                header.length,
+            );
+            add(sum(&ip[..IPV6]), !pseudo)
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Step 3: tunnels that end here. The outer headers go, and what was inside is the host's, is sent
+//! back out, or is walked like any other packet.
+
+use std::net::IpAddr;
+
+use crate::End;
+use crate::Step;
+use crate::bytes::ETHERNET;
+use crate::bytes::IPIP;
+use crate::bytes::IPV4;
+use crate::bytes::IPV6;
+use crate::bytes::IPV6_IN_IP;
+use crate::bytes::PROTOCOL_TCP;
+use crate::bytes::PROTOCOL_UDP;
+use crate::bytes::TYPE_IPV4;
+use crate::bytes::TYPE_IPV6;
+use crate::bytes::UDP;
+use crate::bytes::put_u16;
+use crate::bytes::replaced;
+use crate::bytes::u16_at;
+use crate::bytes::v4_at;
+use crate::bytes::v6_at;
+use crate::icmp::swap_macs;
+use crate::ip::Family;
+use crate::ip::Header;
+use crate::rows;
+use crate::tables::DecapMode;
+use crate::tables::allowed;
+use crate::vip;
+use crate::walk::Run;
+
+/// Congestion experienced (RFC 3168).
+const CE: u8 = 3;
+
+/// A packet in a tunnel.
+struct Tunnel {
+    inner: Family,
+    /// Where in the frame the inner packet begins.
+    at: usize,
+    gue: bool,
+}
+
+/// What the packet carries, if it is a tunnel: IP in IP of any families, or GUE.
+fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
+    let at = header.payload;
+    let ipip = |inner| Tunnel {
+        inner,
+        at,
+        gue: false,
+    };
+    match header.protocol {
+        IPIP => Some(ipip(Family::V4)),
+        IPV6_IN_IP => Some(ipip(Family::V6)),
+        PROTOCOL_UDP if header.has(UDP) => {
+            let port = u16_at(&run.frame, at + 2);
+            if port != run.balancer.config.gue_port {
+                return None;
+            }
+            // The inner packet follows at once, and tells its version. One that is cut to nothing has
+            // no version; it is found to be cut short later.
+            let inner = match run.frame.get(at + UDP).map(|first| first >> 4) {
+                Some(4) | None => Family::V4,
+                Some(6) => Family::V6,
+                Some(_) if run.unwrapped && !rows::R45_GUE_IS_IP => Family::V4,
+                Some(_) => return None,
+            };
+            Some(Tunnel {
+                inner,
+                at: at + UDP,
+                gue: true,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether there was a tunnel, so that the walk begins again with what was in it.
+pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
+    if !run.balancer.config.features.inline_decap {
+        return Ok(false);
+    }
+    let Some(tunnel) = tunnel_of(run, header) else {
+        return Ok(false);
+    };
+    if run.unwrapped {
+        return Err(End::Pass("a tunnel in a tunnel"));
+    }
+    let mode = run.balancer.tables.decap.get(&header.destination).copied();
+    if mode.is_some() {
+        run.balancer.count("decap", "remote_encap");
+    } else if run.balancer.config.features.strict_destination && !is_own(run, header.destination) {
+        return Err(End::Pass("a tunnel that ends elsewhere"));
+    }
+    if rows::R49_EGRESS
+        && mode.is_some()
+        && !allowed(&run.balancer.tables.allow_sources, header.source)
+    {
+        return Err(End::Drop("decap_source"));
+    }
+    let outer = match header.family {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    };
+    run.balancer.count("decap", outer);
+    age(run, &tunnel)?;
+    if rows::R36_CONGESTION_MARKS {
+        pass_on_congestion(run, header, &tunnel)?;
+    }
+    if rows::R49_EGRESS && mode == Some(DecapMode::Egress) {
+        check_egress(run, &tunnel)?;
+    }
+    strip(run, &tunnel);
+    match mode {
+        None => {
+            if tunnel.gue {
+                count_for_vip(run, tunnel.inner);
+            }
+            Err(End::Pass("unwrapped for the host"))
+        }
+        Some(DecapMode::Egress) => {
+            let name = match tunnel.inner {
+                Family::V4 => "egress_v4",
+                Family::V6 => "egress_v6",
+            };
+            run.balancer.count("decap", name);
+            swap_macs(&mut run.frame);
+            Err(End::Tx("unwrapped and sent out"))
+        }
+        Some(DecapMode::Inline) => {
+            let name = match tunnel.inner {
+                Family::V4 => "xpop_v4",
+                Family::V6 => "xpop_v6",
+            };
+            run.balancer.count("decap", name);
+            run.unwrapped = true;
+            Ok(true)
+        }
+    }
+}
+
+fn is_own(run: &Run<'_>, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => run.balancer.config.source_v4 == Some(v4),
+        IpAddr::V6(v6) => run.balancer.config.source_v6 == Some(v6),
+    }
+}
+
+/// The tunnel was one hop, so the inner packet has one less to go. One that has none left ends here.
+fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
+    let inner = &mut run.frame[tunnel.at..];
+    let (size, ttl) = match tunnel.inner {
+        Family::V4 => (IPV4, 8),
+        Family::V6 => (IPV6, 7),
+    };
+    if inner.len() < size {
+        return Err(End::Drop("inner_truncated"));
+    }
+    if inner[ttl] <= 1 {
+        return Err(End::Drop("inner_expired"));
+    }
+    let before = u16_at(inner, 8);
+    inner[ttl] -= 1;
+    if tunnel.inner == Family::V4 {
+        let check = replaced(u16_at(inner, 10), before, u16_at(inner, 8));
+        put_u16(inner, 10, check);
+    }
+    Ok(())
+}
+
+/// A mark that routers have put on the outer header reaches the inner one (RFC 6040). A sender that
+/// does not know such marks hears of congestion by the loss.
+fn pass_on_congestion(run: &mut Run<'_>, header: &Header, tunnel: &Tunnel) -> Step<()> {
+    if header.tos & CE != CE {
+        return Ok(());
+    }
+    let inner = &mut run.frame[tunnel.at..];
+    match tunnel.inner {
+        Family::V4 => {
+            if inner[1] & CE == 0 {
+                return Err(End::Drop("ecn"));
+            }
+            let before = u16_at(inner, 0);
+            inner[1] |= CE;
+            let check = replaced(u16_at(inner, 10), before, u16_at(inner, 0));
+            put_u16(inner, 10, check);
+        }
+        Family::V6 => {
+            if inner[1] & CE << 4 == 0 {
+                return Err(End::Drop("ecn"));
+            }
+            inner[1] |= CE << 4;
+        }
+    }
+    Ok(())
+}
+
+/// What leaves by an egress address is an IP packet from where it may come, and no tunnel.
+fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
+    let inner = &run.frame[tunnel.at..];
+    let (version, protocol, source) = match tunnel.inner {
+        Family::V4 => (4, inner[9], v4_at(inner, 12)),
+        Family::V6 => (6, inner[6], v6_at(inner, 8)),
+    };
+    if inner[0] >> 4 != version {
+        return Err(End::Drop("inner_truncated"));
+    }
+    if protocol == IPIP || protocol == IPV6_IN_IP {
+        return Err(End::Drop("nested_tunnel"));
+    }
+    if !allowed(&run.balancer.tables.egress_sources, source) {
+        return Err(End::Drop("egress_source"));
+    }
+    Ok(())
+}
+
+/// Removes the outer headers. The MAC addresses stay.
+fn strip(run: &mut Run<'_>, tunnel: &Tunnel) {
+    run.frame.drain(ETHERNET..tunnel.at);
+    let kind = match tunnel.inner {
+        Family::V4 => TYPE_IPV4,
+        Family::V6 => TYPE_IPV6,
+    };
+    put_u16(&mut run.frame, 12, kind);
+}
+
+/// Counts a packet that came by GUE, and is the host's now, for the VIP that it belongs to.
+fn count_for_vip(run: &mut Run<'_>, family: Family) {
+    let ip = &run.frame[ETHERNET..];
+    let (destination, protocol, size) = match family {
+        Family::V4 if ip[0] & 0xf != 5 => return,
+        Family::V4 => (v4_at(ip, 16), ip[9], IPV4),
+        Family::V6 => (v6_at(ip, 24), ip[6], IPV6),
+    };
+    if (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP) || ip.len() < size + UDP {
+        return;
+    }
+    let port = u16_at(ip, size + 2);
+    if let Some((number, _)) = vip::lookup(&run.balancer.tables, destination, port, protocol) {
+        run.balancer.of_vips.entry(number).or_default().decap += 1;
+    }
+}

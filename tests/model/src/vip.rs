@@ -1,0 +1,70 @@
+//! Step 5: which VIP. The exact one goes first, then a prefix, then any port, then both.
+
+use std::net::IpAddr;
+
+use crate::End;
+use crate::Step;
+use crate::tables::Tables;
+use crate::tables::Vip;
+use crate::tables::VipNumber;
+use crate::tables::covers;
+use crate::transport::Packet;
+use crate::walk::Run;
+
+impl Vip {
+    /// Whether an address is one of it, whatever the port.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        match self.prefix {
+            None => self.address == address,
+            Some(length) => covers(self.address, length, address),
+        }
+    }
+}
+
+/// The VIP of a destination, and whether address and port are its very own.
+pub fn lookup(
+    tables: &Tables,
+    destination: IpAddr,
+    port: u16,
+    protocol: u8,
+) -> Option<(VipNumber, bool)> {
+    let best = |prefixes: bool, port: u16| {
+        tables
+            .vips
+            .iter()
+            .filter(|(_, vip)| {
+                vip.prefix.is_some() == prefixes
+                    && vip.port == port
+                    && vip.protocol == protocol
+                    && vip.covers(destination)
+            })
+            .max_by_key(|(_, vip)| vip.prefix)
+            .map(|(number, _)| *number)
+    };
+    if let Some(number) = best(false, port) {
+        return Some((number, true));
+    }
+    let inexact = best(true, port)
+        .or_else(|| best(false, 0))
+        .or_else(|| best(true, 0));
+    inexact.map(|number| (number, false))
+}
+
+/// The packet's VIP. If that is not exactly its destination all ports of it are one flow, unless the
+/// VIP wants them told apart.
+pub(crate) fn find(run: &Run<'_>, mut packet: Packet) -> Step<(VipNumber, Packet)> {
+    let tables = &run.balancer.tables;
+    let flow = &mut packet.flow;
+    let (number, exact) = lookup(
+        tables,
+        flow.destination,
+        flow.destination_port,
+        flow.protocol,
+    )
+    .ok_or(End::Pass("not a VIP"))?;
+    let flags = tables.vips[&number].flags;
+    if !exact && !flags.dport_hash && !flags.src_dst_port {
+        flow.destination_port = 0;
+    }
+    Ok((number, packet))
+}
