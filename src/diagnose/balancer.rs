@@ -10,6 +10,7 @@ use super::Subject;
 use super::facts::XDP_ACT_NDO_XMIT;
 use super::host::host;
 use super::interface::Holder;
+use super::interface::checksums;
 use super::interface::holder;
 use super::interface::interface;
 use super::interface::lost;
@@ -94,6 +95,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     if interface(&facts.interface, &mut found) {
         program(facts, &mut found);
         offload(&facts.interface, &mut found);
+        checksums(&facts.interface, &mut found);
         queues(facts, &mut found);
         mtu(facts, &mut found);
     }

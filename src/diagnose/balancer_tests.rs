@@ -6,6 +6,7 @@ use crate::diagnose::OurAttachment;
 use crate::diagnose::Ours;
 use crate::diagnose::Present;
 use crate::diagnose::Severity;
+use crate::diagnose::facts::OtherEnd;
 use crate::diagnose::facts::XDP_ACT_BASIC;
 use crate::diagnose::interrupts::Interrupt;
 use crate::environment::Privileges;
@@ -137,7 +138,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 46] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 49] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -366,6 +367,32 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Offload,
             "merges",
             "lro off",
+        ),
+        (
+            |f| f.interface.hardware_gro = Some(true),
+            Warning,
+            Subject::Offload,
+            "HW-GRO",
+            "rx-gro-hw off",
+        ),
+        (
+            |f| {
+                f.interface.other_end = Some(OtherEnd::Here {
+                    name: "veth7".to_owned(),
+                    leaves_checksums: Some(true),
+                });
+            },
+            Warning,
+            Subject::Offload,
+            "the other end, veth7, leaves checksums unfinished",
+            "ethtool -K veth7 tx off",
+        ),
+        (
+            |f| f.interface.other_end = Some(OtherEnd::Elsewhere),
+            Note,
+            Subject::Offload,
+            "in another network namespace",
+            "tx off",
         ),
         (
             |f| f.interface.rxvlan = Some(true),
