@@ -41,6 +41,8 @@ fn good() -> Balancer {
             interrupts: Vec::new(),
             lro: Some(false),
             gro: Some(true),
+            hardware_gro: Some(false),
+            other_end: None,
             rxvlan: Some(false),
             ours: Ours {
                 program: Some(7),

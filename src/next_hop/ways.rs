@@ -180,6 +180,7 @@ mod tests {
             vlan: false,
             controller,
             vrf_table,
+            peer: None,
         };
         let mut interfaces = Interfaces::default();
         interfaces.replace(BTreeMap::from([
