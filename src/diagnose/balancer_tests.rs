@@ -53,7 +53,7 @@ fn good() -> Balancer {
                 elsewhere: false,
             },
         },
-        frags: false,
+        pages: Pages::One,
         max_frame: MaxFrame::Bytes(1514),
         answers_too_big: true,
         encapsulation: Encapsulation::Ipip,

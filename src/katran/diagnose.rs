@@ -14,6 +14,7 @@ use crate::diagnose::EmptyVip;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
+use crate::diagnose::Pages;
 use crate::diagnose::judge_balancer;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -128,7 +129,10 @@ impl Katran {
         Ok(judge_balancer(&Balancer {
             host,
             interface: facts,
-            frags: config.frags,
+            pages: match config.frags {
+                true => Pages::Many,
+                false => Pages::One,
+            },
             max_frame: config.max_frame,
             answers_too_big: config.features.contains(Features::ICMP_TOO_BIG),
             encapsulation: config.encapsulation,
