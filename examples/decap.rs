@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! decap --interface eth0 [--mode auto|native|generic] [--tc] [--tc-hook auto|tcx|clsact]
-//!       [--destination ADDRESS]... [--gue-port PORT] [--server-id NUMBER]
+//!       [--destination ADDRESS]... [--from PREFIX]... [--to PREFIX]... [--gue-port PORT]
+//!       [--server-id NUMBER]
 //! ```
+//! `--from` is where the balancers' tunnels come from, `--to` the VIPs: without them, anybody who reaches this
+//! host can have packets with made-up sources appear on it.
 //! With `--tc` it works at tc ingress instead of in XDP; with `--check --vip 203.0.113.1` it only prints
 //! what would keep this backend from answering.
 //! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
@@ -23,6 +26,7 @@ use clap::CommandFactory;
 use clap::Parser;
 use clap::error::ErrorKind;
 use katran::Decap;
+use katran::Prefix;
 use katran::XdpMode;
 use katran::attachments::TcHook;
 use katran::diagnosis::Diagnosis;
@@ -59,6 +63,14 @@ struct Arguments {
     /// Strip only tunnels that end here: one address per family; without any, all tunnels
     #[arg(long, value_name = "ADDRESS")]
     destination: Vec<IpAddr>,
+    /// Strip only tunnels from addresses in this prefix and drop others, such as 172.16.0.0/16; may be
+    /// given several times; without any, from everywhere
+    #[arg(long, value_name = "PREFIX")]
+    from: Vec<Prefix>,
+    /// Strip only tunnels with packets to addresses in this prefix and drop others: the VIPs; may be
+    /// given several times; without any, to everywhere
+    #[arg(long, value_name = "PREFIX")]
+    to: Vec<Prefix>,
     /// The UDP port that GUE comes to; 0: leave GUE alone
     #[arg(long, value_name = "PORT", default_value_t = 6080)]
     gue_port: u16,
@@ -93,6 +105,8 @@ fn strip(arguments: &Arguments) -> Result<()> {
             builder.destination(*address)
         });
     let builder = builder
+        .allow_sources(arguments.from.iter().copied())
+        .allow_destinations(arguments.to.iter().copied())
         .gue_port(arguments.gue_port)
         .server_id(arguments.server_id);
     let mut decap = match builder.load() {
@@ -159,7 +173,6 @@ fn line(now: &DecapCounters, last: &DecapCounters) -> String {
     let v4 = |counters: &DecapCounters| counters.ipip_v4 + counters.gue_v4;
     let v6 = |counters: &DecapCounters| counters.ipip_v6 + counters.gue_v6;
     let stripped = |counters: &DecapCounters| v4(counters) + v6(counters);
-    let dropped = now.drop_truncated + now.drop_options + now.drop_fragment + now.drop_head;
     format!(
         "{:>11} {:>14} {:>14} {:>11} {:>10} {:>8}",
         now.total,
@@ -167,7 +180,7 @@ fn line(now: &DecapCounters, last: &DecapCounters) -> String {
         v6(now),
         stripped(now) - stripped(last),
         now.foreign,
-        dropped
+        now.dropped()
     )
 }
 

@@ -63,10 +63,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     ]);
     let (mut unwrapped, mut refused) = (0, 0);
     for (name, counters) in site.names().zip(of_backends) {
-        let dropped = counters.drop_truncated
-            + counters.drop_options
-            + counters.drop_fragment
-            + counters.drop_head;
+        let dropped = counters.dropped();
         unwrapped += counters.ipip_v4 + counters.ipip_v6;
         refused += dropped;
         let mut row = vec![name.to_owned()];

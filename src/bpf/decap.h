@@ -3,11 +3,12 @@
  * The backend's decapsulator: strips IP in IP and GUE on arrival (all four mixes of families) and
  * hands the inner packet to the stack, where the VIP sits on the loopback interface. What is not
  * tunnelled passes untouched, fragments and options included. It is compiled for XDP and for tc, which
- * say what CONTEXT, PASS and DROP are, and how to strip.
+ * say what CONTEXT, PASS and DROP are (and SUM_CHANGED), and how to strip.
  */
 #pragma once
 
 #include "cursor.h"
+#include "ecn.h"
 #include "headers.h"
 #include "shared.h"
 #include "tcp_option.h"
@@ -31,6 +32,9 @@ const volatile __u32 destination_v4 = 0;
 const volatile __u32 destination_v6[4] = {};
 /* The UDP port that GUE comes to; 0: GUE is not stripped. */
 const volatile __u16 gue_port = 6080;
+/* On: an outer source, or an inner destination, that no prefix covers is dropped. */
+const volatile __u8 limit_sources = 0;
+const volatile __u8 limit_destinations = 0;
 /* This server's own id in TCP options; 0: packets are not looked at for one. */
 const volatile __u32 own_server_id = 0;
 
@@ -40,6 +44,49 @@ struct {
 	__type(key, __u32);
 	__type(value, struct decap_counters);
 } decap_counters SEC(".maps");
+
+/* Prefixes of outer sources and of inner destinations. */
+struct prefixes {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct address_prefix);
+	__type(value, __u32);
+};
+
+struct prefixes allowed_sources SEC(".maps");
+struct prefixes allowed_destinations SEC(".maps");
+
+/* Whether one of the prefixes covers an address. */
+static __always_inline bool is_allowed(struct prefixes *prefixes, const void *address, bool v6)
+{
+	struct address_prefix key = {
+		.prefix_length = 32 + (v6 ? 128 : 32),
+		.family = v6 ? FAMILY_V6 : FAMILY_V4,
+	};
+
+	if (v6)
+		__builtin_memcpy(key.address, address, sizeof(struct in6_addr));
+	else
+		__builtin_memcpy(key.address, address, sizeof(__be32));
+	return bpf_map_lookup_elem(prefixes, &key);
+}
+
+/* Whether an inner packet whose header is there goes where it may. */
+static __always_inline bool goes_where_it_may(const struct tunnel *tunnel)
+{
+	struct cursor cursor = tunnel->inner;
+
+	if (tunnel->inner_v6) {
+		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && is_allowed(&allowed_destinations, &ip->daddr, true);
+	} else {
+		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && is_allowed(&allowed_destinations, &ip->daddr, false);
+	}
+}
 
 static __always_inline bool is_ours(const struct tunnel *tunnel)
 {
@@ -51,7 +98,8 @@ static __always_inline bool is_ours(const struct tunnel *tunnel)
 	       end[2] == destination_v6[2] && end[3] == destination_v6[3];
 }
 
-/* Counts the TCP server id in the inner packet, if it carries one. */
+/* Counts the TCP server id in the inner packet, if it carries one. A SYN has none to carry: what is in it
+ * is of an earlier connection, and the balancer does not look at it. */
 static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters *count,
 					    struct cursor packet, bool v6)
 {
@@ -76,7 +124,7 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 	if (protocol != IPPROTO_TCP)
 		return;
 	tcp = cursor_take(&packet, sizeof(*tcp));
-	if (!tcp || tcp->doff <= sizeof(*tcp) / 4)
+	if (!tcp || tcp->syn || tcp->doff <= sizeof(*tcp) / 4)
 		return;
 	id = tcp_option_id(ctx, packet, tcp->doff * 4 - sizeof(*tcp));
 	if (!id)
@@ -102,11 +150,13 @@ static __always_inline void count_stripped(struct decap_counters *count, const s
 static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, struct ethhdr *eth,
 				  const struct tunnel *tunnel)
 {
-	struct cursor cursor = tunnel->inner;
-
 	if (strict && !is_ours(tunnel)) {
 		count->foreign++;
 		return PASS;
+	}
+	if (limit_sources && !is_allowed(&allowed_sources, tunnel->source, tunnel->outer_v6)) {
+		count->drop_source++;
+		return DROP;
 	}
 	if (tunnel->options) {
 		count->drop_options++;
@@ -116,8 +166,20 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		count->drop_fragment++;
 		return DROP;
 	}
-	if (!cursor_take(&cursor, tunnel->inner_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr))) {
+	if (!inner_is_whole(tunnel)) {
 		count->drop_truncated++;
+		return DROP;
+	}
+	if (!inner_is_ip(tunnel)) {
+		count->drop_version++;
+		return DROP;
+	}
+	if (limit_destinations && !goes_where_it_may(tunnel)) {
+		count->drop_destination++;
+		return DROP;
+	}
+	if (!hand_on_ecn(ctx, tunnel)) {
+		count->drop_ecn++;
 		return DROP;
 	}
 	if (own_server_id)

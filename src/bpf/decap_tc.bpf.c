@@ -7,6 +7,8 @@
 /* What other programs there are have their say, too. */
 #define PASS TC_ACT_UNSPEC
 #define DROP TC_ACT_SHOT
+/* The kernel may know what the packet adds up to, if the device has told it. */
+#define SUM_CHANGED(ctx, from, to) bpf_csum_update(ctx, (__u16)~(from) + (__u32)(__u16)(to))
 #include "decap.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -10,6 +10,7 @@
 #include "counters.h"
 #include "csum.h"
 #include "cursor.h"
+#include "ecn.h"
 #include "headers.h"
 #include "icmp.h"
 #include "lookup.h"
@@ -33,6 +34,15 @@ static __always_inline bool ends_here(const struct tunnel *tunnel)
 		return own->v4 && end[0] == own->v4;
 	return (own->v6[0] | own->v6[1] | own->v6[2] | own->v6[3]) && end[0] == own->v6[0] &&
 	       end[1] == own->v6[1] && end[2] == own->v6[2] && end[3] == own->v6[3];
+}
+
+/* Whether the inner packet is in a tunnel itself. */
+static __always_inline bool is_nested(const struct tunnel *tunnel)
+{
+	struct tunnel nested;
+
+	return tunnel->inner_v6 ? find_tunnel_v6(&nested, tunnel->inner, gue_port) :
+				  find_tunnel_v4(&nested, tunnel->inner, gue_port);
 }
 
 /* Takes one from the inner packet's time to live. */
@@ -63,6 +73,25 @@ static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 		ip->check = csum_replace(ip->check, before, *ttl_and_protocol);
 	}
 	return DROP_NONE;
+}
+
+/* Whether the inner packet may go on; then it is as it leaves the tunnel. */
+static __always_inline enum drop_reason check_inner(const struct run *run, const struct tunnel *tunnel,
+						    bool egress)
+{
+	enum drop_reason reason;
+
+	if (!inner_is_whole(tunnel))
+		return DROP_INNER_TRUNCATED;
+	if (!inner_is_ip(tunnel))
+		return DROP_INNER_VERSION;
+	/* What goes back out may come back in: each time one header lighter. */
+	if (egress && is_nested(tunnel))
+		return DROP_NESTED_TUNNEL;
+	reason = age_inner(tunnel);
+	if (reason)
+		return reason;
+	return hand_on_ecn(run->ctx, tunnel) ? DROP_NONE : DROP_ECN;
 }
 
 /* Removes the outer headers; what the run knows of the frame follows. */
@@ -156,7 +185,7 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 		count->v6++;
 	else
 		count->v4++;
-	reason = age_inner(&tunnel);
+	reason = check_inner(run, &tunnel, mode && *mode == DECAP_EGRESS);
 	if (reason)
 		return drop(run, reason);
 	if (!strip(run, cursor, type, &tunnel))

@@ -10,6 +10,7 @@
 #include "cursor.h"
 #include "headers.h"
 #include "icmp.h"
+#include "tunnel.h"
 
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -205,7 +206,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 		if (gue_is_on(run))
 			packet->unchecked = !ports->check;
 		if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped &&
-		    ports->dest == bpf_htons(gue_port))
+		    ports->dest == bpf_htons(gue_port) && is_in_gue(*cursor))
 			return pass(run, STEP_TUNNEL_IN_TUNNEL);
 	}
 	packet->flow.source_port = ports->source;

@@ -247,6 +247,14 @@ enum void_reason {
 	VOID_REMOVED, /* the VIP has it no more */
 };
 
+/* The key of tries of prefixes that addresses are looked for in, of both families. */
+struct address_prefix {
+	__u32 prefix_length; /* bits after this field: 32 and the address prefix's length */
+	__u32 family;
+	__u8 address[ADDRESS_BYTES];
+};
+_Static_assert(sizeof(struct address_prefix) == 24, "address_prefix is copied byte by byte");
+
 struct decap_destination {
 	__u8 address[ADDRESS_BYTES];
 	__u32 family;
@@ -293,6 +301,9 @@ enum drop_reason {
 	DROP_INNER_TRUNCATED,
 	DROP_INNER_EXPIRED,
 	DROP_DECAP_FAILED,
+	DROP_INNER_VERSION,
+	DROP_ECN,
+	DROP_NESTED_TUNNEL,
 	DROP_VLAN_FAILED,
 	DROP_NEXT_HOP_UNKNOWN,
 	DROP_REDIRECT_FAILED,
@@ -550,6 +561,7 @@ struct constants {
 	struct source_prefix_v6 source_v6;
 	struct down_real down_real;
 	struct decap_destination decap_destination;
+	struct address_prefix address_prefix;
 	struct server_id_line server_id_line;
 };
 
@@ -617,6 +629,10 @@ struct decap_counters {
 	__u64 drop_options;
 	__u64 drop_fragment;
 	__u64 drop_head;
+	__u64 drop_version;
+	__u64 drop_ecn;
+	__u64 drop_source;
+	__u64 drop_destination;
 	__u64 foreign; /* tunnelled, but to another destination: passed, strict destination */
 	__u64 server_ids; /* packets that carry a TCP server id */
 	__u64 other_server_ids; /* those meant for another server */

@@ -22,6 +22,7 @@ struct tunnel {
 	const void *source; /* the outer addresses, in the packet */
 	const void *destination;
 	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
+	__u8 tos; /* of the outer header: type of service or traffic class */
 	bool outer_v6;
 	bool inner_v6;
 	bool gue;
@@ -30,20 +31,30 @@ struct tunnel {
 	bool fragment;
 };
 
-/* The inner packet follows UDP's header, and its version tells its family: neither 4 nor 6 is no GUE. */
+/* The IP version that what is at the cursor begins with; 0: nothing is there. */
+static __always_inline __u8 ip_version(struct cursor cursor)
+{
+	const __u8 *first = cursor_take(&cursor, 1);
+
+	return first ? *first >> 4 : 0;
+}
+
+/* Whether what follows the header of a UDP datagram to GUE's port is a packet: its version tells its
+ * family, and what begins with neither 4 nor 6 is something else. */
+static __always_inline bool is_in_gue(struct cursor behind)
+{
+	const __u8 version = ip_version(behind);
+
+	return version == 4 || version == 6;
+}
+
 static __always_inline bool is_gue(struct tunnel *tunnel, __u16 port)
 {
 	const struct udphdr *udp = cursor_take(&tunnel->inner, sizeof(*udp));
-	struct cursor behind = tunnel->inner;
-	const __u8 *first;
 
-	if (!udp || udp->dest != bpf_htons(port))
+	if (!udp || udp->dest != bpf_htons(port) || !is_in_gue(tunnel->inner))
 		return false;
-	first = cursor_take(&behind, 1);
-	/* Without a first byte it is one that is cut short. */
-	if (first && *first >> 4 != 4 && *first >> 4 != 6)
-		return false;
-	tunnel->inner_v6 = first && *first >> 4 == 6;
+	tunnel->inner_v6 = ip_version(tunnel->inner) == 6;
 	tunnel->outer_bytes += sizeof(*udp);
 	tunnel->gue = true;
 	return true;
@@ -73,6 +84,7 @@ static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor 
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
 		.outer_bytes = sizeof(*ip),
+		.tos = ip->tos,
 		.options = ip->ihl != sizeof(*ip) / 4,
 		.fragment = ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK),
 	};
@@ -90,7 +102,23 @@ static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor 
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
 		.outer_bytes = sizeof(*ip),
+		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
 		.outer_v6 = true,
 	};
 	return is_tunnel_protocol(tunnel, ip->nexthdr, port);
+}
+
+/* Whether the inner packet's header is there. */
+static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
+{
+	struct cursor cursor = tunnel->inner;
+
+	return cursor_take(&cursor, tunnel->inner_v6 ? sizeof(struct ipv6hdr) :
+						       sizeof(struct iphdr));
+}
+
+/* Whether it is an IP packet of the family that the outer header says. */
+static __always_inline bool inner_is_ip(const struct tunnel *tunnel)
+{
+	return ip_version(tunnel->inner) == (tunnel->inner_v6 ? 6 : 4);
 }

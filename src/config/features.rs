@@ -15,8 +15,8 @@ bitflags! {
     /// The optional parts of the program; chosen at load with
     /// [`Builder::features`](crate::Builder::features).
     ///
-    /// The default set is `ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features are these names in
-    /// lower case with hyphens, separated by commas: `icmp-too-big,local-delivery`.
+    /// The default set is `STRICT_DESTINATION | ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features are these
+    /// names in lower case with hyphens, separated by commas: `icmp-too-big,local-delivery`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[doc(alias = "KatranFeatureEnum")]
     pub struct Features: u32 {
@@ -25,12 +25,18 @@ bitflags! {
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
         /// Tunnelled packets that arrive for this host are unwrapped; see
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). A set that you write down
+        /// yourself has `STRICT_DESTINATION` only if you name it.
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
         /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
         /// source address ([`Builder::source_v4`](crate::Builder::source_v4),
-        /// [`Builder::source_v6`](crate::Builder::source_v6)).
+        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, without effect where
+        /// [`INLINE_DECAP`](Self::INLINE_DECAP) is off.
+        ///
+        /// **Switched off, every tunnel that reaches this host is unwrapped, whatever address it is for, and
+        /// what was in it goes to the host's network stack**: anybody can have packets with made-up sources
+        /// appear there, behind filters, and sent on if the host forwards (CVE-2020-10136).
         const STRICT_DESTINATION = feature::FEATURE_STRICT_DESTINATION.0;
         /// Answer packets longer than `max_frame` with an ICMP error that names the MTU;
         /// without it they are dropped. On by default.
@@ -85,9 +91,10 @@ impl Features {
 }
 
 impl Default for Features {
-    /// [`ICMP_TOO_BIG`](Self::ICMP_TOO_BIG) and [`LOCAL_DELIVERY`](Self::LOCAL_DELIVERY).
+    /// [`STRICT_DESTINATION`](Self::STRICT_DESTINATION), [`ICMP_TOO_BIG`](Self::ICMP_TOO_BIG) and
+    /// [`LOCAL_DELIVERY`](Self::LOCAL_DELIVERY).
     fn default() -> Self {
-        Self::ICMP_TOO_BIG | Self::LOCAL_DELIVERY
+        Self::STRICT_DESTINATION | Self::ICMP_TOO_BIG | Self::LOCAL_DELIVERY
     }
 }
 
@@ -99,7 +106,7 @@ mod tests {
     fn text_form_round_trips() {
         assert_eq!(
             Features::default().to_string(),
-            "icmp-too-big,local-delivery"
+            "strict-destination,icmp-too-big,local-delivery"
         );
         let all = Features::all().to_string();
         assert_eq!(all.parse::<Features>().unwrap(), Features::all());

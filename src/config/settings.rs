@@ -175,12 +175,15 @@ settings! {
 
     /// The optional parts of the program: exactly these are on.
     ///
+    /// With `inline-decap` name `strict-destination`, too. **Without it every tunnel that reaches this host is
+    /// unwrapped**: see [`Features::STRICT_DESTINATION`].
+    ///
     /// Those that say "Not in this version" are refused with
     /// [`Error::Unsupported`]. [`Katran::reload`](crate::Katran::reload)
     /// changes them later.
     features: Features {
         set: features(features: Features) = features,
-        default: (Features::default(), "`icmp-too-big` and `local-delivery`"),
+        default: (Features::default(), "`strict-destination`, `icmp-too-big` and `local-delivery`"),
         range: ("those that this version has", |features| features.check()),
         unit: "features",
         key: set,

@@ -88,6 +88,12 @@ drop_reasons! {
     InnerExpired = DROP_INNER_EXPIRED, "inner_expired";
     /// The outer headers could not be removed.
     DecapFailed = DROP_DECAP_FAILED, "decap_failed";
+    /// In a tunnel: no IP packet of the family that the outer header says.
+    InnerVersion = DROP_INNER_VERSION, "inner_version";
+    /// A tunnelled packet with a mark of congestion outside, whose ends do not know such marks (RFC 6040).
+    Ecn = DROP_ECN, "ecn";
+    /// A tunnel in a tunnel to an egress address.
+    NestedTunnel = DROP_NESTED_TUNNEL, "nested_tunnel";
     /// The VLAN tags could not be taken off or put back.
     VlanFailed = DROP_VLAN_FAILED, "vlan_failed";
     /// Nothing is known of how to reach the real on its segment.

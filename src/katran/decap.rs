@@ -56,9 +56,15 @@ pub struct InlineDecapMut<'a> {
 
 impl InlineDecapMut<'_> {
     /// Lets tunnels (IP in IP, and GUE to `gue_port`) end at an address: what was in them is balanced
-    /// like any other packet, or goes back out. Packets in tunnels to other addresses are taken for
-    /// the host's own: they are unwrapped and passed to its network stack, unless
-    /// [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION) is on.
+    /// like any other packet, or goes back out. Tunnels to this host's own source addresses are unwrapped, too, and
+    /// what was in them is passed to its network stack; others are passed as they are.
+    ///
+    /// **Without [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION), which is on by
+    /// default, tunnels to whatever address are taken for the host's own**, and unwrapped for anybody.
+    ///
+    /// Marks of congestion in the outer header reach the inner packet (RFC 6040). What is dropped:
+    /// [`DropReason`](crate::stats::DropReason) `InnerTruncated`, `InnerVersion`, `InnerExpired`, `Ecn`, and
+    /// `NestedTunnel` at an address for [`DecapMode::Egress`].
     ///
     /// # Errors
     /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);

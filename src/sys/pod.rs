@@ -46,13 +46,14 @@ pod! {
     types::source_prefix_v6 = 20;
     types::down_real = 8;
     types::decap_destination = 20;
+    types::address_prefix = 24;
     types::server_id_line = 64;
     health::probe_match = 20;
     health::probe_real = 20;
     health::probe_way = 8;
     health::probe_totals = 6 * 8;
     health::vip_key = 20;
-    decap_counters = 12 * 8;
+    decap_counters = 16 * 8;
     server_id_counters = 24;
     server_id_connection = 8;
 }

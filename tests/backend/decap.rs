@@ -44,7 +44,7 @@ thread_local! {
 }
 
 /// Runs a test with the XDP program, then with the one for tc.
-fn both(test: impl Fn()) {
+pub(super) fn both(test: impl Fn()) {
     require_root();
     test();
     TC.set(Some(Host::new("tc").unwrap()));
@@ -61,7 +61,7 @@ fn decap(destinations: &[&str]) -> Decap {
     load_decap(builder)
 }
 
-fn load_decap(builder: DecapBuilder) -> Decap {
+pub(super) fn load_decap(builder: DecapBuilder) -> Decap {
     let mut decap = builder.load().unwrap();
     TC.with_borrow(|host| {
         if let Some(host) = host {
@@ -73,7 +73,7 @@ fn load_decap(builder: DecapBuilder) -> Decap {
     decap
 }
 
-fn inner_flows() -> [Flow; 2] {
+pub(super) fn inner_flows() -> [Flow; 2] {
     [
         Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443")),
         Flow::udp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443")),
@@ -86,7 +86,7 @@ fn tunnelled(flow: Flow, real: &str) -> Vec<u8> {
     ipip(&frame(flow), Some(source.ip()), source.port(), ip(real))
 }
 
-fn run(decap: &Decap, frame: &[u8]) -> Ran {
+pub(super) fn run(decap: &Decap, frame: &[u8]) -> Ran {
     match decap.tc_program_fd() {
         Some(program) => bpf::run_tc(program, frame),
         None => bpf::run(decap.program_fd(), frame),
@@ -284,7 +284,7 @@ fn only_one_layer_is_stripped() {
 }
 
 /// A packet in a GUE tunnel to this address and port.
-fn gue(inner: &[u8], to: &str, port: u16) -> Vec<u8> {
+pub(super) fn gue(inner: &[u8], to: &str, port: u16) -> Vec<u8> {
     let from = if ip(to).is_ipv4() {
         "172.16.1.1:99"
     } else {

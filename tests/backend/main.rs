@@ -7,5 +7,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod decap;
+mod decap_rules;
 mod health_wire;
 mod server_id_option;

@@ -33,20 +33,25 @@ const REAL: &str = "198.51.100.1";
 const TCP: &str = "203.0.113.1:443";
 const TCP6: &str = "[2001:db8:1::1]:443";
 /// Tunnel ends by family: listed as inline, listed as egress, and the host's own.
-const INLINE: [&str; 2] = ["192.0.2.200", "2001:db8:d::1"];
-const EGRESS: [&str; 2] = ["192.0.2.202", "2001:db8:e::1"];
-const OWN: [&str; 2] = ["198.18.0.10", "2001:db8:ffff::10"];
-const ELSEWHERE: [&str; 2] = ["192.0.2.99", "2001:db8:99::1"];
-const GUE_PORT: u16 = 6080;
+pub(super) const INLINE: [&str; 2] = ["192.0.2.200", "2001:db8:d::1"];
+pub(super) const EGRESS: [&str; 2] = ["192.0.2.202", "2001:db8:e::1"];
+pub(super) const OWN: [&str; 2] = ["198.18.0.10", "2001:db8:ffff::10"];
+pub(super) const ELSEWHERE: [&str; 2] = ["192.0.2.99", "2001:db8:99::1"];
+pub(super) const GUE_PORT: u16 = 6080;
 
-fn settings() -> Builder {
+pub(super) fn settings() -> Builder {
     builder()
-        .features(Features::default() | Features::INLINE_DECAP)
+        .features((Features::default() | Features::INLINE_DECAP) - Features::STRICT_DESTINATION)
         .source_v4(OWN[0].parse().unwrap())
         .source_v6(OWN[1].parse().unwrap())
 }
 
-fn balancer(settings: Builder) -> Katran {
+/// The same with the default features.
+pub(super) fn strict() -> Builder {
+    settings().features(Features::default() | Features::INLINE_DECAP)
+}
+
+pub(super) fn balancer(settings: Builder) -> Katran {
     let mut katran = load(settings);
     serve(
         &mut katran,
@@ -68,7 +73,7 @@ fn balancer(settings: Builder) -> Katran {
     katran
 }
 
-fn flows() -> [Flow; 2] {
+pub(super) fn flows() -> [Flow; 2] {
     [
         Flow::tcp(at("192.0.2.7:40001"), at(TCP)),
         Flow::tcp(at("[2001:db8:c::7]:40001"), at(TCP6)),
@@ -76,19 +81,19 @@ fn flows() -> [Flow; 2] {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Ipip,
     Gue,
 }
 
-const KINDS: [Kind; 2] = [Kind::Ipip, Kind::Gue];
+pub(super) const KINDS: [Kind; 2] = [Kind::Ipip, Kind::Gue];
 
 /// A packet in a tunnel that ends at this address.
-fn tunnelled(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
+pub(super) fn tunnelled(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
     ethernet(&in_tunnel(kind, inner, end))
 }
 
-fn in_tunnel(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
+pub(super) fn in_tunnel(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
     let source = if ip(end).is_ipv4() {
         "172.16.1.1"
     } else {
@@ -109,7 +114,7 @@ fn in_tunnel(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
 }
 
 /// The packet after one hop: the inner TTL is one less.
-fn aged(inner: &[u8]) -> Vec<u8> {
+pub(super) fn aged(inner: &[u8]) -> Vec<u8> {
     let mut bytes = inner.to_vec();
     if bytes[0] >> 4 == 6 {
         bytes[7] -= 1;
@@ -131,12 +136,12 @@ fn with_ttl(inner: &[u8], ttl: u8) -> Vec<u8> {
     bytes
 }
 
-fn run(katran: &Katran, frame: &[u8]) -> Simulation {
+pub(super) fn run(katran: &Katran, frame: &[u8]) -> Simulation {
     katran.simulate(frame).unwrap()
 }
 
 /// Families of outer and inner header, and both kinds of tunnel.
-fn mixes() -> impl Iterator<Item = (Kind, usize, Flow)> {
+pub(super) fn mixes() -> impl Iterator<Item = (Kind, usize, Flow)> {
     KINDS.into_iter().flat_map(|kind| {
         [0, 1]
             .into_iter()
@@ -229,7 +234,8 @@ fn the_hosts_own_tunnels_end_and_their_packets_go_to_its_stack() {
 
 #[test]
 fn strict_destinations_leave_the_tunnels_of_others_alone() {
-    let strict = Features::INLINE_DECAP | Features::STRICT_DESTINATION;
+    // As it is by default.
+    let strict = Features::default() | Features::INLINE_DECAP;
     let mut katran = balancer(settings().features(strict));
     let inner = Packet::new(flows()[0]).ip();
     for kind in KINDS {

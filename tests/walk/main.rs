@@ -26,6 +26,7 @@ mod scaling;
 mod server_ids;
 mod sizes;
 mod source_routes;
+mod tunnel_rules;
 mod twins;
 mod vectors;
 mod vlan;

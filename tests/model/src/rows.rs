@@ -22,13 +22,13 @@ pub const R34_TCP_BOTH_PORTS: bool = false;
 /// Long headers of QUIC are read by version.
 pub const R35_QUIC_VERSIONS: bool = false;
 /// Congestion marks of outer headers reach the inner ones.
-pub const R36_CONGESTION_MARKS: bool = false;
+pub const R36_CONGESTION_MARKS: bool = true;
 /// Made-up addresses and ports are usable.
 pub const R37_USABLE_SOURCES: bool = true;
 /// Options of TCP of a length below 2 and data offsets below 5 end the search.
 pub const R44_OPTION_LENGTHS: bool = true;
 /// What follows the GUE port and is neither IPv4 nor IPv6 is no tunnel, inside a tunnel either.
-pub const R45_GUE_IS_IP: bool = false;
+pub const R45_GUE_IS_IP: bool = true;
 /// Decapsulated packets count for VIPs of any port and prefixes; codes of packet-too-big do not count
 /// as unreachable.
 pub const R46_COUNTS: bool = true;
@@ -37,7 +37,7 @@ pub const R47_OUTER_CHECKSUM: bool = false;
 /// LRU_BYPASS keeps QUIC from making entries.
 pub const R48_QUIC_BYPASS: bool = true;
 /// What leaves an egress address is IP, no tunnel, and comes from where it may.
-pub const R49_EGRESS: bool = false;
+pub const R49_EGRESS: bool = true;
 /// The flood guard counts what would be remembered; source routes are asked under flood.
 pub const R50_FLOOD: bool = false;
 /// SYNs follow entries that were used in the last five seconds; TCP ids correct what ids have made.

@@ -29,7 +29,11 @@ use crate::tables::allowed;
 use crate::vip;
 use crate::walk::Run;
 
-/// Congestion experienced (RFC 3168).
+/// Marks of congestion (RFC 3168): none, two that say that the ends know them, and congestion experienced.
+const MARK: u8 = 3;
+const NOT_ECT: u8 = 0;
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
 /// A packet in a tunnel.
@@ -56,13 +60,13 @@ fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
             if port != run.balancer.config.gue_port {
                 return None;
             }
-            // The inner packet follows at once, and tells its version. One that is cut to nothing has
-            // no version; it is found to be cut short later.
+            // The inner packet follows at once, and tells its version. What has another, or none, is
+            // something else.
             let inner = match run.frame.get(at + UDP).map(|first| first >> 4) {
-                Some(4) | None => Family::V4,
+                Some(4) => Family::V4,
                 Some(6) => Family::V6,
                 Some(_) if run.unwrapped && !rows::R45_GUE_IS_IP => Family::V4,
-                Some(_) => return None,
+                _ => return None,
             };
             Some(Tunnel {
                 inner,
@@ -102,12 +106,13 @@ pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
         Family::V6 => "v6",
     };
     run.balancer.count("decap", outer);
+    check_inner(run, &tunnel)?;
+    if rows::R49_EGRESS && mode == Some(DecapMode::Egress) {
+        check_egress(run, &tunnel)?;
+    }
     age(run, &tunnel)?;
     if rows::R36_CONGESTION_MARKS {
         pass_on_congestion(run, header, &tunnel)?;
-    }
-    if rows::R49_EGRESS && mode == Some(DecapMode::Egress) {
-        check_egress(run, &tunnel)?;
     }
     strip(run, &tunnel);
     match mode {
@@ -145,16 +150,29 @@ fn is_own(run: &Run<'_>, address: IpAddr) -> bool {
     }
 }
 
-/// The tunnel was one hop, so the inner packet has one less to go. One that has none left ends here.
-fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
-    let inner = &mut run.frame[tunnel.at..];
-    let (size, ttl) = match tunnel.inner {
-        Family::V4 => (IPV4, 8),
-        Family::V6 => (IPV6, 7),
+/// What is in the tunnel is an IP packet of the family that the outer header says.
+fn check_inner(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
+    let inner = &run.frame[tunnel.at..];
+    let (size, version) = match tunnel.inner {
+        Family::V4 => (IPV4, 4),
+        Family::V6 => (IPV6, 6),
     };
     if inner.len() < size {
         return Err(End::Drop("inner_truncated"));
     }
+    match inner[0] >> 4 == version {
+        true => Ok(()),
+        false => Err(End::Drop("inner_version")),
+    }
+}
+
+/// The tunnel was one hop, so the inner packet has one less to go. One that has none left ends here.
+fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
+    let inner = &mut run.frame[tunnel.at..];
+    let ttl = match tunnel.inner {
+        Family::V4 => 8,
+        Family::V6 => 7,
+    };
     if inner[ttl] <= 1 {
         return Err(End::Drop("inner_expired"));
     }
@@ -170,41 +188,45 @@ fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
 /// A mark that routers have put on the outer header reaches the inner one (RFC 6040). A sender that
 /// does not know such marks hears of congestion by the loss.
 fn pass_on_congestion(run: &mut Run<'_>, header: &Header, tunnel: &Tunnel) -> Step<()> {
-    if header.tos & CE != CE {
-        return Ok(());
-    }
     let inner = &mut run.frame[tunnel.at..];
-    match tunnel.inner {
-        Family::V4 => {
-            if inner[1] & CE == 0 {
-                return Err(End::Drop("ecn"));
-            }
-            let before = u16_at(inner, 0);
-            inner[1] |= CE;
-            let check = replaced(u16_at(inner, 10), before, u16_at(inner, 0));
+    let shift = match tunnel.inner {
+        Family::V4 => 0,
+        Family::V6 => 4,
+    };
+    let mark = match (header.tos & MARK, inner[1] >> shift & MARK) {
+        (CE, NOT_ECT) => return Err(End::Drop("ecn")),
+        (CE, _) => CE,
+        (ECT_1, ECT_0) => ECT_1,
+        (_, mark) => mark,
+    };
+    let before = u16_at(inner, 0);
+    inner[1] = inner[1] & !(MARK << shift) | mark << shift;
+    if tunnel.inner == Family::V4 {
+        let after = u16_at(inner, 0);
+        if after != before {
+            let check = replaced(u16_at(inner, 10), before, after);
             put_u16(inner, 10, check);
-        }
-        Family::V6 => {
-            if inner[1] & CE << 4 == 0 {
-                return Err(End::Drop("ecn"));
-            }
-            inner[1] |= CE << 4;
         }
     }
     Ok(())
 }
 
-/// What leaves by an egress address is an IP packet from where it may come, and no tunnel.
+/// What leaves by an egress address is no tunnel, and comes from where it may.
 fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     let inner = &run.frame[tunnel.at..];
-    let (version, protocol, source) = match tunnel.inner {
-        Family::V4 => (4, inner[9], v4_at(inner, 12)),
-        Family::V6 => (6, inner[6], v6_at(inner, 8)),
+    let (protocol, source, plain, behind) = match tunnel.inner {
+        Family::V4 => {
+            let plain = inner[0] & 0xf == 5 && u16_at(inner, 6) & 0x3fff == 0;
+            (inner[9], v4_at(inner, 12), plain, IPV4)
+        }
+        Family::V6 => (inner[6], v6_at(inner, 8), true, IPV6),
     };
-    if inner[0] >> 4 != version {
-        return Err(End::Drop("inner_truncated"));
-    }
-    if protocol == IPIP || protocol == IPV6_IN_IP {
+    let in_gue = inner.get(behind + UDP).map(|first| first >> 4);
+    let is_gue = plain
+        && protocol == PROTOCOL_UDP
+        && matches!(in_gue, Some(4 | 6))
+        && u16_at(inner, behind + 2) == run.balancer.config.gue_port;
+    if protocol == IPIP || protocol == IPV6_IN_IP || is_gue {
         return Err(End::Drop("nested_tunnel"));
     }
     if !allowed(&run.balancer.tables.egress_sources, source) {

@@ -2,17 +2,16 @@
 //! backend needs neither the ipip module nor a tunnel interface. It runs in XDP, or in tc where XDP is
 //! not to be had.
 
+mod builder;
+
+pub use builder::DecapBuilder;
+
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
-
-use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::Attachment;
 use crate::attach::Attachments;
@@ -35,156 +34,22 @@ use crate::diagnose::has_ipv6;
 use crate::diagnose::has_ipv6_address;
 use crate::diagnose::judge_backend;
 use crate::diagnose::sysctl;
-use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
-use crate::kernel::constants;
 use crate::kernel::kernel_error;
-use crate::kernel::load_error;
+use crate::maps::PrefixTrie;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
-use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
-use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
-use crate::sys::object;
-use crate::sys::object::into_io;
 use crate::sys::program;
 use crate::sys::tc::Direction;
 use crate::types::Family;
 use crate::types::TcHook;
-use crate::types::check_host;
 
 /// The tc program's name, and the priority of its filters.
 const TC_NAME: &str = "decap_tc";
 const TC_PRIORITY: u16 = 2307;
-
-/// Settings of a decapsulator.
-#[derive(Clone, Debug)]
-pub struct DecapBuilder {
-    destination_v4: Option<Ipv4Addr>,
-    destination_v6: Option<Ipv6Addr>,
-    gue_port: u16,
-    server_id: u32,
-}
-
-impl Default for DecapBuilder {
-    fn default() -> Self {
-        Self {
-            destination_v4: None,
-            destination_v6: None,
-            gue_port: 6080,
-            server_id: 0,
-        }
-    }
-}
-
-impl DecapBuilder {
-    /// Strips only tunnels that end at this address, one per family; without any, tunnels to
-    /// whatever address reaches the interface.
-    ///
-    /// As soon as one is set, tunnels that end elsewhere are passed on untouched, those of a
-    /// family without an address included.
-    #[doc(alias = "strictDestination")]
-    pub fn destination(mut self, address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => self.destination_v4 = Some(v4),
-            IpAddr::V6(v6) => self.destination_v6 = Some(v6),
-        }
-        self
-    }
-
-    /// The UDP port that GUE comes to; what comes to it is taken for GUE if it looks like an IPv4 or
-    /// IPv6 packet. 0: GUE is not stripped. Default: 6080, as of
-    /// [`Builder::gue_port`](crate::Builder::gue_port).
-    pub fn gue_port(mut self, port: u16) -> Self {
-        self.gue_port = port;
-        self
-    }
-
-    /// The server id that this backend has in TCP options (see
-    /// [`ServerIdOption`](crate::ServerIdOption)): packets that carry one are counted, and those among
-    /// them that are meant for another server. 0, the default: they are not looked at.
-    #[doc(alias = "tpr")]
-    pub fn server_id(mut self, id: u32) -> Self {
-        self.server_id = id;
-        self
-    }
-
-    /// Loads the decapsulator. Needs no interface and attaches nothing.
-    ///
-    /// # Errors
-    /// [`Error::InvalidAddress`] for a destination that no packet can
-    /// have; [`Error::KernelTooOld`],
-    /// [`Error::BpfUnavailable`],
-    /// [`Error::Privilege`]; [`Error::Verifier`]
-    /// if the kernel rejects the program; [`Error::Kernel`].
-    pub fn load(self) -> Result<Decap> {
-        for address in [
-            self.destination_v4.map(IpAddr::V4),
-            self.destination_v6.map(IpAddr::V6),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            check_host(address)?;
-        }
-        environment::check_kernel()?;
-        let mut storage = MaybeUninit::uninit();
-        let mut open = DecapSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        let constants = constants("decap", open.maps.rodata_data.as_deref_mut())?;
-        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-        constants.strict = strict.into();
-        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-        constants.destination_v6 = words(v6.octets());
-        constants.gue_port = self.gue_port;
-        constants.own_server_id = self.server_id;
-        let skel =
-            object::load(open, &["decap"]).map_err(|refused| load_error("decap", refused))?;
-        let take_over = || -> std::io::Result<_> {
-            let counters = skel.maps.decap_counters.as_fd().try_clone_to_owned()?;
-            let program = skel.progs.decap.as_fd().try_clone_to_owned()?;
-            Ok((PerCpuArray::new(counters)?, program))
-        };
-        let (counters, program) =
-            take_over().map_err(|error| kernel_error("take over", "decap", error))?;
-        Ok(Decap {
-            attachments: Attachments::default(),
-            tc_attachments: Attachments::default(),
-            settings: self,
-            tc_program: None,
-            counters,
-            program,
-        })
-    }
-
-    /// Loads the program for tc, which counts in `counters`.
-    fn load_tc(&self, counters: BorrowedFd<'_>) -> Result<OwnedFd> {
-        let mut storage = MaybeUninit::uninit();
-        let mut open = DecapTcSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
-        let constants = constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?;
-        let strict = self.destination_v4.is_some() || self.destination_v6.is_some();
-        constants.strict = strict.into();
-        let v4 = self.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        constants.destination_v4 = u32::from_ne_bytes(v4.octets());
-        let v6 = self.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
-        constants.destination_v6 = words(v6.octets());
-        constants.gue_port = self.gue_port;
-        constants.own_server_id = self.server_id;
-        let shared = open.maps.decap_counters.reuse_fd(counters);
-        shared.map_err(|error| kernel_error("share", "decap_counters", into_io(error)))?;
-        let skel =
-            object::load(open, &[TC_NAME]).map_err(|refused| load_error(TC_NAME, refused))?;
-        let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
-        program.map_err(|error| kernel_error("take over", TC_NAME, error))
-    }
-}
 
 /// How a backend answers clients of a family whose packets come by an interface.
 fn clients(
@@ -216,24 +81,26 @@ fn clients(
     })
 }
 
-/// Four 32-bit words as they lie in memory.
-fn words(bytes: [u8; 16]) -> [u32; 4] {
-    std::array::from_fn(|word| {
-        let at = word * 4;
-        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    })
-}
-
 /// A loaded decapsulator. Dropping it detaches it.
 ///
 /// The inner packet reaches the host's stack as if it had come without a tunnel: the VIP has to
-/// be an address of the backend, on `lo`. Everything that is not tunnelled passes untouched.
+/// be an address of the backend, on `lo`. Everything that is not tunnelled passes untouched. Marks of
+/// congestion in the outer header reach the inner packet (RFC 6040).
+///
+/// **Without [`allow_sources`](DecapBuilder::allow_sources) and
+/// [`allow_destinations`](DecapBuilder::allow_destinations) it takes tunnels from anybody to anybody**: a
+/// stranger can have packets with made-up sources appear behind this host's filters, and sent on if it
+/// forwards (CVE-2020-10136).
 ///
 /// ```no_run
 /// use katran::Decap;
 /// use katran::XdpMode;
 ///
-/// let mut decap = Decap::builder().load()?;
+/// // Outer sources of the balancers, and the VIPs.
+/// let mut decap = Decap::builder()
+///     .allow_sources(["172.16.0.0/16".parse()?, "100::/64".parse()?])
+///     .allow_destinations(["203.0.113.1/32".parse()?])
+///     .load()?;
 /// decap.attach("eth0", XdpMode::Auto)?;
 /// println!("{:?}", decap.counters()?);
 /// # Ok::<(), katran::Error>(())
@@ -247,6 +114,9 @@ pub struct Decap {
     /// Loaded when it is first attached.
     tc_program: Option<OwnedFd>,
     counters: PerCpuArray<decap_counters>,
+    /// What outer sources, and inner destinations, may be.
+    sources: PrefixTrie,
+    destinations: PrefixTrie,
     program: OwnedFd,
 }
 
@@ -265,7 +135,7 @@ pub struct DecapCounters {
     pub gue_v4: u64,
     /// Packets taken out of an IPv6 tunnel (GUE).
     pub gue_v6: u64,
-    /// Packets taken out of tunnels that carry a TCP server id; 0 unless
+    /// Packets taken out of tunnels that carry a TCP server id, SYNs left out; 0 unless
     /// [`DecapBuilder::server_id`] is set.
     pub server_ids: u64,
     /// Those among them that are meant for another server.
@@ -280,6 +150,26 @@ pub struct DecapCounters {
     pub drop_fragment: u64,
     /// Dropped: the outer header could not be removed.
     pub drop_head: u64,
+    /// Dropped: what is in the tunnel is no IP packet of the family that the outer header says.
+    pub drop_version: u64,
+    /// Dropped: a router has marked congestion in the outer header, and the ends of the inner packet
+    /// do not know such marks (RFC 6040).
+    pub drop_ecn: u64,
+    /// Dropped: the tunnel comes from elsewhere than
+    /// [`DecapBuilder::allow_sources`] says.
+    pub drop_source: u64,
+    /// Dropped: what is in the tunnel goes elsewhere than
+    /// [`DecapBuilder::allow_destinations`] says.
+    pub drop_destination: u64,
+}
+
+impl DecapCounters {
+    /// Packets dropped, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        let broken = self.drop_truncated + self.drop_options + self.drop_fragment + self.drop_head;
+        let refused = self.drop_version + self.drop_ecn + self.drop_source + self.drop_destination;
+        broken + refused
+    }
 }
 
 impl Decap {
@@ -323,7 +213,7 @@ impl Decap {
         self.attachments.check_free(&target)?;
         let program = match self.tc_program.take() {
             Some(program) => program,
-            None => self.settings.load_tc(self.counters.as_fd())?,
+            None => builder::load_tc(self)?,
         };
         let program = self.tc_program.insert(program);
         let plan = TcPlan {
@@ -475,6 +365,10 @@ impl Decap {
                 drop_options: sum.drop_options + value.drop_options,
                 drop_fragment: sum.drop_fragment + value.drop_fragment,
                 drop_head: sum.drop_head + value.drop_head,
+                drop_version: sum.drop_version + value.drop_version,
+                drop_ecn: sum.drop_ecn + value.drop_ecn,
+                drop_source: sum.drop_source + value.drop_source,
+                drop_destination: sum.drop_destination + value.drop_destination,
             }))
     }
 }

@@ -1,0 +1,302 @@
+//! What the decapsulator lets through of what it strips: marks of congestion that go along or end a packet, and
+//! sources and destinations that are allowed. Both programs, for XDP and for tc.
+
+use std::net::IpAddr;
+
+use katran::Decap;
+use katran::DecapBuilder;
+use katran::Flow;
+use katran::Prefix;
+use katran::flows::Verdict;
+use katran::stats::DecapCounters;
+
+use super::decap::both;
+use super::decap::gue;
+use super::decap::inner_flows;
+use super::decap::load_decap;
+use super::decap::run;
+use crate::common::at;
+use crate::common::ecn::RFC6040;
+use crate::common::ecn::in_tunnel;
+use crate::common::ecn::marked;
+use crate::common::frames::ETHERNET;
+use crate::common::frames::IPV4;
+use crate::common::frames::IPV6;
+use crate::common::frames::Packet;
+use crate::common::frames::SYN;
+use crate::common::frames::ethernet;
+use crate::common::frames::frame;
+use crate::common::frames::packet;
+use crate::common::ip;
+
+const REALS: [&str; 2] = ["198.51.100.1", "2001:db8:2::1"];
+const GUE: [Option<u16>; 2] = [None, Some(6080)];
+
+fn prefixes(texts: &[&str]) -> Vec<Prefix> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// What a frame moves.
+fn difference(decap: &Decap, frame: &[u8]) -> (Verdict, DecapCounters) {
+    let before = decap.counters().unwrap();
+    let verdict = run(decap, frame).verdict;
+    let mut now = decap.counters().unwrap();
+    now.drop_source -= before.drop_source;
+    now.drop_destination -= before.drop_destination;
+    now.drop_version -= before.drop_version;
+    now.drop_ecn -= before.drop_ecn;
+    (verdict, now)
+}
+
+#[test]
+fn marks_of_congestion_reach_the_inner_packet() {
+    both(|| {
+        let decap = load_decap(Decap::builder());
+        let mut drops = 0;
+        for gue in GUE {
+            for (flow, end) in inner_flows()
+                .into_iter()
+                .flat_map(|flow| REALS.map(|end| (flow, end)))
+            {
+                for (inner, outer, leaves) in RFC6040 {
+                    let tunnel = in_tunnel(&marked(flow, inner), outer, ip(end), gue);
+                    let ran = run(&decap, &ethernet(&tunnel));
+                    let what = format!("{inner} in {outer}, {flow} to {end}, {gue:?}");
+                    match leaves {
+                        Some(mark) => {
+                            assert_eq!(ran.verdict, Verdict::Pass, "{what}");
+                            assert_eq!(ran.frame, ethernet(&marked(flow, mark)), "{what}");
+                        }
+                        None => {
+                            assert_eq!(ran.verdict, Verdict::Drop, "{what}");
+                            drops += 1;
+                        }
+                    }
+                }
+            }
+        }
+        let counters = decap.counters().unwrap();
+        assert_eq!((counters.drop_ecn, drops), (8, 8));
+        assert_eq!((counters.ipip_v4, counters.gue_v6), (30, 30));
+    });
+}
+
+#[test]
+fn what_is_no_ip_packet_of_the_family_is_dropped() {
+    both(|| {
+        let decap = load_decap(Decap::builder());
+        for flow in inner_flows() {
+            for end in REALS {
+                let mut inner = Packet::new(flow).ip();
+                inner[0] ^= 0x20;
+                let mut tunnel = in_tunnel(&inner, 3, ip(end), None);
+                // The outer header says what was there before.
+                let protocol = if end == REALS[0] { 9 } else { 6 };
+                tunnel[protocol] = if flow.source.is_ipv4() { 4 } else { 41 };
+                let (verdict, moved) = difference(&decap, &ethernet(&tunnel));
+                assert_eq!(
+                    (verdict, moved.drop_version),
+                    (Verdict::Drop, 1),
+                    "{flow} {end}"
+                );
+            }
+        }
+    });
+}
+
+/// Also if there is nothing behind UDP's header.
+#[test]
+fn datagrams_to_gues_port_that_hold_no_packet_pass_untouched() {
+    both(|| {
+        let decap = load_decap(Decap::builder());
+        for data in [&b""[..], b"\0", b"\x35 version 3", b"\x70 version 7"] {
+            for end in REALS {
+                let datagram = gue(data, end, 6080);
+                let ran = run(&decap, &datagram);
+                assert_eq!((ran.verdict, ran.frame), (Verdict::Pass, datagram));
+            }
+        }
+        assert_eq!(decap.counters().unwrap().drop_truncated, 0);
+    });
+}
+
+/// A tunnel from an address to a backend of its family, with a packet from a client.
+fn tunnel(from: &str, flow: Flow, gue: bool) -> Vec<u8> {
+    let inner = Packet::new(flow).ip();
+    let from: IpAddr = ip(from);
+    let end = ip(REALS[usize::from(from.is_ipv6())]);
+    ethernet(&match gue {
+        true => {
+            let outer = Flow::udp((from, 99).into(), (end, 6080).into());
+            Packet::new(outer).data(&inner).ip()
+        }
+        false => packet(
+            from,
+            end,
+            if flow.source.is_ipv4() { 4 } else { 41 },
+            0,
+            &inner,
+        ),
+    })
+}
+
+#[test]
+fn only_allowed_sources_may_open_a_tunnel() {
+    both(|| {
+        let builder = Decap::builder().allow_sources(prefixes(&["172.16.0.0/16", "10.0.0.2"]));
+        let decap = load_decap(builder.clone().allow_sources(prefixes(&["100::/64"])));
+        let only_v4 = load_decap(builder);
+        let open = load_decap(Decap::builder().allow_sources([]));
+        for flow in inner_flows() {
+            for gue in [false, true] {
+                for (from, allowed) in [
+                    ("172.16.0.0", true),
+                    ("172.16.255.255", true),
+                    ("10.0.0.2", true),
+                    ("100::1", true),
+                    ("100::ffff:ffff:ffff:ffff", true),
+                    ("172.17.0.0", false),
+                    ("10.0.0.3", false),
+                    ("192.0.2.1", false),
+                    ("100:0:0:1::", false),
+                    // The first bytes are those of an IPv4 prefix.
+                    ("ac10::1", false),
+                ] {
+                    let frame = tunnel(from, flow, gue);
+                    let expected = if allowed {
+                        (Verdict::Pass, 0)
+                    } else {
+                        (Verdict::Drop, 1)
+                    };
+                    let (verdict, moved) = difference(&decap, &frame);
+                    assert_eq!((verdict, moved.drop_source), expected, "{from} {flow}");
+                    let allowed = allowed && !from.contains(':');
+                    let expected = if allowed {
+                        (Verdict::Pass, 0)
+                    } else {
+                        (Verdict::Drop, 1)
+                    };
+                    let (verdict, moved) = difference(&only_v4, &frame);
+                    assert_eq!((verdict, moved.drop_source), expected, "{from} {flow}");
+                    assert_eq!(run(&open, &frame).verdict, Verdict::Pass);
+                }
+                // What is in no tunnel may come from anywhere.
+                assert_eq!(run(&decap, &frame(flow)).frame, frame(flow));
+            }
+        }
+    });
+}
+
+/// Not even a tunnel to another address is stopped.
+#[test]
+fn foreign_tunnels_are_nobodys_to_drop() {
+    both(|| {
+        let builder = Decap::builder().destination(ip("198.51.100.9"));
+        let builder = builder.allow_sources(prefixes(&["10.0.0.0/8"]));
+        let decap = load_decap(builder.allow_destinations(prefixes(&["10.0.0.0/8"])));
+        let frame = tunnel("192.0.2.1", inner_flows()[0], false);
+        let ran = run(&decap, &frame);
+        assert_eq!((ran.verdict, ran.frame), (Verdict::Pass, frame));
+        assert_eq!(decap.counters().unwrap().foreign, 1);
+    });
+}
+
+#[test]
+fn only_allowed_destinations_may_be_in_a_tunnel() {
+    both(|| {
+        let vips = prefixes(&["203.0.113.1", "2001:db8:1::/48"]);
+        let decap = load_decap(Decap::builder().allow_destinations(vips));
+        for (to, allowed) in [
+            ("203.0.113.1:443", true),
+            ("203.0.113.2:443", false),
+            ("127.0.0.1:25", false),
+            ("[2001:db8:1::1]:443", true),
+            ("[2001:db8:2::1]:443", false),
+            ("[cb00:7101::]:443", false),
+        ] {
+            let from = if to.starts_with('[') {
+                "[2001:db8:c::7]:5"
+            } else {
+                "192.0.2.7:5"
+            };
+            let flow = Flow::tcp(at(from), at(to));
+            for gue in [false, true] {
+                for from in ["172.16.1.1", "100::1"] {
+                    let (verdict, moved) = difference(&decap, &tunnel(from, flow, gue));
+                    let expected = if allowed {
+                        (Verdict::Pass, 0)
+                    } else {
+                        (Verdict::Drop, 1)
+                    };
+                    assert_eq!(
+                        (verdict, moved.drop_destination),
+                        expected,
+                        "{to} by {from}"
+                    );
+                }
+            }
+        }
+        // It is the inner one that counts, whatever its end.
+        let counters = decap.counters().unwrap();
+        assert_eq!((counters.drop_source, counters.drop_destination), (0, 16));
+    });
+}
+
+/// The prefixes are the tries' contents: as many as there are, up to all of an address.
+#[test]
+fn many_prefixes_fit() {
+    both(|| {
+        let many =
+            (0..3000_u32).map(|i| Prefix::new((0x0a00_0000 + i * 2).to_be_bytes().into(), 32));
+        let many: Vec<Prefix> = many.map(Result::unwrap).collect();
+        let twice = many.iter().chain(&many).copied();
+        let decap = load_decap(DecapBuilder::default().allow_sources(twice));
+        let flow = inner_flows()[0];
+        for (from, verdict) in [
+            ("10.0.0.0", Verdict::Pass),
+            ("10.0.0.1", Verdict::Drop),
+            ("10.0.23.110", Verdict::Pass),
+            ("10.0.23.112", Verdict::Drop),
+        ] {
+            assert_eq!(
+                run(&decap, &tunnel(from, flow, false)).verdict,
+                verdict,
+                "{from}"
+            );
+        }
+    });
+}
+
+/// A SYN's id is of an earlier connection, and leads nowhere.
+#[test]
+fn server_ids_of_syns_are_not_counted() {
+    both(|| {
+        let decap = load_decap(Decap::builder().server_id(7));
+        let option = [&[0xb7, 6][..], &9_u32.to_le_bytes()].concat();
+        for (flags, counted) in [(SYN, 0), (SYN | 0x10, 0), (0x10, 1), (0x04, 1)] {
+            let before = decap.counters().unwrap();
+            let inner = Packet::new(inner_flows()[0]).flags(flags).options(&option);
+            let outer = in_tunnel(&inner.ip(), 0, ip(REALS[0]), None);
+            assert_eq!(run(&decap, &ethernet(&outer)).frame, inner.frame());
+            let now = decap.counters().unwrap();
+            assert_eq!(now.server_ids - before.server_ids, counted, "{flags:#x}");
+            assert_eq!(now.other_server_ids - before.other_server_ids, counted);
+        }
+    });
+}
+
+/// A header that is cut short is told before what it says is looked at.
+#[test]
+fn what_is_cut_short_is_that_whatever_is_allowed() {
+    both(|| {
+        let builder = Decap::builder().allow_destinations(prefixes(&["10.0.0.0/8", "100::/64"]));
+        let decap = load_decap(builder);
+        for (flow, header) in inner_flows().into_iter().zip([IPV4, IPV6]) {
+            let tunnel = tunnel("172.16.1.1", flow, false);
+            let cut = &tunnel[..ETHERNET + IPV4 + header - 1];
+            assert_eq!(run(&decap, cut).verdict, Verdict::Drop);
+        }
+        let counters = decap.counters().unwrap();
+        assert_eq!((counters.drop_truncated, counters.drop_destination), (2, 0));
+    });
+}

@@ -1,0 +1,214 @@
+//! What a balancer lets out of tunnels that end at it: marks of congestion that go along or end a packet, what is
+//! no packet, and tunnels in tunnels.
+
+use katran::Flow;
+use katran::flows::Reason;
+use katran::flows::Verdict;
+use katran::stats::DropReason;
+
+use super::inline_decap::EGRESS;
+use super::inline_decap::ELSEWHERE;
+use super::inline_decap::GUE_PORT;
+use super::inline_decap::INLINE;
+use super::inline_decap::KINDS;
+use super::inline_decap::Kind;
+use super::inline_decap::OWN;
+use super::inline_decap::aged;
+use super::inline_decap::balancer;
+use super::inline_decap::flows;
+use super::inline_decap::in_tunnel;
+use super::inline_decap::mixes;
+use super::inline_decap::run;
+use super::inline_decap::settings;
+use super::inline_decap::tunnelled;
+use crate::common::at;
+use crate::common::ecn;
+use crate::common::ecn::RFC6040;
+use crate::common::ecn::marked;
+use crate::common::frames::ETHERNET;
+use crate::common::frames::Packet;
+use crate::common::frames::ethernet;
+use crate::common::frames::reverse;
+use crate::common::ip;
+
+fn dropped(reason: DropReason) -> (Verdict, Reason) {
+    (Verdict::Drop, Reason::Dropped(reason))
+}
+
+#[test]
+fn marks_of_congestion_reach_the_inner_packet() {
+    let katran = balancer(settings());
+    let mut drops = 0;
+    for (kind, outer, flow) in mixes() {
+        for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
+            for (inner, of_tunnel, leaves) in RFC6040 {
+                let gue = (kind == Kind::Gue).then_some(GUE_PORT);
+                let tunnel = ecn::in_tunnel(&marked(flow, inner), of_tunnel, ip(end), gue);
+                let ran = run(&katran, &ethernet(&tunnel));
+                let what = format!("{inner} in {of_tunnel}, {flow} to {end} by {kind:?}");
+                let Some(mark) = leaves else {
+                    let outcome = (ran.verdict, ran.reason);
+                    assert_eq!(outcome, dropped(DropReason::Ecn), "{what}");
+                    drops += 1;
+                    continue;
+                };
+                let inner = aged(&marked(flow, mark));
+                if end == INLINE[outer] {
+                    // As if it had come without the tunnel: the next one has the mark, too.
+                    let plain = run(&katran, &ethernet(&inner));
+                    assert_eq!(
+                        (ran.verdict, &ran.frame),
+                        (Verdict::Tx, &plain.frame),
+                        "{what}"
+                    );
+                    assert_eq!(ran.frame[ETHERNET + 1] & 3, mark, "{what}");
+                } else {
+                    assert_eq!(ran.frame[ETHERNET..], inner, "{what}");
+                }
+            }
+        }
+    }
+    let reasons = katran.stats().drop_reasons().unwrap();
+    assert_eq!((reasons.get(DropReason::Ecn), drops), (24, 24));
+    assert_eq!(katran.stats().totals().unwrap().drop.packets, 24);
+}
+
+#[test]
+fn what_is_no_ip_packet_of_the_family_is_dropped_as_it_is() {
+    let katran = balancer(settings());
+    for (kind, outer, flow) in mixes().filter(|(kind, ..)| *kind == Kind::Ipip) {
+        for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
+            for version in [0, 1, 5, 15, if flow.source.is_ipv4() { 6 } else { 4 }] {
+                let mut frame = tunnelled(kind, &Packet::new(flow).ip(), end);
+                let at = ETHERNET + if outer == 0 { 20 } else { 40 };
+                frame[at] = version << 4 | frame[at] & 0xf;
+                let ran = run(&katran, &frame);
+                let outcome = (ran.verdict, ran.reason);
+                assert_eq!(
+                    outcome,
+                    dropped(DropReason::InnerVersion),
+                    "{version} {end}"
+                );
+                assert_eq!(ran.frame, frame, "{version} {end}");
+            }
+        }
+    }
+    // Not ours, so not ours to look at.
+    let strict = balancer(super::inline_decap::strict());
+    let mut frame = tunnelled(Kind::Ipip, &Packet::new(flows()[0]).ip(), ELSEWHERE[0]);
+    frame[ETHERNET + 20] = 0;
+    let ran = run(&strict, &frame);
+    assert_eq!((ran.reason, ran.frame), (Reason::DecapForeign, frame));
+}
+
+/// One frame would leave once for each of its headers.
+#[test]
+fn no_tunnel_leaves_by_an_egress_address() {
+    let katran = balancer(settings());
+    let mut drops = 0;
+    for (kind, outer, flow) in mixes() {
+        let packet = Packet::new(reverse(flow)).ip();
+        for nested in KINDS {
+            for end in INLINE.into_iter().chain(EGRESS).chain(ELSEWHERE) {
+                let middle = in_tunnel(nested, &packet, end);
+                let frame = tunnelled(kind, &middle, EGRESS[outer]);
+                let ran = run(&katran, &frame);
+                let outcome = (ran.verdict, ran.reason);
+                assert_eq!(
+                    outcome,
+                    dropped(DropReason::NestedTunnel),
+                    "{kind:?} {nested:?} {end}"
+                );
+                assert_eq!(ran.frame, frame);
+                drops += 1;
+            }
+        }
+        // Sixty of them.
+        let mut many = packet.clone();
+        for _ in 0..60 {
+            many = in_tunnel(Kind::Ipip, &many, EGRESS[0]);
+        }
+        let ran = run(&katran, &tunnelled(kind, &many, EGRESS[outer]));
+        assert_eq!(ran.verdict, Verdict::Drop);
+        drops += 1;
+    }
+    // Protocols 4 and 41 behind options, or in a fragment.
+    for (at, value) in [(0, 0x46), (6, 0x20), (7, 1)] {
+        let mut middle = in_tunnel(Kind::Ipip, &Packet::new(flows()[0]).ip(), ELSEWHERE[0]);
+        middle[at] = value;
+        let ran = run(&katran, &tunnelled(Kind::Ipip, &middle, EGRESS[0]));
+        assert_eq!(
+            ran.reason,
+            Reason::Dropped(DropReason::NestedTunnel),
+            "{at}"
+        );
+        drops += 1;
+    }
+    let reasons = katran.stats().drop_reasons().unwrap();
+    assert_eq!(reasons.get(DropReason::NestedTunnel), drops);
+    assert_eq!(katran.stats().totals().unwrap().tx.packets, 0);
+}
+
+/// What begins with neither 4 nor 6, or is empty, is no tunnel: not on the way, not in one.
+#[test]
+fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
+    let mut katran = balancer(settings());
+    let vip = format!("203.0.113.1:{GUE_PORT}/udp");
+    crate::common::serve(
+        &mut katran,
+        &vip,
+        katran::VipFlags::empty(),
+        &["198.51.100.1"],
+    );
+    let to = at(&format!("203.0.113.1:{GUE_PORT}"));
+    let flow = Flow::udp(at("192.0.2.7:40001"), to);
+    for data in [&b""[..], b"\0", b"\x35 version 3", b"\x70 version 7"] {
+        let packet = Packet::new(flow).data(data).ip();
+        let plain = run(&katran, &ethernet(&packet));
+        assert_eq!(plain.verdict, Verdict::Tx, "{data:?}: {}", plain.reason);
+        for kind in KINDS {
+            for outer in [0, 1] {
+                let inner = Packet::new(flow).data(data).ip();
+                let ran = run(&katran, &tunnelled(kind, &inner, INLINE[outer]));
+                let expected = run(&katran, &ethernet(&aged(&inner)));
+                assert_eq!(
+                    ran.verdict,
+                    Verdict::Tx,
+                    "{kind:?} {data:?}: {}",
+                    ran.reason
+                );
+                assert_eq!(ran.frame, expected.frame);
+                // It leaves an egress address, for it is no tunnel.
+                let ran = run(&katran, &tunnelled(kind, &inner, EGRESS[outer]));
+                assert_eq!(ran.reason, Reason::DecapEgress, "{kind:?} {data:?}");
+            }
+        }
+    }
+    // To an address where tunnels end, too.
+    for end in INLINE {
+        let from = if ip(end).is_ipv4() {
+            "192.0.2.7:5"
+        } else {
+            "[2001:db8:c::7]:5"
+        };
+        let flow = Flow::udp(at(from), (ip(end), GUE_PORT).into());
+        let frame = Packet::new(flow).data(b"").frame();
+        let ran = run(&katran, &frame);
+        assert_eq!((ran.reason, ran.frame), (Reason::NotAVip, frame));
+    }
+}
+
+#[test]
+fn only_listed_addresses_and_the_hosts_own_end_tunnels_by_default() {
+    let katran = balancer(super::inline_decap::strict());
+    let packet = Packet::new(flows()[0]).ip();
+    for kind in KINDS {
+        for outer in [0, 1] {
+            let frame = tunnelled(kind, &packet, ELSEWHERE[outer]);
+            let ran = run(&katran, &frame);
+            assert_eq!((ran.reason, ran.frame), (Reason::DecapForeign, frame));
+            let own = run(&katran, &tunnelled(kind, &packet, OWN[outer]));
+            assert_eq!(own.reason, Reason::DecapToHost);
+        }
+    }
+}
