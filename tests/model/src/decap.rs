@@ -21,15 +21,20 @@ use crate::bytes::v4_at;
 use crate::bytes::v6_at;
 use crate::ids::tcp_option;
 use crate::ip::Family;
-use crate::rows;
+use crate::tables::allowed;
 use crate::transport::SYN;
 use crate::transport::TCP;
+use crate::tunnel::pass_on_mark;
 
 /// A decapsulator.
 #[derive(Clone, Debug, Default)]
 pub struct Decap {
     /// Outer destinations whose tunnels end here; none: all do.
     pub destinations: Vec<IpAddr>,
+    /// Prefixes of outer sources; none: any.
+    pub allow_sources: Vec<(IpAddr, u8)>,
+    /// Prefixes of inner destinations; none: any.
+    pub allow_destinations: Vec<(IpAddr, u8)>,
     /// The UDP port of GUE; 0: GUE is not stripped.
     pub gue_port: u16,
     /// This server's own id in TCP options; 0: nobody looks for ids.
@@ -41,7 +46,9 @@ pub struct Decap {
 /// An outer header.
 struct Outer {
     family: Family,
+    source: IpAddr,
     destination: IpAddr,
+    tos: u8,
     protocol: u8,
     options: bool,
     fragment: bool,
@@ -54,7 +61,9 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
     match u16_at(frame, 12) {
         TYPE_IPV4 if ip.len() >= IPV4 => Some(Outer {
             family: Family::V4,
+            source: v4_at(ip, 12),
             destination: v4_at(ip, 16),
+            tos: ip[1],
             protocol: ip[9],
             options: ip[0] & 0xf != 5,
             fragment: u16_at(ip, 6) & 0x3fff != 0,
@@ -62,7 +71,9 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
         }),
         TYPE_IPV6 if ip.len() >= IPV6 => Some(Outer {
             family: Family::V6,
+            source: v6_at(ip, 8),
             destination: v6_at(ip, 24),
+            tos: ip[0] << 4 | ip[1] >> 4,
             protocol: ip[6],
             options: false,
             fragment: false,
@@ -102,9 +113,9 @@ impl Decap {
                     return None;
                 }
                 match frame.get(inner).map(|first| first >> 4) {
-                    Some(4) | None => Some((inner, Family::V4, true)),
+                    Some(4) => Some((inner, Family::V4, true)),
                     Some(6) => Some((inner, Family::V6, true)),
-                    Some(_) => None,
+                    _ => None,
                 }
             }
             _ => None,
@@ -122,18 +133,34 @@ impl Decap {
             self.count("foreign");
             return Verdict::Pass;
         }
+        if !allowed(&self.allow_sources, outer.source) {
+            return self.drop("drop_source");
+        }
         if outer.options {
             return self.drop("drop_options");
         }
         if outer.fragment {
             return self.drop("drop_fragment");
         }
-        let (size, kind) = match inner {
-            Family::V4 => (IPV4, TYPE_IPV4),
-            Family::V6 => (IPV6, TYPE_IPV6),
+        let (size, version, kind) = match inner {
+            Family::V4 => (IPV4, 4, TYPE_IPV4),
+            Family::V6 => (IPV6, 6, TYPE_IPV6),
         };
         if frame.len() < at + size {
             return self.drop("drop_truncated");
+        }
+        if frame[at] >> 4 != version {
+            return self.drop("drop_version");
+        }
+        let destination = match inner {
+            Family::V4 => v4_at(frame, at + 16),
+            Family::V6 => v6_at(frame, at + 24),
+        };
+        if !allowed(&self.allow_destinations, destination) {
+            return self.drop("drop_destination");
+        }
+        if !pass_on_mark(&mut frame[at..], inner, outer.tos) {
+            return self.drop("drop_ecn");
         }
         self.look_for_id(&frame[at..], inner, size);
         frame.drain(ETHERNET..at);
@@ -157,8 +184,8 @@ impl Decap {
         if self.server_id == 0 || protocol != PROTOCOL_TCP || ip.len() < size + TCP {
             return;
         }
-        // The option of a SYN is no answer to one of ours.
-        if rows::DECAP_SYN && ip[size + 13] & SYN != 0 {
+        // A SYN answers no packet of ours: what it carries is of an earlier connection.
+        if ip[size + 13] & SYN != 0 {
             return;
         }
         if let Some(id) = tcp_option(ip, size).filter(|id| *id != 0) {

@@ -46,5 +46,3 @@ pub const R51_LIVE_ENTRIES: bool = false;
 pub const R52_ERROR_DESTINATION: bool = false;
 /// An echo reply of zeros has the checksum 0xFFFF.
 pub const ECHO_OF_ZEROS: bool = false;
-/// The backend's decapsulator does not count the ids of SYNs.
-pub const DECAP_SYN: bool = false;
