@@ -56,6 +56,7 @@ impl Builder {
     pub fn load(self) -> Result<Katran> {
         let config = self.validate()?;
         environment::check_kernel()?;
+        environment::check_facilities()?;
         let cpus = map::possible_cpus()
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;
@@ -104,7 +105,7 @@ impl Builder {
         maps.live
             .set_own_addresses(config.source_v4, config.source_v6);
         let healthchecks = match config.healthcheck_interface {
-            Some(_) => Some(HealthChecks::load(&config)?),
+            Some(_) => Some(HealthChecks::load(&machine)?),
             None => None,
         };
         Ok(Katran::new(

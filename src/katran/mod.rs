@@ -72,6 +72,7 @@ use crate::attach::Entry;
 use crate::attach::XdpLink;
 use crate::config::Builder;
 use crate::config::Config;
+use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
@@ -85,7 +86,6 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
-use change::Numbers;
 use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -243,19 +243,12 @@ impl Katran {
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
     }
 
-    /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
-    /// given back, or the number of a probe.
-    fn let_go(&mut self, ring: Option<RingSlot>, numbers: Numbers, probe: Option<u32>) {
-        if ring.is_none() && numbers == Numbers::Kept && probe.is_none() {
-            return;
+    /// By what the table of maps sizes them.
+    fn machine(&self) -> Machine<'_> {
+        Machine {
+            config: &self.config,
+            cpus: self.fixed.possible_cpus,
         }
-        let moment = self.maps.rings.retire(ring);
-        if numbers == Numbers::GivenBack {
-            let given_back = self.table.given_back();
-            self.given_back.push_back((moment, given_back));
-        }
-        let probe = probe.map(|number| (moment, number));
-        self.probes_given_back.extend(probe);
     }
 
     /// Ends a change that is in force: if the next one could not be at once, it waits now and not

@@ -13,10 +13,12 @@ mod pool;
 mod proptests;
 mod records;
 mod stage;
+mod staged;
 mod step;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use names::Deltas;
 pub(crate) use names::Name;
 pub(crate) use names::Names;
 pub(crate) use names::Room;
@@ -27,10 +29,10 @@ pub(crate) use records::GivenBack;
 pub(crate) use records::Resolved;
 pub(crate) use records::Table;
 pub(crate) use records::VipEntry;
-pub(crate) use stage::Endpoint;
-pub(crate) use stage::Paper;
-pub(crate) use stage::RealRecord;
-pub(crate) use stage::StagedReferences;
-pub(crate) use stage::Turned;
+pub(crate) use staged::Endpoint;
+pub(crate) use staged::Paper;
+pub(crate) use staged::RealRecord;
+pub(crate) use staged::StagedReferences;
+pub(crate) use staged::Turned;
 pub(crate) use step::NameChange;
 pub(crate) use step::Step;

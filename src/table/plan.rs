@@ -15,15 +15,14 @@ use super::records::Table;
 use super::step::NameChange;
 use super::step::Order;
 use super::step::Step;
-use crate::config::check_gateway;
-use crate::config::check_gateway_mac;
-use crate::config::check_source;
 use crate::document::Changes;
 use crate::document::State;
+use crate::document::live_changes;
 use crate::document::stated_flags;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -84,45 +83,13 @@ pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order
         .or_else(|| current.balancer.as_ref()?.hash_function)
         .unwrap_or_default();
     let changes = Changes::between(current, wanted, default_hash);
-    if let Some(gateway) = wanted
-        .balancer
-        .as_ref()
-        .and_then(|wanted| wanted.gateway_mac)
-        && changes.gateway_changed
-    {
-        check_gateway(gateway)?;
-        steps.push(Step::SetGateway(gateway));
-    }
-    if let Some(mac) = wanted
-        .balancer
-        .as_ref()
-        .and_then(|wanted| wanted.gateway_mac_v6)
-        && changes.gateway_v6_changed
-    {
-        check_gateway_mac(mac)?;
-        steps.push(Step::SetGatewayMacV6(mac));
-    }
-    for &source in &changes.sources_changed {
-        check_source(source)?;
-        steps.push(Step::SetSource(source));
-    }
-
-    // Those that are new are there before what needs them, and the others until it is gone.
-    let features = |state: &State| {
-        state
-            .balancer
-            .as_ref()
-            .and_then(|balancer| balancer.features)
-    };
-    let mut last = None;
-    if changes.features_changed
-        && let Some(wanted) = features(wanted)
-    {
-        let current = features(current).unwrap_or(wanted);
-        if !current.contains(wanted) {
-            steps.push(Step::SetFeatures(current | wanted));
+    let mut last = Vec::new();
+    for change in live_changes(current, wanted) {
+        for setting in change.between.iter().chain(&change.end) {
+            setting.check()?;
         }
-        last = (!wanted.contains(current)).then_some(Step::SetFeatures(wanted));
+        steps.extend(change.between.map(Step::Set));
+        last.extend(change.end.map(Step::Set));
     }
 
     let Around { before, after } = around(current, wanted, &changes, order);
@@ -189,7 +156,7 @@ struct Work {
     add: Vec<Real>,
     reweigh: Vec<Real>,
     remove: Vec<IpAddr>,
-    health: Vec<(IpAddr, bool)>,
+    health: Vec<(IpAddr, Health)>,
 }
 
 fn works(
@@ -254,8 +221,8 @@ fn works(
             }
         }
     }
-    for (vip, address, down) in changes.turned(wanted) {
-        works[index[&vip]].health.push((address, down));
+    for (vip, address, health) in changes.turned(wanted) {
+        works[index[&vip]].health.push((address, health));
     }
     works.retain(|work| !work.is_done());
     works
@@ -273,7 +240,7 @@ impl Work {
 
     /// Takes out what is said of the health of reals that the VIP has without those in `rest`, which
     /// are still to be added.
-    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, bool)> {
+    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, Health)> {
         let rest: BTreeSet<_> = rest.iter().map(Real::address).collect();
         let health = std::mem::take(&mut self.health).into_iter();
         let (later, now) = health.partition(|(address, _)| rest.contains(address));

@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 
 use super::names::Deltas;
-use crate::config::Features;
+use crate::config::LiveSetting;
 use crate::document::ProbeMatch;
 use crate::types::DecapMode;
-use crate::types::Gateway;
 use crate::types::HashFunction;
-use crate::types::MacAddr;
+use crate::types::Health;
 use crate::types::Prefix;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -18,11 +17,7 @@ use crate::types::VipFlags;
 /// One call on the way to a state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Exactly these are on.
-    SetFeatures(Features),
-    SetGateway(Gateway),
-    SetGatewayMacV6(MacAddr),
-    SetSource(IpAddr),
+    Set(LiveSetting),
     SetVipFlags(Vip, VipFlags),
     SetHashFunction(Vip, HashFunction),
     RemoveVip(Vip),
@@ -35,9 +30,12 @@ pub(crate) enum Step {
         vip: Vip,
         changes: Vec<RealChange>,
         /// Which of its reals are down after that, of those that are so now, or are so no more.
-        health: Vec<(IpAddr, bool)>,
+        health: Vec<(IpAddr, Health)>,
     },
     SetRealFlags(IpAddr, RealFlags),
+    /// Reals are named, or no more, by nothing but the way to the state: what goes from a name of one kind to
+    /// one of another is named by neither for a moment.
+    Hold(Deltas),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
     Invalidate(Vec<u32>),
