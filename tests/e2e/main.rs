@@ -40,3 +40,4 @@ mod switch;
 mod traffic;
 mod tunnels;
 mod vlan;
+mod vrf;
