@@ -1,9 +1,10 @@
-//! The table of maps. A row gives a map's name, the settings with which it is there, its size as it is
-//! set before load, and what it takes: the loader and the memory estimate go by it.
+//! The table of maps, those of the balancer and those of health checks. A row gives a map's name, the settings
+//! with which it is there, its size as it is set before load, and what it takes: the loaders and the memory
+//! estimate go by it.
 //!
-//! `there` is `Always`, or `With` features: a map of features that are off is not made. `size` is
-//! `Own` for a map whose size stands in `bpf/maps.h`, `Elements`, or `Bytes` of a data section;
-//! `Inner` is no map of the object, but the tables inside one. `takes` says how many elements all
+//! `there` is `Always`, `With` features, or `WithHops` of single reals: a map of what is off is not made.
+//! `size` is `Own` for a map whose size stands in `bpf/`, `Elements`, or `Bytes` of a data section;
+//! `Inner` is no map of an object, but the tables inside one. `takes` says how many elements all
 //! maps of the name can have, their bytes at load, and when they are full.
 
 use super::Config;
@@ -23,6 +24,8 @@ use super::accounting::ring_chunk;
 use super::accounting::trie;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTableShape;
+use crate::maps::MAX_WAYS;
+use crate::maps::MapUse;
 use crate::maps::RINGS_PER_CHUNK;
 use crate::maps::max_chunks;
 use crate::maps::max_chunks_in_surge;
@@ -30,7 +33,9 @@ use crate::maps::max_server_id_places;
 use crate::maps::server_id_table_bytes;
 use crate::maps::vip_table_bytes;
 use crate::maps::void_pairs;
+use crate::skel::healthcheck::types as probes;
 use crate::skel::katran::types;
+use crate::sys::object::MapSize;
 use crate::types::NextHops;
 
 const PORTS: u32 = types::hop_constant::PORTS.0;
@@ -45,19 +50,20 @@ pub(crate) struct Machine<'a> {
 pub(crate) struct MapRow {
     pub(crate) name: &'static str,
     there: There,
-    pub(crate) size: Size,
+    size: Size,
     pub(super) takes: fn(&Machine<'_>) -> Takes,
 }
 
 enum There {
     Always,
     With(Features),
+    WithHops,
     /// It is always there, but takes something only with next hops of single reals.
-    NextHops,
+    UsedByHops,
 }
 
 /// How a map gets its size.
-pub(crate) enum Size {
+enum Size {
     Own,
     Elements(fn(&Machine<'_>) -> u32),
     Bytes(fn(&Machine<'_>) -> u32),
@@ -69,7 +75,9 @@ use Size::Elements;
 use Size::Inner;
 use Size::Own;
 use There::Always;
+use There::UsedByHops;
 use There::With;
+use There::WithHops;
 
 /// Every map of the balancer's object.
 #[rustfmt::skip]
@@ -143,10 +151,25 @@ pub(crate) const MAPS: &[MapRow] = &[
     row("events", With(Features::INTROSPECTION), Elements(|on| on.config.event_buffer), |on| {
         full(on.config.event_buffer, ring_buffer(on.config.event_buffer))
     }),
-    row(".data.hops", There::NextHops, Bytes(|on| on.hop_bytes()), |on| {
+    row(".data.hops", UsedByHops, Bytes(|on| on.hop_bytes()), |on| {
         full(on.numbers(), mappable(on.numbers(), 8))
     }),
-    row("devices", There::NextHops, Own, |_| full(PORTS, device_map(PORTS))),
+    row("devices", UsedByHops, Own, |_| full(PORTS, device_map(PORTS))),
+];
+
+/// Every map of the health checks' object.
+#[rustfmt::skip]
+pub(super) const PROBE_MAPS: &[MapRow] = &[
+    row("marks", Always, Elements(|on| on.reals()), |on| full(on.reals(), hash(on.reals(), 8, 24))),
+    row("destinations", Always, Elements(|on| on.reals()), |on| full(on.reals(), hash(on.reals(), 24, 24))),
+    row("sources", Always, Elements(|on| on.reals()), |on| full(on.reals(), hash(on.reals(), 24, 24))),
+    row("ways", WithHops, Elements(|on| on.ways()), |on| full(on.ways(), hash(on.ways(), 24, 8))),
+    row("probe_keys", Always, Elements(|on| on.vips()), |on| full(on.vips(), hash(on.vips(), 24, 8))),
+    row("probe_counters", Always, Elements(|on| on.vips()), |on| full(on.vips(), per_cpu(on.vips(), 8, on.cpus))),
+    row("probe_totals", Always, Own, |on| full(1u32, per_cpu(1u32, size_of::<probes::probe_totals>(), on.cpus))),
+    row(".data.settings", Always, Own, |_| {
+        full(1u32, mappable(1u32, size_of::<probes::probe_settings>() as u32))
+    }),
 ];
 
 const fn row(
@@ -164,34 +187,53 @@ const fn row(
 }
 
 impl MapRow {
-    /// The row of a map of the object.
+    /// The row of a map, whichever object it is of: all have other names.
     pub(crate) fn of(name: &str) -> Option<&'static Self> {
-        MAPS.iter().find(|row| row.name == name)
+        MAPS.iter().chain(PROBE_MAPS).find(|row| row.name == name)
     }
 
     /// Whether the map is made with these settings.
     pub(crate) fn is_made(&self, config: &Config) -> bool {
         match self.there {
-            There::With(features) => config.features.contains(features),
-            There::Always | There::NextHops => true,
+            With(features) => config.features.contains(features),
+            WithHops => config.next_hops != NextHops::Gateway,
+            Always | UsedByHops => true,
         }
-    }
-
-    /// Elements that all maps of the name can have.
-    pub(crate) fn capacity(&self, machine: &Machine<'_>) -> u64 {
-        (self.takes)(machine).entries
     }
 
     /// Whether it takes memory that is worth a line.
     pub(super) fn counts(&self, config: &Config) -> bool {
         match self.there {
-            There::NextHops => config.next_hops != NextHops::Gateway,
-            There::Always | There::With(_) => self.is_made(config),
+            UsedByHops => config.next_hops != NextHops::Gateway,
+            Always | With(_) | WithHops => self.is_made(config),
         }
     }
 }
 
 impl Machine<'_> {
+    /// How big the map of this name is made. Sections without a row, such as constants, have their own size.
+    pub(crate) fn size_of(&self, name: &str) -> MapSize {
+        match MapRow::of(name) {
+            Some(row) if !row.is_made(self.config) => MapSize::Unmade,
+            Some(row) => match row.size {
+                Elements(elements) => MapSize::Elements(elements(self)),
+                Bytes(bytes) => MapSize::Bytes(bytes(self)),
+                Own | Inner => MapSize::Own,
+            },
+            None => MapSize::Own,
+        }
+    }
+
+    /// Capacity and entries of a map.
+    pub(crate) fn use_of(&self, name: &'static str, entries: u64) -> MapUse {
+        let row = MapRow::of(name);
+        MapUse {
+            name,
+            capacity: row.map_or(0, |row| (row.takes)(self).entries),
+            entries,
+        }
+    }
+
     fn vips(&self) -> u32 {
         self.config.max_vips.into()
     }
@@ -203,6 +245,12 @@ impl Machine<'_> {
     /// Numbers of reals: 0 is none's.
     fn numbers(&self) -> u32 {
         self.reals() + 1
+    }
+
+    /// Each mark and each match may have a real of its own. One more: a way that is changed is there twice
+    /// for a moment.
+    fn ways(&self) -> u32 {
+        MAX_WAYS * self.reals() + 1
     }
 
     fn tables(&self) -> u64 {

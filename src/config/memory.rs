@@ -1,20 +1,15 @@
-//! What the maps take, before anything is loaded: the rows of `map_table.rs`, and the maps of health checks.
+//! What the maps take, before anything is loaded: the rows of `map_table.rs`.
 
 use std::fmt;
 
 use super::Builder;
 use super::Config;
 use super::accounting::Takes;
-use super::accounting::full;
-use super::accounting::hash;
-use super::accounting::mappable;
-use super::accounting::per_cpu;
 use super::map_table::MAPS;
 use super::map_table::Machine;
+use super::map_table::MapRow;
+use super::map_table::PROBE_MAPS;
 use crate::error::Result;
-use crate::maps::MAX_WAYS;
-use crate::skel::healthcheck::types as probes;
-use crate::types::NextHops;
 
 /// Memory of one map, or of all maps of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,32 +122,16 @@ pub(crate) fn estimate(config: &Config, cpus: u64) -> MemoryEstimate {
         // The kernel has at most 8192.
         cpus: cpus as u32,
     };
+    let probes: &[MapRow] = match config.healthcheck_interface {
+        Some(_) => PROBE_MAPS,
+        None => &[],
+    };
     let mut maps: Vec<_> = MAPS
         .iter()
+        .chain(probes)
         .filter(|row| row.counts(config))
         .map(|row| (row.takes)(machine).of(row.name))
         .collect();
-    if config.healthcheck_interface.is_some() {
-        let vips = u64::from(config.max_vips);
-        let reals = u64::from(config.max_reals);
-        let ways = u64::from(MAX_WAYS) * reals + 1;
-        maps.extend([
-            full(reals, hash(reals, 8, 24)).of("marks"),
-            full(reals, hash(reals, 24, 24)).of("destinations"),
-            full(reals, hash(reals, 24, 24)).of("sources"),
-            full(vips, hash(vips, 24, 8)).of("probe_keys"),
-            full(vips, per_cpu(vips, 8, machine.cpus)).of("probe_counters"),
-            full(
-                1u32,
-                per_cpu(1u32, size_of::<probes::probe_totals>(), machine.cpus),
-            )
-            .of("probe_totals"),
-            full(1u32, mappable(1u32, 8)).of(".data.settings"),
-        ]);
-        if config.next_hops != NextHops::Gateway {
-            maps.push(full(ways, hash(ways, 24, 8)).of("ways"));
-        }
-    }
     maps.sort_by_key(|map| std::cmp::Reverse(map.at_capacity));
     MemoryEstimate { maps }
 }

@@ -10,6 +10,8 @@ mod cpus;
 mod features;
 #[cfg(feature = "serde")]
 mod keys;
+#[cfg(test)]
+mod live_tests;
 mod map_table;
 mod memory;
 #[cfg(test)]
@@ -31,8 +33,8 @@ pub(crate) use keys::Set;
 #[cfg(feature = "serde")]
 pub(crate) use keys::Text;
 pub(crate) use map_table::Machine;
+#[cfg(test)]
 pub(crate) use map_table::MapRow;
-pub(crate) use map_table::Size;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;
 pub(crate) use memory::estimate;
@@ -44,5 +46,5 @@ pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;
 pub(crate) use settings::Config;
-#[cfg(test)]
-pub(crate) use settings::live_settings;
+pub(crate) use settings::LiveChange;
+pub(crate) use settings::LiveSetting;

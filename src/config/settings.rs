@@ -4,13 +4,15 @@
 //!
 //! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`,
 //! `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
-//! document writes the value; `changes` is `never` for what is fixed at load (`live` settings have a
-//! step of their own in `table/plan.rs`). `constants` names those of `bpf/config.h` that the setting
+//! document writes the value; `changes` is `never` for what is fixed at load, and `live` for what
+//! `Katran::set_live` changes (`katran/apply.rs`), `(live through between)` if it has another value first,
+//! while the rest of a state changes: made of that of before and the wanted one. `constants` names those of `bpf/config.h` that the setting
 //! is written into at load: `(name)`, or with how, of the value and the kernel's tick.
 //! `docs/configuration.md` comes from this table, too: `make docs`.
 //!
 //! It is longer than other files, so that the settings are one table.
 
+use std::convert::Infallible;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -187,7 +189,8 @@ settings! {
         range: ("those that this version has", |features| features.check()),
         unit: "features",
         key: set,
-        changes: live,
+        // Those that are new are there before what needs them, and the others until it is gone.
+        changes: (live through |before: &Features, wanted: &Features| *before | *wanted),
         constants: (features = |on, _| on.bits()),
     }
 
@@ -597,9 +600,35 @@ pub(super) fn same<T: PartialEq + Debug>(
     }
 }
 
-/// The settings that change after load.
-#[cfg(test)]
-pub(crate) fn live_settings() -> impl Iterator<Item = &'static str> {
-    let live = ROWS.iter().filter(|row| row.changes == "yes");
-    live.map(|row| row.key)
+/// A change of a setting after load.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LiveChange {
+    /// Its key.
+    pub(crate) setting: &'static str,
+    /// What it becomes first, before anything else of a state changes, if that is another value.
+    pub(crate) between: Option<LiveSetting>,
+    /// What it becomes after all else, if that is another value.
+    pub(crate) end: Option<LiveSetting>,
+}
+
+/// The values on the way from `current` to `wanted`, if they differ: the one that `between` makes of them,
+/// and the last one.
+fn way<T: Clone + PartialEq>(
+    current: &Option<T>,
+    wanted: &Option<T>,
+    between: impl Fn(&T, &T) -> T,
+) -> Option<[Option<T>; 2]> {
+    let wanted = wanted.as_ref()?;
+    if current.as_ref() == Some(wanted) {
+        return None;
+    }
+    let first = match current {
+        Some(current) => between(current, wanted),
+        None => wanted.clone(),
+    };
+    let end = (first != *wanted).then(|| wanted.clone());
+    Some([
+        Some(first).filter(|first| current.as_ref() != Some(first)),
+        end,
+    ])
 }

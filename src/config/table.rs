@@ -1,9 +1,10 @@
 //! Makes of the rows of `settings.rs` all that a setting is: the field of [`BalancerState`], the
 //! setter of [`Builder`] and its documentation, the range check, the key of the document, the field of
-//! `Config`, the comparison with what is fixed at load, its constants in the program, and its row in
-//! `docs/configuration.md`.
+//! `Config`, the comparison with what is fixed at load, the change of what is not (a [`LiveSetting`]), its
+//! constants in the program, and its row in `docs/configuration.md`.
 //!
 //! [`BalancerState`]: super::BalancerState
+//! [`LiveSetting`]: super::LiveSetting
 //! [`Builder`]: super::Builder
 
 /// What a row of the table says in words; `docs/configuration.md` is made of them.
@@ -27,15 +28,14 @@ macro_rules! settings {
             range: $range:tt,
             unit: $unit:literal,
             key: $form:tt,
-            changes: $changes:ident,
+            changes: $changes:tt,
             $(constants: $constants:tt,)?
         }
     )+) => {
         /// The settings of a balancer; what is `None` keeps its default at load and its value after.
         ///
-        /// Units and ranges are those of [`Builder`]. After load, only the gateway, the source
-        /// addresses and the features can change; any other difference is
-        /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting).
+        /// Units and ranges are those of [`Builder`], which also tells what changes after load; any other
+        /// difference is [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting).
         #[derive(Clone, Debug, Default, PartialEq)]
         #[non_exhaustive]
         pub struct BalancerState {$(
@@ -107,6 +107,41 @@ macro_rules! settings {
                 // CPUs and nodes are compared in the order in which they are kept.
                 let (current, wanted) = (&self.in_order(), &wanted.in_order());
                 $(settings!(@compare $changes, $form, stringify!($key), current.$key, wanted.$key);)+
+                Ok(())
+            }
+
+            /// What is to be changed after load to come to `wanted`. What `wanted` does not say stays.
+            pub(crate) fn live_changes(&self, wanted: &Self) -> Vec<LiveChange> {
+                let mut changes = Vec::new();
+                $(settings!(@live_change $changes, $default, $key, self, wanted, changes);)+
+                changes
+            }
+
+            /// What `wanted` does not say and must lose its value, for the settings to be the same.
+            pub(crate) fn live_unset(&self, wanted: &Self) -> Vec<LiveSetting> {
+                let mut unset = Vec::new();
+                $(settings!(@live_unset $changes, $default, $key, self, wanted, unset);)+
+                unset
+            }
+        }
+
+        /// A setting that changes after load, with the value that it is to have; those that are fixed at
+        /// load have none, so a `match` needs no arm for them.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(non_camel_case_types, reason = "the names are the settings' own")]
+        #[allow(dead_code, reason = "there is none of a setting that is fixed at load")]
+        pub(crate) enum LiveSetting {$(
+            $key(settings!(@live_type $changes $default $given)),
+        )+}
+
+        impl LiveSetting {
+            /// Whether the value is within its range.
+            pub(crate) fn check(&self) -> Result<()> {
+                match self {
+                    $(Self::$key(value) => {
+                        settings!(@live_check $changes, $default, $range, stringify!($key), value);
+                    })+
+                }
                 Ok(())
             }
         }
@@ -185,12 +220,47 @@ macro_rules! settings {
         checked($value, $check)?
     };
 
-    // changes: `never`, or `live`.
+    // changes: `never`; `live`; or `(live through between)`.
     (@changes_text never) => { "no" };
-    (@changes_text live) => { "yes" };
-    (@compare live, $form:tt, $key:expr, $current:expr, $wanted:expr) => {};
+    (@changes_text $live:tt) => { "yes" };
     (@compare never, $form:tt, $key:expr, $current:expr, $wanted:expr) => {
         same($key, &$current, &$wanted, settings!(@shown $form))?
+    };
+    (@compare $live:tt, $form:tt, $key:expr, $current:expr, $wanted:expr) => {};
+    (@live_type never $default:tt $given:ty) => { Infallible };
+    (@live_type $live:tt none $given:ty) => { Option<$given> };
+    (@live_type $live:tt $default:tt $given:ty) => { $given };
+    (@live_value none, $value:ident) => { Some($value) };
+    (@live_value $default:tt, $value:ident) => { $value };
+    (@live_change never, $($rest:tt)*) => {};
+    (@live_change live, $($rest:tt)*) => {
+        settings!(@live_change (live through |_, wanted| wanted.clone()), $($rest)*)
+    };
+    (@live_change (live through $between:expr), $default:tt, $key:ident, $current:ident, $wanted:ident, $changes:ident) => {
+        if let Some([between, end]) = way(&$current.$key, &$wanted.$key, $between) {
+            let live = |value| LiveSetting::$key(settings!(@live_value $default, value));
+            $changes.push(LiveChange {
+                setting: stringify!($key),
+                between: between.map(live),
+                end: end.map(live),
+            });
+        }
+    };
+    (@live_unset never, $($rest:tt)*) => {};
+    (@live_unset $live:tt, none, $key:ident, $current:ident, $wanted:ident, $unset:ident) => {
+        if $current.$key.is_some() && $wanted.$key.is_none() {
+            $unset.push(LiveSetting::$key(None));
+        }
+    };
+    (@live_unset $live:tt, $default:tt, $($rest:tt)*) => {};
+    (@live_check never, $default:tt, $range:tt, $key:expr, $value:ident) => { match *$value {} };
+    (@live_check $live:tt, none, $range:tt, $key:expr, $value:ident) => {
+        if let Some(value) = $value {
+            settings!(@check $range, $key, value);
+        }
+    };
+    (@live_check $live:tt, $default:tt, $range:tt, $key:expr, $value:ident) => {
+        settings!(@check $range, $key, $value);
     };
     (@shown list) => { |value| format!("{value:?}") };
     (@shown seconds) => { |value| format!("{value:?}") };

@@ -9,7 +9,7 @@ use super::state::ProbeMatch;
 use super::state::ServerIdState;
 use super::state::State;
 use super::state::stated_flags;
-use crate::config::BalancerState;
+use crate::config::LiveChange;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
 use crate::types::Prefix;
@@ -69,14 +69,9 @@ pub struct Changes {
     pub probes_registered: Vec<Vip>,
     /// What they are counted for no more.
     pub probes_unregistered: Vec<Vip>,
-    /// The gateway is another one.
-    pub gateway_changed: bool,
-    /// The gateway of reals with IPv6 addresses has another MAC address.
-    pub gateway_v6_changed: bool,
-    /// Other features are on; see [`Katran::reload`](crate::Katran::reload).
-    pub features_changed: bool,
-    /// Outer source addresses that were set.
-    pub sources_changed: Vec<IpAddr>,
+    /// The keys of balancer settings with another value, such as `gateway_mac` or `features`: those that
+    /// `docs/configuration.md` says of that they change after load.
+    pub settings_changed: Vec<&'static str>,
 }
 
 impl Changes {
@@ -197,29 +192,8 @@ impl Changes {
             .filter(|(address, new)| old_flags.get(address).is_some_and(|old| old != new))
             .map(|(address, _)| address)
             .collect();
-        let nothing = BalancerState::default();
-        let current = current.balancer.as_ref().unwrap_or(&nothing);
-        let wanted = wanted.balancer.as_ref().unwrap_or(&nothing);
-        let differs =
-            |wanted: Option<IpAddr>, current: Option<IpAddr>| wanted.filter(|_| wanted != current);
-        changes.gateway_changed =
-            wanted.gateway_mac.is_some() && wanted.gateway_mac != current.gateway_mac;
-        changes.gateway_v6_changed =
-            wanted.gateway_mac_v6.is_some() && wanted.gateway_mac_v6 != current.gateway_mac_v6;
-        changes.features_changed = wanted.features.is_some() && wanted.features != current.features;
-        changes.sources_changed = [
-            differs(
-                wanted.source_v4.map(IpAddr::V4),
-                current.source_v4.map(IpAddr::V4),
-            ),
-            differs(
-                wanted.source_v6.map(IpAddr::V6),
-                current.source_v6.map(IpAddr::V6),
-            ),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let settings = live_changes(current, wanted);
+        changes.settings_changed = settings.iter().map(|change| change.setting).collect();
         changes
     }
 }
@@ -253,6 +227,12 @@ impl Changes {
             .map(|(vip, real)| (vip, real, down.contains(&(vip, real))))
             .collect()
     }
+}
+
+/// What changes in the settings of the balancer; those of a state that says nothing of them stay.
+pub(crate) fn live_changes(current: &State, wanted: &State) -> Vec<LiveChange> {
+    let settings = |state: &State| state.balancer.clone().unwrap_or_default();
+    settings(current).live_changes(&settings(wanted))
 }
 
 /// The keys that are new, gone, and with another value.
@@ -381,32 +361,20 @@ impl fmt::Display for Changes {
                 "probes",
                 "unregistered",
             ),
-            (
-                usize::from(self.gateway_changed) + usize::from(self.gateway_v6_changed),
-                "gateway",
-                "gateways",
-                "changed",
-            ),
-            (
-                usize::from(self.features_changed),
-                "set of features",
-                "sets of features",
-                "changed",
-            ),
-            (
-                self.sources_changed.len(),
-                "source address",
-                "source addresses",
-                "changed",
-            ),
         ];
-        let parts: Vec<_> = counts
+        let mut parts: Vec<_> = counts
             .into_iter()
             .filter(|(count, ..)| *count > 0)
             .map(|(count, one, many, what)| {
                 format!("{count} {} {what}", if count == 1 { one } else { many })
             })
             .collect();
+        let settings = &self.settings_changed;
+        if !settings.is_empty() {
+            let many = if settings.len() == 1 { "" } else { "s" };
+            let keys = settings.join(", ");
+            parts.push(format!("{} setting{many} changed ({keys})", settings.len()));
+        }
         match parts.is_empty() {
             true => f.write_str("nothing changed"),
             false => f.write_str(&parts.join(", ")),
@@ -417,6 +385,7 @@ impl fmt::Display for Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BalancerState;
 
     #[test]
     fn only_what_is_said_is_compared() {
@@ -455,12 +424,12 @@ mod tests {
         let changes = Changes {
             vips_added: vec![vip],
             reals_added: vec![(vip, vip.address()); 3],
-            gateway_changed: true,
+            settings_changed: vec!["gateway_mac", "source_v4"],
             ..Changes::default()
         };
         assert_eq!(
             changes.to_string(),
-            "1 VIP added, 3 reals added, 1 gateway changed"
+            "1 VIP added, 3 reals added, 2 settings changed (gateway_mac, source_v4)"
         );
         assert!(!changes.is_empty());
     }

@@ -6,11 +6,14 @@
 mod diff;
 mod state;
 #[cfg(feature = "serde")]
-mod toml_form;
-#[cfg(feature = "serde")]
 mod toml_keys;
+#[cfg(feature = "serde")]
+mod toml_read;
+#[cfg(feature = "serde")]
+mod toml_write;
 
 pub use diff::Changes;
+pub(crate) use diff::live_changes;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;

@@ -8,17 +8,20 @@ use super::change::News;
 use super::reload::Needs;
 use crate::config::BalancerState;
 use crate::config::Features;
+use crate::config::LiveSetting;
 use crate::document::Changes;
 use crate::document::DecapState;
 use crate::document::MarkState;
 use crate::document::ProbeMatch;
 use crate::document::ServerIdState;
 use crate::document::State;
+use crate::error::Error;
 use crate::error::Result;
 use crate::table::Limits;
 use crate::table::NameChange;
 use crate::table::Room;
 use crate::table::Step;
+use crate::types::Family;
 use crate::types::VipFlags;
 
 impl Katran {
@@ -29,7 +32,7 @@ impl Katran {
     /// are fixed at load must be those in force; a state without balancer settings leaves them alone.
     ///
     /// # Errors
-    /// [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting) for a setting that only a new
+    /// [`Error::LoadTimeSetting`] for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change. If the kernel then refuses
@@ -71,8 +74,7 @@ impl Katran {
         let mut features = self.config.features;
         for step in steps {
             match step {
-                Step::SetFeatures(wanted) => {
-                    wanted.check()?;
+                Step::Set(LiveSetting::features(wanted)) => {
                     let off = features.difference(*wanted);
                     let needs = Needs {
                         routes: routes.iter().sum(),
@@ -193,10 +195,7 @@ impl Katran {
             Step::SourceRoutes(change) => {
                 return self.change_source_routes(&change.remove, &change.add, Room::Passing);
             }
-            Step::SetFeatures(features) => self.reload(*features),
-            Step::SetGateway(gateway) => self.gateways_mut().set(*gateway),
-            Step::SetGatewayMacV6(mac) => self.gateways_mut().set_mac_v6(Some(*mac)),
-            Step::SetSource(address) => self.gateways_mut().set_source(*address),
+            Step::Set(setting) => self.set_live(setting.clone()),
             Step::Invalidate(ids) => self.server_ids_mut().invalidate(ids),
             Step::Revalidate(ids) => self.server_ids_mut().revalidate(ids),
             Step::SetDecap(address, mode) => self.set_decap(*address, *mode),
@@ -221,34 +220,45 @@ impl Katran {
         Ok(News::default())
     }
 
-    /// Goes back to `before`, as far as the kernel lets it.
-    fn undo(&mut self, before: &State, news: &mut News) {
-        // What a state does not say is left alone, so this would be.
-        let of_v6 = before
-            .balancer
-            .as_ref()
-            .and_then(|balancer| balancer.gateway_mac_v6);
-        if of_v6 != self.config.gateway_mac_v6
-            && let Err(error) = self.gateways_mut().set_mac_v6(of_v6)
-        {
-            log::error!("cannot undo a change of a state that was applied in part: {error}");
-        }
-        let back = match self.table.way(&self.state(), before, self.limits()) {
-            Ok(back) => back,
-            Err(error) => {
-                log::error!("cannot undo a state that was applied in part: {error}");
-                return;
+    /// Gives a setting that changes after load its value: each row of the table of settings that says
+    /// `live` has an arm here.
+    fn set_live(&mut self, setting: LiveSetting) -> Result<()> {
+        match setting {
+            LiveSetting::gateway_mac(gateway) => self.gateways_mut().set(gateway),
+            LiveSetting::gateway_mac_v6(mac) => self.gateways_mut().set_mac_v6(mac),
+            LiveSetting::features(features) => self.reload(features),
+            LiveSetting::source_v4(address) => {
+                self.change_source(Family::V4, address.map(IpAddr::V4))
             }
-        };
-        for step in &back.steps {
-            match self.take(step) {
-                Ok(undone) => news.add(undone),
-                Err(error) => {
-                    log::error!(
-                        "cannot undo a change of a state that was applied in part: {error}"
-                    );
-                }
+            LiveSetting::source_v6(address) => {
+                self.change_source(Family::V6, address.map(IpAddr::V6))
             }
         }
     }
+
+    /// Goes back to `before`, as far as the kernel lets it.
+    fn undo(&mut self, before: &State, news: &mut News) {
+        match self.table.way(&self.state(), before, self.limits()) {
+            Ok(back) => {
+                for step in &back.steps {
+                    match self.take(step) {
+                        Ok(undone) => news.add(undone),
+                        Err(error) => not_undone(&error),
+                    }
+                }
+            }
+            Err(error) => not_undone(&error),
+        }
+        // What a state does not say is left alone by its steps.
+        let settings = before.balancer.clone().unwrap_or_default();
+        for unset in BalancerState::of(&self.config).live_unset(&settings) {
+            if let Err(error) = self.set_live(unset) {
+                not_undone(&error);
+            }
+        }
+    }
+}
+
+fn not_undone(error: &Error) {
+    log::error!("cannot undo a change of a state that was applied in part: {error}");
 }

@@ -9,8 +9,6 @@ use std::sync::atomic::Ordering;
 
 use super::Katran;
 use super::handles::USES;
-use crate::config::Machine;
-use crate::config::MapRow;
 use crate::counters::Counters;
 use crate::counters::CpuCounters;
 use crate::counters::DropReasons;
@@ -283,23 +281,20 @@ impl Stats<'_> {
     /// [`Error::Kernel`].
     pub fn library(&self) -> Result<LibraryCounters> {
         let katran = self.katran;
-        let machine = Machine {
-            config: &katran.config,
-            cpus: katran.fixed.possible_cpus,
-        };
+        let machine = katran.machine();
         let uses = USES.iter().map(|row| {
             let entries = (row.entries)(katran);
+            let entries = katran
+                .kernel
+                .check("count the entries of", row.label, entries)?;
             Ok(MapUse {
                 name: row.label,
-                capacity: MapRow::of(row.map).map_or(0, |of| of.capacity(&machine)),
-                entries: katran
-                    .kernel
-                    .check("count the entries of", row.label, entries)?,
+                ..machine.use_of(row.map, entries)
             })
         });
         let mut maps = uses.collect::<Result<Vec<_>>>()?;
         let of_probes = katran.healthchecks.iter();
-        maps.extend(of_probes.flat_map(HealthChecks::use_of_maps));
+        maps.extend(of_probes.flat_map(|checks| checks.use_of_maps(&machine)));
         Ok(LibraryCounters {
             failed_kernel_calls: katran.kernel.failed(),
             rejected_addresses: katran.rejected_addresses.load(Ordering::Relaxed),

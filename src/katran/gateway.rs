@@ -155,27 +155,8 @@ impl GatewaysMut<'_> {
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
         let address = address.to_canonical();
         self.katran.note(check_source(address))?;
-        if self.katran.source(Family::of(address)) == Some(address) {
-            return Ok(());
-        }
-        let passed = self.katran.collect();
-        if self.katran.sources_set > passed {
-            self.katran.settle()?;
-        }
-        match address {
-            IpAddr::V4(v4) => self.katran.config.source_v4 = Some(v4),
-            IpAddr::V6(v6) => self.katran.config.source_v6 = Some(v6),
-        }
-        let config = &self.katran.config;
         self.katran
-            .maps
-            .live
-            .set_own_addresses(config.source_v4, config.source_v6);
-        if let Some(probes) = self.katran.probe_cells() {
-            probes.set_own_addresses(self.katran.config.source_v4, self.katran.config.source_v6);
-        }
-        self.katran.sources_set = self.katran.maps.rings.retire(None);
-        Ok(())
+            .change_source(Family::of(address), Some(address))
     }
 }
 
@@ -190,6 +171,30 @@ impl Katran {
         GatewaysMut { katran: self }
     }
 
+    /// Gives a family its source address, or takes it away.
+    pub(super) fn change_source(&mut self, family: Family, address: Option<IpAddr>) -> Result<()> {
+        if self.source(family) == address {
+            return Ok(());
+        }
+        let passed = self.collect();
+        if self.sources_set > passed {
+            self.settle()?;
+        }
+        match (family, address) {
+            (_, Some(IpAddr::V4(v4))) => self.config.source_v4 = Some(v4),
+            (_, Some(IpAddr::V6(v6))) => self.config.source_v6 = Some(v6),
+            (Family::V4, None) => self.config.source_v4 = None,
+            (Family::V6, None) => self.config.source_v6 = None,
+        }
+        let (v4, v6) = (self.config.source_v4, self.config.source_v6);
+        self.maps.live.set_own_addresses(v4, v6);
+        if let Some(probes) = self.probe_cells() {
+            probes.set_own_addresses(v4, v6);
+        }
+        self.sources_set = self.maps.rings.retire(None);
+        Ok(())
+    }
+
     pub(super) fn source(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.config.source_v4.map(IpAddr::V4),
@@ -199,7 +204,7 @@ impl Katran {
 
     pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {
         let checks = self.healthchecks.as_ref();
-        checks.map(|checks| Arc::clone(&checks.cells))
+        checks.map(|checks| Arc::clone(checks.cells()))
     }
 
     pub(super) fn wanted(&self) -> Wanted {

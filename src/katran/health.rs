@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use crate::config::LiveSetting;
 use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
 use crate::document::ProbeMatchState;
@@ -302,7 +303,8 @@ impl Katran {
         let mut touched = false;
         for step in steps {
             match step {
-                Step::SetSource(source) => sources[Family::of(*source)] = true,
+                Step::Set(LiveSetting::source_v4(_)) => sources[Family::V4] = true,
+                Step::Set(LiveSetting::source_v6(_)) => sources[Family::V6] = true,
                 Step::MapMark(mark, real) => {
                     check_mark(*mark)?;
                     self.check_probed_from(*real, sources)?;
@@ -345,9 +347,9 @@ impl Katran {
     /// The path of health checks; it is loaded when it is first needed.
     fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
         if self.healthchecks.is_none() {
-            let checks = HealthChecks::load(&self.config)?;
+            let checks = HealthChecks::load(&self.machine())?;
             if let Some(watcher) = &self.following.watcher {
-                watcher.set_probes(Arc::clone(&checks.cells));
+                watcher.set_probes(Arc::clone(checks.cells()));
             }
             self.healthchecks = Some(checks);
             self.write_gateways(self.wanted());

@@ -104,7 +104,7 @@ impl Builder {
         maps.live
             .set_own_addresses(config.source_v4, config.source_v6);
         let healthchecks = match config.healthcheck_interface {
-            Some(_) => Some(HealthChecks::load(&config)?),
+            Some(_) => Some(HealthChecks::load(&machine)?),
             None => None,
         };
         Ok(Katran::new(

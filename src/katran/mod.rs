@@ -72,6 +72,7 @@ use crate::attach::Entry;
 use crate::attach::XdpLink;
 use crate::config::Builder;
 use crate::config::Config;
+use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
@@ -241,6 +242,14 @@ impl Katran {
         let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
         let mut named = self.maps.named().into_iter().chain(of_probes);
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
+    }
+
+    /// By what the table of maps sizes them.
+    fn machine(&self) -> Machine<'_> {
+        Machine {
+            config: &self.config,
+            cpus: self.fixed.possible_cpus,
+        }
     }
 
     /// Lets go of what packets have just been turned away from: a ring, numbers that the table has

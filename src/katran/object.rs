@@ -16,8 +16,6 @@ use crate::attach::EntrySet;
 use crate::config::Config;
 use crate::config::Features;
 use crate::config::Machine;
-use crate::config::MapRow;
-use crate::config::Size;
 use crate::config::ticks;
 use crate::error::Error;
 use crate::error::Result;
@@ -193,21 +191,7 @@ pub(super) fn size_maps(
     machine: &Machine<'_>,
     inner: &Inner<'_>,
 ) -> libbpf_rs::Result<()> {
-    for mut map in open.open_object_mut().maps_mut() {
-        let Some(row) = MapRow::of(&map.name().to_string_lossy()) else {
-            // Sections without a size of their own, such as constants.
-            continue;
-        };
-        if !row.is_made(machine.config) {
-            map.set_autocreate(false)?;
-            continue;
-        }
-        match row.size {
-            Size::Elements(elements) => map.set_max_entries(elements(machine))?,
-            Size::Bytes(bytes) => map.set_value_size(bytes(machine))?,
-            Size::Own | Size::Inner => {}
-        }
-    }
+    object::size_maps(open.open_object_mut(), |name| machine.size_of(name))?;
     let maps = &mut open.maps;
     for (map, table) in [
         (&mut maps.rings, inner.ring_chunk),
@@ -270,6 +254,7 @@ fn not_loaded(refused: Refused, needed: u64) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MapRow;
 
     /// A map without a row would keep the size that stands for none.
     #[test]

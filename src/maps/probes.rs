@@ -116,15 +116,18 @@ impl ProbeCells {
         })
     }
 
-    /// The maps, by their names.
-    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        let ways = self.ways.iter().map(|ways| ("ways", ways.map.as_fd()));
-        std::iter::once((".data.settings", self.map.as_fd())).chain(ways)
+    pub(crate) fn settings_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+
+    /// The ways, if reals have next hops of their own.
+    pub(crate) fn ways_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.ways.as_ref().map(|ways| ways.map.as_fd())
     }
 
     /// How many ways there are.
-    pub(crate) fn ways(&self) -> Option<usize> {
-        self.ways.as_ref().map(|ways| ways.known().len())
+    pub(crate) fn ways(&self) -> usize {
+        self.ways.as_ref().map_or(0, |ways| ways.known().len())
     }
 
     /// A mark or a match leads to `real` from now on; `find` has the follower tell the way, if nobody knows

@@ -1,5 +1,5 @@
-//! What libbpf-rs does not offer of an object: loading it with a log of the verifier, and errors as those of
-//! the standard library.
+//! What libbpf-rs does not offer of an object: sizes of maps by their names, loading it with a log of the
+//! verifier, and errors as those of the standard library.
 
 use std::error::Error;
 use std::ffi::CStr;
@@ -7,6 +7,7 @@ use std::io;
 
 use libbpf_rs::AsRawLibbpf;
 use libbpf_rs::ErrorKind;
+use libbpf_rs::OpenObject;
 use libbpf_rs::skel::OpenSkel;
 use nix::libc;
 
@@ -23,6 +24,34 @@ pub(crate) struct Refused {
     pub(crate) error: io::Error,
     /// The program that the verifier rejected, and its log.
     pub(crate) rejected: Option<(&'static str, String)>,
+}
+
+/// How big a map of an object is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MapSize {
+    /// It is not made.
+    Unmade,
+    /// As the object says.
+    Own,
+    Elements(u32),
+    /// Of the one value of a data section.
+    Bytes(u32),
+}
+
+/// Gives the maps of an object that is not loaded yet the sizes that `of` says.
+pub(crate) fn size_maps(
+    object: &mut OpenObject,
+    of: impl Fn(&str) -> MapSize,
+) -> libbpf_rs::Result<()> {
+    for mut map in object.maps_mut() {
+        match of(&map.name().to_string_lossy()) {
+            MapSize::Unmade => map.set_autocreate(false)?,
+            MapSize::Own => {}
+            MapSize::Elements(elements) => map.set_max_entries(elements)?,
+            MapSize::Bytes(bytes) => map.set_value_size(bytes)?,
+        }
+    }
+    Ok(())
 }
 
 /// Loads an object, with a log for each of these programs of it.

@@ -15,11 +15,9 @@ use super::records::Table;
 use super::step::NameChange;
 use super::step::Order;
 use super::step::Step;
-use crate::config::check_gateway;
-use crate::config::check_gateway_mac;
-use crate::config::check_source;
 use crate::document::Changes;
 use crate::document::State;
+use crate::document::live_changes;
 use crate::document::stated_flags;
 use crate::error::Error;
 use crate::error::Result;
@@ -84,45 +82,13 @@ pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order
         .or_else(|| current.balancer.as_ref()?.hash_function)
         .unwrap_or_default();
     let changes = Changes::between(current, wanted, default_hash);
-    if let Some(gateway) = wanted
-        .balancer
-        .as_ref()
-        .and_then(|wanted| wanted.gateway_mac)
-        && changes.gateway_changed
-    {
-        check_gateway(gateway)?;
-        steps.push(Step::SetGateway(gateway));
-    }
-    if let Some(mac) = wanted
-        .balancer
-        .as_ref()
-        .and_then(|wanted| wanted.gateway_mac_v6)
-        && changes.gateway_v6_changed
-    {
-        check_gateway_mac(mac)?;
-        steps.push(Step::SetGatewayMacV6(mac));
-    }
-    for &source in &changes.sources_changed {
-        check_source(source)?;
-        steps.push(Step::SetSource(source));
-    }
-
-    // Those that are new are there before what needs them, and the others until it is gone.
-    let features = |state: &State| {
-        state
-            .balancer
-            .as_ref()
-            .and_then(|balancer| balancer.features)
-    };
-    let mut last = None;
-    if changes.features_changed
-        && let Some(wanted) = features(wanted)
-    {
-        let current = features(current).unwrap_or(wanted);
-        if !current.contains(wanted) {
-            steps.push(Step::SetFeatures(current | wanted));
+    let mut last = Vec::new();
+    for change in live_changes(current, wanted) {
+        for setting in change.between.iter().chain(&change.end) {
+            setting.check()?;
         }
-        last = (!wanted.contains(current)).then_some(Step::SetFeatures(wanted));
+        steps.extend(change.between.map(Step::Set));
+        last.extend(change.end.map(Step::Set));
     }
 
     let Around { before, after } = around(current, wanted, &changes, order);

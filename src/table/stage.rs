@@ -1,7 +1,7 @@
 //! Changes of the table, worked out before they are made.
 //!
 //! Each `stage_` call borrows the table, checks everything that can be checked, and returns what
-//! the kernel must be told together with the change itself, to be committed afterwards.
+//! the kernel must be told together with the change itself (`staged.rs`), to be committed afterwards.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,6 +13,17 @@ use super::records::Edit;
 use super::records::RealEntry;
 use super::records::Table;
 use super::records::VipEntry;
+use super::staged::Adjusted;
+use super::staged::Endpoint;
+use super::staged::StagedHashFunction;
+use super::staged::StagedRealFlags;
+use super::staged::StagedReals;
+use super::staged::StagedReferences;
+use super::staged::StagedRemoval;
+use super::staged::StagedVip;
+use super::staged::StagedVipFlags;
+use super::staged::Turned;
+use super::staged::record;
 use super::step::Step;
 use crate::error::Error;
 use crate::error::Result;
@@ -25,244 +36,6 @@ use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::check_real;
 use crate::types::check_vip;
-
-/// What the program keeps of a real.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RealRecord {
-    pub(crate) number: RealNumber,
-    pub(crate) address: IpAddr,
-    pub(crate) generation: u16,
-    pub(crate) flags: RealFlags,
-}
-
-/// A real as an input of a VIP's ring; weight 0 gets no slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    pub(crate) number: RealNumber,
-    pub(crate) address: IpAddr,
-    pub(crate) weight: u32,
-}
-
-/// A VIP to be added, without reals.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedVip {
-    pub(crate) number: VipNumber,
-    /// The number was another VIP's: a grace period, then `Table::settle`, before it is used.
-    pub(crate) unsettled: bool,
-    edit: Edit,
-}
-
-/// A VIP to be removed.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedRemoval {
-    pub(crate) number: VipNumber,
-    /// The reals that nothing else names.
-    pub(crate) released: Vec<(IpAddr, RealNumber)>,
-    edit: Edit,
-}
-
-/// Changes of a VIP's reals.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedReals {
-    pub(crate) number: VipNumber,
-    pub(crate) flags: VipFlags,
-    pub(crate) hash_function: HashFunction,
-    /// Reals that nothing named before.
-    pub(crate) added: Vec<RealRecord>,
-    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
-    /// used.
-    pub(crate) unsettled: bool,
-    /// Reals that were there, and change their flags for all VIPs.
-    pub(crate) reflagged: Vec<RealRecord>,
-    /// The reals that nothing names any more.
-    pub(crate) released: Vec<(IpAddr, RealNumber)>,
-    /// All reals of the VIP after the change, by address, those of weight 0 included; those that
-    /// are down have it here.
-    pub(crate) endpoints: Vec<Endpoint>,
-    /// Whether the reals with a weight, or their weights, change.
-    pub(crate) ring_changed: bool,
-    /// Whose flows have to leave, and whose may be there again.
-    pub(crate) turned: Turned,
-    edit: Edit,
-}
-
-/// Reals that have turned towards a VIP, or away from it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Turned {
-    /// Reals that the VIP has no more, and whether something else names them.
-    pub(crate) given_up: Vec<(RealRecord, bool)>,
-    /// Reals that were there, and that the VIP has got.
-    pub(crate) joined: Vec<RealRecord>,
-    /// Reals that are down for the VIP now.
-    pub(crate) down: Vec<RealRecord>,
-    /// Reals that are so no more.
-    pub(crate) up: Vec<RealRecord>,
-}
-
-/// What a change of references means for the reals themselves.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Adjusted {
-    /// Reals that nothing named before.
-    pub(crate) added: Vec<RealRecord>,
-    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
-    /// used.
-    pub(crate) unsettled: bool,
-    /// The reals that nothing names any more.
-    pub(crate) released: Vec<(IpAddr, RealNumber)>,
-}
-
-/// Changes of references by something other than a VIP.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedReferences {
-    pub(crate) adjusted: Adjusted,
-    /// The touched reals that stay or come.
-    pub(crate) records: BTreeMap<IpAddr, RealRecord>,
-    edit: Edit,
-}
-
-/// New flags of a VIP.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedVipFlags {
-    pub(crate) number: VipNumber,
-    /// Whether they differ from those it has.
-    pub(crate) changed: bool,
-    edit: Edit,
-}
-
-/// Another hash function of a VIP.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedHashFunction {
-    pub(crate) number: VipNumber,
-    pub(crate) flags: VipFlags,
-    /// All reals of the VIP, by address, those of weight 0 included.
-    pub(crate) endpoints: Vec<Endpoint>,
-    /// Whether it differs from the one it has.
-    pub(crate) changed: bool,
-    edit: Edit,
-}
-
-/// New flags of a real.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct StagedRealFlags {
-    pub(crate) record: RealRecord,
-    /// Whether they differ from those it has.
-    pub(crate) changed: bool,
-    edit: Edit,
-}
-
-/// Any staged change, as far as all changes are alike: which reals come and go, and what becomes of
-/// the table.
-#[derive(Clone, Debug)]
-#[must_use = "nothing changes until it is committed"]
-pub(crate) struct Paper {
-    /// Reals that nothing named before.
-    pub(crate) added: Vec<RealRecord>,
-    /// A number that the change takes was another's: a grace period, then `Table::settle`, before it
-    /// is used.
-    pub(crate) unsettled: bool,
-    /// The reals that nothing names any more.
-    pub(crate) released: Vec<(IpAddr, RealNumber)>,
-    edit: Edit,
-}
-
-impl Paper {
-    fn of(edit: Edit) -> Self {
-        Self {
-            added: Vec::new(),
-            unsettled: false,
-            released: Vec::new(),
-            edit,
-        }
-    }
-
-    /// Whether the change gives numbers back, which packets may see a moment longer.
-    pub(crate) fn gives_back(&self) -> bool {
-        self.edit.gives_back()
-    }
-}
-
-impl From<Paper> for Edit {
-    fn from(paper: Paper) -> Self {
-        paper.edit
-    }
-}
-
-impl From<StagedVip> for Paper {
-    fn from(staged: StagedVip) -> Self {
-        Self {
-            unsettled: staged.unsettled,
-            ..Self::of(staged.edit)
-        }
-    }
-}
-
-impl From<StagedRemoval> for Paper {
-    fn from(staged: StagedRemoval) -> Self {
-        Self {
-            released: staged.released,
-            ..Self::of(staged.edit)
-        }
-    }
-}
-
-impl From<StagedReals> for Paper {
-    fn from(staged: StagedReals) -> Self {
-        Self {
-            added: staged.added,
-            unsettled: staged.unsettled,
-            released: staged.released,
-            edit: staged.edit,
-        }
-    }
-}
-
-impl From<StagedReferences> for Paper {
-    fn from(staged: StagedReferences) -> Self {
-        Self {
-            added: staged.adjusted.added,
-            unsettled: staged.adjusted.unsettled,
-            released: staged.adjusted.released,
-            edit: staged.edit,
-        }
-    }
-}
-
-macro_rules! into_plain_paper {
-    ($($staged:ty),*) => {
-        $(impl From<$staged> for Paper {
-            fn from(staged: $staged) -> Self {
-                Self::of(staged.edit)
-            }
-        })*
-    };
-}
-into_plain_paper!(StagedVipFlags, StagedHashFunction, StagedRealFlags);
-
-macro_rules! into_edit {
-    ($($staged:ty),*) => {
-        $(impl From<$staged> for Edit {
-            fn from(staged: $staged) -> Self {
-                staged.edit
-            }
-        })*
-    };
-}
-into_edit!(
-    StagedVip,
-    StagedRemoval,
-    StagedReals,
-    StagedReferences,
-    StagedVipFlags,
-    StagedHashFunction,
-    StagedRealFlags
-);
 
 impl Table {
     /// A VIP without reals.
@@ -578,10 +351,7 @@ impl Table {
             }
             Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
             Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
-            Step::SetFeatures(_)
-            | Step::SetGateway(_)
-            | Step::SetGatewayMacV6(_)
-            | Step::SetSource(_)
+            Step::Set(_)
             | Step::Invalidate(_)
             | Step::Revalidate(_)
             | Step::SetDecap(..)
@@ -698,14 +468,5 @@ impl Table {
             }
             (Some(None), _) | (None, None) => {}
         }
-    }
-}
-
-fn record(address: IpAddr, entry: &RealEntry) -> RealRecord {
-    RealRecord {
-        number: entry.number,
-        address,
-        generation: entry.generation,
-        flags: entry.flags,
     }
 }

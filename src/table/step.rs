@@ -3,12 +3,10 @@
 use std::net::IpAddr;
 
 use super::names::Deltas;
-use crate::config::Features;
+use crate::config::LiveSetting;
 use crate::document::ProbeMatch;
 use crate::types::DecapMode;
-use crate::types::Gateway;
 use crate::types::HashFunction;
-use crate::types::MacAddr;
 use crate::types::Prefix;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -18,11 +16,7 @@ use crate::types::VipFlags;
 /// One call on the way to a state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// Exactly these are on.
-    SetFeatures(Features),
-    SetGateway(Gateway),
-    SetGatewayMacV6(MacAddr),
-    SetSource(IpAddr),
+    Set(LiveSetting),
     SetVipFlags(Vip, VipFlags),
     SetHashFunction(Vip, HashFunction),
     RemoveVip(Vip),

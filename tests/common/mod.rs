@@ -6,6 +6,7 @@ pub(crate) mod bpf;
 pub(crate) mod cgroup;
 pub(crate) mod ecn;
 pub(crate) mod faults;
+pub(crate) mod fixtures;
 pub(crate) mod frames;
 pub(crate) mod wire;
 

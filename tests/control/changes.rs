@@ -38,6 +38,9 @@ use crate::common::builder;
 use crate::common::faults;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
 use crate::common::flows;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
@@ -46,9 +49,6 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::vip;
 
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const C: &str = "198.51.100.3";
 const VIP: &str = "203.0.113.1:443/tcp";
 const PREFIX_VIP: &str = "203.0.113.0/24:0/tcp";
 

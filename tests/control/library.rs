@@ -25,6 +25,11 @@ use katran::stats::MapUse;
 
 use crate::common::at;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::fixtures::TO_VIP4;
+use crate::common::fixtures::VIP4;
 use crate::common::flows;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
@@ -33,11 +38,6 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::vip;
 
-const VIP4: &str = "203.0.113.1:443/tcp";
-const TO_VIP4: &str = "203.0.113.1:443";
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const C: &str = "198.51.100.3";
 const D6: &str = "2001:db8:2::4";
 
 fn add(address: &str) -> RealChange {

@@ -4,12 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
 mod apply;
+mod apply_names;
+mod captures;
 mod changes;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
 mod differences;
+mod failures;
 mod library;
 mod monitor;
+mod monitor_ends;
 mod refusals;
 mod threads;

@@ -1,22 +1,12 @@
-//! Events: which packets make one, what they hold, where they go, and what limits them.
+//! Events: which packets make one, what they hold, and what limits them. `captures.rs` has the files that they are
+//! written to, `monitor_ends.rs` how one begins and ends.
 
-use std::fs;
-use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::Barrier;
-use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
-use std::thread;
 use std::time::Duration;
 use std::time::SystemTime;
 
-use katran::Error;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
@@ -27,26 +17,22 @@ use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
-use katran_lab::private_bpf_fs;
-use nix::errno::Errno;
-use nix::libc;
-use pcap_file::DataLink;
-use pcap_file::pcap::PcapReader;
+use katran_lab::eventually;
 
 use crate::common;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::bpf::lookup;
 use crate::common::bpf::update;
-use crate::common::faults::without_call;
 use crate::common::frames::Packet;
 use crate::common::frames::RST;
 use crate::common::frames::SYN;
 use crate::common::ip;
 use crate::common::serve;
 
-const TCP: &str = "203.0.113.1:80";
-const QUIC: &str = "203.0.113.2:443";
+pub(super) const TCP: &str = "203.0.113.1:80";
+
+pub(super) const QUIC: &str = "203.0.113.2:443";
 
 fn load(features: Features) -> Katran {
     let mut katran = common::load(common::builder().features(features));
@@ -61,11 +47,11 @@ fn load(features: Features) -> Katran {
     katran
 }
 
-fn watched() -> Katran {
+pub(super) fn watched() -> Katran {
     load(Features::default() | Features::INTROSPECTION)
 }
 
-fn listen(katran: &Katran, options: MonitorOptions) -> (Monitor, Receiver<Event>) {
+pub(super) fn listen(katran: &Katran, options: MonitorOptions) -> (Monitor, Receiver<Event>) {
     let (sender, events) = mpsc::channel();
     let monitor = katran
         .events()
@@ -74,16 +60,16 @@ fn listen(katran: &Katran, options: MonitorOptions) -> (Monitor, Receiver<Event>
     (monitor, events)
 }
 
-fn tcp(client: u16) -> Packet {
+pub(super) fn tcp(client: u16) -> Packet {
     Packet::new(Flow::tcp(at(&format!("192.0.2.7:{client}")), at(TCP)))
 }
 
-fn too_big() -> Vec<u8> {
+pub(super) fn too_big() -> Vec<u8> {
     tcp(7).payload(1600).frame()
 }
 
 /// A packet of a connection whose server has just gone: the id is known and names nobody.
-fn real_gone(katran: &mut Katran) -> Vec<u8> {
+pub(super) fn real_gone(katran: &mut Katran) -> Vec<u8> {
     const ID: u32 = 0x123;
     katran
         .server_ids_mut()
@@ -171,18 +157,12 @@ fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
     assert!(monitor.take().is_empty());
 }
 
-fn wait(
+pub(super) fn wait(
     monitor: &Monitor,
     enough: impl Fn(&katran::events::MonitorStats) -> bool,
 ) -> katran::events::MonitorStats {
-    for _ in 0..1000 {
-        let stats = monitor.stats();
-        if enough(&stats) {
-            return stats;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("{:?}", monitor.stats());
+    eventually("as many events", || enough(&monitor.stats()));
+    monitor.stats()
 }
 
 #[test]
@@ -281,142 +261,6 @@ fn what_came_before_a_monitor_or_was_not_asked_for_is_not_delivered() {
 }
 
 #[test]
-fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
-    let katran = watched();
-    let (sender, events) = mpsc::channel();
-    let monitor = katran
-        .events()
-        .start(MonitorOptions::new(), move |event| {
-            sender.send(event.clone()).unwrap();
-            assert!(event.kind != EventKind::PacketTooBig, "this one not");
-        })
-        .unwrap();
-    katran.simulate(&tcp(1).frame()).unwrap();
-    katran.simulate(&too_big()).unwrap();
-    let stats = wait(&monitor, |stats| stats.failure.is_some());
-    let failure = stats.failure.unwrap();
-    assert!(failure.contains("panicked"), "{failure}");
-    assert!(failure.contains("this one not"), "{failure}");
-    assert_eq!(stats.delivered, 1);
-    // The program makes no more of them.
-    let ran = katran.simulate(&tcp(2).frame()).unwrap();
-    assert_eq!(ran.verdict, Verdict::Tx);
-    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 1);
-    assert!(katran.events().is_running());
-    assert_eq!(monitor.stop().delivered, 1);
-    assert_eq!(events.iter().count(), 2);
-    // The next one is a new beginning.
-    let (monitor, events) = listen(&katran, MonitorOptions::new());
-    katran.simulate(&tcp(3).frame()).unwrap();
-    assert_eq!(monitor.stop().delivered, 1);
-    assert_eq!(events.iter().count(), 1);
-}
-
-#[test]
-fn a_payload_that_panics_when_it_is_dropped_ends_nobody() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("the payload panics");
-        }
-    }
-    let katran = watched();
-    let options = MonitorOptions::new();
-    let panics = |_: &Event| std::panic::panic_any(Bomb);
-    let monitor = katran.events().start(options, panics).unwrap();
-    katran.simulate(&tcp(1).frame()).unwrap();
-    let stats = wait(&monitor, |stats| stats.failure.is_some());
-    let failure = stats.failure.unwrap();
-    assert!(failure.contains("without a text"), "{failure}");
-    assert_eq!(monitor.stop().delivered, 0);
-    // The next one listens.
-    let (monitor, events) = listen(&katran, MonitorOptions::new());
-    katran.simulate(&tcp(2).frame()).unwrap();
-    events.recv_timeout(Duration::from_secs(5)).unwrap();
-    drop(monitor);
-}
-
-#[test]
-fn of_two_threads_that_start_a_monitor_at_once_one_does() {
-    let katran = watched();
-    for _ in 0..100 {
-        let barrier = Barrier::new(2);
-        let start = || {
-            barrier.wait();
-            katran.events().to_list(MonitorOptions::new(), 4)
-        };
-        let started = thread::scope(|scope| {
-            let threads = [scope.spawn(start), scope.spawn(start)];
-            threads.map(|thread| thread.join().unwrap())
-        });
-        assert_eq!(started.iter().filter(|of| of.is_ok()).count(), 1);
-        assert!(katran.events().is_running());
-        for refused in started.iter().filter_map(|of| of.as_ref().err()) {
-            assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
-        }
-        drop(started);
-        assert!(!katran.events().is_running());
-    }
-}
-
-/// The next one may begin as soon as the balancer is not monitored any more, while `stop` has yet to
-/// return on another thread.
-#[test]
-fn a_monitor_that_ends_leaves_its_successor_alone() {
-    let katran = watched();
-    let start = || loop {
-        match katran.events().to_list(MonitorOptions::new(), 10) {
-            Err(Error::AlreadyExists { .. }) => std::thread::yield_now(),
-            started => return started.unwrap(),
-        }
-    };
-    let mut monitor = start();
-    for turn in 0..100 {
-        let next = std::thread::scope(|scope| {
-            scope.spawn(|| monitor.stop());
-            start()
-        });
-        katran.simulate(&tcp(1000 + turn).frame()).unwrap();
-        monitor = next;
-        let made = katran.stats().events().unwrap().tcp_non_syn_miss;
-        assert_eq!(made, u64::from(turn) + 1, "the successor is silent");
-    }
-}
-
-#[test]
-fn a_callback_may_end_its_own_monitor() {
-    let katran = watched();
-    for stop in [true, false] {
-        let own = Arc::new(Mutex::new(None::<Monitor>));
-        let (sender, ended) = mpsc::channel();
-        let monitor = {
-            let own = Arc::clone(&own);
-            let callback = move |_: &Event| {
-                let monitor = own.lock().unwrap().take().unwrap();
-                let stats = stop.then(|| monitor.stop());
-                sender.send(stats).unwrap();
-            };
-            katran
-                .events()
-                .start(MonitorOptions::new(), callback)
-                .unwrap()
-        };
-        *own.lock().unwrap() = Some(monitor);
-        katran.simulate(&tcp(10 + u16::from(stop)).frame()).unwrap();
-        let stats = ended.recv_timeout(Duration::from_secs(60)).unwrap();
-        // Its own event was still being delivered.
-        assert_eq!(stats.map(|stats| stats.delivered), stop.then_some(0));
-        for _ in 0..1000 {
-            if !katran.events().is_running() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(!katran.events().is_running());
-    }
-}
-
-#[test]
 fn events_beyond_the_buffer_are_counted_as_lost() {
     let builder = common::builder()
         .features(Features::default() | Features::INTROSPECTION)
@@ -449,266 +293,6 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
     );
     drop(go);
     assert_eq!(monitor.stop().delivered, counters.tcp_non_syn_miss);
-}
-
-/// A directory that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("{name}-{}", process::id());
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // Of a process that had this number and was killed.
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-#[test]
-fn events_are_written_to_a_file_for_each_kind() {
-    let katran = watched();
-    let scratch = Scratch::new("monitor");
-    let options = MonitorOptions::new().snap_length(64);
-    let monitor = katran
-        .events()
-        .to_pcap(options.clone(), &scratch.0)
-        .unwrap();
-    let before = SystemTime::now();
-    for client in 1..=3 {
-        katran.simulate(&tcp(client).frame()).unwrap();
-    }
-    katran.simulate(&too_big()).unwrap();
-    let stats = wait(&monitor, |stats| stats.delivered == 4);
-    assert_eq!(stats.failure, None);
-    // What is there can be read while it goes on.
-    for (kind, frames) in [
-        (EventKind::TcpNonSynMiss, vec![tcp(1), tcp(2), tcp(3)]),
-        (EventKind::PacketTooBig, vec![tcp(7).payload(1600)]),
-        (EventKind::QuicRealGone, vec![]),
-    ] {
-        let path = scratch.0.join(format!("{kind}.pcap"));
-        let mut reader = PcapReader::new(File::open(path).unwrap()).unwrap();
-        assert_eq!(reader.header().datalink, DataLink::ETHERNET);
-        assert_eq!(reader.header().snaplen, 64);
-        for frame in frames {
-            let frame = frame.frame();
-            let packet = reader.next_raw_packet().unwrap().unwrap();
-            assert_eq!(packet.orig_len as usize, frame.len());
-            assert_eq!(packet.data[..], frame[..frame.len().min(64)]);
-            let since = Duration::new(packet.ts_sec.into(), packet.ts_frac);
-            let time = SystemTime::UNIX_EPOCH + since;
-            assert!(time + Duration::from_secs(1) >= before);
-        }
-        assert!(reader.next_raw_packet().is_none(), "{kind}");
-    }
-    monitor.stop();
-    // They are not written over.
-    let error = katran
-        .events()
-        .to_pcap(options.clone(), &scratch.0)
-        .unwrap_err();
-    assert!(matches!(error, Error::File { .. }), "{error}");
-    assert!(
-        error.to_string().contains("tcp_non_syn_miss.pcap"),
-        "{error}"
-    );
-    assert!(!katran.events().is_running());
-    // All files or none.
-    fs::remove_file(scratch.0.join("tcp_non_syn_miss.pcap")).unwrap();
-    assert!(katran.events().to_pcap(options, &scratch.0).is_err());
-    assert!(!scratch.0.join("tcp_non_syn_miss.pcap").exists());
-}
-
-/// What tshark makes of a file: of each packet the bytes that are there, those of the frame, the seconds
-/// since 1970, and where to.
-fn tshark(file: &Path) -> Vec<(usize, usize, f64, String)> {
-    let mut command = Command::new("tshark");
-    command.arg("-n").arg("-r").arg(file);
-    command.args(["-T", "fields", "-E", "separator=/s"]);
-    for field in ["frame.cap_len", "frame.len", "frame.time_epoch", "ip.dst"] {
-        command.args(["-e", field]);
-    }
-    let output = command.output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    let packet = |line: &str| {
-        let fields: Vec<_> = line.split(' ').collect();
-        let [captured, length, time, destination] = fields[..] else {
-            panic!("{line}");
-        };
-        (
-            captured.parse().unwrap(),
-            length.parse().unwrap(),
-            time.parse().unwrap(),
-            destination.to_owned(),
-        )
-    };
-    text.lines().map(packet).collect()
-}
-
-#[test]
-fn tshark_reads_every_kind_of_file_and_sees_where_packets_were_cut() {
-    let mut katran = watched();
-    let scratch = Scratch::new("tshark");
-    let gone = real_gone(&mut katran);
-    let options = MonitorOptions::new().snap_length(50);
-    let monitor = katran.events().to_pcap(options, &scratch.0).unwrap();
-    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let before = since(SystemTime::now()).as_secs_f64();
-    let frames = [tcp(1).frame(), too_big(), gone];
-    for frame in &frames {
-        katran.simulate(frame).unwrap();
-    }
-    assert_eq!(monitor.stop().delivered, 3);
-    let after = since(SystemTime::now()).as_secs_f64();
-    for ((kind, to), frame) in EventKind::ALL.iter().zip([TCP, TCP, QUIC]).zip(&frames) {
-        let packets = tshark(&scratch.0.join(format!("{kind}.pcap")));
-        let [(captured, length, time, destination)] = &packets[..] else {
-            panic!("{kind}: {packets:?}");
-        };
-        assert_eq!((*captured, *length), (50, frame.len()), "{kind}");
-        assert_eq!(*destination, at(to).ip().to_string());
-        // Two clocks are read one after the other.
-        assert!((before - 0.1..after + 0.1).contains(time), "{kind}: {time}");
-    }
-}
-
-#[test]
-fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
-    let katran = watched();
-    let scratch = Scratch::new("deaf");
-    for (call, errno) in [
-        (libc::SYS_epoll_create1, Errno::EMFILE),
-        (libc::SYS_clone3, Errno::EAGAIN),
-    ] {
-        let error = without_call(call, errno, || {
-            let options = MonitorOptions::new();
-            katran.events().to_pcap(options, &scratch.0).unwrap_err()
-        });
-        match errno {
-            Errno::EMFILE => assert!(
-                matches!(&error, Error::Exhausted { what, .. } if what.contains("RLIMIT_NOFILE")),
-                "{error}"
-            ),
-            _ => assert!(matches!(error, Error::Kernel { .. }), "{error}"),
-        }
-        assert!(!katran.events().is_running());
-        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
-        // Nobody listens, so nothing is handed over.
-        katran.simulate(&too_big()).unwrap();
-        assert_eq!(katran.stats().events().unwrap().packet_too_big, 0);
-    }
-    let monitor = katran.events().to_pcap(MonitorOptions::new(), &scratch.0);
-    katran.simulate(&too_big()).unwrap();
-    assert_eq!(monitor.unwrap().stop().delivered, 1);
-}
-
-/// Mounts in the mount namespace of this thread.
-fn mount(arguments: &[&str]) {
-    mount_command("mount", arguments);
-}
-
-fn mount_command(name: &str, arguments: &[&str]) {
-    let status = Command::new(name).args(arguments).status().unwrap();
-    assert!(status.success(), "{name} {arguments:?}");
-}
-
-/// A mount that goes with the test, so that the directory can.
-struct Mounted<'a>(&'a str);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        mount_command("umount", &["-l", self.0]);
-    }
-}
-
-#[test]
-fn a_full_disk_leaves_whole_packets() {
-    let katran = watched();
-    // The thread has a mount namespace of its own then, which ends with it.
-    private_bpf_fs().unwrap();
-    let scratch = Scratch::new("full");
-    let path = scratch.0.to_str().unwrap();
-    // One page of memory.
-    mount(&["-t", "tmpfs", "-o", "size=4k", "katran", path]);
-    let _mounted = Mounted(path);
-    let options = MonitorOptions::new().events([EventKind::TcpNonSynMiss]);
-    let monitor = katran.events().to_pcap(options, path).unwrap();
-    let record = 16 + tcp(1).frame().len();
-    let fit = ((4096 - 24) / record) as u64;
-    assert_ne!((4096 - 24) % record, 0, "a packet is cut in two");
-    let sent = fit + 10;
-    for client in 0..sent {
-        let client = 1000 + client as u16;
-        katran.simulate(&tcp(client).frame()).unwrap();
-    }
-    let stats = wait(&monitor, |stats| stats.delivered + stats.failed == sent);
-    assert_eq!((stats.delivered, stats.failed), (fit, 10));
-    let failure = stats.failure.unwrap();
-    assert!(failure.contains("tcp_non_syn_miss.pcap"), "{failure}");
-    assert!(failure.contains("No space left"), "{failure}");
-    let whole = |packets: u64| {
-        let file = scratch.0.join("tcp_non_syn_miss.pcap");
-        let length = fs::metadata(&file).unwrap().len();
-        assert_eq!(length, 24 + packets * record as u64);
-        let mut reader = PcapReader::new(File::open(file).unwrap()).unwrap();
-        for _ in 0..packets {
-            let packet = reader.next_raw_packet().unwrap().unwrap();
-            assert_eq!(packet.orig_len as usize + 16, record);
-        }
-        assert!(reader.next_raw_packet().is_none());
-    };
-    whole(fit);
-    // There is room again: it goes on behind the last whole one.
-    mount(&["-o", "remount,size=1m", path]);
-    for client in 1..=5 {
-        katran.simulate(&tcp(client).frame()).unwrap();
-    }
-    wait(&monitor, |stats| stats.delivered == fit + 5);
-    whole(fit + 5);
-    monitor.stop();
-}
-
-#[test]
-fn one_monitor_at_a_time_and_only_with_the_feature() {
-    let mut katran = watched();
-    let (monitor, _events) = listen(&katran, MonitorOptions::new());
-    let error = katran
-        .events()
-        .to_list(MonitorOptions::new(), 1)
-        .unwrap_err();
-    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
-    // Nor can the feature go while one listens.
-    let error = katran.reload(Features::default()).unwrap_err();
-    assert!(error.to_string().contains("stop it first"), "{error}");
-    // With other features it listens on.
-    let more = katran.features() | Features::SOURCE_ROUTING;
-    katran.simulate(&tcp(2).frame()).unwrap();
-    wait(&monitor, |stats| stats.delivered == 1);
-    katran.reload(more).unwrap();
-    katran.simulate(&tcp(1).frame()).unwrap();
-    wait(&monitor, |stats| stats.delivered == 2);
-    // Nor do the counters begin anew.
-    assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 2);
-    drop(monitor);
-    let bad = MonitorOptions::new().rate_limit(0);
-    assert!(matches!(
-        katran.events().to_list(bad, 1),
-        Err(Error::InvalidConfig { .. })
-    ));
-    assert!(katran.events().to_list(MonitorOptions::new(), 0).is_err());
-    katran.reload(Features::default()).unwrap();
-    assert!(matches!(
-        katran.events().to_list(MonitorOptions::new(), 1),
-        Err(Error::Unsupported { .. })
-    ));
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn by_call(katran: &mut Katran, features: Features) {
 fn by_state(katran: &mut Katran, features: Features) {
     let mut state = katran.state();
     state.balancer.as_mut().unwrap().features = Some(features);
-    assert!(katran.apply(&state).unwrap().features_changed);
+    let changes = katran.apply(&state).unwrap();
+    assert_eq!(changes.settings_changed, ["features"]);
 }
 
 #[test]
@@ -344,7 +345,7 @@ fn what_flows_go_by_cannot_be_switched_off() {
     wanted.balancer.as_mut().unwrap().features = Some(Features::UDP_STABLE_ROUTING);
     wanted.vips[0].flags = VipFlags::UDP_STABLE_ROUTING;
     let changes = katran.apply(&wanted).unwrap();
-    assert!(changes.features_changed);
+    assert_eq!(changes.settings_changed, ["features"]);
     assert_eq!(katran.vip_flags(vip).unwrap(), wanted.vips[0].flags);
     katran.server_ids_mut().remove(&[77]).unwrap();
     katran.reload(Features::empty()).unwrap();

@@ -7,9 +7,7 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran::Builder;
 use katran::Decap;
@@ -28,6 +26,7 @@ use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
+pub(crate) use katran_lab::eventually;
 use katran_lab::require_root;
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
@@ -298,15 +297,6 @@ pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Waits for what is certain to come.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

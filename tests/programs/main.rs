@@ -5,6 +5,7 @@
 
 mod examples;
 mod exporter;
+mod exporter_docs;
 mod exposition;
 mod healthcheck;
 mod killed;
@@ -14,3 +15,4 @@ mod program;
 mod simulate;
 mod terminal;
 mod top;
+mod top_view;

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Process;
+use katran_lab::eventually;
 use nix::pty::Winsize;
 use nix::pty::openpty;
 use nix::sys::termios::Termios;
@@ -77,11 +77,9 @@ impl OnTerminal {
     }
 
     pub(crate) fn shows(&self, text: &str) {
-        let end = Instant::now() + PATIENCE;
-        while !self.shown.lock().unwrap().contains(text) {
-            assert!(Instant::now() < end, "no {text} in {:?}", self.shown.lock());
-            thread::sleep(Duration::from_millis(10));
-        }
+        eventually(format_args!("`{text}` on the terminal"), || {
+            self.shown.lock().unwrap().contains(text)
+        });
     }
 
     /// Waits for the end, and checks what is left on the terminal.

@@ -20,6 +20,14 @@ use katran::stats::DropReason;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::A6;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::VIP6;
+use crate::common::fixtures::flow_v4;
+use crate::common::fixtures::flow_v6;
 use crate::common::flows;
 use crate::common::frames;
 use crate::common::frames::ETHERNET;
@@ -36,24 +44,6 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::vip;
 use crate::common::wire::ipip;
-
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const C: &str = "198.51.100.3";
-const A6: &str = "2001:db8:2::1";
-const VIP4: &str = "203.0.113.1:443/tcp";
-const VIP6: &str = "[2001:db8:1::1]:443/tcp";
-const TO_VIP4: &str = "203.0.113.1:443";
-const TO_VIP6: &str = "[2001:db8:1::1]:443";
-
-/// A flow from one client.
-fn flow_v4() -> Flow {
-    Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4))
-}
-
-fn flow_v6() -> Flow {
-    Flow::tcp(at("[2001:db8:c::7]:40001"), at(TO_VIP6))
-}
 
 #[test]
 fn udp_without_a_checksum_is_forwarded_untouched() {

@@ -9,8 +9,14 @@ use katran::flows::Reason;
 use katran::flows::Verdict;
 use katran::stats::DropReason;
 
-use crate::common::at;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::A6;
+use crate::common::fixtures::B;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::VIP6;
+use crate::common::fixtures::flow_v4;
+use crate::common::fixtures::flow_v6;
 use crate::common::frames;
 use crate::common::frames::ETHERNET;
 use crate::common::frames::IPV4;
@@ -22,20 +28,6 @@ use crate::common::ip;
 use crate::common::load;
 use crate::common::serve;
 use crate::common::wire::ipip;
-
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const A6: &str = "2001:db8:2::1";
-const VIP4: &str = "203.0.113.1:443/tcp";
-const VIP6: &str = "[2001:db8:1::1]:443/tcp";
-
-fn flow_v4() -> Flow {
-    Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"))
-}
-
-fn flow_v6() -> Flow {
-    Flow::tcp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443"))
-}
 
 /// Both families' VIPs, and both families' reals behind each.
 fn balancer() -> Katran {

@@ -24,6 +24,13 @@ use crate::common::MAX_REALS;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::A6;
+use crate::common::fixtures::B;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::VIP6;
+use crate::common::fixtures::flow_v4;
+use crate::common::fixtures::flow_v6;
 use crate::common::flows;
 use crate::common::frames;
 use crate::common::frames::ETHERNET;
@@ -39,22 +46,9 @@ use crate::common::wire::Prefixes;
 use crate::common::wire::ipip;
 use crate::common::wire::ipip_from;
 
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const A6: &str = "2001:db8:2::1";
-const VIP4: &str = "203.0.113.1:443/tcp";
-const VIP6: &str = "[2001:db8:1::1]:443/tcp";
 /// Metadata in front of a frame that leaves too little headroom for any header of ours: of the
 /// 256 bytes, 40 are the kernel's own.
 const ALL_HEADROOM: u32 = 212;
-
-fn flow_v4() -> Flow {
-    Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"))
-}
-
-fn flow_v6() -> Flow {
-    Flow::tcp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443"))
-}
 
 /// Both families' VIPs, and both families' reals behind each.
 fn balancer() -> Katran {

@@ -27,21 +27,10 @@ fn core_gue() {
 
 /// The same packets and services, whatever they are wrapped in.
 fn core(recording: &str) {
-    let recording = Recording::read(recording);
-    let katran = &recording.load();
-    recording.check_packets(katran);
-
-    let flow_table = katran.stats().flow_table().unwrap();
+    let (recording, katran) = play(recording);
+    check_flow_table(&recording, &katran);
     let icmp = katran.stats().icmp().unwrap();
     let drops = katran.stats().ring_drops().unwrap();
-    assert_eq!(
-        (flow_table.packets, flow_table.misses),
-        recording.pair("lru")
-    );
-    assert_eq!(
-        (flow_table.miss_syn, flow_table.miss_non_syn),
-        recording.pair("lru_miss")
-    );
     assert_eq!(
         (icmp.ptb_v4, icmp.ptb_v4_small),
         recording.pair("icmp_ptb_v4")
@@ -79,9 +68,7 @@ fn core(recording: &str) {
 
 #[test]
 fn icmp_too_big() {
-    let recording = Recording::read(ICMP_TOO_BIG);
-    let katran = recording.load();
-    recording.check_packets(&katran);
+    let (recording, katran) = play(ICMP_TOO_BIG);
     let icmp = katran.stats().icmp().unwrap();
     assert_eq!(
         (icmp.too_big_v4, icmp.too_big_v6),

@@ -4,7 +4,6 @@
 use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran::Error;
 use katran::Features;
@@ -20,12 +19,14 @@ use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
 use katran::stats::DropReason;
+use katran_lab::eventually;
 use nix::errno::Errno;
 
 use crate::common::at;
 use crate::common::builder;
 use crate::common::faults;
 use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
 use crate::common::flows;
 use crate::common::frames::RST;
 use crate::common::frames::frame;
@@ -36,7 +37,6 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::vip;
 
-const A: &str = "198.51.100.1";
 const B: &str = "2001:db8:2::1";
 const VIP: &str = "203.0.113.1:443/tcp";
 const OTHER: &str = "203.0.113.2:443/tcp";
@@ -69,15 +69,7 @@ fn pairs(katran: &Katran) -> u64 {
 
 /// Until the entries that are void are gone from the tables, and with them what voids them.
 fn swept(katran: &Katran, left: u64) {
-    let began = Instant::now();
-    while pairs(katran) > left {
-        assert!(
-            began.elapsed() < Duration::from_secs(60),
-            "{}",
-            pairs(katran)
-        );
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually("void entries are removed", || pairs(katran) <= left);
 }
 
 /// All flows go to A, which another VIP has, too, and B is there and takes the next ones.

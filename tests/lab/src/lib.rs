@@ -25,6 +25,7 @@
 
 mod bpf_fs;
 mod cgroup;
+mod eventually;
 mod host;
 mod http;
 mod link;
@@ -36,6 +37,7 @@ mod udp;
 
 pub use bpf_fs::private_bpf_fs;
 pub use cgroup::Cgroup;
+pub use eventually::eventually;
 pub use host::Host;
 pub use host::Inside;
 pub use http::Response;

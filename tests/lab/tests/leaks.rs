@@ -13,13 +13,12 @@ use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::TcpClient;
+use katran_lab::eventually;
 use katran_lab::require_root;
 use katran_lab::veth;
 
@@ -46,15 +45,6 @@ fn namespaces(process: &str) -> BTreeSet<String> {
 
 fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// The kernel takes namespaces apart in the background.
-fn eventually(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !is() {
-        assert!(Instant::now() < end, "not within 20 seconds: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn has_interface(host: &Host, name: &str) -> bool {

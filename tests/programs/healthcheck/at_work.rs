@@ -13,6 +13,7 @@ use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::TcpClient;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
@@ -97,14 +98,9 @@ fn names(lab: &Lab, vip: IpAddr) -> BTreeSet<String> {
 /// Waits until these backends answer on a VIP, and no other.
 fn until(lab: &Lab, vip: IpAddr, expected: &[&str]) {
     let expected: BTreeSet<_> = expected.iter().map(|name| (*name).to_owned()).collect();
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let names = names(lab, vip);
-        if names == expected {
-            return;
-        }
-        assert!(Instant::now() < end, "{vip}: {names:?}");
-    }
+    eventually(format_args!("{expected:?} at {vip}"), || {
+        names(lab, vip) == expected
+    });
 }
 
 #[test]

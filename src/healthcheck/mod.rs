@@ -1,0 +1,288 @@
+//! The path of health checks: a tc program that wraps this host's own probes for one real each. The
+//! application decides what is probed, and what follows from it.
+//!
+//! Here the program is loaded and attached, and given the interface that probes leave by; `tables.rs` changes
+//! the tables by which it knows them, whose handles are the rows of `handles.rs`.
+
+mod handles;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use libbpf_rs::skel::OpenSkel;
+use libbpf_rs::skel::SkelBuilder;
+
+use handles::Maps;
+pub(crate) use handles::MatchBy;
+use handles::own;
+pub(crate) use tables::Limits;
+
+use crate::attach::Attached;
+use crate::attach::Attachments;
+use crate::attach::OnInterface;
+use crate::attach::Place;
+use crate::attach::TcAttachment;
+use crate::attach::TcLink;
+use crate::attach::TcPlan;
+use crate::attach::Witness;
+use crate::config::Machine;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::constants;
+use crate::kernel::kernel_error;
+use crate::kernel::load_error;
+use crate::maps::ProbeCells;
+use crate::next_hop::Wanted;
+use crate::next_hop::Watcher;
+use crate::rtnetlink::Requests;
+use crate::skel::healthcheck::HealthcheckSkelBuilder;
+use crate::skel::katran::types::encapsulation;
+use crate::sys::object;
+use crate::sys::object::into_io;
+use crate::sys::tc::Direction;
+use crate::types::Encapsulation;
+use crate::types::MacAddr;
+use crate::types::NextHops;
+use crate::types::TcHook;
+use crate::types::Vip;
+
+/// The program's name.
+const NAME: &str = "healthcheck";
+
+/// By what the ways of probes are found: as the packets of clients go.
+pub(crate) struct Hops<'a> {
+    pub(crate) wanted: Wanted,
+    /// Knows the rules and tables of where the balancer is attached, if next hops are followed.
+    pub(crate) follower: Option<&'a Watcher>,
+}
+
+/// The loaded program and its tables.
+pub(crate) struct HealthChecks {
+    // Detached before the maps go.
+    attachments: Attachments<TcLink>,
+    interface: Option<String>,
+    priority: u16,
+    hook: TcHook,
+    limits: Limits,
+    /// The interface that probes leave by, and its Ethernet address, while they have a path.
+    way: Option<(u64, u32, MacAddr)>,
+    /// Of the network namespace that the program is attached in.
+    requests: Option<Requests>,
+    program: OwnedFd,
+    maps: Maps,
+    marks: BTreeMap<u32, IpAddr>,
+    matches: [BTreeMap<SocketAddr, IpAddr>; 2],
+    keys: BTreeMap<Vip, u32>,
+    free: BTreeSet<u32>,
+}
+
+impl HealthChecks {
+    /// Loads the program. Needs no interface and attaches nothing.
+    pub(crate) fn load(machine: &Machine<'_>) -> Result<Self> {
+        let mut storage = MaybeUninit::uninit();
+        let mut open = HealthcheckSkelBuilder::default()
+            .open(&mut storage)
+            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        let config = machine.config;
+        object::size_maps(open.open_object_mut(), |name| machine.size_of(name))
+            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+        let constants = constants(NAME, open.maps.rodata_data.as_deref_mut())?;
+        constants.encapsulation = match config.encapsulation {
+            Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
+            Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
+        };
+        constants.gue_port = config.gue_port;
+        constants.max_packet = config.healthcheck_max_packet;
+        constants.next_hops = (config.next_hops != NextHops::Gateway).into();
+        let skel = object::load(open, &[NAME]).map_err(|refused| load_error(NAME, refused))?;
+        let take_over = || -> std::io::Result<Self> {
+            Ok(Self {
+                attachments: Attachments::default(),
+                interface: config.healthcheck_interface.clone(),
+                priority: config.healthcheck_priority,
+                hook: config.healthcheck_hook,
+                limits: Limits::of(config),
+                way: None,
+                requests: None,
+                program: own(&skel.progs.healthcheck)?,
+                maps: Maps::take(&skel.maps, config)?,
+                marks: BTreeMap::new(),
+                matches: [BTreeMap::new(), BTreeMap::new()],
+                keys: BTreeMap::new(),
+                free: (0..config.max_vips.into()).collect(),
+            })
+        };
+        let taken = take_over().map_err(|error| kernel_error("take over", NAME, error))?;
+        taken
+            .maps
+            .cells
+            .set_own_addresses(config.source_v4, config.source_v6);
+        Ok(taken)
+    }
+
+    /// What the program reads of settings, and the ways to reals.
+    pub(crate) fn cells(&self) -> &Arc<ProbeCells> {
+        &self.maps.cells
+    }
+
+    pub(crate) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// Whether there is an interface to attach to.
+    pub(crate) fn has_interface(&self) -> bool {
+        self.interface.is_some()
+    }
+
+    /// Attaches to the interface of the configuration, in the calling thread's network namespace, if it is
+    /// not attached. Probes leave by the first of `mains` that is of that namespace and there, or by that
+    /// interface.
+    pub(crate) fn attach(&mut self, mains: &[Place]) -> Result<()> {
+        let Some(own) = self.interface.clone() else {
+            return Ok(());
+        };
+        if self.place().is_some() {
+            return self.route(mains);
+        }
+        let target = self.attachments.check(&own)?;
+        let failed = |error| kernel_error("ask about the interface", &own, error);
+        let mut requests = Requests::new().map_err(failed)?;
+        let way = way_out(&mut requests, mains, target.place, &own)?;
+        // Told first, so that no probe goes another way.
+        let before = self.way.replace(way);
+        self.tell_way();
+        let plan = TcPlan {
+            program: self.program.as_fd(),
+            name: NAME,
+            direction: Direction::Egress,
+            priority: self.priority,
+            hook: self.hook,
+        };
+        if let Err(error) = self.attachments.attach(&own, plan) {
+            self.way = before;
+            self.tell_way();
+            return Err(error);
+        }
+        self.requests = Some(requests);
+        Ok(())
+    }
+
+    /// The same for what is attached beside it: if the path was lost and cannot be put back, that keeps
+    /// nothing else from being attached.
+    pub(crate) fn attach_along(&mut self, mains: &[Place]) -> Result<()> {
+        match self.attachments.is_empty() {
+            true => self.attach(mains),
+            false => self.reattach(mains),
+        }
+    }
+
+    /// Attaches again where the path was lost and its interface is there again, in the calling thread's
+    /// network namespace; and looks again by which interface probes leave.
+    pub(crate) fn reattach(&mut self, mains: &[Place]) -> Result<()> {
+        if self.attachments.lost().is_empty() {
+            return self.route(mains);
+        }
+        match self.attach(mains) {
+            Err(Error::NoSuchInterface { .. }) => Ok(()),
+            attached => attached,
+        }
+    }
+
+    /// Looks again by which interface probes leave, as far as they have a path.
+    pub(crate) fn route(&mut self, mains: &[Place]) -> Result<()> {
+        let (Some(own), Some(requests), Some(name)) =
+            (self.place(), &mut self.requests, &self.interface)
+        else {
+            return Ok(());
+        };
+        let way = way_out(requests, mains, own, name)?;
+        self.way = Some(way);
+        // In any case: the follower may have written another one, as this one was gone.
+        self.tell_way();
+        Ok(())
+    }
+
+    /// Whoever attaches the program by other means has its packets leave where they were sent.
+    pub(crate) fn detach(&mut self) {
+        self.attachments.clear();
+        self.requests = None;
+        if self.way.take().is_some() {
+            self.tell_way();
+        }
+    }
+
+    fn tell_way(&self) {
+        self.maps.cells.leave_by(self.way);
+    }
+
+    /// The interface that it is attached to, if it is there.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.attachments.places().first().copied()
+    }
+
+    /// The interface that it is attached to, if it is there, and what says so on another thread.
+    pub(crate) fn witness(&self) -> Option<(Place, std::io::Result<Witness>)> {
+        let held = self.attachments.present().next()?;
+        Some((held.target().place, held.witness()))
+    }
+
+    pub(crate) fn attachment(&self) -> Option<TcAttachment> {
+        self.attachments.list().pop()
+    }
+}
+
+/// The interface that probes leave by, and its Ethernet address: the first of `mains` that is of the
+/// namespace of `own` and there, else that one, whose name is `name`.
+fn way_out(
+    requests: &mut Requests,
+    mains: &[Place],
+    own: Place,
+    name: &str,
+) -> Result<(u64, u32, MacAddr)> {
+    let failed = |error| kernel_error("ask for the address of", name, error);
+    let mains = mains.iter().filter(|main| main.namespace == own.namespace);
+    for place in mains.chain([&own]) {
+        let Some(interface) = requests.interface(place.index).map_err(failed)? else {
+            continue;
+        };
+        let mac = interface.mac.ok_or_else(|| Error::Unsupported {
+            what: format!("health checks by {}", interface.name),
+            reason: "it has no Ethernet address",
+        })?;
+        return Ok((own.namespace, place.index, mac));
+    }
+    Err(Error::NoSuchInterface {
+        interface: name.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MapRow;
+
+    /// A map without a row would keep the size that stands for none.
+    #[test]
+    fn every_map_has_a_row() {
+        let mut storage = MaybeUninit::uninit();
+        let builder = HealthcheckSkelBuilder::default();
+        let mut open = builder.open(&mut storage).unwrap();
+        let maps = open.open_object_mut().maps_mut();
+        let names: Vec<_> = maps
+            .map(|map| map.name().to_string_lossy().into_owned())
+            .filter(|name| !name.ends_with(".rodata"))
+            .collect();
+        assert!(names.len() >= 8, "{names:?}");
+        for name in names {
+            assert!(MapRow::of(&name).is_some(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Documentation and dashboard speak of what `exporter` serves, and of all of it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use katran::Katran;
+use katran::Real;
+use katran::Vip;
+use katran::VipFlags;
+use katran_lab::http_get;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use serde_json::Value;
+
+use super::exporter::PATIENCE;
+use super::exporter::SIGINT;
+use super::exporter::SIGTERM;
+use super::exporter::idle;
+use super::exporter::scrape;
+use crate::exposition::Dialect;
+use crate::exposition::Page;
+use crate::program::Running;
+use crate::program::example;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> BTreeSet<String> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Every number of a snapshot by its place, such as `icmp.echo_v4`.
+fn fields(place: &str, value: &Value) -> BTreeSet<String> {
+    match value {
+        Value::Object(object) => object
+            .iter()
+            .flat_map(|(name, value)| match place {
+                // Their keys are VIPs, reals and reasons, which are labels.
+                "vips" | "reals" => {
+                    let of_one = value.as_object().unwrap().iter();
+                    let of_one =
+                        of_one.map(|(name, value)| fields(&format!("{place}.{name}"), value));
+                    of_one.flatten().collect()
+                }
+                "drop_reasons" | "probes" => fields(place, value),
+                "" => fields(name, value),
+                _ => fields(&format!("{place}.{name}"), value),
+            })
+            .collect(),
+        Value::Array(all) => all.iter().flat_map(|value| fields(place, value)).collect(),
+        _ => BTreeSet::from([place.to_owned()]),
+    }
+}
+
+#[test]
+fn documentation_lists_every_metric_and_every_counter() {
+    require_root();
+    // For whom is started from here on.
+    let pins = private_bpf_fs().unwrap();
+    let (host, file, mut exporter) = idle("documented.toml");
+    let mut page = scrape(&host);
+    // | metric | type | unit | labels | field of `Counters` | meaning |
+    let text = read("docs/metrics.md");
+    let (mut documented, mut described) = (BTreeMap::new(), BTreeSet::new());
+    for row in text.lines().filter(|row| row.starts_with("| `katran_")) {
+        let columns: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [name, kind, unit, labels, fields, meaning] = columns[..] else {
+            panic!("not six columns: {row}");
+        };
+        assert!(!unit.is_empty(), "{row}");
+        let name = name.trim_matches('`').to_owned();
+        let says = (kind.to_owned(), quoted(labels), meaning.to_owned());
+        assert!(documented.insert(name, says).is_none(), "twice: {row}");
+        described.extend(quoted(fields));
+    }
+    // An exporter is attached, or has an entry of a root program.
+    let path = pins.join("documented").display().to_string();
+    host.ip("link add eth2 type veth peer name eth3").unwrap();
+    let root = |arguments: &[&str]| {
+        let mut command = example("root");
+        command.args(arguments).args(["--path", &path]);
+        assert!(host.output(command).unwrap().status.success());
+    };
+    root(&["attach", "--interface", "eth2"]);
+    let mut command = example("exporter");
+    command.arg("--config").arg(&file.0);
+    command.args(["--shared", &path, "--listen", "127.0.0.1:9958"]);
+    let mut shared = Running::start(&host, command);
+    shared.says("/metrics");
+    let response = http_get(
+        &host,
+        "127.0.0.1:9958".parse().unwrap(),
+        "/metrics",
+        PATIENCE,
+    );
+    let answer = String::from_utf8(response.unwrap().body).unwrap();
+    let mut of_shared = Page::parse(&answer, Dialect::Plain);
+    let labels = [("path", path.as_str()), ("position", "2")];
+    assert_eq!(of_shared.get("katran_shared_entry_info", &labels), 1.0);
+    assert!(
+        of_shared.families["katran_interface_info"]
+            .samples
+            .is_empty()
+    );
+    let entries = of_shared.families.remove("katran_shared_entry_info");
+    let name = "katran_shared_entry_info".to_owned();
+    assert!(page.families[&name].samples.is_empty());
+    page.families.insert(name, entries.unwrap());
+    shared.end(SIGTERM);
+    root(&["remove"]);
+
+    let served: BTreeMap<_, _> = page
+        .families
+        .iter()
+        .map(|(name, family)| {
+            let labels = family
+                .samples
+                .keys()
+                .flat_map(|labels| labels.keys().cloned());
+            let says = (family.kind.clone(), labels.collect(), family.help.clone());
+            (name.clone(), says)
+        })
+        .collect();
+    assert_eq!(documented, served);
+    labels_are_documented(&text, &page);
+
+    // The library has no counter that is not served.
+    let mut katran = Katran::builder()
+        .gateway_mac("02:00:00:00:00:01".parse().unwrap())
+        .flow_table_size(10_000)
+        .healthcheck_interface("eth0")
+        .load()
+        .unwrap();
+    let vip: Vip = "203.0.113.1:443/tcp".parse().unwrap();
+    katran.add_vip(vip, VipFlags::empty()).unwrap();
+    let real = Real::new("198.51.100.1".parse().unwrap());
+    katran.add_real(vip, real).unwrap();
+    katran.probes_mut().register(vip).unwrap();
+    let counters = serde_json::to_value(katran.counters().unwrap()).unwrap();
+    assert_eq!(described, fields("", &counters));
+    exporter.end(SIGINT);
+}
+
+/// The tables of labels: they have each label, and all values of those that have a few.
+fn labels_are_documented(text: &str, page: &Page) {
+    let (_, rest) = text.split_once("## Labels\n").unwrap();
+    let (table, _) = rest.split_once("\n## ").unwrap();
+    let rows = table.lines().filter(|row| row.starts_with("| `"));
+    let rows: Vec<(BTreeSet<String>, BTreeSet<String>)> = rows
+        .map(|row| {
+            let (labels, values) = row.trim_matches('|').split_once(" | ").unwrap();
+            (quoted(labels), quoted(values))
+        })
+        .collect();
+    let samples = |name: &str| page.families[name].samples.keys();
+    let mut of_labels = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for name in page.families.keys() {
+        for (label, value) in samples(name).flatten() {
+            of_labels.entry(label).or_default().insert(value);
+        }
+    }
+    let named: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|(labels, _)| labels)
+        .map(String::as_str)
+        .collect();
+    let served: BTreeSet<&str> = of_labels.keys().copied().collect();
+    assert_eq!(named, served);
+    for label in [
+        "verdict", "kind", "family", "result", "event", "by", "reason",
+    ] {
+        let (_, values) = rows
+            .iter()
+            .find(|(labels, _)| labels.contains(label))
+            .unwrap();
+        let mut values: BTreeSet<&str> = values.iter().map(String::as_str).collect();
+        // The metrics that have them.
+        values.retain(|value| !value.starts_with("katran_"));
+        assert_eq!(values, of_labels[label], "{label}");
+    }
+}
+
+#[test]
+fn operations_guide_names_what_there_is() {
+    let guide = read("docs/operations.md");
+    let documented = read("docs/metrics.md");
+    let mut names = 0;
+    for part in guide.split('`') {
+        if part.starts_with("katran_") && !part.contains('/') {
+            assert!(documented.contains(&format!("| `{part}` |")), "{part}");
+            names += 1;
+        }
+    }
+    assert!(names >= 4, "{names}");
+    // Its configuration is one that can be read, checked, and written again.
+    let (_, rest) = guide.split_once("```toml\n").unwrap();
+    let (document, _) = rest.split_once("```").unwrap();
+    let state = katran::State::from_toml(document).unwrap();
+    assert_eq!(state.vips[0].reals.len(), 2);
+    let mut balancer = state.balancer.clone().unwrap();
+    // This machine may have fewer CPUs than that of the guide.
+    balancer.forwarding_cpus = None;
+    let mut here = state;
+    here.balancer = Some(balancer);
+    here.builder().unwrap().memory_estimate().unwrap();
+}
+
+/// Metrics in a query, each with the labels that are asked of it.
+fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    for (start, _) in query.match_indices("katran_") {
+        let rest = &query[start..];
+        let name = &rest[..rest.find(|c| !is_name(c)).unwrap_or(rest.len())];
+        let matchers = rest[name.len()..].strip_prefix('{');
+        let matchers = matchers.and_then(|rest| rest.split_once('}'));
+        let labels = matchers.map_or("", |(matchers, _)| matchers).split(", ");
+        let labels = labels.filter_map(|matcher| matcher.split_once('='));
+        found.push((
+            name.to_owned(),
+            labels.map(|(label, _)| label.to_owned()).collect(),
+        ));
+    }
+    found
+}
+
+#[test]
+fn dashboard_asks_for_what_is_served() {
+    let (host, _file, mut exporter) = idle("dashboard.toml");
+    let page = scrape(&host);
+    let dashboard: Value = serde_json::from_str(&read("examples/grafana/katran.json")).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let names: Vec<_> = variables
+        .iter()
+        .map(|v| v["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["datasource", "instance", "vip", "real"]);
+
+    let mut queries: Vec<(String, String, String)> = variables[1..]
+        .iter()
+        .map(|variable| {
+            let query = variable["query"]["query"].as_str().unwrap();
+            (query.to_owned(), "variable".to_owned(), String::new())
+        })
+        .collect();
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(
+            ids.insert(panel["id"].as_u64().unwrap()),
+            "{}",
+            panel["title"]
+        );
+        let place = &panel["gridPos"];
+        assert!(place["x"].as_u64().unwrap() + place["w"].as_u64().unwrap() <= 24);
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}");
+        for target in panel["targets"].as_array().unwrap() {
+            assert_eq!(target["datasource"]["uid"], "${datasource}");
+            queries.push((
+                target["expr"].as_str().unwrap().to_owned(),
+                panel["title"].as_str().unwrap().to_owned(),
+                target["legendFormat"].as_str().unwrap().to_owned(),
+            ));
+        }
+    }
+    assert!(queries.len() > 30);
+    for (query, title, legend) in &queries {
+        let depth = |open, close| query.matches(open).count() == query.matches(close).count();
+        assert!(
+            depth('(', ')') && depth('{', '}') && depth('[', ']'),
+            "{query}"
+        );
+        let metrics = metrics_of(query);
+        assert!(!metrics.is_empty(), "{title}: {query}");
+        for (name, asked) in metrics {
+            let family = page.families.get(&name);
+            let family = family.unwrap_or_else(|| panic!("{title}: no metric {name}"));
+            let labels = family.samples.keys().next();
+            let has = |label: &str| {
+                label == "instance" || labels.is_some_and(|labels| labels.contains_key(label))
+            };
+            assert!(asked.iter().all(|label| has(label)), "{title}: {query}");
+            // A rate of a gauge, or a counter that is drawn as it is, are mistakes.
+            let counter = family.kind == "counter";
+            let rated = query.contains("rate(") || query.contains("increase(");
+            let drawn = title == "Failed kernel calls" || title == "variable";
+            assert_eq!(counter, rated || counter && drawn, "{title}: {query}");
+            // Labels in `by (...)` and in the legend.
+            let by = query
+                .split("by (")
+                .skip(1)
+                .filter_map(|rest| rest.split_once(')'));
+            let by: Vec<&str> = by.flat_map(|(labels, _)| labels.split(", ")).collect();
+            assert!(by.iter().all(|label| has(label)), "{title}: {query}");
+            for (shown, _) in legend
+                .split("{{")
+                .skip(1)
+                .filter_map(|rest| rest.split_once("}}"))
+            {
+                assert!(has(shown), "{title}: {legend}");
+                assert!(by.is_empty() || by.contains(&shown), "{title}: {legend}");
+            }
+        }
+    }
+    exporter.end(SIGINT);
+}

@@ -1,0 +1,329 @@
+//! The arithmetic of `top`, and what it draws.
+
+#[allow(dead_code, reason = "samples are made up here, not taken")]
+#[path = "../../examples/top/rates.rs"]
+pub(super) mod rates;
+#[path = "../../examples/top/screen.rs"]
+pub(super) mod screen;
+#[path = "../../examples/top/view.rs"]
+pub(super) mod view;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::stats::Count;
+use katran::stats::CpuCounters;
+use katran::stats::FlowTableCounters;
+use katran::stats::Totals;
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use rates::Rate;
+use rates::Rates;
+use rates::Sample;
+use rates::Traffic;
+use view::Status;
+
+pub(super) fn count(packets: u64, bytes: u64) -> Count {
+    Count { packets, bytes }
+}
+
+/// A sample in which everything has happened so many times.
+fn sample(time: Instant, times: u64) -> Sample {
+    let mut totals = Totals::default();
+    totals.tx = count(80 * times, 8000 * times);
+    totals.pass = count(15 * times, 1500 * times);
+    totals.drop = count(5 * times, 500 * times);
+    totals.total = count(100 * times, 10_000 * times);
+    let mut flow_table = FlowTableCounters::default();
+    flow_table.packets = 80 * times;
+    flow_table.misses = 20 * times;
+    let cpu = |number, forwarded| {
+        let mut cpu = CpuCounters::default();
+        cpu.cpu = number;
+        cpu.forwarded = forwarded;
+        cpu.under_flood = number == 2;
+        cpu
+    };
+    let both = |names: [&str; 2]| {
+        let [quiet, busy] = names.map(str::to_owned);
+        BTreeMap::from([
+            (quiet, count(20 * times, 1000 * times)),
+            (busy, count(60 * times, 3000 * times)),
+        ])
+    };
+    Sample {
+        time,
+        totals,
+        flow_table,
+        drops: BTreeMap::from([
+            ("ipv4_fragment", times),
+            ("ring_empty", 4 * times),
+            ("too_big", 0),
+        ]),
+        vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
+        reals: both(["198.51.100.1", "2001:db8:2::1"]),
+        down: BTreeMap::from([
+            ("198.51.100.1".to_owned(), (2, 2)),
+            ("2001:db8:2::1".to_owned(), (1, 3)),
+        ]),
+        cpus: vec![cpu(0, 20 * times), cpu(1, 0), cpu(2, 60 * times)],
+        forwarding: vec![0, 2],
+    }
+}
+
+/// What went on in half a second.
+pub(super) fn rates() -> Rates {
+    let start = Instant::now();
+    let half = start + Duration::from_millis(500);
+    Rates::between(&sample(start, 10), &sample(half, 11))
+}
+
+#[test]
+fn rates_are_differences_by_time() {
+    let rates = rates();
+    let rate = |packets, bits| Rate { packets, bits };
+    assert_eq!(rates.received, rate(200.0, 160_000.0));
+    assert_eq!(rates.sent, rate(160.0, 128_000.0));
+    assert_eq!(rates.passed, rate(30.0, 24_000.0));
+    assert_eq!(rates.dropped, rate(10.0, 8000.0));
+    assert_eq!((rates.to_vips, rates.new_flows), (160.0, 40.0));
+    assert_eq!(rates.hit_rate, Some(0.75));
+    let busiest = Traffic {
+        name: "[2001:db8:1::1]:443/tcp".to_owned(),
+        rate: rate(120.0, 48_000.0),
+        packets: 660,
+        down: None,
+    };
+    assert_eq!(rates.vips[0], busiest);
+    assert_eq!(rates.reals[1].name, "198.51.100.1");
+    assert_eq!(rates.reals[1].rate, rate(40.0, 16_000.0));
+    let down: Vec<_> = rates.reals.iter().map(|real| real.down).collect();
+    assert_eq!(down, [Some((1, 3)), Some((2, 2))]);
+    let drops: Vec<_> = rates.drops.iter().map(|d| (d.reason, d.rate)).collect();
+    assert_eq!(drops, [("ring_empty", 8.0), ("ipv4_fragment", 2.0)]);
+    let cpus: Vec<_> = rates
+        .cpus
+        .iter()
+        .map(|c| (c.cpu, c.packets, c.share))
+        .collect();
+    assert_eq!(cpus, [(0, 40.0, 0.25), (2, 120.0, 0.75)]);
+    assert_eq!(rates.imbalance(), Some(1.5));
+}
+
+#[test]
+fn rates_of_nothing_and_of_what_began_anew_are_zero() {
+    let start = Instant::now();
+    // No time, no traffic.
+    let still = Rates::between(&sample(start, 3), &sample(start, 3));
+    assert_eq!((still.hit_rate, still.imbalance()), (None, None));
+    assert_eq!(still.received, Rate::default());
+    // Counters that went back, VIPs that were not there.
+    let mut before = sample(start, 3);
+    before.vips.remove("203.0.113.1:443/tcp");
+    let rates = Rates::between(&before, &sample(start + Duration::from_secs(1), 1));
+    assert_eq!(rates.received, Rate::default());
+    let new = rates
+        .vips
+        .iter()
+        .find(|vip| vip.name == "203.0.113.1:443/tcp");
+    assert_eq!(new.unwrap().rate.packets, 20.0);
+}
+
+/// The screen's lines.
+pub(super) fn drawn(rates: &Rates, width: u16, height: u16) -> Vec<String> {
+    let status = Status {
+        title: "katran on eth0 (native)".to_owned(),
+        message: "1 real added".to_owned(),
+    };
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal
+        .draw(|frame| view::draw(frame, &status, rates))
+        .unwrap();
+    let buffer = terminal.backend().buffer();
+    let line = |y| {
+        let symbols = (0..width).map(|x| buffer[(x, y)].symbol());
+        symbols.collect::<String>().trim_end().to_owned()
+    };
+    (0..height).map(line).collect()
+}
+
+fn has_line(lines: &[String], words: &[&str]) -> bool {
+    let words_of = |line: &String| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    lines.iter().any(|line| {
+        let found = words_of(line);
+        found.windows(words.len()).any(|some| some == words)
+    })
+}
+
+#[test]
+fn the_view_shows_everything_on_an_ordinary_terminal() {
+    let lines = drawn(&rates(), 80, 24);
+    let text = lines.join("\n");
+    for words in [
+        &["katran", "on", "eth0", "(native)"][..],
+        &["sent", "160", "128.0", "k"],
+        &["dropped", "10", "8.0", "k"],
+        &["hit", "rate", "75.0", "%"],
+        &["new", "flows/s", "40"],
+        &[
+            "[2001:db8:1::1]:443/tcp",
+            "120",
+            "48.0",
+            "k",
+            "75.0",
+            "%",
+            "660",
+        ],
+        &["203.0.113.1:443/tcp", "40", "16.0", "k", "25.0", "%", "220"],
+        &["2", "reals,", "2", "down"],
+        &[
+            "2001:db8:2::1",
+            "down",
+            "for",
+            "1",
+            "of",
+            "3",
+            "120",
+            "48.0",
+            "k",
+        ],
+        &[
+            "198.51.100.1",
+            "down",
+            "40",
+            "16.0",
+            "k",
+            "25.0",
+            "%",
+            "220",
+        ],
+        &["ring_empty", "8", "44"],
+        &["ipv4_fragment", "2", "11"],
+        &["cpu", "0", "40", "25.0", "%", "#"],
+        &["cpu", "2", "flood", "120", "75.0", "%", "####"],
+        &["1", "real", "added"],
+    ] {
+        assert!(has_line(&lines, words), "{words:?}:\n{text}");
+    }
+    assert!(text.contains("the busiest 1.5 x the mean"), "{text}");
+    assert!(!text.contains("too_big"), "{text}");
+    let place = |what: &str| text.find(what).unwrap();
+    assert!(place("[2001:db8:1::1]:443/tcp") < place("203.0.113.1:443/tcp"));
+}
+
+#[test]
+fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
+    let mut rates = rates();
+    for number in 0..100 {
+        rates.vips.push(Traffic {
+            name: format!("203.0.113.2:{number}/udp"),
+            rate: Rate::default(),
+            packets: 0,
+            down: None,
+        });
+    }
+    for width in [1, 10, 39, 80, 200] {
+        for height in [1, 2, 4, 8, 13, 24, 60] {
+            drawn(&rates, width, height);
+            drawn(&Rates::default(), width, height);
+        }
+    }
+    let lines = drawn(&rates, 80, 24);
+    let vips = lines
+        .iter()
+        .filter(|line| line.contains("/udp") || line.contains("/tcp"));
+    let left_out = 102 - vips.count();
+    let title = format!("102 VIPs ({left_out} more)");
+    assert!(
+        lines.iter().any(|line| line.contains(&title)),
+        "{}",
+        lines.join("\n")
+    );
+    // Large numbers keep to their columns.
+    rates.vips[0].rate = Rate {
+        packets: 14_880_952.0,
+        bits: 999_960_000_000.0,
+    };
+    let lines = drawn(&rates, 80, 24);
+    assert!(
+        has_line(&lines, &["14.9", "M", "1.0", "T", "100.0", "%"]),
+        "{}",
+        lines.join("\n")
+    );
+}
+
+#[test]
+fn one_cpu_that_does_everything_is_no_balance() {
+    let cpus = |busy| {
+        let cpu = |number| {
+            let mut cpu = CpuCounters::default();
+            cpu.cpu = number;
+            cpu.forwarded = if number == 5 { busy } else { 0 };
+            cpu
+        };
+        (0..40).map(cpu).collect()
+    };
+    let start = Instant::now();
+    let [mut before, mut now] = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    (before.cpus, now.cpus) = (cpus(0), cpus(1000));
+    // 8 of the 40 CPUs are not meant to forward, and do not.
+    now.forwarding = (0..32).collect();
+    let rates = Rates::between(&before, &now);
+    assert_eq!(rates.cpus.len(), 32);
+    assert_eq!(rates.imbalance(), Some(32.0));
+    let lines = drawn(&rates, 80, 24);
+    let text = lines.join("\n");
+    assert!(text.contains("the busiest 32.0 x the mean"), "{text}");
+    assert!(text.contains("24 more"), "{text}");
+    assert!(
+        has_line(&lines, &["cpu", "5", "1.0", "k", "100.0", "%"]),
+        "{text}"
+    );
+    // One that is not meant to, and does.
+    now.cpus[39].forwarded = 3000;
+    let rates = Rates::between(&before, &now);
+    assert_eq!((rates.cpus.len(), rates.cpus[32].cpu), (33, 39));
+}
+
+#[test]
+fn port_and_protocol_of_long_names_are_shown() {
+    let mut rates = rates();
+    let name = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535/tcp";
+    rates.vips[0].name = name.to_owned();
+    let lines = drawn(&rates, 80, 24);
+    let row = lines.iter().find(|line| line.contains(":65535/tcp"));
+    let row = row.unwrap_or_else(|| panic!("{}", lines.join("\n")));
+    assert!(
+        row.starts_with("[2001:db8:1111:") && row.contains('…'),
+        "{row}"
+    );
+    let lines = drawn(&rates, 100, 24);
+    assert!(has_line(&lines, &[name]), "{}", lines.join("\n"));
+}
+
+#[test]
+fn text_has_plain_numbers() {
+    let text = view::text(&rates());
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for words in [
+        &["received", "200", "160000"][..],
+        &["hit", "rate", "75.0", "%"],
+        &[
+            "[2001:db8:1::1]:443/tcp",
+            "120",
+            "48000",
+            "75.0",
+            "%",
+            "660",
+        ],
+        &["ring_empty", "8", "44"],
+        &["cpu", "2", "flood", "120", "75.0", "%"],
+    ] {
+        assert!(has_line(&lines, words), "{words:?}:\n{text}");
+    }
+}
