@@ -28,12 +28,12 @@ macro_rules! handles {
     (
         // The words of the rows below.
         $from:ident $config:ident;
-        $($field:ident: $type:ty = $take:expr,
+        $($(#[$about:meta])* $field:ident: $type:ty = $take:expr,
             $($name:literal is ($($fd:tt)+) $(shows $entries:tt)?),+;)+
     ) => {
         /// Every map of the health checks.
         pub(super) struct Maps {
-            $(pub(super) $field: $type,)+
+            $($(#[$about])* pub(super) $field: $type,)+
         }
 
         impl Maps {
@@ -79,6 +79,9 @@ handles! {
         "probe_counters" is (.as_fd());
     totals: PerCpuArray<types::probe_totals> = PerCpuArray::new(own(&from.probe_totals)?)?,
         "probe_totals" is (.as_fd());
+    /// Only looked at by name.
+    flows: OwnedFd = own(&from.probe_flows)?,
+        "probe_flows" is (.as_fd());
 }
 
 impl Maps {

@@ -30,6 +30,7 @@ pub use kinds::FlowTableKind;
 pub use kinds::Gateway;
 pub use kinds::NextHops;
 pub use kinds::OuterDontFragment;
+pub use kinds::ProbeSource;
 pub use kinds::TcHook;
 pub use mac::MacAddr;
 #[cfg(feature = "serde")]

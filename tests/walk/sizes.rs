@@ -288,6 +288,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
         "probe_keys",
         "probe_counters",
         "probe_totals",
+        "probe_flows",
         ".data.settings",
     ];
     let settings = || {
