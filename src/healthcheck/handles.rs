@@ -61,12 +61,6 @@ macro_rules! handles {
 
 handles! {
     from config;
-    cells: Arc<ProbeCells> = Arc::new(ProbeCells::new(
-            own(&from.data_settings)?,
-            (config.next_hops != NextHops::Gateway).then(|| own(&from.ways)).transpose()?,
-        )?),
-        ".data.settings" is (.settings_fd()),
-        "ways" is (.ways_fd()) shows (|checks| checks.maps.cells.ways());
     marks: Typed<u32, types::probe_real> = Typed::new(own(&from.marks)?)?,
         "marks" is (.as_fd()) shows (|checks| checks.marks().len());
     destinations: Typed<types::probe_match, types::probe_real> = Typed::new(own(&from.destinations)?)?,
@@ -82,6 +76,12 @@ handles! {
     /// Only looked at by name.
     flows: OwnedFd = own(&from.probe_flows)?,
         "probe_flows" is (.as_fd());
+    cells: Arc<ProbeCells> = Arc::new(ProbeCells::new(
+            own(&from.data_settings)?,
+            (config.next_hops != NextHops::Gateway).then(|| own(&from.ways)).transpose()?,
+        )?),
+        ".data.settings" is (.settings_fd()),
+        "ways" is (.ways_fd()) shows (|checks| checks.maps.cells.ways());
 }
 
 impl Maps {
