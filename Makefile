@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test soak newest compilers bench lint docs clean
+.PHONY: help demo test soak sabotage newest compilers bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
@@ -36,6 +36,10 @@ soak: FRAMES ?= 100_000_000
 soak: ## FRAMES random frames through program and model (root)
 	@scripts/setup test
 	KATRAN_FRAMES=$(FRAMES) $(CARGO) test --locked --all-features --test fuzz random -- --nocapture
+
+sabotage: ## each rule of the walk broken once: does the model find it? (root; half an hour)
+	@scripts/setup test
+	scripts/sabotage $(ARGS)
 
 # In a copy, whose Cargo.lock may change; run by hand, or by a timer.
 newest: ## all tests against the newest compatible dependencies (root)

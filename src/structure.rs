@@ -72,6 +72,53 @@ fn the_handle_stays_short() {
     );
 }
 
+/// What changes something for packets is a transaction (`src/katran/change.rs`), or calls one.
+#[test]
+fn every_change_is_a_transaction() {
+    // Callbacks are no packets' business.
+    let others = ["on_real_added", "on_real_removed", "remove_callback"];
+    let begins = [
+        "Prepared::",
+        "Written::nothing",
+        ".change_at_once(",
+        ".change_surely(",
+    ];
+    let sources = sources();
+    // Entries of flow tables are made and forgotten by packets as well.
+    let files = sources
+        .iter()
+        .filter(|(path, _)| path.starts_with("src/katran/") && path != "src/katran/flows.rs");
+    let methods: Vec<Method> = files.flat_map(|(path, text)| methods(path, text)).collect();
+    let mut changing: BTreeSet<&str> = BTreeSet::new();
+    loop {
+        let before = changing.len();
+        for method in &methods {
+            let calls = |name: &&str| {
+                ["self.", "katran.", "_mut().", "Katran::"]
+                    .iter()
+                    .any(|on| method.body.contains(&format!("{on}{name}(")))
+            };
+            if begins.iter().any(|begin| method.body.contains(begin)) || changing.iter().any(calls)
+            {
+                changing.insert(&method.name);
+            }
+        }
+        if changing.len() == before {
+            break;
+        }
+    }
+    let public = methods.iter().filter(|method| method.is_public_change);
+    let (found, without): (Vec<_>, Vec<_>) = public
+        .map(|method| method.name.as_str())
+        .partition(|name| changing.contains(name));
+    assert!(found.len() > 35, "{found:?}");
+    let without: Vec<_> = without
+        .into_iter()
+        .filter(|name| !others.contains(name) && !name.ends_with("_mut"))
+        .collect();
+    assert_eq!(without, [""; 0], "they change something by themselves");
+}
+
 #[test]
 fn files_of_a_module_form_no_circle() {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
@@ -306,6 +353,42 @@ fn paths(module: &[String], text: &str) -> Vec<(usize, Vec<String>)> {
         }
     }
     paths
+}
+
+struct Method {
+    name: String,
+    /// Public, and on a handle that may be changed.
+    is_public_change: bool,
+    /// Without white space.
+    body: String,
+}
+
+/// The methods of a file, as rustfmt sets them.
+fn methods(path: &str, text: &str) -> Vec<Method> {
+    let mut methods = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let bare = line.trim_start_matches("    ");
+        let bare = bare.strip_prefix("pub(super) ").unwrap_or(bare);
+        let is_public = line.starts_with("    pub fn ");
+        let bare = bare.strip_prefix("pub ").unwrap_or(bare);
+        if !line.starts_with("    ") || line.starts_with("     ") || !bare.starts_with("fn ") {
+            continue;
+        }
+        let name = bare[3..].split(['(', '<']).next().unwrap_or_default();
+        let mut body = line.to_owned();
+        if !line.ends_with('}') {
+            body.extend(lines.by_ref().take_while(|line| *line != "    }"));
+        }
+        body.retain(|letter| !letter.is_whitespace());
+        assert!(!name.is_empty(), "{path}: {line}");
+        methods.push(Method {
+            name: name.to_owned(),
+            is_public_change: is_public && body.contains("(&mutself"),
+            body,
+        });
+    }
+    methods
 }
 
 /// What a file imports that its module must not know.

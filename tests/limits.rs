@@ -260,12 +260,7 @@ fn a_diagnosis_of_16_000_reals_takes_16_times_that_of_1_000() {
         let (many, by_clock) = diagnosed(16_000, next_hops);
         println!("{next_hops}: {few:?} with 1,000 reals, {many:?} ({by_clock:?}) with 16,000");
         assert!(many < 24 * few, "{few:?} {many:?}");
-        // A balancer that is attached nowhere asks the kernel for the way to each real, some 8 µs each.
-        let limit = match next_hops {
-            NextHops::Gateway => 100,
-            _ => 300,
-        };
-        claim("diagnose", many, Duration::from_millis(limit), 8);
+        claim("diagnose", many, Duration::from_millis(100), 8);
     }
 }
 
@@ -445,7 +440,7 @@ fn a_group_is_made_where_memory_is_handed_on() {
 #[test]
 fn a_profilers_timer_does_not_disturb_loading() {
     /// Each is two loads.
-    const TIMES: u32 = 5;
+    const TIMES: u32 = 20;
     alone("a_profilers_timer_does_not_disturb_loading", || {
         // By CPU time, which the verifier's new starts cost too, and other tests do not.
         let load_and_reload = || {

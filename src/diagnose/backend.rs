@@ -8,6 +8,7 @@ use super::InterfaceFacts;
 use super::Subject;
 use super::host::host;
 use super::interface::Holder;
+use super::interface::Pages;
 use super::interface::holder;
 use super::interface::interface;
 use super::interface::lost;
@@ -100,7 +101,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 about,
                 format!("strips tunnels on {name} in {in_force} mode"),
             );
-            mode(place, false, in_force, found);
+            mode(place, Pages::One, in_force, found);
         }
         Holder::Lost(message) => lost(message, found),
         Holder::Other(other) if place.ours.elsewhere => {
@@ -133,7 +134,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 format!("no decapsulator is on {name} by XDP, nor one of this process at tc");
             let advice = "attach it, unless another process or a tunnel device does its work";
             found.note(about, message, advice);
-            outlook(place, false, found);
+            outlook(place, Pages::One, found);
         }
     }
     match facts.tc_index {

@@ -10,6 +10,7 @@ use super::Subject;
 use super::facts::XDP_ACT_NDO_XMIT;
 use super::host::host;
 use super::interface::Holder;
+use super::interface::Pages;
 use super::interface::holder;
 use super::interface::interface;
 use super::interface::lost;
@@ -34,7 +35,7 @@ const ROOT: &str = "katran_root";
 pub(crate) struct Balancer {
     pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
-    pub(crate) frags: bool,
+    pub(crate) pages: Pages,
     /// Bytes, Ethernet header included.
     pub(crate) max_frame: u32,
     pub(crate) encapsulation: Encapsulation,
@@ -105,7 +106,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
     match holder(place) {
         Holder::Ours(in_force) => {
             found.ok(Subject::Program, format!("attached to {name}"));
-            mode(place, facts.frags, in_force, found);
+            mode(place, facts.pages, in_force, found);
         }
         Holder::Lost(message) => lost(message, found),
         Holder::Other(root) if place.ours.elsewhere && [ROOT, ""].contains(&root.name.as_str()) => {
@@ -120,7 +121,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                     "to be sure, as root: bpftool prog show",
                 ),
             }
-            mode(place, facts.frags, root.mode, found);
+            mode(place, facts.pages, root.mode, found);
         }
         Holder::Other(root) if root.name == ROOT => {
             let message = format!(
@@ -174,7 +175,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
         Holder::Nobody => {
             let advice = format!("nothing to do before it is: Katran::attach, --interface {name}");
             found.note(Subject::Program, format!("not attached to {name}"), advice);
-            outlook(place, facts.frags, found);
+            outlook(place, facts.pages, found);
         }
     }
     for entry in &facts.lost_entries {

@@ -50,7 +50,7 @@ fn good() -> Balancer {
                 elsewhere: false,
             },
         },
-        frags: false,
+        pages: Pages::One,
         max_frame: 1514,
         encapsulation: Encapsulation::Ipip,
         reals: ByFamily::of(|_| true),

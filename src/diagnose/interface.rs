@@ -16,6 +16,14 @@ use crate::attach::XdpMode;
 /// drivers have room for.
 const NATIVE_MTU: u32 = 3498;
 
+/// Where a frame may lie, for the program that is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    One,
+    /// In several buffers: the setting `frags`.
+    Many,
+}
+
 /// Whether there is an interface to say more of.
 pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
     let name = &facts.name;
@@ -81,7 +89,7 @@ pub(super) fn lost(message: String, found: &mut Diagnosis) {
 }
 
 /// The mode in force: of our program, or of the root program that we share.
-pub(super) fn mode(facts: &InterfaceFacts, frags: bool, mode: XdpMode, found: &mut Diagnosis) {
+pub(super) fn mode(facts: &InterfaceFacts, pages: Pages, mode: XdpMode, found: &mut Diagnosis) {
     if mode != XdpMode::Generic {
         return found.ok(Subject::Mode, mode.to_string());
     }
@@ -96,17 +104,17 @@ pub(super) fn mode(facts: &InterfaceFacts, frags: bool, mode: XdpMode, found: &m
     found.warn(
         Subject::Mode,
         message,
-        why_not_native(facts, frags, refusal),
+        why_not_native(facts, pages, refusal),
     );
 }
 
 /// What is known of why, most certain first.
-fn why_not_native(facts: &InterfaceFacts, frags: bool, refusal: Option<i32>) -> String {
+fn why_not_native(facts: &InterfaceFacts, pages: Pages, refusal: Option<i32>) -> String {
     let name = &facts.name;
     if facts.native() == Some(false) {
         return "its driver has no native XDP: another card, or live with it".to_owned();
     }
-    if facts.mtu > NATIVE_MTU && !frags {
+    if facts.mtu > NATIVE_MTU && pages == Pages::One {
         return format!(
             "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or load with frags",
             facts.mtu
@@ -125,15 +133,15 @@ fn why_not_native(facts: &InterfaceFacts, frags: bool, refusal: Option<i32>) -> 
 }
 
 /// The mode that attaching would lead to.
-pub(super) fn outlook(facts: &InterfaceFacts, frags: bool, found: &mut Diagnosis) {
+pub(super) fn outlook(facts: &InterfaceFacts, pages: Pages, found: &mut Diagnosis) {
     match facts.native() {
         Some(false) => {
             let message = "the driver has no native XDP: generic mode would be used";
-            found.warn(Subject::Mode, message, why_not_native(facts, frags, None));
+            found.warn(Subject::Mode, message, why_not_native(facts, pages, None));
         }
-        _ if facts.mtu > NATIVE_MTU && !frags => {
+        _ if facts.mtu > NATIVE_MTU && pages == Pages::One => {
             let message = "native mode may be refused";
-            found.warn(Subject::Mode, message, why_not_native(facts, frags, None));
+            found.warn(Subject::Mode, message, why_not_native(facts, pages, None));
         }
         Some(true) => {
             let features = facts.xdp_features.unwrap_or(0);

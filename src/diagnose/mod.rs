@@ -33,6 +33,7 @@ pub(crate) use facts::has_ipv6;
 pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
+pub(crate) use interface::Pages;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,6 +12,7 @@ use super::state::stated_flags;
 use crate::config::LiveChange;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Prefix;
 use crate::types::Vip;
 
@@ -213,8 +214,8 @@ impl Changes {
         self.health_changed.extend(turned.map(|real| (vip, **real)));
     }
 
-    /// The reals whose health changes, and whether they are down in `wanted`.
-    pub(crate) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, bool)> {
+    /// The reals whose health changes, and what it is in `wanted`.
+    pub(crate) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, Health)> {
         let turned = self.health_changed.iter().copied();
         if self.health_changed.is_empty() {
             return Vec::new();
@@ -224,7 +225,13 @@ impl Changes {
             .flat_map(|state| state.down.iter().map(|real| (state.vip, *real)))
             .collect();
         turned
-            .map(|(vip, real)| (vip, real, down.contains(&(vip, real))))
+            .map(|(vip, real)| {
+                let health = match down.contains(&(vip, real)) {
+                    true => Health::Down,
+                    false => Health::Up,
+                };
+                (vip, real, health)
+            })
             .collect()
     }
 }

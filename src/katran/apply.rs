@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Katran;
+use super::change::Left;
 use super::change::News;
+use super::change::Prepared;
 use super::reload::Needs;
 use crate::config::BalancerState;
 use crate::config::Features;
@@ -17,6 +19,7 @@ use crate::document::ServerIdState;
 use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
+use crate::table::Deltas;
 use crate::table::Limits;
 use crate::table::NameChange;
 use crate::table::Room;
@@ -48,13 +51,24 @@ impl Katran {
         let held = self.maps.voids.hold();
         let mut news = News::default();
         let mut steps = planned.steps.iter();
+        let mut holds = None;
         let taken = steps.try_for_each(|step| {
             news.add(self.take(step)?);
+            if let Step::Hold(reals) = step {
+                holds = holds.xor(Some(reals));
+            }
             Ok(())
         });
         if taken.is_err() {
             self.undoing = true;
             self.undo(&before, &mut news);
+            if let Some(reals) = holds {
+                let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
+                match self.hold(&let_go) {
+                    Ok(undone) => news.add(undone),
+                    Err(error) => log::error!("reals stay that nothing names: {error}"),
+                }
+            }
             self.undoing = false;
         }
         drop(held);
@@ -189,6 +203,7 @@ impl Katran {
                 health,
             } => return self.change_reals(*vip, changes, health),
             Step::SetRealFlags(address, flags) => return self.change_real_flags(*address, *flags),
+            Step::Hold(reals) => return self.hold(reals),
             Step::ServerIds(change) => {
                 return self.change_server_ids(&change.remove, &change.add, Room::Passing);
             }
@@ -218,6 +233,14 @@ impl Katran {
             Step::UnregisterProbe(vip) => self.probes_mut().unregister(*vip),
         }?;
         Ok(News::default())
+    }
+
+    /// Names reals, so that they stay while names go from one kind to another; or does so no more.
+    fn hold(&mut self, reals: &Deltas) -> Result<News> {
+        let staged = self.table.stage_references(reals)?;
+        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let switched = written.switch(self, |_, ()| Left::Nothing);
+        Ok(switched.retire(self))
     }
 
     /// Gives a setting that changes after load its value: each row of the table of settings that says

@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::Katran;
+use super::change::Left;
+use super::change::Prepared;
 use super::ground::Reason;
 use super::health::Probes;
 use super::health::ProbesMut;
@@ -68,7 +70,7 @@ impl Katran {
     /// interfaces had that name and none has it now in the calling thread's network namespace.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
-        self.attachments.detach(interface)?;
+        self.change_at_once(|katran| katran.attachments.detach(interface))?;
         self.note_detached();
         Ok(())
     }
@@ -76,7 +78,7 @@ impl Katran {
     /// Detaches the program from all interfaces, and the path of health checks. Entries of root programs
     /// stay.
     pub fn detach_all(&mut self) {
-        self.attachments.clear();
+        self.change_surely(|katran| katran.attachments.clear());
         self.probes_mut().detach();
     }
 
@@ -102,10 +104,10 @@ impl Katran {
             }
         }));
         let mains = self.attachments.places();
-        let probes = match &mut self.healthchecks {
+        let probes = self.change_at_once(|katran| match &mut katran.healthchecks {
             Some(checks) => checks.reattach(&mains),
             None => Ok(()),
-        };
+        });
         self.note_attached();
         interfaces.and(entries).and(probes)
     }
@@ -158,7 +160,8 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
-        self.shared.detach(map_path.as_ref())?;
+        let path = map_path.as_ref();
+        self.change_at_once(|katran| katran.shared.detach(path))?;
         self.note_detached();
         Ok(())
     }
@@ -176,8 +179,10 @@ impl Katran {
         attach: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let probes = self.probes().attachment();
-        let followed = self.follow_next_hops_for(reason);
-        let attached = followed.and_then(|()| attach(self));
+        let written = Prepared::plain().write(self, |katran| katran.follow_next_hops_for(reason));
+        let attached = written.and_then(|written| {
+            written.try_switch(self, |katran, ()| Ok((Left::Nothing, attach(katran)?)))
+        });
         if attached.is_err() && probes.is_none() {
             // They were attached a moment ago, if at all.
             if let Some(checks) = &mut self.healthchecks {
@@ -185,7 +190,9 @@ impl Katran {
             }
         }
         self.note_attached();
-        attached
+        let (switched, attached) = attached?;
+        switched.end(self);
+        Ok(attached)
     }
 
     /// The path of health checks goes with the first attachment; `new` is about to be one.
@@ -245,9 +252,11 @@ impl ProbesMut<'_> {
 
     /// Detaches the path of health checks; dropping the balancer does it, too.
     pub fn detach(&mut self) {
-        if let Some(checks) = &mut self.katran.healthchecks {
-            checks.detach();
-        }
+        self.katran.change_surely(|katran| {
+            if let Some(checks) = &mut katran.healthchecks {
+                checks.detach();
+            }
+        });
         self.katran.note_attached();
     }
 }

@@ -2,9 +2,11 @@
 //! none can be left out or come early:
 //!
 //! 1. [`Prepared`]: the change is worked out on paper. What is wrong with it ends here.
-//! 2. [`Written`]: what it needs is written where no packet looks. This is the last phase that can
-//!    fail, and whoever fails in it takes back what he wrote.
-//! 3. [`Switched`]: packets see the change, and the library's records say the same.
+//! 2. [`Written`]: what it needs is written where no packet looks. If that fails, what was written is taken
+//!    back.
+//! 3. [`Switched`]: packets see the change, and the library's records say the same. The switch is made of
+//!    stores that cannot fail ([`Written::switch`]), or it is one thing that the kernel does or refuses
+//!    ([`Written::try_switch`]); then nothing has changed.
 //! 4. [`News`]: what packets may still hold (rings, numbers, programs) waits for a grace period.
 //! 5. [`Katran::tell`] runs the callbacks, when nothing is left to do.
 
@@ -53,12 +55,15 @@ pub(super) enum Numbers {
 
 /// What packets have been turned away from, and may still be in.
 #[must_use = "what packets may still hold has to be retired"]
-#[derive(Default)]
-pub(super) struct Left {
-    pub(super) ring: Option<RingSlot>,
-    pub(super) programs: Vec<Programs>,
-    /// The number of a probe.
-    pub(super) probe: Option<u32>,
+pub(super) enum Left {
+    Nothing,
+    /// A ring, if there was one.
+    Ring(Option<RingSlot>),
+    Programs(Vec<Programs>),
+    /// The number of a probe, if it had one.
+    Probe(Option<u32>),
+    /// The outer sources that were set before.
+    Sources,
 }
 
 /// Reals that have come and gone, for the callbacks.
@@ -124,14 +129,7 @@ impl Prepared {
                 with,
             }),
             Err(error) => {
-                if let Some(paper) = self.paper.filter(|paper| !paper.added.is_empty()) {
-                    let added = paper.added.iter();
-                    let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
-                    katran.withdraw_reals(&added);
-                    // Packets may have met these numbers.
-                    katran.table.abandon(paper);
-                    katran.let_go(None, Numbers::GivenBack, None);
-                }
+                katran.take_back_reals(self.paper);
                 Err(error)
             }
         }
@@ -156,6 +154,17 @@ impl Prepared {
     }
 }
 
+impl Written<()> {
+    /// A change that concerns no VIP and no real, and that takes nothing but its switch.
+    pub(super) fn nothing() -> Self {
+        Self {
+            paper: None,
+            published: false,
+            with: (),
+        }
+    }
+}
+
 impl<T> Written<T> {
     /// Switches packets, by stores that cannot fail, and commits the change. Reals are there before
     /// something names them, and go after nothing does.
@@ -164,36 +173,32 @@ impl<T> Written<T> {
         katran: &mut Katran,
         switch: impl FnOnce(&mut Katran, T) -> Left,
     ) -> Switched {
-        let Some(paper) = self.paper else {
-            let left = switch(katran, self.with);
-            return Switched {
-                left,
-                numbers: Numbers::Kept,
-                news: News::default(),
-            };
-        };
-        if !self.published {
+        if let (false, Some(paper)) = (self.published, &self.paper) {
             katran.publish_reals(&paper.added);
         }
         let left = switch(katran, self.with);
-        katran.withdraw_reals(&paper.released);
-        katran.count_from_zero(&paper.added);
-        let added = paper.added.iter();
-        let added = added.map(|real| RealNews::Added(real.address, real.number));
-        let released = paper.released.iter();
-        let released = released.map(|(address, number)| RealNews::Removed(*address, *number));
-        let news = News {
-            reals: added.chain(released).collect(),
-        };
-        let numbers = match paper.gives_back() {
-            true => Numbers::GivenBack,
-            false => Numbers::Kept,
-        };
-        katran.table.commit(paper);
-        Switched {
-            left,
-            numbers,
-            news,
+        katran.commit(self.paper, left)
+    }
+
+    /// Switches packets by something that the kernel does as a whole or refuses, such as a VIP in a map,
+    /// and commits the change.
+    ///
+    /// # Errors
+    /// Those of `switch`, which has taken back by then what was written for it. Nothing has changed.
+    pub(super) fn try_switch<O>(
+        self,
+        katran: &mut Katran,
+        switch: impl FnOnce(&mut Katran, T) -> Result<(Left, O)>,
+    ) -> Result<(Switched, O)> {
+        if let (false, Some(paper)) = (self.published, &self.paper) {
+            katran.publish_reals(&paper.added);
+        }
+        match switch(katran, self.with) {
+            Ok((left, outcome)) => Ok((katran.commit(self.paper, left), outcome)),
+            Err(error) => {
+                katran.take_back_reals(self.paper);
+                Err(error)
+            }
         }
     }
 }
@@ -202,44 +207,15 @@ impl Switched {
     /// Hands over to the moments what packets may still hold. If the next change could not be made at
     /// once, this one waits, and not that.
     pub(super) fn retire(self, katran: &mut Katran) -> News {
-        let Left {
-            ring,
-            programs,
-            probe,
-        } = self.left;
-        katran.let_go(ring, self.numbers, probe);
-        if !programs.is_empty() {
-            katran.outlast(programs);
-        }
+        katran.let_go(self.left, self.numbers);
         katran.make_ready();
         self.news
     }
-}
 
-impl Left {
-    pub(super) fn nothing() -> Self {
-        Self::default()
-    }
-
-    pub(super) fn programs(programs: Vec<Programs>) -> Self {
-        Self {
-            programs,
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn probe(probe: Option<u32>) -> Self {
-        Self {
-            probe,
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn ring(ring: Option<RingSlot>) -> Self {
-        Self {
-            ring,
-            ..Self::default()
-        }
+    /// The last two phases at once.
+    pub(super) fn end(self, katran: &mut Katran) {
+        let news = self.retire(katran);
+        katran.tell(news);
     }
 }
 
@@ -280,16 +256,104 @@ impl RealNews {
 }
 
 impl Katran {
-    /// A change that is one store, which packets see at once, and that concerns no VIP and no real's
-    /// number: the kernel makes it or refuses it, and then the library's record of it is made. There is
-    /// nothing to switch, to retire or to tell.
-    pub(super) fn change_at_once<T>(
+    /// A change that takes nothing but its switch, which concerns no VIP and no real's number: the kernel
+    /// does it or refuses it, and then the library's record of it is made.
+    ///
+    /// # Errors
+    /// Those of `switch`. Nothing has changed then.
+    pub(super) fn change_at_once<O>(
         &mut self,
-        store: impl FnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
+        switch: impl FnOnce(&mut Self) -> Result<O>,
+    ) -> Result<O> {
         self.look_at_attachments();
-        let Written { with, .. } = Prepared::plain().write(self, store)?;
-        Ok(with)
+        let written = Written::nothing();
+        let (switched, outcome) =
+            written.try_switch(self, |katran, ()| Ok((Left::Nothing, switch(katran)?)))?;
+        switched.end(self);
+        Ok(outcome)
+    }
+
+    /// The same, of something that cannot be refused.
+    pub(super) fn change_surely(&mut self, switch: impl FnOnce(&mut Self)) {
+        let switched = Written::nothing().switch(self, |katran, ()| {
+            switch(katran);
+            Left::Nothing
+        });
+        switched.end(self);
+    }
+
+    /// Packets see the change: the library's records say so, too.
+    fn commit(&mut self, paper: Option<Paper>, left: Left) -> Switched {
+        let Some(paper) = paper else {
+            return Switched {
+                left,
+                numbers: Numbers::Kept,
+                news: News::default(),
+            };
+        };
+        self.withdraw_reals(&paper.released);
+        self.count_from_zero(&paper.added);
+        let added = paper.added.iter();
+        let added = added.map(|real| RealNews::Added(real.address, real.number));
+        let released = paper.released.iter();
+        let released = released.map(|(address, number)| RealNews::Removed(*address, *number));
+        let news = News {
+            reals: added.chain(released).collect(),
+        };
+        let numbers = match paper.gives_back() {
+            true => Numbers::GivenBack,
+            false => Numbers::Kept,
+        };
+        self.table.commit(paper);
+        Switched {
+            left,
+            numbers,
+            news,
+        }
+    }
+
+    /// Takes back the reals of a change that has failed after packets could meet them.
+    fn take_back_reals(&mut self, paper: Option<Paper>) {
+        if let Some(paper) = paper.filter(|paper| !paper.added.is_empty()) {
+            let added = paper.added.iter();
+            let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
+            self.withdraw_reals(&added);
+            // Packets may have met these numbers.
+            self.table.abandon(paper);
+            self.let_go(Left::Nothing, Numbers::GivenBack);
+        }
+    }
+
+    /// Lets go of what packets have just been turned away from, and of numbers that the table has given
+    /// back: it is free when no packet holds it.
+    fn let_go(&mut self, left: Left, numbers: Numbers) {
+        let is_awaited = match &left {
+            Left::Nothing | Left::Ring(None) | Left::Probe(None) => false,
+            Left::Ring(Some(_)) | Left::Probe(Some(_)) | Left::Sources => true,
+            // They wait by themselves.
+            Left::Programs(_) => false,
+        };
+        if is_awaited || numbers == Numbers::GivenBack {
+            let ring = match left {
+                Left::Ring(ring) => ring,
+                _ => None,
+            };
+            let moment = self.maps.rings.retire(ring);
+            if numbers == Numbers::GivenBack {
+                let given_back = self.table.given_back();
+                self.given_back.push_back((moment, given_back));
+            }
+            match &left {
+                Left::Probe(Some(number)) => self.probes_given_back.push_back((moment, *number)),
+                Left::Sources => self.sources_set = moment,
+                _ => {}
+            }
+        }
+        if let Left::Programs(programs) = left
+            && !programs.is_empty()
+        {
+            self.outlast(programs);
+        }
     }
 }
 

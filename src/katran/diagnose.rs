@@ -13,6 +13,7 @@ use crate::diagnose::EmptyVip;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
+use crate::diagnose::Pages;
 use crate::diagnose::judge_balancer;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -127,7 +128,10 @@ impl Katran {
         Ok(judge_balancer(&Balancer {
             host,
             interface: facts,
-            frags: config.frags,
+            pages: match config.frags {
+                true => Pages::Many,
+                false => Pages::One,
+            },
             max_frame: config.max_frame,
             encapsulation: config.encapsulation,
             reals: ByFamily::of(has_reals),

@@ -11,6 +11,7 @@ use crate::maps::Voiding;
 use crate::maps::real_id;
 use crate::table::RealRecord;
 use crate::table::Turned;
+use crate::types::Health;
 use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
@@ -49,7 +50,7 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addDownRealForUdpFlowMigration")]
     pub fn mark_down(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
-        self.set_health(vip, real, true)
+        self.set_health(vip, real, Health::Down)
     }
 
     /// Brings a real back that was [down](Self::mark_down), with its weight; one that is not stays as
@@ -61,7 +62,7 @@ impl Katran {
     /// Nothing has changed then.
     #[doc(alias = "removeDownRealForUdpFlowMigration")]
     pub fn mark_up(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
-        self.set_health(vip, real, false)
+        self.set_health(vip, real, Health::Up)
     }
 
     /// Whether a real is down for a VIP.
@@ -95,19 +96,15 @@ impl Katran {
     #[doc(alias = "removeAllDownRealsForUdpFlowMigration")]
     pub fn clear_down(&mut self, vip: Vip) -> Result<()> {
         let down = self.down_reals(vip)?;
-        let up: Vec<_> = down.into_iter().map(|real| (real, false)).collect();
-        let news = self.change_reals(vip, &[], &up)?;
-        self.tell(news);
-        Ok(())
+        let up: Vec<_> = down.into_iter().map(|real| (real, Health::Up)).collect();
+        self.change_reals_and_tell(vip, &[], &up)
     }
 
-    fn set_health(&mut self, vip: Vip, real: IpAddr, down: bool) -> Result<()> {
-        if self.is_down(vip, real)? == down {
+    fn set_health(&mut self, vip: Vip, real: IpAddr, health: Health) -> Result<()> {
+        if self.is_down(vip, real)? == health.is_down() {
             return Ok(());
         }
-        let news = self.change_reals(vip, &[], &[(real, down)])?;
-        self.tell(news);
-        Ok(())
+        self.change_reals_and_tell(vip, &[], &[(real, health)])
     }
 
     /// Tells the kernel which entries a change of a VIP's reals voids. Entries of a real that the VIP

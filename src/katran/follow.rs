@@ -11,6 +11,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::Katran;
+use super::change::Left;
+use super::change::Prepared;
 use super::gateway::GatewaysMut;
 use super::ground::Common;
 use super::ground::Ground;
@@ -41,6 +43,15 @@ pub(super) struct Following {
     pub(super) embedder: Option<u64>,
     /// When it was last looked what is attached.
     looked: Option<Instant>,
+}
+
+/// How long a call waits for a follower that it has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// Not at all.
+    Started,
+    /// Until the gateway is known, if it has to be.
+    Known,
 }
 
 impl Following {
@@ -112,20 +123,25 @@ impl GatewaysMut<'_> {
     pub fn follow(&mut self) -> Result<()> {
         let katran = &mut *self.katran;
         let before = katran.following.embedder.take();
-        let followed = katran.follow_next_hops_for(Reason::Embedder);
-        katran.following.embedder = match &followed {
-            Ok(()) => here(),
+        let written = Prepared::plain().write_in_sight(katran, |katran| {
+            katran.follow_next_hops_for(Reason::Embedder)
+        });
+        katran.following.embedder = match &written {
+            Ok(_) => here(),
             Err(_) => before,
         };
         katran.note_attached();
-        followed
+        written?.switch(katran, |_, ()| Left::Nothing).end(katran);
+        Ok(())
     }
 
     /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
     /// as the library has anything attached.
     pub fn stop_following(&mut self) {
-        self.katran.following.embedder = None;
-        self.katran.note_attached();
+        self.katran.change_surely(|katran| {
+            katran.following.embedder = None;
+            katran.note_attached();
+        });
     }
 }
 
@@ -144,7 +160,7 @@ impl Katran {
                 ground.open_here()?;
             }
         }
-        self.follow_for(&reasons, true)
+        self.follow_for(&reasons, Until::Known)
     }
 
     /// Something is about to change: looks whether what was attached still is, unless that was done a moment
@@ -173,7 +189,7 @@ impl Katran {
         let ground = self.following.take();
         // One that was moved away, or replaced, may have come back.
         reasons.iter().for_each(|held| ground.add(held.namespace));
-        if let Err(error) = self.follow_for(&reasons, false) {
+        if let Err(error) = self.follow_for(&reasons, Until::Started) {
             log::error!("next hops are not followed: {error}");
             // The next call tries again; nothing is followed where no reason is left.
             self.following.stop();
@@ -185,7 +201,7 @@ impl Katran {
 
     /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on
     /// where it was.
-    fn follow_for(&mut self, reasons: &[Held], wait: bool) -> Result<()> {
+    fn follow_for(&mut self, reasons: &[Held], until: Until) -> Result<()> {
         let wanted = self.wanted();
         let following = &mut self.following;
         let Some(first) = following.take().first(reasons) else {
@@ -206,7 +222,7 @@ impl Katran {
         following.stop();
         let started = match wanted.needs_watching() {
             true => self
-                .start_following(first, wanted, attached, wait)
+                .start_following(first, wanted, attached, until)
                 .map(Some),
             false => Ok(None),
         };
@@ -219,8 +235,9 @@ impl Katran {
             }
             Err(error) => {
                 if first > 0 {
-                    self.following.watcher =
-                        self.start_following(0, wanted, Vec::new(), false).ok();
+                    self.following.watcher = self
+                        .start_following(0, wanted, Vec::new(), Until::Started)
+                        .ok();
                 }
                 Err(error)
             }
@@ -233,7 +250,7 @@ impl Katran {
         at: usize,
         wanted: Wanted,
         attached: Vec<u32>,
-        wait: bool,
+        until: Until,
     ) -> Result<Watcher> {
         let cells = Cells {
             live: Arc::clone(&self.maps.live),
@@ -264,14 +281,17 @@ impl Katran {
             }
             _ => start(),
         }?;
-        if wait && let Err(error) = watcher.wait() {
+        if until == Until::Known
+            && let Err(error) = watcher.wait()
+        {
             way.sockets = watcher.stop();
             return Err(error);
         }
         Ok(watcher)
     }
 
-    /// Does as `wanted` from now on, or goes on as before.
+    /// Finds out what `wanted` asks for, and follows that from now on, or goes on as before. Addresses that
+    /// were given are still to be [written](Self::write_gateways).
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
         // Now: where nothing is left nothing has to be found out.
         self.following.looked = None;
@@ -280,9 +300,7 @@ impl Katran {
         let changed = self.follow_as(wanted);
         let reasons = self.reasons();
         self.following.lay(reasons);
-        changed?;
-        self.write_gateways(wanted);
-        Ok(())
+        changed
     }
 
     fn follow_as(&mut self, wanted: Wanted) -> Result<()> {
@@ -300,7 +318,7 @@ impl Katran {
             None if wanted.needs_watching() && !self.following.ground.namespaces.is_empty() => {
                 let reasons = self.reasons();
                 let attached = self.following.ground.attached(0, &reasons);
-                let started = self.start_following(0, before, attached, false);
+                let started = self.start_following(0, before, attached, Until::Started);
                 let started = started.and_then(|watcher| {
                     // The address that was given serves until another is found.
                     watcher.set_wanted(wanted);

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Katran;
+use super::change::Left;
+use super::change::Prepared;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
@@ -119,9 +121,7 @@ impl GatewaysMut<'_> {
             gateway,
             ..self.katran.wanted()
         };
-        self.katran.follow(wanted)?;
-        self.katran.config.gateway_mac = gateway;
-        Ok(())
+        self.katran.change_gateways(wanted)
     }
 
     /// Sends encapsulated frames for IPv6 reals to another Ethernet address from now on; `None`: to
@@ -135,9 +135,7 @@ impl GatewaysMut<'_> {
             gateway_v6: mac,
             ..self.katran.wanted()
         };
-        self.katran.follow(wanted)?;
-        self.katran.config.gateway_mac_v6 = mac;
-        Ok(())
+        self.katran.change_gateways(wanted)
     }
 
     /// Sets the outer source address of its family, from now on.
@@ -177,21 +175,28 @@ impl Katran {
             return Ok(());
         }
         let passed = self.collect();
-        if self.sources_set > passed {
-            self.settle()?;
-        }
-        match (family, address) {
-            (_, Some(IpAddr::V4(v4))) => self.config.source_v4 = Some(v4),
-            (_, Some(IpAddr::V6(v6))) => self.config.source_v6 = Some(v6),
-            (Family::V4, None) => self.config.source_v4 = None,
-            (Family::V6, None) => self.config.source_v6 = None,
-        }
-        let (v4, v6) = (self.config.source_v4, self.config.source_v6);
-        self.maps.live.set_own_addresses(v4, v6);
-        if let Some(probes) = self.probe_cells() {
-            probes.set_own_addresses(v4, v6);
-        }
-        self.sources_set = self.maps.rings.retire(None);
+        // There are two copies, of which packets may read the one before this.
+        let written =
+            Prepared::plain().write(self, |katran| match katran.sources_set > passed {
+                true => katran.settle(),
+                false => Ok(()),
+            })?;
+        let switched = written.switch(self, |katran, ()| {
+            let config = &mut katran.config;
+            match (family, address) {
+                (_, Some(IpAddr::V4(v4))) => config.source_v4 = Some(v4),
+                (_, Some(IpAddr::V6(v6))) => config.source_v6 = Some(v6),
+                (Family::V4, None) => config.source_v4 = None,
+                (Family::V6, None) => config.source_v6 = None,
+            }
+            let (v4, v6) = (config.source_v4, config.source_v6);
+            katran.maps.live.set_own_addresses(v4, v6);
+            if let Some(probes) = katran.probe_cells() {
+                probes.set_own_addresses(v4, v6);
+            }
+            Left::Sources
+        });
+        switched.end(self);
         Ok(())
     }
 
@@ -200,6 +205,20 @@ impl Katran {
             Family::V4 => self.config.source_v4.map(IpAddr::V4),
             Family::V6 => self.config.source_v6.map(IpAddr::V6),
         }
+    }
+
+    /// Sends packets to other gateways. What has to be found out is found before the switch; packets that
+    /// come meanwhile go to the first that is found.
+    fn change_gateways(&mut self, wanted: Wanted) -> Result<()> {
+        let written = Prepared::plain().write_in_sight(self, |katran| katran.follow(wanted))?;
+        let switched = written.switch(self, |katran, ()| {
+            katran.write_gateways(wanted);
+            katran.config.gateway_mac = wanted.gateway;
+            katran.config.gateway_mac_v6 = wanted.gateway_v6;
+            Left::Nothing
+        });
+        switched.end(self);
+        Ok(())
     }
 
     pub(super) fn probe_cells(&self) -> Option<Arc<ProbeCells>> {

@@ -21,6 +21,7 @@ use crate::kernel::kernel_error;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTable;
 use crate::maps::FlowTables;
+use crate::maps::GracePeriods;
 use crate::maps::HopCells;
 use crate::maps::Live;
 use crate::maps::PrefixTrie;
@@ -123,7 +124,7 @@ macro_rules! handles {
                 let $cpus = Arc::new(PerCpuArray::new(own(&$from.cpus)?)?);
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
-                    next_hops: next_hops($from, $config)?,
+                    next_hops: next_hops($from, $config, &$grace)?,
                     $($field: $take,)+
                 })
             }
@@ -269,7 +270,11 @@ fn prefix_vips(katran: &Katran) -> u64 {
     vips.filter(|(vip, _)| vip.is_prefix()).count() as u64
 }
 
-fn next_hops(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Arc<HopCells>>> {
+fn next_hops(
+    from: &KatranSkelMaps<'_>,
+    config: &Config,
+    grace: &GracePeriods,
+) -> io::Result<Option<Arc<HopCells>>> {
     if config.next_hops == NextHops::Gateway {
         return Ok(None);
     }
@@ -278,6 +283,7 @@ fn next_hops(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Ar
         own(&from.data_ports)?,
         own(&from.devices)?,
         config.max_reals.into(),
+        grace.clone(),
     )?;
     Ok(Some(Arc::new(cells)))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use super::change::Written;
 use crate::config::LiveSetting;
 use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
@@ -215,19 +216,25 @@ impl ProbesMut<'_> {
     #[doc(alias = "addHcKey")]
     pub fn register(&mut self, vip: Vip) -> Result<()> {
         check_probe(vip)?;
-        self.katran.change_at_once(|katran| {
-            let (checks, _) = katran.health()?;
-            if checks.has_key(&vip) {
-                return Err(Error::AlreadyExists {
-                    what: format!("the probe {vip}"),
-                });
-            }
-            if !checks.has_free_number() {
-                katran.settle()?;
-            }
+        let checks = self.katran.loaded_healthchecks()?;
+        if checks.has_key(&vip) {
+            return Err(Error::AlreadyExists {
+                what: format!("the probe {vip}"),
+            });
+        }
+        let has_number = checks.has_free_number();
+        self.katran.look_at_attachments();
+        let written = Prepared::plain().write(self.katran, |katran| match has_number {
+            true => Ok(()),
+            false => katran.settle(),
+        })?;
+        let (switched, ()) = written.try_switch(self.katran, |katran, ()| {
             let (checks, kernel) = katran.health()?;
-            checks.register(kernel, vip)
-        })
+            checks.register(kernel, vip)?;
+            Ok((Left::Nothing, ()))
+        })?;
+        switched.end(self.katran);
+        Ok(())
     }
 
     /// Stops counting probes to an address, port and protocol.
@@ -237,16 +244,18 @@ impl ProbesMut<'_> {
     #[doc(alias = "delHcKey")]
     pub fn unregister(&mut self, vip: Vip) -> Result<()> {
         self.katran.collect();
-        let written =
-            Prepared::plain().write(self.katran, |katran| match &mut katran.healthchecks {
-                Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip),
-                _ => Err(Error::NotFound {
-                    what: format!("the probe {vip}"),
-                }),
-            })?;
-        let switched = written.switch(self.katran, |_, probe| Left::probe(probe));
-        let news = switched.retire(self.katran);
-        self.katran.tell(news);
+        let (switched, ()) = Written::nothing().try_switch(self.katran, |katran, ()| {
+            let probe = match &mut katran.healthchecks {
+                Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip)?,
+                _ => {
+                    return Err(Error::NotFound {
+                        what: format!("the probe {vip}"),
+                    });
+                }
+            };
+            Ok((Left::Probe(probe), ()))
+        })?;
+        switched.end(self.katran);
         Ok(())
     }
 

@@ -86,7 +86,6 @@ use crate::table::Names;
 use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
-use change::Numbers;
 use handles::Maps;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
@@ -250,21 +249,6 @@ impl Katran {
             config: &self.config,
             cpus: self.fixed.possible_cpus,
         }
-    }
-
-    /// Lets go of what packets have just been turned away from: a ring, numbers that the table has
-    /// given back, or the number of a probe.
-    fn let_go(&mut self, ring: Option<RingSlot>, numbers: Numbers, probe: Option<u32>) {
-        if ring.is_none() && numbers == Numbers::Kept && probe.is_none() {
-            return;
-        }
-        let moment = self.maps.rings.retire(ring);
-        if numbers == Numbers::GivenBack {
-            let given_back = self.table.given_back();
-            self.given_back.push_back((moment, given_back));
-        }
-        let probe = probe.map(|number| (moment, number));
-        self.probes_given_back.extend(probe);
     }
 
     /// Ends a change that is in force: if the next one could not be at once, it waits now and not

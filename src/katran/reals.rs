@@ -19,6 +19,7 @@ use crate::table;
 use crate::table::RealRecord;
 use crate::types::Encapsulation;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -70,17 +71,27 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
-        let news = self.change_reals(vip, changes, &[])?;
+        self.change_reals_and_tell(vip, changes, &[])
+    }
+
+    /// The same, and after it some of them are down, or are so no more.
+    pub(super) fn change_reals_and_tell(
+        &mut self,
+        vip: Vip,
+        changes: &[RealChange],
+        health: &[(IpAddr, Health)],
+    ) -> Result<()> {
+        let news = self.change_reals(vip, changes, health)?;
         self.tell(news);
         Ok(())
     }
 
-    /// The same, and after it some of them are down, or are so no more.
+    /// The same; what it has to tell is for later.
     pub(super) fn change_reals(
         &mut self,
         vip: Vip,
         changes: &[RealChange],
-        health: &[(IpAddr, bool)],
+        health: &[(IpAddr, Health)],
     ) -> Result<News> {
         self.collect();
         let mut staged = self.note(self.table.stage_reals(&vip, changes, health))?;
@@ -117,7 +128,7 @@ impl Katran {
             if before.is_some() && ring.is_none() {
                 katran.maps.rings.trim_later();
             }
-            Left::ring(before)
+            Left::Ring(before)
         });
         Ok(switched.retire(self))
     }
@@ -176,7 +187,7 @@ impl Katran {
             if changed {
                 katran.write_real_flags(&record);
             }
-            Left::nothing()
+            Left::Nothing
         });
         Ok(switched.retire(self))
     }
@@ -213,7 +224,7 @@ impl Katran {
                 void_flows: false,
                 ring,
             };
-            Left::ring(katran.switch(place, cell, None))
+            Left::Ring(katran.switch(place, cell, None))
         });
         Ok(switched.retire(self))
     }

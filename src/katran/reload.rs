@@ -10,6 +10,7 @@ use libbpf_rs::skel::OpenSkel;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use super::change::Written;
 use super::handles::FeatureMaps;
 use super::load::check_memory_for;
 use super::load::global_tables;
@@ -69,12 +70,11 @@ impl Katran {
             features,
             ..self.config.clone()
         };
+        let written = Prepared::plain().write(self, |katran| katran.load_anew(&config))?;
         // What says whether attachments are there knows the programs before.
         self.following.take();
-        let written = Prepared::plain().write(self, |katran| katran.put_in_place(&config));
-        self.note_attached();
-        let written = written?;
-        let switched = written.switch(self, |katran, (programs, made)| {
+        let switched = written.try_switch(self, |katran, (programs, made)| {
+            let programs = katran.put_in_place(programs)?;
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);
             katran.maps.features = old_maps.with(made, features);
@@ -85,16 +85,16 @@ impl Katran {
                 true => katran.replaced = Some(old),
                 false => gone.push(old),
             }
-            Left::programs(gone)
+            Ok((Left::Programs(gone), ()))
         });
-        let news = switched.retire(self);
-        self.tell(news);
+        self.note_attached();
+        let (switched, ()) = switched?;
+        switched.end(self);
         Ok(())
     }
 
-    /// Loads programs with other features and puts them in place of those that are there, on all
-    /// interfaces or on none; with maps for the features that are new.
-    fn put_in_place(&mut self, config: &Config) -> Result<(Programs, FeatureMaps)> {
+    /// Loads programs with other features, with maps for those that are new.
+    fn load_anew(&self, config: &Config) -> Result<(Programs, FeatureMaps)> {
         let features = config.features;
         // Those that go are there until the new ones are.
         let meanwhile = Config {
@@ -134,7 +134,11 @@ impl Katran {
         let made = FeatureMaps::take(&skel.maps, new, tables)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         made.fill(config)?;
+        Ok((programs, made))
+    }
 
+    /// Puts programs in place of those that are there, on all interfaces or on none.
+    fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
         let swapped = match self.attachments.switch(programs.main.as_fd()) {
             Ok(before) => match self.shared.switch(programs.entry_set()) {
                 Ok(_) => Ok(()),
@@ -153,7 +157,7 @@ impl Katran {
             }
             return Err(error);
         }
-        Ok((programs, made))
+        Ok(programs)
     }
 
     /// Lets go of the program that the last [`reload`](Self::reload) has replaced, if it was kept because
@@ -163,9 +167,8 @@ impl Katran {
     pub fn release_replaced_program(&mut self) -> bool {
         let replaced = self.replaced.take();
         let any = replaced.is_some();
-        if any {
-            self.outlast(replaced.into_iter().collect());
-        }
+        let left = Left::Programs(replaced.into_iter().collect());
+        Written::nothing().switch(self, |_, ()| left).end(self);
         any
     }
 

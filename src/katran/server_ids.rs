@@ -189,7 +189,7 @@ impl Katran {
             }
             let named = named.iter().map(|new| (new.name, new.number));
             katran.server_ids.commit(remove, named);
-            Left::nothing()
+            Left::Nothing
         });
         Ok(switched.retire(self))
     }

@@ -155,7 +155,7 @@ impl Katran {
         let switched = written.switch(self, |katran, ()| {
             let named = named.iter().map(|new| (new.name, new.number));
             katran.source_routes.commit(remove, named);
-            Left::nothing()
+            Left::Nothing
         });
         Ok(switched.retire(self))
     }

@@ -7,6 +7,7 @@ use super::change::Prepared;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ChainFull;
+use crate::maps::Entries;
 use crate::maps::VipCell;
 use crate::maps::VipKinds;
 use crate::skel::katran::types;
@@ -66,18 +67,21 @@ impl Katran {
                 void_flows: false,
                 ring: None,
             };
+            // No packet finds it.
             katran.maps.voids.switch(number.0, cell, None);
+            Ok(())
+        })?;
+        let (switched, ()) = written.try_switch(self, |katran, ()| {
             // Before the VIP can be found, so that packets look for it.
             let kinds = katran.kinds.with(&vip);
             katran.maps.live.set_vip_kinds(kinds);
-            let inserted = katran.insert(&vip, number);
-            match inserted.is_ok() {
-                true => katran.kinds = kinds,
-                false => katran.maps.live.set_vip_kinds(katran.kinds),
+            if let Err(error) = katran.insert(&vip, number) {
+                katran.maps.live.set_vip_kinds(katran.kinds);
+                return Err(error);
             }
-            inserted
+            katran.kinds = kinds;
+            Ok((Left::Nothing, ()))
         })?;
-        let switched = written.switch(self, |_, ()| Left::nothing());
         Ok(switched.retire(self))
     }
 
@@ -99,18 +103,23 @@ impl Katran {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
         let number = staged.number;
-        let written = Prepared::new(staged).write(self, |katran| katran.delete(&vip))?;
-        let switched = written.switch(self, |katran, ()| {
-            if katran.stats().watched_vip() == Some(vip) {
-                katran.stats_mut().unwatch_misses();
-            }
-            Left::ring(katran.rings[usize::from(number.0)].take())
-        });
         // An entry whose real is still known would count for the same VIP if it got this number.
-        let any = self.table.reals().len() != 0;
-        self.maps.voids.vip_gone(number.0, any);
-        self.kinds = self.kinds.without(&vip);
-        self.maps.live.set_vip_kinds(self.kinds);
+        let entries = match self.table.reals().len() - staged.released.len() {
+            0 => Entries::Void,
+            _ => Entries::MayCount,
+        };
+        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let (switched, ()) = written.try_switch(self, |katran, ()| {
+            katran.delete(&vip)?;
+            katran.kinds = katran.kinds.without(&vip);
+            katran.maps.live.set_vip_kinds(katran.kinds);
+            if katran.stats().watched_vip() == Some(vip) {
+                katran.end_watch();
+            }
+            katran.maps.voids.vip_gone(number.0, entries);
+            let ring = katran.rings[usize::from(number.0)].take();
+            Ok((Left::Ring(ring), ()))
+        })?;
         Ok(switched.retire(self))
     }
 
@@ -175,7 +184,7 @@ impl Katran {
             if changed {
                 katran.maps.voids.switch(number.0, cell, voiding);
             }
-            Left::nothing()
+            Left::Nothing
         });
         Ok(switched.retire(self))
     }

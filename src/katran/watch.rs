@@ -10,7 +10,9 @@ use std::panic;
 use std::panic::AssertUnwindSafe;
 
 use super::Katran;
+use super::change::Left;
 use super::change::News;
+use super::change::Prepared;
 use super::change::RealNews;
 use super::counters::Stats;
 use super::counters::StatsMut;
@@ -107,21 +109,27 @@ impl StatsMut<'_> {
             .collect();
         numbers.sort_unstable();
         let mut before = BTreeMap::new();
-        self.katran.read_real_counters(&numbers, |number, values| {
-            let misses: u64 = values.iter().map(|value| value.misses).sum();
-            if misses != 0 {
-                before.insert(number, misses);
-            }
+        let written = Prepared::plain().write(self.katran, |katran| {
+            katran.read_real_counters(&numbers, |number, values| {
+                let misses: u64 = values.iter().map(|value| value.misses).sum();
+                if misses != 0 {
+                    before.insert(number, misses);
+                }
+            })?;
+            Ok(before)
         })?;
-        self.katran.watch = Some(Watch { vip, before });
-        self.katran.maps.live.set_watched_vip(Some(number.0));
+        let switched = written.switch(self.katran, |katran, before| {
+            katran.watch = Some(Watch { vip, before });
+            katran.maps.live.set_watched_vip(Some(number.0));
+            Left::Nothing
+        });
+        switched.end(self.katran);
         Ok(())
     }
 
     /// Ends the watch, if there is one.
     pub fn unwatch_misses(&mut self) {
-        self.katran.maps.live.set_watched_vip(None);
-        self.katran.watch = None;
+        self.katran.change_surely(Katran::end_watch);
     }
 }
 
@@ -167,6 +175,11 @@ impl Katran {
     /// Removes a callback; `false` if it was removed before.
     pub fn remove_callback(&mut self, id: CallbackId) -> bool {
         self.callbacks.added.remove(&id).is_some() | self.callbacks.removed.remove(&id).is_some()
+    }
+
+    pub(super) fn end_watch(&mut self) {
+        self.maps.live.set_watched_vip(None);
+        self.watch = None;
     }
 
     pub(super) fn misses_since_watch(&self, number: u32, misses: u64) -> u64 {

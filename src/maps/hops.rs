@@ -5,16 +5,18 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::grace::GracePeriods;
+use super::ports::Ports;
 use crate::skel::katran::types;
 use crate::skel::katran::types::hop_constant;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
 use crate::types::MacAddr;
-
-/// How many interfaces packets can be sent out of, the one that they came in on not counted.
-pub(crate) const MAX_PORTS: u16 = hop_constant::PORTS.0 as u16 - 1;
 
 const PORT_WORDS: usize = size_of::<types::port>() / 8;
 const _: () = assert!(size_of::<types::port>() == 16);
@@ -26,6 +28,9 @@ pub(crate) struct HopCells {
     ports: OwnedFd,
     of_ports: Mapping,
     devices: Typed<u32, u32>,
+    /// Outlives each follower: packets may still read what the one before has written. Only a follower's thread
+    /// takes the lock.
+    numbers: Mutex<Ports>,
 }
 
 impl HopCells {
@@ -34,6 +39,7 @@ impl HopCells {
         ports: OwnedFd,
         devices: OwnedFd,
         max_reals: u32,
+        grace: GracePeriods,
     ) -> io::Result<Self> {
         let of_reals = Mapping::new(hops.as_fd(), (max_reals as usize + 1) * size_of::<u64>())?;
         let bytes = hop_constant::PORTS.0 as usize * size_of::<types::port>();
@@ -44,6 +50,7 @@ impl HopCells {
             ports,
             of_ports,
             devices: Typed::new(devices)?,
+            numbers: Mutex::new(Ports::new(grace)),
         })
     }
 
@@ -59,6 +66,12 @@ impl HopCells {
     /// It is not known any more where packets for this real go: they are dropped.
     pub(crate) fn clear(&self, real: u16) {
         self.of_reals.u64s()[usize::from(real)].store(0, Ordering::Release);
+    }
+
+    /// The ports' numbers.
+    pub(crate) fn numbers(&self) -> MutexGuard<'_, Ports> {
+        // Each change of them is whole.
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a port of an interface, by its index. No hop refers to the port yet.

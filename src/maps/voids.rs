@@ -42,6 +42,15 @@ pub(crate) struct Lasting {
     pub(crate) keep: bool,
 }
 
+/// What entries of a VIP that is gone may do if the same VIP comes again and gets the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entries {
+    /// None names a real that is still known.
+    Void,
+    /// Some may count again.
+    MayCount,
+}
+
 /// Changes of one VIP's void entries.
 #[derive(Debug, Default)]
 #[must_use = "nothing changes until it is prepared and switched to"]
@@ -265,11 +274,10 @@ impl VoidFlows {
         self.start();
     }
 
-    /// No packet finds the VIP any more: has all its entries removed. `any`: some may count again, if
-    /// the same VIP comes again and gets the same number.
-    pub(crate) fn vip_gone(&mut self, vip: u16, any: bool) {
+    /// No packet finds the VIP any more: has those of its entries removed that may count again.
+    pub(crate) fn vip_gone(&mut self, vip: u16, entries: Entries) {
         let mut state = self.shared.lock();
-        if any || state.vips.contains_key(&vip) {
+        if entries == Entries::MayCount || state.vips.contains_key(&vip) {
             state.all_gone(vip);
         }
         drop(state);

@@ -89,6 +89,14 @@ pub(super) struct News {
     pub(super) missing: Option<String>,
 }
 
+/// What became of findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    All,
+    /// Hops are left out: something else is wanted by now.
+    NoHops,
+}
+
 /// What the thread has found out since it last told.
 pub(super) struct Findings<'a> {
     pub(super) reals: Vec<(u16, Ticket, Hop)>,
@@ -274,9 +282,13 @@ impl Board {
     }
 
     /// Tells what was found out, to those who ask and to packets.
-    pub(super) fn tell(&self, findings: Findings<'_>) {
+    pub(super) fn tell(&self, findings: Findings<'_>) -> Told {
         let mut posted = self.lock();
-        if findings.wish == posted.wish {
+        let told = match findings.wish == posted.wish {
+            true => Told::All,
+            false => Told::NoHops,
+        };
+        if told == Told::All {
             for (number, ticket, hop) in findings.reals {
                 let real = posted.reals.get(number).copied();
                 // The number may have got another owner meanwhile.
@@ -297,6 +309,7 @@ impl Board {
         posted.done = findings.done.unwrap_or(posted.done);
         drop(posted);
         self.changed.notify_all();
+        told
     }
 
     /// Nothing is known any more of the gateways and these reals, for they are followed elsewhere from now on.

@@ -12,7 +12,6 @@ mod hop;
 mod interfaces;
 mod neighbours;
 mod pages;
-mod ports;
 mod probes;
 mod resolver;
 mod touched;

@@ -1,6 +1,7 @@
 //! Which way packets take that leave where the balancer is attached: by the main table, or by the rules and
 //! tables that the kernel has for those interfaces (VRFs, policy routing).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -8,23 +9,43 @@ use super::interfaces::Interfaces;
 use crate::rtnetlink::MAIN_TABLE;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
+use crate::types::NextHops;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
-    /// Where packets for an address go.
-    fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>>;
-
-    /// Where they go if they have to leave by an interface, or by one of a VRF.
-    fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>>;
+    /// Where packets for each of some addresses go, if they have to leave by an interface, or by one of a VRF:
+    /// there.
+    fn routes(
+        &mut self,
+        addresses: &[IpAddr],
+        by: Option<u32>,
+    ) -> io::Result<Vec<io::Result<Option<Route>>>>;
 }
 
 impl Tables for Requests {
-    fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
-        Requests::route(self, address)
+    fn routes(
+        &mut self,
+        addresses: &[IpAddr],
+        by: Option<u32>,
+    ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+        Requests::routes(self, addresses, by)
     }
+}
 
-    fn route_by(&mut self, address: IpAddr, interface: u32) -> io::Result<Option<Route>> {
-        Requests::route_by(self, address, interface)
+/// By which interfaces it is asked besides, after the main question; the first answer counts.
+enum Besides {
+    Nothing,
+    Each(Vec<u32>),
+    /// The first one that leads where packets that leave where the balancer is attached come.
+    EachThatReaches(Vec<u32>),
+}
+
+impl Besides {
+    fn nth(&self, nth: usize) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Each(all) | Self::EachThatReaches(all) => all.get(nth).copied(),
+        }
     }
 }
 
@@ -37,16 +58,24 @@ pub(super) struct Ways {
     above: Vec<u32>,
     /// VRFs among them, with their tables.
     vrfs: Vec<(u32, u32)>,
-    /// The kernel has rules for packets that leave by some interface.
-    rules: bool,
-    /// Packets leave by whatever interface leads to their real.
-    redirects: bool,
+    rules: Rules,
+    mode: NextHops,
+}
+
+/// What the kernel has of rules for packets that leave by some interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// None: it tells the way without the interface.
+    #[default]
+    Plain,
+    /// Some, or that cannot be told: it has to be asked by the interface.
+    ByInterface,
 }
 
 impl Ways {
-    pub(super) fn new(redirects: bool) -> Self {
+    pub(super) fn new(mode: NextHops) -> Self {
         Self {
-            redirects,
+            mode,
             ..Self::default()
         }
     }
@@ -70,7 +99,7 @@ impl Ways {
         self.vrfs = interfaces.vrfs(&self.above);
     }
 
-    pub(super) fn set_rules(&mut self, rules: bool) {
+    pub(super) fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
 
@@ -86,29 +115,72 @@ impl Ways {
         interfaces: &Interfaces,
         address: IpAddr,
     ) -> io::Result<Option<Route>> {
-        let plain = tables.route(address)?;
-        let is_local = plain.is_some_and(|route| route.local);
-        if self.attached.is_empty() || is_local {
-            return Ok(plain);
-        }
-        // A refusal is as good as no answer: there is the plain one.
-        let mut by = |interface| tables.route_by(address, interface).ok().flatten();
-        if self.redirects {
-            let mut vrfs = self.vrfs.iter();
-            return Ok(vrfs.find_map(|(vrf, _)| by(*vrf)).or(plain));
-        }
-        if let Some(route) = plain {
-            if self.attached.contains(&route.interface) {
-                let of_rules = self.rules.then(|| by(route.interface)).flatten();
-                return Ok(of_rules.or(plain));
+        let mut routes = self.routes(tables, interfaces, &[address])?;
+        routes.pop().unwrap_or(Ok(None))
+    }
+
+    /// The ways to several addresses, which takes the kernel's attention once for all of them.
+    pub(super) fn routes(
+        &self,
+        tables: &mut impl Tables,
+        interfaces: &Interfaces,
+        addresses: &[IpAddr],
+    ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+        let mut routes = tables.routes(addresses, None)?;
+        // Positions of those whose way may be another one, by what is asked for them next.
+        let mut open: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
+        let besides = routes.iter().map(|plain| match plain {
+            Ok(plain) => self.besides(interfaces, plain.as_ref()),
+            Err(_) => Besides::Nothing,
+        });
+        let besides: Vec<_> = besides.collect();
+        let ask = |open: &mut BTreeMap<u32, Vec<_>>, position: usize, nth: usize| {
+            if let Some(index) = besides[position].nth(nth) {
+                open.entry(index).or_default().push((position, nth));
             }
-            if self.vrfs.is_empty() && self.reach(interfaces, route.interface) {
-                return Ok(plain);
+        };
+        (0..addresses.len()).for_each(|position| ask(&mut open, position, 0));
+        while let Some((interface, asked)) = open.pop_first() {
+            let of_these: Vec<_> = asked.iter().map(|(at, _)| addresses[*at]).collect();
+            // A refusal is as good as no answer: there is the plain one.
+            let answers = tables
+                .routes(&of_these, Some(interface))
+                .unwrap_or_default();
+            let mut answers = answers.into_iter().map(|answer| answer.ok().flatten());
+            for (position, nth) in asked {
+                let found = answers.next().flatten();
+                let counts = |route: &Route| match besides[position] {
+                    Besides::EachThatReaches(_) => self.reach(interfaces, route.interface),
+                    _ => true,
+                };
+                match found.filter(counts) {
+                    Some(route) => routes[position] = Ok(Some(route)),
+                    None => ask(&mut open, position, nth + 1),
+                }
             }
         }
-        let mut above = self.above.iter().filter_map(|index| by(*index));
-        let found = above.find(|route| self.reach(interfaces, route.interface));
-        Ok(found.or(plain))
+        Ok(routes)
+    }
+
+    /// What is asked besides, where the main question has this answer.
+    fn besides(&self, interfaces: &Interfaces, plain: Option<&Route>) -> Besides {
+        if self.attached.is_empty() || plain.is_some_and(|route| route.local) {
+            return Besides::Nothing;
+        }
+        // Packets leave by whatever interface leads to their real.
+        if self.mode == NextHops::Redirect {
+            return Besides::Each(self.vrfs.iter().map(|(vrf, _)| *vrf).collect());
+        }
+        match plain {
+            Some(route) if self.attached.contains(&route.interface) => match self.rules {
+                Rules::ByInterface => Besides::Each(vec![route.interface]),
+                Rules::Plain => Besides::Nothing,
+            },
+            Some(route) if self.vrfs.is_empty() && self.reach(interfaces, route.interface) => {
+                Besides::Nothing
+            }
+            _ => Besides::EachThatReaches(self.above.clone()),
+        }
     }
 
     /// The best default route by a router: by where the balancer is attached, if there is one.
@@ -134,8 +206,6 @@ impl Ways {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::rtnetlink::Interface;
 
@@ -146,15 +216,17 @@ mod tests {
     }
 
     impl Tables for Kernel {
-        fn route(&mut self, _: IpAddr) -> io::Result<Option<Route>> {
-            Ok(self.routes.get(&None).copied())
-        }
-
-        fn route_by(&mut self, _: IpAddr, interface: u32) -> io::Result<Option<Route>> {
-            match self.routes.get(&Some(interface)) {
-                Some(route) => Ok(Some(*route)),
-                None => Err(io::Error::from(io::ErrorKind::Unsupported)),
-            }
+        fn routes(
+            &mut self,
+            addresses: &[IpAddr],
+            by: Option<u32>,
+        ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+            let route = self.routes.get(&by).copied();
+            let answer = |_| match (by, route) {
+                (Some(_), None) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+                (_, route) => Ok(route),
+            };
+            Ok(addresses.iter().map(answer).collect())
         }
     }
 
@@ -205,8 +277,8 @@ mod tests {
         Some((route.interface, gateway.octets()[3]))
     }
 
-    fn ways(attached: &[u32], rules: bool, redirects: bool) -> Ways {
-        let mut ways = Ways::new(redirects);
+    fn ways(attached: &[u32], rules: Rules, mode: NextHops) -> Ways {
+        let mut ways = Ways::new(mode);
         ways.set_rules(rules);
         assert!(ways.attach(attached.to_vec(), &interfaces()));
         ways
@@ -215,82 +287,106 @@ mod tests {
     #[test]
     fn the_interface_of_the_attachment_is_asked_for() {
         let plain = |interface| (None, by(interface, 1));
-        for (attached, rules, redirects, routes, expected) in [
+        for (attached, rules, mode, routes, expected) in [
             // The main table leads where the balancer is attached, or to a VLAN there.
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(2), (Some(2), by(2, 9))][..],
                 Some((2, 1)),
             ),
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(3), (Some(2), by(2, 9))],
                 Some((3, 1)),
             ),
             // There is a rule for packets that leave there.
             (
                 2,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(2), (Some(2), by(2, 9))],
                 Some((2, 9)),
             ),
-            (2, true, false, &[plain(2)], Some((2, 1))),
+            (
+                2,
+                Rules::ByInterface,
+                NextHops::PerReal,
+                &[plain(2)],
+                Some((2, 1)),
+            ),
             // It leads elsewhere, or nowhere.
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(4), (Some(2), by(2, 9))],
                 Some((2, 9)),
             ),
             (
                 2,
-                false,
-                false,
+                Rules::Plain,
+                NextHops::PerReal,
                 &[plain(4), (Some(3), by(3, 9))],
                 Some((3, 9)),
             ),
-            (2, false, false, &[(Some(2), by(2, 9))], Some((2, 9))),
-            (2, false, false, &[plain(4)], Some((4, 1))),
-            (2, false, false, &[], None),
+            (
+                2,
+                Rules::Plain,
+                NextHops::PerReal,
+                &[(Some(2), by(2, 9))],
+                Some((2, 9)),
+            ),
+            (
+                2,
+                Rules::Plain,
+                NextHops::PerReal,
+                &[plain(4)],
+                Some((4, 1)),
+            ),
+            (2, Rules::Plain, NextHops::PerReal, &[], None),
             // In a VRF that table counts.
             (
                 1,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(4), (Some(1), by(1, 9))],
                 Some((1, 9)),
             ),
             (
                 1,
-                true,
-                false,
+                Rules::ByInterface,
+                NextHops::PerReal,
                 &[plain(4), (Some(8), by(1, 9))],
                 Some((1, 9)),
             ),
             (
                 1,
-                true,
-                true,
+                Rules::ByInterface,
+                NextHops::Redirect,
                 &[plain(4), (Some(8), by(5, 9))],
                 Some((5, 9)),
             ),
-            (1, true, true, &[plain(4)], Some((4, 1))),
+            (
+                1,
+                Rules::ByInterface,
+                NextHops::Redirect,
+                &[plain(4)],
+                Some((4, 1)),
+            ),
             // What is redirected leaves by any interface.
             (
                 2,
-                true,
-                true,
+                Rules::ByInterface,
+                NextHops::Redirect,
                 &[plain(4), (Some(2), by(2, 9))],
                 Some((4, 1)),
             ),
         ] {
-            let ways = ways(&[attached], rules, redirects);
+            let ways = ways(&[attached], rules, mode);
             assert_eq!(way(&ways, routes), expected, "{attached} {routes:?}");
         }
         // An address of this host is one wherever it is; and nobody knows where an embedder attaches.
@@ -300,9 +396,12 @@ mod tests {
             ..by(7, 0)
         };
         let routes = [(None, local), (Some(2), by(2, 9))];
-        assert_eq!(way(&ways(&[2], true, false), &routes), Some((7, 0)));
+        assert_eq!(
+            way(&ways(&[2], Rules::ByInterface, NextHops::PerReal), &routes),
+            Some((7, 0))
+        );
         let routes = [plain(4), (Some(2), by(2, 9))];
-        assert_eq!(way(&Ways::new(false), &routes), Some((4, 1)));
+        assert_eq!(way(&Ways::new(NextHops::PerReal), &routes), Some((4, 1)));
     }
 
     #[test]
@@ -333,7 +432,7 @@ mod tests {
             ),
             (2, &[(100, by(1, 2))], None),
         ] {
-            let ways = ways(&[attached], false, false);
+            let ways = ways(&[attached], Rules::Plain, NextHops::PerReal);
             let route = ways.default_route(defaults, &interfaces());
             assert_eq!(route, expected, "{attached} {defaults:?}");
         }

@@ -15,4 +15,5 @@ pub(crate) use filters::TcProgram;
 pub(crate) use notices::Notice;
 pub(crate) use notices::Notices;
 pub(crate) use requests::MAIN_TABLE;
+pub(crate) use requests::MOST_QUESTIONS;
 pub(crate) use requests::Requests;

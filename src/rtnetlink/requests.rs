@@ -53,7 +53,10 @@ pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 /// How often a list is asked for again that has changed while it was told.
 const MOST_DUMPS: usize = 5;
 
-/// A socket that asks questions, one at a time. It belongs to the network namespace of the thread
+/// Questions for which the kernel has room for all answers.
+pub(crate) const MOST_QUESTIONS: usize = 32;
+
+/// A socket that asks questions. It belongs to the network namespace of the thread
 /// that made it.
 pub(crate) struct Requests {
     socket: Socket,
@@ -104,15 +107,12 @@ impl Requests {
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         let mut whole = true;
+        let mut received = Vec::with_capacity(MESSAGE_BYTES);
         loop {
-            let mut received = Vec::with_capacity(MESSAGE_BYTES);
+            received.clear();
             self.socket.recv(&mut received, 0)?;
-            let mut rest = &received[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                let length = (message.header.length as usize).next_multiple_of(4);
-                rest = rest.get(length..).unwrap_or_default();
+            for message in messages(&received) {
+                let message = message?;
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
@@ -138,37 +138,87 @@ impl Requests {
 
     /// Where packets for `address` go; `None`: nowhere.
     pub(crate) fn route(&mut self, address: IpAddr) -> io::Result<Option<Route>> {
-        self.ask_route(route_question(address), None)
+        let mut routes = self.routes(&[address], None)?;
+        routes.pop().unwrap_or(Ok(None))
     }
 
-    /// Where packets for `address` go that have to leave by an interface, or by one of a VRF, by the rules
-    /// and tables that are for those; `None`: nowhere.
-    pub(crate) fn route_by(
+    /// Where packets for each of these go, in one question for up to [`MOST_QUESTIONS`] of them; `None`: nowhere.
+    /// If they have to leave by `interface`, or by one of that VRF: by the rules and tables that are for those.
+    pub(crate) fn routes(
         &mut self,
-        address: IpAddr,
-        interface: u32,
-    ) -> io::Result<Option<Route>> {
-        let mut question = route_question(address);
-        question.attributes.push(RouteAttribute::Oif(interface));
-        // Otherwise the kernel takes any IPv4 address to be on the interface's segment if no route
-        // leads there.
-        question.header.flags = RouteFlags::FibMatch;
-        self.ask_route(question, Some(interface))
-    }
-
-    fn ask_route(
-        &mut self,
-        question: RouteMessage,
+        addresses: &[IpAddr],
         interface: Option<u32>,
-    ) -> io::Result<Option<Route>> {
-        match self.ask(RouteNetlinkMessage::GetRoute(question), 0) {
-            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => route_of(route, interface),
-                _ => None,
-            })),
-            Err(error) if is_unreachable(&error) => Ok(None),
-            Err(error) => Err(error),
+    ) -> io::Result<Vec<io::Result<Option<Route>>>> {
+        let mut routes = Vec::with_capacity(addresses.len());
+        for addresses in addresses.chunks(MOST_QUESTIONS) {
+            let questions = addresses.iter().map(|address| {
+                let mut question = route_question(*address);
+                if let Some(interface) = interface {
+                    question.attributes.push(RouteAttribute::Oif(interface));
+                    // Otherwise the kernel takes any IPv4 address to be on the interface's segment if no
+                    // route leads there.
+                    question.header.flags = RouteFlags::FibMatch;
+                }
+                RouteNetlinkMessage::GetRoute(question)
+            });
+            for answer in self.ask_each(questions)? {
+                routes.push(match answer {
+                    Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
+                        Ok(route_of(&route, interface))
+                    }
+                    Ok(_) => Ok(None),
+                    Err(error) if is_unreachable(&error) => Ok(None),
+                    Err(error) => Err(error),
+                });
+            }
         }
+        Ok(routes)
+    }
+
+    /// Asks several questions at once that have one answer each; an error of the kernel's as such.
+    fn ask_each(
+        &mut self,
+        questions: impl Iterator<Item = RouteNetlinkMessage>,
+    ) -> io::Result<Vec<io::Result<Option<RouteNetlinkMessage>>>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        let mut answers = Vec::new();
+        for question in questions {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut message = NetlinkMessage::from(question);
+            message.header.flags = NLM_F_REQUEST;
+            message.header.sequence_number = self.sequence;
+            message.finalize();
+            let start = bytes.len();
+            bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(&mut bytes[start..]);
+            answers.push(None);
+        }
+        self.socket.send(&bytes, 0)?;
+        let mut open = answers.len();
+        let mut received = Vec::with_capacity(MESSAGE_BYTES);
+        while open > 0 {
+            received.clear();
+            self.socket.recv(&mut received, 0)?;
+            for message in messages(&received) {
+                let message = message?;
+                // What is left of an earlier question has another number.
+                let number = message.header.sequence_number.wrapping_sub(first);
+                let Some(answer @ None) = answers.get_mut(number as usize) else {
+                    continue;
+                };
+                *answer = Some(match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => Ok(Some(inner)),
+                    NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+                    _ => Ok(None),
+                });
+                open -= 1;
+            }
+        }
+        Ok(answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or(Ok(None)))
+            .collect())
     }
 
     /// All default routes of the main table, also those without a router; that with the lowest metric is
@@ -322,6 +372,23 @@ impl Requests {
             _ => false,
         }))
     }
+}
+
+/// The messages of a datagram.
+fn messages(
+    mut rest: &[u8],
+) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+        let length = message.as_ref().map_or(rest.len(), |message| {
+            (message.header.length as usize).next_multiple_of(4)
+        });
+        rest = rest.get(length..).unwrap_or_default();
+        Some(message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)))
+    })
 }
 
 /// The kernel's number of a family.

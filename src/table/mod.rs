@@ -18,6 +18,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use names::Deltas;
 pub(crate) use names::Name;
 pub(crate) use names::Names;
 pub(crate) use names::Room;

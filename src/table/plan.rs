@@ -22,6 +22,7 @@ use crate::document::stated_flags;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -155,7 +156,7 @@ struct Work {
     add: Vec<Real>,
     reweigh: Vec<Real>,
     remove: Vec<IpAddr>,
-    health: Vec<(IpAddr, bool)>,
+    health: Vec<(IpAddr, Health)>,
 }
 
 fn works(
@@ -220,8 +221,8 @@ fn works(
             }
         }
     }
-    for (vip, address, down) in changes.turned(wanted) {
-        works[index[&vip]].health.push((address, down));
+    for (vip, address, health) in changes.turned(wanted) {
+        works[index[&vip]].health.push((address, health));
     }
     works.retain(|work| !work.is_done());
     works
@@ -239,7 +240,7 @@ impl Work {
 
     /// Takes out what is said of the health of reals that the VIP has without those in `rest`, which
     /// are still to be added.
-    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, bool)> {
+    fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, Health)> {
         let rest: BTreeSet<_> = rest.iter().map(Real::address).collect();
         let health = std::mem::take(&mut self.health).into_iter();
         let (later, now) = health.partition(|(address, _)| rest.contains(address));

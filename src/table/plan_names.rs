@@ -41,7 +41,13 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
         let ids = state.server_ids.iter();
         ids.map(|state| (state.id.id(), state.id.real())).collect()
     });
-    let [before, after] = changes_of(&ids, &parts);
+    let of_ids = changes_of(&ids, &parts);
+    let mut deltas: Vec<_> = of_ids
+        .iter()
+        .flatten()
+        .map(|of| of.references.clone())
+        .collect();
+    let [before, after] = of_ids;
     around.before.extend(before.map(Step::ServerIds));
     around.after.extend(after.map(Step::ServerIds));
     validity(current, wanted, &mut around.after);
@@ -50,7 +56,9 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
         let routes = state.source_routes.iter();
         routes.map(|route| (route.prefix(), route.real())).collect()
     });
-    let [before, after] = changes_of(&routes, &parts);
+    let of_routes = changes_of(&routes, &parts);
+    deltas.extend(of_routes.iter().flatten().map(|of| of.references.clone()));
+    let [before, after] = of_routes;
     around.before.extend(before.map(Step::SourceRoutes));
     around.after.extend(after.map(Step::SourceRoutes));
 
@@ -63,7 +71,24 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
     for end in changes.decap_added.iter().chain(&changes.decap_changed) {
         around.before.push(Step::SetDecap(*end, modes[end]));
     }
+    let held = handed_over(&deltas);
+    if !held.is_empty() {
+        let let_go = held.iter().map(|(real, delta)| (*real, -delta)).collect();
+        around.before.insert(0, Step::Hold(held));
+        around.after.push(Step::Hold(let_go));
+    }
     around
+}
+
+/// The reals that one change takes a reference from, and another gives one to.
+fn handed_over(changes: &[Deltas]) -> Deltas {
+    let of = |sign: i64| -> BTreeSet<IpAddr> {
+        let all = changes.iter().flatten();
+        all.filter(|(_, delta)| delta.signum() == sign)
+            .map(|(real, _)| *real)
+            .collect()
+    };
+    of(-1).intersection(&of(1)).map(|real| (*real, 1)).collect()
 }
 
 /// What decides whether a change comes before those of VIPs or after them.

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::pool::IdPool;
 use crate::document::VipState;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Prefix;
 use crate::types::Protocol;
 use crate::types::Real;
@@ -98,7 +99,7 @@ pub(crate) struct Edit {
     /// Weights of some of a VIP's reals; `None` for those that it has no more.
     pub(super) weights: Option<(Vip, BTreeMap<IpAddr, Option<u32>>)>,
     /// Reals of that VIP that are down from now on, or no more.
-    pub(super) health: BTreeMap<IpAddr, bool>,
+    pub(super) health: BTreeMap<IpAddr, Health>,
     pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
     pub(super) vip_ids: Draft,
     pub(super) real_ids: Draft,
@@ -284,10 +285,10 @@ impl Table {
                     entry.down.remove(&address);
                 }
             }
-            for (address, down) in edit.health {
-                match down {
-                    true => entry.down.insert(address),
-                    false => entry.down.remove(&address),
+            for (address, health) in edit.health {
+                match health {
+                    Health::Down => entry.down.insert(address),
+                    Health::Up => entry.down.remove(&address),
                 };
             }
         }

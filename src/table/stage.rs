@@ -28,6 +28,7 @@ use super::step::Step;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::RealChange;
 use crate::types::RealFlags;
 use crate::types::RealNumber;
@@ -100,7 +101,7 @@ impl Table {
         &self,
         vip: &Vip,
         changes: &[RealChange],
-        health: &[(IpAddr, bool)],
+        health: &[(IpAddr, Health)],
     ) -> Result<StagedReals> {
         let entry = self.entry(vip)?;
         let before = |address: &IpAddr| entry.reals.get(address).copied();
@@ -130,8 +131,8 @@ impl Table {
             }
         }
 
-        let mut turned: BTreeMap<IpAddr, bool> = BTreeMap::new();
-        for (address, down) in health {
+        let mut turned: BTreeMap<IpAddr, Health> = BTreeMap::new();
+        for (address, health) in health {
             let address = address.to_canonical();
             let named = after.get(&address).copied();
             if named.unwrap_or_else(|| before(&address)).is_none() {
@@ -139,12 +140,14 @@ impl Table {
                     what: format!("real {address} of VIP {vip}"),
                 });
             }
-            turned.insert(address, *down);
+            turned.insert(address, *health);
         }
-        turned.retain(|address, down| entry.down.contains(address) != *down);
+        turned.retain(|address, health| entry.down.contains(address) != health.is_down());
         let is_down = |address: &IpAddr| {
             let known = || entry.down.contains(address);
-            turned.get(address).copied().unwrap_or_else(known)
+            turned
+                .get(address)
+                .map_or_else(known, |health| health.is_down())
         };
 
         let mut edit = self.edit();
@@ -220,8 +223,8 @@ impl Table {
             .filter(|(address, weight)| weight.is_some() && before(address).is_none())
             .filter_map(|(address, _)| known(address))
             .collect();
-        let records = |wanted: bool| {
-            let turned = turned.iter().filter(|(_, down)| **down == wanted);
+        let records = |wanted: Health| {
+            let turned = turned.iter().filter(|(_, health)| **health == wanted);
             turned
                 .filter_map(|(address, _)| match edit.reals.get(address) {
                     Some(Some(entry)) => Some(record(*address, entry)),
@@ -229,7 +232,7 @@ impl Table {
                 })
                 .collect()
         };
-        let (down, up) = (records(true), records(false));
+        let (down, up) = (records(Health::Down), records(Health::Up));
         let (number, flags, hash_function) = (entry.number, entry.flags, entry.hash_function);
         edit.weights = Some((*vip, after));
         edit.health = turned;
@@ -349,6 +352,7 @@ impl Table {
             Step::SetRealFlags(address, flags) => {
                 self.stage_set_real_flags(*address, *flags)?.into()
             }
+            Step::Hold(references) => self.stage_references(references)?.into(),
             Step::ServerIds(change) => self.stage_references(&change.references)?.into(),
             Step::SourceRoutes(change) => self.stage_references(&change.references)?.into(),
             Step::Set(_)

@@ -7,6 +7,7 @@ use crate::config::LiveSetting;
 use crate::document::ProbeMatch;
 use crate::types::DecapMode;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Prefix;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -29,9 +30,12 @@ pub(crate) enum Step {
         vip: Vip,
         changes: Vec<RealChange>,
         /// Which of its reals are down after that, of those that are so now, or are so no more.
-        health: Vec<(IpAddr, bool)>,
+        health: Vec<(IpAddr, Health)>,
     },
     SetRealFlags(IpAddr, RealFlags),
+    /// Reals are named, or no more, by nothing but the way to the state: what goes from a name of one kind to
+    /// one of another is named by neither for a moment.
+    Hold(Deltas),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
     Invalidate(Vec<u32>),

@@ -180,6 +180,20 @@ impl FromStr for Gateway {
     }
 }
 
+/// What is known of a real's health, for a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    Up,
+    /// It gets no new flows, and has none left.
+    Down,
+}
+
+impl Health {
+    pub(crate) const fn is_down(self) -> bool {
+        matches!(self, Self::Down)
+    }
+}
+
 /// To whom encapsulated frames are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

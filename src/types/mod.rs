@@ -28,6 +28,7 @@ pub(crate) use flow::address_bytes;
 pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;
 pub use kinds::Gateway;
+pub(crate) use kinds::Health;
 pub use kinds::NextHops;
 pub use kinds::OuterDontFragment;
 pub use kinds::ProbeSource;

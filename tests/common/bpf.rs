@@ -326,6 +326,28 @@ pub(crate) fn clear(map: BorrowedFd<'_>) {
     }
 }
 
+/// Makes every entry of a flow table of either kind so much older, in ticks of the kernel's clock.
+pub(crate) fn age_flows(table: BorrowedFd<'_>, ticks: u32) {
+    // An entry of a set: tag, id, stamp; of the LRU hash: id, stamp.
+    const ENTRY: usize = 16;
+    let is_hash = map_type(table) == libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
+    let entry = if is_hash { ENTRY / 2 } else { ENTRY };
+    for (key, mut value) in dump(table) {
+        let mut touched = false;
+        for bytes in value.chunks_exact_mut(entry) {
+            let (id, used) = bytes[entry - 8..].split_at_mut(4);
+            if id != [0; 4] {
+                let stamp = u32::from_ne_bytes(used.try_into().unwrap());
+                used.copy_from_slice(&stamp.wrapping_sub(ticks).to_ne_bytes());
+                touched = true;
+            }
+        }
+        if touched {
+            update(table, &key, &value);
+        }
+    }
+}
+
 /// Every element of a map that nobody writes to meanwhile.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();

@@ -8,6 +8,7 @@ pub(crate) mod ecn;
 pub(crate) mod faults;
 pub(crate) mod fixtures;
 pub(crate) mod frames;
+pub(crate) mod mirror;
 pub(crate) mod wire;
 
 use std::net::IpAddr;

@@ -16,4 +16,5 @@ mod library;
 mod monitor;
 mod monitor_ends;
 mod refusals;
+mod swaps;
 mod threads;

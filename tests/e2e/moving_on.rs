@@ -107,6 +107,21 @@ fn end_link_of(program: u32, index: u32) {
     }
 }
 
+/// The index of the interface that a port's number stands for.
+fn device(katran: &Katran, port: u32) -> Option<u32> {
+    let devices = katran.map_fd("devices").unwrap();
+    let mut value = [0_u32; 2];
+    // SAFETY: the key is as long as the map's, and the value longer.
+    let found = unsafe {
+        libbpf_sys::bpf_map_lookup_elem(
+            devices.as_raw_fd(),
+            std::ptr::from_ref(&port).cast(),
+            value.as_mut_ptr().cast(),
+        )
+    };
+    (found == 0).then_some(value[0])
+}
+
 #[test]
 fn next_hops_of_reals_move_on_without_a_call() {
     let (first, second) = (Place::new(1), Place::new(2));
@@ -127,6 +142,9 @@ fn next_hops_of_reals_move_on_without_a_call() {
     site::eventually("the first router is found", || leads_to(&katran, &first));
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || leads_to(&katran, &second));
+    // By a number of its own: a packet may still have that of the first in its hands.
+    let index = |place: &Place| place.host.interface_index("eth0").unwrap();
+    assert_eq!(device(&katran, 2), Some(index(&second)));
     // What comes and goes after that is followed there.
     let other = "198.51.100.10".parse().unwrap();
     katran.add_real(vip, Real::new(other)).unwrap();

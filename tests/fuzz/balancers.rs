@@ -18,6 +18,7 @@ use katran::State;
 use katran::VipFlags;
 use katran::state::BalancerState;
 use katran::state::DecapState;
+use katran::state::OuterDontFragment;
 use katran::state::ServerIdState;
 use katran::state::VipState;
 use katran_lab::require_root;
@@ -39,7 +40,7 @@ pub(crate) struct Kind {
     pub(crate) flood: Option<u32>,
     /// Whether the CPU that frames come to has a flow table.
     own_table: bool,
-    /// Other outer sources and another GUE port than the default ones.
+    /// Other outer sources, another GUE port and other bits of fragmentation than the default ones.
     odd: bool,
 }
 
@@ -153,6 +154,7 @@ impl Kind {
         settings.source_v6 = Some([0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1].into());
         if self.odd {
             settings.gateway_mac_v6 = Some([0x0a, 0, 0, 0, 0, 0x66].into());
+            settings.outer_dont_fragment = Some(OuterDontFragment::Inherit);
             settings.gue_port = Some(4754);
             settings.ipip_source_v4 = Some([10, 77, 0, 0].into());
             settings.ipip_source_v6 = Some([0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0].into());

@@ -10,7 +10,7 @@ use katran_lab::require_root;
 use serde_json::Value;
 
 use crate::common;
-use crate::mirror;
+use crate::common::mirror;
 use crate::pair::hex;
 use crate::sound;
 

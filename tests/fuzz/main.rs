@@ -11,7 +11,6 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;
-mod mirror;
 mod mutate;
 mod pair;
 mod random;

@@ -1,12 +1,17 @@
 //! A loaded balancer and its model, side by side: each frame goes to both.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Flow;
 use katran::Katran;
 use katran::State;
+use katran::events::EventKind;
+use katran::events::Monitor;
+use katran::events::MonitorOptions;
 use katran::flows::Verdict;
 use katran_model as model;
 use katran_model::Balancer;
@@ -14,8 +19,12 @@ use katran_model::rows;
 use serde_json::Value;
 
 use crate::balancers::Kind;
+use crate::balancers::real;
+use crate::common::at;
 use crate::common::bpf;
-use crate::mirror;
+use crate::common::frames::frame;
+use crate::common::ip;
+use crate::common::mirror;
 use crate::sound;
 
 /// Counters by name.
@@ -26,23 +35,40 @@ pub(crate) struct Pair {
     pub(crate) kind: Kind,
     pub(crate) state: State,
     cpu: u32,
+    monitor: Option<Monitor>,
+    /// Ticks of the kernel's clock in a second.
+    ticks: u64,
     /// As after load: what a batch begins with.
     fresh: Balancer,
     model: Balancer,
     before: Counted,
     started: Instant,
+    /// How much has gone by since the start without anybody waiting, in milliseconds.
+    skipped: u64,
     /// How often each end and each counter has been seen, over all batches.
     pub(crate) seen: Counted,
+}
+
+/// What happens to both.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// A frame arrives.
+    Frame(Vec<u8>),
+    /// So many milliseconds go by.
+    Wait(u64),
 }
 
 /// What program and model differ in.
 #[derive(Debug)]
 pub(crate) struct Difference {
-    /// Which of the frames; none: it shows only in counters or tables after all of them.
-    pub(crate) frame: Option<usize>,
+    /// After which step; none: it shows only in counters or tables after all of them.
+    pub(crate) step: Option<usize>,
     pub(crate) what: String,
 }
 
+/// More events than a batch has, and the bytes of a frame that one shows.
+const LISTED: usize = 30_000;
+const EVENT_BYTES: usize = 128;
 /// Longer than a window of the flood guard.
 const WINDOW: Duration = Duration::from_millis(1020);
 
@@ -51,60 +77,116 @@ impl Pair {
     pub(crate) fn new(kind: Kind, cpu: u32) -> Self {
         bpf::pin(cpu as usize);
         let state = kind.state(cpu);
-        let katran = kind.load(&state);
-        let model = mirror::of(&katran, cpu);
+        let mut katran = kind.load(&state);
+        let mut model = mirror::of(&katran, cpu);
+        let monitor = model.config.features.introspection.then(|| {
+            let options = MonitorOptions::new().rate_limit(u32::MAX);
+            katran.events().to_list(options, LISTED).unwrap()
+        });
+        model.tables.listens = monitor.is_some();
+        if model.config.features.global_flow_table {
+            fill_global_table(&mut katran, &mut model, cpu);
+        }
+        let watched = katran.vips()[0];
+        katran.stats_mut().watch_misses(watched).unwrap();
+        model.tables.watched = Some(0);
         let mut pair = Self {
             katran,
             kind,
             state,
             cpu,
+            monitor,
+            ticks: 0,
             fresh: model.clone(),
             model,
             before: Counted::new(),
             started: Instant::now(),
+            skipped: 0,
             seen: Counted::new(),
         };
-        pair.reset();
+        pair.ticks = pair.ticks_a_second();
         pair
+    }
+
+    /// The tables that packets to this CPU are remembered in.
+    fn table(&self) -> BorrowedFd<'_> {
+        let own = self.katran.flows().table_fd(self.cpu);
+        own.unwrap_or_else(|| self.katran.map_fd("fallback_flows").unwrap())
+    }
+
+    /// Found out by making an entry older: the library says how old it is.
+    fn ticks_a_second(&mut self) -> u64 {
+        const TICKS: u32 = 100_000;
+        self.reset();
+        let flow = Flow::udp(at("192.0.2.9:1024"), at("203.0.113.1:5000"));
+        self.one(&frame(flow)).unwrap();
+        let age = || self.katran.flows().find(&flow).unwrap()[0].age;
+        let before = age();
+        bpf::age_flows(self.table(), TICKS);
+        let seconds = (age() - before).as_secs_f64();
+        (f64::from(TICKS) / seconds).round() as u64
     }
 
     /// Forgets all flows, and begins to count.
     fn reset(&mut self) {
-        let tables = match self.katran.flows().table_fd(self.cpu) {
-            Some(table) => table,
-            None => self.katran.map_fd("fallback_flows").unwrap(),
-        };
-        bpf::clear(tables);
+        bpf::clear(self.table());
         if self.kind.flood.is_some() {
             std::thread::sleep(WINDOW);
         }
+        if let Some(monitor) = &self.monitor {
+            let _ = monitor.take();
+        }
         self.model = self.fresh.clone();
         self.before = self.counted();
+        self.model.sent = self.before["totals.tx.packets"];
     }
 
-    /// What both make of frames that come one after the other, with empty tables at first. `Ok(false)`:
+    /// What both make of steps that come one after the other, with empty tables at first. `Ok(false)`:
     /// they took so long that time plays a part, so nothing can be said.
-    pub(crate) fn play(&mut self, frames: &[Vec<u8>]) -> Result<bool, Difference> {
+    pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
         const LONGEST: Duration = Duration::from_millis(700);
         self.reset();
         let begin = Instant::now();
-        for (i, frame) in frames.iter().enumerate() {
-            self.one(frame).map_err(|what| Difference {
-                frame: Some(i),
+        let mut result = Ok(());
+        for (i, step) in steps.iter().enumerate() {
+            let done = match step {
+                Step::Frame(frame) => self.one(frame),
+                Step::Wait(milliseconds) => {
+                    self.wait(*milliseconds);
+                    Ok(())
+                }
+            };
+            result = done.map_err(|what| Difference {
+                step: Some(i),
                 what,
-            })?;
+            });
+            if result.is_err() {
+                break;
+            }
         }
-        if self.kind.flood.is_some() && begin.elapsed() > LONGEST {
+        let waits = steps.iter().any(|step| matches!(step, Step::Wait(_)));
+        if (waits || self.kind.flood.is_some()) && begin.elapsed() > LONGEST {
             return Ok(false);
         }
+        result?;
         for (name, count) in self.expected() {
             if !name.starts_with("vips") && !name.starts_with("reals") {
                 *self.seen.entry(name).or_default() += count;
             }
         }
-        let after = self.counters().and_then(|()| self.tables());
-        after.map_err(|what| Difference { frame: None, what })?;
+        let after = self
+            .counters()
+            .and_then(|()| self.tables())
+            .and_then(|()| self.events());
+        after.map_err(|what| Difference { step: None, what })?;
         Ok(true)
+    }
+
+    /// Time goes by: the clock is the kernel's, so entries become older instead.
+    fn wait(&mut self, milliseconds: u64) {
+        let ticks = milliseconds * self.ticks / 1000;
+        bpf::age_flows(self.table(), ticks as u32);
+        self.skipped += milliseconds;
     }
 
     pub(crate) fn gue_port(&self) -> u16 {
@@ -122,7 +204,7 @@ impl Pair {
     /// One frame.
     fn one(&mut self, frame: &[u8]) -> Result<(), String> {
         let ran = bpf::run(self.program(), frame);
-        let now = self.started.elapsed().as_millis() as u64;
+        let now = self.started.elapsed().as_millis() as u64 + self.skipped;
         let expected = self.model.walk(frame, now);
         *self.seen.entry(format!("{:?}", expected.end)).or_default() += 1;
         let verdict = match expected.end.verdict() {
@@ -240,6 +322,49 @@ impl Pair {
         expected
     }
 
+    /// What the host application is told of, in the same order and with the first bytes.
+    fn events(&self) -> Result<(), String> {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let Some(monitor) = &self.monitor else {
+            return Ok(());
+        };
+        let expected: Vec<(EventKind, &[u8], u32)> = self
+            .model
+            .events
+            .iter()
+            .map(|event| {
+                let kind = match event.kind {
+                    "tcp_non_syn_miss" => EventKind::TcpNonSynMiss,
+                    "packet_too_big" => EventKind::PacketTooBig,
+                    _ => EventKind::QuicRealGone,
+                };
+                let most = event.frame.len().min(EVENT_BYTES);
+                (kind, &event.frame[..most], event.frame.len() as u32)
+            })
+            .collect();
+        let mut told = Vec::new();
+        let begin = Instant::now();
+        while told.len() < expected.len() && begin.elapsed() < LONGEST {
+            told.extend(monitor.take());
+            std::thread::yield_now();
+        }
+        let told: Vec<_> = told
+            .iter()
+            .map(|event| (event.kind, event.packet.as_slice(), event.length))
+            .collect();
+        match told == expected {
+            true => Ok(()),
+            false => Err(format!(
+                "{} events, the model has {}; the first difference: {:?}",
+                told.len(),
+                expected.len(),
+                told.iter()
+                    .zip(&expected)
+                    .find(|(told, model)| told != model)
+            )),
+        }
+    }
+
     /// The flow table: as many entries as the model has, and a few of them looked at.
     fn tables(&self) -> Result<(), String> {
         let mut entries = 0;
@@ -253,6 +378,48 @@ impl Pair {
             ));
         }
         Ok(())
+    }
+}
+
+/// What the global table of the CPU says of some flows of VIPs that ask it.
+fn fill_global_table(katran: &mut Katran, model: &mut Balancer, cpu: u32) {
+    for (port, tcp) in [(80, true), (53, false)] {
+        for (client, service) in [
+            ("100.64.0.", "203.0.113.4"),
+            ("2001:db8:c:0:0:0:4000:", "2001:db8:1::4"),
+        ] {
+            for host in 0..12u16 {
+                let client = match client.contains(':') {
+                    true => format!("{client}{:x}", host << 8),
+                    false => format!("{client}{host}"),
+                };
+                let source = SocketAddr::new(ip(&client), 1024 + host % 6);
+                let destination = SocketAddr::new(ip(service), port);
+                let flow = match tcp {
+                    true => Flow::tcp(source, destination),
+                    false => Flow::udp(source, destination),
+                };
+                let address = real(host);
+                let Some(number) = katran.real_index(address) else {
+                    continue;
+                };
+                katran.global_flows_mut().set(cpu, &flow, address).unwrap();
+                let vip = katran.vips().into_iter().position(|vip| {
+                    vip.address() == destination.ip()
+                        && vip.port() == port
+                        && vip.protocol() == flow.protocol
+                });
+                let key = model::Flow {
+                    source: source.ip(),
+                    destination: destination.ip(),
+                    source_port: source.port(),
+                    destination_port: port,
+                    protocol: flow.protocol.number(),
+                };
+                let key = (vip.unwrap() as u32, key);
+                model.tables.global_flows.insert(key, number.get());
+            }
+        }
     }
 }
 

@@ -9,11 +9,15 @@ use crate::generate::Generator;
 use crate::generate::Target;
 use crate::pair::Counted;
 use crate::pair::Pair;
+use crate::pair::Step;
 use crate::pair::hex;
 use crate::shrink;
 
 /// Frames that come one after the other, with empty tables at first.
 const BATCH: usize = 1000;
+/// One batch in so many has a pause in it: none near a time-out, for the clock goes on meanwhile.
+const WITH_A_WAIT: u64 = 4;
+const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 /// Without frags, and with.
 const LONGEST: usize = 3520;
 const LONGEST_FRAGS: usize = 9014;
@@ -117,12 +121,16 @@ fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
         for i in 0..each.div_ceil(batch as u64) {
             let seed = seed_of(seed, number, i);
             let mut generator = Generator::new(seed, target(kind, &pair));
-            let frames: Vec<Vec<u8>> = (0..batch).map(|_| generator.frame()).collect();
-            match pair.play(&frames) {
-                Ok(said) => played.undecided += u64::from(!said),
-                Err(_) => return Err(explain(&mut pair, frames)),
+            let mut steps: Vec<Step> = (0..batch).map(|_| Step::Frame(generator.frame())).collect();
+            if kind.flood.is_none() && i % WITH_A_WAIT == 0 {
+                let place = generator.rng.usize(0..batch);
+                steps[place] = Step::Wait(WAITS[generator.rng.usize(0..WAITS.len())]);
             }
-            played.frames += frames.len() as u64;
+            match pair.play(&steps) {
+                Ok(said) => played.undecided += u64::from(!said),
+                Err(_) => return Err(explain(&mut pair, steps)),
+            }
+            played.frames += batch as u64;
         }
         let seen = Played {
             seen: pair.seen.clone(),
@@ -133,22 +141,30 @@ fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
     Ok(played)
 }
 
-/// The difference, with as few frames as show it.
-fn explain(pair: &mut Pair, mut frames: Vec<Vec<u8>>) -> String {
-    let Err(first) = pair.play(&frames) else {
+/// The difference, with as few and small frames as show it.
+fn explain(pair: &mut Pair, mut steps: Vec<Step>) -> String {
+    let Err(first) = pair.play(&steps) else {
         return format!("{}: frames that agree when they come again", pair.kind.name);
     };
-    if let Some(last) = first.frame {
-        frames.truncate(last + 1);
+    if let Some(last) = first.step {
+        steps.truncate(last + 1);
     }
-    let small = shrink::shrink(frames, |frames| pair.play(frames).is_err());
-    let difference = pair.play(&small).unwrap_err();
-    let frames: Vec<String> = small.iter().map(|frame| hex(frame)).collect();
+    let small = shrink::shrink(steps, |steps| pair.play(steps).is_err());
+    let what = match pair.play(&small) {
+        Err(difference) => difference.what,
+        Ok(_) => "no difference the last time: time plays a part".to_owned(),
+    };
+    let steps: Vec<String> = small
+        .iter()
+        .map(|step| match step {
+            Step::Frame(frame) => hex(frame),
+            Step::Wait(milliseconds) => format!("{milliseconds} ms"),
+        })
+        .collect();
     format!(
-        "balancer `{}`\nframes:\n  {}\n{}\n(first: {})\n\n{}",
+        "balancer `{}`\nframes:\n  {}\n{what}\n(first: {})\n\n{}",
         pair.kind.name,
-        frames.join("\n  "),
-        difference.what,
+        steps.join("\n  "),
         first.what,
         document(pair)
     )

@@ -1,23 +1,24 @@
 //! Makes what fails small: fewer frames, then shorter and simpler ones (delta debugging: Zeller and
 //! Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE TSE 28, 2002).
 
+use crate::pair::Step;
+
 /// The shortest frame that a test run takes.
 const SHORTEST: usize = 14;
 
-/// A part of `frames` that still fails, each frame as small as it can be.
-pub(crate) fn shrink(
-    mut frames: Vec<Vec<u8>>,
-    mut fails: impl FnMut(&[Vec<u8>]) -> bool,
-) -> Vec<Vec<u8>> {
-    frames = without_pieces(frames, 1, &mut fails);
-    for i in 0..frames.len() {
-        let mut others = frames.clone();
+/// A part of `steps` that still fails, each frame as small as it can be.
+pub(crate) fn shrink(mut steps: Vec<Step>, mut fails: impl FnMut(&[Step]) -> bool) -> Vec<Step> {
+    steps = without_pieces(steps, 1, &mut fails);
+    for i in 0..steps.len() {
+        let Step::Frame(mut frame) = steps[i].clone() else {
+            continue;
+        };
+        let mut others = steps.clone();
         let mut fails_with = |frame: &[u8]| {
-            others[i] = frame.to_vec();
+            others[i] = Step::Frame(frame.to_vec());
             frame.len() >= SHORTEST && fails(&others)
         };
-        let mut frame = frames[i].clone();
-        frame = without_pieces(frame, SHORTEST, &mut |bytes: &[u8]| fails_with(bytes));
+        frame = without_pieces(frame, SHORTEST, &mut fails_with);
         for at in 0..frame.len() {
             let old = frame[at];
             if old != 0 {
@@ -27,9 +28,9 @@ pub(crate) fn shrink(
                 }
             }
         }
-        frames[i] = frame;
+        steps[i] = Step::Frame(frame);
     }
-    frames
+    steps
 }
 
 /// Leaves out pieces, long ones first, as long as the rest fails.
@@ -58,19 +59,30 @@ fn without_pieces<T: Clone>(
 #[test]
 fn what_fails_becomes_small() {
     // Fails with a frame that has two bytes 7, if one with a byte 9 came before.
-    let fails = |frames: &[Vec<u8>]| {
+    let fails = |steps: &[Step]| {
+        let frames: Vec<&Vec<u8>> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Frame(frame) => Some(frame),
+                Step::Wait(_) => None,
+            })
+            .collect();
         let nine = frames.iter().position(|frame| frame.contains(&9));
-        let sevens = |frame: &Vec<u8>| frame.iter().filter(|byte| **byte == 7).count() > 1;
+        let sevens = |frame: &&Vec<u8>| frame.iter().filter(|byte| **byte == 7).count() > 1;
         nine.is_some_and(|nine| frames[nine + 1..].iter().any(sevens))
     };
     let mut frames: Vec<Vec<u8>> = (0..100).map(|i| vec![100 + i; 60]).collect();
     frames[20][33] = 9;
     frames[70][5] = 7;
     frames[70][50] = 7;
-    assert!(fails(&frames));
-    let small = shrink(frames, fails);
+    let mut steps: Vec<Step> = frames.into_iter().map(Step::Frame).collect();
+    steps.insert(50, Step::Wait(1000));
+    assert!(fails(&steps));
+    let small = shrink(steps, fails);
     assert!(fails(&small));
-    assert_eq!(small.len(), 2);
-    assert!(small.iter().all(|frame| frame.len() == SHORTEST));
-    assert_eq!(small[1].iter().filter(|byte| **byte == 0).count(), 12);
+    let [Step::Frame(nine), Step::Frame(sevens)] = &small[..] else {
+        panic!("{small:?}");
+    };
+    assert_eq!([nine.len(), sevens.len()], [SHORTEST; 2]);
+    assert_eq!(sevens.iter().filter(|byte| **byte == 0).count(), 12);
 }

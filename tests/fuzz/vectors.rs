@@ -3,7 +3,7 @@
 
 use katran::flows::Verdict;
 
-use crate::mirror;
+use crate::common::mirror;
 use crate::pair::hex;
 use crate::recording::RECORDINGS;
 use crate::recording::Recording;

@@ -20,7 +20,6 @@ mod outer_fragments;
 mod packets;
 mod property;
 mod recording;
-mod reference;
 mod ring_memory;
 mod rings;
 mod scaling;

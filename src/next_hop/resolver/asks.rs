@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::Ask;
 use super::Resolver;
 use crate::next_hop::hop;
 use crate::next_hop::hop::Hop;
@@ -50,7 +51,9 @@ impl Resolver {
         match change {
             LinkChange::AllWays => {
                 self.all_ways();
-                let asked = neighbours.into_iter().map(|neighbour| (neighbour, true));
+                let asked = neighbours
+                    .into_iter()
+                    .map(|neighbour| (neighbour, Ask::Neighbour));
                 self.pending.neighbours.extend(asked);
             }
             LinkChange::OwnWays => {
@@ -72,24 +75,36 @@ impl Resolver {
         }
     }
 
-    pub(super) fn ask_real(&mut self, number: u16) {
-        let Some(real) = self.reals.get(&number) else {
-            return;
-        };
-        let address = real.address;
-        let route = self
+    /// Asks for the ways to these reals at once.
+    pub(super) fn ask_reals(&mut self, numbers: &[u16]) {
+        let asked = numbers.iter().filter_map(|number| {
+            let real = self.reals.get(number)?;
+            Some((*number, real.address))
+        });
+        let (numbers, addresses): (Vec<_>, Vec<_>) = asked.unzip();
+        let answers = self
             .ways
-            .route(&mut self.requests, &self.interfaces, address);
-        match route {
-            Ok(route) => {
-                self.routes.insert(number, route);
-                self.update_real(number);
-            }
+            .routes(&mut self.requests, &self.interfaces, &addresses);
+        let answers = match answers {
+            Ok(answers) => answers,
             Err(error) => {
-                self.complain(format_args!(
-                    "cannot ask for the route to {address}: {error}"
-                ));
-                self.pending.again.insert(number);
+                self.complain(format_args!("cannot ask for routes: {error}"));
+                self.pending.again.extend(numbers);
+                return;
+            }
+        };
+        for ((number, address), route) in numbers.into_iter().zip(addresses).zip(answers) {
+            match route {
+                Ok(route) => {
+                    self.routes.insert(number, route);
+                    self.update_real(number);
+                }
+                Err(error) => {
+                    self.complain(format_args!(
+                        "cannot ask for the route to {address}: {error}"
+                    ));
+                    self.pending.again.insert(number);
+                }
             }
         }
     }
@@ -131,13 +146,13 @@ impl Resolver {
         if self.neighbours.assign(user, neighbour)
             && let Some(neighbour) = neighbour
         {
-            self.look_up(neighbour, true);
+            self.look_up(neighbour, Ask::Neighbour);
         }
     }
 
     /// What the neighbour table knows, for all who are behind a neighbour.
-    pub(super) fn ask_neighbour(&mut self, neighbour: Neighbour, solicit: bool) {
-        self.look_up(neighbour, solicit);
+    pub(super) fn ask_neighbour(&mut self, neighbour: Neighbour, ask: Ask) {
+        self.look_up(neighbour, ask);
         for user in self.neighbours.users(&neighbour) {
             match user {
                 User::Gateway(family) => self.update_gateway(family),
@@ -146,7 +161,7 @@ impl Resolver {
         }
     }
 
-    fn look_up(&mut self, neighbour: Neighbour, solicit: bool) {
+    fn look_up(&mut self, neighbour: Neighbour, ask: Ask) {
         let (interface, address) = neighbour;
         let found = self.requests.neighbour(interface, address);
         let found = found.unwrap_or_else(|error| {
@@ -165,7 +180,7 @@ impl Resolver {
             ));
         }
         // The kernel does not look after neighbours that only XDP sends to.
-        if (solicit || is_lost)
+        if (ask == Ask::Neighbour || is_lost)
             && is_up
             && self.board.is_some()
             && self.neighbours.is_asked(&neighbour)
@@ -241,29 +256,26 @@ impl Resolver {
     /// A port as it is in the kernel, where an interface that leaves the network namespace loses its own,
     /// even if it comes back.
     pub(super) fn renew_port(&mut self, index: u32) {
-        let Some(port) = self.ports.get(index) else {
+        let hops = self.board.as_ref().and_then(|board| board.hop_cells());
+        let Some(hops) = hops else {
             return;
         };
-        let mac = self.interfaces.get(index).and_then(|of| of.mac);
-        let hops = self.board.as_ref().and_then(|board| board.hop_cells());
-        match (mac, hops) {
-            (Some(mac), Some(hops)) => {
+        let Some(port) = hops.numbers().get(index) else {
+            return;
+        };
+        match self.interfaces.get(index).and_then(|of| of.mac) {
+            Some(mac) => {
                 if let Err(error) = hops.set_port(port, index, mac) {
                     log::error!("cannot renew the port of interface {index}: {error}");
                 }
             }
-            _ => self.leave_port(index),
-        }
-    }
-
-    /// The interface is gone; its number is free when no hop refers to it any more.
-    fn leave_port(&mut self, index: u32) {
-        if let Some(port) = self.ports.get(index) {
-            self.ports.forget(index);
-            self.left_ports.push(port);
-            let refers = self.hops.iter().filter(|(_, hop)| hop.port == port);
-            let refers: Vec<_> = refers.map(|(number, _)| *number).collect();
-            self.pending.reals.extend(refers);
+            None => {
+                // The interface is gone; its number is free when no hop refers to it any more.
+                hops.numbers().forget(index);
+                let refers = self.hops.iter().filter(|(_, hop)| hop.port == port);
+                let refers: Vec<_> = refers.map(|(number, _)| *number).collect();
+                self.pending.reals.extend(refers);
+            }
         }
     }
 
@@ -272,7 +284,8 @@ impl Resolver {
         let hops = self.board.as_ref().and_then(|board| board.hop_cells())?;
         // Frames keep the tags that they came with, so the tagged link is what leads there.
         let index = self.interfaces.below_vlans(index);
-        if let Some(port) = self.ports.get(index) {
+        let mut numbers = hops.numbers();
+        if let Some(port) = numbers.get(index) {
             return Some(port);
         }
         let name = self.interfaces.name(index);
@@ -280,15 +293,22 @@ impl Resolver {
             log::error!("{name} has no Ethernet address: reals behind it are not reached");
             return None;
         };
-        let Some(port) = self.ports.free() else {
-            log::error!("too many interfaces lead to reals: there is no port for {name}");
-            return None;
+        let port = match numbers.free() {
+            Ok(Some(port)) => port,
+            Ok(None) => {
+                log::error!("too many interfaces lead to reals: there is no port for {name}");
+                return None;
+            }
+            Err(error) => {
+                log::error!("cannot wait until the port for {name} is free: {error}");
+                return None;
+            }
         };
         if let Err(error) = hops.set_port(port, index, mac) {
             log::error!("cannot make a port of {name}: {error}");
             return None;
         }
-        self.ports.take(index, port);
+        numbers.take(index, port);
         Some(port)
     }
 }

@@ -20,16 +20,18 @@ use super::board::Findings;
 use super::board::Names;
 use super::board::News;
 use super::board::Ticket;
+use super::board::Told;
 use super::hop;
 use super::hop::Hop;
 use super::hop::Neighbour;
 use super::interfaces::Interfaces;
 use super::neighbours::Neighbours;
 use super::neighbours::User;
-use super::ports::Ports;
 use super::touched::Touched;
 use super::wanted::Wanted;
+use super::ways::Rules;
 use super::ways::Ways;
+use crate::rtnetlink::MOST_QUESTIONS;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::types::ByFamily;
@@ -37,12 +39,29 @@ use crate::types::Family;
 use crate::types::NextHops;
 
 /// Questions between two looks at commands.
-const QUESTIONS: usize = 32;
+const QUESTIONS: usize = MOST_QUESTIONS;
+
+/// Takes so many out as are asked for at once.
+fn some_of(numbers: &mut BTreeSet<u16>) -> Vec<u16> {
+    std::iter::from_fn(|| numbers.pop_first())
+        .take(QUESTIONS)
+        .collect()
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Real {
     address: IpAddr,
     ticket: Ticket,
+}
+
+/// Who is asked for a neighbour's Ethernet address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ask {
+    /// The kernel, what its table says.
+    #[default]
+    Kernel,
+    /// After the kernel the neighbour, too, that the table may be right.
+    Neighbour,
 }
 
 /// Questions that are open.
@@ -54,8 +73,7 @@ struct Pending {
     /// Reals whose ways could not be asked for; they are tried again in a moment.
     again: BTreeSet<u16>,
     probed_again: BTreeSet<IpAddr>,
-    /// Neighbours in the kernel's table; true: they are asked themselves, too.
-    neighbours: BTreeMap<Neighbour, bool>,
+    neighbours: BTreeMap<Neighbour, Ask>,
     /// Reals of probes; the owner waits for the ways to the first.
     urgent_probed: BTreeSet<IpAddr>,
     probed: BTreeSet<IpAddr>,
@@ -83,9 +101,6 @@ pub(super) struct Resolver {
     /// Warnings since the last round of confirmation.
     complaints: u64,
     neighbours: Neighbours,
-    ports: Ports,
-    /// Ports of interfaces that are gone, while hops may refer to them.
-    left_ports: Vec<u16>,
     pending: Pending,
     /// Hops that have changed since they were told.
     changed: BTreeSet<u16>,
@@ -99,13 +114,18 @@ impl Resolver {
         wanted: Wanted,
         board: Option<Arc<Board>>,
     ) -> Self {
+        // Hops may still lead to those of a follower before, for which indices may have meant other interfaces.
+        let hops = board.as_ref().and_then(|board| board.hop_cells());
+        if let Some(hops) = hops {
+            hops.numbers().forget_all();
+        }
         Self {
             requests,
             namespace,
             wanted,
             wish: 0,
             board,
-            ways: Ways::new(wanted.mode == NextHops::Redirect),
+            ways: Ways::new(wanted.mode),
             interfaces: Interfaces::default(),
             reals: BTreeMap::new(),
             by_address: BTreeMap::new(),
@@ -117,8 +137,6 @@ impl Resolver {
             defaults: ByFamily::default(),
             complaints: 0,
             neighbours: Neighbours::default(),
-            ports: Ports::default(),
-            left_ports: Vec::new(),
             pending: Pending::default(),
             changed: BTreeSet::new(),
             names_changed: false,
@@ -217,7 +235,7 @@ impl Resolver {
         for family in Family::ALL {
             self.searches[family].begin_now();
             if let Some(router) = self.routers[family] {
-                self.ask_neighbour(router, false);
+                self.ask_neighbour(router, Ask::Kernel);
             }
         }
     }
@@ -262,12 +280,15 @@ impl Resolver {
             Ok(all) => self.interfaces.replace(all),
             Err(error) => log::warn!("cannot ask for the interfaces: {error}"),
         }
-        let rules = self.requests.has_rules_by_interface();
-        // If that cannot be told, the longer question is asked.
-        self.ways.set_rules(rules.unwrap_or(true));
+        self.ways
+            .set_rules(match self.requests.has_rules_by_interface() {
+                Ok(false) => Rules::Plain,
+                Ok(true) | Err(_) => Rules::ByInterface,
+            });
         self.ways.renew(&self.interfaces);
         self.names_changed = true;
-        for (index, _) in self.ports.list() {
+        let hops = self.board.as_ref().and_then(|board| board.hop_cells());
+        for (index, _) in hops.map_or_else(Vec::new, |hops| hops.numbers().list()) {
             self.renew_port(index);
         }
         self.look_at_probes_interface();
@@ -287,13 +308,13 @@ impl Resolver {
         let all = self.neighbours.all();
         self.pending
             .neighbours
-            .extend(all.map(|neighbour| (neighbour, true)));
+            .extend(all.map(|neighbour| (neighbour, Ask::Neighbour)));
     }
 
     /// Asks once more who has not answered, and what could not be asked.
     pub(super) fn ask_unknown(&mut self) {
         let unknown = self.neighbours.unknown();
-        let unknown = unknown.map(|neighbour| (neighbour, true));
+        let unknown = unknown.map(|neighbour| (neighbour, Ask::Neighbour));
         self.pending.neighbours.extend(unknown);
         let pending = &mut self.pending;
         pending.reals.append(&mut pending.again);
@@ -323,16 +344,20 @@ impl Resolver {
     /// Asks some of the open questions, the urgent ones first; false if none was left.
     pub(super) fn step(&mut self) -> bool {
         for _ in 0..QUESTIONS {
-            if let Some(number) = self.pending.urgent.pop_first() {
-                self.ask_real(number);
+            if !self.pending.urgent.is_empty() {
+                let numbers = some_of(&mut self.pending.urgent);
+                self.ask_reals(&numbers);
+                return true;
             } else if let Some(family) = self.open_search() {
                 self.search(family);
             } else if let Some(real) = self.pending.urgent_probed.pop_first() {
                 self.ask_probe_way(real);
-            } else if let Some((neighbour, solicit)) = self.pending.neighbours.pop_first() {
-                self.ask_neighbour(neighbour, solicit);
-            } else if let Some(number) = self.pending.reals.pop_first() {
-                self.ask_real(number);
+            } else if let Some((neighbour, ask)) = self.pending.neighbours.pop_first() {
+                self.ask_neighbour(neighbour, ask);
+            } else if !self.pending.reals.is_empty() {
+                let numbers = some_of(&mut self.pending.reals);
+                self.ask_reals(&numbers);
+                return true;
             } else if let Some(real) = self.pending.probed.pop_first() {
                 self.ask_probe_way(real);
             } else {
@@ -385,7 +410,7 @@ impl Resolver {
             let ticket = self.reals.get(&number)?.ticket;
             Some((number, ticket, *self.hops.get(&number)?))
         });
-        board.tell(Findings {
+        let told = board.tell(Findings {
             reals: changed.collect(),
             gateways: &self.gateways,
             wish: self.wish,
@@ -393,9 +418,13 @@ impl Resolver {
             news: self.news(),
             done,
         });
-        if self.pending.reals.is_empty() && self.pending.urgent.is_empty() {
-            // No hop leads there any more.
-            self.ports.give_back(self.left_ports.drain(..));
+        let pending = &self.pending;
+        let all_told = pending.reals.is_empty()
+            && pending.urgent.is_empty()
+            && pending.again.is_empty()
+            && told == Told::All;
+        if all_told && let Some(hops) = board.hop_cells() {
+            hops.numbers().give_back();
         }
     }
 

@@ -20,6 +20,7 @@ use super::universe::state;
 use super::universe::table;
 use crate::error::Error;
 use crate::types::HashFunction;
+use crate::types::Health;
 use crate::types::Real;
 use crate::types::RealChange;
 use crate::types::RealFlags;
@@ -94,16 +95,16 @@ proptest! {
             }
             RealChange::Remove(address) => model.remove(address).is_some(),
         });
-        let health: Vec<_> = health.iter().map(|(index, down)| (address(*index), *down)).collect();
+        let health: Vec<_> = health.iter().map(|(index, down)| (address(*index), [Health::Up, Health::Down][usize::from(*down)])).collect();
         let possible = possible && health.iter().all(|(real, _)| model.contains_key(real));
         // Down before, and still there; then as it is said.
         let mut down: BTreeSet<_> = state.down.iter().copied().collect();
         let old_down = down.clone();
         down.retain(|real| model.contains_key(real));
-        for (real, is_down) in &health {
-            match is_down {
-                true => down.insert(*real),
-                false => down.remove(real),
+        for (real, health) in &health {
+            match health {
+                Health::Down => down.insert(*real),
+                Health::Up => down.remove(real),
             };
         }
         let before = table.clone();

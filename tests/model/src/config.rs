@@ -66,6 +66,8 @@ pub struct Config {
     pub ipip_source_v4: [u8; 2],
     /// The first three quarters of it.
     pub ipip_source_v6: [u8; 12],
+    /// Whether outer IPv4 headers inherit the inner packet's DF bit.
+    pub outer_dont_fragment: bool,
     /// For how long an entry of a UDP flow counts, in milliseconds.
     pub udp_timeout: u64,
     /// New flows a second and CPU from which on the flood guard acts.

@@ -164,6 +164,8 @@ pub struct Balancer {
     pub flows: FlowTable,
     /// The flood guard's window.
     pub flood: flow::Flood,
+    /// Frames that this CPU has sent.
+    pub sent: u64,
     /// Counters of no VIP or real.
     pub counters: Counters,
     /// Those of VIPs.
@@ -182,6 +184,7 @@ impl Balancer {
             tables,
             flows: FlowTable::default(),
             flood: flow::Flood::default(),
+            sent: 0,
             counters: Counters::default(),
             of_vips: BTreeMap::new(),
             of_reals: BTreeMap::new(),

@@ -77,14 +77,42 @@ pub(crate) fn send(
     Ok(End::Tx("sent to its real"))
 }
 
-/// An outer IP header. The ToS byte is the inner one's.
-fn outer_header(source: IpAddr, real: IpAddr, protocol: u8, payload: u16, tos: u8) -> Vec<u8> {
+/// Identification, flags and offset of an outer IPv4 header: as Katran has them, or with the inner
+/// packet's DF bit. Without that bit identifications differ (RFC 6864): they count what this CPU has sent.
+fn fragmentation(run: &Run<'_>, packet: &Packet) -> [u8; 4] {
+    const DONT_FRAGMENT: u8 = 0x40;
+    if !run.balancer.config.outer_dont_fragment {
+        return [0; 4];
+    }
+    let inner = &run.frame[ETHERNET..];
+    match packet.header.family {
+        // Nobody fragments IPv6 on the way.
+        Family::V6 => [0, 0, DONT_FRAGMENT, 0],
+        Family::V4 if inner[6] & DONT_FRAGMENT != 0 => [0, 0, DONT_FRAGMENT, 0],
+        Family::V4 => {
+            let [high, low] = (run.balancer.sent as u16).to_be_bytes();
+            [high, low, 0, 0]
+        }
+    }
+}
+
+/// An outer IP header for so many bytes. The ToS byte is the inner one's.
+fn outer_header(
+    run: &Run<'_>,
+    packet: &Packet,
+    ends: (IpAddr, IpAddr),
+    protocol: u8,
+    payload: u16,
+) -> Vec<u8> {
+    let (source, real) = ends;
+    let tos = packet.header.tos;
     let mut header;
     match real {
         IpAddr::V4(_) => {
             header = vec![0x45, tos];
             header.extend(payload.wrapping_add(IPV4 as u16).to_be_bytes());
-            header.extend([0, 0, 0, 0, TTL, protocol, 0, 0]);
+            header.extend(fragmentation(run, packet));
+            header.extend([TTL, protocol, 0, 0]);
             header.extend(octets(source));
             header.extend(octets(real));
             let check = !sum(&header);
@@ -131,8 +159,8 @@ fn ipip(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8
         Family::V4 => IPIP,
         Family::V6 => IPV6_IN_IP,
     };
-    let header = &packet.header;
-    outer_header(source, real, protocol, header.packet_length(), header.tos)
+    let length = packet.header.packet_length();
+    outer_header(run, packet, (source, real), protocol, length)
 }
 
 /// GUE, variant 1: a UDP header, and the packet at once.
@@ -170,7 +198,7 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
         };
         put_u16(&mut udp, 6, check);
     }
-    let mut outer = outer_header(own, real, PROTOCOL_UDP, length, packet.header.tos);
+    let mut outer = outer_header(run, packet, (own, real), PROTOCOL_UDP, length);
     outer.extend(udp);
     outer
 }
@@ -206,13 +234,11 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
             add(header_sum, !pseudo)
         }
         Family::V6 => {
-            let pseudo = pseudo_sum(
-                header.source,
-                header.destination,
-                header.protocol,
-                header.length,
-            );
-            add(sum(&ip[..IPV6]), !pseudo)
+            // Extension headers are no part of what the pseudo header is about.
+            let headers = header.payload - ETHERNET;
+            let length = header.length.wrapping_sub((headers - IPV6) as u16);
+            let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
+            add(sum(&ip[..headers]), !pseudo)
         }
     })
 }

@@ -69,7 +69,10 @@ impl Balancer {
     /// Every frame counts in *total*, and in exactly one of the others.
     fn count_frame(&mut self, end: End, bytes: u64) {
         let (packets_of, bytes_of) = match end {
-            End::Tx(_) => ("tx.packets", "tx.bytes"),
+            End::Tx(_) => {
+                self.sent += 1;
+                ("tx.packets", "tx.bytes")
+            }
             End::Pass(_) => ("pass.packets", "pass.bytes"),
             End::Drop(_) => ("drop.packets", "drop.bytes"),
         };

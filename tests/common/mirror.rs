@@ -17,6 +17,7 @@ use katran::VipFlags;
 use katran::ring::Endpoint;
 use katran::ring::Ring;
 use katran::ring::RingSize;
+use katran::state::OuterDontFragment;
 use katran_model as model;
 use katran_model::Balancer;
 
@@ -63,6 +64,7 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         gue_port: settings.gue_port.unwrap(),
         ipip_source_v4: first(settings.ipip_source_v4.unwrap().into()),
         ipip_source_v6: first(settings.ipip_source_v6.unwrap().into()),
+        outer_dont_fragment: settings.outer_dont_fragment == Some(OuterDontFragment::Inherit),
         udp_timeout: settings.udp_timeout.unwrap().as_millis() as u64,
         flood_threshold: settings.flood_threshold.unwrap().into(),
         has_flow_table: forwards,
