@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test soak sabotage newest compilers bench lint docs clean
+.PHONY: help demo test soak sabotage newest compilers kernels bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
@@ -52,6 +52,11 @@ compilers: ## the BPF programs by the oldest and the newest clang, loaded (root;
 	@scripts/setup test
 	@$(LOCK_FITS)
 	scripts/compilers $(ARGS)
+
+kernels: ## what depends on the kernel, under Linux 6.1 and 6.12 in emulated machines (root; hours)
+	@scripts/setup test
+	@$(LOCK_FITS)
+	scripts/kernels $(ARGS)
 
 # Figures last (and nothing else has an f): it draws what the others have found.
 bench: ## all benches (root), and the figures of docs/; ARGS go to each of them

@@ -29,27 +29,35 @@ const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("
 /// Stands in for CAP_BPF and CAP_PERFMON.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// What the verifier needs to know the types of arguments from, for functions that it looks at once.
+/// Where the verifier knows the types of arguments from, of functions that it looks at once.
 const KERNEL_TYPES: &str = "sys/kernel/btf/vmlinux";
 /// 0: the kernel interprets programs, and then refuses those that make both calls and tail calls.
 const COMPILES: &str = "proc/sys/net/core/bpf_jit_enable";
 
-/// Refuses a kernel that is too old, or lacks what the programs need: the verifier's own words would not say so.
+/// Refuses a kernel that is too old.
 ///
 /// # Errors
-/// [`Error::KernelTooOld`], [`Error::Unsupported`].
+/// [`Error::KernelTooOld`].
 pub(crate) fn check_kernel() -> Result<()> {
     let name = uname().map_err(|errno| Error::Kernel {
         operation: "ask for the kernel's release",
         object: "uname".to_owned(),
         errno: errno.into(),
     })?;
-    check_release(&name.release().to_string_lossy())?;
-    check_facilities(Path::new("/"))
+    check_release(&name.release().to_string_lossy())
+}
+
+/// Refuses a kernel that lacks what the balancer's programs need, in words that the verifier does not have. The
+/// other programs, without tail calls and such functions, load there.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub(crate) fn check_facilities() -> Result<()> {
+    facilities_in(Path::new("/"))
 }
 
 /// What cannot be read (no `/sys`, a network namespace other than the first, no privilege) is no reason.
-fn check_facilities(root: &Path) -> Result<()> {
+fn facilities_in(root: &Path) -> Result<()> {
     let refused = |what: &str, reason| {
         Err(Error::Unsupported {
             what: format!("a kernel {what}"),
@@ -172,7 +180,7 @@ mod tests {
     #[test]
     fn a_kernel_that_interprets_programs_or_has_no_types_is_refused() {
         let root = tempfile::tempdir().unwrap();
-        let check = || check_facilities(root.path()).map_err(|error| error.to_string());
+        let check = || facilities_in(root.path()).map_err(|error| error.to_string());
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

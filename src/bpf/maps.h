@@ -77,8 +77,10 @@ struct server_id_chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, SERVER_ID_CHUNK_LINES);
-	__type(key, __u32);
-	__type(value, struct server_id_line);
+	/* Not by type: Linux 6.1 takes a map whose values are known to be structs for unlike one whose
+	 * are not, as those are that the library makes. */
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct server_id_line));
 };
 
 struct {

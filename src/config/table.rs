@@ -279,6 +279,7 @@ macro_rules! settings {
     (@form list $given:ty) => { $given };
     (@form texts $given:ty) => { Texts<$given> };
     (@form text $given:ty) => { Text<$given> };
+    (@form auto $given:ty) => { AutoOr };
     (@form set $given:ty) => { Set<$given> };
     (@form seconds $given:ty) => { Seconds };
     (@form (prefix $length:literal) $given:ty) => { FirstOf<$given, $length> };

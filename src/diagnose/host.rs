@@ -70,7 +70,8 @@ pub(super) fn host(facts: &HostFacts, found: &mut Diagnosis) {
         Some(false) => found.warn(
             about,
             format!(
-                "Linux {release} interprets BPF programs instead of compiling them: several times slower"
+                "Linux {release} interprets BPF programs instead of compiling them: the balancer does not load, the \
+                 other programs are several times slower"
             ),
             "sysctl -w net.core.bpf_jit_enable=1",
         ),

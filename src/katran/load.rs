@@ -56,6 +56,7 @@ impl Builder {
     pub fn load(self) -> Result<Katran> {
         let config = self.validate()?;
         environment::check_kernel()?;
+        environment::check_facilities()?;
         let cpus = map::possible_cpus()
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;

@@ -443,6 +443,10 @@ fn an_interface_that_was_moved_is_told_so_where_it_was() {
     }
     assert_eq!(host.run(|| states(&decap)), (Moved, Moved));
     assert!(program(&other, "dev0").is_some());
+    // Where it is now its program is in the way, like anybody's.
+    let there = other.run(|| decap.attach("dev0", XdpMode::Generic));
+    let error = there.unwrap_err();
+    assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
     // Another one with its index is not it.
     host.ip(&format!(
         "link add dev7 index {index} type veth peer name dev8"

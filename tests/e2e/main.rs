@@ -41,3 +41,4 @@ mod switch;
 mod traffic;
 mod tunnels;
 mod vlan;
+mod vrf;

@@ -10,6 +10,7 @@ mod cases;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
+mod decap;
 mod generate;
 mod mutate;
 mod pair;

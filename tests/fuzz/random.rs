@@ -22,7 +22,7 @@ const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 const LONGEST: usize = 3520;
 const LONGEST_FRAGS: usize = 9014;
 
-fn setting(name: &str, default: u64) -> u64 {
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.replace('_', "").parse().unwrap())
 }

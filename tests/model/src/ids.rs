@@ -241,7 +241,7 @@ fn by_stable_udp(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
 }
 
 /// The id in TCP's options: kind 0xB7, six bytes, little-endian.
-fn tcp_option(frame: &[u8], segment: usize) -> Option<u32> {
+pub(crate) fn tcp_option(frame: &[u8], segment: usize) -> Option<u32> {
     const MOST: usize = 15;
     let end = segment + usize::from(frame[segment + 12] >> 4) * 4;
     let mut at = segment + TCP;

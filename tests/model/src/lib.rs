@@ -19,11 +19,14 @@
 //! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`] |
 //! | 9 | [`out`] | local delivery, or an outer header |
 //!
+//! [`decap`] is the other end of the tunnel, on a backend.
+//!
 //! [`rows`] says which rows of the specification's table of differences the program has already.
 
 pub mod bytes;
 pub mod choose;
 pub mod config;
+pub mod decap;
 pub mod flow;
 pub mod hash;
 pub mod icmp;
@@ -43,6 +46,7 @@ use std::collections::BTreeMap;
 pub use config::Config;
 pub use config::Encapsulation;
 pub use config::Features;
+pub use decap::Decap;
 pub use flow::Entry;
 pub use flow::Flow;
 pub use flow::FlowTable;

@@ -14,7 +14,8 @@ use crate::walk::Run;
 
 /// A TCP header without options.
 pub const TCP: usize = 20;
-const SYN: u8 = 0x02;
+/// The flag that opens a connection.
+pub const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
 /// All that later steps need to know of a packet.

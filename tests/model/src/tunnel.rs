@@ -182,30 +182,35 @@ fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
     Ok(())
 }
 
-/// A mark that routers have put on the outer header reaches the inner one (RFC 6040). A sender that
-/// does not know such marks hears of congestion by the loss.
 fn pass_on_congestion(run: &mut Run<'_>, header: &Header, tunnel: &Tunnel) -> Step<()> {
     let inner = &mut run.frame[tunnel.at..];
-    let shift = match tunnel.inner {
+    match pass_on_mark(inner, tunnel.inner, header.tos) {
+        true => Ok(()),
+        false => Err(End::Drop("ecn")),
+    }
+}
+
+/// A mark that routers have put on the outer header reaches the inner one (RFC 6040). `false`: the inner
+/// packet's sender does not know such marks; it hears of congestion by the loss.
+pub(crate) fn pass_on_mark(inner: &mut [u8], family: Family, outer_tos: u8) -> bool {
+    let shift = match family {
         Family::V4 => 0,
         Family::V6 => 4,
     };
-    let mark = match (header.tos & MARK, inner[1] >> shift & MARK) {
-        (CE, NOT_ECT) => return Err(End::Drop("ecn")),
+    let mark = match (outer_tos & MARK, inner[1] >> shift & MARK) {
+        (CE, NOT_ECT) => return false,
         (CE, _) => CE,
         (ECT_1, ECT_0) => ECT_1,
         (_, mark) => mark,
     };
     let before = u16_at(inner, 0);
     inner[1] = inner[1] & !(MARK << shift) | mark << shift;
-    if tunnel.inner == Family::V4 {
-        let after = u16_at(inner, 0);
-        if after != before {
-            let check = replaced(u16_at(inner, 10), before, after);
-            put_u16(inner, 10, check);
-        }
+    let after = u16_at(inner, 0);
+    if family == Family::V4 && after != before {
+        let check = replaced(u16_at(inner, 10), before, after);
+        put_u16(inner, 10, check);
     }
-    Ok(())
+    true
 }
 
 /// What leaves by an egress address is no tunnel, and comes from where it may.

@@ -1,0 +1,105 @@
+//! The backend's decapsulator against its model, on the frames that the balancer gets.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use katran::Prefix;
+use katran::flows::Verdict;
+use katran_model as model;
+use serde_json::Value;
+
+use crate::common::bpf;
+use crate::common::ip;
+use crate::generate::Generator;
+use crate::generate::Target;
+use crate::pair::hex;
+use crate::random::setting;
+
+const GUE_PORT: u16 = 6080;
+const OWN_ID: u32 = 0x8001;
+/// Ends of tunnels that frames go to.
+const OWN: [&str; 2] = ["192.0.2.200", "2001:db8:9::200"];
+
+/// Some of the clients and services.
+const SOURCES: [&str; 2] = ["100.64.7.0/24", "2001:db8:c:7::/64"];
+const DESTINATIONS: [&str; 2] = ["203.0.113.0/30", "2001:db8:1::/126"];
+
+fn prefixes(limited: bool, prefixes: [&str; 2]) -> Vec<(IpAddr, u8)> {
+    let prefixes = prefixes.map(|prefix| prefix.parse::<Prefix>().unwrap());
+    let prefixes = prefixes.map(|prefix| (prefix.address(), prefix.length()));
+    if limited {
+        prefixes.to_vec()
+    } else {
+        Vec::new()
+    }
+}
+
+#[test]
+fn the_model_and_the_decapsulator_agree_on_random_frames() {
+    katran_lab::require_root();
+    // All destinations; two; one of one family; without GUE; with limits of where from and where to.
+    let kinds: [(&[&str], u16, u32, bool); 5] = [
+        (&[], GUE_PORT, 0, false),
+        (&OWN, GUE_PORT, OWN_ID, false),
+        (&OWN[1..], GUE_PORT, OWN_ID, false),
+        (&OWN[..1], 0, 0, false),
+        (&[], GUE_PORT, OWN_ID, true),
+    ];
+    let frames = setting("KATRAN_FRAMES", 200_000) / 8 / kinds.len() as u64;
+    let seed = setting("KATRAN_SEED", fastrand::u64(..));
+    eprintln!("KATRAN_SEED={seed}");
+    let mut moved = BTreeSet::new();
+    for (destinations, port, id, limited) in kinds {
+        let mut builder = katran::Decap::builder().server_id(id).gue_port(port);
+        for destination in destinations {
+            builder = builder.destination(ip(destination));
+        }
+        if limited {
+            builder = builder
+                .allow_sources(SOURCES.map(|prefix| prefix.parse().unwrap()))
+                .allow_destinations(DESTINATIONS.map(|prefix| prefix.parse().unwrap()));
+        }
+        let decap = builder.load().unwrap();
+        let mut model = model::Decap {
+            destinations: destinations.iter().map(|address| ip(address)).collect(),
+            allow_sources: prefixes(limited, SOURCES),
+            allow_destinations: prefixes(limited, DESTINATIONS),
+            gue_port: port,
+            server_id: id,
+            ..model::Decap::default()
+        };
+        let target = Target {
+            gue_port: GUE_PORT,
+            max_frame: 1514,
+            longest: 3520,
+        };
+        let mut generator = Generator::new(seed, target);
+        for _ in 0..frames {
+            let frame = generator.frame();
+            let ran = bpf::run(decap.program_fd(), &frame);
+            let (verdict, out) = model.take(&frame);
+            let what = format!("KATRAN_SEED={seed} {destinations:?}: {}", hex(&frame));
+            let passed = verdict == model::Verdict::Pass;
+            assert_eq!(ran.verdict == Verdict::Pass, passed, "{what}");
+            assert!(!passed || ran.frame == out, "{what}\n{}", hex(&ran.frame));
+        }
+        moved.extend(check_counters(&decap, &model));
+    }
+    // All but the one for frames whose head cannot be moved.
+    assert!(moved.len() >= 14, "{moved:?}");
+}
+
+/// Compares all counters; those that have moved.
+fn check_counters(decap: &katran::Decap, model: &model::Decap) -> Vec<String> {
+    let counters = decap.counters().unwrap();
+    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
+        panic!("counters are an object");
+    };
+    for (name, count) in &counted {
+        let of_model = model.counters.0.iter().find(|((_, of), _)| of == name);
+        let expected = of_model.map_or(0, |(_, count)| *count);
+        assert_eq!(count.as_u64(), Some(expected), "{name}");
+    }
+    counted.retain(|_, count| *count != 0);
+    counted.into_iter().map(|(name, _)| name).collect()
+}
