@@ -52,6 +52,7 @@ mod diagnose;
 mod document;
 mod environment;
 mod error;
+mod frame_limit;
 #[cfg(test)]
 mod generated;
 mod healthcheck;

@@ -11,4 +11,5 @@ pub use crate::document::ProbeMatch;
 pub use crate::document::ProbeMatchState;
 pub use crate::document::ServerIdState;
 pub use crate::document::VipState;
+pub use crate::types::MaxFrame;
 pub use crate::types::OuterDontFragment;

@@ -11,8 +11,6 @@
 #include <bpf/bpf_helpers.h>
 
 const volatile __u32 features = 0;
-/* The largest frame that is forwarded, Ethernet header included. */
-const volatile __u32 max_frame = 1514;
 const volatile __u32 ring_size = 65537;
 /* Start values of the flow hash: max_vips * ring_size, and max_vips. */
 const volatile __u32 hash_seed = 0;

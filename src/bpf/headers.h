@@ -9,6 +9,7 @@
 
 #define IPV4_FRAGMENT_MASK 0x3fff /* more-fragments flag and offset */
 #define IPV4_DONT_FRAGMENT 0x4000
+#define IPV6_MIN_MTU 1280
 
 /* The six bytes of a MAC address as they lie in memory. */
 static __always_inline __u64 mac_load(const void *from)

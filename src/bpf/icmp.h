@@ -145,7 +145,7 @@ static __always_inline int too_big_v4(const struct run *run)
 	*icmp = (struct icmp_header){
 		.type = ICMPV4_UNREACHABLE,
 		.code = ICMPV4_CODE_FRAGMENTATION_NEEDED,
-		.v4.mtu = bpf_htons(max_frame - sizeof(*eth)),
+		.v4.mtu = bpf_htons(live.max_frame - sizeof(*eth)),
 	};
 	icmp->checksum = ~csum_fold(
 		bpf_csum_diff(NULL, 0, (void *)icmp, sizeof(*icmp) + TOO_BIG_QUOTE_V4, 0));
@@ -154,6 +154,7 @@ static __always_inline int too_big_v4(const struct run *run)
 
 static __always_inline int too_big_v6(const struct run *run)
 {
+	const __u32 mtu = live.max_frame - sizeof(struct ethhdr);
 	const __u16 payload = sizeof(struct icmp_header) + TOO_BIG_QUOTE_V6;
 	struct ethhdr *eth;
 	struct ipv6hdr *ip, *quoted;
@@ -177,7 +178,8 @@ static __always_inline int too_big_v6(const struct run *run)
 	};
 	*icmp = (struct icmp_header){
 		.type = ICMPV6_TOO_BIG,
-		.mtu_v6 = bpf_htonl(max_frame - sizeof(*eth)),
+		/* No link has less (RFC 8200, 5): hosts need not believe it. */
+		.mtu_v6 = bpf_htonl(mtu < IPV6_MIN_MTU ? IPV6_MIN_MTU : mtu),
 	};
 	/* Pseudo header (RFC 8200, 8.1): both addresses, the length, the next header. */
 	sum = bpf_htons(payload) + bpf_htons(IPPROTO_ICMPV6);

@@ -41,7 +41,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 		run->explanation->vip = choice.vip_number + 1;
 
 	if (!is(run, SPECIAL)) {
-		if (run->length > max_frame) {
+		if (run->length > live.max_frame) {
 			note_step(run, STEP_TOO_BIG);
 			tell(run, EVENT_TOO_BIG);
 			if (!feature(FEATURE_ICMP_TOO_BIG))

@@ -22,7 +22,6 @@
 
 #define IPV6_NEXT_FRAGMENT 44
 #define QUOTED_TRANSPORT_BYTES 8 /* what RFC 792 promises of the quoted packet */
-#define IPV6_MIN_MTU 1280
 #define TCP_FLAGS_BYTE 13
 #define TCP_SYN 0x02
 #define TCP_RST 0x04

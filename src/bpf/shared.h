@@ -468,16 +468,15 @@ struct own_addresses {
 	__u32 v6[4];
 };
 
-/* What the control side changes while packets flow; everything else is a load-time constant. */
+/* What the control side changes while packets flow; everything else is a load-time constant. What every
+ * packet reads lies in the first cache line. */
 struct live {
 	__u64 gateway_mac; /* six bytes as in a frame, then two zero bytes: one load, one store */
 	__u32 watched_vip; /* the number of the VIP whose misses count per real, plus one; 0: none */
 	__u32 any_port_vips; /* how many there are: none, no lookup */
 	__u32 prefix_vips;
 	__u32 any_port_prefix_vips;
-	/* The server-id table in force: its part times SERVER_ID_TABLE, and the number of its
-	 * lines minus one, a mask. One word, so that both are of one table. */
-	__u32 server_ids;
+	__u32 max_frame; /* the longest frame that is forwarded, Ethernet header included */
 	/* The outer sources of GUE, and what strict destination goes by. The second of the two is
 	 * written while packets read the first, and the other way round. */
 	__u32 own_in_force;
@@ -485,6 +484,10 @@ struct live {
 	__u64 gateway_mac_v6; /* the same for reals with IPv6 addresses */
 	__u32 events; /* a bit for each kind that is listened to */
 	__u32 event_limit; /* events of each kind a second and CPU */
+	/* The server-id table in force: its part times SERVER_ID_TABLE, and the number of its
+	 * lines minus one, a mask. One word, so that both are of one table. */
+	__u32 server_ids;
+	__u32 reserved;
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port

@@ -13,8 +13,10 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
+use serde::de::Unexpected;
 use serde::de::Visitor;
 
+use crate::types::MaxFrame;
 use crate::types::flag_by_name;
 use crate::types::flag_names;
 
@@ -68,6 +70,57 @@ where
 impl<T: fmt::Display> Serialize for Text<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+/// A number, or `"auto"`.
+pub(super) struct AutoOr(MaxFrame);
+
+impl Form<MaxFrame> for AutoOr {
+    fn write(value: MaxFrame) -> Self {
+        Self(value)
+    }
+
+    fn read(self) -> MaxFrame {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for AutoOr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrWord;
+
+        impl Visitor<'_> for NumberOrWord {
+            type Value = AutoOr;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or \"auto\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<AutoOr, E> {
+                let bytes = u32::try_from(number);
+                let bytes = bytes.map_err(|_| E::invalid_value(Unexpected::Signed(number), &self));
+                bytes.map(|bytes| AutoOr(MaxFrame::Bytes(bytes)))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<AutoOr, E> {
+                match word {
+                    "auto" => Ok(AutoOr(MaxFrame::Auto)),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrWord)
+    }
+}
+
+impl Serialize for AutoOr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            MaxFrame::Bytes(bytes) => serializer.serialize_u32(bytes),
+            auto => serializer.collect_str(&auto),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::Gateway;
 use crate::types::MacAddr;
+use crate::types::MaxFrame;
 use crate::types::check_host;
 
 /// Refuses a gateway that cannot be.
@@ -99,6 +100,13 @@ where
             value,
             format!("must be {} to {}", range.start(), range.end()),
         )),
+    }
+}
+
+pub(super) fn check_max_frame(longest: MaxFrame) -> Result<()> {
+    match longest {
+        MaxFrame::Auto => Ok(()),
+        MaxFrame::Bytes(bytes) => within("max_frame", bytes, 590..=65_549),
     }
 }
 

@@ -27,6 +27,8 @@ use super::constants::write_by;
 use super::cpus::ForwardingCpu;
 use super::features::Features;
 #[cfg(feature = "serde")]
+use super::keys::AutoOr;
+#[cfg(feature = "serde")]
 use super::keys::FirstOf;
 #[cfg(feature = "serde")]
 use super::keys::Form;
@@ -42,6 +44,7 @@ use super::ranges::check_gateway_mac;
 use super::ranges::check_interface_name;
 use super::ranges::check_ipip_source_v4;
 use super::ranges::check_ipip_source_v6;
+use super::ranges::check_max_frame;
 use super::ranges::check_ring_size;
 use super::ranges::check_source;
 use super::ranges::check_udp_timeout;
@@ -61,6 +64,7 @@ use crate::types::FlowTableKind;
 use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
+use crate::types::MaxFrame;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
 use crate::types::TcHook;
@@ -269,19 +273,21 @@ settings! {
     /// The longest frame that is forwarded, in bytes, Ethernet header included and before
     /// encapsulation.
     ///
-    /// Longer ones are answered with an ICMP error that names `max_frame` - 14 as the MTU, or
-    /// dropped without [`Features::ICMP_TOO_BIG`].
+    /// Longer ones are answered with an ICMP error that names `max_frame` - 14 as the MTU (for IPv6 1,280 at
+    /// least), or dropped without [`Features::ICMP_TOO_BIG`].
     ///
-    /// 590 is an MTU of 576, and 65,549 the longest IPv4 packet.
+    /// [`MaxFrame::Auto`] is what can be sent: the MTU of the interface that the balancer is attached to, less
+    /// 20 bytes for the outer header, 40 as soon as there is a real with an IPv6 address, and 8 more with
+    /// GUE; of several interfaces the smallest MTU counts. It follows the MTU. A number stays what it is; 590 is
+    /// an MTU of 576, and 65,549 the longest IPv4 packet.
     #[doc(alias = "MAX_PCKT_SIZE")]
-    max_frame: u32 {
-        set: max_frame(bytes: u32) = bytes,
-        default: (1514),
-        range: (590 to 65_549),
+    max_frame: MaxFrame {
+        set: max_frame(bytes: impl Into<MaxFrame>) = bytes.into(),
+        default: (MaxFrame::Auto, "`auto`"),
+        range: ("`auto`, or 590 to 65_549", |longest| check_max_frame(*longest)),
         unit: "bytes",
-        key: plain,
+        key: auto,
         changes: never,
-        constants: (max_frame),
     }
 
     /// Whether the program accepts frames that the driver keeps in several buffers.

@@ -277,6 +277,7 @@ macro_rules! settings {
     (@form plain $given:ty) => { $given };
     (@form list $given:ty) => { $given };
     (@form text $given:ty) => { Text<$given> };
+    (@form auto $given:ty) => { AutoOr };
     (@form set $given:ty) => { Set<$given> };
     (@form seconds $given:ty) => { Seconds };
     (@form (prefix $length:literal) $given:ty) => { FirstOf<$given, $length> };

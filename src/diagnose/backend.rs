@@ -15,7 +15,6 @@ use super::interface::lost;
 use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
-use super::overhead;
 use crate::types::Encapsulation;
 use crate::types::Family;
 
@@ -156,7 +155,7 @@ fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
         return;
     }
     let of = clients.family;
-    let has_room_for_gue = longest + overhead(Encapsulation::Gue, facts.outer) <= mtu;
+    let has_room_for_gue = longest + Encapsulation::Gue.overhead(facts.outer) <= mtu;
     for (encapsulation, kind, is_moot, severe) in [
         (
             Encapsulation::Ipip,
@@ -169,7 +168,7 @@ fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
         if is_moot {
             continue;
         }
-        let needed = overhead(encapsulation, facts.outer);
+        let needed = encapsulation.overhead(facts.outer);
         if longest + needed <= mtu {
             let message =
                 format!("{mtu}: room for clients' {of} packets of {longest} bytes in {kind}");

@@ -11,6 +11,7 @@ use super::facts::XDP_ACT_NDO_XMIT;
 use super::host::host;
 use super::interface::Holder;
 use super::interface::Pages;
+use super::interface::checksums;
 use super::interface::holder;
 use super::interface::interface;
 use super::interface::lost;
@@ -18,14 +19,19 @@ use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
 use super::interrupts;
-use super::overhead;
+use crate::frame_limit::longest_frame;
 use crate::next_hop::NextHop;
 use crate::types::ByFamily;
 use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::Gateway;
 use crate::types::MacAddr;
+use crate::types::MaxFrame;
 use crate::types::NextHops;
+
+/// Bytes of packets that most clients send.
+const USUAL_MTU: u32 = 1500;
+const ETHERNET: u32 = 14;
 
 /// The name of the root program.
 const ROOT: &str = "katran_root";
@@ -36,8 +42,9 @@ pub(crate) struct Balancer {
     pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
     pub(crate) pages: Pages,
-    /// Bytes, Ethernet header included.
-    pub(crate) max_frame: u32,
+    pub(crate) max_frame: MaxFrame,
+    /// Longer packets are answered with an ICMP error.
+    pub(crate) answers_too_big: bool,
     pub(crate) encapsulation: Encapsulation,
     /// Whether there are reals of IPv4 and of IPv6.
     pub(crate) reals: ByFamily<bool>,
@@ -89,6 +96,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     if interface(&facts.interface, &mut found) {
         program(facts, &mut found);
         offload(&facts.interface, &mut found);
+        checksums(&facts.interface, &mut found);
         queues(facts, &mut found);
         mtu(facts, &mut found);
     }
@@ -245,27 +253,42 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let ByFamily { v4, v6 } = facts.reals;
     // Without reals nothing is known: the larger one.
     let outer = if v6 || !v4 { Family::V6 } else { Family::V4 };
-    let needed = overhead(facts.encapsulation, outer);
-    let (longest, mtu) = (facts.max_frame - 14, facts.interface.mtu);
-    if longest + needed <= mtu {
+    let needed = facts.encapsulation.overhead(outer);
+    let mtu = facts.interface.mtu;
+    let longest = match facts.max_frame {
+        MaxFrame::Bytes(bytes) => bytes,
+        MaxFrame::Auto => longest_frame(mtu, needed),
+    };
+    let longest = longest.saturating_sub(ETHERNET);
+    let room = mtu.saturating_sub(needed);
+    let is_found_out = facts.max_frame == MaxFrame::Auto;
+    if longest <= room && (longest >= USUAL_MTU || !is_found_out) {
         let message =
             format!("{mtu}: room for packets of {longest} bytes and {needed} around them");
         return found.ok(Subject::Mtu, message);
     }
-    let message = format!(
-        "{mtu}: packets above {} bytes cannot leave, as {needed} come around them; up to {longest} are \
-         accepted",
-        mtu.saturating_sub(needed)
-    );
+    let name = &facts.interface.name;
+    let wanted = needed + if is_found_out { USUAL_MTU } else { longest };
+    let mss = room.saturating_sub(60);
     let advice = format!(
-        "ip link set {} mtu {}, there and on the way to the reals; or have backends announce a smaller \
-         MSS (ip route ... advmss {}), or set max_frame = {}",
-        facts.interface.name,
-        longest + needed,
-        mtu.saturating_sub(needed + 60),
-        mtu.saturating_sub(needed) + 14,
+        "ip link set {name} mtu {wanted}, there and on the way to the reals; or have backends announce a \
+         smaller MSS (ip route ... advmss {mss})"
     );
-    found.warn(Subject::Mtu, message, advice);
+    if !is_found_out {
+        let message = format!(
+            "{mtu}: packets above {room} bytes cannot leave, as {needed} come around them; up to {longest} \
+             are accepted"
+        );
+        let advice = format!("{advice}, or set max_frame = {}", room + ETHERNET);
+        return found.warn(Subject::Mtu, message, advice);
+    }
+    let message = |fate: &str| {
+        format!("{mtu}: packets above {longest} bytes are {fate}, as {needed} come around them")
+    };
+    match facts.answers_too_big {
+        true => found.note(Subject::Mtu, message("answered with an ICMP error"), advice),
+        false => found.warn(Subject::Mtu, message("dropped"), advice),
+    }
 }
 
 const NEXT_HOP_ADVICE: &str = "ip route; ip neighbour; or set gateway_mac";

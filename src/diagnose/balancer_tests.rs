@@ -6,6 +6,7 @@ use crate::diagnose::OurAttachment;
 use crate::diagnose::Ours;
 use crate::diagnose::Present;
 use crate::diagnose::Severity;
+use crate::diagnose::facts::OtherEnd;
 use crate::diagnose::facts::XDP_ACT_BASIC;
 use crate::diagnose::interrupts::Interrupt;
 use crate::environment::Privileges;
@@ -40,6 +41,8 @@ fn good() -> Balancer {
             interrupts: Vec::new(),
             lro: Some(false),
             gro: Some(true),
+            hardware_gro: Some(false),
+            other_end: None,
             rxvlan: Some(false),
             ours: Ours {
                 program: Some(7),
@@ -51,7 +54,8 @@ fn good() -> Balancer {
             },
         },
         pages: Pages::One,
-        max_frame: 1514,
+        max_frame: MaxFrame::Bytes(1514),
+        answers_too_big: true,
         encapsulation: Encapsulation::Ipip,
         reals: ByFamily::of(|_| true),
         sources: ByFamily::of(|_| true),
@@ -136,7 +140,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 44] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 49] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -367,6 +371,32 @@ fn each_trouble_is_one_finding_with_advice() {
             "lro off",
         ),
         (
+            |f| f.interface.hardware_gro = Some(true),
+            Warning,
+            Subject::Offload,
+            "HW-GRO",
+            "rx-gro-hw off",
+        ),
+        (
+            |f| {
+                f.interface.other_end = Some(OtherEnd::Here {
+                    name: "veth7".to_owned(),
+                    leaves_checksums: Some(true),
+                });
+            },
+            Warning,
+            Subject::Offload,
+            "the other end, veth7, leaves checksums unfinished",
+            "ethtool -K veth7 tx off",
+        ),
+        (
+            |f| f.interface.other_end = Some(OtherEnd::Elsewhere),
+            Note,
+            Subject::Offload,
+            "in another network namespace",
+            "tx off",
+        ),
+        (
             |f| f.interface.rxvlan = Some(true),
             Note,
             Subject::Offload,
@@ -420,6 +450,27 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Mtu,
             "above 1460 bytes",
             "mtu 1540",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1500;
+                f.max_frame = MaxFrame::Auto;
+            },
+            Note,
+            Subject::Mtu,
+            "above 1460 bytes are answered with an ICMP error",
+            "mtu 1540",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1500;
+                f.max_frame = MaxFrame::Auto;
+                f.answers_too_big = false;
+            },
+            Warning,
+            Subject::Mtu,
+            "above 1460 bytes are dropped",
+            "advmss 1400",
         ),
         (
             |f| f.neighbours.clear(),

@@ -13,6 +13,7 @@ use crate::attach::Attachments;
 use crate::attach::OnInterface;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
+use crate::rtnetlink::Peer;
 use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
@@ -89,6 +90,18 @@ impl Present {
     }
 }
 
+/// The other end of a virtual link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OtherEnd {
+    /// In this network namespace.
+    Here {
+        name: String,
+        leaves_checksums: Option<bool>,
+    },
+    /// In another one, where it cannot be looked at.
+    Elsewhere,
+}
+
 /// An interface as it is now; what cannot be found out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InterfaceFacts {
@@ -107,6 +120,10 @@ pub(crate) struct InterfaceFacts {
     pub(crate) interrupts: Vec<Interrupt>,
     pub(crate) lro: Option<bool>,
     pub(crate) gro: Option<bool>,
+    /// GRO by the device.
+    pub(crate) hardware_gro: Option<bool>,
+    /// If it is one end of a virtual link.
+    pub(crate) other_end: Option<OtherEnd>,
     /// VLAN tags are taken off on arrival.
     pub(crate) rxvlan: Option<bool>,
     pub(crate) ours: Ours,
@@ -154,6 +171,15 @@ impl InterfaceFacts {
             facts.rxvlan = Some(rxvlan);
         }
         facts.gro = ethtool.gro(name).ok();
+        facts.hardware_gro = ethtool.feature(name, "rx-gro-hw").ok();
+        facts.other_end = match interface.peer {
+            Some(Peer::Here(index)) => requests.interface(index)?.map(|of| OtherEnd::Here {
+                leaves_checksums: ethtool.leaves_checksums(&of.name).ok(),
+                name: of.name,
+            }),
+            Some(Peer::Elsewhere) => Some(OtherEnd::Elsewhere),
+            None => None,
+        };
         Ok(facts)
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use super::Diagnosis;
 use super::InterfaceFacts;
 use super::Subject;
+use super::facts::OtherEnd;
 use super::facts::Present;
 use super::facts::XDP_ACT_NDO_XMIT;
 use super::facts::XDP_ACT_REDIRECT;
@@ -181,6 +182,15 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
         Some(program) => program.mode == XdpMode::Generic,
         None => facts.native() == Some(false),
     };
+    if facts.hardware_gro == Some(true) {
+        any = true;
+        let message = "the device merges packets (HW-GRO), beyond what can be wrapped";
+        found.warn(
+            Subject::Offload,
+            message,
+            format!("ethtool -K {name} rx-gro-hw off"),
+        );
+    }
     if facts.gro == Some(true) && generic {
         any = true;
         let message = "in generic mode receive offload (GRO) merges packets before the program";
@@ -200,5 +210,35 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     }
     if !any {
         found.ok(Subject::Offload, "nothing changes packets on arrival");
+    }
+}
+
+/// A virtual link can leave checksums unfinished, for whoever needs them. What native XDP sends on keeps no note
+/// of that, so nobody finishes them.
+pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
+    let is_generic = match &facts.program {
+        Some(program) => program.mode == XdpMode::Generic,
+        None => facts.native() == Some(false),
+    };
+    match &facts.other_end {
+        _ if is_generic => {}
+        Some(OtherEnd::Here {
+            name,
+            leaves_checksums: Some(true),
+        }) => found.warn(
+            Subject::Offload,
+            format!(
+                "the other end, {name}, leaves checksums unfinished: what this host sends is forwarded \
+                 with wrong ones"
+            ),
+            format!("ethtool -K {name} tx off"),
+        ),
+        Some(OtherEnd::Elsewhere) => found.note(
+            Subject::Offload,
+            "the other end of this virtual link is in another network namespace: if it leaves checksums \
+             unfinished, packets are forwarded with wrong ones",
+            "in that namespace: ethtool -k, and ethtool -K ... tx off",
+        ),
+        _ => {}
     }
 }

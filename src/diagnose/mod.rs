@@ -13,9 +13,6 @@ mod interrupts;
 
 use std::fmt;
 
-use crate::types::Encapsulation;
-use crate::types::Family;
-
 pub(crate) use backend::Backend;
 pub(crate) use backend::Clients;
 pub(crate) use backend::WayBack;
@@ -239,13 +236,4 @@ impl fmt::Display for Diagnosis {
         let notes = plural(Severity::Note, "note");
         write!(f, "{problems}, {warnings}, {notes}")
     }
-}
-
-/// Bytes that an outer header adds at the most.
-fn overhead(encapsulation: Encapsulation, outer: Family) -> u32 {
-    let udp = match encapsulation {
-        Encapsulation::Ipip => 0,
-        Encapsulation::Gue => 8,
-    };
-    udp + outer.header_bytes()
 }

@@ -220,6 +220,7 @@ mod tests {
     use crate::types::DecapMode;
     use crate::types::Encapsulation;
     use crate::types::HashFunction;
+    use crate::types::MaxFrame;
     use crate::types::VipFlags;
 
     const SPEC: &str = r#"
@@ -296,6 +297,26 @@ real = "198.51.100.1"
         assert_eq!(state.source_routes, [route]);
         let end = DecapState::new(ip("192.0.2.200"), DecapMode::Inline);
         assert_eq!(state.decap, [end]);
+    }
+
+    #[test]
+    fn the_longest_frame_is_a_number_or_auto() {
+        let document = |text: &str| format!("[balancer]\nmax_frame = {text}\n");
+        for (text, expected) in [
+            ("1514", MaxFrame::Bytes(1514)),
+            ("\"auto\"", MaxFrame::Auto),
+        ] {
+            let state = State::from_toml(&document(text)).unwrap();
+            assert_eq!(state.balancer.as_ref().unwrap().max_frame, Some(expected));
+            assert_eq!(state.to_toml().unwrap(), document(text));
+        }
+        for wrong in ["\"large\"", "-1", "4294967296", "true", "1514.0"] {
+            let error = State::from_toml(&document(wrong)).unwrap_err().to_string();
+            assert!(
+                error.contains("line 2") && error.contains("auto"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use super::Katran;
 use crate::attach::SharedEntries;
+use crate::config::Features;
 use crate::config::Topology;
 use crate::counters::DropReason;
 use crate::diagnose::Balancer;
@@ -133,6 +134,7 @@ impl Katran {
                 false => Pages::One,
             },
             max_frame: config.max_frame,
+            answers_too_big: config.features.contains(Features::ICMP_TOO_BIG),
             encapsulation: config.encapsulation,
             reals: ByFamily::of(has_reals),
             sources: ByFamily::of(|family| self.source(family).is_some()),

@@ -183,7 +183,7 @@ impl Katran {
         self.following.looked = Some(Instant::now());
     }
 
-    /// Attachments have changed: next hops are followed for those that are there.
+    /// Attachments have changed: next hops and MTUs are followed for those that are there.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
         let ground = self.following.take();
@@ -196,6 +196,11 @@ impl Katran {
         }
         let namespaces = &mut self.following.take().namespaces;
         namespaces.retain(|of| reasons.iter().any(|held| held.namespace == of.number));
+        let exits = reasons.iter().filter_map(|held| match held.reason {
+            Reason::Interface(index) => Some((held.namespace, index)),
+            Reason::Entry | Reason::HealthChecks | Reason::Embedder => None,
+        });
+        self.frame_limit.set_exits(&exits.collect::<Vec<_>>());
         self.following.lay(reasons);
     }
 

@@ -69,6 +69,13 @@ impl Gateways<'_> {
             .unwrap_or_default()
     }
 
+    /// The longest frame that is forwarded now, bytes: the setting
+    /// [`max_frame`](crate::Builder::max_frame), or what it has come to if that is
+    /// [`Auto`](crate::state::MaxFrame::Auto).
+    pub fn max_frame(&self) -> u32 {
+        self.katran.frame_limit.longest()
+    }
+
     /// The outer source address of a family, if one is set: what GUE sends from, and what
     /// `STRICT_DESTINATION` takes for this host's own.
     pub fn source(&self, family: Family) -> Option<IpAddr> {

@@ -75,6 +75,7 @@ use crate::config::Config;
 use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
+use crate::frame_limit::FrameLimit;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
 use crate::maps::Moment;
@@ -149,6 +150,8 @@ pub struct Katran {
     following: follow::Following,
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
+    /// Tells packets the longest frame.
+    frame_limit: FrameLimit,
     maps: Maps,
     programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
@@ -195,6 +198,11 @@ impl Katran {
             shared: Attachments::default(),
             following: follow::Following::default(),
             healthchecks,
+            frame_limit: FrameLimit::new(
+                config.max_frame,
+                config.encapsulation,
+                Arc::clone(&maps.live),
+            ),
             maps,
             programs,
             handed_out: AtomicBool::new(false),

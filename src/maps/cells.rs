@@ -20,7 +20,7 @@ use crate::types::MacAddr;
 use crate::types::RealFlags;
 use crate::types::address_bytes;
 
-const _: () = assert!(size_of::<types::live>() == 88);
+const _: () = assert!(size_of::<types::live>() == 96);
 
 /// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {
@@ -83,7 +83,7 @@ impl AsFd for RealCells {
 }
 
 /// Words of `live`.
-const SERVER_IDS: usize = 6;
+const MAX_FRAME: usize = 6;
 const OWN_IN_FORCE: usize = 7;
 const OWN: usize = 8;
 /// 64-bit words of it.
@@ -91,6 +91,7 @@ const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 9 };
 /// And 32-bit ones again.
 const EVENTS: usize = 20;
 const EVENT_LIMIT: usize = 21;
+const SERVER_IDS: usize = 22;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// `live`: what changes while packets flow.
@@ -110,6 +111,15 @@ impl Live {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
         self.memory.u64s()[GATEWAY_MACS[family]].store(word, Ordering::Release);
+    }
+
+    /// The longest frame that is forwarded, bytes.
+    pub(crate) fn set_max_frame(&self, bytes: u32) {
+        self.memory.u32s()[MAX_FRAME].store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn max_frame(&self) -> u32 {
+        self.memory.u32s()[MAX_FRAME].load(Ordering::Relaxed)
     }
 
     /// Which kinds of events packets tell, a bit each, and how many of each kind a second and CPU; that

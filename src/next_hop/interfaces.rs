@@ -127,6 +127,7 @@ mod tests {
             vlan,
             controller,
             vrf_table: None,
+            peer: None,
         };
         // Links 1 and 2 in bond 3, VLAN 4 on it, VLAN 5 on that; link 6 in VRF 8; macvlan 7 on it.
         let interfaces = Interfaces(BTreeMap::from([

@@ -222,6 +222,7 @@ mod tests {
             vlan: false,
             controller: None,
             vrf_table: None,
+            peer: None,
         };
         let change = |change: fn(&mut Interface)| {
             let mut now = up.clone();

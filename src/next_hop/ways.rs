@@ -252,6 +252,7 @@ mod tests {
             vlan: false,
             controller,
             vrf_table,
+            peer: None,
         };
         let mut interfaces = Interfaces::default();
         interfaces.replace(BTreeMap::from([

@@ -65,6 +65,17 @@ pub(crate) struct Interface {
     pub(crate) controller: Option<u32>,
     /// The routing table of the VRF that it is.
     pub(crate) vrf_table: Option<u32>,
+    /// The other end, if it is a virtual Ethernet link.
+    pub(crate) peer: Option<Peer>,
+}
+
+/// The other end of a virtual Ethernet link (veth).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// In the same network namespace, with this index.
+    Here(u32),
+    /// In another one.
+    Elsewhere,
 }
 
 /// What a route says; of several paths the first that is alive, and by `interface` if one of them is.
@@ -210,14 +221,17 @@ pub(super) fn interface_of(link: &LinkMessage) -> Interface {
         vlan: false,
         controller: None,
         vrf_table: None,
+        peer: None,
     };
     let (mut lower, mut kind) = (None, None);
+    let mut is_elsewhere = false;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Address(bytes) => interface.mac = mac(bytes),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Link(index) => lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
             LinkAttribute::Controller(index) => interface.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(kind_of).or(kind);
@@ -227,6 +241,10 @@ pub(super) fn interface_of(link: &LinkMessage) -> Interface {
         }
     }
     interface.vlan = kind == Some(InfoKind::Vlan);
+    interface.peer = match lower.filter(|_| kind == Some(InfoKind::Veth)) {
+        Some(_) if is_elsewhere => Some(Peer::Elsewhere),
+        peer => peer.map(Peer::Here),
+    };
     // Others have an index there that means something else: that of the peer.
     let lies_on_it =
         |kind: &InfoKind| matches!(kind, InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan);

@@ -10,6 +10,7 @@ mod requests;
 
 pub(crate) use answers::Interface;
 pub(crate) use answers::Neighbour;
+pub(crate) use answers::Peer;
 pub(crate) use answers::Route;
 pub(crate) use filters::TcProgram;
 pub(crate) use notices::Notice;

@@ -85,6 +85,16 @@ impl Notices {
         Ok(())
     }
 
+    /// Hears of changes of interfaces from now on, also in other network namespaces, if they have a number in
+    /// this one: see [`Requests::number_of_namespace`](super::Requests::number_of_namespace).
+    pub(crate) fn listen_to_links(&mut self) -> io::Result<()> {
+        self.0.add_membership(libc::RTNLGRP_LINK)?;
+        // Without the right to it others are not heard of; that a number was taken back is a change, too.
+        let _ = self.0.set_listen_all_namespaces(true);
+        let _ = self.0.add_membership(libc::RTNLGRP_NSID);
+        Ok(())
+    }
+
     /// Hears of nothing more.
     pub(crate) fn rest(&mut self) {
         for group in GROUPS.into_iter().chain([libc::RTNLGRP_NEXTHOP]) {

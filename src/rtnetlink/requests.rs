@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_core::NLM_F_CREATE;
@@ -14,12 +16,15 @@ use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourAddress;
 use netlink_packet_route::neighbour::NeighbourAttribute;
 use netlink_packet_route::neighbour::NeighbourFlags;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::neighbour::NeighbourState;
+use netlink_packet_route::nsid::NsidAttribute;
+use netlink_packet_route::nsid::NsidMessage;
 use netlink_packet_route::route::RouteAttribute;
 use netlink_packet_route::route::RouteFlags;
 use netlink_packet_route::route::RouteHeader;
@@ -49,6 +54,9 @@ pub(super) const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The table that routes are in if nobody says.
 pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// Of a network namespace: none, or any.
+const UNNUMBERED: i32 = -1;
 
 /// How often a list is asked for again that has changed while it was told.
 const MOST_DUMPS: usize = 5;
@@ -328,8 +336,19 @@ impl Requests {
 
     /// An interface by its index; `None`: there is none.
     pub(crate) fn interface(&mut self, index: u32) -> io::Result<Option<Interface>> {
+        self.interface_in(None, index)
+    }
+
+    /// The same of another network namespace, by its number in this one.
+    pub(crate) fn interface_in(
+        &mut self,
+        namespace: Option<i32>,
+        index: u32,
+    ) -> io::Result<Option<Interface>> {
         let mut question = LinkMessage::default();
         question.header.index = index;
+        let namespace = namespace.map(LinkAttribute::IfNetnsId);
+        question.attributes.extend(namespace);
         let answers = match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
             answers => answers?,
@@ -342,6 +361,30 @@ impl Requests {
 }
 
 impl Requests {
+    /// The number of a network namespace in that of this socket, which gives it one if it has none. It keeps
+    /// the other one not alive.
+    pub(crate) fn number_of_namespace(&mut self, namespace: BorrowedFd<'_>) -> io::Result<i32> {
+        let by_descriptor = NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs());
+        let mut question = NsidMessage::default();
+        question.attributes = vec![by_descriptor.clone(), NsidAttribute::Id(UNNUMBERED)];
+        match self.ask(RouteNetlinkMessage::NewNsId(question), NLM_F_ACK) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let mut question = NsidMessage::default();
+        question.attributes = vec![by_descriptor];
+        let answers = self.ask(RouteNetlinkMessage::GetNsId(question), 0)?;
+        let mut attributes = answers.iter().flat_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(told) => &told.attributes[..],
+            _ => &[],
+        });
+        let number = attributes.find_map(|attribute| match attribute {
+            NsidAttribute::Id(number) if *number != UNNUMBERED => Some(*number),
+            _ => None,
+        });
+        number.ok_or_else(|| io::Error::other("the kernel tells no number of the namespace"))
+    }
+
     /// All interfaces, by their indexes.
     pub(crate) fn interfaces(&mut self) -> io::Result<BTreeMap<u32, Interface>> {
         let question = RouteNetlinkMessage::GetLink(LinkMessage::default());

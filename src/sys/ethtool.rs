@@ -14,9 +14,17 @@ use nix::sys::socket::SockType;
 use nix::sys::socket::socket;
 
 const GDRVINFO: u32 = 0x03;
+const GTXCSUM: u32 = 0x16;
+const GSTRINGS: u32 = 0x1b;
 const GFLAGS: u32 = 0x25;
 const GGRO: u32 = 0x2b;
+const GSSET_INFO: u32 = 0x37;
+const GFEATURES: u32 = 0x3a;
 const GCHANNELS: u32 = 0x3c;
+
+/// The set of the names of features (ETH_SS_FEATURES), and the bytes of a name.
+const FEATURES: u32 = 4;
+const NAME_BYTES: usize = 32;
 
 const FLAG_RXVLAN: u32 = 1 << 8;
 const FLAG_LRO: u32 = 1 << 15;
@@ -81,6 +89,49 @@ impl Ethtool {
         self.value(interface, GGRO).map(|on| on != 0)
     }
 
+    /// Whether the interface leaves checksums of what it sends to a device, or, if it is virtual, to whoever
+    /// needs them.
+    pub(crate) fn leaves_checksums(&self, interface: &str) -> io::Result<bool> {
+        self.value(interface, GTXCSUM).map(|on| on != 0)
+    }
+
+    /// Whether a feature is on, by its name in `ethtool -k`; `false` if the kernel has none of that name.
+    pub(crate) fn feature(&self, interface: &str, name: &str) -> io::Result<bool> {
+        let Some(bit) = self.features(interface)?.position(|of| of == name) else {
+            return Ok(false);
+        };
+        // Command and number of blocks; of each block what is available, requested, active and fixed.
+        let mut answer = vec![0; 2 + 4 * (bit / 32 + 1)];
+        (answer[0], answer[1]) = (GFEATURES, bit as u32 / 32 + 1);
+        // SAFETY: the kernel writes as many blocks as there are, and not more than it is told there is room for.
+        unsafe { self.ask(interface, &mut answer[..]) }?;
+        let active = answer[2 + 4 * (bit / 32) + 2];
+        Ok(active & 1 << (bit % 32) != 0)
+    }
+
+    /// The names of all features, in the order of their bits.
+    fn features(&self, interface: &str) -> io::Result<impl Iterator<Item = String>> {
+        // Command, reserved, a mask of 64 bits with the set's, and the answer: how many names it has.
+        let mut question = [GSSET_INFO, 0, 1 << FEATURES, 0, 0];
+        // SAFETY: the kernel writes a struct ethtool_sset_info with a number for each bit of the mask.
+        unsafe { self.ask(interface, &mut question) }?;
+        let number = question[4] as usize;
+        // Command, set, number of names.
+        let mut answer = vec![0_u32; 3 + number * NAME_BYTES / 4];
+        (answer[0], answer[1], answer[2]) = (GSTRINGS, FEATURES, number as u32);
+        // SAFETY: the kernel writes a struct ethtool_gstrings with all names of the set; their number is the
+        // kernel's own, which does not change while it runs.
+        unsafe { self.ask(interface, &mut answer[..]) }?;
+        let words = answer.into_iter().skip(3);
+        let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
+        let names = (0..number).map(move |at| {
+            let name = &bytes[at * NAME_BYTES..][..NAME_BYTES];
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            String::from_utf8_lossy(name).into_owned()
+        });
+        Ok(names)
+    }
+
     fn value(&self, interface: &str, command: u32) -> io::Result<u32> {
         let mut value = Value { command, data: 0 };
         // SAFETY: for these commands the kernel writes two 32-bit words.
@@ -115,7 +166,7 @@ impl Ethtool {
 
     /// # Safety
     /// `answer` must begin with the command and be as long as what the kernel writes for it.
-    unsafe fn ask<T>(&self, interface: &str, answer: &mut T) -> io::Result<()> {
+    unsafe fn ask<T: ?Sized>(&self, interface: &str, answer: &mut T) -> io::Result<()> {
         // SAFETY: zero is a value of all of its fields.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
         if interface.len() >= request.ifr_name.len() {
@@ -138,3 +189,25 @@ impl Ethtool {
 
 const _: () = assert!(mem::size_of::<DriverAnswer>() == 196);
 const _: () = assert!(mem::size_of::<ChannelsAnswer>() == 36);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_known_by_their_names() {
+        let ethtool = Ethtool::new().unwrap();
+        let names: Vec<_> = ethtool.features("lo").unwrap().collect();
+        for name in ["rx-gro", "rx-gro-hw", "rx-lro", "tx-checksum-ip-generic"] {
+            assert!(names.iter().any(|of| of == name), "{name}: {names:?}");
+        }
+        // Two that the kernel tells in another way, too; and one beyond the first block.
+        let gro = ethtool.feature("lo", "rx-gro").unwrap();
+        assert_eq!(gro, ethtool.gro("lo").unwrap());
+        let checksums = ethtool.feature("lo", "tx-checksum-ip-generic").unwrap();
+        assert_eq!(checksums, ethtool.leaves_checksums("lo").unwrap());
+        assert!(!ethtool.feature("lo", "rx-gro-hw").unwrap());
+        assert!(!ethtool.feature("lo", "no such feature").unwrap());
+        assert!(ethtool.feature("no-such-interf", "rx-gro").is_err());
+    }
+}

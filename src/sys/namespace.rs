@@ -60,6 +60,25 @@ impl Namespace {
         })
     }
 
+    /// That of the process's first thread.
+    pub(crate) fn of_process() -> io::Result<Self> {
+        let [path, own] = ["/proc/self/ns/net", "/proc/thread-self/ns/net"];
+        let file = File::open(path)?;
+        let number = match fs::read_link(path)? == fs::read_link(own)? {
+            true => network_namespace(),
+            false => elsewhere(|| {
+                setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                network_namespace()
+            })?,
+        }?;
+        Ok(Self { number, file })
+    }
+
+    /// The kernel's number of it.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The one with this number: the calling thread's, or one that is found by a thread that is in it, a mount,
     /// or a descriptor, of any process that this one may look into. To enter it takes `CAP_SYS_ADMIN`. `None`: it
     /// is gone, or hidden from this process.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Family;
 use super::MacAddr;
 use crate::error::Error;
 
@@ -16,6 +17,17 @@ pub enum Encapsulation {
     /// Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): UDP, then the
     /// inner packet at once. It needs an outer source address of each family that reals have.
     Gue,
+}
+
+impl Encapsulation {
+    /// Bytes that come around a packet on its way to a real of a family.
+    pub(crate) fn overhead(self, outer: Family) -> u32 {
+        let udp = match self {
+            Self::Ipip => 0,
+            Self::Gue => 8,
+        };
+        udp + outer.header_bytes()
+    }
 }
 
 impl fmt::Display for Encapsulation {
@@ -39,6 +51,34 @@ impl FromStr for Encapsulation {
                 input: text.to_owned(),
                 expected: "an encapsulation, `ipip` or `gue`",
             }),
+        }
+    }
+}
+
+/// The longest frame that is forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MaxFrame {
+    /// What the interfaces that the balancer is attached to can send, less what the encapsulation adds: by the
+    /// smallest MTU, as it changes. The default. It is 1,514 bytes while nothing is attached, and for
+    /// packets of root programs and of those who attach the program by other means.
+    #[default]
+    Auto,
+    /// So many bytes, Ethernet header included and before encapsulation.
+    Bytes(u32),
+}
+
+impl From<u32> for MaxFrame {
+    fn from(bytes: u32) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl fmt::Display for MaxFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Bytes(bytes) => bytes.fmt(f),
         }
     }
 }

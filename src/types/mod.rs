@@ -29,6 +29,7 @@ pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;
 pub use kinds::Gateway;
 pub(crate) use kinds::Health;
+pub use kinds::MaxFrame;
 pub use kinds::NextHops;
 pub use kinds::OuterDontFragment;
 pub use kinds::TcHook;

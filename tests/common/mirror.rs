@@ -51,7 +51,7 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
             local_delivery: has(Features::LOCAL_DELIVERY),
             introspection: has(Features::INTROSPECTION),
         },
-        max_frame: settings.max_frame.unwrap() as usize,
+        max_frame: katran.gateways().max_frame() as usize,
         max_vips: settings.max_vips.unwrap(),
         ring_size: settings.ring_size.unwrap(),
         gateway_mac: gateway.octets(),

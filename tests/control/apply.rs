@@ -207,7 +207,9 @@ fn settings_of_the_load_are_refused() {
     };
     change("ring_size", |balancer| balancer.ring_size = Some(65_537));
     change("max_vips", |balancer| balancer.max_vips = Some(17));
-    change("max_frame", |balancer| balancer.max_frame = Some(9014));
+    change("max_frame", |balancer| {
+        balancer.max_frame = Some(9014.into())
+    });
     change("flow_table_size", |balancer| {
         balancer.flow_table_size = Some(1)
     });

@@ -11,6 +11,7 @@ use katran::diagnosis::Diagnosis;
 use katran::diagnosis::Severity;
 use katran::diagnosis::Subject;
 use katran_lab::LabConfig;
+use katran_lab::TcpClient;
 
 use crate::site;
 use crate::site::PORT;
@@ -87,12 +88,12 @@ fn troubles_of_the_interface_are_found() {
     let host = &site.lab.balancers[0].host;
     host.ip("link set eth0 mtu 1510").unwrap();
     let found = diagnose(&site);
-    assert_eq!(bad(&found), [Subject::Mtu], "{found}");
+    assert!(found.works() && bad(&found).is_empty(), "{found}");
     finds(
         &found,
-        Severity::Warning,
+        Severity::Note,
         Subject::Mtu,
-        "above 1490",
+        "above 1490 bytes are answered with an ICMP error",
         "mtu 1520",
     );
     host.ip("link set eth0 mtu 1600 down").unwrap();
@@ -193,6 +194,63 @@ fn offloads_are_found() {
         "VLAN",
         "rxvlan off",
     );
+}
+
+/// What a neighbour on a virtual link has not finished, native XDP sends on unfinished.
+#[test]
+fn unfinished_checksums_of_virtual_links_are_found() {
+    let mut site = site(XdpMode::Native, |builder| builder);
+    let found = diagnose(&site);
+    let hint = "in another network namespace";
+    finds(&found, Severity::Note, Subject::Offload, hint, "tx off");
+    // That is what it means: a client's packets arrive with wrong checksums, and are lost.
+    let servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    site::connect(&site.lab.client, vip).ask("who").unwrap();
+    let links = [(&site.lab.client, "eth0"), (&site.lab.router, "bal0")];
+    for (host, interface) in links {
+        host.tool("ethtool", &format!("-K {interface} tx on"))
+            .unwrap();
+    }
+    assert!(TcpClient::connect(&site.lab.client, (vip.address(), PORT).into()).is_err());
+    site.lab.router.tool("ethtool", "-K bal0 tx off").unwrap();
+    site::connect(&site.lab.client, vip).ask("who").unwrap();
+    drop(servers);
+
+    // Where both ends are here, the other one is named.
+    let host = &site.lab.balancers[0].host;
+    host.ip("link add near0 type veth peer name far0").unwrap();
+    host.ip("link set near0 up").unwrap();
+    host.ip("link set far0 up").unwrap();
+    let attach = || site.katran.attach("near0", XdpMode::Native).map(drop);
+    host.run(attach).unwrap();
+    let diagnose = || host.run(|| site.katran.diagnose("near0").unwrap());
+    let hint = "the other end, far0, leaves checksums unfinished";
+    finds(
+        &diagnose(),
+        Severity::Warning,
+        Subject::Offload,
+        hint,
+        "ethtool -K far0 tx off",
+    );
+    host.tool("ethtool", "-K far0 tx off").unwrap();
+    let found = diagnose();
+    assert!(!found.to_string().contains("checksums"), "{found}");
+}
+
+#[test]
+fn unfinished_checksums_are_finished_in_generic_mode() {
+    let site = site(XdpMode::Generic, |builder| builder);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let links = [(&site.lab.client, "eth0"), (&site.lab.router, "bal0")];
+    for (host, interface) in links {
+        host.tool("ethtool", &format!("-K {interface} tx on"))
+            .unwrap();
+    }
+    let mut client = site::connect(&site.lab.client, vip);
+    let name = client.ask("who").unwrap();
+    assert_eq!(client.ask(&"x".repeat(100_000)).unwrap(), name);
 }
 
 #[test]

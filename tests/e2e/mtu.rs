@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use katran::Encapsulation;
 use katran::Features;
 use katran::Real;
 use katran::Vip;
@@ -102,6 +103,122 @@ fn client_adapts(mode: XdpMode) {
     assert!(icmp.too_big_v4 > 0 && icmp.too_big_v6 > 0, "{icmp:?}");
     assert_eq!((icmp.ptb_v4, icmp.ptb_v6), (0, 0));
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
+}
+
+/// All links have an MTU of 1500, as most have: nobody has made room for tunnels.
+fn plain_links() -> LabConfig {
+    LabConfig {
+        inner_mtu: 1500,
+        ..LabConfig::default()
+    }
+}
+
+#[test]
+fn a_path_of_1500_bytes_from_end_to_end_carries_full_packets_in_ip_in_ip() {
+    full_packets_arrive(XdpMode::Native, [1480, 1460], |builder| builder);
+}
+
+#[test]
+fn a_path_of_1500_bytes_from_end_to_end_carries_full_packets_in_generic_mode() {
+    full_packets_arrive(XdpMode::Generic, [1480, 1460], |builder| builder);
+}
+
+#[test]
+fn a_path_of_1500_bytes_from_end_to_end_carries_full_packets_in_gue() {
+    full_packets_arrive(XdpMode::Native, [1472, 1452], |builder| {
+        builder
+            .encapsulation(Encapsulation::Gue)
+            .source_v4("10.0.0.2".parse().unwrap())
+            .source_v6("2001:db8:b::2".parse().unwrap())
+    });
+}
+
+/// What the client learns while the only reals are of IPv4, and when there are some of IPv6.
+fn full_packets_arrive(
+    mode: XdpMode,
+    mtus: [u32; 2],
+    settings: impl FnOnce(katran::Builder) -> katran::Builder,
+) {
+    let mut site = Site::with(plain_links(), mode, settings);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    for (address, mtu) in [site.lab.vip4(), site.lab.vip6()].into_iter().zip(mtus) {
+        let vip = Vip::tcp((address, PORT).into());
+        site.add_service(vip, &site::reals(&site.lab, address));
+        assert_eq!(site.katran.gateways().max_frame(), mtu + 14);
+        let mut client = site::connect(&site.lab.client, vip);
+        let name = client.ask("who").unwrap();
+        // Up in packets as long as the path takes, and down in the longest ones.
+        assert_eq!(client.ask(&"x".repeat(400_000)).unwrap(), name);
+        let answer = client.ask("fill 400000").unwrap();
+        assert_eq!(answer.len(), name.len() + 1 + 400_000);
+        let learnt = has_learnt(&site.lab.client, &address.to_string(), None, mtu);
+        assert!(learnt, "{}", site.report());
+    }
+    let icmp = site.katran.stats().icmp().unwrap();
+    assert!(icmp.too_big_v4 > 0 && icmp.too_big_v6 > 0, "{icmp:?}");
+    assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
+}
+
+#[test]
+fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
+    let mut site = Site::new(plain_links());
+    let host = &site.lab.balancers[0].host;
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site::reals(&site.lab, vip.address());
+    site::add_service(&mut site.katran, vip, &reals);
+    let becomes = |site: &Site, expected: u32| {
+        site::eventually(&format!("frames of {expected} bytes"), || {
+            site.katran.gateways().max_frame() == expected
+        });
+    };
+    assert_eq!(site.katran.gateways().max_frame(), 1494);
+    for mtu in [1400, 1600, 68, 1500] {
+        host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+        becomes(&site, (mtu - 20 + 14).max(590));
+    }
+    // Nothing but its own interfaces counts, and of these the smallest MTU.
+    for (name, mtu) in [("other0", 1300), ("other1", 1200)] {
+        let add = format!("link add {name} mtu {mtu} type veth peer name {name}-peer");
+        host.ip(&add).unwrap();
+    }
+    let attach = || {
+        site.katran.attach("other0", XdpMode::Generic).unwrap();
+    };
+    host.run(attach);
+    assert_eq!(site.katran.gateways().max_frame(), 1294);
+    host.ip("link set other0 mtu 1280").unwrap();
+    becomes(&site, 1274);
+    host.ip("link set eth0 mtu 1260").unwrap();
+    becomes(&site, 1254);
+    host.ip("link set eth0 mtu 1500").unwrap();
+    becomes(&site, 1274);
+    // An interface that is gone is none that frames leave by.
+    host.ip("link delete other0").unwrap();
+    becomes(&site, 1494);
+
+    // Headers of IPv6 are longer, as long as there are reals that have them.
+    let real6 = site::reals(&site.lab, site.lab.vip6())[0];
+    site.katran.add_real(vip, Real::new(real6)).unwrap();
+    assert_eq!(site.katran.gateways().max_frame(), 1474);
+    site.katran.remove_real(vip, real6).unwrap();
+    assert_eq!(site.katran.gateways().max_frame(), 1494);
+    host.run(|| site.katran.detach("eth0").unwrap());
+    assert_eq!(site.katran.gateways().max_frame(), 1514);
+    host.run(|| site.katran.attach("eth0", XdpMode::Native).map(drop))
+        .unwrap();
+    assert_eq!(site.katran.gateways().max_frame(), 1494);
+}
+
+#[test]
+fn a_number_stays_what_it_is() {
+    let mut site = Site::with(plain_links(), XdpMode::Native, |builder| {
+        builder.max_frame(1200)
+    });
+    let host = &site.lab.balancers[0].host;
+    host.ip("link set eth0 mtu 1000").unwrap();
+    assert_eq!(site.katran.gateways().max_frame(), 1200);
+    site.katran.detach_all();
+    assert_eq!(site.katran.gateways().max_frame(), 1200);
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl Kind {
         settings.encapsulation = Some(self.encapsulation);
         settings.flow_table = Some(self.table);
         settings.features = Some(self.features);
-        settings.max_frame = Some(self.max_frame);
+        settings.max_frame = Some(self.max_frame.into());
         settings.frags = Some(self.frags);
         settings.max_vips = Some(64);
         settings.max_reals = Some(64);

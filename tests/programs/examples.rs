@@ -302,6 +302,45 @@ fn decap_works_at_tc() {
     balancer.end(SIGTERM);
 }
 
+/// The balancer's process is in the network namespace of its interface, as it is with users.
+#[test]
+fn balancer_follows_the_mtu_of_its_interface() {
+    require_root();
+    let lab = Lab::new(LabConfig {
+        inner_mtu: 1500,
+        ..LabConfig::default()
+    })
+    .unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let file = Scratch::new("mtu.toml");
+    file.write(&configuration(&lab, 0));
+    let host = &lab.balancers[0].host;
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(host, command);
+    balancer.says("balancing on eth0 in native mode");
+    let mut client = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+    // The document has reals of IPv6, too.
+    for (mtu, expected) in [(1500, 1460), (1400, 1360)] {
+        host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+        let router = format!("link set bal0 mtu {mtu}");
+        lab.router.ip(&router).unwrap();
+        let mut learnt = String::new();
+        for _ in 0..100 {
+            assert_eq!(client.ask(&"x".repeat(100_000)).unwrap(), "backend0");
+            learnt = lab.client.ip("route get 203.0.113.1").unwrap();
+            if learnt.contains(&format!("mtu {expected}")) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(learnt.contains(&format!("mtu {expected}")), "{learnt}");
+    }
+    balancer.end(SIGTERM);
+}
+
 #[test]
 fn server_id_writes_for_a_cgroup_and_decap_counts() {
     require_root();

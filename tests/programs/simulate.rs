@@ -136,7 +136,7 @@ fn configuration(recording: &Value) -> String {
     balancer.source_v4 = Some(text(&config["source_v4"]).parse().unwrap());
     balancer.source_v6 = Some(text(&config["source_v6"]).parse().unwrap());
     balancer.ring_size = Some(config["ring_size"].as_u64().unwrap() as u32);
-    balancer.max_frame = Some(config["max_frame"].as_u64().unwrap() as u32);
+    balancer.max_frame = Some((config["max_frame"].as_u64().unwrap() as u32).into());
     balancer.features = Some(Features::empty());
     balancer.flow_table_size = Some(10_000);
     let mut state = State::default();

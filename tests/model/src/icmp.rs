@@ -24,7 +24,7 @@ use crate::walk::Run;
 /// The hop limit of what the balancer sends itself.
 pub(crate) const TTL: u8 = 64;
 /// Below this a router must not cut IPv6 (RFC 8200, section 5).
-const SMALLEST_MTU: u32 = 1280;
+pub(crate) const SMALLEST_MTU: u32 = 1280;
 
 /// An ICMP error, by the packet that it quotes, which went from a VIP to its client.
 #[derive(Clone, Copy, Debug)]

@@ -15,6 +15,7 @@ use crate::bytes::pseudo_sum;
 use crate::bytes::put_u16;
 use crate::bytes::sum;
 use crate::bytes::v6_at;
+use crate::icmp::SMALLEST_MTU;
 use crate::icmp::TTL;
 use crate::ip::Family;
 use crate::ip::Header;
@@ -43,7 +44,8 @@ pub(crate) fn check(run: &mut Run<'_>, header: &Header) -> Step<()> {
         }
         Family::V6 => {
             run.balancer.count("icmp", "too_big_v6");
-            message_v6(&run.frame, mtu as u32)
+            // No link of IPv6 has less (RFC 8200, 5).
+            message_v6(&run.frame, (mtu as u32).max(SMALLEST_MTU))
         }
     };
     Err(End::Tx("too big"))
