@@ -5,3 +5,4 @@
 
 pub use crate::katran::Probes;
 pub use crate::katran::ProbesMut;
+pub use crate::types::ProbeSource;

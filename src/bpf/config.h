@@ -45,6 +45,10 @@ const volatile __u8 inherit_dont_fragment = 0;
  * first three quarters of an IPv6 address. */
 const volatile __u16 ipip_source_v4 = 0;
 const volatile __u32 ipip_source_v6[3] = {};
+/* Whether outer sources of tunnels that end here, and sources of what leaves an egress address, have to lie in
+ * `allowed_sources` and `egress_sources`. */
+const volatile __u8 limit_outer_sources = 0;
+const volatile __u8 limit_egress_sources = 0;
 /* Whether frames may come in several buffers, so that data_end is not the frame's end. */
 const volatile __u8 frags = 0;
 

@@ -10,6 +10,7 @@
 #include "cursor.h"
 #include "ecn.h"
 #include "headers.h"
+#include "prefixes.h"
 #include "shared.h"
 #include "tcp_option.h"
 #include "tunnel.h"
@@ -46,31 +47,8 @@ struct {
 } decap_counters SEC(".maps");
 
 /* Prefixes of outer sources and of inner destinations. */
-struct prefixes {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1);
-	__type(key, struct address_prefix);
-	__type(value, __u32);
-};
-
 struct prefixes allowed_sources SEC(".maps");
 struct prefixes allowed_destinations SEC(".maps");
-
-/* Whether one of the prefixes covers an address. */
-static __always_inline bool is_allowed(struct prefixes *prefixes, const void *address, bool v6)
-{
-	struct address_prefix key = {
-		.prefix_length = 32 + (v6 ? 128 : 32),
-		.family = v6 ? FAMILY_V6 : FAMILY_V4,
-	};
-
-	if (v6)
-		__builtin_memcpy(key.address, address, sizeof(struct in6_addr));
-	else
-		__builtin_memcpy(key.address, address, sizeof(__be32));
-	return bpf_map_lookup_elem(prefixes, &key);
-}
 
 /* Whether an inner packet whose header is there goes where it may. */
 static __always_inline bool goes_where_it_may(const struct tunnel *tunnel)
@@ -80,11 +58,11 @@ static __always_inline bool goes_where_it_may(const struct tunnel *tunnel)
 	if (tunnel->inner_v6) {
 		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
 
-		return ip && is_allowed(&allowed_destinations, &ip->daddr, true);
+		return ip && is_covered(&allowed_destinations, &ip->daddr, true);
 	} else {
 		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
 
-		return ip && is_allowed(&allowed_destinations, &ip->daddr, false);
+		return ip && is_covered(&allowed_destinations, &ip->daddr, false);
 	}
 }
 
@@ -154,7 +132,7 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		count->foreign++;
 		return PASS;
 	}
-	if (limit_sources && !is_allowed(&allowed_sources, tunnel->source, tunnel->outer_v6)) {
+	if (limit_sources && !is_covered(&allowed_sources, tunnel->source, tunnel->outer_v6)) {
 		count->drop_source++;
 		return DROP;
 	}

@@ -2,7 +2,7 @@
 /*
  * Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): a UDP header, and
  * the inner IP packet at once. The outer checksum (RFC 768) is found without reading the payload:
- * the inner checksum says what the payload adds up to.
+ * the inner checksum says what the payload adds up to (inner_sum.h), unless a UDP length leaves a part out.
  */
 #pragma once
 
@@ -11,6 +11,7 @@
 #include "csum.h"
 #include "cursor.h"
 #include "headers.h"
+#include "inner_sum.h"
 #include "outer.h"
 #include "parse.h"
 
@@ -36,53 +37,78 @@ static __always_inline __u16 gue_port_v6(const struct packet *packet, bool v6)
 	return usable_port((v6 ? tail : tail >> 16) ^ packet->hash_source);
 }
 
-/* The sum of words of an address or two. */
-static __always_inline __u32 sum_words(const void *from, const __u32 bytes)
-{
-	const __u32 *word = from;
-	__u32 sum = 0;
+/* Bytes that are added up at a time where a packet is added up as a whole. */
+#define SUM_STEP 64
 
-#pragma unroll
-	for (__u32 i = 0; i < bytes / sizeof(*word); i++)
-		sum += (word[i] & 0xffff) + (word[i] >> 16);
-	return sum;
+struct summing {
+	struct xdp_md *ctx;
+	__u32 from; /* places in the frame */
+	__u32 to;
+	__u32 sum;
+	bool failed;
+};
+
+static int sum_step(__u32 step __attribute__((unused)), struct summing *summing)
+{
+	__u8 bytes[SUM_STEP] = {};
+	__u32 left = summing->to - summing->from;
+
+	if (left > SUM_STEP)
+		left = SUM_STEP;
+	/* The verifier has to see both ends of the range. */
+	barrier_var(left);
+	if (left < 1 || left > SUM_STEP ||
+	    bpf_xdp_load_bytes(summing->ctx, summing->from, bytes, left)) {
+		summing->failed = true;
+		return 1;
+	}
+	summing->sum = csum_fold(bpf_csum_diff(NULL, 0, (void *)bytes, sizeof(bytes), summing->sum));
+	summing->from += left;
+	return 0;
 }
 
-/* What takes a sum of 16-bit words back out of another one (RFC 1071: the complement). */
-static __always_inline __u32 minus(__u32 sum)
+/* The sum of the frame's bytes from `from` to `to`; negative: it ends before. A global function with a loop
+ * of the kernel's, so that the verifier looks at it once. */
+__noinline int sum_of_frame(struct xdp_md *ctx, __u32 from, __u32 to)
 {
-	return (__u16)~csum_fold(sum);
+	struct summing summing = { .ctx = ctx, .from = from, .to = to };
+
+	if (from >= to)
+		return 0;
+	bpf_loop((to - from + SUM_STEP - 1) / SUM_STEP, sum_step, &summing, 0);
+	return summing.failed ? -1 : (int)csum_fold(summing.sum);
 }
 
-/*
- * What the inner packet adds up to, as its headers have it. Transport header and payload add up to
- * the complement of the pseudo header, an IPv4 header to 0.
- */
-static __always_inline __u32 inner_sum(const struct run *run, const struct packet *packet, bool v6)
+/* Whether the transport checksum covers all that is behind the IP header, `length` bytes: UDP has a length
+ * of its own, and what is behind its end (RFC 9868) is in no checksum. */
+static __always_inline bool covers_all(const struct packet *packet, struct cursor cursor, __u16 length)
 {
+	const struct udphdr *udp;
+
+	if (packet->icmp || packet->flow.protocol != IPPROTO_UDP)
+		return true;
+	udp = cursor_take(&cursor, sizeof(*udp));
+	return udp && udp->len == bpf_htons(length);
+}
+
+/* What the inner packet adds up to, whatever its headers say of themselves; negative: it is cut short. */
+static __always_inline int inner_sum(const struct run *run, const struct packet *packet, bool v6)
+{
+	const __u32 header = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	const __u16 length = inner_length(packet, v6) - header;
+	const __u32 behind = sizeof(struct ethhdr) + header;
 	struct cursor cursor = cursor_of(run->ctx);
+	const void *ip;
+	int rest;
 
 	cursor_take(&cursor, sizeof(struct ethhdr));
-	if (v6) {
-		/* The addresses and the length are in both the header and the pseudo header. */
-		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		if (!ip)
-			return 0;
-		return sum_words(ip, sizeof(__u32)) + *(const __u16 *)&ip->nexthdr +
-		       minus(bpf_htons(ip->nexthdr));
-	}
-	/* ICMP over IPv4 has no pseudo header (RFC 792). */
-	if (!packet->icmp) {
-		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
-		const __u16 length = packet->l3_length - sizeof(*ip);
-
-		if (!ip)
-			return 0;
-		return minus(sum_words(&ip->saddr, 2 * sizeof(ip->saddr)) +
-			     bpf_htons(ip->protocol) + bpf_htons(length));
-	}
-	return 0;
+	ip = cursor_take(&cursor, header);
+	if (!ip)
+		return -1;
+	if (covers_all(packet, cursor, length))
+		return v6 ? inner_sum_v6(ip) : inner_sum_v4(ip, !packet->icmp);
+	rest = sum_of_frame(run->ctx, behind, behind + length);
+	return rest < 0 ? rest : (int)(sum_words(ip, header) + rest);
 }
 
 /* The UDP header. `addresses`: the sum of the outer addresses. */
@@ -95,11 +121,13 @@ static __always_inline struct udphdr gue_header(const struct run *run, const str
 		.len = bpf_htons(inner_length(packet, v6) + sizeof(struct udphdr)),
 	};
 
+	const int inner = packet->unchecked ? -1 : inner_sum(run, packet, v6);
+
 	/* Without an inner checksum the outer one is 0 too: none (RFC 6935). */
-	if (packet->unchecked)
+	if (inner < 0)
 		return udp;
 	udp.check = ~csum_fold(addresses + bpf_htons(IPPROTO_UDP) + udp.len + udp.source +
-			       udp.dest + udp.len + inner_sum(run, packet, v6));
+			       udp.dest + udp.len + inner);
 	if (!udp.check)
 		udp.check = 0xffff;
 	return udp;

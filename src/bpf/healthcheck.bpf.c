@@ -2,13 +2,16 @@
 /*
  * Health checks: a tc program at the egress of an interface that sends this host's own probes through
  * the tunnel to one real each, as the balancer would send a client's packets. Which real a probe is
- * for is told by the mark of its socket, by its destination, or by its source.
+ * for is told by the mark of its socket, by its destination, or by its source; what the kernel sends
+ * for a connection whose socket is gone has no mark, and goes where the connection went.
  */
 #include <linux/bpf.h>
 
 #define CONTEXT struct __sk_buff
 #include "csum.h"
 #include "cursor.h"
+#include "inner_sum.h"
+#include "made_up.h"
 #include "shared.h"
 #include "tunnel.h"
 
@@ -18,6 +21,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
+#include <linux/tcp.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -27,12 +31,20 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define OUTER_TTL 64
 /* Bit 10 of the source port, in the network's order: such packets are probes. */
 #define PROBE_PORT_BIT (1 << 10)
+/* Where flags stand in a TCP header. */
+#define TCP_FLAGS 13
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
 
 /* Load-time constants, as those of the balancer. */
 const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;
 /* The largest packet, Ethernet header included; 0: any. */
 const volatile __u32 max_packet = 0;
+/* Outer sources of IP in IP are made up as those of clients' packets are, of these prefixes (config.h). */
+const volatile __u8 made_up_sources = 0;
+const volatile __u16 ipip_source_v4 = 0;
+const volatile __u32 ipip_source_v6[3] = {};
 /* Reals have next hops of their own: see `ways`. */
 const volatile __u8 next_hops = 0;
 
@@ -64,6 +76,14 @@ struct {
 	__type(key, struct probe_match);
 	__type(value, struct probe_real);
 } sources SEC(".maps");
+
+/* Where TCP connections went whose packets had a mark. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, PROBE_FLOWS);
+	__type(key, struct flow_key);
+	__type(value, struct probe_real);
+} probe_flows SEC(".maps");
 
 /* By the addresses of reals. */
 struct {
@@ -101,14 +121,40 @@ struct probe {
 	struct probe_match source;
 	__u32 transport; /* where the header behind those of IP begins */
 	__u32 l3_length; /* of the inner packet, header included */
+	__u32 sum; /* what it adds up to */
 	bool v6;
 	bool ports; /* TCP or UDP with its ports */
+	bool summed; /* `sum` is known */
+	bool late; /* no probe, but what the kernel sends for one's connection */
 };
 
 /* Reads bytes of the packet, wherever they lie. */
 static __always_inline bool read(struct __sk_buff *skb, __u32 at, void *to, const __u32 size)
 {
 	return !bpf_skb_load_bytes(skb, at, to, size);
+}
+
+/* Whether a transport checksum says what is behind the IP header, `length` bytes. It may still have to be
+ * filled in: that makes no difference. */
+static __always_inline bool is_summed(struct __sk_buff *skb, const struct probe *probe, __u16 length)
+{
+	struct udphdr udp;
+
+	/* The kernel cuts it into segments later, and leaves each with this checksum. */
+	if (skb->gso_size)
+		return false;
+	switch (probe->key.protocol) {
+	case IPPROTO_TCP:
+		return true;
+	case IPPROTO_UDP:
+		return read(skb, probe->transport, &udp, sizeof(udp)) && udp.check &&
+		       udp.len == bpf_htons(length);
+	case IPPROTO_ICMP:
+		return !probe->v6;
+	case IPPROTO_ICMPV6:
+		return probe->v6;
+	}
+	return false;
 }
 
 static __always_inline bool parse(struct __sk_buff *skb, struct probe *probe)
@@ -127,6 +173,11 @@ static __always_inline bool parse(struct __sk_buff *skb, struct probe *probe)
 		__builtin_memcpy(probe->key.address, &ip.daddr, sizeof(ip.daddr));
 		__builtin_memcpy(probe->source.address, &ip.saddr, sizeof(ip.saddr));
 		probe->ports = !(ip.frag_off & bpf_htons(0x1fff));
+		probe->transport = transport;
+		probe->summed = ip.ihl == sizeof(ip) / 4 &&
+				!(ip.frag_off & bpf_htons(IPV4_FRAGMENT_MASK)) &&
+				is_summed(skb, probe, bpf_ntohs(ip.tot_len) - sizeof(ip));
+		probe->sum = inner_sum_v4(&ip, ip.protocol != IPPROTO_ICMP);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr ip;
 
@@ -139,10 +190,12 @@ static __always_inline bool parse(struct __sk_buff *skb, struct probe *probe)
 		__builtin_memcpy(probe->key.address, &ip.daddr, sizeof(ip.daddr));
 		__builtin_memcpy(probe->source.address, &ip.saddr, sizeof(ip.saddr));
 		probe->ports = true;
+		probe->transport = transport;
+		probe->summed = is_summed(skb, probe, bpf_ntohs(ip.payload_len));
+		probe->sum = inner_sum_v6(&ip);
 	} else {
 		return false;
 	}
-	probe->transport = transport;
 	probe->l3_length = skb->len - ETH_HLEN;
 	probe->source.family = probe->key.family;
 	probe->ports = probe->ports &&
@@ -166,16 +219,73 @@ static __always_inline struct probe_real *match(void *map, struct probe_match *m
 	return bpf_map_lookup_elem(map, match);
 }
 
+static __always_inline struct flow_key flow_of(const struct probe *probe)
+{
+	struct flow_key flow = {
+		.source_port = probe->source.port,
+		.destination_port = probe->key.port,
+		.protocol = probe->key.protocol,
+		.family = probe->key.family,
+	};
+
+	__builtin_memcpy(flow.source, probe->source.address, sizeof(flow.source));
+	__builtin_memcpy(flow.destination, probe->key.address, sizeof(flow.destination));
+	return flow;
+}
+
+static __always_inline bool is_tcp(const struct probe *probe)
+{
+	return probe->ports && probe->key.protocol == IPPROTO_TCP;
+}
+
+static __always_inline bool same_real(const struct probe_real *one, const struct probe_real *other)
+{
+	const __u32 *a = (const __u32 *)one;
+	const __u32 *b = (const __u32 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4];
+}
+
+/* Remembers where the connection of a packet with a mark goes. */
+static __always_inline void remember(const struct probe *probe, const struct probe_real *real)
+{
+	const struct flow_key flow = flow_of(probe);
+	const struct probe_real *known = bpf_map_lookup_elem(&probe_flows, &flow);
+
+	/* If there is no room, it is not remembered. */
+	if (!known || !same_real(known, real))
+		bpf_map_update_elem(&probe_flows, &flow, real, BPF_ANY);
+}
+
+/* Where the connection of a packet went that no mark leads to a real: the kernel sends it for a socket that is
+ * gone, to the VIP that it was connected to. A SYN begins another connection, which is no probe's. */
+static __always_inline struct probe_real *recall(struct __sk_buff *skb, const struct probe *probe)
+{
+	const struct flow_key flow = flow_of(probe);
+	struct probe_real *real = bpf_map_lookup_elem(&probe_flows, &flow);
+	__u8 flags;
+
+	if (!real || !read(skb, probe->transport + TCP_FLAGS, &flags, sizeof(flags)))
+		return NULL;
+	if ((flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return real;
+	bpf_map_delete_elem(&probe_flows, &flow);
+	return NULL;
+}
+
 /* The real that a packet is for; NULL: it is none of ours. */
-static __always_inline struct probe_real *real_of(struct __sk_buff *skb, const struct probe *probe,
+static __always_inline struct probe_real *real_of(struct __sk_buff *skb, struct probe *probe,
 						  struct probe_totals *totals)
 {
 	const __u32 mark = skb->mark;
 	struct probe_real *real = mark ? bpf_map_lookup_elem(&marks, &mark) : NULL;
 	struct probe_match key = { .port = probe->key.port, .family = probe->key.family };
 
-	if (real)
+	if (real) {
+		if (is_tcp(probe))
+			remember(probe, real);
 		return real;
+	}
 	if (settings.destinations) {
 		__builtin_memcpy(key.address, probe->key.address, sizeof(key.address));
 		real = match(&destinations, &key);
@@ -187,10 +297,37 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, const s
 	if (settings.sources) {
 		key = probe->source;
 		real = match(&sources, &key);
-		if (real)
+		if (real) {
 			totals->src_matched++;
+			return real;
+		}
+	}
+	if (settings.marked && is_tcp(probe)) {
+		real = recall(skb, probe);
+		probe->late = real;
+		if (real)
+			totals->recalled++;
 	}
 	return real;
+}
+
+/* Whether the source is one that the outer headers of probes have. */
+static __always_inline bool is_from_here(const struct probe *probe)
+{
+	const struct own_addresses *both = own_addresses();
+	const __u32 *own = probe->v6 ? both->v6 : &both->v4;
+	const __u32 *source = (const __u32 *)probe->source.address;
+
+	if (made_up_sources) {
+		if (!probe->v6)
+			return (__u16)source[0] == ipip_source_v4;
+		return source[0] == ipip_source_v6[0] && source[1] == ipip_source_v6[1] &&
+		       source[2] == ipip_source_v6[2];
+	}
+	if (!probe->v6)
+		return own[0] && source[0] == own[0];
+	return (own[0] | own[1] | own[2] | own[3]) && source[0] == own[0] && source[1] == own[1] &&
+	       source[2] == own[2] && source[3] == own[3];
 }
 
 /* Whether it is a probe that was wrapped here: sent on by its neighbour's address, it passes this hook
@@ -199,13 +336,8 @@ static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe
 {
 	struct cursor cursor = cursor_of(skb);
 	struct tunnel tunnel;
-	const struct own_addresses *both = own_addresses();
-	const __u32 *own = probe->v6 ? both->v6 : &both->v4;
-	const __u32 *source = (const __u32 *)probe->source.address;
 
-	if (skb->mark || !own[0] || source[0] != own[0])
-		return false;
-	if (probe->v6 && (source[1] != own[1] || source[2] != own[2] || source[3] != own[3]))
+	if (skb->mark || !is_from_here(probe))
 		return false;
 	/* Outer headers that were written here lie in one piece. */
 	if (!cursor_take(&cursor, ETH_HLEN))
@@ -244,13 +376,52 @@ static __always_inline bool grow(struct __sk_buff *skb, bool to_v6, __u32 size)
 	return !bpf_skb_adjust_room(skb, size, BPF_ADJ_ROOM_MAC, flags);
 }
 
-static __always_inline struct udphdr udp_header(__u32 length)
+/* The UDP header of GUE. `addresses`: the sum of the outer addresses. */
+static __always_inline struct udphdr udp_header(const struct probe *probe, __u32 addresses)
 {
-	return (struct udphdr){
+	struct udphdr udp = {
 		.source = bpf_htons(bpf_get_prandom_u32() | PROBE_PORT_BIT),
 		.dest = bpf_htons(gue_port),
-		.len = bpf_htons(length + sizeof(struct udphdr)),
+		.len = bpf_htons(probe->l3_length + sizeof(struct udphdr)),
 	};
+
+	/* None, where nobody knows what the packet adds up to (RFC 6935). */
+	if (!probe->summed)
+		return udp;
+	udp.check = ~csum_fold(addresses + bpf_htons(IPPROTO_UDP) + udp.len + udp.source +
+			       udp.dest + udp.len + probe->sum);
+	if (!udp.check)
+		udp.check = 0xffff;
+	return udp;
+}
+
+/* The outer source; 0: there is none. */
+static __always_inline __u32 outer_source_v4(const struct probe *probe)
+{
+	const __u32 *from = (const __u32 *)probe->source.address;
+	const __u32 tail = from[probe->v6 ? 3 : 0] >> 16;
+
+	if (!made_up_sources)
+		return own_addresses()->v4;
+	return ipip_source_v4 |
+	       usable_host_v4((tail ^ __builtin_bswap16(probe->source.port)) << 16);
+}
+
+/* The same, written to `source`; false: there is none. */
+static __always_inline bool outer_source_v6(const struct probe *probe, __u32 *source)
+{
+	const __u32 *from = (const __u32 *)probe->source.address;
+	const __u32 *own = own_addresses()->v6;
+
+	if (!made_up_sources) {
+		__builtin_memcpy(source, own, ADDRESS_BYTES);
+		return own[0] | own[1] | own[2] | own[3];
+	}
+	source[0] = ipip_source_v6[0];
+	source[1] = ipip_source_v6[1];
+	source[2] = ipip_source_v6[2];
+	source[3] = usable_host_v6(from[probe->v6 ? 3 : 0] ^ probe->source.port);
+	return true;
 }
 
 /* Writes the outer headers behind the Ethernet header, and that one anew. */
@@ -258,7 +429,7 @@ static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *p
 				    const struct probe_real *real)
 {
 	const bool gue = encapsulation == ENCAPSULATION_GUE;
-	const __u32 own = own_addresses()->v4;
+	const __u32 own = outer_source_v4(probe);
 	struct {
 		struct iphdr ip;
 		struct udphdr udp;
@@ -271,7 +442,6 @@ static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *p
 			.saddr = own,
 			.daddr = *(const __u32 *)real->address,
 		},
-		.udp = udp_header(probe->l3_length),
 	};
 	const __u32 size = gue ? sizeof(outer) : sizeof(outer.ip);
 
@@ -279,6 +449,9 @@ static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *p
 		return false;
 	outer.ip.tot_len = bpf_htons(probe->l3_length + size);
 	outer.ip.check = csum_ipv4(&outer.ip);
+	if (gue)
+		outer.udp = udp_header(probe, sum_words(&outer.ip.saddr,
+							2 * sizeof(outer.ip.saddr)));
 	if (!grow(skb, false, size))
 		return false;
 	if (gue)
@@ -299,15 +472,15 @@ static __always_inline bool wrap_v6(struct __sk_buff *skb, const struct probe *p
 			.hop_limit = OUTER_TTL,
 			.nexthdr = gue ? IPPROTO_UDP : probe->v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		},
-		.udp = udp_header(probe->l3_length),
 	};
 	const __u32 size = gue ? sizeof(outer) : sizeof(outer.ip);
-	const __u32 *own = own_addresses()->v6;
 
-	if (!(own[0] | own[1] | own[2] | own[3]))
+	if (!outer_source_v6(probe, outer.ip.saddr.in6_u.u6_addr32))
 		return false;
-	__builtin_memcpy(&outer.ip.saddr, own, sizeof(outer.ip.saddr));
 	__builtin_memcpy(&outer.ip.daddr, real->address, sizeof(outer.ip.daddr));
+	if (gue)
+		outer.udp = udp_header(probe, sum_words(&outer.ip.saddr,
+							2 * sizeof(outer.ip.saddr)));
 	outer.ip.payload_len = bpf_htons(probe->l3_length + size - sizeof(outer.ip));
 	if (!grow(skb, true, size))
 		return false;
@@ -380,7 +553,8 @@ int healthcheck(struct __sk_buff *skb)
 
 	if (!totals)
 		return TC_ACT_UNSPEC;
-	if (!next_hops && !skb->mark && !settings.destinations && !settings.sources)
+	if (!next_hops && !skb->mark && !settings.destinations && !settings.sources &&
+	    !settings.marked)
 		goto skip;
 	if (!parse(skb, &probe))
 		goto skip;
@@ -403,7 +577,8 @@ int healthcheck(struct __sk_buff *skb)
 		goto drop;
 	clear_mark(skb);
 	totals->processed++;
-	count_key(&probe.key);
+	if (!probe.late)
+		count_key(&probe.key);
 	if (next_hops && !way.by_gateway)
 		return bpf_redirect_neigh(way.interface, NULL, 0, 0);
 	/* By another interface it leaves from here, by this one with what else there is for it. */

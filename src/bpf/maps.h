@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "prefixes.h"
 #include "shared.h"
 
 #include <linux/bpf.h>
@@ -133,6 +134,10 @@ struct {
 	__type(key, struct down_real);
 	__type(value, __u32);
 } down_reals SEC(".maps");
+
+/* Where tunnels that end at this host may come from, and packets that egress addresses send out. */
+struct prefixes allowed_sources SEC(".maps");
+struct prefixes egress_sources SEC(".maps");
 
 /* Where tunnels may end at this host; values are of enum decap_mode. */
 struct {

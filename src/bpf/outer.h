@@ -7,6 +7,7 @@
 #include "counters.h"
 #include "cursor.h"
 #include "headers.h"
+#include "made_up.h"
 #include "parse.h"
 
 #include <linux/if_ether.h>
@@ -27,25 +28,6 @@ static __always_inline __u16 inner_length(const struct packet *packet, bool v6)
 static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
 {
 	return ((const __u32 *)packet->flow.source)[v6 ? 3 : 0];
-}
-
-/* The made-up host part of an outer IPv4 source, in the upper half of the word as it lies in memory: no
- * host has all zeros or all ones (RFC 1122, 3.2.1.3), so their lowest bit is flipped. */
-static __always_inline __u32 usable_host_v4(__u32 host)
-{
-	return host + (1 << 16) <= 1 << 16 ? host ^ 1 << 24 : host;
-}
-
-/* The same for the last word of an IPv6 address. */
-static __always_inline __u32 usable_host_v6(__u32 host)
-{
-	return host + 1 <= 1 ? host ^ 1 << 24 : host;
-}
-
-/* A made-up UDP source port: 0 is none (RFC 768). */
-static __always_inline __u16 usable_port(__u16 port)
-{
-	return port ? port : 0xffff;
 }
 
 /*

@@ -310,6 +310,8 @@ enum drop_reason {
 	DROP_INNER_VERSION,
 	DROP_ECN,
 	DROP_NESTED_TUNNEL,
+	DROP_OUTER_SOURCE,
+	DROP_EGRESS_SOURCE,
 	DROP_VLAN_FAILED,
 	DROP_NEXT_HOP_UNKNOWN,
 	DROP_REDIRECT_FAILED,
@@ -542,6 +544,11 @@ enum step {
 	STEP_TUNNEL_IN_TUNNEL,
 };
 
+enum probe_constant {
+	/* TCP connections of probes that are remembered, for what the kernel sends after their end. */
+	PROBE_FLOWS = 16384,
+};
+
 /* What the explaining twin found out about its last frame. */
 struct explanation {
 	__u32 vip; /* plus one; 0: none */
@@ -568,6 +575,7 @@ struct constants {
 	enum event_kind event_kind;
 	enum hop_constant hop;
 	enum root_constant root;
+	enum probe_constant probe;
 	struct event event;
 	struct source_prefix_v4 source_v4;
 	struct source_prefix_v6 source_v6;
@@ -619,6 +627,8 @@ struct probe_settings {
 	__u32 sources;
 	__u32 own_current; /* which of the two, as in struct live */
 	struct own_addresses own[2];
+	__u32 marked; /* there has been a mark: connections of marked packets are known */
+	__u32 reserved;
 };
 
 struct probe_totals {
@@ -628,6 +638,7 @@ struct probe_totals {
 	__u64 too_big;
 	__u64 dst_matched;
 	__u64 src_matched;
+	__u64 recalled;
 };
 
 /* The backend's decapsulator. */

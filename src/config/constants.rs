@@ -38,13 +38,13 @@ pub(super) fn flow_table_kind(of: FlowTableKind) -> u32 {
 }
 
 /// The first half of an address, as it lies in memory.
-pub(super) fn prefix_v4(first: Ipv4Addr) -> u16 {
+pub(crate) fn prefix_v4(first: Ipv4Addr) -> u16 {
     let [a, b, ..] = first.octets();
     u16::from_ne_bytes([a, b])
 }
 
 /// The first three quarters of an address, words as they lie in memory.
-pub(super) fn prefix_v6(first: Ipv6Addr) -> [u32; 3] {
+pub(crate) fn prefix_v6(first: Ipv6Addr) -> [u32; 3] {
     let octets = first.octets();
     let word =
         |at| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);

@@ -73,6 +73,36 @@ impl<T: fmt::Display> Serialize for Text<T> {
     }
 }
 
+/// Values that are written as strings in their text form: `C` is a list of them.
+pub(super) struct Texts<C>(C);
+
+impl<C> Form<C> for Texts<C> {
+    fn write(values: C) -> Self {
+        Self(values)
+    }
+
+    fn read(self) -> C {
+        self.0
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Texts<Vec<T>>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = Vec::<Text<T>>::deserialize(deserializer)?;
+        Ok(Self(texts.into_iter().map(|Text(value)| value).collect()))
+    }
+}
+
+impl<T: fmt::Display> Serialize for Texts<Vec<T>> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(ToString::to_string))
+    }
+}
+
 /// A number, or `"auto"`.
 pub(super) struct AutoOr(MaxFrame);
 

@@ -37,8 +37,10 @@ use crate::skel::healthcheck::types as probes;
 use crate::skel::katran::types;
 use crate::sys::object::MapSize;
 use crate::types::NextHops;
+use crate::types::Prefix;
 
 const PORTS: u32 = types::hop_constant::PORTS.0;
+const PROBE_FLOWS: u32 = types::probe_constant::PROBE_FLOWS.0;
 
 /// A balancer's settings and the machine's possible CPUs, in the words of the rows.
 pub(crate) struct Machine<'a> {
@@ -137,6 +139,12 @@ pub(crate) const MAPS: &[MapRow] = &[
     row("decap_destinations", With(Features::INLINE_DECAP), Elements(|on| on.config.max_decap), |on| {
         full(on.config.max_decap, hash(on.config.max_decap, 24, 8))
     }),
+    row("allowed_sources", With(Features::INLINE_DECAP), Elements(|on| prefixes(&on.config.allow_sources)), |on| {
+        trie(prefixes(&on.config.allow_sources), 24)
+    }),
+    row("egress_sources", With(Features::INLINE_DECAP), Elements(|on| prefixes(&on.config.egress_sources)), |on| {
+        trie(prefixes(&on.config.egress_sources), 24)
+    }),
     row("down_reals", Always, Elements(|on| void_pairs(on.reals())), |on| Takes {
         entries: void_pairs(on.reals()).into(),
         at_load: buckets_only(void_pairs(on.reals())),
@@ -166,11 +174,17 @@ pub(super) const PROBE_MAPS: &[MapRow] = &[
     row("ways", WithHops, Elements(|on| on.ways()), |on| full(on.ways(), hash(on.ways(), 24, 8))),
     row("probe_keys", Always, Elements(|on| on.vips()), |on| full(on.vips(), hash(on.vips(), 24, 8))),
     row("probe_counters", Always, Elements(|on| on.vips()), |on| full(on.vips(), per_cpu(on.vips(), 8, on.cpus))),
+    row("probe_flows", Always, Own, |_| full(PROBE_FLOWS, hash(PROBE_FLOWS, 40, 24))),
     row("probe_totals", Always, Own, |on| full(1u32, per_cpu(1u32, size_of::<probes::probe_totals>(), on.cpus))),
     row(".data.settings", Always, Own, |_| {
         full(1u32, mappable(1u32, size_of::<probes::probe_settings>() as u32))
     }),
 ];
+
+/// Places for so many prefixes: a map has at least one.
+fn prefixes(list: &[Prefix]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX).max(1)
+}
 
 const fn row(
     name: &'static str,

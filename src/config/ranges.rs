@@ -14,7 +14,11 @@ use crate::error::Result;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::MaxFrame;
+use crate::types::Prefix;
 use crate::types::check_host;
+
+/// The most prefixes of a list.
+const MOST_PREFIXES: usize = 65_536;
 
 /// Refuses a gateway that cannot be.
 pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
@@ -82,6 +86,18 @@ where
     let shown = value.clone();
     let narrow = value.try_into();
     narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "does not fit"))
+}
+
+/// Refuses more prefixes than a list may have.
+pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Result<()> {
+    match prefixes.len() > MOST_PREFIXES {
+        true => Err(invalid(
+            setting,
+            format!("{} prefixes", prefixes.len()),
+            "more than 65,536",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Lets the check of a row know what it checks.

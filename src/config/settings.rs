@@ -38,6 +38,8 @@ use super::keys::Seconds;
 use super::keys::Set;
 #[cfg(feature = "serde")]
 use super::keys::Text;
+#[cfg(feature = "serde")]
+use super::keys::Texts;
 use super::ranges::check_event_buffer;
 use super::ranges::check_gateway;
 use super::ranges::check_gateway_mac;
@@ -45,6 +47,7 @@ use super::ranges::check_interface_name;
 use super::ranges::check_ipip_source_v4;
 use super::ranges::check_ipip_source_v6;
 use super::ranges::check_max_frame;
+use super::ranges::check_prefixes;
 use super::ranges::check_ring_size;
 use super::ranges::check_source;
 use super::ranges::check_udp_timeout;
@@ -67,6 +70,8 @@ use crate::types::MacAddr;
 use crate::types::MaxFrame;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
+use crate::types::Prefix;
+use crate::types::ProbeSource;
 use crate::types::TcHook;
 
 /// The settings a balancer is loaded with.
@@ -499,6 +504,40 @@ settings! {
         changes: never,
     }
 
+    /// Prefixes of both families that tunnels have to come from which end at this host: the outer sources of
+    /// the other balancers (their `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and `source_v6` with
+    /// GUE), and of the backends at addresses of [`DecapMode::Egress`](crate::DecapMode::Egress).
+    ///
+    /// Others are dropped and counted as `outer_source`. Used by [`Features::INLINE_DECAP`] when it is on.
+    ///
+    /// An address can be made up by anybody whom the network does not keep from it: filter these sources at
+    /// its edge.
+    allow_sources: Vec<Prefix> {
+        set: allow_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
+        default: (Vec::new(), "none: from anywhere"),
+        range: ("at most 65_536 prefixes", |prefixes| check_prefixes("allow_sources", prefixes)),
+        unit: "prefixes",
+        key: texts,
+        changes: never,
+        constants: (limit_outer_sources = |prefixes, _| (!prefixes.is_empty()).into()),
+    }
+
+    /// Prefixes of both families that packets have to come from which leave by an address of
+    /// [`DecapMode::Egress`](crate::DecapMode::Egress): the addresses of the VIPs, as which backends answer.
+    ///
+    /// Others are dropped and counted as `egress_source`. **Without them such an address sends out whatever
+    /// anybody puts into a tunnel, from any source to any destination.** Used by
+    /// [`Features::INLINE_DECAP`] when it is on.
+    egress_sources: Vec<Prefix> {
+        set: egress_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
+        default: (Vec::new(), "none: from anywhere"),
+        range: ("at most 65_536 prefixes", |prefixes| check_prefixes("egress_sources", prefixes)),
+        unit: "prefixes",
+        key: texts,
+        changes: never,
+        constants: (limit_egress_sources = |prefixes, _| (!prefixes.is_empty()).into()),
+    }
+
     /// The largest number of server ids.
     #[doc(alias = "MAX_QUIC_REALS")]
     max_server_ids: u32 {
@@ -518,7 +557,7 @@ settings! {
     /// Only what the host sends by this interface can be a probe, so the routes to the VIPs have to
     /// lead there; it must have Ethernet headers. Probes leave by the interface that the balancer
     /// was attached to first. They come from [`source_v4`](Self::source_v4) and
-    /// [`source_v6`](Self::source_v6), also with IP in IP.
+    /// [`source_v6`](Self::source_v6), or as [`healthcheck_source`](Self::healthcheck_source) says.
     #[doc(alias = "hcInterface")]
     healthcheck_interface: String {
         set: healthcheck_interface(name: impl Into<String>) = name.into(),
@@ -552,6 +591,19 @@ settings! {
         range: any,
         unit: "bytes",
         key: plain,
+        changes: never,
+    }
+
+    /// Where probes come from to the reals, with IP in IP: this host's own addresses, or addresses that are
+    /// made up as for clients' packets, so that both fare alike in a network that filters by source.
+    ///
+    /// With [`ProbeSource::MadeUp`] and IP in IP no address of this host is needed for probes.
+    healthcheck_source: ProbeSource {
+        set: healthcheck_source(source: ProbeSource) = source,
+        default: (ProbeSource::Own, "`own`, as in Katran"),
+        range: ("`own` or `made-up`"),
+        unit: "choice",
+        key: text,
         changes: never,
     }
 

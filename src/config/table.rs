@@ -262,6 +262,7 @@ macro_rules! settings {
     (@live_check $live:tt, $default:tt, $range:tt, $key:expr, $value:ident) => {
         settings!(@check $range, $key, $value);
     };
+    (@shown texts) => { |value| value.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") };
     (@shown list) => { |value| format!("{value:?}") };
     (@shown seconds) => { |value| format!("{value:?}") };
     (@shown $form:tt) => { |value| value.to_string() };
@@ -276,6 +277,7 @@ macro_rules! settings {
     // key: how the value is written.
     (@form plain $given:ty) => { $given };
     (@form list $given:ty) => { $given };
+    (@form texts $given:ty) => { Texts<$given> };
     (@form text $given:ty) => { Text<$given> };
     (@form auto $given:ty) => { AutoOr };
     (@form set $given:ty) => { Set<$given> };

@@ -13,9 +13,18 @@ use super::cpus::Topology;
 use super::ranges::invalid;
 use super::ranges::within;
 use crate::error::Result;
+use crate::types::Encapsulation;
+use crate::types::ProbeSource;
 
 /// The most entries of one map that anyone can mean.
 const MAX_ENTRIES: u32 = 1 << 27;
+
+impl Config {
+    /// Whether probes come from addresses that are made up, as those of clients' packets.
+    pub(crate) fn makes_up_probe_sources(&self) -> bool {
+        self.healthcheck_source == ProbeSource::MadeUp && self.encapsulation == Encapsulation::Ipip
+    }
+}
 
 impl Builder {
     /// Checks all settings against their ranges, each other and this machine.

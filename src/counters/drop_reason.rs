@@ -94,6 +94,10 @@ drop_reasons! {
     Ecn = DROP_ECN, "ecn";
     /// A tunnel in a tunnel to an egress address.
     NestedTunnel = DROP_NESTED_TUNNEL, "nested_tunnel";
+    /// A tunnel from elsewhere than `allow_sources` says.
+    OuterSource = DROP_OUTER_SOURCE, "outer_source";
+    /// What was to leave an egress address is from elsewhere than `egress_sources` says.
+    EgressSource = DROP_EGRESS_SOURCE, "egress_source";
     /// The VLAN tags could not be taken off or put back.
     VlanFailed = DROP_VLAN_FAILED, "vlan_failed";
     /// Nothing is known of how to reach the real on its segment.

@@ -312,12 +312,14 @@ counters! {
             too_big = sum(too_big);
         }
         Counter healthcheck_matched_packets, "packets" by by:
-            "Probes that were told by an address of theirs and not by a mark."
+            "Probes that were told by an address of theirs, or by their connection, and not by a mark."
         {
             /// Probes that were told by their destination.
             dst_matched = sum(dst_matched) as "destination";
             /// Probes that were told by their source.
             src_matched = sum(src_matched) as "source";
+            /// Packets of TCP connections whose socket had a mark: what the kernel sends when it is gone.
+            recalled = sum(recalled) as "connection";
         }
     }
 

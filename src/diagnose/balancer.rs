@@ -53,6 +53,8 @@ pub(crate) struct Balancer {
     pub(crate) default_ipip_sources: ByFamily<bool>,
     /// There are marks or matches of health checks, or an interface for them.
     pub(crate) healthchecks: bool,
+    /// Probes come from where clients' packets come from.
+    pub(crate) made_up_probe_sources: bool,
     /// Health checks are attached.
     pub(crate) healthchecks_attached: bool,
     pub(crate) gateway: Gateway,
@@ -378,7 +380,7 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
             fine = false;
             let message = format!("GUE to {family} reals has no outer source address");
             found.problem(Subject::Source, message, format!("set {name}"));
-        } else if facts.healthchecks {
+        } else if facts.healthchecks && !facts.made_up_probe_sources {
             fine = false;
             let message = format!("health checks of {family} reals have no source address");
             found.warn(Subject::Source, message, format!("set {name}"));

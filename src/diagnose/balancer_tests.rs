@@ -63,6 +63,7 @@ fn good() -> Balancer {
         lost_entries: Vec::new(),
         reals_here: Vec::new(),
         healthchecks: false,
+        made_up_probe_sources: false,
         healthchecks_attached: false,
         gateway: Gateway::Mac(mac),
         gateway_v6: None,
@@ -140,7 +141,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 49] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 50] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -523,6 +524,17 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Source,
             "GUE to IPv6",
             "source_v6",
+        ),
+        (
+            |f| {
+                f.healthchecks = true;
+                f.healthchecks_attached = true;
+                f.sources.v4 = false;
+            },
+            Warning,
+            Subject::Source,
+            "health checks of IPv4",
+            "source_v4",
         ),
         (
             |f| f.empty_vips.push(empty(0, 0)),

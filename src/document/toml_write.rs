@@ -196,10 +196,13 @@ udp_timeout = 1.5
 global_flow_table_size = 6
 max_source_routes = 7
 max_decap = 8
+allow_sources = ["172.16.0.0/16", "100::/64"]
+egress_sources = []
 max_server_ids = 9
 healthcheck_interface = "eth0"
 healthcheck_priority = 10
 healthcheck_max_packet = 1500
+healthcheck_source = "made-up"
 healthcheck_hook = "clsact"
 event_buffer = 4096
 

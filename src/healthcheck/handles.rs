@@ -28,12 +28,12 @@ macro_rules! handles {
     (
         // The words of the rows below.
         $from:ident $config:ident;
-        $($field:ident: $type:ty = $take:expr,
+        $($(#[$about:meta])* $field:ident: $type:ty = $take:expr,
             $($name:literal is ($($fd:tt)+) $(shows $entries:tt)?),+;)+
     ) => {
         /// Every map of the health checks.
         pub(super) struct Maps {
-            $(pub(super) $field: $type,)+
+            $($(#[$about])* pub(super) $field: $type,)+
         }
 
         impl Maps {
@@ -61,12 +61,6 @@ macro_rules! handles {
 
 handles! {
     from config;
-    cells: Arc<ProbeCells> = Arc::new(ProbeCells::new(
-            own(&from.data_settings)?,
-            (config.next_hops != NextHops::Gateway).then(|| own(&from.ways)).transpose()?,
-        )?),
-        ".data.settings" is (.settings_fd()),
-        "ways" is (.ways_fd()) shows (|checks| checks.maps.cells.ways());
     marks: Typed<u32, types::probe_real> = Typed::new(own(&from.marks)?)?,
         "marks" is (.as_fd()) shows (|checks| checks.marks().len());
     destinations: Typed<types::probe_match, types::probe_real> = Typed::new(own(&from.destinations)?)?,
@@ -79,6 +73,15 @@ handles! {
         "probe_counters" is (.as_fd());
     totals: PerCpuArray<types::probe_totals> = PerCpuArray::new(own(&from.probe_totals)?)?,
         "probe_totals" is (.as_fd());
+    /// Only looked at by name.
+    flows: OwnedFd = own(&from.probe_flows)?,
+        "probe_flows" is (.as_fd());
+    cells: Arc<ProbeCells> = Arc::new(ProbeCells::new(
+            own(&from.data_settings)?,
+            (config.next_hops != NextHops::Gateway).then(|| own(&from.ways)).transpose()?,
+        )?),
+        ".data.settings" is (.settings_fd()),
+        "ways" is (.ways_fd()) shows (|checks| checks.maps.cells.ways());
 }
 
 impl Maps {

@@ -34,6 +34,8 @@ use crate::attach::TcLink;
 use crate::attach::TcPlan;
 use crate::attach::Witness;
 use crate::config::Machine;
+use crate::config::prefix_v4;
+use crate::config::prefix_v6;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::constants;
@@ -100,6 +102,9 @@ impl HealthChecks {
             Encapsulation::Gue => encapsulation::ENCAPSULATION_GUE.0,
         };
         constants.gue_port = config.gue_port;
+        constants.made_up_sources = config.makes_up_probe_sources().into();
+        constants.ipip_source_v4 = prefix_v4(config.ipip_source_v4);
+        constants.ipip_source_v6 = prefix_v6(config.ipip_source_v6);
         constants.max_packet = config.healthcheck_max_packet;
         constants.next_hops = (config.next_hops != NextHops::Gateway).into();
         let skel = object::load(open, &[NAME]).map_err(|refused| load_error(NAME, refused))?;

@@ -133,6 +133,7 @@ impl HealthChecks {
         let written = kernel.check("map a mark in", "marks", written);
         self.settle_way(written, real, before)?;
         self.marks.insert(mark, real);
+        self.maps.cells.set_marked();
         Ok(())
     }
 

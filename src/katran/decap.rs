@@ -64,7 +64,9 @@ impl InlineDecapMut<'_> {
     ///
     /// Marks of congestion in the outer header reach the inner packet (RFC 6040). What is dropped:
     /// [`DropReason`](crate::stats::DropReason) `InnerTruncated`, `InnerVersion`, `InnerExpired`, `Ecn`, and
-    /// `NestedTunnel` at an address for [`DecapMode::Egress`].
+    /// `NestedTunnel` at an address for [`DecapMode::Egress`]; `OuterSource` and `EgressSource` where
+    /// [`Builder::allow_sources`](crate::Builder::allow_sources) and
+    /// [`egress_sources`](crate::Builder::egress_sources) say what may come.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);

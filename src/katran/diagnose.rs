@@ -143,6 +143,7 @@ impl Katran {
                 v6: config.ipip_source_v6.segments() == [0x100, 0, 0, 0, 0, 0, 0, 0],
             },
             healthchecks: self.healthchecks.is_some(),
+            made_up_probe_sources: config.makes_up_probe_sources(),
             healthchecks_attached: self
                 .healthchecks
                 .as_ref()

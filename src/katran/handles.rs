@@ -17,12 +17,14 @@ use super::object::own;
 use crate::config::Config;
 use crate::config::Features;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTable;
 use crate::maps::FlowTables;
 use crate::maps::GracePeriods;
 use crate::maps::HopCells;
 use crate::maps::Live;
+use crate::maps::PrefixTrie;
 use crate::maps::RealCells;
 use crate::maps::RingStore;
 use crate::maps::ServerIdStore;
@@ -245,6 +247,10 @@ handles! {
             Typed::new(own(&from.decap_destinations)?)?,
             "decap_destinations" is (.as_fd())
                 shows "decap_destinations" = (|katran| Ok(katran.decap.len() as u64));
+        allowed_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.allowed_sources)?)?,
+            "allowed_sources" is (.as_fd());
+        egress_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.egress_sources)?)?,
+            "egress_sources" is (.as_fd());
         /// The ring buffer.
         events: MapHandle, with INTROSPECTION = MapHandle::try_from(&from.events).map_err(into_io)?,
             "events" is (.as_fd());
@@ -283,8 +289,23 @@ fn next_hops(
 }
 
 impl FeatureMaps {
-    /// Puts the inner tables into the outer ones.
-    pub(super) fn fill(&self) -> Result<()> {
+    /// Puts the inner tables into the outer ones, and what is fixed at load into the others.
+    pub(super) fn fill(&self, config: &Config) -> Result<()> {
+        for (name, trie, prefixes) in [
+            (
+                "allowed_sources",
+                &self.allowed_sources,
+                &config.allow_sources,
+            ),
+            (
+                "egress_sources",
+                &self.egress_sources,
+                &config.egress_sources,
+            ),
+        ] {
+            let filled = trie.as_ref().map_or(Ok(()), |trie| trie.insert(prefixes));
+            filled.map_err(|error| kernel_error("write prefixes into", name, error))?;
+        }
         match &self.global_flows {
             Some(global) => fill_outer("global_flows", &global.outer, &global.of_cpus),
             None => Ok(()),

@@ -399,6 +399,9 @@ impl Katran {
     fn check_probed_from(&self, real: IpAddr, sources: ByFamily<bool>) -> Result<IpAddr> {
         let real = real.to_canonical();
         self.note(check_real(real))?;
+        if self.config.makes_up_probe_sources() {
+            return Ok(real);
+        }
         let setting = match real {
             IpAddr::V4(_) => "source_v4",
             IpAddr::V6(_) => "source_v6",

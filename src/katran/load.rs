@@ -94,7 +94,7 @@ impl Builder {
         let maps = Maps::take(&skel.maps, &config, &fixed, inner)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
         fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
-        maps.features.fill()?;
+        maps.features.fill(&config)?;
         let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
         let record = types::cpu {
             sets: types::active_sets {

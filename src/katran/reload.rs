@@ -133,7 +133,7 @@ impl Katran {
         let (programs, skel) = load_object(open, config, &self.fixed, needed)?;
         let made = FeatureMaps::take(&skel.maps, new, tables)
             .map_err(|error| kernel_error("take over", "the maps", error))?;
-        made.fill()?;
+        made.fill(config)?;
         Ok((programs, made))
     }
 

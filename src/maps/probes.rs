@@ -25,7 +25,7 @@ use crate::types::address_bytes;
 /// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
 pub(crate) const MAX_WAYS: u32 = 3;
 
-const _: () = assert!(size_of::<types::probe_settings>() == 80);
+const _: () = assert!(size_of::<types::probe_settings>() == 88);
 
 /// 64-bit words of `settings`.
 const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 1 };
@@ -35,6 +35,7 @@ const INTERFACE: usize = 6;
 const MATCHES: [usize; 2] = [7, 8];
 const OWN_CURRENT: usize = 9;
 const OWN: usize = 10;
+const MARKED: usize = 20;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// How a real is reached where reals have next hops of their own.
@@ -266,6 +267,11 @@ impl ProbeCells {
         let (index, mac) = to.map_or((0, MacAddr::new([0; 6])), |(_, index, mac)| (index, mac));
         self.set_mac(OWN_MAC, mac);
         self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
+    }
+
+    /// There is a mark, or has been one: packets of its connections are known by these from now on.
+    pub(crate) fn set_marked(&self) {
+        self.memory.u32s()[MARKED].store(1, Ordering::Release);
     }
 
     /// How many matches by destination, and by source, there are.

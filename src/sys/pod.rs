@@ -51,7 +51,7 @@ pod! {
     health::probe_match = 20;
     health::probe_real = 20;
     health::probe_way = 8;
-    health::probe_totals = 6 * 8;
+    health::probe_totals = 7 * 8;
     health::vip_key = 20;
     decap_counters = 16 * 8;
     server_id_counters = 24;

@@ -277,6 +277,43 @@ impl FromStr for NextHops {
     }
 }
 
+/// Where probes come from to the reals, with IP in IP. (GUE comes from the host's own addresses in any case.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProbeSource {
+    /// The host's own addresses, [`Builder::source_v4`](crate::Builder::source_v4) and
+    /// [`source_v6`](crate::Builder::source_v6), as with Katran.
+    #[default]
+    Own,
+    /// Addresses made up for each flow, as those of clients' packets: what keeps these from a real keeps
+    /// its probes from it, too.
+    MadeUp,
+}
+
+impl fmt::Display for ProbeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own => "own",
+            Self::MadeUp => "made-up",
+        })
+    }
+}
+
+impl FromStr for ProbeSource {
+    type Err = Error;
+
+    /// `own` or `made-up`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Own, Self::MadeUp]
+            .into_iter()
+            .find(|source| source.to_string() == text)
+            .ok_or_else(|| Error::Parse {
+                input: text.to_owned(),
+                expected: "where probes come from: `own` or `made-up`",
+            })
+    }
+}
+
 /// By what mechanism a tc program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

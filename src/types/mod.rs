@@ -32,6 +32,7 @@ pub(crate) use kinds::Health;
 pub use kinds::MaxFrame;
 pub use kinds::NextHops;
 pub use kinds::OuterDontFragment;
+pub use kinds::ProbeSource;
 pub use kinds::TcHook;
 pub use mac::MacAddr;
 #[cfg(feature = "serde")]

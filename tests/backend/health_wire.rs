@@ -24,28 +24,29 @@ use crate::common::builder;
 use crate::common::frames::ETHERNET;
 use crate::common::frames::Packet;
 use crate::common::frames::frame;
+use crate::common::frames::pseudo_sum;
 use crate::common::frames::sum;
 use crate::common::ip;
 use crate::common::load;
 
 /// Of linux/pkt_cls.h.
-const UNSPEC: u32 = u32::MAX;
+pub(super) const UNSPEC: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 
-const MARK: u32 = 7;
-const REAL4: &str = "198.51.100.1";
-const REAL6: &str = "2001:db8:2::1";
+pub(super) const MARK: u32 = 7;
+pub(super) const REAL4: &str = "198.51.100.1";
+pub(super) const REAL6: &str = "2001:db8:2::1";
 const SOURCE4: &str = "10.0.0.2";
 const SOURCE6: &str = "2001:db8:b::2";
 
-fn settings() -> Builder {
+pub(super) fn settings() -> Builder {
     let builder = builder().source_v4(SOURCE4.parse().unwrap());
     builder.source_v6(SOURCE6.parse().unwrap())
 }
 
 /// Probes of both families, of TCP and UDP.
-fn probes() -> [Flow; 4] {
+pub(super) fn probes() -> [Flow; 4] {
     let (v4, v6) = (at("203.0.113.1:443"), at("[2001:db8:1::1]:443"));
     let (from4, from6) = (at("10.0.0.2:40001"), at("[2001:db8:b::2]:40001"));
     [
@@ -57,20 +58,29 @@ fn probes() -> [Flow; 4] {
 }
 
 /// A packet of a socket with this mark.
-fn send(katran: &Katran, frame: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
+pub(super) fn send(katran: &Katran, frame: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
     let program = katran.probes().program_fd().unwrap();
     run_tc_with(program, frame, Buffer { mark, segment: 0 })
 }
 
-fn counters(katran: &Katran) -> HealthcheckCounters {
+pub(super) fn counters(katran: &Katran) -> HealthcheckCounters {
     katran.probes().counters().unwrap()
 }
 
 /// What `frame` is to be behind outer headers: id and flags 0, TTL 64, ToS 0, flow label 0. With the
 /// source port of GUE, if there is one.
-fn wrapped(frame: &[u8], real: IpAddr, macs: [MacAddr; 2], port: Option<u16>) -> Vec<u8> {
+pub(super) fn wrapped(
+    frame: &[u8],
+    real: IpAddr,
+    macs: [MacAddr; 2],
+    port: Option<u16>,
+) -> Vec<u8> {
     let inner = &frame[ETHERNET..];
     let mut body = Vec::new();
+    let checked = inner[if inner[0] >> 4 == 4 { 9 } else { 6 }] != 17 || {
+        let at = if inner[0] >> 4 == 4 { 26 } else { 46 };
+        inner[at..at + 2] != [0, 0]
+    };
     if let Some(port) = port {
         body.extend(port.to_be_bytes());
         body.extend(6080_u16.to_be_bytes());
@@ -78,6 +88,11 @@ fn wrapped(frame: &[u8], real: IpAddr, macs: [MacAddr; 2], port: Option<u16>) ->
         body.extend([0, 0]);
     }
     body.extend(inner);
+    if port.is_some() && checked {
+        let own = if real.is_ipv4() { SOURCE4 } else { SOURCE6 };
+        let check = !pseudo_sum(ip(own), real, 17, &body);
+        body[6..8].copy_from_slice(&check.to_be_bytes());
+    }
     let protocol = match (port, inner[0] >> 4) {
         (Some(_), _) => 17,
         (None, 4) => 4,
@@ -256,6 +271,7 @@ fn each_registered_key_counts_its_own_probes() {
             ..flow
         };
         send(&katran, &frame(other), MARK);
+        // Nor is what the kernel sends for its connection when that is gone.
         send(&katran, &frame(flow), 0);
     }
     let counts = keys

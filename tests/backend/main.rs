@@ -8,5 +8,6 @@
 mod common;
 mod decap;
 mod decap_rules;
+mod health_late;
 mod health_wire;
 mod server_id_option;

@@ -10,6 +10,7 @@ use katran::Family;
 use katran::Features;
 use katran::Gateway;
 use katran::Katran;
+use katran::Prefix;
 use katran::RealFlags;
 use katran::Vip;
 use katran::VipFlags;
@@ -117,6 +118,13 @@ fn tables(katran: &Katran) -> model::Tables {
         };
         tables.decap.insert(address, mode);
     }
+    let settings = state.balancer.unwrap_or_default();
+    let pairs = |prefixes: Option<Vec<Prefix>>| {
+        let prefixes = prefixes.unwrap_or_default().into_iter();
+        prefixes.map(|of| (of.address(), of.length())).collect()
+    };
+    tables.allow_sources = pairs(settings.allow_sources);
+    tables.egress_sources = pairs(settings.egress_sources);
     tables
 }
 

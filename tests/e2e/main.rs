@@ -22,6 +22,7 @@ mod following;
 mod fork;
 mod frame;
 mod health;
+mod health_late;
 mod health_places;
 mod local;
 mod moving_on;

@@ -159,6 +159,11 @@ impl Kind {
             settings.ipip_source_v4 = Some([10, 77, 0, 0].into());
             settings.ipip_source_v6 = Some([0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0].into());
         }
+        if !self.own_table && self.features.contains(Features::INLINE_DECAP) {
+            let prefixes = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();
+            settings.allow_sources = Some(prefixes(["100.64.0.0/21", "::/0"]));
+            settings.egress_sources = Some(prefixes(["100.64.0.0/22", "2000::/3"]));
+        }
         state.balancer = Some(settings);
         state.vips = services();
         state.server_ids = server_ids();

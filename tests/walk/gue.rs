@@ -125,6 +125,58 @@ fn what_follows_the_packet_in_its_frame_stays_and_does_not_count() {
     }
 }
 
+/// Whatever the packet's own header says of itself: the outer checksum is about its bytes.
+#[test]
+fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
+    let katran = balancer(VipFlags::empty());
+    let check = |frame: &[u8], flow: Flow, real: &str| {
+        let source = Some(flow.source.ip());
+        let expected = gue(frame, source, 40_001, ip(real), own(real), true);
+        assert_eq!(sent(&katran, frame), expected, "{flow} to {real}");
+    };
+    for (flow, real) in every_case().filter(|(flow, _)| flow.source.is_ipv4()) {
+        for damage in [1, 0x80, 0xff] {
+            let mut frame = Packet::new(flow).frame();
+            frame[ETHERNET + 10] ^= damage;
+            check(&frame, flow, real);
+            // Of the packet that an ICMP message is in, too.
+            let mut frame = frames::unreachable(flow, 8);
+            frame[ETHERNET + 11] ^= damage;
+            check(&frame, flow, real);
+        }
+    }
+}
+
+/// A UDP length of its own ends the datagram before the packet (RFC 9868), or behind it.
+#[test]
+fn the_outer_checksum_is_right_whatever_udps_length() {
+    let katran = balancer(VipFlags::empty());
+    for (flow, real) in every_case().filter(|(flow, _)| flow.protocol == Protocol::Udp) {
+        for payload in [1, 2, 55, 56, 57, 120, 1000, 1400] {
+            let whole = 8 + payload as u16;
+            for length in [0, 1, 7, 8, 9, whole - 1, whole + 1, whole + 64, u16::MAX] {
+                let mut frame = Packet::new(flow).payload(payload).frame();
+                let header = if flow.source.is_ipv4() { IPV4 } else { IPV6 };
+                let at = ETHERNET + header + 4;
+                frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+                // A checksum of the datagram that this length says, as far as there is one.
+                frame[at + 2..at + 4].fill(0);
+                let ends = usize::from(length.clamp(8, whole));
+                let datagram = &frame[at - 4..at - 4 + ends];
+                let (from, to) = (flow.source.ip(), flow.destination.ip());
+                let sum = !frames::pseudo_sum(from, to, 17, datagram);
+                frame[at + 2..at + 4].copy_from_slice(&sum.max(1).to_be_bytes());
+                // What follows the packet does not count.
+                frame.extend([0xaa; 5]);
+                let source = Some(flow.source.ip());
+                let expected = gue(&frame, source, 40_001, ip(real), own(real), true);
+                let what = format!("{flow} to {real}, {payload} bytes, length {length}");
+                assert_eq!(sent(&katran, &frame), expected, "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_datagram_without_a_checksum_gets_none_outside() {
     let katran = balancer(VipFlags::empty());

@@ -199,6 +199,98 @@ fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
 }
 
 #[test]
+fn only_allowed_sources_open_tunnels() {
+    let prefixes = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let allowed = |sources: &[&str]| balancer(settings().allow_sources(prefixes(sources)));
+    // Tunnels come from 172.16.1.1 and 2001:db8:ff::1.
+    for (sources, v4, v6) in [
+        (&["172.16.0.0/16", "2001:db8:ff::/64"][..], true, true),
+        (&["172.16.1.1"], true, false),
+        (&["172.16.1.0/32", "2001:db8:ff::1"], false, true),
+        (&["0.0.0.0/0"], true, false),
+        (&["ac10:101::/32"], false, false),
+        (&[], true, true),
+    ] {
+        let katran = allowed(sources);
+        let mut drops = 0;
+        for (kind, outer, flow) in mixes() {
+            for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
+                let frame = tunnelled(kind, &Packet::new(flow).ip(), end);
+                let ran = run(&katran, &frame);
+                if [v4, v6][outer] {
+                    assert_ne!(ran.verdict, Verdict::Drop, "{sources:?} {end}");
+                } else {
+                    assert_eq!((ran.verdict, ran.reason), dropped(DropReason::OuterSource));
+                    assert_eq!(ran.frame, frame);
+                    drops += 1;
+                }
+            }
+        }
+        let reasons = katran.stats().drop_reasons().unwrap();
+        assert_eq!(reasons.get(DropReason::OuterSource), drops, "{sources:?}");
+    }
+    // A tunnel of others is not ours to drop; nor is what is in none.
+    let katran = balancer(super::inline_decap::strict().allow_sources(prefixes(&["10.0.0.1"])));
+    let frame = tunnelled(Kind::Ipip, &Packet::new(flows()[0]).ip(), ELSEWHERE[0]);
+    assert_eq!(run(&katran, &frame).reason, Reason::DecapForeign);
+    assert_eq!(
+        run(&katran, &Packet::new(flows()[0]).frame()).verdict,
+        Verdict::Tx
+    );
+}
+
+#[test]
+fn only_answers_of_vips_leave_by_an_egress_address() {
+    let vips = ["203.0.113.0/24", "2001:db8:1::1/128"].map(|text| text.parse().unwrap());
+    let mut katran = balancer(settings().egress_sources(vips));
+    let check = |katran: &katran::Katran| {
+        let before = katran
+            .stats()
+            .drop_reasons()
+            .unwrap()
+            .get(DropReason::EgressSource);
+        for (kind, outer, flow) in mixes() {
+            let answer = Packet::new(reverse(flow)).ip();
+            let ran = run(katran, &tunnelled(kind, &answer, EGRESS[outer]));
+            assert_eq!(ran.reason, Reason::DecapEgress, "{kind:?} {flow}");
+            // From the client's address: anybody's.
+            let frame = tunnelled(kind, &Packet::new(flow).ip(), EGRESS[outer]);
+            let ran = run(katran, &frame);
+            assert_eq!((ran.verdict, ran.reason), dropped(DropReason::EgressSource));
+            assert_eq!(ran.frame, frame);
+            // Where it goes on being balanced, or to the host, it may come from anywhere.
+            let ran = run(
+                katran,
+                &tunnelled(kind, &Packet::new(flow).ip(), INLINE[outer]),
+            );
+            assert_eq!(ran.verdict, Verdict::Tx, "{}", ran.reason);
+        }
+        let reasons = katran.stats().drop_reasons().unwrap();
+        assert_eq!(reasons.get(DropReason::EgressSource) - before, 8);
+    };
+    check(&katran);
+    // It is part of the state, and there again when the feature is.
+    let state = katran.state();
+    let sources = state.balancer.unwrap().egress_sources.unwrap();
+    assert_eq!(sources, vips);
+    let (features, ends) = (katran.features(), katran.decap().list());
+    for (end, _) in &ends {
+        katran.decap_mut().remove(*end).unwrap();
+    }
+    katran.reload(katran::Features::default()).unwrap();
+    katran.reload(features).unwrap();
+    for (end, mode) in ends {
+        katran.decap_mut().add(end, mode).unwrap();
+    }
+    check(&katran);
+}
+
+#[test]
 fn only_listed_addresses_and_the_hosts_own_end_tunnels_by_default() {
     let katran = balancer(super::inline_decap::strict());
     let packet = Packet::new(flows()[0]).ip();

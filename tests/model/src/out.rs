@@ -20,6 +20,7 @@ use crate::bytes::octets;
 use crate::bytes::pseudo_sum;
 use crate::bytes::put_u16;
 use crate::bytes::sum;
+use crate::bytes::u16_at;
 use crate::choose::Choice;
 use crate::icmp::TTL;
 use crate::ip::Family;
@@ -187,9 +188,11 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
     udp.extend(length.to_be_bytes());
     udp.extend([0, 0]);
     // A datagram without a checksum gets an outer header without one (RFC 6935).
-    if !packet.unchecked {
+    // So does one that is not all there.
+    let inner = inner_sum(run, packet).filter(|_| !packet.unchecked);
+    if let Some(inner) = inner {
         let pseudo = pseudo_sum(own, real, PROTOCOL_UDP, length);
-        let check = match !add(add(pseudo, sum(&udp)), inner_sum(run, packet)) {
+        let check = match !add(add(pseudo, sum(&udp)), inner) {
             0 => 0xffff,
             check => check,
         };
@@ -201,11 +204,21 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
 }
 
 /// What the inner packet adds up to. The payload is not read, for the inner checksum says it: transport
-/// header and payload are the complement of the pseudo header.
-fn inner_sum(run: &Run<'_>, packet: &Packet) -> u16 {
+/// header and payload are the complement of the pseudo header. Where UDP's length is not that of its packet it
+/// says nothing of a part of it, so all of it is read.
+fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
     let header = &packet.header;
     let ip = &run.frame[ETHERNET..];
-    match header.family {
+    let (size, behind) = match header.family {
+        Family::V4 => (IPV4, header.length.wrapping_sub(IPV4 as u16)),
+        Family::V6 => (IPV6, header.length),
+    };
+    let is_datagram = packet.error.is_none() && header.protocol == PROTOCOL_UDP;
+    if rows::R47_OUTER_CHECKSUM && is_datagram && u16_at(ip, size + 4) != behind {
+        let all = ip.get(..size + usize::from(behind));
+        return all.map(sum);
+    }
+    Some(match header.family {
         Family::V4 => {
             let header_sum = match rows::R47_OUTER_CHECKSUM {
                 true => sum(&ip[..IPV4]),
@@ -214,7 +227,7 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> u16 {
             };
             // ICMP has no pseudo header over IPv4.
             if packet.error.is_some() {
-                return header_sum;
+                return Some(header_sum);
             }
             let length = header.length.wrapping_sub(IPV4 as u16);
             let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
@@ -227,5 +240,5 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> u16 {
             let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
             add(sum(&ip[..headers]), !pseudo)
         }
-    }
+    })
 }

@@ -33,7 +33,7 @@ pub const R45_GUE_IS_IP: bool = true;
 /// as unreachable.
 pub const R46_COUNTS: bool = true;
 /// The outer checksum is right whatever inner lengths and the inner header's checksum say.
-pub const R47_OUTER_CHECKSUM: bool = false;
+pub const R47_OUTER_CHECKSUM: bool = true;
 /// LRU_BYPASS keeps QUIC from making entries.
 pub const R48_QUIC_BYPASS: bool = true;
 /// What leaves an egress address is IP, no tunnel, and comes from where it may.

@@ -95,11 +95,8 @@ pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
     } else if run.balancer.config.features.strict_destination && !is_own(run, header.destination) {
         return Err(End::Pass("a tunnel that ends elsewhere"));
     }
-    if rows::R49_EGRESS
-        && mode.is_some()
-        && !allowed(&run.balancer.tables.allow_sources, header.source)
-    {
-        return Err(End::Drop("decap_source"));
+    if rows::R49_EGRESS && !allowed(&run.balancer.tables.allow_sources, header.source) {
+        return Err(End::Drop("outer_source"));
     }
     let outer = match header.family {
         Family::V4 => "v4",

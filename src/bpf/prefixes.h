@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/* Lists of prefixes that addresses have to lie in, of both families: the key begins with the family. */
+#pragma once
+
+#include "shared.h"
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in6.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+struct prefixes {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct address_prefix);
+	__type(value, __u32);
+};
+
+/* Whether one of the prefixes covers an address. */
+static __always_inline bool is_covered(struct prefixes *by, const void *address, bool v6)
+{
+	struct address_prefix key = {
+		.prefix_length = 32 + (v6 ? 128 : 32),
+		.family = v6 ? FAMILY_V6 : FAMILY_V4,
+	};
+
+	if (v6)
+		__builtin_memcpy(key.address, address, sizeof(struct in6_addr));
+	else
+		__builtin_memcpy(key.address, address, sizeof(__be32));
+	return bpf_map_lookup_elem(by, &key);
+}
