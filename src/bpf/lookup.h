@@ -5,6 +5,7 @@
 #include "config.h"
 #include "maps.h"
 #include "parse.h"
+#include "verifier.h"
 
 #include <linux/in.h>
 
@@ -118,14 +119,14 @@ static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *numb
 	/* Both at once. */
 	*(__u32 *)&packet->hash_source = *(const __u32 *)&packet->flow.source_port;
 	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT))) {
-		packet->hash_destination = 0;
+		packet->hash_destination = unknown_zero(word);
 		if (packet->flow.protocol == IPPROTO_UDP)
-			packet->flow.destination_port = 0;
+			packet->flow.destination_port = packet->hash_destination;
 	}
 	if (vip->flags & VIP_NO_SRC_PORT) {
-		packet->hash_source = 0;
+		packet->hash_source = unknown_zero(word);
 		if (packet->flow.protocol == IPPROTO_UDP)
-			packet->flow.source_port = 0;
+			packet->flow.source_port = packet->hash_source;
 	}
 	return true;
 }

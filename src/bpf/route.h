@@ -156,12 +156,10 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	bool by_port = flags & VIP_DPORT_HASH;
 	__be16 hash_port = packet->hash_source;
 	struct real *real;
-	int chosen = 0;
-	bool flood;
+	int chosen;
 	__u32 id;
 
-	flood = in_flood(run, now);
-	if (!flood && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
+	if (!in_flood(run, now) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		chosen = flow_choose(&choice->place, now);
 		if (packet->tcp_flags & TCP_SYN) {
 			real = flow_follow(&choice->place, &packet->flow, chosen, now,
@@ -171,6 +169,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 				return real;
 			}
 		}
+	} else {
+		chosen = unknown_zero(now);
 	}
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		if (packet->tcp_flags & TCP_SYN) {
@@ -211,8 +211,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
+	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !by_port &&
-	    !under_flood(run, now) && !flood)
+	    !under_flood(run, now))
 		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, MARK_NO_ID);
 	run->cpu->counters.flow_misses++;
 	count_watched(choice);

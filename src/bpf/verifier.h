@@ -11,3 +11,13 @@
  * conclude anything about a weak function, which another definition might replace.
  */
 #define LOOKED_AT_ONCE __weak __noinline
+
+/* 0, of which the verifier does not know that it is. Ways through the walk that differ in nothing but a
+ * number which each of them knows are looked at one by one; those that know no number are one. */
+static __always_inline __u64 unknown_zero(__u64 any)
+{
+	__u64 same = any;
+
+	barrier_var(same);
+	return same - any;
+}
