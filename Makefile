@@ -35,7 +35,7 @@ test: ## all tests (root)
 soak: FRAMES ?= 100_000_000
 soak: ## FRAMES random frames through program and model (root)
 	@scripts/setup test
-	KATRAN_FRAMES=$(FRAMES) $(CARGO) test --locked --all-features --test fuzz random -- --nocapture
+	KATRAN_FRAMES=$(FRAMES) $(CARGO) test --locked --all-features --test fuzz random:: -- --nocapture
 
 sabotage: ## each rule of the walk broken once: does the model find it? (root; half an hour)
 	@scripts/setup test
