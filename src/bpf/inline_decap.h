@@ -152,7 +152,8 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 	} else {
 		struct iphdr *ip = cursor_take(&inner, sizeof(*ip));
 
-		if (!ip || ip->ihl != sizeof(*ip) / 4)
+		/* Fragments but the first have no ports. */
+		if (!ip || ip->ihl != sizeof(*ip) / 4 || ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK))
 			return;
 		packet.flow.family = FAMILY_V4;
 		packet.flow.protocol = ip->protocol;

@@ -148,7 +148,8 @@ static __always_inline void count_watched(const struct choice *choice)
 }
 
 /* Step 7: the real of a flow that no table knows, or of a SYN. That one follows an entry that was used
- * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with the reason in `choice`: the ring has none. */
+ * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with
+ * the reason in `choice`: the ring has none. */
 static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
 					     struct choice *choice, bool v6, __u64 now)
 {
@@ -211,8 +212,9 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
-	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
-	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !by_port &&
+	/* Nothing is remembered while the guard acts: then one more flow is one too many. Nor what nobody looks
+	 * for again: flows of a VIP without reals, which source routes may lead all the same. */
+	if (id && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS)) && !(packet->tcp_flags & TCP_RST) && !by_port &&
 	    !under_flood(run, now))
 		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, MARK_NO_ID);
 	run->cpu->counters.flow_misses++;

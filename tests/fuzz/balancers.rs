@@ -251,7 +251,7 @@ fn services() -> Vec<VipState> {
             &[3],
         ),
         ("6:80/tcp", NONE, &[2, 3, 4], &[]),
-        ("7:80/tcp", NONE, &[], &[]),
+        ("7:80/tcp", VipFlags::SRC_ROUTING, &[], &[]),
         ("7:443/udp", VipFlags::QUIC, &[], &[]),
         ("7:53/udp", NONE, &[5], &[5]),
     ];

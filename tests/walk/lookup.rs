@@ -129,14 +129,14 @@ fn no_src_port_sends_a_client_to_one_real() {
     let vip = serve(&mut katran, VIP4, VipFlags::NO_SRC_PORT, &REALS);
     let client = |i: u16| Flow::tcp((ip("192.0.2.7"), 1000 + i).into(), at(TO_VIP4));
     assert_eq!(reals_of(&katran, (0..100).map(client)).len(), 1);
-    assert_eq!(entries(&katran), 1);
+    assert_eq!(entries(&katran), 100, "the table tells connections apart");
     let bytes = frame(client(5));
     let ran = katran.simulate(&bytes).unwrap();
     assert_eq!(ran.reason, Reason::FlowTable);
     let real = ran.real.unwrap();
     assert_eq!(ran.frame, ipip(&bytes, Some(ip("192.0.2.7")), 0, real));
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
-    assert_eq!(reals_of(&katran, (0..100).map(client)).len(), REALS.len());
+    assert_eq!(reals_of(&katran, (100..200).map(client)).len(), REALS.len());
 }
 
 #[test]
@@ -223,12 +223,16 @@ fn dport_hash_still_finds_what_is_remembered() {
 fn an_any_port_vip_is_one_service_unless_told_otherwise() {
     let mut katran = load(builder());
     let any = serve(&mut katran, "203.0.113.1:0/tcp", VipFlags::empty(), &REALS);
-    let to = |port: u16| Flow::tcp(at("192.0.2.7:40001"), (ip("203.0.113.1"), port).into());
+    let of = |client: &str, port: u16| Flow::tcp(at(client), (ip("203.0.113.1"), port).into());
+    let to = |port: u16| of("192.0.2.7:40001", port);
     assert_eq!(reals_of(&katran, (1..100).map(to)).len(), 1);
-    assert_eq!(entries(&katran), 1, "one flow, whatever its port");
+    assert_eq!(entries(&katran), 99, "the table tells connections apart");
     katran.set_vip_flags(any, VipFlags::SRC_DST_PORT).unwrap();
-    assert_eq!(reals_of(&katran, (1..100).map(to)).len(), REALS.len());
-    assert_eq!(entries(&katran), 100);
+    // Those that are known stay; those of another port of the client's spread.
+    assert_eq!(reals_of(&katran, (1..100).map(to)).len(), 1);
+    let new = (1..100).map(|port| of("192.0.2.7:40002", port));
+    assert_eq!(reals_of(&katran, new).len(), REALS.len());
+    assert_eq!(entries(&katran), 198);
     // An exact VIP beside it keeps its port, and all its own.
     let exact = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let ran = katran.simulate(&frame(to(443))).unwrap();

@@ -164,7 +164,9 @@ fn is_void(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) -> bool {
 /// Whether a new flow of the packet would be remembered, if there were no flood.
 fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
     let error = rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some();
-    !(ask.vip.flags.lru_bypass || ask.packet.rst || by_port || error)
+    // Without reals nobody would look for the entry, though a source route may lead the packet.
+    let unread = ask.vip.flags.lru_bypass || ask.vip.reals.is_empty();
+    !(unread || ask.packet.rst || by_port || error)
 }
 
 /// 7: the flow is new.

@@ -251,7 +251,7 @@ fn strip(run: &mut Run<'_>, tunnel: &Tunnel) {
 fn count_for_vip(run: &mut Run<'_>, family: Family) {
     let ip = &run.frame[ETHERNET..];
     let (destination, protocol, size) = match family {
-        Family::V4 if ip[0] & 0xf != 5 => return,
+        Family::V4 if ip[0] & 0xf != 5 || u16_at(ip, 6) & 0x3fff != 0 => return,
         Family::V4 => (v4_at(ip, 16), ip[9], IPV4),
         Family::V6 => (v6_at(ip, 24), ip[6], IPV6),
     };
