@@ -154,7 +154,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 					     struct choice *choice, bool v6, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
-	bool by_port = flags & VIP_DPORT_HASH;
+	bool forget = flags & VIP_DPORT_HASH;
 	__be16 hash_port = packet->hash_source;
 	struct real *real;
 	int chosen;
@@ -188,9 +188,10 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
 		note_step(run, STEP_SOURCE_ROUTE);
-		by_port = false;
+		/* Nobody would look for it. */
+		forget = flags & VIP_NO_REALS;
 	} else {
-		if (by_port) {
+		if (forget) {
 			/* Such a flow is not remembered, so nothing else needs to know whose it is. */
 			__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
 			hash_port = packet->hash_destination;
@@ -212,9 +213,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
-	/* Nothing is remembered while the guard acts: then one more flow is one too many. Nor what nobody looks
-	 * for again: flows of a VIP without reals, which source routes may lead all the same. */
-	if (id && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS)) && !(packet->tcp_flags & TCP_RST) && !by_port &&
+	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
+	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
 	    !under_flood(run, now))
 		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, MARK_NO_ID);
 	run->cpu->counters.flow_misses++;
