@@ -6,8 +6,8 @@
 //! A socket keeps its network namespace alive, and a balancer must not do that to a container. So both sockets
 //! belong to the namespace of the process, which gives the others numbers (`ip netns list-id`): by these
 //! the kernel tells of their interfaces, and of changes there. A number keeps nothing alive. When its
-//! namespace is gone it may be given to another one, so an interface that was once not found is not asked
-//! for any more.
+//! namespace is gone it may be given to another one, so an interface that was not there once is not asked
+//! for any more. A thread keeps its namespace alive as well, so this one is in that of the process.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
+use nix::libc;
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
@@ -46,6 +47,8 @@ const ETHERNET: u32 = 14;
 /// The range of the setting: every IPv4 host takes packets of 576 bytes, and there are none above 65,535.
 const SHORTEST: u32 = 590;
 const LONGEST: u32 = 65_549;
+/// When a question that has failed is asked again, in milliseconds, if nothing changes before.
+const AGAIN: u16 = 15_000;
 
 /// The longest frame that an interface of this MTU can send with so much around it.
 pub(crate) fn longest_frame(mtu: u32, overhead: u32) -> u32 {
@@ -143,7 +146,7 @@ impl FrameLimit {
             return;
         };
         let exits = exits.iter().filter(|exit| exit.0 == here);
-        let mtus = exits.filter_map(|exit| ask(&mut requests, *exit, None));
+        let mtus = exits.filter_map(|exit| ask(&mut requests, *exit, None).ok()?);
         if let Some(mtu) = mtus.min() {
             self.live.set_max_frame(longest_frame(mtu, self.overhead()));
         }
@@ -154,8 +157,10 @@ impl FrameLimit {
 struct Watched {
     exit: Exit,
     way: Way,
-    /// `None`: it is gone, or could not be asked for.
+    /// `None`: it is gone, or nothing is known yet.
     mtu: Option<u32>,
+    /// The last question has failed, and is asked again.
+    is_open: bool,
 }
 
 /// How the kernel is asked for an interface.
@@ -165,8 +170,54 @@ enum Way {
     Home,
     /// By the number that its namespace has there.
     Numbered(i32),
-    /// Not again: its namespace has no number, for which this process lacks a privilege.
+    /// Not again: its namespace has no number, for which this process lacks a privilege, or it is not there any
+    /// more, and its number may be another one's.
     Never,
+}
+
+impl Watched {
+    fn new(exit: Exit, way: Way) -> Self {
+        Self {
+            exit,
+            way,
+            mtu: None,
+            is_open: false,
+        }
+    }
+
+    fn ask(&mut self, requests: &mut Requests) {
+        let namespace = match self.way {
+            Way::Home => None,
+            Way::Numbered(number) => Some(number),
+            Way::Never => return,
+        };
+        self.take(ask(requests, self.exit, namespace));
+    }
+
+    /// Takes the kernel's answer. An error leaves what was known.
+    fn take(&mut self, answer: io::Result<Option<u32>>) {
+        let is_numbered = matches!(self.way, Way::Numbered(_));
+        let answer = match answer {
+            // The number is nobody's: the namespace is gone.
+            Err(error) if is_numbered && error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            answer => answer,
+        };
+        match answer {
+            Ok(mtu) => {
+                (self.mtu, self.is_open) = (mtu, false);
+                if mtu.is_none() && is_numbered {
+                    self.way = Way::Never;
+                }
+            }
+            Err(error) => {
+                if !self.is_open {
+                    let index = self.exit.1;
+                    log::warn!("the MTU of interface {index} is asked for again: {error}");
+                }
+                self.is_open = true;
+            }
+        }
+    }
 }
 
 /// The thread, and what it shares with its owner.
@@ -182,7 +233,7 @@ struct Follower {
 struct Shared {
     known: Mutex<Known>,
     stop: AtomicBool,
-    /// It is to stop.
+    /// It is to stop, or a question is open.
     wake: EventFd,
 }
 
@@ -202,20 +253,19 @@ impl Shared {
 }
 
 impl Known {
-    /// Asks again for interfaces with an index, or for all.
-    fn ask(&mut self, index: Option<u32>) {
+    /// Asks again for interfaces with these indexes (`None`: for all), and what is open.
+    fn ask(&mut self, changed: &[Option<u32>]) {
         for watched in &mut self.watched {
-            if watched.mtu.is_none() || index.is_some_and(|index| index != watched.exit.1) {
-                continue;
+            let index = Some(watched.exit.1);
+            if watched.is_open || changed.contains(&None) || changed.contains(&index) {
+                watched.ask(&mut self.requests);
             }
-            let namespace = match watched.way {
-                Way::Home => None,
-                Way::Numbered(number) => Some(number),
-                Way::Never => continue,
-            };
-            watched.mtu = ask(&mut self.requests, watched.exit, namespace);
         }
         self.publish();
+    }
+
+    fn has_open(&self) -> bool {
+        self.watched.iter().any(|watched| watched.is_open)
     }
 
     fn publish(&self) {
@@ -228,15 +278,10 @@ impl Known {
     }
 }
 
-fn ask(requests: &mut Requests, exit: Exit, namespace: Option<i32>) -> Option<u32> {
-    match requests.interface_in(namespace, exit.1) {
-        Ok(interface) => interface.map(|interface| interface.mtu),
-        // Also that the namespace is gone.
-        Err(error) => {
-            log::info!("the MTU of interface {} is not known: {error}", exit.1);
-            None
-        }
-    }
+/// The MTU of an interface; `None`: it is not there.
+fn ask(requests: &mut Requests, exit: Exit, namespace: Option<i32>) -> io::Result<Option<u32>> {
+    let interface = requests.interface_in(namespace, exit.1)?;
+    Ok(interface.map(|interface| interface.mtu))
 }
 
 impl Follower {
@@ -255,12 +300,12 @@ impl Follower {
                 live,
             }),
             stop: AtomicBool::new(false),
-            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         });
         let of_thread = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("katran-mtu".to_owned())
-            .spawn(move || follow(&of_thread, &notices))?;
+        let thread = thread::Builder::new().name("katran-mtu".to_owned());
+        // A thread begins in the namespace of the one that starts it, and keeps it alive.
+        let thread = home.run(|| thread.spawn(move || follow(&of_thread, &notices)))??;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -291,32 +336,37 @@ impl Follower {
             if known.watched.iter().any(|watched| watched.exit == *exit) {
                 continue;
             }
-            let (way, mtu) = self.find(known, *exit);
-            known.watched.push(Watched {
-                exit: *exit,
-                way,
-                mtu,
-            });
+            let watched = self.find(&mut known.requests, *exit);
+            known.watched.push(watched);
         }
         known.publish();
+        if known.has_open() {
+            // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+            let _ = self.shared.wake.write(1);
+        }
     }
 
     /// How to ask for an interface of the calling thread's namespace, and its MTU.
-    fn find(&self, known: &mut Known, exit: Exit) -> (Way, Option<u32>) {
-        if exit.0 == self.home {
-            return (Way::Home, ask(&mut known.requests, exit, None));
-        }
-        match number_of(&mut known.requests, exit.0) {
-            Ok(number) => {
-                let mtu = ask(&mut known.requests, exit, Some(number));
-                (Way::Numbered(number), mtu)
+    fn find(&self, requests: &mut Requests, exit: Exit) -> Watched {
+        let way = match exit.0 == self.home {
+            true => Ok(Way::Home),
+            false => number_of(requests, exit.0).map(Way::Numbered),
+        };
+        match way {
+            Ok(way) => {
+                let mut watched = Watched::new(exit, way);
+                watched.ask(requests);
+                watched
             }
             Err(error) => {
                 log::warn!("the MTU of interface {} is not followed: {error}", exit.1);
                 let is_here = network_namespace().is_ok_and(|here| here == exit.0);
                 let requests = Requests::new().ok().filter(|_| is_here);
-                let mtu = requests.and_then(|mut requests| ask(&mut requests, exit, None));
-                (Way::Never, mtu)
+                let mtu = requests.and_then(|mut requests| ask(&mut requests, exit, None).ok()?);
+                Watched {
+                    mtu,
+                    ..Watched::new(exit, Way::Never)
+                }
             }
         }
     }
@@ -359,35 +409,68 @@ fn number_of(requests: &mut Requests, namespace: u64) -> io::Result<i32> {
 
 /// What the thread does, until it is to stop.
 fn follow(shared: &Shared, notices: &Notices) {
+    let mut patience = PollTimeout::NONE;
     while !shared.stop.load(Ordering::Acquire) {
         let mut events = [
             PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(notices.as_fd(), PollFlags::POLLIN),
         ];
         // Interrupted or not: what there is to do is found out below.
-        let _ = poll(&mut events, PollTimeout::NONE);
-        let mut indexes = Vec::new();
-        for notice in notices.take() {
-            match notice {
-                Notice::Link { index } => indexes.push(Some(index)),
-                Notice::Anything => indexes.push(None),
-                _ => {}
-            }
-        }
-        indexes.sort_unstable();
-        indexes.dedup();
-        if indexes.first() == Some(&None) {
-            indexes.truncate(1);
-        }
-        for index in indexes {
-            shared.known().ask(index);
-        }
+        let _ = poll(&mut events, patience);
+        // What was written was seen, if anything was.
+        let _ = shared.wake.read();
+        let changed = notices
+            .take()
+            .into_iter()
+            .filter_map(|notice| match notice {
+                Notice::Link { index } => Some(Some(index)),
+                Notice::Anything => Some(None),
+                _ => None,
+            });
+        let changed: Vec<_> = changed.collect();
+        let mut known = shared.known();
+        known.ask(&changed);
+        patience = match known.has_open() {
+            true => PollTimeout::from(AGAIN),
+            false => PollTimeout::NONE,
+        };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_leaves_the_mtu_that_was_known_and_is_asked_again() {
+        let error = |number| Err(io::Error::from_raw_os_error(number));
+        let after = |way, answer| {
+            let mut watched = Watched::new((1, 2), way);
+            watched.take(Ok(Some(1500)));
+            watched.take(answer);
+            let is_asked = !matches!(watched.way, Way::Never);
+            (watched.mtu, watched.is_open, is_asked)
+        };
+        for way in [Way::Home, Way::Numbered(3)] {
+            assert_eq!(after(way, error(libc::ENOBUFS)), (Some(1500), true, true));
+            assert_eq!(after(way, Ok(Some(1400))), (Some(1400), false, true));
+        }
+        assert_eq!(
+            after(Way::Home, error(libc::EINVAL)),
+            (Some(1500), true, true)
+        );
+        // At home it may come back, elsewhere the number may come to mean something else.
+        assert_eq!(after(Way::Home, Ok(None)), (None, false, true));
+        assert_eq!(after(Way::Numbered(3), Ok(None)), (None, false, false));
+        assert_eq!(
+            after(Way::Numbered(3), error(libc::EINVAL)),
+            (None, false, false)
+        );
+        let mut watched = Watched::new((1, 2), Way::Home);
+        watched.take(error(libc::ENOMEM));
+        watched.take(Ok(Some(9000)));
+        assert_eq!((watched.mtu, watched.is_open), (Some(9000), false));
+    }
 
     #[test]
     fn what_comes_around_packets_is_taken_off_the_mtu() {

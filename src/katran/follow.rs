@@ -92,7 +92,7 @@ impl Following {
     /// Ends it in the first namespace; it may be started again there.
     fn stop(&mut self) {
         self.take();
-        (self.ground.told, self.ground.is_left) = (None, false);
+        self.ground.forget();
         if let Some(watcher) = self.watcher.take() {
             let sockets = watcher.stop();
             let first = self.ground.namespaces.first_mut();
@@ -278,14 +278,14 @@ impl Katran {
             attached,
         };
         let start = || Watcher::start(site, guide, wanted, cells, reals);
-        let watcher = match wanted.mode {
+        // A thread keeps its namespace alive, so the follower's is not in the caller's.
+        let started = match wanted.mode {
             // The kernel takes an interface's index for one of the thread's namespace.
-            NextHops::Redirect => {
-                let started = way.namespace.run(start);
-                started.map_err(|error| kernel_error("enter", "a network namespace", error))?
-            }
-            _ => start(),
-        }?;
+            NextHops::Redirect => way.namespace.run(start),
+            NextHops::Gateway | NextHops::PerReal => way.namespace.run_if_allowed(start),
+        };
+        let failed = |error| kernel_error("enter", "a network namespace", error);
+        let watcher = started.map_err(failed)??;
         if until == Until::Known
             && let Err(error) = watcher.wait()
         {

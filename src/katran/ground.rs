@@ -6,6 +6,7 @@
 //! attachments and of gateways wait for it, no getter.
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -31,7 +32,7 @@ use crate::types::NextHops;
 
 /// When the thread looks again, other than after a notice of a link: if there is a namespace to move on to, ...
 const SOON: Duration = Duration::from_secs(1);
-/// ... and if there is none.
+/// ... and if there is none, or none that it can reach.
 const LATER: Duration = Duration::from_secs(15);
 /// How often, a millisecond apart, a child made by fork(2) tries a lock that nobody may be left to give up.
 const MOST_TRIES: u32 = 100;
@@ -94,6 +95,8 @@ pub(super) struct Ground {
     reasons: Vec<Held>,
     /// The thread has found no reason left, and ended.
     pub(super) is_left: bool,
+    /// The thread has no reason left where it is, and could not reach the next namespace.
+    is_stuck: bool,
 }
 
 pub(super) struct Followed {
@@ -154,6 +157,15 @@ impl Followed {
 }
 
 impl Ground {
+    /// Nothing is followed any more. Witnesses go, too: they hold descriptors of attachments.
+    pub(super) fn forget(&mut self) {
+        let namespaces = mem::take(&mut self.namespaces);
+        *self = Self {
+            namespaces,
+            ..Self::default()
+        };
+    }
+
     /// There is a reason in this namespace.
     pub(super) fn add(&mut self, number: u64) {
         if !self.namespaces.iter().any(|of| of.number == number) {
@@ -200,6 +212,7 @@ impl Ground {
         };
         let holding: Vec<_> = self.reasons.iter().filter(holds).collect();
         if holding.iter().any(|held| held.namespace == first) {
+            self.is_stuck = false;
             return Look::Stay(again);
         }
         let is_last = holding.is_empty();
@@ -211,7 +224,11 @@ impl Ground {
                 Ok(site) => {
                     self.told = Some(site.attached.clone());
                     self.namespaces.drain(..position);
+                    self.is_stuck = false;
                     return Look::MoveOn(site);
+                }
+                Err(error) if self.is_stuck => {
+                    log::debug!("next hops still cannot be followed there: {error}");
                 }
                 Err(error) => log::error!("next hops cannot be followed there: {error}"),
             }
@@ -224,23 +241,30 @@ impl Ground {
                 };
                 Look::Leave
             }
-            false => Look::Stay(SOON),
+            false => {
+                // Each attempt may search all processes.
+                self.is_stuck = true;
+                Look::Stay(LATER)
+            }
         }
     }
 }
 
-/// What the follower's thread needs in a namespace, which is led there if it has to be.
+/// What the follower's thread needs in a namespace, which is led there if it may be, and for device maps has to.
 fn site(to: &mut Followed, mode: NextHops, reasons: &[&Held]) -> Result<Site> {
     let namespace = to.number;
     let attached = attached_in(namespace, reasons.iter().copied());
     let way = to.way()?;
     let sockets = way.sockets()?;
-    if mode == NextHops::Redirect
+    // The thread keeps the namespace alive that it is in.
+    match way.namespace.enter() {
+        Ok(()) => {}
         // The kernel takes an interface's index for one of the thread's namespace.
-        && let Err(error) = way.namespace.enter()
-    {
-        way.sockets = Some(sockets);
-        return Err(kernel_error("enter", "a network namespace", error));
+        Err(error) if mode == NextHops::Redirect => {
+            way.sockets = Some(sockets);
+            return Err(kernel_error("enter", "a network namespace", error));
+        }
+        Err(error) => log::info!("a thread stays in its network namespace: {error}"),
     }
     Ok(Site {
         sockets,
@@ -409,8 +433,15 @@ mod tests {
         let mut ground = ground([&there[0], &there[1]]);
         ground.namespaces.reverse();
         there[0].store(true, Ordering::Relaxed);
-        let mut look = || ground.look(NextHops::Gateway, &|_| true);
-        assert!(matches!(look(), Look::Stay(SOON)));
+        let look = |ground: &mut Ground| ground.look(NextHops::Gateway, &|_| true);
+        for _ in 0..2 {
+            assert!(matches!(look(&mut ground), Look::Stay(LATER)));
+            assert!(ground.is_stuck, "it would be logged again");
+        }
+        // Where it is a reason has come back.
+        there[1].store(true, Ordering::Relaxed);
+        assert!(matches!(look(&mut ground), Look::Stay(SOON)));
+        assert!(!ground.is_stuck);
     }
 
     #[test]

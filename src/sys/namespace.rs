@@ -129,6 +129,19 @@ impl Namespace {
             Ok(f())
         })?
     }
+
+    /// The same, but where this namespace may not be entered `f` runs in the caller's.
+    pub(crate) fn run_if_allowed<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+        if network_namespace()? == self.number {
+            return Ok(f());
+        }
+        elsewhere(|| {
+            if let Err(error) = self.enter() {
+                log::info!("a thread stays in its network namespace: {error}");
+            }
+            f()
+        })
+    }
 }
 
 /// Runs `f` on a thread of its own, which it may lead elsewhere.

@@ -1,5 +1,6 @@
 //! Following moves on to the next network namespace by itself, when nothing of ours is left where it is.
 
+use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
@@ -55,9 +56,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
         katran.gateways().mac(Family::V4) == mac
     });
     // A link that somebody ends is seen, too, though nobody is told of it.
-    let info = second.host.ip("-details link show eth0").unwrap();
-    let number = info.split("prog/xdp id ").nth(1).unwrap();
-    let program: u32 = number.split_whitespace().next().unwrap().parse().unwrap();
+    let program = program_on(&second);
     end_link_of(program, second.host.interface_index("eth0").unwrap());
     site::eventually("the third router is found", || {
         katran.gateways().mac(Family::V4) == third.router_mac
@@ -75,6 +74,45 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
     fourth.host.run(attach).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), fourth.router_mac);
+}
+
+/// The kernel's number of the program on the interface of a place.
+fn program_on(place: &Place) -> u32 {
+    let info = place.host.ip("-details link show eth0").unwrap();
+    let number = info.split("prog/xdp id ").nth(1).unwrap();
+    let mut words = number.split_whitespace();
+    words.next().unwrap().parse().unwrap()
+}
+
+/// How many descriptors of links this process has with this program.
+fn links_of(program: u32) -> usize {
+    let expected = ["link_type:\txdp".to_owned(), format!("prog_id:\t{program}")];
+    let all = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+    // Another test may have closed one meanwhile.
+    let texts = all.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let is_one = |text: &String| {
+        let mut expected = expected.iter();
+        expected.all(|line| text.lines().any(|of| of == line))
+    };
+    texts.filter(is_one).count()
+}
+
+#[test]
+fn where_nothing_is_followed_any_more_no_link_is_held_twice() {
+    let place = Place::new(1);
+    let mut katran = attached_in(&[&place]);
+    let program = program_on(&place);
+    // The handle's, and one to see whether the reason still holds.
+    assert_eq!(links_of(program), 2);
+    katran
+        .gateways_mut()
+        .set_mac(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .unwrap();
+    assert_eq!(links_of(program), 1);
+    katran.gateways_mut().set(Gateway::Auto).unwrap();
+    assert_eq!(links_of(program), 2);
+    katran.detach("eth0").unwrap();
+    assert_eq!(links_of(program), 0);
 }
 
 /// Ends the link by which this program is on the interface with this index.
@@ -169,5 +207,69 @@ fn a_reload_moves_nothing_on() {
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || {
         katran.gateways().mac(Family::V4) == second.router_mac
+    });
+}
+
+/// Drops a place's host, and nothing else, and waits until the router's side of a link to it is gone: then the
+/// host's namespace is.
+fn goes(place: Place, link: &str) {
+    let Place { host, router, .. } = place;
+    assert!(router.interface_index(link).is_ok());
+    drop(host);
+    site::eventually("the namespace is gone", || {
+        router.interface_index(link).is_err()
+    });
+}
+
+#[test]
+fn a_balancer_with_a_given_gateway_keeps_no_namespace_alive() {
+    let place = Place::new(1);
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .load()
+        .unwrap();
+    let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
+    place.host.run(attach).unwrap();
+    // MTUs are followed, which takes a thread.
+    assert_eq!(katran.gateways().max_frame(), 1594);
+    place.host.ip("link set eth0 mtu 1400").unwrap();
+    site::eventually("the MTU is followed", || {
+        katran.gateways().max_frame() == 1394
+    });
+    goes(place, "to0");
+    site::eventually("no MTU is left", || katran.gateways().max_frame() == 1514);
+}
+
+#[test]
+fn a_thread_that_has_moved_on_leaves_the_namespace_where_it_was() {
+    let (first, second) = (Place::new(1), Place::new(2));
+    first.link("two0", [2, 0, 0, 0, 0xbb, 1]);
+    let katran = attached_in(&[&first, &second]);
+    first.host.ip("link del eth0").unwrap();
+    site::eventually("the second router is found", || {
+        katran.gateways().mac(Family::V4) == second.router_mac
+    });
+    goes(first, "two0x");
+    assert_eq!(katran.gateways().mac(Family::V4), second.router_mac);
+}
+
+#[test]
+fn a_thread_does_not_keep_the_namespace_of_its_starter() {
+    let (place, elsewhere) = (Place::new(1), Place::new(2));
+    let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+        .load()
+        .unwrap();
+    let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
+    place.host.run(attach).unwrap();
+    let change = || katran.gateways_mut().set(Gateway::Auto);
+    elsewhere.host.run(change).unwrap();
+    assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
+    goes(elsewhere, "to0");
+    // It follows what changes.
+    let mac = MacAddr::new([2, 0, 0, 0, 0xee, 9]);
+    let set = format!("link set to0 address {mac}");
+    place.router.ip(&set).unwrap();
+    place.host.ip("neigh flush dev eth0").unwrap();
+    site::eventually("the router's other address is found", || {
+        katran.gateways().mac(Family::V4) == mac
     });
 }

@@ -167,7 +167,7 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
     let reals = site::reals(&site.lab, vip.address());
     site::add_service(&mut site.katran, vip, &reals);
     let becomes = |site: &Site, expected: u32| {
-        site::eventually(&format!("frames of {expected} bytes"), || {
+        site::eventually(format!("frames of {expected} bytes"), || {
             site.katran.gateways().max_frame() == expected
         });
     };
