@@ -177,20 +177,13 @@ impl Traffic {
         }
     }
 
-    /// New flows come faster than the flood guard allows by default, as when Katran was measured:
-    /// a few percent of them are still remembered.
-    fn flood(mut self) -> Self {
-        self.flood_threshold = None;
-        self
-    }
-
     /// Hardly any new flow is remembered.
     fn full_flood(mut self) -> Self {
         self.flood_threshold = Some(1);
         self
     }
 
-    /// No flow comes twice.
+    /// No flow comes twice: a SYN of one that was there a moment ago follows its entry.
     fn unseen(mut self) -> Self {
         self.only = Some(UNSEEN);
         self
@@ -228,21 +221,24 @@ pub(crate) fn traffics() -> Vec<Traffic> {
     let stable = with_payload(&udp, &[0x52, 0, high, low, 0, 0, 0, 0]);
     let optional = with_option(&ack);
     let gue = known("TCP/IPv4 established, GUE", ack.clone());
-    let routed = new("TCP/IPv4 SYN, source route", syn.clone());
+    let routed = new("TCP/IPv4 SYN, source route", syn.clone()).unseen();
     vec![
         known("TCP/IPv4 established", ack).katran(KATRAN_TCP_V4),
         new("TCP/IPv4 SYN, flood guard acts", syn.clone())
-            .flood()
+            .full_flood()
+            .unseen()
             .katran(KATRAN_SYN),
-        new("TCP/IPv4 SYN, all remembered", syn),
+        new("TCP/IPv4 SYN, all remembered", syn).unseen(),
         known("UDP/IPv4 established", udp.clone()).katran(KATRAN_UDP),
         new("UDP/IPv4 new, flood guard acts", udp.clone())
             .full_flood()
             .unseen(),
         new("UDP/IPv4 new, all remembered", udp).unseen(),
         known("TCP/IPv6 established", ack_v6).katran(KATRAN_TCP_V6),
-        new("TCP/IPv6 SYN, flood guard acts", syn_v6.clone()).flood(),
-        new("TCP/IPv6 SYN, all remembered", syn_v6),
+        new("TCP/IPv6 SYN, flood guard acts", syn_v6.clone())
+            .full_flood()
+            .unseen(),
+        new("TCP/IPv6 SYN, all remembered", syn_v6).unseen(),
         known("UDP/IPv6 established", udp_v6.clone()),
         new("UDP/IPv6 new, flood guard acts", udp_v6.clone())
             .full_flood()
