@@ -283,8 +283,9 @@ settings! {
     ///
     /// [`MaxFrame::Auto`] is what can be sent: the MTU of the interface that the balancer is attached to, less
     /// 20 bytes for the outer header, 40 as soon as there is a real with an IPv6 address, and 8 more with
-    /// GUE; of several interfaces the smallest MTU counts. It follows the MTU. A number stays what it is; 590 is
-    /// an MTU of 576, and 65,549 the longest IPv4 packet.
+    /// GUE; of several interfaces the smallest MTU counts, but not those that packets are only redirected to
+    /// ([`NextHops::Redirect`]). It follows the MTU. A number stays what it is; 590 is an MTU of 576, and 65,549 the
+    /// longest IPv4 packet.
     #[doc(alias = "MAX_PCKT_SIZE")]
     max_frame: MaxFrame {
         set: max_frame(bytes: impl Into<MaxFrame>) = bytes.into(),
