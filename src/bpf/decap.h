@@ -50,22 +50,6 @@ struct {
 struct prefixes allowed_sources SEC(".maps");
 struct prefixes allowed_destinations SEC(".maps");
 
-/* Whether an inner packet whose header is there goes where it may. */
-static __always_inline bool goes_where_it_may(const struct tunnel *tunnel)
-{
-	struct cursor cursor = tunnel->inner;
-
-	if (tunnel->inner_v6) {
-		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		return ip && is_covered(&allowed_destinations, &ip->daddr, true);
-	} else {
-		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		return ip && is_covered(&allowed_destinations, &ip->daddr, false);
-	}
-}
-
 static __always_inline bool is_ours(const struct tunnel *tunnel)
 {
 	const __u32 *end = tunnel->destination;
@@ -152,7 +136,8 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		count->drop_version++;
 		return DROP;
 	}
-	if (limit_destinations && !goes_where_it_may(tunnel)) {
+	if (limit_destinations &&
+	    !inner_is_covered(tunnel, &allowed_destinations, INNER_DESTINATION)) {
 		count->drop_destination++;
 		return DROP;
 	}

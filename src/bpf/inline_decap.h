@@ -75,22 +75,6 @@ static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 	return DROP_NONE;
 }
 
-/* Whether an inner packet whose header is there comes from where egress addresses send from. */
-static __always_inline bool comes_from_egress(const struct tunnel *tunnel)
-{
-	struct cursor cursor = tunnel->inner;
-
-	if (tunnel->inner_v6) {
-		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		return ip && is_covered(&egress_sources, &ip->saddr, true);
-	} else {
-		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		return ip && is_covered(&egress_sources, &ip->saddr, false);
-	}
-}
-
 /* Whether the inner packet may go on; then it is as it leaves the tunnel. */
 static __always_inline enum drop_reason check_inner(const struct run *run, const struct tunnel *tunnel,
 						    bool egress)
@@ -104,7 +88,8 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 	/* What goes back out may come back in: each time one header lighter. */
 	if (egress && is_nested(tunnel))
 		return DROP_NESTED_TUNNEL;
-	if (egress && limit_egress_sources && !comes_from_egress(tunnel))
+	if (egress && limit_egress_sources &&
+	    !inner_is_covered(tunnel, &egress_sources, INNER_SOURCE))
 		return DROP_EGRESS_SOURCE;
 	reason = age_inner(tunnel);
 	if (reason)

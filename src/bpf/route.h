@@ -154,6 +154,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 					     struct choice *choice, bool v6, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
+	/* So far: what the ring chooses by the port alone is not remembered. */
 	bool forget = flags & VIP_DPORT_HASH;
 	__be16 hash_port = packet->hash_source;
 	struct real *real;

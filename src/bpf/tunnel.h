@@ -8,6 +8,7 @@
 
 #include "cursor.h"
 #include "headers.h"
+#include "prefixes.h"
 
 #include <stdbool.h>
 #include <linux/in.h>
@@ -121,4 +122,23 @@ static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
 static __always_inline bool inner_is_ip(const struct tunnel *tunnel)
 {
 	return ip_version(tunnel->inner) == (tunnel->inner_v6 ? 6 : 4);
+}
+
+enum inner_address { INNER_SOURCE, INNER_DESTINATION };
+
+/* Whether one of the prefixes covers an address of the inner packet, whose header is there. */
+static __always_inline bool inner_is_covered(const struct tunnel *tunnel, struct prefixes *by,
+					     enum inner_address which)
+{
+	struct cursor cursor = tunnel->inner;
+
+	if (tunnel->inner_v6) {
+		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr, true);
+	} else {
+		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr, false);
+	}
 }
