@@ -42,13 +42,6 @@ const KATRAN_TCP_V4: KatranFigures = &[
     (1 << 16, [225.0, 281.0]),
     (1 << 20, [390.0, 420.0]),
 ];
-/// Not dearer with more flows: its flood guard acted, too.
-const KATRAN_SYN: KatranFigures = &[
-    (1, [130.0, 130.0]),
-    (1 << 10, [140.0, 140.0]),
-    (1 << 16, [140.0, 140.0]),
-    (1 << 20, [150.0, 150.0]),
-];
 const KATRAN_UDP: KatranFigures = &[
     (1, [147.0, 147.0]),
     (1 << 10, [147.0, 147.0]),
@@ -226,8 +219,7 @@ pub(crate) fn traffics() -> Vec<Traffic> {
         known("TCP/IPv4 established", ack).katran(KATRAN_TCP_V4),
         new("TCP/IPv4 SYN, flood guard acts", syn.clone())
             .full_flood()
-            .unseen()
-            .katran(KATRAN_SYN),
+            .unseen(),
         new("TCP/IPv4 SYN, all remembered", syn).unseen(),
         known("UDP/IPv4 established", udp.clone()).katran(KATRAN_UDP),
         new("UDP/IPv4 new, flood guard acts", udp.clone())
