@@ -180,17 +180,9 @@ fn an_interface_that_is_renamed_is_told_by_its_new_name() {
 #[test]
 fn ways_in_a_table_of_the_interface_are_found() {
     for mode in [NextHops::Gateway, NextHops::PerReal] {
-        let mut network = Segment::new(Arrival::OwnLink, |builder| {
-            builder.gateway(Gateway::Auto).next_hops(mode)
-        });
+        let mut network = Segment::with_another_table(mode);
         let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
         let host = &network.lab.balancers[0].host;
-        // The main table leads to another interface; what leaves by the balancer's own has its own table.
-        for family in ["-4", "-6"] {
-            host.ip(&format!("{family} route del default")).unwrap();
-        }
-        host.ip(&format!("route add default via {} dev eth1", v4(1)))
-            .unwrap();
         host.ip("route add default via 10.0.0.1 dev eth0 table 100")
             .unwrap();
         host.ip("rule add oif eth0 table 100").unwrap();

@@ -24,6 +24,7 @@ mod frame;
 mod health;
 mod health_late;
 mod health_places;
+mod links;
 mod local;
 mod moving_on;
 mod mtu;

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -20,6 +18,7 @@ use katran::XdpMode;
 
 use crate::attachments::Place;
 use crate::following::netlink_sockets;
+use crate::links::xdp_link;
 use crate::site;
 
 /// A balancer that finds out its gateway, attached in these places in their order.
@@ -117,32 +116,9 @@ fn where_nothing_is_followed_any_more_no_link_is_held_twice() {
 
 /// Ends the link by which this program is on the interface with this index.
 fn end_link_of(program: u32, index: u32) {
-    let mut id = 0;
-    loop {
-        // SAFETY: `id` outlives the call.
-        let next = unsafe { libbpf_sys::bpf_link_get_next_id(id, &mut id) };
-        assert_eq!(next, 0, "there is no such link");
-        // SAFETY: takes a number; the descriptor is the test's.
-        let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
-        if fd < 0 {
-            continue;
-        }
-        // SAFETY: a descriptor that was just made, and nobody else owns.
-        let link = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut info = libbpf_sys::bpf_link_info::default();
-        let mut length = size_of_val(&info) as u32;
-        // SAFETY: `info` outlives the call, and is as long as `length` says; links of XDP begin with the index.
-        let is_it = unsafe {
-            libbpf_sys::bpf_link_get_info_by_fd(fd, &mut info, &mut length) == 0
-                && info.prog_id == program
-                && info.__bindgen_anon_1.xdp.ifindex == index
-        };
-        if is_it {
-            // SAFETY: takes a descriptor, which is a link's.
-            assert_eq!(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }, 0);
-            return;
-        }
-    }
+    let link = xdp_link(program, index);
+    // SAFETY: takes a descriptor, which is a link's.
+    assert_eq!(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }, 0);
 }
 
 /// The index of the interface that a port's number stands for.

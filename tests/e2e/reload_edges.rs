@@ -4,8 +4,6 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::FromRawFd;
-use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +26,7 @@ use nix::libc;
 use crate::attach::program;
 use crate::faults;
 use crate::faults::without_commands;
+use crate::links::xdp_link;
 use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
@@ -136,39 +135,12 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
 /// Puts a program into the XDP link that has this one on an interface, as anybody with the privileges
 /// can.
 fn meddle(link_has: u32, index: u32, program: BorrowedFd<'_>) {
-    let mut id = 0;
-    loop {
-        // SAFETY: the place for the result outlives the call.
-        let next = unsafe { libbpf_sys::bpf_link_get_next_id(id, &mut id) };
-        assert_eq!(next, 0, "no such link");
-        // SAFETY: takes a number.
-        let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
-        if fd < 0 {
-            // Another test's, which is gone.
-            continue;
-        }
-        // SAFETY: a descriptor that the call has just made and nobody else owns.
-        let link = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut info = libbpf_sys::bpf_link_info::default();
-        let mut length = size_of_val(&info) as u32;
-        // SAFETY: `info` is as long as `length` says.
-        let asked = unsafe {
-            libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length)
-        };
-        if asked != 0 || info.type_ != libbpf_sys::BPF_LINK_TYPE_XDP || info.prog_id != link_has {
-            continue;
-        }
-        // SAFETY: of the union, that is what a link of XDP has.
-        if unsafe { info.__bindgen_anon_1.xdp.ifindex } != index {
-            continue;
-        }
-        // SAFETY: takes descriptors; there are no options.
-        let updated = unsafe {
-            libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
-        };
-        assert_eq!(updated, 0);
-        return;
-    }
+    let link = xdp_link(link_has, index);
+    // SAFETY: takes descriptors; there are no options.
+    let updated = unsafe {
+        libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+    };
+    assert_eq!(updated, 0);
 }
 
 #[test]

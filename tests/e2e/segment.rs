@@ -10,7 +10,9 @@ use std::net::Ipv6Addr;
 
 use katran::Builder;
 use katran::Decap;
+use katran::Gateway;
 use katran::Katran;
+use katran::NextHops;
 use katran::Real;
 use katran::Vip;
 use katran::VipFlags;
@@ -55,6 +57,21 @@ pub(crate) fn v6(last: u8) -> Ipv6Addr {
 }
 
 impl Segment {
+    /// One whose balancer finds its gateways by itself, and whose main routing table leads to the segment: the
+    /// way to the router by the balancer's own link, `eth0`, is for another table to say.
+    pub(crate) fn with_another_table(next_hops: NextHops) -> Self {
+        let network = Self::new(Arrival::OwnLink, |builder| {
+            builder.gateway(Gateway::Auto).next_hops(next_hops)
+        });
+        let host = &network.lab.balancers[0].host;
+        for family in ["-4", "-6"] {
+            host.ip(&format!("{family} route del default")).unwrap();
+        }
+        host.ip(&format!("route add default via {} dev eth1", v4(1)))
+            .unwrap();
+        network
+    }
+
     pub(crate) fn new(arrival: Arrival, settings: impl FnOnce(Builder) -> Builder) -> Self {
         require_root();
         let config = LabConfig {

@@ -5,32 +5,21 @@
 use std::net::Ipv4Addr;
 
 use katran::Family;
-use katran::Gateway;
 use katran::MacAddr;
 use katran::NextHops;
 use katran::Vip;
 use katran::XdpMode;
 
-use crate::segment::Arrival;
 use crate::segment::Segment;
-use crate::segment::v4;
 use crate::site;
 
 #[test]
 #[ignore = "needs VRF devices, which not every kernel has: make kernels"]
 fn routers_behind_a_vrf_are_found_and_followed() {
     for mode in [NextHops::Gateway, NextHops::PerReal] {
-        let mut network = Segment::new(Arrival::OwnLink, |builder| {
-            builder.gateway(Gateway::Auto).next_hops(mode)
-        });
+        let mut network = Segment::with_another_table(mode);
         let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
         let host = &network.lab.balancers[0].host;
-        // The main table leads to another interface.
-        for family in ["-4", "-6"] {
-            host.ip(&format!("{family} route del default")).unwrap();
-        }
-        host.ip(&format!("route add default via {} dev eth1", v4(1)))
-            .unwrap();
         host.ip("link add red type vrf table 100").unwrap();
         host.ip("link set red up").unwrap();
         host.ip("link set eth0 master red").unwrap();
