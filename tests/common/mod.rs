@@ -25,6 +25,7 @@ use katran::Real;
 use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
+use katran::flows::Reason;
 use katran_lab::require_root;
 
 pub(crate) const GATEWAY: MacAddr = MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]);
@@ -84,6 +85,19 @@ pub(crate) fn serve(katran: &mut Katran, text: &str, flags: VipFlags, reals: &[&
         .collect();
     katran.modify_reals(vip, &changes).unwrap();
     vip
+}
+
+/// New flows of the VIP go to `to` from now on; `from` is drained, and keeps what is remembered.
+pub(crate) fn drain(katran: &mut Katran, vip: Vip, from: &str, to: &str) {
+    let drained = RealChange::Add(Real::new(ip(from)).weight(0));
+    let other = RealChange::Add(Real::new(ip(to)));
+    katran.modify_reals(vip, &[drained, other]).unwrap();
+}
+
+/// Where the program sends a frame, and why.
+pub(crate) fn sent(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
+    let ran = katran.simulate(frame).unwrap();
+    (ran.real, ran.reason)
 }
 
 /// Flows from as many clients of the destination's family, each with another address and port.

@@ -12,10 +12,7 @@ use katran::Flow;
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::Protocol;
-use katran::Real;
-use katran::RealChange;
 use katran::ServerId;
-use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Reason;
 use katran_yardstick::Yardstick;
@@ -24,6 +21,7 @@ use katran_yardstick::scattered;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::drain;
 use crate::common::flows;
 use crate::common::frames::Packet;
 use crate::common::frames::RST;
@@ -31,6 +29,7 @@ use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 
 const A: &str = "198.51.100.1";
@@ -46,20 +45,8 @@ fn tcp(port: u16) -> Flow {
     Flow::tcp((ip("192.0.2.7"), port).into(), at(TO))
 }
 
-fn send(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
-    let ran = katran.simulate(frame).unwrap();
-    (ran.real, ran.reason)
-}
-
 fn went(to: &str, reason: Reason) -> (Option<IpAddr>, Reason) {
     (Some(ip(to)), reason)
-}
-
-/// New flows go to `B` from now on.
-fn turn(katran: &mut Katran, vip: Vip) {
-    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
-    let other = RealChange::Add(Real::new(ip(B)));
-    katran.modify_reals(vip, &[drained, other]).unwrap();
 }
 
 #[test]
@@ -73,34 +60,34 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
         let [flow, opened] = flows(Protocol::Tcp, to, 2)[..] else {
             panic!("two flows");
         };
-        send(&katran, &syn(flow));
-        send(&katran, &frame(flow));
-        send(&katran, &syn(opened));
-        turn(&mut katran, vip);
+        sent(&katran, &syn(flow));
+        sent(&katran, &frame(flow));
+        sent(&katran, &syn(opened));
+        drain(&mut katran, vip, A, B);
         thread::sleep(2 * EXACT);
 
         let misses = katran.stats().flow_table().unwrap();
         let age = katran.flows().find(&flow).unwrap()[0].age;
-        assert_eq!(send(&katran, &syn(flow)), went(A, Reason::FlowTable));
+        assert_eq!(sent(&katran, &syn(flow)), went(A, Reason::FlowTable));
         assert!(
             katran.flows().find(&flow).unwrap()[0].age >= age,
             "left alone"
         );
         // A flow that only its SYN was seen of, too: it comes once more.
-        assert_eq!(send(&katran, &syn(opened)), went(A, Reason::FlowTable));
-        assert_eq!(send(&katran, &frame(flow)), went(A, Reason::FlowTable));
+        assert_eq!(sent(&katran, &syn(opened)), went(A, Reason::FlowTable));
+        assert_eq!(sent(&katran, &frame(flow)), went(A, Reason::FlowTable));
         let after = katran.stats().flow_table().unwrap();
         assert_eq!(after.misses, misses.misses);
         assert_eq!(after.miss_syn, misses.miss_syn);
 
         // A connection that begins again later goes by the ring, and is remembered there.
         thread::sleep(FOLLOWS + EXACT);
-        assert_eq!(send(&katran, &syn(flow)), went(B, Reason::Ring));
-        assert_eq!(send(&katran, &frame(flow)), went(B, Reason::FlowTable));
+        assert_eq!(sent(&katran, &syn(flow)), went(B, Reason::Ring));
+        assert_eq!(sent(&katran, &frame(flow)), went(B, Reason::FlowTable));
         // So it does where the real of the entry is gone.
-        send(&katran, &frame(opened));
+        sent(&katran, &frame(opened));
         katran.remove_real(vip, ip(A)).unwrap();
-        assert_eq!(send(&katran, &syn(opened)), went(B, Reason::Ring));
+        assert_eq!(sent(&katran, &syn(opened)), went(B, Reason::Ring));
     }
 }
 
@@ -110,15 +97,15 @@ fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     // A real that another VIP keeps: the entries of this one's flows are void.
     serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
-    send(&katran, &syn(tcp(1)));
-    turn(&mut katran, vip);
+    sent(&katran, &syn(tcp(1)));
+    drain(&mut katran, vip, A, B);
     katran.mark_down(vip, ip(A)).unwrap();
-    assert_eq!(send(&katran, &syn(tcp(1))), went(B, Reason::Ring));
+    assert_eq!(sent(&katran, &syn(tcp(1))), went(B, Reason::Ring));
     katran.mark_up(vip, ip(A)).unwrap();
 
     katran.set_vip_flags(vip, VipFlags::LRU_BYPASS).unwrap();
-    turn(&mut katran, vip);
-    assert_eq!(send(&katran, &syn(tcp(1))), went(B, Reason::Ring));
+    drain(&mut katran, vip, A, B);
+    assert_eq!(sent(&katran, &syn(tcp(1))), went(B, Reason::Ring));
 }
 
 #[test]
@@ -126,15 +113,15 @@ fn under_flood_a_syn_neither_asks_nor_writes() {
     let within = (0..20).any(|_| {
         let mut katran = load(builder().flood_threshold(2));
         let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
-        send(&katran, &syn(tcp(1)));
-        turn(&mut katran, vip);
+        sent(&katran, &syn(tcp(1)));
+        drain(&mut katran, vip, A, B);
         thread::sleep(Duration::from_millis(1100));
         let began = Instant::now();
         for other in 0..10 {
-            send(&katran, &syn(tcp(1000 + other)));
+            sent(&katran, &syn(tcp(1000 + other)));
         }
-        let opened = send(&katran, &syn(tcp(1)));
-        let then = send(&katran, &frame(tcp(1)));
+        let opened = sent(&katran, &syn(tcp(1)));
+        let then = sent(&katran, &frame(tcp(1)));
         if began.elapsed() > Duration::from_millis(900) {
             return false;
         }
@@ -155,21 +142,21 @@ fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
     let by_port = "203.0.113.3:443/udp";
     serve(&mut katran, by_port, VipFlags::DPORT_HASH, &[A]);
     for flow in flows(Protocol::Tcp, TO, MANY) {
-        send(&katran, &Packet::new(flow).flags(RST).frame());
+        sent(&katran, &Packet::new(flow).flags(RST).frame());
     }
     for flow in flows(Protocol::Tcp, "203.0.113.2:443", MANY) {
-        send(&katran, &syn(flow));
+        sent(&katran, &syn(flow));
     }
     for flow in flows(Protocol::Udp, "203.0.113.3:443", MANY) {
-        send(&katran, &frame(flow));
+        sent(&katran, &frame(flow));
     }
     let cpu = katran.stats().cpus().unwrap()[0];
     assert_eq!((cpu.new_flows, cpu.under_flood), (0, false));
     // All of them were misses all the same.
     let misses = katran.stats().flow_table().unwrap().misses;
     assert_eq!(misses, u64::from(3 * MANY));
-    send(&katran, &syn(tcp(1)));
-    assert_eq!(send(&katran, &frame(tcp(1))), went(A, Reason::FlowTable));
+    sent(&katran, &syn(tcp(1)));
+    assert_eq!(sent(&katran, &frame(tcp(1))), went(A, Reason::FlowTable));
     assert_eq!(katran.stats().cpus().unwrap()[0].new_flows, 1);
 }
 
@@ -189,11 +176,11 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
 
     // The entry of a SYN stays what it is, used again or not.
     let flow = tcp(1);
-    send(&katran, &syn(flow));
+    sent(&katran, &syn(flow));
     for _ in 0..2 {
-        let spoofed = send(&katran, &with_id(flow, 7));
+        let spoofed = sent(&katran, &with_id(flow, 7));
         assert_eq!(spoofed, went(B, Reason::TcpServerId));
-        assert_eq!(send(&katran, &frame(flow)), went(A, Reason::FlowTable));
+        assert_eq!(sent(&katran, &frame(flow)), went(A, Reason::FlowTable));
     }
     assert_eq!(mismatches(&katran), 0);
     assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 0);
@@ -203,11 +190,11 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
     let mut moved = 0;
     for (id, real) in [(7, B), (8, C), (8, C), (7, B)] {
         assert_eq!(
-            send(&katran, &with_id(flow, id)),
+            sent(&katran, &with_id(flow, id)),
             went(real, Reason::TcpServerId)
         );
         for _ in 0..2 {
-            assert_eq!(send(&katran, &frame(flow)), went(real, Reason::FlowTable));
+            assert_eq!(sent(&katran, &frame(flow)), went(real, Reason::FlowTable));
         }
         moved += u64::from(id == 8 && moved == 0) + u64::from(id == 7 && moved == 1);
         assert_eq!(mismatches(&katran), moved);
@@ -215,15 +202,15 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
 
     // An entry that counts no more is corrected, too: its real is gone, or down for the VIP.
     let (gone, down) = (tcp(3), tcp(4));
-    send(&katran, &syn(gone));
-    send(&katran, &syn(down));
-    turn(&mut katran, vip);
+    sent(&katran, &syn(gone));
+    sent(&katran, &syn(down));
+    drain(&mut katran, vip, A, B);
     katran.mark_down(vip, ip(A)).unwrap();
-    send(&katran, &with_id(down, 8));
-    assert_eq!(send(&katran, &frame(down)), went(C, Reason::FlowTable));
+    sent(&katran, &with_id(down, 8));
+    assert_eq!(sent(&katran, &frame(down)), went(C, Reason::FlowTable));
     katran.remove_real(vip, ip(A)).unwrap();
-    send(&katran, &with_id(gone, 8));
-    assert_eq!(send(&katran, &frame(gone)), went(C, Reason::FlowTable));
+    sent(&katran, &with_id(gone, 8));
+    assert_eq!(sent(&katran, &frame(gone)), went(C, Reason::FlowTable));
     assert_eq!(mismatches(&katran), moved + 2);
 }
 
@@ -319,7 +306,7 @@ fn with_a_seed_nobody_can_work_out_where_flows_go() {
     let of = |katran: Katran| -> Vec<Option<IpAddr>> {
         let real_of = |flow: &Flow| {
             let answer = katran.real_for_flow(flow).unwrap().unwrap();
-            assert_eq!(send(&katran, &syn(*flow)), (answer.real, Reason::Ring));
+            assert_eq!(sent(&katran, &syn(*flow)), (answer.real, Reason::Ring));
             answer.real
         };
         flows.iter().map(real_of).collect()

@@ -16,6 +16,7 @@ use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 
 const A: &str = "198.51.100.1";
@@ -41,11 +42,6 @@ fn flow(port: u16) -> Flow {
     Flow::tcp((ip("192.0.2.7"), port).into(), at("203.0.113.1:443"))
 }
 
-fn outcome(katran: &Katran, frame: &[u8]) -> (Option<std::net::IpAddr>, Reason) {
-    let ran = katran.simulate(frame).unwrap();
-    (ran.real, ran.reason)
-}
-
 #[test]
 fn packets_go_where_the_host_application_says() {
     for (vip, to) in [
@@ -63,19 +59,16 @@ fn packets_go_where_the_host_application_says() {
         for _ in 0..2 {
             // It is asked each time: nothing is remembered beside it.
             assert_eq!(
-                outcome(&katran, &frame(flow(1))),
+                sent(&katran, &frame(flow(1))),
                 (Some(ip(B)), Reason::GlobalFlowTable)
             );
         }
         assert_eq!(katran.stats().flow_table().unwrap().misses, 0);
-        assert_eq!(
-            outcome(&katran, &frame(flow(2))),
-            (Some(ip(A)), Reason::Ring)
-        );
+        assert_eq!(sent(&katran, &frame(flow(2))), (Some(ip(A)), Reason::Ring));
         // A SYN does not ask, and what it makes remembered comes first.
-        assert_eq!(outcome(&katran, &syn(flow(1))), (Some(ip(A)), Reason::Ring));
+        assert_eq!(sent(&katran, &syn(flow(1))), (Some(ip(A)), Reason::Ring));
         assert_eq!(
-            outcome(&katran, &frame(flow(1))),
+            sent(&katran, &frame(flow(1))),
             (Some(ip(A)), Reason::FlowTable)
         );
         let counters = katran.stats().global_flows().unwrap();
@@ -90,10 +83,7 @@ fn packets_go_where_the_host_application_says() {
 fn a_vip_without_the_flag_does_not_ask() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
-    assert_eq!(
-        outcome(&katran, &frame(flow(1))),
-        (Some(ip(A)), Reason::Ring)
-    );
+    assert_eq!(sent(&katran, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
     assert_eq!(katran.stats().global_flows().unwrap().hits, 0);
     let answer = katran.real_for_flow(&flow(2)).unwrap().unwrap();
     assert_eq!(answer.choice, Choice::Ring);
@@ -106,10 +96,7 @@ fn an_entry_of_a_gone_real_counts_no_more() {
     let other = OTHER.parse().unwrap();
     katran.remove_real(other, ip(B)).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
-    assert_eq!(
-        outcome(&katran, &frame(flow(1))),
-        (Some(ip(A)), Reason::Ring)
-    );
+    assert_eq!(sent(&katran, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
     // Nor when the address comes again: it is another real.
     katran.add_real(other, katran::Real::new(ip(B))).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
@@ -162,8 +149,5 @@ fn what_cannot_be_is_refused() {
         .unwrap_err();
     assert!(error.to_string().contains("global-flow-table"), "{error}");
     assert!(without.map_fd("global_flows").is_none());
-    assert_eq!(
-        outcome(&without, &frame(flow(1))),
-        (Some(ip(A)), Reason::Ring)
-    );
+    assert_eq!(sent(&without, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
 }

@@ -11,18 +11,19 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
 
 use crate::common::at;
 use crate::common::builder;
+use crate::common::drain;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::frames::unreachable;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 use crate::common::wire::ipip;
 
@@ -83,19 +84,8 @@ fn cases() -> [Case; 4] {
     ]
 }
 
-fn send(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
-    let ran = katran.simulate(frame).unwrap();
-    (ran.real, ran.reason)
-}
-
 fn went(to: &str, reason: Reason) -> (Option<IpAddr>, Reason) {
     (Some(ip(to)), reason)
-}
-
-fn turn(katran: &mut Katran, vip: Vip) {
-    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
-    let other = RealChange::Add(Real::new(ip(B)));
-    katran.modify_reals(vip, &[drained, other]).unwrap();
 }
 
 #[test]
@@ -110,9 +100,9 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
             let name = format!("{}/tcp", case.vip);
             let vip = serve(&mut katran, &name, case.flags, &[A]);
             let [first, second] = case.flows.map(|(from, to)| Flow::tcp(at(from), at(to)));
-            assert_eq!(send(&katran, &syn(first)), went(A, Reason::Ring));
-            assert_eq!(send(&katran, &frame(first)), went(A, Reason::FlowTable));
-            turn(&mut katran, vip);
+            assert_eq!(sent(&katran, &syn(first)), went(A, Reason::Ring));
+            assert_eq!(sent(&katran, &frame(first)), went(A, Reason::FlowTable));
+            drain(&mut katran, vip, A, B);
             let ask = |flow| {
                 let answer = katran.real_for_flow(&flow).unwrap().unwrap();
                 (answer.real, answer.choice)
@@ -120,8 +110,8 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
             let in_table = Choice::FlowTable { cpu: 0 };
             assert_eq!(ask(first), (Some(ip(A)), in_table));
             assert_eq!(ask(second), (Some(ip(B)), Choice::Ring));
-            assert_eq!(send(&katran, &syn(second)), went(B, Reason::Ring));
-            assert_eq!(send(&katran, &frame(second)), went(B, Reason::FlowTable));
+            assert_eq!(sent(&katran, &syn(second)), went(B, Reason::Ring));
+            assert_eq!(sent(&katran, &frame(second)), went(B, Reason::FlowTable));
             assert_eq!(ask(second), (Some(ip(B)), in_table));
             for (flow, port, real) in [(first, case.port[0], A), (second, case.port[1], B)] {
                 let bytes = frame(flow);
@@ -131,15 +121,15 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
                 let source = Some(flow.source.ip());
                 assert_eq!(ran.frame, ipip(&bytes, source, port, ip(real)));
                 // An error about a connection finds its own entry.
-                assert_eq!(send(&katran, &unreachable(flow, 8)).0, Some(ip(real)));
+                assert_eq!(sent(&katran, &unreachable(flow, 8)).0, Some(ip(real)));
                 let found = katran.flows().find(&flow).unwrap();
                 assert_eq!((found.len(), found[0].flow), (1, flow));
             }
             // Flows of a real that is down are void one by one, and removed.
             katran.mark_down(vip, ip(A)).unwrap();
-            assert_eq!(send(&katran, &frame(first)), went(B, Reason::Ring));
+            assert_eq!(sent(&katran, &frame(first)), went(B, Reason::Ring));
             assert_eq!(katran.flows_mut().remove(&first).unwrap(), 1);
-            assert_eq!(send(&katran, &frame(second)), went(B, Reason::FlowTable));
+            assert_eq!(sent(&katran, &frame(second)), went(B, Reason::FlowTable));
         }
     }
 }
@@ -161,7 +151,7 @@ fn entries_of_such_a_vip_are_swept() {
     );
     for port in 1..=20 {
         let to = (ip("203.0.113.9"), port).into();
-        send(
+        sent(
             &katran,
             &syn(Flow::tcp((ip("192.0.2.7"), 999 + port).into(), to)),
         );
@@ -186,9 +176,9 @@ fn datagrams_of_a_client_stay_together() {
         let name = format!("{}/udp", case.vip);
         let vip = serve(&mut katran, &name, case.flags, &[A]);
         let [first, second] = case.flows.map(|(from, to)| Flow::udp(at(from), at(to)));
-        assert_eq!(send(&katran, &frame(first)), went(A, Reason::Ring));
-        turn(&mut katran, vip);
-        assert_eq!(send(&katran, &frame(second)), went(A, Reason::FlowTable));
+        assert_eq!(sent(&katran, &frame(first)), went(A, Reason::Ring));
+        drain(&mut katran, vip, A, B);
+        assert_eq!(sent(&katran, &frame(second)), went(A, Reason::FlowTable));
         let answer = katran.real_for_flow(&second).unwrap().unwrap();
         assert_eq!(answer.real, Some(ip(A)));
         let found = katran.flows().find(&second).unwrap();
@@ -217,12 +207,12 @@ fn the_global_table_knows_connections_by_both_ports() {
         let by_ring = katran.real_for_flow(&known).unwrap().unwrap().real.unwrap();
         let elsewhere = if by_ring == ip(A) { ip(C) } else { ip(A) };
         katran.global_flows_mut().set(0, &known, elsewhere).unwrap();
-        let (real, reason) = send(&katran, &frame(known));
+        let (real, reason) = sent(&katran, &frame(known));
         assert_eq!((real, reason), (Some(elsewhere), Reason::GlobalFlowTable));
         let expected = match protocol {
             Protocol::Tcp => (Some(by_ring), Reason::Ring),
             Protocol::Udp => (Some(elsewhere), Reason::GlobalFlowTable),
         };
-        assert_eq!(send(&katran, &frame(other)), expected);
+        assert_eq!(sent(&katran, &frame(other)), expected);
     }
 }

@@ -12,7 +12,6 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
@@ -22,6 +21,7 @@ use katran::stats::FlowTableCounters;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::drain;
 use crate::common::flows;
 use crate::common::frames;
 use crate::common::frames::Packet;
@@ -37,13 +37,6 @@ const TO_VIP4: &str = "203.0.113.1:443";
 const A: &str = "198.51.100.1";
 const B: &str = "198.51.100.2";
 const REALS: [&str; 4] = [A, B, "198.51.100.3", "2001:db8:2::1"];
-
-/// Moves all new flows of a VIP from A to B; those that are remembered stay.
-fn drain_to_b(katran: &mut Katran, vip: Vip) {
-    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
-    let other = RealChange::Add(Real::new(ip(B)));
-    katran.modify_reals(vip, &[drained, other]).unwrap();
-}
 
 fn entries(katran: &Katran) -> usize {
     bpf::flow_entries(katran.flows().table_fd(0).unwrap()).len()
@@ -67,7 +60,7 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     assert_eq!(katran.simulate(&syn(flow)).unwrap().reason, Reason::Ring);
-    drain_to_b(&mut katran, vip);
+    drain(&mut katran, vip, A, B);
 
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(A)), Reason::FlowTable));
@@ -145,7 +138,7 @@ fn lru_bypass_neither_looks_nor_writes() {
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     katran.simulate(&frame(flow)).unwrap();
-    drain_to_b(&mut katran, vip);
+    drain(&mut katran, vip, A, B);
     katran.set_vip_flags(vip, VipFlags::LRU_BYPASS).unwrap();
     let before = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
     let ran = katran.simulate(&frame(flow)).unwrap();
@@ -207,7 +200,7 @@ fn dport_hash_still_finds_what_is_remembered() {
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     katran.simulate(&frame(flow)).unwrap();
-    drain_to_b(&mut katran, vip);
+    drain(&mut katran, vip, A, B);
     katran.set_vip_flags(vip, VipFlags::DPORT_HASH).unwrap();
     let bytes = frame(flow);
     let ran = katran.simulate(&bytes).unwrap();
@@ -255,7 +248,7 @@ fn udp_entries_expire_and_are_refreshed_by_use() {
     let tcp_vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let tcp = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     katran.simulate(&frame(tcp)).unwrap();
-    drain_to_b(&mut katran, tcp_vip);
+    drain(&mut katran, tcp_vip, A, B);
 
     // A busy machine can oversleep; then another flow tries.
     let (flow, last) = (0..20)
@@ -269,7 +262,7 @@ fn udp_entries_expire_and_are_refreshed_by_use() {
             let flow = Flow::udp((ip("192.0.2.7"), 40_000 + i).into(), at("203.0.113.1:53"));
             let mut last = Instant::now();
             katran.simulate(&frame(flow)).unwrap();
-            drain_to_b(&mut katran, vip);
+            drain(&mut katran, vip, A, B);
             for _ in 0..3 {
                 thread::sleep(TIMEOUT * 2 / 5);
                 let answer = katran.real_for_flow(&flow).unwrap().unwrap();

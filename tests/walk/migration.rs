@@ -8,16 +8,16 @@ use katran::Error;
 use katran::Flow;
 use katran::Katran;
 use katran::Real;
-use katran::RealChange;
-use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Reason;
 
 use crate::common::at;
 use crate::common::builder;
+use crate::common::drain;
 use crate::common::frames::frame;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 use crate::common::vip;
 
@@ -31,15 +31,7 @@ fn flow(port: u16, to: &str) -> Flow {
 }
 
 fn send(katran: &Katran, flow: Flow) -> (Option<std::net::IpAddr>, Reason) {
-    let ran = katran.simulate(&frame(flow)).unwrap();
-    (ran.real, ran.reason)
-}
-
-/// New flows go to B, A keeps what is remembered.
-fn drain(katran: &mut Katran, vip: Vip) {
-    let drained = RealChange::Add(Real::new(ip(A)).weight(0));
-    let other = RealChange::Add(Real::new(ip(B)));
-    katran.modify_reals(vip, &[drained, other]).unwrap();
+    sent(katran, &frame(flow))
 }
 
 fn migrated(katran: &Katran) -> u64 {
@@ -63,7 +55,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
         for port in 1..=3 {
             assert_eq!(send(&katran, flow(port)), (Some(ip(A)), Reason::Ring));
         }
-        drain(&mut katran, vip);
+        drain(&mut katran, vip, A, B);
         assert_eq!(send(&katran, flow(1)), (Some(ip(A)), Reason::FlowTable));
         katran.mark_down(vip, ip(A)).unwrap();
         katran.mark_down(vip, ip(A)).unwrap();
@@ -97,7 +89,7 @@ fn only_flows_of_that_vip_are_concerned() {
     send(&katran, of_other);
     send(&katran, of_tcp);
     for vip in [down, other, tcp] {
-        drain(&mut katran, vip);
+        drain(&mut katran, vip, A, B);
     }
     katran.mark_down(down, ip(A)).unwrap();
     assert_eq!(send(&katran, of_other), (Some(ip(A)), Reason::FlowTable));
@@ -116,7 +108,7 @@ fn under_flood_nothing_migrates() {
     let vip = serve(&mut katran, UDP, MIGRATES, &[A]);
     let to = "203.0.113.1:443";
     send(&katran, flow(1, to));
-    drain(&mut katran, vip);
+    drain(&mut katran, vip, A, B);
     katran.mark_down(vip, ip(A)).unwrap();
     // The guard is up for the rest of a window of one second: all has to fall into it.
     let within = (0..20).any(|round| {
@@ -176,8 +168,8 @@ fn a_real_that_is_down_and_then_removed_keeps_no_flows_though_another_vip_has_it
             send(&katran, flow(port, to));
         }
         send(&katran, of_other);
-        drain(&mut katran, vip);
-        drain(&mut katran, other);
+        drain(&mut katran, vip, A, B);
+        drain(&mut katran, other, A, B);
         katran.mark_down(vip, ip(A)).unwrap();
         send(&katran, flow(1, to));
         katran.remove_real(vip, ip(A)).unwrap();

@@ -16,6 +16,7 @@ use crate::common::frames;
 use crate::common::frames::Packet;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 
 const A: &str = "198.51.100.1";
@@ -61,9 +62,7 @@ fn short() -> Vec<u8> {
 }
 
 fn send(katran: &Katran, flow: Flow, payload: &[u8]) -> (Option<IpAddr>, Reason) {
-    let frame = Packet::new(flow).data(payload).frame();
-    let ran = katran.simulate(&frame).unwrap();
-    (ran.real, ran.reason)
+    sent(katran, &Packet::new(flow).data(payload).frame())
 }
 
 #[test]

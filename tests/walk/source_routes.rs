@@ -30,6 +30,7 @@ use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 
 /// In the VIP's ring, and named by routes only, one of each family.
@@ -75,11 +76,6 @@ fn flow(client: &str, port: u16) -> Flow {
     Flow::tcp((client, port).into(), to)
 }
 
-fn outcome(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
-    let ran = katran.simulate(frame).unwrap();
-    (ran.real, ran.reason)
-}
-
 fn routed(to: &str) -> (Option<IpAddr>, Reason) {
     (Some(ip(to)), Reason::SourceRoute)
 }
@@ -103,10 +99,10 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
         });
         assert_eq!(answer.choice, choice, "{client}");
         let reason = by.map_or(Reason::Ring, |_| Reason::SourceRoute);
-        let opened = outcome(&katran, &syn(flow(client, 1)));
+        let opened = sent(&katran, &syn(flow(client, 1)));
         assert_eq!(opened, (Some(ip(to)), reason), "{client}");
         // From then on the flow table knows it.
-        let next = outcome(&katran, &frame(flow(client, 1)));
+        let next = sent(&katran, &frame(flow(client, 1)));
         assert_eq!(next, (Some(ip(to)), Reason::FlowTable), "{client}");
     }
     let counters = katran.stats().source_routing().unwrap();
@@ -120,13 +116,13 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
     assert_eq!((answer.real, answer.choice), (None, Choice::Ring));
     assert_eq!(answer.drop, Some(DropReason::RingEmpty));
     let dropped = Reason::Dropped(DropReason::RingEmpty);
-    assert_eq!(outcome(&katran, &syn(flow("9.9.9.9", 7))), (None, dropped));
+    assert_eq!(sent(&katran, &syn(flow("9.9.9.9", 7))), (None, dropped));
     let answer = katran
         .real_for_flow(&flow("100.64.0.1", 7))
         .unwrap()
         .unwrap();
     assert_eq!((answer.real, answer.drop), (Some(ip(B)), None));
-    assert_eq!(outcome(&katran, &syn(flow("100.64.0.1", 7))), routed(B));
+    assert_eq!(sent(&katran, &syn(flow("100.64.0.1", 7))), routed(B));
 }
 
 #[test]
@@ -135,7 +131,7 @@ fn a_vip_without_the_flag_does_not_ask() {
     let vip: Vip = format!("{VIP}/tcp").parse().unwrap();
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     let flow = flow("100.64.0.1", 1);
-    assert_eq!(outcome(&katran, &syn(flow)), (Some(ip(A)), Reason::Ring));
+    assert_eq!(sent(&katran, &syn(flow)), (Some(ip(A)), Reason::Ring));
     let counters = katran.stats().source_routing().unwrap();
     assert_eq!((counters.matched, counters.unmatched), (0, 0));
 }
@@ -144,19 +140,19 @@ fn a_vip_without_the_flag_does_not_ask() {
 fn flows_that_are_known_stay_when_routes_go() {
     let mut katran = balancer(VipFlags::empty());
     let old = flow("100.64.0.1", 1);
-    assert_eq!(outcome(&katran, &syn(old)), routed(B));
+    assert_eq!(sent(&katran, &syn(old)), routed(B));
     let reset = common::frames::Packet::new(flow("100.64.0.1", 3)).flags(RST);
-    assert_eq!(outcome(&katran, &reset.frame()), routed(B));
+    assert_eq!(sent(&katran, &reset.frame()), routed(B));
     katran
         .source_routes_mut()
         .remove(&[prefix("100.64.0.0/10")])
         .unwrap();
     // The other family's route still names the real.
-    let known = outcome(&katran, &frame(old));
+    let known = sent(&katran, &frame(old));
     assert_eq!(known, (Some(ip(B)), Reason::FlowTable));
     // A reset is not remembered.
     for new in [flow("100.64.0.1", 2), flow("100.64.0.1", 3)] {
-        assert_eq!(outcome(&katran, &frame(new)).1, Reason::Ring);
+        assert_eq!(sent(&katran, &frame(new)).1, Reason::Ring);
     }
 }
 
@@ -164,7 +160,7 @@ fn flows_that_are_known_stay_when_routes_go() {
 fn with_the_flow_table_bypassed_every_packet_asks() {
     let katran = balancer(VipFlags::LRU_BYPASS);
     for _ in 0..3 {
-        assert_eq!(outcome(&katran, &frame(flow("100.64.0.1", 1))), routed(B));
+        assert_eq!(sent(&katran, &frame(flow("100.64.0.1", 1))), routed(B));
     }
     assert_eq!(katran.stats().source_routing().unwrap().matched, 3);
 }
@@ -172,12 +168,12 @@ fn with_the_flow_table_bypassed_every_packet_asks() {
 #[test]
 fn a_hash_of_ports_decides_only_where_no_prefix_does() {
     let katran = balancer(VipFlags::DPORT_HASH);
-    assert_eq!(outcome(&katran, &syn(flow("100.64.0.1", 1))), routed(B));
+    assert_eq!(sent(&katran, &syn(flow("100.64.0.1", 1))), routed(B));
     // What a prefix chose is remembered, what the ring chose by the port is not.
-    let known = outcome(&katran, &frame(flow("100.64.0.1", 1)));
+    let known = sent(&katran, &frame(flow("100.64.0.1", 1)));
     assert_eq!(known.1, Reason::FlowTable);
-    assert_eq!(outcome(&katran, &syn(flow("9.9.9.9", 1))).1, Reason::Ring);
-    assert_eq!(outcome(&katran, &frame(flow("9.9.9.9", 1))).1, Reason::Ring);
+    assert_eq!(sent(&katran, &syn(flow("9.9.9.9", 1))).1, Reason::Ring);
+    assert_eq!(sent(&katran, &frame(flow("9.9.9.9", 1))).1, Reason::Ring);
 }
 
 #[test]
@@ -190,7 +186,7 @@ fn under_flood_source_routes_decide_all_the_same() {
         .add(&[prefix("0.0.0.0/0")], ip(B))
         .unwrap();
     let reasons: Vec<Reason> = (0..40)
-        .map(|port| outcome(&katran, &syn(flow("100.64.0.1", 1 + port))).1)
+        .map(|port| sent(&katran, &syn(flow("100.64.0.1", 1 + port))).1)
         .collect();
     assert_eq!(reasons, [Reason::SourceRoute; 40]);
     let counters = katran.stats().source_routing().unwrap();
@@ -202,7 +198,7 @@ fn a_real_lives_while_a_route_names_it() {
     let mut katran = balancer(VipFlags::empty());
     let number = katran.real_index(ip(B)).unwrap();
     assert_eq!(katran.stats().real(ip(B)).unwrap().forwarded.packets, 0);
-    let _ = outcome(&katran, &syn(flow("100.64.0.1", 1)));
+    let _ = sent(&katran, &syn(flow("100.64.0.1", 1)));
     assert_eq!(katran.stats().real(ip(B)).unwrap().forwarded.packets, 1);
     katran
         .source_routes_mut()
@@ -213,7 +209,7 @@ fn a_real_lives_while_a_route_names_it() {
     assert_eq!(katran.real_index(ip(B)), None);
     assert_eq!(katran.source_routes().count(), 0);
     assert_eq!(katran.source_routes().list(), []);
-    let known = outcome(&katran, &frame(flow("100.64.0.1", 1)));
+    let known = sent(&katran, &frame(flow("100.64.0.1", 1)));
     assert_eq!(known, (Some(ip(A)), Reason::Ring), "its flows are void");
 }
 
@@ -312,7 +308,7 @@ fn batches_are_all_or_nothing() {
         .source_routes_mut()
         .add(&routes(&["10.2.0.0/16"]), ip(C))
         .unwrap();
-    assert_eq!(outcome(&katran, &syn(flow("10.2.0.1", 1))), routed(C));
+    assert_eq!(sent(&katran, &syn(flow("10.2.0.1", 1))), routed(C));
 }
 
 #[test]
@@ -358,10 +354,10 @@ fn a_million_prefixes_are_loaded_in_seconds() {
     println!("1,000,000 prefixes added in {took:?}");
     assert!(took < limit, "{took:?}");
     assert_eq!(katran.source_routes().count(), 1_000_000);
-    assert_eq!(outcome(&katran, &syn(flow("10.0.0.1", 1))), routed(B));
-    assert_eq!(outcome(&katran, &syn(flow("10.32.0.1", 1))), routed(C));
+    assert_eq!(sent(&katran, &syn(flow("10.0.0.1", 1))), routed(B));
+    assert_eq!(sent(&katran, &syn(flow("10.32.0.1", 1))), routed(C));
     let began = Instant::now();
     katran.source_routes_mut().clear().unwrap();
     println!("and removed in {:?}", began.elapsed());
-    assert_eq!(outcome(&katran, &syn(flow("10.0.0.1", 1))).1, Reason::Ring);
+    assert_eq!(sent(&katran, &syn(flow("10.0.0.1", 1))).1, Reason::Ring);
 }

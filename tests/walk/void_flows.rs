@@ -34,6 +34,7 @@ use crate::common::frames::syn;
 use crate::common::frames::unreachable;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::sent;
 use crate::common::serve;
 use crate::common::vip;
 
@@ -43,11 +44,6 @@ const OTHER: &str = "203.0.113.2:443/tcp";
 
 fn flow(port: u16) -> Flow {
     Flow::tcp((ip("192.0.2.7"), port).into(), at("203.0.113.1:443"))
-}
-
-fn sent(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
-    let ran = katran.simulate(frame).unwrap();
-    (ran.real, ran.reason)
 }
 
 fn send(katran: &Katran, flow: Flow) -> (Option<IpAddr>, Reason) {
