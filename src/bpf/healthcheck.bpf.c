@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
  * Health checks: a tc program at the egress of an interface that sends this host's own probes through
- * the tunnel to one real each, as the balancer would send a client's packets. Which real a probe is
- * for is told by the mark of its socket, by its destination, or by its source; what the kernel sends
- * for a connection whose socket is gone has no mark, and goes where the connection went.
+ * the tunnel to one real each, as the balancer would send a client's packets. The mark of a probe's
+ * socket, its destination or its source says which real it is for; what the kernel sends for a
+ * connection whose socket is gone has no mark, and goes where the connection went.
  */
 #include <linux/bpf.h>
 

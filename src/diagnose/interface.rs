@@ -213,7 +213,7 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     }
 }
 
-/// A virtual link can leave checksums unfinished, for whoever needs them. What native XDP sends on keeps no note
+/// A virtual link can leave checksums unfinished, for the receiver to finish. What native XDP sends on keeps no note
 /// of that, so nobody finishes them.
 pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
     let is_generic = match &facts.program {

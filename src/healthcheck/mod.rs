@@ -201,7 +201,7 @@ impl HealthChecks {
         }
     }
 
-    /// Looks again by which interface probes leave, as far as they have a path.
+    /// Looks again by which interface probes leave, if they have a path.
     pub(crate) fn route(&mut self, mains: &[Place]) -> Result<()> {
         let (Some(own), Some(requests), Some(name)) =
             (self.place(), &mut self.requests, &self.interface)
@@ -215,7 +215,7 @@ impl HealthChecks {
         Ok(())
     }
 
-    /// Whoever attaches the program by other means has its packets leave where they were sent.
+    /// If you attach the program by other means, its packets leave where they were sent.
     pub(crate) fn detach(&mut self) {
         self.attachments.clear();
         self.requests = None;

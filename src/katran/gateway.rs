@@ -56,7 +56,7 @@ impl Gateways<'_> {
         self.katran.config.gateway_mac
     }
 
-    /// Where packets go next, as far as that is found out: with [`Gateway::Auto`] the two gateways,
+    /// Where packets go next, where the library finds that out: with [`Gateway::Auto`] the two gateways,
     /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and
     /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
     /// the first attachment, and nothing where the address is given.

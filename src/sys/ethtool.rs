@@ -89,8 +89,7 @@ impl Ethtool {
         self.value(interface, GGRO).map(|on| on != 0)
     }
 
-    /// Whether the interface leaves checksums of what it sends to a device, or, if it is virtual, to whoever
-    /// needs them.
+    /// Whether the interface leaves checksums of what it sends to a device or, if it is virtual, to the receiver.
     pub(crate) fn leaves_checksums(&self, interface: &str) -> io::Result<bool> {
         self.value(interface, GTXCSUM).map(|on| on != 0)
     }

@@ -143,8 +143,7 @@ pub(crate) struct StagedRealFlags {
     pub(super) edit: Edit,
 }
 
-/// Any staged change, as far as all changes are alike: which reals come and go, and what becomes of
-/// the table.
+/// What all staged changes have in common: which reals come and go, and what becomes of the table.
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct Paper {
