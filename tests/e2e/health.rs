@@ -23,7 +23,6 @@ use katran::attachments::TcHook;
 use katran::stats::HealthcheckCounters;
 use katran_lab::Host;
 use katran_lab::LabConfig;
-use katran_lab::Newer;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Mark;
 
@@ -31,6 +30,7 @@ use crate::segment::Arrival;
 use crate::segment::Segment;
 use crate::site::PORT;
 use crate::site::Site;
+use crate::site::first_choice;
 
 /// Asks the server at `to` for its name, from a socket with this mark and, if told, this address.
 pub(crate) fn probe(
@@ -104,8 +104,8 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         let attachment = site.katran.probes().attachment().unwrap();
         assert_eq!(attachment.interface, "eth0");
         let expected = match hook {
-            TcHook::Auto if Newer::Tcx.is_here() => TcHook::Tcx,
-            _ => TcHook::Clsact,
+            TcHook::Auto => first_choice(),
+            _ => hook,
         };
         assert_eq!(attachment.hook, expected);
         let marks = map_marks(&mut site);
