@@ -178,6 +178,10 @@ fn merged_gue_packets_are_not_lost_silently() {
     backend
         .tool("ethtool", "-K eth0 rx-udp-gro-forwarding on")
         .unwrap();
+    // So many nanoseconds a packet waits for others, or a slow machine has none to merge.
+    backend
+        .sysfs("class/net/eth0/gro_flush_timeout", 50_000_000)
+        .unwrap();
     site::eventually("merged packets are counted", || {
         burst(&socket);
         site.decaps[0].counters().unwrap().drop_head > 0
