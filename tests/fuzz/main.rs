@@ -12,6 +12,7 @@ mod cases;
 mod common;
 mod decap;
 mod generate;
+mod hops;
 mod mutate;
 mod pair;
 mod random;

@@ -52,6 +52,7 @@ pub use flow::Flow;
 pub use flow::FlowTable;
 pub use tables::DecapMode;
 pub use tables::Hop;
+pub use tables::Port;
 pub use tables::Real;
 pub use tables::RealId;
 pub use tables::Tables;
@@ -65,8 +66,10 @@ pub type Time = u64;
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Sent, out of the interface that it came in on or of the one that leads to its real.
+    /// Sent, out of the interface that it came in on.
     Tx,
+    /// Sent, out of another one, which leads to its real.
+    Redirect,
     /// Handed to the host's network stack.
     Pass,
     /// Dropped.
@@ -78,6 +81,8 @@ pub enum Verdict {
 pub enum End {
     /// Sent.
     Tx(&'static str),
+    /// Sent out of another interface.
+    Redirect(&'static str),
     /// Handed to the host.
     Pass(&'static str),
     /// Dropped. The reasons of drops are counted.
@@ -105,6 +110,7 @@ impl End {
     pub fn verdict(self) -> Verdict {
         match self {
             Self::Tx(_) => Verdict::Tx,
+            Self::Redirect(_) => Verdict::Redirect,
             Self::Pass(_) => Verdict::Pass,
             Self::Drop(_) => Verdict::Drop,
         }

@@ -54,11 +54,13 @@ pub(crate) fn send(
         IpAddr::V4(_) => (config.gateway_mac.to_vec(), run.frame[..6].to_vec()),
         IpAddr::V6(_) => (config.gateway_mac_v6.to_vec(), run.frame[..6].to_vec()),
     };
+    let mut by = None;
     if config.next_hops {
         let hop = tables.hops.get(&choice.real);
         let hop = hop.ok_or(End::Drop("next_hop_unknown"))?;
         to = hop.mac.to_vec();
-        from = hop.from.map_or(from, |mac| mac.to_vec());
+        by = hop.by;
+        from = by.map_or(from, |port| port.mac.to_vec());
     }
     let outer = match config.encapsulation {
         Encapsulation::Ipip => ipip(run, packet, choice, real.address),
@@ -74,7 +76,11 @@ pub(crate) fn send(
     frame.extend(outer);
     frame.extend(&run.frame[ETHERNET..]);
     run.frame = frame;
-    Ok(End::Tx("sent to its real"))
+    match by {
+        None => Ok(End::Tx("sent to its real")),
+        Some(port) if port.there => Ok(End::Redirect("sent to its real")),
+        Some(_) => Err(End::Drop("redirect_failed")),
+    }
 }
 
 /// Identification, flags and offset of an outer IPv4 header: as Katran has them, or with the inner
