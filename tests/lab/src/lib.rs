@@ -39,6 +39,7 @@ mod udp;
 pub use bpf_fs::private_bpf_fs;
 pub use cgroup::Cgroup;
 pub use eventually::eventually;
+pub use eventually::waited;
 pub use host::Host;
 pub use host::Inside;
 pub use http::Response;
