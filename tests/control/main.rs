@@ -11,6 +11,7 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod differences;
+mod documents;
 mod failures;
 mod library;
 mod monitor;
