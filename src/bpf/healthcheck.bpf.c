@@ -257,7 +257,7 @@ static __always_inline void remember(const struct probe *probe, const struct pro
 		bpf_map_update_elem(&probe_flows, &flow, real, BPF_ANY);
 }
 
-/* Where the connection of a packet went that no mark leads to a real: the kernel sends it for a socket that is
+/* Where the connection of a packet without a mark went: the kernel sends it for a socket that is
  * gone, to the VIP that it was connected to. A SYN begins another connection, which is no probe's. */
 static __always_inline struct probe_real *recall(struct __sk_buff *skb, const struct probe *probe)
 {
@@ -302,7 +302,8 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, struct 
 			return real;
 		}
 	}
-	if (settings.marked && is_tcp(probe)) {
+	/* What has a mark has a socket: one that means nothing (any more) changes nothing. */
+	if (!mark && settings.marked && is_tcp(probe)) {
 		real = recall(skb, probe);
 		probe->late = real;
 		if (real)
