@@ -89,7 +89,7 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
             // Not what its socket still sends with the mark that is unmapped.
             let last = Packet::new(flow).flags(ACK).frame();
             assert_eq!(send(&katran, &last, MARK), (UNSPEC, last, MARK));
-            // And somebody else's, once it is opened without a mark.
+            // And somebody else's, once it is opened without a mark that means something.
             let passes = |frame: &[u8]| {
                 assert_eq!(
                     send(&katran, frame, 0),
@@ -97,6 +97,9 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
                     "{flow}"
                 );
             };
+            let opened = send(&katran, &syn(flow), MARK);
+            assert_eq!(opened, (UNSPEC, syn(flow), MARK));
+            passes(&rst(flow));
             passes(&syn(flow));
             passes(&frame(flow));
             passes(&rst(flow));
