@@ -406,3 +406,22 @@ fn server_ids_are_counted_where_one_is_set() {
         assert_eq!(counting.counters().unwrap().server_ids, 8);
     });
 }
+
+/// Behind the outer header of one frame are several packets, which nobody can take apart here.
+#[test]
+fn gue_packets_that_the_kernel_has_merged_are_dropped_by_tc_and_counted() {
+    require_root();
+    TC.set(Some(Host::new("tc").unwrap()));
+    let decap = decap(&[]);
+    let program = decap.tc_program_fd().unwrap();
+    let frame = gue(&Packet::new(inner_flows()[0]).ip(), REAL4, 6080);
+    let drops = |segment| {
+        let buffer = bpf::Buffer { mark: 0, segment };
+        let _ = bpf::run_tc_with(program, &frame, buffer);
+        let counters = decap.counters().unwrap();
+        (counters.gue_v4, counters.drop_head)
+    };
+    assert_eq!(drops(0), (1, 0));
+    assert_eq!(drops(40), (1, 1));
+    TC.set(None);
+}

@@ -8,6 +8,7 @@ use katran::Prefix;
 use katran::attachments::TcHook;
 use katran::flows::Verdict;
 use katran_lab::Host;
+use katran_lab::Newer;
 use katran_model as model;
 use katran_model::bytes::ETHERNET;
 use katran_model::bytes::IPV4;
@@ -81,17 +82,8 @@ impl Twins {
     }
 }
 
-/// Whether the kernel is this one, or newer.
-fn kernel_is(major: u32, minor: u32) -> bool {
-    let uname = nix::sys::utsname::uname().unwrap();
-    let release = uname.release().to_str().unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
-    (number(), number()) >= (major, minor)
-}
-
 /// Whether an IP header is all there: of other frames the kernel makes no socket buffer for a test run.
-fn is_whole(frame: &[u8]) -> bool {
+pub(crate) fn is_whole(frame: &[u8]) -> bool {
     let header = match u16_at(frame, 12) {
         TYPE_IPV4 => IPV4,
         TYPE_IPV6 => IPV6,
@@ -139,7 +131,7 @@ fn the_model_and_the_decapsulator_agree_on_random_frames() {
                 allow_destinations: prefixes(limited, DESTINATIONS),
                 gue_port: port,
                 server_id: id,
-                one_family: tc && !kernel_is(6, 3),
+                one_family: tc && !Newer::DecapAcrossFamilies.is_here(),
                 ..model::Decap::default()
             };
             let target = Target {

@@ -21,9 +21,10 @@ const BATCH: usize = 1000;
 /// With a flood guard there are fewer batches, and longer ones: each waits for the guard's window.
 const FLOOD_BATCH: usize = 5 * BATCH;
 const FLOOD_SHARE: u64 = 4;
-/// How often a batch is tried whose time was taken up by others, and how many of all may stay undecided.
+/// How often a batch is tried whose time was taken up by others, and how many of a hundred may stay undecided
+/// (`KATRAN_UNDECIDED`: on an emulated machine it is more).
 const TRIES: usize = 5;
-const MOST_UNDECIDED: f64 = 0.02;
+const MOST_UNDECIDED: u64 = 2;
 /// One batch in so many has a pause in it: none near a time-out, for the clock goes on meanwhile.
 const WITH_A_WAIT: u64 = 4;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
@@ -105,7 +106,7 @@ fn the_model_and_the_program_agree_on_random_frames() {
         faults.join("\n\n")
     );
     assert!(
-        all.undecided as f64 <= all.batches as f64 * MOST_UNDECIDED,
+        all.undecided * 100 <= all.batches * setting("KATRAN_UNDECIDED", MOST_UNDECIDED),
         "{} of {} batches took so long that time plays a part",
         all.undecided,
         all.batches
