@@ -83,7 +83,7 @@ impl Twins {
 }
 
 /// Whether an IP header is all there: of other frames the kernel makes no socket buffer for a test run.
-fn is_whole(frame: &[u8]) -> bool {
+pub(crate) fn is_whole(frame: &[u8]) -> bool {
     let header = match u16_at(frame, 12) {
         TYPE_IPV4 => IPV4,
         TYPE_IPV6 => IPV6,

@@ -19,7 +19,8 @@
 //! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`] |
 //! | 9 | [`out`] | local delivery, or an outer header |
 //!
-//! [`decap`] is the other end of the tunnel, on a backend.
+//! [`decap`] is the other end of the tunnel, on a backend; [`probe`] is what becomes of this host's own health
+//! checks.
 //!
 //! [`rows`] says which rows of the specification's table of differences the program has already.
 
@@ -33,6 +34,7 @@ pub mod icmp;
 pub mod ids;
 pub mod ip;
 pub mod out;
+pub mod probe;
 pub mod rows;
 pub mod tables;
 pub mod too_big;
@@ -50,6 +52,8 @@ pub use decap::Decap;
 pub use flow::Entry;
 pub use flow::Flow;
 pub use flow::FlowTable;
+pub use out::MadeUp;
+pub use probe::Probes;
 pub use tables::DecapMode;
 pub use tables::Hop;
 pub use tables::Port;
