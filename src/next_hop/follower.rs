@@ -2,8 +2,8 @@
 //! which a balancer speaks to it.
 //!
 //! # Who owns what
-//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel, and no lock is
-//! held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
+//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel for next hops, and no
+//! lock of this module is held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
 //! eventfd that wakes the thread. The board's lock is never held over a system call, and getters do not take it:
 //! the board publishes lists, and who asks takes the last one; the gateways' addresses take no lock at all.
 //!
@@ -24,6 +24,8 @@
 //! When links have changed, and from time to time, the thread asks its [`Guide`] whether it is still wanted where it
 //! is. If it is wanted in another network namespace, it goes there: with other sockets and a resolver that knows
 //! nothing yet; the board stays, and the commands. If it is wanted nowhere, it ends and says so on the board.
+//! A guide has what it looks at under a lock of its own, and asks the kernel under it (`katran/ground.rs`): calls that
+//! change attachments or gateways wait for that, no getter does.
 //!
 //! # Stop, panics, fork
 //! To stop is to set a flag, to wake the thread, and to join it, which takes some tens of the kernel's answers
