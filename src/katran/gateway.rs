@@ -61,6 +61,9 @@ impl Gateways<'_> {
     /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
     /// the first attachment, and nothing where the address is given.
     ///
+    /// They are those of the first network namespace with an attachment, for frames from all attachments: a
+    /// balancer for each is needed where routers differ.
+    ///
     /// A snapshot, below a microsecond whatever the number of reals; the thread that finds out next hops does not
     /// make it wait.
     pub fn next_hops(&self) -> NextHopList {

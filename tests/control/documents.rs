@@ -86,7 +86,7 @@ const VALUES: [&str; 44] = [
 ];
 
 /// Prints how to have a failure again.
-struct Seed(u64);
+pub(super) struct Seed(u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
@@ -96,7 +96,14 @@ impl Drop for Seed {
     }
 }
 
-fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
+pub(super) fn seeded() -> (Seed, Rng) {
+    let given = std::env::var("KATRAN_SEED").ok();
+    let given = given.map(|text| text.replace('_', "").parse().unwrap());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    (Seed(seed), Rng::with_seed(seed))
+}
+
+pub(super) fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(0..of.len())].clone()
 }
 
@@ -249,13 +256,7 @@ fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
 
 #[test]
 fn a_mutated_document_is_applied_whole_or_changes_nothing() {
-    let given = std::env::var("KATRAN_SEED").ok();
-    let seed = given.map_or_else(
-        || fastrand::u64(..),
-        |text| text.replace('_', "").parse().unwrap(),
-    );
-    let _seed = Seed(seed);
-    let mut rng = Rng::with_seed(seed);
+    let (_seed, mut rng) = seeded();
     let first = format!("{WHOLE}{VIPS}");
     let document = State::from_toml(&first).unwrap();
     let mut katran = from_state(&document);

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod getters;
+mod packets;
 
 use std::fs;
 use std::net::IpAddr;

@@ -202,7 +202,7 @@ impl Probes {
         let named = self.named(&packet, mark);
         let late = match named {
             Some(_) => None,
-            None => self.late(&packet, frame),
+            None => self.late(&packet, frame, mark),
         };
         let Some(real) = named.or(late) else {
             return Sent::AsItIs;
@@ -240,8 +240,8 @@ impl Probes {
     }
 
     /// Where the connection of a packet went that nothing names: the kernel sends some without a mark when the
-    /// socket is gone. A SYN begins another connection, which is no probe's.
-    fn late(&mut self, packet: &Packet, frame: &[u8]) -> Option<IpAddr> {
+    /// socket is gone. A mark that names nothing is a socket's. A SYN begins another connection, which is no probe's.
+    fn late(&mut self, packet: &Packet, frame: &[u8], mark: u32) -> Option<IpAddr> {
         if !packet.is_connection() {
             return None;
         }
@@ -250,6 +250,9 @@ impl Probes {
         let flags = *frame.get(packet.transport + 13)?;
         if flags & (SYN | ACK) == SYN {
             self.connections.remove(&connection);
+            return None;
+        }
+        if mark != 0 {
             return None;
         }
         self.count("recalled");
