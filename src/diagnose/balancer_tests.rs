@@ -77,6 +77,7 @@ fn good() -> Balancer {
         fallback: 0,
         vips: 1,
         empty_vips: Vec::new(),
+        routed_on: Vec::new(),
         drops: Vec::new(),
     }
 }
@@ -141,7 +142,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 50] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 52] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -563,6 +564,20 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Vips,
             "(1 down, 2 drained)",
             "weights",
+        ),
+        (
+            |f| f.routed_on.push([203, 0, 113, 1].into()),
+            Warning,
+            Subject::Vips,
+            "203.0.113.1 is not its own address",
+            "dev lo",
+        ),
+        (
+            |f| f.routed_on = vec![[203, 0, 113, 1].into(), [203, 0, 113, 2].into()],
+            Warning,
+            Subject::Vips,
+            "203.0.113.1 and 1 more are not",
+            "unreachable",
         ),
         (
             |f| f.drops.push(("encap_v4", 3, "headroom")),
