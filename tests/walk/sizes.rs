@@ -23,7 +23,7 @@ use crate::common::load;
 
 /// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
 /// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
-/// the walk for frames whose VLAN tags are off, with its twin.
+/// the walk for rare frames, with its twin.
 #[derive(Clone, Copy)]
 struct Sizes {
     program: u32,
@@ -43,7 +43,7 @@ impl Sizes {
     }
 
     fn all(self) -> [u32; 8] {
-        let [ids, send, walk, twin, untagged, its_twin] = self.special;
+        let [ids, send, walk, twin, rare, its_twin] = self.special;
         [
             self.program,
             self.twin,
@@ -51,7 +51,7 @@ impl Sizes {
             send,
             walk,
             twin,
-            untagged,
+            rare,
             its_twin,
         ]
     }
@@ -82,7 +82,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
         "send",
         "special",
         "its twin",
-        "untagged",
+        "rare",
         "its twin"
     );
     let all = features | Features::STRICT_DESTINATION;
