@@ -62,6 +62,14 @@ impl Sizes {
         pairs.all(|(this, other)| this <= other) && self.all() != other.all()
     }
 
+    /// Without the programs for rare frames: with tunnels that end here those hand all packets of VIPs on, for the
+    /// verifier's sake, so that they are smaller then.
+    fn but_for_rare(mut self) -> Self {
+        let [.., rare, its_twin] = &mut self.special;
+        (*rare, *its_twin) = (0, 0);
+        self
+    }
+
     fn print(self, what: &str) {
         let bytes = self.all().map(|bytes| format!(" {bytes:>8}")).concat();
         println!("{what:<30} {:>6}{bytes}", self.program / 8);
@@ -91,7 +99,11 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     for feature in all.iter() {
         let without = Sizes::of(all - feature, true);
         without.print(&format!("without {feature}"));
-        assert!(without.is_less_than(full), "{feature}");
+        let is_less = match feature == Features::INLINE_DECAP {
+            true => without.but_for_rare().is_less_than(full.but_for_rare()),
+            false => without.is_less_than(full),
+        };
+        assert!(is_less, "{feature}");
     }
     let without = Sizes::of(all, false);
     without.print("without frags");
