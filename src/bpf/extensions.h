@@ -16,6 +16,8 @@
 /* Extension headers that are walked, and the longest that they can be: 256 times eight bytes each. */
 #define EXTENSIONS 4
 #define EXTENSION_BYTES_MASK 0x3fff
+/* An IP header begins no later in a frame, whatever is in front of it. */
+#define IP_LATEST 0x3fff
 
 /* Hop-by-hop options, destination options and routing begin alike (RFC 8200, 4). */
 struct extension {
@@ -37,9 +39,10 @@ static __always_inline bool has_extensions(const struct ipv6hdr *ip)
 	return is_extension(ip->nexthdr);
 }
 
-/* What follows the extension headers, and above it their bytes; negative: they cannot be walked. A global
- * function, so that the verifier looks at it once, and the registers of packets without any are their own. */
-LOOKED_AT_ONCE int skip_extensions(struct xdp_md *ctx)
+/* What follows the extension headers of the IPv6 packet at this place of the frame, and above it their bytes;
+ * negative: they cannot be walked. A global function, so that the verifier looks at it once, and the registers
+ * of packets without any are their own. */
+LOOKED_AT_ONCE int skip_extensions(struct xdp_md *ctx, __u32 at)
 {
 	const struct ipv6hdr *ip;
 	struct cursor cursor;
@@ -49,7 +52,7 @@ LOOKED_AT_ONCE int skip_extensions(struct xdp_md *ctx)
 	if (!ctx)
 		return -1;
 	cursor = cursor_of(ctx);
-	cursor_take(&cursor, sizeof(struct ethhdr));
+	cursor.position += at & IP_LATEST;
 	ip = cursor_take(&cursor, sizeof(*ip));
 	if (!ip)
 		return -1;

@@ -116,7 +116,7 @@ static __always_inline struct cursor payload_of(const struct run *run, const str
 		const struct ipv6hdr *ip = cursor_take(&payload, sizeof(*ip));
 
 		if (ip && has_extensions(ip))
-			payload.position += extension_bytes(skip_extensions(run->ctx));
+			payload.position += extension_bytes(skip_extensions(run->ctx, sizeof(struct ethhdr)));
 	} else {
 		cursor_take(&payload, sizeof(struct iphdr));
 	}

@@ -25,6 +25,9 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
+/* In the answer of a search for a tunnel: what the packet carries cannot be found. */
+#define NOT_WALKED (-1)
+
 /* Whether the tunnel ends at an address of this host. */
 static __always_inline bool ends_here(const struct tunnel *tunnel)
 {
@@ -37,13 +40,48 @@ static __always_inline bool ends_here(const struct tunnel *tunnel)
 	       end[1] == own->v6[1] && end[2] == own->v6[2] && end[3] == own->v6[3];
 }
 
-/* Whether the inner packet is in a tunnel itself. */
-static __always_inline bool is_nested(const struct tunnel *tunnel)
+/* Whether the IPv6 packet at the cursor, which has extension headers, is a tunnelled one. Those that cannot be
+ * walked hide what they carry: NOT_WALKED then. */
+static __always_inline int find_behind_extensions(const struct run *run, struct tunnel *tunnel,
+						  struct cursor cursor)
+{
+	const int skipped =
+		skip_extensions(run->ctx, cursor.position - (void *)(long)run->ctx->data);
+	const __u32 bytes = extension_bytes(skipped);
+	const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+	if (!ip || skipped < 0 || bytes > bpf_ntohs(ip->payload_len))
+		return NOT_WALKED;
+	cursor.position += bytes;
+	*tunnel = (struct tunnel){
+		.inner = cursor,
+		.source = &ip->saddr,
+		.destination = &ip->daddr,
+		.outer_bytes = sizeof(*ip) + bytes,
+		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
+		.outer_v6 = true,
+	};
+	return is_tunnel_protocol(tunnel, skipped, gue_port);
+}
+
+/* Whether the IPv6 packet at the cursor has extension headers. */
+static __always_inline bool begins_with_extensions(struct cursor cursor)
+{
+	const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+	return ip && has_extensions(ip);
+}
+
+/* Whether the inner packet is in a tunnel itself, or may be. */
+static __always_inline bool is_nested(const struct run *run, const struct tunnel *tunnel)
 {
 	struct tunnel nested;
 
-	return tunnel->inner_v6 ? find_tunnel_v6(&nested, tunnel->inner, gue_port) :
-				  find_tunnel_v4(&nested, tunnel->inner, gue_port);
+	if (!tunnel->inner_v6)
+		return find_tunnel_v4(&nested, tunnel->inner, gue_port);
+	if (begins_with_extensions(tunnel->inner))
+		return find_behind_extensions(run, &nested, tunnel->inner);
+	return find_tunnel_v6(&nested, tunnel->inner, gue_port);
 }
 
 /* Takes one from the inner packet's time to live. */
@@ -87,7 +125,7 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 	if (!inner_is_ip(tunnel))
 		return DROP_INNER_VERSION;
 	/* What goes back out may come back in: each time one header lighter. */
-	if (egress && is_nested(tunnel))
+	if (egress && is_nested(run, tunnel))
 		return DROP_NESTED_TUNNEL;
 	if (egress && limit_egress_sources &&
 	    !inner_is_covered(tunnel, &egress_sources, INNER_SOURCE))
@@ -180,34 +218,14 @@ static __always_inline __u32 outer_length(const struct run *run, struct cursor c
 	return length + sizeof(struct ethhdr) <= run->length ? length : 0;
 }
 
-/* Whether the IPv6 packet at the cursor is a tunnelled one, behind extension headers or not. */
-static __always_inline bool find_behind_extensions(const struct run *run, struct tunnel *tunnel,
-						   struct cursor cursor)
+/* Whether the IPv6 packet at the cursor is a tunnelled one that may be stripped. Those with extension headers are
+ * for the program for rare frames, and no tunnels in others. */
+static __always_inline bool find_outer_v6(const struct run *run, struct tunnel *tunnel,
+					  struct cursor cursor)
 {
-	struct cursor inner = cursor;
-	const struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
-	__u32 bytes;
-	int skipped;
-
-	if (!ip)
-		return false;
-	/* Those are for the program for rare frames, and no tunnels here. */
-	if (!is(run, RARE) || !has_extensions(ip))
-		return find_tunnel_v6(tunnel, cursor, gue_port);
-	skipped = skip_extensions(run->ctx);
-	bytes = extension_bytes(skipped);
-	if (skipped < 0 || bytes > bpf_ntohs(ip->payload_len))
-		return false;
-	inner.position += bytes;
-	*tunnel = (struct tunnel){
-		.inner = inner,
-		.source = &ip->saddr,
-		.destination = &ip->daddr,
-		.outer_bytes = sizeof(*ip) + bytes,
-		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
-		.outer_v6 = true,
-	};
-	return is_tunnel_protocol(tunnel, skipped, gue_port);
+	if (is(run, RARE) && begins_with_extensions(cursor))
+		return find_behind_extensions(run, tunnel, cursor) > 0;
+	return find_tunnel_v6(tunnel, cursor, gue_port);
 }
 
 /* Section 3 of the walk. CONTINUE: there was no tunnel, or what was in it is to be walked, with
@@ -229,7 +247,7 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 		copy_v4(end.address, *(const __be32 *)tunnel.destination);
 	} else if (*type == bpf_htons(ETH_P_IPV6)) {
 		length = outer_length(run, *cursor, true);
-		if (!find_behind_extensions(run, &tunnel, *cursor))
+		if (!find_outer_v6(run, &tunnel, *cursor))
 			return CONTINUE;
 		end.family = FAMILY_V6;
 		copy_v6(end.address, tunnel.destination);

@@ -32,6 +32,16 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
+/* Whether an ICMP error may answer the packet: it is none itself, and comes from an address of a single station
+ * (RFC 1122, 3.2.2; RFC 4443, 2.4). Else anybody could have them sent to groups. */
+static __always_inline bool may_be_answered(const struct packet *packet, bool v6)
+{
+	const void *source = packet->flow.source;
+
+	return !packet->icmp &&
+	       (v6 ? is_station_v6(source) : is_station_v4(*(const __be32 *)source));
+}
+
 /* Sections 5 to 8 of the walk: VIP, size, real. */
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
 				   bool v6)
@@ -54,7 +64,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 		if (run->length > live.max_frame) {
 			note_step(run, STEP_TOO_BIG);
 			tell(run, EVENT_TOO_BIG);
-			if (!feature(FEATURE_ICMP_TOO_BIG))
+			if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, v6))
 				return drop(run, DROP_TOO_BIG);
 			return v6 ? too_big_v6(run) : too_big_v4(run);
 		}

@@ -147,7 +147,7 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 static __always_inline int parse_extensions(const struct run *run, struct cursor *cursor,
 					    struct packet *packet, __u32 *left)
 {
-	const int skipped = skip_extensions(run->ctx);
+	const int skipped = skip_extensions(run->ctx, sizeof(struct ethhdr));
 	const __u32 bytes = extension_bytes(skipped);
 
 	if (skipped < 0 || bytes > *left)

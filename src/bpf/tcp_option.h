@@ -13,7 +13,7 @@
 /* How many options are looked at, padding included. */
 #define TCP_OPTIONS_WALKED 15
 /* No option starts later in a frame, whatever headers there are. */
-#define TCP_OPTION_LAST 0xff
+#define TCP_OPTION_LAST 0x3fff
 /* In the answer of a step: the server id has been found. */
 #define TCP_OPTION_FOUND (1 << 16)
 

@@ -9,6 +9,7 @@ use katran::flows::Reason;
 use katran::flows::Verdict;
 use katran::stats::DropReason;
 
+use crate::common::at;
 use crate::common::builder;
 use crate::common::fixtures::A;
 use crate::common::fixtures::A6;
@@ -161,6 +162,53 @@ fn max_frame_is_the_longest_that_is_forwarded() {
     let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (1, 1));
     assert_eq!(katran.stats().flow_table().unwrap().packets, 2);
+}
+
+/// RFC 1122, 3.2.2, and RFC 4443, 2.4: else one frame with a made-up source has a group hear of it.
+#[test]
+fn groups_and_icmp_errors_are_told_of_no_length() {
+    let mut katran = load(builder().max_frame(600));
+    for text in [VIP4, VIP6] {
+        serve(&mut katran, text, VipFlags::empty(), &[A]);
+    }
+    let sources = [
+        "224.0.0.1:9",
+        "239.1.2.3:9",
+        "255.255.255.255:9",
+        "127.0.0.1:9",
+        "0.0.0.0:9",
+        "[ff02::1]:9",
+        "[::1]:9",
+        "[::]:9",
+    ];
+    let mut frames: Vec<_> = sources
+        .into_iter()
+        .map(|source| {
+            let source = at(source);
+            let (v4, v6) = (flow_v4(), flow_v6());
+            let to = if source.is_ipv4() { v4 } else { v6 };
+            let flow = Flow::tcp(source, to.destination);
+            Packet::new(flow).payload(700).frame()
+        })
+        .collect();
+    for flow in [flow_v4(), flow_v6()] {
+        let quoted = Packet::new(frames::reverse(flow)).payload(700).ip();
+        let (source, destination) = (flow.source.ip(), flow.destination.ip());
+        let kind = if source.is_ipv4() { 3 } else { 1 };
+        frames.push(frames::icmp(source, destination, kind, 1, [0; 4], &quoted));
+    }
+    for frame in &frames {
+        let ran = katran.simulate(frame).unwrap();
+        let reason = Reason::Dropped(DropReason::TooBig);
+        assert_eq!(
+            (ran.verdict, ran.reason),
+            (Verdict::Drop, reason),
+            "{frame:02x?}"
+        );
+        assert_eq!(&ran.frame, frame);
+    }
+    let icmp = katran.stats().icmp().unwrap();
+    assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (0, 0));
 }
 
 #[test]

@@ -144,6 +144,22 @@ fn no_tunnel_leaves_by_an_egress_address() {
         );
         drops += 1;
     }
+    // Behind extension headers, and where those cannot be walked.
+    for (next, count) in [(4, 1), (41, 1), (4, 4), (6, 5)] {
+        let mut middle = Packet::new(flows()[1]).ip();
+        let plain = middle.split_off(40);
+        middle[6] = 60;
+        for left in (0..count).rev() {
+            middle.extend([if left == 0 { next } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        middle.extend(plain);
+        let length = middle.len() as u16 - 40;
+        middle[4..6].copy_from_slice(&length.to_be_bytes());
+        let ran = run(&katran, &tunnelled(Kind::Ipip, &middle, EGRESS[0]));
+        let outcome = (ran.verdict, ran.reason);
+        assert_eq!(outcome, dropped(DropReason::NestedTunnel), "{next} {count}");
+        drops += 1;
+    }
     let reasons = katran.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::NestedTunnel), drops);
     assert_eq!(katran.stats().totals().unwrap().tx.packets, 0);

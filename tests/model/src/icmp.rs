@@ -143,7 +143,7 @@ fn quoted(run: &Run<'_>, header: &Header, quic_ignores_it: bool) -> Step<Error> 
 }
 
 /// Whether an echo request from `source` is one of a single host.
-fn is_single_host(source: IpAddr) -> bool {
+pub(crate) fn is_single_host(source: IpAddr) -> bool {
     let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
     !(source.is_multicast() || source.is_loopback() || source.is_unspecified() || broadcast)
 }

@@ -161,6 +161,24 @@ fn parse_v6(run: &Run<'_>) -> Step<Header> {
     Ok(header)
 }
 
+/// What the IPv6 packet carries behind its extension headers, and where that begins; `None`: they cannot be
+/// walked. Whether all of it is there is not asked.
+pub(crate) fn behind_extensions(ip: &[u8]) -> Option<(u8, usize)> {
+    let (mut protocol, mut at) = (ip[6], IPV6);
+    for walked in 0.. {
+        if !matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+            break;
+        }
+        let extension = ip.get(at..at + 8)?;
+        if walked == EXTENSION_HEADERS || protocol == ROUTING && extension[3] != 0 {
+            return None;
+        }
+        protocol = extension[0];
+        at += 8 * (usize::from(extension[1]) + 1);
+    }
+    (at <= IPV6 + usize::from(u16_at(ip, 4)) || at == IPV6).then_some((protocol, at))
+}
+
 /// Steps over an extension header (RFC 8200, section 4); `false` if it is cut short, or wants the packet
 /// to go elsewhere first.
 fn walk_extension(run: &Run<'_>, header: &mut Header) -> bool {

@@ -17,6 +17,7 @@ use crate::bytes::sum;
 use crate::bytes::v6_at;
 use crate::icmp::SMALLEST_MTU;
 use crate::icmp::TTL;
+use crate::icmp::is_single_host;
 use crate::ip::Family;
 use crate::ip::Header;
 use crate::walk::Run;
@@ -25,13 +26,15 @@ use crate::walk::Run;
 const QUOTE_V4: usize = 84;
 const QUOTE_V6: usize = 248;
 
-pub(crate) fn check(run: &mut Run<'_>, header: &Header) -> Step<()> {
+/// `is_error`: the packet is an ICMP error, which none answers (RFC 1122, 3.2.2; RFC 4443, 2.4); nor is what
+/// comes from no single host answered.
+pub(crate) fn check(run: &mut Run<'_>, header: &Header, is_error: bool) -> Step<()> {
     let config = &run.balancer.config;
     let max_frame = config.max_frame;
     if run.frame.len() <= max_frame {
         return Ok(());
     }
-    let answers = config.features.icmp_too_big;
+    let answers = config.features.icmp_too_big && !is_error && is_single_host(header.source);
     run.balancer.tell("packet_too_big", &run.frame);
     if !answers {
         return Err(End::Drop("too_big"));

@@ -23,6 +23,7 @@ use crate::bytes::v6_at;
 use crate::icmp::swap_macs;
 use crate::ip::Family;
 use crate::ip::Header;
+use crate::ip::behind_extensions;
 use crate::rows;
 use crate::tables::DecapMode;
 use crate::tables::allowed;
@@ -221,7 +222,13 @@ fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
             let plain = inner[0] & 0xf == 5 && u16_at(inner, 6) & 0x3fff == 0;
             (inner[9], v4_at(inner, 12), plain, IPV4)
         }
-        Family::V6 => (inner[6], v6_at(inner, 8), true, IPV6),
+        Family::V6 => {
+            // What hides behind extension headers might be a tunnel.
+            let Some((protocol, behind)) = behind_extensions(inner) else {
+                return Err(End::Drop("nested_tunnel"));
+            };
+            (protocol, v6_at(inner, 8), true, behind)
+        }
     };
     let in_gue = inner.get(behind + UDP).map(|first| first >> 4);
     let is_gue = plain

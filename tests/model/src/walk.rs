@@ -140,7 +140,7 @@ impl Run<'_> {
         let packet = transport::parse(self, &header, error)?;
         let (number, packet) = vip::find(self, packet)?;
         self.vip = Some(number);
-        too_big::check(self, &header)?;
+        too_big::check(self, &header, packet.error.is_some())?;
         let choice = choose::real(self, number, &packet)?;
         self.real = Some(choice.real);
         out::send(self, number, &packet, &choice)
