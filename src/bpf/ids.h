@@ -166,20 +166,12 @@ static __always_inline void find_id(const struct run *run, struct id_query *quer
 /* Sends the packet to the real that its id has named. */
 static __always_inline int send_by_id(const struct run *run, const struct id_query *query, bool v6)
 {
-	struct packet packet = {
-		.flow = query->flow,
-		.hash_source = query->hash_source,
-		.l3_length = query->l3_length,
-		.tos = query->tos,
-		.unchecked = query->unchecked,
-	};
-	struct choice choice = {
-		.vip.flags = query->vip_flags,
-		.vip_number = query->vip_number,
-		.number = query->routed & REAL_NUMBER_MASK,
-	};
-	const struct real *real = real_at(choice.number);
+	struct packet packet = packet_of(query);
+	struct choice choice = choice_of(query);
+	const struct real *real;
 
+	choice.number = query->routed & REAL_NUMBER_MASK;
+	real = real_at(choice.number);
 	if (!real)
 		return drop(run, DROP_RING_UNKNOWN_REAL);
 	run->cpu->counters.flow_packets++;
