@@ -17,6 +17,7 @@ pub(crate) use memory::available_memory;
 use crate::error::Error;
 use crate::error::Result;
 use crate::sys::release::numbers;
+use crate::sys::text;
 
 /// The oldest kernel with long-term support that has all that is used: mappable arrays, inner maps
 /// of different sizes, XDP links, the coarse clock, multi-buffer frames, and batch calls on per-CPU
@@ -99,8 +100,7 @@ fn check_release(release: &str) -> Result<()> {
 /// allows less, and says so in terms of the program's instructions.
 pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
     let refused = error.kind() == std::io::ErrorKind::PermissionDenied;
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    refused && effective_capabilities(&status).is_some_and(|effective| !has_all(effective))
+    refused && own_capabilities().is_some_and(|effective| !has_all(effective))
 }
 
 /// What a thread may do.
@@ -114,8 +114,7 @@ pub(crate) struct Privileges {
 
 /// What this thread may do; `None`: `/proc` does not tell.
 pub(crate) fn privileges() -> Option<Privileges> {
-    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
-    let effective = effective_capabilities(&status)?;
+    let effective = own_capabilities()?;
     Some(Privileges {
         lacking: lacking(effective),
         sees_all_programs: effective & (1 << CAP_SYS_ADMIN) != 0,
@@ -124,11 +123,16 @@ pub(crate) fn privileges() -> Option<Privileges> {
 
 /// Which needed capabilities this thread lacks, for an error's text.
 pub(crate) fn missing_capabilities() -> String {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    match effective_capabilities(&status) {
+    match own_capabilities() {
         Some(effective) => missing_of(effective),
         None => "cannot tell, /proc is not mounted".to_owned(),
     }
+}
+
+/// Those of this thread, whatever its name is: that of a Rust thread is cut after 15 bytes, within a character, too.
+fn own_capabilities() -> Option<u64> {
+    let status = text::read("/proc/thread-self/status").ok()?;
+    effective_capabilities(&status)
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {
@@ -163,6 +167,7 @@ fn missing_of(effective: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate;
 
     #[test]
     fn releases_are_compared_as_numbers() {
@@ -208,5 +213,46 @@ mod tests {
             effective_capabilities("Name:\tx\nCapEff:\t0000000000001000\n"),
             Some(0x1000)
         );
+    }
+
+    /// std hands over 15 bytes of a thread's name, and these end within a character.
+    #[test]
+    #[cfg_attr(miri, ignore = "reads /proc")]
+    fn a_thread_s_name_hides_no_capabilities() {
+        let of_this_thread = privileges().unwrap();
+        let named = std::thread::Builder::new().name("\u{e4}".repeat(20));
+        let told = named.spawn(|| (privileges(), missing_capabilities()));
+        let (told, missing) = told.unwrap().join().unwrap();
+        assert_eq!(told, Some(of_this_thread));
+        assert!(!missing.contains("cannot tell"), "{missing}");
+    }
+
+    /// What is left in order tells the capabilities; nothing else does.
+    #[test]
+    fn capabilities_are_found_in_any_status() {
+        const STATUS: &str = "Name:\tx\nUmask:\t0022\nTgid:\t7\nCapInh:\t0000000000000000\n\
+                              CapPrm:\t000001ffffffffff\nCapEff:\t0000008000001000\n\
+                              CapBnd:\t000001ffffffffff\nSeccomp:\t0\n";
+        mutate::cases(20_000, |rng| {
+            let mut status = STATUS.as_bytes().to_vec();
+            for _ in 0..rng.u32(1..3) {
+                mutate::text(rng, &mut status);
+            }
+            let status = String::from_utf8_lossy(&status);
+            let line = status.lines().find(|line| line.starts_with("CapEff:"));
+            let digits = line.map(|line| line["CapEff:".len()..].trim().trim_start_matches('+'));
+            let plain = digits.filter(|digits| {
+                let digits = digits.trim_start_matches('0');
+                digits.len() <= 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+            });
+            let value = plain.filter(|digits| !digits.is_empty()).map(|digits| {
+                let digits = digits
+                    .bytes()
+                    .map(|digit| (digit as char).to_digit(16).unwrap());
+                digits.fold(0_u64, |sum, digit| sum << 4 | u64::from(digit))
+            });
+            assert_eq!(effective_capabilities(&status), value, "{status}");
+            let _ = value.map(missing_of);
+        });
     }
 }

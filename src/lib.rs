@@ -60,6 +60,8 @@ mod katran;
 mod kernel;
 mod maps;
 mod monitor;
+#[cfg(test)]
+mod mutate;
 mod next_hop;
 mod root_program;
 mod rtnetlink;

@@ -17,6 +17,7 @@ fn modules_know_only_those_above_them() {
     let mut rows = rows(&read("docs/architecture.md"));
     // For the tests of all modules.
     rows.insert("generated".to_owned(), 0);
+    rows.insert("mutate".to_owned(), 0);
     let mut found = Vec::new();
     for (path, text) in sources() {
         found.extend(offences(&rows, &path, &text));

@@ -99,6 +99,7 @@ fn number(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate;
 
     #[test]
     fn lists_are_read_as_the_kernel_writes_them() {
@@ -109,6 +110,35 @@ mod tests {
         for bad in ["a", "3-1", "1,", "-1", "+1", "0-", "0-4294967295"] {
             assert_eq!(list(bad), None, "{bad}");
         }
+    }
+
+    /// Against each CPU asked for by itself; and what is read can be written so that it is read again.
+    #[test]
+    fn mutated_lists_are_refused_or_mean_what_they_say() {
+        mutate::cases(20_000, |rng| {
+            let mut text = b"0-3,8,10-11,64,127-129".to_vec();
+            for _ in 0..rng.u32(0..4) {
+                mutate::text(rng, &mut text);
+            }
+            let text = String::from_utf8_lossy(&text);
+            let Some(list) = parse_list(&text) else {
+                return;
+            };
+            let bounds = text.split(',').filter(|_| !text.is_empty()).map(|part| {
+                let mut ends = part.split('-').map(|end| end.parse::<u32>().unwrap());
+                let first = ends.next().unwrap();
+                (first, ends.next().unwrap_or(first))
+            });
+            let bounds: Vec<_> = bounds.collect();
+            for cpu in (0..300).chain(list.iter().copied().take(300)) {
+                let is_in = bounds
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&cpu));
+                assert_eq!(list.contains(&cpu), is_in, "{cpu} in {text}");
+            }
+            let again: Vec<_> = list.iter().map(u32::to_string).collect();
+            assert_eq!(parse_list(&again.join(",")), Some(list));
+        });
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;
 use crate::sys::release;
+use crate::sys::text;
 
 /// The driver takes XDP programs (linux/netdev.h, as the other bits).
 pub(super) const XDP_ACT_BASIC: u64 = 1;
@@ -204,10 +205,55 @@ pub(crate) fn has_ipv6() -> bool {
 /// Whether an interface has an IPv6 address that others can reach, so that tunnels to it may have outer
 /// headers of IPv6.
 pub(crate) fn has_ipv6_address(interface: &str) -> bool {
+    let addresses = text::read("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    is_reachable_in(&addresses, interface)
+}
+
+fn is_reachable_in(addresses: &str, interface: &str) -> bool {
     // Address, index, prefix length, scope, flags, name; scope 20 is that of the segment (if_inet6 of
     // proc_net(5)).
-    let text = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
-    let lines = text.lines().map(|line| line.split_whitespace().collect());
+    let lines = addresses
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect());
     let mut of_interface = lines.filter(|words: &Vec<&str>| words.last() == Some(&interface));
     of_interface.any(|words| words.get(3) != Some(&"20"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutate;
+
+    const ADDRESSES: &str = "\
+        fe800000000000000000000000000001 02 40 20 80     eth0\n\
+        20010db8000000000000000000000001 02 40 00 80     eth0\n\
+        fe800000000000000000000000000002 03 40 20 80     eth1\n\
+        00000000000000000000000000000001 01 80 10 80       lo\n";
+
+    #[test]
+    fn addresses_of_the_segment_do_not_count() {
+        let reachable = |name| is_reachable_in(ADDRESSES, name);
+        assert_eq!(
+            ["eth0", "eth1", "eth2"].map(reachable),
+            [true, false, false]
+        );
+    }
+
+    /// Lines of others, whatever is in them, change nothing.
+    #[test]
+    fn other_interfaces_change_nothing() {
+        mutate::cases(10_000, |rng| {
+            let mut others = ADDRESSES.replace("eth", "wan").into_bytes();
+            for _ in 0..rng.u32(1..4) {
+                mutate::text(rng, &mut others);
+            }
+            let others = String::from_utf8_lossy(&others).replace("eth", "ETH");
+            let all = format!("{others}\n{ADDRESSES}{others}");
+            let reachable = |name| is_reachable_in(&all, name);
+            assert_eq!(
+                ["eth0", "eth1", "eth2"].map(reachable),
+                [true, false, false]
+            );
+        });
+    }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::Diagnosis;
 use super::Subject;
 use crate::config::parse_list;
+use crate::sys::text;
 use crate::types::MacAddr;
 
 /// Interrupts of a card that no receive queue has, by parts of the names that drivers give them.
@@ -28,12 +29,7 @@ pub(crate) struct Interrupt {
 /// whether it means the same one.
 pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<Interrupt> {
     let interface = Path::new("/sys/class/net").join(name);
-    let read = |path: &Path| {
-        fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    };
+    let read = |path: &Path| text::read(path).unwrap_or_default().trim().to_owned();
     let same = read(&interface.join("ifindex")) == index.to_string()
         && read(&interface.join("address")).parse().ok() == mac
         && mac.is_some();

@@ -1,9 +1,15 @@
 //! How much memory can be had: what the machine has left, and what the process's memory cgroups leave it,
 //! of version 1 and 2. The memory of BPF maps counts against the cgroup of the process that makes them.
 
+use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::path::PathBuf;
+
+use crate::sys::text::unescaped;
 
 /// Memory that can be had without swapping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,7 +52,7 @@ fn available_of_machine(meminfo: &str) -> Option<u64> {
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
+    Some(kibibytes.saturating_mul(1024))
 }
 
 /// The files of a memory cgroup of one version.
@@ -71,11 +77,12 @@ const V2: Files = Files {
 
 /// What is left below the lowest limit of the process's memory cgroup and those above it.
 fn left_by_cgroups(root: &Path) -> Option<Available> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
-    let hierarchies = groups.lines().filter_map(hierarchy);
+    // Cgroups and mounts may have names that are no text: these two files are bytes.
+    let groups = fs::read(root.join("proc/self/cgroup")).ok()?;
+    let mounts = fs::read(root.join("proc/self/mountinfo")).ok()?;
+    let hierarchies = groups.split(|byte| *byte == b'\n').filter_map(hierarchy);
     let left = hierarchies.filter_map(|(files, path)| {
-        let of_files = mounts.lines().filter_map(Mount::of);
+        let of_files = mounts.split(|byte| *byte == b'\n').filter_map(Mount::of);
         let of_files = of_files.filter(|mount| mount.is_of(files));
         // Where the process's own cgroup is seen, and of these where most of those above are.
         let mount = of_files.min_by_key(|mount| match mount.below(path) {
@@ -89,13 +96,17 @@ fn left_by_cgroups(root: &Path) -> Option<Available> {
 
 /// The hierarchy of memory cgroups and the process's place in it that a line of `/proc/self/cgroup`
 /// tells; `None`: it is about something else.
-fn hierarchy(line: &str) -> Option<(&'static Files, &str)> {
-    let (number, rest) = line.split_once(':')?;
-    let (controllers, path) = rest.split_once(':')?;
-    if controllers.split(',').any(|name| name == "memory") {
+fn hierarchy(line: &[u8]) -> Option<(&'static Files, &Path)> {
+    let mut fields = line.splitn(3, |byte| *byte == b':');
+    let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let path = Path::new(OsStr::from_bytes(path));
+    if controllers
+        .split(|byte| *byte == b',')
+        .any(|name| name == b"memory")
+    {
         return Some((&V1, path));
     }
-    (number == "0" && controllers.is_empty()).then_some((&V2, path))
+    (number == b"0" && controllers.is_empty()).then_some((&V2, path))
 }
 
 /// Where a hierarchy of cgroups is mounted.
@@ -109,23 +120,24 @@ struct Mount {
 
 impl Mount {
     /// Of a line of `/proc/self/mountinfo` (proc(5)).
-    fn of(line: &str) -> Option<Self> {
-        let (place, kind) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(3);
-        let (group, point) = (unescape(place.next()?), unescape(place.next()?));
-        let mut kind = kind.split(' ');
+    fn of(line: &[u8]) -> Option<Self> {
+        let mut words = line.split(|byte| *byte == b' ').skip(3);
+        let mut path = || Some(PathBuf::from(OsString::from_vec(unescaped(words.next()?))));
+        let (group, point) = (path()?, path()?);
+        let mut kind = words.skip_while(|word| *word != b"-").skip(1);
         let (file_system, _, options) = (kind.next()?, kind.next()?, kind.next()?);
+        let mut options = options.split(|byte| *byte == b',');
         Some(Self {
-            group: group.into(),
-            point: point.into(),
-            is_v2: file_system == "cgroup2",
-            has_memory: file_system == "cgroup" && options.split(',').any(|it| it == "memory"),
+            group,
+            point,
+            is_v2: file_system == b"cgroup2",
+            has_memory: file_system == b"cgroup" && options.any(|it| it == b"memory"),
         })
     }
 
     /// A cgroup's path below the one that is seen here; `None`: it is elsewhere.
-    fn below<'a>(&self, path: &'a str) -> Option<&'a Path> {
-        let below = Path::new(path).strip_prefix(&self.group).ok();
+    fn below<'a>(&self, path: &'a Path) -> Option<&'a Path> {
+        let below = path.strip_prefix(&self.group).ok();
         below.filter(|below| !below.starts_with(".."))
     }
 
@@ -137,22 +149,7 @@ impl Mount {
     }
 }
 
-/// Characters that would end a field are written as three octal digits.
-fn unescape(field: &str) -> String {
-    let octals = [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ];
-    octals
-        .into_iter()
-        .fold(field.to_owned(), |text, (octal, character)| {
-            text.replace(octal, character)
-        })
-}
-
-fn left_from(root: &Path, files: &Files, mount: &Mount, path: &str) -> Option<Available> {
+fn left_from(root: &Path, files: &Files, mount: &Mount, path: &Path) -> Option<Available> {
     // A container may see its own cgroup only, under a name that is not the one it is mounted by.
     let below = mount.below(path).unwrap_or(Path::new(""));
     let top = root.join(mount.point.strip_prefix("/").ok()?);
@@ -185,13 +182,14 @@ fn left_in(group: &Path, files: &Files) -> Option<u64> {
         let counts = files.reclaimable.contains(&name);
         counts.then(|| bytes.trim().parse::<u64>().ok()).flatten()
     });
-    let used = usage.saturating_sub(reclaimable.sum());
+    let used = reclaimable.fold(usage, u64::saturating_sub);
     Some(limit.saturating_sub(used))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutate;
 
     const MIB: u64 = 1 << 20;
 
@@ -329,6 +327,92 @@ mod tests {
         machine.write("proc/self/cgroup", "0::/elsewhere\n");
         assert_eq!(machine.available(), MIB);
         assert_eq!(machine.limited_by(), "/mnt/other/memory.max");
+    }
+
+    /// Names of others that are no text hide no limit, nor does one of the cgroup's own.
+    #[test]
+    #[cfg_attr(miri, ignore = "files")]
+    fn names_may_be_any_bytes() {
+        let machine = Machine::new("", "");
+        let put = |path: &str, bytes: &[u8]| fs::write(machine.0.path().join(path), bytes).unwrap();
+        let foreign = b"40 23 0:27 / /mnt/\xff\\040\xfe rw - tmpfs tmpfs rw\n";
+        put(
+            "proc/self/mountinfo",
+            &[foreign, V2_MOUNT.as_bytes(), foreign].concat(),
+        );
+        put("proc/self/cgroup", b"0::/a\xff.slice\n");
+        machine.write("sys/fs/cgroup/memory.max", "10485760\n");
+        machine.write("sys/fs/cgroup/memory.current", "0\n");
+        assert_eq!(machine.available(), 10 * MIB);
+        let group = machine.0.path().join("sys/fs/cgroup");
+        let group = group.join(OsStr::from_bytes(b"a\xff.slice"));
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("memory.max"), "5242880\n").unwrap();
+        fs::write(group.join("memory.current"), "0\n").unwrap();
+        assert_eq!(machine.available(), 5 * MIB);
+    }
+
+    #[test]
+    fn numbers_beyond_all_memory_stay_so() {
+        let most = u64::MAX;
+        let meminfo = format!("MemAvailable: {most} kB\n");
+        assert_eq!(available_of_machine(&meminfo), Some(most));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "files")]
+    fn reclaimable_memory_beyond_what_is_used_is_no_more_than_that() {
+        let machine = Machine::new("0::/\n", V2_MOUNT);
+        machine.write("sys/fs/cgroup/memory.max", "10485760\n");
+        machine.write("sys/fs/cgroup/memory.current", "2097152\n");
+        let stat = format!("inactive_file {0}\nactive_file {0}\n", u64::MAX);
+        machine.write("sys/fs/cgroup/memory.stat", &stat);
+        assert_eq!(machine.available(), 10 * MIB);
+    }
+
+    /// Whatever is in the files, there is an answer; and as long as the machine's own file is whole, one that
+    /// is not above that.
+    #[test]
+    #[cfg_attr(miri, ignore = "files")]
+    fn mutated_files_are_no_trouble() {
+        const FILES: [(&str, &str); 5] = [
+            ("proc/self/cgroup", "5:cpu:/a\n4:hugetlb,memory:/a\n0::/a\n"),
+            (
+                "proc/self/mountinfo",
+                "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n\
+                 35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            ),
+            ("sys/fs/cgroup/a/memory.max", "104857600\n"),
+            ("sys/fs/cgroup/a/memory.current", "62914560\n"),
+            (
+                "sys/fs/cgroup/a/memory.stat",
+                "anon 1\ninactive_file 10485760\nactive_file 5\n",
+            ),
+        ];
+        let machine = Machine::new("", "");
+        for (path, text) in FILES {
+            machine.write(path, text);
+        }
+        let expected = machine.available();
+        assert_eq!(expected, 50 * MIB + 5);
+        mutate::cases(1_000, |rng| {
+            let (path, text) = FILES[rng.usize(0..FILES.len())];
+            let mut bytes = text.as_bytes().to_vec();
+            for _ in 0..rng.u32(1..4) {
+                mutate::text(rng, &mut bytes);
+            }
+            fs::write(machine.0.path().join(path), bytes).unwrap();
+            assert!(machine.available() <= 4_096_000 * 1024);
+            machine.write(path, text);
+            assert_eq!(machine.available(), expected);
+        });
+        mutate::cases(5_000, |rng| {
+            let mut bytes = b"MemTotal: 9 kB\nMemAvailable:  4096000 kB\n".to_vec();
+            mutate::text(rng, &mut bytes);
+            let text = String::from_utf8_lossy(&bytes);
+            let told = available_of_machine(&text);
+            assert!(told.is_none_or(|bytes| bytes % 1024 == 0 || bytes == u64::MAX));
+        });
     }
 
     #[test]

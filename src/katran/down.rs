@@ -1,22 +1,27 @@
 //! The health of reals: those that are down for a VIP take no new flows, and have none left.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Katran;
+use crate::config::Features;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::Lasting;
+use crate::maps::VipCell;
 use crate::maps::VoidChange;
 use crate::maps::Voiding;
 use crate::maps::real_id;
 use crate::table::RealRecord;
 use crate::table::Turned;
+use crate::table::VipEntry;
 use crate::types::Health;
 use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// Flags of VIPs whose flows not only the ring and their entries lead to a real.
+/// Flags of VIPs whose flows not only the ring and their entries lead to a real. For TCP server ids do so
+/// whatever the flags, while their feature is on.
 const ASKED_ALWAYS: VipFlags = VipFlags::QUIC
     .union(VipFlags::UDP_STABLE_ROUTING)
     .union(VipFlags::SRC_ROUTING)
@@ -30,8 +35,8 @@ impl Katran {
     /// That is what a health checker needs, for every VIP and protocol. It is apart from an
     /// operator's drain (weight 0), which keeps flows; a real may be both. Where
     /// [`SRC_ROUTING`](VipFlags::SRC_ROUTING) or the global flow table name the real, the ring
-    /// decides instead. A server id in a packet leads to its real all the same: withdraw ids by
-    /// [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
+    /// decides instead. A server id in a packet leads that packet to its real all the same, but no later one
+    /// without an id: withdraw ids by [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
     ///
     /// If all reals of a VIP are down, its packets are dropped and counted as for an empty ring.
     /// A real stays down through changes of weights and flags, [`apply`](Self::apply) of a state that
@@ -46,7 +51,8 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`] if the VIP is not there or does not have the real;
     /// [`Error::Exhausted`] beyond `max_reals` reals that are down for VIPs with
-    /// `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU` or `UDP_FLOW_MIGRATION`;
+    /// `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU` or `UDP_FLOW_MIGRATION`, and for VIPs of
+    /// TCP while [`Features::TCP_SERVER_ID`] is on;
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addDownRealForUdpFlowMigration")]
     pub fn mark_down(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
@@ -137,7 +143,7 @@ impl Katran {
         if awaited {
             voids.remove_now(&self.kernel, Some(number))?;
         }
-        let lasting = lasting(vip, flags);
+        let lasting = lasting(vip, flags, self.config.features);
         for id in turned.down.iter().map(id_of) {
             change.down(id, lasting);
         }
@@ -156,12 +162,7 @@ impl Katran {
     /// another thing then.
     pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Voiding>> {
         let entry = self.entry(vip)?;
-        let mut change = VoidChange::default();
-        for real in &entry.down {
-            if let Some(of) = self.table.real(*real) {
-                change.down(real_id(of.number.0, of.generation), lasting(vip, flags));
-            }
-        }
+        let change = self.down_again(entry, lasting(vip, flags, self.config.features));
         if change.is_empty() {
             return Ok(None);
         }
@@ -171,14 +172,70 @@ impl Katran {
             .prepare(&self.kernel, entry.number.0, change);
         prepared.map(Some)
     }
+
+    /// The same where the balancer gets other features, of all VIPs to which they make a difference.
+    pub(super) fn prepare_all_down(&self, features: Features) -> Result<Vec<(u16, Voiding)>> {
+        let mut changes = Vec::new();
+        for (vip, entry) in self.table.vips() {
+            let [before, then] = [self.config.features, features]
+                .map(|features| lasting(*vip, entry.flags, features));
+            let change = self.down_again(entry, then);
+            if then != before && !change.is_empty() {
+                changes.push((entry.number.0, change));
+            }
+        }
+        self.maps.voids.prepare_all(&self.kernel, changes)
+    }
+
+    /// Nothing came of that.
+    pub(super) fn abandon_all_down(&self, prepared: &[(u16, Voiding)]) {
+        for (number, voiding) in prepared {
+            self.maps.voids.abandon(*number, voiding);
+        }
+    }
+
+    /// Packets have the other features.
+    pub(super) fn switch_all_down(&mut self, prepared: Vec<(u16, Voiding)>) {
+        let cells: BTreeMap<_, _> = self
+            .table
+            .vips()
+            .map(|(_, entry)| (entry.number.0, self.cell_of(entry)))
+            .collect();
+        for (number, voiding) in prepared {
+            if let Some(cell) = cells.get(&number) {
+                self.maps.voids.switch(number, *cell, Some(voiding));
+            }
+        }
+    }
+
+    /// What packets see of a VIP as it is.
+    fn cell_of(&self, entry: &VipEntry) -> VipCell {
+        VipCell {
+            flags: entry.flags,
+            has_reals: !entry.reals.is_empty(),
+            void_flows: false,
+            ring: self.rings[usize::from(entry.number.0)],
+        }
+    }
+
+    fn down_again(&self, entry: &VipEntry, lasting: Lasting) -> VoidChange {
+        let mut change = VoidChange::default();
+        for real in &entry.down {
+            if let Some(of) = self.table.real(*real) {
+                change.down(real_id(of.number.0, of.generation), lasting);
+            }
+        }
+        change
+    }
 }
 
 /// What happens to entries of a real that is down for a VIP with these flags.
-fn lasting(vip: Vip, flags: VipFlags) -> Lasting {
+fn lasting(vip: Vip, flags: VipFlags, features: Features) -> Lasting {
     let migrates = flags.contains(VipFlags::UDP_FLOW_MIGRATION);
+    let tcp_ids = features.contains(Features::TCP_SERVER_ID) && vip.protocol() == Protocol::Tcp;
     Lasting {
         sweep: !(migrates && vip.protocol() == Protocol::Udp),
-        keep: flags.intersects(ASKED_ALWAYS),
+        keep: flags.intersects(ASKED_ALWAYS) || tcp_ids,
     }
 }
 

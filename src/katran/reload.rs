@@ -56,7 +56,8 @@ impl Katran {
     /// [`Error::InUse`] if a feature is to be switched off that something configured needs: source
     /// routes, decap addresses, a monitor, global flows while a VIP has
     /// [`VipFlags::GLOBAL_LRU`], server ids while one has [`VipFlags::UDP_STABLE_ROUTING`];
-    /// otherwise as [`Builder::load`](crate::Builder::load); [`Error::ForeignProgram`] if somebody has
+    /// otherwise as [`Builder::load`](crate::Builder::load); [`Error::Exhausted`] if more reals are down than
+    /// [`mark_down`](Self::mark_down) allows with these features; [`Error::ForeignProgram`] if somebody has
     /// put another program in the place of ours, and [`Error::Kernel`] if an interface refuses the new
     /// one. In any case the old program works on everywhere, and nothing has
     /// changed. (Should the kernel refuse to put the old one back on an interface that had the new one
@@ -70,11 +71,21 @@ impl Katran {
             features,
             ..self.config.clone()
         };
-        let written = Prepared::plain().write(self, |katran| katran.load_anew(&config))?;
+        let written = Prepared::plain().write(self, |katran| {
+            let loaded = katran.load_anew(&config)?;
+            Ok((loaded, katran.prepare_all_down(features)?))
+        })?;
         // What says whether attachments are there knows the programs before.
         self.following.take();
-        let switched = written.try_switch(self, |katran, (programs, made)| {
-            let programs = katran.put_in_place(programs)?;
+        let switched = written.try_switch(self, |katran, ((programs, made), down)| {
+            let programs = match katran.put_in_place(programs) {
+                Ok(programs) => programs,
+                Err(error) => {
+                    katran.abandon_all_down(&down);
+                    return Err(error);
+                }
+            };
+            katran.switch_all_down(down);
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);
             katran.maps.features = old_maps.with(made, features);

@@ -184,7 +184,46 @@ impl VoidFlows {
         change: VoidChange,
     ) -> Result<Voiding> {
         let held = self.hold();
-        self.check_room(kernel, vip, &change)?;
+        self.check_room(kernel, &[(vip, &change)])?;
+        self.write(kernel, vip, &change)?;
+        Ok(Voiding {
+            change,
+            _held: held,
+        })
+    }
+
+    /// The same of several VIPs, all or none.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub(crate) fn prepare_all(
+        &self,
+        kernel: &KernelCalls,
+        changes: Vec<(u16, VoidChange)>,
+    ) -> Result<Vec<(u16, Voiding)>> {
+        let held = self.hold();
+        let of_vips: Vec<_> = changes.iter().map(|(vip, change)| (*vip, change)).collect();
+        self.check_room(kernel, &of_vips)?;
+        let mut prepared = Vec::new();
+        for (vip, change) in changes {
+            if let Err(error) = self.write(kernel, vip, &change) {
+                for (vip, voiding) in &prepared {
+                    self.abandon(*vip, voiding);
+                }
+                return Err(error);
+            }
+            let voiding = Voiding {
+                change,
+                _held: self.hold(),
+            };
+            prepared.push((vip, voiding));
+        }
+        drop(held);
+        Ok(prepared)
+    }
+
+    /// Tells the kernel, or leaves it as it was.
+    fn write(&self, kernel: &KernelCalls, vip: u16, change: &VoidChange) -> Result<()> {
         let mut done = Vec::new();
         for (id, reason) in change.wanted() {
             let before = self.reason(vip, id);
@@ -197,24 +236,23 @@ impl VoidFlows {
             }
             done.push((id, before));
         }
-        Ok(Voiding {
-            change,
-            _held: held,
-        })
+        Ok(())
     }
 
-    fn check_room(&self, kernel: &KernelCalls, vip: u16, change: &VoidChange) -> Result<()> {
+    fn check_room(&self, kernel: &KernelCalls, changes: &[(u16, &VoidChange)]) -> Result<()> {
         let state = self.shared.lock();
-        let of = state.vips.get(&vip);
-        let known = |id| of.and_then(|of| of.reals.get(id));
-        let voids = change.void.iter();
-        let new = voids.clone().filter(|(id, ..)| known(id).is_none()).count();
-        let keep = voids.filter(|(_, _, lasting)| lasting.keep);
-        let keep = keep.filter(|(id, ..)| known(id).is_none_or(|void| !void.keep));
-        let keep = keep.count();
+        let (mut new, mut keep) = (0, 0);
+        for (vip, change) in changes {
+            let of = state.vips.get(vip);
+            for (id, _, lasting) in &change.void {
+                let known = of.and_then(|of| of.reals.get(id));
+                new += usize::from(known.is_none());
+                keep += usize::from(lasting.keep && known.is_none_or(|void| !void.keep));
+            }
+        }
         if keep > 0 && state.kept + keep > self.shared.most_kept {
             return Err(Error::Exhausted {
-                what: "reals that are down for VIPs with flags that lead to them beside the ring \
+                what: "reals that are down for VIPs whose packets may be led to them beside the ring \
                        (max_reals)",
                 limit: self.shared.most_kept as u64,
             });

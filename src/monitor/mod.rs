@@ -208,7 +208,7 @@ pub struct MonitorStats {
     pub over_limit: u64,
     /// Events that were thrown away because the list was full, oldest first.
     pub overwritten: u64,
-    /// Events that could not be written to their file.
+    /// Events that could not be read, or not be written to their file.
     pub failed: u64,
     /// Why the last one could not; or that the callback has panicked, and nothing has been delivered
     /// since.

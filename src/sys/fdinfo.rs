@@ -43,6 +43,7 @@ mod tests {
     use nix::sched::unshare;
 
     use super::*;
+    use crate::mutate;
 
     #[test]
     #[cfg_attr(miri, ignore = "descriptors are the kernel's")]
@@ -57,5 +58,23 @@ mod tests {
                 .unwrap()
         });
         assert_eq!(told.join().unwrap(), 1234);
+    }
+
+    /// A field is that of its own line, whatever is in others; a number is one, or an error.
+    #[test]
+    fn fields_of_any_text_are_found_or_not() {
+        const TEXT: &str = "pos:\t0\nflags:\t02000002\nmap_type:\t3\nmap_id:\t17\nmemlock:\t4096\n";
+        mutate::cases(10_000, |rng| {
+            let mut text = TEXT.as_bytes().to_vec();
+            for _ in 0..rng.u32(1..4) {
+                mutate::text(rng, &mut text);
+            }
+            let text = String::from_utf8_lossy(&text).replace("link_type", "");
+            let info = FdInfo(format!("{text}\nlink_type:\txdp\nifindex:\t7\n"));
+            assert_eq!(info.text("link_type"), Some("xdp"));
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            let told: io::Result<u64> = info.number("memlock");
+            assert_eq!(told.ok(), line.and_then(|line| line.trim().parse().ok()));
+        });
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod rcu;
 pub(crate) mod release;
 pub(crate) mod signals;
 pub(crate) mod tc;
+pub(crate) mod text;
 
 use std::ffi::CStr;
 use std::ffi::c_char;

@@ -19,6 +19,8 @@ use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 
+use super::text::unescaped;
+
 /// As in asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -197,24 +199,6 @@ fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
     lines.filter_map(of_line).collect()
 }
 
-/// Blanks and the like are three octal digits behind a backslash.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut bytes = text.iter().copied();
-    let mut plain = Vec::new();
-    while let Some(byte) = bytes.next() {
-        plain.push(match byte {
-            b'\\' => {
-                let digits = bytes.by_ref().take(3);
-                digits.fold(0_u8, |sum, digit| {
-                    sum.wrapping_mul(8).wrapping_add(digit.wrapping_sub(b'0'))
-                })
-            }
-            byte => byte,
-        });
-    }
-    plain
-}
-
 /// The text of a namespace's file, `net:[INODE]`, or of a mount's path; `None` of any other file.
 fn name_of_namespace(path: &Path) -> Option<OsString> {
     match fs::read_link(path) {
@@ -236,6 +220,7 @@ mod tests {
     use nix::sched::unshare;
 
     use super::*;
+    use crate::mutate;
 
     #[test]
     fn namespaces_have_numbers_of_their_own() {
@@ -284,5 +269,23 @@ mod tests {
         let expected = ["/run/netns/blue", r"/run/netns/two words\"];
         assert_eq!(mounted, expected.map(PathBuf::from));
         assert!(super::mounted(b"").is_empty());
+    }
+
+    /// Lines of other mounts, whatever is in them, neither hide one of a namespace nor add any.
+    #[test]
+    fn other_mounts_change_nothing() {
+        const OTHERS: &[u8] = br"22 1 0:21 / /proc rw,nosuid shared:5 - proc proc rw
+302 28 0:4 mnt:[4026532257] /run/snapd/ns/a\040b.mnt rw - nsfs nsfs rw
+";
+        const OURS: &[u8] = b"301 28 0:4 net:[4026532256] /run/netns/\xff\\134 rw - nsfs nsfs rw\n";
+        mutate::cases(10_000, |rng| {
+            let mut others = OTHERS.to_vec();
+            for _ in 0..rng.u32(1..4) {
+                mutate::text(rng, &mut others);
+            }
+            let all = [&others[..], b"\n", OURS, &others].concat();
+            let ours = PathBuf::from(OsString::from_vec(b"/run/netns/\xff\\".to_vec()));
+            assert_eq!(mounted(&all), [ours]);
+        });
     }
 }

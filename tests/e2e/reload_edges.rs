@@ -19,6 +19,7 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::eventually;
 use katran_lab::require_root;
 use nix::errno::Errno;
 use nix::libc;
@@ -107,6 +108,18 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
     let vip = add_special(&mut site.katran, &site.lab);
     let socket = site::udp(&site.lab.client, vip);
     let name = socket.ask(b"who").unwrap();
+    // Server ids of TCP may lead to a real that is down, so packets of the VIP have to know of it.
+    let tcp = Vip::tcp((vip.address(), PORT + 1).into());
+    site.katran.add_vip(tcp, VipFlags::empty()).unwrap();
+    let dead = site::reals(&site.lab, vip.address())[0];
+    site.katran.add_real(tcp, Real::new(dead)).unwrap();
+    site.katran.mark_down(tcp, dead).unwrap();
+    let pairs = |katran: &katran::Katran| {
+        let maps = katran.stats().library().unwrap().maps;
+        let of_down = maps.iter().find(|map| map.name == "down_reals");
+        of_down.unwrap().entries
+    };
+    eventually("void entries are removed", || pairs(&site.katran) == 0);
     let host = &site.lab.balancers[0].host;
     let before = program(host, "eth0").unwrap();
     for command in [faults::PROG_LOAD, faults::MAP_CREATE, faults::LINK_UPDATE] {
@@ -121,11 +134,13 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
         for name in ["source_routes_v4", "global_flows", "events"] {
             assert!(katran.map_fd(name).is_none(), "{name}");
         }
+        assert_eq!(pairs(katran), 0);
         for _ in 0..20 {
             assert_eq!(socket.ask(b"who").unwrap(), name);
         }
     }
     site.katran.reload(everything()).unwrap();
+    assert_eq!(pairs(&site.katran), 1);
     assert_ne!(program(host, "eth0"), Some(before));
     assert_eq!(socket.ask(b"who").unwrap(), name);
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);

@@ -250,7 +250,7 @@ fn services() -> Vec<VipState> {
             &[2, 3, 4],
             &[3],
         ),
-        ("6:80/tcp", NONE, &[2, 3, 4], &[]),
+        ("6:80/tcp", NONE, &[2, 3, 4], &[3]),
         ("7:80/tcp", VipFlags::SRC_ROUTING, &[], &[]),
         ("7:443/udp", VipFlags::QUIC, &[], &[]),
         ("7:53/udp", NONE, &[5], &[5]),

@@ -13,6 +13,7 @@ mod flows;
 mod global_flows;
 mod gue;
 mod icmp;
+mod ids_and_health;
 mod ignored_ports;
 mod inline_decap;
 mod loads;

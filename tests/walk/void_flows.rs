@@ -13,7 +13,6 @@ use katran::Katran;
 use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
-use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Choice;
@@ -337,37 +336,6 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
         send(&katran, flow(4)),
         (Some(ip(A)), Reason::GlobalFlowTable)
     );
-}
-
-/// Server ids lead by what packets say, so also to a real that is down; what is remembered of that
-/// does not count for packets without an id.
-#[test]
-fn ids_lead_to_their_real_whatever_its_health() {
-    let mut katran = load(builder());
-    let vip = serve(&mut katran, "203.0.113.1:443/udp", VipFlags::QUIC, &[A, B]);
-    katran
-        .server_ids_mut()
-        .add(&[ServerId::new(0x1234, ip(A))])
-        .unwrap();
-    katran.mark_down(vip, ip(A)).unwrap();
-    let flow = Flow::udp(at("192.0.2.7:1"), at("203.0.113.1:443"));
-    // A short header; version 2 of connection ids: two bits, and 24 of the id from the second byte on.
-    let with_id = [0x43, 0x80, 0, 0x12, 0x34, 0, 0, 0, 0, 1, 2, 3, 4, 5];
-    let with_id = crate::common::frames::Packet::new(flow)
-        .data(&with_id)
-        .frame();
-    // A long header, of which the client has chosen the id.
-    let first = [
-        0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0,
-    ];
-    let first = crate::common::frames::Packet::new(flow)
-        .data(&first)
-        .frame();
-    for _ in 0..2 {
-        assert_eq!(sent(&katran, &with_id), (Some(ip(A)), Reason::ConnectionId));
-        assert_eq!(sent(&katran, &first), (Some(ip(B)), Reason::Ring));
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// What is refused changes nothing: ring, entries, and what there is to say of them.
