@@ -53,7 +53,7 @@ compilers: ## the BPF programs by the oldest and the newest clang, loaded (root;
 	@$(LOCK_FITS)
 	scripts/compilers $(ARGS)
 
-kernels: ## what depends on the kernel, under Linux 6.1 and 6.12 in emulated machines (root; hours)
+kernels: ## what depends on the kernel, under Linux 6.1 and 6.12 in emulated machines (root; an hour)
 	@scripts/setup test
 	@$(LOCK_FITS)
 	scripts/kernels $(ARGS)

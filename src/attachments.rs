@@ -13,4 +13,5 @@ pub use crate::attach::TcAttachment;
 pub use crate::katran::Gateways;
 pub use crate::katran::GatewaysMut;
 pub use crate::next_hop::NextHop;
+pub use crate::next_hop::NextHopList;
 pub use crate::types::TcHook;

@@ -10,22 +10,32 @@ use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use katran_lab::Host;
 use katran_lab::Process;
 use katran_lab::TcpClient;
+use socket2::Domain;
+use socket2::Socket;
+use socket2::Type;
 
 use crate::Result;
 
 /// How long to wait for a connection and for every read.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The ports of clients from this one on are below those that the kernel gives out itself, and above those
+/// of part 3.
+const FIRST_PORT: u16 = 21_000;
 /// Bytes of `/download`.
 pub(crate) const DOWNLOAD: usize = 32 << 20;
 /// Bytes of it a second, for each connection.
@@ -112,10 +122,21 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects by an address and port of the kernel's choice.
+    /// Connects by an address of the kernel's choice, from a port that no connection of the demo has had.
+    /// The kernel gives out again what is free, and the balancer sends a SYN from a port that was used a
+    /// moment ago where the connection before it went.
     pub(crate) fn new(host: &Host, server: SocketAddr) -> io::Result<Self> {
-        let stream = host.run(|| TcpStream::connect_timeout(&server, PATIENCE))?;
-        Self::from_stream(stream, server)
+        static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
+        let any: IpAddr = match server {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let domain = Domain::for_address(server);
+        let socket = host.run(|| Socket::new(domain, Type::STREAM, None))?;
+        let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.connect_timeout(&server.into(), PATIENCE)?;
+        Self::from_stream(socket.into(), server)
     }
 
     /// Connects from this address and port of the host.

@@ -52,6 +52,8 @@ impl SharedEntries {
                 what: format!("a program array at {text} (start a RootProgram and pin it there)"),
             },
             Some(libc::EINVAL | libc::ENOTDIR | libc::EISDIR) => not_an_array(&text),
+            // The kernel says so of what is no BPF object, too.
+            Some(libc::EACCES) if !may_be_pinned(path) => not_an_array(&text),
             _ => kernel_error("open the program array", &text, error),
         })?;
         Self::of(path, fd)
@@ -178,6 +180,11 @@ impl fmt::Debug for SharedEntries {
             .field("entries", &self.count())
             .finish()
     }
+}
+
+/// Whether there may be a BPF object at a path.
+fn may_be_pinned(path: &Path) -> bool {
+    !path.is_dir() && pin::is_bpf_fs(path).unwrap_or(true)
 }
 
 fn not_an_array(path: &str) -> Error {

@@ -258,8 +258,10 @@ static __always_inline void remember(const struct probe *probe, const struct pro
 }
 
 /* Where the connection of a packet went that no mark leads to a real: the kernel sends it for a socket that is
- * gone, to the VIP that it was connected to. A SYN begins another connection, which is no probe's. */
-static __always_inline struct probe_real *recall(struct __sk_buff *skb, const struct probe *probe)
+ * gone, to the VIP that it was connected to. What has a mark that means nothing (any more) a socket has sent: it is
+ * left alone. A SYN begins another connection, which is no probe's. */
+static __always_inline struct probe_real *recall(struct __sk_buff *skb, const struct probe *probe,
+						  __u32 mark)
 {
 	const struct flow_key flow = flow_of(probe);
 	struct probe_real *real = bpf_map_lookup_elem(&probe_flows, &flow);
@@ -268,7 +270,7 @@ static __always_inline struct probe_real *recall(struct __sk_buff *skb, const st
 	if (!real || !read(skb, probe->transport + TCP_FLAGS, &flags, sizeof(flags)))
 		return NULL;
 	if ((flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-		return real;
+		return mark ? NULL : real;
 	bpf_map_delete_elem(&probe_flows, &flow);
 	return NULL;
 }
@@ -303,7 +305,7 @@ static __always_inline struct probe_real *real_of(struct __sk_buff *skb, struct 
 		}
 	}
 	if (settings.marked && is_tcp(probe)) {
-		real = recall(skb, probe);
+		real = recall(skb, probe, mark);
 		probe->late = real;
 		if (real)
 			totals->recalled++;

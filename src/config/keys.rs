@@ -15,6 +15,7 @@ use serde::Serializer;
 use serde::de::Error as _;
 use serde::de::Unexpected;
 use serde::de::Visitor;
+use serde::ser::Error as _;
 
 use crate::types::MaxFrame;
 use crate::types::flag_by_name;
@@ -154,6 +155,38 @@ impl Serialize for AutoOr {
     }
 }
 
+/// A number that a document can hold, which is one of 63 bits: the parser takes larger ones, and nothing writes
+/// them.
+pub(super) struct Whole(u64);
+
+impl Form<u64> for Whole {
+    fn write(number: u64) -> Self {
+        Self(number)
+    }
+
+    fn read(self) -> u64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = u64::deserialize(deserializer)?;
+        match i64::try_from(number) {
+            Ok(_) => Ok(Self(number)),
+            Err(_) => Err(D::Error::custom(format_args!(
+                "{number} is more than a document can hold, 2^63 - 1"
+            ))),
+        }
+    }
+}
+
+impl Serialize for Whole {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
 /// A prefix whose length is fixed, by its first address.
 pub(super) struct FirstOf<A, const LENGTH: u8>(A);
 
@@ -270,9 +303,12 @@ impl<'de> Deserialize<'de> for Seconds {
             }
 
             fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {
-                Duration::try_from_secs_f64(seconds)
-                    .map(Seconds)
-                    .map_err(E::custom)
+                let time = Duration::try_from_secs_f64(seconds).map_err(E::custom)?;
+                // So that whole ones can be written, too.
+                match i64::try_from(time.as_secs()) {
+                    Ok(_) => Ok(Seconds(time)),
+                    Err(_) => Err(E::invalid_value(Unexpected::Float(seconds), &self)),
+                }
             }
         }
 
@@ -282,9 +318,17 @@ impl<'de> Deserialize<'de> for Seconds {
 
 impl Serialize for Seconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0.subsec_nanos() {
-            0 => serializer.serialize_u64(self.0.as_secs()),
-            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        if self.0.subsec_nanos() == 0 {
+            return serializer.serialize_u64(self.0.as_secs());
+        }
+        // Of very many seconds a number with a fraction has not all nanoseconds.
+        let seconds = self.0.as_secs_f64();
+        match Duration::try_from_secs_f64(seconds) == Ok(self.0) {
+            true => serializer.serialize_f64(seconds),
+            false => Err(S::Error::custom(format_args!(
+                "{:?} cannot be written as a number of seconds",
+                self.0
+            ))),
         }
     }
 }

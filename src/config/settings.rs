@@ -40,6 +40,8 @@ use super::keys::Set;
 use super::keys::Text;
 #[cfg(feature = "serde")]
 use super::keys::Texts;
+#[cfg(feature = "serde")]
+use super::keys::Whole;
 use super::ranges::check_event_buffer;
 use super::ranges::check_gateway;
 use super::ranges::check_gateway_mac;
@@ -361,7 +363,7 @@ settings! {
         default: none,
         range: (0 to 9_223_372_036_854_775_807),
         unit: "number",
-        key: plain,
+        key: whole,
         changes: never,
     }
 
@@ -398,7 +400,7 @@ settings! {
         default: (8_000_000),
         range: ("1 to 134_217_728 for each forwarding CPU"),
         unit: "flows",
-        key: plain,
+        key: whole,
         changes: never,
     }
 

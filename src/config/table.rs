@@ -282,6 +282,7 @@ macro_rules! settings {
     (@form auto $given:ty) => { AutoOr };
     (@form set $given:ty) => { Set<$given> };
     (@form seconds $given:ty) => { Seconds };
+    (@form whole $given:ty) => { Whole };
     (@form (prefix $length:literal) $given:ty) => { FirstOf<$given, $length> };
 }
 pub(super) use settings;

@@ -646,7 +646,7 @@ fn hop() -> NextHop {
     NextHop {
         real: None,
         address: Some([10, 0, 0, 1].into()),
-        interface: Some("eth1".to_owned()),
+        interface: Some("eth1".into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
         answers: false,
         attached: true,

@@ -1,6 +1,7 @@
 //! What follows from the facts about the machine and this process: the kernel and what it supports, and
 //! what this process may do there. It needs nothing loaded, so it can say why loading fails.
 
+use std::fs;
 use std::path::Path;
 
 use super::Diagnosis;
@@ -17,6 +18,47 @@ const NEWER: [((u32, u32), &str); 3] = [
     ((6, 6), "tcx"),
 ];
 
+/// From this release on a real-time kernel handles packets of one CPU one after the other only if told to.
+const BH_LOCK_OPTIONAL: (u32, u32) = (6, 18);
+
+/// Whether one packet may interrupt another on its CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Realtime {
+    /// Not a real-time kernel: never.
+    #[default]
+    No,
+    /// A lock sees to it that none does.
+    Locked,
+    /// Such a kernel without the lock.
+    Unlocked,
+    /// Such a kernel, and it is not to be seen whether it has the lock.
+    Unknown,
+}
+
+impl Realtime {
+    fn gather() -> Self {
+        let told = fs::read_to_string("/sys/kernel/realtime");
+        let is_realtime = told.is_ok_and(|text| text.trim() == "1");
+        let release = release::release();
+        let configuration = fs::read_to_string(format!("/boot/config-{release}"));
+        match is_realtime || release::version().contains("PREEMPT_RT") {
+            true => Self::of(&release, configuration.ok().as_deref()),
+            false => Self::No,
+        }
+    }
+
+    /// Of a real-time kernel.
+    fn of(release: &str, configuration: Option<&str>) -> Self {
+        let is_set = |line: &str| line == "CONFIG_PREEMPT_RT_NEEDS_BH_LOCK=y";
+        match configuration {
+            _ if release::numbers(release) < BH_LOCK_OPTIONAL => Self::Locked,
+            Some(configuration) if configuration.lines().any(is_set) => Self::Locked,
+            Some(_) => Self::Unlocked,
+            None => Self::Unknown,
+        }
+    }
+}
+
 /// The machine and this process, as far as balancing goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostFacts {
@@ -25,6 +67,7 @@ pub(crate) struct HostFacts {
     pub(crate) too_old: Option<String>,
     /// BPF programs are compiled.
     pub(crate) jit: Option<bool>,
+    pub(crate) realtime: Realtime,
     /// What it has of what is used where it is there.
     pub(crate) has: Vec<&'static str>,
     /// And what it has not.
@@ -51,6 +94,7 @@ impl HostFacts {
             release: release::release(),
             too_old: environment::check_kernel().err().map(|e| e.to_string()),
             jit: compiled.or_else(|| sysctl("net/core/bpf_jit_enable").map(|on| on != 0)),
+            realtime: Realtime::gather(),
             has,
             lacks,
             privileges: environment::privileges(),
@@ -87,7 +131,27 @@ pub(super) fn host(facts: &HostFacts, found: &mut Diagnosis) {
         true => found.ok(about, has),
         false => found.ok(about, format!("{has}; not: {}", facts.lacks.join(", "))),
     }
+    realtime(facts.realtime, found);
     privileges(facts, found);
+}
+
+fn realtime(realtime: Realtime, found: &mut Diagnosis) {
+    let about = Subject::Kernel;
+    match realtime {
+        Realtime::No => {}
+        Realtime::Locked => found.ok(about, "PREEMPT_RT, packets of a CPU one after the other"),
+        Realtime::Unlocked => found.warn(
+            about,
+            "PREEMPT_RT without its BH lock: one packet may interrupt another and leave by its answer",
+            "boot a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK=y, or without PREEMPT_RT",
+        ),
+        Realtime::Unknown => found.warn(
+            about,
+            "PREEMPT_RT, and its configuration is not to be seen: without the BH lock one packet may interrupt \
+             another and leave by its answer",
+            "zgrep PREEMPT_RT_NEEDS_BH_LOCK /proc/config.gz: y is right",
+        ),
+    }
 }
 
 fn privileges(facts: &HostFacts, found: &mut Diagnosis) {
@@ -110,5 +174,49 @@ fn privileges(facts: &HostFacts, found: &mut Diagnosis) {
             "grant CAP_SYS_ADMIN, too",
         ),
         Some(_) => found.ok(about, "sufficient"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::*;
+
+    #[test]
+    fn a_real_time_kernel_without_its_lock_is_a_warning() {
+        for (realtime, severity) in [
+            (Realtime::No, None),
+            (Realtime::Locked, Some(Severity::Ok)),
+            (Realtime::Unlocked, Some(Severity::Warning)),
+            (Realtime::Unknown, Some(Severity::Warning)),
+        ] {
+            let facts = HostFacts {
+                jit: Some(true),
+                realtime,
+                ..HostFacts::default()
+            };
+            let mut found = Diagnosis::default();
+            host(&facts, &mut found);
+            let told = found.about(Subject::Kernel);
+            let mut told = told.filter(|finding| finding.message.contains("PREEMPT_RT"));
+            let told = told.next().map(|finding| finding.severity);
+            assert_eq!(told, severity, "{realtime:?}");
+        }
+    }
+
+    #[test]
+    fn a_real_time_kernel_has_its_lock_or_does_not_tell() {
+        let with = "CONFIG_PREEMPT_RT=y\nCONFIG_PREEMPT_RT_NEEDS_BH_LOCK=y\n";
+        let without = "CONFIG_PREEMPT_RT=y\n# CONFIG_PREEMPT_RT_NEEDS_BH_LOCK is not set\n";
+        for (release, configuration, expected) in [
+            ("6.1.0-49-rt-amd64", None, Realtime::Locked),
+            ("6.17.9", Some(without), Realtime::Locked),
+            ("6.18.0-rt", Some(with), Realtime::Locked),
+            ("6.18.0-rt", Some(without), Realtime::Unlocked),
+            ("7.0.1", Some(""), Realtime::Unlocked),
+            ("6.18.0-rt", None, Realtime::Unknown),
+        ] {
+            assert_eq!(Realtime::of(release, configuration), expected, "{release}");
+        }
     }
 }

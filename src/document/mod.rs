@@ -9,6 +9,9 @@ mod state;
 mod toml_keys;
 #[cfg(feature = "serde")]
 mod toml_read;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod toml_tests;
 #[cfg(feature = "serde")]
 mod toml_write;
 

@@ -161,15 +161,9 @@ fn vip_keys(state: &VipState) -> VipKeys {
     }
 }
 
+/// A document with everything that there is.
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::config::BalancerState;
-    use crate::config::Features;
-
-    const ALL_SETTINGS: &str = r#"[balancer]
+pub(super) const ALL_SETTINGS: &str = r#"[balancer]
 gateway_mac = "auto"
 gateway_mac_v6 = "0a:00:00:00:00:06"
 next_hops = "per-real"
@@ -262,6 +256,14 @@ address = "203.0.113.1"
 port = 443
 protocol = "tcp"
 "#;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::BalancerState;
+    use crate::config::Features;
 
     #[test]
     fn every_setting_round_trips() {

@@ -102,7 +102,7 @@ impl Katran {
                 let attached = facts.index.into_iter().collect();
                 preview(self.wanted(), attached, reals).map_err(failed)?
             }
-            false => self.gateways().next_hops(),
+            false => self.gateways().next_hops().to_vec(),
         };
         let mut requests = Requests::new().map_err(failed)?;
         let (next_hops, reals_here) = self.of_others(next_hops);

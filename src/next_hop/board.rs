@@ -1,8 +1,9 @@
-//! What the follower's thread and its owner share: what is known, for those who ask, and the memory that
-//! packets read. Everything here takes nanoseconds: no system call is made under the lock, and nobody waits
-//! under it but on the condition variable, which gives it up.
+//! What the follower's thread and its owner share: what is known, and the memory that packets read. No system
+//! call is made under its lock, and nobody waits under it but on the condition variable, which gives it up. A
+//! finding takes nanoseconds there, so tens of thousands at once take a millisecond: getters do not take the lock.
+//! They read the list that was published last.
 
-use std::collections::BTreeMap;
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -15,10 +16,14 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use super::NextHop;
+use super::hop::Followed;
 use super::hop::Hop;
+use super::hop::Ticket;
 use super::hop::gateway;
 use super::hop::gateways_from;
+use super::list::Known;
+use super::list::Names;
+use super::list::NextHopList;
 use super::pages::Pages;
 use super::wanted::Wanted;
 use crate::maps::HopCells;
@@ -39,24 +44,12 @@ pub(crate) struct Cells {
     pub(crate) probes: Option<Arc<ProbeCells>>,
 }
 
-/// What tells one owner of a real's number from the next, and one wish from the next.
-pub(super) type Ticket = u64;
-
-/// Interfaces by their index: names, and whether packets from where the balancer is attached come there.
-pub(super) type Names = BTreeMap<u32, (String, bool)>;
-
-/// A real that is followed.
-#[derive(Clone, Copy, Debug)]
-struct Followed {
-    ticket: Ticket,
-    address: IpAddr,
-    hop: Hop,
-}
-
 pub(super) struct Board {
     /// Of IPv4 and of IPv6: the six bytes of an address, or 0.
     gateways: ByFamily<AtomicU64>,
     posted: Mutex<Posted>,
+    /// What getters read; the lock is held to take or to change a pointer, last of all locks.
+    shown: Mutex<NextHopList>,
     /// What the owner has asked for is done, or the gateways are known.
     changed: Condvar,
 }
@@ -127,9 +120,13 @@ impl Board {
                 ended: false,
                 left: false,
             }),
+            shown: Mutex::default(),
             changed: Condvar::new(),
         };
-        board.show_gateways(&board.lock());
+        let posted = board.lock();
+        board.show_gateways(&posted);
+        board.publish(&posted);
+        drop(posted);
         board
     }
 
@@ -138,9 +135,35 @@ impl Board {
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the lock can be had: not in a child made by fork(2) if another thread had it at that moment.
+    fn lock_shown(&self) -> MutexGuard<'_, NextHopList> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the locks can be had: not in a child made by fork(2) if another thread had one at that moment.
     pub(super) fn is_usable(&self) -> bool {
-        is_free(&self.posted)
+        is_free(&self.posted) && is_free(&self.shown)
+    }
+
+    /// Shows getters what is known now: each change of the list or of the gateways ends so.
+    fn publish(&self, posted: &Posted) {
+        let known = Known {
+            wanted: posted.wanted,
+            gateways: posted.gateways,
+            reals: posted.reals.clone(),
+            names: Arc::clone(&posted.names),
+        };
+        let list = match posted.left {
+            true => NextHopList::default(),
+            false => NextHopList::from(known),
+        };
+        let before = mem::replace(&mut *self.lock_shown(), list);
+        // Not under the lock: this may be the last who has it.
+        drop(before);
+    }
+
+    /// What is known now.
+    pub(super) fn list(&self) -> NextHopList {
+        self.lock_shown().clone()
     }
 
     fn show_gateways(&self, posted: &Posted) {
@@ -245,6 +268,7 @@ impl Board {
             );
             added.push((number, address, ticket));
         }
+        self.publish(&posted);
         added
     }
 
@@ -254,6 +278,7 @@ impl Board {
         numbers
             .iter()
             .for_each(|number| posted.reals.set(*number, None));
+        self.publish(&posted);
     }
 
     /// Something else is wanted. From now on nothing that was found out for what was wanted before gets
@@ -264,6 +289,7 @@ impl Board {
         posted.wanted = wanted;
         posted.wish += 1;
         self.show_gateways(&posted);
+        self.publish(&posted);
         posted.wish
     }
 
@@ -288,7 +314,9 @@ impl Board {
             true => Told::All,
             false => Told::NoHops,
         };
+        let mut has_changed = false;
         if told == Told::All {
+            has_changed = !findings.reals.is_empty();
             for (number, ticket, hop) in findings.reals {
                 let real = posted.reals.get(number).copied();
                 // The number may have got another owner meanwhile.
@@ -300,10 +328,15 @@ impl Board {
             if posted.gateways != *findings.gateways {
                 posted.gateways = *findings.gateways;
                 self.show_gateways(&posted);
+                has_changed = true;
             }
         }
         if let Some(names) = findings.names {
             posted.names = Arc::new(names);
+            has_changed = true;
+        }
+        if has_changed {
+            self.publish(&posted);
         }
         posted.news = findings.news;
         posted.done = findings.done.unwrap_or(posted.done);
@@ -326,6 +359,7 @@ impl Board {
         posted.gateways = ByFamily::default();
         posted.names = Arc::default();
         self.show_gateways(&posted);
+        self.publish(&posted);
     }
 
     /// Nothing is followed any more, and nothing known. What packets read stays.
@@ -334,25 +368,13 @@ impl Board {
         posted.gateways = ByFamily::default();
         posted.left = true;
         self.show_gateways(&posted);
+        self.publish(&posted);
     }
 
     /// The thread has ended: nobody needs to wait for it.
     pub(super) fn end(&self) {
         self.lock().ended = true;
         self.changed.notify_all();
-    }
-
-    /// What is known now.
-    pub(super) fn list(&self) -> Vec<NextHop> {
-        let posted = self.lock();
-        if posted.left {
-            return Vec::new();
-        }
-        let (reals, names) = (posted.reals.clone(), Arc::clone(&posted.names));
-        let (wanted, gateways) = (posted.wanted, posted.gateways);
-        drop(posted);
-        let reals = reals.iter().map(|real| (real.address, real.hop));
-        list(&wanted, &gateways, reals, &names)
     }
 }
 
@@ -377,40 +399,6 @@ impl Posted {
             None => hops.clear(number),
         }
     }
-}
-
-/// What is known, as the public has it.
-pub(super) fn list(
-    wanted: &Wanted,
-    gateways: &ByFamily<Hop>,
-    reals: impl Iterator<Item = (IpAddr, Hop)>,
-    names: &Names,
-) -> Vec<NextHop> {
-    let public = |real: Option<IpAddr>, hop: &Hop| {
-        let interface = names.get(&hop.interface);
-        NextHop {
-            real,
-            address: hop.address,
-            interface: interface.map(|(name, _)| name.clone()),
-            mac: hop.mac,
-            answers: hop.address.is_some() && !hop.is_open(),
-            here: hop.here,
-            attached: wanted.mode == NextHops::Redirect
-                || interface.is_none_or(|(_, attached)| *attached),
-        }
-    };
-    if wanted.mode != NextHops::Gateway {
-        return reals.map(|(real, hop)| public(Some(real), &hop)).collect();
-    }
-    let of_family = |family: Family| {
-        let hop = &gateways[family];
-        let mac = gateway(wanted, gateways, family);
-        NextHop {
-            mac,
-            ..public(None, hop)
-        }
-    };
-    Family::ALL.map(of_family).into()
 }
 
 #[cfg(test)]

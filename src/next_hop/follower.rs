@@ -4,8 +4,8 @@
 //! # Who owns what
 //! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel, and no lock is
 //! held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
-//! eventfd that wakes the thread. The board's lock is held for some stores, never over a system call, so
-//! getters never wait for the kernel; the gateways' addresses take no lock at all.
+//! eventfd that wakes the thread. The board's lock is never held over a system call, and getters do not take it:
+//! the board publishes lists, and who asks takes the last one; the gateways' addresses take no lock at all.
 //!
 //! # Messages
 //! Down go commands, numbered in the order of the channel under the board's lock. Up goes what was found
@@ -31,7 +31,7 @@
 //! route is needed and may have changed. A stopped follower writes nothing. A thread that panics tells the board on its way out: callers
 //! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
 //! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
-//! it; getters tell what was known. If the thread had the board's lock at the moment of the fork, nobody gives it
+//! it; getters tell what was known. If the thread had a lock of the board at the moment of the fork, nobody gives it
 //! up there: the child tries for a tenth of a second, and then has an empty list and changes nothing; the
 //! gateways' addresses take no lock. (The memory that packets read is shared with the parent, as are the
 //! sockets: a child that goes on to change its copy of the balancer changes the parent's.)
@@ -58,14 +58,14 @@ use nix::poll::poll;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
-use super::NextHop;
+use super::NextHopList;
 use super::Sockets;
 use super::board::Board;
 use super::board::Cells;
-use super::board::Ticket;
 use super::guide::Guide;
 use super::guide::Look;
 use super::guide::Site;
+use super::hop::Ticket;
 use super::resolver::Resolver;
 use super::touched::Touched;
 use super::wanted::Wanted;
@@ -322,8 +322,8 @@ impl Watcher {
     }
 
     /// What is known now.
-    pub(crate) fn list(&self) -> Vec<NextHop> {
-        self.board().map_or_else(Vec::new, Board::list)
+    pub(crate) fn list(&self) -> NextHopList {
+        self.board().map(Board::list).unwrap_or_default()
     }
 
     /// The Ethernet address of a family's gateway.

@@ -31,6 +31,17 @@ pub(super) struct Hop {
     pub(super) here: bool,
 }
 
+/// What tells one owner of a real's number from the next, and one wish from the next.
+pub(super) type Ticket = u64;
+
+/// A real that is followed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Followed {
+    pub(super) ticket: Ticket,
+    pub(super) address: IpAddr,
+    pub(super) hop: Hop,
+}
+
 impl Hop {
     /// Whether somebody could still answer.
     pub(super) fn is_open(&self) -> bool {

@@ -10,6 +10,7 @@ mod follower;
 mod guide;
 mod hop;
 mod interfaces;
+mod list;
 mod neighbours;
 mod pages;
 mod probes;
@@ -25,39 +26,17 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::rtnetlink::Notices;
 use crate::rtnetlink::Requests;
-use crate::types::MacAddr;
 
 pub(crate) use board::Cells;
 pub(crate) use follower::Watcher;
 pub(crate) use guide::Guide;
 pub(crate) use guide::Look;
 pub(crate) use guide::Site;
+pub use list::NextHop;
+pub use list::NextHopList;
 pub(crate) use probes::probe_way;
 use resolver::Resolver;
 pub(crate) use wanted::Wanted;
-
-/// Where packets go next, and what is known of that.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NextHop {
-    /// The real; `None`: all reals of the address's family.
-    pub real: Option<IpAddr>,
-    /// The router, or the real itself if it is on this host's segment; `None`: there is no route.
-    pub address: Option<IpAddr>,
-    /// The interface that leads there, if there is a route.
-    pub interface: Option<String>,
-    /// The Ethernet address in use; `None`: not known, packets are dropped.
-    pub mac: Option<MacAddr>,
-    /// The address answers for itself, or its Ethernet address was given. If it does not, `mac` is the
-    /// last one that was known.
-    pub answers: bool,
-    /// Packets come to the interface from where the balancer is attached: to it, to the link that it
-    /// lies on, or to a member of it. True as well if that cannot be told, and with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), which sends them there.
-    pub attached: bool,
-    /// The real is an address of this host.
-    pub here: bool,
-}
 
 /// What the tables say of next hops now, without asking any neighbour: what a balancer would begin with
 /// that is attached to these interfaces, but is not yet.

@@ -130,7 +130,7 @@ fn longest_packet(message: &RouteMessage) -> Option<u32> {
         });
     let lengths = metrics.flatten().filter_map(|metric| match metric {
         RouteMetric::Mtu(mtu) => Some(*mtu),
-        RouteMetric::Advmss(mss) => Some(mss + headers),
+        RouteMetric::Advmss(mss) => Some(mss.saturating_add(headers)),
         _ => None,
     });
     lengths.min()

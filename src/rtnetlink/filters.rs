@@ -28,13 +28,7 @@ impl Requests {
         let mut there = disciplines.filter(|message| {
             message.header.index == index as i32 && message.header.parent == TcHandle::CLSACT
         });
-        Ok(there.next().map(|message| {
-            let mut attributes = message.attributes.iter();
-            attributes.any(|attribute| match attribute {
-                TcAttribute::Kind(kind) => kind == "clsact",
-                _ => false,
-            })
-        }))
+        Ok(there.next().map(is_clsact))
     }
 
     /// Whether an interface's clsact queueing discipline has any filters.
@@ -69,26 +63,7 @@ impl Requests {
             message.header.info >> 16 == u32::from(priority)
                 && u32::from(message.header.handle) == handle
         });
-        Ok(filter.map(|message| {
-            let mut program = TcProgram::default();
-            let attributes = message.attributes.iter();
-            let options = attributes.filter_map(|attribute| match attribute {
-                TcAttribute::Options(options) => Some(options),
-                _ => None,
-            });
-            for option in options.flatten() {
-                match option {
-                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program.id = *id,
-                    // libbpf writes `name:[number]`.
-                    TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
-                        let name = name.split_once(":[").map_or(&name[..], |(name, _)| name);
-                        program.name = name.to_owned();
-                    }
-                    _ => {}
-                }
-            }
-            program
-        }))
+        Ok(filter.map(program_of))
     }
 
     fn tc_filters(&mut self, index: u32, direction: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
@@ -108,4 +83,33 @@ pub(crate) struct TcProgram {
     /// The kernel's number of it.
     pub(crate) id: u32,
     pub(crate) name: String,
+}
+
+pub(super) fn is_clsact(message: &TcMessage) -> bool {
+    let mut attributes = message.attributes.iter();
+    attributes.any(|attribute| match attribute {
+        TcAttribute::Kind(kind) => kind == "clsact",
+        _ => false,
+    })
+}
+
+pub(super) fn program_of(message: &TcMessage) -> TcProgram {
+    let mut program = TcProgram::default();
+    let attributes = message.attributes.iter();
+    let options = attributes.filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    for option in options.flatten() {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => program.id = *id,
+            // libbpf writes `name:[number]`.
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => {
+                let name = name.split_once(":[").map_or(&name[..], |(name, _)| name);
+                program.name = name.to_owned();
+            }
+            _ => {}
+        }
+    }
+    program
 }

@@ -5,8 +5,11 @@
 
 mod answers;
 mod filters;
+mod frames;
 mod notices;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use answers::Interface;
 pub(crate) use answers::Neighbour;

@@ -8,7 +8,6 @@ use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
-use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -25,6 +24,7 @@ use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
+use super::frames::frames;
 use super::requests::MESSAGE_BYTES;
 use crate::types::Family;
 
@@ -132,18 +132,13 @@ impl AsFd for Notices {
 }
 
 /// The notices in a datagram.
-fn parse(datagram: &[u8], notices: &mut Vec<Notice>) {
-    let mut rest = datagram;
-    while let Some((length, _)) = rest.split_first_chunk::<4>() {
-        let length = u32::from_ne_bytes(*length) as usize;
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+pub(super) fn parse(datagram: &[u8], notices: &mut Vec<Notice>) {
+    for frame in frames(datagram) {
+        let message = frame.and_then(|frame| frame.parse());
         notices.extend(match message.map(|message| message.payload) {
             Ok(NetlinkPayload::InnerMessage(message)) => notice_of(&message),
             _ => Some(Notice::Anything),
         });
-        rest = rest
-            .get(length.next_multiple_of(4).max(4)..)
-            .unwrap_or_default();
     }
 }
 
@@ -291,7 +286,7 @@ mod tests {
         assert_eq!(told(&datagram), expected);
         // What is cut off or no message at all tells of anything, and ends.
         assert_eq!(told(&datagram[..30]), [Notice::Anything]);
-        assert_eq!(told(&[0; 8]), [Notice::Anything; 2]);
+        assert_eq!(told(&[0; 8]), [Notice::Anything]);
         assert_eq!(told(&[]), []);
     }
 }

@@ -46,6 +46,7 @@ use super::answers::mac_of;
 use super::answers::metric;
 use super::answers::route_of;
 use super::answers::table;
+use super::frames::frames;
 use crate::types::Family;
 use crate::types::MacAddr;
 
@@ -119,11 +120,12 @@ impl Requests {
         loop {
             received.clear();
             self.socket.recv(&mut received, 0)?;
-            for message in messages(&received) {
-                let message = message?;
-                if message.header.sequence_number != self.sequence {
+            for frame in frames(&received) {
+                let frame = frame?;
+                if frame.sequence() != self.sequence {
                     continue;
                 }
+                let message = frame.parse()?;
                 whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::Done(done) if done.code < 0 => {
@@ -208,17 +210,18 @@ impl Requests {
         while open > 0 {
             received.clear();
             self.socket.recv(&mut received, 0)?;
-            for message in messages(&received) {
-                let message = message?;
+            for frame in frames(&received) {
+                let frame = frame?;
                 // What is left of an earlier question has another number.
-                let number = message.header.sequence_number.wrapping_sub(first);
+                let number = frame.sequence().wrapping_sub(first);
                 let Some(answer @ None) = answers.get_mut(number as usize) else {
                     continue;
                 };
-                *answer = Some(match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => Ok(Some(inner)),
-                    NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-                    _ => Ok(None),
+                *answer = Some(match frame.parse().map(|message| message.payload) {
+                    Ok(NetlinkPayload::InnerMessage(inner)) => Ok(Some(inner)),
+                    Ok(NetlinkPayload::Error(error)) if error.code.is_some() => Err(error.to_io()),
+                    Ok(_) => Ok(None),
+                    Err(error) => Err(error),
                 });
                 open -= 1;
             }
@@ -242,21 +245,7 @@ impl Requests {
         let mut question = RouteMessage::default();
         question.header.address_family = number(of);
         let answers = self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_DUMP)?;
-        let mut routes: Vec<_> = answers
-            .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            })
-            .filter(|route| {
-                let gone = RouteFlags::Dead | RouteFlags::Linkdown;
-                route.header.destination_prefix_length == 0 && !route.header.flags.intersects(gone)
-            })
-            .filter_map(|route| Some((metric(route), table(route), route_of(route, None)?)))
-            .collect();
-        routes.sort_by_key(|(metric, ..)| *metric);
-        let routes = routes.into_iter();
-        Ok(routes.map(|(_, table, route)| (table, route)).collect())
+        Ok(default_routes_in(&answers))
     }
 
     /// Whether there are rules for packets that leave by some interface (policy routing, VRFs).
@@ -265,16 +254,7 @@ impl Requests {
             let mut question = RuleMessage::default();
             question.header.family = number(of);
             let answers = self.ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
-            let by_interface = answers.iter().any(|answer| match answer {
-                RouteNetlinkMessage::NewRule(rule) => rule.attributes.iter().any(|attribute| {
-                    matches!(
-                        attribute,
-                        RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true)
-                    )
-                }),
-                _ => false,
-            });
-            if by_interface {
+            if has_rules_by_interface_in(&answers) {
                 return Ok(true);
             }
         }
@@ -417,20 +397,35 @@ impl Requests {
     }
 }
 
-/// The messages of a datagram.
-fn messages(
-    mut rest: &[u8],
-) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
-        let length = message.as_ref().map_or(rest.len(), |message| {
-            (message.header.length as usize).next_multiple_of(4)
-        });
-        rest = rest.get(length..).unwrap_or_default();
-        Some(message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)))
+/// The default routes among these by their metrics, each with the number of its table.
+pub(super) fn default_routes_in(answers: &[RouteNetlinkMessage]) -> Vec<(u32, Route)> {
+    let mut routes: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        })
+        .filter(|route| {
+            let gone = RouteFlags::Dead | RouteFlags::Linkdown;
+            route.header.destination_prefix_length == 0 && !route.header.flags.intersects(gone)
+        })
+        .filter_map(|route| Some((metric(route), table(route), route_of(route, None)?)))
+        .collect();
+    routes.sort_by_key(|(metric, ..)| *metric);
+    let routes = routes.into_iter();
+    routes.map(|(_, table, route)| (table, route)).collect()
+}
+
+/// Whether there are rules by the interface that packets leave by among these.
+pub(super) fn has_rules_by_interface_in(answers: &[RouteNetlinkMessage]) -> bool {
+    answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewRule(rule) => rule.attributes.iter().any(|attribute| {
+            matches!(
+                attribute,
+                RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true)
+            )
+        }),
+        _ => false,
     })
 }
 

@@ -146,7 +146,7 @@ impl Ethtool {
         // SAFETY: the kernel writes a struct ethtool_channels, nine 32-bit words.
         unsafe { self.ask(interface, &mut answer) }?;
         Ok(Channels {
-            receive: answer.rx + answer.combined,
+            receive: answer.rx.saturating_add(answer.combined),
         })
     }
 

@@ -13,6 +13,12 @@ pub(crate) fn release() -> String {
     release.unwrap_or_default()
 }
 
+/// How the running kernel was built: number, kinds of preemption, date; empty if it does not tell.
+pub(crate) fn version() -> String {
+    let version = uname().map(|name| name.version().to_string_lossy().into_owned());
+    version.unwrap_or_default()
+}
+
 /// The first two numbers of a release.
 pub(crate) fn numbers(release: &str) -> (u32, u32) {
     let mut numbers = release

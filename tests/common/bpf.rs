@@ -127,7 +127,8 @@ fn run_with(
     Ran { verdict, frame }
 }
 
-fn run_raw(
+/// What the program answers, as the kernel numbers it.
+pub(crate) fn run_raw(
     program: BorrowedFd<'_>,
     bytes: &[u8],
     context: Option<&mut libbpf_sys::xdp_md>,

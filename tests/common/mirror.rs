@@ -10,6 +10,7 @@ use katran::Family;
 use katran::Features;
 use katran::Gateway;
 use katran::Katran;
+use katran::NextHops;
 use katran::Prefix;
 use katran::RealFlags;
 use katran::Vip;
@@ -55,9 +56,10 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         max_frame: katran.gateways().max_frame() as usize,
         max_vips: settings.max_vips.unwrap(),
         ring_size: settings.ring_size.unwrap(),
+        hash_seed: settings.hash_seed,
         gateway_mac: gateway.octets(),
         gateway_mac_v6: katran.gateways().mac(Family::V6).octets(),
-        next_hops: false,
+        next_hops: settings.next_hops.unwrap_or_default() != NextHops::Gateway,
         own_macs: Vec::new(),
         source_v4: settings.source_v4,
         source_v6: settings.source_v6,

@@ -11,10 +11,12 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod differences;
+mod documents;
 mod failures;
 mod library;
 mod monitor;
 mod monitor_ends;
+mod pins;
 mod refusals;
 mod swaps;
 mod threads;

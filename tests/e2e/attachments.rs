@@ -83,7 +83,7 @@ fn an_interface_that_is_made_again_is_attached_again() {
     let remove = || host.ip("link del dev0").unwrap();
     let index = || host.interface_index("dev0").unwrap();
     let mut decap = Decap::builder().load().unwrap();
-    for hook in [TcHook::Tcx, TcHook::Clsact] {
+    for hook in [site::first_choice(), TcHook::Clsact] {
         make();
         host.run(|| decap.attach_tc("dev0", hook)).unwrap();
         remove();
@@ -120,7 +120,7 @@ fn probes_have_a_path_again_when_its_interface_is_made_again() {
         host.ip("link add probe0 type veth peer name probe1")
             .unwrap()
     };
-    for hook in [TcHook::Tcx, TcHook::Clsact] {
+    for hook in [site::first_choice(), TcHook::Clsact] {
         make();
         let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).healthcheck_hook(hook);
         let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
@@ -431,7 +431,7 @@ fn an_interface_that_was_moved_is_told_so_where_it_was() {
     host.ip("link add dev0 type veth peer name dev1").unwrap();
     host.run(|| {
         decap.attach("dev0", XdpMode::Generic).unwrap();
-        decap.attach_tc("dev1", TcHook::Tcx).unwrap();
+        decap.attach_tc("dev1", site::first_choice()).unwrap();
     });
     let states = |decap: &Decap| {
         let of_xdp = decap.interfaces()[0].state;

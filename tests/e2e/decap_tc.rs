@@ -1,5 +1,7 @@
 //! Decapsulation at tc ingress: by tcx links and by clsact filters, beside what others have there.
 
+use std::net::IpAddr;
+
 use katran::Decap;
 use katran::Encapsulation;
 use katran::Error;
@@ -8,10 +10,25 @@ use katran::XdpMode;
 use katran::attachments::TcHook;
 use katran_lab::Host;
 use katran_lab::LabConfig;
+use katran_lab::Newer;
 
 use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
+
+/// The families of VIPs and of reals, and whether a tc program of this kernel strips such tunnels.
+fn mixes(site: &Site) -> [(IpAddr, IpAddr, bool); 4] {
+    let (v4, v6) = (site.lab.vip4(), site.lab.vip6());
+    [(v4, v4), (v4, v6), (v6, v4), (v6, v6)].map(|(vip, like)| {
+        let across = vip.is_ipv4() != like.is_ipv4();
+        (vip, like, !across || Newer::DecapAcrossFamilies.is_here())
+    })
+}
+
+fn dropped(site: &Site) -> u64 {
+    let counters = |decap: &Decap| decap.counters().unwrap().drop_head;
+    site.decaps.iter().map(counters).sum()
+}
 
 /// Gives every backend a decapsulator at tc instead of the one in XDP.
 fn to_tc(site: &mut Site, hook: TcHook) {
@@ -36,9 +53,9 @@ fn filters(host: &Host) -> String {
 #[test]
 fn connections_work_in_all_mixes_of_families() {
     for (hook, encapsulation) in [
-        (TcHook::Tcx, Encapsulation::Ipip),
+        (site::first_choice(), Encapsulation::Ipip),
         (TcHook::Clsact, Encapsulation::Ipip),
-        (TcHook::Tcx, Encapsulation::Gue),
+        (site::first_choice(), Encapsulation::Gue),
         (TcHook::Clsact, Encapsulation::Gue),
     ] {
         let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
@@ -52,37 +69,36 @@ fn connections_work_in_all_mixes_of_families() {
             site.lab.serve_tcp(PORT).unwrap(),
             site.lab.serve_udp(PORT).unwrap(),
         );
-        for (vip, like) in [
-            (site.lab.vip4(), site.lab.vip4()),
-            (site.lab.vip4(), site.lab.vip6()),
-            (site.lab.vip6(), site.lab.vip4()),
-            (site.lab.vip6(), site.lab.vip6()),
-        ] {
+        for (vip, like, stripped) in mixes(&site) {
             let before = site.decapsulated();
             let (tcp, udp) = (Vip::tcp((vip, PORT).into()), Vip::udp((vip, PORT).into()));
             let reals = site::reals(&site.lab, like);
             for vip in [tcp, udp] {
                 site.add_service(vip, &reals);
             }
-            for backend in ["backend0", "backend1"] {
-                let mut connection = site.connect_to(tcp, backend);
-                assert_eq!(connection.ask("again").unwrap(), backend);
-            }
-            site::udp(&site.lab.client, udp).ask(b"who").unwrap();
-            let after = site.decapsulated();
-            match like.is_ipv4() {
-                true => assert!(after.0 > before.0 && after.1 == before.1),
-                false => assert!(after.1 > before.1 && after.0 == before.0),
+            if stripped {
+                let lost = dropped(&site);
+                for backend in ["backend0", "backend1"] {
+                    let mut connection = site.connect_to(tcp, backend);
+                    assert_eq!(connection.ask("again").unwrap(), backend);
+                }
+                site::udp(&site.lab.client, udp).ask(b"who").unwrap();
+                let after = site.decapsulated();
+                match like.is_ipv4() {
+                    true => assert!(after.0 > before.0 && after.1 == before.1),
+                    false => assert!(after.1 > before.1 && after.0 == before.0),
+                }
+                assert_eq!(dropped(&site), lost);
+            } else {
+                let lost = dropped(&site);
+                site::ask_udp_in_vain(&site::udp(&site.lab.client, udp));
+                site::eventually("it is counted", || dropped(&site) == lost + 1);
+                assert_eq!(site.decapsulated(), before);
             }
             for vip in [tcp, udp] {
                 site.katran.remove_vip(vip).unwrap();
             }
         }
-        let dropped = site
-            .decaps
-            .iter()
-            .map(|decap| decap.counters().unwrap().drop_head);
-        assert_eq!(dropped.sum::<u64>(), 0);
         drop(servers);
     }
 }
@@ -90,35 +106,36 @@ fn connections_work_in_all_mixes_of_families() {
 #[test]
 fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
     let mut site = Site::new(LabConfig::default());
-    to_tc(&mut site, TcHook::Tcx);
+    to_tc(&mut site, site::first_choice());
     // Segments are put together (GRO) before tc sees them.
     for backend in &site.lab.backends {
         backend.host.tool("ethtool", "-K eth0 gro on").unwrap();
     }
     let server = site.lab.serve_tcp(PORT).unwrap();
     let (mut frames, mut packets) = (0, 0);
-    for vip in [site.lab.vip4(), site.lab.vip6()] {
-        for like in [site.lab.vip4(), site.lab.vip6()] {
-            let service = Vip::tcp((vip, PORT).into());
-            let reals = site::reals(&site.lab, like);
-            site.add_service(service, &reals);
-            let mut connection = site::connect(&site.lab.client, service);
-            let line = "x".repeat(300_000);
-            for _ in 0..5 {
-                let answer = connection.ask(&line).unwrap();
-                assert!(answer.starts_with("backend"), "{answer}");
-            }
-            packets += site.katran.stats().vip(service).unwrap().forwarded.packets;
-            site.katran.remove_vip(service).unwrap();
+    for (vip, like, _) in mixes(&site).into_iter().filter(|mix| mix.2) {
+        let service = Vip::tcp((vip, PORT).into());
+        let reals = site::reals(&site.lab, like);
+        site.add_service(service, &reals);
+        let mut connection = site::connect(&site.lab.client, service);
+        let line = "x".repeat(300_000);
+        for _ in 0..5 {
+            let answer = connection.ask(&line).unwrap();
+            assert!(answer.starts_with("backend"), "{answer}");
         }
+        packets += site.katran.stats().vip(service).unwrap().forwarded.packets;
+        site.katran.remove_vip(service).unwrap();
     }
     for decap in &site.decaps {
         let counters = decap.counters().unwrap();
         frames += counters.ipip_v4 + counters.ipip_v6;
         assert_eq!(counters.drop_head, 0);
     }
-    // So they were merged.
-    assert!(frames < packets / 2, "{packets} packets in {frames} frames");
+    // So they were merged; a slow machine merges fewer.
+    assert!(
+        frames < packets / 4 * 3,
+        "{packets} packets in {frames} frames"
+    );
     drop(server);
 }
 
@@ -133,31 +150,38 @@ fn merged_gue_packets_are_not_lost_silently() {
         |builder| {
             builder
                 .encapsulation(Encapsulation::Gue)
-                .source_v4("10.0.0.2".parse().unwrap())
+                .source_v6("2001:db8:b::2".parse().unwrap())
         },
     );
-    to_tc(&mut site, TcHook::Tcx);
+    to_tc(&mut site, site::first_choice());
     let servers = site.lab.serve_udp(PORT).unwrap();
-    let vip = Vip::udp((site.lab.vip4(), PORT).into());
+    // Before Linux 6.18 the kernel merges no packets over IPv4 whose identification stays 0.
+    let vip = Vip::udp((site.lab.vip6(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     let backend = &site.lab.backends[0].host;
     let to = site::service(vip);
+    // A server's socket holds all of it, though each has a page of its own.
+    const BURST: u64 = 32;
     let burst = |socket: &std::net::UdpSocket| {
-        for _ in 0..64 {
+        for _ in 0..BURST {
             socket.send_to(b"0123456789", to).unwrap();
         }
     };
     let socket = site
         .lab
         .client
-        .run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        .run(|| std::net::UdpSocket::bind("[::]:0").unwrap());
     // Without merging all arrive.
     backend.tool("ethtool", "-K eth0 gro on").unwrap();
     burst(&socket);
-    site::eventually("all arrive", || servers[0].received() == 64);
+    site::eventually("all arrive", || servers[0].received() == BURST);
     assert_eq!(site.decaps[0].counters().unwrap().drop_head, 0);
     backend
         .tool("ethtool", "-K eth0 rx-udp-gro-forwarding on")
+        .unwrap();
+    // So many nanoseconds a packet waits for others, or a slow machine has none to merge.
+    backend
+        .sysfs("class/net/eth0/gro_flush_timeout", 50_000_000)
         .unwrap();
     site::eventually("merged packets are counted", || {
         burst(&socket);
@@ -201,7 +225,7 @@ fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
         counters(&site).total >= 10
     });
     assert_eq!(counters(&site).ipip_v4, 0);
-    to_tc(&mut site, TcHook::Tcx);
+    to_tc(&mut site, site::first_choice());
     site::eventually("they are stripped", || {
         send();
         counters(&site).ipip_v4 >= 10
@@ -221,9 +245,18 @@ fn attachments_are_told_apart_and_go() {
     assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     decap.detach("eth0").unwrap();
     for hook in [TcHook::Tcx, TcHook::Clsact, TcHook::Auto] {
+        if hook == TcHook::Tcx && !Newer::Tcx.is_here() {
+            let error = host.run(|| decap.attach_tc("eth0", hook).unwrap_err());
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            continue;
+        }
         let attached = host.run(|| decap.attach_tc("eth0", hook).unwrap());
+        if hook == TcHook::Auto {
+            assert_eq!(attached.hook, site::first_choice());
+        }
+        let by_filter = attached.hook == TcHook::Clsact;
         assert_eq!(decap.tc_interfaces(), [attached]);
-        assert_eq!(filters(host).contains("decap_tc"), hook == TcHook::Clsact);
+        assert_eq!(filters(host).contains("decap_tc"), by_filter);
         let twice = host.run(|| decap.attach_tc("eth0", hook).unwrap_err());
         assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
         let twice = host.run(|| decap.attach("eth0", XdpMode::Native).unwrap_err());

@@ -14,7 +14,6 @@ use katran::Family;
 use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
-
 use katran::NextHops;
 use katran::Real;
 use katran::RealChange;
@@ -25,8 +24,7 @@ use katran::attachments::NextHop;
 use katran_lab::Host;
 use katran_lab::LabConfig;
 use katran_lab::require_root;
-use nix::time::ClockId;
-use nix::time::clock_gettime;
+use katran_lab::waited;
 
 use crate::segment::Arrival;
 use crate::segment::Segment;
@@ -39,9 +37,9 @@ fn mac(text: &str) -> MacAddr {
 }
 
 fn hop_of(katran: &Katran, real: Ipv4Addr) -> NextHop {
-    let hops = katran.gateways().next_hops().into_iter();
-    let mut of_real = hops.filter(|hop| hop.real == Some(real.into()));
-    of_real.next().unwrap()
+    let hops = katran.gateways().next_hops();
+    let is_of_real = |hop: &&NextHop| hop.real == Some(real.into());
+    hops.iter().find(is_of_real).cloned().unwrap()
 }
 
 /// Where the only service's frames go.
@@ -195,7 +193,7 @@ fn ways_in_a_table_of_the_interface_are_found() {
         }
         site::add_service(&mut network.katran, vip, &[real.into()]);
         let hop = |katran: &Katran| match mode {
-            NextHops::Gateway => katran.gateways().next_hops().remove(0),
+            NextHops::Gateway => katran.gateways().next_hops()[0].clone(),
             _ => hop_of(katran, real),
         };
         site::eventually("the way by the interface is known", || {
@@ -397,23 +395,9 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
     assert!(changes.into_inner() > 10);
 }
 
-/// How long something waits for others, and not for a CPU.
-fn waited(f: impl FnOnce()) -> Duration {
-    let used = || {
-        let of_cpu = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-        let times = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        let for_cpu = times.split(' ').nth(1).unwrap().parse().unwrap();
-        Duration::from(of_cpu) + Duration::from_nanos(for_cpu)
-    };
-    let (before, began) = (used(), Instant::now());
-    f();
-    let whole = began.elapsed();
-    whole.saturating_sub(used() - before)
-}
-
 /// What does not depend on when somebody was asked.
 fn ways(katran: &Katran) -> Vec<NextHop> {
-    let mut hops = katran.gateways().next_hops();
+    let mut hops = katran.gateways().next_hops().to_vec();
     for hop in &mut hops {
         (hop.mac, hop.answers) = (None, false);
     }

@@ -192,6 +192,30 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
 }
 
 #[test]
+fn each_balancer_finds_out_its_own_next_hops() {
+    let (here, there) = (Place::new(1), Place::new(2));
+    let [mut first, mut second, mut third] = [(); 3].map(|()| {
+        let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
+        builder.gateway(Gateway::Auto).load().unwrap()
+    });
+    here.host
+        .run(|| first.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    there
+        .host
+        .run(|| second.attach("eth0", XdpMode::Generic))
+        .unwrap();
+    // Beside the second, where one ends and the other goes on.
+    there.host.run(|| third.gateways_mut().follow()).unwrap();
+    let routers = [&first, &second, &third].map(|of| of.gateways().mac(Family::V4));
+    let [here, there] = [here.router_mac, there.router_mac];
+    assert_eq!(routers, [here, there, there]);
+    second.detach("eth0").unwrap();
+    assert!(second.gateways().next_hops().is_empty());
+    assert!(third.gateways().next_hops().iter().any(|hop| hop.answers));
+}
+
+#[test]
 fn probes_leave_by_the_first_interface_that_is_there() {
     let place = Place::new(1);
     let macs = [[2, 0, 0, 0, 0xcc, 1], [2, 0, 0, 0, 0xcc, 2]];

@@ -9,6 +9,7 @@ use katran::NextHops;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::NextHop;
 use katran::stats::DropReason;
 use katran_lab::LabConfig;
 
@@ -42,7 +43,7 @@ fn a_gateway_is_found_out_and_followed() {
         hops.len() == 2 && hops.iter().all(|hop| hop.mac == Some(right))
     });
     assert_eq!(site.katran.gateways().mac(Family::V4), right);
-    for hop in site.katran.gateways().next_hops() {
+    for hop in &site.katran.gateways().next_hops() {
         assert_eq!(hop.interface.as_deref(), Some("eth0"));
         assert_eq!(hop.real, None);
         assert!(hop.address.is_some());
@@ -179,9 +180,9 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     host.ip("route replace default via 10.0.0.9 dev eth0 onlink")
         .unwrap();
     let of_v4 = |katran: &katran::Katran| {
-        let hops = katran.gateways().next_hops().into_iter();
-        let mut of_v4 = hops.filter(|hop| hop.address.is_some_and(|address| address.is_ipv4()));
-        of_v4.next().unwrap()
+        let hops = katran.gateways().next_hops();
+        let is_v4 = |hop: &&NextHop| hop.address.is_some_and(|address| address.is_ipv4());
+        hops.iter().find(is_v4).cloned().unwrap()
     };
     site::eventually("the new gateway is asked for", || {
         of_v4(&site.katran).address == Some("10.0.0.9".parse().unwrap())
@@ -219,14 +220,14 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     host.ip("-6 route del default").unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
     assert_eq!(network.katran.gateways().mac(Family::V4), right);
-    let hop = network.katran.gateways().next_hops().remove(0);
+    let hop = network.katran.gateways().next_hops()[0].clone();
     assert_eq!(hop.interface.as_deref(), Some("eth0"));
     assert!(hop.attached && hop.answers && !hop.here);
 
     // If there is no other, it is taken, and known to be elsewhere.
     host.ip("route del default dev eth0").unwrap();
     site::eventually("the other gateway is in use", || {
-        let hop = network.katran.gateways().next_hops().remove(0);
+        let hop = network.katran.gateways().next_hops()[0].clone();
         hop.interface.as_deref() == Some("eth1") && !hop.attached && hop.answers
     });
     assert_ne!(network.katran.gateways().mac(Family::V4), right);
@@ -238,7 +239,7 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     host.ip("route add default via 10.30.0.1 dev br0 metric 50")
         .unwrap();
     site::eventually("the gateway behind the bridge is asked for", || {
-        let hop = network.katran.gateways().next_hops().remove(0);
+        let hop = network.katran.gateways().next_hops()[0].clone();
         hop.interface.as_deref() == Some("br0") && hop.attached
     });
 }

@@ -158,8 +158,8 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
     let ends = site.katran.decap().list();
     // Datagrams are sent once, so they need a way that is known.
     site::eventually("all next hops are known", || {
-        let mut hops = site.katran.gateways().next_hops().into_iter();
-        hops.all(|hop| hop.mac.is_some())
+        let hops = site.katran.gateways().next_hops();
+        hops.iter().all(|hop| hop.mac.is_some())
     });
     for vip in [udp, quic] {
         site::udp(&site.lab.client, vip).ask(b"who").unwrap();

@@ -21,9 +21,11 @@ use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran::attachments::Attachment;
+use katran::attachments::TcHook;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::Newer;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
 pub(crate) use katran_lab::eventually;
@@ -40,6 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to wait for an answer that must not come.
 const IN_VAIN: Duration = Duration::from_millis(300);
+
+/// How tc programs are attached if nothing else is asked for.
+pub(crate) fn first_choice() -> TcHook {
+    if Newer::Tcx.is_here() {
+        TcHook::Tcx
+    } else {
+        TcHook::Clsact
+    }
+}
 
 /// A lab at work.
 pub(crate) struct Site {

@@ -10,6 +10,7 @@ use katran::FlowTableKind;
 use katran::Gateway;
 use katran::HashFunction;
 use katran::Katran;
+use katran::NextHops;
 use katran::Real;
 use katran::RealFlags;
 use katran::ServerId;
@@ -40,8 +41,10 @@ pub(crate) struct Kind {
     pub(crate) flood: Option<u32>,
     /// Whether the CPU that frames come to has a flow table.
     own_table: bool,
-    /// Other outer sources, another GUE port and other bits of fragmentation than the default ones.
+    /// Other outer sources, another GUE port, another start of the hash and other bits of fragmentation than the
+    /// default ones.
     odd: bool,
+    pub(crate) next_hops: NextHops,
 }
 
 const SETS: FlowTableKind = FlowTableKind::SetAssociative;
@@ -59,10 +62,11 @@ const PLAIN: Kind = Kind {
     flood: None,
     own_table: true,
     odd: false,
+    next_hops: NextHops::Gateway,
 };
 
 /// All of them.
-pub(crate) const KINDS: [Kind; 8] = [
+pub(crate) const KINDS: [Kind; 9] = [
     PLAIN,
     Kind {
         name: "gue",
@@ -89,10 +93,12 @@ pub(crate) const KINDS: [Kind; 8] = [
         table: LRU,
         features: Features::INLINE_DECAP
             .union(Features::STRICT_DESTINATION)
-            .union(Features::UDP_STABLE_ROUTING),
+            .union(Features::UDP_STABLE_ROUTING)
+            .union(Features::ICMP_TOO_BIG),
         max_frame: 590,
         own_table: false,
         odd: true,
+        next_hops: NextHops::PerReal,
         ..PLAIN
     },
     Kind {
@@ -112,6 +118,7 @@ pub(crate) const KINDS: [Kind; 8] = [
             .union(Features::INLINE_DECAP)
             .union(Features::LOCAL_DELIVERY),
         own_table: false,
+        next_hops: NextHops::Redirect,
         ..PLAIN
     },
     Kind {
@@ -122,6 +129,14 @@ pub(crate) const KINDS: [Kind; 8] = [
             .union(Features::UDP_STABLE_ROUTING)
             .union(Features::ICMP_TOO_BIG),
         flood: Some(100),
+        ..PLAIN
+    },
+    Kind {
+        name: "flood of sets",
+        features: Features::SOURCE_ROUTING
+            .union(Features::TCP_SERVER_ID)
+            .union(Features::GLOBAL_FLOW_TABLE),
+        flood: Some(200),
         ..PLAIN
     },
 ];
@@ -141,6 +156,7 @@ impl Kind {
         settings.features = Some(self.features);
         settings.max_frame = Some(self.max_frame.into());
         settings.frags = Some(self.frags);
+        settings.next_hops = Some(self.next_hops);
         settings.max_vips = Some(64);
         settings.max_reals = Some(64);
         settings.ring_size = Some(1009);
@@ -156,6 +172,7 @@ impl Kind {
             settings.gateway_mac_v6 = Some([0x0a, 0, 0, 0, 0, 0x66].into());
             settings.outer_dont_fragment = Some(OuterDontFragment::Inherit);
             settings.gue_port = Some(4754);
+            settings.hash_seed = Some(0x0123_4567_89ab_cdef);
             settings.ipip_source_v4 = Some([10, 77, 0, 0].into());
             settings.ipip_source_v6 = Some([0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0].into());
         }

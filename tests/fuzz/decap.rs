@@ -1,11 +1,21 @@
-//! The backend's decapsulator against its model, on the frames that the balancer gets.
+//! The backend's decapsulator against its model, on the frames that the balancer gets: at XDP and at tc.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use katran::Decap;
 use katran::Prefix;
+use katran::attachments::TcHook;
 use katran::flows::Verdict;
+use katran_lab::Host;
+use katran_lab::Newer;
 use katran_model as model;
+use katran_model::bytes::ETHERNET;
+use katran_model::bytes::IPV4;
+use katran_model::bytes::IPV6;
+use katran_model::bytes::TYPE_IPV4;
+use katran_model::bytes::TYPE_IPV6;
+use katran_model::bytes::u16_at;
 use serde_json::Value;
 
 use crate::common::bpf;
@@ -14,6 +24,7 @@ use crate::generate::Generator;
 use crate::generate::Target;
 use crate::pair::hex;
 use crate::random::setting;
+use crate::sound;
 
 const GUE_PORT: u16 = 6080;
 const OWN_ID: u32 = 0x8001;
@@ -34,6 +45,53 @@ fn prefixes(limited: bool, prefixes: [&str; 2]) -> Vec<(IpAddr, u8)> {
     }
 }
 
+/// A decapsulator and its model, which run on the same frames.
+struct Twins {
+    decap: Decap,
+    model: model::Decap,
+    /// The program for tc is played, and not that for XDP.
+    tc: bool,
+}
+
+impl Twins {
+    /// What both make of a frame.
+    fn take(&mut self, frame: &[u8]) -> Result<(), String> {
+        let ran = match self.decap.tc_program_fd().filter(|_| self.tc) {
+            Some(program) => bpf::run_tc(program, frame),
+            None => bpf::run(self.decap.program_fd(), frame),
+        };
+        let (verdict, out) = self.model.take(frame);
+        let passed = verdict == model::Verdict::Pass;
+        if (ran.verdict == Verdict::Pass) != passed {
+            return Err(format!(
+                "the program: {}, the model: {verdict:?}",
+                ran.verdict
+            ));
+        }
+        if !passed {
+            return Ok(());
+        }
+        if ran.frame != out {
+            let (program, model) = (hex(&ran.frame), hex(&out));
+            return Err(format!("the program: {program}\nthe model:   {model}"));
+        }
+        match sound::fault(frame, GUE_PORT) {
+            Some(_) => Ok(()),
+            None => sound::fault(&out, GUE_PORT).map_or(Ok(()), |fault| Err(fault.to_owned())),
+        }
+    }
+}
+
+/// Whether an IP header is all there: of other frames the kernel makes no socket buffer for a test run.
+pub(crate) fn is_whole(frame: &[u8]) -> bool {
+    let header = match u16_at(frame, 12) {
+        TYPE_IPV4 => IPV4,
+        TYPE_IPV6 => IPV6,
+        _ => 1,
+    };
+    frame.len() >= ETHERNET + header
+}
+
 #[test]
 fn the_model_and_the_decapsulator_agree_on_random_frames() {
     katran_lab::require_root();
@@ -48,49 +106,62 @@ fn the_model_and_the_decapsulator_agree_on_random_frames() {
     let frames = setting("KATRAN_FRAMES", 200_000).max(200_000) / 8 / kinds.len() as u64;
     let seed = setting("KATRAN_SEED", fastrand::u64(..));
     eprintln!("KATRAN_SEED={seed}");
-    let mut moved = BTreeSet::new();
-    for (destinations, port, id, limited) in kinds {
-        let mut builder = katran::Decap::builder().server_id(id).gue_port(port);
-        for destination in destinations {
-            builder = builder.destination(ip(destination));
+    // The program for tc is loaded when it is attached.
+    let host = Host::new("tc").unwrap();
+    for tc in [false, true] {
+        let mut moved = BTreeSet::new();
+        for (destinations, port, id, limited) in kinds {
+            let mut builder = Decap::builder().server_id(id).gue_port(port);
+            for destination in destinations {
+                builder = builder.destination(ip(destination));
+            }
+            if limited {
+                builder = builder
+                    .allow_sources(SOURCES.map(|prefix| prefix.parse().unwrap()))
+                    .allow_destinations(DESTINATIONS.map(|prefix| prefix.parse().unwrap()));
+            }
+            let mut decap = builder.load().unwrap();
+            if tc {
+                host.run(|| decap.attach_tc("lo", TcHook::Auto).unwrap());
+                decap.detach("lo").unwrap();
+            }
+            let model = model::Decap {
+                destinations: destinations.iter().map(|address| ip(address)).collect(),
+                allow_sources: prefixes(limited, SOURCES),
+                allow_destinations: prefixes(limited, DESTINATIONS),
+                gue_port: port,
+                server_id: id,
+                one_family: tc && !Newer::DecapAcrossFamilies.is_here(),
+                ..model::Decap::default()
+            };
+            let target = Target {
+                gue_port: GUE_PORT,
+                max_frame: 1514,
+                longest: 3520,
+            };
+            let mut generator = Generator::new(seed, target);
+            let mut twins = Twins { decap, model, tc };
+            for _ in 0..frames {
+                let frame = generator.frame();
+                if tc && !is_whole(&frame) {
+                    continue;
+                }
+                if let Err(what) = twins.take(&frame) {
+                    panic!(
+                        "KATRAN_SEED={seed} tc: {tc} {destinations:?}: {}\n{what}",
+                        hex(&frame)
+                    );
+                }
+            }
+            moved.extend(check_counters(&twins.decap, &twins.model));
         }
-        if limited {
-            builder = builder
-                .allow_sources(SOURCES.map(|prefix| prefix.parse().unwrap()))
-                .allow_destinations(DESTINATIONS.map(|prefix| prefix.parse().unwrap()));
-        }
-        let decap = builder.load().unwrap();
-        let mut model = model::Decap {
-            destinations: destinations.iter().map(|address| ip(address)).collect(),
-            allow_sources: prefixes(limited, SOURCES),
-            allow_destinations: prefixes(limited, DESTINATIONS),
-            gue_port: port,
-            server_id: id,
-            ..model::Decap::default()
-        };
-        let target = Target {
-            gue_port: GUE_PORT,
-            max_frame: 1514,
-            longest: 3520,
-        };
-        let mut generator = Generator::new(seed, target);
-        for _ in 0..frames {
-            let frame = generator.frame();
-            let ran = bpf::run(decap.program_fd(), &frame);
-            let (verdict, out) = model.take(&frame);
-            let what = format!("KATRAN_SEED={seed} {destinations:?}: {}", hex(&frame));
-            let passed = verdict == model::Verdict::Pass;
-            assert_eq!(ran.verdict == Verdict::Pass, passed, "{what}");
-            assert!(!passed || ran.frame == out, "{what}\n{}", hex(&ran.frame));
-        }
-        moved.extend(check_counters(&decap, &model));
+        // All but the one for frames whose head cannot be moved.
+        assert!(moved.len() >= 14, "{moved:?}");
     }
-    // All but the one for frames whose head cannot be moved.
-    assert!(moved.len() >= 14, "{moved:?}");
 }
 
 /// Compares all counters; those that have moved.
-fn check_counters(decap: &katran::Decap, model: &model::Decap) -> Vec<String> {
+fn check_counters(decap: &Decap, model: &model::Decap) -> Vec<String> {
     let counters = decap.counters().unwrap();
     let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
         panic!("counters are an object");

@@ -443,7 +443,12 @@ impl Generator {
 
     fn tunnel(&mut self, v6: bool, depth: usize) -> Vec<u8> {
         let inner = self.packet(depth + 1);
-        let (source, to) = (self.client(v6), self.end(v6));
+        // A tunnel in a tunnel may be for a service.
+        let to = match depth > 0 && self.rng.bool() {
+            true => self.service(v6),
+            false => self.end(v6),
+        };
+        let source = self.client(v6);
         if self.rng.bool() {
             let protocol = match inner.first().map(|first| first >> 4) {
                 Some(4) => IPIP,

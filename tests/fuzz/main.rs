@@ -12,8 +12,10 @@ mod cases;
 mod common;
 mod decap;
 mod generate;
+mod hops;
 mod mutate;
 mod pair;
+mod probes;
 mod random;
 #[allow(dead_code, reason = "the other half is for tests of the walk")]
 #[path = "../walk/recording.rs"]

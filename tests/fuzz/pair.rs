@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use katran::Flow;
 use katran::Katran;
+use katran::NextHops;
 use katran::State;
 use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
-use katran::flows::Verdict;
 use katran_model as model;
 use katran_model::Balancer;
 use katran_model::rows;
@@ -25,6 +25,7 @@ use crate::common::bpf;
 use crate::common::frames::frame;
 use crate::common::ip;
 use crate::common::mirror;
+use crate::hops;
 use crate::sound;
 
 /// Counters by name.
@@ -86,6 +87,9 @@ impl Pair {
         model.tables.listens = monitor.is_some();
         if model.config.features.global_flow_table {
             fill_global_table(&mut katran, &mut model, cpu);
+        }
+        if kind.next_hops != NextHops::Gateway {
+            hops::give(&katran, &mut model);
         }
         let watched = katran.vips()[0];
         katran.stats_mut().watch_misses(watched).unwrap();
@@ -203,29 +207,31 @@ impl Pair {
 
     /// One frame.
     fn one(&mut self, frame: &[u8]) -> Result<(), String> {
-        let ran = bpf::run(self.program(), frame);
+        let (action, out) = bpf::run_raw(self.program(), frame, None);
         let now = self.started.elapsed().as_millis() as u64 + self.skipped;
         let expected = self.model.walk(frame, now);
         *self.seen.entry(format!("{:?}", expected.end)).or_default() += 1;
-        let verdict = match expected.end.verdict() {
-            model::Verdict::Tx => Verdict::Tx,
-            model::Verdict::Pass => Verdict::Pass,
-            model::Verdict::Drop => Verdict::Drop,
+        let verdict = expected.end.verdict();
+        let expects = match verdict {
+            model::Verdict::Tx => libbpf_sys::XDP_TX,
+            model::Verdict::Redirect => libbpf_sys::XDP_REDIRECT,
+            model::Verdict::Pass => libbpf_sys::XDP_PASS,
+            model::Verdict::Drop => libbpf_sys::XDP_DROP,
         };
-        if ran.verdict != verdict {
+        if action != expects {
             return Err(format!(
-                "the program: {}, the model: {:?}",
-                ran.verdict, expected.end
+                "the program: XDP action {action}, the model: {:?}",
+                expected.end
             ));
         }
-        if verdict == Verdict::Drop {
+        if verdict == model::Verdict::Drop {
             return Ok(());
         }
-        if ran.frame != expected.frame {
+        if out != expected.frame {
             return Err(format!(
                 "{:?}\nthe program: {}\nthe model:   {}",
                 expected.end,
-                hex(&ran.frame),
+                hex(&out),
                 hex(&expected.frame)
             ));
         }
@@ -234,12 +240,12 @@ impl Pair {
         if known || sound::fault(frame, gue).is_some() {
             return Ok(());
         }
-        match sound::fault(&ran.frame, gue) {
+        match sound::fault(&out, gue) {
             None => Ok(()),
             Some(fault) => Err(format!(
                 "{:?}: what came was right, what left is not: {fault}\n{}",
                 expected.end,
-                hex(&ran.frame)
+                hex(&out)
             )),
         }
     }

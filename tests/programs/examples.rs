@@ -11,6 +11,7 @@ use katran_lab::Cgroup;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::Newer;
 use katran_lab::TcpClient;
 use katran_lab::TcpServer;
 use katran_lab::private_bpf_fs;
@@ -286,7 +287,14 @@ fn decap_works_at_tc() {
     command.args(["--interface", "eth0", "--tc"]);
     let host = &lab.backends[0].host;
     let mut decap = Running::start(host, command);
-    decap.says("stripping tunnels on eth0 at tc ingress by tcx");
+    let hook = if Newer::Tcx.is_here() {
+        "tcx"
+    } else {
+        "clsact"
+    };
+    decap.says(&format!(
+        "stripping tunnels on eth0 at tc ingress by {hook}"
+    ));
     assert!(!has_xdp(host));
     let file = Scratch::new("decap-tc.toml");
     file.write(&configuration(&lab, 0));

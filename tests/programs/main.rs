@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod captures;
 mod examples;
 mod exporter;
 mod exporter_docs;

@@ -35,17 +35,17 @@ const CONFIGURATION: &str = "
 ";
 
 /// A directory that is gone after the test.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let name = format!("simulate-{name}-{}", process::id());
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
@@ -58,7 +58,7 @@ impl Scratch {
         command.output().unwrap()
     }
 
-    fn report(&self) -> Vec<Value> {
+    pub(crate) fn report(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("report.jsonl")).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -108,7 +108,7 @@ fn write(path: &Path, header: PcapHeader, packets: &[RawPcapPacket]) {
     }
 }
 
-fn read(path: &Path) -> (PcapHeader, Vec<RawPcapPacket<'static>>) {
+pub(crate) fn read(path: &Path) -> (PcapHeader, Vec<RawPcapPacket<'static>>) {
     let mut reader = PcapReader::new(File::open(path).unwrap()).unwrap();
     let mut packets = Vec::new();
     while let Some(packet) = reader.next_raw_packet() {

@@ -14,17 +14,17 @@ use gateways::Defaults;
 use gateways::Search;
 
 use super::NextHop;
-use super::board;
 use super::board::Board;
 use super::board::Findings;
-use super::board::Names;
 use super::board::News;
-use super::board::Ticket;
 use super::board::Told;
 use super::hop;
 use super::hop::Hop;
 use super::hop::Neighbour;
+use super::hop::Ticket;
 use super::interfaces::Interfaces;
+use super::list;
+use super::list::Names;
 use super::neighbours::Neighbours;
 use super::neighbours::User;
 use super::touched::Touched;
@@ -431,7 +431,7 @@ impl Resolver {
     fn names(&self) -> Names {
         let all = self.interfaces.all().map(|(index, interface)| {
             let attached = self.ways.reach(&self.interfaces, index);
-            (index, (interface.name.clone(), attached))
+            (index, (interface.name.as_str().into(), attached))
         });
         all.collect()
     }
@@ -465,6 +465,6 @@ impl Resolver {
             let hop = self.hops.get(number).copied().unwrap_or_default();
             (real.address, hop)
         });
-        board::list(&self.wanted, &self.gateways, reals, &self.names())
+        list::list(&self.wanted, &self.gateways, reals, &self.names())
     }
 }

@@ -28,6 +28,7 @@ use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 
 use crate::Process;
+use crate::kernel::Newer;
 use crate::sys;
 use crate::sys::Verdict;
 
@@ -296,7 +297,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// What the kernel says; it takes Linux 6.6.
+    /// What the kernel says. Before Linux 6.6 it takes the kernel's modules `act_vlan` and `cls_matchall`.
     pub fn tag(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
         // In the frame and not beside it, as XDP programs see them.
         self.tool(
@@ -306,6 +307,9 @@ impl Host {
                  rx-vlan-stag-hw-parse off"
             ),
         )?;
+        if !Newer::Tcx.is_here() {
+            return self.tag_by_actions(interface, tags);
+        }
         let index = self.interface_index(interface)?;
         for direction in [sys::Direction::In, sys::Direction::Out] {
             let link = self
@@ -317,6 +321,22 @@ impl Host {
                 .push(link);
         }
         Ok(())
+    }
+
+    /// The same by the kernel's own tc actions, which may be missing where kernels are small.
+    fn tag_by_actions(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
+        let filter = |direction: &str, actions: &[String]| {
+            let actions = actions.join(" pipe ");
+            let filter = format!("filter add dev {interface} {direction} matchall {actions}");
+            self.tool("tc", &filter).map(drop)
+        };
+        let push = |&(protocol, tag): &(u16, u16)| {
+            let (priority, id) = (tag >> 13, tag & 0xfff);
+            format!("action vlan push id {id} protocol {protocol:#x} priority {priority}")
+        };
+        self.tool("tc", &format!("qdisc add dev {interface} clsact"))?;
+        filter("ingress", &vec!["action vlan pop".to_owned(); tags.len()])?;
+        filter("egress", &tags.iter().map(push).collect::<Vec<_>>())
     }
 
     fn prepare(&self) -> io::Result<()> {

@@ -252,13 +252,7 @@ fn by_ring(run: &Run<'_>, ask: &Ask<'_>, source: IpAddr, by_port: bool) -> Step<
         false => ask.flow.source_port,
     };
     let config = &run.balancer.config;
-    let slot = hash::slot(
-        source,
-        source_port,
-        ask.flow.destination_port,
-        config.max_vips,
-        config.ring_size,
-    );
+    let slot = hash::slot(source, source_port, ask.flow.destination_port, config);
     let ring = ask.vip.ring.as_ref();
     ring.and_then(|ring| ring[slot])
         .ok_or(End::Drop("ring_empty"))

@@ -48,6 +48,8 @@ pub struct Config {
     pub max_vips: u32,
     /// Slots of a ring.
     pub ring_size: u32,
+    /// What the flow hash starts from instead.
+    pub hash_seed: Option<u64>,
     /// The router's address.
     pub gateway_mac: [u8; 6],
     /// The router's for reals with IPv6 addresses.

@@ -39,6 +39,8 @@ pub struct Decap {
     pub gue_port: u16,
     /// This server's own id in TCP options; 0: nobody looks for ids.
     pub server_id: u32,
+    /// It cannot strip an outer header of the other family than the inner one: that of tc before Linux 6.3.
+    pub one_family: bool,
     /// Counters, all of the group `decap`.
     pub counters: Counters,
 }
@@ -163,6 +165,9 @@ impl Decap {
             return self.drop("drop_ecn");
         }
         self.look_for_id(&frame[at..], inner, size);
+        if self.one_family && outer.family != inner {
+            return self.drop("drop_head");
+        }
         frame.drain(ETHERNET..at);
         put_u16(frame, 12, kind);
         self.count(match (outer.family, gue) {

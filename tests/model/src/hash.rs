@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use crate::Config;
+
 struct Lookup3 {
     a: u32,
     b: u32,
@@ -57,14 +59,29 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// The slot of a flow in a ring of `ring_size` slots.
-pub fn slot(
-    source: IpAddr,
-    source_port: u16,
-    destination_port: u16,
-    max_vips: u32,
-    ring_size: u32,
-) -> usize {
+/// The numbers that the hash starts from: that of an IPv6 address, and that of address and ports. They
+/// are public, unless a seed has been chosen that is not.
+fn starts(config: &Config) -> (u32, u32) {
+    let public = (
+        config.max_vips,
+        config.max_vips.wrapping_mul(config.ring_size),
+    );
+    config
+        .hash_seed
+        .map_or(public, |seed| (split_mix(seed, 2), split_mix(seed, 1)))
+}
+
+/// The upper half of the nth number of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+fn split_mix(seed: u64, nth: u64) -> u32 {
+    let mut z = seed.wrapping_add(nth.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 32) as u32
+}
+
+/// The slot of a flow in a ring.
+pub fn slot(source: IpAddr, source_port: u16, destination_port: u16, config: &Config) -> usize {
+    let (start_v6, start) = starts(config);
     let [a, b] = source_port.to_be_bytes();
     let [c, d] = destination_port.to_be_bytes();
     let ports = u32::from_le_bytes([a, b, c, d]);
@@ -72,7 +89,7 @@ pub fn slot(
         IpAddr::V4(v4) => word(&v4.octets()),
         IpAddr::V6(v6) => {
             let bytes = v6.octets();
-            let mut state = Lookup3::new(16, max_vips);
+            let mut state = Lookup3::new(16, start_v6);
             state.a = state.a.wrapping_add(word(&bytes[0..]));
             state.b = state.b.wrapping_add(word(&bytes[4..]));
             state.c = state.c.wrapping_add(word(&bytes[8..]));
@@ -81,6 +98,5 @@ pub fn slot(
             state.finish()
         }
     };
-    let hash = two_words(source, ports, max_vips.wrapping_mul(ring_size));
-    (hash % ring_size) as usize
+    (two_words(source, ports, start) % config.ring_size) as usize
 }

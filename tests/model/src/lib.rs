@@ -19,7 +19,8 @@
 //! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`] |
 //! | 9 | [`out`] | local delivery, or an outer header |
 //!
-//! [`decap`] is the other end of the tunnel, on a backend.
+//! [`decap`] is the other end of the tunnel, on a backend; [`probe`] is what becomes of this host's own health
+//! checks.
 //!
 //! [`rows`] says which rows of the specification's table of differences the program has already.
 
@@ -33,6 +34,7 @@ pub mod icmp;
 pub mod ids;
 pub mod ip;
 pub mod out;
+pub mod probe;
 pub mod rows;
 pub mod tables;
 pub mod too_big;
@@ -50,8 +52,11 @@ pub use decap::Decap;
 pub use flow::Entry;
 pub use flow::Flow;
 pub use flow::FlowTable;
+pub use out::MadeUp;
+pub use probe::Probes;
 pub use tables::DecapMode;
 pub use tables::Hop;
+pub use tables::Port;
 pub use tables::Real;
 pub use tables::RealId;
 pub use tables::Tables;
@@ -65,8 +70,10 @@ pub type Time = u64;
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Sent, out of the interface that it came in on or of the one that leads to its real.
+    /// Sent, out of the interface that it came in on.
     Tx,
+    /// Sent, out of another one, which leads to its real.
+    Redirect,
     /// Handed to the host's network stack.
     Pass,
     /// Dropped.
@@ -78,6 +85,8 @@ pub enum Verdict {
 pub enum End {
     /// Sent.
     Tx(&'static str),
+    /// Sent out of another interface.
+    Redirect(&'static str),
     /// Handed to the host.
     Pass(&'static str),
     /// Dropped. The reasons of drops are counted.
@@ -105,6 +114,7 @@ impl End {
     pub fn verdict(self) -> Verdict {
         match self {
             Self::Tx(_) => Verdict::Tx,
+            Self::Redirect(_) => Verdict::Redirect,
             Self::Pass(_) => Verdict::Pass,
             Self::Drop(_) => Verdict::Drop,
         }

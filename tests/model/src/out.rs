@@ -54,11 +54,13 @@ pub(crate) fn send(
         IpAddr::V4(_) => (config.gateway_mac.to_vec(), run.frame[..6].to_vec()),
         IpAddr::V6(_) => (config.gateway_mac_v6.to_vec(), run.frame[..6].to_vec()),
     };
+    let mut by = None;
     if config.next_hops {
         let hop = tables.hops.get(&choice.real);
         let hop = hop.ok_or(End::Drop("next_hop_unknown"))?;
         to = hop.mac.to_vec();
-        from = hop.from.map_or(from, |mac| mac.to_vec());
+        by = hop.by;
+        from = by.map_or(from, |port| port.mac.to_vec());
     }
     let outer = match config.encapsulation {
         Encapsulation::Ipip => ipip(run, packet, choice, real.address),
@@ -74,7 +76,11 @@ pub(crate) fn send(
     frame.extend(outer);
     frame.extend(&run.frame[ETHERNET..]);
     run.frame = frame;
-    Ok(End::Tx("sent to its real"))
+    match by {
+        None => Ok(End::Tx("sent to its real")),
+        Some(port) if port.there => Ok(End::Redirect("sent to its real")),
+        Some(_) => Err(End::Drop("redirect_failed")),
+    }
 }
 
 /// Identification, flags and offset of an outer IPv4 header: as Katran has them, or with the inner
@@ -129,32 +135,52 @@ fn outer_header(
     header
 }
 
+/// The prefixes of outer sources that are made up per flow.
+#[derive(Clone, Copy, Debug)]
+pub struct MadeUp {
+    /// The first half of an IPv4 address.
+    pub v4: [u8; 2],
+    /// The first three quarters of an IPv6 address.
+    pub v6: [u8; 12],
+}
+
+impl MadeUp {
+    /// The outer source of packets from a client to a real.
+    pub(crate) fn address(&self, real: IpAddr, client: IpAddr, port: u16) -> IpAddr {
+        let [high, low] = port.to_be_bytes();
+        let address = octets(client);
+        let tail = &address[address.len() - 4..];
+        match real {
+            IpAddr::V4(_) => {
+                let [a, b] = self.v4;
+                let mut host = [low ^ tail[2], high ^ tail[3]];
+                if rows::R37_USABLE_SOURCES && (host == [0, 0] || host == [0xff, 0xff]) {
+                    host[1] ^= 1;
+                }
+                [a, b, host[0], host[1]].into()
+            }
+            IpAddr::V6(_) => {
+                let mut host = [tail[0] ^ high, tail[1] ^ low, tail[2], tail[3]];
+                if rows::R37_USABLE_SOURCES && (host == [0; 4] || host == [0xff; 4]) {
+                    host[3] ^= 1;
+                }
+                let mut bytes = [0; 16];
+                bytes[..12].copy_from_slice(&self.v6);
+                bytes[12..].copy_from_slice(&host);
+                bytes.into()
+            }
+        }
+    }
+}
+
 /// IP in IP. The outer source is made up per flow, so that a backend's queues share the flows.
 fn ipip(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8> {
-    let [high, low] = choice.source_port.to_be_bytes();
-    let address = octets(choice.source);
-    let tail = &address[address.len() - 4..];
     let config = &run.balancer.config;
-    let source: IpAddr = match real {
-        IpAddr::V4(_) => {
-            let [a, b] = config.ipip_source_v4;
-            let mut host = [low ^ tail[2], high ^ tail[3]];
-            if rows::R37_USABLE_SOURCES && (host == [0, 0] || host == [0xff, 0xff]) {
-                host[1] ^= 1;
-            }
-            [a, b, host[0], host[1]].into()
-        }
-        IpAddr::V6(_) => {
-            let mut host = [tail[0] ^ high, tail[1] ^ low, tail[2], tail[3]];
-            if rows::R37_USABLE_SOURCES && (host == [0; 4] || host == [0xff; 4]) {
-                host[3] ^= 1;
-            }
-            let mut bytes = [0; 16];
-            bytes[..12].copy_from_slice(&config.ipip_source_v6);
-            bytes[12..].copy_from_slice(&host);
-            bytes.into()
-        }
+    let made_up = MadeUp {
+        v4: config.ipip_source_v4,
+        v6: config.ipip_source_v6,
     };
+    let source = made_up.address(real, choice.source, choice.source_port);
     let protocol = match packet.header.family {
         Family::V4 => IPIP,
         Family::V6 => IPV6_IN_IP,

@@ -67,14 +67,22 @@ pub struct Real {
     pub local: bool,
 }
 
-/// Where frames for a real go next: a MAC address, and whose address they come from if they leave by
-/// another interface than they came in on.
+/// Where frames for a real go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The next station's address.
     pub mac: [u8; 6],
-    /// That of the other interface.
-    pub from: Option<[u8; 6]>,
+    /// The interface that they leave by; none: the one that they came in on.
+    pub by: Option<Port>,
+}
+
+/// Another interface than the one that frames come in on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its own address, which frames come from then.
+    pub mac: [u8; 6],
+    /// Whether the kernel has it; it may have gone a moment ago.
+    pub there: bool,
 }
 
 /// What becomes of packets in tunnels to an address.

@@ -69,7 +69,7 @@ impl Balancer {
     /// Every frame counts in *total*, and in exactly one of the others.
     fn count_frame(&mut self, end: End, bytes: u64) {
         let (packets_of, bytes_of) = match end {
-            End::Tx(_) => {
+            End::Tx(_) | End::Redirect(_) => {
                 self.sent += 1;
                 ("tx.packets", "tx.bytes")
             }

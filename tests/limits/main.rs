@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
 #[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
 mod common;
+mod getters;
+mod packets;
 
 use std::fs;
 use std::net::IpAddr;
