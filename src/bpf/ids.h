@@ -48,7 +48,7 @@ static __always_inline int by_connection_id(const struct run *run, const struct 
 
 	if (!named.real)
 		return named.known ? -DROP_QUIC_REAL_GONE : 0;
-	if (query->vip_flags & VIP_LRU_BYPASS)
+	if (query->vip.flags & VIP_LRU_BYPASS)
 		return ROUTED(named.number, STEP_CONNECTION_ID);
 	switch (flow_correct(run, place, query, named.id, now)) {
 	case FLOW_MATCHED:
@@ -97,7 +97,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 		return 0;
 	}
 	count->routed++;
-	if (!(query->vip_flags & VIP_LRU_BYPASS) &&
+	if (!(query->vip.flags & VIP_LRU_BYPASS) &&
 	    flow_correct(run, place, query, named.id, now) == FLOW_CORRECTED) {
 		count->mismatch++;
 		count_moved(query);
@@ -130,7 +130,7 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 	const struct cursor payload = payload_of(run, &query->flow);
 	int routed = 0;
 
-	if (query->vip_flags & VIP_QUIC) {
+	if (query->vip.flags & VIP_QUIC) {
 		if (query->icmp)
 			quic_count_icmp(run, query->icmp_ignored_by_quic);
 		else
@@ -138,7 +138,7 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 	}
 	if (query->icmp || routed < 0)
 		return routed;
-	if (feature(FEATURE_UDP_STABLE_ROUTING) && (query->vip_flags & VIP_UDP_STABLE_ROUTING) &&
+	if (feature(FEATURE_UDP_STABLE_ROUTING) && (query->vip.flags & VIP_UDP_STABLE_ROUTING) &&
 	    query->flow.protocol == IPPROTO_UDP) {
 		const int stable = by_stable_udp(run, payload);
 

@@ -47,7 +47,8 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 {
 	struct choice choice = {};
 
-	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
+	if (!(is(run, FULL) ? find_vip_once(packet, v6, &choice.vip_number, &choice.vip) :
+			      find_vip(packet, v6, &choice.vip_number, &choice.vip)))
 		return pass(run, STEP_NO_VIP);
 	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
@@ -247,8 +248,7 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 	query = &run.cpu->scratch.query;
 	run.untagged = query->untagged;
 	packet = packet_of(query);
-	choice.vip.ring = query->vip_ring;
-	choice.vip.flags = query->vip_flags;
+	choice.vip = query->vip;
 	choice.vip_number = query->vip_number;
 	if (variant & EXPLAINS) {
 		run.explanation = explanation_of_run();

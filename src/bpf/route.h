@@ -257,8 +257,8 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;
-	query->vip_flags = choice->vip.flags;
-	query->vip_ring = choice->vip.ring;
+	/* As it is read: one word. */
+	*(__u64 *)&query->vip = *(const __u64 *)&choice->vip;
 	query->routed = 0;
 	query->arrived = arrived;
 	query->tcp_flags = packet->tcp_flags;
@@ -294,8 +294,7 @@ static __always_inline struct packet packet_of(const struct id_query *query)
 static __always_inline struct choice choice_of(const struct id_query *query)
 {
 	return (struct choice){
-		.vip.ring = query->vip_ring,
-		.vip.flags = query->vip_flags,
+		.vip = query->vip,
 		.vip_number = query->vip_number,
 	};
 }

@@ -18,7 +18,7 @@
 
 /* What an id in a packet led to. */
 struct named {
-	struct real *real; /* NULL: none */
+	bool real; /* there is one */
 	__u32 number;
 	__u32 id; /* of the real: number and generation */
 	bool known; /* the table has the id, though its real may be gone */
@@ -72,8 +72,6 @@ static __always_inline struct named server_id_find(__u32 id)
 		return named;
 	named.known = true;
 	named.number = named.id & REAL_NUMBER_MASK;
-	named.real = real_at(named.number);
-	if (named.real && named.real->id != named.id)
-		named.real = NULL;
+	named.real = is_real(named.id);
 	return named;
 }

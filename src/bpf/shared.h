@@ -377,9 +377,8 @@ enum program {
 struct id_query {
 	struct flow_key flow;
 	__u64 arrived; /* bytes of the frame as it came in */
+	struct vip vip;
 	__u32 vip_number;
-	__u32 vip_flags;
-	__u32 vip_ring;
 	/* The real's number, and above it the step; or a reason to drop, negative; or 0: no id led
 	 * anywhere. */
 	__s32 routed;
