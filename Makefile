@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test soak sabotage newest compilers kernels bench lint docs clean
+.PHONY: help demo test limits soak sabotage newest compilers kernels bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their
@@ -30,6 +30,12 @@ test: ## all tests (root)
 	KATRAN_FRAMES=2_000_000 $(CARGO) test --locked --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --locked --all-features $(addprefix --test ,$(LOADED)) -- \
 		$(foreach area,$(OF_ANY_KIND),--skip $(area)::)
+
+# As docs/limits.md claims them; make test has them in a debug build, with allowances.
+limits: ## the limits that are claimed, in a release build, with what was measured (root)
+	@scripts/setup test
+	@$(LOCK_FITS)
+	$(CARGO) test --locked --release --all-features --test limits -- --nocapture
 
 # Optimized, for 100,000,000 take half an hour so and more than twice that otherwise; KATRAN_SEED chooses which.
 soak: FRAMES ?= 100_000_000

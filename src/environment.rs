@@ -97,10 +97,9 @@ fn check_release(release: &str) -> Result<()> {
 }
 
 /// Whether a rejection by the verifier is one for want of privilege: without CAP_PERFMON it
-/// allows less, and says so in terms of the program's instructions.
-pub(crate) fn is_unprivileged(error: &std::io::Error) -> bool {
-    let refused = error.kind() == std::io::ErrorKind::PermissionDenied;
-    refused && own_capabilities().is_some_and(|effective| !has_all(effective))
+/// allows less, and says so in terms of the program's instructions and by one errno or another.
+pub(crate) fn is_unprivileged() -> bool {
+    own_capabilities().is_some_and(|effective| !has_all(effective))
 }
 
 /// What a thread may do.

@@ -48,9 +48,12 @@ impl KernelCalls {
 /// The error for an object that could not be loaded; with the verifier's log, if it spoke.
 pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
     // The verifier has spoken as well if the descriptor was missing after it.
-    let to_blame = !environment::is_unprivileged(&refused.error)
-        && environment::exhausted_descriptors(&refused.error).is_none();
+    let to_blame = environment::exhausted_descriptors(&refused.error).is_none();
     match refused.rejected {
+        Some(_) if to_blame && environment::is_unprivileged() => Error::Privilege {
+            operation: "load",
+            missing: environment::missing_capabilities(),
+        },
         Some((program, log)) if to_blame => Error::Verifier {
             program,
             log: last_lines(&log),

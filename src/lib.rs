@@ -34,6 +34,8 @@
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
 
+#![deny(unsafe_code)]
+
 pub mod attachments;
 pub mod diagnosis;
 pub mod events;
@@ -69,6 +71,7 @@ mod server_id_option;
 mod skel;
 #[cfg(test)]
 mod structure;
+#[allow(unsafe_code)]
 mod sys;
 mod table;
 mod types;

@@ -39,6 +39,7 @@ use crate::sys::link::PinnedXdp;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::sys::pin;
 use crate::sys::program;
 
@@ -88,9 +89,8 @@ impl RootProgramBuilder {
         }
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = RootSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        let mut open = numbered(|| RootSkelBuilder::default().open(&mut storage))
+            .map_err(|error| kernel_error("open", "the BPF object", error))?;
         let sized = open.maps.programs.set_max_entries(self.entries);
         sized.map_err(|error| kernel_error("set the size of", "programs", into_io(error)))?;
         let constants = constants("katran_root", open.maps.rodata_data.as_deref_mut())?;

@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::undocumented_unsafe_blocks
 )]
-#![allow(unreachable_pub, unsafe_op_in_unsafe_fn, unused)]
+#![allow(unreachable_pub, unsafe_code, unsafe_op_in_unsafe_fn, unused)]
 
 pub(crate) mod katran {
     include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));

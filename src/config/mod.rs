@@ -50,3 +50,9 @@ pub use settings::Builder;
 pub(crate) use settings::Config;
 pub(crate) use settings::LiveChange;
 pub(crate) use settings::LiveSetting;
+
+/// The keys of all settings, in the order of their table.
+#[cfg(all(test, feature = "serde"))]
+pub(crate) fn setting_keys() -> impl Iterator<Item = &'static str> {
+    settings::ROWS.iter().map(|row| row.key)
+}

@@ -27,6 +27,7 @@ use crate::skel::decap_tc::DecapTcSkelBuilder;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::types::Prefix;
 use crate::types::check_host;
 
@@ -130,9 +131,8 @@ impl DecapBuilder {
         }
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = DecapSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        let mut open = numbered(|| DecapSkelBuilder::default().open(&mut storage))
+            .map_err(|error| kernel_error("open", "the BPF object", error))?;
         write_constants!(
             self,
             constants("decap", open.maps.rodata_data.as_deref_mut())?
@@ -170,9 +170,8 @@ impl DecapBuilder {
 /// Loads the program for tc, which has its counters and prefixes with the other one.
 pub(super) fn load_tc(decap: &Decap) -> Result<OwnedFd> {
     let mut storage = MaybeUninit::uninit();
-    let mut open = DecapTcSkelBuilder::default()
-        .open(&mut storage)
-        .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+    let mut open = numbered(|| DecapTcSkelBuilder::default().open(&mut storage))
+        .map_err(|error| kernel_error("open", "the BPF object", error))?;
     write_constants!(
         decap.settings,
         constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?
@@ -233,8 +232,8 @@ fn make_room(map: &mut OpenMapMut<'_>, prefixes: &BTreeSet<Prefix>) -> Result<()
 }
 
 fn share(name: &'static str, map: &mut OpenMapMut<'_>, with: BorrowedFd<'_>) -> Result<()> {
-    let shared = map.reuse_fd(with);
-    shared.map_err(|error| kernel_error("share", name, into_io(error)))
+    let shared = numbered(|| map.reuse_fd(with));
+    shared.map_err(|error| kernel_error("share", name, error))
 }
 
 fn fill(name: &'static str, trie: &PrefixTrie, prefixes: &BTreeSet<Prefix>) -> Result<()> {

@@ -180,6 +180,7 @@ frags = true
 max_vips = 1
 max_reals = 2
 ring_size = 3
+hash_seed = 9223372036854775807
 hash_function = "maglev"
 flow_table = "kernel-lru"
 flow_table_size = 4
@@ -264,11 +265,16 @@ mod tests {
     use super::*;
     use crate::config::BalancerState;
     use crate::config::Features;
+    use crate::config::setting_keys;
 
     #[test]
     fn every_setting_round_trips() {
         let state = State::from_toml(ALL_SETTINGS).unwrap();
         assert_eq!(state.to_toml().unwrap(), ALL_SETTINGS);
+        let section = ALL_SETTINGS.split("\n\n").next().unwrap_or_default();
+        let keys = section.lines().filter_map(|line| line.split_once(" = "));
+        let keys: Vec<_> = keys.map(|(key, _)| key).collect();
+        assert_eq!(keys, setting_keys().collect::<Vec<_>>(), "one is missing");
         let balancer = state.balancer.as_ref().unwrap();
         assert_eq!(balancer.udp_timeout, Some(Duration::from_millis(1500)));
         assert_eq!(balancer.features, Some(Features::empty()));

@@ -1,5 +1,5 @@
 //! The table of the health checks' handles: by what their maps are read and written. A row gives the handle, how
-//! it is taken from the loaded object, the map's name in `bpf/healthcheck.bpf.c`, and how many entries
+//! it is taken from the loaded object, the map's name in `bpf/probe_maps.h`, and how many entries
 //! `LibraryCounters` shows of it. (Sizes and memory are the rows of `config/map_table.rs`.)
 
 use std::io;

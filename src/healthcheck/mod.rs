@@ -49,6 +49,7 @@ use crate::skel::healthcheck::HealthcheckSkelBuilder;
 use crate::skel::katran::types::encapsulation;
 use crate::sys::object;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
 use crate::types::MacAddr;
@@ -90,9 +91,8 @@ impl HealthChecks {
     /// Loads the program. Needs no interface and attaches nothing.
     pub(crate) fn load(machine: &Machine<'_>) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
-        let mut open = HealthcheckSkelBuilder::default()
-            .open(&mut storage)
-            .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))?;
+        let mut open = numbered(|| HealthcheckSkelBuilder::default().open(&mut storage))
+            .map_err(|error| kernel_error("open", "the BPF object", error))?;
         let config = machine.config;
         object::size_maps(open.open_object_mut(), |name| machine.size_of(name))
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;

@@ -37,7 +37,7 @@ use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
-use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::types::NextHops;
 
 /// The flow tables that the host application fills.
@@ -252,7 +252,7 @@ handles! {
         egress_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.egress_sources)?)?,
             "egress_sources" is (.as_fd());
         /// The ring buffer.
-        events: MapHandle, with INTROSPECTION = MapHandle::try_from(&from.events).map_err(into_io)?,
+        events: MapHandle, with INTROSPECTION = numbered(|| MapHandle::try_from(&from.events))?,
             "events" is (.as_fd());
     }
     inside {

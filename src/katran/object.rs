@@ -36,7 +36,7 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::sys::object;
 use crate::sys::object::Refused;
-use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
@@ -102,9 +102,8 @@ impl InnerTables {
 pub(super) fn open_object(
     storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
 ) -> Result<OpenKatranSkel<'_>> {
-    KatranSkelBuilder::default()
-        .open(storage)
-        .map_err(|error| kernel_error("open", "the BPF object", into_io(error)))
+    numbered(|| KatranSkelBuilder::default().open(storage))
+        .map_err(|error| kernel_error("open", "the BPF object", error))
 }
 
 /// Loads the object, whose maps have their sizes, with the programs that `config` needs.

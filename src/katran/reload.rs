@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::types::VipFlags;
 
 impl Katran {
@@ -137,8 +138,8 @@ impl Katran {
             if let Some((_, fd)) = named.find(|(of, _)| *of == name)
                 && map.autocreate()
             {
-                map.reuse_fd(fd)
-                    .map_err(|error| kernel_error("take over the map", &name, into_io(error)))?;
+                numbered(|| map.reuse_fd(fd))
+                    .map_err(|error| kernel_error("take over the map", &name, error))?;
             }
         }
         let (programs, skel) = load_object(open, config, &self.fixed, needed)?;

@@ -71,7 +71,7 @@ pub(crate) trait Backing {
     fn finished(&mut self) -> Option<io::Result<Vec<Self::Chunk>>>;
 
     /// As [`GracePeriods::mark`].
-    fn mark(&mut self) -> Moment;
+    fn begin(&mut self) -> Moment;
 
     /// As [`GracePeriods::passed`].
     fn passed(&self) -> Moment;
@@ -179,8 +179,8 @@ impl Backing for KernelChunks {
         Some(ended.join().unwrap_or_else(panicked))
     }
 
-    fn mark(&mut self) -> Moment {
-        self.grace_periods.mark()
+    fn begin(&mut self) -> Moment {
+        self.grace_periods.begin()
     }
 
     fn passed(&self) -> Moment {

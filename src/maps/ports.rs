@@ -84,7 +84,7 @@ impl Ports {
     /// No hop leads any more to interfaces that were forgotten.
     pub(crate) fn give_back(&mut self) {
         if !self.left.is_empty() {
-            let moment = self.grace.mark();
+            let moment = self.grace.begin();
             let left = self.left.drain(..);
             self.given_back.extend(left.map(|port| (moment, port)));
         }

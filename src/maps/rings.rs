@@ -250,7 +250,7 @@ impl<B: Backing> RingStore<B> {
     /// Gives up the place of a ring that no VIP has any more, if it had one. What has been taken
     /// out of packets' reach by now, none sees when the moment returned has passed.
     pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
-        let moment = self.backing.mark();
+        let moment = self.backing.begin();
         if let Some(place) = place {
             let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
             *held = held.saturating_sub(1);

@@ -335,7 +335,7 @@ impl ServerIdStore {
         live.set_server_ids(part as u32, table.lines);
         self.part = part;
         self.table = Some(table);
-        self.switched = self.grace_periods.mark();
+        self.switched = self.grace_periods.begin();
         Ok(())
     }
 

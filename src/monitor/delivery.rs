@@ -32,7 +32,7 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::maps::Live;
 use crate::skel::katran::types;
-use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::sys::process::Owner;
 use crate::sys::rcu::GracePeriod;
 
@@ -89,8 +89,8 @@ impl Start<'_> {
     }
 
     fn run(self, sink: Sink) -> Result<Monitor> {
-        let failed = |error| kernel_error("listen to", "events", into_io(error));
-        let events = MapHandle::try_from(self.events).map_err(failed)?;
+        let failed = |error| kernel_error("listen to", "events", error);
+        let events = numbered(|| MapHandle::try_from(self.events)).map_err(failed)?;
         let shared = Arc::<Shared>::default();
         let (bits, limit) = (self.options.bits(), self.options.rate_limit);
         let mut delivery = Delivery {
@@ -106,10 +106,10 @@ impl Start<'_> {
             delivery.take(bytes);
             0
         };
-        builder.add(&events, each).map_err(failed)?;
-        let buffer = builder.build().map_err(failed)?;
+        numbered(|| builder.add(&events, each).map(drop)).map_err(failed)?;
+        let buffer = numbered(|| builder.build()).map_err(failed)?;
         // What a monitor before this one may have left.
-        buffer.consume().map_err(failed)?;
+        numbered(|| buffer.consume()).map_err(failed)?;
         shared.listening.store(true, Ordering::Release);
         let (of_thread, turn) = (Arc::clone(&shared), self.turn);
         let thread = thread::Builder::new()

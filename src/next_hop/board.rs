@@ -82,6 +82,15 @@ pub(super) struct News {
     pub(super) missing: Option<String>,
 }
 
+/// Whether packets are sent to reals that get numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entering {
+    /// Not yet.
+    New,
+    /// They are, and what they read stays.
+    InUse,
+}
+
 /// What became of findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
@@ -225,7 +234,7 @@ impl Board {
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
     ) -> Vec<(u16, IpAddr, Ticket)> {
-        self.enter(reals, true)
+        self.enter(reals, Entering::New)
     }
 
     /// The same for reals that packets are sent to: they go on to where they go until more is known.
@@ -233,13 +242,13 @@ impl Board {
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
     ) -> Vec<(u16, IpAddr, Ticket)> {
-        self.enter(reals, false)
+        self.enter(reals, Entering::InUse)
     }
 
     fn enter(
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
-        are_new: bool,
+        entering: Entering,
     ) -> Vec<(u16, IpAddr, Ticket)> {
         let mut posted = self.lock();
         let mut added = Vec::new();
@@ -255,7 +264,7 @@ impl Board {
             let ticket = posted.tickets;
             let fixed = posted.wanted.fixed(Family::of(address));
             let hop = Hop::default().or_given(fixed, &Hop::default());
-            if are_new {
+            if entering == Entering::New {
                 posted.write(number, &hop);
             }
             posted.reals.set(

@@ -1,9 +1,9 @@
-//! The follower: a thread that finds out next hops and follows them, and the handle by which a balancer
-//! speaks to it.
+//! The follower: a thread that finds out next hops and follows them (its rounds are in `thread`), and the handle by
+//! which a balancer speaks to it.
 //!
 //! # Who owns what
-//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel, and no lock is
-//! held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
+//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel for next hops, and no
+//! lock of this module is held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
 //! eventfd that wakes the thread. The board's lock is never held over a system call, and getters do not take it:
 //! the board publishes lists, and who asks takes the last one; the gateways' addresses take no lock at all.
 //!
@@ -24,6 +24,8 @@
 //! When links have changed, and from time to time, the thread asks its [`Guide`] whether it is still wanted where it
 //! is. If it is wanted in another network namespace, it goes there: with other sockets and a resolver that knows
 //! nothing yet; the board stays, and the commands. If it is wanted nowhere, it ends and says so on the board.
+//! A guide has what it looks at under a lock of its own, and asks the kernel under it (`katran/ground.rs`): calls that
+//! change attachments or gateways wait for that, no getter does.
 //!
 //! # Stop, panics, fork
 //! To stop is to set a flag, to wake the thread, and to join it, which takes some tens of the kernel's answers
@@ -39,11 +41,9 @@
 use std::io;
 use std::mem;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -51,10 +51,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
-use nix::poll::PollFd;
-use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
@@ -63,51 +59,23 @@ use super::Sockets;
 use super::board::Board;
 use super::board::Cells;
 use super::guide::Guide;
-use super::guide::Look;
 use super::guide::Site;
-use super::hop::Ticket;
 use super::resolver::Resolver;
-use super::touched::Touched;
+use super::thread::Command;
+use super::thread::Ended;
+use super::thread::Follower;
+use super::thread::Signals;
 use super::wanted::Wanted;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::maps::ProbeCells;
-use crate::rtnetlink::Notices;
 use crate::sys::process::Owner;
 use crate::types::Family;
 use crate::types::MacAddr;
 
 /// How long attaching waits for a gateway's address, and any caller for the thread.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// After a change more tend to follow.
-const SETTLING: Duration = Duration::from_millis(20);
-/// Between two attempts to find out an address that is not known.
-const RETRY: Duration = Duration::from_secs(1);
-/// Between two confirmations of addresses that are known: the kernel does not see that packets are
-/// sent there, so it would not look after them.
-const REFRESH: Duration = Duration::from_secs(15);
-/// What notices have given to do is followed by so many times as long without looking at more of them,
-/// so that notices that do not end take a fifth of a CPU at most...
-const REST: u32 = 4;
-/// ... but never by more than this.
-const MOST_REST: Duration = Duration::from_secs(1);
-
-/// When it is first asked whether the thread is wanted where it is.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-
-enum Command {
-    Wanted(Wanted, Ticket),
-    Attached(Vec<u32>),
-    Add(Vec<(u16, IpAddr, Ticket)>),
-    Remove(Vec<u16>),
-    /// There is a path of probes.
-    Probes,
-    /// The path of probes needs the way to this real.
-    Probe(IpAddr),
-    /// Look at the gateways.
-    Look,
-}
 
 /// Finds out next hops and follows them, until it is dropped.
 pub(crate) struct Watcher {
@@ -117,19 +85,6 @@ pub(crate) struct Watcher {
     thread: Option<JoinHandle<Option<Sockets>>>,
     /// The process that the thread is in.
     owner: Owner,
-}
-
-struct Signals {
-    stop: AtomicBool,
-    /// There are commands, or it is to stop.
-    wake: EventFd,
-}
-
-impl Signals {
-    fn wake(&self) {
-        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
-        let _ = self.wake.write(1);
-    }
 }
 
 impl Watcher {
@@ -349,167 +304,5 @@ impl Drop for Ending {
             );
         }
         self.0.end();
-    }
-}
-
-/// What the thread has.
-struct Follower {
-    signals: Arc<Signals>,
-    commands: Receiver<(u64, Command)>,
-    guide: Box<dyn Guide>,
-    notices: Notices,
-    resolver: Resolver,
-    /// The last command that was taken.
-    done: u64,
-}
-
-/// Why a thread has ended.
-enum Ended {
-    Told,
-    Unwanted,
-}
-
-impl Follower {
-    /// Follows, until it is told to stop, or is wanted nowhere.
-    fn follow(&mut self) -> Ended {
-        let mut confirmed = Instant::now();
-        let mut tried = confirmed;
-        let mut look = confirmed + FIRST_LOOK;
-        // When notices are taken that have come, and from when on they are waited for.
-        let mut settled: Option<Instant> = None;
-        let mut rested = confirmed;
-        let mut busy = Duration::ZERO;
-        let mut open = false;
-        while !self.signals.stop.load(Ordering::Acquire) {
-            let woken = !open && self.sleep(&mut settled, rested, confirmed, tried, look);
-            if woken || open {
-                self.take_commands();
-            }
-            let began = Instant::now();
-            if settled.is_some_and(|settled| settled <= began) {
-                settled = None;
-                if self.take_notices() {
-                    look = began;
-                }
-            }
-            if began >= look {
-                match self.guide.look(&|index| self.resolver.has_interface(index)) {
-                    Look::Stay(again) => look = began + again,
-                    Look::MoveOn(site) => {
-                        self.move_on(site);
-                        (confirmed, settled, look) = (began, None, began + FIRST_LOOK);
-                    }
-                    Look::Leave => return Ended::Unwanted,
-                }
-            }
-            if began >= confirmed + REFRESH {
-                confirmed = began;
-                self.resolver.confirm();
-            }
-            if began >= tried + RETRY {
-                tried = began;
-                self.resolver.ask_unknown();
-            }
-            open = self.resolver.step();
-            let done = match self.resolver.is_urgent() {
-                true => None,
-                false => Some(self.done),
-            };
-            self.resolver.tell(done);
-            busy += began.elapsed();
-            if !open {
-                rested = Instant::now() + (busy * REST).min(MOST_REST);
-                busy = Duration::ZERO;
-            }
-        }
-        Ended::Told
-    }
-
-    /// Follows next hops in another network namespace from now on.
-    fn move_on(&mut self, site: Site) {
-        log::info!("next hops are followed in the next network namespace with an attachment");
-        let Sockets {
-            requests,
-            mut notices,
-        } = site.sockets;
-        if let Err(error) = notices.listen() {
-            // What is confirmed from time to time is.
-            log::error!("cannot listen to notices of changes: {error}");
-        }
-        notices.take();
-        self.notices = notices;
-        self.resolver = self.resolver.elsewhere(requests, site.namespace);
-        self.resolver.set_attached(site.attached);
-    }
-
-    /// Sleeps until there is something to do; whether that is a command.
-    fn sleep(
-        &self,
-        settled: &mut Option<Instant>,
-        rested: Instant,
-        confirmed: Instant,
-        tried: Instant,
-        look: Instant,
-    ) -> bool {
-        let mut until = look.min(confirmed + REFRESH);
-        if !self.resolver.all_known() {
-            until = until.min(tried + RETRY);
-        }
-        until = until.min(settled.unwrap_or(until));
-        let left = until.saturating_duration_since(Instant::now());
-        // Rounded up, so that it is not too early when the time has come.
-        let left = left + Duration::from_millis(1);
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut events = vec![PollFd::new(self.signals.wake.as_fd(), PollFlags::POLLIN)];
-        if settled.is_none() {
-            events.push(PollFd::new(self.notices.as_fd(), PollFlags::POLLIN));
-        }
-        // Interrupted or not: what there is to do is found out below.
-        let _ = poll(&mut events, timeout);
-        let is_ready = |event: Option<&PollFd<'_>>| event.and_then(PollFd::any).unwrap_or(false);
-        if is_ready(events.get(1)) {
-            *settled = Some(rested.max(Instant::now() + SETTLING));
-        }
-        let woken = is_ready(events.first());
-        if woken {
-            let _ = self.signals.wake.read();
-        }
-        woken
-    }
-
-    fn take_commands(&mut self) {
-        while let Ok((asked, command)) = self.commands.try_recv() {
-            match command {
-                Command::Wanted(wanted, wish) => self.resolver.set_wanted(wanted, wish),
-                Command::Attached(interfaces) => self.resolver.set_attached(interfaces),
-                Command::Add(reals) => {
-                    for (number, address, ticket) in reals {
-                        self.resolver.add(number, address, ticket);
-                    }
-                }
-                Command::Remove(numbers) => {
-                    for number in numbers {
-                        self.resolver.remove(number);
-                    }
-                }
-                Command::Probe(real) => self.resolver.ask_probed_one(real),
-                Command::Probes => self.resolver.ask_probed_now(),
-                Command::Look => self.resolver.ask_gateways(),
-            }
-            self.done = asked;
-        }
-    }
-
-    /// Whether links have changed.
-    fn take_notices(&mut self) -> bool {
-        let mut touched = Touched::default();
-        for notice in self.notices.take() {
-            touched.note(notice, |neighbour| self.resolver.uses(neighbour));
-        }
-        let links = touched.everything || !touched.links.is_empty();
-        if touched != Touched::default() {
-            self.resolver.touch(touched);
-        }
-        links
     }
 }

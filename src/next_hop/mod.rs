@@ -1,7 +1,7 @@
 //! Where encapsulated packets go next: the Ethernet addresses of gateways, or of each real, found out
 //! from the kernel's routing and neighbour tables and followed as they change.
 //!
-//! A thread of its own (`follower`) hears of changes and asks again for what they touch (`resolver`,
+//! A thread of its own (`follower`, `thread`) hears of changes and asks again for what they touch (`resolver`,
 //! `touched`); what it finds (`hop`) goes onto a board that getters read and into memory that packets read
 //! (`board`). Balancers whose gateway's address is given have no such thread.
 
@@ -15,6 +15,7 @@ mod neighbours;
 mod pages;
 mod probes;
 mod resolver;
+mod thread;
 mod touched;
 mod wanted;
 mod ways;

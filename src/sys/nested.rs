@@ -35,6 +35,10 @@ const STACK: usize = 64 << 10;
 pub(crate) struct MapArray {
     fd: OwnedFd,
     waits: AtomicU64,
+    /// This kernel waits once for a whole batch.
+    waits_once: bool,
+    #[cfg(test)]
+    batches: AtomicU64,
 }
 
 impl AsFd for MapArray {
@@ -50,6 +54,9 @@ impl MapArray {
         Ok(Self {
             fd,
             waits: AtomicU64::new(0),
+            waits_once: release::is_at_least(WAITS_ONCE),
+            #[cfg(test)]
+            batches: AtomicU64::new(0),
         })
     }
 
@@ -69,7 +76,7 @@ impl MapArray {
 
     /// As [`set`](Self::set), on a thread that no caller waits for.
     pub(crate) fn set_meanwhile(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-        match inner.len() > 1 && !release::is_at_least(WAITS_ONCE) {
+        match inner.len() > 1 && !self.waits_once {
             true => self.set_side_by_side(inner),
             false => self.set_batch(inner),
         }
@@ -79,6 +86,8 @@ impl MapArray {
         if inner.is_empty() {
             return Ok(());
         }
+        #[cfg(test)]
+        self.batches.fetch_add(1, Ordering::Relaxed);
         let keys: Vec<u32> = inner.iter().map(|(index, _)| *index).collect();
         let values: Vec<i32> = inner.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
         let mut count = inner.len() as u32;
@@ -210,6 +219,28 @@ mod tests {
             .set(&[(0, inner.as_fd()), (1, inner.as_fd())])
             .unwrap();
         assert_eq!(outer.waits(), 1);
+    }
+
+    /// Which of both ways a kernel gets, also where this one is newer.
+    #[test]
+    #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
+    fn a_kernel_that_waits_for_each_element_gets_them_one_by_one() {
+        let inner = inner();
+        let batches = |waits_once, count: u32| {
+            let mut outer = create_outer("outer", count, inner.as_fd()).unwrap();
+            assert_eq!(outer.waits_once, release::is_at_least((6, 8)));
+            outer.waits_once = waits_once;
+            let maps: Vec<_> = (0..count).map(|i| (i, inner.as_fd())).collect();
+            outer.set(&maps).unwrap();
+            assert!((0..count).all(|index| is_there(&outer, index)));
+            (outer.batches.load(Ordering::Relaxed), outer.waits())
+        };
+        assert_eq!(batches(true, 40), (1, 1));
+        // Side by side, so they share a grace period: above.
+        assert_eq!(batches(false, 40), (40, 1));
+        assert_eq!(batches(false, 1), (1, 1));
+        let more = SIDE_BY_SIDE as u32 + 1;
+        assert_eq!(batches(false, more), (u64::from(more), 2));
     }
 
     #[test]

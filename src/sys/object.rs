@@ -1,7 +1,6 @@
 //! What libbpf-rs does not offer of an object: sizes of maps by their names, loading it with a log of the
 //! verifier, and errors as those of the standard library.
 
-use std::error::Error;
 use std::ffi::CStr;
 use std::io;
 
@@ -9,6 +8,7 @@ use libbpf_rs::AsRawLibbpf;
 use libbpf_rs::ErrorKind;
 use libbpf_rs::OpenObject;
 use libbpf_rs::skel::OpenSkel;
+use nix::errno::Errno;
 use nix::libc;
 
 use super::signals::without_signals;
@@ -77,9 +77,9 @@ pub(crate) fn load<'object, O: OpenSkel<'object>>(
             };
         }
     }
-    without_signals(|| open.load()).map_err(|error| {
+    without_signals(|| numbered(|| open.load())).map_err(|error| {
         let texts = logs.iter().map(|(program, log)| (*program, text_of(log)));
-        Refused::new(into_io(error), texts)
+        Refused::new(error, texts)
     })
 }
 
@@ -106,8 +106,8 @@ fn text_of(log: &[u8]) -> String {
 }
 
 /// A libbpf-rs error as one of the standard library, of the same kind. It has its number where the kind is one
-/// that only one number has: libbpf-rs keeps the `io::Error` that it was to itself, also as a source. Two
-/// numbers without a kind are known by the whole text of the first cause, which no other error has.
+/// that only one number has: libbpf-rs keeps the `io::Error` that it was to itself, also as a source.
+/// [`numbered`] also tells two numbers that have no kind.
 pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
     let kind = match error.kind() {
         ErrorKind::OutOfMemory => return io::Error::from_raw_os_error(libc::ENOMEM),
@@ -123,23 +123,23 @@ pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
         ErrorKind::WriteZero => io::ErrorKind::WriteZero,
         ErrorKind::Unsupported => io::ErrorKind::Unsupported,
         ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof,
-        _ => {
-            let cause = first_cause(&error);
-            let numbers = [libc::EMFILE, libc::ENOSPC].map(io::Error::from_raw_os_error);
-            let number = numbers.into_iter().find(|it| it.to_string() == cause);
-            return number.unwrap_or_else(|| io::Error::other(error));
-        }
+        _ => return io::Error::other(error),
     };
     io::Error::new(kind, error)
 }
 
-/// The text of the error that an error is about in the end.
-fn first_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(of) = cause.source() {
-        cause = of;
-    }
-    cause.to_string()
+/// Calls libbpf where it may fail for want of descriptors, or of room for a log. libbpf-rs has no kind for
+/// these, but libbpf leaves the number of each failure in errno. What is done with a failed call on its way here
+/// frees and closes, which leaves errno alone.
+pub(crate) fn numbered<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> io::Result<T> {
+    // So that no number of an earlier call is taken for one of this.
+    Errno::clear();
+    let result = call();
+    let left = Errno::last();
+    result.map_err(|error| match (error.kind(), left) {
+        (ErrorKind::Other, Errno::EMFILE | Errno::ENOSPC) => left.into(),
+        _ => into_io(error),
+    })
 }
 
 #[cfg(test)]
@@ -160,8 +160,6 @@ mod tests {
             libc::E2BIG,
             libc::EAGAIN,
             libc::EINTR,
-            libc::EMFILE,
-            libc::ENOSPC,
         ] {
             let expected = io::Error::from_raw_os_error(errno);
             let error = libbpf_rs::Error::from_raw_os_error(errno);
@@ -171,9 +169,20 @@ mod tests {
             let error = libbpf_rs::Error::from_raw_os_error(errno).context("while loading");
             assert_eq!(into_io(error).kind(), expected.kind());
         }
-        for errno in [libc::EMFILE, libc::ENOSPC] {
-            let error = libbpf_rs::Error::from_raw_os_error(errno).context("while loading");
-            assert_eq!(into_io(error).raw_os_error(), Some(errno));
+        // These have no kind: errno tells them, and no text.
+        for errno in [Errno::EMFILE, Errno::ENOSPC] {
+            let failed = || {
+                let error = libbpf_rs::Error::from_raw_os_error(errno as i32);
+                Err::<(), _>(error.context("while loading"))
+            };
+            let told = numbered(|| {
+                errno.set();
+                failed()
+            });
+            assert_eq!(told.unwrap_err().raw_os_error(), Some(errno as i32));
+            // Of an earlier call.
+            errno.set();
+            assert_eq!(numbered(failed).unwrap_err().raw_os_error(), None);
         }
         // A text about a number is no number.
         let error = libbpf_rs::Error::from(io::Error::other("told so (os error 12)"));

@@ -2,6 +2,7 @@
 //! interfaces that the main table knows nothing of.
 
 use std::fs;
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
@@ -29,6 +30,7 @@ use katran_lab::waited;
 use crate::segment::Arrival;
 use crate::segment::Segment;
 use crate::segment::v4;
+use crate::segment::v6;
 use crate::site;
 use crate::site::Site;
 
@@ -36,9 +38,10 @@ fn mac(text: &str) -> MacAddr {
     text.parse().unwrap()
 }
 
-fn hop_of(katran: &Katran, real: Ipv4Addr) -> NextHop {
+fn hop_of(katran: &Katran, real: impl Into<IpAddr>) -> NextHop {
+    let real = real.into();
     let hops = katran.gateways().next_hops();
-    let is_of_real = |hop: &&NextHop| hop.real == Some(real.into());
+    let is_of_real = |hop: &&NextHop| hop.real == Some(real);
     hops.iter().find(is_of_real).cloned().unwrap()
 }
 
@@ -78,6 +81,9 @@ fn the_address_that_was_given_serves_until_one_is_found() {
 /// Gives a backend another address, of which it tells nobody.
 fn change_silently(backend: &Host, to: MacAddr) {
     backend.sysctl("net.ipv4.conf.eth0.arp_notify", 0).unwrap();
+    backend
+        .sysctl("net.ipv6.conf.eth0.ndisc_notify", 0)
+        .unwrap();
     backend.ip(&format!("link set eth0 address {to}")).unwrap();
 }
 
@@ -90,11 +96,16 @@ fn a_peer_that_changes_its_address_is_followed_without_traffic() {
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
     network.serve();
     let host = &network.lab.balancers[0].host;
+    // Without it the kernel takes the IPv6 address off with the link.
+    host.sysctl("net.ipv6.conf.eth1.keep_addr_on_down", 1)
+        .unwrap();
     let is = |network: &Segment, last: u8, expected: MacAddr| {
-        site::eventually("the new address is known", || {
-            let hop = hop_of(&network.katran, v4(last));
-            hop.mac == Some(expected) && hop.answers
-        });
+        for real in [IpAddr::from(v4(last)), v6(last).into()] {
+            site::eventually("the new address is known", || {
+                let hop = hop_of(&network.katran, real);
+                hop.mac == Some(expected) && hop.answers
+            });
+        }
     };
     // The table is flushed.
     let first = mac("02:00:00:00:00:81");

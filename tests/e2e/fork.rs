@@ -2,6 +2,9 @@
 //! does with them is not to be seen on the network.
 
 use std::fs;
+use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
@@ -15,11 +18,13 @@ use katran::Features;
 use katran::Gateway;
 use katran::MacAddr;
 use katran::RootProgram;
+use katran::ServerIdOption;
 use katran::Vip;
 use katran::XdpMode;
 use katran::attachments::SharedEntries;
 use katran::attachments::TcHook;
 use katran::events::MonitorOptions;
+use katran_lab::Cgroup;
 use katran_lab::Host;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
@@ -128,6 +133,16 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         .load()
         .unwrap();
     sharing.attach_shared(&path, POSITION).unwrap();
+    // The thread that follows the longest frame, which is `auto` by default.
+    let mut measuring = site::small(MacAddr::new([2, 0, 0, 0, 0, 9]))
+        .load()
+        .unwrap();
+    shared.run(|| measuring.attach("eth1", XdpMode::Generic).unwrap());
+    assert_eq!(measuring.gateways().max_frame(), 1494);
+    // A program of a cgroup.
+    let in_cgroup = Cgroup::new().unwrap();
+    let mut option = ServerIdOption::server(7).unwrap();
+    option.attach(in_cgroup.path()).unwrap();
 
     let servers = (site.lab.serve_tcp(PORT).unwrap(), site.lab.serve_udp(PORT));
     let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
@@ -162,8 +177,8 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         lab,
     } = site;
 
-    let (katran, decaps, sharing, root, monitor) =
-        drop_in_child((katran, decaps, sharing, root, monitor));
+    let handles = (katran, decaps, sharing, root, monitor, measuring, option);
+    let (katran, decaps, sharing, root, monitor, measuring, option) = drop_in_child(handles);
 
     let site = Site {
         katran,
@@ -182,6 +197,16 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         !monitor.take().is_empty()
     };
     site::eventually("the monitor hears of frames that are too big", told);
+    shared.ip("link set eth1 mtu 1200").unwrap();
+    site::eventually("the longest frame follows the MTU", || {
+        measuring.gateways().max_frame() == 1194
+    });
+    let any = (Ipv4Addr::LOCALHOST, 0);
+    let listener = in_cgroup.run(|| shared.run(|| TcpListener::bind(any).unwrap()));
+    let address = listener.local_addr().unwrap();
+    let connection = shared.run(|| TcpStream::connect(address).unwrap());
+    assert_eq!(option.counters().unwrap().served, 1);
+    drop((connection, listener));
 
     // The parent's own drop does all of it.
     let Site {
@@ -189,7 +214,7 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         decaps,
         lab,
     } = site;
-    drop((katran, decaps, monitor, sharing, root));
+    drop((katran, decaps, monitor, sharing, root, measuring, option));
     for host in [&lab.balancers[0].host, &lab.backends[0].host] {
         let (has_xdp, filters) = attached(host);
         assert!(

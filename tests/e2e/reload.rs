@@ -85,7 +85,7 @@ fn two_sets() -> [Features; 2] {
 }
 
 #[test]
-fn nor_over_gue() {
+fn nothing_is_lost_and_nothing_moves_over_gue() {
     stay_on_one_cpu();
     let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
@@ -97,7 +97,7 @@ fn nor_over_gue() {
 }
 
 #[test]
-fn nor_on_links_with_tags() {
+fn nothing_is_lost_and_nothing_moves_on_links_with_tags() {
     stay_on_one_cpu();
     let site = Site::new(LabConfig::default());
     vlan::tag_link(&site, &[(0x8100, 100)]);
@@ -105,7 +105,7 @@ fn nor_on_links_with_tags() {
 }
 
 #[test]
-fn nor_with_next_hops_of_reals_addresses_where_tunnels_end_and_a_monitor() {
+fn nothing_is_lost_and_nothing_moves_with_next_hops_of_reals_and_a_monitor() {
     stay_on_one_cpu();
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
@@ -123,7 +123,7 @@ fn nor_with_next_hops_of_reals_addresses_where_tunnels_end_and_a_monitor() {
 }
 
 #[test]
-fn nor_in_an_entry_of_a_root_program() {
+fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
     stay_on_one_cpu();
     let mut site = Site::new(LabConfig::default());
     let path = private_bpf_fs().unwrap().join("reload");

@@ -56,11 +56,11 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
 }
 
 #[test]
-fn one_tag() {
+fn links_with_one_tag_work() {
     tagged_links_work(&[(0x8100, 100)]);
 }
 
 #[test]
-fn two_tags() {
+fn links_with_two_tags_work() {
     tagged_links_work(&[(0x8100, 7), (0x88a8, 100)]);
 }

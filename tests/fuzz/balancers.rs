@@ -215,7 +215,7 @@ const LOCAL: u16 = 9;
 fn services() -> Vec<VipState> {
     const NONE: VipFlags = VipFlags::empty();
     let tables: [(&str, VipFlags, &[u16], &[u16]); 26] = [
-        ("1:80/tcp", NONE, &[0, 1, 2, 3], &[]),
+        ("1:80/tcp", NONE, &[0, 1, 2, 3], &[3]),
         ("1:443/tcp", VipFlags::LRU_BYPASS, &[0, 1, 2], &[]),
         ("1:53/udp", VipFlags::NO_SRC_PORT, &[0, 1, 2, 3], &[]),
         ("1:5000/udp", NONE, &[2, 3, 4, 5], &[]),
@@ -232,7 +232,7 @@ fn services() -> Vec<VipState> {
             &[4, 5, 6],
             &[5],
         ),
-        ("2:0/tcp", NONE, &[3, 4, 5], &[]),
+        ("2:0/tcp", NONE, &[3, 4, 5], &[4]),
         ("2:0/udp", VipFlags::DPORT_HASH, &[3, 4, 5], &[]),
         ("1/28:8080/tcp", NONE, &[1, 2], &[]),
         ("1/24:0/udp", VipFlags::SRC_DST_PORT, &[1, 2, 6], &[]),

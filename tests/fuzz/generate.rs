@@ -226,12 +226,11 @@ impl Generator {
 
     /// A flow that there has been, or a new one.
     fn ends(&mut self, v6: bool) -> Ends {
-        const RECENT: usize = 32;
-        if !self.recent.is_empty() && self.rng.u32(0..10) < 7 {
-            let ends = self.recent[self.rng.usize(0..self.recent.len())];
-            if ends.client.is_ipv6() == v6 {
-                return ends;
-            }
+        const RECENT: usize = 24;
+        let recent = self.recent.iter().copied();
+        let of_family: Vec<Ends> = recent.filter(|ends| ends.client.is_ipv6() == v6).collect();
+        if !of_family.is_empty() && self.rng.u32(0..10) < 8 {
+            return self.pick(&of_family);
         }
         let ends = Ends {
             client: self.client(v6),
@@ -303,6 +302,8 @@ impl Generator {
         match self.rng.u32(0..10) {
             0 => self.rng.u32(..),
             1 => self.pick(&[0, 77, 6, 0x1_0000]),
+            // Of reals that are down.
+            2 | 3 => self.pick(&[0x8001, 0x00ab_cdef]),
             _ => {
                 let ids = SERVER_IDS;
                 self.pick(&ids).0

@@ -123,7 +123,8 @@ impl Pair {
         const TICKS: u32 = 100_000;
         self.reset();
         let flow = Flow::udp(at("192.0.2.9:1024"), at("203.0.113.1:5000"));
-        self.one(&frame(flow)).unwrap();
+        // If the two differ on this, they do so on frames that are compared.
+        let _ = self.one(&frame(flow));
         let age = || self.katran.flows().find(&flow).unwrap()[0].age;
         let before = age();
         bpf::age_flows(self.table(), TICKS);

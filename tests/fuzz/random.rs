@@ -1,5 +1,7 @@
 //! Random and mutated frames, until there have been `KATRAN_FRAMES` of them.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,13 +22,15 @@ use crate::shrink;
 const BATCH: usize = 1000;
 /// With a flood guard there are fewer batches, and longer ones: each waits for the guard's window.
 const FLOOD_BATCH: usize = 5 * BATCH;
-const FLOOD_SHARE: u64 = 4;
+/// Parts of all frames that a balancer gets, one with a guard and another one.
+const FLOOD_SHARE: u64 = 1;
+const SHARE: u64 = 4;
 /// How often a batch is tried whose time was taken up by others, and how many of a hundred may stay undecided
 /// (`KATRAN_UNDECIDED`: on an emulated machine it is more).
 const TRIES: usize = 5;
 const MOST_UNDECIDED: u64 = 2;
 /// One batch in so many has a pause in it: none near a time-out, for the clock goes on meanwhile.
-const WITH_A_WAIT: u64 = 4;
+const WITH_A_WAIT: u64 = 2;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 /// With so many frames everything comes to pass that can; of these reasons to drop a frame none does: the kernel
 /// has to refuse to move the head or the tail of a frame, a program or a real has to go while a packet is under way, or
@@ -72,10 +76,13 @@ fn the_model_and_the_program_agree_on_random_frames() {
     let seed = setting("KATRAN_SEED", fastrand::u64(..));
     eprintln!("KATRAN_SEED={seed} KATRAN_FRAMES={frames}");
     let begin = Instant::now();
-    let each = frames / KINDS.len() as u64;
+    let next = AtomicUsize::new(0);
     let results: Vec<Result<Played, String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..2)
-            .map(|cpu| scope.spawn(move || on_cpu(cpu, seed, each)))
+            .map(|cpu| {
+                let next = &next;
+                scope.spawn(move || on_cpu(cpu, next, seed, frames))
+            })
             .collect();
         threads
             .into_iter()
@@ -143,10 +150,23 @@ impl Played {
     }
 }
 
-/// Every second kind, on this CPU.
-fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
+fn share(kind: &Kind) -> u64 {
+    if kind.flood.is_some() {
+        FLOOD_SHARE
+    } else {
+        SHARE
+    }
+}
+
+/// The next kind, as long as there is one, on this CPU.
+fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played, String> {
+    let shares: u64 = KINDS.iter().map(share).sum();
     let mut played = Played::default();
-    for (number, kind) in KINDS.iter().enumerate().skip(cpu as usize).step_by(2) {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(kind) = KINDS.get(number) else {
+            return Ok(played);
+        };
         let only = std::env::var("KATRAN_KIND");
         if only.is_ok_and(|only| only != kind.name) {
             continue;
@@ -154,10 +174,12 @@ fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
         let begin = Instant::now();
         let mut pair = Pair::new(*kind, cpu);
         played.loading += begin.elapsed();
-        let (batch, frames) = match kind.flood {
-            Some(_) => (FLOOD_BATCH, each / FLOOD_SHARE),
-            None => (BATCH, each),
+        let batch = if kind.flood.is_some() {
+            FLOOD_BATCH
+        } else {
+            BATCH
         };
+        let frames = frames * share(kind) / shares;
         for i in 0..frames.div_ceil(batch as u64) {
             let seed = seed_of(seed, number, i);
             let mut generator = Generator::new(seed, target(kind, &pair));
@@ -179,7 +201,6 @@ fn on_cpu(cpu: u32, seed: u64, each: u64) -> Result<Played, String> {
         };
         played.add(&seen);
     }
-    Ok(played)
 }
 
 /// What both make of a batch, unless it takes too long every time it is tried.

@@ -85,7 +85,7 @@ impl Twins {
 }
 
 #[test]
-fn on_recorded_frames() {
+fn twins_agree_on_recorded_frames() {
     for recording in RECORDINGS {
         let recording = Recording::read(recording);
         let twins = Twins::new(|| recording.load());
@@ -158,7 +158,7 @@ fn damage(frame: &[u8], random: &mut Random) -> Vec<u8> {
 }
 
 #[test]
-fn on_damaged_frames() {
+fn twins_agree_on_damaged_frames() {
     let mut twins = Twins::new(|| {
         let mut katran = load(builder().max_frame(700));
         let reals = [
@@ -207,7 +207,7 @@ fn on_damaged_frames() {
 
 /// Everything that can be switched on, each special VIP where the recorded frames find one.
 #[test]
-fn on_damaged_frames_with_every_feature() {
+fn twins_agree_on_damaged_frames_with_every_feature() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let mut twins = Twins::new(|| everything(encapsulation));
         // No limit acts, so both hand over the same events.
@@ -304,7 +304,7 @@ fn check_damaged(twins: &mut Twins) {
 }
 
 #[test]
-fn on_a_frame_at_every_length() {
+fn twins_agree_on_a_frame_at_every_length() {
     let twins = Twins::new(|| {
         let mut katran = load(builder().max_frame(600));
         serve(

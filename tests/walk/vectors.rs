@@ -16,12 +16,12 @@ use crate::recording::TCP_SERVER_ID;
 use crate::recording::UDP_STABLE_ROUTING;
 
 #[test]
-fn core_ipip() {
+fn recorded_packets_to_vips_leave_in_ip_in_ip() {
     core(CORE_IPIP);
 }
 
 #[test]
-fn core_gue() {
+fn recorded_packets_to_vips_leave_in_gue() {
     core(CORE_GUE);
 }
 
@@ -67,7 +67,7 @@ fn core(recording: &str) {
 }
 
 #[test]
-fn icmp_too_big() {
+fn recorded_packets_above_the_limit_get_icmp_errors() {
     let (recording, katran) = play(ICMP_TOO_BIG);
     let icmp = katran.stats().icmp().unwrap();
     assert_eq!(
@@ -78,17 +78,17 @@ fn icmp_too_big() {
 }
 
 #[test]
-fn quic() {
+fn recorded_quic_packets_go_by_their_connection_ids() {
     packets_and_flow_table(QUIC);
 }
 
 #[test]
-fn tcp_server_id() {
+fn recorded_tcp_packets_go_by_the_server_id_in_their_option() {
     packets_and_flow_table(TCP_SERVER_ID);
 }
 
 #[test]
-fn udp_stable_routing() {
+fn recorded_stable_udp_packets_go_by_their_ids() {
     packets_and_flow_table(UDP_STABLE_ROUTING);
 }
 
@@ -118,7 +118,7 @@ fn check_flow_table(recording: &Recording, katran: &Katran) {
 }
 
 #[test]
-fn source_routing() {
+fn recorded_clients_go_by_their_source_routes() {
     let (recording, katran) = play(SOURCE_ROUTING);
     check_flow_table(&recording, &katran);
     let routing = katran.stats().source_routing().unwrap();
@@ -129,7 +129,7 @@ fn source_routing() {
 }
 
 #[test]
-fn inline_decap() {
+fn recorded_tunnels_are_unwrapped_and_sent_on() {
     let (recording, katran) = play(INLINE_DECAP);
     check_flow_table(&recording, &katran);
     let decap = katran.stats().decap().unwrap();
@@ -150,6 +150,6 @@ fn inline_decap() {
 }
 
 #[test]
-fn cidr_vips() {
+fn recorded_packets_find_vips_that_are_prefixes() {
     packets_and_flow_table(CIDR_VIPS);
 }

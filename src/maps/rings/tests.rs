@@ -153,7 +153,7 @@ impl Backing for FakeKernel {
         self.0.borrow_mut().finished.take()
     }
 
-    fn mark(&mut self) -> Moment {
+    fn begin(&mut self) -> Moment {
         let mut world = self.0.borrow_mut();
         world.marked += 1;
         Moment(world.marked)
