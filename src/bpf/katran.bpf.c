@@ -34,7 +34,6 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 {
 	struct real *real;
 
-	run->cpu->counters.flow_packets++;
 	real = choose_real(run, packet, choice, v6);
 	if (!real)
 		return drop(run, choice->reason);
@@ -63,6 +62,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	if (is_special(run, packet, choice.vip.flags)) {
 		return walk_specially(run, packet, &choice, arrived);
 	}
+	run->cpu->counters.flow_packets++;
 	packet->flow.vip = choice.vip_number + 1;
 	return choose_and_send(run, packet, &choice, v6);
 }
@@ -256,6 +256,7 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 			return XDP_ABORTED;
 		run.explanation->vip = choice.vip_number + 1;
 	}
+	run.cpu->counters.flow_packets++;
 	verdict = packet.flow.family == FAMILY_V6 ? choose_and_send(&run, &packet, &choice, true) :
 						    choose_and_send(&run, &packet, &choice, false);
 	return finish(&run, verdict, query->arrived);

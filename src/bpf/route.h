@@ -257,8 +257,9 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;
-	/* As it is read: one word. */
-	*(__u64 *)&query->vip = *(const __u64 *)&choice->vip;
+	/* From memory, so that other packets need not keep the ring in a register of its own. */
+	query->vip.flags = choice->vip.flags;
+	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
 	query->routed = 0;
 	query->arrived = arrived;
 	query->tcp_flags = packet->tcp_flags;
