@@ -125,6 +125,9 @@ impl ServerIdOption {
     /// Those that there are keep the one that they have told their clients; so leave the old id in the
     /// balancers' tables until they have ended. A client's end becomes a server's, too.
     ///
+    /// A [`Decap`](crate::Decap) on this host does not learn of it: it counts packets with the new id as those of
+    /// another server until it is loaded with it ([`DecapBuilder::server_id`](crate::DecapBuilder::server_id)).
+    ///
     /// # Errors
     /// [`Error::InvalidConfig`] for id 0.
     #[doc(alias = "updateServerInfo")]

@@ -50,13 +50,15 @@ struct {
 struct prefixes allowed_sources SEC(".maps");
 struct prefixes allowed_destinations SEC(".maps");
 
+/* An address of zeros: none of that family is ours. */
 static __always_inline bool is_ours(const struct tunnel *tunnel)
 {
 	const __u32 *end = tunnel->destination;
 
 	if (!tunnel->outer_v6)
-		return end[0] == destination_v4;
-	return end[0] == destination_v6[0] && end[1] == destination_v6[1] &&
+		return destination_v4 && end[0] == destination_v4;
+	return (destination_v6[0] | destination_v6[1] | destination_v6[2] | destination_v6[3]) &&
+	       end[0] == destination_v6[0] && end[1] == destination_v6[1] &&
 	       end[2] == destination_v6[2] && end[3] == destination_v6[3];
 }
 

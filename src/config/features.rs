@@ -32,7 +32,7 @@ bitflags! {
         /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
         /// source address ([`Builder::source_v4`](crate::Builder::source_v4),
         /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, without effect where
-        /// [`INLINE_DECAP`](Self::INLINE_DECAP) is off.
+        /// [`INLINE_DECAP`](Self::INLINE_DECAP) is off; and as that is off by default, name both where you switch it on.
         ///
         /// **Switched off, every tunnel that reaches this host is unwrapped, whatever address it is for, and
         /// what was in it goes to the host's network stack**: anybody can have packets with made-up sources

@@ -358,6 +358,9 @@ settings! {
     ///
     /// **Hosts behind one ECMP group must agree**: it is for fleets of this crate only, as Katran has no
     /// such setting. It is part of the state and of the document, so keep these as secret.
+    ///
+    /// It is a hindrance and no cryptography: for IPv4 it comes to 32 bits of start value, so somebody who sees
+    /// where enough flows go finds an equivalent one by 2^32 tries.
     hash_seed: u64 {
         set: hash_seed(seed: u64) = seed,
         default: none,
@@ -442,7 +445,8 @@ settings! {
     ///
     /// A CPU's flow table is for `flow_table_size` divided by the number of forwarding CPUs. At that rate a flow's
     /// second packet still comes before its entry has made room. 125,000 is Katran's limit. The largest
-    /// number means never.
+    /// number means never. CPUs without a table of their own share one of 4,096 flows, and have the same
+    /// threshold: it does not protect that table.
     #[doc(alias = "MAX_CONN_RATE")]
     flood_threshold: u32 {
         set: flood_threshold(flows: u32) = flows,

@@ -107,7 +107,8 @@ pub struct CpuCounters {
     pub forwarded: u64,
     /// New flows that were to be remembered, in the last window of one second in which there was one.
     pub new_flows: u64,
-    /// Whether that was more than `flood_threshold`, so that new flows were not remembered.
+    /// Whether the flood guard acts now: there are more than `flood_threshold` of them in the present window, so
+    /// that new flows are not remembered.
     pub under_flood: bool,
 }
 
@@ -337,8 +338,8 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("cpu_under_flood", "0 or 1", "cpu"),
-                "1 while these are above the flood threshold, so that new flows are not remembered; \
-                 else 0.",
+                "1 while these are above the flood threshold in the present window, so that new flows are \
+                 not remembered; else 0.",
                 &["cpus.under_flood"],
                 of(|cpu| cpu.under_flood.into()),
             ),

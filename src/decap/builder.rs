@@ -105,6 +105,11 @@ impl DecapBuilder {
     /// The server id that this backend has in TCP options (see
     /// [`ServerIdOption`](crate::ServerIdOption)): packets other than SYNs that carry one are counted, and
     /// those among them that are meant for another server. 0, the default: they are not looked at.
+    ///
+    /// It is fixed at load. After [`ServerIdOption::set_id`](crate::ServerIdOption::set_id) connections with the new id
+    /// count as another server's
+    /// ([`DecapCounters::other_server_ids`](crate::stats::DecapCounters::other_server_ids)) until a decapsulator with
+    /// that id is loaded, and then those that still carry the old one. Only the counters are concerned.
     #[doc(alias = "tpr")]
     pub fn server_id(mut self, id: u32) -> Self {
         self.server_id = id;

@@ -19,6 +19,8 @@ use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
 use super::interrupts;
+use super::tunnel_ends;
+use super::tunnel_ends::TunnelEnds;
 use crate::frame_limit::longest_frame;
 use crate::next_hop::NextHop;
 use crate::types::ByFamily;
@@ -32,6 +34,8 @@ use crate::types::NextHops;
 /// Bytes of packets that most clients send.
 const USUAL_MTU: u32 = 1500;
 const ETHERNET: u32 = 14;
+/// Every link of IPv6 carries packets of so many bytes, so no sender is asked for shorter ones (RFC 8200).
+const LEAST_OF_IPV6: u32 = 1280;
 
 /// The name of the root program.
 const ROOT: &str = "katran_root";
@@ -76,6 +80,9 @@ pub(crate) struct Balancer {
     pub(crate) packets: u64,
     pub(crate) fallback: u64,
     pub(crate) vips: usize,
+    /// There are VIPs of IPv6.
+    pub(crate) vips_of_v6: bool,
+    pub(crate) tunnel_ends: TunnelEnds,
     /// VIPs that take no new flows.
     pub(crate) empty_vips: Vec<EmptyVip>,
     /// Reasons for drops that tell of a setting, and how many there were.
@@ -104,6 +111,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     }
     gateway(facts, &mut found);
     source(facts, &mut found);
+    tunnel_ends::judge(&facts.tunnel_ends, &mut found);
     vips(facts, &mut found);
     found
 }
@@ -264,6 +272,23 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let longest = longest.saturating_sub(ETHERNET);
     let room = mtu.saturating_sub(needed);
     let is_found_out = facts.max_frame == MaxFrame::Auto;
+    let fits = longest.min(room);
+    if facts.vips_of_v6 && fits < LEAST_OF_IPV6 {
+        let name = &facts.interface.name;
+        let message = format!(
+            "{mtu}: room for packets of {fits} bytes and {needed} around them, but IPv6 clients send {LEAST_OF_IPV6} \
+             whatever they are told: those are lost"
+        );
+        let wanted = needed + LEAST_OF_IPV6;
+        let advice = match room < LEAST_OF_IPV6 {
+            true => format!(
+                "ip link set {name} mtu {} ({wanted} at least), there and on the way to the reals",
+                needed + USUAL_MTU
+            ),
+            false => format!("max_frame of at least {}", LEAST_OF_IPV6 + ETHERNET),
+        };
+        return found.problem(Subject::Mtu, message, advice);
+    }
     if longest <= room && (longest >= USUAL_MTU || !is_found_out) {
         let message =
             format!("{mtu}: room for packets of {longest} bytes and {needed} around them");

@@ -76,6 +76,8 @@ fn good() -> Balancer {
         packets: 100,
         fallback: 0,
         vips: 1,
+        vips_of_v6: true,
+        tunnel_ends: TunnelEnds::default(),
         empty_vips: Vec::new(),
         drops: Vec::new(),
     }
@@ -141,7 +143,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 50] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 53] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -472,6 +474,34 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Mtu,
             "above 1460 bytes are dropped",
             "advmss 1400",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1319;
+                f.max_frame = MaxFrame::Auto;
+            },
+            Problem,
+            Subject::Mtu,
+            "room for packets of 1279 bytes",
+            "mtu 1540 (1320 at least)",
+        ),
+        (
+            |f| {
+                f.interface.mtu = 1319;
+                f.max_frame = MaxFrame::Auto;
+                f.vips_of_v6 = false;
+            },
+            Note,
+            Subject::Mtu,
+            "above 1279 bytes are answered with an ICMP error",
+            "mtu 1540",
+        ),
+        (
+            |f| f.max_frame = MaxFrame::Bytes(1293),
+            Problem,
+            Subject::Mtu,
+            "room for packets of 1279 bytes",
+            "max_frame of at least 1294",
         ),
         (
             |f| f.neighbours.clear(),

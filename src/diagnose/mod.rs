@@ -10,6 +10,7 @@ mod facts;
 mod host;
 mod interface;
 mod interrupts;
+mod tunnel_ends;
 
 use std::fmt;
 
@@ -31,6 +32,7 @@ pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
+pub(crate) use tunnel_ends::TunnelEnds;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +85,8 @@ pub enum Subject {
     FallbackTable,
     /// Outer source addresses.
     Source,
+    /// Whose tunnels are unwrapped, and what is sent on.
+    TunnelEnds,
     /// VIPs and their reals.
     Vips,
     /// Drops that tell of a setting.
@@ -111,6 +115,7 @@ impl fmt::Display for Subject {
             Self::Gateway => "gateway",
             Self::FallbackTable => "fallback table",
             Self::Source => "source",
+            Self::TunnelEnds => "tunnel ends",
             Self::Vips => "vips",
             Self::Drops => "drops",
             Self::WayBack => "way back",

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Katran;
 use super::handles::USES;
+use crate::config::ticks;
 use crate::counters::Counters;
 use crate::counters::CpuCounters;
 use crate::counters::DropReasons;
@@ -207,7 +209,7 @@ impl Stats<'_> {
     pub fn cpus(&self) -> Result<Vec<CpuCounters>> {
         self.katran
             .per_cpu()
-            .map(|records| self.katran.cpus(&records))
+            .and_then(|records| self.katran.cpus(&records))
     }
 
     /// One VIP's traffic since it was added.
@@ -411,7 +413,7 @@ impl Katran {
                 .collect::<Result<_>>()?,
             vips,
             reals: addresses.into_iter().zip(reals).collect(),
-            cpus: self.cpus(&records),
+            cpus: self.cpus(&records)?,
             library: stats.library()?,
         })
     }
@@ -441,16 +443,26 @@ impl Katran {
         Ok(records.iter().map(|record| record.counters).collect())
     }
 
-    fn cpus(&self, records: &[types::cpu]) -> Vec<CpuCounters> {
+    fn cpus(&self, records: &[types::cpu]) -> Result<Vec<CpuCounters>> {
         let threshold = u64::from(self.config.flood_threshold.unwrap_or(u32::MAX));
-        (0..)
-            .zip(records)
-            .map(|(cpu, record)| CpuCounters {
-                cpu,
-                forwarded: forwarded(&record.counters),
-                new_flows: record.flood.new_flows,
-                under_flood: record.flood.new_flows > threshold,
-            })
-            .collect()
+        let is_flooded = |record: &types::cpu| record.flood.new_flows > threshold;
+        // A window stays in the record when it is over; only then the clock is worth a call.
+        let now = match records.iter().any(is_flooded) {
+            true => self.ticks_now()?,
+            false => 0,
+        };
+        let second = ticks(Duration::from_secs(1), self.fixed.tick);
+        let acts = |record: &types::cpu| {
+            // The lower half of each clock, which wraps around.
+            let left = (record.flood.until as u32).wrapping_sub(now);
+            is_flooded(record) && (1..=second).contains(&left)
+        };
+        let each = (0..).zip(records).map(|(cpu, record)| CpuCounters {
+            cpu,
+            forwarded: forwarded(&record.counters),
+            new_flows: record.flood.new_flows,
+            under_flood: acts(record),
+        });
+        Ok(each.collect())
     }
 }

@@ -15,6 +15,7 @@ use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::Pages;
+use crate::diagnose::TunnelEnds;
 use crate::diagnose::judge_balancer;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -23,6 +24,7 @@ use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
 use crate::sys::program;
 use crate::types::ByFamily;
+use crate::types::DecapMode;
 use crate::types::Family;
 use crate::types::RealFlags;
 
@@ -161,6 +163,14 @@ impl Katran {
             packets: flow_table.packets,
             fallback: flow_table.fallback,
             vips: self.table.vips().len(),
+            vips_of_v6: self.table.vips().any(|(vip, _)| vip.address().is_ipv6()),
+            tunnel_ends: TunnelEnds {
+                unwraps: config.features.contains(Features::INLINE_DECAP),
+                is_strict: config.features.contains(Features::STRICT_DESTINATION),
+                egress: self.decap.values().any(|mode| *mode == DecapMode::Egress),
+                limits_sources: !config.allow_sources.is_empty(),
+                limits_egress: !config.egress_sources.is_empty(),
+            },
             empty_vips: empty_vips.collect(),
             drops: TELLING
                 .into_iter()

@@ -34,7 +34,9 @@ const _: () = {
 impl Katran {
     /// Adds a real to a VIP, or updates the weight of one that the VIP has.
     ///
-    /// Weight 0 drains the real: it gets no new flows and keeps those in the flow table.
+    /// Weight 0 drains the real: the ring leads no new flows to it, and it keeps those in the flow table. A SYN of a
+    /// flow whose entry was used in the last five seconds is such a packet, so a client that connects again from the
+    /// same port at once comes back to the real.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).

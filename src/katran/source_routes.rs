@@ -69,8 +69,8 @@ pub struct SourceRoutesMut<'a> {
 impl SourceRoutesMut<'_> {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
     /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix counts, so
-    /// prefixes may lie within others. Flows that a flow table knows stay where they are, and under
-    /// flood the ring decides.
+    /// prefixes may lie within others. Flows that a flow table knows stay where they are. New
+    /// ones are led alike while the flood guard acts, but not remembered.
     ///
     /// A real lives while a prefix names it, in a VIP or not. All are added, or none; a million take
     /// some seconds.

@@ -71,7 +71,7 @@ impl Real {
     /// Sets the weight: the real's share of new flows, relative to the VIP's other reals.
     ///
     /// Range: all of `u32`; default 1. Weight 0 drains: no new flows, and those in the flow
-    /// table stay.
+    /// table stay, with a SYN that comes within five seconds of their last packet.
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self

@@ -207,6 +207,25 @@ fn foreign_tunnels_are_nobodys_to_drop() {
     });
 }
 
+/// An address of the other family does not make those of zeros ours.
+#[test]
+fn a_family_without_a_destination_has_none() {
+    both(|| {
+        for (own, end) in [(REALS[1], "0.0.0.0"), (REALS[0], "::")] {
+            let decap = load_decap(Decap::builder().destination(ip(own)));
+            for flow in inner_flows() {
+                for gue in GUE {
+                    let frame = ethernet(&in_tunnel(&Packet::new(flow).ip(), 0, ip(end), gue));
+                    let ran = run(&decap, &frame);
+                    let passed = (ran.verdict, ran.frame) == (Verdict::Pass, frame);
+                    assert!(passed, "{flow} to {end}, {gue:?}");
+                }
+            }
+            assert_eq!(decap.counters().unwrap().foreign, 4);
+        }
+    });
+}
+
 #[test]
 fn only_allowed_destinations_may_be_in_a_tunnel() {
     both(|| {

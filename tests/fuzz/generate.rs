@@ -199,7 +199,10 @@ impl Generator {
         let i = usize::from(v6);
         let own = ["10.10.10.10", "2001:db8:ffff::1"][i];
         let foreign = ["192.0.2.77", "2001:db8:9::77"][i];
-        ip(self.pick(&[INLINE[i], INLINE[i], EGRESS[i], own, foreign]))
+        let none = ["0.0.0.0", "::"][i];
+        ip(self.pick(&[
+            INLINE[i], INLINE[i], INLINE[i], EGRESS[i], EGRESS[i], own, own, foreign, none,
+        ]))
     }
 
     fn bytes(&mut self, most: usize) -> Vec<u8> {
