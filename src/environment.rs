@@ -27,6 +27,8 @@ const OLDEST_KERNEL_TEXT: &str = "6.1";
 
 /// The capabilities that loading and attaching need, with their bits (linux/capability.h).
 const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+/// The kernel tells a process with it of changes in other network namespaces.
+const CAP_NET_BROADCAST: u32 = 11;
 /// Stands in for CAP_BPF and CAP_PERFMON.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -118,6 +120,12 @@ pub(crate) fn privileges() -> Option<Privileges> {
         lacking: lacking(effective),
         sees_all_programs: effective & (1 << CAP_SYS_ADMIN) != 0,
     })
+}
+
+/// Whether the kernel tells sockets of this thread what changes in network namespaces other than theirs
+/// (`CAP_NET_BROADCAST`), as far as can be known.
+pub(crate) fn hears_other_namespaces() -> bool {
+    own_capabilities().is_none_or(|effective| effective & (1 << CAP_NET_BROADCAST) != 0)
 }
 
 /// Which needed capabilities this thread lacks, for an error's text.

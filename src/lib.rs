@@ -54,12 +54,12 @@ mod diagnose;
 mod document;
 mod environment;
 mod error;
-mod frame_limit;
 #[cfg(test)]
 mod generated;
 mod healthcheck;
 mod katran;
 mod kernel;
+mod links;
 mod maps;
 mod monitor;
 #[cfg(test)]

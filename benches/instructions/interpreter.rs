@@ -1,6 +1,8 @@
 //! Executes BPF instructions (RFC 9669, version 3 as clang numbers them) one by one and counts
 //! them. Memory is its own; what a helper does, the environment says.
 
+use std::collections::BTreeMap;
+
 use libbpf_rs::libbpf_sys::bpf_insn;
 
 use crate::memory::Memory;
@@ -48,9 +50,14 @@ struct Frame {
     next: usize,
 }
 
-/// Runs a program to its end: what it returned, and how many instructions it executed.
-pub(crate) fn execute(
-    program: &[bpf_insn],
+/// A helper's number in linux/bpf.h: going on in another program.
+const TAIL_CALL: i32 = 12;
+
+/// Runs a program to its end, and `others` that it goes on in: what it returned, and how many instructions were
+/// executed.
+pub(crate) fn execute<'a>(
+    mut program: &'a [bpf_insn],
+    others: &'a BTreeMap<u32, Vec<bpf_insn>>,
     environment: &mut impl Environment,
     memory: &mut Memory,
 ) -> (u64, u64) {
@@ -117,6 +124,12 @@ pub(crate) fn execute(
                 });
                 registers[10] = new_stack(memory);
                 at = at.wrapping_add_signed(insn.imm as isize);
+            }
+            JMP if insn.code >> 4 == CALL && insn.imm == TAIL_CALL => {
+                assert!(frames.is_empty(), "a tail call out of a function");
+                program = &others[&(registers[3] as u32)];
+                at = 0;
+                registers[1] = CONTEXT;
             }
             JMP if insn.code >> 4 == CALL => {
                 let arguments = [1, 2, 3, 4, 5].map(|register: usize| registers[register]);

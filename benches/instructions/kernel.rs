@@ -27,6 +27,7 @@ const MAP_VALUE: u8 = 2;
 // Fields of struct xdp_md.
 const DATA: i16 = 0;
 const DATA_END: i16 = 4;
+const INGRESS: i16 = 12;
 
 pub(crate) struct Kernel {
     cpu: usize,
@@ -149,6 +150,7 @@ impl Environment for Kernel {
         match offset {
             DATA => self.data,
             DATA_END => self.data_end,
+            INGRESS => 1,
             other => panic!("the context at {other}"),
         }
     }

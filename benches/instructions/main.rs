@@ -228,10 +228,10 @@ impl Path {
 
     /// Executes the program here, then in the kernel, which has to agree.
     fn execute(&self, katran: &Katran, cpu: usize) -> (u64, Kernel) {
-        let (program, maps) = linked(katran);
+        let (program, others, maps) = linked(katran);
         let mut memory = Memory::default();
         let mut kernel = Kernel::new(maps, &self.frame, cpu, &mut memory);
-        let (verdict, executed) = execute(&program, &mut kernel, &mut memory);
+        let (verdict, executed) = execute(&program, &others, &mut kernel, &mut memory);
 
         let simulation = katran.simulate(&self.frame).unwrap();
         assert_eq!(simulation.verdict, self.verdict, "{}", self.name);
@@ -246,9 +246,14 @@ impl Path {
     }
 }
 
+/// Where the program for rare frames is, as in `enum program`.
+const RARE: u32 = 4;
+
+type Program = Vec<bpf_insn>;
+
 /// The attached program's instructions as libbpf hands them to the kernel, with descriptors of the
-/// loaded balancer's maps in them, and the maps' numbers by those descriptors.
-fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
+/// loaded balancer's maps in them, the programs that it goes on in, and the maps' numbers by those descriptors.
+fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u32>) {
     let of_kernel: Vec<MapHandle> = map_ids(katran)
         .into_iter()
         .map(|number| MapHandle::from_map_id(number).unwrap())
@@ -293,7 +298,8 @@ fn linked(katran: &Katran) -> (Vec<bpf_insn>, BTreeMap<i32, u32>) {
         .filter(|map| map.autocreate())
         .map(|map| (map.as_fd().as_raw_fd(), map.info().unwrap().info.id))
         .collect();
-    (skel.progs.katran.insns().to_vec(), numbers)
+    let others = BTreeMap::from([(RARE, skel.progs.katran_rare.insns().to_vec())]);
+    (skel.progs.katran.insns().to_vec(), others, numbers)
 }
 
 /// The maps that the attached program uses, by the kernel's numbers.

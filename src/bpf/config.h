@@ -57,7 +57,7 @@ const volatile __u8 next_hops = 0;
 const volatile __u8 redirect = 0;
 
 /* Written by the control side at any time. */
-struct live live SEC(".data.live") = {};
+struct live live SEC(".data.live") = { .station_shift = STATION_GROUP_SHIFT };
 
 const volatile struct constants constants = {};
 

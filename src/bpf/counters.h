@@ -15,7 +15,7 @@ enum variant {
 	EXPLAINS = 1 << 0, /* a twin, which writes down what it decided */
 	SPECIAL = 1 << 1, /* for packets of special VIPs, which another program has handed over */
 	FULL = 1 << 2, /* with what few balancers need */
-	UNTAGGED = 1 << 3, /* for frames whose VLAN tags have been put aside */
+	RARE = 1 << 3, /* for frames that another program has handed over: see rare.h */
 };
 
 /* What one run of a program carries along. */

@@ -72,10 +72,12 @@ static __always_inline void flow_stamp(const struct run *run, struct flow_mark *
 	mark->used = used;
 }
 
-/* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. */
+/* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. `uses`: the
+ * entry is stamped. */
 static __always_inline struct real *flow_find(const struct run *run,
 					      const struct flow_place *place,
-					      const struct flow_key *key, __u32 now, __u32 *number)
+					      const struct flow_key *key, __u32 now, bool uses,
+					      __u32 *number)
 {
 	struct real *real;
 	__u32 id = 0;
@@ -89,7 +91,8 @@ static __always_inline struct real *flow_find(const struct run *run,
 		return NULL;
 	if (key->protocol == IPPROTO_UDP && !used_since(mark->used, now, udp_timeout))
 		return NULL;
-	flow_stamp(run, mark, now);
+	if (uses)
+		flow_stamp(run, mark, now);
 	return real;
 }
 

@@ -2,7 +2,8 @@
 /*
  * Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): a UDP header, and
  * the inner IP packet at once. The outer checksum (RFC 768) is found without reading the payload:
- * the inner checksum says what the payload adds up to (inner_sum.h), unless a UDP length leaves a part out.
+ * the inner checksum says what the payload adds up to (inner_sum.h). Packets of which it does not say that, for a
+ * UDP length leaves a part out or there are extension headers, are added up as a whole.
  */
 #pragma once
 
@@ -10,6 +11,7 @@
 #include "counters.h"
 #include "csum.h"
 #include "cursor.h"
+#include "extensions.h"
 #include "headers.h"
 #include "inner_sum.h"
 #include "outer.h"
@@ -108,7 +110,7 @@ static __always_inline int inner_sum(const struct run *run, const struct packet 
 	ip = cursor_take(&cursor, header);
 	if (!ip)
 		return -1;
-	if (covers_all(packet, cursor, length))
+	if (covers_all(packet, cursor, length) && !(v6 && has_extensions(ip)))
 		return v6 ? inner_sum_v6(ip) : inner_sum_v4(ip, !packet->icmp);
 	rest = sum_of_frame(run->ctx, behind, behind + length);
 	return rest < 0 ? rest : (int)(sum_words(ip, header) + rest);

@@ -10,6 +10,8 @@
 #include "csum.h"
 #include "cursor.h"
 #include "headers.h"
+#include "ours.h"
+#include "verifier.h"
 
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -35,6 +37,8 @@ _Static_assert(sizeof(struct icmp_header) == 8, "icmp_header is laid over packet
 #define ICMPV4_ECHO_REPLY 0
 #define ICMPV4_UNREACHABLE 3
 #define ICMPV4_ECHO_REQUEST 8
+#define ICMPV4_TIME_EXCEEDED 11
+#define ICMPV4_PARAMETER_PROBLEM 12
 #define ICMPV4_CODE_HOST_UNREACHABLE 1
 #define ICMPV4_CODE_PORT_UNREACHABLE 3
 #define ICMPV4_CODE_FRAGMENTATION_NEEDED 4
@@ -42,10 +46,15 @@ _Static_assert(sizeof(struct icmp_header) == 8, "icmp_header is laid over packet
 #define ICMPV6_CODE_ADDRESS_UNREACHABLE 3
 #define ICMPV6_CODE_PORT_UNREACHABLE 4
 #define ICMPV6_TOO_BIG 2
+#define ICMPV6_TIME_EXCEEDED 3
+#define ICMPV6_PARAMETER_PROBLEM 4
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
 #define REPLY_TTL 64
+#define ECHO_BODY 4 /* identifier and what follows it, from the message's beginning */
+#define ECHO_BODY_V4 (sizeof(struct ethhdr) + sizeof(struct iphdr) + ECHO_BODY)
+#define ECHO_LONGEST 1500
 /* Bytes of the packet that a too-big message quotes. */
 #define TOO_BIG_QUOTE_V4 84
 #define TOO_BIG_QUOTE_V6 248
@@ -60,18 +69,61 @@ static __always_inline void swap_macs(struct ethhdr *eth)
 	mac_store(eth->h_source, destination);
 }
 
-static __always_inline int echo_reply_v4(const struct run *run, struct iphdr *ip,
-					 struct icmp_header *icmp)
+/* Whether an echo message over IPv4 is all zeros, but for type and checksum; of what lies beyond the first
+ * buffer, or beyond the longest ordinary packet, that is taken for granted. */
+LOOKED_AT_ONCE int echo_is_of_zeros(struct xdp_md *ctx, __u32 bytes)
+{
+	struct cursor cursor;
+	const __u8 *rest;
+
+	if (!ctx)
+		return 0;
+	cursor = cursor_of(ctx);
+	if (!cursor_take(&cursor, ECHO_BODY_V4))
+		return 0;
+	for (int i = 0; i < ECHO_LONGEST / 8 && bytes >= 8; i++) {
+		const __u64 *eight = cursor_take(&cursor, sizeof(*eight));
+
+		if (!eight)
+			return 1;
+		if (*eight)
+			return 0;
+		bytes -= sizeof(*eight);
+	}
+	for (int i = 0; i < 7 && bytes; i++) {
+		rest = cursor_take(&cursor, 1);
+		if (!rest)
+			return 1;
+		if (*rest)
+			return 0;
+		bytes--;
+	}
+	return 1;
+}
+
+/* Answers an echo request to an address of a VIP; others are the host's. */
+static __always_inline int echo_v4(const struct run *run, struct iphdr *ip,
+				   struct icmp_header *icmp)
 {
 	__u16 *type_and_code = (__u16 *)icmp;
 	const __u16 request = *type_and_code;
-	const __be32 source = ip->saddr;
+	/* Read once more, so that other packets need not keep them in registers. */
+	const __be32 source = *(const volatile __be32 *)&ip->saddr;
+	const __be32 destination = *(const volatile __be32 *)&ip->daddr;
 
+	if (!is_station_v4(source) || !is_station_v4(destination))
+		return pass(run, STEP_ICMP_OTHER);
+	if (!is_vip_v4(destination))
+		return pass(run, STEP_NO_VIP);
 	note_step(run, STEP_ICMP_ECHO);
 	run->cpu->counters.echo_v4++;
 	icmp->type = ICMPV4_ECHO_REPLY;
 	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
-	ip->saddr = ip->daddr;
+	/* The sum of words that are all 0 is 0, which 0 does not make 0xffff, the only right sum. */
+	if (!icmp->checksum &&
+	    echo_is_of_zeros(run->ctx, bpf_ntohs(ip->tot_len) - sizeof(*ip) - ECHO_BODY))
+		icmp->checksum = 0xffff;
+	ip->saddr = destination;
 	ip->daddr = source;
 	ip->ttl = REPLY_TTL;
 	ip->check = 0;
@@ -80,13 +132,17 @@ static __always_inline int echo_reply_v4(const struct run *run, struct iphdr *ip
 	return XDP_TX;
 }
 
-static __always_inline int echo_reply_v6(const struct run *run, struct ipv6hdr *ip,
-					 struct icmp_header *icmp)
+static __always_inline int echo_v6(const struct run *run, struct ipv6hdr *ip,
+				   struct icmp_header *icmp)
 {
 	__u16 *type_and_code = (__u16 *)icmp;
 	const __u16 request = *type_and_code;
 	const struct in6_addr source = ip->saddr;
 
+	if (!is_station_v6(&ip->saddr) || !is_station_v6(&ip->daddr))
+		return pass(run, STEP_ICMP_OTHER);
+	if (!is_vip_v6(&ip->daddr))
+		return pass(run, STEP_NO_VIP);
 	note_step(run, STEP_ICMP_ECHO);
 	run->cpu->counters.echo_v6++;
 	icmp->type = ICMPV6_ECHO_REPLY;

@@ -9,6 +9,7 @@
 #include "config.h"
 #include "counters.h"
 #include "cursor.h"
+#include "extensions.h"
 #include "flow_table.h"
 #include "maps.h"
 #include "parse.h"
@@ -111,10 +112,14 @@ static __always_inline struct cursor payload_of(const struct run *run, const str
 	struct cursor payload = cursor_of(run->ctx);
 
 	cursor_take(&payload, sizeof(struct ethhdr));
-	if (flow->family == FAMILY_V6)
-		cursor_take(&payload, sizeof(struct ipv6hdr));
-	else
+	if (flow->family == FAMILY_V6) {
+		const struct ipv6hdr *ip = cursor_take(&payload, sizeof(*ip));
+
+		if (ip && has_extensions(ip))
+			payload.position += extension_bytes(skip_extensions(run->ctx));
+	} else {
 		cursor_take(&payload, sizeof(struct iphdr));
+	}
 	if (flow->protocol == IPPROTO_TCP)
 		cursor_take(&payload, sizeof(struct tcphdr));
 	else

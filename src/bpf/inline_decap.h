@@ -11,6 +11,7 @@
 #include "csum.h"
 #include "cursor.h"
 #include "ecn.h"
+#include "extensions.h"
 #include "headers.h"
 #include "icmp.h"
 #include "lookup.h"
@@ -157,6 +158,58 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 		of_vip->decap++;
 }
 
+/* The length of the outer packet by its IP header; 0 if that is wrong, or the version: the walk knows what
+ * becomes of such a packet. */
+static __always_inline __u32 outer_length(const struct run *run, struct cursor cursor, bool v6)
+{
+	__u32 length;
+
+	if (v6) {
+		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		if (!ip || ip->version != 6)
+			return 0;
+		length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	} else {
+		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		if (!ip || ip->version != 4)
+			return 0;
+		length = bpf_ntohs(ip->tot_len);
+	}
+	return length + sizeof(struct ethhdr) <= run->length ? length : 0;
+}
+
+/* Whether the IPv6 packet at the cursor is a tunnelled one, behind extension headers or not. */
+static __always_inline bool find_behind_extensions(const struct run *run, struct tunnel *tunnel,
+						   struct cursor cursor)
+{
+	struct cursor inner = cursor;
+	const struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
+	__u32 bytes;
+	int skipped;
+
+	if (!ip)
+		return false;
+	/* Those are for the program for rare frames, and no tunnels here. */
+	if (!is(run, RARE) || !has_extensions(ip))
+		return find_tunnel_v6(tunnel, cursor, gue_port);
+	skipped = skip_extensions(run->ctx);
+	bytes = extension_bytes(skipped);
+	if (skipped < 0 || bytes > bpf_ntohs(ip->payload_len))
+		return false;
+	inner.position += bytes;
+	*tunnel = (struct tunnel){
+		.inner = inner,
+		.source = &ip->saddr,
+		.destination = &ip->daddr,
+		.outer_bytes = sizeof(*ip) + bytes,
+		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
+		.outer_v6 = true,
+	};
+	return is_tunnel_protocol(tunnel, skipped, gue_port);
+}
+
 /* Section 3 of the walk. CONTINUE: there was no tunnel, or what was in it is to be walked, with
  * `cursor` and `type` those of the inner packet. Else the verdict. */
 static __always_inline int inline_decap(struct run *run, struct cursor *cursor, __be16 *type)
@@ -165,21 +218,26 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 	struct decap_destination end = {};
 	enum drop_reason reason;
 	struct tunnel tunnel;
+	__u32 length;
 	__u32 *mode;
 
 	if (*type == bpf_htons(ETH_P_IP)) {
+		length = outer_length(run, *cursor, false);
 		if (!find_tunnel_v4(&tunnel, *cursor, gue_port) || tunnel.options || tunnel.fragment)
 			return CONTINUE;
 		end.family = FAMILY_V4;
 		copy_v4(end.address, *(const __be32 *)tunnel.destination);
 	} else if (*type == bpf_htons(ETH_P_IPV6)) {
-		if (!find_tunnel_v6(&tunnel, *cursor, gue_port))
+		length = outer_length(run, *cursor, true);
+		if (!find_behind_extensions(run, &tunnel, *cursor))
 			return CONTINUE;
 		end.family = FAMILY_V6;
 		copy_v6(end.address, tunnel.destination);
 	} else {
 		return CONTINUE;
 	}
+	if (tunnel.outer_bytes > length)
+		return CONTINUE;
 	mode = bpf_map_lookup_elem(&decap_destinations, &end);
 	if (mode)
 		count->remote++;

@@ -14,12 +14,16 @@
 #include "inline_decap.h"
 #include "lookup.h"
 #include "maps.h"
+#include "ours.h"
 #include "parse.h"
+#include "parse_rare.h"
+#include "rare.h"
 #include "route.h"
 #include "send.h"
 #include "shared.h"
 #include "vlan.h"
 
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -44,11 +48,24 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
 				   bool v6)
 {
-	struct choice choice = {};
+	/* The rest is written before it is read. */
+	struct choice choice;
+	bool found;
 
-	if (!(is(run, FULL) ? find_vip_once(packet, v6, &choice.vip_number, &choice.vip) :
-			      find_vip(packet, v6, &choice.vip_number, &choice.vip)))
+	choice.number = 0;
+	choice.reason = DROP_NONE;
+	if (is(run, FULL)) {
+		choice.vip_number = 0;
+		choice.vip = (struct vip){};
+		found = find_vip_once(packet, v6, &choice.vip_number, &choice.vip);
+	} else {
+		found = find_vip(packet, v6, &choice.vip_number, &choice.vip);
+	}
+	if (!found)
 		return pass(run, STEP_NO_VIP);
+	/* Of others that program has seen to. */
+	if (!is(run, RARE) && is_for_others(run))
+		return pass(run, STEP_OTHER_STATION);
 	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
 
@@ -70,13 +87,24 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 static __always_inline int walk_ip(const struct run *run, struct cursor cursor, __u64 arrived,
 				   bool v6)
 {
-	struct packet packet = {};
-	int verdict;
+	const __u32 addresses = offsetof(struct packet, flow.source_port);
+	struct packet packet;
 
-	verdict = v6 ? parse_v6(run, &cursor, &packet) : parse_v4(run, &cursor, &packet);
-	if (verdict == CONTINUE)
-		verdict = parse_transport(run, &cursor, &packet);
-	return verdict == CONTINUE ? forward(run, &packet, arrived, v6) : verdict;
+	/* Addresses of IPv6 are written as a whole. */
+	if (v6)
+		__builtin_memset((void *)&packet + addresses, 0, sizeof(packet) - addresses);
+	else
+		__builtin_memset(&packet, 0, sizeof(packet));
+	if (is(run, RARE)) {
+		const int verdict = parse(run, &cursor, &packet, v6);
+
+		if (verdict != CONTINUE)
+			return verdict;
+	} else if (!(v6 ? parse_plain_v6(run, &cursor, &packet) :
+			  parse_plain_v4(run, &cursor, &packet))) {
+		return walk_rarely(run, arrived, 0);
+	}
+	return forward(run, &packet, arrived, v6);
 }
 
 /* The end of every walk. */
@@ -106,7 +134,6 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		.ctx = ctx,
 		.cpu = bpf_map_lookup_elem(&cpus, &zero),
 		.variant = variant,
-		.untagged = variant & UNTAGGED,
 	};
 	struct cursor cursor = cursor_of(ctx);
 	int verdict = CONTINUE;
@@ -126,11 +153,18 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		return drop(&run, DROP_FRAME_TRUNCATED);
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	arrived = run.length;
-	if (variant & UNTAGGED)
-		arrived = run.cpu->scratch.tags.arrived;
+	if (variant & RARE) {
+		arrived = run.cpu->scratch.rare.arrived;
+		run.unwrapped = run.cpu->scratch.rare.unwrapped;
+		run.untagged = run.cpu->scratch.rare.tag_bytes;
+	}
 
 	type = ether_type(run.eth);
-	if (rare_feature(&run, FEATURE_INLINE_DECAP))
+	if (is(&run, RARE) || rare_feature(&run, FEATURE_INLINE_DECAP)) {
+		if (is_for_others(&run))
+			verdict = pass(&run, STEP_OTHER_STATION);
+	}
+	if (verdict == CONTINUE && rare_feature(&run, FEATURE_INLINE_DECAP) && !run.unwrapped)
 		verdict = inline_decap(&run, &cursor, &type);
 	if (verdict != CONTINUE)
 		;
@@ -138,7 +172,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		verdict = walk_ip(&run, cursor, arrived, false);
 	else if (type == bpf_htons(ETH_P_IPV6))
 		verdict = walk_ip(&run, cursor, arrived, true);
-	else if (!(variant & UNTAGGED))
+	else if (!(variant & RARE))
 		verdict = walk_untagged(&run, cursor, type, arrived);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
@@ -274,15 +308,15 @@ int katran_explain_special(struct xdp_md *ctx)
 	return walk_special(ctx, EXPLAINS | SPECIAL | FULL);
 }
 
-/* Frames whose VLAN tags have been taken off. */
+/* Frames that another program has handed over: see rare.h. */
 SEC("xdp")
-int katran_untagged(struct xdp_md *ctx)
+int katran_rare(struct xdp_md *ctx)
 {
-	return walk(ctx, FULL | UNTAGGED);
+	return walk(ctx, FULL | RARE);
 }
 
 SEC("xdp")
-int katran_explain_untagged(struct xdp_md *ctx)
+int katran_explain_rare(struct xdp_md *ctx)
 {
-	return walk(ctx, EXPLAINS | FULL | UNTAGGED);
+	return walk(ctx, EXPLAINS | FULL | RARE);
 }

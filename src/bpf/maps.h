@@ -33,6 +33,15 @@ struct {
 	__type(value, __u32);
 } prefix_vips SEC(".maps");
 
+/* The addresses that VIPs have, and the prefixes, whatever port and protocol: those are 0 in the keys. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct vip_prefix_key);
+	__type(value, __u32);
+} vip_addresses SEC(".maps");
+
 /* Chunks of rings, made as VIPs come into use. A ring is one array element of 16-bit real
  * numbers; chunks are mappable. The inner map's value size is set at load. */
 struct ring_chunk {
@@ -194,8 +203,8 @@ int katran_ids(struct xdp_md *ctx);
 int katran_send(struct xdp_md *ctx);
 int katran_special(struct xdp_md *ctx);
 int katran_explain_special(struct xdp_md *ctx);
-int katran_untagged(struct xdp_md *ctx);
-int katran_explain_untagged(struct xdp_md *ctx);
+int katran_rare(struct xdp_md *ctx);
+int katran_explain_rare(struct xdp_md *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -208,7 +217,7 @@ struct {
 		[PROGRAM_SEND] = (void *)&katran_send,
 		[PROGRAM_SPECIAL] = (void *)&katran_special,
 		[PROGRAM_EXPLAIN_SPECIAL] = (void *)&katran_explain_special,
-		[PROGRAM_UNTAGGED] = (void *)&katran_untagged,
-		[PROGRAM_EXPLAIN_UNTAGGED] = (void *)&katran_explain_untagged,
+		[PROGRAM_RARE] = (void *)&katran_rare,
+		[PROGRAM_EXPLAIN_RARE] = (void *)&katran_explain_rare,
 	},
 };

@@ -147,6 +147,12 @@ static __always_inline void count_watched(const struct choice *choice)
 		of_real->misses++;
 }
 
+/* Whether it is an ICMP error, which leaves entries, misses and events alone. All of them are special. */
+static __always_inline bool is_error(const struct run *run, const struct packet *packet)
+{
+	return is(run, SPECIAL) && packet->icmp;
+}
+
 /* Step 7: the real of a flow that no table knows, or of a SYN. That one follows an entry that was used
  * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with
  * the reason in `choice`: the ring has none. */
@@ -154,6 +160,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 					     struct choice *choice, bool v6, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
+	const bool error = is_error(run, packet);
 	/* So far: what the ring chooses by the port alone is not remembered. */
 	bool forget = flags & VIP_DPORT_HASH;
 	__be16 hash_port = packet->hash_source;
@@ -161,7 +168,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	int chosen;
 	__u32 id;
 
-	if (!in_flood(run, now) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
+	if (!error && !in_flood(run, now) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		chosen = flow_choose(&choice->place, now);
 		if (packet->tcp_flags & TCP_SYN) {
 			real = flow_follow(&choice->place, &packet->flow, chosen, now,
@@ -174,7 +181,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	} else {
 		chosen = unknown_zero(now);
 	}
-	if (packet->flow.protocol == IPPROTO_TCP) {
+	if (packet->flow.protocol == IPPROTO_TCP && !error) {
 		if (packet->tcp_flags & TCP_SYN) {
 			run->cpu->counters.flow_miss_syn++;
 		} else {
@@ -214,6 +221,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
 	id = *(volatile __u32 *)&real->id;
+	if (error)
+		return real;
 	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
 	    !under_flood(run, now))
@@ -227,12 +236,16 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
  * tables may hold what is void. */
 #define VIP_SPECIAL (VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_VOID_FLOWS)
 
-/* Whether steps 1 to 3, 5 and 6 may concern the packet. They are in programs of their own: in one
- * with the others they would cost every packet some nanoseconds, by the registers they take. */
+/* Whether steps 1 to 3, 5 and 6 may concern the packet, or it is an ICMP error. They are in programs of
+ * their own: in one with the others they would cost every packet some nanoseconds, by the registers they take. Of
+ * rare frames all go there if tunnels may end here: all ways out of those and through the rest would be too
+ * many for the verifier. */
 static __always_inline bool is_special(const struct run *run, const struct packet *packet,
 				       __u32 flags)
 {
-	return unlikely(flags & VIP_SPECIAL) ||
+	if (is(run, RARE) && feature(FEATURE_INLINE_DECAP))
+		return true;
+	return unlikely((flags & VIP_SPECIAL) | packet->icmp) ||
 	       (rare_feature(run, FEATURE_TCP_SERVER_ID) && packet->flow.protocol == IPPROTO_TCP);
 }
 
@@ -319,7 +332,8 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	}
 	if (!syn && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		note_step(run, STEP_FLOW_TABLE);
-		real = flow_find(run, &choice->place, &packet->flow, now, &choice->number);
+		real = flow_find(run, &choice->place, &packet->flow, now, !is_error(run, packet),
+				 &choice->number);
 	}
 	if (is(run, SPECIAL) && feature(FEATURE_GLOBAL_FLOW_TABLE) && !real && !syn &&
 	    (flags & (VIP_GLOBAL_LRU | VIP_NO_REALS)) == VIP_GLOBAL_LRU)

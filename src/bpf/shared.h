@@ -149,7 +149,7 @@ struct vip_key {
 };
 _Static_assert(sizeof(struct vip_key) == VIP_WORDS * 4, "vip_key is hashed and compared by words");
 
-/* The key of `prefix_vips`: all but the address's tail has to match. */
+/* The key of `prefix_vips` and `vip_addresses`: all but the address's tail has to match. */
 struct vip_prefix_key {
 	__u32 prefix_length; /* bits after this field: 32 and the address prefix's length */
 	__be16 port;
@@ -292,6 +292,8 @@ enum drop_reason {
 	DROP_IPV4_FRAGMENT,
 	DROP_IPV6_TRUNCATED,
 	DROP_IPV6_FRAGMENT,
+	DROP_LENGTH,
+	DROP_EXTENSION_HEADERS,
 	DROP_ICMP_TRUNCATED,
 	DROP_QUOTE_TRUNCATED,
 	DROP_QUOTE_OPTIONS,
@@ -361,14 +363,14 @@ struct inline_decap_counters {
 
 /* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
  * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. And the
- * walk of frames whose VLAN tags have been taken off. */
+ * walk of rare frames. */
 enum program {
 	PROGRAM_IDS,
 	PROGRAM_SEND,
 	PROGRAM_SPECIAL,
 	PROGRAM_EXPLAIN_SPECIAL,
-	PROGRAM_UNTAGGED,
-	PROGRAM_EXPLAIN_UNTAGGED,
+	PROGRAM_RARE,
+	PROGRAM_EXPLAIN_RARE,
 	PROGRAMS,
 };
 
@@ -396,12 +398,14 @@ struct id_query {
 	__u8 reserved[2];
 };
 
-/* VLAN tags that have been taken off a frame and will be put back. */
-struct vlan_tags {
+/* What a walk tells the program for rare frames. */
+struct rare_frame {
 	__u64 arrived; /* bytes of the frame as it came in */
-	__u32 words[2]; /* identifier and tag, as they lie in the frame */
-	__u32 bytes; /* of all tags: 4 or 8 */
-	__u32 reserved;
+	/* VLAN tags that have been taken off and will be put back: identifier and tag, as they lie in the
+	 * frame. */
+	__u32 tags[2];
+	__u32 tag_bytes; /* of all tags: 0, 4 or 8 */
+	__u32 unwrapped; /* it came in a tunnel that ended here */
 };
 
 /* All counters that belong to no VIP or real. Each has a row in src/counters/table.rs. */
@@ -462,7 +466,7 @@ struct event_window {
 /* What a program leaves for the one that the walk goes on in: nothing else outlives a tail call. */
 struct scratch {
 	struct id_query query;
-	struct vlan_tags tags;
+	struct rare_frame rare;
 };
 
 /* All that a CPU has for itself: one record, found by one lookup a packet. */
@@ -478,6 +482,26 @@ struct cpu {
 struct own_addresses {
 	__u32 v4;
 	__u32 v6[4];
+};
+
+/* Ethernet addresses of interfaces that frames come in by. An address is six bytes as in a frame, above
+ * STATION_SHIFT bits that are 0, where a frame's source begins in the same word. */
+enum station_constant {
+	STATIONS = 64,
+	/* Of an interface: its own, its bond's, its bridge's. */
+	STATION_MACS = 3,
+	STATION_SHIFT = 16,
+	/* By so much a frame's word is shifted if nothing but the bit of groups is looked at. */
+	STATION_GROUP_SHIFT = 63,
+	/* The bit of groups in a frame's word. */
+	STATION_GROUP = 1,
+};
+
+/* What frames that come in by an interface may be for. */
+struct station {
+	__u64 macs[STATION_MACS]; /* 0: none */
+	__u32 interface; /* index; 0: none. Written last, and first when it goes */
+	__u32 reserved;
 };
 
 /* What the control side changes while packets flow; everything else is a load-time constant. What every
@@ -499,7 +523,12 @@ struct live {
 	/* The server-id table in force: its part times SERVER_ID_TABLE, and the number of its
 	 * lines minus one, a mask. One word, so that both are of one table. */
 	__u32 server_ids;
-	__u32 reserved;
+	/* A frame is for this station if the first eight bytes, shifted by so much, are `station`: an
+	 * address if all interfaces have one, or 0 if only groups can be told. Of others `stations` decide. */
+	__u32 station_shift;
+	__u64 station;
+	/* By the interface's index, modulo. */
+	struct station stations[STATIONS];
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port
@@ -543,6 +572,7 @@ enum step {
 	STEP_DECAP_TO_HOST,
 	STEP_DECAP_EGRESS,
 	STEP_TUNNEL_IN_TUNNEL,
+	STEP_OTHER_STATION,
 };
 
 enum probe_constant {
@@ -576,6 +606,7 @@ struct constants {
 	enum event_kind event_kind;
 	enum hop_constant hop;
 	enum root_constant root;
+	enum station_constant station;
 	enum probe_constant probe;
 	struct event event;
 	struct source_prefix_v4 source_v4;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Frames with one or two VLAN tags (IEEE 802.1Q and 802.1ad). Their tags are taken off, a program of
- * its own walks them like others, and what leaves gets them back: so frames without tags pay nothing,
- * and tags mean nothing to the rest.
+ * Frames with one or two VLAN tags (IEEE 802.1Q and 802.1ad). Their tags are taken off, the program for
+ * rare frames walks them like others, and what leaves gets them back: so frames without tags pay
+ * nothing, and tags mean nothing to the rest.
  */
 #pragma once
 
@@ -11,6 +11,8 @@
 #include "cursor.h"
 #include "headers.h"
 #include "maps.h"
+#include "ours.h"
+#include "rare.h"
 
 #include <linux/if_ether.h>
 #include <bpf/bpf_endian.h>
@@ -36,32 +38,34 @@ static __always_inline __u32 tag_word(__be16 identifier, const struct vlan_heade
 static __always_inline int walk_untagged(const struct run *run, struct cursor cursor, __be16 type,
 					 __u64 arrived)
 {
-	struct vlan_tags *tags = &run->cpu->scratch.tags;
+	struct rare_frame *rare = &run->cpu->scratch.rare;
 	const __u64 destination = mac_load(run->eth->h_dest);
 	const __u64 source = mac_load(run->eth->h_source);
 	struct vlan_header *header;
 	struct ethhdr *eth;
+	__u32 bytes;
 
 	if (!is_tag(type))
 		return pass(run, STEP_NOT_IP);
+	if (is_for_others(run))
+		return pass(run, STEP_OTHER_STATION);
 	header = cursor_take(&cursor, sizeof(*header));
 	if (!header)
 		return drop(run, DROP_FRAME_TRUNCATED);
-	tags->words[0] = tag_word(type, header);
-	tags->bytes = sizeof(*header);
+	rare->tags[0] = tag_word(type, header);
+	bytes = sizeof(*header);
 	type = header->type;
 	if (is_tag(type)) {
 		header = cursor_take(&cursor, sizeof(*header));
 		if (!header)
 			return drop(run, DROP_FRAME_TRUNCATED);
-		tags->words[1] = tag_word(type, header);
-		tags->bytes = 2 * sizeof(*header);
+		rare->tags[1] = tag_word(type, header);
+		bytes = 2 * sizeof(*header);
 		type = header->type;
 	}
 	if (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6))
 		return pass(run, STEP_NOT_IP);
-	tags->arrived = arrived;
-	if (bpf_xdp_adjust_head(run->ctx, tags->bytes))
+	if (bpf_xdp_adjust_head(run->ctx, bytes))
 		return drop(run, DROP_VLAN_FAILED);
 	cursor = cursor_of(run->ctx);
 	eth = cursor_take(&cursor, sizeof(*eth));
@@ -70,18 +74,15 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 	/* The EtherType is at its place. */
 	mac_store(eth->h_dest, destination);
 	mac_store(eth->h_source, source);
-	bpf_tail_call(run->ctx, &special_programs,
-		      is(run, EXPLAINS) ? PROGRAM_EXPLAIN_UNTAGGED : PROGRAM_UNTAGGED);
-	/* They are there since load, unless somebody has emptied the array. */
-	return drop(run, DROP_PROGRAM_MISSING);
+	return walk_rarely(run, arrived, bytes);
 }
 
 /* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */
 static __always_inline int tag_again(const struct run *run, int verdict)
 {
-	const struct vlan_tags *tags = &run->cpu->scratch.tags;
+	const struct rare_frame *rare = &run->cpu->scratch.rare;
 	struct cursor cursor = cursor_of(run->ctx);
-	const bool two = tags->bytes == 2 * sizeof(struct vlan_header);
+	const bool two = rare->tag_bytes == 2 * sizeof(struct vlan_header);
 	__u64 destination, source;
 	struct ethhdr *eth;
 	__u32 *word;
@@ -103,8 +104,8 @@ static __always_inline int tag_again(const struct run *run, int verdict)
 	mac_store(eth->h_dest, destination);
 	mac_store(eth->h_source, source);
 	word = (void *)eth + 2 * ETH_ALEN;
-	word[0] = tags->words[0];
+	word[0] = rare->tags[0];
 	if (two)
-		word[1] = tags->words[1];
+		word[1] = rare->tags[1];
 	return verdict;
 }

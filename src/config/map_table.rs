@@ -100,6 +100,7 @@ pub(crate) const MAPS: &[MapRow] = &[
         full(on.chunks(), array(on.chunks(), 8))
     }),
     row("prefix_vips", Always, Elements(|on| on.vips()), |on| trie(on.vips(), 24)),
+    row("vip_addresses", Always, Elements(|on| on.vips()), |on| trie(on.vips(), 24)),
     row(".data.vip_heads", Always, Bytes(|on| vip_table_bytes(on.vips())[0]), |on| {
         full(on.vips(), mappable(1u32, vip_table_bytes(on.vips())[0]))
     }),

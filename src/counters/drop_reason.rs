@@ -12,7 +12,8 @@ macro_rules! drop_reasons {
         $(#[doc = $doc:literal])+
         $reason:ident = $number:ident, $name:literal;
     )+) => {
-        /// Why a frame was dropped.
+        /// Why a frame was dropped. What cannot be parsed is dropped only if its destination is an address
+        /// of a VIP; else it passes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -58,13 +59,17 @@ drop_reasons! {
     Ipv6Truncated = DROP_IPV6_TRUNCATED, "ipv6_truncated";
     /// A fragment of an IPv6 packet.
     Ipv6Fragment = DROP_IPV6_FRAGMENT, "ipv6_fragment";
+    /// An IP length beyond the frame, or shorter than the IP header.
+    Length = DROP_LENGTH, "length";
+    /// IPv6 extension headers that cannot be walked: more than four, segments left, or cut short.
+    ExtensionHeaders = DROP_EXTENSION_HEADERS, "extension_headers";
     /// Shorter than an ICMP header.
     IcmpTruncated = DROP_ICMP_TRUNCATED, "icmp_truncated";
     /// An ICMP error that quotes too little to find the flow.
     QuoteTruncated = DROP_QUOTE_TRUNCATED, "quote_truncated";
     /// An ICMP error that quotes an IPv4 header with options.
     QuoteOptions = DROP_QUOTE_OPTIONS, "quote_options";
-    /// Shorter than its TCP or UDP header.
+    /// Shorter than its TCP or UDP header, by the frame or by the IP length.
     TransportTruncated = DROP_TRANSPORT_TRUNCATED, "transport_truncated";
     /// Above `max_frame`, with ICMP_TOO_BIG off.
     TooBig = DROP_TOO_BIG, "too_big";

@@ -21,7 +21,7 @@ use super::interface::outlook;
 use super::interrupts;
 use super::tunnel_ends;
 use super::tunnel_ends::TunnelEnds;
-use crate::frame_limit::longest_frame;
+use crate::links::longest_frame;
 use crate::next_hop::NextHop;
 use crate::types::ByFamily;
 use crate::types::Encapsulation;
@@ -85,6 +85,8 @@ pub(crate) struct Balancer {
     pub(crate) tunnel_ends: TunnelEnds,
     /// VIPs that take no new flows.
     pub(crate) empty_vips: Vec<EmptyVip>,
+    /// Addresses of VIPs that packets are routed on to, as they are not this host's and it forwards.
+    pub(crate) routed_on: Vec<IpAddr>,
     /// Reasons for drops that tell of a setting, and how many there were.
     pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
 }
@@ -480,6 +482,21 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
     }
     if facts.vips > 0 && facts.empty_vips.is_empty() {
         found.ok(Subject::Vips, format!("{} with reals", facts.vips));
+    }
+    if let [first, others @ ..] = &facts.routed_on[..] {
+        let more = match others.len() {
+            0 => "is not its own address".to_owned(),
+            number => format!("and {number} more are not its own addresses"),
+        };
+        found.warn(
+            Subject::Vips,
+            format!(
+                "the host forwards packets, and {first} {more}: those to ports without a VIP are routed on, \
+                 perhaps for ever"
+            ),
+            "give the host the address (ip addr add ADDRESS dev lo), or keep its packets (ip route add \
+             unreachable ADDRESS)",
+        );
     }
     for (reason, frames, advice) in &facts.drops {
         let message = format!("{reason}: {frames} frames since the balancer was loaded");

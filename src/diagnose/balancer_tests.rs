@@ -79,6 +79,7 @@ fn good() -> Balancer {
         vips_of_v6: true,
         tunnel_ends: TunnelEnds::default(),
         empty_vips: Vec::new(),
+        routed_on: Vec::new(),
         drops: Vec::new(),
     }
 }
@@ -143,7 +144,7 @@ fn each_trouble_is_one_finding_with_advice() {
     use Severity::Problem;
     use Severity::Warning;
     type Change = fn(&mut Balancer);
-    let cases: [(Change, Severity, Subject, &str, &str); 53] = [
+    let cases: [(Change, Severity, Subject, &str, &str); 55] = [
         (
             |f| f.host.jit = Some(false),
             Warning,
@@ -593,6 +594,20 @@ fn each_trouble_is_one_finding_with_advice() {
             Subject::Vips,
             "(1 down, 2 drained)",
             "weights",
+        ),
+        (
+            |f| f.routed_on.push([203, 0, 113, 1].into()),
+            Warning,
+            Subject::Vips,
+            "203.0.113.1 is not its own address",
+            "dev lo",
+        ),
+        (
+            |f| f.routed_on = vec![[203, 0, 113, 1].into(), [203, 0, 113, 2].into()],
+            Warning,
+            Subject::Vips,
+            "203.0.113.1 and 1 more are not",
+            "unreachable",
         ),
         (
             |f| f.drops.push(("encap_v4", 3, "headroom")),

@@ -1,5 +1,7 @@
 //! The facts about this balancer that a diagnosis is made from.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
@@ -17,6 +19,7 @@ use crate::diagnose::Ours;
 use crate::diagnose::Pages;
 use crate::diagnose::TunnelEnds;
 use crate::diagnose::judge_balancer;
+use crate::diagnose::sysctl;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::next_hop::NextHop;
@@ -62,6 +65,9 @@ const TELLING: [(DropReason, &str); 9] = [
         "clients' packets are fragmented on the way: smaller MTU or MSS on the backends",
     ),
 ];
+
+/// Of more addresses of VIPs the kernel is not asked where it would route them.
+const MOST_ASKED: usize = 1000;
 
 impl Katran {
     /// Looks for what commonly keeps a balancer from forwarding on an interface of the calling thread's
@@ -172,6 +178,7 @@ impl Katran {
                 limits_egress: !config.egress_sources.is_empty(),
             },
             empty_vips: empty_vips.collect(),
+            routed_on: self.routed_on(&mut requests).map_err(failed)?,
             drops: TELLING
                 .into_iter()
                 .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))
@@ -186,6 +193,28 @@ impl Katran {
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus
+    }
+
+    /// Addresses of VIPs that the host would route on, by its tables and as it forwards.
+    fn routed_on(&self, requests: &mut Requests) -> io::Result<Vec<IpAddr>> {
+        let forwards = ByFamily {
+            v4: sysctl("net/ipv4/ip_forward"),
+            v6: sysctl("net/ipv6/conf/all/forwarding"),
+        };
+        let addresses = self.table.vips().map(|(vip, _)| vip.address());
+        let mut asked = BTreeSet::new();
+        let mut routed = Vec::new();
+        for address in addresses {
+            let forwards = forwards[Family::of(address)].is_some_and(|on| on != 0);
+            if !forwards || asked.len() == MOST_ASKED || !asked.insert(address) {
+                continue;
+            }
+            let route = requests.route(address)?;
+            if route.is_some_and(|route| !route.local) {
+                routed.push(address);
+            }
+        }
+        Ok(routed)
     }
 
     /// Entries of root programs that were ours, and hold something else now.

@@ -57,7 +57,8 @@ impl Katran {
     /// Runs the loaded program on a frame as if it had arrived: counters and tables move.
     ///
     /// The frame begins with its Ethernet header. It runs on the first forwarding CPU, so that
-    /// frames of one flow find its entry. What runs is the program's explaining twin: the same
+    /// frames of one flow find its entry. It has not arrived by any interface, so whatever its Ethernet
+    /// destination is, unless it is a group's, is taken for this station's. What runs is the program's explaining twin: the same
     /// walk with the same maps, which also notes what it decided.
     ///
     /// # Errors
@@ -387,6 +388,7 @@ fn reason(explanation: &types::explanation) -> Reason {
         return Reason::Dropped(dropped);
     }
     match explanation.step {
+        step::STEP_OTHER_STATION => Reason::OtherStation,
         step::STEP_ICMP_ECHO => Reason::IcmpEcho,
         step::STEP_ICMP_OTHER => Reason::IcmpOther,
         step::STEP_NOT_TRANSPORT => Reason::NotTransport,

@@ -34,15 +34,19 @@ impl fmt::Display for Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// Neither IPv4 nor IPv6: passed.
+    /// For another station, by its Ethernet destination, or for a group of them: passed.
+    OtherStation,
+    /// Neither IPv4 nor IPv6, or of another version than its EtherType says: passed.
     NotIp,
-    /// An ICMP echo request: answered.
+    /// An ICMP echo request to an address of a VIP: answered.
     IcmpEcho,
-    /// ICMP of another kind: passed.
+    /// ICMP of another kind, an error about what its receiver has not sent, or an echo request from or to
+    /// no single station: passed.
     IcmpOther,
     /// Neither TCP nor UDP: passed.
     NotTransport,
-    /// No VIP at this address, port and protocol: passed.
+    /// No VIP at this address, port and protocol: passed. If it cannot be parsed, or asks for an echo: no
+    /// VIP at this address.
     NotAVip,
     /// Above `max_frame`: answered with an ICMP message.
     TooBig,
@@ -75,6 +79,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::OtherStation => f.write_str("for another station"),
             Self::NotIp => f.write_str("not IP"),
             Self::IcmpEcho => f.write_str("ICMP echo"),
             Self::IcmpOther => f.write_str("other ICMP"),

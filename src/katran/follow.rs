@@ -21,6 +21,7 @@ use super::ground::Reason;
 use crate::attach::here;
 use crate::error::Result;
 use crate::kernel::kernel_error;
+use crate::links::Entrance;
 use crate::next_hop::Cells;
 use crate::next_hop::Site;
 use crate::next_hop::Wanted;
@@ -183,7 +184,7 @@ impl Katran {
         self.following.looked = Some(Instant::now());
     }
 
-    /// Attachments have changed: next hops and MTUs are followed for those that are there.
+    /// Attachments have changed: next hops, MTUs and Ethernet addresses are followed for those that are there.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
         let ground = self.following.take();
@@ -196,11 +197,15 @@ impl Katran {
         }
         let namespaces = &mut self.following.take().namespaces;
         namespaces.retain(|of| reasons.iter().any(|held| held.namespace == of.number));
-        let exits = reasons.iter().filter_map(|held| match held.reason {
-            Reason::Interface(index) => Some((held.namespace, index)),
-            Reason::Entry | Reason::HealthChecks | Reason::Embedder => None,
+        let places = reasons.iter().filter_map(|held| {
+            let entrance = match held.reason {
+                Reason::Interface(index) => Entrance::Interface(index),
+                Reason::Entry => Entrance::Any,
+                Reason::HealthChecks | Reason::Embedder => return None,
+            };
+            Some((held.namespace, entrance))
         });
-        self.frame_limit.set_exits(&exits.collect::<Vec<_>>());
+        self.links.set(&places.collect::<Vec<_>>());
         self.following.lay(reasons);
     }
 

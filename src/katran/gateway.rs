@@ -79,7 +79,7 @@ impl Gateways<'_> {
     /// [`max_frame`](crate::Builder::max_frame), or what it has come to if that is
     /// [`Auto`](crate::state::MaxFrame::Auto).
     pub fn max_frame(&self) -> u32 {
-        self.katran.frame_limit.longest()
+        self.katran.links.longest()
     }
 
     /// The outer source address of a family, if one is set: what GUE sends from, and what

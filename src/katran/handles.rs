@@ -29,6 +29,7 @@ use crate::maps::RealCells;
 use crate::maps::RingStore;
 use crate::maps::ServerIdStore;
 use crate::maps::SourceRouteMaps;
+use crate::maps::VipAddresses;
 use crate::maps::VipCells;
 use crate::maps::VoidFlows;
 use crate::maps::fill_outer;
@@ -187,6 +188,10 @@ handles! {
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
             "prefix_vips" is (.as_fd()) shows "prefix_vips" = (|katran| Ok(prefix_vips(katran)));
+        vip_addresses: VipAddresses =
+            VipAddresses::new(Typed::new(own(&from.vip_addresses)?)?),
+            "vip_addresses" is (.as_fd())
+                shows "vip_addresses" = (|katran| Ok(katran.maps.vip_addresses.len() as u64));
         vip_cells: Arc<VipCells> = Arc::clone(&cells),
             ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd())
                 shows "vips" = (|katran| Ok(katran.table.vips().len() as u64 - prefix_vips(katran)));

@@ -76,9 +76,9 @@ use crate::config::Config;
 use crate::config::Machine;
 use crate::error::Error;
 use crate::error::Result;
-use crate::frame_limit::FrameLimit;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
+use crate::links::Links;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::VipKinds;
@@ -151,8 +151,8 @@ pub struct Katran {
     following: follow::Following,
     /// The path of health checks, if there is an interface for it.
     healthchecks: Option<HealthChecks>,
-    /// Tells packets the longest frame.
-    frame_limit: FrameLimit,
+    /// Tells packets the longest frame, and which frames are for this station.
+    links: Links,
     maps: Maps,
     programs: object::Programs,
     /// Whether the program's descriptor has been given to the embedder.
@@ -199,7 +199,7 @@ impl Katran {
             shared: Attachments::default(),
             following: follow::Following::default(),
             healthchecks,
-            frame_limit: FrameLimit::new(
+            links: Links::new(
                 config.max_frame,
                 config.encapsulation,
                 Arc::clone(&maps.live),

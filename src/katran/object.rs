@@ -133,12 +133,8 @@ pub(super) fn load_object<'a>(
             &mut progs.katran_explain_special,
             true,
         ),
-        ("katran_untagged", &mut progs.katran_untagged, true),
-        (
-            "katran_explain_untagged",
-            &mut progs.katran_explain_untagged,
-            true,
-        ),
+        ("katran_rare", &mut progs.katran_rare, true),
+        ("katran_explain_rare", &mut progs.katran_explain_rare, true),
         ("ticks", &mut progs.ticks, true),
     ];
     let names = programs.map(|(name, program, wanted)| {

@@ -253,7 +253,7 @@ impl Katran {
     /// Makes reals known, before anything names them.
     pub(super) fn publish_reals(&mut self, added: &[RealRecord]) {
         let of_v6 = added.iter().filter(|record| record.address.is_ipv6());
-        self.frame_limit.count_reals(of_v6.count(), 0);
+        self.links.count_reals(of_v6.count(), 0);
         self.reach(added);
         for record in added {
             self.maps.real_cells.publish(
@@ -271,7 +271,7 @@ impl Katran {
             self.maps.real_cells.withdraw(real.0);
         }
         let of_v6 = released.iter().filter(|(address, _)| address.is_ipv6());
-        self.frame_limit.count_reals(0, of_v6.count());
+        self.links.count_reals(0, of_v6.count());
         self.forget(released.iter().map(|(_, real)| real.0));
     }
 

@@ -174,8 +174,8 @@ impl Katran {
 
     /// Lets go of the program that the last [`reload`](Self::reload) has replaced, if it was kept because
     /// [`program_fd`](Self::program_fd) had been asked for; `false` if there is none. Call it when the
-    /// new one is everywhere in its place: frames with VLAN tags, and those of VIPs with flags such as
-    /// QUIC, that still meet the old one are lost then (`XDP_ABORTED`).
+    /// new one is everywhere in its place: frames with VLAN tags, ICMP and what else is
+    /// rare, and those of VIPs with flags such as QUIC, that still meet the old one are lost then (`XDP_ABORTED`).
     pub fn release_replaced_program(&mut self) -> bool {
         let replaced = self.replaced.take();
         let any = replaced.is_some();

@@ -69,7 +69,11 @@ impl Katran {
             };
             // No packet finds it.
             katran.maps.voids.switch(number.0, cell, None);
-            Ok(())
+            // Should the switch be refused, it is freed there.
+            let addressed = katran.maps.vip_addresses.add(&vip);
+            katran
+                .kernel
+                .check("add the address of", &vip.to_string(), addressed)
         })?;
         let (switched, ()) = written.try_switch(self, |katran, ()| {
             // Before the VIP can be found, so that packets look for it.
@@ -77,6 +81,7 @@ impl Katran {
             katran.maps.live.set_vip_kinds(kinds);
             if let Err(error) = katran.insert(&vip, number) {
                 katran.maps.live.set_vip_kinds(katran.kinds);
+                katran.free_address(&vip);
                 return Err(error);
             }
             katran.kinds = kinds;
@@ -111,6 +116,7 @@ impl Katran {
         let written = Prepared::new(staged).write(self, |_| Ok(()))?;
         let (switched, ()) = written.try_switch(self, |katran, ()| {
             katran.delete(&vip)?;
+            katran.free_address(&vip);
             katran.kinds = katran.kinds.without(&vip);
             katran.maps.live.set_vip_kinds(katran.kinds);
             if katran.stats().watched_vip() == Some(vip) {
@@ -121,6 +127,13 @@ impl Katran {
             Ok((Left::Ring(ring), ()))
         })?;
         Ok(switched.retire(self))
+    }
+
+    /// One VIP less has this address.
+    fn free_address(&mut self, vip: &Vip) {
+        if let Err(error) = self.maps.vip_addresses.remove(vip) {
+            log::warn!("fragments to the address of {vip} are still dropped: {error}");
+        }
     }
 
     /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a

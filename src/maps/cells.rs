@@ -20,7 +20,7 @@ use crate::types::MacAddr;
 use crate::types::RealFlags;
 use crate::types::address_bytes;
 
-const _: () = assert!(size_of::<types::live>() == 96);
+const _: () = assert!(std::mem::offset_of!(types::live, station) == 96);
 
 /// `reals`: six 32-bit words a real: four of address, the id, the flags.
 pub(crate) struct RealCells {
@@ -97,7 +97,7 @@ const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 /// `live`: what changes while packets flow.
 pub(crate) struct Live {
     map: OwnedFd,
-    memory: Mapping,
+    pub(super) memory: Mapping,
 }
 
 impl Live {

@@ -1,6 +1,7 @@
 //! The kernel's maps as the library sees them: typed, with the errno and the map's name in every
 //! error, and with shared memory where a store has to be seen at once.
 
+mod addresses;
 mod cells;
 mod chunks;
 mod flow_hash;
@@ -15,11 +16,13 @@ mod rings;
 mod runs;
 mod server_ids;
 mod source_routes;
+mod stations;
 mod sweep;
 mod usage;
 mod vips;
 mod voids;
 
+pub(crate) use addresses::VipAddresses;
 pub(crate) use cells::Live;
 pub(crate) use cells::RealCells;
 pub(crate) use cells::VipKinds;

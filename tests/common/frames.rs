@@ -181,6 +181,28 @@ pub(crate) fn ethernet(ip: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The frame with so many bytes of its IP packet, and the length that fits.
+pub(crate) fn cut(frame: &[u8], ip: usize) -> Vec<u8> {
+    let mut frame = frame[..ETHERNET + ip].to_vec();
+    let (at, length) = match frame[ETHERNET] >> 4 {
+        4 => (ETHERNET + 2, ip),
+        _ => (ETHERNET + 4, ip - IPV6),
+    };
+    frame[at..at + 2].copy_from_slice(&(length as u16).to_be_bytes());
+    frame
+}
+
+/// An IPv6 frame with bytes between its IP header and what follows that: extension headers, the first of
+/// which has this number.
+pub(crate) fn extended(frame: &[u8], first: u8, headers: &[u8]) -> Vec<u8> {
+    let (ip, rest) = frame.split_at(ETHERNET + IPV6);
+    let mut bytes = [ip, headers, rest].concat();
+    bytes[ETHERNET + 6] = first;
+    let length = (bytes.len() - ETHERNET - IPV6) as u16;
+    bytes[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
 /// An ICMP message of the addresses' family, as a frame.
 pub(crate) fn icmp(
     source: IpAddr,

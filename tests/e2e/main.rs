@@ -26,6 +26,7 @@ mod health_late;
 mod health_places;
 mod links;
 mod local;
+mod manners;
 mod moving_on;
 mod mtu;
 mod next_hop;

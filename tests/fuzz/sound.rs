@@ -59,6 +59,16 @@ fn packet(ip: &[u8], gue: u16, depth: usize) -> Option<&'static str> {
     if length < header || ip.len() < length {
         return Some("IP length");
     }
+    let (mut header, mut protocol) = (header, protocol);
+    // Hop-by-hop options, routing, destination options (RFC 8200).
+    while addresses.0.is_ipv6() && matches!(protocol, 0 | 43 | 60) {
+        let extension = &ip[header..length];
+        if extension.len() < 8 || extension.len() < 8 * (usize::from(extension[1]) + 1) {
+            return Some("extension header");
+        }
+        protocol = extension[0];
+        header += 8 * (usize::from(extension[1]) + 1);
+    }
     let body = &ip[header..length];
     let checked = |body: &[u8]| {
         let pseudo = pseudo_sum(addresses.0, addresses.1, protocol, body.len() as u16);

@@ -43,7 +43,7 @@ fn gateway(balancer: &Balancer) -> String {
 }
 
 /// A configuration with VIPs in both families and one real for each.
-fn configuration(lab: &Lab, backend: usize) -> String {
+pub(crate) fn configuration(lab: &Lab, backend: usize) -> String {
     let Backend { v4, v6, .. } = &lab.backends[backend];
     let mut text = format!(
         "[balancer]\ngateway_mac = \"{}\"\nflow_table_size = 10_000\n",

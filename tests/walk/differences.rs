@@ -139,7 +139,10 @@ fn icmp_of_the_other_family_is_passed_untouched() {
 
 #[test]
 fn echo_replies_have_right_checksums_whatever_they_carry() {
-    let katran = load(builder());
+    let mut katran = load(builder());
+    for prefix in ["203.0.113.0/24:80/tcp", "[2001:db8::/64]:80/tcp"] {
+        serve(&mut katran, prefix, VipFlags::empty(), &[A]);
+    }
     for (source, destination) in [
         ("192.0.2.7", "203.0.113.1"),
         ("2001:db8:c::7", "2001:db8::1"),

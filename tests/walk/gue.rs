@@ -147,6 +147,39 @@ fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
     }
 }
 
+/// The inner checksum says nothing of extension headers, so the packet is added up as a whole.
+#[test]
+fn the_outer_checksum_is_right_with_extension_headers() {
+    const ICMP: u8 = 58;
+    let katran = balancer(VipFlags::empty());
+    let options = |next: u8| [next, 0, 1, 4, 0xab, 0xcd, 0xef, 1];
+    for (flow, real) in every_case().filter(|(flow, _)| flow.source.is_ipv6()) {
+        let protocol = match flow.protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+        };
+        for (frame, next) in [
+            (Packet::new(flow).payload(33).frame(), protocol),
+            (frames::unreachable(flow, 8), ICMP),
+        ] {
+            let mut headers = options(60).to_vec();
+            headers.extend(options(next));
+            let frame = frames::extended(&frame, 0, &headers);
+            let source = Some(flow.source.ip());
+            let expected = gue(&frame, source, 40_001, ip(real), own(real), true);
+            assert_eq!(sent(&katran, &frame), expected, "{flow} to {real}, {next}");
+        }
+        // Without an inner checksum there is none outside.
+        if flow.protocol == Protocol::Udp {
+            let frame = Packet::new(flow).without_checksum().frame();
+            let frame = frames::extended(&frame, 0, &options(protocol));
+            let source = Some(flow.source.ip());
+            let expected = gue(&frame, source, 40_001, ip(real), own(real), false);
+            assert_eq!(sent(&katran, &frame), expected, "{flow} to {real}");
+        }
+    }
+}
+
 /// A UDP length of its own ends the datagram before the packet (RFC 9868), or behind it.
 #[test]
 fn the_outer_checksum_is_right_whatever_udps_length() {

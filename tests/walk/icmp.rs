@@ -39,11 +39,14 @@ fn balancer() -> Katran {
 }
 
 #[test]
-fn echo_requests_are_answered_in_place() {
-    let katran = balancer();
+fn echo_requests_to_addresses_of_vips_are_answered_in_place() {
+    let mut katran = balancer();
+    for prefix in ["192.0.2.192/26:0/udp", "[2001:db8:f::/48]:80/tcp"] {
+        serve(&mut katran, prefix, VipFlags::empty(), &[A]);
+    }
     let pairs = [
         ("192.0.2.7", "203.0.113.1"),
-        ("192.0.2.7", "203.0.113.77"),
+        ("192.0.2.7", "192.0.2.200"),
         ("2001:db8:c::7", "2001:db8:1::1"),
         ("2001:db8:c::7", "2001:db8:f::f"),
     ];
@@ -108,7 +111,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
         // Before the quoted header is looked at; and other codes do not count.
         let cut = if flow.source.is_ipv4() { IPV4 } else { IPV6 } + ETHERNET + 8;
         let ran = katran
-            .simulate(&frames::too_big(flow, 1000)[..cut])
+            .simulate(&frames::cut(&frames::too_big(flow, 1000), cut - ETHERNET))
             .unwrap();
         assert_eq!(ran.reason, Reason::Dropped(DropReason::QuoteTruncated));
         katran.simulate(&frames::unreachable(flow, 8)).unwrap();

@@ -18,6 +18,7 @@ mod ignored_ports;
 mod inline_decap;
 mod loads;
 mod lookup;
+mod manners;
 mod migration;
 mod outer_fragments;
 mod packets;

@@ -23,7 +23,7 @@ use crate::common::load;
 
 /// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
 /// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
-/// the walk for frames whose VLAN tags are off, with its twin.
+/// the walk for rare frames, with its twin.
 #[derive(Clone, Copy)]
 struct Sizes {
     program: u32,
@@ -43,7 +43,7 @@ impl Sizes {
     }
 
     fn all(self) -> [u32; 8] {
-        let [ids, send, walk, twin, untagged, its_twin] = self.special;
+        let [ids, send, walk, twin, rare, its_twin] = self.special;
         [
             self.program,
             self.twin,
@@ -51,7 +51,7 @@ impl Sizes {
             send,
             walk,
             twin,
-            untagged,
+            rare,
             its_twin,
         ]
     }
@@ -60,6 +60,17 @@ impl Sizes {
     fn is_less_than(self, other: Self) -> bool {
         let mut pairs = self.all().into_iter().zip(other.all());
         pairs.all(|(this, other)| this <= other) && self.all() != other.all()
+    }
+
+    /// Whether that is so without a feature, beside the sizes with it. Tunnels that end here make the programs for
+    /// rare frames smaller: those hand all packets of VIPs on then, for the verifier's sake.
+    fn is_less_by(mut self, feature: Features, mut other: Self) -> bool {
+        if feature == Features::INLINE_DECAP {
+            for sizes in [&mut self, &mut other] {
+                sizes.special[4..].fill(0);
+            }
+        }
+        self.is_less_than(other)
     }
 
     fn print(self, what: &str) {
@@ -82,7 +93,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
         "send",
         "special",
         "its twin",
-        "untagged",
+        "rare",
         "its twin"
     );
     let all = features | Features::STRICT_DESTINATION;
@@ -91,11 +102,13 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     for feature in all.iter() {
         let without = Sizes::of(all - feature, true);
         without.print(&format!("without {feature}"));
-        assert!(without.is_less_than(full), "{feature}");
+        assert!(without.is_less_by(feature, full), "{feature}");
     }
     let without = Sizes::of(all, false);
     without.print("without frags");
-    assert!(without.is_less_than(full));
+    // The length of a frame is one call with fragments of frames, and two loads and a difference without: the twins,
+    // in which nothing else goes, may be one instruction longer.
+    assert!(without.program < full.program);
     Sizes::of(Features::default(), false).print("default");
 
     let none = Sizes::of(Features::empty(), false);
@@ -103,7 +116,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     for feature in features.iter() {
         let alone = Sizes::of(feature, false);
         alone.print(&format!("{feature} alone"));
-        assert!(none.is_less_than(alone), "{feature}");
+        assert!(none.is_less_by(feature, alone), "{feature}");
     }
     let alone = Sizes::of(Features::STRICT_DESTINATION, false);
     assert_eq!(alone.all(), none.all());
@@ -136,7 +149,7 @@ fn the_verifier_does_not_come_to_its_limit() {
                 let verified: Vec<u32> = programs.map(|size| size.verified).collect();
                 println!("{kind} {encapsulation} {features}: {verified:?}");
                 assert!(
-                    verified.iter().all(|count| *count < 400_000),
+                    verified.iter().all(|count| *count < 250_000),
                     "{verified:?}"
                 );
             }

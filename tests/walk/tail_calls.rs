@@ -11,6 +11,7 @@ use katran::stats::DropReason;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::frames::echo;
 use crate::common::frames::frame;
 use crate::common::load;
 use crate::common::serve;
@@ -18,7 +19,7 @@ use crate::common::serve;
 /// As in `enum program`.
 const IDS: u32 = 0;
 const SPECIAL: u32 = 2;
-const UNTAGGED: u32 = 4;
+const RARE: u32 = 4;
 
 fn dropped(katran: &Katran) -> u64 {
     let reasons = katran.stats().drop_reasons().unwrap();
@@ -31,7 +32,17 @@ fn a_frame_whose_program_is_missing_is_dropped_with_a_reason() {
     let special = frame(Flow::udp(at("192.0.2.7:1"), at("203.0.113.2:443")));
     let mut tagged = plain.clone();
     tagged.splice(12..12, [0x81, 0, 0, 7]);
-    for (program, frame) in [(IDS, &special), (SPECIAL, &special), (UNTAGGED, &tagged)] {
+    let echo = echo(
+        "192.0.2.7".parse().unwrap(),
+        "203.0.113.1".parse().unwrap(),
+        b"hi",
+    );
+    for (program, frame) in [
+        (IDS, &special),
+        (SPECIAL, &special),
+        (RARE, &tagged),
+        (RARE, &echo),
+    ] {
         let features = Features::default();
         let mut katran = load(builder().features(features));
         let empty = VipFlags::empty();

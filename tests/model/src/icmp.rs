@@ -18,6 +18,7 @@ use crate::bytes::v4_at;
 use crate::bytes::v6_at;
 use crate::ip::Family;
 use crate::ip::Header;
+use crate::ip::refuse;
 use crate::rows;
 use crate::walk::Run;
 
@@ -82,7 +83,7 @@ pub(crate) fn parse(run: &mut Run<'_>, header: &Header) -> Step<Option<Error>> {
         return Ok(None);
     }
     if !header.has(8) {
-        return Err(End::Drop("icmp_truncated"));
+        return Err(refuse(run, header.destination, "icmp_truncated"));
     }
     let message = &run.frame[header.payload..];
     match kind_of(header.family, message[0], message[1]) {
@@ -122,11 +123,11 @@ fn quoted(run: &Run<'_>, header: &Header, quic_ignores_it: bool) -> Step<Error> 
         Family::V6 => IPV6,
     };
     if !header.has(8 + size) {
-        return Err(End::Drop("quote_truncated"));
+        return Err(refuse(run, header.destination, "quote_truncated"));
     }
     let ip = &run.frame[at..];
     if header.family == Family::V4 && ip[0] & 0xf != 5 {
-        return Err(End::Drop("quote_options"));
+        return Err(refuse(run, header.destination, "quote_options"));
     }
     let (source, destination, protocol) = match header.family {
         Family::V4 => (v4_at(ip, 12), v4_at(ip, 16), ip[9]),
@@ -167,9 +168,13 @@ fn echo(run: &mut Run<'_>, header: &Header) -> End {
     message[0] = reply;
     // For that change only: what was wrong stays wrong.
     let mut check = replaced(u16_at(message, 2), before, u16_at(message, 0));
-    if rows::ECHO_OF_ZEROS && header.family == Family::V4 && check == 0 {
+    // The sum of zeros is 0, which only 0xffff makes right.
+    let rest = &run.frame[header.payload + 4..header.end];
+    let is_of_zeros = reply == 0 && rest.iter().all(|byte| *byte == 0);
+    if rows::ECHO_OF_ZEROS && check == 0 && is_of_zeros {
         check = 0xffff;
     }
+    let message = &mut run.frame[header.payload..];
     put_u16(message, 2, check);
     let ip = &mut run.frame[ETHERNET..];
     match header.family {

@@ -74,7 +74,7 @@ pub(crate) fn parse(run: &Run<'_>, family: Family) -> Step<Header> {
 }
 
 /// The end of what cannot be forwarded: dropped for this reason if it is for a VIP, else the host's.
-fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -> End {
+pub(crate) fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -> End {
     let mut vips = run.balancer.tables.vips.values();
     match !rows::R27_ONLY_VIPS || vips.any(|vip| vip.covers(destination)) {
         true => End::Drop(reason),

@@ -231,7 +231,7 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
 
 /// What the inner packet adds up to. The payload is not read, for the inner checksum says it: transport
 /// header and payload are the complement of the pseudo header. Where UDP's length is not that of its packet it
-/// says nothing of a part of it, so all of it is read.
+/// says nothing of a part of it, nor of extension headers, so all of it is read.
 fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
     let header = &packet.header;
     let ip = &run.frame[ETHERNET..];
@@ -240,7 +240,9 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
         Family::V6 => (IPV6, header.length),
     };
     let is_datagram = packet.error.is_none() && header.protocol == PROTOCOL_UDP;
-    if rows::R47_OUTER_CHECKSUM && is_datagram && u16_at(ip, size + 4) != behind {
+    let is_extended = header.payload != ETHERNET + size;
+    let is_odd = is_datagram && !is_extended && u16_at(ip, size + 4) != behind;
+    if is_extended || (rows::R47_OUTER_CHECKSUM && is_odd) {
         let all = ip.get(..size + usize::from(behind));
         return all.map(sum);
     }
@@ -260,11 +262,13 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
             add(header_sum, !pseudo)
         }
         Family::V6 => {
-            // Extension headers are no part of what the pseudo header is about.
-            let headers = header.payload - ETHERNET;
-            let length = header.length.wrapping_sub((headers - IPV6) as u16);
-            let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
-            add(sum(&ip[..headers]), !pseudo)
+            let pseudo = pseudo_sum(
+                header.source,
+                header.destination,
+                header.protocol,
+                header.length,
+            );
+            add(sum(&ip[..IPV6]), !pseudo)
         }
     })
 }

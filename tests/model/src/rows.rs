@@ -4,19 +4,19 @@
 //! To land a row: make it `true`, and run `cargo test --test fuzz`.
 
 /// Fragments, IPv4 options and broken lengths are dropped only if they are for a VIP.
-pub const R27_ONLY_VIPS: bool = false;
+pub const R27_ONLY_VIPS: bool = true;
 /// Echo requests are answered only for VIPs, from and to addresses of single hosts.
-pub const R28_ECHO_FOR_VIPS: bool = false;
+pub const R28_ECHO_FOR_VIPS: bool = true;
 /// Frames for other stations or groups pass.
-pub const R29_STATION: bool = false;
+pub const R29_STATION: bool = true;
 /// Length fields and versions are not believed.
-pub const R30_LENGTHS: bool = false;
+pub const R30_LENGTHS: bool = true;
 /// IPv6 extension headers are walked.
-pub const R31_EXTENSION_HEADERS: bool = false;
+pub const R31_EXTENSION_HEADERS: bool = true;
 /// Time exceeded and parameter problem reach the real, too.
-pub const R32_ALL_ICMP_ERRORS: bool = false;
+pub const R32_ALL_ICMP_ERRORS: bool = true;
 /// ICMP errors leave entries, miss counters and events alone.
-pub const R33_ICMP_LEAVES_NO_TRACE: bool = false;
+pub const R33_ICMP_LEAVES_NO_TRACE: bool = true;
 /// The flow table tells TCP flows apart by both ports, whatever the VIP ignores.
 pub const R34_TCP_BOTH_PORTS: bool = true;
 /// Long headers of QUIC are read by version.
@@ -43,6 +43,6 @@ pub const R50_FLOOD: bool = true;
 /// SYNs follow entries that were used in the last five seconds; TCP ids correct what ids have made.
 pub const R51_LIVE_ENTRIES: bool = true;
 /// An ICMP error is for a VIP only if it was sent to the quoted packet's source.
-pub const R52_ERROR_DESTINATION: bool = false;
+pub const R52_ERROR_DESTINATION: bool = true;
 /// An echo reply of zeros has the checksum 0xFFFF.
-pub const ECHO_OF_ZEROS: bool = false;
+pub const ECHO_OF_ZEROS: bool = true;

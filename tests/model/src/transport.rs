@@ -10,6 +10,7 @@ use crate::bytes::UDP;
 use crate::bytes::u16_at;
 use crate::icmp::Error;
 use crate::ip::Header;
+use crate::ip::refuse;
 use crate::walk::Run;
 
 /// A TCP header without options.
@@ -48,7 +49,7 @@ pub(crate) fn parse(run: &Run<'_>, header: &Header, error: Option<Error>) -> Ste
         _ => return Err(End::Pass("neither TCP nor UDP")),
     };
     if !header.has(needed) {
-        return Err(End::Drop("transport_truncated"));
+        return Err(refuse(run, header.destination, "transport_truncated"));
     }
     let ports = (u16_at(segment, 0), u16_at(segment, 2));
     let flags = match header.protocol {
@@ -78,7 +79,7 @@ fn parse_quoted(run: &Run<'_>, header: &Header, error: Error) -> Step<Packet> {
     }
     // Eight bytes are all that RFC 792 promises.
     if error.transport + 8 > header.end {
-        return Err(End::Drop("quote_truncated"));
+        return Err(refuse(run, header.destination, "quote_truncated"));
     }
     let ports = (
         u16_at(&run.frame, error.transport + 2),

@@ -1,0 +1,176 @@
+//! What a link is like, as the kernel tells it, and how the kernel is asked.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
+
+use super::Entrance;
+use crate::rtnetlink::Interface;
+use crate::rtnetlink::Requests;
+use crate::types::MacAddr;
+
+/// Members of bonds that are ports of bridges: no more layers than these.
+const MOST_LAYERS: usize = 3;
+
+/// The addresses of frames for this station that come in by a link: its own, and those of the bonds and bridges
+/// that it belongs to, for routers send there.
+pub(super) type Stations = BTreeSet<MacAddr>;
+
+/// What the kernel has told of an entrance that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// `None`: frames do not leave there, or it is not known by which link.
+    pub(super) mtu: Option<u32>,
+    /// By the interface's index.
+    pub(super) stations: BTreeMap<u32, Stations>,
+    /// The interfaces that this is about. `None`: whichever there are.
+    pub(super) touched: Option<Vec<u32>>,
+}
+
+impl Found {
+    pub(super) fn only_mtu(self) -> Self {
+        Self {
+            stations: BTreeMap::new(),
+            ..self
+        }
+    }
+
+    pub(super) fn is_about(&self, interface: u32) -> bool {
+        let touched = self.touched.as_ref();
+        touched.is_none_or(|touched| touched.contains(&interface))
+    }
+}
+
+/// Asks for an entrance; `None`: it is not there. `namespace` is the number that its network namespace has in that
+/// of the requests, if it is another one.
+pub(super) fn ask(
+    requests: &mut Requests,
+    namespace: Option<i32>,
+    entrance: Entrance,
+) -> io::Result<Option<Found>> {
+    match entrance {
+        Entrance::Interface(index) => {
+            ask_for_one(index, |index| requests.interface_in(namespace, index))
+        }
+        Entrance::Any => {
+            let all = requests.interfaces_in(namespace)?;
+            let mut found = Found::default();
+            for index in all.keys() {
+                let one = ask_for_one(*index, |index| Ok(all.get(&index).cloned()))?;
+                found.stations.extend(one.unwrap_or_default().stations);
+            }
+            Ok(Some(found))
+        }
+    }
+}
+
+/// The same for an interface; `interface` finds it and those above it.
+fn ask_for_one(
+    index: u32,
+    mut interface: impl FnMut(u32) -> io::Result<Option<Interface>>,
+) -> io::Result<Option<Found>> {
+    let mut mtu = None;
+    let mut addresses = Stations::new();
+    let mut touched = Vec::new();
+    let mut next = Some(index);
+    for _ in 0..MOST_LAYERS {
+        let Some(of) = next else {
+            break;
+        };
+        touched.push(of);
+        let Some(link) = interface(of)? else {
+            break;
+        };
+        mtu = mtu.or(Some(link.mtu));
+        addresses.extend(address(&link));
+        next = link.controller;
+    }
+    Ok(mtu.map(|mtu| Found {
+        mtu: Some(mtu),
+        stations: match addresses.is_empty() {
+            true => BTreeMap::new(),
+            false => BTreeMap::from([(index, addresses)]),
+        },
+        touched: Some(touched),
+    }))
+}
+
+/// The address of frames for a link. That of a VRF is nobody's; loopback has none to speak of.
+fn address(link: &Interface) -> Option<MacAddr> {
+    let mac = link.mac?;
+    (link.ethernet && link.vrf_table.is_none() && mac.octets() != [0; 6]).then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(mac: u8, controller: Option<u32>) -> Interface {
+        Interface {
+            name: String::new(),
+            ethernet: true,
+            up: true,
+            carrier: true,
+            mtu: 1500 + u32::from(mac),
+            mac: Some(MacAddr::new([2, 0, 0, 0, 0, mac])),
+            lower: None,
+            vlan: false,
+            controller,
+            vrf_table: None,
+            peer: None,
+        }
+    }
+
+    /// What is found of link 1 among links with these indexes, addresses and controllers.
+    fn found(links: &[(u32, Interface)]) -> Option<Found> {
+        let links: BTreeMap<_, _> = links.iter().cloned().collect();
+        ask_for_one(1, |index| Ok(links.get(&index).cloned())).unwrap()
+    }
+
+    #[test]
+    fn addresses_are_those_of_a_link_its_bond_and_its_bridge() {
+        let addresses = |links: &[(u32, Interface)]| {
+            let found = found(links).unwrap();
+            assert_eq!(found.mtu, Some(1501), "its own");
+            let of_it = found.stations.get(&1).cloned().unwrap_or_default();
+            let last = of_it.iter().map(|mac| mac.octets()[5]).collect::<Vec<_>>();
+            (last, found.touched.unwrap())
+        };
+        assert_eq!(addresses(&[(1, link(1, None))]), (vec![1], vec![1]));
+        let all = [
+            (1, link(1, Some(2))),
+            (2, link(2, Some(3))),
+            (3, link(3, Some(4))),
+            (4, link(4, None)),
+        ];
+        assert_eq!(addresses(&all), (vec![1, 2, 3], vec![1, 2, 3]));
+        // In a circle, which may be seen while it changes.
+        let circle = [(1, link(1, Some(2))), (2, link(2, Some(1)))];
+        assert_eq!(addresses(&circle), (vec![1, 2], vec![1, 2, 1]));
+        // One that is gone meanwhile will be told of.
+        assert_eq!(addresses(&[(1, link(1, Some(7)))]), (vec![1], vec![1, 7]));
+        // Those of a VRF are not its own.
+        let vrf = Interface {
+            vrf_table: Some(10),
+            ..link(2, None)
+        };
+        let in_vrf = [(1, link(1, Some(2))), (2, vrf)];
+        assert_eq!(addresses(&in_vrf), (vec![1], vec![1, 2]));
+        let none = Interface {
+            mac: Some(MacAddr::new([0; 6])),
+            ..link(1, None)
+        };
+        assert_eq!(addresses(&[(1, none)]), (vec![], vec![1]));
+        assert_eq!(found(&[(2, link(2, None))]), None);
+    }
+
+    #[test]
+    fn a_notice_is_about_what_was_asked_for() {
+        let one = found(&[(1, link(1, Some(2))), (2, link(2, None))]).unwrap();
+        assert_eq!(
+            [1, 2, 3].map(|link| one.is_about(link)),
+            [true, true, false]
+        );
+        assert!(Found::default().is_about(9));
+    }
+}

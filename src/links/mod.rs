@@ -1,0 +1,214 @@
+//! What the links are like that frames come in and leave by: the Ethernet addresses of frames for this
+//! station, and the longest frame that is forwarded, where that is to be found out: what the smallest of them
+//! can send, less what the encapsulation adds. A thread hears of changes and writes both into the memory that
+//! packets read.
+//!
+//! What cannot be found out is not told apart: packets then look only whether a frame is for a group, and go by the
+//! usual MTU.
+
+mod follower;
+mod link;
+mod watched;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use self::follower::Follower;
+use self::link::Found;
+use self::link::ask;
+use crate::maps::Live;
+use crate::rtnetlink::Requests;
+use crate::sys::namespace::network_namespace;
+use crate::types::Encapsulation;
+use crate::types::Family;
+use crate::types::MaxFrame;
+
+/// Of an Ethernet interface of the usual MTU, while nothing is attached.
+const UNATTACHED: u32 = 1514;
+const ETHERNET: u32 = 14;
+/// The range of the setting: every IPv4 host takes packets of 576 bytes, and there are none above 65,535.
+const SHORTEST: u32 = 590;
+const LONGEST: u32 = 65_549;
+
+/// The longest frame that an interface of this MTU can send with so much around it.
+pub(crate) fn longest_frame(mtu: u32, overhead: u32) -> u32 {
+    let longest = mtu.saturating_sub(overhead).saturating_add(ETHERNET);
+    longest.clamp(SHORTEST, LONGEST)
+}
+
+/// Where frames come in, and leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Entrance {
+    /// By the interface with this index.
+    Interface(u32),
+    /// By whatever interfaces of the namespace a root program is on.
+    Any,
+}
+
+impl fmt::Display for Entrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(index) => write!(f, "interface {index}"),
+            Self::Any => f.write_str("the interfaces of a root program"),
+        }
+    }
+}
+
+/// An entrance, and the kernel's number of its network namespace.
+pub(crate) type Place = (u64, Entrance);
+
+/// Sees to it that packets know what the links are like.
+pub(crate) struct Links {
+    encapsulation: Encapsulation,
+    live: Arc<Live>,
+    /// If the longest frame is to be found out.
+    auto: bool,
+    /// How many reals have addresses of IPv6.
+    reals_v6: usize,
+    /// While the balancer is attached.
+    follower: Option<Follower>,
+}
+
+impl Links {
+    pub(crate) fn new(wanted: MaxFrame, encapsulation: Encapsulation, live: Arc<Live>) -> Self {
+        let longest = match wanted {
+            MaxFrame::Bytes(bytes) => bytes,
+            MaxFrame::Auto => UNATTACHED,
+        };
+        live.set_max_frame(longest);
+        Self {
+            encapsulation,
+            live,
+            auto: wanted == MaxFrame::Auto,
+            reals_v6: 0,
+            follower: None,
+        }
+    }
+
+    /// The longest frame, as packets go by it now.
+    pub(crate) fn longest(&self) -> u32 {
+        self.live.max_frame()
+    }
+
+    /// So many reals of IPv6 have come, or gone. Headers around packets to them are the longer ones; which
+    /// real a packet goes to is not known yet where its length is looked at.
+    pub(crate) fn count_reals(&mut self, come: usize, gone: usize) {
+        let before = self.overhead();
+        self.reals_v6 = (self.reals_v6 + come).saturating_sub(gone);
+        let overhead = self.overhead();
+        if let Some(follower) = &self.follower
+            && overhead != before
+        {
+            follower.set_overhead(overhead);
+        }
+    }
+
+    fn overhead(&self) -> u32 {
+        let outer = match self.reals_v6 {
+            0 => Family::V4,
+            _ => Family::V6,
+        };
+        self.encapsulation.overhead(outer)
+    }
+
+    /// Frames come in and leave here from now on. New places are in the calling thread's network namespace.
+    pub(crate) fn set(&mut self, places: &[Place]) {
+        if places.is_empty() {
+            if let Some(follower) = self.follower.take() {
+                follower.stop();
+                Told::new(self).tell([].iter(), self.overhead());
+            }
+            return;
+        }
+        if self.follower.is_none() {
+            match Follower::start(Told::new(self), self.overhead()) {
+                Ok(follower) => self.follower = Some(follower),
+                Err(error) => {
+                    log::warn!("MTUs and Ethernet addresses are not followed: {error}");
+                    self.ask_once(places);
+                    return;
+                }
+            }
+        }
+        if let Some(follower) = &mut self.follower {
+            follower.set_places(places);
+        }
+    }
+
+    /// Where nothing can be followed: goes by the MTUs in the calling thread's namespace as they are now. An
+    /// address that may change unseen is worse than none.
+    fn ask_once(&self, places: &[Place]) {
+        let (Ok(here), Ok(mut requests)) = (network_namespace(), Requests::new()) else {
+            return;
+        };
+        let places = places.iter().filter(|place| place.0 == here);
+        let found = places.filter_map(|place| ask(&mut requests, None, place.1).ok()?);
+        let found: Vec<_> = found.map(|found| found.only_mtu()).collect();
+        Told::new(self).tell(found.iter(), self.overhead());
+    }
+}
+
+/// What packets were told last.
+struct Told {
+    live: Arc<Live>,
+    auto: bool,
+    stations: BTreeMap<u32, link::Stations>,
+}
+
+impl Told {
+    fn new(links: &Links) -> Self {
+        let stations = BTreeMap::new();
+        links.live.set_stations(&stations);
+        Self {
+            live: Arc::clone(&links.live),
+            auto: links.auto,
+            stations,
+        }
+    }
+
+    /// Tells packets what was found, if that is something else than before.
+    fn tell<'a>(&mut self, found: impl Iterator<Item = &'a Found> + Clone, overhead: u32) {
+        let mut stations: BTreeMap<u32, link::Stations> = BTreeMap::new();
+        for (interface, addresses) in found.clone().flat_map(|found| &found.stations) {
+            stations.entry(*interface).or_default().extend(addresses);
+        }
+        if stations != self.stations {
+            self.live.set_stations(&stations);
+            self.stations = stations;
+        }
+        let smallest = found.filter_map(|found| found.mtu).min();
+        let longest = smallest.map_or(UNATTACHED, |mtu| longest_frame(mtu, overhead));
+        if self.auto && longest != self.live.max_frame() {
+            log::info!("frames of up to {longest} bytes are forwarded");
+            self.live.set_max_frame(longest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_around_packets_is_taken_off_the_mtu() {
+        use Encapsulation::Gue;
+        use Encapsulation::Ipip;
+        let cases = [
+            (1500, Ipip, Family::V4, 1494),
+            (1500, Ipip, Family::V6, 1474),
+            (1500, Gue, Family::V4, 1486),
+            (1500, Gue, Family::V6, 1466),
+            (9000, Ipip, Family::V4, 8994),
+            // No less than what every host takes, no more than there is.
+            (68, Ipip, Family::V4, 590),
+            (0, Gue, Family::V6, 590),
+            (65_536, Ipip, Family::V4, 65_530),
+            (u32::MAX, Gue, Family::V6, 65_549),
+        ];
+        for (mtu, encapsulation, outer, expected) in cases {
+            let longest = longest_frame(mtu, encapsulation.overhead(outer));
+            assert_eq!(longest, expected, "{mtu} {encapsulation} {outer:?}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `decap --from` and `--to`: which tunnels the example takes, beside a balancer that is run as a program, too.
+
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::require_root;
+
+use crate::examples::configuration;
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::example;
+
+const SIGTERM: i32 = 15;
+/// The column of the counter of drops.
+const DROPPED: usize = 5;
+
+#[test]
+fn decap_takes_tunnels_from_and_to_where_it_is_told() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let _servers = lab.serve_tcp(80).unwrap();
+    let file = Scratch::new("prefixes.toml");
+    file.write(&configuration(&lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+
+    let backend = &lab.backends[0];
+    let vips = [lab.vip4(), lab.vip6()].map(|vip| SocketAddr::from((vip, 80)));
+    let [v4, v6] = vips.map(|vip| vip.ip().to_string());
+    // The defaults of the balancer's made-up sources, each given by an argument of its own.
+    let sources = ["--from", "172.16.0.0/16", "--from", "100::/64"];
+    let services = ["--to", &v4, "--to", &v6];
+    for (arguments, is_answered) in [
+        ([sources, services].concat(), true),
+        ([&sources[..], &["--to", "192.0.2.200"]].concat(), false),
+        ([&services[..], &["--from", "192.0.2.200"]].concat(), false),
+    ] {
+        let mut command = example("decap");
+        command.args(["--interface", &backend.interface]);
+        command.args(&arguments);
+        let mut decap = Running::start(&backend.host, command);
+        decap.says("stripping tunnels on eth0 in native mode");
+        for vip in vips {
+            if is_answered {
+                let mut client = TcpClient::connect(&lab.client, vip).unwrap();
+                assert_eq!(client.ask("who?").unwrap(), "backend0", "{arguments:?}");
+            } else {
+                let patience = Duration::from_millis(1500);
+                let connected = lab
+                    .client
+                    .run(|| TcpStream::connect_timeout(&vip, patience));
+                assert!(connected.is_err(), "{arguments:?}");
+            }
+        }
+        if !is_answered {
+            decap.counts(DROPPED);
+        }
+        decap.end(SIGTERM);
+    }
+    balancer.end(SIGTERM);
+}
