@@ -196,11 +196,10 @@ LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 static __always_inline bool names_live_real(const struct id_query *query, __u32 id)
 {
 	const struct down_real key = { .vip = query->vip_number, .real = id };
-	const struct real *real = real_at(id & REAL_NUMBER_MASK);
 
-	if (!real || real->id != id)
+	if (!is_real(id))
 		return false;
-	return !(query->vip_flags & VIP_VOID_FLOWS) || !bpf_map_lookup_elem(&down_reals, &key);
+	return !(query->vip.flags & VIP_VOID_FLOWS) || !bpf_map_lookup_elem(&down_reals, &key);
 }
 
 /* Makes the entry of that flow say `id`. An entry that is missing counts as a new flow; under flood

@@ -49,7 +49,7 @@ static __always_inline int by_connection_id(const struct run *run, const struct 
 
 	if (!named.real)
 		return named.known ? -DROP_QUIC_REAL_GONE : 0;
-	if (query->vip_flags & VIP_LRU_BYPASS)
+	if (query->vip.flags & VIP_LRU_BYPASS)
 		return ROUTED(named.number, STEP_CONNECTION_ID);
 	switch (flow_correct(run, place, query, named.id, now)) {
 	case FLOW_MATCHED:
@@ -98,7 +98,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 		return 0;
 	}
 	count->routed++;
-	if (!(query->vip_flags & VIP_LRU_BYPASS) &&
+	if (!(query->vip.flags & VIP_LRU_BYPASS) &&
 	    flow_correct(run, place, query, named.id, now) == FLOW_CORRECTED) {
 		count->mismatch++;
 		count_moved(query);
@@ -135,7 +135,7 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 	const struct cursor payload = payload_of(run, &query->flow);
 	int routed = 0;
 
-	if (query->vip_flags & VIP_QUIC) {
+	if (query->vip.flags & VIP_QUIC) {
 		if (query->icmp)
 			quic_count_icmp(run, query->icmp_ignored_by_quic);
 		else
@@ -143,7 +143,7 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 	}
 	if (query->icmp || routed < 0)
 		return routed;
-	if (feature(FEATURE_UDP_STABLE_ROUTING) && (query->vip_flags & VIP_UDP_STABLE_ROUTING) &&
+	if (feature(FEATURE_UDP_STABLE_ROUTING) && (query->vip.flags & VIP_UDP_STABLE_ROUTING) &&
 	    query->flow.protocol == IPPROTO_UDP) {
 		const int stable = by_stable_udp(run, payload);
 
@@ -171,20 +171,12 @@ static __always_inline void find_id(const struct run *run, struct id_query *quer
 /* Sends the packet to the real that its id has named. */
 static __always_inline int send_by_id(const struct run *run, const struct id_query *query, bool v6)
 {
-	struct packet packet = {
-		.flow = query->flow,
-		.hash_source = query->hash_source,
-		.l3_length = query->l3_length,
-		.tos = query->tos,
-		.unchecked = query->unchecked,
-	};
-	struct choice choice = {
-		.vip.flags = query->vip_flags,
-		.vip_number = query->vip_number,
-		.number = query->routed & REAL_NUMBER_MASK,
-	};
-	const struct real *real = real_at(choice.number);
+	struct packet packet = packet_of(query);
+	struct choice choice = choice_of(query);
+	const struct real *real;
 
+	choice.number = query->routed & REAL_NUMBER_MASK;
+	real = real_at(choice.number);
 	if (!real)
 		return drop(run, DROP_RING_UNKNOWN_REAL);
 	run->cpu->counters.flow_packets++;

@@ -162,8 +162,8 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 	struct packet packet = {};
 	struct vip_counters *of_vip;
 	struct udphdr *ports;
-	struct vip vip;
-	__u32 number;
+	struct vip vip = {};
+	__u32 number = 0;
 
 	if (v6) {
 		struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
@@ -189,7 +189,7 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 	if (!ports)
 		return;
 	packet.flow.destination_port = ports->dest;
-	if (!find_vip(&packet, v6, &number, &vip))
+	if (!find_vip_once(&packet, v6, &number, &vip))
 		return;
 	of_vip = bpf_map_lookup_elem(&vip_counters, &number);
 	if (of_vip)

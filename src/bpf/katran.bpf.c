@@ -42,43 +42,56 @@ static __always_inline bool may_be_answered(const struct packet *packet, bool v6
 	       (v6 ? is_station_v6(source) : is_station_v4(*(const __be32 *)source));
 }
 
+/* Section 8 of the walk: the real. */
+static __always_inline int choose_and_send(const struct run *run, struct packet *packet,
+					   struct choice *choice, bool v6)
+{
+	struct real *real;
+
+	real = choose_real(run, packet, choice, v6);
+	if (!real)
+		return drop(run, choice->reason);
+	return send_out(run, packet, choice, real, v6);
+}
+
 /* Sections 5 to 8 of the walk: VIP, size, real. */
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
 				   bool v6)
 {
 	/* The rest is written before it is read. */
 	struct choice choice;
-	struct real *real;
+	bool found;
 
 	choice.number = 0;
 	choice.reason = DROP_NONE;
-	if (!find_vip(packet, v6, &choice.vip_number, &choice.vip))
+	if (is(run, FULL)) {
+		choice.vip_number = 0;
+		choice.vip = (struct vip){};
+		found = find_vip_once(packet, v6, &choice.vip_number, &choice.vip);
+	} else {
+		found = find_vip(packet, v6, &choice.vip_number, &choice.vip);
+	}
+	if (!found)
 		return pass(run, STEP_NO_VIP);
 	/* Of others that program has seen to. */
-	if (!is(run, RARE | SPECIAL) && is_for_others(run))
+	if (!is(run, RARE) && is_for_others(run))
 		return pass(run, STEP_OTHER_STATION);
 	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
 
-	if (!is(run, SPECIAL)) {
-		if (run->length > live.max_frame) {
-			note_step(run, STEP_TOO_BIG);
-			tell(run, EVENT_TOO_BIG);
-			if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, v6))
-				return drop(run, DROP_TOO_BIG);
-			return v6 ? too_big_v6(run) : too_big_v4(run);
-		}
-		if (is_special(run, packet, choice.vip.flags)) {
-			return walk_specially(run, packet, &choice, arrived);
-		}
+	if (run->length > live.max_frame) {
+		note_step(run, STEP_TOO_BIG);
+		tell(run, EVENT_TOO_BIG);
+		if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, v6))
+			return drop(run, DROP_TOO_BIG);
+		return v6 ? too_big_v6(run) : too_big_v4(run);
 	}
-
+	if (is_special(run, packet, choice.vip.flags)) {
+		return walk_specially(run, packet, &choice, arrived);
+	}
 	run->cpu->counters.flow_packets++;
 	packet->flow.vip = choice.vip_number + 1;
-	real = choose_real(run, packet, &choice, v6);
-	if (!real)
-		return drop(run, choice.reason);
-	return send_out(run, packet, &choice, real, v6);
+	return choose_and_send(run, packet, &choice, v6);
 }
 
 static __always_inline int walk_ip(const struct run *run, struct cursor cursor, __u64 arrived,
@@ -92,7 +105,7 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 		__builtin_memset((void *)&packet + addresses, 0, sizeof(packet) - addresses);
 	else
 		__builtin_memset(&packet, 0, sizeof(packet));
-	if (is(run, RARE | SPECIAL)) {
+	if (is(run, RARE)) {
 		const int verdict = parse(run, &cursor, &packet, v6);
 
 		if (verdict != CONTINUE)
@@ -113,6 +126,17 @@ static __always_inline int finish(const struct run *run, int verdict, __u64 arri
 	return verdict;
 }
 
+/* Where a twin writes down what it decides; nothing yet. */
+static __always_inline struct explanation *explanation_of_run(void)
+{
+	const __u32 zero = 0;
+	struct explanation *explanation = bpf_map_lookup_elem(&explanations, &zero);
+
+	if (explanation)
+		*explanation = (struct explanation){};
+	return explanation;
+}
+
 static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 {
 	const __u32 zero = 0;
@@ -130,21 +154,15 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	if (!run.cpu)
 		return XDP_ABORTED;
 	if (variant & EXPLAINS) {
-		run.explanation = bpf_map_lookup_elem(&explanations, &zero);
+		run.explanation = explanation_of_run();
 		if (!run.explanation)
 			return XDP_ABORTED;
-		*run.explanation = (struct explanation){};
 	}
 	run.eth = cursor_take(&cursor, sizeof(*run.eth));
 	if (!run.eth)
 		return drop(&run, DROP_FRAME_TRUNCATED);
 	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	arrived = run.length;
-	if (variant & SPECIAL) {
-		arrived = run.cpu->scratch.query.arrived;
-		run.unwrapped = run.cpu->scratch.query.unwrapped;
-		run.untagged = run.cpu->scratch.query.untagged;
-	}
 	if (variant & RARE) {
 		arrived = run.cpu->scratch.rare.arrived;
 		run.unwrapped = run.cpu->scratch.rare.unwrapped;
@@ -156,8 +174,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		if (is_for_others(&run))
 			verdict = pass(&run, STEP_OTHER_STATION);
 	}
-	if (verdict == CONTINUE && rare_feature(&run, FEATURE_INLINE_DECAP) && !(variant & SPECIAL) &&
-	    !run.unwrapped)
+	if (verdict == CONTINUE && rare_feature(&run, FEATURE_INLINE_DECAP) && !run.unwrapped)
 		verdict = inline_decap(&run, &cursor, &type);
 	if (verdict != CONTINUE)
 		;
@@ -165,7 +182,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		verdict = walk_ip(&run, cursor, arrived, false);
 	else if (type == bpf_htons(ETH_P_IPV6))
 		verdict = walk_ip(&run, cursor, arrived, true);
-	else if (!(variant & (SPECIAL | RARE)))
+	else if (!(variant & RARE))
 		verdict = walk_untagged(&run, cursor, type, arrived);
 	else
 		verdict = pass(&run, STEP_NOT_IP);
@@ -254,16 +271,51 @@ int katran_send(struct xdp_md *ctx)
 	return finish(&run, verdict, query->arrived);
 }
 
+/* The end of the walk for a packet that the CPU's record describes: section 8 with all its steps. */
+static __always_inline int walk_special(struct xdp_md *ctx, const enum variant variant)
+{
+	const __u32 zero = 0;
+	struct run run = {
+		.ctx = ctx,
+		.cpu = bpf_map_lookup_elem(&cpus, &zero),
+		.variant = variant,
+	};
+	struct cursor cursor = cursor_of(ctx);
+	const struct id_query *query;
+	struct choice choice = {};
+	struct packet packet;
+	int verdict;
+
+	run.eth = cursor_take(&cursor, sizeof(*run.eth));
+	if (!run.cpu || !run.eth)
+		return XDP_ABORTED;
+	query = &run.cpu->scratch.query;
+	run.untagged = query->untagged;
+	packet = packet_of(query);
+	choice.vip = query->vip;
+	choice.vip_number = query->vip_number;
+	if (variant & EXPLAINS) {
+		run.explanation = explanation_of_run();
+		if (!run.explanation)
+			return XDP_ABORTED;
+		run.explanation->vip = choice.vip_number + 1;
+	}
+	run.cpu->counters.flow_packets++;
+	verdict = packet.flow.family == FAMILY_V6 ? choose_and_send(&run, &packet, &choice, true) :
+						    choose_and_send(&run, &packet, &choice, false);
+	return finish(&run, verdict, query->arrived);
+}
+
 SEC("xdp")
 int katran_special(struct xdp_md *ctx)
 {
-	return walk(ctx, SPECIAL | FULL);
+	return walk_special(ctx, SPECIAL | FULL);
 }
 
 SEC("xdp")
 int katran_explain_special(struct xdp_md *ctx)
 {
-	return walk(ctx, EXPLAINS | SPECIAL | FULL);
+	return walk_special(ctx, EXPLAINS | SPECIAL | FULL);
 }
 
 /* Frames that another program has handed over: see rare.h. */

@@ -131,6 +131,24 @@ static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *numb
 	return true;
 }
 
+/* The same as functions that the verifier looks at once. It knows nothing of packet and VIP after them, so
+ * all ways that led to a packet are one from there on. */
+LOOKED_AT_ONCE int find_vip_v4(struct packet *packet, __u32 *number, struct vip *vip)
+{
+	return packet && number && vip && find_vip(packet, false, number, vip);
+}
+
+LOOKED_AT_ONCE int find_vip_v6(struct packet *packet, __u32 *number, struct vip *vip)
+{
+	return packet && number && vip && find_vip(packet, true, number, vip);
+}
+
+static __always_inline bool find_vip_once(struct packet *packet, bool v6, __u32 *number,
+					  struct vip *vip)
+{
+	return v6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
+}
+
 /* The real of this number; NULL if there can be none. */
 static __always_inline struct real *real_at(__u32 number)
 {
@@ -138,6 +156,15 @@ static __always_inline struct real *real_at(__u32 number)
 
 	barrier_var(first);
 	return number <= max_reals ? &first[number] : NULL;
+}
+
+/* Whether there is the real with this id. The verifier looks at it once: among much else the compiler would
+ * put the number aside, and the verifier of Linux 6.1 forgets the bounds of what is put aside. */
+LOOKED_AT_ONCE int is_real(__u32 id)
+{
+	const struct real *real = real_at(id & REAL_NUMBER_MASK);
+
+	return real && real->id == id;
 }
 
 static __always_inline __u32 rotate(__u32 word, int bits)

@@ -95,8 +95,7 @@ static __always_inline int parse_icmp_v4(const struct run *run, struct cursor *c
 	case ICMPV4_ECHO_REQUEST:
 		return echo_v4(run, ip, icmp);
 	case ICMPV4_UNREACHABLE:
-		/* The first program has counted it. */
-		if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED && !is(run, SPECIAL)) {
+		if (icmp->code == ICMPV4_CODE_FRAGMENTATION_NEEDED) {
 			run->cpu->counters.ptb_v4++;
 			if (bpf_ntohs(icmp->v4.mtu) < IPV6_MIN_MTU)
 				run->cpu->counters.ptb_v4_small++;
@@ -128,11 +127,9 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 					       icmp->code == ICMPV6_CODE_PORT_UNREACHABLE;
 		break;
 	case ICMPV6_TOO_BIG:
-		if (!is(run, SPECIAL)) {
-			run->cpu->counters.ptb_v6++;
-			if (bpf_ntohl(icmp->mtu_v6) < IPV6_MIN_MTU)
-				run->cpu->counters.ptb_v6_small++;
-		}
+		run->cpu->counters.ptb_v6++;
+		if (bpf_ntohl(icmp->mtu_v6) < IPV6_MIN_MTU)
+			run->cpu->counters.ptb_v6_small++;
 		break;
 	case ICMPV6_TIME_EXCEEDED:
 	case ICMPV6_PARAMETER_PROBLEM:

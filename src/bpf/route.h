@@ -266,18 +266,19 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	}
 	*(__u32 *)&query->flow.source_port =
 		packet->flow.source_port | packet->flow.destination_port << 16;
-	query->hash_source = packet->hash_source;
+	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;
-	query->vip_flags = choice->vip.flags;
+	/* From memory, so that other packets need not keep the ring in a register of its own. */
+	query->vip.flags = choice->vip.flags;
+	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
 	query->routed = 0;
 	query->arrived = arrived;
 	query->tcp_flags = packet->tcp_flags;
 	query->tcp_options = packet->tcp_options;
 	query->icmp = packet->icmp;
 	query->icmp_ignored_by_quic = packet->icmp_ignored_by_quic;
-	query->unwrapped = run->unwrapped;
 	query->l3_length = packet->l3_length;
 	query->tos = packet->tos;
 	query->unchecked = packet->unchecked;
@@ -285,6 +286,31 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	query->untagged = run->untagged;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 	return drop(run, DROP_PROGRAM_MISSING);
+}
+
+/* The packet that was handed over. The verifier knows nothing of what is in it, so all ways that led to the
+ * hand-over are one. */
+static __always_inline struct packet packet_of(const struct id_query *query)
+{
+	return (struct packet){
+		.flow = query->flow,
+		.hash_source = query->hash_source,
+		.hash_destination = query->hash_destination,
+		.l3_length = query->l3_length,
+		.tos = query->tos,
+		.icmp = query->icmp,
+		.tcp_flags = query->tcp_flags,
+		.unchecked = query->unchecked,
+	};
+}
+
+/* Its VIP. */
+static __always_inline struct choice choice_of(const struct id_query *query)
+{
+	return (struct choice){
+		.vip = query->vip,
+		.vip_number = query->vip_number,
+	};
 }
 
 /* The packet's real; NULL with the reason in `choice`: it has none. */

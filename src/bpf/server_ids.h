@@ -15,10 +15,11 @@
 #include "lookup.h"
 #include "maps.h"
 #include "parse.h"
+#include "verifier.h"
 
 /* What an id in a packet led to. */
 struct named {
-	struct real *real; /* NULL: none */
+	bool real; /* there is one */
 	__u32 number;
 	__u32 id; /* of the real: number and generation */
 	bool known; /* the table has the id, though its real may be gone */
@@ -51,8 +52,9 @@ static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 i
 	return real;
 }
 
-/* The id of the real that a server id names; 0: the table does not have it. */
-static __always_inline __u32 server_id_lookup(__u32 id)
+/* The id of the real that a server id names; 0: the table does not have it. The verifier looks at it once, not
+ * after all ways that lead to an id. */
+LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
 {
 	const __u32 in_force = live.server_ids;
 	const __u32 base = in_force / SERVER_ID_TABLE * server_id_chunks;
@@ -72,8 +74,6 @@ static __always_inline struct named server_id_find(__u32 id)
 		return named;
 	named.known = true;
 	named.number = named.id & REAL_NUMBER_MASK;
-	named.real = real_at(named.number);
-	if (named.real && named.real->id != named.id)
-		named.real = NULL;
+	named.real = is_real(named.id);
 	return named;
 }

@@ -374,12 +374,13 @@ enum program {
 	PROGRAMS,
 };
 
-/* What a walk tells those programs of its packet, and the answer of the first one. */
+/* What a walk tells those programs of its packet, so that none of them has to parse it again, and the
+ * answer of the first one. */
 struct id_query {
 	struct flow_key flow;
 	__u64 arrived; /* bytes of the frame as it came in */
+	struct vip vip;
 	__u32 vip_number;
-	__u32 vip_flags;
 	/* The real's number, and above it the step; or a reason to drop, negative; or 0: no id led
 	 * anywhere. */
 	__s32 routed;
@@ -387,14 +388,14 @@ struct id_query {
 	__u8 tcp_options;
 	__u8 icmp;
 	__u8 icmp_ignored_by_quic;
-	__u8 unwrapped;
-	__u8 explain;
+	__be16 hash_source; /* the flow's ports as ring and outer header have them */
+	__be16 hash_destination;
 	__u16 l3_length;
-	__be16 hash_source; /* the flow's port as the outer header has it */
 	__u8 tos;
 	__u8 unchecked;
+	__u8 explain;
 	__u8 untagged;
-	__u8 reserved[7];
+	__u8 reserved[2];
 };
 
 /* What a walk tells the program for rare frames. */
