@@ -65,13 +65,13 @@ static __always_inline bool is_ours(const struct tunnel *tunnel)
 /* Counts the TCP server id in the inner packet, if it carries one. A SYN has none to carry: what is in it
  * is of an earlier connection, and the balancer does not look at it. */
 static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters *count,
-					    struct cursor packet, bool v6)
+					    struct cursor packet, enum family family)
 {
 	struct tcphdr *tcp;
 	__u8 protocol;
 	__u32 id;
 
-	if (v6) {
+	if (family == FAMILY_V6) {
 		struct ipv6hdr *ip = cursor_take(&packet, sizeof(*ip));
 
 		if (!ip)
@@ -118,7 +118,7 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		count->foreign++;
 		return PASS;
 	}
-	if (limit_sources && !is_covered(&allowed_sources, tunnel->source, tunnel->outer_v6)) {
+	if (limit_sources && !is_covered(&allowed_sources, tunnel->source, outer_family(tunnel))) {
 		count->drop_source++;
 		return DROP;
 	}
@@ -148,7 +148,7 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		return DROP;
 	}
 	if (own_server_id)
-		count_server_id(ctx, count, tunnel->inner, tunnel->inner_v6);
+		count_server_id(ctx, count, tunnel->inner, inner_family(tunnel));
 	if (!strip(ctx, eth, tunnel)) {
 		count->drop_head++;
 		return DROP;

@@ -23,16 +23,17 @@
 #include <bpf/bpf_endian.h>
 
 static __always_inline int ipip_v4(const struct run *run, const struct packet *packet,
-				   const struct macs *macs, const struct real *real, bool v6)
+				   const struct macs *macs, const struct real *real,
+				   enum family family)
 {
-	const __u16 tail = source_tail(packet, v6) >> 16;
+	const __u16 tail = source_tail(packet, family) >> 16;
 	struct iphdr outer = {
 		.version = 4,
 		.ihl = sizeof(struct iphdr) / 4,
 		.tos = packet->tos,
-		.tot_len = bpf_htons(inner_length(packet, v6) + sizeof(struct iphdr)),
+		.tot_len = bpf_htons(inner_length(packet, family) + sizeof(struct iphdr)),
 		.ttl = OUTER_TTL,
-		.protocol = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
+		.protocol = family == FAMILY_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		/* Both halves as they lie in memory; the port's bytes come in swapped. */
 		.saddr = ipip_source_v4 |
 			 usable_host_v4((tail ^ __builtin_bswap16(packet->hash_source)) << 16),
@@ -40,7 +41,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 	};
 	struct ethhdr *eth;
 
-	outer_fragmentation(run, &outer, v6);
+	outer_fragmentation(run, &outer, family);
 	outer.check = csum_ipv4(&outer);
 	eth = grow(run, sizeof(outer));
 	if (!eth)
@@ -51,10 +52,11 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 }
 
 static __always_inline int ipip_v6(const struct run *run, const struct packet *packet,
-				   const struct macs *macs, const struct real *real, bool v6)
+				   const struct macs *macs, const struct real *real,
+				   enum family family)
 {
 	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
-	const __u32 tail = source_tail(packet, v6) ^ packet->hash_source;
+	const __u32 tail = source_tail(packet, family) ^ packet->hash_source;
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
 	struct ipv6hdr *outer;
@@ -65,8 +67,8 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
 	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)packet->tos << 20);
-	outer->payload_len = bpf_htons(inner_length(packet, v6));
-	outer->nexthdr = v6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	outer->payload_len = bpf_htons(inner_length(packet, family));
+	outer->nexthdr = family == FAMILY_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 	outer->hop_limit = OUTER_TTL;
 	outer->saddr.in6_u.u6_addr32[0] = ipip_source_v6[0];
 	outer->saddr.in6_u.u6_addr32[1] = ipip_source_v6[1];
@@ -80,23 +82,24 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 }
 
 static __always_inline int encap(const struct run *run, const struct packet *packet,
-				 const struct macs *macs, const struct real *real, bool v6)
+				 const struct macs *macs, const struct real *real,
+				 enum family family)
 {
 	/* The two share no code, so that neither pays for what the other needs. */
 	if (gue_is_on(run)) {
 		if (real->flags & REAL_IPV6)
-			return gue_v6(run, packet, macs, real, v6);
-		return gue_v4(run, packet, macs, real, v6);
+			return gue_v6(run, packet, macs, real, family);
+		return gue_v4(run, packet, macs, real, family);
 	}
 	if (real->flags & REAL_IPV6)
-		return ipip_v6(run, packet, macs, real, v6);
-	return ipip_v4(run, packet, macs, real, v6);
+		return ipip_v6(run, packet, macs, real, family);
+	return ipip_v4(run, packet, macs, real, family);
 }
 
 /* Wraps the packet for `real` and sends it out of the interface that it came in on, or of the one
  * that leads to the real. */
 static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
-					  const struct real *real, __u32 number, bool v6)
+					  const struct real *real, __u32 number, enum family family)
 {
 	struct macs macs = {
 		.gateway = real->flags & REAL_IPV6 ? live.gateway_mac_v6 : live.gateway_mac,
@@ -118,7 +121,7 @@ static __always_inline int encap_and_send(const struct run *run, const struct pa
 		if (port)
 			macs.own = port->mac;
 	}
-	verdict = encap(run, packet, &macs, real, v6);
+	verdict = encap(run, packet, &macs, real, family);
 	if (is(run, FULL) && redirect && port && verdict == XDP_TX) {
 		verdict = bpf_redirect_map(&devices, key, XDP_DROP);
 		if (verdict != XDP_REDIRECT)

@@ -26,7 +26,7 @@
  * hold one or two flows on average, and only one new flow in thousands finds its set full. */
 #define SPLITS 4
 
-static __always_inline __u64 flow_fingerprint(const struct flow_key *key, bool v6)
+static __always_inline __u64 flow_fingerprint(const struct flow_key *key, enum family family)
 {
 	const __u32 *words = (const __u32 *)key;
 	/* Protocol and family. The VIP has a place of its own, for its number is known later than
@@ -37,7 +37,7 @@ static __always_inline __u64 flow_fingerprint(const struct flow_key *key, bool v
 	/* An IPv4 address is one word; the other three are 0 and add nothing. */
 #pragma unroll
 	for (int i = 0; i < FLOW_WORDS - 1; i++)
-		if (v6 || i % 4 == 0)
+		if (family == FAMILY_V6 || i % 4 == 0)
 			sum += flow_keys[i] * words[i];
 	/* The number of a VIP is at least 1 here, so no flow matches an empty entry. */
 	return (sum & ~(__u64)VIP_NUMBER_MASK) | key->vip;

@@ -30,7 +30,7 @@ static __always_inline __u64 ticks_now(void)
 }
 
 static __always_inline struct flow_place flow_locate(const struct run *run,
-						     const struct flow_key *key, bool v6)
+						     const struct flow_key *key, enum family family)
 {
 	const __u32 cpu = bpf_get_smp_processor_id();
 	struct flow_place place = { .table = bpf_map_lookup_elem(&flow_tables, &cpu) };
@@ -39,7 +39,7 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	if (!place.table && !is(run, SPECIAL))
 		run->cpu->counters.flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
-		place.fingerprint = flow_fingerprint(key, v6);
+		place.fingerprint = flow_fingerprint(key, family);
 		place.set = sets_locate(place.table, &run->cpu->sets, place.fingerprint);
 	}
 	return place;
@@ -186,7 +186,7 @@ LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 	if (!run.cpu)
 		return 0;
 	key = &run.cpu->scratch.query.flow;
-	place = flow_locate(&run, key, true);
+	place = flow_locate(&run, key, FAMILY_V6);
 	flow_remember(&run, &place, key, flow_choose(&place, ticks_now()), id, ticks_now(),
 		      bits & MARK_BITS);
 	return 0;

@@ -27,17 +27,17 @@
 
 /* The bytes of the outer source port, which spreads flows over the backend's queues: those of the
  * flow's port and of the client's address mixed, differently for each family of the real. */
-static __always_inline __u16 gue_port_v4(const struct packet *packet, bool v6)
+static __always_inline __u16 gue_port_v4(const struct packet *packet, enum family family)
 {
-	return usable_port(source_tail(packet, v6) >> 16 ^
+	return usable_port(source_tail(packet, family) >> 16 ^
 			   __builtin_bswap16(packet->hash_source));
 }
 
-static __always_inline __u16 gue_port_v6(const struct packet *packet, bool v6)
+static __always_inline __u16 gue_port_v6(const struct packet *packet, enum family family)
 {
-	const __u32 tail = source_tail(packet, v6);
+	const __u32 tail = source_tail(packet, family);
 
-	return usable_port((v6 ? tail : tail >> 16) ^ packet->hash_source);
+	return usable_port((family == FAMILY_V6 ? tail : tail >> 16) ^ packet->hash_source);
 }
 
 /* Bytes that are added up at a time where a packet is added up as a whole. */
@@ -97,10 +97,11 @@ static __always_inline bool covers_all(const struct packet *packet, struct curso
 }
 
 /* What the inner packet adds up to, whatever its headers say of themselves; negative: it is cut short. */
-static __always_inline int inner_sum(const struct run *run, const struct packet *packet, bool v6)
+static __always_inline int inner_sum(const struct run *run, const struct packet *packet,
+				     enum family family)
 {
-	const __u32 header = v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-	const __u16 length = inner_length(packet, v6) - header;
+	const __u32 header = family == FAMILY_V6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	const __u16 length = inner_length(packet, family) - header;
 	const __u32 behind = sizeof(struct ethhdr) + header;
 	struct cursor cursor = cursor_of(run->ctx);
 	const void *ip;
@@ -110,23 +111,24 @@ static __always_inline int inner_sum(const struct run *run, const struct packet 
 	ip = cursor_take(&cursor, header);
 	if (!ip)
 		return -1;
-	if (covers_all(packet, cursor, length) && !(v6 && has_extensions(ip)))
-		return v6 ? inner_sum_v6(ip) : inner_sum_v4(ip, !packet->icmp);
+	if (covers_all(packet, cursor, length) && !(family == FAMILY_V6 && has_extensions(ip)))
+		return family == FAMILY_V6 ? inner_sum_v6(ip) : inner_sum_v4(ip, !packet->icmp);
 	rest = sum_of_frame(run->ctx, behind, behind + length);
 	return rest < 0 ? rest : (int)(sum_words(ip, header) + rest);
 }
 
 /* The UDP header. `addresses`: the sum of the outer addresses. */
 static __always_inline struct udphdr gue_header(const struct run *run, const struct packet *packet,
-						__u16 source_port, __u32 addresses, bool v6)
+						__u16 source_port, __u32 addresses,
+						enum family family)
 {
 	struct udphdr udp = {
 		.source = source_port,
 		.dest = bpf_htons(gue_port),
-		.len = bpf_htons(inner_length(packet, v6) + sizeof(struct udphdr)),
+		.len = bpf_htons(inner_length(packet, family) + sizeof(struct udphdr)),
 	};
 
-	const int inner = packet->unchecked ? -1 : inner_sum(run, packet, v6);
+	const int inner = packet->unchecked ? -1 : inner_sum(run, packet, family);
 
 	/* Without an inner checksum the outer one is 0 too: none (RFC 6935). */
 	if (inner < 0)
@@ -139,14 +141,15 @@ static __always_inline struct udphdr gue_header(const struct run *run, const str
 }
 
 static __always_inline int gue_v4(const struct run *run, const struct packet *packet,
-				  const struct macs *macs, const struct real *real, bool v6)
+				  const struct macs *macs, const struct real *real,
+				  enum family family)
 {
 	const __u32 size = sizeof(struct iphdr) + sizeof(struct udphdr);
 	struct iphdr outer = {
 		.version = 4,
 		.ihl = sizeof(struct iphdr) / 4,
 		.tos = packet->tos,
-		.tot_len = bpf_htons(inner_length(packet, v6) + size),
+		.tot_len = bpf_htons(inner_length(packet, family) + size),
 		.ttl = OUTER_TTL,
 		.protocol = IPPROTO_UDP,
 		.saddr = own_addresses()->v4,
@@ -154,10 +157,10 @@ static __always_inline int gue_v4(const struct run *run, const struct packet *pa
 	};
 	const __u32 addresses = sum_words(&outer.saddr, 2 * sizeof(outer.saddr));
 	const struct udphdr udp =
-		gue_header(run, packet, gue_port_v4(packet, v6), addresses, v6);
+		gue_header(run, packet, gue_port_v4(packet, family), addresses, family);
 	struct ethhdr *eth;
 
-	outer_fragmentation(run, &outer, v6);
+	outer_fragmentation(run, &outer, family);
 	outer.check = csum_ipv4(&outer);
 	eth = grow(run, size);
 	if (!eth)
@@ -169,13 +172,14 @@ static __always_inline int gue_v4(const struct run *run, const struct packet *pa
 }
 
 static __always_inline int gue_v6(const struct run *run, const struct packet *packet,
-				  const struct macs *macs, const struct real *real, bool v6)
+				  const struct macs *macs, const struct real *real,
+				  enum family family)
 {
 	const struct own_addresses *own = own_addresses();
 	const __u32 addresses =
 		sum_words(own->v6, ADDRESS_BYTES) + sum_words(real->address, ADDRESS_BYTES);
 	const struct udphdr udp =
-		gue_header(run, packet, gue_port_v6(packet, v6), addresses, v6);
+		gue_header(run, packet, gue_port_v6(packet, family), addresses, family);
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr) + sizeof(struct udphdr));
 	struct ipv6hdr *outer;
@@ -186,7 +190,7 @@ static __always_inline int gue_v6(const struct run *run, const struct packet *pa
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
 	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)packet->tos << 20);
-	outer->payload_len = bpf_htons(inner_length(packet, v6) + sizeof(struct udphdr));
+	outer->payload_len = bpf_htons(inner_length(packet, family) + sizeof(struct udphdr));
 	outer->nexthdr = IPPROTO_UDP;
 	outer->hop_limit = OUTER_TTL;
 	outer->saddr.in6_u.u6_addr32[0] = own->v6[0];

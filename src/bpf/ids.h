@@ -158,9 +158,10 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 /* Looks for an id in the packet that the CPU's record describes, and leaves the answer there. */
 static __always_inline void find_id(const struct run *run, struct id_query *query)
 {
-	const bool v6 = query->flow.family == FAMILY_V6;
-	const struct flow_place place = v6 ? flow_locate(run, &query->flow, true) :
-					     flow_locate(run, &query->flow, false);
+	/* One of two, as the compiler has to know. */
+	const struct flow_place place =
+		query->flow.family == FAMILY_V6 ? flow_locate(run, &query->flow, FAMILY_V6) :
+						  flow_locate(run, &query->flow, FAMILY_V4);
 
 	/* Its memory is on the way while the id is looked for. */
 	if (flow_table_kind == FLOW_TABLE_SETS && place.set)
@@ -169,7 +170,8 @@ static __always_inline void find_id(const struct run *run, struct id_query *quer
 }
 
 /* Sends the packet to the real that its id has named. */
-static __always_inline int send_by_id(const struct run *run, const struct id_query *query, bool v6)
+static __always_inline int send_by_id(const struct run *run, const struct id_query *query,
+				      enum family family)
 {
 	struct packet packet = packet_of(query);
 	struct choice choice = choice_of(query);
@@ -180,5 +182,5 @@ static __always_inline int send_by_id(const struct run *run, const struct id_que
 	if (!real)
 		return drop(run, DROP_RING_UNKNOWN_REAL);
 	run->cpu->counters.flow_packets++;
-	return send_out(run, &packet, &choice, real, v6);
+	return send_out(run, &packet, &choice, real, family);
 }

@@ -157,7 +157,7 @@ static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16
 }
 
 /* Counts a packet that came by GUE and goes to the host for the VIP that it belongs to. */
-static __always_inline void count_for_vip(struct cursor inner, bool v6)
+static __always_inline void count_for_vip(struct cursor inner, enum family family)
 {
 	struct packet packet = {};
 	struct vip_counters *of_vip;
@@ -165,7 +165,7 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 	struct vip vip = {};
 	__u32 number = 0;
 
-	if (v6) {
+	if (family == FAMILY_V6) {
 		struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
 
 		if (!ip)
@@ -189,7 +189,7 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 	if (!ports)
 		return;
 	packet.flow.destination_port = ports->dest;
-	if (!find_vip_once(&packet, v6, &number, &vip))
+	if (!find_vip_once(&packet, family, &number, &vip))
 		return;
 	of_vip = bpf_map_lookup_elem(&vip_counters, &number);
 	if (of_vip)
@@ -198,11 +198,12 @@ static __always_inline void count_for_vip(struct cursor inner, bool v6)
 
 /* The length of the outer packet by its IP header; 0 if that is wrong, or the version: the walk knows what
  * becomes of such a packet. */
-static __always_inline __u32 outer_length(const struct run *run, struct cursor cursor, bool v6)
+static __always_inline __u32 outer_length(const struct run *run, struct cursor cursor,
+					  enum family family)
 {
 	__u32 length;
 
-	if (v6) {
+	if (family == FAMILY_V6) {
 		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
 
 		if (!ip || ip->version != 6)
@@ -240,13 +241,13 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 	__u32 *mode;
 
 	if (*type == bpf_htons(ETH_P_IP)) {
-		length = outer_length(run, *cursor, false);
+		length = outer_length(run, *cursor, FAMILY_V4);
 		if (!find_tunnel_v4(&tunnel, *cursor, gue_port) || tunnel.options || tunnel.fragment)
 			return CONTINUE;
 		end.family = FAMILY_V4;
 		copy_v4(end.address, *(const __be32 *)tunnel.destination);
 	} else if (*type == bpf_htons(ETH_P_IPV6)) {
-		length = outer_length(run, *cursor, true);
+		length = outer_length(run, *cursor, FAMILY_V6);
 		if (!find_outer_v6(run, &tunnel, *cursor))
 			return CONTINUE;
 		end.family = FAMILY_V6;
@@ -261,7 +262,7 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 		count->remote++;
 	else if (feature(FEATURE_STRICT_DESTINATION) && !ends_here(&tunnel))
 		return pass(run, STEP_DECAP_FOREIGN);
-	if (limit_outer_sources && !is_covered(&allowed_sources, tunnel.source, tunnel.outer_v6))
+	if (limit_outer_sources && !is_covered(&allowed_sources, tunnel.source, outer_family(&tunnel)))
 		return drop(run, DROP_OUTER_SOURCE);
 	if (tunnel.outer_v6)
 		count->v6++;
@@ -274,7 +275,7 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 		return drop(run, DROP_DECAP_FAILED);
 	if (!mode) {
 		if (tunnel.gue)
-			count_for_vip(*cursor, tunnel.inner_v6);
+			count_for_vip(*cursor, inner_family(&tunnel));
 		return pass(run, STEP_DECAP_TO_HOST);
 	}
 	if (*mode == DECAP_EGRESS) {

@@ -34,29 +34,29 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* Whether an ICMP error may answer the packet: it is none itself, and comes from an address of a single station
  * (RFC 1122, 3.2.2; RFC 4443, 2.4). Else anybody could have them sent to groups. */
-static __always_inline bool may_be_answered(const struct packet *packet, bool v6)
+static __always_inline bool may_be_answered(const struct packet *packet, enum family family)
 {
 	const void *source = packet->flow.source;
 
 	return !packet->icmp &&
-	       (v6 ? is_station_v6(source) : is_station_v4(*(const __be32 *)source));
+	       (family == FAMILY_V6 ? is_station_v6(source) : is_station_v4(*(const __be32 *)source));
 }
 
 /* Section 8 of the walk: the real. */
 static __always_inline int choose_and_send(const struct run *run, struct packet *packet,
-					   struct choice *choice, bool v6)
+					   struct choice *choice, enum family family)
 {
 	struct real *real;
 
-	real = choose_real(run, packet, choice, v6);
+	real = choose_real(run, packet, choice, family);
 	if (!real)
 		return drop(run, choice->reason);
-	return send_out(run, packet, choice, real, v6);
+	return send_out(run, packet, choice, real, family);
 }
 
 /* Sections 5 to 8 of the walk: VIP, size, real. */
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
-				   bool v6)
+				   enum family family)
 {
 	/* The rest is written before it is read. */
 	struct choice choice;
@@ -67,9 +67,9 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	if (is(run, FULL)) {
 		choice.vip_number = 0;
 		choice.vip = (struct vip){};
-		found = find_vip_once(packet, v6, &choice.vip_number, &choice.vip);
+		found = find_vip_once(packet, family, &choice.vip_number, &choice.vip);
 	} else {
-		found = find_vip(packet, v6, &choice.vip_number, &choice.vip);
+		found = find_vip(packet, family, &choice.vip_number, &choice.vip);
 	}
 	if (!found)
 		return pass(run, STEP_NO_VIP);
@@ -82,39 +82,39 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	if (run->length > live.max_frame) {
 		note_step(run, STEP_TOO_BIG);
 		tell(run, EVENT_TOO_BIG);
-		if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, v6))
+		if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, family))
 			return drop(run, DROP_TOO_BIG);
-		return v6 ? too_big_v6(run) : too_big_v4(run);
+		return family == FAMILY_V6 ? too_big_v6(run) : too_big_v4(run);
 	}
 	if (is_special(run, packet, choice.vip.flags)) {
 		return walk_specially(run, packet, &choice, arrived);
 	}
 	run->cpu->counters.flow_packets++;
 	packet->flow.vip = choice.vip_number + 1;
-	return choose_and_send(run, packet, &choice, v6);
+	return choose_and_send(run, packet, &choice, family);
 }
 
 static __always_inline int walk_ip(const struct run *run, struct cursor cursor, __u64 arrived,
-				   bool v6)
+				   enum family family)
 {
 	const __u32 addresses = offsetof(struct packet, flow.source_port);
 	struct packet packet;
 
 	/* Addresses of IPv6 are written as a whole. */
-	if (v6)
+	if (family == FAMILY_V6)
 		__builtin_memset((void *)&packet + addresses, 0, sizeof(packet) - addresses);
 	else
 		__builtin_memset(&packet, 0, sizeof(packet));
 	if (is(run, RARE)) {
-		const int verdict = parse(run, &cursor, &packet, v6);
+		const int verdict = parse(run, &cursor, &packet, family);
 
 		if (verdict != CONTINUE)
 			return verdict;
-	} else if (!(v6 ? parse_plain_v6(run, &cursor, &packet) :
+	} else if (!(family == FAMILY_V6 ? parse_plain_v6(run, &cursor, &packet) :
 			  parse_plain_v4(run, &cursor, &packet))) {
 		return walk_rarely(run, arrived, 0);
 	}
-	return forward(run, &packet, arrived, v6);
+	return forward(run, &packet, arrived, family);
 }
 
 /* The end of every walk. */
@@ -179,9 +179,9 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	if (verdict != CONTINUE)
 		;
 	else if (type == bpf_htons(ETH_P_IP))
-		verdict = walk_ip(&run, cursor, arrived, false);
+		verdict = walk_ip(&run, cursor, arrived, FAMILY_V4);
 	else if (type == bpf_htons(ETH_P_IPV6))
-		verdict = walk_ip(&run, cursor, arrived, true);
+		verdict = walk_ip(&run, cursor, arrived, FAMILY_V6);
 	else if (!(variant & RARE))
 		verdict = walk_untagged(&run, cursor, type, arrived);
 	else
@@ -266,8 +266,8 @@ int katran_send(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	query = &run.cpu->scratch.query;
 	run.untagged = query->untagged;
-	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, true) :
-						    send_by_id(&run, query, false);
+	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, FAMILY_V6) :
+						    send_by_id(&run, query, FAMILY_V4);
 	return finish(&run, verdict, query->arrived);
 }
 
@@ -301,8 +301,9 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 		run.explanation->vip = choice.vip_number + 1;
 	}
 	run.cpu->counters.flow_packets++;
-	verdict = packet.flow.family == FAMILY_V6 ? choose_and_send(&run, &packet, &choice, true) :
-						    choose_and_send(&run, &packet, &choice, false);
+	verdict = packet.flow.family == FAMILY_V6 ?
+			  choose_and_send(&run, &packet, &choice, FAMILY_V6) :
+			  choose_and_send(&run, &packet, &choice, FAMILY_V4);
 	return finish(&run, verdict, query->arrived);
 }
 

@@ -20,42 +20,44 @@ static __always_inline struct vip_info *vip_at(__u32 number)
 }
 
 /* A multilinear hash, mixed (see flow_sets.h): addresses and ports in a row spread like others. */
-static __always_inline __u64 vip_hash(const __u32 *words, bool v6)
+static __always_inline __u64 vip_hash(const __u32 *words, enum family family)
 {
 	__u64 sum = vip_keys[VIP_WORDS];
 
 #pragma unroll
 	for (int i = 0; i < VIP_WORDS; i++)
-		if (v6 || i == 0 || i == 4)
+		if (family == FAMILY_V6 || i == 0 || i == 4)
 			sum += vip_keys[i] * words[i];
 	return (sum ^ sum >> 32) * HASH_MIX >> vip_shift;
 }
 
-static __always_inline bool same_vip(const struct vip_key *a, const struct vip_key *b, bool v6)
+static __always_inline bool same_vip(const struct vip_key *a, const struct vip_key *b,
+				     enum family family)
 {
 	const __u32 *one = (const __u32 *)a;
 	const __u32 *other = (const __u32 *)b;
 
 	if (one[0] != other[0] || one[4] != other[4])
 		return false;
-	return !v6 || (one[1] == other[1] && one[2] == other[2] && one[3] == other[3]);
+	return family == FAMILY_V4 || (one[1] == other[1] && one[2] == other[2] && one[3] == other[3]);
 }
 
 /* The number of the VIP with this very key. */
-static __always_inline bool find_exact_vip(const struct vip_key *key, bool v6, __u32 *number)
+static __always_inline bool find_exact_vip(const struct vip_key *key,
+					   enum family family, __u32 *number)
 {
 	__u16 *heads = vip_heads;
 	struct vip_info *info;
 	__u32 next;
 
 	barrier_var(heads);
-	next = heads[vip_hash((const __u32 *)key, v6)];
+	next = heads[vip_hash((const __u32 *)key, family)];
 	for (int i = 0; i < VIP_CHAIN && next; i++) {
 		*number = next - 1;
 		info = vip_at(*number);
 		if (!info)
 			return false;
-		if (same_vip(&info->key, key, v6))
+		if (same_vip(&info->key, key, family))
 			return true;
 		next = info->next;
 	}
@@ -81,12 +83,12 @@ static __always_inline bool find_prefix_vip(const struct vip_key *key, __u32 *nu
 }
 
 /* The number of the VIP that is no exact match: a prefix, then any port, then both. */
-static __always_inline bool find_inexact_vip(struct vip_key *key, bool v6, __u32 *number)
+static __always_inline bool find_inexact_vip(struct vip_key *key, enum family family, __u32 *number)
 {
 	if (live.prefix_vips && find_prefix_vip(key, number))
 		return true;
 	key->port = 0;
-	if (live.any_port_vips && find_exact_vip(key, v6, number))
+	if (live.any_port_vips && find_exact_vip(key, family, number))
 		return true;
 	return live.any_port_prefix_vips && find_prefix_vip(key, number);
 }
@@ -95,7 +97,8 @@ static __always_inline bool find_inexact_vip(struct vip_key *key, bool v6, __u32
  * port the destination port does not count, unless the VIP keeps both ports or hashes by it. Where a
  * port does not count, all of a client's flows are one to the ring, and those of UDP to the tables, too:
  * that keeps them together. Connections are told apart by tables, for they come and go. */
-static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *number, struct vip *vip)
+static __always_inline bool find_vip(struct packet *packet,
+				     enum family family, __u32 *number, struct vip *vip)
 {
 	struct vip_key key = {
 		.port = packet->flow.destination_port,
@@ -107,8 +110,8 @@ static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *numb
 	__u64 word;
 
 	__builtin_memcpy(key.address, packet->flow.destination, sizeof(key.address));
-	exact = find_exact_vip(&key, v6, number);
-	if (!exact && !find_inexact_vip(&key, v6, number))
+	exact = find_exact_vip(&key, family, number);
+	if (!exact && !find_inexact_vip(&key, family, number))
 		return false;
 	info = vip_at(*number);
 	if (!info)
@@ -135,18 +138,18 @@ static __always_inline bool find_vip(struct packet *packet, bool v6, __u32 *numb
  * all ways that led to a packet are one from there on. */
 LOOKED_AT_ONCE int find_vip_v4(struct packet *packet, __u32 *number, struct vip *vip)
 {
-	return packet && number && vip && find_vip(packet, false, number, vip);
+	return packet && number && vip && find_vip(packet, FAMILY_V4, number, vip);
 }
 
 LOOKED_AT_ONCE int find_vip_v6(struct packet *packet, __u32 *number, struct vip *vip)
 {
-	return packet && number && vip && find_vip(packet, true, number, vip);
+	return packet && number && vip && find_vip(packet, FAMILY_V6, number, vip);
 }
 
-static __always_inline bool find_vip_once(struct packet *packet, bool v6, __u32 *number,
+static __always_inline bool find_vip_once(struct packet *packet, enum family family, __u32 *number,
 					  struct vip *vip)
 {
-	return v6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
+	return family == FAMILY_V6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
 }
 
 /* The real of this number; NULL if there can be none. */
@@ -217,12 +220,12 @@ static __always_inline __u32 hash_two(__u32 first, __u32 second)
 
 /* The flow hash of the spec, over the source address and both ports. */
 static __always_inline __u32 hash_flow(const __u32 source[4], __be16 source_port,
-				       __be16 destination_port, bool v6)
+				       __be16 destination_port, enum family family)
 {
 	const __u32 ports = source_port | (__u32)destination_port << 16;
 	struct lookup3 state;
 
-	if (!v6)
+	if (family == FAMILY_V4)
 		return hash_two(source[0], ports);
 	state = lookup3_start(16, hash_seed_v6);
 	state.a += source[0];

@@ -18,16 +18,16 @@
 #define OUTER_TTL 64
 
 /* The length of the inner IP packet with its header. */
-static __always_inline __u16 inner_length(const struct packet *packet, bool v6)
+static __always_inline __u16 inner_length(const struct packet *packet, enum family family)
 {
-	return v6 ? packet->l3_length + sizeof(struct ipv6hdr) : packet->l3_length;
+	return family == FAMILY_V6 ? packet->l3_length + sizeof(struct ipv6hdr) : packet->l3_length;
 }
 
 /* The last four bytes of the flow's source address, of either family; 0 if the source does not
  * count. */
-static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
+static __always_inline __u32 source_tail(const struct packet *packet, enum family family)
 {
-	return ((const __u32 *)packet->flow.source)[v6 ? 3 : 0];
+	return ((const __u32 *)packet->flow.source)[family == FAMILY_V6 ? 3 : 0];
 }
 
 /*
@@ -35,14 +35,15 @@ static __always_inline __u32 source_tail(const struct packet *packet, bool v6)
  * IPv6 on the way. Without the DF bit identifications must differ (RFC 6864, 4.2): those of a CPU, and so of
  * a flow, do for 65,536 packets. Before the head is moved.
  */
-static __always_inline void outer_fragmentation(const struct run *run, struct iphdr *outer, bool v6)
+static __always_inline void outer_fragmentation(const struct run *run, struct iphdr *outer,
+						enum family family)
 {
 	struct cursor cursor = cursor_of(run->ctx);
 	const struct iphdr *inner;
 
 	if (!is(run, FULL) || !inherit_dont_fragment)
 		return;
-	if (v6) {
+	if (family == FAMILY_V6) {
 		outer->frag_off = bpf_htons(IPV4_DONT_FRAGMENT);
 		return;
 	}

@@ -221,18 +221,18 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 }
 
 /* Why a packet that is too short for its transport header, by its IP header, is so. */
-static __always_inline int unfit_length(const struct packet *packet, bool v6)
+static __always_inline int unfit_length(const struct packet *packet, enum family family)
 {
-	return !v6 && packet->l3_length < sizeof(struct iphdr) ? UNFIT(DROP_LENGTH) :
+	return family == FAMILY_V4 && packet->l3_length < sizeof(struct iphdr) ? UNFIT(DROP_LENGTH) :
 								 UNFIT(DROP_TRANSPORT_TRUNCATED);
 }
 
 /* Ports stand at the same place in TCP and UDP. Those of a quoted packet are reversed like its
  * addresses. */
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
-					   struct packet *packet, bool v6)
+					   struct packet *packet, enum family family)
 {
-	const __u32 ip_header = v6 ? 0 : sizeof(struct iphdr); /* counts in l3_length */
+	const __u32 ip_header = family == FAMILY_V6 ? 0 : sizeof(struct iphdr); /* counts in l3_length */
 	const __u8 protocol = packet->flow.protocol;
 	struct udphdr *ports;
 
@@ -256,7 +256,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 		struct tcphdr *tcp = cursor_take(cursor, sizeof(*tcp));
 
 		if (!tcp || packet->l3_length < ip_header + sizeof(*tcp))
-			return unfit_length(packet, v6);
+			return unfit_length(packet, family);
 		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
 		if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
 			packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
@@ -264,7 +264,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 	} else {
 		ports = cursor_take(cursor, sizeof(*ports));
 		if (!ports || packet->l3_length < ip_header + sizeof(*ports))
-			return unfit_length(packet, v6);
+			return unfit_length(packet, family);
 		if (gue_is_on(run) && !ports->check)
 			packet->unchecked = true;
 		if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped &&
@@ -278,21 +278,21 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 
 /* Drops a packet that cannot be forwarded, unless it is the host's. */
 static __always_inline int refuse(const struct run *run, const struct packet *packet,
-				  enum drop_reason reason, bool v6)
+				  enum drop_reason reason, enum family family)
 {
 	const __u64 *half = (const __u64 *)packet->flow.destination;
-	const bool ours = is_vip_address(half[0], half[1], v6 ? FAMILY_V6 : FAMILY_V4);
+	const bool ours = is_vip_address(half[0], half[1], family);
 
 	return ours ? drop(run, reason) : pass(run, STEP_NO_VIP);
 }
 
 /* Parses any packet. */
 static __always_inline int parse(const struct run *run, struct cursor *cursor,
-				 struct packet *packet, bool v6)
+				 struct packet *packet, enum family family)
 {
-	int verdict = v6 ? parse_v6(run, cursor, packet) : parse_v4(run, cursor, packet);
+	int verdict = family == FAMILY_V6 ? parse_v6(run, cursor, packet) : parse_v4(run, cursor, packet);
 
 	if (verdict == CONTINUE)
-		verdict = parse_transport(run, cursor, packet, v6);
-	return verdict < CONTINUE ? refuse(run, packet, UNFIT_REASON(verdict), v6) : verdict;
+		verdict = parse_transport(run, cursor, packet, family);
+	return verdict < CONTINUE ? refuse(run, packet, UNFIT_REASON(verdict), family) : verdict;
 }

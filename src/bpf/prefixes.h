@@ -19,14 +19,14 @@ struct prefixes {
 };
 
 /* Whether one of the prefixes covers an address. */
-static __always_inline bool is_covered(struct prefixes *by, const void *address, bool v6)
+static __always_inline bool is_covered(struct prefixes *by, const void *address, enum family family)
 {
 	struct address_prefix key = {
-		.prefix_length = 32 + (v6 ? 128 : 32),
-		.family = v6 ? FAMILY_V6 : FAMILY_V4,
+		.prefix_length = 32 + (family == FAMILY_V6 ? 128 : 32),
+		.family = family,
 	};
 
-	if (v6)
+	if (family == FAMILY_V6)
 		__builtin_memcpy(key.address, address, sizeof(struct in6_addr));
 	else
 		__builtin_memcpy(key.address, address, sizeof(__be32));

@@ -112,11 +112,12 @@ static __always_inline bool leads_to_down(const struct run *run, const struct ch
 }
 
 /* The number of the real that the client's longest prefix names; 0: none. */
-static __always_inline __u32 by_source(const struct run *run, const struct packet *packet, bool v6)
+static __always_inline __u32 by_source(const struct run *run, const struct packet *packet,
+				       enum family family)
 {
 	__u32 *found;
 
-	if (v6) {
+	if (family == FAMILY_V6) {
 		struct source_prefix_v6 key = { .prefix_length = 128 };
 
 		__builtin_memcpy(key.address, packet->flow.source, sizeof(key.address));
@@ -157,7 +158,7 @@ static __always_inline bool is_error(const struct run *run, const struct packet 
  * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with
  * the reason in `choice`: the ring has none. */
 static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
-					     struct choice *choice, bool v6, __u64 now)
+					     struct choice *choice, enum family family, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
 	const bool error = is_error(run, packet);
@@ -191,7 +192,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	}
 	choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && (flags & VIP_SRC_ROUTING))
-		choice->number = by_source(run, packet, v6);
+		choice->number = by_source(run, packet, family);
 	if (is(run, SPECIAL) && choice->number && leads_to_down(run, choice))
 		choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
@@ -211,7 +212,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		choice->number =
 			ring_real(choice->vip.ring,
 				  hash_flow((const __u32 *)packet->flow.source, hash_port,
-					    packet->hash_destination, v6));
+					    packet->hash_destination, family));
 		if (!choice->number)
 			return NULL;
 	}
@@ -315,14 +316,14 @@ static __always_inline struct choice choice_of(const struct id_query *query)
 
 /* The packet's real; NULL with the reason in `choice`: it has none. */
 static __always_inline struct real *choose_real(const struct run *run, struct packet *packet,
-						struct choice *choice, bool v6)
+						struct choice *choice, enum family family)
 {
 	const __u32 flags = choice->vip.flags;
 	const __u64 now = ticks_now();
 	const bool syn = packet->tcp_flags & TCP_SYN;
 	struct real *real = NULL;
 
-	choice->place = flow_locate(run, &packet->flow, v6);
+	choice->place = flow_locate(run, &packet->flow, family);
 	if (is(run, SPECIAL)) {
 		real = by_packet(run, choice);
 		if (choice->reason)
@@ -340,5 +341,5 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 		real = by_global_flows(run, &packet->flow, choice);
 	if (is(run, SPECIAL) && real && is_void(run, packet, choice, real, now))
 		real = NULL;
-	return real ? real : new_flow(run, packet, choice, v6, now);
+	return real ? real : new_flow(run, packet, choice, family, now);
 }

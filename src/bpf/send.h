@@ -14,7 +14,8 @@
 
 /* Sends the packet to the real that was chosen, or hands it to the host if that is the real. */
 static __always_inline int send_out(const struct run *run, const struct packet *packet,
-				    const struct choice *choice, const struct real *real, bool v6)
+				    const struct choice *choice, const struct real *real,
+				    enum family family)
 {
 	struct vip_counters *of_vip;
 	struct real_counters *of_real;
@@ -32,5 +33,5 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 		run->cpu->counters.local++;
 		return XDP_PASS;
 	}
-	return encap_and_send(run, packet, real, choice->number, v6);
+	return encap_and_send(run, packet, real, choice->number, family);
 }

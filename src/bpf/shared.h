@@ -18,8 +18,10 @@
 #define HASH_MIX 0x9e3779b97f4a7c15ull
 
 /* Address families, in keys. */
-#define FAMILY_V4 4
-#define FAMILY_V6 6
+enum family {
+	FAMILY_V4 = 4,
+	FAMILY_V6 = 6,
+};
 
 /* VIP flags that the program acts on; the bits of the library's VipFlags. */
 enum vip_flag {

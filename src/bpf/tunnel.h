@@ -32,6 +32,16 @@ struct tunnel {
 	bool fragment;
 };
 
+static __always_inline enum family outer_family(const struct tunnel *tunnel)
+{
+	return tunnel->outer_v6 ? FAMILY_V6 : FAMILY_V4;
+}
+
+static __always_inline enum family inner_family(const struct tunnel *tunnel)
+{
+	return tunnel->inner_v6 ? FAMILY_V6 : FAMILY_V4;
+}
+
 /* The IP version that what is at the cursor begins with; 0: nothing is there. */
 static __always_inline __u8 ip_version(struct cursor cursor)
 {
@@ -135,10 +145,12 @@ static __always_inline bool inner_is_covered(const struct tunnel *tunnel, struct
 	if (tunnel->inner_v6) {
 		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
 
-		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr, true);
+		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr,
+				       FAMILY_V6);
 	} else {
 		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
 
-		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr, false);
+		return ip && is_covered(by, which == INNER_SOURCE ? &ip->saddr : &ip->daddr,
+				       FAMILY_V4);
 	}
 }
