@@ -17,7 +17,6 @@ use crate::bytes::PROTOCOL_TCP;
 use crate::bytes::PROTOCOL_UDP;
 use crate::hash;
 use crate::ids;
-use crate::rows;
 use crate::tables::covers;
 use crate::transport::Packet;
 use crate::walk::Run;
@@ -64,7 +63,7 @@ pub(crate) fn real(run: &mut Run<'_>, number: VipNumber, packet: &Packet) -> Ste
         flow.source_port = 0;
     }
     let mut key = flow;
-    if rows::R34_TCP_BOTH_PORTS && flow.protocol == PROTOCOL_TCP {
+    if flow.protocol == PROTOCOL_TCP {
         (key.source_port, key.destination_port) = packet.ports;
     }
     let ask = Ask {
@@ -105,8 +104,7 @@ fn by_tables(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
 fn follows_live_entry(run: &Run<'_>, ask: &Ask<'_>) -> bool {
     let entry = run.balancer.flows.0.get(&ask.key);
     let threshold = run.balancer.config.flood_threshold;
-    rows::R51_LIVE_ENTRIES
-        && !run.balancer.flood.acts(run.now, threshold)
+    !run.balancer.flood.acts(run.now, threshold)
         && entry.is_some_and(|entry| run.now - entry.used <= LIVE)
 }
 
@@ -115,7 +113,7 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
         return None;
     }
     // A SYN that follows an entry leaves it alone.
-    let error = rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some();
+    let error = ask.packet.error.is_some();
     let leaves_no_trace = error || ask.packet.syn;
     let timeout = run.balancer.config.udp_timeout;
     let entry = run.balancer.flows.0.get_mut(&ask.key)?;
@@ -163,7 +161,7 @@ fn is_void(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) -> bool {
 
 /// Whether a new flow of the packet would be remembered, if there were no flood.
 fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
-    let error = rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some();
+    let error = ask.packet.error.is_some();
     // Without reals nobody would look for the entry, though a source route may lead the packet.
     let unread = ask.vip.flags.lru_bypass || ask.vip.reals.is_empty();
     !(unread || ask.packet.rst || by_port || error)
@@ -172,11 +170,7 @@ fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
 /// 7: the flow is new.
 fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
     let threshold = run.balancer.config.flood_threshold;
-    let mut flood = false;
-    if !rows::R50_FLOOD {
-        flood = run.balancer.flood.count(run.now, threshold);
-    }
-    let counts = !(rows::R33_ICMP_LEAVES_NO_TRACE && ask.packet.error.is_some());
+    let counts = ask.packet.error.is_none();
     if counts && ask.flow.protocol == PROTOCOL_TCP {
         match ask.packet.syn {
             true => run.balancer.count("flow_table", "miss_syn"),
@@ -186,7 +180,7 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
             }
         }
     }
-    let routed = by_source_route(run, ask, flood);
+    let routed = by_source_route(run, ask);
     let by_port = ask.vip.flags.dport_hash && routed.is_none();
     let source = match by_port {
         true => unspecified(ask.flow.source),
@@ -197,10 +191,7 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
         None => by_ring(run, ask, source, by_port)?,
     };
     let remembered = is_remembered(ask, by_port);
-    if rows::R50_FLOOD && remembered {
-        flood = run.balancer.flood.count(run.now, threshold);
-    }
-    if remembered && !flood {
+    if remembered && !run.balancer.flood.count(run.now, threshold) {
         remember(run, ask, real, false);
     }
     if counts {
@@ -227,11 +218,8 @@ pub(crate) fn remember(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, by_id: bo
 }
 
 /// The real of the longest prefix that covers the client, unless that is down.
-fn by_source_route(run: &mut Run<'_>, ask: &Ask<'_>, flood: bool) -> Option<RealId> {
+fn by_source_route(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if !run.balancer.config.features.source_routing || !ask.vip.flags.src_routing {
-        return None;
-    }
-    if flood && !rows::R50_FLOOD {
         return None;
     }
     let routes = run.balancer.tables.source_routes.iter();

@@ -19,7 +19,6 @@ use crate::bytes::v6_at;
 use crate::ip::Family;
 use crate::ip::Header;
 use crate::ip::refuse;
-use crate::rows;
 use crate::walk::Run;
 
 /// The hop limit of what the balancer sends itself.
@@ -65,7 +64,7 @@ fn kind_of(family: Family, kind: u8, code: u8) -> Kind {
             quic_ignores_it: false,
         },
         // Time exceeded, parameter problem.
-        (Family::V4, 11 | 12) | (Family::V6, 3 | 4) if rows::R32_ALL_ICMP_ERRORS => Kind::Error {
+        (Family::V4, 11 | 12) | (Family::V6, 3 | 4) => Kind::Error {
             quic_ignores_it: false,
         },
         _ => Kind::Other,
@@ -92,7 +91,7 @@ pub(crate) fn parse(run: &mut Run<'_>, header: &Header) -> Step<Option<Error>> {
         Kind::Error { quic_ignores_it } => {
             count_too_big(run, header);
             let error = quoted(run, header, quic_ignores_it)?;
-            if rows::R52_ERROR_DESTINATION && error.source != header.destination {
+            if error.source != header.destination {
                 return Err(End::Pass("another's ICMP error"));
             }
             Ok(Some(error))
@@ -152,9 +151,7 @@ pub(crate) fn is_single_host(source: IpAddr) -> bool {
 fn echo(run: &mut Run<'_>, header: &Header) -> End {
     let mut vips = run.balancer.tables.vips.values();
     let for_vip = vips.any(|vip| vip.covers(header.destination));
-    if rows::R28_ECHO_FOR_VIPS
-        && !(for_vip && is_single_host(header.source) && is_single_host(header.destination))
-    {
+    if !(for_vip && is_single_host(header.source) && is_single_host(header.destination)) {
         return End::Pass("echo request of others");
     }
     let (name, reply) = match header.family {
@@ -171,7 +168,7 @@ fn echo(run: &mut Run<'_>, header: &Header) -> End {
     // The sum of zeros is 0, which only 0xffff makes right.
     let rest = &run.frame[header.payload + 4..header.end];
     let is_of_zeros = reply == 0 && rest.iter().all(|byte| *byte == 0);
-    if rows::ECHO_OF_ZEROS && check == 0 && is_of_zeros {
+    if check == 0 && is_of_zeros {
         check = 0xffff;
     }
     let message = &mut run.frame[header.payload..];

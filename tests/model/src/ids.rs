@@ -10,7 +10,6 @@ use crate::bytes::UDP;
 use crate::bytes::slice;
 use crate::choose::Ask;
 use crate::choose::remember;
-use crate::rows;
 use crate::transport::TCP;
 use crate::walk::Run;
 
@@ -118,10 +117,9 @@ fn quic_id(payload: &[u8]) -> QuicId<'_> {
     let version = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
     // Initial and 0-RTT, of version 1 (RFC 9000) and 2 (RFC 9369).
     let clients: &[u8] = match version {
-        0x6b33_43cf if rows::R35_QUIC_VERSIONS => &[0x10, 0x20],
+        0x6b33_43cf => &[0x10, 0x20],
         1 => &[0x00, 0x10],
-        _ if rows::R35_QUIC_VERSIONS => return QuicId::None,
-        _ => &[0x00, 0x10],
+        _ => return QuicId::None,
     };
     if clients.contains(&(first & 0x30)) {
         return QuicId::Clients;
@@ -190,7 +188,7 @@ fn by_connection_id(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
         Named::Real(real) => real,
     };
     run.balancer.count("quic", "cid_routed");
-    if rows::R48_QUIC_BYPASS && ask.vip.flags.lru_bypass {
+    if ask.vip.flags.lru_bypass {
         return Ok(Some(real));
     }
     let counter = match correct(run, ask, real, true) {
@@ -254,7 +252,7 @@ pub(crate) fn tcp_option(frame: &[u8], segment: usize) -> Option<u32> {
             1 => at += 1,
             kind => {
                 let length = usize::from(*frame.get(at + 1)?);
-                if rows::R44_OPTION_LENGTHS && length < 2 {
+                if length < 2 {
                     return None;
                 }
                 if kind == 0xb7 {
@@ -286,8 +284,7 @@ fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     };
     run.balancer.count("tcp_server_id", "sid_routed");
     if !ask.vip.flags.lru_bypass {
-        let may_correct = !rows::R51_LIVE_ENTRIES;
-        if let Correction::Mismatch = correct(run, ask, real, may_correct) {
+        if let Correction::Mismatch = correct(run, ask, real, false) {
             run.balancer.count("tcp_server_id", "dst_mismatch_in_lru");
             count_moved(run, ask);
         }

@@ -11,7 +11,6 @@ use crate::bytes::IPV6;
 use crate::bytes::u16_at;
 use crate::bytes::v4_at;
 use crate::bytes::v6_at;
-use crate::rows;
 use crate::walk::Run;
 
 /// Of an IP packet.
@@ -76,7 +75,7 @@ pub(crate) fn parse(run: &Run<'_>, family: Family) -> Step<Header> {
 /// The end of what cannot be forwarded: dropped for this reason if it is for a VIP, else the host's.
 pub(crate) fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -> End {
     let mut vips = run.balancer.tables.vips.values();
-    match !rows::R27_ONLY_VIPS || vips.any(|vip| vip.covers(destination)) {
+    match vips.any(|vip| vip.covers(destination)) {
         true => End::Drop(reason),
         false => End::Pass("not for a VIP"),
     }
@@ -85,9 +84,6 @@ pub(crate) fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -
 /// Where the packet ends, by its header; `None` if that is behind the frame's end or in the header.
 fn end_of(run: &Run<'_>, header: usize, length: usize) -> Option<usize> {
     let end = ETHERNET + length;
-    if !rows::R30_LENGTHS {
-        return Some(run.frame.len());
-    }
     (length >= header && end <= run.frame.len()).then_some(end)
 }
 
@@ -96,7 +92,7 @@ fn parse_v4(run: &Run<'_>) -> Step<Header> {
     if ip.len() < IPV4 {
         return Err(End::Drop("ipv4_truncated"));
     }
-    if rows::R30_LENGTHS && ip[0] >> 4 != 4 {
+    if ip[0] >> 4 != 4 {
         return Err(End::Pass("another IP version"));
     }
     let destination = v4_at(ip, 16);
@@ -128,7 +124,7 @@ fn parse_v6(run: &Run<'_>) -> Step<Header> {
     if ip.len() < IPV6 {
         return Err(End::Drop("ipv6_truncated"));
     }
-    if rows::R30_LENGTHS && ip[0] >> 4 != 6 {
+    if ip[0] >> 4 != 6 {
         return Err(End::Pass("another IP version"));
     }
     let destination = v6_at(ip, 24);
@@ -149,7 +145,7 @@ fn parse_v6(run: &Run<'_>) -> Step<Header> {
     for walked in 0.. {
         match header.protocol {
             FRAGMENT => return Err(refuse(run, destination, "ipv6_fragment")),
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS if rows::R31_EXTENSION_HEADERS => {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
                 let walkable = walked < EXTENSION_HEADERS && walk_extension(run, &mut header);
                 if !walkable {
                     return Err(refuse(run, destination, "extension_headers"));

@@ -21,8 +21,6 @@
 //!
 //! [`decap`] is the other end of the tunnel, on a backend; [`probe`] is what becomes of this host's own health
 //! checks.
-//!
-//! [`rows`] says which rows of the specification's table of differences the program has already.
 
 pub mod bytes;
 pub mod choose;
@@ -35,7 +33,6 @@ pub mod ids;
 pub mod ip;
 pub mod out;
 pub mod probe;
-pub mod rows;
 pub mod tables;
 pub mod too_big;
 pub mod transport;

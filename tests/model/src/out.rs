@@ -24,7 +24,6 @@ use crate::bytes::u16_at;
 use crate::choose::Choice;
 use crate::icmp::TTL;
 use crate::ip::Family;
-use crate::rows;
 use crate::transport::Packet;
 use crate::walk::Run;
 
@@ -154,14 +153,14 @@ impl MadeUp {
             IpAddr::V4(_) => {
                 let [a, b] = self.v4;
                 let mut host = [low ^ tail[2], high ^ tail[3]];
-                if rows::R37_USABLE_SOURCES && (host == [0, 0] || host == [0xff, 0xff]) {
+                if host == [0, 0] || host == [0xff, 0xff] {
                     host[1] ^= 1;
                 }
                 [a, b, host[0], host[1]].into()
             }
             IpAddr::V6(_) => {
                 let mut host = [tail[0] ^ high, tail[1] ^ low, tail[2], tail[3]];
-                if rows::R37_USABLE_SOURCES && (host == [0; 4] || host == [0xff; 4]) {
+                if host == [0; 4] || host == [0xff; 4] {
                     host[3] ^= 1;
                 }
                 let mut bytes = [0; 16];
@@ -205,7 +204,7 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
         (IpAddr::V6(_), Family::V6) => [s[12] ^ high, s[13] ^ low],
         (IpAddr::V4(_), Family::V6) => [low ^ s[14], high ^ s[15]],
     };
-    if rows::R37_USABLE_SOURCES && port == [0, 0] {
+    if port == [0, 0] {
         port = [0xff, 0xff];
     }
     let length = packet.header.packet_length().wrapping_add(UDP as u16);
@@ -242,17 +241,13 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
     let is_datagram = packet.error.is_none() && header.protocol == PROTOCOL_UDP;
     let is_extended = header.payload != ETHERNET + size;
     let is_odd = is_datagram && !is_extended && u16_at(ip, size + 4) != behind;
-    if is_extended || (rows::R47_OUTER_CHECKSUM && is_odd) {
+    if is_extended || is_odd {
         let all = ip.get(..size + usize::from(behind));
         return all.map(sum);
     }
     Some(match header.family {
         Family::V4 => {
-            let header_sum = match rows::R47_OUTER_CHECKSUM {
-                true => sum(&ip[..IPV4]),
-                // Its own checksum makes it 0.
-                false => 0,
-            };
+            let header_sum = sum(&ip[..IPV4]);
             // ICMP has no pseudo header over IPv4.
             if packet.error.is_some() {
                 return Some(header_sum);

@@ -24,7 +24,6 @@ use crate::icmp::swap_macs;
 use crate::ip::Family;
 use crate::ip::Header;
 use crate::ip::behind_extensions;
-use crate::rows;
 use crate::tables::DecapMode;
 use crate::tables::allowed;
 use crate::vip;
@@ -66,7 +65,6 @@ fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
             let inner = match run.frame.get(at + UDP).map(|first| first >> 4) {
                 Some(4) => Family::V4,
                 Some(6) => Family::V6,
-                Some(_) if run.unwrapped && !rows::R45_GUE_IS_IP => Family::V4,
                 _ => return None,
             };
             Some(Tunnel {
@@ -96,7 +94,7 @@ pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
     } else if run.balancer.config.features.strict_destination && !is_own(run, header.destination) {
         return Err(End::Pass("a tunnel that ends elsewhere"));
     }
-    if rows::R49_EGRESS && !allowed(&run.balancer.tables.allow_sources, header.source) {
+    if !allowed(&run.balancer.tables.allow_sources, header.source) {
         return Err(End::Drop("outer_source"));
     }
     let outer = match header.family {
@@ -105,13 +103,11 @@ pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
     };
     run.balancer.count("decap", outer);
     check_inner(run, &tunnel)?;
-    if rows::R49_EGRESS && mode == Some(DecapMode::Egress) {
+    if mode == Some(DecapMode::Egress) {
         check_egress(run, &tunnel)?;
     }
     age(run, &tunnel)?;
-    if rows::R36_CONGESTION_MARKS {
-        pass_on_congestion(run, header, &tunnel)?;
-    }
+    pass_on_congestion(run, header, &tunnel)?;
     strip(run, &tunnel);
     match mode {
         None => {

@@ -17,7 +17,6 @@ use crate::icmp;
 use crate::ip;
 use crate::ip::Family;
 use crate::out;
-use crate::rows;
 use crate::too_big;
 use crate::transport;
 use crate::tunnel;
@@ -88,7 +87,7 @@ impl Run<'_> {
         if self.frame.len() < ETHERNET {
             return Err(End::Drop("frame_truncated"));
         }
-        if rows::R29_STATION && !self.is_for_this_station() {
+        if !self.is_for_this_station() {
             return Err(End::Pass("another station"));
         }
         let tags = self.take_off_tags()?;
