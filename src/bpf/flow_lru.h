@@ -7,7 +7,7 @@
 
 #include "maps.h"
 
-static __always_inline struct flow_mark *lru_lookup(void *table, const struct flow_key *key)
+static __always_inline struct flow_value *lru_lookup(void *table, const struct flow_key *key)
 {
 	/* Two call sites, each with maps of one kind of origin: the kernel turns both into direct
 	 * calls. The barrier keeps the compiler from making them one. */
@@ -18,25 +18,25 @@ static __always_inline struct flow_mark *lru_lookup(void *table, const struct fl
 }
 
 /* What the table knows of the flow, and its real in `id`; NULL if it does not know it. */
-static __always_inline struct flow_mark *lru_find(void *table, const struct flow_key *key,
+static __always_inline struct flow_value *lru_find(void *table, const struct flow_key *key,
 						  __u32 *id)
 {
-	struct flow_mark *mark = lru_lookup(table, key);
+	struct flow_value *value = lru_lookup(table, key);
 
-	if (mark)
-		*id = *(volatile __u32 *)&mark->id;
-	return mark;
+	if (value)
+		*id = *(volatile __u32 *)&value->id;
+	return value;
 }
 
 static __always_inline void lru_remember(void *table, const struct flow_key *key, __u32 id,
 					 __u32 used)
 {
-	const struct flow_mark mark = { .id = id, .used = used };
+	const struct flow_value value = { .id = id, .used = used };
 
 	if (table) {
-		bpf_map_update_elem(table, key, &mark, BPF_ANY);
+		bpf_map_update_elem(table, key, &value, BPF_ANY);
 		return;
 	}
 	barrier();
-	bpf_map_update_elem(&fallback_flows, key, &mark, BPF_ANY);
+	bpf_map_update_elem(&fallback_flows, key, &value, BPF_ANY);
 }

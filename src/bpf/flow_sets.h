@@ -99,7 +99,7 @@ static __always_inline struct flow_entry *entry_at(struct flow_set *set, __u64 o
  * write to the entry at any moment, so tag and id are read once and judged together. */
 static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fingerprint)
 {
-	const __u32 id = *(const volatile __u32 *)&entry->mark.id;
+	const __u32 id = *(const volatile __u32 *)&entry->value.id;
 
 	return (*(const volatile __u64 *)&entry->tag ^ id) == fingerprint ? id : 0;
 }
@@ -117,7 +117,7 @@ static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		/* The low bits of `now` are set, so that no bit is borrowed, and the lowest one of the
 		 * difference says that there was one packet. */
-		const __u64 unused = now - set->entries[way].mark.used;
+		const __u64 unused = now - set->entries[way].value.used;
 		const __u64 rank = unused << 63 | unused << 3 | (FLOW_WAYS - 1 - way);
 
 		if (rank > oldest)
@@ -136,18 +136,18 @@ LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 no
 		return 0;
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++)
-		if ((set->entries[way].tag ^ set->entries[way].mark.id) == fingerprint)
+		if ((set->entries[way].tag ^ set->entries[way].value.id) == fingerprint)
 			return way | CHOSEN_OWN;
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++)
-		if (!set->entries[way].mark.id)
+		if (!set->entries[way].value.id)
 			return way;
-	return sets_oldest(set, now | MARK_BITS);
+	return sets_oldest(set, now | USED_BITS);
 }
 
 /* What the set knows of the flow, and its real in `id`; NULL if it does not know it. A cache line
  * at a time. */
-static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 fingerprint,
+static __always_inline struct flow_value *sets_find(struct flow_set *set, __u64 fingerprint,
 						   __u32 *id)
 {
 	if (!set)
@@ -159,7 +159,7 @@ static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 f
 #pragma unroll
 		for (int way = first; way < first + WAYS_PER_LINE; way++) {
 			const struct flow_entry *entry = &set->entries[way];
-			const __u64 mask = equal_mask(entry->tag ^ entry->mark.id ^ fingerprint);
+			const __u64 mask = equal_mask(entry->tag ^ entry->value.id ^ fingerprint);
 
 			offset |= mask & (way * sizeof(*entry));
 			found |= mask;
@@ -175,19 +175,19 @@ static __always_inline struct flow_mark *sets_find(struct flow_set *set, __u64 f
 				entry = entry_at(set, offset * sizeof(*entry));
 				*id = entry_real(entry, fingerprint);
 			}
-			return *id ? &entry->mark : NULL;
+			return *id ? &entry->value : NULL;
 		}
 	}
 	return NULL;
 }
 
-/* The entry that `mark` is part of names another real from now on. */
-static __always_inline void sets_change(struct flow_mark *mark, __u64 fingerprint, __u32 id)
+/* The entry that `value` is part of names another real from now on. */
+static __always_inline void sets_change(struct flow_value *value, __u64 fingerprint, __u32 id)
 {
-	struct flow_entry *entry = (void *)mark - offsetof(struct flow_entry, mark);
+	struct flow_entry *entry = (void *)value - offsetof(struct flow_entry, value);
 
 	entry->tag = fingerprint ^ id;
-	entry->mark.id = id;
+	entry->value.id = id;
 }
 
 /* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
@@ -222,7 +222,7 @@ LOOKED_AT_ONCE int sets_split(void)
 			struct flow_entry *entry = &from->entries[way];
 			const struct flow_entry old = *entry;
 
-			if (!old.mark.id || !(set_hash(old.tag ^ old.mark.id) & bit))
+			if (!old.value.id || !(set_hash(old.tag ^ old.value.id) & bit))
 				continue;
 			to->entries[way] = old;
 			*entry = (struct flow_entry){};
@@ -245,8 +245,8 @@ static __always_inline void sets_remember(void *table, struct flow_set *set,
 		return;
 	entry = entry_at(set, way * sizeof(*entry));
 	entry->tag = fingerprint ^ id;
-	entry->mark.id = id;
-	entry->mark.used = used;
+	entry->value.id = id;
+	entry->value.used = used;
 	if (way >= WAYS_PER_LINE - 1 && table && active->count < flow_sets)
 		sets_split();
 }

@@ -46,7 +46,7 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 }
 
 /* What the table knows of the flow, however old, and the real's id in `id`; NULL if nothing. */
-static __always_inline struct flow_mark *flow_lookup(const struct flow_place *place,
+static __always_inline struct flow_value *flow_lookup(const struct flow_place *place,
 						     const struct flow_key *key, __u32 *id)
 {
 	if (flow_table_kind == FLOW_TABLE_SETS)
@@ -62,14 +62,14 @@ static __always_inline bool used_since(__u32 used, __u32 now, __u32 ticks)
 }
 
 /* Stamps the entry of a flow of which another packet has come. */
-static __always_inline void flow_stamp(const struct run *run, struct flow_mark *mark, __u32 now)
+static __always_inline void flow_stamp(const struct run *run, struct flow_value *value, __u32 now)
 {
-	__u32 used = now | MARK_BITS;
+	__u32 used = now | USED_BITS;
 
 	/* Which entries ids have made matters only while there are ids; then all TCP is special. */
 	if (is(run, SPECIAL) && feature(FEATURE_TCP_SERVER_ID))
-		used &= mark->used | ~MARK_NO_ID;
-	mark->used = used;
+		used &= value->used | ~USED_NO_ID;
+	value->used = used;
 }
 
 /* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. `uses`: the
@@ -81,18 +81,18 @@ static __always_inline struct real *flow_find(const struct run *run,
 {
 	struct real *real;
 	__u32 id = 0;
-	struct flow_mark *mark = flow_lookup(place, key, &id);
+	struct flow_value *value = flow_lookup(place, key, &id);
 
-	if (!mark)
+	if (!value)
 		return NULL;
 	*number = id & REAL_NUMBER_MASK;
 	real = real_at(*number);
 	if (!real || real->id != id)
 		return NULL;
-	if (key->protocol == IPPROTO_UDP && !used_since(mark->used, now, udp_timeout))
+	if (key->protocol == IPPROTO_UDP && !used_since(value->used, now, udp_timeout))
 		return NULL;
 	if (uses)
-		flow_stamp(run, mark, now);
+		flow_stamp(run, value, now);
 	return real;
 }
 
@@ -110,7 +110,7 @@ static __always_inline struct real *flow_follow(const struct flow_place *place,
 						const struct flow_key *key, int chosen, __u32 now,
 						__u32 *number)
 {
-	const struct flow_mark *mark;
+	const struct flow_value *value;
 	struct real *real;
 	__u32 id = 0;
 
@@ -120,27 +120,27 @@ static __always_inline struct real *flow_follow(const struct flow_place *place,
 		if (likely(!(chosen & CHOSEN_OWN)) || !place->set)
 			return NULL;
 		entry = entry_at(place->set, chosen * sizeof(*entry));
-		mark = &entry->mark;
+		value = &entry->value;
 		id = entry_real(entry, place->fingerprint);
 	} else {
-		mark = lru_find(place->table, key, &id);
-		if (!mark)
+		value = lru_find(place->table, key, &id);
+		if (!value)
 			return NULL;
 	}
 	*number = id & REAL_NUMBER_MASK;
 	real = real_at(*number);
-	if (!real || !id || real->id != id || !used_since(mark->used, now, syn_follows))
+	if (!real || !id || real->id != id || !used_since(value->used, now, syn_follows))
 		return NULL;
 	return real;
 }
 
 /* Remembers a flow of which one packet has been seen, in the place that was chosen; `bits` are of
- * MARK_BITS. */
+ * USED_BITS. */
 static __always_inline void flow_remember(const struct run *run, const struct flow_place *place,
 					  const struct flow_key *key, int chosen, __u32 id,
 					  __u32 now, __u32 bits)
 {
-	const __u32 used = (now & ~MARK_BITS) | bits;
+	const __u32 used = (now & ~USED_BITS) | bits;
 
 	if (flow_table_kind == FLOW_TABLE_SETS)
 		sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint, chosen,
@@ -188,7 +188,7 @@ LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 	key = &run.cpu->scratch.query.flow;
 	place = flow_locate(&run, key, FAMILY_V6);
 	flow_remember(&run, &place, key, flow_choose(&place, ticks_now()), id, ticks_now(),
-		      bits & MARK_BITS);
+		      bits & USED_BITS);
 	return 0;
 }
 
@@ -212,23 +212,23 @@ static __always_inline enum correction flow_correct(const struct run *run,
 {
 	const bool tcp = query->flow.protocol == IPPROTO_TCP;
 	__u32 before = 0;
-	struct flow_mark *mark = flow_lookup(place, &query->flow, &before);
+	struct flow_value *value = flow_lookup(place, &query->flow, &before);
 
-	if (!mark) {
+	if (!value) {
 		if (!under_flood(run, now))
-			flow_enter(id, tcp ? 0 : MARK_NO_ID);
+			flow_enter(id, tcp ? 0 : USED_NO_ID);
 		return FLOW_NOT_FOUND;
 	}
 	if (before == id) {
-		mark->used = (now | MARK_BITS) & (mark->used | ~MARK_NO_ID);
+		value->used = (now | USED_BITS) & (value->used | ~USED_NO_ID);
 		return FLOW_MATCHED;
 	}
-	if (tcp && (mark->used & MARK_NO_ID) && names_live_real(query, before))
+	if (tcp && (value->used & USED_NO_ID) && names_live_real(query, before))
 		return FLOW_LEFT;
-	mark->used = tcp ? (now | MARK_BITS) ^ MARK_NO_ID : now | MARK_BITS;
+	value->used = tcp ? (now | USED_BITS) ^ USED_NO_ID : now | USED_BITS;
 	if (flow_table_kind == FLOW_TABLE_SETS)
-		sets_change(mark, place->fingerprint, id);
+		sets_change(value, place->fingerprint, id);
 	else
-		mark->id = id;
+		value->id = id;
 	return FLOW_CORRECTED;
 }

@@ -65,7 +65,7 @@ struct flow_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
 	__uint(key_size, sizeof(struct flow_key));
-	__uint(value_size, sizeof(struct flow_mark));
+	__uint(value_size, sizeof(struct flow_value));
 };
 
 /* By CPU number; empty for a CPU that does not forward. */

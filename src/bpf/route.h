@@ -227,7 +227,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
 	    !under_flood(run, now))
-		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, MARK_NO_ID);
+		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, USED_NO_ID);
 	run->cpu->counters.flow_misses++;
 	count_watched(choice);
 	return real;

@@ -96,12 +96,12 @@ enum flow_table_constant {
 	/* The low bits of a fingerprint: the number of the flow's VIP, plus one. */
 	VIP_NUMBER_BITS = 16,
 	VIP_NUMBER_MASK = (1 << VIP_NUMBER_BITS) - 1,
-	/* What a flow_mark says beside the time, in the low bits of its ticks, which are that much
+	/* What a flow_value says beside the time, in the low bits of its ticks, which are that much
 	 * coarser: more than one packet of the flow has been seen; no id in a packet has made the
 	 * entry. So the stamp of nearly all packets is the time with all bits set. */
-	MARK_AGAIN = 1 << 0,
-	MARK_NO_ID = 1 << 1,
-	MARK_BITS = MARK_AGAIN | MARK_NO_ID,
+	USED_AGAIN = 1 << 0,
+	USED_NO_ID = 1 << 1,
+	USED_BITS = USED_AGAIN | USED_NO_ID,
 };
 
 enum server_id_constant {
@@ -203,16 +203,16 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 4, "flow_key is hashed as a whole");
 
 /* What a flow table remembers of a flow; the LRU hash's value. */
-struct flow_mark {
+struct flow_value {
 	__u32 id; /* of the real */
-	__u32 used; /* ticks, and MARK_BITS */
+	__u32 used; /* ticks, and USED_BITS */
 };
-_Static_assert(sizeof(struct flow_mark) == 8, "flow_mark is a map value");
+_Static_assert(sizeof(struct flow_value) == 8, "flow_value is a map value");
 
 /* An entry of the set-associative table. */
 struct flow_entry {
 	__u64 tag; /* the flow's fingerprint ^ id, so that a torn entry matches no flow */
-	struct flow_mark mark; /* id 0: empty */
+	struct flow_value value; /* id 0: empty */
 };
 _Static_assert(sizeof(struct flow_entry) == 16, "four entries fill a cache line");
 

@@ -282,10 +282,10 @@ impl Katran {
                 Choice::FlowTable { cpu } => records.get(cpu as usize).map(|of| of.sets.count),
                 _ => None,
             };
-            let mark = table.find(key, fingerprint, active);
-            let mark = self.kernel.check("look into", "a flow table", mark)?;
-            if let Some(mark) = mark
-                && let Some(real) = self.real_of(&mark, protocol)?
+            let value = table.find(key, fingerprint, active);
+            let value = self.kernel.check("look into", "a flow table", value)?;
+            if let Some(value) = value
+                && let Some(real) = self.real_of(&value, protocol)?
             {
                 if !self.is_void(key, real) {
                     return Ok(Remembered::Real(real, choice));
@@ -299,17 +299,17 @@ impl Katran {
     /// The real of an entry; `None` if the program would not use the entry.
     pub(super) fn real_of(
         &self,
-        mark: &types::flow_mark,
+        value: &types::flow_value,
         protocol: Protocol,
     ) -> Result<Option<IpAddr>> {
-        let number = mark.id & types::flow_table_constant::REAL_NUMBER_MASK.0;
+        let number = value.id & types::flow_table_constant::REAL_NUMBER_MASK.0;
         let Some(address) = self.real_numbered(number) else {
             return Ok(None);
         };
         let alive = self
             .table
             .real(address)
-            .is_some_and(|real| real_id(real.number.0, real.generation) == mark.id);
+            .is_some_and(|real| real_id(real.number.0, real.generation) == value.id);
         if !alive {
             return Ok(None);
         }
@@ -317,7 +317,7 @@ impl Katran {
             let timeout = ticks(self.config.udp_timeout, self.fixed.tick);
             let second = ticks(Duration::from_secs(1), self.fixed.tick);
             // Both wrap around; what is a little ahead of now is an entry just stamped.
-            let age = self.ticks_now()?.wrapping_sub(mark.used);
+            let age = self.ticks_now()?.wrapping_sub(value.used);
             if age.wrapping_add(second) > timeout + second {
                 return Ok(None);
             }

@@ -101,9 +101,9 @@ impl<'a> Flows<'a> {
         let mut found = Vec::new();
         katran.on_each_table(|cpu, table, active| {
             let fingerprint = katran.fixed.flow_keys.fingerprint(&key);
-            let mark = table.find(&key, fingerprint, active);
-            if let Some(mark) = katran.kernel.check("look into", "a flow table", mark)? {
-                found.push(katran.describe(&key, &mark, cpu, now));
+            let value = table.find(&key, fingerprint, active);
+            if let Some(value) = katran.kernel.check("look into", "a flow table", value)? {
+                found.push(katran.describe(&key, &value, cpu, now));
             }
             Ok(())
         })?;
@@ -136,7 +136,7 @@ impl<'a> Flows<'a> {
                     && seen.vip == number
                     && flows.len() < limit
                 {
-                    flows.push(katran.describe(&key, &seen.mark, cpu, now));
+                    flows.push(katran.describe(&key, &seen.value, cpu, now));
                 }
                 flows.len() < limit
             });
@@ -162,8 +162,8 @@ impl<'a> Flows<'a> {
                     return true;
                 }
                 stats.entries += 1;
-                stats.stale += u64::from(katran.owner_in(number, seen.mark.id).is_none());
-                let age = katran.age(&seen.mark, now).as_secs();
+                stats.stale += u64::from(katran.owner_in(number, seen.value.id).is_none());
+                let age = katran.age(&seen.value, now).as_secs();
                 *match age {
                     0 => &mut stats.younger_than_1s,
                     1..10 => &mut stats.younger_than_10s,
@@ -293,8 +293,8 @@ impl Katran {
         (real_id(entry.number.0, entry.generation) == id).then_some(address)
     }
 
-    fn age(&self, mark: &types::flow_mark, now: u32) -> Duration {
-        let ticks = now.wrapping_sub(mark.used);
+    fn age(&self, value: &types::flow_value, now: u32) -> Duration {
+        let ticks = now.wrapping_sub(value.used);
         // One that has just been stamped may be a little ahead.
         match ticks > u32::MAX / 2 {
             true => Duration::ZERO,
@@ -305,7 +305,7 @@ impl Katran {
     fn describe(
         &self,
         key: &types::flow_key,
-        mark: &types::flow_mark,
+        value: &types::flow_value,
         cpu: Option<u32>,
         now: u32,
     ) -> FlowEntry {
@@ -328,8 +328,8 @@ impl Katran {
                 protocol,
             },
             cpu,
-            real: self.owner_in(key.vip.saturating_sub(1), mark.id),
-            age: self.age(mark, now),
+            real: self.owner_in(key.vip.saturating_sub(1), value.id),
+            age: self.age(value, now),
         }
     }
 }

@@ -26,7 +26,7 @@ const ENTRIES_PER_FLOW: u32 = 2;
 /// Words of an entry, and which of them holds the real's id in its low half.
 const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
 const ENTRY_TAG: usize = 0;
-const ENTRY_MARK: usize = 1;
+const ENTRY_VALUE: usize = 1;
 const SET_WORDS: usize = size_of::<types::flow_set>() / 8;
 
 const _: () = assert!(size_of::<types::flow_set>() == 128);
@@ -39,7 +39,7 @@ const _: () = assert!(
 pub(crate) struct SeenFlow {
     /// The VIP's number.
     pub(crate) vip: u16,
-    pub(crate) mark: types::flow_mark,
+    pub(crate) value: types::flow_value,
     /// The flow, if the table knows it.
     pub(crate) key: Option<types::flow_key>,
 }
@@ -56,15 +56,15 @@ fn vip_of(tag: u64, id: u32) -> Option<u16> {
 
 /// Empties an entry if it is one of those, by one store at a moment at which it is.
 fn clear_if(entry: &[AtomicU64], matches: impl Fn(u64, u32) -> bool) -> bool {
-    let mark = &entry[ENTRY_MARK];
-    let mut word = mark.load(Ordering::Relaxed);
+    let value = &entry[ENTRY_VALUE];
+    let mut word = value.load(Ordering::Relaxed);
     loop {
         let id = word as u32;
         if id == 0 || !matches(entry[ENTRY_TAG].load(Ordering::Relaxed), id) {
             return false;
         }
         // A packet may stamp the entry meanwhile, or give it to another flow.
-        match mark.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed) {
+        match value.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => return true,
             Err(now) => word = now,
         }
@@ -95,7 +95,7 @@ impl FlowTableShape {
             FlowTableKind::KernelLru => Self {
                 kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
                 key_size: size_of::<types::flow_key>() as u32,
-                value_size: size_of::<types::flow_mark>() as u32,
+                value_size: size_of::<types::flow_value>() as u32,
                 max_entries: flows,
                 flags: 0,
             },
@@ -110,7 +110,7 @@ pub(crate) enum FlowTable {
         sets: u32,
     },
     Lru {
-        map: Typed<types::flow_key, types::flow_mark>,
+        map: Typed<types::flow_key, types::flow_value>,
         flows: u32,
     },
 }
@@ -156,7 +156,7 @@ impl FlowTable {
         key: &types::flow_key,
         fingerprint: Fingerprint,
         active: Option<u32>,
-    ) -> io::Result<Option<types::flow_mark>> {
+    ) -> io::Result<Option<types::flow_value>> {
         match self {
             Self::Lru { map, .. } => map.lookup(key),
             Self::Sets { map, sets } => {
@@ -164,8 +164,8 @@ impl FlowTable {
                 let set = map.lookup(&number)?.unwrap_or_default();
                 let mut entries = set.entries.iter();
                 let matching =
-                    entries.find(|entry| entry.tag ^ u64::from(entry.mark.id) == fingerprint.0);
-                Ok(matching.map(|entry| entry.mark))
+                    entries.find(|entry| entry.tag ^ u64::from(entry.value.id) == fingerprint.0);
+                Ok(matching.map(|entry| entry.value))
             }
         }
     }
@@ -203,7 +203,7 @@ impl FlowTable {
                 let mut matching = Vec::new();
                 self.each(|entry| {
                     if let Some(key) = entry.key
-                        && matches(entry.vip, entry.mark.id)
+                        && matches(entry.vip, entry.value.id)
                     {
                         matching.push(key);
                     }
@@ -248,12 +248,12 @@ impl FlowTable {
                     let Some(key) = key else {
                         break;
                     };
-                    let Some(mark) = map.lookup(&key)? else {
+                    let Some(value) = map.lookup(&key)? else {
                         continue;
                     };
                     let seen = SeenFlow {
                         vip: key.vip.saturating_sub(1),
-                        mark,
+                        value,
                         key: Some(key),
                     };
                     if !see(seen) {
@@ -264,18 +264,18 @@ impl FlowTable {
             Self::Sets { map, sets } => {
                 let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
                 for entry in memory.u64s().chunks_exact(ENTRY_WORDS) {
-                    let word = entry[ENTRY_MARK].load(Ordering::Relaxed);
-                    let mark = types::flow_mark {
+                    let word = entry[ENTRY_VALUE].load(Ordering::Relaxed);
+                    let value = types::flow_value {
                         id: word as u32,
                         used: (word >> 32) as u32,
                     };
                     let tag = entry[ENTRY_TAG].load(Ordering::Relaxed);
-                    let Some(vip) = vip_of(tag, mark.id) else {
+                    let Some(vip) = vip_of(tag, value.id) else {
                         continue;
                     };
                     if !see(SeenFlow {
                         vip,
-                        mark,
+                        value,
                         key: None,
                     }) {
                         break;
@@ -296,7 +296,7 @@ impl FlowTable {
                 let used = memory
                     .u64s()
                     .chunks_exact(ENTRY_WORDS)
-                    .filter(|entry| entry[ENTRY_MARK].load(Ordering::Relaxed) as u32 != 0)
+                    .filter(|entry| entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32 != 0)
                     .count();
                 Ok(used as u64)
             }
@@ -315,7 +315,7 @@ pub(crate) enum Walk<'a> {
         sets: u32,
     },
     Lru {
-        map: &'a Typed<types::flow_key, types::flow_mark>,
+        map: &'a Typed<types::flow_key, types::flow_value>,
         /// Where in the hash it goes on.
         from: Option<u32>,
     },
@@ -346,12 +346,12 @@ impl Walk<'_> {
             }
             Self::Lru { map, from } => {
                 let met = map.elements(*from, ENTRIES_A_STEP)?;
-                for (key, mark) in met.keys.iter().zip(&met.values) {
+                for (key, value) in met.keys.iter().zip(&met.values) {
                     let ours =
-                        |mark: &types::flow_mark| matches(key.vip.saturating_sub(1), mark.id);
+                        |value: &types::flow_value| matches(key.vip.saturating_sub(1), value.id);
                     // A packet may have given the flow another real since the part was read; the moment
                     // between the two calls is left, in which an entry goes that the ring gives again.
-                    if ours(mark) && map.lookup(key)?.is_some_and(|now| ours(&now)) {
+                    if ours(value) && map.lookup(key)?.is_some_and(|now| ours(&now)) {
                         map.delete(key)?;
                     }
                 }

@@ -34,7 +34,7 @@ pod! {
     types::vip_prefix_key = 24;
     types::real = 24;
     types::flow_key = 40;
-    types::flow_mark = 8;
+    types::flow_value = 8;
     types::flow_set = 128;
     types::explanation = 16;
     types::count = 16;
