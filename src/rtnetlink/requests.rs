@@ -367,19 +367,7 @@ impl Requests {
 
     /// All interfaces, by their indexes.
     pub(crate) fn interfaces(&mut self) -> io::Result<BTreeMap<u32, Interface>> {
-        self.interfaces_in(None)
-    }
-
-    /// The same of another network namespace, by its number in this one.
-    pub(crate) fn interfaces_in(
-        &mut self,
-        namespace: Option<i32>,
-    ) -> io::Result<BTreeMap<u32, Interface>> {
-        let mut question = LinkMessage::default();
-        question
-            .attributes
-            .extend(namespace.map(LinkAttribute::IfNetnsId));
-        let question = RouteNetlinkMessage::GetLink(question);
+        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers = self.ask(question, NLM_F_DUMP)?;
         let links = answers.iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some((link.header.index, interface_of(link))),
