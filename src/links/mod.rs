@@ -42,7 +42,7 @@ pub(crate) fn longest_frame(mtu: u32, overhead: u32) -> u32 {
 pub(crate) enum Entrance {
     /// By the interface with this index.
     Interface(u32),
-    /// By whatever interfaces of the namespace a root program is on.
+    /// By whatever interfaces a root program is on; in which namespace is not known.
     Any,
 }
 
