@@ -283,11 +283,11 @@ fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
         return None;
     };
     run.balancer.count("tcp_server_id", "sid_routed");
-    if !ask.vip.flags.lru_bypass {
-        if let Correction::Mismatch = correct(run, ask, real, false) {
-            run.balancer.count("tcp_server_id", "dst_mismatch_in_lru");
-            count_moved(run, ask);
-        }
+    if !ask.vip.flags.lru_bypass
+        && let Correction::Mismatch = correct(run, ask, real, false)
+    {
+        run.balancer.count("tcp_server_id", "dst_mismatch_in_lru");
+        count_moved(run, ask);
     }
     Some(real)
 }
