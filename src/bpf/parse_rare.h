@@ -220,13 +220,6 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 	return CONTINUE;
 }
 
-/* Why a packet that is too short for its transport header, by its IP header, is so. */
-static __always_inline int unfit_length(const struct packet *packet, enum family family)
-{
-	return family == FAMILY_V4 && packet->l3_length < sizeof(struct iphdr) ? UNFIT(DROP_LENGTH) :
-								 UNFIT(DROP_TRANSPORT_TRUNCATED);
-}
-
 /* Ports stand at the same place in TCP and UDP. Those of a quoted packet are reversed like its
  * addresses. */
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
@@ -236,14 +229,13 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 	const __u8 protocol = packet->flow.protocol;
 	struct udphdr *ports;
 
+	if (!packet->icmp && packet->l3_length < ip_header)
+		return UNFIT(DROP_LENGTH);
 	if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped && !packet->icmp &&
 	    (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6))
 		return pass(run, STEP_TUNNEL_IN_TUNNEL);
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP) {
-		if (!packet->icmp && packet->l3_length < ip_header)
-			return UNFIT(DROP_LENGTH);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return pass(run, STEP_NOT_TRANSPORT);
-	}
 	if (packet->icmp) {
 		ports = cursor_take(cursor, QUOTED_TRANSPORT_BYTES);
 		if (!ports)
@@ -256,7 +248,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 		struct tcphdr *tcp = cursor_take(cursor, sizeof(*tcp));
 
 		if (!tcp || packet->l3_length < ip_header + sizeof(*tcp))
-			return unfit_length(packet, family);
+			return UNFIT(DROP_TRANSPORT_TRUNCATED);
 		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
 		if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
 			packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
@@ -264,7 +256,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 	} else {
 		ports = cursor_take(cursor, sizeof(*ports));
 		if (!ports || packet->l3_length < ip_header + sizeof(*ports))
-			return unfit_length(packet, family);
+			return UNFIT(DROP_TRANSPORT_TRUNCATED);
 		if (gue_is_on(run) && !ports->check)
 			packet->unchecked = true;
 		if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped &&

@@ -165,6 +165,26 @@ fn no_tunnel_leaves_by_an_egress_address() {
     assert_eq!(katran.stats().totals().unwrap().tx.packets, 0);
 }
 
+/// Found by random frames: the second tunnel was passed before its length was looked at.
+#[test]
+fn a_second_tunnel_of_a_length_that_cannot_be_is_dropped() {
+    let katran = balancer(settings());
+    let flow = flows()[0];
+    let vip = flow.destination.ip().to_string();
+    let mut second = in_tunnel(Kind::Ipip, &Packet::new(flow).ip(), &vip);
+    for (length, reason) in [
+        (None, Reason::TunnelInTunnel),
+        (Some(0_u16), Reason::Dropped(DropReason::Length)),
+        (Some(19), Reason::Dropped(DropReason::Length)),
+    ] {
+        if let Some(length) = length {
+            second[2..4].copy_from_slice(&length.to_be_bytes());
+        }
+        let ran = run(&katran, &tunnelled(Kind::Ipip, &second, INLINE[0]));
+        assert_eq!(ran.reason, reason, "{length:?}");
+    }
+}
+
 /// What begins with neither 4 nor 6, or is empty, is no tunnel: not on the way, not in one.
 #[test]
 fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
