@@ -83,9 +83,14 @@ fn packet(ip: &[u8], gue: u16, depth: usize) -> Option<&'static str> {
             if u16_at(body, 6) != 0 && !checked(body) {
                 return Some("UDP checksum");
             }
-            match u16_at(body, 2) == gue && body.len() > 8 && matches!(body[8] >> 4, 4 | 6) {
-                true => packet(&body[8..], gue, depth + 1),
-                false => None,
+            if u16_at(body, 2) != gue {
+                return None;
+            }
+            match body.get(8).map(|first| first >> 4) {
+                Some(4 | 6) => packet(&body[8..], gue, depth + 1),
+                // The program does not look where the datagram ends.
+                None if ip.len() > length => Some("padding in place of what a tunnel carries"),
+                _ => None,
             }
         }
         ICMP if body.len() < 8 => Some("ICMP header"),
