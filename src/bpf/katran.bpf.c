@@ -54,6 +54,13 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 	return send_out(run, packet, choice, real, family);
 }
 
+/* Whether frames for other stations are sorted out before the walk, and not when the VIP is known: what must not
+ * even be unwrapped or answered. */
+static __always_inline bool sorts_early(const struct run *run)
+{
+	return is(run, RARE) || rare_feature(run, FEATURE_INLINE_DECAP);
+}
+
 /* Sections 5 to 8 of the walk: VIP, size, real. */
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
 				   enum family family)
@@ -73,8 +80,7 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	}
 	if (!found)
 		return pass(run, STEP_NO_VIP);
-	/* Of others that program has seen to. */
-	if (!is(run, RARE) && is_for_others(run))
+	if (!sorts_early(run) && is_for_others(run))
 		return pass(run, STEP_OTHER_STATION);
 	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
@@ -170,10 +176,8 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	}
 
 	type = ether_type(run.eth);
-	if (is(&run, RARE) || rare_feature(&run, FEATURE_INLINE_DECAP)) {
-		if (is_for_others(&run))
-			verdict = pass(&run, STEP_OTHER_STATION);
-	}
+	if (sorts_early(&run) && is_for_others(&run))
+		verdict = pass(&run, STEP_OTHER_STATION);
 	if (verdict == CONTINUE && rare_feature(&run, FEATURE_INLINE_DECAP) && !run.unwrapped)
 		verdict = inline_decap(&run, &cursor, &type);
 	if (verdict != CONTINUE)
@@ -246,26 +250,31 @@ int katran_ids(struct xdp_md *ctx)
 	return finish(&run, drop(&run, DROP_PROGRAM_MISSING), query->arrived);
 }
 
+/* Goes on with the packet that the CPU's record describes. NULL: there is none, which cannot be. */
+static __always_inline const struct id_query *take_over(struct run *run)
+{
+	struct cursor cursor = cursor_of(run->ctx);
+	const __u32 zero = 0;
+
+	run->cpu = bpf_map_lookup_elem(&cpus, &zero);
+	run->eth = cursor_take(&cursor, sizeof(*run->eth));
+	if (!run->cpu || !run->eth)
+		return NULL;
+	run->untagged = run->cpu->scratch.query.untagged;
+	return &run->cpu->scratch.query;
+}
+
 /* Sends a packet to the real that an id in it has named. A program of its own, because the verifier
  * would look at it once for each way that leads to an id. */
 SEC("xdp")
 int katran_send(struct xdp_md *ctx)
 {
-	const __u32 zero = 0;
-	struct run run = {
-		.ctx = ctx,
-		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.variant = FULL,
-	};
-	struct cursor cursor = cursor_of(ctx);
-	const struct id_query *query;
+	struct run run = { .ctx = ctx, .variant = FULL };
+	const struct id_query *query = take_over(&run);
 	int verdict;
 
-	run.eth = cursor_take(&cursor, sizeof(*run.eth));
-	if (!run.cpu || !run.eth)
+	if (!query)
 		return XDP_ABORTED;
-	query = &run.cpu->scratch.query;
-	run.untagged = query->untagged;
 	verdict = query->flow.family == FAMILY_V6 ? send_by_id(&run, query, FAMILY_V6) :
 						    send_by_id(&run, query, FAMILY_V4);
 	return finish(&run, verdict, query->arrived);
@@ -274,26 +283,16 @@ int katran_send(struct xdp_md *ctx)
 /* The end of the walk for a packet that the CPU's record describes: section 8 with all its steps. */
 static __always_inline int walk_special(struct xdp_md *ctx, const enum variant variant)
 {
-	const __u32 zero = 0;
-	struct run run = {
-		.ctx = ctx,
-		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.variant = variant,
-	};
-	struct cursor cursor = cursor_of(ctx);
-	const struct id_query *query;
-	struct choice choice = {};
+	struct run run = { .ctx = ctx, .variant = variant };
+	const struct id_query *query = take_over(&run);
+	struct choice choice;
 	struct packet packet;
 	int verdict;
 
-	run.eth = cursor_take(&cursor, sizeof(*run.eth));
-	if (!run.cpu || !run.eth)
+	if (!query)
 		return XDP_ABORTED;
-	query = &run.cpu->scratch.query;
-	run.untagged = query->untagged;
 	packet = packet_of(query);
-	choice.vip = query->vip;
-	choice.vip_number = query->vip_number;
+	choice = choice_of(query);
 	if (variant & EXPLAINS) {
 		run.explanation = explanation_of_run();
 		if (!run.explanation)

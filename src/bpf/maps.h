@@ -25,22 +25,19 @@ struct real reals[1] SEC(".data.reals") = {};
 __u64 hops[1] SEC(".data.hops") = {};
 struct port ports[PORTS] SEC(".data.ports") = {};
 
-struct {
+struct vip_prefixes {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct vip_prefix_key);
 	__type(value, __u32);
-} prefix_vips SEC(".maps");
+};
+
+/* The VIPs that are prefixes, by number. */
+struct vip_prefixes prefix_vips SEC(".maps");
 
 /* The addresses that VIPs have, and the prefixes, whatever port and protocol: those are 0 in the keys. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1);
-	__type(key, struct vip_prefix_key);
-	__type(value, __u32);
-} vip_addresses SEC(".maps");
+struct vip_prefixes vip_addresses SEC(".maps");
 
 /* Chunks of rings, made as VIPs come into use. A ring is one array element of 16-bit real
  * numbers; chunks are mappable. The inner map's value size is set at load. */

@@ -73,6 +73,15 @@ static __always_inline bool is_whole(const struct run *run, __u32 payload, const
 	return payload - transport <= in_frame;
 }
 
+/* What the walk reads of a TCP header besides the ports. */
+static __always_inline void read_tcp(const struct run *run, struct packet *packet,
+				     const struct tcphdr *tcp)
+{
+	packet->tcp_flags = ((const __u8 *)tcp)[TCP_FLAGS_BYTE];
+	if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
+		packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
+}
+
 /* Ports stand at the same place in TCP and UDP. */
 static __always_inline bool parse_plain_transport(const struct run *run, struct cursor *cursor,
 						  struct packet *packet, __u32 payload,
@@ -85,9 +94,7 @@ static __always_inline bool parse_plain_transport(const struct run *run, struct 
 
 		if (!tcp || !is_whole(run, payload, ip_header, sizeof(*tcp)))
 			return false;
-		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
-		if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
-			packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
+		read_tcp(run, packet, tcp);
 		ports = (struct udphdr *)tcp;
 	} else if (packet->flow.protocol == IPPROTO_UDP) {
 		ports = cursor_take(cursor, sizeof(*ports));

@@ -249,9 +249,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 
 		if (!tcp || packet->l3_length < ip_header + sizeof(*tcp))
 			return UNFIT(DROP_TRANSPORT_TRUNCATED);
-		packet->tcp_flags = ((__u8 *)tcp)[TCP_FLAGS_BYTE];
-		if (rare_feature(run, FEATURE_TCP_SERVER_ID) && tcp->doff > sizeof(*tcp) / 4)
-			packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
+		read_tcp(run, packet, tcp);
 		ports = (struct udphdr *)tcp;
 	} else {
 		ports = cursor_take(cursor, sizeof(*ports));
