@@ -123,7 +123,7 @@ pub(crate) fn privileges() -> Option<Privileges> {
 }
 
 /// Whether the kernel tells sockets of this thread what changes in network namespaces other than theirs
-/// (`CAP_NET_BROADCAST`), as far as can be known.
+/// (`CAP_NET_BROADCAST`), if that can be known.
 pub(crate) fn hears_other_namespaces() -> bool {
     own_capabilities().is_none_or(|effective| effective & (1 << CAP_NET_BROADCAST) != 0)
 }

@@ -72,7 +72,7 @@ static __always_inline bool outer_source_v6(const struct probe *probe, __u32 *so
 	return true;
 }
 
-/* Writes the outer headers behind the Ethernet header, and that one anew. */
+/* Writes the Ethernet header again, and the outer headers behind it. */
 static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *probe,
 				    const struct probe_real *real)
 {

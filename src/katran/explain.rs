@@ -57,9 +57,9 @@ impl Katran {
     /// Runs the loaded program on a frame as if it had arrived: counters and tables move.
     ///
     /// The frame begins with its Ethernet header. It runs on the first forwarding CPU, so that
-    /// frames of one flow find its entry. It has not arrived by any interface, so whatever its Ethernet
-    /// destination is, unless it is a group's, is taken for this station's. What runs is the program's explaining twin: the same
-    /// walk with the same maps, which also notes what it decided.
+    /// frames of one flow find its entry. It has not arrived by any interface, so every Ethernet
+    /// destination but a group's is taken for this station's. What runs is the program's explaining twin: the
+    /// same walk with the same maps, which also notes what it decided.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the frame is longer than a program without `frags` can be given

@@ -166,7 +166,7 @@ impl Board {
             false => NextHopList::from(known),
         };
         let before = mem::replace(&mut *self.lock_shown(), list);
-        // Not under the lock: this may be the last who has it.
+        // Not under the lock: this may be the last reference.
         drop(before);
     }
 

@@ -150,7 +150,7 @@ fn attributes(mut bytes: &[u8]) -> Option<Vec<(u16, Vec<u8>)>> {
     Some(attributes)
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);

@@ -203,7 +203,7 @@ fn vips(state: &State) -> BTreeMap<Vip, (VipFlags, HashFunction, Reals)> {
     vips.collect()
 }
 
-/// Everything beside, in an order of its own.
+/// Everything else, sorted.
 fn others(state: &State) -> String {
     let mut of = state.clone();
     of.vips.clear();

@@ -160,7 +160,7 @@ fn merged_gue_packets_are_not_lost_silently() {
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     let backend = &site.lab.backends[0].host;
     let to = site::service(vip);
-    // A server's socket holds all of it, though each has a page of its own.
+    // A server's socket holds all of it, though each takes a whole page.
     const BURST: u64 = 32;
     let burst = |socket: &std::net::UdpSocket| {
         for _ in 0..BURST {

@@ -187,7 +187,7 @@ fn behind_a_root_program_frames_are_told_from_those_of_groups_only() {
     assert!(is_ours(&katran, host, "eth1", ONE));
     assert!(is_ours(&katran, host, "eth1", OTHER));
     assert!(!is_ours(&katran, host, "eth1", GROUP));
-    // An interface of its own has an address of its own all the same.
+    // An attached interface has its own address all the same.
     host.run(|| katran.attach("eth0", XdpMode::Native)).unwrap();
     wait_until("its address", || !is_ours(&katran, host, "eth0", OTHER));
     assert!(is_ours(&katran, host, "eth1", OTHER));

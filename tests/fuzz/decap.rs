@@ -16,12 +16,12 @@ use katran_model::bytes::IPV6;
 use katran_model::bytes::TYPE_IPV4;
 use katran_model::bytes::TYPE_IPV6;
 use katran_model::bytes::u16_at;
-use serde_json::Value;
 
 use crate::common::bpf;
 use crate::common::ip;
 use crate::generate::Generator;
 use crate::generate::Target;
+use crate::pair::compared;
 use crate::pair::hex;
 use crate::random::setting;
 use crate::sound;
@@ -153,24 +153,10 @@ fn the_model_and_the_decapsulator_agree_on_random_frames() {
                     );
                 }
             }
-            moved.extend(check_counters(&twins.decap, &twins.model));
+            let counters = twins.decap.counters().unwrap();
+            moved.extend(compared(counters, &twins.model.counters));
         }
         // All but the one for frames whose head cannot be moved.
         assert!(moved.len() >= 14, "{moved:?}");
     }
-}
-
-/// Compares all counters; those that have moved.
-fn check_counters(decap: &Decap, model: &model::Decap) -> Vec<String> {
-    let counters = decap.counters().unwrap();
-    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
-        panic!("counters are an object");
-    };
-    for (name, count) in &counted {
-        let of_model = model.counters.0.iter().find(|((_, of), _)| of == name);
-        let expected = of_model.map_or(0, |(_, count)| *count);
-        assert_eq!(count.as_u64(), Some(expected), "{name}");
-    }
-    counted.retain(|_, count| *count != 0);
-    counted.into_iter().map(|(name, _)| name).collect()
 }

@@ -15,6 +15,7 @@ use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran_model as model;
 use katran_model::Balancer;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::balancers::Kind;
@@ -29,6 +30,20 @@ use crate::sound;
 
 /// Counters by name.
 pub(crate) type Counted = BTreeMap<String, u64>;
+
+/// Compares counters with those of the model, by name; those that have moved.
+pub(crate) fn compared(counters: impl Serialize, model: &model::Counters) -> Vec<String> {
+    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
+        panic!("counters are an object");
+    };
+    for (name, count) in &counted {
+        let of_model = model.0.iter().find(|((_, of), _)| of == name);
+        let expected = of_model.map_or(0, |(_, count)| *count);
+        assert_eq!(count.as_u64(), Some(expected), "{name}");
+    }
+    counted.retain(|_, count| *count != 0);
+    counted.into_iter().map(|(name, _)| name).collect()
+}
 
 pub(crate) struct Pair {
     pub(crate) katran: Katran,

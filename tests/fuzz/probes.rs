@@ -14,7 +14,6 @@ use katran_model::bytes::IPV6;
 use katran_model::bytes::u16_at;
 use katran_model::probe::Sent;
 use katran_model::probe::Source;
-use serde_json::Value;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -24,6 +23,7 @@ use crate::common::ip;
 use crate::decap::is_whole;
 use crate::generate::Generator;
 use crate::generate::Target;
+use crate::pair::compared;
 use crate::pair::hex;
 use crate::random::setting;
 use crate::sound;
@@ -247,21 +247,11 @@ fn the_model_and_the_program_of_health_checks_agree_on_random_frames() {
 
 /// Compares all counters; those that have moved.
 fn check_counters(katran: &Katran, model: &model::Probes) -> Vec<String> {
-    let counters = katran.probes().counters().unwrap();
-    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
-        panic!("counters are an object");
-    };
-    for (name, count) in &counted {
-        let of_model = model.counters.0.iter().find(|((_, of), _)| of == name);
-        let expected = of_model.map_or(0, |(_, count)| *count);
-        assert_eq!(count.as_u64(), Some(expected), "{name}");
-    }
     for key in KEYS {
         let count = katran.probes().counter(key.parse().unwrap()).unwrap();
         let expected = model.of_keys.get(&key_of(key)).copied().unwrap_or(0);
         assert_eq!(count, expected, "{key}");
         assert!(count > 0, "{key}: no probe");
     }
-    counted.retain(|_, count| *count != 0);
-    counted.into_iter().map(|(name, _)| name).collect()
+    compared(katran.probes().counters().unwrap(), &model.counters)
 }

@@ -9,7 +9,7 @@ use katran_lab::LabConfig;
 use katran_lab::TcpClient;
 use katran_lab::require_root;
 
-use crate::examples::configuration;
+use crate::examples::balancing;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
@@ -24,17 +24,12 @@ fn decap_takes_tunnels_from_and_to_where_it_is_told() {
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _servers = lab.serve_tcp(80).unwrap();
     let file = Scratch::new("prefixes.toml");
-    file.write(&configuration(&lab, 0));
-    let mut command = example("balancer");
-    command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0"]);
-    let mut balancer = Running::start(&lab.balancers[0].host, command);
-    balancer.says("balancing on eth0 in native mode");
+    let mut balancer = balancing(&lab, &file);
 
     let backend = &lab.backends[0];
     let vips = [lab.vip4(), lab.vip6()].map(|vip| SocketAddr::from((vip, 80)));
     let [v4, v6] = vips.map(|vip| vip.ip().to_string());
-    // The defaults of the balancer's made-up sources, each given by an argument of its own.
+    // The defaults of the balancer's made-up sources, one argument each.
     let sources = ["--from", "172.16.0.0/16", "--from", "100::/64"];
     let services = ["--to", &v4, "--to", &v6];
     for (arguments, is_answered) in [

@@ -58,6 +58,17 @@ pub(crate) fn configuration(lab: &Lab, backend: usize) -> String {
     text
 }
 
+/// The example `balancer` at work, for VIPs with the first backend.
+pub(crate) fn balancing(lab: &Lab, file: &Scratch) -> Running {
+    file.write(&configuration(lab, 0));
+    let mut command = example("balancer");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0"]);
+    let mut balancer = Running::start(&lab.balancers[0].host, command);
+    balancer.says("balancing on eth0 in native mode");
+    balancer
+}
+
 /// The backends that answer new connections.
 fn answers(lab: &Lab, vip: IpAddr, connections: usize) -> BTreeSet<String> {
     (0..connections)
@@ -297,12 +308,7 @@ fn decap_works_at_tc() {
     ));
     assert!(!has_xdp(host));
     let file = Scratch::new("decap-tc.toml");
-    file.write(&configuration(&lab, 0));
-    let mut command = example("balancer");
-    command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0"]);
-    let mut balancer = Running::start(&lab.balancers[0].host, command);
-    balancer.says("balancing on eth0 in native mode");
+    let mut balancer = balancing(&lab, &file);
     assert_eq!(both(&lab), ["backend0", "backend0"]);
     decap.counts(1);
     decap.end(SIGTERM);

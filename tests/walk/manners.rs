@@ -20,6 +20,13 @@ use katran::stats::DropReason;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::VIP6;
+use crate::common::fixtures::flow_v4;
+use crate::common::fixtures::flow_v6;
 use crate::common::frames;
 use crate::common::frames::ETHERNET;
 use crate::common::frames::IPV4;
@@ -36,25 +43,11 @@ use crate::common::serve;
 use crate::common::vip;
 use crate::common::wire::ipip;
 
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const C: &str = "198.51.100.3";
-const VIP4: &str = "203.0.113.1:443/tcp";
-const VIP6: &str = "[2001:db8:1::1]:443/tcp";
-
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 const TCP: u8 = 6;
-
-fn flow_v4() -> Flow {
-    Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"))
-}
-
-fn flow_v6() -> Flow {
-    Flow::tcp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443"))
-}
 
 fn balancer() -> Katran {
     let mut katran = load(builder());
@@ -327,7 +320,7 @@ fn errors(flow: Flow) -> Vec<Vec<u8>> {
 }
 
 /// An ICMP error was sent to the real, whole.
-fn sent(ran: &Simulation, error: &[u8], flow: Flow) {
+fn reaches_its_real(ran: &Simulation, error: &[u8], flow: Flow) {
     let source = flow.source;
     let outer = ipip(error, Some(source.ip()), source.port(), ran.real.unwrap());
     assert_eq!((ran.verdict, &ran.frame), (Verdict::Tx, &outer));
@@ -341,7 +334,7 @@ fn icmp_errors_of_every_kind_reach_the_real_of_the_flow() {
         for error in errors(flow) {
             let ran = katran.simulate(&error).unwrap();
             assert_eq!((ran.real, ran.reason), (real, Reason::FlowTable));
-            sent(&ran, &error, flow);
+            reaches_its_real(&ran, &error, flow);
             // By the program that is attached, too.
             let ran = bpf::run(katran.program_fd(), &error);
             assert_eq!(ran.verdict, Verdict::Tx);
@@ -364,7 +357,7 @@ fn icmp_errors_make_no_entry_count_no_miss_and_raise_no_event() {
         for error in errors(flow) {
             let ran = katran.simulate(&error).unwrap();
             assert_eq!(ran.reason, Reason::Ring, "there is still no entry");
-            sent(&ran, &error, flow);
+            reaches_its_real(&ran, &error, flow);
             errors_sent += 1;
         }
     }

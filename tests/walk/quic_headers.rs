@@ -12,6 +12,9 @@ use katran::stats::QuicCounters;
 
 use crate::common::at;
 use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::TO_VIP4 as TO;
 use crate::common::frames;
 use crate::common::frames::Packet;
 use crate::common::ip;
@@ -19,9 +22,6 @@ use crate::common::load;
 use crate::common::sent;
 use crate::common::serve;
 
-const A: &str = "198.51.100.1";
-const B: &str = "198.51.100.2";
-const TO: &str = "203.0.113.1:443";
 const ID: u32 = 70_000;
 const V1: u32 = 1;
 /// RFC 9369.

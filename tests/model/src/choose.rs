@@ -112,9 +112,8 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if ask.vip.flags.lru_bypass {
         return None;
     }
-    // A SYN that follows an entry leaves it alone.
-    let error = ask.packet.error.is_some();
-    let leaves_no_trace = error || ask.packet.syn;
+    // Errors leave entries alone, and so does a SYN that follows one.
+    let leaves_no_trace = ask.packet.error.is_some() || ask.packet.syn;
     let timeout = run.balancer.config.udp_timeout;
     let entry = run.balancer.flows.0.get_mut(&ask.key)?;
     // An entry made for a real that is gone never matches.
@@ -161,15 +160,13 @@ fn is_void(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) -> bool {
 
 /// Whether a new flow of the packet would be remembered, if there were no flood.
 fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
-    let error = ask.packet.error.is_some();
     // Without reals nobody would look for the entry, though a source route may lead the packet.
     let unread = ask.vip.flags.lru_bypass || ask.vip.reals.is_empty();
-    !(unread || ask.packet.rst || by_port || error)
+    !(unread || ask.packet.rst || by_port || ask.packet.error.is_some())
 }
 
 /// 7: the flow is new.
 fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
-    let threshold = run.balancer.config.flood_threshold;
     let counts = ask.packet.error.is_none();
     if counts && ask.flow.protocol == PROTOCOL_TCP {
         match ask.packet.syn {
@@ -190,8 +187,8 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
         Some(real) => real,
         None => by_ring(run, ask, source, by_port)?,
     };
-    let remembered = is_remembered(ask, by_port);
-    if remembered && !run.balancer.flood.count(run.now, threshold) {
+    let threshold = run.balancer.config.flood_threshold;
+    if is_remembered(ask, by_port) && !run.balancer.flood.count(run.now, threshold) {
         remember(run, ask, real, false);
     }
     if counts {
@@ -207,7 +204,7 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
     })
 }
 
-/// Makes the flow's entry, or makes it anew.
+/// Makes the flow's entry, or writes it again.
 pub(crate) fn remember(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, by_id: bool) {
     let entry = Entry {
         real,

@@ -59,12 +59,8 @@ fn kind_of(family: Family, kind: u8, code: u8) -> Kind {
         (Family::V6, 1) => Kind::Error {
             quic_ignores_it: code == 3 || code == 4,
         },
-        // Packet too big.
-        (Family::V6, 2) => Kind::Error {
-            quic_ignores_it: false,
-        },
-        // Time exceeded, parameter problem.
-        (Family::V4, 11 | 12) | (Family::V6, 3 | 4) => Kind::Error {
+        // Packet too big (IPv6), time exceeded, parameter problem.
+        (Family::V4, 11 | 12) | (Family::V6, 2..=4) => Kind::Error {
             quic_ignores_it: false,
         },
         _ => Kind::Other,
@@ -141,10 +137,10 @@ fn quoted(run: &Run<'_>, header: &Header, quic_ignores_it: bool) -> Step<Error> 
     })
 }
 
-/// Whether an echo request from `source` is one of a single host.
-pub(crate) fn is_single_host(source: IpAddr) -> bool {
-    let broadcast = matches!(source, IpAddr::V4(v4) if v4.is_broadcast());
-    !(source.is_multicast() || source.is_loopback() || source.is_unspecified() || broadcast)
+/// Whether the address is that of a single host: no group's, not everybody's, not loopback, not unspecified.
+pub(crate) fn is_single_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(address.is_multicast() || address.is_loopback() || address.is_unspecified() || broadcast)
 }
 
 /// Turns the request into its reply.

@@ -150,11 +150,7 @@ fn by_connection_id(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
     let (version, id) = match quic_id(&payload) {
         QuicId::Clients => {
             run.balancer.count("quic", "cid_initial");
-            run.balancer
-                .of_vips
-                .entry(ask.number)
-                .or_default()
-                .server_id_new += 1;
+            count_new(run, ask);
             return Ok(None);
         }
         QuicId::None => {
@@ -193,14 +189,19 @@ fn by_connection_id(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
     }
     let counter = match correct(run, ask, real, true) {
         Correction::Match => "dst_match_in_lru",
-        Correction::Mismatch => "dst_mismatch_in_lru",
         Correction::NotFound => "dst_not_found_in_lru",
+        Correction::Mismatch => {
+            count_moved(run, ask);
+            "dst_mismatch_in_lru"
+        }
     };
     run.balancer.count("quic", counter);
-    if counter == "dst_mismatch_in_lru" {
-        count_moved(run, ask);
-    }
     Ok(Some(real))
+}
+
+fn count_new(run: &mut Run<'_>, ask: &Ask<'_>) {
+    let of_vip = run.balancer.of_vips.entry(ask.number).or_default();
+    of_vip.server_id_new += 1;
 }
 
 fn count_moved(run: &mut Run<'_>, ask: &Ask<'_>) {
@@ -270,11 +271,7 @@ pub(crate) fn tcp_option(frame: &[u8], segment: usize) -> Option<u32> {
 fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if ask.packet.syn {
         run.balancer.count("tcp_server_id", "syn");
-        run.balancer
-            .of_vips
-            .entry(ask.number)
-            .or_default()
-            .server_id_new += 1;
+        count_new(run, ask);
         return None;
     }
     let id = tcp_option(&run.frame, ask.packet.header.payload).filter(|id| *id != 0);

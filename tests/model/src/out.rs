@@ -212,8 +212,7 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
     udp.extend(config.gue_port.to_be_bytes());
     udp.extend(length.to_be_bytes());
     udp.extend([0, 0]);
-    // A datagram without a checksum gets an outer header without one (RFC 6935).
-    // So does one that is not all there.
+    // Without a checksum (RFC 6935): a datagram that has none itself, and a packet that is not all there.
     let inner = inner_sum(run, packet).filter(|_| !packet.unchecked);
     if let Some(inner) = inner {
         let pseudo = pseudo_sum(own, real, PROTOCOL_UDP, length);
@@ -245,25 +244,11 @@ fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
         let all = ip.get(..size + usize::from(behind));
         return all.map(sum);
     }
-    Some(match header.family {
-        Family::V4 => {
-            let header_sum = sum(&ip[..IPV4]);
-            // ICMP has no pseudo header over IPv4.
-            if packet.error.is_some() {
-                return Some(header_sum);
-            }
-            let length = header.length.wrapping_sub(IPV4 as u16);
-            let pseudo = pseudo_sum(header.source, header.destination, header.protocol, length);
-            add(header_sum, !pseudo)
-        }
-        Family::V6 => {
-            let pseudo = pseudo_sum(
-                header.source,
-                header.destination,
-                header.protocol,
-                header.length,
-            );
-            add(sum(&ip[..IPV6]), !pseudo)
-        }
-    })
+    let header_sum = sum(&ip[..size]);
+    // ICMP has no pseudo header over IPv4.
+    if header.family == Family::V4 && packet.error.is_some() {
+        return Some(header_sum);
+    }
+    let pseudo = pseudo_sum(header.source, header.destination, header.protocol, behind);
+    Some(add(header_sum, !pseudo))
 }
