@@ -39,12 +39,12 @@ impl Realtime {
     fn gather() -> Self {
         let told = fs::read_to_string("/sys/kernel/realtime");
         let is_realtime = told.is_ok_and(|text| text.trim() == "1");
+        if !is_realtime && !release::version().contains("PREEMPT_RT") {
+            return Self::No;
+        }
         let release = release::release();
         let configuration = fs::read_to_string(format!("/boot/config-{release}"));
-        match is_realtime || release::version().contains("PREEMPT_RT") {
-            true => Self::of(&release, configuration.ok().as_deref()),
-            false => Self::No,
-        }
+        Self::of(&release, configuration.ok().as_deref())
     }
 
     /// Of a real-time kernel.

@@ -59,8 +59,9 @@ impl InlineDecapMut<'_> {
     /// like any other packet, or goes back out. Tunnels to this host's own source addresses are unwrapped, too, and
     /// what was in them is passed to its network stack; others are passed as they are.
     ///
-    /// **Without [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION), which a set of features has only if
-    /// it is named beside `INLINE_DECAP` or the set began with the default one, tunnels to whatever address are taken for the host's own**, and unwrapped for anybody.
+    /// **Without [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION), which a set of features has
+    /// only if it is named beside `INLINE_DECAP` or the set began with the default one, tunnels to whatever address
+    /// are taken for the host's own**, and unwrapped for anybody.
     ///
     /// Marks of congestion in the outer header reach the inner packet (RFC 6040). What is dropped:
     /// [`DropReason`](crate::stats::DropReason) `InnerTruncated`, `InnerVersion`, `InnerExpired`, `Ecn`, and

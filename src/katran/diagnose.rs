@@ -202,16 +202,13 @@ impl Katran {
             v6: sysctl("net/ipv6/conf/all/forwarding"),
         };
         let addresses = self.table.vips().map(|(vip, _)| vip.address());
-        let mut asked = BTreeSet::new();
+        let forwarded = addresses.filter(|of| forwards[Family::of(*of)].is_some_and(|on| on != 0));
+        let each: BTreeSet<_> = forwarded.collect();
+        let asked: Vec<_> = each.into_iter().take(MOST_ASKED).collect();
         let mut routed = Vec::new();
-        for address in addresses {
-            let forwards = forwards[Family::of(address)].is_some_and(|on| on != 0);
-            if !forwards || asked.len() == MOST_ASKED || !asked.insert(address) {
-                continue;
-            }
-            let route = requests.route(address)?;
-            if route.is_some_and(|route| !route.local) {
-                routed.push(address);
+        for (address, route) in asked.iter().zip(requests.routes(&asked, None)?) {
+            if route?.is_some_and(|route| !route.local) {
+                routed.push(*address);
             }
         }
         Ok(routed)

@@ -209,7 +209,7 @@ impl Katran {
     }
 
     /// What packets see of a VIP as it is.
-    fn cell_of(&self, entry: &VipEntry) -> VipCell {
+    pub(super) fn cell_of(&self, entry: &VipEntry) -> VipCell {
         VipCell {
             flags: entry.flags,
             has_reals: !entry.reals.is_empty(),

@@ -21,7 +21,6 @@ use super::ground::Reason;
 use crate::attach::here;
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::links::Entrance;
 use crate::next_hop::Cells;
 use crate::next_hop::Site;
 use crate::next_hop::Wanted;
@@ -197,13 +196,11 @@ impl Katran {
         }
         let namespaces = &mut self.following.take().namespaces;
         namespaces.retain(|of| reasons.iter().any(|held| held.namespace == of.number));
-        let places = reasons.iter().filter_map(|held| {
-            let entrance = match held.reason {
-                Reason::Interface(index) => Entrance::Interface(index),
-                Reason::Entry => Entrance::Any,
-                Reason::HealthChecks | Reason::Embedder => return None,
-            };
-            Some((held.namespace, entrance))
+        // The kernel does not tell in which namespace a root program has its interfaces. One of the same index
+        // elsewhere has another address, and all frames would pass.
+        let places = reasons.iter().filter_map(|held| match held.reason {
+            Reason::Interface(index) => Some((held.namespace, index)),
+            Reason::Entry | Reason::HealthChecks | Reason::Embedder => None,
         });
         self.links.set(&places.collect::<Vec<_>>());
         self.following.lay(reasons);

@@ -182,18 +182,15 @@ impl Katran {
     pub(super) fn change_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<News> {
         let staged = self.table.stage_set_vip_flags(&vip, flags)?;
         let (number, changed) = (staged.number, staged.changed);
-        let has_reals = !self.entry(vip)?.reals.is_empty();
+        let cell = VipCell {
+            flags,
+            ..self.cell_of(self.entry(vip)?)
+        };
         let written = Prepared::new(staged).write(self, |katran| match changed {
             true => katran.prepare_down(vip, flags),
             false => Ok(None),
         })?;
         let switched = written.switch(self, |katran, voiding| {
-            let cell = VipCell {
-                flags,
-                has_reals,
-                void_flows: false,
-                ring: katran.rings[usize::from(number.0)],
-            };
             if changed {
                 katran.maps.voids.switch(number.0, cell, voiding);
             }

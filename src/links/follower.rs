@@ -24,8 +24,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::Place;
 use super::Told;
-use super::link::Found;
-use super::link::ask;
+use super::link::ask_once;
 use super::watched::Watched;
 use super::watched::Way;
 use crate::environment::hears_other_namespaces;
@@ -136,7 +135,8 @@ impl Known {
     }
 
     fn publish(&mut self) {
-        let found = self.watched.iter().filter_map(|of| of.found.as_ref());
+        let found = self.watched.iter();
+        let found = found.filter_map(|of| Some((of.place.1, of.found.as_ref()?)));
         self.told.tell(found, self.overhead);
     }
 }
@@ -246,20 +246,12 @@ impl Follower {
             }
             Err(error) => {
                 log::warn!(
-                    "{}: MTU and Ethernet address are not followed: {error}",
+                    "interface {}: MTU and Ethernet address are not followed: {error}",
                     place.1
                 );
-                let is_here = network_namespace().is_ok_and(|here| here == place.0);
-                let requests = Requests::new().ok().filter(|_| is_here);
-                let found = requests.and_then(|mut of| ask(&mut of, None, place.1).ok()?);
-                // An address that may change unseen is worse than none.
-                Watched::once(place, found.map(Found::only_mtu))
+                Watched::once(place, ask_once(place))
             }
         }
-    }
-
-    pub(super) fn stop(mut self) {
-        self.join();
     }
 
     fn join(&mut self) {
@@ -304,7 +296,6 @@ mod tests {
     use nix::unistd::ftruncate;
 
     use super::*;
-    use crate::links::Entrance;
     use crate::links::Links;
     use crate::maps::Live;
     use crate::types::Encapsulation;
@@ -320,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_has_panicked_is_replaced() {
-        const LOOPBACK: Entrance = Entrance::Interface(1);
+        const LOOPBACK: u32 = 1;
         let live = live();
         let links = Links::new(MaxFrame::Auto, Encapsulation::Ipip, Arc::clone(&live));
         let mut follower = Follower::start(Told::new(&links), 0).unwrap();
@@ -347,6 +338,6 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(60));
             thread::sleep(Duration::from_millis(1));
         }
-        follower.stop();
+        drop(follower);
     }
 }

@@ -1,12 +1,12 @@
 //! What a link is like, as the kernel tells it, and how the kernel is asked.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 
-use super::Entrance;
+use super::Place;
 use crate::rtnetlink::Interface;
 use crate::rtnetlink::Requests;
+use crate::sys::namespace::network_namespace;
 use crate::types::MacAddr;
 
 /// Members of bonds that are ports of bridges: no more layers than these.
@@ -16,58 +16,44 @@ const MOST_LAYERS: usize = 3;
 /// that it belongs to, for routers send there.
 pub(super) type Stations = BTreeSet<MacAddr>;
 
-/// What the kernel has told of an entrance that is there.
+/// What the kernel has told of a link that is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// `None`: frames do not leave there, or it is not known by which link.
-    pub(super) mtu: Option<u32>,
-    /// By the interface's index.
-    pub(super) stations: BTreeMap<u32, Stations>,
-    /// The interfaces that this is about. `None`: it is not known.
-    pub(super) touched: Option<Vec<u32>>,
+    pub(super) mtu: u32,
+    pub(super) stations: Stations,
+    /// The interfaces that this is about: it, and what it belongs to.
+    pub(super) touched: Vec<u32>,
 }
 
-impl Found {
-    pub(super) fn only_mtu(self) -> Self {
-        Self {
-            stations: BTreeMap::new(),
-            ..self
-        }
-    }
-
-    pub(super) fn is_about(&self, interface: u32) -> bool {
-        let touched = self.touched.as_ref();
-        touched.is_none_or(|touched| touched.contains(&interface))
-    }
-}
-
-/// Asks for an entrance; `None`: it is not there. `namespace` is the number that its network namespace has in that
-/// of the requests, if it is another one.
+/// Asks for a link; `None`: it is not there. `namespace` is the number that its network namespace has in that of
+/// the requests, if it is another one.
 pub(super) fn ask(
     requests: &mut Requests,
     namespace: Option<i32>,
-    entrance: Entrance,
+    index: u32,
 ) -> io::Result<Option<Found>> {
-    match entrance {
-        Entrance::Interface(index) => {
-            ask_for_one(index, |index| requests.interface_in(namespace, index))
-        }
-        // The kernel does not tell in which namespace those interfaces are. One of the same index elsewhere has
-        // another address, and all frames would pass.
-        Entrance::Any => Ok(Some(Found {
-            touched: Some(Vec::new()),
-            ..Found::default()
-        })),
-    }
+    found_by(index, |of| requests.interface_in(namespace, of))
 }
 
-/// The same for an interface; `interface` finds it and those above it.
-fn ask_for_one(
+/// The MTU of a link in the calling thread's namespace, where nothing can be followed. An address that may change
+/// unseen is worse than none.
+pub(super) fn ask_once(place: Place) -> Option<Found> {
+    let is_here = network_namespace().is_ok_and(|here| here == place.0);
+    let mut requests = Requests::new().ok().filter(|_| is_here)?;
+    let found = ask(&mut requests, None, place.1).ok()??;
+    Some(Found {
+        stations: Stations::new(),
+        ..found
+    })
+}
+
+/// The same as `ask`; `interface` finds it and those above it.
+fn found_by(
     index: u32,
     mut interface: impl FnMut(u32) -> io::Result<Option<Interface>>,
 ) -> io::Result<Option<Found>> {
     let mut mtu = None;
-    let mut addresses = Stations::new();
+    let mut stations = Stations::new();
     let mut touched = Vec::new();
     let mut next = Some(index);
     for _ in 0..MOST_LAYERS {
@@ -79,16 +65,13 @@ fn ask_for_one(
             break;
         };
         mtu = mtu.or(Some(link.mtu));
-        addresses.extend(address(&link));
+        stations.extend(address(&link));
         next = link.controller;
     }
     Ok(mtu.map(|mtu| Found {
-        mtu: Some(mtu),
-        stations: match addresses.is_empty() {
-            true => BTreeMap::new(),
-            false => BTreeMap::from([(index, addresses)]),
-        },
-        touched: Some(touched),
+        mtu,
+        stations,
+        touched,
     }))
 }
 
@@ -100,6 +83,8 @@ fn address(link: &Interface) -> Option<MacAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn link(mac: u8, controller: Option<u32>) -> Interface {
@@ -121,17 +106,20 @@ mod tests {
     /// What is found of link 1 among links with these indexes, addresses and controllers.
     fn found(links: &[(u32, Interface)]) -> Option<Found> {
         let links: BTreeMap<_, _> = links.iter().cloned().collect();
-        ask_for_one(1, |index| Ok(links.get(&index).cloned())).unwrap()
+        found_by(1, |index| Ok(links.get(&index).cloned())).unwrap()
     }
 
     #[test]
     fn addresses_are_those_of_a_link_its_bond_and_its_bridge() {
         let addresses = |links: &[(u32, Interface)]| {
             let found = found(links).unwrap();
-            assert_eq!(found.mtu, Some(1501), "its own");
-            let of_it = found.stations.get(&1).cloned().unwrap_or_default();
-            let last = of_it.iter().map(|mac| mac.octets()[5]).collect::<Vec<_>>();
-            (last, found.touched.unwrap())
+            assert_eq!(found.mtu, 1501, "its own");
+            let last = found
+                .stations
+                .iter()
+                .map(|mac| mac.octets()[5])
+                .collect::<Vec<_>>();
+            (last, found.touched)
         };
         assert_eq!(addresses(&[(1, link(1, None))]), (vec![1], vec![1]));
         let all = [
@@ -159,15 +147,5 @@ mod tests {
         };
         assert_eq!(addresses(&[(1, none)]), (vec![], vec![1]));
         assert_eq!(found(&[(2, link(2, None))]), None);
-    }
-
-    #[test]
-    fn a_notice_is_about_what_was_asked_for() {
-        let one = found(&[(1, link(1, Some(2))), (2, link(2, None))]).unwrap();
-        assert_eq!(
-            [1, 2, 3].map(|link| one.is_about(link)),
-            [true, true, false]
-        );
-        assert!(Found::default().is_about(9));
     }
 }

@@ -11,15 +11,12 @@ mod link;
 mod watched;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use self::follower::Follower;
 use self::link::Found;
-use self::link::ask;
+use self::link::ask_once;
 use crate::maps::Live;
-use crate::rtnetlink::Requests;
-use crate::sys::namespace::network_namespace;
 use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::MaxFrame;
@@ -37,26 +34,8 @@ pub(crate) fn longest_frame(mtu: u32, overhead: u32) -> u32 {
     longest.clamp(SHORTEST, LONGEST)
 }
 
-/// Where frames come in, and leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Entrance {
-    /// By the interface with this index.
-    Interface(u32),
-    /// By whatever interfaces a root program is on; in which namespace is not known.
-    Any,
-}
-
-impl fmt::Display for Entrance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Interface(index) => write!(f, "interface {index}"),
-            Self::Any => f.write_str("the interfaces of a root program"),
-        }
-    }
-}
-
-/// An entrance, and the kernel's number of its network namespace.
-pub(crate) type Place = (u64, Entrance);
+/// An interface by which frames come in and leave: the kernel's number of its network namespace, and its index.
+pub(crate) type Place = (u64, u32);
 
 /// Sees to it that packets know what the links are like.
 pub(crate) struct Links {
@@ -116,8 +95,8 @@ impl Links {
     pub(crate) fn set(&mut self, places: &[Place]) {
         if places.is_empty() {
             if let Some(follower) = self.follower.take() {
-                follower.stop();
-                Told::new(self).tell([].iter(), self.overhead());
+                drop(follower);
+                Told::new(self).tell([].into_iter(), self.overhead());
             }
             return;
         }
@@ -136,16 +115,14 @@ impl Links {
         }
     }
 
-    /// Where nothing can be followed: goes by the MTUs in the calling thread's namespace as they are now. An
-    /// address that may change unseen is worse than none.
+    /// Where nothing can be followed: goes by the MTUs in the calling thread's namespace as they are now.
     fn ask_once(&self, places: &[Place]) {
-        let (Ok(here), Ok(mut requests)) = (network_namespace(), Requests::new()) else {
-            return;
-        };
-        let places = places.iter().filter(|place| place.0 == here);
-        let found = places.filter_map(|place| ask(&mut requests, None, place.1).ok()?);
-        let found: Vec<_> = found.map(|found| found.only_mtu()).collect();
-        Told::new(self).tell(found.iter(), self.overhead());
+        let found = places
+            .iter()
+            .filter_map(|place| Some((place.1, ask_once(*place)?)));
+        let found: Vec<_> = found.collect();
+        let found = found.iter().map(|(interface, found)| (*interface, found));
+        Told::new(self).tell(found, self.overhead());
     }
 }
 
@@ -167,17 +144,20 @@ impl Told {
         }
     }
 
-    /// Tells packets what was found, if that is something else than before.
-    fn tell<'a>(&mut self, found: impl Iterator<Item = &'a Found> + Clone, overhead: u32) {
+    /// Tells packets what was found by interface, if that is something else than before.
+    fn tell<'a>(&mut self, found: impl Iterator<Item = (u32, &'a Found)> + Clone, overhead: u32) {
         let mut stations: BTreeMap<u32, link::Stations> = BTreeMap::new();
-        for (interface, addresses) in found.clone().flat_map(|found| &found.stations) {
-            stations.entry(*interface).or_default().extend(addresses);
+        for (interface, found) in found.clone().filter(|(_, of)| !of.stations.is_empty()) {
+            stations
+                .entry(interface)
+                .or_default()
+                .extend(&found.stations);
         }
         if stations != self.stations {
             self.live.set_stations(&stations);
             self.stations = stations;
         }
-        let smallest = found.filter_map(|found| found.mtu).min();
+        let smallest = found.map(|(_, found)| found.mtu).min();
         let longest = smallest.map_or(UNATTACHED, |mtu| longest_frame(mtu, overhead));
         if self.auto && longest != self.live.max_frame() {
             log::info!("frames of up to {longest} bytes are forwarded");

@@ -11,7 +11,6 @@ use std::io;
 
 use nix::libc;
 
-use super::Entrance;
 use super::Place;
 use super::link::Found;
 use super::link::ask;
@@ -64,10 +63,9 @@ impl Watched {
 
     /// Whether a change of this interface, in whatever namespace, may be one of it.
     pub(super) fn is_about(&self, interface: u32) -> bool {
-        match (&self.found, self.place.1) {
-            (Some(found), _) => found.is_about(interface),
-            (None, Entrance::Interface(index)) => index == interface,
-            (None, Entrance::Any) => true,
+        match &self.found {
+            Some(found) => found.touched.contains(&interface),
+            None => self.place.1 == interface,
         }
     }
 
@@ -98,8 +96,10 @@ impl Watched {
             }
             Err(error) => {
                 if !self.is_open {
-                    let place = self.place.1;
-                    log::warn!("{place}: MTU and Ethernet address are asked for again: {error}");
+                    let index = self.place.1;
+                    log::warn!(
+                        "interface {index}: MTU and Ethernet address are asked for again: {error}"
+                    );
                 }
                 self.is_open = true;
             }
@@ -113,7 +113,7 @@ mod tests {
 
     fn found(mtu: u32) -> Option<Found> {
         Some(Found {
-            mtu: Some(mtu),
+            mtu,
             ..Found::default()
         })
     }
@@ -121,13 +121,13 @@ mod tests {
     #[test]
     fn an_error_leaves_what_was_known_and_is_asked_again() {
         let error = |number| Err(io::Error::from_raw_os_error(number));
-        let place = (1, Entrance::Interface(2));
+        let place = (1, 2);
         let after = |way, answer| {
             let mut watched = Watched::new(place, way);
             watched.take(Ok(found(1500)));
             watched.take(answer);
             let is_asked = !matches!(watched.way, Way::Never);
-            let mtu = watched.found.and_then(|found| found.mtu);
+            let mtu = watched.found.map(|found| found.mtu);
             (mtu, watched.is_open, is_asked)
         };
         for way in [Way::Home, Way::Numbered(3)] {
@@ -152,9 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_gone_is_told_of_by_its_own_index() {
-        let watched = Watched::new((1, Entrance::Interface(2)), Way::Home);
+    fn a_notice_is_about_what_was_asked_for_and_found() {
+        let mut watched = Watched::new((1, 2), Way::Home);
         assert_eq!([2, 3].map(|index| watched.is_about(index)), [true, false]);
-        assert!(Watched::new((1, Entrance::Any), Way::Home).is_about(3));
+        watched.take(Ok(Some(Found {
+            touched: vec![2, 3],
+            ..Found::default()
+        })));
+        let about = [2, 3, 4].map(|index| watched.is_about(index));
+        assert_eq!(about, [true, true, false]);
     }
 }

@@ -70,7 +70,7 @@ pub(crate) trait Backing {
     /// What has become of the last start, once: the chunks made, none if it took some away.
     fn finished(&mut self) -> Option<io::Result<Vec<Self::Chunk>>>;
 
-    /// As [`GracePeriods::mark`].
+    /// As [`GracePeriods::begin`].
     fn begin(&mut self) -> Moment;
 
     /// As [`GracePeriods::passed`].

@@ -387,7 +387,7 @@ impl Board {
     }
 }
 
-/// Whether a lock that is held for nanoseconds is ever free.
+/// Whether a lock that is held for a millisecond at most is ever free.
 fn is_free<T>(mutex: &Mutex<T>) -> bool {
     (0..MOST_TRIES).any(|_| {
         let is_free = !matches!(mutex.try_lock(), Err(TryLockError::WouldBlock));

@@ -28,7 +28,7 @@ fn memory() -> Memory {
 
 /// A packet on its way through a ring.
 struct Packet {
-    /// The last moment that had been marked when it came.
+    /// The last moment that had been begun when it came.
     since: u64,
     place: RingSlot,
     memory: Memory,
@@ -57,7 +57,7 @@ struct World {
     /// Chunks that a refusal in the middle has left there.
     left: BTreeSet<usize>,
     packets: Vec<Packet>,
-    marked: u64,
+    begun: u64,
     passed: u64,
     job: Option<Job>,
     finished: Option<io::Result<Vec<Memory>>>,
@@ -71,8 +71,8 @@ impl World {
     /// passes when those have gone that came before it.
     fn pass(&mut self) {
         let packets = self.packets.iter().map(|packet| packet.since);
-        let oldest = packets.min().unwrap_or(self.marked);
-        self.passed = self.passed.max(oldest.min(self.marked));
+        let oldest = packets.min().unwrap_or(self.begun);
+        self.passed = self.passed.max(oldest.min(self.begun));
     }
 
     fn refusal(&self) -> io::Result<()> {
@@ -155,8 +155,8 @@ impl Backing for FakeKernel {
 
     fn begin(&mut self) -> Moment {
         let mut world = self.0.borrow_mut();
-        world.marked += 1;
-        Moment(world.marked)
+        world.begun += 1;
+        Moment(world.begun)
     }
 
     fn passed(&self) -> Moment {
@@ -197,7 +197,7 @@ impl Balancer {
             chunks,
             left: BTreeSet::new(),
             packets: Vec::new(),
-            marked: 0,
+            begun: 0,
             passed: 0,
             job: None,
             finished: None,
@@ -250,7 +250,7 @@ impl Balancer {
             let mut world = self.world.borrow_mut();
             let memory = world.chunks[place.chunk()].clone();
             let packet = Packet {
-                since: world.marked,
+                since: world.begun,
                 place,
                 memory: memory.expect("the ring's memory is there"),
                 ring,
