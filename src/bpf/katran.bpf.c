@@ -285,14 +285,17 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 {
 	struct run run = { .ctx = ctx, .variant = variant };
 	const struct id_query *query = take_over(&run);
-	struct choice choice;
+	struct choice choice = {};
 	struct packet packet;
 	int verdict;
 
 	if (!query)
 		return XDP_ABORTED;
 	packet = packet_of(query);
-	choice = choice_of(query);
+	/* Into a choice that is empty so far: else the compiler keeps the reason where the verifier knows no bounds of
+	 * it. */
+	choice.vip = query->vip;
+	choice.vip_number = query->vip_number;
 	if (variant & EXPLAINS) {
 		run.explanation = explanation_of_run();
 		if (!run.explanation)

@@ -206,9 +206,8 @@ fn of_neighbour(neighbour: &NeighbourMessage) -> Option<Notice> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::rtnetlink::tests::attribute;
 
     /// A message as the kernel sends it: header, body.
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
@@ -216,6 +215,14 @@ mod tests {
         bytes.extend(kind.to_ne_bytes());
         bytes.extend([0; 10]);
         bytes.extend(body);
+        bytes
+    }
+
+    pub(in crate::rtnetlink) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     }
 

@@ -28,6 +28,7 @@ use super::filters::is_clsact;
 use super::filters::program_of;
 use super::frames::frames;
 use super::notices;
+use super::notices::tests::attribute;
 use super::requests::default_routes_in;
 use super::requests::has_rules_by_interface_in;
 use crate::mutate;
@@ -148,14 +149,6 @@ fn attributes(mut bytes: &[u8]) -> Option<Vec<(u16, Vec<u8>)>> {
         bytes = &bytes[bytes.len().min(length.div_ceil(4) * 4)..];
     }
     Some(attributes)
-}
-
-pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 fn joined(attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
