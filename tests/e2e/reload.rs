@@ -61,6 +61,7 @@ fn by_state(katran: &mut Katran, features: Features) {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves() {
+    stay_on_one_cpu();
     for mode in [XdpMode::Native, XdpMode::Generic] {
         let site = Site::with(LabConfig::default(), mode, |builder| builder);
         check(site, &sets(), by_call);
