@@ -9,6 +9,11 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
+static __always_inline __u32 frame_length(const struct xdp_md *ctx)
+{
+	return (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+}
+
 static __always_inline bool strip(struct xdp_md *ctx, struct ethhdr *eth,
 				  const struct tunnel *tunnel)
 {

@@ -3,7 +3,7 @@
  * The backend's decapsulator: strips IP in IP and GUE on arrival (all four mixes of families) and
  * hands the inner packet to the stack, where the VIP sits on the loopback interface. What is not
  * tunnelled passes untouched, fragments and options included. It is compiled for XDP and for tc, which
- * say what CONTEXT, PASS and DROP are (and SUM_CHANGED), and how to strip.
+ * say what CONTEXT, PASS and DROP are (and SUM_CHANGED), how long a frame is, and how to strip.
  */
 #pragma once
 
@@ -69,6 +69,7 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 {
 	struct tcphdr *tcp;
 	__u8 protocol;
+	__s32 bytes; /* behind the IP header */
 	__u32 id;
 
 	if (family == FAMILY_V6) {
@@ -77,6 +78,7 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 		if (!ip)
 			return;
 		protocol = ip->nexthdr;
+		bytes = bpf_ntohs(ip->payload_len);
 	} else {
 		struct iphdr *ip = cursor_take(&packet, sizeof(*ip));
 
@@ -84,11 +86,12 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 		    (ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK)))
 			return;
 		protocol = ip->protocol;
+		bytes = bpf_ntohs(ip->tot_len) - (__s32)sizeof(*ip);
 	}
 	if (protocol != IPPROTO_TCP)
 		return;
 	tcp = cursor_take(&packet, sizeof(*tcp));
-	if (!tcp || tcp->syn || tcp->doff <= sizeof(*tcp) / 4)
+	if (!tcp || tcp->syn || tcp->doff <= sizeof(*tcp) / 4 || tcp->doff * 4 > bytes)
 		return;
 	id = tcp_option_id(ctx, packet, tcp->doff * 4 - sizeof(*tcp));
 	if (!id)
@@ -97,6 +100,8 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 	if (id != own_server_id)
 		count->other_server_ids++;
 }
+
+static __always_inline __u32 frame_length(const CONTEXT *ctx);
 
 /* Removes the outer headers between the Ethernet header and the inner packet, which the two programs do
  * differently. */
@@ -130,12 +135,16 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 		count->drop_fragment++;
 		return DROP;
 	}
-	if (!inner_is_whole(tunnel)) {
+	if (tunnel->length + sizeof(*eth) > frame_length(ctx) || !inner_header_is_whole(tunnel)) {
 		count->drop_truncated++;
 		return DROP;
 	}
 	if (!inner_is_ip(tunnel)) {
 		count->drop_version++;
+		return DROP;
+	}
+	if (!inner_is_whole(tunnel)) {
+		count->drop_truncated++;
 		return DROP;
 	}
 	if (limit_destinations &&

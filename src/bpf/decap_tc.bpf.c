@@ -21,6 +21,11 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define DECAP_TO_IPV4 (1 << 7)
 #define DECAP_TO_IPV6 (1 << 8)
 
+static __always_inline __u32 frame_length(const struct __sk_buff *skb)
+{
+	return skb->len;
+}
+
 static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __attribute__((unused)),
 				  const struct tunnel *tunnel)
 {

@@ -58,6 +58,8 @@ static __always_inline int find_behind_extensions(const struct run *run, struct 
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
 		.outer_bytes = sizeof(*ip) + bytes,
+		.length = sizeof(*ip) + bpf_ntohs(ip->payload_len),
+		.carried = bpf_ntohs(ip->payload_len) - (__s32)bytes,
 		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
 		.outer_v6 = true,
 	};
@@ -120,10 +122,12 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 {
 	enum drop_reason reason;
 
-	if (!inner_is_whole(tunnel))
+	if (!inner_header_is_whole(tunnel))
 		return DROP_INNER_TRUNCATED;
 	if (!inner_is_ip(tunnel))
 		return DROP_INNER_VERSION;
+	if (!inner_is_whole(tunnel))
+		return DROP_INNER_TRUNCATED;
 	/* What goes back out may come back in: each time one header lighter. */
 	if (egress && is_nested(run, tunnel))
 		return DROP_NESTED_TUNNEL;
@@ -168,7 +172,7 @@ static __always_inline void count_for_vip(struct cursor inner, enum family famil
 	if (family == FAMILY_V6) {
 		struct ipv6hdr *ip = cursor_take(&inner, sizeof(*ip));
 
-		if (!ip)
+		if (!ip || bpf_ntohs(ip->payload_len) < sizeof(*ports))
 			return;
 		packet.flow.family = FAMILY_V6;
 		packet.flow.protocol = ip->nexthdr;
@@ -177,7 +181,9 @@ static __always_inline void count_for_vip(struct cursor inner, enum family famil
 		struct iphdr *ip = cursor_take(&inner, sizeof(*ip));
 
 		/* Fragments but the first have no ports. */
-		if (!ip || ip->ihl != sizeof(*ip) / 4 || ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK))
+		if (!ip || ip->ihl != sizeof(*ip) / 4 ||
+		    ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK) ||
+		    bpf_ntohs(ip->tot_len) < sizeof(*ip) + sizeof(*ports))
 			return;
 		packet.flow.family = FAMILY_V4;
 		packet.flow.protocol = ip->protocol;
@@ -196,27 +202,13 @@ static __always_inline void count_for_vip(struct cursor inner, enum family famil
 		of_vip->decap++;
 }
 
-/* The length of the outer packet by its IP header; 0 if that is wrong, or the version: the walk knows what
- * becomes of such a packet. */
-static __always_inline __u32 outer_length(const struct run *run, struct cursor cursor,
-					  enum family family)
+/* Whether the outer packet, which is at the cursor, is of the version that it should be, and all there. If not,
+ * the walk knows what becomes of it. */
+static __always_inline bool outer_is_whole(const struct run *run, const struct tunnel *tunnel,
+					   struct cursor cursor)
 {
-	__u32 length;
-
-	if (family == FAMILY_V6) {
-		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		if (!ip || ip->version != 6)
-			return 0;
-		length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
-	} else {
-		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-		if (!ip || ip->version != 4)
-			return 0;
-		length = bpf_ntohs(ip->tot_len);
-	}
-	return length + sizeof(struct ethhdr) <= run->length ? length : 0;
+	return ip_version(cursor) == (tunnel->outer_v6 ? 6 : 4) && tunnel->carried >= 0 &&
+	       tunnel->length + sizeof(struct ethhdr) <= run->length;
 }
 
 /* Whether the IPv6 packet at the cursor is a tunnelled one that may be stripped. Those with extension headers are
@@ -237,17 +229,14 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 	struct decap_destination end = {};
 	enum drop_reason reason;
 	struct tunnel tunnel;
-	__u32 length;
 	__u32 *mode;
 
 	if (*type == bpf_htons(ETH_P_IP)) {
-		length = outer_length(run, *cursor, FAMILY_V4);
 		if (!find_tunnel_v4(&tunnel, *cursor, gue_port) || tunnel.options || tunnel.fragment)
 			return CONTINUE;
 		end.family = FAMILY_V4;
 		copy_v4(end.address, *(const __be32 *)tunnel.destination);
 	} else if (*type == bpf_htons(ETH_P_IPV6)) {
-		length = outer_length(run, *cursor, FAMILY_V6);
 		if (!find_outer_v6(run, &tunnel, *cursor))
 			return CONTINUE;
 		end.family = FAMILY_V6;
@@ -255,7 +244,7 @@ static __always_inline int inline_decap(struct run *run, struct cursor *cursor, 
 	} else {
 		return CONTINUE;
 	}
-	if (tunnel.outer_bytes > length)
+	if (!outer_is_whole(run, &tunnel, *cursor))
 		return CONTINUE;
 	mode = bpf_map_lookup_elem(&decap_destinations, &end);
 	if (mode)

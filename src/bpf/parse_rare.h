@@ -158,8 +158,9 @@ static __always_inline int parse_extensions(const struct run *run, struct cursor
 	return CONTINUE;
 }
 
+/* Sets `left` to the bytes of the packet behind its headers. */
 static __always_inline int parse_v4(const struct run *run, struct cursor *cursor,
-				    struct packet *packet)
+				    struct packet *packet, __u32 *left)
 {
 	struct iphdr *ip = cursor_take(cursor, sizeof(*ip));
 	__u8 first;
@@ -179,18 +180,18 @@ static __always_inline int parse_v4(const struct run *run, struct cursor *cursor
 		return UNFIT(DROP_IPV4_FRAGMENT);
 	if (packet->l3_length + sizeof(struct ethhdr) > run->length)
 		return UNFIT(DROP_LENGTH);
+	*left = packet->l3_length - sizeof(*ip);
 	if (ip->protocol != IPPROTO_ICMP)
 		return CONTINUE;
 	if (packet->l3_length < sizeof(*ip))
 		return UNFIT(DROP_LENGTH);
-	return parse_icmp_v4(run, cursor, ip, packet, packet->l3_length - sizeof(*ip));
+	return parse_icmp_v4(run, cursor, ip, packet, *left);
 }
 
 static __always_inline int parse_v6(const struct run *run, struct cursor *cursor,
-				    struct packet *packet)
+				    struct packet *packet, __u32 *left)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
-	__u32 left;
 	__u8 first;
 
 	if (!ip)
@@ -206,9 +207,9 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 		return pass(run, STEP_NOT_IP);
 	if (packet->l3_length + sizeof(struct ethhdr) + sizeof(*ip) > run->length)
 		return UNFIT(DROP_LENGTH);
-	left = packet->l3_length;
+	*left = packet->l3_length;
 	if (has_extensions(ip)) {
-		const int verdict = parse_extensions(run, cursor, packet, &left);
+		const int verdict = parse_extensions(run, cursor, packet, left);
 
 		if (verdict != CONTINUE)
 			return verdict;
@@ -216,14 +217,14 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 	if (packet->flow.protocol == IPV6_NEXT_FRAGMENT)
 		return UNFIT(DROP_IPV6_FRAGMENT);
 	if (packet->flow.protocol == IPPROTO_ICMPV6)
-		return parse_icmp_v6(run, cursor, ip, packet, left);
+		return parse_icmp_v6(run, cursor, ip, packet, *left);
 	return CONTINUE;
 }
 
 /* Ports stand at the same place in TCP and UDP. Those of a quoted packet are reversed like its
- * addresses. */
+ * addresses. `left`: bytes of the packet from here on, by its IP header. */
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
-					   struct packet *packet, enum family family)
+					   struct packet *packet, enum family family, __u32 left)
 {
 	const __u32 ip_header = family == FAMILY_V6 ? 0 : sizeof(struct iphdr); /* counts in l3_length */
 	const __u8 protocol = packet->flow.protocol;
@@ -258,7 +259,8 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 		if (gue_is_on(run) && !ports->check)
 			packet->unchecked = true;
 		if (rare_feature(run, FEATURE_INLINE_DECAP) && run->unwrapped &&
-		    ports->dest == bpf_htons(gue_port) && is_in_gue(*cursor))
+		    ports->dest == bpf_htons(gue_port) &&
+		    is_in_gue(*cursor, bytes_in_udp(ports, left)))
 			return pass(run, STEP_TUNNEL_IN_TUNNEL);
 	}
 	packet->flow.source_port = ports->source;
@@ -280,9 +282,11 @@ static __always_inline int refuse(const struct run *run, const struct packet *pa
 static __always_inline int parse(const struct run *run, struct cursor *cursor,
 				 struct packet *packet, enum family family)
 {
-	int verdict = family == FAMILY_V6 ? parse_v6(run, cursor, packet) : parse_v4(run, cursor, packet);
+	__u32 left = 0;
+	int verdict = family == FAMILY_V6 ? parse_v6(run, cursor, packet, &left) :
+					    parse_v4(run, cursor, packet, &left);
 
 	if (verdict == CONTINUE)
-		verdict = parse_transport(run, cursor, packet, family);
+		verdict = parse_transport(run, cursor, packet, family, left);
 	return verdict < CONTINUE ? refuse(run, packet, UNFIT_REASON(verdict), family) : verdict;
 }

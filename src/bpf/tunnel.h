@@ -23,6 +23,10 @@ struct tunnel {
 	const void *source; /* the outer addresses, in the packet */
 	const void *destination;
 	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
+	__u32 length; /* of the outer packet, by its IP header */
+	/* Bytes of the outer packet behind its headers. What the frame has behind those is padding, whatever it
+	 * looks like. Below 0: the outer packet ends in its headers. */
+	__s32 carried;
 	__u8 tos; /* of the outer header: type of service or traffic class */
 	bool outer_v6;
 	bool inner_v6;
@@ -50,20 +54,32 @@ static __always_inline __u8 ip_version(struct cursor cursor)
 	return first ? *first >> 4 : 0;
 }
 
-/* Whether what follows the header of a UDP datagram to GUE's port is a packet: its version tells its
- * family, and what begins with neither 4 nor 6 is something else. */
-static __always_inline bool is_in_gue(struct cursor behind)
+/* Bytes of data in a UDP datagram, of which its packet has `bytes`. The datagram may end before the packet does:
+ * what is between the two ends is none of its data (RFC 9868). */
+static __always_inline __s32 bytes_in_udp(const struct udphdr *udp, __s32 bytes)
+{
+	const __s32 length = bpf_ntohs(udp->len);
+
+	return (length < bytes ? length : bytes) - (__s32)sizeof(*udp);
+}
+
+/* Whether what a UDP datagram to GUE's port carries, so many bytes, is a packet: its version tells its family, and
+ * what begins with neither 4 nor 6 is something else. */
+static __always_inline bool is_in_gue(struct cursor behind, __s32 carried)
 {
 	const __u8 version = ip_version(behind);
 
-	return version == 4 || version == 6;
+	return carried > 0 && (version == 4 || version == 6);
 }
 
 static __always_inline bool is_gue(struct tunnel *tunnel, __u16 port)
 {
 	const struct udphdr *udp = cursor_take(&tunnel->inner, sizeof(*udp));
 
-	if (!udp || udp->dest != bpf_htons(port) || !is_in_gue(tunnel->inner))
+	if (!udp || udp->dest != bpf_htons(port))
+		return false;
+	tunnel->carried = bytes_in_udp(udp, tunnel->carried);
+	if (!is_in_gue(tunnel->inner, tunnel->carried))
 		return false;
 	tunnel->inner_v6 = ip_version(tunnel->inner) == 6;
 	tunnel->outer_bytes += sizeof(*udp);
@@ -95,6 +111,8 @@ static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor 
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
 		.outer_bytes = sizeof(*ip),
+		.length = bpf_ntohs(ip->tot_len),
+		.carried = bpf_ntohs(ip->tot_len) - (__s32)sizeof(*ip),
 		.tos = ip->tos,
 		.options = ip->ihl != sizeof(*ip) / 4,
 		.fragment = ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK),
@@ -113,19 +131,37 @@ static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor 
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
 		.outer_bytes = sizeof(*ip),
+		.length = sizeof(*ip) + bpf_ntohs(ip->payload_len),
+		.carried = bpf_ntohs(ip->payload_len),
 		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
 		.outer_v6 = true,
 	};
 	return is_tunnel_protocol(tunnel, ip->nexthdr, port);
 }
 
-/* Whether the inner packet's header is there. */
+/* Whether the tunnel carries all of the inner packet's header. */
+static __always_inline bool inner_header_is_whole(const struct tunnel *tunnel)
+{
+	const __u32 header = tunnel->inner_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	struct cursor cursor = tunnel->inner;
+
+	return tunnel->carried >= (__s32)header && cursor_take(&cursor, header);
+}
+
+/* Whether it carries all of the inner packet, whose header is there. */
 static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
 {
 	struct cursor cursor = tunnel->inner;
 
-	return cursor_take(&cursor, tunnel->inner_v6 ? sizeof(struct ipv6hdr) :
-						       sizeof(struct iphdr));
+	if (tunnel->inner_v6) {
+		const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && bpf_ntohs(ip->payload_len) + (__s32)sizeof(*ip) <= tunnel->carried;
+	} else {
+		const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+		return ip && bpf_ntohs(ip->tot_len) <= tunnel->carried;
+	}
 }
 
 /* Whether it is an IP packet of the family that the outer header says. */

@@ -87,7 +87,7 @@ drop_reasons! {
     QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
     /// The id of stable UDP routing names a server whose real is just going.
     StableUdpRealGone = DROP_STABLE_UDP_REAL_GONE, "stable_udp_real_gone";
-    /// A tunnelled packet whose inner IP header is not complete.
+    /// A tunnelled packet that does not lie within what the outer one carries, by the lengths of both.
     InnerTruncated = DROP_INNER_TRUNCATED, "inner_truncated";
     /// A tunnelled packet whose inner time to live is used up.
     InnerExpired = DROP_INNER_EXPIRED, "inner_expired";

@@ -142,7 +142,8 @@ pub struct DecapCounters {
     pub other_server_ids: u64,
     /// Tunnelled, but to a destination that is not ours: passed untouched.
     pub foreign: u64,
-    /// Dropped: tunnelled, with an inner header that is not complete.
+    /// Dropped: tunnelled, with an inner packet that does not lie within what the outer one carries, or an outer
+    /// one that ends behind the frame.
     pub drop_truncated: u64,
     /// Dropped: tunnelled, with options in the outer IPv4 header.
     pub drop_options: u64,

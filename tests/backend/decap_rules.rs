@@ -26,6 +26,7 @@ use crate::common::frames::IPV4;
 use crate::common::frames::IPV6;
 use crate::common::frames::Packet;
 use crate::common::frames::SYN;
+use crate::common::frames::ends_earlier;
 use crate::common::frames::ethernet;
 use crate::common::frames::frame;
 use crate::common::frames::packet;
@@ -47,6 +48,7 @@ fn difference(decap: &Decap, frame: &[u8]) -> (Verdict, DecapCounters) {
     now.drop_destination -= before.drop_destination;
     now.drop_version -= before.drop_version;
     now.drop_ecn -= before.drop_ecn;
+    now.drop_truncated -= before.drop_truncated;
     (verdict, now)
 }
 
@@ -308,6 +310,99 @@ fn server_ids_of_syns_are_not_counted() {
             let now = decap.counters().unwrap();
             assert_eq!(now.server_ids - before.server_ids, counted, "{flags:#x}");
             assert_eq!(now.other_server_ids - before.other_server_ids, counted);
+        }
+    });
+}
+
+/// By the outer length, and in GUE by that of the datagram; whatever the frame has behind it.
+#[test]
+fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+    both(|| {
+        let decap = load_decap(Decap::builder());
+        for (flow, header) in inner_flows().into_iter().zip([IPV4, IPV6]) {
+            let inner = Packet::new(flow).ip();
+            for (end, kind) in REALS
+                .into_iter()
+                .flat_map(|end| GUE.map(|kind| (end, kind)))
+            {
+                let whole = in_tunnel(&inner, 0, ip(end), kind);
+                for datagram in [false, true] {
+                    if datagram && kind.is_none() {
+                        continue;
+                    }
+                    let what = format!("{flow} to {end}, {kind:?} {datagram}");
+                    let behind = inner.len() - header;
+                    for missing in [1, behind, behind + 1, inner.len() - 1] {
+                        let mut tunnel = whole.clone();
+                        ends_earlier(&mut tunnel, missing, datagram);
+                        let (verdict, moved) = difference(&decap, &ethernet(&tunnel));
+                        let outcome = (verdict, moved.drop_truncated);
+                        assert_eq!(outcome, (Verdict::Drop, 1), "{what} {missing}");
+                    }
+                    // Nothing: an empty datagram is no tunnel.
+                    let mut tunnel = whole.clone();
+                    ends_earlier(&mut tunnel, inner.len(), datagram);
+                    let frame = ethernet(&tunnel);
+                    let (verdict, moved) = difference(&decap, &frame);
+                    if kind.is_some() {
+                        assert_eq!(
+                            (verdict, moved.drop_truncated),
+                            (Verdict::Pass, 0),
+                            "{what}"
+                        );
+                        assert_eq!(run(&decap, &frame).frame, frame, "{what}");
+                    } else {
+                        assert_eq!(
+                            (verdict, moved.drop_truncated),
+                            (Verdict::Drop, 1),
+                            "{what}"
+                        );
+                    }
+                }
+                // A frame that ends before the outer packet does, by as little as a byte of no use to anybody.
+                let mut longer = whole.clone();
+                longer[if end == REALS[0] { 3 } else { 5 }] += 1;
+                let (verdict, moved) = difference(&decap, &ethernet(&longer));
+                assert_eq!(
+                    (verdict, moved.drop_truncated),
+                    (Verdict::Drop, 1),
+                    "{flow}"
+                );
+                // An inner packet that says that it is longer than what is carried, in a frame that is.
+                let mut longer = inner.clone();
+                longer[if header == IPV4 { 3 } else { 5 }] += 1;
+                let mut frame = ethernet(&in_tunnel(&longer, 0, ip(end), kind));
+                frame.push(0);
+                let (verdict, moved) = difference(&decap, &frame);
+                assert_eq!(
+                    (verdict, moved.drop_truncated),
+                    (Verdict::Drop, 1),
+                    "{flow}"
+                );
+                // Padding behind all of it stays padding.
+                let mut padded = ethernet(&whole);
+                padded.extend([0x45; 7]);
+                let _ = strips(&decap, &padded, &[&inner[..], &[0x45; 7]].concat());
+            }
+        }
+    });
+}
+
+/// Options that reach behind the packet's end are none of it.
+#[test]
+fn server_ids_in_padding_are_not_counted() {
+    both(|| {
+        let decap = load_decap(Decap::builder().server_id(7));
+        let option = [&[0xb7, 6][..], &9_u32.to_le_bytes()].concat();
+        let packet = Packet::new(inner_flows()[0]).options(&option).data(b"");
+        for (missing, counted) in [(0, 1), (1, 0), (8, 0)] {
+            let mut inner = packet.ip();
+            ends_earlier(&mut inner, missing, false);
+            let before = decap.counters().unwrap();
+            let outer = in_tunnel(&inner, 0, ip(REALS[0]), None);
+            assert_eq!(run(&decap, &ethernet(&outer)).frame, ethernet(&inner));
+            let now = decap.counters().unwrap();
+            assert_eq!(now.server_ids - before.server_ids, counted, "{missing}");
         }
     });
 }

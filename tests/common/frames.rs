@@ -296,3 +296,16 @@ pub(crate) fn pseudo_sum(source: IpAddr, destination: IpAddr, protocol: u8, body
     bytes.extend(body);
     sum(&bytes)
 }
+
+/// Has the packet at the start of `bytes` say that it ends so many bytes earlier. With `datagram` it is the UDP
+/// datagram in it that does, and not the packet.
+pub(crate) fn ends_earlier(bytes: &mut [u8], by: usize, datagram: bool) {
+    let (header, length) = if bytes[0] >> 4 == 4 {
+        (IPV4, 2)
+    } else {
+        (IPV6, 4)
+    };
+    let at = if datagram { header + 4 } else { length };
+    let said = u16::from_be_bytes([bytes[at], bytes[at + 1]]) - by as u16;
+    bytes[at..at + 2].copy_from_slice(&said.to_be_bytes());
+}

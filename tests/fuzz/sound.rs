@@ -88,8 +88,6 @@ fn packet(ip: &[u8], gue: u16, depth: usize) -> Option<&'static str> {
             }
             match body.get(8).map(|first| first >> 4) {
                 Some(4 | 6) => packet(&body[8..], gue, depth + 1),
-                // The program does not look where the datagram ends.
-                None if ip.len() > length => Some("padding in place of what a tunnel carries"),
                 _ => None,
             }
         }

@@ -27,6 +27,7 @@ use crate::common::ecn::RFC6040;
 use crate::common::ecn::marked;
 use crate::common::frames::ETHERNET;
 use crate::common::frames::Packet;
+use crate::common::frames::ends_earlier;
 use crate::common::frames::ethernet;
 use crate::common::frames::reverse;
 use crate::common::ip;
@@ -231,6 +232,111 @@ fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
         let frame = Packet::new(flow).data(b"").frame();
         let ran = run(&katran, &frame);
         assert_eq!((ran.reason, ran.frame), (Reason::NotAVip, frame));
+    }
+}
+
+/// By the outer length, and in GUE by that of the datagram.
+#[test]
+fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+    let katran = balancer(settings());
+    let mut drops = 0;
+    for (kind, outer, flow) in mixes() {
+        let inner = Packet::new(flow).ip();
+        let header = if flow.source.is_ipv4() { 20 } else { 40 };
+        for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
+            for datagram in [false, true] {
+                if datagram && kind == Kind::Ipip {
+                    continue;
+                }
+                // All but a byte, the header alone, less than that: the frame has the rest all the same.
+                for missing in [1, inner.len() - header, inner.len() - header + 1] {
+                    let mut tunnel = in_tunnel(kind, &inner, end);
+                    ends_earlier(&mut tunnel, missing, datagram);
+                    let frame = ethernet(&tunnel);
+                    let ran = run(&katran, &frame);
+                    let what = format!("{kind:?} {end} {flow} {missing} {datagram}");
+                    let outcome = (ran.verdict, ran.reason);
+                    assert_eq!(outcome, dropped(DropReason::InnerTruncated), "{what}");
+                    assert_eq!(ran.frame, frame, "{what}");
+                    drops += 1;
+                }
+                // Nothing: an empty datagram is no tunnel, whatever is behind it.
+                let mut tunnel = in_tunnel(kind, &inner, end);
+                ends_earlier(&mut tunnel, inner.len(), datagram);
+                let frame = ethernet(&tunnel);
+                let ran = run(&katran, &frame);
+                if kind == Kind::Gue {
+                    assert_eq!((ran.reason, ran.frame), (Reason::NotAVip, frame), "{end}");
+                } else {
+                    let outcome = (ran.verdict, ran.reason);
+                    assert_eq!(outcome, dropped(DropReason::InnerTruncated), "{end}");
+                    drops += 1;
+                }
+            }
+            // The inner packet that says that it is longer, and the frame that is.
+            let mut longer = inner.clone();
+            let at = if flow.source.is_ipv4() { 3 } else { 5 };
+            longer[at] += 1;
+            let mut frame = tunnelled(kind, &longer, end);
+            frame.push(0);
+            let ran = run(&katran, &frame);
+            assert_eq!(ran.reason, Reason::Dropped(DropReason::InnerTruncated));
+            drops += 1;
+            // Padding behind what is carried makes no difference.
+            let mut padded = tunnelled(kind, &inner, end);
+            let plain = run(&katran, &padded);
+            assert_ne!(plain.verdict, Verdict::Drop);
+            padded.extend([0x45; 7]);
+            let ran = run(&katran, &padded);
+            assert_eq!(ran.verdict, plain.verdict);
+            assert_eq!(ran.frame[..plain.frame.len()], plain.frame);
+        }
+    }
+    let reasons = katran.stats().drop_reasons().unwrap();
+    assert_eq!(reasons.get(DropReason::InnerTruncated), drops);
+}
+
+/// An empty datagram with something behind it, in a tunnel: there is none in that one.
+#[test]
+fn padding_makes_no_second_tunnel() {
+    let katran = balancer(settings());
+    for (kind, outer, flow) in mixes() {
+        for end in INLINE {
+            for datagram in [false, true] {
+                let inner = Packet::new(flow).ip();
+                let mut second = in_tunnel(Kind::Gue, &inner, end);
+                ends_earlier(&mut second, inner.len(), datagram);
+                let ran = run(&katran, &tunnelled(kind, &second, EGRESS[outer]));
+                assert_eq!(ran.reason, Reason::DecapEgress, "{kind:?} {end} {flow}");
+                let ran = run(&katran, &tunnelled(kind, &second, INLINE[outer]));
+                assert_eq!(ran.reason, Reason::NotAVip, "{kind:?} {end} {flow}");
+            }
+        }
+    }
+}
+
+/// What goes to the host counts for the VIP whose port it names, not for one that padding names.
+#[test]
+fn a_packet_without_ports_counts_for_no_vip() {
+    let katran = balancer(settings());
+    for outer in [0, 1] {
+        for (flow, header) in flows().into_iter().zip([20, 40]) {
+            let whole = Packet::new(flow).ip();
+            for (bytes, count) in [(0, 0), (7, 0), (8, 1)] {
+                let mut inner = whole.clone();
+                ends_earlier(&mut inner, whole.len() - header - bytes, false);
+                let counted = || -> u64 {
+                    let vips = katran.vips();
+                    vips.into_iter()
+                        .map(|vip| katran.stats().vip(vip).unwrap().decap)
+                        .sum()
+                };
+                let before = counted();
+                let ran = run(&katran, &tunnelled(Kind::Gue, &inner, OWN[outer]));
+                assert_eq!(ran.reason, Reason::DecapToHost);
+                assert_eq!(counted() - before, count, "{flow} {bytes}");
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! is in no tunnel is the host's own, and passes as it is.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::Counters;
 use crate::Verdict;
@@ -14,7 +15,6 @@ use crate::bytes::PROTOCOL_TCP;
 use crate::bytes::PROTOCOL_UDP;
 use crate::bytes::TYPE_IPV4;
 use crate::bytes::TYPE_IPV6;
-use crate::bytes::UDP;
 use crate::bytes::put_u16;
 use crate::bytes::u16_at;
 use crate::bytes::v4_at;
@@ -24,6 +24,8 @@ use crate::ip::Family;
 use crate::tables::allowed;
 use crate::transport::SYN;
 use crate::transport::TCP;
+use crate::tunnel::in_gue;
+use crate::tunnel::own_length;
 use crate::tunnel::pass_on_mark;
 
 /// A decapsulator.
@@ -56,6 +58,8 @@ struct Outer {
     fragment: bool,
     /// Where its payload begins in the frame.
     payload: usize,
+    /// Where its packet ends, by the length that it says. What the frame has behind it is padding.
+    end: usize,
 }
 
 fn outer_of(frame: &[u8]) -> Option<Outer> {
@@ -70,6 +74,7 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
             options: ip[0] & 0xf != 5,
             fragment: u16_at(ip, 6) & 0x3fff != 0,
             payload: ETHERNET + IPV4,
+            end: ETHERNET + own_length(ip, Family::V4),
         }),
         TYPE_IPV6 if ip.len() >= IPV6 => Some(Outer {
             family: Family::V6,
@@ -80,6 +85,7 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
             options: false,
             fragment: false,
             payload: ETHERNET + IPV6,
+            end: ETHERNET + own_length(ip, Family::V6),
         }),
         _ => None,
     }
@@ -103,22 +109,18 @@ impl Decap {
         Verdict::Drop
     }
 
-    /// Where the inner packet begins, its family, and whether the tunnel is GUE.
-    fn tunnel(&self, frame: &[u8], outer: &Outer) -> Option<(usize, Family, bool)> {
+    /// Where in the frame what the tunnel carries is, its family, and whether the tunnel is GUE.
+    fn tunnel(&self, frame: &[u8], outer: &Outer) -> Option<(Range<usize>, Family, bool)> {
         match outer.protocol {
-            IPIP => Some((outer.payload, Family::V4, false)),
-            IPV6_IN_IP => Some((outer.payload, Family::V6, false)),
+            IPIP => Some((outer.payload..outer.end, Family::V4, false)),
+            IPV6_IN_IP => Some((outer.payload..outer.end, Family::V6, false)),
             // Behind options or in fragments there is no telling.
             PROTOCOL_UDP if self.gue_port != 0 && !outer.options && !outer.fragment => {
-                let inner = outer.payload + UDP;
-                if frame.len() < inner || u16_at(frame, outer.payload + 2) != self.gue_port {
-                    return None;
-                }
-                match frame.get(inner).map(|first| first >> 4) {
-                    Some(4) => Some((inner, Family::V4, true)),
-                    Some(6) => Some((inner, Family::V6, true)),
-                    _ => None,
-                }
+                let there = outer.end.min(frame.len());
+                let datagram = frame.get(outer.payload..there)?;
+                let (inner, place) = in_gue(datagram, self.gue_port)?;
+                let (from, to) = (outer.payload + place.start, outer.payload + place.end);
+                Some((from..to, inner, true))
             }
             _ => None,
         }
@@ -128,7 +130,7 @@ impl Decap {
         let Some(outer) = outer_of(frame) else {
             return Verdict::Pass;
         };
-        let Some((at, inner, gue)) = self.tunnel(frame, &outer) else {
+        let Some((carried, inner, gue)) = self.tunnel(frame, &outer) else {
             return Verdict::Pass;
         };
         if !self.destinations.is_empty() && !self.destinations.contains(&outer.destination) {
@@ -148,11 +150,15 @@ impl Decap {
             Family::V4 => (IPV4, 4, TYPE_IPV4),
             Family::V6 => (IPV6, 6, TYPE_IPV6),
         };
-        if frame.len() < at + size {
+        let at = carried.start;
+        if frame.len() < outer.end || carried.len() < size {
             return self.drop("drop_truncated");
         }
         if frame[at] >> 4 != version {
             return self.drop("drop_version");
+        }
+        if own_length(&frame[at..], inner) > carried.len() {
+            return self.drop("drop_truncated");
         }
         let destination = match inner {
             Family::V4 => v4_at(frame, at + 16),
@@ -186,7 +192,12 @@ impl Decap {
             Family::V4 => ip[9],
             Family::V6 => ip[6],
         };
-        if self.server_id == 0 || protocol != PROTOCOL_TCP || ip.len() < size + TCP {
+        let bytes = own_length(ip, family).saturating_sub(size);
+        if self.server_id == 0 || protocol != PROTOCOL_TCP || bytes < TCP {
+            return;
+        }
+        // A header that is longer than its packet is none.
+        if usize::from(ip[size + 12] >> 4) * 4 > bytes {
             return;
         }
         // A SYN answers no packet of ours: what it carries is of an earlier connection.

@@ -2,6 +2,7 @@
 //! back out, or is walked like any other packet.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::End;
 use crate::Step;
@@ -41,39 +42,63 @@ struct Tunnel {
     inner: Family,
     /// Where in the frame the inner packet begins.
     at: usize,
+    /// Where what the outer packet carries ends. Bytes behind it are Ethernet's padding.
+    end: usize,
     gue: bool,
+}
+
+impl Tunnel {
+    fn carried<'a>(&self, run: &'a Run<'_>) -> &'a [u8] {
+        &run.frame[self.at..self.end]
+    }
 }
 
 /// What the packet carries, if it is a tunnel: IP in IP of any families, or GUE.
 fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
-    let at = header.payload;
+    let (at, end) = (header.payload, header.end);
     let ipip = |inner| Tunnel {
         inner,
         at,
+        end,
         gue: false,
     };
     match header.protocol {
         IPIP => Some(ipip(Family::V4)),
         IPV6_IN_IP => Some(ipip(Family::V6)),
-        PROTOCOL_UDP if header.has(UDP) => {
-            let port = u16_at(&run.frame, at + 2);
-            if port != run.balancer.config.gue_port {
-                return None;
-            }
-            // The inner packet follows at once, and tells its version. What has another, or none, is
-            // something else.
-            let inner = match run.frame.get(at + UDP).map(|first| first >> 4) {
-                Some(4) => Family::V4,
-                Some(6) => Family::V6,
-                _ => return None,
-            };
+        PROTOCOL_UDP => {
+            let (inner, place) = in_gue(&run.frame[at..end], run.balancer.config.gue_port)?;
             Some(Tunnel {
                 inner,
-                at: at + UDP,
+                at: at + place.start,
+                end: at + place.end,
                 gue: true,
             })
         }
         _ => None,
+    }
+}
+
+/// The packet in a GUE datagram to this port: its family, and where in the datagram it is. It follows the UDP header
+/// at once, and tells its version: what has another, or none, is something else. The datagram may end before
+/// the packet that it is in does, and what is behind it is none of its data (RFC 9868).
+pub(crate) fn in_gue(datagram: &[u8], port: u16) -> Option<(Family, Range<usize>)> {
+    if datagram.len() < UDP || u16_at(datagram, 2) != port {
+        return None;
+    }
+    let end = datagram.len().min(u16_at(datagram, 4).into());
+    let inner = match datagram.get(UDP..end)?.first()? >> 4 {
+        4 => Family::V4,
+        6 => Family::V6,
+        _ => return None,
+    };
+    Some((inner, UDP..end))
+}
+
+/// The length of a packet by its header, which is there.
+pub(crate) fn own_length(packet: &[u8], family: Family) -> usize {
+    match family {
+        Family::V4 => u16_at(packet, 2).into(),
+        Family::V6 => IPV6 + usize::from(u16_at(packet, 4)),
     }
 }
 
@@ -144,9 +169,9 @@ fn is_own(run: &Run<'_>, address: IpAddr) -> bool {
     }
 }
 
-/// What is in the tunnel is an IP packet of the family that the outer header says.
+/// What is in the tunnel is an IP packet of the family that the outer header says, and all of it is there.
 fn check_inner(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
-    let inner = &run.frame[tunnel.at..];
+    let inner = tunnel.carried(run);
     let (size, version) = match tunnel.inner {
         Family::V4 => (IPV4, 4),
         Family::V6 => (IPV6, 6),
@@ -154,9 +179,12 @@ fn check_inner(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     if inner.len() < size {
         return Err(End::Drop("inner_truncated"));
     }
-    match inner[0] >> 4 == version {
+    if inner[0] >> 4 != version {
+        return Err(End::Drop("inner_version"));
+    }
+    match own_length(inner, tunnel.inner) <= inner.len() {
         true => Ok(()),
-        false => Err(End::Drop("inner_version")),
+        false => Err(End::Drop("inner_truncated")),
     }
 }
 
@@ -212,7 +240,7 @@ pub(crate) fn pass_on_mark(inner: &mut [u8], family: Family, outer_tos: u8) -> b
 
 /// What leaves by an egress address is no tunnel, and comes from where it may.
 fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
-    let inner = &run.frame[tunnel.at..];
+    let inner = tunnel.carried(run);
     let (protocol, source, plain, behind) = match tunnel.inner {
         Family::V4 => {
             let plain = inner[0] & 0xf == 5 && u16_at(inner, 6) & 0x3fff == 0;
@@ -226,11 +254,11 @@ fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
             (protocol, v6_at(inner, 8), true, behind)
         }
     };
-    let in_gue = inner.get(behind + UDP).map(|first| first >> 4);
+    let datagram = inner.get(behind..own_length(inner, tunnel.inner));
+    let port = run.balancer.config.gue_port;
     let is_gue = plain
         && protocol == PROTOCOL_UDP
-        && matches!(in_gue, Some(4 | 6))
-        && u16_at(inner, behind + 2) == run.balancer.config.gue_port;
+        && datagram.is_some_and(|datagram| in_gue(datagram, port).is_some());
     if protocol == IPIP || protocol == IPV6_IN_IP || is_gue {
         return Err(End::Drop("nested_tunnel"));
     }
@@ -258,7 +286,8 @@ fn count_for_vip(run: &mut Run<'_>, family: Family) {
         Family::V4 => (v4_at(ip, 16), ip[9], IPV4),
         Family::V6 => (v6_at(ip, 24), ip[6], IPV6),
     };
-    if (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP) || ip.len() < size + UDP {
+    let has_ports = own_length(ip, family) >= size + UDP;
+    if (protocol != PROTOCOL_TCP && protocol != PROTOCOL_UDP) || !has_ports {
         return;
     }
     let port = u16_at(ip, size + 2);
