@@ -1,4 +1,4 @@
-//! What each path through the program costs, counted: the instructions executed, the lookups in
+//! What each path through the program costs, counted: the instructions executed, the branches among them, the lookups in
 //! maps and the other helpers called, for one packet of each kind of traffic.
 //!
 //! The kernel does not count instructions. So the program is executed here, instruction by
@@ -14,40 +14,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod interpreter;
-mod kernel;
-mod memory;
-mod skel {
-    #![allow(
-        clippy::all,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::undocumented_unsafe_blocks
-    )]
-    #![allow(unreachable_pub, unsafe_op_in_unsafe_fn, unused)]
-    include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));
-}
-
-use std::collections::BTreeMap;
+mod machine;
 use std::env;
-use std::fs;
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::flows::Verdict;
 use katran_lab::require_root;
-use libbpf_rs::MapCore;
-use libbpf_rs::MapHandle;
-use libbpf_rs::libbpf_sys::bpf_insn;
-use libbpf_rs::query::ProgInfoIter;
-use libbpf_rs::query::ProgInfoQueryOptions;
-use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::skel::Skel;
-use libbpf_rs::skel::SkelBuilder;
 
 use crate::common::ACK;
 use crate::common::OTHER_PORT;
@@ -59,9 +33,9 @@ use crate::common::allowed_cpus;
 use crate::common::balancer;
 use crate::common::frame;
 use crate::common::stay_on;
-use crate::interpreter::execute;
-use crate::kernel::Kernel;
-use crate::memory::Memory;
+use crate::machine::Executed;
+use crate::machine::Kernel;
+use crate::machine::Machine;
 
 /// Entries; any number will do.
 const FLOW_TABLE_SIZE: u64 = 10_000;
@@ -109,8 +83,10 @@ fn main() -> ExitCode {
     let cpu = allowed_cpus()[0];
     stay_on(cpu);
     println!("flow table {table}; one packet of each kind\n");
-    println!("| path | instructions | lookups in hashes | in arrays | other helpers |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!(
+        "| path | instructions | conditional jumps | lookups in hashes | in arrays | other helpers |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
     for path in paths() {
         let threshold = match path.before {
             Before::Flood => Some(1),
@@ -120,8 +96,10 @@ fn main() -> ExitCode {
         path.prepare(&katran);
         let (executed, kernel) = path.execute(&katran, cpu);
         println!(
-            "| {} | {executed} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             path.name,
+            executed.trace.len(),
+            executed.jumps,
             list(kernel.lookups_of("hash")),
             list(kernel.lookups_of("array")),
             list(kernel.calls.iter().map(|(name, count)| (*name, *count)))
@@ -227,91 +205,10 @@ impl Path {
     }
 
     /// Executes the program here, then in the kernel, which has to agree.
-    fn execute(&self, katran: &Katran, cpu: usize) -> (u64, Kernel) {
-        let (program, others, maps) = linked(katran);
-        let mut memory = Memory::default();
-        let mut kernel = Kernel::new(maps, &self.frame, cpu, &mut memory);
-        let (verdict, executed) = execute(&program, &others, &mut kernel, &mut memory);
-
-        let simulation = katran.simulate(&self.frame).unwrap();
-        assert_eq!(simulation.verdict, self.verdict, "{}", self.name);
-        let action = match simulation.verdict {
-            Verdict::Drop => 1,
-            Verdict::Pass => 2,
-            _ => 3,
-        };
-        assert_eq!(verdict, action, "{}", self.name);
-        assert_eq!(kernel.frame(&memory), simulation.frame, "{}", self.name);
+    fn execute(&self, katran: &Katran, cpu: usize) -> (Executed, Kernel) {
+        let machine = Machine::new(katran);
+        let (verdict, executed, kernel) = machine.execute(&self.frame, cpu, self.name);
+        assert_eq!(verdict, self.verdict, "{}", self.name);
         (executed, kernel)
     }
-}
-
-/// Where the program for rare frames is, as in `enum program`.
-const RARE: u32 = 4;
-
-type Program = Vec<bpf_insn>;
-
-/// The attached program's instructions as libbpf hands them to the kernel, with descriptors of the
-/// loaded balancer's maps in them, the programs that it goes on in, and the maps' numbers by those descriptors.
-fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u32>) {
-    let of_kernel: Vec<MapHandle> = map_ids(katran)
-        .into_iter()
-        .map(|number| MapHandle::from_map_id(number).unwrap())
-        .collect();
-    let mut storage = MaybeUninit::uninit();
-    let mut open = skel::KatranSkelBuilder::default()
-        .open(&mut storage)
-        .unwrap();
-    for mut map in open.open_object_mut().maps_mut() {
-        // The kernel keeps so much of a name.
-        let name: Vec<u8> = map
-            .name()
-            .as_encoded_bytes()
-            .iter()
-            .copied()
-            .take(15)
-            .collect();
-        let same = |of_kernel: &&MapHandle| of_kernel.name().as_encoded_bytes() == name;
-        match of_kernel.iter().find(same) {
-            Some(of_kernel) => {
-                // A data section may have been made larger.
-                if map.value_size() != of_kernel.value_size() {
-                    map.set_value_size(of_kernel.value_size()).unwrap();
-                }
-                map.reuse_fd(of_kernel.as_fd()).unwrap();
-            }
-            None => match katran.map_fd(&map.name().to_string_lossy()) {
-                // Of other programs, which load along.
-                Some(other) => map.reuse_fd(other).unwrap(),
-                // Of what is off.
-                None => map.set_autocreate(false).unwrap(),
-            },
-        }
-    }
-    open.progs.katran_explain.set_autoload(false);
-    open.progs.katran_full.set_autoload(false);
-    open.progs.katran_explain_full.set_autoload(false);
-    let skel = open.load().unwrap();
-    let numbers = skel
-        .object()
-        .maps()
-        .filter(|map| map.autocreate())
-        .map(|map| (map.as_fd().as_raw_fd(), map.info().unwrap().info.id))
-        .collect();
-    let others = BTreeMap::from([(RARE, skel.progs.katran_rare.insns().to_vec())]);
-    (skel.progs.katran.insns().to_vec(), others, numbers)
-}
-
-/// The maps that the attached program uses, by the kernel's numbers.
-fn map_ids(katran: &Katran) -> Vec<u32> {
-    let descriptor = katran.program_fd().as_raw_fd();
-    let about = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).unwrap();
-    let mut lines = about.lines();
-    let number = lines
-        .find_map(|line| line.strip_prefix("prog_id:"))
-        .unwrap();
-    let number: u32 = number.trim().parse().unwrap();
-    let options = ProgInfoQueryOptions::default().include_map_ids(true);
-    let program = ProgInfoIter::with_query_opts(options).find(|program| program.id == number);
-    program.unwrap().map_ids
 }

@@ -6,15 +6,20 @@
 #pragma once
 
 #include "maps.h"
+#include "verifier.h"
 
 static __always_inline struct flow_value *lru_lookup(void *table, const struct flow_key *key)
 {
-	/* Two call sites, each with maps of one kind of origin: the kernel turns both into direct
-	 * calls. The barrier keeps the compiler from making them one. */
-	if (table)
-		return bpf_map_lookup_elem(table, key);
-	barrier();
-	return bpf_map_lookup_elem(&fallback_flows, key);
+	struct flow_value *value;
+
+	if (table) {
+		value = bpf_map_lookup_elem(table, key);
+		stay_apart(value);
+		return value;
+	}
+	value = bpf_map_lookup_elem(&fallback_flows, key);
+	stay_apart(value);
+	return value;
 }
 
 /* What the table knows of the flow, and its real in `id`; NULL if it does not know it. */
@@ -33,10 +38,13 @@ static __always_inline void lru_remember(void *table, const struct flow_key *key
 {
 	const struct flow_value value = { .id = id, .used = used };
 
+	long failed;
+
 	if (table) {
-		bpf_map_update_elem(table, key, &value, BPF_ANY);
+		failed = bpf_map_update_elem(table, key, &value, BPF_ANY);
+		stay_apart(failed);
 		return;
 	}
-	barrier();
-	bpf_map_update_elem(&fallback_flows, key, &value, BPF_ANY);
+	failed = bpf_map_update_elem(&fallback_flows, key, &value, BPF_ANY);
+	stay_apart(failed);
 }

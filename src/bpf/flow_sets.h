@@ -58,9 +58,9 @@ static __always_inline __u32 active_set(__u32 hash, __u32 active, __u32 mask)
 	const __u64 number = hash & mask;
 	/* All ones if that set is not in use yet: its flows are in the one that it will be split
 	 * from. A branch would go either way at random. */
-	const __u64 beyond = (__s64)(active - 1 - number) >> 63;
+	const __u64 beyond = sign_mask((__u64)active - 1 - number);
 
-	return number & ~(beyond & (mask ^ mask >> 1));
+	return number ^ (beyond & (mask ^ mask >> 1));
 }
 
 /* Several CPUs may write to a set of the fallback at once: entries are lost then, or overwritten,
@@ -69,25 +69,19 @@ static __always_inline struct flow_set *
 sets_locate(void *table, const struct active_sets *active, __u64 fingerprint)
 {
 	const __u32 hash = set_hash(fingerprint);
+	struct flow_set *set;
 	__u32 number;
 
 	if (table) {
 		number = active_set(hash, active->count, active->mask);
-		return bpf_map_lookup_elem(table, &number);
+		set = bpf_map_lookup_elem(table, &number);
+		stay_apart(set);
+		return set;
 	}
 	number = hash & (FALLBACK_SETS - 1);
-	return bpf_map_lookup_elem(&fallback_flows, &number);
-}
-
-/* All ones if `difference` is 0, else 0: a comparison without a branch. The sets of many flows are
- * not in any cache, so a branch on what they hold is decided late, and if it was predicted wrongly
- * all work that had been done meanwhile is lost. */
-static __always_inline __u64 equal_mask(__u64 difference)
-{
-	__u64 mask = ((difference | -difference) >> 63) - 1;
-
-	barrier_var(mask);
-	return mask;
+	set = bpf_map_lookup_elem(&fallback_flows, &number);
+	stay_apart(set);
+	return set;
 }
 
 static __always_inline struct flow_entry *entry_at(struct flow_set *set, __u64 offset)
@@ -145,40 +139,50 @@ LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 no
 	return sets_oldest(set, now | USED_BITS);
 }
 
+/* Where the flow's entry is in this line, counted from 1, times an entry's size; 0 if it is not in it. Of several
+ * entries the places add up. Without a branch: the sets of many flows are not in any cache, so one on what they
+ * hold is decided late, and if it was predicted wrongly all work that had been done meanwhile is lost. */
+static __always_inline __u64 line_find(const struct flow_entry *line, __u64 fingerprint)
+{
+	__u64 place = 0;
+
+#pragma unroll
+	for (int way = 0; way < WAYS_PER_LINE; way++) {
+		const __u64 difference = line[way].tag ^ line[way].value.id ^ fingerprint;
+
+		place += (way + 1) * sizeof(*line);
+		place -= sign_mask(difference | -difference) & ((way + 1) * sizeof(*line));
+	}
+	return place;
+}
+
 /* What the set knows of the flow, and its real in `id`; NULL if it does not know it. A cache line
  * at a time. */
 static __always_inline struct flow_value *sets_find(struct flow_set *set, __u64 fingerprint,
 						   __u32 *id)
 {
+	struct flow_entry *entry;
+	__u64 place;
+
 	if (!set)
 		return NULL;
-#pragma unroll
-	for (int first = 0; first < FLOW_WAYS; first += WAYS_PER_LINE) {
-		__u64 offset = 0, found = 0;
-
-#pragma unroll
-		for (int way = first; way < first + WAYS_PER_LINE; way++) {
-			const struct flow_entry *entry = &set->entries[way];
-			const __u64 mask = equal_mask(entry->tag ^ entry->value.id ^ fingerprint);
-
-			offset |= mask & (way * sizeof(*entry));
-			found |= mask;
-		}
-		if (found) {
-			struct flow_entry *entry = entry_at(set, offset);
-
-			*id = entry_real(entry, fingerprint);
-			if (unlikely(!*id)) {
-				/* It has been overwritten since, or several CPUs have entered the flow
-				 * at once, so that `offset` is no entry's: then the first one counts. */
-				offset = sets_choose(set, fingerprint, 0);
-				entry = entry_at(set, offset * sizeof(*entry));
-				*id = entry_real(entry, fingerprint);
-			}
-			return *id ? &entry->value : NULL;
-		}
+	place = line_find(set->entries, fingerprint);
+	if (!place) {
+		place = line_find(set->entries + WAYS_PER_LINE, fingerprint);
+		if (!place)
+			return NULL;
+		place += WAYS_PER_LINE * sizeof(*entry);
 	}
-	return NULL;
+	entry = entry_at(set, place - sizeof(*entry));
+	*id = entry_real(entry, fingerprint);
+	if (unlikely(!*id)) {
+		/* It has been overwritten since, or several CPUs have entered the flow at once, so that
+		 * `place` is no entry's: then the first one counts. */
+		place = sets_choose(set, fingerprint, 0);
+		entry = entry_at(set, place * sizeof(*entry));
+		*id = entry_real(entry, fingerprint);
+	}
+	return *id ? &entry->value : NULL;
 }
 
 /* The entry that `value` is part of names another real from now on. */

@@ -13,6 +13,7 @@
 #include "lookup.h"
 #include "maps.h"
 #include "parse.h"
+#include "verifier.h"
 
 #include <linux/in.h>
 
@@ -56,10 +57,11 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 
 	if (table) {
 		found = bpf_map_lookup_elem(table, key);
+		stay_apart(found);
 	} else {
-		barrier();
 		run->cpu->counters.global_no_table++;
 		found = bpf_map_lookup_elem(&global_fallback, key);
+		stay_apart(found);
 	}
 	if (!found)
 		return NULL;

@@ -21,3 +21,20 @@ static __always_inline __u64 unknown_zero(__u64 any)
 	barrier_var(same);
 	return same - any;
 }
+
+/* All ones if the highest bit is set, else 0. Without the barriers compilers take either half for a comparison, and
+ * make branches of it: they see before the shift what the sign says, and after it that there are two values. */
+static __always_inline __u64 sign_mask(__u64 number)
+{
+	__s64 mask = number;
+
+	barrier_var(mask);
+	mask >>= 63;
+	barrier_var(mask);
+	return mask;
+}
+
+/* Follows a call in each of two branches, so that the compiler does not make one call of both, with a map that it
+ * chooses: the verifier puts loads, or a direct call, in the place of a lookup only if it knows the map. The number
+ * makes each place another, so that nothing takes the ends of both branches for the same. */
+#define stay_apart(result) asm volatile("" : "+r"(result) : "i"(__COUNTER__))

@@ -210,6 +210,27 @@ pub(crate) fn size(program: BorrowedFd<'_>) -> Size {
     }
 }
 
+/// A program as the kernel runs it: the instructions that the verifier has left, of 8 bytes each.
+pub(crate) fn translated(program: BorrowedFd<'_>) -> Vec<u8> {
+    let mut instructions = vec![0; size(program).bytes as usize];
+    let mut info = libbpf_sys::bpf_prog_info {
+        xlated_prog_len: instructions.len() as u32,
+        xlated_prog_insns: instructions.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, and `instructions` as it says itself.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    })
+    .unwrap();
+    instructions
+}
+
 /// The sizes of the programs in an array of programs.
 pub(crate) fn sizes_in(programs: BorrowedFd<'_>) -> Vec<Size> {
     let programs = programs_in(programs).into_iter();

@@ -1,8 +1,10 @@
 //! The program of health checks against its model: packets that this host sends, with marks and without.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use katran::Encapsulation;
+use katran::Flow;
 use katran::Katran;
 use katran::Vip;
 use katran::probes::ProbeSource;
@@ -19,6 +21,7 @@ use crate::common::at;
 use crate::common::bpf;
 use crate::common::bpf::Buffer;
 use crate::common::builder;
+use crate::common::frames::Packet;
 use crate::common::ip;
 use crate::decap::is_whole;
 use crate::generate::Generator;
@@ -208,12 +211,42 @@ fn one(katran: &Katran, model: &mut model::Probes, frame: &[u8], mark: u32) -> R
     Ok(())
 }
 
+/// What moves each counter, of which random frames may move some or none.
+fn certain() -> Vec<(Vec<u8>, u32)> {
+    const MARK: u32 = MARKS[0].0;
+    let tcp = |from, to| Packet::new(Flow::tcp(at(from), at(to)));
+    let mut sent = Vec::new();
+    for key in KEYS {
+        let vip: Vip = key.parse().unwrap();
+        let source = if vip.address().is_ipv4() {
+            "100.64.9.1:2000"
+        } else {
+            "[2001:db8:c:9::1]:2000"
+        };
+        let probe = Packet::new(Flow {
+            source: at(source),
+            destination: (vip.address(), vip.port()).into(),
+            protocol: vip.protocol(),
+        });
+        // The second comes without its mark.
+        sent.extend([(probe.frame(), MARK), (probe.frame(), 0)]);
+        sent.push((probe.payload(1200).frame(), MARK));
+    }
+    let matched_and_not = [
+        tcp("100.64.9.2:2000", DESTINATIONS[0].0),
+        tcp(SOURCES[0].0, "203.0.113.9:443"),
+        tcp("100.64.9.2:2000", "203.0.113.9:443"),
+    ];
+    sent.extend(matched_and_not.map(|packet| (packet.frame(), 0)));
+    sent
+}
+
 #[test]
 fn the_model_and_the_program_of_health_checks_agree_on_random_frames() {
     let frames = setting("KATRAN_FRAMES", 200_000).max(200_000) / 8 / KINDS.len() as u64;
     let seed = setting("KATRAN_SEED", fastrand::u64(..));
     eprintln!("KATRAN_SEED={seed}");
-    let mut moved = std::collections::BTreeSet::new();
+    let mut moved = BTreeSet::new();
     for kind in KINDS {
         let katran = kind.load();
         let mut model = kind.model();
@@ -223,6 +256,15 @@ fn the_model_and_the_program_of_health_checks_agree_on_random_frames() {
             longest: 3520,
         };
         let mut generator = Generator::new(seed, target);
+        let agree_on = |model: &mut model::Probes, frame: &[u8], mark: u32| {
+            if let Err(what) = one(&katran, model, frame, mark) {
+                let frame = hex(frame);
+                panic!("KATRAN_SEED={seed} {kind:?} mark {mark}: {frame}\n{what}");
+            }
+        };
+        for (frame, mark) in certain() {
+            agree_on(&mut model, &frame, mark);
+        }
         for i in 0..frames {
             if i % BATCH == 0 {
                 bpf::clear(katran.map_fd("probe_flows").unwrap());
@@ -233,12 +275,7 @@ fn the_model_and_the_program_of_health_checks_agree_on_random_frames() {
                 continue;
             }
             let mark = [0, 0, 0, 9, MARKS[0].0, MARKS[1].0][generator.rng.usize(0..6)];
-            if let Err(what) = one(&katran, &mut model, &frame, mark) {
-                panic!(
-                    "KATRAN_SEED={seed} {kind:?} mark {mark}: {}\n{what}",
-                    hex(&frame)
-                );
-            }
+            agree_on(&mut model, &frame, mark);
         }
         moved.extend(check_counters(&katran, &model));
     }

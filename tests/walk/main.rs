@@ -18,6 +18,9 @@ mod ignored_ports;
 mod inline_decap;
 mod loads;
 mod lookup;
+#[allow(dead_code, reason = "the bench uses more of it")]
+#[path = "../../benches/instructions/machine/mod.rs"]
+mod machine;
 mod manners;
 mod migration;
 mod outer_fragments;
@@ -32,6 +35,7 @@ mod server_ids;
 mod sizes;
 mod source_routes;
 mod tail_calls;
+mod translated;
 mod tunnel_rules;
 mod twins;
 mod vectors;

@@ -1,15 +1,15 @@
-//! Executes BPF instructions (RFC 9669, version 3 as clang numbers them) one by one and counts
-//! them. Memory is its own; what a helper does, the environment says.
+//! Executes BPF instructions (RFC 9669, version 3 as clang numbers them) one by one and notes
+//! which. Memory is its own; what a helper does, the environment says.
 
 use std::collections::BTreeMap;
 
 use libbpf_rs::libbpf_sys::bpf_insn;
 
-use crate::memory::Memory;
+use super::memory::Memory;
 
 const STACK_BYTES: usize = 512;
 /// Far more than the program has, without a loop.
-const MOST_INSTRUCTIONS: u64 = 100_000;
+const MOST_INSTRUCTIONS: usize = 100_000;
 
 // The classes of opcodes.
 const LD: u8 = 0;
@@ -53,24 +53,34 @@ struct Frame {
 /// A helper's number in linux/bpf.h: going on in another program.
 const TAIL_CALL: i32 = 12;
 
-/// Runs a program to its end, and `others` that it goes on in: what it returned, and how many instructions were
-/// executed.
+/// What a run of a program was.
+pub(crate) struct Executed {
+    /// What the program returned.
+    pub(crate) result: u64,
+    /// The places of the instructions that were executed, each in its program, in order.
+    pub(crate) trace: Vec<usize>,
+    /// How many of them were jumps that a condition decides.
+    pub(crate) jumps: usize,
+}
+
+/// Runs a program to its end, and `others` that it goes on in.
 pub(crate) fn execute<'a>(
     mut program: &'a [bpf_insn],
     others: &'a BTreeMap<u32, Vec<bpf_insn>>,
     environment: &mut impl Environment,
     memory: &mut Memory,
-) -> (u64, u64) {
+) -> Executed {
     let mut registers = [0u64; 11];
     let new_stack = |memory: &mut Memory| memory.add(vec![0; STACK_BYTES]) + STACK_BYTES as u64;
     registers[1] = CONTEXT;
     registers[10] = new_stack(memory);
     let mut frames: Vec<Frame> = Vec::new();
-    let (mut at, mut executed) = (0, 0);
+    let (mut at, mut jumps) = (0, 0);
+    let mut trace = Vec::new();
     loop {
         let insn = program[at];
-        executed += 1;
-        assert!(executed < MOST_INSTRUCTIONS, "no end");
+        trace.push(at);
+        assert!(trace.len() < MOST_INSTRUCTIONS, "no end");
         at += 1;
         let (to, from) = (usize::from(insn.dst_reg()), usize::from(insn.src_reg()));
         let operand = if insn.code & SOURCE_IS_REGISTER == 0 {
@@ -137,12 +147,17 @@ pub(crate) fn execute<'a>(
             }
             JMP if insn.code >> 4 == EXIT => {
                 let Some(frame) = frames.pop() else {
-                    return (registers[0], executed);
+                    return Executed {
+                        result: registers[0],
+                        trace,
+                        jumps,
+                    };
                 };
                 registers[6..].copy_from_slice(&frame.registers);
                 at = frame.next;
             }
             JMP | JMP32 => {
+                jumps += usize::from(insn.code >> 4 != JUMP_ALWAYS);
                 let (mut left, mut right) = (registers[to], operand);
                 if insn.code & 7 == JMP32 {
                     // With their sign, so that both kinds of comparison hold for 64 bits.

@@ -12,8 +12,8 @@ use libbpf_rs::MapType;
 use nix::errno::Errno;
 use nix::time::ClockId;
 
-use crate::interpreter::Environment;
-use crate::memory::Memory;
+use super::interpreter::Environment;
+use super::memory::Memory;
 
 /// Room in front of a frame (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;

@@ -1,0 +1,188 @@
+//! What is left of the programs' text where compilers and the verifier have had their way with it: a lookup is one
+//! call or loads and not a call by way of the map, and the search of a set does not branch by what is in it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+
+use katran::Builder;
+use katran::Encapsulation;
+use katran::Features;
+use katran::Flow;
+use katran::FlowTableKind;
+use katran::Katran;
+use katran::VipFlags;
+
+use crate::common::at;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::frames::frame;
+use crate::common::load;
+use crate::common::serve;
+use crate::machine::Machine;
+
+/// The kernel's functions that have a part in what is tested here, by how far they are from the one that addresses
+/// in calls are counted from.
+fn kernel_functions() -> BTreeMap<i64, String> {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap();
+    let symbols: Vec<(i64, &str)> = symbols
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some((address as i64, words.nth(1)?))
+        })
+        .collect();
+    let (base, _) = symbols
+        .iter()
+        .find(|(address, name)| *address != 0 && *name == "__bpf_call_base")
+        .unwrap_or_else(|| panic!("no symbols: kernel.kptr_restrict is to be below 2"));
+    let calls = symbols
+        .iter()
+        .filter(|(_, name)| name.ends_with("lookup_elem") || name.ends_with("update_elem"));
+    calls
+        .map(|(address, name)| (address - base, (*name).to_owned()))
+        .collect()
+}
+
+/// The functions for maps' elements that a program calls, as the verifier has left it.
+fn calls(program: BorrowedFd<'_>, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
+    const CALL: u8 = 0x85;
+    const OF_KERNEL: u8 = 0;
+    bpf::translated(program)
+        .chunks_exact(8)
+        .filter(|insn| insn[0] == CALL && insn[1] >> 4 == OF_KERNEL)
+        .filter_map(|insn| {
+            let offset = i32::from_le_bytes(insn[4..].try_into().unwrap());
+            functions.get(&offset.into()).cloned()
+        })
+        .collect()
+}
+
+/// All that may run on a packet's way.
+fn all_calls(katran: &Katran, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
+    let others = bpf::programs_in(katran.map_fd("special_programs").unwrap());
+    let others = others.iter().map(|program| program.as_fd());
+    others
+        .chain([katran.program_fd()])
+        .flat_map(|program| calls(program, functions))
+        .collect()
+}
+
+fn settings(table: FlowTableKind, encapsulation: Encapsulation, features: Features) -> Builder {
+    builder()
+        .source_v4("198.18.0.10".parse().unwrap())
+        .source_v6("2001:db8:ffff::10".parse().unwrap())
+        .flow_table(table)
+        .encapsulation(encapsulation)
+        .features(features)
+}
+
+fn all_features() -> Features {
+    Features::all() - Features::FLOW_DEBUG
+}
+
+/// The generic lookup asks the map what kind it is, and calls what that kind has for it: two calls, one of them by a
+/// pointer. Compilers leave it to the program where they make one lookup of two in different maps.
+#[test]
+fn no_call_goes_by_way_of_the_map() {
+    const GENERIC: [&str; 2] = ["bpf_map_lookup_elem", "bpf_map_update_elem"];
+    // Arrays are loads, but for those of a CPU before Linux 6.10. The rest is by address, prefix or flow.
+    const EXPECTED: [&str; 4] = [
+        "__htab_map_lookup_elem",
+        "htab_lru_map_update_elem",
+        "percpu_array_map_lookup_elem",
+        "trie_lookup_elem",
+    ];
+    let functions = kernel_functions();
+    for name in GENERIC {
+        assert!(functions.values().any(|known| known == name), "{name}");
+    }
+    let mut seen = BTreeSet::new();
+    for table in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
+        for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
+            let alone = Features::all() - Features::FLOW_DEBUG;
+            let each = alone
+                .iter()
+                .chain([Features::empty(), Features::default(), all_features()]);
+            for features in each {
+                let katran = load(settings(table, encapsulation, features));
+                let calls = all_calls(&katran, &functions);
+                println!("{table} {encapsulation} {features}: {calls:?}");
+                for name in &calls {
+                    let expected = EXPECTED.contains(&name.as_str());
+                    assert!(expected, "{table} {encapsulation} {features}: {name}");
+                }
+                seen.extend(calls);
+            }
+        }
+    }
+    // That names are found at all.
+    assert!(seen.contains("trie_lookup_elem"), "{seen:?}");
+}
+
+/// Flows of the VIP below, for which the table's sets are split.
+const FLOWS: u16 = 400;
+/// After so many more of them all are looked at.
+const STEP: u16 = 50;
+
+/// The kernel's table of sets holds flows in each of the entries of a line, and in sets that have been split and that
+/// have not. An established flow executes the same instructions wherever it is, but for one choice: which line.
+#[test]
+fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
+    for features in [Features::default(), all_features()] {
+        let cpu = 0;
+        bpf::pin(cpu);
+        let table = FlowTableKind::SetAssociative;
+        let mut katran =
+            load(settings(table, Encapsulation::Ipip, features).forwarding_cpus([cpu as u32]));
+        let vip = "203.0.113.1:443/udp";
+        serve(&mut katran, vip, VipFlags::empty(), &["198.51.100.1"]);
+        let machine = Machine::new(&katran);
+        let frames = (1..=FLOWS).map(|port| {
+            frame(Flow::udp(
+                at(&format!("192.0.2.7:{port}")),
+                at("203.0.113.1:443"),
+            ))
+        });
+        let frames: Vec<Vec<u8>> = frames.collect();
+        let mut traces: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
+        for first in (0..FLOWS).step_by(usize::from(STEP)) {
+            let (known, new) = frames.split_at(first.into());
+            // One that is new goes another way, or the machine would not see the table.
+            if let Some(new) = new.first() {
+                let (_, executed, _) = machine.execute(new, cpu, "a new flow");
+                assert!(!traces.contains_key(&executed.trace), "{features}");
+            }
+            for frame in &new[1..usize::from(STEP)] {
+                katran.simulate(frame).unwrap();
+            }
+            for frame in known.iter().chain(&new[..usize::from(STEP)]) {
+                let (_, executed, _) = machine.execute(frame, cpu, "a flow that is known");
+                *traces.entry(executed.trace).or_default() += 1;
+            }
+        }
+        let sets = bpf::inner(katran.map_fd("flow_tables").unwrap(), cpu as u32);
+        let places = places(sets.as_fd());
+        println!(
+            "{features}: flows by entry {places:?}; by trace {:?}",
+            traces.values()
+        );
+        assert!(places[..4].iter().all(|flows| *flows > 0), "{places:?}");
+        assert!(traces.len() <= 2, "{features}: {} ways", traces.len());
+    }
+}
+
+/// How many flows are in the first entries of their sets, in the second ones, and so on.
+fn places(sets: BorrowedFd<'_>) -> [usize; 8] {
+    const ENTRY: usize = 16;
+    let mut places = [0; 8];
+    for set in bpf::dump(sets).into_values() {
+        for (place, entry) in set.chunks_exact(ENTRY).enumerate() {
+            places[place] += usize::from(entry.iter().any(|byte| *byte != 0));
+        }
+    }
+    places
+}
