@@ -13,6 +13,7 @@ use katran::State;
 use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
+use katran_lab::eventually;
 use katran_model as model;
 use katran_model::Balancer;
 use serde::Serialize;
@@ -105,6 +106,9 @@ impl Pair {
         if kind.next_hops != NextHops::Gateway {
             hops::give(&katran, &mut model);
         }
+        // Reals are down, and the library is still taking out what tables might hold of them: that the model
+        // would not do.
+        eventually("the sweep is over", || !is_sweeping());
         let watched = katran.vips()[0];
         katran.stats_mut().watch_misses(watched).unwrap();
         model.tables.watched = Some(0);
@@ -399,6 +403,15 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// Whether a thread of this process goes through flow tables.
+fn is_sweeping() -> bool {
+    std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+        let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
+        // One that is gone has no name.
+        name.is_ok_and(|name| name.trim_end() == "katran-sweep")
+    })
 }
 
 /// What the global table of the CPU says of some flows of VIPs that ask it.
