@@ -39,7 +39,7 @@ pub struct NextHop {
     pub answers: bool,
     /// Packets come to the interface from where the balancer is attached: to it, to the link that it
     /// lies on, or to a member of it. True as well if that cannot be told, and with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), which sends them there.
+    /// [`NextHops::Redirect`], which sends them there.
     pub attached: bool,
     /// The real is an address of this host.
     pub here: bool,
