@@ -21,9 +21,6 @@ use katran::events::MonitorOptions;
 use katran_lab::LabConfig;
 use katran_lab::UdpClient;
 use katran_lab::private_bpf_fs;
-use nix::sched::CpuSet;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 
 use crate::segment::Arrival;
 use crate::segment::Segment;
@@ -61,20 +58,11 @@ fn by_state(katran: &mut Katran, features: Features) {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves() {
-    stay_on_one_cpu();
+    site::stay_on_one_cpu();
     for mode in [XdpMode::Native, XdpMode::Generic] {
         let site = Site::with(LabConfig::default(), mode, |builder| builder);
         check(site, &sets(), by_call);
     }
-}
-
-/// Keeps this thread, and those that it starts, on the CPU on which the lab has clients' packets arrive.
-/// Others that it sends to the balancer, such as answers to ARP, would now and then have a client's packet
-/// processed along with them on another CPU, whose table does not know the flow.
-fn stay_on_one_cpu() {
-    let mut first = CpuSet::new();
-    first.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &first).unwrap();
 }
 
 /// Two sets, for balancers that are special in other ways.
@@ -87,7 +75,7 @@ fn two_sets() -> [Features; 2] {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves_over_gue() {
-    stay_on_one_cpu();
+    site::stay_on_one_cpu();
     let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
             .encapsulation(Encapsulation::Gue)
@@ -99,7 +87,7 @@ fn nothing_is_lost_and_nothing_moves_over_gue() {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves_on_links_with_tags() {
-    stay_on_one_cpu();
+    site::stay_on_one_cpu();
     let site = Site::new(LabConfig::default());
     vlan::tag_link(&site, &[(0x8100, 100)]);
     check(site, &two_sets(), by_call);
@@ -107,7 +95,7 @@ fn nothing_is_lost_and_nothing_moves_on_links_with_tags() {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves_with_next_hops_of_reals_and_a_monitor() {
-    stay_on_one_cpu();
+    site::stay_on_one_cpu();
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
             .gateway(Gateway::Auto)
@@ -125,7 +113,7 @@ fn nothing_is_lost_and_nothing_moves_with_next_hops_of_reals_and_a_monitor() {
 
 #[test]
 fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
-    stay_on_one_cpu();
+    site::stay_on_one_cpu();
     let mut site = Site::new(LabConfig::default());
     let path = private_bpf_fs().unwrap().join("reload");
     site.katran.detach("eth0").unwrap();

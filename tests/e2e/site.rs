@@ -32,6 +32,7 @@ pub(crate) use katran_lab::eventually;
 use katran_lab::require_root;
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
+use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
 /// The port of the services, unless a test needs several.
@@ -320,10 +321,22 @@ pub(crate) fn cpus() -> Vec<u32> {
         .collect()
 }
 
-/// Has all that the client and the backends send processed on one CPU, as a network card would
-/// bring a flow, and the ICMP errors about it if it hashes well, to the same flow table.
-pub(crate) fn arrive_on_one_cpu(lab: &Lab) -> u32 {
+/// Keeps this thread, and those that it starts, on the CPU on which the lab has clients' packets arrive.
+/// Others that it sends to the balancer, such as answers to ARP, would now and then have a client's packet
+/// processed along with them on another CPU, whose table does not know the flow.
+pub(crate) fn stay_on_one_cpu() -> u32 {
     let cpu = cpus()[0];
+    let mut only = CpuSet::new();
+    only.set(cpu as usize).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &only).unwrap();
+    cpu
+}
+
+/// Has all that the client and the backends send processed on one CPU, as a network card would
+/// bring a flow, and the ICMP errors about it if it hashes well, to the same flow table. This thread
+/// stays there, too.
+pub(crate) fn arrive_on_one_cpu(lab: &Lab) -> u32 {
+    let cpu = stay_on_one_cpu();
     lab.router.receive_on_cpu("client", cpu).unwrap();
     for backend in &lab.backends {
         let interface = &backend.router_interface;
