@@ -37,7 +37,6 @@ static __always_inline void lru_remember(void *table, const struct flow_key *key
 					 __u32 used)
 {
 	const struct flow_value value = { .id = id, .used = used };
-
 	long failed;
 
 	if (table) {

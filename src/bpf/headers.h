@@ -3,6 +3,9 @@
  * accesses to its fields would go byte by byte; these are as wide as the fields. */
 #pragma once
 
+#include "shared.h"
+
+#include <stdbool.h>
 #include <linux/if_ether.h>
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
@@ -34,4 +37,14 @@ static __always_inline void ether_write(struct ethhdr *eth, __u64 destination, _
 	mac_store(eth->h_dest, destination);
 	mac_store(eth->h_source, source);
 	*(__be16 *)((void *)eth + 2 * ETH_ALEN) = type;
+}
+
+/* Whether an address is one of this host's own; of a family of which they are zeros none is. */
+static __always_inline bool is_own_address(const struct own_addresses *own, const __u32 *address,
+					   bool v6)
+{
+	if (!v6)
+		return own->v4 && address[0] == own->v4;
+	return (own->v6[0] | own->v6[1] | own->v6[2] | own->v6[3]) && address[0] == own->v6[0] &&
+	       address[1] == own->v6[1] && address[2] == own->v6[2] && address[3] == own->v6[3];
 }

@@ -28,7 +28,6 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 /* Whether the source is one that the outer headers of probes have. */
 static __always_inline bool is_from_here(const struct probe *probe)
 {
-	const struct own_addresses *own = own_addresses();
 	const __u32 *source = (const __u32 *)probe->source.address;
 
 	if (made_up_sources) {
@@ -37,10 +36,7 @@ static __always_inline bool is_from_here(const struct probe *probe)
 		return source[0] == ipip_source_v6[0] && source[1] == ipip_source_v6[1] &&
 		       source[2] == ipip_source_v6[2];
 	}
-	if (!probe->v6)
-		return own->v4 && source[0] == own->v4;
-	return (own->v6[0] | own->v6[1] | own->v6[2] | own->v6[3]) && source[0] == own->v6[0] &&
-	       source[1] == own->v6[1] && source[2] == own->v6[2] && source[3] == own->v6[3];
+	return is_own_address(own_addresses(), source, probe->v6);
 }
 
 /* Whether it is a probe that was wrapped here: sent on by its neighbour's address, it passes this hook

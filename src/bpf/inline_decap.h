@@ -31,13 +31,7 @@
 /* Whether the tunnel ends at an address of this host. */
 static __always_inline bool ends_here(const struct tunnel *tunnel)
 {
-	const struct own_addresses *own = own_addresses();
-	const __u32 *end = tunnel->destination;
-
-	if (!tunnel->outer_v6)
-		return own->v4 && end[0] == own->v4;
-	return (own->v6[0] | own->v6[1] | own->v6[2] | own->v6[3]) && end[0] == own->v6[0] &&
-	       end[1] == own->v6[1] && end[2] == own->v6[2] && end[3] == own->v6[3];
+	return is_own_address(own_addresses(), tunnel->destination, tunnel->outer_v6);
 }
 
 /* Whether the IPv6 packet at the cursor, which has extension headers, is a tunnelled one. Those that cannot be
