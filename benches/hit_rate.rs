@@ -21,7 +21,9 @@ use katran::Real;
 use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
+use katran_lab::allowed_cpus;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use katran_yardstick::ExactLru;
 use katran_yardstick::Flood;
 use katran_yardstick::FlowTable;
@@ -35,10 +37,6 @@ use katran_yardstick::WAYS;
 use katran_yardstick::Yardstick;
 use katran_yardstick::ipv4_check;
 use katran_yardstick::scattered;
-use nix::sched::CpuSet;
-use nix::sched::sched_getaffinity;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 use serde_json::Value;
 use serde_json::json;
 
@@ -104,7 +102,10 @@ fn main() -> ExitCode {
     require_root();
     // Like criterion: without --bench it is a test that the bench works.
     let effort = if quick || !bench { QUICK } else { FULL };
-    let cpu = stay_on_one_cpu();
+    // One CPU, so that one flow table sees all flows.
+    let cpu = allowed_cpus()[0];
+    stay_on(cpu);
+    let cpu = cpu as u32;
     for kind in &kinds {
         print_memory(*kind, cpu);
     }
@@ -113,18 +114,6 @@ fn main() -> ExitCode {
     full_sets(&effort);
     floods(&kinds, &effort, cpu);
     ExitCode::SUCCESS
-}
-
-/// One CPU, so that one flow table sees all flows: the first that this process may run on.
-fn stay_on_one_cpu() -> u32 {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    let cpu = (0..CpuSet::count())
-        .find(|cpu| allowed.is_set(*cpu).unwrap())
-        .unwrap();
-    let mut one = CpuSet::new();
-    one.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
-    cpu as u32
 }
 
 fn print_memory(kind: FlowTableKind, cpu: u32) {

@@ -21,7 +21,9 @@ use std::time::Instant;
 
 use katran::FlowTableKind;
 use katran_lab::Host;
+use katran_lab::allowed_cpus;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use katran_yardstick::Yardstick;
 use libbpf_rs::Xdp;
 use libbpf_rs::XdpFlags;
@@ -33,10 +35,8 @@ use crate::common::SYN;
 use crate::common::Spread;
 use crate::common::TCP;
 use crate::common::UDP;
-use crate::common::allowed_cpus;
 use crate::common::balancer;
 use crate::common::frame;
-use crate::common::stay_on;
 
 /// Two CPUs against one, at least.
 const TARGET: f64 = 1.9;

@@ -17,10 +17,6 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran_yardstick::ipv4_check;
-use nix::sched::CpuSet;
-use nix::sched::sched_getaffinity;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -106,21 +102,6 @@ pub(crate) fn serve(builder: Builder) -> Katran {
         }
     }
     katran
-}
-
-/// The CPUs that this process may run on.
-pub(crate) fn allowed_cpus() -> Vec<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    (0..CpuSet::count())
-        .filter(|cpu| allowed.is_set(*cpu).unwrap())
-        .collect()
-}
-
-/// Keeps this thread on one CPU.
-pub(crate) fn stay_on(cpu: usize) {
-    let mut one = CpuSet::new();
-    one.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 }
 
 /// A file among the results that `figures` draws: in `figures` of the target directory.

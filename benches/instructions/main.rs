@@ -1,5 +1,5 @@
-//! What each path through the program costs, counted: the instructions executed, the branches among them, the lookups in
-//! maps and the other helpers called, for one packet of each kind of traffic.
+//! What each path through the program costs, counted: the instructions executed, the branches among
+//! them, the lookups in maps and the other helpers called, for one packet of each kind of traffic.
 //!
 //! The kernel does not count instructions. So the program is executed here, instruction by
 //! instruction as compiled and linked with the maps of the loaded balancer, and for every packet
@@ -15,13 +15,16 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod machine;
+
 use std::env;
 use std::process::ExitCode;
 
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::flows::Verdict;
+use katran_lab::allowed_cpus;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 
 use crate::common::ACK;
 use crate::common::OTHER_PORT;
@@ -29,10 +32,8 @@ use crate::common::PORT;
 use crate::common::SYN;
 use crate::common::TCP;
 use crate::common::UDP;
-use crate::common::allowed_cpus;
 use crate::common::balancer;
 use crate::common::frame;
-use crate::common::stay_on;
 use crate::machine::Executed;
 use crate::machine::Kernel;
 use crate::machine::Machine;

@@ -23,14 +23,14 @@ use std::process::ExitCode;
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::flows::Verdict;
+use katran_lab::allowed_cpus;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use katran_yardstick::Yardstick;
 use katran_yardstick::memory_latency;
 
 use crate::common::Spread;
-use crate::common::allowed_cpus;
 use crate::common::settings;
-use crate::common::stay_on;
 use crate::counts::Counts;
 use crate::results::Baseline;
 use crate::results::Results;

@@ -11,9 +11,6 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
 use katran::flows::Verdict;
-use nix::sched::CpuSet;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 
 /// What a program made of a frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,13 +25,6 @@ fn check(result: i32) -> io::Result<i32> {
     } else {
         Ok(result)
     }
-}
-
-/// Keeps this thread on one CPU.
-pub(crate) fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    set.set(cpu).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
 }
 
 /// Runs an XDP program on a frame, on the CPU that this thread is on.
@@ -160,6 +150,21 @@ pub(crate) fn map_type(map: BorrowedFd<'_>) -> u32 {
     map_info(map).type_
 }
 
+/// Has the kernel fill in what it knows of a program. The arrays that `about` asks for have to be as long as it
+/// says.
+fn tell_about(program: BorrowedFd<'_>, about: &mut libbpf_sys::bpf_prog_info) {
+    let mut length = mem::size_of_val(about) as u32;
+    // SAFETY: `about` is as long as `length` says, and the callers here keep to what is asked of them.
+    check(unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(about).cast(),
+            &mut length,
+        )
+    })
+    .unwrap();
+}
+
 /// The types of all maps that a program uses.
 pub(crate) fn maps_of(program: BorrowedFd<'_>) -> Vec<u32> {
     let mut ids = [0u32; 64];
@@ -168,16 +173,7 @@ pub(crate) fn maps_of(program: BorrowedFd<'_>) -> Vec<u32> {
         map_ids: ids.as_mut_ptr() as u64,
         ..Default::default()
     };
-    let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, and `ids` as it says itself.
-    check(unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &mut length,
-        )
-    })
-    .unwrap();
+    tell_about(program, &mut info);
     let ids = &ids[..info.nr_map_ids as usize];
     ids.iter()
         .map(|id| map_type(map_by_id(*id).as_fd()))
@@ -194,16 +190,7 @@ pub(crate) struct Size {
 /// The size of a program.
 pub(crate) fn size(program: BorrowedFd<'_>) -> Size {
     let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says.
-    check(unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &mut length,
-        )
-    })
-    .unwrap();
+    tell_about(program, &mut info);
     Size {
         bytes: info.xlated_prog_len,
         verified: info.verified_insns,
@@ -218,16 +205,7 @@ pub(crate) fn translated(program: BorrowedFd<'_>) -> Vec<u8> {
         xlated_prog_insns: instructions.as_mut_ptr() as u64,
         ..Default::default()
     };
-    let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, and `instructions` as it says itself.
-    check(unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_raw_fd(),
-            std::ptr::from_mut(&mut info).cast(),
-            &mut length,
-        )
-    })
-    .unwrap();
+    tell_about(program, &mut info);
     instructions
 }
 

@@ -23,6 +23,7 @@ use katran::flows::Simulation;
 use katran::state::BalancerState;
 use katran::state::VipState;
 use katran_lab::eventually;
+use katran_lab::is_thread_there;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -257,12 +258,8 @@ fn numbers_are_not_given_out_again_before_packets_have_let_go() {
 /// Waits until no thread of this process sees packets let go: one that began before goes on to do so for what
 /// comes after, whatever is refused to others.
 fn no_grace_thread() {
-    let is_one = |task: std::io::Result<std::fs::DirEntry>| {
-        let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
-        name.is_ok_and(|name| name.trim() == "katran-grace")
-    };
     eventually("no thread waits for packets", || {
-        !std::fs::read_dir("/proc/self/task").unwrap().any(is_one)
+        !is_thread_there("katran-grace")
     });
 }
 

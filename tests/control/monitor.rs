@@ -18,6 +18,7 @@ use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
 use katran_lab::eventually;
+use katran_lab::stay_on;
 
 use crate::common;
 use crate::common::at;
@@ -207,7 +208,7 @@ fn each_kind_has_a_limit_of_its_own_on_each_cpu() {
     let (monitor, _events) = listen(&katran, MonitorOptions::new().rate_limit(LIMIT));
     let cpus = std::thread::available_parallelism().unwrap().get().min(2);
     for cpu in 0..cpus {
-        bpf::pin(cpu);
+        stay_on(cpu);
         // A flow is not remembered by an RST, so it is missed each time. On a flood of the one kind
         // the other has its share.
         let miss = tcp(9).flags(RST).frame();

@@ -28,12 +28,10 @@ use katran_lab::LabConfig;
 use katran_lab::Newer;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
+use katran_lab::allowed_cpus;
 pub(crate) use katran_lab::eventually;
 use katran_lab::require_root;
-use nix::sched::CpuSet;
-use nix::sched::sched_getaffinity;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
+use katran_lab::stay_on;
 
 /// The port of the services, unless a test needs several.
 pub(crate) const PORT: u16 = 80;
@@ -312,13 +310,10 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// The CPUs that this process may use.
+/// The CPUs that this process may use, by the numbers that settings have.
 pub(crate) fn cpus() -> Vec<u32> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    (0..CpuSet::count())
-        .filter(|cpu| allowed.is_set(*cpu).unwrap())
-        .map(|cpu| cpu as u32)
-        .collect()
+    let allowed = allowed_cpus().into_iter();
+    allowed.map(|cpu| cpu as u32).collect()
 }
 
 /// Keeps this thread, and those that it starts, on the CPU on which the lab has clients' packets arrive.
@@ -326,9 +321,7 @@ pub(crate) fn cpus() -> Vec<u32> {
 /// processed along with them on another CPU, whose table does not know the flow.
 pub(crate) fn stay_on_one_cpu() -> u32 {
     let cpu = cpus()[0];
-    let mut only = CpuSet::new();
-    only.set(cpu as usize).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &only).unwrap();
+    stay_on(cpu as usize);
     cpu
 }
 

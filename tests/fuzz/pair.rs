@@ -14,6 +14,8 @@ use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran_lab::eventually;
+use katran_lab::is_thread_there;
+use katran_lab::stay_on;
 use katran_model as model;
 use katran_model::Balancer;
 use serde::Serialize;
@@ -91,7 +93,7 @@ const WINDOW: Duration = Duration::from_millis(1020);
 impl Pair {
     /// Both of a kind, for frames that come to CPU `cpu`, which this thread stays on.
     pub(crate) fn new(kind: Kind, cpu: u32) -> Self {
-        bpf::pin(cpu as usize);
+        stay_on(cpu as usize);
         let state = kind.state(cpu);
         let mut katran = kind.load(&state);
         let mut model = mirror::of(&katran, cpu);
@@ -108,7 +110,7 @@ impl Pair {
         }
         // Reals are down, and the library is still taking out what tables might hold of them: that the model
         // would not do.
-        eventually("the sweep is over", || !is_sweeping());
+        eventually("the sweep is over", || !is_thread_there("katran-sweep"));
         let watched = katran.vips()[0];
         katran.stats_mut().watch_misses(watched).unwrap();
         model.tables.watched = Some(0);
@@ -403,15 +405,6 @@ impl Pair {
         }
         Ok(())
     }
-}
-
-/// Whether a thread of this process goes through flow tables.
-fn is_sweeping() -> bool {
-    std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
-        let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
-        // One that is gone has no name.
-        name.is_ok_and(|name| name.trim_end() == "katran-sweep")
-    })
 }
 
 /// What the global table of the CPU says of some flows of VIPs that ask it.

@@ -15,6 +15,7 @@ use katran::Protocol;
 use katran::ServerId;
 use katran::VipFlags;
 use katran::flows::Reason;
+use katran_lab::stay_on;
 use katran_yardstick::Yardstick;
 use katran_yardstick::scattered;
 
@@ -218,7 +219,7 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
 fn a_flood_of_datagrams_makes_room_before_idle_connections() {
     const FLOWS: u32 = 4096;
     const ESTABLISHED: u32 = 1000;
-    bpf::pin(0);
+    stay_on(0);
     let mut katran = load(
         builder()
             .forwarding_cpus([0])
@@ -259,7 +260,7 @@ fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
             .flow_table(FlowTableKind::SetAssociative),
     );
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
-    bpf::pin(0);
+    stay_on(0);
     let bytes = frame(tcp(1));
     let run = || bpf::run(katran.program_fd(), &bytes);
     let before = run();

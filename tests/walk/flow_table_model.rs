@@ -8,6 +8,7 @@ use katran::FlowTableKind;
 use katran::Katran;
 use katran::VipFlags;
 use katran::flows::Verdict;
+use katran_lab::stay_on;
 use katran_yardstick::FlowTable;
 use katran_yardstick::Pattern;
 use katran_yardstick::SYN;
@@ -42,7 +43,7 @@ struct Bench {
 
 impl Bench {
     fn new(kind: FlowTableKind, flows: u32, flood_threshold: u32) -> Self {
-        bpf::pin(0);
+        stay_on(0);
         let mut katran = load(
             builder()
                 .forwarding_cpus([0])

@@ -15,10 +15,10 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Reason;
+use katran_lab::stay_on;
 
 use crate::common;
 use crate::common::at;
-use crate::common::bpf;
 use crate::common::builder;
 use crate::common::flow_table;
 use crate::common::flows;
@@ -263,7 +263,7 @@ fn a_purge_does_not_disturb_forwarding() {
     };
     let of_purged = katran_yardstick::Yardstick::for_sequences(&to("203.0.113.1:80")).unwrap();
     let all: Vec<u32> = (0..FLOWS as u32).map(katran_yardstick::scattered).collect();
-    bpf::pin(0);
+    stay_on(0);
     of_purged.play(katran.program_fd(), &all).unwrap();
     let before = entries(&katran, purged);
     assert!(before > FLOWS * 99 / 100, "{before}");
@@ -277,7 +277,7 @@ fn a_purge_does_not_disturb_forwarding() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let forwarder = thread::spawn(move || {
         use std::os::fd::AsFd;
-        bpf::pin(1);
+        stay_on(1);
         let busy = katran_yardstick::Yardstick::for_sequences(&to("203.0.113.2:80")).unwrap();
         let packets: Vec<u32> = (0..PACKETS)
             .map(|i| katran_yardstick::scattered(i % 1000))

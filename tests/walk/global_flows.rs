@@ -8,6 +8,7 @@ use katran::Katran;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
+use katran_lab::stay_on;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -109,7 +110,7 @@ fn cpus_without_a_table_share_one() {
     assert_eq!(katran.global_flows().get(1, &flow(1)).unwrap(), Some(ip(B)));
     assert_eq!(katran.global_flows().get(9, &flow(1)).unwrap(), Some(ip(B)));
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
-    bpf::pin(1);
+    stay_on(1);
     bpf::run(katran.program_fd(), &frame(flow(1)));
     let counters = katran.stats().global_flows().unwrap();
     assert_eq!((counters.hits, counters.no_table), (1, 1));

@@ -17,6 +17,7 @@ use katran::flows::Choice;
 use katran::flows::Reason;
 use katran::stats::DropReason;
 use katran::stats::FlowTableCounters;
+use katran_lab::stay_on;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -351,7 +352,7 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
     serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     assert!(katran.flows().table_fd(1).is_none());
-    bpf::pin(1);
+    stay_on(1);
     let first = bpf::run(katran.program_fd(), &syn(flow));
     assert_eq!(
         bpf::run(katran.program_fd(), &frame(flow)).verdict,
@@ -386,7 +387,7 @@ fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
         Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4)),
         Flow::tcp(at("192.0.2.7:40002"), at(TO_VIP4)),
     );
-    bpf::pin(1);
+    stay_on(1);
     // This one's entry names A, that of the other flow names C, and new flows go to B.
     bpf::run(katran.program_fd(), &syn(flow));
     let entry_of_this = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap()).remove(0);

@@ -15,6 +15,7 @@ use katran::Katran;
 use katran::Protocol;
 use katran::VipFlags;
 use katran::flows::Verdict;
+use katran_lab::stay_on;
 use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::MapHandle;
@@ -22,7 +23,6 @@ use libbpf_rs::MapType;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::query::ProgInfoQueryOptions;
 
-use crate::common::bpf::pin;
 use crate::common::bpf::run;
 use crate::common::builder;
 use crate::common::flows;
@@ -104,7 +104,7 @@ fn read(id: u32, contents: &mut Contents) {
 
 /// Sends the frames on a CPU: what changed.
 fn written_by(katran: &Katran, cpu: u32, frames: &[Vec<u8>]) -> BTreeSet<Area> {
-    pin(cpu as usize);
+    stay_on(cpu as usize);
     let before = contents(katran);
     for frame in frames {
         assert_eq!(run(katran.program_fd(), frame).verdict, Verdict::Tx);

@@ -14,6 +14,7 @@ use katran::Flow;
 use katran::FlowTableKind;
 use katran::Katran;
 use katran::VipFlags;
+use katran_lab::stay_on;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -103,10 +104,11 @@ fn no_call_goes_by_way_of_the_map() {
     let mut seen = BTreeSet::new();
     for table in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
         for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
-            let alone = Features::all() - Features::FLOW_DEBUG;
-            let each = alone
-                .iter()
-                .chain([Features::empty(), Features::default(), all_features()]);
+            let each = all_features().iter().chain([
+                Features::empty(),
+                Features::default(),
+                all_features(),
+            ]);
             for features in each {
                 let katran = load(settings(table, encapsulation, features));
                 let calls = all_calls(&katran, &functions);
@@ -134,7 +136,7 @@ const STEP: u16 = 50;
 fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
     for features in [Features::default(), all_features()] {
         let cpu = 0;
-        bpf::pin(cpu);
+        stay_on(cpu);
         let table = FlowTableKind::SetAssociative;
         let mut katran =
             load(settings(table, Encapsulation::Ipip, features).forwarding_cpus([cpu as u32]));

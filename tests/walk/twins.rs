@@ -12,6 +12,7 @@ use katran::ServerId;
 use katran::VipFlags;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
+use katran_lab::stay_on;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -35,7 +36,7 @@ struct Twins {
 impl Twins {
     fn new(load: impl Fn() -> Katran) -> Self {
         // Where `simulate` runs, so that both use the first CPU's flow table.
-        bpf::pin(0);
+        stay_on(0);
         Self {
             simulated: load(),
             direct: load(),

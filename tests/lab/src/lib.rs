@@ -33,6 +33,7 @@ mod link;
 mod process;
 mod sys;
 mod tcp;
+mod threads;
 mod topology;
 mod udp;
 
@@ -51,6 +52,9 @@ pub use link::veth;
 pub use process::Process;
 pub use tcp::TcpClient;
 pub use tcp::TcpServer;
+pub use threads::allowed_cpus;
+pub use threads::is_thread_there;
+pub use threads::stay_on;
 pub use topology::BACKEND_GATEWAY_V4;
 pub use topology::BACKEND_GATEWAY_V6;
 pub use topology::Backend;

@@ -1,0 +1,48 @@
+//! Threads of this process: which CPUs they may use, and whether one of a name is there.
+
+use std::fs;
+
+use nix::sched::CpuSet;
+use nix::sched::sched_getaffinity;
+use nix::sched::sched_setaffinity;
+use nix::unistd::Pid;
+
+/// The CPUs that this thread may use, in order.
+///
+/// # Panics
+/// If the kernel does not say.
+#[must_use]
+pub fn allowed_cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))
+        .unwrap_or_else(|error| panic!("CPUs of this thread: {error}"));
+    (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu) == Ok(true))
+        .collect()
+}
+
+/// Keeps this thread, and those that it starts, on one CPU.
+///
+/// # Panics
+/// If it may not run there.
+pub fn stay_on(cpu: usize) {
+    let mut one = CpuSet::new();
+    let stays = one
+        .set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &one));
+    assert_eq!(stays, Ok(()), "staying on CPU {cpu}");
+}
+
+/// Whether a thread of this process has this name.
+///
+/// # Panics
+/// If the process's threads cannot be listed.
+#[must_use]
+pub fn is_thread_there(name: &str) -> bool {
+    let tasks = fs::read_dir("/proc/self/task");
+    let mut tasks = tasks.unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
+    tasks.any(|task| {
+        let of_task = task.and_then(|task| fs::read_to_string(task.path().join("comm")));
+        // One that is gone has no name.
+        of_task.is_ok_and(|of_task| of_task.trim_end() == name)
+    })
+}
