@@ -178,11 +178,12 @@ static __always_inline int take_out(CONTEXT *ctx)
 	if (!count || !eth)
 		return PASS;
 	count->total++;
+	/* Of another version than its EtherType it is no packet. */
 	if (ether_type(eth) == bpf_htons(ETH_P_IP)) {
-		if (find_tunnel_v4(&tunnel, cursor, gue_port))
+		if (ip_version(cursor) == 4 && find_tunnel_v4(&tunnel, cursor, gue_port))
 			return unwrap(ctx, count, eth, &tunnel);
 	} else if (ether_type(eth) == bpf_htons(ETH_P_IPV6)) {
-		if (find_tunnel_v6(&tunnel, cursor, gue_port))
+		if (ip_version(cursor) == 6 && find_tunnel_v6(&tunnel, cursor, gue_port))
 			return unwrap(ctx, count, eth, &tunnel);
 	}
 	return PASS;

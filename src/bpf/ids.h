@@ -74,13 +74,26 @@ static __always_inline int by_stable_udp(const struct run *run, struct cursor pa
 	return named.known ? -DROP_STABLE_UDP_REAL_GONE : 0;
 }
 
+/* Whether the packet has all of these bytes, by its IP header. What the frame has behind the packet is padding. */
+static __always_inline bool is_in_packet(const struct run *run, const struct id_query *query,
+					 struct cursor from, __u32 bytes)
+{
+	const __u32 end = sizeof(struct ethhdr) + query->l3_length +
+			  (query->flow.family == FAMILY_V6 ? sizeof(struct ipv6hdr) : 0);
+	__u64 place = from.position - (void *)(long)run->ctx->data;
+
+	/* Or the compiler would add to half a pointer first, which the verifier refuses. */
+	barrier_var(place);
+	return place + bytes <= end;
+}
+
 static __always_inline int by_tcp_option(const struct run *run, const struct id_query *query,
 					 struct cursor options, const struct flow_place *place,
 					 __u64 now)
 {
 	struct tcp_server_id_counters *count = &run->cpu->counters.tcp_server_id;
 	struct named named = {};
-	__u32 id;
+	__u32 id = 0;
 
 	if (query->tcp_flags & TCP_SYN) {
 		struct vip_counters *of_vip = counters_of_vip(&query->vip_number);
@@ -90,7 +103,8 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 			of_vip->server_id_new++;
 		return 0;
 	}
-	id = tcp_option_id(run->ctx, options, query->tcp_options);
+	if (is_in_packet(run, query, options, query->tcp_options))
+		id = tcp_option_id(run->ctx, options, query->tcp_options);
 	if (id)
 		named = server_id_find(id);
 	if (!named.real) {

@@ -80,6 +80,18 @@ static __always_inline bool is_nested(const struct run *run, const struct tunnel
 	return find_tunnel_v6(&nested, tunnel->inner, gue_port);
 }
 
+/* Whether the inner packet's own lengths can be: an IPv4 packet has all of a header that is as long as any. */
+static __always_inline bool inner_holds_its_header(const struct tunnel *tunnel)
+{
+	struct cursor cursor = tunnel->inner;
+	const struct iphdr *ip;
+
+	if (tunnel->inner_v6)
+		return true;
+	ip = cursor_take(&cursor, sizeof(*ip));
+	return ip && ip->ihl >= sizeof(*ip) / 4 && bpf_ntohs(ip->tot_len) >= ip->ihl * 4;
+}
+
 /* Takes one from the inner packet's time to live. */
 static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 {
@@ -121,6 +133,9 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 	if (!inner_is_ip(tunnel))
 		return DROP_INNER_VERSION;
 	if (!inner_is_whole(tunnel))
+		return DROP_INNER_TRUNCATED;
+	/* Of what is walked, or the host's, they are looked at there. */
+	if (egress && !inner_holds_its_header(tunnel))
 		return DROP_INNER_TRUNCATED;
 	/* What goes back out may come back in: each time one header lighter. */
 	if (egress && is_nested(run, tunnel))

@@ -388,6 +388,37 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
     });
 }
 
+/// A frame whose IP version is not that of its EtherType holds no packet that anybody could take out.
+#[test]
+fn a_frame_of_another_version_than_its_ethertype_passes_untouched() {
+    both(|| {
+        let decap = load_decap(Decap::builder());
+        let inner = Packet::new(inner_flows()[0]).ip();
+        for (end, kind) in REALS
+            .into_iter()
+            .flat_map(|end| GUE.map(|kind| (end, kind)))
+        {
+            let right = ethernet(&in_tunnel(&inner, 0, ip(end), kind));
+            for version in [0, 5, 15, if end == REALS[0] { 6 } else { 4 }] {
+                let mut frame = right.clone();
+                frame[ETHERNET] = version << 4 | frame[ETHERNET] & 0xf;
+                let ran = run(&decap, &frame);
+                assert_eq!(
+                    (ran.verdict, ran.frame),
+                    (Verdict::Pass, frame),
+                    "{end} {version}"
+                );
+            }
+        }
+        let counters = decap.counters().unwrap();
+        assert_eq!(counters.total, 16);
+        assert_eq!(
+            counters.ipip_v4 + counters.ipip_v6 + counters.gue_v4 + counters.gue_v6,
+            0
+        );
+    });
+}
+
 /// Options that reach behind the packet's end are none of it.
 #[test]
 fn server_ids_in_padding_are_not_counted() {

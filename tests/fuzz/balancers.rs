@@ -45,6 +45,8 @@ pub(crate) struct Kind {
     /// default ones.
     odd: bool,
     pub(crate) next_hops: NextHops,
+    /// Attached to interfaces (`stations`); and any address is one of a VIP.
+    pub(crate) attached: bool,
 }
 
 const SETS: FlowTableKind = FlowTableKind::SetAssociative;
@@ -63,10 +65,11 @@ const PLAIN: Kind = Kind {
     own_table: true,
     odd: false,
     next_hops: NextHops::Gateway,
+    attached: false,
 };
 
 /// All of them.
-pub(crate) const KINDS: [Kind; 9] = [
+pub(crate) const KINDS: [Kind; 10] = [
     PLAIN,
     Kind {
         name: "gue",
@@ -139,6 +142,12 @@ pub(crate) const KINDS: [Kind; 9] = [
         flood: Some(200),
         ..PLAIN
     },
+    Kind {
+        name: "stations",
+        features: Features::ICMP_TOO_BIG.union(Features::INLINE_DECAP),
+        attached: true,
+        ..PLAIN
+    },
 ];
 
 impl Kind {
@@ -183,6 +192,11 @@ impl Kind {
         }
         state.balancer = Some(settings);
         state.vips = services();
+        if self.attached {
+            state
+                .vips
+                .extend(ANYWHERE.map(|name| VipState::new(vip(name))));
+        }
         state.server_ids = server_ids();
         if self.features.contains(Features::SOURCE_ROUTING) {
             state.source_routes = source_routes();
@@ -210,6 +224,9 @@ pub(crate) fn real(number: u16) -> IpAddr {
 }
 
 const LOCAL: u16 = 9;
+
+/// Groups, loopback and unspecified addresses, too, and still no station's.
+const ANYWHERE: [&str; 2] = ["0.0.0.0/0:9/udp", "[::/0]:9/udp"];
 
 /// Services of all kinds, among few addresses, so that they get into each other's way.
 fn services() -> Vec<VipState> {

@@ -23,6 +23,7 @@ use crate::common::frames::OWN_MAC;
 use crate::common::frames::ROUTER_MAC;
 use crate::common::ip;
 use crate::mutate;
+use crate::stations::SECOND_MAC;
 
 /// What frames are made for.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +84,7 @@ impl Generator {
         let mut frame = match self.rng.u32(0..40) {
             0 => vec![0x01, 0x00, 0x5e, 0, 0, 1],
             1 => vec![0xff; 6],
-            2 => vec![0x02, 0, 0, 0, 0, 0x99],
+            2 => SECOND_MAC.to_vec(),
             _ => OWN_MAC.to_vec(),
         };
         frame.extend(ROUTER_MAC);
@@ -408,6 +409,12 @@ impl Generator {
             body = self.rng.u32(..).to_be_bytes().to_vec();
             body.extend(self.payload());
         }
+        if self.one_in(4) {
+            // The reply's type is 0, so it adds up to what makes its checksum 0.
+            put_u16(&mut body, 0, 0);
+            let identifier = !sum(&body);
+            put_u16(&mut body, 0, identifier);
+        }
         let to = match (self.rng.u32(0..6), v6) {
             (0, false) => ip(self.pick(&["255.255.255.255", "224.0.0.1", "198.51.100.7"])),
             (0, true) => ip(self.pick(&["ff02::1", "2001:db8:77::1"])),
@@ -428,7 +435,7 @@ impl Generator {
             false if ends.tcp => self.tcp(from, to, ports),
             false => self.udp(from, to, ports),
         };
-        let most = self.pick(&[0, 20, 27, 28, 40, 47, 48, 60, 80, 128, 500]);
+        let most = self.pick(&[0, 20, 27, 28, 40, 47, 48, 60, 80, 128, 500, 9000]);
         quoted.truncate(most.max(if self.one_in(6) { 0 } else { 48 }));
         let kind = match v6 {
             false => self.pick(&[3, 3, 3, 3, 11, 12, 4, 5]),
@@ -485,7 +492,7 @@ impl Generator {
                 21 => 0x8000,
                 _ => 0,
             };
-            let length = (20 + options + body.len()).min(0xffff) as u16;
+            let length = self.said_length(20 + options + body.len());
             header = vec![0x45 + (options / 4) as u8, tos];
             header.extend(length.to_be_bytes());
             header.extend(self.rng.u16(..).to_be_bytes());
@@ -502,7 +509,7 @@ impl Generator {
                 false => (protocol, Vec::new()),
             };
             let label = self.rng.u16(..).to_be_bytes();
-            let length = (extensions.len() + body.len()).min(0xffff) as u16;
+            let length = self.said_length(extensions.len() + body.len());
             header = vec![0x60 | tos >> 4, tos << 4 | 0x3, label[0], label[1]];
             header.extend(length.to_be_bytes());
             header.extend([first, ttl]);
@@ -512,6 +519,23 @@ impl Generator {
         }
         header.extend(body);
         header
+    }
+
+    /// What a header says of its packet's length, now and then something else; in tunnels, too.
+    fn said_length(&mut self, length: usize) -> u16 {
+        let length = length.min(0xffff) as u16;
+        match self.one_in(60) {
+            true => self.pick(&[
+                0,
+                8,
+                19,
+                20,
+                28,
+                length.wrapping_sub(1),
+                length.wrapping_add(1),
+            ]),
+            false => length,
+        }
     }
 
     /// Some extension headers, and the number of the first.

@@ -22,4 +22,5 @@ mod random;
 mod recording;
 mod shrink;
 mod sound;
+mod stations;
 mod vectors;

@@ -30,6 +30,7 @@ use crate::common::ip;
 use crate::common::mirror;
 use crate::hops;
 use crate::sound;
+use crate::stations::Stations;
 
 /// Counters by name.
 pub(crate) type Counted = BTreeMap<String, u64>;
@@ -54,6 +55,8 @@ pub(crate) struct Pair {
     pub(crate) state: State,
     cpu: u32,
     monitor: Option<Monitor>,
+    /// Where it is attached, if it is.
+    stations: Option<Stations>,
     /// Ticks of the kernel's clock in a second.
     ticks: u64,
     /// As after load: what a batch begins with.
@@ -111,6 +114,7 @@ impl Pair {
         // Reals are down, and the library is still taking out what tables might hold of them: that the model
         // would not do.
         eventually("the sweep is over", || !is_thread_there("katran-sweep"));
+        let stations = kind.attached.then(|| Stations::attach(&mut katran));
         let watched = katran.vips()[0];
         katran.stats_mut().watch_misses(watched).unwrap();
         model.tables.watched = Some(0);
@@ -120,6 +124,7 @@ impl Pair {
             state,
             cpu,
             monitor,
+            stations,
             ticks: 0,
             fresh: model.clone(),
             model,
@@ -145,7 +150,10 @@ impl Pair {
         let flow = Flow::udp(at("192.0.2.9:1024"), at("203.0.113.1:5000"));
         // If the two differ on this, they do so on frames that are compared.
         let _ = self.one(&frame(flow));
-        let age = || self.katran.flows().find(&flow).unwrap()[0].age;
+        let age = || match self.katran.flows().find(&flow).unwrap().first() {
+            Some(entry) => entry.age,
+            None => panic!("balancer `{}`\nit makes no entry", self.kind.name),
+        };
         let before = age();
         bpf::age_flows(self.table(), TICKS);
         let seconds = (age() - before).as_secs_f64();
@@ -226,9 +234,24 @@ impl Pair {
         self.katran.program_fd()
     }
 
+    /// What the program makes of a frame. The model hears of the interface that it comes in by.
+    fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
+        let Some(stations) = &self.stations else {
+            return bpf::run_raw(self.program(), frame, None);
+        };
+        let (interface, macs) = stations.of(frame);
+        self.model.config.own_macs = macs.to_vec();
+        let mut context = libbpf_sys::xdp_md {
+            data_end: frame.len() as u32,
+            ingress_ifindex: interface,
+            ..Default::default()
+        };
+        bpf::run_raw(self.program(), frame, Some(&mut context))
+    }
+
     /// One frame.
     fn one(&mut self, frame: &[u8]) -> Result<(), String> {
-        let (action, out) = bpf::run_raw(self.program(), frame, None);
+        let (action, out) = self.run(frame);
         let now = self.started.elapsed().as_millis() as u64 + self.skipped;
         let expected = self.model.walk(frame, now);
         *self.seen.entry(format!("{:?}", expected.end)).or_default() += 1;

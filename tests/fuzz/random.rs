@@ -190,7 +190,7 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
             }
             match decide(&mut pair, &steps) {
                 Ok(said) => played.undecided += u64::from(!said),
-                Err(_) => return Err(explain(&mut pair, steps)),
+                Err(first) => return Err(explain(&mut pair, steps, &first)),
             }
             played.batches += 1;
             played.frames += batch as u64;
@@ -214,9 +214,12 @@ fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference> {
 }
 
 /// The difference, with as few and small frames as show it.
-fn explain(pair: &mut Pair, mut steps: Vec<Step>) -> String {
+fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
     let Err(first) = pair.play(&steps) else {
-        return format!("{}: frames that agree when they come again", pair.kind.name);
+        return format!(
+            "{}: frames that agree when they come again (step {:?}: {})",
+            pair.kind.name, once.step, once.what
+        );
     };
     if let Some(last) = first.step {
         steps.truncate(last + 1);

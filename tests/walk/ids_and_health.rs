@@ -16,6 +16,7 @@ use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Reason;
 use katran_lab::eventually;
+use katran_lab::stay_on;
 
 use crate::common::at;
 use crate::common::bpf;
@@ -148,6 +149,37 @@ fn no_packet_follows_what_a_tcp_id_has_made_for_a_real_that_is_down() {
                 (Some(ip(B)), Reason::FlowTable)
             );
         }
+    }
+}
+
+/// An entry that the ring has made, and whose real is down since, does not hold against an id.
+#[test]
+fn a_tcp_id_corrects_an_entry_of_a_real_that_is_down() {
+    stay_on(0);
+    for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
+        let settings = builder().features(IDS).flow_table(kind);
+        let mut katran = load(settings.forwarding_cpus([0]));
+        let vip = serve(&mut katran, "203.0.113.1:443/tcp", VipFlags::empty(), &[A]);
+        let ids = [ServerId::new(ID, ip(B))];
+        katran.server_ids_mut().add(&ids).unwrap();
+        assert_eq!(sent(&katran, &frame(tcp(1))), (Some(ip(A)), Reason::Ring));
+        let table = katran.flows().table_fd(0).unwrap();
+        let is_used = |(_, entry): &(Vec<u8>, Vec<u8>)| entry.iter().any(|byte| *byte != 0);
+        let used: Vec<_> = bpf::dump(table).into_iter().filter(is_used).collect();
+        katran.add_real(vip, Real::new(ip(B))).unwrap();
+        katran.mark_down(vip, ip(A)).unwrap();
+        swept(&katran, vip);
+        // The library has removed the entry. One comes back as if it had not come to it yet.
+        let table = katran.flows().table_fd(0).unwrap();
+        for (key, entry) in &used {
+            bpf::update(table, key, entry);
+        }
+        let by_id = (Some(ip(B)), Reason::TcpServerId);
+        assert_eq!(sent(&katran, &option(tcp(1))), by_id, "{kind}");
+        let counters = katran.stats().tcp_server_id().unwrap();
+        assert_eq!(counters.dst_mismatch_in_lru, 1, "{kind}");
+        let by_entry = (Some(ip(B)), Reason::FlowTable);
+        assert_eq!(sent(&katran, &frame(tcp(1))), by_entry, "{kind}");
     }
 }
 

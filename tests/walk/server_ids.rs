@@ -308,6 +308,27 @@ fn tcp_packets_go_where_their_option_says() {
     assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
 }
 
+/// A TCP header that is longer than its packet is none; what the frame has behind the packet is padding.
+#[test]
+fn options_end_where_the_packet_does() {
+    for (to, from) in [(TO, "192.0.2.7"), ("[2001:db8:1::1]:443", "2001:db8::7")] {
+        let (katran, _) = balancer(&format!("{to}/tcp"), VipFlags::empty());
+        for (missing, real, reason) in [
+            (0, B, Reason::TcpServerId),
+            (1, A, Reason::Ring),
+            (8, A, Reason::Ring),
+        ] {
+            let flow = Flow::tcp((ip(from), 4000 + missing as u16).into(), at(to));
+            let mut bytes = Packet::new(flow).options(&option(7)).data(b"").ip();
+            frames::ends_earlier(&mut bytes, missing, false);
+            let ran = katran.simulate(&frames::ethernet(&bytes)).unwrap();
+            assert_eq!(outcome(&ran), went(real, reason), "{to} {missing}");
+        }
+        let counters = katran.stats().tcp_server_id().unwrap();
+        assert_eq!((counters.sid_routed, counters.ch_routed), (1, 2));
+    }
+}
+
 #[test]
 fn stable_udp_goes_where_its_header_says() {
     let (katran, _) = balancer("203.0.113.1:443/udp", VipFlags::UDP_STABLE_ROUTING);

@@ -296,6 +296,37 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
     assert_eq!(reasons.get(DropReason::InnerTruncated), drops);
 }
 
+/// An IPv4 header that is shorter than any, or longer than its packet: nobody takes such a packet. What becomes of one
+/// that stays here the walk says, or the host.
+#[test]
+fn what_ends_in_its_header_does_not_leave_by_an_egress_address() {
+    let katran = balancer(settings());
+    let mut drops = 0;
+    for (kind, outer, flow) in mixes().filter(|(.., flow)| flow.source.is_ipv4()) {
+        // The header's bytes; the packet's.
+        for (header, length) in [(20, 19), (20, 0), (16, 40), (0, 40), (40, 39), (40, 40)] {
+            let mut inner = Packet::new(flow).ip();
+            inner[0] = 0x40 + header / 4;
+            inner[2..4].copy_from_slice(&u16::to_be_bytes(length));
+            let frame = tunnelled(kind, &inner, EGRESS[outer]);
+            let ran = run(&katran, &frame);
+            let what = format!("{kind:?} {header} {length}");
+            if header == 40 && length == 40 {
+                assert_eq!(ran.reason, Reason::DecapEgress, "{what}");
+                continue;
+            }
+            let outcome = (ran.verdict, ran.reason);
+            assert_eq!(outcome, dropped(DropReason::InnerTruncated), "{what}");
+            assert_eq!(ran.frame, frame, "{what}");
+            drops += 1;
+            let ran = run(&katran, &tunnelled(kind, &inner, OWN[outer]));
+            assert_eq!(ran.reason, Reason::DecapToHost, "{what}");
+        }
+    }
+    let reasons = katran.stats().drop_reasons().unwrap();
+    assert_eq!((reasons.get(DropReason::InnerTruncated), drops), (20, 20));
+}
+
 /// An empty datagram with something behind it, in a tunnel: there is none in that one.
 #[test]
 fn padding_makes_no_second_tunnel() {

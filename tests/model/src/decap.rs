@@ -65,7 +65,7 @@ struct Outer {
 fn outer_of(frame: &[u8]) -> Option<Outer> {
     let ip = &frame[ETHERNET..];
     match u16_at(frame, 12) {
-        TYPE_IPV4 if ip.len() >= IPV4 => Some(Outer {
+        TYPE_IPV4 if ip.len() >= IPV4 && ip[0] >> 4 == 4 => Some(Outer {
             family: Family::V4,
             source: v4_at(ip, 12),
             destination: v4_at(ip, 16),
@@ -76,7 +76,7 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
             payload: ETHERNET + IPV4,
             end: ETHERNET + own_length(ip, Family::V4),
         }),
-        TYPE_IPV6 if ip.len() >= IPV6 => Some(Outer {
+        TYPE_IPV6 if ip.len() >= IPV6 && ip[0] >> 4 == 6 => Some(Outer {
             family: Family::V6,
             source: v6_at(ip, 8),
             destination: v6_at(ip, 24),

@@ -274,7 +274,10 @@ fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
         count_new(run, ask);
         return None;
     }
-    let id = tcp_option(&run.frame, ask.packet.header.payload).filter(|id| *id != 0);
+    let header = ask.packet.header;
+    // A TCP header that is longer than its packet is none: what is behind the packet is padding.
+    let is_whole = header.has(usize::from(run.frame[header.payload + 12] >> 4) * 4);
+    let id = tcp_option(&run.frame, header.payload).filter(|id| is_whole && *id != 0);
     let Some(Named::Real(real)) = id.map(|id| look_up(run, id)) else {
         run.balancer.count("tcp_server_id", "ch_routed");
         return None;

@@ -238,9 +238,16 @@ pub(crate) fn pass_on_mark(inner: &mut [u8], family: Family, outer_tos: u8) -> b
     true
 }
 
-/// What leaves by an egress address is no tunnel, and comes from where it may.
+/// What leaves by an egress address has a header that it holds, is no tunnel, and comes from where it may.
 fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     let inner = tunnel.carried(run);
+    if tunnel.inner == Family::V4 {
+        // Nobody takes a packet that ends in its header.
+        let header = usize::from(inner[0] & 0xf) * 4;
+        if header < IPV4 || own_length(inner, Family::V4) < header {
+            return Err(End::Drop("inner_truncated"));
+        }
+    }
     let (protocol, source, plain, behind) = match tunnel.inner {
         Family::V4 => {
             let plain = inner[0] & 0xf == 5 && u16_at(inner, 6) & 0x3fff == 0;
