@@ -71,6 +71,8 @@ pub(crate) enum Expected {
     Known,
     /// Sent to a real as a new flow each time.
     New,
+    /// Sent to a real, as a new flow or as one that has been there.
+    Sent,
     /// Sent to the real that the packet names, which is no miss of the flow table.
     Named,
     Passed,
@@ -242,7 +244,7 @@ impl Traffic {
     pub(crate) fn action(&self) -> u32 {
         match self.expected {
             Expected::Passed => PASS,
-            Expected::Known | Expected::New | Expected::Named => TX,
+            Expected::Known | Expected::New | Expected::Sent | Expected::Named => TX,
         }
     }
 
@@ -276,6 +278,9 @@ pub(crate) fn traffics() -> Vec<Traffic> {
         new("TCP/IPv4 SYN", syn.clone())
             .default_flood_guard()
             .unseen()
+            .compared(),
+        Traffic::new("TCP/IPv4 SYN, again", Expected::Sent, syn.clone())
+            .default_flood_guard()
             .compared(),
         new("TCP/IPv4 SYN, flood guard acts", syn.clone())
             .full_flood()
