@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each bench uses a part")]
 
+pub(crate) mod machine;
+pub(crate) mod peer;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -17,6 +20,8 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran_yardstick::ipv4_check;
+use serde::Deserialize;
+use serde::Serialize;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -30,7 +35,27 @@ pub(crate) const NO_FLOOD_GUARD: u32 = u32::MAX;
 
 const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:1::1"];
 /// Of each VIP, as many as Katran had when its figures were taken.
-const REALS: u8 = 100;
+pub(crate) const REALS: u8 = 100;
+/// The gateway's MAC address.
+pub(crate) const GATEWAY: [u8; 6] = [0x0a, 0, 0, 0, 0, 0xfe];
+
+/// The family of the reals' addresses, and so of the outer headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Reals {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Reals {
+    /// The real of a number, from 1 to 100; those above are spare ones.
+    pub(crate) fn address(self, number: u8) -> IpAddr {
+        match self {
+            Self::V4 => [198, 51, 100, number].into(),
+            Self::V6 => [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, number.into()].into(),
+        }
+    }
+}
 
 /// A frame of 100 bytes to the VIP of its family. The wrapper changes source address and port
 /// without the transport checksum; nothing under test reads that.
@@ -78,7 +103,7 @@ pub(crate) fn settings(
     cpus: &[u32],
 ) -> Builder {
     let builder = Katran::builder()
-        .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
+        .gateway_mac(GATEWAY.into())
         .forwarding_cpus(cpus.iter().copied())
         .flow_table(kind)
         .flow_table_size(flow_table_size);
@@ -90,9 +115,14 @@ pub(crate) fn settings(
 
 /// Loads a balancer with these settings and adds its VIPs and reals.
 pub(crate) fn serve(builder: Builder) -> Katran {
+    serve_by(builder, Reals::V4)
+}
+
+/// As [`serve`], with reals of a family.
+pub(crate) fn serve_by(builder: Builder, family: Reals) -> Katran {
     let mut katran = builder.load().unwrap();
     let reals: Vec<_> = (1..=REALS)
-        .map(|last| RealChange::Add(Real::new([198, 51, 100, last].into())))
+        .map(|number| RealChange::Add(Real::new(family.address(number))))
         .collect();
     for address in VIPS {
         let address = (address.parse::<IpAddr>().unwrap(), PORT).into();
@@ -104,11 +134,35 @@ pub(crate) fn serve(builder: Builder) -> Katran {
     katran
 }
 
+/// Drains all reals of each VIP and adds others in the same change, so that every slot of every ring
+/// goes from one real to another.
+pub(crate) fn change_every_slot(katran: &mut Katran, family: Reals) {
+    let drained = (1..=REALS).map(|number| Real::new(family.address(number)).weight(0));
+    let spare = (REALS + 1..=2 * REALS).map(|number| Real::new(family.address(number)));
+    let changes: Vec<_> = drained.chain(spare).map(RealChange::Add).collect();
+    for vip in katran.vips() {
+        katran.modify_reals(vip, &changes).unwrap();
+    }
+}
+
 /// A file among the results that `figures` draws: in `figures` of the target directory.
 pub(crate) fn results_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .with_file_name("figures")
         .join(name)
+}
+
+/// 65537 as 65,537.
+pub(crate) fn grouped(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if number < 0 { format!("-{text}") } else { text }
 }
 
 /// Writes a file and the directories that lead to it.
@@ -120,7 +174,7 @@ pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// The middle of many measurements, and where half of them lie.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) quartiles: [f64; 2],

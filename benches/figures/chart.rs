@@ -25,6 +25,8 @@ use plotters::prelude::Text;
 use plotters::prelude::WHITE;
 use plotters::style::Color;
 
+use crate::common::grouped;
+
 /// Colours that are told apart by all eyes and in grey (Okabe and Ito, 2008).
 pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const ORANGE: RGBColor = RGBColor(213, 94, 0);
@@ -128,19 +130,6 @@ impl ValueFormatter<f64> for Axis {
             value.to_string()
         }
     }
-}
-
-/// 65537 as 65,537.
-pub(crate) fn grouped(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    if number < 0 { format!("-{text}") } else { text }
 }
 
 impl Figure {

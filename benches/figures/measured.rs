@@ -16,6 +16,8 @@ use crate::chart::PURPLE;
 use crate::chart::Panel;
 use crate::chart::Series;
 use crate::chart::Style;
+use crate::common::Spread;
+use crate::common::machine::Machine;
 use crate::common::results_file;
 
 /// As `packet_path` writes it.
@@ -32,6 +34,25 @@ struct PacketPathRow {
     flows: u32,
     ns_median: f64,
     katran_ns: Option<[f64; 2]>,
+}
+
+/// As `packet_path --peer` writes it.
+#[derive(Deserialize)]
+struct Comparison {
+    machine: Machine,
+    rounds: usize,
+    quick: bool,
+    rows: Vec<ComparedRow>,
+}
+
+#[derive(Deserialize)]
+struct ComparedRow {
+    traffic: String,
+    /// None where all packets are of different flows.
+    flows: Option<u32>,
+    katran: Spread,
+    ours: Spread,
+    ratio: Spread,
 }
 
 /// As `hit_rate` writes it.
@@ -52,15 +73,14 @@ fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))
 }
 
-/// Nanoseconds a packet, by the number of flows, beside Katran's.
+/// Nanoseconds a packet, by the number of flows, beside Katran's: of both programs by turns, if there
+/// was such a run, else beside the specification's figures.
 pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
-    let results: PacketPath = read("packet_path")?;
-    if results.quick && !quick {
-        return Err(
-            "packet_path.json is of a quick run: cargo bench --bench packet_path makes a full one"
-                .to_owned(),
-        );
+    if results_file("packet_path_peer.json").exists() {
+        return compared(quick);
     }
+    let results: PacketPath = read("packet_path")?;
+    full(quick, results.quick, "packet_path")?;
     let mut shares = Vec::new();
     let panels = [
         "TCP/IPv4 established",
@@ -70,57 +90,20 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     ]
     .map(|traffic| {
         let rows = results.rows.iter().filter(|row| row.traffic == traffic);
-        let (mut ours, mut katrans, mut half) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut katrans) = (Vec::new(), Vec::new());
         for row in rows {
             let x = f64::from(row.flows);
             ours.push((x, row.ns_median));
             if let Some([low, high]) = row.katran_ns {
                 let middle = (low + high) / 2.0;
                 katrans.push((x, middle));
-                half.push((x, middle / 2.0));
                 shares.push(row.ns_median / middle);
             }
         }
-        let most = ours
-            .iter()
-            .chain(&katrans)
-            .map(|point: &(f64, f64)| point.1);
-        let top = (most.fold(1.0, f64::max) / 500.0).ceil() * 500.0;
-        let series = |label: &str, color, style, points| Series {
-            label: label.to_owned(),
-            color,
-            style,
-            points,
-        };
-        Panel {
-            title: traffic.to_owned(),
-            x: Axis {
-                label: "flows",
-                logarithmic: true,
-                ticks: [0, 10, 16, 20].map(|bits| f64::from(1 << bits)).into(),
-            },
-            y: Axis {
-                label: "ns a packet",
-                logarithmic: false,
-                ticks: (0..=5).map(|fifth| top / 5.0 * f64::from(fifth)).collect(),
-            },
-            series: vec![
-                series("Katran", GREY, Style::Line, katrans),
-                series("half of Katran's", GREY, Style::Dashed, half),
-                series("this crate", BLUE, Style::Line, ours),
-            ],
-        }
+        times_by_flows(traffic, katrans, ours)
     });
-    shares.sort_by(f64::total_cmp);
-    let (Some(least), Some(most)) = (shares.first(), shares.last()) else {
-        return Err("packet_path.json has no row that Katran has a figure for".to_owned());
-    };
     Ok(Figure {
-        title: format!(
-            "A packet takes {:.0} to {:.0} % of the time that it takes in Katran",
-            least * 100.0,
-            most * 100.0
-        ),
+        title: share_of_katrans(shares, "packet_path")?,
         subtitle: format!(
             "Medians, flow table {}, wrapper subtracted. Katran's: the specification's, from \
              another machine of this kind.",
@@ -129,6 +112,90 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
         columns: 2,
         panels: panels.into(),
     })
+}
+
+/// Both programs by turns on one machine.
+fn compared(quick: bool) -> Result<Figure, String> {
+    let results: Comparison = read("packet_path_peer")?;
+    full(quick, results.quick, "packet_path -- --peer OBJECT")?;
+    let mut shares = Vec::new();
+    let panels = [
+        ("TCP/IPv4 established", "TCP/IPv4 to IPv4 reals"),
+        ("UDP/IPv4 established", "UDP/IPv4 to IPv4 reals"),
+        ("TCP/IPv6 established, IPv6 reals", "TCP/IPv6 to IPv6 reals"),
+        ("QUIC by connection id", "QUIC by connection id"),
+    ]
+    .map(|(traffic, title)| {
+        let (mut katrans, mut ours) = (Vec::new(), Vec::new());
+        for row in results.rows.iter().filter(|row| row.traffic == traffic) {
+            let Some(flows) = row.flows.map(f64::from) else {
+                continue;
+            };
+            katrans.push((flows, row.katran.median));
+            ours.push((flows, row.ours.median));
+            shares.push(row.ratio.median);
+        }
+        times_by_flows(title, katrans, ours)
+    });
+    Ok(Figure {
+        title: share_of_katrans(shares, "packet_path_peer")?,
+        subtitle: format!(
+            "Established flows; both programs by turns, medians of {} rounds. {}.",
+            results.rounds, results.machine
+        ),
+        columns: 2,
+        panels: panels.into(),
+    })
+}
+
+/// An error for a quick run's results where a full one's are drawn.
+fn full(quick: bool, quick_run: bool, bench: &str) -> Result<(), String> {
+    if quick_run && !quick {
+        return Err(format!(
+            "the results are a quick run's: cargo bench --bench {bench} makes full ones"
+        ));
+    }
+    Ok(())
+}
+
+fn share_of_katrans(mut shares: Vec<f64>, file: &str) -> Result<String, String> {
+    shares.sort_by(f64::total_cmp);
+    let (Some(least), Some(most)) = (shares.first(), shares.last()) else {
+        return Err(format!("{file}.json has no row with a figure of Katran's"));
+    };
+    Ok(format!(
+        "A packet takes {:.0} to {:.0} % of the time that it takes in Katran",
+        least * 100.0,
+        most * 100.0
+    ))
+}
+
+fn times_by_flows(title: &str, katrans: Vec<(f64, f64)>, ours: Vec<(f64, f64)>) -> Panel {
+    let most = katrans.iter().chain(&ours).map(|point| point.1);
+    let top = (most.fold(1.0, f64::max) / 100.0).ceil() * 100.0;
+    let series = |label: &str, color, points| Series {
+        label: label.to_owned(),
+        color,
+        style: Style::Line,
+        points,
+    };
+    Panel {
+        title: title.to_owned(),
+        x: Axis {
+            label: "flows",
+            logarithmic: true,
+            ticks: [0, 10, 16, 20].map(|bits| f64::from(1 << bits)).into(),
+        },
+        y: Axis {
+            label: "ns a packet",
+            logarithmic: false,
+            ticks: (0..=5).map(|fifth| top / 5.0 * f64::from(fifth)).collect(),
+        },
+        series: vec![
+            series("Katran", GREY, katrans),
+            series("this crate", BLUE, ours),
+        ],
+    }
 }
 
 /// Hit rates by flows for each flow that the table was configured for.

@@ -21,7 +21,7 @@ use crate::chart::ORANGE;
 use crate::chart::Panel;
 use crate::chart::Series;
 use crate::chart::Style;
-use crate::chart::grouped;
+use crate::common::grouped;
 
 const FUNCTIONS: [(HashFunction, &str, RGBColor); 2] = [
     (HashFunction::Maglev, "Maglev", ORANGE),

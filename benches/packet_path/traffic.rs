@@ -1,7 +1,10 @@
 //! The rows of the table: which traffic, what the balancer must make of it, and what Katran's own
 //! program took for it.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::slice;
 
 use katran::Builder;
 use katran::Encapsulation;
@@ -11,16 +14,20 @@ use katran::Prefix;
 use katran::Protocol;
 use katran::ServerId;
 use katran::VipFlags;
+use katran_yardstick::Peer;
 
 use crate::common::ACK;
 use crate::common::NO_FLOOD_GUARD;
 use crate::common::OTHER_PORT;
 use crate::common::PORT;
+use crate::common::Reals;
 use crate::common::SYN;
 use crate::common::TCP;
 use crate::common::UDP;
+use crate::common::change_every_slot;
 use crate::common::frame;
-use crate::common::serve;
+use crate::common::peer::peer;
+use crate::common::serve_by;
 
 const UDP_PAYLOAD: usize = 14 + 20 + 8;
 const TCP_OFFSET: usize = 14 + 20 + 12;
@@ -64,6 +71,8 @@ pub(crate) enum Expected {
     Known,
     /// Sent to a real as a new flow each time.
     New,
+    /// Sent to a real, as a new flow or as one that has been there.
+    Sent,
     /// Sent to the real that the packet names, which is no miss of the flow table.
     Named,
     Passed,
@@ -86,7 +95,7 @@ pub(crate) enum Special {
 }
 
 /// The server id in the packets, and how many there are.
-const SERVER_ID: u16 = 1000;
+pub(crate) const SERVER_ID: u16 = 1000;
 const SERVER_IDS: u32 = 10_000;
 /// Prefixes of clients.
 const PREFIXES: u32 = 100_000;
@@ -100,11 +109,14 @@ pub(crate) struct Traffic {
     /// How many flows there are, instead of one number after the other.
     pub(crate) only: Option<u32>,
     pub(crate) special: Special,
+    pub(crate) reals: Reals,
+    /// Whether Katran's own program does the same with it, so that `--peer` times both.
+    pub(crate) compared: bool,
     katran: KatranFigures,
 }
 
 impl Traffic {
-    fn new(name: &'static str, expected: Expected, frame: Vec<u8>) -> Self {
+    pub(crate) fn new(name: &'static str, expected: Expected, frame: Vec<u8>) -> Self {
         Self {
             name,
             frame,
@@ -112,6 +124,8 @@ impl Traffic {
             flood_threshold: Some(NO_FLOOD_GUARD),
             only: None,
             special: Special::Nothing,
+            reals: Reals::V4,
+            compared: false,
             katran: &[],
         }
     }
@@ -124,7 +138,7 @@ impl Traffic {
     /// The balancer that the traffic is for.
     pub(crate) fn balancer(&self, settings: Builder) -> Katran {
         let with = |features| Features::default() | features;
-        let mut katran = serve(match self.special {
+        let settings = match self.special {
             Special::Nothing | Special::Quic => settings,
             Special::TcpServerId => settings.features(with(Features::TCP_SERVER_ID)),
             Special::StableUdp => settings.features(with(Features::UDP_STABLE_ROUTING)),
@@ -132,7 +146,8 @@ impl Traffic {
             Special::Gue => settings
                 .encapsulation(Encapsulation::Gue)
                 .source_v4([198, 18, 0, 10].into()),
-        });
+        };
+        let mut katran = serve_by(settings, self.reals);
         let flag = match self.special {
             Special::Quic => VipFlags::QUIC,
             Special::StableUdp => VipFlags::UDP_STABLE_ROUTING,
@@ -144,7 +159,7 @@ impl Traffic {
                 katran.set_vip_flags(vip, flag).unwrap();
             }
         }
-        let real = [198, 51, 100, 1].into();
+        let real = self.reals.address(1);
         if let Special::Quic | Special::TcpServerId | Special::StableUdp = self.special {
             let ids: Vec<_> = (1..=SERVER_IDS).map(|id| ServerId::new(id, real)).collect();
             katran.server_ids_mut().add(&ids).unwrap();
@@ -162,11 +177,33 @@ impl Traffic {
         katran
     }
 
+    /// Has every slot of every ring go from one real to another.
+    pub(crate) fn change_every_slot(&self, katran: &mut Katran) {
+        change_every_slot(katran, self.reals);
+    }
+
+    /// Katran's own program with the VIPs, reals, rings and server ids that the balancer has now.
+    pub(crate) fn peer(
+        &self,
+        object: &Path,
+        katran: &Katran,
+        cpu: u32,
+        flows: u32,
+    ) -> io::Result<Peer> {
+        peer(object, katran, cpu, flows, self.special == Special::Quic)
+    }
+
+    /// Numbers of flows to measure it with: the usual ones, but for traffic that has its own.
+    pub(crate) fn numbers<'a>(&'a self, usual: &'a [u32]) -> &'a [u32] {
+        self.only.as_ref().map_or(usual, slice::from_ref)
+    }
+
     /// Bytes in front of the packet when it leaves, without Ethernet's.
     pub(crate) fn outer_bytes(&self) -> usize {
-        match self.special {
-            Special::Gue => 28,
-            _ => 20,
+        match (self.special, self.reals) {
+            (Special::Gue, _) => 28,
+            (_, Reals::V4) => 20,
+            (_, Reals::V6) => 40,
         }
     }
 
@@ -176,9 +213,25 @@ impl Traffic {
         self
     }
 
+    /// New flows are remembered until there are too many in a second: 125,000, as in Katran.
+    fn default_flood_guard(mut self) -> Self {
+        self.flood_threshold = None;
+        self
+    }
+
     /// No flow comes twice: a SYN of one that was there a moment ago follows its entry.
     fn unseen(mut self) -> Self {
         self.only = Some(UNSEEN);
+        self
+    }
+
+    fn with_v6_reals(mut self) -> Self {
+        self.reals = Reals::V6;
+        self
+    }
+
+    fn compared(mut self) -> Self {
+        self.compared = true;
         self
     }
 
@@ -191,7 +244,7 @@ impl Traffic {
     pub(crate) fn action(&self) -> u32 {
         match self.expected {
             Expected::Passed => PASS,
-            Expected::Known | Expected::New | Expected::Named => TX,
+            Expected::Known | Expected::New | Expected::Sent | Expected::Named => TX,
         }
     }
 
@@ -216,17 +269,34 @@ pub(crate) fn traffics() -> Vec<Traffic> {
     let gue = known("TCP/IPv4 established, GUE", ack.clone());
     let routed = new("TCP/IPv4 SYN, source route", syn.clone()).unseen();
     vec![
-        known("TCP/IPv4 established", ack).katran(KATRAN_TCP_V4),
+        known("TCP/IPv4 established", ack.clone())
+            .katran(KATRAN_TCP_V4)
+            .compared(),
+        known("TCP/IPv4 established, IPv6 reals", ack)
+            .with_v6_reals()
+            .compared(),
+        new("TCP/IPv4 SYN", syn.clone())
+            .default_flood_guard()
+            .unseen()
+            .compared(),
+        Traffic::new("TCP/IPv4 SYN, again", Expected::Sent, syn.clone())
+            .default_flood_guard()
+            .compared(),
         new("TCP/IPv4 SYN, flood guard acts", syn.clone())
             .full_flood()
             .unseen(),
         new("TCP/IPv4 SYN, all remembered", syn).unseen(),
-        known("UDP/IPv4 established", udp.clone()).katran(KATRAN_UDP),
+        known("UDP/IPv4 established", udp.clone())
+            .katran(KATRAN_UDP)
+            .compared(),
         new("UDP/IPv4 new, flood guard acts", udp.clone())
             .full_flood()
             .unseen(),
         new("UDP/IPv4 new, all remembered", udp).unseen(),
-        known("TCP/IPv6 established", ack_v6).katran(KATRAN_TCP_V6),
+        known("TCP/IPv6 established", ack_v6.clone()).katran(KATRAN_TCP_V6),
+        known("TCP/IPv6 established, IPv6 reals", ack_v6)
+            .with_v6_reals()
+            .compared(),
         new("TCP/IPv6 SYN, flood guard acts", syn_v6.clone())
             .full_flood()
             .unseen(),
@@ -236,10 +306,13 @@ pub(crate) fn traffics() -> Vec<Traffic> {
             .full_flood()
             .unseen(),
         new("UDP/IPv6 new, all remembered", udp_v6).unseen(),
-        Traffic::new("not a VIP: passed on", Expected::Passed, elsewhere).katran(KATRAN_PASSED),
+        Traffic::new("not a VIP: passed on", Expected::Passed, elsewhere)
+            .katran(KATRAN_PASSED)
+            .compared(),
         named("QUIC by connection id", quic)
             .special(Special::Quic)
-            .katran(KATRAN_QUIC),
+            .katran(KATRAN_QUIC)
+            .compared(),
         named("TCP/IPv4 by server id", optional).special(Special::TcpServerId),
         named("UDP/IPv4 by stable routing", stable).special(Special::StableUdp),
         routed.special(Special::SourceRoutes),

@@ -1,4 +1,4 @@
-//! Compiles the wrapper and generates its skeleton.
+//! Compiles the wrapper and generates its skeleton, and compiles what tests need.
 
 // A build script reports failure by panicking.
 #![allow(clippy::expect_used)]
@@ -10,9 +10,13 @@ use std::path::PathBuf;
 use libbpf_cargo::SkeletonBuilder;
 
 const SOURCE: &str = "src/yardstick.bpf.c";
+/// For tests: an object for each, with this constant defined.
+const STAND_IN: &str = "src/stand_in.bpf.c";
+const STAND_INS: [&str; 3] = ["COMPLETE", "LACKS_A_MAP", "REFUSED"];
 
 fn main() {
     println!("cargo:rerun-if-changed={SOURCE}");
+    println!("cargo:rerun-if-changed={STAND_IN}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
     let headers = format!("/usr/include/{arch}-linux-gnu");
@@ -23,6 +27,16 @@ fn main() {
     ];
     if Path::new(&headers).is_dir() {
         args.push(format!("-I{headers}"));
+    }
+    for constant in STAND_INS {
+        let mut args = args.clone();
+        args.push(format!("-D{constant}"));
+        SkeletonBuilder::new()
+            .source(STAND_IN)
+            .obj(out.join(constant).with_extension("o"))
+            .clang_args(args)
+            .build()
+            .expect("clang compiles src/stand_in.bpf.c");
     }
     SkeletonBuilder::new()
         .source(SOURCE)

@@ -8,7 +8,9 @@
 
 mod flood;
 mod latency;
+mod live;
 mod lru;
+mod peer;
 mod sets;
 mod skel {
     #![allow(
@@ -41,7 +43,11 @@ use nix::time::ClockId;
 pub use crate::flood::Flood;
 pub use crate::flood::Packets;
 pub use crate::latency::memory_latency;
+pub use crate::live::Arrived;
 pub use crate::lru::ExactLru;
+pub use crate::peer::Peer;
+pub use crate::peer::PeerCounts;
+pub use crate::peer::PeerVip;
 pub use crate::sets::HashKeys;
 pub use crate::sets::SetAssociative;
 pub use crate::sets::WAYS;
@@ -57,6 +63,7 @@ const ETHERNET: usize = 14;
 const PORT_BITS: u32 = 14;
 const FIRST_PORT: u16 = 1024;
 const MOST_FLOWS: u32 = 1 << (PORT_BITS + 16);
+const MOST_DESTINATIONS: u32 = 1 << 16;
 /// In a sequence: this packet of the flow has SYN as its only TCP flag.
 pub const SYN: u32 = 1 << 31;
 /// In a sequence: this packet of the flow has RST as its only TCP flag.
@@ -92,6 +99,7 @@ pub trait FlowTable {
 pub struct Yardstick {
     frame: Vec<u8>,
     flows: u32,
+    destinations: u32,
     in_sequence: bool,
     skel: YardstickSkel<'static>,
 }
@@ -113,7 +121,17 @@ impl Yardstick {
     /// # Errors
     /// What the kernel says; `InvalidInput` for another frame or number of flows.
     pub fn new(frame: &[u8], flows: u32) -> io::Result<Self> {
-        Self::load(frame, flows, false)
+        Self::load(frame, flows, 1, false)
+    }
+
+    /// A wrapper as of [`new`](Self::new), in which each flow goes to the next of `destinations` addresses (a power of
+    /// two, at most 2^16): those that have the frame's destination in common but for the last 16 bits,
+    /// which are 0 in the frame.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn spread(frame: &[u8], flows: u32, destinations: u32) -> io::Result<Self> {
+        Self::load(frame, flows, destinations, false)
     }
 
     /// A wrapper for runs on `frame` as [`play`](Self::play) says, of any of 2^30 flows.
@@ -121,16 +139,22 @@ impl Yardstick {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn for_sequences(frame: &[u8]) -> io::Result<Self> {
-        Self::load(frame, MOST_FLOWS, true)
+        Self::load(frame, MOST_FLOWS, 1, true)
     }
 
-    fn load(frame: &[u8], flows: u32, in_sequence: bool) -> io::Result<Self> {
+    fn load(frame: &[u8], flows: u32, destinations: u32, in_sequence: bool) -> io::Result<Self> {
         let refuse = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         if frame.len() < HEAD || frame[tail_at(frame)..][..2] != [0, 0] {
             return refuse("a frame of at least 80 bytes, with room for a flow, is needed");
         }
         if !(1..=MOST_FLOWS).contains(&flows) {
             return refuse("1 to 2^30 flows are possible");
+        }
+        if !destinations.is_power_of_two() || destinations > MOST_DESTINATIONS {
+            return refuse("a power of two of destinations is possible, up to 2^16");
+        }
+        if destinations > 1 && frame[destination_tail_at(frame)..][..2] != [0, 0] {
+            return refuse("the frame's destination has no room for others");
         }
         // A few bytes for each yardstick; the skeleton then needs no lifetime.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
@@ -142,6 +166,7 @@ impl Yardstick {
         };
         constants.frame_length = frame.len() as u32;
         constants.flows = flows;
+        constants.destinations = destinations;
         constants.v6 = is_v6(frame).into();
         if in_sequence {
             open.maps
@@ -156,6 +181,7 @@ impl Yardstick {
         Ok(Self {
             frame: frame.to_vec(),
             flows,
+            destinations,
             in_sequence,
             skel,
         })
@@ -247,6 +273,11 @@ impl Yardstick {
         let (tail, port) = tail_and_port(flow % self.flows);
         let at = tail_at(&frame);
         frame[at..][..2].copy_from_slice(&tail.to_be_bytes());
+        if self.destinations > 1 {
+            let destination = ((flow % self.flows) & (self.destinations - 1)) as u16;
+            let at = destination_tail_at(&frame);
+            frame[at..][..2].copy_from_slice(&destination.to_be_bytes());
+        }
         let (check, ports) = (
             ETHERNET + 10,
             ETHERNET + if is_v6(&frame) { 40 } else { 20 },
@@ -321,6 +352,11 @@ fn is_v6(frame: &[u8]) -> bool {
 /// Where the last 16 bits of the source address are.
 fn tail_at(frame: &[u8]) -> usize {
     ETHERNET + if is_v6(frame) { 22 } else { 14 }
+}
+
+/// Where the last 16 bits of the destination address are.
+fn destination_tail_at(frame: &[u8]) -> usize {
+    tail_at(frame) + if is_v6(frame) { 16 } else { 4 }
 }
 
 fn update(map: &impl MapCore, key: &[u8], value: &[u8]) -> io::Result<()> {

@@ -3,8 +3,9 @@
  * The wrapper that an XDP program is measured in. A program that encapsulates leaves its frame
  * longer, so running one frame again and again would measure the encapsulated frame from the
  * second run on. The wrapper puts the pristine frame back, makes it one of the next flow, by number
- * or as a sequence says, and tail-calls the program under test. Beside it two programs to compare with: one that does
- * nothing, and one that does one lookup in a hash map.
+ * or as a sequence says, and tail-calls the program under test. Beside it programs to compare with: one that does
+ * nothing, one that sends every frame back, and one that does one lookup in a hash map. And one for the other end of
+ * a wire, which counts what arrives.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -34,6 +35,9 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 const volatile __u32 frame_length = 0;
 const volatile __u32 flows = 1;
 const volatile __u8 v6 = 0;
+/* Destinations of which each flow has the next, a power of two: beyond one they differ in the last 16 bits of the
+ * address, which are 0 in the pristine frame then. */
+const volatile __u32 destinations = 1;
 
 struct head {
 	__u64 words[HEAD / 8];
@@ -70,6 +74,19 @@ struct {
 	__type(value, __u64);
 } one_map SEC(".maps");
 
+/* What `arrivals` has counted on one CPU; the Rust side reads it as two words. */
+struct arrived {
+	__u64 tunnelled;
+	__u64 others;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct arrived);
+} arrived SEC(".maps");
+
 /* The checksum of an IPv4 header in which a word of 0 became `word` (RFC 1624, equation 3). */
 static __always_inline __u16 check_with(__u16 check, __u16 word)
 {
@@ -85,6 +102,7 @@ static __always_inline int wrap(struct xdp_md *ctx, const bool in_sequence)
 	const __u32 zero = 0;
 	const __u32 place = next_flow;
 	__u32 flow = place;
+	__be16 destination;
 	__be16 tail;
 	struct head *original;
 	struct head *head;
@@ -112,16 +130,23 @@ static __always_inline int wrap(struct xdp_md *ctx, const bool in_sequence)
 		flow = *packet;
 	}
 	tail = bpf_htons(flow >> PORT_BITS);
+	destination = bpf_htons(flow & (destinations - 1));
 	if (v6) {
 		struct ipv6hdr *ip = (void *)head + ETH_HLEN;
 
 		ip->saddr.in6_u.u6_addr16[7] = tail;
+		if (destinations > 1)
+			ip->daddr.in6_u.u6_addr16[7] = destination;
 		ports = (void *)(ip + 1);
 	} else {
 		struct iphdr *ip = (void *)head + ETH_HLEN;
 
 		((__be16 *)&ip->saddr)[1] = tail;
 		ip->check = check_with(ip->check, tail);
+		if (destinations > 1) {
+			((__be16 *)&ip->daddr)[1] = destination;
+			ip->check = check_with(ip->check, destination);
+		}
 		ports = (void *)(ip + 1);
 	}
 	ports->source = bpf_htons(FIRST_PORT + (flow & ((1 << PORT_BITS) - 1)));
@@ -149,6 +174,38 @@ SEC("xdp")
 int nothing(struct xdp_md *ctx)
 {
 	return XDP_PASS;
+}
+
+SEC("xdp")
+int send_back(struct xdp_md *ctx)
+{
+	return XDP_TX;
+}
+
+/* Counts a frame that came, by whether it carries an IP packet in an IP packet, and ends it. */
+SEC("xdp")
+int arrivals(struct xdp_md *ctx)
+{
+	const __u32 zero = 0;
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct arrived *counted = bpf_map_lookup_elem(&arrived, &zero);
+	struct ethhdr *ethernet = data;
+	__u8 protocol = 0;
+
+	if (!counted)
+		return XDP_ABORTED;
+	if (data + ETH_HLEN + sizeof(struct ipv6hdr) <= end) {
+		if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+			protocol = ((struct iphdr *)(ethernet + 1))->protocol;
+		else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+			protocol = ((struct ipv6hdr *)(ethernet + 1))->nexthdr;
+	}
+	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6)
+		counted->tunnelled++;
+	else
+		counted->others++;
+	return XDP_DROP;
 }
 
 SEC("xdp")

@@ -1,0 +1,149 @@
+//! A balancer's program on a row's packets: timed, and what it counts and sends checked. The same
+//! code times Katran's program and this crate's.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::os::fd::BorrowedFd;
+
+use katran::Katran;
+use katran::flows::Verdict;
+use katran_yardstick::Measured;
+use katran_yardstick::Peer;
+use katran_yardstick::PeerCounts;
+use katran_yardstick::Yardstick;
+
+use crate::common::GATEWAY;
+use crate::counts::Counts;
+use crate::traffic::Expected;
+use crate::traffic::Traffic;
+
+const ETHERNET: usize = 14;
+
+#[derive(Clone, Copy)]
+pub(crate) enum Balancer<'a> {
+    Ours(&'a Katran),
+    Katrans(&'a Peer),
+}
+
+impl<'a> Balancer<'a> {
+    fn program(self) -> BorrowedFd<'a> {
+        match self {
+            Self::Ours(katran) => katran.program_fd(),
+            Self::Katrans(peer) => peer.program_fd(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours(_) => "this crate",
+            Self::Katrans(_) => "Katran",
+        }
+    }
+
+    /// Runs the program on `packets` packets, with `unknown` flows among them that it has not seen
+    /// before, and panics unless all went the traffic's way.
+    pub(crate) fn run(
+        self,
+        stick: &Yardstick,
+        traffic: &Traffic,
+        packets: u32,
+        unknown: u32,
+    ) -> Measured {
+        self.counted(traffic, packets, unknown, |program| {
+            let measured = stick.run(program, packets).unwrap();
+            let (who, name) = (self.name(), traffic.name);
+            assert_eq!(measured.action, traffic.action(), "{who}: {name}");
+            measured
+        })
+    }
+
+    /// Has `send` send packets through the program, and panics unless it has counted `packets` of the traffic
+    /// meanwhile, with `unknown` flows among them that it had not seen before.
+    pub(crate) fn counted<T>(
+        self,
+        traffic: &Traffic,
+        packets: u32,
+        unknown: u32,
+        send: impl FnOnce(BorrowedFd<'a>) -> T,
+    ) -> T {
+        match self {
+            Self::Ours(katran) => {
+                let counts = Counts::of(katran);
+                let sent = send(self.program());
+                counts.check(katran, traffic, packets, unknown);
+                sent
+            }
+            Self::Katrans(peer) => {
+                let before = peer.counts().unwrap();
+                let sent = send(self.program());
+                check_counts(peer, before, traffic, packets);
+                sent
+            }
+        }
+    }
+
+    /// What comes out for that flow's frame goes by the gateway to a real, and holds the packet that came
+    /// in; a packet that is passed on is as it was.
+    pub(crate) fn check_frame(
+        self,
+        stick: &Yardstick,
+        traffic: &Traffic,
+        flow: u32,
+        katran: &Katran,
+    ) {
+        let frame = stick.frame(flow);
+        let (action, out) = stick.run_flow(self.program(), flow).unwrap();
+        let what = format!("{}: {}, flow {flow}", self.name(), traffic.name);
+        assert_eq!(action, traffic.action(), "{what}");
+        if let Self::Ours(katran) = self {
+            let simulation = katran.simulate(&frame).unwrap();
+            let verdict = match traffic.expected {
+                Expected::Passed => Verdict::Pass,
+                _ => Verdict::Tx,
+            };
+            assert_eq!(simulation.verdict, verdict, "{what}");
+            assert_eq!(out, simulation.frame, "{what}");
+        }
+        if traffic.expected == Expected::Passed {
+            assert_eq!(out, frame, "{what}");
+            return;
+        }
+        assert_eq!(out[..6], GATEWAY, "{what}: the gateway's MAC address");
+        let inner = ETHERNET + traffic.outer_bytes();
+        assert_eq!(out[inner..], frame[ETHERNET..], "{what}: the packet inside");
+        let real = outer_destination(&out);
+        let known = katran.real_index(real);
+        assert!(known.is_some(), "{what}: {real} is no real");
+    }
+}
+
+/// Panics unless the program of Katran's has counted `packets` packets of VIPs since, each sent to a
+/// real; none of those that are passed on.
+fn check_counts(peer: &Peer, before: PeerCounts, traffic: &Traffic, packets: u32) {
+    let after = peer.counts().unwrap();
+    let counted = [
+        after.to_vips - before.to_vips,
+        after.to_reals - before.to_reals,
+    ];
+    let expected = match traffic.expected {
+        Expected::Passed => 0,
+        _ => u64::from(packets),
+    };
+    assert_eq!(
+        counted, [expected; 2],
+        "Katran: {}: packets to VIPs, to reals",
+        traffic.name
+    );
+}
+
+fn outer_destination(frame: &[u8]) -> IpAddr {
+    let v6 = frame[12..ETHERNET] == [0x86, 0xdd];
+    if v6 {
+        let octets: [u8; 16] = frame[ETHERNET + 24..][..16].try_into().unwrap();
+        Ipv6Addr::from(octets).into()
+    } else {
+        let octets: [u8; 4] = frame[ETHERNET + 16..][..4].try_into().unwrap();
+        Ipv4Addr::from(octets).into()
+    }
+}
