@@ -4,15 +4,19 @@
 //! `environment`.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use libbpf_rs::OpenObject;
+use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
 use crate::environment;
 use crate::environment::Available;
 use crate::error::Error;
 use crate::sys::object::Refused;
+use crate::sys::object::numbered;
 use crate::sys::program;
 
 /// Lines of the verifier's log that an error shows.
@@ -43,6 +47,15 @@ impl KernelCalls {
             kernel_error(operation, object, source)
         })
     }
+}
+
+/// Opens an object: nothing of it is in the kernel yet, and its settings can be made.
+pub(crate) fn open<'object, B: SkelBuilder<'object>>(
+    builder: B,
+    storage: &'object mut MaybeUninit<OpenObject>,
+) -> Result<B::Output, Error> {
+    numbered(|| builder.open(storage))
+        .map_err(|error| kernel_error("open", "the BPF object", error))
 }
 
 /// The error for an object that could not be loaded; with the verifier's log, if it spoke.

@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
 use crate::attach::Attached;
@@ -29,6 +28,7 @@ use crate::attach::special_pins;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel;
 use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
@@ -39,7 +39,6 @@ use crate::sys::link::PinnedXdp;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object;
 use crate::sys::object::into_io;
-use crate::sys::object::numbered;
 use crate::sys::pin;
 use crate::sys::program;
 
@@ -89,8 +88,7 @@ impl RootProgramBuilder {
         }
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = numbered(|| RootSkelBuilder::default().open(&mut storage))
-            .map_err(|error| kernel_error("open", "the BPF object", error))?;
+        let mut open = kernel::open(RootSkelBuilder::default(), &mut storage)?;
         let sized = open.maps.programs.set_max_entries(self.entries);
         sized.map_err(|error| kernel_error("set the size of", "programs", into_io(error)))?;
         let constants = constants("katran_root", open.maps.rodata_data.as_deref_mut())?;

@@ -11,12 +11,12 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use libbpf_rs::skel::SkelBuilder;
 use nix::libc;
 
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
 use crate::skel::server_id::ServerIdSkelBuilder;
@@ -28,7 +28,6 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
 use crate::sys::object;
-use crate::sys::object::numbered;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
 /// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it; connections go on
@@ -101,8 +100,7 @@ impl ServerIdOption {
     fn load(own_id: u32) -> Result<Self> {
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let open = numbered(|| ServerIdSkelBuilder::default().open(&mut storage))
-            .map_err(|error| kernel_error("open", "the BPF object", error))?;
+        let open = kernel::open(ServerIdSkelBuilder::default(), &mut storage)?;
         let skel = object::load(open, &["server_id"])
             .map_err(|refused| load_error("server_id", refused))?;
         let take_over = || -> std::io::Result<_> {

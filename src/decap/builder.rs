@@ -11,13 +11,13 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 
 use libbpf_rs::OpenMapMut;
-use libbpf_rs::skel::SkelBuilder;
 
 use super::Decap;
 use super::TC_NAME;
 use crate::attach::Attachments;
 use crate::environment;
 use crate::error::Result;
+use crate::kernel;
 use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
@@ -136,8 +136,7 @@ impl DecapBuilder {
         }
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
-        let mut open = numbered(|| DecapSkelBuilder::default().open(&mut storage))
-            .map_err(|error| kernel_error("open", "the BPF object", error))?;
+        let mut open = kernel::open(DecapSkelBuilder::default(), &mut storage)?;
         write_constants!(
             self,
             constants("decap", open.maps.rodata_data.as_deref_mut())?
@@ -175,8 +174,7 @@ impl DecapBuilder {
 /// Loads the program for tc, which has its counters and prefixes with the other one.
 pub(super) fn load_tc(decap: &Decap) -> Result<OwnedFd> {
     let mut storage = MaybeUninit::uninit();
-    let mut open = numbered(|| DecapTcSkelBuilder::default().open(&mut storage))
-        .map_err(|error| kernel_error("open", "the BPF object", error))?;
+    let mut open = kernel::open(DecapTcSkelBuilder::default(), &mut storage)?;
     write_constants!(
         decap.settings,
         constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?

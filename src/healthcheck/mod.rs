@@ -18,7 +18,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::skel::SkelBuilder;
 
 use handles::Maps;
 pub(crate) use handles::MatchBy;
@@ -38,6 +37,7 @@ use crate::config::prefix_v4;
 use crate::config::prefix_v6;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel;
 use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
@@ -49,7 +49,6 @@ use crate::skel::healthcheck::HealthcheckSkelBuilder;
 use crate::skel::katran::types::encapsulation;
 use crate::sys::object;
 use crate::sys::object::into_io;
-use crate::sys::object::numbered;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
 use crate::types::MacAddr;
@@ -91,8 +90,7 @@ impl HealthChecks {
     /// Loads the program. Needs no interface and attaches nothing.
     pub(crate) fn load(machine: &Machine<'_>) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
-        let mut open = numbered(|| HealthcheckSkelBuilder::default().open(&mut storage))
-            .map_err(|error| kernel_error("open", "the BPF object", error))?;
+        let mut open = kernel::open(HealthcheckSkelBuilder::default(), &mut storage)?;
         let config = machine.config;
         object::size_maps(open.open_object_mut(), |name| machine.size_of(name))
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
@@ -279,7 +277,7 @@ mod tests {
     fn every_map_has_a_row() {
         let mut storage = MaybeUninit::uninit();
         let builder = HealthcheckSkelBuilder::default();
-        let mut open = builder.open(&mut storage).unwrap();
+        let mut open = kernel::open(builder, &mut storage).unwrap();
         let maps = open.open_object_mut().maps_mut();
         let names: Vec<_> = maps
             .map(|map| map.name().to_string_lossy().into_owned())

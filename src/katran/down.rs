@@ -187,13 +187,6 @@ impl Katran {
         self.maps.voids.prepare_all(&self.kernel, changes)
     }
 
-    /// Nothing came of that.
-    pub(super) fn abandon_all_down(&self, prepared: &[(u16, Voiding)]) {
-        for (number, voiding) in prepared {
-            self.maps.voids.abandon(*number, voiding);
-        }
-    }
-
     /// Packets have the other features.
     pub(super) fn switch_all_down(&mut self, prepared: Vec<(u16, Voiding)>) {
         let cells: BTreeMap<_, _> = self

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use libbpf_rs::OpenProgramMut;
 use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::skel::SkelBuilder;
 
 use crate::attach::EntrySet;
 use crate::config::Config;
@@ -19,6 +18,7 @@ use crate::config::Machine;
 use crate::config::ticks;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel;
 use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
@@ -36,7 +36,6 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::sys::object;
 use crate::sys::object::Refused;
-use crate::sys::object::numbered;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
@@ -102,8 +101,7 @@ impl InnerTables {
 pub(super) fn open_object(
     storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
 ) -> Result<OpenKatranSkel<'_>> {
-    numbered(|| KatranSkelBuilder::default().open(storage))
-        .map_err(|error| kernel_error("open", "the BPF object", error))
+    kernel::open(KatranSkelBuilder::default(), storage)
 }
 
 /// Loads the object, whose maps have their sizes, with the programs that `config` needs.

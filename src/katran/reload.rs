@@ -82,7 +82,7 @@ impl Katran {
             let programs = match katran.put_in_place(programs) {
                 Ok(programs) => programs,
                 Err(error) => {
-                    katran.abandon_all_down(&down);
+                    katran.maps.voids.abandon_all(&down);
                     return Err(error);
                 }
             };

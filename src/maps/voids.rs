@@ -207,9 +207,7 @@ impl VoidFlows {
         let mut prepared = Vec::new();
         for (vip, change) in changes {
             if let Err(error) = self.write(kernel, vip, &change) {
-                for (vip, voiding) in &prepared {
-                    self.abandon(*vip, voiding);
-                }
+                self.abandon_all(&prepared);
                 return Err(error);
             }
             let voiding = Voiding {
@@ -270,6 +268,13 @@ impl VoidFlows {
         let ids = prepared.change.wanted().map(|(id, _)| id);
         let before: Vec<_> = ids.map(|id| (id, self.reason(vip, id))).collect();
         self.restore(vip, &before);
+    }
+
+    /// The same of several VIPs.
+    pub(crate) fn abandon_all(&self, prepared: &[(u16, Voiding)]) {
+        for (vip, voiding) in prepared {
+            self.abandon(*vip, voiding);
+        }
     }
 
     fn restore(&self, vip: u16, before: &[(u32, Option<VoidReason>)]) {

@@ -2,6 +2,8 @@
 //! frame, reading and writing elements, sizes.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -209,6 +211,29 @@ pub(crate) fn translated(program: BorrowedFd<'_>) -> Vec<u8> {
     instructions
 }
 
+/// All programs that this process has a descriptor of, or of a link to: by name, of which the kernel keeps 15
+/// characters.
+pub(crate) fn own_programs() -> Vec<(String, Size)> {
+    let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap();
+    let mut ids = BTreeSet::new();
+    for descriptor in descriptors {
+        // Other tests close theirs meanwhile.
+        let about = fs::read_to_string(descriptor.unwrap().path()).unwrap_or_default();
+        let id = about.lines().find_map(|line| line.strip_prefix("prog_id:"));
+        ids.extend(id.map(|id| id.trim().parse::<u32>().unwrap()));
+    }
+    let there = ids.into_iter().filter_map(|id| program_by_id(id).ok());
+    there
+        .map(|program| {
+            let mut info = libbpf_sys::bpf_prog_info::default();
+            tell_about(program.as_fd(), &mut info);
+            let name = info.name.iter().map(|byte| *byte as u8);
+            let name = name.take_while(|byte| *byte != 0).collect();
+            (String::from_utf8(name).unwrap(), size(program.as_fd()))
+        })
+        .collect()
+}
+
 /// The sizes of the programs in an array of programs.
 pub(crate) fn sizes_in(programs: BorrowedFd<'_>) -> Vec<Size> {
     let programs = programs_in(programs).into_iter();
@@ -220,13 +245,16 @@ pub(crate) fn programs_in(array: BorrowedFd<'_>) -> Vec<OwnedFd> {
     let ids = dump(array).into_values();
     ids.map(|id| {
         let id = u32::from_ne_bytes(id.try_into().unwrap());
-        // SAFETY: takes a number, returns a descriptor that is ours.
-        unsafe {
-            let fd = check(libbpf_sys::bpf_prog_get_fd_by_id(id)).unwrap();
-            OwnedFd::from_raw_fd(fd)
-        }
+        program_by_id(id).unwrap()
     })
     .collect()
+}
+
+fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes a number.
+    let fd = check(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn map_by_id(id: u32) -> OwnedFd {

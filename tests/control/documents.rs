@@ -16,6 +16,7 @@ use katran::VipFlags;
 use super::apply::from_state;
 use super::apply_names::WHOLE;
 use crate::common::bpf;
+use crate::common::seed::seeded;
 
 const CASES: u32 = 250;
 
@@ -84,24 +85,6 @@ const VALUES: [&str; 44] = [
     "\"100.64.0.0/11\"",
     "\"2001:db8:d::/48\"",
 ];
-
-/// Prints how to have a failure again.
-pub(super) struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("KATRAN_SEED={}", self.0);
-        }
-    }
-}
-
-pub(super) fn seeded() -> (Seed, Rng) {
-    let given = std::env::var("KATRAN_SEED").ok();
-    let given = given.map(|text| text.replace('_', "").parse().unwrap());
-    let seed = given.unwrap_or_else(|| fastrand::u64(..));
-    (Seed(seed), Rng::with_seed(seed))
-}
 
 pub(super) fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(0..of.len())].clone()

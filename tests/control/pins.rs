@@ -21,11 +21,10 @@ use katran::RootProgram;
 use katran::attachments::SharedEntries;
 use katran_lab::private_bpf_fs;
 
-use super::documents::Seed;
 use super::documents::one_of;
-use super::documents::seeded;
 use crate::common::builder;
 use crate::common::load;
+use crate::common::seed::seeded;
 
 /// Type, bytes of key and value, entries, flags: each one that the kernel makes.
 const MAPS: [(u32, u32, u32, u32, u32); 13] = [
@@ -181,8 +180,7 @@ fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
 
 #[test]
 fn what_others_have_pinned_is_told_apart_and_stays() {
-    let (seed, mut rng) = seeded();
-    let _seed: Seed = seed;
+    let (_seed, mut rng) = seeded();
     let rng = &mut rng;
     let mut katran = load(builder());
     let directory = private_bpf_fs().unwrap();

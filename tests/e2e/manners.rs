@@ -20,6 +20,7 @@ use katran::Vip;
 use katran::XdpMode;
 use katran_lab::Host;
 use katran_lab::LabConfig;
+use katran_lab::eventually;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv4RecvErr;
@@ -33,14 +34,6 @@ use crate::site;
 use crate::site::Site;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
 
 /// The verdict of a program on a frame for this station, as if it had come in by an interface of the calling
 /// thread's network namespace.
@@ -134,7 +127,7 @@ fn only_frames_for_the_address_of_the_interface_are_balanced() {
     // It changes; the library hears of that.
     set_mac(host, "eth1", NEW);
     let only_new = [false, false, true, false, false];
-    wait_until("the new address", || ours(&katran, "eth1") == only_new);
+    eventually("the new address", || ours(&katran, "eth1") == only_new);
     assert_eq!(ours(&katran, "eth2"), only_two);
     // What is detached is not known any more, from whatever thread.
     katran.detach("eth2").unwrap();
@@ -143,7 +136,7 @@ fn only_frames_for_the_address_of_the_interface_are_balanced() {
     // One that is removed, and made again with another address.
     host.ip("link del eth1").unwrap();
     place.link("eth1", ONE);
-    wait_until("the address is forgotten", || ours(&katran, "eth1") == any);
+    eventually("the address is forgotten", || ours(&katran, "eth1") == any);
     host.run(|| katran.reattach()).unwrap();
     assert_eq!(ours(&katran, "eth1"), only_one);
     katran.detach_all();
@@ -162,13 +155,13 @@ fn frames_to_a_bridge_are_for_the_station_that_its_ports_belong_to() {
         .unwrap();
     assert!(!is_ours(&katran, host, "eth1", TWO));
     host.ip("link set eth1 master br0").unwrap();
-    wait_until("the bridge", || is_ours(&katran, host, "eth1", TWO));
+    eventually("the bridge", || is_ours(&katran, host, "eth1", TWO));
     assert!(is_ours(&katran, host, "eth1", ONE));
     assert!(!is_ours(&katran, host, "eth1", OTHER));
     set_mac(host, "br0", NEW);
-    wait_until("its new address", || is_ours(&katran, host, "eth1", NEW));
+    eventually("its new address", || is_ours(&katran, host, "eth1", NEW));
     host.ip("link set eth1 nomaster").unwrap();
-    wait_until("no bridge", || !is_ours(&katran, host, "eth1", NEW));
+    eventually("no bridge", || !is_ours(&katran, host, "eth1", NEW));
 }
 
 /// In which namespace a root program has its interfaces the kernel does not tell: those of the balancer's may
@@ -189,7 +182,7 @@ fn behind_a_root_program_frames_are_told_from_those_of_groups_only() {
     assert!(!is_ours(&katran, host, "eth1", GROUP));
     // An attached interface has its own address all the same.
     host.run(|| katran.attach("eth0", XdpMode::Native)).unwrap();
-    wait_until("its address", || !is_ours(&katran, host, "eth0", OTHER));
+    eventually("its address", || !is_ours(&katran, host, "eth0", OTHER));
     assert!(is_ours(&katran, host, "eth1", OTHER));
     assert!(!is_ours(&katran, host, "eth1", GROUP));
     katran.detach_shared(pins.path()).unwrap();
@@ -221,7 +214,7 @@ fn membership_of_a_group_survives_the_querier_s_questions() {
         let members = router.tool("bridge", "mdb show").unwrap();
         members.contains("grp 239.1.1.1")
     };
-    wait_until("the switch hears of the member", is_member);
+    eventually("the switch hears of the member", is_member);
     // Long enough for it to be forgotten twice; the first reports come unasked.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {

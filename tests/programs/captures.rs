@@ -10,6 +10,7 @@ use katran_lab::require_root;
 
 use super::simulate::Scratch;
 use super::simulate::read;
+use crate::seed::seeded;
 
 /// Has the VIPs of the sample.
 const CONFIGURATION: &str = include_str!("../../examples/data/lb.toml");
@@ -22,26 +23,6 @@ const HEADER: usize = 24;
 const RECORD: usize = 16;
 /// The reader's buffer: a packet that does not fit into it breaks off.
 const LONGEST: usize = 8_000_000;
-
-/// Prints how to have a failure again.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("KATRAN_SEED={}", self.0);
-        }
-    }
-}
-
-fn seeded() -> (Seed, Rng) {
-    let given = std::env::var("KATRAN_SEED").ok();
-    let seed = given.map_or_else(
-        || fastrand::u64(..),
-        |text| text.replace('_', "").parse().unwrap(),
-    );
-    (Seed(seed), Rng::with_seed(seed))
-}
 
 /// A capture as the format says it, with numbers in one order of bytes.
 struct Obvious {

@@ -14,6 +14,8 @@ mod killed;
 mod monitor;
 mod operations;
 mod program;
+#[path = "../common/seed.rs"]
+mod seed;
 mod simulate;
 mod terminal;
 mod top;

@@ -1,0 +1,22 @@
+//! Where tests that draw at random begin: `KATRAN_SEED`, or anywhere.
+
+use fastrand::Rng;
+
+/// Prints how to have a failure again.
+pub(crate) struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("KATRAN_SEED={}", self.0);
+        }
+    }
+}
+
+/// What draws, with what is to be kept until the test is over.
+pub(crate) fn seeded() -> (Seed, Rng) {
+    let given = std::env::var("KATRAN_SEED").ok();
+    let given = given.map(|text| text.replace('_', "").parse().unwrap());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    (Seed(seed), Rng::with_seed(seed))
+}
