@@ -90,7 +90,8 @@ fn all_features() -> Features {
 #[test]
 fn no_call_goes_by_way_of_the_map() {
     const GENERIC: [&str; 2] = ["bpf_map_lookup_elem", "bpf_map_update_elem"];
-    // Arrays are loads, but for those of a CPU before Linux 6.10. The rest is by address, prefix or flow.
+    // Arrays are loads, but for those of a CPU before Linux 6.10: there each lookup is a direct call. The rest is by
+    // address, prefix or flow.
     const EXPECTED: [&str; 4] = [
         "__htab_map_lookup_elem",
         "htab_lru_map_update_elem",
