@@ -110,6 +110,9 @@ impl Generator {
         if frame.len() < 60 && self.one_in(3) {
             // What a card fills short frames up with.
             frame.resize(60, 0);
+        } else if frame.len() < self.target.max_frame && self.one_in(150) {
+            // As long as a frame may be, or a byte longer.
+            frame.resize(self.target.max_frame + self.rng.usize(0..2), 0);
         }
         frame
     }
@@ -416,6 +419,9 @@ impl Generator {
             };
             let length = self.said_length(20 + options + body.len());
             header = vec![0x45 + (options / 4) as u8, tos];
+            if self.one_in(80) {
+                header[0] = self.pick(&[0x40, 0x44, 0x46, 0x4f]);
+            }
             header.extend(length.to_be_bytes());
             header.extend(self.rng.u16(..).to_be_bytes());
             header.extend(fragment.to_be_bytes());
