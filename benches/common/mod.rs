@@ -15,8 +15,10 @@ use std::path::PathBuf;
 use katran::Builder;
 use katran::FlowTableKind;
 use katran::Katran;
+use katran::Protocol;
 use katran::Real;
 use katran::RealChange;
+use katran::ServerId;
 use katran::Vip;
 use katran::VipFlags;
 use katran_yardstick::ipv4_check;
@@ -132,6 +134,39 @@ pub(crate) fn serve_by(builder: Builder, family: Reals) -> Katran {
         }
     }
     katran
+}
+
+/// The server id in packets.
+pub(crate) const SERVER_ID: u16 = 1000;
+
+/// Makes the UDP VIPs QUIC's, with one server id: it is where it is looked for first.
+pub(crate) fn serve_quic(katran: &mut Katran) {
+    for vip in katran.vips() {
+        if vip.protocol() == Protocol::Udp {
+            katran.set_vip_flags(vip, VipFlags::QUIC).unwrap();
+        }
+    }
+    let real = [198, 51, 100, 1].into();
+    let id = ServerId::new(SERVER_ID.into(), real);
+    katran.server_ids_mut().add(&[id]).unwrap();
+}
+
+/// A short header and a connection id of version 1.
+pub(crate) fn quic_short() -> [u8; 9] {
+    let id = SERVER_ID;
+    let [first, second, third] = [0x40 | id >> 10, id >> 2, id << 6].map(|bits| bits as u8);
+    [0x43, first, second, third, 5, 6, 7, 8, 9]
+}
+
+/// A UDP frame with this at the start of its payload.
+pub(crate) fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
+    let udp = match frame[12..14] {
+        [0x86, 0xdd] => 14 + 40,
+        _ => 14 + 20,
+    };
+    let mut frame = frame.to_vec();
+    frame[udp + 8..][..payload.len()].copy_from_slice(payload);
+    frame
 }
 
 /// Drains all reals of each VIP and adds others in the same change, so that every slot of every ring

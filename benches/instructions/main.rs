@@ -34,6 +34,9 @@ use crate::common::TCP;
 use crate::common::UDP;
 use crate::common::balancer;
 use crate::common::frame;
+use crate::common::quic_short;
+use crate::common::serve_quic;
+use crate::common::with_payload;
 use crate::machine::Executed;
 use crate::machine::Kernel;
 use crate::machine::Machine;
@@ -49,6 +52,8 @@ struct Path {
     frame: Vec<u8>,
     verdict: Verdict,
     before: Before,
+    /// The UDP VIPs are QUIC's.
+    quic: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -93,7 +98,10 @@ fn main() -> ExitCode {
             Before::Flood => Some(1),
             Before::Nothing | Before::Same => None,
         };
-        let katran = balancer(table, FLOW_TABLE_SIZE, threshold, &[cpu as u32]);
+        let mut katran = balancer(table, FLOW_TABLE_SIZE, threshold, &[cpu as u32]);
+        if path.quic {
+            serve_quic(&mut katran);
+        }
         path.prepare(&katran);
         let (executed, kernel) = path.execute(&katran, cpu);
         println!(
@@ -131,12 +139,22 @@ fn paths() -> Vec<Path> {
         frame,
         verdict: Verdict::Tx,
         before,
+        quic: false,
     };
     let verdict = |name, verdict, frame| Path {
         name,
         frame,
         verdict,
         before: Before::Nothing,
+        quic: false,
+    };
+    let quic = |name, v6, payload: &[u8], before| Path {
+        quic: true,
+        ..path(
+            name,
+            with_payload(&frame(v6, UDP, 0, PORT), payload),
+            before,
+        )
     };
     let (nothing, same) = (Before::Nothing, Before::Same);
     let mut arp = vec![0xff; 60];
@@ -168,6 +186,15 @@ fn paths() -> Vec<Path> {
             nothing,
         ),
         path("UDP/IPv6 established", frame(true, UDP, 0, PORT), same),
+        quic("QUIC/IPv4 by connection id", false, &quic_short(), same),
+        quic(
+            "QUIC/IPv4 by connection id, new",
+            false,
+            &quic_short(),
+            nothing,
+        ),
+        quic("QUIC/IPv6 by connection id", true, &quic_short(), same),
+        quic("QUIC/IPv4 initial, known", false, &QUIC_INITIAL, same),
         path("ICMP echo request", echo(), nothing),
         verdict(
             "not a VIP",
@@ -178,6 +205,9 @@ fn paths() -> Vec<Path> {
         verdict("IPv4 fragment", Verdict::Drop, fragment),
     ]
 }
+
+/// A long header of version 1 with the connection id that a client has chosen.
+const QUIC_INITIAL: [u8; 14] = [0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8];
 
 /// A ping of the IPv4 VIP; nothing here reads its checksum.
 fn echo() -> Vec<u8> {

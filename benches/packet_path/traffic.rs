@@ -21,15 +21,17 @@ use crate::common::NO_FLOOD_GUARD;
 use crate::common::OTHER_PORT;
 use crate::common::PORT;
 use crate::common::Reals;
+use crate::common::SERVER_ID;
 use crate::common::SYN;
 use crate::common::TCP;
 use crate::common::UDP;
 use crate::common::change_every_slot;
 use crate::common::frame;
 use crate::common::peer::peer;
+use crate::common::quic_short;
 use crate::common::serve_by;
+use crate::common::with_payload;
 
-const UDP_PAYLOAD: usize = 14 + 20 + 8;
 const TCP_OFFSET: usize = 14 + 20 + 12;
 const TCP_OPTIONS: usize = 14 + 20 + 20;
 
@@ -94,8 +96,7 @@ pub(crate) enum Special {
     Gue,
 }
 
-/// The server id in the packets, and how many there are.
-pub(crate) const SERVER_ID: u16 = 1000;
+/// How many server ids there are.
 const SERVER_IDS: u32 = 10_000;
 /// Prefixes of clients.
 const PREFIXES: u32 = 100_000;
@@ -262,7 +263,7 @@ pub(crate) fn traffics() -> Vec<Traffic> {
     let [udp, udp_v6] = [false, true].map(|v6| frame(v6, UDP, 0, PORT));
     let [ack, ack_v6] = [false, true].map(|v6| frame(v6, TCP, ACK, PORT));
     let elsewhere = frame(false, TCP, ACK, OTHER_PORT);
-    let quic = with_payload(&udp, &quic_packet());
+    let quic = with_payload(&udp, &quic_short());
     let [high, low] = SERVER_ID.to_be_bytes();
     let stable = with_payload(&udp, &[0x52, 0, high, low, 0, 0, 0, 0]);
     let optional = with_option(&ack);
@@ -318,20 +319,6 @@ pub(crate) fn traffics() -> Vec<Traffic> {
         routed.special(Special::SourceRoutes),
         gue.special(Special::Gue),
     ]
-}
-
-/// A UDP frame with this at the start of its payload.
-fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[UDP_PAYLOAD..][..payload.len()].copy_from_slice(payload);
-    frame
-}
-
-/// A short header and a connection id of version 1.
-fn quic_packet() -> [u8; 9] {
-    let id = SERVER_ID;
-    let [first, second, third] = [0x40 | id >> 10, id >> 2, id << 6].map(|bits| bits as u8);
-    [0x43, first, second, third, 5, 6, 7, 8, 9]
 }
 
 /// A TCP frame with the server id behind its header: kind, length, id, and two of no operation.

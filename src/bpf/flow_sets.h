@@ -194,6 +194,42 @@ static __always_inline void sets_change(struct flow_value *value, __u64 fingerpr
 	entry->value.id = id;
 }
 
+/* The same of the places where a tag is. */
+static __always_inline __u64 line_find_tag(const struct flow_entry *line, __u64 tag)
+{
+	__u64 place = 0;
+
+#pragma unroll
+	for (int way = 0; way < WAYS_PER_LINE; way++) {
+		const __u64 difference = line[way].tag ^ tag;
+
+		place += (way + 1) * sizeof(*line);
+		place -= sign_mask(difference | -difference) & ((way + 1) * sizeof(*line));
+	}
+	return place;
+}
+
+/* What the set knows of the flow, if it has it with this very real. */
+static __always_inline struct flow_value *sets_find_of(struct flow_set *set, __u64 fingerprint,
+						      __u32 id)
+{
+	const __u64 tag = fingerprint ^ id;
+	struct flow_entry *entry;
+	__u64 place;
+
+	if (!set)
+		return NULL;
+	place = line_find_tag(set->entries, tag);
+	if (!place) {
+		place = line_find_tag(set->entries + WAYS_PER_LINE, tag);
+		if (!place)
+			return NULL;
+		place += WAYS_PER_LINE * sizeof(*entry);
+	}
+	entry = entry_at(set, place - sizeof(*entry));
+	return entry_real(entry, fingerprint) == id ? &entry->value : NULL;
+}
+
 /* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
  * function, so that the verifier looks at it once, whatever called it; it is called rarely, and
  * finds for itself what cannot be handed to such a function. */

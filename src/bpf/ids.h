@@ -40,18 +40,13 @@ static __always_inline void count_moved(const struct id_query *query)
 		of_vip->server_id_moved++;
 }
 
-static __always_inline int by_connection_id(const struct run *run, const struct id_query *query,
-					    struct cursor payload,
-					    const struct flow_place *place, __u64 now)
+/* Counts what the table said of a flow whose real a connection id has named. */
+static __always_inline void count_correction(const struct run *run, const struct id_query *query,
+					     enum correction correction)
 {
 	struct quic_counters *count = &run->cpu->counters.quic;
-	struct named named = quic_route(run, payload, query->vip_number);
 
-	if (!named.real)
-		return named.known ? -DROP_QUIC_REAL_GONE : 0;
-	if (query->vip.flags & VIP_LRU_BYPASS)
-		return ROUTED(named.number, STEP_CONNECTION_ID);
-	switch (flow_correct(run, place, query, named.id, now)) {
+	switch (correction) {
 	case FLOW_MATCHED:
 		count->match++;
 		break;
@@ -62,6 +57,19 @@ static __always_inline int by_connection_id(const struct run *run, const struct 
 	default:
 		count->not_found++;
 	}
+}
+
+static __always_inline int by_connection_id(const struct run *run, const struct id_query *query,
+					    struct cursor payload,
+					    const struct flow_place *place, __u64 now)
+{
+	struct named named = quic_route(run, payload, query->vip_number, server_id_find);
+
+	if (!named.real)
+		return named.known ? -DROP_QUIC_REAL_GONE : 0;
+	if (query->vip.flags & VIP_LRU_BYPASS)
+		return ROUTED(named.number, STEP_CONNECTION_ID);
+	count_correction(run, query, flow_correct(run, place, query, named.id, now));
 	return ROUTED(named.number, STEP_CONNECTION_ID);
 }
 

@@ -17,6 +17,7 @@
 #include "ours.h"
 #include "parse.h"
 #include "parse_rare.h"
+#include "quic_walk.h"
 #include "rare.h"
 #include "route.h"
 #include "send.h"
@@ -251,13 +252,13 @@ int katran_ids(struct xdp_md *ctx)
 }
 
 /* Goes on with the packet that the CPU's record describes. NULL: there is none, which cannot be. */
-static __always_inline const struct id_query *take_over(struct run *run)
+static __always_inline const struct id_query *take_over(struct run *run, struct cursor *cursor)
 {
-	struct cursor cursor = cursor_of(run->ctx);
 	const __u32 zero = 0;
 
+	*cursor = cursor_of(run->ctx);
 	run->cpu = bpf_map_lookup_elem(&cpus, &zero);
-	run->eth = cursor_take(&cursor, sizeof(*run->eth));
+	run->eth = cursor_take(cursor, sizeof(*run->eth));
 	if (!run->cpu || !run->eth)
 		return NULL;
 	run->untagged = run->cpu->scratch.query.untagged;
@@ -270,7 +271,8 @@ SEC("xdp")
 int katran_send(struct xdp_md *ctx)
 {
 	struct run run = { .ctx = ctx, .variant = FULL };
-	const struct id_query *query = take_over(&run);
+	struct cursor cursor;
+	const struct id_query *query = take_over(&run, &cursor);
 	int verdict;
 
 	if (!query)
@@ -280,11 +282,35 @@ int katran_send(struct xdp_md *ctx)
 	return finish(&run, verdict, query->arrived);
 }
 
+static __always_inline int finish_quic(struct xdp_md *ctx, const enum variant variant)
+{
+	struct run run = { .ctx = ctx, .variant = variant };
+	struct cursor cursor;
+	const struct id_query *query = take_over(&run, &cursor);
+	int verdict;
+
+	if (!query)
+		return XDP_ABORTED;
+	run.untagged = false;
+	verdict = ether_type(run.eth) == bpf_htons(ETH_P_IPV6) ?
+			  route_quic(&run, cursor, FAMILY_V6) :
+			  route_quic(&run, cursor, FAMILY_V4);
+	return finish(&run, verdict, query->arrived);
+}
+
+/* Sends a QUIC datagram by its connection id: see quic_walk.h. */
+SEC("xdp")
+int katran_quic(struct xdp_md *ctx)
+{
+	return full ? finish_quic(ctx, FULL) : finish_quic(ctx, PLAIN);
+}
+
 /* The end of the walk for a packet that the CPU's record describes: section 8 with all its steps. */
 static __always_inline int walk_special(struct xdp_md *ctx, const enum variant variant)
 {
 	struct run run = { .ctx = ctx, .variant = variant };
-	const struct id_query *query = take_over(&run);
+	struct cursor cursor;
+	const struct id_query *query = take_over(&run, &cursor);
 	struct choice choice = {};
 	struct packet packet;
 	int verdict;

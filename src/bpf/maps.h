@@ -202,6 +202,7 @@ int katran_special(struct xdp_md *ctx);
 int katran_explain_special(struct xdp_md *ctx);
 int katran_rare(struct xdp_md *ctx);
 int katran_explain_rare(struct xdp_md *ctx);
+int katran_quic(struct xdp_md *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -216,5 +217,6 @@ struct {
 		[PROGRAM_EXPLAIN_SPECIAL] = (void *)&katran_explain_special,
 		[PROGRAM_RARE] = (void *)&katran_rare,
 		[PROGRAM_EXPLAIN_RARE] = (void *)&katran_explain_rare,
+		[PROGRAM_QUIC] = (void *)&katran_quic,
 	},
 };

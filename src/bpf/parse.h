@@ -113,6 +113,27 @@ static __always_inline bool parse_plain_transport(const struct run *run, struct 
 	return true;
 }
 
+/* What the walk reads of the IP header of an ordinary packet. */
+static __always_inline void read_v4(struct packet *packet, const struct iphdr *ip)
+{
+	packet->l3_length = bpf_ntohs(ip->tot_len);
+	packet->tos = ip->tos;
+	packet->flow.family = FAMILY_V4;
+	packet->flow.protocol = ip->protocol;
+	copy_v4(packet->flow.source, ip->saddr);
+	copy_v4(packet->flow.destination, ip->daddr);
+}
+
+static __always_inline void read_v6(struct packet *packet, const struct ipv6hdr *ip)
+{
+	packet->l3_length = bpf_ntohs(ip->payload_len);
+	packet->tos = bpf_ntohs(*(const __be16 *)ip) >> 4;
+	packet->flow.family = FAMILY_V6;
+	packet->flow.protocol = ip->nexthdr;
+	copy_v6_at_once((__u64 *)packet->flow.source, &ip->saddr);
+	copy_v6_at_once((__u64 *)packet->flow.destination, &ip->daddr);
+}
+
 /* Parses an ordinary packet; false: it is none. */
 static __always_inline bool parse_plain_v4(const struct run *run, struct cursor *cursor,
 					   struct packet *packet)
@@ -121,12 +142,7 @@ static __always_inline bool parse_plain_v4(const struct run *run, struct cursor 
 
 	if (!ip || *(__u8 *)ip != IPV4_PLAIN || ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK))
 		return false;
-	packet->l3_length = bpf_ntohs(ip->tot_len);
-	packet->tos = ip->tos;
-	packet->flow.family = FAMILY_V4;
-	packet->flow.protocol = ip->protocol;
-	copy_v4(packet->flow.source, ip->saddr);
-	copy_v4(packet->flow.destination, ip->daddr);
+	read_v4(packet, ip);
 	return parse_plain_transport(run, cursor, packet, packet->l3_length - sizeof(*ip),
 				     sizeof(*ip));
 }
@@ -135,18 +151,9 @@ static __always_inline bool parse_plain_v6(const struct run *run, struct cursor 
 					   struct packet *packet)
 {
 	struct ipv6hdr *ip = cursor_take(cursor, sizeof(*ip));
-	__u16 first; /* version, traffic class, a part of the flow label */
 
-	if (!ip)
+	if (!ip || bpf_ntohs(*(const __be16 *)ip) >> 12 != 6)
 		return false;
-	first = bpf_ntohs(*(const __be16 *)ip);
-	if (first >> 12 != 6)
-		return false;
-	packet->l3_length = bpf_ntohs(ip->payload_len);
-	packet->tos = first >> 4;
-	packet->flow.family = FAMILY_V6;
-	packet->flow.protocol = ip->nexthdr;
-	copy_v6_at_once((__u64 *)packet->flow.source, &ip->saddr);
-	copy_v6_at_once((__u64 *)packet->flow.destination, &ip->daddr);
+	read_v6(packet, ip);
 	return parse_plain_transport(run, cursor, packet, packet->l3_length, sizeof(*ip));
 }

@@ -41,17 +41,18 @@ struct quic_id {
 /* The server id in the connection id; its version is in the two top bits. */
 static __always_inline struct quic_id quic_id_of(const __u8 *id)
 {
-	struct quic_id found = { .version = id[0] >> 6 };
+	const __u64 bytes = bpf_be64_to_cpu(*(const __u64 *)id);
+	struct quic_id found = { .version = bytes >> 62 };
 
 	switch (found.version) {
 	case 1:
-		found.server = (__u32)(id[0] & 0x3f) << 10 | (__u32)id[1] << 2 | id[2] >> 6;
+		found.server = bytes >> 46 & 0xffff;
 		break;
 	case 2:
-		found.server = (__u32)id[1] << 16 | (__u32)id[2] << 8 | id[3];
+		found.server = bytes >> 32 & 0xffffff;
 		break;
 	case 3:
-		found.server = (__u32)id[1] << 24 | (__u32)id[2] << 16 | (__u32)id[3] << 8 | id[4];
+		found.server = bytes >> 24;
 		break;
 	}
 	return found;
@@ -95,10 +96,11 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	return header->id_length < QUIC_ID_BYTES ? NULL : (const __u8 *)(header + 1);
 }
 
-/* The real that the datagram's connection id names. One that is known and
+/* The real that the datagram's connection id names, as `find` says. One that is known and
  * has no real has just lost it: the packet must be dropped. */
 static __always_inline struct named quic_route(const struct run *run, struct cursor payload,
-					       __u32 vip_number)
+					       __u32 vip_number,
+					       struct named (*const find)(__u32 id))
 {
 	struct quic_counters *count = &run->cpu->counters.quic;
 	bool initial = false;
@@ -118,7 +120,7 @@ static __always_inline struct named quic_route(const struct run *run, struct cur
 		return named;
 	}
 	count->versions[id.version & 3]++;
-	named = server_id_find(id.server);
+	named = find(id.server);
 	if (!named.known) {
 		count->unknown_id++;
 		count->unknown_id_sample = id.server;

@@ -252,9 +252,9 @@ static __always_inline bool is_special(const struct run *run, const struct packe
 	       (rare_feature(run, FEATURE_TCP_SERVER_ID) && packet->flow.protocol == IPPROTO_TCP);
 }
 
-/* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
-static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
-					   const struct choice *choice, __u64 arrived)
+/* Describes the packet in the CPU's record for those programs. */
+static __always_inline void describe(const struct run *run, const struct packet *packet,
+				     const struct choice *choice, __u64 arrived)
 {
 	struct id_query *query = &run->cpu->scratch.query;
 	const __u32 *source = (const __u32 *)packet->flow.source;
@@ -287,6 +287,38 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	query->unchecked = packet->unchecked;
 	query->explain = is(run, EXPLAINS);
 	query->untagged = run->untagged;
+}
+
+/* Whether the packet may go by a QUIC connection id and by no other, and lies in its frame as most do: the
+ * program for QUIC needs to know little of it. */
+static __always_inline bool is_plain_quic(const struct run *run, __u32 flags)
+{
+	return !is(run, EXPLAINS) && !is(run, RARE) &&
+	       (flags & (VIP_QUIC | VIP_UDP_STABLE_ROUTING)) == VIP_QUIC;
+}
+
+/* Hands the packet to the program for QUIC. */
+static __always_inline int walk_quic(const struct run *run, const struct packet *packet,
+				     const struct choice *choice, __u64 arrived)
+{
+	struct id_query *query = &run->cpu->scratch.query;
+
+	query->arrived = arrived;
+	query->vip_number = choice->vip_number;
+	query->vip.flags = choice->vip.flags;
+	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
+	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
+	bpf_tail_call(run->ctx, &special_programs, PROGRAM_QUIC);
+	return drop(run, DROP_PROGRAM_MISSING);
+}
+
+/* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
+static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
+					   const struct choice *choice, __u64 arrived)
+{
+	if (is_plain_quic(run, choice->vip.flags))
+		return walk_quic(run, packet, choice, arrived);
+	describe(run, packet, choice, arrived);
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 	return drop(run, DROP_PROGRAM_MISSING);
 }

@@ -23,7 +23,28 @@ struct named {
 	__u32 number;
 	__u32 id; /* of the real: number and generation */
 	bool known; /* the table has the id, though its real may be gone */
+	const struct real *at; /* where it is, if the finder says so */
 };
+
+/* The real's id in so many entries; 0: they do not have the server id. Without branches, of which the verifier would
+ * follow every combination: the compiler must not see that this is a comparison. */
+static __always_inline __u32 server_id_among(const struct server_id *entries, const int count, __u32 id)
+{
+	__u64 found = 0;
+
+#pragma unroll
+	for (int i = 0; i < count; i++) {
+		const __u64 word = *(volatile __u64 *)&entries[i];
+		__u64 difference = (__u32)word ^ id;
+
+		/* All ones if it is 0. */
+		barrier_var(difference);
+		found |= (__s64)(difference - 1) >> 63 & word;
+		/* One after the other, in registers: else all words are loaded first, and put aside. */
+		barrier_var(found);
+	}
+	return found >> 32;
+}
 
 /* The real's id in one line of the table; 0: it does not have the server id. */
 static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 id)
@@ -31,30 +52,23 @@ static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 i
 	const __u32 chunk = base + number / SERVER_ID_CHUNK_LINES;
 	const __u32 in_chunk = number % SERVER_ID_CHUNK_LINES;
 	void *lines = bpf_map_lookup_elem(&server_ids, &chunk);
-	struct server_id_line *line;
-	__u32 real = 0;
+	const struct server_id_line *line;
+	__u32 real;
 
 	if (!lines)
 		return 0;
 	line = bpf_map_lookup_elem(lines, &in_chunk);
 	if (!line)
 		return 0;
-#pragma unroll
-	for (int i = 0; i < SERVER_IDS_PER_LINE; i++) {
-		const __u64 word = *(volatile __u64 *)&line->entries[i];
-		__u64 difference = (__u32)word ^ id;
-
-		/* All ones if it is 0. Without branches, of which the verifier would follow every
-		 * combination: the compiler must not see that this is a comparison. */
-		barrier_var(difference);
-		real |= (__s64)(difference - 1) >> 63 & word >> 32;
-	}
-	return real;
+	/* A table is full by half at most, and lines fill up from the front, so few ids are in the second half. */
+	real = server_id_among(line->entries, SERVER_IDS_PER_LINE / 2, id);
+	return real ? real :
+		      server_id_among(line->entries + SERVER_IDS_PER_LINE / 2,
+				      SERVER_IDS_PER_LINE / 2, id);
 }
 
-/* The id of the real that a server id names; 0: the table does not have it. The verifier looks at it once, not
- * after all ways that lead to an id. */
-LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
+/* The id of the real that a server id names; 0: the table does not have it. */
+static __always_inline __u32 server_id_search(__u32 id)
 {
 	const __u32 in_force = live.server_ids;
 	const __u32 base = in_force / SERVER_ID_TABLE * server_id_chunks;
@@ -64,6 +78,12 @@ LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
 	const __u32 real = server_id_in_line(base, (__u32)(hash >> 32) & mask, id);
 
 	return real ? real : server_id_in_line(base, (__u32)(hash >> 8) & mask, id);
+}
+
+/* The same for the verifier to look at once, not after all ways that lead to an id. */
+LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
+{
+	return server_id_search(id);
 }
 
 static __always_inline struct named server_id_find(__u32 id)

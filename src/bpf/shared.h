@@ -365,7 +365,7 @@ struct inline_decap_counters {
 
 /* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
  * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. And the
- * walk of rare frames. */
+ * walk of rare frames; and the one for QUIC, which looks for ids and sends by them. */
 enum program {
 	PROGRAM_IDS,
 	PROGRAM_SEND,
@@ -373,6 +373,7 @@ enum program {
 	PROGRAM_EXPLAIN_SPECIAL,
 	PROGRAM_RARE,
 	PROGRAM_EXPLAIN_RARE,
+	PROGRAM_QUIC,
 	PROGRAMS,
 };
 

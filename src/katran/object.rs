@@ -118,7 +118,7 @@ pub(super) fn load_object<'a>(
     }
     let full = needs_full(config);
     let progs = &mut open.progs;
-    let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 11] = [
+    let programs: [(&'static str, &mut OpenProgramMut<'_>, bool); 12] = [
         ("katran", &mut progs.katran, !full),
         ("katran_explain", &mut progs.katran_explain, !full),
         ("katran_full", &mut progs.katran_full, full),
@@ -133,6 +133,7 @@ pub(super) fn load_object<'a>(
         ),
         ("katran_rare", &mut progs.katran_rare, true),
         ("katran_explain_rare", &mut progs.katran_explain_rare, true),
+        ("katran_quic", &mut progs.katran_quic, true),
         ("ticks", &mut progs.ticks, true),
     ];
     let names = programs.map(|(name, program, wanted)| {
@@ -217,6 +218,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     let constants = constants("katran", open.maps.rodata_data.as_deref_mut())?;
     let (seed, seed_v6) = fixed.hasher.seeds();
     config.write_constants(constants, tick);
+    constants.full = needs_full(config).into();
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;
     constants.ticks_per_second = ticks(Duration::from_secs(1), tick);

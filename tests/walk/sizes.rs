@@ -28,12 +28,12 @@ use crate::common::load;
 
 /// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
 /// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
-/// the walk for rare frames, with its twin.
+/// the walk for rare frames, with its twin; then the one for QUIC.
 #[derive(Clone, Copy)]
 struct Sizes {
     program: u32,
     twin: u32,
-    special: [u32; 6],
+    special: [u32; 7],
 }
 
 impl Sizes {
@@ -43,12 +43,12 @@ impl Sizes {
         Self {
             program: katran.stats().program_size().unwrap(),
             twin: katran.stats().explainer_size().unwrap(),
-            special: [0, 1, 2, 3, 4, 5].map(|program| special[program].bytes),
+            special: [0, 1, 2, 3, 4, 5, 6].map(|program| special[program].bytes),
         }
     }
 
-    fn all(self) -> [u32; 8] {
-        let [ids, send, walk, twin, rare, its_twin] = self.special;
+    fn all(self) -> [u32; 9] {
+        let [ids, send, walk, twin, rare, its_twin, quic] = self.special;
         [
             self.program,
             self.twin,
@@ -58,6 +58,7 @@ impl Sizes {
             twin,
             rare,
             its_twin,
+            quic,
         ]
     }
 
@@ -72,7 +73,7 @@ impl Sizes {
     fn is_less_by(mut self, feature: Features, mut other: Self) -> bool {
         if feature == Features::INLINE_DECAP {
             for sizes in [&mut self, &mut other] {
-                sizes.special[4..].fill(0);
+                sizes.special[4..6].fill(0);
             }
         }
         self.is_less_than(other)
@@ -89,7 +90,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     // Strict destinations are a part of inline decapsulation.
     let features = Features::all() - Features::FLOW_DEBUG - Features::STRICT_DESTINATION;
     println!(
-        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
         "bytes",
         "insns",
         "program",
@@ -99,7 +100,8 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
         "special",
         "its twin",
         "rare",
-        "its twin"
+        "its twin",
+        "quic"
     );
     let all = features | Features::STRICT_DESTINATION;
     let full = Sizes::of(all, true);

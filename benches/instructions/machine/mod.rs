@@ -82,8 +82,12 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Where the program for rare frames is, as in `enum program`.
+/// Where the programs are that the attached one goes on in, as in `enum program`.
+const IDS: u32 = 0;
+const SEND: u32 = 1;
+const SPECIAL: u32 = 2;
 const RARE: u32 = 4;
+const QUIC: u32 = 6;
 
 type Program = Vec<bpf_insn>;
 
@@ -134,7 +138,16 @@ fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u3
         .filter(|map| map.autocreate())
         .map(|map| (map.as_fd().as_raw_fd(), map.info().unwrap().info.id))
         .collect();
-    let others = BTreeMap::from([(RARE, skel.progs.katran_rare.insns().to_vec())]);
+    let progs = &skel.progs;
+    let others = [
+        (IDS, &progs.katran_ids),
+        (SEND, &progs.katran_send),
+        (SPECIAL, &progs.katran_special),
+        (RARE, &progs.katran_rare),
+        (QUIC, &progs.katran_quic),
+    ];
+    let others = others.map(|(number, program)| (number, program.insns().to_vec()));
+    let others = BTreeMap::from(others);
     (skel.progs.katran.insns().to_vec(), others, numbers)
 }
 
