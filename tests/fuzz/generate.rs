@@ -1,6 +1,8 @@
 //! Random frames that know the formats: packets of few clients to few services, so that they meet
 //! entries, tunnels and ids; and what routers, peers and attackers send besides.
 
+mod ids;
+
 use std::net::IpAddr;
 
 use fastrand::Rng;
@@ -18,7 +20,6 @@ use katran_model::bytes::sum;
 
 use crate::balancers::EGRESS;
 use crate::balancers::INLINE;
-use crate::balancers::SERVER_IDS;
 use crate::common::frames::OWN_MAC;
 use crate::common::frames::ROUTER_MAC;
 use crate::common::ip;
@@ -109,6 +110,9 @@ impl Generator {
         if frame.len() < 60 && self.one_in(3) {
             // What a card fills short frames up with.
             frame.resize(60, 0);
+        } else if frame.len() < self.target.max_frame && self.one_in(150) {
+            // As long as a frame may be, or a byte longer.
+            frame.resize(self.target.max_frame + self.rng.usize(0..2), 0);
         }
         frame
     }
@@ -281,40 +285,6 @@ impl Generator {
         self.ip(source, to, PROTOCOL_TCP, &segment)
     }
 
-    /// Options with a server id among them, often in a wrong form.
-    fn tcp_options(&mut self) -> Vec<u8> {
-        let mut options = Vec::new();
-        for _ in 0..self.pick(&[0, 0, 1, 1, 2, 3, 14, 15, 16]) {
-            match self.rng.u32(0..8) {
-                0..=4 => options.push(1),
-                5 => options.extend([2, 4, 5, 0xb4]),
-                6 => options.extend([8, 2]),
-                _ => {
-                    let (kind, length) = (self.rng.u8(..), self.pick(&[0, 1, 2, 3, 40, 255]));
-                    options.extend([kind, length]);
-                }
-            }
-        }
-        let kind = self.pick(&[0xb7, 0xb7, 0xb7, 0xb7, 0xb6]);
-        options.extend([kind, self.pick(&[6, 6, 6, 6, 6, 6, 6, 5, 7, 0])]);
-        options.extend(self.server_id().to_le_bytes());
-        options.truncate(40);
-        options
-    }
-
-    fn server_id(&mut self) -> u32 {
-        match self.rng.u32(0..10) {
-            0 => self.rng.u32(..),
-            1 => self.pick(&[0, 77, 6, 0x1_0000]),
-            // Of reals that are down.
-            2 | 3 => self.pick(&[0x8001, 0x00ab_cdef]),
-            _ => {
-                let ids = SERVER_IDS;
-                self.pick(&ids).0
-            }
-        }
-    }
-
     fn udp(&mut self, source: IpAddr, to: IpAddr, ports: (u16, u16)) -> Vec<u8> {
         let payload = match self.rng.u32(0..8) {
             0..=3 => self.quic(),
@@ -341,51 +311,6 @@ impl Generator {
             checked(source, to, PROTOCOL_UDP, &mut datagram, 6);
         }
         datagram
-    }
-
-    fn connection_id(&mut self) -> Vec<u8> {
-        let id = self.server_id();
-        let [a, b, c, d] = id.to_be_bytes();
-        let mut bytes = match self.rng.u8(0..4) {
-            0 => vec![0x3f & a, b, c, d],
-            1 => vec![0x40 | c >> 2, c << 6 | d >> 2, d << 6],
-            2 => vec![0x80, b, c, d],
-            _ => vec![0xc0, a, b, c, d],
-        };
-        bytes.resize(8, 0x5a);
-        bytes
-    }
-
-    fn quic(&mut self) -> Vec<u8> {
-        let id = self.connection_id();
-        let mut payload;
-        if self.rng.bool() {
-            payload = vec![0x40 | self.rng.u8(0..64)];
-            payload.extend(id);
-        } else {
-            let kind = self.pick(&[0x00, 0x10, 0x20, 0x30]) | self.rng.u8(0..16) | 0xc0;
-            let version: u32 = self.pick(&[1, 1, 1, 0x6b33_43cf, 0x6b33_43cf, 0, 0xff00_001d, 2]);
-            payload = vec![kind];
-            payload.extend(version.to_be_bytes());
-            payload.push(self.pick(&[8, 8, 8, 8, 9, 20, 7, 0, 255]));
-            payload.extend(id);
-        }
-        payload.extend(self.bytes(24));
-        if self.one_in(8) {
-            payload.truncate(self.rng.usize(0..16));
-        }
-        payload
-    }
-
-    fn stable_udp(&mut self) -> Vec<u8> {
-        let [_, a, b, c] = self.server_id().to_be_bytes();
-        let kind = self.pick(&[0x52, 0x52, 0x52, 0x52, 0x53]);
-        let mut payload = vec![kind, a, b, c, 0, 0, 0, 0];
-        payload.extend(self.bytes(8));
-        if self.one_in(8) {
-            payload.truncate(self.rng.usize(0..9));
-        }
-        payload
     }
 
     fn icmp(&mut self, v6: bool, kind: u8, code: u8, body: &[u8], to: IpAddr) -> Vec<u8> {
@@ -494,6 +419,9 @@ impl Generator {
             };
             let length = self.said_length(20 + options + body.len());
             header = vec![0x45 + (options / 4) as u8, tos];
+            if self.one_in(80) {
+                header[0] = self.pick(&[0x40, 0x44, 0x46, 0x4f]);
+            }
             header.extend(length.to_be_bytes());
             header.extend(self.rng.u16(..).to_be_bytes());
             header.extend(fragment.to_be_bytes());

@@ -29,7 +29,7 @@ const SHARE: u64 = 4;
 /// (`KATRAN_UNDECIDED`: on an emulated machine it is more).
 const TRIES: usize = 5;
 const MOST_UNDECIDED: u64 = 2;
-/// One batch in so many has a pause in it: none near a time-out, for the clock goes on meanwhile.
+/// One batch in so many has a pause in it, or two: no sum of them is near a time-out, for the clock goes on meanwhile.
 const WITH_A_WAIT: u64 = 2;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 /// With so many frames everything comes to pass that can; of these reasons to drop a frame none does: the kernel
@@ -185,8 +185,10 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
             let mut generator = Generator::new(seed, target(kind, &pair));
             let mut steps: Vec<Step> = (0..batch).map(|_| Step::Frame(generator.frame())).collect();
             if kind.flood.is_none() && i % WITH_A_WAIT == 0 {
-                let place = generator.rng.usize(0..batch);
-                steps[place] = Step::Wait(WAITS[generator.rng.usize(0..WAITS.len())]);
+                for _ in 0..generator.rng.usize(1..3) {
+                    let place = generator.rng.usize(0..batch);
+                    steps[place] = Step::Wait(WAITS[generator.rng.usize(0..WAITS.len())]);
+                }
             }
             match decide(&mut pair, &steps) {
                 Ok(said) => played.undecided += u64::from(!said),

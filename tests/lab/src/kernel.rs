@@ -9,6 +9,8 @@ use nix::sys::utsname::uname;
 pub enum Newer {
     /// A tc program takes off an outer header whose family is not that of what is in it.
     DecapAcrossFamilies,
+    /// The verifier puts loads in the place of a lookup in an array of each CPU's.
+    LoadsOfCpus,
     /// tc programs are attached by links.
     Tcx,
 }
@@ -21,6 +23,7 @@ impl Newer {
     pub fn is_here(self) -> bool {
         let since = match self {
             Self::DecapAcrossFamilies => (6, 3),
+            Self::LoadsOfCpus => (6, 10),
             Self::Tcx => (6, 6),
         };
         release() >= since
