@@ -29,7 +29,7 @@ static __always_inline __u32 frame_length(const struct __sk_buff *skb)
 static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __attribute__((unused)),
 				  const struct tunnel *tunnel)
 {
-	const __be16 type = tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	const __be16 type = inner_type(tunnel);
 	/* Segments stay as long as they were: it is not their headers that go. */
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 

@@ -16,6 +16,7 @@
 #include "icmp.h"
 #include "lookup.h"
 #include "parse.h"
+#include "strip.h"
 #include "tunnel.h"
 
 #include <linux/if_ether.h>
@@ -47,17 +48,7 @@ static __always_inline int find_behind_extensions(const struct run *run, struct 
 	if (!ip || skipped < 0 || bytes > bpf_ntohs(ip->payload_len))
 		return NOT_WALKED;
 	cursor.position += bytes;
-	*tunnel = (struct tunnel){
-		.inner = cursor,
-		.source = &ip->saddr,
-		.destination = &ip->daddr,
-		.outer_bytes = sizeof(*ip) + bytes,
-		.length = sizeof(*ip) + bpf_ntohs(ip->payload_len),
-		.carried = bpf_ntohs(ip->payload_len) - (__s32)bytes,
-		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
-		.outer_v6 = true,
-	};
-	return is_tunnel_protocol(tunnel, skipped, gue_port);
+	return find_tunnel_behind_v6(tunnel, ip, cursor, bytes, skipped, gue_port);
 }
 
 /* Whether the IPv6 packet at the cursor has extension headers. */
@@ -153,17 +144,10 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16 *type,
 				  const struct tunnel *tunnel)
 {
-	const __u64 destination = mac_load(run->eth->h_dest);
-	const __u64 source = mac_load(run->eth->h_source);
-
-	if (bpf_xdp_adjust_head(run->ctx, tunnel->outer_bytes))
-		return false;
-	*cursor = cursor_of(run->ctx);
-	run->eth = cursor_take(cursor, sizeof(*run->eth));
+	run->eth = strip_outer(run->ctx, run->eth, tunnel, cursor);
 	if (!run->eth)
 		return false;
-	*type = tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
-	ether_write(run->eth, destination, source, *type);
+	*type = inner_type(tunnel);
 	run->length -= tunnel->outer_bytes;
 	run->unwrapped = true;
 	return true;

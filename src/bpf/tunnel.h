@@ -11,6 +11,7 @@
 #include "prefixes.h"
 
 #include <stdbool.h>
+#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -44,6 +45,11 @@ static __always_inline enum family outer_family(const struct tunnel *tunnel)
 static __always_inline enum family inner_family(const struct tunnel *tunnel)
 {
 	return tunnel->inner_v6 ? FAMILY_V6 : FAMILY_V4;
+}
+
+static __always_inline __be16 inner_type(const struct tunnel *tunnel)
+{
+	return tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 }
 
 /* The IP version that what is at the cursor begins with; 0: nothing is there. */
@@ -120,23 +126,29 @@ static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor 
 	return is_tunnel_protocol(tunnel, ip->protocol, port);
 }
 
-static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor cursor, __u16 port)
+/* The same of an IPv6 packet; `protocol` is at the cursor, behind so many bytes of extension headers. */
+static __always_inline bool find_tunnel_behind_v6(struct tunnel *tunnel, const struct ipv6hdr *ip,
+						  struct cursor cursor, __u32 extensions,
+						  __u8 protocol, __u16 port)
 {
-	const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
-
-	if (!ip)
-		return false;
 	*tunnel = (struct tunnel){
 		.inner = cursor,
 		.source = &ip->saddr,
 		.destination = &ip->daddr,
-		.outer_bytes = sizeof(*ip),
+		.outer_bytes = sizeof(*ip) + extensions,
 		.length = sizeof(*ip) + bpf_ntohs(ip->payload_len),
-		.carried = bpf_ntohs(ip->payload_len),
+		.carried = bpf_ntohs(ip->payload_len) - (__s32)extensions,
 		.tos = bpf_ntohs(*(const __be16 *)ip) >> 4,
 		.outer_v6 = true,
 	};
-	return is_tunnel_protocol(tunnel, ip->nexthdr, port);
+	return is_tunnel_protocol(tunnel, protocol, port);
+}
+
+static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor cursor, __u16 port)
+{
+	const struct ipv6hdr *ip = cursor_take(&cursor, sizeof(*ip));
+
+	return ip && find_tunnel_behind_v6(tunnel, ip, cursor, 0, ip->nexthdr, port);
 }
 
 /* Whether the tunnel carries all of the inner packet's header. */
