@@ -8,13 +8,15 @@
 //! ```
 //! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
-//! working. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
+//! working. With `flow_tracking = "changed"` it prints `drained: ...` when nothing has gone to a drained real for a
+//! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
 //! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
 //! SIGTERM detach and end it. `RUST_LOG=info` shows more of what the library does.
 
 mod common;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
@@ -29,6 +31,7 @@ use common::Options;
 use common::say;
 use common::with_causes;
 use katran::Katran;
+use katran::Vip;
 use katran::attachments::SharedEntries;
 use katran::diagnosis::Diagnosis;
 use katran::diagnosis::Severity;
@@ -38,6 +41,8 @@ use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGUSR1;
 
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A drained real to which nothing has gone for so long is said to be.
+const QUIET: Duration = Duration::from_secs(60);
 /// Lines between two headings.
 const PAGE: u32 = 20;
 
@@ -131,6 +136,7 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
     let mut lines = 0;
     let mut next = Instant::now() + INTERVAL;
     let mut keeper = Keeper::new();
+    let mut drains = Drains::default();
     loop {
         match signals.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(SIGHUP) => options.follow(katran),
@@ -138,6 +144,7 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
                 keeper.keep(katran);
+                drains.look(katran);
                 match Snapshot::take(katran) {
                     Ok(now) => {
                         if lines % PAGE == 0 {
@@ -188,9 +195,48 @@ impl Snapshot {
             rate(now.tx.bytes, then.tx.bytes) * 8.0 / 1e6,
             rate(now.pass.packets, then.pass.packets),
             rate(now.drop.packets, then.drop.packets),
-            rate(self.flow_table.packets, before.flow_table.packets),
+            rate(to_vips(&self.flow_table), to_vips(&before.flow_table)),
             rate(self.flow_table.misses, before.flow_table.misses),
         )
+    }
+}
+
+/// Packets to any VIP: for which the flow table was asked, and for which it was not.
+fn to_vips(flow_table: &FlowTableCounters) -> u64 {
+    flow_table.packets + flow_table.settled
+}
+
+/// Reals that have been drained and that nothing has gone to for a while: each is said once.
+#[derive(Default)]
+struct Drains {
+    said: BTreeSet<(Vip, IpAddr)>,
+}
+
+impl Drains {
+    fn look(&mut self, katran: &Katran) {
+        for vip in katran.vips() {
+            for real in katran.reals(vip).unwrap_or_default() {
+                let drained = (vip, real.address());
+                // Not known where all flows are remembered.
+                let silence = match real.get_weight() {
+                    0 => katran.drained(vip, real.address()).ok().flatten(),
+                    _ => None,
+                };
+                match silence {
+                    Some(silence) if silence >= QUIET => {
+                        if self.said.insert(drained) {
+                            let (address, seconds) = (real.address(), silence.as_secs());
+                            say(format!(
+                                "drained: {address} of {vip}: no packet for {seconds} s"
+                            ));
+                        }
+                    }
+                    _ => {
+                        self.said.remove(&drained);
+                    }
+                }
+            }
+        }
     }
 }
 

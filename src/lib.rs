@@ -93,6 +93,7 @@ pub use types::Encapsulation;
 pub use types::Family;
 pub use types::Flow;
 pub use types::FlowTableKind;
+pub use types::FlowTracking;
 pub use types::Gateway;
 pub use types::HashFunction;
 pub use types::MacAddr;

@@ -25,6 +25,7 @@ pub use crate::counters::QuicCounters;
 pub use crate::counters::RealCounters;
 pub use crate::counters::RingDrops;
 pub use crate::counters::Sample;
+pub use crate::counters::SlotStats;
 pub use crate::counters::SourceRoutingCounters;
 pub use crate::counters::StableUdpCounters;
 pub use crate::counters::TcpServerIdCounters;

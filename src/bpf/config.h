@@ -27,6 +27,12 @@ const volatile __u32 max_reals = 1;
 const volatile __u64 vip_keys[VIP_WORDS + 1] = {};
 const volatile __u32 vip_shift = 63;
 const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
+/* Which flows the tables remember, of enum flow_tracking. */
+const volatile __u32 flow_tracking = TRACK_ALL;
+/* Where in a ring's element its struct ring_planes lies, and by how much ticks are shifted for moments. */
+const volatile __u32 ring_planes_at = 0;
+const volatile __u32 tcp_moment_shift = 15;
+const volatile __u32 udp_moment_shift = 8;
 /* Sets of each forwarding CPU's table. */
 const volatile __u32 flow_sets = 1;
 /* Random keys of the flow's fingerprint: one for each of its words, and the sum's start value. */

@@ -47,3 +47,13 @@ static __always_inline void lru_remember(void *table, const struct flow_key *key
 	failed = bpf_map_update_elem(&fallback_flows, key, &value, BPF_ANY);
 	stay_apart(failed);
 }
+
+static __always_inline void lru_forget(void *table, const struct flow_key *key)
+{
+	if (table) {
+		bpf_map_delete_elem(table, key);
+		return;
+	}
+	barrier();
+	bpf_map_delete_elem(&fallback_flows, key);
+}

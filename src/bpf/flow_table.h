@@ -149,6 +149,16 @@ static __always_inline void flow_remember(const struct run *run, const struct fl
 		lru_remember(place->table, key, id, used);
 }
 
+/* Takes out what the table knows of the flow. */
+static __always_inline void flow_forget(const struct flow_place *place, const struct flow_key *key,
+					struct flow_value *value)
+{
+	if (flow_table_kind == FLOW_TABLE_SETS)
+		sets_change(value, 0, 0);
+	else
+		lru_forget(place->table, key);
+}
+
 /* Counts a flow of this CPU that is to be remembered. True: there have been more than
  * `flood_threshold` in the present second, and it is not to be. */
 static __always_inline bool under_flood(const struct run *run, __u64 now)

@@ -93,10 +93,8 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 			return drop(run, DROP_TOO_BIG);
 		return family == FAMILY_V6 ? too_big_v6(run) : too_big_v4(run);
 	}
-	if (is_special(run, packet, choice.vip.flags)) {
+	if (is_special(run, packet, choice.vip.flags))
 		return walk_specially(run, packet, &choice, arrived);
-	}
-	run->cpu->counters.flow_packets++;
 	packet->flow.vip = choice.vip_number + 1;
 	return choose_and_send(run, packet, &choice, family);
 }
@@ -328,7 +326,6 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 			return XDP_ABORTED;
 		run.explanation->vip = choice.vip_number + 1;
 	}
-	run.cpu->counters.flow_packets++;
 	verdict = packet.flow.family == FAMILY_V6 ?
 			  choose_and_send(&run, &packet, &choice, FAMILY_V6) :
 			  choose_and_send(&run, &packet, &choice, FAMILY_V4);

@@ -236,26 +236,14 @@ static __always_inline __u32 hash_flow(const __u32 source[4], __be16 source_port
 	return hash_two(lookup3_finish(&state), ports);
 }
 
-/* The real number in the slot of ring `ring` that `hash` falls on; 0 if there is none. */
-static __always_inline __u32 ring_real(__u32 ring, __u32 hash)
+/* The words of ring `ring`; NULL: it is not there. */
+static __always_inline __u16 *ring_at(__u32 ring)
 {
 	const __u32 chunk_number = ring / RINGS_PER_CHUNK;
 	const __u32 element = ring % RINGS_PER_CHUNK;
-	__u64 slot = hash % ring_size;
-	__u16 *slots;
-	void *chunk;
+	void *chunk = bpf_map_lookup_elem(&rings, &chunk_number);
 
-	chunk = bpf_map_lookup_elem(&rings, &chunk_number);
-	if (!chunk)
-		return 0;
-	slots = bpf_map_lookup_elem(chunk, &element);
-	/* The verifier does not follow the remainder. For it ring_size is read again, and the
-	 * barrier makes the compiler compare all 64 bits, also the upper half that it knows to be
-	 * 0 and the verifier does not (clang 15 and newer). */
-	barrier_var(slot);
-	if (!slots || slot >= ring_size)
-		return 0;
-	return slots[slot];
+	return chunk ? bpf_map_lookup_elem(chunk, &element) : NULL;
 }
 
 static __always_inline struct vip_counters *counters_of_vip(const __u32 *number)

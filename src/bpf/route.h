@@ -10,9 +10,11 @@
 #include "cursor.h"
 #include "events.h"
 #include "flow_table.h"
+#include "in_slot.h"
 #include "lookup.h"
 #include "maps.h"
 #include "parse.h"
+#include "slots.h"
 #include "verifier.h"
 
 #include <linux/in.h>
@@ -168,6 +170,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	bool forget = flags & VIP_DPORT_HASH;
 	__be16 hash_port = packet->hash_source;
 	struct real *real;
+	struct slot slot;
 	int chosen;
 	__u32 id;
 
@@ -211,10 +214,10 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		choice->reason = DROP_RING_EMPTY;
 		if (choice->vip.ring == RING_NONE)
 			return NULL;
-		choice->number =
-			ring_real(choice->vip.ring,
-				  hash_flow((const __u32 *)packet->flow.source, hash_port,
-					    packet->hash_destination, family));
+		slot = find_slot(choice->vip.ring,
+				 hash_flow((const __u32 *)packet->flow.source, hash_port,
+					   packet->hash_destination, family));
+		choice->number = number_in(&slot);
 		if (!choice->number)
 			return NULL;
 	}
@@ -233,6 +236,82 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	run->cpu->counters.flow_misses++;
 	count_watched(choice);
 	return real;
+}
+
+/* The real of a packet in a settled slot. NULL with the reason in `choice`: the ring has none. */
+static __always_inline struct real *by_settled_slot(const struct run *run, struct choice *choice,
+						    const struct slot *slot)
+{
+	run->cpu->counters.settled++;
+	note_step(run, STEP_SETTLED_SLOT);
+	choice->number = number_in(slot);
+	choice->reason = DROP_RING_EMPTY;
+	if (!choice->number)
+		return NULL;
+	choice->reason = DROP_RING_UNKNOWN_REAL;
+	return real_of_slot(choice->number);
+}
+
+/* Tells this CPU's record of a packet's flow, and of its VIP. */
+static __always_inline void describe_flow(struct id_query *query, const struct packet *packet,
+					  const struct choice *choice)
+{
+	const __u32 *source = (const __u32 *)packet->flow.source;
+	const __u32 *destination = (const __u32 *)packet->flow.destination;
+
+	/* Word by word, as it is read: as one value it would be put together on the stack first, and
+	 * the loads that then follow at once would wait for stores of other sizes. */
+#pragma unroll
+	for (int i = 0; i < ADDRESS_BYTES / 4; i++) {
+		((__u32 *)query->flow.source)[i] = source[i];
+		((__u32 *)query->flow.destination)[i] = destination[i];
+	}
+	*(__u32 *)&query->flow.source_port =
+		packet->flow.source_port | packet->flow.destination_port << 16;
+	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
+	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
+					  (choice->vip_number + 1) << 16;
+	query->vip_number = choice->vip_number;
+	/* From memory, so that other packets need not keep the ring in a register of its own. */
+	query->vip.flags = choice->vip.flags;
+	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
+	query->tcp_flags = packet->tcp_flags;
+	query->icmp = packet->icmp;
+}
+
+/* The real of a packet in an unsettled slot. NULL with the reason in `choice`. */
+static __always_inline struct real *by_unsettled_slot(const struct run *run,
+						      const struct packet *packet,
+						      struct choice *choice, __u32 index)
+{
+	__u32 answer;
+
+	run->cpu->counters.flow_packets++;
+	/* A special packet's record is written. */
+	if (!is(run, SPECIAL))
+		describe_flow(&run->cpu->scratch.query, packet, choice);
+	answer = choose_in_slot(choice->vip.ring, index, is(run, SPECIAL));
+	choice->number = answer & SLOT_REAL;
+	choice->reason = DROP_RING_EMPTY;
+	if (!choice->number)
+		return NULL;
+	note_step(run, answer & IN_SLOT_BY_ENTRY ? STEP_FLOW_TABLE :
+		       answer & IN_SLOT_BY_BASE	 ? STEP_BASE :
+						   STEP_RING);
+	run->cpu->counters.by_entry += !!(answer & IN_SLOT_BY_ENTRY);
+	run->cpu->counters.by_base += !!(answer & IN_SLOT_BY_BASE);
+	if (answer & IN_SLOT_MISS) {
+		run->cpu->counters.flow_misses++;
+		count_watched(choice);
+		if (answer & IN_SLOT_BROKEN) {
+			run->cpu->counters.flow_miss_non_syn++;
+			tell(run, EVENT_TCP_NON_SYN_MISS);
+		} else if (packet->flow.protocol != IPPROTO_UDP) {
+			run->cpu->counters.flow_miss_syn++;
+		}
+	}
+	choice->reason = DROP_RING_UNKNOWN_REAL;
+	return real_of_slot(choice->number);
 }
 
 /* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring, or whose
@@ -257,30 +336,11 @@ static __always_inline void describe(const struct run *run, const struct packet 
 				     const struct choice *choice, __u64 arrived)
 {
 	struct id_query *query = &run->cpu->scratch.query;
-	const __u32 *source = (const __u32 *)packet->flow.source;
-	const __u32 *destination = (const __u32 *)packet->flow.destination;
 
-	/* Word by word, as it is read: as one value it would be put together on the stack first, and
-	 * the loads that then follow at once would wait for stores of other sizes. */
-#pragma unroll
-	for (int i = 0; i < ADDRESS_BYTES / 4; i++) {
-		((__u32 *)query->flow.source)[i] = source[i];
-		((__u32 *)query->flow.destination)[i] = destination[i];
-	}
-	*(__u32 *)&query->flow.source_port =
-		packet->flow.source_port | packet->flow.destination_port << 16;
-	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
-	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
-					  (choice->vip_number + 1) << 16;
-	query->vip_number = choice->vip_number;
-	/* From memory, so that other packets need not keep the ring in a register of its own. */
-	query->vip.flags = choice->vip.flags;
-	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
+	describe_flow(query, packet, choice);
 	query->routed = 0;
 	query->arrived = arrived;
-	query->tcp_flags = packet->tcp_flags;
 	query->tcp_options = packet->tcp_options;
-	query->icmp = packet->icmp;
 	query->icmp_ignored_by_quic = packet->icmp_ignored_by_quic;
 	query->l3_length = packet->l3_length;
 	query->tos = packet->tos;
@@ -357,6 +417,13 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 	const bool syn = packet->tcp_flags & TCP_SYN;
 	struct real *real = NULL;
 
+	if (tracks_changes(run, packet, flags)) {
+		const struct slot slot = slot_of(packet, &choice->vip, family);
+
+		return is_unsettled(&slot) ? by_unsettled_slot(run, packet, choice, slot.index) :
+					     by_settled_slot(run, choice, &slot);
+	}
+	run->cpu->counters.flow_packets++;
 	choice->place = flow_locate(run, &packet->flow, family);
 	if (is(run, SPECIAL)) {
 		real = by_packet(run, choice);

@@ -72,6 +72,29 @@ enum ring_constant {
 	RING_NONE = 0x7fffffff,
 };
 
+/* What a slot's word says where only what changed is tracked, and the words of its planes. */
+enum slot_constant {
+	SLOT_REAL = (1 << 15) - 1, /* the number of the real that the ring names; 0: none */
+	SLOT_UNSETTLED = 1 << 15,
+	BASE_REAL = (1 << 15) - 1, /* the base's number; 0: none */
+	BASE_TAKES_NEW = 1 << 15, /* its weight is not 0 */
+	MOMENT_BIT = 1, /* of moments: not the program's */
+};
+
+/* Which flows the tables remember. */
+enum flow_tracking {
+	TRACK_ALL,
+	TRACK_CHANGED,
+};
+
+/* Behind the slots of a ring: in which places of rings its history lies. */
+struct ring_planes {
+	__u32 bases;
+	__u32 since;
+	__u32 deviated;
+	__u32 reserved;
+};
+
 enum vip_constant {
 	/* VIPs whose keys may have the same hash. */
 	VIP_CHAIN = 16,
@@ -416,6 +439,9 @@ struct counters {
 	struct count tx;
 	struct count pass;
 	struct count drop;
+	__u64 settled; /* packets in settled slots, for which no table was asked */
+	__u64 by_base;
+	__u64 by_entry; /* in unsettled slots */
 	__u64 flow_packets;
 	__u64 flow_misses;
 	__u64 flow_miss_syn;
@@ -576,6 +602,8 @@ enum step {
 	STEP_DECAP_EGRESS,
 	STEP_TUNNEL_IN_TUNNEL,
 	STEP_OTHER_STATION,
+	STEP_SETTLED_SLOT,
+	STEP_BASE,
 };
 
 enum probe_constant {
@@ -599,6 +627,9 @@ struct constants {
 	enum real_flag real;
 	enum feature feature;
 	enum ring_constant ring;
+	enum slot_constant slot;
+	enum flow_tracking flow_tracking;
+	struct ring_planes ring_planes;
 	enum vip_constant vip_table;
 	enum flow_table_constant flow_table;
 	enum encapsulation encapsulation;

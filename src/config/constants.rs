@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::skel::katran::types;
 use crate::types::Encapsulation;
 use crate::types::FlowTableKind;
+use crate::types::FlowTracking;
 
 /// `time` in ticks, at least so long.
 pub(crate) fn ticks(time: Duration, tick: Duration) -> u32 {
@@ -35,6 +36,19 @@ pub(super) fn flow_table_kind(of: FlowTableKind) -> u32 {
         FlowTableKind::SetAssociative => types::flow_table_constant::FLOW_TABLE_SETS.0,
         FlowTableKind::KernelLru => types::flow_table_constant::FLOW_TABLE_LRU.0,
     }
+}
+
+pub(super) fn flow_tracking(of: FlowTracking) -> u32 {
+    match of {
+        FlowTracking::All => types::flow_tracking::TRACK_ALL.0,
+        FlowTracking::Changed => types::flow_tracking::TRACK_CHANGED.0,
+    }
+}
+
+/// By how much ticks are shifted for the moments of a history: there are some 64 moments or more in a time-out, at most
+/// 128 so far as ticks are fine enough, so that 15 bits last for hundreds of them. The two low bits of ticks say something else.
+pub(crate) fn moment_shift(timeout: Duration, tick: Duration) -> u32 {
+    (ticks(timeout, tick) / 64).max(4).ilog2()
 }
 
 /// The first half of an address, as it lies in memory.

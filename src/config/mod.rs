@@ -23,6 +23,7 @@ mod validate;
 
 pub(crate) use accounting::flow_table_bytes;
 pub(crate) use accounting::global_table_bytes;
+pub(crate) use constants::moment_shift;
 pub(crate) use constants::prefix_v4;
 pub(crate) use constants::prefix_v6;
 pub(crate) use constants::ticks;

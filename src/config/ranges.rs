@@ -164,6 +164,17 @@ pub(super) fn check_udp_timeout(timeout: Duration) -> Result<()> {
     }
 }
 
+pub(super) fn check_idle_timeout(timeout: Duration) -> Result<()> {
+    match (Duration::from_secs(1)..=Duration::from_secs(7 * 86_400)).contains(&timeout) {
+        true => Ok(()),
+        false => Err(invalid(
+            "flow_idle_timeout",
+            format!("{timeout:?}"),
+            "must be 1 second to 7 days",
+        )),
+    }
+}
+
 pub(super) fn check_ring_size(size: u32) -> Result<()> {
     within("ring_size", size, 3..=16_777_213)?;
     if is_prime(size) {

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use super::constants::encapsulation;
 use super::constants::flow_table_kind;
+use super::constants::flow_tracking;
+use super::constants::moment_shift;
 use super::constants::prefix_v4;
 use super::constants::prefix_v6;
 use super::constants::ticks;
@@ -45,6 +47,7 @@ use super::keys::Whole;
 use super::ranges::check_event_buffer;
 use super::ranges::check_gateway;
 use super::ranges::check_gateway_mac;
+use super::ranges::check_idle_timeout;
 use super::ranges::check_interface_name;
 use super::ranges::check_ipip_source_v4;
 use super::ranges::check_ipip_source_v6;
@@ -66,6 +69,7 @@ use crate::maps::max_server_id_chunks;
 use crate::skel::katran::types;
 use crate::types::Encapsulation;
 use crate::types::FlowTableKind;
+use crate::types::FlowTracking;
 use crate::types::Gateway;
 use crate::types::HashFunction;
 use crate::types::MacAddr;
@@ -383,6 +387,31 @@ settings! {
         changes: never,
     }
 
+    /// Which flows are remembered: all of them, or those that are not where the ring leads them.
+    ///
+    /// With `changed`, `max_reals` is at most 32,767.
+    flow_tracking: FlowTracking {
+        set: flow_tracking(tracking: FlowTracking) = tracking,
+        default: (FlowTracking::All, "`all`"),
+        range: ("`all` or `changed`"),
+        unit: "choice",
+        key: text,
+        changes: never,
+        constants: (flow_tracking = |tracking, _| flow_tracking(*tracking)),
+    }
+
+    /// How long a TCP connection may be silent and is still expected to go on, where only changed flows are remembered: so
+    /// long after the last packet that went elsewhere than the ring leads, a slot is settled.
+    flow_idle_timeout: Duration {
+        set: flow_idle_timeout(timeout: Duration) = timeout,
+        default: (Duration::from_secs(3600), "1 hour"),
+        range: ("1 second to 7 days", |timeout| check_idle_timeout(*timeout)),
+        unit: "seconds",
+        key: seconds,
+        changes: never,
+        constants: (tcp_moment_shift = |timeout, tick| moment_shift(*timeout, tick)),
+    }
+
     /// How the flow table is built.
     flow_table: FlowTableKind {
         set: flow_table(kind: FlowTableKind) = kind,
@@ -468,7 +497,10 @@ settings! {
         unit: "seconds",
         key: seconds,
         changes: never,
-        constants: (udp_timeout = |timeout, tick| ticks(*timeout, tick)),
+        constants: (
+            udp_timeout = |timeout, tick| ticks(*timeout, tick),
+            udp_moment_shift = |timeout, tick| moment_shift(*timeout, tick),
+        ),
     }
 
     /// The number of flows in each CPU's global flow table.

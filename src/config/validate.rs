@@ -14,10 +14,14 @@ use super::ranges::invalid;
 use super::ranges::within;
 use crate::error::Result;
 use crate::types::Encapsulation;
+use crate::types::FlowTracking;
 use crate::types::ProbeSource;
 
 /// The most entries of one map that anyone can mean.
 const MAX_ENTRIES: u32 = 1 << 27;
+
+/// Where only changed flows are remembered a slot has one bit less for the number of its real.
+const MAX_REALS_OF_SLOTS: u16 = 32_767;
 
 impl Config {
     /// Whether probes come from addresses that are made up, as those of clients' packets.
@@ -34,6 +38,9 @@ impl Builder {
 
     fn validate_on(self, machine: &Topology) -> Result<Config> {
         let mut config = Config::of_each(&self)?;
+        if config.flow_tracking == FlowTracking::Changed {
+            within("max_reals", config.max_reals, 1..=MAX_REALS_OF_SLOTS)?;
+        }
         let places = placement(
             config.forwarding_cpus.take(),
             config.numa_nodes.take(),

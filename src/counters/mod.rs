@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub use drop_reason::DropReason;
 pub use drop_reason::DropReasons;
@@ -141,6 +142,20 @@ pub struct LibraryCounters {
     pub maps: Vec<MapUse>,
 }
 
+/// The slots of a VIP's ring: [`Stats::slots`](crate::stats::Stats::slots).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SlotStats {
+    /// Every flow in them that may still live belongs to the real that the ring names.
+    pub settled: u32,
+    /// Flows in them may belong to another real; packets ask the flow table.
+    pub unsettled: u32,
+    /// For how long the oldest of those has been unsettled, to a 64th of the time after which a silent flow is
+    /// over; `None` if all slots are settled.
+    pub oldest: Option<Duration>,
+}
+
 /// All groups in one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -180,6 +195,8 @@ pub struct Counters {
     pub probes: BTreeMap<String, u64>,
     /// Every VIP's traffic, under its text form.
     pub vips: BTreeMap<String, VipCounters>,
+    /// The slots of the ring of every VIP of which only changed flows are remembered, under its text form.
+    pub slots: BTreeMap<String, SlotStats>,
     /// Every real's traffic.
     pub reals: BTreeMap<IpAddr, RealCounters>,
     /// Every possible CPU.
@@ -247,6 +264,7 @@ impl Counters {
         let mut flows = of_one("flow_table", &self.flow_table, FlowTableCounters::FAMILIES);
         flows.extend(self.cpus());
         let mut traffic = of_many("vips", "vip", vips, VipCounters::FAMILIES);
+        traffic.extend(self.slots());
         traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
         [
             ("frames", self.frames()),
@@ -301,6 +319,37 @@ impl Counters {
                 "Dropped frames by reason.",
                 &["drop_reasons"],
                 self.drop_reasons.iter(),
+            ),
+        ]
+    }
+
+    fn slots(&self) -> Vec<Metric> {
+        let of = |field: fn(&SlotStats) -> u64| {
+            let slots = self.slots.iter();
+            slots.map(move |(vip, slots)| (vip, field(slots)))
+        };
+        vec![
+            by_label(
+                MetricKind::Gauge,
+                ("vip_settled_slots", "slots", "vip"),
+                "Slots of the VIP's ring for whose packets no flow table is asked; only of VIPs of which changed flows \
+                 are remembered.",
+                &["slots.settled"],
+                of(|slots| slots.settled.into()),
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("vip_unsettled_slots", "slots", "vip"),
+                "Slots of the VIP's ring in which flows may belong to another real than the ring names.",
+                &["slots.unsettled"],
+                of(|slots| slots.unsettled.into()),
+            ),
+            by_label(
+                MetricKind::Gauge,
+                ("vip_oldest_unsettled_slot_seconds", "seconds", "vip"),
+                "For how long the oldest of these has been unsettled; 0: there is none.",
+                &["slots.oldest"],
+                of(|slots| slots.oldest.map_or(0, |oldest| oldest.as_secs())),
             ),
         ]
     }

@@ -20,7 +20,7 @@ counters! {
     /// What the flow table did.
     FlowTableCounters from types::counters {
         Counter flow_table_packets, "packets" {
-            /// Packets to any VIP.
+            /// Packets to any VIP, but those in settled slots: packets for which the flow table was asked.
             packets = sum(flow_packets);
         }
         Counter flow_table_misses, "packets" {
@@ -38,6 +38,18 @@ counters! {
         Counter flow_table_fallback_packets, "packets" {
             /// Packets on a CPU without a flow table, which used the small shared one.
             fallback = sum(flow_fallback);
+        }
+        Counter slot_packets, "packets" by choice:
+            "Packets to VIPs of which only changed flows are remembered, by what chose the real: the ring in a settled \
+             slot, or in an unsettled one its base or an entry of the flow table."
+        {
+            /// Packets in settled slots, which went where the ring leads: nothing was asked of the flow table.
+            settled = sum(settled) as "settled";
+            /// Packets in unsettled slots that no entry led, and that went to the real that the slot had
+            /// when it was last settled.
+            by_base = sum(by_base) as "base";
+            /// Packets in unsettled slots that an entry led.
+            by_entry = sum(by_entry) as "entry";
         }
     }
 

@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
+use crate::ring::history::At;
 use crate::skel::katran::types;
 use crate::skel::katran::types::step;
 use crate::sys::program;
@@ -140,10 +141,13 @@ impl Katran {
             return Ok(None);
         };
         let flags = found.entry.flags;
+        if self.tracks_changes(&found.vip, flags) {
+            return self.real_by_slot(flow, &found, &key).map(Some);
+        }
         let mut remembered = Remembered::Nothing;
         let has_reals = !found.entry.reals.is_empty();
         if !flags.contains(VipFlags::LRU_BYPASS) && has_reals {
-            remembered = self.remembered(&key, flow.protocol)?;
+            remembered = self.remembered(&key, flow.protocol, |_| true)?;
         }
         if remembered == Remembered::Nothing && flags.contains(VipFlags::GLOBAL_LRU) && has_reals {
             let global = self.in_global_flows(&key)?;
@@ -185,19 +189,66 @@ impl Katran {
             .hasher
             .slot(hashed, hashed_port, destination_port);
         let ring = self.rings[usize::from(found.entry.number.0)];
-        let number = ring.map_or(0, |ring| self.maps.rings.slot(ring, slot));
+        let number = ring.map_or(0, |ring| self.real_in(ring, slot));
+        Ok(Some(self.answer(found.vip, number, Choice::Ring)))
+    }
+
+    /// The real with this number, chosen thus.
+    fn answer(&self, vip: Vip, number: u16, choice: Choice) -> Answer {
         let real = self.real_numbered(number.into());
         let drop = match (real, number) {
             (Some(_), _) => None,
             (None, 0) => Some(DropReason::RingEmpty),
             (None, _) => Some(DropReason::RingUnknownReal),
         };
-        Ok(Some(Answer {
-            vip: found.vip,
+        Answer {
+            vip,
             real,
-            choice: Choice::Ring,
+            choice,
             drop,
-        }))
+        }
+    }
+
+    /// As [`real_for_flow`](Self::real_for_flow), where tables know only what changed.
+    fn real_by_slot(
+        &self,
+        flow: &Flow,
+        found: &Resolved<'_>,
+        key: &types::flow_key,
+    ) -> Result<Answer> {
+        let (source_port, destination_port) = hashed_ports(flow, found);
+        let source = flow.source.ip().to_canonical();
+        let hasher = &self.fixed.hasher;
+        let slot = hasher.slot(source, source_port, destination_port);
+        let place = usize::from(found.entry.number.0);
+        let current = self.rings[place].map_or(0, |ring| self.real_in(ring, slot));
+        let Some(before) = self.slot_before(place, slot) else {
+            return Ok(self.answer(found.vip, current, Choice::SettledSlot));
+        };
+        let shift = self.moment_shift(flow.protocol);
+        let is_younger =
+            |value: &types::flow_value| At::of_ticks(value.used, shift).is_not_before(before.since);
+        if let Remembered::Real(real, choice) = self.remembered(key, flow.protocol, is_younger)? {
+            return Ok(Answer {
+                vip: found.vip,
+                real: Some(real),
+                choice,
+                drop: None,
+            });
+        }
+        let timeout = ticks(self.config.udp_timeout, self.fixed.tick);
+        let joins = match flow.protocol {
+            Protocol::Tcp => true,
+            Protocol::Udp => {
+                let now = At::of_ticks(self.ticks_now()?, shift);
+                u32::from(now.after(before.since)) << shift <= timeout
+            }
+        };
+        Ok(match before.base {
+            0 => self.answer(found.vip, current, Choice::Ring),
+            base if joins => self.answer(found.vip, base, Choice::Base),
+            _ => self.answer(found.vip, current, Choice::Ring),
+        })
     }
 
     /// The VIP of a flow's packets, and the key that tables know the flow by; `None` if no VIP covers
@@ -252,12 +303,17 @@ impl Katran {
     }
 
     /// The real that some flow table remembers for this key.
-    fn remembered(&self, key: &types::flow_key, protocol: Protocol) -> Result<Remembered> {
+    fn remembered(
+        &self,
+        key: &types::flow_key,
+        protocol: Protocol,
+        counts: impl Fn(&types::flow_value) -> bool,
+    ) -> Result<Remembered> {
         let fingerprint = self.fixed.flow_keys.fingerprint(key);
         let found = look_while_it_moves(
             || self.per_cpu(),
             |records| {
-                let found = self.remembered_in(records, key, protocol)?;
+                let found = self.remembered_in(records, key, protocol, &counts)?;
                 Ok((found != Remembered::Nothing).then_some(found))
             },
             |record| fingerprint.set_of(record.sets.count.max(1)),
@@ -270,6 +326,7 @@ impl Katran {
         records: &[types::cpu],
         key: &types::flow_key,
         protocol: Protocol,
+        counts: impl Fn(&types::flow_value) -> bool,
     ) -> Result<Remembered> {
         let mut found = Remembered::Nothing;
         let flows = &self.maps.flows;
@@ -284,7 +341,7 @@ impl Katran {
             };
             let value = table.find(key, fingerprint, active);
             let value = self.kernel.check("look into", "a flow table", value)?;
-            if let Some(value) = value
+            if let Some(value) = value.filter(&counts)
                 && let Some(real) = self.real_of(&value, protocol)?
             {
                 if !self.is_void(key, real) {
@@ -396,6 +453,8 @@ fn reason(explanation: &types::explanation) -> Reason {
         step::STEP_TOO_BIG => Reason::TooBig,
         step::STEP_FLOW_TABLE => Reason::FlowTable,
         step::STEP_RING => Reason::Ring,
+        step::STEP_SETTLED_SLOT => Reason::SettledSlot,
+        step::STEP_BASE => Reason::Base,
         step::STEP_CONNECTION_ID => Reason::ConnectionId,
         step::STEP_TCP_SERVER_ID => Reason::TcpServerId,
         step::STEP_STABLE_UDP => Reason::StableUdp,

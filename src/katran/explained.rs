@@ -52,8 +52,14 @@ pub enum Reason {
     TooBig,
     /// The flow table named the real.
     FlowTable,
-    /// The ring named the real.
+    /// The ring named the real, and the flow table had nothing to say.
     Ring,
+    /// The ring named the real in a settled slot ([`FlowTracking::Changed`](crate::FlowTracking::Changed)): the flow
+    /// table was not asked.
+    SettledSlot,
+    /// In an unsettled slot no entry was found, and the base named the real: the one that the slot had when
+    /// it was last settled.
+    Base,
     /// The QUIC connection id named the real.
     ConnectionId,
     /// The server id in a TCP option named the real.
@@ -88,6 +94,8 @@ impl fmt::Display for Reason {
             Self::TooBig => f.write_str("too big"),
             Self::FlowTable => f.write_str("flow table"),
             Self::Ring => f.write_str("ring"),
+            Self::SettledSlot => f.write_str("settled slot"),
+            Self::Base => f.write_str("base"),
             Self::ConnectionId => f.write_str("QUIC connection id"),
             Self::TcpServerId => f.write_str("TCP server id"),
             Self::StableUdp => f.write_str("stable UDP routing"),
@@ -141,6 +149,11 @@ pub enum Choice {
     },
     /// The ring.
     Ring,
+    /// The ring, in a settled slot ([`FlowTracking::Changed`](crate::FlowTracking::Changed)): no table is asked.
+    SettledSlot,
+    /// The base of an unsettled slot: the real that it had when it was last settled, for no table knows the
+    /// flow.
+    Base,
 }
 
 /// Which real a flow belongs to, and why.

@@ -222,6 +222,7 @@ impl FlowsMut<'_> {
     #[doc(alias = "purgeVipLru")]
     pub fn purge(&mut self, vip: Vip) -> Result<u64> {
         let number = self.katran.entry(vip)?.number.0;
+        self.katran.settle_all(number.into());
         self.purge_if(|of, _| of == number)
     }
 
@@ -236,7 +237,8 @@ impl FlowsMut<'_> {
         let entry = katran.table.real(real).ok_or_else(|| Error::NotFound {
             what: format!("real {real}"),
         })?;
-        let real = real_id(entry.number.0, entry.generation);
+        let (of_real, real) = (entry.number, real_id(entry.number.0, entry.generation));
+        self.katran.give_up_base(number.into(), of_real);
         self.purge_if(|of, id| of == number && id == real)
     }
 

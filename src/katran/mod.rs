@@ -25,6 +25,7 @@ mod object;
 mod reals;
 mod reload;
 mod server_ids;
+mod slots;
 mod source_routes;
 mod vips;
 mod watch;
@@ -79,8 +80,10 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
 use crate::links::Links;
+use crate::maps::MappedChunk;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
+use crate::maps::Settler;
 use crate::maps::VipKinds;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
@@ -136,6 +139,9 @@ pub struct Katran {
     kinds: VipKinds,
     /// The ring in force of each VIP, by its number.
     rings: Vec<Option<RingSlot>>,
+    /// What the slots of each VIP's ring were before, where some are unsettled.
+    histories: Vec<Option<slots::History>>,
+    settler: Settler<MappedChunk>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
     given_back: VecDeque<(Moment, GivenBack)>,
     /// The same of probes.
@@ -180,6 +186,7 @@ impl Katran {
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {
+        let settler = Settler::new(fixed.tick);
         let katran = Self {
             table: Table::new(config.max_vips, config.max_reals),
             server_ids: Names::new(config.max_server_ids),
@@ -191,6 +198,8 @@ impl Katran {
             ring_size,
             kinds: VipKinds::default(),
             rings: vec![None; config.max_vips.into()],
+            histories: vec![None; config.max_vips.into()],
+            settler,
             given_back: VecDeque::new(),
             probes_given_back: VecDeque::new(),
             left_hops: VecDeque::new(),
@@ -272,6 +281,7 @@ impl Katran {
     /// Takes back, without waiting, what no packet sees any more. Returns the moment that has passed.
     fn collect(&mut self) -> Moment {
         self.look_at_attachments();
+        self.drop_settled();
         self.take_back()
     }
 

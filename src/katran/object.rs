@@ -28,6 +28,7 @@ use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
 use crate::maps::ServerIdKeys;
 use crate::maps::VipHash;
+use crate::maps::planes_at;
 use crate::ring::FlowHasher;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
@@ -218,6 +219,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     let constants = constants("katran", open.maps.rodata_data.as_deref_mut())?;
     let (seed, seed_v6) = fixed.hasher.seeds();
     config.write_constants(constants, tick);
+    constants.ring_planes_at = planes_at(config.ring_size);
     constants.full = needs_full(config).into();
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;

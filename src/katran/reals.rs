@@ -12,10 +12,7 @@ use crate::error::Result;
 use crate::maps::RingSlot;
 use crate::maps::VipCell;
 use crate::maps::Voiding;
-use crate::ring::Endpoint;
-use crate::ring::Ring;
 use crate::skel::katran::types;
-use crate::table;
 use crate::table::RealRecord;
 use crate::types::Encapsulation;
 use crate::types::HashFunction;
@@ -103,11 +100,16 @@ impl Katran {
         let ring_changed = staged.ring_changed;
         let endpoints = mem::take(&mut staged.endpoints);
         let reflagged = mem::take(&mut staged.reflagged);
+        let mut down = self.entry(vip)?.down.clone();
+        down.extend(turned.down.iter().map(|real| real.address));
+        for real in &turned.up {
+            down.remove(&real.address);
+        }
         let written = Prepared::new(staged).write(self, |katran| {
             let voiding = katran.prepare_voids(vip, flags, &turned)?;
             let ring = match ring_changed {
-                true => katran.write_ring(place, function, &endpoints),
-                false => Ok(katran.rings[place]),
+                true => katran.write_ring(&vip, flags, place, function, &endpoints, &down),
+                false => katran.same_ring(place, &endpoints, &down),
             };
             if ring.is_err()
                 && let Some(voiding) = &voiding
@@ -116,7 +118,8 @@ impl Katran {
             }
             Ok((ring?, voiding))
         })?;
-        let switched = written.switch(self, |katran, (ring, voiding)| {
+        let switched = written.switch(self, |katran, (new, voiding)| {
+            let ring = new.ring;
             for record in &reflagged {
                 katran.write_real_flags(record);
             }
@@ -127,6 +130,7 @@ impl Katran {
                 ring,
             };
             let before = katran.switch(place, cell, voiding);
+            katran.switch_history(&vip, place, &new);
             if before.is_some() && ring.is_none() {
                 katran.maps.rings.trim_later();
             }
@@ -215,18 +219,22 @@ impl Katran {
         let place = usize::from(staged.number.0);
         let (flags, changed) = (staged.flags, staged.changed);
         let endpoints = mem::take(&mut staged.endpoints);
+        let down = self.entry(vip)?.down.clone();
         let written = Prepared::new(staged).write(self, |katran| match changed {
-            true => katran.write_ring(place, function, &endpoints),
-            false => Ok(katran.rings[place]),
+            true => katran.write_ring(&vip, flags, place, function, &endpoints, &down),
+            false => katran.same_ring(place, &endpoints, &down),
         })?;
-        let switched = written.switch(self, |katran, ring| {
+        let switched = written.switch(self, |katran, new| {
+            let ring = new.ring;
             let cell = VipCell {
                 flags,
                 has_reals: !endpoints.is_empty(),
                 void_flows: false,
                 ring,
             };
-            Left::Ring(katran.switch(place, cell, None))
+            let before = katran.switch(place, cell, None);
+            katran.switch_history(&vip, place, &new);
+            Left::Ring(before)
         });
         Ok(switched.retire(self))
     }
@@ -292,29 +300,6 @@ impl Katran {
                  before load, or with gateways_mut().set_source"
             ),
         })
-    }
-
-    /// Writes a new ring of the VIP with this number where no packet reads; none if no endpoint has
-    /// any weight.
-    fn write_ring(
-        &mut self,
-        place: usize,
-        function: HashFunction,
-        endpoints: &[table::Endpoint],
-    ) -> Result<Option<RingSlot>> {
-        let endpoints: Vec<Endpoint> = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.weight != 0)
-            .map(|endpoint| Endpoint::new(endpoint.number.0, endpoint.address, endpoint.weight))
-            .collect();
-        if endpoints.is_empty() {
-            return Ok(None);
-        }
-        if self.rings[place].is_none() {
-            self.maps.rings.reserve(&self.kernel, 1)?;
-        }
-        let ring = Ring::build(function, self.ring_size, &endpoints)?;
-        self.maps.rings.write(&self.kernel, ring.slots()).map(Some)
     }
 
     /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none

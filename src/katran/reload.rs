@@ -72,21 +72,32 @@ impl Katran {
             features,
             ..self.config.clone()
         };
+        let [come, gone] = self.turned_tracking(self.config.features, features);
         let written = Prepared::plain().write(self, |katran| {
             let loaded = katran.load_anew(&config)?;
-            Ok((loaded, katran.prepare_all_down(features)?))
+            let down = katran.prepare_all_down(features)?;
+            let marked = katran.mark_all(&come);
+            if marked.is_err() {
+                katran.maps.voids.abandon_all(&down);
+            }
+            Ok((loaded, down, marked?))
         })?;
         // What says whether attachments are there knows the programs before.
         self.following.take();
-        let switched = written.try_switch(self, |katran, ((programs, made), down)| {
+        let switched = written.try_switch(self, |katran, ((programs, made), down, marked)| {
             let programs = match katran.put_in_place(programs) {
                 Ok(programs) => programs,
                 Err(error) => {
                     katran.maps.voids.abandon_all(&down);
+                    katran.undo_marks(marked);
                     return Err(error);
                 }
             };
             katran.switch_all_down(down);
+            katran.keep_marks(marked);
+            for vip in gone {
+                katran.settle_all_of(&vip);
+            }
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);
             katran.maps.features = old_maps.with(made, features);

@@ -4,6 +4,7 @@ use super::Katran;
 use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
+use super::slots::Marked;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::ChainFull;
@@ -123,6 +124,7 @@ impl Katran {
                 katran.end_watch();
             }
             katran.maps.voids.vip_gone(number.0, entries);
+            katran.drop_history(usize::from(number.0));
             let ring = katran.rings[usize::from(number.0)].take();
             Ok((Left::Ring(ring), ()))
         })?;
@@ -166,7 +168,9 @@ impl Katran {
     }
 
     /// Replaces the flags of a VIP; flows that it knows keep their entries, and reals that are
-    /// [down](Self::mark_down) stay so.
+    /// [down](Self::mark_down) stay so. Where a VIP comes to have all of its flows remembered that had only those
+    /// remembered that changed ([`FlowTracking`](crate::FlowTracking)), flows without an entry go where the
+    /// ring leads.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
@@ -186,13 +190,30 @@ impl Katran {
             flags,
             ..self.cell_of(self.entry(vip)?)
         };
-        let written = Prepared::new(staged).write(self, |katran| match changed {
-            true => katran.prepare_down(vip, flags),
-            false => Ok(None),
+        let place = usize::from(number.0);
+        let before = self.tracks_changes(&vip, self.entry(vip)?.flags);
+        let after = self.tracks_changes(&vip, flags);
+        let written = Prepared::new(staged).write(self, |katran| {
+            if !changed {
+                return Ok((None, Marked::default()));
+            }
+            let voiding = katran.prepare_down(vip, flags)?;
+            let turned: &[Vip] = if after && !before { &[vip] } else { &[] };
+            let marked = katran.mark_all(turned);
+            if marked.is_err()
+                && let Some(voiding) = &voiding
+            {
+                katran.maps.voids.abandon(number.0, voiding);
+            }
+            Ok((voiding, marked?))
         })?;
-        let switched = written.switch(self, |katran, voiding| {
+        let switched = written.switch(self, |katran, (voiding, marked)| {
             if changed {
                 katran.maps.voids.switch(number.0, cell, voiding);
+                katran.keep_marks(marked);
+                if before && !after {
+                    katran.settle_all(place);
+                }
             }
             Left::Nothing
         });

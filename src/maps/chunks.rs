@@ -25,8 +25,14 @@ use crate::sys::nested::SIDE_BY_SIDE;
 /// Rings in one chunk.
 pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
 
-/// Bytes of one ring as an array element: 16 bits a slot, rounded up to 8 bytes.
+/// Bytes of one ring as an array element: 16 bits a slot, rounded up to 8 bytes, and behind them which places its
+/// history lies in.
 pub(crate) fn ring_bytes(ring_size: u32) -> u32 {
+    planes_at(ring_size) + size_of::<types::ring_planes>() as u32
+}
+
+/// Where in a ring's element it stands which places its history lies in.
+pub(crate) fn planes_at(ring_size: u32) -> u32 {
     (ring_size * 2).next_multiple_of(8)
 }
 

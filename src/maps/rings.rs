@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,11 +23,13 @@ use super::chunks::Chunk;
 use super::chunks::KernelChunks;
 use super::chunks::MappedChunk;
 use super::chunks::RINGS_PER_CHUNK;
+use super::chunks::planes_at;
 use super::chunks::ring_bytes;
 use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::error::Error;
 use crate::kernel::KernelCalls;
+use crate::ring::history::Planes;
 use crate::sys::nested::MapArray;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
@@ -65,6 +68,27 @@ impl RingSlot {
     }
 }
 
+/// Planes of a history: bases, since when, last deviations.
+pub(crate) const PLANES: usize = 3;
+
+/// The places of a VIP's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlaneSlots(pub(crate) [RingSlot; PLANES]);
+
+/// The words of a ring or a plane; their memory stays while this is there.
+#[derive(Debug)]
+pub(crate) struct HeldWords<C> {
+    chunk: Arc<C>,
+    first: usize,
+    slots: usize,
+}
+
+impl<C: Chunk> HeldWords<C> {
+    pub(crate) fn words(&self) -> &[AtomicU16] {
+        &self.chunk.words()[self.first..self.first + self.slots]
+    }
+}
+
 /// Chunks that `max_vips` VIPs with a ring each have, but for a surge.
 pub(crate) fn max_chunks(max_vips: u32) -> u32 {
     (max_vips + SPARE).div_ceil(RINGS_PER_CHUNK)
@@ -73,7 +97,7 @@ pub(crate) fn max_chunks(max_vips: u32) -> u32 {
 /// How many chunks the array of chunks must have room for: while those of a surge are being made or
 /// taken away, all VIPs may come that there can be.
 pub(crate) fn max_chunks_in_surge(max_vips: u32) -> u32 {
-    (max_vips + SPARE + SURGE).div_ceil(RINGS_PER_CHUNK)
+    (max_vips * (1 + PLANES as u32) + SPARE + SURGE).div_ceil(RINGS_PER_CHUNK)
 }
 
 /// All rings.
@@ -81,7 +105,7 @@ pub(crate) struct RingStore<B: Backing = KernelChunks> {
     backing: B,
     ring_size: u32,
     /// As many as can ever be; `None`: not made, taken away, or what is left of that after a refusal.
-    chunks: Vec<Option<B::Chunk>>,
+    chunks: Vec<Option<Arc<B::Chunk>>>,
     /// Places that no packet reads. The lowest goes first, so that high chunks run empty.
     free: BTreeSet<RingSlot>,
     /// Places given up, oldest first: a packet may be reading one until the moment has passed.
@@ -162,7 +186,7 @@ impl<B: Backing> RingStore<B> {
 
     fn add(&mut self, index: usize, chunk: B::Chunk) {
         self.unmade.remove(&index);
-        self.chunks[index] = Some(chunk);
+        self.chunks[index] = Some(Arc::new(chunk));
         self.free.extend(places(index));
         if index > 0 {
             self.idle.insert(index);
@@ -207,11 +231,96 @@ impl<B: Backing> RingStore<B> {
         Ok(())
     }
 
-    /// Writes a ring where no packet reads, and returns the place.
+    /// Writes a ring where no packet reads, with the places that its history lies in, and returns the place.
     ///
     /// # Errors
     /// If no place is left and the kernel refuses to wait for one; nothing has changed then.
-    pub(crate) fn write(&mut self, kernel: &KernelCalls, slots: &[u16]) -> Result<RingSlot, Error> {
+    pub(crate) fn write(
+        &mut self,
+        kernel: &KernelCalls,
+        slots: &[u16],
+        planes: Option<PlaneSlots>,
+    ) -> Result<RingSlot, Error> {
+        let place = self.take(kernel)?;
+        for (word, slot) in self.words(place).iter().zip(slots) {
+            word.store(*slot, Ordering::Relaxed);
+        }
+        self.point(place, planes);
+        Ok(place)
+    }
+
+    /// Writes down behind a ring in which places its history lies: packets read that for its unsettled slots.
+    pub(crate) fn point(&self, ring: RingSlot, planes: Option<PlaneSlots>) {
+        let numbers = planes.map_or([0; PLANES], |planes| planes.0.map(RingSlot::get));
+        for (words, number) in self.trailer(ring).chunks(2).zip(numbers) {
+            if let [low, high] = words {
+                low.store(number as u16, Ordering::Relaxed);
+                high.store((number >> 16) as u16, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Places for a VIP's history, which no packet reads. While there are spare places, what it takes is made up
+    /// for in the background, and nothing waits.
+    ///
+    /// # Errors
+    /// If the kernel refuses memory, or to wait for packets; nothing has changed then.
+    pub(crate) fn take_planes(&mut self, kernel: &KernelCalls) -> Result<PlaneSlots, Error> {
+        // And the ring that goes with them.
+        if self.free.len() <= PLANES {
+            self.reserve(kernel, PLANES as u32)?;
+        }
+        let mut taken = Vec::new();
+        while taken.len() < PLANES {
+            match self.take(kernel) {
+                Ok(place) => taken.push(place),
+                Err(error) => {
+                    taken.into_iter().for_each(|place| self.put_back(place));
+                    return Err(error);
+                }
+            }
+        }
+        self.surge();
+        Ok(PlaneSlots([taken[0], taken[1], taken[2]]))
+    }
+
+    /// Gives back a place that no packet has been sent to.
+    pub(crate) fn put_back(&mut self, place: RingSlot) {
+        let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
+        *held = held.saturating_sub(1);
+        if *held == 0 && chunk > 0 {
+            self.idle.insert(chunk);
+        }
+        self.free.insert(place);
+    }
+
+    /// The words of a VIP's history.
+    pub(crate) fn planes(&self, places: PlaneSlots) -> Planes<'_> {
+        let [bases, since, deviated] = places.0.map(|place| self.words(place));
+        Planes {
+            bases,
+            since,
+            deviated,
+        }
+    }
+
+    /// The words of a ring, or of a plane, for as long as somebody else looks at them; `None`: it has none.
+    pub(crate) fn held_words(&self, place: RingSlot) -> Option<HeldWords<B::Chunk>> {
+        Some(HeldWords {
+            chunk: Arc::clone(self.chunks[place.chunk()].as_ref()?),
+            first: self.first_word(place),
+            slots: self.ring_size as usize,
+        })
+    }
+
+    /// Where the words of a place begin in its chunk.
+    fn first_word(&self, place: RingSlot) -> usize {
+        let stride = (ring_bytes(self.ring_size) / 2) as usize;
+        (place.0 % RINGS_PER_CHUNK) as usize * stride
+    }
+
+    /// A place that no packet reads, with whatever is in it.
+    fn take(&mut self, kernel: &KernelCalls) -> Result<RingSlot, Error> {
         if self.free.is_empty() {
             self.settle(kernel)?;
         }
@@ -221,9 +330,6 @@ impl<B: Backing> RingStore<B> {
         })?;
         self.held[place.chunk()] += 1;
         self.idle.remove(&place.chunk());
-        for (word, slot) in self.words(place).iter().zip(slots) {
-            word.store(*slot, Ordering::Relaxed);
-        }
         if self.retired.len() >= SURGE_BEGINS {
             self.surge();
         }
@@ -237,14 +343,25 @@ impl<B: Backing> RingStore<B> {
             .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// The slots of a ring; none if its chunk is not there.
-    fn words(&self, place: RingSlot) -> &[AtomicU16] {
+    /// The slots of a ring, or of a plane; none if its chunk is not there.
+    pub(crate) fn words(&self, place: RingSlot) -> &[AtomicU16] {
+        let element = self.element(place);
+        &element[..element.len().min(self.ring_size as usize)]
+    }
+
+    /// What stands behind the slots.
+    fn trailer(&self, place: RingSlot) -> &[AtomicU16] {
+        let element = self.element(place);
+        &element[element.len().min((planes_at(self.ring_size) / 2) as usize)..]
+    }
+
+    fn element(&self, place: RingSlot) -> &[AtomicU16] {
         let Some(chunk) = &self.chunks[place.chunk()] else {
             return &[];
         };
+        let first = self.first_word(place);
         let stride = (ring_bytes(self.ring_size) / 2) as usize;
-        let first = (place.0 % RINGS_PER_CHUNK) as usize * stride;
-        &chunk.words()[first..first + self.ring_size as usize]
+        &chunk.words()[first..first + stride]
     }
 
     /// Gives up the place of a ring that no VIP has any more, if it had one. What has been taken

@@ -9,6 +9,7 @@
 
 mod candidates;
 mod hash;
+pub(crate) mod history;
 mod maglev;
 mod size;
 mod table;

@@ -126,6 +126,49 @@ impl FromStr for OuterDontFragment {
     }
 }
 
+/// Which flows are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FlowTracking {
+    /// All of them, as in Katran: each packet asks the flow table.
+    #[default]
+    All,
+    /// Those that are not where the ring leads them: packets ask the flow table only in slots of a ring
+    /// that have changed hands since some flow in them may have begun.
+    ///
+    /// A flow without an entry belongs to the real that its slot had before it changed, while that real is there: so
+    /// connections survive a table that is too small for all flows.
+    /// VIPs whose flows something else than the ring may place (`QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
+    /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on) have all of
+    /// theirs remembered all the same.
+    Changed,
+}
+
+impl fmt::Display for FlowTracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Changed => "changed",
+        })
+    }
+}
+
+impl FromStr for FlowTracking {
+    type Err = Error;
+
+    /// `all` or `changed`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "all" => Ok(Self::All),
+            "changed" => Ok(Self::Changed),
+            _ => Err(Error::Parse {
+                input: text.to_owned(),
+                expected: "which flows are remembered, `all` or `changed`",
+            }),
+        }
+    }
+}
+
 /// How the flow table is built.
 ///
 /// Both kinds have one table for each forwarding CPU on that CPU's NUMA node, and one small table

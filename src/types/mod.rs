@@ -27,6 +27,7 @@ pub use flow::Protocol;
 pub(crate) use flow::address_bytes;
 pub use kinds::Encapsulation;
 pub use kinds::FlowTableKind;
+pub use kinds::FlowTracking;
 pub use kinds::Gateway;
 pub(crate) use kinds::Health;
 pub use kinds::MaxFrame;

@@ -2,14 +2,18 @@
 //! service uses it, numbers that are given out again.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use katran::Flow;
+use katran::FlowTracking;
 use katran::Real;
 use katran::Vip;
 use katran::XdpMode;
+use katran::flows::Choice;
 use katran_lab::LabConfig;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
+use katran_lab::stay_on;
 
 use crate::site;
 use crate::site::PORT;
@@ -48,6 +52,69 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
         site.connect_to(vip, "backend1");
         assert_eq!(old.ask("still").unwrap(), "backend0");
     }
+}
+
+/// Connections from before the change have no entries anywhere, so it is all the same by which CPU they come.
+#[test]
+fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() {
+    let idle = Duration::from_secs(1);
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder
+            .flow_tracking(FlowTracking::Changed)
+            .flow_idle_timeout(idle)
+    });
+    let cpu = site::stay_on_one_cpu();
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site::reals(&site.lab, site.lab.vip4());
+    site.add_service(vip, &reals);
+    let is_settled = |site: &Site| site.katran.stats().slots(vip).unwrap().unsettled == 0;
+    site::eventually("all slots are settled", || is_settled(&site));
+    let mut connections: Vec<_> = (0..20)
+        .map(|_| {
+            let mut connection = site::connect(&site.lab.client, vip);
+            let name = connection.ask("who").unwrap();
+            (connection, name)
+        })
+        .collect();
+    let flow = site::flow_of(&connections[0].0, vip);
+    let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
+    assert_eq!(answer.choice, Choice::SettledSlot);
+    let counted = site.katran.stats().flow_table().unwrap();
+    assert_eq!((counted.packets, counted.misses), (0, 0));
+
+    assert_eq!(site.katran.drained(vip, reals[0]).unwrap(), None);
+    let drained = Real::new(reals[0]).weight(0);
+    site.katran.add_real(vip, drained).unwrap();
+    let slots = site.katran.stats().slots(vip).unwrap();
+    assert!(slots.unsettled > 0 && slots.settled > 0);
+    assert_eq!(site.new_connections(vip, 20), ["backend1"; 20]);
+    for cpu in site::cpus() {
+        stay_on(cpu as usize);
+        for (connection, name) in &mut connections {
+            assert_eq!(connection.ask("still").unwrap(), *name, "{}", site.report());
+        }
+    }
+    stay_on(cpu as usize);
+    assert!(site.katran.stats().flow_table().unwrap().by_base > 0);
+    let on_drained = connections.iter().find(|(_, name)| name == "backend0");
+    let flow = site::flow_of(&on_drained.unwrap().0, vip);
+    let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
+    assert_eq!((answer.real, answer.choice), (Some(reals[0]), Choice::Base));
+
+    // Some milliseconds ago one has sent something.
+    assert!(site.katran.drained(vip, reals[0]).unwrap().unwrap() < idle);
+
+    // They end, and after a while nothing has to be asked any more.
+    drop(connections);
+    site::eventually("all slots are settled again", || is_settled(&site));
+    assert_eq!(site.katran.drained(vip, reals[0]).unwrap(), Some(idle));
+    assert_eq!(site.katran.drained(vip, reals[1]).unwrap(), None);
+    let before = site.katran.stats().flow_table().unwrap();
+    assert_eq!(site.new_connections(vip, 5), ["backend1"; 5]);
+    let after = site.katran.stats().flow_table().unwrap();
+    assert_eq!(after.packets, before.packets);
+    assert!(after.settled > before.settled);
 }
 
 #[test]

@@ -301,7 +301,7 @@ pub(super) fn idle(name: &str) -> (Host, Scratch, Running) {
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     let file = Scratch::new(name);
     file.write(
-        "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n\
+        "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\nflow_tracking = \"changed\"\n\
          healthcheck_interface = \"eth0\"\n\
          [[probe]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use katran::FlowTracking;
 use katran::Katran;
 use katran::Real;
 use katran::Vip;
@@ -44,7 +45,7 @@ fn fields(place: &str, value: &Value) -> BTreeSet<String> {
             .iter()
             .flat_map(|(name, value)| match place {
                 // Their keys are VIPs, reals and reasons, which are labels.
-                "vips" | "reals" => {
+                "vips" | "slots" | "reals" => {
                     let of_one = value.as_object().unwrap().iter();
                     let of_one =
                         of_one.map(|(name, value)| fields(&format!("{place}.{name}"), value));
@@ -136,6 +137,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     let mut katran = Katran::builder()
         .gateway_mac("02:00:00:00:00:01".parse().unwrap())
         .flow_table_size(10_000)
+        .flow_tracking(FlowTracking::Changed)
         .healthcheck_interface("eth0")
         .load()
         .unwrap();

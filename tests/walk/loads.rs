@@ -6,6 +6,7 @@ use katran::Decap;
 use katran::Encapsulation;
 use katran::Features;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::NextHops;
 use katran::RootProgram;
 use katran::ServerIdOption;
@@ -35,7 +36,11 @@ fn the_balancer_loads_with_each_feature_alone_with_none_and_with_all() {
     }
     for features in [Features::empty(), features()] {
         for table in TABLES {
-            drop(load(with(features).flow_table(table)));
+            for tracking in [FlowTracking::All, FlowTracking::Changed] {
+                drop(load(
+                    with(features).flow_table(table).flow_tracking(tracking),
+                ));
+            }
         }
     }
 }

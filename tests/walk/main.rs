@@ -35,6 +35,7 @@ mod server_ids;
 mod sizes;
 mod source_routes;
 mod tail_calls;
+mod tracking;
 mod translated;
 mod tunnel_rules;
 mod twins;

@@ -9,6 +9,7 @@ use katran::Decap;
 use katran::Encapsulation;
 use katran::Features;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::NextHops;
 use katran::Prefix;
@@ -171,13 +172,17 @@ fn the_verifier_does_not_come_to_its_limit() {
                 .encapsulation(encapsulation)
                 .healthcheck_interface("eth0")
                 .flow_table(kind);
-            for features in [Features::default(), all] {
-                let katran = load(settings.clone().features(features));
+            let trackings = [FlowTracking::All, FlowTracking::Changed];
+            let each =
+                [Features::default(), all].map(|features| trackings.map(|of| (features, of)));
+            for (features, tracking) in each.into_iter().flatten() {
+                let settings = settings.clone().features(features);
+                let katran = load(settings.flow_tracking(tracking));
                 let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
                 let own = bpf::size(katran.program_fd());
                 let programs = special.into_iter().chain([own]);
                 let verified: Vec<u32> = programs.map(|size| size.verified).collect();
-                println!("{kind} {encapsulation} {features}: {verified:?}");
+                println!("{kind} {encapsulation} {tracking} {features}: {verified:?}");
                 assert!(verified.iter().all(|count| *count < MOST), "{verified:?}");
                 look_at_own();
             }

@@ -12,6 +12,7 @@ use katran::Encapsulation;
 use katran::Features;
 use katran::Flow;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::VipFlags;
 use katran_lab::Newer;
@@ -75,6 +76,7 @@ fn all_calls(katran: &Katran, functions: &BTreeMap<i64, String>) -> BTreeSet<Str
 
 fn settings(table: FlowTableKind, encapsulation: Encapsulation, features: Features) -> Builder {
     builder()
+        .flow_tracking(FlowTracking::All)
         .source_v4("198.18.0.10".parse().unwrap())
         .source_v6("2001:db8:ffff::10".parse().unwrap())
         .flow_table(table)
@@ -112,10 +114,14 @@ fn no_call_goes_by_way_of_the_map() {
                 Features::default(),
                 all_features(),
             ]);
-            for features in each {
-                let katran = load(settings(table, encapsulation, features));
+            let changed = [Features::default(), all_features()];
+            let changed = changed.map(|features| (features, FlowTracking::Changed));
+            let each = each.map(|features| (features, FlowTracking::All));
+            for (features, tracking) in each.chain(changed) {
+                let settings = settings(table, encapsulation, features);
+                let katran = load(settings.flow_tracking(tracking));
                 let calls = all_calls(&katran, &functions);
-                println!("{table} {encapsulation} {features}: {calls:?}");
+                println!("{table} {encapsulation} {tracking} {features}: {calls:?}");
                 for name in &calls {
                     let is_expected = expected.contains(name.as_str());
                     assert!(is_expected, "{table} {encapsulation} {features}: {name}");

@@ -222,7 +222,7 @@ impl Balancer {
             self.store.reserve(&self.kernel, 1)?;
         }
         let ring = self.written + 1;
-        let place = self.store.write(&self.kernel, &[ring; 3])?;
+        let place = self.store.write(&self.kernel, &[ring; 3], None)?;
         self.written = ring;
         let before = self.vips[vip].replace((place, ring));
         if let Some((before, _)) = before {

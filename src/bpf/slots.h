@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * Slots of rings, and what a slot was before. A slot is settled when every flow in it that may still be alive
+ * belongs to the real that the ring names: nothing else has to be asked then. An unsettled slot has a base, the
+ * real that it named when it was last settled: flows that are older than the change belong to that, and
+ * those that are younger have entries in the flow table, if they are not on the base.
+ *
+ * A slot's base, the moment since when it is unsettled and the last moment at which a packet went to
+ * another real than the ring's lie in three planes of the same shape as a ring, in places of rings; which, the ring says
+ * behind its slots. So the one store that switches a VIP to a ring switches it to marks and bases.
+ * The control side settles slots in place.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "flow_table.h"
+#include "lookup.h"
+#include "maps.h"
+#include "parse.h"
+#include "verifier.h"
+
+#include <linux/in.h>
+
+/* The slot that a packet falls on. */
+struct slot {
+	const struct ring_planes *planes; /* NULL: the VIP has no ring */
+	__u64 index;
+	__u32 word; /* the real's number, and SLOT_UNSETTLED */
+};
+
+/* A VIP whose flows something else than the ring may place has all of them in the tables, and one whose flows go by the
+ * port alone has none. */
+#define VIP_TRACKS_OTHERWISE                                                                        \
+	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_SRC_ROUTING | VIP_GLOBAL_LRU |                     \
+	 VIP_UDP_FLOW_MIGRATION | VIP_DPORT_HASH)
+
+/* Whether tables are asked only where a slot is unsettled. */
+static __always_inline bool tracks_changes(const struct run *run, const struct packet *packet,
+					   __u32 flags)
+{
+	return flow_tracking == TRACK_CHANGED && !(flags & VIP_TRACKS_OTHERWISE) &&
+	       !(rare_feature(run, FEATURE_TCP_SERVER_ID) &&
+		 packet->flow.protocol == IPPROTO_TCP);
+}
+
+static __always_inline bool is_unsettled(const struct slot *slot)
+{
+	return slot->word & SLOT_UNSETTLED;
+}
+
+static __always_inline __u32 number_in(const struct slot *slot)
+{
+	return flow_tracking == TRACK_CHANGED ? slot->word & SLOT_REAL : slot->word;
+}
+
+/* The real with a number that a slot or an entry says. The verifier has to see the comparison and the access with one
+ * register, which the barrier makes. */
+static __always_inline struct real *real_of_slot(__u64 number)
+{
+	struct real *first = reals;
+
+	/* Whatever the verifier knows of the number: all ways that lead here are one for it. */
+	number += unknown_zero(number);
+	barrier_var(number);
+	if (number > max_reals)
+		return NULL;
+	/* And the access after the comparison. */
+	barrier_var(number);
+	return &first[number];
+}
+
+/* The word of ring or plane `ring` for the slot. No part of its callers, whose stack would have the keys of each call. */
+static __noinline __u16 *plane_word(__u32 ring, __u64 index)
+{
+	__u16 *words = ring_at(ring);
+
+	/* See find_slot. */
+	barrier_var(index);
+	return words && index < ring_size ? &words[index] : NULL;
+}
+
+static __always_inline struct slot find_slot(__u32 ring, __u32 hash)
+{
+	struct slot slot = { .index = hash % ring_size };
+	__u16 *words = ring_at(ring);
+
+	/* The verifier does not follow the remainder. For it ring_size is read again, and the
+	 * barrier makes the compiler compare all 64 bits, also the upper half that it knows to be
+	 * 0 and the verifier does not (clang 15 and newer). */
+	barrier_var(slot.index);
+	if (!words || slot.index >= ring_size)
+		return slot;
+	slot.word = words[slot.index];
+	slot.planes = (void *)words + ring_planes_at;
+	return slot;
+}
+
+/* The slot of the flow's hash. */
+static __always_inline struct slot slot_of(const struct packet *packet, const struct vip *vip,
+					   enum family family)
+{
+	if (vip->ring == RING_NONE)
+		return (struct slot){};
+	return find_slot(vip->ring, hash_flow((const __u32 *)packet->flow.source, packet->hash_source,
+					      packet->hash_destination, family));
+}
+
+/* Moments of a history: ticks that are so coarse that 15 bits of them last hundreds of time-outs. The lowest bit is
+ * the control side's own. */
+static __always_inline __u16 moment_of(__u32 ticks, bool udp)
+{
+	return ticks >> (udp ? udp_moment_shift : tcp_moment_shift) << 1;
+}
+
+/* Whether one moment is not before another. */
+static __always_inline bool not_before(__u16 moment, __u16 other)
+{
+	return (__s16)(moment - (other & ~MOMENT_BIT)) >= 0;
+}

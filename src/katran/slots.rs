@@ -1,0 +1,453 @@
+//! What VIPs' slots were before: a history comes with a ring that leaves flows elsewhere than it leads, and goes when
+//! all slots are settled.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::Katran;
+use crate::config::Features;
+use crate::config::moment_shift;
+use crate::config::ticks as ticks_of;
+use crate::counters::SlotStats;
+use crate::error::Error;
+use crate::error::Result;
+use crate::maps::Pace;
+use crate::maps::PlaneSlots;
+use crate::maps::RingSlot;
+use crate::maps::Watched;
+use crate::ring::Endpoint;
+use crate::ring::Ring;
+use crate::ring::history;
+use crate::ring::history::At;
+use crate::ring::history::Before;
+use crate::ring::history::Standings;
+use crate::table;
+use crate::types::FlowTracking;
+use crate::types::HashFunction;
+use crate::types::Protocol;
+use crate::types::RealNumber;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+/// VIPs with these have all flows in the tables, or none: see `bpf/slots.h`.
+const TRACKED_OTHERWISE: VipFlags = VipFlags::QUIC
+    .union(VipFlags::UDP_STABLE_ROUTING)
+    .union(VipFlags::SRC_ROUTING)
+    .union(VipFlags::GLOBAL_LRU)
+    .union(VipFlags::UDP_FLOW_MIGRATION)
+    .union(VipFlags::DPORT_HASH)
+    .union(VipFlags::LRU_BYPASS);
+
+/// A ring that is written where no packet looks, or the one that stays; and what its slots were before.
+#[must_use = "it has to be switched to"]
+pub(super) struct NewRing {
+    pub(super) ring: Option<RingSlot>,
+    history: Option<NewHistory>,
+    standings: Standings,
+}
+
+/// Planes that are written, and when that was, in ticks.
+#[derive(Clone, Copy)]
+struct NewHistory {
+    planes: PlaneSlots,
+    ticks: u32,
+}
+
+/// VIPs whose slots are all marked, of which packets know nothing yet.
+#[must_use = "the marks have to be kept or undone"]
+#[derive(Default)]
+pub(super) struct Marked(Vec<(Vip, usize, NewHistory)>);
+
+/// A VIP's history.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct History {
+    planes: PlaneSlots,
+    protocol: Protocol,
+}
+
+/// The standings of a VIP's reals; `down`: those that are.
+fn standings(endpoints: &[table::Endpoint], down: &BTreeSet<IpAddr>) -> Standings {
+    let alive = endpoints.iter();
+    let alive = alive.filter(|endpoint| !down.contains(&endpoint.address));
+    Standings::new(alive.map(|endpoint| (endpoint.number.0, endpoint.weight != 0)))
+}
+
+impl Katran {
+    /// Whether packets to the VIP ask tables only in unsettled slots.
+    pub(super) fn tracks_changes(&self, vip: &Vip, flags: VipFlags) -> bool {
+        self.tracks_changes_with(self.config.features, vip, flags)
+    }
+
+    fn tracks_changes_with(&self, features: Features, vip: &Vip, flags: VipFlags) -> bool {
+        let by_ids = features.contains(Features::TCP_SERVER_ID) && vip.protocol() == Protocol::Tcp;
+        self.config.flow_tracking == FlowTracking::Changed
+            && !flags.intersects(TRACKED_OTHERWISE)
+            && !by_ids
+    }
+
+    /// The ring that the VIP with this number has, for a change of its reals that does not concern it.
+    pub(super) fn same_ring(
+        &self,
+        place: usize,
+        endpoints: &[table::Endpoint],
+        down: &BTreeSet<IpAddr>,
+    ) -> Result<NewRing> {
+        let mut new = NewRing {
+            ring: self.rings[place],
+            history: None,
+            standings: Standings::default(),
+        };
+        if let Some(History { planes, .. }) = self.histories[place] {
+            let ticks = self.ticks_now()?;
+            new.history = Some(NewHistory { planes, ticks });
+            new.standings = standings(endpoints, down);
+        }
+        Ok(new)
+    }
+
+    /// Writes a new ring of the VIP with this number where no packet reads, and what its slots were before; none if no
+    /// endpoint has any weight, and none is left that flows may be on.
+    pub(super) fn write_ring(
+        &mut self,
+        vip: &Vip,
+        flags: VipFlags,
+        place: usize,
+        function: HashFunction,
+        endpoints: &[table::Endpoint],
+        down: &BTreeSet<IpAddr>,
+    ) -> Result<NewRing> {
+        let weighted: Vec<Endpoint> = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.weight != 0)
+            .map(|endpoint| Endpoint::new(endpoint.number.0, endpoint.address, endpoint.weight))
+            .collect();
+        let mut new = NewRing {
+            ring: None,
+            history: None,
+            standings: Standings::default(),
+        };
+        // Those that are drained may be bases, or come to be.
+        let keeps_flows =
+            self.config.flow_tracking == FlowTracking::Changed && !endpoints.is_empty();
+        if weighted.is_empty() && !keeps_flows {
+            return Ok(new);
+        }
+        let before = self.rings[place].filter(|_| self.tracks_changes(vip, flags));
+        let mut slots = match weighted.is_empty() {
+            true => vec![0; self.ring_size.get() as usize],
+            false => Ring::build(function, self.ring_size, &weighted)?
+                .slots()
+                .to_vec(),
+        };
+        if let Some(before) = before {
+            new.standings = standings(endpoints, down);
+            let words = self.maps.rings.words(before);
+            if history::needs_history(words, &slots, &new.standings) {
+                new.history =
+                    Some(self.mark_slots(vip, place, before, &mut slots, &new.standings)?);
+            }
+        }
+        let planes = new.history.map(|history| history.planes);
+        let reserved = match self.rings[place] {
+            Some(_) => Ok(()),
+            None => self.maps.rings.reserve(&self.kernel, 1),
+        };
+        match reserved.and_then(|()| self.maps.rings.write(&self.kernel, &slots, planes)) {
+            Ok(ring) => new.ring = Some(ring),
+            Err(error) => {
+                self.abandon_planes(place, planes);
+                return Err(error);
+            }
+        }
+        Ok(new)
+    }
+
+    fn mark_slots(
+        &mut self,
+        vip: &Vip,
+        place: usize,
+        before: RingSlot,
+        slots: &mut [u16],
+        standings: &Standings,
+    ) -> Result<NewHistory> {
+        let ticks = self.ticks_now()?;
+        let planes = match self.histories[place] {
+            Some(history) => history.planes,
+            None => self.maps.rings.take_planes(&self.kernel)?,
+        };
+        let now = At::of_ticks(ticks, self.moment_shift(vip.protocol()));
+        let rings = &self.maps.rings;
+        let _halted = self.settler.halt();
+        let marked = history::mark(
+            rings.words(before),
+            slots,
+            rings.planes(planes),
+            standings,
+            now,
+        );
+        log::debug!("{vip}: {marked} unsettled slots");
+        Ok(NewHistory { planes, ticks })
+    }
+
+    /// Gives planes back that were taken for a change which has failed.
+    fn abandon_planes(&mut self, place: usize, planes: Option<PlaneSlots>) {
+        if self.histories[place].is_none()
+            && let Some(planes) = planes
+        {
+            planes
+                .0
+                .into_iter()
+                .for_each(|plane| self.maps.rings.put_back(plane));
+        }
+    }
+
+    /// Packets are on the new ring.
+    pub(super) fn switch_history(&mut self, vip: &Vip, place: usize, new: &NewRing) {
+        let (Some(ring), Some(history)) = (new.ring, new.history) else {
+            self.drop_history(place);
+            return;
+        };
+        let rings = &self.maps.rings;
+        let halted = self.settler.halt();
+        history::refresh(
+            rings.words(ring),
+            rings.planes(history.planes),
+            &new.standings,
+        );
+        drop(halted);
+        self.watch(vip, place, history);
+    }
+
+    /// The VIP with this number has this history from now on.
+    fn watch(&mut self, vip: &Vip, place: usize, NewHistory { planes, ticks }: NewHistory) {
+        let protocol = vip.protocol();
+        self.histories[place] = Some(History { planes, protocol });
+        let rings = &self.maps.rings;
+        let ring = self.rings[place].and_then(|ring| rings.held_words(ring));
+        let held = planes.0.map(|plane| rings.held_words(plane));
+        let ([Some(bases), Some(since), Some(deviated)], Some(ring)) = (held, ring) else {
+            // Places that are taken have memory.
+            return;
+        };
+        let shift = self.moment_shift(protocol);
+        let idle = (ticks_of(self.idle_time(protocol), self.fixed.tick) >> shift) + 1;
+        let watched = Watched {
+            ring,
+            planes: [bases, since, deviated],
+            pace: Pace {
+                shift,
+                idle: idle as u16,
+                moment: self.fixed.tick * (1 << shift),
+            },
+        };
+        self.settler.watch(place as u16, watched, ticks);
+    }
+
+    /// For how long, at least, no packet of the VIP has gone to a real that it drains: what an operator waits for
+    /// before the server is switched off. `None` while the real takes new flows.
+    ///
+    /// Packets leave a stamp at their slot of the ring and not at their real, so packets of other drained reals may
+    /// make it less, and it is not above `flow_idle_timeout` (TCP) or `udp_timeout`: after that long the real's flows
+    /// are over. It is exact to a 64th of that.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
+    /// ([`FlowTracking`]), or none (`LRU_BYPASS`, `DPORT_HASH`); [`Error::Kernel`].
+    pub fn drained(&self, vip: Vip, real: IpAddr) -> Result<Option<Duration>> {
+        let entry = self.entry(vip)?;
+        let no_real = || Error::NotFound {
+            what: format!("real {real} of VIP {vip}"),
+        };
+        let weight = entry.reals.get(&real).ok_or_else(no_real)?;
+        let number = self.table.real_index(real).ok_or_else(no_real)?;
+        if !self.tracks_changes(&vip, entry.flags) {
+            return Err(Error::Unsupported {
+                what: format!("asking whether {vip} has drained a real"),
+                reason: "only VIPs of which changed flows are remembered know it: flow_tracking = \
+                         \"changed\", and no flag that has all flows remembered",
+            });
+        }
+        if *weight != 0 && !entry.down.contains(&real) {
+            return Ok(None);
+        }
+        let longest = self.idle_time(vip.protocol());
+        let place = usize::from(entry.number.0);
+        let (Some(history), Some(ring)) = (self.histories[place], self.rings[place]) else {
+            return Ok(Some(longest));
+        };
+        let shift = self.moment_shift(vip.protocol());
+        let now = At::of_ticks(self.ticks_now()?, shift);
+        let rings = &self.maps.rings;
+        let planes = rings.planes(history.planes);
+        let silence = history::silence_of(rings.words(ring), planes, number.0, now);
+        let moment = self.fixed.tick * (1 << shift);
+        Ok(Some(silence.map_or(longest, |moments| {
+            longest.min(moment * u32::from(moments))
+        })))
+    }
+
+    /// The number of the real in a slot of a ring; 0: none.
+    pub(super) fn real_in(&self, ring: RingSlot, slot: u32) -> u16 {
+        let word = self.maps.rings.slot(ring, slot);
+        match self.config.flow_tracking {
+            FlowTracking::Changed => history::number_in(word),
+            FlowTracking::All => word,
+        }
+    }
+
+    /// What a slot of a VIP's ring was before; `None`: it is settled.
+    pub(super) fn slot_before(&self, place: usize, slot: u32) -> Option<Before> {
+        let (history, ring) = (self.histories[place]?, self.rings[place]?);
+        let rings = &self.maps.rings;
+        history::before(
+            rings.words(ring),
+            rings.planes(history.planes),
+            slot as usize,
+        )
+    }
+
+    /// The slots of the VIP with this number, by whether they are settled.
+    pub(super) fn slots_of(&self, place: usize) -> Result<SlotStats> {
+        let Some(ring) = self.rings[place] else {
+            return Ok(SlotStats::default());
+        };
+        let mut stats = SlotStats {
+            settled: self.ring_size.get(),
+            ..SlotStats::default()
+        };
+        if let Some(History { planes, protocol }) = self.histories[place] {
+            let shift = self.moment_shift(protocol);
+            let now = At::of_ticks(self.ticks_now()?, shift);
+            let rings = &self.maps.rings;
+            let found = history::unsettled(rings.words(ring), rings.planes(planes), now);
+            stats.settled -= found.slots;
+            stats.unsettled = found.slots;
+            let moment = self.fixed.tick * (1 << shift);
+            stats.oldest = (found.slots != 0).then(|| moment * u32::from(found.oldest));
+        }
+        Ok(stats)
+    }
+
+    /// No packet needs a VIP's history any more.
+    pub(super) fn drop_history(&mut self, place: usize) {
+        if let Some(history) = self.histories[place].take() {
+            self.settler.forget(place as u16);
+            for plane in history.planes.0 {
+                self.maps.rings.retire(Some(plane));
+            }
+            self.maps.rings.trim_later();
+        }
+    }
+
+    /// All of the VIP's flows are to go where the ring leads, now.
+    pub(super) fn settle_all(&mut self, place: usize) {
+        if let (Some(_), Some(ring)) = (self.histories[place], self.rings[place]) {
+            let halted = self.settler.halt();
+            history::settle_all(self.maps.rings.words(ring));
+            drop(halted);
+            self.drop_history(place);
+        }
+    }
+
+    pub(super) fn settle_all_of(&mut self, vip: &Vip) {
+        if let Ok(entry) = self.entry(*vip) {
+            self.settle_all(entry.number.0.into());
+        }
+    }
+
+    /// The VIP's flows on this real are to go where the ring leads, now.
+    pub(super) fn give_up_base(&mut self, place: usize, number: RealNumber) {
+        if let (Some(history), Some(ring)) = (self.histories[place], self.rings[place]) {
+            let rings = &self.maps.rings;
+            let _halted = self.settler.halt();
+            history::give_up(rings.words(ring), rings.planes(history.planes), number.0);
+        }
+    }
+
+    /// Marks all slots of VIPs whose flows are all in the tables until now, for packets that will ask those
+    /// in unsettled slots only. They have to be switched to that, or the marks undone.
+    pub(super) fn mark_all(&mut self, vips: &[Vip]) -> Result<Marked> {
+        let mut marked = Marked::default();
+        for vip in vips {
+            if let Err(error) = self.mark_all_of(vip, &mut marked) {
+                self.undo_marks(marked);
+                return Err(error);
+            }
+        }
+        Ok(marked)
+    }
+
+    fn mark_all_of(&mut self, vip: &Vip, marked: &mut Marked) -> Result<()> {
+        let entry = self.entry(*vip)?;
+        let place = usize::from(entry.number.0);
+        let Some(ring) = self.rings[place] else {
+            return Ok(());
+        };
+        let reals = entry.reals.iter();
+        let alive = reals.filter(|(address, _)| !entry.down.contains(*address));
+        let numbered = alive.filter_map(|(address, weight)| {
+            Some((self.table.real_index(*address)?.0, *weight != 0))
+        });
+        let standings = Standings::new(numbered);
+        let ticks = self.ticks_now()?;
+        let planes = self.maps.rings.take_planes(&self.kernel)?;
+        let now = At::of_ticks(ticks, self.moment_shift(vip.protocol()));
+        let rings = &self.maps.rings;
+        rings.point(ring, Some(planes));
+        history::mark_all(rings.words(ring), rings.planes(planes), &standings, now);
+        marked.0.push((*vip, place, NewHistory { planes, ticks }));
+        Ok(())
+    }
+
+    /// Packets have been switched to asking tables in unsettled slots only.
+    pub(super) fn keep_marks(&mut self, marked: Marked) {
+        for (vip, place, history) in marked.0 {
+            self.watch(&vip, place, history);
+        }
+    }
+
+    /// They have not.
+    pub(super) fn undo_marks(&mut self, marked: Marked) {
+        for (_, place, NewHistory { planes, .. }) in marked.0 {
+            if let Some(ring) = self.rings[place] {
+                history::settle_all(self.maps.rings.words(ring));
+            }
+            planes
+                .0
+                .into_iter()
+                .for_each(|plane| self.maps.rings.put_back(plane));
+        }
+    }
+
+    /// The VIPs that track changes with the features that there are and did not with those before, and the other way
+    /// round.
+    pub(super) fn turned_tracking(&self, before: Features, after: Features) -> [Vec<Vip>; 2] {
+        [(before, after), (after, before)].map(|(not, but)| {
+            let vips = self.table.vips();
+            let turned = vips.filter(|(vip, entry)| {
+                !self.tracks_changes_with(not, vip, entry.flags)
+                    && self.tracks_changes_with(but, vip, entry.flags)
+            });
+            turned.map(|(vip, _)| *vip).collect()
+        })
+    }
+
+    pub(super) fn moment_shift(&self, protocol: Protocol) -> u32 {
+        moment_shift(self.idle_time(protocol), self.fixed.tick)
+    }
+
+    fn idle_time(&self, protocol: Protocol) -> Duration {
+        match protocol {
+            Protocol::Tcp => self.config.flow_idle_timeout,
+            Protocol::Udp => self.config.udp_timeout,
+        }
+    }
+
+    /// Gives the memory of histories back that nothing needs any more.
+    pub(super) fn drop_settled(&mut self) {
+        for place in self.settler.settled() {
+            self.drop_history(place.into());
+        }
+    }
+}

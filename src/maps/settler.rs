@@ -1,0 +1,284 @@
+//! Settles slots in place, by a thread that is there only while some VIP has unsettled ones. It looks through some
+//! thousand slots at a time, with pauses, so it takes a hundredth of a CPU at most.
+//!
+//! Who writes a history otherwise (a change of the VIP) has the lock meanwhile, and tells the thread about the
+//! ring that packets are switched to before the place of the one before is given up.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::chunks::Chunk;
+use super::rings::HeldWords;
+use super::rings::PLANES;
+use crate::ring::history;
+use crate::ring::history::At;
+use crate::ring::history::Planes;
+use crate::ring::history::Unsettled;
+use crate::sys::process::Owner;
+
+/// Slots that are looked at under one lock: some tens of microseconds.
+const AT_ONCE: usize = 8192;
+/// Between two such looks.
+const PAUSE: Duration = Duration::from_millis(2);
+/// From one look through all to the next, at least and at most.
+const ROUND: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(60);
+
+/// How a VIP's slots settle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// By how much ticks are shifted for moments.
+    pub(crate) shift: u32,
+    /// So many moments after its last deviation a slot is settled.
+    pub(crate) idle: u16,
+    /// How long a moment lasts.
+    pub(crate) moment: Duration,
+}
+
+/// The words that a VIP's history consists of.
+#[derive(Debug)]
+pub(crate) struct Watched<C> {
+    pub(crate) ring: HeldWords<C>,
+    pub(crate) planes: [HeldWords<C>; PLANES],
+    pub(crate) pace: Pace,
+}
+
+impl<C: Chunk> Watched<C> {
+    fn planes(&self) -> Planes<'_> {
+        let [bases, since, deviated] = &self.planes;
+        Planes {
+            bases: bases.words(),
+            since: since.words(),
+            deviated: deviated.words(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OfVip<C> {
+    watched: Watched<C>,
+    /// What was left when it was last looked through; `None`: not yet.
+    left: Option<Unsettled>,
+    /// What the present look through it has found so far, and where it goes on.
+    seen: Unsettled,
+    next: usize,
+}
+
+/// The kernel's clock, as it was when somebody last asked.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    ticks: u32,
+    at: Instant,
+}
+
+#[derive(Debug)]
+struct State<C> {
+    /// By the VIP's number.
+    vips: BTreeMap<u16, OfVip<C>>,
+    clock: Clock,
+    running: bool,
+    stop: bool,
+}
+
+#[derive(Debug)]
+struct Shared<C> {
+    state: Mutex<State<C>>,
+    wake: Condvar,
+    tick: Duration,
+}
+
+/// Settles slots of the VIPs that it is told about.
+#[derive(Debug)]
+pub(crate) struct Settler<C> {
+    shared: Arc<Shared<C>>,
+    thread: Option<JoinHandle<()>>,
+    owner: Owner,
+}
+
+/// While this is there the thread does not look at slots.
+#[must_use = "the thread goes on when it is dropped"]
+pub(crate) struct Halted<'a, C>(
+    #[expect(dead_code, reason = "it is held")] Option<MutexGuard<'a, State<C>>>,
+);
+
+impl<C> Shared<C> {
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ticks(&self, clock: Clock) -> u32 {
+        let elapsed = clock.at.elapsed().as_nanos() / self.tick.as_nanos().max(1);
+        clock.ticks.wrapping_add(elapsed as u32)
+    }
+}
+
+impl<C: Chunk + Send + Sync + 'static> Shared<C> {
+    /// Looks through all slots, again and again, until there is nothing left to settle.
+    fn follow(&self) {
+        loop {
+            let began = Instant::now();
+            let numbers: Vec<u16> = self.lock().vips.keys().copied().collect();
+            for vip in numbers {
+                while self.look(vip) {
+                    thread::sleep(PAUSE);
+                }
+            }
+            let mut state = self.lock();
+            let unsettled = state.vips.values().filter(|of| !of.is_settled());
+            let Some(moment) = unsettled.map(|of| of.watched.pace.moment).min() else {
+                state.running = false;
+                return;
+            };
+            let round = moment.clamp(ROUND.start, ROUND.end);
+            while !state.stop
+                && let Some(left) = round.checked_sub(began.elapsed())
+                && left > Duration::ZERO
+            {
+                let waited = self.wake.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if state.stop {
+                state.running = false;
+                return;
+            }
+        }
+    }
+
+    /// Looks at the next slots of a VIP; `false`: there are no more.
+    fn look(&self, vip: u16) -> bool {
+        let mut state = self.lock();
+        let now = self.ticks(state.clock);
+        let stop = state.stop;
+        let Some(of) = state.vips.get_mut(&vip).filter(|_| !stop) else {
+            return false;
+        };
+        let pace = of.watched.pace;
+        let ring = of.watched.ring.words();
+        let end = ring.len().min(of.next + AT_ONCE);
+        let now = At::of_ticks(now, pace.shift);
+        let planes = of.watched.planes();
+        let found = history::settle(ring, planes, of.next..end, pace.idle, now);
+        of.seen = of.seen.and(found);
+        of.next = end;
+        let more = end < ring.len();
+        if !more {
+            of.left = Some(mem::take(&mut of.seen));
+            of.next = 0;
+        }
+        more
+    }
+}
+
+impl<C> OfVip<C> {
+    fn is_settled(&self) -> bool {
+        self.left.is_some_and(|left| left.slots == 0)
+    }
+}
+
+impl<C: Chunk + Send + Sync + 'static> Settler<C> {
+    /// `tick`: how long one of the kernel's ticks lasts.
+    pub(crate) fn new(tick: Duration) -> Self {
+        let clock = Clock {
+            ticks: 0,
+            at: Instant::now(),
+        };
+        let state = State {
+            vips: BTreeMap::new(),
+            clock,
+            running: false,
+            stop: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                wake: Condvar::new(),
+                tick,
+            }),
+            thread: None,
+            owner: Owner::new(),
+        }
+    }
+
+    /// Has the thread wait. In a child made by fork(2) there is none.
+    pub(crate) fn halt(&self) -> Halted<'_, C> {
+        Halted(self.owner.is_here().then(|| self.shared.lock()))
+    }
+
+    /// Settles the slots of the VIP with this number from now on; `ticks`: what the kernel's clock says.
+    pub(crate) fn watch(&mut self, vip: u16, watched: Watched<C>, ticks: u32) {
+        if !self.owner.is_here() {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.clock = Clock {
+            ticks,
+            at: Instant::now(),
+        };
+        let of = OfVip {
+            watched,
+            left: None,
+            seen: Unsettled::default(),
+            next: 0,
+        };
+        state.vips.insert(vip, of);
+        let is_there = self.thread.as_ref().is_some_and(|of| !of.is_finished());
+        // One that has panicked has not said that it ended.
+        if state.running && is_there {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("katran-settle".to_owned());
+        match thread.spawn(move || shared.follow()) {
+            Ok(thread) => {
+                state.running = true;
+                // The one before has ended.
+                self.thread = Some(thread);
+            }
+            // Tables are asked for their packets meanwhile; the next change tries again.
+            Err(error) => log::warn!("slots are not settled before the next change: {error}"),
+        }
+    }
+
+    /// The VIP has no history any more.
+    pub(crate) fn forget(&mut self, vip: u16) {
+        if self.owner.is_here() {
+            self.shared.lock().vips.remove(&vip);
+        }
+    }
+
+    /// VIPs of which all slots are settled.
+    pub(crate) fn settled(&self) -> Vec<u16> {
+        if !self.owner.is_here() {
+            return Vec::new();
+        }
+        let state = self.shared.lock();
+        let vips = state.vips.iter();
+        let settled = vips.filter(|(_, of)| of.is_settled());
+        settled.map(|(vip, _)| *vip).collect()
+    }
+}
+
+impl<C> Drop for Settler<C> {
+    fn drop(&mut self) {
+        if !self.owner.is_here() {
+            // Its thread is the parent's, and may have held the lock.
+            mem::forget(self.thread.take());
+            return;
+        }
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported.
+            let _ = thread.join();
+        }
+    }
+}
