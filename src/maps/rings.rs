@@ -286,12 +286,17 @@ impl<B: Backing> RingStore<B> {
 
     /// Gives back a place that no packet has been sent to.
     pub(crate) fn put_back(&mut self, place: RingSlot) {
+        self.let_go(place);
+        self.free.insert(place);
+    }
+
+    /// No VIP has the place any more.
+    fn let_go(&mut self, place: RingSlot) {
         let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
         *held = held.saturating_sub(1);
         if *held == 0 && chunk > 0 {
             self.idle.insert(chunk);
         }
-        self.free.insert(place);
     }
 
     /// The words of a VIP's history.
@@ -369,11 +374,7 @@ impl<B: Backing> RingStore<B> {
     pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
         let moment = self.backing.begin();
         if let Some(place) = place {
-            let (chunk, held) = (place.chunk(), &mut self.held[place.chunk()]);
-            *held = held.saturating_sub(1);
-            if *held == 0 && chunk > 0 {
-                self.idle.insert(chunk);
-            }
+            self.let_go(place);
             self.retired.push_back((moment, place));
         }
         moment

@@ -200,7 +200,7 @@ pub(crate) fn mark(
     marked
 }
 
-/// Marks all slots: their flows may be anywhere, and whoever has no entry is on the ring's real. So it is for a VIP whose flows
+/// Marks all slots: their flows may be anywhere, and one without an entry is on the ring's real. So it is for a VIP whose flows
 /// were all remembered until now.
 pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings, now: At) {
     // All entries are younger.

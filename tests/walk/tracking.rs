@@ -87,7 +87,7 @@ struct Known {
 struct Service {
     vip: Vip,
     reals: BTreeMap<IpAddr, OfReal>,
-    /// By their numbers. One that is not known begins anew.
+    /// By their numbers. One that is not known begins with its next packet.
     flows: Vec<Option<Known>>,
     routed: bool,
     /// What has happened to it, for messages.
