@@ -10,6 +10,7 @@
 //!
 //! cargo bench --bench live_frames                      # minutes
 //! cargo bench --bench live_frames -- --peer OBJECT     # docs/performance.md says how to compile one
+//! cargo bench --bench live_frames -- --tracking KIND --changed
 //! cargo bench --bench live_frames -- --quick           # seconds, for whether it works
 //!
 //! It is no part of `packet_path`: that takes nanoseconds of a program alone, and needs no network.
@@ -33,8 +34,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use katran::FlowTableKind;
-use katran::Katran;
 use katran_lab::Host;
 use katran_lab::allowed_cpus;
 use katran_lab::eventually;
@@ -54,16 +53,13 @@ use crate::common::frame;
 use crate::common::grouped;
 use crate::common::machine::Machine;
 use crate::common::machine::load;
-use crate::common::settings;
+use crate::common::options::Options;
 use crate::timed::Balancer;
+use crate::timed::Ours;
 use crate::traffic::Traffic;
 use crate::traffic::traffics;
 
-const HELP: &str = "\
-usage: cargo bench --bench live_frames -- [--quick] [--peer OBJECT]
-  --quick        seconds, for whether it works
-  --peer OBJECT  Katran's own program, compiled to this object, by turns with this crate's;
-                 docs/performance.md says how to compile it";
+const USAGE: &str = "usage: cargo bench --bench live_frames -- [OPTION ...]";
 
 /// What is sent; the other rows of `packet_path` differ in the program's own time only.
 const TRAFFICS: [&str; 3] = [
@@ -96,36 +92,8 @@ const QUICK: Effort = Effort {
     flow_table_size: 262_144,
 };
 
-#[derive(Default)]
-struct Options {
-    quick: bool,
-    peer: Option<PathBuf>,
-}
-
-impl Options {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self::default();
-        let mut bench = false;
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--quick" => options.quick = true,
-                "--bench" => bench = true,
-                "--peer" => {
-                    let object = arguments.next();
-                    let object = object.ok_or(format!("--peer needs an object\n{HELP}"))?;
-                    options.peer = Some(object.into());
-                }
-                _ => return Err(format!("{argument} is not known\n{HELP}")),
-            }
-        }
-        // Like criterion: without --bench it is a test that the bench works.
-        options.quick |= !bench;
-        Ok(options)
-    }
-}
-
 fn main() -> ExitCode {
-    let options = match Options::parse(env::args().skip(1)) {
+    let options = match Options::parse(env::args().skip(1), USAGE, |_| false) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("live_frames: {error}");
@@ -139,10 +107,11 @@ fn main() -> ExitCode {
     stay_on(cpu);
     println!(
         "{}\n{} frames a run, medians of {} runs (quartiles); millions of packets a second of CPU \
-         {cpu}'s time, which makes, balances and receives the frames\n",
+         {cpu}'s time, which makes, balances and receives the frames\n{}\n",
         Machine::now(),
         effort.frames,
-        effort.rounds
+        effort.rounds,
+        options.balancer()
     );
     println!("| traffic | flows | path alone | Katran | this crate | ratio |");
     println!("| --- | --- | --- | --- | --- | --- |");
@@ -151,13 +120,11 @@ fn main() -> ExitCode {
         if !TRAFFICS.contains(&traffic.name) {
             continue;
         }
-        let settings = settings(
-            FlowTableKind::default(),
-            effort.flow_table_size,
-            traffic.flood_threshold,
-            &[cpu as u32],
-        );
-        let katran = traffic.balancer(settings);
+        let settings = options.settings(effort.flow_table_size, traffic.flood_threshold, cpu);
+        let mut katran = traffic.balancer(settings);
+        if options.changed {
+            traffic.change_every_slot(&mut katran);
+        }
         let peer = options
             .peer
             .as_ref()
@@ -172,7 +139,10 @@ fn main() -> ExitCode {
         let mut known = 0;
         for &flows in effort.flows {
             let balancers = Balancers {
-                katran: &katran,
+                ours: Ours {
+                    katran: &katran,
+                    slots: traffic.slots(&options),
+                },
                 peer: peer.as_ref(),
             };
             let rates = wire.rates(balancers, &traffic, flows, flows - known, &effort);
@@ -186,7 +156,7 @@ fn main() -> ExitCode {
 
 #[derive(Clone, Copy)]
 struct Balancers<'a> {
-    katran: &'a Katran,
+    ours: Ours<'a>,
     peer: Option<&'a Peer>,
 }
 
@@ -260,7 +230,7 @@ impl Wire {
         effort: &Effort,
     ) -> Rates {
         let stick = Yardstick::new(&traffic.frame, flows).unwrap();
-        let mut programs = vec![Balancer::Ours(balancers.katran)];
+        let mut programs = vec![Balancer::Ours(balancers.ours)];
         programs.extend(balancers.peer.map(Balancer::Katrans));
         // All flows once, so that the flow table knows them.
         for program in &programs {
@@ -285,7 +255,7 @@ impl Wire {
         }
         for program in &programs {
             for flow in [0, flows / 2, flows - 1] {
-                program.check_frame(&stick, traffic, flow, balancers.katran);
+                program.check_frame(&stick, traffic, flow, balancers.ours.katran);
             }
         }
         rates

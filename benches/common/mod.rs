@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each bench uses a part")]
 
 pub(crate) mod machine;
+pub(crate) mod options;
 pub(crate) mod peer;
 
 use std::fs;

@@ -24,6 +24,7 @@ use crate::common::results_file;
 #[derive(Deserialize)]
 struct PacketPath {
     table: String,
+    tracking: String,
     quick: bool,
     rows: Vec<PacketPathRow>,
 }
@@ -40,6 +41,7 @@ struct PacketPathRow {
 #[derive(Deserialize)]
 struct Comparison {
     machine: Machine,
+    tracking: String,
     rounds: usize,
     quick: bool,
     rows: Vec<ComparedRow>,
@@ -105,9 +107,9 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     Ok(Figure {
         title: share_of_katrans(shares, "packet_path")?,
         subtitle: format!(
-            "Medians, flow table {}, wrapper subtracted. Katran's: the specification's, from \
+            "Medians, flow table {}, tracking {}, wrapper subtracted. Katran's: the specification's, from \
              another machine of this kind.",
-            results.table
+            results.table, results.tracking
         ),
         columns: 2,
         panels: panels.into(),
@@ -140,8 +142,8 @@ fn compared(quick: bool) -> Result<Figure, String> {
     Ok(Figure {
         title: share_of_katrans(shares, "packet_path_peer")?,
         subtitle: format!(
-            "Established flows; both programs by turns, medians of {} rounds. {}.",
-            results.rounds, results.machine
+            "Established flows, tracking {}; both programs by turns, medians of {} rounds. {}.",
+            results.tracking, results.rounds, results.machine
         ),
         columns: 2,
         panels: panels.into(),

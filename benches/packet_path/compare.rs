@@ -17,6 +17,7 @@ use crate::common::write;
 use crate::options::Effort;
 use crate::options::Options;
 use crate::print_latency;
+use crate::timed::Ours;
 use crate::traffic::Traffic;
 use crate::traffic::traffics;
 use crate::turns::Runs;
@@ -29,6 +30,8 @@ struct Comparison {
     machine: Machine,
     /// The kind of this crate's flow table.
     table: String,
+    /// Which flows this crate's remembers.
+    tracking: String,
     /// Of either program.
     flow_table_entries: u64,
     packets_a_run: u32,
@@ -59,14 +62,15 @@ pub(crate) fn compare(
 ) -> io::Result<()> {
     let mut comparison = Comparison {
         machine: Machine::now(),
-        table: options.table.to_string(),
+        table: options.timed.table.to_string(),
+        tracking: options.timed.tracking.to_string(),
         flow_table_entries: effort.flow_table_size,
         packets_a_run: effort.packets,
         rounds: effort.rounds,
-        quick: options.quick,
+        quick: options.timed.quick,
         rows: Vec::new(),
     };
-    println!("{}\n", comparison.machine);
+    println!("{}\n{}\n", comparison.machine, options.timed.balancer());
     println!("| traffic | flows | Katran, ns | this crate, ns | ratio |");
     println!("| --- | --- | --- | --- | --- |");
     for traffic in traffics() {
@@ -77,7 +81,11 @@ pub(crate) fn compare(
         let peer = traffic.peer(object, &katran, cpu as u32, effort.flow_table_size as u32)?;
         let mut known = 0;
         for &flows in traffic.numbers(effort.flows) {
-            let runs = Runs::take(&katran, Some(&peer), &traffic, flows, flows - known, effort);
+            let ours = Ours {
+                katran: &katran,
+                slots: traffic.slots(&options.timed),
+            };
+            let runs = Runs::take(ours, Some(&peer), &traffic, flows, flows - known, effort);
             known = flows;
             let row = Row::of(&traffic, flows, runs);
             println!("{row}");

@@ -6,7 +6,7 @@
 //! cargo bench --bench packet_path               # minutes; writes what `figures` draws
 //! cargo bench --bench packet_path -- --quick    # seconds, for whether it works
 //! cargo bench --bench packet_path -- FILTER     # rows whose name contains it
-//! cargo bench --bench packet_path -- --table KIND
+//! cargo bench --bench packet_path -- --table KIND --tracking KIND
 //! cargo bench --bench packet_path -- --check    # fails if a row is slower than the baseline
 //! cargo bench --bench packet_path -- --peer OBJECT [--changed]
 //!
@@ -38,12 +38,12 @@ use katran_lab::stay_on;
 use katran_yardstick::memory_latency;
 
 use crate::common::Spread;
-use crate::common::settings;
 use crate::options::Effort;
 use crate::options::Options;
 use crate::results::Baseline;
 use crate::results::Results;
 use crate::results::Row;
+use crate::timed::Ours;
 use crate::traffic::Traffic;
 use crate::traffic::traffics;
 use crate::turns::Runs;
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     require_root();
     let effort = options.effort();
     let baseline = if options.check {
-        match Baseline::read(&options.table.to_string(), effort.flow_table_size) {
+        match Baseline::read(&options.timed, effort.flow_table_size) {
             Ok(baseline) => Some(baseline),
             Err(error) => {
                 eprintln!("packet_path: {error}");
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     let cpu = allowed_cpus()[0];
     stay_on(cpu);
     print_head(&options, &effort, cpu);
-    if let Some(object) = &options.peer {
+    if let Some(object) = &options.timed.peer {
         return match compare::compare(&options, &effort, cpu, object) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -107,9 +107,10 @@ fn measure_all(
     baseline: Option<&Baseline>,
 ) -> Vec<String> {
     let mut results = Results {
-        table: options.table.to_string(),
+        table: options.timed.table.to_string(),
+        tracking: options.timed.tracking.to_string(),
         flow_table_entries: effort.flow_table_size,
-        quick: options.quick,
+        quick: options.timed.quick,
         rows: Vec::new(),
     };
     let (mut instructions, mut slower) = (0, Vec::new());
@@ -120,7 +121,11 @@ fn measure_all(
         instructions = katran.stats().program_size().unwrap() / 8;
         let mut known = 0;
         for &flows in traffic.numbers(effort.flows) {
-            let mut row = measure(&katran, traffic, flows, flows - known, effort);
+            let ours = Ours {
+                katran: &katran,
+                slots: traffic.slots(&options.timed),
+            };
+            let mut row = measure(ours, traffic, flows, flows - known, effort);
             known = flows;
             print(&row);
             let most = baseline.and_then(|b| b.most(traffic.name, flows));
@@ -130,7 +135,7 @@ fn measure_all(
                         break;
                     }
                     println!("  more than {most:.2}, measured again");
-                    row = measure(&katran, traffic, flows, 0, effort);
+                    row = measure(ours, traffic, flows, 0, effort);
                     print(&row);
                 }
                 if row.ratio > most {
@@ -155,13 +160,10 @@ fn measure_all(
 
 /// The balancer of a row, after the change if one is asked for.
 fn balancer(options: &Options, effort: &Effort, traffic: &Traffic, cpu: usize) -> Katran {
-    let mut katran = traffic.balancer(settings(
-        options.table,
-        effort.flow_table_size,
-        traffic.flood_threshold,
-        &[cpu as u32],
-    ));
-    if options.changed {
+    let timed = &options.timed;
+    let settings = timed.settings(effort.flow_table_size, traffic.flood_threshold, cpu);
+    let mut katran = traffic.balancer(settings);
+    if timed.changed {
         traffic.change_every_slot(&mut katran);
     }
     katran
@@ -169,17 +171,12 @@ fn balancer(options: &Options, effort: &Effort, traffic: &Traffic, cpu: usize) -
 
 fn print_head(options: &Options, effort: &Effort, cpu: usize) {
     println!(
-        "{} packets a run, medians of {} runs (quartiles), wrapper subtracted; CPU {cpu}, flow \
-         table {} of {} entries{}.",
+        "{} packets a run, medians of {} runs (quartiles), wrapper subtracted; CPU {cpu}; a \
+         flow table of {} entries; {}.",
         effort.packets,
         effort.rounds,
-        options.table,
         effort.flow_table_size,
-        if options.changed {
-            "; every slot of every ring has changed hands"
-        } else {
-            ""
-        }
+        options.timed.balancer()
     );
     print_latency();
 }
@@ -225,8 +222,8 @@ fn print(row: &Row) {
     );
 }
 
-fn measure(katran: &Katran, traffic: &Traffic, flows: u32, unknown: u32, effort: &Effort) -> Row {
-    let runs = Runs::take(katran, None, traffic, flows, unknown, effort);
+fn measure(ours: Ours<'_>, traffic: &Traffic, flows: u32, unknown: u32, effort: &Effort) -> Row {
+    let runs = Runs::take(ours, None, traffic, flows, unknown, effort);
     let (ours, lookup) = (Spread::of(runs.ours), Spread::of(runs.lookups));
     Row {
         traffic: traffic.name.to_owned(),

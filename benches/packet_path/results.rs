@@ -7,17 +7,20 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::common::options::Options;
 use crate::common::results_file;
 use crate::common::write;
 
 const RESULTS: &str = "packet_path.json";
-/// One file for each kind of flow table.
+/// One file for each kind of flow table and of tracking.
 const BASELINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/packet_path/baseline");
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Results {
     /// The kind of flow table.
     pub(crate) table: String,
+    /// Which flows are remembered.
+    pub(crate) tracking: String,
     pub(crate) flow_table_entries: u64,
     pub(crate) quick: bool,
     pub(crate) rows: Vec<Row>,
@@ -51,9 +54,10 @@ impl Results {
 pub(crate) struct Baseline(Results);
 
 impl Baseline {
-    /// The committed one of this kind of flow table.
-    pub(crate) fn read(table: &str, entries: u64) -> Result<Self, String> {
-        let path = Path::new(BASELINES).join(table).with_extension("json");
+    /// The committed one of the balancer that is timed.
+    pub(crate) fn read(timed: &Options, entries: u64) -> Result<Self, String> {
+        let (table, tracking) = (timed.table.to_string(), timed.tracking.to_string());
+        let path = Path::new(BASELINES).join(format!("{table}-{tracking}.json"));
         let name = path.display();
         let text = fs::read(&path).map_err(|error| {
             let results = results_file(RESULTS);
@@ -62,8 +66,9 @@ impl Baseline {
         })?;
         let baseline: Results =
             serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))?;
-        if baseline.table != table || baseline.flow_table_entries != entries || baseline.quick {
-            return Err(format!("{name} is of another table or effort"));
+        let of = (&baseline.table, &baseline.tracking);
+        if of != (&table, &tracking) || baseline.flow_table_entries != entries || baseline.quick {
+            return Err(format!("{name} is of another table, tracking or effort"));
         }
         Ok(Self(baseline))
     }

@@ -16,20 +16,28 @@ use katran_yardstick::Yardstick;
 use crate::common::GATEWAY;
 use crate::counts::Counts;
 use crate::traffic::Expected;
+use crate::traffic::Slots;
 use crate::traffic::Traffic;
 
 const ETHERNET: usize = 14;
 
+/// This crate's, and how packets find slots of its rings.
+#[derive(Clone, Copy)]
+pub(crate) struct Ours<'a> {
+    pub(crate) katran: &'a Katran,
+    pub(crate) slots: Slots,
+}
+
 #[derive(Clone, Copy)]
 pub(crate) enum Balancer<'a> {
-    Ours(&'a Katran),
+    Ours(Ours<'a>),
     Katrans(&'a Peer),
 }
 
 impl<'a> Balancer<'a> {
     fn program(self) -> BorrowedFd<'a> {
         match self {
-            Self::Ours(katran) => katran.program_fd(),
+            Self::Ours(ours) => ours.katran.program_fd(),
             Self::Katrans(peer) => peer.program_fd(),
         }
     }
@@ -68,10 +76,10 @@ impl<'a> Balancer<'a> {
         send: impl FnOnce(BorrowedFd<'a>) -> T,
     ) -> T {
         match self {
-            Self::Ours(katran) => {
+            Self::Ours(Ours { katran, slots }) => {
                 let counts = Counts::of(katran);
                 let sent = send(self.program());
-                counts.check(katran, traffic, packets, unknown);
+                counts.check(katran, traffic, slots, packets, unknown);
                 sent
             }
             Self::Katrans(peer) => {
@@ -96,7 +104,7 @@ impl<'a> Balancer<'a> {
         let (action, out) = stick.run_flow(self.program(), flow).unwrap();
         let what = format!("{}: {}, flow {flow}", self.name(), traffic.name);
         assert_eq!(action, traffic.action(), "{what}");
-        if let Self::Ours(katran) = self {
+        if let Self::Ours(Ours { katran, .. }) = self {
             let simulation = katran.simulate(&frame).unwrap();
             let verdict = match traffic.expected {
                 Expected::Passed => Verdict::Pass,

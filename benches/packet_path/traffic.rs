@@ -9,6 +9,7 @@ use std::slice;
 use katran::Builder;
 use katran::Encapsulation;
 use katran::Features;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::Prefix;
 use katran::Protocol;
@@ -27,6 +28,7 @@ use crate::common::TCP;
 use crate::common::UDP;
 use crate::common::change_every_slot;
 use crate::common::frame;
+use crate::common::options::Options;
 use crate::common::peer::peer;
 use crate::common::quic_short;
 use crate::common::serve_by;
@@ -78,6 +80,16 @@ pub(crate) enum Expected {
     /// Sent to the real that the packet names, which is no miss of the flow table.
     Named,
     Passed,
+}
+
+/// How packets find the slots of rings that they fall on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Slots {
+    /// Nothing asks how they are: all flows of the VIP are remembered.
+    NotAsked,
+    Settled,
+    /// Each of them with a base.
+    Unsettled,
 }
 
 /// What the balancer of a row has that others have not.
@@ -176,6 +188,26 @@ impl Traffic {
             katran.source_routes_mut().add(&prefixes, real).unwrap();
         }
         katran
+    }
+
+    pub(crate) fn is_tcp(&self) -> bool {
+        let protocol = match self.frame[12..14] {
+            [0x86, 0xdd] => self.frame[14 + 6],
+            _ => self.frame[14 + 9],
+        };
+        protocol == TCP
+    }
+
+    /// How its packets find the slots of rings.
+    pub(crate) fn slots(&self, options: &Options) -> Slots {
+        match (options.tracking, self.special) {
+            (FlowTracking::Changed, Special::Nothing | Special::Gue) if options.changed => {
+                Slots::Unsettled
+            }
+            (FlowTracking::Changed, Special::Nothing | Special::Gue) => Slots::Settled,
+            // What packets or prefixes name may place those of the other rows.
+            _ => Slots::NotAsked,
+        }
     }
 
     /// Has every slot of every ring go from one real to another.

@@ -1,12 +1,12 @@
 //! Runs by turns: the wrapper alone, one lookup in a hash, and the programs that are timed, each in
 //! every round, so that what others do to the machine meanwhile is done to all.
 
-use katran::Katran;
 use katran_yardstick::Peer;
 use katran_yardstick::Yardstick;
 
 use crate::options::Effort;
 use crate::timed::Balancer;
+use crate::timed::Ours;
 use crate::traffic::PASS;
 use crate::traffic::Traffic;
 
@@ -22,7 +22,7 @@ impl Runs {
     /// Times the balancer, and Katran's if there is one, on packets of `flows` flows, `unknown` of which
     /// the balancer has not seen before.
     pub(crate) fn take(
-        katran: &Katran,
+        ours: Ours<'_>,
         peer: Option<&Peer>,
         traffic: &Traffic,
         flows: u32,
@@ -30,7 +30,7 @@ impl Runs {
         effort: &Effort,
     ) -> Self {
         let stick = Yardstick::new(&traffic.frame, flows).unwrap();
-        let mut balancers = vec![Balancer::Ours(katran)];
+        let mut balancers = vec![Balancer::Ours(ours)];
         balancers.extend(peer.map(Balancer::Katrans));
         // All flows once, so that the flow table knows them; if there is no end of them, until it is
         // full.
@@ -63,7 +63,7 @@ impl Runs {
         }
         for balancer in &balancers {
             for flow in [0, flows / 2, flows - 1] {
-                balancer.check_frame(&stick, traffic, flow, katran);
+                balancer.check_frame(&stick, traffic, flow, ours.katran);
             }
         }
         runs
