@@ -177,8 +177,8 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 	return routed;
 }
 
-/* Looks for an id in the packet that the CPU's record describes, and leaves the answer there. */
-static __always_inline void find_id(const struct run *run, struct id_query *query)
+/* Looks for an id in the packet that the CPU's record describes. */
+static __always_inline int look_for_id(const struct run *run, const struct id_query *query)
 {
 	/* One of two, as the compiler has to know. */
 	const struct flow_place place =
@@ -188,7 +188,17 @@ static __always_inline void find_id(const struct run *run, struct id_query *quer
 	/* Its memory is on the way while the id is looked for. */
 	if (flow_table_kind == FLOW_TABLE_SETS && place.set)
 		(void)*(volatile __u64 *)place.set;
-	query->routed = route_by_id(run, query, &place, ticks_now());
+	return route_by_id(run, query, &place, ticks_now());
+}
+
+/* The same, and leaves the answer there. Where tables know only what changed no packet has one, and its slot says
+ * whether a table is asked. */
+static __always_inline void find_id(const struct run *run, struct id_query *query)
+{
+	const struct packet packet = { .flow.protocol = query->flow.protocol };
+
+	if (!tracks_changes(run, &packet, query->vip.flags))
+		query->routed = look_for_id(run, query);
 }
 
 /* Sends the packet to the real that its id has named. */
