@@ -97,8 +97,10 @@ impl Katran {
         let turned = mem::take(&mut staged.turned);
         let place = usize::from(staged.number.0);
         let (flags, function) = (staged.flags, staged.hash_function);
-        let ring_changed = staged.ring_changed;
         let endpoints = mem::take(&mut staged.endpoints);
+        // Reals that take no new flows have slots, too, where slots have a history; without reals there is no ring.
+        let ring_changed =
+            staged.ring_changed || self.rings[place].is_none() != endpoints.is_empty();
         let reflagged = mem::take(&mut staged.reflagged);
         let mut down = self.entry(vip)?.down.clone();
         down.extend(turned.down.iter().map(|real| real.address));

@@ -348,3 +348,32 @@ fn no_flow_moves_while_its_real_is_there() {
     assert!(counted.settled > 1000 && counted.by_base > 1000 && counted.by_entry > 1000);
     judge.check_that_all_settles();
 }
+
+/// A route leads to a real, and only then the VIP gets to be one of which changed flows are remembered: the flow goes on.
+#[test]
+fn a_vip_of_drained_reals_keeps_its_entries() {
+    let mut katran = load(changed());
+    let vip = vip("203.0.113.1:443/tcp");
+    katran.add_vip(vip, VipFlags::SRC_ROUTING).unwrap();
+    let clients = "100.64.0.0/10".parse().unwrap();
+    katran.source_routes_mut().add(&[clients], real(7)).unwrap();
+    // It takes no flow, and would lead one that it had.
+    katran.add_real(vip, Real::new(real(1)).weight(0)).unwrap();
+    let flow = Flow::tcp(
+        (Ipv4Addr::new(100, 64, 0, 1), 1024).into(),
+        (vip.address(), vip.port()).into(),
+    );
+    stay_on(katran.forwarding_cpus()[0] as usize);
+    let to = |katran: &Katran, flags| {
+        let frame = Packet::new(flow).flags(flags).frame();
+        katran.simulate(&frame).unwrap().real
+    };
+    assert_eq!(to(&katran, SYN), Some(real(7)));
+    katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
+    assert_ne!(katran.stats().slots(vip).unwrap().unsettled, 0);
+    assert_eq!(to(&katran, ACK), Some(real(7)));
+    // Without any real there is no ring, and no slot.
+    katran.remove_real(vip, real(1)).unwrap();
+    assert_eq!(katran.stats().slots(vip).unwrap().unsettled, 0);
+    assert_eq!(to(&katran, ACK), None);
+}
