@@ -386,7 +386,7 @@ pub(crate) fn remove(map: BorrowedFd<'_>, key: &[u8]) {
         .unwrap();
 }
 
-/// Every element of a map that nobody writes to meanwhile.
+/// Every element of a map; one that goes meanwhile may be in it or not.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();
     let mut key = vec![0u8; map_info(map).key_size as usize];
@@ -401,7 +401,9 @@ pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
             assert_eq!(error.kind(), io::ErrorKind::NotFound);
             return elements;
         }
-        elements.insert(next.clone(), lookup(map, &next).unwrap());
+        if let Some(value) = lookup(map, &next) {
+            elements.insert(next.clone(), value);
+        }
         key = next;
         from = key.as_ptr().cast();
     }

@@ -8,6 +8,7 @@ use katran::DecapMode;
 use katran::Encapsulation;
 use katran::Family;
 use katran::Features;
+use katran::FlowTracking;
 use katran::Gateway;
 use katran::Katran;
 use katran::NextHops;
@@ -67,6 +68,12 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         ipip_source_v4: first(settings.ipip_source_v4.unwrap().into()),
         ipip_source_v6: first(settings.ipip_source_v6.unwrap().into()),
         outer_dont_fragment: settings.outer_dont_fragment == Some(OuterDontFragment::Inherit),
+        tracking: match settings.flow_tracking.unwrap() {
+            FlowTracking::All => model::Tracking::All,
+            FlowTracking::Changed => model::Tracking::Changed,
+            other => panic!("the model does not know {other}"),
+        },
+        flow_idle_timeout: settings.flow_idle_timeout.unwrap().as_millis() as u64,
         udp_timeout: settings.udp_timeout.unwrap().as_millis() as u64,
         flood_threshold: settings.flood_threshold.unwrap().into(),
         has_flow_table: forwards,
@@ -80,12 +87,15 @@ fn first<const BYTES: usize>(address: IpAddr) -> [u8; BYTES] {
     bytes[..BYTES].try_into().unwrap()
 }
 
-fn tables(katran: &Katran) -> model::Tables {
-    let numbers: BTreeMap<IpAddr, u32> = katran
-        .real_numbers()
-        .into_iter()
+fn numbers(katran: &Katran) -> BTreeMap<IpAddr, u32> {
+    let numbers = katran.real_numbers().into_iter();
+    numbers
         .map(|(address, number)| (address, number.get()))
-        .collect();
+        .collect()
+}
+
+fn tables(katran: &Katran) -> model::Tables {
+    let numbers = numbers(katran);
     let state = katran.state();
     let mut tables = model::Tables::default();
     for (address, number) in &numbers {
@@ -96,7 +106,7 @@ fn tables(katran: &Katran) -> model::Tables {
         tables.reals.insert(*number, real);
     }
     for (number, vip) in (0..).zip(katran.vips()) {
-        let of_vip = vip_of(katran, vip, &numbers);
+        let of_vip = vip_of(katran, vip);
         tables.vips.insert(number, of_vip);
         for real in katran.reals(vip).unwrap() {
             let is_local = real.get_flags().unwrap().contains(RealFlags::LOCAL_REAL);
@@ -145,12 +155,14 @@ fn flags(flags: VipFlags) -> model::VipFlags {
     }
 }
 
-fn vip_of(katran: &Katran, vip: Vip, numbers: &BTreeMap<IpAddr, u32>) -> model::Vip {
+/// A VIP as it is now, all of its slots settled.
+pub(crate) fn vip_of(katran: &Katran, vip: Vip) -> model::Vip {
+    let numbers = numbers(katran);
     let reals = katran.reals(vip).unwrap();
     let down = katran.down_reals(vip).unwrap();
     let endpoints: Vec<Endpoint> = reals
         .iter()
-        .filter(|real| !down.contains(&real.address()))
+        .filter(|real| !down.contains(&real.address()) && real.get_weight() != 0)
         .map(|real| {
             let number = numbers[&real.address()] as u16;
             Endpoint::new(number, real.address(), real.get_weight())
@@ -161,6 +173,7 @@ fn vip_of(katran: &Katran, vip: Vip, numbers: &BTreeMap<IpAddr, u32>) -> model::
     let ring = Ring::build(katran.hash_function(vip).unwrap(), size, &endpoints).unwrap();
     let slots = ring.slots().iter();
     let slots: Arc<[_]> = slots.map(|n| (*n != 0).then_some((*n).into())).collect();
+    let drained = reals.iter().filter(|real| real.get_weight() == 0);
     model::Vip {
         address: vip.address(),
         prefix: vip.is_prefix().then(|| vip.prefix_length()),
@@ -170,5 +183,7 @@ fn vip_of(katran: &Katran, vip: Vip, numbers: &BTreeMap<IpAddr, u32>) -> model::
         ring: Some(slots),
         reals: reals.iter().map(|real| numbers[&real.address()]).collect(),
         down: down.iter().map(|address| numbers[address]).collect(),
+        drained: drained.map(|real| numbers[&real.address()]).collect(),
+        unsettled: model::Unsettled::new(),
     }
 }

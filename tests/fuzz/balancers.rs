@@ -2,11 +2,13 @@
 //! in some and off in others, together with each other one.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use katran::DecapMode;
 use katran::Encapsulation;
 use katran::Features;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Gateway;
 use katran::HashFunction;
 use katran::Katran;
@@ -47,6 +49,9 @@ pub(crate) struct Kind {
     pub(crate) next_hops: NextHops,
     /// Attached to interfaces (`stations`); and any address is one of a VIP.
     pub(crate) attached: bool,
+    tracking: FlowTracking,
+    /// Frames are played through the explaining twin.
+    pub(crate) explained: bool,
 }
 
 const SETS: FlowTableKind = FlowTableKind::SetAssociative;
@@ -66,10 +71,18 @@ const PLAIN: Kind = Kind {
     odd: false,
     next_hops: NextHops::Gateway,
     attached: false,
+    tracking: FlowTracking::All,
+    explained: false,
+};
+
+/// Tables are asked in unsettled slots only.
+const CHANGED: Kind = Kind {
+    tracking: FlowTracking::Changed,
+    ..PLAIN
 };
 
 /// All of them.
-pub(crate) const KINDS: [Kind; 10] = [
+pub(crate) const KINDS: [Kind; 15] = [
     PLAIN,
     Kind {
         name: "gue",
@@ -148,9 +161,44 @@ pub(crate) const KINDS: [Kind; 10] = [
         attached: true,
         ..PLAIN
     },
+    Kind {
+        name: "changed",
+        ..CHANGED
+    },
+    Kind {
+        name: "changed, of everything",
+        encapsulation: GUE,
+        table: LRU,
+        features: Features::all().difference(Features::FLOW_DEBUG),
+        ..CHANGED
+    },
+    Kind {
+        name: "changed, shared",
+        features: Features::INTROSPECTION.union(Features::SOURCE_ROUTING),
+        own_table: false,
+        odd: true,
+        ..CHANGED
+    },
+    Kind {
+        name: "changed, explained",
+        table: LRU,
+        explained: true,
+        ..CHANGED
+    },
+    Kind {
+        name: "changed, flood",
+        features: Features::INTROSPECTION,
+        flood: Some(100),
+        ..CHANGED
+    },
 ];
 
 impl Kind {
+    /// Whether VIPs change while frames come.
+    pub(crate) fn changes(&self) -> bool {
+        self.tracking == FlowTracking::Changed
+    }
+
     /// The balancer's document, for frames that come to CPU `cpu`.
     pub(crate) fn state(&self, cpu: u32) -> State {
         let mut state = State::default();
@@ -173,6 +221,12 @@ impl Kind {
         settings.max_source_routes = Some(1024);
         settings.global_flow_table_size = Some(1024);
         settings.flow_table_size = Some(32_768);
+        settings.flow_tracking = Some(self.tracking);
+        if self.changes() {
+            // Moments of histories are parts of these: short ones, so that a batch has many.
+            settings.flow_idle_timeout = Some(Duration::from_secs(4));
+            settings.udp_timeout = Some(Duration::from_secs(5));
+        }
         settings.flood_threshold = Some(self.flood.unwrap_or(u32::MAX));
         settings.forwarding_cpus = Some(vec![forwarding]);
         settings.source_v4 = Some([10, 10, 10, 10].into());

@@ -7,11 +7,13 @@
 
 mod balancers;
 mod cases;
+mod changes;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
 mod decap;
 mod generate;
+mod global;
 mod hops;
 mod mutate;
 mod pair;

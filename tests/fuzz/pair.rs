@@ -1,7 +1,9 @@
 //! A loaded balancer and its model, side by side: each frame goes to both.
 
+mod compare;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use std::time::Instant;
@@ -10,44 +12,31 @@ use katran::Flow;
 use katran::Katran;
 use katran::NextHops;
 use katran::State;
-use katran::events::EventKind;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
+use katran::flows::Verdict;
 use katran_lab::eventually;
 use katran_lab::is_thread_there;
 use katran_lab::stay_on;
 use katran_model as model;
 use katran_model::Balancer;
-use serde::Serialize;
-use serde_json::Value;
 
 use crate::balancers::Kind;
-use crate::balancers::real;
+use crate::changes;
+use crate::changes::Change;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::frames::frame;
-use crate::common::ip;
 use crate::common::mirror;
+use crate::global;
 use crate::hops;
 use crate::sound;
 use crate::stations::Stations;
 
+pub(crate) use compare::compared;
+
 /// Counters by name.
 pub(crate) type Counted = BTreeMap<String, u64>;
-
-/// Compares counters with those of the model, by name; those that have moved.
-pub(crate) fn compared(counters: impl Serialize, model: &model::Counters) -> Vec<String> {
-    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
-        panic!("counters are an object");
-    };
-    for (name, count) in &counted {
-        let of_model = model.0.iter().find(|((_, of), _)| of == name);
-        let expected = of_model.map_or(0, |(_, count)| *count);
-        assert_eq!(count.as_u64(), Some(expected), "{name}");
-    }
-    counted.retain(|_, count| *count != 0);
-    counted.into_iter().map(|(name, _)| name).collect()
-}
 
 pub(crate) struct Pair {
     pub(crate) katran: Katran,
@@ -66,6 +55,11 @@ pub(crate) struct Pair {
     started: Instant,
     /// How much has gone by since the start without anybody waiting, in milliseconds.
     skipped: u64,
+    /// A change has come since the reset; and a frame.
+    changed: bool,
+    busy: bool,
+    /// Tables may still hold what a change has made void.
+    unswept: bool,
     /// How often each end and each counter has been seen, over all batches.
     pub(crate) seen: Counted,
 }
@@ -77,6 +71,8 @@ pub(crate) enum Step {
     Frame(Vec<u8>),
     /// So many milliseconds go by.
     Wait(u64),
+    /// A VIP changes.
+    Change(Change),
 }
 
 /// What program and model differ in.
@@ -92,6 +88,10 @@ const LISTED: usize = 30_000;
 const EVENT_BYTES: usize = 128;
 /// Longer than a window of the flood guard.
 const WINDOW: Duration = Duration::from_millis(1020);
+/// Longer than a moment of a slot's history: what is used before a change is older than that.
+const MOMENT: Duration = Duration::from_millis(80);
+/// Before all that happens, in milliseconds, so that there is a time before it.
+const EPOCH: u64 = 1_000_000_000;
 
 impl Pair {
     /// Both of a kind, for frames that come to CPU `cpu`, which this thread stays on.
@@ -106,7 +106,7 @@ impl Pair {
         });
         model.tables.listens = monitor.is_some();
         if model.config.features.global_flow_table {
-            fill_global_table(&mut katran, &mut model, cpu);
+            global::fill(&mut katran, &mut model, cpu);
         }
         if kind.next_hops != NextHops::Gateway {
             hops::give(&katran, &mut model);
@@ -130,7 +130,10 @@ impl Pair {
             model,
             before: Counted::new(),
             started: Instant::now(),
-            skipped: 0,
+            skipped: EPOCH,
+            changed: false,
+            busy: false,
+            unswept: false,
             seen: Counted::new(),
         };
         pair.ticks = pair.ticks_a_second();
@@ -147,7 +150,8 @@ impl Pair {
     fn ticks_a_second(&mut self) -> u64 {
         const TICKS: u32 = 100_000;
         self.reset();
-        let flow = Flow::udp(at("192.0.2.9:1024"), at("203.0.113.1:5000"));
+        // This VIP has all of its flows remembered.
+        let flow = Flow::tcp(at("192.0.2.9:1024"), at("203.0.113.4:80"));
         // If the two differ on this, they do so on frames that are compared.
         let _ = self.one(&frame(flow));
         let age = || match self.katran.flows().find(&flow).unwrap().first() {
@@ -163,6 +167,11 @@ impl Pair {
     /// Forgets all flows, and begins to count.
     fn reset(&mut self) {
         bpf::clear(self.table());
+        if mem::take(&mut self.changed) {
+            changes::undo(&mut self.katran, &self.state);
+            self.unswept = true;
+        }
+        self.busy = false;
         if self.kind.flood.is_some() {
             std::thread::sleep(WINDOW);
         }
@@ -177,13 +186,28 @@ impl Pair {
     /// What both make of steps that come one after the other, with empty tables at first. `Ok(false)`:
     /// they took so long that time plays a part, so nothing can be said.
     pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
-        const LONGEST: Duration = Duration::from_millis(700);
+        // No time-out and no window ends within it, and no slot is settled.
+        let longest = match self.kind.flood {
+            None if self.kind.changes() => Duration::from_millis(1500),
+            _ => Duration::from_millis(700),
+        };
         self.reset();
-        let begin = Instant::now();
+        let mut begin = Instant::now();
         let mut result = Ok(());
         for (i, step) in steps.iter().enumerate() {
             let done = match step {
-                Step::Frame(frame) => self.one(frame),
+                Step::Frame(frame) => {
+                    self.wait_for_sweeps();
+                    if !mem::replace(&mut self.busy, true) && self.kind.flood.is_some() {
+                        // The window begins with a frame.
+                        begin = Instant::now();
+                    }
+                    self.one(frame)
+                }
+                Step::Change(change) => {
+                    self.change(change);
+                    Ok(())
+                }
                 Step::Wait(milliseconds) => {
                     self.wait(*milliseconds);
                     Ok(())
@@ -197,8 +221,9 @@ impl Pair {
                 break;
             }
         }
-        let waits = steps.iter().any(|step| matches!(step, Step::Wait(_)));
-        if (waits || self.kind.flood.is_some()) && begin.elapsed() > LONGEST {
+        let is_frame = |step: &Step| matches!(step, Step::Frame(_));
+        let in_time = self.kind.flood.is_some() || !steps.iter().all(is_frame);
+        if in_time && begin.elapsed() > longest {
             return Ok(false);
         }
         result?;
@@ -210,6 +235,7 @@ impl Pair {
         let after = self
             .counters()
             .and_then(|()| self.tables())
+            .and_then(|()| self.slots())
             .and_then(|()| self.events());
         after.map_err(|what| Difference { step: None, what })?;
         Ok(true)
@@ -220,6 +246,43 @@ impl Pair {
         let ticks = milliseconds * self.ticks / 1000;
         bpf::age_flows(self.table(), ticks as u32);
         self.skipped += milliseconds;
+        // What slots were before does not become older, as if they had been settled and had changed again meanwhile.
+        for vip in self.model.tables.vips.values_mut() {
+            for before in vip.unsettled.values_mut() {
+                before.since += milliseconds;
+                before.deviated += milliseconds;
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64 + self.skipped
+    }
+
+    /// A VIP changes, for both.
+    fn change(&mut self, change: &Change) {
+        if self.busy {
+            std::thread::sleep(MOMENT);
+        }
+        self.changed = true;
+        let now = self.now();
+        change.make(&mut self.katran, &mut self.model, now);
+        self.unswept = true;
+        if self.busy {
+            self.wait_for_sweeps();
+        }
+    }
+
+    /// A change is over: what is left of it is in no table.
+    fn wait_for_sweeps(&mut self) {
+        if mem::take(&mut self.unswept) {
+            changes::wait_for_sweeps(&self.katran);
+        }
+    }
+
+    /// The VIPs that may change.
+    pub(crate) fn changeable(&self) -> Vec<usize> {
+        changes::changeable(&self.katran)
     }
 
     pub(crate) fn gue_port(&self) -> u16 {
@@ -249,12 +312,53 @@ impl Pair {
         bpf::run_raw(self.program(), frame, Some(&mut context))
     }
 
+    fn see(&mut self, outcome: &model::Outcome) {
+        *self.seen.entry(format!("{:?}", outcome.end)).or_default() += 1;
+        let (Some(vip), Some(by)) = (outcome.vip, outcome.chosen) else {
+            return;
+        };
+        let vip = &self.model.tables.vips[&vip];
+        let what = match vip.tracks_changes(&self.model.config) {
+            true => in_slots(by, vip.address.is_ipv4(), vip.protocol),
+            false => format!("chosen by: {by}"),
+        };
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// One frame through the program's explaining twin, which also says what chose its real.
+    fn one_explained(&mut self, frame: &[u8]) -> Result<(), String> {
+        let ran = self.katran.simulate(frame).unwrap();
+        let now = self.now();
+        let expected = self.model.walk(frame, now);
+        self.see(&expected);
+        let verdict = match expected.end.verdict() {
+            model::Verdict::Tx | model::Verdict::Redirect => Verdict::Tx,
+            model::Verdict::Pass => Verdict::Pass,
+            model::Verdict::Drop => Verdict::Drop,
+        };
+        let reals = &self.model.tables.reals;
+        let real = expected.real.map(|real| reals[&real].address);
+        let chosen = expected.chosen.filter(|_| real.is_some());
+        let said = chosen.map(|_| ran.reason.to_string());
+        let same_frame = verdict == Verdict::Drop || ran.frame == expected.frame;
+        let same_choice = real.is_none() || ran.real == real && said.as_deref() == chosen;
+        match ran.verdict == verdict && same_frame && same_choice {
+            true => Ok(()),
+            false => Err(format!(
+                "explained: {ran:?}\nthe model: {expected:?}, {real:?}"
+            )),
+        }
+    }
+
     /// One frame.
     fn one(&mut self, frame: &[u8]) -> Result<(), String> {
+        if self.kind.explained {
+            return self.one_explained(frame);
+        }
         let (action, out) = self.run(frame);
-        let now = self.started.elapsed().as_millis() as u64 + self.skipped;
+        let now = self.now();
         let expected = self.model.walk(frame, now);
-        *self.seen.entry(format!("{:?}", expected.end)).or_default() += 1;
+        self.see(&expected);
         let verdict = expected.end.verdict();
         let expects = match verdict {
             model::Verdict::Tx => libbpf_sys::XDP_TX,
@@ -292,207 +396,17 @@ impl Pair {
             )),
         }
     }
-
-    /// All counters since the reset.
-    fn counters(&self) -> Result<(), String> {
-        let mut counted = self.counted();
-        for (name, count) in &mut counted {
-            *count -= self.before.get(name).copied().unwrap_or(0);
-        }
-        counted.retain(|_, count| *count != 0);
-        let expected = self.expected();
-        let names: std::collections::BTreeSet<_> = counted.keys().chain(expected.keys()).collect();
-        let of = |counters: &Counted, name: &str| counters.get(name).copied().unwrap_or(0);
-        let different: Vec<String> = names
-            .into_iter()
-            .filter(|name| of(&counted, name) != of(&expected, name))
-            .map(|name| {
-                let (program, model) = (of(&counted, name), of(&expected, name));
-                format!("{name}: the program {program}, the model {model}")
-            })
-            .collect();
-        match different.is_empty() {
-            true => Ok(()),
-            false => Err(different.join("\n")),
-        }
-    }
-
-    fn counted(&self) -> Counted {
-        let counters = self.katran.counters().unwrap();
-        let mut counted = Counted::new();
-        flatten("", &serde_json::to_value(&counters).unwrap(), &mut counted);
-        // Groups that are others' sums, or not of packets; and a value that is no sum.
-        counted.retain(|name, _| {
-            let (group, name) = name.split_once('.').unwrap();
-            let others = [
-                "ring_drop",
-                "encap_fail",
-                "healthcheck",
-                "probes",
-                "cpus",
-                "library",
-            ];
-            !others.contains(&group) && name != "cid_invalid_server_id_sample"
-        });
-        counted
-    }
-
-    fn expected(&self) -> Counted {
-        let mut expected = Counted::new();
-        for ((group, name), count) in &self.model.counters.0 {
-            if *name != "cid_invalid_server_id_sample" {
-                expected.insert(format!("{group}.{name}"), *count);
-            }
-        }
-        let vips = self.katran.vips();
-        for (number, of_vip) in &self.model.of_vips {
-            let vip = vips[*number as usize];
-            for (name, count) in [
-                ("forwarded.packets", of_vip.packets),
-                ("forwarded.bytes", of_vip.bytes),
-                ("decap", of_vip.decap),
-                ("server_id_new", of_vip.server_id_new),
-                ("server_id_moved", of_vip.server_id_moved),
-            ] {
-                expected.insert(format!("vips.{vip}.{name}"), count);
-            }
-        }
-        for (number, of_real) in &self.model.of_reals {
-            let address = self.model.tables.reals[number].address;
-            for (name, count) in [
-                ("forwarded.packets", of_real.packets),
-                ("forwarded.bytes", of_real.bytes),
-                ("misses", of_real.misses),
-            ] {
-                expected.insert(format!("reals.{address}.{name}"), count);
-            }
-        }
-        expected.retain(|_, count| *count != 0);
-        expected
-    }
-
-    /// What the host application is told of, in the same order and with the first bytes.
-    fn events(&self) -> Result<(), String> {
-        const LONGEST: Duration = Duration::from_secs(5);
-        let Some(monitor) = &self.monitor else {
-            return Ok(());
-        };
-        let expected: Vec<(EventKind, &[u8], u32)> = self
-            .model
-            .events
-            .iter()
-            .map(|event| {
-                let kind = match event.kind {
-                    "tcp_non_syn_miss" => EventKind::TcpNonSynMiss,
-                    "packet_too_big" => EventKind::PacketTooBig,
-                    _ => EventKind::QuicRealGone,
-                };
-                let most = event.frame.len().min(EVENT_BYTES);
-                (kind, &event.frame[..most], event.frame.len() as u32)
-            })
-            .collect();
-        let mut told = Vec::new();
-        let begin = Instant::now();
-        while told.len() < expected.len() && begin.elapsed() < LONGEST {
-            told.extend(monitor.take());
-            std::thread::yield_now();
-        }
-        let told: Vec<_> = told
-            .iter()
-            .map(|event| (event.kind, event.packet.as_slice(), event.length))
-            .collect();
-        match told == expected {
-            true => Ok(()),
-            false => Err(format!(
-                "{} events, the model has {}; the first difference: {:?}",
-                told.len(),
-                expected.len(),
-                told.iter()
-                    .zip(&expected)
-                    .find(|(told, model)| told != model)
-            )),
-        }
-    }
-
-    /// The flow table: as many entries as the model has, and a few of them looked at.
-    fn tables(&self) -> Result<(), String> {
-        let mut entries = 0;
-        for vip in self.katran.vips() {
-            entries += self.katran.flows().stats(vip).unwrap().entries;
-        }
-        let expected = self.model.flows.0.len() as u64;
-        if entries != expected {
-            return Err(format!(
-                "the table has {entries} entries, the model's {expected}"
-            ));
-        }
-        Ok(())
-    }
 }
 
-/// What the global table of the CPU says of some flows of VIPs that ask it.
-fn fill_global_table(katran: &mut Katran, model: &mut Balancer, cpu: u32) {
-    for (port, tcp) in [(80, true), (53, false)] {
-        for (client, service) in [
-            ("100.64.0.", "203.0.113.4"),
-            ("2001:db8:c:0:0:0:4000:", "2001:db8:1::4"),
-        ] {
-            for host in 0..12u16 {
-                let client = match client.contains(':') {
-                    true => format!("{client}{:x}", host << 8),
-                    false => format!("{client}{host}"),
-                };
-                let source = SocketAddr::new(ip(&client), 1024 + host % 6);
-                let destination = SocketAddr::new(ip(service), port);
-                let flow = match tcp {
-                    true => Flow::tcp(source, destination),
-                    false => Flow::udp(source, destination),
-                };
-                let address = real(host);
-                let Some(number) = katran.real_index(address) else {
-                    continue;
-                };
-                katran.global_flows_mut().set(cpu, &flow, address).unwrap();
-                let vip = katran.vips().into_iter().position(|vip| {
-                    vip.address() == destination.ip()
-                        && vip.port() == port
-                        && vip.protocol() == flow.protocol
-                });
-                let key = model::Flow {
-                    source: source.ip(),
-                    destination: destination.ip(),
-                    source_port: source.port(),
-                    destination_port: port,
-                    protocol: flow.protocol.number(),
-                };
-                let key = (vip.unwrap() as u32, key);
-                model.tables.global_flows.insert(key, number.get());
-            }
-        }
-    }
-}
-
-fn flatten(name: &str, value: &Value, into: &mut Counted) {
-    let inner = |key: &str| match name {
-        "" => key.to_owned(),
-        name => format!("{name}.{key}"),
+/// What is said of packets whose slot has chosen the real.
+pub(crate) fn in_slots(by: &str, ipv4: bool, protocol: u8) -> String {
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let protocol = if protocol == model::bytes::PROTOCOL_TCP {
+        "TCP"
+    } else {
+        "UDP"
     };
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                flatten(&inner(key), value, into);
-            }
-        }
-        Value::Array(values) => {
-            for (key, value) in values.iter().enumerate() {
-                flatten(&inner(&key.to_string()), value, into);
-            }
-        }
-        Value::Number(number) => {
-            into.insert(name.to_owned(), number.as_u64().unwrap_or(0));
-        }
-        _ => {}
-    }
+    format!("in slots, {protocol} over {family}: {by}")
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

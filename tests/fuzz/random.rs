@@ -6,9 +6,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use katran::stats::DropReason;
+use katran_model::bytes::PROTOCOL_TCP;
+use katran_model::bytes::PROTOCOL_UDP;
 
 use crate::balancers::KINDS;
 use crate::balancers::Kind;
+use crate::changes;
 use crate::generate::Generator;
 use crate::generate::Target;
 use crate::pair::Counted;
@@ -16,6 +19,7 @@ use crate::pair::Difference;
 use crate::pair::Pair;
 use crate::pair::Step;
 use crate::pair::hex;
+use crate::pair::in_slots;
 use crate::shrink;
 
 /// Frames that come one after the other, with empty tables at first.
@@ -31,6 +35,8 @@ const TRIES: usize = 5;
 const MOST_UNDECIDED: u64 = 2;
 /// One batch in so many has a pause in it, or two: no sum of them is near a time-out, for the clock goes on meanwhile.
 const WITH_A_WAIT: u64 = 2;
+/// One batch in so many has no change in it, where VIPs change.
+const STEADY: u64 = 8;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 /// With so many frames everything comes to pass that can; of these reasons to drop a frame none does: the kernel
 /// has to refuse to move the head or the tail of a frame, a program or a real has to go while a packet is under way, or
@@ -47,6 +53,8 @@ const NEVER: [DropReason; 9] = [
     DropReason::VlanFailed,
     DropReason::ProgramMissing,
 ];
+/// So many packets at least go each way that slots of rings know.
+const FEWEST_BY_SLOTS: u64 = 5;
 /// Without frags, and with.
 const LONGEST: usize = 3520;
 const LONGEST_FRAGS: usize = 9014;
@@ -125,7 +133,22 @@ fn the_model_and_the_program_agree_on_random_frames() {
                 .contains_key(&format!("drop_reasons.{}", reason.name()));
             assert_eq!(seen, !NEVER.contains(&reason), "{reason}");
         }
+        for (by, ipv4, protocol) in ways_of_slots() {
+            let name = in_slots(by, ipv4, protocol);
+            let seen = all.seen.get(&name).copied().unwrap_or(0);
+            assert!(seen >= FEWEST_BY_SLOTS, "{name}: {seen}");
+        }
     }
+}
+
+/// All ways in which slots of rings choose a real, of both families and protocols.
+fn ways_of_slots() -> impl Iterator<Item = (&'static str, bool, u8)> {
+    const WAYS: [&str; 4] = ["settled slot", "flow table", "base", "ring"];
+    let protocols = [PROTOCOL_TCP, PROTOCOL_UDP].into_iter();
+    protocols.flat_map(|protocol| {
+        let of_family = move |ipv4| WAYS.map(|by| (by, ipv4, protocol));
+        [true, false].into_iter().flat_map(of_family)
+    })
 }
 
 /// What a run amounted to.
@@ -184,9 +207,17 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
             let seed = seed_of(seed, number, i);
             let mut generator = Generator::new(seed, target(kind, &pair));
             let mut steps: Vec<Step> = (0..batch).map(|_| Step::Frame(generator.frame())).collect();
+            if kind.changes() && i % STEADY != STEADY - 1 {
+                changes::draw(
+                    &mut generator.rng,
+                    &pair.changeable(),
+                    &mut steps,
+                    kind.flood.is_none(),
+                );
+            }
             if kind.flood.is_none() && i % WITH_A_WAIT == 0 {
                 for _ in 0..generator.rng.usize(1..3) {
-                    let place = generator.rng.usize(0..batch);
+                    let place = generator.rng.usize(0..steps.len());
                     steps[place] = Step::Wait(WAITS[generator.rng.usize(0..WAITS.len())]);
                 }
             }
@@ -241,6 +272,7 @@ fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
         .map(|step| match step {
             Step::Frame(frame) => hex(frame),
             Step::Wait(milliseconds) => format!("{milliseconds} ms"),
+            Step::Change(change) => format!("{change:?}"),
         })
         .collect();
     format!(

@@ -17,12 +17,13 @@ use crate::bytes::PROTOCOL_TCP;
 use crate::bytes::PROTOCOL_UDP;
 use crate::hash;
 use crate::ids;
+use crate::slots;
 use crate::tables::covers;
 use crate::transport::Packet;
 use crate::walk::Run;
 
 /// For so long an entry protects its flow from a SYN, in milliseconds.
-const LIVE: Time = 5000;
+pub(crate) const LIVE: Time = 5000;
 
 /// A real, and from which flow its outer header is made.
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +48,13 @@ pub(crate) struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    fn is_udp(&self) -> bool {
+    pub(crate) fn is_udp(&self) -> bool {
         self.flow.protocol == PROTOCOL_UDP
     }
 }
 
 pub(crate) fn real(run: &mut Run<'_>, number: VipNumber, packet: &Packet) -> Step<Choice> {
     let vip = run.balancer.tables.vips[&number].clone();
-    run.balancer.count("flow_table", "packets");
-    if !run.balancer.config.has_flow_table {
-        run.balancer.count("flow_table", "fallback");
-    }
     let mut flow = packet.flow;
     if vip.flags.no_src_port {
         flow.source_port = 0;
@@ -73,6 +70,15 @@ pub(crate) fn real(run: &mut Run<'_>, number: VipNumber, packet: &Packet) -> Ste
         flow,
         key: (number, key),
     };
+    if ask.vip.tracks_changes(&run.balancer.config) {
+        let real = slots::real(run, &ask)?;
+        return Ok(Choice {
+            real,
+            source: flow.source,
+            source_port: flow.source_port,
+        });
+    }
+    run.count_table();
     let known = match ids::real(run, &ask)? {
         Some(real) => Some(real),
         None => by_tables(run, &ask),
@@ -125,6 +131,7 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if !leaves_no_trace {
         entry.used = run.now;
     }
+    run.chosen = Some("flow table");
     Some(real)
 }
 
@@ -139,6 +146,7 @@ fn by_global_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     let real = *run.balancer.tables.global_flows.get(&ask.key)?;
     run.balancer.tables.reals.get(&real)?;
     run.balancer.count("global_lru", "hits");
+    run.chosen = Some("global flow table");
     Some(real)
 }
 
@@ -168,14 +176,8 @@ fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
 /// 7: the flow is new.
 fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
     let counts = ask.packet.error.is_none();
-    if counts && ask.flow.protocol == PROTOCOL_TCP {
-        match ask.packet.syn {
-            true => run.balancer.count("flow_table", "miss_syn"),
-            false => {
-                run.balancer.count("flow_table", "miss_non_syn");
-                run.balancer.tell("tcp_non_syn_miss", &run.frame);
-            }
-        }
+    if counts {
+        count_tcp_miss(run, ask);
     }
     let routed = by_source_route(run, ask);
     let by_port = ask.vip.flags.dport_hash && routed.is_none();
@@ -183,6 +185,11 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
         true => unspecified(ask.flow.source),
         false => ask.flow.source,
     };
+    run.chosen = Some(if routed.is_some() {
+        "source route"
+    } else {
+        "ring"
+    });
     let real = match routed {
         Some(real) => real,
         None => by_ring(run, ask, source, by_port)?,
@@ -192,16 +199,41 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
         remember(run, ask, real, false);
     }
     if counts {
-        run.balancer.count("flow_table", "misses");
-        if run.balancer.tables.watched == Some(ask.number) {
-            run.balancer.of_reals.entry(real).or_default().misses += 1;
-        }
+        count_miss(run, ask, real);
     }
     Ok(Choice {
         real,
         source,
         source_port: ask.flow.source_port,
     })
+}
+
+/// Counts a packet of TCP whose flow is new, or has most likely lost its real.
+fn count_tcp_miss(run: &mut Run<'_>, ask: &Ask<'_>) {
+    if ask.flow.protocol != PROTOCOL_TCP {
+        return;
+    }
+    match ask.packet.syn {
+        true => run.balancer.count("flow_table", "miss_syn"),
+        false => {
+            run.balancer.count("flow_table", "miss_non_syn");
+            run.balancer.tell("tcp_non_syn_miss", &run.frame);
+        }
+    }
+}
+
+/// Counts a packet of a new flow, and where it went.
+fn count_miss(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
+    run.balancer.count("flow_table", "misses");
+    if run.balancer.tables.watched == Some(ask.number) {
+        run.balancer.of_reals.entry(real).or_default().misses += 1;
+    }
+}
+
+/// Both.
+pub(crate) fn count_misses(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
+    count_tcp_miss(run, ask);
+    count_miss(run, ask, real);
 }
 
 /// Makes the flow's entry, or writes it again.
@@ -236,11 +268,16 @@ fn by_ring(run: &Run<'_>, ask: &Ask<'_>, source: IpAddr, by_port: bool) -> Step<
         true => ask.flow.destination_port,
         false => ask.flow.source_port,
     };
-    let config = &run.balancer.config;
-    let slot = hash::slot(source, source_port, ask.flow.destination_port, config);
+    let slot = ring_slot(run, ask, source, source_port);
     let ring = ask.vip.ring.as_ref();
     ring.and_then(|ring| ring[slot])
         .ok_or(End::Drop("ring_empty"))
+}
+
+/// The slot of the flow as the ring is to see it.
+pub(crate) fn ring_slot(run: &Run<'_>, ask: &Ask<'_>, source: IpAddr, source_port: u16) -> usize {
+    let config = &run.balancer.config;
+    hash::slot(source, source_port, ask.flow.destination_port, config)
 }
 
 fn unspecified(address: IpAddr) -> IpAddr {

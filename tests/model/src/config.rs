@@ -35,6 +35,16 @@ pub struct Features {
     pub introspection: bool,
 }
 
+/// Which flows are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tracking {
+    /// All.
+    #[default]
+    All,
+    /// Those in slots of the ring that have changed hands.
+    Changed,
+}
+
 /// The settings. A MAC address is six bytes as in a frame.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -70,6 +80,10 @@ pub struct Config {
     pub ipip_source_v6: [u8; 12],
     /// Whether outer IPv4 headers inherit the inner packet's DF bit.
     pub outer_dont_fragment: bool,
+    /// Which flows are remembered.
+    pub tracking: Tracking,
+    /// For how long a TCP connection may be silent before it is given up, in milliseconds.
+    pub flow_idle_timeout: u64,
     /// For how long an entry of a UDP flow counts, in milliseconds.
     pub udp_timeout: u64,
     /// New flows a second and CPU from which on the flood guard acts.

@@ -184,6 +184,7 @@ fn by_connection_id(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
         Named::Real(real) => real,
     };
     run.balancer.count("quic", "cid_routed");
+    run.chosen = Some("QUIC connection id");
     if ask.vip.flags.lru_bypass {
         return Ok(Some(real));
     }
@@ -234,6 +235,7 @@ fn by_stable_udp(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
         }
         Named::Real(real) => {
             run.balancer.count("stable_udp", "cid_routed");
+            run.chosen = Some("stable UDP routing");
             Ok(Some(real))
         }
     }
@@ -283,6 +285,7 @@ fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
         return None;
     };
     run.balancer.count("tcp_server_id", "sid_routed");
+    run.chosen = Some("TCP server id");
     if !ask.vip.flags.lru_bypass
         && let Correction::Mismatch = correct(run, ask, real, false)
     {

@@ -16,11 +16,11 @@
 //! | 4 | [`transport`] | ports, and TCP's flags |
 //! | 5 | [`vip`] | which VIP |
 //! | 6 | [`too_big`] | frames that are too long |
-//! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`] |
+//! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`]; [`slots`] where tables know only what changed |
 //! | 9 | [`out`] | local delivery, or an outer header |
 //!
-//! [`decap`] is the other end of the tunnel, on a backend; [`probe`] is what becomes of this host's own health
-//! checks.
+//! [`history`] is what a change of a VIP leaves behind in its slots. [`decap`] is the other end of the tunnel, on a
+//! backend; [`probe`] is what becomes of this host's own health checks.
 
 pub mod bytes;
 pub mod choose;
@@ -28,11 +28,13 @@ pub mod config;
 pub mod decap;
 pub mod flow;
 pub mod hash;
+pub mod history;
 pub mod icmp;
 pub mod ids;
 pub mod ip;
 pub mod out;
 pub mod probe;
+pub mod slots;
 pub mod tables;
 pub mod too_big;
 pub mod transport;
@@ -45,10 +47,13 @@ use std::collections::BTreeMap;
 pub use config::Config;
 pub use config::Encapsulation;
 pub use config::Features;
+pub use config::Tracking;
 pub use decap::Decap;
 pub use flow::Entry;
 pub use flow::Flow;
 pub use flow::FlowTable;
+pub use history::Before;
+pub use history::Unsettled;
 pub use out::MadeUp;
 pub use probe::Probes;
 pub use tables::DecapMode;
@@ -104,6 +109,8 @@ pub struct Outcome {
     pub vip: Option<VipNumber>,
     /// The real that it was sent to or delivered for.
     pub real: Option<RealId>,
+    /// What chose that one, by the name that `simulate` has for it; none: nothing was to be chosen.
+    pub chosen: Option<&'static str>,
 }
 
 impl End {

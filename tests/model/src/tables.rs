@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::Flow;
+use crate::history::Unsettled;
 
 /// A VIP's name in this model; no two have the same, not even one after the other.
 pub type VipNumber = u32;
@@ -56,6 +57,10 @@ pub struct Vip {
     pub reals: BTreeSet<RealId>,
     /// Those among them that are down.
     pub down: BTreeSet<RealId>,
+    /// Those among them that take no new flows, for their weight is 0.
+    pub drained: BTreeSet<RealId>,
+    /// What slots were before that are unsettled.
+    pub unsettled: Unsettled,
 }
 
 /// A backend.

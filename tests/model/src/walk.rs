@@ -32,6 +32,8 @@ pub(crate) struct Run<'a> {
     pub(crate) unwrapped: bool,
     pub(crate) vip: Option<VipNumber>,
     pub(crate) real: Option<RealId>,
+    /// What chose that, by its name in `simulate`.
+    pub(crate) chosen: Option<&'static str>,
 }
 
 impl Balancer {
@@ -45,10 +47,15 @@ impl Balancer {
             unwrapped: false,
             vip: None,
             real: None,
+            chosen: None,
         };
         let end = run.all_steps().unwrap_or_else(|end| end);
         let Run {
-            frame, vip, real, ..
+            frame,
+            vip,
+            real,
+            chosen,
+            ..
         } = run;
         if let End::Drop(reason) = end {
             self.count("drop_reasons", reason);
@@ -62,6 +69,7 @@ impl Balancer {
             frame,
             vip,
             real,
+            chosen,
         }
     }
 
@@ -83,6 +91,14 @@ impl Balancer {
 }
 
 impl Run<'_> {
+    /// A packet asks the flow table.
+    pub(crate) fn count_table(&mut self) {
+        self.balancer.count("flow_table", "packets");
+        if !self.balancer.config.has_flow_table {
+            self.balancer.count("flow_table", "fallback");
+        }
+    }
+
     fn all_steps(&mut self) -> Step<End> {
         if self.frame.len() < ETHERNET {
             return Err(End::Drop("frame_truncated"));

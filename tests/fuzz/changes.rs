@@ -1,0 +1,178 @@
+//! VIPs that change while frames come, for the balancer and its model: so slots of their rings come to be unsettled, and
+//! are settled again. A change that is not possible (any more) is none, so that steps can be left out.
+
+use std::thread;
+use std::time::Duration;
+
+use fastrand::Rng;
+use katran::HashFunction;
+use katran::Katran;
+use katran::Real;
+use katran::State;
+use katran::Vip;
+use katran::VipFlags;
+use katran_lab::eventually;
+use katran_lab::is_thread_there;
+use katran_model::Balancer;
+
+use crate::balancers::real;
+use crate::common::bpf;
+use crate::common::mirror;
+use crate::pair::Step;
+
+/// Reals that VIPs lose and get: other VIPs have them too, so that the library knows them all the time.
+const REALS: u16 = 7;
+/// Changes before the first frame of a batch, and later ones; those wait for a moment each.
+const EARLY: usize = 80;
+const LATE: usize = 3;
+
+/// A change of the VIP with this place among all.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Change {
+    vip: usize,
+    what: What,
+}
+
+/// Reals by the numbers that `balancers` has for them.
+#[derive(Clone, Debug, PartialEq)]
+enum What {
+    /// The VIP has this real, with this weight.
+    Weight(u16, u32),
+    Remove(u16),
+    Down(u16),
+    Up(u16),
+    /// Another function fills the ring.
+    Function,
+    /// It begins or ends to ask source routes, so all of its flows are remembered or only changed ones.
+    Routing,
+    /// The one and then the other: all slots come to be unsettled, since so long ago that time-outs are over.
+    RoutingTwice,
+    Purge,
+    PurgeReal(u16),
+}
+
+/// VIPs of which nothing but ring and table, or the client's prefix, places flows.
+pub(crate) fn changeable(katran: &Katran) -> Vec<usize> {
+    let placed_otherwise = VipFlags::QUIC
+        | VipFlags::UDP_STABLE_ROUTING
+        | VipFlags::GLOBAL_LRU
+        | VipFlags::UDP_FLOW_MIGRATION;
+    let vips = katran.vips();
+    let may_change = |vip| !katran.vip_flags(vip).unwrap().intersects(placed_otherwise);
+    let places = (0..vips.len()).filter(|place| may_change(vips[*place]));
+    places.collect()
+}
+
+fn draw_one(rng: &mut Rng, vips: &[usize]) -> Change {
+    let number = rng.u16(0..REALS);
+    let what = match rng.u32(0..100) {
+        0..45 => {
+            let weight = [0, 0, 1, 1, 2, 3][rng.usize(0..6)];
+            What::Weight(number, weight)
+        }
+        45..53 => What::Remove(number),
+        53..61 => What::Down(number),
+        61..69 => What::Up(number),
+        69..83 => What::Function,
+        83..87 => What::Routing,
+        87..93 => What::RoutingTwice,
+        93..96 => What::Purge,
+        _ => What::PurgeReal(number),
+    };
+    let vip = vips[rng.usize(0..vips.len())];
+    Change { vip, what }
+}
+
+/// Draws changes of a batch: some in front of all frames, and some in their midst.
+pub(crate) fn draw(rng: &mut Rng, vips: &[usize], steps: &mut Vec<Step>, late: bool) {
+    let early = rng.usize(EARLY / 2..=EARLY);
+    let mut all: Vec<Step> = (0..early)
+        .map(|_| Step::Change(draw_one(rng, vips)))
+        .collect();
+    if late {
+        for _ in 0..rng.usize(0..=LATE) {
+            let place = rng.usize(0..steps.len());
+            steps[place] = Step::Change(draw_one(rng, vips));
+        }
+    }
+    all.append(steps);
+    *steps = all;
+}
+
+/// What tables hold of reals that are gone is being taken out: that the model has done at once.
+pub(crate) fn wait_for_sweeps(katran: &Katran) {
+    /// Of enum void_reason in `bpf/shared.h`.
+    const VOID_REMOVED: u32 = 2;
+    // The thread has its name some time after it was made.
+    thread::sleep(Duration::from_millis(3));
+    eventually("the sweep is over", || {
+        let pairs = bpf::dump(katran.map_fd("down_reals").unwrap());
+        !is_thread_there("katran-sweep")
+            && pairs
+                .values()
+                .all(|reason| *reason != VOID_REMOVED.to_ne_bytes())
+    });
+}
+
+/// VIPs are what the document says, and all slots are settled.
+pub(crate) fn undo(katran: &mut Katran, state: &State) {
+    let _ = katran.apply(state).unwrap();
+    for vip in katran.vips() {
+        let slots = katran.stats().slots(vip).unwrap();
+        if slots.unsettled != 0 {
+            katran.flows_mut().purge(vip).unwrap();
+        }
+    }
+}
+
+fn turn_routing(katran: &mut Katran, vip: Vip) {
+    let flags = katran.vip_flags(vip).unwrap() ^ VipFlags::SRC_ROUTING;
+    katran.set_vip_flags(vip, flags).unwrap();
+}
+
+impl Change {
+    /// Makes the change, at a time of the model.
+    pub(crate) fn make(&self, katran: &mut Katran, model: &mut Balancer, now: u64) {
+        let vip = katran.vips()[self.vip];
+        let number = self.vip as u32;
+        let of_vip = &model.tables.vips[&number];
+        let id = |of: u16| katran.real_index(real(of)).map(|id| id.get());
+        let has = |of: u16| id(of).is_some_and(|id| of_vip.reals.contains(&id));
+        match self.what {
+            What::Weight(of, weight) => {
+                let real = Real::new(real(of)).weight(weight);
+                katran.add_real(vip, real).unwrap();
+            }
+            What::Remove(of) if has(of) => katran.remove_real(vip, real(of)).unwrap(),
+            What::Down(of) if has(of) => katran.mark_down(vip, real(of)).unwrap(),
+            What::Up(of) if has(of) => katran.mark_up(vip, real(of)).unwrap(),
+            What::Function => {
+                let function = match katran.hash_function(vip).unwrap() {
+                    HashFunction::Maglev => HashFunction::MaglevV2,
+                    _ => HashFunction::Maglev,
+                };
+                katran.set_hash_function(vip, function).unwrap();
+            }
+            What::Routing => turn_routing(katran, vip),
+            What::RoutingTwice => {
+                turn_routing(katran, vip);
+                model.change_vip(number, mirror::vip_of(katran, vip), now);
+                turn_routing(katran, vip);
+            }
+            What::Purge => {
+                katran.flows_mut().purge(vip).unwrap();
+                model.purge(number);
+                return;
+            }
+            What::PurgeReal(of) => {
+                if let Some(id) = id(of) {
+                    katran.flows_mut().purge_real(vip, real(of)).unwrap();
+                    model.purge_real(number, id);
+                }
+                return;
+            }
+            What::Remove(_) | What::Down(_) | What::Up(_) => return,
+        }
+        model.change_vip(number, mirror::vip_of(katran, vip), now);
+    }
+}

@@ -1,0 +1,204 @@
+//! After a batch: whether counters, tables, slots and what the host application is told are those of the model.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::events::EventKind;
+use katran_model as model;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Counted;
+use super::EVENT_BYTES;
+use super::Pair;
+
+/// Compares counters with those of the model, by name; those that have moved.
+pub(crate) fn compared(counters: impl Serialize, model: &model::Counters) -> Vec<String> {
+    let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
+        panic!("counters are an object");
+    };
+    for (name, count) in &counted {
+        let of_model = model.0.iter().find(|((_, of), _)| of == name);
+        let expected = of_model.map_or(0, |(_, count)| *count);
+        assert_eq!(count.as_u64(), Some(expected), "{name}");
+    }
+    counted.retain(|_, count| *count != 0);
+    counted.into_iter().map(|(name, _)| name).collect()
+}
+
+impl Pair {
+    /// All counters since the reset.
+    pub(super) fn counters(&self) -> Result<(), String> {
+        let mut counted = self.counted();
+        for (name, count) in &mut counted {
+            *count -= self.before.get(name).copied().unwrap_or(0);
+        }
+        counted.retain(|_, count| *count != 0);
+        let expected = self.expected();
+        let names: BTreeSet<_> = counted.keys().chain(expected.keys()).collect();
+        let of = |counters: &Counted, name: &str| counters.get(name).copied().unwrap_or(0);
+        let different: Vec<String> = names
+            .into_iter()
+            .filter(|name| of(&counted, name) != of(&expected, name))
+            .map(|name| {
+                let (program, model) = (of(&counted, name), of(&expected, name));
+                format!("{name}: the program {program}, the model {model}")
+            })
+            .collect();
+        match different.is_empty() {
+            true => Ok(()),
+            false => Err(different.join("\n")),
+        }
+    }
+
+    pub(super) fn counted(&self) -> Counted {
+        let counters = self.katran.counters().unwrap();
+        let mut counted = Counted::new();
+        flatten("", &serde_json::to_value(&counters).unwrap(), &mut counted);
+        // Groups that are others' sums, or not of packets; and a value that is no sum.
+        counted.retain(|name, _| {
+            let (group, name) = name.split_once('.').unwrap();
+            let others = [
+                "ring_drop",
+                "encap_fail",
+                "healthcheck",
+                "probes",
+                "cpus",
+                "library",
+                "slots",
+            ];
+            !others.contains(&group) && name != "cid_invalid_server_id_sample"
+        });
+        counted
+    }
+
+    pub(super) fn expected(&self) -> Counted {
+        let mut expected = Counted::new();
+        for ((group, name), count) in &self.model.counters.0 {
+            if *name != "cid_invalid_server_id_sample" {
+                expected.insert(format!("{group}.{name}"), *count);
+            }
+        }
+        let vips = self.katran.vips();
+        for (number, of_vip) in &self.model.of_vips {
+            let vip = vips[*number as usize];
+            for (name, count) in [
+                ("forwarded.packets", of_vip.packets),
+                ("forwarded.bytes", of_vip.bytes),
+                ("decap", of_vip.decap),
+                ("server_id_new", of_vip.server_id_new),
+                ("server_id_moved", of_vip.server_id_moved),
+            ] {
+                expected.insert(format!("vips.{vip}.{name}"), count);
+            }
+        }
+        for (number, of_real) in &self.model.of_reals {
+            let address = self.model.tables.reals[number].address;
+            for (name, count) in [
+                ("forwarded.packets", of_real.packets),
+                ("forwarded.bytes", of_real.bytes),
+                ("misses", of_real.misses),
+            ] {
+                expected.insert(format!("reals.{address}.{name}"), count);
+            }
+        }
+        expected.retain(|_, count| *count != 0);
+        expected
+    }
+
+    /// What the host application is told of, in the same order and with the first bytes.
+    pub(super) fn events(&self) -> Result<(), String> {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let Some(monitor) = &self.monitor else {
+            return Ok(());
+        };
+        let expected: Vec<(EventKind, &[u8], u32)> = self
+            .model
+            .events
+            .iter()
+            .map(|event| {
+                let kind = match event.kind {
+                    "tcp_non_syn_miss" => EventKind::TcpNonSynMiss,
+                    "packet_too_big" => EventKind::PacketTooBig,
+                    _ => EventKind::QuicRealGone,
+                };
+                let most = event.frame.len().min(EVENT_BYTES);
+                (kind, &event.frame[..most], event.frame.len() as u32)
+            })
+            .collect();
+        let mut told = Vec::new();
+        let begin = Instant::now();
+        while told.len() < expected.len() && begin.elapsed() < LONGEST {
+            told.extend(monitor.take());
+            std::thread::yield_now();
+        }
+        let told: Vec<_> = told
+            .iter()
+            .map(|event| (event.kind, event.packet.as_slice(), event.length))
+            .collect();
+        match told == expected {
+            true => Ok(()),
+            false => Err(format!(
+                "{} events, the model has {}; the first difference: {:?}",
+                told.len(),
+                expected.len(),
+                told.iter()
+                    .zip(&expected)
+                    .find(|(told, model)| told != model)
+            )),
+        }
+    }
+
+    /// Slots by whether they are settled.
+    pub(super) fn slots(&self) -> Result<(), String> {
+        for (number, vip) in (0..).zip(self.katran.vips()) {
+            let unsettled = self.katran.stats().slots(vip).unwrap().unsettled as usize;
+            let expected = self.model.tables.vips[&number].unsettled.len();
+            if unsettled != expected {
+                return Err(format!(
+                    "{vip} has {unsettled} unsettled slots, the model's {expected}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The flow table: as many entries as the model has, and a few of them looked at.
+    pub(super) fn tables(&self) -> Result<(), String> {
+        let mut entries = 0;
+        for vip in self.katran.vips() {
+            entries += self.katran.flows().stats(vip).unwrap().entries;
+        }
+        let expected = self.model.flows.0.len() as u64;
+        if entries != expected {
+            return Err(format!(
+                "the table has {entries} entries, the model's {expected}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn flatten(name: &str, value: &Value, into: &mut Counted) {
+    let inner = |key: &str| match name {
+        "" => key.to_owned(),
+        name => format!("{name}.{key}"),
+    };
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                flatten(&inner(key), value, into);
+            }
+        }
+        Value::Array(values) => {
+            for (key, value) in values.iter().enumerate() {
+                flatten(&inner(&key.to_string()), value, into);
+            }
+        }
+        Value::Number(number) => {
+            into.insert(name.to_owned(), number.as_u64().unwrap_or(0));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,153 @@
+//! What slots of a VIP's ring were before, and what becomes of that when the VIP changes. A slot is *settled* when
+//! every flow that may still live in it belongs to the real that the ring names. Else it is *unsettled*, and has
+//! a *base*: the real that it named when it was last settled.
+
+use std::collections::BTreeMap;
+
+use crate::Balancer;
+use crate::RealId;
+use crate::Time;
+use crate::Vip;
+use crate::VipNumber;
+use crate::bytes::PROTOCOL_TCP;
+use crate::config::Config;
+use crate::config::Tracking;
+
+/// Slots by their places in the ring; those that are not in it are settled.
+pub type Unsettled = BTreeMap<usize, Before>;
+
+/// What an unsettled slot was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// The real that it named when it was last settled; none: that one is gone.
+    pub base: Option<RealId>,
+    /// When it became unsettled.
+    pub since: Time,
+    /// It has named reals meanwhile that are neither its base nor gone, and that it names no more. (Which ones,
+    /// nobody remembers: so it stays, also if they go.)
+    pub others: bool,
+    /// When a packet in it last went elsewhere than the ring leads, or the ring last changed in it.
+    pub deviated: Time,
+}
+
+impl Vip {
+    /// Whether tables are asked only for packets in unsettled slots: nothing but the ring may place flows then.
+    pub fn tracks_changes(&self, config: &Config) -> bool {
+        let flags = self.flags;
+        let placed_otherwise = flags.quic
+            || flags.udp_stable_routing
+            || flags.src_routing
+            || flags.global_lru
+            || flags.udp_flow_migration
+            || flags.dport_hash
+            || config.features.tcp_server_id && self.protocol == PROTOCOL_TCP;
+        config.tracking == Tracking::Changed && !placed_otherwise
+    }
+
+    /// Whether slots can be unsettled: not where nothing is remembered of any flow.
+    fn has_history(&self, config: &Config) -> bool {
+        self.tracks_changes(config) && !self.flags.lru_bypass
+    }
+
+    /// Whether flows of the VIP may be on the real.
+    pub(crate) fn keeps(&self, real: RealId) -> bool {
+        self.reals.contains(&real) && !self.down.contains(&real)
+    }
+
+    /// Whether new ones may go there.
+    pub(crate) fn takes_new(&self, real: RealId) -> bool {
+        self.keeps(real) && !self.drained.contains(&real)
+    }
+
+    fn ring_at(&self, slot: usize) -> Option<RealId> {
+        self.ring.as_ref().and_then(|ring| ring[slot])
+    }
+
+    /// What its slots were before, when the VIP becomes another `after`.
+    fn unsettled_as(&self, after: &Self, config: &Config, now: Time) -> Unsettled {
+        let slots = 0..config.ring_size as usize;
+        // Without any real there is no flow.
+        if !after.has_history(config) || after.reals.is_empty() {
+            return Unsettled::new();
+        }
+        if !self.has_history(config) {
+            // Entries of any age may say anything of its flows.
+            let all = slots.map(|slot| {
+                let before = Before {
+                    base: after.ring_at(slot).filter(|real| after.keeps(*real)),
+                    since: 0,
+                    others: true,
+                    deviated: now,
+                };
+                (slot, before)
+            });
+            return all.collect();
+        }
+        let still = slots.filter_map(|slot| {
+            let named = self.ring_at(slot);
+            let changes_hands = named != after.ring_at(slot);
+            let flows_on = named.filter(|real| changes_hands && after.keeps(*real));
+            let Some(mut before) = self.unsettled.get(&slot).copied() else {
+                let first = flows_on.map(|real| Before {
+                    base: Some(real),
+                    since: now,
+                    others: false,
+                    deviated: now,
+                });
+                return first.map(|before| (slot, before));
+            };
+            if changes_hands {
+                before.deviated = now;
+            }
+            before.others |= flows_on.is_some() && flows_on != before.base;
+            before.base = before.base.filter(|real| after.keeps(*real));
+            before.is_needed().then_some((slot, before))
+        });
+        still.collect()
+    }
+}
+
+impl Before {
+    /// Whether any flow in the slot may belong elsewhere than the ring leads.
+    fn is_needed(&self) -> bool {
+        self.base.is_some() || self.others
+    }
+}
+
+impl Balancer {
+    /// The VIP gets other reals, another ring, flags or health, all at once. What tables know of its flows on reals
+    /// that it has given up, or that are down, counts no more.
+    pub fn change_vip(&mut self, number: VipNumber, mut after: Vip, now: Time) {
+        let before = &self.tables.vips[&number];
+        after.unsettled = before.unsettled_as(&after, &self.config, now);
+        // A source route may have led to a real that was never the VIP's.
+        let is_void = |real| {
+            after.down.contains(&real)
+                || before.reals.contains(&real) && !after.reals.contains(&real)
+        };
+        let entries = &mut self.flows.0;
+        entries.retain(|(vip, _), entry| *vip != number || !is_void(entry.real));
+        self.tables.vips.insert(number, after);
+    }
+
+    /// All flows of the VIP are to go where the ring leads, now.
+    pub fn purge(&mut self, number: VipNumber) {
+        self.flows.0.retain(|(vip, _), _| *vip != number);
+        if let Some(vip) = self.tables.vips.get_mut(&number) {
+            vip.unsettled.clear();
+        }
+    }
+
+    /// Those of its flows that are on this real.
+    pub fn purge_real(&mut self, number: VipNumber, real: RealId) {
+        let entries = &mut self.flows.0;
+        entries.retain(|(vip, _), entry| *vip != number || entry.real != real);
+        if let Some(vip) = self.tables.vips.get_mut(&number) {
+            vip.unsettled.retain(|_, before| {
+                let was_base = before.base == Some(real);
+                before.base = before.base.filter(|base| *base != real);
+                !was_base || before.is_needed()
+            });
+        }
+    }
+}
