@@ -1,5 +1,5 @@
 //! A load balancer with a live view of its traffic: VIPs and reals by packets and bits per second,
-//! the flow table's hit rate, drops by reason, and how evenly the CPUs are loaded.
+//! the flow table's hit rate, packets by settled slots, bases and entries, VIPs with unsettled slots, drops by reason, and how evenly the CPUs are loaded.
 //!
 //! ```text
 //! top --config lb.toml --interface eth0 [--interval 1] [--refreshes N] [--plain]

@@ -8,6 +8,7 @@ use katran::Katran;
 use katran::stats::Count;
 use katran::stats::CpuCounters;
 use katran::stats::FlowTableCounters;
+use katran::stats::SlotStats;
 use katran::stats::Totals;
 
 /// The counters that `top` shows. `Katran::counters` would have them all, but it walks the flow
@@ -20,6 +21,8 @@ pub(crate) struct Sample {
     pub(crate) drops: BTreeMap<&'static str, u64>,
     /// By the VIP's text form.
     pub(crate) vips: BTreeMap<String, Count>,
+    /// By the VIP's text form.
+    pub(crate) slots: BTreeMap<String, SlotStats>,
     /// By address.
     pub(crate) reals: BTreeMap<String, Count>,
     /// By address, where there are any: VIPs for which the real is down, and all that have it.
@@ -32,9 +35,11 @@ pub(crate) struct Sample {
 impl Sample {
     pub(crate) fn take(katran: &Katran) -> Result<Self> {
         let mut vips = BTreeMap::new();
+        let mut slots = BTreeMap::new();
         let mut health = BTreeMap::new();
         for vip in katran.vips() {
             vips.insert(vip.to_string(), katran.stats().vip(vip)?.forwarded);
+            slots.insert(vip.to_string(), katran.stats().slots(vip)?);
             let down = katran.down_reals(vip)?;
             for real in katran.reals(vip)? {
                 let of: &mut (usize, usize) = health.entry(real.address()).or_default();
@@ -56,6 +61,7 @@ impl Sample {
                 .map(|(reason, frames)| (reason.name(), frames))
                 .collect(),
             vips,
+            slots,
             reals: reals
                 .map(|(address, counters)| (address.to_string(), counters.forwarded))
                 .collect(),
@@ -84,6 +90,8 @@ pub(crate) struct Traffic {
     pub(crate) packets: u64,
     /// Of a real: it is down for so many of the VIPs that have it.
     pub(crate) down: Option<(usize, usize)>,
+    /// Of a VIP: the slots of its ring.
+    pub(crate) slots: Option<SlotStats>,
 }
 
 /// Frames dropped for one reason.
@@ -116,11 +124,16 @@ pub(crate) struct Rates {
     pub(crate) dropped: Rate,
     /// Packets to VIPs in a second.
     pub(crate) to_vips: f64,
+    /// Those of them in settled slots, for which the flow table is not asked.
+    pub(crate) settled: f64,
+    /// Those in unsettled slots that went to the slot's base, and those that an entry led.
+    pub(crate) by_base: f64,
+    pub(crate) by_entry: f64,
     /// New flows in a second.
     pub(crate) new_flows: f64,
     /// Packets in a second on CPUs without a flow table.
     pub(crate) fallback: f64,
-    /// The share of packets to VIPs whose flow was known; `None` without any.
+    /// Of the packets for which the flow table was asked: the share whose flow was not new; `None` without any.
     pub(crate) hit_rate: Option<f64>,
     pub(crate) vips: Vec<Traffic>,
     pub(crate) reals: Vec<Traffic>,
@@ -148,6 +161,7 @@ impl Rates {
                     rate: rate(*count, before.get(name).copied().unwrap_or_default()),
                     packets: count.packets,
                     down: None,
+                    slots: None,
                 })
                 .collect();
             rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
@@ -157,8 +171,13 @@ impl Rates {
         for real in &mut reals {
             real.down = now.down.get(&real.name).copied();
         }
+        let mut vips = traffic(&now.vips, &before.vips);
+        for vip in &mut vips {
+            vip.slots = now.slots.get(&vip.name).copied();
+        }
         let (flows, known) = (&now.flow_table, &before.flow_table);
-        let to_vips = flows.packets.saturating_sub(known.packets);
+        let asked = flows.packets.saturating_sub(known.packets);
+        let settled = flows.settled.saturating_sub(known.settled);
         let misses = flows.misses.saturating_sub(known.misses);
         let (totals, earlier) = (&now.totals, &before.totals);
         Self {
@@ -166,11 +185,14 @@ impl Rates {
             sent: rate(totals.tx, earlier.tx),
             passed: rate(totals.pass, earlier.pass),
             dropped: rate(totals.drop, earlier.drop),
-            to_vips: to_vips as f64 / seconds,
+            to_vips: (asked + settled) as f64 / seconds,
+            settled: settled as f64 / seconds,
+            by_base: per_second(flows.by_base, known.by_base),
+            by_entry: per_second(flows.by_entry, known.by_entry),
             new_flows: misses as f64 / seconds,
             fallback: per_second(flows.fallback, known.fallback),
-            hit_rate: (to_vips > 0).then(|| 1.0 - (misses as f64 / to_vips as f64).min(1.0)),
-            vips: traffic(&now.vips, &before.vips),
+            hit_rate: (asked > 0).then(|| 1.0 - (misses as f64 / asked as f64).min(1.0)),
+            vips,
             reals,
             drops: drops(now, before, per_second),
             cpus: cpus(now, before, per_second),

@@ -19,6 +19,22 @@ use super::rates::Rate;
 use super::rates::Rates;
 use super::rates::Traffic;
 
+const TRAFFIC: &[(&str, u16)] = &[
+    ("packets/s", 9),
+    ("bits/s", 9),
+    ("share", 7),
+    ("packets", 9),
+];
+/// As [`TRAFFIC`], with the slots of the VIP's ring.
+const WITH_SLOTS: &[(&str, u16)] = &[
+    ("packets/s", 9),
+    ("bits/s", 9),
+    ("share", 7),
+    ("packets", 9),
+    ("settled", 7),
+    ("unsettled", 9),
+    ("for, s", 7),
+];
 /// Lines above rows: a title in a rule, and the heading.
 const ABOVE: u16 = 2;
 /// A CPU that forwards everything has as many signs.
@@ -49,7 +65,7 @@ pub(crate) fn text(rates: &Rates) -> String {
     for section in [
         traffic(rates, number),
         flow_table(rates, number),
-        many("VIPs", &rates.vips, number),
+        with_slots(many("VIPs", &rates.vips, number), &rates.vips, number),
         many("reals", &rates.reals, number),
         drops(rates, number),
         cpus(rates, number),
@@ -93,7 +109,13 @@ pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, rates: &Rates) {
     let [left, right] = halves(summary);
     table(frame, left, traffic(rates, scaled));
     hits(frame, right, rates);
-    table(frame, vips, many("VIPs", &rates.vips, scaled));
+    let mut of_vips = many("VIPs", &rates.vips, scaled);
+    // Most of the time there is nothing to tell, and names are long.
+    let is_unsettled = |vip: &Traffic| vip.slots.is_some_and(|slots| slots.unsettled > 0);
+    if rates.vips.iter().any(is_unsettled) {
+        of_vips = with_slots(of_vips, &rates.vips, scaled);
+    }
+    table(frame, vips, of_vips);
     table(frame, reals, many("reals", &rates.reals, scaled));
     let [left, right] = halves(lowest);
     table(frame, left, drops(rates, scaled));
@@ -112,14 +134,23 @@ fn hits(frame: &mut Frame<'_>, area: Rect, rates: &Rates) {
     let ratio = rates.hit_rate.unwrap_or(0.0).clamp(0.0, 1.0);
     let label = match rates.hit_rate {
         Some(_) => format!(" hit rate {} ", percent(ratio)),
-        None => " no packets ".to_owned(),
+        None => " not asked ".to_owned(),
     };
     let bar = Gauge::default().ratio(ratio).label(label);
     frame.render_widget(bar.gauge_style(Style::new().fg(Color::Green)), gauge);
-    // The gauge is the first row.
-    let rows = section.rows.into_iter().skip(1).map(cells);
-    let widths = [Constraint::Fill(1), Constraint::Length(9)];
-    frame.render_widget(Table::new(rows, widths), rest);
+    // The gauge is the first row; the others stand beside each other, by two.
+    let mut left = section
+        .rows
+        .into_iter()
+        .skip(1)
+        .map(cells)
+        .collect::<Vec<_>>();
+    let right = left.split_off(left.len().div_ceil(2));
+    let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).spacing(1);
+    let widths = [Constraint::Fill(1), Constraint::Length(7)];
+    for (rows, area) in [left, right].into_iter().zip(halves.areas::<2>(rest)) {
+        frame.render_widget(Table::new(rows, widths), area);
+    }
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
@@ -210,9 +241,12 @@ fn flow_table(rates: &Rates, number: Number) -> Section {
         columns: &[("", 9)],
         rows: vec![
             row("hit rate", rates.hit_rate.map_or("-".to_owned(), percent)),
-            row("packets to VIPs/s", number(rates.to_vips)),
+            row("to VIPs/s", number(rates.to_vips)),
             row("new flows/s", number(rates.new_flows)),
-            row("without a table/s", number(rates.fallback)),
+            row("no table/s", number(rates.fallback)),
+            row("settled/s", number(rates.settled)),
+            row("by base/s", number(rates.by_base)),
+            row("by entry/s", number(rates.by_entry)),
         ],
     }
 }
@@ -234,12 +268,7 @@ fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
             0 => format!("{} {what}", traffic.len()),
             down => format!("{} {what}, {down} down", traffic.len()),
         },
-        columns: &[
-            ("packets/s", 9),
-            ("bits/s", 9),
-            ("share", 7),
-            ("packets", 9),
-        ],
+        columns: TRAFFIC,
         rows: traffic
             .iter()
             .map(|row| {
@@ -253,6 +282,21 @@ fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
             })
             .collect(),
     }
+}
+
+/// VIPs with the slots of their rings: settled and unsettled ones, and for how long the oldest of these has been.
+fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section {
+    vips.columns = WITH_SLOTS;
+    for (row, vip) in vips.rows.iter_mut().zip(traffic) {
+        let slots = vip.slots.unwrap_or_default();
+        row.push(number(slots.settled.into()));
+        row.push(number(slots.unsettled.into()));
+        row.push(match slots.oldest {
+            Some(oldest) => format!("{}", oldest.as_secs()),
+            None => "-".to_owned(),
+        });
+    }
+    vips
 }
 
 fn drops(rates: &Rates, number: Number) -> Section {

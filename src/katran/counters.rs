@@ -97,7 +97,9 @@ impl Stats<'_> {
 
     /// The slots of a VIP's ring, by whether they are settled: with
     /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) the flow table is asked only for packets in those that
-    /// are not. Some hundred microseconds for a ring of 65,537 of which any is unsettled.
+    /// are not. The thread that settles slots counts what it leaves, so what this says is some milliseconds old at most; the
+    /// first call after a change or a purge counts for itself (some hundred microseconds for a ring of 65,537). A slot
+    /// whose time is up, the thread settles within a 64th of `flow_idle_timeout` or `udp_timeout`, of 0.1 to 60 s.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].

@@ -318,13 +318,20 @@ impl Katran {
         };
         if let Some(History { planes, protocol }) = self.histories[place] {
             let shift = self.moment_shift(protocol);
-            let now = At::of_ticks(self.ticks_now()?, shift);
-            let rings = &self.maps.rings;
-            let found = history::unsettled(rings.words(ring), rings.planes(planes), now);
+            let (found, ago) = match self.settler.left(place as u16) {
+                Some(left) => left,
+                None => {
+                    let now = At::of_ticks(self.ticks_now()?, shift);
+                    let rings = &self.maps.rings;
+                    let found = history::unsettled(rings.words(ring), rings.planes(planes), now);
+                    self.settler.counted(place as u16, found);
+                    (found, Duration::ZERO)
+                }
+            };
             stats.settled -= found.slots;
             stats.unsettled = found.slots;
             let moment = self.fixed.tick * (1 << shift);
-            stats.oldest = (found.slots != 0).then(|| moment * u32::from(found.oldest));
+            stats.oldest = (found.slots != 0).then(|| moment * u32::from(found.oldest) + ago);
         }
         Ok(stats)
     }
@@ -360,8 +367,10 @@ impl Katran {
     pub(super) fn give_up_base(&mut self, place: usize, number: RealNumber) {
         if let (Some(history), Some(ring)) = (self.histories[place], self.rings[place]) {
             let rings = &self.maps.rings;
-            let _halted = self.settler.halt();
+            let halted = self.settler.halt();
             history::give_up(rings.words(ring), rings.planes(history.planes), number.0);
+            drop(halted);
+            self.settler.count_again(place as u16);
         }
     }
 

@@ -66,8 +66,8 @@ impl<C: Chunk> Watched<C> {
 #[derive(Debug)]
 struct OfVip<C> {
     watched: Watched<C>,
-    /// What was left when it was last looked through; `None`: not yet.
-    left: Option<Unsettled>,
+    /// What was left when its slots were last counted, and when that was; `None`: they have changed since.
+    left: Option<(Unsettled, Instant)>,
     /// What the present look through it has found so far, and where it goes on.
     seen: Unsettled,
     next: usize,
@@ -171,7 +171,7 @@ impl<C: Chunk + Send + Sync + 'static> Shared<C> {
         of.next = end;
         let more = end < ring.len();
         if !more {
-            of.left = Some(mem::take(&mut of.seen));
+            of.left = Some((mem::take(&mut of.seen), Instant::now()));
             of.next = 0;
         }
         more
@@ -180,7 +180,7 @@ impl<C: Chunk + Send + Sync + 'static> Shared<C> {
 
 impl<C> OfVip<C> {
     fn is_settled(&self) -> bool {
-        self.left.is_some_and(|left| left.slots == 0)
+        self.left.is_some_and(|(left, _)| left.slots == 0)
     }
 }
 
@@ -252,6 +252,39 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
     pub(crate) fn forget(&mut self, vip: u16) {
         if self.owner.is_here() {
             self.shared.lock().vips.remove(&vip);
+        }
+    }
+
+    /// What was left unsettled when the VIP's slots were last counted, and how long ago that was. That is how
+    /// things stand: the thread counts what it leaves, and others that settle slots say so. `None`: nobody has counted.
+    pub(crate) fn left(&self, vip: u16) -> Option<(Unsettled, Duration)> {
+        if !self.owner.is_here() {
+            return None;
+        }
+        let state = self.shared.lock();
+        let (left, at) = state.vips.get(&vip)?.left?;
+        Some((left, at.elapsed()))
+    }
+
+    /// Somebody has counted while the thread had not.
+    pub(crate) fn counted(&self, vip: u16, left: Unsettled) {
+        if !self.owner.is_here() {
+            return;
+        }
+        if let Some(of) = self.shared.lock().vips.get_mut(&vip) {
+            of.left.get_or_insert((left, Instant::now()));
+        }
+    }
+
+    /// Somebody else has settled slots of the VIP: what was counted is no more.
+    pub(crate) fn count_again(&self, vip: u16) {
+        if !self.owner.is_here() {
+            return;
+        }
+        if let Some(of) = self.shared.lock().vips.get_mut(&vip) {
+            of.left = None;
+            of.seen = Unsettled::default();
+            of.next = 0;
         }
     }
 

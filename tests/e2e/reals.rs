@@ -2,6 +2,7 @@
 //! service uses it, numbers that are given out again.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use katran::Flow;
@@ -115,6 +116,45 @@ fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() 
     let after = site.katran.stats().flow_table().unwrap();
     assert_eq!(after.packets, before.packets);
     assert!(after.settled > before.settled);
+}
+
+/// Somebody has counted them before; the thread that settles slots looks again in half a minute.
+#[test]
+fn slots_that_a_purge_settles_are_counted_at_once() {
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.flow_tracking(FlowTracking::Changed)
+    });
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site::reals(&site.lab, site.lab.vip4());
+    site.add_service(vip, &reals);
+    site.katran.flows_mut().purge(vip).unwrap();
+    let slots = |site: &Site| site.katran.stats().slots(vip).unwrap();
+    let all = slots(&site).settled;
+    assert!(slots(&site).unsettled == 0 && slots(&site).oldest.is_none());
+    let drained = Real::new(reals[0]).weight(0);
+    site.katran.add_real(vip, drained).unwrap();
+    let changed = slots(&site);
+    assert_eq!(changed.settled + changed.unsettled, all);
+    assert!(changed.unsettled > all / 3);
+    thread::sleep(Duration::from_secs(1));
+    let later = slots(&site);
+    assert_eq!(
+        (later.settled, later.unsettled),
+        (changed.settled, changed.unsettled)
+    );
+    // A moment of an hour is half a minute; what has passed since the count is added to it.
+    let oldest = [changed, later].map(|slots| slots.oldest.unwrap());
+    assert!(
+        oldest[0] < oldest[1] && oldest[1] < Duration::from_secs(120),
+        "{oldest:?}"
+    );
+    assert_eq!(
+        site.katran.counters().unwrap().slots[&vip.to_string()].unsettled,
+        later.unsettled
+    );
+    site.katran.flows_mut().purge_real(vip, reals[0]).unwrap();
+    let purged = slots(&site);
+    assert_eq!((purged.settled, purged.unsettled), (all, 0));
 }
 
 #[test]

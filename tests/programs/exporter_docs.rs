@@ -276,6 +276,18 @@ fn dashboard_asks_for_what_is_served() {
         }
     }
     assert!(queries.len() > 30);
+    for metric in [
+        "slot_packets_total",
+        "vip_settled_slots",
+        "vip_unsettled_slots",
+        "vip_oldest_unsettled_slot_seconds",
+    ] {
+        let name = format!("katran_{metric}{{");
+        assert!(
+            queries.iter().any(|(query, ..)| query.contains(&name)),
+            "{metric}"
+        );
+    }
     for (query, title, legend) in &queries {
         let depth = |open, close| query.matches(open).count() == query.matches(close).count();
         assert!(

@@ -131,7 +131,7 @@ fn plain_top_shows_traffic() {
     let sent = numbers(&mut top, "sent");
     let dropped = numbers(&mut top, "dropped");
     let hit_rate = numbers(&mut top, "hit rate")[0];
-    let to_vips = numbers(&mut top, "packets to VIPs/s")[0];
+    let to_vips = numbers(&mut top, "to VIPs/s")[0];
     let v4 = numbers(&mut top, "203.0.113.1:53/udp");
     let v6 = numbers(&mut top, "[2001:db8:1::1]:53/udp");
     top.says("4 reals");

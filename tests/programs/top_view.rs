@@ -15,6 +15,7 @@ use std::time::Instant;
 use katran::stats::Count;
 use katran::stats::CpuCounters;
 use katran::stats::FlowTableCounters;
+use katran::stats::SlotStats;
 use katran::stats::Totals;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -38,6 +39,9 @@ fn sample(time: Instant, times: u64) -> Sample {
     let mut flow_table = FlowTableCounters::default();
     flow_table.packets = 80 * times;
     flow_table.misses = 20 * times;
+    flow_table.settled = 400 * times;
+    flow_table.by_base = 35 * times;
+    flow_table.by_entry = 25 * times;
     let cpu = |number, forwarded| {
         let mut cpu = CpuCounters::default();
         cpu.cpu = number;
@@ -62,6 +66,7 @@ fn sample(time: Instant, times: u64) -> Sample {
             ("too_big", 0),
         ]),
         vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
+        slots: BTreeMap::new(),
         reals: both(["198.51.100.1", "2001:db8:2::1"]),
         down: BTreeMap::from([
             ("198.51.100.1".to_owned(), (2, 2)),
@@ -87,13 +92,16 @@ fn rates_are_differences_by_time() {
     assert_eq!(rates.sent, rate(160.0, 128_000.0));
     assert_eq!(rates.passed, rate(30.0, 24_000.0));
     assert_eq!(rates.dropped, rate(10.0, 8000.0));
-    assert_eq!((rates.to_vips, rates.new_flows), (160.0, 40.0));
+    assert_eq!((rates.to_vips, rates.new_flows), (960.0, 40.0));
+    let by_slots = (rates.settled, rates.by_base, rates.by_entry);
+    assert_eq!(by_slots, (800.0, 70.0, 50.0));
     assert_eq!(rates.hit_rate, Some(0.75));
     let busiest = Traffic {
         name: "[2001:db8:1::1]:443/tcp".to_owned(),
         rate: rate(120.0, 48_000.0),
         packets: 660,
         down: None,
+        slots: None,
     };
     assert_eq!(rates.vips[0], busiest);
     assert_eq!(rates.reals[1].name, "198.51.100.1");
@@ -169,7 +177,9 @@ fn the_view_shows_everything_on_an_ordinary_terminal() {
         &["sent", "160", "128.0", "k"],
         &["dropped", "10", "8.0", "k"],
         &["hit", "rate", "75.0", "%"],
-        &["new", "flows/s", "40"],
+        &["to", "VIPs/s", "960", "settled/s", "800"],
+        &["new", "flows/s", "40", "by", "base/s", "70"],
+        &["no", "table/s", "0", "by", "entry/s", "50"],
         &[
             "[2001:db8:1::1]:443/tcp",
             "120",
@@ -211,7 +221,10 @@ fn the_view_shows_everything_on_an_ordinary_terminal() {
         assert!(has_line(&lines, words), "{words:?}:\n{text}");
     }
     assert!(text.contains("the busiest 1.5 x the mean"), "{text}");
-    assert!(!text.contains("too_big"), "{text}");
+    assert!(
+        !text.contains("too_big") && !text.contains("unsettled"),
+        "{text}"
+    );
     let place = |what: &str| text.find(what).unwrap();
     assert!(place("[2001:db8:1::1]:443/tcp") < place("203.0.113.1:443/tcp"));
 }
@@ -225,6 +238,7 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
             rate: Rate::default(),
             packets: 0,
             down: None,
+            slots: None,
         });
     }
     for width in [1, 10, 39, 80, 200] {
@@ -306,6 +320,72 @@ fn port_and_protocol_of_long_names_are_shown() {
     assert!(has_line(&lines, &[name]), "{}", lines.join("\n"));
 }
 
+/// All slots of the second VIP are settled; the other one has changed three quarters of a minute ago.
+fn unsettled() -> Rates {
+    let start = Instant::now();
+    let [before, mut now] = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    let slots = |settled, unsettled, oldest| {
+        let mut slots = SlotStats::default();
+        (slots.settled, slots.unsettled, slots.oldest) = (settled, unsettled, oldest);
+        slots
+    };
+    let oldest = Some(Duration::from_millis(45_900));
+    now.slots = BTreeMap::from([
+        (
+            "203.0.113.1:443/tcp".to_owned(),
+            slots(63_000, 2537, oldest),
+        ),
+        ("[2001:db8:1::1]:443/tcp".to_owned(), slots(65_537, 0, None)),
+    ]);
+    Rates::between(&before, &now)
+}
+
+#[test]
+fn slots_are_shown_while_some_are_unsettled() {
+    let lines = drawn(&unsettled(), 100, 24);
+    let text = lines.join("\n");
+    for words in [
+        &["packets", "settled", "unsettled", "for,", "s"][..],
+        &["60", "63.0", "k", "2.5", "k", "45"],
+        &["180", "65.5", "k", "0", "-"],
+    ] {
+        assert!(has_line(&lines, words), "{words:?}:\n{text}");
+    }
+    // Names are cut in the middle where there is no room.
+    let lines = drawn(&unsettled(), 80, 24);
+    assert!(
+        has_line(&lines, &["63.0", "k", "2.5", "k", "45"]),
+        "{}",
+        lines.join("\n")
+    );
+    let text = view::text(&unsettled());
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for words in [
+        &[
+            "203.0.113.1:443/tcp",
+            "0",
+            "0",
+            "-",
+            "60",
+            "63000",
+            "2537",
+            "45",
+        ][..],
+        &[
+            "[2001:db8:1::1]:443/tcp",
+            "0",
+            "0",
+            "-",
+            "180",
+            "65537",
+            "0",
+            "-",
+        ],
+    ] {
+        assert!(has_line(&lines, words), "{words:?}:\n{text}");
+    }
+}
+
 #[test]
 fn text_has_plain_numbers() {
     let text = view::text(&rates());
@@ -320,7 +400,13 @@ fn text_has_plain_numbers() {
             "75.0",
             "%",
             "660",
+            "0",
+            "0",
+            "-",
         ],
+        &["settled/s", "800"],
+        &["by", "base/s", "70"],
+        &["by", "entry/s", "50"],
         &["ring_empty", "8", "44"],
         &["cpu", "2", "flood", "120", "75.0", "%"],
     ] {
