@@ -50,6 +50,8 @@ pub(crate) struct Kind {
     /// Attached to interfaces (`stations`); and any address is one of a VIP.
     pub(crate) attached: bool,
     tracking: FlowTracking,
+    /// After how many seconds TCP and UDP flows are over.
+    timeouts: Option<[u64; 2]>,
     /// Frames are played through the explaining twin.
     pub(crate) explained: bool,
 }
@@ -72,13 +74,23 @@ const PLAIN: Kind = Kind {
     next_hops: NextHops::Gateway,
     attached: false,
     tracking: FlowTracking::All,
+    timeouts: None,
     explained: false,
 };
 
-/// Tables are asked in unsettled slots only.
+/// Tables are asked in unsettled slots only. Moments of slots are parts of the time-outs: short ones, so that a batch has
+/// many.
 const CHANGED: Kind = Kind {
     tracking: FlowTracking::Changed,
+    timeouts: Some([4, 5]),
     ..PLAIN
+};
+
+/// Slots are settled so soon that a test can wait for it.
+pub(crate) const SETTLING: Kind = Kind {
+    name: "settling",
+    timeouts: Some([2, 2]),
+    ..CHANGED
 };
 
 /// All of them.
@@ -222,10 +234,9 @@ impl Kind {
         settings.global_flow_table_size = Some(1024);
         settings.flow_table_size = Some(32_768);
         settings.flow_tracking = Some(self.tracking);
-        if self.changes() {
-            // Moments of histories are parts of these: short ones, so that a batch has many.
-            settings.flow_idle_timeout = Some(Duration::from_secs(4));
-            settings.udp_timeout = Some(Duration::from_secs(5));
+        if let Some([tcp, udp]) = self.timeouts {
+            settings.flow_idle_timeout = Some(Duration::from_secs(tcp));
+            settings.udp_timeout = Some(Duration::from_secs(udp));
         }
         settings.flood_threshold = Some(self.flood.unwrap_or(u32::MAX));
         settings.forwarding_cpus = Some(vec![forwarding]);

@@ -22,6 +22,7 @@ mod random;
 #[allow(dead_code, reason = "the other half is for tests of the walk")]
 #[path = "../walk/recording.rs"]
 mod recording;
+mod settling;
 mod shrink;
 mod sound;
 mod stations;

@@ -73,6 +73,8 @@ pub(crate) enum Step {
     Wait(u64),
     /// A VIP changes.
     Change(Change),
+    /// Everybody waits until so many milliseconds after the start of the batch.
+    Until(u64),
 }
 
 /// What program and model differ in.
@@ -90,6 +92,8 @@ const EVENT_BYTES: usize = 128;
 const WINDOW: Duration = Duration::from_millis(1020);
 /// Longer than a moment of a slot's history: what is used before a change is older than that.
 const MOMENT: Duration = Duration::from_millis(80);
+/// By so much the library may be late to settle a slot, in milliseconds.
+const LAG: u64 = 600;
 /// Before all that happens, in milliseconds, so that there is a time before it.
 const EPOCH: u64 = 1_000_000_000;
 
@@ -194,6 +198,7 @@ impl Pair {
         self.reset();
         let mut begin = Instant::now();
         let mut result = Ok(());
+        let mut is_clear = true;
         for (i, step) in steps.iter().enumerate() {
             let done = match step {
                 Step::Frame(frame) => {
@@ -206,6 +211,13 @@ impl Pair {
                 }
                 Step::Change(change) => {
                     self.change(change);
+                    Ok(())
+                }
+                Step::Until(milliseconds) => {
+                    is_clear &= self.settle();
+                    let till = Duration::from_millis(*milliseconds);
+                    std::thread::sleep(till.saturating_sub(begin.elapsed()));
+                    is_clear &= self.settle();
                     Ok(())
                 }
                 Step::Wait(milliseconds) => {
@@ -222,8 +234,12 @@ impl Pair {
             }
         }
         let is_frame = |step: &Step| matches!(step, Step::Frame(_));
+        let settles = steps.iter().any(|step| matches!(step, Step::Until(_)));
+        if settles && !(is_clear && self.settle()) {
+            return Ok(false);
+        }
         let in_time = self.kind.flood.is_some() || !steps.iter().all(is_frame);
-        if in_time && begin.elapsed() > longest {
+        if in_time && !settles && begin.elapsed() > longest {
             return Ok(false);
         }
         result?;
@@ -253,6 +269,12 @@ impl Pair {
                 before.deviated += milliseconds;
             }
         }
+    }
+
+    /// Settles slots of the model as the library has settled its own; whether that is clear of all of them.
+    fn settle(&mut self) -> bool {
+        let now = self.now();
+        self.model.settle(now, LAG)
     }
 
     fn now(&self) -> u64 {

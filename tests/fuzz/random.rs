@@ -70,7 +70,7 @@ fn seed_of(seed: u64, kind: usize, batch: u64) -> u64 {
     rng.u64(..)
 }
 
-fn target(kind: &Kind, pair: &Pair) -> Target {
+pub(crate) fn target(kind: &Kind, pair: &Pair) -> Target {
     Target {
         gue_port: pair.gue_port(),
         max_frame: pair.max_frame(),
@@ -237,7 +237,7 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
 }
 
 /// What both make of a batch, unless it takes too long every time it is tried.
-fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference> {
+pub(crate) fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference> {
     for _ in 0..TRIES {
         if pair.play(steps)? {
             return Ok(true);
@@ -247,7 +247,7 @@ fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference> {
 }
 
 /// The difference, with as few and small frames as show it.
-fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
+pub(crate) fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
     let Err(first) = pair.play(&steps) else {
         return format!(
             "{}: frames that agree when they come again (step {:?}: {})",
@@ -273,6 +273,7 @@ fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
             Step::Frame(frame) => hex(frame),
             Step::Wait(milliseconds) => format!("{milliseconds} ms"),
             Step::Change(change) => format!("{change:?}"),
+            Step::Until(milliseconds) => format!("until {milliseconds} ms"),
         })
         .collect();
     format!(

@@ -64,7 +64,7 @@ fn what_fails_becomes_small() {
             .iter()
             .filter_map(|step| match step {
                 Step::Frame(frame) => Some(frame),
-                Step::Wait(_) | Step::Change(_) => None,
+                Step::Wait(_) | Step::Change(_) | Step::Until(_) => None,
             })
             .collect();
         let nine = frames.iter().position(|frame| frame.contains(&9));

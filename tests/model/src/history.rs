@@ -10,6 +10,7 @@ use crate::Time;
 use crate::Vip;
 use crate::VipNumber;
 use crate::bytes::PROTOCOL_TCP;
+use crate::bytes::PROTOCOL_UDP;
 use crate::config::Config;
 use crate::config::Tracking;
 
@@ -149,5 +150,23 @@ impl Balancer {
                 !was_base || before.is_needed()
             });
         }
+    }
+
+    /// Settles the slots that no flow needs any more that may still live. The library may be late by `lag`: whether no
+    /// slot is one of which that cannot be said now.
+    pub fn settle(&mut self, now: Time, lag: Time) -> bool {
+        let mut is_clear = true;
+        for vip in self.tables.vips.values_mut() {
+            let idle = match vip.protocol {
+                PROTOCOL_UDP => self.config.udp_timeout,
+                _ => self.config.flow_idle_timeout,
+            };
+            vip.unsettled.retain(|_, before| {
+                let silence = now - before.since.max(before.deviated);
+                is_clear &= silence <= idle || silence > idle + lag;
+                silence <= idle + lag
+            });
+        }
+        is_clear
     }
 }
