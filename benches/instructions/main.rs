@@ -8,7 +8,9 @@
 //! in arrays. The counts are exact and know no noise.
 //!
 //! cargo bench --bench instructions
-//! cargo bench --bench instructions -- --table KIND
+//! cargo bench --bench instructions -- --table KIND --tracking all|changed --changed
+//!
+//! `--changed` counts after every slot of every ring has gone from one real to another.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,6 +22,7 @@ use std::env;
 use std::process::ExitCode;
 
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::flows::Verdict;
 use katran_lab::allowed_cpus;
@@ -29,13 +32,16 @@ use katran_lab::stay_on;
 use crate::common::ACK;
 use crate::common::OTHER_PORT;
 use crate::common::PORT;
+use crate::common::Reals;
 use crate::common::SYN;
 use crate::common::TCP;
 use crate::common::UDP;
-use crate::common::balancer;
+use crate::common::change_every_slot;
 use crate::common::frame;
 use crate::common::quic_short;
+use crate::common::serve;
 use crate::common::serve_quic;
+use crate::common::settings;
 use crate::common::with_payload;
 use crate::machine::Executed;
 use crate::machine::Kernel;
@@ -68,6 +74,8 @@ enum Before {
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let mut table = FlowTableKind::default();
+    let mut tracking = FlowTracking::default();
+    let mut changed = false;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // It takes no time as it is.
@@ -79,8 +87,18 @@ fn main() -> ExitCode {
                     return ExitCode::from(2);
                 }
             },
+            "--tracking" => match arguments.next().unwrap_or_default().parse() {
+                Ok(which) => tracking = which,
+                Err(error) => {
+                    eprintln!("instructions: {error}");
+                    return ExitCode::from(2);
+                }
+            },
+            "--changed" => changed = true,
             _ => {
-                eprintln!("instructions: {argument} is not known; there is --table KIND");
+                eprintln!(
+                    "instructions: {argument} is not known; there are --table KIND, --tracking KIND and --changed"
+                );
                 return ExitCode::from(2);
             }
         }
@@ -88,7 +106,7 @@ fn main() -> ExitCode {
     require_root();
     let cpu = allowed_cpus()[0];
     stay_on(cpu);
-    println!("flow table {table}; one packet of each kind\n");
+    println!("flow table {table}, tracking {tracking}; one packet of each kind\n");
     println!(
         "| path | instructions | conditional jumps | lookups in hashes | in arrays | other helpers |"
     );
@@ -98,9 +116,13 @@ fn main() -> ExitCode {
             Before::Flood => Some(1),
             Before::Nothing | Before::Same => None,
         };
-        let mut katran = balancer(table, FLOW_TABLE_SIZE, threshold, &[cpu as u32]);
+        let builder = settings(table, FLOW_TABLE_SIZE, threshold, &[cpu as u32]);
+        let mut katran = serve(builder.flow_tracking(tracking));
         if path.quic {
             serve_quic(&mut katran);
+        }
+        if changed {
+            change_every_slot(&mut katran, Reals::V4);
         }
         path.prepare(&katran);
         let (executed, kernel) = path.execute(&katran, cpu);
