@@ -23,7 +23,7 @@
 #include <bpf/bpf_endian.h>
 
 static __always_inline int ipip_v4(const struct run *run, const struct packet *packet,
-				   const struct macs *macs, const struct real *real,
+				   const struct way *way, const struct real *real,
 				   enum family family)
 {
 	const __u16 tail = source_tail(packet, family) >> 16;
@@ -36,7 +36,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 		.protocol = family == FAMILY_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
 		/* Both halves as they lie in memory; the port's bytes come in swapped. */
 		.saddr = ipip_source_v4 |
-			 usable_host_v4((tail ^ __builtin_bswap16(packet->hash_source)) << 16),
+			 usable_host_v4((tail ^ __builtin_bswap16(hash_source(packet))) << 16),
 		.daddr = *(const __u32 *)real->address,
 	};
 	struct ethhdr *eth;
@@ -46,24 +46,24 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 	eth = grow(run, sizeof(outer));
 	if (!eth)
 		return drop(run, DROP_ENCAP_V4);
-	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IP));
+	ether_begin(run, eth, sizeof(outer), way, FAMILY_V4);
 	*(struct iphdr *)(eth + 1) = outer;
 	return XDP_TX;
 }
 
 static __always_inline int ipip_v6(const struct run *run, const struct packet *packet,
-				   const struct macs *macs, const struct real *real,
+				   const struct way *way, const struct real *real,
 				   enum family family)
 {
 	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
-	const __u32 tail = source_tail(packet, family) ^ packet->hash_source;
+	const __u32 tail = source_tail(packet, family) ^ hash_source(packet);
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
 	struct ipv6hdr *outer;
 
 	if (!eth)
 		return drop(run, DROP_ENCAP_V6);
-	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IPV6));
+	ether_begin(run, eth, sizeof(struct ipv6hdr), way, FAMILY_V6);
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
 	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)packet->tos << 20);
@@ -82,18 +82,18 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 }
 
 static __always_inline int encap(const struct run *run, const struct packet *packet,
-				 const struct macs *macs, const struct real *real,
+				 const struct way *way, const struct real *real,
 				 enum family family)
 {
 	/* The two share no code, so that neither pays for what the other needs. */
 	if (gue_is_on(run)) {
 		if (real->flags & REAL_IPV6)
-			return gue_v6(run, packet, macs, real, family);
-		return gue_v4(run, packet, macs, real, family);
+			return gue_v6(run, packet, way, real, family);
+		return gue_v4(run, packet, way, real, family);
 	}
 	if (real->flags & REAL_IPV6)
-		return ipip_v6(run, packet, macs, real, family);
-	return ipip_v4(run, packet, macs, real, family);
+		return ipip_v6(run, packet, way, real, family);
+	return ipip_v4(run, packet, way, real, family);
 }
 
 /* Wraps the packet for `real` and sends it out of the interface that it came in on, or of the one
@@ -101,12 +101,8 @@ static __always_inline int encap(const struct run *run, const struct packet *pac
 static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
 					  const struct real *real, __u32 number, enum family family)
 {
-	struct macs macs = {
-		.gateway = real->flags & REAL_IPV6 ? live.gateway_mac_v6 : live.gateway_mac,
-		.own = mac_load(run->eth->h_dest),
-	};
-	const struct port *port = NULL;
-	__u32 key;
+	struct way way = {};
+	__u32 key = 0;
 	int verdict;
 
 	if (is(run, FULL) && next_hops) {
@@ -114,15 +110,13 @@ static __always_inline int encap_and_send(const struct run *run, const struct pa
 
 		if (!hop)
 			return drop(run, DROP_NEXT_HOP_UNKNOWN);
-		macs.gateway = hop;
+		way.next_hop = hop;
 		key = hop >> HOP_PORT_SHIFT;
 		if (redirect)
-			port = other_port(run, key);
-		if (port)
-			macs.own = port->mac;
+			way.port = other_port(run, key);
 	}
-	verdict = encap(run, packet, &macs, real, family);
-	if (is(run, FULL) && redirect && port && verdict == XDP_TX) {
+	verdict = encap(run, packet, &way, real, family);
+	if (is(run, FULL) && redirect && way.port && verdict == XDP_TX) {
 		verdict = bpf_redirect_map(&devices, key, XDP_DROP);
 		if (verdict != XDP_REDIRECT)
 			return drop(run, DROP_REDIRECT_FAILED);

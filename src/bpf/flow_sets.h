@@ -273,8 +273,8 @@ LOOKED_AT_ONCE int sets_split(void)
 	return 0;
 }
 
-/* The entry that was chosen becomes the flow's. */
-static __always_inline void sets_remember(void *table, struct flow_set *set,
+/* The entry that was chosen becomes the flow's. True: sets are to be split. */
+static __always_inline bool sets_remember(void *table, struct flow_set *set,
 					  const struct active_sets *active, __u64 fingerprint,
 					  int chosen, __u32 id, __u32 used)
 {
@@ -282,11 +282,10 @@ static __always_inline void sets_remember(void *table, struct flow_set *set,
 	struct flow_entry *entry;
 
 	if (!set)
-		return;
+		return false;
 	entry = entry_at(set, way * sizeof(*entry));
 	entry->tag = fingerprint ^ id;
 	entry->value.id = id;
 	entry->value.used = used;
-	if (way >= WAYS_PER_LINE - 1 && table && active->count < flow_sets)
-		sets_split();
+	return way >= WAYS_PER_LINE - 1 && table && active->count < flow_sets;
 }

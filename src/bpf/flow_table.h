@@ -54,6 +54,19 @@ static __always_inline struct flow_value *flow_lookup(const struct flow_place *p
 	return lru_find(place->table, key, id);
 }
 
+/* The same of a flow that is in registers. If its own address were handed to the kernel, it would have to be in memory all
+ * along, also where the table is of the other kind. */
+static __always_inline struct flow_value *flow_lookup_copied(const struct flow_place *place,
+							     const struct flow_key *key, __u32 *id)
+{
+	if (flow_table_kind == FLOW_TABLE_LRU) {
+		const struct flow_key copy = *key;
+
+		return lru_find(place->table, &copy, id);
+	}
+	return sets_find(place->set, place->fingerprint, id);
+}
+
 /* Whether the stamp is at most so many ticks old. What is a little ahead is an entry of the shared
  * table that another CPU has stamped since, or ticks that have their low bits set. */
 static __always_inline bool used_since(__u32 used, __u32 now, __u32 ticks)
@@ -81,7 +94,7 @@ static __always_inline struct real *flow_find(const struct run *run,
 {
 	struct real *real;
 	__u32 id = 0;
-	struct flow_value *value = flow_lookup(place, key, &id);
+	struct flow_value *value = flow_lookup_copied(place, key, &id);
 
 	if (!value)
 		return NULL;
@@ -123,7 +136,9 @@ static __always_inline struct real *flow_follow(const struct flow_place *place,
 		value = &entry->value;
 		id = entry_real(entry, place->fingerprint);
 	} else {
-		value = lru_find(place->table, key, &id);
+		const struct flow_key copy = *key;
+
+		value = lru_find(place->table, &copy, &id);
 		if (!value)
 			return NULL;
 	}
@@ -135,18 +150,34 @@ static __always_inline struct real *flow_follow(const struct flow_place *place,
 }
 
 /* Remembers a flow of which one packet has been seen, in the place that was chosen; `bits` are of
- * USED_BITS. */
-static __always_inline void flow_remember(const struct run *run, const struct flow_place *place,
+ * USED_BITS. True: sets are to be split, which is left to the caller, for its own caller may have more of the stack. */
+static __always_inline bool flow_remember(const struct run *run, const struct flow_place *place,
 					  const struct flow_key *key, int chosen, __u32 id,
 					  __u32 now, __u32 bits)
 {
 	const __u32 used = (now & ~USED_BITS) | bits;
 
 	if (flow_table_kind == FLOW_TABLE_SETS)
-		sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint, chosen,
-			      id, used);
-	else
-		lru_remember(place->table, key, id, used);
+		return sets_remember(place->table, place->set, &run->cpu->sets, place->fingerprint,
+				     chosen, id, used);
+	lru_remember(place->table, key, id, used);
+	return false;
+}
+
+/* The same of a flow that is in registers. */
+static __always_inline void flow_remember_copied(const struct run *run,
+						 const struct flow_place *place,
+						 const struct flow_key *key, int chosen, __u32 id,
+						 __u32 now, __u32 bits)
+{
+	if (flow_table_kind == FLOW_TABLE_LRU) {
+		const struct flow_key copy = *key;
+
+		lru_remember(place->table, &copy, id, (now & ~USED_BITS) | bits);
+		return;
+	}
+	if (flow_remember(run, place, key, chosen, id, now, bits))
+		sets_split();
 }
 
 /* Takes out what the table knows of the flow. */
@@ -197,8 +228,9 @@ LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 		return 0;
 	key = &run.cpu->scratch.query.flow;
 	place = flow_locate(&run, key, FAMILY_V6);
-	flow_remember(&run, &place, key, flow_choose(&place, ticks_now()), id, ticks_now(),
-		      bits & USED_BITS);
+	if (flow_remember(&run, &place, key, flow_choose(&place, ticks_now()), id, ticks_now(),
+			  bits & USED_BITS))
+		sets_split();
 	return 0;
 }
 

@@ -30,14 +30,14 @@
 static __always_inline __u16 gue_port_v4(const struct packet *packet, enum family family)
 {
 	return usable_port(source_tail(packet, family) >> 16 ^
-			   __builtin_bswap16(packet->hash_source));
+			   __builtin_bswap16(hash_source(packet)));
 }
 
 static __always_inline __u16 gue_port_v6(const struct packet *packet, enum family family)
 {
 	const __u32 tail = source_tail(packet, family);
 
-	return usable_port((family == FAMILY_V6 ? tail : tail >> 16) ^ packet->hash_source);
+	return usable_port((family == FAMILY_V6 ? tail : tail >> 16) ^ hash_source(packet));
 }
 
 /* Bytes that are added up at a time where a packet is added up as a whole. */
@@ -141,7 +141,7 @@ static __always_inline struct udphdr gue_header(const struct run *run, const str
 }
 
 static __always_inline int gue_v4(const struct run *run, const struct packet *packet,
-				  const struct macs *macs, const struct real *real,
+				  const struct way *way, const struct real *real,
 				  enum family family)
 {
 	const __u32 size = sizeof(struct iphdr) + sizeof(struct udphdr);
@@ -165,14 +165,14 @@ static __always_inline int gue_v4(const struct run *run, const struct packet *pa
 	eth = grow(run, size);
 	if (!eth)
 		return drop(run, DROP_ENCAP_V4);
-	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IP));
+	ether_begin(run, eth, size, way, FAMILY_V4);
 	*(struct iphdr *)(eth + 1) = outer;
 	*(struct udphdr *)((struct iphdr *)(eth + 1) + 1) = udp;
 	return XDP_TX;
 }
 
 static __always_inline int gue_v6(const struct run *run, const struct packet *packet,
-				  const struct macs *macs, const struct real *real,
+				  const struct way *way, const struct real *real,
 				  enum family family)
 {
 	const struct own_addresses *own = own_addresses();
@@ -181,12 +181,13 @@ static __always_inline int gue_v6(const struct run *run, const struct packet *pa
 	const struct udphdr udp =
 		gue_header(run, packet, gue_port_v6(packet, family), addresses, family);
 	const __u32 *address = (const __u32 *)real->address;
-	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr) + sizeof(struct udphdr));
+	const __u32 size = sizeof(struct ipv6hdr) + sizeof(struct udphdr);
+	struct ethhdr *eth = grow(run, size);
 	struct ipv6hdr *outer;
 
 	if (!eth)
 		return drop(run, DROP_ENCAP_V6);
-	ether_write(eth, macs->gateway, macs->own, bpf_htons(ETH_P_IPV6));
+	ether_begin(run, eth, size, way, FAMILY_V6);
 	outer = (struct ipv6hdr *)(eth + 1);
 	/* Version, traffic class, and a flow label of 0. */
 	*(__be32 *)outer = bpf_htonl(6u << 28 | (__u32)packet->tos << 20);

@@ -34,7 +34,7 @@
 /* Counts a flow that an id took from another real. */
 static __always_inline void count_moved(const struct id_query *query)
 {
-	struct vip_counters *of_vip = counters_of_vip(&query->vip_number);
+	struct vip_counters *of_vip = counters_of_vip(query->vip_number);
 
 	if (of_vip)
 		of_vip->server_id_moved++;
@@ -104,7 +104,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 	__u32 id = 0;
 
 	if (query->tcp_flags & TCP_SYN) {
-		struct vip_counters *of_vip = counters_of_vip(&query->vip_number);
+		struct vip_counters *of_vip = counters_of_vip(query->vip_number);
 
 		count->syn++;
 		if (of_vip)

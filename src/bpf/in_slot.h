@@ -17,83 +17,52 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-/* What is known of an unsettled slot at the moment `now`. */
-struct history {
-	__u32 base; /* a real's number; 0: none */
-	bool takes_new;
-	__u16 since;
-	__u16 now;
-};
-
-static __always_inline struct history history_of(const struct slot *slot, __u64 ticks, bool udp)
-{
-	struct history history = { .now = moment_of(ticks, udp) };
-	const struct ring_planes *planes = slot->planes;
-	__u16 *word;
-
-	if (!planes)
-		return history;
-	word = plane_word(planes->bases, slot->index);
-	if (word) {
-		history.base = *word & BASE_REAL;
-		history.takes_new = *word & BASE_TAKES_NEW;
-	}
-	word = plane_word(planes->since, slot->index);
-	if (word)
-		history.since = *word;
-	return history;
-}
-
-/* A packet of the slot goes to another real than the ring's. This and the next function are no part of their caller,
- * whose stack would be too long otherwise. */
-static __noinline void note_deviation(__u32 ring, __u32 index, __u16 now)
-{
-	const struct slot slot = find_slot(ring, index);
-	__u16 *word = slot.planes ? plane_word(slot.planes->deviated, index) : NULL;
-
-	if (word && *word != now)
-		*word = now;
-}
-
 /* Where a packet in an unsettled slot goes that no entry leads: the real's number. `first`: it is a SYN. */
-static __always_inline __u32 without_entry(const struct run *run, const struct history *history,
+static __always_inline __u32 without_entry(const struct run *run, const struct slot_past *past,
 					   __u32 current, bool udp, bool first, __u64 now)
 {
-	if (udp) {
-		const __u16 age = history->now - (history->since & ~MOMENT_BIT);
+	const __u32 base = past->base & BASE_REAL;
 
-		return history->base &&
-				       (__u32)(age >> 1) << udp_moment_shift <= udp_timeout ?
-			       history->base :
-			       current;
+	if (udp) {
+		const __u16 age = moment_of(now, udp) - (past->since & ~MOMENT_BIT);
+
+		return base && (__u32)(age >> 1) << udp_moment_shift <= udp_timeout ? base :
+											 current;
 	}
 	if (!first)
-		return history->base ? history->base : current;
+		return base ? base : current;
 	/* On its base a flow needs no entry. */
-	return history->takes_new && in_flood(run, now) ? history->base : current;
+	return (past->base & BASE_TAKES_NEW) && in_flood(run, now) ? base : current;
+}
+
+/* Whether the VIP has no flows on this real any more, though the real is there. No part of its caller, whose stack would
+ * have the key. */
+static __noinline bool is_given_up(__u32 vip_number, __u32 id)
+{
+	const struct down_real key = { .vip = vip_number, .real = id };
+
+	return bpf_map_lookup_elem(&down_reals, &key);
 }
 
 /* Whether the entry of a flow in an unsettled slot leads its packet: it is not older than the change, nor too
  * old for the protocol, and its real is there. */
-static __noinline bool leads(const struct id_query *query, const struct flow_value *value, __u32 id,
-			     __u16 since)
+static __always_inline bool leads(const struct id_query *query, const struct flow_value *value,
+				  __u32 id, __u16 since, bool udp, bool first, __u64 now)
 {
-	const struct down_real key = { .vip = query->vip_number, .real = id };
-	const bool udp = query->flow.protocol == IPPROTO_UDP;
-	const __u64 now = ticks_now();
+	const struct real *real = real_of_slot(id & REAL_NUMBER_MASK);
 
-	if (!is_real(id) || !not_before(moment_of(value->used, udp), since))
+	if (!real || real->id != id || !not_before(moment_of(value->used, udp), since))
 		return false;
 	if (udp && !used_since(value->used, now, udp_timeout))
 		return false;
-	if ((query->tcp_flags & TCP_SYN) && !used_since(value->used, now, syn_follows))
+	if (first && !used_since(value->used, now, syn_follows))
 		return false;
-	return !(query->vip.flags & VIP_VOID_FLOWS) || !bpf_map_lookup_elem(&down_reals, &key);
+	return likely(!(query->vip.flags & VIP_VOID_FLOWS)) || !is_given_up(query->vip_number, id);
 }
 
 /* Remembers a flow in an unsettled slot that goes to this real. A connection on its base needs no entry, and an old one
- * would catch it. `value` is what the table knows of the flow, if it does. */
-static __always_inline void remember_in_slot(const struct run *run, const struct flow_place *place,
+ * would catch it. `value` is what the table knows of the flow, if it does. True: sets are to be split. */
+static __always_inline bool remember_in_slot(const struct run *run, const struct flow_place *place,
 					     const struct flow_key *key, struct flow_value *value,
 					     __u32 number, __u32 base, __u64 now)
 {
@@ -103,17 +72,17 @@ static __always_inline void remember_in_slot(const struct run *run, const struct
 	if (key->protocol != IPPROTO_UDP && number == base) {
 		if (value)
 			flow_forget(place, key, value);
-		return;
+		return false;
 	}
 	if (!real)
-		return;
+		return false;
 	/* 0: the real was taken back since. */
 	id = *(volatile __u32 *)&real->id;
 	if (!id)
-		return;
+		return false;
 	/* Counted for the guard, but remembered all the same: else it would be lost at its next packet. */
 	under_flood(run, now);
-	flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
+	return flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
 }
 
 /* What is said of a packet in an unsettled slot besides the number of its real. */
@@ -122,6 +91,7 @@ enum in_slot {
 	IN_SLOT_BY_BASE = 1 << 17,
 	IN_SLOT_MISS = 1 << 18, /* of a flow that is new, or has most likely lost its real */
 	IN_SLOT_BROKEN = 1 << 19, /* the latter */
+	IN_SLOT_SPLIT = 1 << 20, /* sets are to be split */
 };
 
 /* The number of the real of the packet that this CPU's record describes, in an unsettled slot, and bits of enum
@@ -136,48 +106,51 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index, __u32 special)
 		.variant = special ? SPECIAL : PLAIN,
 	};
 	const __u64 now = ticks_now();
+	__u32 current = 0, number, answer, id = 0;
 	const struct id_query *query;
 	struct flow_value *value;
 	struct flow_place place;
-	struct history history;
-	__u32 current, number, answer, id = 0;
-	struct slot slot;
-	bool udp, first, leaves, entry_leads;
+	struct slot_past *past;
+	bool udp, first, leaves;
+	__u16 moment;
 
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !run.cpu)
 		return 0;
 	query = &run.cpu->scratch.query;
-	slot = find_slot(ring, index);
-	current = number_in(&slot);
-	history = history_of(&slot, now, query->flow.protocol == IPPROTO_UDP);
 	place = flow_locate(&run, &query->flow, FAMILY_V6);
-	value = flow_lookup(&place, &query->flow, &id);
-	entry_leads = value && leads(query, value, id, history.since);
-	/* What it says is read again and not kept on the stack, which is short. */
-	barrier_var(query);
+	past = find_past(ring, index, &current);
+	if (!past)
+		return 0;
+	current &= SLOT_REAL;
 	udp = query->flow.protocol == IPPROTO_UDP;
 	first = query->tcp_flags & TCP_SYN;
 	/* RSTs and ICMP errors leave entries alone. */
 	leaves = query->icmp || (query->tcp_flags & TCP_RST);
-	if (entry_leads) {
+	value = flow_lookup(&place, &query->flow, &id);
+	if (value && leads(query, value, id, past->since, udp, first, now)) {
 		number = id & REAL_NUMBER_MASK;
 		answer = number | IN_SLOT_BY_ENTRY;
 		if (!first && !leaves)
 			flow_stamp(&run, value, now);
 	} else {
-		number = without_entry(&run, &history, current, udp, first, now);
+		const __u32 base = past->base & BASE_REAL;
+
+		number = without_entry(&run, past, current, udp, first, now);
 		answer = number;
-		if (number && number == history.base)
+		if (number && number == base)
 			answer |= IN_SLOT_BY_BASE;
 		else if (number && !udp && !first && !leaves)
 			answer |= IN_SLOT_MISS | IN_SLOT_BROKEN;
 		if (number && (udp || first) && !leaves) {
 			answer |= IN_SLOT_MISS;
-			remember_in_slot(&run, &place, &query->flow, value, number, history.base, now);
+			if (remember_in_slot(&run, &place, &query->flow, value, number, base, now))
+				answer |= IN_SLOT_SPLIT;
 		}
 	}
-	if (number != current)
-		note_deviation(ring, index, history.now);
+	moment = moment_of(now, udp);
+	/* Written only if it changes: all CPUs share it. */
+	if (number != current && past->deviated != moment)
+		past->deviated = moment;
 	return answer;
 }

@@ -50,7 +50,7 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 	struct real *real;
 
 	real = choose_real(run, packet, choice, family);
-	if (!real)
+	if (unlikely(!real))
 		return drop(run, choice->reason);
 	return send_out(run, packet, choice, real, family);
 }
@@ -79,21 +79,21 @@ static __always_inline int forward(const struct run *run, struct packet *packet,
 	} else {
 		found = find_vip(packet, family, &choice.vip_number, &choice.vip);
 	}
-	if (!found)
+	if (unlikely(!found))
 		return pass(run, STEP_NO_VIP);
 	if (!sorts_early(run) && is_for_others(run))
 		return pass(run, STEP_OTHER_STATION);
 	if (is(run, EXPLAINS))
 		run->explanation->vip = choice.vip_number + 1;
 
-	if (run->length > live.max_frame) {
+	if (unlikely(run->length > live.max_frame)) {
 		note_step(run, STEP_TOO_BIG);
 		tell(run, EVENT_TOO_BIG);
 		if (!feature(FEATURE_ICMP_TOO_BIG) || !may_be_answered(packet, family))
 			return drop(run, DROP_TOO_BIG);
 		return family == FAMILY_V6 ? too_big_v6(run) : too_big_v4(run);
 	}
-	if (is_special(run, packet, choice.vip.flags))
+	if (unlikely(is_special(run, packet, choice.vip.flags)))
 		return walk_specially(run, packet, &choice, arrived);
 	packet->flow.vip = choice.vip_number + 1;
 	return choose_and_send(run, packet, &choice, family);
@@ -115,8 +115,8 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 
 		if (verdict != CONTINUE)
 			return verdict;
-	} else if (!(family == FAMILY_V6 ? parse_plain_v6(run, &cursor, &packet) :
-			  parse_plain_v4(run, &cursor, &packet))) {
+	} else if (unlikely(!(family == FAMILY_V6 ? parse_plain_v6(run, &cursor, &packet) :
+				      parse_plain_v4(run, &cursor, &packet)))) {
 		return walk_rarely(run, arrived, 0);
 	}
 	return forward(run, &packet, arrived, family);
@@ -166,7 +166,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	run.eth = cursor_take(&cursor, sizeof(*run.eth));
 	if (!run.eth)
 		return drop(&run, DROP_FRAME_TRUNCATED);
-	run.length = frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	run.length = (variant & FULL) && frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	arrived = run.length;
 	if (variant & RARE) {
 		arrived = run.cpu->scratch.rare.arrived;

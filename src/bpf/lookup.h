@@ -10,13 +10,18 @@
 #include <linux/in.h>
 
 /* The VIP of this number; NULL if there can be none. */
-static __always_inline struct vip_info *vip_at(__u32 number)
+static __always_inline struct vip_info *vip_at(__u64 number)
 {
 	struct vip_info *infos = vip_infos;
 
 	/* As far as the compiler knows, the section has the length that it was declared with. */
 	barrier_var(infos);
-	return number < max_vips ? &infos[number] : NULL;
+	__builtin_assume(infos != NULL);
+	if (number >= max_vips)
+		return NULL;
+	/* The access comes after the comparison, with the register that was compared. */
+	barrier_var(number);
+	return &infos[number];
 }
 
 /* A multilinear hash, mixed (see flow_sets.h): addresses and ports in a row spread like others. */
@@ -42,9 +47,9 @@ static __always_inline bool same_vip(const struct vip_key *a, const struct vip_k
 	return family == FAMILY_V4 || (one[1] == other[1] && one[2] == other[2] && one[3] == other[3]);
 }
 
-/* The number of the VIP with this very key. */
-static __always_inline bool find_exact_vip(const struct vip_key *key,
-					   enum family family, __u32 *number)
+/* The VIP with this very key, and its number; NULL: there is none. */
+static __always_inline struct vip_info *find_exact_vip(const struct vip_key *key,
+						       enum family family, __u32 *number)
 {
 	__u16 *heads = vip_heads;
 	struct vip_info *info;
@@ -52,16 +57,23 @@ static __always_inline bool find_exact_vip(const struct vip_key *key,
 
 	barrier_var(heads);
 	next = heads[vip_hash((const __u32 *)key, family)];
-	for (int i = 0; i < VIP_CHAIN && next; i++) {
+	if (!next)
+		return NULL;
+	*number = next - 1;
+	info = vip_at(*number);
+	/* Most chains have one. */
+	if (likely(info && same_vip(&info->key, key, family)))
+		return info;
+	for (int i = 1; i < VIP_CHAIN && info; i++) {
+		next = info->next;
+		if (!next)
+			return NULL;
 		*number = next - 1;
 		info = vip_at(*number);
-		if (!info)
-			return false;
-		if (same_vip(&info->key, key, family))
-			return true;
-		next = info->next;
+		if (info && same_vip(&info->key, key, family))
+			return info;
 	}
-	return false;
+	return NULL;
 }
 
 /* The number of the prefix VIP that covers `key` best. */
@@ -82,15 +94,38 @@ static __always_inline bool find_prefix_vip(const struct vip_key *key, __u32 *nu
 	return found;
 }
 
-/* The number of the VIP that is no exact match: a prefix, then any port, then both. */
-static __always_inline bool find_inexact_vip(struct vip_key *key, enum family family, __u32 *number)
+/* The VIP that is no exact match: a prefix, then any port, then both. */
+static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, enum family family,
+							 __u32 *number)
 {
+	struct vip_info *info;
+
 	if (live.prefix_vips && find_prefix_vip(key, number))
-		return true;
+		return vip_at(*number);
 	key->port = 0;
-	if (live.any_port_vips && find_exact_vip(key, family, number))
-		return true;
-	return live.any_port_prefix_vips && find_prefix_vip(key, number);
+	if (live.any_port_vips) {
+		info = find_exact_vip(key, family, number);
+		if (info)
+			return info;
+	}
+	if (live.any_port_prefix_vips && find_prefix_vip(key, number))
+		return vip_at(*number);
+	return NULL;
+}
+
+/* Has a packet's port not count. It counts for TCP's flows all the same, which tables tell apart. */
+static __always_inline void ignore_source(struct packet *packet, __u64 any)
+{
+	packet->hash_ports &= 0xffff0000;
+	if (packet->flow.protocol == IPPROTO_UDP)
+		packet->flow.source_port = unknown_zero(any);
+}
+
+static __always_inline void ignore_destination(struct packet *packet, __u64 any)
+{
+	packet->hash_ports &= 0xffff;
+	if (packet->flow.protocol == IPPROTO_UDP)
+		packet->flow.destination_port = unknown_zero(any);
 }
 
 /* The VIP of the packet's destination; false if there is none. After a hit by anything but address and
@@ -106,31 +141,26 @@ static __always_inline bool find_vip(struct packet *packet,
 		.family = packet->flow.family,
 	};
 	struct vip_info *info;
-	bool exact;
 	__u64 word;
 
 	__builtin_memcpy(key.address, packet->flow.destination, sizeof(key.address));
-	exact = find_exact_vip(&key, family, number);
-	if (!exact && !find_inexact_vip(&key, family, number))
-		return false;
-	info = vip_at(*number);
-	if (!info)
-		return false;
-	/* One load, so that flags and ring are of the same moment. */
-	word = *(volatile __u64 *)&info->vip;
-	__builtin_memcpy(vip, &word, sizeof(*vip));
-	/* Both at once. */
-	*(__u32 *)&packet->hash_source = *(const __u32 *)&packet->flow.source_port;
-	if (!exact && !(vip->flags & (VIP_DPORT_HASH | VIP_SRC_DST_PORT))) {
-		packet->hash_destination = unknown_zero(word);
-		if (packet->flow.protocol == IPPROTO_UDP)
-			packet->flow.destination_port = packet->hash_destination;
+	packet->hash_ports = packet->flow.source_port | (__u32)packet->flow.destination_port << 16;
+	info = find_exact_vip(&key, family, number);
+	if (likely(info)) {
+		/* One load, so that flags and ring are of the same moment. */
+		word = *(volatile __u64 *)&info->vip;
+	} else {
+		info = find_inexact_vip(&key, family, number);
+		if (!info)
+			return false;
+		word = *(volatile __u64 *)&info->vip;
+		if (!(word & (VIP_DPORT_HASH | VIP_SRC_DST_PORT)))
+			ignore_destination(packet, word);
 	}
-	if (vip->flags & VIP_NO_SRC_PORT) {
-		packet->hash_source = unknown_zero(word);
-		if (packet->flow.protocol == IPPROTO_UDP)
-			packet->flow.source_port = packet->hash_source;
-	}
+	vip->flags = word;
+	vip->ring = word >> 32;
+	if (vip->flags & VIP_NO_SRC_PORT)
+		ignore_source(packet, word);
 	return true;
 }
 
@@ -218,11 +248,9 @@ static __always_inline __u32 hash_two(__u32 first, __u32 second)
 	return lookup3_finish(&state);
 }
 
-/* The flow hash of the spec, over the source address and both ports. */
-static __always_inline __u32 hash_flow(const __u32 source[4], __be16 source_port,
-				       __be16 destination_port, enum family family)
+/* The flow hash of the spec, over the source address and both ports: the source's in the lower half. */
+static __always_inline __u32 hash_flow(const __u32 source[4], __u32 ports, enum family family)
 {
-	const __u32 ports = source_port | (__u32)destination_port << 16;
 	struct lookup3 state;
 
 	if (family == FAMILY_V4)
@@ -246,7 +274,12 @@ static __always_inline __u16 *ring_at(__u32 ring)
 	return chunk ? bpf_map_lookup_elem(chunk, &element) : NULL;
 }
 
-static __always_inline struct vip_counters *counters_of_vip(const __u32 *number)
+static __always_inline struct vip_counters *counters_of_vip(__u32 number)
 {
-	return bpf_map_lookup_elem(&vip_counters, number);
+	return bpf_map_lookup_elem(&vip_counters, &number);
+}
+
+static __always_inline struct real_counters *counters_of_real(__u32 number)
+{
+	return bpf_map_lookup_elem(&real_counters, &number);
 }

@@ -56,11 +56,10 @@ static __always_inline void outer_fragmentation(const struct run *run, struct ip
 		outer->id = bpf_htons(run->cpu->counters.tx.packets);
 }
 
-/* To the gateway; from the address that the frame came to. Both are loaded before the outer
- * header overwrites the old Ethernet header. */
-struct macs {
-	__u64 gateway;
-	__u64 own;
+/* The way to a real that has one of its own. */
+struct way {
+	__u64 next_hop; /* a MAC address; above it is whatever */
+	const struct port *port; /* NULL: out of the interface that the frame came in on */
 };
 
 /* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
@@ -73,4 +72,20 @@ static __always_inline struct ethhdr *grow(const struct run *run, const __u32 si
 		return NULL;
 	cursor = cursor_of(run->ctx);
 	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
+}
+
+/* Writes the Ethernet header of a frame that has grown by `size` bytes, before the outer header lies over the old one:
+ * to the gateway for reals of `outer`, from the address that the frame came to, or as the way says. */
+static __always_inline void ether_begin(const struct run *run, struct ethhdr *eth, const __u32 size,
+					const struct way *way, enum family outer)
+{
+	const struct ethhdr *old = (void *)eth + size;
+	__u64 to = outer == FAMILY_V6 ? live.gateway_mac_v6 : live.gateway_mac;
+	__u64 from = mac_load(old->h_dest);
+
+	if (is(run, FULL) && next_hops)
+		to = way->next_hop;
+	if (is(run, FULL) && redirect && way->port)
+		from = way->port->mac;
+	ether_write(eth, to, from, bpf_htons(outer == FAMILY_V6 ? ETH_P_IPV6 : ETH_P_IP));
 }

@@ -87,7 +87,7 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 		return NULL;
 	if (of_client) {
 		run->cpu->counters.quic.initial++;
-		of_vip = counters_of_vip(&vip_number);
+		of_vip = counters_of_vip(vip_number);
 		if (of_vip)
 			of_vip->server_id_new++;
 		*initial = true;

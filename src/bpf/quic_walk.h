@@ -30,7 +30,7 @@ static __always_inline bool read_datagram(const struct run *run, const struct id
 					  struct cursor *cursor, struct packet *packet,
 					  enum family family)
 {
-	const __u32 ports = *(const __u32 *)&query->hash_source;
+	const __u32 ports = query->hash_ports;
 	const struct udphdr *udp;
 
 	if (family == FAMILY_V6) {
@@ -52,7 +52,7 @@ static __always_inline bool read_datagram(const struct run *run, const struct id
 	if (!udp)
 		return false;
 	*(__u32 *)&packet->flow.source_port = ports;
-	*(__u32 *)&packet->hash_source = ports;
+	packet->hash_ports = ports;
 	if (gue_is_on(run))
 		packet->unchecked = !udp->check;
 	return true;

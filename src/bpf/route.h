@@ -147,7 +147,7 @@ static __always_inline void count_watched(const struct choice *choice)
 
 	if (live.watched_vip != choice->vip_number + 1)
 		return;
-	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
+	of_real = counters_of_real(choice->number);
 	if (of_real)
 		of_real->misses++;
 }
@@ -168,7 +168,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	const bool error = is_error(run, packet);
 	/* So far: what the ring chooses by the port alone is not remembered. */
 	bool forget = flags & VIP_DPORT_HASH;
-	__be16 hash_port = packet->hash_source;
+	__u32 hash_ports = packet->hash_ports;
 	struct real *real;
 	struct slot slot;
 	int chosen;
@@ -208,15 +208,14 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		if (forget) {
 			/* Such a flow is not remembered, so nothing else needs to know whose it is. */
 			__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
-			hash_port = packet->hash_destination;
+			hash_ports = hash_ports >> 16 | (hash_ports & 0xffff0000);
 		}
 		note_step(run, STEP_RING);
 		choice->reason = DROP_RING_EMPTY;
 		if (choice->vip.ring == RING_NONE)
 			return NULL;
 		slot = find_slot(choice->vip.ring,
-				 hash_flow((const __u32 *)packet->flow.source, hash_port,
-					   packet->hash_destination, family));
+				 hash_flow((const __u32 *)packet->flow.source, hash_ports, family));
 		choice->number = number_in(&slot);
 		if (!choice->number)
 			return NULL;
@@ -232,7 +231,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
 	    !under_flood(run, now))
-		flow_remember(run, &choice->place, &packet->flow, chosen, id, now, USED_NO_ID);
+		flow_remember_copied(run, &choice->place, &packet->flow, chosen, id, now,
+				     USED_NO_ID);
 	run->cpu->counters.flow_misses++;
 	count_watched(choice);
 	return real;
@@ -244,7 +244,7 @@ static __always_inline struct real *by_settled_slot(const struct run *run, struc
 {
 	run->cpu->counters.settled++;
 	note_step(run, STEP_SETTLED_SLOT);
-	choice->number = number_in(slot);
+	choice->number = slot->word & SLOT_REAL;
 	choice->reason = DROP_RING_EMPTY;
 	if (!choice->number)
 		return NULL;
@@ -268,7 +268,7 @@ static __always_inline void describe_flow(struct id_query *query, const struct p
 	}
 	*(__u32 *)&query->flow.source_port =
 		packet->flow.source_port | packet->flow.destination_port << 16;
-	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
+	query->hash_ports = packet->hash_ports;
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;
@@ -300,6 +300,8 @@ static __always_inline struct real *by_unsettled_slot(const struct run *run,
 						   STEP_RING);
 	run->cpu->counters.by_entry += !!(answer & IN_SLOT_BY_ENTRY);
 	run->cpu->counters.by_base += !!(answer & IN_SLOT_BY_BASE);
+	if (answer & IN_SLOT_SPLIT)
+		sets_split();
 	if (answer & IN_SLOT_MISS) {
 		run->cpu->counters.flow_misses++;
 		count_watched(choice);
@@ -367,7 +369,7 @@ static __always_inline int walk_quic(const struct run *run, const struct packet 
 	query->vip_number = choice->vip_number;
 	query->vip.flags = choice->vip.flags;
 	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
-	*(__u32 *)&query->hash_source = packet->hash_source | packet->hash_destination << 16;
+	query->hash_ports = packet->hash_ports;
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_QUIC);
 	return drop(run, DROP_PROGRAM_MISSING);
 }
@@ -389,8 +391,7 @@ static __always_inline struct packet packet_of(const struct id_query *query)
 {
 	return (struct packet){
 		.flow = query->flow,
-		.hash_source = query->hash_source,
-		.hash_destination = query->hash_destination,
+		.hash_ports = query->hash_ports,
 		.l3_length = query->l3_length,
 		.tos = query->tos,
 		.icmp = query->icmp,
@@ -413,16 +414,18 @@ static __always_inline struct real *choose_real(const struct run *run, struct pa
 						struct choice *choice, enum family family)
 {
 	const __u32 flags = choice->vip.flags;
-	const __u64 now = ticks_now();
 	const bool syn = packet->tcp_flags & TCP_SYN;
 	struct real *real = NULL;
+	__u64 now;
 
-	if (tracks_changes(run, packet, flags)) {
+	if (likely(tracks_changes(run, packet, flags))) {
 		const struct slot slot = slot_of(packet, &choice->vip, family);
 
-		return is_unsettled(&slot) ? by_unsettled_slot(run, packet, choice, slot.index) :
-					     by_settled_slot(run, choice, &slot);
+		return likely(!is_unsettled(&slot)) ?
+			       by_settled_slot(run, choice, &slot) :
+			       by_unsettled_slot(run, packet, choice, slot.index);
 	}
+	now = ticks_now();
 	run->cpu->counters.flow_packets++;
 	choice->place = flow_locate(run, &packet->flow, family);
 	if (is(run, SPECIAL)) {

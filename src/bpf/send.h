@@ -22,13 +22,13 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 
 	if (is(run, EXPLAINS))
 		run->explanation->real = choice->number;
-	of_vip = counters_of_vip(&choice->vip_number);
+	of_vip = counters_of_vip(choice->vip_number);
 	if (of_vip)
 		count_frame(&of_vip->forwarded, packet->l3_length);
-	of_real = bpf_map_lookup_elem(&real_counters, &choice->number);
+	of_real = counters_of_real(choice->number);
 	if (of_real)
 		count_frame(&of_real->forwarded, packet->l3_length);
-	if (feature(FEATURE_LOCAL_DELIVERY) && (choice->vip.flags & VIP_LOCAL) &&
+	if ((choice->vip.flags & VIP_LOCAL) && feature(FEATURE_LOCAL_DELIVERY) &&
 	    (real->flags & REAL_LOCAL)) {
 		run->cpu->counters.local++;
 		return XDP_PASS;

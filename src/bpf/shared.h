@@ -35,6 +35,8 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
+	/* Set by the library if tables are asked for the VIP's flows only where slots are unsettled. */
+	VIP_TRACKS_CHANGES = 1 << 28,
 	/* Set by the library while entries of the VIP's flows may be void: `down_reals` says which. */
 	VIP_VOID_FLOWS = 1 << 29,
 	/* Set by the library while a VIP has no reals at all: its flows' entries are not looked at. */
@@ -72,14 +74,25 @@ enum ring_constant {
 	RING_NONE = 0x7fffffff,
 };
 
-/* What a slot's word says where only what changed is tracked, and the words of its planes. */
+/* What a slot's word says where only what changed is tracked, and the words of its past. */
 enum slot_constant {
 	SLOT_REAL = (1 << 15) - 1, /* the number of the real that the ring names; 0: none */
 	SLOT_UNSETTLED = 1 << 15,
 	BASE_REAL = (1 << 15) - 1, /* the base's number; 0: none */
 	BASE_TAKES_NEW = 1 << 15, /* its weight is not 0 */
 	MOMENT_BIT = 1, /* of moments: not the program's */
+	/* Slot s of a ring has its past in record s / PLANES of plane s % PLANES. */
+	PLANES = 4,
 };
+
+/* What an unsettled slot was before. */
+struct slot_past {
+	__u16 base; /* a real's number, and BASE_TAKES_NEW */
+	__u16 since; /* a moment */
+	__u16 deviated; /* a moment */
+	__u16 reserved;
+};
+_Static_assert(sizeof(struct slot_past) == PLANES * sizeof(__u16), "pasts of a ring's slots fill its planes");
 
 /* Which flows the tables remember. */
 enum flow_tracking {
@@ -87,12 +100,9 @@ enum flow_tracking {
 	TRACK_CHANGED,
 };
 
-/* Behind the slots of a ring: in which places of rings its history lies. */
+/* Behind the slots of a ring: in which places of rings their pasts lie. */
 struct ring_planes {
-	__u32 bases;
-	__u32 since;
-	__u32 deviated;
-	__u32 reserved;
+	__u32 numbers[PLANES];
 };
 
 enum vip_constant {
@@ -414,8 +424,7 @@ struct id_query {
 	__u8 tcp_options;
 	__u8 icmp;
 	__u8 icmp_ignored_by_quic;
-	__be16 hash_source; /* the flow's ports as ring and outer header have them */
-	__be16 hash_destination;
+	__u32 hash_ports; /* the flow's ports as ring and outer header have them */
 	__u16 l3_length;
 	__u8 tos;
 	__u8 unchecked;
@@ -630,6 +639,7 @@ struct constants {
 	enum slot_constant slot;
 	enum flow_tracking flow_tracking;
 	struct ring_planes ring_planes;
+	struct slot_past slot_past;
 	enum vip_constant vip_table;
 	enum flow_table_constant flow_table;
 	enum encapsulation encapsulation;

@@ -5,9 +5,9 @@
  * real that it named when it was last settled: flows that are older than the change belong to that, and
  * those that are younger have entries in the flow table, if they are not on the base.
  *
- * A slot's base, the moment since when it is unsettled and the last moment at which a packet went to
- * another real than the ring's lie in three planes of the same shape as a ring, in places of rings; which, the ring says
- * behind its slots. So the one store that switches a VIP to a ring switches it to marks and bases.
+ * A slot's past is one record: its base, the moment since when it is unsettled, and the last moment at which a packet
+ * went to another real than the ring's. Records lie in PLANES places of rings, by turns; which, the ring
+ * says behind its slots. So the one store that switches a VIP to a ring switches it to marks and bases.
  * The control side settles slots in place.
  */
 #pragma once
@@ -24,24 +24,16 @@
 
 /* The slot that a packet falls on. */
 struct slot {
-	const struct ring_planes *planes; /* NULL: the VIP has no ring */
 	__u64 index;
-	__u32 word; /* the real's number, and SLOT_UNSETTLED */
+	__u32 word; /* the real's number, and SLOT_UNSETTLED; 0: the VIP has no ring */
 };
-
-/* A VIP whose flows something else than the ring may place has all of them in the tables, and one whose flows go by the
- * port alone has none. */
-#define VIP_TRACKS_OTHERWISE                                                                        \
-	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_SRC_ROUTING | VIP_GLOBAL_LRU |                     \
-	 VIP_UDP_FLOW_MIGRATION | VIP_DPORT_HASH)
 
 /* Whether tables are asked only where a slot is unsettled. */
 static __always_inline bool tracks_changes(const struct run *run, const struct packet *packet,
 					   __u32 flags)
 {
-	return flow_tracking == TRACK_CHANGED && !(flags & VIP_TRACKS_OTHERWISE) &&
-	       !(rare_feature(run, FEATURE_TCP_SERVER_ID) &&
-		 packet->flow.protocol == IPPROTO_TCP);
+	return (flags & VIP_TRACKS_CHANGES) && !(rare_feature(run, FEATURE_TCP_SERVER_ID) &&
+						 packet->flow.protocol == IPPROTO_TCP);
 }
 
 static __always_inline bool is_unsettled(const struct slot *slot)
@@ -70,16 +62,6 @@ static __always_inline struct real *real_of_slot(__u64 number)
 	return &first[number];
 }
 
-/* The word of ring or plane `ring` for the slot. No part of its callers, whose stack would have the keys of each call. */
-static __noinline __u16 *plane_word(__u32 ring, __u64 index)
-{
-	__u16 *words = ring_at(ring);
-
-	/* See find_slot. */
-	barrier_var(index);
-	return words && index < ring_size ? &words[index] : NULL;
-}
-
 static __always_inline struct slot find_slot(__u32 ring, __u32 hash)
 {
 	struct slot slot = { .index = hash % ring_size };
@@ -89,21 +71,35 @@ static __always_inline struct slot find_slot(__u32 ring, __u32 hash)
 	 * barrier makes the compiler compare all 64 bits, also the upper half that it knows to be
 	 * 0 and the verifier does not (clang 15 and newer). */
 	barrier_var(slot.index);
-	if (!words || slot.index >= ring_size)
-		return slot;
-	slot.word = words[slot.index];
-	slot.planes = (void *)words + ring_planes_at;
+	if (words && slot.index < ring_size)
+		slot.word = words[slot.index];
 	return slot;
+}
+
+/* What an unsettled slot of a ring was before, and what it is in `word`; NULL: the ring has no such slot, or no past. */
+static __always_inline struct slot_past *find_past(__u32 ring, __u64 index, __u32 *word)
+{
+	__u16 *words = ring_at(ring);
+	const struct ring_planes *planes;
+	struct slot_past *plane;
+
+	/* See find_slot. */
+	barrier_var(index);
+	if (!words || index >= ring_size)
+		return NULL;
+	*word = words[index];
+	planes = (void *)words + ring_planes_at;
+	plane = (void *)ring_at(planes->numbers[index % PLANES]);
+	return plane ? &plane[index / PLANES] : NULL;
 }
 
 /* The slot of the flow's hash. */
 static __always_inline struct slot slot_of(const struct packet *packet, const struct vip *vip,
 					   enum family family)
 {
-	if (vip->ring == RING_NONE)
-		return (struct slot){};
-	return find_slot(vip->ring, hash_flow((const __u32 *)packet->flow.source, packet->hash_source,
-					      packet->hash_destination, family));
+	/* There is no ring RING_NONE, and so no slot of it. */
+	return find_slot(vip->ring,
+			 hash_flow((const __u32 *)packet->flow.source, packet->hash_ports, family));
 }
 
 /* Moments of a history: ticks that are so coarse that 15 bits of them last hundreds of time-outs. The lowest bit is

@@ -112,6 +112,7 @@ macro_rules! handles {
                     own(&$from.data_vip_infos)?,
                     $config.max_vips.into(),
                     $fixed.vip_hash.clone(),
+                    $config.flow_tracking,
                 )?);
                 let $flows = Arc::new(FlowTables {
                     of_cpus: $inner.flows,

@@ -170,6 +170,7 @@ fn needs_full(config: &Config) -> bool {
         || config.encapsulation != Encapsulation::Ipip
         || config.outer_dont_fragment != OuterDontFragment::Clear
         || config.next_hops != NextHops::Gateway
+        || config.frags
 }
 
 /// Sets of each forwarding CPU's table, if it has sets.

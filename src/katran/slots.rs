@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::maps::Pace;
 use crate::maps::PlaneSlots;
 use crate::maps::RingSlot;
+use crate::maps::TABLES_DECIDE;
 use crate::maps::Watched;
 use crate::ring::Endpoint;
 use crate::ring::Ring;
@@ -30,14 +31,8 @@ use crate::types::RealNumber;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// VIPs with these have all flows in the tables, or none: see `bpf/slots.h`.
-const TRACKED_OTHERWISE: VipFlags = VipFlags::QUIC
-    .union(VipFlags::UDP_STABLE_ROUTING)
-    .union(VipFlags::SRC_ROUTING)
-    .union(VipFlags::GLOBAL_LRU)
-    .union(VipFlags::UDP_FLOW_MIGRATION)
-    .union(VipFlags::DPORT_HASH)
-    .union(VipFlags::LRU_BYPASS);
+/// VIPs with these have all flows in the tables, or none.
+const TRACKED_OTHERWISE: VipFlags = TABLES_DECIDE.union(VipFlags::LRU_BYPASS);
 
 /// A ring that is written where no packet looks, or the one that stays; and what its slots were before.
 #[must_use = "it has to be switched to"]
@@ -225,8 +220,8 @@ impl Katran {
         self.histories[place] = Some(History { planes, protocol });
         let rings = &self.maps.rings;
         let ring = self.rings[place].and_then(|ring| rings.held_words(ring));
-        let held = planes.0.map(|plane| rings.held_words(plane));
-        let ([Some(bases), Some(since), Some(deviated)], Some(ring)) = (held, ring) else {
+        let held = planes.0.map(|plane| rings.held_plane(plane));
+        let ([Some(a), Some(b), Some(c), Some(d)], Some(ring)) = (held, ring) else {
             // Places that are taken have memory.
             return;
         };
@@ -234,7 +229,7 @@ impl Katran {
         let idle = (ticks_of(self.idle_time(protocol), self.fixed.tick) >> shift) + 1;
         let watched = Watched {
             ring,
-            planes: [bases, since, deviated],
+            planes: [a, b, c, d],
             pace: Pace {
                 shift,
                 idle: idle as u16,

@@ -21,7 +21,9 @@ use crate::types::address_bytes;
 
 // The library's own bits are no flags of anybody's.
 const _: () = {
-    let own = types::vip_flag::VIP_NO_REALS.0 | types::vip_flag::VIP_VOID_FLOWS.0;
+    let own = types::vip_flag::VIP_NO_REALS.0
+        | types::vip_flag::VIP_VOID_FLOWS.0
+        | types::vip_flag::VIP_TRACKS_CHANGES.0;
     assert!(VipFlags::all().bits() & own == 0);
 };
 

@@ -66,6 +66,7 @@ pub(crate) use sweep::VoidReason;
 
 pub use usage::MapUse;
 pub(crate) use vips::ChainFull;
+pub(crate) use vips::TABLES_DECIDE;
 pub(crate) use vips::VipCell;
 pub(crate) use vips::VipCells;
 pub(crate) use vips::VipHash;

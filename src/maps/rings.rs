@@ -29,6 +29,7 @@ use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::error::Error;
 use crate::kernel::KernelCalls;
+use crate::ring::history::PLANES;
 use crate::ring::history::Planes;
 use crate::sys::nested::MapArray;
 
@@ -68,9 +69,6 @@ impl RingSlot {
     }
 }
 
-/// Planes of a history: bases, since when, last deviations.
-pub(crate) const PLANES: usize = 3;
-
 /// The places of a VIP's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlaneSlots(pub(crate) [RingSlot; PLANES]);
@@ -80,12 +78,12 @@ pub(crate) struct PlaneSlots(pub(crate) [RingSlot; PLANES]);
 pub(crate) struct HeldWords<C> {
     chunk: Arc<C>,
     first: usize,
-    slots: usize,
+    count: usize,
 }
 
 impl<C: Chunk> HeldWords<C> {
     pub(crate) fn words(&self) -> &[AtomicU16] {
-        &self.chunk.words()[self.first..self.first + self.slots]
+        &self.chunk.words()[self.first..self.first + self.count]
     }
 }
 
@@ -270,18 +268,19 @@ impl<B: Backing> RingStore<B> {
         if self.free.len() <= PLANES {
             self.reserve(kernel, PLANES as u32)?;
         }
-        let mut taken = Vec::new();
-        while taken.len() < PLANES {
+        let mut taken = [RingSlot(0); PLANES];
+        for plane in 0..PLANES {
             match self.take(kernel) {
-                Ok(place) => taken.push(place),
+                Ok(place) => taken[plane] = place,
                 Err(error) => {
-                    taken.into_iter().for_each(|place| self.put_back(place));
+                    let taken = taken.into_iter().take(plane);
+                    taken.for_each(|place| self.put_back(place));
                     return Err(error);
                 }
             }
         }
         self.surge();
-        Ok(PlaneSlots([taken[0], taken[1], taken[2]]))
+        Ok(PlaneSlots(taken))
     }
 
     /// Gives back a place that no packet has been sent to.
@@ -301,27 +300,35 @@ impl<B: Backing> RingStore<B> {
 
     /// The words of a VIP's history.
     pub(crate) fn planes(&self, places: PlaneSlots) -> Planes<'_> {
-        let [bases, since, deviated] = places.0.map(|place| self.words(place));
-        Planes {
-            bases,
-            since,
-            deviated,
-        }
+        Planes(places.0.map(|place| self.element(place)))
     }
 
-    /// The words of a ring, or of a plane, for as long as somebody else looks at them; `None`: it has none.
+    /// The slots of a ring for as long as somebody else looks at them; `None`: it has none.
     pub(crate) fn held_words(&self, place: RingSlot) -> Option<HeldWords<B::Chunk>> {
+        self.hold(place, self.ring_size as usize)
+    }
+
+    /// The same of a plane.
+    pub(crate) fn held_plane(&self, place: RingSlot) -> Option<HeldWords<B::Chunk>> {
+        self.hold(place, self.stride())
+    }
+
+    fn hold(&self, place: RingSlot, count: usize) -> Option<HeldWords<B::Chunk>> {
         Some(HeldWords {
             chunk: Arc::clone(self.chunks[place.chunk()].as_ref()?),
             first: self.first_word(place),
-            slots: self.ring_size as usize,
+            count,
         })
+    }
+
+    /// Words of a place.
+    fn stride(&self) -> usize {
+        (ring_bytes(self.ring_size) / 2) as usize
     }
 
     /// Where the words of a place begin in its chunk.
     fn first_word(&self, place: RingSlot) -> usize {
-        let stride = (ring_bytes(self.ring_size) / 2) as usize;
-        (place.0 % RINGS_PER_CHUNK) as usize * stride
+        (place.0 % RINGS_PER_CHUNK) as usize * self.stride()
     }
 
     /// A place that no packet reads, with whatever is in it.
@@ -348,7 +355,7 @@ impl<B: Backing> RingStore<B> {
             .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
-    /// The slots of a ring, or of a plane; none if its chunk is not there.
+    /// The slots of a ring; none if its chunk is not there.
     pub(crate) fn words(&self, place: RingSlot) -> &[AtomicU16] {
         let element = self.element(place);
         &element[..element.len().min(self.ring_size as usize)]
@@ -365,8 +372,7 @@ impl<B: Backing> RingStore<B> {
             return &[];
         };
         let first = self.first_word(place);
-        let stride = (ring_bytes(self.ring_size) / 2) as usize;
-        &chunk.words()[first..first + stride]
+        &chunk.words()[first..first + self.stride()]
     }
 
     /// Gives up the place of a ring that no VIP has any more, if it had one. What has been taken

@@ -19,9 +19,9 @@ use std::time::Instant;
 
 use super::chunks::Chunk;
 use super::rings::HeldWords;
-use super::rings::PLANES;
 use crate::ring::history;
 use crate::ring::history::At;
+use crate::ring::history::PLANES;
 use crate::ring::history::Planes;
 use crate::ring::history::Unsettled;
 use crate::sys::process::Owner;
@@ -54,12 +54,7 @@ pub(crate) struct Watched<C> {
 
 impl<C: Chunk> Watched<C> {
     fn planes(&self) -> Planes<'_> {
-        let [bases, since, deviated] = &self.planes;
-        Planes {
-            bases: bases.words(),
-            since: since.words(),
-            deviated: deviated.words(),
-        }
+        Planes(self.planes.each_ref().map(HeldWords::words))
     }
 }
 

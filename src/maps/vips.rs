@@ -19,6 +19,7 @@ use super::random::mix;
 use super::random::random_words;
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
+use crate::types::FlowTracking;
 use crate::types::VipFlags;
 
 /// As many heads of chains for each VIP, at least: half a dozen VIPs with one hash are rare then.
@@ -39,6 +40,15 @@ const _: () = {
     assert!(std::mem::offset_of!(types::vip_info, vip) == 8 * INFO_VIP);
 };
 
+/// The flows of VIPs with these may be elsewhere than the ring ever led, so tables are asked for all of them, or they go
+/// by a port alone and are in none.
+pub(crate) const TABLES_DECIDE: VipFlags = VipFlags::QUIC
+    .union(VipFlags::UDP_STABLE_ROUTING)
+    .union(VipFlags::SRC_ROUTING)
+    .union(VipFlags::GLOBAL_LRU)
+    .union(VipFlags::UDP_FLOW_MIGRATION)
+    .union(VipFlags::DPORT_HASH);
+
 const VOID_FLOWS: u32 = types::vip_flag::VIP_VOID_FLOWS.0;
 
 /// What packets see of one VIP.
@@ -54,11 +64,15 @@ pub(crate) struct VipCell {
 }
 
 impl VipCell {
-    fn word(&self) -> u64 {
+    /// `tracking`: which flows this balancer remembers.
+    fn word(&self, tracking: FlowTracking) -> u64 {
         let no_reals = types::vip_flag::VIP_NO_REALS.0;
         let mut flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
         if self.void_flows {
             flags |= VOID_FLOWS;
+        }
+        if tracking == FlowTracking::Changed && !self.flags.intersects(TABLES_DECIDE) {
+            flags |= types::vip_flag::VIP_TRACKS_CHANGES.0;
         }
         let ring = self
             .ring
@@ -127,6 +141,7 @@ pub(crate) struct VipCells {
     heads: Mapping,
     infos: Mapping,
     hash: VipHash,
+    tracking: FlowTracking,
 }
 
 /// A chain that has all the VIPs that a packet would look at.
@@ -139,6 +154,7 @@ impl VipCells {
         infos_map: OwnedFd,
         max_vips: u32,
         hash: VipHash,
+        tracking: FlowTracking,
     ) -> io::Result<Self> {
         let [heads, infos] = vip_table_bytes(max_vips);
         Ok(Self {
@@ -147,13 +163,15 @@ impl VipCells {
             heads_map,
             infos_map,
             hash,
+            tracking,
         })
     }
 
     /// Switches what packets see of a VIP, flags and ring together.
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
         let words: &[AtomicU64] = self.infos.u64s();
-        words[usize::from(number) * INFO_U64S + INFO_VIP].store(cell.word(), Ordering::Release);
+        words[usize::from(number) * INFO_U64S + INFO_VIP]
+            .store(cell.word(self.tracking), Ordering::Release);
     }
 
     /// No entry of a VIP's flows is void any more. Not while another thread sets its cell.

@@ -7,14 +7,16 @@
 //! base. The idea of a table for changed flows only is that of JET (Levi and Keslassy, CoNEXT 2020), which has to
 //! know changes ahead.
 //!
-//! Packets read the words while they are written here: a word of a plane counts only where the ring that packets
+//! Packets read the words while they are written here: a slot's past counts only where the ring that packets
 //! are on has marked the slot, so what a change needs is written before packets are switched to it.
 
+use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
 use crate::skel::katran::types::slot_constant as bits;
+use crate::skel::katran::types::slot_past;
 
 const REAL: u16 = bits::SLOT_REAL.0 as u16;
 const UNSETTLED: u16 = bits::SLOT_UNSETTLED.0 as u16;
@@ -106,24 +108,44 @@ impl At {
 /// So many moments back is the furthest that one is told from one ahead.
 const FURTHEST: u16 = (1 << 13) - 1;
 
-/// The words of a VIP's history.
+/// Places of rings that the pasts of a ring's slots lie in.
+pub(crate) const PLANES: usize = bits::PLANES.0 as usize;
+
+/// The words of a VIP's history. A slot's past is one record, so that a packet touches one cache line: slot `s` has
+/// record `s / PLANES` of plane `s % PLANES`.
 #[derive(Clone, Copy)]
-pub(crate) struct Planes<'a> {
-    pub(crate) bases: &'a [AtomicU16],
-    pub(crate) since: &'a [AtomicU16],
-    pub(crate) deviated: &'a [AtomicU16],
+pub(crate) struct Planes<'a>(pub(crate) [&'a [AtomicU16]; PLANES]);
+
+/// A word of a slot's past.
+#[derive(Clone, Copy)]
+enum Past {
+    Base = (offset_of!(slot_past, base) / 2) as isize,
+    Since = (offset_of!(slot_past, since) / 2) as isize,
+    Deviated = (offset_of!(slot_past, deviated) / 2) as isize,
+}
+
+impl Planes<'_> {
+    fn word(&self, slot: usize, of: Past) -> Option<&AtomicU16> {
+        let record = slot / PLANES * (size_of::<slot_past>() / 2);
+        self.0[slot % PLANES].get(record + of as usize)
+    }
+
+    fn load(&self, slot: usize, of: Past) -> u16 {
+        self.word(slot, of)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    fn store(&self, slot: usize, of: Past, value: u16) {
+        if let Some(word) = self.word(slot, of) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
 }
 
 fn load(words: &[AtomicU16], slot: usize) -> u16 {
     words
         .get(slot)
         .map_or(0, |word| word.load(Ordering::Relaxed))
-}
-
-fn store(words: &[AtomicU16], slot: usize, value: u16) {
-    if let Some(word) = words.get(slot) {
-        word.store(value, Ordering::Relaxed);
-    }
 }
 
 /// Whether a new ring leaves any slot unsettled. `before` has the marks of the ring that packets are on; it is empty if
@@ -151,8 +173,8 @@ pub(crate) fn number_in(word: u16) -> u16 {
 /// What a slot was before; `None`: it is settled.
 pub(crate) fn before(ring: &[AtomicU16], planes: Planes<'_>, slot: usize) -> Option<Before> {
     (load(ring, slot) & UNSETTLED != 0).then(|| Before {
-        base: load(planes.bases, slot) & REAL,
-        since: At::of(load(planes.since, slot)),
+        base: planes.load(slot, Past::Base) & REAL,
+        since: At::of(planes.load(slot, Past::Since)),
     })
 }
 
@@ -173,21 +195,21 @@ pub(crate) fn mark(
         let unsettled = if word & UNSETTLED == 0 {
             let changed = old != *new && !standings.is_gone(old);
             if changed {
-                store(planes.bases, slot, standings.base(old));
-                store(planes.since, slot, now.0);
-                store(planes.deviated, slot, now.0);
+                planes.store(slot, Past::Base, standings.base(old));
+                planes.store(slot, Past::Since, now.0);
+                planes.store(slot, Past::Deviated, now.0);
             }
             changed
         } else {
-            let base = load(planes.bases, slot) & REAL;
-            let since = load(planes.since, slot);
+            let base = planes.load(slot, Past::Base) & REAL;
+            let since = planes.load(slot, Past::Since);
             let mut others = since & OTHERS;
             if old != *new {
                 // Those that were on the ring's real deviate from now on.
-                store(planes.deviated, slot, now.0);
+                planes.store(slot, Past::Deviated, now.0);
                 if old != base && !standings.is_gone(old) {
                     others = OTHERS;
-                    store(planes.since, slot, since | OTHERS);
+                    planes.store(slot, Past::Since, since | OTHERS);
                 }
             }
             others != 0 || !standings.is_gone(base)
@@ -207,9 +229,9 @@ pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Stand
     let since = now.minus(FURTHEST).0 | OTHERS;
     for (slot, word) in ring.iter().enumerate() {
         let number = word.load(Ordering::Relaxed) & REAL;
-        store(planes.bases, slot, standings.base(number));
-        store(planes.since, slot, since);
-        store(planes.deviated, slot, now.0);
+        planes.store(slot, Past::Base, standings.base(number));
+        planes.store(slot, Past::Since, since);
+        planes.store(slot, Past::Deviated, now.0);
     }
     for word in ring {
         word.fetch_or(UNSETTLED, Ordering::Relaxed);
@@ -224,12 +246,12 @@ pub(crate) fn refresh(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standi
         if value & UNSETTLED == 0 {
             continue;
         }
-        let base = load(planes.bases, slot);
+        let base = planes.load(slot, Past::Base);
         let wanted = standings.base(base & REAL);
         if base != wanted {
-            store(planes.bases, slot, wanted);
+            planes.store(slot, Past::Base, wanted);
         }
-        if wanted == 0 && load(planes.since, slot) & OTHERS == 0 {
+        if wanted == 0 && planes.load(slot, Past::Since) & OTHERS == 0 {
             word.store(value & !UNSETTLED, Ordering::Relaxed);
         }
     }
@@ -239,11 +261,11 @@ pub(crate) fn refresh(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standi
 pub(crate) fn give_up(ring: &[AtomicU16], planes: Planes<'_>, number: u16) {
     for (slot, word) in ring.iter().enumerate() {
         let value = word.load(Ordering::Relaxed);
-        if value & UNSETTLED == 0 || load(planes.bases, slot) & REAL != number {
+        if value & UNSETTLED == 0 || planes.load(slot, Past::Base) & REAL != number {
             continue;
         }
-        store(planes.bases, slot, 0);
-        if load(planes.since, slot) & OTHERS == 0 {
+        planes.store(slot, Past::Base, 0);
+        if planes.load(slot, Past::Since) & OTHERS == 0 {
             word.store(value & !UNSETTLED, Ordering::Relaxed);
         }
     }
@@ -276,7 +298,7 @@ pub(crate) fn unsettled(ring: &[AtomicU16], planes: Planes<'_>, now: At) -> Unse
             found.slots += 1;
             found.oldest = found
                 .oldest
-                .max(now.after(At::of(load(planes.since, slot))));
+                .max(now.after(At::of(planes.load(slot, Past::Since))));
         }
     }
     found
@@ -293,10 +315,10 @@ pub(crate) fn silence_of(
     let mut least: Option<u16> = None;
     for (slot, word) in ring.iter().enumerate() {
         let is_unsettled = word.load(Ordering::Relaxed) & UNSETTLED != 0;
-        let may_have =
-            load(planes.bases, slot) & REAL == number || load(planes.since, slot) & OTHERS != 0;
+        let may_have = planes.load(slot, Past::Base) & REAL == number
+            || planes.load(slot, Past::Since) & OTHERS != 0;
         if is_unsettled && may_have {
-            let silence = now.after(At::of(load(planes.deviated, slot)));
+            let silence = now.after(At::of(planes.load(slot, Past::Deviated)));
             least = Some(least.map_or(silence, |least| least.min(silence)));
         }
     }
@@ -321,9 +343,9 @@ pub(crate) fn settle(
         if value & UNSETTLED == 0 {
             continue;
         }
-        let since = load(planes.since, slot);
+        let since = planes.load(slot, Past::Since);
         let age = now.after(At::of(since));
-        let quiet = now.after(At::of(load(planes.deviated, slot)));
+        let quiet = now.after(At::of(planes.load(slot, Past::Deviated)));
         if age > idle && quiet > idle {
             word.store(value & !UNSETTLED, Ordering::Relaxed);
             continue;
@@ -333,7 +355,7 @@ pub(crate) fn settle(
         if age > FURTHEST {
             // Moments wrap around. Entries that are as old as this are of no flow that may live.
             let nearer = now.minus(FURTHEST / 2).0;
-            store(planes.since, slot, nearer | since & OTHERS);
+            planes.store(slot, Past::Since, nearer | since & OTHERS);
         }
     }
     left

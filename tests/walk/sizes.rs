@@ -114,9 +114,9 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     }
     let without = Sizes::of(all, false);
     without.print("without frags");
-    // The length of a frame is one call with fragments of frames, and two loads and a difference without: the twins,
-    // in which nothing else goes, may be one instruction longer.
-    assert!(without.program < full.program);
+    // The length of a frame is one call with fragments of frames, and two loads and a difference without: one
+    // instruction more, unless the registers serve.
+    assert!(without.program <= full.program + 8);
     Sizes::of(Features::default(), false).print("default");
 
     let none = Sizes::of(Features::empty(), false);

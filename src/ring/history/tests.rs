@@ -45,8 +45,9 @@ fn mix(mut word: u64) -> u64 {
     word ^ word >> 31
 }
 
+/// As many as a place of a ring has, with its padding.
 fn words() -> Vec<AtomicU16> {
-    (0..SLOTS).map(|_| AtomicU16::new(0)).collect()
+    (0..SLOTS + PLANES).map(|_| AtomicU16::new(0)).collect()
 }
 
 /// A VIP, its table without a limit. Numbers of reals are not used again, so each is a generation.
@@ -54,7 +55,7 @@ struct Vip {
     udp: bool,
     weights: BTreeMap<u16, u64>,
     ring: Vec<AtomicU16>,
-    planes: [Vec<AtomicU16>; 3],
+    planes: [Vec<AtomicU16>; PLANES],
     table: HashMap<u64, (u16, u32)>,
     sabotage: Sabotage,
 }
@@ -65,7 +66,7 @@ impl Vip {
             udp,
             weights: (1..=3).map(|real| (real, 1)).collect(),
             ring: Vec::new(),
-            planes: [words(), words(), words()],
+            planes: std::array::from_fn(|_| words()),
             table: HashMap::new(),
             sabotage,
         };
@@ -87,21 +88,15 @@ impl Vip {
     }
 
     fn planes(&self) -> Planes<'_> {
-        let [bases, since, deviated] = &self.planes;
-        Planes {
-            bases,
-            since,
-            deviated,
-        }
+        Planes(self.planes.each_ref().map(Vec::as_slice))
     }
 
     fn change(&mut self, now: u32) {
         let mut after = self.numbers();
         let reals = self.weights.iter();
         let standings = Standings::new(reals.map(|(real, weight)| (*real, *weight > 0)));
-        let stamps: Vec<u16> = self.planes[2]
-            .iter()
-            .map(|word| word.load(Ordering::Relaxed))
+        let stamps: Vec<u16> = (0..SLOTS)
+            .map(|slot| self.planes().load(slot, Past::Deviated))
             .collect();
         let needed = needs_history(&self.ring, &after, &standings);
         let marked = mark(&self.ring, &mut after, self.planes(), &standings, at(now));
@@ -109,7 +104,7 @@ impl Vip {
         if self.sabotage == Sabotage::Restart {
             for (slot, stamp) in stamps.into_iter().enumerate() {
                 if load(&self.ring, slot) & UNSETTLED != 0 {
-                    store(&self.planes[2], slot, stamp);
+                    self.planes().store(slot, Past::Deviated, stamp);
                 }
             }
         }
@@ -131,7 +126,7 @@ impl Vip {
             return current;
         };
         let base = before.base;
-        let takes_new = load(&self.planes[0], slot) & TAKES_NEW != 0;
+        let takes_new = self.planes().load(slot, Past::Base) & TAKES_NEW != 0;
         let entry = self.table.get(&flow).copied().filter(|(real, used)| {
             let counts = at(*used).is_not_before(before.since) || self.sabotage == Sabotage::Since;
             counts && self.weights.contains_key(real)
@@ -173,7 +168,7 @@ impl Vip {
             }
         };
         if to != current && self.sabotage != Sabotage::Stamp {
-            store(&self.planes[2], slot, at(now).0);
+            self.planes().store(slot, Past::Deviated, at(now).0);
         }
         to
     }
