@@ -3,6 +3,7 @@
 #pragma once
 
 #include "config.h"
+#include "counters.h"
 #include "maps.h"
 #include "parse.h"
 #include "verifier.h"
@@ -19,9 +20,16 @@ static __always_inline struct vip_info *vip_at(__u64 number)
 	__builtin_assume(infos != NULL);
 	if (number >= max_vips)
 		return NULL;
-	/* The access comes after the comparison, with the register that was compared. */
+	/* The access comes after the comparison. */
 	barrier_var(number);
 	return &infos[number];
+}
+
+/* The same of a number that is kept for later, too: see real_among_much. */
+static __always_inline struct vip_info *kept_vip_at(__u64 number)
+{
+	barrier_var(number);
+	return vip_at(number);
 }
 
 /* A multilinear hash, mixed (see flow_sets.h): addresses and ports in a row spread like others. */
@@ -101,7 +109,7 @@ static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, en
 	struct vip_info *info;
 
 	if (live.prefix_vips && find_prefix_vip(key, number))
-		return vip_at(*number);
+		return kept_vip_at(*number);
 	key->port = 0;
 	if (live.any_port_vips) {
 		info = find_exact_vip(key, family, number);
@@ -109,7 +117,7 @@ static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, en
 			return info;
 	}
 	if (live.any_port_prefix_vips && find_prefix_vip(key, number))
-		return vip_at(*number);
+		return kept_vip_at(*number);
 	return NULL;
 }
 
@@ -189,6 +197,24 @@ static __always_inline struct real *real_at(__u32 number)
 
 	barrier_var(first);
 	return number <= max_reals ? &first[number] : NULL;
+}
+
+/* The same where much else needs a register: the verifier has to see comparison and access with one, in this order, for that
+ * of Linux 6.1 forgets the bounds of what is put aside. */
+static __always_inline struct real *real_among_much(__u64 number)
+{
+	struct real *first = reals;
+
+	barrier_var(number);
+	if (number > max_reals)
+		return NULL;
+	barrier_var(number);
+	return &first[number];
+}
+
+static __always_inline struct real *real_in(const struct run *run, __u32 number)
+{
+	return is(run, SPECIAL | FULL) ? real_among_much(number) : real_at(number);
 }
 
 /* Whether there is the real with this id. The verifier looks at it once: among much else the compiler would

@@ -46,20 +46,11 @@ static __always_inline __u32 number_in(const struct slot *slot)
 	return flow_tracking == TRACK_CHANGED ? slot->word & SLOT_REAL : slot->word;
 }
 
-/* The real with a number that a slot or an entry says. The verifier has to see the comparison and the access with one
- * register, which the barrier makes. */
+/* The real with a number that a slot or an entry says, whatever the verifier knows of the number: all ways that lead here
+ * are one for it. */
 static __always_inline struct real *real_of_slot(__u64 number)
 {
-	struct real *first = reals;
-
-	/* Whatever the verifier knows of the number: all ways that lead here are one for it. */
-	number += unknown_zero(number);
-	barrier_var(number);
-	if (number > max_reals)
-		return NULL;
-	/* And the access after the comparison. */
-	barrier_var(number);
-	return &first[number];
+	return real_among_much(number + unknown_zero(number));
 }
 
 static __always_inline struct slot find_slot(__u32 ring, __u32 hash)
