@@ -38,8 +38,16 @@ impl Builder {
 
     fn validate_on(self, machine: &Topology) -> Result<Config> {
         let mut config = Config::of_each(&self)?;
-        if config.flow_tracking == FlowTracking::Changed {
-            within("max_reals", config.max_reals, 1..=MAX_REALS_OF_SLOTS)?;
+        if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
+            return Err(invalid(
+                "max_reals",
+                config.max_reals,
+                format!(
+                    "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\"; up to {} go with \
+                     flow_tracking = \"all\"",
+                    u16::MAX
+                ),
+            ));
         }
         let places = placement(
             config.forwarding_cpus.take(),
@@ -193,13 +201,19 @@ mod tests {
 
     #[test]
     fn each_refusal_names_setting_value_and_range() {
-        let cases: [(Builder, &[&str]); 21] = [
+        let cases: [(Builder, &[&str]); 22] = [
             (Builder::new(), &["gateway_mac", "required"]),
             (
                 builder().gateway_mac(MacAddr::new([0; 6])),
                 &["gateway_mac", "station"],
             ),
             (builder().max_vips(0), &["max_vips = 0", "1 to 65535"]),
+            (
+                builder()
+                    .max_reals(32_768)
+                    .flow_tracking(FlowTracking::Changed),
+                &["max_reals = 32768", "1 to 32767", "flow_tracking = \"all\""],
+            ),
             (
                 builder().max_reals(65_536),
                 &["max_reals = 65536", "1 to 65535"],
@@ -280,7 +294,11 @@ mod tests {
             builder()
                 .ring_size(16_777_213)
                 .max_vips(65_535)
-                .max_reals(65_535),
+                .max_reals(65_535)
+                .flow_tracking(FlowTracking::All),
+            builder()
+                .max_reals(32_767)
+                .flow_tracking(FlowTracking::Changed),
             builder().flow_table_size(1).max_frame(65_549),
             builder().flow_table_size(3 << 27),
         ] {
