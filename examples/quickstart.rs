@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     };
     let mut signals = Signals::new([SIGINT])?;
 
-    // Loading needs no interface. The default of 8,000,000 flows would be much for a try.
+    // Loading needs no interface. The default of millions of flows would be much for a try.
     let mut katran = Katran::builder()
         .gateway_mac(gateway_mac.parse()?)
         .flow_table_size(100_000)

@@ -56,7 +56,9 @@ impl Builder {
         )?;
         config.forwarding_cpus = Some(places.iter().map(|place| place.cpu).collect());
         config.numa_nodes = places.iter().map(|place| place.numa_node).collect();
-        config.flows_per_cpu = flows_per_cpu(config.flow_table_size, places.len())?;
+        let usual = usual_flows(config.flow_tracking);
+        let flows = *config.flow_table_size.get_or_insert(usual);
+        config.flows_per_cpu = flows_per_cpu(flows, places.len())?;
         config.placement = places;
         let of_table = MOST_NEW_FLOWS.min(config.flows_per_cpu);
         config.flood_threshold.get_or_insert(of_table);
@@ -67,6 +69,15 @@ impl Builder {
 /// New flows a second that a CPU remembers if nobody says how many and its table is large enough; as in
 /// Katran.
 const MOST_NEW_FLOWS: u32 = 125_000;
+
+/// Flows that are remembered if nobody says how many. With `Changed` a rolling deployment breaks fewer connections with half
+/// of the table: the bench `table_size`.
+fn usual_flows(tracking: FlowTracking) -> u64 {
+    match tracking {
+        FlowTracking::All => 8_000_000,
+        FlowTracking::Changed => 4_000_000,
+    }
+}
 
 fn flows_per_cpu(flows: u64, cpus: usize) -> Result<u32> {
     // The longest list of CPUs is far below 2^32.
@@ -140,6 +151,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::BalancerState;
     use crate::types::MacAddr;
 
     fn machine() -> Topology {
@@ -171,6 +183,32 @@ mod tests {
         assert_eq!(config.ring_size, 65_537);
         assert_eq!((config.max_vips, config.max_reals), (512, 4096));
         assert_eq!(config.features, crate::config::Features::default());
+    }
+
+    #[test]
+    fn the_usual_size_of_the_flow_table_goes_by_what_is_tracked() {
+        let size = |builder: Builder| {
+            let config = builder.validate_on(&machine()).unwrap();
+            let told = BalancerState::of(&config).flow_table_size;
+            assert_eq!(told, config.flow_table_size);
+            // Three CPUs.
+            assert_eq!(told.unwrap().div_ceil(3), u64::from(config.flows_per_cpu));
+            // What it tells leads to the same again.
+            assert_eq!(
+                BalancerState::of(&config)
+                    .builder()
+                    .validate_on(&machine())
+                    .unwrap(),
+                config
+            );
+            told.unwrap()
+        };
+        let all = || builder().flow_tracking(FlowTracking::All);
+        let changed = || builder().flow_tracking(FlowTracking::Changed);
+        assert_eq!([size(all()), size(changed())], [8_000_000, 4_000_000]);
+        for builder in [all(), changed()] {
+            assert_eq!(size(builder.flow_table_size(123_456)), 123_456);
+        }
     }
 
     #[test]
