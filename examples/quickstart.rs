@@ -10,6 +10,7 @@
 use anyhow::Result;
 use katran::Katran;
 use katran::Real;
+use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -24,7 +25,7 @@ fn main() -> Result<()> {
     };
     let mut signals = Signals::new([SIGINT])?;
 
-    // Loading needs no interface. The default of 8,000,000 flows would be much for a try.
+    // Loading needs no interface. The default of millions of flows would be much for a try.
     let mut katran = Katran::builder()
         .gateway_mac(gateway_mac.parse()?)
         .flow_table_size(100_000)
@@ -33,8 +34,11 @@ fn main() -> Result<()> {
     // The service, and the backends ("reals") behind it: the first gets three quarters.
     let vip = Vip::tcp("203.0.113.1:80".parse()?);
     katran.add_vip(vip, VipFlags::empty())?;
-    katran.add_real(vip, Real::new("198.51.100.1".parse()?).weight(3))?;
-    katran.add_real(vip, Real::new("198.51.100.2".parse()?))?;
+    let reals = [
+        Real::new("198.51.100.1".parse()?).weight(3),
+        Real::new("198.51.100.2".parse()?),
+    ];
+    katran.modify_reals(vip, &reals.map(RealChange::Add))?;
 
     // From here on packets flow. `Auto` is native mode where the driver has it.
     let attachment = katran.attach(interface, XdpMode::Auto)?;

@@ -1,6 +1,6 @@
-//! Draws the figures of docs/performance.md. What rings do it finds out by itself; the packet path
-//! and the flow tables' hit rates are drawn from what the benches `packet_path` and `hit_rate` have
-//! left in the target directory. A figure without its data is not drawn, and the exit status says
+//! Draws the figures of docs/performance.md and docs/embedding.md. What rings do it finds out by itself; the packet path,
+//! the flow tables' hit rates and what their sizes break are drawn from what the benches `packet_path`, `hit_rate` and
+//! `table_size` have left in the target directory. A figure without its data is not drawn, and the exit status says
 //! so.
 //!
 //! cargo bench --bench figures            # seconds; into docs/img
@@ -13,6 +13,7 @@ mod chart;
 mod common;
 mod measured;
 mod rings;
+mod simulated;
 
 use std::env;
 use std::fs;
@@ -33,9 +34,10 @@ fn main() -> ExitCode {
     };
     fs::create_dir_all(&directory).unwrap();
     let (rounds, leavers) = if quick { (3, 2) } else { (31, 20) };
-    let figures: [(&str, Result<Figure, String>); 5] = [
+    let figures: [(&str, Result<Figure, String>); 6] = [
         ("packet-path", measured::packet_path(quick)),
         ("hit-rate", measured::hit_rate()),
+        ("table-size", simulated::table_size(quick)),
         ("ring-build", Ok(rings::build_time(rounds))),
         ("ring-shares", Ok(rings::shares())),
         ("ring-moved", Ok(rings::moved(leavers))),

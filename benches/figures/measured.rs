@@ -67,7 +67,7 @@ struct HitRate {
     hit_rate: f64,
 }
 
-fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
+pub(crate) fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
     let path = results_file(&format!("{bench}.json"));
     let name = path.display();
     let text = fs::read(&path)
@@ -151,7 +151,7 @@ fn compared(quick: bool) -> Result<Figure, String> {
 }
 
 /// An error for a quick run's results where a full one's are drawn.
-fn full(quick: bool, quick_run: bool, bench: &str) -> Result<(), String> {
+pub(crate) fn full(quick: bool, quick_run: bool, bench: &str) -> Result<(), String> {
     if quick_run && !quick {
         return Err(format!(
             "the results are a quick run's: cargo bench --bench {bench} makes full ones"

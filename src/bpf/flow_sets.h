@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
  * The flow table as a set-associative cache in a plain array, without locks. A flow belongs to one
- * set of two cache lines; within the set the least recently used entry goes first, but after all
- * flows of which a single packet was seen. An entry holds a fingerprint of the flow instead of its
+ * set of two cache lines; within the set the least recently used entry goes first, but after those of
+ * flows of which a single packet was seen, if there are several. An entry holds a fingerprint of the flow instead of its
  * addresses: 48 bits of a hash, and its VIP.
  *
  * The table starts with few of its sets in use and splits one after the other as flows come
@@ -25,6 +25,8 @@
 /* Sets that are split when a flow fills the first line of its set, or goes beyond it. Sets then
  * hold one or two flows on average, and only one new flow in thousands finds its set full. */
 #define SPLITS 4
+/* So many entries of a set that one packet was seen of are no fewer afterwards. */
+#define ONCE_STAY 2
 
 static __always_inline __u64 flow_fingerprint(const struct flow_key *key, enum family family)
 {
@@ -102,21 +104,29 @@ static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fi
 #define CHOSEN_OWN FLOW_WAYS
 
 /* The entry that makes room: the one unused for longest; but those that only one packet was seen of
- * before all others, for floods are made of them, whatever the protocol. */
+ * before all others, for floods are made of them, whatever the protocol. Some of those stay: a connection that has just
+ * begun would else lose its entry to the next one, before its second packet comes. */
 static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
 {
-	__u64 oldest = 0;
+	__u64 oldest = 0, oldest_once = 0, once = 0;
 
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
 		/* The low bits of `now` are set, so that no bit is borrowed, and the lowest one of the
 		 * difference says that there was one packet. */
 		const __u64 unused = now - set->entries[way].value.used;
-		const __u64 rank = unused << 63 | unused << 3 | (FLOW_WAYS - 1 - way);
+		const __u64 rank = unused << 3 | (FLOW_WAYS - 1 - way);
 
 		if (rank > oldest)
 			oldest = rank;
+		if (!(unused & 1))
+			continue;
+		once++;
+		if (rank > oldest_once)
+			oldest_once = rank;
 	}
+	if (once >= ONCE_STAY)
+		oldest = oldest_once;
 	return FLOW_WAYS - 1 - (oldest & (FLOW_WAYS - 1));
 }
 

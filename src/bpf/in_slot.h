@@ -60,6 +60,17 @@ static __always_inline bool leads(const struct id_query *query, const struct flo
 	return likely(!(query->vip.flags & VIP_VOID_FLOWS)) || !is_given_up(query->vip_number, id);
 }
 
+/* Stamps the entry that has led a packet. Once its client has ended a connection the entry is of no more use than that of
+ * a flow of one packet, and makes room with those; packets that follow a FIN within seconds leave it so. Later ones
+ * give it back its place, for anybody can send a FIN. No part of its caller, whose stack would be too long. */
+static __noinline void stamp_in_slot(struct flow_value *value, __u32 tcp_flags, __u32 now)
+{
+	if (tcp_flags & TCP_FIN)
+		value->used = now & ~USED_BITS;
+	else if ((value->used & USED_BITS) || !used_since(value->used, now, syn_follows))
+		value->used = now | USED_BITS;
+}
+
 /* Remembers a flow in an unsettled slot that goes to this real. A connection on its base needs no entry, and an old one
  * would catch it. `value` is what the table knows of the flow, if it does. True: sets are to be split. */
 static __always_inline bool remember_in_slot(const struct run *run, const struct flow_place *place,
@@ -132,7 +143,7 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index, __u32 special)
 		number = id & REAL_NUMBER_MASK;
 		answer = number | IN_SLOT_BY_ENTRY;
 		if (!first && !leaves)
-			flow_stamp(&run, value, now);
+			stamp_in_slot(value, query->tcp_flags, now);
 	} else {
 		const __u32 base = past->base & BASE_REAL;
 

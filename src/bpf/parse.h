@@ -21,6 +21,7 @@
 
 #define IPV4_PLAIN 0x45 /* the first byte of IPv4 without options: version and header length */
 #define TCP_FLAGS_BYTE 13
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 

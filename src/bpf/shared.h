@@ -131,7 +131,8 @@ enum flow_table_constant {
 	VIP_NUMBER_MASK = (1 << VIP_NUMBER_BITS) - 1,
 	/* What a flow_value says beside the time, in the low bits of its ticks, which are that much
 	 * coarser: more than one packet of the flow has been seen; no id in a packet has made the
-	 * entry. So the stamp of nearly all packets is the time with all bits set. */
+	 * entry. So the stamp of nearly all packets is the time with all bits set. With neither the flow is over, where
+	 * only changed flows are remembered. */
 	USED_AGAIN = 1 << 0,
 	USED_NO_ID = 1 << 1,
 	USED_BITS = USED_AGAIN | USED_NO_ID,

@@ -2,8 +2,8 @@
 //! setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
 //! document, the range check, the default, and whether it is fixed at load.
 //!
-//! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`,
-//! `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
+//! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`, `(by text)` where
+//! `validate.rs` makes it of other settings, `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
 //! document writes the value; `changes` is `never` for what is fixed at load, and `live` for what
 //! `Katran::set_live` changes (`katran/apply.rs`), `(live through between)` if it has another value first,
 //! while the rest of a state changes: made of that of before and the wanted one. `constants` names those of `bpf/config.h` that the setting
@@ -426,10 +426,14 @@ settings! {
     /// The number of flows that are remembered, over all forwarding CPUs.
     ///
     /// Each CPU has a table of its own with an equal part, rounded up.
+    ///
+    /// With [`FlowTracking::Changed`] the default is for services of which all flows can be tracked so: a VIP that has all of
+    /// its flows remembered takes as much room as ever. A table that is too small matters more then than with
+    /// [`FlowTracking::All`]: a connection that has lost its entry goes where its slot led before it changed.
     #[doc(alias = "LruSize")]
     flow_table_size: u64 {
         set: flow_table_size(flows: u64) = flows,
-        default: (8_000_000),
+        default: (by "8,000,000 with `all`, 4,000,000 with `changed`"),
         range: ("1 to 134_217_728 for each forwarding CPU"),
         unit: "flows",
         key: whole,

@@ -187,15 +187,19 @@ macro_rules! settings {
         },)+];
     };
 
-    // default: `(value)`, with a text if it is no plain number; `none`; or `required`.
+    // default: `(value)`, with a text if it is no plain number; `(by $text)` if it follows from others, when all are
+    // checked; `none`; or `required`.
+    (@default_text (by $text:literal)) => { $text };
     (@default_text ($value:expr, $text:literal)) => { $text };
     (@default_text ($value:literal)) => { stringify!($value) };
     (@default_text none) => { "none" };
     (@default_text required) => { "none, it has to be given" };
     (@loaded_type none $given:ty) => { Option<$given> };
+    (@loaded_type (by $text:literal) $given:ty) => { Option<$given> };
     (@loaded_type $default:tt $given:ty) => { $given };
     (@loaded_type $default:tt $given:ty => $loaded:ty) => { $loaded };
     (@load none, $key:ident, $given:expr) => { $given };
+    (@load (by $text:literal), $key:ident, $given:expr) => { $given };
     (@load required, $key:ident, $given:expr) => {
         $given.ok_or_else(|| missing(stringify!($key)))?
     };
@@ -203,6 +207,7 @@ macro_rules! settings {
         narrow(stringify!($key), $given.unwrap_or($value))?
     };
     (@tell none, $value:expr) => { $value };
+    (@tell (by $text:literal), $value:expr) => { $value };
     (@tell $default:tt, $value:expr) => { Some($value.into()) };
 
     // range: `any`, with a text if there is something to say; `(1 to 9)`; or a text and a check.

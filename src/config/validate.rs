@@ -38,8 +38,16 @@ impl Builder {
 
     fn validate_on(self, machine: &Topology) -> Result<Config> {
         let mut config = Config::of_each(&self)?;
-        if config.flow_tracking == FlowTracking::Changed {
-            within("max_reals", config.max_reals, 1..=MAX_REALS_OF_SLOTS)?;
+        if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
+            return Err(invalid(
+                "max_reals",
+                config.max_reals,
+                format!(
+                    "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\"; up to {} go with \
+                     flow_tracking = \"all\"",
+                    u16::MAX
+                ),
+            ));
         }
         let places = placement(
             config.forwarding_cpus.take(),
@@ -48,7 +56,9 @@ impl Builder {
         )?;
         config.forwarding_cpus = Some(places.iter().map(|place| place.cpu).collect());
         config.numa_nodes = places.iter().map(|place| place.numa_node).collect();
-        config.flows_per_cpu = flows_per_cpu(config.flow_table_size, places.len())?;
+        let usual = usual_flows(config.flow_tracking);
+        let flows = *config.flow_table_size.get_or_insert(usual);
+        config.flows_per_cpu = flows_per_cpu(flows, places.len())?;
         config.placement = places;
         let of_table = MOST_NEW_FLOWS.min(config.flows_per_cpu);
         config.flood_threshold.get_or_insert(of_table);
@@ -59,6 +69,15 @@ impl Builder {
 /// New flows a second that a CPU remembers if nobody says how many and its table is large enough; as in
 /// Katran.
 const MOST_NEW_FLOWS: u32 = 125_000;
+
+/// Flows that are remembered if nobody says how many. With `Changed` a rolling deployment breaks fewer connections with half
+/// of the table: the bench `table_size`.
+fn usual_flows(tracking: FlowTracking) -> u64 {
+    match tracking {
+        FlowTracking::All => 8_000_000,
+        FlowTracking::Changed => 4_000_000,
+    }
+}
 
 fn flows_per_cpu(flows: u64, cpus: usize) -> Result<u32> {
     // The longest list of CPUs is far below 2^32.
@@ -132,6 +151,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::BalancerState;
     use crate::types::MacAddr;
 
     fn machine() -> Topology {
@@ -166,6 +186,32 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_size_of_the_flow_table_goes_by_what_is_tracked() {
+        let size = |builder: Builder| {
+            let config = builder.validate_on(&machine()).unwrap();
+            let told = BalancerState::of(&config).flow_table_size;
+            assert_eq!(told, config.flow_table_size);
+            // Three CPUs.
+            assert_eq!(told.unwrap().div_ceil(3), u64::from(config.flows_per_cpu));
+            // What it tells leads to the same again.
+            assert_eq!(
+                BalancerState::of(&config)
+                    .builder()
+                    .validate_on(&machine())
+                    .unwrap(),
+                config
+            );
+            told.unwrap()
+        };
+        let all = || builder().flow_tracking(FlowTracking::All);
+        let changed = || builder().flow_tracking(FlowTracking::Changed);
+        assert_eq!([size(all()), size(changed())], [8_000_000, 4_000_000]);
+        for builder in [all(), changed()] {
+            assert_eq!(size(builder.flow_table_size(123_456)), 123_456);
+        }
+    }
+
+    #[test]
     fn the_flood_guard_goes_by_the_size_of_a_table_unless_told_otherwise() {
         let threshold = |builder: Builder| builder.validate_on(&machine()).unwrap().flood_threshold;
         // Three CPUs.
@@ -193,13 +239,19 @@ mod tests {
 
     #[test]
     fn each_refusal_names_setting_value_and_range() {
-        let cases: [(Builder, &[&str]); 21] = [
+        let cases: [(Builder, &[&str]); 22] = [
             (Builder::new(), &["gateway_mac", "required"]),
             (
                 builder().gateway_mac(MacAddr::new([0; 6])),
                 &["gateway_mac", "station"],
             ),
             (builder().max_vips(0), &["max_vips = 0", "1 to 65535"]),
+            (
+                builder()
+                    .max_reals(32_768)
+                    .flow_tracking(FlowTracking::Changed),
+                &["max_reals = 32768", "1 to 32767", "flow_tracking = \"all\""],
+            ),
             (
                 builder().max_reals(65_536),
                 &["max_reals = 65536", "1 to 65535"],
@@ -280,7 +332,11 @@ mod tests {
             builder()
                 .ring_size(16_777_213)
                 .max_vips(65_535)
-                .max_reals(65_535),
+                .max_reals(65_535)
+                .flow_tracking(FlowTracking::All),
+            builder()
+                .max_reals(32_767)
+                .flow_tracking(FlowTracking::Changed),
             builder().flow_table_size(1).max_frame(65_549),
             builder().flow_table_size(3 << 27),
         ] {

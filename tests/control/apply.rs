@@ -222,6 +222,30 @@ fn settings_of_the_load_are_refused() {
 }
 
 #[test]
+fn a_document_without_a_table_size_has_that_of_its_tracking() {
+    for (tracking, size) in [("all", 8_000_000), ("changed", 4_000_000)] {
+        let head = format!("flow_tracking = \"{tracking}\"\nforwarding_cpus = [0]");
+        let text = DOCUMENT.replace("flow_table_size = 10000", &head);
+        let state = State::from_toml(&text).unwrap();
+        let mut katran = from_state(&state);
+        let told = katran.state();
+        assert_eq!(told.balancer.as_ref().unwrap().flow_table_size, Some(size));
+        // What does not say it leaves it; what says the same is no change, and another one only a load can bring about.
+        assert!(katran.apply(&state).unwrap().is_empty());
+        assert!(katran.apply(&told).unwrap().is_empty());
+        katran.reload(katran::Features::default()).unwrap();
+        let mut other = katran.state();
+        let settings = other.balancer.as_mut().unwrap();
+        assert_eq!(settings.flow_table_size, Some(size));
+        settings.flow_table_size = Some(size + 1);
+        match katran.apply(&other).unwrap_err() {
+            Error::LoadTimeSetting { setting, .. } => assert_eq!(setting, "flow_table_size"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
 fn features_come_before_what_needs_them_and_go_after_it() {
     let whole = State::from_toml(WHOLE).unwrap();
     let mut bare = whole.clone();

@@ -50,6 +50,7 @@ pub(crate) struct Kind {
     /// Attached to interfaces (`stations`); and any address is one of a VIP.
     pub(crate) attached: bool,
     tracking: FlowTracking,
+    ring_size: u32,
     /// After how many seconds TCP and UDP flows are over.
     timeouts: Option<[u64; 2]>,
     /// Frames are played through the explaining twin.
@@ -74,14 +75,16 @@ const PLAIN: Kind = Kind {
     next_hops: NextHops::Gateway,
     attached: false,
     tracking: FlowTracking::All,
+    ring_size: 1009,
     timeouts: None,
     explained: false,
 };
 
-/// Tables are asked in unsettled slots only. Moments of slots are parts of the time-outs: short ones, so that a batch has
-/// many.
+/// Tables are asked in unsettled slots only. Of those there are few, so that flows meet in them. Moments of slots are parts
+/// of the time-outs: short ones, so that a batch has many.
 const CHANGED: Kind = Kind {
     tracking: FlowTracking::Changed,
+    ring_size: 37,
     timeouts: Some([4, 5]),
     ..PLAIN
 };
@@ -228,7 +231,7 @@ impl Kind {
         settings.next_hops = Some(self.next_hops);
         settings.max_vips = Some(64);
         settings.max_reals = Some(64);
-        settings.ring_size = Some(1009);
+        settings.ring_size = Some(self.ring_size);
         settings.max_server_ids = Some(1024);
         settings.max_source_routes = Some(1024);
         settings.global_flow_table_size = Some(1024);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use katran::HashFunction;
 use katran::Katran;
+use katran::Protocol;
 use katran::Real;
 use katran::State;
 use katran::Vip;
@@ -18,13 +19,16 @@ use katran_model::Balancer;
 use crate::balancers::real;
 use crate::common::bpf;
 use crate::common::mirror;
+use crate::generate::Service;
 use crate::pair::Step;
 
 /// Reals that VIPs lose and get: other VIPs have them too, so that the library knows them all the time.
 const REALS: u16 = 7;
 /// Changes before the first frame of a batch, and later ones; those wait for a moment each.
 const EARLY: usize = 80;
-const LATE: usize = 3;
+const LATE: usize = 5;
+/// So many VIPs get half of the changes, and most flows.
+const HOT: usize = 6;
 
 /// A change of the VIP with this place among all.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +67,43 @@ pub(crate) fn changeable(katran: &Katran) -> Vec<usize> {
     places.collect()
 }
 
-fn draw_one(rng: &mut Rng, vips: &[usize]) -> Change {
+/// Some of the VIPs whose flows go by slots, for [`draw`] and the generator.
+pub(crate) fn draw_hot(rng: &mut Rng, katran: &Katran, vips: &[usize]) -> Vec<usize> {
+    let all = katran.vips();
+    let otherwise = VipFlags::SRC_ROUTING | VipFlags::DPORT_HASH | VipFlags::LRU_BYPASS;
+    let mut hot = vips.to_vec();
+    hot.retain(|place| {
+        let vip = all[*place];
+        !katran.vip_flags(vip).unwrap().intersects(otherwise) && vip.port() != 0
+    });
+    rng.shuffle(&mut hot);
+    hot.truncate(HOT);
+    hot
+}
+
+/// Where flows of these VIPs go.
+pub(crate) fn services(katran: &Katran, hot: &[usize]) -> Vec<Service> {
+    let all = katran.vips();
+    let of = |place: &usize| {
+        let vip = all[*place];
+        (vip.address(), vip.port(), vip.protocol() == Protocol::Tcp)
+    };
+    hot.iter().map(of).collect()
+}
+
+/// Turns back what another change has done: so flows that have entries come to be on their bases.
+fn draw_late(rng: &mut Rng, vips: &[usize], hot: &[usize]) -> Change {
+    let what = match rng.u32(0..10) {
+        0..4 => What::Function,
+        4..7 => What::Routing,
+        _ => return draw_one(rng, vips, hot),
+    };
+    let vip = hot[rng.usize(0..hot.len())];
+    Change { vip, what }
+}
+
+fn draw_one(rng: &mut Rng, vips: &[usize], hot: &[usize]) -> Change {
+    let vips = if rng.bool() { hot } else { vips };
     let number = rng.u16(0..REALS);
     let what = match rng.u32(0..100) {
         0..45 => {
@@ -84,15 +124,30 @@ fn draw_one(rng: &mut Rng, vips: &[usize]) -> Change {
 }
 
 /// Draws changes of a batch: some in front of all frames, and some in their midst.
-pub(crate) fn draw(rng: &mut Rng, vips: &[usize], steps: &mut Vec<Step>, late: bool) {
+pub(crate) fn draw(
+    rng: &mut Rng,
+    vips: &[usize],
+    hot: &[usize],
+    steps: &mut Vec<Step>,
+    late: bool,
+) {
     let early = rng.usize(EARLY / 2..=EARLY);
-    let mut all: Vec<Step> = (0..early)
-        .map(|_| Step::Change(draw_one(rng, vips)))
-        .collect();
+    let mut all = Vec::new();
+    if rng.bool() {
+        // Slots are unsettled since long ago, so that entries count for as long as they may, and most have other bases
+        // than the ring's reals, so that there are entries.
+        for vip in hot.iter().copied() {
+            for what in [What::RoutingTwice, What::Function] {
+                all.push(Change { vip, what });
+            }
+        }
+    }
+    all.extend((0..early).map(|_| draw_one(rng, vips, hot)));
+    let mut all: Vec<Step> = all.into_iter().map(Step::Change).collect();
     if late {
         for _ in 0..rng.usize(0..=LATE) {
             let place = rng.usize(0..steps.len());
-            steps[place] = Step::Change(draw_one(rng, vips));
+            steps[place] = Step::Change(draw_late(rng, vips, hot));
         }
     }
     all.append(steps);

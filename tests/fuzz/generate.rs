@@ -40,7 +40,12 @@ pub(crate) struct Generator {
     target: Target,
     /// Flows that packets have been made of, for packets come in flows.
     recent: Vec<Ends>,
+    /// Services that most flows go to.
+    hot: Vec<Service>,
 }
+
+/// Where flows go: address, port, and whether it is TCP.
+pub(crate) type Service = (IpAddr, u16, bool);
 
 /// Addresses and ports of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +62,13 @@ impl Generator {
             rng: Rng::with_seed(seed),
             target,
             recent: Vec::new(),
+            hot: Vec::new(),
         }
+    }
+
+    /// Most flows go to these from now on.
+    pub(crate) fn prefer(&mut self, services: Vec<Service>) {
+        self.hot = services;
     }
 
     /// The next frame, often with something wrong in it.
@@ -240,12 +251,20 @@ impl Generator {
         if !of_family.is_empty() && self.rng.u32(0..10) < 8 {
             return self.pick(&of_family);
         }
-        let ends = Ends {
+        let mut ends = Ends {
             client: self.client(v6),
             service: self.service(v6),
             ports: (self.client_port(), self.service_port()),
             tcp: self.rng.bool(),
         };
+        let hot = self.hot.iter().copied();
+        let hot: Vec<Service> = hot
+            .filter(|(address, ..)| address.is_ipv6() == v6)
+            .collect();
+        if !hot.is_empty() && !self.one_in(4) {
+            let (service, port, tcp) = self.pick(&hot);
+            (ends.service, ends.ports.1, ends.tcp) = (service, port, tcp);
+        }
         match self.recent.len() < RECENT {
             true => self.recent.push(ends),
             false => self.recent[self.rng.usize(0..RECENT)] = ends,

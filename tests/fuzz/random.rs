@@ -33,10 +33,13 @@ const SHARE: u64 = 4;
 /// (`KATRAN_UNDECIDED`: on an emulated machine it is more).
 const TRIES: usize = 5;
 const MOST_UNDECIDED: u64 = 2;
-/// One batch in so many has a pause in it, or two: no sum of them is near a time-out, for the clock goes on meanwhile.
+/// One batch in so many has a pause in it, or two, and each in which VIPs change: no sum of them is near a time-out, for
+/// the clock goes on meanwhile.
 const WITH_A_WAIT: u64 = 2;
 /// One batch in so many has no change in it, where VIPs change.
 const STEADY: u64 = 8;
+/// Where VIPs change, so many frames come after a last pause.
+const LAST_FRAMES: usize = 100;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
 /// With so many frames everything comes to pass that can; of these reasons to drop a frame none does: the kernel
 /// has to refuse to move the head or the tail of a frame, a program or a real has to go while a packet is under way, or
@@ -174,7 +177,7 @@ impl Played {
 }
 
 fn share(kind: &Kind) -> u64 {
-    if kind.flood.is_some() {
+    if kind.flood.is_some() && !kind.changes() {
         FLOOD_SHARE
     } else {
         SHARE
@@ -206,20 +209,28 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
         for i in 0..frames.div_ceil(batch as u64) {
             let seed = seed_of(seed, number, i);
             let mut generator = Generator::new(seed, target(kind, &pair));
-            let mut steps: Vec<Step> = (0..batch).map(|_| Step::Frame(generator.frame())).collect();
-            if kind.changes() && i % STEADY != STEADY - 1 {
-                changes::draw(
-                    &mut generator.rng,
-                    &pair.changeable(),
-                    &mut steps,
-                    kind.flood.is_none(),
-                );
+            let changes = kind.changes() && i % STEADY != STEADY - 1;
+            let vips = pair.changeable();
+            let mut hot = Vec::new();
+            if changes {
+                hot = changes::draw_hot(&mut generator.rng, &pair.katran, &vips);
+                generator.prefer(changes::services(&pair.katran, &hot));
             }
-            if kind.flood.is_none() && i % WITH_A_WAIT == 0 {
+            let mut steps: Vec<Step> = (0..batch).map(|_| Step::Frame(generator.frame())).collect();
+            if changes {
+                let late = kind.flood.is_none();
+                changes::draw(&mut generator.rng, &vips, &hot, &mut steps, late);
+            }
+            if kind.flood.is_none() && (changes || i % WITH_A_WAIT == 0) {
                 for _ in 0..generator.rng.usize(1..3) {
                     let place = generator.rng.usize(0..steps.len());
                     steps[place] = Step::Wait(WAITS[generator.rng.usize(0..WAITS.len())]);
                 }
+            }
+            if changes && kind.flood.is_none() {
+                // Of many flows one packet comes after it, which leaves a stamp or none.
+                let place = steps.len() - LAST_FRAMES;
+                steps[place] = Step::Wait(WAITS[0]);
             }
             match decide(&mut pair, &steps) {
                 Ok(said) => played.undecided += u64::from(!said),

@@ -27,11 +27,14 @@ fn the_model_and_the_program_agree_on_what_settles() {
     for round in 0..ROUNDS {
         let target = random::target(&SETTLING, &pair);
         let mut generator = Generator::new(seed.wrapping_add(round), target);
+        let vips = pair.changeable();
+        let hot = changes::draw_hot(&mut generator.rng, &pair.katran, &vips);
+        generator.prefer(changes::services(&pair.katran, &hot));
         let frames: Vec<Step> = (0..FRAMES)
             .map(|_| Step::Frame(generator.frame()))
             .collect();
         let mut steps = frames.clone();
-        changes::draw(&mut generator.rng, &pair.changeable(), &mut steps, false);
+        changes::draw(&mut generator.rng, &vips, &hot, &mut steps, false);
         steps.push(Step::Until(AGAIN));
         steps.extend_from_slice(&frames[..FRAMES / 2]);
         steps.push(Step::Until(SOME_ARE_SETTLED));

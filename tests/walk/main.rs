@@ -7,6 +7,7 @@ mod attacks;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
+mod crowded_slots;
 mod differences;
 mod flow_table_model;
 mod flows;

@@ -240,15 +240,23 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
 }
 
 #[test]
-fn the_defaults_hold_8_million_flows_in_less_than_300_mib() {
-    let katran = load(Katran::builder().gateway_mac(common::GATEWAY));
-    let capacity = |counters: &katran::stats::LibraryCounters| {
-        let flows = counters.maps.iter().find(|map| map.name == "flows");
-        flows.unwrap().capacity
-    };
-    assert!(capacity(&katran.stats().library().unwrap()) >= 8_000_000);
-    let memory = katran.stats().memory_in_use().unwrap();
-    assert!(memory < 300 << 20, "{memory}");
+fn the_defaults_hold_millions_of_flows_in_hundreds_of_mib() {
+    for (tracking, flows, most) in [
+        (FlowTracking::All, 8_000_000, 300 << 20),
+        (FlowTracking::Changed, 4_000_000, 180 << 20),
+    ] {
+        let builder = Katran::builder().gateway_mac(common::GATEWAY);
+        let katran = load(builder.flow_tracking(tracking));
+        let counters = katran.stats().library().unwrap();
+        let capacity = counters.maps.iter().find(|map| map.name == "flows");
+        let capacity = capacity.unwrap().capacity;
+        assert!(
+            (flows..2 * flows).contains(&capacity),
+            "{tracking}: {capacity}"
+        );
+        let memory = katran.stats().memory_in_use().unwrap();
+        assert!(memory < most, "{tracking}: {memory}");
+    }
 }
 
 #[test]

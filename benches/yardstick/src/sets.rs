@@ -1,6 +1,6 @@
 //! A model of the set-associative flow table: sets of eight entries, each with a fingerprint of
-//! its flow; in a set the least recently used entry goes, but first those that were never used again;
-//! sets come into use as flows come. Written
+//! its flow; in a set the least recently used entry goes, but first those that were never used again, as long as there
+//! are two of them; sets come into use as flows come. Written
 //! from the table's definition, not from its C source, so that the two can be held against each
 //! other.
 
@@ -19,6 +19,8 @@ const FIRST_SETS: usize = 256;
 /// A new flow that takes this entry of its set, or a later one, brings so many more sets into use.
 const FULL_FROM: usize = 3;
 const SPLITS: usize = 4;
+/// With so many entries in its set that were never used again, the oldest of those goes.
+const USED_ONCE: usize = 2;
 /// Words of the key that a flow is hashed by.
 const WORDS: usize = 10;
 
@@ -132,6 +134,25 @@ impl SetAssociative {
         set_among(self.keys.fingerprint(flow), self.active)
     }
 
+    /// When the flow was last used, if it is known; that is no use of it.
+    pub fn last_used(&self, flow: u32) -> Option<u32> {
+        let fingerprint = self.keys.fingerprint(flow);
+        let set = &self.sets[set_among(fingerprint, self.active)];
+        let mut entries = set.iter();
+        let found = entries.find(|entry| entry.fingerprint == fingerprint);
+        found.map(|entry| entry.used)
+    }
+
+    /// The last packet of the flow, if it is known: from now on it ages like one of a single packet.
+    pub fn end(&mut self, flow: u32, now: u32) {
+        let set = self.set_of(flow);
+        let fingerprint = self.keys.fingerprint(flow);
+        let mut entries = self.sets[set].iter_mut();
+        if let Some(entry) = entries.find(|entry| entry.fingerprint == fingerprint) {
+            (entry.used, entry.again) = (now, false);
+        }
+    }
+
     /// Brings the next set into use, with the flows that are its from now on.
     fn split(&mut self) {
         let next = self.active;
@@ -173,10 +194,11 @@ impl FlowTable for SetAssociative {
         let same = set.iter().position(|e| e.fingerprint == fingerprint);
         let empty = || set.iter().position(|e| e.fingerprint == 0);
         // The first of several: max_by_key would take the last. Ages are right across a wrap.
+        let once = set.iter().filter(|entry| !entry.again).count() >= USED_ONCE;
         let oldest = || {
             (0..WAYS)
                 .rev()
-                .max_by_key(|way| (!set[*way].again, now.wrapping_sub(set[*way].used)))
+                .max_by_key(|way| (once && !set[*way].again, now.wrapping_sub(set[*way].used)))
         };
         let Some(way) = same.or_else(empty).or_else(oldest) else {
             return;
@@ -273,21 +295,36 @@ mod tests {
     }
 
     #[test]
-    fn new_flows_make_room_before_those_that_were_seen_again() {
+    fn new_flows_make_room_before_those_that_were_seen_again_while_there_are_two() {
         let mut table = SetAssociative::new(4, 1);
         (0..8).for_each(|flow| table.remember(flow, flow));
-        // All but the last are seen again; then come flows that are not.
-        assert!((0..7).all(|flow| table.find(flow, 10)));
-        (100..200).for_each(|flow| table.remember(flow, 11));
-        assert!((0..7).all(|flow| table.find(flow, 12)));
-        assert!(!table.find(7, 12));
-        // However long they are idle.
-        (200..300).for_each(|flow| table.remember(flow, 1 << 20));
-        assert!((0..7).all(|flow| table.find(flow, 1 << 21)));
-        // Of those that were seen again, the oldest goes.
-        assert!((1..7).all(|flow| table.find(flow, 1 << 22)));
-        assert!(table.find(299, 1 << 22));
-        table.remember(300, 1 << 23);
-        assert!(!table.find(0, 1 << 23));
+        // All but the last are seen again; then come flows that are not. The first one takes another place.
+        assert!((0..7).all(|flow| table.find(flow, 10 + flow)));
+        (100..200).for_each(|flow| table.remember(flow, 20));
+        assert!((1..7).all(|flow| table.find(flow, 20 + flow)));
+        assert!(!table.find(0, 30) && !table.find(7, 30));
+        // However long the others are idle.
+        (200..300).for_each(|flow| table.remember(flow, (1 << 20) + flow));
+        assert!((1..7).all(|flow| table.find(flow, (1 << 21) + flow)));
+        // One that has begun outlives the next one that does.
+        assert!(table.find(298, 1 << 22) && table.find(299, 1 << 22));
+        (300..303).for_each(|flow| table.remember(flow, (1 << 22) + flow));
+        let known = (300..303).filter(|flow| table.find(*flow, 1 << 23));
+        assert_eq!(known.collect::<Vec<_>>(), [301, 302]);
+    }
+
+    #[test]
+    fn a_flow_that_has_ended_is_as_one_that_was_never_used_again() {
+        let mut table = SetAssociative::new(4, 1);
+        (0..8).for_each(|flow| table.remember(flow, 0));
+        assert!((0..8).all(|flow| table.find(flow, 1000 + flow)));
+        [6, 7].iter().for_each(|flow| table.end(*flow, 1010));
+        table.end(1_000_000, 1010);
+        assert_eq!(table.last_used(7), Some(1010));
+        assert_eq!(table.last_used(1_000_000), None);
+        table.remember(100, 1020);
+        table.remember(101, 1020);
+        assert_eq!([6, 7].map(|flow| table.last_used(flow)), [None; 2]);
+        assert!((0..6).all(|flow| table.find(flow, 1021)));
     }
 }

@@ -1,11 +1,15 @@
 //! After a batch: whether counters, tables, slots and what the host application is told are those of the model.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Flow;
 use katran::events::EventKind;
+use katran::flows::FlowEntry;
 use katran_model as model;
+use katran_model::bytes::PROTOCOL_TCP;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -164,19 +168,51 @@ impl Pair {
         Ok(())
     }
 
-    /// The flow table: as many entries as the model has, and a few of them looked at.
+    /// The flow table: as many entries as the model has, and those of VIPs that have one address and one port have the
+    /// same reals and ages.
     pub(super) fn tables(&self) -> Result<(), String> {
         let mut entries = 0;
         for vip in self.katran.vips() {
             entries += self.katran.flows().stats(vip).unwrap().entries;
         }
-        let expected = self.model.flows.0.len() as u64;
-        if entries != expected {
+        let expected = &self.model.flows.0;
+        if entries != expected.len() as u64 {
             return Err(format!(
-                "the table has {entries} entries, the model's {expected}"
+                "the table has {entries} entries, the model's {}",
+                expected.len()
             ));
         }
-        Ok(())
+        let is_plain = |vip: &model::Vip| vip.prefix.is_none() && vip.port != 0;
+        expected
+            .iter()
+            .filter(|((vip, _), _)| is_plain(&self.model.tables.vips[vip]))
+            .try_for_each(|((_, flow), entry)| self.entry(flow, entry))
+    }
+
+    fn entry(&self, key: &model::Flow, expected: &model::Entry) -> Result<(), String> {
+        /// In milliseconds: nobody waits for less than that, and others may take the CPU for some.
+        const SLACK: u64 = 1500;
+        let source = SocketAddr::new(key.source, key.source_port);
+        let destination = SocketAddr::new(key.destination, key.destination_port);
+        let flow = match key.protocol {
+            PROTOCOL_TCP => Flow::tcp(source, destination),
+            _ => Flow::udp(source, destination),
+        };
+        let found = self.katran.flows().find(&flow).unwrap();
+        let real = self.model.tables.reals.get(&expected.real);
+        let real = real.map(|real| real.address);
+        let age = self.now() - expected.used;
+        let is_same = |found: &FlowEntry| {
+            // None: the real is down, and an id has named it all the same.
+            let same_real = found.real.is_none() || found.real == real;
+            same_real && age.abs_diff(found.age.as_millis() as u64) < SLACK
+        };
+        match found.first().is_some_and(is_same) {
+            true => Ok(()),
+            false => Err(format!(
+                "{flow}: the table has {found:?}, the model's {real:?} for {age} ms"
+            )),
+        }
     }
 }
 

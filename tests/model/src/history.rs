@@ -121,10 +121,10 @@ impl Balancer {
     pub fn change_vip(&mut self, number: VipNumber, mut after: Vip, now: Time) {
         let before = &self.tables.vips[&number];
         after.unsettled = before.unsettled_as(&after, &self.config, now);
-        // A source route may have led to a real that was never the VIP's.
+        // A source route may have led to a real that was never the VIP's, and an id to one that was down.
         let is_void = |real| {
-            after.down.contains(&real)
-                || before.reals.contains(&real) && !after.reals.contains(&real)
+            let falls = after.down.contains(&real) && !before.down.contains(&real);
+            falls || before.reals.contains(&real) && !after.reals.contains(&real)
         };
         let entries = &mut self.flows.0;
         entries.retain(|(vip, _), entry| *vip != number || !is_void(entry.real));

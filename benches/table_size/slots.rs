@@ -1,0 +1,158 @@
+//! What slots of the ring were before: the rules of `FlowTracking::Changed` for TCP, written from their definition
+//! and not from the crate's code (`src/ring/history.rs` and `src/bpf/in_slot.h`).
+
+use std::rc::Rc;
+
+use crate::service::Change;
+use crate::service::REALS;
+use crate::service::SECOND;
+use crate::service::Standing;
+
+/// `flow_idle_timeout`, at its default.
+const IDLE: u32 = 3600 * SECOND;
+
+/// The ring, the reals that it may name, and the slots that have changed hands.
+pub(crate) struct Slots {
+    pub(crate) ring: Rc<[u16]>,
+    standing: Vec<Standing>,
+    unsettled: Vec<Option<Before>>,
+}
+
+/// Of an unsettled slot.
+#[derive(Clone, Copy)]
+struct Before {
+    /// The real that it named when it was last settled; 0: that is gone.
+    base: u16,
+    /// It has named further reals that had flows to keep.
+    others: bool,
+    since: u32,
+    /// When a packet last went elsewhere than the ring leads, or when the ring last changed.
+    deviated: u32,
+}
+
+/// Where a packet goes, and what becomes of its flow's entry.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Way {
+    /// To the real, by the ring or the base; the table is not touched.
+    To(u16),
+    /// To the ring's real, and an entry says so.
+    Remembered(u16),
+    /// To the entry's real.
+    ByEntry,
+}
+
+impl Slots {
+    pub(crate) fn new(ring: &Rc<[u16]>) -> Self {
+        Self {
+            ring: Rc::clone(ring),
+            standing: vec![Standing::Gone; usize::from(2 * REALS) + 1],
+            unsettled: vec![None; ring.len()],
+        }
+    }
+
+    pub(crate) fn is_gone(&self, real: u16) -> bool {
+        self.standing[usize::from(real)] == Standing::Gone
+    }
+
+    /// The ring and the reals become what the change says.
+    pub(crate) fn change(&mut self, change: &Change) {
+        for (real, standing) in &change.reals {
+            self.standing[usize::from(*real)] = *standing;
+        }
+        let old = std::mem::replace(&mut self.ring, Rc::clone(&change.ring));
+        for (slot, (old, new)) in old.iter().zip(&*change.ring).enumerate() {
+            let keeps_flows = !self.is_gone(*old);
+            let before = &mut self.unsettled[slot];
+            match before {
+                None if old != new && keeps_flows => {
+                    *before = Some(Before {
+                        base: *old,
+                        others: false,
+                        since: change.at,
+                        deviated: change.at,
+                    });
+                }
+                Some(before) if old != new => {
+                    before.deviated = change.at;
+                    before.others |= *old != before.base && keeps_flows;
+                }
+                _ => (),
+            }
+        }
+        let gone = |real: u16| self.standing[usize::from(real)] == Standing::Gone;
+        for before in &mut self.unsettled {
+            if let Some(of_slot) = before
+                && gone(of_slot.base)
+            {
+                of_slot.base = 0;
+                if !of_slot.others {
+                    *before = None;
+                }
+            }
+        }
+    }
+
+    /// Settles slots that no flow needs any more.
+    pub(crate) fn settle(&mut self, now: u32) {
+        for before in &mut self.unsettled {
+            if before.is_some_and(|it| now - it.since > IDLE && now - it.deviated > IDLE) {
+                *before = None;
+            }
+        }
+    }
+
+    pub(crate) fn unsettled(&self) -> usize {
+        self.unsettled.iter().flatten().count()
+    }
+
+    /// Whether a flow on this real needs an entry to stay there.
+    pub(crate) fn needs_entry(&self, slot: usize, real: u16) -> bool {
+        let without = match self.unsettled[slot] {
+            Some(before) if before.base != 0 => before.base,
+            _ => self.ring[slot],
+        };
+        real != without
+    }
+
+    /// The way of a packet at this time. `used`: when its flow's entry was last used, if there is one, which is
+    /// asked in unsettled slots only.
+    pub(crate) fn way(
+        &mut self,
+        slot: usize,
+        first: bool,
+        now: u32,
+        used: impl FnOnce() -> Option<u32>,
+    ) -> Way {
+        let current = self.ring[slot];
+        let Some(before) = &mut self.unsettled[slot] else {
+            return Way::To(current);
+        };
+        // A flow number comes once, so no SYN finds an entry.
+        if first {
+            return if current == before.base {
+                Way::To(current)
+            } else {
+                Way::Remembered(current)
+            };
+        }
+        if used().is_some_and(|used| used >= before.since) {
+            return Way::ByEntry;
+        }
+        if before.base == 0 {
+            return Way::To(current);
+        }
+        if before.base != current {
+            before.deviated = now;
+        }
+        Way::To(before.base)
+    }
+
+    /// A packet went to its entry's real.
+    pub(crate) fn went_by_entry(&mut self, slot: usize, real: u16, now: u32) {
+        if real != self.ring[slot]
+            && let Some(before) = &mut self.unsettled[slot]
+        {
+            before.deviated = now;
+        }
+    }
+}
