@@ -130,6 +130,7 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     }
     if !leaves_no_trace {
         entry.used = run.now;
+        entry.ended = false;
     }
     run.chosen = Some("flow table");
     Some(real)
@@ -242,6 +243,7 @@ pub(crate) fn remember(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, by_id: bo
         real,
         used: run.now,
         by_id,
+        ended: false,
     };
     run.balancer.flows.0.insert(ask.key, entry);
 }

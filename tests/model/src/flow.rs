@@ -34,6 +34,8 @@ pub struct Entry {
     pub used: Time,
     /// An id in a packet has made it.
     pub by_id: bool,
+    /// Its client has ended the connection, so it makes room early, unless packets come long after that.
+    pub ended: bool,
 }
 
 /// Entries by VIP and flow, so that no VIP finds those of an earlier one with its address.

@@ -78,6 +78,7 @@ fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) ->
     };
     if entry.real == real {
         entry.used = now;
+        entry.ended = false;
         return Correction::Match;
     }
     let is_there = run.balancer.tables.reals.contains_key(&entry.real);
@@ -86,6 +87,7 @@ fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) ->
         return Correction::Match;
     }
     entry.used = now;
+    entry.ended = false;
     entry.real = real;
     entry.by_id = true;
     Correction::Mismatch

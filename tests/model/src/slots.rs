@@ -90,8 +90,11 @@ fn by_entry(
     if outlived || expired || overtaken || is_void {
         return None;
     }
-    if !leaves_no_trace && !ask.packet.syn {
+    // What follows a FIN within seconds does not take back what it has said.
+    let is_over = entry.ended && !ask.packet.fin && age <= LIVE;
+    if !leaves_no_trace && !ask.packet.syn && !is_over {
         entry.used = now;
+        entry.ended = ask.packet.fin;
     }
     let real = entry.real;
     run.balancer.count("flow_table", "by_entry");

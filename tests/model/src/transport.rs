@@ -17,6 +17,7 @@ use crate::walk::Run;
 pub const TCP: usize = 20;
 /// The flag that opens a connection.
 pub const SYN: u8 = 0x02;
+const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 
 /// All that later steps need to know of a packet.
@@ -32,6 +33,8 @@ pub struct Packet {
     pub error: Option<Error>,
     /// It opens a connection.
     pub syn: bool,
+    /// It ends one, from its side.
+    pub fin: bool,
     /// It ends one.
     pub rst: bool,
     /// A datagram without a checksum.
@@ -68,6 +71,7 @@ pub(crate) fn parse(run: &Run<'_>, header: &Header, error: Option<Error>) -> Ste
         ports,
         error: None,
         syn: flags & SYN != 0,
+        fin: flags & FIN != 0,
         rst: flags & RST != 0,
         unchecked: header.protocol == PROTOCOL_UDP && u16_at(segment, 6) == 0,
     })
@@ -97,6 +101,7 @@ fn parse_quoted(run: &Run<'_>, header: &Header, error: Error) -> Step<Packet> {
         ports,
         error: Some(error),
         syn: false,
+        fin: false,
         rst: false,
         unchecked: false,
     })
