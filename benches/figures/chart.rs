@@ -18,7 +18,6 @@ use plotters::prelude::DrawingArea;
 use plotters::prelude::IntoDrawingArea;
 use plotters::prelude::IntoFont;
 use plotters::prelude::LineSeries;
-use plotters::prelude::Polygon;
 use plotters::prelude::RGBColor;
 use plotters::prelude::SVGBackend;
 use plotters::prelude::Text;
@@ -84,8 +83,6 @@ pub(crate) enum Style {
     Line,
     Dashed,
     Points,
-    /// An area: the points go once around it.
-    Band,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -219,10 +216,6 @@ impl Panel {
             Style::Dashed => {
                 let line = DashedLineSeries::new(places, 6, 4, color.stroke_width(2));
                 chart.draw_series(line)?;
-            }
-            Style::Band => {
-                let band = Polygon::new(places, color.mix(0.25));
-                chart.draw_series([band])?;
             }
         }
         Ok(())

@@ -20,23 +20,6 @@ use crate::common::Spread;
 use crate::common::machine::Machine;
 use crate::common::results_file;
 
-/// As `packet_path` writes it.
-#[derive(Deserialize)]
-struct PacketPath {
-    table: String,
-    tracking: String,
-    quick: bool,
-    rows: Vec<PacketPathRow>,
-}
-
-#[derive(Deserialize)]
-struct PacketPathRow {
-    traffic: String,
-    flows: u32,
-    ns_median: f64,
-    katran_ns: Option<[f64; 2]>,
-}
-
 /// As `packet_path --peer` writes it.
 #[derive(Deserialize)]
 struct Comparison {
@@ -75,50 +58,17 @@ pub(crate) fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))
 }
 
-/// Nanoseconds a packet, by the number of flows, beside Katran's: of both programs by turns, if there
-/// was such a run, else beside the specification's figures.
-pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
-    if results_file("packet_path_peer.json").exists() {
-        return compared(quick);
-    }
-    let results: PacketPath = read("packet_path")?;
-    full(quick, results.quick, "packet_path")?;
-    let mut shares = Vec::new();
-    let panels = [
-        "TCP/IPv4 established",
-        "TCP/IPv4 SYN, flood guard acts",
-        "UDP/IPv4 established",
-        "TCP/IPv6 established",
-    ]
-    .map(|traffic| {
-        let rows = results.rows.iter().filter(|row| row.traffic == traffic);
-        let (mut ours, mut katrans) = (Vec::new(), Vec::new());
-        for row in rows {
-            let x = f64::from(row.flows);
-            ours.push((x, row.ns_median));
-            if let Some([low, high]) = row.katran_ns {
-                let middle = (low + high) / 2.0;
-                katrans.push((x, middle));
-                shares.push(row.ns_median / middle);
-            }
-        }
-        times_by_flows(traffic, katrans, ours)
-    });
-    Ok(Figure {
-        title: share_of_katrans(shares, "packet_path")?,
-        subtitle: format!(
-            "Medians, flow table {}, tracking {}, wrapper subtracted. Katran's: the specification's, from \
-             another machine of this kind.",
-            results.table, results.tracking
-        ),
-        columns: 2,
-        panels: panels.into(),
-    })
+/// The run of both programs by turns, which needs an object of Katran's.
+const COMPARISON: &str = "packet_path_peer";
+
+/// Whether there was such a run.
+pub(crate) fn is_compared() -> bool {
+    results_file(COMPARISON).with_extension("json").exists()
 }
 
-/// Both programs by turns on one machine.
-fn compared(quick: bool) -> Result<Figure, String> {
-    let results: Comparison = read("packet_path_peer")?;
+/// Nanoseconds a packet, by the number of flows, of both programs by turns.
+pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
+    let results: Comparison = read(COMPARISON)?;
     full(quick, results.quick, "packet_path -- --peer OBJECT")?;
     let mut shares = Vec::new();
     let panels = [
@@ -140,7 +90,7 @@ fn compared(quick: bool) -> Result<Figure, String> {
         times_by_flows(title, katrans, ours)
     });
     Ok(Figure {
-        title: share_of_katrans(shares, "packet_path_peer")?,
+        title: share_of_katrans(shares)?,
         subtitle: format!(
             "Established flows, tracking {}; both programs by turns, medians of {} rounds. {}.",
             results.tracking, results.rounds, results.machine
@@ -160,10 +110,10 @@ pub(crate) fn full(quick: bool, quick_run: bool, bench: &str) -> Result<(), Stri
     Ok(())
 }
 
-fn share_of_katrans(mut shares: Vec<f64>, file: &str) -> Result<String, String> {
+fn share_of_katrans(mut shares: Vec<f64>) -> Result<String, String> {
     shares.sort_by(f64::total_cmp);
     let (Some(least), Some(most)) = (shares.first(), shares.last()) else {
-        return Err(format!("{file}.json has no row with a figure of Katran's"));
+        return Err(format!("{COMPARISON}.json has no rows"));
     };
     Ok(format!(
         "A packet takes {:.0} to {:.0} % of the time that it takes in Katran",

@@ -27,9 +27,6 @@ const FUNCTIONS: [(HashFunction, &str, RGBColor); 2] = [
     (HashFunction::Maglev, "Maglev", ORANGE),
     (HashFunction::MaglevV2, "MaglevV2", BLUE),
 ];
-/// Milliseconds that Katran's builder in C++ takes, from the specification: for 10 to 4,000 reals,
-/// on another virtual machine.
-const KATRAN_MS: [f64; 2] = [1.3, 2.3];
 const BUILT: [u16; 9] = [10, 20, 50, 100, 200, 400, 1000, 2000, 4000];
 const LEFT: [u16; 7] = [10, 20, 50, 100, 200, 500, 1000];
 
@@ -59,18 +56,7 @@ fn slots() -> f64 {
 /// Milliseconds to build a ring, by the number of reals.
 pub(crate) fn build_time(rounds: usize) -> Figure {
     let reals = |range: &[u16]| range.iter().map(|n| f64::from(*n)).collect::<Vec<_>>();
-    let ends = [10.0, 4000.0];
-    let mut series = vec![Series {
-        label: "Katran's C++".to_owned(),
-        color: GREY,
-        style: Style::Band,
-        points: vec![
-            (ends[0], KATRAN_MS[1]),
-            (ends[0], KATRAN_MS[0]),
-            (ends[1], KATRAN_MS[0]),
-            (ends[1], KATRAN_MS[1]),
-        ],
-    }];
+    let mut series = Vec::new();
     for (function, name, color) in FUNCTIONS {
         let weights = [
             ("equal weights", Style::Line, EQUAL),
@@ -89,7 +75,7 @@ pub(crate) fn build_time(rounds: usize) -> Figure {
             });
         }
     }
-    let measured = series[1..].iter().flat_map(|line| &line.points);
+    let measured = series.iter().flat_map(|line: &Series| &line.points);
     let times: Vec<f64> = measured.map(|point| point.1).collect();
     let least = times.iter().copied().fold(f64::INFINITY, f64::min);
     let most = times.iter().copied().fold(0.0, f64::max);
@@ -98,9 +84,7 @@ pub(crate) fn build_time(rounds: usize) -> Figure {
             "A ring of {} slots is built in {least:.2} to {most:.2} ms",
             grouped(slots() as i64)
         ),
-        subtitle: format!(
-            "Medians of {rounds} builds. Grey: Katran's builder on another machine of this kind."
-        ),
+        subtitle: format!("Medians of {rounds} builds."),
         columns: 1,
         panels: vec![Panel {
             title: String::new(),

@@ -3,7 +3,7 @@
 //! hash lookup in the same wrapper), medians of many runs. What is timed is checked by its
 //! counters, run by run, and by the frames that come out.
 //!
-//! cargo bench --bench packet_path               # minutes; writes what `figures` draws
+//! cargo bench --bench packet_path               # minutes
 //! cargo bench --bench packet_path -- --quick    # seconds, for whether it works
 //! cargo bench --bench packet_path -- FILTER     # rows whose name contains it
 //! cargo bench --bench packet_path -- --table KIND --tracking KIND
@@ -11,7 +11,7 @@
 //! cargo bench --bench packet_path -- --peer OBJECT [--changed]
 //!
 //! `--peer` times Katran's own program, too, by turns with this crate's: the same frames, VIPs, reals,
-//! rings and sizes of flow tables, in the same run. Compare by the ratio of each pair of runs.
+//! rings and sizes of flow tables, in the same run; `figures` draws it. Compare by the ratio of each pair of runs.
 //! `--changed` measures after every slot of every ring has gone from one real to another. Without
 //! `--peer` the last rows are those of 512 busy VIPs (`many_vips.rs`).
 
@@ -183,10 +183,9 @@ fn print_head(options: &Options, effort: &Effort, cpu: usize) {
 
 fn print_titles() {
     println!(
-        "Ratio: to one hash lookup in the same wrapper. Katran's figures are the specification's, \
-         from another machine of this kind: compare machines by the lookup.\n\
-         {:<34} {:>10} {:>18} {:>10} {:>6} {:>10} {:>7}",
-        "traffic", "flows", "ns a packet", "lookup, ns", "ratio", "Katran, ns", "of that"
+        "Ratio: to one hash lookup in the same wrapper, by which to compare machines.\n\
+         {:<34} {:>10} {:>18} {:>10} {:>6}",
+        "traffic", "flows", "ns a packet", "lookup, ns", "ratio"
     );
 }
 
@@ -201,19 +200,8 @@ fn print(row: &Row) {
         median: row.ns_median,
         quartiles: row.ns_quartiles,
     };
-    let (katran, share) = match row.katran_ns {
-        Some([low, high]) => (
-            if low == high {
-                format!("{low:.0}")
-            } else {
-                format!("{low:.0}..{high:.0}")
-            },
-            format!("{:.2}", row.ns_median / ((low + high) / 2.0)),
-        ),
-        None => Default::default(),
-    };
     println!(
-        "{:<34} {:>10} {:>18} {:>10.1} {:>6.2} {katran:>10} {share:>7}",
+        "{:<34} {:>10} {:>18} {:>10.1} {:>6.2}",
         row.traffic,
         row.flows,
         spread.text(usize::from(row.ns_median < 100.0)),
@@ -232,6 +220,5 @@ fn measure(ours: Ours<'_>, traffic: &Traffic, flows: u32, unknown: u32, effort: 
         ns_quartiles: ours.quartiles,
         lookup_ns: lookup.median,
         ratio: ours.median / lookup.median,
-        katran_ns: traffic.katran_ns(flows),
     }
 }

@@ -1,5 +1,5 @@
-//! What was measured, as a file that `figures` draws, and what it is held against: the baseline,
-//! which is such a file of an earlier run.
+//! What was measured, as a file, and what it is held against: the baseline, which is such a file of
+//! an earlier run.
 
 use std::fs;
 use std::path::Path;
@@ -36,12 +36,10 @@ pub(crate) struct Row {
     pub(crate) lookup_ns: f64,
     /// `ns_median` by `lookup_ns`.
     pub(crate) ratio: f64,
-    /// From and to, where the specification has a figure.
-    pub(crate) katran_ns: Option<[f64; 2]>,
 }
 
 impl Results {
-    /// Writes the file that `figures` reads.
+    /// Writes the file, of which a baseline can be made.
     pub(crate) fn write(&self) {
         let text = serde_json::to_string_pretty(self).unwrap();
         let path = results_file(RESULTS);

@@ -1,5 +1,4 @@
-//! The rows of the table: which traffic, what the balancer must make of it, and what Katran's own
-//! program took for it.
+//! The rows of the table: which traffic, and what the balancer must make of it.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -41,32 +40,6 @@ pub(crate) const TX: u32 = 3;
 pub(crate) const PASS: u32 = 2;
 /// As many as the wrapper can tell apart: more than all packets of a row, so each is a new flow.
 pub(crate) const UNSEEN: u32 = 1 << 30;
-
-/// Nanoseconds a packet that Katran's own program took with so many flows: from, to. Measured in
-/// the same way with kernel LRU tables of 4 million entries, on another virtual machine with two
-/// CPUs.
-type KatranFigures = &'static [(u32, [f64; 2])];
-
-const KATRAN_TCP_V4: KatranFigures = &[
-    (1, [109.0, 109.0]),
-    (1 << 10, [116.0, 116.0]),
-    (1 << 16, [225.0, 281.0]),
-    (1 << 20, [390.0, 420.0]),
-];
-const KATRAN_UDP: KatranFigures = &[
-    (1, [147.0, 147.0]),
-    (1 << 10, [147.0, 147.0]),
-    (1 << 16, [262.0, 262.0]),
-    (1 << 20, [390.0, 390.0]),
-];
-const KATRAN_TCP_V6: KatranFigures = &[
-    (1, [109.0, 109.0]),
-    (1 << 10, [127.0, 127.0]),
-    (1 << 16, [215.0, 215.0]),
-    (1 << 20, [430.0, 430.0]),
-];
-const KATRAN_QUIC: KatranFigures = &[(1, [105.0, 105.0]), (1 << 16, [203.0, 203.0])];
-const KATRAN_PASSED: KatranFigures = &[(1, [48.0, 48.0])];
 
 /// What the balancer makes of each packet.
 #[derive(Clone, Copy, PartialEq)]
@@ -125,7 +98,6 @@ pub(crate) struct Traffic {
     pub(crate) reals: Reals,
     /// Whether Katran's own program does the same with it, so that `--peer` times both.
     pub(crate) compared: bool,
-    katran: KatranFigures,
 }
 
 impl Traffic {
@@ -139,7 +111,6 @@ impl Traffic {
             special: Special::Nothing,
             reals: Reals::V4,
             compared: false,
-            katran: &[],
         }
     }
 
@@ -268,22 +239,12 @@ impl Traffic {
         self
     }
 
-    fn katran(mut self, figures: KatranFigures) -> Self {
-        self.katran = figures;
-        self
-    }
-
     /// The XDP action of each packet.
     pub(crate) fn action(&self) -> u32 {
         match self.expected {
             Expected::Passed => PASS,
             Expected::Known | Expected::New | Expected::Sent | Expected::Named => TX,
         }
-    }
-
-    pub(crate) fn katran_ns(&self, flows: u32) -> Option<[f64; 2]> {
-        let figure = self.katran.iter().find(|(of, _)| *of == flows);
-        figure.map(|(_, range)| *range)
     }
 }
 
@@ -302,9 +263,7 @@ pub(crate) fn traffics() -> Vec<Traffic> {
     let gue = known("TCP/IPv4 established, GUE", ack.clone());
     let routed = new("TCP/IPv4 SYN, source route", syn.clone()).unseen();
     vec![
-        known("TCP/IPv4 established", ack.clone())
-            .katran(KATRAN_TCP_V4)
-            .compared(),
+        known("TCP/IPv4 established", ack.clone()).compared(),
         known("TCP/IPv4 established, IPv6 reals", ack)
             .with_v6_reals()
             .compared(),
@@ -319,14 +278,12 @@ pub(crate) fn traffics() -> Vec<Traffic> {
             .full_flood()
             .unseen(),
         new("TCP/IPv4 SYN, all remembered", syn).unseen(),
-        known("UDP/IPv4 established", udp.clone())
-            .katran(KATRAN_UDP)
-            .compared(),
+        known("UDP/IPv4 established", udp.clone()).compared(),
         new("UDP/IPv4 new, flood guard acts", udp.clone())
             .full_flood()
             .unseen(),
         new("UDP/IPv4 new, all remembered", udp).unseen(),
-        known("TCP/IPv6 established", ack_v6.clone()).katran(KATRAN_TCP_V6),
+        known("TCP/IPv6 established", ack_v6.clone()),
         known("TCP/IPv6 established, IPv6 reals", ack_v6)
             .with_v6_reals()
             .compared(),
@@ -339,12 +296,9 @@ pub(crate) fn traffics() -> Vec<Traffic> {
             .full_flood()
             .unseen(),
         new("UDP/IPv6 new, all remembered", udp_v6).unseen(),
-        Traffic::new("not a VIP: passed on", Expected::Passed, elsewhere)
-            .katran(KATRAN_PASSED)
-            .compared(),
+        Traffic::new("not a VIP: passed on", Expected::Passed, elsewhere).compared(),
         named("QUIC by connection id", quic)
             .special(Special::Quic)
-            .katran(KATRAN_QUIC)
             .compared(),
         named("TCP/IPv4 by server id", optional).special(Special::TcpServerId),
         named("UDP/IPv4 by stable routing", stable).special(Special::StableUdp),
