@@ -168,14 +168,17 @@ impl Pair {
         Ok(())
     }
 
-    /// The flow table: as many entries as the model has, and those of VIPs that have one address and one port have the
-    /// same reals and ages.
+    /// The flow table: as many entries that count as the model has, and those of VIPs that have one address and one port
+    /// have the same reals and ages. An id may name a real that is down for the VIP: that entry counts for nothing, and
+    /// goes whenever such entries are removed.
     pub(super) fn tables(&self) -> Result<(), String> {
         let mut entries = 0;
         for vip in self.katran.vips() {
-            entries += self.katran.flows().stats(vip).unwrap().entries;
+            let stats = self.katran.flows().stats(vip).unwrap();
+            entries += stats.entries - stats.stale;
         }
-        let expected = &self.model.flows.0;
+        let mut expected = self.model.flows.0.clone();
+        expected.retain(|(vip, _), entry| !self.model.tables.vips[vip].down.contains(&entry.real));
         if entries != expected.len() as u64 {
             return Err(format!(
                 "the table has {entries} entries, the model's {}",
