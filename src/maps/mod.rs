@@ -19,6 +19,7 @@ mod settler;
 mod source_routes;
 mod stations;
 mod sweep;
+mod task;
 mod usage;
 mod vips;
 mod voids;

@@ -13,18 +13,17 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::thread;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::chunks::Chunk;
 use super::rings::HeldWords;
+use super::task::Task;
 use crate::ring::history;
 use crate::ring::history::At;
 use crate::ring::history::PLANES;
 use crate::ring::history::Planes;
 use crate::ring::history::Unsettled;
-use crate::sys::process::Owner;
 
 /// Slots that are looked at under one lock: some tens of microseconds.
 const AT_ONCE: usize = 8192;
@@ -95,8 +94,7 @@ struct Shared<C> {
 #[derive(Debug)]
 pub(crate) struct Settler<C> {
     shared: Arc<Shared<C>>,
-    thread: Option<JoinHandle<()>>,
-    owner: Owner,
+    task: Task,
 }
 
 /// While this is there the thread does not look at slots.
@@ -198,19 +196,23 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
                 wake: Condvar::new(),
                 tick,
             }),
-            thread: None,
-            owner: Owner::new(),
+            task: Task::new("katran-settle"),
         }
+    }
+
+    /// What is shared with the thread; `None` in a child made by fork(2).
+    fn state(&self) -> Option<MutexGuard<'_, State<C>>> {
+        self.task.is_here().then(|| self.shared.lock())
     }
 
     /// Has the thread wait. In a child made by fork(2) there is none.
     pub(crate) fn halt(&self) -> Halted<'_, C> {
-        Halted(self.owner.is_here().then(|| self.shared.lock()))
+        Halted(self.state())
     }
 
     /// Settles the slots of the VIP with this number from now on; `ticks`: what the kernel's clock says.
     pub(crate) fn watch(&mut self, vip: u16, watched: Watched<C>, ticks: u32) {
-        if !self.owner.is_here() {
+        if !self.task.is_here() {
             return;
         }
         let mut state = self.shared.lock();
@@ -225,19 +227,13 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
             next: 0,
         };
         state.vips.insert(vip, of);
-        let is_there = self.thread.as_ref().is_some_and(|of| !of.is_finished());
         // One that has panicked has not said that it ended.
-        if state.running && is_there {
+        if state.running && !self.task.is_over() {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name("katran-settle".to_owned());
-        match thread.spawn(move || shared.follow()) {
-            Ok(thread) => {
-                state.running = true;
-                // The one before has ended.
-                self.thread = Some(thread);
-            }
+        match self.task.start(move || shared.follow()) {
+            Ok(()) => state.running = true,
             // Tables are asked for their packets meanwhile; the next change tries again.
             Err(error) => log::warn!("slots are not settled before the next change: {error}"),
         }
@@ -245,38 +241,32 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
 
     /// The VIP has no history any more.
     pub(crate) fn forget(&mut self, vip: u16) {
-        if self.owner.is_here() {
-            self.shared.lock().vips.remove(&vip);
+        if let Some(mut state) = self.state() {
+            state.vips.remove(&vip);
         }
     }
 
     /// What was left unsettled when the VIP's slots were last counted, and how long ago that was. That is how
     /// things stand: the thread counts what it leaves, and others that settle slots say so. `None`: nobody has counted.
     pub(crate) fn left(&self, vip: u16) -> Option<(Unsettled, Duration)> {
-        if !self.owner.is_here() {
-            return None;
-        }
-        let state = self.shared.lock();
-        let (left, at) = state.vips.get(&vip)?.left?;
+        let (left, at) = self.state()?.vips.get(&vip)?.left?;
         Some((left, at.elapsed()))
     }
 
     /// Somebody has counted while the thread had not.
     pub(crate) fn counted(&self, vip: u16, left: Unsettled) {
-        if !self.owner.is_here() {
-            return;
-        }
-        if let Some(of) = self.shared.lock().vips.get_mut(&vip) {
+        if let Some(mut state) = self.state()
+            && let Some(of) = state.vips.get_mut(&vip)
+        {
             of.left.get_or_insert((left, Instant::now()));
         }
     }
 
     /// Somebody else has settled slots of the VIP: what was counted is no more.
     pub(crate) fn count_again(&self, vip: u16) {
-        if !self.owner.is_here() {
-            return;
-        }
-        if let Some(of) = self.shared.lock().vips.get_mut(&vip) {
+        if let Some(mut state) = self.state()
+            && let Some(of) = state.vips.get_mut(&vip)
+        {
             of.left = None;
             of.seen = Unsettled::default();
             of.next = 0;
@@ -285,10 +275,9 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
 
     /// VIPs of which all slots are settled.
     pub(crate) fn settled(&self) -> Vec<u16> {
-        if !self.owner.is_here() {
+        let Some(state) = self.state() else {
             return Vec::new();
-        }
-        let state = self.shared.lock();
+        };
         let vips = state.vips.iter();
         let settled = vips.filter(|(_, of)| of.is_settled());
         settled.map(|(vip, _)| *vip).collect()
@@ -297,16 +286,9 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
 
 impl<C> Drop for Settler<C> {
     fn drop(&mut self) {
-        if !self.owner.is_here() {
-            // Its thread is the parent's, and may have held the lock.
-            mem::forget(self.thread.take());
-            return;
-        }
-        self.shared.lock().stop = true;
-        self.shared.wake.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported.
-            let _ = thread.join();
-        }
+        self.task.end(|| {
+            self.shared.lock().stop = true;
+            self.shared.wake.notify_all();
+        });
     }
 }

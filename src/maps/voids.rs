@@ -7,21 +7,19 @@
 //! pay for a look at the map only meanwhile. It ends when there is nothing left to remove.
 
 use std::io;
-use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::thread;
-use std::thread::JoinHandle;
 
 use super::flows::FlowTables;
 use super::sweep::Held;
 use super::sweep::Shared;
 use super::sweep::Void;
 use super::sweep::VoidReason;
+use super::task::Task;
 use super::vips::VipCell;
 use super::vips::VipCells;
 use crate::error::Error;
@@ -30,7 +28,6 @@ use crate::kernel::KernelCalls;
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
-use crate::sys::process::Owner;
 use crate::sys::rcu::GracePeriod;
 
 /// What happens to the entries that a real's being down voids.
@@ -97,8 +94,7 @@ impl VoidChange {
 /// The void entries of all VIPs.
 pub(crate) struct VoidFlows {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-    owner: Owner,
+    task: Task,
 }
 
 /// A change that the kernel knows of.
@@ -136,8 +132,7 @@ impl VoidFlows {
                 step: Mutex::default(),
                 cancelled: AtomicU64::new(0),
             }),
-            thread: None,
-            owner: Owner::new(),
+            task: Task::new("katran-sweep"),
         })
     }
 
@@ -348,13 +343,8 @@ impl VoidFlows {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name("katran-sweep".to_owned());
-        match thread.spawn(move || shared.follow()) {
-            Ok(thread) => {
-                state.running = true;
-                // The one before has ended.
-                self.thread = Some(thread);
-            }
+        match self.task.start(move || shared.follow()) {
+            Ok(()) => state.running = true,
             // They are void; the next change tries again.
             Err(error) => log::warn!("void flows stay in the flow tables: {error}"),
         }
@@ -369,17 +359,10 @@ impl AsFd for VoidFlows {
 
 impl Drop for VoidFlows {
     fn drop(&mut self) {
-        if !self.owner.is_here() {
-            // Its thread is the parent's, and may have held the lock.
-            mem::forget(self.thread.take());
-            return;
-        }
-        self.shared.lock().stop = true;
-        self.shared.wake.notify_all();
-        // So that the tables are gone with the handle.
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported.
-            let _ = thread.join();
-        }
+        // The thread's end is waited for, so that the tables are gone with the handle.
+        self.task.end(|| {
+            self.shared.lock().stop = true;
+            self.shared.wake.notify_all();
+        });
     }
 }
