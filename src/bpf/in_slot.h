@@ -109,13 +109,10 @@ enum in_slot {
  * in_slot: its entry's, if that is not older than the change; else its base's, for it is older itself; or
  * the ring's. A global function, so that the verifier looks at it once; it finds for itself what cannot be handed to such a
  * function. */
-LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index, __u32 special)
+LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 {
 	const __u32 zero = 0;
-	struct run run = {
-		.cpu = bpf_map_lookup_elem(&cpus, &zero),
-		.variant = special ? SPECIAL : PLAIN,
-	};
+	const struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = PLAIN };
 	const __u64 now = ticks_now();
 	__u32 current = 0, number, answer, id = 0;
 	const struct id_query *query;

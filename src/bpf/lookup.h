@@ -205,6 +205,7 @@ static __always_inline struct real *real_among_much(__u64 number)
 {
 	struct real *first = reals;
 
+	barrier_var(first);
 	barrier_var(number);
 	if (number > max_reals)
 		return NULL;

@@ -290,7 +290,7 @@ static __always_inline struct real *by_unsettled_slot(const struct run *run,
 	/* A special packet's record is written. */
 	if (!is(run, SPECIAL))
 		describe_flow(&run->cpu->scratch.query, packet, choice);
-	answer = choose_in_slot(choice->vip.ring, index, false);
+	answer = choose_in_slot(choice->vip.ring, index);
 	choice->number = answer & SLOT_REAL;
 	choice->reason = DROP_RING_EMPTY;
 	if (!choice->number)
