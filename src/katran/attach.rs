@@ -21,6 +21,7 @@ use crate::attach::XdpMode;
 use crate::attach::put_back;
 use crate::error::Error;
 use crate::error::Result;
+use crate::pins::Home;
 
 /// The names of the programs that a balancer attaches.
 const NAMES: [&str; 2] = ["katran", "katran_full"];
@@ -53,9 +54,12 @@ impl Katran {
         let target = self.attachments.check_alone(interface)?;
         let reason = Reason::Interface(target.place.index);
         self.all_or_nothing(reason, |katran| {
-            let new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
+            let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
             // A new one that fails here is detached as it is dropped.
             katran.attach_probes_along(Some(new.target().place))?;
+            if let Some(home) = &katran.home {
+                new.keep_in(home.attached())?;
+            }
             Ok(katran.attachments.add_new(new))
         })
     }
@@ -149,9 +153,10 @@ impl Katran {
         self.all_or_nothing(Reason::Entry, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
             katran.attach_probes_along(None)?;
+            let keep_in = katran.home.as_ref().map(Home::attached);
             katran
                 .shared
-                .attach(entries, katran.programs.entry_set(), position)
+                .attach(entries, katran.programs.entry_set(), position, keep_in)
         })
     }
 

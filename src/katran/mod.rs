@@ -22,6 +22,7 @@ mod load;
 mod looks;
 mod names;
 mod object;
+mod pinned;
 mod reals;
 mod reload;
 mod server_ids;
@@ -85,6 +86,7 @@ use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::Settler;
 use crate::maps::VipKinds;
+use crate::pins::Home;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
 use crate::table::Names;
@@ -96,7 +98,8 @@ use handles::Maps;
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
 /// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
-/// process that dies does the same. Methods that change something take `&mut self`, those that
+/// process that dies does the same. Unless it is [pinned](Builder::pin): then all that packets see stays as it is
+/// until it is [removed](Self::remove). Methods that change something take `&mut self`, those that
 /// read take `&self`; it is [`Send`] and [`Sync`]. After a change threads of the library's own may
 /// live for some milliseconds, to see when no packet uses what was replaced; after a real went, one for
 /// as long as its entries are taken out of the flow tables, which may be seconds. Dropping the handle
@@ -175,6 +178,8 @@ pub struct Katran {
     /// A monitor listens.
     monitored: Arc<AtomicBool>,
     callbacks: watch::Callbacks,
+    /// Where it is pinned. The last one, as the next owner may come when it is given up.
+    home: Option<Home>,
 }
 
 impl Katran {
@@ -224,6 +229,7 @@ impl Katran {
             watch: None,
             monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
+            home: None,
             config,
         };
         katran.write_gateways(katran.wanted());
