@@ -156,7 +156,7 @@ impl Walk {
 impl Flows<'_> {
     /// Counts the entries of all VIPs in one walk through all tables, of which it takes 1 ms for a CPU that knows 65,536 flows,
     /// 17 ms for 1,000,000, and 25 ms for 4,000,000 (`cargo bench --bench counting`, on an AMD EPYC); with a
-    /// [`KernelLru`](crate::FlowTableKind::KernelLru) 0.3 s for each million. Packets go on meanwhile: entries that come or
+    /// [`KernelLru`](crate::FlowTableKind::KernelLru) 0.35 s for each million. Packets go on meanwhile: entries that come or
     /// go during the walk are in it or not, and while a table of sets fills, some may be in it twice.
     ///
     /// # Errors
