@@ -134,6 +134,13 @@ impl<'de> Deserialize<'de> for AutoOr {
                 bytes.map(|bytes| AutoOr(MaxFrame::Bytes(bytes)))
             }
 
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<AutoOr, E> {
+                let bytes = u32::try_from(number);
+                let bytes =
+                    bytes.map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self));
+                bytes.map(|bytes| AutoOr(MaxFrame::Bytes(bytes)))
+            }
+
             fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<AutoOr, E> {
                 match word {
                     "auto" => Ok(AutoOr(MaxFrame::Auto)),
@@ -300,6 +307,10 @@ impl<'de> Deserialize<'de> for Seconds {
                 u64::try_from(seconds)
                     .map(|seconds| Seconds(Duration::from_secs(seconds)))
                     .map_err(E::custom)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Seconds, E> {
+                Ok(Seconds(Duration::from_secs(seconds)))
             }
 
             fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {
