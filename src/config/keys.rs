@@ -135,10 +135,7 @@ impl<'de> Deserialize<'de> for AutoOr {
             }
 
             fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<AutoOr, E> {
-                let bytes = u32::try_from(number);
-                let bytes =
-                    bytes.map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self));
-                bytes.map(|bytes| AutoOr(MaxFrame::Bytes(bytes)))
+                self.visit_i64(i64::try_from(number).map_err(E::custom)?)
             }
 
             fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<AutoOr, E> {
@@ -310,7 +307,7 @@ impl<'de> Deserialize<'de> for Seconds {
             }
 
             fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Seconds, E> {
-                Ok(Seconds(Duration::from_secs(seconds)))
+                self.visit_i64(i64::try_from(seconds).map_err(E::custom)?)
             }
 
             fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {

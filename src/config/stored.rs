@@ -1,4 +1,4 @@
-//! Settings in a form that outlives the process: the keys and values of the document, as one line of JSON. It names what it
+//! Settings in a form that outlives the process: the keys and values of the document, as MessagePack. It names what it
 //! has, so a version with more settings reads it, and one that lacks a setting says which.
 
 use std::collections::BTreeMap;
@@ -10,22 +10,22 @@ use super::cpus::Topology;
 use crate::error::Result;
 
 impl Config {
-    /// The settings as text.
+    /// The settings as bytes.
     ///
     /// # Errors
     /// What cannot be written, such as a time that has no form as a number of seconds.
-    pub(crate) fn stored(&self) -> std::result::Result<String, String> {
+    pub(crate) fn stored(&self) -> std::result::Result<Vec<u8>, String> {
         let keys = BalancerKeys::from(&BalancerState::of(self));
-        serde_json::to_string(&keys).map_err(|error| error.to_string())
+        rmp_serde::to_vec_named(&keys).map_err(|error| error.to_string())
     }
 
-    /// The settings that a text says. What is there was checked as it was loaded, so this machine's CPUs may be
+    /// The settings that bytes say. What is there was checked as it was loaded, so this machine's CPUs may be
     /// others by now.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn of_stored(text: &str) -> std::result::Result<Self, String> {
-        let keys: BalancerKeys = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    pub(crate) fn of_stored(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let keys: BalancerKeys = rmp_serde::from_slice(bytes).map_err(|error| error.to_string())?;
         let state = BalancerState::from(keys);
         let config = state.restored();
         config.map_err(|error| error.to_string())
@@ -76,20 +76,26 @@ mod tests {
             .healthcheck_interface("eth0");
         for builder in [usual, other] {
             let config = builder.validate().unwrap();
-            let text = config.stored().unwrap();
-            assert_eq!(Config::of_stored(&text), Ok(config), "{text}");
+            let bytes = config.stored().unwrap();
+            assert_eq!(Config::of_stored(&bytes), Ok(config));
         }
     }
 
     #[test]
     fn what_is_not_known_is_named() {
         let config = Builder::new().gateway_mac(MacAddr::new([2, 0, 0, 0, 0, 1]));
-        let text = config.validate().unwrap().stored().unwrap();
-        let later = text.replace("\"max_vips\"", "\"max_wips\"");
-        let error = Config::of_stored(&later).unwrap_err();
+        let bytes = config.validate().unwrap().stored().unwrap();
+        let renamed = |key: &str, to: &str| {
+            let at = bytes.windows(key.len()).position(|at| at == key.as_bytes());
+            let mut bytes = bytes.clone();
+            bytes[at.unwrap()..][..to.len()].copy_from_slice(to.as_bytes());
+            Config::of_stored(&bytes).unwrap_err()
+        };
+        let error = renamed("max_vips", "max_wips");
         assert!(error.contains("max_wips"), "{error}");
-        assert!(Config::of_stored("").is_err());
-        let none = text.replace("\"gateway_mac\"", "\"source_v4\"");
-        assert!(Config::of_stored(&none).is_err());
+        // Without it nothing is loaded.
+        let error = renamed("gateway_mac", "gateway_cam");
+        assert!(error.contains("gateway_cam"), "{error}");
+        assert!(Config::of_stored(&[]).is_err());
     }
 }

@@ -24,6 +24,7 @@ mod names;
 mod object;
 mod reals;
 mod reload;
+mod remember;
 mod server_ids;
 mod slots;
 mod source_routes;
@@ -79,6 +80,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
+use crate::ledger::Ledger;
 use crate::links::Links;
 use crate::maps::MappedChunk;
 use crate::maps::Moment;
@@ -175,6 +177,8 @@ pub struct Katran {
     /// A monitor listens.
     monitored: Arc<AtomicBool>,
     callbacks: watch::Callbacks,
+    /// Where changes are written down, if the balancer is to outlive the process.
+    ledger: Option<Ledger>,
 }
 
 impl Katran {
@@ -224,6 +228,7 @@ impl Katran {
             watch: None,
             monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
+            ledger: None,
             config,
         };
         katran.write_gateways(katran.wanted());

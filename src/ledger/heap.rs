@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use super::death;
@@ -18,7 +19,7 @@ pub(crate) struct Heap {
     words: Words,
     found: Arc<Mutex<Words>>,
     /// The largest that there is memory for.
-    limit: usize,
+    limit: Arc<AtomicUsize>,
 }
 
 impl Heap {
@@ -27,13 +28,14 @@ impl Heap {
         Self {
             found: Arc::new(Mutex::new(Arc::clone(&words))),
             words,
-            limit: usize::MAX,
+            limit: Arc::new(AtomicUsize::new(usize::MAX)),
         }
     }
 
     /// The same with no memory beyond so much.
     pub(crate) fn limited(self, limit: usize) -> Self {
-        Self { limit, ..self }
+        self.limit.store(limit, Ordering::Relaxed);
+        self
     }
 
     /// What another process finds: a copy, so that this one can go on.
@@ -46,7 +48,7 @@ impl Heap {
         Self {
             found: Arc::new(Mutex::new(Arc::clone(&words))),
             words,
-            limit: self.limit,
+            limit: Arc::clone(&self.limit),
         }
     }
 
@@ -78,7 +80,7 @@ impl Ground for Heap {
     }
 
     fn larger(&self, bytes: usize) -> io::Result<Box<dyn Ground>> {
-        if bytes > self.limit {
+        if bytes > self.limit.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         Ok(Box::new(Self {

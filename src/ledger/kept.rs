@@ -66,7 +66,7 @@ pub(crate) struct Small {
 /// The same, borrowed: what a snapshot is made of.
 pub(crate) struct View<'a> {
     /// As [`Config::stored`] has it.
-    pub(crate) settings: String,
+    pub(crate) settings: Vec<u8>,
     pub(crate) drawn: Drawn,
     pub(crate) table: &'a Table,
     pub(crate) server_ids: &'a Names<u32>,
@@ -142,7 +142,7 @@ fn in_parts<T>(mut all: impl Iterator<Item = T>, mut write: impl FnMut(Vec<T>)) 
 
 impl Kept {
     /// What is known after the first record.
-    pub(super) fn start(settings: &str, drawn: Drawn) -> Result<Self, String> {
+    pub(super) fn start(settings: &[u8], drawn: Drawn) -> Result<Self, String> {
         let config = Config::of_stored(settings)?;
         Ok(Self {
             table: Table::new(config.max_vips, config.max_reals),
@@ -201,8 +201,8 @@ impl Kept {
     }
 
     fn change(&mut self, change: Change) -> Result<(), String> {
-        if let Change::Settings(text) = change {
-            let config = Config::of_stored(&text)?;
+        if let Change::Settings(bytes) = change {
+            let config = Config::of_stored(&bytes)?;
             self.config = self.same_load(config)?;
             return Ok(());
         }

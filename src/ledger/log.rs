@@ -170,6 +170,9 @@ impl Log {
             at = next;
             count += 1;
         }
+        if count == 0 {
+            return Err(Unreadable::Spoiled("it has no record").into());
+        }
         let end = words[END].load(Ordering::Acquire);
         if end == root.end(end as u32 as usize) && end as u32 as usize > at {
             return Err(Unreadable::Spoiled("its last records are missing").into());
@@ -213,30 +216,41 @@ impl Log {
         let words = self.ground.words();
         let half = half_of(words);
         let written = write_snapshot(&words[half_range(half, root.half)], root, snapshot);
-        match written {
-            // What comes behind it has as much room as it, so that snapshots are rare.
-            Ok((at, count))
-                if at + (at / 2).max(words_for(bytes) + RESERVE) <= half
-                    && root.sequence <= Root::LAST =>
-            {
-                store(&words[END], 0, Ordering::Release);
-                for at in ROOTS {
-                    store(&words[at], root.word(), Ordering::Release);
+        let needed = words_for(bytes) + RESERVE;
+        let has_room = |room| match written {
+            Ok((at, _)) => at + room <= half && root.sequence <= Root::LAST,
+            Err(_) => false,
+        };
+        let snapshot_words = match written {
+            Ok((at, _)) | Err(at) => at,
+        };
+        // What comes behind it is to have half as much room as it, so that snapshots are rare.
+        if !has_room(needed.max(snapshot_words / 2)) {
+            match Self::create_larger(&*self.ground, 2 * snapshot_words + needed, snapshot) {
+                Ok(larger) => {
+                    *self = larger;
+                    return Ok(());
                 }
-                store(&words[END], root.end(at), Ordering::Release);
-                (self.root, self.at, self.count) = (root, at, count);
-                Ok(())
-            }
-            written => {
-                let snapshot_words = match written {
-                    Ok((at, _)) => at,
-                    Err(needed) => needed,
-                };
-                let needed = 2 * snapshot_words + words_for(bytes);
-                *self = Self::create_larger(&*self.ground, needed, snapshot)?;
-                Ok(())
+                Err(error) if !has_room(needed) => return Err(error),
+                // It will have to do.
+                Err(_) => {}
             }
         }
+        if let Ok((at, count)) = written {
+            self.turn(root, at, count);
+        }
+        Ok(())
+    }
+
+    /// Turns to the other half, in which a snapshot was written.
+    fn turn(&mut self, root: Root, at: usize, count: u32) {
+        let words = self.ground.words();
+        store(&words[END], 0, Ordering::Release);
+        for copy in ROOTS {
+            store(&words[copy], root.word(), Ordering::Release);
+        }
+        store(&words[END], root.end(at), Ordering::Release);
+        (self.root, self.at, self.count) = (root, at, count);
     }
 
     /// Takes the log as it is to a larger ground, with room for `bytes` more.

@@ -35,6 +35,10 @@ pub(crate) use record::StoredMatch;
 use crate::document::State;
 
 /// Bytes of a ground that is enough to begin with; it grows by itself.
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "tests keep balancers, until a setting does")
+)]
 pub(crate) const FIRST_BYTES: usize = 1 << 20;
 
 /// Why a ledger cannot be read.
@@ -60,6 +64,10 @@ impl From<Unreadable> for Refused {
 
 /// What was read.
 #[derive(Debug)]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "tests read ledgers, until an adoption does")
+)]
 pub(crate) struct Replayed {
     /// The last state that a call returned `Ok` for; within a change of many steps, that after the last step.
     pub(crate) kept: Kept,
@@ -106,6 +114,10 @@ impl Ledger {
     ///
     /// # Errors
     /// If it has another layout, or was spoiled: what to do about it.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "tests read ledgers, until an adoption does")
+    )]
     pub(crate) fn read(ground: Box<dyn Ground>) -> Result<(Self, Replayed), Refused> {
         let mut replay = Replay::default();
         let log = Log::open(ground, |bytes| {

@@ -19,7 +19,7 @@ use crate::types::StoredVip;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Record {
     /// The first one: the settings, and what was drawn at load.
-    Start(String, Drawn),
+    Start(Vec<u8>, Drawn),
     /// Parts of a snapshot.
     Vip(StoredVip, StoredEntry),
     Reals(Vec<(IpAddr, StoredReal)>),
@@ -63,7 +63,7 @@ pub(crate) struct Drawn {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Change {
     /// All settings.
-    Settings(String),
+    Settings(Vec<u8>),
     /// Ids that go, and ids that come with the numbers of their reals; those that come are valid.
     ServerIds {
         remove: Vec<u32>,

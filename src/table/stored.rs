@@ -64,11 +64,14 @@ struct StoredDraft {
     returned: Vec<u16>,
 }
 
+/// Weights of some reals of a VIP; `None`: it has them no more.
+type Weights = Vec<(IpAddr, Option<u32>)>;
+
 /// The new values of what a change touches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredEdit {
     vip: Option<(StoredVip, Option<StoredEntry>)>,
-    weights: Option<(StoredVip, Vec<(IpAddr, Option<u32>)>)>,
+    weights: Option<(StoredVip, Weights)>,
     health: Vec<(IpAddr, bool)>,
     reals: Vec<(IpAddr, Option<StoredReal>)>,
     vips: StoredDraft,

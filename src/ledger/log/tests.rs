@@ -9,11 +9,11 @@ use crate::mutate;
 
 /// All of a list of records, as a snapshot of them is one record each.
 fn create(heap: &Heap, all: &[Vec<u8>]) -> io::Result<Log> {
-    Log::create(Box::new(heap.clone()), &snapshot(all))
+    Log::create(Box::new(heap.clone()), &|write| snapshot(all, write))
 }
 
-fn snapshot(all: &[Vec<u8>]) -> impl Fn(&mut dyn FnMut(&[u8])) + '_ {
-    |write| all.iter().for_each(|record| write(record))
+fn snapshot(all: &[Vec<u8>], write: &mut dyn FnMut(&[u8])) {
+    all.iter().for_each(|record| write(record));
 }
 
 fn read(heap: &Heap) -> Result<(Log, Vec<Vec<u8>>), Unreadable> {
@@ -42,7 +42,7 @@ fn write(log: &mut Log, all: &mut Vec<Vec<u8>>, new: &[u8], whole: bool) -> io::
             // What a snapshot says is less than the records before.
             true => {
                 all.drain(..all.len() / 2);
-                log.compact(new.len(), &snapshot(all))?;
+                log.compact(new.len(), &|write| snapshot(all, write))?;
             }
             false => log.grow(new.len())?,
         }
@@ -131,7 +131,10 @@ fn a_refusal_of_memory_leaves_the_log_as_it_was() {
     let new = vec![1; 2000];
     assert!(!log.fits(new.len()));
     assert!(log.grow(new.len()).is_err());
-    assert!(log.compact(new.len(), &snapshot(&all)).is_err());
+    assert!(
+        log.compact(new.len(), &|write| snapshot(&all, write))
+            .is_err()
+    );
     assert_eq!(read(&heap.found()).unwrap().1, all);
     log.append(&[1]);
     assert_eq!(read(&heap.found()).unwrap().1, [all[0].clone(), vec![1]]);
@@ -145,7 +148,7 @@ fn a_bit_that_has_turned_over_is_found() {
         .map(|length| vec![length; 5 * length as usize])
         .collect();
     let mut log = create(&heap, &all).unwrap();
-    log.compact(0, &snapshot(&all)).unwrap();
+    log.compact(0, &|write| snapshot(&all, write)).unwrap();
     log.append(&[9; 9]);
     let good = heap.found().bytes();
     let mut all = all;
