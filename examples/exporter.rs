@@ -2,9 +2,9 @@
 //! in place of a line every second.
 //!
 //! ```text
-//! exporter --config lb.toml --interface eth0 [--listen 127.0.0.1:9957] [--watch-misses VIP]
+//! exporter --config lb.toml --interface eth0 [--listen 127.0.0.1:9957] [--watch-misses VIP] [--recount 60]
 //! ```
-//! Every request takes one snapshot of all counters. `docs/metrics.md` lists the metrics, and
+//! Every request takes one snapshot of all counters; the flow tables' entries are counted once a minute beside. `docs/metrics.md` lists the metrics, and
 //! `examples/grafana` has a dashboard for them. Signals and configuration file are those of
 //! `balancer`: SIGHUP applies the file again, SIGUSR1 prints a diagnosis, SIGINT and SIGTERM end it.
 
@@ -13,6 +13,8 @@ mod collector;
 mod common;
 #[path = "exporter/page.rs"]
 mod page;
+#[path = "exporter/recount.rs"]
+mod recount;
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -44,6 +46,7 @@ use common::say;
 use katran::Katran;
 use katran::Vip;
 use page::Format;
+use recount::Recount;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGUSR1;
 use tokio::runtime::Runtime;
@@ -62,10 +65,25 @@ struct Arguments {
     /// Counts the new flows of this VIP for each real, such as 203.0.113.1:443/tcp
     #[arg(long, value_name = "VIP")]
     watch_misses: Option<Vip>,
+    /// Seconds from one count of the flow tables' entries to the next: 1 to 86400
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    recount: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("a number of seconds from 1 to 86400".to_owned()),
+    }
 }
 
 /// The balancer, as the requests and the main thread share it.
-type Shared = Arc<Mutex<Katran>>;
+type Shared = Arc<Mutex<Balancer>>;
+
+struct Balancer {
+    katran: Katran,
+    recount: Recount,
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -84,16 +102,18 @@ fn export(arguments: &Arguments) -> Result<()> {
     let mut katran = common::load(&options.state()?)?;
     watch(&mut katran, arguments.watch_misses)?;
     options.attach(&mut katran)?;
-    let katran = Shared::new(Mutex::new(katran));
+    let recount = Recount::begin(&katran, arguments.recount)?;
+    let balancer = Shared::new(Mutex::new(Balancer { katran, recount }));
     say(format!(
         "metrics on http://{}/metrics",
         listener.local_addr()?
     ));
-    let server = serve(listener, Arc::clone(&katran))?;
+    let server = serve(listener, Arc::clone(&balancer))?;
     let mut keeper = Keeper::new();
     loop {
-        let signal = signals.recv_timeout(ROUND);
-        let katran = &mut lock(&katran);
+        let pause = lock(&balancer).recount.pause(ROUND);
+        let signal = signals.recv_timeout(pause);
+        let Balancer { katran, recount } = &mut *lock(&balancer);
         match signal {
             Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(SIGHUP) => {
@@ -102,12 +122,17 @@ fn export(arguments: &Arguments) -> Result<()> {
                     eprintln!("{}", common::with_causes(&error));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => keeper.keep(katran),
+            Err(RecvTimeoutError::Timeout) => {
+                keeper.keep(katran);
+                if let Err(error) = recount.go_on(katran) {
+                    eprintln!("{}", common::with_causes(&error.into()));
+                }
+            }
             Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     server.shutdown_timeout(LAST_ANSWERS);
-    options.stop(&mut lock(&katran));
+    options.stop(&mut lock(&balancer).katran);
     Ok(())
 }
 
@@ -123,8 +148,8 @@ fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
 }
 
 /// Requests are answered on threads of their own, and wait for each other: a snapshot takes
-/// microseconds, but tens of milliseconds with millions of flows.
-fn serve(listener: TcpListener, katran: Shared) -> Result<Runtime> {
+/// microseconds, however many flows there are.
+fn serve(listener: TcpListener, balancer: Shared) -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(1)
@@ -138,7 +163,7 @@ fn serve(listener: TcpListener, katran: Shared) -> Result<Runtime> {
     let pages = Router::new()
         .route("/metrics", get(metrics))
         .route("/", get("katran: see /metrics\n"))
-        .with_state(katran);
+        .with_state(balancer);
     runtime.spawn(async {
         if let Err(error) = axum::serve(listener, pages).await {
             eprintln!("exporter: no metrics any more: {error}");
@@ -147,11 +172,14 @@ fn serve(listener: TcpListener, katran: Shared) -> Result<Runtime> {
     Ok(runtime)
 }
 
-async fn metrics(State(katran): State<Shared>, headers: HeaderMap) -> Response {
+async fn metrics(State(balancer): State<Shared>, headers: HeaderMap) -> Response {
     let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accepted.unwrap_or_default());
     let answer = tokio::task::spawn_blocking(move || {
-        let scrape = Scrape::take(&lock(&katran))?;
+        let scrape = {
+            let Balancer { katran, recount } = &*lock(&balancer);
+            Scrape::take(katran, recount.count())?
+        };
         scrape.text(format)
     });
     match answer.await.unwrap_or_else(|error| Err(error.into())) {
@@ -164,6 +192,6 @@ async fn metrics(State(katran): State<Shared>, headers: HeaderMap) -> Response {
 }
 
 /// A request that panicked has changed nothing.
-fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
-    katran.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(balancer: &Mutex<Balancer>) -> MutexGuard<'_, Balancer> {
+    balancer.lock().unwrap_or_else(PoisonError::into_inner)
 }

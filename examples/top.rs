@@ -1,5 +1,5 @@
 //! A load balancer with a live view of its traffic: VIPs and reals by packets and bits per second,
-//! the flow table's hit rate, packets by settled slots, bases and entries, VIPs with unsettled slots, drops by reason, and how evenly the CPUs are loaded.
+//! the flow table's hit rate, packets by settled slots, bases and entries, VIPs with unsettled slots and their entries in the flow tables, drops by reason, and how evenly the CPUs are loaded.
 //!
 //! ```text
 //! top --config lb.toml --interface eth0 [--interval 1] [--refreshes N] [--plain]
@@ -134,7 +134,10 @@ fn run(
     output: &mut Output,
     news: &Receiver<News>,
 ) -> Result<()> {
-    let mut last = Sample::take(katran)?;
+    // A twentieth of the time for counting the flow tables' entries.
+    let counting = arguments.interval / 20;
+    let mut count = katran.flows().count()?;
+    let mut last = Sample::take(katran, &mut count, counting)?;
     // The names, before there are figures.
     let mut rates = Rates::between(&last, &last);
     let mut next = Instant::now() + arguments.interval;
@@ -164,7 +167,7 @@ fn run(
                 if !news.is_empty() {
                     output.moved(news, arguments.options.place(katran));
                 }
-                match Sample::take(katran) {
+                match Sample::take(katran, &mut count, counting) {
                     Ok(now) => {
                         rates = Rates::between(&last, &now);
                         last = now;

@@ -6,6 +6,7 @@
 
 pub use crate::katran::Answer;
 pub use crate::katran::Choice;
+pub use crate::katran::FlowCount;
 pub use crate::katran::FlowEntry;
 pub use crate::katran::FlowStats;
 pub use crate::katran::Flows;

@@ -12,6 +12,7 @@ use katran::Vip;
 use katran::attachments::Attachment;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
+use katran::flows::FlowCount;
 use katran::stats::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -41,12 +42,13 @@ pub(crate) struct Scrape {
 type OfVip = (Vip, Vec<Real>, Vec<IpAddr>);
 
 impl Scrape {
-    pub(crate) fn take(katran: &Katran) -> Result<Self> {
+    /// What is true now, but for entries of the flow tables, which have been counted before.
+    pub(crate) fn take(katran: &Katran, flows: &FlowCount) -> Result<Self> {
         let mut reals = Vec::new();
         for vip in katran.vips() {
             reals.push((vip, katran.reals(vip)?, katran.down_reals(vip)?));
         }
-        let mut counters = katran.counters()?;
+        let mut counters = katran.counters_with(flows)?;
         // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
         // do not, have no part in it.
         let forwarding = katran.forwarding_cpus();

@@ -1,18 +1,19 @@
 //! Rates: what two samples of the counters say about the time between them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Result;
 use katran::Katran;
+use katran::flows::FlowCount;
 use katran::stats::Count;
 use katran::stats::CpuCounters;
 use katran::stats::FlowTableCounters;
 use katran::stats::SlotStats;
 use katran::stats::Totals;
 
-/// The counters that `top` shows. `Katran::counters` would have them all, but it walks the flow
-/// tables.
+/// The counters that `top` shows.
 pub(crate) struct Sample {
     pub(crate) time: Instant,
     pub(crate) totals: Totals,
@@ -23,6 +24,8 @@ pub(crate) struct Sample {
     pub(crate) vips: BTreeMap<String, Count>,
     /// By the VIP's text form.
     pub(crate) slots: BTreeMap<String, SlotStats>,
+    /// Entries of the flow tables, by the VIP's text form.
+    pub(crate) entries: BTreeMap<String, u64>,
     /// By address.
     pub(crate) reals: BTreeMap<String, Count>,
     /// By address, where there are any: VIPs for which the real is down, and all that have it.
@@ -33,7 +36,10 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    pub(crate) fn take(katran: &Katran) -> Result<Self> {
+    /// Counting the flow tables' entries goes on for about `time`: with millions of flows they are counted
+    /// less often than all else.
+    pub(crate) fn take(katran: &Katran, count: &mut FlowCount, time: Duration) -> Result<Self> {
+        katran.flows().recount(count, time)?;
         let mut vips = BTreeMap::new();
         let mut slots = BTreeMap::new();
         let mut health = BTreeMap::new();
@@ -62,6 +68,10 @@ impl Sample {
                 .collect(),
             vips,
             slots,
+            entries: count
+                .vips()
+                .map(|(vip, entries)| (vip.to_string(), entries))
+                .collect(),
             reals: reals
                 .map(|(address, counters)| (address.to_string(), counters.forwarded))
                 .collect(),
@@ -92,6 +102,8 @@ pub(crate) struct Traffic {
     pub(crate) down: Option<(usize, usize)>,
     /// Of a VIP: the slots of its ring.
     pub(crate) slots: Option<SlotStats>,
+    /// Of a VIP: its entries in the flow tables, if they have been counted since it was added.
+    pub(crate) entries: Option<u64>,
 }
 
 /// Frames dropped for one reason.
@@ -162,6 +174,7 @@ impl Rates {
                     packets: count.packets,
                     down: None,
                     slots: None,
+                    entries: None,
                 })
                 .collect();
             rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
@@ -174,6 +187,7 @@ impl Rates {
         let mut vips = traffic(&now.vips, &before.vips);
         for vip in &mut vips {
             vip.slots = now.slots.get(&vip.name).copied();
+            vip.entries = now.entries.get(&vip.name).copied();
         }
         let (flows, known) = (&now.flow_table, &before.flow_table);
         let asked = flows.packets.saturating_sub(known.packets);

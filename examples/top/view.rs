@@ -25,7 +25,7 @@ const TRAFFIC: &[(&str, u16)] = &[
     ("share", 7),
     ("packets", 9),
 ];
-/// As [`TRAFFIC`], with the slots of the VIP's ring.
+/// As [`TRAFFIC`], with the slots of the VIP's ring and its entries in the flow tables.
 const WITH_SLOTS: &[(&str, u16)] = &[
     ("packets/s", 9),
     ("bits/s", 9),
@@ -34,6 +34,18 @@ const WITH_SLOTS: &[(&str, u16)] = &[
     ("settled", 7),
     ("unsettled", 9),
     ("for, s", 7),
+    ("entries", 7),
+];
+/// Of these, what a screen has no room for beside names: the fourth.
+const LEFT_OUT: usize = 3;
+const ON_SCREEN: &[(&str, u16)] = &[
+    WITH_SLOTS[0],
+    WITH_SLOTS[1],
+    WITH_SLOTS[2],
+    WITH_SLOTS[4],
+    WITH_SLOTS[5],
+    WITH_SLOTS[6],
+    WITH_SLOTS[7],
 ];
 /// Lines above rows: a title in a rule, and the heading.
 const ABOVE: u16 = 2;
@@ -114,6 +126,11 @@ pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, rates: &Rates) {
     let is_unsettled = |vip: &Traffic| vip.slots.is_some_and(|slots| slots.unsettled > 0);
     if rates.vips.iter().any(is_unsettled) {
         of_vips = with_slots(of_vips, &rates.vips, scaled);
+        of_vips.columns = ON_SCREEN;
+        for row in &mut of_vips.rows {
+            // Behind the name.
+            row.remove(LEFT_OUT + 1);
+        }
     }
     table(frame, vips, of_vips);
     table(frame, reals, many("reals", &rates.reals, scaled));
@@ -284,7 +301,8 @@ fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
     }
 }
 
-/// VIPs with the slots of their rings: settled and unsettled ones, and for how long the oldest of these has been.
+/// VIPs with the slots of their rings, settled and unsettled ones, for how long the oldest of these has been, and with
+/// their entries in the flow tables.
 fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section {
     vips.columns = WITH_SLOTS;
     for (row, vip) in vips.rows.iter_mut().zip(traffic) {
@@ -295,6 +313,10 @@ fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section
             Some(oldest) => format!("{}", oldest.as_secs()),
             None => "-".to_owned(),
         });
+        row.push(
+            vip.entries
+                .map_or("-".to_owned(), |entries| number(entries as f64)),
+        );
     }
     vips
 }

@@ -197,6 +197,11 @@ pub struct Counters {
     pub vips: BTreeMap<String, VipCounters>,
     /// The slots of the ring of every VIP of which only changed flows are remembered, under its text form.
     pub slots: BTreeMap<String, SlotStats>,
+    /// Entries of the flow tables for every VIP, under its text form, as [`FlowCount`](crate::flows::FlowCount) has
+    /// them.
+    pub flow_entries: BTreeMap<String, u64>,
+    /// How long ago counting them was begun.
+    pub flow_entries_age: Duration,
     /// Every real's traffic.
     pub reals: BTreeMap<IpAddr, RealCounters>,
     /// Every possible CPU.
@@ -262,6 +267,7 @@ impl Counters {
             of_one("encap_fail", &self.encap_fail, EncapFailures::FAMILIES),
         ];
         let mut flows = of_one("flow_table", &self.flow_table, FlowTableCounters::FAMILIES);
+        flows.extend(self.flow_entries());
         flows.extend(self.cpus());
         let mut traffic = of_many("vips", "vip", vips, VipCounters::FAMILIES);
         traffic.extend(self.slots());
@@ -352,6 +358,32 @@ impl Counters {
                 of(|slots| slots.oldest.map_or(0, |oldest| oldest.as_secs())),
             ),
         ]
+    }
+
+    fn flow_entries(&self) -> [Metric; 2] {
+        let age = Metric {
+            name: "flow_entries_age_seconds",
+            kind: MetricKind::Gauge,
+            unit: "seconds",
+            help: "How long ago the last count of the flow tables' entries was begun, those of VIPs and those of maps.",
+            labels: Vec::new(),
+            fields: vec!["flow_entries_age".to_owned()],
+            samples: vec![Sample {
+                labels: Vec::new(),
+                value: self.flow_entries_age.as_secs(),
+            }],
+        };
+        let of_vips = by_label(
+            MetricKind::Gauge,
+            ("vip_flow_entries", "entries", "vip"),
+            "Entries of the VIP's flows in all flow tables when they were last counted; a flow that several CPUs know \
+             has several.",
+            &["flow_entries"],
+            self.flow_entries
+                .iter()
+                .map(|(vip, entries)| (vip, *entries)),
+        );
+        [of_vips, age]
     }
 
     fn probes(&self) -> Metric {

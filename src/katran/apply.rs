@@ -35,6 +35,10 @@ impl Katran {
     /// the same state again changes nothing. Other features are a [`reload`](Self::reload). Settings that
     /// are fixed at load must be those in force; a state without balancer settings leaves them alone.
     ///
+    /// A VIP gets all its new reals in one change, so a new one has settled slots only. If you apply states in which a new
+    /// VIP's reals come one by one, its slots have a history as after one [`add_real`](Self::add_real) after the other,
+    /// which says what that means.
+    ///
     /// # Errors
     /// [`Error::LoadTimeSetting`] for a setting that only a new
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap

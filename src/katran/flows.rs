@@ -74,7 +74,7 @@ pub struct FlowStats {
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a view does nothing by itself"]
 pub struct Flows<'a> {
-    katran: &'a Katran,
+    pub(super) katran: &'a Katran,
 }
 
 impl<'a> Flows<'a> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use libbpf_rs::MapHandle;
 
 use super::Katran;
+use super::flow_count::FlowCount;
 use super::object::Fixed;
 use super::object::InnerTables;
 use super::object::own;
@@ -54,7 +55,7 @@ pub(super) struct GlobalFlowMaps {
 pub(super) struct UseRow {
     pub(super) map: &'static str,
     pub(super) label: &'static str,
-    pub(super) entries: fn(&Katran) -> io::Result<u64>,
+    pub(super) entries: fn(&Katran, &FlowCount) -> io::Result<u64>,
 }
 
 macro_rules! handles {
@@ -188,17 +189,17 @@ handles! {
     from config fixed inner rings grace global cells flows cpus;
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
-            "prefix_vips" is (.as_fd()) shows "prefix_vips" = (|katran| Ok(prefix_vips(katran)));
+            "prefix_vips" is (.as_fd()) shows "prefix_vips" = (|katran, _| Ok(prefix_vips(katran)));
         vip_addresses: VipAddresses =
             VipAddresses::new(Typed::new(own(&from.vip_addresses)?)?),
             "vip_addresses" is (.as_fd())
-                shows "vip_addresses" = (|katran| Ok(katran.maps.vip_addresses.len() as u64));
+                shows "vip_addresses" = (|katran, _| Ok(katran.maps.vip_addresses.len() as u64));
         vip_cells: Arc<VipCells> = Arc::clone(&cells),
             ".data.vip_heads" is (.heads_fd()), ".data.vip_infos" is (.infos_fd())
-                shows "vips" = (|katran| Ok(katran.table.vips().len() as u64 - prefix_vips(katran)));
+                shows "vips" = (|katran, _| Ok(katran.table.vips().len() as u64 - prefix_vips(katran)));
         real_cells: RealCells = RealCells::new(own(&from.data_reals)?, config.max_reals.into())?,
             ".data.reals" is (.as_fd())
-                shows "reals" = (|katran| Ok(katran.table.reals().len() as u64));
+                shows "reals" = (|katran, _| Ok(katran.table.reals().len() as u64));
         rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
         /// Counters and the rest that each CPU has for itself.
@@ -213,7 +214,7 @@ handles! {
             "explanations" is (.as_fd());
         flows: Arc<FlowTables> = Arc::clone(&flows),
             "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd())
-                shows "fallback_flows" = (|katran| katran.maps.flows.fallback.count());
+                shows "fallback_flows" = (|_, flows| Ok(flows.of_shared()));
         /// The server-id tables; which one packets look into `live` says.
         server_ids: ServerIdStore = ServerIdStore::new(
                 MapArray::new(own(&from.server_ids)?)?,
@@ -222,7 +223,7 @@ handles! {
                 config.max_server_ids,
             ),
             "server_ids" is (.as_fd())
-                shows "server_ids" = (|katran| Ok(katran.maps.server_ids.len().into()));
+                shows "server_ids" = (|katran, _| Ok(katran.maps.server_ids.len().into()));
         /// Which of the flow tables' entries are void.
         voids: VoidFlows = VoidFlows::new(
                 Typed::new(own(&from.down_reals)?)?,
@@ -232,7 +233,7 @@ handles! {
                 cpus,
             )?,
             "down_reals" is (.as_fd())
-                shows "down_reals" = (|katran| Ok(katran.maps.voids.pairs() as u64));
+                shows "down_reals" = (|katran, _| Ok(katran.maps.voids.pairs() as u64));
     }
     of_features {
         source_routes: SourceRouteMaps, with SOURCE_ROUTING = SourceRouteMaps {
@@ -240,9 +241,9 @@ handles! {
                 v6: Typed::new(own(&from.source_routes_v6)?)?,
             },
             "source_routes_v4" is (.v4.as_fd())
-                shows "source_routes_v4" = (|katran| Ok(katran.source_routes.counts()[0] as u64)),
+                shows "source_routes_v4" = (|katran, _| Ok(katran.source_routes.counts()[0] as u64)),
             "source_routes_v6" is (.v6.as_fd())
-                shows "source_routes_v6" = (|katran| Ok(katran.source_routes.counts()[1] as u64));
+                shows "source_routes_v6" = (|katran, _| Ok(katran.source_routes.counts()[1] as u64));
         global_flows: GlobalFlowMaps, with GLOBAL_FLOW_TABLE = GlobalFlowMaps {
                 of_cpus: global,
                 fallback: Typed::new(own(&from.global_fallback)?)?,
@@ -252,7 +253,7 @@ handles! {
         decap_destinations: Typed<types::decap_destination, u32>, with INLINE_DECAP =
             Typed::new(own(&from.decap_destinations)?)?,
             "decap_destinations" is (.as_fd())
-                shows "decap_destinations" = (|katran| Ok(katran.decap.len() as u64));
+                shows "decap_destinations" = (|katran, _| Ok(katran.decap.len() as u64));
         allowed_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.allowed_sources)?)?,
             "allowed_sources" is (.as_fd());
         egress_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.egress_sources)?)?,
@@ -262,11 +263,8 @@ handles! {
             "events" is (.as_fd());
     }
     inside {
-        "ring_chunk" shows "ring_chunk" = (|katran| Ok(katran.maps.rings.in_use().into()));
-        "flows" shows "flows" = (|katran| {
-            let tables = katran.maps.flows.of_cpus.iter();
-            tables.map(|(_, table)| table.count()).sum()
-        });
+        "ring_chunk" shows "ring_chunk" = (|katran, _| Ok(katran.maps.rings.in_use().into()));
+        "flows" shows "flows" = (|_, flows| Ok(flows.of_cpus()));
     }
 }
 

@@ -36,6 +36,13 @@ impl Katran {
     /// flow whose entry was used in the last five seconds is such a packet, so a client that connects again from the
     /// same port at once comes back to the real.
     ///
+    /// Give a new VIP its reals in one change, by [`modify_reals`](Self::modify_reals) or [`apply`](Self::apply). If you
+    /// add them one after the other, each takes slots from those before it; with
+    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) these slots have a history then, and until they are
+    /// settled what has no entry and is no SYN goes to the real that came first: connections that are older than the
+    /// balancer for `flow_idle_timeout` at least, UDP flows for `udp_timeout`.
+    /// [`FlowsMut::purge`](crate::flows::FlowsMut::purge) settles all slots of the VIP at once.
+    ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
     #[doc(alias = "addRealForVip")]

@@ -111,7 +111,6 @@ pub(crate) enum FlowTable {
     },
     Lru {
         map: Typed<types::flow_key, types::flow_value>,
-        flows: u32,
     },
 }
 
@@ -144,7 +143,6 @@ impl FlowTable {
             },
             FlowTableKind::KernelLru => Self::Lru {
                 map: Typed::new(map)?,
-                flows,
             },
         })
     }
@@ -158,7 +156,7 @@ impl FlowTable {
         active: Option<u32>,
     ) -> io::Result<Option<types::flow_value>> {
         match self {
-            Self::Lru { map, .. } => map.lookup(key),
+            Self::Lru { map } => map.lookup(key),
             Self::Sets { map, sets } => {
                 let number = fingerprint.set_of(active.unwrap_or(*sets));
                 let set = map.lookup(&number)?.unwrap_or_default();
@@ -178,7 +176,7 @@ impl FlowTable {
         active: Option<u32>,
     ) -> io::Result<bool> {
         match self {
-            Self::Lru { map, .. } => map.delete(key),
+            Self::Lru { map } => map.delete(key),
             Self::Sets { map, sets } => {
                 let number = fingerprint.set_of(active.unwrap_or(*sets)) as usize;
                 let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
@@ -198,7 +196,7 @@ impl FlowTable {
     /// on meanwhile: an entry that one of them makes behind this walk stays.
     pub(crate) fn remove_all(&self, matches: impl Fn(u16, u32) -> bool) -> io::Result<u64> {
         match self {
-            Self::Lru { map, .. } => {
+            Self::Lru { map } => {
                 let mut removed = 0;
                 let mut matching = Vec::new();
                 self.each(|entry| {
@@ -230,7 +228,7 @@ impl FlowTable {
     /// A walk that removes entries, a part of the table at a time.
     pub(crate) fn walk(&self) -> io::Result<Walk<'_>> {
         Ok(match self {
-            Self::Lru { map, .. } => Walk::Lru { map, from: None },
+            Self::Lru { map } => Walk::Lru { map, from: None },
             Self::Sets { map, sets } => Walk::Sets {
                 memory: Mapping::new(map.as_fd(), set_bytes(*sets))?,
                 sets: *sets,
@@ -241,22 +239,20 @@ impl FlowTable {
     /// Shows every entry to `see`, until that returns `false`.
     pub(crate) fn each(&self, mut see: impl FnMut(SeenFlow) -> bool) -> io::Result<()> {
         match self {
-            Self::Lru { map, flows } => {
-                let mut key = None;
-                for _ in 0..*flows {
-                    key = map.next_key(key.as_ref())?;
-                    let Some(key) = key else {
-                        break;
-                    };
-                    let Some(value) = map.lookup(&key)? else {
-                        continue;
-                    };
-                    let seen = SeenFlow {
-                        vip: key.vip.saturating_sub(1),
-                        value,
-                        key: Some(key),
-                    };
-                    if !see(seen) {
+            Self::Lru { map } => {
+                let mut from = None;
+                loop {
+                    let met = map.elements(from, ENTRIES_A_STEP)?;
+                    let mut all = met.keys.into_iter().zip(met.values);
+                    let goes_on = all.all(|(key, value)| {
+                        see(SeenFlow {
+                            vip: key.vip.saturating_sub(1),
+                            value,
+                            key: Some(key),
+                        })
+                    });
+                    from = met.next;
+                    if !goes_on || from.is_none() {
                         break;
                     }
                 }
@@ -286,25 +282,46 @@ impl FlowTable {
         Ok(())
     }
 
-    /// How many entries there are, by walking them.
-    pub(crate) fn count(&self) -> io::Result<u64> {
+    /// Tells `see` the VIP's number of every entry in the part of the table from `from` on (`None`:
+    /// its beginning), whose first `active` sets are in use, or all if that is `None`. Where the next
+    /// part begins; `None`: nowhere.
+    pub(crate) fn see_part(
+        &self,
+        from: Option<u32>,
+        active: Option<u32>,
+        mut see: impl FnMut(u16),
+    ) -> io::Result<Option<u32>> {
         match self {
-            Self::Lru { map, flows } => map.count(*flows).map(u64::from),
+            Self::Lru { map } => {
+                let met = map.elements(from, ENTRIES_A_STEP)?;
+                met.keys
+                    .iter()
+                    .for_each(|key| see(key.vip.saturating_sub(1)));
+                Ok(met.next)
+            }
             Self::Sets { map, sets } => {
-                let bytes = *sets as usize * size_of::<types::flow_set>();
-                let memory = Mapping::new(map.as_fd(), bytes)?;
-                let used = memory
-                    .u64s()
-                    .chunks_exact(ENTRY_WORDS)
-                    .filter(|entry| entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32 != 0)
-                    .count();
-                Ok(used as u64)
+                let end = active.unwrap_or(*sets).min(*sets);
+                let first = from.unwrap_or(0);
+                let last = first.saturating_add(SETS_A_STEP).min(end);
+                if first >= last {
+                    return Ok(None);
+                }
+                // The part alone: to map millions of flows takes as long as to read them.
+                let memory = Mapping::part(map.as_fd(), set_bytes(first), set_bytes(last - first))?;
+                for entry in memory.u64s().chunks_exact(ENTRY_WORDS) {
+                    let id = entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32;
+                    if let Some(vip) = vip_of(entry[ENTRY_TAG].load(Ordering::Relaxed), id) {
+                        see(vip);
+                    }
+                }
+                Ok((last < end).then_some(last))
             }
         }
     }
 }
 
-/// Sets, or entries of a hash, that a step of a [`Walk`] looks at: for a fraction of a millisecond.
+/// Sets, or entries of a hash, that a step of a [`Walk`] or of a count looks at: for a fraction of a
+/// millisecond. So many sets fill whole pages.
 const SETS_A_STEP: u32 = 8192;
 const ENTRIES_A_STEP: u32 = 2048;
 
@@ -366,7 +383,7 @@ impl AsFd for FlowTable {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Sets { map, .. } => map.as_fd(),
-            Self::Lru { map, .. } => map.as_fd(),
+            Self::Lru { map } => map.as_fd(),
         }
     }
 }
@@ -402,5 +419,66 @@ mod tests {
         }
         let smallest = FlowTableShape::new(FlowTableKind::SetAssociative, 1);
         assert_eq!(smallest.max_entries, 1);
+    }
+
+    /// The numbers that parts of a table tell of, and how many parts it has.
+    fn seen(table: &FlowTable, active: Option<u32>) -> (Vec<u16>, u32) {
+        let (mut seen, mut parts, mut from) = (Vec::new(), 0, None);
+        loop {
+            from = table.see_part(from, active, |vip| seen.push(vip)).unwrap();
+            parts += 1;
+            if from.is_none() {
+                seen.sort_unstable();
+                return (seen, parts);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_sets_have_each_entry_once() {
+        let sets = 2 * SETS_A_STEP + 3;
+        let flows = sets * (WAYS / ENTRIES_PER_FLOW);
+        let table = FlowTable::create(FlowTableKind::SetAssociative, flows, None).unwrap();
+        assert_eq!(seen(&table, None), (Vec::new(), 3));
+        let FlowTable::Sets { map, .. } = &table else {
+            unreachable!("it was made with sets");
+        };
+        let of_vip = |vip: u64| {
+            let mut set = types::flow_set::default();
+            set.entries[7].value.id = 5;
+            set.entries[7].tag = (vip + 1) ^ 5;
+            set
+        };
+        let numbers = [0, SETS_A_STEP - 1, SETS_A_STEP, 2 * SETS_A_STEP, sets - 1];
+        for (vip, number) in (10..).zip(numbers) {
+            map.update(&number, &of_vip(vip)).unwrap();
+        }
+        assert_eq!(seen(&table, None), (vec![10, 11, 12, 13, 14], 3));
+        assert_eq!(seen(&table, Some(sets - 1)), (vec![10, 11, 12, 13], 3));
+        assert_eq!(seen(&table, Some(SETS_A_STEP)), (vec![10, 11], 1));
+        assert_eq!(seen(&table, Some(1)), (vec![10], 1));
+        // Fewer sets than it was at: a table of another balancer.
+        let beyond = table.see_part(Some(sets), None, |_| unreachable!("no set is there"));
+        assert_eq!(beyond.unwrap(), None);
+    }
+
+    #[test]
+    fn parts_of_a_hash_have_each_entry_once() {
+        let table = FlowTable::create(FlowTableKind::KernelLru, 20_000, None).unwrap();
+        let FlowTable::Lru { map } = &table else {
+            unreachable!("it was made as a hash");
+        };
+        let vips = 1..=2 * ENTRIES_A_STEP as u16;
+        for vip in vips.clone() {
+            let key = types::flow_key {
+                vip: vip + 1,
+                ..Default::default()
+            };
+            map.update(&key, &types::flow_value { id: 5, used: 0 })
+                .unwrap();
+        }
+        let (seen, parts) = seen(&table, None);
+        assert_eq!(seen, vips.collect::<Vec<_>>());
+        assert!(parts > 1, "{parts}");
     }
 }

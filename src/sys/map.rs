@@ -363,21 +363,6 @@ impl<K: Pod, V: Pod> Typed<K, V> {
             Err(error) => Err(error),
         }
     }
-
-    /// How many elements a hash has, by walking it; at most `limit`, for the walk starts over
-    /// when the element it stands on vanishes.
-    pub(crate) fn count(&self, limit: u32) -> io::Result<u32> {
-        let mut count = 0;
-        let mut key = None;
-        while count < limit {
-            key = self.next_key(key.as_ref())?;
-            if key.is_none() {
-                break;
-            }
-            count += 1;
-        }
-        Ok(count)
-    }
 }
 
 /// The length of a batch, for the kernel.

@@ -45,10 +45,16 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `bytes` bytes of the values of an array made with `BPF_F_MMAPABLE`.
     pub(crate) fn new(map: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
-        let length =
-            NonZeroUsize::new(bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Self::part(map, 0, bytes)
+    }
+
+    /// The same from the byte `start` on, which begins a page.
+    pub(crate) fn part(map: BorrowedFd<'_>, start: usize, bytes: usize) -> io::Result<Self> {
+        let refused = || io::Error::from(io::ErrorKind::InvalidInput);
+        let length = NonZeroUsize::new(bytes).ok_or_else(refused)?;
+        let offset = i64::try_from(start).map_err(|_| refused())?;
         // SAFETY: a new mapping at an address of the kernel's choice; no memory of ours is
-        // touched. The kernel refuses a length beyond the map's.
+        // touched. The kernel refuses an end beyond the map's.
         let start = unsafe {
             mmap(
                 None,
@@ -56,7 +62,7 @@ impl Mapping {
                 ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
                 MapFlags::MAP_SHARED,
                 map,
-                0,
+                offset,
             )
         }?;
         Ok(Self { start, bytes })
@@ -89,7 +95,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; the borrow of every slice has ended.
+        // SAFETY: mapped in `part` with this length; the borrow of every slice has ended.
         let result = unsafe { munmap(self.start, self.bytes) };
         debug_assert!(result.is_ok());
     }

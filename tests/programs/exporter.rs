@@ -147,7 +147,8 @@ fn exporter_counts_what_the_traffic_made() {
     let file = Scratch::new("exporter.toml");
     file.write(&configuration(&lab));
     let host = &lab.balancers[0].host;
-    let mut exporter = exporter(host, &file, &["--watch-misses", VIP4]);
+    let more = ["--watch-misses", VIP4, "--recount", "1"];
+    let mut exporter = exporter(host, &file, &more);
 
     let first = scrape(host);
     for vip in [VIP4, VIP6, "203.0.113.1:54/udp"] {
@@ -166,6 +167,9 @@ fn exporter_counts_what_the_traffic_made() {
     let page = scrape_until(host, "all packets have arrived", |page| {
         page.sum("katran_frames_total", &[("verdict", "drop")]) >= 5.0
             && page.sum("katran_cpu_packets_total", &[]) >= 47.0
+            // And are counted.
+            && page.get("katran_vip_flow_entries", &[("vip", VIP4)]) >= 4.0
+            && page.get("katran_vip_flow_entries", &[("vip", VIP6)]) >= 1.0
     });
 
     let of = |name: &str, labels: &[(&str, &str)]| page.get(name, labels);
@@ -236,7 +240,13 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(map("katran_map_entries", "vips"), 3.0);
     assert_eq!(map("katran_map_entries", "reals"), 4.0);
     assert_eq!(map("katran_map_capacity", "flows"), 10_000.0);
-    assert!((5.0..=20.0).contains(&map("katran_map_entries", "flows")));
+    let entries = map("katran_map_entries", "flows");
+    assert!((5.0..=20.0).contains(&entries));
+    let of_vip = |vip| of("katran_vip_flow_entries", &[("vip", vip)]);
+    assert_eq!(of_vip(VIP4) + of_vip(VIP6), entries);
+    assert_eq!(of_vip("203.0.113.1:54/udp"), 0.0);
+    // Seconds, rounded down; a count a second, on a machine that is busy.
+    assert!(of("katran_flow_entries_age_seconds", &[]) < 5.0);
     for (real, weight) in [("198.51.100.1", 1.0), ("198.51.100.2", 2.0)] {
         let labels = [("vip", VIP4), ("real", real)];
         assert_eq!(of("katran_vip_real_weight", &labels), weight);
@@ -309,6 +319,44 @@ pub(super) fn idle(name: &str) -> (Host, Scratch, Running) {
     );
     let exporter = exporter(&host, &file, &["--mode", "generic"]);
     (host, file, exporter)
+}
+
+/// A scrape shows the last count, and makes none: however often it is asked, the figures are those of
+/// the start for a minute.
+#[test]
+fn scrapes_do_not_count_entries() {
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let file = Scratch::new("uncounted.toml");
+    file.write(&configuration(&lab));
+    let host = &lab.balancers[0].host;
+    let started = Instant::now();
+    let mut exporter = exporter(host, &file, &[]);
+    send(&lab, (lab.vip4(), 53), 4, 10, 100);
+    let page = scrape_until(host, "all packets have arrived", |page| {
+        page.sum("katran_cpu_packets_total", &[]) >= 40.0
+    });
+    let entries = page.get("katran_vip_flow_entries", &[("vip", VIP4)]);
+    let in_maps = page.get("katran_map_entries", &[("map", "flows")]);
+    let age = page.get("katran_flow_entries_age_seconds", &[]);
+    // Unless the machine was so busy that a minute has passed.
+    if started.elapsed() < Duration::from_secs(50) {
+        assert_eq!((entries, in_maps), (0.0, 0.0));
+    }
+    let later = scrape_until(host, "older figures", |page| {
+        page.get("katran_flow_entries_age_seconds", &[]) > age
+    });
+    assert!(later.get("katran_flow_entries_age_seconds", &[]) <= started.elapsed().as_secs_f64());
+    exporter.end(SIGTERM);
+
+    for bad in ["0", "1.5", "86401", "soon"] {
+        let mut command = example("exporter");
+        command.arg("--config").arg(&file.0);
+        command.args(["--interface", "eth0", "--recount", bad]);
+        let output = host.output(command).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("seconds from 1 to 86400"), "{stderr}");
+    }
 }
 
 #[test]

@@ -41,6 +41,10 @@ fn quoted(text: &str) -> BTreeSet<String> {
 /// Every number of a snapshot by its place, such as `icmp.echo_v4`.
 fn fields(place: &str, value: &Value) -> BTreeSet<String> {
     match value {
+        // A length of time is one value.
+        Value::Object(object) if object.keys().eq(["nanos", "secs"]) => {
+            BTreeSet::from([place.to_owned()])
+        }
         Value::Object(object) => object
             .iter()
             .flat_map(|(name, value)| match place {
@@ -51,7 +55,7 @@ fn fields(place: &str, value: &Value) -> BTreeSet<String> {
                         of_one.map(|(name, value)| fields(&format!("{place}.{name}"), value));
                     of_one.flatten().collect()
                 }
-                "drop_reasons" | "probes" => fields(place, value),
+                "drop_reasons" | "probes" | "flow_entries" => fields(place, value),
                 "" => fields(name, value),
                 _ => fields(&format!("{place}.{name}"), value),
             })
@@ -281,6 +285,7 @@ fn dashboard_asks_for_what_is_served() {
         "vip_settled_slots",
         "vip_unsettled_slots",
         "vip_oldest_unsettled_slot_seconds",
+        "vip_flow_entries",
     ] {
         let name = format!("katran_{metric}{{");
         assert!(

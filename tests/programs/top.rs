@@ -159,6 +159,41 @@ fn plain_top_shows_traffic() {
 }
 
 #[test]
+fn plain_top_shows_entries_of_the_flow_tables() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let gateway = lab.balancers[0].gateway_mac;
+    let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
+    let file = Scratch::new("entries.toml");
+    file.write(&format!(
+        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nflow_tracking = \"all\"\n\
+         [[vip]]\naddress = \"{}\"\nport = 53\nprotocol = \"udp\"\nreals = [{{ address = \"{}\" }}]\n\
+         [[vip]]\naddress = \"{}\"\nport = 53\nprotocol = \"udp\"\nreals = []\n",
+        lab.vip4(),
+        lab.backends[0].v4,
+        lab.vip6(),
+    ));
+    let _traffic = Flood::start(&lab);
+    let mut command = example("top");
+    command.arg("--config").arg(&file.0);
+    command.args(["--interface", "eth0", "--interval", "0.5"]);
+    let mut top = Running::start(&lab.balancers[0].host, command);
+    top.says("balancing on eth0");
+    let mut entries = |vip| numbers(&mut top, vip).last().copied().unwrap();
+    // Three flows, each with an entry for every CPU that its packets have come on.
+    let mut seen = 0.0;
+    for _ in 0..20 {
+        seen = entries("203.0.113.1:53/udp");
+        if seen >= 3.0 {
+            break;
+        }
+    }
+    assert!((3.0..=192.0).contains(&seen), "{seen}");
+    assert_eq!(entries("[2001:db8:1::1]:53/udp"), 0.0);
+    top.end(SIGTERM);
+}
+
+#[test]
 fn top_ends_after_so_many_refreshes() {
     require_root();
     let (host, file) = idle("refreshes.toml");

@@ -67,6 +67,7 @@ fn sample(time: Instant, times: u64) -> Sample {
         ]),
         vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
         slots: BTreeMap::new(),
+        entries: BTreeMap::new(),
         reals: both(["198.51.100.1", "2001:db8:2::1"]),
         down: BTreeMap::from([
             ("198.51.100.1".to_owned(), (2, 2)),
@@ -102,6 +103,7 @@ fn rates_are_differences_by_time() {
         packets: 660,
         down: None,
         slots: None,
+        entries: None,
     };
     assert_eq!(rates.vips[0], busiest);
     assert_eq!(rates.reals[1].name, "198.51.100.1");
@@ -239,6 +241,7 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
             packets: 0,
             down: None,
             slots: None,
+            entries: None,
         });
     }
     for width in [1, 10, 39, 80, 200] {
@@ -337,6 +340,8 @@ fn unsettled() -> Rates {
         ),
         ("[2001:db8:1::1]:443/tcp".to_owned(), slots(65_537, 0, None)),
     ]);
+    // The other VIP is younger than the count.
+    now.entries = BTreeMap::from([("203.0.113.1:443/tcp".to_owned(), 31_400)]);
     Rates::between(&before, &now)
 }
 
@@ -345,16 +350,31 @@ fn slots_are_shown_while_some_are_unsettled() {
     let lines = drawn(&unsettled(), 100, 24);
     let text = lines.join("\n");
     for words in [
-        &["packets", "settled", "unsettled", "for,", "s"][..],
-        &["60", "63.0", "k", "2.5", "k", "45"],
-        &["180", "65.5", "k", "0", "-"],
+        &["share", "settled", "unsettled", "for,", "s", "entries"][..],
+        &["-", "63.0", "k", "2.5", "k", "45", "31.4", "k"],
+        &["-", "65.5", "k", "0", "-", "-"],
     ] {
         assert!(has_line(&lines, words), "{words:?}:\n{text}");
     }
     // Names are cut in the middle where there is no room.
     let lines = drawn(&unsettled(), 80, 24);
     assert!(
-        has_line(&lines, &["63.0", "k", "2.5", "k", "45"]),
+        has_line(
+            &lines,
+            &[
+                "203.0.113…:443/tcp",
+                "0",
+                "0",
+                "-",
+                "63.0",
+                "k",
+                "2.5",
+                "k",
+                "45",
+                "31.4",
+                "k"
+            ]
+        ),
         "{}",
         lines.join("\n")
     );
@@ -370,6 +390,7 @@ fn slots_are_shown_while_some_are_unsettled() {
             "63000",
             "2537",
             "45",
+            "31400",
         ][..],
         &[
             "[2001:db8:1::1]:443/tcp",
@@ -379,6 +400,7 @@ fn slots_are_shown_while_some_are_unsettled() {
             "180",
             "65537",
             "0",
+            "-",
             "-",
         ],
     ] {
@@ -402,6 +424,7 @@ fn text_has_plain_numbers() {
             "660",
             "0",
             "0",
+            "-",
             "-",
         ],
         &["settled/s", "800"],

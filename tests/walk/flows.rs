@@ -15,6 +15,7 @@ use katran::RealChange;
 use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Reason;
+use katran::stats::Counters;
 use katran_lab::stay_on;
 
 use crate::common;
@@ -201,6 +202,92 @@ fn stale_entries_are_told_apart() {
             assert_eq!(stats.entries, u64::from(EACH));
         }
     }
+}
+
+#[test]
+fn one_walk_counts_the_entries_of_all_vips() {
+    let (mut katran, services) = balancer();
+    // Of a VIP without flows, and fewer of another.
+    let idle = serve(&mut katran, "203.0.113.9:1/tcp", VipFlags::empty(), &[A]);
+    for flow in &services[2].1[..20] {
+        katran.flows_mut().remove(flow).unwrap();
+    }
+    let mut count = katran.flows().count().unwrap();
+    let vips: Vec<Vip> = count.vips().map(|(vip, _)| vip).collect();
+    assert_eq!(vips, katran.vips());
+    for (vip, counted) in count.vips() {
+        assert_eq!(counted, entries(&katran, vip), "{vip}");
+    }
+    let [first, third] = [0, 2].map(|nth| services[nth].0);
+    let each = u64::from(EACH);
+    assert_eq!(count.entries(first), Some(each));
+    assert_eq!(count.entries(third), Some(each - 20));
+    assert_eq!(count.entries(idle), Some(0));
+    assert_eq!(count.entries(vip("203.0.113.77:1/tcp")), None);
+
+    // What a snapshot shows is what was counted.
+    let shown = |counters: &Counters, name: &str, label: &str| {
+        let metrics = counters.metrics();
+        let metric = metrics.iter().find(|metric| metric.name == name).unwrap();
+        let sample = metric.samples.iter().find(|of| of.labels == [label]);
+        sample.map(|sample| sample.value)
+    };
+    let flows = 4 * each - 20;
+    let of_first = first.to_string();
+    let counters = katran.counters().unwrap();
+    assert_eq!(shown(&counters, "vip_flow_entries", &of_first), Some(each));
+    assert_eq!(shown(&counters, "map_entries", "flows"), Some(flows));
+    assert_eq!(katran.flows_mut().purge(first).unwrap(), each);
+    let counters = katran.counters_with(&count).unwrap();
+    assert_eq!(shown(&counters, "vip_flow_entries", &of_first), Some(each));
+    assert_eq!(shown(&counters, "map_entries", "flows"), Some(flows));
+    let counters = katran.counters().unwrap();
+    assert_eq!(shown(&counters, "vip_flow_entries", &of_first), Some(0));
+    assert_eq!(shown(&counters, "map_entries", "flows"), Some(flows - each));
+
+    // In parts: old figures, older and older, until the last is through.
+    thread::sleep(Duration::from_millis(50));
+    let mut parts = 1;
+    while !katran.flows().recount(&mut count, Duration::ZERO).unwrap() {
+        assert_eq!(count.entries(first), Some(each));
+        assert!(count.age() >= Duration::from_millis(50));
+        parts += 1;
+    }
+    assert!(parts > 1, "each table is a part at least");
+    assert_eq!(count.entries(first), Some(0));
+    assert_eq!(count.entries(third), Some(each - 20));
+
+    // A VIP that goes during a count has no figures, and one that comes has none yet.
+    let mut again = |katran: &mut Katran, change: &mut dyn FnMut(&mut Katran)| {
+        assert!(!katran.flows().recount(&mut count, Duration::ZERO).unwrap());
+        change(katran);
+        while !katran.flows().recount(&mut count, Duration::ZERO).unwrap() {}
+        count.clone()
+    };
+    let late = "203.0.113.10:1/tcp";
+    let count = again(&mut katran, &mut |katran| {
+        katran.remove_vip(first).unwrap();
+        serve(katran, late, VipFlags::empty(), &[A]);
+    });
+    assert_eq!(
+        (count.entries(first), count.entries(vip(late))),
+        (None, None)
+    );
+    assert_eq!(count.entries(third), Some(each - 20));
+    // Nor has one that goes and comes again, with another number.
+    let count = again(&mut katran, &mut |katran| {
+        katran.remove_vip(third).unwrap();
+        serve(katran, SERVICES[2].0, VipFlags::empty(), &[A, B]);
+    });
+    assert_eq!(count.entries(third), None);
+    let count = again(&mut katran, &mut |_| {});
+    assert_eq!(count.entries(third), Some(0));
+    katran.remove_vip(third).unwrap();
+    let counters = katran.counters_with(&count).unwrap();
+    assert_eq!(
+        shown(&counters, "vip_flow_entries", &third.to_string()),
+        None
+    );
 }
 
 #[test]
