@@ -63,6 +63,19 @@ pub enum Error {
         what: String,
     },
 
+    /// A pinned balancer belongs to another process, or to another handle of this one.
+    #[error(
+        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding",
+        path.display(),
+        owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
+    )]
+    Busy {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// The process; `None` if this one cannot see it, as in another PID namespace.
+        owner: Option<u32>,
+    },
+
     /// What was to be given up is still needed.
     #[error("{what} is in use by {by}")]
     InUse {

@@ -66,6 +66,7 @@ mod monitor;
 #[cfg(test)]
 mod mutate;
 mod next_hop;
+mod pins;
 mod root_program;
 mod rtnetlink;
 mod server_id_option;
@@ -86,6 +87,7 @@ pub use document::State;
 pub use error::Error;
 pub use error::Result;
 pub use katran::Katran;
+pub use pins::remove;
 pub use root_program::RootProgram;
 pub use root_program::RootProgramBuilder;
 pub use server_id_option::ServerIdOption;

@@ -7,6 +7,7 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ use super::place::here;
 use super::shared::SharedEntries;
 use crate::error::Error;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::sys::map;
 use crate::sys::map::ProgramArray;
 use crate::sys::pin;
@@ -50,7 +52,7 @@ pub struct SharedEntry {
     pub state: AttachmentState,
 }
 
-/// A program in an entry; it is emptied on drop, if it is still ours.
+/// A program in an entry; it is emptied on drop, if it is still ours, unless a record keeps it.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// The network namespace of the thread that has attached it.
@@ -60,6 +62,48 @@ pub(crate) struct Entry {
     kept: KeptEntry,
     /// There is nothing left to empty, or a successor has the entry.
     is_undone: bool,
+    record: Option<PathBuf>,
+}
+
+/// The name of a record that keeps an entry when the process ends: `entry_POSITION_ARRAY_NAMESPACE`, a symbolic link
+/// to where the array is pinned. The kernel's number of the array tells it from a later one there.
+struct RecordName {
+    position: u32,
+    array: u32,
+    /// 0: the kernel has not told.
+    namespace: u64,
+}
+
+impl RecordName {
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let mut numbers = name.strip_prefix("entry_")?.split('_');
+        let read = Self {
+            position: numbers.next()?.parse().ok()?,
+            array: numbers.next()?.parse().ok()?,
+            namespace: numbers.next()?.parse().ok()?,
+        };
+        (read.text() == name).then_some(read)
+    }
+
+    fn text(&self) -> String {
+        let Self {
+            position,
+            array,
+            namespace,
+        } = self;
+        format!("entry_{position}_{array}_{namespace}")
+    }
+
+    /// Writes the record, in the place of one of the same name.
+    fn write(&self, directory: &Path, array: &Path) -> io::Result<PathBuf> {
+        let record = directory.join(self.text());
+        let meanwhile = directory.join(format!("{}_new", self.text()));
+        pin::remove(&meanwhile)?;
+        symlink(array.canonicalize()?, &meanwhile)?;
+        fs::rename(&meanwhile, &record)?;
+        Ok(record)
+    }
 }
 
 /// A program in an entry, and the pin of what it hands packets on to.
@@ -101,6 +145,42 @@ impl Entry {
         self.is_undone = true;
         Ok(())
     }
+
+    /// One that a record keeps, by that record; `None` if it is another one's, or if the array is pinned there no more.
+    /// The entry's program is one of these sets.
+    pub(crate) fn kept_at(record: &Path, sets: &[EntrySet<'_>]) -> Result<Option<Self>> {
+        let failed = |error| kernel_error("go on with", &record.display().to_string(), error);
+        let (Some(name), Ok(path)) = (RecordName::of(record), fs::read_link(record)) else {
+            return Ok(None);
+        };
+        let entries = match SharedEntries::open(&path) {
+            Ok(entries) if entries.id() == name.array => entries,
+            Ok(_) | Err(Error::NotFound { .. } | Error::InvalidConfig { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut present = sets.iter().filter(|set| {
+            let ours = entries.holds(name.position, set.main);
+            ours.unwrap_or(false)
+        });
+        let Some(set) = present.next().or(sets.first()) else {
+            return Ok(None);
+        };
+        let program = set.main.try_clone_to_owned().map_err(failed)?;
+        let special = SpecialPin::named(&entries, name.position, set.special)?;
+        Ok(Some(Self {
+            namespace: Some(name.namespace).filter(|number| *number != 0),
+            entries,
+            position: name.position,
+            kept: KeptEntry { program, special },
+            is_undone: false,
+            record: Some(record.to_owned()),
+        }))
+    }
+
+    /// Whether a path may be that of a record.
+    pub(crate) fn is_record(path: &Path) -> bool {
+        RecordName::of(path).is_some()
+    }
 }
 
 impl Attached for Entry {
@@ -125,10 +205,22 @@ impl Attached for Entry {
     }
 
     fn detach(&mut self) -> Result<()> {
-        self.undo()
+        self.undo()?;
+        if let Some(record) = &self.record {
+            let removed = pin::remove(record);
+            removed.map_err(|error| self.entries.error("forget an entry of", error))?;
+        }
+        self.record = None;
+        Ok(())
     }
 
     fn succeed(&mut self, mut former: Self) {
+        if let Some(record) = former.record.take()
+            && Some(&record) != self.record.as_ref()
+            && let Err(error) = pin::remove(&record)
+        {
+            log::warn!("{} stays: {error}", record.display());
+        }
         // In its entry there may be this one, and the same program.
         former.is_undone |=
             former.entries.id() == self.entries.id() && former.position == self.position;
@@ -198,22 +290,41 @@ impl Attachments<Entry> {
         }
     }
 
-    /// Puts a program into an entry that was checked.
+    /// Puts a program into an entry that was checked. A record in the directory `keep_in` has it outlive this list.
     pub(crate) fn attach(
         &mut self,
         entries: SharedEntries,
         set: EntrySet<'_>,
         position: u32,
+        keep_in: Option<&Path>,
     ) -> Result<()> {
         let kept = KeptEntry::new(&entries, position, set)?;
-        entries.set(position, kept.program.as_fd())?;
+        let namespace = here();
+        let name = RecordName {
+            position,
+            array: entries.id(),
+            namespace: namespace.unwrap_or(0),
+        };
+        // First: an entry without a record would be nobody's.
+        let record = keep_in.map(|directory| name.write(directory, entries.path()));
+        let record = record.transpose();
+        let record = record.map_err(|error| entries.error("note an entry of", error))?;
+        if let Err(error) = entries.set(position, kept.program.as_fd()) {
+            if let Some(record) = &record
+                && let Err(error) = pin::remove(record)
+            {
+                log::warn!("{} stays: {error}", record.display());
+            }
+            return Err(error);
+        }
         kept.special.remove_others(&entries, position);
         let new = Entry {
-            namespace: here(),
+            namespace,
             entries,
             position,
             kept,
             is_undone: false,
+            record,
         };
         let path = new.entries.path().to_owned();
         self.put(new, |held| held.entries.path() == path);
@@ -253,7 +364,10 @@ impl Attachments<Entry> {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if !self.kept.special.owner.is_here() {
+        if self.record.is_some() {
+            self.kept.special.is_left = true;
+        }
+        if self.record.is_some() || !self.kept.special.owner.is_here() {
             return;
         }
         if let Err(error) = self.undo() {
@@ -278,17 +392,23 @@ struct SpecialPin {
 impl SpecialPin {
     fn new(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
         let failed = |error| entries.error("pin what belongs to an entry of", error);
-        let id = map::info(special).map_err(failed)?.id;
-        let path = beside(entries.path(), &format!("{position}_{id}"));
-        match pin::pin(special, &path) {
+        let named = Self::named(entries, position, special)?;
+        match pin::pin(special, &named.path) {
             // The kernel's number is its own: it is the same array.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
-            _ => Ok(Self {
-                path,
-                is_left: false,
-                owner: Owner::new(),
-            }),
+            _ => Ok(named),
         }
+    }
+
+    /// One that is there already.
+    fn named(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
+        let info = map::info(special);
+        let info = info.map_err(|error| entries.error("ask what belongs to an entry of", error))?;
+        Ok(Self {
+            path: beside(entries.path(), &format!("{position}_{}", info.id)),
+            is_left: false,
+            owner: Owner::new(),
+        })
     }
 
     /// Removes what others have left that were in the entry before, when no packet is in their programs.

@@ -17,7 +17,7 @@ use crate::error::Result;
 pub(crate) type Witness = Box<dyn Fn() -> AttachmentState + Send + Sync>;
 
 /// One attachment of one program: a link of XDP, a program at tc, or an entry of a root program. It ends
-/// when it is dropped.
+/// when it is dropped, unless something that is pinned keeps it.
 pub(crate) trait Attached: Sized {
     /// How it was asked for, which is all that it takes to put it back.
     type Asked;
@@ -33,7 +33,8 @@ pub(crate) trait Attached: Sized {
     /// Makes what says the same on another thread.
     fn witness(&self) -> io::Result<Witness>;
 
-    /// Ends it now, and says if that cannot be; of one that is gone nothing is left to do.
+    /// Ends it, now or when it is dropped, also one that is kept, and says if that cannot be; of one that is gone
+    /// nothing is left to do.
     fn detach(&mut self) -> Result<()>;
 
     /// It takes the place of one that is gone, of which something may be left to be done in the end.
@@ -60,7 +61,7 @@ pub(crate) trait Replaceable: Attached {
     fn switch(&mut self, program: Self::Kept) -> std::result::Result<Self::Kept, Error>;
 }
 
-/// The attachments of one program, in the order of attaching; all end on drop.
+/// The attachments of one program, in the order of attaching; all that nothing keeps end on drop.
 #[derive(Debug)]
 pub(crate) struct Attachments<A> {
     held: Vec<A>,
@@ -105,7 +106,7 @@ impl<A: Attached> Attachments<A> {
 
     /// Ends all of them.
     pub(crate) fn clear(&mut self) {
-        self.held.clear();
+        self.held.drain(..).for_each(end);
     }
 
     /// Gives up all of them, for the caller to end or to leave.
@@ -154,8 +155,10 @@ impl<A: OnInterface> Attachments<A> {
     /// Forgets what is gone of an interface, or of a former one of its name: another attachment takes its
     /// place.
     pub(crate) fn forget_former(&mut self, target: &Target) {
-        self.held
-            .retain(|held| !is_former(held, target.place, &target.name));
+        let former = self
+            .held
+            .extract_if(.., |held| is_former(held, target.place, &target.name));
+        former.for_each(end);
     }
 
     /// The position of the one on an interface, as a caller names it.
@@ -214,6 +217,13 @@ pub(crate) fn put_back(attempts: impl Iterator<Item = Result<()>>) -> Result<()>
     // All of them, for it is asking that has them tried.
     let failures: Vec<_> = failures.collect();
     failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Ends one for good, as far as that can be.
+fn end<A: Attached>(mut held: A) {
+    if let Err(error) = held.detach() {
+        log::warn!("an attachment of ours may stay: {error}");
+    }
 }
 
 /// Whether one has to make room for another that is attached to an interface: it is there, or on a former

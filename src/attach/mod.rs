@@ -4,8 +4,10 @@
 //! index, says what the kernel has made of them, and gives all of them another program or none.
 
 mod entry;
+mod kept;
 mod list;
 mod place;
+mod removal;
 mod shared;
 mod tc;
 mod xdp;
@@ -26,6 +28,7 @@ pub use place::AttachmentState;
 pub(crate) use place::Named;
 pub(crate) use place::Place;
 pub(crate) use place::here;
+pub(crate) use removal::end_kept;
 pub use shared::EntryProgram;
 pub use shared::SharedEntries;
 pub use tc::TcAttachment;

@@ -1,7 +1,7 @@
 //! tc attachments of one program: by tcx links where the kernel has them, else as filters of a clsact
 //! queueing discipline.
 //!
-//! A tcx link ends with the process at the latest. A filter does not: it is removed on drop, and what a
+//! A tcx link ends with the process at the latest, unless a pin keeps it. A filter does not: it is removed on drop, and what a
 //! process has left that was killed is recognised by the program's name and taken over. What others have
 //! attached is never touched.
 
@@ -9,9 +9,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
 
 use nix::libc;
 
+use super::kept::PinName;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
@@ -27,6 +30,7 @@ use crate::rtnetlink::Requests;
 use crate::rtnetlink::TcProgram;
 use crate::sys::link::Link;
 use crate::sys::namespace::Namespace;
+use crate::sys::pin;
 use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::tc;
@@ -61,9 +65,15 @@ pub(crate) struct TcPlan<'a> {
     /// Of a filter.
     pub(crate) priority: u16,
     pub(crate) hook: TcHook,
+    /// The directory in which a pin is to keep it.
+    pub(crate) keep_in: Option<&'a Path>,
 }
 
-/// A tc program on an interface; it is undone on drop.
+/// The kinds of its pins, in their names.
+const KEPT_LINK: &str = "tcx";
+const KEPT_FILTER: &str = "clsact";
+
+/// A tc program on an interface; it is undone on drop, unless a pin keeps it.
 #[derive(Debug)]
 pub(crate) struct TcLink {
     target: Target,
@@ -87,8 +97,16 @@ impl TcLink {
         let (hook, held) = match plan.hook {
             TcHook::Clsact => (TcHook::Clsact, clsact()?),
             _ => match tc::attach_tcx(plan.program, index, plan.direction) {
-                Ok(link) => {
+                Ok(mut link) => {
                     let program = plan.program.try_clone_to_owned().map_err(failed)?;
+                    if let Some(directory) = plan.keep_in {
+                        let words = [plan.hook.to_string()];
+                        let name = PinName::new(KEPT_LINK, &target, &words);
+                        let (path, meanwhile) = name.paths(directory);
+                        link.keep_at(path, &meanwhile).map_err(|error| {
+                            kernel_error("pin the attachment to", interface, error)
+                        })?;
+                    }
                     (TcHook::Tcx, Held::Link { link, program })
                 }
                 Err(error) if plan.hook == TcHook::Auto && is_unknown(&error) => {
@@ -110,6 +128,58 @@ impl TcLink {
             hook,
             held,
         })
+    }
+
+    /// One at egress that a pin keeps, by that pin; `None` if it is another one's. A link has this program. The
+    /// error of a filter whose network namespace cannot be found is of kind `NotFound`.
+    pub(crate) fn kept_at(
+        path: &Path,
+        program: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Option<Self>> {
+        if let Some(program) = program
+            && let Some(name) = PinName::of(KEPT_LINK, path)
+            && let Some(asked) = name.word(0)
+        {
+            let Some(link) = Link::kept_at(path)? else {
+                return Ok(None);
+            };
+            let program = program.try_clone_to_owned()?;
+            return Ok(Some(Self {
+                target: name.target(),
+                asked,
+                hook: TcHook::Tcx,
+                held: Held::Link { link, program },
+            }));
+        }
+        let Some(name) = PinName::of(KEPT_FILTER, path) else {
+            return Ok(None);
+        };
+        let (Some(asked), Some(priority), Some(made_clsact)) =
+            (name.word(0), name.word(1), name.word(2))
+        else {
+            return Ok(None);
+        };
+        let target = name.target();
+        let namespace = Namespace::find(target.place.namespace)?;
+        let filter = Filter {
+            place: FilterPlace {
+                index: target.place.index,
+                direction: Direction::Egress,
+                priority,
+            },
+            program_id: program::info(pin::open(path)?.as_fd())?.id,
+            made_clsact,
+            namespace: namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?,
+            is_undone: false,
+            owner: Owner::new(),
+            kept: Some(path.to_owned()),
+        };
+        Ok(Some(Self {
+            target,
+            asked,
+            hook: TcHook::Clsact,
+            held: Held::Filter(filter),
+        }))
     }
 
     fn describe(&self) -> TcAttachment {
@@ -162,8 +232,10 @@ impl Attached for TcLink {
 
     fn detach(&mut self) -> Result<()> {
         match &mut self.held {
-            // The link does that as it is dropped.
-            Held::Link { .. } => Ok(()),
+            // The link does the rest as it is dropped.
+            Held::Link { link, .. } => link
+                .keep_no_more()
+                .map_err(|error| kernel_error("unpin", &self.target.name, error)),
             Held::Filter(filter) => filter
                 .undo()
                 .map_err(|error| kernel_error("remove the tc filter of", &self.target.name, error)),
@@ -171,12 +243,26 @@ impl Attached for TcLink {
     }
 
     fn succeed(&mut self, former: Self) {
-        if let Held::Filter(mut former) = former.held {
-            // At its place there may be this one.
-            former.is_undone = true;
-            if let Held::Filter(own) = &mut self.held {
-                own.made_clsact |= former.made_clsact && own.place.index == former.place.index;
+        let unpinned = match (former.held, &mut self.held) {
+            (Held::Link { mut link, .. }, Held::Link { link: own, .. }) => link.give_up_pin_to(own),
+            (Held::Link { mut link, .. }, Held::Filter(_)) => link.keep_no_more(),
+            (Held::Filter(mut former), held) => {
+                // At its place there may be this one.
+                former.is_undone = true;
+                let mut own = None;
+                if let Held::Filter(filter) = held {
+                    filter.made_clsact |=
+                        former.made_clsact && filter.place.index == former.place.index;
+                    own = filter.kept.as_ref();
+                }
+                match former.kept.take().filter(|kept| Some(kept) != own) {
+                    Some(kept) => pin::remove(&kept),
+                    None => Ok(()),
+                }
             }
+        };
+        if let Err(error) = unpinned {
+            log::warn!("{}: a former pin stays: {error}", self.target.name);
         }
     }
 }
@@ -210,7 +296,7 @@ fn is_unknown(error: &io::Error) -> bool {
     )
 }
 
-/// A filter of ours, removed on drop.
+/// A filter of ours, removed on drop, unless a pin of its program keeps it.
 #[derive(Debug)]
 struct Filter {
     place: FilterPlace,
@@ -220,6 +306,8 @@ struct Filter {
     namespace: Namespace,
     is_undone: bool,
     owner: Owner,
+    /// A filter is no object that could be pinned: its program is, as the record of it.
+    kept: Option<PathBuf>,
 }
 
 impl Filter {
@@ -247,6 +335,7 @@ impl Filter {
                 });
             }
         };
+        let mut kept = None;
         // An empty one has nothing to ask for.
         let mut attach = || {
             let present = match made_clsact {
@@ -267,6 +356,18 @@ impl Filter {
                 }
                 None => {}
             }
+            // First: a filter without a record would be nobody's.
+            if let Some(directory) = plan.keep_in {
+                let words = [
+                    plan.hook.to_string(),
+                    place.priority.to_string(),
+                    made_clsact.to_string(),
+                ];
+                let name = PinName::new(KEPT_FILTER, target, &words);
+                let (path, meanwhile) = name.paths(directory);
+                pin::replace(plan.program, &path, &meanwhile).map_err(failed)?;
+                kept = Some(path);
+            }
             let put = match present {
                 Some(_) => place.replace(plan.program),
                 None => place.make(plan.program),
@@ -274,6 +375,11 @@ impl Filter {
             put.map_err(failed)
         };
         if let Err(error) = attach() {
+            if let Some(kept) = &kept
+                && let Err(error) = pin::remove(kept)
+            {
+                log::warn!("the pin of a filter of {interface} stays: {error}");
+            }
             if made_clsact && let Err(error) = remove_unused_clsact(&mut requests, place) {
                 log::warn!("cannot remove the clsact qdisc of {interface}: {error}");
             }
@@ -286,6 +392,7 @@ impl Filter {
             namespace,
             is_undone: false,
             owner: Owner::new(),
+            kept,
         })
     }
 
@@ -306,6 +413,10 @@ impl Filter {
         {
             Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
             _ => {
+                if let Some(kept) = &self.kept {
+                    pin::remove(kept)?;
+                }
+                self.kept = None;
                 self.is_undone = true;
                 Ok(())
             }
@@ -330,7 +441,7 @@ impl Filter {
 
 impl Drop for Filter {
     fn drop(&mut self) {
-        if !self.owner.is_here() {
+        if self.kept.is_some() || !self.owner.is_here() {
             return;
         }
         if let Err(error) = self.undo() {

@@ -1,7 +1,7 @@
 //! XDP attachments of one program: on which interfaces, in which mode.
 //!
-//! Each is a BPF link that this process owns, so it ends with the process at the latest, and a
-//! foreign program is never replaced.
+//! Each is a BPF link that this process owns, so it ends with the process at the latest, unless a pin keeps it,
+//! and a foreign program is never replaced.
 
 use std::fmt;
 use std::io;
@@ -14,6 +14,7 @@ use std::str::FromStr;
 
 use nix::libc;
 
+use super::kept::PinName;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
@@ -27,6 +28,9 @@ use crate::kernel::kernel_error;
 use crate::sys::link;
 use crate::sys::link::Link;
 use crate::sys::program;
+
+/// The kind of its pins, in their names.
+const KEPT: &str = "xdp";
 
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -87,7 +91,7 @@ pub struct Attachment {
     pub state: AttachmentState,
 }
 
-/// An XDP program on an interface; detached on drop.
+/// An XDP program on an interface; detached on drop, unless a pin keeps it.
 #[derive(Debug)]
 pub(crate) struct XdpLink {
     target: Target,
@@ -153,6 +157,19 @@ impl XdpLink {
         self.link.leave();
     }
 
+    /// Has a pin in a directory keep it: from now on only to [detach](Attached::detach) it ends it.
+    pub(crate) fn keep_in(&mut self, directory: &Path) -> Result<()> {
+        let words = [
+            self.asked.to_string(),
+            self.mode.to_string(),
+            self.refused.unwrap_or(0).to_string(),
+        ];
+        let name = PinName::new(KEPT, &self.target, &words);
+        let (path, meanwhile) = name.paths(directory);
+        let kept = self.link.keep_at(path, &meanwhile);
+        kept.map_err(|error| kernel_error("pin the attachment to", &self.target.name, error))
+    }
+
     fn describe(&self) -> Attachment {
         // First, for it looks at the name.
         let state = self.state();
@@ -191,11 +208,16 @@ impl Attached for XdpLink {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // The link does that as it is dropped.
-        Ok(())
+        // The link does the rest as it is dropped.
+        let unpinned = self.link.keep_no_more();
+        unpinned.map_err(|error| kernel_error("unpin", &self.target.name, error))
     }
 
-    fn succeed(&mut self, _former: Self) {}
+    fn succeed(&mut self, mut former: Self) {
+        if let Err(error) = former.link.give_up_pin_to(&self.link) {
+            log::warn!("{}: a former pin stays: {error}", self.target.name);
+        }
+    }
 }
 
 impl OnInterface for XdpLink {

@@ -15,6 +15,7 @@ mod map_table;
 mod memory;
 #[cfg(test)]
 mod page;
+mod pin;
 mod ranges;
 mod settings;
 mod stored;
@@ -36,7 +37,6 @@ pub(crate) use keys::Set;
 #[cfg(feature = "serde")]
 pub(crate) use keys::Text;
 pub(crate) use map_table::Machine;
-#[cfg(test)]
 pub(crate) use map_table::MapRow;
 pub use memory::MapMemory;
 pub use memory::MemoryEstimate;

@@ -16,6 +16,7 @@ use std::convert::Infallible;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::constants::encapsulation;
@@ -95,6 +96,8 @@ use crate::types::TcHook;
 #[doc(alias = "KatranConfig")]
 pub struct Builder {
     given: BalancerState,
+    /// The directory to pin it in. A document does not say that.
+    pub(super) pin: Option<PathBuf>,
 }
 
 impl Builder {
@@ -692,6 +695,7 @@ impl BalancerState {
     pub(crate) fn builder(&self) -> Builder {
         Builder {
             given: self.clone(),
+            pin: None,
         }
     }
 }

@@ -223,6 +223,7 @@ impl Decap {
             direction: Direction::Ingress,
             priority: TC_PRIORITY,
             hook,
+            keep_in: None,
         };
         let attached = self.tc_attachments.attach(interface, plan)?;
         self.attachments.forget_former(&target);

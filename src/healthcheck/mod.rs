@@ -15,6 +15,8 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use libbpf_rs::skel::OpenSkel;
@@ -73,6 +75,8 @@ pub(crate) struct HealthChecks {
     interface: Option<String>,
     priority: u16,
     hook: TcHook,
+    /// The directory in which a pin keeps what is attached.
+    keep_in: Option<PathBuf>,
     limits: Limits,
     /// The interface that probes leave by, and its Ethernet address, while they have a path.
     way: Option<(u64, u32, MacAddr)>,
@@ -112,6 +116,7 @@ impl HealthChecks {
                 interface: config.healthcheck_interface.clone(),
                 priority: config.healthcheck_priority,
                 hook: config.healthcheck_hook,
+                keep_in: None,
                 limits: Limits::of(config),
                 way: None,
                 requests: None,
@@ -129,6 +134,17 @@ impl HealthChecks {
             .cells
             .set_own_addresses(config.source_v4, config.source_v6);
         Ok(taken)
+    }
+
+    /// The program and the maps, by their names.
+    pub(crate) fn objects(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        let program = (NAME, self.program.as_fd());
+        self.maps.named().chain([program]).collect()
+    }
+
+    /// Has what is attached from now on outlive this, by pins in a directory.
+    pub(crate) fn keep_in(&mut self, directory: &Path) {
+        self.keep_in = Some(directory.to_owned());
     }
 
     /// What the program reads of settings, and the ways to reals.
@@ -168,6 +184,7 @@ impl HealthChecks {
             direction: Direction::Egress,
             priority: self.priority,
             hook: self.hook,
+            keep_in: self.keep_in.as_deref(),
         };
         if let Err(error) = self.attachments.attach(&own, plan) {
             self.way = before;

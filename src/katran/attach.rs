@@ -29,6 +29,7 @@ use crate::attach::put_back;
 use crate::error::Error;
 use crate::error::Result;
 use crate::ledger::Change;
+use crate::pins::Home;
 
 /// The names of the programs that a balancer attaches.
 const NAMES: [&str; 2] = ["katran", "katran_full"];
@@ -63,9 +64,12 @@ impl Katran {
         let (place, name) = (target.place, target.name.clone());
         let kept = |katran: &Self| Ok(katran.kept_with(place, name, mode));
         self.all_or_nothing(reason, kept, |katran| {
-            let new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
+            let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
             // A new one that fails here is detached as it is dropped.
             katran.attach_probes_along(Some(new.target().place))?;
+            if let Some(home) = &katran.home {
+                new.keep_in(home.attached())?;
+            }
             Ok(katran.attachments.add_new(new))
         })
     }
@@ -162,9 +166,10 @@ impl Katran {
         self.all_or_nothing(Reason::Entry, kept, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
             katran.attach_probes_along(None)?;
+            let keep_in = katran.home.as_ref().map(Home::attached);
             katran
                 .shared
-                .attach(entries, katran.programs.entry_set(), position)
+                .attach(entries, katran.programs.entry_set(), position, keep_in)
         })
     }
 

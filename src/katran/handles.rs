@@ -134,11 +134,17 @@ macro_rules! handles {
 
             /// Every map that has a name of its own, with that name; not the inner ones.
             pub(super) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+                let mut named = self.named_always();
+                named.extend(self.features.named());
+                named
+            }
+
+            /// Those that no reload makes or takes away.
+            pub(super) fn named_always(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
                 let mut named = vec![$($(($name, self.$field $($fd)+),)+)+];
                 if let Some(hops) = &self.next_hops {
                     named.extend(hops.named());
                 }
-                named.extend(self.features.named());
                 named
             }
         }
@@ -174,9 +180,19 @@ macro_rules! handles {
                 }
             }
 
-            fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+            pub(super) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+                self.named_of(Features::all())
+            }
+
+            /// Those that there are of these features.
+            pub(super) fn named_of(
+                &self,
+                features: Features,
+            ) -> Vec<(&'static str, BorrowedFd<'_>)> {
                 let mut named = Vec::new();
-                $(if let Some(handle) = &self.$option {
+                $(if let Some(handle) = &self.$option
+                    && features.contains(Features::$feature)
+                {
                     named.extend([$(($called, handle $($its_fd)+)),+]);
                 })+
                 named

@@ -35,6 +35,7 @@ use crate::maps::VipHash;
 use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::mask;
+use crate::pins::Home;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::types;
@@ -51,76 +52,92 @@ impl Builder {
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and [`Error::Unsupported`](crate::Error::Unsupported) for settings;
     /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
     /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
-    /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. Nothing stays in the
-    /// kernel then.
+    /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
+    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory, and
+    /// [`Error::Busy`](crate::Error::Busy) if a process has it. Nothing stays in the kernel then, and no directory.
     pub fn load(self) -> Result<Katran> {
+        let directory = self.pin_directory();
         let config = self.validate()?;
         environment::check_kernel()?;
         environment::check_facilities()?;
         let cpus = map::possible_cpus()
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;
-        let ring_size = RingSize::try_from(config.ring_size)?;
-        let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
-        let fixed = Fixed {
-            hasher: match config.hash_seed {
-                None => hasher,
-                Some(seed) => hasher.seeded(seed),
-            },
-            flow_keys: FlowHashKeys::draw()
-                .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
-            vip_hash: VipHash::draw(config.max_vips.into())
-                .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?,
-            server_id_keys: ServerIdKeys::draw()
-                .map_err(|error| kernel_error("draw random keys for", "server_ids", error))?,
-            tick: tick()?,
-            possible_cpus: cpus as u32,
-        };
-        let inner = InnerTables {
-            first_chunk: create_chunk(config.ring_size)
-                .map_err(|error| map_error("ring_chunk", needed, error))?,
-            flows: flow_tables(&config)?,
-            global: global_tables(&config)?,
-        };
-        let mut storage = MaybeUninit::uninit();
-        let mut open = open_object(&mut storage)?;
-        let machine = Machine {
-            config: &config,
-            cpus: fixed.possible_cpus,
-        };
-        size_maps(&mut open, &machine, &inner.first())
-            .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
-        let (programs, skel) = load_object(open, &config, &fixed, needed)?;
-        let maps = Maps::take(&skel.maps, &config, &fixed, inner)
-            .map_err(|error| kernel_error("take over", "the maps", error))?;
-        fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
-        maps.features.fill(&config)?;
-        let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
-        let record = types::cpu {
-            sets: types::active_sets {
-                count: first_sets,
-                mask: mask(first_sets),
-            },
-            ..Default::default()
-        };
-        maps.cpus
-            .fill(0, record)
-            .map_err(|error| kernel_error("write the first", "cpus", error))?;
-        maps.live
-            .set_own_addresses(config.source_v4, config.source_v6);
-        let healthchecks = match config.healthcheck_interface {
-            Some(_) => Some(HealthChecks::load(&machine)?),
-            None => None,
-        };
-        Ok(Katran::new(
-            config,
-            fixed,
-            ring_size,
-            programs,
-            maps,
-            healthchecks,
-        ))
+        let home = directory.as_deref().map(Home::claim).transpose()?;
+        let loaded = load(config, cpus, needed);
+        match (loaded, home) {
+            (Ok(mut katran), Some(home)) => katran.settle_in(home).map(|()| katran),
+            (Err(error), Some(home)) => {
+                home.give_up();
+                Err(error)
+            }
+            (loaded, None) => loaded,
+        }
     }
+}
+
+/// Loads it, with nothing pinned.
+fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
+    let ring_size = RingSize::try_from(config.ring_size)?;
+    let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
+    let fixed = Fixed {
+        hasher: match config.hash_seed {
+            None => hasher,
+            Some(seed) => hasher.seeded(seed),
+        },
+        flow_keys: FlowHashKeys::draw()
+            .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
+        vip_hash: VipHash::draw(config.max_vips.into())
+            .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?,
+        server_id_keys: ServerIdKeys::draw()
+            .map_err(|error| kernel_error("draw random keys for", "server_ids", error))?,
+        tick: tick()?,
+        possible_cpus: cpus as u32,
+    };
+    let inner = InnerTables {
+        first_chunk: create_chunk(config.ring_size)
+            .map_err(|error| map_error("ring_chunk", needed, error))?,
+        flows: flow_tables(&config)?,
+        global: global_tables(&config)?,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let mut open = open_object(&mut storage)?;
+    let machine = Machine {
+        config: &config,
+        cpus: fixed.possible_cpus,
+    };
+    size_maps(&mut open, &machine, &inner.first())
+        .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+    let (programs, skel) = load_object(open, &config, &fixed, needed)?;
+    let maps = Maps::take(&skel.maps, &config, &fixed, inner)
+        .map_err(|error| kernel_error("take over", "the maps", error))?;
+    fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
+    maps.features.fill(&config)?;
+    let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
+    let record = types::cpu {
+        sets: types::active_sets {
+            count: first_sets,
+            mask: mask(first_sets),
+        },
+        ..Default::default()
+    };
+    maps.cpus
+        .fill(0, record)
+        .map_err(|error| kernel_error("write the first", "cpus", error))?;
+    maps.live
+        .set_own_addresses(config.source_v4, config.source_v6);
+    let healthchecks = match config.healthcheck_interface {
+        Some(_) => Some(HealthChecks::load(&machine)?),
+        None => None,
+    };
+    Ok(Katran::new(
+        config,
+        fixed,
+        ring_size,
+        programs,
+        maps,
+        healthchecks,
+    ))
 }
 
 /// The same for what a balancer that is loaded as `before` needs more.

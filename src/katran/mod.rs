@@ -23,6 +23,7 @@ mod load;
 mod looks;
 mod names;
 mod object;
+mod pinned;
 mod reals;
 mod reload;
 mod remember;
@@ -89,6 +90,7 @@ use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::Settler;
 use crate::maps::VipKinds;
+use crate::pins::Home;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
 use crate::table::Names;
@@ -100,7 +102,8 @@ use handles::Maps;
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
 /// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
-/// process that dies does the same. Methods that change something take `&mut self`, those that
+/// process that dies does the same. Unless it is [pinned](Builder::pin): then all that packets see stays as it is
+/// until it is [removed](Self::remove). Methods that change something take `&mut self`, those that
 /// read take `&self`; it is [`Send`] and [`Sync`]. After a change threads of the library's own may
 /// live for some milliseconds, to see when no packet uses what was replaced; after a real went, one for
 /// as long as its entries are taken out of the flow tables, which may be seconds. Dropping the handle
@@ -181,6 +184,8 @@ pub struct Katran {
     callbacks: watch::Callbacks,
     /// Where changes are written down, if the balancer is to outlive the process.
     ledger: Option<Ledger>,
+    /// Where it is pinned. The last one, as the next owner may come when it is given up.
+    home: Option<Home>,
 }
 
 impl Katran {
@@ -231,6 +236,7 @@ impl Katran {
             monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
             ledger: None,
+            home: None,
             config,
         };
         katran.write_gateways(katran.wanted());

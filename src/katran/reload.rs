@@ -87,7 +87,15 @@ impl Katran {
         // What says whether attachments are there knows the programs before.
         self.following.take();
         let switched = written.try_switch(self, |katran, ((programs, made), down, marked)| {
-            let programs = match katran.put_in_place(programs) {
+            let staged = katran.stage(&programs, &made, features);
+            let placed = match staged {
+                Ok(()) => katran.put_in_place(programs),
+                Err(error) => {
+                    katran.outlast(vec![programs]);
+                    Err(error)
+                }
+            };
+            let programs = match placed {
                 Ok(programs) => programs,
                 Err(error) => {
                     katran.maps.voids.abandon_all(&down);
@@ -115,6 +123,8 @@ impl Katran {
         self.note_attached();
         let (switched, ()) = switched?;
         switched.end(self);
+        // No packet is in those before.
+        self.unstage();
         Ok(())
     }
 
@@ -166,7 +176,11 @@ impl Katran {
     fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
         let swapped = match self.attachments.switch(programs.main.as_fd()) {
             Ok(before) => match self.shared.switch(programs.entry_set()) {
-                Ok(_) => Ok(()),
+                Ok(entries) => self.commit_stage().map_err(|error| {
+                    let strays = self.shared.switch_back(entries);
+                    let more = self.attachments.switch_back(before);
+                    (error, strays || more)
+                }),
                 Err((error, strays)) => {
                     let more = self.attachments.switch_back(before);
                     Err((error, strays || more))
@@ -178,7 +192,10 @@ impl Katran {
             // Packets may have been in them, or still get there.
             match strays {
                 true => self.stranded.push(programs),
-                false => self.outlast(vec![programs]),
+                false => {
+                    self.outlast(vec![programs]);
+                    self.unstage();
+                }
             }
             return Err(error);
         }

@@ -1,7 +1,7 @@
 //! Attaching XDP programs to interfaces, and sockops programs to cgroups.
 //!
 //! Attachments are BPF links: the kernel removes one when its last descriptor is closed, so a
-//! process that dies leaves nothing behind, and never replaces a foreign program.
+//! process that dies leaves nothing behind, unless it has pinned it, and never replaces a foreign program.
 
 use std::io;
 use std::mem;
@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::path::PathBuf;
 
 use super::check;
 use super::fdinfo::FdInfo;
@@ -21,9 +22,9 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// A program's attachment; undone on drop, unless that is in a child made by fork(2).
+/// A program's attachment; undone on drop, unless that is in a child made by fork(2), or it is kept by a pin.
 #[derive(Debug)]
-pub(crate) struct Link(OwnedFd, Owner);
+pub(crate) struct Link(OwnedFd, Owner, Option<PathBuf>);
 
 impl Link {
     /// Undoes the attachment at once. Closing the descriptor alone would not, while a child that
@@ -107,6 +108,41 @@ impl Link {
         super::pin::pin(self.0.as_fd(), path)
     }
 
+    /// Pins the attachment at a path, in the place of what is pinned there, and keeps it: it outlives this link.
+    pub(crate) fn keep_at(&mut self, path: PathBuf, meanwhile: &Path) -> io::Result<()> {
+        super::pin::replace(self.0.as_fd(), &path, meanwhile)?;
+        self.2 = Some(path);
+        Ok(())
+    }
+
+    /// An attachment that a pin keeps, by that pin; `None` if there is another object.
+    pub(crate) fn kept_at(path: &Path) -> io::Result<Option<Self>> {
+        let fd = super::pin::open(path)?;
+        let is_link = super::pin::kind(fd.as_fd())? == Some(super::pin::Kind::Link);
+        Ok(is_link.then(|| Self(fd, Owner::new(), Some(path.to_owned()))))
+    }
+
+    /// Removes the pin that keeps it, if any: it ends with this link again. In this order, as a process that
+    /// dies in between has detached it.
+    pub(crate) fn keep_no_more(&mut self) -> io::Result<()> {
+        if let Some(path) = &self.2 {
+            super::pin::remove(path)?;
+        }
+        self.2 = None;
+        Ok(())
+    }
+
+    /// Another link has its pin's place: it ends with this link again, and the pin stays.
+    pub(crate) fn give_up_pin_to(&mut self, other: &Self) -> io::Result<()> {
+        match self.2 == other.2 {
+            true => {
+                self.2 = None;
+                Ok(())
+            }
+            false => self.keep_no_more(),
+        }
+    }
+
     /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
     pub(crate) fn leave(self) {
         let link = mem::ManuallyDrop::new(self);
@@ -117,13 +153,13 @@ impl Link {
 
 impl From<PinnedXdp> for Link {
     fn from(pinned: PinnedXdp) -> Self {
-        Self(pinned.fd, Owner::new())
+        Self(pinned.fd, Owner::new(), None)
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if !self.1.is_here() {
+        if self.2.is_some() || !self.1.is_here() {
             return;
         }
         // It fails if the interface is gone, and then there is nothing to undo.
@@ -180,7 +216,7 @@ pub(super) fn create(
         check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) })?;
     // SAFETY: a descriptor that the call has just made and nobody else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok(Link(fd, Owner::new()))
+    Ok(Link(fd, Owner::new(), None))
 }
 
 /// Attaches a sockops program to a cgroup, beside those that others have attached there.

@@ -6,6 +6,7 @@
 pub(crate) mod ethtool;
 mod fdinfo;
 pub(crate) mod link;
+pub(crate) mod lock;
 pub(crate) mod map;
 pub(crate) mod mapping;
 pub(crate) mod namespace;

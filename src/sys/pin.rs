@@ -1,6 +1,7 @@
 //! BPF objects in a BPF file system: pinning, and opening what is pinned.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -14,6 +15,7 @@ use nix::sys::statfs::FsType;
 use nix::sys::statfs::statfs;
 
 use super::check;
+use super::fdinfo::FdInfo;
 
 /// Magic number of a BPF file system (linux/magic.h).
 const BPF_FS_MAGIC: libc::__fsword_t = 0xcafe_4a11;
@@ -41,4 +43,66 @@ pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
 /// Whether a directory is on a BPF file system.
 pub(crate) fn is_bpf_fs(directory: &Path) -> io::Result<bool> {
     Ok(statfs(directory)?.filesystem_type() == FsType(BPF_FS_MAGIC))
+}
+
+/// What kind of object is pinned somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Map,
+    Program,
+    Link,
+}
+
+/// Of which kind an object is; `None`: the kernel does not tell.
+pub(crate) fn kind(object: BorrowedFd<'_>) -> io::Result<Option<Kind>> {
+    let info = FdInfo::of(object)?;
+    let kinds = [
+        ("link_type", Kind::Link),
+        ("map_type", Kind::Map),
+        ("prog_type", Kind::Program),
+    ];
+    let kind = kinds
+        .into_iter()
+        .find(|(field, _)| info.text(field).is_some());
+    Ok(kind.map(|(_, kind)| kind))
+}
+
+/// Pins an object at a path, in the place of what is pinned there, at once: whatever happens, one of the two is
+/// pinned. `meanwhile` is a path beside it that nobody else uses.
+pub(crate) fn replace(object: BorrowedFd<'_>, path: &Path, meanwhile: &Path) -> io::Result<()> {
+    remove(meanwhile)?;
+    pin(object, meanwhile)?;
+    fs::rename(meanwhile, path).inspect_err(|_| {
+        if let Err(error) = remove(meanwhile) {
+            log::warn!("{} stays: {error}", meanwhile.display());
+        }
+    })
+}
+
+/// Removes a pin, if there is one.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Lets two directories have each other's names, at once.
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let (one, other) = (c_path(one)?, c_path(other)?);
+    // SAFETY: takes numbers and C strings that outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -16,6 +16,7 @@ mod failures;
 mod library;
 mod monitor;
 mod monitor_ends;
+mod pinned;
 mod pins;
 mod refusals;
 mod swaps;

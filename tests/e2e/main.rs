@@ -30,6 +30,7 @@ mod manners;
 mod moving_on;
 mod mtu;
 mod next_hop;
+mod pinned;
 mod quic;
 mod reals;
 mod reload;

@@ -1,0 +1,59 @@
+//! Ends attachments that pins have kept, by what the pins say: for a directory whose process is gone.
+
+use std::io;
+use std::path::Path;
+
+use super::entry::Entry;
+use super::entry::EntrySet;
+use super::kept::is_meanwhile;
+use super::list::Attached;
+use super::tc::TcLink;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::sys::link::Link;
+use crate::sys::pin;
+
+/// Ends the attachment that the pin at a path keeps, and removes the pin; `false` if it is none of ours. An entry's
+/// program is one of `sets`, else the entry stays.
+pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let kind = name.split('_').next().unwrap_or_default();
+    let failed = |error| kernel_error("end", &path.display().to_string(), error);
+    let unpin = || {
+        let removed = pin::remove(path);
+        removed.map(|()| true).map_err(|error| Error::File {
+            operation: "remove",
+            path: path.to_owned(),
+            error,
+        })
+    };
+    match kind {
+        "xdp" | "tcx" => match Link::kept_at(path) {
+            Ok(Some(mut link)) => {
+                link.keep_no_more().map_err(failed)?;
+                // Dropping it detaches it, now and not when the kernel gets to it.
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            // Gone since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(failed(error)),
+        },
+        "clsact" if is_meanwhile(path) => unpin(),
+        "clsact" => match TcLink::kept_at(path, None) {
+            Ok(Some(mut filter)) => filter.detach().map(|()| true),
+            Ok(None) => Ok(false),
+            // It has gone with its network namespace, or cannot be reached.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => unpin(),
+            Err(error) => Err(failed(error)),
+        },
+        "entry" if is_meanwhile(path) => unpin(),
+        "entry" if Entry::is_record(path) => match Entry::kept_at(path, sets)? {
+            Some(mut entry) => entry.detach().map(|()| true),
+            // Its array is gone.
+            None => unpin(),
+        },
+        _ => Ok(false),
+    }
+}

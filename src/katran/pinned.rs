@@ -1,0 +1,98 @@
+//! A balancer that outlives its process: all that packets see is pinned in a directory of a BPF file system, and a
+//! handle that goes leaves it there.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::Katran;
+use super::handles::FeatureMaps;
+use super::object::Programs;
+use crate::config::Features;
+use crate::error::Result;
+use crate::healthcheck::HealthChecks;
+use crate::pins::CLOCK;
+use crate::pins::Content;
+use crate::pins::EXPLAINER;
+use crate::pins::Home;
+use crate::pins::MAIN;
+use crate::pins::Objects;
+use crate::pins::SPECIAL;
+
+impl Katran {
+    /// Takes the balancer away, pinned or not: from its interfaces and entries of root programs, and what is pinned of
+    /// it. Without a handle [`remove`](crate::remove) does it. To drop the handle of a balancer that is not pinned
+    /// does the same.
+    ///
+    /// # Errors
+    /// As [`remove`](crate::remove), which goes on where this has ended.
+    pub fn remove(mut self) -> Result<()> {
+        let home = self.home.take();
+        // Its threads end, and what is not pinned goes.
+        drop(self);
+        home.map_or(Ok(()), |mut home| home.remove())
+    }
+
+    /// Where the balancer is pinned, if it is ([`Builder::pin`](crate::Builder::pin)).
+    pub fn pinned_in(&self) -> Option<&Path> {
+        self.home.as_ref().map(Home::path)
+    }
+
+    /// Pins all that there is in a directory, and has what is attached from now on kept there.
+    pub(super) fn settle_in(&mut self, mut home: Home) -> Result<()> {
+        let checks = self.healthchecks.as_ref();
+        home.fill(&Content {
+            maps: self.maps.named_always(),
+            programs: objects(&self.programs, self.maps.features.named()),
+            probes: checks.map(HealthChecks::objects).unwrap_or_default(),
+        })?;
+        if let Some(checks) = &mut self.healthchecks {
+            checks.keep_in(home.attached());
+        }
+        self.home = Some(home);
+        Ok(())
+    }
+
+    /// Pins the programs of a reload, with the maps that features have then, beside those that are there.
+    pub(super) fn stage(
+        &self,
+        programs: &Programs,
+        made: &FeatureMaps,
+        features: Features,
+    ) -> Result<()> {
+        let Some(home) = &self.home else {
+            return Ok(());
+        };
+        let mut maps = made.named();
+        for (name, map) in self.maps.features.named_of(features) {
+            if maps.iter().all(|(of, _)| *of != name) {
+                maps.push((name, map));
+            }
+        }
+        home.stage_programs(&objects(programs, maps))
+    }
+
+    /// What was staged takes the place of what was there before.
+    pub(super) fn commit_stage(&self) -> Result<()> {
+        self.home.as_ref().map_or(Ok(()), Home::commit_programs)
+    }
+
+    /// Removes the pins of programs that packets do not meet any more, or never have.
+    pub(super) fn unstage(&self) {
+        let unstaged = self.home.as_ref().map_or(Ok(()), Home::unstage_programs);
+        if let Err(error) = unstaged {
+            log::warn!("pins of other programs stay until the next reload: {error}");
+        }
+    }
+}
+
+/// What is pinned of programs.
+fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
+    let mut objects = vec![
+        (MAIN, programs.main.as_fd()),
+        (EXPLAINER, programs.explainer.as_fd()),
+        (CLOCK, programs.clock.as_fd()),
+        (SPECIAL, programs.special.as_fd()),
+    ];
+    objects.extend(maps);
+    objects
+}

@@ -1,0 +1,198 @@
+//! A lock on a directory that a process has as long as it lives: flock(2), which the kernel keeps with the
+//! directory itself, whatever network or mount namespace one comes from, and gives up when the process dies.
+//!
+//! A child made by fork(2) shares the parent's lock. It must not: the lock would outlive the parent. So the child
+//! closes its copies before fork(2) returns there.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
+use std::sync::Once;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering;
+
+use nix::libc;
+
+use super::process::Owner;
+
+/// The most locks of one process.
+pub(crate) const MOST: usize = 64;
+
+const FREE: i32 = -1;
+const RESERVED: i32 = -2;
+
+/// The descriptors of this process's locks, for children to close.
+static LOCKS: [AtomicI32; MOST] = [const { AtomicI32::new(FREE) }; MOST];
+static REGISTER: Once = Once::new();
+
+extern "C" fn close_in_child() {
+    for lock in &LOCKS {
+        let fd = lock.swap(FREE, Ordering::AcqRel);
+        if fd >= 0 {
+            // SAFETY: closing is allowed in a child of a process with threads; the descriptor is that of a
+            // `Lock`, which does not close it in a child.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// A directory that this process alone has locked. Given up on drop, or when the process dies.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// Closed by hand, as a child has closed its copy already.
+    fd: ManuallyDrop<OwnedFd>,
+    place: &'static AtomicI32,
+    owner: Owner,
+}
+
+/// What has become of an attempt.
+#[derive(Debug)]
+pub(crate) enum Locked {
+    Ours(Lock),
+    /// The process that has it, if it is visible from here.
+    Others(Option<u32>),
+}
+
+impl Lock {
+    /// Locks a directory, or says who has done so before. An error of kind `QuotaExceeded` if this process has
+    /// too many locks.
+    pub(crate) fn take(directory: &File) -> io::Result<Locked> {
+        REGISTER.call_once(|| {
+            // SAFETY: the function closes descriptors and stores to atomics, which is allowed in a child, and is
+            // there as long as the code that registers it.
+            let failed = unsafe { libc::pthread_atfork(None, None, Some(close_in_child)) };
+            if failed != 0 {
+                log::warn!("a child made by fork(2) will share the locks of its parent");
+            }
+        });
+        let free = LOCKS.iter().find(|place| {
+            let taken = place.compare_exchange(FREE, RESERVED, Ordering::AcqRel, Ordering::Relaxed);
+            taken.is_ok()
+        });
+        let place = free.ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded))?;
+        let owner = Owner::new();
+        // Of its own: a lock belongs to what was opened, and `directory` may have copies.
+        let opened = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()));
+        let fd = match opened {
+            Ok(file) => OwnedFd::from(file),
+            Err(error) => {
+                place.store(FREE, Ordering::Release);
+                return Err(error);
+            }
+        };
+        place.store(fd.as_raw_fd(), Ordering::Release);
+        let lock = Self {
+            fd: ManuallyDrop::new(fd),
+            place,
+            owner,
+        };
+        // SAFETY: takes a descriptor and numbers.
+        match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+            0 => Ok(Locked::Ours(lock)),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => {
+                    Ok(Locked::Others(holder(directory)?))
+                }
+                error => Err(error),
+            },
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.owner.is_here() {
+            return;
+        }
+        self.place.store(FREE, Ordering::Release);
+        // SAFETY: in this process nothing has closed it, and it is not used again.
+        drop(unsafe { OwnedFd::from_raw_fd(self.fd.as_raw_fd()) });
+    }
+}
+
+/// The process that has locked a directory, if it is one that this one may know of.
+fn holder(directory: &File) -> io::Result<Option<u32>> {
+    let metadata = directory.metadata()?;
+    let device = metadata.st_dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.st_ino());
+    Ok(holder_in(&fs::read_to_string("/proc/locks")?, &wanted))
+}
+
+/// The same from the text of `/proc/locks` (proc_locks(5)): number, `FLOCK`, `ADVISORY`, `WRITE`, process, file.
+/// Who waits has an arrow before the kind.
+fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_lock = words.next() == Some("FLOCK");
+        let process = words.nth(2)?;
+        let is_it = is_lock && words.next() == Some(wanted);
+        process.parse().ok().filter(|_| is_it)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process;
+    use std::thread;
+    use std::time::Duration;
+
+    use nix::sys::wait::waitpid;
+    use nix::unistd::ForkResult;
+    use nix::unistd::fork;
+
+    use super::*;
+    use crate::mutate;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "locks are the kernel's")]
+    fn a_directory_is_locked_once_and_its_holder_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = File::open(directory.path()).unwrap();
+        let Locked::Ours(lock) = Lock::take(&directory).unwrap() else {
+            panic!("nobody has it");
+        };
+        // A child does not go on with it.
+        // SAFETY: the child sleeps, and ends without a look at what else this process has.
+        let child = match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                drop(lock);
+                thread::sleep(Duration::from_secs(1));
+                // SAFETY: takes a number.
+                unsafe { libc::_exit(0) }
+            }
+        };
+        for _ in 0..MOST + 1 {
+            match Lock::take(&directory).unwrap() {
+                Locked::Others(holder) => assert_eq!(holder, Some(process::id())),
+                Locked::Ours(_) => panic!("it is locked"),
+            }
+        }
+        drop(lock);
+        assert!(matches!(Lock::take(&directory).unwrap(), Locked::Ours(_)));
+        waitpid(child, None).unwrap();
+    }
+
+    #[test]
+    fn the_holder_is_found_among_other_locks() {
+        const TEXT: &str = "1: POSIX  ADVISORY  WRITE 7 00:27:8971015 0 EOF\n\
+            2: -> FLOCK  ADVISORY  WRITE 8 00:27:8971015 0 EOF\n\
+            3: FLOCK  ADVISORY  WRITE 9 00:27:89710 0 EOF\n";
+        const OURS: &str = "4: FLOCK  ADVISORY  WRITE 10 00:27:8971015 0 EOF\n";
+        let found = |text: &str| holder_in(text, "00:27:8971015");
+        assert_eq!(found(TEXT), None);
+        assert_eq!(found(&format!("{TEXT}{OURS}")), Some(10));
+        mutate::cases(10_000, |rng| {
+            let mut others = TEXT.as_bytes().to_vec();
+            mutate::text(rng, &mut others);
+            let others = String::from_utf8_lossy(&others);
+            assert_eq!(found(&format!("{OURS}{others}")), Some(10));
+        });
+    }
+}

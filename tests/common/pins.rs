@@ -1,0 +1,71 @@
+//! Objects that are pinned in a BPF file system, and whether the kernel still has a program.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn owned(fd: i32) -> io::Result<OwnedFd> {
+    match fd < 0 {
+        true => Err(io::Error::from_raw_os_error(-fd)),
+        // SAFETY: a descriptor that the kernel has just made and nobody else owns.
+        false => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// Opens what is pinned at a path.
+pub(crate) fn open(path: &Path) -> OwnedFd {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: takes a C string that outlives the call.
+    owned(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) }).unwrap()
+}
+
+/// Pins an object.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: takes a descriptor and a C string that outlives the call.
+    let pinned = unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) };
+    assert_eq!(pinned, 0);
+}
+
+/// Somebody else's map.
+pub(crate) fn array() -> OwnedFd {
+    // SAFETY: takes numbers, a name and no options.
+    let map = unsafe {
+        libbpf_sys::bpf_map_create(
+            libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            c"theirs".as_ptr(),
+            4,
+            8,
+            1,
+            std::ptr::null(),
+        )
+    };
+    owned(map).unwrap()
+}
+
+/// The kernel's number of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> u32 {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, and both outlive the call.
+    let asked = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_raw_fd(),
+            std::ptr::from_mut(&mut info).cast(),
+            &mut length,
+        )
+    };
+    assert_eq!(asked, 0);
+    info.id
+}
+
+/// Whether the kernel has a program of this number.
+pub(crate) fn has_program(id: u32) -> bool {
+    // SAFETY: takes a number.
+    owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).is_ok()
+}

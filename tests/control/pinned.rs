@@ -1,0 +1,355 @@
+//! The directory of a pinned balancer: what is in it and who may see it, what is refused, whose it is, and that
+//! nothing stays when it goes, also after a call of the kernel has failed.
+
+use std::fs;
+use std::fs::DirBuilder;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process;
+
+use katran::Builder;
+use katran::Error;
+use katran::Features;
+use katran::Katran;
+use katran::NextHops;
+use katran::VipFlags;
+use katran::flows::Verdict;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::faults::without_call;
+use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::flow_v4;
+use crate::common::frames::syn;
+use crate::common::load;
+use crate::common::pins;
+use crate::common::serve;
+
+/// The command of bpf(2) that pins, as in linux/bpf.h.
+const OBJ_PIN: u32 = 6;
+
+/// A BPF file system of the test's own.
+fn file_system() -> PathBuf {
+    require_root();
+    private_bpf_fs().unwrap()
+}
+
+/// All that is in a directory, with the modes; what the file system itself puts there has dots.
+fn tree(directory: &Path) -> Vec<(String, u32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.contains('.') {
+            continue;
+        }
+        let metadata = entry.path().symlink_metadata().unwrap();
+        found.push((name.clone(), metadata.mode() & 0o7777));
+        if metadata.is_dir() {
+            let inside = tree(&entry.path()).into_iter();
+            found.extend(inside.map(|(of, mode)| (format!("{name}/{of}"), mode)));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn full() -> Builder {
+    let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::GLOBAL_FLOW_TABLE;
+    builder()
+        .features(Features::default() | features)
+        .next_hops(NextHops::PerReal)
+        .healthcheck_interface("lo")
+        .source_v4("192.0.2.1".parse().unwrap())
+}
+
+#[test]
+fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle() {
+    let files = file_system();
+    let directory = files.join("katran");
+    let mut katran = load(full().pin(&directory));
+    assert_eq!(katran.pinned_in(), Some(directory.as_path()));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    let pinned = tree(&files);
+    for (path, mode) in &pinned {
+        let is_directory = files.join(path).is_dir();
+        assert_eq!(*mode, if is_directory { 0o700 } else { 0o600 }, "{path}");
+    }
+    let has = |path: &str| pinned.iter().any(|(of, _)| of == path);
+    // Every map that the programs use, those of features with the programs.
+    for name in [
+        "maps/rings",
+        "maps/server_ids",
+        "maps/flow_tables",
+        "maps/data_vip_heads",
+        "maps/data_hops",
+        "programs/source_routes_v4",
+        "programs/global_flows",
+        "programs/decap_destinations",
+        "programs/special_programs",
+        "programs/program",
+        "programs/explainer",
+        "programs/clock",
+        "probes/healthcheck",
+        "probes/marks",
+        "identity",
+        "attached",
+    ] {
+        assert!(has(&format!("katran/{name}")), "{name}: {pinned:?}");
+    }
+    let id = pins::program_id(katran.program_fd());
+    let real = katran.simulate(&syn(flow_v4())).unwrap().real;
+    assert!(real.is_some());
+    drop(katran);
+    assert_eq!(tree(&files), pinned);
+    // It forwards as before: the program, what it hands packets on to, and the tables.
+    let program = pins::open(&directory.join("programs/program"));
+    assert_eq!(pins::program_id(program.as_fd()), id);
+    let ran = bpf::run(program.as_fd(), &syn(flow_v4()));
+    assert_eq!(ran.verdict, Verdict::Tx);
+
+    // No second one beside it.
+    let refused = full().pin(&directory).load().unwrap_err();
+    assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
+    assert!(refused.to_string().contains("katran::remove"), "{refused}");
+    assert_eq!(tree(&files), pinned);
+
+    katran::remove(&directory).unwrap();
+    assert!(tree(&files).is_empty(), "{:?}", tree(&files));
+    let missing = katran::remove(&directory).unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    // The program goes when its last descriptor is closed.
+    drop(program);
+    assert!(!pins::has_program(id));
+}
+
+#[test]
+fn a_handle_removes_its_balancer() {
+    let files = file_system();
+    let katran = load(full().pin(files.join("katran")));
+    katran.remove().unwrap();
+    assert!(tree(&files).is_empty());
+    // One that is not pinned goes as with its handle.
+    let katran = load(builder());
+    assert_eq!(katran.pinned_in(), None);
+    let id = pins::program_id(katran.program_fd());
+    katran.remove().unwrap();
+    assert!(!pins::has_program(id));
+}
+
+#[test]
+fn a_directory_that_is_not_ours_alone_is_refused() {
+    let files = file_system();
+    let make = |name: &str, mode| {
+        let path = files.join(name);
+        DirBuilder::new().mode(0o700).create(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let group = make("group", 0o770);
+    let others = make("others", 0o702);
+    let foreign = make("foreign", 0o700);
+    chown(&foreign, Some(12345), None).unwrap();
+    let used = make("used", 0o700);
+    DirBuilder::new().create(used.join("theirs")).unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let before = tree(&files);
+    for (path, why) in [
+        (group.clone(), "mode 0770"),
+        (others.clone(), "mode 0702"),
+        (foreign.clone(), "user 12345"),
+        (used.clone(), "theirs"),
+        (outside.path().join("katran"), "no BPF file system"),
+        (outside.path().to_owned(), "no BPF file system"),
+        (files.join("a.b"), "dots"),
+        (files.join("missing/katran"), "No such file"),
+    ] {
+        let refused = builder().pin(&path).load().unwrap_err();
+        assert!(
+            matches!(&refused, Error::InvalidConfig { setting: "pin", .. }),
+            "{refused}"
+        );
+        assert!(refused.to_string().contains(why), "{why}: {refused}");
+        let kept = katran::remove(&path).unwrap_err();
+        assert!(
+            matches!(&kept, Error::InvalidConfig { .. } | Error::NotFound { .. }),
+            "{kept}"
+        );
+    }
+    assert_eq!(tree(&files), before);
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    // By a path through a symbolic link, and one that is relative to what is the working directory now.
+    let link = outside.path().join("link");
+    std::os::unix::fs::symlink(&files, &link).unwrap();
+    let katran = load(builder().pin(link.join("katran")));
+    assert_eq!(katran.pinned_in(), Some(files.join("katran").as_path()));
+    katran.remove().unwrap();
+}
+
+#[test]
+fn what_others_have_put_there_stays() {
+    let files = file_system();
+    let directory = files.join("katran");
+    drop(load(builder().pin(&directory)));
+    let theirs = ["maps/theirs", "attached/theirs", "attached/xdp_1", "theirs"];
+    let map = pins::array();
+    for name in theirs {
+        pins::pin(map.as_fd(), &directory.join(name));
+    }
+    // Of the name that one of ours has.
+    let taken = directory.join("maps/cpus");
+    fs::remove_file(&taken).unwrap();
+    pins::pin(map.as_fd(), &taken);
+    katran::remove(&directory).unwrap();
+    let names: Vec<_> = tree(&directory).into_iter().map(|(name, _)| name).collect();
+    let expected = [
+        "attached",
+        "attached/theirs",
+        "attached/xdp_1",
+        "maps",
+        "maps/cpus",
+        "maps/theirs",
+        "theirs",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn a_balancer_has_one_owner() {
+    let files = file_system();
+    let directory = files.join("katran");
+    let katran = load(builder().pin(&directory));
+    let mine = process::id();
+    let refuses = || {
+        for error in [
+            builder().pin(&directory).load().unwrap_err(),
+            katran::remove(&directory).unwrap_err(),
+        ] {
+            let Error::Busy { path, owner } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!((path, owner), (&directory, &Some(mine)));
+            assert!(error.to_string().contains(&mine.to_string()), "{error}");
+        }
+    };
+    refuses();
+    // Wherever one comes from: the lock is the directory's.
+    std::thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| {
+            let new = nix::sched::CloneFlags::CLONE_NEWNET | nix::sched::CloneFlags::CLONE_NEWNS;
+            nix::sched::unshare(new).unwrap();
+            refuses();
+        });
+        elsewhere.join().unwrap();
+    });
+    drop(katran);
+    katran::remove(&directory).unwrap();
+    assert!(tree(&files).is_empty());
+}
+
+/// A load that fails leaves nothing, whatever has failed, and so does a removal that is tried again.
+#[test]
+fn a_load_that_fails_leaves_nothing() {
+    let files = file_system();
+    let directory = files.join("katran");
+    let load = || full().pin(&directory).load();
+    let failures: [(&str, &dyn Fn() -> katran::Result<Katran>); 5] = [
+        ("pins", &|| {
+            without_commands(&[OBJ_PIN], Errno::ENOSPC, load)
+        }),
+        ("maps", &|| {
+            without_commands(&[crate::common::faults::MAP_CREATE], Errno::ENOMEM, load)
+        }),
+        ("mkdir", &|| {
+            without_call(libc::SYS_mkdir, Errno::ENOSPC, load)
+        }),
+        ("flock", &|| {
+            without_call(libc::SYS_flock, Errno::ENOLCK, load)
+        }),
+        ("programs", &|| {
+            without_commands(&[crate::common::faults::PROG_LOAD], Errno::EPERM, load)
+        }),
+    ];
+    for (what, fails) in failures {
+        let error = fails().map(drop).unwrap_err();
+        assert!(
+            tree(&files).is_empty(),
+            "{what}: {error}: {:?}",
+            tree(&files)
+        );
+    }
+    // A directory that was there and is empty is as good as none.
+    DirBuilder::new().mode(0o700).create(&directory).unwrap();
+    drop(load().unwrap());
+    let pinned = tree(&files);
+    let kept = without_call(libc::SYS_unlink, Errno::EIO, || katran::remove(&directory));
+    assert!(matches!(kept.unwrap_err(), Error::File { .. }));
+    assert_eq!(tree(&files), pinned);
+    let kept = without_call(libc::SYS_rmdir, Errno::EIO, || katran::remove(&directory));
+    assert!(matches!(kept.unwrap_err(), Error::File { .. }));
+    // What is half removed is no balancer any more, and it is said.
+    let refused = load().unwrap_err().to_string();
+    assert!(refused.contains("not removed to the end"), "{refused}");
+    katran::remove(&directory).unwrap();
+    assert!(tree(&files).is_empty());
+}
+
+type Reload<'a> = &'a (dyn Fn(&mut Katran) -> katran::Result<()> + Sync);
+
+#[test]
+fn the_pins_follow_a_reload() {
+    let files = file_system();
+    let directory = files.join("katran");
+    let mut katran = load(builder().pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    let before = tree(&files);
+    let program = || pins::program_id(pins::open(&directory.join("programs/program")).as_fd());
+    let special = || {
+        fs::metadata(directory.join("programs/special_programs"))
+            .unwrap()
+            .ino()
+    };
+    let first = (program(), special());
+    let more = Features::default() | Features::SOURCE_ROUTING;
+    let failing: [(&str, Reload<'_>); 2] = [
+        ("pins", &|katran| {
+            without_commands(&[OBJ_PIN], Errno::ENOSPC, || katran.reload(more))
+        }),
+        ("exchange", &|katran| {
+            without_call(libc::SYS_renameat2, Errno::EIO, || katran.reload(more))
+        }),
+    ];
+    for (what, fails) in failing {
+        fails(&mut katran).unwrap_err();
+        assert_eq!(tree(&files), before, "{what}");
+        assert_eq!((program(), special()), first, "{what}");
+        assert_eq!(katran.features(), Features::default());
+    }
+    katran.reload(more).unwrap();
+    let after = tree(&files);
+    let new: Vec<_> = after.iter().filter(|of| !before.contains(of)).collect();
+    assert_eq!(new.len(), 2, "{new:?}");
+    assert!(new[0].0.ends_with("programs/source_routes_v4"), "{new:?}");
+    assert_ne!(program(), first.0);
+    assert_eq!(program(), pins::program_id(katran.program_fd()));
+    katran.reload(Features::default()).unwrap();
+    assert_eq!(tree(&files), before);
+    let pinned = pins::open(&directory.join("programs/program"));
+    drop(katran);
+    let ran = bpf::run(pinned.as_fd(), &syn(flow_v4()));
+    assert_eq!(ran.verdict, Verdict::Tx);
+    katran::remove(&directory).unwrap();
+    assert!(tree(&files).is_empty());
+}

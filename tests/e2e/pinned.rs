@@ -1,0 +1,285 @@
+//! A pinned balancer whose handle goes: connections go on, by XDP, by an entry of a root program, and probes by tc;
+//! what is detached is detached, and it is taken away without a handle.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use katran::Features;
+use katran::Katran;
+use katran::MacAddr;
+use katran::Real;
+use katran::RootProgram;
+use katran::Vip;
+use katran::XdpMode;
+use katran::attachments::AttachmentState;
+use katran::attachments::SharedEntries;
+use katran::attachments::TcHook;
+use katran_lab::Host;
+use katran_lab::LabConfig;
+use katran_lab::Newer;
+
+use crate::health;
+use crate::shared::Pins;
+use crate::site;
+use crate::site::PORT;
+use crate::site::Site;
+
+const MARK: u32 = 7;
+
+/// A site whose balancer is pinned in the second one's directory.
+fn pinned(pins: &Pins, settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
+    Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        settings(builder.pin(directory(pins)))
+    })
+}
+
+fn directory(pins: &Pins) -> PathBuf {
+    pins.path().with_file_name("katran")
+}
+
+fn attached(pins: &Pins) -> Vec<String> {
+    let entries = std::fs::read_dir(directory(pins).join("attached")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show dev eth0").unwrap().contains("xdp")
+}
+
+/// Two services on which the backends answer.
+fn serve(site: &mut Site) -> [Vip; 2] {
+    let services = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
+    for vip in services {
+        let reals = site::reals(&site.lab, vip.address());
+        site.add_service(vip, &reals);
+    }
+    services
+}
+
+#[test]
+fn connections_go_on_without_a_handle_until_it_is_removed() {
+    let pins = Pins::new();
+    let mut site = pinned(&pins, |builder| builder);
+    let services = serve(&mut site);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let [v4, _] = services;
+    let [mut first, mut second] = ["backend0", "backend1"].map(|of| site.connect_to(v4, of));
+    // With the ring turned away from it, only what the flow table remembers leads to the first.
+    let [_, to]: [IpAddr; 2] = site::reals(&site.lab, v4.address()).try_into().unwrap();
+    for real in site.katran.reals(v4).unwrap() {
+        let weight = u32::from(real.address() == to);
+        let real = Real::new(real.address()).weight(weight);
+        site.katran.add_real(v4, real).unwrap();
+    }
+    let Site {
+        katran,
+        decaps,
+        lab,
+    } = site;
+    assert_eq!(attached(&pins).len(), 1);
+    drop(katran);
+    let host_of = |lab: &katran_lab::Lab| has_xdp(&lab.balancers[0].host);
+    assert!(host_of(&lab));
+    for _ in 0..20 {
+        assert_eq!(first.ask("who").unwrap(), "backend0");
+        assert_eq!(second.ask("who").unwrap(), "backend1");
+        let mut new = site::connect(&lab.client, v4);
+        assert_eq!(new.ask("who").unwrap(), "backend1");
+    }
+    for vip in services {
+        site::connect(&lab.client, vip).ask("who").unwrap();
+    }
+
+    katran::remove(directory(&pins)).unwrap();
+    assert!(!host_of(&lab));
+    assert!(pins.list().is_empty(), "{:?}", pins.list());
+    drop(decaps);
+}
+
+#[test]
+fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
+    let pins = Pins::new();
+    let mut site = pinned(&pins, |builder| builder);
+    let host = &site.lab.balancers[0].host;
+    // Of a name that no file of a BPF file system could have.
+    let make = || {
+        host.ip("link add eth1.5 type veth peer name eth2").unwrap();
+        host.ip("link set eth1.5 up").unwrap();
+    };
+    make();
+    let katran = &mut site.katran;
+    host.run(|| katran.attach("eth1.5", XdpMode::Generic).unwrap());
+    let both = attached(&pins);
+    assert!(
+        both.len() == 2 && both.iter().any(|name| name.ends_with("eth1%2e5")),
+        "{both:?}"
+    );
+    // The interface goes, and another one of its name comes.
+    host.ip("link del eth1.5").unwrap();
+    assert_eq!(katran.interfaces()[1].state, AttachmentState::Gone);
+    assert_eq!(attached(&pins), both);
+    make();
+    host.run(|| katran.reattach().unwrap());
+    assert_eq!(katran.interfaces()[1].state, AttachmentState::Attached);
+    let after = attached(&pins);
+    assert!(after.len() == 2 && after != both, "{both:?} {after:?}");
+    host.run(|| katran.detach("eth1.5").unwrap());
+    assert_eq!(attached(&pins).len(), 1);
+    assert!(!host.ip("link show dev eth1.5").unwrap().contains("xdp"));
+    // A refusal leaves neither a pin nor the program.
+    let fails = || {
+        crate::faults::without_commands(&[6], nix::errno::Errno::ENOSPC, || {
+            katran.attach("eth1.5", XdpMode::Generic).unwrap_err()
+        })
+    };
+    let error = host.run(fails).to_string();
+    assert!(error.contains("pin the attachment"), "{error}");
+    assert!(!host.ip("link show dev eth1.5").unwrap().contains("xdp"));
+    assert_eq!(attached(&pins).len(), 1);
+    katran.detach_all();
+    assert!(attached(&pins).is_empty() && !has_xdp(host));
+    host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
+    assert!(has_xdp(host));
+    let Site { katran, lab, .. } = site;
+    katran.remove().unwrap();
+    assert!(!has_xdp(&lab.balancers[0].host) && pins.list().is_empty());
+}
+
+#[test]
+fn a_reload_leaves_the_link_and_works_on_without_a_handle() {
+    let pins = Pins::new();
+    let mut site = pinned(&pins, |builder| builder);
+    let [v4, _] = serve(&mut site);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let mut connection = site.connect_to(v4, "backend0");
+    let links = attached(&pins);
+    let features = Features::default() | Features::SOURCE_ROUTING;
+    site.katran.reload(features).unwrap();
+    assert_eq!(attached(&pins), links);
+    let Site {
+        katran,
+        decaps,
+        lab,
+    } = site;
+    drop(katran);
+    assert_eq!(connection.ask("who").unwrap(), "backend0");
+    // Frames that each need a program besides the one that is attached.
+    lab.client
+        .tool("ping", &format!("-c 3 -W 5 {}", lab.vip4()))
+        .unwrap();
+    katran::remove(directory(&pins)).unwrap();
+    assert!(pins.list().is_empty());
+    drop(decaps);
+}
+
+#[test]
+fn probes_go_their_way_without_a_handle() {
+    for hook in [TcHook::Tcx, TcHook::Clsact] {
+        if hook == TcHook::Tcx && !Newer::Tcx.is_here() {
+            continue;
+        }
+        let pins = Pins::new();
+        let mut site = health::site(|builder| builder.pin(directory(&pins)).healthcheck_hook(hook));
+        let [v4, _] = serve(&mut site);
+        let _servers = site.lab.serve_tcp(PORT).unwrap();
+        let [real, _]: [IpAddr; 2] = site::reals(&site.lab, v4.address()).try_into().unwrap();
+        site.katran.probes_mut().map_mark(MARK, real).unwrap();
+        let Site {
+            katran,
+            decaps,
+            lab,
+        } = site;
+        let host = &lab.balancers[0].host;
+        let probe = || health::probe(host, site::service(v4), MARK, None);
+        assert_eq!(probe().unwrap(), "backend0");
+        let names = attached(&pins);
+        let kinds: Vec<_> = names
+            .iter()
+            .filter_map(|name| name.split('_').next())
+            .collect();
+        assert_eq!(kinds, [hook.to_string().as_str(), "xdp"]);
+        drop(katran);
+        assert_eq!(attached(&pins), names);
+        assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        katran::remove(directory(&pins)).unwrap();
+        assert!(pins.list().is_empty(), "{:?}", pins.list());
+        let filters = host.tool("tc", "filter show dev eth0 egress").unwrap();
+        assert!(filters.is_empty(), "{filters}");
+        let qdiscs = host.tool("tc", "qdisc show dev eth0").unwrap();
+        assert!(!qdiscs.contains("clsact"), "{qdiscs}");
+        drop(decaps);
+    }
+}
+
+#[test]
+fn an_entry_of_a_root_program_stays_with_its_record() {
+    let pins = Pins::new();
+    let site = Site::new(LabConfig::default());
+    let Site {
+        katran,
+        decaps,
+        lab,
+    } = site;
+    drop(katran);
+    let host = &lab.balancers[0].host;
+    let mut root = RootProgram::builder().load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+    root.pin(pins.path()).unwrap();
+    let load = || -> Katran {
+        let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
+        let builder = site::small(gateway).pin(directory(&pins));
+        let mut katran = builder.load().unwrap();
+        let vip = Vip::tcp((lab.vip4(), PORT).into());
+        site::add_service(&mut katran, vip, &site::reals(&lab, lab.vip4()));
+        katran.attach_shared(pins.path(), 2).unwrap();
+        katran
+    };
+    let _servers = lab.serve_tcp(PORT).unwrap();
+    let answers = || site::connect(&lab.client, Vip::tcp((lab.vip4(), PORT).into())).ask("who");
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    let is_set = || entries.programs().unwrap()[2].is_some();
+    let own_pins = || {
+        let names = pins.list();
+        names
+            .into_iter()
+            .filter(|name| name.starts_with("root_2_"))
+            .count()
+    };
+
+    let katran = load();
+    assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    drop(katran);
+    assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    answers().unwrap();
+    katran::remove(directory(&pins)).unwrap();
+    assert_eq!((is_set(), own_pins()), (false, 0));
+
+    // Another one has the entry by now: it stays.
+    drop(load());
+    let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
+    let mut next = site::small(gateway).load().unwrap();
+    next.attach_shared(pins.path(), 2).unwrap();
+    katran::remove(directory(&pins)).unwrap();
+    assert_eq!((is_set(), own_pins()), (true, 1));
+    drop(next);
+    assert_eq!((is_set(), own_pins()), (false, 0));
+
+    // What is left by a call has no record.
+    let mut katran = load();
+    katran
+        .reload(Features::default() | Features::SOURCE_ROUTING)
+        .unwrap();
+    katran.detach_shared(pins.path()).unwrap();
+    assert_eq!((is_set(), own_pins(), attached(&pins).len()), (false, 0, 0));
+    katran.attach_shared(pins.path(), 2).unwrap();
+    // The root program goes, and its array with it.
+    drop(katran);
+    drop((root, entries));
+    RootProgram::remove(pins.path()).unwrap();
+    katran::remove(directory(&pins)).unwrap();
+    assert!(pins.list().is_empty(), "{:?}", pins.list());
+    drop(decaps);
+}
