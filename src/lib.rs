@@ -59,6 +59,7 @@ mod generated;
 mod healthcheck;
 mod katran;
 mod kernel;
+mod ledger;
 mod links;
 mod maps;
 mod monitor;

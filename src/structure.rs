@@ -81,6 +81,7 @@ fn every_change_is_a_transaction() {
     let begins = [
         "Prepared::",
         "Written::nothing",
+        "Written::surely",
         ".change_at_once(",
         ".change_surely(",
     ];

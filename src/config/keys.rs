@@ -134,6 +134,10 @@ impl<'de> Deserialize<'de> for AutoOr {
                 bytes.map(|bytes| AutoOr(MaxFrame::Bytes(bytes)))
             }
 
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<AutoOr, E> {
+                self.visit_i64(i64::try_from(number).map_err(E::custom)?)
+            }
+
             fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<AutoOr, E> {
                 match word {
                     "auto" => Ok(AutoOr(MaxFrame::Auto)),
@@ -300,6 +304,10 @@ impl<'de> Deserialize<'de> for Seconds {
                 u64::try_from(seconds)
                     .map(|seconds| Seconds(Duration::from_secs(seconds)))
                     .map_err(E::custom)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Seconds, E> {
+                self.visit_i64(i64::try_from(seconds).map_err(E::custom)?)
             }
 
             fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<Seconds, E> {

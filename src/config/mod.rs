@@ -8,7 +8,6 @@ mod accounting;
 mod constants;
 mod cpus;
 mod features;
-#[cfg(feature = "serde")]
 mod keys;
 #[cfg(test)]
 mod live_tests;
@@ -19,6 +18,7 @@ mod page;
 mod pin;
 mod ranges;
 mod settings;
+mod stored;
 mod table;
 mod validate;
 
@@ -44,7 +44,6 @@ pub(crate) use memory::estimate;
 pub(crate) use ranges::check_gateway;
 pub(crate) use ranges::check_gateway_mac;
 pub(crate) use ranges::check_source;
-#[cfg(feature = "serde")]
 pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;

@@ -29,21 +29,13 @@ use super::constants::ticks;
 use super::constants::write_by;
 use super::cpus::ForwardingCpu;
 use super::features::Features;
-#[cfg(feature = "serde")]
 use super::keys::AutoOr;
-#[cfg(feature = "serde")]
 use super::keys::FirstOf;
-#[cfg(feature = "serde")]
 use super::keys::Form;
-#[cfg(feature = "serde")]
 use super::keys::Seconds;
-#[cfg(feature = "serde")]
 use super::keys::Set;
-#[cfg(feature = "serde")]
 use super::keys::Text;
-#[cfg(feature = "serde")]
 use super::keys::Texts;
-#[cfg(feature = "serde")]
 use super::keys::Whole;
 use super::ranges::check_event_buffer;
 use super::ranges::check_gateway;

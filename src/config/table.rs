@@ -147,7 +147,6 @@ macro_rules! settings {
         }
 
         /// The keys of `[balancer]`.
-        #[cfg(feature = "serde")]
         #[derive(Default, serde::Deserialize, serde::Serialize)]
         #[serde(default, deny_unknown_fields)]
         pub(crate) struct BalancerKeys {
@@ -157,7 +156,6 @@ macro_rules! settings {
             )+
         }
 
-        #[cfg(feature = "serde")]
         impl From<BalancerKeys> for BalancerState {
             fn from(keys: BalancerKeys) -> Self {
                 Self {
@@ -166,7 +164,6 @@ macro_rules! settings {
             }
         }
 
-        #[cfg(feature = "serde")]
         impl From<&BalancerState> for BalancerKeys {
             fn from(state: &BalancerState) -> Self {
                 Self {

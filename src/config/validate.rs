@@ -36,7 +36,7 @@ impl Builder {
         self.validate_on(&Topology::read()?)
     }
 
-    fn validate_on(self, machine: &Topology) -> Result<Config> {
+    pub(super) fn validate_on(self, machine: &Topology) -> Result<Config> {
         let mut config = Config::of_each(&self)?;
         if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
             return Err(invalid(

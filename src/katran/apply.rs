@@ -8,6 +8,7 @@ use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
 use super::reload::Needs;
+use super::remember::nothing_else;
 use crate::config::BalancerState;
 use crate::config::Features;
 use crate::config::LiveSetting;
@@ -53,6 +54,9 @@ impl Katran {
         self.reserve_rings(wanted)?;
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
+        if planned.steps.len() > 1 {
+            self.begin_many()?;
+        }
         let mut news = News::default();
         let mut steps = planned.steps.iter();
         let mut holds = None;
@@ -75,6 +79,7 @@ impl Katran {
             }
             self.undoing = false;
         }
+        self.end_many();
         drop(held);
         self.free_rings();
         self.tell(news.net());
@@ -242,7 +247,7 @@ impl Katran {
     /// Names reals, so that they stay while names go from one kind to another; or does so no more.
     fn hold(&mut self, reals: &Deltas) -> Result<News> {
         let staged = self.table.stage_references(reals)?;
-        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let written = Prepared::new(staged, nothing_else).write(self, |_| Ok(()))?;
         let switched = written.switch(self, |_, ()| Left::Nothing);
         Ok(switched.retire(self))
     }

@@ -3,7 +3,8 @@
 //!
 //! 1. [`Prepared`]: the change is worked out on paper. What is wrong with it ends here.
 //! 2. [`Written`]: what it needs is written where no packet looks. If that fails, what was written is taken
-//!    back.
+//!    back. A balancer that is to outlive its process writes down before that what the change will be
+//!    (`remember.rs`), and after the switch that it is made.
 //! 3. [`Switched`]: packets see the change, and the library's records say the same. The switch is made of
 //!    stores that cannot fail ([`Written::switch`]), or it is one thing that the kernel does or refuses
 //!    ([`Written::try_switch`]); then nothing has changed.
@@ -15,16 +16,18 @@ use std::net::IpAddr;
 
 use super::Katran;
 use super::object::Programs;
+use super::remember::Also;
 use crate::error::Result;
 use crate::maps::RingSlot;
 use crate::table::Paper;
-use crate::table::RealRecord;
 use crate::types::RealNumber;
 
 /// A change on paper: nothing has been written.
 #[must_use = "a change is made by writing and switching it"]
-pub(super) struct Prepared {
+pub(super) struct Prepared<A> {
     paper: Option<Paper>,
+    /// What it makes of the rest that the ledger keeps.
+    also: A,
 }
 
 /// A change that is written where no packet looks, with `T` to switch packets to.
@@ -79,16 +82,17 @@ pub(super) enum RealNews {
     Removed(IpAddr, RealNumber),
 }
 
-impl Prepared {
-    /// A change that the table has staged.
-    pub(super) fn new(staged: impl Into<Paper>) -> Self {
+impl<A: Also> Prepared<A> {
+    /// A change that the table has staged. `also`: what it makes of the rest that the ledger keeps, or
+    /// [`nothing_else`].
+    pub(super) fn new(staged: impl Into<Paper>, also: A) -> Self {
         let paper = Some(staged.into());
-        Self { paper }
+        Self { paper, also }
     }
 
     /// A change that concerns no VIP and no real.
-    pub(super) fn plain() -> Self {
-        Self { paper: None }
+    pub(super) fn plain(also: A) -> Self {
+        Self { paper: None, also }
     }
 
     /// Writes what packets do not see before [`Written::switch`].
@@ -102,12 +106,18 @@ impl Prepared {
         write: impl FnOnce(&mut Katran) -> Result<T>,
     ) -> Result<Written<T>> {
         self.make_way(katran)?;
-        let with = write(katran)?;
-        Ok(Written {
-            paper: self.paper,
-            published: false,
-            with,
-        })
+        katran.intend(self.paper.as_ref(), self.also)?;
+        match write(katran) {
+            Ok(with) => Ok(Written {
+                paper: self.paper,
+                published: false,
+                with,
+            }),
+            Err(error) => {
+                katran.note_undone(false);
+                Err(error)
+            }
+        }
     }
 
     /// Writes what packets see store by store, such as many routes to new reals: the reals are there
@@ -121,7 +131,9 @@ impl Prepared {
         write: impl FnOnce(&mut Katran) -> Result<T>,
     ) -> Result<Written<T>> {
         self.make_way(katran)?;
-        katran.publish_reals(self.added());
+        katran.intend(self.paper.as_ref(), self.also)?;
+        let added = self.paper.as_ref().map(|paper| &*paper.added);
+        katran.publish_reals(added.unwrap_or_default());
         match write(katran) {
             Ok(with) => Ok(Written {
                 paper: self.paper,
@@ -133,10 +145,6 @@ impl Prepared {
                 Err(error)
             }
         }
-    }
-
-    fn added(&self) -> &[RealRecord] {
-        self.paper.as_ref().map_or(&[], |paper| &paper.added)
     }
 
     /// Makes ready for new numbers. Nothing that packets see has changed if it fails.
@@ -156,7 +164,21 @@ impl Prepared {
 
 impl Written<()> {
     /// A change that concerns no VIP and no real, and that takes nothing but its switch.
-    pub(super) fn nothing() -> Self {
+    ///
+    /// # Errors
+    /// If it cannot be written down. Nothing has changed then.
+    pub(super) fn nothing(katran: &mut Katran, also: impl Also) -> Result<Self> {
+        katran.intend(None, also)?;
+        Ok(Self {
+            paper: None,
+            published: false,
+            with: (),
+        })
+    }
+
+    /// The same, of something that is not refused.
+    pub(super) fn surely(katran: &mut Katran, also: impl Also) -> Self {
+        katran.intend_surely(also);
         Self {
             paper: None,
             published: false,
@@ -260,13 +282,14 @@ impl Katran {
     /// does it or refuses it, and then the library's record of it is made.
     ///
     /// # Errors
-    /// Those of `switch`. Nothing has changed then.
+    /// Those of `switch`, and as [`Written::nothing`]. Nothing has changed then.
     pub(super) fn change_at_once<O>(
         &mut self,
+        also: impl Also,
         switch: impl FnOnce(&mut Self) -> Result<O>,
     ) -> Result<O> {
         self.look_at_attachments();
-        let written = Written::nothing();
+        let written = Written::nothing(self, also)?;
         let (switched, outcome) =
             written.try_switch(self, |katran, ()| Ok((Left::Nothing, switch(katran)?)))?;
         switched.end(self);
@@ -274,8 +297,8 @@ impl Katran {
     }
 
     /// The same, of something that cannot be refused.
-    pub(super) fn change_surely(&mut self, switch: impl FnOnce(&mut Self)) {
-        let switched = Written::nothing().switch(self, |katran, ()| {
+    pub(super) fn change_surely(&mut self, also: impl Also, switch: impl FnOnce(&mut Self)) {
+        let switched = Written::surely(self, also).switch(self, |katran, ()| {
             switch(katran);
             Left::Nothing
         });
@@ -285,6 +308,7 @@ impl Katran {
     /// Packets see the change: the library's records say so, too.
     fn commit(&mut self, paper: Option<Paper>, left: Left) -> Switched {
         let Some(paper) = paper else {
+            self.note_done();
             return Switched {
                 left,
                 numbers: Numbers::Kept,
@@ -305,6 +329,7 @@ impl Katran {
             false => Numbers::Kept,
         };
         self.table.commit(paper);
+        self.note_done();
         Switched {
             left,
             numbers,
@@ -314,7 +339,9 @@ impl Katran {
 
     /// Takes back the reals of a change that has failed after packets could meet them.
     fn take_back_reals(&mut self, paper: Option<Paper>) {
-        if let Some(paper) = paper.filter(|paper| !paper.added.is_empty()) {
+        let paper = paper.filter(|paper| !paper.added.is_empty());
+        let met = paper.is_some();
+        if let Some(paper) = paper {
             let added = paper.added.iter();
             let added: Vec<_> = added.map(|real| (real.address, real.number)).collect();
             self.withdraw_reals(&added);
@@ -322,6 +349,7 @@ impl Katran {
             self.table.abandon(paper);
             self.let_go(Left::Nothing, Numbers::GivenBack);
         }
+        self.note_undone(met);
     }
 
     /// Lets go of what packets have just been turned away from, and of numbers that the table has given

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use super::Katran;
+use super::remember::only;
 use crate::error::Error;
 use crate::error::Result;
+use crate::ledger::Change;
 use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::types::DecapMode;
@@ -98,7 +100,8 @@ impl InlineDecapMut<'_> {
                 what: format!("decap address {address}"),
             });
         }
-        self.katran.change_at_once(|katran| {
+        let kept = Change::Decap(address, None);
+        self.katran.change_at_once(only(kept), |katran| {
             let removed = katran.decap_map()?.delete(&key(address));
             let kernel = &katran.kernel;
             kernel.check("remove the decap address", &address.to_string(), removed)?;
@@ -127,7 +130,8 @@ impl Katran {
             DecapMode::Inline => types::decap_mode::DECAP_INLINE,
             DecapMode::Egress => types::decap_mode::DECAP_EGRESS,
         };
-        self.change_at_once(|katran| {
+        let kept = Change::Decap(address, Some(mode.stored()));
+        self.change_at_once(only(kept), |katran| {
             let added = katran.decap_map()?.update(&key(address), &mode_number.0);
             let kernel = &katran.kernel;
             kernel.check("add the decap address", &address.to_string(), added)?;

@@ -18,6 +18,7 @@ use super::ground::Common;
 use super::ground::Ground;
 use super::ground::Held;
 use super::ground::Reason;
+use super::remember::nothing_else;
 use crate::attach::here;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -123,7 +124,7 @@ impl GatewaysMut<'_> {
     pub fn follow(&mut self) -> Result<()> {
         let katran = &mut *self.katran;
         let before = katran.following.embedder.take();
-        let written = Prepared::plain().write_in_sight(katran, |katran| {
+        let written = Prepared::plain(nothing_else).write_in_sight(katran, |katran| {
             katran.follow_next_hops_for(Reason::Embedder)
         });
         katran.following.embedder = match &written {
@@ -138,7 +139,7 @@ impl GatewaysMut<'_> {
     /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
     /// as the library has anything attached.
     pub fn stop_following(&mut self) {
-        self.katran.change_surely(|katran| {
+        self.katran.change_surely(nothing_else, |katran| {
             katran.following.embedder = None;
             katran.note_attached();
         });

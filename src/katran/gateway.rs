@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
+use super::remember::settings;
+use crate::config::Config;
 use crate::config::check_gateway;
 use crate::config::check_gateway_mac;
 use crate::config::check_source;
@@ -189,20 +191,17 @@ impl Katran {
         }
         let passed = self.collect();
         // There are two copies, of which packets may read the one before this.
-        let written =
-            Prepared::plain().write(self, |katran| match katran.sources_set > passed {
+        let config = with_source(&self.config, family, address);
+        let written = Prepared::plain(settings(&config)).write(self, |katran| {
+            match katran.sources_set > passed {
                 true => katran.settle(),
                 false => Ok(()),
-            })?;
-        let switched = written.switch(self, |katran, ()| {
-            let config = &mut katran.config;
-            match (family, address) {
-                (_, Some(IpAddr::V4(v4))) => config.source_v4 = Some(v4),
-                (_, Some(IpAddr::V6(v6))) => config.source_v6 = Some(v6),
-                (Family::V4, None) => config.source_v4 = None,
-                (Family::V6, None) => config.source_v6 = None,
             }
+        })?;
+        let switched = written.switch(self, |katran, ()| {
             let (v4, v6) = (config.source_v4, config.source_v6);
+            katran.config.source_v4 = v4;
+            katran.config.source_v6 = v6;
             katran.maps.live.set_own_addresses(v4, v6);
             if let Some(probes) = katran.probe_cells() {
                 probes.set_own_addresses(v4, v6);
@@ -223,7 +222,13 @@ impl Katran {
     /// Sends packets to other gateways. What has to be found out is found before the switch; packets that
     /// come meanwhile go to the first that is found.
     fn change_gateways(&mut self, wanted: Wanted) -> Result<()> {
-        let written = Prepared::plain().write_in_sight(self, |katran| katran.follow(wanted))?;
+        let config = Config {
+            gateway_mac: wanted.gateway,
+            gateway_mac_v6: wanted.gateway_v6,
+            ..self.config.clone()
+        };
+        let written = Prepared::plain(settings(&config))
+            .write_in_sight(self, |katran| katran.follow(wanted))?;
         let switched = written.switch(self, |katran, ()| {
             katran.write_gateways(wanted);
             katran.config.gateway_mac = wanted.gateway;
@@ -308,6 +313,18 @@ impl Katran {
             self.left_hops.pop_front();
         }
     }
+}
+
+/// The settings with another outer source of a family, or none.
+fn with_source(config: &Config, family: Family, address: Option<IpAddr>) -> Config {
+    let mut config = config.clone();
+    match (family, address) {
+        (_, Some(IpAddr::V4(v4))) => config.source_v4 = Some(v4),
+        (_, Some(IpAddr::V6(v6))) => config.source_v6 = Some(v6),
+        (Family::V4, None) => config.source_v4 = None,
+        (Family::V6, None) => config.source_v6 = None,
+    }
+    config
 }
 
 /// What is known of a real's next hop before anything is found out, which is when the balancer is attached.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Katran;
 use super::handles::GlobalFlowMaps;
+use super::remember::nothing_else;
 use crate::config::Features;
 use crate::error::Error;
 use crate::error::Result;
@@ -86,7 +87,7 @@ impl GlobalFlowsMut<'_> {
                 what: format!("real {real}"),
             })?;
         let id = real_id(entry.number.0, entry.generation);
-        self.katran.change_at_once(|katran| {
+        self.katran.change_at_once(nothing_else, |katran| {
             let added = katran.global_table(cpu)?.update(&key, &id);
             katran.kernel.check("add a flow to", "global_flows", added)
         })
@@ -99,7 +100,7 @@ impl GlobalFlowsMut<'_> {
     pub fn remove(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
         self.katran.global_table(cpu)?;
         let key = self.katran.global_key(flow)?;
-        self.katran.change_at_once(|katran| {
+        self.katran.change_at_once(nothing_else, |katran| {
             let removed = katran.global_table(cpu)?.delete(&key);
             let kernel = &katran.kernel;
             kernel.check("remove a flow from", "global_flows", removed)

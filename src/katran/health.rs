@@ -9,6 +9,7 @@ use super::Katran;
 use super::change::Left;
 use super::change::Prepared;
 use super::change::Written;
+use super::remember::only;
 use crate::config::LiveSetting;
 use crate::counters::HealthcheckCounters;
 use crate::document::ProbeMatch;
@@ -21,6 +22,8 @@ use crate::healthcheck::Hops;
 use crate::healthcheck::Limits;
 use crate::healthcheck::MatchBy;
 use crate::kernel::KernelCalls;
+use crate::ledger::Change;
+use crate::ledger::StoredMatch;
 use crate::table::Step;
 use crate::types::ByFamily;
 use crate::types::Family;
@@ -150,7 +153,8 @@ impl ProbesMut<'_> {
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
         let real = self.katran.check_probed(real)?;
         check_mark(mark)?;
-        self.katran.change_at_once(|katran| {
+        let kept = Change::Mark(mark, Some(real));
+        self.katran.change_at_once(only(kept), |katran| {
             let (checks, kernel, hops) = katran.probing()?;
             checks.set_mark(kernel, &hops, mark, real)
         })
@@ -163,13 +167,15 @@ impl ProbesMut<'_> {
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
         self.katran
-            .change_at_once(|katran| match &mut katran.healthchecks {
-                Some(checks) if checks.marks().contains_key(&mark) => {
-                    checks.remove_mark(&katran.kernel, mark)
+            .change_at_once(only(Change::Mark(mark, None)), |katran| {
+                match &mut katran.healthchecks {
+                    Some(checks) if checks.marks().contains_key(&mark) => {
+                        checks.remove_mark(&katran.kernel, mark)
+                    }
+                    _ => Err(Error::NotFound {
+                        what: format!("mark {mark}"),
+                    }),
                 }
-                _ => Err(Error::NotFound {
-                    what: format!("mark {mark}"),
-                }),
             })
     }
 
@@ -224,7 +230,8 @@ impl ProbesMut<'_> {
         }
         let has_number = checks.has_free_number();
         self.katran.look_at_attachments();
-        let written = Prepared::plain().write(self.katran, |katran| match has_number {
+        let also = only(Change::Probe(vip.into(), true));
+        let written = Prepared::plain(also).write(self.katran, |katran| match has_number {
             true => Ok(()),
             false => katran.settle(),
         })?;
@@ -244,7 +251,9 @@ impl ProbesMut<'_> {
     #[doc(alias = "delHcKey")]
     pub fn unregister(&mut self, vip: Vip) -> Result<()> {
         self.katran.collect();
-        let (switched, ()) = Written::nothing().try_switch(self.katran, |katran, ()| {
+        let also = only(Change::Probe(vip.into(), false));
+        let written = Written::nothing(self.katran, also)?;
+        let (switched, ()) = written.try_switch(self.katran, |katran, ()| {
             let probe = match &mut katran.healthchecks {
                 Some(checks) if checks.has_key(&vip) => checks.unregister(&katran.kernel, vip)?,
                 _ => {
@@ -261,7 +270,8 @@ impl ProbesMut<'_> {
 
     fn set_match(&mut self, by: MatchBy, address: SocketAddr, real: IpAddr) -> Result<()> {
         let real = self.katran.check_probed(real)?;
-        self.katran.change_at_once(|katran| {
+        let kept = Change::Match(stored_match(by, address), Some(real));
+        self.katran.change_at_once(only(kept), |katran| {
             let (checks, kernel, hops) = katran.probing()?;
             checks.set_match(kernel, &hops, (by, canonical(address)), real)
         })
@@ -269,8 +279,9 @@ impl ProbesMut<'_> {
 
     fn remove_match(&mut self, by: MatchBy, address: SocketAddr) -> Result<()> {
         let address = canonical(address);
+        let kept = Change::Match(stored_match(by, address), None);
         self.katran
-            .change_at_once(|katran| match &mut katran.healthchecks {
+            .change_at_once(only(kept), |katran| match &mut katran.healthchecks {
                 Some(checks) if checks.matches(by).contains_key(&address) => {
                     checks.remove_match(&katran.kernel, by, address)
                 }
@@ -417,6 +428,14 @@ impl Katran {
                 ),
             }),
         }
+    }
+}
+
+fn stored_match(by: MatchBy, address: SocketAddr) -> StoredMatch {
+    let address = canonical(address);
+    match by {
+        MatchBy::Destination => StoredMatch::Destination(address),
+        MatchBy::Source => StoredMatch::Source(address),
     }
 }
 

@@ -26,6 +26,7 @@ mod object;
 mod pinned;
 mod reals;
 mod reload;
+mod remember;
 mod server_ids;
 mod slots;
 mod source_routes;
@@ -82,6 +83,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
+use crate::ledger::Ledger;
 use crate::links::Links;
 use crate::maps::MappedChunk;
 use crate::maps::Moment;
@@ -180,6 +182,8 @@ pub struct Katran {
     /// A monitor listens.
     monitored: Arc<AtomicBool>,
     callbacks: watch::Callbacks,
+    /// Where changes are written down, if the balancer is to outlive the process.
+    ledger: Option<Ledger>,
     /// Where it is pinned. The last one, as the next owner may come when it is given up.
     home: Option<Home>,
 }
@@ -231,6 +235,7 @@ impl Katran {
             watch: None,
             monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
+            ledger: None,
             home: None,
             config,
         };

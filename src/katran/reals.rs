@@ -7,6 +7,7 @@ use super::Katran;
 use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
+use super::remember::nothing_else;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::RingSlot;
@@ -114,7 +115,7 @@ impl Katran {
         for real in &turned.up {
             down.remove(&real.address);
         }
-        let written = Prepared::new(staged).write(self, |katran| {
+        let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             let voiding = katran.prepare_voids(vip, flags, &turned)?;
             let ring = match ring_changed {
                 true => katran.write_ring(&vip, flags, place, function, &endpoints, &down),
@@ -197,7 +198,7 @@ impl Katran {
     pub(super) fn change_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<News> {
         let staged = self.table.stage_set_real_flags(address, flags)?;
         let (record, changed) = (staged.record, staged.changed);
-        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let written = Prepared::new(staged, nothing_else).write(self, |_| Ok(()))?;
         let switched = written.switch(self, |katran, ()| {
             if changed {
                 katran.write_real_flags(&record);
@@ -229,7 +230,7 @@ impl Katran {
         let (flags, changed) = (staged.flags, staged.changed);
         let endpoints = mem::take(&mut staged.endpoints);
         let down = self.entry(vip)?.down.clone();
-        let written = Prepared::new(staged).write(self, |katran| match changed {
+        let written = Prepared::new(staged, nothing_else).write(self, |katran| match changed {
             true => katran.write_ring(&vip, flags, place, function, &endpoints, &down),
             false => katran.same_ring(place, &endpoints, &down),
         })?;

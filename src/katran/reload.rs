@@ -19,6 +19,8 @@ use super::object::Programs;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
+use super::remember::nothing_else;
+use super::remember::settings;
 use crate::config::Config;
 use crate::config::Features;
 use crate::config::Machine;
@@ -73,7 +75,7 @@ impl Katran {
             ..self.config.clone()
         };
         let [come, gone] = self.turned_tracking(self.config.features, features);
-        let written = Prepared::plain().write(self, |katran| {
+        let written = Prepared::plain(settings(&config)).write(self, |katran| {
             let loaded = katran.load_anew(&config)?;
             let down = katran.prepare_all_down(features)?;
             let marked = katran.mark_all(&come);
@@ -208,7 +210,9 @@ impl Katran {
         let replaced = self.replaced.take();
         let any = replaced.is_some();
         let left = Left::Programs(replaced.into_iter().collect());
-        Written::nothing().switch(self, |_, ()| left).end(self);
+        Written::surely(self, nothing_else)
+            .switch(self, |_, ()| left)
+            .end(self);
         any
     }
 

@@ -8,6 +8,7 @@ use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
 use crate::error::Result;
+use crate::ledger::Change;
 use crate::maps::real_id;
 use crate::table::Room;
 use crate::types::ServerId;
@@ -105,10 +106,11 @@ impl ServerIdsMut<'_> {
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate(&mut self, ids: &[u32]) -> Result<()> {
         let valid = self.katran.with_validity(ids, Validity::Valid)?;
-        self.katran.change_at_once(|katran| {
+        let kept = |_: &Katran| Ok(vec![validity(&valid, false)]);
+        self.katran.change_at_once(kept, |katran| {
             let live = &katran.maps.live;
             katran.maps.server_ids.remove(live, valid.iter().copied());
-            katran.invalid_ids.extend(valid);
+            katran.invalid_ids.extend(&valid);
             Ok(())
         })
     }
@@ -130,7 +132,8 @@ impl ServerIdsMut<'_> {
                 Some((*id, real_id(entry.number.0, entry.generation)))
             })
             .collect();
-        self.katran.change_at_once(|katran| {
+        let kept = |_: &Katran| Ok(vec![validity(&invalid, true)]);
+        self.katran.change_at_once(kept, |katran| {
             let live = &katran.maps.live;
             let inserted = katran.maps.server_ids.insert(live, &entries);
             let kernel = &katran.kernel;
@@ -141,6 +144,11 @@ impl ServerIdsMut<'_> {
             Ok(())
         })
     }
+}
+
+fn validity(ids: &BTreeSet<u32>, valid: bool) -> Change {
+    let ids = ids.iter().copied().collect();
+    Change::Validity { ids, valid }
 }
 
 /// Whether packets are routed by an id.
@@ -173,7 +181,13 @@ impl Katran {
         let deltas = self.note(self.server_ids.stage(remove, add, room, &self.table))?;
         let staged = self.table.stage_references(&deltas)?;
         let named = self.named(&staged, add);
-        let written = Prepared::new(staged).write_in_sight(self, |katran| {
+        let kept = |_: &Katran| {
+            Ok(vec![Change::ServerIds {
+                remove: remove.to_vec(),
+                add: named.iter().map(|new| (new.name, new.number.0)).collect(),
+            }])
+        };
+        let written = Prepared::new(staged, kept).write_in_sight(self, |katran| {
             let entries: Vec<(u32, u32)> = named.iter().map(|new| (new.name, new.id)).collect();
             let live = &katran.maps.live;
             let inserted = katran.maps.server_ids.insert(live, &entries);

@@ -10,6 +10,7 @@ use super::change::Prepared;
 use super::names::Named;
 use crate::error::Error;
 use crate::error::Result;
+use crate::ledger::Change;
 use crate::maps::SourceRouteMaps;
 use crate::table::Room;
 use crate::types::Prefix;
@@ -150,7 +151,14 @@ impl Katran {
         let deltas = self.note(self.source_routes.stage(remove, add, room, &self.table))?;
         let staged = self.table.stage_references(&deltas)?;
         let named = self.named(&staged, add);
-        let written = Prepared::new(staged)
+        let kept = |_: &Katran| {
+            let add = named.iter();
+            Ok(vec![Change::SourceRoutes {
+                remove: remove.iter().map(|prefix| (*prefix).into()).collect(),
+                add: add.map(|new| (new.name.into(), new.number.0)).collect(),
+            }])
+        };
+        let written = Prepared::new(staged, kept)
             .write_in_sight(self, |katran| katran.write_source_routes(remove, &named))?;
         let switched = written.switch(self, |katran, ()| {
             let named = named.iter().map(|new| (new.name, new.number));

@@ -4,9 +4,11 @@ use super::Katran;
 use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
+use super::remember::nothing_else;
 use super::slots::Marked;
 use crate::error::Error;
 use crate::error::Result;
+use crate::ledger::Change;
 use crate::maps::ChainFull;
 use crate::maps::Entries;
 use crate::maps::VipCell;
@@ -52,7 +54,7 @@ impl Katran {
         self.collect();
         let staged = self.note(self.table.stage_add_vip(vip, flags, hash))?;
         let number = staged.number;
-        let written = Prepared::new(staged).write(self, |katran| {
+        let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if katran.maps.voids.is_gone(number.0) {
                 katran
                     .maps
@@ -116,7 +118,11 @@ impl Katran {
             0 => Entries::Void,
             _ => Entries::MayCount,
         };
-        let written = Prepared::new(staged).write(self, |_| Ok(()))?;
+        let kept = move |katran: &Katran| match katran.stats().watched_vip() == Some(vip) {
+            true => Ok(vec![Change::Watched(None)]),
+            false => Ok(Vec::new()),
+        };
+        let written = Prepared::new(staged, kept).write(self, |_| Ok(()))?;
         let (switched, ()) = written.try_switch(self, |katran, ()| {
             katran.delete(&vip)?;
             katran.free_address(&vip);
@@ -195,7 +201,7 @@ impl Katran {
         let place = usize::from(number.0);
         let before = self.tracks_changes(&vip, self.entry(vip)?.flags);
         let after = self.tracks_changes(&vip, flags);
-        let written = Prepared::new(staged).write(self, |katran| {
+        let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if !changed {
                 return Ok((None, Marked::default()));
             }
@@ -261,6 +267,11 @@ impl Katran {
 }
 
 impl VipKinds {
+    /// Those of all these VIPs.
+    pub(super) fn of<'a>(vips: impl Iterator<Item = &'a Vip>) -> Self {
+        vips.fold(Self::default(), Self::with)
+    }
+
     fn with(mut self, vip: &Vip) -> Self {
         if let Some(count) = self.count_of(vip) {
             *count += 1;

@@ -16,7 +16,9 @@ use super::change::Prepared;
 use super::change::RealNews;
 use super::counters::Stats;
 use super::counters::StatsMut;
+use super::remember::only;
 use crate::error::Result;
+use crate::ledger::Change;
 use crate::table::RealRecord;
 use crate::types::RealNumber;
 use crate::types::Vip;
@@ -109,15 +111,18 @@ impl StatsMut<'_> {
             .collect();
         numbers.sort_unstable();
         let mut before = BTreeMap::new();
-        let written = Prepared::plain().write(self.katran, |katran| {
-            katran.read_real_counters(&numbers, |number, values| {
-                let misses: u64 = values.iter().map(|value| value.misses).sum();
-                if misses != 0 {
-                    before.insert(number, misses);
-                }
-            })?;
-            Ok(before)
-        })?;
+        let written = Prepared::plain(only(Change::Watched(Some(vip.into())))).write(
+            self.katran,
+            |katran| {
+                katran.read_real_counters(&numbers, |number, values| {
+                    let misses: u64 = values.iter().map(|value| value.misses).sum();
+                    if misses != 0 {
+                        before.insert(number, misses);
+                    }
+                })?;
+                Ok(before)
+            },
+        )?;
         let switched = written.switch(self.katran, |katran, before| {
             katran.watch = Some(Watch { vip, before });
             katran.maps.live.set_watched_vip(Some(number.0));
@@ -129,7 +134,8 @@ impl StatsMut<'_> {
 
     /// Ends the watch, if there is one.
     pub fn unwatch_misses(&mut self) {
-        self.katran.change_surely(Katran::end_watch);
+        let kept = only(Change::Watched(None));
+        self.katran.change_surely(kept, Katran::end_watch);
     }
 }
 

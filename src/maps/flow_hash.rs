@@ -34,6 +34,11 @@ impl FlowHashKeys {
         Ok(Self(keys))
     }
 
+    /// Keys that were drawn before; `None`: they are of another number.
+    pub(crate) fn of(keys: &[u64]) -> Option<Self> {
+        keys.try_into().ok().map(Self)
+    }
+
     pub(crate) fn keys(&self) -> [u64; WORDS + 1] {
         self.0
     }

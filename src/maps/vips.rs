@@ -93,10 +93,19 @@ pub(crate) struct VipHash {
 impl VipHash {
     /// Random keys, and room for so many VIPs.
     pub(crate) fn draw(max_vips: u32) -> io::Result<Self> {
-        Ok(Self {
-            keys: random_words()?,
+        Ok(Self::with(random_words()?, max_vips))
+    }
+
+    /// Keys that were drawn before; `None`: they are of another number.
+    pub(crate) fn of(keys: &[u64], max_vips: u32) -> Option<Self> {
+        Some(Self::with(keys.try_into().ok()?, max_vips))
+    }
+
+    fn with(keys: [u64; WORDS + 1], max_vips: u32) -> Self {
+        Self {
+            keys,
             shift: u64::BITS - (HEADS_PER_VIP * max_vips).next_power_of_two().ilog2(),
-        })
+        }
     }
 
     pub(crate) fn keys(&self) -> [u64; WORDS + 1] {

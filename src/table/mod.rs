@@ -15,6 +15,7 @@ mod records;
 mod stage;
 mod staged;
 mod step;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -36,3 +37,7 @@ pub(crate) use staged::StagedReferences;
 pub(crate) use staged::Turned;
 pub(crate) use step::NameChange;
 pub(crate) use step::Step;
+pub(crate) use stored::StoredEdit;
+pub(crate) use stored::StoredEntry;
+pub(crate) use stored::StoredNumbers;
+pub(crate) use stored::StoredReal;

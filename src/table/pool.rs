@@ -4,6 +4,7 @@
 //! program can have no packet left that still works with its former meaning: until `settle` says
 //! so, such a number is marked unsettled.
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 
 /// A pool of the numbers `first` to `first + count - 1`.
@@ -107,6 +108,51 @@ impl IdPool {
         self.settled = self.settled.max(settled);
     }
 
+    /// The lowest number that was never handed out.
+    pub(crate) fn fresh(&self) -> u32 {
+        self.fresh
+    }
+
+    /// Numbers that were given back, oldest first.
+    pub(crate) fn returned(&self) -> impl Iterator<Item = u16> + '_ {
+        self.returned.iter().copied()
+    }
+
+    /// Whether a number was handed out and not given back.
+    pub(crate) fn is_out(&self, id: u16) -> bool {
+        let first = self.end - u32::from(self.count);
+        (first..self.fresh).contains(&id.into()) && !self.returned.contains(&id)
+    }
+
+    /// All that were handed out and not given back.
+    pub(crate) fn in_hand(&self) -> BTreeSet<u16> {
+        let first = self.end - u32::from(self.count);
+        // They end below 65,536.
+        let mut numbers: BTreeSet<u16> = (first..self.fresh).map(|id| id as u16).collect();
+        for id in &self.returned {
+            numbers.remove(id);
+        }
+        numbers
+    }
+
+    /// Makes it a pool of which `returned` were given back and none is settled; `None`: there is no such pool.
+    pub(crate) fn restore(&mut self, fresh: u32, returned: Vec<u16>) -> Option<()> {
+        let first = self.end - u32::from(self.count);
+        let different: BTreeSet<u16> = returned.iter().copied().collect();
+        let handed_out = |id: &u16| (first..fresh).contains(&u32::from(*id));
+        let can_be = (first..=self.end).contains(&fresh)
+            && different.len() == returned.len()
+            && returned.iter().all(handed_out);
+        if !can_be {
+            return None;
+        }
+        self.fresh = fresh;
+        self.settled = 0;
+        self.given_back = returned.len() as u64;
+        self.returned = returned.into();
+        Some(())
+    }
+
     fn never_used(&self) -> usize {
         (self.end - self.fresh) as usize
     }
@@ -114,8 +160,6 @@ impl IdPool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;

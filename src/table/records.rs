@@ -331,6 +331,35 @@ impl Table {
         }
     }
 
+    /// The last generation of each number that was ever used.
+    pub(super) fn generations(&self) -> &BTreeMap<RealNumber, u16> {
+        &self.generations
+    }
+
+    /// Puts numbers and their last generations into a table that is made again.
+    pub(super) fn put_generations(&mut self, free: impl Iterator<Item = (RealNumber, u16)>) {
+        self.generations.extend(free);
+    }
+
+    /// Puts a real into a table that is made again; `false`: it or its number is there.
+    pub(super) fn put_real(&mut self, address: IpAddr, entry: RealEntry) -> bool {
+        self.generations.insert(entry.number, entry.generation);
+        let is_first = self.reals.insert(address, entry).is_none();
+        self.addresses.insert(entry.number, address).is_none() && is_first
+    }
+
+    /// The same table in another process: nothing of it is settled yet.
+    #[cfg(test)]
+    pub(crate) fn unsettled(&self) -> Self {
+        let mut table = self.clone();
+        for pool in [&mut table.vip_ids, &mut table.real_ids] {
+            let (fresh, returned) = (pool.fresh(), pool.returned().collect());
+            pool.restore(fresh, returned).unwrap();
+        }
+        table.revision = 0;
+        table
+    }
+
     /// A change that changes nothing, to be filled in.
     pub(super) fn edit(&self) -> Edit {
         Edit {

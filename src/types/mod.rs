@@ -14,6 +14,7 @@ mod prefix;
 mod real;
 mod server_id;
 mod source_route;
+mod stored;
 mod vip;
 
 pub(crate) use address::check_host;
@@ -36,7 +37,6 @@ pub use kinds::OuterDontFragment;
 pub use kinds::ProbeSource;
 pub use kinds::TcHook;
 pub use mac::MacAddr;
-#[cfg(feature = "serde")]
 pub(crate) use names::flag_by_name;
 pub(crate) use names::flag_names;
 pub(crate) use names::read_set;
@@ -49,6 +49,10 @@ pub use real::RealFlags;
 pub use real::RealNumber;
 pub use server_id::ServerId;
 pub use source_route::SourceRoute;
+pub(crate) use stored::Nonsense;
+pub(crate) use stored::StoredPrefix;
+pub(crate) use stored::StoredVip;
+pub(crate) use stored::canonical;
 pub use vip::HashFunction;
 pub use vip::Vip;
 pub use vip::VipFlags;

@@ -1,0 +1,526 @@
+//! What the calls of a loaded balancer write down: whatever was called, the next owner knows what this one does.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::thread;
+
+use fastrand::Rng;
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
+
+use super::*;
+use crate::attach::XdpMode;
+use crate::config::Features;
+use crate::document::DecapState;
+use crate::document::MarkState;
+use crate::document::ProbeMatch;
+use crate::document::ServerIdState;
+use crate::document::State;
+use crate::document::VipState;
+use crate::ledger::Replayed;
+use crate::ledger::death;
+use crate::ledger::heap::Heap;
+use crate::mutate;
+use crate::mutate::one_of;
+use crate::types::DecapMode;
+use crate::types::Gateway;
+use crate::types::HashFunction;
+use crate::types::MacAddr;
+use crate::types::Real;
+use crate::types::RealChange;
+use crate::types::RealFlags;
+use crate::types::ServerId;
+use crate::types::SourceRoute;
+use crate::types::Vip;
+use crate::types::VipFlags;
+
+const ROUTER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+
+fn features() -> Features {
+    Features::default() | Features::SOURCE_ROUTING | Features::INLINE_DECAP
+}
+
+fn loaded() -> Katran {
+    Katran::builder()
+        .gateway_mac(ROUTER)
+        .features(features())
+        .flow_table_size(1000)
+        .ring_size(13)
+        .max_vips(6)
+        .max_reals(12)
+        .max_source_routes(50)
+        .max_server_ids(50)
+        .source_v4(Ipv4Addr::new(192, 0, 2, 1))
+        .source_v6("2001:db8::99".parse().unwrap())
+        .load()
+        .unwrap()
+}
+
+fn kept() -> (Katran, Heap) {
+    let mut katran = loaded();
+    let heap = keep(&mut katran, Heap::new(1 << 14));
+    (katran, heap)
+}
+
+fn keep(katran: &mut Katran, heap: Heap) -> Heap {
+    katran.keep(Box::new(heap.clone())).unwrap();
+    heap
+}
+
+fn read(heap: &Heap) -> Replayed {
+    Ledger::read(Box::new(heap.found())).unwrap().1
+}
+
+/// The next owner knows everything.
+fn assert_known(katran: &Katran, heap: &Heap, after: &str) {
+    let found = read(heap);
+    assert_eq!(found.under_way, None, "{after}");
+    assert_eq!(found.before, None, "{after}");
+    let kept = found.kept;
+    assert_eq!(kept.state(), katran.state(), "{after}");
+    assert_eq!(kept.config, katran.config, "{after}");
+    assert_eq!(kept.table.unsettled(), katran.table.unsettled(), "{after}");
+    assert_eq!(kept.server_ids, katran.server_ids, "{after}");
+    assert_eq!(kept.invalid_ids, katran.invalid_ids, "{after}");
+    assert_eq!(kept.source_routes, katran.source_routes, "{after}");
+    assert_eq!(kept.decap, katran.decap, "{after}");
+    assert_eq!(kept.small, katran.small(), "{after}");
+    let fixed = &katran.fixed;
+    assert_eq!(kept.drawn, fixed.drawn(), "{after}");
+}
+
+fn vip(number: u8) -> Vip {
+    match number % 3 {
+        0 => Vip::udp((Ipv4Addr::new(203, 0, 113, number), 443).into()),
+        1 => Vip::tcp((Ipv4Addr::new(203, 0, 113, number), 0).into()),
+        _ => format!("[2001:db8:{number:x}::/48]:80/tcp")
+            .parse()
+            .unwrap(),
+    }
+}
+
+fn address(number: u8) -> IpAddr {
+    match number % 4 {
+        0 => Ipv6Addr::from(0x2001_0db8_ffff << 80 | u128::from(number)).into(),
+        _ => Ipv4Addr::new(198, 51, 100, number).into(),
+    }
+}
+
+type Call = fn(&mut Katran) -> Result<()>;
+
+/// Every call that changes something, in an order in which each is possible; and some that are refused.
+const CALLS: &[(&str, Call)] = &[
+    ("add a VIP", |katran| {
+        katran.add_vip(vip(1), VipFlags::empty())
+    }),
+    ("add a prefix", |katran| {
+        katran.add_vip(vip(2), VipFlags::NO_SRC_PORT)
+    }),
+    ("add one again", |katran| {
+        katran.add_vip(vip(1), VipFlags::empty())
+    }),
+    ("add a real", |katran| {
+        katran.add_real(vip(1), Real::new(address(1)).weight(3))
+    }),
+    ("add more", |katran| {
+        let reals = [2, 3, 4].map(|number| RealChange::Add(Real::new(address(number))));
+        katran.modify_reals(vip(1), &reals)
+    }),
+    ("share one", |katran| {
+        katran.add_real(vip(2), Real::new(address(2)))
+    }),
+    ("drain", |katran| {
+        katran.add_real(vip(1), Real::new(address(1)).weight(0))
+    }),
+    ("mark down", |katran| katran.mark_down(vip(1), address(2))),
+    ("mark up", |katran| katran.mark_up(vip(1), address(2))),
+    ("mark down again", |katran| {
+        katran.mark_down(vip(1), address(4))
+    }),
+    ("remove a real", |katran| {
+        katran.remove_real(vip(1), address(3))
+    }),
+    ("remove an unknown real", |katran| {
+        katran.remove_real(vip(1), address(9))
+    }),
+    ("flags of a VIP", |katran| {
+        katran.set_vip_flags(vip(1), VipFlags::NO_SRC_PORT)
+    }),
+    ("flags of a real", |katran| {
+        katran.set_real_flags(address(1), RealFlags::LOCAL_REAL)
+    }),
+    ("hash function", |katran| {
+        katran.set_hash_function(vip(1), HashFunction::Maglev)
+    }),
+    ("server ids", |katran| {
+        let ids = [ServerId::new(7, address(1)), ServerId::new(8, address(5))];
+        katran.server_ids_mut().add(&ids)
+    }),
+    ("an unknown id", |katran| {
+        katran.server_ids_mut().remove(&[99])
+    }),
+    ("invalidate", |katran| {
+        katran.server_ids_mut().invalidate(&[7, 8])
+    }),
+    ("revalidate", |katran| {
+        katran.server_ids_mut().revalidate(&[8])
+    }),
+    ("remove an id", |katran| {
+        katran.server_ids_mut().remove(&[8])
+    }),
+    ("source routes", |katran| {
+        let prefixes = ["10.0.0.0/8", "2001:db8:1::/48"].map(|text| text.parse().unwrap());
+        katran.source_routes_mut().add(&prefixes, address(6))
+    }),
+    ("remove a route", |katran| {
+        katran
+            .source_routes_mut()
+            .remove(&["10.0.0.0/8".parse().unwrap()])
+    }),
+    ("decap", |katran| {
+        katran.decap_mut().add(address(20), DecapMode::Egress)
+    }),
+    ("decap again", |katran| {
+        katran.decap_mut().add(address(20), DecapMode::Egress)
+    }),
+    ("remove decap", |katran| {
+        katran.decap_mut().remove(address(20))
+    }),
+    ("gateway", |katran| {
+        katran
+            .gateways_mut()
+            .set(Gateway::Mac(MacAddr::new([2, 0, 0, 0, 0, 9])))
+    }),
+    ("gateway of IPv6", |katran| {
+        katran.gateways_mut().set_mac_v6(Some(ROUTER))
+    }),
+    ("source", |katran| {
+        katran
+            .gateways_mut()
+            .set_source(Ipv4Addr::new(192, 0, 2, 7).into())
+    }),
+    ("map a mark", |katran| {
+        katran.probes_mut().map_mark(1000, address(1))
+    }),
+    ("map another", |katran| {
+        katran.probes_mut().map_mark(1001, address(4))
+    }),
+    ("unmap a mark", |katran| {
+        katran.probes_mut().unmap_mark(1000)
+    }),
+    ("match", |katran| {
+        katran
+            .probes_mut()
+            .match_destination((address(30), 80).into(), address(1))
+    }),
+    ("match by source", |katran| {
+        katran
+            .probes_mut()
+            .match_source((address(31), 0).into(), address(1))
+    }),
+    ("unmatch", |katran| {
+        katran
+            .probes_mut()
+            .unmatch_destination((address(30), 80).into())
+    }),
+    ("count probes", |katran| {
+        katran.probes_mut().register(vip(1))
+    }),
+    ("count them no more", |katran| {
+        katran.probes_mut().unregister(vip(1))
+    }),
+    ("count none", |katran| {
+        katran.probes_mut().unregister(vip(1))
+    }),
+    ("watch", |katran| katran.stats_mut().watch_misses(vip(2))),
+    ("remove a VIP", |katran| katran.remove_vip(vip(2))),
+    ("watch another", |katran| {
+        katran.stats_mut().watch_misses(vip(1))
+    }),
+    ("watch no more", |katran| {
+        katran.stats_mut().unwatch_misses();
+        Ok(())
+    }),
+    ("features", |katran| {
+        katran.reload(features() | Features::TCP_SERVER_ID)
+    }),
+    ("features in use", |katran| {
+        katran.reload(Features::default())
+    }),
+    ("apply", |katran| {
+        let mut state = katran.state();
+        state.vips.push(some_vip(4, &[7, 8, 10]));
+        state.vips.push(some_vip(5, &[9]));
+        state
+            .decap
+            .push(DecapState::new(address(21), DecapMode::Inline));
+        state.source_routes.clear();
+        katran.apply(&state).map(drop)
+    }),
+    ("apply what cannot be", |katran| {
+        let mut state = katran.state();
+        state.vips.clear();
+        state
+            .vips
+            .extend((10..20).map(|number| some_vip(number, &[])));
+        katran.apply(&state).map(drop)
+    }),
+];
+
+fn some_vip(number: u8, reals: &[u8]) -> VipState {
+    let mut state = VipState::new(vip(number));
+    state.reals = reals.iter().map(|real| Real::new(address(*real))).collect();
+    state
+}
+
+#[test]
+fn the_next_owner_knows_what_every_call_has_made() {
+    let (mut katran, heap) = kept();
+    assert_known(&katran, &heap, "loading");
+    let mut refused = Vec::new();
+    for (name, call) in CALLS {
+        if call(&mut katran).is_err() {
+            refused.push(*name);
+        }
+        assert_known(&katran, &heap, name);
+    }
+    assert_eq!(
+        refused,
+        [
+            "add one again",
+            "remove an unknown real",
+            "an unknown id",
+            "decap again",
+            "count none",
+            "features in use",
+            "apply what cannot be",
+        ]
+    );
+}
+
+/// Wherever a call is cut off: the next owner knows the state before it, with nothing under way or with what makes of it
+/// the state after it, or that one.
+#[test]
+fn a_call_that_is_cut_off_is_known_whole() {
+    let mut katran = loaded();
+    for (name, call) in CALLS {
+        let before = katran.state();
+        let mut seen: Vec<State> = Vec::new();
+        let mut stores = 0;
+        loop {
+            let heap = keep(&mut katran, Heap::new(1 << 14));
+            let lived = death::after(stores, || call(&mut katran));
+            let Replayed {
+                kept: mut found,
+                under_way,
+                before: began,
+            } = read(&heap);
+            if let Some(began) = began {
+                // A change of many steps: there is the way back.
+                assert_eq!(began, before, "{name} after {stores}");
+            } else if let Some(intent) = under_way {
+                assert_eq!(found.state(), before, "{name} after {stores}");
+                found.finish(intent).unwrap();
+                seen.push(found.state());
+            } else {
+                seen.push(found.state());
+            }
+            if lived.is_some() {
+                break;
+            }
+            // In this process the call has got so far.
+            katran.ledger = None;
+            katran.undoing = false;
+            katran.apply(&before).unwrap();
+            // Many stores are those of one record.
+            stores += if stores < 8 { 1 } else { 1 + stores / 8 };
+        }
+        let after = katran.state();
+        for state in seen {
+            assert!(state == before || state == after, "{name}: {state:#?}");
+        }
+    }
+}
+
+/// Documents at random, and calls between them.
+#[test]
+fn the_next_owner_knows_any_state() {
+    let (mut katran, heap) = kept();
+    let (mut applied, mut refused) = (0, 0);
+    mutate::cases(60, |rng| {
+        let wanted = some_state(&katran, rng);
+        match katran.apply(&wanted) {
+            Ok(_) => applied += 1,
+            Err(_) => refused += 1,
+        }
+        assert_known(&katran, &heap, "apply");
+        let _ = katran.mark_down(vip(rng.u8(1..9)), address(rng.u8(1..16)));
+        assert_known(&katran, &heap, "a call");
+    });
+    assert!(applied > 20, "{applied} {refused}");
+}
+
+fn some_state(katran: &Katran, rng: &mut Rng) -> State {
+    let mut state = State {
+        balancer: None,
+        ..katran.state()
+    };
+    let reals = |rng: &mut Rng| -> Vec<u8> { (1..16).filter(|_| rng.u32(0..4) == 0).collect() };
+    state.vips.retain(|_| rng.u32(0..3) != 0);
+    for number in 1..9 {
+        let new = some_vip(number, &reals(rng));
+        if rng.u32(0..3) == 0 && state.vips.iter().all(|there| there.vip != new.vip) {
+            state.vips.push(new);
+        }
+    }
+    let mut some = |count: u32| (1..count).filter(|_| rng.bool()).collect::<Vec<u32>>();
+    let ids = some(12).into_iter();
+    let (marks, routes) = (some(4), some(6));
+    state.server_ids = ids
+        .map(|id| ServerIdState::new(ServerId::new(id, address(id as u8))))
+        .collect();
+    state.marks = marks
+        .into_iter()
+        .map(|mark| MarkState::new(mark, address(mark as u8)))
+        .collect();
+    let route = |nth: u32| {
+        let prefix = format!("10.{nth}.0.0/16").parse().unwrap();
+        SourceRoute::new(prefix, address(nth as u8 + 1))
+    };
+    state.source_routes = routes.into_iter().map(route).collect();
+    state.probe_matches.clear();
+    if rng.bool() {
+        let by = one_of(rng, &[ProbeMatch::Destination, ProbeMatch::Source]);
+        let by = by((address(40), 80).into());
+        let state_of = crate::document::ProbeMatchState::new(by, address(1));
+        state.probe_matches.push(state_of);
+    }
+    state
+}
+
+#[test]
+fn attachments_are_known_with_how_they_were_asked_for() {
+    let attached = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let (mut katran, heap) = kept();
+        let attachment = katran.attach("lo", XdpMode::Auto).unwrap();
+        assert_known(&katran, &heap, "attach");
+        let place = (attachment.namespace, attachment.index);
+        let interface = ("lo".to_owned(), "auto".to_owned());
+        assert_eq!(
+            read(&heap).kept.small.interfaces,
+            [(place, interface)].into()
+        );
+        katran.attach("lo", XdpMode::Generic).unwrap_err();
+        assert_known(&katran, &heap, "attach again");
+        katran.detach("lo").unwrap();
+        assert_known(&katran, &heap, "detach");
+        katran.detach("lo").unwrap_err();
+        assert_known(&katran, &heap, "detach again");
+        katran.attach("lo", XdpMode::Generic).unwrap();
+        katran.detach_all();
+        assert_known(&katran, &heap, "detach all");
+        assert!(read(&heap).kept.small.interfaces.is_empty());
+    });
+    attached.join().unwrap();
+}
+
+/// A change that there is no room to write down is refused before anything of it is made; one that cannot be refused is
+/// made.
+#[test]
+fn a_change_that_cannot_be_written_down_is_not_made() {
+    let mut katran = loaded();
+    katran.add_vip(vip(1), VipFlags::empty()).unwrap();
+    katran.stats_mut().watch_misses(vip(1)).unwrap();
+    let enough = (9..20).map(|power| 1 << power).find_map(|bytes| {
+        let heap = Heap::new(bytes).limited(bytes);
+        katran.keep(Box::new(heap.clone())).ok().map(|()| heap)
+    });
+    let heap = enough.unwrap();
+    let mut refused = 0;
+    for mark in 1..13 {
+        for address in (1..13).map(address) {
+            let before = katran.state();
+            if let Err(error) = katran.probes_mut().map_mark(u32::MAX - mark, address) {
+                assert!(error.to_string().contains("write down"), "{error}");
+                assert_eq!(katran.state(), before);
+                refused += 1;
+            }
+            assert_known(&katran, &heap, "marks");
+        }
+        let prefixes: Vec<_> = (0..4)
+            .map(|nth| format!("2001:db8:{mark:x}:{nth}::/64").parse().unwrap())
+            .collect();
+        let before = katran.state();
+        if let Err(error) = katran.source_routes_mut().add(&prefixes, address(1)) {
+            assert!(error.to_string().contains("write down"), "{error}");
+            assert_eq!(katran.state(), before);
+            refused += 1;
+        }
+        assert_known(&katran, &heap, "routes");
+    }
+    assert!(refused > 5, "{refused}");
+    // It is made, written down or not.
+    katran.stats_mut().unwatch_misses();
+    assert_eq!(katran.stats().watched_vip(), None);
+    // When there is memory again, so is it known.
+    let heap = heap.limited(usize::MAX);
+    katran.source_routes_mut().clear().unwrap();
+    assert_known(&katran, &heap, "what has gone");
+}
+
+#[test]
+fn seeds_and_keys_are_taken_over() {
+    let (katran, heap) = kept();
+    let Fixed {
+        tick,
+        possible_cpus,
+        ..
+    } = katran.fixed;
+    let kept = read(&heap).kept;
+    let restored = |cpus| Fixed::restored(&kept.drawn, &kept.config, tick, cpus);
+    let again = restored(possible_cpus).ok().unwrap();
+    assert_eq!(again.drawn(), katran.fixed.drawn());
+    assert_eq!(again.hasher, katran.fixed.hasher);
+    assert_eq!(again.vip_hash.shift(), katran.fixed.vip_hash.shift());
+    assert!(restored(possible_cpus + 1).is_err());
+    let mut short = kept.drawn.clone();
+    short.flow_keys.pop();
+    assert!(Fixed::restored(&short, &kept.config, tick, possible_cpus).is_err());
+}
+
+/// The fields of a balancer that are no kernel objects.
+#[test]
+fn another_balancer_takes_over_what_was_kept() {
+    let (mut katran, heap) = kept();
+    for (_, call) in CALLS {
+        let _ = call(&mut katran);
+    }
+    let mut next = loaded();
+    let found = heap.found();
+    let (ledger, replayed) = Ledger::read(Box::new(found.clone())).unwrap();
+    let small = next.take_kept(replayed.kept);
+    next.go_on(ledger);
+    assert_eq!(small, katran.small());
+    assert_eq!(next.table.unsettled(), katran.table.unsettled());
+    assert_eq!(next.kinds, katran.kinds);
+    let state = |katran: &Katran| State {
+        balancer: None,
+        marks: Vec::new(),
+        probe_matches: Vec::new(),
+        probes: Vec::new(),
+        ..katran.state()
+    };
+    assert_eq!(state(&next), state(&katran));
+    // A grace period settles what was given back before.
+    next.settle().unwrap();
+    let taken = next.table.given_back();
+    let mut settled = next.table.clone();
+    settled.settle(taken);
+    assert_eq!(next.table, settled);
+    // Its own changes are known in the same place.
+    next.server_ids_mut().remove(&[7]).unwrap();
+    assert_eq!(read(&found).kept.server_ids, next.server_ids);
+    assert_ne!(read(&heap).kept.server_ids, next.server_ids);
+}

@@ -1,0 +1,343 @@
+//! What a balancer is beyond the kernel's maps, as records say it: made of them, and made into them.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::record::Change;
+use super::record::Drawn;
+use super::record::Intent;
+use super::record::Record;
+use crate::config::BalancerState;
+use crate::config::Config;
+use crate::document::DecapState;
+use crate::document::MarkState;
+use crate::document::ProbeMatch;
+use crate::document::ProbeMatchState;
+use crate::document::ServerIdState;
+use crate::document::State;
+use crate::table::Name;
+use crate::table::Names;
+use crate::table::Table;
+use crate::types::DecapMode;
+use crate::types::Nonsense;
+use crate::types::Prefix;
+use crate::types::RealNumber;
+use crate::types::ServerId;
+use crate::types::SourceRoute;
+use crate::types::StoredPrefix;
+use crate::types::Vip;
+use crate::types::canonical;
+
+/// Names in one record: some of them are lost together if it is spoiled, and none is copied as a whole.
+const NAMES: usize = 8192;
+
+/// Where a program is attached: the interface's name, and the mode that was asked for.
+pub(crate) type Interface = (String, String);
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kept {
+    pub(crate) config: Config,
+    pub(crate) drawn: Drawn,
+    pub(crate) table: Table,
+    pub(crate) server_ids: Names<u32>,
+    pub(crate) invalid_ids: BTreeSet<u32>,
+    pub(crate) source_routes: Names<Prefix>,
+    pub(crate) decap: BTreeMap<IpAddr, DecapMode>,
+    pub(crate) small: Small,
+}
+
+/// What there is little of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Small {
+    pub(crate) marks: BTreeMap<u32, IpAddr>,
+    pub(crate) matches: BTreeMap<ProbeMatch, IpAddr>,
+    /// What probes are counted for.
+    pub(crate) probes: BTreeSet<Vip>,
+    /// Interfaces, by network namespace and index there.
+    pub(crate) interfaces: BTreeMap<(u64, u32), Interface>,
+    /// Positions of entries, by the paths of their arrays.
+    pub(crate) entries: BTreeMap<Vec<u8>, u32>,
+    /// The VIP whose misses are counted.
+    pub(crate) watched: Option<Vip>,
+}
+
+/// The same, borrowed: what a snapshot is made of.
+pub(crate) struct View<'a> {
+    /// As [`Config::stored`] has it.
+    pub(crate) settings: Vec<u8>,
+    pub(crate) drawn: Drawn,
+    pub(crate) table: &'a Table,
+    pub(crate) server_ids: &'a Names<u32>,
+    pub(crate) invalid_ids: &'a BTreeSet<u32>,
+    pub(crate) source_routes: &'a Names<Prefix>,
+    pub(crate) decap: &'a BTreeMap<IpAddr, DecapMode>,
+    pub(crate) small: Small,
+}
+
+impl View<'_> {
+    /// Hands over the records of a snapshot.
+    pub(super) fn records(&self, write: &mut dyn FnMut(Record)) {
+        write(Record::Start(self.settings.clone(), self.drawn.clone()));
+        for (vip, entry) in self.table.stored_vips() {
+            write(Record::Vip(vip, entry));
+        }
+        in_parts(self.table.stored_reals(), |reals| {
+            write(Record::Reals(reals))
+        });
+        write(Record::Numbers(self.table.stored_numbers()));
+        let mut part = |change| write(Record::Part(change));
+        let ids = self.server_ids.iter().map(|(id, real)| (id, real.0));
+        in_parts(ids, |add| {
+            part(Change::ServerIds {
+                remove: Vec::new(),
+                add,
+            });
+        });
+        in_parts(self.invalid_ids.iter().copied(), |ids| {
+            part(Change::Validity { ids, valid: false });
+        });
+        let routes = self.source_routes.iter();
+        let routes = routes.map(|(prefix, real)| (StoredPrefix::from(prefix), real.0));
+        in_parts(routes, |add| {
+            part(Change::SourceRoutes {
+                remove: Vec::new(),
+                add,
+            });
+        });
+        for (address, mode) in self.decap {
+            part(Change::Decap(*address, Some(mode.stored())));
+        }
+        let small = &self.small;
+        for (mark, real) in &small.marks {
+            part(Change::Mark(*mark, Some(*real)));
+        }
+        for (by, real) in &small.matches {
+            part(Change::Match((*by).into(), Some(*real)));
+        }
+        for vip in &small.probes {
+            part(Change::Probe((*vip).into(), true));
+        }
+        for (place, interface) in &small.interfaces {
+            part(Change::Interface(*place, Some(interface.clone())));
+        }
+        for (path, position) in &small.entries {
+            part(Change::Entry(path.clone(), Some(*position)));
+        }
+        part(Change::Watched(small.watched.map(Into::into)));
+    }
+}
+
+/// All of them, some at a time.
+fn in_parts<T>(mut all: impl Iterator<Item = T>, mut write: impl FnMut(Vec<T>)) {
+    loop {
+        let part: Vec<T> = all.by_ref().take(NAMES).collect();
+        if part.is_empty() {
+            return;
+        }
+        write(part);
+    }
+}
+
+impl Kept {
+    /// What is known after the first record.
+    pub(super) fn start(settings: &[u8], drawn: Drawn) -> Result<Self, String> {
+        let config = Config::of_stored(settings)?;
+        Ok(Self {
+            table: Table::new(config.max_vips, config.max_reals),
+            server_ids: Names::new(config.max_server_ids),
+            invalid_ids: BTreeSet::new(),
+            source_routes: Names::new(config.max_source_routes),
+            decap: BTreeMap::new(),
+            small: Small::default(),
+            drawn,
+            config,
+        })
+    }
+
+    /// Takes a part of a snapshot.
+    pub(super) fn part(&mut self, record: Record) -> Result<(), String> {
+        let taken = match record {
+            Record::Vip(vip, entry) => self.table.restore_vip((vip, entry)),
+            Record::Reals(reals) => reals
+                .into_iter()
+                .try_for_each(|real| self.table.restore_real(real)),
+            Record::Numbers(numbers) => self.table.restore_numbers(numbers),
+            Record::Part(change) => return self.change(change),
+            _ => Err(Nonsense("records are in an order that they cannot have")),
+        };
+        taken.map_err(|Nonsense(what)| what.to_owned())
+    }
+
+    /// Finishes a change that was under way.
+    ///
+    /// # Errors
+    /// What is wrong with it; what was read may have been written by another version.
+    pub(crate) fn finish(&mut self, intent: Intent) -> Result<(), String> {
+        if let Some(edit) = intent.edit {
+            let made = self.table.restore_edit(edit);
+            made.map_err(|Nonsense(what)| what.to_owned())?;
+        }
+        intent
+            .changes
+            .into_iter()
+            .try_for_each(|change| self.change(change))
+    }
+
+    /// Gives one up. Where packets may have met its reals, their numbers are other reals' only after a grace period, and
+    /// under another generation.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub(crate) fn give_up(&mut self, intent: Intent, met: bool) -> Result<(), String> {
+        match intent.edit {
+            Some(edit) if met => {
+                let given_up = self.table.restore_abandoned(edit);
+                given_up.map_err(|Nonsense(what)| what.to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        if let Change::Settings(bytes) = change {
+            let config = Config::of_stored(&bytes)?;
+            self.config = self.same_load(config)?;
+            return Ok(());
+        }
+        let made = self.change_kept(change);
+        made.map_err(|Nonsense(what)| what.to_owned())
+    }
+
+    /// The settings, if they can be reached without another load.
+    fn same_load(&self, config: Config) -> Result<Config, String> {
+        let [before, after] = [&self.config, &config].map(BalancerState::of);
+        match before.check_load_time(&after) {
+            Ok(()) => Ok(config),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn change_kept(&mut self, change: Change) -> Result<(), Nonsense> {
+        let small = &mut self.small;
+        match change {
+            // Taken before.
+            Change::Settings(_) => {}
+            Change::ServerIds { remove, add } => {
+                for id in remove.iter().chain(add.iter().map(|(id, _)| id)) {
+                    self.invalid_ids.remove(id);
+                }
+                let add = add.into_iter().map(|(id, real)| (id, RealNumber(real)));
+                self.server_ids.commit(&remove, add);
+            }
+            Change::Validity { ids, valid } => {
+                for id in ids {
+                    match valid {
+                        true => self.invalid_ids.remove(&id),
+                        false => self.invalid_ids.insert(id),
+                    };
+                }
+            }
+            Change::SourceRoutes { remove, add } => {
+                let remove = remove.into_iter().map(Prefix::try_from);
+                let remove = remove.collect::<Result<Vec<_>, _>>()?;
+                let add = add
+                    .into_iter()
+                    .map(|(prefix, real)| Ok((Prefix::try_from(prefix)?, RealNumber(real))));
+                let add = add.collect::<Result<Vec<_>, _>>()?;
+                self.source_routes.commit(&remove, add);
+            }
+            Change::Decap(address, mode) => {
+                let mode = mode.map(DecapMode::of_stored).transpose()?;
+                set(&mut self.decap, canonical(address)?, mode);
+            }
+            Change::Mark(mark, real) => set(&mut small.marks, mark, real),
+            Change::Match(by, real) => set(&mut small.matches, by.into(), real),
+            Change::Probe(vip, true) => drop(small.probes.insert(vip.try_into()?)),
+            Change::Probe(vip, false) => drop(small.probes.remove(&vip.try_into()?)),
+            Change::Interface(place, interface) => set(&mut small.interfaces, place, interface),
+            Change::Entry(path, position) => set(&mut small.entries, path, position),
+            Change::Watched(vip) => small.watched = vip.map(Vip::try_from).transpose()?,
+        }
+        Ok(())
+    }
+
+    /// Whether all of it fits together, as all code relies on.
+    pub(super) fn check_whole(&self) -> Result<(), String> {
+        let whole = self.table.check_whole();
+        whole.map_err(|Nonsense(what)| what.to_owned())?;
+        let names_there =
+            named(&self.server_ids, &self.table) && named(&self.source_routes, &self.table);
+        let mut ids = self.invalid_ids.iter();
+        match names_there && ids.all(|id| self.server_ids.get(*id).is_some()) {
+            true => Ok(()),
+            false => Err("a server id or a source route names a real that is not there".to_owned()),
+        }
+    }
+
+    /// As [`Katran::state`](crate::Katran::state) has it.
+    pub(crate) fn state(&self) -> State {
+        let address = |real| self.table.address_of(real);
+        let ids = self.server_ids.iter().filter_map(|(id, real)| {
+            Some(ServerIdState {
+                valid: !self.invalid_ids.contains(&id),
+                ..ServerIdState::new(ServerId::new(id, address(real)?))
+            })
+        });
+        let routes = self.source_routes.iter();
+        let routes =
+            routes.filter_map(|(prefix, real)| Some(SourceRoute::new(prefix, address(real)?)));
+        let small = &self.small;
+        State {
+            balancer: Some(BalancerState::of(&self.config)),
+            vips: self.table.vip_states(),
+            server_ids: ids.collect(),
+            source_routes: routes.collect(),
+            decap: self
+                .decap
+                .iter()
+                .map(|(address, mode)| DecapState::new(*address, *mode))
+                .collect(),
+            marks: small
+                .marks
+                .iter()
+                .map(|(mark, real)| MarkState::new(*mark, *real))
+                .collect(),
+            probe_matches: small
+                .matches
+                .iter()
+                .map(|(by, real)| ProbeMatchState::new(*by, *real))
+                .collect(),
+            probes: small.probes.iter().copied().collect(),
+        }
+    }
+
+    /// What a snapshot is made of.
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            settings: self.config.stored().unwrap(),
+            drawn: self.drawn.clone(),
+            table: &self.table,
+            server_ids: &self.server_ids,
+            invalid_ids: &self.invalid_ids,
+            source_routes: &self.source_routes,
+            decap: &self.decap,
+            small: self.small.clone(),
+        }
+    }
+}
+
+fn named<K: Name>(names: &Names<K>, table: &Table) -> bool {
+    names
+        .iter()
+        .all(|(_, real)| table.address_of(real).is_some())
+}
+
+fn set<K: Ord, V>(of: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => of.insert(key, value),
+        None => of.remove(&key),
+    };
+}

@@ -1,0 +1,335 @@
+//! What the kernel's maps do not say of a balancer, kept in memory that outlives the process: a pinned map.
+//!
+//! A change is a transaction. Before its first store that packets may see an *intent* is written, with the new values of
+//! all that it touches; when the change is made, *done*; when nothing is left of it, *undone*. So a process that ends at
+//! any moment leaves the last state that a call returned `Ok` for, and with it the change that was under way, if there
+//! was one: the next owner finishes it, or undoes it. How records are written is in `log.rs`, what they say in `record.rs`,
+//! and what is made of them in `kept.rs`.
+
+#[cfg(test)]
+pub(crate) mod death;
+mod ground;
+#[cfg(test)]
+pub(crate) mod heap;
+mod kept;
+mod log;
+mod record;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::mem;
+
+pub(crate) use ground::Ground;
+pub(crate) use kept::Kept;
+pub(crate) use kept::Small;
+pub(crate) use kept::View;
+use log::Log;
+use log::Unreadable;
+pub(crate) use record::Change;
+pub(crate) use record::Drawn;
+pub(crate) use record::Intent;
+use record::Record;
+pub(crate) use record::StoredMatch;
+
+use crate::document::State;
+
+/// Bytes of a ground that is enough to begin with; it grows by itself.
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "tests keep balancers, until a setting does")
+)]
+pub(crate) const FIRST_BYTES: usize = 1 << 20;
+
+/// Why a ledger cannot be read.
+#[derive(Debug)]
+pub(crate) struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the record of the balancer's state cannot be read: {}; what is in the kernel forwards on. Read it with the \
+             version that has written it, or remove the balancer and load it anew from its document",
+            self.0
+        )
+    }
+}
+
+impl From<Unreadable> for Refused {
+    fn from(error: Unreadable) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What was read.
+#[derive(Debug)]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "tests read ledgers, until an adoption does")
+)]
+pub(crate) struct Replayed {
+    /// The last state that a call returned `Ok` for; within a change of many steps, that after the last step.
+    pub(crate) kept: Kept,
+    /// The change that was under way. [`Kept::finish`] and [`Kept::give_up`] take it.
+    pub(crate) under_way: Option<Intent>,
+    /// A change of many steps was under way (`apply`): the state before it, to which the next owner goes back.
+    pub(crate) before: Option<State>,
+}
+
+/// Where changes are written down.
+pub(crate) struct Ledger {
+    log: Log,
+    /// A change is under way.
+    is_open: bool,
+    /// Within a change of many steps.
+    in_group: bool,
+    /// A change that could not be refused was not written down: a snapshot is due.
+    is_behind: bool,
+}
+
+impl Ledger {
+    /// Begins a ledger, and publishes the ground that it lies in, or a larger one.
+    ///
+    /// # Errors
+    /// If there is no memory, or the ground cannot be published.
+    pub(crate) fn create(ground: Box<dyn Ground>, view: &View<'_>) -> io::Result<Self> {
+        let failed = RefCell::new(Ok(()));
+        let log = Log::create(ground, &|write| snapshot(view, &failed, write));
+        failed.into_inner()?;
+        Ok(Self::of(log?))
+    }
+
+    fn of(log: Log) -> Self {
+        Self {
+            log,
+            is_open: false,
+            in_group: false,
+            is_behind: false,
+        }
+    }
+
+    /// Reads a ledger. Nothing is written: a change that was under way is so until [`done`](Self::done) or
+    /// [`undone`](Self::undone), and one of many steps until [`end`](Self::end).
+    ///
+    /// # Errors
+    /// If it has another layout, or was spoiled: what to do about it.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "tests read ledgers, until an adoption does")
+    )]
+    pub(crate) fn read(ground: Box<dyn Ground>) -> Result<(Self, Replayed), Refused> {
+        let mut replay = Replay::default();
+        let log = Log::open(ground, |bytes| {
+            let record = postcard::from_bytes(bytes);
+            let record =
+                record.map_err(|_| Refused("a record is none that this version has".to_owned()))?;
+            replay.take(record).map_err(Refused)
+        })?;
+        let replayed = replay.finish().map_err(Refused)?;
+        let ledger = Self {
+            is_open: replayed.under_way.is_some(),
+            in_group: replayed.before.is_some(),
+            ..Self::of(log)
+        };
+        Ok((ledger, replayed))
+    }
+
+    /// Writes down what a change will make of what it touches. `view` is asked for what there is before it if a snapshot
+    /// is due.
+    ///
+    /// # Errors
+    /// If there is no memory for it. The change must not be made then.
+    pub(crate) fn intend<'a>(
+        &mut self,
+        intent: Intent,
+        view: impl FnOnce() -> io::Result<View<'a>>,
+    ) -> io::Result<()> {
+        debug_assert!(!self.is_open, "a change within a change");
+        self.put(&Record::Intent(intent), view)?;
+        self.is_open = true;
+        Ok(())
+    }
+
+    /// The change that was under way, if there is one, is made.
+    pub(crate) fn done(&mut self) {
+        if mem::take(&mut self.is_open) {
+            self.close(&Record::Done);
+        }
+    }
+
+    /// Nothing is left of it; `met`: packets may have met its new reals, whose numbers are given back.
+    pub(crate) fn undone(&mut self, met: bool) {
+        if mem::take(&mut self.is_open) {
+            self.close(&Record::Undone { met });
+        }
+    }
+
+    /// What comes from here on is one change.
+    ///
+    /// # Errors
+    /// As [`intend`](Self::intend).
+    pub(crate) fn begin<'a>(
+        &mut self,
+        view: impl FnOnce() -> io::Result<View<'a>>,
+    ) -> io::Result<()> {
+        self.put(&Record::Begin, view)?;
+        self.in_group = true;
+        Ok(())
+    }
+
+    /// The change of many steps is made, or undone, whole.
+    pub(crate) fn end(&mut self) {
+        if mem::take(&mut self.in_group) {
+            self.close(&Record::End);
+        }
+    }
+
+    /// A change could not be written down, and is made all the same: the next one begins with a snapshot.
+    pub(crate) fn fall_behind(&mut self) {
+        self.is_behind = true;
+    }
+
+    fn put<'a>(
+        &mut self,
+        record: &Record,
+        view: impl FnOnce() -> io::Result<View<'a>>,
+    ) -> io::Result<()> {
+        let bytes = encode(record)?;
+        if self.in_group && !self.is_behind {
+            // A snapshot would lose the state before it.
+            if !self.log.fits(bytes.len()) {
+                self.log.grow(bytes.len())?;
+            }
+        } else if self.is_behind || !self.log.fits(bytes.len()) {
+            let view = view()?;
+            let failed = RefCell::new(Ok(()));
+            self.log
+                .compact(bytes.len(), &|write| snapshot(&view, &failed, write))?;
+            failed.into_inner()?;
+            self.is_behind = false;
+            if self.in_group {
+                self.log.append(&encode(&Record::Begin)?);
+            }
+        }
+        self.log.append(&bytes);
+        Ok(())
+    }
+
+    /// Appends what ends a change, for which there is room.
+    fn close(&mut self, record: &Record) {
+        match encode(record) {
+            Ok(bytes) => self.log.append(&bytes),
+            // It is a byte or two in memory of our own.
+            Err(error) => {
+                ::log::error!("a change is not known to be made: {error}");
+                self.is_behind = true;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger")
+            .field("is_open", &self.is_open)
+            .finish_non_exhaustive()
+    }
+}
+
+fn encode(record: &Record) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(record).map_err(io::Error::other)
+}
+
+fn snapshot(view: &View<'_>, failed: &RefCell<io::Result<()>>, write: &mut dyn FnMut(&[u8])) {
+    view.records(&mut |record| match encode(&record) {
+        Ok(bytes) => write(&bytes),
+        Err(error) => *failed.borrow_mut() = Err(error),
+    });
+}
+
+/// Records that were read, on their way to what they say.
+#[derive(Default)]
+struct Replay {
+    kept: Option<Kept>,
+    under_way: Option<Intent>,
+    /// Changes since a change of many steps has begun: the state before it is known while they wait.
+    group: Option<Vec<Ended>>,
+}
+
+/// A change that was made, or given up.
+enum Ended {
+    Done(Intent),
+    Undone(Intent, bool),
+}
+
+impl Replay {
+    fn take(&mut self, record: Record) -> Result<(), String> {
+        let order = || "records are in an order that they cannot have".to_owned();
+        let is_open = self.under_way.is_some();
+        match record {
+            Record::Start(settings, drawn) if self.kept.is_none() => {
+                self.kept = Some(Kept::start(&settings, drawn)?);
+            }
+            Record::Intent(intent) if !is_open => self.under_way = Some(intent),
+            Record::Done => {
+                let intent = self.under_way.take().ok_or_else(order)?;
+                self.end(Ended::Done(intent))?;
+            }
+            Record::Undone { met } => {
+                let intent = self.under_way.take().ok_or_else(order)?;
+                self.end(Ended::Undone(intent, met))?;
+            }
+            Record::Begin if !is_open && self.group.is_none() => self.group = Some(Vec::new()),
+            Record::End if !is_open => {
+                let group = self.group.take().ok_or_else(order)?;
+                group.into_iter().try_for_each(|ended| self.end(ended))?;
+            }
+            part => self.kept().ok_or_else(order)?.part(part)?,
+        }
+        Ok(())
+    }
+
+    fn kept(&mut self) -> Option<&mut Kept> {
+        self.kept.as_mut()
+    }
+
+    fn end(&mut self, ended: Ended) -> Result<(), String> {
+        match (&mut self.group, &mut self.kept) {
+            (Some(group), _) => group.push(ended),
+            (None, Some(kept)) => ended.on(kept)?,
+            (None, None) => return Err("the settings are missing".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Replayed, String> {
+        let mut kept = self.kept.ok_or("the settings are missing")?;
+        kept.check_whole()?;
+        let mut before = None;
+        if let Some(group) = self.group {
+            before = Some(kept.state());
+            group
+                .into_iter()
+                .try_for_each(|ended| ended.on(&mut kept))?;
+            kept.check_whole()?;
+        }
+        Ok(Replayed {
+            kept,
+            under_way: self.under_way,
+            before,
+        })
+    }
+}
+
+impl Ended {
+    fn on(self, kept: &mut Kept) -> Result<(), String> {
+        match self {
+            Self::Done(intent) => kept.finish(intent),
+            Self::Undone(intent, met) => kept.give_up(intent, met),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
