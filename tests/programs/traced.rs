@@ -87,6 +87,7 @@ fn filter() -> BpfProgram {
 
 /// Runs a command until `is_last` says so of the calls that it has made, this one the last, and kills it; what it has
 /// called, and whether it was killed and has not come to its end.
+#[allow(clippy::zombie_processes, reason = "its end is waited for by its id")]
 pub(crate) fn run_until(
     mut command: Command,
     mut is_last: impl FnMut(&[Call]) -> bool,
