@@ -142,16 +142,6 @@ impl<A: OnInterface> Attachments<A> {
         self.put(new, |held| is_former(held, place, &name));
     }
 
-    /// Those of which nothing is left, or that are on this interface: a new one takes their place.
-    pub(crate) fn formers<'a>(
-        &'a self,
-        place: Place,
-        name: &'a str,
-    ) -> impl Iterator<Item = &'a A> {
-        self.iter()
-            .filter(move |held| is_former(*held, place, name))
-    }
-
     /// Forgets what is gone of an interface, or of a former one of its name: another attachment takes its
     /// place.
     pub(crate) fn forget_former(&mut self, target: &Target) {

@@ -15,6 +15,10 @@ impl Builder {
     /// mode 0700. One that others own or can write to is refused, and one with something else in it. One
     /// process at a time has the balancer: for all others it is [`Error::Busy`](crate::Error::Busy).
     ///
+    /// Each call writes down what it will change before it does, some microseconds' work, in a ledger of at least 1 MiB in
+    /// that directory: with 1,000,000 server ids it takes 32 MiB. A call whose change cannot be written down, as there is no memory for
+    /// a larger ledger, is [`Error::Kernel`](crate::Error::Kernel), and changes nothing.
+    ///
     /// While no process has it, nothing is followed: next hops, MTUs and Ethernet addresses stay what they were,
     /// slots are not settled, and nobody reads events. Programs that were handed out by
     /// [`Katran::program_fd`](crate::Katran::program_fd) and replaced by a reload are not pinned.

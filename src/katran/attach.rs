@@ -2,9 +2,7 @@
 //! checks with it. An attachment is made as a whole or not at all, and what follows from it (which way
 //! probes go, whose next hops are followed) is worked out from what the kernel says is there.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::Katran;
@@ -13,12 +11,8 @@ use super::change::Prepared;
 use super::ground::Reason;
 use super::health::Probes;
 use super::health::ProbesMut;
-use super::remember::Also;
 use super::remember::nothing_else;
-use super::remember::only;
-use crate::attach::Attached;
 use crate::attach::Attachment;
-use crate::attach::Named;
 use crate::attach::OnInterface;
 use crate::attach::Place;
 use crate::attach::SharedEntry;
@@ -28,7 +22,6 @@ use crate::attach::XdpMode;
 use crate::attach::put_back;
 use crate::error::Error;
 use crate::error::Result;
-use crate::ledger::Change;
 use crate::pins::Home;
 
 /// The names of the programs that a balancer attaches.
@@ -61,9 +54,7 @@ impl Katran {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check_alone(interface)?;
         let reason = Reason::Interface(target.place.index);
-        let (place, name) = (target.place, target.name.clone());
-        let kept = |katran: &Self| Ok(katran.kept_with(place, name, mode));
-        self.all_or_nothing(reason, kept, |katran| {
+        self.all_or_nothing(reason, |katran| {
             let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
             // A new one that fails here is detached as it is dropped.
             katran.attach_probes_along(Some(new.target().place))?;
@@ -84,8 +75,7 @@ impl Katran {
     /// interfaces had that name and none has it now in the calling thread's network namespace.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
-        let kept = |katran: &Self| Ok(katran.kept_without(interface));
-        self.change_at_once(kept, |katran| katran.attachments.detach(interface))?;
+        self.change_at_once(nothing_else, |katran| katran.attachments.detach(interface))?;
         self.note_detached();
         Ok(())
     }
@@ -93,8 +83,7 @@ impl Katran {
     /// Detaches the program from all interfaces, and the path of health checks. Entries of root programs
     /// stay.
     pub fn detach_all(&mut self) {
-        let kept = |katran: &Self| Ok(katran.attachments.iter().map(forgotten).collect());
-        self.change_surely(kept, |katran| katran.attachments.clear());
+        self.change_surely(nothing_else, |katran| katran.attachments.clear());
         self.probes_mut().detach();
     }
 
@@ -162,8 +151,7 @@ impl Katran {
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
         let path = map_path.as_ref();
         let entries = self.shared.check(path, position, &NAMES)?;
-        let kept = only(Change::Entry(bytes_of(path), Some(position)));
-        self.all_or_nothing(Reason::Entry, kept, |katran| {
+        self.all_or_nothing(Reason::Entry, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
             katran.attach_probes_along(None)?;
             let keep_in = katran.home.as_ref().map(Home::attached);
@@ -179,8 +167,7 @@ impl Katran {
     /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         let path = map_path.as_ref();
-        let kept = only(Change::Entry(bytes_of(path), None));
-        self.change_at_once(kept, |katran| katran.shared.detach(path))?;
+        self.change_at_once(nothing_else, |katran| katran.shared.detach(path))?;
         self.note_detached();
         Ok(())
     }
@@ -195,12 +182,11 @@ impl Katran {
     fn all_or_nothing<T>(
         &mut self,
         reason: Reason,
-        kept: impl Also,
         attach: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let probes = self.probes().attachment();
         let written =
-            Prepared::plain(kept).write(self, |katran| katran.follow_next_hops_for(reason));
+            Prepared::plain(nothing_else).write(self, |katran| katran.follow_next_hops_for(reason));
         let attached = written.and_then(|written| {
             written.try_switch(self, |katran, ()| Ok((Left::Nothing, attach(katran)?)))
         });
@@ -214,40 +200,6 @@ impl Katran {
         let (switched, attached) = attached?;
         switched.end(self);
         Ok(attached)
-    }
-
-    /// What the ledger keeps of an attachment that is made, and of those that it takes the place of.
-    fn kept_with(&self, place: Place, name: String, mode: XdpMode) -> Vec<Change> {
-        let formers = self.attachments.formers(place, &name).map(forgotten);
-        let formers: Vec<_> = formers.collect();
-        let new = Some((name, mode.to_string()));
-        let new = Change::Interface((place.namespace, place.index), new);
-        formers.into_iter().chain([new]).collect()
-    }
-
-    /// All attachments, as the ledger keeps them.
-    pub(super) fn kept_interfaces(&self) -> BTreeMap<(u64, u32), (String, String)> {
-        let held = self.attachments.iter().map(|held| {
-            let target = held.target();
-            let place = (target.place.namespace, target.place.index);
-            (place, (target.name.clone(), held.asked().to_string()))
-        });
-        held.collect()
-    }
-
-    /// All entries of root programs, as the ledger keeps them.
-    pub(super) fn kept_entries(&self) -> BTreeMap<Vec<u8>, u32> {
-        let asked = self.shared.iter().map(Attached::asked);
-        let entries = asked.map(|(path, position)| (bytes_of(&path), position));
-        entries.collect()
-    }
-
-    /// The same of one that is to end.
-    fn kept_without(&self, interface: &str) -> Vec<Change> {
-        let found = self.attachments.find(&Named::new(interface));
-        let position = found.ok().flatten();
-        let held = position.and_then(|position| self.attachments.iter().nth(position));
-        held.into_iter().map(forgotten).collect()
     }
 
     /// The path of health checks goes with the first attachment; `new` is about to be one.
@@ -276,15 +228,6 @@ impl Katran {
     }
 }
 
-fn forgotten(held: &XdpLink) -> Change {
-    let place = held.target().place;
-    Change::Interface((place.namespace, place.index), None)
-}
-
-fn bytes_of(path: &Path) -> Vec<u8> {
-    path.as_os_str().as_bytes().to_vec()
-}
-
 impl Probes<'_> {
     /// Where health checks are attached, if they are, and what the kernel says of that now.
     pub fn attachment(&self) -> Option<TcAttachment> {
@@ -309,10 +252,9 @@ impl ProbesMut<'_> {
             return Err(Katran::no_healthchecks());
         }
         let mains = self.katran.attachments.places();
-        self.katran
-            .all_or_nothing(Reason::HealthChecks, nothing_else, |katran| {
-                katran.loaded_healthchecks()?.attach(&mains)
-            })
+        self.katran.all_or_nothing(Reason::HealthChecks, |katran| {
+            katran.loaded_healthchecks()?.attach(&mains)
+        })
     }
 
     /// Detaches the path of health checks; dropping the balancer does it, too.

@@ -10,6 +10,7 @@ use super::object::Programs;
 use crate::config::Features;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
+use crate::kernel::kernel_error;
 use crate::pins::CLOCK;
 use crate::pins::Content;
 use crate::pins::EXPLAINER;
@@ -45,6 +46,13 @@ impl Katran {
             programs: objects(&self.programs, self.maps.features.named()),
             probes: checks.map(HealthChecks::objects).unwrap_or_default(),
         })?;
+        let ground = home.new_ground();
+        let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
+        if let Err(error) = ground.and_then(|ground| self.keep(ground)) {
+            home.give_up();
+            return Err(error);
+        }
+        home.set_whole();
         if let Some(checks) = &mut self.healthchecks {
             checks.keep_in(home.attached());
         }

@@ -68,10 +68,6 @@ impl Katran {
     ///
     /// # Errors
     /// [`Error::Kernel`] if there is no memory for what there is now, or it cannot be published.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests keep balancers, until a setting does")
-    )]
     pub(super) fn keep(&mut self, ground: Box<dyn Ground>) -> Result<()> {
         let view = self.view()?;
         let ledger = Ledger::create(ground, &view).map_err(not_written)?;
@@ -82,7 +78,7 @@ impl Katran {
     /// Goes on with the ledger of the owner before.
     #[cfg_attr(
         not(test),
-        allow(dead_code, reason = "tests keep balancers, until a setting does")
+        allow(dead_code, reason = "tests take over, until an adoption does")
     )]
     pub(super) fn go_on(&mut self, ledger: Ledger) {
         self.ledger = Some(ledger);
@@ -92,7 +88,7 @@ impl Katran {
     /// The VIPs are counted by kind, and no number that was given back is settled.
     #[cfg_attr(
         not(test),
-        allow(dead_code, reason = "tests keep balancers, until a setting does")
+        allow(dead_code, reason = "tests take over, until an adoption does")
     )]
     pub(super) fn take_kept(&mut self, kept: Kept) -> Small {
         self.table = kept.table;
@@ -198,8 +194,6 @@ impl Katran {
             marks: probes.marks().into_iter().collect(),
             matches: matches.collect(),
             probes: probes.list().into_iter().collect(),
-            interfaces: self.kept_interfaces(),
-            entries: self.kept_entries(),
             watched: self.stats().watched_vip(),
         }
     }
@@ -224,7 +218,7 @@ impl Fixed {
     /// What is different: the maps are those of another machine, or another version has made them.
     #[cfg_attr(
         not(test),
-        allow(dead_code, reason = "tests keep balancers, until a setting does")
+        allow(dead_code, reason = "tests take over, until an adoption does")
     )]
     pub(super) fn restored(
         drawn: &Drawn,

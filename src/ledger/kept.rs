@@ -29,11 +29,8 @@ use crate::types::StoredPrefix;
 use crate::types::Vip;
 use crate::types::canonical;
 
-/// Names in one record: some of them are lost together if it is spoiled, and none is copied as a whole.
-const NAMES: usize = 8192;
-
-/// Where a program is attached: the interface's name, and the mode that was asked for.
-pub(crate) type Interface = (String, String);
+/// Names in one record.
+const NAMES: usize = 1 << 18;
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,10 +52,6 @@ pub(crate) struct Small {
     pub(crate) matches: BTreeMap<ProbeMatch, IpAddr>,
     /// What probes are counted for.
     pub(crate) probes: BTreeSet<Vip>,
-    /// Interfaces, by network namespace and index there.
-    pub(crate) interfaces: BTreeMap<(u64, u32), Interface>,
-    /// Positions of entries, by the paths of their arrays.
-    pub(crate) entries: BTreeMap<Vec<u8>, u32>,
     /// The VIP whose misses are counted.
     pub(crate) watched: Option<Vip>,
 }
@@ -119,12 +112,6 @@ impl View<'_> {
         for vip in &small.probes {
             part(Change::Probe((*vip).into(), true));
         }
-        for (place, interface) in &small.interfaces {
-            part(Change::Interface(*place, Some(interface.clone())));
-        }
-        for (path, position) in &small.entries {
-            part(Change::Entry(path.clone(), Some(*position)));
-        }
         part(Change::Watched(small.watched.map(Into::into)));
     }
 }
@@ -164,6 +151,14 @@ impl Kept {
                 .into_iter()
                 .try_for_each(|real| self.table.restore_real(real)),
             Record::Numbers(numbers) => self.table.restore_numbers(numbers),
+            Record::Part(Change::ServerIds { remove, add }) if remove.is_empty() => {
+                let add = add.into_iter().map(|(id, real)| (id, RealNumber(real)));
+                self.server_ids.extend(add);
+                Ok(())
+            }
+            Record::Part(Change::SourceRoutes { remove, add }) if remove.is_empty() => {
+                return self.routes(add).map_err(|Nonsense(what)| what.to_owned());
+            }
             Record::Part(change) => return self.change(change),
             _ => Err(Nonsense("records are in an order that they cannot have")),
         };
@@ -198,6 +193,15 @@ impl Kept {
             }
             _ => Ok(()),
         }
+    }
+
+    fn routes(&mut self, add: Vec<(StoredPrefix, u16)>) -> Result<(), Nonsense> {
+        let add = add
+            .into_iter()
+            .map(|(prefix, real)| Ok((Prefix::try_from(prefix)?, RealNumber(real))));
+        let add = add.collect::<Result<Vec<_>, _>>()?;
+        self.source_routes.extend(add);
+        Ok(())
     }
 
     fn change(&mut self, change: Change) -> Result<(), String> {
@@ -256,8 +260,6 @@ impl Kept {
             Change::Match(by, real) => set(&mut small.matches, by.into(), real),
             Change::Probe(vip, true) => drop(small.probes.insert(vip.try_into()?)),
             Change::Probe(vip, false) => drop(small.probes.remove(&vip.try_into()?)),
-            Change::Interface(place, interface) => set(&mut small.interfaces, place, interface),
-            Change::Entry(path, position) => set(&mut small.entries, path, position),
             Change::Watched(vip) => small.watched = vip.map(Vip::try_from).transpose()?,
         }
         Ok(())
@@ -267,8 +269,11 @@ impl Kept {
     pub(super) fn check_whole(&self) -> Result<(), String> {
         let whole = self.table.check_whole();
         whole.map_err(|Nonsense(what)| what.to_owned())?;
-        let names_there =
-            named(&self.server_ids, &self.table) && named(&self.source_routes, &self.table);
+        let mut known = vec![false; usize::from(u16::MAX) + 1];
+        for (_, entry) in self.table.reals() {
+            known[usize::from(entry.number.0)] = true;
+        }
+        let names_there = named(&self.server_ids, &known) && named(&self.source_routes, &known);
         let mut ids = self.invalid_ids.iter();
         match names_there && ids.all(|id| self.server_ids.get(*id).is_some()) {
             true => Ok(()),
@@ -329,10 +334,9 @@ impl Kept {
     }
 }
 
-fn named<K: Name>(names: &Names<K>, table: &Table) -> bool {
-    names
-        .iter()
-        .all(|(_, real)| table.address_of(real).is_some())
+/// Whether the reals of all names are known, by their numbers.
+fn named<K: Name>(names: &Names<K>, known: &[bool]) -> bool {
+    names.iter().all(|(_, real)| known[usize::from(real.0)])
 }
 
 fn set<K: Ord, V>(of: &mut BTreeMap<K, V>, key: K, value: Option<V>) {

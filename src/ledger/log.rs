@@ -368,11 +368,10 @@ fn read_record(
     let words = (length as usize).div_ceil(8);
     let record = half.get(at + 1..at + 1 + words).ok_or_else(spoiled)?;
     bytes.clear();
-    bytes.extend(
-        record
-            .iter()
-            .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()),
-    );
+    bytes.reserve(8 * words);
+    for word in record {
+        bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+    }
     if bytes[length as usize..].iter().any(|byte| *byte != 0) {
         return Err(spoiled());
     }

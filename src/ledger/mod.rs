@@ -35,10 +35,6 @@ pub(crate) use record::StoredMatch;
 use crate::document::State;
 
 /// Bytes of a ground that is enough to begin with; it grows by itself.
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "tests keep balancers, until a setting does")
-)]
 pub(crate) const FIRST_BYTES: usize = 1 << 20;
 
 /// Why a ledger cannot be read.

@@ -81,10 +81,6 @@ pub(crate) enum Change {
     Mark(u32, Option<IpAddr>),
     Match(StoredMatch, Option<IpAddr>),
     Probe(StoredVip, bool),
-    /// An interface, by its network namespace and index there: its name and the mode that was asked for.
-    Interface((u64, u32), Option<(String, String)>),
-    /// An entry of the array of entries that is pinned at a path.
-    Entry(Vec<u8>, Option<u32>),
     Watched(Option<StoredVip>),
 }
 

@@ -148,7 +148,7 @@ fn number_of(kept: &Kept, staged: &crate::table::StagedReferences, real: IpAddr)
 /// What concerns neither.
 fn other(kept: &Kept, rng: &mut Rng) -> Change {
     let small = &kept.small;
-    match rng.u32(0..9) {
+    match rng.u32(0..7) {
         0 => {
             let mut config = kept.config.clone();
             config.source_v4 = one_of(rng, &[None, Some(Ipv4Addr::new(192, 0, 2, 1))]);
@@ -174,14 +174,6 @@ fn other(kept: &Kept, rng: &mut Rng) -> Change {
             Change::Match(by.into(), Some(real(rng)).filter(|_| rng.bool()))
         }
         5 => Change::Probe(vip(rng).into(), small.probes.is_empty() || rng.bool()),
-        6 => {
-            let interface = ("eth0".to_owned(), "native".to_owned());
-            Change::Interface(
-                (rng.u64(..), rng.u32(0..4)),
-                one_of(rng, &[None, Some(interface)]),
-            )
-        }
-        7 => Change::Entry(b"/sys/fs/bpf/root".to_vec(), one_of(rng, &[None, Some(2)])),
         _ => Change::Watched(Some(vip(rng).into()).filter(|_| rng.bool())),
     }
 }

@@ -8,12 +8,14 @@
 //! programs_new/  the same of a reload that is under way
 //! probes/        program and maps of health checks
 //! attached/      what keeps attachments (`attach/kept.rs`)
+//! ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
 //! ```
 //!
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
 mod identity;
+mod ledger;
 mod removal;
 
 use std::fs;
@@ -191,7 +193,7 @@ impl Home {
         }
     }
 
-    /// Pins all that a balancer has. If that fails nothing is left.
+    /// Pins all that a balancer has, but for its ledger. If that fails nothing is left.
     pub(crate) fn fill(&mut self, content: &Content<'_>) -> Result<()> {
         let filled = self.pin_all(content);
         if filled.is_err()
@@ -205,7 +207,7 @@ impl Home {
     fn pin_all(&mut self, content: &Content<'_>) -> Result<()> {
         let path = self.path.join(IDENTITY);
         let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
-        let identity = self.identity.insert(identity);
+        self.identity = Some(identity);
         for part in PARTS {
             make_directory(&self.path.join(part))?;
         }
@@ -216,8 +218,14 @@ impl Home {
         ] {
             pin_objects(&self.path.join(part), objects)?;
         }
-        identity.set_stage(Stage::Whole);
         Ok(())
+    }
+
+    /// All that a balancer has is pinned, its ledger included.
+    pub(crate) fn set_whole(&self) {
+        if let Some(identity) = &self.identity {
+            identity.set_stage(Stage::Whole);
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -87,6 +87,8 @@ impl Home {
             for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
                 self.remove_part(part)?;
             }
+            let failed = |error| file_error("remove the ledger in", &self.path, error);
+            self.remove_ledger().map_err(failed)?;
             let path = self.path.join(IDENTITY);
             pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             self.identity = None;

@@ -195,6 +195,16 @@ impl<K: Name> Names<K> {
         }
     }
 
+    /// Adds many, in order, to a list that is made again.
+    pub(crate) fn extend(&mut self, add: impl IntoIterator<Item = (K, RealNumber)>) {
+        let mut more: BTreeMap<K, RealNumber> = add.into_iter().collect();
+        self.reals.append(&mut more);
+        self.counts = [0; 2];
+        for name in self.reals.keys() {
+            self.counts[name.list()] += 1;
+        }
+    }
+
     pub(crate) fn known(&self, name: K) -> Result<RealNumber> {
         self.get(name).ok_or_else(|| not_found(name))
     }

@@ -105,6 +105,7 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
         "probes/healthcheck",
         "probes/marks",
         "identity",
+        "ledger",
         "attached",
     ] {
         assert!(has(&format!("katran/{name}")), "{name}: {pinned:?}");

@@ -3,14 +3,12 @@
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
-use std::thread;
 
 use fastrand::Rng;
-use nix::sched::CloneFlags;
-use nix::sched::unshare;
+use katran_lab::private_bpf_fs;
 
 use super::*;
-use crate::attach::XdpMode;
+use crate::config::Builder;
 use crate::config::Features;
 use crate::document::DecapState;
 use crate::document::MarkState;
@@ -23,6 +21,7 @@ use crate::ledger::death;
 use crate::ledger::heap::Heap;
 use crate::mutate;
 use crate::mutate::one_of;
+use crate::pins::Home;
 use crate::types::DecapMode;
 use crate::types::Gateway;
 use crate::types::HashFunction;
@@ -42,6 +41,10 @@ fn features() -> Features {
 }
 
 fn loaded() -> Katran {
+    builder().load().unwrap()
+}
+
+fn builder() -> Builder {
     Katran::builder()
         .gateway_mac(ROUTER)
         .features(features())
@@ -53,8 +56,6 @@ fn loaded() -> Katran {
         .max_server_ids(50)
         .source_v4(Ipv4Addr::new(192, 0, 2, 1))
         .source_v6("2001:db8::99".parse().unwrap())
-        .load()
-        .unwrap()
 }
 
 fn kept() -> (Katran, Heap) {
@@ -399,33 +400,6 @@ fn some_state(katran: &Katran, rng: &mut Rng) -> State {
     state
 }
 
-#[test]
-fn attachments_are_known_with_how_they_were_asked_for() {
-    let attached = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let (mut katran, heap) = kept();
-        let attachment = katran.attach("lo", XdpMode::Auto).unwrap();
-        assert_known(&katran, &heap, "attach");
-        let place = (attachment.namespace, attachment.index);
-        let interface = ("lo".to_owned(), "auto".to_owned());
-        assert_eq!(
-            read(&heap).kept.small.interfaces,
-            [(place, interface)].into()
-        );
-        katran.attach("lo", XdpMode::Generic).unwrap_err();
-        assert_known(&katran, &heap, "attach again");
-        katran.detach("lo").unwrap();
-        assert_known(&katran, &heap, "detach");
-        katran.detach("lo").unwrap_err();
-        assert_known(&katran, &heap, "detach again");
-        katran.attach("lo", XdpMode::Generic).unwrap();
-        katran.detach_all();
-        assert_known(&katran, &heap, "detach all");
-        assert!(read(&heap).kept.small.interfaces.is_empty());
-    });
-    attached.join().unwrap();
-}
-
 /// A change that there is no room to write down is refused before anything of it is made; one that cannot be refused is
 /// made.
 #[test]
@@ -523,4 +497,27 @@ fn another_balancer_takes_over_what_was_kept() {
     next.server_ids_mut().remove(&[7]).unwrap();
     assert_eq!(read(&found).kept.server_ids, next.server_ids);
     assert_ne!(read(&heap).kept.server_ids, next.server_ids);
+}
+
+/// What a process leaves that ends without a word.
+#[test]
+fn a_pinned_balancer_leaves_its_ledger() {
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let mut katran = builder().pin(&directory).load().unwrap();
+    for (name, call) in CALLS {
+        let _ = call(&mut katran);
+        // It has no other one.
+        assert!(katran.ledger.is_some(), "{name}");
+    }
+    let (state, table) = (katran.state(), katran.table.unsettled());
+    drop(katran);
+    let home = Home::open(&directory).unwrap();
+    let ground = home.ground().unwrap().unwrap();
+    let (_, found) = Ledger::read(ground).unwrap();
+    assert_eq!(found.under_way, None);
+    assert_eq!(found.kept.state(), state);
+    assert_eq!(found.kept.table.unsettled(), table);
+    drop(home);
+    crate::pins::remove(&directory).unwrap();
+    assert!(!directory.exists());
 }

@@ -1,0 +1,176 @@
+//! The memory of a pinned balancer's ledger: a map in its directory, in whose place a larger one is pinned when it
+//! is too small.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+
+use super::Home;
+use crate::ledger::FIRST_BYTES;
+use crate::ledger::Ground;
+use crate::sys::map;
+use crate::sys::map::Spec;
+use crate::sys::mapping::Mapping;
+use crate::sys::pin;
+
+/// The map's name, as the kernel keeps it.
+const NAME: &str = "katran_ledger";
+/// Under which it is pinned; and before it takes the place of another one.
+const PATHS: [&str; 2] = ["ledger", "ledger_new"];
+/// Bytes of an element: a page, so that they lie one behind the other.
+const ELEMENT: usize = 4096;
+
+/// A map, mapped, and the directory that it is pinned in, or is to be.
+struct PinnedGround {
+    map: OwnedFd,
+    memory: Mapping,
+    directory: PathBuf,
+}
+
+impl PinnedGround {
+    /// A new one, which is pinned nowhere.
+    fn make(directory: &Path, bytes: usize) -> io::Result<Self> {
+        let elements = bytes.div_ceil(ELEMENT);
+        let map = map::create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: NAME,
+            key_size: 4,
+            value_size: ELEMENT as u32,
+            max_entries: u32::try_from(elements).map_err(|_| io::ErrorKind::OutOfMemory)?,
+            flags: libbpf_sys::BPF_F_MMAPABLE,
+            numa_node: None,
+        })?;
+        Self::of(directory, map, elements)
+    }
+
+    fn of(directory: &Path, map: OwnedFd, elements: usize) -> io::Result<Self> {
+        Ok(Self {
+            memory: Mapping::new(map.as_fd(), elements * ELEMENT)?,
+            map,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The one that is pinned in a directory; `None` if there is none.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "tests open it, until an adoption does")
+    )]
+    fn open(directory: &Path) -> io::Result<Option<Self>> {
+        let map = match pin::open(&directory.join(PATHS[0])) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match elements_of(map.as_fd())? {
+            Some(elements) => Self::of(directory, map, elements).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Ground for PinnedGround {
+    fn words(&self) -> &[AtomicU64] {
+        self.memory.u64s()
+    }
+
+    fn larger(&self, bytes: usize) -> io::Result<Box<dyn Ground>> {
+        Ok(Box::new(Self::make(&self.directory, bytes)?))
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        let [path, meanwhile] = PATHS.map(|name| self.directory.join(name));
+        pin::replace(self.map.as_fd(), &path, &meanwhile)
+    }
+}
+
+impl Home {
+    /// Memory for the ledger of a balancer that is pinned here; the ledger pins it when it is written.
+    pub(crate) fn new_ground(&self) -> io::Result<Box<dyn Ground>> {
+        Ok(Box::new(PinnedGround::make(&self.path, FIRST_BYTES)?))
+    }
+
+    /// The memory of the ledger that is pinned here; `None` if there is none.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "tests open it, until an adoption does")
+    )]
+    pub(crate) fn ground(&self) -> io::Result<Option<Box<dyn Ground>>> {
+        let ground = PinnedGround::open(&self.path)?;
+        Ok(ground.map(|ground| Box::new(ground) as Box<dyn Ground>))
+    }
+
+    /// Takes the pins of the ledger away, if they are a ledger's.
+    pub(super) fn remove_ledger(&self) -> io::Result<()> {
+        for path in PATHS.map(|name| self.path.join(name)) {
+            if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
+                continue;
+            }
+            let map = pin::open(&path)?;
+            let is_ours = pin::kind(map.as_fd())? == Some(pin::Kind::Map)
+                && elements_of(map.as_fd())?.is_some();
+            match is_ours {
+                true => pin::remove(&path)?,
+                false => log::warn!("{} is not a balancer's and stays", path.display()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many elements a ledger's map has; `None`: it is another map.
+fn elements_of(map: BorrowedFd<'_>) -> io::Result<Option<usize>> {
+    let info = map::info(map)?;
+    let is_ledger = info.kind == libbpf_sys::BPF_MAP_TYPE_ARRAY
+        && info.name == NAME
+        && info.value_size as usize == ELEMENT;
+    Ok(is_ledger.then_some(info.max_entries as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use katran_lab::private_bpf_fs;
+
+    use super::*;
+
+    #[test]
+    fn a_larger_map_takes_the_place_of_the_one_before() {
+        let directory = private_bpf_fs().unwrap();
+        assert!(PinnedGround::open(&directory).unwrap().is_none());
+        let mut first = PinnedGround::make(&directory, 10_000).unwrap();
+        assert_eq!(first.words().len(), 3 * ELEMENT / 8);
+        first.publish().unwrap();
+        first.words()[1535].store(7, Ordering::Relaxed);
+        let mut second = first.larger(20_000).unwrap();
+        second.words()[2559].store(8, Ordering::Relaxed);
+        // Not before it is published.
+        let found = PinnedGround::open(&directory).unwrap().unwrap();
+        assert_eq!(found.words()[1535].load(Ordering::Relaxed), 7);
+        second.publish().unwrap();
+        drop((first, second));
+        let found = PinnedGround::open(&directory).unwrap().unwrap();
+        assert_eq!(found.words()[2559].load(Ordering::Relaxed), 8);
+        assert!(!directory.join(PATHS[1]).exists());
+    }
+
+    #[test]
+    fn another_map_under_its_name_is_none() {
+        let directory = private_bpf_fs().unwrap();
+        let map = map::create(&Spec {
+            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+            name: NAME,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            flags: 0,
+            numa_node: None,
+        });
+        pin::pin(map.unwrap().as_fd(), &directory.join(PATHS[0])).unwrap();
+        assert!(PinnedGround::open(&directory).unwrap().is_none());
+    }
+}
