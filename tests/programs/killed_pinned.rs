@@ -12,6 +12,9 @@ use katran_lab::LabConfig;
 use katran_lab::TcpClient;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use crate::examples::configuration;
 use crate::program::Running;
@@ -135,17 +138,26 @@ fn connections_go_on_when_the_process_is_killed() {
     drop(decaps);
 }
 
+/// What ends a start: the link is made, pinned, and has its name.
+const ATTACHED: [Call; 4] = [Call::Attach, Call::Unlink, Call::Pin, Call::Rename];
+
+/// Runs a command on the balancer's host; see [`run_until`].
+fn run(
+    place: &Place,
+    command: Command,
+    is_last: impl FnMut(&[Call], Pid) -> bool + Send,
+) -> (Vec<Call>, bool) {
+    place.host().run(|| run_until(command, is_last))
+}
+
 /// Loading and attaching, killed after each call that leaves something behind (of those that pin maps, the first and
 /// the last ones); then the removal, killed after each of its calls.
 #[test]
 fn whatever_it_was_doing_it_can_be_removed() {
     let place = Place::new("killed_anywhere.toml");
-    let run = |command: Command, is_last: &mut (dyn FnMut(&[Call]) -> bool + Send)| {
-        place.host().run(|| run_until(command, is_last))
-    };
-    let end = [Call::Attach, Call::Unlink, Call::Pin, Call::Rename];
-    let is_attached = |calls: &[Call]| calls.ends_with(&end);
-    let (all, killed) = run(place.balancer(), &mut |calls| is_attached(calls));
+    let (all, killed) = run(&place, place.balancer(), |calls, _| {
+        calls.ends_with(&ATTACHED)
+    });
     assert!(killed && all.len() > 20, "{all:?}");
     assert!(place.host().ip("link show eth0").unwrap().contains("xdp"));
     place.remove();
@@ -156,16 +168,19 @@ fn whatever_it_was_doing_it_can_be_removed() {
         if *call == Call::Pin && (3..pins - 1).contains(&nth_pin) {
             continue;
         }
-        let (calls, killed) = run(place.balancer(), &mut |calls| calls.len() == index + 1);
+        let is_last = |calls: &[Call], _| calls.len() == index + 1;
+        let (calls, killed) = run(&place, place.balancer(), is_last);
         assert!(killed && calls == all[..=index], "{index}: {calls:?}");
         place.remove();
     }
 
-    let (_, killed) = run(place.balancer(), &mut |calls| is_attached(calls));
+    let (_, killed) = run(&place, place.balancer(), |calls, _| {
+        calls.ends_with(&ATTACHED)
+    });
     assert!(killed);
     let mut removed = Vec::new();
     loop {
-        let (calls, killed) = run(place.removal(), &mut |calls| calls.len() == 1);
+        let (calls, killed) = run(&place, place.removal(), |calls, _| calls.len() == 1);
         removed.extend(calls);
         if !killed {
             break;
@@ -176,4 +191,70 @@ fn whatever_it_was_doing_it_can_be_removed() {
         assert!(removed.contains(&call), "{removed:?}");
     }
     assert!(removed.len() > 20, "{removed:?}");
+}
+
+/// A reload, killed after each of its calls (of those that pin and unpin, the first and the last of each kind): what is
+/// attached works on with all that it hands packets on to.
+#[test]
+fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
+    let place = Place::new("killed_reload.toml");
+    let lab = &place.lab;
+    let before = configuration(lab, 0);
+    let after = before.replacen(
+        "[balancer]",
+        "[balancer]\nfeatures = [\"source-routing\"]",
+        1,
+    );
+    // Until the reload has come to its end: the last directory is gone.
+    let reload = |last: Option<usize>| {
+        place.file.write(&before);
+        let mut begun = None;
+        run(&place, place.balancer(), |calls, id| {
+            let Some(begun) = begun else {
+                if calls.ends_with(&ATTACHED) {
+                    begun = Some(calls.len());
+                    place.file.write(&after);
+                    kill(id, Signal::SIGHUP).unwrap();
+                }
+                return false;
+            };
+            match last {
+                Some(last) => calls.len() == begun + last,
+                None => calls.ends_with(&[Call::RemoveDirectory]),
+            }
+        })
+    };
+    let (all, killed) = reload(None);
+    assert!(killed);
+    let begun = all.windows(4).position(|calls| *calls == ATTACHED).unwrap() + 4;
+    let calls = &all[begun..];
+    for call in [
+        Call::MakeDirectory,
+        Call::Pin,
+        Call::Switch,
+        Call::Rename,
+        Call::Unlink,
+    ] {
+        assert!(calls.contains(&call), "{calls:?}");
+    }
+    let works = || {
+        // An echo request goes by a program besides the one that is attached.
+        let ping = lab
+            .client
+            .tool("ping", &format!("-c 1 -W 5 {}", lab.vip4()));
+        assert!(ping.is_ok(), "{ping:?}");
+    };
+    works();
+    place.remove();
+    for (index, call) in calls.iter().enumerate() {
+        let neighbours = [index.checked_sub(1), Some(index + 1)];
+        let alike = |at: &Option<usize>| at.and_then(|at| calls.get(at)) == Some(call);
+        if neighbours.iter().all(alike) {
+            continue;
+        }
+        let (_, killed) = reload(Some(index + 1));
+        assert!(killed, "{index}");
+        works();
+        place.remove();
+    }
 }

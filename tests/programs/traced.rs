@@ -86,11 +86,11 @@ fn filter() -> BpfProgram {
 }
 
 /// Runs a command until `is_last` says so of the calls that it has made, this one the last, and kills it; what it has
-/// called, and whether it was killed and has not come to its end.
+/// called, and whether it was killed and has not come to its end. `is_last` is told its process id, too.
 #[allow(clippy::zombie_processes, reason = "its end is waited for by its id")]
 pub(crate) fn run_until(
     mut command: Command,
-    mut is_last: impl FnMut(&[Call]) -> bool,
+    mut is_last: impl FnMut(&[Call], Pid) -> bool,
 ) -> (Vec<Call>, bool) {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let filter = filter();
@@ -125,7 +125,7 @@ pub(crate) fn run_until(
             // It has made it.
             WaitStatus::PtraceSyscall(_) => {
                 calls.extend(entered.take());
-                if is_last(&calls) {
+                if is_last(&calls, id) {
                     kill(id, Signal::SIGKILL).unwrap();
                     waitpid(id, None).unwrap();
                     return (calls, true);
