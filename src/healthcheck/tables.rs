@@ -14,6 +14,7 @@ use super::handles::USES;
 use crate::config::Config;
 use crate::config::Machine;
 use crate::counters::HealthcheckCounters;
+use crate::document::ProbeMatch;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::KernelCalls;
@@ -180,6 +181,33 @@ impl HealthChecks {
             self.maps.cells.leave_way(real);
         }
         self.count_matches();
+        Ok(())
+    }
+
+    /// Knows again what is in the maps.
+    pub(crate) fn restore(
+        &mut self,
+        kernel: &KernelCalls,
+        marks: BTreeMap<u32, IpAddr>,
+        matches: BTreeMap<ProbeMatch, IpAddr>,
+        probes: BTreeSet<Vip>,
+    ) -> Result<()> {
+        self.marks = marks;
+        for (by, real) in matches {
+            let (by, address) = match by {
+                ProbeMatch::Destination(address) => (MatchBy::Destination, address),
+                ProbeMatch::Source(address) => (MatchBy::Source, address),
+            };
+            self.matches[by as usize].insert(address, real);
+        }
+        for vip in probes {
+            let number = self.maps.keys.lookup(&vip_key(&vip));
+            let number = kernel.check("read", "probe_keys", number)?;
+            if let Some(number) = number {
+                self.free.remove(&number);
+                self.keys.insert(vip, number);
+            }
+        }
         Ok(())
     }
 

@@ -96,6 +96,7 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     };
     let inner = InnerTables {
         first_chunk: create_chunk(config.ring_size)
+            .map(Some)
             .map_err(|error| map_error("ring_chunk", needed, error))?,
         flows: flow_tables(&config)?,
         global: global_tables(&config)?,
@@ -164,7 +165,7 @@ fn available_or(needed: u64) -> Result<u64> {
 }
 
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
-fn tick() -> Result<Duration> {
+pub(super) fn tick() -> Result<Duration> {
     let tick = ClockId::CLOCK_MONOTONIC_COARSE
         .res()
         .map(Duration::from)

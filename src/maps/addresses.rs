@@ -41,6 +41,11 @@ impl VipAddresses {
         Ok(())
     }
 
+    /// The address has had this VIP before.
+    pub(crate) fn resume(&mut self, vip: &Vip) {
+        *self.vips.entry(place(vip)).or_default() += 1;
+    }
+
     /// It has one VIP less. If the kernel refuses, what cannot be forwarded to the address is dropped until
     /// the next VIP that comes there has gone.
     pub(crate) fn remove(&mut self, vip: &Vip) -> io::Result<()> {

@@ -183,6 +183,14 @@ impl VipCells {
             .store(cell.word(self.tracking), Ordering::Release);
     }
 
+    /// The number of the ring that packets see of a VIP.
+    pub(crate) fn ring_of(&self, number: u16) -> Option<u32> {
+        let words: &[AtomicU64] = self.infos.u64s();
+        let word = words[usize::from(number) * INFO_U64S + INFO_VIP].load(Ordering::Acquire);
+        let ring = (word >> 32) as u32;
+        (ring != types::ring_constant::RING_NONE.0).then_some(ring)
+    }
+
     /// No entry of a VIP's flows is void any more. Not while another thread sets its cell.
     pub(crate) fn clear_void_flows(&self, number: u16) {
         let words: &[AtomicU64] = self.infos.u64s();

@@ -14,6 +14,7 @@
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
+mod adoption;
 mod identity;
 mod ledger;
 mod removal;
