@@ -4,6 +4,7 @@
 use std::io;
 use std::mem;
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -23,6 +24,8 @@ use super::object::Programs;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
+use super::repair::CutOff;
+use super::repair::spoiled;
 use crate::attach::Entry;
 use crate::attach::EntrySet;
 use crate::attach::TcLink;
@@ -43,6 +46,7 @@ use crate::ledger::Ledger;
 use crate::maps::Entries;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
+use crate::maps::real_id;
 use crate::pins::Home;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
@@ -159,23 +163,25 @@ fn adopt(home: Home) -> Result<Katran> {
         })?;
     let (ledger, replayed) = Ledger::read(ground)
         .map_err(|refused| unsupported(&home, refused.to_string(), "see there"))?;
-    if replayed.under_way.is_some() || replayed.before.is_some() {
-        return Err(unsupported(
-            &home,
-            "a change was cut off".to_owned(),
-            "remove it and load it from its document",
-        ));
-    }
-    let kept = replayed.kept;
+    let mut kept = replayed.kept;
+    let cut_off = replayed
+        .under_way
+        .map(|intent| CutOff::give_up(&mut kept, intent))
+        .transpose()
+        .map_err(spoiled)?;
     let (mut katran, programs) = open(&home, &kept)?;
-    katran.resume(&home, kept)?;
+    katran.resume(&home, kept, cut_off)?;
     katran.go_on(ledger);
+    katran.note_undone(true);
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());
     }
     katran.home = Some(home);
     katran.put_new_in_place(programs)?;
     katran.note_attached();
+    if let Some(before) = replayed.before {
+        katran.undo_group(&before);
+    }
     Ok(katran)
 }
 
@@ -265,18 +271,24 @@ fn inner_tables(home: &Home, config: &Config) -> Result<InnerTables> {
 
 impl Katran {
     /// Takes over what the ledger has kept and what packets see.
-    fn resume(&mut self, home: &Home, kept: Kept) -> Result<()> {
+    fn resume(&mut self, home: &Home, kept: Kept, cut_off: Option<CutOff>) -> Result<()> {
         let failed = |error| kernel_error("take over", "server_ids", error);
         self.maps
             .server_ids
             .resume(&self.maps.live)
             .map_err(failed)?;
         let small = self.take_kept(kept);
+        let reals = self.table.reals();
+        self.links
+            .count_reals(reals.filter(|(address, _)| address.is_ipv6()).count(), 0);
         self.resume_rings()?;
         self.resume_voids()?;
         self.resume_attachments(home)?;
         if let Some(checks) = &mut self.healthchecks {
             checks.restore(&self.kernel, small.marks, small.matches, small.probes)?;
+        }
+        if let Some(cut_off) = cut_off {
+            self.repair(cut_off)?;
         }
         // Nobody reads them yet.
         self.maps.live.set_events(0, 0);
@@ -306,6 +318,25 @@ impl Katran {
     fn resume_voids(&mut self) -> Result<()> {
         let found = self.maps.voids.found();
         let found = found.map_err(|error| kernel_error("read", "down_reals", error))?;
+        // Those of a change that was cut off say nothing true.
+        let is_false = |(number, id, reason): &(u16, u32, VoidReason)| {
+            let mut vips = self.table.vips();
+            let of = vips.find(|(_, entry)| entry.number.0 == *number);
+            let named = |real: &IpAddr| {
+                let of = self.table.real(*real);
+                of.is_some_and(|of| real_id(of.number.0, of.generation) == *id)
+            };
+            of.is_some_and(|(_, entry)| match reason {
+                VoidReason::Down => !entry.down.iter().any(named),
+                VoidReason::Removed => entry.reals.keys().any(named),
+            })
+        };
+        let (lies, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_false);
+        for (number, id, _) in lies {
+            let lifted = self.maps.voids.lift_found(number, id);
+            let kernel = &self.kernel;
+            kernel.check("undo a change in", "down_reals", lifted)?;
+        }
         let vips: Vec<_> = self
             .table
             .vips()

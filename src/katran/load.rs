@@ -53,7 +53,8 @@ impl Builder {
     /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
     /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
     /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
-    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory, and
+    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory
+    /// (see [`adopt`](Self::adopt)), and
     /// [`Error::Busy`](crate::Error::Busy) if a process has it. Nothing stays in the kernel then, and no directory.
     pub fn load(self) -> Result<Katran> {
         let directory = self.pin_directory();

@@ -28,6 +28,7 @@ mod pinned;
 mod reals;
 mod reload;
 mod remember;
+mod repair;
 mod server_ids;
 mod slots;
 mod source_routes;

@@ -203,6 +203,13 @@ impl VipCells {
         self.chains().insert(key, number)
     }
 
+    /// Whether packets find this number by the key.
+    pub(crate) fn has(&self, key: &types::vip_key, number: u16) -> bool {
+        let (chains, words) = (self.chains(), words(key));
+        let head = self.hash.head_of(&words);
+        chains.chain(head).any(|of| of == number)
+    }
+
     /// Lets packets find the VIP with this key no more; whether it was there.
     pub(crate) fn remove(&self, key: &types::vip_key) -> bool {
         self.chains().remove(key)

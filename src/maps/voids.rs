@@ -155,6 +155,11 @@ impl VoidFlows {
         Ok(found)
     }
 
+    /// Removes a pair that another process has left and that says nothing true.
+    pub(crate) fn lift_found(&self, vip: u16, real: u32) -> io::Result<()> {
+        self.shared.write(vip, real, None)
+    }
+
     /// Pairs in the kernel's map.
     pub(crate) fn pairs(&self) -> usize {
         self.shared.lock().pairs

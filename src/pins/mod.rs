@@ -168,7 +168,7 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; katran::remove takes it away), which",
+            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; Builder::adopt goes on with it, katran::remove takes it away), which",
             self.path.display(),
             identity.version(),
         )
