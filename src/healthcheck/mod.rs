@@ -9,6 +9,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -49,6 +50,7 @@ use crate::next_hop::Watcher;
 use crate::rtnetlink::Requests;
 use crate::skel::healthcheck::HealthcheckSkelBuilder;
 use crate::skel::katran::types::encapsulation;
+use crate::sys::namespace::Namespace;
 use crate::sys::object;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
@@ -178,8 +180,20 @@ impl HealthChecks {
     }
 
     /// Goes on with the attachment that a pin has kept.
-    pub(crate) fn resume_link(&mut self, link: TcLink) {
+    pub(crate) fn resume_link(&mut self, link: TcLink, mains: &[Place]) {
+        let number = link.target().place.namespace;
         self.attachments.resume(link);
+        let requests = Namespace::find(number).and_then(|namespace| {
+            let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            namespace.run(Requests::new)?
+        });
+        match requests {
+            Ok(requests) => self.requests = Some(requests),
+            Err(error) => log::warn!("by which interface probes leave is not followed: {error}"),
+        }
+        if let Err(error) = self.route(mains) {
+            log::warn!("health checks leave by an interface that is not ours: {error}");
+        }
     }
 
     /// What the program reads of settings, and the ways to reals.

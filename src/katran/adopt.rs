@@ -379,6 +379,7 @@ impl Katran {
                 special: staged.special.as_fd(),
             });
         }
+        let mut paths = Vec::new();
         for path in home.attachments()? {
             if is_meanwhile(&path) {
                 // Nobody was told of it.
@@ -394,7 +395,7 @@ impl Katran {
                 let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
                 let program = program.map_err(failed)?;
                 match TcLink::kept_at(&path, Some(program.as_fd())) {
-                    Ok(Some(link)) => checks.resume_link(link),
+                    Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -402,6 +403,12 @@ impl Katran {
                     }
                     Err(error) => return Err(failed(error)),
                 }
+            }
+        }
+        let mains = self.attachments.places();
+        if let Some(checks) = &mut self.healthchecks {
+            for path in paths {
+                checks.resume_link(path, &mains);
             }
         }
         Ok(())

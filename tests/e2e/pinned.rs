@@ -250,6 +250,17 @@ fn probes_go_their_way_without_a_handle() {
         drop(katran);
         assert_eq!(attached(&pins), names);
         assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        // The next handle knows its marks and where it is attached.
+        let mut katran = host.run(|| Katran::builder().pin(directory(&pins)).adopt().unwrap());
+        let held = katran.probes().attachment().unwrap();
+        assert_eq!((held.hook, held.state), (hook, AttachmentState::Attached));
+        assert_eq!(katran.probes().marks(), [(MARK, real)]);
+        assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        katran.probes_mut().detach();
+        assert_eq!(attached(&pins).len(), 1);
+        host.run(|| katran.probes_mut().attach().unwrap());
+        assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        drop(katran);
         katran::remove(directory(&pins)).unwrap();
         assert!(pins.list().is_empty(), "{:?}", pins.list());
         let filters = host.tool("tc", "filter show dev eth0 egress").unwrap();
@@ -299,6 +310,13 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
     drop(katran);
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    answers().unwrap();
+    // The next handle has the entry, and what goes with its own programs.
+    let katran = Katran::builder().pin(directory(&pins)).adopt().unwrap();
+    assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
+    assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    answers().unwrap();
+    drop(katran);
     answers().unwrap();
     katran::remove(directory(&pins)).unwrap();
     assert_eq!((is_set(), own_pins()), (false, 0));

@@ -259,6 +259,13 @@ fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
         let (_, killed) = reload(Some(index + 1));
         assert!(killed, "{index}");
         works();
+        // The next one goes on as before it, and brings it about.
+        let mut next = Running::start(place.host(), place.balancer());
+        next.says("goes on with the balancer in");
+        next.says("balancing on eth0 in native mode");
+        works();
+        next.process.kill().unwrap();
+        works();
         place.remove();
     }
 }
