@@ -7,6 +7,8 @@ use std::net::Ipv6Addr;
 use fastrand::Rng;
 use katran_lab::private_bpf_fs;
 
+use super::super::change::Left;
+use super::super::change::Prepared;
 use super::*;
 use crate::config::Builder;
 use crate::config::Features;
@@ -412,7 +414,7 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
         katran.keep(Box::new(heap.clone())).ok().map(|()| heap)
     });
     let heap = enough.unwrap();
-    let mut refused = 0;
+    let (mut refused, mut ids_refused) = (0, 0);
     for mark in 1..13 {
         for address in (1..13).map(address) {
             let before = katran.state();
@@ -433,7 +435,18 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
             refused += 1;
         }
         assert_known(&katran, &heap, "routes");
+        let ids: Vec<_> = (0..4)
+            .map(|nth| ServerId::new(u32::MAX - 4 * mark - nth, address(mark as u8)))
+            .collect();
+        let found = katran.maps.server_ids.len();
+        if katran.server_ids_mut().add(&ids).is_err() {
+            // Packets have not seen it either.
+            assert_eq!(katran.maps.server_ids.len(), found);
+            ids_refused += 1;
+        }
+        assert_known(&katran, &heap, "server ids");
     }
+    assert!(ids_refused > 0);
     assert!(refused > 5, "{refused}");
     // It is made, written down or not.
     katran.stats_mut().unwatch_misses();
@@ -520,4 +533,44 @@ fn a_pinned_balancer_leaves_its_ledger() {
     drop(home);
     crate::pins::remove(&directory).unwrap();
     assert!(!directory.exists());
+}
+
+/// Refused in each phase: the numbers of reals that packets may have met are burnt for the next owner, too.
+#[test]
+fn a_change_that_the_kernel_refuses_is_known_to_be_none() {
+    let (mut katran, heap) = kept();
+    katran.add_vip(vip(1), VipFlags::empty()).unwrap();
+    let refusal = || Error::NotFound {
+        what: "what the kernel should do".to_owned(),
+    };
+    let prepared = |katran: &Katran, number| {
+        let deltas = [(address(number), 1)].into();
+        let staged = katran.table.stage_references(&deltas).unwrap();
+        Prepared::new(staged, only(Change::Mark(7, Some(address(number)))))
+    };
+    let mut generations = Vec::new();
+    for number in 1..6 {
+        let before = katran.state();
+        let written = prepared(&katran, number).write(&mut katran, |_| Err::<(), _>(refusal()));
+        assert!(written.is_err());
+        assert_known(&katran, &heap, "written");
+        let written =
+            prepared(&katran, number).write_in_sight(&mut katran, |_| Err::<(), _>(refusal()));
+        assert!(written.is_err());
+        assert_known(&katran, &heap, "written in sight");
+        let written = prepared(&katran, number).write(&mut katran, |_| Ok(()));
+        let switched = written
+            .unwrap()
+            .try_switch(&mut katran, |_, ()| Err::<(Left, ()), _>(refusal()));
+        assert!(switched.is_err());
+        assert_known(&katran, &heap, "switched");
+        assert_eq!(katran.state(), before);
+        let numbers = read(&heap).kept.table.stored_numbers();
+        generations.push(numbers);
+    }
+    // Two numbers are gone for each.
+    generations.dedup();
+    assert_eq!(generations.len(), 5);
+    katran.add_real(vip(1), Real::new(address(1))).unwrap();
+    assert_known(&katran, &heap, "a change that is made");
 }
