@@ -5,13 +5,15 @@
 //! balancer --config lb.toml --interface eth0 [--mode auto|native|generic]
 //! balancer --config lb.toml --interface eth0 --check
 //! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2] [--interface eth0]
+//! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran
+//! balancer --remove --pin /sys/fs/bpf/katran
 //! ```
 //! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
 //! working. With `flow_tracking = "changed"` it prints `drained: ...` when nothing has gone to a drained real for a
 //! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
 //! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
-//! SIGTERM detach and end it. `RUST_LOG=info` shows more of what the library does.
+//! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`. `RUST_LOG=info` shows more of what the library does.
 
 mod common;
 
@@ -60,6 +62,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let options = &arguments.options;
+    if let Some(removed) = options.removal() {
+        return common::exit("balancer", removed);
+    }
     if arguments.check {
         return match check(options) {
             Ok(true) => ExitCode::SUCCESS,

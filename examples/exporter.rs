@@ -88,6 +88,9 @@ struct Balancer {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if let Some(removed) = arguments.options.removal() {
+        return common::exit("exporter", removed);
+    }
     common::exit("exporter", export(&arguments))
 }
 
@@ -99,7 +102,7 @@ fn export(arguments: &Arguments) -> Result<()> {
     let listener = TcpListener::bind(arguments.listen)
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
 
-    let mut katran = common::load(&options.state()?)?;
+    let mut katran = options.load(&options.state()?)?;
     watch(&mut katran, arguments.watch_misses)?;
     options.attach(&mut katran)?;
     let recount = Recount::begin(&katran, arguments.recount)?;

@@ -61,6 +61,9 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    if let Some(removed) = arguments.options.removal() {
+        return common::exit("monitor", removed);
+    }
     common::exit("monitor", run(&arguments))
 }
 
@@ -70,7 +73,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let balancer = state.balancer.get_or_insert_default();
     let listed = balancer.features.unwrap_or_default();
     balancer.features = Some(listed | Features::INTROSPECTION);
-    let mut katran = common::load(&state)?;
+    let mut katran = arguments.options.load(&state)?;
     if !listed.contains(Features::INTROSPECTION) {
         say("switched introspection on".to_owned());
     }

@@ -71,6 +71,9 @@ enum News {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(removed) = arguments.options.removal() {
+        return common::exit("top", removed);
+    }
     let live = !arguments.plain && io::stdout().is_terminal();
     let (sender, news) = mpsc::channel();
     let mut log =

@@ -1,6 +1,6 @@
 //! What the examples that balance have in common: their options, the configuration file and what
 //! became of it, signals, and how they report. Each is a balancer in its own process: attached while
-//! it runs, and following its file at SIGHUP.
+//! it runs (with `--pin` also afterwards), and following its file at SIGHUP.
 
 #![allow(dead_code, reason = "each example uses a part")]
 
@@ -37,11 +37,11 @@ use signal_hook::iterator::Signals;
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The configuration: TOML with [balancer] and [[vip]]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "remove")]
+    config: Option<PathBuf>,
     /// Where packets come in and leave; may be given several times. With --shared it is attached to none:
     /// they are those of the root program, to look at for a diagnosis
-    #[arg(long, value_name = "NAME", required_unless_present = "shared")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["shared", "remove"])]
     pub(crate) interface: Vec<String>,
     /// Share the interface: be an entry of the root program that is pinned here
     #[arg(long, value_name = "PATH")]
@@ -52,6 +52,12 @@ pub(crate) struct Options {
     /// auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     pub(crate) mode: XdpMode,
+    /// Pin the balancer in this directory of a BPF file system: it forwards on when this program ends or is killed
+    #[arg(long, value_name = "DIR")]
+    pin: Option<PathBuf>,
+    /// Take away the balancer that is pinned with --pin, and end
+    #[arg(long, requires = "pin")]
+    remove: bool,
 }
 
 impl Options {
@@ -62,13 +68,38 @@ impl Options {
 
     /// What the file says.
     pub(crate) fn state(&self) -> Result<State> {
-        read(&self.config)
+        read(self.config())
+    }
+
+    fn config(&self) -> &Path {
+        // The parser has refused to go on without one.
+        self.config.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Takes a pinned balancer away, if that is what was asked for.
+    pub(crate) fn removal(&self) -> Option<Result<()>> {
+        let directory = self.pin.as_deref().filter(|_| self.remove)?;
+        let removed = katran::remove(directory);
+        Some(removed.map_err(Into::into).map(|()| {
+            say(format!("removed {}", directory.display()));
+        }))
     }
 
     /// A balancer with the settings and VIPs of a state, attached to the interfaces.
     pub(crate) fn start_from(&self, state: &State) -> Result<Katran> {
-        let mut katran = load(state)?;
+        let mut katran = self.load(state)?;
         self.attach(&mut katran)?;
+        Ok(katran)
+    }
+
+    /// A balancer with the settings and VIPs of a state, attached to nothing.
+    pub(crate) fn load(&self, state: &State) -> Result<Katran> {
+        let mut builder = state.builder()?;
+        if let Some(directory) = &self.pin {
+            builder = builder.pin(directory);
+        }
+        let mut katran = builder.load()?;
+        report(&katran.apply(state)?);
         Ok(katran)
     }
 
@@ -140,7 +171,7 @@ impl Options {
 
     /// Applies the file again; if that fails, nothing has changed.
     pub(crate) fn reload(&self, katran: &mut Katran) -> Result<Changes> {
-        Ok(katran.apply(&read(&self.config)?)?)
+        Ok(katran.apply(&self.state()?)?)
     }
 
     /// Applies the file again, and prints what changed or why nothing did.
@@ -163,8 +194,14 @@ impl Options {
         }
     }
 
-    /// Dropping the balancer would detach it, too; here it is reported.
+    /// Dropping the balancer would detach it, too; here it is reported. One that is pinned stays.
     pub(crate) fn stop(&self, katran: &mut Katran) {
+        if let Some(directory) = &self.pin {
+            return say(format!(
+                "balancing on without this program: pinned in {}",
+                directory.display()
+            ));
+        }
         for interface in self.own_interfaces() {
             match katran.detach(interface) {
                 Ok(()) => say(format!("detached from {interface}")),
@@ -178,13 +215,6 @@ impl Options {
             }
         }
     }
-}
-
-/// A balancer with the settings and VIPs of a state, attached to nothing.
-pub(crate) fn load(state: &State) -> Result<Katran> {
-    let mut katran = state.builder()?.load()?;
-    report(&katran.apply(state)?);
-    Ok(katran)
 }
 
 /// A program's end: an error goes to standard error, under the program's name.
