@@ -1,6 +1,6 @@
 //! What the calls of a loaded balancer write down: whatever was called, the next owner knows what this one does.
 
-mod calls;
+pub(in super::super) mod calls;
 
 use std::net::Ipv4Addr;
 
@@ -13,8 +13,6 @@ use calls::vip;
 use fastrand::Rng;
 use katran_lab::private_bpf_fs;
 
-use super::super::change::Left;
-use super::super::change::Prepared;
 use super::*;
 use crate::config::Builder;
 use crate::document::MarkState;
@@ -27,7 +25,6 @@ use crate::ledger::heap::Heap;
 use crate::mutate;
 use crate::mutate::one_of;
 use crate::pins::Home;
-use crate::types::Real;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
 use crate::types::VipFlags;
@@ -50,7 +47,7 @@ fn builder() -> Builder {
         .source_v6("2001:db8::99".parse().unwrap())
 }
 
-fn kept() -> (Katran, Heap) {
+pub(in super::super) fn kept() -> (Katran, Heap) {
     let mut katran = loaded();
     let heap = keep(&mut katran, Heap::new(1 << 14));
     (katran, heap)
@@ -61,12 +58,12 @@ fn keep(katran: &mut Katran, heap: Heap) -> Heap {
     heap
 }
 
-fn read(heap: &Heap) -> Replayed {
+pub(in super::super) fn read(heap: &Heap) -> Replayed {
     Ledger::read(Box::new(heap.found())).unwrap().1
 }
 
 /// The next owner knows everything.
-fn assert_known(katran: &Katran, heap: &Heap, after: &str) {
+pub(in super::super) fn assert_known(katran: &Katran, heap: &Heap, after: &str) {
     let found = read(heap);
     assert_eq!(found.under_way, None, "{after}");
     assert_eq!(found.before, None, "{after}");
@@ -339,44 +336,4 @@ fn a_pinned_balancer_leaves_its_ledger() {
     drop(home);
     crate::pins::remove(&directory).unwrap();
     assert!(!directory.exists());
-}
-
-/// Refused in each phase: the numbers of reals that packets may have met are burnt for the next owner, too.
-#[test]
-fn a_change_that_the_kernel_refuses_is_known_to_be_none() {
-    let (mut katran, heap) = kept();
-    katran.add_vip(vip(1), VipFlags::empty()).unwrap();
-    let refusal = || Error::NotFound {
-        what: "what the kernel should do".to_owned(),
-    };
-    let prepared = |katran: &Katran, number| {
-        let deltas = [(address(number), 1)].into();
-        let staged = katran.table.stage_references(&deltas).unwrap();
-        Prepared::new(staged, only(Change::Mark(7, Some(address(number)))))
-    };
-    let mut generations = Vec::new();
-    for number in 1..6 {
-        let before = katran.state();
-        let written = prepared(&katran, number).write(&mut katran, |_| Err::<(), _>(refusal()));
-        assert!(written.is_err());
-        assert_known(&katran, &heap, "written");
-        let written =
-            prepared(&katran, number).write_in_sight(&mut katran, |_| Err::<(), _>(refusal()));
-        assert!(written.is_err());
-        assert_known(&katran, &heap, "written in sight");
-        let written = prepared(&katran, number).write(&mut katran, |_| Ok(()));
-        let switched = written
-            .unwrap()
-            .try_switch(&mut katran, |_, ()| Err::<(Left, ()), _>(refusal()));
-        assert!(switched.is_err());
-        assert_known(&katran, &heap, "switched");
-        assert_eq!(katran.state(), before);
-        let numbers = read(&heap).kept.table.stored_numbers();
-        generations.push(numbers);
-    }
-    // Two numbers are gone for each.
-    generations.dedup();
-    assert_eq!(generations.len(), 5);
-    katran.add_real(vip(1), Real::new(address(1))).unwrap();
-    assert_known(&katran, &heap, "a change that is made");
 }

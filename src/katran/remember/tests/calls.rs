@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
+use super::Katran;
 use crate::config::Features;
 use crate::document::DecapState;
 use crate::document::VipState;
 use crate::error::Result;
-use crate::katran::Katran;
 use crate::types::DecapMode;
 use crate::types::Gateway;
 use crate::types::HashFunction;
@@ -26,7 +26,7 @@ pub(super) fn features() -> Features {
     Features::default() | Features::SOURCE_ROUTING | Features::INLINE_DECAP
 }
 
-pub(super) fn vip(number: u8) -> Vip {
+pub(in super::super::super) fn vip(number: u8) -> Vip {
     match number % 3 {
         0 => Vip::udp((Ipv4Addr::new(203, 0, 113, number), 443).into()),
         1 => Vip::tcp((Ipv4Addr::new(203, 0, 113, number), 0).into()),
@@ -36,7 +36,7 @@ pub(super) fn vip(number: u8) -> Vip {
     }
 }
 
-pub(super) fn address(number: u8) -> IpAddr {
+pub(in super::super::super) fn address(number: u8) -> IpAddr {
     match number % 4 {
         0 => Ipv6Addr::from(0x2001_0db8_ffff << 80 | u128::from(number)).into(),
         _ => Ipv4Addr::new(198, 51, 100, number).into(),
