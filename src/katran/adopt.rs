@@ -231,7 +231,10 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         None => None,
     };
     let ring_size = RingSize::try_from(config.ring_size)?;
+    // A new balancer begins with that of no interface.
+    let longest = maps.live.max_frame();
     let katran = Katran::new(config, fixed, ring_size, programs, maps, healthchecks);
+    katran.maps.live.set_max_frame(longest);
     Ok((katran, new))
 }
 

@@ -387,7 +387,17 @@ impl Katran {
 
 #[cfg(test)]
 mod tests {
+    use super::super::remember::only;
+    use super::super::remember::tests::assert_known;
+    use super::super::remember::tests::calls::address;
+    use super::super::remember::tests::calls::vip;
+    use super::super::remember::tests::kept;
+    use super::super::remember::tests::read;
     use super::*;
+    use crate::error::Error;
+    use crate::ledger::Change;
+    use crate::types::Real;
+    use crate::types::VipFlags;
 
     #[test]
     fn what_comes_and_goes_is_no_news() {
@@ -410,5 +420,45 @@ mod tests {
         let again = RealNews::Added(of(1).0, RealNumber(9));
         assert_eq!(net(&[removed(1), again]), [removed(1), again]);
         assert_eq!(net(&[]), []);
+    }
+
+    /// Refused in each phase: the numbers of reals that packets may have met are burnt for the next owner, too.
+    #[test]
+    fn a_change_that_the_kernel_refuses_is_known_to_be_none() {
+        let (mut katran, heap) = kept();
+        katran.add_vip(vip(1), VipFlags::empty()).unwrap();
+        let refusal = || Error::NotFound {
+            what: "what the kernel should do".to_owned(),
+        };
+        let prepared = |katran: &Katran, number| {
+            let deltas = [(address(number), 1)].into();
+            let staged = katran.table.stage_references(&deltas).unwrap();
+            Prepared::new(staged, only(Change::Mark(7, Some(address(number)))))
+        };
+        let mut generations = Vec::new();
+        for number in 1..6 {
+            let before = katran.state();
+            let written = prepared(&katran, number).write(&mut katran, |_| Err::<(), _>(refusal()));
+            assert!(written.is_err());
+            assert_known(&katran, &heap, "written");
+            let written =
+                prepared(&katran, number).write_in_sight(&mut katran, |_| Err::<(), _>(refusal()));
+            assert!(written.is_err());
+            assert_known(&katran, &heap, "written in sight");
+            let written = prepared(&katran, number).write(&mut katran, |_| Ok(()));
+            let switched = written
+                .unwrap()
+                .try_switch(&mut katran, |_, ()| Err::<(Left, ()), _>(refusal()));
+            assert!(switched.is_err());
+            assert_known(&katran, &heap, "switched");
+            assert_eq!(katran.state(), before);
+            let numbers = read(&heap).kept.table.stored_numbers();
+            generations.push(numbers);
+        }
+        // Two numbers are gone for each.
+        generations.dedup();
+        assert_eq!(generations.len(), 5);
+        katran.add_real(vip(1), Real::new(address(1))).unwrap();
+        assert_known(&katran, &heap, "a change that is made");
     }
 }

@@ -239,4 +239,4 @@ fn ring_size(config: &Config) -> std::result::Result<RingSize, &'static str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -133,7 +133,11 @@ impl Ledger {
         intent: Intent,
         view: impl FnOnce() -> io::Result<View<'a>>,
     ) -> io::Result<()> {
-        debug_assert!(!self.is_open, "a change within a change");
+        if mem::take(&mut self.is_open) {
+            // A panic has cut one off, and the embedder has caught it: what there is now is what counts.
+            ::log::error!("a change has not come to its end, and another one begins");
+            self.is_behind = true;
+        }
         self.put(&Record::Intent(intent), view)?;
         self.is_open = true;
         Ok(())

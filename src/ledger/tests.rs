@@ -414,6 +414,26 @@ fn what_was_not_written_is_in_the_next_snapshot() {
     assert_same(&read(&heap.found()).unwrap().1.kept, &kept);
 }
 
+/// A panic that the embedder has caught: what came of that change is in the snapshot.
+#[test]
+fn a_change_that_has_not_come_to_its_end_is_none_for_the_next_one() {
+    let mut kept = small();
+    let (heap, mut ledger) = begun(&kept);
+    let mark = |mark| Intent {
+        edit: None,
+        changes: vec![Change::Mark(
+            mark,
+            Some(Ipv4Addr::new(198, 51, 100, 1).into()),
+        )],
+    };
+    ledger.intend(mark(1), || Ok(kept.view())).unwrap();
+    kept.finish(mark(2)).unwrap();
+    ledger.intend(mark(3), || Ok(kept.view())).unwrap();
+    let found = read(&heap.found()).unwrap().1;
+    assert_same(&found.kept, &kept);
+    assert_eq!(found.under_way, Some(mark(3)));
+}
+
 #[test]
 fn a_mutated_ledger_is_read_or_refused() {
     let (mut taken, mut refused) = (0, 0);
