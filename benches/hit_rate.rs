@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::Real;
 use katran::RealChange;
@@ -295,6 +296,7 @@ fn balancer(kind: FlowTableKind, flows: u32, limit: u32, cpu: u32) -> Katran {
         .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
         .forwarding_cpus([cpu])
         .flow_table(kind)
+        .flow_tracking(FlowTracking::All)
         .flow_table_size(flows.into())
         .flood_threshold(limit)
         .load()

@@ -20,6 +20,7 @@ use std::thread;
 use std::time::Instant;
 
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran_lab::Host;
 use katran_lab::allowed_cpus;
 use katran_lab::require_root;
@@ -35,8 +36,9 @@ use crate::common::SYN;
 use crate::common::Spread;
 use crate::common::TCP;
 use crate::common::UDP;
-use crate::common::balancer;
 use crate::common::frame;
+use crate::common::serve;
+use crate::common::settings;
 
 /// Two CPUs against one, at least.
 const TARGET: f64 = 1.9;
@@ -116,12 +118,14 @@ fn compare_the_machine(cpus: [usize; 2], effort: &Effort) {
 
 /// Whether all factors are as they should be.
 fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
-    let katran = balancer(
+    // All flows in the tables: packets that ask none share nothing that could be in each other's way.
+    let settings = settings(
         FlowTableKind::default(),
         FLOW_TABLE_SIZE,
         Some(NO_FLOOD_GUARD),
         &cpus.map(|cpu| cpu as u32),
     );
+    let katran = serve(settings.flow_tracking(FlowTracking::All));
     let mut scales = true;
     for (name, frame) in [
         ("TCP/IPv4 established", frame(false, TCP, ACK, PORT)),

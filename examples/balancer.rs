@@ -10,7 +10,7 @@
 //! ```
 //! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
-//! working. With `flow_tracking = "changed"` it prints `drained: ...` when nothing has gone to a drained real for a
+//! working. Unless the file says `flow_tracking = "all"`, it prints `drained: ...` when nothing has gone to a drained real for a
 //! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
 //! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
 //! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`. `RUST_LOG=info` shows more of what the library does.

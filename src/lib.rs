@@ -1,8 +1,8 @@
 //! katran: a layer-4 load balancer to embed.
 //!
-//! An XDP program picks a backend ("real") for each flow by Maglev hashing, remembers the flow in
-//! a table of fixed size, wraps its packets in another IP packet and sends them on; backends
-//! answer clients directly. This crate loads and steers that program: [`Katran`] for the
+//! An XDP program picks a backend ("real") for each flow by Maglev hashing, wraps its packets in
+//! another IP packet and sends them on; where a change would move flows, a table of fixed size
+//! remembers them. Backends answer clients directly. This crate loads and steers that program: [`Katran`] for the
 //! balancer, [`Decap`] for the backend's end of the tunnel. It is compatible on the wire with
 //! Facebook's Katran: hosts of both kinds behind one ECMP route send every flow to the same
 //! backend.

@@ -88,17 +88,7 @@ pub(crate) fn frame(v6: bool, protocol: u8, tcp_flags: u8, port: u16) -> Vec<u8>
     frame
 }
 
-/// Two VIPs, for TCP and UDP each, with reals of IPv4.
-pub(crate) fn balancer(
-    kind: FlowTableKind,
-    flow_table_size: u64,
-    flood_threshold: Option<u32>,
-    cpus: &[u32],
-) -> Katran {
-    serve(settings(kind, flow_table_size, flood_threshold, cpus))
-}
-
-/// The settings of such a balancer.
+/// The settings of a balancer with two VIPs, for TCP and UDP each.
 pub(crate) fn settings(
     kind: FlowTableKind,
     flow_table_size: u64,

@@ -32,9 +32,11 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         table.row([name.to_owned(), what.to_owned(), frames, bytes]);
     }
     for (name, what, number) in [
-        ("flow table", "packets for a VIP", flows.packets),
-        ("", "new TCP connections (SYN)", flows.miss_syn),
-        ("", "unknown TCP connections", flows.miss_non_syn),
+        ("to VIPs", "settled slot: by the ring", flows.settled),
+        ("", "unsettled: by its base", flows.by_base),
+        ("", "unsettled: by a flow's entry", flows.by_entry),
+        ("", "unsettled: a new connection", flows.miss_syn),
+        ("", "unsettled: an unknown one", flows.miss_non_syn),
         ("", "on a CPU without a table", flows.fallback),
         ("icmp", "pings answered", icmp.echo_v4 + icmp.echo_v6),
     ] {

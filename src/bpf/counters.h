@@ -4,6 +4,7 @@
 
 #include "config.h"
 #include "maps.h"
+#include "verifier.h"
 
 #include <stdbool.h>
 #include <linux/if_ether.h>
@@ -55,6 +56,7 @@ static __always_inline void note_step(const struct run *run, enum step step)
 
 static __always_inline int drop(const struct run *run, enum drop_reason reason)
 {
+	stay_aside();
 	run->cpu->counters.drops[reason]++;
 	if (is(run, EXPLAINS))
 		run->explanation->drop = reason;

@@ -99,7 +99,7 @@ static __always_inline struct real *flow_find(const struct run *run,
 	if (!value)
 		return NULL;
 	*number = id & REAL_NUMBER_MASK;
-	real = real_in(run, *number);
+	real = real_at(*number);
 	if (!real || real->id != id)
 		return NULL;
 	if (key->protocol == IPPROTO_UDP && !used_since(value->used, now, udp_timeout))
@@ -119,8 +119,7 @@ static __always_inline int flow_choose(const struct flow_place *place, __u32 now
 
 /* The real of a SYN whose flow has an entry that was used a moment ago: anybody can send a SYN, so it
  * changes nothing. NULL: there is none. */
-static __always_inline struct real *flow_follow(const struct run *run,
-						const struct flow_place *place,
+static __always_inline struct real *flow_follow(const struct flow_place *place,
 						const struct flow_key *key, int chosen, __u32 now,
 						__u32 *number)
 {
@@ -144,7 +143,7 @@ static __always_inline struct real *flow_follow(const struct run *run,
 			return NULL;
 	}
 	*number = id & REAL_NUMBER_MASK;
-	real = real_in(run, *number);
+	real = real_at(*number);
 	if (!real || !id || real->id != id || !used_since(value->used, now, syn_follows))
 		return NULL;
 	return real;

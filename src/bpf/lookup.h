@@ -25,7 +25,7 @@ static __always_inline struct vip_info *vip_at(__u64 number)
 	return &infos[number];
 }
 
-/* The same of a number that is kept for later, too: see real_among_much. */
+/* The same of a number that is kept for later, too: see real_at(). */
 static __always_inline struct vip_info *kept_vip_at(__u64 number)
 {
 	barrier_var(number);
@@ -190,18 +190,9 @@ static __always_inline bool find_vip_once(struct packet *packet, enum family fam
 	return family == FAMILY_V6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
 }
 
-/* The real of this number; NULL if there can be none. */
-static __always_inline struct real *real_at(__u32 number)
-{
-	struct real *first = reals;
-
-	barrier_var(first);
-	return number <= max_reals ? &first[number] : NULL;
-}
-
-/* The same where much else needs a register: the verifier has to see comparison and access with one, in this order, for that
- * of Linux 6.1 forgets the bounds of what is put aside. */
-static __always_inline struct real *real_among_much(__u64 number)
+/* The real of this number; NULL if there can be none. The verifier has to see comparison and access with one register, in
+ * this order, for that of Linux 6.1 forgets the bounds of what is put aside. */
+static __always_inline struct real *real_at(__u64 number)
 {
 	struct real *first = reals;
 
@@ -213,9 +204,22 @@ static __always_inline struct real *real_among_much(__u64 number)
 	return &first[number];
 }
 
-static __always_inline struct real *real_in(const struct run *run, __u32 number)
+/* The real of this number, NULL also for 0: both ends of the range by one comparison. */
+static __always_inline struct real *real_numbered(__u64 number)
 {
-	return is(run, SPECIAL | FULL) ? real_among_much(number) : real_at(number);
+	struct real *first = reals + 1;
+	struct real *real;
+
+	/* As in real_at(). */
+	barrier_var(first);
+	number--;
+	barrier_var(number);
+	if (number >= max_reals)
+		return NULL;
+	barrier_var(number);
+	real = &first[number];
+	__builtin_assume(real != NULL);
+	return real;
 }
 
 /* Whether there is the real with this id. The verifier looks at it once: among much else the compiler would

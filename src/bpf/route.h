@@ -43,7 +43,7 @@ static __always_inline struct real *by_packet(const struct run *run, struct choi
 	}
 	note_step(run, (__u32)routed >> REAL_NUMBER_BITS);
 	choice->number = routed & REAL_NUMBER_MASK;
-	return real_in(run, choice->number);
+	return real_at(choice->number);
 }
 
 /* Step 5: what the host application has put into the global flow table. */
@@ -68,7 +68,7 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 	if (!found)
 		return NULL;
 	id = *found;
-	real = real_in(run, id & REAL_NUMBER_MASK);
+	real = real_at(id & REAL_NUMBER_MASK);
 	if (!real || real->id != id)
 		return NULL;
 	run->cpu->counters.global_hits++;
@@ -110,7 +110,7 @@ static __always_inline bool is_void(const struct run *run, const struct packet *
 /* Whether a source route leads to a real that is down. */
 static __always_inline bool leads_to_down(const struct run *run, const struct choice *choice)
 {
-	const struct real *real = real_in(run, choice->number);
+	const struct real *real = real_at(choice->number);
 
 	return real && void_reason(run, choice, real) == VOID_DOWN;
 }
@@ -177,7 +177,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	if (!error && !in_flood(run, now) && !(flags & (VIP_LRU_BYPASS | VIP_NO_REALS))) {
 		chosen = flow_choose(&choice->place, now);
 		if (packet->tcp_flags & TCP_SYN) {
-			real = flow_follow(run, &choice->place, &packet->flow, chosen, now,
+			real = flow_follow(&choice->place, &packet->flow, chosen, now,
 					   &choice->number);
 			if (real && !void_reason(run, choice, real)) {
 				note_step(run, STEP_FLOW_TABLE);
@@ -221,7 +221,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 			return NULL;
 	}
 	choice->reason = DROP_RING_UNKNOWN_REAL;
-	real = real_in(run, choice->number);
+	real = real_at(choice->number);
 	if (!real)
 		return NULL;
 	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
@@ -242,14 +242,17 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 static __always_inline struct real *by_settled_slot(const struct run *run, struct choice *choice,
 						    const struct slot *slot)
 {
+	struct real *real;
+
 	run->cpu->counters.settled++;
 	note_step(run, STEP_SETTLED_SLOT);
 	choice->number = slot->word & SLOT_REAL;
-	choice->reason = DROP_RING_EMPTY;
-	if (!choice->number)
-		return NULL;
-	choice->reason = DROP_RING_UNKNOWN_REAL;
-	return real_of_slot(choice->number);
+	real = real_numbered(choice->number);
+	if (unlikely(!real)) {
+		stay_aside();
+		choice->reason = choice->number ? DROP_RING_UNKNOWN_REAL : DROP_RING_EMPTY;
+	}
+	return real;
 }
 
 /* Tells this CPU's record of a packet's flow, and of its VIP. */

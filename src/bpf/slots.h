@@ -50,7 +50,7 @@ static __always_inline __u32 number_in(const struct slot *slot)
  * are one for it. */
 static __always_inline struct real *real_of_slot(__u64 number)
 {
-	return real_among_much(number + unknown_zero(number));
+	return real_at(number + unknown_zero(number));
 }
 
 static __always_inline struct slot find_slot(__u32 ring, __u32 hash)

@@ -34,6 +34,9 @@ static __always_inline __u64 sign_mask(__u64 number)
 	return mask;
 }
 
+/* Keeps what a rare branch sets in that branch: compilers set a number before they branch if nothing else is done there. */
+#define stay_aside() asm volatile("" : : "i"(__COUNTER__))
+
 /* Follows a call in each of two branches, so that the compiler does not make one call of both, with a map that it
  * chooses: the verifier puts loads, or a direct call, in the place of a lookup only if it knows the map. The number
  * makes each place another, so that nothing takes the ends of both branches for the same. */

@@ -326,6 +326,8 @@ settings! {
     }
 
     /// The largest number of reals, over all VIPs; each address counts once.
+    ///
+    /// More than 32,767 need `flow_tracking = "all"`.
     #[doc(alias = "maxReals")]
     max_reals: u32 => u16 {
         set: max_reals(reals: u32) = reals,
@@ -387,7 +389,7 @@ settings! {
     /// With `changed`, `max_reals` is at most 32,767.
     flow_tracking: FlowTracking {
         set: flow_tracking(tracking: FlowTracking) = tracking,
-        default: (FlowTracking::All, "`all`"),
+        default: (FlowTracking::Changed, "`changed`"),
         range: ("`all` or `changed`"),
         unit: "choice",
         key: text,

@@ -43,8 +43,8 @@ impl Builder {
                 "max_reals",
                 config.max_reals,
                 format!(
-                    "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\"; up to {} go with \
-                     flow_tracking = \"all\"",
+                    "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default; up to {} go \
+                     with flow_tracking = \"all\"",
                     u16::MAX
                 ),
             ));
@@ -179,7 +179,8 @@ mod tests {
             config.placement,
             [placed(0, Some(0)), placed(1, Some(0)), placed(2, Some(1))]
         );
-        assert_eq!(config.flows_per_cpu, 2_666_667);
+        assert_eq!(config.flow_tracking, FlowTracking::Changed);
+        assert_eq!(config.flows_per_cpu, 1_333_334);
         assert_eq!(config.ring_size, 65_537);
         assert_eq!((config.max_vips, config.max_reals), (512, 4096));
         assert_eq!(config.features, crate::config::Features::default());

@@ -77,8 +77,9 @@ pub(crate) struct Balancer {
     pub(crate) online_cpus: u32,
     /// Those with a flow table.
     pub(crate) forwarding_cpus: BTreeSet<u32>,
+    /// Forwarded by all CPUs, and by those without a flow table.
     pub(crate) packets: u64,
-    pub(crate) fallback: u64,
+    pub(crate) without_table: u64,
     pub(crate) vips: usize,
     /// There are VIPs of IPv6.
     pub(crate) vips_of_v6: bool,
@@ -248,9 +249,9 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
     interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
     let message = format!(
         "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
-        facts.fallback, facts.packets
+        facts.without_table, facts.packets
     );
-    match facts.fallback {
+    match facts.without_table {
         0 => found.ok(Subject::FallbackTable, message),
         _ => found.warn(
             Subject::FallbackTable,

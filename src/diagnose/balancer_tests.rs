@@ -76,7 +76,7 @@ fn good() -> Balancer {
         online_cpus: 4,
         forwarding_cpus: (0..4).collect(),
         packets: 100,
-        fallback: 0,
+        without_table: 0,
         vips: 1,
         vips_of_v6: true,
         tunnel_ends: TunnelEnds::default(),

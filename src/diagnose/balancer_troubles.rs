@@ -310,7 +310,7 @@ fn troubles_of_the_interface() {
             "combined 4",
         ),
         (
-            |f| f.fallback = 50,
+            |f| f.without_table = 50,
             Warning,
             Subject::FallbackTable,
             "50 of 100 packets since the balancer was loaded",

@@ -119,7 +119,8 @@ impl Katran {
             None => Vec::new(),
         };
         let config = &self.config;
-        let flow_table = self.stats().flow_table()?;
+        let cpus = self.stats().cpus()?;
+        let forwarding_cpus: BTreeSet<u32> = self.forwarding_cpus().into_iter().collect();
         let drops = self.stats().drop_reasons()?;
         let has_reals = |family| {
             let mut reals = self.table.reals();
@@ -165,9 +166,13 @@ impl Katran {
             next_hops_previewed: previewed,
             neighbours,
             online_cpus: Topology::read()?.online.len() as u32,
-            forwarding_cpus: self.forwarding_cpus().into_iter().collect(),
-            packets: flow_table.packets,
-            fallback: flow_table.fallback,
+            packets: cpus.iter().map(|cpu| cpu.forwarded).sum(),
+            without_table: cpus
+                .iter()
+                .filter(|cpu| !forwarding_cpus.contains(&cpu.cpu))
+                .map(|cpu| cpu.forwarded)
+                .sum(),
+            forwarding_cpus,
             vips: self.table.vips().len(),
             vips_of_v6: self.table.vips().any(|(vip, _)| vip.address().is_ipv6()),
             tunnel_ends: TunnelEnds {

@@ -131,7 +131,6 @@ impl FromStr for OuterDontFragment {
 #[non_exhaustive]
 pub enum FlowTracking {
     /// All of them, as in Katran: each packet asks the flow table.
-    #[default]
     All,
     /// Those that are not where the ring leads them: packets ask the flow table only in slots of a ring
     /// that have changed hands since some flow in them may have begun.
@@ -141,6 +140,7 @@ pub enum FlowTracking {
     /// VIPs whose flows something else than the ring may place (`QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
     /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on) have all of
     /// theirs remembered all the same.
+    #[default]
     Changed,
 }
 

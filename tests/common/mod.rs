@@ -20,6 +20,7 @@ use std::time::Duration;
 use katran::Builder;
 use katran::Flow;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Protocol;
@@ -43,15 +44,21 @@ pub(crate) fn flow_table() -> FlowTableKind {
         .map_or(FlowTableKind::default(), |kind| kind.parse().unwrap())
 }
 
-/// A balancer with small tables; the other settings at their defaults.
+/// A balancer with small tables, in which changed flows are remembered; the other settings at their defaults.
 pub(crate) fn builder() -> Builder {
     Katran::builder()
         .flow_table(flow_table())
+        .flow_tracking(FlowTracking::Changed)
         .gateway_mac(GATEWAY)
         .max_vips(MAX_VIPS)
         .max_reals(MAX_REALS)
         .ring_size(RING_SIZE)
         .flow_table_size(10_000)
+}
+
+/// As [`builder`], with all flows in the flow table: for tests of that, and of what asks it.
+pub(crate) fn all_in_table() -> Builder {
+    builder().flow_tracking(FlowTracking::All)
 }
 
 pub(crate) fn load(builder: Builder) -> Katran {

@@ -4,6 +4,7 @@
 use katran::DecapMode;
 use katran::Error;
 use katran::Flow;
+use katran::FlowTracking;
 use katran::HashFunction;
 use katran::Katran;
 use katran::Protocol;
@@ -119,7 +120,9 @@ fn a_document_becomes_a_balancer_and_a_document_again() {
 
 #[test]
 fn what_does_not_change_keeps_flows_counters_and_numbers() {
-    let mut katran = from_state(&document());
+    let mut state = document();
+    state.balancer.as_mut().unwrap().flow_tracking = Some(FlowTracking::All);
+    let mut katran = from_state(&state);
     let one = vip("203.0.113.1:443/tcp");
     let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.1:443"));
     let real = katran.simulate(&syn(flow)).unwrap().real;
@@ -128,7 +131,6 @@ fn what_does_not_change_keeps_flows_counters_and_numbers() {
     let table = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
     assert_eq!(table.len(), 1);
 
-    let mut state = document();
     state.vips.retain(|entry| entry.vip.port() != 80);
     let mut new = VipState::new(vip("203.0.113.3:80/tcp"));
     new.reals = vec![Real::new(ip("198.51.100.9"))];

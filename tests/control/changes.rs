@@ -33,6 +33,7 @@ use katran::state::VipState;
 use nix::errno::Errno;
 use nix::libc;
 
+use crate::common::all_in_table;
 use crate::common::bpf;
 use crate::common::builder;
 use crate::common::faults;
@@ -494,7 +495,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
 
 #[test]
 fn a_watch_that_cannot_begin_leaves_the_one_before() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
     katran.stats_mut().watch_misses(one).unwrap();

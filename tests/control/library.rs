@@ -23,6 +23,7 @@ use katran::flows::Simulation;
 use katran::stats::DropReason;
 use katran::stats::MapUse;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::builder;
 use crate::common::fixtures::A;
@@ -366,27 +367,32 @@ fn flags_of_a_real_are_the_same_for_all_vips() {
 
 #[test]
 fn numbers_are_used_again_with_nothing_left_of_their_past() {
-    let mut katran = load(builder().max_vips(2).max_reals(2).ring_size(13));
-    for round in 0..40u8 {
-        let text = format!("203.0.113.{round}:443/tcp");
-        let reals = [1, 2].map(|i| format!("198.51.{}.{i}", 100 + round));
-        let vip = serve(
-            &mut katran,
-            &text,
-            VipFlags::empty(),
-            &[&reals[0], &reals[1]],
-        );
-        assert_eq!(katran.stats().vip(vip).unwrap(), Default::default());
-        let to = format!("203.0.113.{round}:443");
-        for flow in flows(Protocol::Tcp, &to, 20) {
-            let ran = katran.simulate(&frame(flow)).unwrap();
-            assert_eq!(ran.reason, Reason::Ring);
-            assert!(reals.contains(&ran.real.unwrap().to_string()));
+    for (builder, reason) in [
+        (all_in_table(), Reason::Ring),
+        (builder(), Reason::SettledSlot),
+    ] {
+        let mut katran = load(builder.max_vips(2).max_reals(2).ring_size(13));
+        for round in 0..40u8 {
+            let text = format!("203.0.113.{round}:443/tcp");
+            let reals = [1, 2].map(|i| format!("198.51.{}.{i}", 100 + round));
+            let vip = serve(
+                &mut katran,
+                &text,
+                VipFlags::empty(),
+                &[&reals[0], &reals[1]],
+            );
+            assert_eq!(katran.stats().vip(vip).unwrap(), Default::default());
+            let to = format!("203.0.113.{round}:443");
+            for flow in flows(Protocol::Tcp, &to, 20) {
+                let ran = katran.simulate(&frame(flow)).unwrap();
+                assert_eq!(ran.reason, reason);
+                assert!(reals.contains(&ran.real.unwrap().to_string()));
+            }
+            let stats = katran.stats().reals(&reals.map(|real| ip(&real))).unwrap();
+            let packets: u64 = stats.iter().map(|real| real.forwarded.packets).sum();
+            assert_eq!(packets, 20, "from zero");
+            katran.remove_vip(vip).unwrap();
         }
-        let stats = katran.stats().reals(&reals.map(|real| ip(&real))).unwrap();
-        let packets: u64 = stats.iter().map(|real| real.forwarded.packets).sum();
-        assert_eq!(packets, 20, "from zero");
-        katran.remove_vip(vip).unwrap();
     }
 }
 

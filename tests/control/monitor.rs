@@ -36,7 +36,7 @@ pub(super) const TCP: &str = "203.0.113.1:80";
 pub(super) const QUIC: &str = "203.0.113.2:443";
 
 fn load(features: Features) -> Katran {
-    let mut katran = common::load(common::builder().features(features));
+    let mut katran = common::load(common::all_in_table().features(features));
     let reals = ["198.51.100.1", "2001:db8:2::1"];
     serve(
         &mut katran,
@@ -263,7 +263,7 @@ fn what_came_before_a_monitor_or_was_not_asked_for_is_not_delivered() {
 
 #[test]
 fn events_beyond_the_buffer_are_counted_as_lost() {
-    let builder = common::builder()
+    let builder = common::all_in_table()
         .features(Features::default() | Features::INTROSPECTION)
         .event_buffer(4096);
     let mut katran = common::load(builder);

@@ -3,6 +3,7 @@
 
 use katran::Family;
 use katran::Flow;
+use katran::FlowTracking;
 use katran::MacAddr;
 use katran::Real;
 use katran::Vip;
@@ -62,7 +63,9 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
         panic!("this test needs two CPUs");
     };
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
-        builder.forwarding_cpus([last])
+        builder
+            .flow_tracking(FlowTracking::All)
+            .forwarding_cpus([last])
     });
     assert_eq!(site::arrive_on_one_cpu(&site.lab), other);
     let _servers = site.lab.serve_udp(PORT).unwrap();
@@ -99,7 +102,10 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
     site.katran = {
         let Site { katran, lab, .. } = &mut site;
         katran.detach_all();
-        site::balancer(lab, 0, XdpMode::Native, |builder| builder).0
+        site::balancer(lab, 0, XdpMode::Native, |builder| {
+            builder.flow_tracking(FlowTracking::All)
+        })
+        .0
     };
     site.add_service(vip, &reals);
     site::udp(&site.lab.client, vip).ask(b"who").unwrap();

@@ -1,6 +1,7 @@
 //! Diagnosis: nothing bad is said of a good place, and each trouble, made for real, is found.
 
 use katran::Encapsulation;
+use katran::FlowTracking;
 use katran::Gateway;
 use katran::NextHops;
 use katran::Real;
@@ -255,10 +256,16 @@ fn unfinished_checksums_are_finished_in_generic_mode() {
 
 #[test]
 fn packets_on_cpus_without_a_table_are_found() {
-    let arriving = site::cpus()[0];
-    let other = site::cpus().into_iter().find(|cpu| *cpu != arriving);
+    // Also where packets ask no table, for they will as soon as a ring changes.
+    let cpus = site::cpus();
+    for tracking in [FlowTracking::Changed, FlowTracking::All] {
+        packets_without_a_table_are_found(tracking, cpus[1]);
+    }
+}
+
+fn packets_without_a_table_are_found(tracking: FlowTracking, other: u32) {
     let site = site(XdpMode::Native, |builder| {
-        builder.forwarding_cpus([other.unwrap()])
+        builder.flow_tracking(tracking).forwarding_cpus([other])
     });
     assert!(!bad(&diagnose(&site)).contains(&Subject::FallbackTable));
     site::arrive_on_one_cpu(&site.lab);

@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 
 use katran::Flow;
+use katran::FlowTracking;
 use katran::HashFunction;
 use katran::Katran;
 use katran::MacAddr;
@@ -30,8 +31,10 @@ fn vips(lab: &Lab) -> [Vip; 2] {
 }
 
 /// A balancer with both VIPs; `turned` adds everything the other way round.
-fn join(lab: &Lab, index: usize, turned: bool) -> Katran {
-    let (mut katran, _) = site::balancer(lab, index, XdpMode::Native, |builder| builder);
+fn join(lab: &Lab, index: usize, turned: bool, tracking: FlowTracking) -> Katran {
+    let (mut katran, _) = site::balancer(lab, index, XdpMode::Native, |builder| {
+        builder.flow_tracking(tracking)
+    });
     let mut vips = vips(lab);
     if turned {
         vips.reverse();
@@ -60,6 +63,15 @@ fn assert_all_continue(connections: &mut [(TcpClient, String)], when: &str) {
 
 #[test]
 fn connections_survive_a_balancer_that_leaves_and_comes_back() {
+    connections_survive(FlowTracking::Changed);
+}
+
+#[test]
+fn where_all_flows_are_remembered_they_survive_though_the_other_has_no_entries() {
+    connections_survive(FlowTracking::All);
+}
+
+fn connections_survive(tracking: FlowTracking) {
     require_root();
     let lab = Lab::new(LabConfig {
         balancers: 2,
@@ -69,8 +81,8 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
     .unwrap();
     let decaps = site::decaps(&lab, XdpMode::Native);
     let servers = lab.serve_tcp(PORT).unwrap();
-    let first = join(&lab, 0, false);
-    let second = join(&lab, 1, true);
+    let first = join(&lab, 0, false, tracking);
+    let second = join(&lab, 1, true, tracking);
     let mut connections = Vec::new();
     for vip in vips(&lab) {
         for _ in 0..CONNECTIONS {
@@ -97,12 +109,22 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
 
     lab.remove_balancer_route(0).unwrap();
     drop(first);
-    let misses = |katran: &Katran| katran.stats().flow_table().unwrap().miss_non_syn;
+    // Of connections that it knows nothing of: where only changed flows are remembered it knows of none.
+    let misses = |katran: &Katran| {
+        let counters = katran.stats().flow_table().unwrap();
+        match tracking {
+            FlowTracking::Changed => {
+                assert_eq!((counters.packets, counters.misses), (0, 0));
+                counters.settled
+            }
+            _ => counters.miss_non_syn,
+        }
+    };
     let before = misses(&second);
     assert_all_continue(&mut connections, "without the first");
     assert!(misses(&second) > before, "it knew nothing of these");
 
-    let first = join(&lab, 0, true);
+    let first = join(&lab, 0, true, tracking);
     lab.add_balancer_route(0).unwrap();
     assert_all_continue(&mut connections, "with the first again");
     assert!(misses(&first) > 0, "it knew nothing of these");
@@ -151,8 +173,9 @@ impl Random {
 fn balancers_with_the_same_services_agree_on_every_flow() {
     require_root();
     // No two have the same numbers of reals and VIPs, and one has a history.
-    let load = || {
+    let load = |tracking| {
         site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
+            .flow_tracking(tracking)
             .ring_size(65_537)
             .load()
             .unwrap()
@@ -169,8 +192,12 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
             Real::new(address).weight(n % 4)
         })
         .collect();
-    for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
-        let mut katrans = [load(), load(), load()];
+    for (function, tracking) in [
+        (HashFunction::Maglev, FlowTracking::Changed),
+        (HashFunction::MaglevV2, FlowTracking::Changed),
+        (HashFunction::MaglevV2, FlowTracking::All),
+    ] {
+        let mut katrans = [(); 3].map(|()| load(tracking));
         for (number, katran) in katrans.iter_mut().enumerate() {
             let (mut vips, mut reals) = (vips.clone(), reals.clone());
             vips.rotate_left(number);
@@ -190,6 +217,8 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
                 if number == 2 {
                     katran.remove_real(vip, gone.address()).unwrap();
                 }
+                // Slots that have changed hands remember whose they were, which is not the same for all.
+                let _ = katran.flows_mut().purge(vip).unwrap();
             }
         }
         let numbers = katrans.each_ref().map(Katran::real_numbers);

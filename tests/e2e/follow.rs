@@ -24,6 +24,7 @@ use katran::XdpMode;
 use katran::attachments::NextHop;
 use katran_lab::Host;
 use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
 use katran_lab::require_root;
 use katran_lab::waited;
 
@@ -375,6 +376,7 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
                 changes.fetch_add(2, Ordering::Relaxed);
             }
         });
+        let _stop = StopOnDrop(&stop);
         let mut slow = [0; 2];
         let mut asked = 0;
         let began = Instant::now();

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+use katran::Builder;
 use katran::Flow;
 use katran::FlowTracking;
 use katran::Real;
@@ -20,9 +21,13 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
+fn all_remembered(builder: Builder) -> Builder {
+    builder.flow_tracking(FlowTracking::All)
+}
+
 #[test]
 fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
-    let mut site = Site::new(LabConfig::default());
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, all_remembered);
     site::arrive_on_one_cpu(&site.lab);
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     for address in [site.lab.vip4(), site.lab.vip6()] {
@@ -212,7 +217,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
 
 #[test]
 fn a_removed_real_loses_its_flows_while_another_vip_has_it() {
-    let mut site = Site::new(LabConfig::default());
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, all_remembered);
     site::arrive_on_one_cpu(&site.lab);
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let address = site.lab.vip4();
@@ -253,7 +258,9 @@ fn a_flow_of_a_removed_real_does_not_go_to_the_next_owner_of_its_number() {
         backends: 3,
         ..LabConfig::default()
     };
-    let mut site = Site::with(config, XdpMode::Native, |builder| builder.max_reals(2));
+    let mut site = Site::with(config, XdpMode::Native, |builder| {
+        all_remembered(builder).max_reals(2)
+    });
     site::arrive_on_one_cpu(&site.lab);
     let _servers = site.lab.serve_udp(PORT).unwrap();
     let address = site.lab.vip4();
@@ -299,7 +306,7 @@ fn clients_of_a_removed_real_move_and_all_others_stay() {
         backends: 4,
         ..LabConfig::default()
     };
-    let mut site = Site::new(config);
+    let mut site = Site::with(config, XdpMode::Native, all_remembered);
     site::arrive_on_one_cpu(&site.lab);
     let _servers = site.lab.serve_udp(PORT).unwrap();
     let address = site.lab.vip4();
@@ -330,7 +337,7 @@ fn clients_of_a_removed_real_move_and_all_others_stay() {
 
 #[test]
 fn one_client_port_after_another_is_balanced_by_weight() {
-    let mut site = Site::new(LabConfig::default());
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, all_remembered);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let address = site.lab.vip4();
     let reals = site::reals(&site.lab, address);

@@ -9,6 +9,7 @@ use katran::DecapMode;
 use katran::Encapsulation;
 use katran::Error;
 use katran::Features;
+use katran::FlowTracking;
 use katran::Gateway;
 use katran::Katran;
 use katran::NextHops;
@@ -19,6 +20,7 @@ use katran::VipFlags;
 use katran::XdpMode;
 use katran::events::MonitorOptions;
 use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
 use katran_lab::UdpClient;
 use katran_lab::private_bpf_fs;
 use katran_lab::stay_on;
@@ -66,6 +68,15 @@ fn nothing_is_lost_and_nothing_moves() {
     }
 }
 
+#[test]
+fn nothing_is_lost_and_nothing_moves_where_all_flows_are_remembered() {
+    site::stay_on_one_cpu();
+    let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.flow_tracking(FlowTracking::All)
+    });
+    check(site, &sets(), by_call);
+}
+
 /// Two sets, for balancers that are special in other ways.
 fn two_sets() -> [Features; 2] {
     [
@@ -80,6 +91,7 @@ fn nothing_is_lost_and_nothing_moves_over_gue() {
     let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
             .encapsulation(Encapsulation::Gue)
+            .flow_tracking(FlowTracking::All)
             .source_v4("198.18.0.10".parse().unwrap())
             .source_v6("2001:db8:ffff::10".parse().unwrap())
     });
@@ -130,6 +142,15 @@ fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
 
 /// Services with their clients, whom a change of features must not concern.
 fn check(mut site: Site, sets: &[Features], reload: Reload) {
+    // Connections of a real that is drained, which these are, go by the base of their slots. Server ids that are switched on
+    // take that away.
+    let tracking = site.katran.state().balancer.unwrap().flow_tracking;
+    let left_out = match tracking {
+        Some(FlowTracking::All) => Features::empty(),
+        _ => Features::TCP_SERVER_ID,
+    };
+    let sets = sets.iter().map(|set| set.difference(left_out));
+    let sets: Vec<Features> = sets.collect();
     let servers = (
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),
@@ -176,14 +197,14 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
             socket.ask(b"who").unwrap();
         }
     }
-    // Weights change: only the flow table knows where these belong.
+    // Weights change: only the flow table knows where these belong, or the history of their slots.
     let first = site::reals(&site.lab, tcp.address())[0];
     site.katran
         .add_real(tcp, katran::Real::new(first).weight(0))
         .unwrap();
     let before = site.katran.counters().unwrap();
     let known = (connections.len() + sockets.len()) * site::cpus().len();
-    assert!(before.flow_table.misses >= known as u64);
+    assert!(before.flow_table.misses + before.flow_table.settled >= known as u64);
 
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -197,7 +218,8 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
                 }
             });
         }
-        for features in sets {
+        let _stop = StopOnDrop(&stop);
+        for features in &sets {
             let seen = answers.load(Ordering::Relaxed);
             reload(&mut site.katran, *features);
             assert_eq!(site.katran.features(), *features);
@@ -208,11 +230,12 @@ fn check(mut site: Site, sets: &[Features], reload: Reload) {
                 assert_eq!(connection.ask("who").unwrap(), *name);
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let after = site.katran.counters().unwrap();
     assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
     assert_eq!(after.flow_table.misses, before.flow_table.misses);
+    let of_bases = after.flow_table.by_base - before.flow_table.by_base;
+    assert_eq!(of_bases > 0, tracking != Some(FlowTracking::All));
     let answers = answers.load(Ordering::Relaxed);
     let forwarded = after.totals.tx.packets - before.totals.tx.packets;
     assert!(forwarded >= answers);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use katran::Features;
 use katran::Flow;
+use katran::FlowTracking;
 use katran::Prefix;
 use katran::Real;
 use katran::Vip;
@@ -271,7 +272,9 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
 
 #[test]
 fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
-    let mut site = site(Features::empty());
+    let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
+        builder.flow_tracking(FlowTracking::All)
+    });
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     for address in [site.lab.vip4(), site.lab.vip6()] {
         let vip = Vip::tcp((address, PORT).into());

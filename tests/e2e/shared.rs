@@ -25,6 +25,7 @@ use katran::attachments::SharedEntries;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::errno::Errno;
@@ -255,7 +256,7 @@ fn a_balancer_is_replaced_under_traffic() {
                 answers.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let _stop = site::StopOnDrop(&stop);
+        let _stop = StopOnDrop(&stop);
         for _ in 0..5 {
             let seen = answers.load(Ordering::Relaxed);
             let mut next = balancer(&lab);

@@ -5,14 +5,13 @@ use std::env;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use katran::Builder;
 use katran::Decap;
 use katran::Flow;
 use katran::FlowTableKind;
+use katran::FlowTracking;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Real;
@@ -154,12 +153,13 @@ pub(crate) fn balancer(
     (katran, attachment)
 }
 
-/// Settings for small tables, of the kind that the environment variable `KATRAN_FLOW_TABLE` names;
-/// `make test` runs with both.
+/// Settings for small tables, of the kind that the environment variable `KATRAN_FLOW_TABLE` names
+/// (`make test` runs with both), in which changed flows are remembered.
 pub(crate) fn small(gateway: MacAddr) -> Builder {
     let kind = env::var("KATRAN_FLOW_TABLE");
     Katran::builder()
         .flow_table(kind.map_or(FlowTableKind::default(), |kind| kind.parse().unwrap()))
+        .flow_tracking(FlowTracking::Changed)
         .gateway_mac(gateway)
         .ring_size(4099)
         .flow_table_size(10_000)
@@ -181,9 +181,11 @@ pub(crate) fn decaps(lab: &Lab, mode: XdpMode) -> Vec<Decap> {
 /// Adds a VIP with reals, all of weight 1.
 pub(crate) fn add_service(katran: &mut Katran, vip: Vip, reals: &[IpAddr]) {
     katran.add_vip(vip, VipFlags::empty()).unwrap();
-    for real in reals {
-        katran.add_real(vip, Real::new(*real)).unwrap();
-    }
+    // At once: one after the other, each would take slots from those before it.
+    let reals = reals.iter().map(|real| RealChange::Add(Real::new(*real)));
+    katran
+        .modify_reals(vip, &reals.collect::<Vec<_>>())
+        .unwrap();
 }
 
 /// Replaces the only real of a VIP.
@@ -299,15 +301,6 @@ pub(crate) fn connections_end(host: &Host) {
             states.all(|state| state == Some(TIME_WAIT))
         })
     });
-}
-
-/// Tells threads of a scope to end, also if the test fails meanwhile: the scope waits for them.
-pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The CPUs that this process may use, by the numbers that settings have.

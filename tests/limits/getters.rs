@@ -19,8 +19,8 @@ use katran_lab::Host;
 use katran_lab::eventually;
 use katran_lab::waited;
 
+use crate::all_in_table;
 use crate::all_vips;
-use crate::builder;
 use crate::claim;
 use crate::cpu_time_of;
 use crate::large;
@@ -95,7 +95,7 @@ fn behind_one_router() -> (Host, Katran) {
     host.ip("link set eth0 up").unwrap();
     answer(&host, 1);
     host.ip(&format!("route add default via {ROUTER}")).unwrap();
-    let settings = builder().max_reals(REALS).ring_size(251);
+    let settings = all_in_table().max_reals(REALS).ring_size(251);
     let settings = settings.gateway(Gateway::Auto).next_hops(NextHops::PerReal);
     let mut katran = load(settings);
     katran.add_vip(vip(0), VipFlags::empty()).unwrap();

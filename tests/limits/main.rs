@@ -35,6 +35,7 @@ use katran::State;
 use katran::Vip;
 use katran::VipFlags;
 use katran::state::VipState;
+use katran_lab::StopOnDrop;
 use katran_lab::eventually;
 use katran_lab::require_root;
 use nix::sys::resource::Resource;
@@ -48,6 +49,7 @@ use nix::sys::timer::Timer;
 use nix::sys::timer::TimerSetTimeFlags;
 use nix::time::ClockId;
 
+use common::all_in_table;
 use common::bpf::run;
 use common::builder;
 use common::cgroup::Cgroup;
@@ -119,7 +121,12 @@ fn limit_open_files(soft: u64) {
 }
 
 fn large() -> Katran {
-    load(builder().max_vips(65_535).max_reals(65_535).ring_size(251))
+    load(
+        all_in_table()
+            .max_vips(65_535)
+            .max_reals(65_535)
+            .ring_size(251),
+    )
 }
 
 fn all_vips() -> State {
@@ -272,7 +279,7 @@ fn a_diagnosis_of_16_000_reals_takes_16_times_that_of_1_000() {
 fn apply_is_quick_with_65_000_reals_down() {
     const VIPS: u32 = 65;
     const REALS: u32 = 1000;
-    let mut katran = load(builder().max_vips(VIPS).max_reals(65_535));
+    let mut katran = load(all_in_table().max_vips(VIPS).max_reals(65_535));
     let mut state = katran.state();
     let reals: Vec<_> = (0..REALS).map(real).collect();
     for i in 0..VIPS {
@@ -308,7 +315,7 @@ fn apply_is_quick_with_65_000_reals_down() {
 #[test]
 fn real_for_flow_ends_while_flows_never_pause() {
     let _quiet = quiet();
-    let mut katran = load(builder().flow_table_size(4_000_000));
+    let mut katran = load(all_in_table().flow_table_size(4_000_000));
     let vip = vip(0);
     katran.add_vip(vip, VipFlags::empty()).unwrap();
     katran.add_real(vip, real(0)).unwrap();
@@ -322,6 +329,7 @@ fn real_for_flow_ends_while_flows_never_pause() {
                 packets.run(katran.program_fd(), 20_000).unwrap();
             }
         });
+        let _stop = StopOnDrop(&stop);
         let asked = |_| {
             let (answer, took) = cpu_time_of(|| katran.real_for_flow(&unknown));
             let answer = answer.unwrap().unwrap();

@@ -444,7 +444,9 @@ fn monitor_prints_events_and_writes_files_that_tshark_reads() {
     let _servers = lab.serve_tcp(80).unwrap();
     let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     let file = Scratch::new("monitor.toml");
-    file.write(&configuration(&lab, 0));
+    // Of a connection that is in no table nobody hears where only changed flows are remembered.
+    let all = "flow_tracking = \"all\"\nflow_table_size";
+    file.write(&configuration(&lab, 0).replace("flow_table_size", all));
     let host = &lab.balancers[0].host;
     let directory = std::env::temp_dir().join(format!("katran-events-{}", std::process::id()));
     std::fs::create_dir(&directory).unwrap();

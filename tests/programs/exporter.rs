@@ -87,7 +87,7 @@ pub(super) fn configuration(lab: &Lab) -> String {
     let gateway = lab.balancers[0].gateway_mac;
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
     let mut text = format!(
-        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\n\
+        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nflow_tracking = \"all\"\n\
          healthcheck_interface = \"eth0\"\n\
          [[probe]]\naddress = \"203.0.113.1\"\nport = 80\nprotocol = \"tcp\"\n"
     );

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::process::Output;
 
 use katran::Features;
+use katran::FlowTracking;
 use katran::HashFunction;
 use katran::Real;
 use katran::State;
@@ -32,6 +33,7 @@ const CONFIGURATION: &str = "
     [balancer]
     gateway_mac = \"0a:00:00:00:00:fe\"
     flow_table_size = 10_000
+    flow_tracking = \"all\"
 ";
 
 /// A directory that is gone after the test.
@@ -139,6 +141,7 @@ fn configuration(recording: &Value) -> String {
     balancer.max_frame = Some((config["max_frame"].as_u64().unwrap() as u32).into());
     balancer.features = Some(Features::empty());
     balancer.flow_table_size = Some(10_000);
+    balancer.flow_tracking = Some(FlowTracking::All);
     let mut state = State::default();
     state.balancer = Some(balancer);
     for recorded in recording["state"]["vips"].as_array().unwrap() {
@@ -302,8 +305,7 @@ fn the_sample_spreads_over_its_reals() {
         "198.51.100.1 ",
         "2001:db8:2::1 ",
         "2001:db8:2::2 ",
-        "ring",
-        "flow table",
+        "settled slot",
         "ICMP echo",
         "not a VIP",
         "ipv4_fragment",

@@ -37,10 +37,12 @@ const SIGUSR1: i32 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A VIP of each family with two reals, and one without any.
-fn configuration(lab: &Lab) -> Scratch {
+fn configuration(lab: &Lab, tracking: &str) -> Scratch {
     let gateway = lab.balancers[0].gateway_mac;
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
-    let mut text = format!("[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\n");
+    let mut text = format!(
+        "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nflow_tracking = \"{tracking}\"\n"
+    );
     let [first, second] = [0, 1].map(|index| &lab.backends[index]);
     for (vip, reals) in [
         (lab.vip4(), [first.v4.to_string(), second.v4.to_string()]),
@@ -115,8 +117,14 @@ pub(super) fn numbers(top: &mut Running, name: &str) -> Vec<f64> {
 #[test]
 fn plain_top_shows_traffic() {
     require_root();
+    for tracking in ["all", "changed"] {
+        plain_top_shows_traffic_with(tracking);
+    }
+}
+
+fn plain_top_shows_traffic_with(tracking: &str) {
     let lab = Lab::new(LabConfig::default()).unwrap();
-    let file = configuration(&lab);
+    let file = configuration(&lab, tracking);
     let host = &lab.balancers[0].host;
     let _traffic = Flood::start(&lab);
     let mut command = example("top");
@@ -132,6 +140,7 @@ fn plain_top_shows_traffic() {
     let dropped = numbers(&mut top, "dropped");
     let hit_rate = numbers(&mut top, "hit rate")[0];
     let to_vips = numbers(&mut top, "to VIPs/s")[0];
+    let settled = numbers(&mut top, "settled/s")[0];
     let v4 = numbers(&mut top, "203.0.113.1:53/udp");
     let v6 = numbers(&mut top, "[2001:db8:1::1]:53/udp");
     top.says("4 reals");
@@ -145,8 +154,15 @@ fn plain_top_shows_traffic() {
     assert!((v6[1] / v6[0] / 8.0 - 108.0).abs() < 5.0, "{v6:?}");
     assert!((v4[2] + v6[2] - 100.0).abs() < 0.3, "{v4:?} {v6:?}");
     assert!(received[0] >= sent[0] && sent[0] > 65.0 && dropped[0] > 15.0);
-    assert!(hit_rate > 90.0 && hit_rate <= 100.0, "{hit_rate}");
     assert!(to_vips >= v4[0], "{to_vips} {v4:?}");
+    match tracking {
+        // Every slot is settled, so the table is not asked.
+        "changed" => assert!(settled >= v4[0] && hit_rate == 0.0, "{settled} {hit_rate}"),
+        _ => assert!(
+            settled == 0.0 && hit_rate > 90.0 && hit_rate <= 100.0,
+            "{settled} {hit_rate}"
+        ),
+    }
     assert!(reals.len() >= 4 && empty[0] > 15.0, "{reals:?} {empty:?}");
     // Its number comes first.
     assert!(cpu[1] > 0.0 && cpu[2] > 0.0, "{cpu:?}");

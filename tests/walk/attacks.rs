@@ -19,6 +19,7 @@ use katran_lab::stay_on;
 use katran_yardstick::Yardstick;
 use katran_yardstick::scattered;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
@@ -56,7 +57,7 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
         (VIP, TO),
         ("[2001:db8:1::1]:443/tcp", "[2001:db8:1::1]:443"),
     ] {
-        let mut katran = load(builder());
+        let mut katran = load(all_in_table());
         let vip = serve(&mut katran, name, VipFlags::empty(), &[A]);
         let [flow, opened] = flows(Protocol::Tcp, to, 2)[..] else {
             panic!("two flows");
@@ -94,7 +95,7 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
 
 #[test]
 fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     // A real that another VIP keeps: the entries of this one's flows are void.
     serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
@@ -112,7 +113,7 @@ fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
 #[test]
 fn under_flood_a_syn_neither_asks_nor_writes() {
     let within = (0..20).any(|_| {
-        let mut katran = load(builder().flood_threshold(2));
+        let mut katran = load(all_in_table().flood_threshold(2));
         let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
         sent(&katran, &syn(tcp(1)));
         drain(&mut katran, vip, A, B);
@@ -136,7 +137,7 @@ fn under_flood_a_syn_neither_asks_nor_writes() {
 #[test]
 fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
     const MANY: u16 = 50;
-    let mut katran = load(builder().flood_threshold(5));
+    let mut katran = load(all_in_table().flood_threshold(5));
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let bypass = "203.0.113.2:443/tcp";
     serve(&mut katran, bypass, VipFlags::LRU_BYPASS, &[A]);
@@ -255,7 +256,7 @@ fn a_flood_of_datagrams_makes_room_before_idle_connections() {
 #[test]
 fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
     let mut katran = load(
-        builder()
+        all_in_table()
             .forwarding_cpus([1])
             .flow_table(FlowTableKind::SetAssociative),
     );
@@ -307,7 +308,10 @@ fn with_a_seed_nobody_can_work_out_where_flows_go() {
     let of = |katran: Katran| -> Vec<Option<IpAddr>> {
         let real_of = |flow: &Flow| {
             let answer = katran.real_for_flow(flow).unwrap().unwrap();
-            assert_eq!(sent(&katran, &syn(*flow)), (answer.real, Reason::Ring));
+            assert_eq!(
+                sent(&katran, &syn(*flow)),
+                (answer.real, Reason::SettledSlot)
+            );
             answer.real
         };
         flows.iter().map(real_of).collect()

@@ -17,6 +17,7 @@ use katran::flows::Reason;
 use katran::flows::Verdict;
 use katran::stats::DropReason;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
@@ -80,7 +81,7 @@ fn udp_without_a_checksum_is_forwarded_untouched() {
 
 #[test]
 fn eight_quoted_bytes_are_enough() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     for (text, flow) in [(VIP4, flow_v4()), (VIP6, flow_v6())] {
         serve(&mut katran, text, VipFlags::empty(), &[A, A6, B, C]);
         let real = katran.simulate(&frame(flow)).unwrap().real;
@@ -333,7 +334,7 @@ fn each_frame_counts_once() {
 
 #[test]
 fn an_error_about_a_syn_finds_its_flow() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     for (text, flow) in [(VIP4, flow_v4()), (VIP6, flow_v6())] {
         let vip = serve(&mut katran, text, VipFlags::empty(), &[A]);
         assert_eq!(katran.simulate(&syn(flow)).unwrap().real, Some(ip(A)));

@@ -17,8 +17,8 @@ use katran_yardstick::Yardstick;
 use katran_yardstick::scattered;
 
 use crate::common;
+use crate::common::all_in_table;
 use crate::common::bpf;
-use crate::common::builder;
 use crate::common::load;
 use crate::common::serve;
 
@@ -45,7 +45,7 @@ impl Bench {
     fn new(kind: FlowTableKind, flows: u32, flood_threshold: u32) -> Self {
         stay_on(0);
         let mut katran = load(
-            builder()
+            all_in_table()
                 .forwarding_cpus([0])
                 .flow_table(kind)
                 .flow_table_size(flows.into())

@@ -19,8 +19,8 @@ use katran::stats::Counters;
 use katran_lab::stay_on;
 
 use crate::common;
+use crate::common::all_in_table;
 use crate::common::at;
-use crate::common::builder;
 use crate::common::flow_table;
 use crate::common::flows;
 use crate::common::frames::Packet;
@@ -47,7 +47,7 @@ const EACH: u16 = 60;
 
 /// Services, each with as many flows that have sent a packet.
 fn balancer() -> (Katran, Vec<(Vip, Vec<Flow>)>) {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let services = SERVICES.map(|(name, to, protocol)| {
         let vip = serve(&mut katran, name, VipFlags::empty(), &[A, B]);
         let flows = flows(protocol, to, EACH);
@@ -337,7 +337,7 @@ fn a_purge_does_not_disturb_forwarding() {
     const PACKETS: u32 = 300_000;
     const FLOWS: u64 = 1_000_000;
     let mut katran = load(
-        builder()
+        all_in_table()
             .forwarding_cpus([0, 1])
             .flow_table_size(4 * FLOWS)
             .flood_threshold(u32::MAX),

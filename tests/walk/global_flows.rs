@@ -84,10 +84,13 @@ fn packets_go_where_the_host_application_says() {
 fn a_vip_without_the_flag_does_not_ask() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
-    assert_eq!(sent(&katran, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
+    assert_eq!(
+        sent(&katran, &frame(flow(1))),
+        (Some(ip(A)), Reason::SettledSlot)
+    );
     assert_eq!(katran.stats().global_flows().unwrap().hits, 0);
     let answer = katran.real_for_flow(&flow(2)).unwrap().unwrap();
-    assert_eq!(answer.choice, Choice::Ring);
+    assert_eq!(answer.choice, Choice::SettledSlot);
 }
 
 #[test]

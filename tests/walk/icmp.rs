@@ -1,6 +1,7 @@
 //! The packet walk's ICMP: echo requests answered, errors that follow their flow and are counted,
 //! and the messages that frames above `max_frame` get.
 
+use katran::Builder;
 use katran::Error;
 use katran::Flow;
 use katran::Katran;
@@ -9,6 +10,7 @@ use katran::flows::Reason;
 use katran::flows::Verdict;
 use katran::stats::DropReason;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::builder;
 use crate::common::fixtures::A;
@@ -31,8 +33,8 @@ use crate::common::serve;
 use crate::common::wire::ipip;
 
 /// Both families' VIPs, and both families' reals behind each.
-fn balancer() -> Katran {
-    let mut katran = load(builder());
+fn balancer(builder: Builder) -> Katran {
+    let mut katran = load(builder);
     for text in [VIP4, VIP6] {
         serve(&mut katran, text, VipFlags::empty(), &[A, B, A6]);
     }
@@ -41,7 +43,7 @@ fn balancer() -> Katran {
 
 #[test]
 fn echo_requests_to_addresses_of_vips_are_answered_in_place() {
-    let mut katran = balancer();
+    let mut katran = balancer(builder());
     for prefix in ["192.0.2.192/26:0/udp", "[2001:db8:f::/48]:80/tcp"] {
         serve(&mut katran, prefix, VipFlags::empty(), &[A]);
     }
@@ -79,7 +81,7 @@ fn echo_requests_to_addresses_of_vips_are_answered_in_place() {
 
 #[test]
 fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
-    let katran = balancer();
+    let katran = balancer(all_in_table());
     let stranger = |flow: Flow| {
         let port = 9;
         Flow::tcp(flow.source, (flow.destination.ip(), port).into())
@@ -124,7 +126,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
 
 #[test]
 fn a_packet_too_big_message_has_a_32_bit_mtu() {
-    let katran = balancer();
+    let katran = balancer(builder());
     let flow = flow_v6();
     let quoted = Packet::new(frames::reverse(flow)).ip();
     let (source, destination) = (flow.source.ip(), flow.destination.ip());
@@ -147,7 +149,10 @@ fn max_frame_is_the_longest_that_is_forwarded() {
                 .frame()
         };
         let fits = katran.simulate(&of_length(1200)).unwrap();
-        assert_eq!((fits.verdict, fits.reason), (Verdict::Tx, Reason::Ring));
+        assert_eq!(
+            (fits.verdict, fits.reason),
+            (Verdict::Tx, Reason::SettledSlot)
+        );
         let too_big = katran.simulate(&of_length(1201)).unwrap();
         assert_eq!(too_big.reason, Reason::TooBig);
         assert!(too_big.vip.is_some() && too_big.real.is_none());
@@ -161,7 +166,7 @@ fn max_frame_is_the_longest_that_is_forwarded() {
     }
     let icmp = katran.stats().icmp().unwrap();
     assert_eq!((icmp.too_big_v4, icmp.too_big_v6), (1, 1));
-    assert_eq!(katran.stats().flow_table().unwrap().packets, 2);
+    assert_eq!(katran.stats().flow_table().unwrap().settled, 2);
 }
 
 /// RFC 1122, 3.2.2, and RFC 4443, 2.4: else one frame with a made-up source has a group hear of it.

@@ -15,6 +15,7 @@ use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::builder;
 use crate::common::drain;
@@ -96,7 +97,7 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
         Features::default() | Features::TCP_SERVER_ID,
     ] {
         for case in cases() {
-            let mut katran = load(builder().features(features));
+            let mut katran = load(all_in_table().features(features));
             let name = format!("{}/tcp", case.vip);
             let vip = serve(&mut katran, &name, case.flags, &[A]);
             let [first, second] = case.flows.map(|(from, to)| Flow::tcp(at(from), at(to)));
@@ -136,7 +137,7 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
 
 #[test]
 fn entries_of_such_a_vip_are_swept() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(
         &mut katran,
         "203.0.113.0/24:0/tcp",
@@ -172,7 +173,7 @@ fn entries_of_such_a_vip_are_swept() {
 #[test]
 fn datagrams_of_a_client_stay_together() {
     for case in cases() {
-        let mut katran = load(builder());
+        let mut katran = load(all_in_table());
         let name = format!("{}/udp", case.vip);
         let vip = serve(&mut katran, &name, case.flags, &[A]);
         let [first, second] = case.flows.map(|(from, to)| Flow::udp(at(from), at(to)));

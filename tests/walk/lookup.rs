@@ -19,9 +19,9 @@ use katran::stats::DropReason;
 use katran::stats::FlowTableCounters;
 use katran_lab::stay_on;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::bpf;
-use crate::common::builder;
 use crate::common::drain;
 use crate::common::flows;
 use crate::common::frames;
@@ -57,7 +57,7 @@ fn reals_of(katran: &Katran, flows: impl IntoIterator<Item = Flow>) -> BTreeSet<
 
 #[test]
 fn a_flow_stays_where_it_is_while_reals_are_drained() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     assert_eq!(katran.simulate(&syn(flow)).unwrap().reason, Reason::Ring);
@@ -87,7 +87,7 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
 #[test]
 fn misses_are_counted_by_kind() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, "203.0.113.1:443/udp", VipFlags::empty(), &[A]);
     let [one, two] = [0, 1].map(|i| flows(Protocol::Tcp, TO_VIP4, 2)[i]);
@@ -105,7 +105,7 @@ fn misses_are_counted_by_kind() {
 
 #[test]
 fn a_reset_is_forwarded_and_not_remembered() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     let reset = Packet::new(flow).flags(frames::RST).frame();
@@ -119,7 +119,7 @@ fn a_reset_is_forwarded_and_not_remembered() {
 
 #[test]
 fn no_src_port_sends_a_client_to_one_real() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::NO_SRC_PORT, &REALS);
     let client = |i: u16| Flow::tcp((ip("192.0.2.7"), 1000 + i).into(), at(TO_VIP4));
     assert_eq!(reals_of(&katran, (0..100).map(client)).len(), 1);
@@ -135,7 +135,7 @@ fn no_src_port_sends_a_client_to_one_real() {
 
 #[test]
 fn lru_bypass_neither_looks_nor_writes() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     katran.simulate(&frame(flow)).unwrap();
@@ -157,7 +157,7 @@ fn lru_bypass_neither_looks_nor_writes() {
 
 #[test]
 fn dport_hash_makes_only_the_destination_port_count() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(
         &mut katran,
         "203.0.113.1:0/udp",
@@ -197,7 +197,7 @@ fn dport_hash_makes_only_the_destination_port_count() {
 
 #[test]
 fn dport_hash_still_finds_what_is_remembered() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     katran.simulate(&frame(flow)).unwrap();
@@ -215,7 +215,7 @@ fn dport_hash_still_finds_what_is_remembered() {
 
 #[test]
 fn an_any_port_vip_is_one_service_unless_told_otherwise() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let any = serve(&mut katran, "203.0.113.1:0/tcp", VipFlags::empty(), &REALS);
     let of = |client: &str, port: u16| Flow::tcp(at(client), (ip("203.0.113.1"), port).into());
     let to = |port: u16| of("192.0.2.7:40001", port);
@@ -244,7 +244,7 @@ fn an_any_port_vip_is_one_service_unless_told_otherwise() {
 fn udp_entries_expire_and_are_refreshed_by_use() {
     const TIMEOUT: Duration = Duration::from_secs(1);
     const MARGIN: Duration = Duration::from_millis(50);
-    let mut katran = load(builder().udp_timeout(TIMEOUT));
+    let mut katran = load(all_in_table().udp_timeout(TIMEOUT));
     let vip = serve(&mut katran, "203.0.113.1:53/udp", VipFlags::empty(), &[A]);
     let tcp_vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let tcp = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
@@ -291,7 +291,7 @@ fn udp_entries_expire_and_are_refreshed_by_use() {
 #[test]
 fn under_flood_new_flows_are_forwarded_but_not_remembered() {
     const THRESHOLD: u32 = 5;
-    let mut katran = load(builder().flood_threshold(THRESHOLD));
+    let mut katran = load(all_in_table().flood_threshold(THRESHOLD));
     serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let under_flood = |katran: &Katran| {
         let cpus = katran.stats().cpus().unwrap();
@@ -348,7 +348,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
 
 #[test]
 fn a_cpu_without_a_table_uses_the_shared_one() {
-    let mut katran = load(builder().forwarding_cpus([0]));
+    let mut katran = load(all_in_table().forwarding_cpus([0]));
     serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let flow = Flow::tcp(at("192.0.2.7:40001"), at(TO_VIP4));
     assert!(katran.flows().table_fd(1).is_none());
@@ -378,7 +378,7 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
 fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
     const ENTRY: usize = 16;
     let mut katran = load(
-        builder()
+        all_in_table()
             .forwarding_cpus([0])
             .flow_table(katran::FlowTableKind::SetAssociative),
     );
@@ -428,7 +428,7 @@ fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
 
 #[test]
 fn watched_misses_count_from_zero_for_one_vip() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let watched = serve(&mut katran, VIP4, VipFlags::empty(), &REALS);
     let other = serve(
         &mut katran,

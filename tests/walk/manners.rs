@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Builder;
 use katran::Features;
 use katran::Flow;
 use katran::Katran;
@@ -17,6 +18,7 @@ use katran::flows::Simulation;
 use katran::flows::Verdict;
 use katran::stats::DropReason;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::bpf;
 use crate::common::builder;
@@ -50,7 +52,11 @@ const DESTINATION: u8 = 60;
 const TCP: u8 = 6;
 
 fn balancer() -> Katran {
-    let mut katran = load(builder());
+    balancer_with(builder())
+}
+
+fn balancer_with(builder: Builder) -> Katran {
+    let mut katran = load(builder);
     for text in [VIP4, VIP6] {
         serve(&mut katran, text, VipFlags::empty(), &[A, B, C]);
     }
@@ -328,23 +334,28 @@ fn reaches_its_real(ran: &Simulation, error: &[u8], flow: Flow) {
 
 #[test]
 fn icmp_errors_of_every_kind_reach_the_real_of_the_flow() {
-    let katran = balancer();
-    for flow in [flow_v4(), flow_v6()] {
-        let real = katran.simulate(&frame(flow)).unwrap().real;
-        for error in errors(flow) {
-            let ran = katran.simulate(&error).unwrap();
-            assert_eq!((ran.real, ran.reason), (real, Reason::FlowTable));
-            reaches_its_real(&ran, &error, flow);
-            // By the program that is attached, too.
-            let ran = bpf::run(katran.program_fd(), &error);
-            assert_eq!(ran.verdict, Verdict::Tx);
+    for (builder, reason) in [
+        (all_in_table(), Reason::FlowTable),
+        (builder(), Reason::SettledSlot),
+    ] {
+        let katran = balancer_with(builder);
+        for flow in [flow_v4(), flow_v6()] {
+            let real = katran.simulate(&frame(flow)).unwrap().real;
+            for error in errors(flow) {
+                let ran = katran.simulate(&error).unwrap();
+                assert_eq!((ran.real, ran.reason), (real, reason));
+                reaches_its_real(&ran, &error, flow);
+                // By the program that is attached, too.
+                let ran = bpf::run(katran.program_fd(), &error);
+                assert_eq!(ran.verdict, Verdict::Tx);
+            }
         }
     }
 }
 
 #[test]
 fn icmp_errors_make_no_entry_count_no_miss_and_raise_no_event() {
-    let mut katran = load(builder().features(Features::default() | Features::INTROSPECTION));
+    let mut katran = load(all_in_table().features(Features::default() | Features::INTROSPECTION));
     for text in [VIP4, VIP6] {
         serve(&mut katran, text, VipFlags::empty(), &[A, B, C]);
     }
@@ -387,7 +398,7 @@ fn icmp_errors_make_no_entry_count_no_miss_and_raise_no_event() {
 #[test]
 fn icmp_errors_do_not_keep_an_entry_alive() {
     const TIMEOUT: Duration = Duration::from_secs(2);
-    let mut katran = load(builder().udp_timeout(TIMEOUT));
+    let mut katran = load(all_in_table().udp_timeout(TIMEOUT));
     serve(
         &mut katran,
         "203.0.113.1:53/udp",
@@ -450,7 +461,7 @@ fn extensions(numbers: &[u8], then: u8) -> (u8, Vec<u8>) {
 
 #[test]
 fn extension_headers_are_walked_to_the_vip() {
-    let katran = balancer();
+    let katran = balancer_with(all_in_table());
     let flow = flow_v6();
     let real = katran.simulate(&frame(flow)).unwrap().real;
     let whole = [
@@ -485,7 +496,7 @@ fn extension_headers_are_walked_to_the_vip() {
     // The longest that there can be.
     let mut headers = vec![0; 2048];
     headers[..2].copy_from_slice(&[TCP, 255]);
-    let mut katran = load(builder().max_frame(3000));
+    let mut katran = load(all_in_table().max_frame(3000));
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
     let bytes = extended(&frame(flow), DESTINATION, &headers);
     assert_eq!(katran.simulate(&bytes).unwrap().verdict, Verdict::Tx);

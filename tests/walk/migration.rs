@@ -11,6 +11,7 @@ use katran::Real;
 use katran::VipFlags;
 use katran::flows::Reason;
 
+use crate::common::all_in_table;
 use crate::common::at;
 use crate::common::builder;
 use crate::common::drain;
@@ -159,7 +160,7 @@ fn health_goes_with_its_real() {
 #[test]
 fn a_real_that_is_down_and_then_removed_keeps_no_flows_though_another_vip_has_it() {
     for flags in [MIGRATES, VipFlags::empty()] {
-        let mut katran = load(builder());
+        let mut katran = load(all_in_table());
         let vip = serve(&mut katran, UDP, flags, &[A]);
         let other = serve(&mut katran, "203.0.113.2:443/udp", flags, &[A]);
         let to = "203.0.113.1:443";

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::test_runner::Config;
 use proptest::test_runner::TestRunner;
 
-use crate::common::builder;
+use crate::common::all_in_table;
 use crate::common::frames::frame;
 use crate::common::ip;
 use crate::common::load;
@@ -118,7 +118,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
 
 #[test]
 fn any_flow_goes_where_the_model_and_real_for_flow_say() {
-    let katran = RefCell::new(load(builder()));
+    let katran = RefCell::new(load(all_in_table()));
     let config = Config {
         cases: 300,
         failure_persistence: None,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use katran::Builder;
 use katran::DecapMode;
 use katran::Features;
+use katran::FlowTracking;
 use katran::HashFunction;
 use katran::Katran;
 use katran::Real;
@@ -118,10 +119,15 @@ impl Recording {
             .flow_table_size(10_000)
     }
 
-    /// The recorded balancer, loaded and configured.
+    /// The recorded balancer, loaded and configured, with all flows in its flow table as when it was recorded.
     pub(crate) fn load(&self) -> Katran {
+        self.load_with(FlowTracking::All)
+    }
+
+    /// The same, with such flows in the flow table: frames are the same, counters are not.
+    pub(crate) fn load_with(&self, tracking: FlowTracking) -> Katran {
         require_root();
-        let mut katran = self.builder().load().unwrap();
+        let mut katran = self.builder().flow_tracking(tracking).load().unwrap();
         for entry in self.json["state"]["vips"].as_array().unwrap() {
             let address: IpAddr = text(&entry["addr"]).parse().unwrap();
             let port = number(&entry["port"]) as u16;
@@ -143,6 +149,8 @@ impl Recording {
                 let real = Real::new(address).weight(number(&real["weight"]));
                 katran.add_real(vip, real).unwrap();
             }
+            // One after the other they leave slots with bases; the order is that of their recorded numbers.
+            let _ = katran.flows_mut().purge(vip).unwrap();
         }
         let ids = self.json["state"]["server_ids"].as_array();
         let ids: Vec<ServerId> = ids

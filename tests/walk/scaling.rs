@@ -23,8 +23,8 @@ use libbpf_rs::MapType;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::query::ProgInfoQueryOptions;
 
+use crate::common::all_in_table;
 use crate::common::bpf::run;
-use crate::common::builder;
 use crate::common::flows;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
@@ -117,7 +117,7 @@ fn written_by(katran: &Katran, cpu: u32, frames: &[Vec<u8>]) -> BTreeSet<Area> {
 
 /// VIPs of both families and protocols, one of them a prefix, with reals of both families.
 fn balancer(kind: FlowTableKind, cpus: &[u32]) -> Katran {
-    let settings = builder().flow_table(kind).flow_table_size(40_000);
+    let settings = all_in_table().flow_table(kind).flow_table_size(40_000);
     let mut katran = load(settings.forwarding_cpus(cpus.iter().copied()));
     let reals = ["198.51.100.1", "198.51.100.2", "2001:db8:2::1"];
     for vip in [

@@ -2,6 +2,8 @@
 //! damaged ones they give the same verdict and the same bytes, and move the same counters. What
 //! `simulate` says is therefore what happens to traffic.
 
+use std::time::Duration;
+
 use katran::DecapMode;
 use katran::Encapsulation;
 use katran::Features;
@@ -70,6 +72,7 @@ impl Twins {
         // How often numbers came back while packets might still have them is a matter of time.
         for counters in &mut counters {
             counters.library.waits_for_packets = 0;
+            counters.flow_entries_age = Duration::ZERO;
         }
         // Each drew its own hash keys, so which few flows met in a full set differs.
         let mut entries = counters.iter_mut().map(|counters| {
@@ -80,6 +83,14 @@ impl Twins {
         let (one, other) = (entries.next().unwrap(), entries.next().unwrap());
         assert!(one.abs_diff(other) <= one / 100, "{one} and {other} flows");
         drop(entries);
+        let of_vips = counters
+            .each_mut()
+            .map(|counters| std::mem::take(&mut counters.flow_entries));
+        let sums = of_vips
+            .each_ref()
+            .map(|entries| entries.values().sum::<u64>());
+        assert_eq!(sums, [one, other]);
+        assert!(of_vips[0].keys().eq(of_vips[1].keys()));
         assert_eq!(counters[0], counters[1]);
         assert_ne!(counters[0].totals.total.packets, 0);
     }

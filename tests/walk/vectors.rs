@@ -1,6 +1,7 @@
 //! The recorded packets: frame in, verdict and frame out, byte for byte, through the loaded
 //! program in the kernel; and the counters that they move.
 
+use katran::FlowTracking;
 use katran::Katran;
 use katran::flows::Verdict;
 
@@ -128,6 +129,7 @@ fn packets_and_flow_table(recording: &str) {
 
 fn play(recording: &str) -> (Recording, Katran) {
     let recording = Recording::read(recording);
+    recording.check_packets(&recording.load_with(FlowTracking::Changed));
     let katran = recording.load();
     recording.check_packets(&katran);
     (recording, katran)

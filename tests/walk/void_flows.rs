@@ -21,8 +21,8 @@ use katran::stats::DropReason;
 use katran_lab::eventually;
 use nix::errno::Errno;
 
+use crate::common::all_in_table;
 use crate::common::at;
-use crate::common::builder;
 use crate::common::faults;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
@@ -95,7 +95,7 @@ fn a_removed_real_loses_its_flows_though_another_vip_has_it() {
         ),
     ] {
         for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
-            let mut katran = load(builder().flow_table(kind));
+            let mut katran = load(all_in_table().flow_table(kind));
             let flows = flows(protocol, to, 40);
             let of_other = Flow::tcp(at("192.0.2.7:1"), at("203.0.113.2:443"));
             let vip = all_on_a(&mut katran, service, VipFlags::empty(), &flows);
@@ -120,7 +120,7 @@ fn a_removed_real_loses_its_flows_though_another_vip_has_it() {
 
 #[test]
 fn what_is_void_goes_from_the_tables_by_itself() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[]);
     katran.mark_down(vip, ip(B)).unwrap();
     // So many that sets split on the way.
@@ -137,7 +137,7 @@ fn what_is_void_goes_from_the_tables_by_itself() {
 
 #[test]
 fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 200);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
     for _ in 0..5 {
@@ -159,7 +159,7 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
 #[test]
 fn a_vip_that_comes_back_at_once_has_no_old_flows() {
     // With room for two VIPs the number is used again at once.
-    let mut katran = load(builder().max_vips(2));
+    let mut katran = load(all_in_table().max_vips(2));
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
     for _ in 0..3 {
@@ -179,7 +179,7 @@ fn a_vip_that_comes_back_at_once_has_no_old_flows() {
 fn a_real_that_is_down_loses_its_flows_on_every_way() {
     for service in [VIP, "203.0.113.1:443/udp"] {
         for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
-            let mut katran = load(builder().flow_table(kind));
+            let mut katran = load(all_in_table().flow_table(kind));
             let protocol = vip(service).protocol();
             let flows = flows(protocol, "203.0.113.1:443", 30);
             let vip = all_on_a(&mut katran, service, VipFlags::empty(), &flows);
@@ -212,7 +212,7 @@ fn a_real_that_is_down_loses_its_flows_on_every_way() {
 
 #[test]
 fn packets_that_make_no_entry_find_no_void_one_either() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     katran.mark_down(vip, ip(A)).unwrap();
     for _ in 0..2 {
@@ -228,7 +228,7 @@ fn packets_that_make_no_entry_find_no_void_one_either() {
 
 #[test]
 fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
     serve(&mut katran, OTHER, VipFlags::empty(), &[A, B]);
     send(&katran, flow(1));
@@ -249,7 +249,7 @@ fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
 
 #[test]
 fn drain_and_health_stay_apart() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     let weight = |katran: &Katran| katran.reals(vip).unwrap()[0].get_weight();
     // An operator drains: flows stay. It dies: they leave. It is back: still drained.
@@ -281,7 +281,7 @@ fn drain_and_health_stay_apart() {
 #[test]
 fn source_routes_do_not_lead_to_a_real_that_is_down() {
     let features = Features::default() | Features::SOURCE_ROUTING;
-    let mut katran = load(builder().features(features));
+    let mut katran = load(all_in_table().features(features));
     let vip = serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A, B]);
     let to_a = Some(ip(A));
     let clients = ["192.0.2.0/24".parse().unwrap()];
@@ -305,7 +305,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
 #[test]
 fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     let features = Features::default() | Features::GLOBAL_FLOW_TABLE;
-    let mut katran = load(builder().features(features).forwarding_cpus([0]));
+    let mut katran = load(all_in_table().features(features).forwarding_cpus([0]));
     let vip = serve(&mut katran, VIP, VipFlags::GLOBAL_LRU, &[A, B]);
     katran.global_flows_mut().set(0, &flow(1), ip(A)).unwrap();
     assert_eq!(
@@ -345,7 +345,7 @@ fn a_refused_change_voids_nothing() {
         (VIP, VipFlags::empty()),
         ("203.0.113.1:443/udp", VipFlags::UDP_FLOW_MIGRATION),
     ] {
-        let mut katran = load(builder());
+        let mut katran = load(all_in_table());
         let protocol = vip(service).protocol();
         let flows = flows(protocol, "203.0.113.1:443", 20);
         let vip = all_on_a(&mut katran, service, flags, &flows);
@@ -372,7 +372,7 @@ fn a_refused_change_voids_nothing() {
 
 #[test]
 fn a_real_that_cannot_come_up_stays_down() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::GLOBAL_LRU, &[flow(1)]);
     katran.mark_down(vip, ip(A)).unwrap();
     let deletes = [faults::MAP_DELETE_ELEM];
@@ -394,7 +394,7 @@ fn a_real_that_cannot_come_up_stays_down() {
 /// where they were.
 #[test]
 fn flows_are_where_they_were_when_a_state_is_undone() {
-    let mut katran = load(builder());
+    let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 50);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
     let before = katran.state();
@@ -421,7 +421,7 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
 #[test]
 fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
     const REALS: u8 = 20;
-    let mut katran = load(builder().max_reals(REALS.into()));
+    let mut katran = load(all_in_table().max_reals(REALS.into()));
     let reals: Vec<_> = (1..=REALS).map(|i| IpAddr::from([198, 18, 0, i])).collect();
     let add: Vec<_> = reals
         .iter()

@@ -71,6 +71,8 @@ impl Pair {
                 "cpus",
                 "library",
                 "slots",
+                "flow_entries",
+                "flow_entries_age",
             ];
             !others.contains(&group) && name != "cid_invalid_server_id_sample"
         });

@@ -52,6 +52,7 @@ pub use link::veth;
 pub use process::Process;
 pub use tcp::TcpClient;
 pub use tcp::TcpServer;
+pub use threads::StopOnDrop;
 pub use threads::allowed_cpus;
 pub use threads::is_thread_there;
 pub use threads::stay_on;

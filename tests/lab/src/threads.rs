@@ -1,6 +1,8 @@
-//! Threads of this process: which CPUs they may use, and whether one of a name is there.
+//! Threads of this process: which CPUs they may use, whether one of a name is there, and how those of a test end.
 
 use std::fs;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use nix::sched::CpuSet;
 use nix::sched::sched_getaffinity;
@@ -45,4 +47,13 @@ pub fn is_thread_there(name: &str) -> bool {
         // One that is gone has no name.
         of_task.is_ok_and(|of_task| of_task.trim_end() == name)
     })
+}
+
+/// Tells threads of a scope to end, also if the test fails meanwhile: the scope waits for them.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
