@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -11,6 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::kept::meanwhile;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::Replaceable;
@@ -60,6 +62,8 @@ pub(crate) struct Entry {
     entries: SharedEntries,
     position: u32,
     kept: KeptEntry,
+    /// Pins of other programs that it may have had: of a reload that was cut off.
+    others: Vec<SpecialPin>,
     /// There is nothing left to empty, or a successor has the entry.
     is_undone: bool,
     record: Option<PathBuf>,
@@ -98,7 +102,7 @@ impl RecordName {
     /// Writes the record, in the place of one of the same name.
     fn write(&self, directory: &Path, array: &Path) -> io::Result<PathBuf> {
         let record = directory.join(self.text());
-        let meanwhile = directory.join(format!("{}_new", self.text()));
+        let meanwhile = meanwhile(&record);
         pin::remove(&meanwhile)?;
         symlink(array.canonicalize()?, &meanwhile)?;
         fs::rename(&meanwhile, &record)?;
@@ -146,8 +150,27 @@ impl Entry {
         Ok(())
     }
 
+    /// Empties the entry, and removes what is pinned for it when no packet needs that any more.
+    fn finish(&mut self) -> Result<()> {
+        self.undo()?;
+        let pins = iter::once(&mut self.kept.special).chain(&mut self.others);
+        let mut pins = pins.filter(|pin| !pin.is_left).peekable();
+        if pins.peek().is_none() {
+            return Ok(());
+        }
+        // A packet may still be in the program, and need what goes with it.
+        if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
+            log::warn!("cannot wait until no packet is in the program: {error}");
+        }
+        let removed = pins.try_for_each(SpecialPin::remove);
+        removed.map_err(|error| {
+            self.entries
+                .error("unpin what belongs to an entry of", error)
+        })
+    }
+
     /// One that a record keeps, by that record; `None` if it is another one's, or if the array is pinned there no more.
-    /// The entry's program is one of these sets.
+    /// The entry's program is one of these sets; what is pinned for the others ends with it.
     pub(crate) fn kept_at(record: &Path, sets: &[EntrySet<'_>]) -> Result<Option<Self>> {
         let failed = |error| kernel_error("go on with", &record.display().to_string(), error);
         let (Some(name), Ok(path)) = (RecordName::of(record), fs::read_link(record)) else {
@@ -158,20 +181,25 @@ impl Entry {
             Ok(_) | Err(Error::NotFound { .. } | Error::InvalidConfig { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut present = sets.iter().filter(|set| {
+        let present = sets.iter().position(|set| {
             let ours = entries.holds(name.position, set.main);
             ours.unwrap_or(false)
         });
-        let Some(set) = present.next().or(sets.first()) else {
+        let present = present.unwrap_or(0);
+        let Some(set) = sets.get(present) else {
             return Ok(None);
         };
         let program = set.main.try_clone_to_owned().map_err(failed)?;
-        let special = SpecialPin::named(&entries, name.position, set.special)?;
+        let pins = sets.iter();
+        let pins = pins.map(|set| SpecialPin::named(&entries, name.position, set.special));
+        let mut others = pins.collect::<Result<Vec<_>>>()?;
+        let special = others.remove(present);
         Ok(Some(Self {
             namespace: Some(name.namespace).filter(|number| *number != 0),
             entries,
             position: name.position,
             kept: KeptEntry { program, special },
+            others,
             is_undone: false,
             record: Some(record.to_owned()),
         }))
@@ -205,27 +233,27 @@ impl Attached for Entry {
     }
 
     fn detach(&mut self) -> Result<()> {
-        self.undo()?;
-        if let Some(record) = &self.record {
-            let removed = pin::remove(record);
+        // The record goes last: without it nobody would know of what is left.
+        if let Some(record) = self.record.clone() {
+            self.finish()?;
+            let removed = pin::remove(&record);
             removed.map_err(|error| self.entries.error("forget an entry of", error))?;
         }
         self.record = None;
-        Ok(())
+        self.undo()
     }
 
     fn succeed(&mut self, mut former: Self) {
-        if let Some(record) = former.record.take()
-            && Some(&record) != self.record.as_ref()
-            && let Err(error) = pin::remove(&record)
-        {
-            log::warn!("{} stays: {error}", record.display());
-        }
         // In its entry there may be this one, and the same program.
         former.is_undone |=
             former.entries.id() == self.entries.id() && former.position == self.position;
         // The pin may bear the same name.
         former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
+        if former.record == self.record {
+            former.record = None;
+        } else if let Err(error) = former.detach() {
+            log::warn!("a former entry of ours stays: {error}");
+        }
     }
 }
 
@@ -298,31 +326,34 @@ impl Attachments<Entry> {
         position: u32,
         keep_in: Option<&Path>,
     ) -> Result<()> {
-        let kept = KeptEntry::new(&entries, position, set)?;
         let namespace = here();
         let name = RecordName {
             position,
             array: entries.id(),
             namespace: namespace.unwrap_or(0),
         };
-        // First: an entry without a record would be nobody's.
+        // First: an entry, or what is pinned for it, would be nobody's without a record.
         let record = keep_in.map(|directory| name.write(directory, entries.path()));
         let record = record.transpose();
         let record = record.map_err(|error| entries.error("note an entry of", error))?;
-        if let Err(error) = entries.set(position, kept.program.as_fd()) {
+        let put = KeptEntry::new(&entries, position, set).and_then(|kept| {
+            entries.set(position, kept.program.as_fd())?;
+            Ok(kept)
+        });
+        let kept = put.inspect_err(|_| {
             if let Some(record) = &record
                 && let Err(error) = pin::remove(record)
             {
                 log::warn!("{} stays: {error}", record.display());
             }
-            return Err(error);
-        }
+        })?;
         kept.special.remove_others(&entries, position);
         let new = Entry {
             namespace,
             entries,
             position,
             kept,
+            others: Vec::new(),
             is_undone: false,
             record,
         };
@@ -366,16 +397,13 @@ impl Drop for Entry {
     fn drop(&mut self) {
         if self.record.is_some() {
             self.kept.special.is_left = true;
+            self.others.iter_mut().for_each(|pin| pin.is_left = true);
         }
         if self.record.is_some() || !self.kept.special.owner.is_here() {
             return;
         }
-        if let Err(error) = self.undo() {
+        if let Err(error) = self.finish() {
             log::warn!("an entry of ours stays: {error}");
-        }
-        // A packet may still be in the program, and need what goes with it.
-        if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
-            log::warn!("cannot wait until no packet is in the program: {error}");
         }
     }
 }
@@ -384,7 +412,7 @@ impl Drop for Entry {
 #[derive(Debug)]
 struct SpecialPin {
     path: PathBuf,
-    /// It is somebody else's by now.
+    /// It is somebody else's by now, or gone.
     is_left: bool,
     owner: Owner,
 }
@@ -411,6 +439,12 @@ impl SpecialPin {
         })
     }
 
+    fn remove(&mut self) -> io::Result<()> {
+        pin::remove(&self.path)?;
+        self.is_left = true;
+        Ok(())
+    }
+
     /// Removes what others have left that were in the entry before, when no packet is in their programs.
     fn remove_others(&self, entries: &SharedEntries, position: u32) {
         let others = special_pins(entries.path(), Some(position)).map(|mut pins| {
@@ -434,11 +468,8 @@ impl Drop for SpecialPin {
         if self.is_left || !self.owner.is_here() {
             return;
         }
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} stays: {error}", self.path.display());
-            }
-            _ => {}
+        if let Err(error) = self.remove() {
+            log::warn!("{} stays: {error}", self.path.display());
         }
     }
 }

@@ -13,8 +13,9 @@ use std::str::FromStr;
 use super::place::Place;
 use super::place::Target;
 
-/// The end of a name under which a pin is made, before it takes the place of another.
-const MEANWHILE: &str = "_new";
+/// The end of a name under which a pin is made, before it takes the place of another: no interface's name is written
+/// like that.
+const MEANWHILE: &str = "%new";
 
 /// What a pin's name says: words, and an interface.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +56,11 @@ impl PinName {
         (parsed.file_name() == path.file_name()?.to_str()?).then_some(parsed)
     }
 
+    /// Whether a path is that of a pin of this kind, with so many words.
+    pub(super) fn is(kind: &str, words: usize, path: &Path) -> bool {
+        Self::of(kind, path).is_some_and(|name| name.words.len() == words)
+    }
+
     pub(super) fn target(&self) -> Target {
         Target::new(self.place, &self.name)
     }
@@ -66,9 +72,9 @@ impl PinName {
 
     /// The path in a directory, and that under which the pin is made.
     pub(super) fn paths(&self, directory: &Path) -> (PathBuf, PathBuf) {
-        let name = self.file_name();
-        let meanwhile = directory.join(format!("{name}{MEANWHILE}"));
-        (directory.join(name), meanwhile)
+        let path = directory.join(self.file_name());
+        let meanwhile = meanwhile(&path);
+        (path, meanwhile)
     }
 
     fn file_name(&self) -> String {
@@ -82,10 +88,17 @@ impl PinName {
     }
 }
 
-/// Whether a pin was being made when its process ended.
-pub(crate) fn is_meanwhile(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().ends_with(MEANWHILE)
+/// The path under which a pin is made, before it takes the place of what is pinned at `path`.
+pub(super) fn meanwhile(path: &Path) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(MEANWHILE);
+    path.into()
+}
+
+/// The path whose place a pin was to take that was being made when its process ended; `None` for any other.
+pub(crate) fn made_for(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    Some(path.with_file_name(name.strip_suffix(MEANWHILE)?))
 }
 
 fn escaped(text: &str) -> String {
@@ -129,7 +142,9 @@ mod tests {
             namespace: 4097,
             index: 12,
         };
-        for name in ["eth0", "eth0.100", "a_b", "%", "wan-é", "veth:1"] {
+        for name in [
+            "eth0", "eth0.100", "a_b", "%", "wan-é", "veth:1", "new", "%new", "eth0_new",
+        ] {
             let target = Target::new(place, name);
             let made = PinName::new(
                 "xdp",
@@ -144,7 +159,9 @@ mod tests {
             assert_eq!(read.target().name, name);
             assert_eq!(read.word::<String>(1).unwrap(), "native");
             assert_eq!(PinName::of("tcx", &path), None);
-            assert!(is_meanwhile(&meanwhile) && !is_meanwhile(&path));
+            // One that is being made is told from one that is there.
+            assert_eq!(PinName::of("xdp", &meanwhile), None);
+            assert_eq!((made_for(&meanwhile), made_for(&path)), (Some(path), None));
         }
     }
 

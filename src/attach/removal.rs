@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::entry::Entry;
 use super::entry::EntrySet;
-use super::kept::is_meanwhile;
+use super::kept::PinName;
+use super::kept::made_for;
 use super::list::Attached;
 use super::tc::TcLink;
 use crate::error::Error;
@@ -28,8 +29,23 @@ pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
             error,
         })
     };
+    let unreached = || {
+        log::warn!(
+            "{}: what it keeps cannot be reached from here, if it is still there",
+            path.display()
+        );
+        unpin()
+    };
+    let made_for = made_for(path);
+    let is_made = made_for.is_none();
+    let named = made_for.as_deref().unwrap_or(path);
+    let is_named = |words| PinName::is(kind, words, named);
+    let is_link = match kind {
+        "xdp" => is_named(3),
+        _ => is_named(1),
+    };
     match kind {
-        "xdp" | "tcx" => match Link::kept_at(path) {
+        "xdp" | "tcx" if is_link => match Link::kept_at(path) {
             Ok(Some(mut link)) => {
                 link.keep_no_more().map_err(failed)?;
                 // Dropping it detaches it, now and not when the kernel gets to it.
@@ -40,19 +56,19 @@ pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(failed(error)),
         },
-        "clsact" if is_meanwhile(path) => unpin(),
-        "clsact" => match TcLink::kept_at(path, None) {
+        "clsact" if !is_made && is_named(3) => unpin(),
+        "clsact" if is_made => match TcLink::kept_at(path, None) {
             Ok(Some(mut filter)) => filter.detach().map(|()| true),
             Ok(None) => Ok(false),
             // It has gone with its network namespace, or cannot be reached.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => unpin(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => unreached(),
             Err(error) => Err(failed(error)),
         },
-        "entry" if is_meanwhile(path) => unpin(),
-        "entry" if Entry::is_record(path) => match Entry::kept_at(path, sets)? {
+        "entry" if !is_made && Entry::is_record(named) => unpin(),
+        "entry" if is_made && Entry::is_record(path) => match Entry::kept_at(path, sets)? {
             Some(mut entry) => entry.detach().map(|()| true),
-            // Its array is gone.
-            None => unpin(),
+            // Its array is gone, or pinned elsewhere.
+            None => unreached(),
         },
         _ => Ok(false),
     }

@@ -31,7 +31,7 @@ use crate::attach::EntrySet;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
 use crate::attach::end_kept;
-use crate::attach::is_meanwhile;
+use crate::attach::made_for;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Features;
@@ -384,7 +384,7 @@ impl Katran {
         }
         let mut paths = Vec::new();
         for path in home.attachments()? {
-            if is_meanwhile(&path) {
+            if made_for(&path).is_some() {
                 // Nobody was told of it.
                 end_kept(&path, &sets)?;
                 continue;

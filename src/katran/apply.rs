@@ -44,8 +44,9 @@ impl Katran {
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change. If the kernel then refuses
-    /// one, those made are undone, as far as the kernel lets them be (what cannot be is logged; a
-    /// VIP that had been removed comes back with its counters at zero).
+    /// one, or a [pinned](crate::Builder::pin) balancer has no memory to write one down, those made are undone, as far
+    /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
+    /// zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
@@ -54,9 +55,10 @@ impl Katran {
         self.reserve_rings(wanted)?;
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
-        if planned.steps.len() > 1 {
-            self.begin_many()?;
-        }
+        let many = match planned.steps.len() > 1 {
+            true => self.begin_many()?,
+            false => None,
+        };
         let mut news = News::default();
         let mut steps = planned.steps.iter();
         let mut holds = None;
@@ -69,6 +71,7 @@ impl Katran {
         });
         if taken.is_err() {
             self.undoing = true;
+            self.note_way_back();
             self.undo(&before, &mut news);
             if let Some(reals) = holds {
                 let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
@@ -80,7 +83,7 @@ impl Katran {
             self.undoing = false;
         }
         self.end_many();
-        drop(held);
+        drop((many, held));
         self.free_rings();
         self.tell(news.net());
         taken.map(|()| planned.changes)

@@ -25,9 +25,19 @@ impl Katran {
     /// does the same.
     ///
     /// # Errors
-    /// As [`remove`](crate::remove), which goes on where this has ended.
+    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`](crate::Error::Busy) in a child made
+    /// by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
         let home = self.home.take();
+        if let Some(home) = &home {
+            home.begin_removal()?;
+            // What the handle reaches could not be found by all that is pinned.
+            self.attachments.clear();
+            self.shared.clear();
+            if let Some(checks) = &mut self.healthchecks {
+                checks.detach();
+            }
+        }
         // Its threads end, and what is not pinned goes.
         drop(self);
         home.map_or(Ok(()), |mut home| home.remove())

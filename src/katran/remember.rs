@@ -21,6 +21,7 @@ use crate::ledger::Intent;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::ledger::Small;
+use crate::ledger::Steps;
 use crate::ledger::View;
 use crate::maps::FlowHashKeys;
 use crate::maps::ServerIdKeys;
@@ -99,7 +100,11 @@ impl Katran {
         let Some(mut ledger) = self.ledger.take() else {
             return Ok(());
         };
-        let intended = self.write_intent(&mut ledger, paper, also);
+        let mut intended = self.write_intent(&mut ledger, paper, also);
+        if intended.is_err() && ledger.is_going_back() {
+            ledger.fall_behind();
+            intended = Ok(());
+        }
         self.ledger = Some(ledger);
         intended
     }
@@ -147,20 +152,29 @@ impl Katran {
         }
     }
 
-    /// The changes from now on are one, of which the next owner leaves no part.
-    pub(super) fn begin_many(&mut self) -> Result<()> {
+    /// The changes from now on are one, of which the next owner leaves no part; until
+    /// [`end_many`](Self::end_many), before which what is returned must not be dropped.
+    pub(super) fn begin_many(&mut self) -> Result<Option<Steps>> {
         let Some(mut ledger) = self.ledger.take() else {
-            return Ok(());
+            return Ok(None);
         };
         let begun = ledger.begin(|| self.view().map_err(io::Error::other));
         self.ledger = Some(ledger);
-        begun.map_err(not_written)
+        begun.map(Some).map_err(not_written)
+    }
+
+    /// One of them was refused: those from now on undo the others, and cannot be refused by the ledger.
+    pub(super) fn note_way_back(&mut self) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.go_back();
+        }
     }
 
     /// They are made, or undone.
     pub(super) fn end_many(&mut self) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.end();
+        if let Some(mut ledger) = self.ledger.take() {
+            ledger.end(|| self.view().map_err(io::Error::other));
+            self.ledger = Some(ledger);
         }
     }
 

@@ -37,6 +37,7 @@ use crate::kernel::kernel_error;
 use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::pin;
+use crate::sys::process::Owner;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
 pub use removal::remove;
@@ -74,6 +75,7 @@ pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
     identity: Option<Identity>,
+    owner: Owner,
     /// Given up last.
     _lock: Lock,
 }
@@ -155,6 +157,7 @@ impl Home {
             attached: path.join(ATTACHED),
             path: path.to_owned(),
             identity,
+            owner: Owner::new(),
             _lock: lock,
         }))
     }

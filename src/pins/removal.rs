@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::parent_id;
 use std::path::Path;
 
 use super::ATTACHED;
@@ -18,6 +19,7 @@ use super::PROBES;
 use super::PROGRAMS;
 use super::SPECIAL;
 use super::Stage;
+use super::busy;
 use super::entries;
 use super::file_error;
 use super::file_name;
@@ -79,10 +81,21 @@ struct Set {
 }
 
 impl Home {
-    /// Takes away all that is a balancer's, the identity last.
-    pub(crate) fn remove(&mut self) -> Result<()> {
+    /// From now on what is there is no balancer any more, however far its removal gets.
+    pub(crate) fn begin_removal(&self) -> Result<()> {
+        if !self.owner.is_here() {
+            return Err(busy(&self.path, Some(parent_id())));
+        }
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Removing);
+        }
+        Ok(())
+    }
+
+    /// Takes away all that is a balancer's, the identity last.
+    pub(crate) fn remove(&mut self) -> Result<()> {
+        self.begin_removal()?;
+        if self.identity.is_some() {
             self.end_attachments()?;
             for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
                 self.remove_part(part)?;

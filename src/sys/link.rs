@@ -115,11 +115,12 @@ impl Link {
         Ok(())
     }
 
-    /// An attachment that a pin keeps, by that pin; `None` if there is another object.
+    /// An attachment of XDP or tcx that a pin keeps, by that pin; `None` if there is another object.
     pub(crate) fn kept_at(path: &Path) -> io::Result<Option<Self>> {
         let fd = super::pin::open(path)?;
-        let is_link = super::pin::kind(fd.as_fd())? == Some(super::pin::Kind::Link);
-        Ok(is_link.then(|| Self(fd, Owner::new(), Some(path.to_owned()))))
+        let info = super::fdinfo::FdInfo::of(fd.as_fd())?;
+        let is_ours = matches!(info.text("link_type"), Some("xdp" | "tcx"));
+        Ok(is_ours.then(|| Self(fd, Owner::new(), Some(path.to_owned()))))
     }
 
     /// Removes the pin that keeps it, if any: it ends with this link again. In this order, as a process that

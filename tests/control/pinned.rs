@@ -8,6 +8,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::chown;
+use std::os::unix::process::parent_id;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -23,6 +26,10 @@ use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::wait::WaitStatus;
+use nix::sys::wait::waitpid;
+use nix::unistd::ForkResult;
+use nix::unistd::fork;
 
 use crate::common::bpf;
 use crate::common::builder;
@@ -140,6 +147,27 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
 fn a_handle_removes_its_balancer() {
     let files = file_system();
     let katran = load(full().pin(files.join("katran")));
+    // A child has no part in it.
+    let pinned = tree(&files);
+    // SAFETY: the child makes one call with what it has of this thread, and ends.
+    let katran = match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None).unwrap();
+            assert_eq!(status, WaitStatus::Exited(child, 0));
+            katran
+        }
+        ForkResult::Child => {
+            let parent = parent_id();
+            let removed = catch_unwind(AssertUnwindSafe(|| katran.remove()));
+            let refused = matches!(
+                removed,
+                Ok(Err(Error::Busy { owner: Some(owner), .. })) if owner == parent
+            );
+            // SAFETY: takes a number and does not return.
+            unsafe { libc::_exit(i32::from(!refused)) }
+        }
+    };
+    assert_eq!(tree(&files), pinned);
     katran.remove().unwrap();
     assert!(tree(&files).is_empty());
     // One that is not pinned goes as with its handle.

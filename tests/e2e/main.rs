@@ -30,6 +30,9 @@ mod manners;
 mod moving_on;
 mod mtu;
 mod next_hop;
+#[allow(dead_code, reason = "these tests use a part")]
+#[path = "../common/pins.rs"]
+mod objects;
 mod pinned;
 mod quic;
 mod reals;

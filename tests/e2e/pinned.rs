@@ -2,6 +2,7 @@
 //! what is detached is detached, and it is taken away without a handle.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use katran_lab::LabConfig;
 use katran_lab::Newer;
 
 use crate::health;
+use crate::objects;
 use crate::shared::Pins;
 use crate::site;
 use crate::site::PORT;
@@ -192,6 +194,56 @@ fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
     let Site { katran, lab, .. } = site;
     katran.remove().unwrap();
     assert!(!has_xdp(&lab.balancers[0].host) && pins.list().is_empty());
+}
+
+/// Links that others have pinned among its own stay; and an interface may have any name.
+#[test]
+fn links_of_others_stay_and_any_interface_is_left() {
+    let pins = Pins::new();
+    let site = health::site(|builder| {
+        builder
+            .pin(directory(&pins))
+            .healthcheck_hook(TcHook::Clsact)
+    });
+    let Site { katran, lab, .. } = site;
+    let host = &lab.balancers[0].host;
+    drop(katran);
+    let kept = directory(&pins).join("attached");
+    let names = attached(&pins);
+    let link = objects::open(&kept.join(&names[1]));
+    for name in ["xdp_theirs", "tcx_1", "xdp_1_2_auto"] {
+        objects::pin(link.as_fd(), &kept.join(name));
+    }
+    // As it would be called on an interface of this name.
+    let of_new = names[0].replace("_eth0", "_new");
+    std::fs::rename(kept.join(&names[0]), kept.join(of_new)).unwrap();
+    katran::remove(directory(&pins)).unwrap();
+    assert_eq!(attached(&pins), ["tcx_1", "xdp_1_2_auto", "xdp_theirs"]);
+    let filters = host.tool("tc", "filter show dev eth0 egress").unwrap();
+    assert!(filters.is_empty(), "{filters}");
+}
+
+/// A handle finds what it has attached where a search would not.
+#[test]
+fn a_handle_removes_what_only_it_reaches() {
+    let pins = Pins::new();
+    let site = health::site(|builder| {
+        builder
+            .pin(directory(&pins))
+            .healthcheck_hook(TcHook::Clsact)
+    });
+    let Site { katran, lab, .. } = site;
+    let kept = directory(&pins).join("attached");
+    let names = attached(&pins);
+    // By a number that no namespace has the record leads nowhere.
+    let words: Vec<_> = names[0].split('_').collect();
+    let lost = names[0].replacen(words[1], "1", 1);
+    std::fs::rename(kept.join(&names[0]), kept.join(lost)).unwrap();
+    katran.remove().unwrap();
+    assert!(pins.list().is_empty(), "{:?}", pins.list());
+    let host = &lab.balancers[0].host;
+    let filters = host.tool("tc", "filter show dev eth0 egress").unwrap();
+    assert!(filters.is_empty(), "{filters}");
 }
 
 #[test]

@@ -30,6 +30,8 @@ struct Place {
     lab: Lab,
     file: Scratch,
     directory: PathBuf,
+    /// Where a root program is pinned whose entry it is, instead of being attached itself.
+    shared: Option<PathBuf>,
 }
 
 impl Place {
@@ -43,7 +45,21 @@ impl Place {
             lab,
             file,
             directory,
+            shared: None,
         }
+    }
+
+    /// One with a root program on the interface.
+    fn shared(name: &str) -> Self {
+        let mut place = Self::new(name);
+        let path = place.directory.with_file_name("shared");
+        let mut root = example("root");
+        root.args(["attach", "--interface", "eth0", "--path"])
+            .arg(&path);
+        let output = place.host().output(root).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        place.shared = Some(path);
+        place
     }
 
     fn host(&self) -> &Host {
@@ -53,10 +69,20 @@ impl Place {
     fn balancer(&self) -> Command {
         let mut command = example("balancer");
         command.arg("--config").arg(&self.file.0);
+        match &self.shared {
+            Some(path) => command.arg("--shared").arg(path),
+            None => command.args(["--interface", "eth0"]),
+        };
+        command.arg("--pin").arg(&self.directory);
         command
-            .args(["--interface", "eth0", "--pin"])
-            .arg(&self.directory);
-        command
+    }
+
+    /// The last calls of a start.
+    fn attached(&self) -> &'static [Call] {
+        match self.shared {
+            Some(_) => &ENTERED,
+            None => &ATTACHED,
+        }
     }
 
     fn removal(&self) -> Command {
@@ -73,8 +99,12 @@ impl Place {
     }
 
     fn is_clean(&self) -> bool {
+        let pins = pins(self.directory.parent().unwrap());
+        if self.shared.is_some() {
+            return pins == ["shared", "shared_eth0"];
+        }
         let has_xdp = self.host().ip("link show eth0").unwrap().contains("xdp");
-        !has_xdp && pins(self.directory.parent().unwrap()).is_empty()
+        !has_xdp && pins.is_empty()
     }
 }
 
@@ -82,7 +112,23 @@ impl Place {
 fn pins(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.contains('.')).collect()
+    let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
+    names.sort();
+    names
+}
+
+/// The same, and what is in the directories inside.
+fn all_pins(directory: &Path) -> Vec<String> {
+    if !directory.is_dir() {
+        return Vec::new();
+    }
+    let mut all = pins(directory);
+    let inside: Vec<_> = all
+        .iter()
+        .map(|name| all_pins(&directory.join(name)))
+        .collect();
+    all.extend(inside.into_iter().flatten());
+    all
 }
 
 #[test]
@@ -145,6 +191,9 @@ fn connections_go_on_when_the_process_is_killed() {
 /// What ends a start: the link is made, pinned, and has its name.
 const ATTACHED: [Call; 4] = [Call::Attach, Call::Unlink, Call::Pin, Call::Rename];
 
+/// The same for an entry: it is noted, and what belongs to it is pinned. Then it is set.
+const ENTERED: [Call; 4] = [Call::Unlink, Call::Link, Call::Rename, Call::Pin];
+
 /// Runs a command on the balancer's host; see [`run_until`].
 fn run(
     place: &Place,
@@ -182,26 +231,68 @@ fn whatever_it_was_doing_it_can_be_removed() {
         calls.ends_with(&ATTACHED)
     });
     assert!(killed);
-    let mut removed = Vec::new();
-    loop {
-        let (calls, killed) = run(&place, place.removal(), |calls, _| calls.len() == 1);
-        removed.extend(calls);
-        if !killed {
-            break;
-        }
-    }
-    assert!(place.is_clean());
+    let removed = remove_in_pieces(&place);
     for call in [Call::Unlink, Call::RemoveDirectory] {
         assert!(removed.contains(&call), "{removed:?}");
     }
     assert!(removed.len() > 20, "{removed:?}");
 }
 
+/// A removal that is killed after each of its calls until one is not; the calls.
+fn remove_in_pieces(place: &Place) -> Vec<Call> {
+    let mut removed = Vec::new();
+    let mut last = 1;
+    loop {
+        let before = all_pins(&place.directory);
+        let (calls, killed) = run(place, place.removal(), |calls, _| calls.len() == last);
+        removed.extend(calls);
+        if !killed {
+            break;
+        }
+        // Its first calls may be for what is gone already.
+        last = match all_pins(&place.directory) == before {
+            true => last + 1,
+            false => 1,
+        };
+    }
+    assert!(place.is_clean());
+    removed
+}
+
+/// An entry of a root program: neither the entry nor what is pinned beside it is forgotten.
+#[test]
+fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
+    let place = Place::shared("killed_entry.toml");
+    // What is pinned in its directory comes before.
+    let mut all = Vec::new();
+    for last in 1..=ENTERED.len() {
+        let is_last = |calls: &[Call], _| calls.ends_with(&ENTERED[..last]);
+        let (calls, killed) = run(&place, place.balancer(), is_last);
+        assert!(killed, "{calls:?}");
+        place.remove();
+        all = calls;
+    }
+    assert!(all.len() > 20, "{all:?}");
+    let mut whole = Running::start(place.host(), place.balancer());
+    whole.says("balancing as entry 2 of");
+    whole.process.kill().unwrap();
+    remove_in_pieces(&place);
+}
+
 /// A reload, killed after each of its calls (of those that pin and unpin, the first and the last of each kind): what is
 /// attached works on with all that it hands packets on to.
 #[test]
 fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
-    let place = Place::new("killed_reload.toml");
+    cut_off_reloads(&Place::new("killed_reload.toml"), &[Call::Switch]);
+}
+
+/// The same in an entry: what is pinned for either program goes in the end.
+#[test]
+fn a_reload_in_an_entry_that_is_cut_off_leaves_a_program_that_works() {
+    cut_off_reloads(&Place::shared("killed_shared.toml"), &[]);
+}
+
+fn cut_off_reloads(place: &Place, own_calls: &[Call]) {
     let lab = &place.lab;
     let before = configuration(lab, 0);
     let after = before.replacen(
@@ -213,9 +304,9 @@ fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
     let reload = |last: Option<usize>| {
         place.file.write(&before);
         let mut begun = None;
-        run(&place, place.balancer(), |calls, id| {
+        run(place, place.balancer(), |calls, id| {
             let Some(begun) = begun else {
-                if calls.ends_with(&ATTACHED) {
+                if calls.ends_with(place.attached()) {
                     begun = Some(calls.len());
                     place.file.write(&after);
                     kill(id, Signal::SIGHUP).unwrap();
@@ -230,16 +321,15 @@ fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
     };
     let (all, killed) = reload(None);
     assert!(killed);
-    let begun = all.windows(4).position(|calls| *calls == ATTACHED).unwrap() + 4;
+    let begun = all
+        .windows(4)
+        .position(|calls| calls == place.attached())
+        .unwrap()
+        + 4;
     let calls = &all[begun..];
-    for call in [
-        Call::MakeDirectory,
-        Call::Pin,
-        Call::Switch,
-        Call::Rename,
-        Call::Unlink,
-    ] {
-        assert!(calls.contains(&call), "{calls:?}");
+    let expected = [Call::MakeDirectory, Call::Pin, Call::Rename, Call::Unlink];
+    for call in expected.iter().chain(own_calls) {
+        assert!(calls.contains(call), "{calls:?}");
     }
     let works = || {
         // An echo request goes by a program besides the one that is attached.

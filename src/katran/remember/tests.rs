@@ -1,6 +1,7 @@
 //! What the calls of a loaded balancer write down: whatever was called, the next owner knows what this one does.
 
 pub(in super::super) mod calls;
+mod full;
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
