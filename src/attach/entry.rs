@@ -362,6 +362,15 @@ impl Attachments<Entry> {
         Ok(())
     }
 
+    /// Removes what a reload that was cut off has pinned for programs that are in no entry.
+    pub(crate) fn remove_leftovers(&self) {
+        for held in self.present() {
+            held.kept
+                .special
+                .remove_others(&held.entries, held.position);
+        }
+    }
+
     /// Empties the entry in the array at `path`.
     pub(crate) fn detach(&mut self, path: &Path) -> Result<()> {
         let position = self.iter().position(|held| held.entries.path() == path);

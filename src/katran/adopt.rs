@@ -423,6 +423,7 @@ impl Katran {
         let programs = self.put_in_place(programs)?;
         let old = mem::replace(&mut self.programs, programs);
         self.outlast(vec![old]);
+        self.shared.remove_leftovers();
         self.unstage();
         Ok(())
     }
