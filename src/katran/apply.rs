@@ -54,8 +54,12 @@ impl Katran {
         self.reserve_rings(wanted)?;
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
-        if planned.steps.len() > 1 {
-            self.begin_many()?;
+        if planned.steps.len() > 1
+            && let Err(error) = self.begin_many()
+        {
+            drop(held);
+            self.free_rings();
+            return Err(error);
         }
         let mut news = News::default();
         let mut steps = planned.steps.iter();

@@ -137,8 +137,12 @@ impl Katran {
         if intent == Intent::default() {
             return Ok(());
         }
-        let intended = ledger.intend(intent, || self.view().map_err(io::Error::other));
-        intended.map_err(not_written)
+        let view = || self.view().map_err(io::Error::other);
+        if self.undoing {
+            ledger.intend_back(intent, view);
+            return Ok(());
+        }
+        ledger.intend(intent, view).map_err(not_written)
     }
 
     /// The change that was written down is made: packets see it, and the library's records say the same.

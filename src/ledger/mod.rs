@@ -82,6 +82,8 @@ pub(crate) struct Ledger {
     in_group: bool,
     /// A change that could not be refused was not written down: a snapshot is due.
     is_behind: bool,
+    /// Steps back that could not be written down: none is until they have come to their end.
+    is_cut_short: bool,
 }
 
 impl Ledger {
@@ -102,6 +104,7 @@ impl Ledger {
             is_open: false,
             in_group: false,
             is_behind: false,
+            is_cut_short: false,
         }
     }
 
@@ -151,6 +154,24 @@ impl Ledger {
         Ok(())
     }
 
+    /// The same for a step back to where the change of many steps began, which must not fail: if it cannot be written down,
+    /// no later one is, and the state before stays the one that a process that ends leaves.
+    pub(crate) fn intend_back<'a>(
+        &mut self,
+        intent: Intent,
+        view: impl FnOnce() -> io::Result<View<'a>>,
+    ) {
+        // A snapshot on the way would lose the state before.
+        self.is_cut_short |= self.is_behind;
+        if self.is_cut_short {
+            return;
+        }
+        if let Err(error) = self.intend(intent, view) {
+            ::log::warn!("a change is undone without being written down: {error}");
+            self.is_cut_short = true;
+        }
+    }
+
     /// The change that was under way, if there is one, is made.
     pub(crate) fn done(&mut self) {
         if mem::take(&mut self.is_open) {
@@ -180,7 +201,9 @@ impl Ledger {
 
     /// The change of many steps is made, or undone, whole.
     pub(crate) fn end(&mut self) {
-        if mem::take(&mut self.in_group) {
+        let is_cut_short = mem::take(&mut self.is_cut_short);
+        self.is_behind |= is_cut_short;
+        if mem::take(&mut self.in_group) && !is_cut_short {
             self.close(&Record::End);
         }
     }

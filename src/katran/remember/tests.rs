@@ -25,6 +25,7 @@ use crate::ledger::heap::Heap;
 use crate::mutate;
 use crate::mutate::one_of;
 use crate::pins::Home;
+use crate::types::Real;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
 use crate::types::VipFlags;
@@ -258,6 +259,47 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
     let heap = heap.limited(usize::MAX);
     katran.source_routes_mut().clear().unwrap();
     assert_known(&katran, &heap, "what has gone");
+}
+
+/// The same of a change of many steps, wherever the memory ends: on the way or on the way back.
+#[test]
+fn a_state_that_cannot_be_written_down_whole_changes_nothing() {
+    let mut katran = loaded();
+    katran.add_vip(vip(1), VipFlags::empty()).unwrap();
+    katran.add_real(vip(1), Real::new(address(1))).unwrap();
+    let before = katran.state();
+    for nth in 2..6 {
+        katran.add_vip(vip(nth), VipFlags::empty()).unwrap();
+        katran.add_real(vip(nth), Real::new(address(nth))).unwrap();
+        let mark = u32::from(nth);
+        katran.probes_mut().map_mark(mark, address(nth)).unwrap();
+    }
+    katran.remove_vip(vip(1)).unwrap();
+    let wanted = katran.state();
+    katran.apply(&before).unwrap();
+    let mut refused = 0;
+    for bytes in (512..1 << 16).step_by(128) {
+        let heap = Heap::new(bytes).limited(bytes);
+        if katran.keep(Box::new(heap.clone())).is_err() {
+            continue;
+        }
+        if katran.apply(&wanted).is_ok() {
+            assert_known(&katran, &heap, "a state");
+            break;
+        }
+        refused += 1;
+        assert_eq!(katran.state(), before, "{bytes}");
+        let found = read(&heap);
+        let known = found.before.unwrap_or_else(|| found.kept.state());
+        assert_eq!(known, before, "{bytes}");
+        // When there is memory again all is known.
+        let heap = heap.limited(usize::MAX);
+        katran.add_vip(vip(6), VipFlags::empty()).unwrap();
+        assert_known(&katran, &heap, "more memory");
+        katran.remove_vip(vip(6)).unwrap();
+    }
+    assert!(refused > 5, "{refused}");
+    assert_eq!(katran.state(), wanted);
 }
 
 #[test]
