@@ -17,7 +17,7 @@ impl Builder {
     ///
     /// Each call writes down what it will change before it does, some microseconds' work, in a ledger of at least 1 MiB in
     /// that directory: with 1,000,000 server ids it takes 32 MiB. A call whose change cannot be written down, as there is no memory for
-    /// a larger ledger, is [`Error::Kernel`](crate::Error::Kernel), and changes nothing.
+    /// a larger ledger, is [`Error::Kernel`](crate::Error::Kernel), and changes nothing; an `apply` undoes what it has made by then.
     ///
     /// While no process has it, nothing is followed: next hops, MTUs and Ethernet addresses stay what they were,
     /// slots are not settled, and nobody reads events. Programs that were handed out by

@@ -44,8 +44,9 @@ impl Katran {
     /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change. If the kernel then refuses
-    /// one, those made are undone, as far as the kernel lets them be (what cannot be is logged; a
-    /// VIP that had been removed comes back with its counters at zero).
+    /// one, or a [pinned](crate::Builder::pin) balancer has no memory to write one down, those made are undone, as far
+    /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
+    /// zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
@@ -54,13 +55,11 @@ impl Katran {
         self.reserve_rings(wanted)?;
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
-        if planned.steps.len() > 1
-            && let Err(error) = self.begin_many()
-        {
-            drop(held);
-            self.free_rings();
-            return Err(error);
-        }
+        let many = match planned.steps.len() > 1 {
+            true => self.begin_many(),
+            false => Ok(None),
+        };
+        let many = many.inspect_err(|_| self.free_rings())?;
         let mut news = News::default();
         let mut steps = planned.steps.iter();
         let mut holds = None;
@@ -73,6 +72,7 @@ impl Katran {
         });
         if taken.is_err() {
             self.undoing = true;
+            self.note_way_back();
             self.undo(&before, &mut news);
             if let Some(reals) = holds {
                 let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
@@ -84,7 +84,7 @@ impl Katran {
             self.undoing = false;
         }
         self.end_many();
-        drop(held);
+        drop((many, held));
         self.free_rings();
         self.tell(news.net());
         taken.map(|()| planned.changes)
@@ -270,6 +270,17 @@ impl Katran {
                 self.change_source(Family::V6, address.map(IpAddr::V6))
             }
         }
+    }
+
+    /// Goes back to the state before one that was being applied when its process ended.
+    pub(super) fn undo_group(&mut self, before: &State) {
+        let mut news = News::default();
+        self.undoing = true;
+        self.undo(before, &mut news);
+        self.undoing = false;
+        self.end_many();
+        self.free_rings();
+        self.tell(news.net());
     }
 
     /// Goes back to `before`, as far as the kernel lets it.

@@ -21,6 +21,7 @@ use crate::ledger::Intent;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::ledger::Small;
+use crate::ledger::Steps;
 use crate::ledger::View;
 use crate::maps::FlowHashKeys;
 use crate::maps::ServerIdKeys;
@@ -76,20 +77,12 @@ impl Katran {
     }
 
     /// Goes on with the ledger of the owner before.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn go_on(&mut self, ledger: Ledger) {
         self.ledger = Some(ledger);
     }
 
     /// Takes over what the ledger has kept, but for the settings, which it was made with; returns what others hold.
     /// The VIPs are counted by kind, and no number that was given back is settled.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn take_kept(&mut self, kept: Kept) -> Small {
         self.table = kept.table;
         self.server_ids = kept.server_ids;
@@ -107,7 +100,11 @@ impl Katran {
         let Some(mut ledger) = self.ledger.take() else {
             return Ok(());
         };
-        let intended = self.write_intent(&mut ledger, paper, also);
+        let mut intended = self.write_intent(&mut ledger, paper, also);
+        if intended.is_err() && ledger.is_going_back() {
+            ledger.fall_behind();
+            intended = Ok(());
+        }
         self.ledger = Some(ledger);
         intended
     }
@@ -137,12 +134,8 @@ impl Katran {
         if intent == Intent::default() {
             return Ok(());
         }
-        let view = || self.view().map_err(io::Error::other);
-        if self.undoing {
-            ledger.intend_back(intent, view);
-            return Ok(());
-        }
-        ledger.intend(intent, view).map_err(not_written)
+        let intended = ledger.intend(intent, || self.view().map_err(io::Error::other));
+        intended.map_err(not_written)
     }
 
     /// The change that was written down is made: packets see it, and the library's records say the same.
@@ -159,20 +152,29 @@ impl Katran {
         }
     }
 
-    /// The changes from now on are one, of which the next owner leaves no part.
-    pub(super) fn begin_many(&mut self) -> Result<()> {
+    /// The changes from now on are one, of which the next owner leaves no part; until
+    /// [`end_many`](Self::end_many), before which what is returned must not be dropped.
+    pub(super) fn begin_many(&mut self) -> Result<Option<Steps>> {
         let Some(mut ledger) = self.ledger.take() else {
-            return Ok(());
+            return Ok(None);
         };
         let begun = ledger.begin(|| self.view().map_err(io::Error::other));
         self.ledger = Some(ledger);
-        begun.map_err(not_written)
+        begun.map(Some).map_err(not_written)
+    }
+
+    /// One of them was refused: those from now on undo the others, and cannot be refused by the ledger.
+    pub(super) fn note_way_back(&mut self) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.go_back();
+        }
     }
 
     /// They are made, or undone.
     pub(super) fn end_many(&mut self) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.end();
+        if let Some(mut ledger) = self.ledger.take() {
+            ledger.end(|| self.view().map_err(io::Error::other));
+            self.ledger = Some(ledger);
         }
     }
 
@@ -220,10 +222,6 @@ impl Fixed {
     ///
     /// # Errors
     /// What is different: the maps are those of another machine, or another version has made them.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn restored(
         drawn: &Drawn,
         config: &Config,

@@ -20,6 +20,8 @@ pub(crate) struct Heap {
     found: Arc<Mutex<Words>>,
     /// The largest that there is memory for.
     limit: Arc<AtomicUsize>,
+    /// How often more of it is still made, or found.
+    left: Arc<AtomicUsize>,
 }
 
 impl Heap {
@@ -29,7 +31,20 @@ impl Heap {
             found: Arc::new(Mutex::new(Arc::clone(&words))),
             words,
             limit: Arc::new(AtomicUsize::new(usize::MAX)),
+            left: Arc::new(AtomicUsize::new(usize::MAX)),
         }
+    }
+
+    /// Refuses to grow after so many steps of it: each larger one takes two, that it is made, and that it is found.
+    pub(crate) fn refuse_after(&self, steps: usize) {
+        self.left.store(steps, Ordering::Relaxed);
+    }
+
+    fn grow_a_step(&self) -> io::Result<()> {
+        let left = self.left.load(Ordering::Relaxed);
+        let left = left.checked_sub(1).ok_or(io::ErrorKind::OutOfMemory)?;
+        self.left.store(left, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The same with no memory beyond so much.
@@ -49,6 +64,7 @@ impl Heap {
             found: Arc::new(Mutex::new(Arc::clone(&words))),
             words,
             limit: Arc::clone(&self.limit),
+            left: Arc::new(AtomicUsize::new(usize::MAX)),
         }
     }
 
@@ -83,6 +99,7 @@ impl Ground for Heap {
         if bytes > self.limit.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
+        self.grow_a_step()?;
         Ok(Box::new(Self {
             words: zeros(bytes),
             ..self.clone()
@@ -90,6 +107,7 @@ impl Ground for Heap {
     }
 
     fn publish(&mut self) -> io::Result<()> {
+        self.grow_a_step()?;
         death::step();
         *self.found.lock().unwrap() = Arc::clone(&self.words);
         Ok(())

@@ -19,6 +19,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem;
+use std::sync::Arc;
+use std::sync::Weak;
 
 pub(crate) use ground::Ground;
 pub(crate) use kept::Kept;
@@ -60,10 +62,6 @@ impl From<Unreadable> for Refused {
 
 /// What was read.
 #[derive(Debug)]
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "tests read ledgers, until an adoption does")
-)]
 pub(crate) struct Replayed {
     /// The last state that a call returned `Ok` for; within a change of many steps, that after the last step.
     pub(crate) kept: Kept,
@@ -79,11 +77,24 @@ pub(crate) struct Ledger {
     /// A change is under way.
     is_open: bool,
     /// Within a change of many steps.
-    in_group: bool,
+    group: Option<Group>,
     /// A change that could not be refused was not written down: a snapshot is due.
     is_behind: bool,
-    /// Steps back that could not be written down: none is until they have come to their end.
-    is_cut_short: bool,
+}
+
+/// A change of many steps, on whose way no snapshot is written: it would lose the state before it.
+struct Group {
+    /// Gone with the call that makes it. `None`: an owner before has begun it, and this one goes back.
+    call: Option<Weak<()>>,
+    /// Its steps from now on are those back to that state.
+    is_going_back: bool,
+}
+
+/// The call that makes a change of many steps.
+#[must_use = "a change of many steps is over when this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Steps {
+    _call: Arc<()>,
 }
 
 impl Ledger {
@@ -102,9 +113,8 @@ impl Ledger {
         Self {
             log,
             is_open: false,
-            in_group: false,
+            group: None,
             is_behind: false,
-            is_cut_short: false,
         }
     }
 
@@ -113,10 +123,6 @@ impl Ledger {
     ///
     /// # Errors
     /// If it has another layout, or was spoiled: what to do about it.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests read ledgers, until an adoption does")
-    )]
     pub(crate) fn read(ground: Box<dyn Ground>) -> Result<(Self, Replayed), Refused> {
         let mut replay = Replay::default();
         let log = Log::open(ground, |bytes| {
@@ -128,7 +134,10 @@ impl Ledger {
         let replayed = replay.finish().map_err(Refused)?;
         let ledger = Self {
             is_open: replayed.under_way.is_some(),
-            in_group: replayed.before.is_some(),
+            group: replayed.before.is_some().then_some(Group {
+                call: None,
+                is_going_back: true,
+            }),
             ..Self::of(log)
         };
         Ok((ledger, replayed))
@@ -138,43 +147,41 @@ impl Ledger {
     /// is due.
     ///
     /// # Errors
-    /// If there is no memory for it. The change must not be made then.
+    /// If there is no memory for it. The change must not be made then, but for one on the [way back](Self::go_back).
     pub(crate) fn intend<'a>(
         &mut self,
         intent: Intent,
         view: impl FnOnce() -> io::Result<View<'a>>,
     ) -> io::Result<()> {
-        if mem::take(&mut self.is_open) {
-            // A panic has cut one off, and the embedder has caught it: what there is now is what counts.
-            ::log::error!("a change has not come to its end, and another one begins");
-            self.is_behind = true;
-        }
+        self.look_for_what_was_cut_off();
         self.put(&Record::Intent(intent), view)?;
         self.is_open = true;
         Ok(())
     }
 
-    /// The same for a step back to where the change of many steps began, which must not fail: if it cannot be written down,
-    /// no later one is, and the state before stays the one that a process that ends leaves.
-    pub(crate) fn intend_back<'a>(
-        &mut self,
-        intent: Intent,
-        view: impl FnOnce() -> io::Result<View<'a>>,
-    ) {
-        // A snapshot on the way would lose the state before.
-        self.is_cut_short |= self.is_behind;
-        if self.is_cut_short {
-            return;
+    /// A panic may have cut a change off, and the embedder has caught it: what there is now is what counts.
+    fn look_for_what_was_cut_off(&mut self) {
+        let call = self.group.as_ref().and_then(|group| group.call.as_ref());
+        let is_over = call.is_some_and(|call| call.strong_count() == 0);
+        if is_over {
+            self.group = None;
         }
-        if let Err(error) = self.intend(intent, view) {
-            ::log::warn!("a change is undone without being written down: {error}");
-            self.is_cut_short = true;
+        if mem::take(&mut self.is_open) || is_over {
+            ::log::error!("a change has not come to its end, and another one begins");
+            self.is_behind = true;
         }
+    }
+
+    /// On the way back steps are made, written down or not: the next owner knows the state before, and goes there.
+    pub(crate) fn is_going_back(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.is_going_back)
     }
 
     /// The change that was under way, if there is one, is made.
     pub(crate) fn done(&mut self) {
         if mem::take(&mut self.is_open) {
+            #[cfg(test)]
+            death::at_done();
             self.close(&Record::Done);
         }
     }
@@ -186,25 +193,42 @@ impl Ledger {
         }
     }
 
-    /// What comes from here on is one change.
+    /// What comes from here on is one change, until [`end`](Self::end); if what is returned is dropped before, a panic
+    /// has cut it off.
     ///
     /// # Errors
     /// As [`intend`](Self::intend).
     pub(crate) fn begin<'a>(
         &mut self,
         view: impl FnOnce() -> io::Result<View<'a>>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Steps> {
+        self.look_for_what_was_cut_off();
         self.put(&Record::Begin, view)?;
-        self.in_group = true;
-        Ok(())
+        let call = Arc::new(());
+        self.group = Some(Group {
+            call: Some(Arc::downgrade(&call)),
+            is_going_back: false,
+        });
+        Ok(Steps { _call: call })
     }
 
-    /// The change of many steps is made, or undone, whole.
-    pub(crate) fn end(&mut self) {
-        let is_cut_short = mem::take(&mut self.is_cut_short);
-        self.is_behind |= is_cut_short;
-        if mem::take(&mut self.in_group) && !is_cut_short {
+    /// A step of a change of many was refused: the next ones are those back to the state before.
+    pub(crate) fn go_back(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.is_going_back = true;
+        }
+    }
+
+    /// The change of many steps is made, or undone, whole. `view`: what there is now, for a snapshot, if not all steps
+    /// back are written down. If there is no room for one, the next owner goes back from the last step that is.
+    pub(crate) fn end<'a>(&mut self, view: impl FnOnce() -> io::Result<View<'a>>) {
+        if self.group.take().is_none() {
+            return;
+        }
+        if !self.is_behind {
             self.close(&Record::End);
+        } else if let Err(error) = view().and_then(|view| self.compact(0, &view)) {
+            ::log::warn!("the steps back from a change are not written down: {error}");
         }
     }
 
@@ -219,23 +243,28 @@ impl Ledger {
         view: impl FnOnce() -> io::Result<View<'a>>,
     ) -> io::Result<()> {
         let bytes = encode(record)?;
-        if self.in_group && !self.is_behind {
-            // A snapshot would lose the state before it.
+        if self.group.is_some() {
+            if self.is_behind {
+                // A step back before it is missing: what is read has to end there.
+                return Err(io::Error::other("a step before it is not written down"));
+            }
             if !self.log.fits(bytes.len()) {
                 self.log.grow(bytes.len())?;
             }
         } else if self.is_behind || !self.log.fits(bytes.len()) {
-            let view = view()?;
-            let failed = RefCell::new(Ok(()));
-            self.log
-                .compact(bytes.len(), &|write| snapshot(&view, &failed, write))?;
-            failed.into_inner()?;
-            self.is_behind = false;
-            if self.in_group {
-                self.log.append(&encode(&Record::Begin)?);
-            }
+            self.compact(bytes.len(), &view()?)?;
         }
         self.log.append(&bytes);
+        Ok(())
+    }
+
+    /// Writes a snapshot, behind which there is room for so many bytes.
+    fn compact(&mut self, bytes: usize, view: &View<'_>) -> io::Result<()> {
+        let failed = RefCell::new(Ok(()));
+        self.log
+            .compact(bytes, &|write| snapshot(view, &failed, write))?;
+        failed.into_inner()?;
+        self.is_behind = false;
         Ok(())
     }
 

@@ -29,6 +29,8 @@ use crate::types::RealFlags;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
+mod steps;
+
 fn builder() -> Builder {
     Builder::new()
         .gateway_mac(MacAddr::new([2, 0, 0, 0, 0, 1]))
@@ -328,48 +330,6 @@ fn a_change_that_is_cut_off_is_known_whole() {
             }
             assert!(seen.iter().all(|times| *times > 0), "{seen:?}");
             change(&mut ledger, &mut kept, &intent, end).unwrap();
-        }
-    });
-}
-
-/// Of a change of many steps the state before it is known until it has ended, however long it is.
-#[test]
-fn a_change_of_many_steps_can_be_gone_back_from() {
-    mutate::cases(40, |rng| {
-        let mut kept = small();
-        let (mut heap, mut ledger) = begun(&kept);
-        for _ in 0..rng.usize(0..3) {
-            for _ in 0..rng.usize(0..40) {
-                let intent = intent(&kept, rng);
-                change(&mut ledger, &mut kept, &intent, some_end(rng)).unwrap();
-            }
-            let before = kept.state();
-            ledger.begin(|| Ok(kept.view())).unwrap();
-            for _ in 0..rng.usize(0..80) {
-                let intent = intent(&kept, rng);
-                change(&mut ledger, &mut kept, &intent, some_end(rng)).unwrap();
-                if rng.u32(0..30) == 0 {
-                    let found = read(&heap.found()).unwrap().1;
-                    assert_eq!(found.before.as_ref(), Some(&before));
-                    assert_same(&found.kept, &kept);
-                }
-            }
-            heap = heap.found();
-            let (mut next, found) = read(&heap).unwrap();
-            assert_eq!(found.before.as_ref(), Some(&before));
-            match rng.bool() {
-                true => next.end(),
-                // It ends in the middle again.
-                false => {
-                    let again = read(&heap.found()).unwrap().1;
-                    assert_eq!(again.before, found.before);
-                    next.end();
-                }
-            }
-            let ended = read(&heap.found()).unwrap().1;
-            assert!(ended.before.is_none());
-            assert_same(&ended.kept, &kept);
-            ledger = next;
         }
     });
 }
