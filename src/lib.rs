@@ -87,6 +87,7 @@ pub use document::State;
 pub use error::Error;
 pub use error::Result;
 pub use katran::Katran;
+pub use katran::Start;
 pub use pins::remove;
 pub use root_program::RootProgram;
 pub use root_program::RootProgramBuilder;

@@ -19,9 +19,11 @@ use std::thread;
 use anyhow::Context;
 use anyhow::Result;
 use katran::Katran;
+use katran::Start;
 use katran::State;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
+use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
 use katran::state::Changes;
 pub(crate) use keeper::Keeper;
@@ -94,26 +96,52 @@ impl Options {
 
     /// A balancer with the settings and VIPs of a state, attached to nothing.
     pub(crate) fn load(&self, state: &State) -> Result<Katran> {
-        let mut builder = state.builder()?;
-        if let Some(directory) = &self.pin {
-            builder = builder.pin(directory);
-        }
-        let mut katran = builder.load()?;
+        let mut katran = match &self.pin {
+            None => state.builder()?.load()?,
+            Some(directory) => {
+                let (katran, start) = state.builder()?.pin(directory).adopt_or_load()?;
+                if let Start::Adopted {
+                    age, by_version, ..
+                } = start
+                {
+                    say(format!(
+                        "goes on with the balancer in {}, loaded {} s ago by version {by_version}",
+                        directory.display(),
+                        age.as_secs()
+                    ));
+                }
+                katran
+            }
+        };
         report(&katran.apply(state)?);
         Ok(katran)
     }
 
     /// Attaches it to the interfaces, or puts it into its entry.
     pub(crate) fn attach(&self, katran: &mut Katran) -> Result<()> {
+        // What the process before has attached, and what has lost its interface since.
+        katran.reattach()?;
+        let there = katran.interfaces();
         for interface in self.own_interfaces() {
-            let attachment = katran.attach(interface, self.mode)?;
+            let held = there
+                .iter()
+                .find(|of| of.interface == *interface && of.state == AttachmentState::Attached);
+            let attachment = match held {
+                Some(held) => held.clone(),
+                None => katran.attach(interface, self.mode)?,
+            };
             say(format!(
                 "balancing on {interface} in {} mode",
                 attachment.mode
             ));
         }
         if let Some(path) = &self.shared {
-            katran.attach_shared(path, self.position)?;
+            let entries = katran.shared_entries();
+            let is_held =
+                |of: &SharedEntry| of.path == *path && of.state == AttachmentState::Attached;
+            if !entries.iter().any(is_held) {
+                katran.attach_shared(path, self.position)?;
+            }
             say(format!(
                 "balancing as entry {} of {}",
                 self.position,

@@ -96,7 +96,7 @@ pub(super) fn meanwhile(path: &Path) -> PathBuf {
 }
 
 /// The path whose place a pin was to take that was being made when its process ended; `None` for any other.
-pub(super) fn made_for(path: &Path) -> Option<PathBuf> {
+pub(crate) fn made_for(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     Some(path.with_file_name(name.strip_suffix(MEANWHILE)?))
 }

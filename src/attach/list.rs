@@ -109,6 +109,11 @@ impl<A: Attached> Attachments<A> {
         self.held.drain(..).for_each(end);
     }
 
+    /// Adds one that a pin has kept.
+    pub(crate) fn resume(&mut self, kept: A) {
+        self.held.push(kept);
+    }
+
     /// Gives up all of them, for the caller to end or to leave.
     pub(crate) fn take(&mut self) -> Vec<A> {
         std::mem::take(&mut self.held)

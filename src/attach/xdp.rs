@@ -170,6 +170,38 @@ impl XdpLink {
         kept.map_err(|error| kernel_error("pin the attachment to", &self.target.name, error))
     }
 
+    /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs.
+    pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
+        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let Some(name) = PinName::of(KEPT, path) else {
+            return Ok(None);
+        };
+        let (Some(asked), Some(mode), Some(refused)) = (name.word(0), name.word(1), name.word(2))
+        else {
+            return Ok(None);
+        };
+        let Some(link) = Link::kept_at(path).map_err(failed)? else {
+            return Ok(None);
+        };
+        let present = link.info().map_err(failed)?.program;
+        let mut own = programs.iter().filter(|program| {
+            let info = program::info(**program);
+            info.is_ok_and(|info| info.id == present)
+        });
+        // Of one that somebody has replaced it is none of them.
+        let Some(program) = own.next().or(programs.first()) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            target: name.target(),
+            asked,
+            mode,
+            refused: Some(refused).filter(|errno| *errno != 0),
+            program: program.try_clone_to_owned().map_err(failed)?,
+            link,
+        }))
+    }
+
     fn describe(&self) -> Attachment {
         // First, for it looks at the name.
         let state = self.state();

@@ -9,6 +9,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -49,8 +50,10 @@ use crate::next_hop::Watcher;
 use crate::rtnetlink::Requests;
 use crate::skel::healthcheck::HealthcheckSkelBuilder;
 use crate::skel::katran::types::encapsulation;
+use crate::sys::namespace::Namespace;
 use crate::sys::object;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 use crate::sys::tc::Direction;
 use crate::types::Encapsulation;
 use crate::types::MacAddr;
@@ -93,11 +96,40 @@ pub(crate) struct HealthChecks {
 impl HealthChecks {
     /// Loads the program. Needs no interface and attaches nothing.
     pub(crate) fn load(machine: &Machine<'_>) -> Result<Self> {
+        Self::load_over(machine, |_| Ok(None))
+    }
+
+    /// Goes on with the program and the maps that another process has left.
+    pub(crate) fn resume(
+        machine: &Machine<'_>,
+        program: OwnedFd,
+        map: impl Fn(&str) -> Result<OwnedFd>,
+    ) -> Result<Self> {
+        let mut checks = Self::load_over(machine, |name| map(name).map(Some))?;
+        checks.program = program;
+        Ok(checks)
+    }
+
+    /// The same with maps that there are.
+    fn load_over(
+        machine: &Machine<'_>,
+        there: impl Fn(&str) -> Result<Option<OwnedFd>>,
+    ) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
         let mut open = kernel::open(HealthcheckSkelBuilder::default(), &mut storage)?;
         let config = machine.config;
         object::size_maps(open.open_object_mut(), |name| machine.size_of(name))
             .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+        for mut map in open.open_object_mut().maps_mut() {
+            let name = map.name().to_string_lossy().into_owned();
+            if map.autocreate()
+                && !name.ends_with(".rodata")
+                && let Some(fd) = there(&name)?
+            {
+                numbered(|| map.reuse_fd(fd.as_fd()))
+                    .map_err(|error| kernel_error("take over the map", &name, error))?;
+            }
+        }
         let constants = constants(NAME, open.maps.rodata_data.as_deref_mut())?;
         constants.encapsulation = match config.encapsulation {
             Encapsulation::Ipip => encapsulation::ENCAPSULATION_IPIP.0,
@@ -145,6 +177,23 @@ impl HealthChecks {
     /// Has what is attached from now on outlive this, by pins in a directory.
     pub(crate) fn keep_in(&mut self, directory: &Path) {
         self.keep_in = Some(directory.to_owned());
+    }
+
+    /// Goes on with the attachment that a pin has kept.
+    pub(crate) fn resume_link(&mut self, link: TcLink, mains: &[Place]) {
+        let number = link.target().place.namespace;
+        self.attachments.resume(link);
+        let requests = Namespace::find(number).and_then(|namespace| {
+            let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            namespace.run(Requests::new)?
+        });
+        match requests {
+            Ok(requests) => self.requests = Some(requests),
+            Err(error) => log::warn!("by which interface probes leave is not followed: {error}"),
+        }
+        if let Err(error) = self.route(mains) {
+            log::warn!("health checks leave by an interface that is not ours: {error}");
+        }
     }
 
     /// What the program reads of settings, and the ways to reals.

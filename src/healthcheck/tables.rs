@@ -14,6 +14,7 @@ use super::handles::USES;
 use crate::config::Config;
 use crate::config::Machine;
 use crate::counters::HealthcheckCounters;
+use crate::document::ProbeMatch;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::KernelCalls;
@@ -183,6 +184,70 @@ impl HealthChecks {
         Ok(())
     }
 
+    /// Knows again what is in the maps.
+    pub(crate) fn restore(
+        &mut self,
+        kernel: &KernelCalls,
+        marks: BTreeMap<u32, IpAddr>,
+        matches: BTreeMap<ProbeMatch, IpAddr>,
+        probes: BTreeSet<Vip>,
+    ) -> Result<()> {
+        self.marks = marks;
+        for (by, real) in matches {
+            let (by, address) = place_of(&by);
+            self.matches[by as usize].insert(address, real);
+        }
+        for vip in probes {
+            let number = self.maps.keys.lookup(&vip_key(&vip));
+            match kernel.check("read", "probe_keys", number)? {
+                Some(number) => {
+                    self.free.remove(&number);
+                    self.keys.insert(vip, number);
+                }
+                // Its removal was cut off.
+                None => self.register(kernel, vip)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes again what is known of these, which a change that was cut off may have written.
+    pub(crate) fn repair(
+        &mut self,
+        kernel: &KernelCalls,
+        marks: &BTreeMap<u32, IpAddr>,
+        matches: &BTreeMap<ProbeMatch, IpAddr>,
+        probes: &BTreeSet<Vip>,
+    ) -> Result<()> {
+        for mark in self.marks.keys().chain(marks.keys()) {
+            let written = match self.marks.get(mark) {
+                Some(real) => self.maps.marks.update(mark, &probe_real(*real)),
+                None => self.maps.marks.delete(mark).map(drop),
+            };
+            kernel.check("write a mark in", "marks", written)?;
+        }
+        for by in matches.keys() {
+            let (by, address) = place_of(by);
+            if !self.matches[by as usize].contains_key(&address) {
+                let removed = self.maps.matches(by).delete(&match_key(address));
+                kernel.check("remove a match from", map_name(by), removed)?;
+            }
+        }
+        for by in [MatchBy::Destination, MatchBy::Source] {
+            for (address, real) in &self.matches[by as usize] {
+                let map = self.maps.matches(by);
+                let written = map.update(&match_key(*address), &probe_real(*real));
+                kernel.check("match probes in", map_name(by), written)?;
+            }
+        }
+        self.count_matches();
+        for vip in probes.iter().filter(|vip| !self.keys.contains_key(vip)) {
+            let removed = self.maps.keys.delete(&vip_key(vip));
+            kernel.check("remove a probe from", "probe_keys", removed)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn has_key(&self, vip: &Vip) -> bool {
         self.keys.contains_key(vip)
     }
@@ -238,6 +303,13 @@ impl HealthChecks {
     pub(crate) fn counters(&self, kernel: &KernelCalls) -> Result<HealthcheckCounters> {
         let totals = kernel.check("read", "probe_totals", self.maps.totals.get(0))?;
         Ok(HealthcheckCounters::sum(&totals))
+    }
+}
+
+fn place_of(by: &ProbeMatch) -> (MatchBy, SocketAddr) {
+    match *by {
+        ProbeMatch::Destination(address) => (MatchBy::Destination, address),
+        ProbeMatch::Source(address) => (MatchBy::Source, address),
     }
 }
 

@@ -279,6 +279,17 @@ impl Katran {
         }
     }
 
+    /// Goes back to the state before one that was being applied when its process ended.
+    pub(super) fn undo_group(&mut self, before: &State) {
+        let mut news = News::default();
+        self.undoing = true;
+        self.undo(before, &mut news);
+        self.undoing = false;
+        self.end_many();
+        self.free_rings();
+        self.tell(news.net());
+    }
+
     /// Goes back to `before`, as far as the kernel lets it.
     fn undo(&mut self, before: &State, news: &mut News) {
         match self.table.way(&self.state(), before, self.limits()) {

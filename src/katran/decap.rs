@@ -126,18 +126,35 @@ impl Katran {
     pub(super) fn set_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
         let new = usize::from(!self.decap.contains_key(&address));
         self.note(self.check_decap(address, self.decap.len() + new))?;
-        let mode_number = match mode {
-            DecapMode::Inline => types::decap_mode::DECAP_INLINE,
-            DecapMode::Egress => types::decap_mode::DECAP_EGRESS,
-        };
         let kept = Change::Decap(address, Some(mode.stored()));
         self.change_at_once(only(kept), |katran| {
-            let added = katran.decap_map()?.update(&key(address), &mode_number.0);
-            let kernel = &katran.kernel;
-            kernel.check("add the decap address", &address.to_string(), added)?;
+            katran.write_decap(address, Some(mode))?;
             katran.decap.insert(address, mode);
             Ok(())
         })
+    }
+
+    /// Has packets find an address, or find it no more.
+    pub(super) fn write_decap(&self, address: IpAddr, mode: Option<DecapMode>) -> Result<()> {
+        let Some(map) = &self.maps.features.decap_destinations else {
+            // Nothing ends anywhere without the feature.
+            return mode.map_or(Ok(()), |_| Err(Self::no_inline_decap()));
+        };
+        let number = mode.map(|mode| match mode {
+            DecapMode::Inline => types::decap_mode::DECAP_INLINE,
+            DecapMode::Egress => types::decap_mode::DECAP_EGRESS,
+        });
+        let (what, written) = match number {
+            Some(number) => (
+                "add the decap address",
+                map.update(&key(address), &number.0),
+            ),
+            None => (
+                "remove the decap address",
+                map.delete(&key(address)).map(drop),
+            ),
+        };
+        self.kernel.check(what, &address.to_string(), written)
     }
 
     /// Whether an address can be one of so many.

@@ -211,6 +211,11 @@ impl Katran {
         }
     }
 
+    /// The same of one VIP, as it is.
+    pub(super) fn down_again_of(&self, vip: Vip, entry: &VipEntry) -> VoidChange {
+        self.down_again(entry, lasting(vip, entry.flags, self.config.features))
+    }
+
     fn down_again(&self, entry: &VipEntry, lasting: Lasting) -> VoidChange {
         let mut change = VoidChange::default();
         for real in &entry.down {

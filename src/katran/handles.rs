@@ -100,12 +100,12 @@ macro_rules! handles {
                 $fixed: &Fixed,
                 $inner: InnerTables,
             ) -> io::Result<Self> {
-                let $rings = RingStore::new(
-                    own(&$from.rings)?,
-                    $inner.first_chunk,
-                    $config.ring_size,
-                    $config.max_vips.into(),
-                )?;
+                let (outer, ring_size, vips) =
+                    (own(&$from.rings)?, $config.ring_size, $config.max_vips.into());
+                let $rings = match $inner.first_chunk {
+                    Some(first) => RingStore::new(outer, first, ring_size, vips)?,
+                    None => RingStore::resume(outer, ring_size, vips)?,
+                };
                 let $grace = $rings.grace_periods().clone();
                 // Those that the removal of void entries has in its hands, too.
                 let $cells = Arc::new(VipCells::new(

@@ -53,7 +53,8 @@ impl Builder {
     /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
     /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
     /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
-    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory, and
+    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory
+    /// (see [`adopt`](Self::adopt)), and
     /// [`Error::Busy`](crate::Error::Busy) if a process has it. Nothing stays in the kernel then, and no directory.
     pub fn load(self) -> Result<Katran> {
         let directory = self.pin_directory();
@@ -96,6 +97,7 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     };
     let inner = InnerTables {
         first_chunk: create_chunk(config.ring_size)
+            .map(Some)
             .map_err(|error| map_error("ring_chunk", needed, error))?,
         flows: flow_tables(&config)?,
         global: global_tables(&config)?,
@@ -164,7 +166,7 @@ fn available_or(needed: u64) -> Result<u64> {
 }
 
 /// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
-fn tick() -> Result<Duration> {
+pub(super) fn tick() -> Result<Duration> {
     let tick = ClockId::CLOCK_MONOTONIC_COARSE
         .res()
         .map(Duration::from)

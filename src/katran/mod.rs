@@ -1,6 +1,7 @@
 //! The balancer as its owner sees it. One file an area of calls; all of them change the table
 //! first on paper, then the kernel, then for good.
 
+mod adopt;
 mod apply;
 mod attach;
 mod change;
@@ -27,6 +28,7 @@ mod pinned;
 mod reals;
 mod reload;
 mod remember;
+mod repair;
 mod server_ids;
 mod slots;
 mod source_routes;
@@ -46,6 +48,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+pub use adopt::Start;
 pub use counters::Stats;
 pub use counters::StatsMut;
 pub use decap::InlineDecap;

@@ -81,7 +81,8 @@ impl Programs {
 
 /// The tables inside others, which are made before the object is loaded.
 pub(super) struct InnerTables {
-    pub(super) first_chunk: OwnedFd,
+    /// `None`: they are in the maps of a balancer that is taken over.
+    pub(super) first_chunk: Option<OwnedFd>,
     pub(super) flows: Vec<(u32, FlowTable)>,
     pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
 }
@@ -90,7 +91,7 @@ impl InnerTables {
     /// One of each kind, to show the kernel.
     pub(super) fn first(&self) -> Inner<'_> {
         Inner {
-            ring_chunk: Some(self.first_chunk.as_fd()),
+            ring_chunk: self.first_chunk.as_ref().map(AsFd::as_fd),
             // At least one CPU forwards, so there is a table.
             flows: self.flows.first().map(|(_, table)| table.as_fd()),
             global: self.global.first().map(|(_, table)| table.as_fd()),

@@ -8,6 +8,7 @@ use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
 use super::remember::nothing_else;
+use super::slots::NewRing;
 use crate::error::Error;
 use crate::error::Result;
 use crate::maps::RingSlot;
@@ -23,6 +24,7 @@ use crate::types::RealChange;
 use crate::types::RealFlags;
 use crate::types::RealNumber;
 use crate::types::Vip;
+use crate::types::VipFlags;
 
 const _: () = {
     assert!(RealFlags::IPV6.bits() as i64 == types::real_flag::REAL_IPV6.0 as i64);
@@ -235,18 +237,29 @@ impl Katran {
             false => katran.same_ring(place, &endpoints, &down),
         })?;
         let switched = written.switch(self, |katran, new| {
-            let ring = new.ring;
-            let cell = VipCell {
-                flags,
-                has_reals: !endpoints.is_empty(),
-                void_flows: false,
-                ring,
-            };
-            let before = katran.switch(place, cell, None);
-            katran.switch_history(&vip, place, &new);
-            Left::Ring(before)
+            Left::Ring(katran.switch_to(&vip, place, flags, !endpoints.is_empty(), &new))
         });
         Ok(switched.retire(self))
+    }
+
+    /// Switches packets to a ring that was written, and returns the one before.
+    pub(super) fn switch_to(
+        &mut self,
+        vip: &Vip,
+        place: usize,
+        flags: VipFlags,
+        has_reals: bool,
+        new: &NewRing,
+    ) -> Option<RingSlot> {
+        let cell = VipCell {
+            flags,
+            has_reals,
+            void_flows: false,
+            ring: new.ring,
+        };
+        let before = self.switch(place, cell, None);
+        self.switch_history(vip, place, new);
+        before
     }
 
     /// Counters of reals that nothing names yet begin at zero.

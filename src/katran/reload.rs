@@ -173,7 +173,7 @@ impl Katran {
     }
 
     /// Puts programs in place of those that are there, on all interfaces or on none.
-    fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
+    pub(super) fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
         let swapped = match self.attachments.switch(programs.main.as_fd()) {
             Ok(before) => match self.shared.switch(programs.entry_set()) {
                 Ok(entries) => self.commit_stage().map_err(|error| {

@@ -77,20 +77,12 @@ impl Katran {
     }
 
     /// Goes on with the ledger of the owner before.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn go_on(&mut self, ledger: Ledger) {
         self.ledger = Some(ledger);
     }
 
     /// Takes over what the ledger has kept, but for the settings, which it was made with; returns what others hold.
     /// The VIPs are counted by kind, and no number that was given back is settled.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn take_kept(&mut self, kept: Kept) -> Small {
         self.table = kept.table;
         self.server_ids = kept.server_ids;
@@ -230,10 +222,6 @@ impl Fixed {
     ///
     /// # Errors
     /// What is different: the maps are those of another machine, or another version has made them.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests take over, until an adoption does")
-    )]
     pub(super) fn restored(
         drawn: &Drawn,
         config: &Config,

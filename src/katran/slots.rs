@@ -239,6 +239,18 @@ impl Katran {
         self.settler.watch(place as u16, watched, ticks);
     }
 
+    /// The VIP with this number has the history that its ring says, if it has one.
+    pub(super) fn resume_history(&mut self, vip: &Vip, place: usize, ring: RingSlot) -> Result<()> {
+        if self.config.flow_tracking != FlowTracking::Changed {
+            return Ok(());
+        }
+        if let Some(planes) = self.maps.rings.occupy_planes(ring) {
+            let ticks = self.ticks_now()?;
+            self.watch(vip, place, NewHistory { planes, ticks });
+        }
+        Ok(())
+    }
+
     /// For how long, at least, no packet of the VIP has gone to a real that it drains: what an operator waits for
     /// before the server is switched off. `None` while the real takes new flows.
     ///

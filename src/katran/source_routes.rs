@@ -205,7 +205,7 @@ impl Katran {
     }
 
     /// Makes the kernel's routes for these prefixes those that the library knows, one by one.
-    fn restore_source_routes(
+    pub(super) fn restore_source_routes(
         &self,
         maps: &SourceRouteMaps,
         prefixes: impl Iterator<Item = Prefix>,

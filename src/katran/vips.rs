@@ -242,6 +242,25 @@ impl Katran {
         })
     }
 
+    /// No packet finds this VIP, wherever its change was cut off.
+    pub(super) fn unfind(&mut self, vip: &Vip) -> Result<()> {
+        self.delete(vip)?;
+        let forgotten = self.maps.vip_addresses.forget(vip);
+        self.kernel
+            .check("forget the address of", &vip.to_string(), forgotten)
+    }
+
+    /// Packets find this VIP, wherever its change was cut off.
+    pub(super) fn find_again(&mut self, vip: &Vip, number: VipNumber) -> Result<()> {
+        let written = self.maps.vip_addresses.write(vip);
+        self.kernel
+            .check("write the address of", &vip.to_string(), written)?;
+        if !vip.is_prefix() && self.maps.vip_cells.has(&key(vip), number.0) {
+            return Ok(());
+        }
+        self.insert(vip, number)
+    }
+
     fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
         if vip.is_prefix() {
             let number = u32::from(number.0);

@@ -61,10 +61,6 @@ impl From<Unreadable> for Refused {
 
 /// What was read.
 #[derive(Debug)]
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "tests read ledgers, until an adoption does")
-)]
 pub(crate) struct Replayed {
     /// The last state that a call returned `Ok` for; within a change of many steps, that after the last step.
     pub(crate) kept: Kept,
@@ -124,10 +120,6 @@ impl Ledger {
     ///
     /// # Errors
     /// If it has another layout, or was spoiled: what to do about it.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests read ledgers, until an adoption does")
-    )]
     pub(crate) fn read(ground: Box<dyn Ground>) -> Result<(Self, Replayed), Refused> {
         let mut replay = Replay::default();
         let log = Log::open(ground, |bytes| {
@@ -185,6 +177,8 @@ impl Ledger {
     /// The change that was under way, if there is one, is made.
     pub(crate) fn done(&mut self) {
         if mem::take(&mut self.is_open) {
+            #[cfg(test)]
+            death::at_done();
             self.close(&Record::Done);
         }
     }

@@ -41,6 +41,24 @@ impl VipAddresses {
         Ok(())
     }
 
+    /// The address has had this VIP before.
+    pub(crate) fn resume(&mut self, vip: &Vip) {
+        *self.vips.entry(place(vip)).or_default() += 1;
+    }
+
+    /// Writes the address of a VIP that is known.
+    pub(crate) fn write(&self, vip: &Vip) -> io::Result<()> {
+        self.map.update(&key(vip), &1)
+    }
+
+    /// Removes an address that no VIP is known to have.
+    pub(crate) fn forget(&self, vip: &Vip) -> io::Result<()> {
+        match self.vips.contains_key(&place(vip)) {
+            true => Ok(()),
+            false => self.map.delete(&key(vip)).map(drop),
+        }
+    }
+
     /// It has one VIP less. If the kernel refuses, what cannot be forwarded to the address is dropped until
     /// the next VIP that comes there has gone.
     pub(crate) fn remove(&mut self, vip: &Vip) -> io::Result<()> {

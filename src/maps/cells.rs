@@ -132,6 +132,13 @@ impl Live {
         words[EVENTS].store(kinds, Ordering::Release);
     }
 
+    /// The part and the lines of the table that packets look for server ids in.
+    pub(crate) fn server_ids(&self) -> Option<(u32, u32)> {
+        let word = self.memory.u32s()[SERVER_IDS].load(Ordering::Acquire);
+        let table = types::server_id_constant::SERVER_ID_TABLE.0;
+        (word != 0).then(|| (word / table, word % table + 1))
+    }
+
     /// Packets look for server ids in the table in this part, of so many lines (a power of two).
     pub(crate) fn set_server_ids(&self, table: u32, lines: u32) {
         let word = (table * types::server_id_constant::SERVER_ID_TABLE.0) | (lines - 1);

@@ -135,6 +135,27 @@ impl RingStore {
         Ok(Self::over(backing, chunk, ring_size, max_vips))
     }
 
+    /// Goes on with the chunks that are in `outer`. All places are free until they are
+    /// [occupied](Self::occupy).
+    pub(crate) fn resume(outer: OwnedFd, ring_size: u32, max_vips: u32) -> io::Result<Self> {
+        let outer = MapArray::new(outer)?;
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        let first_id = outer.id_at(0)?.ok_or_else(missing)?;
+        let first = outer.open_at(0)?.ok_or_else(missing)?;
+        let chunk = MappedChunk::new(&first, ring_size)?;
+        let backing = KernelChunks::new(outer, first, ring_size)?;
+        let mut store = Self::over(backing, chunk, ring_size, max_vips);
+        for index in 1..store.chunks.len() {
+            let outer = &store.backing.outer;
+            // The first one takes the places of those that have gone.
+            let is_there = outer.id_at(index as u32)?.is_some_and(|id| id != first_id);
+            if is_there && let Some(map) = outer.open_at(index as u32)? {
+                store.add(index, MappedChunk::new(&map, ring_size)?);
+            }
+        }
+        Ok(store)
+    }
+
     /// The array of chunks.
     pub(crate) fn outer(&self) -> &MapArray {
         &self.backing.outer
@@ -281,6 +302,41 @@ impl<B: Backing> RingStore<B> {
         }
         self.surge();
         Ok(PlaneSlots(taken))
+    }
+
+    /// A place that a VIP has, by its number; `None`: there is no such place, or another VIP has it.
+    pub(crate) fn occupy(&mut self, number: u32) -> Option<RingSlot> {
+        let place = RingSlot(number);
+        if !self.free.remove(&place) {
+            return None;
+        }
+        self.held[place.chunk()] += 1;
+        self.idle.remove(&place.chunk());
+        Some(place)
+    }
+
+    /// The places that a ring says its history lies in, which are occupied then; `None`: it has none.
+    pub(crate) fn occupy_planes(&mut self, ring: RingSlot) -> Option<PlaneSlots> {
+        let words = self.trailer(ring).iter();
+        let words: Vec<u32> = words
+            .map(|word| word.load(Ordering::Relaxed).into())
+            .collect();
+        let mut planes = [RingSlot(0); PLANES];
+        for (plane, words) in planes.iter_mut().zip(words.chunks_exact(2)) {
+            plane.0 = words[0] | words[1] << 16;
+        }
+        if planes.iter().all(|plane| plane.0 == 0) {
+            return None;
+        }
+        let taken = planes.map(|plane| self.occupy(plane.0));
+        if taken.iter().all(Option::is_some) {
+            return Some(PlaneSlots(planes));
+        }
+        taken
+            .into_iter()
+            .flatten()
+            .for_each(|plane| self.put_back(plane));
+        None
     }
 
     /// Gives back a place that no packet has been sent to.

@@ -231,6 +231,33 @@ impl ServerIdStore {
         }
     }
 
+    /// Goes on with the table that packets look into.
+    pub(crate) fn resume(&mut self, live: &Live) -> io::Result<()> {
+        let Some((part, lines)) = live.server_ids() else {
+            return Ok(());
+        };
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        let first = part * self.max_chunks;
+        let mut chunks = Vec::new();
+        let mut sample = None;
+        for place in first..first + lines / CHUNK_LINES {
+            let map = self.outer.open_at(place)?.ok_or_else(missing)?;
+            chunks.push(Mapping::new(map.as_fd(), CHUNK_BYTES)?);
+            sample.get_or_insert(map);
+        }
+        let table = Table {
+            chunks,
+            sample: sample.ok_or_else(missing)?,
+            lines,
+        };
+        self.ids = table.entries().count() as u32;
+        self.part = part as usize;
+        // What is left of others goes with the next change.
+        self.left = [self.max_chunks as usize; PARTS];
+        self.table = Some(table);
+        Ok(())
+    }
+
     /// The array of chunks.
     pub(crate) fn outer(&self) -> &MapArray {
         &self.outer

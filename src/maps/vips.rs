@@ -183,6 +183,14 @@ impl VipCells {
             .store(cell.word(self.tracking), Ordering::Release);
     }
 
+    /// The number of the ring that packets see of a VIP.
+    pub(crate) fn ring_of(&self, number: u16) -> Option<u32> {
+        let words: &[AtomicU64] = self.infos.u64s();
+        let word = words[usize::from(number) * INFO_U64S + INFO_VIP].load(Ordering::Acquire);
+        let ring = (word >> 32) as u32;
+        (ring != types::ring_constant::RING_NONE.0).then_some(ring)
+    }
+
     /// No entry of a VIP's flows is void any more. Not while another thread sets its cell.
     pub(crate) fn clear_void_flows(&self, number: u16) {
         let words: &[AtomicU64] = self.infos.u64s();
@@ -193,6 +201,13 @@ impl VipCells {
     /// Lets packets find a VIP by its key. Its cell has been set, and no packet knows the number.
     pub(crate) fn insert(&self, key: &types::vip_key, number: u16) -> Result<(), ChainFull> {
         self.chains().insert(key, number)
+    }
+
+    /// Whether packets find this number by the key.
+    pub(crate) fn has(&self, key: &types::vip_key, number: u16) -> bool {
+        let (chains, words) = (self.chains(), words(key));
+        let head = self.hash.head_of(&words);
+        chains.chain(head).any(|of| of == number)
     }
 
     /// Lets packets find the VIP with this key no more; whether it was there.

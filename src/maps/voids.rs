@@ -136,6 +136,30 @@ impl VoidFlows {
         })
     }
 
+    /// The pairs that another process has left in the kernel's map: VIPs, reals' ids, and whether the VIP has the
+    /// real no more.
+    pub(crate) fn found(&self) -> io::Result<Vec<(u16, u32, VoidReason)>> {
+        let map = &self.shared.map;
+        let mut found = Vec::new();
+        let mut key = map.next_key(None)?;
+        while let Some(at) = key {
+            if let Some(value) = map.lookup(&at)? {
+                let reason = match value == types::void_reason::VOID_DOWN.0 {
+                    true => VoidReason::Down,
+                    false => VoidReason::Removed,
+                };
+                found.push((at.vip as u16, at.real, reason));
+            }
+            key = map.next_key(Some(&at))?;
+        }
+        Ok(found)
+    }
+
+    /// Removes a pair that another process has left and that says nothing true.
+    pub(crate) fn lift_found(&self, vip: u16, real: u32) -> io::Result<()> {
+        self.shared.write(vip, real, None)
+    }
+
     /// Pairs in the kernel's map.
     pub(crate) fn pairs(&self) -> usize {
         self.shared.lock().pairs

@@ -56,10 +56,6 @@ impl PinnedGround {
     }
 
     /// The one that is pinned in a directory; `None` if there is none.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests open it, until an adoption does")
-    )]
     fn open(directory: &Path) -> io::Result<Option<Self>> {
         let map = match pin::open(&directory.join(PATHS[0])) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -94,10 +90,6 @@ impl Home {
     }
 
     /// The memory of the ledger that is pinned here; `None` if there is none.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "tests open it, until an adoption does")
-    )]
     pub(crate) fn ground(&self) -> io::Result<Option<Box<dyn Ground>>> {
         let ground = PinnedGround::open(&self.path)?;
         Ok(ground.map(|ground| Box::new(ground) as Box<dyn Ground>))

@@ -14,6 +14,7 @@
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
+mod adoption;
 mod identity;
 mod ledger;
 mod removal;
@@ -170,7 +171,7 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; katran::remove takes it away), which",
+            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; Builder::adopt goes on with it, katran::remove takes it away), which",
             self.path.display(),
             identity.version(),
         )

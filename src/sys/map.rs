@@ -94,6 +94,14 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
+/// Opens a map by the kernel's number, which takes `CAP_SYS_ADMIN`.
+pub(super) fn by_id(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes a number.
+    let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) })?;
+    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Bytes that the kernel accounts to the map, from the descriptor's `fdinfo`.
 pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
     FdInfo::of(map)?.number("memlock")

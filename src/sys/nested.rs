@@ -19,7 +19,10 @@ use std::thread::Scope;
 use std::thread::ScopedJoinHandle;
 
 use super::check;
+use super::map::by_id;
 use super::map::check_map;
+use super::pod::as_mut_ptr;
+use super::pod::as_ptr;
 use super::release;
 use super::signals::without_signals;
 
@@ -58,6 +61,29 @@ impl MapArray {
             #[cfg(test)]
             batches: AtomicU64::new(0),
         })
+    }
+
+    /// The kernel's number of the map in a place.
+    pub(crate) fn id_at(&self, index: u32) -> io::Result<Option<u32>> {
+        let mut id = 0_u32;
+        // SAFETY: keys and values are 32-bit numbers, compared in `new`.
+        let found = check(unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.fd.as_raw_fd(),
+                as_ptr(&index),
+                as_mut_ptr(&mut id),
+            )
+        });
+        match found {
+            Ok(_) => Ok(Some(id)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the map in a place, which takes `CAP_SYS_ADMIN`.
+    pub(crate) fn open_at(&self, index: u32) -> io::Result<Option<OwnedFd>> {
+        self.id_at(index)?.map(by_id).transpose()
     }
 
     /// For how many grace periods the callers of [`set`](Self::set) have waited, on a kernel that

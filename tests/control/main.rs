@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
+mod adopted;
 mod apply;
 mod apply_names;
 mod captures;

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 
 use katran::Features;
@@ -51,6 +53,23 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show dev eth0").unwrap().contains("xdp")
 }
 
+/// The kernel's number of the only link that is pinned.
+fn link_id(pins: &Pins) -> u32 {
+    let path = directory(pins).join("attached").join(&attached(pins)[0]);
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: takes a C string, and `info` is as long as `length` says; all outlive the calls.
+    unsafe {
+        let fd = libbpf_sys::bpf_obj_get(path.as_ptr());
+        assert!(fd >= 0);
+        let fd = std::os::fd::OwnedFd::from_raw_fd(fd);
+        let asked = libbpf_sys::bpf_link_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length);
+        assert_eq!(asked, 0);
+    }
+    info.id
+}
+
 /// Two services on which the backends answer.
 fn serve(site: &mut Site) -> [Vip; 2] {
     let services = [site.lab.vip4(), site.lab.vip6()].map(|vip| Vip::tcp((vip, PORT).into()));
@@ -94,6 +113,33 @@ fn connections_go_on_without_a_handle_until_it_is_removed() {
     for vip in services {
         site::connect(&lab.client, vip).ask("who").unwrap();
     }
+
+    // The next handle goes on with it: the link and the flows are those of before.
+    let host = &lab.balancers[0].host;
+    let before = link_id(&pins);
+    let mut katran = host.run(|| {
+        site::small(MacAddr::new([2, 0, 0, 0, 0, 9]))
+            .pin(directory(&pins))
+            .adopt()
+            .unwrap()
+    });
+    assert_eq!(link_id(&pins), before);
+    let [attachment] = &katran.interfaces()[..] else {
+        panic!("{:?}", katran.interfaces());
+    };
+    assert_eq!(
+        (attachment.interface.as_str(), attachment.state),
+        ("eth0", AttachmentState::Attached)
+    );
+    for _ in 0..20 {
+        assert_eq!(first.ask("who").unwrap(), "backend0");
+        assert_eq!(second.ask("who").unwrap(), "backend1");
+    }
+    katran
+        .reload(Features::default() | Features::SOURCE_ROUTING)
+        .unwrap();
+    assert_eq!(first.ask("who").unwrap(), "backend0");
+    drop(katran);
 
     katran::remove(directory(&pins)).unwrap();
     assert!(!host_of(&lab));
@@ -256,6 +302,17 @@ fn probes_go_their_way_without_a_handle() {
         drop(katran);
         assert_eq!(attached(&pins), names);
         assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        // The next handle knows its marks and where it is attached.
+        let mut katran = host.run(|| Katran::builder().pin(directory(&pins)).adopt().unwrap());
+        let held = katran.probes().attachment().unwrap();
+        assert_eq!((held.hook, held.state), (hook, AttachmentState::Attached));
+        assert_eq!(katran.probes().marks(), [(MARK, real)]);
+        assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        katran.probes_mut().detach();
+        assert_eq!(attached(&pins).len(), 1);
+        host.run(|| katran.probes_mut().attach().unwrap());
+        assert_eq!(probe().unwrap(), "backend0", "{hook}");
+        drop(katran);
         katran::remove(directory(&pins)).unwrap();
         assert!(pins.list().is_empty(), "{:?}", pins.list());
         let filters = host.tool("tc", "filter show dev eth0 egress").unwrap();
@@ -305,6 +362,13 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
     drop(katran);
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    answers().unwrap();
+    // The next handle has the entry, and what goes with its own programs.
+    let katran = Katran::builder().pin(directory(&pins)).adopt().unwrap();
+    assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
+    assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
+    answers().unwrap();
+    drop(katran);
     answers().unwrap();
     katran::remove(directory(&pins)).unwrap();
     assert_eq!((is_set(), own_pins()), (false, 0));

@@ -169,9 +169,13 @@ fn connections_go_on_when_the_process_is_killed() {
         assert_eq!(new.ask("who").unwrap(), "backend0");
     }
     assert_eq!(connection.ask("who").unwrap(), "backend0");
-    let refused = place.host().output(place.balancer()).unwrap();
-    let text = String::from_utf8(refused.stderr).unwrap();
-    assert!(text.contains("exists already"), "{text}");
+    // The next one goes on with it.
+    let mut next = Running::start(place.host(), place.balancer());
+    next.says("goes on with the balancer in");
+    next.says("no changes");
+    next.says("balancing on eth0 in native mode");
+    assert_eq!(connection.ask("who").unwrap(), "backend0");
+    next.process.kill().unwrap();
     place.remove();
 
     // One that is told to end leaves it, too.
@@ -344,6 +348,13 @@ fn cut_off_reloads(place: &Place, own_calls: &[Call]) {
         }
         let (_, killed) = reload(Some(index + 1));
         assert!(killed, "{index}");
+        works();
+        // The next one goes on as before it, and brings it about.
+        let mut next = Running::start(place.host(), place.balancer());
+        next.says("goes on with the balancer in");
+        next.says("balancing on eth0 in native mode");
+        works();
+        next.process.kill().unwrap();
         works();
         place.remove();
     }

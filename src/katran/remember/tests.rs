@@ -3,7 +3,9 @@
 pub(in super::super) mod calls;
 mod full;
 
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 
 use calls::CALLS;
 use calls::ROUTER;
@@ -26,6 +28,8 @@ use crate::ledger::heap::Heap;
 use crate::mutate;
 use crate::mutate::one_of;
 use crate::pins::Home;
+use crate::types::Flow;
+use crate::types::Protocol;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
 use crate::types::VipFlags;
@@ -337,4 +341,60 @@ fn a_pinned_balancer_leaves_its_ledger() {
     drop(home);
     crate::pins::remove(&directory).unwrap();
     assert!(!directory.exists());
+}
+
+/// Where frames to every VIP go that there may be: answers, and the chosen reals.
+fn ways(katran: &Katran) -> Vec<String> {
+    let vips = katran.vips().into_iter();
+    let flows = vips.flat_map(|vip| {
+        (1..20).map(move |client| {
+            let to = (vip.address(), vip.port().max(1)).into();
+            let from = match vip.address() {
+                IpAddr::V4(_) => (Ipv4Addr::new(192, 0, 2, client), 4000).into(),
+                IpAddr::V6(_) => (Ipv6Addr::from(u128::from(client)), 4000).into(),
+            };
+            match vip.protocol() {
+                Protocol::Tcp => Flow::tcp(from, to),
+                Protocol::Udp => Flow::udp(from, to),
+            }
+        })
+    });
+    flows
+        .map(|flow| {
+            format!(
+                "{flow}: {:?}",
+                katran.real_for_flow(&flow).unwrap().map(|of| of.real)
+            )
+        })
+        .collect()
+}
+
+/// All of a call has been made in the kernel, and its process ends before it says so: the next owner undoes it whole.
+#[test]
+fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let with_probes = || builder().healthcheck_interface("lo");
+    let mut katran = with_probes().pin(&directory).load().unwrap();
+    let mut undone = 0;
+    for (nth, (name, call)) in CALLS.iter().enumerate() {
+        let before = (katran.state(), ways(&katran));
+        let lived = death::before_done(0, || call(&mut katran));
+        if lived.is_none() {
+            drop(katran);
+            katran = builder().pin(&directory).adopt().unwrap();
+            assert_eq!(katran.state(), before.0, "{name}");
+            assert_eq!(ways(&katran), before.1, "{name}");
+            undone += 1;
+            // It can be made now.
+            call(&mut katran).unwrap();
+        }
+        if nth % 8 != 0 && nth + 1 != CALLS.len() {
+            continue;
+        }
+        let mut fresh = with_probes().features(katran.features()).load().unwrap();
+        let _ = fresh.apply(&katran.state()).unwrap();
+        assert_eq!(ways(&katran), ways(&fresh), "{name}");
+    }
+    assert!(undone > 30, "{undone}");
+    katran.remove().unwrap();
 }

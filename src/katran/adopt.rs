@@ -1,0 +1,429 @@
+//! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
+//! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
+
+use std::io;
+use std::mem;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libbpf_rs::skel::OpenSkel;
+
+use super::Katran;
+use super::handles::FeatureMaps;
+use super::handles::Maps;
+use super::load::tick;
+use super::object::Fixed;
+use super::object::Inner;
+use super::object::InnerTables;
+use super::object::Programs;
+use super::object::load_object;
+use super::object::open_object;
+use super::object::size_maps;
+use super::repair::CutOff;
+use super::repair::spoiled;
+use crate::attach::Entry;
+use crate::attach::EntrySet;
+use crate::attach::TcLink;
+use crate::attach::XdpLink;
+use crate::attach::end_kept;
+use crate::attach::made_for;
+use crate::config::Builder;
+use crate::config::Config;
+use crate::config::Features;
+use crate::config::Machine;
+use crate::environment;
+use crate::error::Error;
+use crate::error::Result;
+use crate::healthcheck::HealthChecks;
+use crate::kernel::kernel_error;
+use crate::ledger::Kept;
+use crate::ledger::Ledger;
+use crate::maps::Entries;
+use crate::maps::FlowTable;
+use crate::maps::VoidReason;
+use crate::maps::real_id;
+use crate::pins::Home;
+use crate::pins::SPECIAL;
+use crate::pins::Stage;
+use crate::ring::RingSize;
+use crate::sys::map;
+use crate::sys::map::Typed;
+use crate::sys::nested::MapArray;
+use crate::sys::object::into_io;
+use crate::sys::object::numbered;
+use crate::types::NextHops;
+
+/// Maps that are made, and that nobody has, where reals have no next hops of their own.
+const HOPS: [&str; 3] = [".data.hops", ".data.ports", "devices"];
+
+/// How a pinned balancer has come to a handle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Start {
+    /// It was there.
+    Adopted {
+        /// How long ago it was loaded.
+        age: Duration,
+        /// The version of the crate that has loaded it.
+        by_version: String,
+    },
+    /// There was none.
+    Loaded,
+}
+
+impl Builder {
+    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone: with its
+    /// settings, not with those given here, its VIPs, reals, flow tables and counters. Programs of this version take
+    /// the place of those that are attached, between two packets; links stay.
+    ///
+    /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none that is whole; [`Error::Busy`]; [`Error::Unsupported`] if another version of
+    /// the crate has pinned it in another way, or a change was cut off; otherwise as [`load`](Self::load). What is
+    /// there works on.
+    pub fn adopt(self) -> Result<Katran> {
+        let directory = self.directory_to_adopt()?;
+        let adopted = adopt_whole(&directory)?;
+        adopted
+            .map(|(katran, _)| katran)
+            .ok_or_else(|| Error::NotFound {
+                what: format!("a whole balancer in {}", directory.display()),
+            })
+    }
+
+    /// [Adopts](Self::adopt) what is pinned, or [loads](Self::load) if nothing is; what is half made is removed before.
+    ///
+    /// # Errors
+    /// As these.
+    pub fn adopt_or_load(self) -> Result<(Katran, Start)> {
+        let directory = self.directory_to_adopt()?;
+        if let Some((katran, start)) = adopt_whole(&directory)? {
+            return Ok((katran, start));
+        }
+        match crate::pins::remove(&directory) {
+            Ok(()) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.load().map(|katran| (katran, Start::Loaded))
+    }
+
+    fn directory_to_adopt(&self) -> Result<PathBuf> {
+        self.pin_directory().ok_or_else(|| Error::InvalidConfig {
+            setting: "pin",
+            value: "(none)".to_owned(),
+            reason: "it says which balancer to go on with".to_owned(),
+        })
+    }
+}
+
+/// Goes on with what is pinned in a directory; `None`: there is no balancer that is whole.
+fn adopt_whole(directory: &Path) -> Result<Option<(Katran, Start)>> {
+    environment::check_kernel()?;
+    environment::check_facilities()?;
+    let home = match Home::open(directory) {
+        Err(Error::NotFound { .. }) => return Ok(None),
+        home => home?,
+    };
+    let Some(identity) = home.known_identity()? else {
+        return Ok(None);
+    };
+    if identity.stage() != Stage::Whole {
+        return Ok(None);
+    }
+    let start = Start::Adopted {
+        age: identity.age().unwrap_or_default(),
+        by_version: identity.version(),
+    };
+    adopt(home).map(|katran| Some((katran, start)))
+}
+
+fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
+    Error::Unsupported {
+        what: format!(
+            "to go on with the balancer in {}: {why}",
+            home.path().display()
+        ),
+        reason,
+    }
+}
+
+fn adopt(home: Home) -> Result<Katran> {
+    let failed = |error| kernel_error("open", "the ledger", error);
+    let ground = home
+        .ground()
+        .map_err(failed)?
+        .ok_or_else(|| Error::NotFound {
+            what: format!("a ledger in {}", home.path().display()),
+        })?;
+    let (ledger, replayed) = Ledger::read(ground)
+        .map_err(|refused| unsupported(&home, refused.to_string(), "see there"))?;
+    let mut kept = replayed.kept;
+    let cut_off = replayed
+        .under_way
+        .map(|intent| CutOff::give_up(&mut kept, intent))
+        .transpose()
+        .map_err(spoiled)?;
+    let (mut katran, programs) = open(&home, &kept)?;
+    katran.resume(&home, kept, cut_off)?;
+    katran.go_on(ledger);
+    katran.note_undone(true);
+    if let Some(checks) = &mut katran.healthchecks {
+        checks.keep_in(home.attached());
+    }
+    katran.home = Some(home);
+    katran.put_new_in_place(programs)?;
+    katran.note_attached();
+    if let Some(before) = replayed.before {
+        katran.undo_group(&before);
+    }
+    Ok(katran)
+}
+
+/// All objects of the balancer, with the programs that are attached; and the programs of this version.
+fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
+    let config = kept.config.clone();
+    let cpus = map::possible_cpus()
+        .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+    let fixed = Fixed::restored(&kept.drawn, &config, tick()?, cpus as u32)
+        .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
+    let old = home.attached_programs()?;
+    let programs = Programs {
+        main: old.main,
+        explainer: old.explainer,
+        clock: old.clock,
+        special: old.special,
+    };
+    let inner = inner_tables(home, &config)?;
+    let machine = Machine {
+        config: &config,
+        cpus: fixed.possible_cpus,
+    };
+    let mut storage = MaybeUninit::uninit();
+    let mut object = open_object(&mut storage)?;
+    size_maps(&mut object, &machine, &Inner::default())
+        .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+    for mut map in object.open_object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        // These are of the new programs, or none of the library's.
+        let is_new = name == SPECIAL
+            || name.ends_with(".rodata")
+            || HOPS.contains(&name.as_str()) && config.next_hops == NextHops::Gateway;
+        if !map.autocreate() || is_new {
+            continue;
+        }
+        let fd = home.map(&name)?;
+        numbered(|| map.reuse_fd(fd.as_fd()))
+            .map_err(|error| kernel_error("take over the map", &name, error))?;
+    }
+    let (new, skel) = load_object(object, &config, &fixed, 0)?;
+    let maps = Maps::take(&skel.maps, &config, &fixed, inner)
+        .map_err(|error| kernel_error("take over", "the maps", error))?;
+    let healthchecks = match config.healthcheck_interface {
+        Some(_) => Some(HealthChecks::resume(&machine, home.probe()?, |name| {
+            home.probe_map(name)
+        })?),
+        None => None,
+    };
+    let ring_size = RingSize::try_from(config.ring_size)?;
+    // A new balancer begins with that of no interface.
+    let longest = maps.live.max_frame();
+    let katran = Katran::new(config, fixed, ring_size, programs, maps, healthchecks);
+    katran.maps.live.set_max_frame(longest);
+    Ok((katran, new))
+}
+
+/// The tables that are inside others.
+fn inner_tables(home: &Home, config: &Config) -> Result<InnerTables> {
+    let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
+        let outer = MapArray::new(home.map(name)?);
+        let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
+        let tables = config.placement.iter().map(|place| {
+            let table = outer.open_at(place.cpu);
+            let table = table.map_err(|error| kernel_error("open what is in", name, error))?;
+            let missing = || Error::NotFound {
+                what: format!("the table of CPU {} in {name}", place.cpu),
+            };
+            Ok((place.cpu, table.ok_or_else(missing)?))
+        });
+        tables.collect()
+    };
+    let failed = |error| kernel_error("take over", "flows", error);
+    let flows = of("flow_tables")?.into_iter().map(|(cpu, map)| {
+        let table = FlowTable::new(config.flow_table, config.flows_per_cpu, map);
+        Ok((cpu, table.map_err(failed)?))
+    });
+    let global = match config.features.contains(Features::GLOBAL_FLOW_TABLE) {
+        true => of("global_flows")?,
+        false => Vec::new(),
+    };
+    let global = global
+        .into_iter()
+        .map(|(cpu, map)| Ok((cpu, Typed::new(map).map_err(failed)?)));
+    Ok(InnerTables {
+        first_chunk: None,
+        flows: flows.collect::<Result<_>>()?,
+        global: global.collect::<Result<_>>()?,
+    })
+}
+
+impl Katran {
+    /// Takes over what the ledger has kept and what packets see.
+    fn resume(&mut self, home: &Home, kept: Kept, cut_off: Option<CutOff>) -> Result<()> {
+        let failed = |error| kernel_error("take over", "server_ids", error);
+        self.maps
+            .server_ids
+            .resume(&self.maps.live)
+            .map_err(failed)?;
+        let small = self.take_kept(kept);
+        let reals = self.table.reals();
+        self.links
+            .count_reals(reals.filter(|(address, _)| address.is_ipv6()).count(), 0);
+        self.resume_rings()?;
+        self.resume_voids()?;
+        self.resume_attachments(home)?;
+        if let Some(checks) = &mut self.healthchecks {
+            checks.restore(&self.kernel, small.marks, small.matches, small.probes)?;
+        }
+        if let Some(cut_off) = cut_off {
+            self.repair(cut_off)?;
+        }
+        // Nobody reads them yet.
+        self.maps.live.set_events(0, 0);
+        if let Some(vip) = small.watched {
+            self.stats_mut().watch_misses(vip)?;
+        }
+        Ok(())
+    }
+
+    /// Each VIP has the ring that packets see of it, with its history.
+    fn resume_rings(&mut self) -> Result<()> {
+        let vips = self.table.vips();
+        let vips: Vec<_> = vips.map(|(vip, entry)| (*vip, entry.number.0)).collect();
+        for (vip, number) in vips {
+            self.maps.vip_addresses.resume(&vip);
+            let ring = self.maps.vip_cells.ring_of(number);
+            let Some(ring) = ring.and_then(|ring| self.maps.rings.occupy(ring)) else {
+                continue;
+            };
+            self.rings[usize::from(number)] = Some(ring);
+            self.resume_history(&vip, number.into(), ring)?;
+        }
+        Ok(())
+    }
+
+    /// Entries that are void stay so, and those that were being removed are.
+    fn resume_voids(&mut self) -> Result<()> {
+        let found = self.maps.voids.found();
+        let found = found.map_err(|error| kernel_error("read", "down_reals", error))?;
+        // Those of a change that was cut off say nothing true.
+        let is_false = |(number, id, reason): &(u16, u32, VoidReason)| {
+            let mut vips = self.table.vips();
+            let of = vips.find(|(_, entry)| entry.number.0 == *number);
+            let named = |real: &IpAddr| {
+                let of = self.table.real(*real);
+                of.is_some_and(|of| real_id(of.number.0, of.generation) == *id)
+            };
+            of.is_some_and(|(_, entry)| match reason {
+                VoidReason::Down => !entry.down.iter().any(named),
+                VoidReason::Removed => entry.reals.keys().any(named),
+            })
+        };
+        let (lies, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_false);
+        for (number, id, _) in lies {
+            let lifted = self.maps.voids.lift_found(number, id);
+            let kernel = &self.kernel;
+            kernel.check("undo a change in", "down_reals", lifted)?;
+        }
+        let vips: Vec<_> = self
+            .table
+            .vips()
+            .map(|(vip, entry)| {
+                let mut change = self.down_again_of(*vip, entry);
+                for (_, id, _) in found.iter().filter(|(of, _, reason)| {
+                    (*of, *reason) == (entry.number.0, VoidReason::Removed)
+                }) {
+                    change.remove(*id);
+                }
+                (entry.number.0, self.cell_of(entry), change)
+            })
+            .collect();
+        for (number, cell, change) in vips {
+            if change.is_empty() {
+                continue;
+            }
+            let prepared = self.maps.voids.prepare(&self.kernel, number, change)?;
+            self.maps.voids.switch(number, cell, Some(prepared));
+        }
+        // Of VIPs that are gone.
+        for (number, _, _) in found {
+            let mut vips = self.table.vips();
+            if vips.all(|(_, entry)| entry.number.0 != number) {
+                self.maps.voids.vip_gone(number, Entries::MayCount);
+            }
+        }
+        Ok(())
+    }
+
+    /// What pins have kept attached.
+    fn resume_attachments(&mut self, home: &Home) -> Result<()> {
+        let staged = home.staged_programs()?;
+        let mut mains = vec![self.programs.main.as_fd()];
+        let mut sets = vec![self.programs.entry_set()];
+        if let Some(staged) = &staged {
+            mains.push(staged.main.as_fd());
+            sets.push(EntrySet {
+                main: staged.main.as_fd(),
+                special: staged.special.as_fd(),
+            });
+        }
+        let mut paths = Vec::new();
+        for path in home.attachments()? {
+            if made_for(&path).is_some() {
+                // Nobody was told of it.
+                end_kept(&path, &sets)?;
+                continue;
+            }
+            if let Some(link) = XdpLink::kept_at(&path, &mains)? {
+                self.attachments.resume(link);
+            } else if let Some(entry) = Entry::kept_at(&path, &sets)? {
+                self.shared.resume(entry);
+            } else if let Some(checks) = &mut self.healthchecks {
+                let program = checks.program().try_clone_to_owned();
+                let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+                let program = program.map_err(failed)?;
+                match TcLink::kept_at(&path, Some(program.as_fd())) {
+                    Ok(Some(link)) => paths.push(link),
+                    Ok(None) => {}
+                    // Its network namespace is gone.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        end_kept(&path, &sets)?;
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        let mains = self.attachments.places();
+        if let Some(checks) = &mut self.healthchecks {
+            for path in paths {
+                checks.resume_link(path, &mains);
+            }
+        }
+        Ok(())
+    }
+
+    /// Programs of this version take the place of those that are attached.
+    fn put_new_in_place(&mut self, programs: Programs) -> Result<()> {
+        self.stage(&programs, &FeatureMaps::default(), self.config.features)?;
+        let programs = self.put_in_place(programs)?;
+        let old = mem::replace(&mut self.programs, programs);
+        self.outlast(vec![old]);
+        self.unstage();
+        Ok(())
+    }
+}

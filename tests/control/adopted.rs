@@ -1,0 +1,175 @@
+//! A pinned balancer that the next handle goes on with: it knows all that the one before knew, counters and flows go
+//! on, and every kind of change works on it.
+
+use std::path::PathBuf;
+
+use katran::Builder;
+use katran::Error;
+use katran::Features;
+use katran::FlowTracking;
+use katran::HashFunction;
+use katran::Katran;
+use katran::NextHops;
+use katran::Protocol;
+use katran::Real;
+use katran::ServerId;
+use katran::Start;
+use katran::VipFlags;
+use katran::flows::Simulation;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::common::builder;
+use crate::common::fixtures::A;
+use crate::common::fixtures::A6;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::VIP6;
+use crate::common::flows;
+use crate::common::frames::frame;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::serve;
+use crate::common::vip;
+
+const UDP: &str = "203.0.113.1:53/udp";
+const PREFIX: &str = "203.0.114.0/24:443/tcp";
+
+fn directory() -> PathBuf {
+    require_root();
+    private_bpf_fs().unwrap().join("katran")
+}
+
+fn rich(tracking: FlowTracking) -> Builder {
+    let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::GLOBAL_FLOW_TABLE;
+    builder()
+        .flow_tracking(tracking)
+        .features(Features::default() | features | Features::TCP_SERVER_ID)
+        .healthcheck_interface("lo")
+        .source_v4("192.0.2.1".parse().unwrap())
+}
+
+/// Some of everything.
+fn fill(katran: &mut Katran) {
+    let tcp = serve(katran, VIP4, VipFlags::empty(), &[A, B, C]);
+    serve(katran, VIP6, VipFlags::empty(), &[A6]);
+    let udp = serve(katran, UDP, VipFlags::UDP_STABLE_ROUTING, &[A, B]);
+    serve(katran, PREFIX, VipFlags::SRC_ROUTING, &[B]);
+    katran.add_real(tcp, Real::new(ip(A)).weight(7)).unwrap();
+    katran
+        .set_hash_function(udp, HashFunction::MaglevV2)
+        .unwrap();
+    let ids = (1..100).map(|id| ServerId::new(id, ip([A, B][id as usize % 2])));
+    katran
+        .server_ids_mut()
+        .add(&ids.collect::<Vec<_>>())
+        .unwrap();
+    katran.server_ids_mut().invalidate(&[7]).unwrap();
+    let prefix = "192.0.2.0/24".parse().unwrap();
+    katran.source_routes_mut().add(&[prefix], ip(C)).unwrap();
+    katran
+        .decap_mut()
+        .add(ip("10.0.0.9"), katran::DecapMode::Inline)
+        .unwrap();
+    katran.probes_mut().map_mark(9, ip(A)).unwrap();
+    katran.probes_mut().register(tcp).unwrap();
+    // A number that was given back, and one whose flows are still to be moved.
+    katran.add_real(tcp, Real::new(ip("198.51.100.9"))).unwrap();
+    katran.remove_real(tcp, ip("198.51.100.9")).unwrap();
+    katran.mark_down(tcp, ip(B)).unwrap();
+}
+
+fn known() -> Vec<Vec<u8>> {
+    let known = flows(Protocol::Tcp, "203.0.113.1:443", 60);
+    known.into_iter().map(frame).collect()
+}
+
+fn answers(katran: &Katran) -> Vec<Simulation> {
+    let to = ["203.0.113.1:443", "203.0.114.9:443", "[2001:db8:1::1]:443"];
+    let new = to.into_iter().flat_map(|to| flows(Protocol::Tcp, to, 40));
+    let udp = flows(Protocol::Udp, "203.0.113.1:53", 40)
+        .into_iter()
+        .map(frame);
+    let frames = known().into_iter().chain(new.map(syn)).chain(udp);
+    frames
+        .map(|frame| katran.simulate(&frame).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_next_handle_knows_all_that_the_one_before_knew() {
+    for tracking in [FlowTracking::All, FlowTracking::Changed] {
+        let directory = directory();
+        let missing = builder().pin(&directory).adopt().unwrap_err();
+        assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+        let (mut katran, start) = rich(tracking).pin(&directory).adopt_or_load().unwrap();
+        assert_eq!(start, Start::Loaded);
+        fill(&mut katran);
+        answers(&katran);
+        let before = (katran.state(), katran.real_numbers(), answers(&katran));
+        let counted = katran.counters().unwrap();
+        let busy = builder().pin(&directory).adopt().unwrap_err();
+        assert!(matches!(busy, Error::Busy { .. }), "{busy}");
+        drop(katran);
+
+        // Its settings are its own, not those of the call.
+        let (mut katran, start) = builder()
+            .max_vips(3)
+            .pin(&directory)
+            .adopt_or_load()
+            .unwrap();
+        assert!(matches!(start, Start::Adopted { .. }), "{start:?}");
+        assert_eq!(katran.state(), before.0);
+        assert_eq!(katran.real_numbers(), before.1);
+        let after = katran.counters().unwrap();
+        assert_eq!(after.totals, counted.totals);
+        assert!(after.totals.total.packets > 0);
+        for (after, before) in answers(&katran).iter().zip(&before.2) {
+            assert_eq!((after.real, after.reason), (before.real, before.reason));
+        }
+
+        // Twice, with changes of every kind in between.
+        let tcp = vip(VIP4);
+        katran.mark_up(tcp, ip(B)).unwrap();
+        katran
+            .add_real(tcp, Real::new(ip("198.51.100.10")))
+            .unwrap();
+        katran.remove_real(tcp, ip(C)).unwrap();
+        katran.remove_vip(vip(UDP)).unwrap();
+        serve(&mut katran, "203.0.113.77:1/tcp", VipFlags::empty(), &[C]);
+        katran.server_ids_mut().remove(&[1, 2, 3]).unwrap();
+        katran
+            .server_ids_mut()
+            .add(&[ServerId::new(5000, ip(A))])
+            .unwrap();
+        katran
+            .reload(Features::default() | Features::SOURCE_ROUTING | Features::INLINE_DECAP)
+            .unwrap();
+        let state = katran.state();
+        drop(katran);
+        let katran = builder().pin(&directory).adopt().unwrap();
+        assert_eq!(katran.state(), state);
+        // The same from scratch gives the same.
+        let mut fresh = load(state.builder().unwrap());
+        let _ = fresh.apply(&state).unwrap();
+        for flow in flows(Protocol::Tcp, "203.0.113.77:1", 40) {
+            let ran = [&katran, &fresh].map(|katran| katran.simulate(&syn(flow)).unwrap().real);
+            assert!(ran[0] == ran[1] && ran[0].is_some());
+        }
+        katran.remove().unwrap();
+        assert!(!directory.exists());
+    }
+}
+
+#[test]
+fn next_hops_of_reals_are_kept() {
+    let directory = directory();
+    let katran = load(builder().next_hops(NextHops::PerReal).pin(&directory));
+    let state = katran.state();
+    drop(katran);
+    let katran = builder().pin(&directory).adopt().unwrap();
+    assert_eq!(katran.state(), state);
+    katran.remove().unwrap();
+}
