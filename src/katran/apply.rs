@@ -59,7 +59,14 @@ impl Katran {
             true => self.begin_many(),
             false => Ok(None),
         };
-        let many = many.inspect_err(|_| self.free_rings())?;
+        let many = match many {
+            Ok(many) => many,
+            Err(error) => {
+                drop(held);
+                self.free_rings();
+                return Err(error);
+            }
+        };
         let mut news = News::default();
         let mut steps = planned.steps.iter();
         let mut holds = None;
