@@ -428,10 +428,12 @@ impl Filter {
         let mut requests = Requests::new()?;
         // It may have been removed, or another process have taken it over.
         let present = present(&mut requests, self.place)?;
-        if present.is_none_or(|program| program.id != self.program_id) {
-            return Ok(());
+        match present {
+            Some(program) if program.id == self.program_id => self.place.detach()?,
+            // A removal may have been cut off, and have left the discipline.
+            None if self.kept.is_some() && requests.clsact(self.place.index)? == Some(true) => {}
+            _ => return Ok(()),
         }
-        self.place.detach()?;
         match self.made_clsact {
             true => remove_unused_clsact(&mut requests, self.place),
             false => Ok(()),

@@ -12,8 +12,9 @@ impl Builder {
     /// [`Katran::remove`](crate::Katran::remove) or [`remove`](crate::remove).
     ///
     /// The directory is in a BPF file system, such as `/sys/fs/bpf/katran`; it is made if it is missing, with the
-    /// mode 0700. One that others own or can write to is refused, and one with something else in it. One
-    /// process at a time has the balancer: for all others it is [`Error::Busy`](crate::Error::Busy).
+    /// mode 0700. One that others own, or can open, change or replace, is refused, and one with something else in it. One
+    /// process at a time has the balancer: for all others it is [`Error::Busy`](crate::Error::Busy). A process has at
+    /// most 64 of them.
     ///
     /// Each call writes down what it will change before it does, some microseconds' work, in a ledger of at least 1 MiB in
     /// that directory: with 1,000,000 server ids it takes 32 MiB. A call whose change cannot be written down, as there is no memory for

@@ -56,8 +56,16 @@ impl Katran {
         // So that flows of reals that come back, if all is undone, are where they were.
         let held = self.maps.voids.hold();
         let many = match planned.steps.len() > 1 {
-            true => self.begin_many()?,
-            false => None,
+            true => self.begin_many(),
+            false => Ok(None),
+        };
+        let many = match many {
+            Ok(many) => many,
+            Err(error) => {
+                drop(held);
+                self.free_rings();
+                return Err(error);
+            }
         };
         let mut news = News::default();
         let mut steps = planned.steps.iter();

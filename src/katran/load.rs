@@ -52,10 +52,13 @@ impl Builder {
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and [`Error::Unsupported`](crate::Error::Unsupported) for settings;
     /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
     /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
-    /// kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
+    /// kernel rejects the program; [`Error::Exhausted`](crate::Error::Exhausted) if the process may have no more descriptors;
+    /// [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
     /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory
-    /// (see [`adopt`](Self::adopt)), and
-    /// [`Error::Busy`](crate::Error::Busy) if a process has it. Nothing stays in the kernel then, and no directory.
+    /// (see [`adopt`](Self::adopt)), [`Error::Busy`](crate::Error::Busy) if a process has it,
+    /// [`Error::File`](crate::Error::File) if the directory cannot be made, looked at or locked, and
+    /// [`Error::Exhausted`](crate::Error::Exhausted) if the process has 64 pinned balancers already. Nothing stays in the
+    /// kernel then, and no directory.
     pub fn load(self) -> Result<Katran> {
         let directory = self.pin_directory();
         let config = self.validate()?;

@@ -133,7 +133,7 @@ use handles::Maps;
 /// # Ok::<(), katran::Error>(())
 /// ```
 #[doc(alias = "KatranLb")]
-#[must_use = "a balancer is gone when its handle is dropped"]
+#[must_use = "a balancer that is not pinned is gone when its handle is dropped"]
 pub struct Katran {
     config: Config,
     table: Table,

@@ -1,5 +1,5 @@
 //! What a balancer that is to outlive its process writes down of its changes, in a ledger; one that is not has none, and
-//! pays nothing.
+//! writes nothing.
 //!
 //! The phases of a change (`change.rs`) call this: what it will be is written before anything that packets may see, and
 //! that it is made, or undone, after. `docs/architecture.md` lists where each field of [`Katran`] is found again.

@@ -109,15 +109,15 @@ pub(super) struct Log {
     count: u32,
 }
 
-/// A snapshot: hands its records, one after the other, to a function.
-pub(super) type Snapshot<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8]));
+/// A snapshot: hands its records, one after the other, to a function. If it cannot, it is not whole, and nothing is made of it.
+pub(super) type Snapshot<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8])) -> io::Result<()>;
 
 impl Log {
     /// Writes a log of nothing but a snapshot, and publishes its ground, or a larger one.
     pub(super) fn create(mut ground: Box<dyn Ground>, snapshot: Snapshot<'_>) -> io::Result<Self> {
         let written = match half_of(ground.words()) >= LEAST_HALF {
-            true => write_first(ground.words(), snapshot),
-            false => Err(needed(snapshot)),
+            true => write_first(ground.words(), snapshot)?,
+            false => Err(needed(snapshot)?),
         };
         match written {
             Ok((at, count)) => {
@@ -139,7 +139,7 @@ impl Log {
         snapshot: Snapshot<'_>,
     ) -> io::Result<Self> {
         let mut ground = before.larger(bytes_for(needed))?;
-        let written = write_first(ground.words(), snapshot);
+        let written = write_first(ground.words(), snapshot)?;
         let (at, count) = written.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         ground.publish()?;
         Ok(Self {
@@ -207,7 +207,8 @@ impl Log {
     /// Writes a snapshot to where there is room for it, and for `bytes` more.
     ///
     /// # Errors
-    /// If there is no memory for a larger ground, or it cannot be published. Everything is as before then.
+    /// If there is no memory for a larger ground, or it cannot be published, and those of `snapshot`. Everything is as before
+    /// then.
     pub(super) fn compact(&mut self, bytes: usize, snapshot: Snapshot<'_>) -> io::Result<()> {
         let root = Root {
             sequence: self.root.sequence + 1,
@@ -215,7 +216,7 @@ impl Log {
         };
         let words = self.ground.words();
         let half = half_of(words);
-        let written = write_snapshot(&words[half_range(half, root.half)], root, snapshot);
+        let written = write_snapshot(&words[half_range(half, root.half)], root, snapshot)?;
         let needed = words_for(bytes) + RESERVE;
         let has_room = |room| match written {
             Ok((at, _)) => at + room <= half && root.sequence <= Root::LAST,
@@ -294,11 +295,16 @@ fn write_head(words: &[AtomicU64], root: Root, at: usize) {
 }
 
 /// Writes a snapshot to memory that nobody reads yet; the words that are needed, if it is too small.
-fn write_first(words: &[AtomicU64], snapshot: Snapshot<'_>) -> Result<(usize, u32), usize> {
+fn write_first(
+    words: &[AtomicU64],
+    snapshot: Snapshot<'_>,
+) -> io::Result<Result<(usize, u32), usize>> {
     let half = &words[half_range(half_of(words), Root::FIRST.half)];
-    let (at, count) = write_snapshot(half, Root::FIRST, snapshot)?;
-    write_head(words, Root::FIRST, at);
-    Ok((at, count))
+    let written = write_snapshot(half, Root::FIRST, snapshot)?;
+    if let Ok((at, _)) = written {
+        write_head(words, Root::FIRST, at);
+    }
+    Ok(written)
 }
 
 /// Where a snapshot ends and how many records it has; the words that it takes, if the half is too small.
@@ -306,7 +312,7 @@ fn write_snapshot(
     half: &[AtomicU64],
     root: Root,
     snapshot: Snapshot<'_>,
-) -> Result<(usize, u32), usize> {
+) -> io::Result<Result<(usize, u32), usize>> {
     let (mut at, mut count) = (0, 0);
     // Also where it has no record, and so that nothing is read of what was there.
     if let Some(first) = half.first() {
@@ -317,17 +323,17 @@ fn write_snapshot(
         is_full = is_full || put(half, at, root, count, record).is_none();
         at += 1 + record.len().div_ceil(8);
         count += 1;
-    });
-    match is_full || at + RESERVE > half.len() {
+    })?;
+    Ok(match is_full || at + RESERVE > half.len() {
         false => Ok((at, count)),
         true => Err(at + RESERVE),
-    }
+    })
 }
 
-fn needed(snapshot: Snapshot<'_>) -> usize {
+fn needed(snapshot: Snapshot<'_>) -> io::Result<usize> {
     let mut words = RESERVE;
-    snapshot(&mut |record| words += words_for(record.len()));
-    words
+    snapshot(&mut |record| words += words_for(record.len()))?;
+    Ok(words)
 }
 
 /// Writes a record, and returns where the next one goes; `None`: there is no room.

@@ -15,7 +15,6 @@ mod kept;
 mod log;
 mod record;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::mem;
@@ -103,10 +102,8 @@ impl Ledger {
     /// # Errors
     /// If there is no memory, or the ground cannot be published.
     pub(crate) fn create(ground: Box<dyn Ground>, view: &View<'_>) -> io::Result<Self> {
-        let failed = RefCell::new(Ok(()));
-        let log = Log::create(ground, &|write| snapshot(view, &failed, write));
-        failed.into_inner()?;
-        Ok(Self::of(log?))
+        let log = Log::create(ground, &|write| snapshot(view, write))?;
+        Ok(Self::of(log))
     }
 
     fn of(log: Log) -> Self {
@@ -260,10 +257,7 @@ impl Ledger {
 
     /// Writes a snapshot, behind which there is room for so many bytes.
     fn compact(&mut self, bytes: usize, view: &View<'_>) -> io::Result<()> {
-        let failed = RefCell::new(Ok(()));
-        self.log
-            .compact(bytes, &|write| snapshot(view, &failed, write))?;
-        failed.into_inner()?;
+        self.log.compact(bytes, &|write| snapshot(view, write))?;
         self.is_behind = false;
         Ok(())
     }
@@ -293,11 +287,13 @@ fn encode(record: &Record) -> io::Result<Vec<u8>> {
     postcard::to_stdvec(record).map_err(io::Error::other)
 }
 
-fn snapshot(view: &View<'_>, failed: &RefCell<io::Result<()>>, write: &mut dyn FnMut(&[u8])) {
+fn snapshot(view: &View<'_>, write: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let mut written = Ok(());
     view.records(&mut |record| match encode(&record) {
         Ok(bytes) => write(&bytes),
-        Err(error) => *failed.borrow_mut() = Err(error),
+        Err(error) => written = Err(error),
     });
+    written
 }
 
 /// Records that were read, on their way to what they say.

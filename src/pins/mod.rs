@@ -29,6 +29,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use nix::libc;
 use nix::unistd::geteuid;
 
 use crate::error::Error;
@@ -56,6 +57,9 @@ pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
+
+const NO_BPF_FS: &str =
+    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
 
 /// So often a directory is opened that others remove at the same moment.
 const TRIES: usize = 16;
@@ -110,11 +114,15 @@ impl Home {
     }
 
     /// Takes the directory of a balancer that is there, whole or not.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let path = absolute(path)?;
+    pub(crate) fn open(given: &Path) -> Result<Self> {
         let missing = || Error::NotFound {
-            what: format!("a pinned balancer in {}", path.display()),
+            what: format!("a pinned balancer in {}", given.display()),
         };
+        // Nor is there one where a symbolic link leads nowhere, or below a directory that is missing.
+        if let Ok(false) = given.try_exists() {
+            return Err(missing());
+        }
+        let path = absolute(given)?;
         for _ in 0..TRIES {
             if !path.exists() {
                 return Err(missing());
@@ -304,6 +312,12 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
+    if path.is_symlink() {
+        return Err(refused(
+            path,
+            "it is a symbolic link to what is not there".to_owned(),
+        ));
+    }
     // It is still to be made.
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -331,25 +345,20 @@ fn check_name(path: &Path) -> Result<()> {
             path,
             "a BPF file system takes no names with dots".to_owned(),
         )),
-        Ok(false) => Err(refused(
-            path,
-            format!(
-                "{} is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there",
-                place.display()
-            ),
-        )),
+        Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
         Err(error) => Err(file_error("look at", place, error)),
     }
 }
 
 /// Whether only this user can change what is in a directory.
 fn check_safe(path: &Path, directory: &File) -> Result<()> {
-    if !pin::is_bpf_fs(path).map_err(|error| file_error("look at", path, error))? {
-        return check_name(path);
-    }
-    let metadata = directory.metadata();
-    let metadata = metadata.map_err(|error| file_error("look at", path, error))?;
-    let reason = if !metadata.is_dir() {
+    let failed = |error| file_error("look at", path, error);
+    // Of what was opened: there may be another one at the path by now.
+    let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
+    let metadata = directory.metadata().map_err(failed)?;
+    let reason = if !is_bpf_fs {
+        NO_BPF_FS.to_owned()
+    } else if !metadata.is_dir() {
         "it is no directory".to_owned()
     } else if metadata.st_uid() != geteuid().as_raw() {
         format!(
@@ -357,15 +366,45 @@ fn check_safe(path: &Path, directory: &File) -> Result<()> {
             metadata.st_uid(),
             geteuid()
         )
-    } else if metadata.st_mode() & 0o022 != 0 {
+    } else if metadata.st_mode() & 0o077 != 0 {
         format!(
-            "others can write to it (mode {:04o}): `chmod 0700` it, or choose another one",
+            "others can open or change it (mode {:04o}): `chmod 0700` it, or choose another one",
             metadata.st_mode() & 0o7777
         )
     } else {
-        return Ok(());
+        return path
+            .ancestors()
+            .skip(1)
+            .try_for_each(|above| check_above(path, above));
     };
     Err(refused(path, reason))
+}
+
+/// Whether nobody else can put another directory in the place of one, by what it is in.
+fn check_above(path: &Path, above: &Path) -> Result<()> {
+    let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
+    let (user, mode) = (metadata.st_uid(), metadata.st_mode());
+    if user != 0 && user != geteuid().as_raw() {
+        return Err(refused(
+            path,
+            format!(
+                "{} belongs to user {user}, who can replace it",
+                above.display()
+            ),
+        ));
+    }
+    // Where the sticky bit is set only its user can move what is there.
+    if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
+        return Err(refused(
+            path,
+            format!(
+                "others can replace it: {} has mode {:04o}",
+                above.display(),
+                mode & 0o7777
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn refused(path: &Path, reason: String) -> Error {

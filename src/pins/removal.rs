@@ -47,8 +47,8 @@ const KEPT_OF_NAME: usize = 15;
 /// that this one may look into, or a mount, is in its network namespace.
 ///
 /// # Errors
-/// [`Error::NotFound`] if no balancer is pinned there; [`Error::Busy`] if a process has it; [`Error::InvalidConfig`]
-/// if others can write to the directory; [`Error::Unsupported`] if another version of the crate has made it, in another way; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
+/// [`Error::NotFound`] if no balancer is pinned there (an empty directory may be what is left of one, and goes);
+/// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has made it, in another way; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;

@@ -2,7 +2,8 @@
 //! directory itself, whatever network or mount namespace one comes from, and gives up when the process dies.
 //!
 //! A child made by fork(2) shares the parent's lock. It must not: the lock would outlive the parent. So the child
-//! closes its copies before fork(2) returns there.
+//! closes its copies before fork(2) returns there, and no thread forks while another one opens or closes one. What
+//! starts a program without such a handler (posix_spawn(3)) has copies until it runs: so a lock is given up, not closed.
 
 use std::fs;
 use std::fs::File;
@@ -13,8 +14,10 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::sync::Once;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use nix::libc;
 
@@ -30,7 +33,37 @@ const RESERVED: i32 = -2;
 static LOCKS: [AtomicI32; MOST] = [const { AtomicI32::new(FREE) }; MOST];
 static REGISTER: Once = Once::new();
 
+/// Somebody forks, or opens or closes a lock's descriptor.
+static IS_CHANGING: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn begin_change() {
+    while IS_CHANGING.swap(true, Ordering::Acquire) {
+        thread::yield_now();
+    }
+}
+
+extern "C" fn end_change() {
+    IS_CHANGING.store(false, Ordering::Release);
+}
+
+/// As long as this lives no other thread forks.
+struct NoFork;
+
+impl NoFork {
+    fn new() -> Self {
+        begin_change();
+        Self
+    }
+}
+
+impl Drop for NoFork {
+    fn drop(&mut self) {
+        end_change();
+    }
+}
+
 extern "C" fn close_in_child() {
+    end_change();
     for lock in &LOCKS {
         let fd = lock.swap(FREE, Ordering::AcqRel);
         if fd >= 0 {
@@ -63,9 +96,11 @@ impl Lock {
     /// too many locks.
     pub(crate) fn take(directory: &File) -> io::Result<Locked> {
         REGISTER.call_once(|| {
-            // SAFETY: the function closes descriptors and stores to atomics, which is allowed in a child, and is
-            // there as long as the code that registers it.
-            let failed = unsafe { libc::pthread_atfork(None, None, Some(close_in_child)) };
+            // SAFETY: the functions close descriptors, yield and store to atomics, which is allowed in a child, and
+            // are there as long as the code that registers them.
+            let failed = unsafe {
+                libc::pthread_atfork(Some(begin_change), Some(end_change), Some(close_in_child))
+            };
             if failed != 0 {
                 log::warn!("a child made by fork(2) will share the locks of its parent");
             }
@@ -76,6 +111,7 @@ impl Lock {
         });
         let place = free.ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded))?;
         let owner = Owner::new();
+        let no_fork = NoFork::new();
         // Of its own: a lock belongs to what was opened, and `directory` may have copies.
         let opened = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()));
         let fd = match opened {
@@ -86,6 +122,7 @@ impl Lock {
             }
         };
         place.store(fd.as_raw_fd(), Ordering::Release);
+        drop(no_fork);
         let lock = Self {
             fd: ManuallyDrop::new(fd),
             place,
@@ -96,7 +133,8 @@ impl Lock {
             0 => Ok(Locked::Ours(lock)),
             _ => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => {
-                    Ok(Locked::Others(holder(directory)?))
+                    // That it cannot be told changes nothing.
+                    Ok(Locked::Others(holder(directory).ok().flatten()))
                 }
                 error => Err(error),
             },
@@ -109,6 +147,9 @@ impl Drop for Lock {
         if !self.owner.is_here() {
             return;
         }
+        // SAFETY: takes a descriptor and a number.
+        unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
+        let _no_fork = NoFork::new();
         self.place.store(FREE, Ordering::Release);
         // SAFETY: in this process nothing has closed it, and it is not used again.
         drop(unsafe { OwnedFd::from_raw_fd(self.fd.as_raw_fd()) });
@@ -139,7 +180,6 @@ fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::process;
-    use std::thread;
     use std::time::Duration;
 
     use nix::sys::wait::waitpid;
@@ -174,9 +214,39 @@ mod tests {
                 Locked::Ours(_) => panic!("it is locked"),
             }
         }
+        // Nor does a program that is about to run, which may have a copy.
+        let copy = lock.fd.try_clone().unwrap();
         drop(lock);
         assert!(matches!(Lock::take(&directory).unwrap(), Locked::Ours(_)));
+        drop(copy);
         waitpid(child, None).unwrap();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "locks are the kernel's")]
+    fn no_thread_forks_while_a_lock_is_opened_or_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = File::open(directory.path()).unwrap();
+        drop(Lock::take(&directory).unwrap());
+        let has_forked = AtomicBool::new(false);
+        let no_fork = NoFork::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: the child ends at once.
+                match unsafe { fork() }.unwrap() {
+                    ForkResult::Parent { child } => {
+                        has_forked.store(true, Ordering::Release);
+                        waitpid(child, None).unwrap();
+                    }
+                    // SAFETY: takes a number.
+                    ForkResult::Child => unsafe { libc::_exit(0) },
+                }
+            });
+            thread::sleep(Duration::from_millis(200));
+            assert!(!has_forked.load(Ordering::Acquire));
+            drop(no_fork);
+        });
+        assert!(has_forked.load(Ordering::Acquire));
     }
 
     #[test]

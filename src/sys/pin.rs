@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use nix::libc;
 use nix::sys::statfs::FsType;
+use nix::sys::statfs::fstatfs;
 use nix::sys::statfs::statfs;
 
 use super::check;
@@ -43,6 +45,11 @@ pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
 /// Whether a directory is on a BPF file system.
 pub(crate) fn is_bpf_fs(directory: &Path) -> io::Result<bool> {
     Ok(statfs(directory)?.filesystem_type() == FsType(BPF_FS_MAGIC))
+}
+
+/// Whether an open directory is.
+pub(crate) fn is_on_bpf_fs(directory: &File) -> io::Result<bool> {
+    Ok(fstatfs(directory)?.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
 /// What kind of object is pinned somewhere.

@@ -181,6 +181,7 @@ fn a_handle_removes_its_balancer() {
 #[test]
 fn a_directory_that_is_not_ours_alone_is_refused() {
     let files = file_system();
+    let outside = tempfile::tempdir().unwrap();
     let make = |name: &str, mode| {
         let path = files.join(name);
         DirBuilder::new().mode(0o700).create(&path).unwrap();
@@ -189,15 +190,28 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
     };
     let group = make("group", 0o770);
     let others = make("others", 0o702);
+    let readable = make("readable", 0o755);
+    let open = make("open", 0o777);
+    let moved = open.join("katran");
+    DirBuilder::new().mode(0o700).create(&moved).unwrap();
+    let sticky = make("sticky", 0o1777);
+    let theirs = make("theirs", 0o755);
+    chown(&theirs, Some(12345), None).unwrap();
+    let dangling = outside.path().join("dangling");
+    std::os::unix::fs::symlink(files.join("nothing"), &dangling).unwrap();
     let foreign = make("foreign", 0o700);
     chown(&foreign, Some(12345), None).unwrap();
     let used = make("used", 0o700);
     DirBuilder::new().create(used.join("theirs")).unwrap();
-    let outside = tempfile::tempdir().unwrap();
     let before = tree(&files);
     for (path, why) in [
         (group.clone(), "mode 0770"),
         (others.clone(), "mode 0702"),
+        (readable.clone(), "mode 0755"),
+        (moved.clone(), "mode 0777"),
+        (open.join("another"), "mode 0777"),
+        (theirs.join("katran"), "user 12345"),
+        (dangling.clone(), "symbolic link to what is not there"),
         (foreign.clone(), "user 12345"),
         (used.clone(), "theirs"),
         (outside.path().join("katran"), "no BPF file system"),
@@ -212,13 +226,20 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
         );
         assert!(refused.to_string().contains(why), "{why}: {refused}");
         let kept = katran::remove(&path).unwrap_err();
+        let is_missing = !path.exists() || path == used;
         assert!(
-            matches!(&kept, Error::InvalidConfig { .. } | Error::NotFound { .. }),
+            match &kept {
+                Error::NotFound { .. } => is_missing,
+                Error::InvalidConfig { .. } => !is_missing,
+                _ => false,
+            },
             "{kept}"
         );
     }
     assert_eq!(tree(&files), before);
-    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    // Where nobody else can move it.
+    load(builder().pin(sticky.join("katran"))).remove().unwrap();
     // By a path through a symbolic link, and one that is relative to what is the working directory now.
     let link = outside.path().join("link");
     std::os::unix::fs::symlink(&files, &link).unwrap();

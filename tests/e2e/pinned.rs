@@ -223,6 +223,29 @@ fn links_of_others_stay_and_any_interface_is_left() {
     assert!(filters.is_empty(), "{filters}");
 }
 
+/// A removal that was cut off when the filter was gone, and its discipline was not.
+#[test]
+fn a_clsact_discipline_without_its_filter_is_removed() {
+    let pins = Pins::new();
+    let site = health::site(|builder| {
+        builder
+            .pin(directory(&pins))
+            .healthcheck_hook(TcHook::Clsact)
+    });
+    let Site { katran, lab, .. } = site;
+    let host = &lab.balancers[0].host;
+    drop(katran);
+    host.tool("tc", "filter del dev eth0 egress").unwrap();
+    let has_clsact = || {
+        let qdiscs = host.tool("tc", "qdisc show dev eth0").unwrap();
+        qdiscs.contains("clsact")
+    };
+    assert!(has_clsact());
+    katran::remove(directory(&pins)).unwrap();
+    assert!(!has_clsact());
+    assert!(pins.list().is_empty(), "{:?}", pins.list());
+}
+
 /// A handle finds what it has attached where a search would not.
 #[test]
 fn a_handle_removes_what_only_it_reaches() {

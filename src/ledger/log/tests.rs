@@ -12,8 +12,9 @@ fn create(heap: &Heap, all: &[Vec<u8>]) -> io::Result<Log> {
     Log::create(Box::new(heap.clone()), &|write| snapshot(all, write))
 }
 
-fn snapshot(all: &[Vec<u8>], write: &mut dyn FnMut(&[u8])) {
+fn snapshot(all: &[Vec<u8>], write: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     all.iter().for_each(|record| write(record));
+    Ok(())
 }
 
 fn read(heap: &Heap) -> Result<(Log, Vec<Vec<u8>>), Unreadable> {
@@ -138,6 +139,32 @@ fn a_refusal_of_memory_leaves_the_log_as_it_was() {
     assert_eq!(read(&heap.found()).unwrap().1, all);
     log.append(&[1]);
     assert_eq!(read(&heap.found()).unwrap().1, [all[0].clone(), vec![1]]);
+}
+
+/// Nothing is read of it, in whichever ground it would go.
+#[test]
+fn a_snapshot_that_ends_too_early_is_none() {
+    let cut = |of: &[Vec<u8>], write: &mut dyn FnMut(&[u8])| {
+        snapshot(of, write)?;
+        Err(io::ErrorKind::InvalidData.into())
+    };
+    for bytes in [16, 8 * (HEAD + 2 * LEAST_HALF)] {
+        let heap = Heap::new(bytes);
+        let created = Log::create(Box::new(heap.clone()), &|write| cut(&[vec![7]], write));
+        assert!(created.is_err());
+        assert_eq!(read(&heap.found()).err(), Some(Unreadable::NoLedger));
+    }
+    // In the other half, or in a larger ground.
+    for length in [100, 4000] {
+        let heap = Heap::new(8 * (HEAD + 2 * LEAST_HALF));
+        let mut log = create(&heap, &[vec![1; 20]]).unwrap();
+        log.append(&[2]);
+        let compacted = log.compact(9, &|write| cut(&[vec![3; length]], write));
+        assert!(compacted.is_err());
+        log.append(&[4]);
+        let found = read(&heap.found()).unwrap().1;
+        assert_eq!(found, [vec![1; 20], vec![2], vec![4]]);
+    }
 }
 
 /// Every single bit of what is in use: it is found, or makes no difference.

@@ -3,6 +3,8 @@
 use super::calls::address;
 use super::calls::some_vip;
 use super::*;
+use crate::document::VipState;
+use crate::types::Vip;
 
 /// A balancer with four VIPs, and names.
 fn filled() -> Katran {
@@ -151,4 +153,35 @@ fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
         }
         assert!(on_the_way > 5, "{bytes}: {on_the_way}");
     }
+}
+
+/// The rings that were made for it as well.
+#[test]
+fn an_apply_that_is_refused_gives_the_rings_back() {
+    let mut katran = builder().max_vips(4096).max_reals(4096).load().unwrap();
+    let heap = keep(&mut katran, Heap::new(1 << 13));
+    heap.refuse_after(0);
+    // A snapshot is due, and there is no room for one.
+    let mut ledger = katran.ledger.take().unwrap();
+    for mark in 1..1000 {
+        katran.probes_mut().map_mark(mark, address(1)).unwrap();
+    }
+    ledger.fall_behind();
+    katran.ledger = Some(ledger);
+    let vips = (1..1000).map(|port| VipState {
+        vip: Vip::tcp((Ipv4Addr::new(203, 0, 113, 1), port).into()),
+        ..some_vip(1, &[1])
+    });
+    let wanted = State {
+        balancer: None,
+        vips: vips.collect(),
+        ..katran.state()
+    };
+    let (table, chunks) = (katran.table.clone(), katran.maps.rings.chunks().0);
+    let error = katran.apply(&wanted).unwrap_err();
+    assert!(error.to_string().contains("write down"), "{error}");
+    // Before its first step.
+    assert_eq!(katran.table, table);
+    assert!(!katran.maps.rings.has_surplus());
+    assert!(katran.maps.rings.chunks().0 < chunks + 8);
 }
