@@ -144,46 +144,61 @@ const STEP: u16 = 50;
 #[test]
 fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
     for features in [Features::default(), all_features()] {
-        let cpu = 0;
-        stay_on(cpu);
-        let table = FlowTableKind::SetAssociative;
-        let mut katran =
-            load(settings(table, Encapsulation::Ipip, features).forwarding_cpus([cpu as u32]));
-        let vip = "203.0.113.1:443/udp";
-        serve(&mut katran, vip, VipFlags::empty(), &["198.51.100.1"]);
-        let machine = Machine::new(&katran);
-        let frames = (1..=FLOWS).map(|port| {
-            frame(Flow::udp(
-                at(&format!("192.0.2.7:{port}")),
-                at("203.0.113.1:443"),
-            ))
-        });
-        let frames: Vec<Vec<u8>> = frames.collect();
-        let mut traces: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
-        for first in (0..FLOWS).step_by(usize::from(STEP)) {
-            let (known, new) = frames.split_at(first.into());
-            // One that is new goes another way, or the machine would not see the table.
-            if let Some(new) = new.first() {
-                let (_, executed, _) = machine.execute(new, cpu, "a new flow");
-                assert!(!traces.contains_key(&executed.trace), "{features}");
-            }
-            for frame in &new[1..usize::from(STEP)] {
-                katran.simulate(frame).unwrap();
-            }
-            for frame in known.iter().chain(&new[..usize::from(STEP)]) {
-                let (_, executed, _) = machine.execute(frame, cpu, "a flow that is known");
-                *traces.entry(executed.trace).or_default() += 1;
-            }
-        }
-        let sets = bpf::inner(katran.map_fd("flow_tables").unwrap(), cpu as u32);
-        let places = places(sets.as_fd());
-        println!(
-            "{features}: flows by entry {places:?}; by trace {:?}",
-            traces.values()
-        );
+        // Keys are drawn: now and then more flows meet in a set than it holds, and one that has lost its entry is new.
+        let (places, traces) = (0..20)
+            .map(|_| flows_in_sets(features))
+            .find(|(places, _)| places[7] == 0)
+            .expect("a table without a full set");
+        println!("{features}: flows by entry {places:?}; by trace {traces:?}");
         assert!(places[..4].iter().all(|flows| *flows > 0), "{places:?}");
         assert!(traces.len() <= 2, "{features}: {} ways", traces.len());
     }
+}
+
+/// Has a balancer of its own remember flows: how many are in which entries of their sets, and how many packets of those that
+/// are known execute the same instructions.
+fn flows_in_sets(features: Features) -> ([usize; 8], Vec<usize>) {
+    let cpu = 0;
+    stay_on(cpu);
+    let table = FlowTableKind::SetAssociative;
+    let mut katran =
+        load(settings(table, Encapsulation::Ipip, features).forwarding_cpus([cpu as u32]));
+    let vip = "203.0.113.1:443/udp";
+    serve(&mut katran, vip, VipFlags::empty(), &["198.51.100.1"]);
+    let machine = Machine::new(&katran);
+    let frames = (1..=FLOWS).map(|port| {
+        frame(Flow::udp(
+            at(&format!("192.0.2.7:{port}")),
+            at("203.0.113.1:443"),
+        ))
+    });
+    let frames: Vec<Vec<u8>> = frames.collect();
+    let mut news = Vec::new();
+    let mut traces: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
+    for first in (0..FLOWS).step_by(usize::from(STEP)) {
+        let (known, new) = frames.split_at(first.into());
+        if let Some(new) = new.first() {
+            let (_, executed, _) = machine.execute(new, cpu, "a new flow");
+            news.push(executed.trace);
+        }
+        for frame in &new[1..usize::from(STEP)] {
+            katran.simulate(frame).unwrap();
+        }
+        for frame in known.iter().chain(&new[..usize::from(STEP)]) {
+            let (_, executed, _) = machine.execute(frame, cpu, "a flow that is known");
+            *traces.entry(executed.trace).or_default() += 1;
+        }
+    }
+    let sets = bpf::inner(katran.map_fd("flow_tables").unwrap(), cpu as u32);
+    let places = places(sets.as_fd());
+    if places[7] == 0 {
+        // Those that are new go another way, or the machine would not see the table.
+        assert!(
+            news.iter().all(|new| !traces.contains_key(new)),
+            "{features}"
+        );
+    }
+    (places, traces.into_values().collect())
 }
 
 /// How many flows are in the first entries of their sets, in the second ones, and so on.
