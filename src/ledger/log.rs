@@ -114,21 +114,13 @@ pub(super) type Snapshot<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8])) -> io::Result<(
 
 impl Log {
     /// Writes a log of nothing but a snapshot, and publishes its ground, or a larger one.
-    pub(super) fn create(mut ground: Box<dyn Ground>, snapshot: Snapshot<'_>) -> io::Result<Self> {
+    pub(super) fn create(ground: Box<dyn Ground>, snapshot: Snapshot<'_>) -> io::Result<Self> {
         let written = match half_of(ground.words()) >= LEAST_HALF {
             true => write_first(ground.words(), snapshot)?,
             false => Err(needed(snapshot)?),
         };
         match written {
-            Ok((at, count)) => {
-                ground.publish()?;
-                Ok(Self {
-                    ground,
-                    root: Root::FIRST,
-                    at,
-                    count,
-                })
-            }
+            Ok(end) => Self::publish(ground, end),
             Err(needed) => Self::create_larger(&*ground, needed, snapshot),
         }
     }
@@ -138,9 +130,14 @@ impl Log {
         needed: usize,
         snapshot: Snapshot<'_>,
     ) -> io::Result<Self> {
-        let mut ground = before.larger(bytes_for(needed))?;
+        let ground = before.larger(bytes_for(needed))?;
         let written = write_first(ground.words(), snapshot)?;
-        let (at, count) = written.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let end = written.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Self::publish(ground, end)
+    }
+
+    /// A log whose snapshot is written, and ends there: so many words, so many records.
+    fn publish(mut ground: Box<dyn Ground>, (at, count): (usize, u32)) -> io::Result<Self> {
         ground.publish()?;
         Ok(Self {
             ground,

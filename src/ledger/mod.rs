@@ -47,7 +47,7 @@ impl fmt::Display for Refused {
         write!(
             f,
             "the record of the balancer's state cannot be read: {}; what is in the kernel forwards on. Read it with the \
-             version that has written it, or remove the balancer and load it anew from its document",
+             version that has written it, or remove the balancer and load it again from its document",
             self.0
         )
     }

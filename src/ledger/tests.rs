@@ -374,18 +374,22 @@ fn what_was_not_written_is_in_the_next_snapshot() {
     assert_same(&read(&heap.found()).unwrap().1.kept, &kept);
 }
 
-/// A panic that the embedder has caught: what came of that change is in the snapshot.
-#[test]
-fn a_change_that_has_not_come_to_its_end_is_none_for_the_next_one() {
-    let mut kept = small();
-    let (heap, mut ledger) = begun(&kept);
-    let mark = |mark| Intent {
+/// A change of one mark of probes.
+fn mark(mark: u32) -> Intent {
+    Intent {
         edit: None,
         changes: vec![Change::Mark(
             mark,
             Some(Ipv4Addr::new(198, 51, 100, 1).into()),
         )],
-    };
+    }
+}
+
+/// A panic that the embedder has caught: what came of that change is in the snapshot.
+#[test]
+fn a_change_that_has_not_come_to_its_end_is_none_for_the_next_one() {
+    let mut kept = small();
+    let (heap, mut ledger) = begun(&kept);
     ledger.intend(mark(1), || Ok(kept.view())).unwrap();
     kept.finish(mark(2)).unwrap();
     ledger.intend(mark(3), || Ok(kept.view())).unwrap();

@@ -169,20 +169,8 @@ impl ProgramArray {
 
     /// The number of the program at `index`.
     pub(crate) fn get(&self, index: u32) -> io::Result<Option<u32>> {
-        let mut id = 0_u32;
-        // SAFETY: keys and values of such an array are 32-bit numbers, which both are.
-        let found = check(unsafe {
-            libbpf_sys::bpf_map_lookup_elem(
-                self.fd.as_raw_fd(),
-                as_ptr(&index),
-                as_mut_ptr(&mut id),
-            )
-        });
-        match found {
-            Ok(_) => Ok(Some(id)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        // SAFETY: keys and values of such an array are 32-bit numbers.
+        unsafe { number_at(self.fd.as_fd(), index) }
     }
 
     pub(crate) fn set(&self, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
@@ -203,6 +191,23 @@ impl ProgramArray {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+/// The kernel's number of what is in a place of an array of programs or maps.
+///
+/// # Safety
+/// The map's keys and values are 32-bit numbers.
+pub(super) unsafe fn number_at(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    let mut id = 0_u32;
+    // SAFETY: key and value are as long as the map's, as the caller says.
+    let found = check(unsafe {
+        libbpf_sys::bpf_map_lookup_elem(array.as_raw_fd(), as_ptr(&index), as_mut_ptr(&mut id))
+    });
+    match found {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -21,8 +21,7 @@ use std::thread::ScopedJoinHandle;
 use super::check;
 use super::map::by_id;
 use super::map::check_map;
-use super::pod::as_mut_ptr;
-use super::pod::as_ptr;
+use super::map::number_at;
 use super::release;
 use super::signals::without_signals;
 
@@ -65,20 +64,8 @@ impl MapArray {
 
     /// The kernel's number of the map in a place.
     pub(crate) fn id_at(&self, index: u32) -> io::Result<Option<u32>> {
-        let mut id = 0_u32;
         // SAFETY: keys and values are 32-bit numbers, compared in `new`.
-        let found = check(unsafe {
-            libbpf_sys::bpf_map_lookup_elem(
-                self.fd.as_raw_fd(),
-                as_ptr(&index),
-                as_mut_ptr(&mut id),
-            )
-        });
-        match found {
-            Ok(_) => Ok(Some(id)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        unsafe { number_at(self.fd.as_fd(), index) }
     }
 
     /// Opens the map in a place, which takes `CAP_SYS_ADMIN`.

@@ -18,6 +18,7 @@ use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntries;
 use katran::attachments::TcHook;
 use katran_lab::Host;
+use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::Newer;
 
@@ -196,18 +197,24 @@ fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
     assert!(!has_xdp(&lab.balancers[0].host) && pins.list().is_empty());
 }
 
+/// A lab whose balancer is gone and has left what it pinned, a clsact filter with it.
+fn left_with_clsact(pins: &Pins) -> Lab {
+    let site = health::site(|builder| {
+        builder
+            .pin(directory(pins))
+            .healthcheck_hook(TcHook::Clsact)
+    });
+    let Site { katran, lab, .. } = site;
+    drop(katran);
+    lab
+}
+
 /// Links that others have pinned among its own stay; and an interface may have any name.
 #[test]
 fn links_of_others_stay_and_any_interface_is_left() {
     let pins = Pins::new();
-    let site = health::site(|builder| {
-        builder
-            .pin(directory(&pins))
-            .healthcheck_hook(TcHook::Clsact)
-    });
-    let Site { katran, lab, .. } = site;
+    let lab = left_with_clsact(&pins);
     let host = &lab.balancers[0].host;
-    drop(katran);
     let kept = directory(&pins).join("attached");
     let names = attached(&pins);
     let link = objects::open(&kept.join(&names[1]));
@@ -227,14 +234,8 @@ fn links_of_others_stay_and_any_interface_is_left() {
 #[test]
 fn a_clsact_discipline_without_its_filter_is_removed() {
     let pins = Pins::new();
-    let site = health::site(|builder| {
-        builder
-            .pin(directory(&pins))
-            .healthcheck_hook(TcHook::Clsact)
-    });
-    let Site { katran, lab, .. } = site;
+    let lab = left_with_clsact(&pins);
     let host = &lab.balancers[0].host;
-    drop(katran);
     host.tool("tc", "filter del dev eth0 egress").unwrap();
     let has_clsact = || {
         let qdiscs = host.tool("tc", "qdisc show dev eth0").unwrap();

@@ -19,6 +19,7 @@ use katran_lab::require_root;
 
 use crate::program::Running;
 use crate::program::Scratch;
+use crate::program::decap;
 use crate::program::example;
 
 const SIGHUP: i32 = 1;
@@ -27,14 +28,6 @@ const SIGTERM: i32 = 15;
 
 fn has_xdp(host: &Host) -> bool {
     host.ip("link show eth0").unwrap().contains("xdp")
-}
-
-fn decap(backend: &Backend) -> Running {
-    let mut command = example("decap");
-    command.args(["--interface", &backend.interface]);
-    let mut decap = Running::start(&backend.host, command);
-    decap.says("stripping tunnels on eth0 in native mode");
-    decap
 }
 
 fn gateway(balancer: &Balancer) -> String {

@@ -13,6 +13,7 @@ use katran_lab::require_root;
 
 use crate::program::Running;
 use crate::program::Scratch;
+use crate::program::decap;
 use crate::program::example;
 
 const SIGTERM: i32 = 15;
@@ -39,17 +40,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     let directory = private_bpf_fs().unwrap();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let servers = lab.serve_tcp(80).unwrap();
-    let decaps: Vec<Running> = lab
-        .backends
-        .iter()
-        .map(|backend| {
-            let mut command = example("decap");
-            command.args(["--interface", &backend.interface]);
-            let mut decap = Running::start(&backend.host, command);
-            decap.says("stripping tunnels");
-            decap
-        })
-        .collect();
+    let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     // Frames come with a tag, so that each needs a program besides the one in the entry.
     let (host, router) = (&lab.balancers[0].host, &lab.router);
     let own = lab.balancers[0].mac.map(|octet| format!("{octet:02x}"));

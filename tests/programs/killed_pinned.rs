@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use crate::examples::configuration;
 use crate::program::Running;
 use crate::program::Scratch;
+use crate::program::decap;
 use crate::program::example;
 use crate::traced::Call;
 use crate::traced::run_until;
@@ -136,17 +137,7 @@ fn connections_go_on_when_the_process_is_killed() {
     let place = Place::new("killed_pinned.toml");
     let lab = &place.lab;
     let _servers = lab.serve_tcp(80).unwrap();
-    let decaps: Vec<Running> = lab
-        .backends
-        .iter()
-        .map(|backend| {
-            let mut command = example("decap");
-            command.args(["--interface", &backend.interface]);
-            let mut decap = Running::start(&backend.host, command);
-            decap.says("stripping tunnels");
-            decap
-        })
-        .collect();
+    let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     let start = || {
         let mut balancer = Running::start(place.host(), place.balancer());
         balancer.says("balancing on eth0 in native mode");

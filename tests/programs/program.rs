@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran_lab::Backend;
 use katran_lab::Host;
 use katran_lab::Process;
 
@@ -120,4 +121,13 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
             }
         }
     });
+}
+
+/// A decapsulator that works on a backend.
+pub(crate) fn decap(backend: &Backend) -> Running {
+    let mut command = example("decap");
+    command.args(["--interface", &backend.interface]);
+    let mut decap = Running::start(&backend.host, command);
+    decap.says("stripping tunnels on eth0 in native mode");
+    decap
 }

@@ -100,13 +100,6 @@ fn a_change_of_many_steps_that_a_panic_has_cut_off_is_over() {
     for (is_open, next_is_many) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut kept = small();
         let (heap, mut ledger) = begun(&kept);
-        let mark = |mark| Intent {
-            edit: None,
-            changes: vec![Change::Mark(
-                mark,
-                Some(Ipv4Addr::new(198, 51, 100, 1).into()),
-            )],
-        };
         let steps = ledger.begin(|| Ok(kept.view())).unwrap();
         change(&mut ledger, &mut kept, &mark(1), End::Done).unwrap();
         if is_open {

@@ -19,22 +19,11 @@ use katran_lab::require_root;
 
 use crate::program::Running;
 use crate::program::Scratch;
+use crate::program::decap;
 use crate::program::example;
 
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
-
-/// A decapsulator on each backend.
-fn decapsulators(lab: &Lab) -> Vec<Running> {
-    let start = |backend: &katran_lab::Backend| {
-        let mut command = example("decap");
-        command.args(["--interface", "eth0"]);
-        let mut decap = Running::start(&backend.host, command);
-        decap.says("stripping tunnels on eth0");
-        decap
-    };
-    lab.backends.iter().map(start).collect()
-}
 
 /// A file with the settings that all tests need, and more.
 fn configuration(name: &str, more: &str) -> Scratch {
@@ -108,7 +97,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let (web, other) = (lab.vip4(), lab.vip6());
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let mut servers = lab.serve_tcp(80).unwrap();
     let mut echoes: Vec<_> = lab
         .backends
@@ -209,7 +198,7 @@ fn pages_must_have_the_status_that_is_wanted() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let statuses = ["204 No Content", "503 Service Unavailable"];
     let pages = lab.backends.iter().zip(statuses);
     let pages: Vec<_> = pages
@@ -229,7 +218,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let servers = lab.serve_tcp(80).unwrap();
     let file = configuration("healthcheck-cut.toml", &service(80, "tcp"));
     let command = checker(&file, &["--interface", "eth0", "--timeout", "0.5"]);
@@ -257,7 +246,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let servers = lab.serve_tcp(80).unwrap();
     let file = configuration("healthcheck-miss.toml", &service(80, "tcp"));
     let host = &lab.balancers[0].host;
@@ -297,7 +286,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let mut servers = lab.serve_tcp(80).unwrap();
     let file = configuration("healthcheck-bad.toml", &service(80, "tcp"));
     let command = checker(&file, &["--interface", "eth0"]);
@@ -324,7 +313,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
 fn udp_services_are_checked_by_tcp_or_left_alone() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     // One of the two answers at the port that is asked, and none by UDP.
     let mut servers = lab.serve_tcp(81).unwrap();
     drop(servers.remove(0));
@@ -352,7 +341,7 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
 fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     // Whether it is alive is asked by TCP; by UDP both answer all the time, so that it shows who is
     // asked.
     let mut servers = lab.serve_tcp(81).unwrap();
@@ -412,7 +401,7 @@ fn probes_go_on_where_the_interface_is_shared() {
     let pins = private_bpf_fs().unwrap();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
-    let decaps = decapsulators(&lab);
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
     let mut servers = lab.serve_tcp(80).unwrap();
     let host = &lab.balancers[0].host;
     let path = pins.join("healthcheck").display().to_string();
