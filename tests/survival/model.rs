@@ -71,18 +71,18 @@ impl Model {
         state.marks.sort();
         state.probe_matches.sort();
         state.probes.sort();
-        format!("{model:?} {:?}", self.named())
+        format!("{model:#?}\n{:?}", self.named())
     }
 
     /// What is said of the balancer that there is.
-    pub(crate) fn text_of(katran: &Katran) -> String {
+    pub(crate) fn text_of(katran: &Katran, after: &str) -> String {
         let model = Self::of(katran);
         let numbers = katran.real_numbers().into_iter();
         let numbers: BTreeSet<IpAddr> = numbers.map(|(real, _)| real).collect();
         assert_eq!(
             numbers,
             model.named(),
-            "reals with numbers, and reals with names"
+            "{after}: reals with numbers, and reals with names"
         );
         model.text()
     }
@@ -129,6 +129,23 @@ fn real(address: IpAddr, weight: u32, flags: RealFlags) -> Real {
         true => real,
         false => real.flags(flags),
     }
+}
+
+/// Where two texts are different.
+pub(crate) fn difference(found: &str, expected: &str) -> String {
+    let lines = |text: &str, other: &str, sign: char| {
+        let other: Vec<String> = other.lines().map(str::to_owned).collect();
+        let mut left = other.clone();
+        let mut said = String::new();
+        for line in text.lines() {
+            match left.iter().position(|of| of == line) {
+                Some(at) => drop(left.remove(at)),
+                None => said += &format!("{sign} {}\n", line.trim()),
+            }
+        }
+        said
+    };
+    lines(found, expected, '+') + &lines(expected, found, '-')
 }
 
 pub(crate) fn is_service(vip: Vip) -> bool {
