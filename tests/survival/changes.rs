@@ -280,7 +280,9 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
             let id = draw.rng.u32(1..60);
             let known = draw.model.state.server_ids.iter();
             let real = other_real(4 + draw.rng.u8(0..14));
-            let mut all = known.map(|of| of.id.id()).chain(ids.iter().map(ServerId::id));
+            let mut all = known
+                .map(|of| of.id.id())
+                .chain(ids.iter().map(ServerId::id));
             if all.all(|of| of != id) {
                 drop(all);
                 ids.push(ServerId::new(id, real));
@@ -317,23 +319,17 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
     }),
     ("invalidate", |draw| {
         let ids = draw.some(&ids(draw.model, |of| of.valid))?;
-        draw.change(
-            |model| set_valid(model, &ids, false),
-            {
-                let ids = ids.clone();
-                move |katran| katran.server_ids_mut().invalidate(&ids)
-            },
-        )
+        draw.change(|model| set_valid(model, &ids, false), {
+            let ids = ids.clone();
+            move |katran| katran.server_ids_mut().invalidate(&ids)
+        })
     }),
     ("revalidate", |draw| {
         let ids = draw.some(&ids(draw.model, |of| !of.valid))?;
-        draw.change(
-            |model| set_valid(model, &ids, true),
-            {
-                let ids = ids.clone();
-                move |katran| katran.server_ids_mut().revalidate(&ids)
-            },
-        )
+        draw.change(|model| set_valid(model, &ids, true), {
+            let ids = ids.clone();
+            move |katran| katran.server_ids_mut().revalidate(&ids)
+        })
     }),
     ("add source routes", |draw| {
         let real = other_real(4 + draw.rng.u8(0..14));
@@ -385,7 +381,13 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
     ("add an address of decapsulation", |draw| {
         let address: IpAddr = [203, 0, 113, draw.rng.u8(200..210)].into();
         let mode = draw.one(&[DecapMode::Inline, DecapMode::Egress])?;
-        if draw.model.state.decap.iter().any(|of| of.address == address) {
+        if draw
+            .model
+            .state
+            .decap
+            .iter()
+            .any(|of| of.address == address)
+        {
             return None;
         }
         draw.change(
@@ -541,7 +543,7 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
             model.state.source_routes.clear();
             model.state.server_ids.clear();
             for (id, real) in reals.into_iter().enumerate() {
-                let id = ServerId::new(id as u32 + 1, real);
+                let id = ServerId::new(id as u32 + 20, real);
                 model.state.server_ids.push(ServerIdState::new(id));
             }
         })
@@ -550,7 +552,6 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
         let start = draw.rng.u8(0..20);
         draw.apply(|model| {
             model.state.vips.retain(|of| is_service(of.vip));
-            model.watched = model.watched.filter(|of| is_service(*of));
             for number in start..start + 3 {
                 let mut of = VipState::new(other_vip(number));
                 of.hash = Some(HashFunction::default());
@@ -567,6 +568,9 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
             model.state.decap.clear();
             model.state.probes.clear();
             settings(model).source_v4 = Some([192, 0, 2, 9].into());
+            let vips = &model.state.vips;
+            model.watched =
+                (model.watched).filter(|watched| vips.iter().any(|of| of.vip == *watched));
         })
     }),
     ("attach and detach", |draw| {

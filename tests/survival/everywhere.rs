@@ -97,7 +97,10 @@ fn killed_after(which: impl Fn(u64) -> Vec<u64>, kinds: &[&str]) {
     let place = Place::new();
     let (seed, mut rng) = seeded();
     let mut known = None;
-    for (kind, _) in KINDS.iter().filter(|(of, _)| kinds.is_empty() || kinds.contains(of)) {
+    for (kind, _) in KINDS
+        .iter()
+        .filter(|(of, _)| kinds.is_empty() || kinds.contains(of))
+    {
         let seed = rng.u64(..);
         let done = place.run(&mut known, kind, seed, 0).unwrap();
         let mut kills = 0;

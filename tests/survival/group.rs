@@ -13,7 +13,9 @@ impl Group {
     /// Makes one; the error says why there can be none.
     pub(crate) fn new() -> Result<Self, String> {
         let place = Place::of(Path::new("/"))?;
-        let path = place.parent.join(format!("katran-survival-{}", process::id()));
+        let path = place
+            .parent
+            .join(format!("katran-survival-{}", process::id()));
         fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self(path))
     }

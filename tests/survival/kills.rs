@@ -156,7 +156,9 @@ fn sent(host: &Host) -> u64 {
     let v4: u64 = v4.map(|(_, number)| number.parse::<u64>().unwrap()).sum();
     let v6 = read("snmp6");
     let of = |name: &str| -> u64 {
-        let mut lines = v6.lines().filter_map(|line| line.split_once(char::is_whitespace));
+        let mut lines = v6
+            .lines()
+            .filter_map(|line| line.split_once(char::is_whitespace));
         let of = lines.find(|(of, _)| *of == name).unwrap();
         of.1.trim().parse().unwrap()
     };
@@ -165,10 +167,13 @@ fn sent(host: &Host) -> u64 {
 
 /// Frames that interfaces of a host have lost.
 fn lost(host: &Host) -> u64 {
-    let text = host.run(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    let text = host
+        .run(|| fs::read_to_string("/proc/thread-self/net/dev"))
+        .unwrap();
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     let columns = lines.map(|(_, numbers)| {
-        let numbers: Vec<u64> = (numbers.split_whitespace().map(|of| of.parse().unwrap())).collect();
+        let numbers: Vec<u64> =
+            (numbers.split_whitespace().map(|of| of.parse().unwrap())).collect();
         // Errors and drops, received and sent.
         numbers[2] + numbers[3] + numbers[10] + numbers[11]
     });
@@ -293,7 +298,9 @@ fn killed(times: usize) {
         let served = answers.all();
         eventually("clients are served on", || {
             let now = answers.all();
-            now.iter().zip(served).all(|(now, before)| *now > before + 10)
+            now.iter()
+                .zip(served)
+                .all(|(now, before)| *now > before + 10)
         });
     });
     let took = began.elapsed();
@@ -330,7 +337,10 @@ fn killed(times: usize) {
     katran::remove(&place.directory).unwrap();
     assert!(!place.directory.exists());
     assert!(!has_xdp(&lab.balancers[0].host), "something is attached");
-    assert!(is_empty_but_for(place.directory.parent().unwrap(), "shared"));
+    assert!(is_empty_but_for(
+        place.directory.parent().unwrap(),
+        "shared"
+    ));
     drop(seed);
 }
 

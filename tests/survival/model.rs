@@ -196,7 +196,7 @@ pub(crate) fn first(gateway: MacAddr) -> State {
     state.server_ids[2].valid = false;
     for nth in 0..4 {
         let prefix = format!("10.{nth}.0.0/16").parse().unwrap();
-        let route = SourceRoute::new(prefix, other_real(nth + 5));
+        let route = SourceRoute::new(prefix, other_real(nth + 14));
         state.source_routes.push(route);
     }
     let decap = DecapState::new(ip("203.0.113.200"), katran::DecapMode::Egress);

@@ -178,7 +178,15 @@ fn begin_if_new(katran: &mut Katran, job: &Job, start: &Start) {
 
 /// Makes it what every run begins with, whatever it was.
 fn begin(katran: &mut Katran, job: &Job) {
-    let _ = katran.apply(&first(MacAddr::new(job.gateway))).unwrap();
+    let first = first(MacAddr::new(job.gateway));
+    let mut bare = first.clone();
+    bare.vips.retain(|of| is_service(of.vip));
+    bare.server_ids.clear();
+    bare.source_routes.clear();
+    let _ = katran.apply(&bare).unwrap();
+    // A real that something has held, and forgotten, would have its number still.
+    Model::text_of(katran, "nothing but services");
+    let _ = katran.apply(&first).unwrap();
     // What a state that does not say it leaves alone.
     katran.gateways_mut().set_mac_v6(None).unwrap();
     katran.stats_mut().unwatch_misses();
@@ -226,13 +234,7 @@ fn anything(mut katran: Katran, job: &Job) {
     }
 }
 
-fn one(
-    katran: &mut Katran,
-    job: &Job,
-    kind: &str,
-    last: u64,
-    owned: impl Fn(&Katran) -> Owned,
-) {
+fn one(katran: &mut Katran, job: &Job, kind: &str, last: u64, owned: impl Fn(&Katran) -> Owned) {
     let mut rng = Rng::with_seed(job.seed);
     if kind == "watch no more" {
         // What this kind needs first.
