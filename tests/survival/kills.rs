@@ -359,7 +359,7 @@ fn is_empty_but_for(directory: &Path, begin: &str) -> bool {
 
 #[test]
 fn connections_outlive_kills_at_any_moment() {
-    killed(std::env::var("KATRAN_KILLS").map_or(30, |of| of.parse().unwrap()));
+    killed(30);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What outlives the process of a pinned balancer: it is killed, at random moments and after each of the things that it does, and
-//! whatever else can become of it. Tests of it run one after the other, for they count what there is.
+//! What outlives the process of a pinned balancer: it is killed at random moments under traffic, and after each of the
+//! things that it does, and whatever else can become of it, its interfaces and its pins has a clear answer.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

@@ -286,12 +286,13 @@ fn assert_packets_see(katran: &Katran) {
             };
             let to = (of.vip.address(), of.vip.port().max(1));
             let flow = Flow::tcp((client, fastrand::u16(1024..)).into(), to.into());
-            let real = katran.simulate(&syn(flow)).unwrap().real;
+            let ran = katran.simulate(&syn(flow)).unwrap();
+            let real = ran.real;
             let right = match real {
                 Some(real) => takes(real),
                 None => !is_served,
             };
-            assert!(right, "{flow} to {real:?} of {of:?}");
+            assert!(right, "{flow}: {ran:?} of {of:?}");
         }
     }
 }
