@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::path::PathBuf;
 
 use super::ATTACHED;
@@ -31,24 +32,28 @@ pub(crate) struct PinnedPrograms {
     pub(crate) special: OwnedFd,
 }
 
+/// Whether this version knows what is in a directory.
+pub(super) fn check_known(path: &Path, identity: &Identity) -> Result<()> {
+    match identity.layout() {
+        LAYOUT => Ok(()),
+        other => Err(Error::Unsupported {
+            what: format!(
+                "to go on with the balancer in {}, of layout {other} (katran {})",
+                path.display(),
+                identity.version()
+            ),
+            reason: "this version of the crate does not know that layout: it forwards on; use the version that \
+                     has made it, or have that remove it and load it again",
+        }),
+    }
+}
+
 impl Home {
     /// What the directory says of itself, if this version knows what is in it.
     pub(crate) fn known_identity(&self) -> Result<Option<&Identity>> {
-        let Some(identity) = self.identity.as_ref() else {
-            return Ok(None);
-        };
-        match identity.layout() {
-            LAYOUT => Ok(Some(identity)),
-            other => Err(Error::Unsupported {
-                what: format!(
-                    "to go on with the balancer in {}, of layout {other} (katran {})",
-                    self.path.display(),
-                    identity.version()
-                ),
-                reason: "this version of the crate does not know that layout: it forwards on; use the version that \
-                         has made it, or have that remove it and load it again",
-            }),
-        }
+        let identity = self.identity.as_deref();
+        identity.map_or(Ok(()), |identity| check_known(&self.path, identity))?;
+        Ok(identity)
     }
 
     /// A map of the balancer, by its name.

@@ -23,12 +23,14 @@ pub(crate) const LAYOUT: u64 = 1;
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
-/// Words: magic, layout, state, when it was loaded (nanoseconds since boot), and the version's text.
+/// Words: magic, layout, state, when it was loaded (nanoseconds since boot), the version's text, and when its owner gave the
+/// last sign of life.
 const WORDS: usize = 16;
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
 const AT_VERSION: usize = 4;
+const AT_LIFE: usize = 15;
 
 /// How far a directory has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +63,14 @@ impl Identity {
         })?;
         let identity = Self(Mapping::new(map.as_fd(), WORDS * size_of::<u64>())?);
         let mut version = env!("CARGO_PKG_VERSION").as_bytes().to_vec();
-        version.resize((WORDS - AT_VERSION) * size_of::<u64>(), 0);
+        version.resize((AT_LIFE - AT_VERSION) * size_of::<u64>(), 0);
         let version = version.chunks(size_of::<u64>()).map(|chunk| {
             let mut word = [0; size_of::<u64>()];
             word[..chunk.len()].copy_from_slice(chunk);
             u64::from_le_bytes(word)
         });
-        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, now()?];
+        let made = now()?;
+        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, made];
         for (word, value) in identity
             .words()
             .iter()
@@ -75,6 +78,7 @@ impl Identity {
         {
             word.store(value, Ordering::Relaxed);
         }
+        identity.words()[AT_LIFE].store(made, Ordering::Relaxed);
         pin::pin(map.as_fd(), path)?;
         Ok(identity)
     }
@@ -114,7 +118,7 @@ impl Identity {
 
     /// The version of the crate that has made it.
     pub(crate) fn version(&self) -> String {
-        let words = AT_VERSION..WORDS;
+        let words = AT_VERSION..AT_LIFE;
         let bytes: Vec<u8> = words.flat_map(|at| self.word(at).to_le_bytes()).collect();
         let text = String::from_utf8_lossy(&bytes);
         text.trim_end_matches('\0').to_owned()
@@ -124,6 +128,20 @@ impl Identity {
     pub(crate) fn age(&self) -> io::Result<Duration> {
         let age = now()?.saturating_sub(self.word(AT_LOADED));
         Ok(Duration::from_nanos(age))
+    }
+
+    /// The owner lives.
+    pub(crate) fn show_life(&self) {
+        // Without a clock there is none to say when.
+        if let Ok(now) = now() {
+            self.words()[AT_LIFE].store(now, Ordering::Release);
+        }
+    }
+
+    /// How long ago an owner gave the last sign of life, times of sleep included.
+    pub(crate) fn silence(&self) -> io::Result<Duration> {
+        let silence = now()?.saturating_sub(self.word(AT_LIFE));
+        Ok(Duration::from_nanos(silence))
     }
 
     pub(crate) fn stage(&self) -> Stage {

@@ -9,12 +9,14 @@
 //! probes/        program and maps of health checks
 //! attached/      what keeps attachments (`attach/kept.rs`)
 //! ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
+//! handover/      while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
 mod adoption;
+mod handover;
 mod identity;
 mod ledger;
 mod removal;
@@ -28,6 +30,10 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use nix::libc;
 use nix::unistd::geteuid;
@@ -39,6 +45,10 @@ use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::pin;
 use crate::sys::process::Owner;
+pub(crate) use handover::Asked;
+pub(crate) use handover::Claim;
+use handover::Request;
+use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
 pub use removal::remove;
@@ -78,10 +88,10 @@ pub(crate) struct Content<'a> {
 pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     owner: Owner,
     /// Given up last.
-    _lock: Lock,
+    claim: Arc<Claim>,
 }
 
 impl Home {
@@ -95,7 +105,7 @@ impl Home {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 Err(error) => return Err(file_error("make the directory", &path, error)),
             };
-            let taken = Self::take(&path);
+            let taken = Self::take(&path, None);
             if taken.is_err() && made {
                 // Another process has it by now, if it is not empty.
                 let _ = fs::remove_dir(&path);
@@ -115,6 +125,11 @@ impl Home {
 
     /// Takes the directory of a balancer that is there, whole or not.
     pub(crate) fn open(given: &Path) -> Result<Self> {
+        Self::open_or_ask(given, None)
+    }
+
+    /// The same; a process that has it is asked to let go, and waited for, no longer than `patience`.
+    pub(crate) fn open_or_ask(given: &Path, patience: Option<Duration>) -> Result<Self> {
         let missing = || Error::NotFound {
             what: format!("a pinned balancer in {}", given.display()),
         };
@@ -127,20 +142,50 @@ impl Home {
             if !path.exists() {
                 return Err(missing());
             }
-            if let Some(home) = Self::take(&path)? {
+            let taken = match (Self::take(&path, None), patience) {
+                (Err(Error::Busy { .. }), Some(patience)) => Self::ask_for(&path, patience)?,
+                (taken, _) => taken?,
+            };
+            if let Some(home) = taken {
                 return Ok(home);
             }
         }
         Err(missing())
     }
 
-    /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since.
-    fn take(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|error| file_error("open", path, error))?,
+    /// Asks the process that has a directory to let go; `None`: it has been removed since.
+    fn ask_for(path: &Path, patience: Duration) -> Result<Option<Self>> {
+        let until = Instant::now() + patience;
+        let Some(directory) = open_directory(path)? else {
+            return Ok(None);
         };
-        check_safe(path, &file)?;
+        // Nobody lets go for one that could not go on.
+        if let Some(identity) = identity_in(path)? {
+            adoption::check_known(path, &identity)?;
+        }
+        let made = Request::make(&directory, until);
+        let made = made.map_err(|error| file_error("ask for", path, error))?;
+        let Some(request) = made else {
+            return Err(busy(path, None));
+        };
+        loop {
+            match Self::take(path, Some(&request)) {
+                Err(Error::Busy { .. }) if Instant::now() < until => thread::sleep(TRY_EVERY),
+                Err(Error::Busy { .. }) => break,
+                taken => return taken,
+            }
+        }
+        drop(request);
+        // It may have let go a moment ago.
+        Self::take(path, None)
+    }
+
+    /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since. `request`: this
+    /// process's own.
+    fn take(path: &Path, request: Option<&Request>) -> Result<Option<Self>> {
+        let Some(file) = open_directory(path)? else {
+            return Ok(None);
+        };
         let lock = match Lock::take(&file) {
             Ok(Locked::Ours(lock)) => lock,
             Ok(Locked::Others(owner)) => return Err(busy(path, owner)),
@@ -158,16 +203,29 @@ impl Home {
         if !matches!((ours, present), (Ok(ours), Ok(present)) if ours == present) {
             return Ok(None);
         }
-        let identity = path.join(IDENTITY);
-        let identity = Identity::open(&identity)
-            .map_err(|error| kernel_error("open", &identity.display().to_string(), error))?;
+        if request.is_none()
+            && let Some(asked) = handover::asked(&file)
+                .map_err(|error| file_error("look for who asks for", path, error))?
+        {
+            // The owner has let go for that process.
+            return Err(busy(path, asked.by));
+        }
         Ok(Some(Self {
             attached: path.join(ATTACHED),
             path: path.to_owned(),
-            identity,
+            identity: identity_in(path)?.map(Arc::new),
             owner: Owner::new(),
-            _lock: lock,
+            claim: Arc::new(Claim {
+                directory: file,
+                lock,
+            }),
         }))
+    }
+
+    /// What there is to hand over, with the identity; `None`: nothing is pinned.
+    pub(crate) fn claim_of_balancer(&self) -> Option<(Arc<Claim>, Arc<Identity>)> {
+        let identity = self.identity.as_ref()?;
+        Some((Arc::clone(&self.claim), Arc::clone(identity)))
     }
 
     /// What is there, and what to do about it.
@@ -193,6 +251,9 @@ impl Home {
     }
 
     fn check_empty(&self) -> Result<()> {
+        // A process has asked for what was there, and died.
+        handover::remove(&self.claim.directory)
+            .map_err(|error| file_error("clear", &self.path, error))?;
         match entries(&self.path)?.first() {
             None => Ok(()),
             Some(other) => Err(refused(
@@ -219,7 +280,7 @@ impl Home {
     fn pin_all(&mut self, content: &Content<'_>) -> Result<()> {
         let path = self.path.join(IDENTITY);
         let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
-        self.identity = Some(identity);
+        self.identity = Some(Arc::new(identity));
         for part in PARTS {
             make_directory(&self.path.join(part))?;
         }
@@ -348,6 +409,22 @@ fn check_name(path: &Path) -> Result<()> {
         Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
         Err(error) => Err(file_error("look at", place, error)),
     }
+}
+
+/// What a directory says of itself; `None`: it is no balancer's.
+fn identity_in(path: &Path) -> Result<Option<Identity>> {
+    let path = path.join(IDENTITY);
+    let opened = Identity::open(&path);
+    opened.map_err(|error| kernel_error("open", &path.display().to_string(), error))
+}
+
+/// Opens the directory of a balancer, which nobody else can write to; `None`: it is not there.
+fn open_directory(path: &Path) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|error| file_error("open", path, error))?,
+    };
+    check_safe(path, &file).map(|()| Some(file))
 }
 
 /// Whether only this user can change what is in a directory.

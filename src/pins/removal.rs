@@ -23,6 +23,7 @@ use super::busy;
 use super::entries;
 use super::file_error;
 use super::file_name;
+use super::handover;
 use super::identity::LAYOUT;
 use crate::attach::EntrySet;
 use crate::attach::end_kept;
@@ -52,6 +53,9 @@ const KEPT_OF_NAME: usize = 15;
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;
+    if home.identity.is_none() {
+        home.remove_requests()?;
+    }
     if home.identity.is_none() && !entries(&home.path)?.is_empty() {
         return Err(Error::NotFound {
             what: format!("a pinned balancer in {}", home.path.display()),
@@ -83,13 +87,19 @@ struct Set {
 impl Home {
     /// From now on what is there is no balancer any more, however far its removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
-        if !self.owner.is_here() {
-            return Err(busy(&self.path, Some(parent_id())));
-        }
+        self.check_owner()?;
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Removing);
         }
         Ok(())
+    }
+
+    /// Whether this process has the directory, and is no child of that made by fork(2).
+    pub(crate) fn check_owner(&self) -> Result<()> {
+        match self.owner.is_here() {
+            true => Ok(()),
+            false => Err(busy(&self.path, Some(parent_id()))),
+        }
     }
 
     /// Takes away all that is a balancer's, the identity last.
@@ -102,11 +112,18 @@ impl Home {
             }
             let failed = |error| file_error("remove the ledger in", &self.path, error);
             self.remove_ledger().map_err(failed)?;
+            self.remove_requests()?;
             let path = self.path.join(IDENTITY);
             pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             self.identity = None;
         }
         remove_directory(&self.path)
+    }
+
+    /// What processes have left that asked for the balancer; who asks now finds out that there is none.
+    fn remove_requests(&self) -> Result<()> {
+        handover::remove(&self.claim.directory)
+            .map_err(|error| file_error("remove requests in", &self.path, error))
     }
 
     fn end_attachments(&self) -> Result<()> {
