@@ -114,11 +114,6 @@ pub(super) fn remove(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Whether a name in the directory is that of requests.
-pub(super) fn is_request(name: &std::ffi::OsStr) -> bool {
-    name == REQUEST
-}
-
 /// That this process asks for a balancer, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Request {

@@ -2,24 +2,31 @@
 //! a time has it, by a lock that the kernel gives up when the process dies.
 //!
 //! ```text
-//! identity       layout, version, and whether the rest is whole (`identity.rs`)
-//! maps/          the maps that every balancer has
-//! programs/      the programs, what they hand packets on to, and the maps of features
-//! programs_new/  the same of a reload that is under way
-//! probes/        program and maps of health checks
-//! attached/      what keeps attachments (`attach/kept.rs`)
-//! ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
-//! handover/      while another process asks for the balancer (`handover.rs`)
+//! identity           that it is a balancer's, how it is arranged, and whether the rest is whole (`identity.rs`)
+//! attached/          what keeps attachments (`attach/kept.rs`)
+//! set/               what packets see, and the record of it; all of it can be exchanged by one rename
+//!     contents       what the maps mean, and the version that has made them (`contents.rs`)
+//!     maps/          the maps that every balancer has
+//!     programs/      the programs, what they hand packets on to, and the maps of features
+//!     programs_new/  the same of a reload that is under way
+//!     probes/        program and maps of health checks
+//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
+//! next_set/          the same of a replacement that is under way
+//! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
-mod adoption;
+mod contents;
 mod handover;
 mod identity;
 mod ledger;
+mod ours;
+mod place;
 mod removal;
+mod set;
+mod words;
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -35,9 +42,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use nix::libc;
-use nix::unistd::geteuid;
-
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -51,15 +55,20 @@ use handover::Request;
 use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
+use place::absolute;
+use place::check_name;
+use place::open_directory;
+use place::refused;
 pub use removal::remove;
+pub(crate) use set::Entrance;
+pub(crate) use set::PinnedSet;
 
 const IDENTITY: &str = "identity";
-const MAPS: &str = "maps";
-const PROGRAMS: &str = "programs";
-const NEW_PROGRAMS: &str = "programs_new";
-const PROBES: &str = "probes";
 const ATTACHED: &str = "attached";
-const PARTS: [&str; 4] = [PROGRAMS, MAPS, PROBES, ATTACHED];
+const SET: &str = "set";
+const NEXT_SET: &str = "next_set";
+const MAPS: &str = "maps";
+const PROBES: &str = "probes";
 
 /// The program that is attached, in the directories of programs.
 pub(crate) const MAIN: &str = "program";
@@ -68,8 +77,8 @@ pub(crate) const CLOCK: &str = "clock";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
-const NO_BPF_FS: &str =
-    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
+/// What is to be done, if it is to go on.
+const GO_ON: &str = "to go on with the balancer";
 
 /// So often a directory is opened that others remove at the same moment.
 const TRIES: usize = 16;
@@ -161,7 +170,7 @@ impl Home {
         };
         // Nobody lets go for one that could not go on.
         if let Some(identity) = identity_in(path)? {
-            adoption::check_known(path, &identity)?;
+            known(path, &identity, GO_ON)?;
         }
         let made = Request::make(&directory, until);
         let made = made.map_err(|error| file_error("ask for", path, error))?;
@@ -228,6 +237,18 @@ impl Home {
         Some((Arc::clone(&self.claim), Arc::clone(identity)))
     }
 
+    /// What the directory says of itself, if this version knows how it is arranged.
+    pub(crate) fn known_identity(&self) -> Result<Option<&Identity>> {
+        let identity = self.identity.as_deref();
+        identity.map_or(Ok(()), |of| known(&self.path, of, GO_ON))?;
+        Ok(identity)
+    }
+
+    /// The pins that keep attachments.
+    pub(crate) fn attachments(&self) -> Result<Vec<PathBuf>> {
+        entries(&self.attached)
+    }
+
     /// What is there, and what to do about it.
     fn describe(&self, identity: &Identity) -> String {
         let how_far = match identity.stage() {
@@ -281,17 +302,8 @@ impl Home {
         let path = self.path.join(IDENTITY);
         let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
         self.identity = Some(Arc::new(identity));
-        for part in PARTS {
-            make_directory(&self.path.join(part))?;
-        }
-        for (part, objects) in [
-            (MAPS, &content.maps),
-            (PROGRAMS, &content.programs),
-            (PROBES, &content.probes),
-        ] {
-            pin_objects(&self.path.join(part), objects)?;
-        }
-        Ok(())
+        make_directory(&self.attached)?;
+        self.set().fill(content)
     }
 
     /// All that a balancer has is pinned, its ledger included.
@@ -310,29 +322,14 @@ impl Home {
         &self.attached
     }
 
-    /// Pins the programs of a reload beside those that are there.
-    pub(crate) fn stage_programs(&self, objects: &Objects<'_>) -> Result<()> {
-        let staged = self.path.join(NEW_PROGRAMS);
-        // Of one that failed, and that an interface has kept.
-        self.unstage_programs()?;
-        let pinned = make_directory(&staged).and_then(|()| pin_objects(&staged, objects));
-        if pinned.is_err()
-            && let Err(error) = self.unstage_programs()
-        {
-            log::warn!("programs of a reload that has failed stay pinned: {error}");
-        }
-        pinned
+    /// What counts: the programs, the maps and the ledger of the balancer.
+    pub(crate) fn set(&self) -> PinnedSet {
+        PinnedSet::at(self.path.join(SET))
     }
 
-    /// From now on those that were staged are the balancer's; the others can be unstaged.
-    pub(crate) fn commit_programs(&self) -> Result<()> {
-        let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.path.join(part));
-        pin::exchange(&present, &staged).map_err(|error| file_error("exchange", &staged, error))
-    }
-
-    /// Removes the pins of programs that are not the balancer's.
-    pub(crate) fn unstage_programs(&self) -> Result<()> {
-        self.remove_part(NEW_PROGRAMS)
+    /// The same of a replacement: what is to count, or has counted until now.
+    pub(crate) fn next_set(&self) -> PinnedSet {
+        PinnedSet::at(self.path.join(NEXT_SET))
     }
 }
 
@@ -368,46 +365,18 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    if let Ok(path) = path.canonicalize() {
-        return Ok(path);
-    }
-    if path.is_symlink() {
-        return Err(refused(
-            path,
-            "it is a symbolic link to what is not there".to_owned(),
-        ));
-    }
-    // It is still to be made.
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let Some(name) = path.file_name() else {
-        return Err(refused(path, "it is no path of a directory".to_owned()));
-    };
-    let parent = parent.canonicalize();
-    let parent = parent.map_err(|error| refused(path, format!("what it is in: {error}")))?;
-    Ok(parent.join(name))
-}
-
-/// Whether a directory of this path could be in a BPF file system, before it is made.
-fn check_name(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default();
-    let exists = path.exists();
-    let place = match exists {
-        true => path,
-        false => path.parent().unwrap_or(path),
-    };
-    match pin::is_bpf_fs(place) {
-        Ok(true) if exists || !name.to_string_lossy().contains('.') => Ok(()),
-        Ok(true) => Err(refused(
-            path,
-            "a BPF file system takes no names with dots".to_owned(),
-        )),
-        Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
-        Err(error) => Err(file_error("look at", place, error)),
+/// Removes a directory, unless there is something else in it, or it is where the file system is mounted.
+fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy => {
+                log::warn!("{} stays: {error}", path.display());
+                Ok(())
+            }
+            _ => Err(file_error("remove", path, error)),
+        },
     }
 }
 
@@ -418,77 +387,20 @@ fn identity_in(path: &Path) -> Result<Option<Identity>> {
     opened.map_err(|error| kernel_error("open", &path.display().to_string(), error))
 }
 
-/// Opens the directory of a balancer, which nobody else can write to; `None`: it is not there.
-fn open_directory(path: &Path) -> Result<Option<File>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(|error| file_error("open", path, error))?,
-    };
-    check_safe(path, &file).map(|()| Some(file))
-}
-
-/// Whether only this user can change what is in a directory.
-fn check_safe(path: &Path, directory: &File) -> Result<()> {
-    let failed = |error| file_error("look at", path, error);
-    // Of what was opened: there may be another one at the path by now.
-    let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
-    let metadata = directory.metadata().map_err(failed)?;
-    let reason = if !is_bpf_fs {
-        NO_BPF_FS.to_owned()
-    } else if !metadata.is_dir() {
-        "it is no directory".to_owned()
-    } else if metadata.st_uid() != geteuid().as_raw() {
-        format!(
-            "it belongs to user {}, and this process runs as user {}: choose another one, or run as that user",
-            metadata.st_uid(),
-            geteuid()
-        )
-    } else if metadata.st_mode() & 0o077 != 0 {
-        format!(
-            "others can open or change it (mode {:04o}): `chmod 0700` it, or choose another one",
-            metadata.st_mode() & 0o7777
-        )
-    } else {
-        return path
-            .ancestors()
-            .skip(1)
-            .try_for_each(|above| check_above(path, above));
-    };
-    Err(refused(path, reason))
-}
-
-/// Whether nobody else can put another directory in the place of one, by what it is in.
-fn check_above(path: &Path, above: &Path) -> Result<()> {
-    let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
-    let (user, mode) = (metadata.st_uid(), metadata.st_mode());
-    if user != 0 && user != geteuid().as_raw() {
-        return Err(refused(
-            path,
-            format!(
-                "{} belongs to user {user}, who can replace it",
-                above.display()
+/// Whether what is to be done with a balancer takes no more than this version knows.
+fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
+    let found = identity.layout();
+    match found == identity::LAYOUT {
+        true => Ok(()),
+        false => Err(Error::Unsupported {
+            what: format!(
+                "{to} in {}, which is arranged in the way {found} (katran {})",
+                path.display(),
+                identity.version()
             ),
-        ));
-    }
-    // Where the sticky bit is set only its user can move what is there.
-    if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
-        return Err(refused(
-            path,
-            format!(
-                "others can replace it: {} has mode {:04o}",
-                above.display(),
-                mode & 0o7777
-            ),
-        ));
-    }
-    Ok(())
-}
-
-fn refused(path: &Path, reason: String) -> Error {
-    Error::InvalidConfig {
-        setting: "pin",
-        value: path.display().to_string(),
-        reason,
+            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
+                     it, or have that remove it and load it again",
+        }),
     }
 }
 
