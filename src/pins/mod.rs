@@ -30,7 +30,6 @@ mod words;
 
 use std::fs;
 use std::fs::DirBuilder;
-use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::linux::fs::MetadataExt;
