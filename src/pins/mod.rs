@@ -211,12 +211,14 @@ impl Home {
         if !matches!((ours, present), (Ok(ours), Ok(present)) if ours == present) {
             return Ok(None);
         }
-        if request.is_none()
-            && let Some(asked) = handover::asked(&file)
-                .map_err(|error| file_error("look for who asks for", path, error))?
-        {
-            // The owner has let go for that process.
-            return Err(busy(path, asked.by));
+        if request.is_none() {
+            let failed = |error| file_error("look for requests in", path, error);
+            if let Some(asked) = handover::asked(&file).map_err(failed)? {
+                // The owner has let go for that process.
+                return Err(busy(path, asked.by));
+            }
+            // Of a process that has died.
+            handover::remove(&file).map_err(failed)?;
         }
         Ok(Some(Self {
             attached: path.join(ATTACHED),
@@ -271,9 +273,6 @@ impl Home {
     }
 
     fn check_empty(&self) -> Result<()> {
-        // A process has asked for what was there, and died.
-        handover::remove(&self.claim.directory)
-            .map_err(|error| file_error("clear", &self.path, error))?;
         match entries(&self.path)?.first() {
             None => Ok(()),
             Some(other) => Err(refused(

@@ -33,9 +33,6 @@ use crate::sys::rcu::GracePeriod;
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;
-    if home.identity.is_none() {
-        home.remove_requests()?;
-    }
     if home.identity.is_none() && !entries(&home.path)?.is_empty() {
         return Err(Error::NotFound {
             what: format!("a pinned balancer in {}", home.path.display()),

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -161,9 +162,10 @@ fn a_call_that_takes_long_keeps_the_balancer() {
     let tcp = serve(&mut old, VIP4, VipFlags::empty(), &[A]);
     let (entered, has_entered) = channel();
     let (leave, may_leave) = channel::<()>();
+    let may_leave = Mutex::new(may_leave);
     old.on_real_added(move |_, _| {
         entered.send(()).unwrap();
-        let _ = may_leave.recv();
+        let _ = may_leave.lock().unwrap().recv();
     });
     thread::scope(|scope| {
         let call = scope.spawn(|| {
