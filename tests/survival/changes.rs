@@ -36,8 +36,10 @@ use crate::model::other_vip;
 /// A change that is about to be made.
 pub(crate) struct Change {
     pub(crate) after: Model,
-    pub(crate) call: Box<dyn FnOnce(&mut Katran) -> Result<()>>,
+    pub(crate) call: Box<Call>,
 }
+
+type Call = dyn FnOnce(&mut Katran) -> Result<()>;
 
 /// What changes are drawn from.
 pub(crate) struct Draw<'a> {

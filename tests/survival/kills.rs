@@ -359,7 +359,7 @@ fn is_empty_but_for(directory: &Path, begin: &str) -> bool {
 
 #[test]
 fn connections_outlive_kills_at_any_moment() {
-    killed(30);
+    killed(40);
 }
 
 #[test]
