@@ -78,6 +78,8 @@ const PROBES: &str = "probes";
 pub(crate) const MAIN: &str = "program";
 pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
+/// With what they were loaded.
+pub(crate) const CONSTANTS: &str = "constants";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
