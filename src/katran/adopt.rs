@@ -161,6 +161,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
+    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
