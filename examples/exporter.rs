@@ -16,6 +16,7 @@ mod page;
 #[path = "exporter/recount.rs"]
 mod recount;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -24,7 +25,9 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -53,6 +56,8 @@ use tokio::runtime::Runtime;
 
 /// For requests under way when it ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Until a former exporter has ended that has let go.
+const FORMER: Duration = Duration::from_secs(10);
 
 /// Balances the VIPs of a configuration file, and serves its counters to Prometheus.
 #[derive(Parser)]
@@ -98,13 +103,19 @@ fn export(arguments: &Arguments) -> Result<()> {
     let options = &arguments.options;
     // First, so that no signal from now on ends the process halfway.
     let signals = common::signals()?;
-    // Before any packet is touched: an address in use is no reason to interrupt traffic.
-    let listener = TcpListener::bind(arguments.listen)
-        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
-
+    // Before any packet is touched: an address in use is no reason to interrupt traffic. Only, the exporter that is to
+    // let go has it until it ends.
+    let at_once = match options.takes_over() {
+        false => Some(listen(arguments.listen, Duration::ZERO)?),
+        true => None,
+    };
     let mut katran = options.load(&options.state()?)?;
     watch(&mut katran, arguments.watch_misses)?;
     options.attach(&mut katran)?;
+    let listener = match at_once {
+        Some(listener) => listener,
+        None => listen(arguments.listen, FORMER)?,
+    };
     let recount = Recount::begin(&katran, arguments.recount)?;
     let balancer = Shared::new(Mutex::new(Balancer { katran, recount }));
     say(format!(
@@ -137,6 +148,19 @@ fn export(arguments: &Arguments) -> Result<()> {
     server.shutdown_timeout(LAST_ANSWERS);
     options.stop(&mut lock(&balancer).katran);
     Ok(())
+}
+
+/// An address that is in use is tried again for some time.
+fn listen(address: SocketAddr, patience: Duration) -> Result<TcpListener> {
+    let end = Instant::now() + patience;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            bound => return bound.with_context(|| format!("cannot listen on {address}")),
+        }
+    }
 }
 
 /// Removing the VIP ends the watch, and counting begins anew with each; so only where it has ended.

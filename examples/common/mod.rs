@@ -79,6 +79,11 @@ impl Options {
         self.start_from(&self.state()?)
     }
 
+    /// Whether another program is to let go of the balancer.
+    pub(crate) fn takes_over(&self) -> bool {
+        self.take_over
+    }
+
     /// What the file says.
     pub(crate) fn state(&self) -> Result<State> {
         read(self.config())

@@ -103,9 +103,11 @@ macro_rules! handles {
             ) -> io::Result<Self> {
                 let (outer, ring_size, vips) =
                     (own(&$from.rings)?, $config.ring_size, $config.max_vips.into());
+                let $tenure = Arc::<Tenure>::default();
+                let tenure = Arc::clone(&$tenure);
                 let $rings = match $inner.first_chunk {
-                    Some(first) => RingStore::new(outer, first, ring_size, vips)?,
-                    None => RingStore::resume(outer, ring_size, vips)?,
+                    Some(first) => RingStore::new(outer, first, ring_size, vips, tenure)?,
+                    None => RingStore::resume(outer, ring_size, vips, tenure)?,
                 };
                 let $grace = $rings.grace_periods().clone();
                 // Those that the removal of void entries has in its hands, too.
@@ -126,7 +128,6 @@ macro_rules! handles {
                     outer: MapArray::new(own(&$from.flow_tables)?)?,
                 });
                 let $cpus = Arc::new(PerCpuArray::new(own(&$from.cpus)?)?);
-                let $tenure = Arc::<Tenure>::default();
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config, &$grace)?,

@@ -109,11 +109,17 @@ impl Shared {
             self.tenure.reopen();
             return false;
         }
+        self.claim.give_up();
+        // Who asks waits no longer for the lock than for the balancer: nobody may be left who takes it.
+        let asks = matches!(self.claim.asked(), Ok(Some(by)) if by == asked);
+        if !asks && self.claim.take_back() {
+            self.tenure.reopen();
+            return false;
+        }
         self.tenure.end(Successor {
             path: self.path.clone(),
             process: asked.by,
         });
-        self.claim.give_up();
         log::info!(
             "the balancer pinned in {} is handed over",
             self.path.display()
@@ -176,6 +182,11 @@ impl Drop for Keeper {
         if thread.join().is_err() {
             log::error!("the thread that says that the balancer has an owner has panicked");
         }
+        // A thread may still write that a call has left behind; the lock is given up after this.
+        while !self.shared.tenure.close_within(EVERY) {
+            log::warn!("the balancer is kept until a thread has ended that changes it");
+        }
+        self.shared.tenure.reopen();
     }
 }
 

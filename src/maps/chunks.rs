@@ -21,6 +21,7 @@ use crate::sys::map::Spec;
 use crate::sys::mapping::Mapping;
 use crate::sys::nested::MapArray;
 use crate::sys::nested::SIDE_BY_SIDE;
+use crate::sys::tenure::Tenure;
 
 /// Rings in one chunk.
 pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
@@ -115,13 +116,19 @@ pub(crate) struct KernelChunks {
     pub(super) first: Arc<OwnedFd>,
     ring_size: u32,
     grace_periods: GracePeriods,
+    tenure: Arc<Tenure>,
     /// A thread that waits for the kernel in the caller's stead. It is never joined before it has
     /// ended: it may not be there in a child made by fork(2).
     started: Option<JoinHandle<io::Result<Vec<MappedChunk>>>>,
 }
 
 impl KernelChunks {
-    pub(super) fn new(outer: MapArray, first: OwnedFd, ring_size: u32) -> io::Result<Self> {
+    pub(super) fn new(
+        outer: MapArray,
+        first: OwnedFd,
+        ring_size: u32,
+        tenure: Arc<Tenure>,
+    ) -> io::Result<Self> {
         let (outer, first) = (Arc::new(outer), Arc::new(first));
         outer.set(&[(0, first.as_fd())])?;
         Ok(Self {
@@ -129,6 +136,7 @@ impl KernelChunks {
             first,
             ring_size,
             grace_periods: GracePeriods::new()?,
+            tenure,
             started: None,
         })
     }
@@ -141,6 +149,12 @@ impl KernelChunks {
         &mut self,
         work: impl FnOnce() -> io::Result<Vec<MappedChunk>> + Send + 'static,
     ) -> io::Result<()> {
+        // The next owner of a pinned balancer comes when it has ended.
+        let permit = self.tenure.thread_permit().map_err(io::Error::other)?;
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
         let thread = thread::Builder::new().name("katran-rings".to_owned());
         self.started = Some(thread.spawn(work)?);
         Ok(())

@@ -32,6 +32,7 @@ use crate::kernel::KernelCalls;
 use crate::ring::history::PLANES;
 use crate::ring::history::Planes;
 use crate::sys::nested::MapArray;
+use crate::sys::tenure::Tenure;
 
 /// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
 /// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.
@@ -129,21 +130,27 @@ impl RingStore {
         first: OwnedFd,
         ring_size: u32,
         max_vips: u32,
+        tenure: Arc<Tenure>,
     ) -> io::Result<Self> {
         let chunk = MappedChunk::new(&first, ring_size)?;
-        let backing = KernelChunks::new(MapArray::new(outer)?, first, ring_size)?;
+        let backing = KernelChunks::new(MapArray::new(outer)?, first, ring_size, tenure)?;
         Ok(Self::over(backing, chunk, ring_size, max_vips))
     }
 
     /// Goes on with the chunks that are in `outer`. All places are free until they are
     /// [occupied](Self::occupy).
-    pub(crate) fn resume(outer: OwnedFd, ring_size: u32, max_vips: u32) -> io::Result<Self> {
+    pub(crate) fn resume(
+        outer: OwnedFd,
+        ring_size: u32,
+        max_vips: u32,
+        tenure: Arc<Tenure>,
+    ) -> io::Result<Self> {
         let outer = MapArray::new(outer)?;
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
         let first_id = outer.id_at(0)?.ok_or_else(missing)?;
         let first = outer.open_at(0)?.ok_or_else(missing)?;
         let chunk = MappedChunk::new(&first, ring_size)?;
-        let backing = KernelChunks::new(outer, first, ring_size)?;
+        let backing = KernelChunks::new(outer, first, ring_size, tenure)?;
         let mut store = Self::over(backing, chunk, ring_size, max_vips);
         for index in 1..store.chunks.len() {
             let outer = &store.backing.outer;

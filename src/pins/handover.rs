@@ -70,6 +70,11 @@ impl Claim {
         self.lock.give_up();
     }
 
+    /// Takes it again, if nobody has.
+    pub(crate) fn take_back(&self) -> bool {
+        self.lock.take_back()
+    }
+
     /// Hears of those who ask.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
@@ -106,7 +111,26 @@ pub(super) fn asked(directory: &File) -> io::Result<Option<Asked>> {
     }
 }
 
-/// The directory of requests, when nobody asks any more.
+/// What a process has left that asked and died. Whoever asks now has it locked, and it stays.
+pub(super) fn remove_left(directory: &File) -> io::Result<()> {
+    let file = match File::open(inside(directory, REQUEST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    match Lock::take(&file)? {
+        Locked::Ours(_lock) if is_present(directory, &file)? => remove(directory),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this is the directory of requests, not one that was removed. It stays so for who has locked it.
+fn is_present(directory: &File, file: &File) -> io::Result<bool> {
+    let present = fs::metadata(inside(directory, REQUEST));
+    let ours = file.metadata()?.st_ino();
+    Ok(present.is_ok_and(|of| of.st_ino() == ours))
+}
+
+/// The directory of requests, whoever asks: there is nothing to ask for any more.
 pub(super) fn remove(directory: &File) -> io::Result<()> {
     match fs::remove_dir(inside(directory, REQUEST)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -118,6 +142,7 @@ pub(super) fn remove(directory: &File) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Request {
     directory: File,
+    locked: File,
     _lock: Lock,
 }
 
@@ -144,32 +169,35 @@ impl Request {
 
     /// `None`: another process asks, or has just removed the directory.
     fn lock(directory: &File) -> io::Result<Option<Self>> {
-        let path = inside(directory, REQUEST);
-        let file = match File::open(&path) {
+        let file = match File::open(inside(directory, REQUEST)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
         let Locked::Ours(lock) = Lock::take(&file)? else {
             return Ok(None);
         };
-        let ours = file.metadata()?.st_ino();
-        if !fs::metadata(&path).is_ok_and(|of| of.st_ino() == ours) {
+        if !is_present(directory, &file)? {
             return Ok(None);
         }
         // From now on it is one that is taken back.
         let made = Self {
             directory: directory.try_clone()?,
+            locked: file,
             _lock: lock,
         };
-        file.set_permissions(Permissions::from_mode(MODE))?;
+        made.locked.set_permissions(Permissions::from_mode(MODE))?;
         Ok(Some(made))
     }
 }
 
 impl Drop for Request {
     fn drop(&mut self) {
-        // While it is locked, so that nobody else's goes.
-        if let Err(error) = remove(&self.directory) {
+        // While it is locked, so that nobody else's goes. With the balancer it has gone already.
+        let removed = match is_present(&self.directory, &self.locked) {
+            Ok(true) => remove(&self.directory),
+            present => present.map(drop),
+        };
+        if let Err(error) = removed {
             log::warn!("{REQUEST} stays: {error}");
         }
     }
@@ -220,12 +248,28 @@ mod tests {
         // What a process has left that died.
         fs::create_dir(path.join(REQUEST)).unwrap();
         assert_eq!(claim.asked().unwrap(), None);
+        remove_left(&directory).unwrap();
+        assert!(!path.join(REQUEST).exists());
+        fs::create_dir(path.join(REQUEST)).unwrap();
         let request = Request::make(&directory, Instant::now()).unwrap().unwrap();
         assert!(wait(&listener));
         assert!(matches!(Lock::take(&directory).unwrap(), Locked::Others(_)));
         claim.give_up();
-        assert!(matches!(Lock::take(&directory).unwrap(), Locked::Ours(_)));
+        assert!(claim.take_back());
+        claim.give_up();
+        let Locked::Ours(next) = Lock::take(&directory).unwrap() else {
+            panic!("it was given up");
+        };
+        assert!(!claim.take_back());
+        drop(next);
+        // One that stands goes with the balancer only, and whose it is not leaves the next one's alone.
+        remove_left(&directory).unwrap();
+        assert!(path.join(REQUEST).exists());
+        remove(&directory).unwrap();
+        fs::create_dir(path.join(REQUEST)).unwrap();
         drop(request);
+        assert!(path.join(REQUEST).exists());
+        remove_left(&directory).unwrap();
         assert!(!path.join(REQUEST).exists());
     }
 }

@@ -89,6 +89,9 @@ const GO_ON: &str = "to go on with the balancer";
 /// So often a directory is opened that others remove at the same moment.
 const TRIES: usize = 16;
 
+/// For so long who asks waits if it was told to wait for longer than there is time: some 136 years.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// Objects, by the names under which they are pinned.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
 
@@ -170,13 +173,15 @@ impl Home {
 
     /// Asks the process that has a directory to let go; `None`: it has been removed since.
     fn ask_for(path: &Path, patience: Duration) -> Result<Option<Self>> {
-        let until = Instant::now() + patience;
+        let now = Instant::now();
+        let until = now.checked_add(patience).unwrap_or(now + LONGEST);
         let Some(directory) = open_directory(path)? else {
             return Ok(None);
         };
         // Nobody lets go for one that could not go on.
         if let Some(identity) = identity_in(path)? {
             known(path, &identity, GO_ON)?;
+            PinnedSet::at(path.join(SET)).known_contents()?;
         }
         let made = Request::make(&directory, until);
         let made = made.map_err(|error| file_error("ask for", path, error))?;
@@ -225,7 +230,7 @@ impl Home {
                 return Err(busy(path, asked.by));
             }
             // Of a process that has died.
-            handover::remove(&file).map_err(failed)?;
+            handover::remove_left(&file).map_err(failed)?;
         }
         Ok(Some(Self {
             attached: path.join(ATTACHED),

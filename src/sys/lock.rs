@@ -161,6 +161,13 @@ impl Lock {
             unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
         }
     }
+
+    /// Locks it again after that; false: somebody else has.
+    pub(crate) fn take_back(&self) -> bool {
+        // SAFETY: takes a descriptor and numbers.
+        self.owner.is_here()
+            && unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0
+    }
 }
 
 impl Drop for Lock {

@@ -69,8 +69,18 @@ pub(crate) struct Permit<'a>(&'a Tenure);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.lock().writers -= 1;
-        self.0.changed.notify_all();
+        self.0.end_writing();
+    }
+}
+
+/// The same, for a thread that writes on when the call has ended that has started it.
+#[derive(Debug)]
+#[must_use = "the balancer can be handed over when it is dropped"]
+pub(crate) struct ThreadPermit(Arc<Tenure>);
+
+impl Drop for ThreadPermit {
+    fn drop(&mut self) {
+        self.0.end_writing();
     }
 }
 
@@ -102,10 +112,29 @@ impl Tenure {
     /// # Errors
     /// [`Error::HandedOver`].
     pub(crate) fn permit(&self) -> Result<Permit<'_>> {
+        self.begin_to_write()?;
+        Ok(Permit(self))
+    }
+
+    fn begin_to_write(&self) -> Result<()> {
         let mut state = self.open();
         self.check()?;
         state.writers += 1;
-        Ok(Permit(self))
+        Ok(())
+    }
+
+    fn end_writing(&self) {
+        self.lock().writers -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Lets a thread write that is about to be started.
+    ///
+    /// # Errors
+    /// [`Error::HandedOver`].
+    pub(crate) fn thread_permit(self: &Arc<Self>) -> Result<ThreadPermit> {
+        self.begin_to_write()?;
+        Ok(ThreadPermit(Arc::clone(self)))
     }
 
     /// Does what takes no time, unless the balancer is another process's.

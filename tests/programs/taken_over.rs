@@ -124,9 +124,12 @@ fn nothing_is_lost_from_one_process_to_the_next() {
             .into();
         // So that a panic below ends them.
         let _stop = StopOnDrop(&stop);
-        for name in ["balancer", "exporter", "monitor", "top", "balancer"] {
+        // One exporter after the other has the same address.
+        let names = [
+            "balancer", "exporter", "exporter", "monitor", "top", "balancer",
+        ];
+        for name in names {
             let more: &[&str] = match name {
-                "exporter" => &["--take-over", "--listen", "127.0.0.1:0"],
                 "top" => &["--take-over", "--plain"],
                 "monitor" => &["--take-over"],
                 _ => &["--take-over"],
@@ -134,6 +137,9 @@ fn nothing_is_lost_from_one_process_to_the_next() {
             let mut next = Running::start(place.host(), place.command(name, more));
             next.says("goes on with the balancer in");
             next.says("balancing on eth0 in native mode");
+            if name == "exporter" {
+                next.says("metrics on http://127.0.0.1:9957/metrics");
+            }
             ends(&mut balancer, &next);
             balancer = next;
         }
