@@ -79,6 +79,10 @@ impl<A: Attached> Attachments<A> {
         self.held.iter()
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut A> {
+        self.held.iter_mut()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
