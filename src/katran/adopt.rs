@@ -27,7 +27,6 @@ use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
 use crate::attach::Entry;
-use crate::attach::EntrySet;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
 use crate::attach::end_kept;
@@ -47,7 +46,9 @@ use crate::maps::Entries;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
+use crate::pins::Entrance;
 use crate::pins::Home;
+use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
 use crate::ring::RingSize;
@@ -136,9 +137,12 @@ fn adopt_whole(directory: &Path) -> Result<Option<(Katran, Start)>> {
     if identity.stage() != Stage::Whole {
         return Ok(None);
     }
+    let Some(contents) = home.set().known_contents()? else {
+        return Ok(None);
+    };
     let start = Start::Adopted {
         age: identity.age().unwrap_or_default(),
-        by_version: identity.version(),
+        by_version: contents.version(),
     };
     adopt(home).map(|katran| Some((katran, start)))
 }
@@ -156,6 +160,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 fn adopt(home: Home) -> Result<Katran> {
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
+        .set()
         .ground()
         .map_err(failed)?
         .ok_or_else(|| Error::NotFound {
@@ -192,14 +197,15 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
     let fixed = Fixed::restored(&kept.drawn, &config, tick()?, cpus as u32)
         .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
-    let old = home.attached_programs()?;
+    let set = home.set();
+    let old = set.attached_programs()?;
     let programs = Programs {
         main: old.main,
         explainer: old.explainer,
         clock: old.clock,
         special: old.special,
     };
-    let inner = inner_tables(home, &config)?;
+    let inner = inner_tables(&set, &config)?;
     let machine = Machine {
         config: &config,
         cpus: fixed.possible_cpus,
@@ -217,7 +223,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         if !map.autocreate() || is_new {
             continue;
         }
-        let fd = home.map(&name)?;
+        let fd = set.map(&name)?;
         numbered(|| map.reuse_fd(fd.as_fd()))
             .map_err(|error| kernel_error("take over the map", &name, error))?;
     }
@@ -225,8 +231,8 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
     let healthchecks = match config.healthcheck_interface {
-        Some(_) => Some(HealthChecks::resume(&machine, home.probe()?, |name| {
-            home.probe_map(name)
+        Some(_) => Some(HealthChecks::resume(&machine, set.probe()?, |name| {
+            set.probe_map(name)
         })?),
         None => None,
     };
@@ -239,9 +245,9 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
 }
 
 /// The tables that are inside others.
-fn inner_tables(home: &Home, config: &Config) -> Result<InnerTables> {
+fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
-        let outer = MapArray::new(home.map(name)?);
+        let outer = MapArray::new(set.map(name)?);
         let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
         let tables = config.placement.iter().map(|place| {
             let table = outer.open_at(place.cpu);
@@ -372,16 +378,11 @@ impl Katran {
 
     /// What pins have kept attached.
     fn resume_attachments(&mut self, home: &Home) -> Result<()> {
-        let staged = home.staged_programs()?;
-        let mut mains = vec![self.programs.main.as_fd()];
-        let mut sets = vec![self.programs.entry_set()];
-        if let Some(staged) = &staged {
-            mains.push(staged.main.as_fd());
-            sets.push(EntrySet {
-                main: staged.main.as_fd(),
-                special: staged.special.as_fd(),
-            });
-        }
+        // Those of a reload that was cut off, or of a replacement, may be there as well.
+        let mut entrances = home.set().entrances()?;
+        entrances.extend(home.next_set().entrances()?);
+        let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
+        let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
         let mut paths = Vec::new();
         for path in home.attachments()? {
             if made_for(&path).is_some() {

@@ -84,7 +84,7 @@ pub(super) enum RealNews {
 
 impl<A: Also> Prepared<A> {
     /// A change that the table has staged. `also`: what it makes of the rest that the ledger keeps, or
-    /// [`nothing_else`].
+    /// [`nothing_else`](super::remember::nothing_else).
     pub(super) fn new(staged: impl Into<Paper>, also: A) -> Self {
         let paper = Some(staged.into());
         Self { paper, also }

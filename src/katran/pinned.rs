@@ -56,7 +56,7 @@ impl Katran {
             programs: objects(&self.programs, self.maps.features.named()),
             probes: checks.map(HealthChecks::objects).unwrap_or_default(),
         })?;
-        let ground = home.new_ground();
+        let ground = home.set().new_ground();
         let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
         if let Err(error) = ground.and_then(|ground| self.keep(ground)) {
             home.give_up();
@@ -86,17 +86,19 @@ impl Katran {
                 maps.push((name, map));
             }
         }
-        home.stage_programs(&objects(programs, maps))
+        home.set().stage_programs(&objects(programs, maps))
     }
 
     /// What was staged takes the place of what was there before.
     pub(super) fn commit_stage(&self) -> Result<()> {
-        self.home.as_ref().map_or(Ok(()), Home::commit_programs)
+        let home = self.home.as_ref();
+        home.map_or(Ok(()), |home| home.set().commit_programs())
     }
 
     /// Removes the pins of programs that packets do not meet any more, or never have.
     pub(super) fn unstage(&self) {
-        let unstaged = self.home.as_ref().map_or(Ok(()), Home::unstage_programs);
+        let home = self.home.as_ref();
+        let unstaged = home.map_or(Ok(()), |home| home.set().unstage_programs());
         if let Err(error) = unstaged {
             log::warn!("pins of other programs stay until the next reload: {error}");
         }

@@ -1,30 +1,24 @@
-//! What a pinned directory says of itself: a small map whose form never changes, so that every version of the crate
-//! can read which layout the rest has, who made it, and whether it is whole.
+//! What a pinned directory says of itself: that it is a balancer's, how it is arranged, who made it, and whether it is
+//! whole, in a map whose form never changes.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::time::ClockId;
 
-use crate::sys::map;
-use crate::sys::map::Spec;
-use crate::sys::mapping::Mapping;
-use crate::sys::pin;
+use super::words::Words;
+use super::words::with_version;
 
-/// How the directory is laid out, and what its maps mean. Count it up whenever a program of another version of the
-/// crate could not go on with what this one has pinned.
-pub(crate) const LAYOUT: u64 = 1;
+/// How the directory is arranged: what is where, and how attachments are kept. What maps mean is said beside them
+/// (`contents.rs`).
+pub(crate) const LAYOUT: u64 = 2;
 
 /// "katran" and the form of this map.
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
 /// Words: magic, layout, state, when it was loaded (nanoseconds since boot), and the version's text.
-const WORDS: usize = 16;
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
@@ -45,96 +39,44 @@ impl Stage {
 }
 
 /// The identity of one directory.
-pub(crate) struct Identity(Mapping);
+pub(crate) struct Identity(Words);
 
 impl Identity {
     /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is a balancer's.
     pub(super) fn pin(path: &Path) -> io::Result<Self> {
-        let map = map::create(&Spec {
-            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
-            name: NAME,
-            key_size: 4,
-            value_size: (WORDS * size_of::<u64>()) as u32,
-            max_entries: 1,
-            flags: libbpf_sys::BPF_F_MMAPABLE,
-            numa_node: None,
-        })?;
-        let identity = Self(Mapping::new(map.as_fd(), WORDS * size_of::<u64>())?);
-        let mut version = env!("CARGO_PKG_VERSION").as_bytes().to_vec();
-        version.resize((WORDS - AT_VERSION) * size_of::<u64>(), 0);
-        let version = version.chunks(size_of::<u64>()).map(|chunk| {
-            let mut word = [0; size_of::<u64>()];
-            word[..chunk.len()].copy_from_slice(chunk);
-            u64::from_le_bytes(word)
-        });
         let fixed = [MAGIC, LAYOUT, Stage::Making as u64, now()?];
-        for (word, value) in identity
-            .words()
-            .iter()
-            .zip(fixed.into_iter().chain(version))
-        {
-            word.store(value, Ordering::Relaxed);
-        }
-        pin::pin(map.as_fd(), path)?;
-        Ok(identity)
+        Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 
     /// The one that is pinned at a path; `None` if nothing is, or something else.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
-        let map = match pin::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        if pin::kind(map.as_fd())? != Some(pin::Kind::Map) {
-            return Ok(None);
-        }
-        let info = map::info(map.as_fd())?;
-        let bytes = WORDS * size_of::<u64>();
-        let fits = info.kind == libbpf_sys::BPF_MAP_TYPE_ARRAY
-            && info.name == NAME
-            && info.value_size as usize == bytes;
-        if !fits {
-            return Ok(None);
-        }
-        let identity = Self(Mapping::new(map.as_fd(), bytes)?);
-        Ok((identity.word(0) == MAGIC).then_some(identity))
-    }
-
-    fn words(&self) -> &[AtomicU64] {
-        self.0.u64s()
-    }
-
-    fn word(&self, at: usize) -> u64 {
-        self.words()[at].load(Ordering::Acquire)
+        Ok(Words::open(path, NAME, MAGIC)?.map(Self))
     }
 
     pub(crate) fn layout(&self) -> u64 {
-        self.word(AT_LAYOUT)
+        self.0.get(AT_LAYOUT)
     }
 
     /// The version of the crate that has made it.
     pub(crate) fn version(&self) -> String {
-        let words = AT_VERSION..WORDS;
-        let bytes: Vec<u8> = words.flat_map(|at| self.word(at).to_le_bytes()).collect();
-        let text = String::from_utf8_lossy(&bytes);
-        text.trim_end_matches('\0').to_owned()
+        self.0.text(AT_VERSION)
     }
 
     /// How long ago it was loaded, times of sleep included.
     pub(crate) fn age(&self) -> io::Result<Duration> {
-        let age = now()?.saturating_sub(self.word(AT_LOADED));
+        let age = now()?.saturating_sub(self.0.get(AT_LOADED));
         Ok(Duration::from_nanos(age))
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        let number = self.word(AT_STATE);
+        let number = self.0.get(AT_STATE);
         let stage = Stage::ALL.into_iter().find(|of| *of as u64 == number);
         // A number of a later version: it can be removed.
         stage.unwrap_or(Stage::Removing)
     }
 
     pub(super) fn set_stage(&self, stage: Stage) {
-        self.words()[AT_STATE].store(stage as u64, Ordering::Release);
+        self.0.set(AT_STATE, stage as u64);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The memory of a pinned balancer's ledger: a map in its directory, in whose place a larger one is pinned when it
+//! The memory of a pinned balancer's ledger: a map in its set of pins, in whose place a larger one is pinned when it
 //! is too small.
 
 use std::io;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 
-use super::Home;
+use super::PinnedSet;
 use crate::ledger::FIRST_BYTES;
 use crate::ledger::Ground;
 use crate::sys::map;
@@ -83,21 +83,21 @@ impl Ground for PinnedGround {
     }
 }
 
-impl Home {
+impl PinnedSet {
     /// Memory for the ledger of a balancer that is pinned here; the ledger pins it when it is written.
     pub(crate) fn new_ground(&self) -> io::Result<Box<dyn Ground>> {
-        Ok(Box::new(PinnedGround::make(&self.path, FIRST_BYTES)?))
+        Ok(Box::new(PinnedGround::make(self.path(), FIRST_BYTES)?))
     }
 
     /// The memory of the ledger that is pinned here; `None` if there is none.
     pub(crate) fn ground(&self) -> io::Result<Option<Box<dyn Ground>>> {
-        let ground = PinnedGround::open(&self.path)?;
+        let ground = PinnedGround::open(self.path())?;
         Ok(ground.map(|ground| Box::new(ground) as Box<dyn Ground>))
     }
 
     /// Takes the pins of the ledger away, if they are a ledger's.
     pub(super) fn remove_ledger(&self) -> io::Result<()> {
-        for path in PATHS.map(|name| self.path.join(name)) {
+        for path in PATHS.map(|name| self.path().join(name)) {
             if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
                 continue;
             }

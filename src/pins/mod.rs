@@ -2,22 +2,28 @@
 //! a time has it, by a lock that the kernel gives up when the process dies.
 //!
 //! ```text
-//! identity       layout, version, and whether the rest is whole (`identity.rs`)
-//! maps/          the maps that every balancer has
-//! programs/      the programs, what they hand packets on to, and the maps of features
-//! programs_new/  the same of a reload that is under way
-//! probes/        program and maps of health checks
-//! attached/      what keeps attachments (`attach/kept.rs`)
-//! ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
+//! identity           that it is a balancer's, how it is arranged, and whether the rest is whole (`identity.rs`)
+//! attached/          what keeps attachments (`attach/kept.rs`)
+//! set/               what packets see, and the record of it; all of it can be exchanged by one rename
+//!     contents       what the maps mean, and the version that has made them (`contents.rs`)
+//!     maps/          the maps that every balancer has
+//!     programs/      the programs, what they hand packets on to, and the maps of features
+//!     programs_new/  the same of a reload that is under way
+//!     probes/        program and maps of health checks
+//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
+//! next_set/          the same of a replacement that is under way
 //! ```
 //!
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
-mod adoption;
+mod contents;
 mod identity;
 mod ledger;
+mod ours;
 mod removal;
+mod set;
+mod words;
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -42,14 +48,15 @@ use crate::sys::process::Owner;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
 pub use removal::remove;
+pub(crate) use set::Entrance;
+pub(crate) use set::PinnedSet;
 
 const IDENTITY: &str = "identity";
-const MAPS: &str = "maps";
-const PROGRAMS: &str = "programs";
-const NEW_PROGRAMS: &str = "programs_new";
-const PROBES: &str = "probes";
 const ATTACHED: &str = "attached";
-const PARTS: [&str; 4] = [PROGRAMS, MAPS, PROBES, ATTACHED];
+const SET: &str = "set";
+const NEXT_SET: &str = "next_set";
+const MAPS: &str = "maps";
+const PROBES: &str = "probes";
 
 /// The program that is attached, in the directories of programs.
 pub(crate) const MAIN: &str = "program";
@@ -170,6 +177,34 @@ impl Home {
         }))
     }
 
+    /// What the directory says of itself, if this version knows how it is arranged.
+    pub(crate) fn known_identity(&self) -> Result<Option<&Identity>> {
+        let Some(identity) = self.identity.as_ref() else {
+            return Ok(None);
+        };
+        self.known(identity, "to go on with the balancer").map(Some)
+    }
+
+    /// The identity, if what is to be done takes no more than this version knows.
+    fn known<'a>(&self, identity: &'a Identity, to: &str) -> Result<&'a Identity> {
+        let found = identity.layout();
+        let known = found == identity::LAYOUT;
+        known.then_some(identity).ok_or_else(|| Error::Unsupported {
+            what: format!(
+                "{to} in {}, which is arranged in the way {found} (katran {})",
+                self.path.display(),
+                identity.version()
+            ),
+            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
+                     it, or have that remove it and load it again",
+        })
+    }
+
+    /// The pins that keep attachments.
+    pub(crate) fn attachments(&self) -> Result<Vec<PathBuf>> {
+        entries(&self.attached)
+    }
+
     /// What is there, and what to do about it.
     fn describe(&self, identity: &Identity) -> String {
         let how_far = match identity.stage() {
@@ -220,17 +255,8 @@ impl Home {
         let path = self.path.join(IDENTITY);
         let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
         self.identity = Some(identity);
-        for part in PARTS {
-            make_directory(&self.path.join(part))?;
-        }
-        for (part, objects) in [
-            (MAPS, &content.maps),
-            (PROGRAMS, &content.programs),
-            (PROBES, &content.probes),
-        ] {
-            pin_objects(&self.path.join(part), objects)?;
-        }
-        Ok(())
+        make_directory(&self.attached)?;
+        self.set().fill(content)
     }
 
     /// All that a balancer has is pinned, its ledger included.
@@ -249,29 +275,14 @@ impl Home {
         &self.attached
     }
 
-    /// Pins the programs of a reload beside those that are there.
-    pub(crate) fn stage_programs(&self, objects: &Objects<'_>) -> Result<()> {
-        let staged = self.path.join(NEW_PROGRAMS);
-        // Of one that failed, and that an interface has kept.
-        self.unstage_programs()?;
-        let pinned = make_directory(&staged).and_then(|()| pin_objects(&staged, objects));
-        if pinned.is_err()
-            && let Err(error) = self.unstage_programs()
-        {
-            log::warn!("programs of a reload that has failed stay pinned: {error}");
-        }
-        pinned
+    /// What counts: the programs, the maps and the ledger of the balancer.
+    pub(crate) fn set(&self) -> PinnedSet {
+        PinnedSet::at(self.path.join(SET))
     }
 
-    /// From now on those that were staged are the balancer's; the others can be unstaged.
-    pub(crate) fn commit_programs(&self) -> Result<()> {
-        let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.path.join(part));
-        pin::exchange(&present, &staged).map_err(|error| file_error("exchange", &staged, error))
-    }
-
-    /// Removes the pins of programs that are not the balancer's.
-    pub(crate) fn unstage_programs(&self) -> Result<()> {
-        self.remove_part(NEW_PROGRAMS)
+    /// The same of a replacement: what is to count, or has counted until now.
+    pub(crate) fn next_set(&self) -> PinnedSet {
+        PinnedSet::at(self.path.join(NEXT_SET))
     }
 }
 
@@ -305,6 +316,21 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Removes a directory, unless there is something else in it, or it is where the file system is mounted.
+fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy => {
+                log::warn!("{} stays: {error}", path.display());
+                Ok(())
+            }
+            _ => Err(file_error("remove", path, error)),
+        },
+    }
 }
 
 /// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.

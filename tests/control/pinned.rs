@@ -97,22 +97,23 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
     let has = |path: &str| pinned.iter().any(|(of, _)| of == path);
     // Every map that the programs use, those of features with the programs.
     for name in [
-        "maps/rings",
-        "maps/server_ids",
-        "maps/flow_tables",
-        "maps/data_vip_heads",
-        "maps/data_hops",
-        "programs/source_routes_v4",
-        "programs/global_flows",
-        "programs/decap_destinations",
-        "programs/special_programs",
-        "programs/program",
-        "programs/explainer",
-        "programs/clock",
-        "probes/healthcheck",
-        "probes/marks",
+        "set/maps/rings",
+        "set/maps/server_ids",
+        "set/maps/flow_tables",
+        "set/maps/data_vip_heads",
+        "set/maps/data_hops",
+        "set/programs/source_routes_v4",
+        "set/programs/global_flows",
+        "set/programs/decap_destinations",
+        "set/programs/special_programs",
+        "set/programs/program",
+        "set/programs/explainer",
+        "set/programs/clock",
+        "set/probes/healthcheck",
+        "set/probes/marks",
         "identity",
-        "ledger",
+        "set/ledger",
+        "set/contents",
         "attached",
     ] {
         assert!(has(&format!("katran/{name}")), "{name}: {pinned:?}");
@@ -123,7 +124,7 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
     drop(katran);
     assert_eq!(tree(&files), pinned);
     // It forwards as before: the program, what it hands packets on to, and the tables.
-    let program = pins::open(&directory.join("programs/program"));
+    let program = pins::open(&directory.join("set/programs/program"));
     assert_eq!(pins::program_id(program.as_fd()), id);
     let ran = bpf::run(program.as_fd(), &syn(flow_v4()));
     assert_eq!(ran.verdict, Verdict::Tx);
@@ -253,13 +254,18 @@ fn what_others_have_put_there_stays() {
     let files = file_system();
     let directory = files.join("katran");
     drop(load(builder().pin(&directory)));
-    let theirs = ["maps/theirs", "attached/theirs", "attached/xdp_1", "theirs"];
+    let theirs = [
+        "set/maps/theirs",
+        "attached/theirs",
+        "attached/xdp_1",
+        "theirs",
+    ];
     let map = pins::array();
     for name in theirs {
         pins::pin(map.as_fd(), &directory.join(name));
     }
     // Of the name that one of ours has.
-    let taken = directory.join("maps/cpus");
+    let taken = directory.join("set/maps/cpus");
     fs::remove_file(&taken).unwrap();
     pins::pin(map.as_fd(), &taken);
     katran::remove(&directory).unwrap();
@@ -268,9 +274,10 @@ fn what_others_have_put_there_stays() {
         "attached",
         "attached/theirs",
         "attached/xdp_1",
-        "maps",
-        "maps/cpus",
-        "maps/theirs",
+        "set",
+        "set/maps",
+        "set/maps/cpus",
+        "set/maps/theirs",
         "theirs",
     ];
     assert_eq!(names, expected);
@@ -365,9 +372,9 @@ fn the_pins_follow_a_reload() {
     let mut katran = load(builder().pin(&directory));
     serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let before = tree(&files);
-    let program = || pins::program_id(pins::open(&directory.join("programs/program")).as_fd());
+    let program = || pins::program_id(pins::open(&directory.join("set/programs/program")).as_fd());
     let special = || {
-        fs::metadata(directory.join("programs/special_programs"))
+        fs::metadata(directory.join("set/programs/special_programs"))
             .unwrap()
             .ino()
     };
@@ -396,7 +403,7 @@ fn the_pins_follow_a_reload() {
     assert_eq!(program(), pins::program_id(katran.program_fd()));
     katran.reload(Features::default()).unwrap();
     assert_eq!(tree(&files), before);
-    let pinned = pins::open(&directory.join("programs/program"));
+    let pinned = pins::open(&directory.join("set/programs/program"));
     drop(katran);
     let ran = bpf::run(pinned.as_fd(), &syn(flow_v4()));
     assert_eq!(ran.verdict, Verdict::Tx);

@@ -334,7 +334,7 @@ fn a_pinned_balancer_leaves_its_ledger() {
     let (state, table) = (katran.state(), katran.table.unsettled());
     drop(katran);
     let home = Home::open(&directory).unwrap();
-    let ground = home.ground().unwrap().unwrap();
+    let ground = home.set().ground().unwrap().unwrap();
     let (_, found) = Ledger::read(ground).unwrap();
     assert_eq!(found.under_way, None);
     assert_eq!(found.kept.state(), state);

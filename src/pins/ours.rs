@@ -1,0 +1,62 @@
+//! Which of what is in a directory a balancer has pinned there.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::MAPS;
+use super::PROBES;
+use super::file_name;
+use crate::config::MapRow;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::sys::map;
+use crate::sys::pin;
+use crate::sys::pin::Kind;
+use crate::sys::program;
+
+/// Bytes of a name that the kernel keeps.
+const KEPT_OF_NAME: usize = 15;
+
+/// Whether what is pinned at a path is an object that a balancer has of that name.
+pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
+    let failed = |error| kernel_error("look at", &path.display().to_string(), error);
+    if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
+        return Ok(false);
+    }
+    let object = match pin::open(path) {
+        Ok(object) => object,
+        // Gone since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(failed(error)),
+    };
+    let pinned_as = path.file_name().unwrap_or_default().to_string_lossy();
+    match pin::kind(object.as_fd()).map_err(failed)? {
+        Some(Kind::Map) => {
+            let name = map::info(object.as_fd()).map_err(failed)?.name;
+            let mut ours = MapRow::names().filter(|of| file_name(of) == pinned_as);
+            Ok(ours.any(|of| is_cut(&name, of)))
+        }
+        Some(Kind::Program) => {
+            let name = program::info(object.as_fd()).map_err(failed)?.name;
+            let names: &[&str] = match part {
+                PROBES => &["healthcheck"],
+                MAPS => &[],
+                _ => &[
+                    "katran",
+                    "katran_full",
+                    "katran_explain",
+                    "katran_explain_full",
+                    "ticks",
+                ],
+            };
+            Ok(names.iter().any(|of| is_cut(&name, of)))
+        }
+        Some(Kind::Link) | None => Ok(false),
+    }
+}
+
+/// Whether the kernel gives this name to an object of that name, which it cuts.
+fn is_cut(name: &str, of: &str) -> bool {
+    name == &of[..of.len().min(KEPT_OF_NAME)]
+}

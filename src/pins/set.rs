@@ -1,0 +1,226 @@
+//! A whole set of pins: the programs and maps of a balancer, and its ledger.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::CLOCK;
+use super::Content;
+use super::EXPLAINER;
+use super::MAIN;
+use super::MAPS;
+use super::Objects;
+use super::PROBES;
+use super::SPECIAL;
+use super::contents::Contents;
+use super::contents::LAYOUT;
+use super::entries;
+use super::file_error;
+use super::file_name;
+use super::make_directory;
+use super::ours::is_ours;
+use super::pin_error;
+use super::pin_objects;
+use super::remove_directory;
+use crate::attach::EntrySet;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::sys::pin;
+
+const CONTENTS: &str = "contents";
+const PROGRAMS: &str = "programs";
+const NEW_PROGRAMS: &str = "programs_new";
+const PARTS: [&str; 3] = [PROGRAMS, MAPS, PROBES];
+
+/// One set, by where it is.
+pub(crate) struct PinnedSet(PathBuf);
+
+/// The programs of a balancer.
+pub(crate) struct PinnedPrograms {
+    pub(crate) main: OwnedFd,
+    pub(crate) explainer: OwnedFd,
+    pub(crate) clock: OwnedFd,
+    pub(crate) special: OwnedFd,
+}
+
+/// What of them is in entries of root programs; the first one is what interfaces have.
+pub(crate) struct Entrance {
+    pub(crate) main: OwnedFd,
+    pub(crate) special: OwnedFd,
+}
+
+impl Entrance {
+    /// What an entry of a shared array takes.
+    pub(crate) fn entry_set(&self) -> EntrySet<'_> {
+        EntrySet {
+            main: self.main.as_fd(),
+            special: self.special.as_fd(),
+        }
+    }
+}
+
+impl PinnedSet {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Pins all that there is, but for the ledger.
+    pub(super) fn fill(&self, content: &Content<'_>) -> Result<()> {
+        make_directory(&self.0)?;
+        let path = self.0.join(CONTENTS);
+        Contents::pin(&path).map_err(|error| pin_error(&path, error))?;
+        for (part, objects) in [
+            (PROGRAMS, &content.programs),
+            (MAPS, &content.maps),
+            (PROBES, &content.probes),
+        ] {
+            let directory = self.0.join(part);
+            make_directory(&directory)?;
+            pin_objects(&directory, objects)?;
+        }
+        Ok(())
+    }
+
+    /// What the set says of itself, if this version knows it; `None`: it says nothing.
+    pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
+        let path = self.0.join(CONTENTS);
+        let contents = Contents::open(&path)
+            .map_err(|error| kernel_error("open", &path.display().to_string(), error))?;
+        match contents {
+            Some(other) if other.layout() != LAYOUT => Err(Error::Unsupported {
+                what: format!(
+                    "what is in {}, of layout {} (katran {})",
+                    self.0.display(),
+                    other.layout(),
+                    other.version()
+                ),
+                reason: "this version of the crate does not know that layout: it forwards on; use the version that \
+                         has made it, or have that remove it and load it again",
+            }),
+            contents => Ok(contents),
+        }
+    }
+
+    /// A map of the balancer, by its name.
+    pub(crate) fn map(&self, name: &str) -> Result<OwnedFd> {
+        // A reload that was cut off may have made it.
+        for part in [MAPS, PROGRAMS, NEW_PROGRAMS] {
+            if let Some(map) = self.open_pin(part, &file_name(name))? {
+                return Ok(map);
+            }
+        }
+        Err(self.missing(name))
+    }
+
+    /// A map of health checks.
+    pub(crate) fn probe_map(&self, name: &str) -> Result<OwnedFd> {
+        let map = self.open_pin(PROBES, &file_name(name))?;
+        map.ok_or_else(|| self.missing(name))
+    }
+
+    /// The program of health checks.
+    pub(crate) fn probe(&self) -> Result<OwnedFd> {
+        self.probe_map("healthcheck")
+    }
+
+    pub(crate) fn attached_programs(&self) -> Result<PinnedPrograms> {
+        let open = |name: &str| {
+            let program = self.open_pin(PROGRAMS, name)?;
+            program.ok_or_else(|| self.missing(name))
+        };
+        Ok(PinnedPrograms {
+            main: open(MAIN)?,
+            explainer: open(EXPLAINER)?,
+            clock: open(CLOCK)?,
+            special: open(SPECIAL)?,
+        })
+    }
+
+    /// All that may be attached, as far as it is pinned here: also of a reload that was cut off.
+    pub(crate) fn entrances(&self) -> Result<Vec<Entrance>> {
+        let mut entrances = Vec::new();
+        for part in [PROGRAMS, NEW_PROGRAMS] {
+            let open = |name| self.open_pin(part, name);
+            if let (Some(main), Some(special)) = (open(MAIN)?, open(SPECIAL)?) {
+                entrances.push(Entrance { main, special });
+            }
+        }
+        Ok(entrances)
+    }
+
+    fn open_pin(&self, part: &str, name: &str) -> Result<Option<OwnedFd>> {
+        let path = self.0.join(part).join(name);
+        match pin::open(&path) {
+            Ok(object) => Ok(Some(object)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(kernel_error("open", &path.display().to_string(), error)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::NotFound {
+            what: format!("the pin of {name} in {}", self.0.display()),
+        }
+    }
+
+    /// Pins the programs of a reload beside those that are there.
+    pub(crate) fn stage_programs(&self, objects: &Objects<'_>) -> Result<()> {
+        let staged = self.0.join(NEW_PROGRAMS);
+        // Of one that failed, and that an interface has kept.
+        self.unstage_programs()?;
+        let pinned = make_directory(&staged).and_then(|()| pin_objects(&staged, objects));
+        if pinned.is_err()
+            && let Err(error) = self.unstage_programs()
+        {
+            log::warn!("programs of a reload that has failed stay pinned: {error}");
+        }
+        pinned
+    }
+
+    /// From now on those that were staged are the balancer's; the others can be unstaged.
+    pub(crate) fn commit_programs(&self) -> Result<()> {
+        let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.0.join(part));
+        pin::exchange(&present, &staged).map_err(|error| file_error("exchange", &staged, error))
+    }
+
+    /// Removes the pins of programs that are not the balancer's.
+    pub(crate) fn unstage_programs(&self) -> Result<()> {
+        self.remove_part(NEW_PROGRAMS)
+    }
+
+    /// Removes all pins, if there are any, and leaves what is not a balancer's. Nothing of it may be attached.
+    pub(crate) fn remove(&self) -> Result<()> {
+        for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
+            self.remove_part(part)?;
+        }
+        let failed = |error| file_error("remove what is in", &self.0, error);
+        self.remove_ledger().map_err(failed)?;
+        // What it means goes last.
+        Contents::remove(&self.0.join(CONTENTS)).map_err(failed)?;
+        remove_directory(&self.0)
+    }
+
+    /// Removes one of the directories inside, with what is a balancer's in it.
+    fn remove_part(&self, part: &str) -> Result<()> {
+        let directory = self.0.join(part);
+        if !fs::exists(&directory).unwrap_or(true) {
+            return Ok(());
+        }
+        for path in entries(&directory)? {
+            if is_ours(part, &path)? {
+                pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
+            } else {
+                log::warn!("{} is not a balancer's and stays", path.display());
+            }
+        }
+        remove_directory(&directory)
+    }
+}
