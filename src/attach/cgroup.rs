@@ -70,8 +70,7 @@ impl CgroupLink {
         let name = path.display().to_string();
         let failed = |error| kernel_error("attach to the cgroup", &name, error);
         let directory = File::open(&path);
-        let directory =
-            directory.map_err(|error| kernel_error("open the cgroup", &name, error))?;
+        let directory = directory.map_err(|error| kernel_error("open the cgroup", &name, error))?;
         let link = link::attach_to_cgroup(program, directory.as_fd());
         let link = link.map_err(|error| match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
@@ -102,7 +101,8 @@ impl CgroupLink {
     }
 
     fn pin_in(&mut self, directory: &Path) -> io::Result<()> {
-        let [path, record] = [KEPT, RECORD].map(|kind| directory.join(format!("{kind}{}", self.id)));
+        let [path, record] =
+            [KEPT, RECORD].map(|kind| directory.join(format!("{kind}{}", self.id)));
         let [pin_meanwhile, record_meanwhile] = [&path, &record].map(|of| meanwhile(of));
         pin::remove(&record_meanwhile)?;
         symlink(&self.path, &record_meanwhile)?;
@@ -179,9 +179,10 @@ pub(super) fn end_kept_cgroup(path: &Path, named: &Path) -> io::Result<bool> {
     Ok(is_record)
 }
 
-/// Whether a path is that of a symbolic link that says where a cgroup is.
-pub(crate) fn is_cgroup_record(path: &Path) -> bool {
-    id_of(RECORD, path).is_some()
+/// Whether a path is that of a symbolic link that says where a cgroup is, whose pin is gone or was never made.
+pub(crate) fn is_forlorn(path: &Path) -> bool {
+    let pin = id_of(RECORD, path).map(|id| path.with_file_name(format!("{KEPT}{id}")));
+    pin.is_some_and(|pin| !pin.exists())
 }
 
 /// The number in the name of a pin, or of what is beside it, as this crate writes it.
@@ -236,9 +237,10 @@ impl Attached for CgroupLink {
 
     fn succeed(&mut self, mut former: Self) {
         let unpinned = match former.id == self.id {
-            true => former.link.give_up_pin_to(&self.link).map_err(|error| {
-                kernel_error("unpin", &self.path.display().to_string(), error)
-            }),
+            true => former
+                .link
+                .give_up_pin_to(&self.link)
+                .map_err(|error| kernel_error("unpin", &self.path.display().to_string(), error)),
             false => former.unpin(),
         };
         if let Err(error) = unpinned {
@@ -284,7 +286,11 @@ impl Replaceable for CgroupLink {
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(program),
             Err(error) => {
                 let name = self.path.display().to_string();
-                Err(kernel_error("put another program on the cgroup", &name, error))
+                Err(kernel_error(
+                    "put another program on the cgroup",
+                    &name,
+                    error,
+                ))
             }
             Ok(()) => Ok(mem::replace(&mut self.program, program)),
         }
@@ -313,10 +319,13 @@ impl Attachments<CgroupLink> {
     /// Adds one that a pin has kept. A process that ended as it put one back has left the one before, too.
     pub(crate) fn resume_kept(&mut self, kept: CgroupLink) {
         let path = kept.path.clone();
-        match self.iter_mut().find(|held| held.path == path) {
-            Some(held) if held.state() == AttachmentState::Attached => held.succeed(kept),
-            _ => self.put(kept, |held| held.path == path),
+        let is_there =
+            |held: &&mut CgroupLink| held.path == path && held.state() == AttachmentState::Attached;
+        let there = self.iter_mut().find(is_there);
+        if let Some(held) = there {
+            return held.succeed(kept);
         }
+        self.put(kept, |held| held.path == path);
     }
 
     /// Detaches from the cgroup of a directory.

@@ -16,7 +16,7 @@ mod xdp;
 
 pub use cgroup::CgroupAttachment;
 pub(crate) use cgroup::CgroupLink;
-pub(crate) use cgroup::is_cgroup_record;
+pub(crate) use cgroup::is_forlorn;
 pub(crate) use entry::Entry;
 pub(crate) use entry::EntrySet;
 pub use entry::SharedEntry;

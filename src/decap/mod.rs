@@ -3,6 +3,7 @@
 //! not to be had.
 
 mod builder;
+mod load;
 mod parts;
 mod pinned;
 mod record;
@@ -40,6 +41,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::pins::Home;
+use crate::pins::TC_PROGRAM;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
 use crate::sys::program;
@@ -47,7 +49,6 @@ use crate::sys::tc::Direction;
 use crate::types::Family;
 use crate::types::TcHook;
 use parts::Parts;
-use parts::TC_NAME;
 
 /// The priority of tc filters.
 const TC_PRIORITY: u16 = 2307;
@@ -220,7 +221,7 @@ impl Decap {
         })?;
         let plan = TcPlan {
             program: program.as_fd(),
-            name: TC_NAME,
+            name: TC_PROGRAM,
             direction: Direction::Ingress,
             priority: TC_PRIORITY,
             hook,
@@ -238,7 +239,7 @@ impl Decap {
         }
         let program = self.parts.load_tc(&self.settings)?;
         if let Some(home) = &self.home {
-            home.set().pin_program(TC_NAME, program.as_fd())?;
+            home.set().pin_program(TC_PROGRAM, program.as_fd())?;
         }
         self.parts.tc_program = Some(program);
         Ok(())

@@ -19,6 +19,7 @@ use crate::kernel::constants;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
 use crate::maps::PrefixTrie;
+use crate::pins::TC_PROGRAM;
 use crate::skel::decap::DecapSkelBuilder;
 use crate::skel::decap::types::decap_counters;
 use crate::skel::decap_tc::DecapTcSkelBuilder;
@@ -28,8 +29,6 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::Prefix;
 
-/// The tc program's name.
-pub(super) const TC_NAME: &str = "decap_tc";
 /// Names of maps.
 pub(super) const COUNTERS: &str = "decap_counters";
 pub(super) const SOURCES: &str = "allowed_sources";
@@ -46,10 +45,11 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Loads the program for XDP, with tries of its own, and counters of its own or these.
+    /// Loads the program for XDP, with tries of its own, and counters of its own or these; and that for tc.
     pub(super) fn load(
         settings: &DecapBuilder,
         counters: Option<BorrowedFd<'_>>,
+        with_tc: bool,
     ) -> Result<Self> {
         let mut storage = MaybeUninit::uninit();
         let mut open = kernel::open(DecapSkelBuilder::default(), &mut storage)?;
@@ -74,9 +74,12 @@ impl Parts {
                 tc_program: None,
             })
         };
-        let parts = take_over().map_err(|error| kernel_error("take over", "decap", error))?;
+        let mut parts = take_over().map_err(|error| kernel_error("take over", "decap", error))?;
         fill(SOURCES, &parts.sources, &settings.sources)?;
         fill(DESTINATIONS, &parts.destinations, &settings.destinations)?;
+        if with_tc {
+            parts.tc_program = Some(parts.load_tc(settings)?);
+        }
         Ok(parts)
     }
 
@@ -86,7 +89,7 @@ impl Parts {
         let mut open = kernel::open(DecapTcSkelBuilder::default(), &mut storage)?;
         write_constants!(
             settings,
-            constants(TC_NAME, open.maps.rodata_data.as_deref_mut())?
+            constants(TC_PROGRAM, open.maps.rodata_data.as_deref_mut())?
         );
         let maps = &mut open.maps;
         share(COUNTERS, &mut maps.decap_counters, self.counters.as_fd())?;
@@ -94,9 +97,9 @@ impl Parts {
         let destinations = self.destinations.as_fd();
         share(DESTINATIONS, &mut maps.allowed_destinations, destinations)?;
         let skel =
-            object::load(open, &[TC_NAME]).map_err(|refused| load_error(TC_NAME, refused))?;
+            object::load(open, &[TC_PROGRAM]).map_err(|refused| load_error(TC_PROGRAM, refused))?;
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
-        program.map_err(|error| kernel_error("take over", TC_NAME, error))
+        program.map_err(|error| kernel_error("take over", TC_PROGRAM, error))
     }
 }
 
@@ -119,7 +122,7 @@ macro_rules! write_constants {
 use write_constants;
 
 /// Four 32-bit words as they lie in memory.
-fn words(bytes: [u8; 16]) -> [u32; 4] {
+pub(super) fn words(bytes: [u8; 16]) -> [u32; 4] {
     std::array::from_fn(|word| {
         let at = word * 4;
         u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])

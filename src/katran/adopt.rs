@@ -51,6 +51,7 @@ use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
+use crate::pins::Tenant;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
@@ -127,7 +128,7 @@ impl Builder {
 fn adopt_whole(directory: &Path) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open(directory) {
+    let home = match Home::open_of(directory, Tenant::Balancer) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -387,7 +388,7 @@ impl Katran {
         for path in home.attachments()? {
             if made_for(&path).is_some() {
                 // Nobody was told of it.
-                end_kept(&path, &sets)?;
+                end_kept(&path, &sets, &[])?;
                 continue;
             }
             if let Some(link) = XdpLink::kept_at(&path, &mains)? {
@@ -398,12 +399,12 @@ impl Katran {
                 let program = checks.program().try_clone_to_owned();
                 let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
                 let program = program.map_err(failed)?;
-                match TcLink::kept_at(&path, Some(program.as_fd())) {
+                match TcLink::kept_at(&path, &[program.as_fd()]) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets)?;
+                        end_kept(&path, &sets, &[])?;
                     }
                     Err(error) => return Err(failed(error)),
                 }

@@ -1,8 +1,8 @@
-//! The directory of a pinned balancer, in a BPF file system: what is pinned in it outlives the process. One process at
-//! a time has it, by a lock that the kernel gives up when the process dies.
+//! The directory of a pinned balancer, decapsulator or server id option, in a BPF file system: what is pinned in it
+//! outlives the process. One process at a time has it, by a lock that the kernel gives up when the process dies.
 //!
 //! ```text
-//! identity           that it is a balancer's, how it is arranged, and whether the rest is whole (`identity.rs`)
+//! identity           whose it is, how it is arranged, and whether the rest is whole (`identity.rs`)
 //! attached/          what keeps attachments (`attach/kept.rs`)
 //! set/               what packets see, and the record of it; all of it can be exchanged by one rename
 //!     contents       what the maps mean, and the version that has made them (`contents.rs`)
@@ -14,8 +14,9 @@
 //! next_set/          the same of a replacement that is under way
 //! ```
 //!
-//! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
-//! others need no pins: the outer ones keep them.
+//! The identity comes first and goes last, so a directory with one is its tenant's, however far it is. Maps inside
+//! others need no pins: the outer ones keep them. Tenants other than balancers have maps and programs only, which say all
+//! there is to say.
 
 mod contents;
 mod identity;
@@ -23,6 +24,7 @@ mod ledger;
 mod ours;
 mod removal;
 mod set;
+mod tenant;
 mod words;
 
 use std::fs;
@@ -30,10 +32,12 @@ use std::fs::DirBuilder;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::libc;
 use nix::unistd::geteuid;
@@ -48,8 +52,10 @@ use crate::sys::process::Owner;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
 pub use removal::remove;
+pub(crate) use removal::remove_if_there;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
+pub(crate) use tenant::Tenant;
 
 const IDENTITY: &str = "identity";
 const ATTACHED: &str = "attached";
@@ -62,6 +68,8 @@ const PROBES: &str = "probes";
 pub(crate) const MAIN: &str = "program";
 pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
+/// That of a decapsulator for tc, by its name.
+pub(crate) const TC_PROGRAM: &str = "decap_tc";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
@@ -74,7 +82,8 @@ const TRIES: usize = 16;
 /// Objects, by the names under which they are pinned.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
 
-/// All that a balancer has to pin when it is loaded.
+/// All that there is to pin when something is loaded.
+#[derive(Default)]
 pub(crate) struct Content<'a> {
     pub(crate) maps: Objects<'a>,
     pub(crate) programs: Objects<'a>,
@@ -85,6 +94,7 @@ pub(crate) struct Content<'a> {
 pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
+    tenant: Tenant,
     identity: Option<Identity>,
     owner: Owner,
     /// Given up last.
@@ -92,8 +102,8 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Takes a directory to pin a new balancer in; it is made if it is missing.
-    pub(crate) fn claim(path: &Path) -> Result<Self> {
+    /// Takes a directory for a new tenant; it is made if it is missing.
+    pub(crate) fn claim(path: &Path, tenant: Tenant) -> Result<Self> {
         let path = absolute(path)?;
         check_name(&path)?;
         for _ in 0..TRIES {
@@ -102,7 +112,7 @@ impl Home {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 Err(error) => return Err(file_error("make the directory", &path, error)),
             };
-            let taken = Self::take(&path);
+            let taken = Self::take(&path, tenant);
             if taken.is_err() && made {
                 // Another process has it by now, if it is not empty.
                 let _ = fs::remove_dir(&path);
@@ -120,10 +130,27 @@ impl Home {
         Err(busy(&path, None))
     }
 
-    /// Takes the directory of a balancer that is there, whole or not.
-    pub(crate) fn open(given: &Path) -> Result<Self> {
+    /// Takes the directory of a tenant that is there, whole or not.
+    pub(crate) fn open_of(path: &Path, tenant: Tenant) -> Result<Self> {
+        let home = Self::open(path, tenant)?;
+        match home.tenant == tenant {
+            true => Ok(home),
+            false => Err(refused(
+                &home.path,
+                format!(
+                    "a {} is pinned there, which {} goes on with: choose another directory for a {}",
+                    home.tenant.name(),
+                    home.tenant.adopts(),
+                    tenant.name()
+                ),
+            )),
+        }
+    }
+
+    /// Takes the directory of whatever is there, whole or not; of that tenant, if it does not say.
+    fn open(given: &Path, tenant: Tenant) -> Result<Self> {
         let missing = || Error::NotFound {
-            what: format!("a pinned balancer in {}", given.display()),
+            what: format!("a pinned {} in {}", tenant.name(), given.display()),
         };
         // Nor is there one where a symbolic link leads nowhere, or below a directory that is missing.
         if let Ok(false) = given.try_exists() {
@@ -134,7 +161,7 @@ impl Home {
             if !path.exists() {
                 return Err(missing());
             }
-            if let Some(home) = Self::take(&path)? {
+            if let Some(home) = Self::take(&path, tenant)? {
                 return Ok(home);
             }
         }
@@ -142,7 +169,7 @@ impl Home {
     }
 
     /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since.
-    fn take(path: &Path) -> Result<Option<Self>> {
+    fn take(path: &Path, tenant: Tenant) -> Result<Option<Self>> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| file_error("open", path, error))?,
@@ -153,7 +180,7 @@ impl Home {
             Ok(Locked::Others(owner)) => return Err(busy(path, owner)),
             Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
                 return Err(Error::Exhausted {
-                    what: "pinned balancers of one process",
+                    what: "pinned directories of one process",
                     limit: crate::sys::lock::MOST as u64,
                 });
             }
@@ -168,7 +195,14 @@ impl Home {
         let identity = path.join(IDENTITY);
         let identity = Identity::open(&identity)
             .map_err(|error| kernel_error("open", &identity.display().to_string(), error))?;
+        let known = identity.as_ref().map(|identity| {
+            identity.tenant().ok_or_else(|| Error::Unsupported {
+                what: format!("what is pinned in {}", path.display()),
+                reason: "this version of the crate does not know it: use the version that has made it",
+            })
+        });
         Ok(Some(Self {
+            tenant: known.transpose()?.unwrap_or(tenant),
             attached: path.join(ATTACHED),
             path: path.to_owned(),
             identity,
@@ -182,7 +216,28 @@ impl Home {
         let Some(identity) = self.identity.as_ref() else {
             return Ok(None);
         };
-        self.known(identity, "to go on with the balancer").map(Some)
+        let what = format!("to go on with the {}", self.tenant.name());
+        self.known(identity, &what).map(Some)
+    }
+
+    /// Takes the directory of a tenant that is whole: with its age, and the version that has made what counts. `None`:
+    /// there is none.
+    pub(crate) fn whole(path: &Path, tenant: Tenant) -> Result<Option<(Self, Duration, String)>> {
+        let home = match Self::open_of(path, tenant) {
+            Err(Error::NotFound { .. }) => return Ok(None),
+            home => home?,
+        };
+        let Some(identity) = home.known_identity()? else {
+            return Ok(None);
+        };
+        if identity.stage() != Stage::Whole {
+            return Ok(None);
+        }
+        let Some(contents) = home.set().known_contents()? else {
+            return Ok(None);
+        };
+        let age = identity.age().unwrap_or_default();
+        Ok(Some((home, age, contents.version())))
     }
 
     /// The identity, if what is to be done takes no more than this version knows.
@@ -214,9 +269,11 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; Builder::adopt goes on with it, katran::remove takes it away), which",
+            "a {}{how_far} in {} (katran {}, loaded {age} s ago; {} goes on with it, katran::remove takes it away), which",
+            self.tenant.name(),
             self.path.display(),
             identity.version(),
+            self.tenant.adopts(),
         )
     }
 
@@ -240,7 +297,7 @@ impl Home {
         }
     }
 
-    /// Pins all that a balancer has, but for its ledger. If that fails nothing is left.
+    /// Pins all that a tenant has, but for a ledger. If that fails nothing is left.
     pub(crate) fn fill(&mut self, content: &Content<'_>) -> Result<()> {
         let filled = self.pin_all(content);
         if filled.is_err()
@@ -253,13 +310,14 @@ impl Home {
 
     fn pin_all(&mut self, content: &Content<'_>) -> Result<()> {
         let path = self.path.join(IDENTITY);
-        let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
+        let identity =
+            Identity::pin(&path, self.tenant).map_err(|error| pin_error(&path, error))?;
         self.identity = Some(identity);
         make_directory(&self.attached)?;
         self.set().fill(content)
     }
 
-    /// All that a balancer has is pinned, its ledger included.
+    /// All that the tenant has is pinned, a ledger included.
     pub(crate) fn set_whole(&self) {
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Whole);
@@ -275,14 +333,47 @@ impl Home {
         &self.attached
     }
 
-    /// What counts: the programs, the maps and the ledger of the balancer.
+    /// What counts: the programs, the maps and the ledger of the tenant.
     pub(crate) fn set(&self) -> PinnedSet {
-        PinnedSet::at(self.path.join(SET))
+        PinnedSet::at(self.path.join(SET), self.tenant)
     }
 
     /// The same of a replacement: what is to count, or has counted until now.
     pub(crate) fn next_set(&self) -> PinnedSet {
-        PinnedSet::at(self.path.join(NEXT_SET))
+        PinnedSet::at(self.path.join(NEXT_SET), self.tenant)
+    }
+
+    /// Pins what is to take the place of what counts, beside it.
+    pub(crate) fn stage_next(&self, content: &Content<'_>) -> Result<()> {
+        let next = self.next_set();
+        // Of one that was cut off, or that an attachment has kept.
+        next.remove()?;
+        let pinned = next.fill(content);
+        if pinned.is_err() {
+            self.unstage_next();
+        }
+        pinned
+    }
+
+    /// From now on what was staged counts; the other set can be unstaged.
+    pub(crate) fn commit_next(&self) -> Result<()> {
+        let [set, next] = [self.set(), self.next_set()];
+        let exchanged = pin::exchange(set.path(), next.path());
+        exchanged.map_err(|error| file_error("exchange", next.path(), error))
+    }
+
+    /// Removes the pins of what does not count.
+    pub(crate) fn unstage_next(&self) {
+        if let Err(error) = self.next_set().remove() {
+            log::warn!("what is pinned for another program stays: {error}");
+        }
+    }
+
+    /// The programs of this name, that of a set which does not count included.
+    pub(crate) fn programs(&self, name: &str) -> Result<Vec<OwnedFd>> {
+        let sets = [self.set(), self.next_set()];
+        let found = sets.iter().filter_map(|set| set.program(name).transpose());
+        found.collect()
     }
 }
 

@@ -5,15 +5,19 @@ use std::path::Path;
 
 use super::ServerIdOption;
 use crate::attach::CgroupLink;
+use crate::attach::is_forlorn;
+use crate::attach::made_for;
+use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Start;
+use crate::pins::Content;
 use crate::pins::Home;
-use crate::pins::Kind;
-use crate::pins::Objects;
+use crate::pins::MAIN;
+use crate::pins::Tenant;
+use crate::pins::remove_if_there;
 
-/// The program, as it is pinned.
-const PROGRAM: &str = "program";
+/// Names of maps.
 const COUNTERS: &str = "server_id_counters";
 const CONNECTIONS: &str = "connections";
 const OWN: &str = ".data.own";
@@ -35,10 +39,21 @@ impl ServerIdOption {
                 what: format!("the pins in {}", home.path().display()),
             });
         }
-        let mut home = Home::claim(directory.as_ref(), Kind::ServerIdOption)?;
-        home.fill_objects(&self.objects())?;
-        let kept = self.attachments.iter_mut();
-        let kept = kept.try_for_each(|attached| attached.keep_in(home.attached()));
+        let mut home = Home::claim(directory.as_ref(), Tenant::ServerIdOption)?;
+        let pinned = home.fill(&self.content()).and_then(|()| {
+            let mut attached = self.attachments.iter_mut();
+            attached.try_for_each(|attached| attached.keep_in(home.attached()))
+        });
+        if let Err(error) = pinned {
+            // They work on, and end with this again.
+            for attached in self.attachments.iter_mut() {
+                if let Err(error) = attached.unpin() {
+                    log::warn!("a pin stays: {error}");
+                }
+            }
+            home.give_up();
+            return Err(error);
+        }
         home.set_whole();
         self.home = Some(home);
         Ok(())
@@ -59,7 +74,7 @@ impl ServerIdOption {
         let adopted = Self::adopt_whole(directory)?;
         adopted
             .map(|(option, _)| option)
-            .ok_or_else(|| Kind::ServerIdOption.missing(directory))
+            .ok_or_else(|| Tenant::ServerIdOption.missing(directory))
     }
 
     /// [Adopts](Self::adopt) what is pinned in a directory; if nothing is, loads a [client's end](Self::client) and pins it
@@ -72,30 +87,49 @@ impl ServerIdOption {
         if let Some(adopted) = Self::adopt_whole(directory)? {
             return Ok(adopted);
         }
-        crate::pins::remove_if_there(directory)?;
+        remove_if_there(directory)?;
         let mut option = Self::client()?;
         option.pin(directory)?;
         Ok((option, Start::Loaded))
     }
 
     fn adopt_whole(directory: &Path) -> Result<Option<(Self, Start)>> {
-        let Some((home, start)) = Home::whole(directory, Kind::ServerIdOption)? else {
+        environment::check_kernel()?;
+        let Some((home, age, by_version)) = Home::whole(directory, Tenant::ServerIdOption)? else {
             return Ok(None);
         };
-        let mut option = Self::load_over(|name| home.object(name).map(Some))?;
-        let programs = home.programs(PROGRAM)?;
+        let mut option = Self::load_over(|name| home.set().map(name).map(Some))?;
+        // That of an adoption that was cut off may be there as well.
+        let programs = home.programs(MAIN)?;
         let programs: Vec<_> = programs.iter().map(AsFd::as_fd).collect();
         for path in home.attachments()? {
-            match CgroupLink::kept_at(&path, &programs)? {
-                Some(link) => option.attachments.resume_kept(link),
-                None => home.end_leftover(&path)?,
+            if made_for(&path).is_some() {
+                // Nobody was told of it.
+                home.end_leftover(&path)?;
+            } else if let Some(link) = CgroupLink::kept_at(&path, &programs)? {
+                option.attachments.resume_kept(link);
+            } else if is_forlorn(&path) {
+                home.end_leftover(&path)?;
             }
         }
-        home.stage(&option.objects())?;
-        let switched = option.attachments.switch(option.program.as_fd());
-        home.settle(switched)?;
+        option.put_in_place(&home)?;
         option.home = Some(home);
-        Ok(Some((option, start)))
+        Ok(Some((option, Start::Adopted { age, by_version })))
+    }
+
+    /// Puts the program of this handle in the place of those that are attached.
+    fn put_in_place(&mut self, home: &Home) -> Result<()> {
+        home.stage_next(&self.content())?;
+        let switched = self.attachments.switch(self.program.as_fd());
+        let switched = switched.and_then(|before| {
+            let committed = home.commit_next();
+            committed.map_err(|error| (error, self.attachments.switch_back(before)))
+        });
+        // What sockets may still meet stays pinned, by which the next owner knows it.
+        if !matches!(&switched, Err((_, true))) {
+            home.unstage_next();
+        }
+        switched.map_err(|(error, _)| error)
     }
 
     /// Takes it away, pinned or not: from its cgroups, and all that is pinned. To drop the handle of one that is not
@@ -105,8 +139,11 @@ impl ServerIdOption {
     /// As [`katran::remove`](crate::remove), which goes on where this has ended; [`Error::Busy`] in a child made by fork(2).
     pub fn remove(mut self) -> Result<()> {
         let home = self.home.take();
+        if let Some(home) = &home {
+            home.begin_removal()?;
+        }
         drop(self);
-        home.map_or(Ok(()), Home::end)
+        home.map_or(Ok(()), |mut home| home.remove())
     }
 
     /// Where it is pinned, if it is.
@@ -114,12 +151,15 @@ impl ServerIdOption {
         self.home.as_ref().map(Home::path)
     }
 
-    fn objects(&self) -> Objects<'_> {
-        vec![
-            (COUNTERS, self.counters.as_fd()),
-            (CONNECTIONS, self.connections.as_fd()),
-            (OWN, self.own.as_fd()),
-            (PROGRAM, self.program.as_fd()),
-        ]
+    fn content(&self) -> Content<'_> {
+        Content {
+            maps: vec![
+                (COUNTERS, self.counters.as_fd()),
+                (CONNECTIONS, self.connections.as_fd()),
+                (OWN, self.own.as_fd()),
+            ],
+            programs: vec![(MAIN, self.program.as_fd())],
+            probes: Vec::new(),
+        }
     }
 }
