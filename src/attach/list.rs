@@ -117,11 +117,6 @@ impl<A: Attached> Attachments<A> {
     pub(crate) fn resume(&mut self, kept: A) {
         self.held.push(kept);
     }
-
-    /// Gives up all of them, for the caller to end or to leave.
-    pub(crate) fn take(&mut self) -> Vec<A> {
-        std::mem::take(&mut self.held)
-    }
 }
 
 impl<A: OnInterface> Attachments<A> {
@@ -411,7 +406,7 @@ mod tests {
             let held = attachments.iter();
             held.map(|held| held.target.place.index).collect::<Vec<_>>()
         };
-        let mut other = list(&[(4, Attached, &[])]).take();
+        let mut other = list(&[(4, Attached, &[])]).held;
         let mut fake = other.remove(0);
         fake.target.name = "eth1".to_owned();
         attachments.add(fake);

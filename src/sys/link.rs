@@ -136,11 +136,6 @@ fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 }
 
 impl Link {
-    /// Pins the attachment at a path: it stays when its descriptors are closed.
-    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
-        super::pin::pin(self.0.as_fd(), path)
-    }
-
     /// Pins the attachment at a path, in the place of what is pinned there, and keeps it: it outlives this link.
     pub(crate) fn keep_at(&mut self, path: PathBuf, meanwhile: &Path) -> io::Result<()> {
         super::pin::replace(self.0.as_fd(), &path, meanwhile)?;
@@ -185,13 +180,6 @@ impl Link {
             false => self.keep_no_more(),
         }
     }
-
-    /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
-    pub(crate) fn leave(self) {
-        let link = mem::ManuallyDrop::new(self);
-        // SAFETY: the descriptor is taken once, as the link is not dropped.
-        drop(unsafe { std::ptr::read(&link.0) });
-    }
 }
 
 impl From<PinnedXdp> for Link {
@@ -218,8 +206,6 @@ pub(crate) struct PinnedXdp {
     fd: OwnedFd,
     /// The kernel's number of the program.
     pub(crate) program: u32,
-    /// Its interface is gone.
-    pub(crate) is_gone: bool,
 }
 
 impl PinnedXdp {
@@ -232,7 +218,6 @@ impl PinnedXdp {
         }
         Ok(Some(Self {
             program: info.number("prog_id")?,
-            is_gone: info.number::<u32>("ifindex")? == 0,
             fd,
         }))
     }
