@@ -5,7 +5,7 @@
 //! balancer --config lb.toml --interface eth0 [--mode auto|native|generic]
 //! balancer --config lb.toml --interface eth0 --check
 //! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2] [--interface eth0]
-//! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran
+//! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran [--take-over]
 //! balancer --remove --pin /sys/fs/bpf/katran
 //! ```
 //! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
@@ -13,7 +13,8 @@
 //! working. Unless the file says `flow_tracking = "all"`, it prints `drained: ...` when nothing has gone to a drained real for a
 //! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
 //! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
-//! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`. `RUST_LOG=info` shows more of what the library does.
+//! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`; the next one goes on with it,
+//! with `--take-over` also while this one runs, which ends then. `RUST_LOG=info` shows more of what the library does.
 
 mod common;
 
@@ -148,7 +149,7 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
             Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
-                keeper.keep(katran);
+                keeper.keep(katran)?;
                 drains.look(katran);
                 match Snapshot::take(katran) {
                     Ok(now) => {

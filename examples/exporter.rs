@@ -126,7 +126,7 @@ fn export(arguments: &Arguments) -> Result<()> {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                keeper.keep(katran);
+                keeper.keep(katran)?;
                 if let Err(error) = recount.go_on(katran) {
                     eprintln!("{}", common::with_causes(&error.into()));
                 }

@@ -90,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         match signals.recv_timeout(ROUND) {
             Ok(SIGUSR1) => arguments.options.report_diagnosis(&katran),
             Ok(SIGHUP) => arguments.options.follow_with(&mut katran, introspect),
-            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran),
+            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran)?,
             Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }

@@ -166,7 +166,7 @@ fn run(
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => {
-                let news = keeper.look(katran);
+                let news = keeper.look(katran)?;
                 if !news.is_empty() {
                     output.moved(news, arguments.options.place(katran));
                 }

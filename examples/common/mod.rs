@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -34,6 +35,9 @@ use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
+
+/// For how long an owner is waited for that is asked to let go.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to balance, and where.
 #[derive(clap::Args)]
@@ -57,6 +61,9 @@ pub(crate) struct Options {
     /// Pin the balancer in this directory of a BPF file system: it forwards on when this program ends or is killed
     #[arg(long, value_name = "DIR")]
     pin: Option<PathBuf>,
+    /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it
+    #[arg(long, requires = "pin")]
+    take_over: bool,
     /// Take away the balancer that is pinned with --pin, and end
     #[arg(long, requires = "pin")]
     remove: bool,
@@ -99,7 +106,11 @@ impl Options {
         let mut katran = match &self.pin {
             None => state.builder()?.load()?,
             Some(directory) => {
-                let (katran, start) = state.builder()?.pin(directory).adopt_or_load()?;
+                let mut builder = state.builder()?.pin(directory);
+                if self.take_over {
+                    builder = builder.take_over(PATIENCE);
+                }
+                let (katran, start) = builder.adopt_or_load()?;
                 if let Start::Adopted {
                     age, by_version, ..
                 } = start
@@ -245,15 +256,25 @@ impl Options {
     }
 }
 
-/// A program's end: an error goes to standard error, under the program's name.
+/// A program's end: an error goes to standard error, under the program's name. That another one has taken the
+/// balancer over is none.
 pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_handed_over(&error) => {
+            say(error.to_string());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{program}: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_handed_over(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<katran::Error>();
+    error.is_some_and(|error| matches!(error, katran::Error::HandedOver { .. }))
 }
 
 fn read(config: &Path) -> Result<State> {

@@ -79,8 +79,8 @@ pub enum Start {
 }
 
 impl Builder {
-    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone: with its
-    /// settings, not with those given here, its VIPs, reals, flow tables and counters. Programs of this version take
+    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone, or
+    /// [lets go](Self::take_over): with its settings, not with those given here, its VIPs, reals, flow tables and counters. Programs of this version take
     /// the place of those that are attached, between two packets; links stay.
     ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
@@ -91,7 +91,7 @@ impl Builder {
     /// there works on.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
-        let adopted = adopt_whole(&directory)?;
+        let adopted = adopt_whole(&directory, self.take_over_patience())?;
         adopted
             .map(|(katran, _)| katran)
             .ok_or_else(|| Error::NotFound {
@@ -105,7 +105,7 @@ impl Builder {
     /// As these.
     pub fn adopt_or_load(self) -> Result<(Katran, Start)> {
         let directory = self.directory_to_adopt()?;
-        if let Some((katran, start)) = adopt_whole(&directory)? {
+        if let Some((katran, start)) = adopt_whole(&directory, self.take_over_patience())? {
             return Ok((katran, start));
         }
         match crate::pins::remove(&directory) {
@@ -125,10 +125,10 @@ impl Builder {
 }
 
 /// Goes on with what is pinned in a directory; `None`: there is no balancer that is whole.
-fn adopt_whole(directory: &Path) -> Result<Option<(Katran, Start)>> {
+fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_of(directory, Tenant::Balancer) {
+    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -188,6 +188,7 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
+    katran.keep_house();
     Ok(katran)
 }
 

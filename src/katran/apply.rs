@@ -48,6 +48,7 @@ impl Katran {
     /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
     /// zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
+        let _call = self.call()?;
         let before = self.state();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
         self.note(self.rehearse_names(wanted, &planned.steps))?;

@@ -20,6 +20,7 @@ mod global_flows;
 mod ground;
 mod handles;
 mod health;
+mod keeper;
 mod load;
 mod looks;
 mod names;
@@ -101,6 +102,7 @@ use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 use handles::Maps;
+use keeper::Keeper;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
@@ -187,6 +189,8 @@ pub struct Katran {
     callbacks: watch::Callbacks,
     /// Where changes are written down, if the balancer is to outlive the process.
     ledger: Option<Ledger>,
+    /// Gives signs of life, and hands the balancer over, while it is pinned.
+    keeper: Option<Keeper>,
     /// Where it is pinned. The last one, as the next owner may come when it is given up.
     home: Option<Home>,
 }
@@ -200,7 +204,9 @@ impl Katran {
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {
-        let settler = Settler::new(fixed.tick);
+        let tenure = maps.live.tenure();
+        let settler = Settler::new(fixed.tick, Arc::clone(tenure));
+        let kernel = KernelCalls::new(Arc::clone(tenure));
         let katran = Self {
             table: Table::new(config.max_vips, config.max_reals),
             server_ids: Names::new(config.max_server_ids),
@@ -233,12 +239,13 @@ impl Katran {
             replaced: None,
             stranded: Vec::new(),
             explaining: Mutex::new(()),
-            kernel: KernelCalls::default(),
+            kernel,
             rejected_addresses: AtomicU64::new(0),
             watch: None,
             monitored: Arc::default(),
             callbacks: watch::Callbacks::default(),
             ledger: None,
+            keeper: None,
             home: None,
             config,
         };

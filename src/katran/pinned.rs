@@ -28,6 +28,10 @@ impl Katran {
     /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`](crate::Error::Busy) in a child made
     /// by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
+        if let Some(home) = &self.home {
+            home.check_owner()?;
+        }
+        let _call = self.call()?;
         let home = self.home.take();
         if let Some(home) = &home {
             home.begin_removal()?;
@@ -67,6 +71,7 @@ impl Katran {
             checks.keep_in(home.attached());
         }
         self.home = Some(home);
+        self.keep_house();
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use self::follower::Follower;
 use self::link::Found;
 use self::link::ask_once;
 use crate::maps::Live;
+use crate::sys::tenure::Tenure;
 use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::MaxFrame;
@@ -142,6 +143,10 @@ impl Told {
             auto: links.auto,
             stations,
         }
+    }
+
+    fn tenure(&self) -> &Arc<Tenure> {
+        self.live.tenure()
     }
 
     /// Tells packets what was found by interface, if that is something else than before.

@@ -287,7 +287,8 @@ impl Monitor {
             mem::forget(thread);
             return;
         }
-        self.live.set_events(0, 0);
+        let live = &self.live;
+        live.tenure().while_ours(|| live.set_events(0, 0));
         self.shared.stop.store(true, Ordering::Release);
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             log::error!("what the callback of a monitor owned has panicked when it went");

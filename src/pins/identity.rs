@@ -19,12 +19,14 @@ pub(crate) const LAYOUT: u64 = 2;
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
-/// Words: magic, layout, state, when it was loaded (nanoseconds since boot), whose it is, and the version's text.
+/// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot),
+/// whose it is, and the version's text.
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
-const AT_TENANT: usize = 4;
-const AT_VERSION: usize = 5;
+const AT_LIFE: usize = 4;
+const AT_TENANT: usize = 5;
+const AT_VERSION: usize = 6;
 
 /// How far a directory has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +46,11 @@ impl Stage {
 pub(crate) struct Identity(Words);
 
 impl Identity {
-    /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is that one's.
+    /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is that tenant's.
     pub(super) fn pin(path: &Path, tenant: Tenant) -> io::Result<Self> {
-        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, now()?, tenant.number()];
+        let made = now()?;
+        let stage = Stage::Making as u64;
+        let fixed = [MAGIC, LAYOUT, stage, made, made, tenant.number()];
         Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 
@@ -73,6 +77,14 @@ impl Identity {
     pub(crate) fn age(&self) -> io::Result<Duration> {
         let age = now()?.saturating_sub(self.0.get(AT_LOADED));
         Ok(Duration::from_nanos(age))
+    }
+
+    /// The owner lives.
+    pub(crate) fn show_life(&self) {
+        // Without a clock there is none to say when.
+        if let Ok(now) = now() {
+            self.0.set(AT_LIFE, now);
+        }
     }
 
     pub(crate) fn stage(&self) -> Stage {

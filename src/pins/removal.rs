@@ -12,9 +12,10 @@ use super::TC_PROGRAM;
 use super::busy;
 use super::entries;
 use super::file_error;
+use super::handover;
+use super::known;
 use super::remove_directory;
 use super::set::Entrance;
-use super::tenant::Tenant;
 use crate::attach::end_kept;
 use crate::error::Error;
 use crate::error::Result;
@@ -34,14 +35,14 @@ use crate::sys::rcu::GracePeriod;
 /// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has made it, in another way; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
-    let mut home = Home::open(directory.as_ref(), Tenant::Balancer)?;
+    let mut home = Home::open(directory.as_ref())?;
     if home.identity.is_none() && !entries(&home.path)?.is_empty() {
         return Err(Error::NotFound {
             what: format!("anything of this crate in {}", home.path.display()),
         });
     }
     if let Some(identity) = &home.identity {
-        home.known(identity, "to remove what is pinned")?;
+        known(&home.path, identity, "to remove what is pinned")?;
         home.set().known_contents()?;
         home.next_set().known_contents()?;
     }
@@ -59,13 +60,19 @@ pub(crate) fn remove_if_there(directory: &Path) -> Result<()> {
 impl Home {
     /// From now on what is there is nobody's any more, however far its removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
-        if !self.owner.is_here() {
-            return Err(busy(&self.path, Some(parent_id())));
-        }
+        self.check_owner()?;
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Removing);
         }
         Ok(())
+    }
+
+    /// Whether this process has the directory, and is no child of that made by fork(2).
+    pub(crate) fn check_owner(&self) -> Result<()> {
+        match self.owner.is_here() {
+            true => Ok(()),
+            false => Err(busy(&self.path, Some(parent_id()))),
+        }
     }
 
     /// Takes away all that is the tenant's, the identity last.
@@ -77,11 +84,18 @@ impl Home {
             self.set().remove()?;
             // What is left of attachments is not the tenant's.
             remove_directory(&self.attached)?;
+            self.remove_requests()?;
             let path = self.path.join(IDENTITY);
             pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             self.identity = None;
         }
         remove_directory(&self.path)
+    }
+
+    /// What processes have left that asked for the balancer; who asks now finds out that there is none.
+    fn remove_requests(&self) -> Result<()> {
+        handover::remove(&self.claim.directory)
+            .map_err(|error| file_error("remove requests in", &self.path, error))
     }
 
     fn end_attachments(&self) -> Result<()> {

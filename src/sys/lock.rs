@@ -142,6 +142,16 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Gives it up before it is dropped: whoever waits for it can have it.
+    pub(crate) fn give_up(&self) {
+        if self.owner.is_here() {
+            // SAFETY: takes a descriptor and a number.
+            unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
+        }
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         if !self.owner.is_here() {
@@ -156,8 +166,28 @@ impl Drop for Lock {
     }
 }
 
+/// Whether somebody has locked a directory. A [`Lock::take`] at this moment may find it locked by this.
+pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
+    // Of its own: see `Lock::take`.
+    let file = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()))?;
+    let fd = file.as_raw_fd();
+    // SAFETY: takes a descriptor and numbers.
+    match unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) } {
+        0 => {
+            // A child made meanwhile may have a copy of the descriptor: so it is given up, not closed.
+            // SAFETY: takes a descriptor and a number.
+            unsafe { libc::flock(fd, libc::LOCK_UN) };
+            Ok(false)
+        }
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            error => Err(error),
+        },
+    }
+}
+
 /// The process that has locked a directory, if it is one that this one may know of.
-fn holder(directory: &File) -> io::Result<Option<u32>> {
+pub(crate) fn holder(directory: &File) -> io::Result<Option<u32>> {
     let metadata = directory.metadata()?;
     let device = metadata.st_dev();
     let (major, minor) = (libc::major(device), libc::minor(device));

@@ -334,7 +334,7 @@ fn a_pinned_balancer_leaves_its_ledger() {
     }
     let (state, table) = (katran.state(), katran.table.unsettled());
     drop(katran);
-    let home = Home::open_of(&directory, Tenant::Balancer).unwrap();
+    let home = Home::open_or_ask(&directory, Tenant::Balancer, None).unwrap();
     let ground = home.set().ground().unwrap().unwrap();
     let (_, found) = Ledger::read(ground).unwrap();
     assert_eq!(found.under_way, None);
