@@ -28,6 +28,7 @@ mod place;
 mod removal;
 mod set;
 mod tenant;
+mod whole;
 mod words;
 
 use std::fs;
@@ -65,6 +66,8 @@ pub(crate) use removal::remove_if_there;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
 pub(crate) use tenant::Tenant;
+use whole::check_tenant;
+use whole::tenant_of;
 
 const IDENTITY: &str = "identity";
 const ATTACHED: &str = "attached";
@@ -153,7 +156,7 @@ impl Home {
     ) -> Result<Self> {
         let home = Self::open_as(given, Some(tenant), patience)?;
         if let Some(identity) = &home.identity {
-            tenant.check(&home.path, identity)?;
+            check_tenant(tenant, &home.path, identity)?;
         }
         Ok(home)
     }
@@ -197,7 +200,7 @@ impl Home {
         // Nobody lets go for one that could not go on.
         if let Some(identity) = identity_in(path)? {
             known(path, &identity, GO_ON)?;
-            tenant.map_or(Ok(()), |tenant| tenant.check(path, &identity))?;
+            tenant.map_or(Ok(()), |tenant| check_tenant(tenant, path, &identity))?;
         }
         let made = Request::make(&directory, until);
         let made = made.map_err(|error| file_error("ask for", path, error))?;
@@ -249,7 +252,7 @@ impl Home {
             handover::remove(&file).map_err(failed)?;
         }
         let identity = identity_in(path)?.map(Arc::new);
-        let tenant = identity.as_ref().map(|of| Tenant::in_sight(path, of));
+        let tenant = identity.as_ref().map(|of| tenant_of(path, of));
         Ok(Some(Self {
             attached: path.join(ATTACHED),
             path: path.to_owned(),
