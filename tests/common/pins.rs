@@ -102,3 +102,22 @@ pub(crate) fn tree(directory: &Path) -> Vec<(String, u32)> {
     found.sort();
     found
 }
+
+/// How many sockops programs are attached to the cgroup of a directory.
+pub(crate) fn programs_of_cgroup(directory: &Path) -> u32 {
+    let directory = fs::File::open(directory).unwrap();
+    let mut count = 0;
+    // SAFETY: takes a descriptor, numbers and a pointer to a number; no ids are asked for.
+    let asked = unsafe {
+        libbpf_sys::bpf_prog_query(
+            directory.as_raw_fd(),
+            libbpf_sys::BPF_CGROUP_SOCK_OPS,
+            0,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            &mut count,
+        )
+    };
+    assert_eq!(asked, 0);
+    count
+}
