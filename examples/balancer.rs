@@ -6,9 +6,10 @@
 //! balancer --config lb.toml --interface eth0 --check
 //! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2] [--interface eth0]
 //! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran [--take-over]
+//! balancer --owner --pin /sys/fs/bpf/katran
 //! balancer --remove --pin /sys/fs/bpf/katran
 //! ```
-//! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
+//! With `--owner` it prints whose the pinned balancer is, or for how long nobody's. With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
 //! working. Unless the file says `flow_tracking = "all"`, it prints `drained: ...` when nothing has gone to a drained real for a
 //! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
@@ -63,8 +64,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let options = &arguments.options;
-    if let Some(removed) = options.removal() {
-        return common::exit("balancer", removed);
+    if let Some(done) = options.without_balancing() {
+        return common::exit("balancer", done);
     }
     if arguments.check {
         return match check(options) {

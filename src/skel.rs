@@ -10,6 +10,9 @@
 
 pub(crate) mod katran {
     include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));
+
+    /// Other objects have another one.
+    pub(crate) const DIGEST: u64 = include!(concat!(env!("OUT_DIR"), "/katran.digest"));
 }
 
 pub(crate) mod decap {

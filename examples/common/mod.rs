@@ -26,6 +26,7 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
 use katran::state::Changes;
 pub(crate) use keeper::Keeper;
 #[allow(unused_imports, reason = "for examples without another clock")]
@@ -44,11 +45,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The configuration: TOML with [balancer] and [[vip]]
-    #[arg(long, value_name = "FILE", required_unless_present = "remove")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["remove", "owner"])]
     config: Option<PathBuf>,
     /// Where packets come in and leave; may be given several times. With --shared it is attached to none:
     /// they are those of the root program, to look at for a diagnosis
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["shared", "remove"])]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["shared", "remove", "owner"])]
     pub(crate) interface: Vec<String>,
     /// Share the interface: be an entry of the root program that is pinned here
     #[arg(long, value_name = "PATH")]
@@ -64,6 +65,9 @@ pub(crate) struct Options {
     /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it
     #[arg(long, requires = "pin")]
     take_over: bool,
+    /// Print whose the balancer is that is pinned with --pin, and end: with status 0 if it has an owner that works
+    #[arg(long, requires = "pin", conflicts_with = "remove")]
+    pub(crate) owner: bool,
 }
 
 impl Options {
@@ -82,9 +86,23 @@ impl Options {
         self.config.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// Takes a pinned balancer away, if that is what was asked for.
-    pub(crate) fn removal(&self) -> Option<Result<()>> {
-        self.pin.removal()
+    /// Does what needs no balancer of this program, if that is what was asked for: takes a pinned one away, or tells whose it
+    /// is.
+    pub(crate) fn without_balancing(&self) -> Option<Result<()>> {
+        let looked = self.owner.then(|| self.look_for_owner());
+        looked.or_else(|| self.pin.removal())
+    }
+
+    /// Prints whose the pinned balancer is.
+    pub(crate) fn look_for_owner(&self) -> Result<()> {
+        let directory = self.pin.directory().unwrap_or(Path::new(""));
+        let found = Diagnosis::of_pinned(directory);
+        say(found.to_string());
+        anyhow::ensure!(
+            found.worst() < Severity::Warning,
+            "no process looks after it"
+        );
+        Ok(())
     }
 
     /// A balancer with the settings and VIPs of a state, attached to the interfaces.

@@ -129,8 +129,8 @@ struct Probed {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    if let Some(removed) = arguments.options.removal() {
-        return common::exit("healthcheck", removed);
+    if let Some(done) = arguments.options.without_balancing() {
+        return common::exit("healthcheck", done);
     }
     common::exit("healthcheck", run(&arguments))
 }

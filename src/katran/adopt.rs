@@ -21,6 +21,8 @@ use super::object::Fixed;
 use super::object::Inner;
 use super::object::InnerTables;
 use super::object::Programs;
+use super::object::are_of_object;
+use super::object::load_maps;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
@@ -80,8 +82,9 @@ pub enum Start {
 
 impl Builder {
     /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone, or
-    /// [lets go](Self::take_over): with its settings, not with those given here, its VIPs, reals, flow tables and counters. Programs of this version take
-    /// the place of those that are attached, between two packets; links stay.
+    /// [lets go](Self::take_over): with its settings, not with those given here, its VIPs, reals, flow tables and
+    /// counters. Programs of this version take the place of those that are attached, between two packets, if they are
+    /// others (which takes the verifier's second); links stay.
     ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
@@ -159,6 +162,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
+    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -183,7 +187,10 @@ fn adopt(home: Home) -> Result<Katran> {
         checks.keep_in(home.attached());
     }
     katran.home = Some(home);
-    katran.put_new_in_place(programs)?;
+    match programs {
+        Some(programs) => katran.put_new_in_place(programs)?,
+        None => katran.put_back_in_place()?,
+    }
     katran.note_attached();
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
@@ -192,8 +199,8 @@ fn adopt(home: Home) -> Result<Katran> {
     Ok(katran)
 }
 
-/// All objects of the balancer, with the programs that are attached; and the programs of this version.
-fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
+/// All objects of the balancer, with the programs that are attached; and those of this version, if they are others.
+fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     let config = kept.config.clone();
     let cpus = map::possible_cpus()
         .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
@@ -206,6 +213,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         explainer: old.explainer,
         clock: old.clock,
         special: old.special,
+        constants: old.constants,
     };
     let inner = inner_tables(&set, &config)?;
     let machine = Machine {
@@ -229,7 +237,13 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         numbered(|| map.reuse_fd(fd.as_fd()))
             .map_err(|error| kernel_error("take over the map", &name, error))?;
     }
-    let (new, skel) = load_object(object, &config, &fixed, 0)?;
+    let (new, skel) = match are_of_object(&programs, &mut object, &config, &fixed)? {
+        true => (None, load_maps(object)?),
+        false => {
+            let (new, skel) = load_object(object, &config, &fixed, 0)?;
+            (Some(new), skel)
+        }
+    };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
     let healthchecks = match config.healthcheck_interface {
@@ -417,6 +431,19 @@ impl Katran {
                 checks.resume_link(path, &mains);
             }
         }
+        Ok(())
+    }
+
+    /// The programs stay, also where a reload that was cut off has put its own.
+    fn put_back_in_place(&mut self) -> Result<()> {
+        let switched = self.attachments.switch(self.programs.main.as_fd());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        let switched = self.shared.switch(self.programs.entry_set());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        // Packets may be in those of a reload.
+        self.outlast(Vec::new());
+        self.shared.remove_leftovers();
+        self.unstage();
         Ok(())
     }
 

@@ -141,6 +141,7 @@ impl Keeper {
             thread: None,
             owner: Owner::new(),
         };
+        keeper.show_life();
         keeper.start_thread()?;
         Ok(Some(keeper))
     }

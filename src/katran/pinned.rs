@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::pins::CLOCK;
+use crate::pins::CONSTANTS;
 use crate::pins::Content;
 use crate::pins::EXPLAINER;
 use crate::pins::Home;
@@ -118,6 +119,8 @@ fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
         (CLOCK, programs.clock.as_fd()),
         (SPECIAL, programs.special.as_fd()),
     ];
+    let constants = programs.constants.as_ref();
+    objects.extend(constants.map(|constants| (CONSTANTS, constants.as_fd())));
     objects.extend(maps);
     objects
 }

@@ -87,6 +87,12 @@ impl Identity {
         }
     }
 
+    /// How long ago an owner gave the last sign of life, times of sleep included.
+    pub(crate) fn silence(&self) -> io::Result<Duration> {
+        let silence = now()?.saturating_sub(self.0.get(AT_LIFE));
+        Ok(Duration::from_nanos(silence))
+    }
+
     pub(crate) fn stage(&self) -> Stage {
         let number = self.0.get(AT_STATE);
         let stage = Stage::ALL.into_iter().find(|of| *of as u64 == number);

@@ -23,6 +23,7 @@ mod contents;
 mod handover;
 mod identity;
 mod ledger;
+mod look;
 mod ours;
 mod place;
 mod removal;
@@ -57,6 +58,10 @@ use handover::Request;
 use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
+pub use look::PinnedBalancer;
+pub use look::PinnedOwner;
+pub use look::PinnedStage;
+pub use look::pinned;
 use place::absolute;
 use place::check_name;
 use place::open_directory;
@@ -82,6 +87,8 @@ pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
 /// That of a decapsulator for tc, by its name.
 pub(crate) const TC_PROGRAM: &str = "decap_tc";
+/// With what they were loaded.
+pub(crate) const CONSTANTS: &str = "constants";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
@@ -264,6 +271,18 @@ impl Home {
                 lock,
             }),
         }))
+    }
+
+    /// The balancer has an owner.
+    pub(crate) fn show_life(&self) {
+        if let Some(identity) = &self.identity {
+            identity.show_life();
+        }
+    }
+
+    /// How long ago the owner gave its last sign of life, if there is a clock that says so.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        self.identity.as_ref()?.silence().ok()
     }
 
     /// What there is to hand over, with the identity; `None`: nothing is pinned.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::CLOCK;
+use super::CONSTANTS;
 use super::Content;
 use super::EXPLAINER;
 use super::MAIN;
@@ -49,6 +50,7 @@ pub(crate) struct PinnedPrograms {
     pub(crate) explainer: OwnedFd,
     pub(crate) clock: OwnedFd,
     pub(crate) special: OwnedFd,
+    pub(crate) constants: Option<OwnedFd>,
 }
 
 /// What of them is in entries of root programs; the first one is what interfaces have.
@@ -159,6 +161,7 @@ impl PinnedSet {
             explainer: open(EXPLAINER)?,
             clock: open(CLOCK)?,
             special: open(SPECIAL)?,
+            constants: self.open_pin(PROGRAMS, CONSTANTS)?,
         })
     }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -25,6 +26,9 @@ use super::process::Owner;
 
 /// The most locks of one process.
 pub(crate) const MOST: usize = 64;
+
+/// So often a lock is tried whose owner cannot be seen: it may be an `is_locked`.
+const LOOKS: usize = 5;
 
 const FREE: i32 = -1;
 const RESERVED: i32 = -2;
@@ -128,17 +132,24 @@ impl Lock {
             place,
             owner,
         };
-        // SAFETY: takes a descriptor and numbers.
-        match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-            0 => Ok(Locked::Ours(lock)),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::WouldBlock => {
-                    // That it cannot be told changes nothing.
-                    Ok(Locked::Others(holder(directory).ok().flatten()))
-                }
-                error => Err(error),
-            },
+        for _ in 0..LOOKS {
+            // SAFETY: takes a descriptor and numbers.
+            match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+                0 => return Ok(Locked::Ours(lock)),
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::WouldBlock => {
+                        // That it cannot be told changes nothing.
+                        if let Ok(Some(holder)) = holder(directory) {
+                            return Ok(Locked::Others(Some(holder)));
+                        }
+                    }
+                    error => return Err(error),
+                },
+            }
+            // Somebody may just be looking.
+            thread::sleep(Duration::from_millis(1));
         }
+        Ok(Locked::Others(None))
     }
 }
 
@@ -166,7 +177,7 @@ impl Drop for Lock {
     }
 }
 
-/// Whether somebody has locked a directory. A [`Lock::take`] at this moment may find it locked by this.
+/// Whether somebody has locked a directory; a [`Lock::take`] at this moment tries again.
 pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
     // Of its own: see `Lock::take`.
     let file = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()))?;
@@ -200,8 +211,8 @@ pub(crate) fn holder(directory: &File) -> io::Result<Option<u32>> {
 fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
-        let is_lock = words.next() == Some("FLOCK");
-        let process = words.nth(2)?;
+        let is_lock = words.next() == Some("FLOCK") && words.nth(1) == Some("WRITE");
+        let process = words.next()?;
         let is_it = is_lock && words.next() == Some(wanted);
         process.parse().ok().filter(|_| is_it)
     })
@@ -210,7 +221,6 @@ fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::process;
-    use std::time::Duration;
 
     use nix::sys::wait::waitpid;
     use nix::unistd::ForkResult;
@@ -283,7 +293,8 @@ mod tests {
     fn the_holder_is_found_among_other_locks() {
         const TEXT: &str = "1: POSIX  ADVISORY  WRITE 7 00:27:8971015 0 EOF\n\
             2: -> FLOCK  ADVISORY  WRITE 8 00:27:8971015 0 EOF\n\
-            3: FLOCK  ADVISORY  WRITE 9 00:27:89710 0 EOF\n";
+            3: FLOCK  ADVISORY  WRITE 9 00:27:89710 0 EOF\n\
+            5: FLOCK  ADVISORY  READ 9 00:27:8971015 0 EOF\n";
         const OURS: &str = "4: FLOCK  ADVISORY  WRITE 10 00:27:8971015 0 EOF\n";
         let found = |text: &str| holder_in(text, "00:27:8971015");
         assert_eq!(found(TEXT), None);

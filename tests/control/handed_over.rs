@@ -22,6 +22,10 @@ use katran::Result;
 use katran::ServerId;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::PinnedOwner;
+use katran::diagnosis::PinnedStage;
+use katran::diagnosis::Severity;
 use katran::events::MonitorOptions;
 use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
@@ -287,4 +291,51 @@ fn a_handover_is_for_the_one_that_asked() {
     assert!(!owner.is_handed_over());
     owner.remove().unwrap();
     assert!(!directory.exists());
+}
+
+/// Anybody can look whose a balancer is, and for how long nobody has looked after it.
+#[test]
+fn an_orphan_is_seen() {
+    let directory = directory();
+    let missing = katran::pinned(&directory).unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    assert!(!Diagnosis::of_pinned(&directory).works());
+    let katran = load(builder().pin(&directory));
+    let look = || katran::pinned(&directory).unwrap();
+    let worst = || Diagnosis::of_pinned(&directory).worst();
+    thread::sleep(Duration::from_millis(2500));
+    let owned = look();
+    assert_eq!(owned.owner, PinnedOwner::Process(std::process::id()));
+    assert_eq!(owned.stage, PinnedStage::Whole);
+    assert_eq!(owned.version, env!("CARGO_PKG_VERSION"));
+    let alive = Duration::from_millis(2000);
+    assert!(owned.silence < alive && owned.age > alive, "{owned:?}");
+    assert_eq!(worst(), Severity::Ok);
+    let counted = katran.counters().unwrap().library.sign_of_life_age;
+    assert!(counted.is_some_and(|age| age < alive), "{counted:?}");
+    // Those who look are in nobody's way.
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                look();
+            }
+        });
+        drop(katran);
+        for _ in 0..3 {
+            drop(builder().pin(&directory).adopt().unwrap());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let began = Instant::now();
+    thread::sleep(Duration::from_millis(1500));
+    let orphan = look();
+    assert_eq!(orphan.owner, PinnedOwner::Nobody);
+    assert!(orphan.silence >= Duration::from_millis(1500), "{orphan:?}");
+    assert!(orphan.silence < began.elapsed() + alive, "{orphan:?}");
+    assert!(orphan.to_string().starts_with("no owner for "), "{orphan}");
+    assert_eq!(worst(), Severity::Warning);
+    katran::remove(&directory).unwrap();
+    let ephemeral = load(builder()).counters().unwrap();
+    assert_eq!(ephemeral.library.sign_of_life_age, None);
 }

@@ -177,10 +177,24 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     let text = String::from_utf8(refused.unwrap().stderr).unwrap();
     assert!(text.contains(&format!("belongs to process {id}")), "{text}");
     assert!(!place.is_asked());
+    let whose = || {
+        let mut command = example("balancer");
+        command.args(["--owner", "--pin"]).arg(&place.directory);
+        let output = place.host().output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), text)
+    };
+    let (works, text) = whose();
+    assert!(!works && text.contains("no sign of life for 1"), "{text}");
     // It has not noticed.
     owner.process.signal(SIGCONT).unwrap();
     owner.process.signal(SIGHUP).unwrap();
     owner.says("no changes");
+    let (works, text) = whose();
+    assert!(
+        works && text.contains(&format!("owner: process {id};")),
+        "{text}"
+    );
 
     owner.process.signal(SIGSTOP).unwrap();
     let mut next = Running::start(place.host(), place.command("balancer", &["--take-over"]));
@@ -189,6 +203,14 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     next.says("balancing on eth0 in native mode");
     assert!(!place.is_asked());
     next.process.kill().unwrap();
+    let (works, text) = whose();
+    assert!(!works && text.contains("no owner for "), "{text}");
+    let mut top = example("top");
+    top.args(["--owner", "--refreshes", "2", "--interval", "0.1", "--pin"]);
+    top.arg(&place.directory);
+    let top = place.host().output(top).unwrap();
+    let text = String::from_utf8(top.stdout).unwrap();
+    assert_eq!(text.matches("no owner for ").count(), 2, "{text}");
     place.remove();
 }
 
