@@ -223,7 +223,13 @@ fn the_next_handle_goes_on_with_all_of_it() {
         assert_eq!(now.0, link.0);
         assert_ne!(now.1, link.1, "that of this version");
         assert_ne!(pins::program_id(decap.program_fd()), program);
-        assert_eq!(decap.counters().unwrap(), counters);
+        // What the host itself has sent is in the total, too.
+        let now = decap.counters().unwrap();
+        assert!(now.total >= counters.total);
+        assert_eq!(
+            (now.ipip_v4, now.drop_source),
+            (counters.ipip_v4, counters.drop_source)
+        );
         let own = |decap: &Decap| pins::program_id(decap.program_fd());
         let before = own(&decap);
         decap.reload(settings()).unwrap();
