@@ -326,15 +326,25 @@ impl Katran {
     /// Each VIP has the ring that packets see of it, with its history.
     fn resume_rings(&mut self) -> Result<()> {
         let vips = self.table.vips();
-        let vips: Vec<_> = vips.map(|(vip, entry)| (*vip, entry.number.0)).collect();
-        for (vip, number) in vips {
-            self.maps.vip_addresses.resume(&vip);
-            let ring = self.maps.vip_cells.ring_of(number);
-            let Some(ring) = ring.and_then(|ring| self.maps.rings.occupy(ring)) else {
+        let vips: Vec<_> = vips
+            .map(|(vip, entry)| (*vip, entry.number.0, entry.flags))
+            .collect();
+        for (vip, number, _) in &vips {
+            self.maps.vip_addresses.resume(vip);
+            let Some(ring) = self.maps.vip_cells.ring_of(*number) else {
                 continue;
             };
-            self.rings[usize::from(number)] = Some(ring);
-            self.resume_history(&vip, number.into(), ring)?;
+            let ring = self.maps.rings.occupy(ring);
+            let ring = ring.ok_or_else(|| spoiled(format!("the ring of {vip} is another's")))?;
+            self.rings[usize::from(*number)] = Some(ring);
+        }
+        // A history that is over has left its places, which may be another's ring by now.
+        for (vip, number, flags) in vips {
+            if let Some(ring) = self.rings[usize::from(number)]
+                && self.tracks_changes(&vip, flags)
+            {
+                self.resume_history(&vip, number.into(), ring)?;
+            }
         }
         Ok(())
     }

@@ -392,7 +392,7 @@ fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
             // It can be made now.
             call(&mut katran).unwrap();
         }
-        if nth % 8 != 0 && nth + 1 != CALLS.len() {
+        if nth % 20 != 0 && nth + 1 != CALLS.len() {
             continue;
         }
         let mut fresh = with_probes().features(katran.features()).load().unwrap();
