@@ -223,6 +223,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
         assert_eq!(now.0, link.0);
         assert_ne!(now.1, link.1, "that of this version");
         assert_ne!(pins::program_id(decap.program_fd()), program);
+        assert!(counters.ipip_v4 > 0 && counters.drop_source > 0);
         // What the host itself has sent is in the total, too.
         let now = decap.counters().unwrap();
         assert!(now.total >= counters.total);
@@ -382,6 +383,8 @@ fn what_fails_leaves_all_as_it_was() {
     }
 }
 
+type Adopt<'a> = &'a dyn Fn(&Path) -> katran::Result<()>;
+
 /// Each kind of thing has directories of its own, and says what is in that of another one.
 #[test]
 fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
@@ -394,7 +397,7 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
     option.pin(&of_option).unwrap();
     drop(option);
     let before = tree(&place.files);
-    let adopts: [(&str, &dyn Fn(&Path) -> katran::Result<()>); 3] = [
+    let adopts: [(&str, Adopt<'_>); 3] = [
         ("Builder::adopt", &|path| {
             builder().pin(path).adopt_or_load().map(drop)
         }),
