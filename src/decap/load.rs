@@ -18,12 +18,12 @@ impl DecapBuilder {
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) for a destination that no packet can
-    /// have; [`Error::KernelTooOld`](crate::Error::KernelTooOld),
-    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
-    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier)
-    /// if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel). With [`pin`](Self::pin) also
-    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if something is pinned in the directory (see
+    /// [`Error::InvalidAddress`] for a destination that no packet can
+    /// have; [`Error::KernelTooOld`],
+    /// [`Error::BpfUnavailable`],
+    /// [`Error::Privilege`]; [`Error::Verifier`]
+    /// if the kernel rejects the program; [`Error::Kernel`]. With [`pin`](Self::pin) also
+    /// [`Error::AlreadyExists`] if something is pinned in the directory (see
     /// [`adopt`](Self::adopt)), and those of a directory, as in [`Builder::load`](crate::Builder::load). Nothing stays in the
     /// kernel then, and no directory.
     pub fn load(mut self) -> Result<Decap> {
@@ -50,9 +50,9 @@ impl DecapBuilder {
     /// [`Decap::tc_interfaces`] say so, and [`Decap::reattach`] puts it back.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if nothing whole is pinned there;
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is something else;
-    /// [`Error::Busy`](crate::Error::Busy); [`Error::Unsupported`](crate::Error::Unsupported) if another version of the crate
+    /// [`Error::NotFound`] if nothing whole is pinned there;
+    /// [`Error::InvalidConfig`] if it is something else;
+    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate
     /// has pinned it in another way; otherwise as [`load`](Self::load). What is there works on.
     pub fn adopt(self) -> Result<Decap> {
         let directory = self.directory_to_adopt()?;

@@ -11,7 +11,6 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::parent_id;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process;
 
