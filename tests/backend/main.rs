@@ -10,6 +10,7 @@ mod decap;
 mod decap_pinned;
 mod decap_rules;
 mod health_late;
+mod health_pinned;
 mod health_wire;
 mod server_id_option;
 mod server_id_pinned;
