@@ -9,6 +9,7 @@ mod common;
 mod decap;
 mod decap_pinned;
 mod decap_rules;
+mod forsaken;
 mod health_late;
 mod health_pinned;
 mod health_wire;
