@@ -12,6 +12,9 @@ pub(crate) mod katran {
     include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));
 }
 
+/// An object of its own: a skeleton would take its maps by their names.
+pub(crate) const CARRY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carry.o"));
+
 pub(crate) mod decap {
     include!(concat!(env!("OUT_DIR"), "/decap.skel.rs"));
 }

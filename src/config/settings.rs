@@ -693,6 +693,26 @@ impl BalancerState {
         }
     }
 
+    /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
+    /// after load stays as it is, but that features which are wanted are there.
+    pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
+        let mut merged = self.with_loaded(wanted);
+        if wanted.forwarding_cpus.is_some() && wanted.numa_nodes.is_none() {
+            let same = self.in_order().forwarding_cpus == wanted.in_order().forwarding_cpus;
+            merged.numa_nodes = self.numa_nodes.clone().filter(|_| same);
+            if same {
+                merged.forwarding_cpus.clone_from(&self.forwarding_cpus);
+            }
+        }
+        if self.in_order() == merged.in_order() {
+            return None;
+        }
+        if let (Some(present), Some(wanted)) = (self.features, wanted.features) {
+            merged.features = Some(present | wanted);
+        }
+        Some(merged)
+    }
+
     /// These settings, ready to be loaded; the rest keeps its default.
     pub(crate) fn builder(&self) -> Builder {
         Builder {

@@ -110,6 +110,13 @@ macro_rules! settings {
                 Ok(())
             }
 
+            /// These settings, with those of `wanted` that only a load brings about.
+            fn with_loaded(&self, wanted: &Self) -> Self {
+                let mut merged = self.clone();
+                $(settings!(@merge $changes, $key, merged, wanted);)+
+                merged
+            }
+
             /// What is to be changed after load to come to `wanted`. What `wanted` does not say stays.
             pub(crate) fn live_changes(&self, wanted: &Self) -> Vec<LiveChange> {
                 let mut changes = Vec::new();
@@ -229,6 +236,12 @@ macro_rules! settings {
         same($key, &$current, &$wanted, settings!(@shown $form))?
     };
     (@compare $live:tt, $form:tt, $key:expr, $current:expr, $wanted:expr) => {};
+    (@merge never, $key:ident, $merged:ident, $wanted:ident) => {
+        if $wanted.$key.is_some() {
+            $merged.$key = $wanted.$key.clone();
+        }
+    };
+    (@merge $live:tt, $key:ident, $merged:ident, $wanted:ident) => {};
     (@live_type never $default:tt $given:ty) => { Infallible };
     (@live_type $live:tt none $given:ty) => { Option<$given> };
     (@live_type $live:tt $default:tt $given:ty) => { $given };

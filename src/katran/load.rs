@@ -11,6 +11,7 @@ use super::handles::Maps;
 use super::object::Fixed;
 use super::object::InnerTables;
 use super::object::flow_sets;
+use super::object::hasher;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
@@ -36,7 +37,6 @@ use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::mask;
 use crate::pins::Home;
-use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::types;
 use crate::sys::map;
@@ -83,12 +83,8 @@ impl Builder {
 /// Loads it, with nothing pinned.
 fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     let ring_size = RingSize::try_from(config.ring_size)?;
-    let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
     let fixed = Fixed {
-        hasher: match config.hash_seed {
-            None => hasher,
-            Some(seed) => hasher.seeded(seed),
-        },
+        hasher: hasher(&config, ring_size),
         flow_keys: FlowHashKeys::draw()
             .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
         vip_hash: VipHash::draw(config.max_vips.into())

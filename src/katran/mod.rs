@@ -93,6 +93,7 @@ use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::Settler;
 use crate::maps::VipKinds;
+use crate::monitor::Switch;
 use crate::pins::Home;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
@@ -184,6 +185,7 @@ pub struct Katran {
     watch: Option<watch::Watch>,
     /// A monitor listens.
     monitored: Arc<AtomicBool>,
+    events_switch: Arc<Switch>,
     callbacks: watch::Callbacks,
     /// Where changes are written down, if the balancer is to outlive the process.
     ledger: Option<Ledger>,
@@ -201,6 +203,7 @@ impl Katran {
         healthchecks: Option<HealthChecks>,
     ) -> Self {
         let settler = Settler::new(fixed.tick);
+        let events_switch = Arc::new(Switch::new(&maps.live));
         let katran = Self {
             table: Table::new(config.max_vips, config.max_reals),
             server_ids: Names::new(config.max_server_ids),
@@ -237,6 +240,7 @@ impl Katran {
             rejected_addresses: AtomicU64::new(0),
             watch: None,
             monitored: Arc::default(),
+            events_switch,
             callbacks: watch::Callbacks::default(),
             ledger: None,
             home: None,

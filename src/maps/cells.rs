@@ -95,6 +95,7 @@ const SERVER_IDS: usize = 22;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// `live`: what changes while packets flow.
+#[derive(Debug)]
 pub(crate) struct Live {
     map: OwnedFd,
     pub(super) memory: Mapping,
@@ -130,6 +131,31 @@ impl Live {
             words[EVENT_LIMIT].store(limit, Ordering::Relaxed);
         }
         words[EVENTS].store(kinds, Ordering::Release);
+    }
+
+    /// What [`set_events`](Self::set_events) has set.
+    pub(crate) fn events(&self) -> (u32, u32) {
+        let words = self.memory.u32s();
+        let kinds = words[EVENTS].load(Ordering::Acquire);
+        (kinds, words[EVENT_LIMIT].load(Ordering::Relaxed))
+    }
+
+    /// What has been found out of links and gateways, until it is found out again.
+    pub(crate) fn take_over(&self, before: &Self) {
+        let (own, its) = (self.memory.u64s(), before.memory.u64s());
+        for family in Family::ALL {
+            let at = GATEWAY_MACS[family];
+            if own[at].load(Ordering::Relaxed) == 0 {
+                own[at].store(its[at].load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        let (own, its) = (self.memory.u32s(), before.memory.u32s());
+        let first = std::mem::offset_of!(types::live, station_shift) / size_of::<u32>();
+        let stations = size_of::<types::station>() * types::station_constant::STATIONS.0 as usize;
+        let end = (std::mem::offset_of!(types::live, stations) + stations) / size_of::<u32>();
+        for (own, its) in own[first..end].iter().zip(&its[first..end]) {
+            own.store(its.load(Ordering::Relaxed), Ordering::Release);
+        }
     }
 
     /// The part and the lines of the table that packets look for server ids in.
