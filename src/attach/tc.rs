@@ -6,6 +6,7 @@
 //! attached is never touched.
 
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 use nix::libc;
 
 use super::kept::PinName;
+use super::kept::meanwhile;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
+use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
@@ -161,13 +164,15 @@ impl TcLink {
         };
         let target = name.target();
         let namespace = Namespace::find(target.place.namespace)?;
+        let kept_program = pin::open(path)?;
         let filter = Filter {
             place: FilterPlace {
                 index: target.place.index,
                 direction: Direction::Egress,
                 priority,
             },
-            program_id: program::info(pin::open(path)?.as_fd())?.id,
+            program_id: program::info(kept_program.as_fd())?.id,
+            program: kept_program,
             made_clsact,
             namespace: namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?,
             is_undone: false,
@@ -273,6 +278,36 @@ impl OnInterface for TcLink {
     }
 }
 
+impl Replaceable for TcLink {
+    type Program<'a> = BorrowedFd<'a>;
+    type Kept = OwnedFd;
+
+    fn prepare(&self, program: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+        if self.state() == AttachmentState::Gone {
+            log::warn!("{}: the tc attachment is gone", self.target.name);
+            return Ok(None);
+        }
+        let program = program.try_clone_to_owned();
+        let failed = |error| kernel_error("prepare another program for", &self.target.name, error);
+        program.map(Some).map_err(failed)
+    }
+
+    fn switch(&mut self, next: OwnedFd) -> Result<OwnedFd> {
+        let switched = match &mut self.held {
+            Held::Filter(filter) => filter.switch(next),
+            Held::Link { link, program } => match link.replace(next.as_fd(), Some(program.as_fd()))
+            {
+                // Gone since it was looked: it has no program any more.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(next),
+                Err(error) => Err(error),
+                Ok(()) => Ok(mem::replace(program, next)),
+            },
+        };
+        switched
+            .map_err(|error| kernel_error("put another tc program on", &self.target.name, error))
+    }
+}
+
 impl Attachments<TcLink> {
     /// Attaches a program to an interface of the calling thread's network namespace.
     pub(crate) fn attach(&mut self, interface: &str, plan: TcPlan<'_>) -> Result<TcAttachment> {
@@ -300,6 +335,7 @@ fn is_unknown(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Filter {
     place: FilterPlace,
+    program: OwnedFd,
     program_id: u32,
     made_clsact: bool,
     /// Filters are told by indices, which are those of a namespace.
@@ -321,6 +357,7 @@ impl Filter {
         let failed = |error| kernel_error("attach a tc filter to", interface, error);
         let namespace = Namespace::here().map_err(failed)?;
         let program_id = program::info(plan.program).map_err(failed)?.id;
+        let program = plan.program.try_clone_to_owned().map_err(failed)?;
         let mut requests = Requests::new().map_err(failed)?;
         let made_clsact = match requests.clsact(place.index).map_err(failed)? {
             None => place
@@ -387,6 +424,7 @@ impl Filter {
         }
         Ok(Self {
             place,
+            program,
             program_id,
             made_clsact,
             namespace,
@@ -394,6 +432,35 @@ impl Filter {
             owner: Owner::new(),
             kept,
         })
+    }
+
+    /// Puts a program in the place of the present one, which is returned. One whose interface is gone has none.
+    fn switch(&mut self, program: OwnedFd) -> io::Result<OwnedFd> {
+        let id = program::info(program.as_fd())?.id;
+        let replaced = self.namespace.run(|| {
+            let mut requests = Requests::new()?;
+            match present(&mut requests, self.place)? {
+                Some(of) if of.id == self.program_id => self.place.replace(program.as_fd()),
+                _ => Ok(()),
+            }
+        });
+        match replaced.and_then(|replaced| replaced) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            replaced => replaced?,
+        }
+        if let Some(kept) = &self.kept
+            && let Err(error) = pin::replace(program.as_fd(), kept, &meanwhile(kept))
+        {
+            let back = self
+                .namespace
+                .run(|| self.place.replace(self.program.as_fd()));
+            if let Err(error) = back.and_then(|back| back) {
+                log::error!("the new tc filter stays: {error}");
+            }
+            return Err(error);
+        }
+        self.program_id = id;
+        Ok(mem::replace(&mut self.program, program))
     }
 
     /// The kernel's word, wherever the caller is.

@@ -696,16 +696,13 @@ impl BalancerState {
     /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
     /// after load stays as it is, but that features which are wanted are there.
     pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
-        let mut merged = self.with_loaded(wanted);
-        if wanted.forwarding_cpus.is_some() && wanted.numa_nodes.is_none() {
-            let same = self.in_order().forwarding_cpus == wanted.in_order().forwarding_cpus;
-            merged.numa_nodes = self.numa_nodes.clone().filter(|_| same);
-            if same {
-                merged.forwarding_cpus.clone_from(&self.forwarding_cpus);
-            }
-        }
-        if self.in_order() == merged.in_order() {
+        let changes = self.load_changes(wanted);
+        if changes.is_empty() {
             return None;
+        }
+        let mut merged = self.with_loaded(wanted);
+        if changes.contains(&"forwarding_cpus") && wanted.numa_nodes.is_none() {
+            merged.numa_nodes = None;
         }
         if let (Some(present), Some(wanted)) = (self.features, wanted.features) {
             merged.features = Some(present | wanted);

@@ -110,6 +110,14 @@ macro_rules! settings {
                 Ok(())
             }
 
+            /// The keys of what `wanted` says otherwise and only another load brings about.
+            pub(crate) fn load_changes(&self, wanted: &Self) -> Vec<&'static str> {
+                let (current, wanted) = (&self.in_order(), &wanted.in_order());
+                let mut changes = Vec::new();
+                $(settings!(@load_change $changes, $key, current, wanted, changes);)+
+                changes
+            }
+
             /// These settings, with those of `wanted` that only a load brings about.
             fn with_loaded(&self, wanted: &Self) -> Self {
                 let mut merged = self.clone();
@@ -236,6 +244,12 @@ macro_rules! settings {
         same($key, &$current, &$wanted, settings!(@shown $form))?
     };
     (@compare $live:tt, $form:tt, $key:expr, $current:expr, $wanted:expr) => {};
+    (@load_change never, $key:ident, $current:ident, $wanted:ident, $changes:ident) => {
+        if $wanted.$key.is_some() && $wanted.$key != $current.$key {
+            $changes.push(stringify!($key));
+        }
+    };
+    (@load_change $live:tt, $($rest:tt)*) => {};
     (@merge never, $key:ident, $merged:ident, $wanted:ident) => {
         if $wanted.$key.is_some() {
             $merged.$key = $wanted.$key.clone();

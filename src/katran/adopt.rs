@@ -346,6 +346,11 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
+        self.void_again(&found)
+    }
+
+    /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.
+    pub(super) fn void_again(&mut self, found: &[(u16, u32, VoidReason)]) -> Result<()> {
         let vips: Vec<_> = self
             .table
             .vips()
@@ -367,7 +372,7 @@ impl Katran {
             self.maps.voids.switch(number, cell, Some(prepared));
         }
         // Of VIPs that are gone.
-        for (number, _, _) in found {
+        for (number, _, _) in found.iter().copied() {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
                 self.maps.voids.vip_gone(number, Entries::MayCount);

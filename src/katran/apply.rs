@@ -48,6 +48,14 @@ impl Katran {
     /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
     /// zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
+        match self.replacement(wanted)? {
+            Some(config) => self.replace(&config, wanted),
+            None => self.apply_in_place(wanted),
+        }
+    }
+
+    /// The same with the programs and maps that there are.
+    pub(super) fn apply_in_place(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
         self.note(self.rehearse_names(wanted, &planned.steps))?;

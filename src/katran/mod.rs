@@ -29,6 +29,7 @@ mod reals;
 mod reload;
 mod remember;
 mod repair;
+mod replace;
 mod server_ids;
 mod slots;
 mod source_routes;
@@ -88,6 +89,7 @@ use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
 use crate::ledger::Ledger;
 use crate::links::Links;
+use crate::maps::Carrier;
 use crate::maps::MappedChunk;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
@@ -178,6 +180,8 @@ pub struct Katran {
     replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
     stranded: Vec<object::Programs>,
+    /// What carries the counters of programs before to those that there are.
+    carriers: Vec<Carrier>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -235,6 +239,7 @@ impl Katran {
             handed_out: AtomicBool::new(false),
             replaced: None,
             stranded: Vec::new(),
+            carriers: Vec::new(),
             explaining: Mutex::new(()),
             kernel: KernelCalls::default(),
             rejected_addresses: AtomicU64::new(0),
@@ -248,6 +253,12 @@ impl Katran {
         };
         katran.write_gateways(katran.wanted());
         katran
+    }
+
+    /// Gives it a path for health checks that is loaded.
+    fn put_healthchecks(&mut self, checks: Option<HealthChecks>) {
+        self.healthchecks = checks;
+        self.write_gateways(self.wanted());
     }
 
     /// Settings to load a balancer with, all at their defaults.

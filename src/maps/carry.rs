@@ -8,7 +8,6 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use libbpf_rs::MapCore;
 use libbpf_rs::ObjectBuilder;
 use nix::sched::CpuSet;
 use nix::sched::sched_setaffinity;

@@ -30,6 +30,7 @@ pub(crate) use addresses::VipAddresses;
 pub(crate) use carry::Carrier;
 pub(crate) use carry::Counted;
 pub(crate) use cells::Live;
+pub(crate) use cells::LivePointer;
 pub(crate) use cells::RealCells;
 pub(crate) use cells::VipKinds;
 pub(crate) use cells::real_id;

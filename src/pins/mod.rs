@@ -47,6 +47,7 @@ use crate::sys::pin;
 use crate::sys::process::Owner;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
+pub(crate) use ledger::Seat;
 pub use removal::remove;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
@@ -278,6 +279,15 @@ impl Home {
     /// What counts: the programs, the maps and the ledger of the balancer.
     pub(crate) fn set(&self) -> PinnedSet {
         PinnedSet::at(self.path.join(SET))
+    }
+
+    /// From now on the next set counts, whose ledger has this seat; what has counted until now is the next set then.
+    pub(crate) fn commit_set(&self, seat: &Seat) -> Result<()> {
+        let (present, next) = (self.set(), self.next_set());
+        pin::exchange(present.path(), next.path())
+            .map_err(|error| file_error("exchange", next.path(), error))?;
+        seat.move_to(present.path());
+        Ok(())
     }
 
     /// The same of a replacement: what is to count, or has counted until now.

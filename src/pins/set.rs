@@ -73,7 +73,7 @@ impl PinnedSet {
     }
 
     /// Pins all that there is, but for the ledger.
-    pub(super) fn fill(&self, content: &Content<'_>) -> Result<()> {
+    pub(crate) fn fill(&self, content: &Content<'_>) -> Result<()> {
         make_directory(&self.0)?;
         let path = self.0.join(CONTENTS);
         Contents::pin(&path).map_err(|error| pin_error(&path, error))?;

@@ -54,7 +54,7 @@ fn file_system() -> PathBuf {
 }
 
 /// All that is in a directory, with the modes; what the file system itself puts there has dots.
-fn tree(directory: &Path) -> Vec<(String, u32)> {
+pub(crate) fn tree(directory: &Path) -> Vec<(String, u32)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
