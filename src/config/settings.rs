@@ -56,7 +56,6 @@ use super::ranges::within;
 #[cfg(test)]
 use super::table::Row;
 use super::table::settings;
-use crate::error::Error;
 use crate::error::Result;
 use crate::maps::max_server_id_chunks;
 use crate::skel::katran::types;
@@ -76,8 +75,8 @@ use crate::types::TcHook;
 /// The settings a balancer is loaded with.
 ///
 /// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`]
-/// or, for an address, [`Error::InvalidAddress`]; nothing has been
+/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
+/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
 /// loaded then.
 ///
 /// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
@@ -191,7 +190,7 @@ settings! {
     /// unwrapped**: see [`Features::STRICT_DESTINATION`].
     ///
     /// Those that say "Not in this version" are refused with
-    /// [`Error::Unsupported`]. [`Katran::reload`](crate::Katran::reload)
+    /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
     /// changes them later.
     features: Features {
         set: features(features: Features) = features,
@@ -716,22 +715,6 @@ impl BalancerState {
             given: self.clone(),
             pin: None,
         }
-    }
-}
-
-pub(super) fn same<T: PartialEq + Debug>(
-    setting: &'static str,
-    current: &Option<T>,
-    wanted: &Option<T>,
-    text: impl Fn(&T) -> String,
-) -> Result<()> {
-    match (current, wanted) {
-        (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
-            setting,
-            current: text(current),
-            wanted: text(wanted),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -416,20 +416,15 @@ mod tests {
             ring_size: Some(13),
             ..BalancerState::default()
         };
-        assert!(current.check_load_time(&wanted).is_ok());
+        assert_eq!(current.load_changes(&wanted), ["ring_size"]);
         let swapped = BalancerState {
             numa_nodes: Some(vec![0, 1]),
+            ring_size: None,
+            gateway_mac: Some("0a:00:00:00:00:fe".parse().unwrap()),
             ..wanted
         };
-        assert!(current.check_load_time(&swapped).is_err());
-        let error = current
-            .check_load_time(&BalancerState {
-                max_vips: Some(1024),
-                ..BalancerState::default()
-            })
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("max_vips is 512 since load and cannot become 1024"));
+        assert_eq!(current.load_changes(&swapped), ["numa_nodes"]);
+        assert!(current.load_changes(&BalancerState::default()).is_empty());
     }
 
     #[test]

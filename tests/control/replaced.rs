@@ -19,7 +19,6 @@ use katran::State;
 use katran::VipFlags;
 use katran::flows::Simulation;
 use katran::state::BalancerState;
-use katran::state::VipState;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::errno::Errno;
