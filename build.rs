@@ -5,6 +5,8 @@
 
 use std::env;
 use std::fs;
+use std::hash::DefaultHasher;
+use std::hash::Hasher;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -33,15 +35,17 @@ fn main() {
     println!("cargo:rerun-if-env-changed=CLANG");
 
     for name in PROGRAMS.into_iter().chain([WITHOUT_SKELETON]) {
+        let object = out.join(format!("{name}.bpf.o"));
         let mut builder = SkeletonBuilder::new();
         builder
             .source(sources.join(format!("{name}.bpf.c")))
+            .obj(&object)
             .clang_args(clang_args());
         if let Some(clang) = env::var_os("CLANG") {
             builder.clang(clang);
         }
         let built = match name {
-            WITHOUT_SKELETON => builder.obj(out.join(format!("{name}.o"))).build(),
+            WITHOUT_SKELETON => builder.build(),
             _ => builder.build_and_generate(out.join(format!("{name}.skel.rs"))),
         };
         if let Err(error) = built {
@@ -52,6 +56,11 @@ fn main() {
                  pkg-config). Another clang: set CLANG."
             );
         }
+        // By which pinned programs are known to be those of this build.
+        let mut digest = DefaultHasher::new();
+        digest.write(&fs::read(&object).expect("clang has written the object"));
+        let digest = format!("{:#x}", digest.finish());
+        fs::write(out.join(format!("{name}.digest")), digest).expect("OUT_DIR is writable");
     }
 }
 

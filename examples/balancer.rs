@@ -5,15 +5,17 @@
 //! balancer --config lb.toml --interface eth0 [--mode auto|native|generic]
 //! balancer --config lb.toml --interface eth0 --check
 //! balancer --config lb.toml --shared /sys/fs/bpf/katran_root [--position 2] [--interface eth0]
-//! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran
+//! balancer --config lb.toml --interface eth0 --pin /sys/fs/bpf/katran [--take-over]
+//! balancer --owner --pin /sys/fs/bpf/katran
 //! balancer --remove --pin /sys/fs/bpf/katran
 //! ```
-//! With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
+//! With `--owner` it prints whose the pinned balancer is, or for how long nobody's. With `--check` it prints what would keep it from working. With `--shared` it is an entry of a root
 //! program, as the example `root` sets up. SIGUSR1 prints what keeps the running balancer from
 //! working. Unless the file says `flow_tracking = "all"`, it prints `drained: ...` when nothing has gone to a drained real for a
 //! minute. SIGHUP applies the file again and prints what changed; a file that is not valid is reported
 //! and changes nothing. An interface that is removed and made again is attached to again. SIGINT and
-//! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`. `RUST_LOG=info` shows more of what the library does.
+//! SIGTERM detach and end it. With `--pin` it forwards on, whatever ends the program, until `--remove`; the next one goes on with it,
+//! with `--take-over` also while this one runs, which ends then. `RUST_LOG=info` shows more of what the library does.
 
 mod common;
 
@@ -62,8 +64,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let options = &arguments.options;
-    if let Some(removed) = options.removal() {
-        return common::exit("balancer", removed);
+    if let Some(done) = options.without_balancing() {
+        return common::exit("balancer", done);
     }
     if arguments.check {
         return match check(options) {
@@ -148,7 +150,7 @@ fn run(katran: &mut Katran, options: &Options, signals: &Receiver<i32>) -> Resul
             Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
-                keeper.keep(katran);
+                keeper.keep(katran)?;
                 drains.look(katran);
                 match Snapshot::take(katran) {
                     Ok(now) => {

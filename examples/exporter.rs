@@ -88,8 +88,8 @@ struct Balancer {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    if let Some(removed) = arguments.options.removal() {
-        return common::exit("exporter", removed);
+    if let Some(done) = arguments.options.without_balancing() {
+        return common::exit("exporter", done);
     }
     common::exit("exporter", export(&arguments))
 }
@@ -126,7 +126,7 @@ fn export(arguments: &Arguments) -> Result<()> {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                keeper.keep(katran);
+                keeper.keep(katran)?;
                 if let Err(error) = recount.go_on(katran) {
                     eprintln!("{}", common::with_causes(&error.into()));
                 }

@@ -61,8 +61,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    if let Some(removed) = arguments.options.removal() {
-        return common::exit("monitor", removed);
+    if let Some(done) = arguments.options.without_balancing() {
+        return common::exit("monitor", done);
     }
     common::exit("monitor", run(&arguments))
 }
@@ -90,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         match signals.recv_timeout(ROUND) {
             Ok(SIGUSR1) => arguments.options.report_diagnosis(&katran),
             Ok(SIGHUP) => arguments.options.follow_with(&mut katran, introspect),
-            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran),
+            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran)?,
             Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }

@@ -3,9 +3,11 @@
 //!
 //! ```text
 //! top --config lb.toml --interface eth0 [--interval 1] [--refreshes N] [--plain]
+//! top --owner --pin /sys/fs/bpf/katran
 //! ```
 //! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; SIGHUP applies the file again, SIGUSR1 shows
-//! what keeps the balancer from working. It is a balancer itself, in place of another. With
+//! what keeps the balancer from working. It is a balancer itself, in place of another; with `--owner` it
+//! tells again and again whose a pinned one is that is not its own. With
 //! `--plain`, and where standard output is no terminal, it prints text instead.
 
 mod common;
@@ -71,8 +73,11 @@ enum News {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(removed) = arguments.options.removal() {
-        return common::exit("top", removed);
+    if arguments.options.owner {
+        return common::exit("top", follow_owner(&arguments));
+    }
+    if let Some(done) = arguments.options.without_balancing() {
+        return common::exit("top", done);
     }
     let live = !arguments.plain && io::stdout().is_terminal();
     let (sender, news) = mpsc::channel();
@@ -90,6 +95,24 @@ fn main() -> ExitCode {
         }
     }
     common::exit("top", result)
+}
+
+/// Tells whose a pinned balancer is, again and again: of one that is another process's, or nobody's.
+fn follow_owner(arguments: &Arguments) -> Result<()> {
+    let signals = common::signals()?;
+    let mut left = arguments.refreshes;
+    loop {
+        // What is wrong with it has been said.
+        let _ = arguments.options.look_for_owner();
+        left = left.map(|left| left.saturating_sub(1));
+        if left == Some(0) {
+            return Ok(());
+        }
+        match signals.recv_timeout(arguments.interval) {
+            Err(RecvTimeoutError::Timeout) => {}
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn top(
@@ -166,7 +189,7 @@ fn run(
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => {
-                let news = keeper.look(katran);
+                let news = keeper.look(katran)?;
                 if !news.is_empty() {
                     output.moved(news, arguments.options.place(katran));
                 }

@@ -7,3 +7,6 @@ pub use crate::diagnose::Diagnosis;
 pub use crate::diagnose::Finding;
 pub use crate::diagnose::Severity;
 pub use crate::diagnose::Subject;
+pub use crate::pins::PinnedBalancer;
+pub use crate::pins::PinnedOwner;
+pub use crate::pins::PinnedStage;

@@ -65,7 +65,8 @@ pub enum Error {
 
     /// A pinned balancer belongs to another process, or to another handle of this one.
     #[error(
-        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding",
+        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding, or have it \
+         let go (Builder::take_over)",
         path.display(),
         owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -74,6 +75,20 @@ pub enum Error {
         path: PathBuf,
         /// The process; `None` if this one cannot see it, as in another PID namespace.
         owner: Option<u32>,
+    },
+
+    /// Another process has taken the pinned balancer over; this handle tells and changes nothing any more.
+    #[error(
+        "the balancer pinned in {} was handed over to {}: drop this handle, which leaves it forwarding; to have it \
+         back, adopt it with Builder::take_over",
+        path.display(),
+        to.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
+    )]
+    HandedOver {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// The process that asked for it; `None` if this one cannot see it, as in another PID namespace.
+        to: Option<u32>,
     },
 
     /// What was to be given up is still needed.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +19,7 @@ use crate::error::Error;
 use crate::sys::object::Refused;
 use crate::sys::object::numbered;
 use crate::sys::program;
+use crate::sys::tenure::Tenure;
 
 /// Lines of the verifier's log that an error shows.
 const LOG_LINES: usize = 30;
@@ -26,21 +28,32 @@ const LOG_LINES: usize = 30;
 #[derive(Debug, Default)]
 pub(crate) struct KernelCalls {
     failed: AtomicU64,
+    tenure: Arc<Tenure>,
 }
 
 impl KernelCalls {
+    /// Calls for a balancer of this process.
+    pub(crate) fn new(tenure: Arc<Tenure>) -> Self {
+        Self {
+            failed: AtomicU64::new(0),
+            tenure,
+        }
+    }
+
     /// How many calls have failed since the balancer was loaded.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Turns the result of a kernel call into one of the crate.
+    /// Turns the result of a kernel call into one of the crate. What was read of a balancer that was handed over
+    /// meanwhile may be of other VIPs.
     pub(crate) fn check<T>(
         &self,
         operation: &'static str,
         object: &str,
         result: io::Result<T>,
     ) -> Result<T, Error> {
+        self.tenure.check()?;
         result.map_err(|source| {
             self.failed.fetch_add(1, Ordering::Relaxed);
             log::warn!("{operation} ({object}): {source}");

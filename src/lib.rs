@@ -88,6 +88,7 @@ pub use error::Error;
 pub use error::Result;
 pub use katran::Katran;
 pub use katran::Start;
+pub use pins::pinned;
 pub use pins::remove;
 pub use root_program::RootProgram;
 pub use root_program::RootProgramBuilder;

@@ -40,7 +40,7 @@ fn the_crate_root_stays_short() {
         .filter(|line| line.starts_with("pub use "))
         .collect();
     assert!(
-        (20..=34).contains(&names.len()),
+        (20..=35).contains(&names.len()),
         "{}: {names:#?}",
         names.len()
     );
@@ -119,6 +119,51 @@ fn every_change_is_a_transaction() {
         .filter(|name| !others.contains(name) && !name.ends_with("_mut"))
         .collect();
     assert_eq!(without, [""; 0], "they change something by themselves");
+}
+
+/// A balancer is handed over between two calls, so each call that changes something begins one (`Katran::call`), or is
+/// made of such.
+#[test]
+fn every_change_keeps_the_balancer_until_it_ends() {
+    // They change nothing for packets.
+    let others = ["on_real_added", "on_real_removed", "remove_callback"];
+    let sources = sources();
+    let files = sources
+        .iter()
+        .filter(|(path, _)| path.starts_with("src/katran/"));
+    let methods: Vec<Method> = files.flat_map(|(path, text)| methods(path, text)).collect();
+    let begins = |method: &&Method| {
+        let first = method
+            .body
+            .split_once("{let")
+            .map_or("", |(_, first)| first);
+        ["_call=self.call()?;", "_call=self.katran.call()?;"]
+            .iter()
+            .any(|begin| first.starts_with(begin))
+            || [
+                "Ok(_call)=self.call()else{",
+                "Ok(_call)=self.katran.call()else{",
+            ]
+            .iter()
+            .any(|begin| first.starts_with(begin))
+    };
+    let begun: BTreeSet<&str> = methods.iter().filter(begins).map(|of| &*of.name).collect();
+    // Those that do nothing else than to call one of them.
+    let delegates = |method: &&Method| {
+        let body = method.body.rsplit('{').next().unwrap_or_default();
+        let calls = |name: &&str| body.contains(&format!("self.{name}("));
+        begun.iter().any(calls)
+    };
+    let public = methods.iter().filter(|method| method.is_public_change);
+    let (found, without): (Vec<&Method>, Vec<&Method>) =
+        public.partition(|method| begins(method) || delegates(method));
+    assert!(found.len() > 45, "{}", found.len());
+    let without: Vec<_> = without
+        .into_iter()
+        .map(|method| method.name.as_str())
+        .filter(|name| !others.contains(name) && !name.ends_with("_mut"))
+        .collect();
+    assert_eq!(without, [""; 0], "they may be cut off by a handover");
 }
 
 /// What takes `&self` writes nothing that packets see. Named are those that do: they switch events on, which concern

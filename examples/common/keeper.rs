@@ -1,10 +1,11 @@
 //! Attachments that are gone, because an interface was removed: they are reported once, and put back
-//! as soon as there is an interface of that name again.
+//! as soon as there is an interface of that name again. And whether the balancer is still this program's.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 use std::time::Instant;
 
+use anyhow::Result;
 use katran::Katran;
 use katran::attachments::AttachmentState;
 
@@ -32,11 +33,15 @@ impl Keeper {
         }
     }
 
-    /// Looks at the attachments, if it is time to, and returns what there is to report.
-    #[must_use]
-    pub(crate) fn look(&mut self, katran: &mut Katran) -> Vec<String> {
+    /// Looks at the attachments, if it is time to, and returns what there is to report. An error if the balancer is
+    /// another process's by now: there is nothing left to do then.
+    pub(crate) fn look(&mut self, katran: &mut Katran) -> Result<Vec<String>> {
+        if katran.is_handed_over() {
+            // Any call says to whom.
+            katran.reattach()?;
+        }
         if Instant::now() < self.next {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         self.next = Instant::now() + ROUND;
         let found = gone(katran);
@@ -45,7 +50,7 @@ impl Keeper {
         self.gone = found;
         if self.gone.is_empty() {
             self.refused = None;
-            return news;
+            return Ok(news);
         }
         // Where there is no interface yet, this does nothing.
         let refused = katran.reattach().err().map(|error| error.to_string());
@@ -60,12 +65,13 @@ impl Keeper {
             news.extend(refused.clone());
             self.refused = refused;
         }
-        news
+        Ok(news)
     }
 
     /// The same, printed.
-    pub(crate) fn keep(&mut self, katran: &mut Katran) {
-        self.look(katran).into_iter().for_each(say);
+    pub(crate) fn keep(&mut self, katran: &mut Katran) -> Result<()> {
+        self.look(katran)?.into_iter().for_each(say);
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -25,6 +26,7 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
 use katran::state::Changes;
 pub(crate) use keeper::Keeper;
 #[allow(unused_imports, reason = "for examples without another clock")]
@@ -35,15 +37,18 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 
+/// For how long an owner is waited for that is asked to let go.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What to balance, and where.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The configuration: TOML with [balancer] and [[vip]]
-    #[arg(long, value_name = "FILE", required_unless_present = "remove")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["remove", "owner"])]
     config: Option<PathBuf>,
     /// Where packets come in and leave; may be given several times. With --shared it is attached to none:
     /// they are those of the root program, to look at for a diagnosis
-    #[arg(long, value_name = "NAME", required_unless_present_any = ["shared", "remove"])]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["shared", "remove", "owner"])]
     pub(crate) interface: Vec<String>,
     /// Share the interface: be an entry of the root program that is pinned here
     #[arg(long, value_name = "PATH")]
@@ -57,6 +62,12 @@ pub(crate) struct Options {
     /// Pin the balancer in this directory of a BPF file system: it forwards on when this program ends or is killed
     #[arg(long, value_name = "DIR")]
     pin: Option<PathBuf>,
+    /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it
+    #[arg(long, requires = "pin")]
+    take_over: bool,
+    /// Print whose the balancer is that is pinned with --pin, and end: with status 0 if it has an owner that works
+    #[arg(long, requires = "pin", conflicts_with = "remove")]
+    pub(crate) owner: bool,
     /// Take away the balancer that is pinned with --pin, and end
     #[arg(long, requires = "pin")]
     remove: bool,
@@ -78,13 +89,28 @@ impl Options {
         self.config.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// Takes a pinned balancer away, if that is what was asked for.
-    pub(crate) fn removal(&self) -> Option<Result<()>> {
-        let directory = self.pin.as_deref().filter(|_| self.remove)?;
-        let removed = katran::remove(directory);
-        Some(removed.map_err(Into::into).map(|()| {
-            say(format!("removed {}", directory.display()));
-        }))
+    /// Does what needs no balancer of this program, if that is what was asked for: takes a pinned one away, or tells whose it
+    /// is.
+    pub(crate) fn without_balancing(&self) -> Option<Result<()>> {
+        let directory = self.pin.as_deref()?;
+        match (self.remove, self.owner) {
+            (true, _) => Some(katran::remove(directory).map_err(Into::into).map(|()| {
+                say(format!("removed {}", directory.display()));
+            })),
+            (_, true) => Some(self.look_for_owner()),
+            _ => None,
+        }
+    }
+
+    /// Prints whose the pinned balancer is.
+    pub(crate) fn look_for_owner(&self) -> Result<()> {
+        let found = Diagnosis::of_pinned(self.pin.as_deref().unwrap_or(Path::new("")));
+        say(found.to_string());
+        anyhow::ensure!(
+            found.worst() < Severity::Warning,
+            "no process looks after it"
+        );
+        Ok(())
     }
 
     /// A balancer with the settings and VIPs of a state, attached to the interfaces.
@@ -99,7 +125,11 @@ impl Options {
         let mut katran = match &self.pin {
             None => state.builder()?.load()?,
             Some(directory) => {
-                let (katran, start) = state.builder()?.pin(directory).adopt_or_load()?;
+                let mut builder = state.builder()?.pin(directory);
+                if self.take_over {
+                    builder = builder.take_over(PATIENCE);
+                }
+                let (katran, start) = builder.adopt_or_load()?;
                 if let Start::Adopted {
                     age, by_version, ..
                 } = start
@@ -245,15 +275,25 @@ impl Options {
     }
 }
 
-/// A program's end: an error goes to standard error, under the program's name.
+/// A program's end: an error goes to standard error, under the program's name. That another one has taken the
+/// balancer over is none.
 pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_handed_over(&error) => {
+            say(error.to_string());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{program}: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_handed_over(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<katran::Error>();
+    error.is_some_and(|error| matches!(error, katran::Error::HandedOver { .. }))
 }
 
 fn read(config: &Path) -> Result<State> {

@@ -129,8 +129,8 @@ struct Probed {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    if let Some(removed) = arguments.options.removal() {
-        return common::exit("healthcheck", removed);
+    if let Some(done) = arguments.options.without_balancing() {
+        return common::exit("healthcheck", done);
     }
     common::exit("healthcheck", run(&arguments))
 }
@@ -168,7 +168,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         retry: None,
     };
     checker.follow();
-    checker.work(&messages);
+    checker.work(&messages)?;
     let Checker {
         runtime,
         mut katran,
@@ -216,11 +216,11 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     /// Probes and follows what comes of it, until a signal ends that.
-    fn work(&mut self, messages: &Receiver<Message>) {
+    fn work(&mut self, messages: &Receiver<Message>) -> Result<()> {
         let mut keeper = Keeper::new();
         loop {
             self.send_due();
-            keeper.keep(&mut self.katran);
+            keeper.keep(&mut self.katran)?;
             let retry = self.retry.as_ref().map(|(when, _)| *when);
             let wake = [self.schedule.wake(), retry].into_iter().flatten().min();
             let now = Instant::now();
@@ -234,12 +234,12 @@ impl Checker<'_> {
                         );
                     }
                 }
-                Ok(Message::Signal(SIGINT | SIGTERM)) => return,
+                Ok(Message::Signal(SIGINT | SIGTERM)) => return Ok(()),
                 Ok(Message::Signal(_)) => self.arguments.options.report_diagnosis(&self.katran),
                 Ok(Message::Probed(probed)) => self.record(probed),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Not while there is a sender in `self`.
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if retry.is_some_and(|when| when <= Instant::now()) {
                 self.apply();

@@ -276,8 +276,11 @@ impl Replaceable for Entry {
     type Kept = KeptEntry;
 
     fn prepare(&self, set: EntrySet<'_>) -> Result<Option<KeptEntry>> {
-        let ours = self.holds_ours();
-        match ours.map_err(|error| self.entries.error("look into", error))? {
+        let holds = |program| {
+            let holds = self.entries.holds(self.position, program);
+            holds.map_err(|error| self.entries.error("look into", error))
+        };
+        match holds(self.kept.program.as_fd())? && !holds(set.main)? {
             true => KeptEntry::new(&self.entries, self.position, set).map(Some),
             false => Ok(None),
         }

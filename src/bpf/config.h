@@ -11,6 +11,8 @@
 #include <bpf/bpf_helpers.h>
 
 const volatile __u32 features = 0;
+/* Which object the programs are of; no packet reads it. */
+const volatile __u64 digest = 0;
 /* Whether the attached program is the one with what few balancers need. */
 const volatile __u8 full = 0;
 const volatile __u32 ring_size = 65537;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Builder;
 
@@ -28,6 +29,29 @@ impl Builder {
     pub fn pin(mut self, directory: impl AsRef<Path>) -> Self {
         self.pin = Some(directory.as_ref().to_owned());
         self
+    }
+
+    /// Has [`adopt`](Self::adopt) and [`adopt_or_load`](Self::adopt_or_load) ask the process that owns the pinned
+    /// balancer to let go, and wait for that, no longer than `patience`: for upgrades without a moment in which nobody could
+    /// own it. The owner's library hears of it at once, lets the call end that changes something just
+    /// then, and gives the balancer up; its handle returns [`Error::HandedOver`](crate::Error::HandedOver) from then on. Packets
+    /// notice nothing. It works between processes in whatever namespaces, if both see the directory, and between
+    /// two handles of one process.
+    ///
+    /// An owner that does not answer in time, as it is stopped or in a call that takes longer (see the callbacks of
+    /// [`Katran::on_real_added`](crate::Katran::on_real_added)), keeps it: then it is [`Error::Busy`](crate::Error::Busy).
+    /// If adoption fails after the owner has let go, nobody owns the balancer, and it forwards on: adopt it again, in
+    /// either process.
+    ///
+    /// Default: none, the owner is not asked. Some seconds are enough.
+    pub fn take_over(mut self, patience: Duration) -> Self {
+        self.take_over = Some(patience);
+        self
+    }
+
+    /// For how long to wait for an owner that is asked; `None`: it is not asked.
+    pub(crate) fn take_over_patience(&self) -> Option<Duration> {
+        self.take_over
     }
 
     /// The directory to pin the balancer in.

@@ -97,6 +97,8 @@ pub struct Builder {
     given: BalancerState,
     /// The directory to pin it in. A document does not say that.
     pub(super) pin: Option<PathBuf>,
+    /// For how long to wait for its owner.
+    pub(super) take_over: Option<Duration>,
 }
 
 impl Builder {
@@ -714,6 +716,7 @@ impl BalancerState {
         Builder {
             given: self.clone(),
             pin: None,
+            take_over: None,
         }
     }
 }

@@ -138,6 +138,9 @@ pub struct LibraryCounters {
     /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
     /// each, 256 maps at a time; later releases wait at most as often.
     pub waits_for_packets: u64,
+    /// How long ago this process gave the last sign of life of a [pinned](crate::Builder::pin) balancer, as
+    /// [`pinned`](crate::pinned) tells others; about a second at most. `None`: it is not pinned.
+    pub sign_of_life_age: Option<Duration>,
     /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
     pub maps: Vec<MapUse>,
 }
@@ -473,6 +476,23 @@ impl Counters {
                 "library.waits_for_packets",
                 self.library.waits_for_packets,
             ),
+            Metric {
+                name: "sign_of_life_age_seconds",
+                kind: MetricKind::Gauge,
+                unit: "seconds",
+                help: "How long ago the owner of a pinned balancer gave its last sign of life; none if it is not pinned.",
+                labels: Vec::new(),
+                fields: vec!["library.sign_of_life_age".to_owned()],
+                samples: self
+                    .library
+                    .sign_of_life_age
+                    .iter()
+                    .map(|age| Sample {
+                        labels: Vec::new(),
+                        value: age.as_secs(),
+                    })
+                    .collect(),
+            },
             by_label(
                 MetricKind::Gauge,
                 ("map_capacity", "elements", "map"),

@@ -10,6 +10,7 @@ mod facts;
 mod host;
 mod interface;
 mod interrupts;
+mod pinned;
 mod tunnel_ends;
 
 use std::fmt;
@@ -69,6 +70,8 @@ pub enum Subject {
     Privileges,
     /// Whether the interface is there and up.
     Interface,
+    /// Whose a pinned balancer is, and whether that process lives.
+    Owner,
     /// Which program is on the interface, by the kernel's word.
     Program,
     /// Native or generic XDP, and why.
@@ -107,6 +110,7 @@ impl fmt::Display for Subject {
             Self::Kernel => "kernel",
             Self::Privileges => "privileges",
             Self::Interface => "interface",
+            Self::Owner => "owner",
             Self::Program => "program",
             Self::Mode => "mode",
             Self::Queues => "queues",

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
@@ -21,6 +22,8 @@ use super::object::Fixed;
 use super::object::Inner;
 use super::object::InnerTables;
 use super::object::Programs;
+use super::object::are_of_object;
+use super::object::load_maps;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
@@ -78,9 +81,10 @@ pub enum Start {
 }
 
 impl Builder {
-    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone: with its
-    /// settings, not with those given here, its VIPs, reals, flow tables and counters. Programs of this version take
-    /// the place of those that are attached, between two packets; links stay.
+    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone, or
+    /// [lets go](Self::take_over): with its settings, not with those given here, its VIPs, reals, flow tables and
+    /// counters. Programs of this version take the place of those that are attached, between two packets, if they are
+    /// others (which takes the verifier's second); links stay.
     ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
@@ -90,7 +94,7 @@ impl Builder {
     /// there works on.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
-        let adopted = adopt_whole(&directory)?;
+        let adopted = adopt_whole(&directory, self.take_over_patience())?;
         adopted
             .map(|(katran, _)| katran)
             .ok_or_else(|| Error::NotFound {
@@ -104,7 +108,7 @@ impl Builder {
     /// As these.
     pub fn adopt_or_load(self) -> Result<(Katran, Start)> {
         let directory = self.directory_to_adopt()?;
-        if let Some((katran, start)) = adopt_whole(&directory)? {
+        if let Some((katran, start)) = adopt_whole(&directory, self.take_over_patience())? {
             return Ok((katran, start));
         }
         match crate::pins::remove(&directory) {
@@ -124,10 +128,10 @@ impl Builder {
 }
 
 /// Goes on with what is pinned in a directory; `None`: there is no balancer that is whole.
-fn adopt_whole(directory: &Path) -> Result<Option<(Katran, Start)>> {
+fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open(directory) {
+    let home = match Home::open_or_ask(directory, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -158,6 +162,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
+    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -182,16 +187,20 @@ fn adopt(home: Home) -> Result<Katran> {
         checks.keep_in(home.attached());
     }
     katran.home = Some(home);
-    katran.put_new_in_place(programs)?;
+    match programs {
+        Some(programs) => katran.put_new_in_place(programs)?,
+        None => katran.put_back_in_place()?,
+    }
     katran.note_attached();
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
+    katran.keep_house();
     Ok(katran)
 }
 
-/// All objects of the balancer, with the programs that are attached; and the programs of this version.
-fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
+/// All objects of the balancer, with the programs that are attached; and those of this version, if they are others.
+fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     let config = kept.config.clone();
     let cpus = map::possible_cpus()
         .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
@@ -204,6 +213,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         explainer: old.explainer,
         clock: old.clock,
         special: old.special,
+        constants: old.constants,
     };
     let inner = inner_tables(&set, &config)?;
     let machine = Machine {
@@ -227,7 +237,13 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Programs)> {
         numbered(|| map.reuse_fd(fd.as_fd()))
             .map_err(|error| kernel_error("take over the map", &name, error))?;
     }
-    let (new, skel) = load_object(object, &config, &fixed, 0)?;
+    let (new, skel) = match are_of_object(&programs, &mut object, &config, &fixed)? {
+        true => (None, load_maps(object)?),
+        false => {
+            let (new, skel) = load_object(object, &config, &fixed, 0)?;
+            (Some(new), skel)
+        }
+    };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
     let healthchecks = match config.healthcheck_interface {
@@ -275,6 +291,7 @@ fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
         first_chunk: None,
         flows: flows.collect::<Result<_>>()?,
         global: global.collect::<Result<_>>()?,
+        tenure: Arc::default(),
     })
 }
 
@@ -420,6 +437,19 @@ impl Katran {
                 checks.resume_link(path, &mains);
             }
         }
+        Ok(())
+    }
+
+    /// The programs stay, also where a reload that was cut off has put its own.
+    fn put_back_in_place(&mut self) -> Result<()> {
+        let switched = self.attachments.switch(self.programs.main.as_fd());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        let switched = self.shared.switch(self.programs.entry_set());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        // Packets may be in those of a reload.
+        self.outlast(Vec::new());
+        self.shared.remove_leftovers();
+        self.unstage();
         Ok(())
     }
 

@@ -48,6 +48,7 @@ impl Katran {
     /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
     /// zero).
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
+        let _call = self.call()?;
         match self.replacement(wanted)? {
             Some(config) => self.replace(&config, wanted),
             None => self.apply_in_place(wanted),

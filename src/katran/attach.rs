@@ -52,6 +52,7 @@ impl Katran {
     /// nothing has changed.
     #[doc(alias = "attachBpfProgs")]
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        let _call = self.call()?;
         let target = self.attachments.check_alone(interface)?;
         let reason = Reason::Interface(target.place.index);
         self.all_or_nothing(reason, |katran| {
@@ -75,6 +76,7 @@ impl Katran {
     /// interfaces had that name and none has it now in the calling thread's network namespace.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
+        let _call = self.call()?;
         self.change_at_once(nothing_else, |katran| katran.attachments.detach(interface))?;
         self.note_detached();
         Ok(())
@@ -83,6 +85,9 @@ impl Katran {
     /// Detaches the program from all interfaces, and the path of health checks. Entries of root programs
     /// stay.
     pub fn detach_all(&mut self) {
+        let Ok(_call) = self.call() else {
+            return;
+        };
         self.change_surely(nothing_else, |katran| katran.attachments.clear());
         self.probes_mut().detach();
     }
@@ -98,6 +103,7 @@ impl Katran {
     /// As [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
     /// [`ProbesMut::attach`]: the first failure, after all have been tried.
     pub fn reattach(&mut self) -> Result<()> {
+        let _call = self.call()?;
         let lost = self.attachments.lost().into_iter();
         let interfaces = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
         let lost = self.shared.lost().into_iter();
@@ -149,6 +155,7 @@ impl Katran {
     /// any case nothing has changed.
     #[doc(alias = "rootMapPath")]
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
+        let _call = self.call()?;
         let path = map_path.as_ref();
         let entries = self.shared.check(path, position, &NAMES)?;
         self.all_or_nothing(Reason::Entry, |katran| {
@@ -166,6 +173,7 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
+        let _call = self.call()?;
         let path = map_path.as_ref();
         self.change_at_once(nothing_else, |katran| katran.shared.detach(path))?;
         self.note_detached();
@@ -247,6 +255,7 @@ impl ProbesMut<'_> {
     /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`]. In
     /// any case nothing has changed.
     pub fn attach(&mut self) -> Result<()> {
+        let _call = self.katran.call()?;
         let checks = self.katran.loaded_healthchecks()?;
         if !checks.has_interface() {
             return Err(Katran::no_healthchecks());
@@ -259,6 +268,9 @@ impl ProbesMut<'_> {
 
     /// Detaches the path of health checks; dropping the balancer does it, too.
     pub fn detach(&mut self) {
+        let Ok(_call) = self.katran.call() else {
+            return;
+        };
         self.katran.change_surely(nothing_else, |katran| {
             if let Some(checks) = &mut katran.healthchecks {
                 checks.detach();

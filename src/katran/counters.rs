@@ -38,6 +38,7 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::maps::MapUse;
 use crate::maps::runs;
+use crate::pins::Home;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
@@ -321,6 +322,7 @@ impl Stats<'_> {
             rejected_addresses: katran.rejected_addresses.load(Ordering::Relaxed),
             panicked_callbacks: katran.callbacks.panicked,
             waits_for_packets: katran.maps.waits(),
+            sign_of_life_age: katran.home.as_ref().and_then(Home::silence),
             maps,
         })
     }

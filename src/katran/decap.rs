@@ -77,6 +77,7 @@ impl InlineDecapMut<'_> {
     /// [`Error::InvalidAddress`]; [`Error::Kernel`].
     #[doc(alias = "addInlineDecapDst")]
     pub fn add(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
+        let _call = self.katran.call()?;
         let address = address.to_canonical();
         if let Some(mode) = self.katran.decap.get(&address) {
             return Err(Error::AlreadyExists {
@@ -93,6 +94,7 @@ impl InlineDecapMut<'_> {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delInlineDecapDst")]
     pub fn remove(&mut self, address: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         let address = address.to_canonical();
         self.katran.decap_map()?;
         if !self.katran.decap.contains_key(&address) {

@@ -56,6 +56,7 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addDownRealForUdpFlowMigration")]
     pub fn mark_down(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
+        let _call = self.call()?;
         self.set_health(vip, real, Health::Down)
     }
 
@@ -68,6 +69,7 @@ impl Katran {
     /// Nothing has changed then.
     #[doc(alias = "removeDownRealForUdpFlowMigration")]
     pub fn mark_up(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
+        let _call = self.call()?;
         self.set_health(vip, real, Health::Up)
     }
 
@@ -101,6 +103,7 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "removeAllDownRealsForUdpFlowMigration")]
     pub fn clear_down(&mut self, vip: Vip) -> Result<()> {
+        let _call = self.call()?;
         let down = self.down_reals(vip)?;
         let up: Vec<_> = down.into_iter().map(|real| (real, Health::Up)).collect();
         self.change_reals_and_tell(vip, &[], &up)

@@ -90,6 +90,7 @@ impl Katran {
                 reason: "without frags the kernel gives the program at most 3,520 bytes",
             });
         }
+        let _permit = self.maps.live.tenure().permit()?;
         let _alone = self
             .explaining
             .lock()
@@ -137,6 +138,7 @@ impl Katran {
     /// [`Error::Kernel`].
     #[doc(alias = "getRealForFlow")]
     pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
+        let _permit = self.maps.live.tenure().permit()?;
         let Some((found, key)) = self.key_of(flow)? else {
             return Ok(None);
         };

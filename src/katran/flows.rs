@@ -200,6 +200,7 @@ impl FlowsMut<'_> {
     /// As [`Flows::find`].
     #[doc(alias = "deleteLru")]
     pub fn remove(&mut self, flow: &Flow) -> Result<u64> {
+        let _call = self.katran.call()?;
         let katran = &*self.katran;
         let Some((_, key)) = katran.key_of(flow)? else {
             return Ok(0);
@@ -221,6 +222,7 @@ impl FlowsMut<'_> {
     /// [`Error::NotFound`]; [`Error::Kernel`]: some are forgotten then.
     #[doc(alias = "purgeVipLru")]
     pub fn purge(&mut self, vip: Vip) -> Result<u64> {
+        let _call = self.katran.call()?;
         let number = self.katran.entry(vip)?.number.0;
         self.katran.settle_all(number.into());
         self.purge_if(|of, _| of == number)
@@ -232,6 +234,7 @@ impl FlowsMut<'_> {
     /// [`Error::NotFound`] if the VIP is not there, or nothing names the real; [`Error::Kernel`]:
     /// some are forgotten then.
     pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
+        let _call = self.katran.call()?;
         let katran = &*self.katran;
         let number = katran.entry(vip)?.number.0;
         let entry = katran.table.real(real).ok_or_else(|| Error::NotFound {

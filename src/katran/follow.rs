@@ -128,6 +128,7 @@ impl GatewaysMut<'_> {
     /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
     /// sockets are refused. Nothing has changed then.
     pub fn follow(&mut self) -> Result<()> {
+        let _call = self.katran.call()?;
         let katran = &mut *self.katran;
         let before = katran.following.embedder.take();
         let written = Prepared::plain(nothing_else).write_in_sight(katran, |katran| {
@@ -145,6 +146,9 @@ impl GatewaysMut<'_> {
     /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
     /// as the library has anything attached.
     pub fn stop_following(&mut self) {
+        let Ok(_call) = self.katran.call() else {
+            return;
+        };
         self.katran.change_surely(nothing_else, |katran| {
             katran.following.embedder = None;
             katran.note_attached();

@@ -131,6 +131,7 @@ impl GatewaysMut<'_> {
     /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached
     /// nowhere does not look for it yet.
     pub fn set(&mut self, gateway: Gateway) -> Result<()> {
+        let _call = self.katran.call()?;
         check_gateway(gateway)?;
         let wanted = Wanted {
             gateway,
@@ -145,6 +146,7 @@ impl GatewaysMut<'_> {
     /// # Errors
     /// As [`set`](Self::set).
     pub fn set_mac_v6(&mut self, mac: Option<MacAddr>) -> Result<()> {
+        let _call = self.katran.call()?;
         mac.map_or(Ok(()), check_gateway_mac)?;
         let wanted = Wanted {
             gateway_v6: mac,
@@ -166,6 +168,7 @@ impl GatewaysMut<'_> {
     /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed then.
     #[doc(alias = "addSrcIpForPcktEncap")]
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         let address = address.to_canonical();
         self.katran.note(check_source(address))?;
         self.katran

@@ -77,6 +77,7 @@ impl GlobalFlowsMut<'_> {
     /// VIP covers the flow or nothing names the real; [`Error::InvalidConfig`] if source and
     /// destination are of different families; [`Error::Kernel`].
     pub fn set(&mut self, cpu: u32, flow: &Flow, real: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         self.katran.global_table(cpu)?;
         let key = self.katran.global_key(flow)?;
         let entry = self
@@ -98,6 +99,7 @@ impl GlobalFlowsMut<'_> {
     /// # Errors
     /// As [`GlobalFlowsMut::set`].
     pub fn remove(&mut self, cpu: u32, flow: &Flow) -> Result<bool> {
+        let _call = self.katran.call()?;
         self.katran.global_table(cpu)?;
         let key = self.katran.global_key(flow)?;
         self.katran.change_at_once(nothing_else, |katran| {

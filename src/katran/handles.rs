@@ -62,7 +62,7 @@ macro_rules! handles {
     (
         // The words of the rows below.
         $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident
-            $cells:ident $flows:ident $cpus:ident;
+            $cells:ident $flows:ident $cpus:ident $tenure:ident;
         always {$(
             $(#[$about:meta])*
             $field:ident: $type:ty = $take:expr,
@@ -125,6 +125,7 @@ macro_rules! handles {
                     outer: MapArray::new(own(&$from.flow_tables)?)?,
                 });
                 let $cpus = Arc::new(PerCpuArray::new(own(&$from.cpus)?)?);
+                let $tenure = Arc::clone(&$inner.tenure);
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config, &$grace)?,
@@ -202,7 +203,7 @@ macro_rules! handles {
 }
 
 handles! {
-    from config fixed inner rings grace global cells flows cpus;
+    from config fixed inner rings grace global cells flows cpus tenure;
     always {
         prefix_vips: Typed<types::vip_prefix_key, u32> = Typed::new(own(&from.prefix_vips)?)?,
             "prefix_vips" is (.as_fd()) shows "prefix_vips" = (|katran, _| Ok(prefix_vips(katran)));
@@ -217,7 +218,8 @@ handles! {
             ".data.reals" is (.as_fd())
                 shows "reals" = (|katran, _| Ok(katran.table.reals().len() as u64));
         rings: RingStore = rings, "rings" is (.outer().as_fd());
-        live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?)?), ".data.live" is (.as_fd());
+        live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?, Arc::clone(&tenure))?),
+            ".data.live" is (.as_fd());
         /// Counters and the rest that each CPU has for itself.
         cpus: Arc<PerCpuArray<types::cpu>> = Arc::clone(&cpus), "cpus" is (.as_fd());
         vip_counters: PerCpuArray<types::vip_counters> =
@@ -247,6 +249,7 @@ handles! {
                 cells,
                 flows,
                 cpus,
+                tenure,
             )?,
             "down_reals" is (.as_fd())
                 shows "down_reals" = (|katran, _| Ok(katran.maps.voids.pairs() as u64));

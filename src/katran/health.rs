@@ -151,6 +151,7 @@ impl ProbesMut<'_> {
     /// marks; [`Error::Kernel`].
     #[doc(alias = "addHealthcheckerDst")]
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         let real = self.katran.check_probed(real)?;
         check_mark(mark)?;
         let kept = Change::Mark(mark, Some(real));
@@ -166,6 +167,7 @@ impl ProbesMut<'_> {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHealthcheckerDst")]
     pub fn unmap_mark(&mut self, mark: u32) -> Result<()> {
+        let _call = self.katran.call()?;
         self.katran
             .change_at_once(only(Change::Mark(mark, None)), |katran| {
                 match &mut katran.healthchecks {
@@ -186,6 +188,7 @@ impl ProbesMut<'_> {
     /// # Errors
     /// As [`map_mark`](Self::map_mark).
     pub fn match_destination(&mut self, destination: SocketAddr, real: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         self.set_match(MatchBy::Destination, destination, real)
     }
 
@@ -194,6 +197,7 @@ impl ProbesMut<'_> {
     /// # Errors
     /// As [`unmap_mark`](Self::unmap_mark).
     pub fn unmatch_destination(&mut self, destination: SocketAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         self.remove_match(MatchBy::Destination, destination)
     }
 
@@ -203,6 +207,7 @@ impl ProbesMut<'_> {
     /// # Errors
     /// As [`map_mark`](Self::map_mark).
     pub fn match_source(&mut self, source: SocketAddr, real: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         self.set_match(MatchBy::Source, source, real)
     }
 
@@ -211,6 +216,7 @@ impl ProbesMut<'_> {
     /// # Errors
     /// As [`unmap_mark`](Self::unmap_mark).
     pub fn unmatch_source(&mut self, source: SocketAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         self.remove_match(MatchBy::Source, source)
     }
 
@@ -221,6 +227,7 @@ impl ProbesMut<'_> {
     /// `max_vips`; [`Error::Kernel`].
     #[doc(alias = "addHcKey")]
     pub fn register(&mut self, vip: Vip) -> Result<()> {
+        let _call = self.katran.call()?;
         check_probe(vip)?;
         let checks = self.katran.loaded_healthchecks()?;
         if checks.has_key(&vip) {
@@ -250,6 +257,7 @@ impl ProbesMut<'_> {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delHcKey")]
     pub fn unregister(&mut self, vip: Vip) -> Result<()> {
+        let _call = self.katran.call()?;
         self.katran.collect();
         let also = only(Change::Probe(vip.into(), false));
         let written = Written::nothing(self.katran, also)?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
@@ -103,6 +104,7 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
             .map_err(|error| map_error("ring_chunk", needed, error))?,
         flows: flow_tables(&config)?,
         global: global_tables(&config)?,
+        tenure: Arc::default(),
     };
     let healthchecks = match config.healthcheck_interface {
         Some(_) => Some(HealthChecks::load(&Machine {

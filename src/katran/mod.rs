@@ -20,6 +20,7 @@ mod global_flows;
 mod ground;
 mod handles;
 mod health;
+mod keeper;
 mod load;
 mod looks;
 mod names;
@@ -104,6 +105,7 @@ use crate::table::Table;
 use crate::types::DecapMode;
 use crate::types::Prefix;
 use handles::Maps;
+use keeper::Keeper;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
@@ -193,6 +195,8 @@ pub struct Katran {
     callbacks: watch::Callbacks,
     /// Where changes are written down, if the balancer is to outlive the process.
     ledger: Option<Ledger>,
+    /// Gives signs of life, and hands the balancer over, while it is pinned.
+    keeper: Option<Keeper>,
     /// Where it is pinned. The last one, as the next owner may come when it is given up.
     home: Option<Home>,
 }
@@ -206,7 +210,9 @@ impl Katran {
         maps: Maps,
         healthchecks: Option<HealthChecks>,
     ) -> Self {
-        let settler = Settler::new(fixed.tick);
+        let tenure = maps.live.tenure();
+        let settler = Settler::new(fixed.tick, Arc::clone(tenure));
+        let kernel = KernelCalls::new(Arc::clone(tenure));
         let events_switch = Arc::new(Switch::new(&maps.live));
         let katran = Self {
             table: Table::new(config.max_vips, config.max_reals),
@@ -241,13 +247,14 @@ impl Katran {
             stranded: Vec::new(),
             carriers: Vec::new(),
             explaining: Mutex::new(()),
-            kernel: KernelCalls::default(),
+            kernel,
             rejected_addresses: AtomicU64::new(0),
             watch: None,
             monitored: Arc::default(),
             events_switch,
             callbacks: watch::Callbacks::default(),
             ledger: None,
+            keeper: None,
             home: None,
             config,
         };

@@ -6,8 +6,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use libbpf_rs::MapType;
 use libbpf_rs::OpenProgramMut;
 use libbpf_rs::skel::OpenSkel;
 
@@ -31,13 +33,17 @@ use crate::maps::VipHash;
 use crate::maps::planes_at;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
+use crate::skel::katran::DIGEST;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
 use crate::skel::katran::OpenKatranSkel;
 use crate::skel::katran::types;
+use crate::sys::map;
 use crate::sys::map::Typed;
 use crate::sys::object;
 use crate::sys::object::Refused;
+use crate::sys::object::into_io;
+use crate::sys::tenure::Tenure;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
@@ -101,6 +107,8 @@ pub(super) struct Programs {
     /// The programs that the walk goes on in. Held, for the kernel empties such an array when
     /// nobody has a descriptor of it.
     pub(super) special: OwnedFd,
+    /// With which constants they were loaded. Those of a version that has kept none cannot be told.
+    pub(super) constants: Option<OwnedFd>,
 }
 
 impl Programs {
@@ -119,6 +127,8 @@ pub(super) struct InnerTables {
     pub(super) first_chunk: Option<OwnedFd>,
     pub(super) flows: Vec<(u32, FlowTable)>,
     pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
+    /// The time that this process has the balancer: of one that takes the place of another, that of both.
+    pub(super) tenure: Arc<Tenure>,
 }
 
 impl InnerTables {
@@ -138,6 +148,38 @@ pub(super) fn open_object(
     storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
 ) -> Result<OpenKatranSkel<'_>> {
     kernel::open(KatranSkelBuilder::default(), storage)
+}
+
+/// Whether these programs are those that the object has with these settings. The constants say it all: the object's
+/// own digest is one of them, and they decide which programs are loaded, and how.
+pub(super) fn are_of_object(
+    programs: &Programs,
+    open: &mut OpenKatranSkel<'_>,
+    config: &Config,
+    fixed: &Fixed,
+) -> Result<bool> {
+    set_constants(open, config, fixed)?;
+    let Some(constants) = &programs.constants else {
+        return Ok(false);
+    };
+    let theirs = map::first_value(constants.as_fd());
+    let theirs = theirs.map_err(|error| kernel_error("read", "the constants", error))?;
+    Ok(open.maps.rodata.initial_value() == Some(&theirs))
+}
+
+/// Takes over the maps, all of which are there, for programs that were loaded before.
+pub(super) fn load_maps(mut open: OpenKatranSkel<'_>) -> Result<KatranSkel<'_>> {
+    for mut program in open.open_object_mut().progs_mut() {
+        program.set_autoload(false);
+    }
+    let failed = |error| kernel_error("take over", "the maps", into_io(error));
+    for map in [&mut open.maps.special_programs, &mut open.maps.rodata] {
+        map.set_autocreate(false).map_err(failed)?;
+    }
+    // libbpf fills arrays of programs even if it does not make them.
+    let special = &mut open.maps.special_programs;
+    special.set_type(MapType::Array).map_err(failed)?;
+    object::load(open, &[]).map_err(|refused| not_loaded(refused, 0))
 }
 
 /// Loads the object, whose maps have their sizes, with the programs that `config` needs.
@@ -189,6 +231,7 @@ pub(super) fn load_object<'a>(
             explainer: own(explainer)?,
             clock: own(&skel.progs.ticks)?,
             special: own(&skel.maps.special_programs)?,
+            constants: Some(own(&skel.maps.rodata)?),
         })
     };
     let programs = programs().map_err(|error| kernel_error("take over", "katran", error))?;
@@ -256,6 +299,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     let (seed, seed_v6) = fixed.hasher.seeds();
     config.write_constants(constants, tick);
     constants.ring_planes_at = planes_at(config.ring_size);
+    constants.digest = DIGEST;
     constants.full = needs_full(config).into();
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::pins::CLOCK;
+use crate::pins::CONSTANTS;
 use crate::pins::Content;
 use crate::pins::EXPLAINER;
 use crate::pins::Home;
@@ -28,6 +29,10 @@ impl Katran {
     /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`](crate::Error::Busy) in a child made
     /// by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
+        if let Some(home) = &self.home {
+            home.check_owner()?;
+        }
+        let _call = self.call()?;
         let home = self.home.take();
         if let Some(home) = &home {
             home.begin_removal()?;
@@ -67,6 +72,7 @@ impl Katran {
             checks.keep_in(home.attached());
         }
         self.home = Some(home);
+        self.keep_house();
         Ok(())
     }
 
@@ -113,6 +119,8 @@ pub(super) fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<
         (CLOCK, programs.clock.as_fd()),
         (SPECIAL, programs.special.as_fd()),
     ];
+    let constants = programs.constants.as_ref();
+    objects.extend(constants.map(|constants| (CONSTANTS, constants.as_fd())));
     objects.extend(maps);
     objects
 }

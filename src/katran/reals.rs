@@ -80,6 +80,7 @@ impl Katran {
     /// [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
+        let _call = self.call()?;
         self.change_reals_and_tell(vip, changes, &[])
     }
 
@@ -192,6 +193,7 @@ impl Katran {
     /// [`Error::NotFound`] if nothing names this address.
     #[doc(alias = "modifyReal")]
     pub fn set_real_flags(&mut self, address: IpAddr, flags: RealFlags) -> Result<()> {
+        let _call = self.call()?;
         let news = self.change_real_flags(address, flags)?;
         self.tell(news);
         Ok(())
@@ -216,6 +218,7 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "changeHashFunctionForVip")]
     pub fn set_hash_function(&mut self, vip: Vip, function: HashFunction) -> Result<()> {
+        let _call = self.call()?;
         let news = self.change_hash_function(vip, function)?;
         self.tell(news);
         Ok(())

@@ -67,6 +67,7 @@ impl Katran {
     /// already, that is logged: the new one works there until the next reload.)
     #[doc(alias = "reloadBalancerProg")]
     pub fn reload(&mut self, features: Features) -> Result<()> {
+        let _call = self.call()?;
         features.check()?;
         let off = self.config.features.difference(features);
         self.check_unused(off, &self.needs())?;
@@ -207,6 +208,9 @@ impl Katran {
     /// new one is everywhere in its place: frames with VLAN tags, ICMP and what else is
     /// rare, and those of VIPs with flags such as QUIC, that still meet the old one are lost then (`XDP_ABORTED`).
     pub fn release_replaced_program(&mut self) -> bool {
+        let Ok(_call) = self.call() else {
+            return false;
+        };
         let replaced = self.replaced.take();
         let any = replaced.is_some();
         let left = Left::Programs(replaced.into_iter().collect());

@@ -248,6 +248,7 @@ impl Katran {
         self.attachments = mem::take(&mut old.attachments);
         self.shared = mem::take(&mut old.shared);
         self.callbacks = mem::take(&mut old.callbacks);
+        self.keeper = old.keeper.take();
         self.home = old.home.take();
         self.replaced = old.replaced.take();
         self.stranded = mem::take(&mut old.stranded);

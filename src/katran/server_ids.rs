@@ -80,6 +80,7 @@ impl ServerIdsMut<'_> {
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "modifyQuicRealsMapping")]
     pub fn add(&mut self, ids: &[ServerId]) -> Result<()> {
+        let _call = self.katran.call()?;
         let ids: Vec<_> = ids.iter().map(|id| (id.id(), id.real())).collect();
         let news = self.katran.change_server_ids(&[], &ids, Room::Limited)?;
         self.katran.tell(news);
@@ -92,6 +93,7 @@ impl ServerIdsMut<'_> {
     /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
     /// batch.
     pub fn remove(&mut self, ids: &[u32]) -> Result<()> {
+        let _call = self.katran.call()?;
         let news = self.katran.change_server_ids(ids, &[], Room::Limited)?;
         self.katran.tell(news);
         Ok(())
@@ -105,6 +107,7 @@ impl ServerIdsMut<'_> {
     /// then.
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate(&mut self, ids: &[u32]) -> Result<()> {
+        let _call = self.katran.call()?;
         let valid = self.katran.with_validity(ids, Validity::Valid)?;
         let kept = |_: &Katran| Ok(vec![validity(&valid, false)]);
         self.katran.change_at_once(kept, |katran| {
@@ -122,6 +125,7 @@ impl ServerIdsMut<'_> {
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "revalidateServerIds")]
     pub fn revalidate(&mut self, ids: &[u32]) -> Result<()> {
+        let _call = self.katran.call()?;
         let invalid = self.katran.with_validity(ids, Validity::Invalid)?;
         let katran = &*self.katran;
         let entries: Vec<(u32, u32)> = invalid

@@ -84,6 +84,7 @@ impl SourceRoutesMut<'_> {
     /// `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addSrcRoutingRule")]
     pub fn add(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
+        let _call = self.katran.call()?;
         let real = real.to_canonical();
         let routes: Vec<_> = prefixes.iter().map(|prefix| (*prefix, real)).collect();
         let news = self
@@ -102,6 +103,7 @@ impl SourceRoutesMut<'_> {
     /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
     pub fn remove(&mut self, prefixes: &[Prefix]) -> Result<()> {
+        let _call = self.katran.call()?;
         let news = self
             .katran
             .change_source_routes(prefixes, &[], Room::Limited)?;

@@ -40,6 +40,7 @@ impl Katran {
     /// have; [`Error::InvalidConfig`] for a flag that does not fit the VIP; [`Error::Kernel`].
     #[doc(alias = "addVip")]
     pub fn add_vip(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
+        let _call = self.call()?;
         let news = self.add_vip_with(vip, flags, self.config.hash_function)?;
         self.tell(news);
         Ok(())
@@ -101,6 +102,7 @@ impl Katran {
     /// [`Error::NotFound`]; [`Error::Kernel`].
     #[doc(alias = "delVip")]
     pub fn remove_vip(&mut self, vip: Vip) -> Result<()> {
+        let _call = self.call()?;
         let news = self.remove_vip_only(vip)?;
         self.free_rings();
         self.tell(news);
@@ -186,6 +188,7 @@ impl Katran {
     /// [`Error::Kernel`] as for [`mark_down`](Self::mark_down). Nothing has changed then.
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
+        let _call = self.call()?;
         let news = self.change_vip_flags(vip, flags)?;
         self.tell(news);
         Ok(())

@@ -101,6 +101,7 @@ impl StatsMut<'_> {
     /// before goes on then.
     #[doc(alias = "setVipLruMissStats")]
     pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
+        let _call = self.katran.call()?;
         let number = self.katran.entry(vip)?.number;
         // Those of a number that is given out later begin anew.
         let mut numbers: Vec<u32> = self
@@ -134,6 +135,9 @@ impl StatsMut<'_> {
 
     /// Ends the watch, if there is one.
     pub fn unwatch_misses(&mut self) {
+        let Ok(_call) = self.katran.call() else {
+            return;
+        };
         let kept = only(Change::Watched(None));
         self.katran.change_surely(kept, Katran::end_watch);
     }

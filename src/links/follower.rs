@@ -34,6 +34,7 @@ use crate::rtnetlink::Requests;
 use crate::sys::namespace::Namespace;
 use crate::sys::namespace::network_namespace;
 use crate::sys::process::Owner;
+use crate::sys::tenure::Tenure;
 
 /// When a question that has failed is asked again, in milliseconds, if nothing changes before; and how often
 /// the kernel is asked for what it may not tell of.
@@ -52,6 +53,7 @@ pub(super) struct Follower {
 struct Shared {
     known: Mutex<Known>,
     notices: Notices,
+    tenure: Arc<Tenure>,
     stop: AtomicBool,
     /// It is to stop, or a question is open.
     wake: EventFd,
@@ -83,7 +85,11 @@ impl Shared {
         // What was told while there was no thread is in the queue, and what was being done may not be done.
         let mut changed = vec![None];
         loop {
+            let Ok(permit) = self.tenure.permit() else {
+                return;
+            };
             let patience = self.known().ask(&changed);
+            drop(permit);
             let mut events = [
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
@@ -150,6 +156,7 @@ impl Follower {
             Ok::<_, io::Error>((Requests::new()?, notices))
         })??;
         let shared = Arc::new(Shared {
+            tenure: told.tenure(),
             known: Mutex::new(Known {
                 requests,
                 watched: Vec::new(),
@@ -306,7 +313,7 @@ mod tests {
         let name = CString::new("live").unwrap();
         let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).unwrap();
         ftruncate(&file, 1 << 16).unwrap();
-        Arc::new(Live::new(file).unwrap())
+        Arc::new(Live::new(file, Arc::default()).unwrap())
     }
 
     #[test]

@@ -18,6 +18,7 @@ use self::link::Found;
 use self::link::ask_once;
 use crate::maps::Live;
 use crate::maps::LivePointer;
+use crate::sys::tenure::Tenure;
 use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::MaxFrame;
@@ -148,6 +149,10 @@ impl Told {
             auto: links.auto,
             stations,
         }
+    }
+
+    fn tenure(&self) -> Arc<Tenure> {
+        Arc::clone(self.live.lock().tenure())
     }
 
     /// Tells packets what was found by interface, if that is something else than before.

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 
 use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
+use crate::sys::tenure::Tenure;
 use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::MacAddr;
@@ -103,12 +104,22 @@ const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 pub(crate) struct Live {
     map: OwnedFd,
     pub(super) memory: Mapping,
+    tenure: Arc<Tenure>,
 }
 
 impl Live {
-    pub(crate) fn new(map: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(map: OwnedFd, tenure: Arc<Tenure>) -> io::Result<Self> {
         let memory = Mapping::new(map.as_fd(), size_of::<types::live>())?;
-        Ok(Self { map, memory })
+        Ok(Self {
+            map,
+            memory,
+            tenure,
+        })
+    }
+
+    /// For how long this process may write what packets see.
+    pub(crate) fn tenure(&self) -> &Arc<Tenure> {
+        &self.tenure
     }
 
     /// Where packets for reals of a family go.

@@ -24,6 +24,7 @@ use crate::ring::history::At;
 use crate::ring::history::PLANES;
 use crate::ring::history::Planes;
 use crate::ring::history::Unsettled;
+use crate::sys::tenure::Tenure;
 
 /// Slots that are looked at under one lock: some tens of microseconds.
 const AT_ONCE: usize = 8192;
@@ -88,6 +89,7 @@ struct Shared<C> {
     state: Mutex<State<C>>,
     wake: Condvar,
     tick: Duration,
+    tenure: Arc<Tenure>,
 }
 
 /// Settles slots of the VIPs that it is told about.
@@ -139,7 +141,7 @@ impl<C: Chunk + Send + Sync + 'static> Shared<C> {
                 let waited = self.wake.wait_timeout(state, left);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
-            if state.stop {
+            if state.stop || self.tenure.is_over() {
                 state.running = false;
                 return;
             }
@@ -148,6 +150,9 @@ impl<C: Chunk + Send + Sync + 'static> Shared<C> {
 
     /// Looks at the next slots of a VIP; `false`: there are no more.
     fn look(&self, vip: u16) -> bool {
+        let Ok(_permit) = self.tenure.permit() else {
+            return false;
+        };
         let mut state = self.lock();
         let now = self.ticks(state.clock);
         let stop = state.stop;
@@ -179,7 +184,7 @@ impl<C> OfVip<C> {
 
 impl<C: Chunk + Send + Sync + 'static> Settler<C> {
     /// `tick`: how long one of the kernel's ticks lasts.
-    pub(crate) fn new(tick: Duration) -> Self {
+    pub(crate) fn new(tick: Duration, tenure: Arc<Tenure>) -> Self {
         let clock = Clock {
             ticks: 0,
             at: Instant::now(),
@@ -195,6 +200,7 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
                 state: Mutex::new(state),
                 wake: Condvar::new(),
                 tick,
+                tenure,
             }),
             task: Task::new("katran-settle"),
         }

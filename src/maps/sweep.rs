@@ -22,6 +22,7 @@ use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::rcu::GracePeriod;
+use crate::sys::tenure::Tenure;
 
 /// Between two steps of the thread, each of which takes some tenths of a millisecond.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -182,6 +183,7 @@ pub(super) struct Shared {
     pub(super) cells: Arc<VipCells>,
     pub(super) flows: Arc<FlowTables>,
     pub(super) cpus: Arc<PerCpuArray<types::cpu>>,
+    pub(super) tenure: Arc<Tenure>,
     pub(super) grace_period: GracePeriod,
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
@@ -252,7 +254,7 @@ impl Shared {
         let mut refused = false;
         loop {
             let mut state = self.unheld();
-            if state.stop || state.pending == 0 {
+            if state.stop || state.pending == 0 || self.tenure.is_over() {
                 // Another thread comes for the next job.
                 state.running = false;
                 return;
@@ -260,6 +262,10 @@ impl Shared {
             let jobs = state.jobs(None);
             drop(state);
             let removed = self.remove(&jobs, || !self.wait(self.lock(), PAUSE).stop);
+            // Before the state: whoever has a permit may ask for that.
+            let Ok(_permit) = self.tenure.permit() else {
+                continue;
+            };
             let mut state = self.unheld();
             if state.stop {
                 continue;
@@ -311,6 +317,9 @@ impl Shared {
                 let mut walk = table.walk()?;
                 let mut next = Some(*first);
                 while let Some(first) = next {
+                    let Ok(permit) = self.tenure.permit() else {
+                        return Ok(false);
+                    };
                     let step = self.lock_step();
                     let now = self.cancelled.load(Ordering::Relaxed);
                     if now != seen {
@@ -318,7 +327,7 @@ impl Shared {
                         jobs.keep_current(&self.lock());
                     }
                     next = walk.step(first, *end, &|vip, real| jobs.matches(vip, real))?;
-                    drop(step);
+                    drop((step, permit));
                     if !go_on() {
                         return Ok(false);
                     }

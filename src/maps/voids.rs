@@ -29,6 +29,7 @@ use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::rcu::GracePeriod;
+use crate::sys::tenure::Tenure;
 
 /// What happens to the entries that a real's being down voids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,7 @@ impl VoidFlows {
         cells: Arc<VipCells>,
         flows: Arc<FlowTables>,
         cpus: Arc<PerCpuArray<types::cpu>>,
+        tenure: Arc<Tenure>,
     ) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared {
@@ -126,6 +128,7 @@ impl VoidFlows {
                 cells,
                 flows,
                 cpus,
+                tenure,
                 grace_period: GracePeriod::new()?,
                 state: Mutex::default(),
                 wake: Condvar::new(),

@@ -35,6 +35,7 @@ use crate::skel::katran::types;
 use crate::sys::object::numbered;
 use crate::sys::process::Owner;
 use crate::sys::rcu::GracePeriod;
+use crate::sys::tenure::Tenure;
 
 /// Bytes of an event before those of the packet.
 const HEAD: usize = 24;
@@ -90,6 +91,9 @@ impl Start<'_> {
 
     fn run(self, sink: Sink) -> Result<Monitor> {
         let failed = |error| kernel_error("listen to", "events", error);
+        // Nobody else reads the buffer.
+        let tenure = self.switch.tenure();
+        let _permit = tenure.permit()?;
         let events = numbered(|| MapHandle::try_from(self.events)).map_err(failed)?;
         let shared = Arc::<Shared>::default();
         let (bits, limit) = (self.options.bits(), self.options.rate_limit);
@@ -112,10 +116,11 @@ impl Start<'_> {
         numbered(|| buffer.consume()).map_err(failed)?;
         shared.listening.store(true, Ordering::Release);
         let (of_thread, turn) = (Arc::clone(&shared), self.turn);
+        let its_tenure = Arc::clone(&tenure);
         let thread = thread::Builder::new()
             .name("katran-monitor".to_owned())
             .spawn(move || {
-                listen(&buffer, &of_thread);
+                listen(&buffer, &of_thread, &its_tenure);
                 // In this order, so that the next one does not come before this one is gone.
                 drop((buffer, events));
                 drop(turn);
@@ -137,8 +142,18 @@ impl Start<'_> {
 /// what it will when the grace period ends; what lies in the buffer after that is delivered, and the
 /// turn is given up after the buffer, so no other monitor has begun. A callback that stops its own monitor is on this
 /// thread: it comes back here and sees `stop`.
-fn listen(buffer: &RingBuffer<'_>, shared: &Shared) {
+///
+/// If the balancer is handed over, the buffer is another process's from then on: what it has not read by then
+/// is for the monitor there.
+fn listen(buffer: &RingBuffer<'_>, shared: &Shared, tenure: &Tenure) {
     while !shared.stop.load(Ordering::Acquire) {
+        let _permit = match tenure.permit() {
+            Ok(permit) => permit,
+            Err(over) => {
+                shared.lock().stats.failure = Some(over.to_string());
+                return;
+            }
+        };
         // Interrupted or not, it goes on; but not in circles.
         if buffer.poll(PERIOD).is_err() {
             thread::sleep(PERIOD);
@@ -148,7 +163,9 @@ fn listen(buffer: &RingBuffer<'_>, shared: &Shared) {
     if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
         log::warn!("the last events may be missing: {error}");
     }
-    let _ = buffer.consume();
+    if let Ok(_permit) = tenure.permit() {
+        let _ = buffer.consume();
+    }
 }
 
 /// When the kernel's monotonic clock stood at 0, by the clock of the day, which may be set meanwhile.
@@ -323,7 +340,9 @@ mod tests {
         shared.listening.store(true, Ordering::Release);
         Delivery {
             shared,
-            switch: Arc::new(Switch::new(&Arc::new(Live::new(map.unwrap()).unwrap()))),
+            switch: Arc::new(Switch::new(&Arc::new(
+                Live::new(map.unwrap(), Arc::default()).unwrap(),
+            ))),
             options,
             sink,
             clock: Clock::new().unwrap(),

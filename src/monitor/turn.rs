@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use crate::maps::Live;
+use crate::sys::tenure::Tenure;
 
 /// Switches events on and off, for the packets of whatever programs the balancer has by now.
 #[derive(Debug)]
@@ -20,7 +21,13 @@ impl Switch {
 
     /// As [`Live::set_events`].
     pub(crate) fn set(&self, kinds: u32, limit: u32) {
-        self.lock().set_events(kinds, limit);
+        let live = self.lock();
+        live.tenure().while_ours(|| live.set_events(kinds, limit));
+    }
+
+    /// For how long this process may listen.
+    pub(crate) fn tenure(&self) -> Arc<Tenure> {
+        Arc::clone(self.lock().tenure())
     }
 
     /// From now on other programs are the balancer's, which make the events that those before have made.

@@ -105,6 +105,7 @@ impl Watcher {
         listening.map_err(|error| kernel_error("listen to", "notices of changes", error))?;
         // Notices from now on are looked at, so that no change is missed.
         notices.take();
+        let tenure = Arc::clone(cells.live.tenure());
         let board = Arc::new(Board::new(wanted, cells));
         let mut resolver =
             Resolver::new(requests, site.namespace, wanted, Some(Arc::clone(&board)));
@@ -129,6 +130,7 @@ impl Watcher {
             notices,
             resolver,
             done: 0,
+            tenure,
         };
         let ending = Ending(Arc::clone(&board));
         let thread = thread::Builder::new()

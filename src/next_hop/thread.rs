@@ -25,6 +25,7 @@ use super::resolver::Resolver;
 use super::touched::Touched;
 use super::wanted::Wanted;
 use crate::rtnetlink::Notices;
+use crate::sys::tenure::Tenure;
 
 /// After a change more tend to follow.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -78,6 +79,7 @@ pub(super) struct Follower {
     pub(super) resolver: Resolver,
     /// The last command that was taken.
     pub(super) done: u64,
+    pub(super) tenure: Arc<Tenure>,
 }
 
 /// Why a thread has ended.
@@ -97,8 +99,12 @@ impl Follower {
         let mut rested = confirmed;
         let mut busy = Duration::ZERO;
         let mut open = false;
+        let tenure = Arc::clone(&self.tenure);
         while !self.signals.stop.load(Ordering::Acquire) {
             let woken = !open && self.sleep(&mut settled, rested, confirmed, tried, look);
+            let Ok(_permit) = tenure.permit() else {
+                return Ended::Unwanted;
+            };
             if woken || open {
                 self.take_commands();
             }

@@ -18,11 +18,13 @@ pub(crate) const LAYOUT: u64 = 2;
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
-/// Words: magic, layout, state, when it was loaded (nanoseconds since boot), and the version's text.
+/// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot), and
+/// the version's text.
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
-const AT_VERSION: usize = 4;
+const AT_LIFE: usize = 4;
+const AT_VERSION: usize = 5;
 
 /// How far a directory has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,8 @@ pub(crate) struct Identity(Words);
 impl Identity {
     /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is a balancer's.
     pub(super) fn pin(path: &Path) -> io::Result<Self> {
-        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, now()?];
+        let made = now()?;
+        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, made, made];
         Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 
@@ -66,6 +69,20 @@ impl Identity {
     pub(crate) fn age(&self) -> io::Result<Duration> {
         let age = now()?.saturating_sub(self.0.get(AT_LOADED));
         Ok(Duration::from_nanos(age))
+    }
+
+    /// The owner lives.
+    pub(crate) fn show_life(&self) {
+        // Without a clock there is none to say when.
+        if let Ok(now) = now() {
+            self.0.set(AT_LIFE, now);
+        }
+    }
+
+    /// How long ago an owner gave the last sign of life, times of sleep included.
+    pub(crate) fn silence(&self) -> io::Result<Duration> {
+        let silence = now()?.saturating_sub(self.0.get(AT_LIFE));
+        Ok(Duration::from_nanos(silence))
     }
 
     pub(crate) fn stage(&self) -> Stage {

@@ -12,31 +12,35 @@
 //!     probes/        program and maps of health checks
 //!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
 //! next_set/          the same of a replacement that is under way
+//! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
 //! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
 //! others need no pins: the outer ones keep them.
 
 mod contents;
+mod handover;
 mod identity;
 mod ledger;
+mod look;
 mod ours;
+mod place;
 mod removal;
 mod set;
 mod words;
 
 use std::fs;
 use std::fs::DirBuilder;
-use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
-
-use nix::libc;
-use nix::unistd::geteuid;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use crate::error::Error;
 use crate::error::Result;
@@ -45,9 +49,21 @@ use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::pin;
 use crate::sys::process::Owner;
+pub(crate) use handover::Asked;
+pub(crate) use handover::Claim;
+use handover::Request;
+use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
 pub(crate) use ledger::Seat;
+pub use look::PinnedBalancer;
+pub use look::PinnedOwner;
+pub use look::PinnedStage;
+pub use look::pinned;
+use place::absolute;
+use place::check_name;
+use place::open_directory;
+use place::refused;
 pub use removal::remove;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
@@ -63,11 +79,13 @@ const PROBES: &str = "probes";
 pub(crate) const MAIN: &str = "program";
 pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
+/// With what they were loaded.
+pub(crate) const CONSTANTS: &str = "constants";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
-const NO_BPF_FS: &str =
-    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
+/// What is to be done, if it is to go on.
+const GO_ON: &str = "to go on with the balancer";
 
 /// So often a directory is opened that others remove at the same moment.
 const TRIES: usize = 16;
@@ -86,10 +104,10 @@ pub(crate) struct Content<'a> {
 pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     owner: Owner,
     /// Given up last.
-    _lock: Lock,
+    claim: Arc<Claim>,
 }
 
 impl Home {
@@ -103,7 +121,7 @@ impl Home {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 Err(error) => return Err(file_error("make the directory", &path, error)),
             };
-            let taken = Self::take(&path);
+            let taken = Self::take(&path, None);
             if taken.is_err() && made {
                 // Another process has it by now, if it is not empty.
                 let _ = fs::remove_dir(&path);
@@ -123,6 +141,11 @@ impl Home {
 
     /// Takes the directory of a balancer that is there, whole or not.
     pub(crate) fn open(given: &Path) -> Result<Self> {
+        Self::open_or_ask(given, None)
+    }
+
+    /// The same; a process that has it is asked to let go, and waited for, no longer than `patience`.
+    pub(crate) fn open_or_ask(given: &Path, patience: Option<Duration>) -> Result<Self> {
         let missing = || Error::NotFound {
             what: format!("a pinned balancer in {}", given.display()),
         };
@@ -135,20 +158,50 @@ impl Home {
             if !path.exists() {
                 return Err(missing());
             }
-            if let Some(home) = Self::take(&path)? {
+            let taken = match (Self::take(&path, None), patience) {
+                (Err(Error::Busy { .. }), Some(patience)) => Self::ask_for(&path, patience)?,
+                (taken, _) => taken?,
+            };
+            if let Some(home) = taken {
                 return Ok(home);
             }
         }
         Err(missing())
     }
 
-    /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since.
-    fn take(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|error| file_error("open", path, error))?,
+    /// Asks the process that has a directory to let go; `None`: it has been removed since.
+    fn ask_for(path: &Path, patience: Duration) -> Result<Option<Self>> {
+        let until = Instant::now() + patience;
+        let Some(directory) = open_directory(path)? else {
+            return Ok(None);
         };
-        check_safe(path, &file)?;
+        // Nobody lets go for one that could not go on.
+        if let Some(identity) = identity_in(path)? {
+            known(path, &identity, GO_ON)?;
+        }
+        let made = Request::make(&directory, until);
+        let made = made.map_err(|error| file_error("ask for", path, error))?;
+        let Some(request) = made else {
+            return Err(busy(path, None));
+        };
+        loop {
+            match Self::take(path, Some(&request)) {
+                Err(Error::Busy { .. }) if Instant::now() < until => thread::sleep(TRY_EVERY),
+                Err(Error::Busy { .. }) => break,
+                taken => return taken,
+            }
+        }
+        drop(request);
+        // It may have let go a moment ago.
+        Self::take(path, None)
+    }
+
+    /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since. `request`: this
+    /// process's own.
+    fn take(path: &Path, request: Option<&Request>) -> Result<Option<Self>> {
+        let Some(file) = open_directory(path)? else {
+            return Ok(None);
+        };
         let lock = match Lock::take(&file) {
             Ok(Locked::Ours(lock)) => lock,
             Ok(Locked::Others(owner)) => return Err(busy(path, owner)),
@@ -166,39 +219,50 @@ impl Home {
         if !matches!((ours, present), (Ok(ours), Ok(present)) if ours == present) {
             return Ok(None);
         }
-        let identity = path.join(IDENTITY);
-        let identity = Identity::open(&identity)
-            .map_err(|error| kernel_error("open", &identity.display().to_string(), error))?;
+        if request.is_none() {
+            let failed = |error| file_error("look for requests in", path, error);
+            if let Some(asked) = handover::asked(&file).map_err(failed)? {
+                // The owner has let go for that process.
+                return Err(busy(path, asked.by));
+            }
+            // Of a process that has died.
+            handover::remove(&file).map_err(failed)?;
+        }
         Ok(Some(Self {
             attached: path.join(ATTACHED),
             path: path.to_owned(),
-            identity,
+            identity: identity_in(path)?.map(Arc::new),
             owner: Owner::new(),
-            _lock: lock,
+            claim: Arc::new(Claim {
+                directory: file,
+                lock,
+            }),
         }))
+    }
+
+    /// The balancer has an owner.
+    pub(crate) fn show_life(&self) {
+        if let Some(identity) = &self.identity {
+            identity.show_life();
+        }
+    }
+
+    /// How long ago the owner gave its last sign of life, if there is a clock that says so.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        self.identity.as_ref()?.silence().ok()
+    }
+
+    /// What there is to hand over, with the identity; `None`: nothing is pinned.
+    pub(crate) fn claim_of_balancer(&self) -> Option<(Arc<Claim>, Arc<Identity>)> {
+        let identity = self.identity.as_ref()?;
+        Some((Arc::clone(&self.claim), Arc::clone(identity)))
     }
 
     /// What the directory says of itself, if this version knows how it is arranged.
     pub(crate) fn known_identity(&self) -> Result<Option<&Identity>> {
-        let Some(identity) = self.identity.as_ref() else {
-            return Ok(None);
-        };
-        self.known(identity, "to go on with the balancer").map(Some)
-    }
-
-    /// The identity, if what is to be done takes no more than this version knows.
-    fn known<'a>(&self, identity: &'a Identity, to: &str) -> Result<&'a Identity> {
-        let found = identity.layout();
-        let known = found == identity::LAYOUT;
-        known.then_some(identity).ok_or_else(|| Error::Unsupported {
-            what: format!(
-                "{to} in {}, which is arranged in the way {found} (katran {})",
-                self.path.display(),
-                identity.version()
-            ),
-            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
-                     it, or have that remove it and load it again",
-        })
+        let identity = self.identity.as_deref();
+        identity.map_or(Ok(()), |of| known(&self.path, of, GO_ON))?;
+        Ok(identity)
     }
 
     /// The pins that keep attachments.
@@ -255,7 +319,7 @@ impl Home {
     fn pin_all(&mut self, content: &Content<'_>) -> Result<()> {
         let path = self.path.join(IDENTITY);
         let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
-        self.identity = Some(identity);
+        self.identity = Some(Arc::new(identity));
         make_directory(&self.attached)?;
         self.set().fill(content)
     }
@@ -343,111 +407,27 @@ fn remove_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    if let Ok(path) = path.canonicalize() {
-        return Ok(path);
-    }
-    if path.is_symlink() {
-        return Err(refused(
-            path,
-            "it is a symbolic link to what is not there".to_owned(),
-        ));
-    }
-    // It is still to be made.
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let Some(name) = path.file_name() else {
-        return Err(refused(path, "it is no path of a directory".to_owned()));
-    };
-    let parent = parent.canonicalize();
-    let parent = parent.map_err(|error| refused(path, format!("what it is in: {error}")))?;
-    Ok(parent.join(name))
+/// What a directory says of itself; `None`: it is no balancer's.
+fn identity_in(path: &Path) -> Result<Option<Identity>> {
+    let path = path.join(IDENTITY);
+    let opened = Identity::open(&path);
+    opened.map_err(|error| kernel_error("open", &path.display().to_string(), error))
 }
 
-/// Whether a directory of this path could be in a BPF file system, before it is made.
-fn check_name(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default();
-    let exists = path.exists();
-    let place = match exists {
-        true => path,
-        false => path.parent().unwrap_or(path),
-    };
-    match pin::is_bpf_fs(place) {
-        Ok(true) if exists || !name.to_string_lossy().contains('.') => Ok(()),
-        Ok(true) => Err(refused(
-            path,
-            "a BPF file system takes no names with dots".to_owned(),
-        )),
-        Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
-        Err(error) => Err(file_error("look at", place, error)),
-    }
-}
-
-/// Whether only this user can change what is in a directory.
-fn check_safe(path: &Path, directory: &File) -> Result<()> {
-    let failed = |error| file_error("look at", path, error);
-    // Of what was opened: there may be another one at the path by now.
-    let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
-    let metadata = directory.metadata().map_err(failed)?;
-    let reason = if !is_bpf_fs {
-        NO_BPF_FS.to_owned()
-    } else if !metadata.is_dir() {
-        "it is no directory".to_owned()
-    } else if metadata.st_uid() != geteuid().as_raw() {
-        format!(
-            "it belongs to user {}, and this process runs as user {}: choose another one, or run as that user",
-            metadata.st_uid(),
-            geteuid()
-        )
-    } else if metadata.st_mode() & 0o077 != 0 {
-        format!(
-            "others can open or change it (mode {:04o}): `chmod 0700` it, or choose another one",
-            metadata.st_mode() & 0o7777
-        )
-    } else {
-        return path
-            .ancestors()
-            .skip(1)
-            .try_for_each(|above| check_above(path, above));
-    };
-    Err(refused(path, reason))
-}
-
-/// Whether nobody else can put another directory in the place of one, by what it is in.
-fn check_above(path: &Path, above: &Path) -> Result<()> {
-    let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
-    let (user, mode) = (metadata.st_uid(), metadata.st_mode());
-    if user != 0 && user != geteuid().as_raw() {
-        return Err(refused(
-            path,
-            format!(
-                "{} belongs to user {user}, who can replace it",
-                above.display()
+/// Whether what is to be done with a balancer takes no more than this version knows.
+fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
+    let found = identity.layout();
+    match found == identity::LAYOUT {
+        true => Ok(()),
+        false => Err(Error::Unsupported {
+            what: format!(
+                "{to} in {}, which is arranged in the way {found} (katran {})",
+                path.display(),
+                identity.version()
             ),
-        ));
-    }
-    // Where the sticky bit is set only its user can move what is there.
-    if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
-        return Err(refused(
-            path,
-            format!(
-                "others can replace it: {} has mode {:04o}",
-                above.display(),
-                mode & 0o7777
-            ),
-        ));
-    }
-    Ok(())
-}
-
-fn refused(path: &Path, reason: String) -> Error {
-    Error::InvalidConfig {
-        setting: "pin",
-        value: path.display().to_string(),
-        reason,
+            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
+                     it, or have that remove it and load it again",
+        }),
     }
 }
 

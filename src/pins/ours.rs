@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::CONSTANTS;
 use super::MAPS;
 use super::PROBES;
 use super::file_name;
@@ -35,7 +36,8 @@ pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
         Some(Kind::Map) => {
             let name = map::info(object.as_fd()).map_err(failed)?.name;
             let mut ours = MapRow::names().filter(|of| file_name(of) == pinned_as);
-            Ok(ours.any(|of| is_cut(&name, of)))
+            let is_constants = pinned_as == CONSTANTS && name.ends_with(".rodata");
+            Ok(is_constants || ours.any(|of| is_cut(&name, of)))
         }
         Some(Kind::Program) => {
             let name = program::info(object.as_fd()).map_err(failed)?.name;

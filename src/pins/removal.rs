@@ -10,6 +10,8 @@ use super::Stage;
 use super::busy;
 use super::entries;
 use super::file_error;
+use super::handover;
+use super::known;
 use super::remove_directory;
 use super::set::Entrance;
 use crate::attach::end_kept;
@@ -37,7 +39,7 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
         });
     }
     if let Some(identity) = &home.identity {
-        home.known(identity, "to remove the balancer")?;
+        known(&home.path, identity, "to remove the balancer")?;
         home.set().known_contents()?;
         home.next_set().known_contents()?;
     }
@@ -47,13 +49,19 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
 impl Home {
     /// From now on what is there is no balancer any more, however far its removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
-        if !self.owner.is_here() {
-            return Err(busy(&self.path, Some(parent_id())));
-        }
+        self.check_owner()?;
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Removing);
         }
         Ok(())
+    }
+
+    /// Whether this process has the directory, and is no child of that made by fork(2).
+    pub(crate) fn check_owner(&self) -> Result<()> {
+        match self.owner.is_here() {
+            true => Ok(()),
+            false => Err(busy(&self.path, Some(parent_id()))),
+        }
     }
 
     /// Takes away all that is a balancer's, the identity last.
@@ -65,11 +73,18 @@ impl Home {
             self.set().remove()?;
             // What is left of attachments is not a balancer's.
             remove_directory(&self.attached)?;
+            self.remove_requests()?;
             let path = self.path.join(IDENTITY);
             pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             self.identity = None;
         }
         remove_directory(&self.path)
+    }
+
+    /// What processes have left that asked for the balancer; who asks now finds out that there is none.
+    fn remove_requests(&self) -> Result<()> {
+        handover::remove(&self.claim.directory)
+            .map_err(|error| file_error("remove requests in", &self.path, error))
     }
 
     fn end_attachments(&self) -> Result<()> {

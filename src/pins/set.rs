@@ -8,6 +8,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::CLOCK;
+use super::CONSTANTS;
 use super::Content;
 use super::EXPLAINER;
 use super::MAIN;
@@ -45,6 +46,7 @@ pub(crate) struct PinnedPrograms {
     pub(crate) explainer: OwnedFd,
     pub(crate) clock: OwnedFd,
     pub(crate) special: OwnedFd,
+    pub(crate) constants: Option<OwnedFd>,
 }
 
 /// What of them is in entries of root programs; the first one is what interfaces have.
@@ -141,6 +143,7 @@ impl PinnedSet {
             explainer: open(EXPLAINER)?,
             clock: open(CLOCK)?,
             special: open(SPECIAL)?,
+            constants: self.open_pin(PROGRAMS, CONSTANTS)?,
         })
     }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -25,6 +26,9 @@ use super::process::Owner;
 
 /// The most locks of one process.
 pub(crate) const MOST: usize = 64;
+
+/// So often a lock is tried whose owner cannot be seen: it may be an `is_locked`.
+const LOOKS: usize = 5;
 
 const FREE: i32 = -1;
 const RESERVED: i32 = -2;
@@ -128,16 +132,33 @@ impl Lock {
             place,
             owner,
         };
-        // SAFETY: takes a descriptor and numbers.
-        match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-            0 => Ok(Locked::Ours(lock)),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::WouldBlock => {
-                    // That it cannot be told changes nothing.
-                    Ok(Locked::Others(holder(directory).ok().flatten()))
-                }
-                error => Err(error),
-            },
+        for _ in 0..LOOKS {
+            // SAFETY: takes a descriptor and numbers.
+            match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+                0 => return Ok(Locked::Ours(lock)),
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::WouldBlock => {
+                        // That it cannot be told changes nothing.
+                        if let Ok(Some(holder)) = holder(directory) {
+                            return Ok(Locked::Others(Some(holder)));
+                        }
+                    }
+                    error => return Err(error),
+                },
+            }
+            // Somebody may just be looking.
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Locked::Others(None))
+    }
+}
+
+impl Lock {
+    /// Gives it up before it is dropped: whoever waits for it can have it.
+    pub(crate) fn give_up(&self) {
+        if self.owner.is_here() {
+            // SAFETY: takes a descriptor and a number.
+            unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
         }
     }
 }
@@ -156,8 +177,28 @@ impl Drop for Lock {
     }
 }
 
+/// Whether somebody has locked a directory; a [`Lock::take`] at this moment tries again.
+pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
+    // Of its own: see `Lock::take`.
+    let file = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()))?;
+    let fd = file.as_raw_fd();
+    // SAFETY: takes a descriptor and numbers.
+    match unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) } {
+        0 => {
+            // A child made meanwhile may have a copy of the descriptor: so it is given up, not closed.
+            // SAFETY: takes a descriptor and a number.
+            unsafe { libc::flock(fd, libc::LOCK_UN) };
+            Ok(false)
+        }
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            error => Err(error),
+        },
+    }
+}
+
 /// The process that has locked a directory, if it is one that this one may know of.
-fn holder(directory: &File) -> io::Result<Option<u32>> {
+pub(crate) fn holder(directory: &File) -> io::Result<Option<u32>> {
     let metadata = directory.metadata()?;
     let device = metadata.st_dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
@@ -170,8 +211,8 @@ fn holder(directory: &File) -> io::Result<Option<u32>> {
 fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
-        let is_lock = words.next() == Some("FLOCK");
-        let process = words.nth(2)?;
+        let is_lock = words.next() == Some("FLOCK") && words.nth(1) == Some("WRITE");
+        let process = words.next()?;
         let is_it = is_lock && words.next() == Some(wanted);
         process.parse().ok().filter(|_| is_it)
     })
@@ -180,7 +221,6 @@ fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::process;
-    use std::time::Duration;
 
     use nix::sys::wait::waitpid;
     use nix::unistd::ForkResult;
@@ -253,7 +293,8 @@ mod tests {
     fn the_holder_is_found_among_other_locks() {
         const TEXT: &str = "1: POSIX  ADVISORY  WRITE 7 00:27:8971015 0 EOF\n\
             2: -> FLOCK  ADVISORY  WRITE 8 00:27:8971015 0 EOF\n\
-            3: FLOCK  ADVISORY  WRITE 9 00:27:89710 0 EOF\n";
+            3: FLOCK  ADVISORY  WRITE 9 00:27:89710 0 EOF\n\
+            5: FLOCK  ADVISORY  READ 9 00:27:8971015 0 EOF\n";
         const OURS: &str = "4: FLOCK  ADVISORY  WRITE 10 00:27:8971015 0 EOF\n";
         let found = |text: &str| holder_in(text, "00:27:8971015");
         assert_eq!(found(TEXT), None);

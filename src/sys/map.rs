@@ -102,6 +102,26 @@ pub(super) fn by_id(id: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The first value of an array, whatever is in it.
+pub(crate) fn first_value(array: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let info = info(array)?;
+    if info.kind != libbpf_sys::BPF_MAP_TYPE_ARRAY || info.key_size != 4 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // The kernel writes whole words.
+    let mut words = vec![0_u64; (info.value_size as usize).div_ceil(size_of::<u64>())];
+    // SAFETY: the key is as long as the map's, and there is room for its one value.
+    check(unsafe {
+        libbpf_sys::bpf_map_lookup_elem(
+            array.as_raw_fd(),
+            as_ptr(&0_u32),
+            words.as_mut_ptr().cast(),
+        )
+    })?;
+    let bytes = words.into_iter().flat_map(u64::to_ne_bytes);
+    Ok(bytes.take(info.value_size as usize).collect())
+}
+
 /// Bytes that the kernel accounts to the map, from the descriptor's `fdinfo`.
 pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
     FdInfo::of(map)?.number("memlock")

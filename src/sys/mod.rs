@@ -20,6 +20,7 @@ pub(crate) mod rcu;
 pub(crate) mod release;
 pub(crate) mod signals;
 pub(crate) mod tc;
+pub(crate) mod tenure;
 pub(crate) mod text;
 
 use std::ffi::CStr;

@@ -1,6 +1,7 @@
 //! A pinned balancer that the next handle goes on with: it knows all that the one before knew, counters and flows go
 //! on, and every kind of change works on it.
 
+use std::fs;
 use std::path::PathBuf;
 
 use katran::Builder;
@@ -31,6 +32,7 @@ use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::pins;
 use crate::common::serve;
 use crate::common::vip;
 
@@ -172,4 +174,36 @@ fn next_hops_of_reals_are_kept() {
     let katran = builder().pin(&directory).adopt().unwrap();
     assert_eq!(katran.state(), state);
     katran.remove().unwrap();
+}
+
+#[test]
+fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
+    let directory = directory();
+    let builder = || builder().pin(&directory);
+    let mut katran = load(builder());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let id = |katran: &Katran| pins::program_id(katran.program_fd());
+    let loaded = id(&katran);
+    drop(katran);
+    let katran = builder().adopt().unwrap();
+    assert_eq!(id(&katran), loaded);
+    drop(katran);
+    // As another version leaves it, or one that is built in another way: nobody knows with what they were loaded.
+    fs::remove_file(directory.join("set/programs/constants")).unwrap();
+    let mut katran = builder().adopt().unwrap();
+    let anew = id(&katran);
+    assert_ne!(anew, loaded);
+    assert!(!pins::has_program(loaded));
+    katran
+        .reload(Features::default() | Features::SOURCE_ROUTING)
+        .unwrap();
+    let reloaded = id(&katran);
+    assert_ne!(reloaded, anew);
+    drop(katran);
+    let katran = builder().adopt().unwrap();
+    assert_eq!(id(&katran), reloaded);
+    let frame = syn(flows(Protocol::Tcp, "203.0.113.1:443", 1)[0]);
+    assert_eq!(katran.simulate(&frame).unwrap().real, Some(ip(A)));
+    katran.remove().unwrap();
+    assert!(!directory.exists());
 }

@@ -14,6 +14,7 @@ mod common;
 mod differences;
 mod documents;
 mod failures;
+mod handed_over;
 mod library;
 mod monitor;
 mod monitor_ends;

@@ -18,6 +18,7 @@ mod program;
 #[path = "../common/seed.rs"]
 mod seed;
 mod simulate;
+mod taken_over;
 mod terminal;
 mod top;
 mod top_view;

@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::config::Config;
 use crate::config::Features;
@@ -137,6 +138,7 @@ impl Katran {
                 .map_err(|error| map_error("ring_chunk", needed, error))?,
             flows: flows.collect::<Result<_>>()?,
             global,
+            tenure: Arc::clone(self.maps.live.tenure()),
         };
         let maps = self.maps.named().into_iter();
         let taken = Taken {

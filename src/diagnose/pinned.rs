@@ -1,0 +1,113 @@
+//! What follows from what a pinned balancer says of itself.
+
+use std::path::Path;
+
+use super::Diagnosis;
+use super::Subject;
+use crate::error::Error;
+use crate::pins::PinnedBalancer;
+use crate::pins::PinnedOwner;
+use crate::pins::PinnedStage;
+use crate::pins::pinned;
+
+const ADOPT: &str = "start its program again, which goes on with it (Builder::adopt_or_load)";
+
+impl Diagnosis {
+    /// Whether the balancer that is pinned in a directory is whole and has an owner that gives signs of life. It takes no
+    /// handle, and changes nothing.
+    ///
+    /// ```no_run
+    /// println!("{}", katran::diagnosis::Diagnosis::of_pinned("/sys/fs/bpf/katran"));
+    /// ```
+    pub fn of_pinned(directory: impl AsRef<Path>) -> Self {
+        let mut found = Self::default();
+        match pinned(directory) {
+            Ok(pinned) => judge(&pinned, &mut found),
+            Err(error) => refused(&error, &mut found),
+        }
+        found
+    }
+}
+
+fn refused(error: &Error, found: &mut Diagnosis) {
+    let advice = match error {
+        Error::NotFound { .. } => "load it, with Builder::pin and this directory",
+        _ => "see there",
+    };
+    found.problem(Subject::Owner, error.to_string(), advice);
+}
+
+fn judge(pinned: &PinnedBalancer, found: &mut Diagnosis) {
+    let PinnedBalancer { path, owner, .. } = pinned;
+    let is_orphan = *owner == PinnedOwner::Nobody;
+    let message = format!(
+        "{}: {pinned}; loaded {} s ago by katran {}",
+        path.display(),
+        pinned.age.as_secs(),
+        pinned.version
+    );
+    let half = match pinned.stage {
+        PinnedStage::Whole => None,
+        PinnedStage::Loading => Some("its load"),
+        PinnedStage::Removing => Some("its removal"),
+    };
+    match half {
+        Some(what) if is_orphan => found.problem(
+            Subject::Owner,
+            format!("{message}; {what} was cut off"),
+            "`katran::remove` it, or load it again (Builder::adopt_or_load does both)",
+        ),
+        Some(what) => found.note(
+            Subject::Owner,
+            format!("{message}; {what} is under way"),
+            "look again in a moment",
+        ),
+        None if is_orphan => found.warn(
+            Subject::Owner,
+            format!("{message}: next hops, MTUs and the configuration stay as they were left"),
+            ADOPT,
+        ),
+        None if pinned.is_silent() => found.warn(
+            Subject::Owner,
+            message,
+            "the process is stopped or hangs: continue or end it, then start it again",
+        ),
+        None => found.ok(Subject::Owner, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Severity;
+    use super::*;
+
+    #[test]
+    fn an_orphan_is_found() {
+        let mut of = PinnedBalancer::example();
+        let mut judged = |owner, stage, seconds| {
+            of.owner = owner;
+            of.stage = stage;
+            of.silence = Duration::from_secs(seconds);
+            let mut found = Diagnosis::default();
+            judge(&of, &mut found);
+            let [finding] = found.findings() else {
+                panic!("{found}");
+            };
+            finding.severity
+        };
+        use PinnedOwner::Nobody;
+        use PinnedOwner::Process;
+        use PinnedStage::Loading;
+        use PinnedStage::Removing;
+        use PinnedStage::Whole;
+        assert_eq!(judged(Process(7), Whole, 1), Severity::Ok);
+        assert_eq!(judged(Process(7), Whole, 42), Severity::Warning);
+        assert_eq!(judged(Nobody, Whole, 0), Severity::Warning);
+        assert_eq!(judged(Process(7), Loading, 0), Severity::Note);
+        assert_eq!(judged(Nobody, Removing, 0), Severity::Problem);
+        let nothing = Diagnosis::of_pinned("/nowhere");
+        assert!(!nothing.works());
+    }
+}

@@ -1,0 +1,231 @@
+//! How a pinned balancer goes from one process to another while both live: in its directory, whatever network or mount
+//! namespaces they are in.
+//!
+//! The process that wants it locks the directory `handover` inside, which is the request: one that dies takes it back.
+//! Then it changes that directory's mode to what it is, of which inotify(7) tells the owner, and waits for the lock of the balancer's
+//! own directory. The owner, when nothing is under way, looks whether the request still stands and gives that lock up.
+//! Nobody else takes it meanwhile: whoever has it and finds a request of another process gives it back.
+
+use std::fs;
+use std::fs::DirBuilder;
+use std::fs::File;
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::sys::inotify::AddWatchFlags;
+use nix::sys::inotify::InitFlags;
+use nix::sys::inotify::Inotify;
+
+use crate::sys::lock::Lock;
+use crate::sys::lock::Locked;
+use crate::sys::lock::holder;
+use crate::sys::lock::is_locked;
+
+/// The directory that is locked by who asks.
+const REQUEST: &str = "handover";
+const MODE: u32 = 0o700;
+
+/// So often a lock is tried that is another's.
+pub(super) const TRY_EVERY: Duration = Duration::from_millis(1);
+
+/// A path inside a directory that is open, whatever mounts lead there.
+fn inside(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!(
+        "/proc/thread-self/fd/{}/{name}",
+        directory.as_raw_fd()
+    ))
+}
+
+/// A directory and the lock on it.
+pub(crate) struct Claim {
+    pub(super) directory: File,
+    pub(super) lock: Lock,
+}
+
+/// That another process asks for the balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// The process, if it is visible from here.
+    pub(crate) by: Option<u32>,
+}
+
+impl Claim {
+    /// Whether another process asks for it now.
+    pub(crate) fn asked(&self) -> io::Result<Option<Asked>> {
+        asked(&self.directory)
+    }
+
+    /// Lets that process have it.
+    pub(crate) fn give_up(&self) {
+        self.lock.give_up();
+    }
+
+    /// Hears of those who ask.
+    pub(crate) fn listen(&self) -> io::Result<Listener> {
+        let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        events.add_watch(&inside(&self.directory, "."), AddWatchFlags::IN_ATTRIB)?;
+        Ok(Listener(events))
+    }
+}
+
+/// What is readable when somebody may have asked.
+pub(crate) struct Listener(Inotify);
+
+impl Listener {
+    /// Takes what has come.
+    pub(crate) fn clear(&self) {
+        while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether a process asks for the balancer in a directory.
+pub(super) fn asked(directory: &File) -> io::Result<Option<Asked>> {
+    let file = match File::open(inside(directory, REQUEST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    match is_locked(&file)? {
+        true => Ok(Some(Asked { by: holder(&file)? })),
+        false => Ok(None),
+    }
+}
+
+/// The directory of requests, when nobody asks any more.
+pub(super) fn remove(directory: &File) -> io::Result<()> {
+    match fs::remove_dir(inside(directory, REQUEST)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// That this process asks for a balancer, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Request {
+    directory: File,
+    _lock: Lock,
+}
+
+impl Request {
+    /// Asks, when no other process does so any more; `None`: one did for too long.
+    pub(super) fn make(directory: &File, until: Instant) -> io::Result<Option<Self>> {
+        loop {
+            match DirBuilder::new()
+                .mode(MODE)
+                .create(inside(directory, REQUEST))
+            {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            if let Some(made) = Self::lock(directory)? {
+                return Ok(Some(made));
+            }
+            if Instant::now() >= until {
+                return Ok(None);
+            }
+            thread::sleep(TRY_EVERY);
+        }
+    }
+
+    /// `None`: another process asks, or has just removed the directory.
+    fn lock(directory: &File) -> io::Result<Option<Self>> {
+        let path = inside(directory, REQUEST);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let Locked::Ours(lock) = Lock::take(&file)? else {
+            return Ok(None);
+        };
+        let ours = file.metadata()?.st_ino();
+        if !fs::metadata(&path).is_ok_and(|of| of.st_ino() == ours) {
+            return Ok(None);
+        }
+        // From now on it is one that is taken back.
+        let made = Self {
+            directory: directory.try_clone()?,
+            _lock: lock,
+        };
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        Ok(Some(made))
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        // While it is locked, so that nobody else's goes.
+        if let Err(error) = remove(&self.directory) {
+            log::warn!("{REQUEST} stays: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use katran_lab::private_bpf_fs;
+    use nix::poll::PollFd;
+    use nix::poll::PollFlags;
+    use nix::poll::poll;
+
+    use super::*;
+
+    fn wait(listener: &Listener) -> bool {
+        let mut events = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        let happened = poll(&mut events, 1000u16).unwrap() == 1;
+        listener.clear();
+        happened
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "locks are the kernel's")]
+    fn the_owner_hears_of_a_request_and_none_is_left() {
+        let path = private_bpf_fs().unwrap();
+        let directory = File::open(&path).unwrap();
+        let Locked::Ours(lock) = Lock::take(&directory).unwrap() else {
+            panic!("nobody has it");
+        };
+        let claim = Claim {
+            directory: directory.try_clone().unwrap(),
+            lock,
+        };
+        let listener = claim.listen().unwrap();
+        assert_eq!(claim.asked().unwrap(), None);
+        for _ in 0..2 {
+            let request = Request::make(&directory, Instant::now()).unwrap().unwrap();
+            assert!(wait(&listener));
+            let by = Some(std::process::id());
+            assert_eq!(claim.asked().unwrap(), Some(Asked { by }));
+            // Another one waits for its turn.
+            let until = Instant::now() + Duration::from_millis(20);
+            assert!(Request::make(&directory, until).unwrap().is_none());
+            drop(request);
+            assert_eq!(claim.asked().unwrap(), None);
+            assert!(!path.join(REQUEST).exists());
+        }
+        // What a process has left that died.
+        fs::create_dir(path.join(REQUEST)).unwrap();
+        assert_eq!(claim.asked().unwrap(), None);
+        let request = Request::make(&directory, Instant::now()).unwrap().unwrap();
+        assert!(wait(&listener));
+        assert!(matches!(Lock::take(&directory).unwrap(), Locked::Others(_)));
+        claim.give_up();
+        assert!(matches!(Lock::take(&directory).unwrap(), Locked::Ours(_)));
+        drop(request);
+        assert!(!path.join(REQUEST).exists());
+    }
+}

@@ -1,0 +1,136 @@
+//! Where a balancer can be pinned: in a BPF file system, in a directory that nobody else can open, change or replace.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::linux::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use nix::libc;
+use nix::unistd::geteuid;
+
+use super::file_error;
+use crate::error::Error;
+use crate::error::Result;
+use crate::sys::pin;
+
+const NO_BPF_FS: &str =
+    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
+
+/// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    if path.is_symlink() {
+        return Err(refused(
+            path,
+            "it is a symbolic link to what is not there".to_owned(),
+        ));
+    }
+    // It is still to be made.
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let Some(name) = path.file_name() else {
+        return Err(refused(path, "it is no path of a directory".to_owned()));
+    };
+    let parent = parent.canonicalize();
+    let parent = parent.map_err(|error| refused(path, format!("what it is in: {error}")))?;
+    Ok(parent.join(name))
+}
+
+/// Whether a directory of this path could be in a BPF file system, before it is made.
+pub(super) fn check_name(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let exists = path.exists();
+    let place = match exists {
+        true => path,
+        false => path.parent().unwrap_or(path),
+    };
+    match pin::is_bpf_fs(place) {
+        Ok(true) if exists || !name.to_string_lossy().contains('.') => Ok(()),
+        Ok(true) => Err(refused(
+            path,
+            "a BPF file system takes no names with dots".to_owned(),
+        )),
+        Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
+        Err(error) => Err(file_error("look at", place, error)),
+    }
+}
+
+/// Opens the directory of a balancer, which nobody else can write to; `None`: it is not there.
+pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|error| file_error("open", path, error))?,
+    };
+    check_safe(path, &file).map(|()| Some(file))
+}
+
+/// Whether only this user can change what is in a directory.
+fn check_safe(path: &Path, directory: &File) -> Result<()> {
+    let failed = |error| file_error("look at", path, error);
+    // Of what was opened: there may be another one at the path by now.
+    let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
+    let metadata = directory.metadata().map_err(failed)?;
+    let reason = if !is_bpf_fs {
+        NO_BPF_FS.to_owned()
+    } else if !metadata.is_dir() {
+        "it is no directory".to_owned()
+    } else if metadata.st_uid() != geteuid().as_raw() {
+        format!(
+            "it belongs to user {}, and this process runs as user {}: choose another one, or run as that user",
+            metadata.st_uid(),
+            geteuid()
+        )
+    } else if metadata.st_mode() & 0o077 != 0 {
+        format!(
+            "others can open or change it (mode {:04o}): `chmod 0700` it, or choose another one",
+            metadata.st_mode() & 0o7777
+        )
+    } else {
+        return path
+            .ancestors()
+            .skip(1)
+            .try_for_each(|above| check_above(path, above));
+    };
+    Err(refused(path, reason))
+}
+
+/// Whether nobody else can put another directory in the place of one, by what it is in.
+fn check_above(path: &Path, above: &Path) -> Result<()> {
+    let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
+    let (user, mode) = (metadata.st_uid(), metadata.st_mode());
+    if user != 0 && user != geteuid().as_raw() {
+        return Err(refused(
+            path,
+            format!(
+                "{} belongs to user {user}, who can replace it",
+                above.display()
+            ),
+        ));
+    }
+    // Where the sticky bit is set only its user can move what is there.
+    if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
+        return Err(refused(
+            path,
+            format!(
+                "others can replace it: {} has mode {:04o}",
+                above.display(),
+                mode & 0o7777
+            ),
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn refused(path: &Path, reason: String) -> Error {
+    Error::InvalidConfig {
+        setting: "pin",
+        value: path.display().to_string(),
+        reason,
+    }
+}

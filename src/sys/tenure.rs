@@ -1,0 +1,259 @@
+//! The time that a process has a balancer. It ends with the process, or when another process takes the balancer over:
+//! between two calls, and between two writes of the library's threads, so nothing is ever left half done. From then on
+//! calls are refused and threads write nothing.
+//!
+//! All that is shared is `State`, behind one mutex. While the end is awaited (`closing`), what begins waits, unless a
+//! call is under way: that may need what its threads do. So the end comes after one call, however many follow, and
+//! whoever awaits it can think better of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::error::Result;
+
+/// By whom a balancer was taken over, and where it is pinned.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pub(crate) path: PathBuf,
+    /// The process, if it is visible from here.
+    pub(crate) process: Option<u32>,
+}
+
+/// The time that this process has a balancer.
+#[derive(Debug, Default)]
+pub(crate) struct Tenure {
+    state: Mutex<State>,
+    changed: Condvar,
+    successor: OnceLock<Successor>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Calls that change something, those within others included.
+    calls: u32,
+    /// Others who write just now.
+    writers: u32,
+    closing: bool,
+}
+
+impl State {
+    /// Whether what begins has to wait.
+    fn is_closed(&self) -> bool {
+        self.closing && self.calls == 0
+    }
+}
+
+/// A call that changes something, as long as this lives.
+#[derive(Debug)]
+#[must_use = "the balancer can be handed over when it is dropped"]
+pub(crate) struct Call(Arc<Tenure>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.lock().calls -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Somebody writes, or reads what only one may read, as long as this lives. Not to be taken by whoever has one.
+#[derive(Debug)]
+#[must_use = "the balancer can be handed over when it is dropped"]
+pub(crate) struct Permit<'a>(&'a Tenure);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.lock().writers -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Tenure {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change of it is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, when something may begin.
+    fn open(&self) -> MutexGuard<'_, State> {
+        let waited = self.changed.wait_while(self.lock(), |of| of.is_closed());
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a call, or one within it.
+    ///
+    /// # Errors
+    /// [`Error::HandedOver`].
+    pub(crate) fn call(self: &Arc<Self>) -> Result<Call> {
+        let mut state = self.open();
+        self.check()?;
+        state.calls += 1;
+        Ok(Call(Arc::clone(self)))
+    }
+
+    /// Begins to write.
+    ///
+    /// # Errors
+    /// [`Error::HandedOver`].
+    pub(crate) fn permit(&self) -> Result<Permit<'_>> {
+        let mut state = self.open();
+        self.check()?;
+        state.writers += 1;
+        Ok(Permit(self))
+    }
+
+    /// Does what takes no time, unless the balancer is another process's.
+    pub(crate) fn while_ours(&self, stores: impl FnOnce()) {
+        let _state = self.lock();
+        if !self.is_over() {
+            stores();
+        }
+    }
+
+    /// Whether the balancer is still this process's.
+    ///
+    /// # Errors
+    /// [`Error::HandedOver`].
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.successor.get() {
+            None => Ok(()),
+            Some(Successor { path, process }) => Err(Error::HandedOver {
+                path: path.clone(),
+                to: *process,
+            }),
+        }
+    }
+
+    /// Whether it is another one's by now.
+    pub(crate) fn is_over(&self) -> bool {
+        self.successor.get().is_some()
+    }
+
+    /// Waits until nothing is under way, at most so long; then nothing begins before [`reopen`](Self::reopen) or
+    /// [`end`](Self::end). False: something takes longer, and all goes on.
+    pub(crate) fn close_within(&self, patience: Duration) -> bool {
+        let mut state = self.lock();
+        state.closing = true;
+        let busy = |state: &mut State| state.calls > 0 || state.writers > 0;
+        let waited = self.changed.wait_timeout_while(state, patience, busy);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.closing = !busy(&mut state);
+        self.changed.notify_all();
+        state.closing
+    }
+
+    /// Nobody takes it over after all.
+    pub(crate) fn reopen(&self) {
+        self.lock().closing = false;
+        self.changed.notify_all();
+    }
+
+    /// The balancer is another process's from now on. Only when it is closed.
+    pub(crate) fn end(&self, successor: Successor) {
+        let mut state = self.lock();
+        // There is only one who ends it.
+        let _ = self.successor.set(successor);
+        state.closing = false;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering;
+    use std::thread;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(10);
+
+    fn successor() -> Successor {
+        Successor {
+            path: "/there".into(),
+            process: Some(7),
+        }
+    }
+
+    #[test]
+    fn it_ends_after_the_call_that_is_under_way_and_what_that_needs() {
+        let tenure = Arc::new(Tenure::default());
+        let call = tenure.call().unwrap();
+        assert!(!tenure.close_within(SHORT));
+        let begun = AtomicU32::new(0);
+        thread::scope(|scope| {
+            let closing = scope.spawn(|| tenure.close_within(LONG));
+            while !tenure.lock().closing {
+                thread::yield_now();
+            }
+            // What is within the call, and threads that it may wait for.
+            drop(tenure.permit().unwrap());
+            let within = tenure.call().unwrap();
+            drop(call);
+            assert!(!closing.is_finished());
+            drop(within);
+            assert!(closing.join().unwrap());
+            let next = scope.spawn(|| {
+                let refused = tenure.call().is_err();
+                begun.fetch_add(1, Ordering::Relaxed);
+                refused
+            });
+            thread::sleep(SHORT);
+            assert_eq!(begun.load(Ordering::Relaxed), 0);
+            tenure.end(successor());
+            assert!(next.join().unwrap());
+        });
+        let refused = tenure.permit().unwrap_err();
+        assert!(
+            matches!(refused, Error::HandedOver { to: Some(7), .. }),
+            "{refused}"
+        );
+        tenure.while_ours(|| panic!("it is another one's"));
+    }
+
+    #[test]
+    fn what_has_waited_goes_on_if_nobody_takes_over() {
+        let tenure = Arc::new(Tenure::default());
+        let permit = tenure.permit().unwrap();
+        assert!(!tenure.close_within(SHORT));
+        drop(permit);
+        assert!(tenure.close_within(SHORT));
+        thread::scope(|scope| {
+            let call = scope.spawn(|| tenure.call().is_ok());
+            thread::sleep(SHORT);
+            assert!(!call.is_finished());
+            tenure.reopen();
+            assert!(call.join().unwrap());
+        });
+        let mut stored = false;
+        tenure.while_ours(|| stored = true);
+        assert!(stored);
+    }
+
+    /// Calls that follow one another without a pause do not keep another process out.
+    #[test]
+    fn calls_in_a_row_make_room() {
+        let tenure = Arc::new(Tenure::default());
+        thread::scope(|scope| {
+            let calls = scope.spawn(|| {
+                let mut made = 0;
+                while let Ok(call) = tenure.call() {
+                    made += 1;
+                    drop(call);
+                }
+                made
+            });
+            thread::sleep(SHORT);
+            assert!(tenure.close_within(LONG));
+            tenure.end(successor());
+            assert!(calls.join().unwrap() > 0);
+        });
+    }
+}

@@ -1,0 +1,252 @@
+//! A pinned balancer that one process hands over to the next, under traffic: no connection and no datagram is lost,
+//! whichever of the two is stopped or killed on the way.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::UdpClient;
+use katran_lab::eventually;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use nix::unistd::Pid;
+
+use crate::examples::configuration;
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::decap;
+use crate::program::example;
+use crate::traced::Call;
+use crate::traced::run_until;
+
+const SIGHUP: i32 = 1;
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
+const LONG: Duration = Duration::from_secs(30);
+
+struct Place {
+    lab: Lab,
+    file: Scratch,
+    directory: PathBuf,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        require_root();
+        let directory = private_bpf_fs().unwrap().join("katran");
+        let lab = Lab::new(LabConfig::default()).unwrap();
+        let file = Scratch::new(name);
+        let tcp = configuration(&lab, 0);
+        let udp = tcp.replace("\"tcp\"", "\"udp\"");
+        let (_, udp) = udp.split_once("[[vip]]").unwrap();
+        file.write(&format!("{tcp}[[vip]]{udp}"));
+        Self {
+            lab,
+            file,
+            directory,
+        }
+    }
+
+    fn host(&self) -> &Host {
+        &self.lab.balancers[0].host
+    }
+
+    fn command(&self, name: &str, options: &[&str]) -> Command {
+        let mut command = example(name);
+        command.arg("--config").arg(&self.file.0);
+        command.args(["--interface", "eth0", "--pin"]);
+        command.arg(&self.directory).args(options);
+        command
+    }
+
+    fn start(&self, options: &[&str]) -> Running {
+        let mut balancer = Running::start(self.host(), self.command("balancer", options));
+        balancer.says("balancing on eth0 in native mode");
+        balancer
+    }
+
+    fn take_over(&self) -> Running {
+        self.start(&["--take-over"])
+    }
+
+    fn is_asked(&self) -> bool {
+        self.directory.join("handover").exists()
+    }
+
+    fn remove(&self) {
+        let mut command = example("balancer");
+        command.args(["--remove", "--pin"]).arg(&self.directory);
+        let output = self.host().output(command).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(!self.directory.exists());
+    }
+}
+
+/// It says that it is another's, and ends as one that has done what it should.
+fn ends(old: &mut Running, by: &Running) {
+    old.says(&format!("was handed over to process {}", by.process.id()));
+    let status = old.process.wait(LONG).unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn nothing_is_lost_from_one_process_to_the_next() {
+    let place = Place::new("taken_over.toml");
+    let lab = &place.lab;
+    let servers = (lab.serve_tcp(80).unwrap(), lab.serve_udp(80).unwrap());
+    let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let mut balancer = place.start(&[]);
+    let stop = AtomicBool::new(false);
+    let asked = thread::scope(|scope| {
+        let traffic: Vec<_> = [lab.vip4(), lab.vip6()]
+            .map(|vip| {
+                let mut tcp = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
+                let udp = UdpClient::connect(&lab.client, (vip, 80).into()).unwrap();
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut asked = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        // A datagram is sent once: one that is lost has no answer.
+                        assert_eq!(udp.ask(b"who").unwrap(), "backend0");
+                        assert_eq!(tcp.ask("who").unwrap(), "backend0");
+                        asked += 1;
+                    }
+                    asked
+                })
+            })
+            .into();
+        // So that a panic below ends them.
+        let _stop = StopOnDrop(&stop);
+        for name in ["balancer", "exporter", "monitor", "top", "balancer"] {
+            let more: &[&str] = match name {
+                "exporter" => &["--take-over", "--listen", "127.0.0.1:0"],
+                "top" => &["--take-over", "--plain"],
+                "monitor" => &["--take-over"],
+                _ => &["--take-over"],
+            };
+            let mut next = Running::start(place.host(), place.command(name, more));
+            next.says("goes on with the balancer in");
+            next.says("balancing on eth0 in native mode");
+            ends(&mut balancer, &next);
+            balancer = next;
+        }
+        stop.store(true, Ordering::Relaxed);
+        traffic
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .sum::<u64>()
+    });
+    assert!(asked > 1000, "{asked}");
+    assert_eq!(
+        servers
+            .1
+            .iter()
+            .map(|server| server.received())
+            .sum::<u64>(),
+        asked
+    );
+    balancer.process.kill().unwrap();
+    place.remove();
+    drop((decaps, servers));
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
+    let place = Place::new("not_answered.toml");
+    let mut owner = place.start(&[]);
+    owner.process.signal(SIGSTOP).unwrap();
+    let id = owner.process.id();
+    let refused = place
+        .host()
+        .output(place.command("balancer", &["--take-over"]));
+    let text = String::from_utf8(refused.unwrap().stderr).unwrap();
+    assert!(text.contains(&format!("belongs to process {id}")), "{text}");
+    assert!(!place.is_asked());
+    let whose = || {
+        let mut command = example("balancer");
+        command.args(["--owner", "--pin"]).arg(&place.directory);
+        let output = place.host().output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), text)
+    };
+    let (works, text) = whose();
+    assert!(!works && text.contains("no sign of life for 1"), "{text}");
+    // It has not noticed.
+    owner.process.signal(SIGCONT).unwrap();
+    owner.process.signal(SIGHUP).unwrap();
+    owner.says("no changes");
+    let (works, text) = whose();
+    assert!(
+        works && text.contains(&format!("owner: process {id};")),
+        "{text}"
+    );
+
+    owner.process.signal(SIGSTOP).unwrap();
+    let mut next = Running::start(place.host(), place.command("balancer", &["--take-over"]));
+    eventually("it asks", || place.is_asked());
+    owner.process.kill().unwrap();
+    next.says("balancing on eth0 in native mode");
+    assert!(!place.is_asked());
+    next.process.kill().unwrap();
+    let (works, text) = whose();
+    assert!(!works && text.contains("no owner for "), "{text}");
+    let mut top = example("top");
+    top.args(["--owner", "--refreshes", "2", "--interval", "0.1", "--pin"]);
+    top.arg(&place.directory);
+    let top = place.host().output(top).unwrap();
+    let text = String::from_utf8(top.stdout).unwrap();
+    assert_eq!(text.matches("no owner for ").count(), 2, "{text}");
+    place.remove();
+}
+
+/// The process that takes over is killed after each of its first calls: before the owner has let go that goes on, and after
+/// that the balancer is there for the next.
+#[test]
+fn one_that_dies_on_the_way_leaves_it_to_others() {
+    let place = Place::new("died_taking.toml");
+    let first = [Call::MakeDirectory, Call::RemoveDirectory];
+    let mut owner = place.start(&[]);
+    for last in 1..=4 {
+        let is_last = |calls: &[Call], _: Pid| {
+            assert!(first.starts_with(&calls[..calls.len().min(2)]), "{calls:?}");
+            calls.len() == last
+        };
+        let command = place.command("balancer", &["--take-over"]);
+        let (calls, killed) = place.host().run(|| run_until(command, is_last));
+        assert!(killed && calls.len() == last, "{calls:?}");
+        let has_let_go = calls.len() > 1;
+        if has_let_go {
+            owner.says("was handed over to");
+            assert!(owner.process.wait(LONG).unwrap().success());
+        } else {
+            owner.process.signal(SIGHUP).unwrap();
+            owner.says("no changes");
+        }
+        let next = match has_let_go {
+            true => place.start(&[]),
+            false => place.take_over(),
+        };
+        assert!(!place.is_asked());
+        if !has_let_go {
+            ends(&mut owner, &next);
+        }
+        owner = next;
+    }
+    owner.process.kill().unwrap();
+    place.remove();
+}
