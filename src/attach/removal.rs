@@ -57,7 +57,7 @@ pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
             Err(error) => Err(failed(error)),
         },
         "clsact" if !is_made && is_named(3) => unpin(),
-        "clsact" if is_made => match TcLink::kept_at(path, None) {
+        "clsact" if is_made => match TcLink::kept_at(path, &[]) {
             Ok(Some(mut filter)) => filter.detach().map(|()| true),
             Ok(None) => Ok(false),
             // It has gone with its network namespace, or cannot be reached.

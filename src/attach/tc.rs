@@ -133,17 +133,22 @@ impl TcLink {
         })
     }
 
-    /// One at egress that a pin keeps, by that pin; `None` if it is another one's. A link has this program. The
+    /// One at egress that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs. The
     /// error of a filter whose network namespace cannot be found is of kind `NotFound`.
-    pub(crate) fn kept_at(
-        path: &Path,
-        program: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Option<Self>> {
-        if let Some(program) = program
-            && let Some(name) = PinName::of(KEPT_LINK, path)
+    pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
+        let own = |id| {
+            let mut programs = programs.iter();
+            programs.find(|program| program::info(**program).is_ok_and(|info| info.id == id))
+        };
+        if let Some(name) = PinName::of(KEPT_LINK, path)
             && let Some(asked) = name.word(0)
         {
             let Some(link) = Link::kept_at(path)? else {
+                return Ok(None);
+            };
+            // Of one that somebody has replaced it is none of them.
+            let present = link.info()?.program;
+            let Some(program) = own(present).or(programs.first()) else {
                 return Ok(None);
             };
             let program = program.try_clone_to_owned()?;
@@ -165,16 +170,25 @@ impl TcLink {
         let target = name.target();
         let namespace = Namespace::find(target.place.namespace)?;
         let kept_program = pin::open(path)?;
+        let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let place = FilterPlace {
+            index: target.place.index,
+            direction: Direction::Egress,
+            priority,
+        };
+        // A switch that was cut off may have come to the filter, and not to the pin.
+        let present = namespace.run(|| present(&mut Requests::new()?, place));
+        let present = present.and_then(|present| present).ok().flatten();
+        let program = match present.and_then(|present| own(present.id)) {
+            Some(program) => program.try_clone_to_owned()?,
+            None => kept_program,
+        };
         let filter = Filter {
-            place: FilterPlace {
-                index: target.place.index,
-                direction: Direction::Egress,
-                priority,
-            },
-            program_id: program::info(kept_program.as_fd())?.id,
-            program: kept_program,
+            place,
+            program_id: program::info(program.as_fd())?.id,
+            program,
             made_clsact,
-            namespace: namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?,
+            namespace,
             is_undone: false,
             owner: Owner::new(),
             kept: Some(path.to_owned()),
@@ -185,6 +199,15 @@ impl TcLink {
             hook: TcHook::Clsact,
             held: Held::Filter(filter),
         }))
+    }
+
+    /// Whether it was asked for like this.
+    pub(crate) fn is_as(&self, hook: TcHook, priority: u16) -> bool {
+        self.asked == hook
+            && match &self.held {
+                Held::Link { .. } => true,
+                Held::Filter(filter) => filter.place.priority == priority,
+            }
     }
 
     fn describe(&self) -> TcAttachment {

@@ -229,7 +229,7 @@ macro_rules! settings {
     };
 
     // changes: `never`; `live`; or `(live through between)`.
-    (@changes_text never) => { "no" };
+    (@changes_text never) => { "by replacement" };
     (@changes_text $live:tt) => { "yes" };
     (@load_change never, $key:ident, $current:ident, $wanted:ident, $changes:ident) => {
         if $wanted.$key.is_some() && $wanted.$key != $current.$key {

@@ -71,7 +71,7 @@ pub struct Changes {
     /// What they are counted for no more.
     pub probes_unregistered: Vec<Vip>,
     /// The keys of balancer settings with another value, such as `max_vips` or `gateway_mac`; first those that
-    /// `docs/configuration.md` says of that they do not change after load, so that it takes a replacement.
+    /// `docs/configuration.md` says of that they change by replacement.
     pub settings_changed: Vec<&'static str>,
 }
 

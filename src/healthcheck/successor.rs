@@ -9,6 +9,7 @@ use super::Hops;
 use super::tables::map_name;
 use super::tables::probe_real;
 use super::tables::vip_key;
+use crate::attach::OnInterface;
 use crate::attach::Place;
 use crate::attach::Switched;
 use crate::attach::TcLink;
@@ -91,6 +92,12 @@ impl HealthChecks {
                 config.healthcheck_priority,
                 config.healthcheck_hook,
             )
+    }
+
+    /// Whether an attachment is one as the settings ask for; the name is that which the interface had then.
+    pub(crate) fn is_asked(&self, link: &TcLink) -> bool {
+        let named = Some(&link.target().name) == self.interface.as_ref();
+        named && link.is_as(self.hook, self.priority)
     }
 
     /// Gives the program of `new` to what is attached.

@@ -7,6 +7,7 @@
 //! ends, the next owner finds the state before the call or the one after it. What a
 //! packet counts on either side in the meantime is carried along by a program in the kernel (`maps/carry.rs`).
 
+mod cut_off;
 mod fill;
 mod share;
 
@@ -298,7 +299,7 @@ impl Katran {
             false => gone.push(old.programs),
         }
         self.outlast(gone);
-        if let Err(error) = self.enter_flows(&old.maps, Reader::Packets) {
+        if let Err(error) = self.enter_flows(&old.maps.flows, Reader::Packets) {
             log::warn!("some flows of the last moment are not known: {error}");
         }
         if self.carriers.is_empty() || self.replaced.is_some() {

@@ -91,6 +91,11 @@ impl PinnedSet {
         Ok(())
     }
 
+    /// Whether there is any of it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+
     /// What the set says of itself, if this version knows it; `None`: it says nothing.
     pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
         let path = self.0.join(CONTENTS);

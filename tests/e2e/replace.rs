@@ -28,7 +28,7 @@ fn by_state(katran: &mut Katran, features: Features) {
     more(&mut settings.max_vips);
     more(&mut settings.max_reals);
     let flows = settings.flow_table_size.unwrap();
-    settings.flow_table_size = Some(if flows % 2 == 0 {
+    settings.flow_table_size = Some(if flows.is_multiple_of(2) {
         flows / 2 + 1
     } else {
         flows * 3 - 1

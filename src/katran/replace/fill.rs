@@ -10,8 +10,8 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
-use crate::katran::handles::Maps;
 use crate::kernel::kernel_error;
+use crate::maps::FlowTables;
 use crate::maps::Reader;
 use crate::maps::VipKinds;
 use crate::maps::real_id;
@@ -85,7 +85,7 @@ impl Katran {
             .set_watched_vip(watched.map(|entry| entry.number.0));
         self.enter_global_flows(before)?;
         // What packets change all the while comes last.
-        self.enter_flows(&before.maps, Reader::Nobody)?;
+        self.enter_flows(&before.maps.flows, Reader::Nobody)?;
         for (vip, entry) in &vips {
             self.take_ring(before, vip, entry)?;
         }
@@ -204,9 +204,9 @@ impl Katran {
     }
 
     /// Enters the flows that another balancer knows, where tables are not the same ones.
-    pub(super) fn enter_flows(&self, before: &Maps, reader: Reader) -> Result<()> {
+    pub(super) fn enter_flows(&self, its: &FlowTables, reader: Reader) -> Result<()> {
         let records = self.per_cpu()?;
-        let (own, its) = (&self.maps.flows, &before.flows);
+        let own = &self.maps.flows;
         let mut pairs = Vec::new();
         for (cpu, table) in &own.of_cpus {
             let active = records.get(*cpu as usize).map(|of| of.sets.count);
