@@ -55,6 +55,7 @@ use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
+use crate::pins::Tenant;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
@@ -132,7 +133,7 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_or_ask(directory, patience) {
+    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -329,15 +330,25 @@ impl Katran {
     /// Each VIP has the ring that packets see of it, with its history.
     fn resume_rings(&mut self) -> Result<()> {
         let vips = self.table.vips();
-        let vips: Vec<_> = vips.map(|(vip, entry)| (*vip, entry.number.0)).collect();
-        for (vip, number) in vips {
-            self.maps.vip_addresses.resume(&vip);
-            let ring = self.maps.vip_cells.ring_of(number);
-            let Some(ring) = ring.and_then(|ring| self.maps.rings.occupy(ring)) else {
+        let vips: Vec<_> = vips
+            .map(|(vip, entry)| (*vip, entry.number.0, entry.flags))
+            .collect();
+        for (vip, number, _) in &vips {
+            self.maps.vip_addresses.resume(vip);
+            let Some(ring) = self.maps.vip_cells.ring_of(*number) else {
                 continue;
             };
-            self.rings[usize::from(number)] = Some(ring);
-            self.resume_history(&vip, number.into(), ring)?;
+            let ring = self.maps.rings.occupy(ring);
+            let ring = ring.ok_or_else(|| spoiled(format!("the ring of {vip} is another's")))?;
+            self.rings[usize::from(*number)] = Some(ring);
+        }
+        // A history that is over has left its places, which may be another's ring by now.
+        for (vip, number, flags) in vips {
+            if let Some(ring) = self.rings[usize::from(number)]
+                && self.tracks_changes(&vip, flags)
+            {
+                self.resume_history(&vip, number.into(), ring)?;
+            }
         }
         Ok(())
     }
@@ -414,7 +425,7 @@ impl Katran {
         for path in home.attachments()? {
             if made_for(&path).is_some() {
                 // Nobody was told of it.
-                end_kept(&path, &sets)?;
+                end_kept(&path, &sets, &[])?;
                 continue;
             }
             if let Some(link) = XdpLink::kept_at(&path, &mains)? {
@@ -428,7 +439,7 @@ impl Katran {
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets)?;
+                        end_kept(&path, &sets, &[])?;
                     }
                     Err(error) => return Err(failed(error)),
                 }

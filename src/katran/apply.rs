@@ -315,6 +315,16 @@ impl Katran {
         let mut news = News::default();
         self.undoing = true;
         self.undo(before, &mut news);
+        // What it held while names went from one kind to another.
+        let ids = self.server_ids.iter().map(|(_, real)| real);
+        let routes = self.source_routes.iter().map(|(_, real)| real);
+        let held = self.table.named_by_none(ids.chain(routes));
+        if !held.is_empty() {
+            match self.hold(&held) {
+                Ok(undone) => news.add(undone),
+                Err(error) => log::error!("reals stay that nothing names: {error}"),
+            }
+        }
         self.undoing = false;
         self.end_many();
         self.free_rings();

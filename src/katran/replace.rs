@@ -122,34 +122,22 @@ impl Katran {
         let Some(home) = &before.home else {
             return Ok(None);
         };
-        let set = home.next_set();
-        // Of one that has failed.
-        set.remove()?;
         let checks = self.healthchecks.as_ref();
-        let staged = set.fill(&Content {
+        home.stage_next(&Content {
             maps: self.maps.named_always(),
             programs: objects(&self.programs, self.maps.features.named()),
             probes: checks.map(HealthChecks::objects).unwrap_or_default(),
-        });
-        let staged = staged.and_then(|()| {
-            let ground = set.movable_ground();
-            let (ground, seat) =
-                ground.map_err(|error| kernel_error("make", "the ledger", error))?;
-            self.keep(ground)?;
-            Ok(seat)
-        });
-        if staged.is_err() {
-            before.unstage_set();
-        }
-        staged.map(Some)
+        })?;
+        let ground = home.next_set().movable_ground();
+        let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
+        let kept = ground.and_then(|(ground, seat)| self.keep(ground).map(|()| seat));
+        kept.map(Some).inspect_err(|_| home.unstage_next())
     }
 
     /// Removes the pins of a set that is not the balancer's, or no more.
     pub(super) fn unstage_set(&self) {
-        let home = self.home.as_ref();
-        let removed = home.map_or(Ok(()), |home| home.next_set().remove());
-        if let Err(error) = removed {
-            log::warn!("pins of another set stay until the next replacement: {error}");
+        if let Some(home) = &self.home {
+            home.unstage_next();
         }
     }
 

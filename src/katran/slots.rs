@@ -268,9 +268,10 @@ impl Katran {
         Ok(())
     }
 
-    /// The VIP with this number has the history that its ring says, if it has one.
+    /// The VIP with this number has the history that its ring says, if it has one: what a ring says all of whose slots
+    /// are settled is of the past.
     pub(super) fn resume_history(&mut self, vip: &Vip, place: usize, ring: RingSlot) -> Result<()> {
-        if self.config.flow_tracking != FlowTracking::Changed {
+        if history::is_settled(self.maps.rings.words(ring)) {
             return Ok(());
         }
         if let Some(planes) = self.maps.rings.occupy_planes(ring) {

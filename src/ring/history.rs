@@ -311,6 +311,11 @@ impl Unsettled {
     }
 }
 
+/// Whether no packet asks for the ring's history.
+pub(crate) fn is_settled(ring: &[AtomicU16]) -> bool {
+    (ring.iter()).all(|word| word.load(Ordering::Relaxed) & UNSETTLED == 0)
+}
+
 /// What is unsettled.
 pub(crate) fn unsettled(ring: &[AtomicU16], planes: Planes<'_>, now: At) -> Unsettled {
     let mut found = Unsettled::default();

@@ -207,3 +207,54 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
     katran.remove().unwrap();
     assert!(!directory.exists());
 }
+
+/// A ring whose slots are all settled names places still in which its history was. They are another VIP's ring by now.
+#[test]
+fn a_history_that_is_over_takes_no_ring() {
+    let directory = directory();
+    let mut katran = load(builder().pin(&directory));
+    let first = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    katran.add_real(first, Real::new(ip(C))).unwrap();
+    assert_ne!(katran.stats().slots(first).unwrap().unsettled, 0);
+    let _ = katran.flows_mut().purge(first).unwrap();
+    let others: Vec<_> = (2..12)
+        .map(|port| {
+            serve(
+                &mut katran,
+                &format!("203.0.113.9:{port}/tcp"),
+                VipFlags::empty(),
+                &[A, C],
+            )
+        })
+        .collect();
+    drop(katran);
+    let mut katran = builder().pin(&directory).adopt().unwrap();
+    let rings = |katran: &Katran| {
+        for vip in others.iter().chain([&first]) {
+            let slots = katran.stats().slots(*vip).unwrap();
+            assert_eq!(
+                (slots.settled, slots.unsettled),
+                (crate::common::RING_SIZE, 0),
+                "{vip}"
+            );
+            let to = format!("{}:{}", vip.address(), vip.port());
+            for flow in flows(Protocol::Tcp, &to, 40) {
+                assert!(
+                    katran.simulate(&syn(flow)).unwrap().real.is_some(),
+                    "{flow}"
+                );
+            }
+        }
+    };
+    rings(&katran);
+    // Places that are free are written to.
+    let more = serve(
+        &mut katran,
+        "203.0.113.9:99/tcp",
+        VipFlags::empty(),
+        &[A, B],
+    );
+    katran.remove_real(more, ip(B)).unwrap();
+    rings(&katran);
+    katran.remove().unwrap();
+}

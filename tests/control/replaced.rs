@@ -40,9 +40,9 @@ use crate::common::flows;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
+use crate::common::pins::tree;
 use crate::common::serve;
 use crate::common::vip;
-use crate::pinned::tree;
 
 /// What a change does to flows.
 #[derive(Clone, Copy, PartialEq)]

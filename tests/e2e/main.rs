@@ -39,6 +39,7 @@ mod reals;
 mod reload;
 mod reload_edges;
 mod replace;
+mod root_pinned;
 mod routing;
 mod segment;
 mod server_ids;
