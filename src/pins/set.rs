@@ -99,6 +99,11 @@ impl PinnedSet {
         Ok(())
     }
 
+    /// Whether there is any of it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.path.exists()
+    }
+
     /// What the set says of itself, if this version knows it; `None`: it says nothing.
     pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
         let path = self.path.join(CONTENTS);
