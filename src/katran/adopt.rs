@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
@@ -28,6 +29,7 @@ use super::object::open_object;
 use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
+use crate::attach::Attached;
 use crate::attach::Entry;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
@@ -53,6 +55,7 @@ use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
+use crate::pins::Tenant;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
@@ -130,7 +133,7 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_or_ask(directory, patience) {
+    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -190,6 +193,7 @@ fn adopt(home: Home) -> Result<Katran> {
         Some(programs) => katran.put_new_in_place(programs)?,
         None => katran.put_back_in_place()?,
     }
+    katran.end_replacement()?;
     katran.note_attached();
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
@@ -245,12 +249,16 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
-    let healthchecks = match config.healthcheck_interface {
-        Some(_) => Some(HealthChecks::resume(&machine, set.probe()?, |name| {
-            set.probe_map(name)
-        })?),
-        None => None,
-    };
+    // Without an interface of their own they are there if they have been needed.
+    let healthchecks = set
+        .probe()?
+        .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
+    let healthchecks = healthchecks.transpose()?;
+    if healthchecks.is_none() && config.healthcheck_interface.is_some() {
+        return Err(Error::NotFound {
+            what: format!("the pin of healthcheck in {}", home.path().display()),
+        });
+    }
     let ring_size = RingSize::try_from(config.ring_size)?;
     // A new balancer begins with that of no interface.
     let longest = maps.live.max_frame();
@@ -260,7 +268,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
 }
 
 /// The tables that are inside others.
-fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
+pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
         let outer = MapArray::new(set.map(name)?);
         let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
@@ -290,6 +298,7 @@ fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
         first_chunk: None,
         flows: flows.collect::<Result<_>>()?,
         global: global.collect::<Result<_>>()?,
+        tenure: Arc::default(),
     })
 }
 
@@ -371,6 +380,11 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
+        self.void_again(&found)
+    }
+
+    /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.
+    pub(super) fn void_again(&mut self, found: &[(u16, u32, VoidReason)]) -> Result<()> {
         let vips: Vec<_> = self
             .table
             .vips()
@@ -392,7 +406,7 @@ impl Katran {
             self.maps.voids.switch(number, cell, Some(prepared));
         }
         // Of VIPs that are gone.
-        for (number, _, _) in found {
+        for (number, _, _) in found.iter().copied() {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
@@ -408,27 +422,28 @@ impl Katran {
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
+        let probes = [home.set().probe(), home.next_set().probe()];
+        let probes: Vec<_> = probes.into_iter().filter_map(Result::ok).collect();
+        let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
         let mut paths = Vec::new();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
                 // Nobody was told of it.
-                end_kept(&path, &sets)?;
+                end_kept(&path, &sets, &[])?;
                 continue;
             }
             if let Some(link) = XdpLink::kept_at(&path, &mains)? {
                 self.attachments.resume(link);
             } else if let Some(entry) = Entry::kept_at(&path, &sets)? {
                 self.shared.resume(entry);
-            } else if let Some(checks) = &mut self.healthchecks {
-                let program = checks.program().try_clone_to_owned();
+            } else {
                 let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
-                let program = program.map_err(failed)?;
-                match TcLink::kept_at(&path, Some(program.as_fd())) {
+                match TcLink::kept_at(&path, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets)?;
+                        end_kept(&path, &sets, &[])?;
                     }
                     Err(error) => return Err(failed(error)),
                 }
@@ -436,8 +451,12 @@ impl Katran {
         }
         let mains = self.attachments.places();
         if let Some(checks) = &mut self.healthchecks {
-            for path in paths {
-                checks.resume_link(path, &mains);
+            for mut link in paths {
+                match checks.is_asked(&link) {
+                    true => checks.resume_link(link, &mains),
+                    // Of a replacement that was cut off.
+                    false => link.detach()?,
+                }
             }
         }
         Ok(())

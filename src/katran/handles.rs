@@ -40,7 +40,6 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::numbered;
-use crate::sys::tenure::Tenure;
 use crate::types::NextHops;
 
 /// The flow tables that the host application fills.
@@ -103,7 +102,7 @@ macro_rules! handles {
             ) -> io::Result<Self> {
                 let (outer, ring_size, vips) =
                     (own(&$from.rings)?, $config.ring_size, $config.max_vips.into());
-                let $tenure = Arc::<Tenure>::default();
+                let $tenure = Arc::clone(&$inner.tenure);
                 let tenure = Arc::clone(&$tenure);
                 let $rings = match $inner.first_chunk {
                     Some(first) => RingStore::new(outer, first, ring_size, vips, tenure)?,

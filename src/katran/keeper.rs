@@ -182,11 +182,12 @@ impl Drop for Keeper {
         if thread.join().is_err() {
             log::error!("the thread that says that the balancer has an owner has panicked");
         }
-        // A thread may still write that a call has left behind; the lock is given up after this.
-        while !self.shared.tenure.close_within(EVERY) {
-            log::warn!("the balancer is kept until a thread has ended that changes it");
-        }
-        self.shared.tenure.reopen();
+        // The lock is given up after this: monitors may outlive the handle, and must not touch what is the next one's.
+        self.shared.tenure.wait_for_threads();
+        self.shared.tenure.end(Successor {
+            path: self.shared.path.clone(),
+            process: None,
+        });
     }
 }
 

@@ -40,6 +40,8 @@ struct State {
     calls: u32,
     /// Others who write just now.
     writers: u32,
+    /// Of these, threads that calls have left behind.
+    threads: u32,
     closing: bool,
 }
 
@@ -80,6 +82,7 @@ pub(crate) struct ThreadPermit(Arc<Tenure>);
 
 impl Drop for ThreadPermit {
     fn drop(&mut self) {
+        self.0.lock().threads -= 1;
         self.0.end_writing();
     }
 }
@@ -134,12 +137,21 @@ impl Tenure {
     /// [`Error::HandedOver`].
     pub(crate) fn thread_permit(self: &Arc<Self>) -> Result<ThreadPermit> {
         self.begin_to_write()?;
+        self.lock().threads += 1;
         Ok(ThreadPermit(Arc::clone(self)))
+    }
+
+    /// Waits for the threads that calls have left behind.
+    pub(crate) fn wait_for_threads(&self) {
+        let waited = self
+            .changed
+            .wait_while(self.lock(), |state| state.threads > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Does what takes no time, unless the balancer is another process's.
     pub(crate) fn while_ours(&self, stores: impl FnOnce()) {
-        let _state = self.lock();
+        let _state = self.open();
         if !self.is_over() {
             stores();
         }

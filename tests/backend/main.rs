@@ -7,7 +7,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod decap;
+mod decap_pinned;
 mod decap_rules;
+mod forsaken;
 mod health_late;
+mod health_pinned;
 mod health_wire;
 mod server_id_option;
+mod server_id_pinned;
