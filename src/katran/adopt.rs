@@ -423,7 +423,8 @@ impl Katran {
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
         let probes = [home.set().probe(), home.next_set().probe()];
-        let probes: Vec<_> = probes.into_iter().filter_map(Result::ok).collect();
+        let probes = probes.into_iter().filter_map(|probe| probe.ok().flatten());
+        let probes: Vec<_> = probes.collect();
         let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
         let mut paths = Vec::new();
         for path in home.attachments()? {
