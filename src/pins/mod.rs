@@ -212,8 +212,10 @@ impl Home {
         // Nobody lets go for one that could not go on.
         if let Some(identity) = identity_in(path)? {
             known(path, &identity, GO_ON)?;
-            tenant.map_or(Ok(()), |tenant| check_tenant(tenant, path, &identity))?;
-            PinnedSet::at(path.join(SET)).known_contents()?;
+            if let Some(tenant) = tenant {
+                check_tenant(tenant, path, &identity)?;
+                PinnedSet::at(path.join(SET), tenant).known_contents()?;
+            }
         }
         let made = Request::make(&directory, until);
         let made = made.map_err(|error| file_error("ask for", path, error))?;
