@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Builder;
+use super::Config;
+use crate::error::Error;
+use crate::error::Result;
 
 impl Builder {
     /// Pins the balancer in a directory, so that it outlives the handle and the process: programs and maps at
@@ -52,6 +55,19 @@ impl Builder {
     /// For how long to wait for an owner that is asked; `None`: it is not asked.
     pub(crate) fn take_over_patience(&self) -> Option<Duration> {
         self.take_over
+    }
+
+    /// Whether a balancer with these settings makes sense where it is to be.
+    pub(crate) fn check_place(config: &Config, directory: Option<&Path>) -> Result<()> {
+        match directory {
+            None if !config.orphan_limit.is_zero() => Err(Error::InvalidConfig {
+                setting: "orphan_limit",
+                value: format!("{:?}", config.orphan_limit),
+                reason: "a balancer that is not pinned ends with its owner: pin it (Builder::pin), or leave it out"
+                    .to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The directory to pin the balancer in.

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
@@ -46,6 +47,7 @@ use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Entries;
 use crate::maps::FlowTable;
+use crate::maps::Live;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
 use crate::pins::Entrance;
@@ -59,6 +61,7 @@ use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
+use crate::sys::ticks::ticks;
 use crate::types::NextHops;
 
 /// Maps that are made, and that nobody has, where reals have no next hops of their own.
@@ -150,6 +153,16 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
     adopt(home).map(|katran| Some((katran, start)))
 }
 
+/// Says, to others and to packets, that there is an owner: before the programs are loaded, which may take seconds.
+fn show_life(home: &Home) -> Result<()> {
+    home.show_life();
+    let live = home.set().map(".data.live")?;
+    let live = Live::new(live, Arc::default());
+    let live = live.map_err(|error| kernel_error("take over the map", ".data.live", error))?;
+    live.show_life(ticks(tick()?));
+    Ok(())
+}
+
 fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
     Error::Unsupported {
         what: format!(
@@ -161,7 +174,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
-    home.show_life();
+    show_life(&home)?;
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()

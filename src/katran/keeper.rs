@@ -22,6 +22,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::Katran;
 use crate::error::Result;
+use crate::maps::Live;
 use crate::pins::Asked;
 use crate::pins::Claim;
 use crate::pins::Home;
@@ -30,6 +31,7 @@ use crate::sys::process::Owner;
 use crate::sys::tenure::Call;
 use crate::sys::tenure::Successor;
 use crate::sys::tenure::Tenure;
+use crate::sys::ticks::ticks;
 
 /// Between two signs of life; so often the thread also looks whether somebody asks, should it not have heard.
 const EVERY: Duration = Duration::from_secs(1);
@@ -47,6 +49,8 @@ struct Shared {
     path: PathBuf,
     claim: Arc<Claim>,
     identity: Arc<Identity>,
+    live: Arc<Live>,
+    tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
     /// It is to stop.
@@ -55,7 +59,10 @@ struct Shared {
 
 impl Shared {
     fn show_life(&self) {
-        self.tenure.while_ours(|| self.identity.show_life());
+        self.tenure.while_ours(|| {
+            self.identity.show_life();
+            self.live.show_life(ticks(self.tick));
+        });
     }
 
     /// What the thread does, until it is to stop, or the balancer is another process's.
@@ -124,7 +131,7 @@ impl Shared {
 
 impl Keeper {
     /// Starts it for what is pinned in a directory.
-    fn start(home: &Home, tenure: Arc<Tenure>) -> io::Result<Option<Self>> {
+    fn start(home: &Home, live: Arc<Live>, tick: Duration) -> io::Result<Option<Self>> {
         let Some((claim, identity)) = home.claim_of_balancer() else {
             return Ok(None);
         };
@@ -132,7 +139,9 @@ impl Keeper {
             path: home.path().to_owned(),
             claim,
             identity,
-            tenure,
+            tenure: Arc::clone(live.tenure()),
+            live,
+            tick,
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         });
@@ -202,11 +211,10 @@ impl Katran {
 
     /// Gives signs of life from now on, and hands the balancer over to who asks.
     pub(super) fn keep_house(&mut self) {
-        let tenure = Arc::clone(self.maps.live.tenure());
-        let started = self
-            .home
-            .as_ref()
-            .map(|home| Keeper::start(home, tenure))
+        let live = Arc::clone(&self.maps.live);
+        let home = self.home.as_ref();
+        let started = home
+            .map(|home| Keeper::start(home, live, self.fixed.tick))
             .transpose();
         match started {
             Ok(keeper) => self.keeper = keeper.flatten(),
