@@ -57,7 +57,6 @@ use super::ranges::within;
 #[cfg(test)]
 use super::table::Row;
 use super::table::settings;
-use crate::error::Error;
 use crate::error::Result;
 use crate::maps::max_server_id_chunks;
 use crate::skel::katran::types;
@@ -77,8 +76,8 @@ use crate::types::TcHook;
 /// The settings a balancer is loaded with.
 ///
 /// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`]
-/// or, for an address, [`Error::InvalidAddress`]; nothing has been
+/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
+/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
 /// loaded then.
 ///
 /// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
@@ -194,7 +193,7 @@ settings! {
     /// unwrapped**: see [`Features::STRICT_DESTINATION`].
     ///
     /// Those that say "Not in this version" are refused with
-    /// [`Error::Unsupported`]. [`Katran::reload`](crate::Katran::reload)
+    /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
     /// changes them later.
     features: Features {
         set: features(features: Features) = features,
@@ -512,7 +511,8 @@ settings! {
     ///
     /// It is for hosts that rather do not balance than balance by a configuration that nobody looks after, such as behind a
     /// router that then goes elsewhere. An owner gives a sign of life once a second, by a thread, and with each change;
-    /// one that is stopped or hangs gives none. Adoption gives one when it begins, and when it has ended, which may take seconds.
+    /// one that is stopped or hangs gives none. Adoption gives one when it has succeeded, which may take seconds. Where CPUs are so
+    /// busy with packets that a thread may not run for seconds, as in a flood, a short limit makes it worse: choose 30 seconds or more.
     /// Time counts while the machine is awake: one that was suspended goes on where it was. Frames that pass so are counted
     /// ([`Stats::orphan`](crate::stats::Stats::orphan)) and not looked at: pings of VIPs pass, tunnels are not unwrapped.
     ///
@@ -717,6 +717,23 @@ impl BalancerState {
         }
     }
 
+    /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
+    /// after load stays as it is, but that features which are wanted are there.
+    pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
+        let changes = self.load_changes(wanted);
+        if changes.is_empty() {
+            return None;
+        }
+        let mut merged = self.with_loaded(wanted);
+        if changes.contains(&"forwarding_cpus") && wanted.numa_nodes.is_none() {
+            merged.numa_nodes = None;
+        }
+        if let (Some(present), Some(wanted)) = (self.features, wanted.features) {
+            merged.features = Some(present | wanted);
+        }
+        Some(merged)
+    }
+
     /// These settings, ready to be loaded; the rest keeps its default.
     pub(crate) fn builder(&self) -> Builder {
         Builder {
@@ -724,22 +741,6 @@ impl BalancerState {
             pin: None,
             take_over: None,
         }
-    }
-}
-
-pub(super) fn same<T: PartialEq + Debug>(
-    setting: &'static str,
-    current: &Option<T>,
-    wanted: &Option<T>,
-    text: impl Fn(&T) -> String,
-) -> Result<()> {
-    match (current, wanted) {
-        (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
-            setting,
-            current: text(current),
-            wanted: text(wanted),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -29,6 +29,7 @@ use super::object::open_object;
 use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
+use crate::attach::Attached;
 use crate::attach::Entry;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
@@ -47,7 +48,6 @@ use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Entries;
 use crate::maps::FlowTable;
-use crate::maps::Live;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
 use crate::pins::Entrance;
@@ -55,13 +55,13 @@ use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
+use crate::pins::Tenant;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
-use crate::sys::ticks::ticks;
 use crate::types::NextHops;
 
 /// Maps that are made, and that nobody has, where reals have no next hops of their own.
@@ -133,7 +133,7 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_or_ask(directory, patience) {
+    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -153,16 +153,6 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
     adopt(home).map(|katran| Some((katran, start)))
 }
 
-/// Says, to others and to packets, that there is an owner: before the programs are loaded, which may take seconds.
-fn show_life(home: &Home) -> Result<()> {
-    home.show_life();
-    let live = home.set().map(".data.live")?;
-    let live = Live::new(live, Arc::default());
-    let live = live.map_err(|error| kernel_error("take over the map", ".data.live", error))?;
-    live.show_life(ticks(tick()?));
-    Ok(())
-}
-
 fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
     Error::Unsupported {
         what: format!(
@@ -174,7 +164,6 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
-    show_life(&home)?;
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -203,11 +192,12 @@ fn adopt(home: Home) -> Result<Katran> {
         Some(programs) => katran.put_new_in_place(programs)?,
         None => katran.put_back_in_place()?,
     }
+    katran.end_replacement()?;
     katran.note_attached();
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
-    katran.keep_house();
+    katran.keep_house()?;
     Ok(katran)
 }
 
@@ -273,7 +263,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
 }
 
 /// The tables that are inside others.
-fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
+pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
         let outer = MapArray::new(set.map(name)?);
         let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
@@ -303,6 +293,7 @@ fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
         first_chunk: None,
         flows: flows.collect::<Result<_>>()?,
         global: global.collect::<Result<_>>()?,
+        tenure: Arc::default(),
     })
 }
 
@@ -338,15 +329,25 @@ impl Katran {
     /// Each VIP has the ring that packets see of it, with its history.
     fn resume_rings(&mut self) -> Result<()> {
         let vips = self.table.vips();
-        let vips: Vec<_> = vips.map(|(vip, entry)| (*vip, entry.number.0)).collect();
-        for (vip, number) in vips {
-            self.maps.vip_addresses.resume(&vip);
-            let ring = self.maps.vip_cells.ring_of(number);
-            let Some(ring) = ring.and_then(|ring| self.maps.rings.occupy(ring)) else {
+        let vips: Vec<_> = vips
+            .map(|(vip, entry)| (*vip, entry.number.0, entry.flags))
+            .collect();
+        for (vip, number, _) in &vips {
+            self.maps.vip_addresses.resume(vip);
+            let Some(ring) = self.maps.vip_cells.ring_of(*number) else {
                 continue;
             };
-            self.rings[usize::from(number)] = Some(ring);
-            self.resume_history(&vip, number.into(), ring)?;
+            let ring = self.maps.rings.occupy(ring);
+            let ring = ring.ok_or_else(|| spoiled(format!("the ring of {vip} is another's")))?;
+            self.rings[usize::from(*number)] = Some(ring);
+        }
+        // A history that is over has left its places, which may be another's ring by now.
+        for (vip, number, flags) in vips {
+            if let Some(ring) = self.rings[usize::from(number)]
+                && self.tracks_changes(&vip, flags)
+            {
+                self.resume_history(&vip, number.into(), ring)?;
+            }
         }
         Ok(())
     }
@@ -374,6 +375,11 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
+        self.void_again(&found)
+    }
+
+    /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.
+    pub(super) fn void_again(&mut self, found: &[(u16, u32, VoidReason)]) -> Result<()> {
         let vips: Vec<_> = self
             .table
             .vips()
@@ -395,7 +401,7 @@ impl Katran {
             self.maps.voids.switch(number, cell, Some(prepared));
         }
         // Of VIPs that are gone.
-        for (number, _, _) in found {
+        for (number, _, _) in found.iter().copied() {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
@@ -411,27 +417,28 @@ impl Katran {
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
+        let probes = [home.set().probe(), home.next_set().probe()];
+        let probes: Vec<_> = probes.into_iter().filter_map(Result::ok).collect();
+        let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
         let mut paths = Vec::new();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
                 // Nobody was told of it.
-                end_kept(&path, &sets)?;
+                end_kept(&path, &sets, &[])?;
                 continue;
             }
             if let Some(link) = XdpLink::kept_at(&path, &mains)? {
                 self.attachments.resume(link);
             } else if let Some(entry) = Entry::kept_at(&path, &sets)? {
                 self.shared.resume(entry);
-            } else if let Some(checks) = &mut self.healthchecks {
-                let program = checks.program().try_clone_to_owned();
+            } else {
                 let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
-                let program = program.map_err(failed)?;
-                match TcLink::kept_at(&path, Some(program.as_fd())) {
+                match TcLink::kept_at(&path, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets)?;
+                        end_kept(&path, &sets, &[])?;
                     }
                     Err(error) => return Err(failed(error)),
                 }
@@ -439,8 +446,12 @@ impl Katran {
         }
         let mains = self.attachments.places();
         if let Some(checks) = &mut self.healthchecks {
-            for path in paths {
-                checks.resume_link(path, &mains);
+            for mut link in paths {
+                match checks.is_asked(&link) {
+                    true => checks.resume_link(link, &mains),
+                    // Of a replacement that was cut off.
+                    false => link.detach()?,
+                }
             }
         }
         Ok(())

@@ -6,6 +6,9 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -22,6 +25,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::Katran;
 use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::maps::Live;
 use crate::pins::Asked;
 use crate::pins::Claim;
@@ -41,7 +45,7 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 /// The thread, while it runs.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     owner: Owner,
 }
 
@@ -49,7 +53,8 @@ struct Shared {
     path: PathBuf,
     claim: Arc<Claim>,
     identity: Arc<Identity>,
-    live: Arc<Live>,
+    /// What packets read, or are about to.
+    lives: Mutex<Vec<Arc<Live>>>,
     tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
@@ -58,10 +63,15 @@ struct Shared {
 }
 
 impl Shared {
+    fn lives(&self) -> MutexGuard<'_, Vec<Arc<Live>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn show_life(&self) {
         self.tenure.while_ours(|| {
             self.identity.show_life();
-            self.live.show_life(ticks(self.tick));
+            let ticks = ticks(self.tick);
+            self.lives().iter().for_each(|live| live.show_life(ticks));
         });
     }
 
@@ -140,39 +150,64 @@ impl Keeper {
             claim,
             identity,
             tenure: Arc::clone(live.tenure()),
-            live,
+            lives: Mutex::new(vec![live]),
             tick,
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         });
-        let mut keeper = Self {
+        let thread = start_thread(&shared)?;
+        let keeper = Self {
             shared,
-            thread: None,
+            thread: Mutex::new(Some(thread)),
             owner: Owner::new(),
         };
         keeper.show_life();
-        keeper.start_thread()?;
         Ok(Some(keeper))
     }
 
-    fn start_thread(&mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name("katran-keeper".to_owned());
-        self.thread = Some(thread.spawn(move || shared.keep())?);
-        Ok(())
-    }
-
-    /// The owner lives: it has called.
+    /// The owner lives: it has called. A thread that has panicked is replaced.
     fn show_life(&self) {
-        if self.owner.is_here() {
-            self.shared.show_life();
+        if !self.owner.is_here() {
+            return;
+        }
+        self.shared.show_life();
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.as_ref().is_none_or(|of| !of.is_finished()) || self.shared.tenure.is_over() {
+            return;
+        }
+        log::error!("the thread that gives signs of life has ended: another one is started");
+        match start_thread(&self.shared) {
+            Ok(started) => *thread = Some(started),
+            Err(error) => log::error!("only calls give signs of life: {error}"),
         }
     }
+
+    /// Signs of life go to memory that packets are about to read, too.
+    pub(super) fn also(&self, live: &Arc<Live>) {
+        self.shared.lives().push(Arc::clone(live));
+        self.show_life();
+    }
+
+    /// Packets read this memory, and no other.
+    pub(super) fn only(&self, live: &Arc<Live>) {
+        *self.shared.lives() = vec![Arc::clone(live)];
+        self.show_life();
+    }
+}
+
+fn start_thread(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let thread = thread::Builder::new().name("katran-keeper".to_owned());
+    thread.spawn(move || shared.keep())
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else {
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = thread.take() else {
             return;
         };
         if !self.owner.is_here() {
@@ -210,7 +245,10 @@ impl Katran {
     }
 
     /// Gives signs of life from now on, and hands the balancer over to who asks.
-    pub(super) fn keep_house(&mut self) {
+    ///
+    /// # Errors
+    /// If there is no thread for it, and packets go by its signs.
+    pub(super) fn keep_house(&mut self) -> Result<()> {
         let live = Arc::clone(&self.maps.live);
         let home = self.home.as_ref();
         let started = home
@@ -218,9 +256,13 @@ impl Katran {
             .transpose();
         match started {
             Ok(keeper) => self.keeper = keeper.flatten(),
+            Err(error) if !self.config.orphan_limit.is_zero() => {
+                return Err(kernel_error("start", "a thread for signs of life", error));
+            }
             Err(error) => log::error!(
                 "nobody is told that the balancer has an owner, and it cannot be taken over: {error}"
             ),
         }
+        Ok(())
     }
 }

@@ -79,12 +79,17 @@ impl Katran {
             checks.keep_in(home.attached());
         }
         self.home = Some(home);
-        self.keep_house();
-        Ok(())
+        let kept = self.keep_house();
+        if kept.is_err()
+            && let Some(home) = self.home.take()
+        {
+            home.give_up();
+        }
+        kept
     }
 
     /// Whether signs of life would tell packets the time by their own clock, if they are to go by them.
-    fn check_clock(&self) -> Result<()> {
+    pub(super) fn check_clock(&self) -> Result<()> {
         if self.config.orphan_limit.is_zero() {
             return Ok(());
         }
@@ -136,7 +141,7 @@ impl Katran {
 }
 
 /// What is pinned of programs.
-fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
+pub(super) fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
     let mut objects = vec![
         (MAIN, programs.main.as_fd()),
         (EXPLAINER, programs.explainer.as_fd()),

@@ -125,6 +125,15 @@ enum Past {
 }
 
 impl Planes<'_> {
+    /// Becomes what others are.
+    pub(crate) fn take_over(&self, before: Planes<'_>) {
+        for (own, its) in self.0.iter().zip(before.0) {
+            for (word, before) in own.iter().zip(its) {
+                word.store(before.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+    }
+
     fn word(&self, slot: usize, of: Past) -> Option<&AtomicU16> {
         let record = slot / PLANES * (size_of::<slot_past>() / 2);
         self.0[slot % PLANES].get(record + of as usize)
@@ -238,6 +247,18 @@ pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Stand
     }
 }
 
+/// Has a history count from now on in moments of another length.
+pub(crate) fn begin_again(ring: &[AtomicU16], planes: Planes<'_>, now: At) {
+    for (slot, word) in ring.iter().enumerate() {
+        if word.load(Ordering::Relaxed) & UNSETTLED != 0 {
+            let others = planes.load(slot, Past::Since) & OTHERS;
+            // All entries are younger.
+            planes.store(slot, Past::Since, now.minus(FURTHEST).0 | others);
+            planes.store(slot, Past::Deviated, now.0);
+        }
+    }
+}
+
 /// Packets are on the ring, and the VIP's reals are what `standings` says: bases that are gone are none any more, and of
 /// the others it is known whether they take new flows. A slot that needs no history then is settled.
 pub(crate) fn refresh(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings) {
@@ -288,6 +309,11 @@ impl Unsettled {
             oldest: self.oldest.max(other.oldest),
         }
     }
+}
+
+/// Whether no packet asks for the ring's history.
+pub(crate) fn is_settled(ring: &[AtomicU16]) -> bool {
+    (ring.iter()).all(|word| word.load(Ordering::Relaxed) & UNSETTLED == 0)
 }
 
 /// What is unsettled.

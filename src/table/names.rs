@@ -88,6 +88,25 @@ pub(crate) enum Room {
 /// How often reals are named more (or less) than before.
 pub(crate) type Deltas = BTreeMap<IpAddr, i64>;
 
+impl Table {
+    /// The references to reals that neither a VIP has nor one of these names, as what gives them back.
+    pub(crate) fn named_by_none(&self, names: impl Iterator<Item = RealNumber>) -> Deltas {
+        let known = self.reals();
+        let mut surplus: Deltas = known
+            .map(|(address, entry)| (address, -i64::from(entry.references)))
+            .collect();
+        let of_vips = self.vips().flat_map(|(_, entry)| entry.reals.keys());
+        let of_names = names.filter_map(|number| self.address_of(number));
+        for address in of_vips.copied().chain(of_names) {
+            if let Some(references) = surplus.get_mut(&address) {
+                *references += 1;
+            }
+        }
+        surplus.retain(|_, references| *references < 0);
+        surplus
+    }
+}
+
 impl<K: Name> Names<K> {
     /// None, and room for so many in each list.
     pub(crate) fn new(limit: u32) -> Self {
@@ -96,6 +115,15 @@ impl<K: Name> Names<K> {
             counts: [0; 2],
             limit,
         }
+    }
+
+    /// The same, and room for so many in each list; `None`: there are more.
+    pub(crate) fn with_limit(&self, limit: u32) -> Option<Self> {
+        let fits = self.counts.iter().all(|count| *count <= limit as usize);
+        fits.then(|| Self {
+            limit,
+            ..self.clone()
+        })
     }
 
     /// Every one with its real, in order.
@@ -291,6 +319,20 @@ mod tests {
         assert!(names.stage(&[], &more, Room::Limited, &table).is_err());
         names.commit(&[prefix("2001:db8::/32")], []);
         assert_eq!(names.counts(), [1, 0]);
+    }
+
+    #[test]
+    fn references_without_a_name_are_given_back() {
+        let [one, other] = [A, B].map(|real| real.parse::<IpAddr>().unwrap());
+        let mut table = Table::new(1, 3);
+        let taken = [(one, 3), (other, 1)].into();
+        table.commit(table.stage_references(&taken).unwrap());
+        let [first, second] = [one, other].map(|real| table.real_index(real).unwrap());
+        let held = table.named_by_none([first, second].into_iter());
+        assert_eq!(held, Deltas::from([(one, -2)]));
+        table.commit(table.stage_references(&held).unwrap());
+        assert_eq!(table.real(one).unwrap().references, 1);
+        assert!(table.named_by_none([first, second].into_iter()).is_empty());
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn directory() -> PathBuf {
     private_bpf_fs().unwrap().join("katran")
 }
 
-fn rich(tracking: FlowTracking) -> Builder {
+pub(crate) fn rich(tracking: FlowTracking) -> Builder {
     let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::GLOBAL_FLOW_TABLE;
     builder()
         .flow_tracking(tracking)
@@ -54,7 +54,7 @@ fn rich(tracking: FlowTracking) -> Builder {
 }
 
 /// Some of everything.
-fn fill(katran: &mut Katran) {
+pub(crate) fn fill(katran: &mut Katran) {
     let tcp = serve(katran, VIP4, VipFlags::empty(), &[A, B, C]);
     serve(katran, VIP6, VipFlags::empty(), &[A6]);
     let udp = serve(katran, UDP, VipFlags::UDP_STABLE_ROUTING, &[A, B]);
@@ -88,7 +88,7 @@ fn known() -> Vec<Vec<u8>> {
     known.into_iter().map(frame).collect()
 }
 
-fn answers(katran: &Katran) -> Vec<Simulation> {
+pub(crate) fn answers(katran: &Katran) -> Vec<Simulation> {
     let to = ["203.0.113.1:443", "203.0.114.9:443", "[2001:db8:1::1]:443"];
     let new = to.into_iter().flat_map(|to| flows(Protocol::Tcp, to, 40));
     let udp = flows(Protocol::Udp, "203.0.113.1:53", 40)
@@ -206,4 +206,55 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
     assert_eq!(katran.simulate(&frame).unwrap().real, Some(ip(A)));
     katran.remove().unwrap();
     assert!(!directory.exists());
+}
+
+/// A ring whose slots are all settled names places still in which its history was. They are another VIP's ring by now.
+#[test]
+fn a_history_that_is_over_takes_no_ring() {
+    let directory = directory();
+    let mut katran = load(builder().pin(&directory));
+    let first = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    katran.add_real(first, Real::new(ip(C))).unwrap();
+    assert_ne!(katran.stats().slots(first).unwrap().unsettled, 0);
+    let _ = katran.flows_mut().purge(first).unwrap();
+    let others: Vec<_> = (2..12)
+        .map(|port| {
+            serve(
+                &mut katran,
+                &format!("203.0.113.9:{port}/tcp"),
+                VipFlags::empty(),
+                &[A, C],
+            )
+        })
+        .collect();
+    drop(katran);
+    let mut katran = builder().pin(&directory).adopt().unwrap();
+    let rings = |katran: &Katran| {
+        for vip in others.iter().chain([&first]) {
+            let slots = katran.stats().slots(*vip).unwrap();
+            assert_eq!(
+                (slots.settled, slots.unsettled),
+                (crate::common::RING_SIZE, 0),
+                "{vip}"
+            );
+            let to = format!("{}:{}", vip.address(), vip.port());
+            for flow in flows(Protocol::Tcp, &to, 40) {
+                assert!(
+                    katran.simulate(&syn(flow)).unwrap().real.is_some(),
+                    "{flow}"
+                );
+            }
+        }
+    };
+    rings(&katran);
+    // Places that are free are written to.
+    let more = serve(
+        &mut katran,
+        "203.0.113.9:99/tcp",
+        VipFlags::empty(),
+        &[A, B],
+    );
+    katran.remove_real(more, ip(B)).unwrap();
+    rings(&katran);
+    katran.remove().unwrap();
 }

@@ -38,6 +38,8 @@ mod quic;
 mod reals;
 mod reload;
 mod reload_edges;
+mod replace;
+mod root_pinned;
 mod routing;
 mod segment;
 mod server_ids;

@@ -344,6 +344,86 @@ fn shell_takes_what_the_guides_tell_it() {
     assert!(units.len() >= 4, "{units:?}");
 }
 
+/// What systemd says of the guide's units, with what they start in its place, and one changed by `change`.
+fn said_of_units(change: impl Fn(String) -> String) -> String {
+    let text = guide("docs/operations.md");
+    let directory = tempfile::tempdir().unwrap();
+    let programs = example("balancer").get_program().to_owned();
+    let programs = Path::new(&programs).parent().unwrap().to_owned();
+    let mut verify = Command::new("systemd-analyze");
+    verify.arg("verify");
+    for unit in blocks(&text, "ini") {
+        let (name, content) = unit.split_once('\n').unwrap();
+        let Some((_, name)) = name.split_once("/etc/systemd/system/") else {
+            continue;
+        };
+        let content = content.replace("/usr/local/sbin/katran-decap", "/usr/local/sbin/decap");
+        let content = content.replace("/usr/local/sbin/katran-nic", "/bin/true");
+        let content = content.replace("/usr/local/sbin", programs.to_str().unwrap());
+        let path = directory.path().join(name);
+        fs::write(&path, change(content)).unwrap();
+        verify.arg(path);
+    }
+    // What is added to one of them by a command.
+    let drop_in = text.split("<<'END'\n").nth(1).unwrap();
+    let (drop_in, _) = drop_in.split_once("END\n").unwrap();
+    let of_katran = directory.path().join("katran.service.d");
+    fs::create_dir(&of_katran).unwrap();
+    fs::write(of_katran.join("remove.conf"), change(drop_in.to_owned())).unwrap();
+    let output = verify.output().unwrap();
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn systemd_takes_the_units_of_the_guide() {
+    assert_eq!(said_of_units(|unit| unit), "");
+    for (right, wrong) in [
+        ("RestartSec=", "RestartSeconds="),
+        ("/exporter", "/exporters"),
+        ("ExecStopPost=", "ExecStopAfter="),
+    ] {
+        let said = said_of_units(|unit| unit.replace(right, wrong));
+        assert!(said.contains("katran.service"), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn the_capabilities_of_the_unit_do_for_a_pinned_balancer() {
+    require_root();
+    let pins = private_bpf_fs().unwrap().join("katran");
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let file = Scratch::new("unit.toml");
+    file.write(&configuration(&lab));
+    let unit = blocks(&guide("docs/operations.md"), "ini");
+    let unit = unit.iter().find(|unit| unit.contains("--pin")).unwrap();
+    let set = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let set: Vec<String> = set
+        .unwrap()
+        .split(' ')
+        .map(|name| name.replace("CAP_", "+"))
+        .collect();
+    let capabilities = format!("-all,{}", set.join(",").to_lowercase());
+    for start in ["balancing on eth0", "goes on with the balancer"] {
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--bounding-set={capabilities}"));
+        command.arg(format!("--inh-caps={capabilities}"));
+        command.arg(example("balancer").get_program());
+        command.args(["--config", file.0.to_str().unwrap(), "--interface", "eth0"]);
+        command.arg("--pin").arg(&pins);
+        let mut running = Running::start(host, command);
+        running.says(start);
+        running.end(SIGTERM);
+    }
+    let mut remove = example("balancer");
+    remove.arg("--remove").arg("--pin").arg(&pins);
+    assert!(host.output(remove).unwrap().status.success());
+    assert!(!pins.exists());
+}
+
 /// The part of the guide's script that finds interrupts, on this machine's interfaces.
 #[test]
 fn the_script_for_interrupts_runs() {

@@ -182,3 +182,34 @@ fn a_limit_is_for_pinned_balancers() {
     assert_eq!(told, Some(Duration::from_secs(60)));
     katran.remove().unwrap();
 }
+
+/// The owner's signs go where packets read them, also when other maps take the place of those before.
+#[test]
+fn a_replacement_has_the_same_owner() {
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let mut katran = load(builder().orphan_limit(LIMIT).pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let mut state = katran.state();
+    state.balancer.as_mut().unwrap().max_vips = Some(32);
+    katran.apply(&state).unwrap();
+    let live = katran.map_fd(".data.live").unwrap();
+    let live = live.try_clone_to_owned().unwrap();
+    let before = alive(&live);
+    assert!(before > 0);
+    eventually("its thread gives signs", || alive(&live) > before);
+    let ran = katran.simulate(&syn(flow_v4())).unwrap();
+    assert_eq!(ran.verdict, Verdict::Tx);
+    // And it can be handed over, as before.
+    let next = builder().pin(&directory).take_over(4 * LIMIT);
+    let next = next.adopt().unwrap();
+    let refused = katran.remove_vip(vip(VIP4)).unwrap_err();
+    assert!(matches!(refused, Error::HandedOver { .. }), "{refused}");
+    next.remove().unwrap();
+
+    // None comes to have a limit that is not pinned.
+    let mut katran = load(builder());
+    let mut state = katran.state();
+    state.balancer.as_mut().unwrap().orphan_limit = Some(LIMIT);
+    let refused = katran.apply(&state).unwrap_err().to_string();
+    assert!(refused.contains("pin it"), "{refused}");
+}

@@ -90,7 +90,7 @@ fn an_apply_that_cannot_be_written_down_leaves_the_state_before() {
     let before = katran.state();
     let (mut refused, mut undone, mut grown) = (0, 0, 0);
     // Full at one place of it after the other.
-    for bytes in (2200..14_000).step_by(100) {
+    for bytes in (2200..14_000).step_by(200) {
         for steps in 0.. {
             match apply(&mut katran, &wanted, bytes, steps) {
                 End::Refused => refused += 1,

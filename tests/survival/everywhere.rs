@@ -1,0 +1,146 @@
+//! Every kind of change, killed after each of its calls of the kernel and of its stores: the next owner finds all of it or
+//! nothing.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+
+use katran::RootProgram;
+use katran_lab::Host;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::changes::KINDS;
+use crate::common::seed::seeded;
+use crate::ending::Done;
+use crate::owner::Job;
+use crate::owner::Known;
+use crate::owner::Owner;
+use crate::owner::Said;
+use crate::owner::Task;
+
+const SIGKILL: i32 = 9;
+
+/// A host with two interfaces, and a root program for its entries.
+struct Place {
+    host: Host,
+    directory: PathBuf,
+    shared: PathBuf,
+    _root: RootProgram,
+}
+
+impl Place {
+    fn new() -> Self {
+        require_root();
+        let files = private_bpf_fs().unwrap();
+        let host = Host::new("survivor").unwrap();
+        for (one, other) in [("eth0", "peer0"), ("eth1", "peer1")] {
+            let pair = format!("link add {one} type veth peer name {other}");
+            host.ip(&pair).unwrap();
+            host.ip(&format!("link set {one} up")).unwrap();
+            host.ip(&format!("link set {other} up")).unwrap();
+        }
+        let shared = files.join("shared");
+        let mut root = RootProgram::builder().load().unwrap();
+        root.pin(&shared).unwrap();
+        Self {
+            host,
+            directory: files.join("katran"),
+            shared,
+            _root: root,
+        }
+    }
+
+    fn job(&self, seed: u64, task: Task) -> Job {
+        Job {
+            directory: self.directory.clone(),
+            shared: self.shared.clone(),
+            gateway: [2, 0, 0, 0, 0, 1],
+            seed,
+            group: None,
+            task,
+        }
+    }
+
+    /// Makes a change, of which the process ends after so many calls and stores (0: it does not); what was done if not.
+    fn run(&self, known: &mut Option<Known>, kind: &str, seed: u64, last: u64) -> Option<Done> {
+        let task = Task::One {
+            kind: kind.to_owned(),
+            last,
+        };
+        let what = format!("{kind} after {last}");
+        // Said if one of the processes fails.
+        eprintln!("{what}");
+        let mut owner = Owner::start(&self.host, &self.job(seed, task));
+        let owned = owner.owns();
+        if let Some(known) = known {
+            known.assert_found(&owned.text, &what);
+        }
+        let begun = Known::new(&owner.begins());
+        let known = known.insert(begun);
+        let mut done = None;
+        while let Some(said) = owner.next() {
+            if let Said::Made { refused, done: all } = &said {
+                assert_eq!(*refused, None, "{what}");
+                done = Some(*all);
+            }
+            known.hear(said);
+        }
+        let status = owner.ended();
+        match done {
+            Some(_) => assert!(status.success(), "{what}: {status}"),
+            None => assert_eq!(status.signal(), Some(SIGKILL), "{what}: {status}"),
+        }
+        done
+    }
+}
+
+/// Kinds of changes, each with the kills that `kill` makes of it in a place.
+fn killed(mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
+    let chosen = std::env::var("KATRAN_KINDS").unwrap_or_default();
+    let chosen: Vec<&str> = chosen.split(',').filter(|of| !of.is_empty()).collect();
+    let place = Place::new();
+    let (seed, mut rng) = seeded();
+    let mut known = None;
+    for (kind, _) in KINDS {
+        let seed = rng.u64(..);
+        if chosen.is_empty() || chosen.contains(&kind) {
+            kill(&place, &mut known, kind, seed);
+        }
+    }
+    // What the last one has left.
+    let mut owner = Owner::start(&place.host, &place.job(0, Task::Begin));
+    let found = owner.owns().text;
+    known.unwrap().assert_found(&found, "the end");
+    owner.begins();
+    assert!(owner.ended().success());
+    katran::remove(&place.directory).unwrap();
+    drop(seed);
+}
+
+/// Each kind of change at its beginning, at some moments of it, and when nothing but its answer is missing.
+#[test]
+fn a_change_that_is_killed_anywhere_is_found_whole() {
+    killed(|place, known, kind, seed| {
+        for last in [1 + seed % 8, 9 + seed % 100, u64::MAX] {
+            assert_eq!(place.run(known, kind, seed, last), None);
+        }
+    });
+}
+
+/// After each of all that it does. `KATRAN_KINDS`, names with commas, chooses kinds.
+#[test]
+#[ignore = "an hour: make soak"]
+fn a_change_that_is_killed_everywhere_is_found_whole() {
+    killed(|place, known, kind, seed| {
+        let done = place.run(known, kind, seed, 0).unwrap();
+        assert!(done.all() > 0, "{kind}");
+        for last in 1..=done.all() + 1 {
+            // Threads of the library have a part in it: another time there may be fewer, and the end comes before.
+            assert_eq!(place.run(known, kind, seed, last), None);
+        }
+        eprintln!(
+            "{kind}: killed after each of {} calls and {} stores",
+            done.calls, done.stores
+        );
+    });
+}

@@ -1,0 +1,369 @@
+//! Kills at random moments of random changes, while clients are served: no connection is lost and no frame, each next owner
+//! finds the state of the last call that was made, or all of the one that was cut off, and nothing is left over.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran::Decap;
+use katran::RootProgram;
+use katran::Vip;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
+use katran_lab::TcpClient;
+use katran_lab::UdpClient;
+use katran_lab::eventually;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+
+use crate::common::seed::seeded;
+use crate::common::vip;
+use crate::group::Group;
+use crate::model::SERVICES;
+use crate::owner::Job;
+use crate::owner::Known;
+use crate::owner::Owned;
+use crate::owner::Owner;
+use crate::owner::Task;
+use crate::owner::builder;
+
+const PORT: u16 = 80;
+/// Connections of each service that live as long as the test.
+const LASTING: usize = 4;
+/// Between two questions of a client: so that a busy machine loses nothing in queues.
+const PAUSE: Duration = Duration::from_millis(2);
+/// So long an owner lives, at most, since it has begun to change something.
+const LONGEST_LIFE: u64 = 400;
+/// So long the ends of connections may take.
+const LAST_FRAMES: Duration = Duration::from_secs(20);
+/// What memory may be accounted more at the end: the kernel accounts it in batches for each CPU.
+const ACCOUNTED_MORE: u64 = 1 << 20;
+
+/// A network with clients, and where the balancer is pinned.
+struct Place {
+    lab: Lab,
+    decaps: Vec<Decap>,
+    directory: PathBuf,
+    shared: PathBuf,
+    group: Option<Group>,
+    _root: RootProgram,
+}
+
+impl Place {
+    fn new() -> Self {
+        require_root();
+        let files = private_bpf_fs().unwrap();
+        let lab = Lab::new(LabConfig::default()).unwrap();
+        let decaps = lab.backends.iter().map(|backend| {
+            let mut decap = Decap::builder().load().unwrap();
+            let attach = || decap.attach(&backend.interface, XdpMode::Native).unwrap();
+            backend.host.run(attach);
+            decap
+        });
+        let decaps = decaps.collect();
+        // Something else for changes to attach to.
+        let host = &lab.balancers[0].host;
+        host.ip("link add eth1 type veth peer name peer1").unwrap();
+        host.ip("link set eth1 up").unwrap();
+        let shared = files.join("shared");
+        let mut root = RootProgram::builder().load().unwrap();
+        root.pin(&shared).unwrap();
+        Self {
+            decaps,
+            directory: files.join("katran"),
+            shared,
+            group: Group::new()
+                .inspect_err(|why| eprintln!("memory is not looked at: {why}"))
+                .ok(),
+            _root: root,
+            lab,
+        }
+    }
+
+    fn job(&self, seed: u64, task: Task) -> Job {
+        Job {
+            directory: self.directory.clone(),
+            shared: self.shared.clone(),
+            gateway: self.lab.balancers[0].gateway_mac,
+            seed,
+            group: self.group.as_ref().map(|group| group.path().to_owned()),
+            task,
+        }
+    }
+
+    fn start(&self, seed: u64, task: Task) -> Owner {
+        Owner::start(&self.lab.balancers[0].host, &self.job(seed, task))
+    }
+
+    /// An owner goes where every run begins and leaves it; what it has found before, and then.
+    fn begin(&self) -> (Owned, Left) {
+        let mut owner = self.start(0, Task::Begin);
+        let found = owner.owns();
+        let begun = owner.begins();
+        assert!(owner.ended().success());
+        let left = Left {
+            descriptors: begun.descriptors,
+            pins: begun.pins,
+            memory: self.group.as_ref().map(Group::in_use),
+        };
+        (found, left)
+    }
+
+    /// Frames by who counts them: packets that clients have sent, that the balancer has counted for the services, and that
+    /// backends have taken out of tunnels.
+    fn frames(&self) -> [u64; 3] {
+        let job = self.job(0, Task::Begin);
+        let katran = self.lab.balancers[0].host.run(|| builder(&job).adopt());
+        let katran = katran.unwrap();
+        let of = |vip: Vip| katran.stats().vip(vip).unwrap().forwarded.packets;
+        let counted = SERVICES.iter().map(|(service, _)| of(vip(service))).sum();
+        let taken_out = self.decaps.iter().map(|decap| {
+            let of = decap.counters().unwrap();
+            of.ipip_v4 + of.ipip_v6
+        });
+        [sent(&self.lab.client), counted, taken_out.sum()]
+    }
+}
+
+/// What an owner leaves at the same state.
+#[derive(Debug)]
+struct Left {
+    descriptors: usize,
+    pins: usize,
+    memory: Option<u64>,
+}
+
+/// Packets that a host has sent, but for those by which it looks for its neighbours.
+fn sent(host: &Host) -> u64 {
+    let read = |name: &str| {
+        let path = format!("/proc/thread-self/net/{name}");
+        host.run(|| fs::read_to_string(path)).unwrap()
+    };
+    let v4 = read("snmp");
+    let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
+    let mut next = || lines.next().unwrap().split_whitespace();
+    let columns = next().zip(next());
+    let v4 = columns.filter(|(name, _)| *name == "OutRequests");
+    let v4: u64 = v4.map(|(_, number)| number.parse::<u64>().unwrap()).sum();
+    let v6 = read("snmp6");
+    let of = |name: &str| -> u64 {
+        let mut lines = v6
+            .lines()
+            .filter_map(|line| line.split_once(char::is_whitespace));
+        let of = lines.find(|(of, _)| *of == name).unwrap();
+        of.1.trim().parse().unwrap()
+    };
+    v4 + of("Ip6OutRequests") - of("Icmp6OutMsgs")
+}
+
+/// Frames that interfaces of a host have lost.
+fn lost(host: &Host) -> u64 {
+    let text = host
+        .run(|| fs::read_to_string("/proc/thread-self/net/dev"))
+        .unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let columns = lines.map(|(_, numbers)| {
+        let numbers: Vec<u64> =
+            (numbers.split_whitespace().map(|of| of.parse().unwrap())).collect();
+        // Errors and drops, received and sent.
+        numbers[2] + numbers[3] + numbers[10] + numbers[11]
+    });
+    columns.sum()
+}
+
+/// What clients have been answered.
+#[derive(Default)]
+struct Answers {
+    lasting: AtomicU64,
+    new: AtomicU64,
+    datagrams: AtomicU64,
+}
+
+impl Answers {
+    fn all(&self) -> [u64; 3] {
+        [&self.lasting, &self.new, &self.datagrams].map(|of| of.load(Relaxed))
+    }
+}
+
+/// Serves clients until `stop`, whose every question has to be answered.
+fn serve<'a>(
+    scope: &'a thread::Scope<'a, '_>,
+    lab: &'a Lab,
+    answers: &'a Answers,
+    stop: &'a AtomicBool,
+) {
+    let services = [lab.vip4(), lab.vip6()].map(|address| (address, PORT).into());
+    for service in services {
+        for _ in 0..LASTING {
+            scope.spawn(move || {
+                let mut connection = TcpClient::connect(&lab.client, service).unwrap();
+                let backend = connection.ask("who").unwrap();
+                while !stop.load(Relaxed) {
+                    assert_eq!(connection.ask("who").unwrap(), backend);
+                    answers.lasting.fetch_add(1, Relaxed);
+                    thread::sleep(PAUSE);
+                }
+            });
+        }
+        scope.spawn(move || {
+            while !stop.load(Relaxed) {
+                let mut connection = TcpClient::connect(&lab.client, service).unwrap();
+                connection.ask("who").unwrap();
+                answers.new.fetch_add(1, Relaxed);
+                thread::sleep(PAUSE);
+            }
+        });
+    }
+    scope.spawn(move || {
+        let socket = UdpClient::connect(&lab.client, services[0]).unwrap();
+        while !stop.load(Relaxed) {
+            socket.ask(b"who").unwrap();
+            answers.datagrams.fetch_add(1, Relaxed);
+            thread::sleep(PAUSE);
+        }
+    });
+}
+
+/// So many kills under traffic.
+fn killed(times: usize) {
+    let place = Place::new();
+    let lab = &place.lab;
+    let _tcp = lab.serve_tcp(PORT).unwrap();
+    let _udp = lab.serve_udp(PORT).unwrap();
+    let (seed, mut rng) = seeded();
+    let (_, before) = place.begin();
+    let hosts: Vec<&Host> = [&lab.client, &lab.router, &lab.balancers[0].host]
+        .into_iter()
+        .chain(lab.backends.iter().map(|backend| &backend.host))
+        .collect();
+    let losses = || hosts.iter().map(|host| lost(host)).collect::<Vec<u64>>();
+    let lost_before = losses();
+    let frames_before = place.frames();
+
+    let (answers, stop) = (Answers::default(), AtomicBool::new(false));
+    let (mut made, mut cut_off, mut finished, mut slowest) = (0, 0, 0, 0);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        serve(scope, lab, &answers, &stop);
+        let mut known: Option<Known> = None;
+        let mut counted: Vec<(String, u64)> = Vec::new();
+        for kill in 0..=times {
+            let what = format!("kill {kill}");
+            let task = match kill == times {
+                true => Task::Begin,
+                false => Task::Anything,
+            };
+            let mut owner = place.start(rng.u64(..), task);
+            let owned = owner.owns();
+            assert!(owned.adopted, "{what}");
+            if let Some(known) = &known {
+                finished += usize::from(known.assert_found(&owned.text, &what));
+            }
+            for (name, number) in &counted {
+                let of = owned.counters.iter().find(|(of, _)| of == name).unwrap();
+                assert!(of.1 >= *number, "{what}: {name} {number} to {}", of.1);
+            }
+            counted = owned.counters.clone();
+            slowest = slowest.max(owned.milliseconds);
+            if kill == times {
+                assert!(owner.ended().success());
+                break;
+            }
+            let mut now = Known::new(&owned);
+            // It begins.
+            owner.begins();
+            thread::sleep(Duration::from_millis(rng.u64(0..LONGEST_LIFE)));
+            owner.kill();
+            while let Some(said) = owner.next() {
+                now.hear(said);
+            }
+            made += now.made;
+            cut_off += usize::from(now.tried.is_some());
+            known = Some(now);
+            // Nobody owns it for a while.
+            if kill % 4 == 0 {
+                thread::sleep(Duration::from_millis(rng.u64(0..100)));
+            }
+        }
+        let served = answers.all();
+        eventually("clients are served on", || {
+            let now = answers.all();
+            now.iter()
+                .zip(served)
+                .all(|(now, before)| *now > before + 10)
+        });
+    });
+    let took = began.elapsed();
+    let [lasting, new, datagrams] = answers.all();
+    eprintln!(
+        "{times} kills in {:.0} s ({made} changes made, {cut_off} cut off, {finished} of these found whole), adopted within \
+         {slowest} ms; {} lasting connections and {new} new ones, {lasting} answers, {datagrams} datagrams",
+        took.as_secs_f64(),
+        2 * LASTING,
+    );
+    // Most kills fall into a change.
+    assert!(cut_off > times / 2, "{cut_off}");
+    let frames = || {
+        let now = place.frames();
+        [0, 1, 2].map(|who| now[who] - frames_before[who])
+    };
+    assert_eq!(losses(), lost_before, "frames that interfaces have lost");
+    // The last ones are on their way.
+    let end = Instant::now() + LAST_FRAMES;
+    let mut last = frames();
+    while last != [last[0]; 3] && Instant::now() < end {
+        last = frames();
+    }
+    assert_eq!(last, [last[0]; 3], "sent, counted, and taken out");
+    assert!(last[0] > lasting + new + datagrams, "{last:?}");
+
+    let (_, after) = place.begin();
+    eprintln!("{before:?}, then {after:?}");
+    assert!(after.descriptors <= before.descriptors);
+    assert!(after.pins <= before.pins);
+    if let (Some(before), Some(after)) = (before.memory, after.memory) {
+        assert!(after <= before + ACCOUNTED_MORE, "{before} to {after}");
+    }
+    katran::remove(&place.directory).unwrap();
+    assert!(!place.directory.exists());
+    assert!(!has_xdp(&lab.balancers[0].host), "something is attached");
+    assert!(is_empty_but_for(
+        place.directory.parent().unwrap(),
+        "shared"
+    ));
+    drop(seed);
+}
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show").unwrap().contains("xdp")
+}
+
+/// Whether all that is in a directory has names that begin so; the file system itself has some with dots.
+fn is_empty_but_for(directory: &Path, begin: &str) -> bool {
+    let mut entries = fs::read_dir(directory).unwrap();
+    entries.all(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.contains('.') || name == begin
+    })
+}
+
+#[test]
+fn connections_outlive_kills_at_any_moment() {
+    killed(40);
+}
+
+#[test]
+#[ignore = "make soak"]
+fn connections_outlive_200_kills() {
+    killed(200);
+}

@@ -1,0 +1,15 @@
+//! What outlives the process of a pinned balancer: it is killed at random moments under traffic, and after each of the
+//! things that it does, and whatever else can become of it, its interfaces and its pins has a clear answer.
+
+#![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
+
+mod changes;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/mod.rs"]
+mod common;
+mod ending;
+mod everywhere;
+mod group;
+mod kills;
+mod model;
+mod owner;

@@ -1,0 +1,439 @@
+//! A process that owns a pinned balancer and changes it: this test binary once more. It says on its standard output what it is about to do,
+//! what it has done, and what it has found, a line each, so that whoever kills it knows what must be there.
+
+use std::env;
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use fastrand::Rng;
+use katran::Builder;
+use katran::Flow;
+use katran::FlowTracking;
+use katran::Katran;
+use katran::MacAddr;
+use katran::Protocol;
+use katran::Start;
+use katran::XdpMode;
+use katran_lab::Host;
+use katran_lab::Process;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::changes;
+use crate::changes::Draw;
+use crate::common::frames::syn;
+use crate::ending;
+use crate::ending::Done;
+use crate::model::Model;
+use crate::model::difference;
+use crate::model::first;
+use crate::model::is_service;
+
+/// The variable with the job of such a process.
+const JOB: &str = "KATRAN_SURVIVAL_JOB";
+/// What a line of it begins with; the test harness says something, too.
+const MARK: &str = "@survival ";
+/// For a line to appear, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Job {
+    pub(crate) directory: PathBuf,
+    pub(crate) shared: PathBuf,
+    pub(crate) gateway: [u8; 6],
+    pub(crate) seed: u64,
+    /// A memory cgroup to be in.
+    pub(crate) group: Option<PathBuf>,
+    pub(crate) task: Task,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Goes where every run begins, and leaves it.
+    Begin,
+    /// Changes of every kind, until somebody kills it.
+    Anything,
+    /// The same change from the same beginning: killed after so many calls and stores (at the latest at its end), or not
+    /// (0).
+    One { kind: String, last: u64 },
+}
+
+/// What it says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Said {
+    /// It has the balancer.
+    Owns(Owned),
+    /// It is as every run begins.
+    Begins(Owned),
+    /// It is about to make a change, after which all is like this.
+    Tries { kind: String, after: String },
+    /// It was made, or refused.
+    Made { refused: Option<String>, done: Done },
+}
+
+/// What an owner has found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Owned {
+    pub(crate) adopted: bool,
+    /// See [`Model::text`].
+    pub(crate) text: String,
+    pub(crate) descriptors: usize,
+    /// Maps and programs that the balancer has pinned, one in the other.
+    pub(crate) pins: usize,
+    /// Counters that never go back, by name.
+    pub(crate) counters: Vec<(String, u64)>,
+    pub(crate) milliseconds: u64,
+}
+
+/// Settings of all balancers of these tests.
+pub(crate) fn builder(job: &Job) -> Builder {
+    first(MacAddr::new(job.gateway))
+        .builder()
+        .unwrap()
+        .flow_tracking(FlowTracking::Changed)
+        .flow_table_size(10_000)
+        .ring_size(61)
+        .max_vips(40)
+        .max_reals(64)
+        .max_server_ids(100)
+        .max_source_routes(100)
+        .healthcheck_interface("eth0")
+        .pin(&job.directory)
+}
+
+#[test]
+#[ignore = "a process that the other tests start"]
+fn owner() {
+    let Ok(job) = env::var(JOB) else {
+        return;
+    };
+    let job: Job = serde_json::from_str(&job).unwrap();
+    if let Some(group) = &job.group {
+        fs::write(group.join("cgroup.procs"), "0").unwrap();
+    }
+    if let Task::One { .. } = job.task {
+        ending::prepare();
+    }
+    let began = Instant::now();
+    let (mut katran, start) = builder(&job).adopt_or_load().unwrap();
+    let owned = |katran: &Katran| {
+        let took = began.elapsed();
+        Owned {
+            adopted: start != Start::Loaded,
+            text: Model::text_of(katran, "adopted"),
+            descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
+            pins: files(&job.directory),
+            counters: counters(katran),
+            milliseconds: took.as_millis() as u64,
+        }
+    };
+    say(&Said::Owns(owned(&katran)));
+    assert_packets_see(&katran);
+    match job.task.clone() {
+        Task::Begin => {
+            begin(&mut katran, &job);
+            say(&Said::Begins(owned(&katran)));
+        }
+        Task::Anything => {
+            begin_if_new(&mut katran, &job, &start);
+            say(&Said::Begins(owned(&katran)));
+            anything(katran, &job);
+        }
+        Task::One { kind, last } => {
+            begin(&mut katran, &job);
+            say(&Said::Begins(owned(&katran)));
+            one(&mut katran, &job, &kind, last, owned);
+        }
+    }
+}
+
+fn say(said: &Said) {
+    let line = serde_json::to_string(said).unwrap();
+    // Behind what the harness has said without an end of the line.
+    let line = format!("\n{MARK}{line}\n");
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
+fn begin_if_new(katran: &mut Katran, job: &Job, start: &Start) {
+    if *start == Start::Loaded {
+        begin(katran, job);
+    }
+}
+
+/// Makes it what every run begins with, whatever it was.
+fn begin(katran: &mut Katran, job: &Job) {
+    let first = first(MacAddr::new(job.gateway));
+    let mut bare = first.clone();
+    bare.vips.retain(|of| is_service(of.vip));
+    bare.server_ids.clear();
+    bare.source_routes.clear();
+    let _ = katran.apply(&bare).unwrap();
+    // A real that something has held, and forgotten, would have its number still.
+    Model::text_of(katran, "nothing but services");
+    let _ = katran.apply(&first).unwrap();
+    // What a state that does not say it leaves alone.
+    katran.gateways_mut().set_mac_v6(None).unwrap();
+    katran.stats_mut().unwatch_misses();
+    let attached = katran.interfaces();
+    if attached.iter().any(|of| of.interface == "eth1") {
+        katran.detach("eth1").unwrap();
+    }
+    if attached.iter().all(|of| of.interface != "eth0") {
+        katran.attach("eth0", XdpMode::Native).unwrap();
+    }
+    if !katran.shared_entries().is_empty() {
+        katran.detach_shared(&job.shared).unwrap();
+    }
+    katran.probes_mut().attach().unwrap();
+}
+
+fn anything(mut katran: Katran, job: &Job) {
+    let mut rng = Rng::with_seed(job.seed);
+    let mut model = Model::of(&katran);
+    loop {
+        let mut draw = Draw {
+            rng: &mut rng,
+            model: &model,
+            shared: &job.shared,
+        };
+        let (kind, change) = changes::some(&mut draw);
+        let after = change.after.text();
+        say(&Said::Tries {
+            kind: kind.to_owned(),
+            after: after.clone(),
+        });
+        let made = (change.call)(&mut katran);
+        let refused = made.map_err(|error| error.to_string()).err();
+        if refused.is_none() {
+            model = change.after;
+        }
+        // So that a mistake of this test's is none of an adoption.
+        let text = Model::text_of(&katran, kind);
+        let other = difference(&text, &model.text());
+        assert!(other.is_empty(), "{kind}: {refused:?}\n{other}");
+        say(&Said::Made {
+            refused,
+            done: Done::default(),
+        });
+    }
+}
+
+fn one(katran: &mut Katran, job: &Job, kind: &str, last: u64, owned: impl Fn(&Katran) -> Owned) {
+    let mut rng = Rng::with_seed(job.seed);
+    if kind == "watch no more" {
+        // What this kind needs first.
+        let vip = katran.vips()[0];
+        katran.stats_mut().watch_misses(vip).unwrap();
+        say(&Said::Begins(owned(katran)));
+    }
+    let change = changes::of_kind(
+        kind,
+        &mut Draw {
+            rng: &mut rng,
+            model: &Model::of(katran),
+            shared: &job.shared,
+        },
+    );
+    say(&Said::Tries {
+        kind: kind.to_owned(),
+        after: change.after.text(),
+    });
+    ending::arm(last);
+    let made = (change.call)(katran);
+    let done = ending::disarm();
+    if last > done.all() {
+        // All of it is done, and nobody has heard of it.
+        ending::end();
+    }
+    let refused = made.map_err(|error| error.to_string()).err();
+    say(&Said::Made { refused, done });
+}
+
+/// New connections of every VIP go to a real that takes some, if there is one. Of the services clients see it, whose
+/// frames are counted.
+fn assert_packets_see(katran: &Katran) {
+    for of in katran.state().vips {
+        let takes = |real: IpAddr| {
+            let mut reals = of.reals.iter().filter(|real| real.get_weight() != 0);
+            reals.any(|known| known.address() == real && !of.down.contains(&real))
+        };
+        let is_served = of.reals.iter().any(|real| takes(real.address()));
+        if of.vip.protocol() == Protocol::Udp || is_service(of.vip) {
+            continue;
+        }
+        for _ in 0..8 {
+            // One that no owner before has asked for: a connection that comes again goes where it went.
+            let client = u32::from(Ipv4Addr::new(100, 64, 0, 0)) | fastrand::u32(..1 << 22);
+            let client: IpAddr = match of.vip.address() {
+                IpAddr::V4(_) => Ipv4Addr::from(client).into(),
+                IpAddr::V6(_) => Ipv6Addr::from(0x2001_0db8_000c << 80 | u128::from(client)).into(),
+            };
+            let to = (of.vip.address(), of.vip.port().max(1));
+            let flow = Flow::tcp((client, fastrand::u16(1024..)).into(), to.into());
+            let ran = katran.simulate(&syn(flow)).unwrap();
+            let real = ran.real;
+            let right = match real {
+                Some(real) => takes(real),
+                None => !is_served,
+            };
+            assert!(right, "{flow}: {ran:?} of {of:?}");
+        }
+    }
+}
+
+/// Files below a directory.
+fn files(directory: &std::path::Path) -> usize {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    let count = |entry: fs::DirEntry| match entry.file_type().unwrap().is_dir() {
+        true => 1 + files(&entry.path()),
+        false => usize::from(!entry.file_name().to_string_lossy().contains('.')),
+    };
+    entries.map(|entry| count(entry.unwrap())).sum()
+}
+
+fn counters(katran: &Katran) -> Vec<(String, u64)> {
+    let totals = katran.stats().totals().unwrap();
+    let mut counters = vec![
+        ("packets".to_owned(), totals.total.packets),
+        ("bytes".to_owned(), totals.total.bytes),
+    ];
+    for (service, _) in crate::model::SERVICES {
+        // None yet in a balancer that was loaded just now.
+        if let Ok(of) = katran.stats().vip(crate::common::vip(service)) {
+            counters.push((service.to_owned(), of.forwarded.packets));
+        }
+    }
+    counters
+}
+
+/// Such a process, from the other side.
+pub(crate) struct Owner {
+    process: Process,
+    said: Receiver<Said>,
+}
+
+impl Owner {
+    pub(crate) fn start(host: &Host, job: &Job) -> Self {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["owner::owner", "--exact", "--ignored", "--nocapture"]);
+        command.env(JOB, serde_json::to_string(job).unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut process = host.spawn_command(command).unwrap();
+        let out = process.take_stdout().unwrap();
+        let (sender, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let Some(line) = line.strip_prefix(MARK) else {
+                    continue;
+                };
+                // One that was cut off has not been said.
+                if let Ok(said) = serde_json::from_str(line)
+                    && sender.send(said).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self { process, said }
+    }
+
+    /// What it says next; `None`: it has ended.
+    pub(crate) fn next(&self) -> Option<Said> {
+        match self.said.recv_timeout(PATIENCE) {
+            Ok(said) => Some(said),
+            Err(mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("it says nothing"),
+        }
+    }
+
+    pub(crate) fn owns(&self) -> Owned {
+        match self.next() {
+            Some(Said::Owns(owned)) => owned,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn begins(&self) -> Owned {
+        match self.next() {
+            Some(Said::Begins(owned)) => owned,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+    }
+
+    /// Whether it has ended by itself, with success; otherwise it was killed, by itself, or has failed.
+    pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
+        self.process.wait(PATIENCE).unwrap()
+    }
+}
+
+/// What must be there, by what owners have said.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) text: String,
+    /// The change that was under way, and what it leads to.
+    pub(crate) tried: Option<(String, String)>,
+    /// Changes that were made.
+    pub(crate) made: usize,
+}
+
+impl Known {
+    pub(crate) fn new(owned: &Owned) -> Self {
+        Self {
+            text: owned.text.clone(),
+            tried: None,
+            made: 0,
+        }
+    }
+
+    pub(crate) fn hear(&mut self, said: Said) {
+        match said {
+            Said::Tries { kind, after } => self.tried = Some((kind, after)),
+            Said::Made { refused: None, .. } => {
+                self.made += 1;
+                self.text = self.tried.take().unwrap().1;
+            }
+            Said::Made { .. } => self.tried = None,
+            Said::Owns(of) | Said::Begins(of) => (self.text, self.tried) = (of.text, None),
+        }
+    }
+
+    /// Another owner has found this: the state before the change that was cut off, or after it. Whether it was the latter.
+    pub(crate) fn assert_found(&self, found: &str, what: &str) -> bool {
+        if found == self.text {
+            return false;
+        }
+        let known = difference(found, &self.text);
+        let Some((kind, after)) = &self.tried else {
+            panic!("{what}: found, and known\n{known}");
+        };
+        let tried = difference(found, after);
+        assert!(
+            tried.is_empty(),
+            "{what}, {kind}: found, and known before it\n{known}and after it\n{tried}"
+        );
+        true
+    }
+}
