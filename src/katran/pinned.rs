@@ -29,7 +29,7 @@ impl Katran {
     /// does the same.
     ///
     /// # Errors
-    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`](crate::Error::Busy) in a child made
+    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`] in a child made
     /// by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
         if let Some(home) = &self.home {
