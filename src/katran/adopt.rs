@@ -164,7 +164,6 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
-    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -198,7 +197,7 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
-    katran.keep_house();
+    katran.keep_house()?;
     Ok(katran)
 }
 
@@ -249,12 +248,16 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
-    let healthchecks = match config.healthcheck_interface {
-        Some(_) => Some(HealthChecks::resume(&machine, set.probe()?, |name| {
-            set.probe_map(name)
-        })?),
-        None => None,
-    };
+    // Without an interface of their own they are there if they have been needed.
+    let healthchecks = set
+        .probe()?
+        .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
+    let healthchecks = healthchecks.transpose()?;
+    if healthchecks.is_none() && config.healthcheck_interface.is_some() {
+        return Err(Error::NotFound {
+            what: format!("the pin of healthcheck in {}", home.path().display()),
+        });
+    }
     let ring_size = RingSize::try_from(config.ring_size)?;
     // A new balancer begins with that of no interface.
     let longest = maps.live.max_frame();
@@ -419,7 +422,8 @@ impl Katran {
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
         let probes = [home.set().probe(), home.next_set().probe()];
-        let probes: Vec<_> = probes.into_iter().filter_map(Result::ok).collect();
+        let probes = probes.into_iter().filter_map(|probe| probe.ok().flatten());
+        let probes: Vec<_> = probes.collect();
         let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
         let mut paths = Vec::new();
         for path in home.attachments()? {
