@@ -28,6 +28,7 @@ use super::object::open_object;
 use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
+use crate::attach::AttachmentState;
 use crate::attach::Entry;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
@@ -48,6 +49,7 @@ use crate::maps::Entries;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
+use crate::pins::CONTENTS;
 use crate::pins::Entrance;
 use crate::pins::Home;
 use crate::pins::PinnedSet;
@@ -59,10 +61,18 @@ use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
+use crate::sys::pin;
 use crate::types::NextHops;
 
 /// Maps that are made, and that nobody has, where reals have no next hops of their own.
 const HOPS: [&str; 3] = [".data.hops", ".data.ports", "devices"];
+
+/// An entry of an array that is not where it was.
+struct LostEntry {
+    record: PathBuf,
+    path: PathBuf,
+    position: u32,
+}
 
 /// How a pinned balancer has come to a handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,12 +95,17 @@ impl Builder {
     /// counters. Programs of this version take the place of those that are attached, between two packets, if they are
     /// others (which takes the verifier's second); links stay.
     ///
+    /// What is gone of its attachments (an interface was removed, or a root program) is attached again if there is one of
+    /// that name in the calling thread's network namespace; else the log says so, and [`Katran::interfaces`], and
+    /// [`Katran::reattach`] does it later.
+    ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none that is whole; [`Error::Busy`]; [`Error::Unsupported`] if another version of
-    /// the crate has pinned it in another way, or a change was cut off; otherwise as [`load`](Self::load). What is
-    /// there works on.
+    /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed; [`Error::InvalidConfig`] if that
+    /// was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if another one was put into its link;
+    /// [`Error::Unsupported`] if another version of the crate has pinned it in another way; otherwise as
+    /// [`load`](Self::load). What is there works on.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
         let adopted = adopt_whole(&directory, self.take_over_patience())?;
@@ -134,15 +149,15 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
+    home.check_identified()?;
     let Some(identity) = home.known_identity()? else {
         return Ok(None);
     };
     if identity.stage() != Stage::Whole {
         return Ok(None);
     }
-    let Some(contents) = home.set().known_contents()? else {
-        return Ok(None);
-    };
+    let contents = home.set().known_contents()?;
+    let contents = contents.ok_or_else(|| home.set().missing(CONTENTS))?;
     let start = Start::Adopted {
         age: identity.age().unwrap_or_default(),
         by_version: contents.version(),
@@ -161,15 +176,14 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
+    environment::check_opens_by_number("go on with a pinned balancer")?;
     home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
         .ground()
         .map_err(failed)?
-        .ok_or_else(|| Error::NotFound {
-            what: format!("a ledger in {}", home.path().display()),
-        })?;
+        .ok_or_else(|| home.set().missing("ledger"))?;
     let (ledger, replayed) = Ledger::read(ground)
         .map_err(|refused| unsupported(&home, refused.to_string(), "see there"))?;
     let mut kept = replayed.kept;
@@ -179,7 +193,7 @@ fn adopt(home: Home) -> Result<Katran> {
         .transpose()
         .map_err(spoiled)?;
     let (mut katran, programs) = open(&home, &kept)?;
-    katran.resume(&home, kept, cut_off)?;
+    let lost = katran.resume(&home, kept, cut_off)?;
     katran.go_on(ledger);
     katran.note_undone(true);
     if let Some(checks) = &mut katran.healthchecks {
@@ -194,6 +208,7 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
+    katran.put_back_what_is_gone(lost);
     katran.keep_house();
     Ok(katran)
 }
@@ -294,8 +309,13 @@ fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
 }
 
 impl Katran {
-    /// Takes over what the ledger has kept and what packets see.
-    fn resume(&mut self, home: &Home, kept: Kept, cut_off: Option<CutOff>) -> Result<()> {
+    /// Takes over what the ledger has kept and what packets see; returns what entries it had that are gone.
+    fn resume(
+        &mut self,
+        home: &Home,
+        kept: Kept,
+        cut_off: Option<CutOff>,
+    ) -> Result<Vec<LostEntry>> {
         let failed = |error| kernel_error("take over", "server_ids", error);
         self.maps
             .server_ids
@@ -307,7 +327,7 @@ impl Katran {
             .count_reals(reals.filter(|(address, _)| address.is_ipv6()).count(), 0);
         self.resume_rings()?;
         self.resume_voids()?;
-        self.resume_attachments(home)?;
+        let lost = self.resume_attachments(home)?;
         if let Some(checks) = &mut self.healthchecks {
             checks.restore(&self.kernel, small.marks, small.matches, small.probes)?;
         }
@@ -319,7 +339,7 @@ impl Katran {
         if let Some(vip) = small.watched {
             self.stats_mut().watch_misses(vip)?;
         }
-        Ok(())
+        Ok(lost)
     }
 
     /// Each VIP has the ring that packets see of it, with its history.
@@ -402,33 +422,41 @@ impl Katran {
     }
 
     /// What pins have kept attached.
-    fn resume_attachments(&mut self, home: &Home) -> Result<()> {
+    fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
+        let mut lost = Vec::new();
         // Those of a reload that was cut off, or of a replacement, may be there as well.
         let mut entrances = home.set().entrances()?;
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
         let mut paths = Vec::new();
-        for path in home.attachments()? {
-            if made_for(&path).is_some() {
+        for record in home.attachments()? {
+            if made_for(&record).is_some() {
                 // Nobody was told of it.
-                end_kept(&path, &sets)?;
+                end_kept(&record, &sets)?;
                 continue;
             }
-            if let Some(link) = XdpLink::kept_at(&path, &mains)? {
+            if let Some(link) = XdpLink::kept_at(&record, &mains)? {
                 self.attachments.resume(link);
-            } else if let Some(entry) = Entry::kept_at(&path, &sets)? {
+            } else if let Some(entry) = Entry::kept_at(&record, &sets)? {
                 self.shared.resume(entry);
+            } else if let Some((path, position)) = Entry::recorded_at(&record) {
+                lost.push(LostEntry {
+                    record,
+                    path,
+                    position,
+                });
             } else if let Some(checks) = &mut self.healthchecks {
                 let program = checks.program().try_clone_to_owned();
-                let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+                let failed =
+                    |error| kernel_error("go on with", &record.display().to_string(), error);
                 let program = program.map_err(failed)?;
-                match TcLink::kept_at(&path, Some(program.as_fd())) {
+                match TcLink::kept_at(&record, Some(program.as_fd())) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets)?;
+                        end_kept(&record, &sets)?;
                     }
                     Err(error) => return Err(failed(error)),
                 }
@@ -440,7 +468,64 @@ impl Katran {
                 checks.resume_link(path, &mains);
             }
         }
-        Ok(())
+        Ok(lost)
+    }
+
+    /// What went while nobody owned the balancer is attached again, where that is possible by now. That something is
+    /// missing is no reason to give up the rest.
+    fn put_back_what_is_gone(&mut self, lost: Vec<LostEntry>) {
+        for entry in lost {
+            self.put_back_entry(&entry);
+        }
+        let gone = |katran: &Self| {
+            let interfaces = katran.interfaces().into_iter();
+            let mut gone: Vec<_> = interfaces.map(|of| (of.interface, of.state)).collect();
+            let probes = katran.probes().attachment();
+            gone.extend(probes.map(|of| (format!("{} (probes)", of.interface), of.state)));
+            gone.retain(|(_, state)| *state == AttachmentState::Gone);
+            gone
+        };
+        let before = gone(self);
+        if before.is_empty() {
+            return;
+        }
+        if let Err(error) = self.reattach() {
+            log::error!(
+                "what was removed while nobody owned the balancer is not put back: {error}"
+            );
+        }
+        let after = gone(self);
+        for of in before {
+            match after.contains(&of) {
+                false => log::warn!("{} was removed, and is there again: attached to it", of.0),
+                true => log::error!(
+                    "{} was removed: `Katran::reattach` attaches to it when it is there again",
+                    of.0
+                ),
+            }
+        }
+    }
+
+    fn put_back_entry(&mut self, lost: &LostEntry) {
+        let LostEntry {
+            record,
+            path,
+            position,
+        } = lost;
+        let place = path.display();
+        match self.attach_shared(path, *position) {
+            // There may be another record of it.
+            Ok(()) | Err(Error::AlreadyExists { .. }) => {
+                log::warn!("{place} is another array by now: entry {position} of that is set");
+                if let Err(error) = pin::remove(record) {
+                    log::warn!("{} stays: {error}", record.display());
+                }
+            }
+            Err(Error::NotFound { .. }) => log::error!(
+                "{place}, where entry {position} was set, is not pinned any more: `Katran::attach_shared` sets it when it is"
+            ),
+            Err(error) => log::error!("entry {position} of {place} is not set again: {error}"),
+        }
     }
 
     /// The programs stay, also where a reload that was cut off has put its own.
