@@ -22,6 +22,7 @@ use katran::Start;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
+use katran::attachments::TcHook;
 use katran::flows::Verdict;
 use katran_lab::Host;
 use katran_lab::private_bpf_fs;
@@ -136,7 +137,7 @@ const GONE: (AttachmentState, AttachmentState) = (AttachmentState::Gone, Attachm
 
 type Case = fn(&Scene);
 
-const CASES: [(&str, Case); 17] = [
+const CASES: [(&str, Case); 18] = [
     ("the interface goes down and up", |scene| {
         let program = scene.left();
         scene.host.ip("link set eth0 down").unwrap();
@@ -178,6 +179,30 @@ const CASES: [(&str, Case); 17] = [
         // And the next one finds it.
         drop(katran);
         assert_eq!(states(&scene.adopt().unwrap()), ATTACHED);
+    }),
+    ("it is made anew, and probes go by clsact", |scene| {
+        let mut katran = scene
+            .builder()
+            .healthcheck_hook(TcHook::Clsact)
+            .load()
+            .unwrap();
+        let attach = || katran.attach("eth0", XdpMode::Native).unwrap();
+        scene.host.run(attach);
+        drop(katran);
+        scene.host.ip("link del eth0").unwrap();
+        scene.make_interface();
+        let katran = scene.adopt().unwrap();
+        assert_eq!(states(&katran), ATTACHED);
+        let filters = || {
+            scene
+                .host
+                .tool("tc", "filter show dev eth0 egress")
+                .unwrap()
+        };
+        assert!(filters().contains("healthcheck"), "{}", filters());
+        assert_eq!(scene.attached().len(), 2, "{:?}", scene.attached());
+        katran.remove().unwrap();
+        assert!(filters().is_empty() && !scene.has_xdp());
     }),
     ("it is made anew and has another program", |scene| {
         drop(scene.left());

@@ -95,6 +95,7 @@ impl Place {
             shared: self.shared.clone(),
             gateway: self.lab.balancers[0].gateway_mac,
             seed,
+            clsact: false,
             group: self.group.as_ref().map(|group| group.path().to_owned()),
             task,
         }
