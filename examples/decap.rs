@@ -4,13 +4,22 @@
 //! ```text
 //! decap --interface eth0 [--mode auto|native|generic] [--tc] [--tc-hook auto|tcx|clsact]
 //!       [--destination ADDRESS]... [--from PREFIX]... [--to PREFIX]... [--gue-port PORT]
-//!       [--server-id NUMBER]
+//!       [--server-id NUMBER] [--pin /sys/fs/bpf/katran_decap]
+//! decap --remove --pin /sys/fs/bpf/katran_decap
 //! ```
 //! `--from` is where the balancers' tunnels come from, `--to` the VIPs: without them, anybody who reaches this
 //! host can have packets with made-up sources appear on it.
 //! With `--tc` it works at tc ingress instead of in XDP; with `--check --vip 203.0.113.1` it only prints
 //! what would keep this backend from answering.
-//! The host holds the VIPs on `lo`. SIGINT and SIGTERM detach and end it.
+//! The host holds the VIPs on `lo`. An interface that is removed and made again is attached to again. SIGINT and SIGTERM
+//! detach and end it. With `--pin` tunnels are stripped on, whatever ends the program, until `--remove`; the next start goes
+//! on with it, and brings it to what its options say.
+
+#[path = "common/keeper.rs"]
+#[allow(dead_code, reason = "each example uses a part")]
+mod keeper;
+#[path = "common/pin.rs"]
+mod pin;
 
 use std::io::Write;
 use std::io::stdout;
@@ -26,11 +35,15 @@ use clap::CommandFactory;
 use clap::Parser;
 use clap::error::ErrorKind;
 use katran::Decap;
+use katran::DecapBuilder;
 use katran::Prefix;
 use katran::XdpMode;
+use katran::attachments::AttachmentState;
 use katran::attachments::TcHook;
 use katran::diagnosis::Diagnosis;
 use katran::stats::DecapCounters;
+use keeper::Keeper;
+use pin::Pin;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
@@ -43,8 +56,8 @@ const PAGE: u32 = 20;
 #[derive(Parser)]
 struct Arguments {
     /// Where tunnelled packets come in
-    #[arg(long, value_name = "NAME")]
-    interface: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "remove")]
+    interface: Option<String>,
     /// auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     mode: XdpMode,
@@ -77,13 +90,16 @@ struct Arguments {
     /// This server's id in TCP options: count packets with one, and those meant for others
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     server_id: u32,
+    #[command(flatten)]
+    pin: Pin,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     refuse_two_of_a_family(&arguments.destination);
-    match strip(&arguments) {
+    let ended = arguments.pin.removal();
+    match ended.unwrap_or_else(|| strip(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("decap: {error}");
@@ -109,34 +125,29 @@ fn strip(arguments: &Arguments) -> Result<()> {
         .allow_destinations(arguments.to.iter().copied())
         .gue_port(arguments.gue_port)
         .server_id(arguments.server_id);
-    let mut decap = match builder.load() {
-        Err(error) if arguments.check => {
-            // Why, most likely.
-            say(Diagnosis::of_host().to_string());
-            return Err(error.into());
-        }
-        loaded => loaded?,
-    };
+    // The parser has refused to go on without one.
+    let interface = arguments.interface.as_deref().unwrap_or_default();
     if arguments.check {
-        let diagnosis = decap.diagnose(&arguments.interface, &arguments.vip)?;
-        say(diagnosis.to_string());
-        anyhow::ensure!(diagnosis.works(), "it would not work like this");
-        return Ok(());
+        return check(builder, interface, &arguments.vip);
     }
-    let interface = &arguments.interface;
-    let how = match arguments.tc {
-        false => format!("in {} mode", decap.attach(interface, arguments.mode)?.mode),
-        true => format!(
-            "at tc ingress by {}",
-            decap.attach_tc(interface, arguments.tc_hook)?.hook
-        ),
+    let mut decap = match arguments.pin.directory() {
+        None => builder.load()?,
+        Some(directory) => {
+            let (mut decap, start) = builder.clone().pin(directory).adopt_or_load()?;
+            arguments.pin.report("decapsulator", &start);
+            decap.reload(builder)?;
+            decap
+        }
     };
+    // Of one that is new, 0: it may have packets as soon as it is attached.
+    let mut last = decap.counters()?;
+    let how = attach(&mut decap, arguments, interface)?;
     say(format!("stripping tunnels on {interface} {how}"));
 
-    // It begins with 0, and may have had packets since it is attached.
-    let mut last = DecapCounters::default();
     let mut lines = 0;
+    let mut keeper = Keeper::new();
     while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
+        keeper.keep(&mut decap)?;
         let now = match decap.counters() {
             Ok(now) => now,
             // Packets flow all the same.
@@ -159,9 +170,52 @@ fn strip(arguments: &Arguments) -> Result<()> {
         lines += 1;
         last = now;
     }
-    decap.detach(&arguments.interface)?;
-    say(format!("detached from {}", arguments.interface));
+    if !arguments.pin.leaves("stripping") {
+        decap.detach(interface)?;
+        say(format!("detached from {interface}"));
+    }
     Ok(())
+}
+
+/// What would keep this backend from answering.
+fn check(builder: DecapBuilder, interface: &str, vips: &[IpAddr]) -> Result<()> {
+    let decap = match builder.load() {
+        Ok(decap) => decap,
+        Err(error) => {
+            // Why, most likely.
+            say(Diagnosis::of_host().to_string());
+            return Err(error.into());
+        }
+    };
+    let diagnosis = decap.diagnose(interface, vips)?;
+    say(diagnosis.to_string());
+    anyhow::ensure!(diagnosis.works(), "it would not work like this");
+    Ok(())
+}
+
+/// Attaches it, if the process before has not; and how.
+fn attach(decap: &mut Decap, arguments: &Arguments, interface: &str) -> Result<String> {
+    // What has lost its interface since.
+    decap.reattach()?;
+    let is_there = |name: &str, state| name == interface && state == AttachmentState::Attached;
+    let mut by_xdp = decap.interfaces().into_iter();
+    let by_xdp = by_xdp.find(|of| is_there(&of.interface, of.state));
+    let mut at_tc = decap.tc_interfaces().into_iter();
+    let at_tc = at_tc.find(|of| is_there(&of.interface, of.state));
+    // By the other way than now.
+    if (arguments.tc && by_xdp.is_some()) || (!arguments.tc && at_tc.is_some()) {
+        decap.detach(interface)?;
+    }
+    Ok(match arguments.tc {
+        false => {
+            let new = || decap.attach(interface, arguments.mode);
+            format!("in {} mode", by_xdp.map_or_else(new, Ok)?.mode)
+        }
+        true => {
+            let new = || decap.attach_tc(interface, arguments.tc_hook);
+            format!("at tc ingress by {}", at_tc.map_or_else(new, Ok)?.hook)
+        }
+    })
 }
 
 const HEADING: &str = "     frames    IPv4 tunnel    IPv6 tunnel  stripped/s    foreign  dropped";

@@ -6,7 +6,8 @@
 //! root show [--path ...]
 //! root remove [--path ...]
 //! ```
-//! `attach` ends at once: the root stays, pinned, until `remove`. A balancer joins it with
+//! `attach` ends at once: the root stays, pinned, until `remove`. If it is there already it is attached where it is not,
+//! as when an interface was removed and made again. A balancer joins it with
 //! `balancer --shared /sys/fs/bpf/katran_root --position 2`.
 
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ use anyhow::Result;
 use clap::Parser;
 use katran::RootProgram;
 use katran::XdpMode;
+use katran::attachments::Attachment;
+use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntries;
 
 /// A root program for an interface that several XDP programs share.
@@ -71,16 +74,25 @@ fn run(arguments: Arguments) -> Result<()> {
             mode,
             frags,
         } => {
-            let mut root = RootProgram::builder()
-                .entries(entries)
-                .frags(frags)
-                .load()?;
-            let attached: Vec<_> = interface
-                .iter()
-                .map(|interface| root.attach(interface, mode))
-                .collect::<Result<_, _>>()?;
-            // From here on it stays.
-            root.pin(&place.path)?;
+            let is_there = place.path.exists();
+            let mut root = match is_there {
+                true => RootProgram::adopt(&place.path)?,
+                false => {
+                    let builder = RootProgram::builder().entries(entries);
+                    builder.frags(frags).load()?
+                }
+            };
+            let count = root.entries().count();
+            anyhow::ensure!(
+                count == entries,
+                "{} has {count} entries: say so by --entries, or remove it first",
+                place.path.display()
+            );
+            let attached = attach(&mut root, &interface, mode)?;
+            if !is_there {
+                // From here on it stays.
+                root.pin(&place.path)?;
+            }
             for attachment in attached {
                 println!(
                     "root of {entries} entries on {} in {} mode",
@@ -104,4 +116,23 @@ fn run(arguments: Arguments) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Attaches it to each of these, where it is not.
+fn attach(
+    root: &mut RootProgram,
+    interfaces: &[String],
+    mode: XdpMode,
+) -> katran::Result<Vec<Attachment>> {
+    root.reattach()?;
+    let there = root.interfaces();
+    let attach = |interface: &String| {
+        let is_it =
+            |of: &&Attachment| of.interface == *interface && of.state == AttachmentState::Attached;
+        match there.iter().find(is_it) {
+            Some(held) => Ok(held.clone()),
+            None => root.attach(interface, mode),
+        }
+    };
+    interfaces.iter().map(attach).collect()
 }

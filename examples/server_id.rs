@@ -5,11 +5,21 @@
 //! server_id --id 1000 --cgroup PATH...       on a backend: connections that are accepted carry its id
 //! server_id --id-file FILE --cgroup PATH...  the same; SIGHUP has the id read again
 //! server_id --cgroup PATH...                 on a client, or a proxy: repeats the ids that it hears
+//! server_id --id 1000 --cgroup PATH... --pin /sys/fs/bpf/katran_server_id
+//! server_id --remove --pin /sys/fs/bpf/katran_server_id
 //! ```
 //! PATH is the directory of a cgroup of version 2, such as that of a systemd service
 //! (`/sys/fs/cgroup/system.slice/nginx.service`): the sockets of its processes are concerned. The
 //! balancer is loaded with `features = ["tcp-server-id", ...]` and knows the ids by `[[server_id]]`.
-//! Prints its counters every second; SIGINT and SIGTERM detach and end it.
+//! Prints its counters every second. A cgroup that is removed and made again, as with a service that is started again, is attached
+//! to again. SIGINT and SIGTERM detach and end it. With `--pin` it works on, whatever ends the program, until `--remove`;
+//! the next start goes on with it, and brings it to what its options say.
+
+#[path = "common/keeper.rs"]
+#[allow(dead_code, reason = "each example uses a part")]
+mod keeper;
+#[path = "common/pin.rs"]
+mod pin;
 
 use std::fs;
 use std::io::Write;
@@ -26,6 +36,10 @@ use anyhow::Context;
 use anyhow::Result;
 use clap::Parser;
 use katran::ServerIdOption;
+use katran::attachments::AttachmentState;
+use katran::attachments::CgroupAttachment;
+use keeper::Keeper;
+use pin::Pin;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
@@ -43,14 +57,17 @@ struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "id")]
     id_file: Option<PathBuf>,
     /// The sockets of which cgroup (version 2): its directory; may be given several times
-    #[arg(long, value_name = "PATH", required = true)]
+    #[arg(long, value_name = "PATH", required_unless_present = "remove")]
     cgroup: Vec<PathBuf>,
+    #[command(flatten)]
+    pin: Pin,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&arguments) {
+    let ended = arguments.pin.removal();
+    match ended.unwrap_or_else(|| run(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("server_id: {error}");
@@ -69,12 +86,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(file) => Some(read_id(file)?),
         None => arguments.id,
     };
-    let mut option = match id {
-        Some(id) => ServerIdOption::server(id)?,
-        None => ServerIdOption::client()?,
-    };
+    let mut option = load(&arguments.pin, id)?;
+    attach(&mut option, &arguments.cgroup)?;
     for cgroup in &arguments.cgroup {
-        option.attach(cgroup)?;
         let what = match id {
             Some(id) => format!("writing server id {id} for"),
             None => "repeating server ids for".to_owned(),
@@ -82,6 +96,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         say(format!("{what} {}", cgroup.display()));
     }
     say("   accepted      heard    written".to_owned());
+    let mut keeper = Keeper::new();
     loop {
         match (signals.recv_timeout(INTERVAL), &arguments.id_file) {
             (Err(RecvTimeoutError::Timeout), _) => {}
@@ -93,15 +108,61 @@ fn run(arguments: &Arguments) -> Result<()> {
             },
             _ => break,
         }
+        keeper.keep(&mut option)?;
         let now = option.counters()?;
         say(format!(
             "{:>11} {:>10} {:>10}",
             now.served, now.heard, now.written
         ));
     }
+    if arguments.pin.leaves("working") {
+        return Ok(());
+    }
     for cgroup in &arguments.cgroup {
         option.detach(cgroup)?;
         say(format!("detached from {}", cgroup.display()));
+    }
+    Ok(())
+}
+
+/// One with this id, or what is pinned, which gets it.
+fn load(pin: &Pin, id: Option<u32>) -> Result<ServerIdOption> {
+    let Some(directory) = pin.directory() else {
+        return Ok(match id {
+            Some(id) => ServerIdOption::server(id)?,
+            None => ServerIdOption::client()?,
+        });
+    };
+    let (mut option, start) = ServerIdOption::adopt_or_load(directory)?;
+    pin.report("server id option", &start);
+    match (id, option.id()) {
+        (Some(id), _) => option.set_id(id)?,
+        (None, Some(id)) => anyhow::bail!(
+            "what is pinned in {} writes server id {id}: say it by --id, or take it away by --remove first",
+            directory.display()
+        ),
+        (None, None) => {}
+    }
+    Ok(option)
+}
+
+/// Attaches it to these cgroups and to no others.
+fn attach(option: &mut ServerIdOption, cgroups: &[PathBuf]) -> Result<()> {
+    option.reattach()?;
+    let there = option.cgroups();
+    let mut wanted = Vec::new();
+    for cgroup in cgroups {
+        let path = cgroup.canonicalize().unwrap_or_else(|_| cgroup.clone());
+        let is_there =
+            |of: &CgroupAttachment| of.path == path && of.state == AttachmentState::Attached;
+        if !there.iter().any(is_there) {
+            option.attach(cgroup)?;
+        }
+        wanted.push(path);
+    }
+    for other in there.iter().filter(|of| !wanted.contains(&of.path)) {
+        option.detach(&other.path)?;
+        say(format!("detached from {}", other.path.display()));
     }
     Ok(())
 }

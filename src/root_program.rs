@@ -2,7 +2,6 @@
 //! to the first of its entries that is set, and passes it if none is.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -16,13 +15,13 @@ use crate::attach::Attached;
 use crate::attach::Attachment;
 use crate::attach::AttachmentState;
 use crate::attach::Attachments;
-use crate::attach::OnInterface;
 use crate::attach::SharedEntries;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
 use crate::attach::beside;
 use crate::attach::directory_of;
 use crate::attach::files_beside;
+use crate::attach::made_for;
 use crate::attach::put_back;
 use crate::attach::special_pins;
 use crate::environment;
@@ -36,6 +35,7 @@ use crate::skel::katran::types::root_constant;
 use crate::skel::root::RootSkelBuilder;
 use crate::sys::link::Link;
 use crate::sys::link::PinnedXdp;
+use crate::sys::map;
 use crate::sys::map::PerCpuArray;
 use crate::sys::object;
 use crate::sys::object::into_io;
@@ -118,11 +118,16 @@ impl RootProgramBuilder {
     }
 }
 
+/// What is pinned beside the array: the program, and the map in which it counts.
+const PROGRAM: &str = "program";
+const PASSED: &str = "passed";
+
 /// A loaded root program. Dropping it detaches it, unless it has been pinned.
 ///
 /// The programs that share an interface are entries of its array, which is pinned so that they find it:
 /// a balancer by [`Katran::attach_shared`](crate::Katran::attach_shared), others by
-/// [`SharedEntries`]. Pinned, it outlives the process that has made it, and every program in it.
+/// [`SharedEntries`]. Pinned, it outlives the process that has made it, and every program in it; the next one goes on with
+/// it by [`adopt`](Self::adopt).
 ///
 /// ```no_run
 /// use katran::RootProgram;
@@ -159,12 +164,10 @@ impl RootProgram {
     /// As [`Katran::attach`](crate::Katran::attach), and as [`pin`](Self::pin).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
-        let new = XdpLink::new(self.program.as_fd(), target, mode)?;
+        let mut new = XdpLink::new(self.program.as_fd(), target, mode)?;
         if let Some(path) = &self.pinned {
-            let path = link_path(path, interface);
-            let pinned = self.unpin_gone(&path).and_then(|()| new.pin(&path));
             // Dropping the new one detaches it.
-            pinned.map_err(|error| pin_error(&path, error))?;
+            new.keep_beside(path)?;
         }
         Ok(self.attachments.add_new(new))
     }
@@ -177,16 +180,6 @@ impl RootProgram {
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)))
-    }
-
-    /// Removes the pin of an attachment of ours to a former interface of that name.
-    fn unpin_gone(&self, path: &Path) -> io::Result<()> {
-        let own = program::info(self.program.as_fd())?.id;
-        match PinnedXdp::open(path) {
-            Ok(Some(pinned)) if pinned.is_gone && pinned.program == own => fs::remove_file(path),
-            // Nothing, or something else, which pinning tells.
-            _ => Ok(()),
-        }
     }
 
     /// Where it was attached, in the order of attaching, and what the kernel says of that now.
@@ -209,13 +202,13 @@ impl RootProgram {
         Ok(counts.iter().sum())
     }
 
-    /// Pins the array of programs at `path`, on a BPF file system, and each attachment beside it, as
-    /// `path_INTERFACE`: from then on it stays when this handle is dropped or the process ends.
+    /// Pins the array of programs at `path`, on a BPF file system, and the program and each attachment beside it, under
+    /// names that begin with `path_`: from then on all of it stays when this handle is dropped or the process ends.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] if something is there, or it is pinned already; [`Error::InvalidConfig`]
-    /// if the directory does not exist or is on no BPF file system; [`Error::Kernel`]. Nothing is pinned
-    /// then.
+    /// [`Error::AlreadyExists`] if something is there, or it is pinned already ([`adopt`](Self::adopt) goes on with it);
+    /// [`Error::InvalidConfig`] if the directory does not exist or is on no BPF file system; [`Error::Kernel`]. Nothing is
+    /// pinned then.
     pub fn pin(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if let Some(pinned) = &self.pinned {
@@ -227,26 +220,82 @@ impl RootProgram {
         let array = self.entries.as_fd().try_clone_to_owned();
         let array = array.map_err(|error| pin_error(path, error))?;
         let entries = SharedEntries::of(path, array)?;
-        pin::pin(entries.as_fd(), path).map_err(|error| pin_error(path, error))?;
+        // The array first, by which the rest is found.
         let mut done = Vec::new();
-        // One that is gone has nothing to keep.
-        let is_there = |of: &&XdpLink| of.state() != AttachmentState::Gone;
-        for attached in self.attachments.iter().filter(is_there) {
-            let of_link = link_path(path, &attached.target().name);
-            if let Err(error) = attached.pin(&of_link) {
-                done.push(path.to_owned());
-                for made in done {
-                    if let Err(error) = fs::remove_file(&made) {
-                        log::error!("{} stays pinned: {error}", made.display());
-                    }
-                }
-                return Err(pin_error(&of_link, error));
+        for (path, object) in [
+            (path.to_owned(), entries.as_fd()),
+            (beside(path, PROGRAM), self.program.as_fd()),
+            (beside(path, PASSED), self.passed.as_fd()),
+        ] {
+            if let Err(error) = pin::pin(object, &path) {
+                unpin(&done);
+                return Err(pin_error(&path, error));
             }
-            done.push(of_link);
+            done.push(path);
+        }
+        // One that is gone has nothing to keep.
+        let is_there = |of: &&mut XdpLink| of.state() != AttachmentState::Gone;
+        let kept = self.attachments.iter_mut().filter(is_there);
+        let kept = { kept }.try_for_each(|attached| attached.keep_beside(path));
+        if let Err(error) = kept {
+            for attached in self.attachments.iter_mut() {
+                if let Err(error) = attached.unpin() {
+                    log::error!("an attachment stays pinned: {error}");
+                }
+            }
+            unpin(&done);
+            return Err(error);
         }
         self.entries = entries;
         self.pinned = Some(path.to_owned());
         Ok(())
+    }
+
+    /// Goes on with the root program that is pinned at a path, whoever has pinned it: to see where it is attached,
+    /// what it has [passed](Self::passed), and to attach it elsewhere or [again](Self::reattach).
+    ///
+    /// Several processes may do so at the same time, for nothing of it is kept by the library: the kernel lets one of them
+    /// attach to an interface. The program is that which was pinned, by whatever version of the crate: it is a loop over the
+    /// entries. For another number of entries, or another setting of frames in several buffers, [`remove`](Self::remove) it
+    /// and load a new one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if nothing is pinned there, or not all of a root program, as when its process was killed while it
+    /// pinned: then [`remove`](Self::remove) what there is; [`Error::InvalidConfig`] if it is something else;
+    /// [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`].
+    pub fn adopt(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let entries = SharedEntries::open(path)?;
+        let open = |name: &str| {
+            let part = beside(path, name);
+            pin::open(&part).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::NotFound {
+                    what: format!(
+                        "{} (what is pinned at {} is no whole root program: RootProgram::remove takes it away), which",
+                        part.display(),
+                        path.display()
+                    ),
+                },
+                _ => kernel_error("open", &part.display().to_string(), error),
+            })
+        };
+        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let (program, passed) = (open(PROGRAM)?, open(PASSED)?);
+        let mut attachments = Attachments::default();
+        for (pin, rest) in files_beside(path).map_err(|error| unlisted(path, error))? {
+            if made_for(&pin).is_some() {
+                end_unfinished(&pin, &program).map_err(|error| unpinned(&pin, error))?;
+            } else if let Some(link) = XdpLink::kept_beside(&pin, &rest, &[program.as_fd()])? {
+                attachments.resume(link);
+            }
+        }
+        Ok(Self {
+            attachments,
+            entries,
+            passed: PerCpuArray::new(passed).map_err(failed)?,
+            program,
+            pinned: Some(path.to_owned()),
+        })
     }
 
     /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and
@@ -263,15 +312,8 @@ impl RootProgram {
     pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let array = SharedEntries::open(path)?;
-        let unlink = |path: &Path| match fs::remove_file(path) {
-            // A balancer that has just left has removed its own.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File {
-                operation: "remove",
-                path: path.to_owned(),
-                error,
-            }),
-            _ => Ok(()),
-        };
+        // A balancer that has just left has removed its own.
+        let unlink = |path: &Path| pin::remove(path).map_err(|error| unpinned(path, error));
         let attachments = pinned_attachments(path, array.id())?;
         let of_entries = special_pins(path, None).map_err(|error| unlisted(path, error))?;
         // Unlinking alone would leave the detaching to the kernel, which does it later.
@@ -279,16 +321,12 @@ impl RootProgram {
             drop(Link::from(attachment));
             unlink(&pin)?;
         }
-        unlink(path)?;
-        of_entries.iter().try_for_each(|pin| unlink(pin))
-    }
-}
-
-impl Drop for RootProgram {
-    fn drop(&mut self) {
-        if self.pinned.is_some() {
-            self.attachments.take().into_iter().for_each(XdpLink::leave);
+        of_entries.iter().try_for_each(|pin| unlink(pin))?;
+        for pin in own_parts(path, array.id())? {
+            unlink(&pin)?;
         }
+        // Last: the rest is found by it.
+        unlink(path)
     }
 }
 
@@ -301,9 +339,54 @@ impl fmt::Debug for RootProgram {
     }
 }
 
-fn link_path(path: &Path, interface: &str) -> PathBuf {
-    // A BPF file system takes no dots; interfaces of VLANs have some.
-    beside(path, &interface.replace('.', "_"))
+/// Ends an attachment whose process was killed while it pinned it: nobody was told of it.
+fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
+    match PinnedXdp::open(pin)? {
+        Some(attachment) if attachment.program == program::info(program.as_fd())?.id => {
+            drop(Link::from(attachment));
+            pin::remove(pin)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Undoes pins.
+fn unpin(paths: &[PathBuf]) {
+    for path in paths {
+        if let Err(error) = pin::remove(path) {
+            log::error!("{} stays pinned: {error}", path.display());
+        }
+    }
+}
+
+/// The pins beside an array that are of the root program with this array: its program, and the map that uses.
+fn own_parts(path: &Path, array: u32) -> Result<Vec<PathBuf>> {
+    let [program, passed] = [PROGRAM, PASSED].map(|name| beside(path, name));
+    let failed = |path: &Path, error| kernel_error("look at", &path.display().to_string(), error);
+    let open = |path: &Path, wanted| {
+        let object = match pin::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let is_wanted = pin::kind(object.as_fd())? == Some(wanted);
+        Ok(is_wanted.then_some(object))
+    };
+    let mut found = Vec::new();
+    let opened = open(&program, pin::Kind::Program).map_err(|error| failed(&program, error))?;
+    if let Some(opened) = opened {
+        let maps = program::maps(opened.as_fd()).map_err(|error| failed(&program, error))?;
+        if maps.contains(&array) {
+            found.push(program);
+        }
+    }
+    let opened = open(&passed, pin::Kind::Map).map_err(|error| failed(&passed, error))?;
+    if let Some(opened) = opened {
+        let info = map::info(opened.as_fd()).map_err(|error| failed(&passed, error))?;
+        if info.name == PASSED {
+            found.push(passed);
+        }
+    }
+    Ok(found)
 }
 
 /// The pinned attachments of the root program that uses the array with this number, pinned at `path`.
@@ -331,6 +414,14 @@ fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp
         }
     }
     Ok(found)
+}
+
+fn unpinned(path: &Path, error: io::Error) -> Error {
+    Error::File {
+        operation: "remove",
+        path: path.to_owned(),
+        error,
+    }
 }
 
 fn unlisted(path: &Path, error: io::Error) -> Error {

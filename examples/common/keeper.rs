@@ -1,12 +1,14 @@
-//! Attachments that are gone, because an interface was removed: they are reported once, and put back
-//! as soon as there is an interface of that name again. And whether the balancer is still this program's.
+//! Attachments that are gone, because an interface or a cgroup was removed: they are reported once, and put back
+//! as soon as there is one of that name again. And whether a balancer is still this program's.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Result;
+use katran::Decap;
 use katran::Katran;
+use katran::ServerIdOption;
 use katran::attachments::AttachmentState;
 
 use super::say;
@@ -16,7 +18,21 @@ pub(crate) const ROUND: Duration = Duration::from_secs(1);
 /// After an attempt that was refused, which with a gateway that does not answer takes some seconds.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Keeps a balancer attached.
+/// What is kept attached.
+pub(crate) trait Attached {
+    /// What the kernel has no more, in words.
+    fn gone(&self) -> BTreeSet<String>;
+
+    /// Puts back what can be.
+    fn put_back(&mut self) -> katran::Result<()>;
+
+    /// An error if it is another process's by now.
+    fn check_owner(&mut self) -> katran::Result<()> {
+        Ok(())
+    }
+}
+
+/// Keeps something attached.
 pub(crate) struct Keeper {
     gone: BTreeSet<String>,
     /// The words of the last refusal, which is reported once.
@@ -33,18 +49,15 @@ impl Keeper {
         }
     }
 
-    /// Looks at the attachments, if it is time to, and returns what there is to report. An error if the balancer is
+    /// Looks at the attachments, if it is time to, and returns what there is to report. An error if it is
     /// another process's by now: there is nothing left to do then.
-    pub(crate) fn look(&mut self, katran: &mut Katran) -> Result<Vec<String>> {
-        if katran.is_handed_over() {
-            // Any call says to whom.
-            katran.reattach()?;
-        }
+    pub(crate) fn look(&mut self, kept: &mut impl Attached) -> Result<Vec<String>> {
+        kept.check_owner()?;
         if Instant::now() < self.next {
             return Ok(Vec::new());
         }
         self.next = Instant::now() + ROUND;
-        let found = gone(katran);
+        let found = kept.gone();
         let news = found.difference(&self.gone);
         let mut news: Vec<String> = news.map(|place| format!("gone: {place}")).collect();
         self.gone = found;
@@ -53,8 +66,8 @@ impl Keeper {
             return Ok(news);
         }
         // Where there is no interface yet, this does nothing.
-        let refused = katran.reattach().err().map(|error| error.to_string());
-        let left = gone(katran);
+        let refused = kept.put_back().err().map(|error| error.to_string());
+        let left = kept.gone();
         let back = self.gone.difference(&left);
         news.extend(back.map(|place| format!("put back: {place}")));
         self.gone = left;
@@ -69,23 +82,68 @@ impl Keeper {
     }
 
     /// The same, printed.
-    pub(crate) fn keep(&mut self, katran: &mut Katran) -> Result<()> {
-        self.look(katran)?.into_iter().for_each(say);
+    pub(crate) fn keep(&mut self, kept: &mut impl Attached) -> Result<()> {
+        self.look(kept)?.into_iter().for_each(say);
         Ok(())
     }
 }
 
-/// What the kernel has no more, in words.
-fn gone(katran: &Katran) -> BTreeSet<String> {
-    let gone = |state: AttachmentState| state == AttachmentState::Gone;
-    let interfaces = katran.interfaces().into_iter();
-    let interfaces = interfaces.filter(|of| gone(of.state));
-    let interfaces = interfaces.map(|of| format!("the program on {}", of.interface));
-    let entries = katran.shared_entries().into_iter();
-    let entries = entries.filter(|of| gone(of.state));
-    let entries = entries.map(|of| format!("entry {} of {}", of.position, of.path.display()));
-    let probes = katran.probes().attachment().into_iter();
-    let probes = probes.filter(|of| gone(of.state));
-    let probes = probes.map(|of| format!("the path of probes on {}", of.interface));
-    interfaces.chain(entries).chain(probes).collect()
+fn is_gone(state: AttachmentState) -> bool {
+    state == AttachmentState::Gone
+}
+
+impl Attached for Katran {
+    fn gone(&self) -> BTreeSet<String> {
+        let interfaces = self.interfaces().into_iter();
+        let interfaces = interfaces.filter(|of| is_gone(of.state));
+        let interfaces = interfaces.map(|of| format!("the program on {}", of.interface));
+        let entries = self.shared_entries().into_iter();
+        let entries = entries.filter(|of| is_gone(of.state));
+        let entries = entries.map(|of| format!("entry {} of {}", of.position, of.path.display()));
+        let probes = self.probes().attachment().into_iter();
+        let probes = probes.filter(|of| is_gone(of.state));
+        let probes = probes.map(|of| format!("the path of probes on {}", of.interface));
+        interfaces.chain(entries).chain(probes).collect()
+    }
+
+    fn put_back(&mut self) -> katran::Result<()> {
+        self.reattach()
+    }
+
+    fn check_owner(&mut self) -> katran::Result<()> {
+        // Any call says to whom.
+        match self.is_handed_over() {
+            true => self.reattach(),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Attached for Decap {
+    fn gone(&self) -> BTreeSet<String> {
+        let by_xdp = self.interfaces().into_iter();
+        let by_xdp = by_xdp.map(|of| (of.state, of.interface));
+        let at_tc = self.tc_interfaces().into_iter();
+        let all = by_xdp.chain(at_tc.map(|of| (of.state, of.interface)));
+        let gone = all.filter(|(state, _)| is_gone(*state));
+        gone.map(|(_, interface)| format!("the program on {interface}"))
+            .collect()
+    }
+
+    fn put_back(&mut self) -> katran::Result<()> {
+        self.reattach()
+    }
+}
+
+impl Attached for ServerIdOption {
+    fn gone(&self) -> BTreeSet<String> {
+        let gone = self.cgroups().into_iter();
+        let gone = gone.filter(|of| is_gone(of.state));
+        gone.map(|of| format!("the program of {}", of.path.display()))
+            .collect()
+    }
+
+    fn put_back(&mut self) -> katran::Result<()> {
+        self.reattach()
+    }
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each example uses a part")]
 
 mod keeper;
+mod pin;
 
 use std::fs;
 use std::io::Write;
@@ -20,7 +21,6 @@ use std::time::Duration;
 use anyhow::Context;
 use anyhow::Result;
 use katran::Katran;
-use katran::Start;
 use katran::State;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
@@ -31,6 +31,7 @@ use katran::state::Changes;
 pub(crate) use keeper::Keeper;
 #[allow(unused_imports, reason = "for examples without another clock")]
 pub(crate) use keeper::ROUND;
+use pin::Pin;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
@@ -59,18 +60,14 @@ pub(crate) struct Options {
     /// auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     pub(crate) mode: XdpMode,
-    /// Pin the balancer in this directory of a BPF file system: it forwards on when this program ends or is killed
-    #[arg(long, value_name = "DIR")]
-    pin: Option<PathBuf>,
+    #[command(flatten)]
+    pin: Pin,
     /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it
     #[arg(long, requires = "pin")]
     take_over: bool,
     /// Print whose the balancer is that is pinned with --pin, and end: with status 0 if it has an owner that works
     #[arg(long, requires = "pin", conflicts_with = "remove")]
     pub(crate) owner: bool,
-    /// Take away the balancer that is pinned with --pin, and end
-    #[arg(long, requires = "pin")]
-    remove: bool,
 }
 
 impl Options {
@@ -92,19 +89,14 @@ impl Options {
     /// Does what needs no balancer of this program, if that is what was asked for: takes a pinned one away, or tells whose it
     /// is.
     pub(crate) fn without_balancing(&self) -> Option<Result<()>> {
-        let directory = self.pin.as_deref()?;
-        match (self.remove, self.owner) {
-            (true, _) => Some(katran::remove(directory).map_err(Into::into).map(|()| {
-                say(format!("removed {}", directory.display()));
-            })),
-            (_, true) => Some(self.look_for_owner()),
-            _ => None,
-        }
+        let looked = self.owner.then(|| self.look_for_owner());
+        looked.or_else(|| self.pin.removal())
     }
 
     /// Prints whose the pinned balancer is.
     pub(crate) fn look_for_owner(&self) -> Result<()> {
-        let found = Diagnosis::of_pinned(self.pin.as_deref().unwrap_or(Path::new("")));
+        let directory = self.pin.directory().unwrap_or(Path::new(""));
+        let found = Diagnosis::of_pinned(directory);
         say(found.to_string());
         anyhow::ensure!(
             found.worst() < Severity::Warning,
@@ -122,7 +114,7 @@ impl Options {
 
     /// A balancer with the settings and VIPs of a state, attached to nothing.
     pub(crate) fn load(&self, state: &State) -> Result<Katran> {
-        let mut katran = match &self.pin {
+        let mut katran = match self.pin.directory() {
             None => state.builder()?.load()?,
             Some(directory) => {
                 let mut builder = state.builder()?.pin(directory);
@@ -130,16 +122,7 @@ impl Options {
                     builder = builder.take_over(PATIENCE);
                 }
                 let (katran, start) = builder.adopt_or_load()?;
-                if let Start::Adopted {
-                    age, by_version, ..
-                } = start
-                {
-                    say(format!(
-                        "goes on with the balancer in {}, loaded {} s ago by version {by_version}",
-                        directory.display(),
-                        age.as_secs()
-                    ));
-                }
+                self.pin.report("balancer", &start);
                 katran
             }
         };
@@ -254,11 +237,8 @@ impl Options {
 
     /// Dropping the balancer would detach it, too; here it is reported. One that is pinned stays.
     pub(crate) fn stop(&self, katran: &mut Katran) {
-        if let Some(directory) = &self.pin {
-            return say(format!(
-                "balancing on without this program: pinned in {}",
-                directory.display()
-            ));
+        if self.pin.leaves("balancing") {
+            return;
         }
         for interface in self.own_interfaces() {
             match katran.detach(interface) {

@@ -77,7 +77,7 @@ impl PinName {
         (path, meanwhile)
     }
 
-    fn file_name(&self) -> String {
+    pub(super) fn file_name(&self) -> String {
         let Place { namespace, index } = self.place;
         let mut text = format!("{}_{namespace}_{index}", self.kind);
         for word in self.words.iter().chain([&self.name]) {

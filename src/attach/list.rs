@@ -79,6 +79,10 @@ impl<A: Attached> Attachments<A> {
         self.held.iter()
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut A> {
+        self.held.iter_mut()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -112,11 +116,6 @@ impl<A: Attached> Attachments<A> {
     /// Adds one that a pin has kept.
     pub(crate) fn resume(&mut self, kept: A) {
         self.held.push(kept);
-    }
-
-    /// Gives up all of them, for the caller to end or to leave.
-    pub(crate) fn take(&mut self) -> Vec<A> {
-        std::mem::take(&mut self.held)
     }
 }
 
@@ -407,7 +406,7 @@ mod tests {
             let held = attachments.iter();
             held.map(|held| held.target.place.index).collect::<Vec<_>>()
         };
-        let mut other = list(&[(4, Attached, &[])]).take();
+        let mut other = list(&[(4, Attached, &[])]).held;
         let mut fake = other.remove(0);
         fake.target.name = "eth1".to_owned();
         attachments.add(fake);

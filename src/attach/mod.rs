@@ -1,8 +1,10 @@
-//! Putting a program on an interface, and taking it off: by XDP, at tc, or as an entry of a root program.
+//! Putting a program on an interface, and taking it off: by XDP, at tc, or as an entry of a root program; and on
+//! cgroups.
 //!
-//! All kinds are links to the same list ([`Attachments`]): it tells them apart by network namespace and
+//! All kinds are links to the same list ([`Attachments`]): it tells those to interfaces apart by network namespace and
 //! index, says what the kernel has made of them, and gives all of them another program or none.
 
+mod cgroup;
 mod entry;
 mod kept;
 mod list;
@@ -12,6 +14,9 @@ mod shared;
 mod tc;
 mod xdp;
 
+pub use cgroup::CgroupAttachment;
+pub(crate) use cgroup::CgroupLink;
+pub(crate) use cgroup::is_forlorn;
 pub(crate) use entry::Entry;
 pub(crate) use entry::EntrySet;
 pub use entry::SharedEntry;

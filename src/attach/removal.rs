@@ -1,8 +1,10 @@
 //! Ends attachments that pins have kept, by what the pins say: for a directory whose process is gone.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use super::cgroup::end_kept_cgroup;
 use super::entry::Entry;
 use super::entry::EntrySet;
 use super::kept::PinName;
@@ -16,8 +18,12 @@ use crate::sys::link::Link;
 use crate::sys::pin;
 
 /// Ends the attachment that the pin at a path keeps, and removes the pin; `false` if it is none of ours. An entry's
-/// program is one of `sets`, else the entry stays.
-pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
+/// program is one of `sets`, else the entry stays; a filter's is one of `filters`, or that which is pinned for it.
+pub(crate) fn end_kept(
+    path: &Path,
+    sets: &[EntrySet<'_>],
+    filters: &[BorrowedFd<'_>],
+) -> Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let kind = name.split('_').next().unwrap_or_default();
     let failed = |error| kernel_error("end", &path.display().to_string(), error);
@@ -56,8 +62,8 @@ pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(failed(error)),
         },
-        "clsact" if !is_made && is_named(3) => unpin(),
-        "clsact" if is_made => match TcLink::kept_at(path, None) {
+        "clsact" if !is_made && is_named(4) => unpin(),
+        "clsact" if is_made => match TcLink::kept_at(path, filters) {
             Ok(Some(mut filter)) => filter.detach().map(|()| true),
             Ok(None) => Ok(false),
             // It has gone with its network namespace, or cannot be reached.
@@ -70,6 +76,7 @@ pub(crate) fn end_kept(path: &Path, sets: &[EntrySet<'_>]) -> Result<bool> {
             // Its array is gone, or pinned elsewhere.
             None => unreached(),
         },
+        "cgroup" | "path" => end_kept_cgroup(path, named).map_err(failed),
         _ => Ok(false),
     }
 }

@@ -6,6 +6,7 @@
 //! attached is never touched.
 
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 use nix::libc;
 
 use super::kept::PinName;
+use super::kept::meanwhile;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
+use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
@@ -79,12 +82,14 @@ pub(crate) struct TcLink {
     target: Target,
     asked: TcHook,
     hook: TcHook,
+    /// What it was given last.
+    program: OwnedFd,
     held: Held,
 }
 
 #[derive(Debug)]
 enum Held {
-    Link { link: Link, program: OwnedFd },
+    Link(Link),
     Filter(Filter),
 }
 
@@ -98,7 +103,6 @@ impl TcLink {
             TcHook::Clsact => (TcHook::Clsact, clsact()?),
             _ => match tc::attach_tcx(plan.program, index, plan.direction) {
                 Ok(mut link) => {
-                    let program = plan.program.try_clone_to_owned().map_err(failed)?;
                     if let Some(directory) = plan.keep_in {
                         let words = [plan.hook.to_string()];
                         let name = PinName::new(KEPT_LINK, &target, &words);
@@ -107,7 +111,7 @@ impl TcLink {
                             kernel_error("pin the attachment to", interface, error)
                         })?;
                     }
-                    (TcHook::Tcx, Held::Link { link, program })
+                    (TcHook::Tcx, Held::Link(link))
                 }
                 Err(error) if plan.hook == TcHook::Auto && is_unknown(&error) => {
                     log::info!("{interface}: this kernel has no tcx, using clsact");
@@ -123,53 +127,66 @@ impl TcLink {
             },
         };
         Ok(Self {
-            target,
             asked: plan.hook,
             hook,
+            program: plan.program.try_clone_to_owned().map_err(failed)?,
             held,
+            target,
         })
     }
 
-    /// One at egress that a pin keeps, by that pin; `None` if it is another one's. A link has this program. The
-    /// error of a filter whose network namespace cannot be found is of kind `NotFound`.
-    pub(crate) fn kept_at(
-        path: &Path,
-        program: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Option<Self>> {
-        if let Some(program) = program
-            && let Some(name) = PinName::of(KEPT_LINK, path)
+    /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs, or a filter
+    /// that which is pinned for it. The error of a filter whose network namespace cannot be found is of kind `NotFound`.
+    pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
+        if let Some(name) = PinName::of(KEPT_LINK, path)
             && let Some(asked) = name.word(0)
         {
             let Some(link) = Link::kept_at(path)? else {
                 return Ok(None);
             };
-            let program = program.try_clone_to_owned()?;
+            let present = link.info()?.program;
+            // Of one that somebody has replaced it is none of them.
+            let own = find(programs, present).or(programs.first().copied());
+            let Some(program) = own else {
+                return Ok(None);
+            };
             return Ok(Some(Self {
                 target: name.target(),
                 asked,
                 hook: TcHook::Tcx,
-                held: Held::Link { link, program },
+                program: program.try_clone_to_owned()?,
+                held: Held::Link(link),
             }));
         }
         let Some(name) = PinName::of(KEPT_FILTER, path) else {
             return Ok(None);
         };
-        let (Some(asked), Some(priority), Some(made_clsact)) =
-            (name.word(0), name.word(1), name.word(2))
+        let (Some(asked), Some(priority), Some(made_clsact), Some(direction)) =
+            (name.word(0), name.word(1), name.word(2), name.word(3))
         else {
             return Ok(None);
         };
         let target = name.target();
         let namespace = Namespace::find(target.place.namespace)?;
+        let namespace = namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let place = FilterPlace {
+            index: target.place.index,
+            direction,
+            priority,
+        };
+        // It may have been about to be given another one.
+        let noted = pin::open(path)?;
+        let present = match namespace.run(|| present(&mut Requests::new()?, place))? {
+            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(error),
+            present => present.ok().flatten(),
+        };
+        let own = present.and_then(|present| find(programs, present.id));
+        let program = own.unwrap_or(noted.as_fd()).try_clone_to_owned()?;
         let filter = Filter {
-            place: FilterPlace {
-                index: target.place.index,
-                direction: Direction::Egress,
-                priority,
-            },
-            program_id: program::info(pin::open(path)?.as_fd())?.id,
+            place,
+            program_id: program::info(program.as_fd())?.id,
             made_clsact,
-            namespace: namespace.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?,
+            namespace,
             is_undone: false,
             owner: Owner::new(),
             kept: Some(path.to_owned()),
@@ -178,6 +195,7 @@ impl TcLink {
             target,
             asked,
             hook: TcHook::Clsact,
+            program,
             held: Held::Filter(filter),
         }))
     }
@@ -206,9 +224,7 @@ impl Attached for TcLink {
     fn state(&self) -> AttachmentState {
         match &self.held {
             // Another interface that has come with the same index is taken for it.
-            Held::Link { link, program } => {
-                link_state(link, program.as_fd(), &self.target, |_| true)
-            }
+            Held::Link(link) => link_state(link, self.program.as_fd(), &self.target, |_| true),
             Held::Filter(filter) => {
                 let state = filter.state();
                 if state != AttachmentState::Gone {
@@ -221,7 +237,7 @@ impl Attached for TcLink {
 
     fn witness(&self) -> io::Result<Witness> {
         match &self.held {
-            Held::Link { link, program } => link_witness(link, program.as_fd(), &self.target),
+            Held::Link(link) => link_witness(link, self.program.as_fd(), &self.target),
             Held::Filter(filter) => {
                 let namespace = filter.namespace.try_clone()?;
                 let (place, own) = (filter.place, filter.program_id);
@@ -233,7 +249,7 @@ impl Attached for TcLink {
     fn detach(&mut self) -> Result<()> {
         match &mut self.held {
             // The link does the rest as it is dropped.
-            Held::Link { link, .. } => link
+            Held::Link(link) => link
                 .keep_no_more()
                 .map_err(|error| kernel_error("unpin", &self.target.name, error)),
             Held::Filter(filter) => filter
@@ -244,8 +260,8 @@ impl Attached for TcLink {
 
     fn succeed(&mut self, former: Self) {
         let unpinned = match (former.held, &mut self.held) {
-            (Held::Link { mut link, .. }, Held::Link { link: own, .. }) => link.give_up_pin_to(own),
-            (Held::Link { mut link, .. }, Held::Filter(_)) => link.keep_no_more(),
+            (Held::Link(mut link), Held::Link(own)) => link.give_up_pin_to(own),
+            (Held::Link(mut link), Held::Filter(_)) => link.keep_no_more(),
             (Held::Filter(mut former), held) => {
                 // At its place there may be this one.
                 former.is_undone = true;
@@ -271,6 +287,47 @@ impl OnInterface for TcLink {
     fn target(&self) -> &Target {
         &self.target
     }
+}
+
+impl Replaceable for TcLink {
+    type Program<'a> = BorrowedFd<'a>;
+    type Kept = OwnedFd;
+
+    fn prepare(&self, program: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+        if self.state() == AttachmentState::Gone {
+            log::warn!("{}: the tc attachment is gone", self.target.name);
+            return Ok(None);
+        }
+        let failed = |error| kernel_error("prepare another program for", &self.target.name, error);
+        program.try_clone_to_owned().map(Some).map_err(failed)
+    }
+
+    fn switch(&mut self, program: OwnedFd) -> Result<OwnedFd> {
+        let replaced = match &mut self.held {
+            Held::Link(link) => link.replace(program.as_fd(), Some(self.program.as_fd())),
+            Held::Filter(filter) => filter.switch(program.as_fd(), self.program.as_fd()),
+        };
+        match replaced {
+            // Gone since it was looked: it has no program any more.
+            Err(error) if is_gone(&error) => Ok(program),
+            Err(error) => {
+                let interface = &self.target.name;
+                Err(kernel_error("put another tc program on", interface, error))
+            }
+            Ok(()) => Ok(mem::replace(&mut self.program, program)),
+        }
+    }
+}
+
+/// Whether an error says that there is no attachment any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV))
+}
+
+/// That of some programs which has a number.
+fn find<'a>(programs: &[BorrowedFd<'a>], id: u32) -> Option<BorrowedFd<'a>> {
+    let mut programs = programs.iter().copied();
+    programs.find(|program| program::info(*program).is_ok_and(|info| info.id == id))
 }
 
 impl Attachments<TcLink> {
@@ -338,6 +395,7 @@ impl Filter {
                 plan.hook.to_string(),
                 place.priority.to_string(),
                 made_clsact.to_string(),
+                place.direction.to_string(),
             ];
             PinName::new(KEPT_FILTER, target, &words)
         };
@@ -408,6 +466,30 @@ impl Filter {
     /// The kernel's word, wherever the caller is.
     fn state(&self) -> AttachmentState {
         filter_state(&self.namespace, self.place, self.program_id)
+    }
+
+    /// Puts a program in the place of another one, wherever the caller is. An error of `ENODEV` if neither is there.
+    fn switch(&mut self, program: BorrowedFd<'_>, before: BorrowedFd<'_>) -> io::Result<()> {
+        match filter_state(&self.namespace, self.place, self.program_id) {
+            AttachmentState::Attached => {}
+            AttachmentState::Gone => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
+            _ => return Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        }
+        let note = |program| match &self.kept {
+            Some(kept) => pin::replace(program, kept, &meanwhile(kept)),
+            None => Ok(()),
+        };
+        let id = program::info(program)?.id;
+        // First: whoever finds them different knows both.
+        note(program)?;
+        let place = self.place;
+        let put = self.namespace.run(|| place.replace(program));
+        if let Err(error) = put.and_then(|put| put) {
+            note(before)?;
+            return Err(error);
+        }
+        self.program_id = id;
+        Ok(())
     }
 
     /// Undoes the attachment, wherever the caller is; an interface that is gone has none.

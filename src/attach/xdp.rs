@@ -10,11 +10,14 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use nix::libc;
 
+use super::entry::beside;
 use super::kept::PinName;
+use super::kept::meanwhile;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
@@ -147,33 +150,55 @@ impl XdpLink {
         self.refused
     }
 
-    /// Pins it at a path.
-    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
-        self.link.pin(path)
-    }
-
-    /// Lets go of it, for it is pinned.
-    pub(crate) fn leave(self) {
-        self.link.leave();
-    }
-
-    /// Has a pin in a directory keep it: from now on only to [detach](Attached::detach) it ends it.
-    pub(crate) fn keep_in(&mut self, directory: &Path) -> Result<()> {
+    fn pin_name(&self) -> PinName {
         let words = [
             self.asked.to_string(),
             self.mode.to_string(),
             self.refused.unwrap_or(0).to_string(),
         ];
-        let name = PinName::new(KEPT, &self.target, &words);
-        let (path, meanwhile) = name.paths(directory);
-        let kept = self.link.keep_at(path, &meanwhile);
+        PinName::new(KEPT, &self.target, &words)
+    }
+
+    /// Has a pin in a directory keep it: from now on only to [detach](Attached::detach) it ends it.
+    pub(crate) fn keep_in(&mut self, directory: &Path) -> Result<()> {
+        let (path, meanwhile) = self.pin_name().paths(directory);
+        self.keep_at(path, &meanwhile)
+    }
+
+    /// The same by a pin beside what is pinned at `path`.
+    pub(crate) fn keep_beside(&mut self, path: &Path) -> Result<()> {
+        let path = beside(path, &self.pin_name().file_name());
+        let meanwhile = meanwhile(&path);
+        self.keep_at(path, &meanwhile)
+    }
+
+    fn keep_at(&mut self, path: PathBuf, meanwhile: &Path) -> Result<()> {
+        let kept = self.link.keep_at(path, meanwhile);
         kept.map_err(|error| kernel_error("pin the attachment to", &self.target.name, error))
+    }
+
+    /// Removes the pin that keeps it, if any: it ends with this again.
+    pub(crate) fn unpin(&mut self) -> io::Result<()> {
+        self.link.keep_no_more()
     }
 
     /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs.
     pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
+        Self::kept_as(path, path, programs)
+    }
+
+    /// The same of a pin beside another one: `rest` is what its name has behind that one's.
+    pub(crate) fn kept_beside(
+        path: &Path,
+        rest: &str,
+        programs: &[BorrowedFd<'_>],
+    ) -> Result<Option<Self>> {
+        Self::kept_as(path, Path::new(rest), programs)
+    }
+
+    fn kept_as(path: &Path, name: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
         let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
-        let Some(name) = PinName::of(KEPT, path) else {
+        let Some(name) = PinName::of(KEPT, name) else {
             return Ok(None);
         };
         let (Some(asked), Some(mode), Some(refused)) = (name.word(0), name.word(1), name.word(2))
@@ -200,6 +225,11 @@ impl XdpLink {
             program: program.try_clone_to_owned().map_err(failed)?,
             link,
         }))
+    }
+
+    /// By what links are in the order of attaching; those that cannot be asked come first.
+    pub(crate) fn order(&self) -> u32 {
+        self.link.info().map_or(0, |info| info.id)
     }
 
     fn describe(&self) -> Attachment {

@@ -3,6 +3,10 @@
 //! not to be had.
 
 mod builder;
+mod load;
+mod parts;
+mod pinned;
+mod record;
 
 pub use builder::DecapBuilder;
 
@@ -11,7 +15,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 
 use crate::attach::Attachment;
 use crate::attach::Attachments;
@@ -37,18 +40,17 @@ use crate::diagnose::sysctl;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::maps::PrefixTrie;
+use crate::pins::Home;
+use crate::pins::TC_PROGRAM;
 use crate::rtnetlink::Requests;
 use crate::rtnetlink::Route;
-use crate::skel::decap::types::decap_counters;
-use crate::sys::map::PerCpuArray;
 use crate::sys::program;
 use crate::sys::tc::Direction;
 use crate::types::Family;
 use crate::types::TcHook;
+use parts::Parts;
 
-/// The tc program's name, and the priority of its filters.
-const TC_NAME: &str = "decap_tc";
+/// The priority of tc filters.
 const TC_PRIORITY: u16 = 2307;
 
 /// How a backend answers clients of a family whose packets come by an interface.
@@ -81,7 +83,7 @@ fn clients(
     })
 }
 
-/// A loaded decapsulator. Dropping it detaches it.
+/// A loaded decapsulator. Dropping it detaches it, unless it is [pinned](DecapBuilder::pin).
 ///
 /// The inner packet reaches the host's stack as if it had come without a tunnel: the VIP has to
 /// be an address of the backend, on `lo`. Everything that is not tunnelled passes untouched. Marks of
@@ -105,19 +107,15 @@ fn clients(
 /// println!("{:?}", decap.counters()?);
 /// # Ok::<(), katran::Error>(())
 /// ```
-#[must_use = "a decapsulator is gone when its handle is dropped"]
+#[must_use = "a decapsulator is gone when its handle is dropped, unless it is pinned"]
 pub struct Decap {
     // Detached before the counters go.
     attachments: Attachments<XdpLink>,
     tc_attachments: Attachments<TcLink>,
     settings: DecapBuilder,
-    /// Loaded when it is first attached.
-    tc_program: Option<OwnedFd>,
-    counters: PerCpuArray<decap_counters>,
-    /// What outer sources, and inner destinations, may be.
-    sources: PrefixTrie,
-    destinations: PrefixTrie,
-    program: OwnedFd,
+    parts: Parts,
+    /// Where it is pinned; given up last.
+    home: Option<Home>,
 }
 
 /// What a decapsulator has seen since it was loaded.
@@ -187,7 +185,11 @@ impl Decap {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
         self.tc_attachments.check_free(&target)?;
-        let new = XdpLink::new(self.program.as_fd(), target, mode)?;
+        let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode)?;
+        if let Some(home) = &self.home {
+            // Dropping the new one detaches it.
+            new.keep_in(home.attached())?;
+        }
         self.tc_attachments.forget_former(new.target());
         Ok(self.attachments.add_new(new))
     }
@@ -212,22 +214,45 @@ impl Decap {
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
         let target = self.tc_attachments.check(interface)?;
         self.attachments.check_free(&target)?;
-        let program = match self.tc_program.take() {
-            Some(program) => program,
-            None => builder::load_tc(self)?,
-        };
-        let program = self.tc_program.insert(program);
+        self.load_tc()?;
+        let program = self.parts.tc_program.as_ref();
+        let program = program.ok_or_else(|| Error::NotFound {
+            what: "the program for tc".to_owned(),
+        })?;
         let plan = TcPlan {
             program: program.as_fd(),
-            name: TC_NAME,
+            name: TC_PROGRAM,
             direction: Direction::Ingress,
             priority: TC_PRIORITY,
             hook,
-            keep_in: None,
+            keep_in: self.home.as_ref().map(Home::attached),
         };
         let attached = self.tc_attachments.attach(interface, plan)?;
         self.attachments.forget_former(&target);
         Ok(attached)
+    }
+
+    /// Loads the program for tc, if it is not there, and pins it before anything is attached.
+    fn load_tc(&mut self) -> Result<()> {
+        if self.parts.tc_program.is_some() {
+            return Ok(());
+        }
+        let program = self.parts.load_tc(&self.settings)?;
+        if let Some(home) = &self.home {
+            home.set().pin_program(TC_PROGRAM, program.as_fd())?;
+        }
+        self.parts.tc_program = Some(program);
+        Ok(())
+    }
+
+    fn new(settings: DecapBuilder, parts: Parts) -> Self {
+        Self {
+            attachments: Attachments::default(),
+            tc_attachments: Attachments::default(),
+            settings,
+            parts,
+            home: None,
+        }
     }
 
     /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
@@ -288,7 +313,7 @@ impl Decap {
     /// interface is a finding.
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
-        let program = self.program.as_fd();
+        let program = self.parts.program.as_fd();
         let of_tc = self.tc_attachments.get(interface);
         let tc_index = of_tc.map(|attached| attached.target().place.index);
         let ours = Ours {
@@ -335,12 +360,12 @@ impl Decap {
 
     /// The program for XDP.
     pub fn program_fd(&self) -> BorrowedFd<'_> {
-        self.program.as_fd()
+        self.parts.program.as_fd()
     }
 
     /// The program for tc, once it has been attached.
     pub fn tc_program_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.tc_program.as_ref().map(AsFd::as_fd)
+        self.parts.tc_program.as_ref().map(AsFd::as_fd)
     }
 
     /// What it has seen since it was loaded.
@@ -349,6 +374,7 @@ impl Decap {
     /// [`Error::Kernel`].
     pub fn counters(&self) -> Result<DecapCounters> {
         let values = self
+            .parts
             .counters
             .get(0)
             .map_err(|error| kernel_error("read", "decap_counters", error))?;

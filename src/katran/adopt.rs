@@ -55,6 +55,7 @@ use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::pins::Stage;
+use crate::pins::Tenant;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
@@ -145,7 +146,7 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_or_ask(directory, patience) {
+    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
@@ -429,15 +430,15 @@ impl Katran {
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
-        let mut paths = Vec::new();
+        let (mut links, mut paths) = (Vec::new(), Vec::new());
         for record in home.attachments()? {
             if made_for(&record).is_some() {
                 // Nobody was told of it.
-                end_kept(&record, &sets)?;
+                end_kept(&record, &sets, &[])?;
                 continue;
             }
             if let Some(link) = XdpLink::kept_at(&record, &mains)? {
-                self.attachments.resume(link);
+                links.push(link);
             } else if let Some(entry) = Entry::kept_at(&record, &sets)? {
                 self.shared.resume(entry);
             } else if let Some((path, position)) = Entry::recorded_at(&record) {
@@ -451,16 +452,21 @@ impl Katran {
                 let failed =
                     |error| kernel_error("go on with", &record.display().to_string(), error);
                 let program = program.map_err(failed)?;
-                match TcLink::kept_at(&record, Some(program.as_fd())) {
+                match TcLink::kept_at(&record, &[program.as_fd()]) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
                     // Its network namespace is gone.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&record, &sets)?;
+                        end_kept(&record, &sets, &[])?;
                     }
                     Err(error) => return Err(failed(error)),
                 }
             }
+        }
+        // The first one says where next hops are looked for, and by which probes leave.
+        links.sort_by_key(XdpLink::order);
+        for link in links {
+            self.attachments.resume(link);
         }
         let mains = self.attachments.places();
         if let Some(checks) = &mut self.healthchecks {

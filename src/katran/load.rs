@@ -36,6 +36,7 @@ use crate::maps::create_chunk;
 use crate::maps::fill_outer;
 use crate::maps::mask;
 use crate::pins::Home;
+use crate::pins::Tenant;
 use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::types;
@@ -67,7 +68,9 @@ impl Builder {
         let cpus = map::possible_cpus()
             .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;
-        let home = directory.as_deref().map(Home::claim).transpose()?;
+        let home = directory
+            .map(|path| Home::claim(&path, Tenant::Balancer))
+            .transpose()?;
         let loaded = load(config, cpus, needed);
         match (loaded, home) {
             (Ok(mut katran), Some(home)) => katran.settle_in(home).map(|()| katran),

@@ -1,6 +1,8 @@
 //! Tries of prefixes in which programs look for addresses of packets, of both families.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -28,12 +30,36 @@ impl PrefixTrie {
         let keys: Vec<_> = prefixes.iter().map(key).collect();
         self.0.update_all(&keys, &vec![1; keys.len()])
     }
+
+    /// Those that are in it; nobody may change them meanwhile. An error of kind `InvalidData` for what is none.
+    pub(crate) fn prefixes(&self) -> io::Result<BTreeSet<Prefix>> {
+        let mut found = BTreeSet::new();
+        let mut last = None;
+        while let Some(key) = self.0.next_key(last.as_ref())? {
+            found.insert(prefix_of(&key).ok_or(io::ErrorKind::InvalidData)?);
+            last = Some(key);
+        }
+        Ok(found)
+    }
 }
 
 impl AsFd for PrefixTrie {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+fn prefix_of(key: &types::address_prefix) -> Option<Prefix> {
+    let v4 = key.address.first_chunk::<4>()?;
+    let address = match Family::ALL
+        .into_iter()
+        .find(|family| u32::from(family.number()) == key.family)?
+    {
+        Family::V4 => IpAddr::from(*v4),
+        Family::V6 => IpAddr::from(key.address),
+    };
+    let length = key.prefix_length.checked_sub(FAMILY_BITS)?;
+    Prefix::new(address, u8::try_from(length).ok()?).ok()
 }
 
 fn key(prefix: &Prefix) -> types::address_prefix {

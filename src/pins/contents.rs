@@ -8,7 +8,7 @@ use super::words::Words;
 use super::words::with_version;
 use crate::sys::pin;
 
-/// What programs and maps of a set mean. Count it up whenever a program of another version of the crate could not go on
+/// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
 /// with what this one has pinned.
 pub(crate) const LAYOUT: u64 = 1;
 
@@ -24,8 +24,8 @@ const AT_VERSION: usize = 8;
 pub(crate) struct Contents(Words);
 
 impl Contents {
-    pub(super) fn pin(path: &Path) -> io::Result<Self> {
-        let fixed: [u64; AT_VERSION] = [MAGIC, LAYOUT, 0, 0, 0, 0, 0, 0];
+    pub(super) fn pin(path: &Path, layout: u64) -> io::Result<Self> {
+        let fixed: [u64; AT_VERSION] = [MAGIC, layout, 0, 0, 0, 0, 0, 0];
         Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 

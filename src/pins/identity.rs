@@ -1,5 +1,5 @@
-//! What a pinned directory says of itself: that it is a balancer's, how it is arranged, who made it, and whether it is
-//! whole, in a map whose form never changes.
+//! What a pinned directory says of itself: whose it is, how it is arranged, who made it, and whether it is whole, in a
+//! map whose form never changes.
 
 use std::io;
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::time::ClockId;
 
+use super::tenant::Tenant;
 use super::words::Words;
 use super::words::with_version;
 
@@ -18,13 +19,14 @@ pub(crate) const LAYOUT: u64 = 2;
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
-/// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot), and
-/// the version's text.
+/// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot),
+/// whose it is, and the version's text.
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
 const AT_LIFE: usize = 4;
-const AT_VERSION: usize = 5;
+const AT_TENANT: usize = 5;
+const AT_VERSION: usize = 6;
 
 /// How far a directory has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +46,22 @@ impl Stage {
 pub(crate) struct Identity(Words);
 
 impl Identity {
-    /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is a balancer's.
-    pub(super) fn pin(path: &Path) -> io::Result<Self> {
+    /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is that tenant's.
+    pub(super) fn pin(path: &Path, tenant: Tenant) -> io::Result<Self> {
         let made = now()?;
-        let fixed = [MAGIC, LAYOUT, Stage::Making as u64, made, made];
+        let stage = Stage::Making as u64;
+        let fixed = [MAGIC, LAYOUT, stage, made, made, tenant.number()];
         Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 
     /// The one that is pinned at a path; `None` if nothing is, or something else.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         Ok(Words::open(path, NAME, MAGIC)?.map(Self))
+    }
+
+    /// Whose it is; `None`: a later version has made it.
+    pub(super) fn tenant(&self) -> Option<Tenant> {
+        Tenant::of(self.0.get(AT_TENANT))
     }
 
     pub(crate) fn layout(&self) -> u64 {

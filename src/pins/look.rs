@@ -10,6 +10,8 @@ use super::file_error;
 use super::identity_in;
 use super::place::absolute;
 use super::place::open_directory;
+use super::tenant::Tenant;
+use super::whole::check_tenant;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -101,7 +103,8 @@ impl PinnedBalancer {
 /// Looks at the balancer that is pinned in a directory, whosever it is, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or replace the directory;
+/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or replace the directory, or something
+/// else is pinned there;
 /// [`Error::Privilege`]; [`Error::File`]; [`Error::Kernel`].
 ///
 /// ```no_run
@@ -120,6 +123,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
     let path = absolute(given)?;
     let file = open_directory(&path)?.ok_or_else(missing)?;
     let identity = identity_in(&path)?.ok_or_else(missing)?;
+    check_tenant(Tenant::Balancer, &path, &identity)?;
     let failed = |error| file_error("look whose it is:", &path, error);
     let owner = match holder(&file).map_err(failed)? {
         Some(id) => PinnedOwner::Process(id),

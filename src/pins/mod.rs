@@ -1,8 +1,8 @@
-//! The directory of a pinned balancer, in a BPF file system: what is pinned in it outlives the process. One process at
-//! a time has it, by a lock that the kernel gives up when the process dies.
+//! The directory of a pinned balancer, decapsulator or server id option, in a BPF file system: what is pinned in it
+//! outlives the process. One process at a time has it, by a lock that the kernel gives up when the process dies.
 //!
 //! ```text
-//! identity           that it is a balancer's, how it is arranged, and whether the rest is whole (`identity.rs`)
+//! identity           whose it is, how it is arranged, and whether the rest is whole (`identity.rs`)
 //! attached/          what keeps attachments (`attach/kept.rs`)
 //! set/               what packets see, and the record of it; all of it can be exchanged by one rename
 //!     contents       what the maps mean, and the version that has made them (`contents.rs`)
@@ -15,8 +15,9 @@
 //! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
-//! The identity comes first and goes last, so a directory with one is a balancer's, however far it is. Maps inside
-//! others need no pins: the outer ones keep them.
+//! The identity comes first and goes last, so a directory with one is its tenant's (`tenant.rs`), however far it is. Maps
+//! inside others need no pins: the outer ones keep them. Tenants other than balancers have maps and programs only, which
+//! say all there is to say.
 
 mod contents;
 mod handover;
@@ -27,6 +28,8 @@ mod ours;
 mod place;
 mod removal;
 mod set;
+mod tenant;
+mod whole;
 mod words;
 
 use std::fs;
@@ -64,9 +67,13 @@ use place::check_name;
 use place::open_directory;
 use place::refused;
 pub use removal::remove;
+pub(crate) use removal::remove_if_there;
 pub(crate) use set::CONTENTS;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
+pub(crate) use tenant::Tenant;
+use whole::check_tenant;
+use whole::tenant_of;
 
 const IDENTITY: &str = "identity";
 const ATTACHED: &str = "attached";
@@ -79,13 +86,15 @@ const PROBES: &str = "probes";
 pub(crate) const MAIN: &str = "program";
 pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
+/// That of a decapsulator for tc, by its name.
+pub(crate) const TC_PROGRAM: &str = "decap_tc";
 /// With what they were loaded.
 pub(crate) const CONSTANTS: &str = "constants";
 /// The array of programs that it hands packets on to.
 pub(crate) const SPECIAL: &str = "special_programs";
 
 /// What is to be done, if it is to go on.
-const GO_ON: &str = "to go on with the balancer";
+const GO_ON: &str = "to go on with what is pinned";
 
 /// So often a directory is opened that others remove at the same moment.
 const TRIES: usize = 16;
@@ -93,7 +102,7 @@ const TRIES: usize = 16;
 /// Objects, by the names under which they are pinned.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
 
-/// All that a balancer has to pin when it is loaded.
+/// All that there is to pin when something is loaded.
 pub(crate) struct Content<'a> {
     pub(crate) maps: Objects<'a>,
     pub(crate) programs: Objects<'a>,
@@ -104,6 +113,8 @@ pub(crate) struct Content<'a> {
 pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
+    /// That which it is taken for, until something is pinned.
+    tenant: Tenant,
     identity: Option<Arc<Identity>>,
     owner: Owner,
     /// Given up last.
@@ -111,8 +122,8 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Takes a directory to pin a new balancer in; it is made if it is missing.
-    pub(crate) fn claim(path: &Path) -> Result<Self> {
+    /// Takes a directory for a new tenant; it is made if it is missing.
+    pub(crate) fn claim(path: &Path, tenant: Tenant) -> Result<Self> {
         let path = absolute(path)?;
         check_name(&path)?;
         for _ in 0..TRIES {
@@ -133,21 +144,38 @@ impl Home {
                 Some(identity) => Err(Error::AlreadyExists {
                     what: home.describe(identity),
                 }),
-                None => home.check_empty().map(|()| home),
+                None => home.check_empty().map(|()| Self { tenant, ..home }),
             };
         }
         Err(busy(&path, None))
     }
 
-    /// Takes the directory of a balancer that is there, whole or not.
-    pub(crate) fn open(given: &Path) -> Result<Self> {
-        Self::open_or_ask(given, None)
+    /// Takes the directory of whatever is there, whole or not.
+    fn open(given: &Path) -> Result<Self> {
+        Self::open_as(given, None, None)
     }
 
-    /// The same; a process that has it is asked to let go, and waited for, no longer than `patience`.
-    pub(crate) fn open_or_ask(given: &Path, patience: Option<Duration>) -> Result<Self> {
+    /// The same of a tenant that is this one; a process that has it is asked to let go, and waited for, no longer than
+    /// `patience`.
+    pub(crate) fn open_or_ask(
+        given: &Path,
+        tenant: Tenant,
+        patience: Option<Duration>,
+    ) -> Result<Self> {
+        let home = Self::open_as(given, Some(tenant), patience)?;
+        if let Some(identity) = &home.identity {
+            check_tenant(tenant, &home.path, identity)?;
+        }
+        Ok(home)
+    }
+
+    fn open_as(given: &Path, tenant: Option<Tenant>, patience: Option<Duration>) -> Result<Self> {
         let missing = || Error::NotFound {
-            what: format!("a pinned balancer in {}", given.display()),
+            what: format!(
+                "a pinned {} in {}",
+                tenant.map_or("balancer", Tenant::name),
+                given.display()
+            ),
         };
         // Nor is there one where a symbolic link leads nowhere, or below a directory that is missing.
         if let Ok(false) = given.try_exists() {
@@ -159,7 +187,9 @@ impl Home {
                 return Err(missing());
             }
             let taken = match (Self::take(&path, None), patience) {
-                (Err(Error::Busy { .. }), Some(patience)) => Self::ask_for(&path, patience)?,
+                (Err(Error::Busy { .. }), Some(patience)) => {
+                    Self::ask_for(&path, tenant, patience)?
+                }
                 (taken, _) => taken?,
             };
             if let Some(home) = taken {
@@ -170,7 +200,7 @@ impl Home {
     }
 
     /// Asks the process that has a directory to let go; `None`: it has been removed since.
-    fn ask_for(path: &Path, patience: Duration) -> Result<Option<Self>> {
+    fn ask_for(path: &Path, tenant: Option<Tenant>, patience: Duration) -> Result<Option<Self>> {
         let until = Instant::now() + patience;
         let Some(directory) = open_directory(path)? else {
             return Ok(None);
@@ -178,6 +208,7 @@ impl Home {
         // Nobody lets go for one that could not go on.
         if let Some(identity) = identity_in(path)? {
             known(path, &identity, GO_ON)?;
+            tenant.map_or(Ok(()), |tenant| check_tenant(tenant, path, &identity))?;
         }
         let made = Request::make(&directory, until);
         let made = made.map_err(|error| file_error("ask for", path, error))?;
@@ -207,7 +238,7 @@ impl Home {
             Ok(Locked::Others(owner)) => return Err(busy(path, owner)),
             Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
                 return Err(Error::Exhausted {
-                    what: "pinned balancers of one process",
+                    what: "pinned directories of one process",
                     limit: crate::sys::lock::MOST as u64,
                 });
             }
@@ -228,10 +259,13 @@ impl Home {
             // Of a process that has died.
             handover::remove(&file).map_err(failed)?;
         }
+        let identity = identity_in(path)?.map(Arc::new);
+        let tenant = identity.as_ref().map(|of| tenant_of(path, of));
         Ok(Some(Self {
             attached: path.join(ATTACHED),
             path: path.to_owned(),
-            identity: identity_in(path)?.map(Arc::new),
+            tenant: tenant.transpose()?.unwrap_or(Tenant::Balancer),
+            identity,
             owner: Owner::new(),
             claim: Arc::new(Claim {
                 directory: file,
@@ -279,9 +313,11 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a balancer{how_far} in {} (katran {}, loaded {age} s ago; Builder::adopt goes on with it, katran::remove takes it away), which",
+            "a {}{how_far} in {} (katran {}, loaded {age} s ago; {} goes on with it, katran::remove takes it away), which",
+            self.tenant.name(),
             self.path.display(),
             identity.version(),
+            self.tenant.adopts(),
         )
     }
 
@@ -301,7 +337,7 @@ impl Home {
             false => Ok(()),
             true => Err(refused(
                 &self.path,
-                "somebody has removed its pin `identity`: the balancer there forwards on, and nobody can go on with it; \
+                "somebody has removed its pin `identity`: what is attached forwards on, and nobody can go on with it; \
                  `rm -r` of the directory ends it, and then it can be loaded again"
                     .to_owned(),
             )),
@@ -341,7 +377,7 @@ impl Home {
         }
     }
 
-    /// Pins all that a balancer has, but for its ledger. If that fails nothing is left.
+    /// Pins all that a tenant has, but for a ledger. If that fails nothing is left.
     pub(crate) fn fill(&mut self, content: &Content<'_>) -> Result<()> {
         let filled = self.pin_all(content);
         if filled.is_err()
@@ -354,13 +390,14 @@ impl Home {
 
     fn pin_all(&mut self, content: &Content<'_>) -> Result<()> {
         let path = self.path.join(IDENTITY);
-        let identity = Identity::pin(&path).map_err(|error| pin_error(&path, error))?;
+        let identity = Identity::pin(&path, self.tenant);
+        let identity = identity.map_err(|error| pin_error(&path, error))?;
         self.identity = Some(Arc::new(identity));
         make_directory(&self.attached)?;
         self.set().fill(content)
     }
 
-    /// All that a balancer has is pinned, its ledger included.
+    /// All that the tenant has is pinned, a ledger included.
     pub(crate) fn set_whole(&self) {
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Whole);
@@ -376,14 +413,14 @@ impl Home {
         &self.attached
     }
 
-    /// What counts: the programs, the maps and the ledger of the balancer.
+    /// What counts: the programs, the maps and the ledger of the tenant.
     pub(crate) fn set(&self) -> PinnedSet {
-        PinnedSet::at(self.path.join(SET))
+        PinnedSet::at(self.path.join(SET), self.tenant)
     }
 
     /// The same of a replacement: what is to count, or has counted until now.
     pub(crate) fn next_set(&self) -> PinnedSet {
-        PinnedSet::at(self.path.join(NEXT_SET))
+        PinnedSet::at(self.path.join(NEXT_SET), self.tenant)
     }
 }
 

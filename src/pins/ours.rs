@@ -1,4 +1,4 @@
-//! Which of what is in a directory a balancer has pinned there.
+//! Which of what is in a directory its tenant has pinned there.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,7 +19,18 @@ use crate::sys::program;
 /// Bytes of a name that the kernel keeps.
 const KEPT_OF_NAME: usize = 15;
 
-/// Whether what is pinned at a path is an object that a balancer has of that name.
+/// Maps of decapsulators and server id options.
+const MAPS_OF_OTHERS: [&str; 7] = [
+    "decap_counters",
+    "allowed_sources",
+    "allowed_destinations",
+    "decap_settings",
+    "server_id_counters",
+    "connections",
+    ".data.own",
+];
+
+/// Whether what is pinned at a path is an object that a tenant has of that name.
 pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
     let failed = |error| kernel_error("look at", &path.display().to_string(), error);
     if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
@@ -35,7 +46,8 @@ pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
     match pin::kind(object.as_fd()).map_err(failed)? {
         Some(Kind::Map) => {
             let name = map::info(object.as_fd()).map_err(failed)?.name;
-            let mut ours = MapRow::names().filter(|of| file_name(of) == pinned_as);
+            let ours = MapRow::names().chain(MAPS_OF_OTHERS);
+            let mut ours = ours.filter(|of| file_name(of) == pinned_as);
             let is_constants = pinned_as == CONSTANTS && name.ends_with(".rodata");
             Ok(is_constants || ours.any(|of| is_cut(&name, of)))
         }
@@ -50,6 +62,9 @@ pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
                     "katran_explain",
                     "katran_explain_full",
                     "ticks",
+                    "decap",
+                    "decap_tc",
+                    "server_id",
                 ],
             };
             Ok(names.iter().any(|of| is_cut(&name, of)))

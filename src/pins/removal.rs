@@ -1,12 +1,14 @@
-//! Takes a pinned balancer away, also one that is half made or half removed: by what is in its directory, never more
-//! than what a balancer has put there.
+//! Takes away what is pinned, also if it is half made or half removed: by what is in its directory, never more than
+//! what its tenant has put there.
 
+use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
 use std::path::Path;
 
 use super::Home;
 use super::IDENTITY;
 use super::Stage;
+use super::TC_PROGRAM;
 use super::busy;
 use super::entries;
 use super::file_error;
@@ -20,15 +22,16 @@ use crate::error::Result;
 use crate::sys::pin;
 use crate::sys::rcu::GracePeriod;
 
-/// Takes away the balancer that is pinned in a directory: from its interfaces and entries of root programs, and all that
-/// is pinned. It is for what a process has left; [`Katran::remove`](crate::Katran::remove) does it with a handle. The directory goes,
+/// Takes away what is pinned in a directory, a [`Katran`](crate::Katran), [`Decap`](crate::Decap) or
+/// [`ServerIdOption`](crate::ServerIdOption): from its interfaces, entries of root programs or cgroups, and all that
+/// is pinned. It is for what a process has left; [`Katran::remove`](crate::Katran::remove) and its fellows do it with a handle. The directory goes,
 /// too, unless there is something else in it, which is left alone.
 ///
-/// Call it in the mount namespace where the BPF file system is. A clsact filter of health checks is found if a process
+/// Call it in the mount namespace where the BPF file system is. A clsact filter is found if a process
 /// that this one may look into, or a mount, is in its network namespace.
 ///
 /// # Errors
-/// [`Error::NotFound`] if no balancer is pinned there (an empty directory may be what is left of one, and goes);
+/// [`Error::NotFound`] if nothing is pinned there (an empty directory may be what is left of one, and goes);
 /// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has made it, in another way; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
@@ -36,19 +39,27 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     home.check_identified()?;
     if home.identity.is_none() && !entries(&home.path)?.is_empty() {
         return Err(Error::NotFound {
-            what: format!("a pinned balancer in {}", home.path.display()),
+            what: format!("anything of this crate in {}", home.path.display()),
         });
     }
     if let Some(identity) = &home.identity {
-        known(&home.path, identity, "to remove the balancer")?;
+        known(&home.path, identity, "to remove what is pinned")?;
         home.set().known_contents()?;
         home.next_set().known_contents()?;
     }
     home.remove()
 }
 
+/// The same, if there is anything.
+pub(crate) fn remove_if_there(directory: &Path) -> Result<()> {
+    match remove(directory) {
+        Err(Error::NotFound { .. }) => Ok(()),
+        removed => removed,
+    }
+}
+
 impl Home {
-    /// From now on what is there is no balancer any more, however far its removal gets.
+    /// From now on what is there is nobody's any more, however far its removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
         self.check_owner()?;
         if let Some(identity) = &self.identity {
@@ -65,14 +76,14 @@ impl Home {
         }
     }
 
-    /// Takes away all that is a balancer's, the identity last.
+    /// Takes away all that is the tenant's, the identity last.
     pub(crate) fn remove(&mut self) -> Result<()> {
         self.begin_removal()?;
         if self.identity.is_some() {
             self.end_attachments()?;
             self.next_set().remove()?;
             self.set().remove()?;
-            // What is left of attachments is not a balancer's.
+            // What is left of attachments is not the tenant's.
             remove_directory(&self.attached)?;
             self.remove_requests()?;
             let path = self.path.join(IDENTITY);
@@ -95,10 +106,12 @@ impl Home {
         let mut entrances = self.set().entrances()?;
         entrances.extend(self.next_set().entrances()?);
         let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
+        let filters = self.programs(TC_PROGRAM)?;
+        let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();
         let attached = entries(&self.attached)?;
         for path in &attached {
-            if !end_kept(path, &sets)? {
-                log::warn!("{} is not a balancer's and stays", path.display());
+            if !end_kept(path, &sets, &filters)? {
+                log::warn!("{} is not ours and stays", path.display());
             }
         }
         if !attached.is_empty()
@@ -108,5 +121,12 @@ impl Home {
             log::warn!("cannot wait until no packet is in the program: {error}");
         }
         Ok(())
+    }
+
+    /// Ends what a pin keeps that nobody was told of, or that cannot be reached any more.
+    pub(crate) fn end_leftover(&self, path: &Path) -> Result<()> {
+        let filters = self.programs(TC_PROGRAM)?;
+        let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();
+        end_kept(path, &[], &filters).map(drop)
     }
 }

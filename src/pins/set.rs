@@ -1,8 +1,9 @@
-//! A whole set of pins: the programs and maps of a balancer, and its ledger.
+//! A whole set of pins: the programs and maps of a balancer, and its ledger; or those of another tenant.
 
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
@@ -17,7 +18,6 @@ use super::Objects;
 use super::PROBES;
 use super::SPECIAL;
 use super::contents::Contents;
-use super::contents::LAYOUT;
 use super::entries;
 use super::file_error;
 use super::file_name;
@@ -26,6 +26,7 @@ use super::ours::is_ours;
 use super::pin_error;
 use super::pin_objects;
 use super::remove_directory;
+use super::tenant::Tenant;
 use crate::attach::EntrySet;
 use crate::error::Error;
 use crate::error::Result;
@@ -38,7 +39,10 @@ const NEW_PROGRAMS: &str = "programs_new";
 const PARTS: [&str; 3] = [PROGRAMS, MAPS, PROBES];
 
 /// One set, by where it is.
-pub(crate) struct PinnedSet(PathBuf);
+pub(crate) struct PinnedSet {
+    path: PathBuf,
+    tenant: Tenant,
+}
 
 /// The programs of a balancer.
 pub(crate) struct PinnedPrograms {
@@ -66,25 +70,29 @@ impl Entrance {
 }
 
 impl PinnedSet {
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self(path)
+    pub(super) fn at(path: PathBuf, tenant: Tenant) -> Self {
+        Self { path, tenant }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Pins all that there is, but for the ledger.
     pub(super) fn fill(&self, content: &Content<'_>) -> Result<()> {
-        make_directory(&self.0)?;
-        let path = self.0.join(CONTENTS);
-        Contents::pin(&path).map_err(|error| pin_error(&path, error))?;
+        make_directory(&self.path)?;
+        let path = self.path.join(CONTENTS);
+        let layout = self.tenant.layout();
+        Contents::pin(&path, layout).map_err(|error| pin_error(&path, error))?;
         for (part, objects) in [
             (PROGRAMS, &content.programs),
             (MAPS, &content.maps),
             (PROBES, &content.probes),
         ] {
-            let directory = self.0.join(part);
+            if objects.is_empty() {
+                continue;
+            }
+            let directory = self.path.join(part);
             make_directory(&directory)?;
             pin_objects(&directory, objects)?;
         }
@@ -93,14 +101,14 @@ impl PinnedSet {
 
     /// What the set says of itself, if this version knows it; `None`: it says nothing.
     pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
-        let path = self.0.join(CONTENTS);
+        let path = self.path.join(CONTENTS);
         let contents = Contents::open(&path)
             .map_err(|error| kernel_error("open", &path.display().to_string(), error))?;
         match contents {
-            Some(other) if other.layout() != LAYOUT => Err(Error::Unsupported {
+            Some(other) if other.layout() != self.tenant.layout() => Err(Error::Unsupported {
                 what: format!(
                     "what is in {}, of layout {} (katran {})",
-                    self.0.display(),
+                    self.path.display(),
                     other.layout(),
                     other.version()
                 ),
@@ -120,6 +128,16 @@ impl PinnedSet {
             }
         }
         Err(self.missing(name))
+    }
+
+    /// A program, as it is called here; `None` if it is not pinned.
+    pub(crate) fn program(&self, name: &str) -> Result<Option<OwnedFd>> {
+        self.open_pin(PROGRAMS, name)
+    }
+
+    /// Pins a program beside those that are there.
+    pub(crate) fn pin_program(&self, name: &'static str, program: BorrowedFd<'_>) -> Result<()> {
+        pin_objects(&self.path.join(PROGRAMS), &vec![(name, program)])
     }
 
     /// A map of health checks.
@@ -149,7 +167,7 @@ impl PinnedSet {
 
     /// Whether there is a program that could be attached.
     pub(super) fn has_program(&self) -> bool {
-        self.0.join(PROGRAMS).join(MAIN).exists()
+        self.path.join(PROGRAMS).join(MAIN).exists()
     }
 
     /// All that may be attached, as far as it is pinned here: also of a reload that was cut off.
@@ -165,7 +183,7 @@ impl PinnedSet {
     }
 
     fn open_pin(&self, part: &str, name: &str) -> Result<Option<OwnedFd>> {
-        let path = self.0.join(part).join(name);
+        let path = self.path.join(part).join(name);
         match pin::open(&path) {
             Ok(object) => Ok(Some(object)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -177,17 +195,17 @@ impl PinnedSet {
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (somebody has removed it: the balancer forwards on, and nobody can go on with it; \
+                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; \
                  katran::remove takes the rest away, and then it can be loaded again)",
                 file_name(name),
-                self.0.display()
+                self.path.display()
             ),
         }
     }
 
     /// Pins the programs of a reload beside those that are there.
     pub(crate) fn stage_programs(&self, objects: &Objects<'_>) -> Result<()> {
-        let staged = self.0.join(NEW_PROGRAMS);
+        let staged = self.path.join(NEW_PROGRAMS);
         // Of one that failed, and that an interface has kept.
         self.unstage_programs()?;
         let pinned = make_directory(&staged).and_then(|()| pin_objects(&staged, objects));
@@ -201,7 +219,7 @@ impl PinnedSet {
 
     /// From now on those that were staged are the balancer's; the others can be unstaged.
     pub(crate) fn commit_programs(&self) -> Result<()> {
-        let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.0.join(part));
+        let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.path.join(part));
         pin::exchange(&present, &staged).map_err(|error| file_error("exchange", &staged, error))
     }
 
@@ -215,16 +233,16 @@ impl PinnedSet {
         for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
             self.remove_part(part)?;
         }
-        let failed = |error| file_error("remove what is in", &self.0, error);
+        let failed = |error| file_error("remove what is in", &self.path, error);
         self.remove_ledger().map_err(failed)?;
         // What it means goes last.
-        Contents::remove(&self.0.join(CONTENTS)).map_err(failed)?;
-        remove_directory(&self.0)
+        Contents::remove(&self.path.join(CONTENTS)).map_err(failed)?;
+        remove_directory(&self.path)
     }
 
     /// Removes one of the directories inside, with what is a balancer's in it.
     fn remove_part(&self, part: &str) -> Result<()> {
-        let directory = self.0.join(part);
+        let directory = self.path.join(part);
         if !fs::exists(&directory).unwrap_or(true) {
             return Ok(());
         }

@@ -59,6 +59,8 @@ impl Link {
 
 /// What the kernel tells of a link to an interface.
 pub(crate) struct LinkInfo {
+    /// The kernel's number of it: a later link has a higher one.
+    pub(crate) id: u32,
     /// The number of the program that it has.
     pub(crate) program: u32,
     /// The index of its interface; 0: there is none any more.
@@ -77,7 +79,22 @@ impl Link {
     }
 }
 
-/// A descriptor of a link of XDP or tcx by which to ask about it. It does not keep the link attached, which ends
+/// What the kernel tells of a link to a cgroup.
+pub(crate) struct CgroupLinkInfo {
+    /// The number of the program that it has.
+    pub(crate) program: u32,
+    /// The kernel's number of the cgroup; 0: there is none any more.
+    pub(crate) cgroup: u64,
+}
+
+impl Link {
+    /// Asks about a link to a cgroup.
+    pub(crate) fn cgroup_info(&self) -> io::Result<CgroupLinkInfo> {
+        cgroup_info_of(self.0.as_fd())
+    }
+}
+
+/// A descriptor of a link by which to ask about it. It does not keep the link attached, which ends
 /// when the [`Link`] is dropped.
 #[derive(Debug)]
 pub(crate) struct LinkWitness(OwnedFd);
@@ -86,16 +103,35 @@ impl LinkWitness {
     pub(crate) fn info(&self) -> io::Result<LinkInfo> {
         info_of(self.0.as_fd())
     }
+
+    pub(crate) fn cgroup_info(&self) -> io::Result<CgroupLinkInfo> {
+        cgroup_info_of(self.0.as_fd())
+    }
 }
 
-fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+fn ask(link: BorrowedFd<'_>) -> io::Result<libbpf_sys::bpf_link_info> {
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut length = size_of_val(&info) as u32;
     // SAFETY: `info` outlives the call, and is as long as `length` says.
     check(unsafe {
         libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length)
     })?;
+    Ok(info)
+}
+
+fn cgroup_info_of(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    let info = ask(link)?;
+    Ok(CgroupLinkInfo {
+        program: info.prog_id,
+        // SAFETY: any bits are a number; a link to a cgroup begins with that.
+        cgroup: unsafe { info.__bindgen_anon_1.cgroup.cgroup_id },
+    })
+}
+
+fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let info = ask(link)?;
     Ok(LinkInfo {
+        id: info.id,
         program: info.prog_id,
         // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
         index: unsafe { info.__bindgen_anon_1.xdp.ifindex },
@@ -103,11 +139,6 @@ fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 }
 
 impl Link {
-    /// Pins the attachment at a path: it stays when its descriptors are closed.
-    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
-        super::pin::pin(self.0.as_fd(), path)
-    }
-
     /// Pins the attachment at a path, in the place of what is pinned there, and keeps it: it outlives this link.
     pub(crate) fn keep_at(&mut self, path: PathBuf, meanwhile: &Path) -> io::Result<()> {
         super::pin::replace(self.0.as_fd(), &path, meanwhile)?;
@@ -117,9 +148,18 @@ impl Link {
 
     /// An attachment of XDP or tcx that a pin keeps, by that pin; `None` if there is another object.
     pub(crate) fn kept_at(path: &Path) -> io::Result<Option<Self>> {
+        Self::kept_of(&["xdp", "tcx"], path)
+    }
+
+    /// The same of an attachment to a cgroup.
+    pub(crate) fn kept_at_cgroup(path: &Path) -> io::Result<Option<Self>> {
+        Self::kept_of(&["cgroup"], path)
+    }
+
+    fn kept_of(kinds: &[&str], path: &Path) -> io::Result<Option<Self>> {
         let fd = super::pin::open(path)?;
-        let info = super::fdinfo::FdInfo::of(fd.as_fd())?;
-        let is_ours = matches!(info.text("link_type"), Some("xdp" | "tcx"));
+        let info = FdInfo::of(fd.as_fd())?;
+        let is_ours = info.text("link_type").is_some_and(|of| kinds.contains(&of));
         Ok(is_ours.then(|| Self(fd, Owner::new(), Some(path.to_owned()))))
     }
 
@@ -142,13 +182,6 @@ impl Link {
             }
             false => self.keep_no_more(),
         }
-    }
-
-    /// Closes the descriptor and leaves the attachment to those who hold another, or to its pin.
-    pub(crate) fn leave(self) {
-        let link = mem::ManuallyDrop::new(self);
-        // SAFETY: the descriptor is taken once, as the link is not dropped.
-        drop(unsafe { std::ptr::read(&link.0) });
     }
 }
 
@@ -176,8 +209,6 @@ pub(crate) struct PinnedXdp {
     fd: OwnedFd,
     /// The kernel's number of the program.
     pub(crate) program: u32,
-    /// Its interface is gone.
-    pub(crate) is_gone: bool,
 }
 
 impl PinnedXdp {
@@ -190,7 +221,6 @@ impl PinnedXdp {
         }
         Ok(Some(Self {
             program: info.number("prog_id")?,
-            is_gone: info.number::<u32>("ifindex")? == 0,
             fd,
         }))
     }

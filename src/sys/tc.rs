@@ -1,9 +1,11 @@
 //! Attaching tc programs: by tcx links, and as filters of a clsact queueing discipline.
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::str::FromStr;
 
 use super::check;
 use super::link;
@@ -16,6 +18,24 @@ pub(crate) enum Direction {
     Ingress,
     /// Those that go out.
     Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+impl FromStr for Direction {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let both = [Self::Ingress, Self::Egress];
+        both.into_iter().find(|of| of.to_string() == text).ok_or(())
+    }
 }
 
 /// Attaches a program by a tcx link, after those that are there. The kernel has it from Linux 6.6 on;

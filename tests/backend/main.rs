@@ -7,7 +7,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod decap;
+mod decap_pinned;
 mod decap_rules;
 mod health_late;
 mod health_wire;
 mod server_id_option;
+mod server_id_pinned;

@@ -32,7 +32,11 @@ fn exchange(host: &Host, listener: &TcpListener, client: &Cgroup, rounds: usize)
 }
 
 /// The client's end of a connection, and the server's.
-fn connect(host: &Host, listener: &TcpListener, client: &Cgroup) -> (TcpStream, TcpStream) {
+pub(super) fn connect(
+    host: &Host,
+    listener: &TcpListener,
+    client: &Cgroup,
+) -> (TcpStream, TcpStream) {
     let address = listener.local_addr().unwrap();
     let connect = || host.run(|| TcpStream::connect(address).unwrap());
     let out = client.run(connect);
@@ -40,7 +44,7 @@ fn connect(host: &Host, listener: &TcpListener, client: &Cgroup) -> (TcpStream, 
     (out, back)
 }
 
-fn rally(out: &mut TcpStream, back: &mut TcpStream, rounds: usize) {
+pub(super) fn rally(out: &mut TcpStream, back: &mut TcpStream, rounds: usize) {
     let mut bytes = [0; 10];
     for _ in 0..rounds {
         out.write_all(&bytes).unwrap();

@@ -1,12 +1,14 @@
 //! Objects that are pinned in a BPF file system, and whether the kernel still has a program.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 fn owned(fd: i32) -> io::Result<OwnedFd> {
@@ -68,4 +70,54 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> u32 {
 pub(crate) fn has_program(id: u32) -> bool {
     // SAFETY: takes a number.
     owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).is_ok()
+}
+
+/// The kernel's numbers of a link and of its program.
+pub(crate) fn link(link: BorrowedFd<'_>) -> (u32, u32) {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut length = size_of_val(&info) as u32;
+    // SAFETY: `info` is as long as `length` says, and both outlive the call.
+    let asked =
+        unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) };
+    assert_eq!(asked, 0);
+    (info.id, info.prog_id)
+}
+
+/// All that is in a directory, with the modes; what the file system itself puts there has dots.
+pub(crate) fn tree(directory: &Path) -> Vec<(String, u32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.contains('.') {
+            continue;
+        }
+        let metadata = entry.path().symlink_metadata().unwrap();
+        found.push((name.clone(), metadata.mode() & 0o7777));
+        if metadata.is_dir() {
+            let inside = tree(&entry.path()).into_iter();
+            found.extend(inside.map(|(of, mode)| (format!("{name}/{of}"), mode)));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// How many sockops programs are attached to the cgroup of a directory.
+pub(crate) fn programs_of_cgroup(directory: &Path) -> u32 {
+    let directory = fs::File::open(directory).unwrap();
+    let mut count = 0;
+    // SAFETY: takes a descriptor, numbers and a pointer to a number; no ids are asked for.
+    let asked = unsafe {
+        libbpf_sys::bpf_prog_query(
+            directory.as_raw_fd(),
+            libbpf_sys::BPF_CGROUP_SOCK_OPS,
+            0,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            &mut count,
+        )
+    };
+    assert_eq!(asked, 0);
+    count
 }

@@ -11,7 +11,6 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::parent_id;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
-use std::path::Path;
 use std::path::PathBuf;
 use std::process;
 
@@ -42,6 +41,7 @@ use crate::common::fixtures::flow_v4;
 use crate::common::frames::syn;
 use crate::common::load;
 use crate::common::pins;
+use crate::common::pins::tree;
 use crate::common::serve;
 
 /// The command of bpf(2) that pins, as in linux/bpf.h.
@@ -51,26 +51,6 @@ const OBJ_PIN: u32 = 6;
 fn file_system() -> PathBuf {
     require_root();
     private_bpf_fs().unwrap()
-}
-
-/// All that is in a directory, with the modes; what the file system itself puts there has dots.
-fn tree(directory: &Path) -> Vec<(String, u32)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if name.contains('.') {
-            continue;
-        }
-        let metadata = entry.path().symlink_metadata().unwrap();
-        found.push((name.clone(), metadata.mode() & 0o7777));
-        if metadata.is_dir() {
-            let inside = tree(&entry.path()).into_iter();
-            found.extend(inside.map(|(of, mode)| (format!("{name}/{of}"), mode)));
-        }
-    }
-    found.sort();
-    found
 }
 
 fn full() -> Builder {

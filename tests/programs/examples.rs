@@ -195,14 +195,15 @@ fn root_is_set_up_joined_and_removed() {
     let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     let host = &lab.balancers[0].host;
     let path = pins.join("example").display().to_string();
-    let root = |arguments: &[&str]| {
+    let root_at = |path: &str, arguments: &[&str]| {
         let mut command = example("root");
-        command.args(arguments).args(["--path", &path]);
+        command.args(arguments).args(["--path", path]);
         let output = host.output(command).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
         (output.status.success(), text + &errors)
     };
+    let root = |arguments: &[&str]| root_at(&path, arguments);
     let (worked, text) = root(&["attach", "--interface", "eth0"]);
     assert!(
         worked && text.contains("root of 3 entries on eth0 in native mode"),
@@ -226,8 +227,16 @@ fn root_is_set_up_joined_and_removed() {
     balancer.end(SIGTERM);
     balancer.says("left /sys/fs/bpf/example");
     // A second root has no place.
-    let (worked, text) = root(&["attach", "--interface", "eth0"]);
+    let (worked, text) = root_at(&format!("{path}_2"), &["attach", "--interface", "eth0"]);
     assert!(!worked && text.contains("katran_root"), "{text}");
+    // The same one is where it was, and also goes where it was not.
+    let (worked, text) = root(&["attach", "--interface", "eth0", "--interface", "lo"]);
+    assert!(
+        worked && text.contains("on eth0 in native mode") && text.contains("on lo in generic mode"),
+        "{text}"
+    );
+    let (worked, text) = root(&["attach", "--interface", "eth0", "--entries", "4"]);
+    assert!(!worked && text.contains("has 3 entries"), "{text}");
     assert!(has_xdp(host));
     assert!(root(&["remove"]).0);
     assert!(!has_xdp(host));

@@ -78,7 +78,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     let held = pins(&directory);
-    assert_eq!(held.len(), 3, "{held:?}");
+    assert_eq!(held.len(), 5, "{held:?}");
     killed.process.kill().unwrap();
     assert_eq!(pins(&directory), held);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
@@ -88,12 +88,17 @@ fn its_entry_works_on_until_it_is_taken_over() {
     // The next one takes the entry over, and what was pinned for it.
     let mut next = start(&path);
     let after = pins(&directory);
-    assert!(after.len() == 3 && after != held, "{held:?} {after:?}");
+    assert!(after.len() == 5 && after != held, "{held:?} {after:?}");
     for connection in [&mut connection, &mut another] {
         assert_eq!(connection.ask("who").unwrap(), "backend0");
     }
     next.end(SIGTERM);
-    assert_eq!(pins(&directory), ["shared", "shared_eth0"]);
+    let left = pins(&directory);
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert!(
+        left[3].starts_with("shared_xdp_") && left[3].ends_with("_eth0"),
+        "{left:?}"
+    );
     let mut killed = start(&path);
     killed.process.kill().unwrap();
     root(host, &["remove"], &path);

@@ -102,7 +102,8 @@ impl Place {
     fn is_clean(&self) -> bool {
         let pins = pins(self.directory.parent().unwrap());
         if self.shared.is_some() {
-            return pins == ["shared", "shared_eth0"];
+            // The array, the program, what it counts in and the attachment.
+            return pins.len() == 4 && pins[3].starts_with("shared_xdp_");
         }
         let has_xdp = self.host().ip("link show eth0").unwrap().contains("xdp");
         !has_xdp && pins.is_empty()

@@ -11,8 +11,12 @@ mod exporter_docs;
 mod exposition;
 mod healthcheck;
 mod killed;
+mod killed_backends;
 mod killed_pinned;
 mod monitor;
+#[allow(dead_code, reason = "these tests use a part")]
+#[path = "../common/pins.rs"]
+mod objects;
 mod operations;
 mod program;
 #[path = "../common/seed.rs"]

@@ -28,6 +28,7 @@ use crate::ledger::heap::Heap;
 use crate::mutate;
 use crate::mutate::one_of;
 use crate::pins::Home;
+use crate::pins::Tenant;
 use crate::types::Flow;
 use crate::types::FlowTracking;
 use crate::types::Protocol;
@@ -333,7 +334,7 @@ fn a_pinned_balancer_leaves_its_ledger() {
     }
     let (state, table) = (katran.state(), katran.table.unsettled());
     drop(katran);
-    let home = Home::open(&directory).unwrap();
+    let home = Home::open_or_ask(&directory, Tenant::Balancer, None).unwrap();
     let ground = home.set().ground().unwrap().unwrap();
     let (_, found) = Ledger::read(ground).unwrap();
     assert_eq!(found.under_way, None);

@@ -1,37 +1,43 @@
 //! The ends of TCP connections that are routed by server id: a sockops program that puts the id into
 //! an option of the packets, so that it needs no change of servers and clients.
 
+mod pinned;
+
 use std::fmt;
-use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use nix::libc;
+use libbpf_rs::skel::OpenSkel;
 
+use crate::attach::Attached;
+use crate::attach::Attachments;
+use crate::attach::CgroupAttachment;
+use crate::attach::CgroupLink;
+use crate::attach::put_back;
 use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel;
 use crate::kernel::kernel_error;
 use crate::kernel::load_error;
+use crate::pins::Home;
 use crate::skel::server_id::ServerIdSkelBuilder;
 use crate::skel::server_id::types::server_id_connection;
 use crate::skel::server_id::types::server_id_counters;
-use crate::sys::link;
-use crate::sys::link::Link;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
 use crate::sys::object;
+use crate::sys::object::numbered;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
-/// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it; connections go on
-/// without the option then.
+/// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it, unless it is
+/// [pinned](Self::pin); connections go on without the option then.
 ///
 /// A server's end writes its id into the packets of the connections that it accepts, from the SYN-ACK
 /// on (for sockets that listened before it was attached: from the next packet on), until the client
@@ -53,13 +59,17 @@ use crate::sys::object;
 /// server.attach("/sys/fs/cgroup/system.slice/nginx.service")?;
 /// # Ok::<(), katran::Error>(())
 /// ```
-#[must_use = "the program is gone when its handle is dropped"]
+#[must_use = "the program is gone when its handle is dropped, unless it is pinned"]
 pub struct ServerIdOption {
-    attached: Vec<(PathBuf, Link)>,
+    attachments: Attachments<CgroupLink>,
     counters: PerCpuArray<server_id_counters>,
     connections: Typed<u32, server_id_connection>,
+    own: OwnedFd,
+    /// The id in that map.
     own_id: Mapping,
     program: OwnedFd,
+    /// Where it is pinned; given up last.
+    home: Option<Home>,
 }
 
 /// What a [`ServerIdOption`] has done since it was loaded.
@@ -98,25 +108,40 @@ impl ServerIdOption {
     }
 
     fn load(own_id: u32) -> Result<Self> {
-        environment::check_kernel()?;
-        let mut storage = MaybeUninit::uninit();
-        let open = kernel::open(ServerIdSkelBuilder::default(), &mut storage)?;
-        let skel = object::load(open, &["server_id"])
-            .map_err(|refused| load_error("server_id", refused))?;
-        let take_over = || -> std::io::Result<_> {
-            let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;
-            let connections = skel.maps.connections.as_fd().try_clone_to_owned()?;
-            Ok(Self {
-                attached: Vec::new(),
-                counters: PerCpuArray::new(counters)?,
-                connections: Typed::new(connections)?,
-                own_id: Mapping::new(skel.maps.data_own.as_fd(), size_of::<u32>())?,
-                program: skel.progs.server_id.as_fd().try_clone_to_owned()?,
-            })
-        };
-        let option = take_over().map_err(|error| kernel_error("take over", "server_id", error))?;
+        let option = Self::load_over(|_| Ok(None))?;
         option.write_own_id(own_id);
         Ok(option)
+    }
+
+    /// Loads the program, with maps that there are already: a map's descriptor, by its name.
+    fn load_over(there: impl Fn(&str) -> Result<Option<OwnedFd>>) -> Result<Self> {
+        environment::check_kernel()?;
+        let mut storage = MaybeUninit::uninit();
+        let mut open = kernel::open(ServerIdSkelBuilder::default(), &mut storage)?;
+        for mut map in open.open_object_mut().maps_mut() {
+            let name = map.name().to_string_lossy().into_owned();
+            if let Some(fd) = there(&name)? {
+                numbered(|| map.reuse_fd(fd.as_fd()))
+                    .map_err(|error| kernel_error("take over the map", &name, error))?;
+            }
+        }
+        let skel = object::load(open, &["server_id"])
+            .map_err(|refused| load_error("server_id", refused))?;
+        let take_over = || -> io::Result<_> {
+            let counters = skel.maps.server_id_counters.as_fd().try_clone_to_owned()?;
+            let connections = skel.maps.connections.as_fd().try_clone_to_owned()?;
+            let own = skel.maps.data_own.as_fd().try_clone_to_owned()?;
+            Ok(Self {
+                attachments: Attachments::default(),
+                counters: PerCpuArray::new(counters)?,
+                connections: Typed::new(connections)?,
+                own_id: Mapping::new(own.as_fd(), size_of::<u32>())?,
+                own,
+                program: skel.progs.server_id.as_fd().try_clone_to_owned()?,
+                home: None,
+            })
+        };
+        take_over().map_err(|error| kernel_error("take over", "server_id", error))
     }
 
     /// Gives the server another id, 1 to 4,294,967,295: connections that it accepts from now on carry it.
@@ -163,47 +188,41 @@ impl ServerIdOption {
     }
 
     /// Attaches to a cgroup (version 2) by the path of its directory: for the sockets that its
-    /// processes, and those of the cgroups below it, make. Programs of others there stay.
+    /// processes, and those of the cgroups below it, make. Programs of others there stay. It takes the place of an
+    /// attachment to a former cgroup of that path that is gone.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] if it is attached there; [`Error::Unsupported`] if the path is no
     /// cgroup of version 2; [`Error::Privilege`]; [`Error::Kernel`], also if there is no such
     /// directory.
     pub fn attach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
-        let path = cgroup.as_ref();
-        let name = path.display().to_string();
-        if self.attached.iter().any(|(known, _)| known == path) {
-            return Err(Error::AlreadyExists {
-                what: format!("the attachment to {name}"),
-            });
-        }
-        let directory =
-            File::open(path).map_err(|error| kernel_error("open the cgroup", &name, error))?;
-        let link = link::attach_to_cgroup(self.program.as_fd(), directory.as_fd());
-        let link = link.map_err(|error| match error.raw_os_error() {
-            Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
-                what: format!("attaching to {name}"),
-                reason: "it is no directory of a cgroup of version 2: `mount -t cgroup2` says where \
-                         those are",
-            },
-            _ => kernel_error("attach to the cgroup", &name, error),
-        })?;
-        self.attached.push((path.to_owned(), link));
-        Ok(())
+        let keep_in = self.home.as_ref().map(Home::attached);
+        self.attachments
+            .attach(cgroup.as_ref(), self.program.as_fd(), keep_in)
     }
 
-    /// Detaches from one cgroup, by the path it was attached with.
+    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever there
+    /// is a cgroup of that path again: one that was removed takes its attachment with it, such as that of a service
+    /// which is started again.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not attached there.
+    /// As [`attach`](Self::attach): the first failure, after all have been tried.
+    pub fn reattach(&mut self) -> Result<()> {
+        let lost = self.attachments.lost().into_iter();
+        put_back(lost.map(|path| self.attach(path)))
+    }
+
+    /// Detaches from one cgroup, by the path of its directory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not attached there; [`Error::Kernel`] if its pin cannot be removed.
     pub fn detach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
-        let path = cgroup.as_ref();
-        let place = self.attached.iter().position(|(known, _)| known == path);
-        let place = place.ok_or_else(|| Error::NotFound {
-            what: format!("an attachment to {}", path.display()),
-        })?;
-        self.attached.remove(place);
-        Ok(())
+        self.attachments.detach(cgroup.as_ref())
+    }
+
+    /// Where it was attached, in the order of attaching, and what the kernel says of that now.
+    pub fn cgroups(&self) -> Vec<CgroupAttachment> {
+        self.attachments.list()
     }
 
     /// What it has done since it was loaded.
@@ -239,7 +258,7 @@ fn check_id(id: u32) -> Result<()> {
 
 impl fmt::Debug for ServerIdOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cgroups: Vec<_> = self.attached.iter().map(|(path, _)| path).collect();
+        let cgroups: Vec<_> = self.attachments.iter().map(Attached::asked).collect();
         f.debug_struct("ServerIdOption")
             .field("cgroups", &cgroups)
             .field("id", &self.id())

@@ -1,0 +1,213 @@
+//! A decapsulator that outlives its process, and other settings for one that works: either way programs take the place
+//! of those that are attached, between two packets.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::Decap;
+use super::builder::DecapBuilder;
+use super::parts::COUNTERS;
+use super::parts::DESTINATIONS;
+use super::parts::Parts;
+use super::parts::SOURCES;
+use super::record;
+use crate::attach::TcLink;
+use crate::attach::XdpLink;
+use crate::attach::made_for;
+use crate::environment;
+use crate::error::Result;
+use crate::katran::Start;
+use crate::kernel::kernel_error;
+use crate::maps::PrefixTrie;
+use crate::pins::Content;
+use crate::pins::Home;
+use crate::pins::MAIN;
+use crate::pins::TC_PROGRAM;
+use crate::pins::Tenant;
+use crate::skel::decap::types::decap_counters;
+use crate::sys::map::PerCpuArray;
+
+/// Goes on with what is pinned in a directory; `None`: there is no decapsulator that is whole.
+pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
+    environment::check_kernel()?;
+    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Decapsulator)? else {
+        return Ok(None);
+    };
+    let set = home.set();
+    let failed = |error| kernel_error("go on with", &directory.display().to_string(), error);
+    let counters: PerCpuArray<decap_counters> =
+        PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?;
+    let [sources, destinations] =
+        [SOURCES, DESTINATIONS].map(|name| PrefixTrie::new(set.map(name)?).map_err(failed));
+    let settings = record::read(set.map(record::NAME)?, &sources?, &destinations?);
+    let settings = settings.map_err(failed)?;
+    let needs_tc = set.program(TC_PROGRAM)?.is_some();
+    let parts = Parts::load(&settings, Some(counters.as_fd()), needs_tc)?;
+    let mut decap = Decap::new(settings.clone(), parts);
+    decap.resume_attachments(&home)?;
+    decap.home = Some(home);
+    decap.put_in_place(None)?;
+    Ok(Some((decap, Start::Adopted { age, by_version })))
+}
+
+impl Decap {
+    /// Gives it other settings, between two packets: exactly those of this builder, whose [`pin`](DecapBuilder::pin) says
+    /// nothing here. Attachments stay, and counters go on. It takes some milliseconds for the verifier, while the
+    /// former settings are in force; nothing is done if they are those that are in force.
+    ///
+    /// An embedder who has attached [`program_fd`](Self::program_fd) by means of its own puts the new one in its place.
+    ///
+    /// # Errors
+    /// As [`DecapBuilder::load`], and what an attachment says that refuses another program:
+    /// [`Error::ForeignProgram`](crate::Error::ForeignProgram) if somebody has put another one in the place of ours. The
+    /// former settings stay in force everywhere then. (Should the kernel refuse to put a program back, that is logged.)
+    pub fn reload(&mut self, settings: DecapBuilder) -> Result<()> {
+        let settings = DecapBuilder {
+            pin: None,
+            ..settings
+        };
+        settings.check()?;
+        if settings == self.settings {
+            return Ok(());
+        }
+        let needs_tc = self.parts.tc_program.is_some();
+        let next = Parts::load(&settings, Some(self.parts.counters.as_fd()), needs_tc)?;
+        self.put_in_place(Some((settings, next)))
+    }
+
+    /// Takes it away, pinned or not: from its interfaces, and all that is pinned of it. Without a handle
+    /// [`katran::remove`](crate::remove) does it. To drop the handle of one that is not pinned does the same.
+    ///
+    /// # Errors
+    /// As [`katran::remove`](crate::remove), which goes on where this has ended; [`Error::Busy`](crate::Error::Busy) in a
+    /// child made by fork(2).
+    pub fn remove(mut self) -> Result<()> {
+        let home = self.home.take();
+        if let Some(home) = &home {
+            home.begin_removal()?;
+            // What the handle reaches could not be found by all that is pinned.
+            self.attachments.clear();
+            self.tc_attachments.clear();
+        }
+        drop(self);
+        home.map_or(Ok(()), |mut home| home.remove())
+    }
+
+    /// Where it is pinned, if it is ([`DecapBuilder::pin`]).
+    pub fn pinned_in(&self) -> Option<&Path> {
+        self.home.as_ref().map(Home::path)
+    }
+
+    /// Pins all that there is in a directory, and has what is attached from now on kept there.
+    pub(super) fn settle_in(mut self, mut home: Home) -> Result<Self> {
+        let filled = with_content(&self.settings, &self.parts, |content| home.fill(content));
+        if let Err(error) = filled {
+            home.give_up();
+            return Err(error);
+        }
+        home.set_whole();
+        self.home = Some(home);
+        Ok(self)
+    }
+
+    /// What pins have kept attached.
+    fn resume_attachments(&mut self, home: &Home) -> Result<()> {
+        // Those of a reload that was cut off may be there as well.
+        let (mains, filters) = (home.programs(MAIN)?, home.programs(TC_PROGRAM)?);
+        let mains: Vec<_> = mains.iter().map(AsFd::as_fd).collect();
+        let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();
+        for path in home.attachments()? {
+            if made_for(&path).is_some() {
+                // Nobody was told of it.
+                home.end_leftover(&path)?;
+            } else if let Some(link) = XdpLink::kept_at(&path, &mains)? {
+                self.attachments.resume(link);
+            } else {
+                match TcLink::kept_at(&path, &filters) {
+                    Ok(Some(link)) => self.tc_attachments.resume(link),
+                    Ok(None) => {}
+                    // Its network namespace is gone.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        home.end_leftover(&path)?;
+                    }
+                    Err(error) => {
+                        let path = path.display().to_string();
+                        return Err(kernel_error("go on with", &path, error));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts programs in the place of those that are attached: others, with other settings, or those of this handle.
+    fn put_in_place(&mut self, other: Option<(DecapBuilder, Parts)>) -> Result<()> {
+        let (settings, next) = match &other {
+            Some((settings, next)) => (settings, next),
+            None => (&self.settings, &self.parts),
+        };
+        if let Some(home) = &self.home {
+            with_content(settings, next, |content| home.stage_next(content))?;
+        }
+        let switched = self.attachments.switch(next.program.as_fd());
+        let switched = switched.and_then(|by_xdp| {
+            let at_tc = next
+                .tc_program
+                .as_ref()
+                .map(|program| self.tc_attachments.switch(program.as_fd()));
+            let at_tc = match at_tc.transpose() {
+                Ok(at_tc) => at_tc,
+                Err((error, strays)) => {
+                    let more = self.attachments.switch_back(by_xdp);
+                    return Err((error, strays || more));
+                }
+            };
+            let committed = self.home.as_ref().map_or(Ok(()), Home::commit_next);
+            committed.map_err(|error| {
+                let more = at_tc.is_some_and(|at_tc| self.tc_attachments.switch_back(at_tc));
+                let strays = self.attachments.switch_back(by_xdp);
+                (error, strays || more)
+            })
+        });
+        let is_left = matches!(&switched, Err((_, true)));
+        if let Some(home) = &self.home
+            // What packets may still meet stays pinned, by which the next owner knows it.
+            && !is_left
+        {
+            home.unstage_next();
+        }
+        switched.map_err(|(error, _)| error)?;
+        if let Some((settings, next)) = other {
+            (self.settings, self.parts) = (settings, next);
+        }
+        Ok(())
+    }
+}
+
+/// Hands on all that is to be pinned.
+fn with_content<T>(
+    settings: &DecapBuilder,
+    parts: &Parts,
+    pin: impl FnOnce(&Content<'_>) -> Result<T>,
+) -> Result<T> {
+    let record = record::write(settings);
+    let record = record.map_err(|error| kernel_error("note", "the settings", error))?;
+    let mut programs = vec![(MAIN, parts.program.as_fd())];
+    programs.extend(
+        parts
+            .tc_program
+            .iter()
+            .map(|program| (TC_PROGRAM, program.as_fd())),
+    );
+    pin(&Content {
+        maps: vec![
+            (COUNTERS, parts.counters.as_fd()),
+            (SOURCES, parts.sources.as_fd()),
+            (DESTINATIONS, parts.destinations.as_fd()),
+            (record::NAME, record.as_fd()),
+        ],
+        programs,
+        probes: Vec::new(),
+    })
+}

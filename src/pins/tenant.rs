@@ -1,0 +1,66 @@
+//! Whose a pinned directory is: each kind of thing that outlives its process has one of its own.
+
+use std::path::Path;
+
+use super::contents;
+use crate::error::Error;
+
+/// What is pinned in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tenant {
+    Balancer,
+    Decapsulator,
+    ServerIdOption,
+}
+
+impl Tenant {
+    const ALL: [Self; 3] = [Self::Balancer, Self::Decapsulator, Self::ServerIdOption];
+
+    /// Its number in the identity of a directory, for good.
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Balancer => 0,
+            Self::Decapsulator => 1,
+            Self::ServerIdOption => 2,
+        }
+    }
+
+    /// That with a number; `None`: a later version has made it.
+    pub(super) fn of(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|of| of.number() == number)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Balancer => "balancer",
+            Self::Decapsulator => "decapsulator",
+            Self::ServerIdOption => "server id option",
+        }
+    }
+
+    /// What goes on with it.
+    pub(super) fn adopts(self) -> &'static str {
+        match self {
+            Self::Balancer => "Builder::adopt",
+            Self::Decapsulator => "DecapBuilder::adopt",
+            Self::ServerIdOption => "ServerIdOption::adopt",
+        }
+    }
+
+    /// What its programs and maps mean. Count it up whenever a program of another version of the crate could not go on
+    /// with what this one has pinned.
+    pub(super) fn layout(self) -> u64 {
+        match self {
+            Self::Balancer => contents::LAYOUT,
+            Self::Decapsulator => 1,
+            Self::ServerIdOption => 1,
+        }
+    }
+
+    /// The error for a directory that has none of them, or none that is whole.
+    pub(crate) fn missing(self, directory: &Path) -> Error {
+        Error::NotFound {
+            what: format!("a whole {} in {}", self.name(), directory.display()),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A root program that another process goes on with: what it has passed, where it is attached, and what has gone meanwhile.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use katran::Error;
+use katran::RootProgram;
+use katran::XdpMode;
+use katran::attachments::AttachmentState;
+use katran_lab::Host;
+
+use crate::faults;
+use crate::objects;
+use crate::shared::Pins;
+use crate::shared::ROOT;
+use crate::site;
+
+fn host() -> Host {
+    let host = Host::new("host").unwrap();
+    make(&host);
+    host
+}
+
+fn make(host: &Host) {
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    host.ip("link set eth0 up").unwrap();
+    host.ip("link set eth1 up").unwrap();
+}
+
+fn has_xdp(host: &Host) -> bool {
+    host.ip("link show dev eth0").unwrap().contains("xdp")
+}
+
+/// The kernel's numbers of the link and of its program.
+fn link(pins: &Pins) -> (u32, u32) {
+    let names = pins.list().into_iter();
+    let names: Vec<_> = names.filter(|name| name.contains("_xdp_")).collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    objects::link(objects::open(&pins.path().with_file_name(&names[0])).as_fd())
+}
+
+#[test]
+fn the_next_handle_goes_on_with_it() {
+    let pins = Pins::new();
+    let host = host();
+    let missing = RootProgram::adopt(pins.path()).unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    let mut root = RootProgram::builder().entries(5).load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
+    root.pin(pins.path()).unwrap();
+    assert_eq!(pins.brief(), ROOT);
+    // Interfaces that come up have something to say.
+    site::eventually("frames are passed", || root.passed().unwrap() > 0);
+    let counted = root.passed().unwrap();
+    let (attachments, before) = (root.interfaces(), link(&pins));
+    drop(root);
+    assert!(has_xdp(&host));
+    // Several may: none of them keeps anything that another one lacks.
+    let adopted = [(); 2].map(|()| RootProgram::adopt(pins.path()).unwrap());
+    for root in adopted {
+        assert_eq!(root.entries().count(), 5);
+        assert_eq!(host.run(|| root.interfaces()), attachments);
+        assert!(root.passed().unwrap() >= counted);
+    }
+    assert_eq!(
+        (link(&pins), pins.brief().as_slice()),
+        (before, &ROOT.map(str::to_owned)[..])
+    );
+
+    // An interface that has gone and come back, in the mode that was asked for.
+    host.ip("link del eth0").unwrap();
+    let mut root = RootProgram::adopt(pins.path()).unwrap();
+    assert_eq!(root.interfaces()[0].state, AttachmentState::Gone);
+    host.run(|| root.reattach().unwrap());
+    assert_eq!(root.interfaces()[0].state, AttachmentState::Gone);
+    make(&host);
+    host.run(|| root.reattach().unwrap());
+    let again = host.run(|| root.interfaces());
+    assert_eq!(again.len(), 1);
+    assert_eq!(
+        (again[0].state, again[0].mode),
+        (AttachmentState::Attached, XdpMode::Generic)
+    );
+    assert_eq!(link(&pins).1, before.1, "the program that was pinned");
+    drop(root);
+    assert!(has_xdp(&host));
+    RootProgram::remove(pins.path()).unwrap();
+    assert!(
+        !has_xdp(&host) && pins.list().is_empty(),
+        "{:?}",
+        pins.list()
+    );
+}
+
+#[test]
+fn what_is_half_pinned_is_said_and_removed() {
+    let pins = Pins::new();
+    let host = host();
+    let load = || {
+        let mut root = RootProgram::builder().load().unwrap();
+        host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
+        root
+    };
+    // A refusal leaves nothing pinned, and the root where it is.
+    let mut root = load();
+    let fails = || {
+        faults::without_commands(&[6], nix::errno::Errno::ENOSPC, || {
+            root.pin(pins.path()).unwrap_err()
+        })
+    };
+    let error = { fails }();
+    assert!(error.to_string().contains("pin"), "{error}");
+    assert!(pins.list().is_empty() && has_xdp(&host));
+    root.pin(pins.path()).unwrap();
+    drop(root);
+    // A process that was killed as it had pinned the array, or as it pinned the attachment.
+    let names = pins.list();
+    let attachment = pins.path().with_file_name(&names[3]);
+    let meanwhile = pins.path().with_file_name(format!("{}%new", names[3]));
+    fs::rename(&attachment, &meanwhile).unwrap();
+    let root = RootProgram::adopt(pins.path()).unwrap();
+    assert!(root.interfaces().is_empty() && !has_xdp(&host));
+    assert_eq!(pins.list().len(), 3);
+    drop(root);
+    fs::remove_file(pins.path().with_file_name("root_program")).unwrap();
+    let error = RootProgram::adopt(pins.path()).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains("RootProgram::remove"), "{error}");
+    RootProgram::remove(pins.path()).unwrap();
+    assert!(pins.list().is_empty(), "{:?}", pins.list());
+    // What others have pinned under such names stays.
+    let mut root = load();
+    root.pin(pins.path()).unwrap();
+    drop(root);
+    let map = objects::array();
+    for name in ["root_program", "root_passed"] {
+        let path = pins.path().with_file_name(name);
+        fs::remove_file(&path).unwrap();
+        objects::pin(map.as_fd(), &path);
+    }
+    RootProgram::remove(pins.path()).unwrap();
+    assert_eq!(pins.list(), ["root_passed", "root_program"]);
+    assert!(!has_xdp(&host));
+}
