@@ -125,17 +125,6 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// A setting that is fixed when the program is loaded differs from the one in force.
-    #[error("{setting} is {current} since load and cannot become {wanted}: load a new Katran")]
-    LoadTimeSetting {
-        /// The name of the setting.
-        setting: &'static str,
-        /// The value in force.
-        current: String,
-        /// The value asked for.
-        wanted: String,
-    },
-
     /// The process lacks a privilege.
     #[error(
         "{operation}: not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \

@@ -15,6 +15,9 @@ pub(crate) mod katran {
     pub(crate) const DIGEST: u64 = include!(concat!(env!("OUT_DIR"), "/katran.digest"));
 }
 
+/// An object of its own: a skeleton would take its maps by their names.
+pub(crate) const CARRY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carry.bpf.o"));
+
 pub(crate) mod decap {
     include!(concat!(env!("OUT_DIR"), "/decap.skel.rs"));
 }

@@ -112,9 +112,29 @@ impl Options {
         Ok(katran)
     }
 
+    /// The same with the VIPs of a state that follows from what a pinned balancer was left with.
+    pub(crate) fn start_by(
+        &self,
+        settings: &State,
+        state: impl FnOnce(&Katran) -> State,
+    ) -> Result<Katran> {
+        let mut katran = self.load_or_go_on(settings)?;
+        let state = state(&katran);
+        report(&katran.apply(&state)?);
+        self.attach(&mut katran)?;
+        Ok(katran)
+    }
+
     /// A balancer with the settings and VIPs of a state, attached to nothing.
     pub(crate) fn load(&self, state: &State) -> Result<Katran> {
-        let mut katran = match self.pin.directory() {
+        let mut katran = self.load_or_go_on(state)?;
+        report(&katran.apply(state)?);
+        Ok(katran)
+    }
+
+    /// A balancer with the settings of a state, or that which is pinned.
+    fn load_or_go_on(&self, state: &State) -> Result<Katran> {
+        Ok(match self.pin.directory() {
             None => state.builder()?.load()?,
             Some(directory) => {
                 let mut builder = state.builder()?.pin(directory);
@@ -125,9 +145,7 @@ impl Options {
                 self.pin.report("balancer", &start);
                 katran
             }
-        };
-        report(&katran.apply(state)?);
-        Ok(katran)
+        })
     }
 
     /// Attaches it to the interfaces, or puts it into its entry.

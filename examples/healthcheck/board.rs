@@ -36,7 +36,7 @@ struct Health {
 }
 
 impl Health {
-    /// Innocent until proven guilty: a restarted checker takes nobody out.
+    /// Innocent until proven guilty: a restarted checker takes nobody out but those that were ([`Board::go_on`]).
     fn new(weight: u32) -> Self {
         Self {
             weight,
@@ -110,7 +110,21 @@ impl Service {
             let health = known.unwrap_or(Health::new(weight));
             self.reals.insert(address, Health { weight, ..health });
         }
-        // The operator may have drained all but those that are out: they are what is left.
+        self.spare_what_is_left();
+    }
+
+    /// Those that are down already are out, until they answer.
+    fn go_on(&mut self, down: &[IpAddr]) {
+        for real in down {
+            if let Some(health) = self.reals.get_mut(real) {
+                (health.up, health.out) = (false, true);
+            }
+        }
+        self.spare_what_is_left();
+    }
+
+    /// The operator may have drained all but those that are out: they are what is left.
+    fn spare_what_is_left(&mut self) {
         if self.in_use().all(|health| health.out) {
             for health in self.reals.values_mut() {
                 health.out = false;
@@ -233,6 +247,23 @@ impl Board {
         self.probed = probed;
         self.wanted = wanted;
         self.share_out_marks();
+        notices
+    }
+
+    /// Goes on with what the process before has found, by the state of a balancer that it has left: who starts again finds
+    /// no time in which dead reals get flows.
+    pub(crate) fn go_on(&mut self, found: &State) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for of_vip in &found.vips {
+            let vip = of_vip.vip;
+            let Some(service) = self.services.get_mut(&vip) else {
+                continue;
+            };
+            service.go_on(&of_vip.down);
+            let out = service.reals.iter().filter(|(_, health)| health.out);
+            notices.extend(out.map(|(real, _)| Notice::Out { vip, real: *real }));
+            notices.extend(service.settle(vip));
+        }
         notices
     }
 

@@ -15,7 +15,8 @@
 //! flows, and those that it has leave it with their next packets. It is up again when it answers.
 //! Weights are the file's all the time, so one that the file drains stays drained. If none answers,
 //! those in use stay so: then it is more likely the checker that is cut off. A probe that does not go
-//! through the tunnel counts for nothing. SIGHUP reads the file again, SIGUSR1 prints a diagnosis.
+//! through the tunnel counts for nothing. With `--pin` reals that are down stay so when the program is started again, until
+//! they answer. SIGHUP reads the file again, SIGUSR1 prints a diagnosis.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -149,8 +150,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut board = Board::new(thresholds, arguments.first_mark);
     let destinations = checks.destinations(&wanted);
-    let notices = board.set_wanted(wanted, destinations);
-    let katran = arguments.options.start_from(&board.state())?;
+    let mut notices = board.set_wanted(wanted, destinations);
+    let settings = board.state();
+    let katran = arguments.options.start_by(&settings, |katran| {
+        notices.extend(board.go_on(&katran.state()));
+        board.state()
+    })?;
     notices.iter().for_each(|notice| show(notice, None));
     let mut checker = Checker {
         arguments,

@@ -28,6 +28,7 @@ pub(crate) use kept::made_for;
 pub(crate) use list::Attached;
 pub(crate) use list::Attachments;
 pub(crate) use list::OnInterface;
+pub(crate) use list::Switched;
 pub(crate) use list::Witness;
 pub(crate) use list::put_back;
 pub use place::AttachmentState;

@@ -200,6 +200,15 @@ impl TcLink {
         }))
     }
 
+    /// Whether it was asked for like this.
+    pub(crate) fn is_as(&self, hook: TcHook, priority: u16) -> bool {
+        self.asked == hook
+            && match &self.held {
+                Held::Link(_) => true,
+                Held::Filter(filter) => filter.place.priority == priority,
+            }
+    }
+
     fn describe(&self) -> TcAttachment {
         // First, for it looks at the name.
         let state = self.state();

@@ -56,7 +56,6 @@ use super::ranges::within;
 #[cfg(test)]
 use super::table::Row;
 use super::table::settings;
-use crate::error::Error;
 use crate::error::Result;
 use crate::maps::max_server_id_chunks;
 use crate::skel::katran::types;
@@ -76,8 +75,8 @@ use crate::types::TcHook;
 /// The settings a balancer is loaded with.
 ///
 /// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`]
-/// or, for an address, [`Error::InvalidAddress`]; nothing has been
+/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
+/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
 /// loaded then.
 ///
 /// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
@@ -193,7 +192,7 @@ settings! {
     /// unwrapped**: see [`Features::STRICT_DESTINATION`].
     ///
     /// Those that say "Not in this version" are refused with
-    /// [`Error::Unsupported`]. [`Katran::reload`](crate::Katran::reload)
+    /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
     /// changes them later.
     features: Features {
         set: features(features: Features) = features,
@@ -695,6 +694,23 @@ impl BalancerState {
         }
     }
 
+    /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
+    /// after load stays as it is, but that features which are wanted are there.
+    pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
+        let changes = self.load_changes(wanted);
+        if changes.is_empty() {
+            return None;
+        }
+        let mut merged = self.with_loaded(wanted);
+        if changes.contains(&"forwarding_cpus") && wanted.numa_nodes.is_none() {
+            merged.numa_nodes = None;
+        }
+        if let (Some(present), Some(wanted)) = (self.features, wanted.features) {
+            merged.features = Some(present | wanted);
+        }
+        Some(merged)
+    }
+
     /// These settings, ready to be loaded; the rest keeps its default.
     pub(crate) fn builder(&self) -> Builder {
         Builder {
@@ -702,22 +718,6 @@ impl BalancerState {
             pin: None,
             take_over: None,
         }
-    }
-}
-
-pub(super) fn same<T: PartialEq + Debug>(
-    setting: &'static str,
-    current: &Option<T>,
-    wanted: &Option<T>,
-    text: impl Fn(&T) -> String,
-) -> Result<()> {
-    match (current, wanted) {
-        (Some(current), Some(wanted)) if current != wanted => Err(Error::LoadTimeSetting {
-            setting,
-            current: text(current),
-            wanted: text(wanted),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Makes of the rows of `settings.rs` all that a setting is: the field of [`BalancerState`], the
 //! setter of [`Builder`] and its documentation, the range check, the key of the document, the field of
-//! `Config`, the comparison with what is fixed at load, the change of what is not (a [`LiveSetting`]), its
+//! `Config`, the comparison of what is fixed at load, the change of what is not (a [`LiveSetting`]), its
 //! constants in the program, and its row in `docs/configuration.md`.
 //!
 //! [`BalancerState`]: super::BalancerState
@@ -35,7 +35,7 @@ macro_rules! settings {
         /// The settings of a balancer; what is `None` keeps its default at load and its value after.
         ///
         /// Units and ranges are those of [`Builder`], which also tells what changes after load; any other
-        /// difference is [`Error::LoadTimeSetting`](crate::Error::LoadTimeSetting).
+        /// difference takes a replacement ([`Katran::apply`](crate::Katran::apply)).
         #[derive(Clone, Debug, Default, PartialEq)]
         #[non_exhaustive]
         pub struct BalancerState {$(
@@ -101,13 +101,19 @@ macro_rules! settings {
                 }
             }
 
-            /// Refuses settings that only a new load could bring about. What either side does not say
-            /// is not compared.
-            pub(crate) fn check_load_time(&self, wanted: &Self) -> Result<()> {
-                // CPUs and nodes are compared in the order in which they are kept.
+            /// The keys of what `wanted` says otherwise and only another load brings about.
+            pub(crate) fn load_changes(&self, wanted: &Self) -> Vec<&'static str> {
                 let (current, wanted) = (&self.in_order(), &wanted.in_order());
-                $(settings!(@compare $changes, $form, stringify!($key), current.$key, wanted.$key);)+
-                Ok(())
+                let mut changes = Vec::new();
+                $(settings!(@load_change $changes, $key, current, wanted, changes);)+
+                changes
+            }
+
+            /// These settings, with those of `wanted` that only a load brings about.
+            fn with_loaded(&self, wanted: &Self) -> Self {
+                let mut merged = self.clone();
+                $(settings!(@merge $changes, $key, merged, wanted);)+
+                merged
             }
 
             /// What is to be changed after load to come to `wanted`. What `wanted` does not say stays.
@@ -223,12 +229,20 @@ macro_rules! settings {
     };
 
     // changes: `never`; `live`; or `(live through between)`.
-    (@changes_text never) => { "no" };
+    (@changes_text never) => { "by replacement" };
     (@changes_text $live:tt) => { "yes" };
-    (@compare never, $form:tt, $key:expr, $current:expr, $wanted:expr) => {
-        same($key, &$current, &$wanted, settings!(@shown $form))?
+    (@load_change never, $key:ident, $current:ident, $wanted:ident, $changes:ident) => {
+        if $wanted.$key.is_some() && $wanted.$key != $current.$key {
+            $changes.push(stringify!($key));
+        }
     };
-    (@compare $live:tt, $form:tt, $key:expr, $current:expr, $wanted:expr) => {};
+    (@load_change $live:tt, $($rest:tt)*) => {};
+    (@merge never, $key:ident, $merged:ident, $wanted:ident) => {
+        if $wanted.$key.is_some() {
+            $merged.$key = $wanted.$key.clone();
+        }
+    };
+    (@merge $live:tt, $key:ident, $merged:ident, $wanted:ident) => {};
     (@live_type never $default:tt $given:ty) => { Infallible };
     (@live_type $live:tt none $given:ty) => { Option<$given> };
     (@live_type $live:tt $default:tt $given:ty) => { $given };
@@ -264,11 +278,6 @@ macro_rules! settings {
     (@live_check $live:tt, $default:tt, $range:tt, $key:expr, $value:ident) => {
         settings!(@check $range, $key, $value);
     };
-    (@shown texts) => { |value| value.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") };
-    (@shown list) => { |value| format!("{value:?}") };
-    (@shown seconds) => { |value| format!("{value:?}") };
-    (@shown $form:tt) => { |value| value.to_string() };
-
     // constants: those of the program, with how a value is written into each that it is not itself.
     (@write ($($constant:ident $(= $word:expr)?),+ $(,)?), $value:expr, $constants:ident, $tick:ident) => {
         $($constants.$constant = settings!(@word $value, $tick $(, $word)?);)+

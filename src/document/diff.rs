@@ -70,8 +70,8 @@ pub struct Changes {
     pub probes_registered: Vec<Vip>,
     /// What they are counted for no more.
     pub probes_unregistered: Vec<Vip>,
-    /// The keys of balancer settings with another value, such as `gateway_mac` or `features`: those that
-    /// `docs/configuration.md` says of that they change after load.
+    /// The keys of balancer settings with another value, such as `max_vips` or `gateway_mac`; first those that
+    /// `docs/configuration.md` says of that they change by replacement.
     pub settings_changed: Vec<&'static str>,
 }
 
@@ -193,8 +193,7 @@ impl Changes {
             .filter(|(address, new)| old_flags.get(address).is_some_and(|old| old != new))
             .map(|(address, _)| address)
             .collect();
-        let settings = live_changes(current, wanted);
-        changes.settings_changed = settings.iter().map(|change| change.setting).collect();
+        changes.settings_changed = settings_changed(current, wanted);
         changes
     }
 }
@@ -234,6 +233,15 @@ impl Changes {
             })
             .collect()
     }
+}
+
+/// The keys of settings with another value: those that take another load, and then those that change after it.
+pub(crate) fn settings_changed(current: &State, wanted: &State) -> Vec<&'static str> {
+    let settings = |state: &State| state.balancer.clone().unwrap_or_default();
+    let mut changed = settings(current).load_changes(&settings(wanted));
+    let live = live_changes(current, wanted);
+    changed.extend(live.iter().map(|change| change.setting));
+    changed
 }
 
 /// What changes in the settings of the balancer; those of a state that says nothing of them stay.
@@ -408,20 +416,15 @@ mod tests {
             ring_size: Some(13),
             ..BalancerState::default()
         };
-        assert!(current.check_load_time(&wanted).is_ok());
+        assert_eq!(current.load_changes(&wanted), ["ring_size"]);
         let swapped = BalancerState {
             numa_nodes: Some(vec![0, 1]),
+            ring_size: None,
+            gateway_mac: Some("0a:00:00:00:00:fe".parse().unwrap()),
             ..wanted
         };
-        assert!(current.check_load_time(&swapped).is_err());
-        let error = current
-            .check_load_time(&BalancerState {
-                max_vips: Some(1024),
-                ..BalancerState::default()
-            })
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("max_vips is 512 since load and cannot become 1024"));
+        assert_eq!(current.load_changes(&swapped), ["numa_nodes"]);
+        assert!(current.load_changes(&BalancerState::default()).is_empty());
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod toml_write;
 
 pub use diff::Changes;
 pub(crate) use diff::live_changes;
+pub(crate) use diff::settings_changed;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;

@@ -5,6 +5,7 @@
 //! the tables by which it knows them, whose handles are the rows of `handles.rs`.
 
 mod handles;
+mod successor;
 mod tables;
 
 use std::collections::BTreeMap;

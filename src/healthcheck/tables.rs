@@ -87,7 +87,12 @@ impl HealthChecks {
     }
 
     /// A mark or a match is about to lead to `real`.
-    fn use_way(&mut self, kernel: &KernelCalls, hops: &Hops<'_>, real: IpAddr) -> Result<()> {
+    pub(super) fn use_way(
+        &mut self,
+        kernel: &KernelCalls,
+        hops: &Hops<'_>,
+        real: IpAddr,
+    ) -> Result<()> {
         let find = || {
             if let Some(follower) = hops.follower {
                 follower.find_way(real);
@@ -252,7 +257,7 @@ impl HealthChecks {
         self.keys.contains_key(vip)
     }
 
-    fn count_matches(&self) {
+    pub(super) fn count_matches(&self) {
         let counts = [&self.matches[0], &self.matches[1]].map(BTreeMap::len);
         self.maps.cells.set_matches(counts);
     }
@@ -313,21 +318,21 @@ fn place_of(by: &ProbeMatch) -> (MatchBy, SocketAddr) {
     }
 }
 
-fn map_name(by: MatchBy) -> &'static str {
+pub(super) fn map_name(by: MatchBy) -> &'static str {
     match by {
         MatchBy::Destination => "destinations",
         MatchBy::Source => "sources",
     }
 }
 
-fn probe_real(address: IpAddr) -> types::probe_real {
+pub(super) fn probe_real(address: IpAddr) -> types::probe_real {
     types::probe_real {
         address: address_bytes(address),
         v6: address.is_ipv6().into(),
     }
 }
 
-fn vip_key(vip: &Vip) -> types::vip_key {
+pub(super) fn vip_key(vip: &Vip) -> types::vip_key {
     types::vip_key {
         address: address_bytes(vip.address()),
         port: vip.port().to_be(),

@@ -1,7 +1,6 @@
 //! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
 //! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
 
-use std::io;
 use std::mem;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -9,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
@@ -28,12 +28,7 @@ use super::object::open_object;
 use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
-use crate::attach::AttachmentState;
-use crate::attach::Entry;
-use crate::attach::TcLink;
-use crate::attach::XdpLink;
-use crate::attach::end_kept;
-use crate::attach::made_for;
+use super::still_attached::LostEntry;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Features;
@@ -50,7 +45,6 @@ use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
 use crate::pins::CONTENTS;
-use crate::pins::Entrance;
 use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
@@ -62,18 +56,10 @@ use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
-use crate::sys::pin;
 use crate::types::NextHops;
 
 /// Maps that are made, and that nobody has, where reals have no next hops of their own.
 const HOPS: [&str; 3] = [".data.hops", ".data.ports", "devices"];
-
-/// An entry of an array that is not where it was.
-struct LostEntry {
-    record: PathBuf,
-    path: PathBuf,
-    position: u32,
-}
 
 /// How a pinned balancer has come to a handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,6 +191,7 @@ fn adopt(home: Home) -> Result<Katran> {
         Some(programs) => katran.put_new_in_place(programs)?,
         None => katran.put_back_in_place()?,
     }
+    katran.end_replacement()?;
     katran.note_attached();
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
@@ -261,12 +248,16 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
-    let healthchecks = match config.healthcheck_interface {
-        Some(_) => Some(HealthChecks::resume(&machine, set.probe()?, |name| {
-            set.probe_map(name)
-        })?),
-        None => None,
-    };
+    // Without an interface of their own they are there if they have been needed.
+    let healthchecks = set
+        .probe()?
+        .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
+    let healthchecks = healthchecks.transpose()?;
+    if healthchecks.is_none() && config.healthcheck_interface.is_some() {
+        return Err(Error::NotFound {
+            what: format!("the pin of healthcheck in {}", home.path().display()),
+        });
+    }
     let ring_size = RingSize::try_from(config.ring_size)?;
     // A new balancer begins with that of no interface.
     let longest = maps.live.max_frame();
@@ -276,7 +267,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
 }
 
 /// The tables that are inside others.
-fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
+pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
         let outer = MapArray::new(set.map(name)?);
         let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
@@ -306,6 +297,7 @@ fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
         first_chunk: None,
         flows: flows.collect::<Result<_>>()?,
         global: global.collect::<Result<_>>()?,
+        tenure: Arc::default(),
     })
 }
 
@@ -392,6 +384,11 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
+        self.void_again(&found)
+    }
+
+    /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.
+    pub(super) fn void_again(&mut self, found: &[(u16, u32, VoidReason)]) -> Result<()> {
         let vips: Vec<_> = self
             .table
             .vips()
@@ -413,125 +410,13 @@ impl Katran {
             self.maps.voids.switch(number, cell, Some(prepared));
         }
         // Of VIPs that are gone.
-        for (number, _, _) in found {
+        for (number, _, _) in found.iter().copied() {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
             }
         }
         Ok(())
-    }
-
-    /// What pins have kept attached.
-    fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
-        let mut lost = Vec::new();
-        // Those of a reload that was cut off, or of a replacement, may be there as well.
-        let mut entrances = home.set().entrances()?;
-        entrances.extend(home.next_set().entrances()?);
-        let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
-        let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
-        let (mut links, mut paths) = (Vec::new(), Vec::new());
-        for record in home.attachments()? {
-            if made_for(&record).is_some() {
-                // Nobody was told of it.
-                end_kept(&record, &sets, &[])?;
-                continue;
-            }
-            if let Some(link) = XdpLink::kept_at(&record, &mains)? {
-                links.push(link);
-            } else if let Some(entry) = Entry::kept_at(&record, &sets)? {
-                self.shared.resume(entry);
-            } else if let Some((path, position)) = Entry::recorded_at(&record) {
-                lost.push(LostEntry {
-                    record,
-                    path,
-                    position,
-                });
-            } else if let Some(checks) = &mut self.healthchecks {
-                let program = checks.program().try_clone_to_owned();
-                let failed =
-                    |error| kernel_error("go on with", &record.display().to_string(), error);
-                let program = program.map_err(failed)?;
-                match TcLink::kept_at(&record, &[program.as_fd()]) {
-                    Ok(Some(link)) => paths.push(link),
-                    Ok(None) => {}
-                    // Its network namespace is gone.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&record, &sets, &[])?;
-                    }
-                    Err(error) => return Err(failed(error)),
-                }
-            }
-        }
-        // The first one says where next hops are looked for, and by which probes leave.
-        links.sort_by_key(XdpLink::order);
-        for link in links {
-            self.attachments.resume(link);
-        }
-        let mains = self.attachments.places();
-        if let Some(checks) = &mut self.healthchecks {
-            for path in paths {
-                checks.resume_link(path, &mains);
-            }
-        }
-        Ok(lost)
-    }
-
-    /// What went while nobody owned the balancer is attached again, where that is possible by now. That something is
-    /// missing is no reason to give up the rest.
-    fn put_back_what_is_gone(&mut self, lost: Vec<LostEntry>) {
-        for entry in lost {
-            self.put_back_entry(&entry);
-        }
-        let gone = |katran: &Self| {
-            let interfaces = katran.interfaces().into_iter();
-            let mut gone: Vec<_> = interfaces.map(|of| (of.interface, of.state)).collect();
-            let probes = katran.probes().attachment();
-            gone.extend(probes.map(|of| (format!("{} (probes)", of.interface), of.state)));
-            gone.retain(|(_, state)| *state == AttachmentState::Gone);
-            gone
-        };
-        let before = gone(self);
-        if before.is_empty() {
-            return;
-        }
-        if let Err(error) = self.reattach() {
-            log::error!(
-                "what was removed while nobody owned the balancer is not put back: {error}"
-            );
-        }
-        let after = gone(self);
-        for of in before {
-            match after.contains(&of) {
-                false => log::warn!("{} was removed, and is there again: attached to it", of.0),
-                true => log::error!(
-                    "{} was removed: `Katran::reattach` attaches to it when it is there again",
-                    of.0
-                ),
-            }
-        }
-    }
-
-    fn put_back_entry(&mut self, lost: &LostEntry) {
-        let LostEntry {
-            record,
-            path,
-            position,
-        } = lost;
-        let place = path.display();
-        match self.attach_shared(path, *position) {
-            // There may be another record of it.
-            Ok(()) | Err(Error::AlreadyExists { .. }) => {
-                log::warn!("{place} is another array by now: entry {position} of that is set");
-                if let Err(error) = pin::remove(record) {
-                    log::warn!("{} stays: {error}", record.display());
-                }
-            }
-            Err(Error::NotFound { .. }) => log::error!(
-                "{place}, where entry {position} was set, is not pinned any more: `Katran::attach_shared` sets it when it is"
-            ),
-            Err(error) => log::error!("entry {position} of {place} is not set again: {error}"),
-        }
     }
 
     /// The programs stay, also where a reload that was cut off has put its own.

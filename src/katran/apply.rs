@@ -32,23 +32,53 @@ impl Katran {
     /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.
     ///
     /// What `wanted` does not change is not touched: its flows, counters and ring stay. Applying
-    /// the same state again changes nothing. Other features are a [`reload`](Self::reload). Settings that
-    /// are fixed at load must be those in force; a state without balancer settings leaves them alone.
+    /// the same state again changes nothing. Other features are a [`reload`](Self::reload). A state without balancer
+    /// settings leaves them alone.
+    ///
+    /// Other settings that are fixed at load (sizes, tables, encapsulation) are a **replacement**: a second set of programs and maps
+    /// is loaded and comes to know all that this one knows, under the same numbers, and all else that `wanted` says. Then each
+    /// attachment goes to the new program between two packets (a link is updated, never detached), and the old set goes. Counters
+    /// go on, and so do callbacks, monitors and watches. Maps that packets alone write (flow tables, counters, global
+    /// flows, events) are those of both sets where they have the same size; entries of a flow table of another size or other
+    /// CPUs are entered into the new one, as far as there is room. So connections stay, but where the setting itself says where
+    /// flows are: with another `ring_size` or `hash_seed` those move that no flow table knows, as most with
+    /// [`FlowTracking::Changed`](crate::FlowTracking), and with another kind of flow table, or tracking, those that are not where their
+    /// ring leads. With another `max_vips` flows are hashed as before, which a balancer that is loaded anew with it does not: where
+    /// hosts of a fleet have to agree, give all of them a `hash_seed` first. It takes a second or two,
+    /// most of it for the verifier, and memory for what cannot be of both. Memory, pins or a kernel that refuses leave all as it was. Who
+    /// has attached [`program_fd`](Self::program_fd) puts the new one in its place, as after a reload.
+    ///
+    /// A [pinned](crate::Builder::pin) balancer has its new set pinned beside the old one, and one rename makes it the one that
+    /// counts: if the process ends meanwhile, [`adopt`](crate::Builder::adopt) finds the state before or that after, and what was counted on
+    /// either side.
     ///
     /// A VIP gets all its new reals in one change, so a new one has settled slots only. If you apply states in which a new
     /// VIP's reals come one by one, its slots have a history as after one [`add_real`](Self::add_real) after the other,
     /// which says what that means.
     ///
     /// # Errors
-    /// [`Error::LoadTimeSetting`] for a setting that only a new
-    /// `Katran` can have; and what the calls for VIPs, reals, server ids, source routes and decap
+    /// What the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is
     /// checked, and room made for all rings, before the first change. If the kernel then refuses
     /// one, or a [pinned](crate::Builder::pin) balancer has no memory to write one down, those made are undone, as far
     /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
     /// zero).
+    ///
+    /// For a replacement also what [`Builder::load`](crate::Builder::load) and [`reload`](Self::reload) return;
+    /// [`Error::InUse`] if there are more VIPs or reals than the settings have room for, or one whose number lies beyond, or a monitor
+    /// listens whose buffer is to be another one; [`Error::Exhausted`] if there are more server ids, routes, marks or decap addresses;
+    /// [`Error::InsufficientMemory`] if there is none for both sets. What is to go has to go before, in a call of its
+    /// own.
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let _call = self.call()?;
+        match self.replacement(wanted)? {
+            Some(config) => self.replace(&config, wanted),
+            None => self.apply_in_place(wanted),
+        }
+    }
+
+    /// The same with the programs and maps that there are.
+    pub(super) fn apply_in_place(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
         self.note(self.rehearse_names(wanted, &planned.steps))?;

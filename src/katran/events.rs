@@ -105,7 +105,7 @@ impl Events<'_> {
         })?;
         Ok(Start {
             options,
-            live: &self.katran.maps.live,
+            switch: &self.katran.events_switch,
             events,
             turn,
         })

@@ -103,6 +103,12 @@ impl Following {
         }
     }
 
+    /// Packets read other memory from now on: what is found out next is written there.
+    pub(super) fn start_again(&mut self) {
+        self.stop();
+        self.looked = None;
+    }
+
     /// Nothing has to be found out: nothing is held of any namespace.
     fn let_go(&mut self) {
         self.stop();
@@ -209,6 +215,13 @@ impl Katran {
         });
         self.links.set(&places.collect::<Vec<_>>());
         self.following.lay(reasons);
+    }
+
+    /// Follows next hops for these reasons, which are another balancer's until now, and waits until the gateway is known.
+    pub(super) fn follow_for_all(&mut self, reasons: &[Held]) -> Result<()> {
+        let ground = self.following.take();
+        reasons.iter().for_each(|held| ground.add(held.namespace));
+        self.follow_for(reasons, Until::Known)
     }
 
     /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on

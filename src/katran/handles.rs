@@ -40,7 +40,6 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::sys::nested::MapArray;
 use crate::sys::object::numbered;
-use crate::sys::tenure::Tenure;
 use crate::types::NextHops;
 
 /// The flow tables that the host application fills.
@@ -126,7 +125,7 @@ macro_rules! handles {
                     outer: MapArray::new(own(&$from.flow_tables)?)?,
                 });
                 let $cpus = Arc::new(PerCpuArray::new(own(&$from.cpus)?)?);
-                let $tenure = Arc::<Tenure>::default();
+                let $tenure = Arc::clone(&$inner.tenure);
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config, &$grace)?,

@@ -375,7 +375,11 @@ impl Katran {
     /// The path of health checks; it is loaded when it is first needed.
     fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
         if self.healthchecks.is_none() {
-            let checks = HealthChecks::load(&self.machine())?;
+            let mut checks = HealthChecks::load(&self.machine())?;
+            if let Some(home) = &self.home {
+                home.set().pin_probes(&checks.objects())?;
+                checks.keep_in(home.attached());
+            }
             if let Some(watcher) = &self.following.watcher {
                 watcher.set_probes(Arc::clone(checks.cells()));
             }

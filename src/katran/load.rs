@@ -2,8 +2,11 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use libbpf_rs::skel::OpenSkel;
 use nix::time::ClockId;
 
 use super::Katran;
@@ -11,6 +14,7 @@ use super::handles::Maps;
 use super::object::Fixed;
 use super::object::InnerTables;
 use super::object::flow_sets;
+use super::object::hasher;
 use super::object::load_object;
 use super::object::open_object;
 use super::object::size_maps;
@@ -37,12 +41,12 @@ use crate::maps::fill_outer;
 use crate::maps::mask;
 use crate::pins::Home;
 use crate::pins::Tenant;
-use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::skel::katran::types;
 use crate::sys::map;
 use crate::sys::map::Typed;
 use crate::sys::object::into_io;
+use crate::sys::object::numbered;
 
 impl Builder {
     /// Checks the configuration, then loads: the kernel's verifier runs here.
@@ -86,12 +90,8 @@ impl Builder {
 /// Loads it, with nothing pinned.
 fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     let ring_size = RingSize::try_from(config.ring_size)?;
-    let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
     let fixed = Fixed {
-        hasher: match config.hash_seed {
-            None => hasher,
-            Some(seed) => hasher.seeded(seed),
-        },
+        hasher: hasher(&config, ring_size),
         flow_keys: FlowHashKeys::draw()
             .map_err(|error| kernel_error("draw random keys for", "flow_tables", error))?,
         vip_hash: VipHash::draw(config.max_vips.into())
@@ -107,7 +107,38 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
             .map_err(|error| map_error("ring_chunk", needed, error))?,
         flows: flow_tables(&config)?,
         global: global_tables(&config)?,
+        tenure: Arc::default(),
     };
+    let healthchecks = match config.healthcheck_interface {
+        Some(_) => Some(HealthChecks::load(&Machine {
+            config: &config,
+            cpus: fixed.possible_cpus,
+        })?),
+        None => None,
+    };
+    let mut katran = assemble(config, fixed, inner, needed, &Taken::default())?;
+    katran.put_healthchecks(healthchecks);
+    Ok(katran)
+}
+
+/// What a balancer has of one that is there: it is to take its place.
+#[derive(Default)]
+pub(super) struct Taken<'a> {
+    /// Maps that both have.
+    pub(super) maps: Vec<(&'static str, BorrowedFd<'a>)>,
+    /// Sets of each flow table that are in use at the beginning; `None`: the first ones.
+    pub(super) sets: Option<u32>,
+}
+
+/// Loads programs and makes maps, of which some may be taken over; with no path for health checks.
+pub(super) fn assemble(
+    config: Config,
+    fixed: Fixed,
+    inner: InnerTables,
+    needed: u64,
+    taken: &Taken<'_>,
+) -> Result<Katran> {
+    let ring_size = RingSize::try_from(config.ring_size)?;
     let mut storage = MaybeUninit::uninit();
     let mut open = open_object(&mut storage)?;
     let machine = Machine {
@@ -116,36 +147,41 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     };
     size_maps(&mut open, &machine, &inner.first())
         .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
+    for mut map in open.open_object_mut().maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        let mut maps = taken.maps.iter();
+        if let Some((_, fd)) = maps.find(|(of, _)| *of == name)
+            && map.autocreate()
+        {
+            numbered(|| map.reuse_fd(*fd))
+                .map_err(|error| kernel_error("take over the map", &name, error))?;
+        }
+    }
     let (programs, skel) = load_object(open, &config, &fixed, needed)?;
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
-    fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
+    let is_new = |name: &str| taken.maps.iter().all(|(of, _)| *of != name);
+    if is_new("flow_tables") {
+        fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
+    }
     maps.features.fill(&config)?;
-    let first_sets = flow_sets(&config).min(types::flow_table_constant::FIRST_SETS.0);
-    let record = types::cpu {
-        sets: types::active_sets {
-            count: first_sets,
-            mask: mask(first_sets),
-        },
-        ..Default::default()
-    };
-    maps.cpus
-        .fill(0, record)
-        .map_err(|error| kernel_error("write the first", "cpus", error))?;
+    if is_new("cpus") {
+        let first = types::flow_table_constant::FIRST_SETS.0;
+        let sets = flow_sets(&config).min(taken.sets.unwrap_or(first));
+        let record = types::cpu {
+            sets: types::active_sets {
+                count: sets,
+                mask: mask(sets),
+            },
+            ..Default::default()
+        };
+        maps.cpus
+            .fill(0, record)
+            .map_err(|error| kernel_error("write the first", "cpus", error))?;
+    }
     maps.live
         .set_own_addresses(config.source_v4, config.source_v6);
-    let healthchecks = match config.healthcheck_interface {
-        Some(_) => Some(HealthChecks::load(&machine)?),
-        None => None,
-    };
-    Ok(Katran::new(
-        config,
-        fixed,
-        ring_size,
-        programs,
-        maps,
-        healthchecks,
-    ))
+    Ok(Katran::new(config, fixed, ring_size, programs, maps, None))
 }
 
 /// The same for what a balancer that is loaded as `before` needs more.
@@ -160,7 +196,7 @@ fn check_memory(config: &Config, cpus: u64) -> Result<u64> {
     available_or(estimate(config, cpus).at_load())
 }
 
-fn available_or(needed: u64) -> Result<u64> {
+pub(super) fn available_or(needed: u64) -> Result<u64> {
     match environment::available_memory() {
         Some(available) if needed > available.bytes => Err(out_of_memory(
             "the maps together".to_owned(),
@@ -186,13 +222,15 @@ pub(super) fn tick() -> Result<Duration> {
 
 /// One table per forwarding CPU, on that CPU's node.
 fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
+    let placement = config.placement.iter();
+    placement.map(|place| flow_table(config, place)).collect()
+}
+
+pub(super) fn flow_table(config: &Config, place: &ForwardingCpu) -> Result<(u32, FlowTable)> {
     let (kind, flows) = (config.flow_table, config.flows_per_cpu);
-    let table = |place: &ForwardingCpu| {
-        let table = FlowTable::create(kind, flows, place.numa_node)
-            .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
-        Ok((place.cpu, table))
-    };
-    config.placement.iter().map(table).collect()
+    let table = FlowTable::create(kind, flows, place.numa_node)
+        .map_err(|error| map_error("flows", flow_table_bytes(kind, flows), error))?;
+    Ok((place.cpu, table))
 }
 
 /// One table per forwarding CPU for the host application to fill, if it is to have any.
@@ -200,21 +238,26 @@ pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::fl
     if !config.features.contains(Features::GLOBAL_FLOW_TABLE) {
         return Ok(Vec::new());
     }
+    let placement = config.placement.iter();
+    placement.map(|place| global_table(config, place)).collect()
+}
+
+pub(super) fn global_table(
+    config: &Config,
+    place: &ForwardingCpu,
+) -> Result<(u32, Typed<types::flow_key, u32>)> {
     let flows = config.global_flow_table_size;
-    let table = |place: &ForwardingCpu| {
-        let map = map::create(&map::Spec {
-            kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
-            name: "global_flows",
-            key_size: size_of::<types::flow_key>() as u32,
-            value_size: size_of::<u32>() as u32,
-            max_entries: flows,
-            flags: 0,
-            numa_node: place.numa_node,
-        });
-        let table = map
-            .and_then(Typed::new)
-            .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
-        Ok((place.cpu, table))
-    };
-    config.placement.iter().map(table).collect()
+    let map = map::create(&map::Spec {
+        kind: libbpf_sys::BPF_MAP_TYPE_LRU_HASH,
+        name: "global_flows",
+        key_size: size_of::<types::flow_key>() as u32,
+        value_size: size_of::<u32>() as u32,
+        max_entries: flows,
+        flags: 0,
+        numa_node: place.numa_node,
+    });
+    let table = map
+        .and_then(Typed::new)
+        .map_err(|error| map_error("global_flows", global_table_bytes(flows), error))?;
+    Ok((place.cpu, table))
 }

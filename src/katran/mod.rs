@@ -30,9 +30,11 @@ mod reals;
 mod reload;
 mod remember;
 mod repair;
+mod replace;
 mod server_ids;
 mod slots;
 mod source_routes;
+mod still_attached;
 mod vips;
 mod watch;
 
@@ -89,11 +91,13 @@ use crate::healthcheck::HealthChecks;
 use crate::kernel::KernelCalls;
 use crate::ledger::Ledger;
 use crate::links::Links;
+use crate::maps::Carrier;
 use crate::maps::MappedChunk;
 use crate::maps::Moment;
 use crate::maps::RingSlot;
 use crate::maps::Settler;
 use crate::maps::VipKinds;
+use crate::monitor::Switch;
 use crate::pins::Home;
 use crate::ring::RingSize;
 use crate::table::GivenBack;
@@ -179,6 +183,8 @@ pub struct Katran {
     replaced: Option<object::Programs>,
     /// Programs of reloads that have failed, which an interface has kept.
     stranded: Vec<object::Programs>,
+    /// What carries the counters of programs before to those that there are.
+    carriers: Vec<Carrier>,
     /// One frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
@@ -186,6 +192,7 @@ pub struct Katran {
     watch: Option<watch::Watch>,
     /// A monitor listens.
     monitored: Arc<AtomicBool>,
+    events_switch: Arc<Switch>,
     callbacks: watch::Callbacks,
     /// Where changes are written down, if the balancer is to outlive the process.
     ledger: Option<Ledger>,
@@ -207,6 +214,7 @@ impl Katran {
         let tenure = maps.live.tenure();
         let settler = Settler::new(fixed.tick, Arc::clone(tenure));
         let kernel = KernelCalls::new(Arc::clone(tenure));
+        let events_switch = Arc::new(Switch::new(&maps.live));
         let katran = Self {
             table: Table::new(config.max_vips, config.max_reals),
             server_ids: Names::new(config.max_server_ids),
@@ -238,11 +246,13 @@ impl Katran {
             handed_out: AtomicBool::new(false),
             replaced: None,
             stranded: Vec::new(),
+            carriers: Vec::new(),
             explaining: Mutex::new(()),
             kernel,
             rejected_addresses: AtomicU64::new(0),
             watch: None,
             monitored: Arc::default(),
+            events_switch,
             callbacks: watch::Callbacks::default(),
             ledger: None,
             keeper: None,
@@ -251,6 +261,12 @@ impl Katran {
         };
         katran.write_gateways(katran.wanted());
         katran
+    }
+
+    /// Gives it a path for health checks that is loaded.
+    fn put_healthchecks(&mut self, checks: Option<HealthChecks>) {
+        self.healthchecks = checks;
+        self.write_gateways(self.wanted());
     }
 
     /// Settings to load a balancer with, all at their defaults.

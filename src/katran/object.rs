@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::MapType;
@@ -31,6 +32,7 @@ use crate::maps::ServerIdKeys;
 use crate::maps::VipHash;
 use crate::maps::planes_at;
 use crate::ring::FlowHasher;
+use crate::ring::RingSize;
 use crate::skel::katran::DIGEST;
 use crate::skel::katran::KatranSkel;
 use crate::skel::katran::KatranSkelBuilder;
@@ -41,6 +43,7 @@ use crate::sys::map::Typed;
 use crate::sys::object;
 use crate::sys::object::Refused;
 use crate::sys::object::into_io;
+use crate::sys::tenure::Tenure;
 use crate::types::Encapsulation;
 use crate::types::NextHops;
 use crate::types::OuterDontFragment;
@@ -58,6 +61,39 @@ pub(super) struct Fixed {
     /// The kernel's tick, in which flows are stamped.
     pub(super) tick: Duration,
     pub(super) possible_cpus: u32,
+}
+
+impl Fixed {
+    /// The same for other settings: what flows are told by stays, as far as it can.
+    pub(super) fn for_settings(&self, before: &Config, config: &Config) -> Result<Self> {
+        let ring_size = RingSize::try_from(config.ring_size)?;
+        let mut hasher = hasher(config, ring_size);
+        if (before.hash_seed, before.ring_size) == (config.hash_seed, config.ring_size) {
+            // Also with another `max_vips`, or no flow would be where it was.
+            hasher = hasher.with_seeds(self.hasher.seeds());
+        }
+        let max_vips = config.max_vips.into();
+        let keys = self.vip_hash.keys();
+        let vip_hash = VipHash::of(&keys, max_vips).map_or_else(|| VipHash::draw(max_vips), Ok);
+        Ok(Self {
+            hasher,
+            flow_keys: self.flow_keys.clone(),
+            vip_hash: vip_hash
+                .map_err(|error| kernel_error("draw random keys for", "the VIP table", error))?,
+            server_id_keys: self.server_id_keys,
+            tick: self.tick,
+            possible_cpus: self.possible_cpus,
+        })
+    }
+}
+
+/// By what flows are hashed with these settings.
+pub(super) fn hasher(config: &Config, ring_size: RingSize) -> FlowHasher {
+    let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
+    match config.hash_seed {
+        None => hasher,
+        Some(seed) => hasher.seeded(seed),
+    }
 }
 
 /// The programs that a balancer runs; a reload replaces them all at once.
@@ -91,6 +127,8 @@ pub(super) struct InnerTables {
     pub(super) first_chunk: Option<OwnedFd>,
     pub(super) flows: Vec<(u32, FlowTable)>,
     pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
+    /// The time that this process has the balancer: of one that takes the place of another, that of both.
+    pub(super) tenure: Arc<Tenure>,
 }
 
 impl InnerTables {

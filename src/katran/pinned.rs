@@ -113,7 +113,7 @@ impl Katran {
 }
 
 /// What is pinned of programs.
-fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
+pub(super) fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
     let mut objects = vec![
         (MAIN, programs.main.as_fd()),
         (EXPLAINER, programs.explainer.as_fd()),

@@ -330,7 +330,7 @@ impl Katran {
 
     /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
     /// is sent to any more.
-    fn switch(
+    pub(super) fn switch(
         &mut self,
         place: usize,
         cell: VipCell,

@@ -228,7 +228,10 @@ impl Katran {
                 "the old programs stay, as it cannot be told when they have ended: {error}"
             );
             mem::forget(old);
+            return;
         }
+        drop(old);
+        self.carry_counters();
     }
 
     /// What is configured now that needs features.

@@ -212,6 +212,7 @@ impl Fixed {
             flow_keys: self.flow_keys.keys().to_vec(),
             vip_keys: self.vip_hash.keys().to_vec(),
             server_id_keys: [self.server_id_keys.key, self.server_id_keys.start],
+            hash_seeds: self.hasher.seeds(),
             // A tick is milliseconds.
             tick: self.tick.as_nanos() as u64,
             possible_cpus: self.possible_cpus,
@@ -235,10 +236,7 @@ impl Fixed {
         let keys = "keys of hashes are of another number";
         let [key, start] = drawn.server_id_keys;
         Ok(Self {
-            hasher: match config.hash_seed {
-                None => hasher,
-                Some(seed) => hasher.seeded(seed),
-            },
+            hasher: hasher.with_seeds(drawn.hash_seeds),
             flow_keys: FlowHashKeys::of(&drawn.flow_keys).ok_or(keys)?,
             vip_hash: VipHash::of(&drawn.vip_keys, config.max_vips.into()).ok_or(keys)?,
             server_id_keys: ServerIdKeys { key, start },

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Katran;
@@ -237,6 +238,34 @@ impl Katran {
             },
         };
         self.settler.watch(place as u16, watched, ticks);
+    }
+
+    /// Takes over the ring and the history that the VIP has in another balancer, whose slots are the same.
+    pub(super) fn copy_ring(&mut self, before: &Katran, vip: &Vip, place: usize) -> Result<()> {
+        let Some(ring) = before.rings[place] else {
+            return Ok(());
+        };
+        self.maps.rings.reserve(&self.kernel, 1)?;
+        let mut planes = None;
+        if before.histories[place].is_some() {
+            planes = Some(self.maps.rings.take_planes(&self.kernel)?);
+        }
+        let words = before.maps.rings.words(ring).iter();
+        let slots: Vec<u16> = words.map(|word| word.load(Ordering::Relaxed)).collect();
+        let own = self.maps.rings.write(&self.kernel, &slots, planes)?;
+        self.rings[place] = Some(own);
+        if let (Some(history), Some(planes)) = (before.histories[place], planes) {
+            let ticks = self.ticks_now()?;
+            let rings = &self.maps.rings;
+            let copied = rings.planes(planes);
+            copied.take_over(before.maps.rings.planes(history.planes));
+            let shift = self.moment_shift(vip.protocol());
+            if shift != before.moment_shift(vip.protocol()) {
+                history::begin_again(rings.words(own), copied, At::of_ticks(ticks, shift));
+            }
+            self.watch(vip, place, NewHistory { planes, ticks });
+        }
+        Ok(())
     }
 
     /// The VIP with this number has the history that its ring says, if it has one: what a ring says all of whose slots

@@ -264,7 +264,7 @@ impl Katran {
         self.insert(vip, number)
     }
 
-    fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
+    pub(super) fn insert(&self, vip: &Vip, number: VipNumber) -> Result<()> {
         if vip.is_prefix() {
             let number = u32::from(number.0);
             let added = self.maps.prefix_vips.update(&prefix_key(vip), &number);

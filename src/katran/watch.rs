@@ -85,7 +85,7 @@ impl fmt::Debug for Callbacks {
 }
 
 /// The watched VIP, and each real's misses when the watch began, by the real's number.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Watch {
     pub(super) vip: Vip,
     before: BTreeMap<u32, u64>,

@@ -217,9 +217,9 @@ impl Kept {
     /// The settings, if they can be reached without another load.
     fn same_load(&self, config: Config) -> Result<Config, String> {
         let [before, after] = [&self.config, &config].map(BalancerState::of);
-        match before.check_load_time(&after) {
-            Ok(()) => Ok(config),
-            Err(error) => Err(error.to_string()),
+        match before.load_changes(&after)[..] {
+            [] => Ok(config),
+            [setting, ..] => Err(format!("{setting} changes, which takes another load")),
         }
     }
 

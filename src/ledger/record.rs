@@ -54,6 +54,8 @@ pub(crate) struct Drawn {
     pub(crate) flow_keys: Vec<u64>,
     pub(crate) vip_keys: Vec<u64>,
     pub(crate) server_id_keys: [u64; 2],
+    /// Of the hash of flows: those of the settings that the balancer was loaded with first.
+    pub(crate) hash_seeds: (u32, u32),
     /// The kernel's tick, in nanoseconds, and how many CPUs there can be.
     pub(crate) tick: u64,
     pub(crate) possible_cpus: u32,

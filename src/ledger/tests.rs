@@ -44,6 +44,7 @@ fn loaded(builder: Builder) -> Kept {
         flow_keys: vec![1, u64::MAX, 3],
         vip_keys: vec![5],
         server_id_keys: [7, 8],
+        hash_seeds: (7, 8),
         tick: 4_000_000,
         possible_cpus: 2,
     };

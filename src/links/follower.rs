@@ -156,7 +156,7 @@ impl Follower {
             Ok::<_, io::Error>((Requests::new()?, notices))
         })??;
         let shared = Arc::new(Shared {
-            tenure: Arc::clone(told.tenure()),
+            tenure: told.tenure(),
             known: Mutex::new(Known {
                 requests,
                 watched: Vec::new(),

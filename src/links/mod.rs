@@ -17,6 +17,7 @@ use self::follower::Follower;
 use self::link::Found;
 use self::link::ask_once;
 use crate::maps::Live;
+use crate::maps::LivePointer;
 use crate::sys::tenure::Tenure;
 use crate::types::Encapsulation;
 use crate::types::Family;
@@ -41,7 +42,7 @@ pub(crate) type Place = (u64, u32);
 /// Sees to it that packets know what the links are like.
 pub(crate) struct Links {
     encapsulation: Encapsulation,
-    live: Arc<Live>,
+    live: LivePointer,
     /// If the longest frame is to be found out.
     auto: bool,
     /// How many reals have addresses of IPv6.
@@ -59,7 +60,7 @@ impl Links {
         live.set_max_frame(longest);
         Self {
             encapsulation,
-            live,
+            live: LivePointer::new(live),
             auto: wanted == MaxFrame::Auto,
             reals_v6: 0,
             follower: None,
@@ -68,7 +69,12 @@ impl Links {
 
     /// The longest frame, as packets go by it now.
     pub(crate) fn longest(&self) -> u32 {
-        self.live.max_frame()
+        self.live.lock().max_frame()
+    }
+
+    /// From now on packets read other memory, which comes to say what this has said until now.
+    pub(crate) fn move_to(&self, live: &Arc<Live>) {
+        self.live.move_to(live);
     }
 
     /// So many reals of IPv6 have come, or gone. Headers around packets to them are the longer ones; which
@@ -129,7 +135,7 @@ impl Links {
 
 /// What packets were told last.
 struct Told {
-    live: Arc<Live>,
+    live: LivePointer,
     auto: bool,
     stations: BTreeMap<u32, link::Stations>,
 }
@@ -137,16 +143,16 @@ struct Told {
 impl Told {
     fn new(links: &Links) -> Self {
         let stations = BTreeMap::new();
-        links.live.set_stations(&stations);
+        links.live.lock().set_stations(&stations);
         Self {
-            live: Arc::clone(&links.live),
+            live: links.live.clone(),
             auto: links.auto,
             stations,
         }
     }
 
-    fn tenure(&self) -> &Arc<Tenure> {
-        self.live.tenure()
+    fn tenure(&self) -> Arc<Tenure> {
+        Arc::clone(self.live.lock().tenure())
     }
 
     /// Tells packets what was found by interface, if that is something else than before.
@@ -158,15 +164,16 @@ impl Told {
                 .or_default()
                 .extend(&found.stations);
         }
+        let live = self.live.lock();
         if stations != self.stations {
-            self.live.set_stations(&stations);
+            live.set_stations(&stations);
             self.stations = stations;
         }
         let smallest = found.map(|(_, found)| found.mtu).min();
         let longest = smallest.map_or(UNATTACHED, |mtu| longest_frame(mtu, overhead));
-        if self.auto && longest != self.live.max_frame() {
+        if self.auto && longest != live.max_frame() {
             log::info!("frames of up to {longest} bytes are forwarded");
-            self.live.set_max_frame(longest);
+            live.set_max_frame(longest);
         }
     }
 }

@@ -10,6 +10,9 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
@@ -97,6 +100,7 @@ const SERVER_IDS: usize = 22;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// `live`: what changes while packets flow.
+#[derive(Debug)]
 pub(crate) struct Live {
     map: OwnedFd,
     pub(super) memory: Mapping,
@@ -142,6 +146,42 @@ impl Live {
             words[EVENT_LIMIT].store(limit, Ordering::Relaxed);
         }
         words[EVENTS].store(kinds, Ordering::Release);
+    }
+
+    /// Where packets for reals of a family go; `None`: that is not known.
+    pub(crate) fn gateway_mac(&self, family: Family) -> Option<MacAddr> {
+        let word = self.memory.u64s()[GATEWAY_MACS[family]].load(Ordering::Acquire);
+        let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
+        (word != 0).then(|| MacAddr::new([a, b, c, d, e, f]))
+    }
+
+    /// What [`set_events`](Self::set_events) has set.
+    pub(crate) fn events(&self) -> (u32, u32) {
+        let words = self.memory.u32s();
+        let kinds = words[EVENTS].load(Ordering::Acquire);
+        (kinds, words[EVENT_LIMIT].load(Ordering::Relaxed))
+    }
+
+    /// What has been found out of links and gateways, until it is found out again.
+    pub(crate) fn take_over(&self, before: &Self) {
+        let (own, its) = (self.memory.u64s(), before.memory.u64s());
+        for family in Family::ALL {
+            let at = GATEWAY_MACS[family];
+            if own[at].load(Ordering::Relaxed) == 0 {
+                own[at].store(its[at].load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        self.copy_stations(before);
+    }
+
+    fn copy_stations(&self, before: &Self) {
+        let (own, its) = (self.memory.u32s(), before.memory.u32s());
+        let first = std::mem::offset_of!(types::live, station_shift) / size_of::<u32>();
+        let stations = size_of::<types::station>() * types::station_constant::STATIONS.0 as usize;
+        let end = (std::mem::offset_of!(types::live, stations) + stations) / size_of::<u32>();
+        for (own, its) in own[first..end].iter().zip(&its[first..end]) {
+            own.store(its.load(Ordering::Relaxed), Ordering::Release);
+        }
     }
 
     /// The part and the lines of the table that packets look for server ids in.
@@ -193,6 +233,29 @@ impl Live {
 impl AsFd for Live {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
+    }
+}
+
+/// The memory that packets read by now, for threads that write to it.
+#[derive(Clone, Debug)]
+pub(crate) struct LivePointer(Arc<Mutex<Arc<Live>>>);
+
+impl LivePointer {
+    pub(crate) fn new(live: Arc<Live>) -> Self {
+        Self(Arc::new(Mutex::new(live)))
+    }
+
+    /// Until this is dropped it stays the same.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Arc<Live>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Packets read other memory from now on: of links it says what this has said.
+    pub(crate) fn move_to(&self, live: &Arc<Live>) {
+        let mut present = self.lock();
+        live.set_max_frame(present.max_frame());
+        live.copy_stations(&present);
+        *present = Arc::clone(live);
     }
 }
 

@@ -24,10 +24,10 @@ const WAYS: u32 = types::flow_table_constant::FLOW_WAYS.0;
 /// more flows than entries long before the table is full.
 const ENTRIES_PER_FLOW: u32 = 2;
 /// Words of an entry, and which of them holds the real's id in its low half.
-const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
-const ENTRY_TAG: usize = 0;
-const ENTRY_VALUE: usize = 1;
-const SET_WORDS: usize = size_of::<types::flow_set>() / 8;
+pub(super) const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
+pub(super) const ENTRY_TAG: usize = 0;
+pub(super) const ENTRY_VALUE: usize = 1;
+pub(super) const SET_WORDS: usize = size_of::<types::flow_set>() / 8;
 
 const _: () = assert!(size_of::<types::flow_set>() == 128);
 const _: () = assert!(
@@ -44,7 +44,7 @@ pub(crate) struct SeenFlow {
     pub(crate) key: Option<types::flow_key>,
 }
 
-fn set_bytes(sets: u32) -> usize {
+pub(super) fn set_bytes(sets: u32) -> usize {
     sets as usize * size_of::<types::flow_set>()
 }
 

@@ -68,6 +68,27 @@ impl HopCells {
         self.of_reals.u64s()[usize::from(real)].store(0, Ordering::Release);
     }
 
+    /// What is known of these reals, and of the interfaces that they are behind, until it is found out again.
+    pub(crate) fn take_over(
+        &self,
+        before: &Self,
+        reals: impl Iterator<Item = u16>,
+    ) -> io::Result<()> {
+        let its = before.numbers();
+        let mut own = self.numbers();
+        for (index, port) in its.list() {
+            let words = &before.of_ports.u64s()[usize::from(port) * PORT_WORDS..];
+            let [a, b, c, d, e, f, ..] = words[0].load(Ordering::Relaxed).to_ne_bytes();
+            self.set_port(port, index, MacAddr::new([a, b, c, d, e, f]))?;
+            own.take(index, port);
+        }
+        for real in reals.map(usize::from) {
+            let hop = before.of_reals.u64s()[real].load(Ordering::Acquire);
+            self.of_reals.u64s()[real].store(hop, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// The ports' numbers.
     pub(crate) fn numbers(&self) -> MutexGuard<'_, Ports> {
         // Each change of them is whole.

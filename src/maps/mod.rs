@@ -2,8 +2,10 @@
 //! error, and with shared memory where a store has to be seen at once.
 
 mod addresses;
+mod carry;
 mod cells;
 mod chunks;
+mod flow_copy;
 mod flow_hash;
 mod flows;
 mod grace;
@@ -25,7 +27,10 @@ mod vips;
 mod voids;
 
 pub(crate) use addresses::VipAddresses;
+pub(crate) use carry::Carrier;
+pub(crate) use carry::Counted;
 pub(crate) use cells::Live;
+pub(crate) use cells::LivePointer;
 pub(crate) use cells::RealCells;
 pub(crate) use cells::VipKinds;
 pub(crate) use cells::real_id;
@@ -34,6 +39,7 @@ pub(crate) use chunks::RINGS_PER_CHUNK;
 pub(crate) use chunks::create_chunk;
 pub(crate) use chunks::planes_at;
 pub(crate) use chunks::ring_bytes;
+pub(crate) use flow_copy::Reader;
 pub(crate) use flow_hash::FlowHashKeys;
 pub(crate) use flow_hash::mask;
 pub(crate) use flows::FALLBACK_FLOWS;

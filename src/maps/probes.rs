@@ -269,6 +269,19 @@ impl ProbeCells {
         self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
     }
 
+    /// What has been found out of gateways, until it is found out again, and whether there ever was a mark.
+    pub(crate) fn take_over(&self, before: &Self) {
+        for family in Family::ALL {
+            let [own, its] = [self, before].map(|of| &of.memory.u64s()[GATEWAY_MACS[family]]);
+            if own.load(Ordering::Relaxed) == 0 {
+                own.store(its.load(Ordering::Acquire), Ordering::Release);
+            }
+        }
+        if before.memory.u32s()[MARKED].load(Ordering::Relaxed) != 0 {
+            self.set_marked();
+        }
+    }
+
     /// There is a mark, or has been one: packets of its connections are known by these from now on.
     pub(crate) fn set_marked(&self) {
         self.memory.u32s()[MARKED].store(1, Ordering::Release);

@@ -24,13 +24,13 @@ use super::MOST_BYTES;
 use super::Monitor;
 use super::MonitorOptions;
 use super::Shared;
+use super::Switch;
 use super::Turn;
 use super::pcap;
 use super::pcap::Files;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
-use crate::maps::Live;
 use crate::skel::katran::types;
 use crate::sys::object::numbered;
 use crate::sys::process::Owner;
@@ -50,7 +50,7 @@ const CLOCK_PERIOD: Duration = Duration::from_secs(1);
 /// Starts of monitors, which [`Katran`](crate::Katran) offers.
 pub(crate) struct Start<'a> {
     pub(crate) options: MonitorOptions,
-    pub(crate) live: &'a Arc<Live>,
+    pub(crate) switch: &'a Arc<Switch>,
     pub(crate) events: &'a MapHandle,
     /// As long as the thread has it, no other monitor begins.
     pub(crate) turn: Turn,
@@ -92,14 +92,15 @@ impl Start<'_> {
     fn run(self, sink: Sink) -> Result<Monitor> {
         let failed = |error| kernel_error("listen to", "events", error);
         // Nobody else reads the buffer.
-        let _permit = self.live.tenure().permit()?;
+        let tenure = self.switch.tenure();
+        let _permit = tenure.permit()?;
         let events = numbered(|| MapHandle::try_from(self.events)).map_err(failed)?;
         let shared = Arc::<Shared>::default();
         let (bits, limit) = (self.options.bits(), self.options.rate_limit);
         let mut delivery = Delivery {
             clock: Clock::new()?,
             shared: Arc::clone(&shared),
-            live: Arc::clone(self.live),
+            switch: Arc::clone(self.switch),
             delivered: [0; EventKind::ALL.len()],
             options: self.options,
             sink,
@@ -115,21 +116,21 @@ impl Start<'_> {
         numbered(|| buffer.consume()).map_err(failed)?;
         shared.listening.store(true, Ordering::Release);
         let (of_thread, turn) = (Arc::clone(&shared), self.turn);
-        let tenure = Arc::clone(self.live.tenure());
+        let its_tenure = Arc::clone(&tenure);
         let thread = thread::Builder::new()
             .name("katran-monitor".to_owned())
             .spawn(move || {
-                listen(&buffer, &of_thread, &tenure);
+                listen(&buffer, &of_thread, &its_tenure);
                 // In this order, so that the next one does not come before this one is gone.
                 drop((buffer, events));
                 drop(turn);
             })
             .map_err(|error| kernel_error("start", "a thread for events", error))?;
-        self.live.set_events(bits, limit);
+        self.switch.set(bits, limit);
         Ok(Monitor {
             shared,
             thread: Some(thread),
-            live: Arc::clone(self.live),
+            switch: Arc::clone(self.switch),
             owner: Owner::new(),
         })
     }
@@ -205,7 +206,7 @@ fn unreadable(bytes: &[u8]) -> Error {
 /// The thread's side.
 struct Delivery {
     shared: Arc<Shared>,
-    live: Arc<Live>,
+    switch: Arc<Switch>,
     options: MonitorOptions,
     sink: Sink,
     clock: Clock,
@@ -237,7 +238,7 @@ impl Delivery {
     /// The callback is in no known state, so it is not called again.
     fn give_up(&mut self, panic: &(dyn Any + Send)) {
         self.shared.listening.store(false, Ordering::Release);
-        self.live.set_events(0, 0);
+        self.switch.set(0, 0);
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         let text = text.unwrap_or("without a text");
@@ -321,6 +322,7 @@ mod tests {
     use pcap_file::pcap::PcapReader;
 
     use super::*;
+    use crate::maps::Live;
     use crate::mutate;
     use crate::sys::map;
 
@@ -338,7 +340,9 @@ mod tests {
         shared.listening.store(true, Ordering::Release);
         Delivery {
             shared,
-            live: Arc::new(Live::new(map.unwrap(), Arc::default()).unwrap()),
+            switch: Arc::new(Switch::new(&Arc::new(
+                Live::new(map.unwrap(), Arc::default()).unwrap(),
+            ))),
             options,
             sink,
             clock: Clock::new().unwrap(),

@@ -20,11 +20,11 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 pub(crate) use delivery::Start;
+pub(crate) use turn::Switch;
 pub(crate) use turn::Turn;
 
 use crate::error::Error;
 use crate::error::Result;
-use crate::maps::Live;
 use crate::skel::katran::types;
 use crate::sys::process::Owner;
 
@@ -246,7 +246,7 @@ impl Shared {
 pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    live: Arc<Live>,
+    switch: Arc<Switch>,
     owner: Owner,
 }
 
@@ -287,8 +287,7 @@ impl Monitor {
             mem::forget(thread);
             return;
         }
-        let live = &self.live;
-        live.tenure().while_ours(|| live.set_events(0, 0));
+        self.switch.set(0, 0);
         self.shared.stop.store(true, Ordering::Release);
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             log::error!("what the callback of a monitor owned has panicked when it went");

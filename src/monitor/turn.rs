@@ -1,8 +1,47 @@
-//! Whose turn it is to listen: a balancer's ring buffer has one reader.
+//! Whose turn it is to listen: a balancer's ring buffer has one reader; and what switches events on.
 
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+
+use crate::maps::Live;
+use crate::sys::tenure::Tenure;
+
+/// Switches events on and off, for the packets of whatever programs the balancer has by now.
+#[derive(Debug)]
+pub(crate) struct Switch(Mutex<Arc<Live>>);
+
+impl Switch {
+    pub(crate) fn new(live: &Arc<Live>) -> Self {
+        Self(Mutex::new(Arc::clone(live)))
+    }
+
+    /// As [`Live::set_events`].
+    pub(crate) fn set(&self, kinds: u32, limit: u32) {
+        let live = self.lock();
+        live.tenure().while_ours(|| live.set_events(kinds, limit));
+    }
+
+    /// For how long this process may listen.
+    pub(crate) fn tenure(&self) -> Arc<Tenure> {
+        Arc::clone(self.lock().tenure())
+    }
+
+    /// From now on other programs are the balancer's, which make the events that those before have made.
+    pub(crate) fn move_to(&self, live: &Arc<Live>) {
+        let mut present = self.lock();
+        let (kinds, limit) = present.events();
+        live.set_events(kinds, limit);
+        *present = Arc::clone(live);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Live>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// One monitor's turn, until it is dropped.
 #[derive(Debug)]

@@ -7,6 +7,9 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 
 use super::PinnedSet;
@@ -28,12 +31,34 @@ const ELEMENT: usize = 4096;
 struct PinnedGround {
     map: OwnedFd,
     memory: Mapping,
-    directory: PathBuf,
+    seat: Seat,
+}
+
+/// The directory of a ledger, which may come to be another one: that of a set that takes the place of another.
+#[derive(Clone)]
+pub(crate) struct Seat(Arc<Mutex<PathBuf>>);
+
+impl Seat {
+    fn at(path: &Path) -> Self {
+        Self(Arc::new(Mutex::new(path.to_owned())))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// What is pinned there is found under another path by now.
+    pub(super) fn move_to(&self, path: &Path) {
+        path.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl PinnedGround {
     /// A new one, which is pinned nowhere.
-    fn make(directory: &Path, bytes: usize) -> io::Result<Self> {
+    fn make(seat: Seat, bytes: usize) -> io::Result<Self> {
         let elements = bytes.div_ceil(ELEMENT);
         let map = map::create(&Spec {
             kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
@@ -44,14 +69,14 @@ impl PinnedGround {
             flags: libbpf_sys::BPF_F_MMAPABLE,
             numa_node: None,
         })?;
-        Self::of(directory, map, elements)
+        Self::of(seat, map, elements)
     }
 
-    fn of(directory: &Path, map: OwnedFd, elements: usize) -> io::Result<Self> {
+    fn of(seat: Seat, map: OwnedFd, elements: usize) -> io::Result<Self> {
         Ok(Self {
             memory: Mapping::new(map.as_fd(), elements * ELEMENT)?,
             map,
-            directory: directory.to_owned(),
+            seat,
         })
     }
 
@@ -62,7 +87,7 @@ impl PinnedGround {
             opened => opened?,
         };
         match elements_of(map.as_fd())? {
-            Some(elements) => Self::of(directory, map, elements).map(Some),
+            Some(elements) => Self::of(Seat::at(directory), map, elements).map(Some),
             None => Ok(None),
         }
     }
@@ -74,11 +99,14 @@ impl Ground for PinnedGround {
     }
 
     fn larger(&self, bytes: usize) -> io::Result<Box<dyn Ground>> {
-        Ok(Box::new(Self::make(&self.directory, bytes)?))
+        Ok(Box::new(Self::make(self.seat.clone(), bytes)?))
     }
 
     fn publish(&mut self) -> io::Result<()> {
-        let [path, meanwhile] = PATHS.map(|name| self.directory.join(name));
+        let [path, meanwhile] = {
+            let directory = self.seat.path();
+            PATHS.map(|name| directory.join(name))
+        };
         pin::replace(self.map.as_fd(), &path, &meanwhile)
     }
 }
@@ -86,7 +114,14 @@ impl Ground for PinnedGround {
 impl PinnedSet {
     /// Memory for the ledger of a balancer that is pinned here; the ledger pins it when it is written.
     pub(crate) fn new_ground(&self) -> io::Result<Box<dyn Ground>> {
-        Ok(Box::new(PinnedGround::make(self.path(), FIRST_BYTES)?))
+        Ok(self.movable_ground()?.0)
+    }
+
+    /// The same, with what tells it that the set has got another path.
+    pub(crate) fn movable_ground(&self) -> io::Result<(Box<dyn Ground>, Seat)> {
+        let seat = Seat::at(self.path());
+        let ground = PinnedGround::make(seat.clone(), FIRST_BYTES)?;
+        Ok((Box::new(ground), seat))
     }
 
     /// The memory of the ledger that is pinned here; `None` if there is none.
@@ -134,7 +169,7 @@ mod tests {
     fn a_larger_map_takes_the_place_of_the_one_before() {
         let directory = private_bpf_fs().unwrap();
         assert!(PinnedGround::open(&directory).unwrap().is_none());
-        let mut first = PinnedGround::make(&directory, 10_000).unwrap();
+        let mut first = PinnedGround::make(Seat::at(&directory), 10_000).unwrap();
         assert_eq!(first.words().len(), 3 * ELEMENT / 8);
         first.publish().unwrap();
         first.words()[1535].store(7, Ordering::Relaxed);

@@ -58,6 +58,7 @@ use handover::Request;
 use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
+pub(crate) use ledger::Seat;
 pub use look::PinnedBalancer;
 pub use look::PinnedOwner;
 pub use look::PinnedStage;
@@ -416,6 +417,13 @@ impl Home {
     /// What counts: the programs, the maps and the ledger of the tenant.
     pub(crate) fn set(&self) -> PinnedSet {
         PinnedSet::at(self.path.join(SET), self.tenant)
+    }
+
+    /// From now on the next set counts, whose ledger has this seat; what has counted until now is the next set then.
+    pub(crate) fn commit_set(&self, seat: &Seat) -> Result<()> {
+        self.commit_next()?;
+        seat.move_to(self.set().path());
+        Ok(())
     }
 
     /// The same of a replacement: what is to count, or has counted until now.

@@ -99,6 +99,11 @@ impl PinnedSet {
         Ok(())
     }
 
+    /// Whether there is any of it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.path.exists()
+    }
+
     /// What the set says of itself, if this version knows it; `None`: it says nothing.
     pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
         let path = self.path.join(CONTENTS);
@@ -146,9 +151,24 @@ impl PinnedSet {
         map.ok_or_else(|| self.missing(name))
     }
 
-    /// The program of health checks.
-    pub(crate) fn probe(&self) -> Result<OwnedFd> {
-        self.probe_map("healthcheck")
+    /// The program of health checks; `None` if they have not been needed.
+    pub(crate) fn probe(&self) -> Result<Option<OwnedFd>> {
+        self.open_pin(PROBES, "healthcheck")
+    }
+
+    /// Pins program and maps of health checks that were loaded later than the rest, the program last: with it they are
+    /// whole.
+    pub(crate) fn pin_probes(&self, objects: &Objects<'_>) -> Result<()> {
+        // Of a process that was killed here.
+        self.remove_part(PROBES)?;
+        let directory = self.path.join(PROBES);
+        let pinned = make_directory(&directory).and_then(|()| pin_objects(&directory, objects));
+        if pinned.is_err()
+            && let Err(error) = self.remove_part(PROBES)
+        {
+            log::warn!("what was pinned of health checks stays: {error}");
+        }
+        pinned
     }
 
     pub(crate) fn attached_programs(&self) -> Result<PinnedPrograms> {

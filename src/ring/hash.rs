@@ -164,6 +164,15 @@ impl FlowHasher {
         }
     }
 
+    /// The same with seeds of another one.
+    pub(crate) fn with_seeds(self, (seed, seed_v6): (u32, u32)) -> Self {
+        Self {
+            seed,
+            seed_v6,
+            ..self
+        }
+    }
+
     /// The seeds as the program needs them: of the deciding hash, and of the one that folds an
     /// IPv6 source address.
     pub(crate) fn seeds(&self) -> (u32, u32) {

@@ -125,6 +125,15 @@ enum Past {
 }
 
 impl Planes<'_> {
+    /// Becomes what others are.
+    pub(crate) fn take_over(&self, before: Planes<'_>) {
+        for (own, its) in self.0.iter().zip(before.0) {
+            for (word, before) in own.iter().zip(its) {
+                word.store(before.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+    }
+
     fn word(&self, slot: usize, of: Past) -> Option<&AtomicU16> {
         let record = slot / PLANES * (size_of::<slot_past>() / 2);
         self.0[slot % PLANES].get(record + of as usize)
@@ -235,6 +244,18 @@ pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Stand
     }
     for word in ring {
         word.fetch_or(UNSETTLED, Ordering::Relaxed);
+    }
+}
+
+/// Has a history count from now on in moments of another length.
+pub(crate) fn begin_again(ring: &[AtomicU16], planes: Planes<'_>, now: At) {
+    for (slot, word) in ring.iter().enumerate() {
+        if word.load(Ordering::Relaxed) & UNSETTLED != 0 {
+            let others = planes.load(slot, Past::Since) & OTHERS;
+            // All entries are younger.
+            planes.store(slot, Past::Since, now.minus(FURTHEST).0 | others);
+            planes.store(slot, Past::Deviated, now.0);
+        }
     }
 }
 

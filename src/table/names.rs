@@ -117,6 +117,15 @@ impl<K: Name> Names<K> {
         }
     }
 
+    /// The same, and room for so many in each list; `None`: there are more.
+    pub(crate) fn with_limit(&self, limit: u32) -> Option<Self> {
+        let fits = self.counts.iter().all(|count| *count <= limit as usize);
+        fits.then(|| Self {
+            limit,
+            ..self.clone()
+        })
+    }
+
     /// Every one with its real, in order.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (K, RealNumber)> + '_ {
         self.reals.iter().map(|(name, real)| (*name, *real))

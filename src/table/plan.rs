@@ -67,19 +67,13 @@ impl Table {
 /// Whether each step is possible is not looked at: see `Table::take_step`.
 ///
 /// # Errors
-/// `Document` if `wanted` contradicts itself, `LoadTimeSetting` if only a new load could bring it
-/// about, `InvalidConfig` or `InvalidAddress` for a gateway or source that cannot be.
+/// `Document` if `wanted` contradicts itself, `InvalidConfig` or `InvalidAddress` for a gateway or source that cannot be.
 pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order) -> Result<Plan> {
     wanted.check()?;
     let mut steps = Vec::new();
-    let mut default_hash = None;
-    if let Some(wanted) = &wanted.balancer {
-        if let Some(current) = &current.balancer {
-            current.check_load_time(wanted)?;
-        }
-        default_hash = wanted.hash_function;
-    }
+    let default_hash = wanted.balancer.as_ref();
     let default_hash = default_hash
+        .and_then(|settings| settings.hash_function)
         .or_else(|| current.balancer.as_ref()?.hash_function)
         .unwrap_or_default();
     let changes = Changes::between(current, wanted, default_hash);

@@ -108,6 +108,27 @@ impl IdPool {
         self.settled = self.settled.max(settled);
     }
 
+    /// The same with another count; `None`: a number in use would lie beyond. Numbers beyond that were given back are
+    /// forgotten.
+    pub(crate) fn with_count(&self, count: u16) -> Option<Self> {
+        let mut pool = Self::new((self.end - u32::from(self.count)) as u16, count);
+        let is_beyond = |id: &u16| u32::from(*id) >= pool.end;
+        if self.in_hand().last().is_some_and(is_beyond) {
+            return None;
+        }
+        let settled = self.returned.iter().take(self.settled);
+        pool.settled = settled.filter(|id| !is_beyond(id)).count();
+        pool.returned = self
+            .returned
+            .iter()
+            .copied()
+            .filter(|id| !is_beyond(id))
+            .collect();
+        pool.fresh = self.fresh.min(pool.end);
+        pool.given_back = self.given_back;
+        Some(pool)
+    }
+
     /// The lowest number that was never handed out.
     pub(crate) fn fresh(&self) -> u32 {
         self.fresh

@@ -348,6 +348,14 @@ impl Table {
         self.addresses.insert(entry.number, address).is_none() && is_first
     }
 
+    /// The same with room for so many; `None`: there is more, or a number lies beyond.
+    pub(crate) fn with_room(&self, max_vips: u16, max_reals: u16) -> Option<Self> {
+        let mut table = self.clone();
+        table.vip_ids = self.vip_ids.with_count(max_vips)?;
+        table.real_ids = self.real_ids.with_count(max_reals)?;
+        Some(table)
+    }
+
     /// The same table in another process: nothing of it is settled yet.
     #[cfg(test)]
     pub(crate) fn unsettled(&self) -> Self {

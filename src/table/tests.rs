@@ -183,17 +183,6 @@ fn settings_that_can_change_are_steps() {
         "2 settings changed (gateway_mac, source_v4)"
     );
     let wanted = with(BalancerState {
-        max_vips: Some(513),
-        ..BalancerState::default()
-    });
-    assert!(matches!(
-        plan(&current, &wanted, AMPLE, Order::Gapless),
-        Err(Error::LoadTimeSetting {
-            setting: "max_vips",
-            ..
-        })
-    ));
-    let wanted = with(BalancerState {
         gateway_mac: Some(MacAddr::new([0xff; 6]).into()),
         ..BalancerState::default()
     });

@@ -44,7 +44,7 @@ fn directory() -> PathBuf {
     private_bpf_fs().unwrap().join("katran")
 }
 
-fn rich(tracking: FlowTracking) -> Builder {
+pub(crate) fn rich(tracking: FlowTracking) -> Builder {
     let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::GLOBAL_FLOW_TABLE;
     builder()
         .flow_tracking(tracking)
@@ -54,7 +54,7 @@ fn rich(tracking: FlowTracking) -> Builder {
 }
 
 /// Some of everything.
-fn fill(katran: &mut Katran) {
+pub(crate) fn fill(katran: &mut Katran) {
     let tcp = serve(katran, VIP4, VipFlags::empty(), &[A, B, C]);
     serve(katran, VIP6, VipFlags::empty(), &[A6]);
     let udp = serve(katran, UDP, VipFlags::UDP_STABLE_ROUTING, &[A, B]);
@@ -88,7 +88,7 @@ fn known() -> Vec<Vec<u8>> {
     known.into_iter().map(frame).collect()
 }
 
-fn answers(katran: &Katran) -> Vec<Simulation> {
+pub(crate) fn answers(katran: &Katran) -> Vec<Simulation> {
     let to = ["203.0.113.1:443", "203.0.114.9:443", "[2001:db8:1::1]:443"];
     let new = to.into_iter().flat_map(|to| flows(Protocol::Tcp, to, 40));
     let udp = flows(Protocol::Udp, "203.0.113.1:53", 40)

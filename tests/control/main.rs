@@ -21,5 +21,6 @@ mod monitor_ends;
 mod pinned;
 mod pins;
 mod refusals;
+mod replaced;
 mod swaps;
 mod threads;

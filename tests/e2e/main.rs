@@ -38,6 +38,7 @@ mod quic;
 mod reals;
 mod reload;
 mod reload_edges;
+mod replace;
 mod root_pinned;
 mod routing;
 mod segment;

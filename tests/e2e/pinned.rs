@@ -38,11 +38,11 @@ fn pinned(pins: &Pins, settings: impl FnOnce(katran::Builder) -> katran::Builder
     })
 }
 
-fn directory(pins: &Pins) -> PathBuf {
+pub(crate) fn directory(pins: &Pins) -> PathBuf {
     pins.path().with_file_name("katran")
 }
 
-fn attached(pins: &Pins) -> Vec<String> {
+pub(crate) fn attached(pins: &Pins) -> Vec<String> {
     let entries = std::fs::read_dir(directory(pins).join("attached")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.collect();
@@ -55,7 +55,7 @@ fn has_xdp(host: &Host) -> bool {
 }
 
 /// The kernel's number of the only link that is pinned.
-fn link_id(pins: &Pins) -> u32 {
+pub(crate) fn link_id(pins: &Pins) -> u32 {
     let path = directory(pins).join("attached").join(&attached(pins)[0]);
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
     let mut info = libbpf_sys::bpf_link_info::default();

@@ -46,7 +46,7 @@ fn sets() -> Vec<Features> {
 }
 
 /// By a call, or by a state that is applied: the balancer comes to have these features.
-type Reload = fn(&mut Katran, Features);
+pub(crate) type Reload = fn(&mut Katran, Features);
 
 fn by_call(katran: &mut Katran, features: Features) {
     katran.reload(features).unwrap();
@@ -141,7 +141,7 @@ fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
 }
 
 /// Services with their clients, whom a change of features must not concern.
-fn check(mut site: Site, sets: &[Features], reload: Reload) {
+pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
     // Connections of a real that is drained, which these are, go by the base of their slots. Server ids that are switched on
     // take that away.
     let tracking = site.katran.state().balancer.unwrap().flow_tracking;

@@ -299,6 +299,30 @@ fn what_probes_have_found_outlives_another_file() {
     assert_eq!(weights(&board), [1, 1]);
 }
 
+/// As a pinned balancer says it to the next process.
+#[test]
+fn what_probes_have_found_outlives_the_process() {
+    let mut before = board(&[2, 3, 0]);
+    let _ = probes(&mut before, 1, false, 3);
+    let _ = probes(&mut before, 3, false, 3);
+    let _ = probes(&mut before, 2, true, 1);
+    let left = before.state();
+    assert_eq!(left.vips[0].down, [real(1), real(3)]);
+    let mut next = board(&[2, 3, 0]);
+    assert!(next.state().vips[0].down.is_empty());
+    assert_eq!(next.go_on(&left), [out(1), out(3)]);
+    assert_eq!(next.state().vips[0].down, [real(1), real(3)]);
+    assert_eq!(probes(&mut next, 1, true, 2), [changed(1, true)]);
+    assert_eq!(next.state().vips[0].down, [real(3)]);
+    // Those that are left are in use, whatever was known of them.
+    let mut drained = board(&[2, 0, 0]);
+    let _ = drained.go_on(&left);
+    assert!(drained.state().vips[0].down.is_empty());
+    // Another file has nothing of it.
+    let mut other = board(&[]);
+    assert!(other.go_on(&left).is_empty());
+}
+
 #[test]
 fn marks_are_none_of_the_file() {
     let mut board = board(&[1, 1]);

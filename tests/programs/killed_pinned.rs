@@ -275,24 +275,41 @@ fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
 /// attached works on with all that it hands packets on to.
 #[test]
 fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
-    cut_off_reloads(&Place::new("killed_reload.toml"), &[Call::Switch]);
+    let place = Place::new("killed_reload.toml");
+    cut_off_reloads(&place, RELOAD, &[Call::Switch]);
 }
 
 /// The same in an entry: what is pinned for either program goes in the end.
 #[test]
 fn a_reload_in_an_entry_that_is_cut_off_leaves_a_program_that_works() {
-    cut_off_reloads(&Place::shared("killed_shared.toml"), &[]);
+    cut_off_reloads(&Place::shared("killed_shared.toml"), RELOAD, &[]);
 }
 
-fn cut_off_reloads(place: &Place, own_calls: &[Call]) {
+/// A replacement, likewise: there may be two sets, of which one goes.
+#[test]
+fn a_replacement_that_is_cut_off_leaves_a_balancer_that_works() {
+    let place = Place::new("killed_replacement.toml");
+    cut_off_reloads(&place, REPLACEMENT, &[Call::Switch]);
+}
+
+#[test]
+fn a_replacement_in_an_entry_that_is_cut_off_leaves_a_balancer_that_works() {
+    let place = Place::shared("killed_replaced_entry.toml");
+    cut_off_reloads(&place, REPLACEMENT, &[]);
+}
+
+/// What a file says more, and how many directories have been removed when it has come to its end.
+type Change = (&'static str, usize);
+
+const RELOAD: Change = ("features = [\"source-routing\"]", 1);
+/// There may have been another set before it; then the one goes that it has taken the place of.
+const REPLACEMENT: Change = ("max_vips = 77\nmax_reals = 99", 5);
+
+fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call]) {
     let lab = &place.lab;
     let before = configuration(lab, 0);
-    let after = before.replacen(
-        "[balancer]",
-        "[balancer]\nfeatures = [\"source-routing\"]",
-        1,
-    );
-    // Until the reload has come to its end: the last directory is gone.
+    let after = before.replacen("[balancer]", &format!("[balancer]\n{more}"), 1);
+    // Until it has come to its end: the last directory is gone.
     let reload = |last: Option<usize>| {
         place.file.write(&before);
         let mut begun = None;
@@ -307,7 +324,13 @@ fn cut_off_reloads(place: &Place, own_calls: &[Call]) {
             };
             match last {
                 Some(last) => calls.len() == begun + last,
-                None => calls.ends_with(&[Call::RemoveDirectory]),
+                None => {
+                    let removed = calls[begun..].iter();
+                    removed
+                        .filter(|call| **call == Call::RemoveDirectory)
+                        .count()
+                        == directories
+                }
             }
         })
     };

@@ -389,39 +389,55 @@ fn systemd_takes_the_units_of_the_guide() {
 }
 
 #[test]
-fn the_capabilities_of_the_unit_do_for_a_pinned_balancer() {
+fn the_capabilities_of_the_units_do_for_what_is_pinned() {
     require_root();
     let pins = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();
-    let host = &lab.balancers[0].host;
     let file = Scratch::new("unit.toml");
     file.write(&configuration(&lab));
-    let unit = blocks(&guide("docs/operations.md"), "ini");
-    let unit = unit.iter().find(|unit| unit.contains("--pin")).unwrap();
-    let set = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let set: Vec<String> = set
-        .unwrap()
-        .split(' ')
-        .map(|name| name.replace("CAP_", "+"))
-        .collect();
-    let capabilities = format!("-all,{}", set.join(",").to_lowercase());
-    for start in ["balancing on eth0", "goes on with the balancer"] {
-        let mut command = Command::new("setpriv");
-        command.arg(format!("--bounding-set={capabilities}"));
-        command.arg(format!("--inh-caps={capabilities}"));
-        command.arg(example("balancer").get_program());
-        command.args(["--config", file.0.to_str().unwrap(), "--interface", "eth0"]);
-        command.arg("--pin").arg(&pins);
-        let mut running = Running::start(host, command);
-        running.says(start);
-        running.end(SIGTERM);
+    let config = file.0.to_str().unwrap();
+    let of_balancer = ["--config", config, "--interface", "eth0"];
+    let of_decap = ["--interface", "eth0"];
+    let units = blocks(&guide("docs/operations.md"), "ini");
+    let [balancer, backend] = [&lab.balancers[0].host, &lab.backends[0].host];
+    for (unit, host, name, arguments, says) in [
+        (
+            "katran",
+            balancer,
+            "balancer",
+            &of_balancer[..],
+            ["balancing on", "goes on with the"],
+        ),
+        (
+            "katran-decap",
+            backend,
+            "decap",
+            &of_decap,
+            ["stripping tunnels", "goes on with the"],
+        ),
+    ] {
+        let file = format!("# /etc/systemd/system/{unit}.service\n");
+        let unit = units.iter().find(|unit| unit.starts_with(&file)).unwrap();
+        assert!(unit.contains("--pin"));
+        let mut lines = unit.lines();
+        let set = lines.find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let set = set.unwrap().replace("CAP_", "+").replace(' ', ",");
+        let capabilities = format!("-all,{}", set.to_lowercase());
+        for start in says {
+            let mut command = Command::new("setpriv");
+            command.arg(format!("--bounding-set={capabilities}"));
+            command.arg(format!("--inh-caps={capabilities}"));
+            command.arg(example(name).get_program()).args(arguments);
+            command.arg("--pin").arg(&pins);
+            let mut running = Running::start(host, command);
+            running.says(start);
+            running.end(SIGTERM);
+        }
+        let mut remove = example(name);
+        remove.arg("--remove").arg("--pin").arg(&pins);
+        assert!(host.output(remove).unwrap().status.success());
+        assert!(!pins.exists());
     }
-    let mut remove = example("balancer");
-    remove.arg("--remove").arg("--pin").arg(&pins);
-    assert!(host.output(remove).unwrap().status.success());
-    assert!(!pins.exists());
 }
 
 /// The part of the guide's script that finds interrupts, on this machine's interfaces.

@@ -174,6 +174,61 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     drop((servers, decaps));
 }
 
+/// Marks, counters and what was found of reals outlive the process: at no moment a dead real gets flows again.
+#[test]
+fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
+    require_root();
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let web = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("killed-healthcheck.toml", &service(80, "tcp"));
+    let host = &lab.balancers[0].host;
+    let start = |interval: &str| {
+        let mut command = example("healthcheck");
+        command.arg("--config").arg(&file.0);
+        command.args([
+            "--interface",
+            "eth0",
+            "--timeout",
+            "10",
+            "--interval",
+            interval,
+        ]);
+        command.arg("--pin").arg(&directory);
+        Running::start(host, command)
+    };
+    let mut checker = start("0.1");
+    checker.says("balancing on eth0 in native mode");
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows, as others answer");
+    until(&lab, web, &["backend1"]);
+    checker.process.kill().unwrap();
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
+
+    // Before it has probed anything.
+    let mut next = start("3000");
+    next.says("goes on with the balancer in");
+    next.says("no changes");
+    next.says("balancing on eth0 in native mode");
+    next.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows, as others answer");
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
+    next.process.kill().unwrap();
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
+    let mut next = start("0.1");
+    next.says("203.0.113.1:80/tcp: real 198.51.100.1 is up");
+    until(&lab, web, &["backend0", "backend1"]);
+    next.end(SIGTERM);
+    // Of all three.
+    let sent = next.says("packets of probes sent");
+    assert!(!sent.starts_with("0 "), "{sent}");
+    next.says("balancing on without this program");
+    until(&lab, web, &["backend0", "backend1"]);
+    katran::remove(&directory).unwrap();
+    drop((servers, decaps));
+}
+
 /// A web server that answers every request with a status.
 fn web(host: &Host, address: IpAddr, status: &'static str) -> std::net::TcpListener {
     use std::io::Read;

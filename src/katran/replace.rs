@@ -1,0 +1,322 @@
+//! Replacement: settings that only a load can change come into force by a second set of programs and maps, which is
+//! filled before any packet meets it. Then every attachment is given the new program by one update each, and the set before
+//! goes when no packet is in it.
+//!
+//! The second set is a balancer of its own until then, so whatever fails before ends with it. Of a pinned one all
+//! is pinned beside that before, its ledger included, and one rename makes it the one that counts: whenever the process
+//! ends, the next owner finds the state before the call or the one after it. What a
+//! packet counts on either side in the meantime is carried along by a program in the kernel (`maps/carry.rs`).
+
+mod cut_off;
+mod fill;
+mod share;
+
+use std::mem;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Katran;
+use super::change::News;
+use super::change::RealNews;
+use super::ground::Reason;
+use super::pinned::objects;
+use crate::config::BalancerState;
+use crate::config::Config;
+use crate::document::Changes;
+use crate::document::State;
+use crate::document::settings_changed;
+use crate::error::Error;
+use crate::error::Result;
+use crate::healthcheck::HealthChecks;
+use crate::kernel::kernel_error;
+use crate::maps::Carrier;
+use crate::maps::Counted;
+use crate::maps::Reader;
+use crate::pins::Content;
+use crate::pins::Seat;
+use crate::table::Limits;
+use crate::types::RealNumber;
+
+impl Katran {
+    /// The settings of a replacement for `wanted`; `None`: it takes none.
+    ///
+    /// # Errors
+    /// As [`Builder::load`](crate::Builder::load) does for settings.
+    pub(super) fn replacement(&self, wanted: &State) -> Result<Option<Config>> {
+        let present = BalancerState::of(&self.config);
+        let reloaded = wanted.balancer.as_ref();
+        let reloaded = reloaded.and_then(|wanted| present.reloaded(wanted));
+        let config = reloaded.map(|state| state.builder().validate());
+        config.transpose()
+    }
+
+    /// Makes the balancer equal to `wanted` by one with other settings that takes the place of this one.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply). Nothing has changed then.
+    pub(super) fn replace(&mut self, config: &Config, wanted: &State) -> Result<Changes> {
+        let before = self.state();
+        let reals = self.real_numbers();
+        // So that no number waits for packets.
+        self.settle()?;
+        let table = fill::table_for(self, config)?;
+        if self.events().is_running() && config.event_buffer != self.config.event_buffer {
+            return Err(Error::InUse {
+                what: "the buffer of events".to_owned(),
+                by: "a monitor: stop it first",
+            });
+        }
+        let reloaded = State {
+            balancer: Some(BalancerState::of(config)),
+            ..before.clone()
+        };
+        let limits = Limits {
+            max_vips: config.max_vips.into(),
+            max_reals: config.max_reals.into(),
+        };
+        let _ = self.note(table.way(&reloaded, wanted, limits))?;
+
+        let mut next = self.load_beside(config)?;
+        // Flow tables may be those of both.
+        let held = next.maps.voids.hold();
+        next.fill_from(self, table)?;
+        let mut changes = next.apply_in_place(wanted)?;
+        changes.settings_changed = settings_changed(&before, wanted);
+        let carriers = self.carriers_to(&next)?;
+        let seat = next.stage_beside(self)?;
+        let old = self.switch_to_next(next, seat)?;
+        drop(held);
+        self.let_go_of(old, carriers);
+        self.tell_of(&reals);
+        Ok(changes)
+    }
+
+    /// What carries counters to maps that are not those of both.
+    fn carriers_to(&self, next: &Self) -> Result<Vec<Carrier>> {
+        let failed = |error| kernel_error("load", "what carries counters", error);
+        let mut carriers = Vec::new();
+        for (name, from) in self.counting_maps() {
+            let Some(counted) = Counted::of(name) else {
+                continue;
+            };
+            let mut to = next.counting_maps();
+            if let Some((_, to)) = to.find(|(of, _)| *of == name)
+                && !share::is_same(from, to).map_err(failed)?
+            {
+                carriers.push(Carrier::new(counted, from, to).map_err(failed)?);
+            }
+        }
+        Ok(carriers)
+    }
+
+    fn counting_maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
+        self.maps.named().into_iter().chain(of_probes)
+    }
+
+    /// Pins all of this one beside what is pinned of another, if that is, with a ledger.
+    fn stage_beside(&mut self, before: &Self) -> Result<Option<Seat>> {
+        let Some(home) = &before.home else {
+            return Ok(None);
+        };
+        let checks = self.healthchecks.as_ref();
+        home.stage_next(&Content {
+            maps: self.maps.named_always(),
+            programs: objects(&self.programs, self.maps.features.named()),
+            probes: checks.map(HealthChecks::objects).unwrap_or_default(),
+        })?;
+        let ground = home.next_set().movable_ground();
+        let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
+        let kept = ground.and_then(|(ground, seat)| self.keep(ground).map(|()| seat));
+        kept.map(Some).inspect_err(|_| home.unstage_next())
+    }
+
+    /// Removes the pins of a set that is not the balancer's, or no more.
+    pub(super) fn unstage_set(&self) {
+        if let Some(home) = &self.home {
+            home.unstage_next();
+        }
+    }
+
+    /// What can fail of what follows attachments, before packets are on this one.
+    fn be_ready_for(&mut self, before: &Self) -> Result<()> {
+        let reasons = before.reasons();
+        if self.config.next_hops != before.config.next_hops && self.wanted().needs_watching() {
+            self.follow_for_all(&reasons)?;
+        }
+        let mains = before.attachments.places();
+        let is_there = reasons
+            .iter()
+            .any(|held| !matches!(held.reason, Reason::Embedder));
+        let moves = match (&before.healthchecks, &self.healthchecks) {
+            (Some(before), Some(_)) => !before.stays_in_place(&self.config),
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        match &mut self.healthchecks {
+            Some(checks) if moves && is_there => checks.attach(&mains),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has packets go by another balancer, everywhere or nowhere, and becomes that one. Returns what is left of this
+    /// one.
+    fn switch_to_next(&mut self, mut next: Self, seat: Option<Seat>) -> Result<Self> {
+        // What says whether attachments are there knows the programs before.
+        self.following.take();
+        let switched = match next.be_ready_for(self) {
+            Ok(()) => self.switch_all(&next, seat.as_ref()),
+            Err(error) => Err((error, false)),
+        };
+        let Err((error, strays)) = switched else {
+            return Ok(self.become_next(next));
+        };
+        // Where it was not to be what another one has been.
+        if let Some(checks) = &mut next.healthchecks {
+            checks.detach();
+        }
+        let programs = next.programs;
+        match strays {
+            // Packets still get there.
+            true => self.stranded.push(programs),
+            false => {
+                self.outlast(vec![programs]);
+                self.unstage_set();
+            }
+        }
+        self.note_attached();
+        Err(error)
+    }
+
+    /// Gives all attachments the programs of another balancer, and makes that the one that is pinned; else why not, and
+    /// whether packets still meet its programs somewhere.
+    fn switch_all(
+        &mut self,
+        next: &Self,
+        seat: Option<&Seat>,
+    ) -> std::result::Result<(), (Error, bool)> {
+        let links = self.attachments.switch(next.programs.main.as_fd())?;
+        let entries = match self.shared.switch(next.programs.entry_set()) {
+            Ok(entries) => entries,
+            Err((error, strays)) => {
+                let more = self.attachments.switch_back(links);
+                return Err((error, strays || more));
+            }
+        };
+        let checks = match (&mut self.healthchecks, &next.healthchecks) {
+            (Some(own), Some(next_checks)) if own.stays_in_place(&next.config) => {
+                own.switch(next_checks.program()).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let (error, checks, strays) = match checks {
+            Ok(checks) => match (&self.home, seat) {
+                (Some(home), Some(seat)) => match home.commit_set(seat) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => (error, checks, false),
+                },
+                _ => return Ok(()),
+            },
+            Err((error, strays)) => (error, None, strays),
+        };
+        let mut strays = strays;
+        if let (Some(own), Some(checks)) = (&mut self.healthchecks, checks) {
+            strays |= own.switch_back(checks);
+        }
+        strays |= self.shared.switch_back(entries);
+        strays |= self.attachments.switch_back(links);
+        Err((error, strays))
+    }
+
+    /// Packets are on the other balancer: what belongs to the handle goes there, too.
+    fn become_next(&mut self, next: Self) -> Self {
+        let mut old = mem::replace(self, next);
+        self.attachments = mem::take(&mut old.attachments);
+        self.shared = mem::take(&mut old.shared);
+        self.callbacks = mem::take(&mut old.callbacks);
+        self.keeper = old.keeper.take();
+        self.home = old.home.take();
+        self.replaced = old.replaced.take();
+        self.stranded = mem::take(&mut old.stranded);
+        self.carriers = mem::take(&mut old.carriers);
+        mem::swap(&mut self.kernel, &mut old.kernel);
+        mem::swap(&mut self.rejected_addresses, &mut old.rejected_addresses);
+        self.events_switch = Arc::clone(&old.events_switch);
+        self.events_switch.move_to(&self.maps.live);
+        let has_settings = |of: &Config| (of.max_frame, of.encapsulation);
+        if has_settings(&self.config) == has_settings(&old.config) {
+            mem::swap(&mut self.links, &mut old.links);
+            self.links.move_to(&self.maps.live);
+            let of_v6 = |katran: &Self| {
+                let reals = katran.table.reals();
+                reals.filter(|(address, _)| address.is_ipv6()).count()
+            };
+            let (come, gone) = (of_v6(self), of_v6(&old));
+            self.links.count_reals(come, gone);
+        }
+        let embedder = old.following.embedder;
+        match self.config.next_hops == old.config.next_hops {
+            true => {
+                self.following = mem::take(&mut old.following);
+                self.following.start_again();
+            }
+            false => self.following.embedder = embedder,
+        }
+        let mains = self.attachments.places();
+        match (&mut self.healthchecks, &mut old.healthchecks) {
+            (Some(own), Some(before)) if before.stays_in_place(&self.config) => {
+                own.succeed(before, &mains);
+            }
+            (_, Some(before)) => before.detach(),
+            _ => {}
+        }
+        self.note_attached();
+        old
+    }
+
+    /// What is left of the one before goes when no packet is in it, and what it has counted and remembered stays.
+    fn let_go_of(&mut self, old: Self, carriers: Vec<Carrier>) {
+        self.carriers.extend(carriers);
+        let mut gone = mem::take(&mut self.stranded);
+        gone.extend(self.replaced.take());
+        match old.handed_out.load(Ordering::Relaxed) {
+            true => self.replaced = Some(old.programs),
+            false => gone.push(old.programs),
+        }
+        self.outlast(gone);
+        if let Err(error) = self.enter_flows(&old.maps.flows, Reader::Packets) {
+            log::warn!("some flows of the last moment are not known: {error}");
+        }
+        if self.carriers.is_empty() || self.replaced.is_some() {
+            self.unstage_set();
+        }
+    }
+
+    /// Tells callbacks which reals have come and gone.
+    fn tell_of(&mut self, before: &[(IpAddr, RealNumber)]) {
+        let after = self.real_numbers();
+        let gone = before.iter().filter(|real| !after.contains(real));
+        let gone = gone.map(|(address, number)| RealNews::Removed(*address, *number));
+        let come = after.iter().filter(|real| !before.contains(real));
+        let come = come.map(|(address, number)| RealNews::Added(*address, *number));
+        let reals = come.chain(gone).collect();
+        self.tell(News { reals });
+    }
+
+    /// Carries the counters of programs before to the present ones.
+    pub(super) fn carry_counters(&mut self) {
+        for carrier in &self.carriers {
+            if let Err(error) = carrier.carry() {
+                log::warn!("counters of programs before are not carried on yet: {error}");
+                return;
+            }
+        }
+        // Packets may still enter those that were handed out.
+        if self.replaced.is_none() {
+            self.carriers.clear();
+        }
+    }
+}

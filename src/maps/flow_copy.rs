@@ -1,0 +1,207 @@
+//! What one flow table remembers, entered into another one of its kind: of another size, or of another CPU.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use super::flow_hash::Fingerprint;
+use super::flows::ENTRY_TAG;
+use super::flows::ENTRY_VALUE;
+use super::flows::ENTRY_WORDS;
+use super::flows::FlowTable;
+use super::flows::SET_WORDS;
+use super::flows::set_bytes;
+use crate::sys::mapping::Mapping;
+
+/// Entries that are asked for at a time, of a hash.
+const A_STEP: u32 = 4096;
+
+/// Whether packets use the table that entries come into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// None do: an older entry makes room for a younger one.
+    Nobody,
+    /// They do, so only what is empty is filled.
+    Packets,
+}
+
+impl FlowTable {
+    /// Enters what another table knows and this one does not, as far as there is room. `active` of this one's sets are in use,
+    /// or all if that is `None`. Tables of two kinds have nothing in common; `false` then.
+    ///
+    /// # Errors
+    /// If the kernel refuses; some is entered then.
+    pub(crate) fn enter_all_of(
+        &self,
+        other: &Self,
+        active: Option<u32>,
+        reader: Reader,
+    ) -> io::Result<bool> {
+        match (self, other) {
+            (
+                Self::Sets { map, sets },
+                Self::Sets {
+                    map: from,
+                    sets: of,
+                },
+            ) => {
+                let into = Mapping::new(map.as_fd(), set_bytes(*sets))?;
+                let from = Mapping::new(from.as_fd(), set_bytes(*of))?;
+                let active = active.unwrap_or(*sets).clamp(1, *sets);
+                let into = into.u64s();
+                for entry in from.u64s().chunks_exact(ENTRY_WORDS) {
+                    let value = entry[ENTRY_VALUE].load(Ordering::Relaxed);
+                    let tag = entry[ENTRY_TAG].load(Ordering::Relaxed);
+                    if value as u32 != 0 {
+                        enter(into, active, tag, value, reader);
+                    }
+                }
+                Ok(true)
+            }
+            (Self::Lru { map }, Self::Lru { map: from }) => {
+                let mut at = None;
+                loop {
+                    let met = from.elements(at, A_STEP)?;
+                    for (key, value) in met.keys.iter().zip(&met.values) {
+                        if reader == Reader::Nobody || map.lookup(key)?.is_none() {
+                            map.update(key, value)?;
+                        }
+                    }
+                    at = met.next;
+                    if at.is_none() {
+                        return Ok(true);
+                    }
+                }
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Enters one flow into the set that it belongs to, unless that has it, or has no room.
+fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64, reader: Reader) {
+    let fingerprint = Fingerprint(tag ^ u64::from(value as u32));
+    let first = fingerprint.set_of(active) as usize * SET_WORDS;
+    let set = || sets[first..first + SET_WORDS].chunks_exact(ENTRY_WORDS);
+    let word = |entry: &[AtomicU64]| entry[ENTRY_VALUE].load(Ordering::Relaxed);
+    let is_there = set().any(|entry| {
+        let id = u64::from(word(entry) as u32);
+        id != 0 && entry[ENTRY_TAG].load(Ordering::Relaxed) ^ id == fingerprint.0
+    });
+    if is_there {
+        return;
+    }
+    for entry in set().filter(|entry| word(entry) as u32 == 0) {
+        let empty = word(entry);
+        if empty as u32 != 0 {
+            continue;
+        }
+        entry[ENTRY_TAG].store(tag, Ordering::Relaxed);
+        // A packet may have taken it meanwhile; an entry that is half of each matches no flow.
+        let entered =
+            entry[ENTRY_VALUE].compare_exchange(empty, value, Ordering::Relaxed, Ordering::Relaxed);
+        if entered.is_ok() {
+            return;
+        }
+    }
+    if reader == Reader::Packets {
+        return;
+    }
+    let used = |word: u64| (word >> 32) as u32;
+    // Stamps wrap around: all are of the last days.
+    let age = |entry: &&[AtomicU64]| used(value).wrapping_sub(used(word(entry))) as i32;
+    if let Some(oldest) = set().max_by_key(age)
+        && age(&oldest) > 0
+    {
+        oldest[ENTRY_TAG].store(tag, Ordering::Relaxed);
+        oldest[ENTRY_VALUE].store(value, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maps::FlowHashKeys;
+    use crate::skel::katran::types;
+    use crate::types::FlowTableKind;
+
+    fn key(port: u16) -> types::flow_key {
+        types::flow_key {
+            source_port: port,
+            destination_port: 80,
+            vip: 3,
+            ..Default::default()
+        }
+    }
+
+    fn put(table: &FlowTable, keys: &FlowHashKeys, active: u32, port: u16, used: u32) {
+        let FlowTable::Sets { map, sets } = table else {
+            unreachable!("it was made with sets");
+        };
+        let memory = Mapping::new(map.as_fd(), set_bytes(*sets)).unwrap();
+        let id = 7;
+        let tag = keys.fingerprint(&key(port)).0 ^ id;
+        enter(
+            memory.u64s(),
+            active,
+            tag,
+            id | u64::from(used) << 32,
+            Reader::Nobody,
+        );
+    }
+
+    #[test]
+    fn entries_are_found_in_a_table_of_another_size() {
+        let keys = FlowHashKeys::draw().unwrap();
+        let make = |flows| FlowTable::create(FlowTableKind::SetAssociative, flows, None).unwrap();
+        let (small, large) = (make(1024), make(65_536));
+        for port in 1..=300 {
+            put(&small, &keys, 100, port, 1000 + u32::from(port));
+        }
+        let known = |table: &FlowTable, active, port: u16| {
+            let key = key(port);
+            let found = table
+                .find(&key, keys.fingerprint(&key), Some(active))
+                .unwrap();
+            found.is_some_and(|value| (value.id, value.used) == (7, 1000 + u32::from(port)))
+        };
+        let before: Vec<u16> = (1..=300).filter(|port| known(&small, 100, *port)).collect();
+        assert!(before.len() > 280, "{}", before.len());
+        for (active, reader) in [(100, Reader::Nobody), (9000, Reader::Packets)] {
+            assert!(large.enter_all_of(&small, Some(active), reader).unwrap());
+            assert!(before.iter().all(|port| known(&large, active, *port)));
+        }
+        // The youngest come into one that has no room for all.
+        let tiny = make(32);
+        assert!(tiny.enter_all_of(&small, None, Reader::Nobody).unwrap());
+        let kept = before.iter().filter(|port| known(&tiny, 8, **port));
+        let kept: Vec<u16> = kept.copied().collect();
+        assert!((40..=64).contains(&kept.len()), "{}", kept.len());
+        let of_young = kept.iter().filter(|port| **port > 150).count();
+        assert!(of_young > kept.len() * 3 / 4, "{kept:?}");
+        let hash = FlowTable::create(FlowTableKind::KernelLru, 1024, None).unwrap();
+        assert!(!hash.enter_all_of(&small, None, Reader::Nobody).unwrap());
+    }
+
+    #[test]
+    fn entries_of_a_hash_come_along() {
+        let make = |flows| FlowTable::create(FlowTableKind::KernelLru, flows, None).unwrap();
+        let (one, other) = (make(1024), make(4096));
+        let (FlowTable::Lru { map }, FlowTable::Lru { map: into }) = (&one, &other) else {
+            unreachable!("they were made as hashes");
+        };
+        let value = |id| types::flow_value { id, used: 5 };
+        for port in 1..=100 {
+            map.update(&key(port), &value(7)).unwrap();
+        }
+        into.update(&key(1), &value(9)).unwrap();
+        assert!(other.enter_all_of(&one, None, Reader::Packets).unwrap());
+        let id = |port| into.lookup(&key(port)).unwrap().map(|value| value.id);
+        // What packets have made since stays.
+        assert_eq!(
+            (id(1), id(2), id(100), id(101)),
+            (Some(9), Some(7), Some(7), None)
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! Settings that only a load can change, applied: another set of programs and maps takes the place of the one that is
+//! there, and knows all that it knew.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use katran::Encapsulation;
+use katran::Error;
+use katran::Features;
+use katran::FlowTableKind;
+use katran::FlowTracking;
+use katran::Katran;
+use katran::NextHops;
+use katran::Protocol;
+use katran::Real;
+use katran::State;
+use katran::VipFlags;
+use katran::flows::Simulation;
+use katran::state::BalancerState;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::adopted::answers;
+use crate::adopted::fill;
+use crate::adopted::rich;
+use crate::common::builder;
+use crate::common::faults::MAP_CREATE;
+use crate::common::faults::MAP_UPDATE_ELEM;
+use crate::common::faults::PROG_LOAD;
+use crate::common::faults::without_call;
+use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::VIP4;
+use crate::common::flows;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::load;
+use crate::common::pins::tree;
+use crate::common::serve;
+use crate::common::vip;
+
+/// What a change does to flows.
+#[derive(Clone, Copy, PartialEq)]
+enum Flows {
+    Stay,
+    /// Those that no table knows may go elsewhere.
+    MayMove,
+}
+
+type Change = (&'static str, Flows, fn(&mut BalancerState));
+
+const CHANGES: &[Change] = &[
+    ("max_vips", Flows::Stay, |of| of.max_vips = Some(33)),
+    ("max_reals", Flows::Stay, |of| of.max_reals = Some(200)),
+    ("ring_size", Flows::MayMove, |of| of.ring_size = Some(2003)),
+    ("hash_seed", Flows::MayMove, |of| of.hash_seed = Some(7)),
+    ("flow_table_size", Flows::Stay, |of| {
+        of.flow_table_size = Some(50_000);
+    }),
+    ("flow_table_size", Flows::Stay, |of| {
+        of.flow_table_size = Some(3_000);
+    }),
+    ("flow_idle_timeout", Flows::Stay, |of| {
+        of.flow_idle_timeout = Some(Duration::from_secs(60));
+    }),
+    ("udp_timeout", Flows::Stay, |of| {
+        of.udp_timeout = Some(Duration::from_secs(77));
+    }),
+    ("forwarding_cpus", Flows::Stay, |of| {
+        of.forwarding_cpus = Some(vec![0]);
+        of.numa_nodes = None;
+    }),
+    ("flood_threshold", Flows::Stay, |of| {
+        of.flood_threshold = Some(500)
+    }),
+    ("max_frame", Flows::Stay, |of| {
+        of.max_frame = Some(9014.into())
+    }),
+    ("max_server_ids", Flows::Stay, |of| {
+        of.max_server_ids = Some(300)
+    }),
+    ("max_source_routes", Flows::Stay, |of| {
+        of.max_source_routes = Some(20);
+    }),
+    ("max_decap", Flows::Stay, |of| of.max_decap = Some(9)),
+    ("global_flow_table_size", Flows::Stay, |of| {
+        of.global_flow_table_size = Some(10);
+    }),
+    ("next_hops", Flows::Stay, |of| {
+        of.next_hops = Some(NextHops::PerReal)
+    }),
+    ("healthcheck_max_packet", Flows::Stay, |of| {
+        of.healthcheck_max_packet = Some(1000);
+    }),
+    ("allow_sources", Flows::Stay, |of| {
+        of.allow_sources = Some(vec!["198.51.100.0/24".parse().unwrap()]);
+    }),
+    ("event_buffer", Flows::Stay, |of| {
+        of.event_buffer = Some(8192)
+    }),
+];
+
+fn directory() -> PathBuf {
+    require_root();
+    private_bpf_fs().unwrap().join("katran")
+}
+
+fn changed(katran: &Katran, change: fn(&mut BalancerState)) -> State {
+    let mut state = katran.state();
+    change(state.balancer.as_mut().unwrap());
+    state
+}
+
+/// All that is counted and does not go on by itself.
+fn counted(katran: &Katran) -> impl PartialEq + std::fmt::Debug + use<> {
+    let of = katran.counters().unwrap();
+    let cpus: Vec<_> = of.cpus.iter().map(|cpu| cpu.forwarded).collect();
+    (of.totals, of.vips, of.reals, of.flow_table, of.probes, cpus)
+}
+
+fn same_reals(before: &[Simulation], after: &[Simulation], change: &str) {
+    for (before, after) in before.iter().zip(after) {
+        assert_eq!(before.real, after.real, "{change}: {before:?} {after:?}");
+    }
+}
+
+/// One after the other, so that each also comes after all others; pinned or not.
+#[test]
+fn every_setting_can_be_another_and_nothing_else_changes() {
+    for (tracking, pinned) in [(FlowTracking::Changed, true), (FlowTracking::All, false)] {
+        let directory = directory();
+        let mut katran = match pinned {
+            true => load(rich(tracking).pin(&directory)),
+            false => load(rich(tracking)),
+        };
+        fill(&mut katran);
+        for (name, flows, change) in CHANGES {
+            answers(&katran);
+            let wanted = changed(&katran, *change);
+            let numbers = katran.real_numbers();
+            let before = answers(&katran);
+            let counted_before = counted(&katran);
+            let changes = katran.apply(&wanted).unwrap();
+            assert_eq!(changes.settings_changed, [*name]);
+            let told = katran.state();
+            let mut expected = wanted.clone();
+            let settings = expected.balancer.as_mut().unwrap();
+            let numa_nodes = &told.balancer.as_ref().unwrap().numa_nodes;
+            settings.numa_nodes = settings.numa_nodes.take().or(numa_nodes.clone());
+            assert_eq!(told, expected, "{name}");
+            assert_eq!(katran.real_numbers(), numbers, "{name}");
+            assert_eq!(counted(&katran), counted_before, "{name}");
+            if *flows == Flows::Stay {
+                same_reals(&before, &answers(&katran), name);
+            }
+            assert!(katran.apply(&wanted).unwrap().is_empty());
+        }
+        if pinned {
+            let state = katran.state();
+            drop(katran);
+            let katran = builder().pin(&directory).adopt().unwrap();
+            assert_eq!(katran.state(), state);
+            katran.remove().unwrap();
+            assert!(!directory.exists());
+        }
+    }
+}
+
+/// What the document changes besides comes into force with it.
+#[test]
+fn a_state_that_needs_more_room_is_applied_at_once() {
+    let mut katran = load(builder());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (added, removed) = (Arc::clone(&told), Arc::clone(&told));
+    katran.on_real_added(move |real, _| added.lock().unwrap().push((real, true)));
+    katran.on_real_removed(move |real, _| removed.lock().unwrap().push((real, false)));
+    let mut wanted = changed(&katran, |of| of.max_vips = Some(40));
+    let pattern = wanted.vips[0].clone();
+    for octet in 1..=30 {
+        let mut vip = pattern.clone();
+        vip.vip = katran::Vip::tcp(([203, 0, 113, 100 + octet], 80).into());
+        vip.reals = vec![Real::new(ip(A)), Real::new(ip("198.51.100.200"))];
+        wanted.vips.push(vip);
+    }
+    wanted.vips[0].reals = vec![Real::new(ip(A))];
+    wanted.balancer.as_mut().unwrap().features =
+        Some(Features::default() | Features::SOURCE_ROUTING);
+    let changes = katran.apply(&wanted).unwrap();
+    assert_eq!(changes.settings_changed, ["max_vips", "features"]);
+    assert_eq!(changes.vips_added.len(), 30);
+    assert!(katran.apply(&wanted).unwrap().is_empty());
+    assert_eq!(
+        katran.features(),
+        wanted.balancer.unwrap().features.unwrap()
+    );
+    let mut told = told.lock().unwrap().clone();
+    told.sort();
+    assert_eq!(told, [(ip(B), false), (ip("198.51.100.200"), true)]);
+    let last = flows(Protocol::Tcp, "203.0.113.130:80", 40);
+    assert!(
+        last.into_iter()
+            .all(|flow| katran.simulate(&syn(flow)).unwrap().real.is_some())
+    );
+    // Changes of every kind go on.
+    katran.remove_vip(vip(VIP4)).unwrap();
+    serve(&mut katran, "203.0.113.250:1/tcp", VipFlags::empty(), &[B]);
+}
+
+#[test]
+fn what_has_no_room_is_refused_and_told() {
+    let mut katran = load(rich(FlowTracking::Changed));
+    fill(&mut katran);
+    let before = (katran.state(), katran.counters().unwrap().totals);
+    let mut refuses = |change: fn(&mut BalancerState)| {
+        let wanted = changed(&katran, change);
+        let error = katran.apply(&wanted).unwrap_err();
+        assert_eq!((katran.state(), katran.counters().unwrap().totals), before);
+        error
+    };
+    for change in [
+        (|of| of.max_vips = Some(2)) as fn(&mut BalancerState),
+        |of| of.max_reals = Some(2),
+    ] {
+        let error = refuses(change);
+        assert!(matches!(error, Error::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("first"), "{error}");
+    }
+    for change in [
+        (|of| of.max_server_ids = Some(98)) as fn(&mut BalancerState),
+        |of| of.flow_table_size = Some(1 << 36),
+    ] {
+        let error = refuses(change);
+        let is_told = matches!(
+            error,
+            Error::Exhausted { .. }
+                | Error::InsufficientMemory { .. }
+                | Error::InvalidConfig { .. }
+        );
+        assert!(is_told, "{error}");
+    }
+    // A real of IPv6, and no address of that for its outer header.
+    let error = refuses(|of| of.encapsulation = Some(Encapsulation::Gue));
+    assert!(error.to_string().contains("source_v6"), "{error}");
+    let error = refuses(|of| of.ring_size = Some(10));
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+}
+
+/// Whatever the kernel refuses: all is as it was, and the next attempt works.
+#[test]
+fn one_that_fails_changes_nothing() {
+    let directory = directory();
+    let mut katran = load(rich(FlowTracking::Changed).pin(&directory));
+    fill(&mut katran);
+    answers(&katran);
+    let before = (katran.state(), tree(&directory));
+    let answered = answers(&katran);
+    let wanted = changed(&katran, |of| {
+        of.max_vips = Some(40);
+        of.max_reals = Some(100);
+    });
+    type Fails<'a> = &'a dyn Fn(&mut Katran) -> katran::Result<()>;
+    let apply = |katran: &mut Katran| katran.apply(&wanted).map(drop);
+    let fails: [(&str, Fails<'_>); 5] = [
+        ("maps", &|katran| {
+            without_commands(&[MAP_CREATE], Errno::ENOMEM, || apply(katran))
+        }),
+        ("programs", &|katran| {
+            without_commands(&[PROG_LOAD], Errno::EPERM, || apply(katran))
+        }),
+        ("pins", &|katran| {
+            without_commands(&[OBJ_PIN], Errno::ENOSPC, || apply(katran))
+        }),
+        ("the exchange", &|katran| {
+            without_call(libc::SYS_renameat2, Errno::EIO, || apply(katran))
+        }),
+        ("elements", &|katran| {
+            without_commands(&[MAP_UPDATE_ELEM], Errno::ENOMEM, || apply(katran))
+        }),
+    ];
+    for (what, fails) in fails {
+        let error = fails(&mut katran).unwrap_err();
+        assert_eq!(katran.state(), before.0, "{what}: {error}");
+        assert_eq!(tree(&directory), before.1, "{what}: {error}");
+        same_reals(&answered, &answers(&katran), what);
+    }
+    let counted_before = counted(&katran);
+    apply(&mut katran).unwrap();
+    assert_eq!(counted(&katran), counted_before);
+    assert_eq!(katran.state(), wanted);
+    assert_eq!(tree(&directory), before.1);
+    drop(katran);
+    let katran = builder().pin(&directory).adopt().unwrap();
+    assert_eq!(katran.state(), wanted);
+    katran.remove().unwrap();
+}
+
+/// The command of bpf(2) that pins, as in linux/bpf.h.
+const OBJ_PIN: u32 = 6;
+
+#[test]
+fn another_kind_of_table_and_of_tracking_can_be_had() {
+    let mut katran = load(rich(FlowTracking::All));
+    fill(&mut katran);
+    let kinds = [FlowTableKind::KernelLru, FlowTableKind::SetAssociative];
+    for kind in kinds {
+        for tracking in [FlowTracking::Changed, FlowTracking::All] {
+            let mut wanted = katran.state();
+            let settings = wanted.balancer.as_mut().unwrap();
+            settings.flow_table = Some(kind);
+            settings.flow_tracking = Some(tracking);
+            let before = answers(&katran);
+            let counted_before = counted(&katran);
+            katran.apply(&wanted).unwrap();
+            assert_eq!(katran.state(), wanted);
+            assert_eq!(counted(&katran), counted_before);
+            // Their rings are those of before, and no real has gone.
+            same_reals(&before, &answers(&katran), "tracking");
+        }
+    }
+}
