@@ -254,9 +254,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
     let healthchecks = healthchecks.transpose()?;
     if healthchecks.is_none() && config.healthcheck_interface.is_some() {
-        return Err(Error::NotFound {
-            what: format!("the pin of healthcheck in {}", home.path().display()),
-        });
+        return Err(set.missing("healthcheck"));
     }
     let ring_size = RingSize::try_from(config.ring_size)?;
     // A new balancer begins with that of no interface.
