@@ -164,7 +164,6 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 
 fn adopt(home: Home) -> Result<Katran> {
     environment::check_opens_by_number("go on with a pinned balancer")?;
-    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -197,7 +196,7 @@ fn adopt(home: Home) -> Result<Katran> {
         katran.undo_group(&before);
     }
     katran.put_back_what_is_gone(lost);
-    katran.keep_house();
+    katran.keep_house()?;
     Ok(katran)
 }
 
