@@ -450,6 +450,7 @@ impl Katran {
                 }
             }
         }
+        self.attachments.forget_succeeded();
         let mains = self.attachments.places();
         if let Some(checks) = &mut self.healthchecks {
             for mut link in paths {
