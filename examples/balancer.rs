@@ -79,7 +79,11 @@ fn main() -> ExitCode {
 
 /// What a balancer with this configuration would meet on its interfaces; it is attached to none.
 fn check(options: &Options) -> Result<bool> {
-    let state = options.state()?;
+    let mut state = options.state()?;
+    // Here it is not pinned.
+    if let Some(settings) = &mut state.balancer {
+        settings.orphan_limit = None;
+    }
     let mut katran = match state.builder()?.load() {
         Ok(katran) => katran,
         Err(error) => {

@@ -21,6 +21,7 @@ pub use crate::counters::InlineDecapCounters;
 pub use crate::counters::LibraryCounters;
 pub use crate::counters::Metric;
 pub use crate::counters::MetricKind;
+pub use crate::counters::OrphanCounters;
 pub use crate::counters::QuicCounters;
 pub use crate::counters::RealCounters;
 pub use crate::counters::RingDrops;

@@ -61,6 +61,8 @@ const volatile __u8 limit_outer_sources = 0;
 const volatile __u8 limit_egress_sources = 0;
 /* Whether frames may come in several buffers, so that data_end is not the frame's end. */
 const volatile __u8 frags = 0;
+/* So many ticks after the owner's last sign of life all frames pass; 0: they never do for that. */
+const volatile __u64 orphan_limit = 0;
 
 /* Whether each real has a next hop of its own, and whether that may be behind another interface. */
 const volatile __u8 next_hops = 0;

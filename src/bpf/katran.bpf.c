@@ -122,6 +122,15 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 	return forward(run, &packet, arrived, family);
 }
 
+/* Whether the process that owns the balancer has given no sign of life for too long. Only full programs look, so that
+ * others have no instruction of it; the clock is the one that flows are stamped with. */
+static __always_inline bool is_orphan(void)
+{
+	/* A sign of life may be given between the two loads. */
+	return orphan_limit &&
+	       unlikely((__s64)(ticks_now() - *(volatile __u64 *)&live.alive) > (__s64)orphan_limit);
+}
+
 /* The end of every walk. */
 static __always_inline int finish(const struct run *run, int verdict, __u64 arrived)
 {
@@ -174,6 +183,10 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 		run.untagged = run.cpu->scratch.rare.tag_bytes;
 	}
 
+	if ((variant & FULL) && !(variant & RARE) && is_orphan()) {
+		run.cpu->counters.orphaned++;
+		return finish(&run, pass(&run, STEP_ORPHAN), arrived);
+	}
 	type = ether_type(run.eth);
 	if (sorts_early(&run) && is_for_others(&run))
 		verdict = pass(&run, STEP_OTHER_STATION);

@@ -480,6 +480,7 @@ struct counters {
 	__u64 events[EVENT_KINDS];
 	__u64 events_limited;
 	__u64 events_lost;
+	__u64 orphaned; /* frames passed, as nobody has given a sign of life for too long */
 };
 
 /* The flood guard's present window. */
@@ -568,6 +569,7 @@ struct live {
 	__u64 station;
 	/* By the interface's index, modulo. */
 	struct station stations[STATIONS];
+	__u64 alive; /* ticks: when the owner gave its last sign of life */
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port
@@ -614,6 +616,7 @@ enum step {
 	STEP_OTHER_STATION,
 	STEP_SETTLED_SLOT,
 	STEP_BASE,
+	STEP_ORPHAN,
 };
 
 enum probe_constant {

@@ -164,6 +164,18 @@ pub(super) fn check_udp_timeout(timeout: Duration) -> Result<()> {
     }
 }
 
+pub(super) fn check_orphan_limit(limit: Duration) -> Result<()> {
+    let range = Duration::from_secs(5)..=Duration::from_secs(86_400);
+    match limit.is_zero() || range.contains(&limit) {
+        true => Ok(()),
+        false => Err(invalid(
+            "orphan_limit",
+            format!("{limit:?}"),
+            "must be 0, for none, or 5 seconds to 1 day",
+        )),
+    }
+}
+
 pub(super) fn check_idle_timeout(timeout: Duration) -> Result<()> {
     match (Duration::from_secs(1)..=Duration::from_secs(7 * 86_400)).contains(&timeout) {
         true => Ok(()),

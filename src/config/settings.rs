@@ -45,6 +45,7 @@ use super::ranges::check_interface_name;
 use super::ranges::check_ipip_source_v4;
 use super::ranges::check_ipip_source_v6;
 use super::ranges::check_max_frame;
+use super::ranges::check_orphan_limit;
 use super::ranges::check_prefixes;
 use super::ranges::check_ring_size;
 use super::ranges::check_source;
@@ -503,6 +504,28 @@ settings! {
             udp_timeout = |timeout, tick| ticks(*timeout, tick),
             udp_moment_shift = |timeout, tick| moment_shift(*timeout, tick),
         ),
+    }
+
+    /// For how long a [pinned](Self::pin) balancer forwards without a sign of life of its owner: then all frames
+    /// pass to the host's network stack, as if there were no program, until an owner gives one.
+    ///
+    /// It is for hosts that rather do not balance than balance by a configuration that nobody looks after, such as behind a
+    /// router that then goes elsewhere. An owner gives a sign of life once a second, by a thread, and with each change;
+    /// one that is stopped or hangs gives none. Adoption gives one when it has succeeded, which may take seconds. Where CPUs are so
+    /// busy with packets that a thread may not run for seconds, as in a flood, a short limit makes it worse: choose 30 seconds or more.
+    /// Time counts while the machine is awake: one that was suspended goes on where it was. Frames that pass so are counted
+    /// ([`Stats::orphan`](crate::stats::Stats::orphan)) and not looked at: pings of VIPs pass, tunnels are not unwrapped.
+    ///
+    /// Packets look at the clock that flows are stamped with; where it is off they do not pay for it. With a limit the program
+    /// with all features is attached, as for `source-routing`. Without [`pin`](Self::pin) it is refused.
+    orphan_limit: Duration {
+        set: orphan_limit(limit: Duration) = limit,
+        default: (Duration::ZERO, "0: it forwards on"),
+        range: ("0, or 5 seconds to 1 day", |limit| check_orphan_limit(*limit)),
+        unit: "seconds",
+        key: seconds,
+        changes: never,
+        constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
     /// The number of flows in each CPU's global flow table.

@@ -27,6 +27,7 @@ pub use table::GlobalFlowCounters;
 pub use table::HealthcheckCounters;
 pub use table::IcmpCounters;
 pub use table::InlineDecapCounters;
+pub use table::OrphanCounters;
 pub use table::QuicCounters;
 pub use table::RealCounters;
 pub use table::RingDrops;
@@ -190,6 +191,8 @@ pub struct Counters {
     pub decap: InlineDecapCounters,
     /// UDP flows that left a real that is down.
     pub udp_flow_migration: UdpFlowMigrationCounters,
+    /// Frames that passed for want of an owner.
+    pub orphan: OrphanCounters,
     /// Events for a monitor.
     pub events: EventCounters,
     /// Health checks.
@@ -263,6 +266,7 @@ impl Counters {
                 &self.udp_flow_migration,
                 UdpFlowMigrationCounters::FAMILIES,
             ),
+            of_one("orphan", &self.orphan, OrphanCounters::FAMILIES),
         ];
         let paths = [
             of_one("icmp", &self.icmp, IcmpCounters::FAMILIES),

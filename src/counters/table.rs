@@ -306,6 +306,15 @@ counters! {
         }
     }
 
+    /// What [`orphan_limit`](crate::Builder::orphan_limit) did.
+    OrphanCounters from types::counters {
+        Counter orphan_passed_packets, "packets" {
+            /// Frames that passed because no owner had given a sign of life for longer than `orphan_limit`; also among
+            /// those that passed.
+            passed = sum(orphaned);
+        }
+    }
+
     /// What health checks have done, and what passed by them.
     #[doc(alias = "HealthCheckProgStats")]
     HealthcheckCounters from probes::probe_totals {

@@ -37,6 +37,7 @@ fn groups(record: types::counters) -> Counters {
         source_routing: SourceRoutingCounters::sum(records),
         decap: InlineDecapCounters::sum(records),
         udp_flow_migration: UdpFlowMigrationCounters::sum(records),
+        orphan: OrphanCounters::sum(records),
         events: EventCounters::sum(records),
         cpus: vec![CpuCounters {
             forwarded: forwarded(&record),

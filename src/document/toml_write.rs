@@ -190,6 +190,7 @@ forwarding_cpus = [0, 1]
 numa_nodes = [0, 0]
 flood_threshold = 5
 udp_timeout = 1.5
+orphan_limit = 60
 global_flow_table_size = 6
 max_source_routes = 7
 max_decap = 8

@@ -164,7 +164,6 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
-    home.show_life();
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -198,7 +197,7 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
-    katran.keep_house();
+    katran.keep_house()?;
     Ok(katran)
 }
 

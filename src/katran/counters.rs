@@ -22,6 +22,7 @@ use crate::counters::GlobalFlowCounters;
 use crate::counters::IcmpCounters;
 use crate::counters::InlineDecapCounters;
 use crate::counters::LibraryCounters;
+use crate::counters::OrphanCounters;
 use crate::counters::QuicCounters;
 use crate::counters::RealCounters;
 use crate::counters::RingDrops;
@@ -206,6 +207,15 @@ impl Stats<'_> {
     #[doc(alias = "getUdpFlowMigrationStats")]
     pub fn udp_flow_migration(&self) -> Result<UdpFlowMigrationCounters> {
         self.sum(UdpFlowMigrationCounters::sum)
+    }
+
+    /// Frames that passed because no owner had given a sign of life for too long
+    /// ([`Builder::orphan_limit`](crate::Builder::orphan_limit)).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn orphan(&self) -> Result<OrphanCounters> {
+        self.sum(OrphanCounters::sum)
     }
 
     /// Events that were handed over to a monitor, and those that were left out.
@@ -441,6 +451,7 @@ impl Katran {
             source_routing: SourceRoutingCounters::sum(&counted),
             decap: InlineDecapCounters::sum(&counted),
             udp_flow_migration: UdpFlowMigrationCounters::sum(&counted),
+            orphan: OrphanCounters::sum(&counted),
             events: EventCounters::sum(&counted),
             healthcheck: self.probes().counters()?,
             probes: self

@@ -448,6 +448,7 @@ fn reason(explanation: &types::explanation) -> Reason {
     }
     match explanation.step {
         step::STEP_OTHER_STATION => Reason::OtherStation,
+        step::STEP_ORPHAN => Reason::Orphan,
         step::STEP_ICMP_ECHO => Reason::IcmpEcho,
         step::STEP_ICMP_OTHER => Reason::IcmpOther,
         step::STEP_NOT_TRANSPORT => Reason::NotTransport,

@@ -78,6 +78,8 @@ pub enum Reason {
     DecapEgress,
     /// In a second tunnel, inside one that ended here: passed.
     TunnelInTunnel,
+    /// No owner has given a sign of life for too long ([`Builder::orphan_limit`](crate::Builder::orphan_limit)): passed.
+    Orphan,
     /// Dropped, for this reason.
     Dropped(DropReason),
 }
@@ -105,6 +107,7 @@ impl fmt::Display for Reason {
             Self::DecapToHost => f.write_str("unwrapped for the host"),
             Self::DecapEgress => f.write_str("unwrapped and sent out"),
             Self::TunnelInTunnel => f.write_str("a tunnel in a tunnel"),
+            Self::Orphan => f.write_str("no sign of life of an owner"),
             Self::Dropped(reason) => write!(f, "dropped: {reason}"),
         }
     }

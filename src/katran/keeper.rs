@@ -6,6 +6,9 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -22,6 +25,8 @@ use nix::sys::eventfd::EventFd;
 
 use super::Katran;
 use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::maps::Live;
 use crate::pins::Asked;
 use crate::pins::Claim;
 use crate::pins::Home;
@@ -30,6 +35,7 @@ use crate::sys::process::Owner;
 use crate::sys::tenure::Call;
 use crate::sys::tenure::Successor;
 use crate::sys::tenure::Tenure;
+use crate::sys::ticks::ticks;
 
 /// Between two signs of life; so often the thread also looks whether somebody asks, should it not have heard.
 const EVERY: Duration = Duration::from_secs(1);
@@ -39,7 +45,7 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 /// The thread, while it runs.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     owner: Owner,
 }
 
@@ -47,6 +53,9 @@ struct Shared {
     path: PathBuf,
     claim: Arc<Claim>,
     identity: Arc<Identity>,
+    /// What packets read, or are about to.
+    lives: Mutex<Vec<Arc<Live>>>,
+    tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
     /// It is to stop.
@@ -54,8 +63,16 @@ struct Shared {
 }
 
 impl Shared {
+    fn lives(&self) -> MutexGuard<'_, Vec<Arc<Live>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn show_life(&self) {
-        self.tenure.while_ours(|| self.identity.show_life());
+        self.tenure.while_ours(|| {
+            self.identity.show_life();
+            let ticks = ticks(self.tick);
+            self.lives().iter().for_each(|live| live.show_life(ticks));
+        });
     }
 
     /// What the thread does, until it is to stop, or the balancer is another process's.
@@ -124,7 +141,7 @@ impl Shared {
 
 impl Keeper {
     /// Starts it for what is pinned in a directory.
-    fn start(home: &Home, tenure: Arc<Tenure>) -> io::Result<Option<Self>> {
+    fn start(home: &Home, live: Arc<Live>, tick: Duration) -> io::Result<Option<Self>> {
         let Some((claim, identity)) = home.claim_of_balancer() else {
             return Ok(None);
         };
@@ -132,38 +149,65 @@ impl Keeper {
             path: home.path().to_owned(),
             claim,
             identity,
-            tenure,
+            tenure: Arc::clone(live.tenure()),
+            lives: Mutex::new(vec![live]),
+            tick,
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         });
-        let mut keeper = Self {
+        let thread = start_thread(&shared)?;
+        let keeper = Self {
             shared,
-            thread: None,
+            thread: Mutex::new(Some(thread)),
             owner: Owner::new(),
         };
         keeper.show_life();
-        keeper.start_thread()?;
         Ok(Some(keeper))
     }
 
-    fn start_thread(&mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name("katran-keeper".to_owned());
-        self.thread = Some(thread.spawn(move || shared.keep())?);
-        Ok(())
-    }
-
-    /// The owner lives: it has called.
+    /// The owner lives: it has called. A thread that has panicked is replaced.
     fn show_life(&self) {
-        if self.owner.is_here() {
-            self.shared.show_life();
+        if !self.owner.is_here() {
+            return;
+        }
+        self.shared.show_life();
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.as_ref().is_none_or(|of| !of.is_finished()) || self.shared.tenure.is_over() {
+            return;
+        }
+        log::error!("the thread that gives signs of life has ended: another one is started");
+        match start_thread(&self.shared) {
+            Ok(started) => *thread = Some(started),
+            Err(error) => log::error!("only calls give signs of life: {error}"),
         }
     }
+
+    /// Signs of life go to memory that packets are about to read, too.
+    pub(super) fn also(&self, live: &Arc<Live>) {
+        self.shared.lives().push(Arc::clone(live));
+        self.show_life();
+    }
+
+    /// Packets read this memory, and no other.
+    pub(super) fn only(&self, live: &Arc<Live>) {
+        *self.shared.lives() = vec![Arc::clone(live)];
+        self.show_life();
+    }
+}
+
+fn start_thread(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let thread = thread::Builder::new().name("katran-keeper".to_owned());
+    thread.spawn(move || shared.keep())
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else {
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = thread.take() else {
             return;
         };
         if !self.owner.is_here() {
@@ -201,18 +245,24 @@ impl Katran {
     }
 
     /// Gives signs of life from now on, and hands the balancer over to who asks.
-    pub(super) fn keep_house(&mut self) {
-        let tenure = Arc::clone(self.maps.live.tenure());
-        let started = self
-            .home
-            .as_ref()
-            .map(|home| Keeper::start(home, tenure))
+    ///
+    /// # Errors
+    /// If there is no thread for it, and packets go by its signs.
+    pub(super) fn keep_house(&mut self) -> Result<()> {
+        let live = Arc::clone(&self.maps.live);
+        let home = self.home.as_ref();
+        let started = home
+            .map(|home| Keeper::start(home, live, self.fixed.tick))
             .transpose();
         match started {
             Ok(keeper) => self.keeper = keeper.flatten(),
+            Err(error) if !self.config.orphan_limit.is_zero() => {
+                return Err(kernel_error("start", "a thread for signs of life", error));
+            }
             Err(error) => log::error!(
                 "nobody is told that the balancer has an owner, and it cannot be taken over: {error}"
             ),
         }
+        Ok(())
     }
 }

@@ -67,6 +67,7 @@ impl Builder {
     pub fn load(self) -> Result<Katran> {
         let directory = self.pin_directory();
         let config = self.validate()?;
+        Self::check_place(&config, directory.as_deref())?;
         environment::check_kernel()?;
         environment::check_facilities()?;
         let cpus = map::possible_cpus()

@@ -249,6 +249,7 @@ fn needs_full(config: &Config) -> bool {
         || config.outer_dont_fragment != OuterDontFragment::Clear
         || config.next_hops != NextHops::Gateway
         || config.frags
+        || !config.orphan_limit.is_zero()
 }
 
 /// Sets of each forwarding CPU's table, if it has sets.

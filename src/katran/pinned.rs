@@ -3,11 +3,13 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use super::Katran;
 use super::handles::FeatureMaps;
 use super::object::Programs;
 use crate::config::Features;
+use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
@@ -19,6 +21,7 @@ use crate::pins::Home;
 use crate::pins::MAIN;
 use crate::pins::Objects;
 use crate::pins::SPECIAL;
+use crate::sys::ticks::ticks;
 
 impl Katran {
     /// Takes the balancer away, pinned or not: from its interfaces and entries of root programs, and what is pinned of
@@ -26,7 +29,7 @@ impl Katran {
     /// does the same.
     ///
     /// # Errors
-    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`](crate::Error::Busy) in a child made
+    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`] in a child made
     /// by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
         if let Some(home) = &self.home {
@@ -55,6 +58,10 @@ impl Katran {
 
     /// Pins all that there is in a directory, and has what is attached from now on kept there.
     pub(super) fn settle_in(&mut self, mut home: Home) -> Result<()> {
+        if let Err(error) = self.check_clock() {
+            home.give_up();
+            return Err(error);
+        }
         let checks = self.healthchecks.as_ref();
         home.fill(&Content {
             maps: self.maps.named_always(),
@@ -72,8 +79,30 @@ impl Katran {
             checks.keep_in(home.attached());
         }
         self.home = Some(home);
-        self.keep_house();
-        Ok(())
+        let kept = self.keep_house();
+        if kept.is_err()
+            && let Some(home) = self.home.take()
+        {
+            home.give_up();
+        }
+        kept
+    }
+
+    /// Whether signs of life would tell packets the time by their own clock, if they are to go by them.
+    pub(super) fn check_clock(&self) -> Result<()> {
+        if self.config.orphan_limit.is_zero() {
+            return Ok(());
+        }
+        let tick = self.fixed.tick;
+        // Packets' 64 bits, cut to those that the program can return.
+        let ahead = self.ticks_now()?.wrapping_sub(ticks(tick) as u32) as i32;
+        match Duration::from_secs(1) > tick * ahead.unsigned_abs() {
+            true => Ok(()),
+            false => Err(Error::Unsupported {
+                what: "orphan_limit on this kernel".to_owned(),
+                reason: "its times(2) does not count the ticks that its BPF programs read: leave it out",
+            }),
+        }
     }
 
     /// Pins the programs of a reload, with the maps that features have then, beside those that are there.

@@ -24,6 +24,7 @@ use super::change::RealNews;
 use super::ground::Reason;
 use super::pinned::objects;
 use crate::config::BalancerState;
+use crate::config::Builder;
 use crate::config::Config;
 use crate::document::Changes;
 use crate::document::State;
@@ -58,6 +59,7 @@ impl Katran {
     /// # Errors
     /// As [`apply`](Self::apply). Nothing has changed then.
     pub(super) fn replace(&mut self, config: &Config, wanted: &State) -> Result<Changes> {
+        Builder::check_place(config, self.pinned_in())?;
         let before = self.state();
         let reals = self.real_numbers();
         // So that no number waits for packets.
@@ -80,6 +82,7 @@ impl Katran {
         let _ = self.note(table.way(&reloaded, wanted, limits))?;
 
         let mut next = self.load_beside(config)?;
+        next.check_clock()?;
         // Flow tables may be those of both.
         let held = next.maps.voids.hold();
         next.fill_from(self, table)?;
@@ -165,6 +168,9 @@ impl Katran {
     /// Has packets go by another balancer, everywhere or nowhere, and becomes that one. Returns what is left of this
     /// one.
     fn switch_to_next(&mut self, mut next: Self, seat: Option<Seat>) -> Result<Self> {
+        if let Some(keeper) = &self.keeper {
+            keeper.also(&next.maps.live);
+        }
         // What says whether attachments are there knows the programs before.
         self.following.take();
         let switched = match next.be_ready_for(self) {
@@ -174,6 +180,9 @@ impl Katran {
         let Err((error, strays)) = switched else {
             return Ok(self.become_next(next));
         };
+        if let Some(keeper) = &self.keeper {
+            keeper.only(&self.maps.live);
+        }
         // Where it was not to be what another one has been.
         if let Some(checks) = &mut next.healthchecks {
             checks.detach();
@@ -238,6 +247,9 @@ impl Katran {
         self.shared = mem::take(&mut old.shared);
         self.callbacks = mem::take(&mut old.callbacks);
         self.keeper = old.keeper.take();
+        if let Some(keeper) = &self.keeper {
+            keeper.only(&self.maps.live);
+        }
         self.home = old.home.take();
         self.replaced = old.replaced.take();
         self.stranded = mem::take(&mut old.stranded);

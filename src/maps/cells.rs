@@ -97,6 +97,7 @@ const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 9 };
 const EVENTS: usize = 20;
 const EVENT_LIMIT: usize = 21;
 const SERVER_IDS: usize = 22;
+const ALIVE: usize = std::mem::offset_of!(types::live, alive) / 8;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
 /// `live`: what changes while packets flow.
@@ -115,6 +116,11 @@ impl Live {
             memory,
             tenure,
         })
+    }
+
+    /// Packets see that the balancer has an owner, at so many ticks of the clock that they read.
+    pub(crate) fn show_life(&self, ticks: u64) {
+        self.memory.u64s()[ALIVE].store(ticks, Ordering::Release);
     }
 
     /// For how long this process may write what packets see.

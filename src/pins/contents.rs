@@ -10,7 +10,7 @@ use crate::sys::pin;
 
 /// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
 /// with what this one has pinned.
-pub(crate) const LAYOUT: u64 = 1;
+pub(crate) const LAYOUT: u64 = 2;
 
 /// "katran", and the form of this map.
 const MAGIC: u64 = u64::from_be_bytes(*b"katrans\x01");

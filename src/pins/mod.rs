@@ -274,13 +274,6 @@ impl Home {
         }))
     }
 
-    /// The balancer has an owner.
-    pub(crate) fn show_life(&self) {
-        if let Some(identity) = &self.identity {
-            identity.show_life();
-        }
-    }
-
     /// How long ago the owner gave its last sign of life, if there is a clock that says so.
     pub(crate) fn silence(&self) -> Option<Duration> {
         self.identity.as_ref()?.silence().ok()

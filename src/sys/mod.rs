@@ -22,6 +22,7 @@ pub(crate) mod signals;
 pub(crate) mod tc;
 pub(crate) mod tenure;
 pub(crate) mod text;
+pub(crate) mod ticks;
 
 use std::ffi::CStr;
 use std::ffi::c_char;

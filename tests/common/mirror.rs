@@ -75,6 +75,7 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         },
         flow_idle_timeout: settings.flow_idle_timeout.unwrap().as_millis() as u64,
         udp_timeout: settings.udp_timeout.unwrap().as_millis() as u64,
+        orphaned: false,
         flood_threshold: settings.flood_threshold.unwrap().into(),
         has_flow_table: forwards,
         has_global_table: forwards,

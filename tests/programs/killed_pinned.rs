@@ -303,7 +303,7 @@ type Change = (&'static str, usize);
 
 const RELOAD: Change = ("features = [\"source-routing\"]", 1);
 /// There may have been another set before it; then the one goes that it has taken the place of.
-const REPLACEMENT: Change = ("max_vips = 77\nmax_reals = 99", 5);
+const REPLACEMENT: Change = ("max_vips = 77\nmax_reals = 99", 4);
 
 fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call]) {
     let lab = &place.lab;

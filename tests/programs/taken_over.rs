@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -221,7 +222,7 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
     let place = Place::new("died_taking.toml");
     let first = [Call::MakeDirectory, Call::RemoveDirectory];
     let mut owner = place.start(&[]);
-    for last in 1..=4 {
+    for last in 1..=2 {
         let is_last = |calls: &[Call], _: Pid| {
             assert!(first.starts_with(&calls[..calls.len().min(2)]), "{calls:?}");
             calls.len() == last
@@ -249,4 +250,42 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
     }
     owner.process.kill().unwrap();
     place.remove();
+}
+
+/// With a limit nothing is forwarded any more when nobody has looked after it for so long, and all of it when somebody does.
+#[test]
+fn an_orphan_stops_after_its_limit() {
+    let place = Place::new("orphan_limit.toml");
+    let text = std::fs::read_to_string(&place.file.0).unwrap();
+    place
+        .file
+        .write(&text.replacen("[balancer]", "[balancer]\norphan_limit = 5", 1));
+    let lab = &place.lab;
+    let servers = (lab.serve_tcp(80).unwrap(), lab.serve_udp(80).unwrap());
+    let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let mut owner = place.start(&[]);
+    let mut tcp = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
+    let udp = UdpClient::connect(&lab.client, (lab.vip6(), 80).into()).unwrap();
+    udp.set_patience(Duration::from_millis(200)).unwrap();
+    let is_forwarding = || udp.ask(b"who").is_ok();
+    // One that does not answer, and one that is gone.
+    for signal in [SIGSTOP, 9] {
+        assert!(is_forwarding());
+        assert_eq!(tcp.ask("who").unwrap(), "backend0");
+        owner.process.signal(signal).unwrap();
+        let began = Instant::now();
+        eventually("it passes", || !is_forwarding());
+        assert!(began.elapsed() > Duration::from_secs(3));
+        thread::sleep(Duration::from_secs(1));
+        assert!(!is_forwarding());
+        match signal {
+            SIGSTOP => owner.process.signal(SIGCONT).unwrap(),
+            _ => owner = place.start(&[]),
+        }
+        eventually("it forwards", is_forwarding);
+    }
+    assert_eq!(tcp.ask("who").unwrap(), "backend0");
+    owner.process.kill().unwrap();
+    place.remove();
+    drop((decaps, servers));
 }

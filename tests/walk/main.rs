@@ -24,6 +24,7 @@ mod lookup;
 mod machine;
 mod manners;
 mod migration;
+mod orphan;
 mod outer_fragments;
 mod packets;
 mod property;

@@ -86,6 +86,8 @@ pub struct Config {
     pub flow_idle_timeout: u64,
     /// For how long an entry of a UDP flow counts, in milliseconds.
     pub udp_timeout: u64,
+    /// Whether nobody has given a sign of life for longer than is allowed.
+    pub orphaned: bool,
     /// New flows a second and CPU from which on the flood guard acts.
     pub flood_threshold: u64,
     /// Whether this CPU has a flow table of its own.

@@ -103,6 +103,10 @@ impl Run<'_> {
         if self.frame.len() < ETHERNET {
             return Err(End::Drop("frame_truncated"));
         }
+        if self.balancer.config.orphaned {
+            self.balancer.count("orphan", "passed");
+            return Err(End::Pass("no owner"));
+        }
         if !self.is_for_this_station() {
             return Err(End::Pass("another station"));
         }
