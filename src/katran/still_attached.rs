@@ -75,6 +75,7 @@ impl Katran {
         for link in links {
             self.attachments.resume(link);
         }
+        self.attachments.forget_succeeded();
         let mains = self.attachments.places();
         if let Some(checks) = &mut self.healthchecks {
             for mut link in paths {
