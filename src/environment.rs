@@ -122,6 +122,23 @@ pub(crate) fn privileges() -> Option<Privileges> {
     })
 }
 
+/// Whether this thread may open maps by the kernel's numbers.
+///
+/// # Errors
+/// [`Error::Privilege`] if it is known that it may not.
+pub(crate) fn check_opens_by_number(operation: &'static str) -> Result<()> {
+    match privileges() {
+        Some(privileges) if !privileges.sees_all_programs => Err(Error::Privilege {
+            operation,
+            missing: (privileges.lacking.into_iter())
+                .chain(["CAP_SYS_ADMIN, which opens maps that are inside others"])
+                .collect::<Vec<_>>()
+                .join(", "),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the kernel tells sockets of this thread what changes in network namespaces other than theirs
 /// (`CAP_NET_BROADCAST`), if that can be known.
 pub(crate) fn hears_other_namespaces() -> bool {

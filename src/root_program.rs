@@ -289,6 +289,7 @@ impl RootProgram {
                 attachments.resume(link);
             }
         }
+        attachments.forget_succeeded();
         Ok(Self {
             attachments,
             entries,

@@ -205,6 +205,12 @@ impl Entry {
         }))
     }
 
+    /// The path of the array and the position that a record names.
+    pub(crate) fn recorded_at(record: &Path) -> Option<(PathBuf, u32)> {
+        let position = RecordName::of(record)?.position;
+        Some((fs::read_link(record).ok()?, position))
+    }
+
     /// Whether a path may be that of a record.
     pub(crate) fn is_record(path: &Path) -> bool {
         RecordName::of(path).is_some()

@@ -155,6 +155,17 @@ impl<A: OnInterface> Attachments<A> {
         former.for_each(end);
     }
 
+    /// Forgets what is gone of interfaces that others are attached to: a process that ended as it put one back has left
+    /// the one before, too.
+    pub(crate) fn forget_succeeded(&mut self) {
+        let name = |held: &A| (held.target().place.namespace, held.target().last_name());
+        let present: Vec<_> = self.present().map(name).collect();
+        let is_succeeded =
+            |held: &A| held.state() == AttachmentState::Gone && present.contains(&name(held));
+        let former = self.held.extract_if(.., |held| is_succeeded(held));
+        former.for_each(end);
+    }
+
     /// The position of the one on an interface, as a caller names it.
     pub(crate) fn find(&self, interface: &Named<'_>) -> Result<Option<usize>> {
         interface.choose(&self.seen())
@@ -411,6 +422,11 @@ mod tests {
         fake.target.name = "eth1".to_owned();
         attachments.add(fake);
         assert_eq!(indexes(&attachments), [2, 3, 4]);
+        // Two of a name, of which a process has left both.
+        let mut left = list(&[(1, Gone, &[]), (2, Gone, &[]), (3, Attached, &[])]);
+        left.held[2].target = target(3, "eth1");
+        left.forget_succeeded();
+        assert_eq!(indexes(&left), [2, 3]);
         // `eth2` is still there, though renamed.
         attachments.forget_former(&target(9, "eth2"));
         attachments.forget_former(&target(3, "eth3"));

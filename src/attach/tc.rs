@@ -388,11 +388,9 @@ impl Filter {
         let namespace = Namespace::here().map_err(failed)?;
         let program_id = program::info(plan.program).map_err(failed)?.id;
         let mut requests = Requests::new().map_err(failed)?;
-        let made_clsact = match requests.clsact(place.index).map_err(failed)? {
-            None => place
-                .make_clsact()
-                .map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?,
-            Some(true) => false,
+        let exists = match requests.clsact(place.index).map_err(failed)? {
+            None => false,
+            Some(true) => true,
             Some(false) => {
                 return Err(Error::Unsupported {
                     what: format!("a clsact filter on {interface}"),
@@ -401,12 +399,24 @@ impl Filter {
                 });
             }
         };
+        let name = |made_clsact: bool| {
+            let words = [
+                plan.hook.to_string(),
+                place.priority.to_string(),
+                made_clsact.to_string(),
+                place.direction.to_string(),
+            ];
+            PinName::new(KEPT_FILTER, target, &words)
+        };
+        // A filter of ours that was removed in part may have left it.
+        let is_left = |directory: &Path| name(true).paths(directory).0.exists();
+        let mut made_clsact = !exists || plan.keep_in.is_some_and(is_left);
         let mut kept = None;
-        // An empty one has nothing to ask for.
         let mut attach = || {
-            let present = match made_clsact {
-                true => None,
-                false => present(&mut requests, place).map_err(failed)?,
+            // An empty one has nothing to ask for.
+            let present = match exists {
+                false => None,
+                true => present(&mut requests, place).map_err(failed)?,
             };
             match &present {
                 Some(of) if of.name != plan.name => {
@@ -422,18 +432,17 @@ impl Filter {
                 }
                 None => {}
             }
-            // First: a filter without a record would be nobody's.
+            // First: a discipline or a filter without a record would be nobody's.
             if let Some(directory) = plan.keep_in {
-                let words = [
-                    plan.hook.to_string(),
-                    place.priority.to_string(),
-                    made_clsact.to_string(),
-                    place.direction.to_string(),
-                ];
-                let name = PinName::new(KEPT_FILTER, target, &words);
-                let (path, meanwhile) = name.paths(directory);
+                let (path, meanwhile) = name(made_clsact).paths(directory);
                 pin::replace(plan.program, &path, &meanwhile).map_err(failed)?;
                 kept = Some(path);
+            }
+            if !exists {
+                let made = place.make_clsact();
+                // Else somebody else has made one a moment ago.
+                made_clsact =
+                    made.map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?;
             }
             let put = match present {
                 Some(_) => place.replace(plan.program),

@@ -227,6 +227,11 @@ impl XdpLink {
         }))
     }
 
+    /// By what links are in the order of attaching; those that cannot be asked come first.
+    pub(crate) fn order(&self) -> u32 {
+        self.link.info().map_or(0, |info| info.id)
+    }
+
     fn describe(&self) -> Attachment {
         // First, for it looks at the name.
         let state = self.state();

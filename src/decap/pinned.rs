@@ -138,6 +138,8 @@ impl Decap {
                 }
             }
         }
+        self.attachments.forget_succeeded();
+        self.tc_attachments.forget_succeeded();
         Ok(())
     }
 

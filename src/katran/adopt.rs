@@ -1,7 +1,6 @@
 //! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
 //! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
 
-use std::io;
 use std::mem;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -29,12 +28,7 @@ use super::object::open_object;
 use super::object::size_maps;
 use super::repair::CutOff;
 use super::repair::spoiled;
-use crate::attach::Attached;
-use crate::attach::Entry;
-use crate::attach::TcLink;
-use crate::attach::XdpLink;
-use crate::attach::end_kept;
-use crate::attach::made_for;
+use super::still_attached::LostEntry;
 use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Features;
@@ -50,7 +44,7 @@ use crate::maps::Entries;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
-use crate::pins::Entrance;
+use crate::pins::CONTENTS;
 use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
@@ -88,12 +82,17 @@ impl Builder {
     /// counters. Programs of this version take the place of those that are attached, between two packets, if they are
     /// others (which takes the verifier's second); links stay.
     ///
+    /// What is gone of its attachments (an interface was removed, or a root program) is attached again if there is one of
+    /// that name in the calling thread's network namespace; else the log says so, and [`Katran::interfaces`], and
+    /// [`Katran::reattach`] does it later.
+    ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none that is whole; [`Error::Busy`]; [`Error::Unsupported`] if another version of
-    /// the crate has pinned it in another way, or a change was cut off; otherwise as [`load`](Self::load). What is
-    /// there works on.
+    /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed; [`Error::InvalidConfig`] if that
+    /// was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if another one was put into its link;
+    /// [`Error::Unsupported`] if another version of the crate has pinned it in another way; otherwise as
+    /// [`load`](Self::load). What is there works on.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
         let adopted = adopt_whole(&directory, self.take_over_patience())?;
@@ -137,15 +136,15 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
         Err(Error::NotFound { .. }) => return Ok(None),
         home => home?,
     };
+    home.check_identified()?;
     let Some(identity) = home.known_identity()? else {
         return Ok(None);
     };
     if identity.stage() != Stage::Whole {
         return Ok(None);
     }
-    let Some(contents) = home.set().known_contents()? else {
-        return Ok(None);
-    };
+    let contents = home.set().known_contents()?;
+    let contents = contents.ok_or_else(|| home.set().missing(CONTENTS))?;
     let start = Start::Adopted {
         age: identity.age().unwrap_or_default(),
         by_version: contents.version(),
@@ -164,14 +163,13 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
 }
 
 fn adopt(home: Home) -> Result<Katran> {
+    environment::check_opens_by_number("go on with a pinned balancer")?;
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
         .ground()
         .map_err(failed)?
-        .ok_or_else(|| Error::NotFound {
-            what: format!("a ledger in {}", home.path().display()),
-        })?;
+        .ok_or_else(|| home.set().missing("ledger"))?;
     let (ledger, replayed) = Ledger::read(ground)
         .map_err(|refused| unsupported(&home, refused.to_string(), "see there"))?;
     let mut kept = replayed.kept;
@@ -181,7 +179,7 @@ fn adopt(home: Home) -> Result<Katran> {
         .transpose()
         .map_err(spoiled)?;
     let (mut katran, programs) = open(&home, &kept)?;
-    katran.resume(&home, kept, cut_off)?;
+    let lost = katran.resume(&home, kept, cut_off)?;
     katran.go_on(ledger);
     katran.note_undone(true);
     if let Some(checks) = &mut katran.healthchecks {
@@ -197,6 +195,7 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
+    katran.put_back_what_is_gone(lost);
     katran.keep_house()?;
     Ok(katran)
 }
@@ -254,9 +253,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
     let healthchecks = healthchecks.transpose()?;
     if healthchecks.is_none() && config.healthcheck_interface.is_some() {
-        return Err(Error::NotFound {
-            what: format!("the pin of healthcheck in {}", home.path().display()),
-        });
+        return Err(set.missing("healthcheck"));
     }
     let ring_size = RingSize::try_from(config.ring_size)?;
     // A new balancer begins with that of no interface.
@@ -302,8 +299,13 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
 }
 
 impl Katran {
-    /// Takes over what the ledger has kept and what packets see.
-    fn resume(&mut self, home: &Home, kept: Kept, cut_off: Option<CutOff>) -> Result<()> {
+    /// Takes over what the ledger has kept and what packets see; returns what entries it had that are gone.
+    fn resume(
+        &mut self,
+        home: &Home,
+        kept: Kept,
+        cut_off: Option<CutOff>,
+    ) -> Result<Vec<LostEntry>> {
         let failed = |error| kernel_error("take over", "server_ids", error);
         self.maps
             .server_ids
@@ -315,7 +317,7 @@ impl Katran {
             .count_reals(reals.filter(|(address, _)| address.is_ipv6()).count(), 0);
         self.resume_rings()?;
         self.resume_voids()?;
-        self.resume_attachments(home)?;
+        let lost = self.resume_attachments(home)?;
         if let Some(checks) = &mut self.healthchecks {
             checks.restore(&self.kernel, small.marks, small.matches, small.probes)?;
         }
@@ -327,7 +329,7 @@ impl Katran {
         if let Some(vip) = small.watched {
             self.stats_mut().watch_misses(vip)?;
         }
-        Ok(())
+        Ok(lost)
     }
 
     /// Each VIP has the ring that packets see of it, with its history.
@@ -409,54 +411,6 @@ impl Katran {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
-            }
-        }
-        Ok(())
-    }
-
-    /// What pins have kept attached.
-    fn resume_attachments(&mut self, home: &Home) -> Result<()> {
-        // Those of a reload that was cut off, or of a replacement, may be there as well.
-        let mut entrances = home.set().entrances()?;
-        entrances.extend(home.next_set().entrances()?);
-        let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
-        let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
-        let probes = [home.set().probe(), home.next_set().probe()];
-        let probes = probes.into_iter().filter_map(|probe| probe.ok().flatten());
-        let probes: Vec<_> = probes.collect();
-        let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
-        let mut paths = Vec::new();
-        for path in home.attachments()? {
-            if made_for(&path).is_some() {
-                // Nobody was told of it.
-                end_kept(&path, &sets, &[])?;
-                continue;
-            }
-            if let Some(link) = XdpLink::kept_at(&path, &mains)? {
-                self.attachments.resume(link);
-            } else if let Some(entry) = Entry::kept_at(&path, &sets)? {
-                self.shared.resume(entry);
-            } else {
-                let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
-                match TcLink::kept_at(&path, &probes) {
-                    Ok(Some(link)) => paths.push(link),
-                    Ok(None) => {}
-                    // Its network namespace is gone.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        end_kept(&path, &sets, &[])?;
-                    }
-                    Err(error) => return Err(failed(error)),
-                }
-            }
-        }
-        let mains = self.attachments.places();
-        if let Some(checks) = &mut self.healthchecks {
-            for mut link in paths {
-                match checks.is_asked(&link) {
-                    true => checks.resume_link(link, &mains),
-                    // Of a replacement that was cut off.
-                    false => link.detach()?,
-                }
             }
         }
         Ok(())

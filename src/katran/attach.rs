@@ -192,6 +192,7 @@ impl Katran {
         reason: Reason,
         attach: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
+        self.home.as_ref().map_or(Ok(()), Home::check_there)?;
         let probes = self.probes().attachment();
         let written =
             Prepared::plain(nothing_else).write(self, |katran| katran.follow_next_hops_for(reason));

@@ -34,6 +34,7 @@ mod replace;
 mod server_ids;
 mod slots;
 mod source_routes;
+mod still_attached;
 mod vips;
 mod watch;
 

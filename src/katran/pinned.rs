@@ -115,6 +115,7 @@ impl Katran {
         let Some(home) = &self.home else {
             return Ok(());
         };
+        home.check_there()?;
         let mut maps = made.named();
         for (name, map) in self.maps.features.named_of(features) {
             if maps.iter().all(|(of, _)| *of != name) {

@@ -69,6 +69,7 @@ use place::open_directory;
 use place::refused;
 pub use removal::remove;
 pub(crate) use removal::remove_if_there;
+pub(crate) use set::CONTENTS;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
 pub(crate) use tenant::Tenant;
@@ -325,6 +326,42 @@ impl Home {
     pub(crate) fn give_up(mut self) {
         if let Err(error) = self.remove() {
             log::warn!("{} stays: {error}", self.path.display());
+        }
+    }
+
+    /// Whether the directory says whose it is, if there is a balancer in it.
+    ///
+    /// # Errors
+    /// Somebody has removed what says so.
+    pub(crate) fn check_identified(&self) -> Result<()> {
+        match self.identity.is_none() && self.set().has_program() {
+            false => Ok(()),
+            true => Err(refused(
+                &self.path,
+                "somebody has removed its pin `identity`: what is attached forwards on, and nobody can go on with it; \
+                 `rm -r` of the directory ends it, and then it can be loaded again"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Whether the directory is where it was, so that something can be pinned in it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]: what to do.
+    pub(crate) fn check_there(&self) -> Result<()> {
+        let place = |of: fs::Metadata| (of.st_dev(), of.st_ino());
+        let ours = self.claim.directory.metadata().map(place);
+        let present = fs::metadata(&self.path).map(place);
+        match (ours, present) {
+            (Ok(ours), Ok(present)) if ours == present => Ok(()),
+            _ => Err(Error::NotFound {
+                what: format!(
+                    "{}, where the balancer is pinned (its file system was unmounted, or the directory moved: it forwards \
+                     as long as this process lives; mount one and load it again with another process)",
+                    self.path.display()
+                ),
+            }),
         }
     }
 

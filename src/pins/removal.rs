@@ -36,6 +36,7 @@ use crate::sys::rcu::GracePeriod;
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;
+    home.check_identified()?;
     if home.identity.is_none() && !entries(&home.path)?.is_empty() {
         return Err(Error::NotFound {
             what: format!("anything of this crate in {}", home.path.display()),

@@ -33,7 +33,7 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::pin;
 
-const CONTENTS: &str = "contents";
+pub(crate) const CONTENTS: &str = "contents";
 const PROGRAMS: &str = "programs";
 const NEW_PROGRAMS: &str = "programs_new";
 const PARTS: [&str; 3] = [PROGRAMS, MAPS, PROBES];
@@ -185,6 +185,11 @@ impl PinnedSet {
         })
     }
 
+    /// Whether there is a program that could be attached.
+    pub(super) fn has_program(&self) -> bool {
+        self.path.join(PROGRAMS).join(MAIN).exists()
+    }
+
     /// All that may be attached, as far as it is pinned here: also of a reload that was cut off.
     pub(crate) fn entrances(&self) -> Result<Vec<Entrance>> {
         let mut entrances = Vec::new();
@@ -206,9 +211,15 @@ impl PinnedSet {
         }
     }
 
-    fn missing(&self, name: &str) -> Error {
+    /// A pin is not there that a balancer has.
+    pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
-            what: format!("the pin of {name} in {}", self.path.display()),
+            what: format!(
+                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; \
+                 katran::remove takes the rest away, and then it can be loaded again)",
+                file_name(name),
+                self.path.display()
+            ),
         }
     }
 

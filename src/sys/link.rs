@@ -59,6 +59,8 @@ impl Link {
 
 /// What the kernel tells of a link to an interface.
 pub(crate) struct LinkInfo {
+    /// The kernel's number of it: a later link has a higher one.
+    pub(crate) id: u32,
     /// The number of the program that it has.
     pub(crate) program: u32,
     /// The index of its interface; 0: there is none any more.
@@ -129,6 +131,7 @@ fn cgroup_info_of(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
 fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let info = ask(link)?;
     Ok(LinkInfo {
+        id: info.id,
         program: info.prog_id,
         // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
         index: unsafe { info.__bindgen_anon_1.xdp.ifindex },

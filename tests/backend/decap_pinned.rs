@@ -305,6 +305,11 @@ fn an_interface_that_comes_back_is_attached_to_again() {
         let mut decap = settings().pin(&directory).load().unwrap();
         place.attach(&mut decap, by);
         drop(decap);
+        let former = (by != By::Tc(TcHook::Clsact)).then(|| {
+            let name = pins_in(&place.attached()).remove(0);
+            let link = pins::open(&place.attached().join(&name));
+            (name, link)
+        });
         place.host.ip("link del eth0").unwrap();
         let mut decap = Decap::builder().pin(&directory).adopt().unwrap();
         assert_eq!(states(&decap), [AttachmentState::Gone], "{by:?}");
@@ -318,8 +323,14 @@ fn an_interface_that_comes_back_is_attached_to_again() {
         assert_eq!(pins_in(&place.attached()).len(), 1, "{by:?}");
         drop(decap);
         assert_eq!(place.seen().is_empty(), by == By::Tc(TcHook::Tcx));
+        if let Some((name, link)) = &former {
+            // Its process ended as it had put it back, and not unpinned the one before.
+            pins::pin(link.as_fd(), &place.attached().join(name));
+        }
         let mut decap = Decap::builder().pin(&directory).adopt().unwrap();
         assert_eq!(states(&decap), [AttachmentState::Attached]);
+        place.host.run(|| decap.reattach().unwrap());
+        assert_eq!(pins_in(&place.attached()).len(), 1);
         place.host.run(|| decap.detach("eth0").unwrap());
         assert!(pins_in(&place.attached()).is_empty());
         assert_eq!(place.seen(), "");

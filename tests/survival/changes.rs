@@ -538,7 +538,8 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
     }),
     ("apply names", |draw| {
         // Names go from one kind to another, and the reals have to stay meanwhile.
-        let real = draw.real();
+        // A real with flags would keep them by a name alone.
+        let real = other_real(4 + draw.rng.u8(0..14));
         draw.apply(|model| {
             let reals = model.state.source_routes.iter().map(SourceRoute::real);
             let reals: Vec<_> = reals.chain([real]).collect();

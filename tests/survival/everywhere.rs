@@ -25,11 +25,12 @@ struct Place {
     host: Host,
     directory: PathBuf,
     shared: PathBuf,
+    clsact: bool,
     _root: RootProgram,
 }
 
 impl Place {
-    fn new() -> Self {
+    fn new(clsact: bool) -> Self {
         require_root();
         let files = private_bpf_fs().unwrap();
         let host = Host::new("survivor").unwrap();
@@ -46,6 +47,7 @@ impl Place {
             host,
             directory: files.join("katran"),
             shared,
+            clsact,
             _root: root,
         }
     }
@@ -56,6 +58,7 @@ impl Place {
             shared: self.shared.clone(),
             gateway: [2, 0, 0, 0, 0, 1],
             seed,
+            clsact: self.clsact,
             group: None,
             task,
         }
@@ -95,10 +98,10 @@ impl Place {
 }
 
 /// Kinds of changes, each with the kills that `kill` makes of it in a place.
-fn killed(mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
+fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
     let chosen = std::env::var("KATRAN_KINDS").unwrap_or_default();
     let chosen: Vec<&str> = chosen.split(',').filter(|of| !of.is_empty()).collect();
-    let place = Place::new();
+    let place = Place::new(clsact);
     let (seed, mut rng) = seeded();
     let mut known = None;
     for (kind, _) in KINDS {
@@ -114,13 +117,20 @@ fn killed(mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
     owner.begins();
     assert!(owner.ended().success());
     katran::remove(&place.directory).unwrap();
+    let filters = place
+        .host
+        .tool("tc", "filter show dev eth0 egress")
+        .unwrap();
+    assert!(filters.is_empty(), "{filters}");
+    let qdiscs = place.host.tool("tc", "qdisc show dev eth0").unwrap();
+    assert!(!qdiscs.contains("clsact"), "{qdiscs}");
     drop(seed);
 }
 
 /// Each kind of change at its beginning, at some moments of it, and when nothing but its answer is missing.
 #[test]
 fn a_change_that_is_killed_anywhere_is_found_whole() {
-    killed(|place, known, kind, seed| {
+    killed(false, |place, known, kind, seed| {
         for last in [1 + seed % 8, 9 + seed % 100, u64::MAX] {
             assert_eq!(place.run(known, kind, seed, last), None);
         }
@@ -131,7 +141,7 @@ fn a_change_that_is_killed_anywhere_is_found_whole() {
 #[test]
 #[ignore = "an hour: make soak"]
 fn a_change_that_is_killed_everywhere_is_found_whole() {
-    killed(|place, known, kind, seed| {
+    killed(false, |place, known, kind, seed| {
         let done = place.run(known, kind, seed, 0).unwrap();
         assert!(done.all() > 0, "{kind}");
         for last in 1..=done.all() + 1 {
@@ -142,5 +152,20 @@ fn a_change_that_is_killed_everywhere_is_found_whole() {
             "{kind}: killed after each of {} calls and {} stores",
             done.calls, done.stores
         );
+    });
+}
+
+/// A filter of clsact, which no link keeps, after each of all that is done to attach and to detach it.
+#[test]
+fn a_filter_that_is_killed_everywhere_is_found_whole() {
+    killed(true, |place, known, kind, seed| {
+        if !["the way of probes", "attach and detach"].contains(&kind) {
+            return;
+        }
+        let done = place.run(known, kind, seed, 0).unwrap();
+        // What is noted with a link are calls; most others are the questions of a thread that follows next hops.
+        for last in 1..=done.all().min(12) + 1 {
+            assert_eq!(place.run(known, kind, seed, last), None);
+        }
     });
 }

@@ -1,6 +1,7 @@
 //! Kills at random moments of random changes, while clients are served: no connection is lost and no frame, each next owner
 //! finds the state of the last call that was made, or all of the one that was cut off, and nothing is left over.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
@@ -95,6 +96,7 @@ impl Place {
             shared: self.shared.clone(),
             gateway: self.lab.balancers[0].gateway_mac,
             seed,
+            clsact: false,
             group: self.group.as_ref().map(|group| group.path().to_owned()),
             task,
         }
@@ -240,6 +242,9 @@ fn killed(times: usize) {
     let _tcp = lab.serve_tcp(PORT).unwrap();
     let _udp = lab.serve_udp(PORT).unwrap();
     let (seed, mut rng) = seeded();
+    // The root program's.
+    let files = place.directory.parent().unwrap();
+    let others = names(files);
     let (_, before) = place.begin();
     let hosts: Vec<&Host> = [&lab.client, &lab.router, &lab.balancers[0].host]
         .into_iter()
@@ -337,10 +342,7 @@ fn killed(times: usize) {
     katran::remove(&place.directory).unwrap();
     assert!(!place.directory.exists());
     assert!(!has_xdp(&lab.balancers[0].host), "something is attached");
-    assert!(is_empty_but_for(
-        place.directory.parent().unwrap(),
-        "shared"
-    ));
+    assert_eq!(names(files), others);
     drop(seed);
 }
 
@@ -348,13 +350,11 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show").unwrap().contains("xdp")
 }
 
-/// Whether all that is in a directory has names that begin so; the file system itself has some with dots.
-fn is_empty_but_for(directory: &Path, begin: &str) -> bool {
-    let mut entries = fs::read_dir(directory).unwrap();
-    entries.all(|entry| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        name.contains('.') || name == begin
-    })
+/// What is in a directory; the file system itself has some names with dots.
+fn names(directory: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.contains('.')).collect()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
+mod cases;
 mod changes;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]

@@ -27,6 +27,7 @@ use katran::MacAddr;
 use katran::Protocol;
 use katran::Start;
 use katran::XdpMode;
+use katran::attachments::TcHook;
 use katran_lab::Host;
 use katran_lab::Process;
 use serde::Deserialize;
@@ -56,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) shared: PathBuf,
     pub(crate) gateway: [u8; 6],
     pub(crate) seed: u64,
+    /// Probes go by a filter of clsact, and not by a link of tcx where there is that.
+    pub(crate) clsact: bool,
     /// A memory cgroup to be in.
     pub(crate) group: Option<PathBuf>,
     pub(crate) task: Task,
@@ -112,6 +115,10 @@ pub(crate) fn builder(job: &Job) -> Builder {
         .max_server_ids(100)
         .max_source_routes(100)
         .healthcheck_interface("eth0")
+        .healthcheck_hook(match job.clsact {
+            true => TcHook::Clsact,
+            false => TcHook::Auto,
+        })
         .pin(&job.directory)
 }
 

@@ -1,0 +1,148 @@
+//! What pins have kept attached while nobody owned the balancer, for the next owner; and what has gone meanwhile.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use super::Katran;
+use crate::attach::Attached;
+use crate::attach::AttachmentState;
+use crate::attach::Entry;
+use crate::attach::TcLink;
+use crate::attach::XdpLink;
+use crate::attach::end_kept;
+use crate::attach::made_for;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::kernel_error;
+use crate::pins::Entrance;
+use crate::pins::Home;
+use crate::sys::pin;
+
+/// An entry of an array that is not where it was.
+pub(super) struct LostEntry {
+    record: PathBuf,
+    path: PathBuf,
+    position: u32,
+}
+
+impl Katran {
+    /// What pins have kept attached.
+    pub(super) fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
+        let mut lost = Vec::new();
+        // Those of a reload that was cut off, or of a replacement, may be there as well.
+        let mut entrances = home.set().entrances()?;
+        entrances.extend(home.next_set().entrances()?);
+        let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
+        let sets: Vec<_> = entrances.iter().map(Entrance::entry_set).collect();
+        let probes = [home.set().probe(), home.next_set().probe()];
+        let probes = probes.into_iter().filter_map(|probe| probe.ok().flatten());
+        let probes: Vec<_> = probes.collect();
+        let probes: Vec<_> = probes.iter().map(AsFd::as_fd).collect();
+        let (mut links, mut paths) = (Vec::new(), Vec::new());
+        for record in home.attachments()? {
+            if made_for(&record).is_some() {
+                // Nobody was told of it.
+                end_kept(&record, &sets, &[])?;
+                continue;
+            }
+            if let Some(link) = XdpLink::kept_at(&record, &mains)? {
+                links.push(link);
+            } else if let Some(entry) = Entry::kept_at(&record, &sets)? {
+                self.shared.resume(entry);
+            } else if let Some((path, position)) = Entry::recorded_at(&record) {
+                lost.push(LostEntry {
+                    record,
+                    path,
+                    position,
+                });
+            } else {
+                let failed =
+                    |error| kernel_error("go on with", &record.display().to_string(), error);
+                match TcLink::kept_at(&record, &probes) {
+                    Ok(Some(link)) => paths.push(link),
+                    Ok(None) => {}
+                    // Its network namespace is gone.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        end_kept(&record, &sets, &[])?;
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        // The first one says where next hops are looked for, and by which probes leave.
+        links.sort_by_key(XdpLink::order);
+        for link in links {
+            self.attachments.resume(link);
+        }
+        self.attachments.forget_succeeded();
+        let mains = self.attachments.places();
+        if let Some(checks) = &mut self.healthchecks {
+            for mut link in paths {
+                match checks.is_asked(&link) {
+                    true => checks.resume_link(link, &mains),
+                    // Of a replacement that was cut off.
+                    false => link.detach()?,
+                }
+            }
+        }
+        Ok(lost)
+    }
+
+    /// What went while nobody owned the balancer is attached again, where that is possible by now. That something is
+    /// missing is no reason to give up the rest.
+    pub(super) fn put_back_what_is_gone(&mut self, lost: Vec<LostEntry>) {
+        for entry in lost {
+            self.put_back_entry(&entry);
+        }
+        let gone = |katran: &Self| {
+            let interfaces = katran.interfaces().into_iter();
+            let mut gone: Vec<_> = interfaces.map(|of| (of.interface, of.state)).collect();
+            let probes = katran.probes().attachment();
+            gone.extend(probes.map(|of| (format!("{} (probes)", of.interface), of.state)));
+            gone.retain(|(_, state)| *state == AttachmentState::Gone);
+            gone
+        };
+        let before = gone(self);
+        if before.is_empty() {
+            return;
+        }
+        if let Err(error) = self.reattach() {
+            log::error!(
+                "what was removed while nobody owned the balancer is not put back: {error}"
+            );
+        }
+        let after = gone(self);
+        for of in before {
+            match after.contains(&of) {
+                false => log::warn!("{} was removed, and is there again: attached to it", of.0),
+                true => log::error!(
+                    "{} was removed: `Katran::reattach` attaches to it when it is there again",
+                    of.0
+                ),
+            }
+        }
+    }
+
+    fn put_back_entry(&mut self, lost: &LostEntry) {
+        let LostEntry {
+            record,
+            path,
+            position,
+        } = lost;
+        let place = path.display();
+        match self.attach_shared(path, *position) {
+            // There may be another record of it.
+            Ok(()) | Err(Error::AlreadyExists { .. }) => {
+                log::warn!("{place} is another array by now: entry {position} of that is set");
+                if let Err(error) = pin::remove(record) {
+                    log::warn!("{} stays: {error}", record.display());
+                }
+            }
+            Err(Error::NotFound { .. }) => log::error!(
+                "{place}, where entry {position} was set, is not pinned any more: `Katran::attach_shared` sets it when it is"
+            ),
+            Err(error) => log::error!("entry {position} of {place} is not set again: {error}"),
+        }
+    }
+}
