@@ -10,7 +10,7 @@ CARGO ?= cargo
 # program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
 OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model follow follow_edges \
-	following fork health health_places loads next_hop ring_memory rings routing scaling
+	following fork handed_over health health_places loads next_hop pinned pins ring_memory rings routing scaling
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.
 LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \
@@ -42,6 +42,8 @@ soak: FRAMES ?= 100_000_000
 soak: ## FRAMES random frames through program and model; 200 kills under traffic, and one after each store (root; two hours)
 	@scripts/setup test
 	$(CARGO) test --locked --release --all-features --test survival -- --ignored --nocapture --test-threads=1
+	$(CARGO) build --locked --release --all-features --examples
+	KATRAN_SOAK=1 $(CARGO) test --locked --release --all-features --test programs killed_ -- --nocapture
 	KATRAN_FRAMES=$(FRAMES) $(CARGO) test --locked --release --all-features --test fuzz random:: -- --nocapture
 
 sabotage: ## each rule of the walk broken once: does the model find it? (root; half an hour)

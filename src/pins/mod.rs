@@ -45,6 +45,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::environment;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -216,6 +217,9 @@ impl Home {
             if let Some(tenant) = tenant {
                 check_tenant(tenant, path, &identity)?;
                 PinnedSet::at(path.join(SET), tenant).known_contents()?;
+                if tenant == Tenant::Balancer {
+                    environment::check_opens_by_number("go on with a pinned balancer")?;
+                }
             }
         }
         let made = Request::make(&directory, until);
