@@ -1,6 +1,7 @@
 //! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
 //! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
 
+use std::collections::BTreeMap;
 use std::mem;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -40,7 +41,6 @@ use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
-use crate::maps::Entries;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
@@ -407,11 +407,15 @@ impl Katran {
             self.maps.voids.switch(number, cell, Some(prepared));
         }
         // Of VIPs that are gone.
-        for (number, _, _) in found.iter().copied() {
+        let mut gone: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
+        for (number, id, _) in found.iter().copied() {
             let mut vips = self.table.vips();
             if vips.all(|(_, entry)| entry.number.0 != number) {
-                self.maps.voids.vip_gone(number, Entries::MayCount);
+                gone.entry(number).or_default().push(id);
             }
+        }
+        for (number, ids) in gone {
+            self.maps.voids.found_gone(number, ids.into_iter());
         }
         Ok(())
     }

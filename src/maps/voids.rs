@@ -349,6 +349,22 @@ impl VoidFlows {
         self.start();
     }
 
+    /// The same of one that another process has left, with its pairs in the kernel's map.
+    pub(crate) fn found_gone(&mut self, vip: u16, reals: impl Iterator<Item = u32>) {
+        let mut state = self.shared.lock();
+        for real in reals {
+            let void = Void {
+                reason: VoidReason::Removed,
+                keep: false,
+                job: None,
+            };
+            state.put(vip, real, void);
+        }
+        state.all_gone(vip);
+        drop(state);
+        self.start();
+    }
+
     /// Removes what is to be removed, of one VIP or of all, before it returns: some tenths of a second
     /// with millions of flows, more with the kernel's LRU hash.
     ///

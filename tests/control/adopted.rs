@@ -2,6 +2,7 @@
 //! on, and every kind of change works on it.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use katran::Builder;
@@ -17,9 +18,11 @@ use katran::ServerId;
 use katran::Start;
 use katran::VipFlags;
 use katran::flows::Simulation;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
+use crate::common::bpf;
 use crate::common::builder;
 use crate::common::fixtures::A;
 use crate::common::fixtures::A6;
@@ -256,5 +259,22 @@ fn a_history_that_is_over_takes_no_ring() {
     );
     katran.remove_real(more, ip(B)).unwrap();
     rings(&katran);
+    katran.remove().unwrap();
+}
+
+/// What says that flows of a VIP are void that is gone, and that a process has not come to take back.
+#[test]
+fn void_flows_of_a_vip_that_is_gone_are_forgotten() {
+    let directory = directory();
+    drop(load(builder().pin(&directory)));
+    let map = pins::open(&directory.join("set/maps/down_reals"));
+    // Their VIP's number, and their reals.
+    for real in 1..4_u32 {
+        let key = [9_u32, real].map(u32::to_ne_bytes).concat();
+        bpf::update(map.as_fd(), &key, &1_u32.to_ne_bytes());
+    }
+    assert_eq!(bpf::dump(map.as_fd()).len(), 3);
+    let katran = builder().pin(&directory).adopt().unwrap();
+    eventually("nothing is void", || bpf::dump(map.as_fd()).is_empty());
     katran.remove().unwrap();
 }
