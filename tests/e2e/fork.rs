@@ -168,8 +168,8 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
     assert!(before.0[1].1[0].contains("bpf") && before.0[2].0 && before.0[3].0);
     assert_eq!(
         pins(&path).len(),
-        3,
-        "array, link and what goes with an entry"
+        5,
+        "array, program, counter, link and what goes with an entry"
     );
     let Site {
         katran,
