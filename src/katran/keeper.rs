@@ -84,6 +84,7 @@ impl Shared {
             );
         }
         let mut next = Instant::now();
+        let mut is_blind = false;
         while !self.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             if now >= next {
@@ -99,7 +100,11 @@ impl Shared {
                     continue;
                 }
                 Ok(None) => {}
-                Err(error) => log::warn!("cannot see whether another process asks: {error}"),
+                Err(error) if !is_blind => {
+                    log::warn!("cannot see whether another process asks: {error}");
+                    is_blind = true;
+                }
+                Err(_) => {}
             }
             // Rounded up, so that it is not too early when the time has come.
             let left = next.saturating_duration_since(now) + Duration::from_millis(1);

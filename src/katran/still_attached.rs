@@ -77,13 +77,11 @@ impl Katran {
         }
         self.attachments.forget_succeeded();
         let mains = self.attachments.places();
-        if let Some(checks) = &mut self.healthchecks {
-            for mut link in paths {
-                match checks.is_asked(&link) {
-                    true => checks.resume_link(link, &mains),
-                    // Of a replacement that was cut off.
-                    false => link.detach()?,
-                }
+        for mut link in paths {
+            match &mut self.healthchecks {
+                Some(checks) if checks.is_asked(&link) => checks.resume_link(link, &mains),
+                // Of a replacement that was cut off, perhaps of one that was to bring health checks.
+                _ => link.detach()?,
             }
         }
         Ok(lost)

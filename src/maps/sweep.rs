@@ -263,7 +263,7 @@ impl Shared {
             drop(state);
             let removed = self.remove(&jobs, || !self.wait(self.lock(), PAUSE).stop);
             // Before the state: whoever has a permit may ask for that.
-            let Ok(_permit) = self.tenure.permit() else {
+            let Ok(permit) = self.tenure.permit() else {
                 continue;
             };
             let mut state = self.unheld();
@@ -276,6 +276,7 @@ impl Shared {
                     log::warn!("void flows stay in the flow tables for now: {error}");
                 }
                 refused = true;
+                drop(permit);
                 drop(self.wait(state, RETRY));
             }
         }
