@@ -108,8 +108,8 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         (configuration(&lab, 0) + "weight = 3\n", "line 14"),
         ("[[vip]".to_owned(), "line 1"),
         (
-            configuration(&lab, 0).replace("10_000", "20_000"),
-            "flow_table_size",
+            configuration(&lab, 0).replace("10_000", "10_000\nmax_vips = 1"),
+            "max_vips",
         ),
     ] {
         file.write(&broken);
@@ -119,8 +119,12 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         assert_eq!(both(&lab), ["backend1", "backend1"]);
     }
 
-    // It is whole again, and as before.
-    file.write(&configuration(&lab, 1));
+    // It is whole again, with another size, and then as before.
+    let larger = configuration(&lab, 1).replace("10_000", "20_000");
+    file.write(&larger);
+    balancer.process.signal(SIGHUP).unwrap();
+    balancer.says("1 setting changed (flow_table_size)");
+    assert_eq!(both(&lab), ["backend1", "backend1"]);
     balancer.process.signal(SIGHUP).unwrap();
     balancer.says("no changes");
 
