@@ -348,11 +348,11 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     let mut checker = Running::start(&lab.balancers[0].host, command);
     checker.says("balancing on eth0 in native mode");
     until(&lab, vip, &["backend0", "backend1"]);
-    // A setting of the load, and reals that nobody has.
+    // Too little room, and reals that nobody has.
     let other = service(80, "tcp").replace("198.51.100", "198.51.101");
-    file.write(&format!("{SETTINGS}ring_size = 4099\n{other}"));
+    file.write(&format!("{SETTINGS}max_reals = 1\n{other}"));
     checker.process.signal(SIGHUP).unwrap();
-    checker.says("ring_size");
+    checker.says("max_reals");
     checker.says("nothing was changed: the old configuration stays in force");
     drop(servers.remove(0));
     checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
