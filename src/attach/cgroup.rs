@@ -128,12 +128,9 @@ impl CgroupLink {
             return Ok(None);
         };
         let present = link.cgroup_info().map_err(failed)?.program;
-        let mut own = programs.iter().filter(|program| {
-            let info = program::info(**program);
-            info.is_ok_and(|info| info.id == present)
-        });
         // Of one that somebody has replaced it is none of them.
-        let Some(program) = own.next().or(programs.first()) else {
+        let own = program::numbered(programs, present).or(programs.first().copied());
+        let Some(program) = own else {
             return Ok(None);
         };
         let record = path.with_file_name(format!("{RECORD}{id}"));

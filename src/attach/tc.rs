@@ -146,7 +146,7 @@ impl TcLink {
             };
             let present = link.info()?.program;
             // Of one that somebody has replaced it is none of them.
-            let own = find(programs, present).or(programs.first().copied());
+            let own = program::numbered(programs, present).or(programs.first().copied());
             let Some(program) = own else {
                 return Ok(None);
             };
@@ -180,7 +180,7 @@ impl TcLink {
             Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(error),
             present => present.ok().flatten(),
         };
-        let own = present.and_then(|present| find(programs, present.id));
+        let own = present.and_then(|present| program::numbered(programs, present.id));
         let program = own.unwrap_or(noted.as_fd()).try_clone_to_owned()?;
         let filter = Filter {
             place,
@@ -331,12 +331,6 @@ impl Replaceable for TcLink {
 /// Whether an error says that there is no attachment any more.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV))
-}
-
-/// That of some programs which has a number.
-fn find<'a>(programs: &[BorrowedFd<'a>], id: u32) -> Option<BorrowedFd<'a>> {
-    let mut programs = programs.iter().copied();
-    programs.find(|program| program::info(*program).is_ok_and(|info| info.id == id))
 }
 
 impl Attachments<TcLink> {

@@ -209,12 +209,9 @@ impl XdpLink {
             return Ok(None);
         };
         let present = link.info().map_err(failed)?.program;
-        let mut own = programs.iter().filter(|program| {
-            let info = program::info(**program);
-            info.is_ok_and(|info| info.id == present)
-        });
         // Of one that somebody has replaced it is none of them.
-        let Some(program) = own.next().or(programs.first()) else {
+        let own = program::numbered(programs, present).or(programs.first().copied());
+        let Some(program) = own else {
             return Ok(None);
         };
         Ok(Some(Self {

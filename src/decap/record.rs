@@ -12,7 +12,6 @@ use super::builder::DecapBuilder;
 use super::parts::words;
 use crate::maps::PrefixTrie;
 use crate::sys::map;
-use crate::sys::map::Spec;
 use crate::sys::mapping::Mapping;
 
 /// The map's name.
@@ -28,15 +27,7 @@ const BYTES: usize = WORDS * size_of::<u32>();
 
 /// Makes a map that says what tries do not.
 pub(super) fn write(settings: &DecapBuilder) -> io::Result<OwnedFd> {
-    let map = map::create(&Spec {
-        kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
-        name: NAME,
-        key_size: 4,
-        value_size: BYTES as u32,
-        max_entries: 1,
-        flags: libbpf_sys::BPF_F_MMAPABLE,
-        numa_node: None,
-    })?;
+    let map = map::create_value(NAME, BYTES)?;
     let v4 = settings.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let v6 = settings.destination_v6.unwrap_or(Ipv6Addr::UNSPECIFIED);
     let [a, b, c, d] = words(v6.octets());

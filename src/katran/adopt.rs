@@ -208,14 +208,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     let fixed = Fixed::restored(&kept.drawn, &config, tick()?, cpus as u32)
         .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
     let set = home.set();
-    let old = set.attached_programs()?;
-    let programs = Programs {
-        main: old.main,
-        explainer: old.explainer,
-        clock: old.clock,
-        special: old.special,
-        constants: old.constants,
-    };
+    let programs = Programs::pinned_in(&set)?;
     let inner = inner_tables(&set, &config)?;
     let machine = Machine {
         config: &config,

@@ -20,6 +20,7 @@ use crate::pins::EXPLAINER;
 use crate::pins::Home;
 use crate::pins::MAIN;
 use crate::pins::Objects;
+use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::sys::ticks::ticks;
 
@@ -56,18 +57,23 @@ impl Katran {
         self.home.as_ref().map(Home::path)
     }
 
+    /// All that there is to pin, but for the ledger.
+    pub(super) fn content(&self) -> Content<'_> {
+        let checks = self.healthchecks.as_ref();
+        Content {
+            maps: self.maps.named_always(),
+            programs: objects(&self.programs, self.maps.features.named()),
+            probes: checks.map(HealthChecks::objects).unwrap_or_default(),
+        }
+    }
+
     /// Pins all that there is in a directory, and has what is attached from now on kept there.
     pub(super) fn settle_in(&mut self, mut home: Home) -> Result<()> {
         if let Err(error) = self.check_clock() {
             home.give_up();
             return Err(error);
         }
-        let checks = self.healthchecks.as_ref();
-        home.fill(&Content {
-            maps: self.maps.named_always(),
-            programs: objects(&self.programs, self.maps.features.named()),
-            probes: checks.map(HealthChecks::objects).unwrap_or_default(),
-        })?;
+        home.fill(&self.content())?;
         let ground = home.set().new_ground();
         let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
         if let Err(error) = ground.and_then(|ground| self.keep(ground)) {
@@ -141,8 +147,25 @@ impl Katran {
     }
 }
 
+impl Programs {
+    /// Those that a set has.
+    pub(super) fn pinned_in(set: &PinnedSet) -> Result<Self> {
+        let open = |name: &str| {
+            let program = set.program(name)?;
+            program.ok_or_else(|| set.missing(name))
+        };
+        Ok(Self {
+            main: open(MAIN)?,
+            explainer: open(EXPLAINER)?,
+            clock: open(CLOCK)?,
+            special: open(SPECIAL)?,
+            constants: set.program(CONSTANTS)?,
+        })
+    }
+}
+
 /// What is pinned of programs.
-pub(super) fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
+fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
     let mut objects = vec![
         (MAIN, programs.main.as_fd()),
         (EXPLAINER, programs.explainer.as_fd()),

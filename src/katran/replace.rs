@@ -22,7 +22,6 @@ use super::Katran;
 use super::change::News;
 use super::change::RealNews;
 use super::ground::Reason;
-use super::pinned::objects;
 use crate::config::BalancerState;
 use crate::config::Builder;
 use crate::config::Config;
@@ -36,7 +35,6 @@ use crate::kernel::kernel_error;
 use crate::maps::Carrier;
 use crate::maps::Counted;
 use crate::maps::Reader;
-use crate::pins::Content;
 use crate::pins::Seat;
 use crate::table::Limits;
 use crate::types::RealNumber;
@@ -125,12 +123,7 @@ impl Katran {
         let Some(home) = &before.home else {
             return Ok(None);
         };
-        let checks = self.healthchecks.as_ref();
-        home.stage_next(&Content {
-            maps: self.maps.named_always(),
-            programs: objects(&self.programs, self.maps.features.named()),
-            probes: checks.map(HealthChecks::objects).unwrap_or_default(),
-        })?;
+        home.stage_next(&self.content())?;
         let ground = home.next_set().movable_ground();
         let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
         let kept = ground.and_then(|(ground, seat)| self.keep(ground).map(|()| seat));

@@ -8,10 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 
-use super::CLOCK;
-use super::CONSTANTS;
 use super::Content;
-use super::EXPLAINER;
 use super::MAIN;
 use super::MAPS;
 use super::Objects;
@@ -44,16 +41,7 @@ pub(crate) struct PinnedSet {
     tenant: Tenant,
 }
 
-/// The programs of a balancer.
-pub(crate) struct PinnedPrograms {
-    pub(crate) main: OwnedFd,
-    pub(crate) explainer: OwnedFd,
-    pub(crate) clock: OwnedFd,
-    pub(crate) special: OwnedFd,
-    pub(crate) constants: Option<OwnedFd>,
-}
-
-/// What of them is in entries of root programs; the first one is what interfaces have.
+/// What of a balancer's programs is in entries of root programs; the first one is what interfaces have.
 pub(crate) struct Entrance {
     pub(crate) main: OwnedFd,
     pub(crate) special: OwnedFd,
@@ -169,20 +157,6 @@ impl PinnedSet {
             log::warn!("what was pinned of health checks stays: {error}");
         }
         pinned
-    }
-
-    pub(crate) fn attached_programs(&self) -> Result<PinnedPrograms> {
-        let open = |name: &str| {
-            let program = self.open_pin(PROGRAMS, name)?;
-            program.ok_or_else(|| self.missing(name))
-        };
-        Ok(PinnedPrograms {
-            main: open(MAIN)?,
-            explainer: open(EXPLAINER)?,
-            clock: open(CLOCK)?,
-            special: open(SPECIAL)?,
-            constants: self.open_pin(PROGRAMS, CONSTANTS)?,
-        })
     }
 
     /// Whether there is a program that could be attached.

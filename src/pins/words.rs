@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::sys::map;
-use crate::sys::map::Spec;
 use crate::sys::mapping::Mapping;
 use crate::sys::pin;
 
@@ -21,15 +20,7 @@ pub(super) struct Words(Mapping);
 impl Words {
     /// Makes one of this name that says these words, and pins it.
     pub(super) fn pin(path: &Path, name: &str, values: [u64; WORDS]) -> io::Result<Self> {
-        let map = map::create(&Spec {
-            kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
-            name,
-            key_size: 4,
-            value_size: BYTES as u32,
-            max_entries: 1,
-            flags: libbpf_sys::BPF_F_MMAPABLE,
-            numa_node: None,
-        })?;
+        let map = map::create_value(name, BYTES)?;
         let words = Self(Mapping::new(map.as_fd(), BYTES)?);
         for (word, value) in words.words().iter().zip(values) {
             word.store(value, Ordering::Relaxed);

@@ -61,6 +61,19 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Creates an array of one value of so many bytes, which can be mapped into memory.
+pub(crate) fn create_value(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    create(&Spec {
+        kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
+        name,
+        key_size: 4,
+        value_size: bytes as u32,
+        max_entries: 1,
+        flags: libbpf_sys::BPF_F_MMAPABLE,
+        numa_node: None,
+    })
+}
+
 /// What the kernel says of a map.
 pub(crate) struct Info {
     pub(crate) kind: libbpf_sys::bpf_map_type,

@@ -36,6 +36,12 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
+/// That of some programs which has this number; those that cannot be asked have none.
+pub(crate) fn numbered<'a>(programs: &[BorrowedFd<'a>], id: u32) -> Option<BorrowedFd<'a>> {
+    let mut programs = programs.iter().copied();
+    programs.find(|program| info(*program).is_ok_and(|info| info.id == id))
+}
+
 /// The kernel's numbers of the maps that a program uses.
 pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut maps = vec![0_u32; MOST_MAPS];

@@ -129,13 +129,7 @@ fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
     site::stay_on_one_cpu();
     let mut site = Site::new(LabConfig::default());
     let path = private_bpf_fs().unwrap().join("reload");
-    site.katran.detach("eth0").unwrap();
-    let mut root = RootProgram::builder().load().unwrap();
-    let host = &site.lab.balancers[0].host;
-    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
-    root.pin(&path).unwrap();
-    drop(root);
-    site.katran.attach_shared(&path, 2).unwrap();
+    site.share(&path);
     check(site, &two_sets(), by_call);
     RootProgram::remove(&path).unwrap();
 }

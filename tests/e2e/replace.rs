@@ -93,13 +93,7 @@ fn nothing_is_lost_over_gue_in_an_entry_of_a_root_program() {
             .source_v6("2001:db8:ffff::10".parse().unwrap())
     });
     let path = private_bpf_fs().unwrap().join("replace");
-    site.katran.detach("eth0").unwrap();
-    let mut root = RootProgram::builder().load().unwrap();
-    let host = &site.lab.balancers[0].host;
-    host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
-    root.pin(&path).unwrap();
-    drop(root);
-    site.katran.attach_shared(&path, 2).unwrap();
+    site.share(&path);
     check(site, &sets(), by_state);
     RootProgram::remove(&path).unwrap();
 }

@@ -5,6 +5,7 @@ use std::env;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use katran::Builder;
@@ -16,6 +17,7 @@ use katran::Katran;
 use katran::MacAddr;
 use katran::Real;
 use katran::RealChange;
+use katran::RootProgram;
 use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -80,6 +82,17 @@ impl Site {
             decaps,
             lab,
         }
+    }
+
+    /// Has the balancer be an entry of a root program that is pinned at a path, instead of attached itself.
+    pub(crate) fn share(&mut self, path: &Path) {
+        self.katran.detach("eth0").unwrap();
+        let mut root = RootProgram::builder().load().unwrap();
+        let host = &self.lab.balancers[0].host;
+        host.run(|| root.attach("eth0", XdpMode::Native).unwrap());
+        root.pin(path).unwrap();
+        drop(root);
+        self.katran.attach_shared(path, 2).unwrap();
     }
 
     /// Adds a VIP with reals, all of weight 1.

@@ -1,9 +1,6 @@
 //! What a balancer leaves in a shared interface that ends without a chance to clean up: an entry that works
 //! on, frames with VLAN tags included, until the next one takes it over.
 
-use std::fs;
-use std::path::Path;
-
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
@@ -11,6 +8,7 @@ use katran_lab::TcpClient;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
+use crate::place::pins;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::decap;
@@ -23,15 +21,6 @@ fn root(host: &Host, arguments: &[&str], path: &str) {
     command.args(arguments).args(["--path", path]);
     let output = host.output(command).unwrap();
     assert!(output.status.success(), "{output:?}");
-}
-
-/// What is pinned; the file system has some entries of its own, with dots.
-fn pins(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -18,6 +18,8 @@ use nix::unistd::Pid;
 
 use crate::examples::balancing;
 use crate::objects;
+use crate::place::is_only_of;
+use crate::place::takes_connections;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
@@ -221,18 +223,10 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
         killed.says("stripping tunnels on eth0");
         let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
         assert_eq!(connection.ask("who").unwrap(), "backend0");
-        let id = killed.process.id();
-        for command in [place.start(), place.removal()] {
-            let refused = host.output(command).unwrap();
-            let text = String::from_utf8(refused.stderr).unwrap();
-            assert!(!refused.status.success());
-            assert!(text.contains(&format!("belongs to process {id}")), "{text}");
-        }
+        let others = [place.start(), place.removal()];
+        is_only_of(killed.process.id(), host, others);
         killed.process.kill().unwrap();
-        for vip in [lab.vip4(), lab.vip6()] {
-            let mut new = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
-            assert_eq!(new.ask("who").unwrap(), "backend0");
-        }
+        takes_connections(lab);
         assert_eq!(connection.ask("who").unwrap(), "backend0");
         let mut next = Running::start(host, place.start());
         next.says("goes on with the decapsulator in");

@@ -2,125 +2,27 @@
 //! was doing, all of it is taken away afterwards.
 
 use std::env;
-use std::fs;
 use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 
-use katran_lab::Host;
-use katran_lab::Lab;
-use katran_lab::LabConfig;
 use katran_lab::TcpClient;
-use katran_lab::private_bpf_fs;
-use katran_lab::require_root;
 use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::examples::configuration;
+use crate::place::Place;
+use crate::place::is_only_of;
+use crate::place::pins;
+use crate::place::takes_connections;
 use crate::program::Running;
-use crate::program::Scratch;
 use crate::program::decap;
-use crate::program::example;
 use crate::traced::Call;
 use crate::traced::run_until;
 
 const SIGTERM: i32 = 15;
 
-/// A lab, a file for its balancer, and a directory for it to be pinned in.
-struct Place {
-    lab: Lab,
-    file: Scratch,
-    directory: PathBuf,
-    /// Where a root program is pinned whose entry it is, instead of being attached itself.
-    shared: Option<PathBuf>,
-}
-
-impl Place {
-    fn new(name: &str) -> Self {
-        require_root();
-        let directory = private_bpf_fs().unwrap().join("katran");
-        let lab = Lab::new(LabConfig::default()).unwrap();
-        let file = Scratch::new(name);
-        file.write(&configuration(&lab, 0));
-        Self {
-            lab,
-            file,
-            directory,
-            shared: None,
-        }
-    }
-
-    /// One with a root program on the interface.
-    fn shared(name: &str) -> Self {
-        let mut place = Self::new(name);
-        let path = place.directory.with_file_name("shared");
-        let mut root = example("root");
-        root.args(["attach", "--interface", "eth0", "--path"])
-            .arg(&path);
-        let output = place.host().output(root).unwrap();
-        assert!(output.status.success(), "{output:?}");
-        place.shared = Some(path);
-        place
-    }
-
-    fn host(&self) -> &Host {
-        &self.lab.balancers[0].host
-    }
-
-    fn balancer(&self) -> Command {
-        let mut command = example("balancer");
-        command.arg("--config").arg(&self.file.0);
-        match &self.shared {
-            Some(path) => command.arg("--shared").arg(path),
-            None => command.args(["--interface", "eth0"]),
-        };
-        command.arg("--pin").arg(&self.directory);
-        command
-    }
-
-    /// The last calls of a start.
-    fn attached(&self) -> &'static [Call] {
-        match self.shared {
-            Some(_) => &ENTERED,
-            None => &ATTACHED,
-        }
-    }
-
-    fn removal(&self) -> Command {
-        let mut command = example("balancer");
-        command.args(["--remove", "--pin"]).arg(&self.directory);
-        command
-    }
-
-    /// Has it taken away, after which there is nothing.
-    fn remove(&self) {
-        let output = self.host().output(self.removal()).unwrap();
-        assert!(output.status.success(), "{output:?}");
-        assert!(self.is_clean());
-    }
-
-    fn is_clean(&self) -> bool {
-        let pins = pins(self.directory.parent().unwrap());
-        if self.shared.is_some() {
-            // The array, the program, what it counts in and the attachment.
-            return pins.len() == 4 && pins[3].starts_with("shared_xdp_");
-        }
-        let has_xdp = self.host().ip("link show eth0").unwrap().contains("xdp");
-        !has_xdp && pins.is_empty()
-    }
-}
-
-/// What is in a directory; the file system has some entries of its own, with dots.
-fn pins(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
-    names.sort();
-    names
-}
-
-/// The same, and what is in the directories inside.
+/// What is in a directory, and in those inside.
 fn all_pins(directory: &Path) -> Vec<String> {
     if !directory.is_dir() {
         return Vec::new();
@@ -140,30 +42,16 @@ fn connections_go_on_when_the_process_is_killed() {
     let lab = &place.lab;
     let _servers = lab.serve_tcp(80).unwrap();
     let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
-    let start = || {
-        let mut balancer = Running::start(place.host(), place.balancer());
-        balancer.says("balancing on eth0 in native mode");
-        balancer
-    };
-    let mut killed = start();
+    let mut killed = place.start(&[]);
     let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(connection.ask("who").unwrap(), "backend0");
-    // As long as it lives nobody else has it.
-    let id = killed.process.id();
-    for command in [place.balancer(), place.removal()] {
-        let refused = place.host().output(command).unwrap();
-        let text = String::from_utf8(refused.stderr).unwrap();
-        assert!(!refused.status.success());
-        assert!(text.contains(&format!("belongs to process {id}")), "{text}");
-    }
+    let others = [place.balancer(&[]), place.removal()];
+    is_only_of(killed.process.id(), place.host(), others);
     killed.process.kill().unwrap();
-    for vip in [lab.vip4(), lab.vip6()] {
-        let mut new = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
-        assert_eq!(new.ask("who").unwrap(), "backend0");
-    }
+    takes_connections(lab);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     // The next one goes on with it.
-    let mut next = Running::start(place.host(), place.balancer());
+    let mut next = Running::start(place.host(), place.balancer(&[]));
     next.says("goes on with the balancer in");
     next.says("no changes");
     next.says("balancing on eth0 in native mode");
@@ -172,7 +60,7 @@ fn connections_go_on_when_the_process_is_killed() {
     place.remove();
 
     // One that is told to end leaves it, too.
-    let mut stopped = start();
+    let mut stopped = place.start(&[]);
     stopped.end(SIGTERM);
     stopped.says("balancing on without this program");
     let mut new = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
@@ -186,6 +74,14 @@ const ATTACHED: [Call; 4] = [Call::Attach, Call::Unlink, Call::Pin, Call::Rename
 
 /// The same for an entry: it is noted, and what belongs to it is pinned. Then it is set.
 const ENTERED: [Call; 4] = [Call::Unlink, Call::Link, Call::Rename, Call::Pin];
+
+/// The last calls of a start.
+fn last_calls(place: &Place) -> &'static [Call] {
+    match place.shared {
+        Some(_) => &ENTERED,
+        None => &ATTACHED,
+    }
+}
 
 /// Runs a command on the balancer's host; see [`run_until`].
 fn run(
@@ -201,7 +97,7 @@ fn run(
 #[test]
 fn whatever_it_was_doing_it_can_be_removed() {
     let place = Place::new("killed_anywhere.toml");
-    let (all, killed) = run(&place, place.balancer(), |calls, _| {
+    let (all, killed) = run(&place, place.balancer(&[]), |calls, _| {
         calls.ends_with(&ATTACHED)
     });
     assert!(killed && all.len() > 20, "{all:?}");
@@ -215,12 +111,12 @@ fn whatever_it_was_doing_it_can_be_removed() {
             continue;
         }
         let is_last = |calls: &[Call], _| calls.len() == index + 1;
-        let (calls, killed) = run(&place, place.balancer(), is_last);
+        let (calls, killed) = run(&place, place.balancer(&[]), is_last);
         assert!(killed && calls == all[..=index], "{index}: {calls:?}");
         place.remove();
     }
 
-    let (_, killed) = run(&place, place.balancer(), |calls, _| {
+    let (_, killed) = run(&place, place.balancer(&[]), |calls, _| {
         calls.ends_with(&ATTACHED)
     });
     assert!(killed);
@@ -260,13 +156,13 @@ fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
     let mut all = Vec::new();
     for last in 1..=ENTERED.len() {
         let is_last = |calls: &[Call], _| calls.ends_with(&ENTERED[..last]);
-        let (calls, killed) = run(&place, place.balancer(), is_last);
+        let (calls, killed) = run(&place, place.balancer(&[]), is_last);
         assert!(killed, "{calls:?}");
         place.remove();
         all = calls;
     }
     assert!(all.len() > 20, "{all:?}");
-    let mut whole = Running::start(place.host(), place.balancer());
+    let mut whole = Running::start(place.host(), place.balancer(&[]));
     whole.says("balancing as entry 2 of");
     whole.process.kill().unwrap();
     remove_in_pieces(&place);
@@ -315,9 +211,9 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
     let reload = |last: Option<usize>| {
         place.file.write(&before);
         let mut begun = None;
-        run(place, place.balancer(), |calls, id| {
+        run(place, place.balancer(&[]), |calls, id| {
             let Some(begun) = begun else {
-                if calls.ends_with(place.attached()) {
+                if calls.ends_with(last_calls(place)) {
                     begun = Some(calls.len());
                     place.file.write(&after);
                     kill(id, Signal::SIGHUP).unwrap();
@@ -340,7 +236,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
     assert!(killed);
     let begun = all
         .windows(4)
-        .position(|calls| calls == place.attached())
+        .position(|calls| calls == last_calls(place))
         .unwrap()
         + 4;
     let calls = &all[begun..];
@@ -377,7 +273,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
         assert!(killed, "{index}");
         works();
         // The next one goes on as before it, and brings it about.
-        let mut next = Running::start(place.host(), place.balancer());
+        let mut next = Running::start(place.host(), place.balancer(&[]));
         next.says("goes on with the balancer in");
         // On its interface, or as an entry.
         next.says("balancing ");

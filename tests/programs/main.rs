@@ -18,6 +18,7 @@ mod monitor;
 #[path = "../common/pins.rs"]
 mod objects;
 mod operations;
+mod place;
 mod program;
 #[path = "../common/seed.rs"]
 mod seed;

@@ -1,27 +1,21 @@
 //! A pinned balancer that one process hands over to the next, under traffic: no connection and no datagram is lost,
 //! whichever of the two is stopped or killed on the way.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use katran_lab::Host;
-use katran_lab::Lab;
-use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
 use katran_lab::eventually;
-use katran_lab::private_bpf_fs;
-use katran_lab::require_root;
 use nix::unistd::Pid;
 
 use crate::examples::configuration;
+use crate::place::Place;
 use crate::program::Running;
-use crate::program::Scratch;
 use crate::program::decap;
 use crate::program::example;
 use crate::traced::Call;
@@ -32,62 +26,18 @@ const SIGSTOP: i32 = 19;
 const SIGCONT: i32 = 18;
 const LONG: Duration = Duration::from_secs(30);
 
-struct Place {
-    lab: Lab,
-    file: Scratch,
-    directory: PathBuf,
+/// A place with TCP and UDP.
+fn place(name: &str) -> Place {
+    let place = Place::new(name);
+    let tcp = configuration(&place.lab, 0);
+    let udp = tcp.replace("\"tcp\"", "\"udp\"");
+    let (_, udp) = udp.split_once("[[vip]]").unwrap();
+    place.file.write(&format!("{tcp}[[vip]]{udp}"));
+    place
 }
 
-impl Place {
-    fn new(name: &str) -> Self {
-        require_root();
-        let directory = private_bpf_fs().unwrap().join("katran");
-        let lab = Lab::new(LabConfig::default()).unwrap();
-        let file = Scratch::new(name);
-        let tcp = configuration(&lab, 0);
-        let udp = tcp.replace("\"tcp\"", "\"udp\"");
-        let (_, udp) = udp.split_once("[[vip]]").unwrap();
-        file.write(&format!("{tcp}[[vip]]{udp}"));
-        Self {
-            lab,
-            file,
-            directory,
-        }
-    }
-
-    fn host(&self) -> &Host {
-        &self.lab.balancers[0].host
-    }
-
-    fn command(&self, name: &str, options: &[&str]) -> Command {
-        let mut command = example(name);
-        command.arg("--config").arg(&self.file.0);
-        command.args(["--interface", "eth0", "--pin"]);
-        command.arg(&self.directory).args(options);
-        command
-    }
-
-    fn start(&self, options: &[&str]) -> Running {
-        let mut balancer = Running::start(self.host(), self.command("balancer", options));
-        balancer.says("balancing on eth0 in native mode");
-        balancer
-    }
-
-    fn take_over(&self) -> Running {
-        self.start(&["--take-over"])
-    }
-
-    fn is_asked(&self) -> bool {
-        self.directory.join("handover").exists()
-    }
-
-    fn remove(&self) {
-        let mut command = example("balancer");
-        command.args(["--remove", "--pin"]).arg(&self.directory);
-        let output = self.host().output(command).unwrap();
-        assert!(output.status.success(), "{output:?}");
-        assert!(!self.directory.exists());
-    }
+fn is_asked(place: &Place) -> bool {
+    place.directory.join("handover").exists()
 }
 
 /// It says that it is another's, and ends as one that has done what it should.
@@ -99,7 +49,7 @@ fn ends(old: &mut Running, by: &Running) {
 
 #[test]
 fn nothing_is_lost_from_one_process_to_the_next() {
-    let place = Place::new("taken_over.toml");
+    let place = place("taken_over.toml");
     let lab = &place.lab;
     let servers = (lab.serve_tcp(80).unwrap(), lab.serve_udp(80).unwrap());
     let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
@@ -164,26 +114,16 @@ fn nothing_is_lost_from_one_process_to_the_next() {
     drop((decaps, servers));
 }
 
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
-    let place = Place::new("not_answered.toml");
+    let place = place("not_answered.toml");
     let mut owner = place.start(&[]);
     owner.process.signal(SIGSTOP).unwrap();
     let id = owner.process.id();
-    let refused = place
-        .host()
-        .output(place.command("balancer", &["--take-over"]));
+    let refused = place.host().output(place.balancer(&["--take-over"]));
     let text = String::from_utf8(refused.unwrap().stderr).unwrap();
     assert!(text.contains(&format!("belongs to process {id}")), "{text}");
-    assert!(!place.is_asked());
+    assert!(!is_asked(&place));
     let whose = || {
         let mut command = example("balancer");
         command.args(["--owner", "--pin"]).arg(&place.directory);
@@ -204,11 +144,11 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     );
 
     owner.process.signal(SIGSTOP).unwrap();
-    let mut next = Running::start(place.host(), place.command("balancer", &["--take-over"]));
-    eventually("it asks", || place.is_asked());
+    let mut next = Running::start(place.host(), place.balancer(&["--take-over"]));
+    eventually("it asks", || is_asked(&place));
     owner.process.kill().unwrap();
     next.says("balancing on eth0 in native mode");
-    assert!(!place.is_asked());
+    assert!(!is_asked(&place));
     next.process.kill().unwrap();
     let (works, text) = whose();
     assert!(!works && text.contains("no owner for "), "{text}");
@@ -225,7 +165,7 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
 /// that the balancer is there for the next.
 #[test]
 fn one_that_dies_on_the_way_leaves_it_to_others() {
-    let place = Place::new("died_taking.toml");
+    let place = place("died_taking.toml");
     let first = [Call::MakeDirectory, Call::RemoveDirectory];
     let mut owner = place.start(&[]);
     for last in 1..=2 {
@@ -233,7 +173,7 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
             assert!(first.starts_with(&calls[..calls.len().min(2)]), "{calls:?}");
             calls.len() == last
         };
-        let command = place.command("balancer", &["--take-over"]);
+        let command = place.balancer(&["--take-over"]);
         let (calls, killed) = place.host().run(|| run_until(command, is_last));
         assert!(killed && calls.len() == last, "{calls:?}");
         let has_let_go = calls.len() > 1;
@@ -246,9 +186,9 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
         }
         let next = match has_let_go {
             true => place.start(&[]),
-            false => place.take_over(),
+            false => place.start(&["--take-over"]),
         };
-        assert!(!place.is_asked());
+        assert!(!is_asked(&place));
         if !has_let_go {
             ends(&mut owner, &next);
         }
@@ -261,7 +201,7 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
 /// With a limit nothing is forwarded any more when nobody has looked after it for so long, and all of it when somebody does.
 #[test]
 fn an_orphan_stops_after_its_limit() {
-    let place = Place::new("orphan_limit.toml");
+    let place = place("orphan_limit.toml");
     let text = std::fs::read_to_string(&place.file.0).unwrap();
     place
         .file
