@@ -31,7 +31,7 @@ use crate::sys::map::PerCpuArray;
 /// Goes on with what is pinned in a directory; `None`: there is no decapsulator that is whole.
 pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
     environment::check_kernel()?;
-    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Decapsulator)? else {
+    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Decapsulator, None)? else {
         return Ok(None);
     };
     let set = home.set();

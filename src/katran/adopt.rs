@@ -44,12 +44,11 @@ use crate::ledger::Ledger;
 use crate::maps::FlowTable;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
-use crate::pins::CONTENTS;
 use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
-use crate::pins::Stage;
 use crate::pins::Tenant;
+use crate::pins::remove_if_there;
 use crate::ring::RingSize;
 use crate::sys::map;
 use crate::sys::map::Typed;
@@ -112,10 +111,7 @@ impl Builder {
         if let Some((katran, start)) = adopt_whole(&directory, self.take_over_patience())? {
             return Ok((katran, start));
         }
-        match crate::pins::remove(&directory) {
-            Ok(()) | Err(Error::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        remove_if_there(&directory)?;
         self.load().map(|katran| (katran, Start::Loaded))
     }
 
@@ -132,24 +128,10 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let home = match Home::open_or_ask(directory, Tenant::Balancer, patience) {
-        Err(Error::NotFound { .. }) => return Ok(None),
-        home => home?,
-    };
-    home.check_identified()?;
-    let Some(identity) = home.known_identity()? else {
+    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Balancer, patience)? else {
         return Ok(None);
     };
-    if identity.stage() != Stage::Whole {
-        return Ok(None);
-    }
-    let contents = home.set().known_contents()?;
-    let contents = contents.ok_or_else(|| home.set().missing(CONTENTS))?;
-    let start = Start::Adopted {
-        age: identity.age().unwrap_or_default(),
-        by_version: contents.version(),
-    };
-    adopt(home).map(|katran| Some((katran, start)))
+    adopt(home).map(|katran| Some((katran, Start::Adopted { age, by_version })))
 }
 
 fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use super::CONTENTS;
 use super::Content;
 use super::Home;
 use super::Identity;
@@ -43,21 +44,28 @@ pub(super) fn check_tenant(tenant: Tenant, path: &Path, identity: &Identity) -> 
 
 impl Home {
     /// Takes the directory of a tenant that is whole: with its age, and the version that has made what counts. `None`:
-    /// there is none.
-    pub(crate) fn whole(path: &Path, tenant: Tenant) -> Result<Option<(Self, Duration, String)>> {
-        let home = match Self::open_or_ask(path, tenant, None) {
+    /// there is none. A process that has it is asked to let go for no longer than `patience`.
+    ///
+    /// # Errors
+    /// Somebody has removed what says so: it may be at work, and nobody is to take it for one that is half made.
+    pub(crate) fn whole(
+        path: &Path,
+        tenant: Tenant,
+        patience: Option<Duration>,
+    ) -> Result<Option<(Self, Duration, String)>> {
+        let home = match Self::open_or_ask(path, tenant, patience) {
             Err(Error::NotFound { .. }) => return Ok(None),
             home => home?,
         };
+        home.check_identified()?;
         let Some(identity) = home.known_identity()? else {
             return Ok(None);
         };
         if identity.stage() != Stage::Whole {
             return Ok(None);
         }
-        let Some(contents) = home.set().known_contents()? else {
-            return Ok(None);
-        };
+        let contents = home.set().known_contents()?;
+        let contents = contents.ok_or_else(|| home.set().missing(CONTENTS))?;
         let age = identity.age().unwrap_or_default();
         Ok(Some((home, age, contents.version())))
     }

@@ -95,7 +95,8 @@ impl ServerIdOption {
 
     fn adopt_whole(directory: &Path) -> Result<Option<(Self, Start)>> {
         environment::check_kernel()?;
-        let Some((home, age, by_version)) = Home::whole(directory, Tenant::ServerIdOption)? else {
+        let Some((home, age, by_version)) = Home::whole(directory, Tenant::ServerIdOption, None)?
+        else {
             return Ok(None);
         };
         let mut option = Self::load_over(|name| home.set().map(name).map(Some))?;

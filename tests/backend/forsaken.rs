@@ -132,16 +132,36 @@ fn pins_that_were_removed_by_hand() {
         let removed = host.tool("tc", "qdisc del dev eth0 clsact");
         assert_eq!(removed.is_ok(), by == Some(TcHook::Clsact));
     }
-    // What is attached works on without the pin of its program.
-    leave(&directory, &host, None);
-    fs::remove_file(directory.join("set/maps/decap_counters")).unwrap();
-    let error = Decap::builder().pin(&directory).adopt().unwrap_err();
-    assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    assert!(error.to_string().contains("decap_counters"), "{error}");
+    // What is attached works on without a pin, also if that says that something is pinned: it is not taken for one that
+    // is half made.
     let link = || host.ip("link show dev eth0").unwrap();
-    assert!(link().contains("xdp"));
-    katran::remove(&directory).unwrap();
-    assert!(!link().contains("xdp") && tree(&files).is_empty());
+    for pin in ["set/maps/decap_counters", "set/contents"] {
+        leave(&directory, &host, None);
+        fs::remove_file(directory.join(pin)).unwrap();
+        let named = pin.rsplit('/').next().unwrap();
+        let decap = || Decap::builder().pin(&directory);
+        for error in [
+            decap().adopt(),
+            decap().adopt_or_load().map(|(decap, _)| decap),
+        ] {
+            let error = error.unwrap_err();
+            assert!(matches!(error, Error::NotFound { .. }), "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        assert!(link().contains("xdp"));
+        katran::remove(&directory).unwrap();
+        assert!(!link().contains("xdp") && tree(&files).is_empty());
+    }
+    leave(&directory, &host, None);
+    fs::remove_file(directory.join("identity")).unwrap();
+    let refused = Decap::builder().pin(&directory).adopt_or_load();
+    let error = refused.map(drop).unwrap_err().to_string();
+    assert!(
+        error.contains("`identity`") && link().contains("xdp"),
+        "{error}"
+    );
+    fs::remove_dir_all(&directory).unwrap();
+    eventually("it has ended", || !link().contains("xdp"));
 }
 
 #[test]
