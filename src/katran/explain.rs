@@ -139,6 +139,7 @@ impl Katran {
     #[doc(alias = "getRealForFlow")]
     pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
         let _permit = self.maps.live.tenure().permit()?;
+        let flow = &flow.as_sent()?;
         let Some((found, key)) = self.key_of(flow)? else {
             return Ok(None);
         };
@@ -167,7 +168,7 @@ impl Katran {
                 drop: None,
             }));
         }
-        let source = flow.source.ip().to_canonical();
+        let source = flow.source.ip();
         let (source_port, destination_port) = hashed_ports(flow, &found);
         let by_port = flags.contains(VipFlags::DPORT_HASH);
         let (hashed, hashed_port) = match (by_port, source) {
@@ -219,7 +220,7 @@ impl Katran {
         key: &types::flow_key,
     ) -> Result<Answer> {
         let (source_port, destination_port) = hashed_ports(flow, found);
-        let source = flow.source.ip().to_canonical();
+        let source = flow.source.ip();
         let hasher = &self.fixed.hasher;
         let slot = hasher.slot(source, source_port, destination_port);
         let place = usize::from(found.entry.number.0);
@@ -256,21 +257,14 @@ impl Katran {
     /// The VIP of a flow's packets, and the key that tables know the flow by; `None` if no VIP covers
     /// the destination.
     pub(super) fn key_of(&self, flow: &Flow) -> Result<Option<(Resolved<'_>, types::flow_key)>> {
-        let source = flow.source.ip().to_canonical();
-        let destination = flow.destination.ip().to_canonical();
-        if source.is_ipv4() != destination.is_ipv4() {
-            return Err(Error::InvalidConfig {
-                setting: "flow",
-                value: flow.to_string(),
-                reason: "source and destination must be of one address family".to_owned(),
-            });
-        }
+        let flow = flow.as_sent()?;
+        let (source, destination) = (flow.source.ip(), flow.destination.ip());
         let port = flow.destination.port();
         let Some(found) = self.table.resolve(destination, port, flow.protocol) else {
             return Ok(None);
         };
         let (source_port, destination_port) = match flow.protocol {
-            Protocol::Udp => hashed_ports(flow, &found),
+            Protocol::Udp => hashed_ports(&flow, &found),
             // Tables tell connections apart where the ring does not.
             Protocol::Tcp => (flow.source.port(), port),
         };

@@ -79,6 +79,34 @@ impl Flow {
             protocol: Protocol::Udp,
         }
     }
+
+    /// The flow as its packets say it.
+    ///
+    /// An IPv4-mapped address is the IPv4 address, unless the other end's is of IPv6 only: then the packets
+    /// are IPv6, and their header says it like this.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if no packet can have both addresses.
+    pub(crate) fn as_sent(&self) -> Result<Self, Error> {
+        let (source, destination) = (self.source.ip(), self.destination.ip());
+        let plain = (source.to_canonical(), destination.to_canonical());
+        let (source, destination) = match (plain, source, destination) {
+            ((IpAddr::V4(_), IpAddr::V4(_)), ..) => plain,
+            (_, IpAddr::V6(_), IpAddr::V6(_)) => (source, destination),
+            _ => {
+                return Err(Error::InvalidConfig {
+                    setting: "flow",
+                    value: self.to_string(),
+                    reason: "source and destination must be of one address family".to_owned(),
+                });
+            }
+        };
+        Ok(Self {
+            source: (source, self.source.port()).into(),
+            destination: (destination, self.destination.port()).into(),
+            protocol: self.protocol,
+        })
+    }
 }
 
 impl fmt::Display for Flow {
@@ -100,5 +128,34 @@ pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
             bytes
         }
         IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(source: &str, destination: &str) -> Option<(String, String)> {
+        let flow = Flow::tcp(source.parse().unwrap(), destination.parse().unwrap());
+        let sent = flow.as_sent().ok()?;
+        Some((sent.source.to_string(), sent.destination.to_string()))
+    }
+
+    #[test]
+    fn packets_have_addresses_of_one_family() {
+        let is =
+            |source: &str, destination: &str| Some((source.to_owned(), destination.to_owned()));
+        let four = is("192.0.2.1:1", "203.0.113.1:80");
+        assert_eq!(sent("192.0.2.1:1", "203.0.113.1:80"), four);
+        assert_eq!(sent("[::ffff:192.0.2.1]:1", "203.0.113.1:80"), four);
+        assert_eq!(
+            sent("[::ffff:192.0.2.1]:1", "[::ffff:203.0.113.1]:80"),
+            four
+        );
+        let mapped = ("[::ffff:192.0.2.1]:1", "[2001:db8::1]:80");
+        assert_eq!(sent(mapped.0, mapped.1), is(mapped.0, mapped.1));
+        assert_eq!(sent(mapped.1, mapped.0), is(mapped.1, mapped.0));
+        assert_eq!(sent("192.0.2.1:1", "[2001:db8::1]:80"), None);
+        assert_eq!(sent("[2001:db8::1]:80", "192.0.2.1:1"), None);
     }
 }

@@ -94,6 +94,11 @@ fn any_flow() -> impl Strategy<Value = Flow> {
             let [a, b, c, d] = client.to_be_bytes();
             let source: IpAddr = match to {
                 IpAddr::V4(_) => [100 + a % 64, b, c, d].into(),
+                // An IPv4-mapped source in a packet of IPv6.
+                IpAddr::V6(_) if a % 4 == 0 => {
+                    let [high, low] = [u16::from_be_bytes([192, b]), u16::from_be_bytes([c, d])];
+                    [0, 0, 0, 0, 0, 0xffff, high, low].into()
+                }
                 IpAddr::V6(_) => [
                     0x2001,
                     0xdb8,
