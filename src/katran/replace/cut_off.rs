@@ -2,22 +2,23 @@
 //! count has counted and remembered comes to the other, and it goes.
 
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
 use super::share::is_same;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
-use crate::katran::adopt::inner_tables;
+use crate::katran::adopt::flow_tables_in;
 use crate::kernel::kernel_error;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::Counted;
-use crate::maps::FALLBACK_FLOWS;
-use crate::maps::FlowTable;
 use crate::maps::FlowTables;
 use crate::maps::Reader;
+use crate::pins::Home;
+use crate::pins::Part;
 use crate::pins::PinnedSet;
-use crate::sys::nested::MapArray;
 
 impl Katran {
     /// Ends a replacement that the owner before has begun, in favour of the set that counts: all attachments have its
@@ -31,14 +32,13 @@ impl Katran {
         }
         log::info!("a replacement of the balancer was cut off: what is left of it goes");
         if let Some(checks) = &mut self.healthchecks {
-            let program = checks.program().try_clone_to_owned();
-            let program = program.map_err(|error| kernel_error("open", "healthcheck", error))?;
-            let switched = checks.switch(program.as_fd());
+            let switched = checks.switch_to_own();
             let _for_good = switched.map_err(|(error, _)| error)?;
         }
         // Packets may still be in the other one's programs.
         self.outlast(Vec::new());
-        match self.carriers_from(&other) {
+        let carriers = carriers_from(&other, self.counting_maps());
+        match carriers {
             Ok(carriers) => {
                 self.carriers = carriers;
                 self.carry_counters();
@@ -48,44 +48,99 @@ impl Katran {
                 return Ok(());
             }
         }
-        match flows_of(&other) {
-            Ok(Some(flows)) => self.enter_flows(&flows, Reader::Packets)?,
-            Ok(None) => {}
-            Err(error) => log::warn!("flows of the meantime are not known: {error}"),
-        }
+        self.enter_flows_of(&other)?;
         if self.carriers.is_empty() {
             self.unstage_set();
         }
         Ok(())
     }
 
-    /// What carries the counters of another set's maps that are not those of this one.
-    fn carriers_from(&self, other: &PinnedSet) -> Result<Vec<Carrier>> {
-        let failed = |error| kernel_error("load", "what carries counters", error);
-        let mut carriers = Vec::new();
-        for (name, to) in self.counting_maps() {
-            let Some(counted) = Counted::of(name) else {
-                continue;
-            };
-            let from = match name {
-                "probe_counters" => other.probe_map(name),
-                _ => other.map(name),
-            };
-            let from = match from {
-                // It was not filled to the end, so no packet was in it.
-                Err(Error::NotFound { .. }) => continue,
-                from => from?,
-            };
-            if !is_same(from.as_fd(), to).map_err(failed)? {
-                carriers.push(Carrier::new(counted, from.as_fd(), to).map_err(failed)?);
+    /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
+    /// one that does not has counted comes to that set. Attachments have its programs.
+    pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
+        let (set, other) = (home.set(), home.next_set());
+        self.outlast(Vec::new());
+        let mut maps = Vec::new();
+        if set.contents()?.is_some_and(|of| of.knows(Part::Counters)) {
+            for name in COUNTING {
+                maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
             }
         }
-        Ok(carriers)
+        let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
+        let failed = |error| kernel_error("carry", "the counters", error);
+        for carrier in carriers_from(&other, maps)? {
+            carrier.carry().map_err(failed)?;
+        }
+        self.enter_flows_of(&other)?;
+        home.unstage_next();
+        Ok(())
+    }
+
+    /// What the packets that went by another set have been told to remember.
+    fn enter_flows_of(&self, other: &PinnedSet) -> Result<()> {
+        match flows_of(other) {
+            Ok(Some(flows)) => self.enter_flows(&flows, Reader::Packets),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                log::warn!("flows of the meantime are not known: {error}");
+                Ok(())
+            }
+        }
     }
 }
 
-/// The flow tables of a set; `None`: it was not filled to the end.
+/// Maps that count what packets do.
+const COUNTING: [&str; 4] = ["cpus", "vip_counters", "real_counters", PROBE_COUNTERS];
+const PROBE_COUNTERS: &str = "probe_counters";
+
+fn counting_map(set: &PinnedSet, name: &str) -> Result<Option<OwnedFd>> {
+    let map = match name {
+        PROBE_COUNTERS => set.probe_map(name),
+        _ => set.map(name),
+    };
+    match map {
+        Err(Error::NotFound { .. }) => Ok(None),
+        map => map.map(Some),
+    }
+}
+
+/// What carries the counters of a set's maps to others of their names, where those are others.
+fn carriers_from<'a>(
+    set: &PinnedSet,
+    maps: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
+) -> Result<Vec<Carrier>> {
+    let failed = |error| kernel_error("load", "what carries counters", error);
+    let Some(contents) = set.contents()? else {
+        return Ok(Vec::new());
+    };
+    let mut carriers = Vec::new();
+    for (name, to) in maps {
+        let (Some(counted), Some(part)) = (Counted::of(name), Part::of(name)) else {
+            continue;
+        };
+        // Where it was not filled to the end no packet was in it.
+        let Some(from) = counting_map(set, name)? else {
+            continue;
+        };
+        if is_same(from.as_fd(), to).map_err(failed)? {
+            continue;
+        }
+        match contents.knows(part) {
+            true => carriers.push(Carrier::new(counted, from.as_fd(), to).map_err(failed)?),
+            false => log::warn!(
+                "{name} of katran {} counts in another form: what packets have counted there is lost",
+                contents.version()
+            ),
+        }
+    }
+    Ok(carriers)
+}
+
+/// The flow tables of a set; `None`: it was not filled to the end, or they have another form.
 fn flows_of(set: &PinnedSet) -> Result<Option<FlowTables>> {
+    if !set.contents()?.is_some_and(|of| of.knows(Part::Flows)) {
+        return Ok(None);
+    }
     let failed = |error| kernel_error("open", "flow tables", error);
     let Some(ground) = set.ground().map_err(failed)? else {
         return Ok(None);
@@ -93,14 +148,5 @@ fn flows_of(set: &PinnedSet) -> Result<Option<FlowTables>> {
     let Ok((_, replayed)) = Ledger::read(ground) else {
         return Ok(None);
     };
-    let config = replayed.kept.config;
-    let inner = inner_tables(set, &config)?;
-    let fallback = set.map("fallback_flows")?;
-    let fallback = FlowTable::new(config.flow_table, FALLBACK_FLOWS, fallback);
-    let outer = MapArray::new(set.map("flow_tables")?);
-    Ok(Some(FlowTables {
-        of_cpus: inner.flows,
-        fallback: fallback.map_err(failed)?,
-        outer: outer.map_err(failed)?,
-    }))
+    flow_tables_in(set, &replayed.kept.config).map(Some)
 }
