@@ -134,6 +134,7 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
         false => None,
     };
     let mut katran = load(&home, &kept, &shared, flows.as_ref())?;
+    home.keep_tenure(katran.maps.live.tenure());
     let held = katran.maps.voids.hold();
     let carriers = match shared.counters && !shared.has_tables() {
         true => vec![carrier_of_cpus(&set, &katran)?],
@@ -174,8 +175,9 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
         katran.unstage_set();
     }
     katran.note_attached();
-    katran.put_back_what_is_gone(lost);
+    // First: to attach may take the seconds in which a gateway is looked for.
     katran.keep_house()?;
+    katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
 

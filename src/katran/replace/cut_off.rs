@@ -1,6 +1,7 @@
 //! After a replacement that was cut off: there are two sets, and packets may have gone by either. What the one that does not
 //! count has counted and remembered comes to the other, and it goes.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -48,7 +49,7 @@ impl Katran {
                 return Ok(());
             }
         }
-        self.enter_flows_of(&other)?;
+        self.enter_flows_of(&other);
         if self.carriers.is_empty() {
             self.unstage_set();
         }
@@ -60,9 +61,11 @@ impl Katran {
     pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
         let (set, other) = (home.set(), home.next_set());
         self.outlast(Vec::new());
+        let contents = set.contents()?;
+        let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
         let mut maps = Vec::new();
-        if set.contents()?.is_some_and(|of| of.knows(Part::Counters)) {
-            for name in COUNTING {
+        for name in COUNTING {
+            if Part::of(name).is_some_and(knows) {
                 maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
             }
         }
@@ -71,20 +74,19 @@ impl Katran {
         for carrier in carriers_from(&other, maps)? {
             carrier.carry().map_err(failed)?;
         }
-        self.enter_flows_of(&other)?;
+        self.enter_flows_of(&other);
         home.unstage_next();
         Ok(())
     }
 
     /// What the packets that went by another set have been told to remember.
-    fn enter_flows_of(&self, other: &PinnedSet) -> Result<()> {
-        match flows_of(other) {
-            Ok(Some(flows)) => self.enter_flows(&flows, Reader::Packets),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                log::warn!("flows of the meantime are not known: {error}");
-                Ok(())
-            }
+    fn enter_flows_of(&self, other: &PinnedSet) {
+        let entered = flows_of(other).and_then(|flows| match flows {
+            Some(flows) => self.enter_flows(&flows, Reader::Packets),
+            None => Ok(()),
+        });
+        if let Err(error) = entered {
+            log::warn!("some flows of the meantime are not known: {error}");
         }
     }
 }
@@ -125,12 +127,18 @@ fn carriers_from<'a>(
         if is_same(from.as_fd(), to).map_err(failed)? {
             continue;
         }
-        match contents.knows(part) {
-            true => carriers.push(Carrier::new(counted, from.as_fd(), to).map_err(failed)?),
-            false => log::warn!(
-                "{name} of katran {} counts in another form: what packets have counted there is lost",
+        let carrier = match contents.knows(part) {
+            true => Carrier::new(counted, from.as_fd(), to),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        };
+        match carrier {
+            Ok(carrier) => carriers.push(carrier),
+            // No owner could ever carry it, and a whole balancer's memory would wait for one.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
+                "what was counted in {name} in the meantime is lost: katran {} counts in another form",
                 contents.version()
             ),
+            Err(error) => return Err(failed(error)),
         }
     }
     Ok(carriers)
