@@ -14,6 +14,7 @@ use crate::common::seed::seeded;
 use crate::ending::Done;
 use crate::owner::Job;
 use crate::owner::Known;
+use crate::owner::Owned;
 use crate::owner::Owner;
 use crate::owner::Said;
 use crate::owner::Task;
@@ -65,7 +66,7 @@ impl Place {
     }
 
     /// Makes a change, of which the process ends after so many calls and stores (0: it does not); what was done if not.
-    fn run(&self, known: &mut Option<Known>, kind: &str, seed: u64, last: u64) -> Option<Done> {
+    fn run(&self, known: &mut Option<Found>, kind: &str, seed: u64, last: u64) -> Option<Done> {
         let task = Task::One {
             kind: kind.to_owned(),
             last,
@@ -76,17 +77,25 @@ impl Place {
         let mut owner = Owner::start(&self.host, &self.job(seed, task));
         let owned = owner.owns();
         if let Some(known) = known {
-            known.assert_found(&owned.text, &what);
+            known.assert_found(&owned, &what);
         }
-        let begun = Known::new(&owner.begins());
-        let known = known.insert(begun);
+        let begun = owner.begins();
+        if let Some(known) = known {
+            assert_eq!(begun.pins, known.begun.pins, "{what}: pins");
+            let descriptors = [begun.descriptors, known.begun.descriptors];
+            assert!(descriptors[0] <= descriptors[1], "{what}: {descriptors:?}");
+        }
+        let known = known.insert(Found {
+            known: Known::new(&begun),
+            begun,
+        });
         let mut done = None;
         while let Some(said) = owner.next() {
             if let Said::Made { refused, done: all } = &said {
                 assert_eq!(*refused, None, "{what}");
                 done = Some(*all);
             }
-            known.hear(said);
+            known.known.hear(said);
         }
         let status = owner.ended();
         match done {
@@ -97,8 +106,22 @@ impl Place {
     }
 }
 
+/// What the next owner must find.
+struct Found {
+    known: Known,
+    /// What there was before the change.
+    begun: Owned,
+}
+
+impl Found {
+    fn assert_found(&self, owned: &Owned, what: &str) {
+        self.known.assert_found(&owned.text, what);
+        Known::assert_counted(&self.begun.counters, &owned.counters, what);
+    }
+}
+
 /// Kinds of changes, each with the kills that `kill` makes of it in a place.
-fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
+fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u64)) {
     let chosen = std::env::var("KATRAN_KINDS").unwrap_or_default();
     let chosen: Vec<&str> = chosen.split(',').filter(|of| !of.is_empty()).collect();
     let place = Place::new(clsact);
@@ -112,7 +135,7 @@ fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u
     }
     // What the last one has left.
     let mut owner = Owner::start(&place.host, &place.job(0, Task::Begin));
-    let found = owner.owns().text;
+    let found = owner.owns();
     known.unwrap().assert_found(&found, "the end");
     owner.begins();
     assert!(owner.ended().success());

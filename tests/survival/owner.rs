@@ -35,6 +35,7 @@ use serde::Serialize;
 
 use crate::changes;
 use crate::changes::Draw;
+use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::ending;
 use crate::ending::Done;
@@ -162,6 +163,7 @@ fn owner() {
         }
         Task::One { kind, last } => {
             begin(&mut katran, &job);
+            count_some(&katran);
             say(&Said::Begins(owned(&katran)));
             one(&mut katran, &job, &kind, last, owned);
         }
@@ -304,6 +306,24 @@ fn assert_packets_see(katran: &Katran) {
     }
 }
 
+/// Has every service count a packet.
+fn count_some(katran: &Katran) {
+    for (service, _) in crate::model::SERVICES {
+        let service = crate::common::vip(service);
+        let client: IpAddr = match service.address() {
+            IpAddr::V4(_) => Ipv4Addr::new(100, 64, 0, 1).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 12, 0, 0, 0, 0, 1).into(),
+        };
+        let (client, to) = ((client, 4000), (service.address(), service.port()));
+        let (client, to) = (client.into(), to.into());
+        let packet = match service.protocol() {
+            Protocol::Udp => frame(Flow::udp(client, to)),
+            _ => syn(Flow::tcp(client, to)),
+        };
+        assert!(katran.simulate(&packet).unwrap().real.is_some());
+    }
+}
+
 /// Files below a directory.
 fn files(directory: &std::path::Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else {
@@ -412,6 +432,14 @@ impl Known {
             text: owned.text.clone(),
             tried: None,
             made: 0,
+        }
+    }
+
+    /// Counters have not gone back.
+    pub(crate) fn assert_counted(before: &[(String, u64)], now: &[(String, u64)], what: &str) {
+        for (name, number) in before {
+            let of = now.iter().find(|(of, _)| of == name).unwrap();
+            assert!(of.1 >= *number, "{what}: {name} {number} to {}", of.1);
         }
     }
 
