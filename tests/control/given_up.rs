@@ -132,7 +132,9 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
     for (strays, adopted) in [(false, false), (false, true), (true, false), (true, true)] {
-        let mut katran = all_in_table().pin(&directory).load().unwrap();
+        // With one number that is free, so that the VIP to come has that of the replacement's own.
+        let builder = all_in_table().max_vips(4);
+        let mut katran = builder.pin(&directory).load().unwrap();
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
         serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
         serve(&mut katran, "203.0.113.9:443/tcp", VipFlags::empty(), &[C]);

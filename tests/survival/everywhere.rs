@@ -3,6 +3,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use katran::RootProgram;
 use katran_lab::Host;
@@ -20,6 +21,8 @@ use crate::owner::Said;
 use crate::owner::Task;
 
 const SIGKILL: i32 = 9;
+/// Descriptors by which owners of the same state differ: threads have some for a moment. A set of maps has dozens.
+const MORE: usize = 8;
 
 /// A host with two interfaces, and a root program for its entries.
 struct Place {
@@ -83,7 +86,8 @@ impl Place {
         if let Some(known) = known {
             assert_eq!(begun.pins, known.begun.pins, "{what}: pins");
             let descriptors = [begun.descriptors, known.begun.descriptors];
-            assert!(descriptors[0] <= descriptors[1], "{what}: {descriptors:?}");
+            let allowed = descriptors[1] + MORE;
+            assert!(descriptors[0] <= allowed, "{what}: {descriptors:?}");
         }
         let known = known.insert(Found {
             known: Known::new(&begun),
@@ -165,15 +169,19 @@ fn a_change_that_is_killed_anywhere_is_found_whole() {
 #[ignore = "an hour: make soak"]
 fn a_change_that_is_killed_everywhere_is_found_whole() {
     killed(false, |place, known, kind, seed| {
+        let began = Instant::now();
         let done = place.run(known, kind, seed, 0).unwrap();
         assert!(done.all() > 0, "{kind}");
+        eprintln!("{kind}: {} calls and {} stores", done.calls, done.stores);
         for last in 1..=done.all() + 1 {
             // Threads of the library have a part in it: another time there may be fewer, and the end comes before.
             assert_eq!(place.run(known, kind, seed, last), None);
         }
         eprintln!(
-            "{kind}: killed after each of {} calls and {} stores",
-            done.calls, done.stores
+            "{kind}: killed after each of {} calls and {} stores, in {:.0} s",
+            done.calls,
+            done.stores,
+            began.elapsed().as_secs_f64()
         );
     });
 }
