@@ -317,6 +317,24 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) {
     .unwrap();
 }
 
+/// Sets all counters of an element of a per-CPU array to `count`, on each possible CPU; returns how many these are.
+pub(crate) fn count_on_all_cpus(map: BorrowedFd<'_>, index: u32, count: u64) -> u64 {
+    // SAFETY: takes nothing.
+    let cpus = check(unsafe { libbpf_sys::libbpf_num_possible_cpus() }).unwrap() as usize;
+    let values = vec![count; map_info(map).value_size.div_ceil(8) as usize * cpus];
+    // SAFETY: the key is a u32, and there is a value, of whole words, for each possible CPU.
+    check(unsafe {
+        libbpf_sys::bpf_map_update_elem(
+            map.as_raw_fd(),
+            std::ptr::from_ref(&index).cast(),
+            values.as_ptr().cast(),
+            0,
+        )
+    })
+    .unwrap();
+    cpus as u64
+}
+
 /// Makes a map empty: no elements, or zeros where there always are some.
 pub(crate) fn clear(map: BorrowedFd<'_>) {
     let info = map_info(map);

@@ -278,3 +278,32 @@ fn void_flows_of_a_vip_that_is_gone_are_forgotten() {
     eventually("nothing is void", || bpf::dump(map.as_fd()).is_empty());
     katran.remove().unwrap();
 }
+
+/// A replacement was cut off by a process of another version, which counts in another form: what is of the same form is
+/// carried, and nothing of the other set stays for an owner who could never carry it.
+#[test]
+fn what_was_counted_in_another_form_waits_for_nobody() {
+    /// Of `struct real_counters`.
+    const VALUE: u32 = 24;
+    let directory = directory();
+    let mut katran = load(builder().pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let [(_, number)] = katran.real_numbers()[..] else {
+        panic!("there is one real");
+    };
+    drop(katran);
+    let maps = directory.join("next_set/maps");
+    fs::create_dir_all(&maps).unwrap();
+    let kind = libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY;
+    let of_others = crate::pins::map((kind, 4, VALUE + 8, 4, 0), c"vip_counters");
+    pins::pin(of_others.as_fd(), &maps.join("vip_counters"));
+    let alike = crate::pins::map((kind, 4, VALUE, 8, 0), c"real_counters");
+    let cpus = bpf::count_on_all_cpus(alike.as_fd(), number.get(), 7);
+    pins::pin(alike.as_fd(), &maps.join("real_counters"));
+
+    let katran = builder().pin(&directory).adopt().unwrap();
+    let counted = katran.stats().real(ip(A)).unwrap();
+    assert_eq!(counted.forwarded.packets, 7 * cpus);
+    assert!(!directory.join("next_set").exists());
+    katran.remove().unwrap();
+}

@@ -16,8 +16,10 @@ use katran::XdpMode;
 use katran::flows::Verdict;
 use katran::state::VipState;
 use katran_lab::Host;
+use katran_lab::allowed_cpus;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -129,6 +131,8 @@ fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> Error {
 #[test]
 fn numbers_that_packets_have_met_mean_nothing_else_later() {
     require_root();
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
     for (strays, adopted) in [(false, false), (false, true), (true, false), (true, true)] {

@@ -55,7 +55,7 @@ const MAPS: [(u32, u32, u32, u32, u32); 13] = [
     (libbpf_sys::BPF_MAP_TYPE_CGROUP_ARRAY, 4, 4, 3, 0),
 ];
 
-fn map(of: (u32, u32, u32, u32, u32), name: &CStr) -> OwnedFd {
+pub(crate) fn map(of: (u32, u32, u32, u32, u32), name: &CStr) -> OwnedFd {
     let (kind, key, value, entries, flags) = of;
     let options = libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,

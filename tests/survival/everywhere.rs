@@ -25,16 +25,16 @@ const SIGKILL: i32 = 9;
 const MORE: usize = 8;
 
 /// A host with two interfaces, and a root program for its entries.
-struct Place {
-    host: Host,
-    directory: PathBuf,
+pub(crate) struct Place {
+    pub(crate) host: Host,
+    pub(crate) directory: PathBuf,
     shared: PathBuf,
     clsact: bool,
     _root: RootProgram,
 }
 
 impl Place {
-    fn new(clsact: bool) -> Self {
+    pub(crate) fn new(clsact: bool) -> Self {
         require_root();
         let files = private_bpf_fs().unwrap();
         let host = Host::new("survivor").unwrap();
@@ -56,7 +56,7 @@ impl Place {
         }
     }
 
-    fn job(&self, seed: u64, task: Task) -> Job {
+    pub(crate) fn job(&self, seed: u64, task: Task) -> Job {
         Job {
             directory: self.directory.clone(),
             shared: self.shared.clone(),

@@ -39,6 +39,7 @@ use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::ending;
 use crate::ending::Done;
+use crate::met::meet;
 use crate::model::Model;
 use crate::model::difference;
 use crate::model::first;
@@ -74,6 +75,8 @@ pub(crate) enum Task {
     /// The same change from the same beginning: killed after so many calls and stores (at the latest at its end), or not
     /// (0).
     One { kind: String, last: u64 },
+    /// A replacement that packets meet, and then it kills itself before that counts.
+    Meet,
 }
 
 /// What it says.
@@ -108,7 +111,11 @@ pub(crate) fn builder(job: &Job) -> Builder {
     first(MacAddr::new(job.gateway))
         .builder()
         .unwrap()
-        .flow_tracking(FlowTracking::Changed)
+        .flow_tracking(match job.task {
+            // So that every connection has an entry.
+            Task::Meet => FlowTracking::All,
+            _ => FlowTracking::Changed,
+        })
         .flow_table_size(10_000)
         .ring_size(61)
         .max_vips(40)
@@ -166,6 +173,11 @@ fn owner() {
             count_some(&katran);
             say(&Said::Begins(owned(&katran)));
             one(&mut katran, &job, &kind, last, owned);
+        }
+        Task::Meet => {
+            begin(&mut katran, &job);
+            say(&Said::Begins(owned(&katran)));
+            meet(&mut katran, &job);
         }
     }
 }
@@ -325,7 +337,7 @@ fn count_some(katran: &Katran) {
 }
 
 /// Files below a directory.
-fn files(directory: &std::path::Path) -> usize {
+pub(crate) fn files(directory: &std::path::Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else {
         return 0;
     };

@@ -1,6 +1,7 @@
 //! After a replacement that was cut off: there are two sets, and packets may have gone by either. What the one that does not
 //! count has counted and remembered comes to the other, and it goes.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use super::share::is_same;
@@ -55,9 +56,10 @@ impl Katran {
             }
         }
         if let Some(kept) = kept {
-            match flows_of(&other, &kept.config) {
-                Ok(flows) => self.enter_flows(&flows, Reader::Packets)?,
-                Err(error) => log::warn!("flows of the meantime are not known: {error}"),
+            let flows = flows_of(&other, &kept.config);
+            let entered = flows.and_then(|flows| self.enter_flows(&flows, Reader::Packets));
+            if let Err(error) = entered {
+                log::warn!("some flows of the meantime are not known: {error}");
             }
             self.void_entries_of(&kept.table);
         }
@@ -84,8 +86,17 @@ impl Katran {
                 Err(Error::NotFound { .. }) => continue,
                 from => from?,
             };
-            if !is_same(from.as_fd(), to).map_err(failed)? {
-                carriers.push(Carrier::new(counted, from.as_fd(), to).map_err(failed)?);
+            if is_same(from.as_fd(), to).map_err(failed)? {
+                continue;
+            }
+            match Carrier::new(counted, from.as_fd(), to) {
+                Ok(carrier) => carriers.push(carrier),
+                // No owner could ever carry it, and a whole balancer's memory would wait for one.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
+                    "what was counted in {name} in the meantime is lost: another version of the crate counts in \
+                     another form"
+                ),
+                Err(error) => return Err(failed(error)),
             }
         }
         Ok(carriers)
