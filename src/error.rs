@@ -91,6 +91,17 @@ pub enum Error {
         to: Option<u32>,
     },
 
+    /// The handle of a pinned balancer was dropped; what outlives it, such as a monitor, is over.
+    #[error(
+        "the handle of the balancer pinned in {} was dropped, and the balancer may be another process's by now: keep the \
+         handle as long as what comes of it, or adopt the balancer and begin anew",
+        path.display()
+    )]
+    HandleDropped {
+        /// Where the balancer is pinned.
+        path: PathBuf,
+    },
+
     /// What was to be given up is still needed.
     #[error("{what} is in use by {by}")]
     InUse {

@@ -161,6 +161,7 @@ fn adopt(home: Home) -> Result<Katran> {
         .transpose()
         .map_err(spoiled)?;
     let (mut katran, programs) = open(&home, &kept)?;
+    home.keep_tenure(katran.maps.live.tenure());
     let lost = katran.resume(&home, kept, cut_off)?;
     katran.go_on(ledger);
     katran.note_undone(true);
@@ -177,8 +178,9 @@ fn adopt(home: Home) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
-    katran.put_back_what_is_gone(lost);
+    // First: to attach may take the seconds in which a gateway is looked for.
     katran.keep_house()?;
+    katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
 

@@ -20,6 +20,7 @@ use crate::document::ServerIdState;
 use crate::document::State;
 use crate::error::Error;
 use crate::error::Result;
+use crate::ledger::Before;
 use crate::table::Deltas;
 use crate::table::Limits;
 use crate::table::NameChange;
@@ -46,7 +47,8 @@ impl Katran {
     /// ring leads. With another `max_vips` flows are hashed as before, which a balancer that is loaded anew with it does not: where
     /// hosts of a fleet have to agree, give all of them a `hash_seed` first. It takes a second or two,
     /// most of it for the verifier, and memory for what cannot be of both. Memory, pins or a kernel that refuses leave all as it was. Who
-    /// has attached [`program_fd`](Self::program_fd) puts the new one in its place, as after a reload.
+    /// has attached [`program_fd`](Self::program_fd) puts the new one in its place, as after a reload, and soon: the one before has
+    /// the maps of before, so it forwards on as of this call, and VIPs, weights and down marks since then do not reach it.
     ///
     /// A [pinned](crate::Builder::pin) balancer has its new set pinned beside the old one, and one rename makes it the one that
     /// counts: if the process ends meanwhile, [`adopt`](crate::Builder::adopt) finds the state before or that after, and what was counted on
@@ -80,6 +82,7 @@ impl Katran {
     /// The same with the programs and maps that there are.
     pub(super) fn apply_in_place(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
+        let watch = self.watch.clone();
         let planned = self.note(self.table.way(&before, wanted, self.limits()))?;
         self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
@@ -112,6 +115,9 @@ impl Katran {
             self.undoing = true;
             self.note_way_back();
             self.undo(&before, &mut news);
+            if let Some(watch) = watch {
+                self.watch_again(watch.vip, Some(&watch));
+            }
             if let Some(reals) = holds {
                 let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
                 match self.hold(&let_go) {
@@ -311,10 +317,13 @@ impl Katran {
     }
 
     /// Goes back to the state before one that was being applied when its process ended.
-    pub(super) fn undo_group(&mut self, before: &State) {
+    pub(super) fn undo_group(&mut self, before: &Before) {
         let mut news = News::default();
         self.undoing = true;
-        self.undo(before, &mut news);
+        self.undo(&before.state, &mut news);
+        if let Some(vip) = before.watched {
+            self.watch_again(vip, None);
+        }
         // What it held while names went from one kind to another.
         let ids = self.server_ids.iter().map(|(_, real)| real);
         let routes = self.source_routes.iter().map(|(_, real)| real);
@@ -354,6 +363,6 @@ impl Katran {
     }
 }
 
-fn not_undone(error: &Error) {
+pub(super) fn not_undone(error: &Error) {
     log::error!("cannot undo a change of a state that was applied in part: {error}");
 }

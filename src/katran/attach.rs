@@ -96,7 +96,8 @@ impl Katran {
     /// there is an interface of that name again in the calling thread's network namespace, or another
     /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
     /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
-    /// [`Probes::attachment`] tell. Of what is there nothing changes, but
+    /// [`Probes::attachment`] tell. An entry of another root program is put back only if it is empty: what
+    /// another balancer has moved into stays that one's. Of what is there nothing changes, but
     /// that probes leave by the first interface that there is.
     ///
     /// # Errors
@@ -108,7 +109,7 @@ impl Katran {
         let interfaces = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
         let lost = self.shared.lost().into_iter();
         let entries = put_back(lost.map(|(path, position)| {
-            match self.attach_shared(path, position) {
+            match self.put_back_shared(&path, position) {
                 // Nothing is pinned there yet.
                 Err(Error::NotFound { .. }) => Ok(()),
                 attached => attached,
@@ -155,9 +156,19 @@ impl Katran {
     /// any case nothing has changed.
     #[doc(alias = "rootMapPath")]
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
+        self.attach_entry(map_path.as_ref(), position, &NAMES)
+    }
+
+    /// Puts the program back into an entry. One that is not empty stays, also if it has a balancer's program: another
+    /// balancer has moved in meanwhile, and may live.
+    pub(super) fn put_back_shared(&mut self, map_path: &Path, position: u32) -> Result<()> {
+        self.attach_entry(map_path, position, &[])
+    }
+
+    /// Puts the program into an entry that is empty, or that holds a program of one of these names.
+    fn attach_entry(&mut self, path: &Path, position: u32, names: &[&str]) -> Result<()> {
         let _call = self.call()?;
-        let path = map_path.as_ref();
-        let entries = self.shared.check(path, position, &NAMES)?;
+        let entries = self.shared.check(path, position, names)?;
         self.all_or_nothing(Reason::Entry, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
             katran.attach_probes_along(None)?;

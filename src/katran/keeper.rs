@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -33,7 +34,7 @@ use crate::pins::Home;
 use crate::pins::Identity;
 use crate::sys::process::Owner;
 use crate::sys::tenure::Call;
-use crate::sys::tenure::Successor;
+use crate::sys::tenure::End;
 use crate::sys::tenure::Tenure;
 use crate::sys::ticks::ticks;
 
@@ -53,8 +54,8 @@ struct Shared {
     path: PathBuf,
     claim: Arc<Claim>,
     identity: Arc<Identity>,
-    /// What packets read, or are about to.
-    lives: Mutex<Vec<Arc<Live>>>,
+    /// What packets read, or are about to: also what only programs read that were replaced, as long as these are held.
+    lives: Mutex<Vec<Weak<Live>>>,
     tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
@@ -63,7 +64,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn lives(&self) -> MutexGuard<'_, Vec<Arc<Live>>> {
+    fn lives(&self) -> MutexGuard<'_, Vec<Weak<Live>>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,7 +72,13 @@ impl Shared {
         self.tenure.while_ours(|| {
             self.identity.show_life();
             let ticks = ticks(self.tick);
-            self.lives().iter().for_each(|live| live.show_life(ticks));
+            self.lives().retain(|live| match live.upgrade() {
+                Some(live) => {
+                    live.show_life(ticks);
+                    true
+                }
+                None => false,
+            });
         });
     }
 
@@ -138,9 +145,9 @@ impl Shared {
             self.tenure.reopen();
             return false;
         }
-        self.tenure.end(Successor {
+        self.tenure.end(End::HandedOver {
             path: self.path.clone(),
-            process: asked.by,
+            to: asked.by,
         });
         log::info!(
             "the balancer pinned in {} is handed over",
@@ -152,7 +159,7 @@ impl Shared {
 
 impl Keeper {
     /// Starts it for what is pinned in a directory.
-    fn start(home: &Home, live: Arc<Live>, tick: Duration) -> io::Result<Option<Self>> {
+    fn start(home: &Home, live: &Arc<Live>, tick: Duration) -> io::Result<Option<Self>> {
         let Some((claim, identity)) = home.claim_of_balancer() else {
             return Ok(None);
         };
@@ -161,7 +168,7 @@ impl Keeper {
             claim,
             identity,
             tenure: Arc::clone(live.tenure()),
-            lives: Mutex::new(vec![live]),
+            lives: Mutex::new(vec![Arc::downgrade(live)]),
             tick,
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -193,15 +200,9 @@ impl Keeper {
         }
     }
 
-    /// Signs of life go to memory that packets are about to read, too.
+    /// Signs of life go to memory that packets are about to read, too, as long as somebody has it.
     pub(super) fn also(&self, live: &Arc<Live>) {
-        self.shared.lives().push(Arc::clone(live));
-        self.show_life();
-    }
-
-    /// Packets read this memory, and no other.
-    pub(super) fn only(&self, live: &Arc<Live>) {
-        *self.shared.lives() = vec![Arc::clone(live)];
+        self.shared.lives().push(Arc::downgrade(live));
         self.show_life();
     }
 }
@@ -231,12 +232,6 @@ impl Drop for Keeper {
         if thread.join().is_err() {
             log::error!("the thread that says that the balancer has an owner has panicked");
         }
-        // The lock is given up after this: monitors may outlive the handle, and must not touch what is the next one's.
-        self.shared.tenure.wait_for_threads();
-        self.shared.tenure.end(Successor {
-            path: self.shared.path.clone(),
-            process: None,
-        });
     }
 }
 
@@ -266,7 +261,7 @@ impl Katran {
     /// # Errors
     /// If there is no thread for it, and packets go by its signs.
     pub(super) fn keep_house(&mut self) -> Result<()> {
-        let live = Arc::clone(&self.maps.live);
+        let live = &self.maps.live;
         let home = self.home.as_ref();
         let started = home
             .map(|home| Keeper::start(home, live, self.fixed.tick))

@@ -279,7 +279,9 @@ impl Katran {
     /// A [`reload`](Self::reload) makes another one and does not know where this one has been attached:
     /// there it works on, with the features that it had, until the next reload,
     /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer. So after
-    /// each reload put the new descriptor in its place.
+    /// each reload put the new descriptor in its place. So, too, after an [`apply`](Self::apply) that replaces programs and
+    /// maps: until then the one before stands still there, with the VIPs, weights and down marks of that moment, and the
+    /// numbers of reals that have gone since may be others'.
     #[doc(alias = "getKatranProgFd")]
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.handed_out.store(true, Ordering::Relaxed);

@@ -28,6 +28,7 @@ use crate::kernel::map_error;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTable;
 use crate::maps::FlowTableShape;
+use crate::maps::Live;
 use crate::maps::ServerIdKeys;
 use crate::maps::VipHash;
 use crate::maps::planes_at;
@@ -109,6 +110,8 @@ pub(super) struct Programs {
     pub(super) special: OwnedFd,
     /// With which constants they were loaded. Those of a version that has kept none cannot be told.
     pub(super) constants: Option<OwnedFd>,
+    /// Where they see that the balancer has an owner, if it is not where the present ones do: a replacement has other maps.
+    pub(super) lives_by: Option<Arc<Live>>,
 }
 
 impl Programs {
@@ -227,6 +230,7 @@ pub(super) fn load_object<'a>(
     };
     let programs = || -> io::Result<_> {
         Ok(Programs {
+            lives_by: None,
             main: own(main)?,
             explainer: own(explainer)?,
             clock: own(&skel.progs.ticks)?,

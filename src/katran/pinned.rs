@@ -49,7 +49,10 @@ impl Katran {
         }
         // Its threads end, and what is not pinned goes.
         drop(self);
-        home.map_or(Ok(()), |mut home| home.remove())
+        home.map_or(Ok(()), |mut home| {
+            home.end_tenure();
+            home.remove()
+        })
     }
 
     /// Where the balancer is pinned, if it is ([`Builder::pin`](crate::Builder::pin)).
@@ -69,6 +72,7 @@ impl Katran {
 
     /// Pins all that there is in a directory, and has what is attached from now on kept there.
     pub(super) fn settle_in(&mut self, mut home: Home) -> Result<()> {
+        home.keep_tenure(self.maps.live.tenure());
         if let Err(error) = self.check_clock() {
             home.give_up();
             return Err(error);
@@ -160,6 +164,7 @@ impl Programs {
             clock: open(CLOCK)?,
             special: open(SPECIAL)?,
             constants: set.program(CONSTANTS)?,
+            lives_by: None,
         })
     }
 }

@@ -176,9 +176,6 @@ impl Katran {
         let Err((error, strays)) = switched else {
             return Ok(self.become_next(next));
         };
-        if let Some(keeper) = &self.keeper {
-            keeper.only(&self.maps.live);
-        }
         // Where it was not to be what another one has been.
         if let Some(checks) = &mut next.healthchecks {
             checks.detach();
@@ -235,9 +232,6 @@ impl Katran {
         self.shared = mem::take(&mut old.shared);
         self.callbacks = mem::take(&mut old.callbacks);
         self.keeper = old.keeper.take();
-        if let Some(keeper) = &self.keeper {
-            keeper.only(&self.maps.live);
-        }
         self.home = old.home.take();
         self.replaced = old.replaced.take();
         self.stranded = mem::take(&mut old.stranded);
@@ -278,12 +272,15 @@ impl Katran {
     }
 
     /// What is left of the one before goes when no packet is in it, and what it has counted and remembered stays.
-    fn let_go_of(&mut self, old: Self, carriers: Vec<Carrier>) {
+    fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>) {
         self.carriers.extend(carriers);
         let mut gone = mem::take(&mut self.stranded);
         gone.extend(self.replaced.take());
         match old.handed_out.load(Ordering::Relaxed) {
-            true => self.replaced = Some(old.programs),
+            true => {
+                old.programs.lives_by = Some(Arc::clone(&old.maps.live));
+                self.replaced = Some(old.programs);
+            }
             false => gone.push(old.programs),
         }
         self.outlast(gone);

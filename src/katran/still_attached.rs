@@ -129,7 +129,14 @@ impl Katran {
             position,
         } = lost;
         let place = path.display();
-        match self.attach_shared(path, *position) {
+        // Also the record is this process's as long as that lasts.
+        let _call = match self.call() {
+            Ok(call) => call,
+            Err(error) => {
+                return log::error!("entry {position} of {place} is not set again: {error}");
+            }
+        };
+        match self.put_back_shared(path, *position) {
             // There may be another record of it.
             Ok(()) | Err(Error::AlreadyExists { .. }) => {
                 log::warn!("{place} is another array by now: entry {position} of that is set");
@@ -139,6 +146,10 @@ impl Katran {
             }
             Err(Error::NotFound { .. }) => log::error!(
                 "{place}, where entry {position} was set, is not pinned any more: `Katran::attach_shared` sets it when it is"
+            ),
+            Err(Error::ForeignEntry { program_id, .. }) => log::error!(
+                "{place} is another array by now, and somebody has put program {program_id} into entry {position}: \
+                 `Katran::attach_shared` takes it over if that is a balancer's, or takes another position"
             ),
             Err(error) => log::error!("entry {position} of {place} is not set again: {error}"),
         }

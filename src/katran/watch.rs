@@ -10,6 +10,7 @@ use std::panic;
 use std::panic::AssertUnwindSafe;
 
 use super::Katran;
+use super::apply::not_undone;
 use super::change::Left;
 use super::change::News;
 use super::change::Prepared;
@@ -190,6 +191,23 @@ impl Katran {
     pub(super) fn end_watch(&mut self) {
         self.maps.live.set_watched_vip(None);
         self.watch = None;
+    }
+
+    /// Goes on with the watch of a VIP that had gone, and is there again: from zero, or as `ended` has counted.
+    pub(super) fn watch_again(&mut self, vip: Vip, ended: Option<&Watch>) {
+        if self.watch.is_some() {
+            return;
+        }
+        if let Err(error) = self.stats_mut().watch_misses(vip) {
+            return not_undone(&error);
+        }
+        let (Some(watch), Some(ended)) = (&mut self.watch, ended) else {
+            return;
+        };
+        for (number, misses) in &mut watch.before {
+            // Counters that went with their real meanwhile have begun anew.
+            *misses = ended.before.get(number).copied().unwrap_or(0).min(*misses);
+        }
     }
 
     pub(super) fn misses_since_watch(&self, number: u32, misses: u64) -> u64 {

@@ -34,6 +34,7 @@ use record::Record;
 pub(crate) use record::StoredMatch;
 
 use crate::document::State;
+use crate::types::Vip;
 
 /// Bytes of a ground that is enough to begin with; it grows by itself.
 pub(crate) const FIRST_BYTES: usize = 1 << 20;
@@ -66,8 +67,16 @@ pub(crate) struct Replayed {
     pub(crate) kept: Kept,
     /// The change that was under way. [`Kept::finish`] and [`Kept::give_up`] take it.
     pub(crate) under_way: Option<Intent>,
-    /// A change of many steps was under way (`apply`): the state before it, to which the next owner goes back.
-    pub(crate) before: Option<State>,
+    /// A change of many steps was under way (`apply`): what there was before it, to which the next owner goes back.
+    pub(crate) before: Option<Before>,
+}
+
+/// What there was before a change of many steps.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Before {
+    pub(crate) state: State,
+    /// The VIP whose misses were counted, which a state does not say.
+    pub(crate) watched: Option<Vip>,
 }
 
 /// Where changes are written down.
@@ -356,7 +365,10 @@ impl Replay {
         kept.check_whole()?;
         let mut before = None;
         if let Some(group) = self.group {
-            before = Some(kept.state());
+            before = Some(Before {
+                state: kept.state(),
+                watched: kept.small.watched,
+            });
             group
                 .into_iter()
                 .try_for_each(|ended| ended.on(&mut kept))?;

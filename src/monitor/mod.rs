@@ -237,7 +237,7 @@ impl Shared {
 }
 
 /// Listens to events until it is stopped or dropped, even if its balancer is dropped before. If that is pinned, events are the
-/// next handle's from then on.
+/// next handle's from then on, and [`MonitorStats::failure`] says that the handle was dropped.
 ///
 /// Stopping and dropping wait for the callback to return. Whoever does so while holding a lock that the
 /// callback waits for waits for ever. The callback itself may do it: nobody waits then, what is under way

@@ -41,6 +41,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -53,6 +54,8 @@ use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::pin;
 use crate::sys::process::Owner;
+use crate::sys::tenure::End;
+use crate::sys::tenure::Tenure;
 pub(crate) use handover::Asked;
 pub(crate) use handover::Claim;
 use handover::Request;
@@ -122,6 +125,8 @@ pub(crate) struct Home {
     tenant: Tenant,
     identity: Option<Arc<Identity>>,
     owner: Owner,
+    /// Of the handle that it belongs to.
+    tenure: OnceLock<Arc<Tenure>>,
     /// Given up last.
     claim: Arc<Claim>,
 }
@@ -142,15 +147,17 @@ impl Home {
                 // Another process has it by now, if it is not empty.
                 let _ = fs::remove_dir(&path);
             }
-            let Some(home) = taken? else {
+            let Some(mut home) = taken? else {
                 continue;
             };
-            return match &home.identity {
-                Some(identity) => Err(Error::AlreadyExists {
+            if let Some(identity) = &home.identity {
+                return Err(Error::AlreadyExists {
                     what: home.describe(identity),
-                }),
-                None => home.check_empty().map(|()| Self { tenant, ..home }),
-            };
+                });
+            }
+            home.check_empty()?;
+            home.tenant = tenant;
+            return Ok(home);
         }
         Err(busy(&path, None))
     }
@@ -279,11 +286,29 @@ impl Home {
             tenant: tenant.transpose()?.unwrap_or(Tenant::Balancer),
             identity,
             owner: Owner::new(),
+            tenure: OnceLock::new(),
             claim: Arc::new(Claim {
                 directory: file,
                 lock,
             }),
         }))
+    }
+
+    /// From now on threads and monitors of a handle end before the directory is given up.
+    pub(crate) fn keep_tenure(&self, tenure: &Arc<Tenure>) {
+        // A handle has one, also after a replacement.
+        let _ = self.tenure.set(Arc::clone(tenure));
+    }
+
+    /// Waits for threads that calls have left behind, and has nothing begin any more: the next owner may come.
+    pub(crate) fn end_tenure(&self) {
+        if let Some(tenure) = self.tenure.get()
+            && self.owner.is_here()
+        {
+            tenure.wait_for_threads();
+            let path = self.path.clone();
+            tenure.end(End::Dropped { path });
+        }
     }
 
     /// How long ago the owner gave its last sign of life, if there is a clock that says so.
@@ -433,6 +458,12 @@ impl Home {
     /// The same of a replacement: what is to count, or has counted until now.
     pub(crate) fn next_set(&self) -> PinnedSet {
         PinnedSet::at(self.path.join(NEXT_SET), self.tenant)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.end_tenure();
     }
 }
 

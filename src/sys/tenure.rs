@@ -18,12 +18,17 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::error::Result;
 
-/// By whom a balancer was taken over, and where it is pinned.
+/// How it has ended, and where the balancer is pinned.
 #[derive(Debug)]
-pub(crate) struct Successor {
-    pub(crate) path: PathBuf,
-    /// The process, if it is visible from here.
-    pub(crate) process: Option<u32>,
+pub(crate) enum End {
+    /// Another process has taken it over.
+    HandedOver {
+        path: PathBuf,
+        /// The process, if it is visible from here.
+        to: Option<u32>,
+    },
+    /// The handle was dropped: what outlives it leaves the balancer alone.
+    Dropped { path: PathBuf },
 }
 
 /// The time that this process has a balancer.
@@ -31,7 +36,7 @@ pub(crate) struct Successor {
 pub(crate) struct Tenure {
     state: Mutex<State>,
     changed: Condvar,
-    successor: OnceLock<Successor>,
+    end: OnceLock<End>,
 }
 
 #[derive(Debug, Default)]
@@ -157,23 +162,24 @@ impl Tenure {
         }
     }
 
-    /// Whether the balancer is still this process's.
+    /// Whether the balancer is still this handle's.
     ///
     /// # Errors
-    /// [`Error::HandedOver`].
+    /// [`Error::HandedOver`]; [`Error::HandleDropped`].
     pub(crate) fn check(&self) -> Result<()> {
-        match self.successor.get() {
+        match self.end.get() {
             None => Ok(()),
-            Some(Successor { path, process }) => Err(Error::HandedOver {
+            Some(End::HandedOver { path, to }) => Err(Error::HandedOver {
                 path: path.clone(),
-                to: *process,
+                to: *to,
             }),
+            Some(End::Dropped { path }) => Err(Error::HandleDropped { path: path.clone() }),
         }
     }
 
-    /// Whether it is another one's by now.
+    /// Whether it is another one's by now, or nobody's.
     pub(crate) fn is_over(&self) -> bool {
-        self.successor.get().is_some()
+        self.end.get().is_some()
     }
 
     /// Waits until nothing is under way, at most so long; then nothing begins before [`reopen`](Self::reopen) or
@@ -195,11 +201,11 @@ impl Tenure {
         self.changed.notify_all();
     }
 
-    /// The balancer is another process's from now on. Only when it is closed.
-    pub(crate) fn end(&self, successor: Successor) {
+    /// From now on nothing begins any more. It is handed over only when it is closed.
+    pub(crate) fn end(&self, end: End) {
         let mut state = self.lock();
-        // There is only one who ends it.
-        let _ = self.successor.set(successor);
+        // How it has ended first is what counts.
+        let _ = self.end.set(end);
         state.closing = false;
         self.changed.notify_all();
     }
@@ -216,10 +222,10 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(10);
 
-    fn successor() -> Successor {
-        Successor {
+    fn handed_over() -> End {
+        End::HandedOver {
             path: "/there".into(),
-            process: Some(7),
+            to: Some(7),
         }
     }
 
@@ -248,7 +254,7 @@ mod tests {
             });
             thread::sleep(SHORT);
             assert_eq!(begun.load(Ordering::Relaxed), 0);
-            tenure.end(successor());
+            tenure.end(handed_over());
             assert!(next.join().unwrap());
         });
         let refused = tenure.permit().unwrap_err();
@@ -257,6 +263,13 @@ mod tests {
             "{refused}"
         );
         tenure.while_ours(|| panic!("it is another one's"));
+        // Its handle is dropped later.
+        let path = || "/there".into();
+        tenure.end(End::Dropped { path: path() });
+        assert!(matches!(tenure.check(), Err(Error::HandedOver { .. })));
+        let tenure = Tenure::default();
+        tenure.end(End::Dropped { path: path() });
+        assert!(matches!(tenure.check(), Err(Error::HandleDropped { .. })));
     }
 
     #[test]
@@ -293,7 +306,7 @@ mod tests {
             });
             thread::sleep(SHORT);
             assert!(tenure.close_within(LONG));
-            tenure.end(successor());
+            tenure.end(handed_over());
             assert!(calls.join().unwrap() > 0);
         });
     }

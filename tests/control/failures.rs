@@ -8,6 +8,7 @@ use std::time::Instant;
 use katran::Builder;
 use katran::Error;
 use katran::Family;
+use katran::Features;
 use katran::Flow;
 use katran::HashFunction;
 use katran::Katran;
@@ -429,6 +430,40 @@ fn a_state_that_fails_in_the_middle_is_undone() {
             ["gateway_mac_v6", "source_v4", "source_v6"]
         );
         assert!(katran.apply(&keeps).unwrap().is_empty());
+    }
+}
+
+/// A watch is no part of a state, and ends with its VIP: it is there again if that is.
+#[test]
+fn a_watch_goes_on_when_a_state_is_undone() {
+    // With the VIP its real goes, and counters begin anew; or it stays.
+    for other_reals in [&[B][..], &[A, B]] {
+        let features = Features::default() | Features::SOURCE_ROUTING;
+        let mut katran = load(all_in_table().features(features));
+        let watched = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+        let other = "203.0.113.2:443/tcp";
+        serve(&mut katran, other, VipFlags::empty(), other_reals);
+        katran.stats_mut().watch_misses(watched).unwrap();
+        let clients = flows(Protocol::Tcp, "203.0.113.1:443", 4);
+        let misses = |katran: &Katran| katran.stats().real(ip(A)).unwrap().misses;
+        for flow in &clients[..3] {
+            katran.simulate(&frame(*flow)).unwrap();
+        }
+        assert_eq!(misses(&katran), 3);
+        // The last step is to load other programs.
+        let mut wanted = katran.state();
+        wanted.vips.retain(|state| state.vip != watched);
+        wanted.balancer.as_mut().unwrap().features = Some(Features::default());
+        let before = katran.state();
+        without_commands(&[faults::PROG_LOAD], Errno::ENOMEM, || {
+            katran.apply(&wanted).unwrap_err()
+        });
+        assert_eq!(katran.state(), before);
+        assert_eq!(katran.stats().watched_vip(), Some(watched));
+        let counted = misses(&katran);
+        assert_eq!(counted, if other_reals.contains(&A) { 3 } else { 0 });
+        katran.simulate(&frame(clients[3])).unwrap();
+        assert_eq!(misses(&katran), counted + 1);
     }
 }
 

@@ -30,15 +30,21 @@ use katran::events::MonitorOptions;
 use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
+use crate::common::all_in_table;
+use crate::common::bpf;
 use crate::common::builder;
+use crate::common::faults::without_call;
 use crate::common::fixtures::A;
 use crate::common::fixtures::B;
 use crate::common::fixtures::C;
 use crate::common::fixtures::VIP4;
 use crate::common::flows;
+use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
@@ -294,6 +300,39 @@ fn a_handover_is_for_the_one_that_asked() {
 }
 
 /// Anybody can look whose a balancer is, and for how long nobody has looked after it.
+/// A handle has ended when the next owner comes, also if it never had the thread that says that it lives; and a monitor that
+/// outlives it says so.
+#[test]
+fn a_monitor_that_outlives_its_handle_leaves_the_next_one_alone() {
+    for has_keeper in [true, false] {
+        let directory = directory();
+        let features = Features::default() | Features::INTROSPECTION;
+        let settings = all_in_table().pin(&directory).features(features);
+        let mut old = match has_keeper {
+            true => load(settings),
+            false => without_call(libc::SYS_clone3, Errno::EAGAIN, || load(settings)),
+        };
+        serve(&mut old, VIP4, VipFlags::empty(), &[A]);
+        let monitor = old.events().to_list(MonitorOptions::new(), 10).unwrap();
+        drop(old);
+        let new = builder().pin(&directory).adopt().unwrap();
+        eventually("the old monitor says why", || {
+            let failure = monitor.stats().failure.unwrap_or_default();
+            assert!(!failure.contains("handed over"), "{failure}");
+            failure.contains("was dropped")
+        });
+        let listening = new.events().to_list(MonitorOptions::new(), 10).unwrap();
+        drop(monitor.stop());
+        // Of flows that nobody knows.
+        for flow in flows(Protocol::Tcp, "203.0.113.1:443", 3) {
+            bpf::run(new.program_fd(), &frame(flow));
+        }
+        eventually("events come", || listening.stats().delivered > 0);
+        drop(listening);
+        new.remove().unwrap();
+    }
+}
+
 #[test]
 fn an_orphan_is_seen() {
     let directory = directory();

@@ -6,8 +6,12 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
+use katran::Error;
 use katran::Features;
+use katran::Gateway;
 use katran::Katran;
 use katran::MacAddr;
 use katran::Real;
@@ -21,6 +25,7 @@ use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::Newer;
+use katran_lab::eventually;
 
 use crate::health;
 use crate::objects;
@@ -422,4 +427,104 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     katran::remove(directory(&pins)).unwrap();
     assert!(pins.list().is_empty(), "{:?}", pins.list());
     drop(decaps);
+}
+
+/// The root program is another one by now, and another balancer that lives has the entry: the next owner leaves it alone.
+#[test]
+fn an_entry_that_another_balancer_has_taken_stays_its_own() {
+    let pins = Pins::new();
+    let root = || {
+        let mut root = RootProgram::builder().load().unwrap();
+        root.pin(pins.path()).unwrap();
+        root
+    };
+    let gateway = MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]);
+    let first = root();
+    let mut katran = site::small(gateway).pin(directory(&pins)).load().unwrap();
+    katran.attach_shared(pins.path(), 2).unwrap();
+    drop((katran, first));
+    RootProgram::remove(pins.path()).unwrap();
+    let _second = root();
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    let there = || entries.programs().unwrap().swap_remove(2).map(|of| of.id);
+    let mut other = site::small(gateway).load().unwrap();
+    other.attach_shared(pins.path(), 2).unwrap();
+    let its = there();
+    let adopt = || Katran::builder().pin(directory(&pins)).adopt().unwrap();
+    drop(adopt());
+    assert_eq!(there(), its);
+    // When it goes, there is room, and only who says so takes another one's.
+    drop(other);
+    assert_eq!(there(), None);
+    let mut katran = adopt();
+    assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
+    let third = {
+        RootProgram::remove(pins.path()).unwrap();
+        root()
+    };
+    let entries = SharedEntries::open(pins.path()).unwrap();
+    let there = || entries.programs().unwrap().swap_remove(2).map(|of| of.id);
+    let mut other = site::small(gateway).load().unwrap();
+    other.attach_shared(pins.path(), 2).unwrap();
+    let its = there();
+    assert!(matches!(
+        katran.reattach(),
+        Err(Error::ForeignEntry { position: 2, .. })
+    ));
+    assert_eq!(there(), its);
+    katran.attach_shared(pins.path(), 2).unwrap();
+    assert_ne!(there(), its);
+    katran.remove().unwrap();
+    drop((other, third));
+    RootProgram::remove(pins.path()).unwrap();
+}
+
+/// What is put back at an adoption may take the seconds in which a gateway is looked for: the owner is seen meanwhile, and
+/// lets go afterwards.
+#[test]
+fn who_waits_for_a_gateway_at_adoption_gives_signs_of_life() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let pins = Pins::new();
+    let host = Host::new("alone").unwrap();
+    // A gateway that nobody is.
+    let connect = || {
+        host.ip("link add eth0 type veth peer name eth1").unwrap();
+        host.ip("addr add 192.0.2.1/24 dev eth0").unwrap();
+        host.ip("link set eth0 up").unwrap();
+        host.ip("link set eth1 up").unwrap();
+        host.ip("route add default via 192.0.2.254").unwrap();
+    };
+    connect();
+    host.ip("neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev eth0 nud permanent")
+        .unwrap();
+    host.run(|| {
+        let builder = Katran::builder()
+            .gateway(Gateway::Auto)
+            .max_vips(16)
+            .flow_table_size(1000)
+            .pin(directory(&pins));
+        let mut katran = builder.load().unwrap();
+        let vip: Vip = "203.0.113.1:443/tcp".parse().unwrap();
+        katran.add_vip(vip, katran::VipFlags::empty()).unwrap();
+        let real = Real::new("198.51.100.1".parse().unwrap());
+        katran.add_real(vip, real).unwrap();
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+    });
+    host.ip("link del eth0").unwrap();
+    connect();
+    std::thread::sleep(2 * LIMIT);
+    let pinned = || katran::pinned(directory(&pins)).unwrap();
+    assert!(pinned().silence > LIMIT);
+    std::thread::scope(|scope| {
+        let adopting =
+            scope.spawn(|| host.run(|| Katran::builder().pin(directory(&pins)).adopt().unwrap()));
+        eventually("it gives a sign of life", || pinned().silence < LIMIT);
+        let begun = Instant::now();
+        assert!(!adopting.is_finished());
+        let katran = adopting.join().unwrap();
+        // It has waited in vain.
+        assert!(begun.elapsed() > LIMIT);
+        assert_eq!(katran.interfaces()[0].state, AttachmentState::Gone);
+        katran.remove().unwrap();
+    });
 }

@@ -2,6 +2,7 @@
 //! is a sign of life again.
 
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use katran::Error;
@@ -189,9 +190,19 @@ fn a_replacement_has_the_same_owner() {
     let directory = private_bpf_fs().unwrap().join("katran");
     let mut katran = load(builder().orphan_limit(LIMIT).pin(&directory));
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let owned = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
+    let handed_out = owned(katran.program_fd());
+    let live_of_handed_out = owned(katran.map_fd(".data.live").unwrap());
     let mut state = katran.state();
     state.balancer.as_mut().unwrap().max_vips = Some(32);
     katran.apply(&state).unwrap();
+    // Whoever has attached the program before has an owner, too, until he puts the next one in its place.
+    let before = alive(&live_of_handed_out);
+    eventually("its thread gives signs there", || {
+        alive(&live_of_handed_out) > before
+    });
+    let ran = bpf::run(handed_out.as_fd(), &frame(flow_v4()));
+    assert_eq!(ran.verdict, Verdict::Tx);
     let live = katran.map_fd(".data.live").unwrap();
     let live = live.try_clone_to_owned().unwrap();
     let before = alive(&live);

@@ -118,7 +118,7 @@ fn the_next_owner_knows_what_every_call_has_made() {
 fn a_call_that_is_cut_off_is_known_whole() {
     let mut katran = loaded();
     for (name, call) in CALLS {
-        let before = katran.state();
+        let (before, watched) = (katran.state(), katran.stats().watched_vip());
         let mut seen: Vec<State> = Vec::new();
         let mut stores = 0;
         loop {
@@ -131,7 +131,8 @@ fn a_call_that_is_cut_off_is_known_whole() {
             } = read(&heap);
             if let Some(began) = began {
                 // A change of many steps: there is the way back.
-                assert_eq!(began, before, "{name} after {stores}");
+                assert_eq!(began.state, before, "{name} after {stores}");
+                assert_eq!(began.watched, watched, "{name} after {stores}");
             } else if let Some(intent) = under_way {
                 assert_eq!(found.state(), before, "{name} after {stores}");
                 found.finish(intent).unwrap();
@@ -146,6 +147,9 @@ fn a_call_that_is_cut_off_is_known_whole() {
             katran.ledger = None;
             katran.undoing = false;
             katran.apply(&before).unwrap();
+            if let Some(vip) = watched {
+                katran.stats_mut().watch_misses(vip).unwrap();
+            }
             // Many stores are those of one record.
             stores += if stores < 8 { 1 } else { 1 + stores / 8 };
         }
@@ -381,6 +385,7 @@ fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
     let mut katran = with_probes().pin(&directory).load().unwrap();
     let mut undone = 0;
     for (nth, (name, call)) in CALLS.iter().enumerate() {
+        let watched = katran.stats().watched_vip();
         let before = (katran.state(), ways(&katran));
         let lived = death::before_done(0, || call(&mut katran));
         if lived.is_none() {
@@ -388,6 +393,7 @@ fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
             katran = builder().pin(&directory).adopt().unwrap();
             assert_eq!(katran.state(), before.0, "{name}");
             assert_eq!(ways(&katran), before.1, "{name}");
+            assert_eq!(katran.stats().watched_vip(), watched, "{name}");
             undone += 1;
             // It can be made now.
             call(&mut katran).unwrap();
@@ -400,5 +406,39 @@ fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
         assert_eq!(ways(&katran), ways(&fresh), "{name}");
     }
     assert!(undone > 30, "{undone}");
+    katran.remove().unwrap();
+}
+
+/// A state that was being applied is undone, and with the VIP that it has not comes its watch.
+#[test]
+fn a_watch_comes_back_with_its_vip() {
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let mut katran = builder().pin(&directory).load().unwrap();
+    let mut state = katran.state();
+    state.vips = (1..4).map(|number| some_vip(number, &[number])).collect();
+    let _ = katran.apply(&state).unwrap();
+    let state = katran.state();
+    let mut wanted = state.clone();
+    wanted.vips = (3..6)
+        .map(|number| some_vip(number, &[number, 9]))
+        .collect();
+    let mut cut_off = 0;
+    for changes in 0.. {
+        katran.stats_mut().watch_misses(vip(1)).unwrap();
+        let lived = death::before_done(changes, || katran.apply(&wanted).map(drop));
+        if lived.is_some() {
+            break;
+        }
+        drop(katran);
+        katran = builder().pin(&directory).adopt().unwrap();
+        assert_eq!(katran.state(), state, "after {changes}");
+        assert_eq!(
+            katran.stats().watched_vip(),
+            Some(vip(1)),
+            "after {changes}"
+        );
+        cut_off += 1;
+    }
+    assert!(cut_off > 2, "{cut_off}");
     katran.remove().unwrap();
 }

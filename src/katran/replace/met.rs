@@ -1,6 +1,8 @@
 //! What is to be done about a balancer that packets have met, and that has not taken this one's place: flow tables are those of
 //! both, or what the other's know has been entered here, so their entries name its VIPs and reals by numbers that mean nothing here yet.
 
+use std::sync::Arc;
+
 use crate::katran::Katran;
 use crate::katran::change::Left;
 use crate::katran::change::Numbers;
@@ -23,13 +25,16 @@ impl Katran {
             }
         }
         let Self {
-            programs,
+            mut programs,
             maps,
             table,
             ..
         } = next;
         match strays {
-            true => self.stranded.push(programs),
+            true => {
+                programs.lives_by = Some(Arc::clone(&maps.live));
+                self.stranded.push(programs);
+            }
             false => self.outlast(vec![programs]),
         }
         if met {

@@ -20,13 +20,13 @@ fn a_change_of_many_steps_can_be_gone_back_from() {
                 change(&mut ledger, &mut kept, &intent, some_end(rng)).unwrap();
                 if rng.u32(0..30) == 0 {
                     let found = read(&heap.found()).unwrap().1;
-                    assert_eq!(found.before.as_ref(), Some(&before));
+                    assert_eq!(found.before.as_ref().map(|of| &of.state), Some(&before));
                     assert_same(&found.kept, &kept);
                 }
             }
             heap = heap.found();
             let (mut next, found) = read(&heap).unwrap();
-            assert_eq!(found.before.as_ref(), Some(&before));
+            assert_eq!(found.before.as_ref().map(|of| &of.state), Some(&before));
             match rng.bool() {
                 true => next.end(|| Ok(kept.view())),
                 // It ends in the middle again.
@@ -78,7 +78,7 @@ fn a_way_back_that_is_not_written_down_is_gone_by_the_next_owner() {
     drop(steps);
     let assert_open = || {
         let found = read(&heap.found()).unwrap().1;
-        assert_eq!(found.before.as_ref(), Some(&before));
+        assert_eq!(found.before.as_ref().map(|of| &of.state), Some(&before));
         assert_same(&found.kept, &after_one);
     };
     assert_open();
@@ -112,6 +112,9 @@ fn a_change_of_many_steps_that_a_panic_has_cut_off_is_over() {
         let found = read(&heap.found()).unwrap().1;
         assert_same(&found.kept, &kept);
         assert_eq!(found.under_way, None);
-        assert_eq!(found.before, steps.is_some().then_some(before));
+        assert_eq!(
+            found.before.map(|of| of.state),
+            steps.is_some().then_some(before)
+        );
     }
 }

@@ -138,7 +138,9 @@ fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
             let lived = death::after(stores, || katran.apply(&wanted).is_err());
             let found = read(&heap);
             on_the_way += usize::from(found.before.is_some());
-            let back = found.before.unwrap_or_else(|| found.kept.state());
+            let back = found
+                .before
+                .map_or_else(|| found.kept.state(), |of| of.state);
             assert_eq!(back, before, "{bytes} bytes, {stores} stores");
             katran.ledger = None;
             katran.undoing = false;
