@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::share::is_same;
+use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
 use crate::katran::adopt::inner_tables;
 use crate::kernel::kernel_error;
+use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::Counted;
@@ -39,6 +41,10 @@ impl Katran {
         }
         // Packets may still be in the other one's programs.
         self.outlast(Vec::new());
+        let kept = kept_of(&other)?;
+        if let Some(kept) = &kept {
+            self.burn_numbers_of(&kept.table);
+        }
         match self.carriers_from(&other) {
             Ok(carriers) => {
                 self.carriers = carriers;
@@ -49,14 +55,13 @@ impl Katran {
                 return Ok(());
             }
         }
-        match flows_of(&other) {
-            Ok(Some(flows)) => {
-                if let Err(error) = self.enter_flows(&flows, Reader::Packets) {
-                    log::warn!("some flows of the meantime are not known: {error}");
-                }
+        if let Some(kept) = kept {
+            let flows = flows_of(&other, &kept.config);
+            let entered = flows.and_then(|flows| self.enter_flows(&flows, Reader::Packets));
+            if let Err(error) = entered {
+                log::warn!("some flows of the meantime are not known: {error}");
             }
-            Ok(None) => {}
-            Err(error) => log::warn!("flows of the meantime are not known: {error}"),
+            self.void_entries_of(&kept.table);
         }
         if self.carriers.is_empty() {
             self.unstage_set();
@@ -98,23 +103,24 @@ impl Katran {
     }
 }
 
-/// The flow tables of a set; `None`: it was not filled to the end.
-fn flows_of(set: &PinnedSet) -> Result<Option<FlowTables>> {
+/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it.
+fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
+    let ground = set.ground();
+    let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
+    let read = ground.and_then(|ground| Ledger::read(ground).ok());
+    Ok(read.map(|(_, replayed)| replayed.kept))
+}
+
+/// The flow tables of a set.
+fn flows_of(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
     let failed = |error| kernel_error("open", "flow tables", error);
-    let Some(ground) = set.ground().map_err(failed)? else {
-        return Ok(None);
-    };
-    let Ok((_, replayed)) = Ledger::read(ground) else {
-        return Ok(None);
-    };
-    let config = replayed.kept.config;
-    let inner = inner_tables(set, &config)?;
+    let inner = inner_tables(set, config)?;
     let fallback = set.map("fallback_flows")?;
     let fallback = FlowTable::new(config.flow_table, FALLBACK_FLOWS, fallback);
     let outer = MapArray::new(set.map("flow_tables")?);
-    Ok(Some(FlowTables {
+    Ok(FlowTables {
         of_cpus: inner.flows,
         fallback: fallback.map_err(failed)?,
         outer: outer.map_err(failed)?,
-    }))
+    })
 }
