@@ -354,7 +354,7 @@ impl Katran {
 
     /// Lets go of what packets have just been turned away from, and of numbers that the table has given
     /// back: it is free when no packet holds it.
-    fn let_go(&mut self, left: Left, numbers: Numbers) {
+    pub(super) fn let_go(&mut self, left: Left, numbers: Numbers) {
         let is_awaited = match &left {
             Left::Nothing | Left::Ring(None) | Left::Probe(None) => false,
             Left::Ring(Some(_)) | Left::Probe(Some(_)) | Left::Sources => true,

@@ -9,6 +9,7 @@
 
 mod cut_off;
 mod fill;
+mod met;
 mod share;
 
 use std::mem;
@@ -170,7 +171,9 @@ impl Katran {
         }
         // What says whether attachments are there knows the programs before.
         self.following.take();
-        let switched = match next.be_ready_for(self) {
+        let ready = next.be_ready_for(self);
+        let met = ready.is_ok();
+        let switched = match ready {
             Ok(()) => self.switch_all(&next, seat.as_ref()),
             Err(error) => Err((error, false)),
         };
@@ -181,18 +184,7 @@ impl Katran {
         if let Some(checks) = &mut next.healthchecks {
             checks.detach();
         }
-        let mut programs = next.programs;
-        match strays {
-            // Packets still get there.
-            true => {
-                programs.lives_by = Some(Arc::clone(&next.maps.live));
-                self.stranded.push(programs);
-            }
-            false => {
-                self.outlast(vec![programs]);
-                self.unstage_set();
-            }
-        }
+        self.outlive(next, met, strays);
         self.note_attached();
         Err(error)
     }

@@ -260,6 +260,7 @@ impl Kept {
             Change::Match(by, real) => set(&mut small.matches, by.into(), real),
             Change::Probe(vip, true) => drop(small.probes.insert(vip.try_into()?)),
             Change::Probe(vip, false) => drop(small.probes.remove(&vip.try_into()?)),
+            Change::Met(met) => self.table.take_met(&met)?,
             Change::Watched(vip) => small.watched = vip.map(Vip::try_from).transpose()?,
         }
         Ok(())

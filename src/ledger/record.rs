@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::document::ProbeMatch;
+use crate::table::Met;
 use crate::table::StoredEdit;
 use crate::table::StoredEntry;
 use crate::table::StoredNumbers;
@@ -84,6 +85,8 @@ pub(crate) enum Change {
     Match(StoredMatch, Option<IpAddr>),
     Probe(StoredVip, bool),
     Watched(Option<StoredVip>),
+    /// Numbers that packets have met in a balancer that did not take this one's place.
+    Met(Met),
 }
 
 /// By what probes are told.

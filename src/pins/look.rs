@@ -129,7 +129,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
     let identity = identity_in(&path)?.ok_or_else(missing)?;
     check_tenant(Tenant::Balancer, &path, &identity)?;
     let failed = |error| file_error("look whose it is:", &path, error);
-    let owner = match holder(&file).map_err(failed)? {
+    let owner = match holder(&file) {
         Some(id) => PinnedOwner::Process(id),
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,
         None => PinnedOwner::Nobody,

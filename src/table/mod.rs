@@ -5,6 +5,7 @@
 //! leaves both as they were. A plan is the steps from one document to another.
 
 mod checks;
+mod met;
 mod names;
 mod plan;
 mod plan_names;
@@ -19,6 +20,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use met::Met;
 pub(crate) use names::Deltas;
 pub(crate) use names::Name;
 pub(crate) use names::Names;

@@ -96,6 +96,28 @@ impl IdPool {
         self.given_back += 1;
     }
 
+    /// Has a number wait that was used elsewhere: it is handed out as late as one that is given back now, or never
+    /// again. One that is in hand here stays so, and one that this pool does not have is none of its business.
+    pub(crate) fn pass_over(&mut self, id: u16, comes_back: bool) {
+        let first = self.end - u32::from(self.count);
+        if !(first..self.end).contains(&u32::from(id)) || self.is_out(id) {
+            return;
+        }
+        // Those below it that were never handed out wait with it.
+        while self.fresh <= u32::from(id) {
+            let skipped = self.fresh as u16;
+            self.fresh += 1;
+            self.give_back(skipped);
+        }
+        if let Some(at) = self.returned.iter().position(|of| *of == id) {
+            self.returned.remove(at);
+            self.settled -= usize::from(at < self.settled);
+        }
+        if comes_back {
+            self.give_back(id);
+        }
+    }
+
     /// How many numbers were ever given back: a point in time for [`settle`](Self::settle).
     pub(crate) fn given_back(&self) -> u64 {
         self.given_back

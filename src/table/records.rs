@@ -75,7 +75,8 @@ pub(crate) struct Table {
     pub(super) vips: BTreeMap<Vip, VipEntry>,
     pub(super) reals: BTreeMap<IpAddr, RealEntry>,
     addresses: BTreeMap<RealNumber, IpAddr>,
-    /// The last generation of each number that was ever used.
+    /// The last generation of each number that was ever used; of one that a real has, this may be a later one than its
+    /// own, which packets have met in another balancer.
     generations: BTreeMap<RealNumber, u16>,
     pub(super) vip_ids: IdPool,
     pub(super) real_ids: IdPool,
@@ -296,7 +297,7 @@ impl Table {
             match entry {
                 Some(entry) => {
                     self.addresses.insert(entry.number, address);
-                    self.generations.insert(entry.number, entry.generation);
+                    self.use_up(entry.number, entry.generation);
                     self.reals.insert(address, entry);
                 }
                 None => {
@@ -324,7 +325,7 @@ impl Table {
             let Some(entry) = entry.filter(|_| !self.reals.contains_key(&address)) else {
                 continue;
             };
-            self.generations.insert(entry.number, entry.generation);
+            self.use_up(entry.number, entry.generation);
             if entry.generation < u16::MAX {
                 self.real_ids.give_back(entry.number.0);
             }
@@ -338,12 +339,20 @@ impl Table {
 
     /// Puts numbers and their last generations into a table that is made again.
     pub(super) fn put_generations(&mut self, free: impl Iterator<Item = (RealNumber, u16)>) {
-        self.generations.extend(free);
+        for (number, generation) in free {
+            self.use_up(number, generation);
+        }
+    }
+
+    /// A number has had this generation, here or elsewhere.
+    pub(super) fn use_up(&mut self, number: RealNumber, generation: u16) {
+        let last = self.generations.entry(number).or_default();
+        *last = generation.max(*last);
     }
 
     /// Puts a real into a table that is made again; `false`: it or its number is there.
     pub(super) fn put_real(&mut self, address: IpAddr, entry: RealEntry) -> bool {
-        self.generations.insert(entry.number, entry.generation);
+        self.use_up(entry.number, entry.generation);
         let is_first = self.reals.insert(address, entry).is_none();
         self.addresses.insert(entry.number, address).is_none() && is_first
     }
@@ -383,9 +392,12 @@ impl Table {
 
     /// The generation that a number has when it is given out next.
     pub(super) fn next_generation(&self, number: RealNumber) -> u16 {
-        let last = self.generations.get(&number).copied().unwrap_or(0);
-        // A number that has had its last one is never given out again.
-        last.saturating_add(1)
+        self.last_generation(number).saturating_add(1)
+    }
+
+    /// The last generation that a number has had. After `u16::MAX` it is never given out again.
+    pub(super) fn last_generation(&self, number: RealNumber) -> u16 {
+        self.generations.get(&number).copied().unwrap_or(0)
     }
 }
 

@@ -422,7 +422,7 @@ impl Table {
                 (Some(entry), 0) => {
                     adjusted.released.push((address, entry.number));
                     // After its last generation a number is never given out again.
-                    if entry.generation < u16::MAX {
+                    if self.last_generation(entry.number) < u16::MAX {
                         edit.real_ids.returned.push(entry.number.0);
                     }
                     None

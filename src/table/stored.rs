@@ -53,7 +53,7 @@ pub(crate) struct StoredReal {
 pub(crate) struct StoredNumbers {
     fresh: [u32; 2],
     returned: [Vec<u16>; 2],
-    /// Generations of numbers that no real has.
+    /// Last generations of numbers that no real has, or has under an earlier one.
     generations: Vec<(u16, u16)>,
 }
 
@@ -210,7 +210,9 @@ impl Table {
     /// All numbers.
     pub(crate) fn stored_numbers(&self) -> StoredNumbers {
         let free = self.generations().iter();
-        let free = free.filter(|(number, _)| self.address_of(**number).is_none());
+        let own = |number| self.real(self.address_of(number)?);
+        let free = free
+            .filter(|(number, last)| own(**number).is_none_or(|real| real.generation != **last));
         StoredNumbers {
             fresh: [&self.vip_ids, &self.real_ids].map(IdPool::fresh),
             returned: [&self.vip_ids, &self.real_ids].map(|pool| pool.returned().collect()),
@@ -336,11 +338,10 @@ impl Table {
                 return Err(Nonsense("a VIP has a number or a real that it cannot have"));
             }
         }
-        let generations = self.generations();
         let mut reals = self.real_ids.in_hand();
         for entry in self.reals.values() {
             let is_its_own = reals.remove(&entry.number.0);
-            if !is_its_own || generations.get(&entry.number) != Some(&entry.generation) {
+            if !is_its_own || self.last_generation(entry.number) < entry.generation {
                 return Err(Nonsense("a real has a number that it cannot have"));
             }
         }

@@ -1,7 +1,12 @@
 //! Threads on which the kernel refuses things: with a seccomp filter that answers a system call
-//! with an errno, or without capabilities. Both last as long as the thread and bind nobody else.
+//! with an errno, or has somebody else judge it, or without capabilities. All last as long as the thread and bind nobody else.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 use std::thread;
 
 use caps::CapSet;
@@ -77,6 +82,96 @@ fn refusing<T: Send>(
         seccompiler::apply_filter(&program).unwrap();
         f()
     })
+}
+
+/// Runs `f` on a thread whose every call of this kind (`command`: of bpf(2)) waits until `judge` has said whether it fails, and
+/// how; what has happened so far can be looked at meanwhile.
+pub(crate) fn judged<T: Send>(
+    call: libc::c_long,
+    command: Option<u32>,
+    mut judge: impl FnMut() -> Option<Errno>,
+    f: impl FnOnce() -> T + Send,
+) -> T {
+    let (sender, listener) = mpsc::channel();
+    thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            sender.send(listen(call, command)).unwrap();
+            f()
+        });
+        let listener = listener.recv().unwrap();
+        while !worker.is_finished() {
+            if is_asked(&listener) {
+                answer(&listener, &mut judge);
+            }
+        }
+        worker.join().unwrap()
+    })
+}
+
+/// Has this thread's calls wait for answers, which the descriptor gives.
+fn listen(call: libc::c_long, command: Option<u32>) -> OwnedFd {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // `struct seccomp_data`: the number, and the first argument.
+    let mut steps = vec![step(LOAD, 0, 0, 0), step(EQUAL, 1, 0, call as u32)];
+    steps.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    if let Some(command) = command {
+        steps.extend([step(LOAD, 0, 0, 16), step(EQUAL, 1, 0, command)]);
+        steps.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    }
+    steps.push(step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF));
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: they take numbers and a program that outlives the calls; the descriptor is nobody else's.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let listener = libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            &raw const program,
+        );
+        assert!(listener >= 0, "{}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(listener as i32)
+    }
+}
+
+/// Whether a call waits; after some milliseconds, that none does.
+fn is_asked(listener: &OwnedFd) -> bool {
+    let mut asked = libc::pollfd {
+        fd: listener.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: takes a structure that outlives the call.
+    unsafe { libc::poll(&mut asked, 1, 10) };
+    asked.revents & libc::POLLIN != 0
+}
+
+fn answer(listener: &OwnedFd, judge: &mut impl FnMut() -> Option<Errno>) {
+    // SAFETY: numbers, for which zero is a value.
+    let mut asked: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    let fd = listener.as_raw_fd();
+    // SAFETY: takes a structure that outlives the call.
+    let received = unsafe { libc::ioctl(fd, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut asked) };
+    assert_eq!(received, 0, "{}", io::Error::last_os_error());
+    let refused = judge();
+    let mut said = libc::seccomp_notif_resp {
+        id: asked.id,
+        val: 0,
+        error: refused.map_or(0, |errno| -(errno as i32)),
+        flags: match refused {
+            Some(_) => 0,
+            None => libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        },
+    };
+    // SAFETY: as above.
+    let sent = unsafe { libc::ioctl(fd, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut said) };
+    assert_eq!(sent, 0, "{}", io::Error::last_os_error());
 }
 
 /// Runs `f` on a thread that has all capabilities but these.

@@ -72,6 +72,12 @@ pub(crate) fn has_program(id: u32) -> bool {
     owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).is_ok()
 }
 
+/// A program, by its number.
+pub(crate) fn program(id: u32) -> OwnedFd {
+    // SAFETY: takes a number.
+    owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).unwrap()
+}
+
 /// The kernel's numbers of a link and of its program.
 pub(crate) fn link(link: BorrowedFd<'_>) -> (u32, u32) {
     let mut info = libbpf_sys::bpf_link_info::default();

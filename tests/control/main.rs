@@ -14,6 +14,7 @@ mod common;
 mod differences;
 mod documents;
 mod failures;
+mod given_up;
 mod handed_over;
 mod library;
 mod monitor;

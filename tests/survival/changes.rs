@@ -105,7 +105,7 @@ impl Draw<'_> {
 }
 
 /// All of them. None disturbs clients of the services, but for those of [`DISTURBING`].
-pub(crate) const KINDS: [(&str, Kind); 40] = [
+pub(crate) const KINDS: [(&str, Kind); 41] = [
     ("add a VIP", |draw| {
         let vip = other_vip(draw.rng.u8(0..12));
         let flags = draw.one(&[VipFlags::empty(), VipFlags::NO_SRC_PORT])?;
@@ -576,6 +576,33 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
                 (model.watched).filter(|watched| vips.iter().any(|of| of.vip == *watched));
         })
     }),
+    (REPLACE, |draw| {
+        let (vip, real) = (draw.vip(|of| !of.reals.is_empty())?, draw.real());
+        let new = other_vip(draw.rng.u8(12..20));
+        if draw.model.state.vips.iter().any(|of| of.vip == new) {
+            return None;
+        }
+        let known = draw.model.state.balancer.as_ref()?;
+        let (vips, flows) = match known.max_vips {
+            Some(40) => (43, 6_000),
+            _ => (40, 10_000),
+        };
+        let features = match known.features?.contains(Features::TCP_SERVER_ID) {
+            true => features(),
+            false => features() | Features::TCP_SERVER_ID | Features::GLOBAL_FLOW_TABLE,
+        };
+        draw.apply(|model| {
+            let settings = settings(model);
+            (settings.max_vips, settings.flow_table_size) = (Some(vips), Some(flows));
+            settings.features = Some(features);
+            let mut of = VipState::new(new);
+            of.hash = Some(HashFunction::MaglevV2);
+            model.state.vips.push(of);
+            model.put(new, real, 2);
+            let gone = vip.reals[0].address();
+            remove_real(model.vip_mut(vip.vip), gone);
+        })
+    }),
     ("attach and detach", |draw| {
         let second = "eth1";
         match draw.model.attached.contains(second) {
@@ -622,6 +649,9 @@ pub(crate) const KINDS: [(&str, Kind); 40] = [
         ),
     }),
 ];
+
+/// Settings that only a load can change, with others.
+pub(crate) const REPLACE: &str = "replace";
 
 /// Kinds after which clients get no answer.
 pub(crate) const DISTURBING: [&str; 1] = ["gateway"];

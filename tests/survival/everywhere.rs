@@ -3,6 +3,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use katran::RootProgram;
 use katran_lab::Host;
@@ -14,23 +15,26 @@ use crate::common::seed::seeded;
 use crate::ending::Done;
 use crate::owner::Job;
 use crate::owner::Known;
+use crate::owner::Owned;
 use crate::owner::Owner;
 use crate::owner::Said;
 use crate::owner::Task;
 
 const SIGKILL: i32 = 9;
+/// Descriptors by which owners of the same state differ: threads have some for a moment. A set of maps has dozens.
+const MORE: usize = 8;
 
 /// A host with two interfaces, and a root program for its entries.
-struct Place {
-    host: Host,
-    directory: PathBuf,
+pub(crate) struct Place {
+    pub(crate) host: Host,
+    pub(crate) directory: PathBuf,
     shared: PathBuf,
     clsact: bool,
     _root: RootProgram,
 }
 
 impl Place {
-    fn new(clsact: bool) -> Self {
+    pub(crate) fn new(clsact: bool) -> Self {
         require_root();
         let files = private_bpf_fs().unwrap();
         let host = Host::new("survivor").unwrap();
@@ -52,7 +56,7 @@ impl Place {
         }
     }
 
-    fn job(&self, seed: u64, task: Task) -> Job {
+    pub(crate) fn job(&self, seed: u64, task: Task) -> Job {
         Job {
             directory: self.directory.clone(),
             shared: self.shared.clone(),
@@ -65,7 +69,7 @@ impl Place {
     }
 
     /// Makes a change, of which the process ends after so many calls and stores (0: it does not); what was done if not.
-    fn run(&self, known: &mut Option<Known>, kind: &str, seed: u64, last: u64) -> Option<Done> {
+    fn run(&self, known: &mut Option<Found>, kind: &str, seed: u64, last: u64) -> Option<Done> {
         let task = Task::One {
             kind: kind.to_owned(),
             last,
@@ -76,17 +80,26 @@ impl Place {
         let mut owner = Owner::start(&self.host, &self.job(seed, task));
         let owned = owner.owns();
         if let Some(known) = known {
-            known.assert_found(&owned.text, &what);
+            known.assert_found(&owned, &what);
         }
-        let begun = Known::new(&owner.begins());
-        let known = known.insert(begun);
+        let begun = owner.begins();
+        if let Some(known) = known {
+            assert_eq!(begun.pins, known.begun.pins, "{what}: pins");
+            let descriptors = [begun.descriptors, known.begun.descriptors];
+            let allowed = descriptors[1] + MORE;
+            assert!(descriptors[0] <= allowed, "{what}: {descriptors:?}");
+        }
+        let known = known.insert(Found {
+            known: Known::new(&begun),
+            begun,
+        });
         let mut done = None;
         while let Some(said) = owner.next() {
             if let Said::Made { refused, done: all } = &said {
                 assert_eq!(*refused, None, "{what}");
                 done = Some(*all);
             }
-            known.hear(said);
+            known.known.hear(said);
         }
         let status = owner.ended();
         match done {
@@ -97,8 +110,22 @@ impl Place {
     }
 }
 
+/// What the next owner must find.
+struct Found {
+    known: Known,
+    /// What there was before the change.
+    begun: Owned,
+}
+
+impl Found {
+    fn assert_found(&self, owned: &Owned, what: &str) {
+        self.known.assert_found(&owned.text, what);
+        Known::assert_counted(&self.begun.counters, &owned.counters, what);
+    }
+}
+
 /// Kinds of changes, each with the kills that `kill` makes of it in a place.
-fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u64)) {
+fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u64)) {
     let chosen = std::env::var("KATRAN_KINDS").unwrap_or_default();
     let chosen: Vec<&str> = chosen.split(',').filter(|of| !of.is_empty()).collect();
     let place = Place::new(clsact);
@@ -112,7 +139,7 @@ fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Known>, &str, u
     }
     // What the last one has left.
     let mut owner = Owner::start(&place.host, &place.job(0, Task::Begin));
-    let found = owner.owns().text;
+    let found = owner.owns();
     known.unwrap().assert_found(&found, "the end");
     owner.begins();
     assert!(owner.ended().success());
@@ -142,15 +169,19 @@ fn a_change_that_is_killed_anywhere_is_found_whole() {
 #[ignore = "an hour: make soak"]
 fn a_change_that_is_killed_everywhere_is_found_whole() {
     killed(false, |place, known, kind, seed| {
+        let began = Instant::now();
         let done = place.run(known, kind, seed, 0).unwrap();
         assert!(done.all() > 0, "{kind}");
+        eprintln!("{kind}: {} calls and {} stores", done.calls, done.stores);
         for last in 1..=done.all() + 1 {
             // Threads of the library have a part in it: another time there may be fewer, and the end comes before.
             assert_eq!(place.run(known, kind, seed, last), None);
         }
         eprintln!(
-            "{kind}: killed after each of {} calls and {} stores",
-            done.calls, done.stores
+            "{kind}: killed after each of {} calls and {} stores, in {:.0} s",
+            done.calls,
+            done.stores,
+            began.elapsed().as_secs_f64()
         );
     });
 }

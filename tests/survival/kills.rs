@@ -44,6 +44,8 @@ const LASTING: usize = 4;
 const PAUSE: Duration = Duration::from_millis(2);
 /// So long an owner lives, at most, since it has begun to change something.
 const LONGEST_LIFE: u64 = 400;
+/// And so long every fifth one, for what takes the verifier.
+const LONG_LIFE: u64 = 3000;
 /// So long the ends of connections may take.
 const LAST_FRAMES: Duration = Duration::from_secs(20);
 /// What memory may be accounted more at the end: the kernel accounts it in batches for each CPU.
@@ -274,10 +276,7 @@ fn killed(times: usize) {
             if let Some(known) = &known {
                 finished += usize::from(known.assert_found(&owned.text, &what));
             }
-            for (name, number) in &counted {
-                let of = owned.counters.iter().find(|(of, _)| of == name).unwrap();
-                assert!(of.1 >= *number, "{what}: {name} {number} to {}", of.1);
-            }
+            Known::assert_counted(&counted, &owned.counters, &what);
             counted = owned.counters.clone();
             slowest = slowest.max(owned.milliseconds);
             if kill == times {
@@ -287,7 +286,11 @@ fn killed(times: usize) {
             let mut now = Known::new(&owned);
             // It begins.
             owner.begins();
-            thread::sleep(Duration::from_millis(rng.u64(0..LONGEST_LIFE)));
+            let longest = match kill % 5 {
+                4 => LONG_LIFE,
+                _ => LONGEST_LIFE,
+            };
+            thread::sleep(Duration::from_millis(rng.u64(0..longest)));
             owner.kill();
             while let Some(said) = owner.next() {
                 now.hear(said);

@@ -12,5 +12,6 @@ mod ending;
 mod everywhere;
 mod group;
 mod kills;
+mod met;
 mod model;
 mod owner;

@@ -35,9 +35,11 @@ use serde::Serialize;
 
 use crate::changes;
 use crate::changes::Draw;
+use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::ending;
 use crate::ending::Done;
+use crate::met::meet;
 use crate::model::Model;
 use crate::model::difference;
 use crate::model::first;
@@ -73,6 +75,8 @@ pub(crate) enum Task {
     /// The same change from the same beginning: killed after so many calls and stores (at the latest at its end), or not
     /// (0).
     One { kind: String, last: u64 },
+    /// A replacement that packets meet, and then it kills itself before that counts.
+    Meet,
 }
 
 /// What it says.
@@ -107,7 +111,11 @@ pub(crate) fn builder(job: &Job) -> Builder {
     first(MacAddr::new(job.gateway))
         .builder()
         .unwrap()
-        .flow_tracking(FlowTracking::Changed)
+        .flow_tracking(match job.task {
+            // So that every connection has an entry.
+            Task::Meet => FlowTracking::All,
+            _ => FlowTracking::Changed,
+        })
         .flow_table_size(10_000)
         .ring_size(61)
         .max_vips(40)
@@ -162,8 +170,14 @@ fn owner() {
         }
         Task::One { kind, last } => {
             begin(&mut katran, &job);
+            count_some(&katran);
             say(&Said::Begins(owned(&katran)));
             one(&mut katran, &job, &kind, last, owned);
+        }
+        Task::Meet => {
+            begin(&mut katran, &job);
+            say(&Said::Begins(owned(&katran)));
+            meet(&mut katran, &job);
         }
     }
 }
@@ -304,8 +318,26 @@ fn assert_packets_see(katran: &Katran) {
     }
 }
 
+/// Has every service count a packet.
+fn count_some(katran: &Katran) {
+    for (service, _) in crate::model::SERVICES {
+        let service = crate::common::vip(service);
+        let client: IpAddr = match service.address() {
+            IpAddr::V4(_) => Ipv4Addr::new(100, 64, 0, 1).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 12, 0, 0, 0, 0, 1).into(),
+        };
+        let (client, to) = ((client, 4000), (service.address(), service.port()));
+        let (client, to) = (client.into(), to.into());
+        let packet = match service.protocol() {
+            Protocol::Udp => frame(Flow::udp(client, to)),
+            _ => syn(Flow::tcp(client, to)),
+        };
+        assert!(katran.simulate(&packet).unwrap().real.is_some());
+    }
+}
+
 /// Files below a directory.
-fn files(directory: &std::path::Path) -> usize {
+pub(crate) fn files(directory: &std::path::Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else {
         return 0;
     };
@@ -412,6 +444,14 @@ impl Known {
             text: owned.text.clone(),
             tried: None,
             made: 0,
+        }
+    }
+
+    /// Counters have not gone back.
+    pub(crate) fn assert_counted(before: &[(String, u64)], now: &[(String, u64)], what: &str) {
+        for (name, number) in before {
+            let of = now.iter().find(|(of, _)| of == name).unwrap();
+            assert!(of.1 >= *number, "{what}: {name} {number} to {}", of.1);
         }
     }
 

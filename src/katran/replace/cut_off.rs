@@ -7,11 +7,13 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 
 use super::share::is_same;
+use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
 use crate::katran::adopt::flow_tables_in;
 use crate::kernel::kernel_error;
+use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::Counted;
@@ -38,6 +40,10 @@ impl Katran {
         }
         // Packets may still be in the other one's programs.
         self.outlast(Vec::new());
+        let kept = kept_of(&other)?;
+        if let Some(kept) = &kept {
+            self.burn_numbers_of(&kept.table);
+        }
         let carriers = carriers_from(&other, self.counting_maps());
         match carriers {
             Ok(carriers) => {
@@ -49,7 +55,7 @@ impl Katran {
                 return Ok(());
             }
         }
-        self.enter_flows_of(&other);
+        self.take_flows_of(&other, kept);
         if self.carriers.is_empty() {
             self.unstage_set();
         }
@@ -57,10 +63,14 @@ impl Katran {
     }
 
     /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
-    /// one that does not has counted comes to that set. Attachments have its programs.
+    /// one that does not has counted comes to that set. Attachments have its programs. The other one is still there.
     pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
         let (set, other) = (home.set(), home.next_set());
         self.outlast(Vec::new());
+        let kept = kept_of(&other)?;
+        if let Some(kept) = &kept {
+            self.burn_numbers_of(&kept.table);
+        }
         let contents = set.contents()?;
         let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
         let mut maps = Vec::new();
@@ -74,20 +84,23 @@ impl Katran {
         for carrier in carriers_from(&other, maps)? {
             carrier.carry().map_err(failed)?;
         }
-        self.enter_flows_of(&other);
-        home.unstage_next();
+        self.take_flows_of(&other, kept);
         Ok(())
     }
 
-    /// What the packets that went by another set have been told to remember.
-    fn enter_flows_of(&self, other: &PinnedSet) {
-        let entered = flows_of(other).and_then(|flows| match flows {
+    /// What the packets that went by another set have been told to remember, but for what means nothing here.
+    fn take_flows_of(&mut self, other: &PinnedSet, kept: Option<Kept>) {
+        let Some(kept) = kept else {
+            return;
+        };
+        let entered = flows_of(other, &kept.config).and_then(|flows| match flows {
             Some(flows) => self.enter_flows(&flows, Reader::Packets),
             None => Ok(()),
         });
         if let Err(error) = entered {
             log::warn!("some flows of the meantime are not known: {error}");
         }
+        self.void_entries_of(&kept.table);
     }
 }
 
@@ -144,17 +157,18 @@ fn carriers_from<'a>(
     Ok(carriers)
 }
 
-/// The flow tables of a set; `None`: it was not filled to the end, or they have another form.
-fn flows_of(set: &PinnedSet) -> Result<Option<FlowTables>> {
-    if !set.contents()?.is_some_and(|of| of.knows(Part::Flows)) {
-        return Ok(None);
+/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it.
+fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
+    let ground = set.ground();
+    let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
+    let read = ground.and_then(|ground| Ledger::read(ground).ok());
+    Ok(read.map(|(_, replayed)| replayed.kept))
+}
+
+/// The flow tables of a set; `None`: they have another form.
+fn flows_of(set: &PinnedSet, config: &Config) -> Result<Option<FlowTables>> {
+    match set.contents()?.is_some_and(|of| of.knows(Part::Flows)) {
+        true => flow_tables_in(set, config).map(Some),
+        false => Ok(None),
     }
-    let failed = |error| kernel_error("open", "flow tables", error);
-    let Some(ground) = set.ground().map_err(failed)? else {
-        return Ok(None);
-    };
-    let Ok((_, replayed)) = Ledger::read(ground) else {
-        return Ok(None);
-    };
-    flow_tables_in(set, &replayed.kept.config).map(Some)
 }

@@ -1,0 +1,178 @@
+//! A replacement that the kernel refuses when packets are on its programs already: what they have done there is not held
+//! against anything that comes later.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use katran::Error;
+use katran::Katran;
+use katran::Protocol;
+use katran::Real;
+use katran::State;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran::flows::Verdict;
+use katran::state::VipState;
+use katran_lab::Host;
+use katran_lab::allowed_cpus;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use katran_lab::stay_on;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::common::all_in_table;
+use crate::common::bpf;
+use crate::common::faults::LINK_UPDATE;
+use crate::common::faults::judged;
+use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
+use crate::common::flows;
+use crate::common::frames::syn;
+use crate::common::ip;
+use crate::common::pins;
+use crate::common::pins::tree;
+use crate::common::serve;
+use crate::common::vip;
+
+const FIRST: &str = "203.0.113.1:443/tcp";
+const SECOND: &str = "203.0.113.2:443/tcp";
+/// The replacement's own, as is one of its reals.
+const THIRD: &str = "203.0.113.3:443/tcp";
+const NEW: &str = "198.51.100.90";
+const LATER: &str = "198.51.100.91";
+
+const FLOWS: u16 = 40;
+
+fn host() -> Host {
+    let host = Host::new("balancer").unwrap();
+    for (one, other) in [("eth0", "peer0"), ("eth1", "peer1")] {
+        let pair = format!("link add {one} type veth peer name {other}");
+        host.ip(&pair).unwrap();
+    }
+    host
+}
+
+fn frames(of: &str) -> Vec<Vec<u8>> {
+    let (to, _) = of.split_once('/').unwrap();
+    let flows = flows(Protocol::Tcp, to, FLOWS);
+    flows.into_iter().map(syn).collect()
+}
+
+/// Where all connections of a VIP go.
+fn real_of(katran: &Katran, of: &str) -> IpAddr {
+    let frames = frames(of).into_iter();
+    let mut reals: Vec<_> = frames
+        .map(|frame| katran.simulate(&frame).unwrap().real.unwrap())
+        .collect();
+    reals.dedup();
+    assert_eq!(reals.len(), 1, "{of}: {reals:?}");
+    reals[0]
+}
+
+/// The links that are pinned.
+fn links(directory: &Path) -> Vec<OwnedFd> {
+    let entries = std::fs::read_dir(directory.join("attached")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.map(|path| pins::open(&path)).collect()
+}
+
+fn programs(links: &[OwnedFd]) -> Vec<u32> {
+    let links = links.iter();
+    links.map(|link| pins::link(link.as_fd()).1).collect()
+}
+
+/// More VIPs than there is room for now, one more VIP, and other reals for those that there are.
+fn wanted(katran: &Katran) -> State {
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_vips = Some(40);
+    wanted.vips[0].reals = vec![Real::new(ip(NEW))];
+    wanted.vips[1].reals = vec![Real::new(ip(C))];
+    let mut third = VipState::new(vip(THIRD));
+    third.hash = wanted.vips[0].hash;
+    third.reals = vec![Real::new(ip(C))];
+    wanted.vips.push(third);
+    wanted
+}
+
+/// Applies it with the second interface's link refusing the new program, when the first one has it and connections have
+/// come there; with `strays` that one keeps it.
+fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> Error {
+    let wanted = wanted(katran);
+    let before = programs(links);
+    let mut updates = 0;
+    let judge = || {
+        updates += 1;
+        match updates {
+            2 => {
+                let on = programs(links).into_iter();
+                let new: Vec<u32> = on.filter(|id| !before.contains(id)).collect();
+                assert_eq!(new.len(), 1, "one link has the new program");
+                let program = pins::program(new[0]);
+                for frame in [FIRST, SECOND, THIRD].into_iter().flat_map(frames) {
+                    let ran = bpf::run(program.as_fd(), &frame);
+                    assert_eq!(ran.verdict, Verdict::Tx);
+                }
+                Some(Errno::EBUSY)
+            }
+            3 if strays => Some(Errno::EBUSY),
+            _ => None,
+        }
+    };
+    let apply = || katran.apply(&wanted).unwrap_err();
+    let error = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, apply);
+    assert_eq!(updates, 3, "there, refused, and back");
+    error
+}
+
+#[test]
+fn numbers_that_packets_have_met_mean_nothing_else_later() {
+    require_root();
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
+    let host = host();
+    let directory = private_bpf_fs().unwrap().join("katran");
+    for (strays, adopted) in [(false, false), (false, true), (true, false), (true, true)] {
+        // With one number that is free, so that the VIP to come has that of the replacement's own.
+        let builder = all_in_table().max_vips(4);
+        let mut katran = builder.pin(&directory).load().unwrap();
+        serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+        serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
+        serve(&mut katran, "203.0.113.9:443/tcp", VipFlags::empty(), &[C]);
+        for interface in ["eth0", "eth1"] {
+            let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
+            host.run(attach);
+        }
+        let before = (katran.state(), tree(&directory));
+        let links = links(&directory);
+        let programs_before = programs(&links);
+        let error = refused(&mut katran, &links, strays);
+        assert!(error.to_string().contains("eth"), "{error}");
+        assert_eq!(katran.state(), before.0);
+        assert_eq!(programs(&links) == programs_before, !strays);
+        assert_eq!(tree(&directory) == before.1, !strays);
+        if adopted {
+            drop(katran);
+            katran = host.run(|| all_in_table().pin(&directory).adopt().unwrap());
+            assert_eq!(katran.state(), before.0);
+            assert_eq!(tree(&directory), before.1);
+            assert_eq!(programs(&links), programs_before);
+        }
+        // What packets were counted for is told, by the one that went on.
+        let counted = |of| katran.stats().vip(vip(of)).unwrap().forwarded.packets;
+        if !strays || adopted {
+            assert_eq!([FIRST, SECOND].map(counted), [u64::from(FLOWS); 2]);
+        }
+        // Drained, so that connections come there only if an entry says so.
+        let later = Real::new(ip(LATER)).weight(0);
+        katran.add_real(vip(FIRST), later).unwrap();
+        serve(&mut katran, THIRD, VipFlags::empty(), &[A]);
+        let of = [FIRST, SECOND, THIRD].map(|of| real_of(&katran, of));
+        assert_eq!(of, [A, B, A].map(ip), "{strays} {adopted}");
+        katran.remove().unwrap();
+        assert!(!directory.exists());
+    }
+}

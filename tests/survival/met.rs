@@ -1,0 +1,111 @@
+//! A replacement that was cut off when packets were on it already, and that never came to count: the next owner holds nothing of
+//! what they have done there against what comes later.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+
+use katran::Katran;
+use katran::Protocol;
+use katran::Real;
+use katran::flows::Verdict;
+use katran_lab::allowed_cpus;
+use katran_lab::stay_on;
+use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::common::bpf;
+use crate::common::faults::judged;
+use crate::common::flows;
+use crate::common::frames::syn;
+use crate::common::pins;
+use crate::everywhere::Place;
+use crate::model::other_real;
+use crate::model::other_vip;
+use crate::owner::Job;
+use crate::owner::Owner;
+use crate::owner::Task;
+use crate::owner::builder;
+use crate::owner::files;
+
+const FLOWS: u16 = 40;
+/// Reals that nothing names.
+const NEW: u8 = 18;
+const LATER: u8 = 19;
+
+/// To a VIP of which the replacement has another real.
+fn frames() -> Vec<Vec<u8>> {
+    let vip = other_vip(0);
+    let to = format!("{}:{}", vip.address(), vip.port());
+    let flows = flows(Protocol::Tcp, &to, FLOWS);
+    flows.into_iter().map(syn).collect()
+}
+
+/// Replaces it, and ends between the last link's switch and the commit, when connections have come.
+pub(crate) fn meet(katran: &mut Katran, job: &Job) {
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_vips = Some(43);
+    let mut vips = wanted.vips.iter_mut();
+    let of = vips.find(|of| of.vip == other_vip(0)).unwrap();
+    of.reals = vec![Real::new(other_real(NEW))];
+    of.down.clear();
+    let before = pins::program_id(katran.program_fd());
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
+    let judge = || {
+        let program = pins::program(attached(&job.directory));
+        assert_ne!(pins::program_id(program.as_fd()), before);
+        for frame in frames() {
+            assert_eq!(bpf::run(program.as_fd(), &frame).verdict, Verdict::Tx);
+        }
+        nix::sys::signal::kill(Pid::this(), Signal::SIGKILL).unwrap();
+        None
+    };
+    let applied = judged(libc::SYS_renameat2, None, judge, || katran.apply(&wanted));
+    panic!("it is alive: {applied:?}");
+}
+
+/// The number of the program on the interface.
+fn attached(directory: &Path) -> u32 {
+    let entries = fs::read_dir(directory.join("attached")).unwrap();
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    let is_xdp = |path: &std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("xdp")
+    };
+    let link = pins::open(&paths.find(is_xdp).unwrap());
+    pins::link(link.as_fd()).1
+}
+
+#[test]
+fn numbers_of_a_replacement_that_was_cut_off_mean_nothing_else_later() {
+    let place = Place::new(false);
+    let job = place.job(0, Task::Meet);
+    let mut owner = Owner::start(&place.host, &job);
+    owner.owns();
+    let begun = owner.begins();
+    assert_eq!(owner.ended().signal(), Some(Signal::SIGKILL as i32));
+
+    let adopt = || builder(&job).adopt().unwrap();
+    let mut katran = place.host.run(adopt);
+    assert_eq!(files(&place.directory), begun.pins);
+    let own = pins::program_id(katran.program_fd());
+    assert_eq!(attached(&place.directory), own);
+    let vip = other_vip(0);
+    let counted = katran.stats().vip(vip).unwrap().forwarded.packets;
+    assert_eq!(counted, u64::from(FLOWS));
+    let known = katran.state().vips.into_iter().find(|of| of.vip == vip);
+    let known: Vec<IpAddr> = known.unwrap().reals.iter().map(Real::address).collect();
+    assert!(!known.contains(&other_real(NEW)));
+    // Drained, so that connections come there only if an entry says so.
+    let later = Real::new(other_real(LATER)).weight(0);
+    katran.add_real(vip, later).unwrap();
+    for frame in frames() {
+        let real = katran.simulate(&frame).unwrap().real.unwrap();
+        assert!(known.contains(&real), "{real} of {known:?}");
+    }
+    katran.remove().unwrap();
+}
