@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use crate::common::layout::COUNTERS;
 use crate::common::layout::FLOWS;
+use crate::common::layout::PROBES;
 use crate::common::layout::STATE;
 use crate::common::layout::words;
 use crate::common::layout::write;
@@ -19,7 +20,7 @@ use crate::owner::Said;
 use crate::owner::Task;
 
 /// Parts that are others; where counters are not, none may go back.
-const KINDS: [&[usize]; 3] = [&[], &[STATE], &[FLOWS, COUNTERS]];
+const KINDS: [&[usize]; 3] = [&[], &[STATE, PROBES], &[FLOWS, COUNTERS]];
 
 /// Who comes after one that was killed.
 #[derive(Clone, Copy, Debug, PartialEq)]
