@@ -2,12 +2,16 @@
 //! to the first of its entries that is set, and passes it if none is.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use nix::libc;
 
@@ -21,6 +25,7 @@ use crate::attach::XdpMode;
 use crate::attach::beside;
 use crate::attach::directory_of;
 use crate::attach::files_beside;
+use crate::attach::given_up;
 use crate::attach::made_for;
 use crate::attach::put_back;
 use crate::attach::special_pins;
@@ -255,7 +260,8 @@ impl RootProgram {
     /// what it has [passed](Self::passed), and to attach it elsewhere or [again](Self::reattach).
     ///
     /// Several processes may do so at the same time, for nothing of it is kept by the library: the kernel lets one of them
-    /// attach to an interface. The program is that which was pinned, by whatever version of the crate: it is a loop over the
+    /// attach to an interface. For an attachment that another process is about to pin it waits, half a second at most; one
+    /// whose process has died there is ended. The program is that which was pinned, by whatever version of the crate: it is a loop over the
     /// entries. For another number of entries, or another setting of frames in several buffers, [`remove`](Self::remove) it
     /// and load a new one.
     ///
@@ -282,11 +288,16 @@ impl RootProgram {
         let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
         let (program, passed) = (open(PROGRAM)?, open(PASSED)?);
         let mut attachments = Attachments::default();
-        for (pin, rest) in files_beside(path).map_err(|error| unlisted(path, error))? {
+        for (pin, rest) in files_when_made(path, &program)? {
             if made_for(&pin).is_some() {
                 end_unfinished(&pin, &program).map_err(|error| unpinned(&pin, error))?;
-            } else if let Some(link) = XdpLink::kept_beside(&pin, &rest, &[program.as_fd()])? {
-                attachments.resume(link);
+                continue;
+            }
+            match XdpLink::kept_beside(&pin, &rest, &[program.as_fd()]) {
+                Ok(link) => link.into_iter().for_each(|link| attachments.resume(link)),
+                // Another process has put it back, or removes it all.
+                Err(_) if !pin.exists() => {}
+                Err(error) => return Err(error),
             }
         }
         attachments.forget_succeeded();
@@ -340,15 +351,56 @@ impl fmt::Debug for RootProgram {
     }
 }
 
-/// Ends an attachment whose process was killed while it pinned it: nobody was told of it.
-fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
-    match PinnedXdp::open(pin)? {
-        Some(attachment) if attachment.program == program::info(program.as_fd())?.id => {
-            drop(Link::from(attachment));
-            pin::remove(pin)
+/// For so long an attachment is waited for that another process is just making. It takes two calls of the kernel.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// What is pinned beside an array, when no attachment of this program is being made any more, or its maker has had time
+/// enough.
+fn files_when_made(path: &Path, program: &OwnedFd) -> Result<Vec<(PathBuf, String)>> {
+    let begun = Instant::now();
+    loop {
+        let files = files_beside(path).map_err(|error| unlisted(path, error))?;
+        let is_being_made = |pin: &Path| {
+            made_for(pin).is_some()
+                && given_up(pin) != pin
+                && attachment_of(pin, program).is_ok_and(|of| of.is_some())
+        };
+        if begun.elapsed() > MOMENT || !files.iter().any(|(pin, _)| is_being_made(pin)) {
+            return Ok(files);
         }
-        _ => Ok(()),
+        thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Ends an attachment whose process was killed while it pinned it: nobody was told of it. One that lives nevertheless has
+/// made it before, or finds that it cannot.
+fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
+    if attachment_of(pin, program)?.is_none() {
+        return Ok(());
+    }
+    let moved = given_up(pin);
+    match fs::rename(pin, &moved) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed?,
+    }
+    match attachment_of(&moved, program)? {
+        Some(attachment) => {
+            drop(Link::from(attachment));
+            pin::remove(&moved)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The attachment of a program that a pin keeps, if it does.
+fn attachment_of(pin: &Path, program: &OwnedFd) -> io::Result<Option<PinnedXdp>> {
+    let attachment = match PinnedXdp::open(pin) {
+        // Gone since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let own = program::info(program.as_fd())?.id;
+    Ok(attachment.filter(|of| of.program == own))
 }
 
 /// Undoes pins.

@@ -17,6 +17,9 @@ use super::place::Target;
 /// like that.
 const MEANWHILE: &str = "%new";
 
+/// The same of one whose maker has died.
+const GIVEN_UP: &str = "%end%new";
+
 /// What a pin's name says: words, and an interface.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PinName {
@@ -101,6 +104,14 @@ pub(crate) fn made_for(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(name.strip_suffix(MEANWHILE)?))
 }
 
+/// The path to which a pin is moved that was being made, before another process ends what it keeps: its maker cannot have
+/// it take a place any more. One that has been moved stays.
+pub(crate) fn given_up(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(GIVEN_UP).unwrap_or(&name);
+    path.with_file_name(format!("{name}{GIVEN_UP}"))
+}
+
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
@@ -161,6 +172,9 @@ mod tests {
             assert_eq!(PinName::of("tcx", &path), None);
             // One that is being made is told from one that is there.
             assert_eq!(PinName::of("xdp", &meanwhile), None);
+            let moved = given_up(&meanwhile);
+            assert!(moved != meanwhile && made_for(&moved).is_some());
+            assert_eq!(given_up(&moved), moved);
             assert_eq!((made_for(&meanwhile), made_for(&path)), (Some(path), None));
         }
     }

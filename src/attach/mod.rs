@@ -24,6 +24,7 @@ pub(crate) use entry::beside;
 pub(crate) use entry::directory_of;
 pub(crate) use entry::files_beside;
 pub(crate) use entry::special_pins;
+pub(crate) use kept::given_up;
 pub(crate) use kept::made_for;
 pub(crate) use list::Attached;
 pub(crate) use list::Attachments;

@@ -6,18 +6,13 @@
 //! own directory. The owner, when nothing is under way, looks whether the request still stands and gives that lock up.
 //! Nobody else takes it meanwhile: whoever has it and finds a request of another process gives it back.
 
-use std::fs;
-use std::fs::DirBuilder;
 use std::fs::File;
 use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::os::linux::fs::MetadataExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -26,6 +21,7 @@ use nix::sys::inotify::AddWatchFlags;
 use nix::sys::inotify::InitFlags;
 use nix::sys::inotify::Inotify;
 
+use crate::sys::directory;
 use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::lock::holder;
@@ -37,14 +33,6 @@ const MODE: u32 = 0o700;
 
 /// So often a lock is tried that is another's.
 pub(super) const TRY_EVERY: Duration = Duration::from_millis(1);
-
-/// A path inside a directory that is open, whatever mounts lead there.
-fn inside(directory: &File, name: &str) -> PathBuf {
-    PathBuf::from(format!(
-        "/proc/thread-self/fd/{}/{name}",
-        directory.as_raw_fd()
-    ))
-}
 
 /// A directory and the lock on it.
 pub(crate) struct Claim {
@@ -78,7 +66,9 @@ impl Claim {
     /// Hears of those who ask.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        events.add_watch(&inside(&self.directory, "."), AddWatchFlags::IN_ATTRIB)?;
+        // It knows no descriptors; whatever mounts lead there.
+        let path = format!("/proc/thread-self/fd/{}/.", self.directory.as_raw_fd());
+        events.add_watch(path.as_str(), AddWatchFlags::IN_ATTRIB)?;
         Ok(Listener(events))
     }
 }
@@ -101,21 +91,19 @@ impl AsFd for Listener {
 
 /// Whether a process asks for the balancer in a directory.
 pub(super) fn asked(directory: &File) -> io::Result<Option<Asked>> {
-    let file = match File::open(inside(directory, REQUEST)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
+    let Some(file) = directory::open(directory, REQUEST)? else {
+        return Ok(None);
     };
     match is_locked(&file)? {
-        true => Ok(Some(Asked { by: holder(&file)? })),
+        true => Ok(Some(Asked { by: holder(&file) })),
         false => Ok(None),
     }
 }
 
 /// What a process has left that asked and died. Whoever asks now has it locked, and it stays.
 pub(super) fn remove_left(directory: &File) -> io::Result<()> {
-    let file = match File::open(inside(directory, REQUEST)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
+    let Some(file) = directory::open(directory, REQUEST)? else {
+        return Ok(());
     };
     match Lock::take(&file)? {
         Locked::Ours(_lock) if is_present(directory, &file)? => remove(directory),
@@ -125,17 +113,12 @@ pub(super) fn remove_left(directory: &File) -> io::Result<()> {
 
 /// Whether this is the directory of requests, not one that was removed. It stays so for who has locked it.
 fn is_present(directory: &File, file: &File) -> io::Result<bool> {
-    let present = fs::metadata(inside(directory, REQUEST));
-    let ours = file.metadata()?.st_ino();
-    Ok(present.is_ok_and(|of| of.st_ino() == ours))
+    directory::is_present(directory, REQUEST, file)
 }
 
 /// The directory of requests, whoever asks: there is nothing to ask for any more.
 pub(super) fn remove(directory: &File) -> io::Result<()> {
-    match fs::remove_dir(inside(directory, REQUEST)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    directory::remove(directory, REQUEST)
 }
 
 /// That this process asks for a balancer, until it is dropped.
@@ -150,13 +133,7 @@ impl Request {
     /// Asks, when no other process does so any more; `None`: one did for too long.
     pub(super) fn make(directory: &File, until: Instant) -> io::Result<Option<Self>> {
         loop {
-            match DirBuilder::new()
-                .mode(MODE)
-                .create(inside(directory, REQUEST))
-            {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            directory::make(directory, REQUEST, MODE)?;
             if let Some(made) = Self::lock(directory)? {
                 return Ok(Some(made));
             }
@@ -169,9 +146,8 @@ impl Request {
 
     /// `None`: another process asks, or has just removed the directory.
     fn lock(directory: &File) -> io::Result<Option<Self>> {
-        let file = match File::open(inside(directory, REQUEST)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
+        let Some(file) = directory::open(directory, REQUEST)? else {
+            return Ok(None);
         };
         let Locked::Ours(lock) = Lock::take(&file)? else {
             return Ok(None);
@@ -205,6 +181,8 @@ impl Drop for Request {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use katran_lab::private_bpf_fs;
     use nix::poll::PollFd;
     use nix::poll::PollFlags;

@@ -5,6 +5,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Contents;
+use super::PinnedSet;
+use super::SET;
 use super::Stage;
 use super::file_error;
 use super::identity_in;
@@ -48,9 +51,10 @@ pub enum PinnedOwner {
 pub struct PinnedBalancer {
     /// Its directory, from the root on.
     pub path: PathBuf,
-    /// How the directory is arranged: a number that another version of the crate may not know.
-    pub layout: u64,
-    /// The version of the crate that has loaded it.
+    /// What its maps mean: a version of the crate that has another layout puts a set of its own in their place when it adopts
+    /// the balancer. `None`: nothing says so yet, or any more.
+    pub layout: Option<u64>,
+    /// The version of the crate that has made these maps.
     pub version: String,
     /// How far it has come.
     pub stage: PinnedStage,
@@ -85,7 +89,7 @@ impl PinnedBalancer {
     pub(crate) fn example() -> Self {
         Self {
             path: "/there".into(),
-            layout: 1,
+            layout: Some(1),
             version: "0.1.0".to_owned(),
             stage: PinnedStage::Whole,
             age: Duration::ZERO,
@@ -125,15 +129,16 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
     let identity = identity_in(&path)?.ok_or_else(missing)?;
     check_tenant(Tenant::Balancer, &path, &identity)?;
     let failed = |error| file_error("look whose it is:", &path, error);
-    let owner = match holder(&file).map_err(failed)? {
+    let owner = match holder(&file) {
         Some(id) => PinnedOwner::Process(id),
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,
         None => PinnedOwner::Nobody,
     };
+    let contents = PinnedSet::at(path.join(SET), Tenant::Balancer).contents()?;
     let failed = |error| kernel_error("read", "the time since boot", error);
     Ok(PinnedBalancer {
-        layout: identity.layout(),
-        version: identity.version(),
+        layout: contents.as_ref().map(Contents::layout),
+        version: contents.map_or_else(|| identity.version(), |of| of.version()),
         stage: match identity.stage() {
             Stage::Making => PinnedStage::Loading,
             Stage::Whole => PinnedStage::Whole,

@@ -19,16 +19,18 @@ use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use nix::libc;
 
+use super::directory;
 use super::process::Owner;
 
 /// The most locks of one process.
 pub(crate) const MOST: usize = 64;
 
-/// So often a lock is tried whose owner cannot be seen: it may be an `is_locked`.
-const LOOKS: usize = 5;
+/// For so long a lock is tried whose owner cannot be seen: it may be an `is_locked`, on a thread that is kept from its CPU.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 const FREE: i32 = -1;
 const RESERVED: i32 = -2;
@@ -117,8 +119,7 @@ impl Lock {
         let owner = Owner::new();
         let no_fork = NoFork::new();
         // Of its own: a lock belongs to what was opened, and `directory` may have copies.
-        let opened = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()));
-        let fd = match opened {
+        let fd = match directory::again(directory) {
             Ok(file) => OwnedFd::from(file),
             Err(error) => {
                 place.store(FREE, Ordering::Release);
@@ -132,15 +133,16 @@ impl Lock {
             place,
             owner,
         };
-        for _ in 0..LOOKS {
+        let begun = Instant::now();
+        loop {
             // SAFETY: takes a descriptor and numbers.
             match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
                 0 => return Ok(Locked::Ours(lock)),
                 _ => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::WouldBlock => {
-                        // That it cannot be told changes nothing.
-                        if let Ok(Some(holder)) = holder(directory) {
-                            return Ok(Locked::Others(Some(holder)));
+                        let holder = holder(directory);
+                        if holder.is_some() || begun.elapsed() > PATIENCE {
+                            return Ok(Locked::Others(holder));
                         }
                     }
                     error => return Err(error),
@@ -149,7 +151,6 @@ impl Lock {
             // Somebody may just be looking.
             thread::sleep(Duration::from_millis(1));
         }
-        Ok(Locked::Others(None))
     }
 }
 
@@ -187,7 +188,7 @@ impl Drop for Lock {
 /// Whether somebody has locked a directory; a [`Lock::take`] at this moment tries again.
 pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
     // Of its own: see `Lock::take`.
-    let file = File::open(format!("/proc/thread-self/fd/{}", directory.as_raw_fd()))?;
+    let file = directory::again(directory)?;
     let fd = file.as_raw_fd();
     // SAFETY: takes a descriptor and numbers.
     match unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) } {
@@ -205,12 +206,13 @@ pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
 }
 
 /// The process that has locked a directory, if it is one that this one may know of.
-pub(crate) fn holder(directory: &File) -> io::Result<Option<u32>> {
-    let metadata = directory.metadata()?;
+pub(crate) fn holder(directory: &File) -> Option<u32> {
+    let metadata = directory.metadata().ok()?;
     let device = metadata.st_dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
     let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.st_ino());
-    Ok(holder_in(&fs::read_to_string("/proc/locks")?, &wanted))
+    // That it cannot be told changes nothing.
+    holder_in(&fs::read_to_string("/proc/locks").ok()?, &wanted)
 }
 
 /// The same from the text of `/proc/locks` (proc_locks(5)): number, `FLOCK`, `ADVISORY`, `WRITE`, process, file.
@@ -294,6 +296,29 @@ mod tests {
             drop(no_fork);
         });
         assert!(has_forked.load(Ordering::Acquire));
+    }
+
+    /// To look takes the lock for a moment, which a busy machine makes long.
+    #[test]
+    #[cfg_attr(miri, ignore = "locks are the kernel's")]
+    fn who_looks_keeps_nobody_out() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = File::open(temporary.path()).unwrap();
+        let looking = File::open(temporary.path()).unwrap();
+        let flock = |operation| {
+            // SAFETY: takes a descriptor and a number.
+            assert_eq!(unsafe { libc::flock(looking.as_raw_fd(), operation) }, 0);
+        };
+        flock(libc::LOCK_SH | libc::LOCK_NB);
+        thread::scope(|scope| {
+            let taken = scope.spawn(|| Lock::take(&directory).unwrap());
+            thread::sleep(Duration::from_millis(80));
+            flock(libc::LOCK_UN);
+            assert!(matches!(taken.join().unwrap(), Locked::Ours(_)));
+        });
+        // One that never ends is told, as far as it can be.
+        flock(libc::LOCK_SH | libc::LOCK_NB);
+        assert!(matches!(Lock::take(&directory), Ok(Locked::Others(None))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Functions here are thin and safe to call: they take descriptors by type, report errno as
 //! [`std::io::Error`], and know nothing of VIPs or reals.
 
+pub(crate) mod directory;
 pub(crate) mod ethtool;
 mod fdinfo;
 pub(crate) mod link;

@@ -294,6 +294,8 @@ fn what_was_counted_in_another_form_waits_for_nobody() {
     drop(katran);
     let maps = directory.join("next_set/maps");
     fs::create_dir_all(&maps).unwrap();
+    let contents = pins::open(&directory.join("set/contents"));
+    pins::pin(contents.as_fd(), &directory.join("next_set/contents"));
     let kind = libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY;
     let of_others = crate::pins::map((kind, 4, VALUE + 8, 4, 0), c"vip_counters");
     pins::pin(of_others.as_fd(), &maps.join("vip_counters"));

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
@@ -241,6 +242,34 @@ fn calls_in_a_row_end_with_one_that_is_whole() {
 }
 
 /// Wherever they are: the directory is the channel. Those who ask take turns, and one that has died is no one.
+/// An owner that has no `/proc`, as in a chroot: it hears of a request within a second.
+#[test]
+fn an_owner_without_proc_lets_go() {
+    let directory = directory();
+    thread::scope(|scope| {
+        let (owns, is_owner) = channel();
+        let (leave, may_leave) = channel::<()>();
+        let path = &directory;
+        let owner = scope.spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let katran = load(builder().pin(path));
+            let hidden = Command::new("mount")
+                .args(["-t", "tmpfs", "none", "/proc"])
+                .status();
+            assert!(hidden.unwrap().success());
+            assert!(!Path::new("/proc/self").exists());
+            owns.send(()).unwrap();
+            may_leave.recv().unwrap();
+            katran.is_handed_over()
+        });
+        is_owner.recv().unwrap();
+        let new = take_over(&directory, LONG).unwrap();
+        leave.send(()).unwrap();
+        assert!(owner.join().unwrap());
+        new.remove().unwrap();
+    });
+}
+
 #[test]
 fn those_who_ask_take_turns() {
     let directory = directory();

@@ -1,7 +1,10 @@
 //! A root program that another process goes on with: what it has passed, where it is attached, and what has gone meanwhile.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
 
 use katran::Error;
 use katran::RootProgram;
@@ -90,6 +93,45 @@ fn the_next_handle_goes_on_with_it() {
         "{:?}",
         pins.list()
     );
+}
+
+/// One process attaches while another one adopts: it has what it was told, or an error.
+#[test]
+fn an_attachment_that_is_being_made_is_left_to_its_maker() {
+    let pins = Pins::new();
+    let host = host();
+    let mut root = RootProgram::builder().load().unwrap();
+    host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
+    root.pin(pins.path()).unwrap();
+    let path = |name: &str| pins.path().with_file_name(name);
+    let name = pins.list().pop().unwrap();
+    assert!(name.contains("_xdp_"), "{name}");
+    let (made, meanwhile) = (path(&name), path(&format!("{name}%new")));
+    // As it is for a moment.
+    fs::rename(&made, &meanwhile).unwrap();
+    thread::scope(|scope| {
+        let adopting = scope.spawn(|| RootProgram::adopt(pins.path()).unwrap());
+        thread::sleep(Duration::from_millis(50));
+        fs::rename(&meanwhile, &made).unwrap();
+        let adopted = adopting.join().unwrap();
+        let attachments = host.run(|| adopted.interfaces());
+        assert_eq!(attachments, host.run(|| root.interfaces()));
+        assert_eq!(attachments[0].state, AttachmentState::Attached);
+    });
+    // For longer: its maker finds that somebody has thought it dead.
+    fs::rename(&made, &meanwhile).unwrap();
+    let adopted = RootProgram::adopt(pins.path()).unwrap();
+    assert!(adopted.interfaces().is_empty() && !has_xdp(&host));
+    let late = fs::rename(&meanwhile, &made).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::NotFound);
+    // What another process that was killed has moved aside is ended by the next one.
+    drop(adopted);
+    host.run(|| root.reattach().unwrap());
+    fs::rename(&made, path(&format!("{name}%end%new"))).unwrap();
+    drop(RootProgram::adopt(pins.path()).unwrap());
+    assert!(!has_xdp(&host));
+    assert_eq!(pins.list().len(), 3, "{:?}", pins.list());
+    RootProgram::remove(pins.path()).unwrap();
 }
 
 #[test]
