@@ -23,6 +23,7 @@ use crate::maps::PrefixTrie;
 use crate::pins::Content;
 use crate::pins::Home;
 use crate::pins::MAIN;
+use crate::pins::Part;
 use crate::pins::TC_PROGRAM;
 use crate::pins::Tenant;
 use crate::skel::decap::types::decap_counters;
@@ -31,24 +32,39 @@ use crate::sys::map::PerCpuArray;
 /// Goes on with what is pinned in a directory; `None`: there is no decapsulator that is whole.
 pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
     environment::check_kernel()?;
-    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Decapsulator, None)? else {
+    let Some((home, age, contents)) = Home::whole(directory, Tenant::Decapsulator, None)? else {
         return Ok(None);
     };
     let set = home.set();
     let failed = |error| kernel_error("go on with", &directory.display().to_string(), error);
-    let counters: PerCpuArray<decap_counters> =
-        PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?;
+    let counters: Option<PerCpuArray<decap_counters>> = match contents.knows(Part::Counters) {
+        true => Some(PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?),
+        false => {
+            log::warn!(
+                "counters of katran {} have another form: they begin at 0",
+                contents.version()
+            );
+            None
+        }
+    };
     let [sources, destinations] =
         [SOURCES, DESTINATIONS].map(|name| PrefixTrie::new(set.map(name)?).map_err(failed));
     let settings = record::read(set.map(record::NAME)?, &sources?, &destinations?);
     let settings = settings.map_err(failed)?;
     let needs_tc = set.program(TC_PROGRAM)?.is_some();
-    let parts = Parts::load(&settings, Some(counters.as_fd()), needs_tc)?;
+    let counters = counters.as_ref().map(AsFd::as_fd);
+    let parts = Parts::load(&settings, counters, needs_tc)?;
     let mut decap = Decap::new(settings.clone(), parts);
     decap.resume_attachments(&home)?;
     decap.home = Some(home);
     decap.put_in_place(None)?;
-    Ok(Some((decap, Start::Adopted { age, by_version })))
+    Ok(Some((
+        decap,
+        Start::Adopted {
+            age,
+            by_version: contents.version(),
+        },
+    )))
 }
 
 impl Decap {

@@ -112,7 +112,7 @@ impl HealthChecks {
     }
 
     /// The same with maps that there are.
-    fn load_over(
+    pub(crate) fn load_over(
         machine: &Machine<'_>,
         there: impl Fn(&str) -> Result<Option<OwnedFd>>,
     ) -> Result<Self> {

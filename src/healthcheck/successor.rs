@@ -2,6 +2,7 @@
 //! counters that go on.
 
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
 use super::HealthChecks;
@@ -106,6 +107,11 @@ impl HealthChecks {
         program: BorrowedFd<'_>,
     ) -> std::result::Result<Switched<TcLink>, (Error, bool)> {
         self.attachments.switch(program)
+    }
+
+    /// Gives this one's program to what is attached.
+    pub(crate) fn switch_to_own(&mut self) -> std::result::Result<Switched<TcLink>, (Error, bool)> {
+        self.attachments.switch(self.program.as_fd())
     }
 
     /// Undoes that; whether packets still meet the other program.

@@ -1,6 +1,8 @@
 //! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
 //! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
 
+mod relaid;
+
 use std::collections::BTreeMap;
 use std::mem;
 use std::mem::MaybeUninit;
@@ -41,9 +43,13 @@ use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
+use crate::maps::Entries;
+use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTable;
+use crate::maps::FlowTables;
 use crate::maps::VoidReason;
 use crate::maps::real_id;
+use crate::pins::Contents;
 use crate::pins::Home;
 use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
@@ -68,7 +74,8 @@ pub enum Start {
     Adopted {
         /// How long ago it was loaded.
         age: Duration,
-        /// The version of the crate that has loaded it.
+        /// The version of the crate that has made its maps. If theirs is another layout than this version's, they are
+        /// replaced by now.
         by_version: String,
     },
     /// There was none.
@@ -85,12 +92,18 @@ impl Builder {
     /// that name in the calling thread's network namespace; else the log says so, and [`Katran::interfaces`], and
     /// [`Katran::reattach`] does it later.
     ///
+    /// Where another version of the crate, newer or older, has left maps of another layout, a balancer of this one's takes its
+    /// place, under traffic, as in [`Katran::apply`] with settings that only a load can change: all that it knew and its
+    /// attachments stay, and flow tables, histories of rings and counters each stay where they have the same layout. The log
+    /// says what does not.
+    ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed; [`Error::InvalidConfig`] if that
     /// was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if another one was put into its link;
-    /// [`Error::Unsupported`] if another version of the crate has pinned it in another way; otherwise as
+    /// [`Error::Unsupported`] if another version of the crate has arranged the directory, or written the record of its state,
+    /// in another way (which it is, and what to do; no owner was asked to let go then); otherwise as
     /// [`load`](Self::load). What is there works on.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
@@ -128,10 +141,12 @@ impl Builder {
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
-    let Some((home, age, by_version)) = Home::whole(directory, Tenant::Balancer, patience)? else {
+    let Some((home, age, contents)) = Home::whole(directory, Tenant::Balancer, patience)? else {
         return Ok(None);
     };
-    adopt(home).map(|katran| Some((katran, Start::Adopted { age, by_version })))
+    let by_version = contents.version();
+    let katran = adopt(home, &contents)?;
+    Ok(Some((katran, Start::Adopted { age, by_version })))
 }
 
 fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
@@ -144,7 +159,7 @@ fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
     }
 }
 
-fn adopt(home: Home) -> Result<Katran> {
+fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
     environment::check_opens_by_number("go on with a pinned balancer")?;
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
@@ -153,7 +168,10 @@ fn adopt(home: Home) -> Result<Katran> {
         .map_err(failed)?
         .ok_or_else(|| home.set().missing("ledger"))?;
     let (ledger, replayed) = Ledger::read(ground)
-        .map_err(|refused| unsupported(&home, refused.to_string(), "see there"))?;
+        .map_err(|refused| home.set().unreadable(contents, &refused.to_string()))?;
+    if !contents.is_known() {
+        return relaid::adopt(home, contents, replayed);
+    }
     let mut kept = replayed.kept;
     let cut_off = replayed
         .under_way
@@ -275,6 +293,19 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
     })
 }
 
+/// All flow tables of a set.
+pub(super) fn flow_tables_in(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
+    let failed = |error| kernel_error("take over", "flow tables", error);
+    let fallback = set.map("fallback_flows")?;
+    let fallback = FlowTable::new(config.flow_table, FALLBACK_FLOWS, fallback);
+    let outer = MapArray::new(set.map("flow_tables")?);
+    Ok(FlowTables {
+        of_cpus: inner_tables(set, config)?.flows,
+        fallback: fallback.map_err(failed)?,
+        outer: outer.map_err(failed)?,
+    })
+}
+
 impl Katran {
     /// Takes over what the ledger has kept and what packets see; returns what entries it had that are gone.
     fn resume(
@@ -358,7 +389,14 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
-        self.void_again(&found)
+        self.void_again(&found)?;
+        // Entries of VIPs that are gone may not have been removed to the end.
+        if self.table.reals().len() != 0 {
+            for number in self.table.former_vips() {
+                self.maps.voids.vip_gone(number, Entries::MayCount);
+            }
+        }
+        Ok(())
     }
 
     /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.

@@ -222,7 +222,7 @@ pub(super) fn tick() -> Result<Duration> {
 }
 
 /// One table per forwarding CPU, on that CPU's node.
-fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
+pub(super) fn flow_tables(config: &Config) -> Result<Vec<(u32, FlowTable)>> {
     let placement = config.placement.iter();
     placement.map(|place| flow_table(config, place)).collect()
 }

@@ -36,6 +36,7 @@ use crate::kernel::kernel_error;
 use crate::maps::Carrier;
 use crate::maps::Counted;
 use crate::maps::Reader;
+use crate::pins::Home;
 use crate::pins::Seat;
 use crate::table::Limits;
 use crate::types::RealNumber;
@@ -121,14 +122,17 @@ impl Katran {
 
     /// Pins all of this one beside what is pinned of another, if that is, with a ledger.
     fn stage_beside(&mut self, before: &Self) -> Result<Option<Seat>> {
-        let Some(home) = &before.home else {
-            return Ok(None);
-        };
+        let home = before.home.as_ref();
+        home.map(|home| self.stage_in(home)).transpose()
+    }
+
+    /// Pins all of this one as the next set of a directory, with a ledger.
+    pub(super) fn stage_in(&mut self, home: &Home) -> Result<Seat> {
         home.stage_next(&self.content())?;
         let ground = home.next_set().movable_ground();
         let ground = ground.map_err(|error| kernel_error("make", "the ledger", error));
         let kept = ground.and_then(|(ground, seat)| self.keep(ground).map(|()| seat));
-        kept.map(Some).inspect_err(|_| home.unstage_next())
+        kept.inspect_err(|_| home.unstage_next())
     }
 
     /// Removes the pins of a set that is not the balancer's, or no more.

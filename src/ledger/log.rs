@@ -16,8 +16,9 @@ use std::sync::atomic::Ordering;
 
 use super::ground::Ground;
 
-/// The number of the format. Another one is not read.
-pub(crate) const LAYOUT: u32 = 1;
+/// The number of the format, of log and records. Another one is not read: records do not name their fields, so any change
+/// of one is another layout.
+pub(crate) const LAYOUT: u32 = 2;
 
 /// The first word's low half: `KTLG`.
 const MAGIC: u32 = 0x474c_544b;
@@ -145,6 +146,11 @@ impl Log {
             at,
             count,
         })
+    }
+
+    /// Whether a ground begins as a log of this layout does.
+    pub(super) fn check(ground: &dyn Ground) -> Result<(), Unreadable> {
+        check_head(ground.words()).map(drop)
     }
 
     /// Reads what is there, and hands it to `read` record by record. Nothing is written.

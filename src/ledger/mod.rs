@@ -47,8 +47,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the record of the balancer's state cannot be read: {}; what is in the kernel forwards on. Read it with the \
-             version that has written it, or remove the balancer and load it again from its document",
+            "the record of the balancer's state cannot be read: {}",
             self.0
         )
     }
@@ -122,6 +121,14 @@ impl Ledger {
             group: None,
             is_behind: false,
         }
+    }
+
+    /// Whether what lies in a ground is a ledger of the layout that this version reads.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it.
+    pub(crate) fn check(ground: &dyn Ground) -> Result<(), Refused> {
+        Ok(Log::check(ground)?)
     }
 
     /// Reads a ledger. Nothing is written: a change that was under way is so until [`done`](Self::done) or

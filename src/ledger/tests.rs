@@ -423,7 +423,7 @@ fn a_mutated_ledger_is_read_or_refused() {
                 taken += 1;
             }
             Err(error) => {
-                assert!(error.to_string().contains("forwards on"), "{error}");
+                assert!(error.to_string().contains("cannot be read"), "{error}");
                 refused += 1;
             }
         }

@@ -236,6 +236,20 @@ impl FlowTable {
         })
     }
 
+    /// The sets that are in use, as far as entries say it: up to the last one that has any. 1 if it has no sets.
+    pub(crate) fn sets_in_use(&self) -> io::Result<u32> {
+        let Self::Sets { map, sets } = self else {
+            return Ok(1);
+        };
+        let memory = Mapping::new(map.as_fd(), set_bytes(*sets))?;
+        let has_any = |set: &[AtomicU64]| {
+            let mut entries = set.chunks_exact(ENTRY_WORDS);
+            entries.any(|entry| entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32 != 0)
+        };
+        let mut all = memory.u64s().chunks_exact(SET_WORDS);
+        Ok(all.rposition(has_any).map_or(1, |last| last as u32 + 1))
+    }
+
     /// Shows every entry to `see`, until that returns `false`.
     pub(crate) fn each(&self, mut see: impl FnMut(SeenFlow) -> bool) -> io::Result<()> {
         match self {

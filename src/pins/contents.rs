@@ -4,50 +4,57 @@
 use std::io;
 use std::path::Path;
 
+use super::layout::PARTS;
+use super::layout::Part;
+use super::tenant::Tenant;
 use super::words::Words;
 use super::words::with_version;
-use crate::sys::pin;
-
-/// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
-/// with what this one has pinned.
-pub(crate) const LAYOUT: u64 = 2;
 
 /// "katran", and the form of this map.
 const MAGIC: u64 = u64::from_be_bytes(*b"katrans\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_contents";
-/// Words: magic, layout, and the version's text.
+/// Words: magic, layout, that of each part, and the version's text.
 const AT_LAYOUT: usize = 1;
-const AT_VERSION: usize = 8;
+const AT_PARTS: usize = 2;
+const AT_VERSION: usize = AT_PARTS + PARTS;
 
 /// What one set says.
-pub(crate) struct Contents(Words);
+pub(crate) struct Contents {
+    words: Words,
+    tenant: Tenant,
+}
 
 impl Contents {
-    pub(super) fn pin(path: &Path, layout: u64) -> io::Result<Self> {
-        let fixed: [u64; AT_VERSION] = [MAGIC, layout, 0, 0, 0, 0, 0, 0];
-        Words::pin(path, NAME, with_version(fixed)).map(Self)
+    pub(super) fn pin(path: &Path, tenant: Tenant) -> io::Result<()> {
+        let [a, b, c, d, e, f] = tenant.parts();
+        let fixed: [u64; AT_VERSION] = [MAGIC, tenant.layout(), a, b, c, d, e, f];
+        Words::pin(path, NAME, with_version(fixed)).map(drop)
     }
 
     /// What is pinned at a path; `None` if nothing is, or something else.
-    pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
-        Ok(Words::open(path, NAME, MAGIC)?.map(Self))
-    }
-
-    /// Takes the pin away, if it is one.
-    pub(super) fn remove(path: &Path) -> io::Result<()> {
-        match Self::open(path)? {
-            Some(_) => pin::remove(path),
-            None => Ok(()),
-        }
+    pub(super) fn open(path: &Path, tenant: Tenant) -> io::Result<Option<Self>> {
+        let words = Words::open(path, NAME, MAGIC)?;
+        Ok(words.map(|words| Self { words, tenant }))
     }
 
     pub(crate) fn layout(&self) -> u64 {
-        self.0.get(AT_LAYOUT)
+        self.words.get(AT_LAYOUT)
+    }
+
+    /// Whether programs of this version can go on with all of it.
+    pub(crate) fn is_known(&self) -> bool {
+        self.layout() == self.tenant.layout()
+    }
+
+    /// Whether maps of this part mean what they do in this version.
+    pub(crate) fn knows(&self, part: Part) -> bool {
+        let own = self.tenant.parts()[part as usize];
+        self.is_known() || self.words.get(AT_PARTS + part as usize) == own
     }
 
     /// The version of the crate that has made the set.
     pub(crate) fn version(&self) -> String {
-        self.0.text(AT_VERSION)
+        self.words.text(AT_VERSION)
     }
 }

@@ -13,7 +13,7 @@ use super::words::with_version;
 
 /// How the directory is arranged: what is where, and how attachments are kept. What maps mean is said beside them
 /// (`contents.rs`).
-pub(crate) const LAYOUT: u64 = 2;
+pub(crate) const LAYOUT: u64 = 3;
 
 /// "katran" and the form of this map.
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");

@@ -13,8 +13,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 
 use super::PinnedSet;
+use super::contents::Contents;
+use crate::error::Result;
+use crate::kernel::kernel_error;
 use crate::ledger::FIRST_BYTES;
 use crate::ledger::Ground;
+use crate::ledger::Ledger;
 use crate::sys::map;
 use crate::sys::map::Spec;
 use crate::sys::mapping::Mapping;
@@ -128,6 +132,20 @@ impl PinnedSet {
     pub(crate) fn ground(&self) -> io::Result<Option<Box<dyn Ground>>> {
         let ground = PinnedGround::open(self.path())?;
         Ok(ground.map(|ground| Box::new(ground) as Box<dyn Ground>))
+    }
+
+    /// Whether the ledger that is pinned here has a layout that this version reads.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is none; [`Error::Unsupported`](crate::Error::Unsupported).
+    pub(super) fn check_ledger(&self, contents: &Contents) -> Result<()> {
+        let path = self.path().join(PATHS[0]);
+        let ground = self.ground();
+        let ground =
+            ground.map_err(|error| kernel_error("open", &path.display().to_string(), error))?;
+        let ground = ground.ok_or_else(|| self.missing(PATHS[0]))?;
+        let checked = Ledger::check(&*ground);
+        checked.map_err(|refused| self.unreadable(contents, &refused.to_string()))
     }
 
     /// Takes the pins of the ledger away, if they are a ledger's.

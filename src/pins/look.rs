@@ -5,6 +5,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Contents;
+use super::PinnedSet;
+use super::SET;
 use super::Stage;
 use super::file_error;
 use super::identity_in;
@@ -87,9 +90,10 @@ pub struct Pinned {
     pub kind: PinnedKind,
     /// Its directory, from the root on.
     pub path: PathBuf,
-    /// How the directory is arranged: a number that another version of the crate may not know.
-    pub layout: u64,
-    /// The version of the crate that has loaded it.
+    /// What its maps mean: a version of the crate that has another layout puts a set of its own in their place when it adopts
+    /// a balancer. `None`: nothing says so yet, or any more.
+    pub layout: Option<u64>,
+    /// The version of the crate that has made these maps.
     pub version: String,
     /// How far it has come.
     pub stage: PinnedStage,
@@ -126,7 +130,7 @@ impl Pinned {
         Self {
             kind: PinnedKind::Balancer,
             path: "/there".into(),
-            layout: 1,
+            layout: Some(1),
             version: "0.1.0".to_owned(),
             stage: PinnedStage::Whole,
             age: Duration::ZERO,
@@ -171,12 +175,13 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,
         None => PinnedOwner::Nobody,
     };
+    let contents = PinnedSet::at(path.join(SET), kind.tenant()).contents()?;
     let failed = |error| kernel_error("read", "the time since boot", error);
     let silence = identity.silence().map_err(failed)?;
     Ok(Pinned {
         kind,
-        layout: identity.layout(),
-        version: identity.version(),
+        layout: contents.as_ref().map(Contents::layout),
+        version: contents.map_or_else(|| identity.version(), |of| of.version()),
         stage: match identity.stage() {
             Stage::Making => PinnedStage::Loading,
             Stage::Whole => PinnedStage::Whole,

@@ -5,13 +5,13 @@
 //! identity           whose it is, how it is arranged, and whether the rest is whole (`identity.rs`)
 //! attached/          what keeps attachments (`attach/kept.rs`)
 //! set/               what packets see, and the record of it; all of it can be exchanged by one rename
-//!     contents       what the maps mean, and the version that has made them (`contents.rs`)
+//!     contents       which layout the maps have, in which parts (`layout.rs`), and the version that has made them (`contents.rs`)
 //!     maps/          the maps that every balancer has
 //!     programs/      the programs, what they hand packets on to, and the maps of features
 //!     programs_new/  the same of a reload that is under way
 //!     probes/        program and maps of health checks
 //!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
-//! next_set/          the same of a replacement that is under way
+//! next_set/          the same of a replacement that is under way, which may be of another layout
 //! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
@@ -22,6 +22,7 @@
 mod contents;
 mod handover;
 mod identity;
+mod layout;
 mod ledger;
 mod look;
 mod ours;
@@ -56,12 +57,14 @@ use crate::sys::pin;
 use crate::sys::process::Owner;
 use crate::sys::tenure::End;
 use crate::sys::tenure::Tenure;
+pub(crate) use contents::Contents;
 pub(crate) use handover::Asked;
 pub(crate) use handover::Claim;
 use handover::Request;
 use handover::TRY_EVERY;
 pub(crate) use identity::Identity;
 pub(crate) use identity::Stage;
+pub(crate) use layout::Part;
 pub(crate) use ledger::Seat;
 pub use look::Pinned;
 pub use look::PinnedKind;
@@ -74,7 +77,6 @@ use place::open_directory;
 use place::refused;
 pub use removal::remove;
 pub(crate) use removal::remove_if_there;
-pub(crate) use set::CONTENTS;
 pub(crate) use set::Entrance;
 pub(crate) use set::PinnedSet;
 pub(crate) use tenant::Tenant;
@@ -224,7 +226,10 @@ impl Home {
             known(path, &identity, GO_ON)?;
             if let Some(tenant) = tenant {
                 check_tenant(tenant, path, &identity)?;
-                PinnedSet::at(path.join(SET), tenant).known_contents()?;
+                let set = PinnedSet::at(path.join(SET), tenant);
+                if let Err(refused @ Error::Unsupported { .. }) = set.readable_contents() {
+                    return Err(refused);
+                }
                 if tenant == Tenant::Balancer {
                     environment::check_opens_by_number("go on with a pinned balancer")?;
                 }

@@ -73,6 +73,21 @@ pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
     }
 }
 
+/// Whether a program or a map is pinned at a path.
+pub(super) fn is_object(path: &Path) -> Result<bool> {
+    if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
+        return Ok(false);
+    }
+    let failed = |error| kernel_error("look at", &path.display().to_string(), error);
+    let object = match pin::open(path) {
+        // Gone since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        object => object.map_err(failed)?,
+    };
+    let kind = pin::kind(object.as_fd()).map_err(failed)?;
+    Ok(matches!(kind, Some(Kind::Map | Kind::Program)))
+}
+
 /// Whether the kernel gives this name to an object of that name, which it cuts.
 fn is_cut(name: &str, of: &str) -> bool {
     name == &of[..of.len().min(KEPT_OF_NAME)]

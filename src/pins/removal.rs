@@ -32,7 +32,7 @@ use crate::sys::rcu::GracePeriod;
 ///
 /// # Errors
 /// [`Error::NotFound`] if nothing is pinned there (an empty directory may be what is left of one, and goes);
-/// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has made it, in another way; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
+/// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has arranged it in another way (whatever layout its maps have is fine); [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
 /// removed by then is gone, and to call it again goes on.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;
@@ -44,8 +44,6 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     }
     if let Some(identity) = &home.identity {
         known(&home.path, identity, "to remove what is pinned")?;
-        home.set().known_contents()?;
-        home.next_set().known_contents()?;
     }
     home.remove()
 }

@@ -18,7 +18,9 @@ use super::contents::Contents;
 use super::entries;
 use super::file_error;
 use super::file_name;
+use super::layout::Part;
 use super::make_directory;
+use super::ours::is_object;
 use super::ours::is_ours;
 use super::pin_error;
 use super::pin_objects;
@@ -30,7 +32,7 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::pin;
 
-pub(crate) const CONTENTS: &str = "contents";
+const CONTENTS: &str = "contents";
 const PROGRAMS: &str = "programs";
 const NEW_PROGRAMS: &str = "programs_new";
 const PARTS: [&str; 3] = [PROGRAMS, MAPS, PROBES];
@@ -70,8 +72,7 @@ impl PinnedSet {
     pub(super) fn fill(&self, content: &Content<'_>) -> Result<()> {
         make_directory(&self.path)?;
         let path = self.path.join(CONTENTS);
-        let layout = self.tenant.layout();
-        Contents::pin(&path, layout).map_err(|error| pin_error(&path, error))?;
+        Contents::pin(&path, self.tenant).map_err(|error| pin_error(&path, error))?;
         for (part, objects) in [
             (PROGRAMS, &content.programs),
             (MAPS, &content.maps),
@@ -92,23 +93,39 @@ impl PinnedSet {
         self.path.exists()
     }
 
-    /// What the set says of itself, if this version knows it; `None`: it says nothing.
-    pub(crate) fn known_contents(&self) -> Result<Option<Contents>> {
+    /// What the set says of itself, whatever layout it has; `None`: nothing.
+    pub(crate) fn contents(&self) -> Result<Option<Contents>> {
         let path = self.path.join(CONTENTS);
-        let contents = Contents::open(&path)
-            .map_err(|error| kernel_error("open", &path.display().to_string(), error))?;
-        match contents {
-            Some(other) if other.layout() != self.tenant.layout() => Err(Error::Unsupported {
-                what: format!(
-                    "what is in {}, of layout {} (katran {})",
-                    self.path.display(),
-                    other.layout(),
-                    other.version()
-                ),
-                reason: "this version of the crate does not know that layout: it forwards on; use the version that \
-                         has made it, or have that remove it and load it again",
-            }),
-            contents => Ok(contents),
+        let contents = Contents::open(&path, self.tenant);
+        contents.map_err(|error| kernel_error("open", &path.display().to_string(), error))
+    }
+
+    /// The same of a set that this version can go on with, or put another one in the place of.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it says nothing, or its ledger is missing; [`Error::Unsupported`]: what to do.
+    pub(crate) fn readable_contents(&self) -> Result<Contents> {
+        let contents = self.contents()?;
+        let contents = contents.ok_or_else(|| self.missing(CONTENTS))?;
+        match self.tenant {
+            Tenant::Balancer => self.check_ledger(&contents)?,
+            _ if contents.knows(Part::State) => {}
+            _ => return Err(self.unreadable(&contents, "what it knows has another form")),
+        }
+        Ok(contents)
+    }
+
+    /// The error for a set that this version can do nothing with but remove it.
+    pub(crate) fn unreadable(&self, contents: &Contents, why: &str) -> Error {
+        Error::Unsupported {
+            what: format!(
+                "to go on with what is in {} (layout {}, katran {}): {why}",
+                self.path.display(),
+                contents.layout(),
+                contents.version()
+            ),
+            reason: "what is there works on: use the version of the crate that has made it, or remove it \
+                     (katran::remove) and load it again",
         }
     }
 
@@ -224,14 +241,41 @@ impl PinnedSet {
 
     /// Removes all pins, if there are any, and leaves what is not a balancer's. Nothing of it may be attached.
     pub(crate) fn remove(&self) -> Result<()> {
-        for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
-            self.remove_part(part)?;
-        }
         let failed = |error| file_error("remove what is in", &self.path, error);
-        self.remove_ledger().map_err(failed)?;
+        match self.contents()?.is_some_and(|of| !of.is_known()) {
+            true => self.remove_objects()?,
+            false => {
+                for part in [NEW_PROGRAMS].into_iter().chain(PARTS) {
+                    self.remove_part(part)?;
+                }
+                self.remove_ledger().map_err(failed)?;
+            }
+        }
         // What it means goes last.
-        Contents::remove(&self.path.join(CONTENTS)).map_err(failed)?;
+        if self.contents()?.is_some() {
+            pin::remove(&self.path.join(CONTENTS)).map_err(failed)?;
+        }
         remove_directory(&self.path)
+    }
+
+    /// Removes all that is pinned in a set of another layout, of which this version need not know the names.
+    fn remove_objects(&self) -> Result<()> {
+        let is_directory = |path: &PathBuf| path.symlink_metadata().is_ok_and(|of| of.is_dir());
+        let (inside, mut pins): (Vec<_>, Vec<_>) =
+            entries(&self.path)?.into_iter().partition(is_directory);
+        pins.retain(|path| !path.ends_with(CONTENTS));
+        for directory in &inside {
+            pins.extend(entries(directory)?);
+        }
+        for path in pins {
+            match is_object(&path)? {
+                true => pin::remove(&path).map_err(|error| file_error("remove", &path, error))?,
+                false => log::warn!("{} is not a balancer's and stays", path.display()),
+            }
+        }
+        inside
+            .iter()
+            .try_for_each(|directory| remove_directory(directory))
     }
 
     /// Removes one of the directories inside, with what is a balancer's in it.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::contents;
+use super::layout;
 use crate::error::Error;
 
 /// What is pinned in a directory.
@@ -47,13 +47,20 @@ impl Tenant {
         }
     }
 
-    /// What its programs and maps mean. Count it up whenever a program of another version of the crate could not go on
-    /// with what this one has pinned.
+    /// What its programs and maps mean.
     pub(super) fn layout(self) -> u64 {
         match self {
-            Self::Balancer => contents::LAYOUT,
-            Self::Decapsulator => 1,
-            Self::ServerIdOption => 1,
+            Self::Balancer => layout::LAYOUT,
+            Self::Decapsulator => layout::DECAPSULATOR,
+            Self::ServerIdOption => layout::SERVER_ID_OPTION,
+        }
+    }
+
+    /// The same of the parts.
+    pub(super) fn parts(self) -> [u64; layout::PARTS] {
+        match self {
+            Self::Balancer => layout::BALANCER,
+            Self::Decapsulator | Self::ServerIdOption => layout::OTHERS,
         }
     }
 

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use super::CONTENTS;
 use super::Content;
+use super::Contents;
 use super::Home;
 use super::Identity;
 use super::Stage;
@@ -43,8 +43,8 @@ pub(super) fn check_tenant(tenant: Tenant, path: &Path, identity: &Identity) -> 
 }
 
 impl Home {
-    /// Takes the directory of a tenant that is whole: with its age, and the version that has made what counts. `None`:
-    /// there is none. A process that has it is asked to let go for no longer than `patience`.
+    /// Takes the directory of a tenant that is whole: with its age, and what says of itself what counts, in whatever
+    /// layout. `None`: there is none. A process that has it is asked to let go for no longer than `patience`.
     ///
     /// # Errors
     /// Somebody has removed what says so: it may be at work, and nobody is to take it for one that is half made.
@@ -52,7 +52,7 @@ impl Home {
         path: &Path,
         tenant: Tenant,
         patience: Option<Duration>,
-    ) -> Result<Option<(Self, Duration, String)>> {
+    ) -> Result<Option<(Self, Duration, Contents)>> {
         let home = match Self::open_or_ask(path, tenant, patience) {
             Err(Error::NotFound { .. }) => return Ok(None),
             home => home?,
@@ -64,10 +64,9 @@ impl Home {
         if identity.stage() != Stage::Whole {
             return Ok(None);
         }
-        let contents = home.set().known_contents()?;
-        let contents = contents.ok_or_else(|| home.set().missing(CONTENTS))?;
+        let contents = home.set().readable_contents()?;
         let age = identity.age().unwrap_or_default();
-        Ok(Some((home, age, contents.version())))
+        Ok(Some((home, age, contents)))
     }
 
     /// Pins what is to take the place of what counts, beside it.

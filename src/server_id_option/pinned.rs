@@ -14,6 +14,7 @@ use crate::katran::Start;
 use crate::pins::Content;
 use crate::pins::Home;
 use crate::pins::MAIN;
+use crate::pins::Part;
 use crate::pins::Tenant;
 use crate::pins::remove_if_there;
 
@@ -95,11 +96,21 @@ impl ServerIdOption {
 
     fn adopt_whole(directory: &Path) -> Result<Option<(Self, Start)>> {
         environment::check_kernel()?;
-        let Some((home, age, by_version)) = Home::whole(directory, Tenant::ServerIdOption, None)?
+        let Some((home, age, contents)) = Home::whole(directory, Tenant::ServerIdOption, None)?
         else {
             return Ok(None);
         };
-        let mut option = Self::load_over(|name| home.set().map(name).map(Some))?;
+        let knows_counters = contents.knows(Part::Counters);
+        if !knows_counters {
+            log::warn!(
+                "counters of katran {} have another form: they begin at 0",
+                contents.version()
+            );
+        }
+        let mut option = Self::load_over(|name| match name != COUNTERS || knows_counters {
+            true => home.set().map(name).map(Some),
+            false => Ok(None),
+        })?;
         // That of an adoption that was cut off may be there as well.
         let programs = home.programs(MAIN)?;
         let programs: Vec<_> = programs.iter().map(AsFd::as_fd).collect();
@@ -115,7 +126,13 @@ impl ServerIdOption {
         }
         option.put_in_place(&home)?;
         option.home = Some(home);
-        Ok(Some((option, Start::Adopted { age, by_version })))
+        Ok(Some((
+            option,
+            Start::Adopted {
+                age,
+                by_version: contents.version(),
+            },
+        )))
     }
 
     /// Puts the program of this handle in the place of those that are attached.

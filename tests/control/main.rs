@@ -22,6 +22,7 @@ mod monitor_ends;
 mod pinned;
 mod pins;
 mod refusals;
+mod relaid;
 mod replaced;
 mod swaps;
 mod threads;

@@ -3,24 +3,25 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
 use super::share::is_same;
 use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
-use crate::katran::adopt::inner_tables;
+use crate::katran::adopt::flow_tables_in;
 use crate::kernel::kernel_error;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::Counted;
-use crate::maps::FALLBACK_FLOWS;
-use crate::maps::FlowTable;
 use crate::maps::FlowTables;
 use crate::maps::Reader;
+use crate::pins::Home;
+use crate::pins::Part;
 use crate::pins::PinnedSet;
-use crate::sys::nested::MapArray;
 
 impl Katran {
     /// Ends a replacement that the owner before has begun, in favour of the set that counts: all attachments have its
@@ -34,9 +35,7 @@ impl Katran {
         }
         log::info!("a replacement of the balancer was cut off: what is left of it goes");
         if let Some(checks) = &mut self.healthchecks {
-            let program = checks.program().try_clone_to_owned();
-            let program = program.map_err(|error| kernel_error("open", "healthcheck", error))?;
-            let switched = checks.switch(program.as_fd());
+            let switched = checks.switch_to_own();
             let _for_good = switched.map_err(|(error, _)| error)?;
         }
         // Packets may still be in the other one's programs.
@@ -45,7 +44,8 @@ impl Katran {
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
-        match self.carriers_from(&other) {
+        let carriers = carriers_from(&other, self.counting_maps());
+        match carriers {
             Ok(carriers) => {
                 self.carriers = carriers;
                 self.carry_counters();
@@ -55,52 +55,106 @@ impl Katran {
                 return Ok(());
             }
         }
-        if let Some(kept) = kept {
-            let flows = flows_of(&other, &kept.config);
-            let entered = flows.and_then(|flows| self.enter_flows(&flows, Reader::Packets));
-            if let Err(error) = entered {
-                log::warn!("some flows of the meantime are not known: {error}");
-            }
-            self.void_entries_of(&kept.table);
-        }
+        self.take_flows_of(&other, kept);
         if self.carriers.is_empty() {
             self.unstage_set();
         }
         Ok(())
     }
 
-    /// What carries the counters of another set's maps that are not those of this one.
-    fn carriers_from(&self, other: &PinnedSet) -> Result<Vec<Carrier>> {
-        let failed = |error| kernel_error("load", "what carries counters", error);
-        let mut carriers = Vec::new();
-        for (name, to) in self.counting_maps() {
-            let Some(counted) = Counted::of(name) else {
-                continue;
-            };
-            let from = match name {
-                "probe_counters" => other.probe_map(name),
-                _ => other.map(name),
-            };
-            let from = match from {
-                // It was not filled to the end, so no packet was in it.
-                Err(Error::NotFound { .. }) => continue,
-                from => from?,
-            };
-            if is_same(from.as_fd(), to).map_err(failed)? {
-                continue;
-            }
-            match Carrier::new(counted, from.as_fd(), to) {
-                Ok(carrier) => carriers.push(carrier),
-                // No owner could ever carry it, and a whole balancer's memory would wait for one.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
-                    "what was counted in {name} in the meantime is lost: another version of the crate counts in \
-                     another form"
-                ),
-                Err(error) => return Err(failed(error)),
+    /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
+    /// one that does not has counted comes to that set. Attachments have its programs. The other one is still there.
+    pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
+        let (set, other) = (home.set(), home.next_set());
+        self.outlast(Vec::new());
+        let kept = kept_of(&other)?;
+        if let Some(kept) = &kept {
+            self.burn_numbers_of(&kept.table);
+        }
+        let contents = set.contents()?;
+        let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
+        let mut maps = Vec::new();
+        for name in COUNTING {
+            if Part::of(name).is_some_and(knows) {
+                maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
             }
         }
-        Ok(carriers)
+        let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
+        let failed = |error| kernel_error("carry", "the counters", error);
+        for carrier in carriers_from(&other, maps)? {
+            carrier.carry().map_err(failed)?;
+        }
+        self.take_flows_of(&other, kept);
+        Ok(())
     }
+
+    /// What the packets that went by another set have been told to remember, but for what means nothing here.
+    fn take_flows_of(&mut self, other: &PinnedSet, kept: Option<Kept>) {
+        let Some(kept) = kept else {
+            return;
+        };
+        let entered = flows_of(other, &kept.config).and_then(|flows| match flows {
+            Some(flows) => self.enter_flows(&flows, Reader::Packets),
+            None => Ok(()),
+        });
+        if let Err(error) = entered {
+            log::warn!("some flows of the meantime are not known: {error}");
+        }
+        self.void_entries_of(&kept.table);
+    }
+}
+
+/// Maps that count what packets do.
+const COUNTING: [&str; 4] = ["cpus", "vip_counters", "real_counters", PROBE_COUNTERS];
+const PROBE_COUNTERS: &str = "probe_counters";
+
+fn counting_map(set: &PinnedSet, name: &str) -> Result<Option<OwnedFd>> {
+    let map = match name {
+        PROBE_COUNTERS => set.probe_map(name),
+        _ => set.map(name),
+    };
+    match map {
+        Err(Error::NotFound { .. }) => Ok(None),
+        map => map.map(Some),
+    }
+}
+
+/// What carries the counters of a set's maps to others of their names, where those are others.
+fn carriers_from<'a>(
+    set: &PinnedSet,
+    maps: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
+) -> Result<Vec<Carrier>> {
+    let failed = |error| kernel_error("load", "what carries counters", error);
+    let Some(contents) = set.contents()? else {
+        return Ok(Vec::new());
+    };
+    let mut carriers = Vec::new();
+    for (name, to) in maps {
+        let (Some(counted), Some(part)) = (Counted::of(name), Part::of(name)) else {
+            continue;
+        };
+        // Where it was not filled to the end no packet was in it.
+        let Some(from) = counting_map(set, name)? else {
+            continue;
+        };
+        if is_same(from.as_fd(), to).map_err(failed)? {
+            continue;
+        }
+        let carrier = match contents.knows(part) {
+            true => Carrier::new(counted, from.as_fd(), to),
+            false => Err(io::ErrorKind::InvalidData.into()),
+        };
+        match carrier {
+            Ok(carrier) => carriers.push(carrier),
+            // No owner could ever carry it, and a whole balancer's memory would wait for one.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
+                "what was counted in {name} in the meantime is lost: katran {} counts in another form",
+                contents.version()
+            ),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(carriers)
 }
 
 /// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it.
@@ -111,16 +165,10 @@ fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     Ok(read.map(|(_, replayed)| replayed.kept))
 }
 
-/// The flow tables of a set.
-fn flows_of(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
-    let failed = |error| kernel_error("open", "flow tables", error);
-    let inner = inner_tables(set, config)?;
-    let fallback = set.map("fallback_flows")?;
-    let fallback = FlowTable::new(config.flow_table, FALLBACK_FLOWS, fallback);
-    let outer = MapArray::new(set.map("flow_tables")?);
-    Ok(FlowTables {
-        of_cpus: inner.flows,
-        fallback: fallback.map_err(failed)?,
-        outer: outer.map_err(failed)?,
-    })
+/// The flow tables of a set; `None`: they have another form.
+fn flows_of(set: &PinnedSet, config: &Config) -> Result<Option<FlowTables>> {
+    match set.contents()?.is_some_and(|of| of.knows(Part::Flows)) {
+        true => flow_tables_in(set, config).map(Some),
+        false => Ok(None),
+    }
 }

@@ -61,19 +61,7 @@ impl Katran {
         self.table = table;
         self.take_names(before)?;
         self.take_reals(before)?;
-        let vips: Vec<(Vip, VipEntry)> = self
-            .table
-            .vips()
-            .map(|(vip, entry)| (*vip, entry.clone()))
-            .collect();
-        self.kinds = VipKinds::of(vips.iter().map(|(vip, _)| vip));
-        self.maps.live.set_vip_kinds(self.kinds);
-        for (vip, entry) in &vips {
-            let addressed = self.maps.vip_addresses.add(vip);
-            self.kernel
-                .check("add the address of", &vip.to_string(), addressed)?;
-            self.insert(vip, entry.number)?;
-        }
+        let vips = self.enter_vips()?;
         self.write_names()?;
         self.maps.live.take_over(&before.maps.live);
         self.monitored = Arc::clone(&before.monitored);
@@ -93,6 +81,21 @@ impl Katran {
         let found = before.maps.voids.found();
         let found = found.map_err(|error| kernel_error("read", "down_reals", error))?;
         self.void_again(&found)
+    }
+
+    /// Has packets find the VIPs that there are, which have no rings yet.
+    pub(in crate::katran) fn enter_vips(&mut self) -> Result<Vec<(Vip, VipEntry)>> {
+        let vips = self.table.vips();
+        let vips: Vec<(Vip, VipEntry)> = vips.map(|(vip, entry)| (*vip, entry.clone())).collect();
+        self.kinds = VipKinds::of(vips.iter().map(|(vip, _)| vip));
+        self.maps.live.set_vip_kinds(self.kinds);
+        for (vip, entry) in &vips {
+            let addressed = self.maps.vip_addresses.add(vip);
+            self.kernel
+                .check("add the address of", &vip.to_string(), addressed)?;
+            self.insert(vip, entry.number)?;
+        }
+        Ok(vips)
     }
 
     fn take_names(&mut self, before: &Self) -> Result<()> {
@@ -145,7 +148,8 @@ impl Katran {
         Ok(())
     }
 
-    fn write_names(&mut self) -> Result<()> {
+    /// Has packets know what names reals.
+    pub(in crate::katran) fn write_names(&mut self) -> Result<()> {
         let id_of = |real| {
             let address = self.table.address_of(real)?;
             let of = self.table.real(address)?;
@@ -178,11 +182,7 @@ impl Katran {
     fn take_ring(&mut self, before: &Self, vip: &Vip, entry: &VipEntry) -> Result<()> {
         let place = usize::from(entry.number.0);
         if !self.has_slots_of(before) {
-            let endpoints = self.table.endpoints(entry);
-            let (flags, function) = (entry.flags, entry.hash_function);
-            let new = self.write_ring(vip, flags, place, function, &endpoints, &entry.down)?;
-            self.switch_to(vip, place, flags, !endpoints.is_empty(), &new);
-            return Ok(());
+            return self.make_ring(vip, entry);
         }
         self.copy_ring(before, vip, place)?;
         let cell = self.cell_of(entry);
@@ -190,9 +190,27 @@ impl Katran {
         Ok(())
     }
 
+    /// Gives a VIP that has no ring the one that the records say.
+    pub(in crate::katran) fn make_ring(&mut self, vip: &Vip, entry: &VipEntry) -> Result<()> {
+        let place = usize::from(entry.number.0);
+        let endpoints = self.table.endpoints(entry);
+        let (flags, function) = (entry.flags, entry.hash_function);
+        let new = self.write_ring(vip, flags, place, function, &endpoints, &entry.down)?;
+        self.switch_to(vip, place, flags, !endpoints.is_empty(), &new);
+        Ok(())
+    }
+
     /// Where flows are in other slots, all that tables know of them counts.
     fn remember_all(&mut self, before: &Self, vips: &[(Vip, VipEntry)]) -> Result<()> {
-        if self.has_slots_of(before) || self.config.flow_tracking == FlowTracking::All {
+        match self.has_slots_of(before) {
+            true => Ok(()),
+            false => self.ask_tables(vips),
+        }
+    }
+
+    /// All that flow tables know of these VIPs counts.
+    pub(in crate::katran) fn ask_tables(&mut self, vips: &[(Vip, VipEntry)]) -> Result<()> {
+        if self.config.flow_tracking == FlowTracking::All {
             return Ok(());
         }
         let tracked = vips.iter();
@@ -204,7 +222,7 @@ impl Katran {
     }
 
     /// Enters the flows that another balancer knows, where tables are not the same ones.
-    pub(super) fn enter_flows(&self, its: &FlowTables, reader: Reader) -> Result<()> {
+    pub(in crate::katran) fn enter_flows(&self, its: &FlowTables, reader: Reader) -> Result<()> {
         let records = self.per_cpu()?;
         let own = &self.maps.flows;
         let mut pairs = Vec::new();

@@ -1,0 +1,450 @@
+//! Goes on with a balancer whose set has another layout. A set of this version's is made beside it, of what the ledger has
+//! kept and of those maps that mean the same in both, and takes its place as in a replacement (`katran/replace.rs`): whenever
+//! the process ends, the next owner finds one of the two, whole. The ledger of the one before stays as it is.
+
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::HOPS;
+use super::flow_tables_in;
+use super::inner_tables;
+use super::unsupported;
+use crate::config::Config;
+use crate::config::Machine;
+use crate::config::MapRow;
+use crate::config::estimate;
+use crate::document::ProbeMatch;
+use crate::error::Error;
+use crate::error::Result;
+use crate::healthcheck::HealthChecks;
+use crate::katran::Katran;
+use crate::katran::load::Taken;
+use crate::katran::load::assemble;
+use crate::katran::load::available_or;
+use crate::katran::load::flow_tables;
+use crate::katran::load::global_tables;
+use crate::katran::load::tick;
+use crate::katran::object::Fixed;
+use crate::katran::object::InnerTables;
+use crate::katran::repair::CutOff;
+use crate::katran::repair::spoiled;
+use crate::kernel::kernel_error;
+use crate::kernel::map_error;
+use crate::ledger::Drawn;
+use crate::ledger::Kept;
+use crate::ledger::Replayed;
+use crate::ledger::Small;
+use crate::maps::Carrier;
+use crate::maps::Counted;
+use crate::maps::FlowHashKeys;
+use crate::maps::FlowTables;
+use crate::maps::Live;
+use crate::maps::Reader;
+use crate::maps::VipHash;
+use crate::maps::create_chunk;
+use crate::pins::Contents;
+use crate::pins::Home;
+use crate::pins::Part;
+use crate::pins::PinnedSet;
+use crate::pins::Seat;
+use crate::sys::map;
+use crate::sys::ticks::ticks;
+use crate::table::RealRecord;
+use crate::types::NextHops;
+
+/// Which maps of the other set are this one's, too.
+struct Shared {
+    state: bool,
+    flows: bool,
+    counters: bool,
+    probes: bool,
+}
+
+impl Shared {
+    /// `in_steps`: an `apply` was cut off, whose steps are to be undone where the next owner of the other set sees
+    /// nothing of it.
+    fn of(contents: &Contents, in_steps: bool) -> Self {
+        Self {
+            state: contents.knows(Part::State) && !in_steps,
+            flows: contents.knows(Part::Flows),
+            counters: contents.knows(Part::Counters),
+            probes: contents.knows(Part::Probes),
+        }
+    }
+
+    /// Whether flow tables are those of both: how much of them is in use is said beside the counters of each CPU.
+    fn has_tables(&self) -> bool {
+        self.flows && self.counters
+    }
+
+    fn has(&self, map: &str) -> bool {
+        match (Part::of(map), map) {
+            (Some(Part::Flows), "flows" | "flow_tables" | "fallback_flows")
+            | (Some(Part::Counters), "cpus") => self.has_tables(),
+            (Some(Part::State), _) => self.state,
+            (Some(Part::Flows), _) => self.flows,
+            (Some(Part::Counters), _) => self.counters,
+            (Some(Part::Probes), _) => self.probes,
+            (None, _) => false,
+        }
+    }
+
+    fn tell(&self, contents: &Contents) {
+        log::warn!(
+            "the balancer has layout {} of katran {}: one of this version takes its place",
+            contents.layout(),
+            contents.version()
+        );
+        for (is_kept, what) in [
+            (
+                contents.knows(Part::State),
+                "rings are made again: flows that no table knows go where they lead",
+            ),
+            (
+                self.flows,
+                "flow tables begin empty: connections that are not where their rings lead move there",
+            ),
+            (self.counters, "counters begin at 0"),
+            (self.probes, "counters of probes begin at 0"),
+        ] {
+            if !is_kept {
+                log::warn!("{what}");
+            }
+        }
+    }
+}
+
+pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Result<Katran> {
+    let Replayed {
+        mut kept,
+        under_way,
+        before,
+    } = replayed;
+    let shared = Shared::of(contents, before.is_some());
+    shared.tell(contents);
+    let cut_off = under_way
+        .map(|intent| CutOff::give_up(&mut kept, intent))
+        .transpose()
+        .map_err(spoiled)?;
+    let set = home.set();
+    // Those whose entries are entered one by one.
+    let flows = match shared.flows && !shared.has_tables() {
+        true => Some(flow_tables_in(&set, &kept.config)?),
+        false => None,
+    };
+    let mut katran = load(&home, &kept, &shared, flows.as_ref())?;
+    home.keep_tenure(katran.maps.live.tenure());
+    let held = katran.maps.voids.hold();
+    let carriers = match shared.counters && !shared.has_tables() {
+        true => vec![carrier_of_cpus(&set, &katran)?],
+        false => Vec::new(),
+    };
+    if let Some(flows) = &flows {
+        katran.enter_flows(flows, Reader::Nobody)?;
+    }
+    let small = katran.take_state(kept, &shared)?;
+    katran.take_probes(small, &set, &shared)?;
+    if let Some(cut_off) = cut_off {
+        katran.repair(cut_off)?;
+    }
+    if let Some(before) = before {
+        katran.undo_group(&before);
+    }
+    let lost = katran.resume_attachments(&home)?;
+    if home.next_set().is_there() {
+        katran.go_back_to(&home)?;
+    }
+    if let Some(checks) = &mut katran.healthchecks {
+        checks.keep_in(home.attached());
+    }
+    katran.be_ready(&shared)?;
+    let seat = katran.stage_in(&home)?;
+    katran.take_the_place(&home, &seat)?;
+    katran.home = Some(home);
+    katran.carriers = carriers;
+    katran.outlast(Vec::new());
+    if let Some(flows) = flows
+        && let Err(error) = katran.enter_flows(&flows, Reader::Packets)
+    {
+        log::warn!("some flows of the last moment are not known: {error}");
+    }
+    drop(held);
+    katran.shared.remove_leftovers();
+    if katran.carriers.is_empty() {
+        katran.unstage_set();
+    }
+    katran.note_attached();
+    // First: to attach may take the seconds in which a gateway is looked for.
+    katran.keep_house()?;
+    katran.put_back_what_is_gone(lost);
+    Ok(katran)
+}
+
+/// Loads this version's programs over those maps of the set that are shared, with others for the rest. `flows`: those
+/// that are to be entered.
+fn load(home: &Home, kept: &Kept, shared: &Shared, flows: Option<&FlowTables>) -> Result<Katran> {
+    let config = &kept.config;
+    let set = home.set();
+    let cpus = map::possible_cpus()
+        .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+    let drawn = drawn_for(&kept.drawn, config, shared)?;
+    let fixed = Fixed::restored(&drawn, config, tick()?, cpus as u32)
+        .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
+    let maps = shared_maps(&set, config, shared)?;
+    let estimate = estimate(config, cpus as u64);
+    let others = estimate.maps().iter().filter(|map| !shared.has(map.name));
+    let needed = available_or(others.map(|map| map.at_load).sum())?;
+    let theirs = match shared.flows {
+        true => Some(inner_tables(&set, config)?),
+        false => None,
+    };
+    let (tables, global) = match theirs {
+        Some(theirs) if shared.has_tables() => (Some(theirs.flows), Some(theirs.global)),
+        theirs => (None, theirs.map(|theirs| theirs.global)),
+    };
+    let first_chunk = match shared.state {
+        true => None,
+        false => Some(
+            create_chunk(config.ring_size)
+                .map_err(|error| map_error("ring_chunk", needed, error))?,
+        ),
+    };
+    let inner = InnerTables {
+        first_chunk,
+        flows: tables.map_or_else(|| flow_tables(config), Ok)?,
+        global: global.map_or_else(|| global_tables(config), Ok)?,
+        tenure: Arc::default(),
+    };
+    let longest =
+        longest_frame(&maps).map_err(|error| kernel_error("take over", ".data.live", error))?;
+    let taken = Taken {
+        maps: maps
+            .iter()
+            .map(|(name, map)| (*name, map.as_fd()))
+            .collect(),
+        sets: flows.map(sets_in_use).transpose()?,
+    };
+    let katran = assemble(config.clone(), fixed, inner, needed, &taken)?;
+    if let Some(longest) = longest {
+        katran.maps.live.set_max_frame(longest);
+    }
+    Ok(katran)
+}
+
+/// Those maps of the set that are this balancer's, but for those of health checks and those inside others.
+fn shared_maps(
+    set: &PinnedSet,
+    config: &Config,
+    shared: &Shared,
+) -> Result<Vec<(&'static str, OwnedFd)>> {
+    let is_pinned = |name: &&str| {
+        let is_inside = ["flows", "ring_chunk"].contains(name);
+        let is_nobodys = HOPS.contains(name) && config.next_hops == NextHops::Gateway;
+        let is_made = MapRow::of(name).is_some_and(|row| row.is_made(config));
+        is_made && !is_inside && !is_nobodys && Part::of(name) != Some(Part::Probes)
+    };
+    let names = MapRow::names().filter(is_pinned);
+    let names = names.filter(|name| shared.has(name));
+    names.map(|name| Ok((name, set.map(name)?))).collect()
+}
+
+/// The longest frame that packets go by, if that is kept: a new balancer begins with that of no interface.
+fn longest_frame(maps: &[(&'static str, OwnedFd)]) -> std::io::Result<Option<u32>> {
+    let Some((_, live)) = maps.iter().find(|(name, _)| *name == ".data.live") else {
+        return Ok(None);
+    };
+    let live = Live::new(live.try_clone()?, Arc::default())?;
+    Ok(Some(live.max_frame()))
+}
+
+/// What was drawn; drawn again where this version takes other keys, for what is not shared.
+fn drawn_for(drawn: &Drawn, config: &Config, shared: &Shared) -> Result<Drawn> {
+    let failed = |error| kernel_error("draw random keys for", "the maps", error);
+    let mut drawn = drawn.clone();
+    if !shared.flows && FlowHashKeys::of(&drawn.flow_keys).is_none() {
+        drawn.flow_keys = FlowHashKeys::draw().map_err(failed)?.keys().to_vec();
+    }
+    let max_vips = config.max_vips.into();
+    if !shared.state && VipHash::of(&drawn.vip_keys, max_vips).is_none() {
+        let hash = VipHash::draw(max_vips).map_err(failed)?;
+        drawn.vip_keys = hash.keys().to_vec();
+    }
+    Ok(drawn)
+}
+
+/// How many sets of flow tables are in use, by what is in them.
+fn sets_in_use(flows: &FlowTables) -> Result<u32> {
+    let failed = |error| kernel_error("read", "flow_tables", error);
+    let mut used = flows.of_cpus.iter().map(|(_, table)| table.sets_in_use());
+    used.try_fold(1, |most, used| Ok(most.max(used.map_err(failed)?)))
+}
+
+fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Carrier> {
+    let from = set.map("cpus")?;
+    let carrier = Carrier::new(Counted::Cpus, from.as_fd(), katran.maps.cpus.as_fd());
+    carrier.map_err(|error| kernel_error("load", "what carries counters", error))
+}
+
+impl Katran {
+    /// Takes over what the ledger has kept, and what packets see of it as far as that is shared; the rest is written.
+    fn take_state(&mut self, kept: Kept, shared: &Shared) -> Result<Small> {
+        if shared.state {
+            let resumed = self.maps.server_ids.resume(&self.maps.live);
+            resumed.map_err(|error| kernel_error("take over", "server_ids", error))?;
+        }
+        let small = self.take_kept(kept);
+        match shared.state {
+            true => {
+                let reals = self.table.reals();
+                let of_v6 = reals.filter(|(address, _)| address.is_ipv6()).count();
+                self.links.count_reals(of_v6, 0);
+                self.resume_rings()?;
+            }
+            false => self.write_state(shared)?,
+        }
+        self.resume_voids()?;
+        // Nobody reads them yet.
+        self.maps.live.set_events(0, 0);
+        if let Some(vip) = small.watched {
+            self.stats_mut().watch_misses(vip)?;
+        }
+        Ok(small)
+    }
+
+    /// Has packets see what the table says.
+    fn write_state(&mut self, shared: &Shared) -> Result<()> {
+        let reals = self.table.reals();
+        let reals: Vec<_> = reals
+            .map(|(address, entry)| RealRecord {
+                number: entry.number,
+                address,
+                generation: entry.generation,
+                flags: entry.flags,
+            })
+            .collect();
+        self.publish_reals(&reals);
+        let vips = self.enter_vips()?;
+        self.write_names()?;
+        self.maps.rings.reserve(&self.kernel, vips.len() as u32)?;
+        for (vip, entry) in &vips {
+            self.make_ring(vip, entry)?;
+        }
+        match shared.flows {
+            true => self.ask_tables(&vips),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of health checks, if there is a path for them.
+    fn take_probes(&mut self, small: Small, set: &PinnedSet, shared: &Shared) -> Result<()> {
+        if set.probe()?.is_none() {
+            return match self.config.healthcheck_interface {
+                Some(_) => Err(set.missing("healthcheck")),
+                None => Ok(()),
+            };
+        }
+        let machine: Machine<'_> = self.machine();
+        let checks = HealthChecks::load_over(&machine, |name| match shared.probes {
+            true => set.probe_map(name).map(Some),
+            false => Ok(None),
+        })?;
+        self.put_healthchecks(Some(checks));
+        if let Some(checks) = &mut self.healthchecks
+            && shared.probes
+        {
+            return checks.restore(&self.kernel, small.marks, small.matches, small.probes);
+        }
+        let mut probes = self.probes_mut();
+        for (mark, real) in small.marks {
+            probes.map_mark(mark, real)?;
+        }
+        for (by, real) in small.matches {
+            match by {
+                ProbeMatch::Destination(address) => probes.match_destination(address, real)?,
+                ProbeMatch::Source(address) => probes.match_source(address, real)?,
+            }
+        }
+        let mut registered = small.probes.into_iter();
+        registered.try_for_each(|vip| probes.register(vip))
+    }
+
+    /// Ends a replacement that was cut off before: packets go by the set that counts, and the other one goes.
+    fn go_back_to(&mut self, home: &Home) -> Result<()> {
+        let set = home.set();
+        let entrances = set.entrances()?;
+        let entrance = entrances.first().ok_or_else(|| set.missing("program"))?;
+        let switched = self.attachments.switch(entrance.main.as_fd());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        let switched = self.shared.switch(entrance.entry_set());
+        let _for_good = switched.map_err(|(error, _)| error)?;
+        if let (Some(checks), Some(program)) = (&mut self.healthchecks, set.probe()?) {
+            let switched = checks.switch(program.as_fd());
+            let _for_good = switched.map_err(|(error, _)| error)?;
+        }
+        self.end_replacement_of(home)
+    }
+
+    /// What can fail, or takes its time, of what follows attachments, before packets are on this one.
+    fn be_ready(&mut self, shared: &Shared) -> Result<()> {
+        if shared.state {
+            return Ok(());
+        }
+        if self.wanted().needs_watching() {
+            let reasons = self.reasons();
+            self.follow_for_all(&reasons)?;
+        }
+        self.note_attached();
+        self.maps.live.show_life(ticks(self.fixed.tick));
+        Ok(())
+    }
+
+    /// Gives all attachments the programs of this one, and makes its set the one that counts.
+    ///
+    /// # Errors
+    /// What refuses it; what was there works on.
+    fn take_the_place(&mut self, home: &Home, seat: &Seat) -> Result<()> {
+        let Err((error, strays)) = self.switch_and_commit(home, seat) else {
+            return Ok(());
+        };
+        // What packets may still meet stays pinned, by which the next owner knows it.
+        if !strays {
+            self.outlast(Vec::new());
+            home.unstage_next();
+        }
+        Err(error)
+    }
+
+    fn switch_and_commit(
+        &mut self,
+        home: &Home,
+        seat: &Seat,
+    ) -> std::result::Result<(), (Error, bool)> {
+        let links = self.attachments.switch(self.programs.main.as_fd())?;
+        let entries = match self.shared.switch(self.programs.entry_set()) {
+            Ok(entries) => entries,
+            Err((error, strays)) => {
+                let more = self.attachments.switch_back(links);
+                return Err((error, strays || more));
+            }
+        };
+        let checks = self.healthchecks.as_mut();
+        let checks = checks.map(HealthChecks::switch_to_own).transpose();
+        let (checks, committed) = match checks {
+            Ok(checks) => (
+                checks,
+                home.commit_set(seat).map_err(|error| (error, false)),
+            ),
+            Err(refused) => (None, Err(refused)),
+        };
+        let Err((error, mut strays)) = committed else {
+            return Ok(());
+        };
+        if let (Some(own), Some(checks)) = (&mut self.healthchecks, checks) {
+            strays |= own.switch_back(checks);
+        }
+        strays |= self.shared.switch_back(entries);
+        strays |= self.attachments.switch_back(links);
+        Err((error, strays))
+    }
+}

@@ -1,0 +1,65 @@
+//! Layouts of sets, by number: what programs and maps mean, and the parts that move over together to a set of another layout,
+//! if theirs is the same in both.
+
+/// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
+/// with what this one has pinned, and with it each of the [parts](BALANCER) that has changed: those that have not move over.
+pub(super) const LAYOUT: u64 = 3;
+
+/// What the maps of each part mean; 0: there is none. Count one up whenever its maps change, or their sizes.
+pub(super) const BALANCER: [u64; PARTS] = [1, 1, 1, 1, 0, 0];
+
+/// The same of a decapsulator, and of a server id option, which have no flows and no probes.
+pub(super) const DECAPSULATOR: u64 = 2;
+pub(super) const SERVER_ID_OPTION: u64 = 2;
+pub(super) const OTHERS: [u64; PARTS] = [1, 0, 1, 0, 0, 0];
+
+/// How many parts there can be: words for them.
+pub(super) const PARTS: usize = 6;
+
+/// A part of a set. The numbers are those of words of `contents.rs`, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Of a balancer: VIPs, reals, rings with their histories, names of reals, next hops. Of others: all that they know.
+    State = 0,
+    /// Which real a flow is on, and which of that is void.
+    Flows = 1,
+    /// What is counted of packets.
+    Counters = 2,
+    /// The tables and counters of health checks.
+    Probes = 3,
+}
+
+impl Part {
+    /// That of a balancer's map. `None`: it is made anew with each set, for nothing in it is to be kept.
+    pub(crate) fn of(map: &str) -> Option<Self> {
+        Some(match map {
+            "rings" | "ring_chunk" | "prefix_vips" | "vip_addresses" | ".data.vip_heads"
+            | ".data.vip_infos" | ".data.reals" | ".data.live" | ".data.hops" | ".data.ports"
+            | "devices" | "server_ids" | "source_routes_v4" | "source_routes_v6"
+            | "decap_destinations" | "allowed_sources" | "egress_sources" => Self::State,
+            "flows" | "flow_tables" | "fallback_flows" | "global_flows" | "global_fallback"
+            | "down_reals" => Self::Flows,
+            "cpus" | "vip_counters" | "real_counters" => Self::Counters,
+            "marks" | "destinations" | "sources" | "ways" | "probe_keys" | "probe_counters"
+            | "probe_flows" | "probe_totals" | ".data.settings" => Self::Probes,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MapRow;
+
+    #[test]
+    fn every_map_is_of_a_part_or_made_anew() {
+        let anew: Vec<_> = MapRow::names()
+            .filter(|name| Part::of(name).is_none())
+            .collect();
+        assert_eq!(
+            anew,
+            ["explanations", "rodata", "special_programs", "events"]
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! A pinned balancer of another layout, as another version of the crate leaves it, adopted: a set of this version's takes
+//! its place, with all that it knew. Another layout is made by the words of the map `contents`.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use katran::Error;
+use katran::Features;
+use katran::FlowTracking;
+use katran::Katran;
+use katran::NextHops;
+use katran::Start;
+use katran::VipFlags;
+use katran::XdpMode;
+use katran::flows::Simulation;
+use katran::flows::Verdict;
+use katran::stats::Counters;
+use katran_lab::Host;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::adopted::answers;
+use crate::adopted::fill;
+use crate::adopted::rich;
+use crate::common::bpf;
+use crate::common::builder;
+use crate::common::faults::MAP_CREATE;
+use crate::common::faults::MAP_UPDATE_ELEM;
+use crate::common::faults::PROG_LOAD;
+use crate::common::faults::without_call;
+use crate::common::faults::without_commands;
+use crate::common::fixtures::A;
+use crate::common::fixtures::VIP4;
+use crate::common::fixtures::flow_v4;
+use crate::common::frames::syn;
+use crate::common::load;
+use crate::common::pins;
+use crate::common::pins::tree;
+use crate::common::serve;
+use crate::common::vip;
+
+/// Words of `contents`: the layout of the set, and those of its parts.
+const LAYOUT: usize = 1;
+const STATE: usize = 2;
+const FLOWS: usize = 3;
+const COUNTERS: usize = 4;
+const PROBES: usize = 5;
+/// The command of bpf(2) that pins, as in linux/bpf.h.
+const OBJ_PIN: u32 = 6;
+/// A layout that no version has.
+const OTHER: u64 = 0xffff;
+
+fn directory() -> PathBuf {
+    require_root();
+    private_bpf_fs().unwrap().join("katran")
+}
+
+fn words(set: &Path) -> Vec<u64> {
+    let contents = pins::open(&set.join("contents"));
+    let value = bpf::lookup(contents.as_fd(), &[0; 4]).unwrap();
+    let words = value.chunks_exact(8);
+    words
+        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+        .collect()
+}
+
+/// Gives a set another layout, in these parts.
+fn relay(set: &Path, parts: &[usize]) {
+    let mut words = words(set);
+    for at in parts.iter().chain([&LAYOUT]) {
+        words[*at] = OTHER;
+    }
+    let value: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
+    let contents = pins::open(&set.join("contents"));
+    bpf::update(contents.as_fd(), &[0; 4], &value);
+}
+
+/// All that is counted and does not go on by itself.
+fn counted(of: &Counters) -> impl PartialEq + std::fmt::Debug + use<> {
+    let cpus: Vec<_> = of.cpus.iter().map(|cpu| cpu.forwarded).collect();
+    (
+        of.totals,
+        of.vips.clone(),
+        of.reals.clone(),
+        of.flow_table,
+        cpus,
+    )
+}
+
+/// What can be told of a balancer.
+struct Known {
+    state: katran::State,
+    numbers: Vec<(std::net::IpAddr, katran::RealNumber)>,
+    counters: Counters,
+    answers: Vec<Simulation>,
+}
+
+impl Known {
+    /// Packets have been through it, and have made entries of flows.
+    fn of(katran: &Katran) -> Self {
+        answers(katran);
+        let answers = answers(katran);
+        Self {
+            state: katran.state(),
+            numbers: katran.real_numbers(),
+            counters: katran.counters().unwrap(),
+            answers,
+        }
+    }
+
+    fn assert_same(&self, katran: &Katran, parts: &[usize]) {
+        assert_eq!(katran.state(), self.state, "{parts:?}");
+        assert_eq!(katran.real_numbers(), self.numbers, "{parts:?}");
+        let counters = katran.counters().unwrap();
+        let none = builder().load().unwrap().counters().unwrap().totals;
+        match parts.contains(&COUNTERS) {
+            true => assert_eq!(counters.totals, none, "{parts:?}"),
+            false => assert_eq!(counted(&counters), counted(&self.counters), "{parts:?}"),
+        }
+        match parts.contains(&PROBES) {
+            true => {}
+            false => assert_eq!(counters.probes, self.counters.probes, "{parts:?}"),
+        }
+    }
+}
+
+fn adopt(directory: &Path) -> Katran {
+    let (katran, start) = builder().pin(directory).adopt_or_load().unwrap();
+    let Start::Adopted { by_version, .. } = start else {
+        panic!("there was one");
+    };
+    assert_eq!(by_version, env!("CARGO_PKG_VERSION"));
+    katran
+}
+
+/// Nothing of it is lost but what a part knows that this version cannot read.
+#[test]
+fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
+    let all = FlowTracking::All;
+    let changed = FlowTracking::Changed;
+    let kinds: [(FlowTracking, &[&[usize]]); 2] = [
+        (
+            changed,
+            &[&[], &[FLOWS], &[COUNTERS], &[PROBES], &[STATE, COUNTERS]],
+        ),
+        (all, &[&[STATE], &[STATE, FLOWS, COUNTERS, PROBES]]),
+    ];
+    for (tracking, kinds) in kinds {
+        let directory = directory();
+        let mut katran = load(rich(tracking).pin(&directory));
+        fill(&mut katran);
+        let own = words(&directory.join("set"));
+        for parts in kinds {
+            let known = Known::of(&katran);
+            let pinned = tree(&directory);
+            drop(katran);
+            relay(&directory.join("set"), parts);
+            let told = katran::pinned(&directory).unwrap();
+            assert_eq!(told.layout, Some(OTHER));
+            katran = adopt(&directory);
+            known.assert_same(&katran, parts);
+            assert_eq!(tree(&directory), pinned, "{parts:?}");
+            assert_eq!(words(&directory.join("set")), own);
+            for (before, after) in known.answers.iter().zip(&answers(&katran)) {
+                // Those that are not where their ring leads are known by tables, or by the rings' history.
+                match parts.contains(&FLOWS) || parts.contains(&STATE) && tracking == changed {
+                    true => assert_eq!(after.real.is_some(), before.real.is_some()),
+                    false => assert_eq!(after.real, before.real, "{parts:?} {before:?} {after:?}"),
+                }
+            }
+        }
+        // Changes of every kind go on, and the next handle knows them.
+        let features = Features::default() | Features::SOURCE_ROUTING | Features::INLINE_DECAP;
+        katran.reload(features).unwrap();
+        serve(&mut katran, "203.0.113.250:1/tcp", VipFlags::empty(), &[A]);
+        katran.probes_mut().unmap_mark(9).unwrap();
+        katran.remove_vip(vip(VIP4)).unwrap();
+        let state = katran.state();
+        drop(katran);
+        let katran = adopt(&directory);
+        assert_eq!(katran.state(), state);
+        katran.remove().unwrap();
+        assert!(!directory.exists());
+    }
+}
+
+/// The attachment is the same link, and the other program is in it.
+#[test]
+fn links_stay_and_packets_meet_the_new_program() {
+    let directory = directory();
+    let host = Host::new("relaid").unwrap();
+    host.ip("link set lo up").unwrap();
+    let mut katran = load(builder().next_hops(NextHops::PerReal).pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    host.run(|| katran.attach("lo", XdpMode::Generic)).unwrap();
+    let attached = fs::read_dir(directory.join("attached")).unwrap();
+    let link = pins::open(&attached.map(|of| of.unwrap().path()).next().unwrap());
+    let (id, program) = pins::link(link.as_fd());
+    for parts in [&[][..], &[STATE, FLOWS]] {
+        drop(katran);
+        relay(&directory.join("set"), parts);
+        katran = adopt(&directory);
+        let now = pins::link(link.as_fd());
+        assert_eq!(now, (id, pins::program_id(katran.program_fd())));
+        assert_ne!(now.1, program);
+        let ran = bpf::run(katran.program_fd(), &syn(flow_v4()));
+        assert_eq!(ran.verdict, Verdict::Tx);
+        assert_eq!(katran.interfaces().len(), 1);
+    }
+    assert!(!pins::has_program(program));
+    katran.remove().unwrap();
+}
+
+/// A ledger of another layout: what is there forwards on, and the error says what to do.
+#[test]
+fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
+    let directory = directory();
+    let mut katran = load(builder().pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    let ledger = pins::open(&directory.join("set/ledger"));
+    let page = bpf::lookup(ledger.as_fd(), &[0; 4]).unwrap();
+    let mut other = page.clone();
+    other[4..8].copy_from_slice(&99_u32.to_ne_bytes());
+    let take_over = || {
+        let patience = Duration::from_secs(5);
+        builder().pin(&directory).take_over(patience).adopt()
+    };
+    for parts in [None, Some(&[STATE, FLOWS][..])] {
+        parts
+            .into_iter()
+            .for_each(|parts| relay(&directory.join("set"), parts));
+        bpf::update(ledger.as_fd(), &[0; 4], &other);
+        let pinned = tree(&directory);
+        let refused = take_over().unwrap_err();
+        assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
+        let text = refused.to_string();
+        for says in ["layout 99", env!("CARGO_PKG_VERSION"), "katran::remove"] {
+            assert!(text.contains(says), "{text}");
+        }
+        assert!(!katran.is_handed_over());
+        assert_eq!(tree(&directory), pinned);
+        bpf::update(ledger.as_fd(), &[0; 4], &page);
+    }
+    // One that can be read is taken over, in whatever layout the rest is.
+    let state = katran.state();
+    let new = take_over().unwrap();
+    assert!(katran.is_handed_over());
+    assert_eq!(new.state(), state);
+    drop(katran);
+    let program = pins::open(&directory.join("set/programs/program"));
+    drop(new);
+    bpf::update(
+        pins::open(&directory.join("set/ledger")).as_fd(),
+        &[0; 4],
+        &other,
+    );
+    let refused = builder().pin(&directory).adopt_or_load().unwrap_err();
+    assert!(refused.to_string().contains("layout 99"), "{refused}");
+    let ran = bpf::run(program.as_fd(), &syn(flow_v4()));
+    assert_eq!(ran.verdict, Verdict::Tx);
+    katran::remove(&directory).unwrap();
+    assert!(!directory.exists());
+}
+
+/// Whatever the kernel refuses: what was there works on, and the next attempt goes on with it.
+#[test]
+fn one_that_fails_changes_nothing() {
+    let directory = directory();
+    let mut katran = load(rich(FlowTracking::Changed).pin(&directory));
+    fill(&mut katran);
+    let known = Known::of(&katran);
+    let pinned = tree(&directory);
+    drop(katran);
+    relay(&directory.join("set"), &[COUNTERS]);
+    let adopt_again = || builder().pin(&directory).adopt().map(drop);
+    type Fails<'a> = &'a dyn Fn() -> katran::Result<()>;
+    let fails: [(&str, Fails<'_>); 5] = [
+        ("maps", &|| {
+            without_commands(&[MAP_CREATE], Errno::ENOMEM, adopt_again)
+        }),
+        ("programs", &|| {
+            without_commands(&[PROG_LOAD], Errno::EPERM, adopt_again)
+        }),
+        ("pins", &|| {
+            without_commands(&[OBJ_PIN], Errno::ENOSPC, adopt_again)
+        }),
+        ("the exchange", &|| {
+            without_call(libc::SYS_renameat2, Errno::EIO, adopt_again)
+        }),
+        ("elements", &|| {
+            without_commands(&[MAP_UPDATE_ELEM], Errno::ENOMEM, adopt_again)
+        }),
+    ];
+    for (what, fails) in fails {
+        fails().unwrap_err();
+        assert_eq!(tree(&directory), pinned, "{what}");
+        assert_eq!(words(&directory.join("set"))[LAYOUT], OTHER, "{what}");
+    }
+    let katran = adopt(&directory);
+    known.assert_same(&katran, &[COUNTERS]);
+    katran.remove().unwrap();
+}
+
+/// Names that this version does not know are another version's, where the set has its layout.
+#[test]
+fn one_of_another_layout_is_removed_whole() {
+    let directory = directory();
+    drop(load(builder().pin(&directory)));
+    let own = |path: &str| pins::pin(pins::array().as_fd(), &directory.join(path));
+    own("set/maps/of_tomorrow");
+    own("set/of_tomorrow");
+    fs::create_dir(directory.join("set/parts_of_tomorrow")).unwrap();
+    own("set/parts_of_tomorrow/map");
+    relay(&directory.join("set"), &[]);
+    katran::remove(&directory).unwrap();
+    assert!(!directory.exists());
+}
