@@ -43,6 +43,7 @@ use crate::healthcheck::HealthChecks;
 use crate::kernel::kernel_error;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
+use crate::maps::Entries;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTable;
 use crate::maps::FlowTables;
@@ -388,7 +389,14 @@ impl Katran {
             let kernel = &self.kernel;
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
-        self.void_again(&found)
+        self.void_again(&found)?;
+        // Entries of VIPs that are gone may not have been removed to the end.
+        if self.table.reals().len() != 0 {
+            for number in self.table.former_vips() {
+                self.maps.voids.vip_gone(number, Entries::MayCount);
+            }
+        }
+        Ok(())
     }
 
     /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.

@@ -29,6 +29,7 @@ pub(crate) use plan::Limits;
 #[cfg(test)]
 pub(crate) use plan::Plan;
 pub(crate) use records::GivenBack;
+pub(crate) use records::RealEntry;
 pub(crate) use records::Resolved;
 pub(crate) use records::Table;
 pub(crate) use records::VipEntry;

@@ -244,6 +244,11 @@ impl Table {
         }
     }
 
+    /// Numbers that VIPs have had, and that none has now.
+    pub(crate) fn former_vips(&self) -> impl Iterator<Item = u16> + '_ {
+        self.vip_ids.returned()
+    }
+
     /// How many numbers have been given back by now.
     pub(crate) fn given_back(&self) -> GivenBack {
         GivenBack {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use katran::Decap;
 use katran::DecapBuilder;
@@ -13,6 +14,11 @@ use katran::ServerIdOption;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::TcHook;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::PinnedKind;
+use katran::diagnosis::PinnedOwner;
+use katran::diagnosis::PinnedStage;
+use katran::diagnosis::Severity;
 use katran::flows::Verdict;
 use katran_lab::Host;
 use katran_lab::Newer;
@@ -469,6 +475,28 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
         adopt(own).unwrap();
     }
     assert_eq!(tree(&place.files), before);
+    // Of each it is told what it is, whose, and since when; a balancer alone has to be looked after.
+    let (decap, _) = settings().pin(&of_decap).adopt_or_load().unwrap();
+    let process = PinnedOwner::Process(std::process::id());
+    for (path, kind, owner) in [
+        (&of_katran, PinnedKind::Balancer, PinnedOwner::Nobody),
+        (&of_decap, PinnedKind::Decapsulator, process),
+        (&of_option, PinnedKind::ServerIdOption, PinnedOwner::Nobody),
+    ] {
+        let found = katran::pinned(path).unwrap();
+        assert_eq!((found.kind, found.owner), (kind, owner));
+        assert_eq!(found.stage, PinnedStage::Whole);
+        assert!(found.age > Duration::ZERO);
+        assert_eq!(found.silence.is_some(), kind == PinnedKind::Balancer);
+        let judged = Diagnosis::of_pinned(path);
+        let text = judged.to_string();
+        assert!(text.contains(&kind.to_string()), "{text}");
+        assert_eq!(
+            judged.worst() < Severity::Warning,
+            kind != PinnedKind::Balancer
+        );
+    }
+    drop(decap);
     for path in all {
         katran::remove(path).unwrap();
     }

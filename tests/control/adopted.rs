@@ -22,6 +22,7 @@ use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
+use crate::common::all_in_table;
 use crate::common::bpf;
 use crate::common::builder;
 use crate::common::fixtures::A;
@@ -307,5 +308,30 @@ fn what_was_counted_in_another_form_waits_for_nobody() {
     let counted = katran.stats().real(ip(A)).unwrap();
     assert_eq!(counted.forwarded.packets, 7 * cpus);
     assert!(!directory.join("next_set").exists());
+    katran.remove().unwrap();
+}
+
+/// The owner before has not come to remove the entries: if the VIP is there again they are not its.
+#[test]
+fn entries_of_a_vip_that_was_removed_do_not_come_back() {
+    let directory = directory();
+    // One number, so that it has the one that it had; and a table that takes a while to walk.
+    let settings = all_in_table().max_vips(2).flow_table_size(4_000_000);
+    let mut katran = load(settings.pin(&directory));
+    let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    serve(&mut katran, VIP6, VipFlags::empty(), &[A6]);
+    katran
+        .server_ids_mut()
+        .add(&[ServerId::new(1, ip(A))])
+        .unwrap();
+    answers(&katran);
+    katran.remove_vip(of).unwrap();
+    drop(katran);
+    let mut katran = builder().pin(&directory).adopt().unwrap();
+    serve(&mut katran, VIP4, VipFlags::empty(), &[B]);
+    for flow in flows(Protocol::Tcp, "203.0.113.1:443", 40) {
+        let ran = katran.simulate(&syn(flow)).unwrap();
+        assert_eq!(ran.real, Some(ip(B)), "{ran:?}");
+    }
     katran.remove().unwrap();
 }

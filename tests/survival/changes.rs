@@ -653,6 +653,19 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
 /// Settings that only a load can change, with others.
 pub(crate) const REPLACE: &str = "replace";
 
+/// Kinds that turn something one way or the other: where every run begins it is the first one, and the other comes with
+/// [`BACK`].
+pub(crate) const TURNING: [&str; 5] = [
+    "gateway of IPv6",
+    "reload",
+    "attach and detach",
+    "an entry of a root program",
+    "the way of probes",
+];
+
+/// What the name of a kind ends with if the change has been made once before.
+pub(crate) const BACK: &str = ", back";
+
 /// Kinds after which clients get no answer.
 pub(crate) const DISTURBING: [&str; 1] = ["gateway"];
 

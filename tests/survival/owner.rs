@@ -34,6 +34,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use crate::changes;
+use crate::changes::BACK;
 use crate::changes::Draw;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
@@ -289,14 +290,22 @@ fn one(katran: &mut Katran, job: &Job, kind: &str, last: u64, owned: impl Fn(&Ka
         katran.stats_mut().watch_misses(vip).unwrap();
         say(&Said::Begins(owned(katran)));
     }
-    let change = changes::of_kind(
-        kind,
-        &mut Draw {
+    let turned = kind.strip_suffix(BACK);
+    let mut draw = |katran: &Katran| {
+        let model = Model::of(katran);
+        let draw = &mut Draw {
             rng: &mut rng,
-            model: &Model::of(katran),
+            model: &model,
             shared: &job.shared,
-        },
-    );
+        };
+        changes::of_kind(turned.unwrap_or(kind), draw)
+    };
+    if turned.is_some() {
+        let there = draw(katran);
+        (there.call)(katran).unwrap();
+        say(&Said::Begins(owned(katran)));
+    }
+    let change = draw(katran);
     say(&Said::Tries {
         kind: kind.to_owned(),
         after: change.after.text(),

@@ -1,6 +1,7 @@
 //! What is to be done about a balancer that packets have met, and that has not taken this one's place: flow tables are those of
 //! both, or what the other's know has been entered here, so their entries name its VIPs and reals by numbers that mean nothing here yet.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::katran::Katran;
@@ -12,7 +13,10 @@ use crate::maps::Entries;
 use crate::maps::Reader;
 use crate::maps::VoidChange;
 use crate::maps::real_id;
+use crate::table::RealEntry;
 use crate::table::Table;
+use crate::table::VipEntry;
+use crate::types::Vip;
 
 impl Katran {
     /// Lets another balancer go, which has not taken this one's place. `met`: packets may have been on it; `strays`: some still
@@ -67,10 +71,8 @@ impl Katran {
     /// Entries that another balancer, where no packet is any more, has made for reals which their VIP does not have here are
     /// void.
     pub(super) fn void_entries_of(&mut self, other: &Table) {
-        for (number, ids) in self.entries_of(other) {
-            let mut vips = self.table.vips();
-            let of = vips.find(|(_, entry)| entry.number.0 == number);
-            let Some((_, entry)) = of else {
+        for (number, own, ids) in self.entries_of(other) {
+            let Some(entry) = own.and_then(|vip| self.table.vip(&vip)) else {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
                 continue;
             };
@@ -86,30 +88,28 @@ impl Katran {
         }
     }
 
-    /// Numbers of VIPs, and the ids of reals that are known here, which a VIP of that number has in the other table alone.
-    fn entries_of(&self, other: &Table) -> Vec<(u16, Vec<u32>)> {
-        let is_here = |number, generation| {
-            let real = self.table.address_of(number);
-            let entry = real.and_then(|real| self.table.real(real));
-            let entry = entry.filter(|entry| entry.generation == generation);
-            real.filter(|_| entry.is_some())
+    /// Numbers of VIPs, whose they are here, and the ids of reals that are known here, which a VIP of that number has in the
+    /// other table alone.
+    fn entries_of(&self, other: &Table) -> Vec<(u16, Option<Vip>, Vec<u32>)> {
+        let own = self.table.vips();
+        let own: HashMap<u16, (&Vip, &VipEntry)> = own.map(|of| (of.1.number.0, of)).collect();
+        let here = |entry: &RealEntry| {
+            let address = self.table.address_of(entry.number)?;
+            let own = self.table.real(address)?;
+            (own.generation == entry.generation).then_some(address)
         };
-        let mut found = Vec::new();
-        for (_, its) in other.vips() {
-            let mut vips = self.table.vips();
-            let own = vips.find(|(_, own)| own.number == its.number);
+        let found = other.vips().filter_map(|(_, its)| {
+            let own = own.get(&its.number.0);
             let reals = its.reals.keys().filter_map(|real| other.real(*real));
-            let ids: Vec<u32> = reals
-                .filter_map(|entry| {
-                    let here = is_here(entry.number, entry.generation)?;
-                    let is_own = own.is_some_and(|(_, own)| own.reals.contains_key(&here));
-                    (!is_own).then(|| real_id(entry.number.0, entry.generation))
-                })
+            let alone = reals.filter(|entry| {
+                let here = here(entry);
+                here.is_some_and(|real| own.is_none_or(|(_, own)| !own.reals.contains_key(&real)))
+            });
+            let ids: Vec<u32> = alone
+                .map(|entry| real_id(entry.number.0, entry.generation))
                 .collect();
-            if !ids.is_empty() {
-                found.push((its.number.0, ids));
-            }
-        }
-        found
+            (!ids.is_empty()).then(|| (its.number.0, own.map(|(vip, _)| **vip), ids))
+        });
+        found.collect()
     }
 }
