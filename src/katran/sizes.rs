@@ -44,7 +44,7 @@ impl Stats<'_> {
         self.size_of("katran", &programs.main)
     }
 
-    /// Bytes of the explaining twin, which [`simulate`](Katran::simulate) runs; what it has more
+    /// Bytes of the explaining twin, which [`simulate`](crate::Katran::simulate) runs; what it has more
     /// than [`program_size`](Self::program_size) no packet pays for.
     ///
     /// # Errors
