@@ -7,6 +7,7 @@ pub use crate::diagnose::Diagnosis;
 pub use crate::diagnose::Finding;
 pub use crate::diagnose::Severity;
 pub use crate::diagnose::Subject;
-pub use crate::pins::PinnedBalancer;
+pub use crate::pins::Pinned;
+pub use crate::pins::PinnedKind;
 pub use crate::pins::PinnedOwner;
 pub use crate::pins::PinnedStage;

@@ -52,8 +52,8 @@ impl DecapBuilder {
     /// # Errors
     /// [`Error::NotFound`] if nothing whole is pinned there;
     /// [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate
-    /// has pinned it in another way; otherwise as [`load`](Self::load). What is there works on.
+    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate has pinned settings in a form that this one cannot
+    /// read (counters in another form begin at 0), or arranged the directory in another way; otherwise as [`load`](Self::load). What is there works on.
     pub fn adopt(self) -> Result<Decap> {
         let directory = self.directory_to_adopt()?;
         let adopted = adopt_whole(&directory)?;

@@ -5,7 +5,9 @@ use std::path::Path;
 use super::Diagnosis;
 use super::Subject;
 use crate::error::Error;
-use crate::pins::PinnedBalancer;
+use crate::pins::Pinned;
+#[cfg(test)]
+use crate::pins::PinnedKind;
 use crate::pins::PinnedOwner;
 use crate::pins::PinnedStage;
 use crate::pins::pinned;
@@ -13,8 +15,8 @@ use crate::pins::pinned;
 const ADOPT: &str = "start its program again, which goes on with it (Builder::adopt_or_load)";
 
 impl Diagnosis {
-    /// Whether the balancer that is pinned in a directory is whole and has an owner that gives signs of life. It takes no
-    /// handle, and changes nothing.
+    /// Whether what is pinned in a directory is whole and, if it is a balancer, has an owner that gives signs of life. It takes
+    /// no handle, and changes nothing.
     ///
     /// ```no_run
     /// println!("{}", katran::diagnosis::Diagnosis::of_pinned("/sys/fs/bpf/katran"));
@@ -37,12 +39,12 @@ fn refused(error: &Error, found: &mut Diagnosis) {
     found.problem(Subject::Owner, error.to_string(), advice);
 }
 
-fn judge(pinned: &PinnedBalancer, found: &mut Diagnosis) {
-    let PinnedBalancer { path, owner, .. } = pinned;
-    let is_orphan = *owner == PinnedOwner::Nobody;
+fn judge(pinned: &Pinned, found: &mut Diagnosis) {
+    let is_orphan = pinned.owner == PinnedOwner::Nobody;
     let message = format!(
-        "{}: {pinned}; loaded {} s ago by katran {}",
-        path.display(),
+        "{}: {}, {pinned}; loaded {} s ago by katran {}",
+        pinned.path.display(),
+        pinned.kind,
         pinned.age.as_secs(),
         pinned.version
     );
@@ -55,12 +57,17 @@ fn judge(pinned: &PinnedBalancer, found: &mut Diagnosis) {
         Some(what) if is_orphan => found.problem(
             Subject::Owner,
             format!("{message}; {what} was cut off"),
-            "`katran::remove` it, or load it again (Builder::adopt_or_load does both)",
+            "`katran::remove` it, or load it again (its adopt_or_load does both)",
         ),
         Some(what) => found.note(
             Subject::Owner,
             format!("{message}; {what} is under way"),
             "look again in a moment",
+        ),
+        None if is_orphan && pinned.silence.is_none() => found.note(
+            Subject::Owner,
+            format!("{message}: it works as it was left"),
+            "start its program again to change it, or to attach again what is gone",
         ),
         None if is_orphan => found.warn(
             Subject::Owner,
@@ -85,11 +92,15 @@ mod tests {
 
     #[test]
     fn an_orphan_is_found() {
-        let mut of = PinnedBalancer::example();
-        let mut judged = |owner, stage, seconds| {
+        let mut of = Pinned::example();
+        let mut judged = |owner, stage, seconds: Option<u64>| {
             of.owner = owner;
             of.stage = stage;
-            of.silence = Duration::from_secs(seconds);
+            of.kind = match seconds {
+                Some(_) => PinnedKind::Balancer,
+                None => PinnedKind::Decapsulator,
+            };
+            of.silence = seconds.map(Duration::from_secs);
             let mut found = Diagnosis::default();
             judge(&of, &mut found);
             let [finding] = found.findings() else {
@@ -102,11 +113,14 @@ mod tests {
         use PinnedStage::Loading;
         use PinnedStage::Removing;
         use PinnedStage::Whole;
-        assert_eq!(judged(Process(7), Whole, 1), Severity::Ok);
-        assert_eq!(judged(Process(7), Whole, 42), Severity::Warning);
-        assert_eq!(judged(Nobody, Whole, 0), Severity::Warning);
-        assert_eq!(judged(Process(7), Loading, 0), Severity::Note);
-        assert_eq!(judged(Nobody, Removing, 0), Severity::Problem);
+        assert_eq!(judged(Process(7), Whole, Some(1)), Severity::Ok);
+        assert_eq!(judged(Process(7), Whole, Some(42)), Severity::Warning);
+        assert_eq!(judged(Nobody, Whole, Some(0)), Severity::Warning);
+        assert_eq!(judged(Process(7), Whole, None), Severity::Ok);
+        assert_eq!(judged(Nobody, Whole, None), Severity::Note);
+        assert_eq!(judged(Nobody, Loading, None), Severity::Problem);
+        assert_eq!(judged(Process(7), Loading, Some(0)), Severity::Note);
+        assert_eq!(judged(Nobody, Removing, Some(0)), Severity::Problem);
         let nothing = Diagnosis::of_pinned("/nowhere");
         assert!(!nothing.works());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Katran;
 use super::change::Left;
@@ -112,7 +113,7 @@ impl Katran {
             Ok(())
         });
         if taken.is_err() {
-            self.undoing = true;
+            let undoing = self.begin_undoing();
             self.note_way_back();
             self.undo(&before, &mut news);
             if let Some(watch) = watch {
@@ -125,7 +126,7 @@ impl Katran {
                     Err(error) => log::error!("reals stay that nothing names: {error}"),
                 }
             }
-            self.undoing = false;
+            drop(undoing);
         }
         self.end_many();
         drop((many, held));
@@ -319,7 +320,7 @@ impl Katran {
     /// Goes back to the state before one that was being applied when its process ended.
     pub(super) fn undo_group(&mut self, before: &Before) {
         let mut news = News::default();
-        self.undoing = true;
+        let undoing = self.begin_undoing();
         self.undo(&before.state, &mut news);
         if let Some(vip) = before.watched {
             self.watch_again(vip, None);
@@ -334,10 +335,21 @@ impl Katran {
                 Err(error) => log::error!("reals stay that nothing names: {error}"),
             }
         }
-        self.undoing = false;
+        drop(undoing);
         self.end_many();
         self.free_rings();
         self.tell(news.net());
+    }
+
+    /// Steps are those back until what is returned is dropped, be it by a panic.
+    fn begin_undoing(&mut self) -> Arc<()> {
+        let undoing = Arc::new(());
+        self.undoing = Arc::downgrade(&undoing);
+        undoing
+    }
+
+    pub(super) fn is_undoing(&self) -> bool {
+        self.undoing.strong_count() > 0
     }
 
     /// Goes back to `before`, as far as the kernel lets it.

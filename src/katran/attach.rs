@@ -2,6 +2,7 @@
 //! checks with it. An attachment is made as a whole or not at all, and what follows from it (which way
 //! probes go, whose next hops are followed) is worked out from what the kernel says is there.
 
+use std::mem;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use super::ground::Reason;
 use super::health::Probes;
 use super::health::ProbesMut;
 use super::remember::nothing_else;
+use super::still_attached::LostEntry;
 use crate::attach::Attachment;
 use crate::attach::OnInterface;
 use crate::attach::Place;
@@ -115,13 +117,19 @@ impl Katran {
                 attached => attached,
             }
         }));
+        // Those of an owner before, whose root program was another one.
+        let mut of_before = Ok(());
+        self.put_back_entries(|_, error| match error {
+            None | Some(Error::NotFound { .. }) => {}
+            Some(error) => of_before = mem::replace(&mut of_before, Ok(())).and(Err(error)),
+        });
         let mains = self.attachments.places();
         let probes = self.change_at_once(nothing_else, |katran| match &mut katran.healthchecks {
             Some(checks) => checks.reattach(&mains),
             None => Ok(()),
         });
         self.note_attached();
-        interfaces.and(entries).and(probes)
+        interfaces.and(entries).and(of_before).and(probes)
     }
 
     /// Where the program was attached, in the order of attaching, and what the kernel says of that now.
@@ -169,14 +177,20 @@ impl Katran {
     fn attach_entry(&mut self, path: &Path, position: u32, names: &[&str]) -> Result<()> {
         let _call = self.call()?;
         let entries = self.shared.check(path, position, names)?;
-        self.all_or_nothing(Reason::Entry, |katran| {
+        let attached = self.all_or_nothing(Reason::Entry, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
             katran.attach_probes_along(None)?;
             let keep_in = katran.home.as_ref().map(Home::attached);
             katran
                 .shared
                 .attach(entries, katran.programs.entry_set(), position, keep_in)
-        })
+        });
+        attached?;
+        // It has taken that one's place.
+        if let Err(error) = self.forget_lost(path) {
+            log::warn!("the next owner will look for an entry that is lost: {error}");
+        }
+        Ok(())
     }
 
     /// Empties the entry that this balancer has in the array at a path.
@@ -186,14 +200,20 @@ impl Katran {
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         let _call = self.call()?;
         let path = map_path.as_ref();
-        self.change_at_once(nothing_else, |katran| katran.shared.detach(path))?;
+        self.change_at_once(nothing_else, |katran| match katran.forget_lost(path)? {
+            true => Ok(()),
+            false => katran.shared.detach(path),
+        })?;
         self.note_detached();
         Ok(())
     }
 
-    /// The entries of root programs that this balancer was put into, and what the kernel says of that now.
+    /// The entries of root programs that this balancer was put into, and what the kernel says of that now. One of an owner
+    /// before whose root program is not there any more is gone.
     pub fn shared_entries(&self) -> Vec<SharedEntry> {
-        self.shared.list()
+        let mut entries = self.shared.list();
+        entries.extend(self.lost.iter().map(LostEntry::entry));
+        entries
     }
 
     /// Attaches something, for which next hops are followed first, so that the gateway is known when the

@@ -138,7 +138,7 @@ impl Katran {
             if !voids.is_being_removed(number, id) {
                 continue;
             }
-            match self.undoing {
+            match self.is_undoing() {
                 true => change.lift(id),
                 false => awaited = true,
             }

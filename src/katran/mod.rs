@@ -32,6 +32,7 @@ mod remember;
 mod repair;
 mod replace;
 mod server_ids;
+mod sizes;
 mod slots;
 mod source_routes;
 mod still_attached;
@@ -47,6 +48,7 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -107,6 +109,7 @@ use crate::types::DecapMode;
 use crate::types::Prefix;
 use handles::Maps;
 use keeper::Keeper;
+use still_attached::LostEntry;
 
 /// A loaded balancer: the program in the kernel, its maps, and where it is attached.
 ///
@@ -147,8 +150,8 @@ pub struct Katran {
     invalid_ids: BTreeSet<u32>,
     source_routes: Names<Prefix>,
     decap: BTreeMap<IpAddr, DecapMode>,
-    /// A state that was applied in part is being undone.
-    undoing: bool,
+    /// While this lives a state that was applied in part is being undone: not after a panic has cut that off.
+    undoing: Weak<()>,
     fixed: object::Fixed,
     ring_size: RingSize,
     /// How many VIPs there are of those that need lookups of their own.
@@ -169,6 +172,8 @@ pub struct Katran {
     // Detached before the maps go.
     attachments: Attachments<XdpLink>,
     shared: Attachments<Entry>,
+    /// Entries of arrays that are not where an owner before had them.
+    lost: Vec<LostEntry>,
     /// Finds out next hops, if any have to be.
     following: follow::Following,
     /// The path of health checks, if there is an interface for it.
@@ -221,7 +226,7 @@ impl Katran {
             invalid_ids: BTreeSet::new(),
             source_routes: Names::new(config.max_source_routes),
             decap: BTreeMap::new(),
-            undoing: false,
+            undoing: Weak::new(),
             fixed,
             ring_size,
             kinds: VipKinds::default(),
@@ -234,6 +239,7 @@ impl Katran {
             sources_set: Moment::default(),
             attachments: Attachments::default(),
             shared: Attachments::default(),
+            lost: Vec::new(),
             following: follow::Following::default(),
             healthchecks,
             links: Links::new(

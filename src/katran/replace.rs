@@ -234,6 +234,7 @@ impl Katran {
         let mut old = mem::replace(self, next);
         self.attachments = mem::take(&mut old.attachments);
         self.shared = mem::take(&mut old.shared);
+        self.lost = mem::take(&mut old.lost);
         self.callbacks = mem::take(&mut old.callbacks);
         self.keeper = old.keeper.take();
         self.home = old.home.take();

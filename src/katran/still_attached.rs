@@ -1,13 +1,16 @@
 //! What pins have kept attached while nobody owned the balancer, for the next owner; and what has gone meanwhile.
 
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::path::PathBuf;
 
 use super::Katran;
 use crate::attach::Attached;
 use crate::attach::AttachmentState;
 use crate::attach::Entry;
+use crate::attach::SharedEntry;
 use crate::attach::TcLink;
 use crate::attach::XdpLink;
 use crate::attach::end_kept;
@@ -19,7 +22,7 @@ use crate::pins::Entrance;
 use crate::pins::Home;
 use crate::sys::pin;
 
-/// An entry of an array that is not where it was.
+/// An entry of an array that is not where it was, by its record.
 pub(super) struct LostEntry {
     record: PathBuf,
     path: PathBuf,
@@ -90,9 +93,8 @@ impl Katran {
     /// What went while nobody owned the balancer is attached again, where that is possible by now. That something is
     /// missing is no reason to give up the rest.
     pub(super) fn put_back_what_is_gone(&mut self, lost: Vec<LostEntry>) {
-        for entry in lost {
-            self.put_back_entry(&entry);
-        }
+        self.lost = lost;
+        self.put_back_entries(LostEntry::tell);
         let gone = |katran: &Self| {
             let interfaces = katran.interfaces().into_iter();
             let mut gone: Vec<_> = interfaces.map(|of| (of.interface, of.state)).collect();
@@ -122,36 +124,79 @@ impl Katran {
         }
     }
 
-    fn put_back_entry(&mut self, lost: &LostEntry) {
-        let LostEntry {
-            record,
-            path,
-            position,
-        } = lost;
-        let place = path.display();
+    /// Puts entries back whose arrays are not where they were, as far as there are others; `told` of each why not.
+    pub(super) fn put_back_entries(&mut self, mut told: impl FnMut(&LostEntry, Option<Error>)) {
+        for lost in mem::take(&mut self.lost) {
+            let put = self.put_back_entry(&lost).err();
+            let is_lost = put.is_some();
+            told(&lost, put);
+            if is_lost {
+                self.lost.push(lost);
+            }
+        }
+    }
+
+    fn put_back_entry(&mut self, lost: &LostEntry) -> Result<()> {
         // Also the record is this process's as long as that lasts.
-        let _call = match self.call() {
-            Ok(call) => call,
-            Err(error) => {
-                return log::error!("entry {position} of {place} is not set again: {error}");
-            }
-        };
-        match self.put_back_shared(path, *position) {
+        let _call = self.call()?;
+        match self.put_back_shared(&lost.path, lost.position) {
             // There may be another record of it.
-            Ok(()) | Err(Error::AlreadyExists { .. }) => {
+            Err(Error::AlreadyExists { .. }) => {}
+            put => put?,
+        }
+        if let Err(error) = lost.forget() {
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Whether an entry of an array at a path was lost, which nobody looks for any more.
+    ///
+    /// # Errors
+    /// If its record stays: the next owner would look for it.
+    pub(super) fn forget_lost(&mut self, path: &Path) -> Result<bool> {
+        // As it is written down.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let found = self.lost.iter().position(|lost| lost.path == path);
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        self.lost[found].forget()?;
+        self.lost.remove(found);
+        Ok(true)
+    }
+}
+
+impl LostEntry {
+    /// Removes its record.
+    fn forget(&self) -> Result<()> {
+        let removed = pin::remove(&self.record);
+        removed.map_err(|error| kernel_error("forget", &self.record.display().to_string(), error))
+    }
+
+    pub(super) fn entry(&self) -> SharedEntry {
+        SharedEntry {
+            path: self.path.clone(),
+            position: self.position,
+            state: AttachmentState::Gone,
+        }
+    }
+
+    /// Tells what has become of it at adoption.
+    fn tell(&self, error: Option<Error>) {
+        let (place, position) = (self.path.display(), self.position);
+        match error {
+            None => {
                 log::warn!("{place} is another array by now: entry {position} of that is set");
-                if let Err(error) = pin::remove(record) {
-                    log::warn!("{} stays: {error}", record.display());
-                }
             }
-            Err(Error::NotFound { .. }) => log::error!(
-                "{place}, where entry {position} was set, is not pinned any more: `Katran::attach_shared` sets it when it is"
+            Some(Error::NotFound { .. }) => log::error!(
+                "{place}, where entry {position} was set, is not pinned any more: `Katran::reattach` sets it when it is"
             ),
-            Err(Error::ForeignEntry { program_id, .. }) => log::error!(
+            Some(Error::ForeignEntry { program_id, .. }) => log::error!(
                 "{place} is another array by now, and somebody has put program {program_id} into entry {position}: \
                  `Katran::attach_shared` takes it over if that is a balancer's, or takes another position"
             ),
-            Err(error) => log::error!("entry {position} of {place} is not set again: {error}"),
+            Some(error) => log::error!("entry {position} of {place} is not set again: {error}"),
         }
     }
 }

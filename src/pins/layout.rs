@@ -49,6 +49,9 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
     use crate::config::MapRow;
 
@@ -60,6 +63,104 @@ mod tests {
         assert_eq!(
             anew,
             ["explanations", "rodata", "special_programs", "events"]
+        );
+    }
+
+    /// The records that maps of each part have in them, and a checksum of what they say now.
+    const RECORDS: [(Part, &[&str], u32); 4] = [
+        (
+            Part::State,
+            &[
+                "slot_past",
+                "ring_planes",
+                "vip_key",
+                "vip_prefix_key",
+                "vip",
+                "vip_info",
+                "real",
+                "live",
+                "own_addresses",
+                "station",
+                "port",
+                "decap_destination",
+                "server_id",
+                "server_id_line",
+            ],
+            0x6684_5c70,
+        ),
+        (
+            Part::Flows,
+            &[
+                "flow_key",
+                "flow_value",
+                "flow_entry",
+                "flow_set",
+                "down_real",
+            ],
+            0x66d7_757b,
+        ),
+        (
+            Part::Counters,
+            &[
+                "counters",
+                "quic_counters",
+                "tcp_server_id_counters",
+                "stable_udp_counters",
+                "inline_decap_counters",
+                "count",
+                "vip_counters",
+                "real_counters",
+                "cpu",
+                "flood_window",
+                "active_sets",
+                "event_window",
+                "scratch",
+            ],
+            0xaa43_dc85,
+        ),
+        (
+            Part::Probes,
+            &[
+                "probe_match",
+                "probe_real",
+                "probe_way",
+                "probe_settings",
+                "probe_totals",
+            ],
+            0xdffe_d6a3,
+        ),
+    ];
+
+    /// A record without comments, a line a field.
+    fn record<'a>(header: &'a str, name: &str) -> Option<Vec<&'a str>> {
+        let (_, rest) = header.split_once(&format!("\nstruct {name} {{\n"))?;
+        let (inside, _) = rest.split_once("\n};")?;
+        let fields = inside.split(';').map(|field| {
+            let field = field.rsplit("*/").next().unwrap_or(field);
+            field.trim()
+        });
+        Some(fields.collect())
+    }
+
+    #[test]
+    fn what_changes_a_record_counts_its_layout_up() {
+        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
+        let header = fs::read_to_string(header).unwrap();
+        let mut found = Vec::new();
+        for (part, records, known) in RECORDS {
+            let mut sum = crc32fast::Hasher::new();
+            for name in records {
+                let fields = record(&header, name).expect(name);
+                fields.iter().for_each(|field| sum.update(field.as_bytes()));
+            }
+            let sum = sum.finalize();
+            if sum != known {
+                found.push(format!("{part:?}: {sum:#x}"));
+            }
+        }
+        assert!(
+            found.is_empty(),
+            "{found:?}: count up LAYOUT and these parts, unless it is the spelling alone; then write down the sums"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Looks at a pinned balancer that may be anybody's, or nobody's, without taking it.
+//! Looks at what is pinned in a directory, which may be anybody's, or nobody's, without taking it.
 
 use std::fmt;
 use std::path::Path;
@@ -14,14 +14,51 @@ use super::identity_in;
 use super::place::absolute;
 use super::place::open_directory;
 use super::tenant::Tenant;
-use super::whole::check_tenant;
+use super::whole::tenant_of;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::lock::holder;
 use crate::sys::lock::is_locked;
 
-/// How far a pinned balancer has come.
+/// What is pinned in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PinnedKind {
+    /// A [`Katran`](crate::Katran).
+    Balancer,
+    /// A [`Decap`](crate::Decap).
+    Decapsulator,
+    /// A [`ServerIdOption`](crate::ServerIdOption).
+    ServerIdOption,
+}
+
+/// Its name, such as `server id option`.
+impl fmt::Display for PinnedKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.tenant().name())
+    }
+}
+
+impl PinnedKind {
+    fn of(tenant: Tenant) -> Self {
+        match tenant {
+            Tenant::Balancer => Self::Balancer,
+            Tenant::Decapsulator => Self::Decapsulator,
+            Tenant::ServerIdOption => Self::ServerIdOption,
+        }
+    }
+
+    fn tenant(self) -> Tenant {
+        match self {
+            Self::Balancer => Tenant::Balancer,
+            Self::Decapsulator => Tenant::Decapsulator,
+            Self::ServerIdOption => Tenant::ServerIdOption,
+        }
+    }
+}
+
+/// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinnedStage {
@@ -33,11 +70,11 @@ pub enum PinnedStage {
     Removing,
 }
 
-/// Whose a pinned balancer is.
+/// Whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinnedOwner {
-    /// No process has it: it forwards as it was left, and follows nothing.
+    /// No process has it: it works as it was left, and follows nothing.
     Nobody,
     /// The process of this id.
     Process(u32),
@@ -45,14 +82,16 @@ pub enum PinnedOwner {
     Unseen,
 }
 
-/// What can be told of a pinned balancer from outside: [`pinned`].
+/// What can be told from outside of what is pinned: [`pinned`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct PinnedBalancer {
+pub struct Pinned {
+    /// What it is.
+    pub kind: PinnedKind,
     /// Its directory, from the root on.
     pub path: PathBuf,
     /// What its maps mean: a version of the crate that has another layout puts a set of its own in their place when it adopts
-    /// the balancer. `None`: nothing says so yet, or any more.
+    /// a balancer. `None`: nothing says so yet, or any more.
     pub layout: Option<u64>,
     /// The version of the crate that has made these maps.
     pub version: String,
@@ -62,16 +101,17 @@ pub struct PinnedBalancer {
     pub age: Duration,
     /// Whose it is.
     pub owner: PinnedOwner,
-    /// How long ago an owner gave the last sign of life, times of sleep included. A process that has it and works gives one a
-    /// second, and one with each change.
-    pub silence: Duration,
+    /// How long ago an owner gave the last sign of life, times of sleep included. A process that has a balancer and works gives
+    /// one a second, and one with each change. `None`: of the other kinds none is given, for nothing has to be followed.
+    pub silence: Option<Duration>,
 }
 
 /// In words, such as `owner: process 123`, or `no owner for 42 s`.
-impl fmt::Display for PinnedBalancer {
+impl fmt::Display for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let silence = self.silence.as_secs();
+        let silence = self.silence.unwrap_or_default().as_secs();
         match self.owner {
+            PinnedOwner::Nobody if self.silence.is_none() => f.write_str("no owner")?,
             PinnedOwner::Nobody => return write!(f, "no owner for {silence} s"),
             PinnedOwner::Process(id) => write!(f, "owner: process {id}")?,
             PinnedOwner::Unseen => f.write_str("owner: a process that cannot be seen from here")?,
@@ -83,43 +123,44 @@ impl fmt::Display for PinnedBalancer {
     }
 }
 
-impl PinnedBalancer {
+impl Pinned {
     /// For tests.
     #[cfg(test)]
     pub(crate) fn example() -> Self {
         Self {
+            kind: PinnedKind::Balancer,
             path: "/there".into(),
             layout: Some(1),
             version: "0.1.0".to_owned(),
             stage: PinnedStage::Whole,
             age: Duration::ZERO,
             owner: PinnedOwner::Nobody,
-            silence: Duration::ZERO,
+            silence: Some(Duration::ZERO),
         }
     }
 
-    /// Whether the last sign of life is older than it is where an owner works: more than five seconds.
+    /// Whether the last sign of life is older than it is where an owner works: more than five seconds. No where none is given.
     pub fn is_silent(&self) -> bool {
-        self.silence > Duration::from_secs(5)
+        self.silence > Some(Duration::from_secs(5))
     }
 }
 
-/// Looks at the balancer that is pinned in a directory, whosever it is, and changes nothing.
+/// Looks at the balancer, decapsulator or server id option that is pinned in a directory, whosever it is, and changes nothing.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or replace the directory, or something
-/// else is pinned there;
+/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or replace the directory;
+/// [`Error::Unsupported`] if another version of the crate has pinned something that this one does not know;
 /// [`Error::Privilege`]; [`Error::File`]; [`Error::Kernel`].
 ///
 /// ```no_run
 /// let pinned = katran::pinned("/sys/fs/bpf/katran")?;
-/// println!("{pinned}, katran {}", pinned.version);
+/// println!("{}: {pinned}, katran {}", pinned.kind, pinned.version);
 /// # Ok::<(), katran::Error>(())
 /// ```
-pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
+pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let given = directory.as_ref();
     let missing = || Error::NotFound {
-        what: format!("a pinned balancer in {}", given.display()),
+        what: format!("anything pinned in {}", given.display()),
     };
     if let Ok(false) = given.try_exists() {
         return Err(missing());
@@ -127,16 +168,18 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
     let path = absolute(given)?;
     let file = open_directory(&path)?.ok_or_else(missing)?;
     let identity = identity_in(&path)?.ok_or_else(missing)?;
-    check_tenant(Tenant::Balancer, &path, &identity)?;
+    let kind = PinnedKind::of(tenant_of(&path, &identity)?);
     let failed = |error| file_error("look whose it is:", &path, error);
     let owner = match holder(&file) {
         Some(id) => PinnedOwner::Process(id),
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,
         None => PinnedOwner::Nobody,
     };
-    let contents = PinnedSet::at(path.join(SET), Tenant::Balancer).contents()?;
+    let contents = PinnedSet::at(path.join(SET), kind.tenant()).contents()?;
     let failed = |error| kernel_error("read", "the time since boot", error);
-    Ok(PinnedBalancer {
+    let silence = identity.silence().map_err(failed)?;
+    Ok(Pinned {
+        kind,
         layout: contents.as_ref().map(Contents::layout),
         version: contents.map_or_else(|| identity.version(), |of| of.version()),
         stage: match identity.stage() {
@@ -146,7 +189,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<PinnedBalancer> {
         },
         age: identity.age().map_err(failed)?,
         owner,
-        silence: identity.silence().map_err(failed)?,
+        silence: (kind == PinnedKind::Balancer).then_some(silence),
         path,
     })
 }
@@ -157,14 +200,20 @@ mod tests {
 
     #[test]
     fn it_says_whose_it_is() {
-        let of = |owner, seconds| PinnedBalancer {
+        let of = |owner, seconds| Pinned {
             owner,
-            silence: Duration::from_secs(seconds),
-            ..PinnedBalancer::example()
+            silence: Some(Duration::from_secs(seconds)),
+            ..Pinned::example()
+        };
+        let silent = |owner| Pinned {
+            silence: None,
+            ..of(owner, 0)
         };
         let process = PinnedOwner::Process(7);
         for (pinned, text) in [
             (of(PinnedOwner::Nobody, 42), "no owner for 42 s"),
+            (silent(PinnedOwner::Nobody), "no owner"),
+            (silent(PinnedOwner::Process(7)), "owner: process 7"),
             (of(process, 1), "owner: process 7"),
             (
                 of(process, 42),

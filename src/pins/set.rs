@@ -105,14 +105,26 @@ impl PinnedSet {
     /// # Errors
     /// [`Error::NotFound`] if it says nothing, or its ledger is missing; [`Error::Unsupported`]: what to do.
     pub(crate) fn readable_contents(&self) -> Result<Contents> {
-        let contents = self.contents()?;
-        let contents = contents.ok_or_else(|| self.missing(CONTENTS))?;
+        let contents = self.contents()?.ok_or_else(|| self.untold())?;
         match self.tenant {
             Tenant::Balancer => self.check_ledger(&contents)?,
             _ if contents.knows(Part::State) => {}
             _ => return Err(self.unreadable(&contents, "what it knows has another form")),
         }
         Ok(contents)
+    }
+
+    /// The error for a set that does not say what it is.
+    fn untold(&self) -> Error {
+        let path = self.path.join(CONTENTS);
+        if !path.exists() {
+            return self.missing(CONTENTS);
+        }
+        Error::Unsupported {
+            what: format!("to go on with what {} tells of", path.display()),
+            reason: "it says that in a form which this version of the crate does not know: what is there works on; use the \
+                     version that has made it, or remove it (katran::remove) and load it again",
+        }
     }
 
     /// The error for a set that this version can do nothing with but remove it.

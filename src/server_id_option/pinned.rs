@@ -68,7 +68,8 @@ impl ServerIdOption {
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing whole is pinned there; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate has pinned it in another way; otherwise as
+    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate has pinned ids in a form that this one cannot
+    /// read (counters in another form begin at 0), or arranged the directory in another way; otherwise as
     /// [`server`](Self::server). What is there works on.
     pub fn adopt(directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use katran::Decap;
 use katran::DecapBuilder;
@@ -13,6 +14,11 @@ use katran::ServerIdOption;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::TcHook;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::PinnedKind;
+use katran::diagnosis::PinnedOwner;
+use katran::diagnosis::PinnedStage;
+use katran::diagnosis::Severity;
 use katran::flows::Verdict;
 use katran_lab::Host;
 use katran_lab::Newer;
@@ -34,6 +40,10 @@ use crate::common::frames::Packet;
 use crate::common::frames::frame;
 use crate::common::frames::sum;
 use crate::common::ip;
+use crate::common::layout::COUNTERS;
+use crate::common::layout::STATE;
+use crate::common::layout::relay;
+use crate::common::layout::words;
 use crate::common::load;
 use crate::common::pins;
 use crate::common::pins::tree;
@@ -176,6 +186,41 @@ fn settings() -> DecapBuilder {
         ])
         .gue_port(7000)
         .server_id(77)
+}
+
+/// As another version leaves it. Settings that this one cannot read it does not make up.
+#[test]
+fn one_of_another_layout_keeps_its_settings_or_stays() {
+    let place = Place::new();
+    let directory = place.directory();
+    let set = directory.join("set");
+    let mut decap = settings().pin(&directory).load().unwrap();
+    place.attach(&mut decap, By::Xdp);
+    assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Drop);
+    let (link, own) = (place.link(By::Xdp), words(&set));
+    for (parts, counted) in [(&[][..], 1), (&[COUNTERS], 0)] {
+        drop(decap);
+        relay(&set, parts);
+        decap = Decap::builder().pin(&directory).adopt().unwrap();
+        assert_eq!(words(&set), own);
+        assert_eq!(place.link(By::Xdp).0, link.0);
+        assert_eq!(decap.counters().unwrap().drop_source, counted, "{parts:?}");
+        decap.reload(settings()).unwrap();
+        assert_eq!(verdict(&decap, &tunnel("172.16.7.7")), Verdict::Pass);
+    }
+    drop(decap);
+    relay(&set, &[STATE]);
+    let (pinned, seen) = (tree(&place.files), place.seen());
+    let refused = settings().pin(&directory).adopt_or_load().unwrap_err();
+    let says = refused.to_string();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{says}");
+    assert!(
+        says.contains(env!("CARGO_PKG_VERSION")) && says.contains("katran::remove"),
+        "{says}"
+    );
+    assert_eq!((tree(&place.files), place.seen()), (pinned, seen));
+    katran::remove(&directory).unwrap();
+    assert!(tree(&place.files).is_empty());
 }
 
 #[test]
@@ -430,6 +475,28 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
         adopt(own).unwrap();
     }
     assert_eq!(tree(&place.files), before);
+    // Of each it is told what it is, whose, and since when; a balancer alone has to be looked after.
+    let (decap, _) = settings().pin(&of_decap).adopt_or_load().unwrap();
+    let process = PinnedOwner::Process(std::process::id());
+    for (path, kind, owner) in [
+        (&of_katran, PinnedKind::Balancer, PinnedOwner::Nobody),
+        (&of_decap, PinnedKind::Decapsulator, process),
+        (&of_option, PinnedKind::ServerIdOption, PinnedOwner::Nobody),
+    ] {
+        let found = katran::pinned(path).unwrap();
+        assert_eq!((found.kind, found.owner), (kind, owner));
+        assert_eq!(found.stage, PinnedStage::Whole);
+        assert!(found.age > Duration::ZERO);
+        assert_eq!(found.silence.is_some(), kind == PinnedKind::Balancer);
+        let judged = Diagnosis::of_pinned(path);
+        let text = judged.to_string();
+        assert!(text.contains(&kind.to_string()), "{text}");
+        assert_eq!(
+            judged.worst() < Severity::Warning,
+            kind != PinnedKind::Balancer
+        );
+    }
+    drop(decap);
     for path in all {
         katran::remove(path).unwrap();
     }

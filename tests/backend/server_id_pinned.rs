@@ -20,6 +20,10 @@ use super::server_id_option::connect;
 use super::server_id_option::rally;
 use crate::common::faults::LINK_UPDATE;
 use crate::common::faults::without_commands;
+use crate::common::layout::COUNTERS;
+use crate::common::layout::STATE;
+use crate::common::layout::relay;
+use crate::common::layout::words;
 use crate::common::pins;
 use crate::common::pins::tree;
 
@@ -43,6 +47,37 @@ fn links(files: &std::path::Path) -> Vec<(u32, u32)> {
 
 fn states(option: &ServerIdOption) -> Vec<AttachmentState> {
     option.cgroups().into_iter().map(|of| of.state).collect()
+}
+
+/// As another version leaves it. What connections have learned this one does not forget.
+#[test]
+fn one_of_another_layout_keeps_its_ids_or_stays() {
+    let files = files();
+    let directory = files.join("option");
+    let set = directory.join("set");
+    let cgroup = Cgroup::new().unwrap();
+    let mut option = ServerIdOption::server(7).unwrap();
+    option.pin(&directory).unwrap();
+    option.attach(cgroup.path()).unwrap();
+    let (link, own) = (links(&files)[0], words(&set));
+    for parts in [&[][..], &[COUNTERS]] {
+        drop(option);
+        relay(&set, parts);
+        option = ServerIdOption::adopt(&directory).unwrap();
+        assert_eq!((option.id(), words(&set)), (Some(7), own.clone()));
+        assert_eq!(links(&files)[0].0, link.0);
+        assert_eq!(states(&option), [AttachmentState::Attached]);
+    }
+    drop(option);
+    relay(&set, &[STATE]);
+    let (pinned, before) = (tree(&files), links(&files));
+    let refused = ServerIdOption::adopt_or_load(&directory).unwrap_err();
+    let says = refused.to_string();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{says}");
+    assert!(says.contains("katran::remove"), "{says}");
+    assert_eq!((tree(&files), links(&files)), (pinned, before));
+    katran::remove(&directory).unwrap();
+    assert!(tree(&files).is_empty());
 }
 
 #[test]

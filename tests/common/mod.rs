@@ -8,6 +8,7 @@ pub(crate) mod ecn;
 pub(crate) mod faults;
 pub(crate) mod fixtures;
 pub(crate) mod frames;
+pub(crate) mod layout;
 pub(crate) mod mirror;
 pub(crate) mod pins;
 pub(crate) mod seed;

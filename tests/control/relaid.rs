@@ -38,46 +38,26 @@ use crate::common::fixtures::A;
 use crate::common::fixtures::VIP4;
 use crate::common::fixtures::flow_v4;
 use crate::common::frames::syn;
+use crate::common::layout::COUNTERS;
+use crate::common::layout::FLOWS;
+use crate::common::layout::LAYOUT;
+use crate::common::layout::OTHER;
+use crate::common::layout::PROBES;
+use crate::common::layout::STATE;
+use crate::common::layout::relay;
+use crate::common::layout::words;
 use crate::common::load;
 use crate::common::pins;
 use crate::common::pins::tree;
 use crate::common::serve;
 use crate::common::vip;
 
-/// Words of `contents`: the layout of the set, and those of its parts.
-const LAYOUT: usize = 1;
-const STATE: usize = 2;
-const FLOWS: usize = 3;
-const COUNTERS: usize = 4;
-const PROBES: usize = 5;
 /// The command of bpf(2) that pins, as in linux/bpf.h.
 const OBJ_PIN: u32 = 6;
-/// A layout that no version has.
-const OTHER: u64 = 0xffff;
 
 fn directory() -> PathBuf {
     require_root();
     private_bpf_fs().unwrap().join("katran")
-}
-
-fn words(set: &Path) -> Vec<u64> {
-    let contents = pins::open(&set.join("contents"));
-    let value = bpf::lookup(contents.as_fd(), &[0; 4]).unwrap();
-    let words = value.chunks_exact(8);
-    words
-        .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
-        .collect()
-}
-
-/// Gives a set another layout, in these parts.
-fn relay(set: &Path, parts: &[usize]) {
-    let mut words = words(set);
-    for at in parts.iter().chain([&LAYOUT]) {
-        words[*at] = OTHER;
-    }
-    let value: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
-    let contents = pins::open(&set.join("contents"));
-    bpf::update(contents.as_fd(), &[0; 4], &value);
 }
 
 /// All that is counted and does not go on by itself.

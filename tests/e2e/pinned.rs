@@ -452,12 +452,26 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
     let its = there();
     let adopt = || Katran::builder().pin(directory(&pins)).adopt().unwrap();
     drop(adopt());
+    let mut katran = adopt();
+    let lost = |katran: &Katran| {
+        let [of] = &katran.shared_entries()[..] else {
+            panic!("there is one");
+        };
+        assert_eq!((&of.path, of.position), (&pins.path(), 2));
+        of.state == AttachmentState::Gone
+    };
+    assert!(lost(&katran));
+    assert!(matches!(katran.reattach(), Err(Error::ForeignEntry { .. })));
     assert_eq!(there(), its);
     // When it goes, there is room, and only who says so takes another one's.
     drop(other);
     assert_eq!(there(), None);
+    katran.reattach().unwrap();
+    assert!(!lost(&katran) && there().is_some());
+    assert_eq!(attached(&pins).len(), 1);
+    drop(katran);
     let mut katran = adopt();
-    assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
+    assert!(!lost(&katran));
     let third = {
         RootProgram::remove(pins.path()).unwrap();
         root()
@@ -474,8 +488,16 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
     assert_eq!(there(), its);
     katran.attach_shared(pins.path(), 2).unwrap();
     assert_ne!(there(), its);
+    // One that is lost is looked for no more if it is detached.
+    drop((katran, third));
+    RootProgram::remove(pins.path()).unwrap();
+    let mut katran = adopt();
+    assert!(lost(&katran));
+    katran.detach_shared(pins.path()).unwrap();
+    assert!(katran.shared_entries().is_empty() && attached(&pins).is_empty());
+    let _fourth = root();
     katran.remove().unwrap();
-    drop((other, third));
+    drop(other);
     RootProgram::remove(pins.path()).unwrap();
 }
 
@@ -513,12 +535,15 @@ fn who_waits_for_a_gateway_at_adoption_gives_signs_of_life() {
     host.ip("link del eth0").unwrap();
     connect();
     std::thread::sleep(2 * LIMIT);
-    let pinned = || katran::pinned(directory(&pins)).unwrap();
-    assert!(pinned().silence > LIMIT);
+    let silence = || {
+        let pinned = katran::pinned(directory(&pins)).unwrap();
+        pinned.silence.unwrap()
+    };
+    assert!(silence() > LIMIT);
     std::thread::scope(|scope| {
         let adopting =
             scope.spawn(|| host.run(|| Katran::builder().pin(directory(&pins)).adopt().unwrap()));
-        eventually("it gives a sign of life", || pinned().silence < LIMIT);
+        eventually("it gives a sign of life", || silence() < LIMIT);
         let begun = Instant::now();
         assert!(!adopting.is_finished());
         let katran = adopting.join().unwrap();

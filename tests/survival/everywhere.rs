@@ -22,7 +22,7 @@ use crate::owner::Owner;
 use crate::owner::Said;
 use crate::owner::Task;
 
-const SIGKILL: i32 = 9;
+pub(crate) const SIGKILL: i32 = 9;
 /// Descriptors by which owners of the same state differ: threads have some for a moment. A set of maps has dozens.
 const MORE: usize = 8;
 
@@ -71,7 +71,13 @@ impl Place {
     }
 
     /// Makes a change, of which the process ends after so many calls and stores (0: it does not); what was done if not.
-    fn run(&self, known: &mut Option<Found>, kind: &str, seed: u64, last: u64) -> Option<Done> {
+    pub(crate) fn run(
+        &self,
+        known: &mut Option<Found>,
+        kind: &str,
+        seed: u64,
+        last: u64,
+    ) -> Option<Done> {
         let task = Task::One {
             kind: kind.to_owned(),
             last,
@@ -113,14 +119,14 @@ impl Place {
 }
 
 /// What the next owner must find.
-struct Found {
-    known: Known,
+pub(crate) struct Found {
+    pub(crate) known: Known,
     /// What there was before the change.
-    begun: Owned,
+    pub(crate) begun: Owned,
 }
 
 impl Found {
-    fn assert_found(&self, owned: &Owned, what: &str) {
+    pub(crate) fn assert_found(&self, owned: &Owned, what: &str) {
         self.known.assert_found(&owned.text, what);
         Known::assert_counted(&self.begun.counters, &owned.counters, what);
     }

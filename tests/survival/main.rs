@@ -15,3 +15,4 @@ mod kills;
 mod met;
 mod model;
 mod owner;
+mod relaid;

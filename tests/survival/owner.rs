@@ -38,6 +38,7 @@ use crate::changes::BACK;
 use crate::changes::Draw;
 use crate::common::frames::frame;
 use crate::common::frames::syn;
+use crate::common::layout::relay;
 use crate::ending;
 use crate::ending::Done;
 use crate::met::meet;
@@ -71,11 +72,15 @@ pub(crate) struct Job {
 pub(crate) enum Task {
     /// Goes where every run begins, and leaves it.
     Begin,
+    /// The same, where packets have been counted.
+    Count,
     /// Changes of every kind, until somebody kills it.
     Anything,
     /// The same change from the same beginning: killed after so many calls and stores (at the latest at its end), or not
     /// (0).
     One { kind: String, last: u64 },
+    /// Adopts it as one of another layout, in these parts, whichever of the two sets counts: killed as with `One`.
+    Relaid { parts: Vec<usize>, last: u64 },
     /// A replacement that packets meet, and then it kills itself before that counts.
     Meet,
 }
@@ -144,8 +149,20 @@ fn owner() {
     if let Task::One { .. } = job.task {
         ending::prepare();
     }
+    let mut relaid = Done::default();
+    if let Task::Relaid { parts, last } = &job.task {
+        relay(&job.directory.join("set"), parts);
+        ending::prepare();
+        ending::arm(*last);
+    }
     let began = Instant::now();
     let (mut katran, start) = builder(&job).adopt_or_load().unwrap();
+    if let Task::Relaid { last, .. } = job.task {
+        relaid = ending::disarm();
+        if last > relaid.all() {
+            ending::end();
+        }
+    }
     let owned = |katran: &Katran| {
         let took = began.elapsed();
         Owned {
@@ -164,6 +181,11 @@ fn owner() {
             begin(&mut katran, &job);
             say(&Said::Begins(owned(&katran)));
         }
+        Task::Count => {
+            begin(&mut katran, &job);
+            count_some(&katran);
+            say(&Said::Begins(owned(&katran)));
+        }
         Task::Anything => {
             begin_if_new(&mut katran, &job, &start);
             say(&Said::Begins(owned(&katran)));
@@ -175,6 +197,10 @@ fn owner() {
             say(&Said::Begins(owned(&katran)));
             one(&mut katran, &job, &kind, last, owned);
         }
+        Task::Relaid { .. } => say(&Said::Made {
+            refused: None,
+            done: relaid,
+        }),
         Task::Meet => {
             begin(&mut katran, &job);
             say(&Said::Begins(owned(&katran)));

@@ -145,7 +145,7 @@ fn a_call_that_is_cut_off_is_known_whole() {
             }
             // In this process the call has got so far.
             katran.ledger = None;
-            katran.undoing = false;
+            assert!(!katran.is_undoing());
             katran.apply(&before).unwrap();
             if let Some(vip) = watched {
                 katran.stats_mut().watch_misses(vip).unwrap();

@@ -143,7 +143,7 @@ fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
                 .map_or_else(|| found.kept.state(), |of| of.state);
             assert_eq!(back, before, "{bytes} bytes, {stores} stores");
             katran.ledger = None;
-            katran.undoing = false;
+            assert!(!katran.is_undoing());
             katran.apply(&before).unwrap();
             match lived {
                 None => stores += 1 + stores / 16,
