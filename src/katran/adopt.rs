@@ -95,12 +95,14 @@ impl Builder {
     /// Where another version of the crate, newer or older, has left maps of another layout, a balancer of this one's takes its
     /// place, under traffic, as in [`Katran::apply`] with settings that only a load can change: all that it knew and its
     /// attachments stay, and flow tables, histories of rings and counters each stay where they have the same layout. The log
-    /// says what does not.
+    /// says what does not. Where a gateway has to be found out anew and does not answer within three seconds, packets are
+    /// dropped from the change on until it does; the log says so.
     ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed; [`Error::InvalidConfig`] if that
+    /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed (if that is the record of its state no
+    /// owner was asked to let go); [`Error::InvalidConfig`] if that
     /// was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if another one was put into its link;
     /// [`Error::Unsupported`] if another version of the crate has arranged the directory, or written the record of its state,
     /// in another way (which it is, and what to do; no owner was asked to let go then); otherwise as

@@ -18,6 +18,7 @@ use super::GO_ON;
 use super::Home;
 use super::PinnedSet;
 use super::SET;
+use super::Stage;
 use super::Tenant;
 use super::file_error;
 use super::handover;
@@ -136,8 +137,10 @@ impl Home {
             if let Some(tenant) = tenant {
                 check_tenant(tenant, path, &identity)?;
                 let set = PinnedSet::at(path.join(SET), tenant);
-                if let Err(refused @ Error::Unsupported { .. }) = set.readable_contents() {
-                    return Err(refused);
+                // What was not pinned to the end is loaded anew.
+                match set.readable_contents() {
+                    Err(Error::NotFound { .. }) if identity.stage() != Stage::Whole => {}
+                    readable => drop(readable?),
                 }
                 if tenant == Tenant::Balancer {
                     environment::check_opens_by_number("go on with a pinned balancer")?;

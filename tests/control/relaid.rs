@@ -10,6 +10,7 @@ use std::time::Duration;
 use katran::Error;
 use katran::Features;
 use katran::FlowTracking;
+use katran::Gateway;
 use katran::Katran;
 use katran::NextHops;
 use katran::Start;
@@ -32,6 +33,7 @@ use crate::common::builder;
 use crate::common::faults::MAP_CREATE;
 use crate::common::faults::MAP_UPDATE_ELEM;
 use crate::common::faults::PROG_LOAD;
+use crate::common::faults::judged;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
@@ -351,4 +353,81 @@ fn one_of_another_layout_is_removed_whole() {
     relay(&directory.join("set"), &[]);
     katran::remove(&directory).unwrap();
     assert!(!directory.exists());
+}
+
+/// One without which nobody can go on, and that its owner does not need, is missing: the owner keeps it.
+#[test]
+fn nobody_lets_go_of_one_that_was_spoiled() {
+    for pin in ["contents", "ledger"] {
+        let directory = directory();
+        let katran = load(builder().pin(&directory));
+        fs::remove_file(directory.join("set").join(pin)).unwrap();
+        let patience = Duration::from_secs(5);
+        let asked = builder().pin(&directory).take_over(patience).adopt();
+        let refused = asked.unwrap_err();
+        assert!(
+            matches!(refused, Error::NotFound { .. }),
+            "{pin}: {refused}"
+        );
+        assert!(!katran.is_handed_over(), "{pin}");
+        drop(katran);
+        katran::remove(&directory).unwrap();
+    }
+}
+
+/// Probes go on at the switch, not when the gateway has been found again.
+#[test]
+fn other_probes_know_the_gateway_that_packets_know() {
+    let directory = directory();
+    let katran = load(
+        builder()
+            .gateway(Gateway::Auto)
+            .healthcheck_interface("lo")
+            .pin(&directory),
+    );
+    drop(katran);
+    let set = directory.join("set");
+    relay(&set, &[PROBES]);
+    let found = [2, 0, 0, 0, 9, 9, 0, 0];
+    let live = pins::open(&set.join("maps/data_live"));
+    let mut words = bpf::lookup(live.as_fd(), &[0; 4]).unwrap();
+    words[..8].copy_from_slice(&found);
+    bpf::update(live.as_fd(), &[0; 4], &words);
+    let mut known = Vec::new();
+    let look = || {
+        let settings = pins::open(&directory.join("next_set/probes/data_settings"));
+        known = bpf::lookup(settings.as_fd(), &[0; 4]).unwrap();
+        None
+    };
+    let katran = judged(libc::SYS_renameat2, None, look, || adopt(&directory));
+    assert_eq!(known[..8], found);
+    katran.remove().unwrap();
+}
+
+/// Nobody would own it until the router answers.
+#[test]
+fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
+    let directory = directory();
+    let host = Host::new("relaid-silent").unwrap();
+    for command in [
+        "link add near type veth peer name far",
+        "link set far up",
+        "addr add 192.0.2.2/24 dev near",
+        "link set near up",
+        "route add default via 192.0.2.9",
+        "neigh add 192.0.2.9 lladdr 02:00:00:00:09:09 dev near nud permanent",
+    ] {
+        host.ip(command).unwrap();
+    }
+    let mut katran = load(builder().gateway(Gateway::Auto).pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    host.run(|| katran.attach("near", XdpMode::Generic))
+        .unwrap();
+    let state = katran.state();
+    drop(katran);
+    host.ip("neigh del 192.0.2.9 dev near").unwrap();
+    relay(&directory.join("set"), &[STATE]);
+    let katran = host.run(|| adopt(&directory));
+    assert_eq!(katran.state(), state);
+    katran.remove().unwrap();
 }

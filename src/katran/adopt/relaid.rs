@@ -51,6 +51,7 @@ use crate::pins::Seat;
 use crate::sys::map;
 use crate::sys::ticks::ticks;
 use crate::table::RealRecord;
+use crate::types::Family;
 use crate::types::NextHops;
 
 /// Which maps of the other set are this one's, too.
@@ -352,6 +353,9 @@ impl Katran {
             false => Ok(None),
         })?;
         self.put_healthchecks(Some(checks));
+        if shared.state && !shared.probes {
+            self.tell_probes_gateways();
+        }
         if let Some(checks) = &mut self.healthchecks
             && shared.probes
         {
@@ -369,6 +373,17 @@ impl Katran {
         }
         let mut registered = small.probes.into_iter();
         registered.try_for_each(|vip| probes.register(vip))
+    }
+
+    /// What packets know of gateways is known to probes, until it is found out again.
+    fn tell_probes_gateways(&self) {
+        for family in Family::ALL {
+            if let (Some(mac), Some(probes)) =
+                (self.maps.live.gateway_mac(family), self.probe_cells())
+            {
+                probes.set_gateway_mac(family, mac);
+            }
+        }
     }
 
     /// Ends a replacement that was cut off before: packets go by the set that counts, and the other one goes.
@@ -394,7 +409,13 @@ impl Katran {
         }
         if self.wanted().needs_watching() {
             let reasons = self.reasons();
-            self.follow_for_all(&reasons)?;
+            match self.follow_for_all(&reasons) {
+                // The owner before has let go: better one that looks on than none.
+                Err(error @ Error::NoNextHop { .. }) => {
+                    log::error!("packets are dropped until it answers: {error}")
+                }
+                followed => followed?,
+            }
         }
         self.note_attached();
         self.maps.live.show_life(ticks(self.fixed.tick));
