@@ -10,6 +10,7 @@ use katran::Error;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
+use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -174,5 +175,43 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
         assert_eq!(of, [A, B, A].map(ip), "{strays} {adopted}");
         katran.remove().unwrap();
         assert!(!directory.exists());
+    }
+}
+
+/// The replacement's own VIP has a number that lies beyond the room here: its entries are removed all the same, also for
+/// who has that number once there is room, and nothing of this one's memory is taken for the number's.
+#[test]
+fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
+    require_root();
+    stay_on(allowed_cpus()[0]);
+    let host = host();
+    let directory = private_bpf_fs().unwrap().join("katran");
+    for adopted in [false, true] {
+        // A table that takes a while to walk.
+        let settings = all_in_table().max_vips(2).flow_table_size(4_000_000);
+        let mut katran = settings.pin(&directory).load().unwrap();
+        serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+        serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
+        // Known here, so that its entries would count.
+        let named = ServerId::new(1, ip(C));
+        katran.server_ids_mut().add(&[named]).unwrap();
+        for interface in ["eth0", "eth1"] {
+            let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
+            host.run(attach);
+        }
+        let before = katran.state();
+        refused(&mut katran, &links(&directory), false);
+        if adopted {
+            drop(katran);
+            katran = host.run(|| all_in_table().pin(&directory).adopt().unwrap());
+        }
+        assert_eq!(katran.state(), before);
+        let mut wanted = katran.state();
+        // So that there is no other number for the VIP to come.
+        wanted.balancer.as_mut().unwrap().max_vips = Some(3);
+        host.run(|| katran.apply(&wanted)).unwrap();
+        serve(&mut katran, THIRD, VipFlags::empty(), &[A]);
+        assert_eq!(real_of(&katran, THIRD), ip(A), "{adopted}");
+        katran.remove().unwrap();
     }
 }
