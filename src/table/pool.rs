@@ -194,7 +194,7 @@ impl IdPool {
             .into_iter()
             .partition(|id| u32::from(*id) >= self.end);
         let can_be = (first..=self.end).contains(&fresh)
-            && different.len() == returned.len()
+            && different.len() == returned.len() + beyond.len()
             && returned.iter().all(handed_out);
         if !can_be {
             return None;

@@ -27,7 +27,10 @@ use nix::libc;
 use crate::common::all_in_table;
 use crate::common::bpf;
 use crate::common::faults::LINK_UPDATE;
+use crate::common::faults::MAP_LOOKUP_BATCH;
+use crate::common::faults::MAP_LOOKUP_ELEM;
 use crate::common::faults::judged;
+use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
 use crate::common::fixtures::B;
 use crate::common::fixtures::C;
@@ -187,8 +190,7 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
     for adopted in [false, true] {
-        // A table that takes a while to walk.
-        let settings = all_in_table().max_vips(2).flow_table_size(4_000_000);
+        let settings = all_in_table().max_vips(2);
         let mut katran = settings.pin(&directory).load().unwrap();
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
         serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
@@ -214,4 +216,28 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
         assert_eq!(real_of(&katran, THIRD), ip(A), "{adopted}");
         katran.remove().unwrap();
     }
+}
+
+/// The owner has not come to remove the entries of a VIP that is gone: the one that takes its place knows of them no more.
+#[test]
+fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
+    stay_on(allowed_cpus()[0]);
+    let mut katran = all_in_table().max_vips(2).load().unwrap();
+    serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+    serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    for frame in frames(FIRST) {
+        assert_eq!(bpf::run(katran.program_fd(), &frame).verdict, Verdict::Tx);
+    }
+    // The thread that removes them is refused what it asks for, as the one that starts it is.
+    let asked = [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH];
+    let remove = || katran.remove_vip(vip(FIRST)).unwrap();
+    without_commands(&asked, Errno::EPERM, remove);
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_decap = Some(3);
+    let changes = katran.apply(&wanted).unwrap();
+    assert_eq!(changes.settings_changed, ["max_decap"]);
+    serve(&mut katran, FIRST, VipFlags::empty(), &[B]);
+    assert_eq!(real_of(&katran, FIRST), ip(B));
 }
