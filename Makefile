@@ -5,12 +5,14 @@ CARGO ?= cargo
 .PHONY: help demo test limits soak sabotage newest compilers kernels bench lint docs clean
 .DEFAULT_GOAL := help
 
-# The binaries with tests of the loaded program, which run with both kinds of flow table; and their
-# files without any flow in a table, that choose its kind themselves, or are about what is around the
-# program: attachments, the path of probes, next hops, diagnosis.
+# The binaries with tests of the loaded program, which run with both kinds of flow table; and their files that
+# run once: without any flow in a table, of what comes before it or after (frames, tunnels, captures), that choose its kind
+# themselves, or about what is around the program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
-OF_ANY_KIND := attach attachments decap_tc diagnose diagnose_live flow_table_model follow follow_edges \
-	following fork handed_over health health_places loads next_hop pinned pins ring_memory rings routing scaling
+OF_ANY_KIND := attach attachments captures decap decap_tc diagnose diagnose_live documents ecmp flow_table_model follow \
+	follow_edges following fork handed_over health health_places inline_decap loads local manners monitor monitor_ends \
+	moving_on mtu next_hop orphan outer_fragments pinned pins ring_memory rings root_pinned routing scaling shared switch \
+	tunnel_rules tunnels vlan vrf
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.
 LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -36,7 +34,6 @@ use crate::counters::VipCounters;
 use crate::counters::forwarded;
 use crate::error::Error;
 use crate::error::Result;
-use crate::healthcheck::HealthChecks;
 use crate::maps::MapUse;
 use crate::maps::runs;
 use crate::pins::Home;
@@ -337,61 +334,8 @@ impl Stats<'_> {
         })
     }
 
-    /// Kernel memory that the program's maps take now, in bytes, as the kernel accounts it.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    pub fn memory_in_use(&self) -> Result<u64> {
-        let katran = self.katran;
-        let special = [katran.programs.special.as_fd()];
-        let named = katran
-            .maps
-            .named()
-            .into_iter()
-            .chain(katran.healthchecks.iter().flat_map(HealthChecks::maps))
-            .map(|(_, map)| map)
-            .chain(special);
-        let memory = |map| {
-            let bytes = crate::sys::map::memory(map);
-            katran.kernel.check("read the memory of", "a map", bytes)
-        };
-        let inner = katran.maps.inner();
-        let mut all = named.map(|map| (1, map)).chain(inner);
-        all.try_fold(0, |sum, (count, map)| {
-            Ok::<u64, Error>(sum + count as u64 * memory(map)?)
-        })
-    }
-
-    /// Bytes of the attached program after the verifier has removed what is off; 8 an
-    /// instruction.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
-    pub fn program_size(&self) -> Result<u32> {
-        let programs = &self.katran.programs;
-        self.size_of("katran", &programs.main)
-    }
-
-    /// Bytes of the explaining twin, which [`simulate`](Katran::simulate) runs; what it has more
-    /// than [`program_size`](Self::program_size) no packet pays for.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
-    pub fn explainer_size(&self) -> Result<u32> {
-        let programs = &self.katran.programs;
-        self.size_of("katran_explain", &programs.explainer)
-    }
-
     fn sum<T>(&self, sum: impl FnOnce(&[types::counters]) -> T) -> Result<T> {
         self.katran.counted().map(|records| sum(&records))
-    }
-
-    fn size_of(&self, name: &str, program: &OwnedFd) -> Result<u32> {
-        let info = crate::sys::program::info(program.as_fd());
-        let kernel = &self.katran.kernel;
-        kernel
-            .check("ask for the size of", name, info)
-            .map(|info| info.translated_bytes)
     }
 }
 

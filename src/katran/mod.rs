@@ -32,6 +32,7 @@ mod remember;
 mod repair;
 mod replace;
 mod server_ids;
+mod sizes;
 mod slots;
 mod source_routes;
 mod still_attached;

@@ -9,7 +9,7 @@ use super::Home;
 use super::IDENTITY;
 use super::Stage;
 use super::TC_PROGRAM;
-use super::busy;
+use super::claim::busy;
 use super::entries;
 use super::file_error;
 use super::handover;
