@@ -41,7 +41,7 @@ limits: ## the limits that are claimed, in a release build, with what was measur
 
 # Optimized, for 100,000,000 take half an hour so and more than twice that otherwise; KATRAN_SEED chooses which.
 soak: FRAMES ?= 100_000_000
-soak: ## FRAMES random frames through program and model; 200 kills under traffic, and one after each store (root; two hours)
+soak: ## FRAMES random frames through program and model; 200 kills under traffic, and one after each store (root; five hours)
 	@scripts/setup test
 	$(CARGO) test --locked --release --all-features --test survival -- --ignored --nocapture --test-threads=1
 	$(CARGO) build --locked --release --all-features --examples

@@ -58,6 +58,7 @@ pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
     decap.resume_attachments(&home)?;
     decap.home = Some(home);
     decap.put_in_place(None)?;
+    decap.home.iter().for_each(Home::note_version);
     Ok(Some((
         decap,
         Start::Adopted {

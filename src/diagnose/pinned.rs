@@ -42,11 +42,12 @@ fn refused(error: &Error, found: &mut Diagnosis) {
 fn judge(pinned: &Pinned, found: &mut Diagnosis) {
     let is_orphan = pinned.owner == PinnedOwner::Nobody;
     let message = format!(
-        "{}: {}, {pinned}; loaded {} s ago by katran {}",
+        "{}: {}, {pinned}; katran {} (its maps: {}), loaded {} s ago",
         pinned.path.display(),
         pinned.kind,
-        pinned.age.as_secs(),
-        pinned.version
+        pinned.owner_version,
+        pinned.version,
+        pinned.age.as_secs()
     );
     let half = match pinned.stage {
         PinnedStage::Whole => None,

@@ -146,6 +146,7 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
     };
     let by_version = contents.version();
     let katran = adopt(home, &contents)?;
+    katran.home.iter().for_each(Home::note_version);
     Ok(Some((katran, Start::Adopted { age, by_version })))
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::time::ClockId;
 
 use super::tenant::Tenant;
+use super::words::VERSION;
 use super::words::Words;
 use super::words::with_version;
 
@@ -20,7 +21,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
 /// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot),
-/// whose it is, and the version's text.
+/// whose it is, and the text of the version that it goes on with.
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
@@ -68,9 +69,14 @@ impl Identity {
         self.0.get(AT_LAYOUT)
     }
 
-    /// The version of the crate that has made it.
+    /// The version of the crate that has it, or had it last.
     pub(crate) fn version(&self) -> String {
         self.0.text(AT_VERSION)
+    }
+
+    /// It goes on with programs of this version.
+    pub(super) fn set_version(&self) {
+        self.0.set_text(AT_VERSION, VERSION);
     }
 
     /// How long ago it was loaded, times of sleep included.

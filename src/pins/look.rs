@@ -95,6 +95,9 @@ pub struct Pinned {
     pub layout: Option<u64>,
     /// The version of the crate that has made these maps.
     pub version: String,
+    /// That of the process that has it, or had it last, whose programs packets go by. Where it has gone on with maps of another
+    /// version, this is another one.
+    pub owner_version: String,
     /// How far it has come.
     pub stage: PinnedStage,
     /// How long ago it was loaded, times of sleep included.
@@ -132,6 +135,7 @@ impl Pinned {
             path: "/there".into(),
             layout: Some(1),
             version: "0.1.0".to_owned(),
+            owner_version: "0.1.0".to_owned(),
             stage: PinnedStage::Whole,
             age: Duration::ZERO,
             owner: PinnedOwner::Nobody,
@@ -154,7 +158,7 @@ impl Pinned {
 ///
 /// ```no_run
 /// let pinned = katran::pinned("/sys/fs/bpf/katran")?;
-/// println!("{}: {pinned}, katran {}", pinned.kind, pinned.version);
+/// println!("{}: {pinned}, katran {}", pinned.kind, pinned.owner_version);
 /// # Ok::<(), katran::Error>(())
 /// ```
 pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
@@ -182,6 +186,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
         kind,
         layout: contents.as_ref().map(Contents::layout),
         version: contents.map_or_else(|| identity.version(), |of| of.version()),
+        owner_version: identity.version(),
         stage: match identity.stage() {
             Stage::Making => PinnedStage::Loading,
             Stage::Whole => PinnedStage::Whole,

@@ -69,6 +69,13 @@ impl Home {
         Ok(Some((home, age, contents)))
     }
 
+    /// It goes on with programs of this version.
+    pub(crate) fn note_version(&self) {
+        if let Some(identity) = &self.identity {
+            identity.set_version();
+        }
+    }
+
     /// Pins what is to take the place of what counts, beside it.
     pub(crate) fn stage_next(&self, content: &Content<'_>) -> Result<()> {
         let next = self.next_set();

@@ -2,6 +2,7 @@
 //! says what it is.
 
 use std::io;
+use std::iter;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -61,6 +62,14 @@ impl Words {
         self.words()[at].store(value, Ordering::Release);
     }
 
+    /// Puts another text in the place of the one from a word on. A process that dies in between leaves a part of each.
+    pub(super) fn set_text(&self, from: usize, text: &str) {
+        let words = text_words(text).chain(iter::repeat(0));
+        for (at, word) in (from..WORDS).zip(words) {
+            self.set(at, word);
+        }
+    }
+
     /// The text from a word on.
     pub(super) fn text(&self, from: usize) -> String {
         let bytes: Vec<u8> = (from..WORDS)
@@ -71,14 +80,20 @@ impl Words {
     }
 }
 
-/// Words that begin with these, and go on with the version of the crate.
-pub(super) fn with_version<const FIXED: usize>(fixed: [u64; FIXED]) -> [u64; WORDS] {
-    let version = env!("CARGO_PKG_VERSION").as_bytes();
-    let mut version = version.chunks(size_of::<u64>()).map(|chunk| {
+/// Which the crate has, as far as there is room for it.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn text_words(text: &str) -> impl Iterator<Item = u64> {
+    text.as_bytes().chunks(size_of::<u64>()).map(|chunk| {
         let mut word = [0; size_of::<u64>()];
         word[..chunk.len()].copy_from_slice(chunk);
         u64::from_le_bytes(word)
-    });
+    })
+}
+
+/// Words that begin with these, and go on with the version of the crate.
+pub(super) fn with_version<const FIXED: usize>(fixed: [u64; FIXED]) -> [u64; WORDS] {
+    let mut version = text_words(VERSION);
     std::array::from_fn(|at| match fixed.get(at) {
         Some(word) => *word,
         None => version.next().unwrap_or(0),

@@ -126,6 +126,7 @@ impl ServerIdOption {
             }
         }
         option.put_in_place(&home)?;
+        home.note_version();
         option.home = Some(home);
         Ok(Some((
             option,

@@ -14,6 +14,7 @@ mod killed;
 mod killed_backends;
 mod killed_pinned;
 mod monitor;
+mod next_build;
 #[allow(dead_code, reason = "these tests use a part")]
 #[path = "../common/pins.rs"]
 mod objects;
@@ -28,3 +29,7 @@ mod terminal;
 mod top;
 mod top_view;
 mod traced;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/traffic.rs"]
+mod traffic;
+mod upgraded;

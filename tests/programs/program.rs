@@ -105,6 +105,12 @@ impl Running {
         });
     }
 
+    /// All that it has said, when it has ended.
+    pub(crate) fn said(mut self) -> Vec<String> {
+        self.seen.extend(self.lines.iter());
+        self.seen
+    }
+
     /// Ends it by a signal, to which it must answer with exit status 0.
     pub(crate) fn end(&mut self, signal: i32) {
         self.process.signal(signal).unwrap();

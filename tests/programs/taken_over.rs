@@ -41,7 +41,7 @@ fn is_asked(place: &Place) -> bool {
 }
 
 /// It says that it is another's, and ends as one that has done what it should.
-fn ends(old: &mut Running, by: &Running) {
+pub(crate) fn ends(old: &mut Running, by: &Running) {
     old.says(&format!("was handed over to process {}", by.process.id()));
     let status = old.process.wait(LONG).unwrap();
     assert!(status.success(), "{status}");

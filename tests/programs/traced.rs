@@ -36,9 +36,12 @@ pub(crate) enum Call {
     Link,
 }
 
-const FILE_CALLS: [(libc::c_long, Call); 6] = [
+const FILE_CALLS: [(libc::c_long, Call); 8] = [
     (libc::SYS_mkdir, Call::MakeDirectory),
+    (libc::SYS_mkdirat, Call::MakeDirectory),
     (libc::SYS_rmdir, Call::RemoveDirectory),
+    // Of a file: none of those that are pinned.
+    (libc::SYS_unlinkat, Call::RemoveDirectory),
     (libc::SYS_rename, Call::Rename),
     (libc::SYS_renameat2, Call::Rename),
     (libc::SYS_unlink, Call::Unlink),

@@ -6,8 +6,6 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -20,8 +18,6 @@ use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::StopOnDrop;
-use katran_lab::TcpClient;
-use katran_lab::UdpClient;
 use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
@@ -36,12 +32,11 @@ use crate::owner::Owned;
 use crate::owner::Owner;
 use crate::owner::Task;
 use crate::owner::builder;
+use crate::traffic;
+use crate::traffic::Answers;
+use crate::traffic::LASTING;
+use crate::traffic::PORT;
 
-const PORT: u16 = 80;
-/// Connections of each service that live as long as the test.
-const LASTING: usize = 4;
-/// Between two questions of a client: so that a busy machine loses nothing in queues.
-const PAUSE: Duration = Duration::from_millis(2);
 /// So long an owner lives, at most, since it has begun to change something.
 const LONGEST_LIFE: u64 = 400;
 /// And so long every fifth one, for what takes the verifier.
@@ -134,7 +129,7 @@ impl Place {
             let of = decap.counters().unwrap();
             of.ipip_v4 + of.ipip_v6
         });
-        [sent(&self.lab.client), counted, taken_out.sum()]
+        [traffic::sent(&self.lab.client), counted, taken_out.sum()]
     }
 }
 
@@ -144,97 +139,6 @@ struct Left {
     descriptors: usize,
     pins: usize,
     memory: Option<u64>,
-}
-
-/// Packets that a host has sent, but for those by which it looks for its neighbours.
-fn sent(host: &Host) -> u64 {
-    let read = |name: &str| {
-        let path = format!("/proc/thread-self/net/{name}");
-        host.run(|| fs::read_to_string(path)).unwrap()
-    };
-    let v4 = read("snmp");
-    let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
-    let mut next = || lines.next().unwrap().split_whitespace();
-    let columns = next().zip(next());
-    let v4 = columns.filter(|(name, _)| *name == "OutRequests");
-    let v4: u64 = v4.map(|(_, number)| number.parse::<u64>().unwrap()).sum();
-    let v6 = read("snmp6");
-    let of = |name: &str| -> u64 {
-        let mut lines = v6
-            .lines()
-            .filter_map(|line| line.split_once(char::is_whitespace));
-        let of = lines.find(|(of, _)| *of == name).unwrap();
-        of.1.trim().parse().unwrap()
-    };
-    v4 + of("Ip6OutRequests") - of("Icmp6OutMsgs")
-}
-
-/// Frames that interfaces of a host have lost.
-fn lost(host: &Host) -> u64 {
-    let text = host
-        .run(|| fs::read_to_string("/proc/thread-self/net/dev"))
-        .unwrap();
-    let lines = text.lines().filter_map(|line| line.split_once(':'));
-    let columns = lines.map(|(_, numbers)| {
-        let numbers: Vec<u64> =
-            (numbers.split_whitespace().map(|of| of.parse().unwrap())).collect();
-        // Errors and drops, received and sent.
-        numbers[2] + numbers[3] + numbers[10] + numbers[11]
-    });
-    columns.sum()
-}
-
-/// What clients have been answered.
-#[derive(Default)]
-struct Answers {
-    lasting: AtomicU64,
-    new: AtomicU64,
-    datagrams: AtomicU64,
-}
-
-impl Answers {
-    fn all(&self) -> [u64; 3] {
-        [&self.lasting, &self.new, &self.datagrams].map(|of| of.load(Relaxed))
-    }
-}
-
-/// Serves clients until `stop`, whose every question has to be answered.
-fn serve<'a>(
-    scope: &'a thread::Scope<'a, '_>,
-    lab: &'a Lab,
-    answers: &'a Answers,
-    stop: &'a AtomicBool,
-) {
-    let services = [lab.vip4(), lab.vip6()].map(|address| (address, PORT).into());
-    for service in services {
-        for _ in 0..LASTING {
-            scope.spawn(move || {
-                let mut connection = TcpClient::connect(&lab.client, service).unwrap();
-                let backend = connection.ask("who").unwrap();
-                while !stop.load(Relaxed) {
-                    assert_eq!(connection.ask("who").unwrap(), backend);
-                    answers.lasting.fetch_add(1, Relaxed);
-                    thread::sleep(PAUSE);
-                }
-            });
-        }
-        scope.spawn(move || {
-            while !stop.load(Relaxed) {
-                let mut connection = TcpClient::connect(&lab.client, service).unwrap();
-                connection.ask("who").unwrap();
-                answers.new.fetch_add(1, Relaxed);
-                thread::sleep(PAUSE);
-            }
-        });
-    }
-    scope.spawn(move || {
-        let socket = UdpClient::connect(&lab.client, services[0]).unwrap();
-        while !stop.load(Relaxed) {
-            socket.ask(b"who").unwrap();
-            answers.datagrams.fetch_add(1, Relaxed);
-            thread::sleep(PAUSE);
-        }
-    });
 }
 
 /// So many kills under traffic.
@@ -248,12 +152,7 @@ fn killed(times: usize) {
     let files = place.directory.parent().unwrap();
     let others = names(files);
     let (_, before) = place.begin();
-    let hosts: Vec<&Host> = [&lab.client, &lab.router, &lab.balancers[0].host]
-        .into_iter()
-        .chain(lab.backends.iter().map(|backend| &backend.host))
-        .collect();
-    let losses = || hosts.iter().map(|host| lost(host)).collect::<Vec<u64>>();
-    let lost_before = losses();
+    let lost_before = traffic::lost(lab);
     let frames_before = place.frames();
 
     let (answers, stop) = (Answers::default(), AtomicBool::new(false));
@@ -261,7 +160,7 @@ fn killed(times: usize) {
     let began = Instant::now();
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
-        serve(scope, lab, &answers, &stop);
+        traffic::serve(scope, lab, &answers, &stop);
         let mut known: Option<Known> = None;
         let mut counted: Vec<(String, u64)> = Vec::new();
         for kill in 0..=times {
@@ -304,12 +203,7 @@ fn killed(times: usize) {
             }
         }
         let served = answers.all();
-        eventually("clients are served on", || {
-            let now = answers.all();
-            now.iter()
-                .zip(served)
-                .all(|(now, before)| *now > before + 10)
-        });
+        eventually("clients are served on", || answers.are_more(served, 10));
     });
     let took = began.elapsed();
     let [lasting, new, datagrams] = answers.all();
@@ -325,7 +219,11 @@ fn killed(times: usize) {
         let now = place.frames();
         [0, 1, 2].map(|who| now[who] - frames_before[who])
     };
-    assert_eq!(losses(), lost_before, "frames that interfaces have lost");
+    assert_eq!(
+        traffic::lost(lab),
+        lost_before,
+        "frames that interfaces have lost"
+    );
     // The last ones are on their way.
     let end = Instant::now() + LAST_FRAMES;
     let mut last = frames();

@@ -16,3 +16,6 @@ mod met;
 mod model;
 mod owner;
 mod relaid;
+#[allow(dead_code, reason = "each test binary uses a part")]
+#[path = "../common/traffic.rs"]
+mod traffic;
