@@ -257,17 +257,22 @@ impl Katran {
 
     /// Writes the addresses that the user has given.
     pub(super) fn write_gateways(&self, wanted: Wanted) {
+        self.write_gateway_macs(wanted);
+        if let (None, Some(hops)) = (&self.following.watcher, &self.maps.next_hops) {
+            for (address, entry) in self.table.reals() {
+                write_hop(hops, wanted, entry.number.0, address);
+            }
+        }
+    }
+
+    /// The same, but for next hops of reals, of which packets may know more.
+    pub(super) fn write_gateway_macs(&self, wanted: Wanted) {
         for family in Family::ALL {
             if let Some(mac) = wanted.fixed(family) {
                 self.maps.live.set_gateway_mac(family, mac);
                 if let Some(probes) = self.probe_cells() {
                     probes.set_gateway_mac(family, mac);
                 }
-            }
-        }
-        if let (None, Some(hops)) = (&self.following.watcher, &self.maps.next_hops) {
-            for (address, entry) in self.table.reals() {
-                write_hop(hops, wanted, entry.number.0, address);
             }
         }
     }

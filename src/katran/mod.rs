@@ -272,7 +272,7 @@ impl Katran {
     /// Gives it a path for health checks that is loaded.
     fn put_healthchecks(&mut self, checks: Option<HealthChecks>) {
         self.healthchecks = checks;
-        self.write_gateways(self.wanted());
+        self.write_gateway_macs(self.wanted());
     }
 
     /// Settings to load a balancer with, all at their defaults.

@@ -247,43 +247,95 @@ fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
     assert!(!directory.exists());
 }
 
+/// What packets read of a set that this version's is to share, and write.
+#[derive(PartialEq, Debug)]
+struct Seen {
+    hops: Option<Vec<u8>>,
+    live: Vec<u8>,
+}
+
+fn seen(directory: &Path) -> Seen {
+    let of = |name: &str| {
+        let path = directory.join("set/maps").join(name);
+        let map = path.exists().then(|| pins::open(&path))?;
+        bpf::lookup(map.as_fd(), &[0; 4])
+    };
+    let mut live = of("data_live").unwrap();
+    // The last sign of life comes from whoever is the owner.
+    live.truncate(live.len() - 8);
+    // Own addresses: of two copies packets read either.
+    live.drain(28..72);
+    Seen {
+        hops: of("data_hops"),
+        live,
+    }
+}
+
 /// Whatever the kernel refuses: what was there works on, and the next attempt goes on with it.
 #[test]
 fn one_that_fails_changes_nothing() {
-    let directory = directory();
-    let mut katran = load(rich(FlowTracking::Changed).pin(&directory));
-    fill(&mut katran);
-    let known = Known::of(&katran);
-    let pinned = tree(&directory);
-    drop(katran);
-    relay(&directory.join("set"), &[COUNTERS]);
-    let adopt_again = || builder().pin(&directory).adopt().map(drop);
-    type Fails<'a> = &'a dyn Fn() -> katran::Result<()>;
-    let fails: [(&str, Fails<'_>); 5] = [
-        ("maps", &|| {
-            without_commands(&[MAP_CREATE], Errno::ENOMEM, adopt_again)
-        }),
-        ("programs", &|| {
-            without_commands(&[PROG_LOAD], Errno::EPERM, adopt_again)
-        }),
-        ("pins", &|| {
-            without_commands(&[OBJ_PIN], Errno::ENOSPC, adopt_again)
-        }),
-        ("the exchange", &|| {
-            without_call(libc::SYS_renameat2, Errno::EIO, adopt_again)
-        }),
-        ("elements", &|| {
-            without_commands(&[MAP_UPDATE_ELEM], Errno::ENOMEM, adopt_again)
-        }),
-    ];
-    for (what, fails) in fails {
-        fails().unwrap_err();
-        assert_eq!(tree(&directory), pinned, "{what}");
-        assert_eq!(words(&directory.join("set"))[LAYOUT], OTHER, "{what}");
+    for (hops, parts) in [
+        (NextHops::Gateway, COUNTERS),
+        (NextHops::PerReal, COUNTERS),
+        (NextHops::Redirect, FLOWS),
+    ] {
+        let directory = directory();
+        let mut katran = load(rich(FlowTracking::Changed).next_hops(hops).pin(&directory));
+        fill(&mut katran);
+        let known = Known::of(&katran);
+        let numbers = katran.real_numbers();
+        let pinned = tree(&directory);
+        drop(katran);
+        relay(&directory.join("set"), &[parts]);
+        if let Some(mut cells) = seen(&directory).hops {
+            // As a follower has found them.
+            for (_, number) in &numbers {
+                let number = number.get() as usize;
+                cells[number * 8..][..8].copy_from_slice(&[2, 0, 0, 0, 9, number as u8, 0, 0]);
+            }
+            let map = pins::open(&directory.join("set/maps/data_hops"));
+            bpf::update(map.as_fd(), &[0; 4], &cells);
+        }
+        let seen_before = seen(&directory);
+        let program = pins::open(&directory.join("set/programs/program"));
+        let adopt_again = || builder().pin(&directory).adopt().map(drop);
+        type Fails<'a> = &'a dyn Fn() -> katran::Result<()>;
+        let fails: [(&str, Fails<'_>); 5] = [
+            ("pins", &|| {
+                without_commands(&[OBJ_PIN], Errno::ENOSPC, adopt_again)
+            }),
+            ("the exchange", &|| {
+                without_call(libc::SYS_renameat2, Errno::EIO, adopt_again)
+            }),
+            ("elements", &|| {
+                without_commands(&[MAP_UPDATE_ELEM], Errno::ENOMEM, adopt_again)
+            }),
+            ("maps", &|| {
+                without_commands(&[MAP_CREATE], Errno::ENOMEM, adopt_again)
+            }),
+            ("programs", &|| {
+                without_commands(&[PROG_LOAD], Errno::EPERM, adopt_again)
+            }),
+        ];
+        for (what, fails) in fails {
+            fails().unwrap_err();
+            assert_eq!(tree(&directory), pinned, "{what}");
+            assert_eq!(words(&directory.join("set"))[LAYOUT], OTHER, "{what}");
+            assert!(seen(&directory) == seen_before, "{hops:?}, {what}");
+            let ran = bpf::run(program.as_fd(), &syn(flow_v4()));
+            assert_eq!(ran.verdict, Verdict::Tx, "{hops:?}, {what}");
+        }
+        let before = known.counters.totals.total.packets;
+        let katran = adopt(&directory);
+        match parts {
+            COUNTERS => known.assert_same(&katran, &[parts]),
+            _ => assert_eq!(
+                katran.counters().unwrap().totals.total.packets,
+                before + fails.len() as u64
+            ),
+        }
+        katran.remove().unwrap();
     }
-    let katran = adopt(&directory);
-    known.assert_same(&katran, &[COUNTERS]);
-    katran.remove().unwrap();
 }
 
 /// Names that this version does not know are another version's, where the set has its layout.

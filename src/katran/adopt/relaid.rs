@@ -96,9 +96,13 @@ impl Shared {
             contents.layout(),
             contents.version()
         );
-        for (is_kept, what) in [
+        self.lost().for_each(|what| log::warn!("{what}"));
+    }
+
+    fn lost(&self) -> impl Iterator<Item = &'static str> {
+        let parts = [
             (
-                contents.knows(Part::State),
+                self.state,
                 "rings are made again: flows that no table knows go where they lead",
             ),
             (
@@ -107,11 +111,9 @@ impl Shared {
             ),
             (self.counters, "counters begin at 0"),
             (self.probes, "counters of probes begin at 0"),
-        ] {
-            if !is_kept {
-                log::warn!("{what}");
-            }
-        }
+        ];
+        let lost = parts.into_iter().filter(|(is_kept, _)| !is_kept);
+        lost.map(|(_, what)| what)
     }
 }
 
@@ -446,5 +448,25 @@ impl Katran {
         strays |= self.shared.switch_back(entries);
         strays |= self.attachments.switch_back(links);
         Err((error, strays))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where it is not for another form.
+    #[test]
+    fn rings_that_are_made_again_are_told() {
+        let mut shared = Shared {
+            state: true,
+            flows: true,
+            counters: true,
+            probes: true,
+        };
+        assert_eq!(shared.lost().count(), 0);
+        shared.state = false;
+        let lost: Vec<_> = shared.lost().collect();
+        assert!(lost.len() == 1 && lost[0].starts_with("rings are made again"));
     }
 }
