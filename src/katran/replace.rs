@@ -64,6 +64,8 @@ impl Katran {
         let reals = self.real_numbers();
         // So that no number waits for packets.
         self.settle()?;
+        // What is to be removed is in this one's memory alone.
+        self.maps.voids.remove_gone(&self.kernel)?;
         let table = fill::table_for(self, config)?;
         if self.events().is_running() && config.event_buffer != self.config.event_buffer {
             return Err(Error::InUse {

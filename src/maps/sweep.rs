@@ -99,7 +99,13 @@ impl Jobs {
         });
     }
 
-    fn is_empty(&self) -> bool {
+    /// Those of VIPs that are gone.
+    pub(super) fn of_gone(mut self) -> Self {
+        self.pairs.retain(|(vip, _), _| self.vips.contains_key(vip));
+        self
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.pairs.is_empty() && self.vips.is_empty()
     }
 

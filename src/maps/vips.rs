@@ -191,11 +191,13 @@ impl VipCells {
         (ring != types::ring_constant::RING_NONE.0).then_some(ring)
     }
 
-    /// No entry of a VIP's flows is void any more. Not while another thread sets its cell.
+    /// No entry of a VIP's flows is void any more. Not while another thread sets its cell. Nothing is to be done of a
+    /// number that another balancer alone has room for.
     pub(crate) fn clear_void_flows(&self, number: u16) {
         let words: &[AtomicU64] = self.infos.u64s();
-        let word = &words[usize::from(number) * INFO_U64S + INFO_VIP];
-        word.fetch_and(!u64::from(VOID_FLOWS), Ordering::Release);
+        if let Some(word) = words.get(usize::from(number) * INFO_U64S + INFO_VIP) {
+            word.fetch_and(!u64::from(VOID_FLOWS), Ordering::Release);
+        }
     }
 
     /// Lets packets find a VIP by its key. Its cell has been set, and no packet knows the number.

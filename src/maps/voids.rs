@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::flows::FlowTables;
 use super::sweep::Held;
+use super::sweep::Jobs;
 use super::sweep::Shared;
 use super::sweep::Void;
 use super::sweep::VoidReason;
@@ -372,8 +373,24 @@ impl VoidFlows {
     /// If the kernel refuses; some entries are removed then, and the thread goes on.
     pub(crate) fn remove_now(&self, kernel: &KernelCalls, vip: Option<u16>) -> Result<()> {
         let jobs = self.shared.lock().jobs(vip);
-        let removed = self.shared.remove(&jobs, || true);
-        let removed = removed.and_then(|_| self.shared.finish(&mut self.shared.lock(), &jobs));
+        self.do_now(kernel, &jobs)
+    }
+
+    /// The same of all VIPs that are gone.
+    ///
+    /// # Errors
+    /// As [`remove_now`](Self::remove_now).
+    pub(crate) fn remove_gone(&self, kernel: &KernelCalls) -> Result<()> {
+        let jobs = self.shared.lock().jobs(None).of_gone();
+        match jobs.is_empty() {
+            true => Ok(()),
+            false => self.do_now(kernel, &jobs),
+        }
+    }
+
+    fn do_now(&self, kernel: &KernelCalls, jobs: &Jobs) -> Result<()> {
+        let removed = self.shared.remove(jobs, || true);
+        let removed = removed.and_then(|_| self.shared.finish(&mut self.shared.lock(), jobs));
         // The thread may be at the same jobs.
         self.shared.cancel();
         kernel.check("remove void flows from", "the flow tables", removed)

@@ -139,9 +139,34 @@ mod tests {
             assert_eq!(add(table, 3), (2, false));
             assert_eq!(add(table, 4), (1, true));
         }
-        // As there is room for it.
-        let mut larger = table.with_room(8, 8).unwrap();
-        assert_eq!(name(&mut larger, 7, 1), (4, 2));
+        // Once there is room for it that one comes late as well.
+        for table in [table, read] {
+            let mut larger = table.with_room(8, 5).unwrap();
+            assert_eq!(name(&mut larger, 7, 1), (5, 1));
+            assert_eq!(name(&mut larger, 8, 1), (4, 2));
+        }
+    }
+
+    #[test]
+    fn a_vips_number_that_was_met_where_there_is_no_room_yet_is_known_when_there_is() {
+        let mut table = Table::new(1, 1);
+        assert_eq!(add(&mut table, 1), (0, false));
+        let mut other = table.with_room(4, 1).unwrap();
+        assert_eq!(add(&mut other, 2), (1, false));
+        assert_eq!(add(&mut other, 3), (2, false));
+        table.take_met(&table.met_in(&other)).unwrap();
+        let read = read(&table, 1);
+        assert_eq!(read, table.unsettled());
+        for table in [table, read] {
+            let former: Vec<u16> = table.former_vips().collect();
+            assert_eq!(former, [1, 2]);
+            // Step by step.
+            let larger = table.with_room(2, 1).unwrap();
+            let mut larger = larger.with_room(4, 1).unwrap();
+            assert_eq!(add(&mut larger, 4), (3, false));
+            assert_eq!(add(&mut larger, 5), (1, true));
+            assert_eq!(add(&mut larger, 6), (2, true));
+        }
     }
 
     #[test]

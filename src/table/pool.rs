@@ -21,6 +21,8 @@ pub(crate) struct IdPool {
     settled: usize,
     /// How many numbers were ever given back.
     given_back: u64,
+    /// Numbers behind the last one that were used elsewhere.
+    beyond: BTreeSet<u16>,
 }
 
 /// A number from the pool.
@@ -44,6 +46,7 @@ impl IdPool {
             returned: VecDeque::new(),
             settled: 0,
             given_back: 0,
+            beyond: BTreeSet::new(),
         }
     }
 
@@ -97,9 +100,12 @@ impl IdPool {
     }
 
     /// Has a number wait that was used elsewhere: it is handed out as late as one that is given back now, or never
-    /// again. One that is in hand here stays so, and one that this pool does not have is none of its business.
+    /// again. One that is in hand here stays so, and one that lies behind the last waits until there is room for it.
     pub(crate) fn pass_over(&mut self, id: u16, comes_back: bool) {
         let first = self.end - u32::from(self.count);
+        if u32::from(id) >= self.end && comes_back {
+            self.beyond.insert(id);
+        }
         if !(first..self.end).contains(&u32::from(id)) || self.is_out(id) {
             return;
         }
@@ -148,6 +154,7 @@ impl IdPool {
             .collect();
         pool.fresh = self.fresh.min(pool.end);
         pool.given_back = self.given_back;
+        self.beyond.iter().for_each(|id| pool.pass_over(*id, true));
         Some(pool)
     }
 
@@ -156,9 +163,9 @@ impl IdPool {
         self.fresh
     }
 
-    /// Numbers that were given back, oldest first.
+    /// Numbers that were given back, oldest first, and those behind the last one that were used elsewhere.
     pub(crate) fn returned(&self) -> impl Iterator<Item = u16> + '_ {
-        self.returned.iter().copied()
+        self.returned.iter().chain(&self.beyond).copied()
     }
 
     /// Whether a number was handed out and not given back.
@@ -183,8 +190,11 @@ impl IdPool {
         let first = self.end - u32::from(self.count);
         let different: BTreeSet<u16> = returned.iter().copied().collect();
         let handed_out = |id: &u16| (first..fresh).contains(&u32::from(*id));
+        let (beyond, returned): (Vec<u16>, Vec<u16>) = returned
+            .into_iter()
+            .partition(|id| u32::from(*id) >= self.end);
         let can_be = (first..=self.end).contains(&fresh)
-            && different.len() == returned.len()
+            && different.len() == returned.len() + beyond.len()
             && returned.iter().all(handed_out);
         if !can_be {
             return None;
@@ -193,6 +203,7 @@ impl IdPool {
         self.settled = 0;
         self.given_back = returned.len() as u64;
         self.returned = returned.into();
+        self.beyond = beyond.into_iter().collect();
         Some(())
     }
 

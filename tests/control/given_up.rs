@@ -10,6 +10,7 @@ use katran::Error;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
+use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -26,7 +27,10 @@ use nix::libc;
 use crate::common::all_in_table;
 use crate::common::bpf;
 use crate::common::faults::LINK_UPDATE;
+use crate::common::faults::MAP_LOOKUP_BATCH;
+use crate::common::faults::MAP_LOOKUP_ELEM;
 use crate::common::faults::judged;
+use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
 use crate::common::fixtures::B;
 use crate::common::fixtures::C;
@@ -175,4 +179,65 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
         katran.remove().unwrap();
         assert!(!directory.exists());
     }
+}
+
+/// The replacement's own VIP has a number that lies beyond the room here: its entries are removed all the same, also for
+/// who has that number once there is room, and nothing of this one's memory is taken for the number's.
+#[test]
+fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
+    require_root();
+    stay_on(allowed_cpus()[0]);
+    let host = host();
+    let directory = private_bpf_fs().unwrap().join("katran");
+    for adopted in [false, true] {
+        let settings = all_in_table().max_vips(2);
+        let mut katran = settings.pin(&directory).load().unwrap();
+        serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+        serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
+        // Known here, so that its entries would count.
+        let named = ServerId::new(1, ip(C));
+        katran.server_ids_mut().add(&[named]).unwrap();
+        for interface in ["eth0", "eth1"] {
+            let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
+            host.run(attach);
+        }
+        let before = katran.state();
+        refused(&mut katran, &links(&directory), false);
+        if adopted {
+            drop(katran);
+            katran = host.run(|| all_in_table().pin(&directory).adopt().unwrap());
+        }
+        assert_eq!(katran.state(), before);
+        let mut wanted = katran.state();
+        // So that there is no other number for the VIP to come.
+        wanted.balancer.as_mut().unwrap().max_vips = Some(3);
+        host.run(|| katran.apply(&wanted)).unwrap();
+        serve(&mut katran, THIRD, VipFlags::empty(), &[A]);
+        assert_eq!(real_of(&katran, THIRD), ip(A), "{adopted}");
+        katran.remove().unwrap();
+    }
+}
+
+/// The owner has not come to remove the entries of a VIP that is gone: the one that takes its place knows of them no more.
+#[test]
+fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
+    stay_on(allowed_cpus()[0]);
+    let mut katran = all_in_table().max_vips(2).load().unwrap();
+    serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+    serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    for frame in frames(FIRST) {
+        assert_eq!(bpf::run(katran.program_fd(), &frame).verdict, Verdict::Tx);
+    }
+    // The thread that removes them is refused what it asks for, as the one that starts it is.
+    let asked = [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH];
+    let remove = || katran.remove_vip(vip(FIRST)).unwrap();
+    without_commands(&asked, Errno::EPERM, remove);
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_decap = Some(3);
+    let changes = katran.apply(&wanted).unwrap();
+    assert_eq!(changes.settings_changed, ["max_decap"]);
+    serve(&mut katran, FIRST, VipFlags::empty(), &[B]);
+    assert_eq!(real_of(&katran, FIRST), ip(B));
 }

@@ -13,6 +13,8 @@ use katran::FlowTracking;
 use katran::Gateway;
 use katran::Katran;
 use katran::NextHops;
+use katran::Protocol;
+use katran::Real;
 use katran::Start;
 use katran::VipFlags;
 use katran::XdpMode;
@@ -20,8 +22,10 @@ use katran::flows::Simulation;
 use katran::flows::Verdict;
 use katran::stats::Counters;
 use katran_lab::Host;
+use katran_lab::allowed_cpus;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -37,9 +41,14 @@ use crate::common::faults::judged;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
+use crate::common::fixtures::B;
+use crate::common::fixtures::C;
 use crate::common::fixtures::VIP4;
 use crate::common::fixtures::flow_v4;
+use crate::common::flows;
+use crate::common::frames::frame;
 use crate::common::frames::syn;
+use crate::common::ip;
 use crate::common::layout::COUNTERS;
 use crate::common::layout::FLOWS;
 use crate::common::layout::LAYOUT;
@@ -169,6 +178,36 @@ fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
         katran.remove().unwrap();
         assert!(!directory.exists());
     }
+}
+
+/// Rings lead them elsewhere: they are where they were as long as tables have the same layout, copied or not.
+#[test]
+fn connections_that_tables_alone_know_stay() {
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
+    let directory = directory();
+    let mut katran = load(builder().flow_tracking(FlowTracking::All).pin(&directory));
+    let tcp = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    let known = flows(Protocol::Tcp, "203.0.113.1:443", 200);
+    let frames: Vec<_> = known.into_iter().map(frame).collect();
+    let reals = |katran: &Katran| -> Vec<_> {
+        let ran = frames.iter().map(|frame| katran.simulate(frame));
+        ran.map(|ran| ran.unwrap().real.unwrap()).collect()
+    };
+    let before = reals(&katran);
+    katran.add_real(tcp, Real::new(ip(C)).weight(9)).unwrap();
+    assert_eq!(reals(&katran), before);
+    for parts in [&[][..], &[COUNTERS], &[STATE], &[FLOWS]] {
+        drop(katran);
+        relay(&directory.join("set"), parts);
+        katran = adopt(&directory);
+        let after = reals(&katran);
+        match parts {
+            [FLOWS] => assert!(after.contains(&ip(C)), "{after:?}"),
+            _ => assert_eq!(after, before, "{parts:?}"),
+        }
+    }
+    katran.remove().unwrap();
 }
 
 /// The attachment is the same link, and the other program is in it.

@@ -13,11 +13,13 @@ use katran::Real;
 use katran::flows::Verdict;
 use katran_lab::allowed_cpus;
 use katran_lab::stay_on;
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::common::bpf;
+use crate::common::faults::PROG_LOAD;
 use crate::common::faults::judged;
 use crate::common::flows;
 use crate::common::frames::syn;
@@ -32,6 +34,8 @@ use crate::owner::builder;
 use crate::owner::files;
 
 const FLOWS: u16 = 40;
+/// A real of another VIP alone.
+const OTHER: u8 = 6;
 /// Reals that nothing names.
 const NEW: u8 = 18;
 const LATER: u8 = 19;
@@ -50,7 +54,7 @@ pub(crate) fn meet(katran: &mut Katran, job: &Job) {
     wanted.balancer.as_mut().unwrap().max_vips = Some(43);
     let mut vips = wanted.vips.iter_mut();
     let of = vips.find(|of| of.vip == other_vip(0)).unwrap();
-    of.reals = vec![Real::new(other_real(NEW))];
+    of.reals = [NEW, OTHER].map(|real| Real::new(other_real(real))).into();
     of.down.clear();
     let before = pins::program_id(katran.program_fd());
     // Whose flow table `simulate` asks.
@@ -82,6 +86,16 @@ fn attached(directory: &Path) -> u32 {
 
 #[test]
 fn numbers_of_a_replacement_that_was_cut_off_mean_nothing_else_later() {
+    meets(false);
+}
+
+/// Counters wait for the next owner, flows do not.
+#[test]
+fn they_mean_nothing_where_counters_cannot_be_carried_either() {
+    meets(true);
+}
+
+fn meets(refused: bool) {
     let place = Place::new(false);
     let job = place.job(0, Task::Meet);
     let mut owner = Owner::start(&place.host, &job);
@@ -89,23 +103,43 @@ fn numbers_of_a_replacement_that_was_cut_off_mean_nothing_else_later() {
     let begun = owner.begins();
     assert_eq!(owner.ended().signal(), Some(Signal::SIGKILL as i32));
 
-    let adopt = || builder(&job).adopt().unwrap();
-    let mut katran = place.host.run(adopt);
-    assert_eq!(files(&place.directory), begun.pins);
+    let adopt = || place.host.run(|| builder(&job).adopt().unwrap());
+    let met = attached(&place.directory);
+    let mut refusals = 0;
+    // What carries counters is loaded when packets have left the other programs.
+    let judge = || {
+        let refuses = refused && attached(&place.directory) != met;
+        refusals += u32::from(refuses);
+        refuses.then_some(Errno::EPERM)
+    };
+    let mut katran = judged(libc::SYS_bpf, Some(PROG_LOAD), judge, adopt);
+    assert_eq!(refusals > 0, refused);
+    assert_eq!(files(&place.directory) == begun.pins, !refused);
     let own = pins::program_id(katran.program_fd());
     assert_eq!(attached(&place.directory), own);
     let vip = other_vip(0);
-    let counted = katran.stats().vip(vip).unwrap().forwarded.packets;
-    assert_eq!(counted, u64::from(FLOWS));
+    let counted = |katran: &Katran| katran.stats().vip(vip).unwrap().forwarded.packets;
+    let all = u64::from(FLOWS);
+    assert_eq!(counted(&katran), if refused { 0 } else { all });
     let known = katran.state().vips.into_iter().find(|of| of.vip == vip);
     let known: Vec<IpAddr> = known.unwrap().reals.iter().map(Real::address).collect();
-    assert!(!known.contains(&other_real(NEW)));
+    let is_known = |real| known.contains(&other_real(real));
+    assert!(![NEW, OTHER].into_iter().any(is_known));
     // Drained, so that connections come there only if an entry says so.
     let later = Real::new(other_real(LATER)).weight(0);
     katran.add_real(vip, later).unwrap();
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
     for frame in frames() {
         let real = katran.simulate(&frame).unwrap().real.unwrap();
         assert!(known.contains(&real), "{real} of {known:?}");
+    }
+    if refused {
+        let simulated = counted(&katran);
+        drop(katran);
+        katran = adopt();
+        assert_eq!(files(&place.directory), begun.pins);
+        assert_eq!(counted(&katran), simulated + all);
     }
     katran.remove().unwrap();
 }

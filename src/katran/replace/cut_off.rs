@@ -44,6 +44,8 @@ impl Katran {
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
+        // Whatever becomes of the counters.
+        self.take_flows_of(&other, kept);
         let carriers = carriers_from(&other, self.counting_maps());
         match carriers {
             Ok(carriers) => {
@@ -55,7 +57,6 @@ impl Katran {
                 return Ok(());
             }
         }
-        self.take_flows_of(&other, kept);
         if self.carriers.is_empty() {
             self.unstage_set();
         }
@@ -71,6 +72,7 @@ impl Katran {
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
+        self.take_flows_of(&other, kept);
         let contents = set.contents()?;
         let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
         let mut maps = Vec::new();
@@ -84,7 +86,6 @@ impl Katran {
         for carrier in carriers_from(&other, maps)? {
             carrier.carry().map_err(failed)?;
         }
-        self.take_flows_of(&other, kept);
         Ok(())
     }
 

@@ -233,7 +233,13 @@ fn snapshots_that_contradict_themselves_are_refused() {
             ..numbers.clone()
         },
         StoredNumbers {
-            returned: [vec![9], vec![]],
+            fresh: [1, 1],
+            returned: [vec![1], vec![]],
+            ..numbers.clone()
+        },
+        // Behind the last one.
+        StoredNumbers {
+            returned: [vec![9, 9], vec![]],
             ..numbers.clone()
         },
         StoredNumbers {
