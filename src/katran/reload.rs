@@ -44,7 +44,9 @@ impl Katran {
     /// the verifier, while the old program works on.
     ///
     /// No flow moves, but where it is the feature that decides where it belongs: with TCP server ids,
-    /// stable UDP routing or global flows switched on a flow goes where they say; with TCP server ids
+    /// stable UDP routing or global flows switched on a flow goes where they say, and a TCP connection that is on the base of an
+    /// unsettled slot ([`FlowTracking`](crate::FlowTracking)), which no table knows, where the ring leads: switch
+    /// TCP server ids on while [`Stats::slots`](crate::stats::Stats::slots) says that all are settled; with TCP server ids
     /// switched off it stays as long as the flow table knows it, and without local delivery it is sent
     /// to its real like any other.
     ///

@@ -35,8 +35,10 @@ use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
 use crate::common::fixtures::B;
+use crate::common::fixtures::TO_VIP4;
 use crate::common::fixtures::VIP4;
 use crate::common::flows;
+use crate::common::frames::frame;
 use crate::common::frames::syn;
 use crate::common::ip;
 use crate::common::load;
@@ -321,6 +323,40 @@ fn another_kind_of_table_and_of_tracking_can_be_had() {
             assert_eq!(counted(&katran), counted_before);
             // Their rings are those of before, and no real has gone.
             same_reals(&before, &answers(&katran), "tracking");
+        }
+    }
+}
+
+/// With server ids tables know all connections, and no slot has a history; without them tables are asked in unsettled slots only.
+#[test]
+fn histories_go_and_come_with_server_ids() {
+    let ids = Features::default() | Features::TCP_SERVER_ID;
+    let mut katran = load(builder());
+    let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
+    katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
+    let unsettled = |katran: &Katran| katran.stats().slots(vip).unwrap().unsettled;
+    assert_ne!(unsettled(&katran), 0);
+    let switch = |katran: &mut Katran, features| {
+        let mut wanted = katran.state();
+        let settings = wanted.balancer.as_mut().unwrap();
+        settings.features = Some(features);
+        settings.max_vips = settings.max_vips.map(|most| most + 1);
+        katran.apply(&wanted).unwrap();
+    };
+    switch(&mut katran, ids);
+    assert_eq!(unsettled(&katran), 0);
+    katran.add_real(vip, Real::new(ip(A))).unwrap();
+    let flows = flows(Protocol::Tcp, TO_VIP4, 40);
+    let begun: Vec<_> = (flows.iter())
+        .map(|flow| katran.simulate(&syn(*flow)).unwrap().real)
+        .collect();
+    assert!(begun.contains(&Some(ip(A))), "{begun:?}");
+    katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
+    for features in [Features::default(), ids, Features::default()] {
+        switch(&mut katran, features);
+        for (flow, real) in flows.iter().zip(&begun) {
+            let now = katran.simulate(&frame(*flow)).unwrap();
+            assert_eq!(now.real, *real, "{features:?}: {now:?}");
         }
     }
 }

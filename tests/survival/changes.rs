@@ -511,10 +511,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
     }),
     ("reload", |draw| {
         let known = draw.model.state.balancer.as_ref()?.features?;
-        let wanted = match known.contains(Features::TCP_SERVER_ID) {
-            true => features(),
-            false => features() | Features::TCP_SERVER_ID | Features::GLOBAL_FLOW_TABLE,
-        };
+        let wanted = other_features(known);
         draw.change(
             |model| settings(model).features = Some(wanted),
             move |katran| katran.reload(wanted),
@@ -587,10 +584,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
             Some(40) => (43, 6_000),
             _ => (40, 10_000),
         };
-        let features = match known.features?.contains(Features::TCP_SERVER_ID) {
-            true => features(),
-            false => features() | Features::TCP_SERVER_ID | Features::GLOBAL_FLOW_TABLE,
-        };
+        let features = other_features(known.features?);
         draw.apply(|model| {
             let settings = settings(model);
             (settings.max_vips, settings.flow_table_size) = (Some(vips), Some(flows));
@@ -668,6 +662,14 @@ pub(crate) const BACK: &str = ", back";
 
 /// Kinds after which clients get no answer.
 pub(crate) const DISTURBING: [&str; 1] = ["gateway"];
+
+/// Not with TCP server ids: what is on a slot's base moves when they are switched on (`Katran::reload`).
+fn other_features(known: Features) -> Features {
+    match known.contains(Features::GLOBAL_FLOW_TABLE) {
+        true => features(),
+        false => features() | Features::GLOBAL_FLOW_TABLE,
+    }
+}
 
 fn remove_real(of: &mut VipState, address: IpAddr) {
     of.reals.retain(|real| real.address() != address);

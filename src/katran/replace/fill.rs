@@ -200,12 +200,15 @@ impl Katran {
         Ok(())
     }
 
-    /// Where flows are in other slots, all that tables know of them counts.
+    /// Where flows are in other slots, all that tables know of them counts. VIPs all of whose flows are in tables here need no
+    /// history; those of which it is the other way round are not yet: features go after the others.
     fn remember_all(&mut self, before: &Self, vips: &[(Vip, VipEntry)]) -> Result<()> {
-        match self.has_slots_of(before) {
-            true => Ok(()),
-            false => self.ask_tables(vips),
+        if !self.has_slots_of(before) {
+            return self.ask_tables(vips);
         }
+        let [_, gone] = self.turned_tracking(before.config.features, self.config.features);
+        gone.iter().for_each(|vip| self.settle_all_of(vip));
+        Ok(())
     }
 
     /// All that flow tables know of these VIPs counts.
