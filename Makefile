@@ -29,7 +29,7 @@ demo: ## a load balancer, four backends and a client at work (root)
 test: ## all tests (root)
 	@scripts/setup test
 	@$(LOCK_FITS)
-	KATRAN_FRAMES=2_000_000 $(CARGO) test --locked --workspace --all-features
+	KATRAN_FRAMES=1_000_000 $(CARGO) test --locked --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --locked --all-features $(addprefix --test ,$(LOADED)) -- \
 		$(foreach area,$(OF_ANY_KIND),--skip $(area)::)
 
