@@ -270,6 +270,19 @@ impl<A: Replaceable> Attachments<A> {
         Ok(Switched(before))
     }
 
+    /// The same, with what comes after it: if that fails they have the program before again.
+    pub(crate) fn switch_then<T>(
+        &mut self,
+        program: A::Program<'_>,
+        then: impl FnOnce() -> std::result::Result<T, (Error, bool)>,
+    ) -> std::result::Result<T, (Error, bool)> {
+        let before = self.switch(program)?;
+        then().map_err(|(error, strays)| {
+            let more = self.switch_back(before);
+            (error, strays || more)
+        })
+    }
+
     /// Undoes a switch; whether packets still meet the new program somewhere, as the kernel has refused to
     /// take it back. The next switch sees to that.
     pub(crate) fn switch_back(&mut self, before: Switched<A>) -> bool {

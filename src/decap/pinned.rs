@@ -169,26 +169,15 @@ impl Decap {
         if let Some(home) = &self.home {
             with_content(settings, next, |content| home.stage_next(content))?;
         }
-        let switched = self.attachments.switch(next.program.as_fd());
-        let switched = switched.and_then(|by_xdp| {
-            let at_tc = next
-                .tc_program
-                .as_ref()
-                .map(|program| self.tc_attachments.switch(program.as_fd()));
-            let at_tc = match at_tc.transpose() {
-                Ok(at_tc) => at_tc,
-                Err((error, strays)) => {
-                    let more = self.attachments.switch_back(by_xdp);
-                    return Err((error, strays || more));
-                }
-            };
+        let commit = || {
             let committed = self.home.as_ref().map_or(Ok(()), Home::commit_next);
-            committed.map_err(|error| {
-                let more = at_tc.is_some_and(|at_tc| self.tc_attachments.switch_back(at_tc));
-                let strays = self.attachments.switch_back(by_xdp);
-                (error, strays || more)
-            })
-        });
+            committed.map_err(|error| (error, false))
+        };
+        let switched =
+            (self.attachments).switch_then(next.program.as_fd(), || match &next.tc_program {
+                Some(program) => self.tc_attachments.switch_then(program.as_fd(), commit),
+                None => commit(),
+            });
         let is_left = matches!(&switched, Err((_, true)));
         if let Some(home) = &self.home
             // What packets may still meet stays pinned, by which the next owner knows it.

@@ -101,7 +101,7 @@ impl HealthChecks {
         named && link.is_as(self.hook, self.priority)
     }
 
-    /// Gives the program of `new` to what is attached.
+    /// Gives another program to what is attached.
     pub(crate) fn switch(
         &mut self,
         program: BorrowedFd<'_>,
@@ -114,9 +114,21 @@ impl HealthChecks {
         self.attachments.switch(self.program.as_fd())
     }
 
-    /// Undoes that; whether packets still meet the other program.
-    pub(crate) fn switch_back(&mut self, before: Switched<TcLink>) -> bool {
-        self.attachments.switch_back(before)
+    /// The same, with what comes after it, as [`Attachments::switch_then`](crate::attach::Attachments::switch_then).
+    pub(crate) fn switch_to_own_then<T>(
+        &mut self,
+        then: impl FnOnce() -> std::result::Result<T, (Error, bool)>,
+    ) -> std::result::Result<T, (Error, bool)> {
+        (self.attachments).switch_then(self.program.as_fd(), then)
+    }
+
+    /// Gives another program to what is attached, with what comes after it.
+    pub(crate) fn switch_then<T>(
+        &mut self,
+        program: BorrowedFd<'_>,
+        then: impl FnOnce() -> std::result::Result<T, (Error, bool)>,
+    ) -> std::result::Result<T, (Error, bool)> {
+        self.attachments.switch_then(program, then)
     }
 
     /// What is attached is this one's from now on, which has taken the place of another one.

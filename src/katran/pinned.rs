@@ -135,12 +135,6 @@ impl Katran {
         home.set().stage_programs(&objects(programs, maps))
     }
 
-    /// What was staged takes the place of what was there before.
-    pub(super) fn commit_stage(&self) -> Result<()> {
-        let home = self.home.as_ref();
-        home.map_or(Ok(()), |home| home.set().commit_programs())
-    }
-
     /// Removes the pins of programs that packets do not meet any more, or never have.
     pub(super) fn unstage(&self) {
         let home = self.home.as_ref();

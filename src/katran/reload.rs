@@ -177,20 +177,14 @@ impl Katran {
 
     /// Puts programs in place of those that are there, on all interfaces or on none.
     pub(super) fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
-        let swapped = match self.attachments.switch(programs.main.as_fd()) {
-            Ok(before) => match self.shared.switch(programs.entry_set()) {
-                Ok(entries) => self.commit_stage().map_err(|error| {
-                    let strays = self.shared.switch_back(entries);
-                    let more = self.attachments.switch_back(before);
-                    (error, strays || more)
-                }),
-                Err((error, strays)) => {
-                    let more = self.attachments.switch_back(before);
-                    Err((error, strays || more))
-                }
-            },
-            Err(refused) => Err(refused),
+        let home = self.home.as_ref();
+        let commit = || {
+            let committed = home.map_or(Ok(()), |home| home.set().commit_programs());
+            committed.map_err(|error| (error, false))
         };
+        let swapped = (self.attachments).switch_then(programs.main.as_fd(), || {
+            self.shared.switch_then(programs.entry_set(), commit)
+        });
         if let Err((error, strays)) = swapped {
             // Packets may have been in them, or still get there.
             match strays {

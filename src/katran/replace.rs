@@ -104,14 +104,9 @@ impl Katran {
         let failed = |error| kernel_error("load", "what carries counters", error);
         let mut carriers = Vec::new();
         for (name, from) in self.counting_maps() {
-            let Some(counted) = Counted::of(name) else {
-                continue;
-            };
             let mut to = next.counting_maps();
-            if let Some((_, to)) = to.find(|(of, _)| *of == name)
-                && !share::is_same(from, to).map_err(failed)?
-            {
-                carriers.push(Carrier::new(counted, from, to).map_err(failed)?);
+            if let Some((_, to)) = to.find(|(of, _)| *of == name) {
+                carriers.extend(Carrier::between(name, from, to).map_err(failed)?);
             }
         }
         Ok(carriers)
@@ -119,7 +114,8 @@ impl Katran {
 
     fn counting_maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         let of_probes = self.healthchecks.iter().flat_map(HealthChecks::maps);
-        self.maps.named().into_iter().chain(of_probes)
+        let all = self.maps.named().into_iter().chain(of_probes);
+        all.filter(|(name, _)| Counted::of(name).is_some())
     }
 
     /// Pins all of this one beside what is pinned of another, if that is, with a ledger.
@@ -198,37 +194,19 @@ impl Katran {
         next: &Self,
         seat: Option<&Seat>,
     ) -> std::result::Result<(), (Error, bool)> {
-        let links = self.attachments.switch(next.programs.main.as_fd())?;
-        let entries = match self.shared.switch(next.programs.entry_set()) {
-            Ok(entries) => entries,
-            Err((error, strays)) => {
-                let more = self.attachments.switch_back(links);
-                return Err((error, strays || more));
-            }
+        let commit = || match (&self.home, seat) {
+            (Some(home), Some(seat)) => home.commit_set(seat).map_err(|error| (error, false)),
+            _ => Ok(()),
         };
-        let checks = match (&mut self.healthchecks, &next.healthchecks) {
+        let switch_checks = || match (&mut self.healthchecks, &next.healthchecks) {
             (Some(own), Some(next_checks)) if own.stays_in_place(&next.config) => {
-                own.switch(next_checks.program()).map(Some)
+                own.switch_then(next_checks.program(), commit)
             }
-            _ => Ok(None),
+            _ => commit(),
         };
-        let (error, checks, strays) = match checks {
-            Ok(checks) => match (&self.home, seat) {
-                (Some(home), Some(seat)) => match home.commit_set(seat) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => (error, checks, false),
-                },
-                _ => return Ok(()),
-            },
-            Err((error, strays)) => (error, None, strays),
-        };
-        let mut strays = strays;
-        if let (Some(own), Some(checks)) = (&mut self.healthchecks, checks) {
-            strays |= own.switch_back(checks);
-        }
-        strays |= self.shared.switch_back(entries);
-        strays |= self.attachments.switch_back(links);
-        Err((error, strays))
+        (self.attachments).switch_then(next.programs.main.as_fd(), || {
+            (self.shared).switch_then(next.programs.entry_set(), switch_checks)
+        })
     }
 
     /// Packets are on the other balancer: what belongs to the handle goes there, too.

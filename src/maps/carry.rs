@@ -52,16 +52,23 @@ pub(crate) struct Carrier {
 const FRAME: usize = 14;
 
 impl Carrier {
-    /// From one map to another, of which either may have more elements.
+    /// From one map of this name to another, of which either may have more elements; `None`: they are one map, or such
+    /// maps count nothing.
     ///
     /// # Errors
     /// If the kernel refuses, or they count in other forms.
-    pub(crate) fn new(
-        counted: Counted,
+    pub(crate) fn between(
+        name: &str,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Option<Self>> {
+        let Some(counted) = Counted::of(name) else {
+            return Ok(None);
+        };
         let (one, other) = (map::info(from)?, map::info(to)?);
+        if one.id == other.id {
+            return Ok(None);
+        }
         if (one.kind, one.value_size) != (other.kind, other.value_size) {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -97,7 +104,7 @@ impl Carrier {
         let mut programs = object.progs();
         let program = programs.next().ok_or(io::ErrorKind::NotFound)?;
         let program = program.as_fd().try_clone_to_owned()?;
-        Ok(Self { program, counted })
+        Ok(Some(Self { program, counted }))
     }
 
     /// Carries what there is.
@@ -173,7 +180,9 @@ mod tests {
             one.fill(4, counts(7)).unwrap();
             one.fill(0, counts(3)).unwrap();
             other.fill(4, counts(100)).unwrap();
-            let carrier = Carrier::new(Counted::Sums, one.as_fd(), other.as_fd()).unwrap();
+            let carrier = Carrier::between("vip_counters", one.as_fd(), other.as_fd())
+                .unwrap()
+                .unwrap();
             for _ in 0..2 {
                 carrier.carry().unwrap();
                 let sum = |of: &PerCpuArray<types::real_counters>, index| {
@@ -201,7 +210,8 @@ mod tests {
     #[test]
     fn what_counts_in_another_form_is_refused() {
         let (one, other) = (counters(5), counters(5));
-        assert!(Carrier::new(Counted::Sums, one.as_fd(), other.as_fd()).is_ok());
+        let carrier = Carrier::between("vip_counters", one.as_fd(), other.as_fd());
+        assert!(carrier.unwrap().is_some());
         let sums = map::create(&Spec {
             kind: libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY,
             name: "counters",
@@ -211,7 +221,7 @@ mod tests {
             flags: 0,
             numa_node: None,
         });
-        let refused = Carrier::new(Counted::Sums, one.as_fd(), sums.unwrap().as_fd());
+        let refused = Carrier::between("vip_counters", one.as_fd(), sums.unwrap().as_fd());
         assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::InvalidData);
     }
 }

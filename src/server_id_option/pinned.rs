@@ -140,10 +140,8 @@ impl ServerIdOption {
     /// Puts the program of this handle in the place of those that are attached.
     fn put_in_place(&mut self, home: &Home) -> Result<()> {
         home.stage_next(&self.content())?;
-        let switched = self.attachments.switch(self.program.as_fd());
-        let switched = switched.and_then(|before| {
-            let committed = home.commit_next();
-            committed.map_err(|error| (error, self.attachments.switch_back(before)))
+        let switched = (self.attachments).switch_then(self.program.as_fd(), || {
+            home.commit_next().map_err(|error| (error, false))
         });
         // What sockets may still meet stays pinned, by which the next owner knows it.
         if !matches!(&switched, Err((_, true))) {

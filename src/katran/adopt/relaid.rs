@@ -36,7 +36,6 @@ use crate::ledger::Kept;
 use crate::ledger::Replayed;
 use crate::ledger::Small;
 use crate::maps::Carrier;
-use crate::maps::Counted;
 use crate::maps::FlowHashKeys;
 use crate::maps::FlowTables;
 use crate::maps::Live;
@@ -140,8 +139,8 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
     home.keep_tenure(katran.maps.live.tenure());
     let held = katran.maps.voids.hold();
     let carriers = match shared.counters && !shared.has_tables() {
-        true => vec![carrier_of_cpus(&set, &katran)?],
-        false => Vec::new(),
+        true => carrier_of_cpus(&set, &katran)?,
+        false => None,
     };
     if let Some(flows) = &flows {
         katran.enter_flows(flows, Reader::Nobody)?;
@@ -165,7 +164,7 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
     let seat = katran.stage_in(&home)?;
     katran.take_the_place(&home, &seat)?;
     katran.home = Some(home);
-    katran.carriers = carriers;
+    katran.carriers.extend(carriers);
     katran.outlast(Vec::new());
     if let Some(flows) = flows
         && let Err(error) = katran.enter_flows(&flows, Reader::Packets)
@@ -283,9 +282,9 @@ fn sets_in_use(flows: &FlowTables) -> Result<u32> {
     used.try_fold(1, |most, used| Ok(most.max(used.map_err(failed)?)))
 }
 
-fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Carrier> {
+fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Option<Carrier>> {
     let from = set.map("cpus")?;
-    let carrier = Carrier::new(Counted::Cpus, from.as_fd(), katran.maps.cpus.as_fd());
+    let carrier = Carrier::between("cpus", from.as_fd(), katran.maps.cpus.as_fd());
     carrier.map_err(|error| kernel_error("load", "what carries counters", error))
 }
 
@@ -443,32 +442,14 @@ impl Katran {
         home: &Home,
         seat: &Seat,
     ) -> std::result::Result<(), (Error, bool)> {
-        let links = self.attachments.switch(self.programs.main.as_fd())?;
-        let entries = match self.shared.switch(self.programs.entry_set()) {
-            Ok(entries) => entries,
-            Err((error, strays)) => {
-                let more = self.attachments.switch_back(links);
-                return Err((error, strays || more));
-            }
+        let commit = || home.commit_set(seat).map_err(|error| (error, false));
+        let switch_checks = || match &mut self.healthchecks {
+            Some(own) => own.switch_to_own_then(commit),
+            None => commit(),
         };
-        let checks = self.healthchecks.as_mut();
-        let checks = checks.map(HealthChecks::switch_to_own).transpose();
-        let (checks, committed) = match checks {
-            Ok(checks) => (
-                checks,
-                home.commit_set(seat).map_err(|error| (error, false)),
-            ),
-            Err(refused) => (None, Err(refused)),
-        };
-        let Err((error, mut strays)) = committed else {
-            return Ok(());
-        };
-        if let (Some(own), Some(checks)) = (&mut self.healthchecks, checks) {
-            strays |= own.switch_back(checks);
-        }
-        strays |= self.shared.switch_back(entries);
-        strays |= self.attachments.switch_back(links);
-        Err((error, strays))
+        (self.attachments).switch_then(self.programs.main.as_fd(), || {
+            (self.shared).switch_then(self.programs.entry_set(), switch_checks)
+        })
     }
 }
 

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 
-use super::share::is_same;
 use crate::config::Config;
 use crate::error::Error;
 use crate::error::Result;
@@ -16,7 +15,6 @@ use crate::kernel::kernel_error;
 use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
-use crate::maps::Counted;
 use crate::maps::FlowTables;
 use crate::maps::Reader;
 use crate::pins::Home;
@@ -131,22 +129,19 @@ fn carriers_from<'a>(
     };
     let mut carriers = Vec::new();
     for (name, to) in maps {
-        let (Some(counted), Some(part)) = (Counted::of(name), Part::of(name)) else {
+        let Some(part) = Part::of(name) else {
             continue;
         };
         // Where it was not filled to the end no packet was in it.
         let Some(from) = counting_map(set, name)? else {
             continue;
         };
-        if is_same(from.as_fd(), to).map_err(failed)? {
-            continue;
-        }
         let carrier = match contents.knows(part) {
-            true => Carrier::new(counted, from.as_fd(), to),
+            true => Carrier::between(name, from.as_fd(), to),
             false => Err(io::ErrorKind::InvalidData.into()),
         };
         match carrier {
-            Ok(carrier) => carriers.push(carrier),
+            Ok(carrier) => carriers.extend(carrier),
             // No owner could ever carry it, and a whole balancer's memory would wait for one.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
                 "what was counted in {name} in the meantime is lost: katran {} counts in another form",
