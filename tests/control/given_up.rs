@@ -60,6 +60,13 @@ fn host() -> Host {
     host
 }
 
+fn attach(host: &Host, katran: &mut Katran) {
+    for interface in ["eth0", "eth1"] {
+        let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
+        host.run(attach);
+    }
+}
+
 fn frames(of: &str) -> Vec<Vec<u8>> {
     let (to, _) = of.split_once('/').unwrap();
     let flows = flows(Protocol::Tcp, to, FLOWS);
@@ -146,10 +153,7 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
         serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
         serve(&mut katran, "203.0.113.9:443/tcp", VipFlags::empty(), &[C]);
-        for interface in ["eth0", "eth1"] {
-            let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
-            host.run(attach);
-        }
+        attach(&host, &mut katran);
         let before = (katran.state(), tree(&directory));
         let links = links(&directory);
         let programs_before = programs(&links);
@@ -197,10 +201,7 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
         // Known here, so that its entries would count.
         let named = ServerId::new(1, ip(C));
         katran.server_ids_mut().add(&[named]).unwrap();
-        for interface in ["eth0", "eth1"] {
-            let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
-            host.run(attach);
-        }
+        attach(&host, &mut katran);
         let before = katran.state();
         refused(&mut katran, &links(&directory), false);
         if adopted {

@@ -518,18 +518,9 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         )
     }),
     ("apply a few", |draw| {
-        let (vip, real) = (draw.vip(|of| !of.reals.is_empty())?, draw.real());
-        let new = other_vip(draw.rng.u8(12..20));
-        if draw.model.state.vips.iter().any(|of| of.vip == new) {
-            return None;
-        }
+        let turn = one_vip_more(draw)?;
         draw.apply(|model| {
-            let mut of = VipState::new(new);
-            of.hash = Some(HashFunction::MaglevV2);
-            model.state.vips.push(of);
-            model.put(new, real, 2);
-            let gone = vip.reals[0].address();
-            remove_real(model.vip_mut(vip.vip), gone);
+            turn(model);
             model.state.marks.clear();
         })
     }),
@@ -574,11 +565,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         })
     }),
     (REPLACE, |draw| {
-        let (vip, real) = (draw.vip(|of| !of.reals.is_empty())?, draw.real());
-        let new = other_vip(draw.rng.u8(12..20));
-        if draw.model.state.vips.iter().any(|of| of.vip == new) {
-            return None;
-        }
+        let turn = one_vip_more(draw)?;
         let known = draw.model.state.balancer.as_ref()?;
         let (vips, flows) = match known.max_vips {
             Some(40) => (43, 6_000),
@@ -589,12 +576,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
             let settings = settings(model);
             (settings.max_vips, settings.flow_table_size) = (Some(vips), Some(flows));
             settings.features = Some(features);
-            let mut of = VipState::new(new);
-            of.hash = Some(HashFunction::MaglevV2);
-            model.state.vips.push(of);
-            model.put(new, real, 2);
-            let gone = vip.reals[0].address();
-            remove_real(model.vip_mut(vip.vip), gone);
+            turn(model);
         })
     }),
     ("attach and detach", |draw| {
@@ -662,6 +644,23 @@ pub(crate) const BACK: &str = ", back";
 
 /// Kinds after which clients get no answer.
 pub(crate) const DISTURBING: [&str; 1] = ["gateway"];
+
+/// A VIP that comes, and another one that loses a real.
+fn one_vip_more(draw: &mut Draw<'_>) -> Option<impl Fn(&mut Model) + use<>> {
+    let (vip, real) = (draw.vip(|of| !of.reals.is_empty())?, draw.real());
+    let new = other_vip(draw.rng.u8(12..20));
+    if draw.model.state.vips.iter().any(|of| of.vip == new) {
+        return None;
+    }
+    Some(move |model: &mut Model| {
+        let mut of = VipState::new(new);
+        of.hash = Some(HashFunction::MaglevV2);
+        model.state.vips.push(of);
+        model.put(new, real, 2);
+        let gone = vip.reals[0].address();
+        remove_real(model.vip_mut(vip.vip), gone);
+    })
+}
 
 /// Not with TCP server ids: what is on a slot's base moves when they are switched on (`Katran::reload`).
 fn other_features(known: Features) -> Features {
