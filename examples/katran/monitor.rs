@@ -1,46 +1,45 @@
-//! Noteworthy packets of a balancer, as they happen: printed, or written to pcap files.
+//! `katran monitor`: noteworthy packets of the running balancer, as they happen: printed, or written to pcap files.
 //!
-//! ```text
-//! monitor --config lb.toml --interface eth0 [--directory DIR] [--event NAME]... [--rate-limit N]
-//!         [--packet-limit N] [--snap-length BYTES]
-//! ```
-//! It balances like the example `balancer`, with the feature `introspection` on whatever the file lists.
-//! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows),
-//! `packet_too_big` (above `max_frame`) and `quic_real_gone`. With `--directory` there is a new file for
-//! each, which tshark, Wireshark and tcpdump read. SIGHUP has the file read again, SIGUSR1 a diagnosis
-//! printed; SIGINT and SIGTERM end it.
+//! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows), `packet_too_big` (above
+//! `max_frame`) and `quic_real_gone`. The balancer's feature `introspection` is on meanwhile, whatever its document lists. With
+//! `--directory` there is a new file for each, which tshark, Wireshark and tcpdump read. SIGINT and SIGTERM end it; the
+//! balancer goes on.
 
-mod common;
-
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::fs;
+use std::fs::File;
+use std::io::BufWriter;
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::UNIX_EPOCH;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
+use anyhow::Context;
 use anyhow::Result;
-use clap::Parser;
-use common::Keeper;
-use common::Options;
-use common::ROUND;
-use common::say;
 use etherparse::TransportSlice;
-use katran::Features;
-use katran::Katran;
-use katran::State;
-use katran::events::Event;
 use katran::events::EventKind;
-use katran::events::Monitor;
-use katran::events::MonitorOptions;
-use signal_hook::consts::SIGHUP;
-use signal_hook::consts::SIGUSR1;
+use pcap_file::pcap::PcapHeader;
+use pcap_file::pcap::PcapPacket;
+use pcap_file::pcap::PcapWriter;
+use serde_json::Value;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
 
-/// Balances, and shows packets that an operator may want to know of.
-#[derive(Parser)]
-struct Arguments {
-    #[command(flatten)]
-    options: Options,
+use crate::client::Client;
+use crate::client::To;
+use crate::common::say;
+use crate::socket::Heard;
+use crate::socket::Heeded;
+use crate::socket::Listening;
+use crate::socket::Request;
+
+/// Which packets, and where they go.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
     /// Write pcap files here, one for each kind of event, instead of printing events
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -56,119 +55,131 @@ struct Arguments {
     /// Bytes to keep of each packet, 14 to 128
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     snap_length: u32,
+    #[command(flatten)]
+    to: To,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    if let Some(done) = arguments.options.without_balancing() {
-        return common::exit("monitor", done);
-    }
-    common::exit("monitor", run(&arguments))
-}
-
-fn run(arguments: &Arguments) -> Result<()> {
-    let signals = common::signals()?;
-    let mut state = arguments.options.state()?;
-    let balancer = state.balancer.get_or_insert_default();
-    let listed = balancer.features.unwrap_or_default();
-    balancer.features = Some(listed | Features::INTROSPECTION);
-    let mut katran = arguments.options.load(&state)?;
-    if !listed.contains(Features::INTROSPECTION) {
-        say("switched introspection on".to_owned());
-    }
-    // No packet is touched before it is clear that there is somewhere to write to.
-    let monitor = start(arguments, &katran)?;
-    if let Err(error) = arguments.options.attach(&mut katran) {
-        drop(monitor);
-        remove_empty_files(arguments);
-        return Err(error);
-    }
-    say("listening".to_owned());
-    let mut keeper = Keeper::new();
-    loop {
-        match signals.recv_timeout(ROUND) {
-            Ok(SIGUSR1) => arguments.options.report_diagnosis(&katran),
-            Ok(SIGHUP) => arguments.options.follow_with(&mut katran, introspect),
-            Err(RecvTimeoutError::Timeout) => keeper.keep(&mut katran)?,
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => break,
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let kinds = match arguments.event.is_empty() {
+        true => EventKind::ALL.to_vec(),
+        false => arguments.event.clone(),
+    };
+    let mut client = arguments.to.connect()?;
+    // Nothing is switched on before it is clear that there is somewhere to write to.
+    let mut files = match &arguments.directory {
+        None => None,
+        Some(directory) => Some(Files::create(directory, &kinds, arguments.snap_length)?),
+    };
+    let asked = client.ask(&Request::Monitor(Listening {
+        events: kinds.iter().map(EventKind::to_string).collect(),
+        rate_limit: arguments.rate_limit,
+        snap_length: arguments.snap_length,
+        packet_limit: arguments.packet_limit,
+    }));
+    let started: Value = match (asked, &files) {
+        (Err(error), Some(files)) => {
+            files.remove();
+            return Err(error);
         }
+        (asked, _) => asked?,
+    };
+    if started["switched_on"] == true {
+        say("switched introspection on");
     }
-    summary(&katran, monitor)?;
-    arguments.options.stop(&mut katran);
+    say("listening");
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let (ends, mut stream) = (Arc::clone(&is_asked), client.stream.try_clone()?);
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            ends.store(true, Ordering::Relaxed);
+            // Anything asks for the end.
+            let _ = stream.write_all(b"\n");
+        }
+    });
+    let heeded = listen(&mut client, &mut files)?;
+    anyhow::ensure!(is_asked.load(Ordering::Relaxed), "the balancer listens no more");
+    say(format!(
+        "{} events delivered; left out: {} by the rate limit, {} for want of room, {} by the packet limit",
+        heeded.delivered, heeded.limited, heeded.lost, heeded.over_limit
+    ));
     Ok(())
 }
 
-/// The feature stays on, whatever the file lists.
-fn introspect(state: &mut State) {
-    let balancer = state.balancer.as_mut();
-    if let Some(features) = balancer.and_then(|balancer| balancer.features.as_mut()) {
-        *features |= Features::INTROSPECTION;
+/// Takes events until the balancer says what has become of all.
+fn listen(client: &mut Client, files: &mut Option<Files>) -> Result<Heeded> {
+    loop {
+        let line = client.line()?;
+        let mut line = line.context("the balancer has ended")?;
+        if line.get("event").is_none() {
+            return Client::of(&mut line);
+        }
+        let event: Heard = serde_json::from_value(line["event"].take())?;
+        let packet = bytes(&event.packet);
+        match files {
+            Some(files) => files.write(&event, &packet)?,
+            None => say(described(&event, &packet)),
+        }
     }
 }
 
-fn start(arguments: &Arguments, katran: &Katran) -> Result<Monitor> {
-    let mut options = MonitorOptions::new()
-        .rate_limit(arguments.rate_limit)
-        .snap_length(arguments.snap_length);
-    if !arguments.event.is_empty() {
-        options = options.events(arguments.event.iter().copied());
-    }
-    if let Some(packets) = arguments.packet_limit {
-        options = options.packet_limit(packets);
-    }
-    Ok(match &arguments.directory {
-        Some(directory) => katran.events().to_pcap(options, directory)?,
-        None => katran.events().start(options, |event| say(line(event)))?,
-    })
+fn bytes(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    pairs.map_while(byte).collect()
 }
 
-/// Files that were made for nothing would keep the next attempt from starting.
-fn remove_empty_files(arguments: &Arguments) {
-    /// What a pcap file without packets has.
-    const HEADER_BYTES: u64 = 24;
-    let Some(directory) = &arguments.directory else {
-        return;
-    };
-    let all = EventKind::ALL.to_vec();
-    let kinds = match arguments.event.is_empty() {
-        true => &all,
-        false => &arguments.event,
-    };
-    for kind in kinds {
-        let path = directory.join(format!("{kind}.pcap"));
-        if fs::metadata(&path).is_ok_and(|file| file.len() == HEADER_BYTES) {
+/// A pcap file for each kind.
+struct Files(BTreeMap<String, (PathBuf, PcapWriter<BufWriter<File>>)>);
+
+impl Files {
+    fn create(directory: &std::path::Path, kinds: &[EventKind], snap_length: u32) -> Result<Self> {
+        let mut files = Self(BTreeMap::new());
+        for kind in kinds {
+            let path = directory.join(format!("{kind}.pcap"));
+            let opened = File::create_new(&path).map_err(anyhow::Error::from);
+            let header = PcapHeader {
+                snaplen: snap_length,
+                ..PcapHeader::default()
+            };
+            let writer = opened
+                .and_then(|file| Ok(PcapWriter::with_header(BufWriter::new(file), header)?))
+                .with_context(|| format!("cannot write {}", path.display()));
+            match writer {
+                Ok(writer) => files.0.insert(kind.to_string(), (path, writer)),
+                Err(error) => {
+                    files.remove();
+                    return Err(error);
+                }
+            };
+        }
+        Ok(files)
+    }
+
+    /// Files that were made for nothing would keep the next attempt from starting.
+    fn remove(&self) {
+        for (path, _) in self.0.values() {
             let _ = fs::remove_file(path);
         }
     }
-}
 
-fn summary(katran: &Katran, monitor: Monitor) -> Result<()> {
-    let stats = monitor.stop();
-    let counters = katran.stats().events()?;
-    say(format!(
-        "{} events delivered; left out: {} by the rate limit, {} for want of room, {} by the packet limit",
-        stats.delivered, counters.limited, counters.lost, stats.over_limit
-    ));
-    if let Some(failure) = stats.failure {
-        say(format!("{} not written: {failure}", stats.failed));
+    fn write(&mut self, event: &Heard, packet: &[u8]) -> Result<()> {
+        let Some((path, writer)) = self.0.get_mut(&event.kind) else {
+            return Ok(());
+        };
+        let time = Duration::from_micros(event.time);
+        let packet = PcapPacket::new(time, event.length, packet);
+        let written = writer.write_packet(&packet);
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// Seconds since 1970, the kind, who to whom, and the frame's length.
-fn line(event: &Event) -> String {
-    let time = event.time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut line = format!(
-        "{}.{:06} {}",
-        time.as_secs(),
-        time.subsec_micros(),
-        event.kind
-    );
-    // Writing to a string cannot fail.
-    let _ = write!(line, " {}", packet(&event.packet));
-    let _ = write!(line, ", {} bytes", event.length);
-    line
+fn described(event: &Heard, bytes: &[u8]) -> String {
+    let (seconds, micros) = (event.time / 1_000_000, event.time % 1_000_000);
+    let (kind, packet) = (&event.kind, packet(bytes));
+    format!("{seconds}.{micros:06} {kind} {packet}, {} bytes", event.length)
 }
 
 fn packet(bytes: &[u8]) -> String {

@@ -176,3 +176,41 @@ pub(crate) struct Problem {
     pub(crate) message: String,
     pub(crate) advice: String,
 }
+
+/// A report with the rates since an earlier one.
+pub(crate) fn rated(mut now: Report, before: &Report) -> Report {
+    // Two reports of one moment tell no rate; nothing is infinite.
+    let seconds = (now.running - before.running).max(1e-3);
+    let vips: BTreeMap<_, _> = before.vips.iter().map(|of| (&of.vip, of.sent)).collect();
+    for vip in &mut now.vips {
+        vip.rate = Some(rate(vip.sent, vips.get(&vip.vip), seconds));
+    }
+    let reals: BTreeMap<_, _> = before.reals.iter().map(|of| (of.real, of.sent)).collect();
+    for real in &mut now.reals {
+        real.rate = Some(rate(real.sent, reals.get(&real.real), seconds));
+    }
+    now
+}
+
+/// What was counted in so many seconds. One that was removed and added again counts from 0.
+pub(crate) fn rate(now: Count, before: Option<&Count>, seconds: f64) -> Rate {
+    let before = before.copied().unwrap_or_default();
+    let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+    Rate {
+        packets: per_second(now.packets, before.packets),
+        bits: per_second(now.bytes, before.bytes) * 8.0,
+    }
+}
+
+/// Three digits or more, with a prefix of the decimal system.
+pub(crate) fn scaled(number: f64) -> String {
+    let mut scaled = number;
+    for prefix in ["", "k", "M", "G"] {
+        if scaled < 999.95 {
+            let digits = usize::from(!prefix.is_empty());
+            return format!("{scaled:.digits$} {prefix}").trim_end().to_owned();
+        }
+        scaled /= 1000.0;
+    }
+    format!("{scaled:.1} T")
+}

@@ -36,6 +36,16 @@ pub(crate) fn example(name: &str) -> Command {
     command
 }
 
+/// A command of the program `katran`. `run` takes no commands by a socket; the tests that give it one say so.
+pub(crate) fn katran(name: &str) -> Command {
+    let mut command = example("katran");
+    command.arg(name);
+    if name == "run" {
+        command.arg("--no-socket");
+    }
+    command
+}
+
 /// A file that is gone after the test.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 

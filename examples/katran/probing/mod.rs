@@ -64,6 +64,7 @@ pub(crate) struct Probed {
 /// Whether and how reals are probed.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Probes")]
+#[group(id = "probes")]
 pub(crate) struct Options {
     /// Probe the reals through the tunnel, and send flows only to those that answer
     #[arg(long)]

@@ -37,6 +37,8 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 pub(crate) use snapshot::Handle;
+pub(crate) use snapshot::OfReal;
+pub(crate) use snapshot::OfVip;
 pub(crate) use snapshot::Snapshot;
 
 use crate::common::say;

@@ -18,6 +18,7 @@ use katran::events::Event;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::state::Changes;
+use katran::stats::EventCounters;
 
 use super::Arguments;
 use super::Message;
@@ -280,6 +281,11 @@ impl Owner {
                 Err(error.into())
             }
         }
+    }
+
+    /// Events that the program has left out.
+    pub(crate) fn events(&self) -> Result<EventCounters> {
+        Ok(self.katran.stats().events()?)
     }
 
     /// The features are those of the document again.

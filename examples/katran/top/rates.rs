@@ -1,95 +1,13 @@
-//! Rates: what two samples of the counters say about the time between them.
+//! Rates: what two reports say about the time between them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
-use std::time::Instant;
 
-use anyhow::Result;
-use katran::Katran;
-use katran::flows::FlowCount;
-use katran::stats::Count;
-use katran::stats::CpuCounters;
-use katran::stats::FlowTableCounters;
-use katran::stats::SlotStats;
-use katran::stats::Totals;
-
-/// The counters that `top` shows.
-pub(crate) struct Sample {
-    pub(crate) time: Instant,
-    pub(crate) totals: Totals,
-    pub(crate) flow_table: FlowTableCounters,
-    /// By reason.
-    pub(crate) drops: BTreeMap<&'static str, u64>,
-    /// By the VIP's text form.
-    pub(crate) vips: BTreeMap<String, Count>,
-    /// By the VIP's text form.
-    pub(crate) slots: BTreeMap<String, SlotStats>,
-    /// Entries of the flow tables, by the VIP's text form.
-    pub(crate) entries: BTreeMap<String, u64>,
-    /// By address.
-    pub(crate) reals: BTreeMap<String, Count>,
-    /// By address, where there are any: VIPs for which the real is down, and all that have it.
-    pub(crate) down: BTreeMap<String, (usize, usize)>,
-    pub(crate) cpus: Vec<CpuCounters>,
-    /// The CPUs that are meant to forward.
-    pub(crate) forwarding: Vec<u32>,
-}
-
-impl Sample {
-    /// Counting the flow tables' entries goes on for about `time`: with millions of flows they are counted
-    /// less often than all else.
-    pub(crate) fn take(katran: &Katran, count: &mut FlowCount, time: Duration) -> Result<Self> {
-        katran.flows().recount(count, time)?;
-        let mut vips = BTreeMap::new();
-        let mut slots = BTreeMap::new();
-        let mut health = BTreeMap::new();
-        for vip in katran.vips() {
-            vips.insert(vip.to_string(), katran.stats().vip(vip)?.forwarded);
-            slots.insert(vip.to_string(), katran.stats().slots(vip)?);
-            let down = katran.down_reals(vip)?;
-            for real in katran.reals(vip)? {
-                let of: &mut (usize, usize) = health.entry(real.address()).or_default();
-                of.0 += usize::from(down.binary_search(&real.address()).is_ok());
-                of.1 += 1;
-            }
-        }
-        let addresses: Vec<_> = health.keys().copied().collect();
-        let down = health.into_iter().filter(|(_, (down, _))| *down > 0);
-        let reals = katran.stats().reals(&addresses)?;
-        let reals = addresses.iter().zip(reals);
-        let drops = katran.stats().drop_reasons()?;
-        Ok(Self {
-            time: Instant::now(),
-            totals: katran.stats().totals()?,
-            flow_table: katran.stats().flow_table()?,
-            drops: drops
-                .iter()
-                .map(|(reason, frames)| (reason.name(), frames))
-                .collect(),
-            vips,
-            slots,
-            entries: count
-                .vips()
-                .map(|(vip, entries)| (vip.to_string(), entries))
-                .collect(),
-            reals: reals
-                .map(|(address, counters)| (address.to_string(), counters.forwarded))
-                .collect(),
-            down: down
-                .map(|(address, of)| (address.to_string(), of))
-                .collect(),
-            cpus: katran.stats().cpus()?,
-            forwarding: katran.forwarding_cpus(),
-        })
-    }
-}
-
-/// Traffic in a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Rate {
-    pub(crate) packets: f64,
-    pub(crate) bits: f64,
-}
+use super::report::Count;
+use super::report::Cpu as CpuReport;
+use super::report::Rate;
+use super::report::Report;
+use super::report::Slots;
+use super::report::rate;
 
 /// A VIP or a real.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,7 +19,7 @@ pub(crate) struct Traffic {
     /// Of a real: it is down for so many of the VIPs that have it.
     pub(crate) down: Option<(usize, usize)>,
     /// Of a VIP: the slots of its ring.
-    pub(crate) slots: Option<SlotStats>,
+    pub(crate) slots: Option<Slots>,
     /// Of a VIP: its entries in the flow tables, if they have been counted since it was added.
     pub(crate) entries: Option<u64>,
 }
@@ -109,7 +27,7 @@ pub(crate) struct Traffic {
 /// Frames dropped for one reason.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Drops {
-    pub(crate) reason: &'static str,
+    pub(crate) reason: String,
     /// In a second.
     pub(crate) rate: f64,
     /// So far.
@@ -156,49 +74,40 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    pub(crate) fn between(before: &Sample, now: &Sample) -> Self {
-        // Two samples of one moment tell no rate; nothing is infinite.
-        let seconds = (now.time - before.time).as_secs_f64().max(1e-3);
-        // A VIP that was removed and added again counts from 0.
+    pub(crate) fn between(before: &Report, now: &Report) -> Self {
+        // Two reports of one moment tell no rate; nothing is infinite.
+        let seconds = (now.running - before.running).max(1e-3);
         let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        let rate = |now: Count, before: Count| Rate {
-            packets: per_second(now.packets, before.packets),
-            bits: per_second(now.bytes, before.bytes) * 8.0,
+        let of_vips = |report: &Report| -> BTreeMap<String, Count> {
+            let vips = report.vips.iter();
+            vips.map(|vip| (vip.vip.clone(), vip.sent)).collect()
         };
-        let traffic = |now: &BTreeMap<String, Count>, before: &BTreeMap<String, Count>| {
-            let mut rows: Vec<Traffic> = now
-                .iter()
-                .map(|(name, count)| Traffic {
-                    name: name.clone(),
-                    rate: rate(*count, before.get(name).copied().unwrap_or_default()),
-                    packets: count.packets,
-                    down: None,
-                    slots: None,
-                    entries: None,
-                })
-                .collect();
-            rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
-            rows
+        let of_reals = |report: &Report| -> BTreeMap<String, Count> {
+            let reals = report.reals.iter();
+            reals.map(|real| (real.real.to_string(), real.sent)).collect()
         };
-        let mut reals = traffic(&now.reals, &before.reals);
+        let mut reals = traffic(&of_reals(now), &of_reals(before), seconds);
+        let down = down(now);
         for real in &mut reals {
-            real.down = now.down.get(&real.name).copied();
+            real.down = down.get(&real.name).copied();
         }
-        let mut vips = traffic(&now.vips, &before.vips);
+        let mut vips = traffic(&of_vips(now), &of_vips(before), seconds);
+        let known: BTreeMap<_, _> = now.vips.iter().map(|vip| (&vip.vip, vip)).collect();
         for vip in &mut vips {
-            vip.slots = now.slots.get(&vip.name).copied();
-            vip.entries = now.entries.get(&vip.name).copied();
+            let of = known.get(&vip.name);
+            vip.slots = of.and_then(|of| of.slots);
+            vip.entries = of.and_then(|of| of.flow_entries);
         }
         let (flows, known) = (&now.flow_table, &before.flow_table);
         let asked = flows.packets.saturating_sub(known.packets);
         let settled = flows.settled.saturating_sub(known.settled);
         let misses = flows.misses.saturating_sub(known.misses);
-        let (totals, earlier) = (&now.totals, &before.totals);
+        let (frames, earlier) = (&now.frames, &before.frames);
         Self {
-            received: rate(totals.total, earlier.total),
-            sent: rate(totals.tx, earlier.tx),
-            passed: rate(totals.pass, earlier.pass),
-            dropped: rate(totals.drop, earlier.drop),
+            received: rate(frames.received, Some(&earlier.received), seconds),
+            sent: rate(frames.sent, Some(&earlier.sent), seconds),
+            passed: rate(frames.passed, Some(&earlier.passed), seconds),
+            dropped: rate(frames.dropped, Some(&earlier.dropped), seconds),
             to_vips: (asked + settled) as f64 / seconds,
             settled: settled as f64 / seconds,
             by_base: per_second(flows.by_base, known.by_base),
@@ -220,13 +129,44 @@ impl Rates {
     }
 }
 
-fn drops(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) -> Vec<Drops> {
+/// The busiest first.
+fn traffic(
+    now: &BTreeMap<String, Count>,
+    before: &BTreeMap<String, Count>,
+    seconds: f64,
+) -> Vec<Traffic> {
+    let row = |(name, count): (&String, &Count)| Traffic {
+        name: name.clone(),
+        rate: rate(*count, before.get(name), seconds),
+        packets: count.packets,
+        down: None,
+        slots: None,
+        entries: None,
+    };
+    let mut rows: Vec<Traffic> = now.iter().map(row).collect();
+    rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
+    rows
+}
+
+/// By address, where there are any: VIPs for which the real is down, and all that have it.
+fn down(now: &Report) -> BTreeMap<String, (usize, usize)> {
+    let mut down = BTreeMap::<String, (usize, usize)>::new();
+    for of in now.vips.iter().flat_map(|vip| &vip.reals) {
+        let (down, all) = down.entry(of.real.to_string()).or_default();
+        *down += usize::from(of.down);
+        *all += 1;
+    }
+    down.retain(|_, (down, _)| *down > 0);
+    down
+}
+
+fn drops(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) -> Vec<Drops> {
     let mut drops: Vec<Drops> = now
         .drops
         .iter()
         .filter(|(_, frames)| **frames > 0)
         .map(|(reason, frames)| Drops {
-            reason,
+            reason: reason.clone(),
             rate: per_second(*frames, before.drops.get(reason).copied().unwrap_or(0)),
             frames: *frames,
         })
@@ -236,15 +176,15 @@ fn drops(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) ->
 }
 
 /// In the order of their numbers: a bar that stays in its place is easier to watch.
-fn cpus(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) -> Vec<Cpu> {
-    let earlier = |cpu: &CpuCounters| {
+fn cpus(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) -> Vec<Cpu> {
+    let earlier = |cpu: &CpuReport| {
         let same = before.cpus.iter().find(|other| other.cpu == cpu.cpu);
         same.map_or(0, |other| other.forwarded)
     };
     let mut cpus: Vec<Cpu> = now
         .cpus
         .iter()
-        .filter(|cpu| cpu.forwarded > 0 || now.forwarding.contains(&cpu.cpu))
+        .filter(|cpu| cpu.forwarded > 0 || cpu.forwards)
         .map(|cpu| Cpu {
             cpu: cpu.cpu,
             packets: per_second(cpu.forwarded, earlier(cpu)),
