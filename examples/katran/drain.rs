@@ -60,14 +60,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         if said.is_empty() || waiting.len() != said.len() {
             for (vip, drain) in &waiting {
-                let silent = drain.silent.map_or("packets go to it".to_owned(), |silent| {
-                    format!("the last packet to it was {silent:.0} s ago")
-                });
+                let silent = drain
+                    .silent
+                    .map_or("packets go to it".to_owned(), |silent| {
+                        format!("the last packet to it was {silent:.0} s ago")
+                    });
                 say(format!("{vip}: {silent}"));
             }
         }
         if !arguments.wait {
-            say(format!("{real} may not be switched off yet: `katran status` tells when"));
+            say(format!(
+                "{real} may not be switched off yet: `katran status` tells when"
+            ));
             return Ok(());
         }
         said = waiting;

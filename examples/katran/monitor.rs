@@ -98,7 +98,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     });
     let heeded = listen(&mut client, &mut files)?;
-    anyhow::ensure!(is_asked.load(Ordering::Relaxed), "the balancer listens no more");
+    anyhow::ensure!(
+        is_asked.load(Ordering::Relaxed),
+        "the balancer listens no more"
+    );
     say(format!(
         "{} events delivered; left out: {} by the rate limit, {} for want of room, {} by the packet limit",
         heeded.delivered, heeded.limited, heeded.lost, heeded.over_limit
@@ -179,7 +182,10 @@ impl Files {
 fn described(event: &Heard, bytes: &[u8]) -> String {
     let (seconds, micros) = (event.time / 1_000_000, event.time % 1_000_000);
     let (kind, packet) = (&event.kind, packet(bytes));
-    format!("{seconds}.{micros:06} {kind} {packet}, {} bytes", event.length)
+    format!(
+        "{seconds}.{micros:06} {kind} {packet}, {} bytes",
+        event.length
+    )
 }
 
 fn packet(bytes: &[u8]) -> String {

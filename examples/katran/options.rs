@@ -137,8 +137,9 @@ pub(crate) fn diagnose(katran: &Katran, interfaces: &[String]) -> Result<Vec<(St
         !interfaces.is_empty(),
         "a diagnosis with --shared takes --interface, too: those that the root program is on"
     );
-    let diagnoses =
-        interfaces.iter().map(|interface| Ok((interface.clone(), katran.diagnose(interface)?)));
+    let diagnoses = interfaces
+        .iter()
+        .map(|interface| Ok((interface.clone(), katran.diagnose(interface)?)));
     diagnoses.collect()
 }
 
@@ -155,7 +156,9 @@ pub(crate) fn described(changes: &Changes, done: &str) -> String {
     }
     let mut lines = vec![format!("{done}:")];
     let of_vip = |what: &str, reals: &[(katran::Vip, std::net::IpAddr)]| {
-        let of = reals.iter().map(|(vip, real)| format!("  {vip}: real {real} {what}"));
+        let of = reals
+            .iter()
+            .map(|(vip, real)| format!("  {vip}: real {real} {what}"));
         of.collect::<Vec<_>>()
     };
     let of_vips = |what: &str, vips: &[katran::Vip]| {

@@ -27,6 +27,7 @@ use std::fs::Permissions;
 use std::io::ErrorKind;
 use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -38,12 +39,12 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use anyhow::Context;
-use anyhow::Result;
 pub(crate) use answer::Heard;
 pub(crate) use answer::Heeded;
 pub(crate) use answer::Listening;
 pub(crate) use answer::Request;
+use anyhow::Context;
+use anyhow::Result;
 use line::Lines;
 use nix::fcntl::Flock;
 use nix::fcntl::FlockArg;
@@ -70,6 +71,7 @@ pub(crate) struct Bound {
 /// The socket's file while it is this process's.
 struct Place {
     path: PathBuf,
+    lock_path: PathBuf,
     /// Held while the process lives.
     _lock: Flock<File>,
 }
@@ -77,6 +79,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
@@ -89,7 +92,8 @@ impl Bound {
             name.push(ending);
             PathBuf::from(name)
         };
-        let lock = lock(&beside(".lock"), patience).with_context(cannot)?;
+        let lock_path = beside(".lock");
+        let lock = lock(&lock_path, patience).with_context(cannot)?;
         if let Ok(there) = fs::symlink_metadata(path) {
             anyhow::ensure!(
                 there.file_type().is_socket(),
@@ -110,6 +114,7 @@ impl Bound {
         fs::rename(&new, path).with_context(cannot)?;
         let place = Place {
             path: path.to_owned(),
+            lock_path,
             _lock: lock,
         };
         Ok(Self { listener, place })
@@ -152,17 +157,21 @@ impl Bound {
 fn lock(path: &Path, patience: Duration) -> Result<Flock<File>> {
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(path)?;
     let end = Instant::now() + patience;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((again, nix::Error::EWOULDBLOCK)) => {
+        match Flock::lock(options.open(path)?, FlockArg::LockExclusiveNonblock) {
+            // One that has ended meanwhile has removed it.
+            Ok(lock) => {
+                let same = |there: fs::Metadata| Ok(there.ino() == lock.metadata()?.ino());
+                if fs::metadata(path).and_then(same).unwrap_or(false) {
+                    return Ok(lock);
+                }
+            }
+            Err((_, nix::Error::EWOULDBLOCK)) => {
                 anyhow::ensure!(
                     Instant::now() < end,
                     "another balancer listens there: choose another --socket, or --no-socket"
                 );
-                file = again;
                 thread::sleep(Duration::from_millis(10));
             }
             Err((_, error)) => return Err(error.into()),

@@ -72,15 +72,26 @@ fn text(report: &Report) -> String {
 
 fn head(text: &mut String, report: &Report) -> std::fmt::Result {
     let (process, version) = (report.process, &report.version);
-    writeln!(text, "katran {version}, process {process}, for {:.0} s", report.running)?;
+    writeln!(
+        text,
+        "katran {version}, process {process}, for {:.0} s",
+        report.running
+    )?;
     if report.age > 0.5 {
-        writeln!(text, "it is busy with a change: all this is {:.1} s old", report.age)?;
+        writeln!(
+            text,
+            "it is busy with a change: all this is {:.1} s old",
+            report.age
+        )?;
     }
     if let Some(directory) = &report.pinned {
         writeln!(text, "pinned in {directory}")?;
     }
     for of in &report.attachments {
-        let mode = of.mode.as_ref().map_or(String::new(), |mode| format!(" in {mode} mode"));
+        let mode = of
+            .mode
+            .as_ref()
+            .map_or(String::new(), |mode| format!(" in {mode} mode"));
         writeln!(text, "{} {}{mode}", of.state, of.place)?;
     }
     if report.attachments.is_empty() {
@@ -90,7 +101,11 @@ fn head(text: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(text, "applied in {:.3} s: {}", applied.took, applied.result)?;
     }
     if let Some(refused) = &report.refused {
-        writeln!(text, "since then a document was REFUSED: {}", refused.result)?;
+        writeln!(
+            text,
+            "since then a document was REFUSED: {}",
+            refused.result
+        )?;
     }
     Ok(())
 }
@@ -99,12 +114,16 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
     let line = |name: &str, rate: Option<Rate>, more: &str| {
         let rate = rate.unwrap_or_default();
         let (packets, bits) = (scaled(rate.packets), scaled(rate.bits));
-        format!("{name:<42} {packets:>9} {bits:>9} {more}").trim_end().to_owned()
+        format!("{name:<42} {packets:>9} {bits:>9} {more}")
+            .trim_end()
+            .to_owned()
     };
     writeln!(text, "\n{:<42} {:>9} {:>9}", "", "packets/s", "bits/s")?;
     for vip in &report.vips {
         let slots = vip.slots.filter(|slots| slots.unsettled > 0);
-        let slots = slots.map_or(String::new(), |slots| format!("{} slots unsettled", slots.unsettled));
+        let slots = slots.map_or(String::new(), |slots| {
+            format!("{} slots unsettled", slots.unsettled)
+        });
         writeln!(text, "{}", line(&vip.vip, vip.rate, &slots))?;
         for of in &vip.reals {
             let name = format!("  {}", of.real);
@@ -140,7 +159,9 @@ fn state(of: &OfVip) -> String {
         words.push("DOWN".to_owned());
     }
     if let Some(drain) = &of.drain {
-        let silent = drain.silent.map(|silent| format!(", silent for {silent:.0} s"));
+        let silent = drain
+            .silent
+            .map(|silent| format!(", silent for {silent:.0} s"));
         words.push(format!("drained{}", silent.unwrap_or_default()));
         if drain.done {
             words.push("may be switched off".to_owned());

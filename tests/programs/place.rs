@@ -67,7 +67,9 @@ impl Place {
     /// A build of the program that balances here.
     pub(crate) fn command(&self, build: &str, options: &[&str]) -> Command {
         let mut command = example(build);
-        command.args(["run", "--no-socket", "--config"]).arg(&self.file.0);
+        command
+            .args(["run", "--no-socket", "--config"])
+            .arg(&self.file.0);
         match &self.shared {
             Some(path) => command.arg("--shared").arg(path),
             None => command.args(["--interface", "eth0"]),
@@ -79,7 +81,9 @@ impl Place {
     /// One that takes commands, too.
     pub(crate) fn listening(&self, options: &[&str], socket: &Scratch) -> Command {
         let mut command = example("katran");
-        command.args(["run", "--interface", "eth0", "--config"]).arg(&self.file.0);
+        command
+            .args(["run", "--interface", "eth0", "--config"])
+            .arg(&self.file.0);
         command.arg("--socket").arg(&socket.0);
         command.arg("--pin").arg(&self.directory).args(options);
         command

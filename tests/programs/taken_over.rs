@@ -93,7 +93,10 @@ fn nothing_is_lost_from_one_process_to_the_next() {
                 status.arg("--socket").arg(&socket.0);
                 let output = place.host().output(status).unwrap();
                 let text = String::from_utf8(output.stdout).unwrap();
-                assert!(text.contains(&format!("process {},", next.process.id())), "{text}");
+                assert!(
+                    text.contains(&format!("process {},", next.process.id())),
+                    "{text}"
+                );
             }
             ends(&mut balancer, &next);
             balancer = next;

@@ -249,7 +249,10 @@ fn upgraded(next: Next) {
                 Of::Next => (name, next.version()),
             };
             let start = |options: &[&str]| {
-                let mut next = Running::start(place.host(), place.command(name, &[&["--counters"], options].concat()));
+                let mut next = Running::start(
+                    place.host(),
+                    place.command(name, &[&["--counters"], options].concat()),
+                );
                 let said = next.says("goes on with the balancer in");
                 assert!(said.ends_with(&format!(" {made_by}")), "{what}: {said}");
                 next.says("balancing on eth0 in native mode");

@@ -41,7 +41,9 @@ impl Drains {
             None => state.vips.iter().map(|of| of.vip).filter(has_it).collect(),
         };
         match (vip, named.is_empty()) {
-            (Some(vip), true) => anyhow::bail!("{vip} has no real {real}: `katran status` lists all"),
+            (Some(vip), true) => {
+                anyhow::bail!("{vip} has no real {real}: `katran status` lists all")
+            }
             (None, true) => anyhow::bail!("no VIP has a real {real}: `katran status` lists all"),
             _ => {}
         }

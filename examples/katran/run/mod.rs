@@ -113,7 +113,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let server = match doors.metrics {
         None => None,
         Some(listener) => {
-            say(format!("metrics on http://{}/metrics", listener.local_addr()?));
+            say(format!(
+                "metrics on http://{}/metrics",
+                listener.local_addr()?
+            ));
             Some(metrics::serve(listener, owner.handle())?)
         }
     };

@@ -81,7 +81,9 @@ impl Owner {
             false => None,
         };
         let mut board = arguments.probes.board();
-        let destinations = prober.as_ref().map(|prober| prober.checks().destinations(&wanted));
+        let destinations = prober
+            .as_ref()
+            .map(|prober| prober.checks().destinations(&wanted));
         let mut notices = board.set_wanted(wanted.clone(), destinations.unwrap_or_default());
         let mut katran = options.load_or_go_on(&board.state())?;
         if prober.is_some() {
@@ -91,7 +93,9 @@ impl Owner {
         say(described(&changes?, "applied"));
         watch(&mut katran, arguments.watch_misses)?;
         options.attach(&mut katran)?;
-        notices.iter().for_each(|notice| probing::show(notice, None));
+        notices
+            .iter()
+            .for_each(|notice| probing::show(notice, None));
         if let Some(prober) = &mut prober {
             prober.follow(&board);
         }
@@ -142,7 +146,11 @@ impl Owner {
         if let Err(error) = self.recount.go_on(&self.katran) {
             eprintln!("{}", with_causes(&error.into()));
         }
-        if self.retry.as_ref().is_some_and(|(when, _)| *when <= Instant::now()) {
+        if self
+            .retry
+            .as_ref()
+            .is_some_and(|(when, _)| *when <= Instant::now())
+        {
             self.apply_health();
         }
         if self.next <= Instant::now() {
@@ -221,7 +229,11 @@ impl Owner {
     }
 
     /// What is known of reals, under another document.
-    fn board_of(&self, wanted: &State, drains: &mut Drains) -> (Board, Vec<probing::board::Notice>) {
+    fn board_of(
+        &self,
+        wanted: &State,
+        drains: &mut Drains,
+    ) -> (Board, Vec<probing::board::Notice>) {
         let mut board = self.board.clone();
         let wanted = drains.applied(wanted.clone());
         let prober = self.prober.as_ref();
@@ -239,7 +251,9 @@ impl Owner {
         (self.last_apply, self.refused, self.retry) = (Some(applied), None, None);
         (self.wanted, self.drains, self.board) = (wanted, drains, board);
         self.silences.follow(&self.katran);
-        notices.iter().for_each(|notice| probing::show(notice, None));
+        notices
+            .iter()
+            .for_each(|notice| probing::show(notice, None));
         if let Some(prober) = &mut self.prober {
             for vip in prober.checks().unknown(&self.wanted) {
                 say(format!("{vip} has a check and is not in the file any more"));

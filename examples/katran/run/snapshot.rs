@@ -136,7 +136,9 @@ impl Snapshot {
     pub(super) fn take(owner: &Owner) -> Result<Self> {
         let katran = &owner.katran;
         let found = owner.board.found();
-        let found: BTreeMap<_, _> = found.map(|found| ((found.vip, found.real), found)).collect();
+        let found: BTreeMap<_, _> = found
+            .map(|found| ((found.vip, found.real), found))
+            .collect();
         let mut vips = Vec::new();
         for vip in katran.vips() {
             let down = katran.down_reals(vip)?;
@@ -209,7 +211,9 @@ impl Snapshot {
                 by_entry: flows.by_entry,
                 fallback: flows.fallback,
             },
-            drops: drops.map(|(reason, frames)| (reason.name().to_owned(), frames)).collect(),
+            drops: drops
+                .map(|(reason, frames)| (reason.name().to_owned(), frames))
+                .collect(),
             cpus: counters.cpus.iter().map(|cpu| self.cpu(cpu)).collect(),
             last_apply: self.last_apply.clone(),
             refused: self.refused.clone(),
@@ -243,7 +247,11 @@ impl Snapshot {
     fn vip(&self, of: &OfVip) -> report::Vip {
         let name = of.vip.to_string();
         let counters = &self.counters;
-        let sent = counters.vips.get(&name).map(|of| of.forwarded).unwrap_or_default();
+        let sent = counters
+            .vips
+            .get(&name)
+            .map(|of| of.forwarded)
+            .unwrap_or_default();
         let slots = counters.slots.get(&name).map(|slots| report::Slots {
             settled: slots.settled,
             unsettled: slots.unsettled,

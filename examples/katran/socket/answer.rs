@@ -145,7 +145,10 @@ fn drain(handle: &Handle, real: IpAddr, vip: Option<String>, undo: bool) -> Resu
 
 /// Hands events on until the client hangs up, or writes something.
 fn monitor(handle: &Handle, listening: Listening, stream: &UnixStream) -> Result<Value> {
-    let kinds = listening.events.iter().map(|name| name.parse::<EventKind>());
+    let kinds = listening
+        .events
+        .iter()
+        .map(|name| name.parse::<EventKind>());
     let kinds = kinds.collect::<Result<Vec<_>, _>>()?;
     let mut options = MonitorOptions::new()
         .rate_limit(listening.rate_limit)

@@ -60,7 +60,11 @@ impl<'a> Lines<'a> {
             anyhow::ensure!(looked <= LONGEST, "a request has at most {LONGEST} bytes");
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                anyhow::ensure!(looked == 0, "a request takes at most {} s", patience.as_secs());
+                anyhow::ensure!(
+                    looked == 0,
+                    "a request takes at most {} s",
+                    patience.as_secs()
+                );
                 return Ok(None);
             }
             self.stream.set_read_timeout(Some(left))?;

@@ -161,7 +161,10 @@ fn refresh(
 }
 
 fn title(report: &Report) -> String {
-    let attached = report.attachments.iter().filter(|of| of.state == "attached");
+    let attached = report
+        .attachments
+        .iter()
+        .filter(|of| of.state == "attached");
     let places = attached.map(|of| match &of.mode {
         Some(mode) => format!("{} ({mode})", of.place),
         None => of.place.clone(),

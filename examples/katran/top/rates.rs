@@ -84,7 +84,9 @@ impl Rates {
         };
         let of_reals = |report: &Report| -> BTreeMap<String, Count> {
             let reals = report.reals.iter();
-            reals.map(|real| (real.real.to_string(), real.sent)).collect()
+            reals
+                .map(|real| (real.real.to_string(), real.sent))
+                .collect()
         };
         let mut reals = traffic(&of_reals(now), &of_reals(before), seconds);
         let down = down(now);

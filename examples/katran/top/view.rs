@@ -311,7 +311,7 @@ fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section
         row.push(number(slots.settled.into()));
         row.push(number(slots.unsettled.into()));
         row.push(match slots.oldest {
-            Some(oldest) => format!("{oldest:.0}"),
+            Some(oldest) => format!("{:.0}", oldest.floor()),
             None => "-".to_owned(),
         });
         row.push(
