@@ -15,6 +15,7 @@ use crate::program::Commanded;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -78,8 +79,10 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     file.write(&configuration(&lab, 0));
     let directory = Directory::new("monitor-options");
     let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let socket = running.socket().to_owned();
     let command = |kind: &str| {
-        let mut command = running.command("monitor");
+        let mut command = katran("monitor");
+        command.arg("--socket").arg(&socket);
         command.arg("--directory").arg(&directory.0);
         command.args(["--event", kind, "--packet-limit", "2"]);
         command.args(["--snap-length", "60", "--rate-limit", "1000"]);
