@@ -96,6 +96,16 @@ static __always_inline bool remember_in_slot(const struct run *run, const struct
 	return flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
 }
 
+/* Stamps the slot of a packet that goes elsewhere than its ring leads. */
+static __always_inline void stamp_slot(struct slot_past *past, bool deviates, bool udp, __u64 now)
+{
+	const __u16 moment = moment_of(now, udp);
+
+	/* Written only if it changes: all CPUs share it. */
+	if (deviates && past->deviated != moment)
+		past->deviated = moment;
+}
+
 /* What is said of a packet in an unsettled slot besides the number of its real. */
 enum in_slot {
 	IN_SLOT_BY_ENTRY = 1 << 16,
@@ -120,7 +130,6 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 	struct flow_place place;
 	struct slot_past *past;
 	bool udp, first, leaves;
-	__u16 moment;
 
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !run.cpu)
@@ -156,9 +165,30 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 				answer |= IN_SLOT_SPLIT;
 		}
 	}
-	moment = moment_of(now, udp);
-	/* Written only if it changes: all CPUs share it. */
-	if (number != current && past->deviated != moment)
-		past->deviated = moment;
+	stamp_slot(past, number != current, udp, now);
 	return answer;
+}
+
+/* The same of a packet of TCP that neither an id nor an entry leads, where tables are to know all connections for the
+ * sake of such ids alone: those that are older than the ids may have no entry, and are on the base. */
+LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
+{
+	const __u32 zero = 0;
+	const struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
+	const __u64 now = ticks_now();
+	__u32 current = 0, number, base;
+	struct slot_past *past;
+
+	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	if (flow_tracking != TRACK_CHANGED || !feature(FEATURE_TCP_SERVER_ID) || !run.cpu)
+		return 0;
+	past = find_past(ring, index, &current);
+	if (!past)
+		return 0;
+	current &= SLOT_REAL;
+	base = past->base & BASE_REAL;
+	number = without_entry(&run, past, current, false,
+			       run.cpu->scratch.query.tcp_flags & TCP_SYN, now);
+	stamp_slot(past, number != current, false, now);
+	return number && number == base ? number | IN_SLOT_BY_BASE : number;
 }

@@ -168,6 +168,8 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	const bool error = is_error(run, packet);
 	/* So far: what the ring chooses by the port alone is not remembered. */
 	bool forget = flags & VIP_DPORT_HASH;
+	/* Also under flood: without its entry the connection would be lost at its next packet. */
+	bool must_remember = false;
 	__u32 hash_ports = packet->hash_ports;
 	struct real *real;
 	struct slot slot;
@@ -217,6 +219,19 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		slot = find_slot(choice->vip.ring,
 				 hash_flow((const __u32 *)packet->flow.source, hash_ports, family));
 		choice->number = number_in(&slot);
+		if (tracks_for_ids(run, flags) && is_unsettled(&slot)) {
+			const __u32 answer = choose_unknown_in_slot(choice->vip.ring, slot.index);
+
+			choice->number = answer & SLOT_REAL;
+			if (answer & IN_SLOT_BY_BASE) {
+				run->cpu->counters.by_base++;
+				note_step(run, STEP_BASE);
+			} else if (packet->tcp_flags & TCP_SYN) {
+				must_remember = true;
+				if (in_flood(run, now))
+					chosen = flow_choose(&choice->place, now);
+			}
+		}
 		if (!choice->number)
 			return NULL;
 	}
@@ -230,7 +245,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		return real;
 	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
-	    !under_flood(run, now))
+	    (!under_flood(run, now) || must_remember))
 		flow_remember_copied(run, &choice->place, &packet->flow, chosen, id, now,
 				     USED_NO_ID);
 	run->cpu->counters.flow_misses++;
