@@ -113,6 +113,7 @@ enum in_slot {
 	IN_SLOT_MISS = 1 << 18, /* of a flow that is new, or has most likely lost its real */
 	IN_SLOT_BROKEN = 1 << 19, /* the latter */
 	IN_SLOT_SPLIT = 1 << 20, /* sets are to be split */
+	IN_SLOT_DEVIATES = 1 << 21, /* a connection begins elsewhere than on the base */
 };
 
 /* The number of the real of the packet that this CPU's record describes, in an unsettled slot, and bits of enum
@@ -169,26 +170,31 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 	return answer;
 }
 
-/* The same of a packet of TCP that neither an id nor an entry leads, where tables are to know all connections for the
- * sake of such ids alone: those that are older than the ids may have no entry, and are on the base. */
+/* The same of a packet in any slot that neither an id nor an entry leads, while TCP server ids are on. Where nothing but such
+ * ids has tables know all connections, those that are older than the ids may have no entry, and are on the base. */
 LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
 {
 	const __u32 zero = 0;
 	const struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
 	const __u64 now = ticks_now();
-	__u32 current = 0, number, base;
+	const struct id_query *query;
+	__u32 word = 0, number, base;
 	struct slot_past *past;
+	bool first;
 
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !feature(FEATURE_TCP_SERVER_ID) || !run.cpu)
 		return 0;
-	past = find_past(ring, index, &current);
-	if (!past)
-		return 0;
-	current &= SLOT_REAL;
+	query = &run.cpu->scratch.query;
+	past = find_past(ring, index, &word);
+	number = word & SLOT_REAL;
+	if (!past || !(word & SLOT_UNSETTLED) || !(query->vip.flags & VIP_TRACKS_CHANGES))
+		return number;
 	base = past->base & BASE_REAL;
-	number = without_entry(&run, past, current, false,
-			       run.cpu->scratch.query.tcp_flags & TCP_SYN, now);
-	stamp_slot(past, number != current, false, now);
-	return number && number == base ? number | IN_SLOT_BY_BASE : number;
+	first = query->tcp_flags & TCP_SYN;
+	number = without_entry(&run, past, number, false, first, now);
+	stamp_slot(past, number != (word & SLOT_REAL), false, now);
+	if (number && number == base)
+		return number | IN_SLOT_BY_BASE;
+	return first ? number | IN_SLOT_DEVIATES : number;
 }

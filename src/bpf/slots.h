@@ -36,13 +36,6 @@ static __always_inline bool tracks_changes(const struct run *run, const struct p
 						 packet->flow.protocol == IPPROTO_TCP);
 }
 
-/* Whether tables are to know all connections of the VIP for nothing but TCP server ids. */
-static __always_inline bool tracks_for_ids(const struct run *run, __u32 flags)
-{
-	return is(run, SPECIAL) && flow_tracking == TRACK_CHANGED && feature(FEATURE_TCP_SERVER_ID) &&
-	       (flags & VIP_TRACKS_CHANGES);
-}
-
 static __always_inline bool is_unsettled(const struct slot *slot)
 {
 	return slot->word & SLOT_UNSETTLED;
