@@ -242,3 +242,39 @@ fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
     serve(&mut katran, FIRST, VipFlags::empty(), &[B]);
     assert_eq!(real_of(&katran, FIRST), ip(B));
 }
+
+/// One walk through the tables removes what is left of all VIPs that are gone, for the first one that has a former number.
+#[test]
+fn former_numbers_take_one_walk_for_all() {
+    const VIPS: usize = 8;
+    let mut katran = all_in_table().max_vips(VIPS as u16).load().unwrap();
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    let vips: Vec<String> = (1..=VIPS).map(|of| format!("203.0.113.{of}:443/tcp")).collect();
+    for of in &vips {
+        serve(&mut katran, of, VipFlags::empty(), &[A]);
+    }
+    let frames: Vec<_> = vips.iter().flat_map(|of| frames(of)).collect();
+    for frame in &frames {
+        assert_eq!(bpf::run(katran.program_fd(), frame).verdict, Verdict::Tx);
+    }
+    let asked = [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH];
+    without_commands(&asked, Errno::EPERM, || {
+        vips.iter().for_each(|of| katran.remove_vip(vip(of)).unwrap());
+    });
+    let mut waits = 0;
+    let waited = || {
+        waits += 1;
+        None
+    };
+    judged(libc::SYS_membarrier, None, waited, || {
+        for of in &vips {
+            katran.add_vip(vip(of), VipFlags::empty()).unwrap();
+        }
+    });
+    // Before it and after it.
+    assert!(waits <= 2, "{waits}");
+    for frame in &frames {
+        assert_eq!(katran.simulate(frame).unwrap().real, None);
+    }
+}

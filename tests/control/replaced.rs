@@ -360,3 +360,39 @@ fn histories_go_and_come_with_server_ids() {
         }
     }
 }
+
+/// Entries that mean nothing any more are removed when no more of them come from the tables before.
+#[test]
+fn flows_of_the_last_moment_bring_no_void_entry_back() {
+    let mut katran = load(all_in_table());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    // Known, so that its entries would count.
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
+    let frames: Vec<_> = flows.into_iter().map(syn).collect();
+    for frame in &frames {
+        assert_eq!(bpf::run(katran.program_fd(), frame).verdict, Verdict::Tx);
+    }
+    let mut wanted = changed(&katran, |of| {
+        of.flow_table_size = Some(50_000);
+        of.max_reals = Some(200);
+    });
+    wanted.vips[0].reals = vec![Real::new(ip(B))];
+    // What is counted is carried on between the switch and the last entries.
+    let slowly = || {
+        std::thread::sleep(Duration::from_millis(500));
+        None
+    };
+    judged(libc::SYS_bpf, Some(PROG_TEST_RUN), slowly, || {
+        let _ = katran.apply(&wanted).unwrap();
+    });
+    let looked = Instant::now();
+    while katran.stats().library().unwrap().maps.iter().any(|of| of.name == "void_flows" && of.entries > 0) {
+        assert!(looked.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for frame in &frames {
+        assert_eq!(katran.simulate(frame).unwrap().real, Some(ip(B)));
+    }
+}
