@@ -173,7 +173,7 @@ fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
     let (ledger, replayed) = Ledger::read(ground)
         .map_err(|refused| home.set().unreadable(contents, &refused.to_string()))?;
     if !contents.is_known() {
-        return relaid::adopt(home, contents, replayed);
+        return relaid::adopt(home, contents, ledger, replayed);
     }
     let mut kept = replayed.kept;
     let cut_off = replayed

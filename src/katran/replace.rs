@@ -12,6 +12,9 @@ mod fill;
 mod met;
 mod share;
 
+pub(super) use cut_off::carry_back;
+pub(super) use cut_off::kept_of;
+
 use std::mem;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -93,8 +96,9 @@ impl Katran {
         let carriers = self.carriers_to(&next)?;
         let seat = next.stage_beside(self)?;
         let old = self.switch_to_next(next, seat)?;
-        drop(held);
         self.let_go_of(old, carriers);
+        // Void entries go when none comes from the tables before any more.
+        drop(held);
         self.tell_of(&reals);
         Ok(changes)
     }

@@ -11,6 +11,7 @@ mod changes;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
+mod cut_off;
 mod differences;
 mod documents;
 mod failures;

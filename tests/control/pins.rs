@@ -295,7 +295,10 @@ fn an_entry_is_found_by_whichever_path() {
     let mut root = RootProgram::builder().load().unwrap();
     root.pin(&path).unwrap();
     let mut katran = load(settings());
-    for (attached, detached) in [(from_here(&path), path.clone()), (path.clone(), from_here(&path))] {
+    for (attached, detached) in [
+        (from_here(&path), path.clone()),
+        (path.clone(), from_here(&path)),
+    ] {
         katran.attach_shared(&attached, 2).unwrap();
         assert_eq!(katran.shared_entries()[0].path, path);
         let again = katran.attach_shared(&detached, 2).unwrap_err();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran::Encapsulation;
 use katran::Error;
@@ -15,22 +16,30 @@ use katran::Katran;
 use katran::NextHops;
 use katran::Protocol;
 use katran::Real;
+use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::flows::Simulation;
+use katran::flows::Verdict;
 use katran::state::BalancerState;
+use katran_lab::allowed_cpus;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::adopted::answers;
 use crate::adopted::fill;
 use crate::adopted::rich;
+use crate::common::all_in_table;
+use crate::common::bpf;
 use crate::common::builder;
 use crate::common::faults::MAP_CREATE;
 use crate::common::faults::MAP_UPDATE_ELEM;
 use crate::common::faults::PROG_LOAD;
+use crate::common::faults::PROG_TEST_RUN;
+use crate::common::faults::judged;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
@@ -364,12 +373,14 @@ fn histories_go_and_come_with_server_ids() {
 /// Entries that mean nothing any more are removed when no more of them come from the tables before.
 #[test]
 fn flows_of_the_last_moment_bring_no_void_entry_back() {
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
     let mut katran = load(all_in_table());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     // Known, so that its entries would count.
     let named = ServerId::new(1, ip(A));
     katran.server_ids_mut().add(&[named]).unwrap();
-    let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
+    let flows = flows(Protocol::Tcp, TO_VIP4, 100);
     let frames: Vec<_> = flows.into_iter().map(syn).collect();
     for frame in &frames {
         assert_eq!(bpf::run(katran.program_fd(), frame).verdict, Verdict::Tx);
@@ -388,7 +399,12 @@ fn flows_of_the_last_moment_bring_no_void_entry_back() {
         let _ = katran.apply(&wanted).unwrap();
     });
     let looked = Instant::now();
-    while katran.stats().library().unwrap().maps.iter().any(|of| of.name == "void_flows" && of.entries > 0) {
+    let is_removed = || {
+        let maps = katran.stats().library().unwrap().maps;
+        let void = maps.into_iter().find(|of| of.name == "down_reals");
+        void.unwrap().entries == 0
+    };
+    while !is_removed() {
         assert!(looked.elapsed() < Duration::from_secs(10));
         std::thread::sleep(Duration::from_millis(10));
     }

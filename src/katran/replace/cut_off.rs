@@ -63,28 +63,18 @@ impl Katran {
 
     /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
     /// one that does not has counted comes to that set. Attachments have its programs. The other one is still there.
-    pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
-        let (set, other) = (home.set(), home.next_set());
+    /// `kept`: of that.
+    pub(in crate::katran) fn end_replacement_of(
+        &mut self,
+        home: &Home,
+        kept: Option<Kept>,
+    ) -> Result<()> {
         self.outlast(Vec::new());
-        let kept = kept_of(&other)?;
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
-        self.take_flows_of(&other, kept);
-        let contents = set.contents()?;
-        let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
-        let mut maps = Vec::new();
-        for name in COUNTING {
-            if Part::of(name).is_some_and(knows) {
-                maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
-            }
-        }
-        let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
-        let failed = |error| kernel_error("carry", "the counters", error);
-        for carrier in carriers_from(&other, maps)? {
-            carrier.carry().map_err(failed)?;
-        }
-        Ok(())
+        self.take_flows_of(&home.next_set(), kept);
+        carry_back(home)
     }
 
     /// What the packets that went by another set have been told to remember, but for what means nothing here.
@@ -101,6 +91,25 @@ impl Katran {
         }
         self.void_entries_of(&kept.table);
     }
+}
+
+/// Carries what the next set has counted to the set that counts, as far as both count in this version's form.
+pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
+    let (set, other) = (home.set(), home.next_set());
+    let contents = set.contents()?;
+    let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
+    let mut maps = Vec::new();
+    for name in COUNTING {
+        if Part::of(name).is_some_and(knows) {
+            maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
+        }
+    }
+    let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
+    let failed = |error| kernel_error("carry", "the counters", error);
+    for carrier in carriers_from(&other, maps)? {
+        carrier.carry().map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Maps that count what packets do.
@@ -153,11 +162,19 @@ fn carriers_from<'a>(
     Ok(carriers)
 }
 
-/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it.
-fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
+/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it, or what it has cannot
+/// be read, which the log tells.
+pub(in crate::katran) fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let ground = set.ground();
     let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
-    let read = ground.and_then(|ground| Ledger::read(ground).ok());
+    let read = ground.map(Ledger::read).transpose();
+    if let Err(refused) = &read {
+        log::error!(
+            "a replacement was cut off, and of that one {refused}: connections that packets have led by it may stay where \
+             they are, and meet what is added under its numbers; what is known here is in force"
+        );
+    }
+    let read = read.ok().flatten();
     Ok(read.map(|(_, replayed)| replayed.kept))
 }
 
