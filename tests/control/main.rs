@@ -18,6 +18,7 @@ mod failures;
 mod given_up;
 mod handed_over;
 mod library;
+mod lives;
 mod monitor;
 mod monitor_ends;
 mod pinned;

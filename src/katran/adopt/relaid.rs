@@ -14,6 +14,7 @@ use place::Former;
 use super::HOPS;
 use super::flow_tables_in;
 use super::inner_tables;
+use super::pulse::Pulse;
 use super::unsupported;
 use crate::config::Config;
 use crate::config::Machine;
@@ -127,6 +128,7 @@ pub(super) fn adopt(
     contents: &Contents,
     ledger: Ledger,
     replayed: Replayed,
+    pulse: Pulse,
 ) -> Result<Katran> {
     let Replayed {
         mut kept,
@@ -152,6 +154,7 @@ pub(super) fn adopt(
         is_open: cut_off.is_some(),
     };
     let mut katran = load(&home, &kept, &shared, former.flows.as_ref())?;
+    pulse.also(&katran.maps.live);
     home.keep_tenure(katran.maps.live.tenure());
     let held = katran.maps.voids.hold();
     let carriers = match shared.counters && !shared.has_tables() {
@@ -197,6 +200,7 @@ pub(super) fn adopt(
     katran.note_attached();
     // First: to attach may take the seconds in which a gateway is looked for.
     katran.keep_house()?;
+    drop(pulse);
     katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
