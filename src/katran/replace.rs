@@ -12,9 +12,6 @@ mod fill;
 mod met;
 mod share;
 
-pub(super) use cut_off::carry_back;
-pub(super) use cut_off::kept_of;
-
 use std::mem;
 use std::net::IpAddr;
 use std::os::fd::AsFd;

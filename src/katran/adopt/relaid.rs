@@ -34,7 +34,6 @@ use crate::katran::object::Fixed;
 use crate::katran::object::InnerTables;
 use crate::katran::repair::CutOff;
 use crate::katran::repair::spoiled;
-use crate::katran::replace::kept_of;
 use crate::kernel::kernel_error;
 use crate::kernel::map_error;
 use crate::ledger::Drawn;
@@ -173,10 +172,8 @@ pub(super) fn adopt(
         katran.undo_group(&before);
     }
     let lost = katran.resume_attachments(&home)?;
-    let other = home.next_set();
-    if other.is_there() {
-        let kept = kept_of(&other)?;
-        katran.go_back_to(&home, &mut former, kept)?;
+    if home.next_set().is_there() {
+        katran.go_back_to(&home, &mut former)?;
     }
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());

@@ -74,7 +74,35 @@ impl Katran {
             self.burn_numbers_of(&kept.table);
         }
         self.take_flows_of(&home.next_set(), kept);
-        carry_back(home)
+        Self::carry_back(home)
+    }
+
+    /// Carries what the next set has counted to the set that counts, as far as both count in this version's form.
+    pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
+        let (set, other) = (home.set(), home.next_set());
+        let contents = set.contents()?;
+        let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
+        let mut maps = Vec::new();
+        for name in COUNTING {
+            if Part::of(name).is_some_and(knows) {
+                maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
+            }
+        }
+        let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
+        let failed = |error| kernel_error("carry", "the counters", error);
+        for carrier in carriers_from(&other, maps)? {
+            carrier.carry().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// What a replacement that was cut off has kept, if there is one.
+    pub(in crate::katran) fn kept_beside(home: &Home) -> Result<Option<Kept>> {
+        let other = home.next_set();
+        match other.is_there() {
+            true => kept_of(&other),
+            false => Ok(None),
+        }
     }
 
     /// What the packets that went by another set have been told to remember, but for what means nothing here.
@@ -91,25 +119,6 @@ impl Katran {
         }
         self.void_entries_of(&kept.table);
     }
-}
-
-/// Carries what the next set has counted to the set that counts, as far as both count in this version's form.
-pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
-    let (set, other) = (home.set(), home.next_set());
-    let contents = set.contents()?;
-    let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
-    let mut maps = Vec::new();
-    for name in COUNTING {
-        if Part::of(name).is_some_and(knows) {
-            maps.extend(counting_map(&set, name)?.map(|map| (name, map)));
-        }
-    }
-    let maps = maps.iter().map(|(name, map)| (*name, map.as_fd()));
-    let failed = |error| kernel_error("carry", "the counters", error);
-    for carrier in carriers_from(&other, maps)? {
-        carrier.carry().map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// Maps that count what packets do.
@@ -164,7 +173,7 @@ fn carriers_from<'a>(
 
 /// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it, or what it has cannot
 /// be read, which the log tells.
-pub(in crate::katran) fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
+fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let ground = set.ground();
     let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
     let read = ground.map(Ledger::read).transpose();

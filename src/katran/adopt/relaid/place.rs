@@ -8,9 +8,7 @@ use super::Shared;
 use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
-use crate::katran::replace::carry_back;
 use crate::kernel::kernel_error;
-use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::FlowTables;
 use crate::maps::Reader;
@@ -56,12 +54,8 @@ impl Former {
 
 impl Katran {
     /// Ends a replacement that was cut off before: packets go by the set that counts, and the other one goes.
-    pub(super) fn go_back_to(
-        &mut self,
-        home: &Home,
-        former: &mut Former,
-        kept: Option<Kept>,
-    ) -> Result<()> {
+    pub(super) fn go_back_to(&mut self, home: &Home, former: &mut Former) -> Result<()> {
+        let kept = Self::kept_beside(home)?;
         let set = home.set();
         let entrances = set.entrances()?;
         let entrance = entrances.first().ok_or_else(|| set.missing("program"))?;
@@ -137,7 +131,7 @@ impl Katran {
             let entered = self.enter_into(flows);
             (self.kernel).check("enter flows into", "flow_tables", entered)?;
         }
-        carry_back(home)
+        Self::carry_back(home)
     }
 
     fn enter_into(&self, flows: &FlowTables) -> io::Result<()> {
