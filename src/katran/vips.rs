@@ -57,10 +57,8 @@ impl Katran {
         let number = staged.number;
         let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if katran.maps.voids.is_gone(number.0) {
-                katran
-                    .maps
-                    .voids
-                    .remove_now(&katran.kernel, Some(number.0))?;
+                // One walk does for all: there may be many that come back.
+                katran.maps.voids.remove_gone(&katran.kernel)?;
             }
             katran.kernel.check(
                 "clear the counters of",
