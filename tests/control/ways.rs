@@ -113,7 +113,8 @@ fn ways_of_probes_are_followed_by_the_next_owner() {
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
     let settings = builder()
-        .next_hops(NextHops::PerReal)
+        .next_hops(NextHops::Redirect)
+        .source_v4([192, 0, 2, 1].into())
         .healthcheck_interface("near1");
     let settings = || settings.clone().pin(&directory);
     let mut katran = load(settings());
