@@ -365,7 +365,7 @@ impl Katran {
         // A history that is over has left its places, which may be another's ring by now.
         for (vip, number, flags) in vips {
             if let Some(ring) = self.rings[usize::from(number)]
-                && self.tracks_changes(&vip, flags)
+                && self.has_bases(flags)
             {
                 self.resume_history(&vip, number.into(), ring)?;
             }

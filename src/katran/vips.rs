@@ -200,8 +200,8 @@ impl Katran {
             ..self.cell_of(self.entry(vip)?)
         };
         let place = usize::from(number.0);
-        let before = self.tracks_changes(&vip, self.entry(vip)?.flags);
-        let after = self.tracks_changes(&vip, flags);
+        let before = self.has_bases(self.entry(vip)?.flags);
+        let after = self.has_bases(flags);
         let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if !changed {
                 return Ok((None, Marked::default()));
