@@ -30,6 +30,7 @@ const SNAP_LENGTH: u32 = 262_144;
 
 /// Which frames, through what.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// The configuration: TOML with [balancer] and [[vip]]
     #[arg(long, value_name = "FILE")]
