@@ -4,6 +4,7 @@
 //! its parts one by one. Values only grow until a new load, unless a field says otherwise. With the feature
 //! `serde` they can be serialised.
 
+pub use crate::attach::InterfaceCounters;
 pub use crate::config::MapMemory;
 pub use crate::config::MemoryEstimate;
 pub use crate::counters::Count;

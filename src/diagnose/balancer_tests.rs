@@ -50,7 +50,7 @@ fn good() -> Balancer {
                 program: Some(7),
                 xdp: Some(OurAttachment {
                     index: 2,
-                    refused: None,
+                    not_native: None,
                 }),
                 elsewhere: false,
             },

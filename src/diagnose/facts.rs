@@ -10,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use super::interrupts::Interrupt;
 use super::interrupts::interrupts;
 use crate::attach::Attachments;
+use crate::attach::NotNative;
 use crate::attach::OnInterface;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
@@ -19,19 +20,15 @@ use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;
 use crate::sys::release;
+use crate::sys::release::TELLS_XDP_FEATURES;
 use crate::sys::text;
 
 /// The driver takes XDP programs (linux/netdev.h, as the other bits).
 pub(super) const XDP_ACT_BASIC: u64 = 1;
 /// They can redirect frames.
 pub(super) const XDP_ACT_REDIRECT: u64 = 1 << 1;
-/// It sends frames that are redirected to it.
-pub(super) const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 /// Frames may come in several buffers.
 pub(super) const XDP_ACT_RX_SG: u64 = 1 << 5;
-
-/// From this release on the kernel tells what drivers can do.
-const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
 
 /// What is ours on the interface, as far as we know ourselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +46,8 @@ pub(crate) struct Ours {
 pub(crate) struct OurAttachment {
     /// The interface's index then.
     pub(crate) index: u32,
-    /// The error with which the driver refused native mode.
-    pub(crate) refused: Option<i32>,
+    /// Why it is not native, if auto mode was asked for.
+    pub(crate) not_native: Option<NotNative>,
 }
 
 impl Ours {
@@ -65,7 +62,7 @@ impl Ours {
             program: program::info(program).ok().map(|info| info.id),
             xdp: attached.map(|attached| OurAttachment {
                 index: attached.target().place.index,
-                refused: attached.refused(),
+                not_native: attached.not_native().cloned(),
             }),
             elsewhere: false,
         }
