@@ -4,7 +4,6 @@
 //! its parts one by one. Values only grow until a new load, unless a field says otherwise. With the feature
 //! `serde` they can be serialised.
 
-pub use crate::attach::InterfaceCounters;
 pub use crate::config::MapMemory;
 pub use crate::config::MemoryEstimate;
 pub use crate::counters::Count;
@@ -19,6 +18,7 @@ pub use crate::counters::GlobalFlowCounters;
 pub use crate::counters::HealthcheckCounters;
 pub use crate::counters::IcmpCounters;
 pub use crate::counters::InlineDecapCounters;
+pub use crate::counters::InterfaceCounters;
 pub use crate::counters::LibraryCounters;
 pub use crate::counters::Metric;
 pub use crate::counters::MetricKind;

@@ -40,7 +40,6 @@ pub(crate) use place::Named;
 pub(crate) use place::Place;
 pub(crate) use place::here;
 pub(crate) use removal::end_kept;
-pub use sent::InterfaceCounters;
 pub use shared::EntryProgram;
 pub use shared::SharedEntries;
 pub use tc::TcAttachment;

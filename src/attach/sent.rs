@@ -4,14 +4,8 @@
 
 use std::io;
 
-use super::list::Attached;
-use super::list::Attachments;
-use super::list::OnInterface;
-use super::place::AttachmentState;
 use super::place::Target;
 use super::place::here;
-use super::xdp::XdpLink;
-use super::xdp::XdpMode;
 use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 
@@ -20,31 +14,18 @@ const FAILURES: [&str; 9] = [
     "err", "errs", "error", "errors", "full", "drop", "drops", "fail", "failed",
 ];
 
-/// What an interface has made of the frames that it was to send, since the balancer was attached to it, or since
-/// this process has adopted it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct InterfaceCounters {
-    /// The interface's name.
-    pub interface: String,
-    /// The interface's index in its network namespace.
-    pub index: u32,
-    /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
-    pub namespace: u64,
-    /// Frames that it has sent, those of the host's own included (`tx_packets` of `ip -s link`). Some drivers leave
-    /// out what XDP sends.
-    pub sent: u64,
-    /// Frames that it did not send. In native mode those of XDP programs, if the driver counts them: what
-    /// `ethtool -S` shows under names such as `rx_queue_0_xdp_tx_errors` (veth), `tx_xdp_tx_drops` (virtio_net) or
-    /// `rx_xdp_tx_full` (mlx5). Otherwise all that it dropped or failed to send, those of the host's own included
-    /// (`tx_dropped` and `tx_errors` of `ip -s link`).
-    pub unsent: u64,
+/// Who sends the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// The driver, for the program.
+    Driver,
+    /// The stack, for the program as for the host.
+    Stack,
 }
 
 /// An interface's counters at one moment.
 #[derive(Clone, Copy, Debug)]
-struct Reading {
+pub(super) struct Reading {
     sent: u64,
     failed: u64,
     /// Of XDP programs, in native mode.
@@ -53,14 +34,14 @@ struct Reading {
 
 impl Reading {
     /// Of an interface of the calling thread's network namespace; `None`: it is not there any more.
-    fn take(index: u32, mode: XdpMode) -> io::Result<Option<(String, Self)>> {
+    pub(super) fn take(index: u32, by: Sender) -> io::Result<Option<(String, Self)>> {
         let Some(told) = Requests::new()?.sending(None, index)? else {
             return Ok(None);
         };
-        let failed_by_xdp = match mode {
-            // What the stack sends is not in the driver's counters of XDP.
-            XdpMode::Generic => None,
-            _ => failed_in(&Ethtool::new()?.counters(&told.name)?),
+        let failed_by_xdp = match by {
+            // It is not in the driver's counters of XDP.
+            Sender::Stack => None,
+            Sender::Driver => failed_in(&Ethtool::new()?.counters(&told.name)?),
         };
         let reading = Self {
             sent: told.sent,
@@ -80,7 +61,7 @@ impl Before {
     pub(super) fn now(target: &Target) -> Self {
         let is_here = here() == Some(target.place.namespace);
         let reading = match is_here {
-            true => Reading::take(target.place.index, XdpMode::Native),
+            true => Reading::take(target.place.index, Sender::Driver),
             false => Ok(None),
         };
         Self(
@@ -95,7 +76,7 @@ impl Before {
     }
 
     /// Frames sent, and frames not sent, since then. An interface whose counters begin anew has begun now.
-    fn until(&self, now: &Reading) -> Option<(u64, u64)> {
+    pub(super) fn until(&self, now: &Reading) -> Option<(u64, u64)> {
         let before = self.0.as_ref()?;
         let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         let unsent = match now.failed_by_xdp {
@@ -104,33 +85,6 @@ impl Before {
             None => since(now.failed, before.failed),
         };
         Some((since(now.sent, before.sent), unsent))
-    }
-}
-
-impl Attachments<XdpLink> {
-    /// What was sent by the interfaces, as far as the calling thread is in their network namespace.
-    pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
-        let here = here();
-        let held = self.iter().filter(|held| {
-            Some(held.target().place.namespace) == here && held.state() == AttachmentState::Attached
-        });
-        let counters = held.filter_map(|held| {
-            let place = held.target().place;
-            let reading = Reading::take(place.index, held.mode());
-            let (interface, now) = reading
-                .inspect_err(|error| log::warn!("cannot ask what an interface has sent: {error}"))
-                .ok()
-                .flatten()?;
-            let (sent, unsent) = held.before().until(&now)?;
-            Some(InterfaceCounters {
-                interface,
-                index: place.index,
-                namespace: place.namespace,
-                sent,
-                unsent,
-            })
-        });
-        counters.collect()
     }
 }
 

@@ -26,7 +26,11 @@ use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
+use super::place::here;
 use super::sent::Before;
+use super::sent::Reading;
+use super::sent::Sender;
+use crate::counters::InterfaceCounters;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -226,12 +230,25 @@ impl XdpLink {
         self.not_native.as_ref()
     }
 
-    pub(super) fn mode(&self) -> XdpMode {
-        self.mode
-    }
-
-    pub(super) fn before(&self) -> &Before {
-        &self.before
+    /// What was sent by the interface, which is in the calling thread's network namespace; `None`: it is not told.
+    fn sent(&self) -> Option<InterfaceCounters> {
+        let place = self.target.place;
+        let by = match self.mode {
+            XdpMode::Generic => Sender::Stack,
+            _ => Sender::Driver,
+        };
+        let reading = Reading::take(place.index, by);
+        let reading = reading
+            .inspect_err(|error| log::warn!("cannot ask what an interface has sent: {error}"));
+        let (interface, now) = reading.ok().flatten()?;
+        let (sent, unsent) = self.before.until(&now)?;
+        Some(InterfaceCounters {
+            interface,
+            index: place.index,
+            namespace: place.namespace,
+            sent,
+            unsent,
+        })
     }
 
     fn pin_name(&self) -> PinName {
@@ -428,6 +445,15 @@ impl Attachments<XdpLink> {
         let attachment = new.describe();
         self.add(new);
         attachment
+    }
+
+    /// What was sent by the interfaces, as far as the calling thread is in their network namespace.
+    pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
+        let here = here();
+        let here = self
+            .present()
+            .filter(|held| Some(held.target.place.namespace) == here);
+        here.filter_map(XdpLink::sent).collect()
     }
 
     /// What there is, as the kernel says.

@@ -5,6 +5,7 @@
 //! from what the library knows. No kernel.
 
 mod drop_reason;
+mod interface;
 mod metric;
 mod table;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use drop_reason::DropReason;
 pub use drop_reason::DropReasons;
+pub use interface::InterfaceCounters;
 pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
@@ -41,7 +43,6 @@ use metric::by_label;
 use metric::of_many;
 use metric::of_one;
 
-use crate::attach::InterfaceCounters;
 use crate::maps::MapUse;
 use crate::skel::katran::types;
 

@@ -37,6 +37,8 @@ pub(crate) struct Ethtool(OwnedFd);
 pub(crate) struct Channels {
     /// That receive: on their own, or together with sending.
     pub(crate) receive: u32,
+    /// As many can do both at most.
+    pub(crate) most_combined: u32,
 }
 
 /// A command that is answered with one number.
@@ -147,6 +149,7 @@ impl Ethtool {
         unsafe { self.ask(interface, &mut answer) }?;
         Ok(Channels {
             receive: answer.rx.saturating_add(answer.combined),
+            most_combined: answer.max[3],
         })
     }
 
