@@ -42,6 +42,7 @@ mod replace;
 mod root_pinned;
 mod routing;
 mod segment;
+mod sending;
 mod server_ids;
 mod shared;
 mod site;
