@@ -54,6 +54,7 @@ mod diagnose;
 mod document;
 mod environment;
 mod error;
+mod fou;
 #[cfg(test)]
 mod generated;
 mod healthcheck;

@@ -26,6 +26,7 @@ use katran_lab::allowed_cpus;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use katran_lab::stay_on;
+use log::Level;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -58,6 +59,7 @@ use crate::common::layout::STATE;
 use crate::common::layout::relay;
 use crate::common::layout::words;
 use crate::common::load;
+use crate::common::logs::heard;
 use crate::common::pins;
 use crate::common::pins::tree;
 use crate::common::serve;
@@ -153,8 +155,12 @@ fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
             relay(&directory.join("set"), parts);
             let told = katran::pinned(&directory).unwrap();
             assert_eq!(told.layout, Some(OTHER));
-            katran = adopt(&directory);
+            let (adopted, heard) = heard(|| adopt(&directory));
+            katran = adopted;
             known.assert_same(&katran, parts);
+            // What is lost, and nothing else.
+            let warned = heard.iter().filter(|(level, _)| *level <= Level::Warn);
+            assert_eq!(warned.count(), parts.len(), "{parts:?} {heard:?}");
             assert_eq!(tree(&directory), pinned, "{parts:?}");
             assert_eq!(words(&directory.join("set")), own);
             for (before, after) in known.answers.iter().zip(&answers(&katran)) {

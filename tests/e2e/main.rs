@@ -24,6 +24,7 @@ mod frame;
 mod health;
 mod health_late;
 mod health_places;
+mod kernel_tunnels;
 mod links;
 mod local;
 mod manners;
