@@ -358,7 +358,12 @@ impl Counters {
                 ("interface_sent_frames", "frames", "interface"),
                 "Frames that the interface has sent since the balancer was attached to it, those of the host's own \
                  included. Some drivers leave out what XDP sends.",
-                &["interfaces.sent", "interfaces.interface"],
+                &[
+                    "interfaces.sent",
+                    "interfaces.interface",
+                    "interfaces.index",
+                    "interfaces.namespace",
+                ],
                 of(|counters| counters.sent),
             ),
             by_label(
