@@ -153,7 +153,9 @@ fn documentation_lists_every_metric_and_every_counter() {
     katran.add_real(vip, real).unwrap();
     katran.probes_mut().register(vip).unwrap();
     let elsewhere = Host::new("elsewhere").unwrap();
-    elsewhere.ip("link add eth0 type veth peer name eth1").unwrap();
+    elsewhere
+        .ip("link add eth0 type veth peer name eth1")
+        .unwrap();
     let counters = elsewhere.run(|| {
         katran.attach("eth0", XdpMode::Generic).unwrap();
         katran.counters().unwrap()
