@@ -58,7 +58,6 @@ pub(crate) use read::did_you_mean;
 pub(crate) use read::no_address;
 #[cfg(feature = "serde")]
 pub(crate) use read::reason;
-#[cfg(feature = "serde")]
 pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;

@@ -312,6 +312,12 @@ pub(super) fn unknown(
         return format!("{title} has no key {key}{hint}");
     }
     let hint = did_you_mean(key, owned_keys());
-    let names = names.collect::<Vec<_>>().join(", ");
-    format!("{title} has no key {key}{hint} (it has {names})")
+    let names: Vec<_> = names.collect();
+    match names.len() > 12 {
+        true => format!("{title} has no key {key}{hint} (docs/configuration.md has them all)"),
+        false => format!(
+            "{title} has no key {key}{hint} (it has {})",
+            names.join(", ")
+        ),
+    }
 }

@@ -52,6 +52,10 @@ const WRONG: &[(&str, &str)] = &[
         "line 2, column 1: [balancer] has no key gatewaymac; did you mean gateway_mac?",
     ),
     (
+        "[balancer]\ncolour = 1\n",
+        "line 2, column 1: [balancer] has no key colour (docs/configuration.md has them all)",
+    ),
+    (
         "[balancer]\nweight = 1\n",
         "line 2, column 1: [balancer] has no key weight; it belongs to a real",
     ),

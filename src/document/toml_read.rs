@@ -79,7 +79,7 @@ impl State {
     /// ```
     ///
     /// All keys, with units, ranges and defaults: `docs/configuration.md`. It takes memory for the text and the
-    /// state, and some megabytes (50 times the text of the longest table). Machine and balancer are not looked
+    /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
     /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply). Reading may take a
     /// second or two for millions of lines: read before you lock what others wait for.
     ///
