@@ -12,7 +12,6 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::symlink;
-use std::path;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -24,6 +23,7 @@ use super::list::Attachments;
 use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
+use super::place::absolute;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -348,10 +348,4 @@ impl Attachments<CgroupLink> {
     pub(crate) fn list(&self) -> Vec<CgroupAttachment> {
         self.iter().map(CgroupLink::describe).collect()
     }
-}
-
-/// The path from the root on, also of what is gone: the next process may work in another directory.
-fn absolute(path: &Path) -> PathBuf {
-    let found = path.canonicalize().or_else(|_| path::absolute(path));
-    found.unwrap_or_else(|_| path.to_owned())
 }

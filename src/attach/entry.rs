@@ -45,7 +45,7 @@ pub(crate) struct EntrySet<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SharedEntry {
-    /// Where the array of entries is pinned.
+    /// Where the array of entries is pinned: from the root on, however it was given.
     pub path: PathBuf,
     /// The entry's position in it, from 0.
     pub position: u32,

@@ -35,6 +35,7 @@ pub(crate) use list::put_back;
 pub use place::AttachmentState;
 pub(crate) use place::Named;
 pub(crate) use place::Place;
+pub(crate) use place::absolute;
 pub(crate) use place::here;
 pub(crate) use removal::end_kept;
 pub use shared::EntryProgram;

@@ -1,6 +1,9 @@
 //! What attachments are on: interfaces, which an index tells apart within a network namespace only, and
 //! the names by which callers mean them.
 
+use std::path;
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -33,6 +36,14 @@ pub enum AttachmentState {
     Moved,
     /// Somebody has put another program in its place.
     Replaced,
+}
+
+/// The path from the root on, also of what is gone: the next process may work in another directory.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    let of_parent = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    let found = path.canonicalize().ok().or_else(of_parent);
+    let found = found.or_else(|| path::absolute(path).ok());
+    found.unwrap_or_else(|| path.to_owned())
 }
 
 /// An interface, as the kernel tells it from all others.

@@ -96,6 +96,16 @@ static __always_inline bool remember_in_slot(const struct run *run, const struct
 	return flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
 }
 
+/* Stamps the slot of a packet that goes elsewhere than its ring leads. */
+static __always_inline void stamp_slot(struct slot_past *past, bool deviates, bool udp, __u64 now)
+{
+	const __u16 moment = moment_of(now, udp);
+
+	/* Written only if it changes: all CPUs share it. */
+	if (deviates && past->deviated != moment)
+		past->deviated = moment;
+}
+
 /* What is said of a packet in an unsettled slot besides the number of its real. */
 enum in_slot {
 	IN_SLOT_BY_ENTRY = 1 << 16,
@@ -103,6 +113,7 @@ enum in_slot {
 	IN_SLOT_MISS = 1 << 18, /* of a flow that is new, or has most likely lost its real */
 	IN_SLOT_BROKEN = 1 << 19, /* the latter */
 	IN_SLOT_SPLIT = 1 << 20, /* sets are to be split */
+	IN_SLOT_DEVIATES = 1 << 21, /* a connection begins elsewhere than on the base */
 };
 
 /* The number of the real of the packet that this CPU's record describes, in an unsettled slot, and bits of enum
@@ -120,7 +131,6 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 	struct flow_place place;
 	struct slot_past *past;
 	bool udp, first, leaves;
-	__u16 moment;
 
 	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !run.cpu)
@@ -156,9 +166,35 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 				answer |= IN_SLOT_SPLIT;
 		}
 	}
-	moment = moment_of(now, udp);
-	/* Written only if it changes: all CPUs share it. */
-	if (number != current && past->deviated != moment)
-		past->deviated = moment;
+	stamp_slot(past, number != current, udp, now);
 	return answer;
+}
+
+/* The same of a packet in any slot that neither an id nor an entry leads, while TCP server ids are on. Where nothing but such
+ * ids has tables know all connections, those that are older than the ids may have no entry, and are on the base. */
+LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
+{
+	const __u32 zero = 0;
+	const struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
+	const __u64 now = ticks_now();
+	const struct id_query *query;
+	__u32 word = 0, number, base;
+	struct slot_past *past;
+	bool first;
+
+	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	if (flow_tracking != TRACK_CHANGED || !feature(FEATURE_TCP_SERVER_ID) || !run.cpu)
+		return 0;
+	query = &run.cpu->scratch.query;
+	past = find_past(ring, index, &word);
+	number = word & SLOT_REAL;
+	if (!past || !(word & SLOT_UNSETTLED) || !(query->vip.flags & VIP_TRACKS_CHANGES))
+		return number;
+	base = past->base & BASE_REAL;
+	first = query->tcp_flags & TCP_SYN;
+	number = without_entry(&run, past, number, false, first, now);
+	stamp_slot(past, number != (word & SLOT_REAL), false, now);
+	if (number && number == base)
+		return number | IN_SLOT_BY_BASE;
+	return first ? number | IN_SLOT_DEVIATES : number;
 }

@@ -168,6 +168,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	const bool error = is_error(run, packet);
 	/* So far: what the ring chooses by the port alone is not remembered. */
 	bool forget = flags & VIP_DPORT_HASH;
+	__u32 answer = 0;
 	__u32 hash_ports = packet->hash_ports;
 	struct real *real;
 	struct slot slot;
@@ -217,6 +218,17 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		slot = find_slot(choice->vip.ring,
 				 hash_flow((const __u32 *)packet->flow.source, hash_ports, family));
 		choice->number = number_in(&slot);
+		if (is(run, SPECIAL) && flow_tracking == TRACK_CHANGED &&
+		    feature(FEATURE_TCP_SERVER_ID)) {
+			answer = choose_unknown_in_slot(choice->vip.ring, slot.index);
+			choice->number = answer & SLOT_REAL;
+			run->cpu->counters.by_base += !!(answer & IN_SLOT_BY_BASE);
+			if (answer & IN_SLOT_BY_BASE)
+				note_step(run, STEP_BASE);
+			/* While the guard acts it has not been yet. */
+			if (in_flood(run, now))
+				chosen = flow_choose(&choice->place, now);
+		}
 		if (!choice->number)
 			return NULL;
 	}
@@ -228,9 +240,10 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	id = *(volatile __u32 *)&real->id;
 	if (error)
 		return real;
-	/* Nothing is remembered while the guard acts: then one more flow is one too many. */
+	/* Nothing is remembered while the guard acts, for then one more flow is one too many, but for what would be lost at its
+	 * next packet. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
-	    !under_flood(run, now))
+	    (!under_flood(run, now) || (answer & IN_SLOT_DEVIATES)))
 		flow_remember_copied(run, &choice->place, &packet->flow, chosen, id, now,
 				     USED_NO_ID);
 	run->cpu->counters.flow_misses++;

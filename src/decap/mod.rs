@@ -31,6 +31,7 @@ use crate::diagnose::Clients;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
+use crate::diagnose::KernelTunnels;
 use crate::diagnose::Ours;
 use crate::diagnose::WayBack;
 use crate::diagnose::has_ipv6;
@@ -354,6 +355,7 @@ impl Decap {
             arp_announce: of_both("arp_announce"),
             gue: self.settings.gue_port != 0,
             vips: of_host,
+            kernel: KernelTunnels::gather(&mut requests).map_err(failed)?,
             interface: facts,
         }))
     }

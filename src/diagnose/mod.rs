@@ -6,22 +6,24 @@
 
 mod backend;
 mod balancer;
+mod clients;
 mod facts;
 mod host;
 mod interface;
 mod interrupts;
+mod kernel_tunnels;
 mod pinned;
 mod tunnel_ends;
 
 use std::fmt;
 
 pub(crate) use backend::Backend;
-pub(crate) use backend::Clients;
-pub(crate) use backend::WayBack;
 pub(crate) use backend::judge as judge_backend;
 pub(crate) use balancer::Balancer;
 pub(crate) use balancer::EmptyVip;
 pub(crate) use balancer::judge as judge_balancer;
+pub(crate) use clients::Clients;
+pub(crate) use clients::WayBack;
 pub(crate) use facts::InterfaceFacts;
 #[cfg(test)]
 pub(crate) use facts::OurAttachment;
@@ -33,6 +35,7 @@ pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
+pub(crate) use kernel_tunnels::KernelTunnels;
 pub(crate) use tunnel_ends::TunnelEnds;
 
 /// How bad a finding is.
@@ -88,7 +91,7 @@ pub enum Subject {
     FallbackTable,
     /// Outer source addresses.
     Source,
-    /// Whose tunnels are unwrapped, and what is sent on.
+    /// Whose tunnels are unwrapped, by what, and what is sent on.
     TunnelEnds,
     /// VIPs and their reals.
     Vips,

@@ -1,6 +1,7 @@
 //! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
 //! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
 
+mod pulse;
 mod relaid;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::skel::OpenSkel;
+use pulse::Pulse;
 
 use super::Katran;
 use super::handles::FeatureMaps;
@@ -172,8 +174,9 @@ fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
         .ok_or_else(|| home.set().missing("ledger"))?;
     let (ledger, replayed) = Ledger::read(ground)
         .map_err(|refused| home.set().unreadable(contents, &refused.to_string()))?;
+    let pulse = Pulse::start(&home, &replayed.kept.config)?;
     if !contents.is_known() {
-        return relaid::adopt(home, contents, replayed);
+        return relaid::adopt(home, contents, ledger, replayed, pulse);
     }
     let mut kept = replayed.kept;
     let cut_off = replayed
@@ -201,6 +204,7 @@ fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
     }
     // First: to attach may take the seconds in which a gateway is looked for.
     katran.keep_house()?;
+    drop(pulse);
     katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
@@ -361,7 +365,7 @@ impl Katran {
         // A history that is over has left its places, which may be another's ring by now.
         for (vip, number, flags) in vips {
             if let Some(ring) = self.rings[usize::from(number)]
-                && self.tracks_changes(&vip, flags)
+                && self.has_bases(flags)
             {
                 self.resume_history(&vip, number.into(), ring)?;
             }
@@ -444,7 +448,7 @@ impl Katran {
         let _for_good = switched.map_err(|(error, _)| error)?;
         let switched = self.shared.switch(self.programs.entry_set());
         let _for_good = switched.map_err(|(error, _)| error)?;
-        // Packets may be in those of a reload.
+        // Packets may be in those of a reload, and read what the owner before has just given up, such as a ring's place.
         self.outlast(Vec::new());
         self.shared.remove_leftovers();
         self.unstage();

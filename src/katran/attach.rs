@@ -21,6 +21,7 @@ use crate::attach::SharedEntry;
 use crate::attach::TcAttachment;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
+use crate::attach::absolute;
 use crate::attach::put_back;
 use crate::error::Error;
 use crate::error::Result;
@@ -176,6 +177,7 @@ impl Katran {
     /// Puts the program into an entry that is empty, or that holds a program of one of these names.
     fn attach_entry(&mut self, path: &Path, position: u32, names: &[&str]) -> Result<()> {
         let _call = self.call()?;
+        let path = &absolute(path);
         let entries = self.shared.check(path, position, names)?;
         let attached = self.all_or_nothing(Reason::Entry, |katran| {
             // First, for it can be undone, other than the end of a balancer whose entry is taken over.
@@ -199,7 +201,7 @@ impl Katran {
     /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         let _call = self.call()?;
-        let path = map_path.as_ref();
+        let path = &absolute(map_path.as_ref());
         self.change_at_once(nothing_else, |katran| match katran.forget_lost(path)? {
             true => Ok(()),
             false => katran.shared.detach(path),

@@ -375,7 +375,7 @@ impl Katran {
         }
         let mut slots = BTreeMap::new();
         for (vip, entry) in self.table.vips() {
-            if self.tracks_changes(vip, entry.flags) {
+            if self.has_bases(entry.flags) {
                 slots.insert(vip.to_string(), stats.slots(*vip)?);
             }
         }

@@ -191,7 +191,13 @@ impl Katran {
             .fixed
             .hasher
             .slot(hashed, hashed_port, destination_port);
-        let ring = self.rings[usize::from(found.entry.number.0)];
+        let place = usize::from(found.entry.number.0);
+        if let Some(before) = self.slot_before(place, slot)
+            && before.base != 0
+        {
+            return Ok(Some(self.answer(found.vip, before.base, Choice::Base)));
+        }
+        let ring = self.rings[place];
         let number = ring.map_or(0, |ring| self.real_in(ring, slot));
         Ok(Some(self.answer(found.vip, number, Choice::Ring)))
     }

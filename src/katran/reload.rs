@@ -44,9 +44,8 @@ impl Katran {
     /// the verifier, while the old program works on.
     ///
     /// No flow moves, but where it is the feature that decides where it belongs: with TCP server ids,
-    /// stable UDP routing or global flows switched on a flow goes where they say, and a TCP connection that is on the base of an
-    /// unsettled slot ([`FlowTracking`](crate::FlowTracking)), which no table knows, where the ring leads: switch
-    /// TCP server ids on while [`Stats::slots`](crate::stats::Stats::slots) says that all are settled; with TCP server ids
+    /// stable UDP routing or global flows switched on a flow goes where they say, and a TCP connection that no table
+    /// knows stays on the base of its slot ([`FlowTracking`](crate::FlowTracking)); with TCP server ids
     /// switched off it stays as long as the flow table knows it, and without local delivery it is sent
     /// to its real like any other.
     ///
@@ -77,7 +76,7 @@ impl Katran {
             features,
             ..self.config.clone()
         };
-        let [come, gone] = self.turned_tracking(self.config.features, features);
+        let come = self.come_to_track(features);
         let written = Prepared::plain(settings(&config)).write(self, |katran| {
             let loaded = katran.load_anew(&config)?;
             let down = katran.prepare_all_down(features)?;
@@ -108,9 +107,6 @@ impl Katran {
             };
             katran.switch_all_down(down);
             katran.keep_marks(marked);
-            for vip in gone {
-                katran.settle_all_of(&vip);
-            }
             let old = mem::replace(&mut katran.programs, programs);
             let old_maps = mem::take(&mut katran.maps.features);
             katran.maps.features = old_maps.with(made, features);

@@ -93,8 +93,9 @@ impl Katran {
         let carriers = self.carriers_to(&next)?;
         let seat = next.stage_beside(self)?;
         let old = self.switch_to_next(next, seat)?;
-        drop(held);
         self.let_go_of(old, carriers);
+        // Void entries go when none comes from the tables before any more.
+        drop(held);
         self.tell_of(&reals);
         Ok(changes)
     }

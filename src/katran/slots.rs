@@ -77,9 +77,13 @@ impl Katran {
 
     fn tracks_changes_with(&self, features: Features, vip: &Vip, flags: VipFlags) -> bool {
         let by_ids = features.contains(Features::TCP_SERVER_ID) && vip.protocol() == Protocol::Tcp;
-        self.config.flow_tracking == FlowTracking::Changed
-            && !flags.intersects(TRACKED_OTHERWISE)
-            && !by_ids
+        self.has_bases(flags) && !by_ids
+    }
+
+    /// Whether slots of the VIP can be unsettled: packets of flows that tables do not know go to bases there. With TCP server
+    /// ids tables are asked for all connections, but do not know those that have sent nothing since the ids came.
+    pub(super) fn has_bases(&self, flags: VipFlags) -> bool {
+        self.config.flow_tracking == FlowTracking::Changed && !flags.intersects(TRACKED_OTHERWISE)
     }
 
     /// The ring that the VIP with this number has, for a change of its reals that does not concern it.
@@ -129,7 +133,7 @@ impl Katran {
         if weighted.is_empty() && !keeps_flows {
             return Ok(new);
         }
-        let before = self.rings[place].filter(|_| self.tracks_changes(vip, flags));
+        let before = self.rings[place].filter(|_| self.has_bases(flags));
         let mut slots = match weighted.is_empty() {
             true => vec![0; self.ring_size.get() as usize],
             false => Ring::build(function, self.ring_size, &weighted)?
@@ -394,12 +398,6 @@ impl Katran {
         }
     }
 
-    pub(super) fn settle_all_of(&mut self, vip: &Vip) {
-        if let Ok(entry) = self.entry(*vip) {
-            self.settle_all(entry.number.0.into());
-        }
-    }
-
     /// The VIP's flows on this real are to go where the ring leads, now.
     pub(super) fn give_up_base(&mut self, place: usize, number: RealNumber) {
         if let (Some(history), Some(ring)) = (self.histories[place], self.rings[place]) {
@@ -437,10 +435,17 @@ impl Katran {
         });
         let standings = Standings::new(numbered);
         let ticks = self.ticks_now()?;
-        let planes = self.maps.rings.take_planes(&self.kernel)?;
+        let known = self.histories[place].map(|history| history.planes);
+        let planes = match known {
+            Some(planes) => planes,
+            None => self.maps.rings.take_planes(&self.kernel)?,
+        };
         let now = At::of_ticks(ticks, self.moment_shift(vip.protocol()));
         let rings = &self.maps.rings;
-        rings.point(ring, Some(planes));
+        if known.is_none() {
+            rings.point(ring, Some(planes));
+        }
+        let _halted = self.settler.halt();
         history::mark_all(rings.words(ring), rings.planes(planes), &standings, now);
         marked.0.push((*vip, place, NewHistory { planes, ticks }));
         Ok(())
@@ -453,9 +458,13 @@ impl Katran {
         }
     }
 
-    /// They have not.
+    /// They have not. What has a history for other reasons keeps it, with slots that have to be settled once more.
     pub(super) fn undo_marks(&mut self, marked: Marked) {
         for (_, place, NewHistory { planes, .. }) in marked.0 {
+            if self.histories[place].is_some() {
+                self.settler.count_again(place as u16);
+                continue;
+            }
             if let Some(ring) = self.rings[place] {
                 history::settle_all(self.maps.rings.words(ring));
             }
@@ -466,17 +475,14 @@ impl Katran {
         }
     }
 
-    /// The VIPs that track changes with the features that there are and did not with those before, and the other way
-    /// round.
-    pub(super) fn turned_tracking(&self, before: Features, after: Features) -> [Vec<Vip>; 2] {
-        [(before, after), (after, before)].map(|(not, but)| {
-            let vips = self.table.vips();
-            let turned = vips.filter(|(vip, entry)| {
-                !self.tracks_changes_with(not, vip, entry.flags)
-                    && self.tracks_changes_with(but, vip, entry.flags)
-            });
-            turned.map(|(vip, _)| *vip).collect()
-        })
+    /// The VIPs that track changes with the features to come and do not with those that there are.
+    pub(super) fn come_to_track(&self, features: Features) -> Vec<Vip> {
+        let vips = self.table.vips();
+        let come = vips.filter(|(vip, entry)| {
+            !self.tracks_changes(vip, entry.flags)
+                && self.tracks_changes_with(features, vip, entry.flags)
+        });
+        come.map(|(vip, _)| *vip).collect()
     }
 
     pub(super) fn moment_shift(&self, protocol: Protocol) -> u32 {

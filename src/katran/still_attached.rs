@@ -150,13 +150,11 @@ impl Katran {
         Ok(())
     }
 
-    /// Whether an entry of an array at a path was lost, which nobody looks for any more.
+    /// Whether an entry of an array at a path (as it is written down: from the root on) was lost, which nobody looks for any more.
     ///
     /// # Errors
     /// If its record stays: the next owner would look for it.
     pub(super) fn forget_lost(&mut self, path: &Path) -> Result<bool> {
-        // As it is written down.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let found = self.lost.iter().position(|lost| lost.path == path);
         let Some(found) = found else {
             return Ok(false);

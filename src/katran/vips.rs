@@ -57,10 +57,8 @@ impl Katran {
         let number = staged.number;
         let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if katran.maps.voids.is_gone(number.0) {
-                katran
-                    .maps
-                    .voids
-                    .remove_now(&katran.kernel, Some(number.0))?;
+                // One walk does for all: there may be many that come back.
+                katran.maps.voids.remove_gone(&katran.kernel)?;
             }
             katran.kernel.check(
                 "clear the counters of",
@@ -202,8 +200,8 @@ impl Katran {
             ..self.cell_of(self.entry(vip)?)
         };
         let place = usize::from(number.0);
-        let before = self.tracks_changes(&vip, self.entry(vip)?.flags);
-        let after = self.tracks_changes(&vip, flags);
+        let before = self.has_bases(self.entry(vip)?.flags);
+        let after = self.has_bases(flags);
         let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if !changed {
                 return Ok((None, Marked::default()));

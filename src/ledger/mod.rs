@@ -34,6 +34,7 @@ use record::Record;
 pub(crate) use record::StoredMatch;
 
 use crate::document::State;
+use crate::table::Met;
 use crate::types::Vip;
 
 /// Bytes of a ground that is enough to begin with; it grows by itself.
@@ -204,6 +205,26 @@ impl Ledger {
         if mem::take(&mut self.is_open) {
             self.close(&Record::Undone { met });
         }
+    }
+
+    /// Writes down numbers that packets have met, where there is no view of what this ledger tells of: the balancer is about
+    /// to be another one. No change is under way, but for one of many steps.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn meet(&mut self, met: Met) -> io::Result<()> {
+        let intent = Intent {
+            changes: vec![Change::Met(met)],
+            ..Intent::default()
+        };
+        let bytes = encode(&Record::Intent(intent))?;
+        if !self.log.fits(bytes.len()) {
+            self.log.grow(bytes.len())?;
+        }
+        self.log.append(&bytes);
+        self.is_open = true;
+        self.done();
+        Ok(())
     }
 
     /// What comes from here on is one change, until [`end`](Self::end); if what is returned is dropped before, a panic

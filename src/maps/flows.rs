@@ -236,7 +236,8 @@ impl FlowTable {
         })
     }
 
-    /// The sets that are in use, as far as entries say it: up to the last one that has any. 1 if it has no sets.
+    /// The sets that are in use, as far as entries say it: up to the last one that has any, and those that a table begins with.
+    /// 1 if it has no sets.
     pub(crate) fn sets_in_use(&self) -> io::Result<u32> {
         let Self::Sets { map, sets } = self else {
             return Ok(1);
@@ -247,7 +248,8 @@ impl FlowTable {
             entries.any(|entry| entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32 != 0)
         };
         let mut all = memory.u64s().chunks_exact(SET_WORDS);
-        Ok(all.rposition(has_any).map_or(1, |last| last as u32 + 1))
+        let used = all.rposition(has_any).map_or(1, |last| last as u32 + 1);
+        Ok(used.max(types::flow_table_constant::FIRST_SETS.0.min(*sets)))
     }
 
     /// Shows every entry to `see`, until that returns `false`.

@@ -231,14 +231,16 @@ pub(crate) fn mark(
     marked
 }
 
-/// Marks all slots: their flows may be anywhere, and one without an entry is on the ring's real. So it is for a VIP whose flows
-/// were all remembered until now.
+/// Marks all slots: their flows may be anywhere, and one without an entry is on the slot's base, or on the ring's real where that
+/// is settled. So it is for a VIP whose flows were all remembered until now.
 pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings, now: At) {
     // All entries are younger.
     let since = now.minus(FURTHEST).0 | OTHERS;
     for (slot, word) in ring.iter().enumerate() {
-        let number = word.load(Ordering::Relaxed) & REAL;
-        planes.store(slot, Past::Base, standings.base(number));
+        let word = word.load(Ordering::Relaxed);
+        if word & UNSETTLED == 0 {
+            planes.store(slot, Past::Base, standings.base(word & REAL));
+        }
         planes.store(slot, Past::Since, since);
         planes.store(slot, Past::Deviated, now.0);
     }

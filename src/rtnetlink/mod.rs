@@ -10,6 +10,7 @@ mod notices;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 pub(crate) use answers::Interface;
 pub(crate) use answers::Neighbour;
@@ -21,3 +22,4 @@ pub(crate) use notices::Notices;
 pub(crate) use requests::MAIN_TABLE;
 pub(crate) use requests::MOST_QUESTIONS;
 pub(crate) use requests::Requests;
+pub(crate) use tunnels::TunnelDevice;

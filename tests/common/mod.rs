@@ -9,6 +9,7 @@ pub(crate) mod faults;
 pub(crate) mod fixtures;
 pub(crate) mod frames;
 pub(crate) mod layout;
+pub(crate) mod logs;
 pub(crate) mod mirror;
 pub(crate) mod pins;
 pub(crate) mod seed;

@@ -10,10 +10,12 @@ use katran::Error;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
+use katran::RootProgram;
 use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::SharedEntries;
 use katran::flows::Verdict;
 use katran::state::VipState;
 use katran_lab::Host;
@@ -42,16 +44,16 @@ use crate::common::pins::tree;
 use crate::common::serve;
 use crate::common::vip;
 
-const FIRST: &str = "203.0.113.1:443/tcp";
-const SECOND: &str = "203.0.113.2:443/tcp";
+pub(crate) const FIRST: &str = "203.0.113.1:443/tcp";
+pub(crate) const SECOND: &str = "203.0.113.2:443/tcp";
 /// The replacement's own, as is one of its reals.
 const THIRD: &str = "203.0.113.3:443/tcp";
 const NEW: &str = "198.51.100.90";
 const LATER: &str = "198.51.100.91";
 
-const FLOWS: u16 = 40;
+pub(crate) const FLOWS: u16 = 40;
 
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     let host = Host::new("balancer").unwrap();
     for (one, other) in [("eth0", "peer0"), ("eth1", "peer1")] {
         let pair = format!("link add {one} type veth peer name {other}");
@@ -60,21 +62,21 @@ fn host() -> Host {
     host
 }
 
-fn attach(host: &Host, katran: &mut Katran) {
+pub(crate) fn attach(host: &Host, katran: &mut Katran) {
     for interface in ["eth0", "eth1"] {
         let attach = || katran.attach(interface, XdpMode::Generic).unwrap();
         host.run(attach);
     }
 }
 
-fn frames(of: &str) -> Vec<Vec<u8>> {
+pub(crate) fn frames(of: &str) -> Vec<Vec<u8>> {
     let (to, _) = of.split_once('/').unwrap();
     let flows = flows(Protocol::Tcp, to, FLOWS);
     flows.into_iter().map(syn).collect()
 }
 
 /// Where all connections of a VIP go.
-fn real_of(katran: &Katran, of: &str) -> IpAddr {
+pub(crate) fn real_of(katran: &Katran, of: &str) -> IpAddr {
     let frames = frames(of).into_iter();
     let mut reals: Vec<_> = frames
         .map(|frame| katran.simulate(&frame).unwrap().real.unwrap())
@@ -85,13 +87,15 @@ fn real_of(katran: &Katran, of: &str) -> IpAddr {
 }
 
 /// The links that are pinned.
-fn links(directory: &Path) -> Vec<OwnedFd> {
+pub(crate) fn links(directory: &Path) -> Vec<OwnedFd> {
     let entries = std::fs::read_dir(directory.join("attached")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
+    // A record of an entry is a symbolic link.
+    let paths = paths.filter(|path| !path.is_symlink());
     paths.map(|path| pins::open(&path)).collect()
 }
 
-fn programs(links: &[OwnedFd]) -> Vec<u32> {
+pub(crate) fn programs(links: &[OwnedFd]) -> Vec<u32> {
     let links = links.iter();
     links.map(|link| pins::link(link.as_fd()).1).collect()
 }
@@ -111,7 +115,7 @@ fn wanted(katran: &Katran) -> State {
 
 /// Applies it with the second interface's link refusing the new program, when the first one has it and connections have
 /// come there; with `strays` that one keeps it.
-fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> Error {
+pub(crate) fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> Error {
     let wanted = wanted(katran);
     let before = programs(links);
     let mut updates = 0;
@@ -241,4 +245,91 @@ fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
     assert_eq!(changes.settings_changed, ["max_decap"]);
     serve(&mut katran, FIRST, VipFlags::empty(), &[B]);
     assert_eq!(real_of(&katran, FIRST), ip(B));
+}
+
+/// One walk through the tables removes what is left of all VIPs that are gone, for the first one that has a former number.
+#[test]
+fn former_numbers_take_one_walk_for_all() {
+    const VIPS: u32 = 8;
+    stay_on(allowed_cpus()[0]);
+    let mut katran = all_in_table().max_vips(VIPS).load().unwrap();
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    let vips: Vec<String> = (1..=VIPS)
+        .map(|of| format!("203.0.113.{of}:443/tcp"))
+        .collect();
+    for of in &vips {
+        serve(&mut katran, of, VipFlags::empty(), &[A]);
+    }
+    let frames: Vec<_> = vips.iter().flat_map(|of| frames(of)).collect();
+    for frame in &frames {
+        assert_eq!(bpf::run(katran.program_fd(), frame).verdict, Verdict::Tx);
+    }
+    let asked = [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH];
+    without_commands(&asked, Errno::EPERM, || {
+        vips.iter()
+            .for_each(|of| katran.remove_vip(vip(of)).unwrap());
+    });
+    let mut waits = 0;
+    let waited = || {
+        waits += 1;
+        None
+    };
+    judged(libc::SYS_membarrier, None, waited, || {
+        for of in &vips {
+            katran.add_vip(vip(of), VipFlags::empty()).unwrap();
+        }
+    });
+    // For the numbers; before the walk, and after it.
+    assert!(waits <= 3, "{waits}");
+    for frame in &frames {
+        assert_eq!(katran.simulate(frame).unwrap().real, None);
+    }
+}
+
+/// Whatever has the new program when the exchange is refused has the one before again: links, an entry, the path of probes.
+#[test]
+fn everything_that_was_switched_has_the_program_before_again() {
+    require_root();
+    let host = host();
+    let directory = private_bpf_fs().unwrap();
+    let path = directory.join("root");
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(&path).unwrap();
+    let entries = SharedEntries::open(&path).unwrap();
+    let directory = directory.join("katran");
+    let builder = all_in_table().healthcheck_interface("eth1");
+    let mut katran = builder.pin(&directory).load().unwrap();
+    serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+    host.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.attach_shared(&path, 2).unwrap();
+    });
+    assert!(katran.probes().attachment().is_some());
+    let links = links(&directory);
+    let attached = || {
+        let mut programs = programs(&links);
+        programs.extend(entries.programs().unwrap().swap_remove(2).map(|of| of.id));
+        programs
+    };
+    let before = attached();
+    assert_eq!(before.len(), 3, "a link of XDP, one of tcx, an entry");
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_vips = Some(40);
+    let mut there = Vec::new();
+    let judge = || {
+        there = attached();
+        Some(Errno::EIO)
+    };
+    judged(libc::SYS_renameat2, None, judge, || {
+        host.run(|| katran.apply(&wanted)).unwrap_err()
+    });
+    let both = || before.iter().zip(&there);
+    assert!(both().all(|(before, there)| before != there), "{there:?}");
+    assert_eq!(attached(), before);
+    host.run(|| katran.apply(&wanted)).unwrap();
+    let now = attached();
+    let mut both = before.iter().zip(&now);
+    assert!(both.all(|(before, now)| before != now), "{now:?}");
+    katran.remove().unwrap();
 }

@@ -11,12 +11,14 @@ mod changes;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
+mod cut_off;
 mod differences;
 mod documents;
 mod failures;
 mod given_up;
 mod handed_over;
 mod library;
+mod lives;
 mod monitor;
 mod monitor_ends;
 mod pinned;
@@ -26,3 +28,4 @@ mod relaid;
 mod replaced;
 mod swaps;
 mod threads;
+mod ways;

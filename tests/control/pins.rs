@@ -14,6 +14,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use fastrand::Rng;
 use katran::Error;
@@ -275,4 +276,45 @@ fn what_others_have_pinned_is_told_apart_and_stays() {
             }
         }
     }
+}
+
+/// The same path, from the working directory on.
+fn from_here(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().unwrap();
+    let up = here.components().skip(1).map(|_| "..");
+    let root: PathBuf = up.collect();
+    root.join(path.strip_prefix("/").unwrap())
+}
+
+/// Named from here or from the root: it is the same entry, also when its root program is not there any more.
+#[test]
+fn an_entry_is_found_by_whichever_path() {
+    let directory = private_bpf_fs().unwrap();
+    let path = directory.join("root");
+    let settings = || builder().pin(directory.join("katran"));
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(&path).unwrap();
+    let mut katran = load(settings());
+    for (attached, detached) in [
+        (from_here(&path), path.clone()),
+        (path.clone(), from_here(&path)),
+    ] {
+        katran.attach_shared(&attached, 2).unwrap();
+        assert_eq!(katran.shared_entries()[0].path, path);
+        let again = katran.attach_shared(&detached, 2).unwrap_err();
+        assert!(matches!(again, Error::AlreadyExists { .. }), "{again}");
+        katran.detach_shared(&detached).unwrap();
+        assert!(katran.shared_entries().is_empty());
+    }
+    katran.attach_shared(from_here(&path), 2).unwrap();
+    drop((katran, root));
+    RootProgram::remove(&path).unwrap();
+    let mut katran = settings().adopt().unwrap();
+    assert_eq!(katran.shared_entries()[0].path, path);
+    katran.detach_shared(from_here(&path)).unwrap();
+    assert!(katran.shared_entries().is_empty());
+    drop(katran);
+    let katran = settings().adopt().unwrap();
+    assert!(katran.shared_entries().is_empty());
+    katran.remove().unwrap();
 }

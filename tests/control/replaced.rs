@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran::Encapsulation;
 use katran::Error;
@@ -15,22 +16,30 @@ use katran::Katran;
 use katran::NextHops;
 use katran::Protocol;
 use katran::Real;
+use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::flows::Simulation;
+use katran::flows::Verdict;
 use katran::state::BalancerState;
+use katran_lab::allowed_cpus;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
+use katran_lab::stay_on;
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::adopted::answers;
 use crate::adopted::fill;
 use crate::adopted::rich;
+use crate::common::all_in_table;
+use crate::common::bpf;
 use crate::common::builder;
 use crate::common::faults::MAP_CREATE;
 use crate::common::faults::MAP_UPDATE_ELEM;
 use crate::common::faults::PROG_LOAD;
+use crate::common::faults::PROG_TEST_RUN;
+use crate::common::faults::judged;
 use crate::common::faults::without_call;
 use crate::common::faults::without_commands;
 use crate::common::fixtures::A;
@@ -327,36 +336,98 @@ fn another_kind_of_table_and_of_tracking_can_be_had() {
     }
 }
 
-/// With server ids tables know all connections, and no slot has a history; without them tables are asked in unsettled slots only.
+/// With server ids tables are to know all connections, but those that are older stay on the bases of their slots, also where a
+/// ring changes at once; without them tables are asked in unsettled slots only.
 #[test]
-fn histories_go_and_come_with_server_ids() {
+fn histories_stay_while_server_ids_go_and_come() {
     let ids = Features::default() | Features::TCP_SERVER_ID;
     let mut katran = load(builder());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
-    katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
     let unsettled = |katran: &Katran| katran.stats().slots(vip).unwrap().unsettled;
+    let begins = |katran: &Katran, ports: u16| {
+        let flows = flows(Protocol::Tcp, TO_VIP4, 40).into_iter();
+        let flows = flows.map(|mut flow| {
+            flow.source.set_port(flow.source.port() + ports);
+            let real = katran.simulate(&syn(flow)).unwrap().real;
+            (flow, real)
+        });
+        flows.collect::<Vec<_>>()
+    };
+    let mut known = begins(&katran, 0);
+    // Those that were on it have no entry.
+    katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
+    known.extend(begins(&katran, 1000));
+    assert!(known.iter().any(|(_, real)| *real == Some(ip(A))));
     assert_ne!(unsettled(&katran), 0);
-    let switch = |katran: &mut Katran, features| {
+    let switches = [
+        (ids, B, 0, A, 1),
+        (Features::default(), A, 2, B, 1),
+        (ids, A, 0, B, 2),
+        (ids, A, 1, B, 1),
+        (Features::default(), A, 0, B, 1),
+    ];
+    for (nth, (features, one, its, other, others)) in switches.into_iter().enumerate() {
         let mut wanted = katran.state();
         let settings = wanted.balancer.as_mut().unwrap();
         settings.features = Some(features);
-        settings.max_vips = settings.max_vips.map(|most| most + 1);
-        katran.apply(&wanted).unwrap();
-    };
-    switch(&mut katran, ids);
-    assert_eq!(unsettled(&katran), 0);
-    katran.add_real(vip, Real::new(ip(A))).unwrap();
-    let flows = flows(Protocol::Tcp, TO_VIP4, 40);
-    let begun: Vec<_> = (flows.iter())
-        .map(|flow| katran.simulate(&syn(*flow)).unwrap().real)
-        .collect();
-    assert!(begun.contains(&Some(ip(A))), "{begun:?}");
-    katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
-    for features in [Features::default(), ids, Features::default()] {
-        switch(&mut katran, features);
-        for (flow, real) in flows.iter().zip(&begun) {
-            let now = katran.simulate(&frame(*flow)).unwrap();
-            assert_eq!(now.real, *real, "{features:?}: {now:?}");
+        // Turned by replacement, and by a reload.
+        if nth != 2 {
+            settings.max_vips = settings.max_vips.map(|most| most + 1);
         }
+        wanted.vips[0].reals = vec![
+            Real::new(ip(one)).weight(its),
+            Real::new(ip(other)).weight(others),
+        ];
+        katran.apply(&wanted).unwrap();
+        assert_ne!(unsettled(&katran), 0, "{nth}");
+        for (flow, real) in &known {
+            assert_eq!(katran.real_for_flow(flow).unwrap().unwrap().real, *real);
+            let now = katran.simulate(&frame(*flow)).unwrap();
+            assert_eq!(now.real, *real, "{nth}: {now:?}");
+        }
+        known.extend(begins(&katran, 2000 + 1000 * nth as u16));
+    }
+}
+
+/// Entries that mean nothing any more are removed when no more of them come from the tables before.
+#[test]
+fn flows_of_the_last_moment_bring_no_void_entry_back() {
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
+    let mut katran = load(all_in_table());
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    // Known, so that its entries would count.
+    let named = ServerId::new(1, ip(A));
+    katran.server_ids_mut().add(&[named]).unwrap();
+    let flows = flows(Protocol::Tcp, TO_VIP4, 100);
+    let frames: Vec<_> = flows.into_iter().map(syn).collect();
+    for frame in &frames {
+        assert_eq!(bpf::run(katran.program_fd(), frame).verdict, Verdict::Tx);
+    }
+    let mut wanted = changed(&katran, |of| {
+        of.flow_table_size = Some(50_000);
+        of.max_reals = Some(200);
+    });
+    wanted.vips[0].reals = vec![Real::new(ip(B))];
+    // What is counted is carried on between the switch and the last entries.
+    let slowly = || {
+        std::thread::sleep(Duration::from_millis(500));
+        None
+    };
+    judged(libc::SYS_bpf, Some(PROG_TEST_RUN), slowly, || {
+        let _ = katran.apply(&wanted).unwrap();
+    });
+    let looked = Instant::now();
+    let is_removed = || {
+        let maps = katran.stats().library().unwrap().maps;
+        let void = maps.into_iter().find(|of| of.name == "down_reals");
+        void.unwrap().entries == 0
+    };
+    while !is_removed() {
+        assert!(looked.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for frame in &frames {
+        assert_eq!(katran.simulate(frame).unwrap().real, Some(ip(B)));
     }
 }

@@ -97,7 +97,7 @@ pub(crate) const SETTLING: Kind = Kind {
 };
 
 /// All of them.
-pub(crate) const KINDS: [Kind; 15] = [
+pub(crate) const KINDS: [Kind; 16] = [
     PLAIN,
     Kind {
         name: "gue",
@@ -203,6 +203,12 @@ pub(crate) const KINDS: [Kind; 15] = [
     Kind {
         name: "changed, flood",
         features: Features::INTROSPECTION,
+        flood: Some(100),
+        ..CHANGED
+    },
+    Kind {
+        name: "changed, flood of ids",
+        features: Features::INTROSPECTION.union(Features::TCP_SERVER_ID),
         flood: Some(100),
         ..CHANGED
     },

@@ -662,11 +662,10 @@ fn one_vip_more(draw: &mut Draw<'_>) -> Option<impl Fn(&mut Model) + use<>> {
     })
 }
 
-/// Not with TCP server ids: what is on a slot's base moves when they are switched on (`Katran::reload`).
 fn other_features(known: Features) -> Features {
-    match known.contains(Features::GLOBAL_FLOW_TABLE) {
+    match known.contains(Features::TCP_SERVER_ID) {
         true => features(),
-        false => features() | Features::GLOBAL_FLOW_TABLE,
+        false => features() | Features::TCP_SERVER_ID | Features::GLOBAL_FLOW_TABLE,
     }
 }
 

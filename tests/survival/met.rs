@@ -21,13 +21,20 @@ use nix::unistd::Pid;
 use crate::common::bpf;
 use crate::common::faults::PROG_LOAD;
 use crate::common::faults::judged;
+use crate::common::faults::without_call;
 use crate::common::flows;
 use crate::common::frames::syn;
+use crate::common::layout::COUNTERS;
+use crate::common::layout::STATE;
+use crate::common::layout::relay;
+use crate::common::layout::words;
+use crate::common::layout::write;
 use crate::common::pins;
 use crate::everywhere::Place;
 use crate::model::other_real;
 use crate::model::other_vip;
 use crate::owner::Job;
+use crate::owner::Owned;
 use crate::owner::Owner;
 use crate::owner::Task;
 use crate::owner::builder;
@@ -95,14 +102,56 @@ fn they_mean_nothing_where_counters_cannot_be_carried_either() {
     meets(true);
 }
 
-fn meets(refused: bool) {
+/// Another layout was to take the place of the set that counts, and did not: the next owner is one of the version before.
+#[test]
+fn they_mean_nothing_to_the_version_before_either() {
+    for parts in [&[][..], &[COUNTERS], &[STATE]] {
+        let (place, job, begun) = met();
+        let set = place.directory.join("set");
+        let own = words(&set);
+        relay(&set, parts);
+        let adopt = || place.host.run(|| builder(&job).adopt());
+        // All but the commit.
+        without_call(libc::SYS_renameat2, Errno::EIO, || adopt().unwrap_err());
+        assert_eq!(files(&place.directory), begun.pins, "{parts:?}");
+        write(&set, &own);
+        let mut katran = adopt().unwrap();
+        assert_mean_nothing(&mut katran);
+        katran.remove().unwrap();
+    }
+}
+
+/// A balancer whose replacement packets have met, and that never came to count.
+fn met() -> (Place, Job, Owned) {
     let place = Place::new(false);
     let job = place.job(0, Task::Meet);
     let mut owner = Owner::start(&place.host, &job);
     owner.owns();
     let begun = owner.begins();
     assert_eq!(owner.ended().signal(), Some(Signal::SIGKILL as i32));
+    (place, job, begun)
+}
 
+/// Connections that have come by the replacement go where the VIP leads them, and to nothing that comes later.
+fn assert_mean_nothing(katran: &mut Katran) {
+    let vip = other_vip(0);
+    let known = katran.state().vips.into_iter().find(|of| of.vip == vip);
+    let known: Vec<IpAddr> = known.unwrap().reals.iter().map(Real::address).collect();
+    let is_known = |real| known.contains(&other_real(real));
+    assert!(![NEW, OTHER].into_iter().any(is_known));
+    // Drained, so that connections come there only if an entry says so.
+    let later = Real::new(other_real(LATER)).weight(0);
+    katran.add_real(vip, later).unwrap();
+    // Whose flow table `simulate` asks.
+    stay_on(allowed_cpus()[0]);
+    for frame in frames() {
+        let real = katran.simulate(&frame).unwrap().real.unwrap();
+        assert!(known.contains(&real), "{real} of {known:?}");
+    }
+}
+
+fn meets(refused: bool) {
+    let (place, job, begun) = met();
     let adopt = || place.host.run(|| builder(&job).adopt().unwrap());
     let met = attached(&place.directory);
     let mut refusals = 0;
@@ -121,19 +170,7 @@ fn meets(refused: bool) {
     let counted = |katran: &Katran| katran.stats().vip(vip).unwrap().forwarded.packets;
     let all = u64::from(FLOWS);
     assert_eq!(counted(&katran), if refused { 0 } else { all });
-    let known = katran.state().vips.into_iter().find(|of| of.vip == vip);
-    let known: Vec<IpAddr> = known.unwrap().reals.iter().map(Real::address).collect();
-    let is_known = |real| known.contains(&other_real(real));
-    assert!(![NEW, OTHER].into_iter().any(is_known));
-    // Drained, so that connections come there only if an entry says so.
-    let later = Real::new(other_real(LATER)).weight(0);
-    katran.add_real(vip, later).unwrap();
-    // Whose flow table `simulate` asks.
-    stay_on(allowed_cpus()[0]);
-    for frame in frames() {
-        let real = katran.simulate(&frame).unwrap().real.unwrap();
-        assert!(known.contains(&real), "{real} of {known:?}");
-    }
+    assert_mean_nothing(&mut katran);
     if refused {
         let simulated = counted(&katran);
         drop(katran);

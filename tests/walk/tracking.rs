@@ -33,19 +33,22 @@ use crate::common::frames::SYN;
 use crate::common::load;
 use crate::common::vip;
 
-/// A connection that is silent for longer may be given up.
+/// A connection that is silent for longer may be given up; the same where programs are loaded meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
+const LONG_IDLE: Duration = Duration::from_secs(8);
+/// So many changes are between two of features.
+const CHANGES: usize = 60;
 /// What the judge and the kernel may think differently of the time.
 const SLACK: Duration = Duration::from_millis(200);
 const REALS: u8 = 9;
 const FLOWS: usize = 40;
 
-fn changed() -> Builder {
+fn changed(idle: Duration) -> Builder {
     builder()
         .features(Features::default() | Features::SOURCE_ROUTING)
         .flow_tracking(FlowTracking::Changed)
-        .flow_idle_timeout(IDLE)
-        .udp_timeout(IDLE)
+        .flow_idle_timeout(idle)
+        .udp_timeout(idle)
         .flood_threshold(1_000_000)
 }
 
@@ -96,6 +99,7 @@ struct Service {
 
 struct Judge {
     katran: Katran,
+    idle: Duration,
     services: Vec<Service>,
     random: Random,
     cpus: Vec<usize>,
@@ -135,8 +139,8 @@ impl Service {
 }
 
 impl Judge {
-    fn new(builder: Builder, seed: u64) -> Self {
-        let mut katran = load(builder);
+    fn new(idle: Duration, seed: u64) -> Self {
+        let mut katran = load(changed(idle));
         let mut services = Vec::new();
         for number in 0..8 {
             let protocol = if number % 2 == 0 { "tcp" } else { "udp" };
@@ -152,6 +156,7 @@ impl Judge {
         }
         Self {
             katran,
+            idle,
             services,
             random: Random(seed),
             cpus: allowed_cpus(),
@@ -262,7 +267,7 @@ impl Judge {
         let service = &self.services[of];
         let known = service.flows[number];
         let is_tcp = service.vip.protocol() == Protocol::Tcp;
-        let lives = known.filter(|known| known.used.elapsed() < IDLE - SLACK);
+        let lives = known.filter(|known| known.used.elapsed() < self.idle - SLACK);
         let begins = is_tcp && (lives.is_none() || self.random.in_hundred(10));
         let service = &self.services[of];
         let packet = Packet::new(service.flow(number)).flags(if begins { SYN } else { ACK });
@@ -289,7 +294,7 @@ impl Judge {
             say("dropped, though a real takes new flows");
         }
         // It may have paused too long meanwhile.
-        let lives = lives.filter(|known| known.used.elapsed() < IDLE - SLACK);
+        let lives = lives.filter(|known| known.used.elapsed() < self.idle - SLACK);
         if let Some(before) = lives.filter(|_| !begins)
             && to != Some(before.real)
         {
@@ -300,9 +305,8 @@ impl Judge {
         self.services[of].flows[number] = to.map(|real| Known { real, used });
     }
 
-    fn play(&mut self, time: Duration) {
-        let began = Instant::now();
-        while began.elapsed() < time {
+    fn play(&mut self, mut goes_on: impl FnMut(&Self) -> bool) {
+        while goes_on(self) {
             let which = self.random.below(self.cpus.len());
             stay_on(self.cpus[which]);
             for _ in 0..200 {
@@ -321,27 +325,35 @@ impl Judge {
     }
 
     fn check_that_all_settles(&self) {
-        thread::sleep(IDLE + SLACK);
+        thread::sleep(self.idle + SLACK);
         for service in &self.services {
             let began = Instant::now();
             while self.katran.stats().slots(service.vip).unwrap().unsettled != 0 {
                 let slots = self.katran.stats().slots(service.vip).unwrap();
-                assert!(began.elapsed() < 5 * IDLE, "{}: {slots:?}", service.vip);
+                assert!(
+                    began.elapsed() < 5 * self.idle,
+                    "{}: {slots:?}",
+                    service.vip
+                );
                 thread::sleep(Duration::from_millis(20));
             }
         }
     }
 }
 
-#[test]
-fn no_flow_moves_while_its_real_is_there() {
+fn seed() -> u64 {
     let seed = std::env::var("KATRAN_SEED").map_or_else(
         |_| u64::from(std::process::id()) << 20 ^ Instant::now().elapsed().as_nanos() as u64,
         |seed| seed.parse().unwrap(),
     );
     println!("KATRAN_SEED={seed}");
-    let mut judge = Judge::new(changed(), seed);
-    judge.play(Duration::from_secs(20));
+    seed
+}
+
+#[test]
+fn no_flow_moves_while_its_real_is_there() {
+    let mut judge = Judge::new(IDLE, seed());
+    judge.play(|judge| judge.began.elapsed() < Duration::from_secs(20));
     let counted = judge.katran.stats().flow_table().unwrap();
     println!("{} judged, {counted:?}", judge.judged);
     assert!(judge.judged > 10_000);
@@ -349,10 +361,46 @@ fn no_flow_moves_while_its_real_is_there() {
     judge.check_that_all_settles();
 }
 
+/// Connections that only a base leads stay when TCP server ids are switched on, whatever changes then, and those that
+/// entries lead when they are switched off.
+#[test]
+fn no_flow_moves_while_server_ids_come_and_go() {
+    let mut judge = Judge::new(LONG_IDLE, seed());
+    let ids = Features::TCP_SERVER_ID;
+    let mut by_base = 0;
+    for round in 0..10 {
+        let mut changes = 0;
+        judge.play(|_| {
+            changes += 1;
+            changes <= CHANGES
+        });
+        let counted = |judge: &Judge| judge.katran.stats().flow_table().unwrap().by_base;
+        let features = judge.katran.features() ^ ids;
+        judge.katran.reload(features).unwrap();
+        for of in 0..judge.services.len() {
+            judge.tell(of, format_args!("{features:?}"));
+        }
+        // Before anything changes.
+        let before = counted(&judge);
+        for of in 0..judge.services.len() {
+            for number in 0..FLOWS {
+                stay_on(judge.cpus[number % judge.cpus.len()]);
+                judge.packet(of, number);
+            }
+        }
+        if features.contains(ids) {
+            by_base += counted(&judge) - before;
+        }
+        assert!(round == 0 || judge.judged > 1000);
+    }
+    println!("{} judged, {by_base} by base", judge.judged);
+    assert!(by_base > 20);
+}
+
 /// A route leads to a real, and only then the VIP gets to be one of which changed flows are remembered: the flow goes on.
 #[test]
 fn a_vip_of_drained_reals_keeps_its_entries() {
-    let mut katran = load(changed());
+    let mut katran = load(changed(IDLE));
     let vip = vip("203.0.113.1:443/tcp");
     katran.add_vip(vip, VipFlags::SRC_ROUTING).unwrap();
     let clients = "100.64.0.0/10".parse().unwrap();

@@ -1,21 +1,26 @@
 //! Goes on with a balancer whose set has another layout. A set of this version's is made beside it, of what the ledger has
 //! kept and of those maps that mean the same in both, and takes its place as in a replacement (`katran/replace.rs`): whenever
-//! the process ends, the next owner finds one of the two, whole. The ledger of the one before stays as it is.
+//! the process ends, the next owner finds one of the two, whole. The ledger of the one before stays as it is, but for numbers that
+//! packets have met (`relaid/place.rs`).
+
+mod place;
 
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use place::Former;
+
 use super::HOPS;
 use super::flow_tables_in;
 use super::inner_tables;
+use super::pulse::Pulse;
 use super::unsupported;
 use crate::config::Config;
 use crate::config::Machine;
 use crate::config::MapRow;
 use crate::config::estimate;
 use crate::document::ProbeMatch;
-use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 use crate::katran::Katran;
@@ -33,6 +38,7 @@ use crate::kernel::kernel_error;
 use crate::kernel::map_error;
 use crate::ledger::Drawn;
 use crate::ledger::Kept;
+use crate::ledger::Ledger;
 use crate::ledger::Replayed;
 use crate::ledger::Small;
 use crate::maps::Carrier;
@@ -46,9 +52,7 @@ use crate::pins::Contents;
 use crate::pins::Home;
 use crate::pins::Part;
 use crate::pins::PinnedSet;
-use crate::pins::Seat;
 use crate::sys::map;
-use crate::sys::ticks::ticks;
 use crate::table::RealRecord;
 use crate::types::Family;
 use crate::types::NextHops;
@@ -91,7 +95,7 @@ impl Shared {
     }
 
     fn tell(&self, contents: &Contents) {
-        log::warn!(
+        log::info!(
             "the balancer has layout {} of katran {}: one of this version takes its place",
             contents.layout(),
             contents.version()
@@ -117,7 +121,14 @@ impl Shared {
     }
 }
 
-pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Result<Katran> {
+/// `ledger`: the set's own, with what was read of it.
+pub(super) fn adopt(
+    home: Home,
+    contents: &Contents,
+    ledger: Ledger,
+    replayed: Replayed,
+    pulse: Pulse,
+) -> Result<Katran> {
     let Replayed {
         mut kept,
         under_way,
@@ -130,19 +141,26 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
         .transpose()
         .map_err(spoiled)?;
     let set = home.set();
-    // Those whose entries are entered one by one.
-    let flows = match shared.flows && !shared.has_tables() {
-        true => Some(flow_tables_in(&set, &kept.config)?),
-        false => None,
+    let mut former = Former {
+        ledger,
+        table: kept.table.clone(),
+        // Those whose entries are entered one by one.
+        flows: match shared.flows && !shared.has_tables() {
+            true => Some(flow_tables_in(&set, &kept.config)?),
+            false => None,
+        },
+        has_state: shared.state,
+        is_open: cut_off.is_some(),
     };
-    let mut katran = load(&home, &kept, &shared, flows.as_ref())?;
+    let mut katran = load(&home, &kept, &shared, former.flows.as_ref())?;
+    pulse.also(&katran.maps.live);
     home.keep_tenure(katran.maps.live.tenure());
     let held = katran.maps.voids.hold();
     let carriers = match shared.counters && !shared.has_tables() {
         true => carrier_of_cpus(&set, &katran)?,
         false => None,
     };
-    if let Some(flows) = &flows {
+    if let Some(flows) = &former.flows {
         katran.enter_flows(flows, Reader::Nobody)?;
     }
     let small = katran.take_state(kept, &shared)?;
@@ -155,19 +173,19 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
     }
     let lost = katran.resume_attachments(&home)?;
     if home.next_set().is_there() {
-        katran.go_back_to(&home)?;
+        katran.go_back_to(&home, &mut former)?;
     }
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());
     }
     katran.be_ready(&shared)?;
     let seat = katran.stage_in(&home)?;
-    katran.take_the_place(&home, &seat)?;
+    katran.take_the_place(&home, &seat, &mut former)?;
     katran.home = Some(home);
     katran.carriers.extend(carriers);
     katran.outlast(Vec::new());
-    if let Some(flows) = flows
-        && let Err(error) = katran.enter_flows(&flows, Reader::Packets)
+    if let Some(flows) = &former.flows
+        && let Err(error) = katran.enter_flows(flows, Reader::Packets)
     {
         log::warn!("some flows of the last moment are not known: {error}");
     }
@@ -179,6 +197,7 @@ pub(super) fn adopt(home: Home, contents: &Contents, replayed: Replayed) -> Resu
     katran.note_attached();
     // First: to attach may take the seconds in which a gateway is looked for.
     katran.keep_house()?;
+    drop(pulse);
     katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
@@ -383,73 +402,6 @@ impl Katran {
                 probes.set_gateway_mac(family, mac);
             }
         }
-    }
-
-    /// Ends a replacement that was cut off before: packets go by the set that counts, and the other one goes.
-    fn go_back_to(&mut self, home: &Home) -> Result<()> {
-        let set = home.set();
-        let entrances = set.entrances()?;
-        let entrance = entrances.first().ok_or_else(|| set.missing("program"))?;
-        let switched = self.attachments.switch(entrance.main.as_fd());
-        let _for_good = switched.map_err(|(error, _)| error)?;
-        let switched = self.shared.switch(entrance.entry_set());
-        let _for_good = switched.map_err(|(error, _)| error)?;
-        if let (Some(checks), Some(program)) = (&mut self.healthchecks, set.probe()?) {
-            let switched = checks.switch(program.as_fd());
-            let _for_good = switched.map_err(|(error, _)| error)?;
-        }
-        self.end_replacement_of(home)
-    }
-
-    /// What can fail, or takes its time, of what follows attachments, before packets are on this one.
-    fn be_ready(&mut self, shared: &Shared) -> Result<()> {
-        if shared.state {
-            return Ok(());
-        }
-        if self.wanted().needs_watching() {
-            let reasons = self.reasons();
-            match self.follow_for_all(&reasons) {
-                // The owner before has let go: better one that looks on than none.
-                Err(error @ Error::NoNextHop { .. }) => {
-                    log::error!("packets are dropped until it answers: {error}")
-                }
-                followed => followed?,
-            }
-        }
-        self.note_attached();
-        self.maps.live.show_life(ticks(self.fixed.tick));
-        Ok(())
-    }
-
-    /// Gives all attachments the programs of this one, and makes its set the one that counts.
-    ///
-    /// # Errors
-    /// What refuses it; what was there works on.
-    fn take_the_place(&mut self, home: &Home, seat: &Seat) -> Result<()> {
-        let Err((error, strays)) = self.switch_and_commit(home, seat) else {
-            return Ok(());
-        };
-        // What packets may still meet stays pinned, by which the next owner knows it.
-        if !strays {
-            self.outlast(Vec::new());
-            home.unstage_next();
-        }
-        Err(error)
-    }
-
-    fn switch_and_commit(
-        &mut self,
-        home: &Home,
-        seat: &Seat,
-    ) -> std::result::Result<(), (Error, bool)> {
-        let commit = || home.commit_set(seat).map_err(|error| (error, false));
-        let switch_checks = || match &mut self.healthchecks {
-            Some(own) => own.switch_to_own_then(commit),
-            None => commit(),
-        };
-        (self.attachments).switch_then(self.programs.main.as_fd(), || {
-            (self.shared).switch_then(self.programs.entry_set(), switch_checks)
-        })
     }
 }
 

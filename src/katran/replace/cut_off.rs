@@ -63,14 +63,23 @@ impl Katran {
 
     /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
     /// one that does not has counted comes to that set. Attachments have its programs. The other one is still there.
-    pub(in crate::katran) fn end_replacement_of(&mut self, home: &Home) -> Result<()> {
-        let (set, other) = (home.set(), home.next_set());
+    /// `kept`: of that.
+    pub(in crate::katran) fn end_replacement_of(
+        &mut self,
+        home: &Home,
+        kept: Option<Kept>,
+    ) -> Result<()> {
         self.outlast(Vec::new());
-        let kept = kept_of(&other)?;
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
-        self.take_flows_of(&other, kept);
+        self.take_flows_of(&home.next_set(), kept);
+        Self::carry_back(home)
+    }
+
+    /// Carries what the next set has counted to the set that counts, as far as both count in this version's form.
+    pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
+        let (set, other) = (home.set(), home.next_set());
         let contents = set.contents()?;
         let knows = |part| contents.as_ref().is_some_and(|of| of.knows(part));
         let mut maps = Vec::new();
@@ -85,6 +94,15 @@ impl Katran {
             carrier.carry().map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// What a replacement that was cut off has kept, if there is one.
+    pub(in crate::katran) fn kept_beside(home: &Home) -> Result<Option<Kept>> {
+        let other = home.next_set();
+        match other.is_there() {
+            true => kept_of(&other),
+            false => Ok(None),
+        }
     }
 
     /// What the packets that went by another set have been told to remember, but for what means nothing here.
@@ -153,11 +171,19 @@ fn carriers_from<'a>(
     Ok(carriers)
 }
 
-/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it.
+/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it, or what it has cannot
+/// be read, which the log tells.
 fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let ground = set.ground();
     let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
-    let read = ground.and_then(|ground| Ledger::read(ground).ok());
+    let read = ground.map(Ledger::read).transpose();
+    if let Err(refused) = &read {
+        log::error!(
+            "a replacement was cut off, and of that one {refused}: connections that packets have led by it may stay where \
+             they are, and meet what is added under its numbers; what is known here is in force"
+        );
+    }
+    let read = read.ok().flatten();
     Ok(read.map(|(_, replayed)| replayed.kept))
 }
 

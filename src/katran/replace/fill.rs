@@ -77,7 +77,10 @@ impl Katran {
         for (vip, entry) in &vips {
             self.take_ring(before, vip, entry)?;
         }
-        self.remember_all(before, &vips)?;
+        if !self.has_slots_of(before) {
+            // All that tables know of flows counts.
+            self.ask_tables(&vips)?;
+        }
         let found = before.maps.voids.found();
         let found = found.map_err(|error| kernel_error("read", "down_reals", error))?;
         self.void_again(&found)
@@ -197,17 +200,6 @@ impl Katran {
         let (flags, function) = (entry.flags, entry.hash_function);
         let new = self.write_ring(vip, flags, place, function, &endpoints, &entry.down)?;
         self.switch_to(vip, place, flags, !endpoints.is_empty(), &new);
-        Ok(())
-    }
-
-    /// Where flows are in other slots, all that tables know of them counts. VIPs all of whose flows are in tables here need no
-    /// history; those of which it is the other way round are not yet: features go after the others.
-    fn remember_all(&mut self, before: &Self, vips: &[(Vip, VipEntry)]) -> Result<()> {
-        if !self.has_slots_of(before) {
-            return self.ask_tables(vips);
-        }
-        let [_, gone] = self.turned_tracking(before.config.features, self.config.features);
-        gone.iter().for_each(|vip| self.settle_all_of(vip));
         Ok(())
     }
 

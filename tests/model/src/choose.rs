@@ -191,13 +191,20 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
     } else {
         "ring"
     });
-    let real = match routed {
-        Some(real) => real,
-        None => by_ring(run, ask, source, by_port)?,
+    let in_slot = slots::unknown(run, ask);
+    let real = match (routed, in_slot) {
+        (Some(real), _) => real,
+        (None, Some(real)) => real.ok_or(End::Drop("ring_empty"))?,
+        (None, None) => by_ring(run, ask, source, by_port)?,
     };
+    // A connection that does not begin on its slot's base would be lost at its next packet.
+    let must = ask.packet.syn && in_slot.is_some() && run.chosen != Some("base");
     let threshold = run.balancer.config.flood_threshold;
-    if is_remembered(ask, by_port) && !run.balancer.flood.count(run.now, threshold) {
-        remember(run, ask, real, false);
+    if is_remembered(ask, by_port) {
+        let guarded = run.balancer.flood.count(run.now, threshold);
+        if !guarded || must {
+            remember(run, ask, real, false);
+        }
     }
     if counts {
         count_miss(run, ask, real);

@@ -34,20 +34,25 @@ pub struct Before {
 impl Vip {
     /// Whether tables are asked only for packets in unsettled slots: nothing but the ring may place flows then.
     pub fn tracks_changes(&self, config: &Config) -> bool {
+        let by_ids = config.features.tcp_server_id && self.protocol == PROTOCOL_TCP;
+        self.goes_by_ring(config) && !by_ids
+    }
+
+    fn goes_by_ring(&self, config: &Config) -> bool {
         let flags = self.flags;
         let placed_otherwise = flags.quic
             || flags.udp_stable_routing
             || flags.src_routing
             || flags.global_lru
             || flags.udp_flow_migration
-            || flags.dport_hash
-            || config.features.tcp_server_id && self.protocol == PROTOCOL_TCP;
+            || flags.dport_hash;
         config.tracking == Tracking::Changed && !placed_otherwise
     }
 
-    /// Whether slots can be unsettled: not where nothing is remembered of any flow.
+    /// Whether slots can be unsettled: not where nothing is remembered of any flow. With TCP server ids tables are to know
+    /// all connections, but those that are older may be on a base.
     fn has_history(&self, config: &Config) -> bool {
-        self.tracks_changes(config) && !self.flags.lru_bypass
+        self.goes_by_ring(config) && !self.flags.lru_bypass
     }
 
     /// Whether flows of the VIP may be on the real.

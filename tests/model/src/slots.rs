@@ -102,6 +102,23 @@ fn by_entry(
     Some(real)
 }
 
+/// Where a connection's packet goes that neither an id nor an entry leads, though tables are to know all connections of the VIP.
+/// `None`: its slot is settled.
+pub(crate) fn unknown(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<Option<RealId>> {
+    let slot = ring_slot(run, ask, ask.flow.source, ask.flow.source_port);
+    let before = ask.vip.unsettled.get(&slot).copied()?;
+    let current = ask.vip.ring.as_ref().and_then(|ring| ring[slot]);
+    let real = without_entry(run, ask, &before, current);
+    if real.is_some() && real == before.base {
+        run.balancer.count("flow_table", "by_base");
+        run.chosen = Some("base");
+    }
+    if real != current {
+        note_deviation(run, ask, slot);
+    }
+    Some(real)
+}
+
 /// Where a packet goes that no entry leads.
 fn without_entry(
     run: &Run<'_>,
