@@ -67,7 +67,7 @@ impl Handle {
 
     /// The owner's findings on its interfaces, if it has the time.
     pub(crate) fn problems(&self) -> Option<Vec<report::Problem>> {
-        self.ask_for(8 * PATIENCE, |owner| problems(owner)).ok()
+        self.ask_for(8 * PATIENCE, problems).ok()
     }
 
     /// Has the owner do something, and returns what comes of it.
