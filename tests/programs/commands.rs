@@ -340,7 +340,7 @@ fn status_names_what_is_wrong() {
     let (host, _file, mut running) = idle("status.toml");
     let (_, text) = running.say(&host, "status", &["--over", "0.1"]);
     for says in [
-        "attached eth0 in native mode",
+        "attached eth0 in generic mode",
         VIP,
         "198.51.100.1",
         "weight 3",
