@@ -71,15 +71,26 @@ pub(crate) struct Bound {
 /// The socket's file while it is this process's.
 struct Place {
     path: PathBuf,
-    lock_path: PathBuf,
     /// Held while the process lives.
-    _lock: Flock<File>,
+    _lock: Lock,
+}
+
+/// The locked file beside it.
+struct Lock {
+    path: PathBuf,
+    _file: Flock<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Whoever has opened it meanwhile finds that it is another one's name no more.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.lock_path);
     }
 }
 
@@ -92,8 +103,7 @@ impl Bound {
             name.push(ending);
             PathBuf::from(name)
         };
-        let lock_path = beside(".lock");
-        let lock = lock(&lock_path, patience).with_context(cannot)?;
+        let lock = lock(beside(".lock"), patience).with_context(cannot)?;
         if let Ok(there) = fs::symlink_metadata(path) {
             anyhow::ensure!(
                 there.file_type().is_socket(),
@@ -114,7 +124,6 @@ impl Bound {
         fs::rename(&new, path).with_context(cannot)?;
         let place = Place {
             path: path.to_owned(),
-            lock_path,
             _lock: lock,
         };
         Ok(Self { listener, place })
@@ -154,17 +163,17 @@ impl Bound {
     }
 }
 
-fn lock(path: &Path, patience: Duration) -> Result<Flock<File>> {
+fn lock(path: PathBuf, patience: Duration) -> Result<Lock> {
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(false).mode(0o600);
     let end = Instant::now() + patience;
     loop {
-        match Flock::lock(options.open(path)?, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(options.open(&path)?, FlockArg::LockExclusiveNonblock) {
             // One that has ended meanwhile has removed it.
-            Ok(lock) => {
-                let same = |there: fs::Metadata| Ok(there.ino() == lock.metadata()?.ino());
-                if fs::metadata(path).and_then(same).unwrap_or(false) {
-                    return Ok(lock);
+            Ok(file) => {
+                let same = |there: fs::Metadata| Ok(there.ino() == file.metadata()?.ino());
+                if fs::metadata(&path).and_then(same).unwrap_or(false) {
+                    return Ok(Lock { path, _file: file });
                 }
             }
             Err((_, nix::Error::EWOULDBLOCK)) => {
