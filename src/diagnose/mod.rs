@@ -13,6 +13,7 @@ mod interface;
 mod interrupts;
 mod kernel_tunnels;
 mod pinned;
+mod reals;
 mod tunnel_ends;
 
 use std::fmt;
@@ -36,6 +37,7 @@ pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
 pub(crate) use kernel_tunnels::KernelTunnels;
+pub(crate) use reals::RealTroubles;
 pub(crate) use tunnel_ends::TunnelEnds;
 
 /// How bad a finding is.
