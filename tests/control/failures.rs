@@ -222,7 +222,10 @@ fn a_ring_without_memory_fails_whole() {
             observe(&katran);
             let before = observe(&katran);
             let error = without_commands(commands, Errno::ENOMEM, || change(&mut katran));
-            assert!(matches!(error, Err(Error::InsufficientMemory { .. })), "{error:?}");
+            assert!(
+                matches!(error, Err(Error::InsufficientMemory { .. })),
+                "{error:?}"
+            );
             assert!(observe(&katran) == before);
             let counters = katran.stats().library().unwrap();
             assert_eq!(counters.failed_kernel_calls, 1);
@@ -512,7 +515,10 @@ fn questions_that_fail_are_counted_and_can_be_asked_again() {
         ]
     });
     for error in &errors {
-        assert!(matches!(error, Some(Error::InsufficientMemory { .. })), "{error:?}");
+        assert!(
+            matches!(error, Some(Error::InsufficientMemory { .. })),
+            "{error:?}"
+        );
     }
     let counters = katran.stats().library().unwrap();
     assert_eq!(counters.failed_kernel_calls, errors.len() as u64);
