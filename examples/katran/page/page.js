@@ -238,14 +238,13 @@ function nothing(columns, words) {
   return [cell];
 }
 
-const SEVERITY = { problem: ["bad", "Problem"], warning: ["warn", "Warning"], note: ["", "Note"], ok: ["good", "Fine"] };
-
 function findings(list) {
-  const bad = list.filter((of) => of.severity === "problem" || of.severity === "warning");
+  const isProblem = (of) => of.severity === "PROBLEM";
+  const bad = list.filter((of) => isProblem(of) || of.severity === "warning");
   const lines = bad.map((of) => {
-    const [className, word] = SEVERITY[of.severity];
-    const line = element("li", undefined, className);
-    line.append(element("b", `${word}: ${of.subject}`), element("span", of.message));
+    const line = element("li", undefined, isProblem(of) ? "bad" : "warn");
+    const word = isProblem(of) ? "Problem" : "Warning";
+    line.append(element("b", `${word}: ${of.interface}, ${of.subject}`), element("span", of.message));
     if (of.advice) line.append(element("code", of.advice));
     return line;
   });
@@ -255,7 +254,7 @@ function findings(list) {
     $("findings").dataset.words = words;
     $("findings").replaceChildren(...lines);
   }
-  return [bad.filter((of) => of.severity === "problem").length, bad.length];
+  return [bad.filter(isProblem).length, bad.length];
 }
 
 function order(list) {
@@ -324,15 +323,15 @@ function show(status) {
   const wasDrop = new Map((last ? last.drops : []).map((of) => [of.reason, of.packets]));
   const drops = status.drops.map((of) => ({ ...of, rate: rate(of.packets, wasDrop.get(of.reason), seconds) }));
   const dropped = drops.reduce((sum, of) => (of.rate === undefined ? sum : (sum || 0) + of.rate), undefined);
-  text($("host"), status.host);
+  text($("host"), location.hostname);
   text($("version"), status.version);
-  document.title = `katran ${status.host}`;
+  document.title = `katran ${location.hostname}`;
   text($("all-packets"), number(sums.packets));
   text($("all-bits"), number(sums.bits));
   text($("all-drops"), number(dropped));
   text($("all-flows"), number(rate(status.new_flows, last ? last.new_flows : undefined, seconds)));
   text($("all-unsettled"), number(sums.unsettled));
-  const [problems, all] = findings(status.findings);
+  const [problems, all] = findings(status.problems);
   const state = $("state");
   state.className = problems ? "bad" : all ? "warn" : "good";
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
@@ -340,18 +339,18 @@ function show(status) {
   vips(status.vips);
   $("s-drains").hidden = status.drains.length === 0;
   fill("drains", status.drains, (of) => [
-    element("td", of.real, "address"), element("td", of.vip, "address"), element("td", number(of.packets_per_second), "n"),
-    element("td", duration(of.seconds), "n"), element("td", of.done ? "yes" : `not yet: ${of.why}`, of.done ? "good" : "warn"),
+    element("td", of.real, "address"), element("td", of.vip, "address"), element("td", duration(of.silent), "n"),
+    element("td", of.done ? "yes" : "not yet", of.done ? "good" : "warn"),
   ]);
   const seen = drops.filter((of) => of.packets > 0).sort((a, b) => (b.rate || 0) - (a.rate || 0) || b.packets - a.packets);
   if (seen.length) fill("drops", seen, (of) => [element("td", of.reason), element("td", number(of.rate), "n"), element("td", number(of.packets), "n")]);
   else fill("drops", [0], () => nothing(3, "Nothing was dropped."));
   if (status.attachments.length) {
     fill("attachments", status.attachments, (of) => [
-      element("td", of.interface), element("td", of.mode), element("td", of.attached ? "attached" : `lost: ${of.why}`, of.attached ? "good" : "bad"),
-      element("td", of.unsent === null ? "not known" : number(of.unsent), of.unsent ? "n bad" : "n"),
+      element("td", of.place), element("td", of.mode || "entry of a root program"),
+      element("td", of.state, of.state === "attached" ? "good" : "bad"),
     ]);
-  } else fill("attachments", [0], () => nothing(4, "Attached to nothing."));
+  } else fill("attachments", [0], () => nothing(3, "Attached to nothing."));
   last = status;
 }
 
