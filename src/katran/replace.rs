@@ -54,6 +54,33 @@ impl Katran {
         config.transpose()
     }
 
+    /// What [`apply`](Self::apply) would change to make the balancer equal to `wanted`; nothing is changed.
+    ///
+    /// # Errors
+    /// Those of [`apply`](Self::apply) that are known before the first change: of a state that contradicts itself, of values
+    /// out of their ranges, and of limits. Memory, pins and the kernel are not asked.
+    pub fn changes_to(&self, wanted: &State) -> Result<Changes> {
+        let before = self.state();
+        let Some(config) = self.replacement(wanted)? else {
+            let planned = self.table.way(&before, wanted, self.limits())?;
+            self.rehearse_names(wanted, &planned.steps)?;
+            self.rehearse_probes(wanted, &planned.steps)?;
+            return Ok(planned.changes);
+        };
+        let reloaded = State {
+            balancer: Some(BalancerState::of(&config)),
+            ..before.clone()
+        };
+        let limits = Limits {
+            max_vips: config.max_vips.into(),
+            max_reals: config.max_reals.into(),
+        };
+        let table = fill::table_for(self, &config)?;
+        let mut changes = table.way(&reloaded, wanted, limits)?.changes;
+        changes.settings_changed = settings_changed(&before, wanted);
+        Ok(changes)
+    }
+
     /// Makes the balancer equal to `wanted` by one with other settings that takes the place of this one.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ mod next_hop;
 #[path = "../common/pins.rs"]
 mod objects;
 mod pinned;
+#[cfg(feature = "health")]
+mod probed;
 mod quic;
 mod reals;
 mod reload;
