@@ -15,9 +15,9 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use super::page::Format;
-use super::page::Page;
-use super::page::plain;
+use super::exposition::Format;
+use super::exposition::Page;
+use super::exposition::plain;
 use crate::run::OfReal;
 use crate::run::OfVip;
 use crate::run::Snapshot;

@@ -81,7 +81,12 @@ pub(super) fn status(report: &Report) -> Status<'_> {
         version: &report.version,
         vips: report.vips.iter().map(row).collect(),
         drains: report.vips.iter().flat_map(drains).collect(),
-        drops: drops.map(|(reason, packets)| DropRow { reason, packets: *packets }).collect(),
+        drops: drops
+            .map(|(reason, packets)| DropRow {
+                reason,
+                packets: *packets,
+            })
+            .collect(),
         attachments: &report.attachments,
         problems: report.problems.as_deref().unwrap_or_default(),
         new_flows: report.flow_table.misses,
@@ -97,7 +102,11 @@ fn row(of: &crate::report::Vip) -> VipRow<'_> {
     VipRow {
         vip: &of.vip,
         reals: of.reals.len(),
-        serving: of.reals.iter().filter(|real| real.weight > 0 && !real.down).count(),
+        serving: of
+            .reals
+            .iter()
+            .filter(|real| real.weight > 0 && !real.down)
+            .count(),
         packets: of.sent.packets,
         bytes: of.sent.bytes,
         unsettled: slots.unsettled,
@@ -153,7 +162,10 @@ pub(super) fn unready(report: &Report) -> Vec<String> {
     if report.attachments.is_empty() {
         why.push("it is attached to no interface".to_owned());
     }
-    let lost = report.attachments.iter().filter(|of| of.state != "attached");
+    let lost = report
+        .attachments
+        .iter()
+        .filter(|of| of.state != "attached");
     why.extend(lost.map(|of| format!("{}: {}", of.place, of.state)));
     if report.vips.is_empty() {
         why.push("there is no VIP".to_owned());
