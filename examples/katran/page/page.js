@@ -257,6 +257,19 @@ function findings(list) {
   return [bad.filter(isProblem).length, bad.length];
 }
 
+// A real is drained when all of its VIPs are done with it.
+function byReal(drains) {
+  const reals = new Map();
+  for (const of of drains) {
+    const one = reals.get(of.real);
+    if (!one) { reals.set(of.real, { ...of, vips: 1 }); continue; }
+    one.vips += 1;
+    one.done = one.done && of.done;
+    one.silent = one.silent === null || of.silent === null ? null : Math.min(one.silent, of.silent);
+  }
+  return [...reals.values()];
+}
+
 function order(list) {
   const value = { vip: (v) => v.vip, health, packets: (v) => v.rates.packets || 0, bits: (v) => v.rates.bits || 0, unsettled: (v) => v.unsettled || 0 }[sorting.key];
   const sign = sorting.down ? -1 : 1;
@@ -322,7 +335,7 @@ function show(status) {
   }
   const wasDrop = new Map((last ? last.drops : []).map((of) => [of.reason, of.packets]));
   const drops = status.drops.map((of) => ({ ...of, rate: rate(of.packets, wasDrop.get(of.reason), seconds) }));
-  const dropped = drops.reduce((sum, of) => (of.rate === undefined ? sum : (sum || 0) + of.rate), undefined);
+  const dropped = last ? drops.reduce((sum, of) => sum + (of.rate || 0), 0) : undefined;
   text($("host"), location.hostname);
   text($("version"), status.version);
   document.title = `katran ${location.hostname}`;
@@ -338,9 +351,10 @@ function show(status) {
   text(state, problems ? count(problems, "problem") : all ? count(all, "warning") : "No problem found");
   vips(status.vips);
   $("s-drains").hidden = status.drains.length === 0;
-  fill("drains", status.drains, (of) => [
-    element("td", of.real, "address"), element("td", of.vip, "address"), element("td", duration(of.silent), "n"),
-    element("td", of.done ? "yes" : "not yet", of.done ? "good" : "warn"),
+  fill("drains", byReal(status.drains), (of) => [
+    element("td", of.real, "address"),
+    element("td", of.vips === 1 ? of.vip : `${of.vip} and ${of.vips - 1} more`, "address"),
+    element("td", duration(of.silent), "n"), element("td", of.done ? "yes" : "not yet", of.done ? "good" : "warn"),
   ]);
   const seen = drops.filter((of) => of.packets > 0).sort((a, b) => (b.rate || 0) - (a.rate || 0) || b.packets - a.packets);
   if (seen.length) fill("drops", seen, (of) => [element("td", of.reason), element("td", number(of.rate), "n"), element("td", number(of.packets), "n")]);
