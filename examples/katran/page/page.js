@@ -210,7 +210,7 @@ async function reals(vip) {
     remember(key, bits);
     const [, state, weight, p, b, share, graph] = line.cells_;
     text(state, real.health);
-    state.className = real.health === "up" ? "good" : real.health === "down" ? "bad" : "warn";
+    state.className = { up: "good", down: "bad", "not probed": "soft" }[real.health] || "warn";
     text(weight.firstChild, String(real.weight));
     weight.lastChild.firstChild.style.width = `${(100 * real.weight) / heaviest}%`;
     text(p, number(packets));
