@@ -92,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         };
         say(format!("{what} {}", cgroup.display()));
     }
-    say("   accepted      heard    written".to_owned());
+    say("   accepted      heard    written");
     let mut keeper = Keeper::new();
     loop {
         match (signals.recv_timeout(INTERVAL), &arguments.id_file) {

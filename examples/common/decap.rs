@@ -31,6 +31,7 @@ const PAGE: u32 = 20;
 
 /// What to strip, and where.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// Where tunnelled packets come in
     #[arg(long, value_name = "NAME", required_unless_present = "remove")]

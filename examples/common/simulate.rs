@@ -30,6 +30,7 @@ const SNAP_LENGTH: u32 = 262_144;
 
 /// Which frames, through what.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// The configuration: TOML with [balancer] and [[vip]]
     #[arg(long, value_name = "FILE")]
@@ -105,10 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
-    let state = text
-        .and_then(|text| Ok(State::from_toml(&text)?))
-        .with_context(|| format!("cannot use {}", config.display()))?;
+    let state = State::from_toml_file(config)?;
     let mut katran = state.builder()?.load()?;
     katran.apply(&state)?;
     Ok(katran)

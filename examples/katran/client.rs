@@ -4,6 +4,7 @@ pub(crate) mod apply;
 
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::ErrorKind;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -60,22 +61,19 @@ impl Client {
     pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         let line = serde_json::to_string(request)? + "\n";
         // A balancer that refuses a client answers before it has asked, and hangs up.
-        let written = self.stream.write_all(line.as_bytes());
-        match self.line()? {
-            Some(mut answer) => Self::of(&mut answer),
-            None => {
-                written?;
-                anyhow::bail!("the balancer has ended")
-            }
-        }
+        let _ = self.stream.write_all(line.as_bytes());
+        let answer = self.line()?;
+        Self::of(&mut answer.context("the balancer has ended")?)
     }
 
     /// The next line; `None`: there are no more.
     pub(crate) fn line(&mut self) -> Result<Option<Value>> {
         let mut line = String::new();
-        match self.answers.read_line(&mut line)? {
-            0 => Ok(None),
-            _ => Ok(Some(serde_json::from_str(&line)?)),
+        match self.answers.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(serde_json::from_str(&line)?)),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

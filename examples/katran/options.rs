@@ -1,11 +1,9 @@
 //! What to balance, and where: the options of `run`, the configuration file, and attaching.
 
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use anyhow::Result;
 use katran::Katran;
 use katran::State;
@@ -144,9 +142,7 @@ pub(crate) fn diagnose(katran: &Katran, interfaces: &[String]) -> Result<Vec<(St
 }
 
 pub(crate) fn read(config: &Path) -> Result<State> {
-    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
-    text.and_then(|text| Ok(State::from_toml(&text)?))
-        .with_context(|| format!("cannot use {}", config.display()))
+    Ok(State::from_toml_file(config)?)
 }
 
 /// What applying a document changed, or would change.

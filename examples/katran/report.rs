@@ -7,6 +7,9 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::Serialize;
 
+/// What a line of frames begins with that an interface has not sent, though the balancer had.
+pub(crate) const NOT_SENT: &str = "not sent by ";
+
 /// Packets and bytes; of VIPs and reals as IP counts them, else of whole frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Count {
@@ -39,7 +42,7 @@ pub(crate) struct Report {
     pub(crate) reals: Vec<Real>,
     pub(crate) frames: Frames,
     pub(crate) flow_table: FlowTable,
-    /// Dropped frames by reason, of those that there have been.
+    /// Dropped frames by reason, of those that there have been; and what interfaces have not sent.
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) cpus: Vec<Cpu>,
     pub(crate) last_apply: Option<Applied>,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod captures;
+mod commands;
 mod decap_prefixes;
 mod examples;
 mod exporter;

@@ -458,3 +458,39 @@ fn text_has_plain_numbers() {
         assert!(has_line(&lines, words), "{words:?}:\n{text}");
     }
 }
+
+/// What an interface has not sent is told in red, among what was dropped.
+#[test]
+fn frames_that_have_not_left_are_red() {
+    let mut samples = [0.0, 1.0].map(|second| sample(second, 3));
+    for (sample, unsent) in samples.iter_mut().zip([500, 1200]) {
+        sample.drops.insert("not sent by eth0".to_owned(), unsent);
+    }
+    let rates = Rates::between(&samples[0], &samples[1]);
+    let text = view::text(&rates);
+    assert!(text.contains("  not sent by eth0"), "{text}");
+    let status = Status {
+        title: String::new(),
+        message: String::new(),
+    };
+    let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+    terminal
+        .draw(|frame| view::draw(frame, &status, &rates))
+        .unwrap();
+    let buffer = terminal.backend().buffer();
+    let rows = buffer.content.chunks(80);
+    let mut found = rows.filter(|row| {
+        let text: String = row.iter().map(|cell| cell.symbol()).collect();
+        text.contains("not sent by eth0")
+    });
+    let row = found.next().expect("it is drawn");
+    let red = row
+        .iter()
+        .filter(|cell| cell.fg == ratatui::style::Color::Red);
+    let red: String = red.map(|cell| cell.symbol()).collect();
+    assert!(
+        red.contains("not sent by eth0") && red.contains("700"),
+        "{red}"
+    );
+    assert!(!red.contains("cpu"), "{red}");
+}

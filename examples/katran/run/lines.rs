@@ -32,7 +32,7 @@ impl Lines {
     /// Prints one more.
     pub(super) fn next(&mut self, katran: &Katran) -> Result<()> {
         let now = Snapshot::take(katran)?;
-        if self.number % PAGE == 0 {
+        if self.number.is_multiple_of(PAGE) {
             say(HEADING);
         }
         say(now.since(&self.last));

@@ -27,6 +27,7 @@ use crate::report;
 use crate::report::Applied;
 use crate::report::Drain;
 use crate::report::Health;
+use crate::report::NOT_SENT;
 use crate::report::Report;
 
 /// For how long somebody who asks waits for a new one; a change takes longer.
@@ -66,7 +67,7 @@ impl Handle {
 
     /// The owner's findings on its interfaces, if it has the time.
     pub(crate) fn problems(&self) -> Option<Vec<report::Problem>> {
-        self.ask_for(8 * PATIENCE, |owner| problems(owner)).ok()
+        self.ask_for(8 * PATIENCE, problems).ok()
     }
 
     /// Has the owner do something, and returns what comes of it.
@@ -182,7 +183,10 @@ impl Snapshot {
         let counters = &self.counters;
         let flows = &counters.flow_table;
         let drops = counters.drop_reasons.iter();
+        let drops = drops.map(|(reason, frames)| (reason.name().to_owned(), frames));
         let drops = drops.filter(|(_, frames)| *frames > 0);
+        let unsent = counters.interfaces.iter().filter(|of| of.unsent > 0);
+        let unsent = unsent.map(|of| (format!("{NOT_SENT}{}", of.interface), of.unsent));
         let reals = counters.reals.iter().map(|(real, of)| report::Real {
             real: *real,
             sent: count(of.forwarded),
@@ -211,9 +215,7 @@ impl Snapshot {
                 by_entry: flows.by_entry,
                 fallback: flows.fallback,
             },
-            drops: drops
-                .map(|(reason, frames)| (reason.name().to_owned(), frames))
-                .collect(),
+            drops: drops.chain(unsent).collect(),
             cpus: counters.cpus.iter().map(|cpu| self.cpu(cpu)).collect(),
             last_apply: self.last_apply.clone(),
             refused: self.refused.clone(),

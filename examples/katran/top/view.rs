@@ -17,6 +17,7 @@ use ratatui::widgets::Table;
 
 use super::rates::Rates;
 use super::rates::Traffic;
+use super::report::NOT_SENT;
 use super::report::Rate;
 use super::report::scaled;
 
@@ -187,8 +188,12 @@ fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
     let values: u16 = section.columns.iter().map(|(_, width)| width + 1).sum();
     let names = usize::from(area.width.saturating_sub(values));
     let rows = section.rows.into_iter().take(room).map(|mut row| {
+        let is_lost = row[0].starts_with(NOT_SENT);
         row[0] = shortened(&row[0], names);
-        cells(row)
+        match is_lost {
+            true => cells(row).style(Style::new().fg(Color::Red).bold()),
+            false => cells(row),
+        }
     });
     let widths = section.columns.iter();
     let widths = [Constraint::Fill(1)]
