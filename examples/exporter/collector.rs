@@ -2,6 +2,8 @@
 //! library says what its counters are called and mean (`Counters::metrics`); here is what they do not
 //! tell: weights and health of reals, attachments, memory, the version.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -12,6 +14,8 @@ use katran::Vip;
 use katran::attachments::Attachment;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
+use katran::diagnosis::Severity;
+use katran::diagnosis::Subject;
 use katran::flows::FlowCount;
 use katran::stats::Counters;
 use prometheus_client::collector::Collector;
@@ -34,6 +38,8 @@ pub(crate) struct Scrape {
     attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     shared: Vec<SharedEntry>,
+    /// What is bad, by interface.
+    problems: Vec<(String, BTreeMap<(Subject, Severity), u64>)>,
     /// Bytes that the kernel accounts to the maps.
     memory: u64,
 }
@@ -58,6 +64,7 @@ impl Scrape {
         Ok(Self {
             counters,
             reals,
+            problems: problems(katran)?,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
             memory: katran.stats().memory_in_use()?,
@@ -84,8 +91,37 @@ impl Collector for Scrape {
             page.metric(&metric)?;
         }
         reals(page, &self.reals)?;
+        let problems = self.problems.iter().flat_map(|(interface, counts)| {
+            counts.iter().map(move |((subject, severity), count)| {
+                let labels = vec![
+                    ("interface", interface.clone()),
+                    ("subject", subject.to_string()),
+                    ("severity", severity.to_string().to_lowercase()),
+                ];
+                (labels, *count)
+            })
+        });
+        page.gauge(
+            "problem",
+            "Findings of the diagnosis about a subject that are warnings or problems; the diagnosis has their words.",
+            problems,
+        )?;
         host(page, &self.attachments, &self.shared, self.memory)
     }
+}
+
+/// What the diagnosis finds on each interface, gone or not.
+fn problems(katran: &Katran) -> Result<Vec<(String, BTreeMap<(Subject, Severity), u64>)>> {
+    let names: BTreeSet<_> = katran
+        .interfaces()
+        .into_iter()
+        .map(|of| of.interface)
+        .collect();
+    let counted = names.into_iter().map(|name| {
+        let counts = katran.diagnose(&name)?.counts(Severity::Warning);
+        Ok((name, counts))
+    });
+    counted.collect()
 }
 
 fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
@@ -131,6 +167,15 @@ fn host(
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
+    let series = attachments.iter().map(|of| {
+        let labels = vec![("interface", of.interface.clone())];
+        (labels, there(of.state).into())
+    });
+    page.gauge(
+        "attached",
+        "1: the interface has the balancer's program, by the kernel's word; 0: it is gone, or another one is in its place.",
+        series,
+    )?;
     let attached = attachments.iter().filter(|of| there(of.state));
     let series = attached.map(|attachment| {
         let labels = vec![

@@ -16,6 +16,7 @@ mod pinned;
 mod sending;
 mod tunnel_ends;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub(crate) use backend::Backend;
@@ -190,6 +191,18 @@ impl Diagnosis {
     /// Whether there is no [`Severity::Problem`].
     pub fn works(&self) -> bool {
         self.worst() < Severity::Problem
+    }
+
+    /// How many findings there are about each subject that are as bad as this, or worse: for a metric, as messages change
+    /// with every figure in them.
+    pub fn counts(&self, least: Severity) -> BTreeMap<(Subject, Severity), u64> {
+        let mut counts = BTreeMap::new();
+        for finding in self.findings.iter().filter(|of| of.severity >= least) {
+            *counts
+                .entry((finding.subject, finding.severity))
+                .or_insert(0) += 1;
+        }
+        counts
     }
 
     /// Those about a subject.
