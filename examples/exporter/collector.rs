@@ -38,14 +38,17 @@ pub(crate) struct Scrape {
     attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     shared: Vec<SharedEntry>,
-    /// What is bad, by interface.
-    problems: Vec<(String, BTreeMap<(Subject, Severity), u64>)>,
+    /// How much is bad, by interface.
+    problems: Vec<OfInterface>,
     /// Bytes that the kernel accounts to the maps.
     memory: u64,
 }
 
 /// A VIP's reals with their weights, and those of them that are down.
 type OfVip = (Vip, Vec<Real>, Vec<IpAddr>);
+
+/// An interface, and how many findings there are on it.
+type OfInterface = (String, BTreeMap<(Subject, Severity), u64>);
 
 impl Scrape {
     /// What is true now, but for entries of the flow tables, which have been counted before.
@@ -103,7 +106,7 @@ impl Collector for Scrape {
         });
         page.gauge(
             "problem",
-            "Findings of the diagnosis about a subject that are warnings or problems; the diagnosis has their words.",
+            "Warnings and problems that the diagnosis finds about a subject; it has the words.",
             problems,
         )?;
         host(page, &self.attachments, &self.shared, self.memory)
@@ -111,14 +114,14 @@ impl Collector for Scrape {
 }
 
 /// What the diagnosis finds on each interface, gone or not.
-fn problems(katran: &Katran) -> Result<Vec<(String, BTreeMap<(Subject, Severity), u64>)>> {
+fn problems(katran: &Katran) -> Result<Vec<OfInterface>> {
     let names: BTreeSet<_> = katran
         .interfaces()
         .into_iter()
         .map(|of| of.interface)
         .collect();
     let counted = names.into_iter().map(|name| {
-        let counts = katran.diagnose(&name)?.counts(Severity::Warning);
+        let counts = katran.diagnose(&name)?.counts();
         Ok((name, counts))
     });
     counted.collect()

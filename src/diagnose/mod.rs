@@ -193,14 +193,15 @@ impl Diagnosis {
         self.worst() < Severity::Problem
     }
 
-    /// How many findings there are about each subject that are as bad as this, or worse: for a metric, as messages change
-    /// with every figure in them.
-    pub fn counts(&self, least: Severity) -> BTreeMap<(Subject, Severity), u64> {
+    /// How many warnings and problems there are about each subject that was looked at, none included: for metrics, as
+    /// messages change with every figure in them.
+    pub fn counts(&self) -> BTreeMap<(Subject, Severity), u64> {
         let mut counts = BTreeMap::new();
-        for finding in self.findings.iter().filter(|of| of.severity >= least) {
-            *counts
-                .entry((finding.subject, finding.severity))
-                .or_insert(0) += 1;
+        for finding in &self.findings {
+            for severity in [Severity::Warning, Severity::Problem] {
+                let count = counts.entry((finding.subject, severity)).or_insert(0);
+                *count += u64::from(finding.severity == severity);
+            }
         }
         counts
     }

@@ -29,6 +29,7 @@ use nix::sys::eventfd::EfdFlags;
 use nix::sys::eventfd::EventFd;
 
 use super::Katran;
+use super::events::Events;
 use crate::attach::Attached;
 use crate::attach::AttachmentState;
 use crate::attach::OnInterface;
@@ -114,7 +115,7 @@ impl Board {
     }
 }
 
-/// Watches attachments, until it is dropped: [`Katran::watch_attachments`].
+/// Watches attachments, until it is dropped: [`Events::watch_attachments`](crate::events::Events::watch_attachments).
 #[must_use = "dropping it ends the watch"]
 pub struct AttachmentWatch {
     board: Arc<Board>,
@@ -234,15 +235,15 @@ fn forget(panic: Box<dyn Any + Send>) {
     mem::forget(panic);
 }
 
-impl Katran {
+impl Events<'_> {
     /// Calls `callback` with each change of what the kernel says of an attachment, by XDP or as an entry of a root
     /// program: that it is [gone](AttachmentState::Gone), as its interface was removed, [replaced](AttachmentState::Replaced),
     /// as another balancer has taken the entry over, or [there again](AttachmentState::Attached), as
-    /// [`reattach`](Self::reattach) has put it back. One that is lost already is told of at once. To detach is no
+    /// [`reattach`](Katran::reattach) has put it back. One that is lost already is told of at once. To detach is no
     /// change.
     ///
     /// The callback runs on a thread of the library's own, until what is returned is dropped or another process takes the
-    /// balancer over ([`is_handed_over`](Self::is_handed_over)). A removed interface is told of at once, all else
+    /// balancer over ([`is_handed_over`](Katran::is_handed_over)). A removed interface is told of at once, all else
     /// within a second, and nothing while a call changes the balancer. If it panics, that is logged, and it
     /// is not called again.
     ///
@@ -250,26 +251,28 @@ impl Katran {
     /// [`Error::Kernel`](crate::Error::Kernel) if there is no thread or no socket for it.
     ///
     /// ```no_run
-    /// # fn f(katran: &mut katran::Katran) -> katran::Result<()> {
+    /// # fn f(katran: &katran::Katran) -> katran::Result<()> {
     /// let (lost, losses) = std::sync::mpsc::channel();
-    /// let watch = katran.watch_attachments(move |change| {
+    /// let watch = katran.events().watch_attachments(move |change| {
     ///     // Whoever has the balancer decides whether to `reattach`.
     ///     let _ = lost.send(change.clone());
     /// })?;
     /// # Ok(()) }
     /// ```
     pub fn watch_attachments(
-        &mut self,
+        &self,
         callback: impl FnMut(&AttachmentChange) + Send + 'static,
     ) -> Result<AttachmentWatch> {
-        let _call = self.call()?;
-        let started = self.start_watch(Box::new(callback));
+        let _call = self.katran.call()?;
+        let started = self.katran.start_watch(Box::new(callback));
         let watch =
             started.map_err(|error| kernel_error("start", "a watch of attachments", error))?;
-        self.lay_losses();
+        self.katran.lay_losses();
         Ok(watch)
     }
+}
 
+impl Katran {
     fn start_watch(&self, callback: Callback) -> io::Result<AttachmentWatch> {
         let home = Namespace::of_process()?;
         let notices = home.run(|| {

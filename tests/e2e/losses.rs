@@ -43,9 +43,11 @@ fn load() -> Katran {
     small(MacAddr::new([2, 0, 0, 0, 0, 1])).load().unwrap()
 }
 
-fn watch(katran: &mut Katran) -> (AttachmentWatch, Receiver<AttachmentChange>) {
+fn watch(katran: &Katran) -> (AttachmentWatch, Receiver<AttachmentChange>) {
     let (tell, told) = mpsc::channel();
-    let watch = katran.watch_attachments(move |change| tell.send(change.clone()).unwrap());
+    let watch = katran
+        .events()
+        .watch_attachments(move |change| tell.send(change.clone()).unwrap());
     (watch.unwrap(), told)
 }
 
@@ -64,7 +66,7 @@ fn a_removed_interface_is_told_of_at_once_and_that_it_is_back() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
-    let (watch, told) = watch(&mut katran);
+    let (watch, told) = watch(&katran);
     let (_, id) = program(&host, "eth0").unwrap();
     let [before] = &katran.interfaces()[..] else {
         panic!("{:?}", katran.interfaces());
@@ -88,7 +90,7 @@ fn a_program_that_somebody_exchanges_is_told_of_and_one_that_we_do_is_not() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
-    let (_watch, told) = watch(&mut katran);
+    let (_watch, told) = watch(&katran);
     // Other settings are another program.
     let (_, before) = program(&host, "eth0").unwrap();
     let features = Features::default() | Features::INTROSPECTION;
@@ -119,7 +121,7 @@ fn an_entry_that_another_balancer_takes_over_is_told_of() {
     root.pin(&path).unwrap();
     let (mut first, mut second) = (load(), load());
     host.run(|| first.attach_shared(&path, 2).unwrap());
-    let (_watch, told) = watch(&mut first);
+    let (_watch, told) = watch(&first);
     host.run(|| second.attach_shared(&path, 2).unwrap());
     let change = told.recv_timeout(PATIENCE).unwrap();
     let entry = AttachedTo::Entry { path, position: 2 };
@@ -135,11 +137,11 @@ fn a_callback_that_panics_or_ends_its_watch_harms_nobody() {
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
     let (tell, told) = mpsc::channel();
-    let panics = katran.watch_attachments(move |_| {
+    let panics = katran.events().watch_attachments(move |_| {
         tell.send(()).unwrap();
         panic!("on purpose");
     });
-    let (_watch, other) = watch(&mut katran);
+    let (_watch, other) = watch(&katran);
     host.ip("link del eth0").unwrap();
     told.recv_timeout(PATIENCE).unwrap();
     next(&other, AttachmentState::Gone);
