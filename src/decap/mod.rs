@@ -20,6 +20,7 @@ use crate::attach::Attachment;
 use crate::attach::Attachments;
 use crate::attach::Named;
 use crate::attach::OnInterface;
+use crate::attach::Onward;
 use crate::attach::TcAttachment;
 use crate::attach::TcLink;
 use crate::attach::TcPlan;
@@ -186,7 +187,7 @@ impl Decap {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
         self.tc_attachments.check_free(&target)?;
-        let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode)?;
+        let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode, Onward::Passed)?;
         if let Some(home) = &self.home {
             // Dropping the new one detaches it.
             new.keep_in(home.attached())?;

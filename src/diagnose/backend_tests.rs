@@ -37,7 +37,7 @@ fn good() -> Backend {
                 program: Some(7),
                 xdp: Some(OurAttachment {
                     index: 2,
-                    refused: None,
+                    not_native: None,
                 }),
                 elsewhere: false,
             },

@@ -13,6 +13,7 @@ mod interface;
 mod interrupts;
 mod kernel_tunnels;
 mod pinned;
+mod sending;
 mod tunnel_ends;
 
 use std::fmt;
@@ -36,6 +37,7 @@ pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
 pub(crate) use kernel_tunnels::KernelTunnels;
+pub(crate) use sending::Sends;
 pub(crate) use tunnel_ends::TunnelEnds;
 
 /// How bad a finding is.
@@ -79,7 +81,9 @@ pub enum Subject {
     Program,
     /// Native or generic XDP, and why.
     Mode,
-    /// Receive queues and their interrupts against CPUs.
+    /// Whether what the program sends leaves.
+    Sending,
+    /// Queues and their interrupts against CPUs.
     Queues,
     /// Offloads that change packets before the program sees them.
     Offload,
@@ -116,6 +120,7 @@ impl fmt::Display for Subject {
             Self::Owner => "owner",
             Self::Program => "program",
             Self::Mode => "mode",
+            Self::Sending => "sending",
             Self::Queues => "queues",
             Self::Offload => "offload",
             Self::Mtu => "mtu",

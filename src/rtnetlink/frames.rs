@@ -34,8 +34,8 @@ enum Keep {
 /// IFLA_INFO_KIND and TCA_KIND.
 const KIND: u16 = libc::TCA_KIND;
 
-/// linux/if_link.h: address, name, MTU, lower or peer, controller, kind and table of a VRF, and whether the
-/// peer is elsewhere.
+/// linux/if_link.h: address, name, MTU, lower or peer, controller, kind and table of a VRF, counters, whether the
+/// peer is elsewhere, and XDP programs: how they are attached, and which is in the driver.
 const OF_LINKS: &[(u16, Keep)] = &[
     (1, Keep::Whole),
     (3, Keep::Text),
@@ -43,7 +43,9 @@ const OF_LINKS: &[(u16, Keep)] = &[
     (5, Keep::Whole),
     (10, Keep::Whole),
     (18, Keep::Nested(OF_LINK_INFO)),
+    (23, Keep::Whole),
     (37, Keep::Whole),
+    (43, Keep::Nested(&[(2, Keep::Whole), (5, Keep::Whole)])),
 ];
 const OF_LINK_INFO: &[(u16, Keep)] = &[
     (KIND, Keep::Text),

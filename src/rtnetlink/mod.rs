@@ -8,6 +8,7 @@ mod filters;
 mod frames;
 mod notices;
 mod requests;
+mod sending;
 #[cfg(test)]
 mod tests;
 mod tunnels;

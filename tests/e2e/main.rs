@@ -45,6 +45,7 @@ mod replace;
 mod root_pinned;
 mod routing;
 mod segment;
+mod sending;
 mod server_ids;
 mod shared;
 mod site;
