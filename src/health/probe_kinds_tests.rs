@@ -165,7 +165,7 @@ async fn queries_are_answered_by_udp_and_tcp() {
     dns.protocol = Protocol::Tcp;
     let outcome = why(within(SHORT, &Check::from(dns), cut).await);
     assert!(!outcome.is_empty());
-    for name in ["", "a..b", "ä.example"] {
+    for name in ["", &"a".repeat(64), "ä.example"] {
         assert!(Check::from(Dns::new(name)).validate().is_err(), "{name}");
     }
 }

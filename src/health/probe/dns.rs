@@ -71,9 +71,10 @@ fn judge(dns: &Dns, id: u16, answer: &[u8]) -> Option<Result<(), String>> {
     let packet = Packet::parse(answer).ok()?;
     let asked = packet.questions.first()?;
     let name = asked.qname.to_string();
+    let wanted = Name::new(&dns.name).ok()?.to_string();
     let is_own = packet.id() == id
         && packet.has_flags(PacketFlag::RESPONSE)
-        && name.eq_ignore_ascii_case(dns.name.trim_end_matches('.'));
+        && name.eq_ignore_ascii_case(&wanted);
     if !is_own {
         return None;
     }
