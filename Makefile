@@ -11,7 +11,7 @@ CARGO ?= cargo
 LOADED := control e2e walk
 OF_ANY_KIND := attach attachments captures decap decap_tc diagnose diagnose_live documents ecmp flow_table_model follow \
 	follow_edges following fork handed_over health health_places inline_decap loads local manners monitor monitor_ends \
-	moving_on mtu next_hop orphan outer_fragments pinned pins ring_memory rings root_pinned routing scaling shared switch \
+	moving_on mtu next_hop orphan outer_fragments pinned pins probed ring_memory rings root_pinned routing scaling shared switch \
 	tunnel_rules tunnels vlan vrf
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.

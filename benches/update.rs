@@ -185,7 +185,7 @@ impl OneReal {
 fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
     let mut katran = one_vip(reals);
     let new = real(5000);
-    assert_eq!(clients_on(&katran, 0, new), []);
+    assert_eq!(clients_on(&katran, 0, new), [0_u16; 0]);
     katran.add_real(vip(0), new).unwrap();
     let clients = clients_on(&katran, 0, new);
     let expected = usize::from(CLIENTS / reals);
@@ -195,7 +195,7 @@ fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
     );
     let client = clients[0];
     katran.remove_real(vip(0), new.address()).unwrap();
-    assert_eq!(clients_on(&katran, 0, new), [], "the real is gone");
+    assert_eq!(clients_on(&katran, 0, new), [0_u16; 0], "the real is gone");
 
     // Callbacks come when packets have been switched.
     let told = Arc::new(Mutex::new(Instant::now()));

@@ -8,6 +8,7 @@ pub use crate::attach::Attachment;
 pub use crate::attach::AttachmentState;
 pub use crate::attach::CgroupAttachment;
 pub use crate::attach::EntryProgram;
+pub use crate::attach::NotNative;
 pub use crate::attach::SharedEntries;
 pub use crate::attach::SharedEntry;
 pub use crate::attach::TcAttachment;

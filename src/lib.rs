@@ -33,6 +33,7 @@
 //!
 //! # Features
 //! - `serde` (on by default): [`State`] as a TOML document, and counters as serialisable values.
+//! - `health`: [health checks](health), which probe reals and take those out that do not answer.
 
 #![deny(unsafe_code)]
 
@@ -40,6 +41,8 @@ pub mod attachments;
 pub mod diagnosis;
 pub mod events;
 pub mod flows;
+#[cfg(feature = "health")]
+pub mod health;
 pub mod probes;
 pub mod ring;
 pub mod routing;
@@ -54,6 +57,7 @@ mod diagnose;
 mod document;
 mod environment;
 mod error;
+mod fou;
 #[cfg(test)]
 mod generated;
 mod healthcheck;

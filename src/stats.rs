@@ -18,6 +18,7 @@ pub use crate::counters::GlobalFlowCounters;
 pub use crate::counters::HealthcheckCounters;
 pub use crate::counters::IcmpCounters;
 pub use crate::counters::InlineDecapCounters;
+pub use crate::counters::InterfaceCounters;
 pub use crate::counters::LibraryCounters;
 pub use crate::counters::Metric;
 pub use crate::counters::MetricKind;

@@ -13,13 +13,16 @@ use katran::stats::FlowTableCounters;
 use katran::stats::SlotStats;
 use katran::stats::Totals;
 
+/// What a line of frames begins with that an interface has not sent, though the balancer had.
+pub(crate) const NOT_SENT: &str = "not sent by ";
+
 /// The counters that `top` shows.
 pub(crate) struct Sample {
     pub(crate) time: Instant,
     pub(crate) totals: Totals,
     pub(crate) flow_table: FlowTableCounters,
-    /// By reason.
-    pub(crate) drops: BTreeMap<&'static str, u64>,
+    /// By reason; and what interfaces have not sent.
+    pub(crate) drops: BTreeMap<String, u64>,
     /// By the VIP's text form.
     pub(crate) vips: BTreeMap<String, Count>,
     /// By the VIP's text form.
@@ -58,13 +61,16 @@ impl Sample {
         let reals = katran.stats().reals(&addresses)?;
         let reals = addresses.iter().zip(reals);
         let drops = katran.stats().drop_reasons()?;
+        let unsent = katran.stats().interfaces().into_iter();
+        let unsent = unsent.map(|of| (format!("{NOT_SENT}{}", of.interface), of.unsent));
         Ok(Self {
             time: Instant::now(),
             totals: katran.stats().totals()?,
             flow_table: katran.stats().flow_table()?,
             drops: drops
                 .iter()
-                .map(|(reason, frames)| (reason.name(), frames))
+                .map(|(reason, frames)| (reason.name().to_owned(), frames))
+                .chain(unsent)
                 .collect(),
             vips,
             slots,
@@ -106,10 +112,10 @@ pub(crate) struct Traffic {
     pub(crate) entries: Option<u64>,
 }
 
-/// Frames dropped for one reason.
+/// Frames dropped for one reason, or not sent by an interface.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Drops {
-    pub(crate) reason: &'static str,
+    pub(crate) reason: String,
     /// In a second.
     pub(crate) rate: f64,
     /// So far.
@@ -226,7 +232,7 @@ fn drops(now: &Sample, before: &Sample, per_second: impl Fn(u64, u64) -> f64) ->
         .iter()
         .filter(|(_, frames)| **frames > 0)
         .map(|(reason, frames)| Drops {
-            reason,
+            reason: reason.clone(),
             rate: per_second(*frames, before.drops.get(reason).copied().unwrap_or(0)),
             frames: *frames,
         })

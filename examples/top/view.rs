@@ -15,6 +15,7 @@ use ratatui::widgets::Gauge;
 use ratatui::widgets::Row;
 use ratatui::widgets::Table;
 
+use super::rates::NOT_SENT;
 use super::rates::Rate;
 use super::rates::Rates;
 use super::rates::Traffic;
@@ -186,8 +187,12 @@ fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
     let values: u16 = section.columns.iter().map(|(_, width)| width + 1).sum();
     let names = usize::from(area.width.saturating_sub(values));
     let rows = section.rows.into_iter().take(room).map(|mut row| {
+        let is_lost = row[0].starts_with(NOT_SENT);
         row[0] = shortened(&row[0], names);
-        cells(row)
+        match is_lost {
+            true => cells(row).style(Style::new().fg(Color::Red).bold()),
+            false => cells(row),
+        }
     });
     let widths = section.columns.iter();
     let widths = [Constraint::Fill(1)]
@@ -329,7 +334,7 @@ fn drops(rates: &Rates, number: Number) -> Section {
             .drops
             .iter()
             .map(|drops| {
-                let name = drops.reason.to_owned();
+                let name = drops.reason.clone();
                 vec![name, number(drops.rate), number(drops.frames as f64)]
             })
             .collect(),

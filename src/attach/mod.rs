@@ -6,10 +6,12 @@
 
 mod cgroup;
 mod entry;
+mod far_end;
 mod kept;
 mod list;
 mod place;
 mod removal;
+mod sent;
 mod shared;
 mod tc;
 mod xdp;
@@ -24,6 +26,7 @@ pub(crate) use entry::beside;
 pub(crate) use entry::directory_of;
 pub(crate) use entry::files_beside;
 pub(crate) use entry::special_pins;
+pub(crate) use far_end::FarEnd;
 pub(crate) use kept::given_up;
 pub(crate) use kept::made_for;
 pub(crate) use list::Attached;
@@ -44,5 +47,7 @@ pub use tc::TcAttachment;
 pub(crate) use tc::TcLink;
 pub(crate) use tc::TcPlan;
 pub use xdp::Attachment;
+pub use xdp::NotNative;
+pub(crate) use xdp::Onward;
 pub(crate) use xdp::XdpLink;
 pub use xdp::XdpMode;

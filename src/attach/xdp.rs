@@ -16,6 +16,7 @@ use std::str::FromStr;
 use nix::libc;
 
 use super::entry::beside;
+use super::far_end::FarEnd;
 use super::kept::PinName;
 use super::kept::meanwhile;
 use super::list::Attached;
@@ -25,6 +26,11 @@ use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
+use super::place::here;
+use super::sent::Before;
+use super::sent::Reading;
+use super::sent::Sender;
+use crate::counters::InterfaceCounters;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -39,7 +45,9 @@ const KEPT: &str = "xdp";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum XdpMode {
-    /// [`Native`](Self::Native) where the driver has it, else [`Generic`](Self::Generic).
+    /// [`Native`](Self::Native) where the driver has it and frames arrive that are sent so, else
+    /// [`Generic`](Self::Generic). One end of a virtual Ethernet link (veth) sends them in vain unless the other end
+    /// has a native XDP program of its own, whatever that does.
     #[default]
     Auto,
     /// In the driver, before the kernel makes a socket buffer: the fast one.
@@ -77,6 +85,64 @@ impl FromStr for XdpMode {
     }
 }
 
+/// Why the mode is generic, where auto mode was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotNative {
+    /// The driver has refused native mode.
+    Refused {
+        /// The kernel's number of the error.
+        errno: i32,
+    },
+    /// The interface is one end of a virtual Ethernet link (veth) whose other end had no native XDP program when this
+    /// was attached: without one it does not take what is sent natively. If it has one by now, detach and attach
+    /// again.
+    OtherEnd,
+}
+
+impl NotNative {
+    /// In the name of a pin. Other versions show what they do not know as an error of that number.
+    fn number(of: Option<&Self>) -> i32 {
+        match of {
+            None => 0,
+            Some(Self::OtherEnd) => -1,
+            Some(Self::Refused { errno }) => *errno,
+        }
+    }
+
+    fn numbered(number: i32) -> Option<Self> {
+        match number {
+            0 => None,
+            -1 => Some(Self::OtherEnd),
+            errno => Some(Self::Refused { errno }),
+        }
+    }
+}
+
+impl fmt::Display for NotNative {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { errno } => {
+                let error = io::Error::from_raw_os_error(*errno);
+                write!(f, "the driver has refused native mode: {error}")
+            }
+            Self::OtherEnd => f.write_str(
+                "the other end of this virtual link had no XDP program, without which it takes nothing that is \
+                 sent natively",
+            ),
+        }
+    }
+}
+
+/// What becomes of the frames that a program takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onward {
+    /// They leave by an interface.
+    Sent,
+    /// They go to the host's stack.
+    Passed,
+}
+
 /// An attachment to an interface by XDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -90,6 +156,8 @@ pub struct Attachment {
     pub namespace: u64,
     /// The current mode: native or generic, never auto.
     pub mode: XdpMode,
+    /// Why that is generic, if auto mode was asked for.
+    pub not_native: Option<NotNative>,
     /// Whether it is still there.
     pub state: AttachmentState,
 }
@@ -100,8 +168,8 @@ pub(crate) struct XdpLink {
     target: Target,
     asked: XdpMode,
     mode: XdpMode,
-    /// The error with which the driver refused native mode, when auto mode asked for it.
-    refused: Option<i32>,
+    not_native: Option<NotNative>,
+    before: Before,
     link: Link,
     /// What the link was given last.
     program: OwnedFd,
@@ -110,10 +178,16 @@ pub(crate) struct XdpLink {
 impl XdpLink {
     /// Attaches `program` to an interface of the calling thread's network namespace, unless somebody
     /// else is there.
-    pub(crate) fn new(program: BorrowedFd<'_>, target: Target, mode: XdpMode) -> Result<Self> {
+    pub(crate) fn new(
+        program: BorrowedFd<'_>,
+        target: Target,
+        mode: XdpMode,
+        onward: Onward,
+    ) -> Result<Self> {
         let (interface, index) = (target.name.as_str(), target.place.index);
         refuse_foreign(interface, index)?;
-        let mut refused_with = None;
+        let before = Before::now(&target);
+        let mut not_native = None;
         let (got, link) = match mode {
             XdpMode::Offload => {
                 return Err(Error::Unsupported {
@@ -123,12 +197,17 @@ impl XdpLink {
             }
             XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
             XdpMode::Native => (XdpMode::Native, native(program, interface, index)?),
+            XdpMode::Auto if onward == Onward::Sent && sends_in_vain(interface, index) => {
+                not_native = Some(NotNative::OtherEnd);
+                (XdpMode::Generic, generic(program, interface, index)?)
+            }
             XdpMode::Auto => match link::attach(program, index, link::XDP_FLAGS_DRV_MODE) {
                 Ok(link) => (XdpMode::Native, link),
                 Err(error) if is_final(&error) => return Err(refused(interface, index, error)),
                 Err(error) => {
                     log::warn!("{interface}: no native XDP ({error}), using generic mode");
-                    refused_with = Some(error.raw_os_error().unwrap_or(libc::EIO));
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    not_native = Some(NotNative::Refused { errno });
                     (XdpMode::Generic, generic(program, interface, index)?)
                 }
             },
@@ -139,22 +218,44 @@ impl XdpLink {
             target,
             asked: mode,
             mode: got,
-            refused: refused_with,
+            not_native,
+            before,
             link,
             program,
         })
     }
 
-    /// The error with which the driver refused native mode, when auto mode asked for it.
-    pub(crate) fn refused(&self) -> Option<i32> {
-        self.refused
+    /// Why it is not native, if auto mode was asked for.
+    pub(crate) fn not_native(&self) -> Option<&NotNative> {
+        self.not_native.as_ref()
+    }
+
+    /// What was sent by the interface, which is in the calling thread's network namespace; `None`: it is not told.
+    fn sent(&self) -> Option<InterfaceCounters> {
+        let place = self.target.place;
+        let by = match self.mode {
+            XdpMode::Generic => Sender::Stack,
+            _ => Sender::Driver,
+        };
+        let reading = Reading::take(place.index, by);
+        let reading = reading
+            .inspect_err(|error| log::warn!("cannot ask what an interface has sent: {error}"));
+        let (interface, now) = reading.ok().flatten()?;
+        let (sent, unsent) = self.before.until(&now)?;
+        Some(InterfaceCounters {
+            interface,
+            index: place.index,
+            namespace: place.namespace,
+            sent,
+            unsent,
+        })
     }
 
     fn pin_name(&self) -> PinName {
         let words = [
             self.asked.to_string(),
             self.mode.to_string(),
-            self.refused.unwrap_or(0).to_string(),
+            NotNative::number(self.not_native.as_ref()).to_string(),
         ];
         PinName::new(KEPT, &self.target, &words)
     }
@@ -201,7 +302,7 @@ impl XdpLink {
         let Some(name) = PinName::of(KEPT, name) else {
             return Ok(None);
         };
-        let (Some(asked), Some(mode), Some(refused)) = (name.word(0), name.word(1), name.word(2))
+        let (Some(asked), Some(mode), Some(reason)) = (name.word(0), name.word(1), name.word(2))
         else {
             return Ok(None);
         };
@@ -214,11 +315,13 @@ impl XdpLink {
         let Some(program) = own else {
             return Ok(None);
         };
+        let target = name.target();
         Ok(Some(Self {
-            target: name.target(),
+            before: Before::now(&target),
+            target,
             asked,
             mode,
-            refused: Some(refused).filter(|errno| *errno != 0),
+            not_native: NotNative::numbered(reason),
             program: program.try_clone_to_owned().map_err(failed)?,
             link,
         }))
@@ -237,6 +340,7 @@ impl XdpLink {
             index: self.target.place.index,
             namespace: self.target.place.namespace,
             mode: self.mode,
+            not_native: self.not_native.clone(),
             state,
         }
     }
@@ -343,6 +447,15 @@ impl Attachments<XdpLink> {
         attachment
     }
 
+    /// What was sent by the interfaces, as far as the calling thread is in their network namespace.
+    pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
+        let here = here();
+        let here = self
+            .present()
+            .filter(|held| Some(held.target.place.namespace) == here);
+        here.filter_map(XdpLink::sent).collect()
+    }
+
     /// What there is, as the kernel says.
     pub(crate) fn list(&self) -> Vec<Attachment> {
         self.iter().map(XdpLink::describe).collect()
@@ -404,6 +517,31 @@ fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link>
         .map_err(|error| refused(interface, index, error))
 }
 
+/// Whether frames do not arrive that are sent natively by an interface; says so.
+fn sends_in_vain(interface: &str, index: u32) -> bool {
+    match FarEnd::of(index) {
+        Ok(Some(far @ FarEnd::TakesNone { .. })) => {
+            log::info!(
+                "{interface}: generic mode, for {far} has no XDP program, without which it takes nothing that is \
+                 sent natively"
+            );
+            true
+        }
+        Ok(Some(far @ FarEnd::Unknown)) => {
+            log::info!(
+                "{interface}: {far} is in a network namespace that this process may not look into: without an XDP \
+                 program there nothing arrives that is sent natively"
+            );
+            false
+        }
+        Ok(_) => false,
+        Err(error) => {
+            log::warn!("{interface}: cannot ask about the other end of the link: {error}");
+            false
+        }
+    }
+}
+
 /// Whether generic mode would be refused for the same reason.
 fn is_final(error: &io::Error) -> bool {
     matches!(
@@ -462,5 +600,14 @@ mod tests {
         }
         let error = "Native".parse::<XdpMode>().unwrap_err().to_string();
         assert!(error.starts_with("`Native` is not an XDP mode"), "{error}");
+    }
+
+    #[test]
+    fn a_pin_says_why_the_mode_is_not_native() {
+        let refused = NotNative::Refused { errno: 95 };
+        for reason in [None, Some(NotNative::OtherEnd), Some(refused)] {
+            let number = NotNative::number(reason.as_ref());
+            assert_eq!(NotNative::numbered(number), reason);
+        }
     }
 }

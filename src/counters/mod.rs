@@ -5,6 +5,7 @@
 //! from what the library knows. No kernel.
 
 mod drop_reason;
+mod interface;
 mod metric;
 mod table;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use drop_reason::DropReason;
 pub use drop_reason::DropReasons;
+pub use interface::InterfaceCounters;
 pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
@@ -212,6 +214,9 @@ pub struct Counters {
     pub reals: BTreeMap<IpAddr, RealCounters>,
     /// Every possible CPU.
     pub cpus: Vec<CpuCounters>,
+    /// Every interface that the program is attached to, as [`Stats::interfaces`](crate::stats::Stats::interfaces) has
+    /// them.
+    pub interfaces: Vec<InterfaceCounters>,
     /// The library's own.
     pub library: LibraryCounters,
 }
@@ -279,8 +284,10 @@ impl Counters {
         let mut traffic = of_many("vips", "vip", vips, VipCounters::FAMILIES);
         traffic.extend(self.slots());
         traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
+        let mut frames = self.frames();
+        frames.extend(self.interfaces());
         [
-            ("frames", self.frames()),
+            ("frames", frames),
             ("vips and reals", traffic),
             ("flow table and CPUs", flows),
             ("ICMP, rings, encapsulation", paths.concat()),
@@ -332,6 +339,40 @@ impl Counters {
                 "Dropped frames by reason.",
                 &["drop_reasons"],
                 self.drop_reasons.iter(),
+            ),
+        ]
+    }
+
+    fn interfaces(&self) -> Vec<Metric> {
+        let of = |field: fn(&InterfaceCounters) -> u64| {
+            // There may be several of a name, in several network namespaces.
+            let mut by_name = BTreeMap::new();
+            for counters in &self.interfaces {
+                *by_name.entry(&counters.interface).or_insert(0) += field(counters);
+            }
+            by_name.into_iter()
+        };
+        vec![
+            by_label(
+                MetricKind::Counter,
+                ("interface_sent_frames", "frames", "interface"),
+                "Frames that the interface has sent since the balancer was attached to it, those of the host's own \
+                 included. Some drivers leave out what XDP sends.",
+                &[
+                    "interfaces.sent",
+                    "interfaces.interface",
+                    "interfaces.index",
+                    "interfaces.namespace",
+                ],
+                of(|counters| counters.sent),
+            ),
+            by_label(
+                MetricKind::Counter,
+                ("interface_unsent_frames", "frames", "interface"),
+                "Frames that the interface was to send since then, and has not: those of XDP programs, if the mode is \
+                 native and its driver counts them, else all. The balancer counts them as sent.",
+                &["interfaces.unsent"],
+                of(|counters| counters.unsent),
             ),
         ]
     }

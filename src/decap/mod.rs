@@ -20,6 +20,7 @@ use crate::attach::Attachment;
 use crate::attach::Attachments;
 use crate::attach::Named;
 use crate::attach::OnInterface;
+use crate::attach::Onward;
 use crate::attach::TcAttachment;
 use crate::attach::TcLink;
 use crate::attach::TcPlan;
@@ -31,6 +32,7 @@ use crate::diagnose::Clients;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
+use crate::diagnose::KernelTunnels;
 use crate::diagnose::Ours;
 use crate::diagnose::WayBack;
 use crate::diagnose::has_ipv6;
@@ -185,7 +187,7 @@ impl Decap {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
         self.tc_attachments.check_free(&target)?;
-        let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode)?;
+        let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode, Onward::Passed)?;
         if let Some(home) = &self.home {
             // Dropping the new one detaches it.
             new.keep_in(home.attached())?;
@@ -354,6 +356,7 @@ impl Decap {
             arp_announce: of_both("arp_announce"),
             gue: self.settings.gue_port != 0,
             vips: of_host,
+            kernel: KernelTunnels::gather(&mut requests).map_err(failed)?,
             interface: facts,
         }))
     }

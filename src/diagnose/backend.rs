@@ -6,6 +6,8 @@ use super::Diagnosis;
 use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
+use super::clients::Clients;
+use super::clients::WayBack;
 use super::host::host;
 use super::interface::Holder;
 use super::interface::Pages;
@@ -15,6 +17,9 @@ use super::interface::lost;
 use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
+use super::kernel_tunnels;
+use super::kernel_tunnels::Around;
+use super::kernel_tunnels::KernelTunnels;
 use crate::types::Encapsulation;
 use crate::types::Family;
 
@@ -26,6 +31,8 @@ const DECAP: &str = "decap";
 pub(crate) struct Backend {
     pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
+    /// The kernel's own tunnels.
+    pub(crate) kernel: KernelTunnels,
     /// The index of the interface of that name that it was attached to at tc.
     pub(crate) tc_index: Option<u32>,
     /// The stricter one of the interface's and that of all.
@@ -40,26 +47,6 @@ pub(crate) struct Backend {
     pub(crate) gue: bool,
     /// VIPs, and whether each is an address of this host.
     pub(crate) vips: Vec<(IpAddr, bool)>,
-}
-
-/// Clients of one address family.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clients {
-    pub(crate) family: Family,
-    pub(crate) way_back: WayBack,
-    /// The longest packets that they are asked to send, by the default route's MTU or MSS; bytes.
-    pub(crate) longest: u32,
-}
-
-/// Where answers leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WayBack {
-    /// By the interface that tunnels come by.
-    Here,
-    Elsewhere,
-    /// There is no default route, but routes to some.
-    Partial,
-    None,
 }
 
 /// The option that has `ip` speak of a family.
@@ -128,10 +115,11 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
             found.warn(about, message, advice);
         }
         Holder::Nobody if place.ours.elsewhere => {}
+        Holder::Nobody if of_kernel(facts, found) => {}
         Holder::Nobody => {
             let message =
                 format!("no decapsulator is on {name} by XDP, nor one of this process at tc");
-            let advice = "attach it, unless another process or a tunnel device does its work";
+            let advice = "attach it, unless another process does its work; or have the kernel's tunnel devices do it";
             found.note(about, message, advice);
             outlook(place, Pages::One, found);
         }
@@ -146,6 +134,19 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         ),
         None => {}
     }
+}
+
+/// The kernel's tunnel devices, in place of our program. False: they take nothing out of tunnels either.
+fn of_kernel(facts: &Backend, found: &mut Diagnosis) -> bool {
+    kernel_tunnels::judge(
+        &facts.kernel,
+        &Around {
+            interface: &facts.interface.name,
+            rp_filter: facts.rp_filter,
+            clients: &facts.clients,
+        },
+        found,
+    )
 }
 
 fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {

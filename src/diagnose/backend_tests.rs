@@ -37,12 +37,13 @@ fn good() -> Backend {
                 program: Some(7),
                 xdp: Some(OurAttachment {
                     index: 2,
-                    refused: None,
+                    not_native: None,
                 }),
                 elsewhere: false,
             },
             ..InterfaceFacts::default()
         },
+        kernel: KernelTunnels::default(),
         tc_index: None,
         rp_filter: Some(0),
         clients: vec![Clients {
@@ -261,3 +262,6 @@ fn each_family_is_judged_by_its_own_routes() {
     assert_eq!(worst(&facts, Subject::WayBack), Severity::Note);
     assert_eq!(worst(&facts, Subject::VipOnLoopback), Severity::Note);
 }
+
+#[path = "kernel_tunnels_tests.rs"]
+mod kernel_tunnels_tests;

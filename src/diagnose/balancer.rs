@@ -7,7 +7,6 @@ use super::Diagnosis;
 use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
-use super::facts::XDP_ACT_NDO_XMIT;
 use super::host::host;
 use super::interface::Holder;
 use super::interface::Pages;
@@ -19,10 +18,14 @@ use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
 use super::interrupts;
+use super::sending;
+use super::sending::Sends;
 use super::tunnel_ends;
 use super::tunnel_ends::TunnelEnds;
+use crate::attach::XdpMode;
 use crate::links::longest_frame;
 use crate::next_hop::NextHop;
+use crate::sys::link::XDP_ACT_NDO_XMIT;
 use crate::types::ByFamily;
 use crate::types::Encapsulation;
 use crate::types::Family;
@@ -88,6 +91,7 @@ pub(crate) struct Balancer {
     pub(crate) empty_vips: Vec<EmptyVip>,
     /// Addresses of VIPs that packets are routed on to, as they are not this host's and it forwards.
     pub(crate) routed_on: Vec<IpAddr>,
+    pub(crate) sends: Sends,
     /// Reasons for drops that tell of a setting, and how many there were.
     pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
 }
@@ -119,6 +123,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     found
 }
 
+/// Which program is there; and what becomes of what it sends.
 fn program(facts: &Balancer, found: &mut Diagnosis) {
     let place = &facts.interface;
     let name = &place.name;
@@ -126,6 +131,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
         Holder::Ours(in_force) => {
             found.ok(Subject::Program, format!("attached to {name}"));
             mode(place, facts.pages, in_force, found);
+            sending::judge(place, &facts.sends, in_force, found);
         }
         Holder::Lost(message) => lost(message, found),
         Holder::Other(root) if place.ours.elsewhere && [ROOT, ""].contains(&root.name.as_str()) => {
@@ -141,6 +147,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 ),
             }
             mode(place, facts.pages, root.mode, found);
+            sending::judge(place, &facts.sends, root.mode, found);
         }
         Holder::Other(root) if root.name == ROOT => {
             let message = format!(
@@ -195,6 +202,9 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             let advice = format!("nothing to do before it is: Katran::attach, --interface {name}");
             found.note(Subject::Program, format!("not attached to {name}"), advice);
             outlook(place, facts.pages, found);
+            if place.native() != Some(false) {
+                sending::judge(place, &facts.sends, XdpMode::Native, found);
+            }
         }
     }
     for entry in &facts.lost_entries {

@@ -4,6 +4,9 @@
 #[path = "balancer_troubles.rs"]
 mod troubles;
 
+#[path = "sending_troubles.rs"]
+mod sending_troubles;
+
 use super::*;
 use crate::attach::XdpMode;
 use crate::diagnose::OurAttachment;
@@ -45,12 +48,14 @@ fn good() -> Balancer {
             gro: Some(true),
             hardware_gro: Some(false),
             other_end: None,
+            far_end: None,
+            virtio_queues: None,
             rxvlan: Some(false),
             ours: Ours {
                 program: Some(7),
                 xdp: Some(OurAttachment {
                     index: 2,
-                    refused: None,
+                    not_native: None,
                 }),
                 elsewhere: false,
             },
@@ -82,6 +87,7 @@ fn good() -> Balancer {
         tunnel_ends: TunnelEnds::default(),
         empty_vips: Vec::new(),
         routed_on: Vec::new(),
+        sends: Sends::default(),
         drops: Vec::new(),
     }
 }

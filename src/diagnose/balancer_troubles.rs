@@ -1,6 +1,7 @@
 //! Each trouble of a balancer is one finding, with what to do: one after the other, by subject.
 
 use super::*;
+use crate::attach::NotNative;
 use crate::diagnose::Severity::Note;
 use crate::diagnose::Severity::Problem;
 use crate::diagnose::Severity::Warning;
@@ -8,7 +9,7 @@ use crate::diagnose::facts::OtherEnd;
 use crate::diagnose::interrupts::Interrupt;
 
 /// What goes wrong, and the finding that tells of it: words of its message and of its advice.
-type Trouble = (
+pub(super) type Trouble = (
     fn(&mut Balancer),
     Severity,
     Subject,
@@ -16,7 +17,7 @@ type Trouble = (
     &'static str,
 );
 
-fn tell(troubles: &[Trouble]) {
+pub(super) fn tell(troubles: &[Trouble]) {
     for (change, severity, subject, message, advice) in troubles {
         let found = only(change);
         assert_eq!((found.0, found.1), (*severity, *subject), "{found:?}");
@@ -162,7 +163,8 @@ fn troubles_of_kernel_and_program() {
             |f| {
                 present(f).mode = XdpMode::Generic;
                 f.interface.gro = Some(false);
-                f.interface.ours.xdp.as_mut().unwrap().refused = Some(28);
+                f.interface.ours.xdp.as_mut().unwrap().not_native =
+                    Some(NotNative::Refused { errno: 28 });
             },
             Warning,
             Subject::Mode,

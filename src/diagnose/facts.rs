@@ -9,29 +9,30 @@ use nix::net::if_::if_nametoindex;
 
 use super::interrupts::Interrupt;
 use super::interrupts::interrupts;
+use super::interrupts::sysfs_of;
 use crate::attach::Attachments;
+use crate::attach::FarEnd;
+use crate::attach::NotNative;
 use crate::attach::OnInterface;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
+use crate::config::Topology;
 use crate::rtnetlink::Peer;
 use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 use crate::sys::link;
 use crate::sys::program;
 use crate::sys::release;
+use crate::sys::release::TELLS_XDP_FEATURES;
 use crate::sys::text;
+use crate::types::MacAddr;
 
 /// The driver takes XDP programs (linux/netdev.h, as the other bits).
 pub(super) const XDP_ACT_BASIC: u64 = 1;
 /// They can redirect frames.
 pub(super) const XDP_ACT_REDIRECT: u64 = 1 << 1;
-/// It sends frames that are redirected to it.
-pub(super) const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 /// Frames may come in several buffers.
 pub(super) const XDP_ACT_RX_SG: u64 = 1 << 5;
-
-/// From this release on the kernel tells what drivers can do.
-const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
 
 /// What is ours on the interface, as far as we know ourselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +50,8 @@ pub(crate) struct Ours {
 pub(crate) struct OurAttachment {
     /// The interface's index then.
     pub(crate) index: u32,
-    /// The error with which the driver refused native mode.
-    pub(crate) refused: Option<i32>,
+    /// Why it is not native, if auto mode was asked for.
+    pub(crate) not_native: Option<NotNative>,
 }
 
 impl Ours {
@@ -65,7 +66,7 @@ impl Ours {
             program: program::info(program).ok().map(|info| info.id),
             xdp: attached.map(|attached| OurAttachment {
                 index: attached.target().place.index,
-                refused: attached.refused(),
+                not_native: attached.not_native().cloned(),
             }),
             elsewhere: false,
         }
@@ -103,6 +104,17 @@ pub(crate) enum OtherEnd {
     Elsewhere,
 }
 
+/// The queues of a driver that has few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VirtioQueues {
+    /// Those that the stack sends by.
+    pub(crate) in_use: u32,
+    /// All that there are.
+    pub(crate) most: u32,
+    /// CPUs that there may be, of which each sends by a queue of its own.
+    pub(crate) cpus: u32,
+}
+
 /// An interface as it is now; what cannot be found out is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InterfaceFacts {
@@ -125,6 +137,10 @@ pub(crate) struct InterfaceFacts {
     pub(crate) hardware_gro: Option<bool>,
     /// If it is one end of a virtual link.
     pub(crate) other_end: Option<OtherEnd>,
+    /// The same, as one that takes what native XDP sends.
+    pub(crate) far_end: Option<FarEnd>,
+    /// Of virtio_net.
+    pub(crate) virtio_queues: Option<VirtioQueues>,
     /// VLAN tags are taken off on arrival.
     pub(crate) rxvlan: Option<bool>,
     pub(crate) ours: Ours,
@@ -167,6 +183,10 @@ impl InterfaceFacts {
             .map(|channels| channels.receive)
             .ok()
             .filter(|queues| *queues > 0);
+        facts.far_end = FarEnd::of(index)?;
+        if facts.driver.as_deref() == Some("virtio_net") {
+            facts.virtio_queues = virtio_queues(&ethtool, name, index, interface.mac);
+        }
         if let Ok((lro, rxvlan)) = ethtool.flags(name) {
             facts.lro = Some(lro);
             facts.rxvlan = Some(rxvlan);
@@ -189,6 +209,26 @@ impl InterfaceFacts {
         self.xdp_features
             .map(|features| features & XDP_ACT_BASIC != 0)
     }
+}
+
+/// The queues of virtio_net. Those that only XDP sends by are none of the stack's, which sysfs shows.
+fn virtio_queues(
+    ethtool: &Ethtool,
+    name: &str,
+    index: u32,
+    mac: Option<MacAddr>,
+) -> Option<VirtioQueues> {
+    let channels = ethtool.channels(name).ok()?;
+    let queues = sysfs_of(name, index, mac)?.join("queues");
+    let names = fs::read_dir(queues).ok()?.flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let in_use = names.filter(|name| name.starts_with("tx-")).count();
+    let cpus = Topology::read().ok()?.possible.last().copied()?;
+    Some(VirtioQueues {
+        in_use: u32::try_from(in_use).ok()?,
+        most: channels.most_combined,
+        cpus: cpus.saturating_add(1),
+    })
 }
 
 /// A number of /proc/sys, as the calling thread's network namespace has it.

@@ -1,21 +1,24 @@
 //! What follows from the facts about an interface, for balancers and backends alike: whether it is up,
 //! whose program is on it and in which mode, and what changes packets before that program sees them.
 
-use std::io;
-
 use super::Diagnosis;
 use super::InterfaceFacts;
 use super::Subject;
 use super::facts::OtherEnd;
 use super::facts::Present;
-use super::facts::XDP_ACT_NDO_XMIT;
 use super::facts::XDP_ACT_REDIRECT;
 use super::facts::XDP_ACT_RX_SG;
+use crate::attach::NotNative;
 use crate::attach::XdpMode;
+use crate::sys::link::XDP_ACT_NDO_XMIT;
 
 /// The longest packet that native XDP takes in one page, without frames in several buffers: what most
 /// drivers have room for.
 const NATIVE_MTU: u32 = 3498;
+
+/// What has the other end of a virtual link take what is sent natively.
+pub(super) const PASS_ON_PEER: &str =
+    "put an XDP program that passes everything on the other end, in native mode";
 
 /// Where a frame may lie, for the program that is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,23 +98,23 @@ pub(super) fn mode(facts: &InterfaceFacts, pages: Pages, mode: XdpMode, found: &
         return found.ok(Subject::Mode, mode.to_string());
     }
     let mut message = "generic: in the network stack, several times slower than native".to_owned();
-    let refusal = facts.ours.xdp.as_ref().and_then(|ours| ours.refused);
-    if let Some(errno) = refusal {
-        message += &format!(
-            "; the driver has refused native mode: {}",
-            io::Error::from_raw_os_error(errno)
-        );
+    let reason = facts
+        .ours
+        .xdp
+        .as_ref()
+        .and_then(|ours| ours.not_native.as_ref());
+    if let Some(reason) = reason {
+        message += &format!("; {reason}");
     }
-    found.warn(
-        Subject::Mode,
-        message,
-        why_not_native(facts, pages, refusal),
-    );
+    found.warn(Subject::Mode, message, why_not_native(facts, pages, reason));
 }
 
 /// What is known of why, most certain first.
-fn why_not_native(facts: &InterfaceFacts, pages: Pages, refusal: Option<i32>) -> String {
+fn why_not_native(facts: &InterfaceFacts, pages: Pages, reason: Option<&NotNative>) -> String {
     let name = &facts.name;
+    if reason == Some(&NotNative::OtherEnd) {
+        return format!("in a lab: {PASS_ON_PEER}; then detach from {name}, and attach again");
+    }
     if facts.native() == Some(false) {
         return "its driver has no native XDP: another card, or live with it".to_owned();
     }
@@ -124,7 +127,7 @@ fn why_not_native(facts: &InterfaceFacts, pages: Pages, refusal: Option<i32>) ->
     if facts.lro == Some(true) {
         return format!("ethtool -K {name} lro off, and attach again");
     }
-    match refusal {
+    match reason {
         Some(_) => {
             "see `dmesg` for the driver's reason (often: too few free queues, see ethtool -L)"
         }

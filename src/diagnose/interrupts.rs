@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::path::PathBuf;
 
 use super::Diagnosis;
 use super::Subject;
@@ -23,19 +24,27 @@ pub(crate) struct Interrupt {
     pub(crate) cpus: BTreeSet<u32>,
 }
 
-/// Those of an interface that is a device; none of another, or if it is not told.
+/// The directory of an interface, if it is told.
 ///
 /// sysfs shows the interfaces of the network namespace that it was mounted in, so it has to be asked
 /// whether it means the same one.
-pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<Interrupt> {
+pub(super) fn sysfs_of(name: &str, index: u32, mac: Option<MacAddr>) -> Option<PathBuf> {
     let interface = Path::new("/sys/class/net").join(name);
-    let read = |path: &Path| text::read(path).unwrap_or_default().trim().to_owned();
-    let same = read(&interface.join("ifindex")) == index.to_string()
-        && read(&interface.join("address")).parse().ok() == mac
+    let same = line(&interface.join("ifindex")) == index.to_string()
+        && line(&interface.join("address")).parse().ok() == mac
         && mac.is_some();
-    if !same {
+    same.then_some(interface)
+}
+
+fn line(path: &Path) -> String {
+    text::read(path).unwrap_or_default().trim().to_owned()
+}
+
+/// Those of an interface that is a device; none of another, or if it is not told.
+pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<Interrupt> {
+    let Some(interface) = sysfs_of(name, index, mac) else {
         return Vec::new();
-    }
+    };
     let mut numbers = BTreeSet::new();
     // Of a virtio card the device that it is on has them.
     for place in ["device/msi_irqs", "device/../msi_irqs"] {
@@ -46,7 +55,7 @@ pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<In
         numbers.extend(entries.filter_map(|number| number.parse::<u32>().ok()));
     }
     let interrupts = numbers.into_iter().map(|number| {
-        let of = |file: &str| read(&Path::new("/proc/irq").join(number.to_string()).join(file));
+        let of = |file: &str| line(&Path::new("/proc/irq").join(number.to_string()).join(file));
         let effective = of("effective_affinity_list");
         let list = match effective.is_empty() {
             true => of("smp_affinity_list"),
@@ -55,7 +64,7 @@ pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<In
         let actions = Path::new("/sys/kernel/irq").join(number.to_string());
         Interrupt {
             number,
-            name: read(&actions.join("actions")),
+            name: line(&actions.join("actions")),
             cpus: parse_list(&list).unwrap_or_default(),
         }
     });

@@ -6,22 +6,25 @@
 
 mod backend;
 mod balancer;
+mod clients;
 mod facts;
 mod host;
 mod interface;
 mod interrupts;
+mod kernel_tunnels;
 mod pinned;
+mod sending;
 mod tunnel_ends;
 
 use std::fmt;
 
 pub(crate) use backend::Backend;
-pub(crate) use backend::Clients;
-pub(crate) use backend::WayBack;
 pub(crate) use backend::judge as judge_backend;
 pub(crate) use balancer::Balancer;
 pub(crate) use balancer::EmptyVip;
 pub(crate) use balancer::judge as judge_balancer;
+pub(crate) use clients::Clients;
+pub(crate) use clients::WayBack;
 pub(crate) use facts::InterfaceFacts;
 #[cfg(test)]
 pub(crate) use facts::OurAttachment;
@@ -33,6 +36,8 @@ pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
+pub(crate) use kernel_tunnels::KernelTunnels;
+pub(crate) use sending::Sends;
 pub(crate) use tunnel_ends::TunnelEnds;
 
 /// How bad a finding is.
@@ -76,7 +81,9 @@ pub enum Subject {
     Program,
     /// Native or generic XDP, and why.
     Mode,
-    /// Receive queues and their interrupts against CPUs.
+    /// Whether what the program sends leaves.
+    Sending,
+    /// Queues and their interrupts against CPUs.
     Queues,
     /// Offloads that change packets before the program sees them.
     Offload,
@@ -88,7 +95,7 @@ pub enum Subject {
     FallbackTable,
     /// Outer source addresses.
     Source,
-    /// Whose tunnels are unwrapped, and what is sent on.
+    /// Whose tunnels are unwrapped, by what, and what is sent on.
     TunnelEnds,
     /// VIPs and their reals.
     Vips,
@@ -113,6 +120,7 @@ impl fmt::Display for Subject {
             Self::Owner => "owner",
             Self::Program => "program",
             Self::Mode => "mode",
+            Self::Sending => "sending",
             Self::Queues => "queues",
             Self::Offload => "offload",
             Self::Mtu => "mtu",

@@ -202,6 +202,11 @@ impl HealthChecks {
             let (by, address) = place_of(&by);
             self.matches[by as usize].insert(address, real);
         }
+        let of_matches = self.matches.iter().flat_map(BTreeMap::values);
+        for real in self.marks.values().chain(of_matches) {
+            let resumed = self.maps.cells.resume_way(*real);
+            kernel.check("read a way in", "ways", resumed)?;
+        }
         for vip in probes {
             let number = self.maps.keys.lookup(&vip_key(&vip));
             match kernel.check("read", "probe_keys", number)? {

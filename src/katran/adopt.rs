@@ -448,7 +448,7 @@ impl Katran {
         let _for_good = switched.map_err(|(error, _)| error)?;
         let switched = self.shared.switch(self.programs.entry_set());
         let _for_good = switched.map_err(|(error, _)| error)?;
-        // Packets may be in those of a reload.
+        // Packets may be in those of a reload, and read what the owner before has just given up, such as a ring's place.
         self.outlast(Vec::new());
         self.shared.remove_leftovers();
         self.unstage();

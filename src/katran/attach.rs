@@ -16,6 +16,7 @@ use super::remember::nothing_else;
 use super::still_attached::LostEntry;
 use crate::attach::Attachment;
 use crate::attach::OnInterface;
+use crate::attach::Onward;
 use crate::attach::Place;
 use crate::attach::SharedEntry;
 use crate::attach::TcAttachment;
@@ -59,7 +60,7 @@ impl Katran {
         let target = self.attachments.check_alone(interface)?;
         let reason = Reason::Interface(target.place.index);
         self.all_or_nothing(reason, |katran| {
-            let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode)?;
+            let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode, Onward::Sent)?;
             // A new one that fails here is detached as it is dropped.
             katran.attach_probes_along(Some(new.target().place))?;
             if let Some(home) = &katran.home {

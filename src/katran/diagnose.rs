@@ -17,6 +17,7 @@ use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::Pages;
+use crate::diagnose::Sends;
 use crate::diagnose::TunnelEnds;
 use crate::diagnose::judge_balancer;
 use crate::diagnose::sysctl;
@@ -184,6 +185,15 @@ impl Katran {
             },
             empty_vips: empty_vips.collect(),
             routed_on: self.routed_on(&mut requests).map_err(failed)?,
+            sends: Sends {
+                next_hops: config.next_hops,
+                by_interface: self
+                    .attachments
+                    .sent()
+                    .into_iter()
+                    .find(|of| of.interface == interface),
+                by_program: self.stats().totals()?.tx.packets,
+            },
             drops: TELLING
                 .into_iter()
                 .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use super::grace::GracePeriods;
@@ -44,13 +45,22 @@ impl HopCells {
         let of_reals = Mapping::new(hops.as_fd(), (max_reals as usize + 1) * size_of::<u64>())?;
         let bytes = hop_constant::PORTS.0 as usize * size_of::<types::port>();
         let of_ports = Mapping::new(ports.as_fd(), bytes)?;
+        let port_of =
+            |word: &AtomicU64| word.load(Ordering::Acquire) >> hop_constant::HOP_PORT_SHIFT.0;
+        let used_by_hops = of_reals.u64s().iter().map(|word| port_of(word) as u16);
+        let made = of_ports.u64s().chunks_exact(PORT_WORDS).zip(0..);
+        let made = made.map(|(words, port)| (port, words[1].load(Ordering::Acquire) as u32));
+        let made = made.filter(|(_, interface)| *interface != 0);
+        // Of an owner before; of a new balancer there are none.
+        let mut numbers = Ports::new(grace);
+        numbers.resume(&made.collect(), &used_by_hops.collect());
         Ok(Self {
             hops,
             of_reals,
             ports,
             of_ports,
             devices: Typed::new(devices)?,
-            numbers: Mutex::new(Ports::new(grace)),
+            numbers: Mutex::new(numbers),
         })
     }
 

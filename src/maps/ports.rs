@@ -3,6 +3,7 @@
 //! be on its way, and would leave by another interface.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -35,6 +36,20 @@ impl Ports {
             used: 0,
             left: Vec::new(),
             given_back: VecDeque::new(),
+        }
+    }
+
+    /// Those that a process before has made, by their number, with their interfaces; hops lead to some.
+    pub(super) fn resume(&mut self, made: &BTreeMap<u16, u32>, used_by_hops: &BTreeSet<u16>) {
+        for (port, index) in made {
+            self.used = self.used.max(*port);
+            match used_by_hops.contains(port) {
+                true if !self.numbers.contains_key(index) => {
+                    self.numbers.insert(*index, *port);
+                }
+                true => self.left.push(*port),
+                false => self.given_back.push_back((self.grace.begin(), *port)),
+            }
         }
     }
 

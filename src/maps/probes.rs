@@ -179,6 +179,25 @@ impl ProbeCells {
         Ok(())
     }
 
+    /// A mark or a match of the owner before leads to `real`: what it has found out goes until the follower finds another way.
+    pub(crate) fn resume_way(&self, real: IpAddr) -> io::Result<()> {
+        let Some(ways) = &self.ways else {
+            return Ok(());
+        };
+        let mut known = ways.known();
+        if let Some(known) = known.get_mut(&real) {
+            known.users += 1;
+            return Ok(());
+        }
+        let way = ways.map.lookup(&match_key((real, 0).into()))?;
+        let way = way.map(|of| ProbeWay {
+            interface: of.interface,
+            by_gateway: of.by_gateway != 0,
+        });
+        known.insert(real, Known { users: 1, way });
+        Ok(())
+    }
+
     /// One mark or match less leads to `real`.
     pub(crate) fn leave_way(&self, real: IpAddr) {
         let Some(ways) = &self.ways else {

@@ -15,6 +15,7 @@ use crate::attach::Attached;
 use crate::attach::Attachment;
 use crate::attach::AttachmentState;
 use crate::attach::Attachments;
+use crate::attach::Onward;
 use crate::attach::SharedEntries;
 use crate::attach::XdpLink;
 use crate::attach::XdpMode;
@@ -167,7 +168,7 @@ impl RootProgram {
     /// As [`Katran::attach`](crate::Katran::attach), and as [`pin`](Self::pin).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
-        let mut new = XdpLink::new(self.program.as_fd(), target, mode)?;
+        let mut new = XdpLink::new(self.program.as_fd(), target, mode, Onward::Sent)?;
         if let Some(path) = &self.pinned {
             // Dropping the new one detaches it.
             new.keep_beside(path)?;

@@ -25,8 +25,8 @@ enum Keep {
     Text,
     /// Attributes, of which these are read.
     Nested(&'static [(u16, Keep)]),
-    /// The same, if this is the `KIND` among the attributes beside it.
-    NestedIf(&'static str, &'static [(u16, Keep)]),
+    /// The same, by the `KIND` among the attributes beside it.
+    NestedBy(&'static [(&'static str, &'static [(u16, Keep)])]),
     /// Paths of a route, with attributes of which these are read.
     Paths(&'static [(u16, Keep)]),
 }
@@ -34,8 +34,8 @@ enum Keep {
 /// IFLA_INFO_KIND and TCA_KIND.
 const KIND: u16 = libc::TCA_KIND;
 
-/// linux/if_link.h: address, name, MTU, lower or peer, controller, kind and table of a VRF, and whether the
-/// peer is elsewhere.
+/// linux/if_link.h: address, name, MTU, lower or peer, controller, kind and table of a VRF, counters, whether the
+/// peer is elsewhere, and XDP programs: how they are attached, and which is in the driver.
 const OF_LINKS: &[(u16, Keep)] = &[
     (1, Keep::Whole),
     (3, Keep::Text),
@@ -43,11 +43,28 @@ const OF_LINKS: &[(u16, Keep)] = &[
     (5, Keep::Whole),
     (10, Keep::Whole),
     (18, Keep::Nested(OF_LINK_INFO)),
+    (23, Keep::Whole),
     (37, Keep::Whole),
+    (43, Keep::Nested(&[(2, Keep::Whole), (5, Keep::Whole)])),
 ];
 const OF_LINK_INFO: &[(u16, Keep)] = &[
     (KIND, Keep::Text),
-    (2, Keep::NestedIf("vrf", &[(1, Keep::Whole)])),
+    (
+        2,
+        Keep::NestedBy(&[
+            ("vrf", &[(1, Keep::Whole)]),
+            ("ipip", OF_TUNNELS),
+            ("sit", OF_TUNNELS),
+            ("ip6tnl", OF_TUNNELS),
+        ]),
+    ),
+];
+/// linux/if_tunnel.h: local and remote address, protocol, and whether routes say where tunnels end.
+const OF_TUNNELS: &[(u16, Keep)] = &[
+    (2, Keep::Whole),
+    (3, Keep::Whole),
+    (9, Keep::Whole),
+    (19, Keep::Whole),
 ];
 
 const OF_ROUTES: &[(u16, Keep)] = &[
@@ -78,7 +95,7 @@ const OF_RULES: &[(u16, Keep)] = &[(17, Keep::Text), (19, Keep::Whole)];
 const OF_DISCIPLINES: &[(u16, Keep)] = &[(KIND, Keep::Text)];
 const OF_FILTERS: &[(u16, Keep)] = &[
     (KIND, Keep::Text),
-    (libc::TCA_OPTIONS, Keep::NestedIf("bpf", OF_PROGRAMS)),
+    (libc::TCA_OPTIONS, Keep::NestedBy(&[("bpf", OF_PROGRAMS)])),
 ];
 /// TCA_BPF_NAME and TCA_BPF_ID.
 const OF_PROGRAMS: &[(u16, Keep)] = &[(7, Keep::Text), (11, Keep::Whole)];
@@ -178,9 +195,13 @@ fn sieve(mut rest: &[u8], of: &[(u16, Keep)], out: &mut Vec<u8>) {
             Some(Keep::Whole) => out.extend(value),
             Some(Keep::Text) => out.extend(String::from_utf8_lossy(value).as_bytes()),
             Some(Keep::Nested(of)) => sieve(value, of, out),
-            Some(Keep::NestedIf(kind, of)) if beside == *kind => sieve(value, of, out),
+            Some(Keep::NestedBy(kinds)) => {
+                if let Some((_, of)) = kinds.iter().find(|(kind, _)| *kind == beside) {
+                    sieve(value, of, out);
+                }
+            }
             Some(Keep::Paths(of)) => sieve_paths(value, of, out),
-            Some(Keep::NestedIf(..)) | None => {}
+            None => {}
         }
         let is_kept =
             matches!(keep, Some(Keep::Whole | Keep::Text)) || out.len() > start + ATTRIBUTE;

@@ -8,8 +8,10 @@ mod filters;
 mod frames;
 mod notices;
 mod requests;
+mod sending;
 #[cfg(test)]
 mod tests;
+mod tunnels;
 
 pub(crate) use answers::Interface;
 pub(crate) use answers::Neighbour;
@@ -21,3 +23,4 @@ pub(crate) use notices::Notices;
 pub(crate) use requests::MAIN_TABLE;
 pub(crate) use requests::MOST_QUESTIONS;
 pub(crate) use requests::Requests;
+pub(crate) use tunnels::TunnelDevice;

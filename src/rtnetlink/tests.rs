@@ -5,6 +5,7 @@ mod recorded;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
@@ -31,6 +32,7 @@ use super::notices;
 use super::notices::tests::attribute;
 use super::requests::default_routes_in;
 use super::requests::has_rules_by_interface_in;
+use super::tunnels::tunnel_of;
 use crate::mutate;
 use crate::types::Family;
 
@@ -115,7 +117,10 @@ fn in_words(message: &RouteNetlinkMessage) -> String {
     use RouteNetlinkMessage as Message;
 
     match message {
-        Message::NewLink(link) => format!("{} {:?}", link.header.index, interface_of(link)),
+        Message::NewLink(link) => {
+            let tunnel = tunnel_of(link).map_or_else(String::new, |of| format!(" {of:?}"));
+            format!("{} {:?}{tunnel}", link.header.index, interface_of(link))
+        }
         Message::NewRoute(route) => {
             let of = |interface| route_of(route, interface);
             let default = default_routes_in(&[Message::NewRoute(route.clone())]);
@@ -170,7 +175,7 @@ fn rebuilt(message: &[u8], fixed: usize, attributes: &[u8]) -> Vec<u8> {
 /// Of a recorded kind: bytes before the attributes, and what the crate reads of these.
 fn shape(name: &str) -> (usize, &'static [u16]) {
     match name {
-        "links" => (16, &[1, 3, 4, 5, 10, 18, 37]),
+        "links" => (16, &[1, 3, 4, 5, 10, 18, 23, 37, 43]),
         "routes4" | "routes6" => (12, &[1, 4, 5, 6, 8, 9, 15, 18]),
         "neighbours" => (12, &[1, 2]),
         "rules" => (12, &[17, 19]),
@@ -343,7 +348,7 @@ fn compare_link(message: &[u8], read: &[Result<String, String>]) {
         }
         // Of the rest only what is known of its kind can be wrong.
         Err(error) => assert!(
-            !is_right || of.iter().any(|(kind, _)| *kind == 18),
+            !is_right || of.iter().any(|(kind, _)| [18, 43].contains(kind)),
             "{error}"
         ),
     }
@@ -374,6 +379,38 @@ fn vrf_vlan_and_program_are_read_among_others() {
         vlan.contains("vlan: true") && vlan.contains("lower: Some(3)"),
         "{vlan}"
     );
+    // Tunnels: from anywhere or not, and of which families.
+    let any = vec![0; 16];
+    let at: Ipv6Addr = "fd00::2".parse().unwrap();
+    let local = (2, at.octets().to_vec());
+    let any6 = link(&kind(
+        "ip6tnl\0",
+        &[(1, vec![9; 4]), local, (3, any.clone()), (9, vec![0])],
+    ));
+    assert!(
+        any6.contains("outer: V6, inner: None, local: Some(fd00::2)"),
+        "{any6}"
+    );
+    let v6_in_v4 = link(&kind(
+        "sit\0",
+        &[(2, vec![0; 4]), (3, vec![0; 4]), (9, vec![41])],
+    ));
+    assert!(
+        v6_in_v4.contains("outer: V4, inner: Some(V6), local: None"),
+        "{v6_in_v4}"
+    );
+    let v4_in_v4 = link(&kind("ipip\0", &[(9, vec![4])]));
+    assert!(
+        v4_in_v4.contains("outer: V4, inner: Some(V4)"),
+        "{v4_in_v4}"
+    );
+    for data in [
+        vec![(3, vec![192, 0, 2, 1]), (9, vec![4])],
+        vec![(9, vec![4]), (19, vec![])],
+    ] {
+        let other = link(&kind("ipip\0", &data));
+        assert!(!other.contains("TunnelDevice"), "{other}");
+    }
     // A port of a bridge that has no kind of its own: nothing that is read.
     let port = link(&[
         (3, b"x\0".to_vec()),

@@ -15,7 +15,7 @@ use nix::sys::socket::socket;
 
 const GDRVINFO: u32 = 0x03;
 const GTXCSUM: u32 = 0x16;
-const GSTRINGS: u32 = 0x1b;
+pub(super) const GSTRINGS: u32 = 0x1b;
 const GFLAGS: u32 = 0x25;
 const GGRO: u32 = 0x2b;
 const GSSET_INFO: u32 = 0x37;
@@ -24,7 +24,7 @@ const GCHANNELS: u32 = 0x3c;
 
 /// The set of the names of features (ETH_SS_FEATURES), and the bytes of a name.
 const FEATURES: u32 = 4;
-const NAME_BYTES: usize = 32;
+pub(super) const NAME_BYTES: usize = 32;
 
 const FLAG_RXVLAN: u32 = 1 << 8;
 const FLAG_LRO: u32 = 1 << 15;
@@ -37,6 +37,8 @@ pub(crate) struct Ethtool(OwnedFd);
 pub(crate) struct Channels {
     /// That receive: on their own, or together with sending.
     pub(crate) receive: u32,
+    /// As many can do both at most.
+    pub(crate) most_combined: u32,
 }
 
 /// A command that is answered with one number.
@@ -108,13 +110,18 @@ impl Ethtool {
         Ok(active & 1 << (bit % 32) != 0)
     }
 
-    /// The names of all features, in the order of their bits.
-    fn features(&self, interface: &str) -> io::Result<impl Iterator<Item = String>> {
-        // Command, reserved, a mask of 64 bits with the set's, and the answer: how many names it has.
-        let mut question = [GSSET_INFO, 0, 1 << FEATURES, 0, 0];
+    /// How many names a set has, of those below 32.
+    pub(super) fn size_of_set(&self, interface: &str, set: u32) -> io::Result<usize> {
+        // Command, reserved, a mask of 64 bits with the set's, and the answer. A set that is not there leaves it.
+        let mut question = [GSSET_INFO, 0, 1 << set, 0, 0];
         // SAFETY: the kernel writes a struct ethtool_sset_info with a number for each bit of the mask.
         unsafe { self.ask(interface, &mut question) }?;
-        let number = question[4] as usize;
+        Ok(question[4] as usize)
+    }
+
+    /// The names of all features, in the order of their bits.
+    fn features(&self, interface: &str) -> io::Result<impl Iterator<Item = String>> {
+        let number = self.size_of_set(interface, FEATURES)?;
         // Command, set, number of names.
         let mut answer = vec![0_u32; 3 + number * NAME_BYTES / 4];
         (answer[0], answer[1], answer[2]) = (GSTRINGS, FEATURES, number as u32);
@@ -123,12 +130,7 @@ impl Ethtool {
         unsafe { self.ask(interface, &mut answer[..]) }?;
         let words = answer.into_iter().skip(3);
         let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
-        let names = (0..number).map(move |at| {
-            let name = &bytes[at * NAME_BYTES..][..NAME_BYTES];
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            String::from_utf8_lossy(name).into_owned()
-        });
-        Ok(names)
+        Ok((0..number).map(move |at| name_in(&bytes[at * NAME_BYTES..][..NAME_BYTES])))
     }
 
     fn value(&self, interface: &str, command: u32) -> io::Result<u32> {
@@ -147,6 +149,7 @@ impl Ethtool {
         unsafe { self.ask(interface, &mut answer) }?;
         Ok(Channels {
             receive: answer.rx.saturating_add(answer.combined),
+            most_combined: answer.max[3],
         })
     }
 
@@ -165,7 +168,7 @@ impl Ethtool {
 
     /// # Safety
     /// `answer` must begin with the command and be as long as what the kernel writes for it.
-    unsafe fn ask<T: ?Sized>(&self, interface: &str, answer: &mut T) -> io::Result<()> {
+    pub(super) unsafe fn ask<T: ?Sized>(&self, interface: &str, answer: &mut T) -> io::Result<()> {
         // SAFETY: zero is a value of all of its fields.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
         if interface.len() >= request.ifr_name.len() {
@@ -184,6 +187,12 @@ impl Ethtool {
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// A name that ends with a zero, or where its room ends.
+pub(super) fn name_in(bytes: &[u8]) -> String {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }
 
 const _: () = assert!(mem::size_of::<DriverAnswer>() == 196);

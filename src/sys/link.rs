@@ -263,6 +263,9 @@ pub(crate) fn attach_to_cgroup(
     )
 }
 
+/// A driver sends frames that are redirected to it (linux/netdev.h).
+pub(crate) const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
+
 /// The ids of the XDP programs on an interface: in native and in generic mode, 0 for none.
 pub(crate) struct Present {
     pub(crate) native: u32,

@@ -5,6 +5,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod ethtool;
+mod ethtool_counters;
 mod fdinfo;
 pub(crate) mod link;
 pub(crate) mod lock;

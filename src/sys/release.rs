@@ -2,6 +2,9 @@
 
 use nix::sys::utsname::uname;
 
+/// From this release on the kernel tells what drivers can do of XDP.
+pub(crate) const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
+
 /// Whether the running kernel is this release or a newer one.
 pub(crate) fn is_at_least(needed: (u32, u32)) -> bool {
     numbers(&release()) >= needed

@@ -10,10 +10,12 @@ use katran::Error;
 use katran::Katran;
 use katran::Protocol;
 use katran::Real;
+use katran::RootProgram;
 use katran::ServerId;
 use katran::State;
 use katran::VipFlags;
 use katran::XdpMode;
+use katran::attachments::SharedEntries;
 use katran::flows::Verdict;
 use katran::state::VipState;
 use katran_lab::Host;
@@ -88,6 +90,8 @@ pub(crate) fn real_of(katran: &Katran, of: &str) -> IpAddr {
 pub(crate) fn links(directory: &Path) -> Vec<OwnedFd> {
     let entries = std::fs::read_dir(directory.join("attached")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
+    // A record of an entry is a symbolic link.
+    let paths = paths.filter(|path| !path.is_symlink());
     paths.map(|path| pins::open(&path)).collect()
 }
 
@@ -281,4 +285,51 @@ fn former_numbers_take_one_walk_for_all() {
     for frame in &frames {
         assert_eq!(katran.simulate(frame).unwrap().real, None);
     }
+}
+
+/// Whatever has the new program when the exchange is refused has the one before again: links, an entry, the path of probes.
+#[test]
+fn everything_that_was_switched_has_the_program_before_again() {
+    require_root();
+    let host = host();
+    let directory = private_bpf_fs().unwrap();
+    let path = directory.join("root");
+    let mut root = RootProgram::builder().load().unwrap();
+    root.pin(&path).unwrap();
+    let entries = SharedEntries::open(&path).unwrap();
+    let directory = directory.join("katran");
+    let builder = all_in_table().healthcheck_interface("eth1");
+    let mut katran = builder.pin(&directory).load().unwrap();
+    serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
+    host.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.attach_shared(&path, 2).unwrap();
+    });
+    assert!(katran.probes().attachment().is_some());
+    let links = links(&directory);
+    let attached = || {
+        let mut programs = programs(&links);
+        programs.extend(entries.programs().unwrap().swap_remove(2).map(|of| of.id));
+        programs
+    };
+    let before = attached();
+    assert_eq!(before.len(), 3, "a link of XDP, one of tcx, an entry");
+    let mut wanted = katran.state();
+    wanted.balancer.as_mut().unwrap().max_vips = Some(40);
+    let mut there = Vec::new();
+    let judge = || {
+        there = attached();
+        Some(Errno::EIO)
+    };
+    judged(libc::SYS_renameat2, None, judge, || {
+        host.run(|| katran.apply(&wanted)).unwrap_err()
+    });
+    let both = || before.iter().zip(&there);
+    assert!(both().all(|(before, there)| before != there), "{there:?}");
+    assert_eq!(attached(), before);
+    host.run(|| katran.apply(&wanted)).unwrap();
+    let now = attached();
+    let mut both = before.iter().zip(&now);
+    assert!(both.all(|(before, now)| before != now), "{now:?}");
+    katran.remove().unwrap();
 }

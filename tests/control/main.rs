@@ -28,3 +28,4 @@ mod relaid;
 mod replaced;
 mod swaps;
 mod threads;
+mod ways;

@@ -449,11 +449,9 @@ fn other_probes_know_the_gateway_that_packets_know() {
     katran.remove().unwrap();
 }
 
-/// Nobody would own it until the router answers.
-#[test]
-fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
-    let directory = directory();
-    let host = Host::new("relaid-silent").unwrap();
+/// A host whose gateway answers.
+fn with_router(name: &str) -> Host {
+    let host = Host::new(name).unwrap();
     for command in [
         "link add near type veth peer name far",
         "link set far up",
@@ -464,6 +462,14 @@ fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
     ] {
         host.ip(command).unwrap();
     }
+    host
+}
+
+/// Nobody would own it until the router answers.
+#[test]
+fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
+    let directory = directory();
+    let host = with_router("relaid-silent");
     let mut katran = load(builder().gateway(Gateway::Auto).pin(&directory));
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     host.run(|| katran.attach("near", XdpMode::Generic))
@@ -474,5 +480,33 @@ fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
     relay(&directory.join("set"), &[STATE]);
     let katran = host.run(|| adopt(&directory));
     assert_eq!(katran.state(), state);
+    katran.remove().unwrap();
+}
+
+/// Wherever the next owner is: the gateway is known before packets are on the one that asks for it.
+#[test]
+fn a_gateway_is_found_from_another_network_namespace() {
+    let directory = directory();
+    let host = with_router("relaid-outside");
+    let mut katran = load(builder().gateway(Gateway::Auto).pin(&directory));
+    serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
+    host.run(|| katran.attach("near", XdpMode::Generic))
+        .unwrap();
+    for outside in [false, true] {
+        drop(katran);
+        relay(&directory.join("set"), &[STATE]);
+        let mut known = Vec::new();
+        let look = || {
+            let live = pins::open(&directory.join("next_set/maps/data_live"));
+            known = bpf::lookup(live.as_fd(), &[0; 4]).unwrap();
+            None
+        };
+        let from_there = || match outside {
+            true => adopt(&directory),
+            false => host.run(|| adopt(&directory)),
+        };
+        katran = judged(libc::SYS_renameat2, None, look, from_there);
+        assert_eq!(known[..6], [2, 0, 0, 0, 9, 9], "{outside}");
+    }
     katran.remove().unwrap();
 }

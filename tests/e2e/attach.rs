@@ -35,7 +35,7 @@ pub(crate) fn program(host: &Host, interface: &str) -> Option<(XdpMode, u32)> {
 fn hosts() -> (Host, Host) {
     require_root();
     let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
-    veth(a.port("eth0"), b.port("eth0"), 1500).unwrap();
+    veth(a.port("eth0"), b.port("eth0").takes_xdp_tx(), 1500).unwrap();
     a.ip("link add bridge0 type bridge").unwrap();
     a.ip("link set bridge0 up").unwrap();
     (a, b)

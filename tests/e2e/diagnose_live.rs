@@ -102,6 +102,9 @@ fn the_drivers_refusal_is_told() {
     let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
     // A veth refuses native XDP if its peer may send longer frames than a page has room for.
     host.ip("link set eth1 mtu 9000").unwrap();
+    // Which has a program: without one native mode is not even tried.
+    let mut passes = Decap::builder().load().unwrap();
+    host.run(|| passes.attach("eth1", XdpMode::Native).unwrap());
     let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
     assert_eq!(attached.mode, XdpMode::Generic);
     let found = host.run(|| katran.diagnose("eth0").unwrap());

@@ -24,6 +24,7 @@ mod frame;
 mod health;
 mod health_late;
 mod health_places;
+mod kernel_tunnels;
 mod links;
 mod local;
 mod manners;
@@ -34,6 +35,8 @@ mod next_hop;
 #[path = "../common/pins.rs"]
 mod objects;
 mod pinned;
+#[cfg(feature = "health")]
+mod probed;
 mod quic;
 mod reals;
 mod reload;
@@ -42,6 +45,7 @@ mod replace;
 mod root_pinned;
 mod routing;
 mod segment;
+mod sending;
 mod server_ids;
 mod shared;
 mod site;

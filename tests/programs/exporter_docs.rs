@@ -10,6 +10,8 @@ use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::VipFlags;
+use katran::XdpMode;
+use katran_lab::Host;
 use katran_lab::http_get;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
@@ -150,7 +152,15 @@ fn documentation_lists_every_metric_and_every_counter() {
     let real = Real::new("198.51.100.1".parse().unwrap());
     katran.add_real(vip, real).unwrap();
     katran.probes_mut().register(vip).unwrap();
-    let counters = serde_json::to_value(katran.counters().unwrap()).unwrap();
+    let elsewhere = Host::new("elsewhere").unwrap();
+    elsewhere
+        .ip("link add eth0 type veth peer name eth1")
+        .unwrap();
+    let counters = elsewhere.run(|| {
+        katran.attach("eth0", XdpMode::Generic).unwrap();
+        katran.counters().unwrap()
+    });
+    let counters = serde_json::to_value(counters).unwrap();
     assert_eq!(described, fields("", &counters));
     exporter.end(SIGINT);
 }

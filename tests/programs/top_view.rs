@@ -61,9 +61,9 @@ fn sample(time: Instant, times: u64) -> Sample {
         totals,
         flow_table,
         drops: BTreeMap::from([
-            ("ipv4_fragment", times),
-            ("ring_empty", 4 * times),
-            ("too_big", 0),
+            ("ipv4_fragment".to_owned(), times),
+            ("ring_empty".to_owned(), 4 * times),
+            ("too_big".to_owned(), 0),
         ]),
         vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
         slots: BTreeMap::new(),
@@ -110,7 +110,8 @@ fn rates_are_differences_by_time() {
     assert_eq!(rates.reals[1].rate, rate(40.0, 16_000.0));
     let down: Vec<_> = rates.reals.iter().map(|real| real.down).collect();
     assert_eq!(down, [Some((1, 3)), Some((2, 2))]);
-    let drops: Vec<_> = rates.drops.iter().map(|d| (d.reason, d.rate)).collect();
+    let drops = rates.drops.iter();
+    let drops: Vec<_> = drops.map(|d| (&*d.reason, d.rate)).collect();
     assert_eq!(drops, [("ring_empty", 8.0), ("ipv4_fragment", 2.0)]);
     let cpus: Vec<_> = rates
         .cpus
@@ -435,4 +436,41 @@ fn text_has_plain_numbers() {
     ] {
         assert!(has_line(&lines, words), "{words:?}:\n{text}");
     }
+}
+
+/// What an interface has not sent is told in red, among what was dropped.
+#[test]
+fn frames_that_have_not_left_are_red() {
+    let start = Instant::now();
+    let mut samples = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    for (sample, unsent) in samples.iter_mut().zip([500, 1200]) {
+        sample.drops.insert("not sent by eth0".to_owned(), unsent);
+    }
+    let rates = Rates::between(&samples[0], &samples[1]);
+    let text = view::text(&rates);
+    assert!(text.contains("  not sent by eth0"), "{text}");
+    let status = Status {
+        title: String::new(),
+        message: String::new(),
+    };
+    let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+    terminal
+        .draw(|frame| view::draw(frame, &status, &rates))
+        .unwrap();
+    let buffer = terminal.backend().buffer();
+    let rows = buffer.content.chunks(80);
+    let mut found = rows.filter(|row| {
+        let text: String = row.iter().map(|cell| cell.symbol()).collect();
+        text.contains("not sent by eth0")
+    });
+    let row = found.next().expect("it is drawn");
+    let red = row
+        .iter()
+        .filter(|cell| cell.fg == ratatui::style::Color::Red);
+    let red: String = red.map(|cell| cell.symbol()).collect();
+    assert!(
+        red.contains("not sent by eth0") && red.contains("700"),
+        "{red}"
+    );
+    assert!(!red.contains("cpu"), "{red}");
 }

@@ -1,0 +1,162 @@
+//! Whether what the program sends leaves: the other end of a virtual link, the interface's own counters against the
+//! program's, and the queues that a driver sends by.
+
+use super::Diagnosis;
+use super::InterfaceFacts;
+use super::Subject;
+use super::facts::VirtioQueues;
+use super::interface::PASS_ON_PEER;
+use crate::attach::FarEnd;
+use crate::attach::XdpMode;
+use crate::counters::InterfaceCounters;
+use crate::sys::link::XDP_ACT_NDO_XMIT;
+use crate::types::NextHops;
+
+/// Of so many frames that the program has sent one that has not left is a problem, and not only a warning.
+const BEARABLE: u64 = 100;
+
+/// What the program has sent, and what became of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sends {
+    /// By which interface frames leave.
+    pub(crate) next_hops: NextHops,
+    /// By the interface, if it is attached to.
+    pub(crate) by_interface: Option<InterfaceCounters>,
+    /// Frames that the program has counted as sent, by whatever interface.
+    pub(crate) by_program: u64,
+}
+
+/// `in_force` is the mode in which packets meet the program, or would.
+pub(super) fn judge(
+    place: &InterfaceFacts,
+    sends: &Sends,
+    in_force: XdpMode,
+    found: &mut Diagnosis,
+) {
+    let is_attached = place.program.is_some();
+    if in_force == XdpMode::Native {
+        far_end(place, sends, is_attached, found);
+        if let Some(queues) = place.virtio_queues {
+            virtio(place, queues, is_attached, found);
+        }
+    }
+    if let Some(counters) = &sends.by_interface {
+        unsent(counters, place, sends, in_force, found);
+    }
+}
+
+fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut Diagnosis) {
+    let about = Subject::Sending;
+    match &place.far_end {
+        Some(far @ FarEnd::TakesNone { .. }) if !is_attached => {
+            let message = format!("{far} has no XDP program: auto mode is generic mode here");
+            found.note(about, message, format!("in a lab: {PASS_ON_PEER}"));
+        }
+        Some(far @ FarEnd::TakesNone { .. }) => {
+            // Only GRO has it take frames without a program.
+            let has_gro = place
+                .xdp_features
+                .is_some_and(|known| known & XDP_ACT_NDO_XMIT != 0);
+            let fate = match has_gro {
+                true => "lies there until something else wakes it",
+                false => "is lost",
+            };
+            let advice = format!("attach in auto or generic mode; or in a lab: {PASS_ON_PEER}");
+            match sends.next_hops == NextHops::Redirect && has_gro {
+                true => {
+                    let message = format!(
+                        "{far} has no XDP program, and only GRO: what is redirected arrives, but the balancer's own \
+                         ICMP messages {}",
+                        "lie there until something else wakes it"
+                    );
+                    found.warn(about, message, advice);
+                }
+                false => {
+                    let message = format!("{far} has no XDP program: what is sent natively {fate}");
+                    found.problem(about, message, advice);
+                }
+            }
+        }
+        Some(far @ FarEnd::Unknown) => found.note(
+            about,
+            format!(
+                "{far} is in a network namespace that this process may not look into: unless it has an XDP program, \
+                 nothing arrives that is sent natively"
+            ),
+            format!("see whether it has (ip link there), or {PASS_ON_PEER}"),
+        ),
+        Some(FarEnd::Takes) | None => {}
+    }
+}
+
+/// virtio_net gives each CPU a queue of its own for native XDP, if there are so many left; else CPUs wait for each
+/// other.
+fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found: &mut Diagnosis) {
+    let VirtioQueues { in_use, most, cpus } = queues;
+    if in_use.saturating_add(cpus) <= most {
+        return;
+    }
+    let name = &place.name;
+    let message = format!(
+        "{in_use} of {most} queues are in use: none is left for each of {cpus} CPUs to send by, so virtio_net sends in a \
+         slower locked mode"
+    );
+    let detach = match is_attached {
+        true => "detach; ",
+        false => "",
+    };
+    let advice = match most.saturating_sub(cpus) {
+        0 => format!(
+            "give the virtual machine more queues than CPUs (twice as many); then ethtool -L {name} combined {cpus}, and \
+             attach"
+        ),
+        free => format!("{detach}ethtool -L {name} combined {free}; then attach"),
+    };
+    found.warn(Subject::Queues, message, advice);
+}
+
+/// The interface's own word.
+fn unsent(
+    counters: &InterfaceCounters,
+    place: &InterfaceFacts,
+    sends: &Sends,
+    in_force: XdpMode,
+    found: &mut Diagnosis,
+) {
+    let InterfaceCounters {
+        interface,
+        sent,
+        unsent,
+        ..
+    } = counters;
+    let about = Subject::Sending;
+    if *unsent == 0 {
+        let message = format!(
+            "{interface} has failed to send none of its frames since it was attached to, and sent {sent}"
+        );
+        return found.ok(about, message);
+    }
+    let by_program = sends.by_program;
+    let message = format!(
+        "{interface} has not sent {unsent} frames since it was attached to; the balancer has counted {by_program} as sent"
+    );
+    let advice = match (in_force, &place.far_end) {
+        (XdpMode::Native, Some(FarEnd::TakesNone { .. })) => "see above".to_owned(),
+        (XdpMode::Native, Some(_)) => format!(
+            "the other end's queue was full or not there (down, or no XDP program): ethtool -S {interface}"
+        ),
+        (XdpMode::Native, None) => {
+            format!(
+                "its queue was full, or it refused them: ethtool -S {interface}; more or longer queues (-L, -G)"
+            )
+        }
+        _ => format!(
+            "the link was down, its queue was full, or it refused them, perhaps others' than the balancer's: ip -s link \
+             show {interface}"
+        ),
+    };
+    match unsent.saturating_mul(BEARABLE) >= by_program {
+        true => found.problem(about, message, advice),
+        false => found.warn(about, message, advice),
+    }
+}

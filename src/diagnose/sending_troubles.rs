@@ -1,0 +1,187 @@
+//! Troubles of frames that do not leave, as those of `balancer_troubles.rs`.
+
+use super::troubles::tell;
+use super::*;
+use crate::attach::FarEnd;
+use crate::attach::NotNative;
+use crate::counters::InterfaceCounters;
+use crate::diagnose::Severity::Note;
+use crate::diagnose::Severity::Problem;
+use crate::diagnose::Severity::Warning;
+use crate::diagnose::facts::VirtioQueues;
+
+fn takes_none() -> Option<FarEnd> {
+    let name = Some("eth9".to_owned());
+    Some(FarEnd::TakesNone { name })
+}
+
+fn sent(unsent: u64, by_program: u64) -> Sends {
+    Sends {
+        next_hops: NextHops::Gateway,
+        by_interface: Some(InterfaceCounters {
+            interface: "eth0".to_owned(),
+            index: 2,
+            namespace: 1,
+            sent: 10,
+            unsent,
+        }),
+        by_program,
+    }
+}
+
+#[test]
+fn troubles_of_sending() {
+    tell(&[
+        (
+            |f| {
+                f.interface.far_end = takes_none();
+                f.interface.xdp_features = Some(XDP_ACT_BASIC);
+            },
+            Problem,
+            Subject::Sending,
+            "eth9, has no XDP program: what is sent natively is lost",
+            "auto or generic mode",
+        ),
+        (
+            |f| f.interface.far_end = takes_none(),
+            Problem,
+            Subject::Sending,
+            "lies there until something else wakes it",
+            "auto or generic mode",
+        ),
+        (
+            |f| {
+                f.sends.next_hops = NextHops::Redirect;
+                f.interface.far_end = takes_none();
+            },
+            Warning,
+            Subject::Sending,
+            "what is redirected arrives",
+            "passes everything",
+        ),
+        (
+            |f| {
+                f.interface.far_end = takes_none();
+                f.interface.program = None;
+                f.interface.ours.xdp = None;
+                f.interface.ours.elsewhere = true;
+            },
+            Warning,
+            Subject::Program,
+            "no root program",
+            "root attach",
+        ),
+        (
+            |f| f.interface.far_end = Some(FarEnd::Unknown),
+            Note,
+            Subject::Sending,
+            "may not look into",
+            "in native mode",
+        ),
+        (
+            |f| {
+                f.interface.far_end = takes_none();
+                f.interface.gro = Some(false);
+                present(f).mode = XdpMode::Generic;
+                let ours = f.interface.ours.xdp.as_mut().unwrap();
+                ours.not_native = Some(NotNative::OtherEnd);
+            },
+            Warning,
+            Subject::Mode,
+            "had no XDP program",
+            "detach from eth0, and attach again",
+        ),
+        (
+            |f| f.sends = sent(1, 100),
+            Problem,
+            Subject::Sending,
+            "eth0 has not sent 1 frames since it was attached to; the balancer has counted 100",
+            "ethtool -S eth0",
+        ),
+        (
+            |f| f.sends = sent(1, 101),
+            Warning,
+            Subject::Sending,
+            "has not sent 1 frames",
+            "queue was full",
+        ),
+        (
+            |f| {
+                f.sends = sent(5, 10_000);
+                f.interface.far_end = Some(FarEnd::Takes);
+            },
+            Warning,
+            Subject::Sending,
+            "has not sent 5 frames",
+            "the other end's queue",
+        ),
+        (
+            |f| {
+                f.interface.virtio_queues = Some(VirtioQueues {
+                    in_use: 8,
+                    most: 8,
+                    cpus: 4,
+                });
+            },
+            Warning,
+            Subject::Queues,
+            "8 of 8 queues are in use: none is left for each of 4 CPUs",
+            "detach; ethtool -L eth0 combined 4",
+        ),
+        (
+            |f| {
+                f.interface.virtio_queues = Some(VirtioQueues {
+                    in_use: 1,
+                    most: 4,
+                    cpus: 4,
+                });
+            },
+            Warning,
+            Subject::Queues,
+            "slower locked mode",
+            "more queues than CPUs",
+        ),
+    ]);
+}
+
+#[test]
+fn what_leaves_is_fine() {
+    let mut facts = good();
+    facts.sends = sent(0, 100);
+    facts.interface.far_end = Some(FarEnd::Takes);
+    facts.interface.virtio_queues = Some(VirtioQueues {
+        in_use: 4,
+        most: 8,
+        cpus: 4,
+    });
+    let found = judge(&facts);
+    assert_eq!(found.worst(), Severity::Ok, "{found}");
+    let told = found.about(Subject::Sending).next().unwrap();
+    assert!(told.message.ends_with("and sent 10"), "{found}");
+    // Queues are shared in generic mode anyway, and the other end takes what the stack sends.
+    present(&mut facts).mode = XdpMode::Generic;
+    facts.interface.far_end = takes_none();
+    facts.interface.virtio_queues = Some(VirtioQueues {
+        in_use: 8,
+        most: 8,
+        cpus: 8,
+    });
+    let found = judge(&facts);
+    let bad = |subject| {
+        let mut about = found.about(subject);
+        about.any(|of| of.severity > Severity::Ok)
+    };
+    assert!(!bad(Subject::Sending) && !bad(Subject::Queues), "{found}");
+}
+
+#[test]
+fn the_mode_that_auto_would_choose_is_told_before_attaching() {
+    let mut facts = good();
+    facts.interface.ours.xdp = None;
+    facts.interface.program = None;
+    facts.interface.far_end = takes_none();
+    let found = judge(&facts);
+    let told = found.about(Subject::Sending).next().unwrap();
+    assert_eq!(told.severity, Severity::Note, "{found}");
+    assert!(told.message.contains("auto mode is generic"), "{found}");
+}

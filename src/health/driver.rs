@@ -1,0 +1,442 @@
+//! The thread that takes results, and tells the balancer what follows from them: one change for all that was found
+//! meanwhile.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::net::UdpSocket;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::Weak;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::board::Board;
+use super::board::Target;
+use super::outcome::Outcome;
+use super::plan::Probes;
+use super::plan::Questions;
+use super::plan::questions;
+use super::report::Event;
+use super::runner::Finished;
+use super::runner::Order;
+use crate::document::Changes;
+use crate::document::State;
+use crate::error::Error;
+use crate::error::Result;
+use crate::katran::Katran;
+use crate::types::Vip;
+
+/// Results that come so soon after one are taken together.
+const GATHER: Duration = Duration::from_millis(20);
+/// Between two attempts to apply what was refused.
+const RETRY: Duration = Duration::from_secs(1);
+/// With nothing to do, it looks so often whether the balancer is still there.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the thread is told.
+pub(super) enum Message {
+    Finished(Finished),
+    /// Something is to be looked at: the end, or what others have changed.
+    Look,
+}
+
+/// What is known, and what was done.
+pub(super) struct Known {
+    pub(super) board: Board,
+    pub(super) probes: Probes,
+    pub(super) questions: Arc<Questions>,
+    pub(super) passed: u64,
+    pub(super) failed: u64,
+    pub(super) not_sent: u64,
+    pub(super) applied: u64,
+    pub(super) refused: Option<String>,
+    pub(super) ended: Option<String>,
+    /// The balancer is to be told something.
+    pub(super) pending: bool,
+}
+
+/// What the thread and the handle share. Whoever changes the board holds the balancer; whoever takes both takes the
+/// balancer first.
+pub(super) struct Shared {
+    katran: Weak<Mutex<Katran>>,
+    known: Mutex<Known>,
+    changed: Condvar,
+    /// Nothing is changed any more once this says so; it is held as long as a change lasts.
+    stopped: Mutex<bool>,
+    pub(super) lost: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(katran: Weak<Mutex<Katran>>, board: Board, probes: Probes) -> Self {
+        let known = Known {
+            board,
+            probes,
+            questions: Arc::default(),
+            passed: 0,
+            failed: 0,
+            not_sent: 0,
+            applied: 0,
+            refused: None,
+            ended: None,
+            pending: false,
+        };
+        Self {
+            katran,
+            known: Mutex::new(known),
+            changed: Condvar::new(),
+            stopped: Mutex::new(false),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        lock(&self.known)
+    }
+
+    /// Waits until this is so, for as long at most; whether it is.
+    pub(super) fn wait(&self, limit: Duration, is_so: impl Fn(&Known) -> bool) -> bool {
+        let wait = self
+            .changed
+            .wait_timeout_while(self.known(), limit, |known| !is_so(known));
+        let (known, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        is_so(&known)
+    }
+
+    /// Waits for a change that is under way, and lets none begin.
+    pub(super) fn stop(&self) {
+        *lock(&self.stopped) = true;
+    }
+
+    /// Does something with the balancer; `None`: it is gone. A panic does not poison it for others.
+    pub(super) fn with_katran<T>(&self, f: impl FnOnce(&mut Katran) -> T) -> Option<T> {
+        let katran = self.katran.upgrade()?;
+        let done = {
+            let mut katran = lock(&katran);
+            catch_unwind(AssertUnwindSafe(|| f(&mut katran)))
+        };
+        Some(done.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+
+    /// Brings the balancer to what the board says of this state, if nobody has stopped that.
+    pub(super) fn tell(
+        &self,
+        katran: &mut Katran,
+        mut board: Board,
+        mut state: State,
+    ) -> Result<Changes> {
+        let stopped = lock(&self.stopped);
+        if *stopped {
+            return Ok(Changes::default());
+        }
+        board.put_into(&mut state, Instant::now());
+        let changes = katran.apply(&state)?;
+        board.told(&state);
+        let mut known = self.known();
+        known.questions = Arc::new(questions(&board, &known.probes));
+        known.board = board;
+        known.pending = false;
+        known.refused = None;
+        known.applied += u64::from(!changes.is_empty());
+        drop(known);
+        self.changed.notify_all();
+        Ok(changes)
+    }
+}
+
+/// What the thread has.
+pub(super) struct Driver {
+    pub(super) shared: Arc<Shared>,
+    pub(super) messages: Receiver<Message>,
+    pub(super) orders: UnboundedSender<Order>,
+    pub(super) on_event: Box<dyn FnMut(&Event) + Send>,
+    pub(super) tunnels: Tunnels,
+}
+
+impl Driver {
+    /// Works until the handle or the balancer is gone.
+    pub(super) fn run(mut self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
+        let why = match ended {
+            Ok(None) => return,
+            Ok(Some(why)) => why,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied());
+                format!("a panic: {}", text.unwrap_or("of unknown kind"))
+            }
+        };
+        log::error!("health checks have ended: {why}");
+        self.shared.known().ended = Some(why.clone());
+        self.shared.changed.notify_all();
+        let event = Event::Ended { why };
+        // What it does wrong now has no consequence.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.on_event)(&event)));
+    }
+
+    /// Why it has ended; `None`: it was to.
+    fn work(&mut self) -> Option<String> {
+        let mut not_before = Instant::now();
+        loop {
+            let now = Instant::now();
+            let wake = {
+                let known = self.shared.known();
+                match known.pending {
+                    true => Some(not_before),
+                    false => known.board.next_step(now),
+                }
+            };
+            let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now).min(IDLE));
+            match self.messages.recv_timeout(wait) {
+                Ok(Message::Finished(first)) => {
+                    thread::sleep(GATHER);
+                    let mut batch = vec![first];
+                    let mut look = false;
+                    for message in self.messages.try_iter() {
+                        match message {
+                            Message::Finished(finished) => batch.push(finished),
+                            Message::Look => look = true,
+                        }
+                    }
+                    self.record(batch)?;
+                    self.shared.known().pending |= look;
+                }
+                Ok(Message::Look) => self.shared.known().pending = true,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+            if *lock(&self.shared.stopped) || self.shared.katran.strong_count() == 0 {
+                return None;
+            }
+            let now = Instant::now();
+            let due = wake.is_some_and(|wake| wake <= now) || self.shared.known().pending;
+            if due && now >= not_before {
+                match self.round() {
+                    Ok(pause) => not_before = Instant::now() + pause,
+                    Err(end) => return end,
+                }
+            }
+        }
+    }
+
+    /// Takes results: of what did go through the tunnel, if it was to. `None`: the balancer is gone.
+    fn record(&mut self, batch: Vec<Finished>) -> Option<()> {
+        let shared = Arc::clone(&self.shared);
+        let tunnels = &mut self.tunnels;
+        let (events, hurried) = shared.with_katran(|katran| {
+            let questions = Arc::clone(&shared.known().questions);
+            let mut events = tunnels.look(katran, &questions, &batch);
+            let mut known = shared.known();
+            let mut hurried = BTreeSet::new();
+            let now = Instant::now();
+            for Finished {
+                target,
+                started,
+                outcome,
+            } in batch
+            {
+                let Some(question) = questions.get(&target) else {
+                    continue;
+                };
+                let outcome = match question.counted.and_then(|to| tunnels.missed(to, started)) {
+                    Some(why) => Outcome::NotSent(why),
+                    None => outcome,
+                };
+                match &outcome {
+                    Outcome::Passed => known.passed += 1,
+                    Outcome::Failed(_) => known.failed += 1,
+                    Outcome::NotSent(_) => known.not_sent += 1,
+                }
+                let (effects, more) = known.board.record(target, outcome, now);
+                events.extend(more);
+                known.pending |= effects.tell;
+                let vip = target.vip;
+                hurried.extend(effects.ask.map(|real| Target { vip, real }));
+            }
+            (events, hurried)
+        })?;
+        self.shared.changed.notify_all();
+        for target in hurried {
+            // If nobody probes any more there is nothing to hurry.
+            let _ = self.orders.send(Order::Hurry(target));
+        }
+        for event in events {
+            log::info!("{event}");
+            (self.on_event)(&event);
+        }
+        Some(())
+    }
+
+    /// Tells the balancer what is to be so now. How long it is left alone then, or why there will be no more.
+    fn round(&mut self) -> std::result::Result<Duration, Option<String>> {
+        let shared = Arc::clone(&self.shared);
+        let told = shared.with_katran(|katran| {
+            let mut state = katran.state();
+            state.balancer = None;
+            let mut board = shared.known().board.clone();
+            board.follow_balancer(&state)?;
+            let before = Arc::clone(&shared.known().questions);
+            let changes = shared.tell(katran, board, state)?;
+            let known = shared.known();
+            let others = !before.keys().eq(known.questions.keys());
+            Ok((
+                changes,
+                others.then(|| Arc::clone(&known.questions)),
+                known.board.settings.pause,
+            ))
+        });
+        let event = match told {
+            None => return Err(None),
+            Some(Ok((changes, questions, pause))) => {
+                if let Some(questions) = questions {
+                    let _ = self.orders.send(Order::Follow(questions));
+                }
+                if !changes.is_empty() {
+                    let changes = Box::new(changes);
+                    let event = Event::Applied { changes };
+                    log::info!("{event}");
+                    (self.on_event)(&event);
+                }
+                return Ok(pause);
+            }
+            Some(Err(error @ Error::HandedOver { .. })) => return Err(Some(error.to_string())),
+            Some(Err(error)) => Event::Refused {
+                why: error.to_string(),
+            },
+        };
+        // Packets flow as before.
+        let Event::Refused { why } = &event else {
+            return Ok(RETRY);
+        };
+        let known = &mut *self.shared.known();
+        known.pending = true;
+        let is_news = known.refused.as_ref() != Some(why);
+        known.refused = Some(why.clone());
+        if is_news {
+            log::warn!("{event}");
+            (self.on_event)(&event);
+        }
+        Ok(RETRY)
+    }
+}
+
+/// Whether probes go through the tunnel, by the counters of its program. All probes to an address go the same way, so it
+/// does not matter which of them a packet was.
+#[derive(Default)]
+pub(super) struct Tunnels(BTreeMap<Vip, Tunnel>);
+
+struct Tunnel {
+    count: u64,
+    /// When packets were last seen to have gone through.
+    rose: Instant,
+    missed: Option<String>,
+    /// By what VIP that was told.
+    vip: Vip,
+}
+
+impl Tunnels {
+    /// Looks at the counters of what was probed, and what there is to say.
+    fn look(&mut self, katran: &Katran, questions: &Questions, batch: &[Finished]) -> Vec<Event> {
+        let mut first: BTreeMap<Vip, &Finished> = BTreeMap::new();
+        for finished in batch {
+            let question = questions.get(&finished.target);
+            if let Some(to) = question.and_then(|question| question.counted) {
+                first.entry(to).or_insert(finished);
+            }
+        }
+        let now = Instant::now();
+        let mut events = Vec::new();
+        for (to, finished) in first {
+            let counter = katran.probes().counter(to);
+            let tunnel = self.0.entry(to).or_insert(Tunnel {
+                count: 0,
+                rose: finished.started,
+                missed: None,
+                vip: finished.target.vip,
+            });
+            let why = match counter {
+                Ok(count) if count != tunnel.count => {
+                    (tunnel.count, tunnel.rose) = (count, now);
+                    None
+                }
+                Ok(_) if tunnel.count > 0 && tunnel.rose >= finished.started => None,
+                Ok(_) => Some(why_missed(katran, to, &finished.outcome)),
+                Err(error) => Some(error.to_string()),
+            };
+            if why.is_some() != tunnel.missed.is_some() {
+                let vip = tunnel.vip;
+                let why = why.clone();
+                events.push(Event::Missed { vip, why });
+            }
+            tunnel.missed = why;
+        }
+        self.0
+            .retain(|_, tunnel| questions.keys().any(|target| target.vip == tunnel.vip));
+        events
+    }
+
+    /// Why a probe that began then says nothing of the real that it was for.
+    fn missed(&self, to: Vip, started: Instant) -> Option<String> {
+        let tunnel = self.0.get(&to)?;
+        match tunnel.rose >= started && tunnel.count > 0 {
+            true => None,
+            false => tunnel
+                .missed
+                .clone()
+                .or_else(|| Some("no packet left".to_owned())),
+        }
+    }
+}
+
+fn why_missed(katran: &Katran, to: Vip, outcome: &Outcome) -> String {
+    if let Outcome::NotSent(why) = outcome {
+        return why.clone();
+    }
+    if is_own(to) {
+        return "the VIP is an address of this host: remove it here".to_owned();
+    }
+    let attachment = katran.probes().attachment();
+    let interface = attachment.map_or(String::new(), |attachment| attachment.interface);
+    format!(
+        "no packet left by {interface} ({outcome}): the route to the VIP must lead there, and the next hop be known"
+    )
+}
+
+/// Whether packets to an address stay on this host.
+fn is_own(to: Vip) -> bool {
+    let to = SocketAddr::from((to.address(), to.port()));
+    let any = match to {
+        SocketAddr::V4(_) => "0.0.0.0:0",
+        SocketAddr::V6(_) => "[::]:0",
+    };
+    // No packet is sent: the kernel chooses the source that it would have.
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(to)?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == to.ip())
+}
+
+impl Shared {
+    /// A result that the thread has no room for.
+    pub(super) fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,316 @@
+//! The handle of the checks.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use tokio::runtime;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::board::Board;
+use super::board::Target;
+use super::driver::Driver;
+use super::driver::Message;
+use super::driver::Shared;
+use super::driver::Tunnels;
+use super::plan::Probes;
+use super::plan::Question;
+use super::report::Event;
+use super::report::RealHealth;
+use super::report::Report;
+use super::report::Transition;
+use super::report::VipHealth;
+use super::runner;
+use super::runner::Order;
+use super::schedule::Schedule;
+use super::service::Member;
+use super::settings::Settings;
+use crate::document::Changes;
+use crate::document::State;
+use crate::error::Error;
+use crate::error::Result;
+use crate::katran::Katran;
+
+/// Results that wait for the balancer, at most.
+const WAITING: usize = 16_384;
+
+/// Health checks at work. Dropping it ends them, and leaves the balancer as it is: reals that are down stay so.
+///
+/// The balancer is shared: the checks lock it when they have something to change, and twenty milliseconds after a
+/// result to look at a counter. They hold it as long as an [`apply`](Katran::apply) of a few changes takes. Checks go on
+/// while somebody else holds it.
+#[must_use = "dropping it ends the checks"]
+pub struct Health {
+    shared: Arc<Shared>,
+    orders: UnboundedSender<Order>,
+    messages: SyncSender<Message>,
+    process: u32,
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").finish_non_exhaustive()
+    }
+}
+
+impl Health {
+    /// Probes the reals that the balancer has, and goes on with what it says of them: one that is down stays so until
+    /// it answers. Call it before [`attach`](Katran::attach), and [`wait`](Self::wait): the path of probes is attached here,
+    /// if there is a [`healthcheck_interface`](crate::Builder::healthcheck_interface).
+    ///
+    /// Threads: `katran-health`, and [`Settings::threads`] that probe, in the network namespace of the caller.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for settings out of range, certificates that cannot be read, or too many reals; what
+    /// [`ProbesMut::map_mark`](crate::probes::ProbesMut::map_mark) and
+    /// [`register`](crate::probes::ProbesMut::register) and [`attach`](crate::probes::ProbesMut::attach) return; [`Error::Kernel`] without threads.
+    pub fn start(katran: &Arc<Mutex<Katran>>, settings: Settings) -> Result<Self> {
+        Self::start_with(katran, settings, |_| ())
+    }
+
+    /// The same, and tells what happens. `on_event` runs in the thread of the checks, which does not hold the balancer
+    /// then; a panic in it ends the checks.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        katran: &Arc<Mutex<Katran>>,
+        settings: Settings,
+        on_event: impl FnMut(&Event) + Send + 'static,
+    ) -> Result<Self> {
+        let probes = Probes::new(&settings)?;
+        let settings = Arc::new(settings);
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(settings.threads as usize)
+            .thread_name("katran-probes")
+            .enable_all()
+            .build()
+            .map_err(no_thread)?;
+        let board = Board::new(Arc::clone(&settings));
+        let shared = Arc::new(Shared::new(Arc::downgrade(katran), board, probes));
+        let told = shared.with_katran(|katran| {
+            match katran.probes_mut().attach() {
+                // Checks may go another way, or an embedder attaches the program.
+                Ok(()) | Err(Error::Unsupported { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            let mut state = katran.state();
+            let mut board = shared.known().board.clone();
+            note_hash(&mut board, &state);
+            state.balancer = None;
+            board.follow_balancer(&state)?;
+            shared.tell(katran, board, state)
+        });
+        told.ok_or_else(gone)??;
+        let (orders, taken_orders) = unbounded_channel();
+        let (messages, taken_messages) = sync_channel(WAITING);
+        let schedule = Schedule::new(settings.concurrency as usize, fastrand::u64(..));
+        let (sender, losing) = (messages.clone(), Arc::clone(&shared));
+        let report = move |finished| {
+            if sender.try_send(Message::Finished(finished)).is_err() {
+                losing.lose();
+            }
+        };
+        let ask = |question: &Question| question.probe.clone().ask(question.place);
+        runtime.spawn(runner::run(taken_orders, schedule, report, ask));
+        let driver = Driver {
+            shared: Arc::clone(&shared),
+            messages: taken_messages,
+            orders: orders.clone(),
+            on_event: Box::new(on_event),
+            tunnels: Tunnels::default(),
+        };
+        let health = Self {
+            shared,
+            orders,
+            messages,
+            process: std::process::id(),
+        };
+        health.follow();
+        let thread = thread::Builder::new().name("katran-health".to_owned());
+        let work = move || {
+            driver.run();
+            // Probes that are on their way need no end.
+            runtime.shutdown_background();
+        };
+        thread.spawn(work).map_err(no_thread)?;
+        Ok(health)
+    }
+
+    /// Makes the balancer equal to `wanted`, as [`Katran::apply`] does, but for what the checks say: reals that are out
+    /// are down, weights may be climbing, and the checks' marks and counters are there. This is how weights, reals and
+    /// VIPs are changed while checks are at work. A real that joins others of its VIP gets flows when it has answered once.
+    /// What was found of reals that stay is kept.
+    ///
+    /// What other calls change of the balancer is kept, too, and seen at the next change or by
+    /// [`look`](Self::look); a [`Katran::apply`] would bring back reals that are out until then.
+    ///
+    /// # Errors
+    /// As [`Katran::apply`], and nothing has changed then; [`Error::InvalidConfig`] if a mark of `wanted` is the checks';
+    /// [`Error::NotFound`] if the balancer is gone. The caller must not hold the balancer.
+    pub fn apply(&self, wanted: &State) -> Result<Changes> {
+        let settings = Arc::clone(&self.shared.known().board.settings);
+        let probes = self.shared.known().probes.clone();
+        self.take(wanted, settings, probes)
+    }
+
+    /// The same, with other settings. `concurrency` and `threads` stay those of the start.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply) and [`start`](Self::start).
+    pub fn reconfigure(&self, wanted: &State, settings: Settings) -> Result<Changes> {
+        let probes = Probes::new(&settings)?;
+        self.take(wanted, Arc::new(settings), probes)
+    }
+
+    fn take(&self, wanted: &State, settings: Arc<Settings>, probes: Probes) -> Result<Changes> {
+        let shared = &self.shared;
+        let told = shared.with_katran(|katran| {
+            let mut board = shared.known().board.clone();
+            board.settings = settings;
+            note_hash(&mut board, &katran.state());
+            board.follow_document(wanted)?;
+            let before = std::mem::replace(&mut shared.known().probes, probes);
+            let told = shared.tell(katran, board, wanted.clone());
+            if told.is_err() {
+                shared.known().probes = before;
+            }
+            told
+        });
+        let changes = told.ok_or_else(gone)??;
+        self.follow();
+        Ok(changes)
+    }
+
+    /// Has the checks look at the balancer at once, after other calls have changed reals or VIPs.
+    pub fn look(&self) {
+        // If there is no room it has a lot to look at anyway.
+        let _ = self.messages.try_send(Message::Look);
+    }
+
+    /// Waits until it is known of all reals whether they work, and the balancer has been told, for as long at most; whether
+    /// it is. After a start before [`attach`](Katran::attach) no client's packet meets a dead real. It blocks.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let ended_or_clear = |known: &super::driver::Known| {
+            known.ended.is_some() || (!known.pending && known.board.is_clear())
+        };
+        self.shared.wait(limit, ended_or_clear) && self.shared.known().ended.is_none()
+    }
+
+    /// What is known. It waits for nobody who holds the balancer.
+    pub fn report(&self) -> Report {
+        let known = self.shared.known();
+        let clock = Clock::now();
+        let board = &known.board;
+        let vips = board.services.iter().map(|(vip, service)| VipHealth {
+            vip: *vip,
+            panics: service.panics,
+            falls_back: service.falls_back,
+            reals: service
+                .members
+                .iter()
+                .map(|(real, member)| {
+                    let target = Target {
+                        vip: *vip,
+                        real: *real,
+                    };
+                    let probed = known.questions.contains_key(&target);
+                    real_health(*real, probed, member, &clock)
+                })
+                .collect(),
+        });
+        Report {
+            vips: vips.collect(),
+            passed: known.passed,
+            failed: known.failed,
+            not_sent: known.not_sent,
+            lost: self.shared.lost.load(Ordering::Relaxed),
+            applied: known.applied,
+            refused: known.refused.clone(),
+            ended: known.ended.clone(),
+        }
+    }
+
+    /// Has the runner probe what is on the board now.
+    fn follow(&self) {
+        let questions = Arc::clone(&self.shared.known().questions);
+        // If nobody probes any more the report says why.
+        let _ = self.orders.send(Order::Follow(questions));
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        // A child has no threads that would let go.
+        if self.process == std::process::id() {
+            self.shared.stop();
+            self.look();
+        }
+    }
+}
+
+fn note_hash(board: &mut Board, state: &State) {
+    let balancer = state.balancer.as_ref();
+    board.set_hash(
+        balancer
+            .and_then(|balancer| balancer.hash_function)
+            .unwrap_or_default(),
+    );
+}
+
+fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> RealHealth {
+    let last = member.score.last();
+    let history = member.score.history().map(|turn| Transition {
+        at: clock.time(turn.at),
+        to: turn.to,
+        reason: turn.reason.clone(),
+    });
+    RealHealth {
+        real,
+        probed,
+        status: member.score.status(),
+        out: member.out,
+        weight: member.weight,
+        told_weight: member.told_weight(),
+        last: last.map(|(at, _)| clock.time(*at)),
+        last_result: last.map(|(_, outcome)| outcome.to_string()),
+        history: history.collect(),
+    }
+}
+
+/// What time of day it was at a moment, by the clock as it is set now.
+struct Clock(Instant, SystemTime);
+
+impl Clock {
+    fn now() -> Self {
+        Self(Instant::now(), SystemTime::now())
+    }
+
+    fn time(&self, at: Instant) -> SystemTime {
+        let ago = self.0.saturating_duration_since(at);
+        self.1.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+fn gone() -> Error {
+    Error::NotFound {
+        what: "the balancer of the health checks, whose handle was dropped,".to_owned(),
+    }
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::Kernel {
+        operation: "starting a thread of health checks",
+        object: String::new(),
+        errno: error,
+    }
+}

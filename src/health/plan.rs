@@ -1,0 +1,91 @@
+//! What is asked of whom, ready to be sent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::board::Board;
+use super::board::Target;
+use super::check::Check;
+use super::policy::Policy;
+use super::policy::Via;
+use super::probe::Authorities;
+use super::probe::Place;
+use super::probe::Probe;
+use super::schedule::Pace;
+use super::settings::Settings;
+use crate::error::Result;
+use crate::types::Vip;
+
+/// All checks of the settings, ready to be made: certificates are read once.
+#[derive(Clone)]
+pub(super) struct Probes(Vec<(Check, Probe)>);
+
+impl Probes {
+    pub(super) fn new(settings: &Settings) -> Result<Self> {
+        settings.validate()?;
+        let mut authorities = Authorities::default();
+        let mut probes: Vec<(Check, Probe)> = Vec::new();
+        let policies = settings.vips.values();
+        for policy in policies.chain([&settings.tcp, &settings.udp]) {
+            for check in checks(policy) {
+                if !probes.iter().any(|(known, _)| known == check) {
+                    probes.push((check.clone(), Probe::new(check, &mut authorities)?));
+                }
+            }
+        }
+        Ok(Self(probes))
+    }
+
+    fn of(&self, check: &Check) -> Option<Probe> {
+        let mut probes = self.0.iter();
+        let found = probes.find(|(known, _)| known == check);
+        found.map(|(_, probe)| probe.clone())
+    }
+}
+
+fn checks(policy: &Policy) -> impl Iterator<Item = &Check> {
+    let of_reals = policy.reals.values();
+    let of_reals = of_reals.filter_map(|of_real| of_real.check.as_ref());
+    policy.check.iter().chain(of_reals)
+}
+
+/// What is asked of one real, and how often.
+#[derive(Clone)]
+pub(super) struct Question {
+    pub(super) probe: Probe,
+    pub(super) place: Place,
+    pub(super) timeout: Duration,
+    pub(super) pace: Pace,
+    /// By what its packets are counted on their way through the tunnel.
+    pub(super) counted: Option<Vip>,
+}
+
+/// What is asked of all reals.
+pub(super) type Questions = BTreeMap<Target, Question>;
+
+/// What is to be asked of everybody on a board.
+pub(super) fn questions(board: &Board, probes: &Probes) -> Questions {
+    let targets = board.targets().into_iter();
+    let question = |target: Target| {
+        let policy = board.settings.of(target.vip);
+        let probing = policy.of_real(target.vip, target.real)?;
+        let through_tunnel = probing.via == Via::Tunnel;
+        let mark = match through_tunnel {
+            true => Some(board.mark(target.real)?),
+            false => None,
+        };
+        let to = (probing.to.address(), probing.to.port()).into();
+        let question = Question {
+            probe: probes.of(probing.check)?,
+            place: Place { to, mark },
+            timeout: probing.timeout,
+            pace: Pace {
+                interval: probing.interval,
+                jitter: probing.jitter,
+            },
+            counted: through_tunnel.then_some(probing.to),
+        };
+        Some((target, question))
+    };
+    targets.filter_map(question).collect()
+}

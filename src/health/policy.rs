@@ -1,0 +1,250 @@
+//! How a VIP's reals are probed, and what follows from it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::check::Check;
+use super::check::invalid;
+use crate::error::Result;
+use crate::types::Protocol;
+use crate::types::Vip;
+
+/// Which way probes go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Via {
+    /// To the VIP's address, through the tunnel to the real, as clients' packets go. The balancer needs
+    /// [`healthcheck_interface`](crate::Builder::healthcheck_interface) and an outer source address.
+    #[default]
+    Tunnel,
+    /// To the real's own address, as any connection of this host: it says nothing of tunnel and VIP.
+    Direct,
+}
+
+/// How the reals of a VIP are probed, and what follows from it.
+///
+/// ```
+/// use std::time::Duration;
+/// use katran::health::{Http, Policy};
+///
+/// let mut policy = Policy::new(Http::new("/healthz"));
+/// policy.interval = Duration::from_secs(1);
+/// policy.slow_start = Duration::from_secs(60);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// What is asked; `None`: nothing, and reals stay in use.
+    pub check: Option<Check>,
+    /// The port that is probed. Range: 1 to 65,535; default: the VIP's.
+    pub port: Option<u16>,
+    /// Which way probes go. Default: [`Via::Tunnel`].
+    pub via: Via,
+    /// From the end of a probe to the next one of that real. Range: 10 ms to 1 h; default: 2 s.
+    pub interval: Duration,
+    /// For how long a whole answer may take. Range: 1 ms to 10 minutes; default: 1 s.
+    pub timeout: Duration,
+    /// Answers in a row that bring a real back. Range: 1 to 100; default: 2.
+    pub rise: u32,
+    /// Failures in a row that take one out. Range: 1 to 100; default: 3. Of a real of which nothing is known yet
+    /// the first one does.
+    pub fall: u32,
+    /// How much longer or shorter an interval is, by chance, so that probes do not fall into step. Unit: percent;
+    /// range: 0 to 50; default: 10.
+    pub jitter: u32,
+    /// Where less than this share of the weight works, no more reals are taken out: it is more likely the checker that
+    /// is cut off, or those left could not serve all. Unit: percent; range: 0 to 100; default: 0, only if none works.
+    pub panic_threshold: u32,
+    /// Whether drained reals (weight 0) that work serve, with equal shares, while all others are down. Default: yes.
+    pub drained_fallback: bool,
+    /// For how long the weight of a real climbs that has come back, or is new in a VIP with others. Needs
+    /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares follow from the ratio of weights: meanwhile all
+    /// weights of the VIP are this real's steps times higher. Range: 0 to 1 h; default: 0, at once.
+    pub slow_start: Duration,
+    /// In how many steps. Each is another ring. Range: 4 to 8; default: 8.
+    pub slow_start_steps: u32,
+    /// What is different for some of its reals.
+    pub reals: BTreeMap<IpAddr, RealPolicy>,
+}
+
+impl Policy {
+    /// This check, and defaults.
+    pub fn new(check: impl Into<Check>) -> Self {
+        Self {
+            check: Some(check.into()),
+            port: None,
+            via: Via::Tunnel,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            jitter: 10,
+            panic_threshold: 0,
+            drained_fallback: true,
+            slow_start: Duration::ZERO,
+            slow_start_steps: 8,
+            reals: BTreeMap::new(),
+        }
+    }
+
+    /// Nothing is asked: reals stay in use.
+    pub fn none() -> Self {
+        Self {
+            check: None,
+            ..Self::new(Check::Tcp)
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        timing(self.interval, self.timeout)?;
+        counts(self.rise, self.fall)?;
+        within("jitter", self.jitter, 0, 50)?;
+        within("panic_threshold", self.panic_threshold, 0, 100)?;
+        within("slow_start_steps", self.slow_start_steps, 4, 8)?;
+        if self.slow_start > Duration::from_secs(3600) {
+            return Err(invalid(
+                "slow_start",
+                format!("{:?}", self.slow_start),
+                "0 to 1 h",
+            ));
+        }
+        asked(self.check.as_ref(), self.port)?;
+        for of_real in self.reals.values() {
+            timing(
+                of_real.interval.unwrap_or(self.interval),
+                of_real.timeout.unwrap_or(self.timeout),
+            )?;
+            counts(
+                of_real.rise.unwrap_or(self.rise),
+                of_real.fall.unwrap_or(self.fall),
+            )?;
+            asked(of_real.check.as_ref(), of_real.port)?;
+        }
+        Ok(())
+    }
+
+    /// How a real of this VIP is probed; `None`: it is not.
+    pub(super) fn of_real(&self, vip: Vip, real: IpAddr) -> Option<Probing<'_>> {
+        let own = self.reals.get(&real);
+        if own.is_some_and(|own| !own.probed) {
+            return None;
+        }
+        let check = own.and_then(|own| own.check.as_ref());
+        let check = check.or(self.check.as_ref())?;
+        let port = own.and_then(|own| own.port).or(self.port);
+        let port = port.unwrap_or(vip.port());
+        if port == 0 || (vip.is_prefix() && self.via == Via::Tunnel) {
+            return None;
+        }
+        let address = match self.via {
+            Via::Tunnel => vip.address(),
+            Via::Direct => real,
+        };
+        Some(Probing {
+            check,
+            to: Vip::new((address, port).into(), Protocol::Tcp),
+            via: self.via,
+            interval: own.and_then(|own| own.interval).unwrap_or(self.interval),
+            timeout: own.and_then(|own| own.timeout).unwrap_or(self.timeout),
+            jitter: self.jitter,
+        })
+    }
+
+    /// Answers and failures in a row that change what is known of a real.
+    pub(super) fn thresholds(&self, real: IpAddr) -> Thresholds {
+        let own = self.reals.get(&real);
+        Thresholds {
+            rise: own.and_then(|own| own.rise).unwrap_or(self.rise),
+            fall: own.and_then(|own| own.fall).unwrap_or(self.fall),
+        }
+    }
+}
+
+/// What is different for one real of a VIP; what is not said is as for the others.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct RealPolicy {
+    /// Whether it is probed; one that is not stays in use. Default: yes.
+    pub probed: bool,
+    /// See [`Policy::check`].
+    pub check: Option<Check>,
+    /// See [`Policy::port`].
+    pub port: Option<u16>,
+    /// See [`Policy::interval`].
+    pub interval: Option<Duration>,
+    /// See [`Policy::timeout`].
+    pub timeout: Option<Duration>,
+    /// See [`Policy::rise`].
+    pub rise: Option<u32>,
+    /// See [`Policy::fall`].
+    pub fall: Option<u32>,
+}
+
+impl Default for RealPolicy {
+    fn default() -> Self {
+        Self {
+            probed: true,
+            check: None,
+            port: None,
+            interval: None,
+            timeout: None,
+            rise: None,
+            fall: None,
+        }
+    }
+}
+
+/// How one real is probed.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Probing<'a> {
+    pub(super) check: &'a Check,
+    /// Where probes go to; what they are counted by, if they go through the tunnel.
+    pub(super) to: Vip,
+    pub(super) via: Via,
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+    pub(super) jitter: u32,
+}
+
+/// How many results in a row change one's mind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Thresholds {
+    pub(super) rise: u32,
+    pub(super) fall: u32,
+}
+
+fn asked(check: Option<&Check>, port: Option<u16>) -> Result<()> {
+    if port == Some(0) {
+        return Err(invalid("port", 0, "1 to 65,535"));
+    }
+    check.map_or(Ok(()), Check::validate)
+}
+
+fn timing(interval: Duration, timeout: Duration) -> Result<()> {
+    let (least, most) = (Duration::from_millis(10), Duration::from_secs(3600));
+    if !(least..=most).contains(&interval) {
+        return Err(invalid("interval", format!("{interval:?}"), "10 ms to 1 h"));
+    }
+    let (least, most) = (Duration::from_millis(1), Duration::from_secs(600));
+    if !(least..=most).contains(&timeout) {
+        return Err(invalid(
+            "timeout",
+            format!("{timeout:?}"),
+            "1 ms to 10 minutes",
+        ));
+    }
+    Ok(())
+}
+
+fn counts(rise: u32, fall: u32) -> Result<()> {
+    within("rise", rise, 1, 100)?;
+    within("fall", fall, 1, 100)
+}
+
+pub(super) fn within(setting: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(invalid(setting, value, format!("{least} to {most}"))),
+    }
+}

@@ -1,0 +1,136 @@
+//! TLS of probes: whose certificates are good.
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::DigitallySignedStruct;
+use rustls::RootCertStore;
+use rustls::SignatureScheme;
+use rustls::client::Resumption;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring;
+use rustls::crypto::verify_tls12_signature;
+use rustls::crypto::verify_tls13_signature;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::UnixTime;
+use rustls::pki_types::pem::PemObject;
+
+use super::super::check::Tls;
+use super::super::check::Trust;
+use super::super::check::invalid;
+use crate::error::Result;
+
+/// The authorities of this host, read once for all checks.
+#[derive(Default)]
+pub(in crate::health) struct Authorities(Option<Arc<RootCertStore>>);
+
+impl Authorities {
+    fn of_system(&mut self) -> Result<Arc<RootCertStore>> {
+        if let Some(store) = &self.0 {
+            return Ok(Arc::clone(store));
+        }
+        let found = rustls_native_certs::load_native_certs();
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(found.certs);
+        if store.is_empty() {
+            let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+            let reason = format!(
+                "this host trusts nobody ({}): install its package of CA certificates, or name authorities",
+                errors.join("; ")
+            );
+            return Err(invalid("trust", "system", reason));
+        }
+        let store = Arc::new(store);
+        self.0 = Some(Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+/// The name of a server, if one is given.
+pub(super) fn server_name(tls: &Tls) -> Result<Option<ServerName<'static>>> {
+    let Some(name) = &tls.server_name else {
+        return Ok(None);
+    };
+    match ServerName::try_from(name.clone()) {
+        Ok(name) => Ok(Some(name)),
+        Err(_) => Err(invalid("server_name", name, "a DNS name, or an address")),
+    }
+}
+
+/// Each handshake is whole: nothing is resumed, so each probe looks at the certificate.
+pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientConfig> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| invalid("tls", "ring", error.to_string()))?;
+    let builder = match &tls.trust {
+        Trust::System => builder.with_root_certificates(authorities.of_system()?),
+        Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem)?),
+        Trust::Any => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+    };
+    let mut config = builder.with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn of_pem(pem: &str) -> Result<RootCertStore> {
+    let bad = |reason: String| invalid("trust", "authorities", reason);
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|error| bad(format!("no PEM: {error}")))?;
+        store
+            .add(certificate)
+            .map_err(|error| bad(format!("no certificate: {error}")))?;
+    }
+    match store.is_empty() {
+        true => Err(bad("certificates in PEM, at least one".to_owned())),
+        false => Ok(store),
+    }
+}
+
+/// Takes any certificate whose key the server has.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,322 @@
+//! Probes of servers on the loopback interface: good ones, and those that hang, trickle, or have the wrong certificate.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use rcgen::CertifiedKey;
+use rcgen::generate_simple_self_signed;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::check::Check;
+use super::check::Http;
+use super::check::Method;
+use super::check::Tls;
+use super::check::Trust;
+use super::outcome::Outcome;
+use super::probe::Authorities;
+use super::probe::Place;
+use super::probe::Probe;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server on the loopback interface, and what it does with each connection.
+async fn serve<F>(answer: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(answer(stream));
+        }
+    });
+    address
+}
+
+/// Reads a request and returns its head.
+async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// A server that sends this to everybody who asks, and waits for the end.
+async fn says(text: &'static str) -> SocketAddr {
+    serve(move |mut stream| async move {
+        request(&mut stream).await;
+        // A client that has what it wants may be gone.
+        let _ = stream.write_all(text.as_bytes()).await;
+        let _ = stream.read_u8().await;
+    })
+    .await
+}
+
+async fn ask(check: &Check, to: SocketAddr) -> Outcome {
+    within(PATIENCE, check, to).await
+}
+
+async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Outcome {
+    let probe = Probe::new(check, &mut Authorities::default()).unwrap();
+    let asked = tokio::time::timeout(limit, probe.ask(Place { to, mark: None }));
+    asked
+        .await
+        .unwrap_or(Outcome::Failed("too late".to_owned()))
+}
+
+fn why(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Failed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn http(change: impl FnOnce(&mut Http)) -> Check {
+    let mut http = Http::new("/health?a=b");
+    change(&mut http);
+    http.into()
+}
+
+/// An address of the loopback interface at which nobody listens.
+async fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_is_accepted_or_refused() {
+    let open = serve(|_| async {}).await;
+    assert_eq!(ask(&Check::Tcp, open).await, Outcome::Passed);
+    for check in [Check::Tcp, http(|_| ())] {
+        let refused = why(ask(&check, nobody().await).await);
+        assert!(refused.contains("refused"), "{refused}");
+    }
+    // That there is no way there is the host's own word.
+    let nowhere = ask(&Check::Tcp, "255.255.255.255:80".parse().unwrap()).await;
+    assert!(matches!(nowhere, Outcome::NotSent(_)), "{nowhere:?}");
+}
+
+#[tokio::test]
+async fn statuses_headers_and_bodies_are_looked_at() {
+    let chunked = says(
+        "HTTP/1.1 200 OK\r\nX-State: all green\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab\n\r\n5\r\nready\r\n0\r\n\r\n",
+    )
+    .await;
+    assert_eq!(ask(&http(|_| ()), chunked).await, Outcome::Passed);
+    let header = |value: &str| Some(("x-state".to_owned(), value.to_owned()));
+    let green = http(|http| http.answer_header = header("green"));
+    assert_eq!(ask(&green, chunked).await, Outcome::Passed);
+    let red = http(|http| http.answer_header = header("red"));
+    assert!(why(ask(&red, chunked).await).contains("no header x-state with `red`"));
+    // Across chunks.
+    let body = |text: &str| http(|http| http.answer_body = Some(text.to_owned()));
+    assert_eq!(ask(&body("b\nre"), chunked).await, Outcome::Passed);
+    let other = why(ask(&body("not"), chunked).await);
+    assert!(
+        other.contains("`not` is not in the first 8 bytes"),
+        "{other}"
+    );
+    let unavailable = says("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(why(ask(&http(|_| ()), unavailable).await), "status 503");
+    let wanted = http(|http| http.statuses = vec![200..=200, 500..=599]);
+    assert_eq!(ask(&wanted, unavailable).await, Outcome::Passed);
+    let nonsense = why(ask(&http(|_| ()), says("SSH-2.0-x\r\n\r\n").await).await);
+    assert!(nonsense.contains("HTTP"), "{nonsense}");
+}
+
+#[tokio::test]
+async fn a_request_has_what_it_was_told() {
+    let (sender, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    let server = serve(move |mut stream| {
+        let sender = sender.clone();
+        async move {
+            sender.send(request(&mut stream).await).unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        }
+    })
+    .await;
+    let check = http(|http| {
+        http.method = Method::Head;
+        http.host = Some("www.example.com".to_owned());
+        http.headers = vec![("X-Probe".to_owned(), "yes please".to_owned())];
+    });
+    assert_eq!(ask(&check, server).await, Outcome::Passed);
+    let head = requests.recv().await.unwrap().to_lowercase();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("head /health?a=b http/1.1"));
+    let lines: Vec<_> = lines.collect();
+    for line in [
+        "host: www.example.com",
+        "x-probe: yes please",
+        "connection: close",
+    ] {
+        assert!(lines.contains(&line), "{head}");
+    }
+}
+
+/// Whatever a server does: an answer is whole in time, or none.
+#[tokio::test]
+async fn servers_that_hang_or_trickle_are_down() {
+    let limit = Duration::from_millis(300);
+    let hangs = serve(|stream| async move {
+        tokio::time::sleep(PATIENCE).await;
+        drop(stream);
+    })
+    .await;
+    let trickles = serve(|mut stream| async move {
+        request(&mut stream).await;
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n";
+        for byte in head.iter().chain([b'.'; 1000].iter()) {
+            if stream.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let check = http(|_| ());
+    for server in [hangs, trickles] {
+        let began = Instant::now();
+        assert_eq!(why(within(limit, &check, server).await), "too late");
+        assert!(began.elapsed() < limit * 10);
+    }
+    let cut_off = says("HTTP/1.1 200 OK\r\nConte").await;
+    assert_eq!(why(within(limit, &check, cut_off).await), "too late");
+    let ends = serve(|mut stream| async move {
+        request(&mut stream).await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab")
+            .await;
+    })
+    .await;
+    assert!(why(ask(&check, ends).await).contains("HTTP"));
+}
+
+/// An answer without end is read as far as it matters, and a head without end is none.
+#[tokio::test]
+async fn what_is_read_is_bounded() {
+    async fn endless(mut stream: TcpStream, head: &'static str, line: &'static str) {
+        request(&mut stream).await;
+        let _ = stream.write_all(head.as_bytes()).await;
+        while stream.write_all(line.as_bytes()).await.is_ok() {}
+    }
+    let body = serve(|stream| endless(stream, "HTTP/1.1 200 OK\r\n\r\n", "no end of it\n")).await;
+    assert_eq!(ask(&http(|_| ()), body).await, Outcome::Passed);
+    let check = http(|http| {
+        http.answer_body = Some("something else".to_owned());
+        http.max_body = 1000;
+    });
+    assert!(why(ask(&check, body).await).contains("first 1000 bytes"));
+    for line in ["X-Again: and again\r\n", "X"] {
+        let head = serve(move |stream| endless(stream, "HTTP/1.1 200 OK\r\n", line)).await;
+        let refused = why(ask(&http(|_| ()), head).await);
+        assert!(refused.contains("HTTP"), "{refused}");
+    }
+}
+
+/// A web server with a certificate for this name, and the certificate.
+async fn secure(name: &str) -> (SocketAddr, String) {
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed([name.to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = serve(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            if let Ok(mut stream) = acceptor.accept(stream).await {
+                let name = stream.get_ref().1.server_name().map(str::to_owned);
+                answer(&mut stream, name).await;
+            }
+        }
+    });
+    (server.await, cert.pem())
+}
+
+async fn answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), name: Option<String>) {
+    request(stream).await;
+    let name = name.unwrap_or("nobody".to_owned());
+    let head = format!("HTTP/1.1 200 OK\r\nX-Asked: {name}\r\nContent-Length: 0\r\n\r\n");
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
+#[tokio::test]
+async fn certificates_are_looked_at_as_is_wanted() {
+    let (server, pem) = secure("www.example.com").await;
+    let asked = |name: &'static str, trust: &Trust, header: &'static str| {
+        let tls = Tls {
+            server_name: Some(name.to_owned()),
+            trust: trust.clone(),
+        };
+        http(|http| {
+            http.tls = Some(tls);
+            http.answer_header = Some(("X-Asked".to_owned(), header.to_owned()));
+        })
+    };
+    let own = Trust::Authorities(pem);
+    let good = asked("www.example.com", &own, "www.example.com");
+    assert_eq!(ask(&good, server).await, Outcome::Passed);
+    let other = why(ask(&asked("other.example.com", &own, ""), server).await);
+    assert!(
+        other.starts_with("TLS: ") && other.contains("not valid for name"),
+        "{other}"
+    );
+    let (_, unrelated) = secure("www.example.com").await;
+    let unknown = asked("www.example.com", &Trust::Authorities(unrelated), "");
+    assert!(why(ask(&unknown, server).await).starts_with("TLS: "));
+    let any = asked("other.example.com", &Trust::Any, "other.example.com");
+    assert_eq!(ask(&any, server).await, Outcome::Passed);
+    // Without a name none is asked for.
+    let mut nameless =
+        http(|http| http.answer_header = Some(("X-Asked".to_owned(), "nobody".to_owned())));
+    if let Check::Http(http) = &mut nameless {
+        http.tls = Some(Tls::any());
+    }
+    assert_eq!(ask(&nameless, server).await, Outcome::Passed);
+    // One that speaks no TLS, and one that hangs in the handshake.
+    let plain = says("HTTP/1.1 200 OK\r\n\r\n").await;
+    assert_eq!(
+        why(within(Duration::from_millis(300), &any, plain).await),
+        "too late"
+    );
+    assert!(why(ask(&any, serve(|_| async {}).await).await).starts_with("TLS: "));
+}
+
+#[test]
+fn what_is_no_certificate_or_name_is_refused() {
+    let refused = |tls: Tls| {
+        let check = http(|http| http.tls = Some(tls));
+        let probe = Probe::new(&check, &mut Authorities::default());
+        probe.err().unwrap().to_string()
+    };
+    let with = |pem: &str| Tls {
+        server_name: None,
+        trust: Trust::Authorities(pem.to_owned()),
+    };
+    assert!(refused(with("")).contains("at least one"));
+    let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    assert!(refused(with(empty)).contains("no certificate"));
+    let mut named = Tls::any();
+    named.server_name = Some("a b".to_owned());
+    assert!(refused(named).contains("a DNS name"));
+}

@@ -1,0 +1,173 @@
+//! When which real is probed: each at intervals of its own, a little longer or shorter each time, so that they neither
+//! start at once nor fall into step. No I/O, and no clock of its own.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+use std::time::Instant;
+
+use fastrand::Rng;
+
+use super::board::Target;
+
+/// Between two of the first probes of a real.
+const FAST: Duration = Duration::from_millis(250);
+/// So many of them.
+const FAST_PROBES: u32 = 4;
+/// The first round of many begins one by one, so far apart.
+const APART: Duration = Duration::from_micros(100);
+
+/// A probe that is due or on its way. Its number tells it from one that was given up for the same target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Job {
+    pub(super) target: Target,
+    number: u64,
+}
+
+/// How often a target is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    pub(super) interval: Duration,
+    /// In percent of the interval.
+    pub(super) jitter: u32,
+}
+
+/// A target that is probed.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    number: u64,
+    pace: Pace,
+    fast_left: u32,
+    is_on_its_way: bool,
+    /// It is to be probed at once, as soon as it is not on its way.
+    hurries: bool,
+}
+
+/// The probes to come.
+pub(super) struct Schedule {
+    rng: Rng,
+    /// How many may be on their way at once.
+    limit: usize,
+    on_their_way: usize,
+    rows: BTreeMap<Target, Row>,
+    due: BinaryHeap<Reverse<(Instant, Job)>>,
+    last_number: u64,
+}
+
+impl Schedule {
+    pub(super) fn new(limit: usize, seed: u64) -> Self {
+        Self {
+            rng: Rng::with_seed(seed),
+            limit,
+            on_their_way: 0,
+            rows: BTreeMap::new(),
+            due: BinaryHeap::new(),
+            last_number: 0,
+        }
+    }
+
+    /// Probes these from now on, and no others.
+    pub(super) fn follow(&mut self, targets: impl Iterator<Item = (Target, Pace)>, now: Instant) {
+        let mut before = std::mem::take(&mut self.rows);
+        let mut fresh = Vec::new();
+        for (target, pace) in targets {
+            let row = match before.remove(&target) {
+                Some(row) => Row { pace, ..row },
+                None => {
+                    self.last_number += 1;
+                    let number = self.last_number;
+                    fresh.push(Job { target, number });
+                    Row {
+                        number,
+                        pace,
+                        fast_left: FAST_PROBES,
+                        is_on_its_way: false,
+                        hurries: false,
+                    }
+                }
+            };
+            self.rows.insert(target, row);
+        }
+        // Those of one VIP, and of one real, are not probed one after the other.
+        self.rng.shuffle(&mut fresh);
+        for (job, at) in fresh.into_iter().zip(0..) {
+            self.due.push(Reverse((now + APART * at, job)));
+        }
+        if self.due.len() > 2 * self.rows.len() {
+            let rows = &self.rows;
+            self.due.retain(|Reverse((_, job))| is_current(rows, job));
+        }
+    }
+
+    /// Probes this one now, if it is not on its way; else again after that.
+    pub(super) fn hurry(&mut self, target: Target, now: Instant) {
+        let Some(row) = self.rows.get_mut(&target) else {
+            return;
+        };
+        if row.is_on_its_way {
+            row.hurries = true;
+            return;
+        }
+        // The entry that it has becomes one of no current job.
+        self.last_number += 1;
+        row.number = self.last_number;
+        let number = row.number;
+        self.due.push(Reverse((now, Job { target, number })));
+    }
+
+    /// A probe to send now, if there is one; to be told of by [`finished`](Self::finished).
+    pub(super) fn next(&mut self, now: Instant) -> Option<Job> {
+        while self.on_their_way < self.limit {
+            let Reverse((when, job)) = *self.due.peek()?;
+            if when > now {
+                return None;
+            }
+            self.due.pop();
+            if let Some(row) = self.rows.get_mut(&job.target)
+                && row.number == job.number
+            {
+                row.is_on_its_way = true;
+                self.on_their_way += 1;
+                return Some(job);
+            }
+        }
+        None
+    }
+
+    /// When to ask for the next one; `None`: when one is finished, or there are others.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let due = self.due.peek().map(|Reverse((when, _))| *when);
+        due.filter(|_| self.on_their_way < self.limit)
+    }
+
+    /// A probe has ended; whether anybody still wants to know how.
+    pub(super) fn finished(&mut self, job: &Job, now: Instant) -> bool {
+        self.on_their_way -= 1;
+        let Some(row) = self.rows.get_mut(&job.target) else {
+            return false;
+        };
+        if row.number != job.number {
+            return false;
+        }
+        row.is_on_its_way = false;
+        let Pace { interval, jitter } = row.pace;
+        let interval = match row.fast_left {
+            0 => interval,
+            _ => interval.min(FAST),
+        };
+        row.fast_left = row.fast_left.saturating_sub(1);
+        let jitter = f64::from(jitter) / 100.0;
+        let pause = match std::mem::take(&mut row.hurries) {
+            true => Duration::ZERO,
+            false => interval.mul_f64(1.0 - jitter + 2.0 * jitter * self.rng.f64()),
+        };
+        self.due.push(Reverse((now + pause, *job)));
+        true
+    }
+}
+
+fn is_current(rows: &BTreeMap<Target, Row>, job: &Job) -> bool {
+    let row = rows.get(&job.target);
+    row.is_some_and(|row| row.number == job.number)
+}

@@ -1,0 +1,131 @@
+//! What is known of one real of a VIP, by the results of its probes.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::outcome::Outcome;
+use super::policy::Thresholds;
+
+/// What probes have found of a real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Status {
+    /// Nothing yet, or it is not probed.
+    Unknown,
+    /// It answers.
+    Up,
+    /// It does not.
+    Down,
+}
+
+/// One change of what is known of a real.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Turn {
+    pub(super) at: Instant,
+    pub(super) to: Status,
+    pub(super) reason: String,
+}
+
+/// Results in a row, and what follows from them.
+#[derive(Clone, Debug)]
+pub(super) struct Score {
+    status: Status,
+    /// In a row; one of the two is 0.
+    passes: u32,
+    failures: u32,
+    /// How many failures in a row are believed: one, of a real that was never up.
+    needed: u32,
+    last: Option<(Instant, Outcome)>,
+    history: VecDeque<Turn>,
+}
+
+impl Score {
+    pub(super) fn new() -> Self {
+        Self {
+            status: Status::Unknown,
+            passes: 0,
+            failures: 0,
+            needed: 1,
+            last: None,
+            history: VecDeque::new(),
+        }
+    }
+
+    /// One that was down when the checks began.
+    pub(super) fn found_down() -> Self {
+        Self {
+            status: Status::Down,
+            ..Self::new()
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Whether it is down by failures that nothing speaks against.
+    pub(super) fn is_surely_down(&self) -> bool {
+        self.status == Status::Down && self.failures >= self.needed
+    }
+
+    /// What failed until now says nothing: it may have been the checker.
+    pub(super) fn forget_failures(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The last result, whatever it was.
+    pub(super) fn last(&self) -> Option<&(Instant, Outcome)> {
+        self.last.as_ref()
+    }
+
+    pub(super) fn history(&self) -> impl Iterator<Item = &Turn> {
+        self.history.iter()
+    }
+
+    /// Takes a result; whether its status is another one now. What was never sent says nothing.
+    pub(super) fn record(
+        &mut self,
+        outcome: Outcome,
+        thresholds: Thresholds,
+        remembered: u32,
+        now: Instant,
+    ) -> bool {
+        let passed = match &outcome {
+            Outcome::Passed => true,
+            Outcome::Failed(_) => false,
+            Outcome::NotSent(_) => {
+                self.last = Some((now, outcome));
+                return false;
+            }
+        };
+        match passed {
+            true => (self.passes, self.failures) = (self.passes.saturating_add(1), 0),
+            false => (self.passes, self.failures) = (0, self.failures.saturating_add(1)),
+        }
+        let to = match (self.status, passed) {
+            (Status::Unknown, true) => Status::Up,
+            (Status::Unknown, false) => Status::Down,
+            (Status::Up, false) if self.failures >= thresholds.fall => Status::Down,
+            (Status::Down, true) if self.passes >= thresholds.rise => Status::Up,
+            (same, _) => same,
+        };
+        let turned = to != self.status;
+        if turned {
+            if self.status == Status::Up {
+                self.needed = thresholds.fall;
+            }
+            let turn = Turn {
+                at: now,
+                to,
+                reason: outcome.to_string(),
+            };
+            self.status = to;
+            self.history.push_back(turn);
+        }
+        while self.history.len() > remembered as usize {
+            self.history.pop_front();
+        }
+        self.last = Some((now, outcome));
+        turned
+    }
+}
