@@ -127,11 +127,15 @@ fn export(arguments: &Arguments) -> Result<()> {
     loop {
         let pause = lock(&balancer).recount.pause(ROUND);
         let signal = signals.recv_timeout(pause);
+        // A large file takes its time, for which no request waits.
+        let read = matches!(signal, Ok(SIGHUP)).then(|| options.state());
         let Balancer { katran, recount } = &mut *lock(&balancer);
         match signal {
             Ok(SIGUSR1) => options.report_diagnosis(katran),
             Ok(SIGHUP) => {
-                options.follow(katran);
+                if let Some(read) = read {
+                    options.take_in(katran, read);
+                }
                 if let Err(error) = watch(katran, arguments.watch_misses) {
                     eprintln!("{}", common::with_causes(&error));
                 }

@@ -131,10 +131,7 @@ fn simulate(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
-    let state = text
-        .and_then(|text| Ok(State::from_toml(&text)?))
-        .with_context(|| format!("cannot use {}", config.display()))?;
+    let state = State::from_toml_file(config)?;
     let mut katran = state.builder()?.load()?;
     katran.apply(&state)?;
     Ok(katran)

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::path::PathBuf;
 
 /// The result of every fallible call of this crate.
@@ -49,10 +50,14 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// A configuration document that is not valid; the message holds the line.
-    #[error("configuration document: {message}")]
+    /// A configuration document that is not valid, or a state that contradicts itself.
+    #[error("{}{message}", place(file.as_deref(), *at))]
     Document {
-        /// What is wrong and where, with line and column.
+        /// The file, if it was read from one.
+        file: Option<PathBuf>,
+        /// Line and column, both from 1, where there is a document.
+        at: Option<(usize, usize)>,
+        /// What is wrong, and what to write instead.
         message: String,
     },
 
@@ -280,4 +285,16 @@ pub enum Error {
         /// [`raw_os_error`](io::Error::raw_os_error); kind and text are the same.
         errno: io::Error,
     },
+}
+
+/// Where a document is wrong, as editors and people know it.
+fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
+    match (file, at) {
+        (Some(file), Some((line, column))) => format!("{}:{line}:{column}: ", file.display()),
+        (Some(file), None) => format!("{}: ", file.display()),
+        (None, Some((line, column))) => {
+            format!("configuration document: line {line}, column {column}: ")
+        }
+        (None, None) => "configuration document: ".to_owned(),
+    }
 }

@@ -7,7 +7,6 @@
 mod keeper;
 mod pin;
 
-use std::fs;
 use std::io::Write;
 use std::io::stdout;
 use std::path::Path;
@@ -18,7 +17,6 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
 use anyhow::Result;
 use katran::Katran;
 use katran::State;
@@ -83,7 +81,7 @@ impl Options {
 
     /// What the file says.
     pub(crate) fn state(&self) -> Result<State> {
-        read(self.config())
+        Ok(State::from_toml_file(self.config())?)
     }
 
     fn config(&self) -> &Path {
@@ -245,10 +243,16 @@ impl Options {
 
     /// The same with a change of what the file says.
     pub(crate) fn follow_with(&self, katran: &mut Katran, change: impl FnOnce(&mut State)) {
-        let applied = self.state().and_then(|mut state| {
+        let read = self.state().map(|mut state| {
             change(&mut state);
-            Ok(katran.apply(&state)?)
+            state
         });
+        self.take_in(katran, read);
+    }
+
+    /// Applies what the file says, which was read before: whoever shares the balancer reads first, and then locks it.
+    pub(crate) fn take_in(&self, katran: &mut Katran, read: Result<State>) {
+        let applied = read.and_then(|state| Ok(katran.apply(&state)?));
         match applied {
             Ok(changes) => report(&changes),
             Err(error) => eprintln!(
@@ -297,12 +301,6 @@ pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
 fn is_handed_over(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<katran::Error>();
     error.is_some_and(|error| matches!(error, katran::Error::HandedOver { .. }))
-}
-
-fn read(config: &Path) -> Result<State> {
-    let text = fs::read_to_string(config).map_err(anyhow::Error::from);
-    text.and_then(|text| Ok(State::from_toml(&text)?))
-        .with_context(|| format!("cannot use {}", config.display()))
 }
 
 /// What applying the file changed.

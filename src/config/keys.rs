@@ -1,7 +1,6 @@
-//! How values look in the TOML document.
+//! How values look in the TOML document, and where settings are kept (`stored.rs`).
 //!
-//! Values that have a text form are read with it, so that a bad one is reported by the parser with its
-//! place.
+//! Reading here is for what the library wrote itself; `read.rs` reads what people write.
 
 use std::fmt;
 use std::str::FromStr;

@@ -13,10 +13,10 @@ mod keys;
 mod live_tests;
 mod map_table;
 mod memory;
-#[cfg(test)]
-mod page;
 mod pin;
 mod ranges;
+#[cfg(feature = "serde")]
+mod read;
 mod settings;
 mod stored;
 mod table;
@@ -44,15 +44,29 @@ pub(crate) use memory::estimate;
 pub(crate) use ranges::check_gateway;
 pub(crate) use ranges::check_gateway_mac;
 pub(crate) use ranges::check_source;
+#[cfg(feature = "serde")]
+pub(crate) use read::Fault;
+#[cfg(feature = "serde")]
+pub(crate) use read::Read;
+#[cfg(feature = "serde")]
+pub(crate) use read::Value;
+#[cfg(feature = "serde")]
+pub(crate) use read::Wrong;
+#[cfg(feature = "serde")]
+pub(crate) use read::did_you_mean;
+#[cfg(feature = "serde")]
+pub(crate) use read::no_address;
+#[cfg(feature = "serde")]
+pub(crate) use read::reason;
 pub(crate) use settings::BalancerKeys;
 pub use settings::BalancerState;
 pub use settings::Builder;
 pub(crate) use settings::Config;
 pub(crate) use settings::LiveChange;
 pub(crate) use settings::LiveSetting;
-
-/// The keys of all settings, in the order of their table.
 #[cfg(all(test, feature = "serde"))]
-pub(crate) fn setting_keys() -> impl Iterator<Item = &'static str> {
-    settings::ROWS.iter().map(|row| row.key)
-}
+pub(crate) use settings::ROWS;
+#[cfg(feature = "serde")]
+pub(crate) use settings::SETTING_KEYS;
+#[cfg(all(test, feature = "serde"))]
+pub(crate) use table::Row;

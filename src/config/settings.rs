@@ -54,7 +54,15 @@ use super::ranges::checked;
 use super::ranges::missing;
 use super::ranges::narrow;
 use super::ranges::within;
-#[cfg(test)]
+#[cfg(feature = "serde")]
+use super::read::Value;
+#[cfg(feature = "serde")]
+use super::read::Wrong;
+#[cfg(feature = "serde")]
+use super::read::in_range;
+#[cfg(feature = "serde")]
+use super::read::read_as;
+#[cfg(all(test, feature = "serde"))]
 use super::table::Row;
 use super::table::settings;
 use crate::error::Result;

@@ -8,14 +8,16 @@
 //! [`Builder`]: super::Builder
 
 /// What a row of the table says in words; `docs/configuration.md` is made of them.
-#[cfg(test)]
-pub(super) struct Row {
-    pub(super) key: &'static str,
-    pub(super) doc: &'static str,
-    pub(super) unit: &'static str,
-    pub(super) default: &'static str,
-    pub(super) range: &'static str,
-    pub(super) changes: &'static str,
+#[cfg(all(test, feature = "serde"))]
+pub(crate) struct Row {
+    pub(crate) key: &'static str,
+    pub(crate) doc: &'static str,
+    /// Its type, and how it is written.
+    pub(crate) form: [&'static str; 2],
+    pub(crate) unit: &'static str,
+    pub(crate) default: &'static str,
+    pub(crate) range: &'static str,
+    pub(crate) changes: &'static str,
 }
 
 macro_rules! settings {
@@ -170,6 +172,24 @@ macro_rules! settings {
             }
         }
 
+        #[cfg(feature = "serde")]
+        impl BalancerState {
+            /// Reads the value of a key of `[balancer]`, and checks its range; `None`: there is no such key.
+            pub(crate) fn read(&mut self, key: &str, value: &Value<'_>) -> Option<Result<(), Wrong>> {
+                match key {
+                    $(stringify!($key) => {
+                        let read = read_as::<settings!(@form $form $given), $given>(value);
+                        let range = settings!(@range_text $range);
+                        Some(in_range(value, range, read, |value| {
+                            settings!(@check $range, stringify!($key), value);
+                            Ok(())
+                        }).map(|value| self.$key = Some(value)))
+                    })+
+                    _ => None,
+                }
+            }
+        }
+
         impl From<&BalancerState> for BalancerKeys {
             fn from(state: &BalancerState) -> Self {
                 Self {
@@ -178,11 +198,16 @@ macro_rules! settings {
             }
         }
 
+        /// The keys of `[balancer]`.
+        #[cfg(feature = "serde")]
+        pub(crate) const SETTING_KEYS: &[&str] = &[$(stringify!($key)),+];
+
         /// The rows, in words.
-        #[cfg(test)]
-        pub(super) const ROWS: &[Row] = &[$(Row {
+        #[cfg(all(test, feature = "serde"))]
+        pub(crate) const ROWS: &[Row] = &[$(Row {
             key: stringify!($key),
             doc: concat!($($doc, "\n"),+),
+            form: [stringify!($given), stringify!($form)],
             unit: $unit,
             default: settings!(@default_text $default),
             range: settings!(@range_text $range),

@@ -4,7 +4,21 @@
 //! what a change amounts to. Everything here is pure; `table` holds what runs.
 
 mod diff;
+#[cfg(feature = "serde")]
+mod page;
+#[cfg(feature = "serde")]
+mod pieces;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod reference;
+#[cfg(feature = "serde")]
+mod room;
+#[cfg(feature = "serde")]
+mod sections;
 mod state;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod toml_errors;
 #[cfg(feature = "serde")]
 mod toml_keys;
 #[cfg(feature = "serde")]
@@ -12,6 +26,8 @@ mod toml_read;
 #[cfg(test)]
 #[cfg(feature = "serde")]
 mod toml_tests;
+#[cfg(feature = "serde")]
+mod toml_vip;
 #[cfg(feature = "serde")]
 mod toml_write;
 

@@ -211,6 +211,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Conflict {
     pub(super) place: Place,
+    /// What it contradicts.
+    pub(super) other: Option<Place>,
     pub(super) message: String,
 }
 
@@ -234,47 +236,59 @@ impl State {
     pub(crate) fn check(&self) -> Result<()> {
         match self.conflict() {
             None => Ok(()),
-            Some(Conflict { message, .. }) => Err(Error::Document { message }),
+            Some(Conflict { message, .. }) => Err(Error::Document {
+                file: None,
+                at: None,
+                message,
+            }),
         }
     }
 
     /// The first contradiction: something that is listed twice, a real with different flags in two
     /// VIPs, or a mark that cannot be.
     pub(super) fn conflict(&self) -> Option<Conflict> {
-        let mut vips = BTreeSet::new();
+        let mut vips = BTreeMap::new();
         let mut flags = BTreeMap::new();
         for (index, state) in self.vips.iter().enumerate() {
             let vip = &state.vip;
-            if !vips.insert(vip) {
+            if let Some(first) = vips.insert(vip, index) {
                 return Some(Conflict {
                     place: Place::Vip(index),
+                    other: Some(Place::Vip(first)),
                     message: format!("VIP {vip} is listed twice"),
                 });
             }
-            let mut reals = BTreeSet::new();
+            let mut reals = BTreeMap::new();
             for (real_index, real) in state.reals.iter().enumerate() {
                 let address = real.address();
-                let conflict = |message| {
-                    let place = Place::Real {
-                        vip: index,
-                        real: real_index,
-                    };
-                    Some(Conflict { place, message })
+                let place = Place::Real {
+                    vip: index,
+                    real: real_index,
                 };
-                if !reals.insert(address) {
-                    return conflict(format!("real {address} is listed twice in VIP {vip}"));
+                if let Some(other) = reals.insert(address, place) {
+                    return Some(Conflict {
+                        place,
+                        other: Some(other),
+                        message: format!("real {address} is listed twice in VIP {vip}"),
+                    });
                 }
-                let (first, known) = flags.entry(address).or_insert((vip, stated_flags(real)));
+                let entry = flags.entry(address);
+                let (first, other, known) = entry.or_insert((vip, place, stated_flags(real)));
                 if *known != stated_flags(real) {
-                    return conflict(format!(
-                        "real {address} has other flags in VIP {vip} than in VIP {first}: they \
-                         are the real's, so it must be listed with the same everywhere"
-                    ));
+                    return Some(Conflict {
+                        place,
+                        other: Some(*other),
+                        message: format!(
+                            "real {address} has other flags in VIP {vip} than in VIP {first}: they are \
+                             the real's, so it must be listed with the same everywhere"
+                        ),
+                    });
                 }
             }
-            if let Some(down) = state.down.iter().find(|down| !reals.contains(down)) {
+            if let Some(down) = state.down.iter().find(|down| !reals.contains_key(down)) {
                 return Some(Conflict {
                     place: Place::Vip(index),
+                    other: None,
                     message: format!("{down} is down, but is no real of VIP {vip}"),
                 });
             }
@@ -305,14 +319,17 @@ impl State {
 
 /// The first of these that is listed a second time.
 fn twice<K: Copy + Ord + fmt::Display>(
-    keys: impl Iterator<Item = K>,
+    mut keys: impl Iterator<Item = K> + Clone,
     what: &str,
     place: impl Fn(usize) -> Place,
 ) -> Option<Conflict> {
     let mut seen = BTreeSet::new();
-    let (index, key) = keys.enumerate().find(|(_, key)| !seen.insert(*key))?;
+    let all = keys.clone();
+    let (index, key) = all.enumerate().find(|(_, key)| !seen.insert(*key))?;
+    let first = keys.position(|other| other == key);
     Some(Conflict {
         place: place(index),
+        other: first.map(place),
         message: format!("{what} {key} is listed twice"),
     })
 }

@@ -1,12 +1,34 @@
-//! A TOML document read as a state. Every error says where: `line 12, column 9: ...`.
+//! A TOML document read as a state. Every error says where, and what to write instead.
 //!
-//! `toml_write.rs` is the other way; the keys are in `toml_keys.rs`.
+//! `pieces.rs` cuts it, `toml` parses a piece, `page.rs` reads tables and has the words. `toml_write.rs` is
+//! the other way; the keys are in `sections.rs`.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::path::Path;
 
 use toml::Spanned;
+use toml::de::DeTable;
+use toml::de::DeValue;
 
+use super::page::Host;
+use super::page::Keys;
+use super::page::Page;
+use super::page::unknown;
+use super::pieces::pieces;
+use super::room::beyond;
+use super::sections::DECAP;
+use super::sections::MARK;
+use super::sections::PROBE;
+use super::sections::PROBE_DESTINATION;
+use super::sections::PROBE_SOURCE;
+use super::sections::SECTIONS;
+use super::sections::SERVER_ID;
+use super::sections::SOURCE_ROUTE;
+use super::sections::Section;
+use super::sections::VIP;
+use super::sections::is_section;
+use super::state::Conflict;
 use super::state::DecapState;
 use super::state::MarkState;
 use super::state::Place;
@@ -15,19 +37,23 @@ use super::state::ProbeMatchState;
 use super::state::ServerIdState;
 use super::state::State;
 use super::state::VipState;
-use super::toml_keys::Document;
-use super::toml_keys::ProbeMatchKeys;
-use super::toml_keys::RealKeys;
-use super::toml_keys::ServerIdKeys;
-use super::toml_keys::VipKeys;
+use super::toml_vip::vip;
 use crate::config::BalancerState;
+use crate::config::SETTING_KEYS;
+use crate::config::Text;
+use crate::config::Value;
 use crate::error::Error;
 use crate::error::Result;
-use crate::types::Real;
-use crate::types::RealFlags;
+use crate::types::DecapMode;
+use crate::types::Prefix;
+use crate::types::Protocol;
 use crate::types::ServerId;
 use crate::types::SourceRoute;
 use crate::types::Vip;
+use crate::types::check_host;
+use crate::types::check_mark;
+use crate::types::check_real;
+use crate::types::check_server_id;
 
 impl State {
     /// Reads a TOML document.
@@ -52,164 +78,277 @@ impl State {
     /// # }
     /// ```
     ///
-    /// `[balancer]` has the settings of [`Builder`](crate::Builder) by their names; the two
-    /// `ipip_source` prefixes are written with their length, `udp_timeout` is in seconds, and
-    /// `features` lists exactly what is on. Each `[[vip]]` has `address`, `port` and `protocol`,
-    /// and may have `prefix_length`, `flags`, `hash` (`maglev` or `maglev-v2`) and `reals`. A
-    /// real has an `address`, and may have a `weight` (1), `local` (false) and
-    /// `application_flags` (0; a multiple of 4 up to 252, as bits 0 and 1 are the library's) and
-    /// `down` (false). Each `[[server_id]]` has `id` and `real`, and may have `valid` (true); each
-    /// `[[source_route]]` has `prefix` and `real`; each `[[decap]]` has `address` and `mode`
-    /// (`inline` or `egress`). Each `[[mark]]` has `mark` and `real`; each `[[probe_destination]]` and
-    /// `[[probe_source]]` has `address` and `real`, and may have `port` (0, any); each `[[probe]]` has
-    /// `address`, `port` and `protocol`.
+    /// All keys, with units, ranges and defaults: `docs/configuration.md`. It takes memory for the text and the
+    /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
+    /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply). Reading may take a
+    /// second or two for millions of lines: read before you lock what others wait for.
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
-    /// there is not, or contradicts itself.
+    /// there is not or that is out of its range, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let mut document: Document = toml::from_str(text)
-            .map_err(|error| refuse(text, error.span().unwrap_or_default(), error.message()))?;
-        let balancer = document.balancer.take().map(BalancerState::from);
-        let state = Self {
-            balancer,
-            vips: document
-                .vip
-                .iter()
-                .map(|keys| vip_state(text, keys))
-                .collect::<Result<_>>()?,
-            server_ids: document
-                .server_id
-                .iter()
-                .map(|keys| server_id(keys.get_ref()))
-                .collect(),
-            source_routes: document
-                .source_route
-                .iter()
-                .map(Spanned::get_ref)
-                .map(|keys| SourceRoute::new(keys.prefix.0, keys.real.0))
-                .collect(),
-            decap: document
-                .decap
-                .iter()
-                .map(Spanned::get_ref)
-                .map(|keys| DecapState::new(keys.address.0, keys.mode.0))
-                .collect(),
-            marks: document
-                .mark
-                .iter()
-                .map(Spanned::get_ref)
-                .map(|keys| MarkState::new(keys.mark, keys.real.0))
-                .collect(),
-            probe_matches: probe_matches(&document),
-            probes: document
-                .probe
-                .iter()
-                .map(Spanned::get_ref)
-                .map(|keys| Vip::new((keys.address.0, keys.port).into(), keys.protocol.0))
-                .collect(),
+        Reader::new(None, text).read()
+    }
+
+    /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the file.
+    ///
+    /// # Errors
+    /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65,535, 0 for any`;
+    /// [`Error::Kernel`] if the file cannot be read.
+    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|errno| Error::Kernel {
+            operation: "cannot read the configuration document",
+            object: path.display().to_string(),
+            errno,
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+            Reader::new(Some(path), &text)
+                .page
+                .refuse(valid, "this is not text in UTF-8")
+        })?;
+        Reader::new(Some(path), &text).read()
+    }
+}
+
+/// What a section's tables say, with where each begins.
+struct List<T> {
+    items: Vec<T>,
+    starts: Vec<usize>,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        let (items, starts) = Default::default();
+        Self { items, starts }
+    }
+}
+
+impl<T> List<T> {
+    fn push(&mut self, at: usize, item: T) {
+        self.items.push(item);
+        self.starts.push(at);
+    }
+}
+
+/// A document that is being read.
+struct Reader<'t> {
+    page: Page<'t>,
+    balancer: Option<(usize, BalancerState)>,
+    vips: List<VipState>,
+    /// Where the reals of all VIPs begin.
+    reals: Vec<usize>,
+    server_ids: List<ServerIdState>,
+    source_routes: List<SourceRoute>,
+    decap: List<DecapState>,
+    marks: List<MarkState>,
+    destinations: List<ProbeMatchState>,
+    sources: List<ProbeMatchState>,
+    probes: List<Vip>,
+    /// Sections that were written as `vip = [ ... ]`, which TOML has no more of then, and where.
+    whole: Vec<(&'static str, usize)>,
+}
+
+impl<'t> Reader<'t> {
+    fn new(file: Option<&'t Path>, text: &'t str) -> Self {
+        Self {
+            page: Page {
+                file,
+                text,
+                start: 0,
+            },
+            balancer: None,
+            vips: List::default(),
+            reals: Vec::new(),
+            server_ids: List::default(),
+            source_routes: List::default(),
+            decap: List::default(),
+            marks: List::default(),
+            destinations: List::default(),
+            sources: List::default(),
+            probes: List::default(),
+            whole: Vec::new(),
+        }
+    }
+
+    fn read(mut self) -> Result<State> {
+        for piece in pieces(self.page.text) {
+            self.page.start = piece.start;
+            let tables = DeTable::parse(piece.text).map_err(|error| {
+                let span = error.span().unwrap_or_default();
+                self.page.refuse_syntax(span, error.message())
+            })?;
+            // In the order of the text, so that the first error is told.
+            let mut sections: Vec<_> = tables.get_ref().iter().collect();
+            sections.sort_by_key(|(key, _)| key.span().start);
+            for (key, value) in sections {
+                self.section(key, value)?;
+            }
+        }
+        self.finish()
+    }
+
+    fn section(&mut self, key: &Spanned<impl AsRef<str>>, value: &Value<'_>) -> Result<()> {
+        let name = key.get_ref().as_ref();
+        if name == "balancer" {
+            return self.balancer(key, value);
+        }
+        let section = SECTIONS.iter().copied();
+        let Some(section) = section
+            .filter(|of| is_section(of.name))
+            .find(|of| of.name == name)
+        else {
+            let names = SECTIONS.iter().map(|section| section.name);
+            let names = names.filter(|name| is_section(name));
+            let names = std::iter::once("balancer").chain(names);
+            let message = unknown("a document", name, names);
+            return Err(self.page.refuse(key.span().start, message));
         };
-        let Some(conflict) = state.conflict() else {
-            return Ok(state);
+        if let Some((_, at)) = self.whole.iter().find(|(of, _)| *of == section.name) {
+            let message = format!(
+                "{name} = [ ... ] in line {} is all of them: write {} for each instead",
+                self.page.line(*at),
+                section.title
+            );
+            return Err(self.page.refuse(key.span().start, message));
+        }
+        let page = self.page;
+        let tables = page.tables(section, key, value)?;
+        if page.is_assigned(key) {
+            self.whole
+                .push((section.name, page.start + key.span().start));
+        }
+        for table in tables {
+            let keys = Keys::new(&page, section, table)?;
+            self.table(section, &keys)?;
+        }
+        Ok(())
+    }
+
+    fn balancer(&mut self, key: &Spanned<impl AsRef<str>>, value: &Value<'_>) -> Result<()> {
+        let at = key.span().start;
+        if let Some((first, _)) = &self.balancer {
+            let line = self.page.line(*first);
+            let message = format!("[balancer] is there already, in line {line}");
+            return Err(self.page.refuse(at, message));
+        }
+        let DeValue::Table(table) = value.get_ref() else {
+            let message = "[balancer] is one section: write [balancer], with single brackets";
+            return Err(self.page.refuse(at, message));
         };
-        let span = match conflict.place {
-            Place::Vip(vip) => document.vip[vip].span(),
-            Place::Real { vip, real } => document.vip[vip].get_ref().reals[real].span(),
-            Place::ServerId(index) => document.server_id[index].span(),
-            Place::SourceRoute(index) => document.source_route[index].span(),
-            Place::Decap(index) => document.decap[index].span(),
-            Place::Mark(index) => document.mark[index].span(),
-            Place::ProbeMatch(index) => {
-                let destinations = document.probe_destination.len();
-                match index.checked_sub(destinations) {
-                    None => document.probe_destination[index].span(),
-                    Some(index) => document.probe_source[index].span(),
+        let mut settings: Vec<_> = table.iter().collect();
+        settings.sort_by_key(|(key, _)| key.span().start);
+        let mut state = BalancerState::default();
+        for (key, value) in settings {
+            let name: &str = key.get_ref();
+            match state.read(name, value) {
+                Some(Ok(())) => {}
+                Some(Err(wrong)) => return Err(self.page.refuse_value(name, value, wrong)),
+                None => {
+                    let names = SETTING_KEYS.iter().copied();
+                    let message = unknown("[balancer]", name, names);
+                    return Err(self.page.refuse(key.span().start, message));
                 }
             }
-            Place::Probe(index) => document.probe[index].span(),
-        };
-        Err(refuse(text, span, &conflict.message))
-    }
-}
-
-/// What is wrong, and where.
-fn refuse(text: &str, span: Range<usize>, message: &str) -> Error {
-    let before = text.get(..span.start).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let column = before[start..].chars().count() + 1;
-    Error::Document {
-        message: format!("line {line}, column {column}: {message}"),
-    }
-}
-
-fn vip_state(text: &str, spanned: &Spanned<VipKeys>) -> Result<VipState> {
-    let keys = spanned.get_ref();
-    let mut vip = Vip::new((keys.address.0, keys.port).into(), keys.protocol.0);
-    if let Some(length) = &keys.prefix_length {
-        vip = vip
-            .with_prefix(*length.get_ref())
-            .map_err(|error| refuse(text, length.span(), &error.to_string()))?;
-    }
-    Ok(VipState {
-        vip,
-        flags: keys.flags.0,
-        hash: keys.hash.as_ref().map(|hash| hash.0),
-        reals: keys
-            .reals
-            .iter()
-            .map(|keys| real(text, keys.get_ref()))
-            .collect::<Result<_>>()?,
-        down: keys
-            .reals
-            .iter()
-            .filter(|real| real.get_ref().down)
-            .map(|real| real.get_ref().address.0.to_canonical())
-            .collect(),
-    })
-}
-
-/// First those by destination, then those by source.
-fn probe_matches(document: &Document) -> Vec<ProbeMatchState> {
-    let of = |keys: &Spanned<ProbeMatchKeys>, by: fn(SocketAddr) -> ProbeMatch| {
-        let keys = keys.get_ref();
-        let address = (keys.address.0, keys.port).into();
-        ProbeMatchState::new(by(address), keys.real.0)
-    };
-    let destinations = document.probe_destination.iter();
-    let sources = document.probe_source.iter();
-    destinations
-        .map(|keys| of(keys, ProbeMatch::Destination))
-        .chain(sources.map(|keys| of(keys, ProbeMatch::Source)))
-        .collect()
-}
-
-fn server_id(keys: &ServerIdKeys) -> ServerIdState {
-    let mut state = ServerIdState::new(ServerId::new(keys.id, keys.real.0));
-    state.valid = keys.valid;
-    state
-}
-
-fn real(text: &str, keys: &RealKeys) -> Result<Real> {
-    let mut flags = RealFlags::empty();
-    flags.set(RealFlags::LOCAL_REAL, keys.local);
-    if let Some(bits) = &keys.application_flags {
-        let application = RealFlags::from_bits_retain(*bits.get_ref());
-        if !RealFlags::APPLICATION.contains(application) {
-            let message = format!(
-                "application_flags = {}: bits 0 and 1 are the library's; a multiple of 4 up to \
-                 252 is expected",
-                bits.get_ref()
-            );
-            return Err(refuse(text, bits.span(), &message));
         }
-        flags |= application;
+        self.balancer = Some((self.page.start + at, state));
+        Ok(())
     }
-    let real = Real::new(keys.address.0).weight(keys.weight);
-    Ok(match flags.is_empty() {
-        true => real,
-        false => real.flags(flags),
-    })
+
+    fn table(&mut self, section: &Section, keys: &Keys<'_, '_, '_>) -> Result<()> {
+        let at = keys.at;
+        let real = || keys.address("real", Host::Real, check_real);
+        match section.name {
+            of if of == VIP.name => {
+                let vip = vip(keys, &mut self.reals)?;
+                self.vips.push(at, vip);
+            }
+            of if of == SERVER_ID.name => {
+                let id = keys.needed("id")?;
+                keys.checked("id", check_server_id(id))?;
+                let mut state = ServerIdState::new(ServerId::new(id, real()?));
+                state.valid = keys.given("valid")?.unwrap_or(true);
+                self.server_ids.push(at, state);
+            }
+            of if of == SOURCE_ROUTE.name => {
+                let Text(prefix) = keys.needed::<Text<Prefix>>("prefix")?;
+                self.source_routes
+                    .push(at, SourceRoute::new(prefix, real()?));
+            }
+            of if of == DECAP.name => {
+                let address = keys.address("address", Host::TunnelEnd, check_host)?;
+                let Text(mode) = keys.needed::<Text<DecapMode>>("mode")?;
+                self.decap.push(at, DecapState::new(address, mode));
+            }
+            of if of == MARK.name => {
+                let mark = keys.needed("mark")?;
+                keys.checked("mark", check_mark(mark))?;
+                self.marks.push(at, MarkState::new(mark, real()?));
+            }
+            of if of == PROBE_DESTINATION.name || of == PROBE_SOURCE.name => {
+                let address = keys.address("address", Host::Probe, |_| Ok(()))?;
+                let address = SocketAddr::new(address, keys.given("port")?.unwrap_or(0));
+                let (matches, by): (_, fn(SocketAddr) -> ProbeMatch) = match of {
+                    of if of == PROBE_SOURCE.name => (&mut self.sources, ProbeMatch::Source),
+                    _ => (&mut self.destinations, ProbeMatch::Destination),
+                };
+                matches.push(at, ProbeMatchState::new(by(address), real()?));
+            }
+            of => {
+                debug_assert_eq!(of, PROBE.name);
+                let address = keys.address("address", Host::Probe, |_| Ok(()))?;
+                let address = SocketAddr::new(address, keys.needed("port")?);
+                let Text(protocol) = keys.needed::<Text<Protocol>>("protocol")?;
+                self.probes.push(at, Vip::new(address, protocol));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<State> {
+        self.page.start = 0;
+        // First those by destination, then those by source.
+        self.destinations.items.append(&mut self.sources.items);
+        self.destinations.starts.append(&mut self.sources.starts);
+        let state = State {
+            balancer: self.balancer.take().map(|(_, settings)| settings),
+            vips: self.vips.items,
+            server_ids: self.server_ids.items,
+            source_routes: self.source_routes.items,
+            decap: self.decap.items,
+            marks: self.marks.items,
+            probe_matches: self.destinations.items,
+            probes: self.probes.items,
+        };
+        let Some(conflict) = state.conflict().or_else(|| beyond(&state)) else {
+            return Ok(state);
+        };
+        let start = |place| match place {
+            Place::Vip(vip) => self.vips.starts[vip],
+            Place::Real { vip, real } => {
+                let before = state.vips[..vip].iter().map(|state| state.reals.len());
+                self.reals[before.sum::<usize>() + real]
+            }
+            Place::ServerId(index) => self.server_ids.starts[index],
+            Place::SourceRoute(index) => self.source_routes.starts[index],
+            Place::Decap(index) => self.decap.starts[index],
+            Place::Mark(index) => self.marks.starts[index],
+            Place::ProbeMatch(index) => self.destinations.starts[index],
+            Place::Probe(index) => self.probes.starts[index],
+        };
+        let Conflict {
+            place,
+            other,
+            mut message,
+        } = conflict;
+        if let Some(other) = other {
+            let line = self.page.line(start(other));
+            message.push_str(&format!("; the other is in line {line}"));
+        }
+        Err(self.page.refuse(start(place), message))
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +360,8 @@ mod tests {
     use crate::types::Encapsulation;
     use crate::types::HashFunction;
     use crate::types::MaxFrame;
+    use crate::types::Real;
+    use crate::types::RealFlags;
     use crate::types::VipFlags;
 
     const SPEC: &str = r#"
@@ -261,10 +402,6 @@ mode = "inline"
 mark = 1000
 real = "198.51.100.1"
 "#;
-
-    fn message(text: &str) -> String {
-        State::from_toml(text).unwrap_err().to_string()
-    }
 
     #[test]
     fn the_document_of_the_specification_is_read() {
@@ -315,115 +452,6 @@ real = "198.51.100.1"
             assert!(
                 error.contains("line 2") && error.contains("auto"),
                 "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn errors_say_where() {
-        let vip = "[[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n";
-        let with = |line: &str| format!("{vip}{line}\n");
-        let cases = [
-            (
-                "[balancer]\ngatewaymac = 1\n".to_owned(),
-                "line 2, column 1: ",
-                "gatewaymac",
-            ),
-            ("\n[balance]\n".to_owned(), "line 2, column 2: ", "balance"),
-            (with("weigth = 1"), "line 5, column 1: ", "weigth"),
-            (
-                with("reals = [\n  { address = \"198.51.100.1\", wieght = 1 },\n]"),
-                "line 6, column 31: ",
-                "wieght",
-            ),
-            (
-                with("reals = [ { address = \"198.51.100\" } ]"),
-                "line 5, column 23: ",
-                "`198.51.100`",
-            ),
-            (
-                with("flags = [\"no-src-port\", \"quick\"]"),
-                "line 5, column 9: ",
-                "`quick`",
-            ),
-            (
-                with("hash = \"maglev-v3\""),
-                "line 5, column 8: ",
-                "`maglev-v3`",
-            ),
-            (
-                with("prefix_length = 33"),
-                "line 5, column 17: ",
-                "longest prefix",
-            ),
-            (
-                with("reals = [ { address = \"198.51.100.1\", application_flags = 2 } ]"),
-                "line 5, column 59: ",
-                "multiple of 4",
-            ),
-            (
-                "[balancer]\nipip_source_v4 = \"10.0.0.0/8\"\n".to_owned(),
-                "line 2, column 18: ",
-                "length 16",
-            ),
-            (
-                "[balancer]\nmax_vips = -1\n".to_owned(),
-                "line 2, column 12: ",
-                "-1",
-            ),
-            (
-                "[balancer]\nudp_timeout = -1\n".to_owned(),
-                "line 2, column 15: ",
-                "",
-            ),
-            ("[balancer]\nmax_vips 1\n".to_owned(), "line 2, column ", ""),
-            (
-                with("\n[[server_id]]\nid = 1000\nreel = \"198.51.100.1\""),
-                "line 8, column 1: ",
-                "`reel`",
-            ),
-            (
-                with("[[source_route]]\nprefix = \"100.64.0.1/10\"\nreal = \"198.51.100.1\""),
-                "line 6, column 10: ",
-                "would be 100.64.0.0/10",
-            ),
-            (
-                with("[[decap]]\naddress = \"192.0.2.200\"\nmode = \"outline\""),
-                "line 7, column 8: ",
-                "inline or egress",
-            ),
-            (
-                with(
-                    "[[decap]]\naddress = \"192.0.2.200\"\nmode = \"inline\"\n\n\
-                     [[decap]]\naddress = \"192.0.2.200\"\nmode = \"egress\"",
-                ),
-                "line 9, column 1: ",
-                "192.0.2.200 is listed twice",
-            ),
-            (
-                with("[[mark]]\nmark = 1\n"),
-                "line 5, column 1: ",
-                "missing field `real`",
-            ),
-            (
-                format!("{vip}\n{vip}"),
-                "line 6, column 1: ",
-                "listed twice",
-            ),
-            (
-                with(
-                    "reals = [ { address = \"198.51.100.1\" },\n          \
-                     { address = \"198.51.100.1\" } ]",
-                ),
-                "line 6, column 11: ",
-                "listed twice",
-            ),
-        ];
-        for (text, place, part) in cases {
-            let message = message(&text);
-            assert!(
-                message.contains(place) && message.contains(part),
-                "{place:?} and {part:?} are to be in {message:?} of\n{text}"
             );
         }
     }

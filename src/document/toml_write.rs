@@ -6,7 +6,6 @@ use std::mem;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
-use toml::Spanned;
 use toml_edit::Item;
 use toml_edit::Table;
 use toml_edit::ser::to_document;
@@ -40,6 +39,8 @@ impl State {
     /// [`Error::Document`] if a number is larger than TOML can hold (2^63 - 1).
     pub fn to_toml(&self) -> Result<String> {
         let refused = |error: &dyn fmt::Display| Error::Document {
+            file: None,
+            at: None,
             message: error.to_string(),
         };
         let mut keys = self.keys();
@@ -76,11 +77,11 @@ impl State {
                     real: Text(state.real),
                 })
             });
-            keys.map(placeless).collect()
+            keys.collect()
         };
         Document {
             balancer: self.balancer.as_ref().map(BalancerKeys::from),
-            vip: self.vips.iter().map(vip_keys).map(placeless).collect(),
+            vip: self.vips.iter().map(vip_keys).collect(),
             server_id: each(&self.server_ids, |state| ServerIdKeys {
                 id: state.id.id(),
                 real: Text(state.id.real()),
@@ -115,13 +116,8 @@ impl State {
     }
 }
 
-/// Keys that stand nowhere yet.
-fn placeless<K>(keys: K) -> Spanned<K> {
-    Spanned::new(0..0, keys)
-}
-
-fn each<S, K>(states: &[S], keys: impl Fn(&S) -> K) -> Vec<Spanned<K>> {
-    states.iter().map(keys).map(placeless).collect()
+fn each<S, K>(states: &[S], keys: impl Fn(&S) -> K) -> Vec<K> {
+    states.iter().map(keys).collect()
 }
 
 /// A line for each real.
@@ -142,7 +138,7 @@ fn vip_keys(state: &VipState) -> VipKeys {
     let length = vip.is_prefix().then(|| vip.prefix_length());
     VipKeys {
         address: Text(vip.address()),
-        prefix_length: length.map(placeless),
+        prefix_length: length,
         port: vip.port(),
         protocol: Text(vip.protocol()),
         flags: Set(state.flags),
@@ -154,7 +150,7 @@ fn vip_keys(state: &VipState) -> VipKeys {
                 address: Text(real.address()),
                 weight: real.get_weight(),
                 local: flags.contains(RealFlags::LOCAL_REAL),
-                application_flags: (!application.is_empty()).then(|| placeless(application.bits())),
+                application_flags: (!application.is_empty()).then(|| application.bits()),
                 down: down.contains(&real.address()),
             }
         }),
@@ -169,7 +165,7 @@ gateway_mac_v6 = "0a:00:00:00:00:06"
 next_hops = "per-real"
 encapsulation = "gue"
 outer_dont_fragment = "inherit"
-features = []
+features = ["source-routing", "inline-decap"]
 source_v4 = "10.10.10.10"
 source_v6 = "2001:db8:ffff::1"
 ipip_source_v4 = "10.20.0.0/16"
@@ -177,8 +173,8 @@ ipip_source_v6 = "2001:db8::/96"
 gue_port = 6081
 max_frame = 9014
 frags = true
-max_vips = 1
-max_reals = 2
+max_vips = 2
+max_reals = 3
 ring_size = 3
 hash_seed = 9223372036854775807
 hash_function = "maglev"
@@ -268,7 +264,7 @@ mod tests {
     use super::*;
     use crate::config::BalancerState;
     use crate::config::Features;
-    use crate::config::setting_keys;
+    use crate::config::SETTING_KEYS;
 
     #[test]
     fn every_setting_round_trips() {
@@ -277,10 +273,11 @@ mod tests {
         let section = ALL_SETTINGS.split("\n\n").next().unwrap_or_default();
         let keys = section.lines().filter_map(|line| line.split_once(" = "));
         let keys: Vec<_> = keys.map(|(key, _)| key).collect();
-        assert_eq!(keys, setting_keys().collect::<Vec<_>>(), "one is missing");
+        assert_eq!(keys, SETTING_KEYS, "one is missing");
         let balancer = state.balancer.as_ref().unwrap();
         assert_eq!(balancer.udp_timeout, Some(Duration::from_millis(1500)));
-        assert_eq!(balancer.features, Some(Features::empty()));
+        let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP;
+        assert_eq!(balancer.features, Some(features));
         assert_eq!(State::from_toml("").unwrap(), State::default());
         assert_eq!(State::default().to_toml().unwrap(), "");
     }
@@ -289,6 +286,11 @@ mod tests {
     fn missing_features_are_the_default_set() {
         let state = State::from_toml("[balancer]\n").unwrap();
         assert_eq!(state.balancer, Some(BalancerState::default()));
+        let none = "[balancer]\nfeatures = []\n";
+        let state = State::from_toml(none).unwrap();
+        let features = state.balancer.as_ref().unwrap().features;
+        assert_eq!(features, Some(Features::empty()));
+        assert_eq!(state.to_toml().unwrap(), none);
         let whole = State::from_toml("[balancer]\nudp_timeout = 2\n").unwrap();
         assert_eq!(whole.to_toml().unwrap(), "[balancer]\nudp_timeout = 2\n");
     }

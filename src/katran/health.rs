@@ -28,6 +28,7 @@ use crate::table::Step;
 use crate::types::ByFamily;
 use crate::types::Family;
 use crate::types::Vip;
+use crate::types::check_mark;
 use crate::types::check_real;
 
 /// The path of health checks, as it is: [`Katran::probes`].
@@ -459,18 +460,6 @@ fn check_probe(vip: Vip) -> Result<()> {
             what: format!("counting probes to {vip}"),
             reason: "a probe goes to one address: register that",
         }),
-    }
-}
-
-/// Refuses what is no mark.
-fn check_mark(mark: u32) -> Result<()> {
-    match mark {
-        0 => Err(Error::InvalidConfig {
-            setting: "mark",
-            value: "0".to_owned(),
-            reason: "packets without a mark have this one: choose another".to_owned(),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::types::Prefix;
 use crate::types::RealNumber;
 use crate::types::check_real;
+use crate::types::check_server_id;
 
 /// Something that names a real.
 pub(crate) trait Name: Copy + Ord {
@@ -36,14 +37,7 @@ impl Name for u32 {
     }
 
     fn check(self) -> Result<()> {
-        match self {
-            0 => Err(Error::InvalidConfig {
-                setting: "server_id",
-                value: "0".to_owned(),
-                reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
-            }),
-            _ => Ok(()),
-        }
+        check_server_id(self)
     }
 
     fn list(self) -> usize {

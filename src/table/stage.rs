@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::checks::check_vip_flags;
 use super::checks::real_flags;
 use super::records::Edit;
 use super::records::RealEntry;
@@ -37,6 +36,7 @@ use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::check_real;
 use crate::types::check_vip;
+use crate::types::check_vip_flags;
 
 impl Table {
     /// A VIP without reals.

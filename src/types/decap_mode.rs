@@ -34,7 +34,7 @@ impl FromStr for DecapMode {
             "egress" => Ok(Self::Egress),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "inline or egress",
+                expected: "a mode, `inline` or `egress`",
             }),
         }
     }

@@ -1,7 +1,9 @@
-//! Server ids: numbers that a server puts into packets, so that they find back to it.
+//! Numbers that lead packets to a real: server ids, which a server puts into packets so that they find back to it, and marks.
 
 use std::fmt;
 use std::net::IpAddr;
+
+use crate::error::Error;
 
 /// A number that names a real in packets: QUIC connection ids, a TCP option, stable UDP routing.
 ///
@@ -38,5 +40,29 @@ impl fmt::Display for ServerId {
     /// `1000 -> 198.51.100.1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {}", self.id, self.real)
+    }
+}
+
+/// Refuses what is no server id.
+pub(crate) fn check_server_id(id: u32) -> Result<(), Error> {
+    match id {
+        0 => Err(Error::InvalidConfig {
+            setting: "server_id",
+            value: "0".to_owned(),
+            reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what is no mark of packets.
+pub(crate) fn check_mark(mark: u32) -> Result<(), Error> {
+    match mark {
+        0 => Err(Error::InvalidConfig {
+            setting: "mark",
+            value: "0".to_owned(),
+            reason: "packets without a mark have this one: choose another".to_owned(),
+        }),
+        _ => Ok(()),
     }
 }

@@ -198,6 +198,26 @@ bitflags! {
 
 super::text_form!(VipFlags, "a VIP flag such as no-src-port");
 
+/// Refuses flags that the protocol cannot have, and bits that are no flag.
+///
+/// No combination of the others is refused: where one makes another moot (`DPORT_HASH` beside
+/// `NO_SRC_PORT`, `SRC_DST_PORT` on a VIP with a port), Katran accepts both, and so must a host
+/// that shares its configuration.
+pub(crate) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<(), Error> {
+    let invalid = |reason: &str| Error::InvalidConfig {
+        setting: "flags",
+        value: format!("{flags} of VIP {vip}"),
+        reason: reason.to_owned(),
+    };
+    if flags.contains(VipFlags::QUIC) && vip.protocol() != Protocol::Udp {
+        return Err(invalid("QUIC runs over UDP: leave quic out for a TCP VIP"));
+    }
+    if !flags.difference(VipFlags::all()).is_empty() {
+        return Err(invalid("bits that are no flag are set"));
+    }
+    Ok(())
+}
+
 /// The number under which the program knows a VIP: 0 to `max_vips` - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct VipNumber(pub(crate) u16);
@@ -296,6 +316,17 @@ mod tests {
             "0x40000000"
         );
         assert!("NO_SRC_PORT".parse::<VipFlags>().is_err());
+    }
+
+    #[test]
+    fn vip_flags_are_checked() {
+        let tcp: Vip = "203.0.113.1:443/tcp".parse().unwrap();
+        let udp: Vip = "203.0.113.1:443/udp".parse().unwrap();
+        assert!(check_vip_flags(&tcp, VipFlags::all() - VipFlags::QUIC).is_ok());
+        assert!(check_vip_flags(&tcp, VipFlags::from_bits_retain(1 << 20)).is_err());
+        let message = |vip, flags| check_vip_flags(vip, flags).unwrap_err().to_string();
+        assert!(message(&tcp, VipFlags::QUIC).contains("QUIC runs over UDP"));
+        assert!(check_vip_flags(&udp, VipFlags::all()).is_ok());
     }
 
     #[test]

@@ -6,12 +6,20 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use fastrand::Rng;
+use katran::DecapMode;
+use katran::Error;
 use katran::HashFunction;
 use katran::Katran;
+use katran::Real;
 use katran::RealFlags;
+use katran::ServerId;
 use katran::State;
 use katran::Vip;
 use katran::VipFlags;
+use katran::state::DecapState;
+use katran::state::MarkState;
+use katran::state::ServerIdState;
+use katran::state::VipState;
 
 use super::apply::from_state;
 use super::apply_names::WHOLE;
@@ -165,6 +173,34 @@ fn mutate(rng: &mut Rng, text: &mut String) {
     }
 }
 
+/// Something that no document can say, as it would be refused when it is read.
+fn make_wrong(rng: &mut Rng, state: &mut State) {
+    let nowhere: IpAddr = [127, 0, 0, 1].into();
+    let vips = state.vips.len();
+    match rng.u32(0..7) {
+        0 if vips > 0 => state.vips[rng.usize(0..vips)]
+            .reals
+            .push(Real::new(nowhere)),
+        1 if vips > 0 => state.vips[rng.usize(0..vips)].down.push(nowhere),
+        2 if vips > 0 => {
+            let flags = &mut state.vips[rng.usize(0..vips)].flags;
+            *flags = VipFlags::from_bits_retain(flags.bits() | 1 << 30);
+        }
+        3 => state
+            .server_ids
+            .push(ServerIdState::new(ServerId::new(0, nowhere))),
+        4 => state
+            .marks
+            .push(MarkState::new(0, [198, 51, 100, 1].into())),
+        5 => state
+            .decap
+            .push(DecapState::new(nowhere, DecapMode::Inline)),
+        _ => state
+            .vips
+            .push(VipState::new(Vip::tcp((nowhere, 80).into()))),
+    }
+}
+
 type Reals = BTreeMap<IpAddr, (u32, RealFlags, bool)>;
 
 /// VIPs as values that can be compared, whatever their order.
@@ -250,9 +286,12 @@ fn a_mutated_document_is_applied_whole_or_changes_nothing() {
         for _ in 0..rng.u32(1..5) {
             mutate(&mut rng, &mut text);
         }
-        let Ok(wanted) = State::from_toml(&text) else {
+        let Ok(mut wanted) = State::from_toml(&text) else {
             continue;
         };
+        if rng.u32(0..4) == 0 {
+            make_wrong(&mut rng, &mut wanted);
+        }
         let before = (katran.state(), kernel(&katran));
         match katran.apply(&wanted) {
             Ok(_) => {
@@ -268,7 +307,12 @@ fn a_mutated_document_is_applied_whole_or_changes_nothing() {
         }
         // Often from the first one again.
         if rng.bool() {
-            let _ = katran.apply(&document).unwrap();
+            if let Err(error) = katran.apply(&document) {
+                // While there was room for more VIPs one of them got a number that lies beyond now.
+                assert!(matches!(error, Error::InUse { .. }), "{error}");
+                let _ = katran.apply(&State::default()).unwrap();
+                let _ = katran.apply(&document).unwrap();
+            }
             check(&mut katran, &document, &first);
         }
     }

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/mod.rs"]
 mod common;
+mod documents;
 mod getters;
 mod packets;
 

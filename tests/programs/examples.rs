@@ -105,8 +105,8 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 
     // It breaks: nothing changes.
     for (broken, complaint) in [
-        (configuration(&lab, 0) + "weight = 3\n", "line 14"),
-        ("[[vip]".to_owned(), "line 1"),
+        (configuration(&lab, 0) + "weight = 3\n", ".toml:14:1: "),
+        ("[[vip]".to_owned(), ".toml:1:"),
         (
             configuration(&lab, 0).replace("10_000", "10_000\nmax_vips = 1"),
             "max_vips",
@@ -554,7 +554,7 @@ fn failures_say_what_to_do() {
         (
             of_balancer(unknown, &["--interface", "lo"]),
             1,
-            ["line 4", "colour"],
+            ["toml:4:1: ", "colour"],
         ),
         (
             of_balancer("absent.toml", &["--interface", "lo"]),

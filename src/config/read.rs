@@ -1,0 +1,420 @@
+//! Values of the TOML document, read, with what is wrong about them in an operator's words.
+//!
+//! `keys.rs` writes the same forms. The TOML itself is parsed by the crate `toml`; of serde's errors
+//! none says what to write instead, so its values are read here.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bitflags::Flags;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::keys::AutoOr;
+use super::keys::FirstOf;
+use super::keys::Form;
+use super::keys::Seconds;
+use super::keys::Set;
+use super::keys::Text;
+use super::keys::Texts;
+use super::keys::Whole;
+use crate::error::Error;
+use crate::types::MaxFrame;
+use crate::types::Prefix;
+use crate::types::flag_by_name;
+use crate::types::flag_names;
+
+/// A value with its place.
+pub(crate) type Value<'d> = Spanned<DeValue<'d>>;
+
+/// What is wrong with a value.
+#[derive(Debug)]
+pub(crate) struct Wrong {
+    /// Where: the value, or the one of a list.
+    pub(crate) span: Range<usize>,
+    /// What, and what is expected: the end of a sentence that begins with the value.
+    pub(crate) reason: String,
+    /// Whether a number is too large or too small for what it counts; its range says more.
+    pub(crate) is_range: bool,
+}
+
+impl Wrong {
+    pub(crate) fn new(value: &Value<'_>, reason: impl Into<String>) -> Self {
+        Self {
+            span: value.span(),
+            reason: reason.into(),
+            is_range: false,
+        }
+    }
+}
+
+/// A value that can stand in a document.
+pub(crate) trait Read: Sized {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong>;
+}
+
+/// A value in the form `F`.
+pub(super) fn read_as<F: Form<T> + Read, T>(value: &Value<'_>) -> Result<T, Wrong> {
+    Ok(F::of(value)?.read())
+}
+
+/// A value of a setting that is within its range, which is given in words, too.
+pub(super) fn in_range<T>(
+    value: &Value<'_>,
+    range: &str,
+    read: Result<T, Wrong>,
+    check: impl Fn(&T) -> crate::error::Result<()>,
+) -> Result<T, Wrong> {
+    let read = read.map_err(|wrong| match wrong.is_range && range != "any" {
+        true => Wrong::new(value, format!("must be {}", range.replace('_', ""))),
+        false => wrong,
+    })?;
+    match check(&read) {
+        Ok(()) => Ok(read),
+        Err(error) => Err(Wrong::new(value, reason(error))),
+    }
+}
+
+/// What an error of the crate says about a value, without naming it once more.
+pub(crate) fn reason(error: Error) -> String {
+    match error {
+        Error::InvalidConfig { reason, .. } => reason,
+        Error::InvalidAddress { reason, .. } => reason.to_owned(),
+        Error::Parse { expected, .. } => format!("this is not {expected}"),
+        Error::Unsupported { reason, .. } => reason.to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// What to write instead of a value of another kind.
+fn other_than(wanted: &str, value: &DeValue<'_>) -> String {
+    let hint = match value {
+        DeValue::String(text) if is_plain(text) => ": leave out the quotes",
+        DeValue::Array(_) => ", not a list",
+        DeValue::Table(_) => ", not a table",
+        _ => "",
+    };
+    format!("{wanted} is expected{hint}")
+}
+
+/// Whether text looks like a number, or like `true` or `false`.
+fn is_plain(text: &str) -> bool {
+    text.parse::<f64>().is_ok() || matches!(text, "true" | "false")
+}
+
+fn text<'v>(value: &'v Value<'_>) -> Result<&'v str, Wrong> {
+    match value.get_ref() {
+        DeValue::String(text) => Ok(text),
+        other => Err(Wrong::new(value, other_than("text in quotes", other))),
+    }
+}
+
+fn list<'v, 'd>(value: &'v Value<'d>) -> Result<&'v [Value<'d>], Wrong> {
+    match value.get_ref() {
+        DeValue::Array(values) => Ok(values),
+        _ => Err(Wrong::new(value, "a list is expected: put it in [ ]")),
+    }
+}
+
+/// A whole number of any size that TOML's parser takes.
+fn whole(value: &Value<'_>) -> Result<i128, Wrong> {
+    match value.get_ref() {
+        DeValue::Integer(number) => {
+            i128::from_str_radix(number.as_str(), number.radix()).map_err(|_| too_large(value))
+        }
+        other => Err(Wrong::new(value, other_than("a whole number", other))),
+    }
+}
+
+fn too_large(value: &Value<'_>) -> Wrong {
+    Wrong::new(value, "this is more than a document can hold, 2^63 - 1")
+}
+
+macro_rules! numbers {
+    ($($number:ty)+) => {$(
+        impl Read for $number {
+            fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+                Self::try_from(whole(value)?).map_err(|_| Wrong {
+                    is_range: true,
+                    ..Wrong::new(value, format!("must be 0 to {}", Self::MAX))
+                })
+            }
+        }
+    )+};
+}
+numbers!(u8 u16 u32);
+
+impl Read for Whole {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let number = whole(value)?;
+        match (i64::try_from(number), u64::try_from(number)) {
+            (Ok(_), Ok(number)) => Ok(Self::write(number)),
+            (Err(_), Ok(_)) => Err(too_large(value)),
+            _ => Err(Wrong {
+                is_range: true,
+                ..Wrong::new(value, "a negative number cannot be")
+            }),
+        }
+    }
+}
+
+impl Read for bool {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        match value.get_ref() {
+            DeValue::Boolean(on) => Ok(*on),
+            other => Err(Wrong::new(value, other_than("true or false", other))),
+        }
+    }
+}
+
+impl Read for String {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        text(value).map(str::to_owned)
+    }
+}
+
+impl<T: Read> Read for Vec<T> {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        list(value)?.iter().map(T::of).collect()
+    }
+}
+
+impl<T: Worded> Read for Text<T> {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let read = T::of_text(text(value)?);
+        read.map(Self).map_err(|reason| Wrong::new(value, reason))
+    }
+}
+
+impl<T: Worded> Read for Texts<Vec<T>> {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let texts = Vec::<Text<T>>::of(value)?;
+        let values: Vec<T> = texts.into_iter().map(|Text(value)| value).collect();
+        Ok(Self::write(values))
+    }
+}
+
+impl Read for AutoOr {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        match value.get_ref() {
+            DeValue::String(word) if word == "auto" => Ok(Self::write(MaxFrame::Auto)),
+            DeValue::Integer(_) => u32::of(value).map(MaxFrame::Bytes).map(Self::write),
+            other => {
+                let wanted = "a whole number of bytes, or \"auto\",";
+                Err(Wrong::new(value, other_than(wanted, other)))
+            }
+        }
+    }
+}
+
+impl<A: FromStr, const LENGTH: u8> Read for FirstOf<A, LENGTH> {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let text = text(value)?;
+        let first = text.strip_suffix(&format!("/{LENGTH}"));
+        let first: Option<A> = first.and_then(|address| address.parse().ok());
+        first.map(Self::write).ok_or_else(|| {
+            let hint = match text.contains('/') {
+                true => String::new(),
+                false => format!(": write the length, too, as in {text}/{LENGTH}"),
+            };
+            let family = if LENGTH > 32 { "IPv6" } else { "IPv4" };
+            let reason = format!("an {family} prefix of length {LENGTH} is expected{hint}");
+            Wrong::new(value, reason)
+        })
+    }
+}
+
+impl<F: Flags> Read for Set<F> {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let mut set = F::empty();
+        for value in list(value)? {
+            let name = text(value)?;
+            let flag: F = flag_by_name(name).ok_or_else(|| {
+                let names = flag_names(&F::all());
+                let hint = did_you_mean(name, names.iter().map(String::as_str));
+                let names = names.join(", ");
+                Wrong::new(value, format!("there is no such word{hint} (all: {names})"))
+            })?;
+            set.insert(flag);
+        }
+        Ok(Self(set))
+    }
+}
+
+impl Read for Seconds {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        let (is_negative, time) = match value.get_ref() {
+            DeValue::Integer(_) => {
+                let seconds = whole(value)?;
+                let time = u64::try_from(seconds).ok().map(Duration::from_secs);
+                (seconds < 0, time)
+            }
+            DeValue::Float(number) => {
+                let seconds = number.as_str().parse().unwrap_or(f64::NAN);
+                (seconds < 0.0, Duration::try_from_secs_f64(seconds).ok())
+            }
+            other => {
+                let reason = other_than("a number of seconds", other);
+                return Err(Wrong::new(value, reason));
+            }
+        };
+        // So that whole ones can be written, too.
+        let time = time.filter(|time| i64::try_from(time.as_secs()).is_ok());
+        time.map(Self::write).ok_or_else(|| Wrong {
+            is_range: true,
+            ..Wrong::new(
+                value,
+                match is_negative {
+                    true => "a time cannot be negative",
+                    false => "a number of seconds is expected",
+                },
+            )
+        })
+    }
+}
+
+/// A value in its text form; what is wrong is said by [`reason`]s.
+pub(crate) trait Worded: Sized {
+    fn of_text(text: &str) -> Result<Self, String>;
+}
+
+macro_rules! worded {
+    ($($kind:ident)+) => {$(
+        impl Worded for crate::types::$kind {
+            fn of_text(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|error| {
+                    let reason = reason(error);
+                    // The words that it can be.
+                    let words = reason.split('`').skip(1).step_by(2);
+                    let hint = did_you_mean(text, words);
+                    reason + &hint
+                })
+            }
+        }
+    )+};
+}
+worded!(DecapMode Encapsulation FlowTableKind FlowTracking Gateway HashFunction MacAddr NextHops);
+worded!(OuterDontFragment ProbeSource Protocol TcHook);
+
+impl Worded for IpAddr {
+    fn of_text(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| no_address(text, "an IPv4 or IPv6 address", |_| None))
+    }
+}
+
+impl Worded for Ipv4Addr {
+    fn of_text(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| no_address(text, "an IPv4 address", |_| None))
+    }
+}
+
+impl Worded for Ipv6Addr {
+    fn of_text(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| no_address(text, "an IPv6 address", |_| None))
+    }
+}
+
+impl Worded for Prefix {
+    fn of_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error| match text.split_once('/') {
+            _ if !matches!(error, Error::Parse { .. }) => reason(error),
+            Some((address, _)) if address.parse::<IpAddr>().is_ok() => {
+                "the length of the prefix is a number of bits: 0 to 32 for IPv4, 0 to 128 for IPv6"
+                    .to_owned()
+            }
+            Some((address, _)) => no_address(address, "a prefix such as 100.64.0.0/10", |_| None),
+            None => no_address(text, "a prefix such as 100.64.0.0/10", |_| None),
+        })
+    }
+}
+
+/// A fault of an address that there is more to say about, where it is known what the address is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A prefix: its length.
+    Prefix(u8),
+    /// An address and a port.
+    Port(u16),
+}
+
+impl Fault {
+    fn of(text: &str) -> Option<Self> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Some(Self::Port(address.port()));
+        }
+        let (address, length) = text.split_once('/')?;
+        let _: IpAddr = address.parse().ok()?;
+        Some(Self::Prefix(length.parse().ok()?))
+    }
+}
+
+/// Why text is no address. `hint` says what to do about a fault, where the place knows more of it.
+pub(crate) fn no_address(
+    text: &str,
+    wanted: &str,
+    hint: impl Fn(Fault) -> Option<String>,
+) -> String {
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    if is_address(text) {
+        return format!("{wanted} is expected");
+    }
+    if let Some(fault) = Fault::of(text) {
+        return hint(fault).unwrap_or_else(|| match fault {
+            Fault::Prefix(length) => format!("{wanted} is expected: leave out /{length}"),
+            Fault::Port(port) => format!("{wanted} is expected: leave out the port, {port}"),
+        });
+    }
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    if inner.is_some_and(is_address) {
+        return format!("{wanted} is expected: leave out the brackets");
+    }
+    if let Some((address, zone)) = text.split_once('%')
+        && is_address(address)
+    {
+        return format!("{wanted} is expected, without the interface %{zone}");
+    }
+    let plain: Vec<_> = text
+        .split('.')
+        .map(|part| part.trim_start_matches('0'))
+        .map(|part| if part.is_empty() { "0" } else { part })
+        .collect();
+    if plain.len() == 4 && is_address(&plain.join(".")) {
+        return format!(
+            "{wanted} is expected, without leading zeros: {}",
+            plain.join(".")
+        );
+    }
+    if is_address(text.trim()) {
+        return format!("{wanted} is expected: leave out the spaces");
+    }
+    let is_name = text.contains(|c: char| c.is_ascii_alphabetic())
+        && !text.contains(':')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    match is_name {
+        true => format!("{wanted} is expected: names are not looked up"),
+        false => format!("{wanted} is expected"),
+    }
+}
+
+/// The most alike of some words, as the end of a sentence; nothing if none is alike.
+pub(crate) fn did_you_mean<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> String {
+    let lower = text.to_ascii_lowercase().replace('_', "-");
+    let alike = |word: &str| strsim::jaro_winkler(&lower, &word.replace('_', "-"));
+    let best = words
+        .map(|word| (alike(word), word))
+        .filter(|(alike, _)| *alike > 0.8)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.map_or_else(String::new, |(_, word)| format!("; did you mean {word}?"))
+}
