@@ -15,15 +15,9 @@
 //! to again. SIGINT and SIGTERM detach and end it. With `--pin` it works on, whatever ends the program, until `--remove`;
 //! the next start goes on with it, and brings it to what its options say.
 
-#[path = "common/keeper.rs"]
-#[allow(dead_code, reason = "each example uses a part")]
-mod keeper;
-#[path = "common/pin.rs"]
-mod pin;
+mod common;
 
 use std::fs;
-use std::io::Write;
-use std::io::stdout;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,11 +29,12 @@ use std::time::Duration;
 use anyhow::Context;
 use anyhow::Result;
 use clap::Parser;
+use common::keeper::Keeper;
+use common::pin::Pin;
+use common::say;
 use katran::ServerIdOption;
 use katran::attachments::AttachmentState;
 use katran::attachments::CgroupAttachment;
-use keeper::Keeper;
-use pin::Pin;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
@@ -61,19 +56,21 @@ struct Arguments {
     cgroup: Vec<PathBuf>,
     #[command(flatten)]
     pin: Pin,
+    /// Take away what is pinned with --pin, and end
+    #[arg(long, requires = "pin")]
+    remove: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let ended = arguments.pin.removal();
-    match ended.unwrap_or_else(|| run(&arguments)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("server_id: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::log();
+    common::exit(
+        "server_id",
+        match arguments.remove {
+            true => arguments.pin.remove(),
+            false => run(&arguments),
+        },
+    )
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -95,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         };
         say(format!("{what} {}", cgroup.display()));
     }
-    say("   accepted      heard    written".to_owned());
+    say("   accepted      heard    written");
     let mut keeper = Keeper::new();
     loop {
         match (signals.recv_timeout(INTERVAL), &arguments.id_file) {
@@ -177,9 +174,4 @@ fn change_id(option: &mut ServerIdOption, file: &Path) -> Result<u32> {
     let id = read_id(file)?;
     option.set_id(id)?;
     Ok(id)
-}
-
-/// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
-fn say(line: String) {
-    let _ = writeln!(stdout(), "{line}");
 }

@@ -9,14 +9,11 @@ use katran::Start;
 use super::say;
 
 /// Where it is pinned.
-#[derive(clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Pin {
     /// Pin it in this directory of a BPF file system: it works on when this program ends or is killed
     #[arg(long, value_name = "DIR")]
     pin: Option<PathBuf>,
-    /// Take away what is pinned with --pin, and end
-    #[arg(long, requires = "pin")]
-    remove: bool,
 }
 
 impl Pin {
@@ -24,13 +21,9 @@ impl Pin {
         self.pin.as_deref()
     }
 
-    /// Takes away what is pinned, if that is what was asked for.
-    pub(crate) fn removal(&self) -> Option<Result<()>> {
-        let directory = self.directory().filter(|_| self.remove)?;
-        let removed = katran::remove(directory);
-        Some(removed.map_err(Into::into).map(|()| {
-            say(format!("removed {}", directory.display()));
-        }))
+    /// Takes away what is pinned. The parser has refused to go on without a place.
+    pub(crate) fn remove(&self) -> Result<()> {
+        remove(self.directory().unwrap_or(Path::new("")))
     }
 
     /// Says whether what is pinned was there; `what` it is.
@@ -61,4 +54,11 @@ impl Pin {
         ));
         true
     }
+}
+
+/// Takes away what is pinned in a directory.
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    katran::remove(directory)?;
+    say(format!("removed {}", directory.display()));
+    Ok(())
 }

@@ -136,7 +136,7 @@ impl Katran {
     }
 
     /// Whether ids, routes and decap addresses are possible, one change after the other.
-    fn rehearse_names(&self, wanted: &State, steps: &[Step]) -> Result<()> {
+    pub(super) fn rehearse_names(&self, wanted: &State, steps: &[Step]) -> Result<()> {
         let flags = wanted.vips.iter().map(|state| state.flags);
         // Those at the end, which is when features are switched off.
         let flags = flags.fold(VipFlags::empty(), VipFlags::union);
@@ -239,7 +239,7 @@ impl Katran {
         }
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         Limits {
             max_vips: self.config.max_vips.into(),
             max_reals: self.config.max_reals.into(),

@@ -21,6 +21,7 @@ use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::decap;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -51,10 +52,10 @@ pub(crate) fn configuration(lab: &Lab, backend: usize) -> String {
     text
 }
 
-/// The example `balancer` at work, for VIPs with the first backend.
+/// A balancer at work, for VIPs with the first backend.
 pub(crate) fn balancing(lab: &Lab, file: &Scratch) -> Running {
     file.write(&configuration(lab, 0));
-    let mut command = example("balancer");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
     command.args(["--interface", "eth0"]);
     let mut balancer = Running::start(&lab.balancers[0].host, command);
@@ -86,9 +87,9 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
     let file = Scratch::new("balancer.toml");
     file.write(&configuration(&lab, 0));
     let host = &lab.balancers[0].host;
-    let mut command = example("balancer");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0"]);
+    command.args(["--interface", "eth0", "--counters"]);
     let mut balancer = Running::start(host, command);
     balancer.says("203.0.113.1:80/tcp: real 198.51.100.1 added");
     balancer.says("balancing on eth0 in native mode");
@@ -161,27 +162,24 @@ fn an_interface_that_is_made_again_is_attached_to_again() {
          [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          reals = [{ address = \"198.51.100.1\" }]\n",
     );
-    for (name, more) in [
-        ("balancer", &[][..]),
-        ("exporter", &["--listen", "127.0.0.1:0"]),
-        ("top", &["--plain", "--interval", "0.5"]),
-        ("monitor", &[]),
-        ("healthcheck", &["--first-mark", "2000"]),
+    for more in [
+        &[][..],
+        &["--listen", "127.0.0.1:0", "--probe", "--first-mark", "2000"],
     ] {
         make("eth0");
         make("eth2");
-        let mut command = example(name);
+        let mut command = katran("run");
         command.arg("--config").arg(&file.0);
         command.args(["--interface", "eth0", "--interface", "eth2"]);
         command.args(more);
         let mut running = Running::start(&host, command);
         running.says("balancing on eth2");
-        assert!(has_xdp(&host), "{name}");
+        assert!(has_xdp(&host), "{more:?}");
         host.ip("link del eth0").unwrap();
         running.says("gone: the program on eth0");
         make("eth0");
         running.says("put back: the program on eth0");
-        assert!(has_xdp(&host), "{name}");
+        assert!(has_xdp(&host), "{more:?}");
         running.end(SIGTERM);
         running.says("detached from eth0");
         for interface in ["eth0", "eth2"] {
@@ -215,7 +213,7 @@ fn root_is_set_up_joined_and_removed() {
     );
     let file = Scratch::new("shared.toml");
     file.write(&configuration(&lab, 0));
-    let mut command = example("balancer");
+    let mut command = katran("run");
     command
         .arg("--config")
         .arg(&file.0)
@@ -255,9 +253,8 @@ fn check_says_what_would_not_work() {
     file.write(&configuration(&lab, 0));
     let host = &lab.balancers[0].host;
     let check = || {
-        let mut command = example("balancer");
-        command.arg("--config").arg(&file.0);
-        command.args(["--interface", "eth0", "--check"]);
+        let mut command = katran("check");
+        command.arg(&file.0).args(["--interface", "eth0"]);
         let output = host.output(command).unwrap();
         assert!(!has_xdp(host));
         (
@@ -336,7 +333,7 @@ fn balancer_follows_the_mtu_of_its_interface() {
     let file = Scratch::new("mtu.toml");
     file.write(&configuration(&lab, 0));
     let host = &lab.balancers[0].host;
-    let mut command = example("balancer");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
     command.args(["--interface", "eth0"]);
     let mut balancer = Running::start(host, command);
@@ -396,7 +393,7 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     decap.says("stripping tunnels on eth0 in native mode");
     let file = Scratch::new("server-id.toml");
     file.write(&configuration(&lab, 0));
-    let mut command = example("balancer");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
     command.args(["--interface", "eth0"]);
     let mut balancer = Running::start(&lab.balancers[0].host, command);
@@ -456,20 +453,26 @@ fn monitor_prints_events_and_writes_files_that_tshark_reads() {
     let host = &lab.balancers[0].host;
     let directory = std::env::temp_dir().join(format!("katran-events-{}", std::process::id()));
     std::fs::create_dir(&directory).unwrap();
+    let socket = Scratch::new("monitored.sock");
     for to_files in [false, true] {
-        // A connection that began before the monitor did.
-        let mut command = example("balancer");
-        command.arg("--config").arg(&file.0);
-        command.args(["--interface", "eth0"]);
-        let mut balancer = Running::start(host, command);
-        balancer.says("balancing on eth0 in native mode");
+        // A connection that began before the balancer did.
+        let balance = |options: &[&str]| {
+            let mut command = example("katran");
+            command.arg("run").arg("--config").arg(&file.0);
+            command.args(["--interface", "eth0"]).args(options);
+            let mut balancer = Running::start(host, command);
+            balancer.says("balancing on eth0 in native mode");
+            balancer
+        };
+        let mut balancer = balance(&["--no-socket"]);
         let mut client = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
         client.ask("who?").unwrap();
         balancer.end(SIGTERM);
 
-        let mut command = example("monitor");
-        command.arg("--config").arg(&file.0);
-        command.args(["--interface", "eth0"]);
+        let mut balancer = balance(&["--socket", socket.0.to_str().unwrap()]);
+        balancer.says("commands at");
+        let mut command = katran("monitor");
+        command.arg("--socket").arg(&socket.0);
         if to_files {
             command.arg("--directory").arg(&directory);
         }
@@ -485,7 +488,8 @@ fn monitor_prints_events_and_writes_files_that_tshark_reads() {
         monitor.end(SIGINT);
         let line = monitor.says("events delivered");
         assert!(!line.contains(" 0 events"), "{line}");
-        monitor.says("detached from eth0");
+        balancer.end(SIGTERM);
+        balancer.says("detached from eth0");
     }
     let packets = tshark(&directory.join("tcp_non_syn_miss.pcap"));
     assert!(!packets.is_empty());
@@ -540,8 +544,8 @@ fn failures_say_what_to_do() {
     let absent = "interface eth9 does not exist in this network namespace";
 
     let of_balancer = |config, more: &[&str]| {
-        let arguments = [&["--config", config], more].concat();
-        fails(&host, "balancer", &arguments)
+        let arguments = [&["run", "--no-socket", "--config", config], more].concat();
+        fails(&host, "katran", &arguments)
     };
     for (failure, status, texts) in [
         (fails(&host, "quickstart", &["eth9", mac]), 1, [absent, ""]),

@@ -1,4 +1,4 @@
-//! What `exporter` serves, read as strictly as Prometheus could: values that known traffic must have made.
+//! What `run --listen` serves, read as strictly as Prometheus could: values that known traffic must have made.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::exposition::Dialect;
 use crate::exposition::Page;
 use crate::program::Running;
 use crate::program::Scratch;
-use crate::program::example;
+use crate::program::katran;
 
 const SIGHUP: i32 = 1;
 
@@ -30,15 +30,15 @@ pub(super) const SIGINT: i32 = 2;
 
 pub(super) const SIGTERM: i32 = 15;
 
-/// Where `exporter` listens unless it is told otherwise.
+/// Where it listens unless it is told otherwise.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn exporter(host: &Host, file: &Scratch, more: &[&str]) -> Running {
-    let mut command = example("exporter");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0"]).args(more);
+    command.args(["--interface", "eth0", "--listen"]).args(more);
     let mut exporter = Running::start(host, command);
     exporter.says("/metrics");
     exporter
@@ -117,7 +117,7 @@ pub(super) fn configuration(lab: &Lab) -> String {
 }
 
 /// Sends so many datagrams from each of some ports, without an answer.
-fn send(lab: &Lab, to: (IpAddr, u16), ports: usize, datagrams: usize, length: usize) {
+pub(super) fn send(lab: &Lab, to: (IpAddr, u16), ports: usize, datagrams: usize, length: usize) {
     for _ in 0..ports {
         let any = match to.0 {
             IpAddr::V4(_) => "0.0.0.0:0",
@@ -349,7 +349,7 @@ fn scrapes_do_not_count_entries() {
     exporter.end(SIGTERM);
 
     for bad in ["0", "1.5", "86401", "soon"] {
-        let mut command = example("exporter");
+        let mut command = katran("run");
         command.arg("--config").arg(&file.0);
         command.args(["--interface", "eth0", "--recount", bad]);
         let output = host.output(command).unwrap();
@@ -365,7 +365,7 @@ fn exporter_that_cannot_listen_or_watch_touches_no_traffic() {
     let config = file.0.to_str().unwrap();
     host.ip("link add eth2 type veth peer name eth3").unwrap();
     for (more, complaint) in [
-        (&[][..], "cannot listen on 127.0.0.1:9957"),
+        (&["--listen"][..], "cannot listen on 127.0.0.1:9957"),
         (
             &["--listen", "192.0.2.9:80"],
             "cannot listen on 192.0.2.9:80",
@@ -380,7 +380,7 @@ fn exporter_that_cannot_listen_or_watch_touches_no_traffic() {
             "203.0.113.9:1/tcp",
         ),
     ] {
-        let mut command = example("exporter");
+        let mut command = katran("run");
         command
             .args(["--config", config, "--interface", "eth2"])
             .args(more);

@@ -1,4 +1,4 @@
-//! Documentation and dashboard speak of what `exporter` serves, and of all of it.
+//! Documentation and dashboard speak of what `run --listen` serves, and of all of it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -26,6 +26,7 @@ use crate::exposition::Dialect;
 use crate::exposition::Page;
 use crate::program::Running;
 use crate::program::example;
+use crate::program::katran;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -97,7 +98,7 @@ fn documentation_lists_every_metric_and_every_counter() {
         assert!(host.output(command).unwrap().status.success());
     };
     root(&["attach", "--interface", "eth2"]);
-    let mut command = example("exporter");
+    let mut command = katran("run");
     command.arg("--config").arg(&file.0);
     command.args(["--shared", &path, "--listen", "127.0.0.1:9958"]);
     let mut shared = Running::start(&host, command);

@@ -1,15 +1,16 @@
-//! The example `healthcheck`: what it makes of probes, and at work (`healthcheck/at_work.rs`) with
+//! The probes of `katran run --probe`: what it makes of probes, and at work (`healthcheck/at_work.rs`) with
 //! reals that come and go.
 
 mod at_work;
-#[path = "../../examples/healthcheck/board.rs"]
+#[allow(dead_code, reason = "these tests use a part")]
+#[path = "../../examples/katran/probing/board.rs"]
 mod board;
-#[path = "../../examples/healthcheck/check.rs"]
+#[path = "../../examples/katran/probing/check.rs"]
 mod check;
 #[allow(dead_code, reason = "the tests ask no questions of their own")]
-#[path = "../../examples/healthcheck/probe.rs"]
+#[path = "../../examples/katran/probing/probe.rs"]
 mod probe;
-#[path = "../../examples/healthcheck/schedule.rs"]
+#[path = "../../examples/katran/probing/schedule.rs"]
 mod schedule;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@ use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::decap;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGTERM: i32 = 15;
 
@@ -55,7 +56,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
         lab.backends[0].v4
     ));
     let start = |path: &str| {
-        let mut command = example("balancer");
+        let mut command = katran("run");
         command.arg("--config").arg(&file.0);
         command.args(["--shared", path]).current_dir(&directory);
         let mut balancer = Running::start(host, command);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod captures;
+mod commands;
 mod decap_prefixes;
 mod examples;
 mod exporter;
@@ -19,6 +20,7 @@ mod next_build;
 #[path = "../common/pins.rs"]
 mod objects;
 mod operations;
+mod page;
 mod place;
 mod program;
 #[path = "../common/seed.rs"]

@@ -1,22 +1,25 @@
-//! The example `monitor`, run as a user runs it: its options, and how it follows its file.
+//! `katran monitor`, run as a user runs it: its options, and how it bears with a balancer that changes.
 
 use std::fs;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::Command;
 
-use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
+use crate::program::Commanded;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
+const SIGTERM: i32 = 15;
 
 /// Bytes of a datagram in a frame above `max_frame`, and of that frame.
 const PAYLOAD: usize = 700;
@@ -42,10 +45,6 @@ fn send(lab: &Lab, number: usize) {
     for _ in 0..number {
         socket.send_to(&[0; PAYLOAD], (lab.vip4(), 80)).unwrap();
     }
-}
-
-fn has_xdp(host: &Host) -> bool {
-    host.ip("link show eth0").unwrap().contains("xdp")
 }
 
 /// A directory that goes with the test.
@@ -79,37 +78,41 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     let file = Scratch::new("monitor-options.toml");
     file.write(&configuration(&lab, 0));
     let directory = Directory::new("monitor-options");
-    let command = |interface: &str| {
-        let mut command = example("monitor");
-        command.arg("--config").arg(&file.0);
-        command.args(["--interface", interface]);
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let socket = running.socket().to_owned();
+    let command = |kind: &str| {
+        let mut command = katran("monitor");
+        command.arg("--socket").arg(&socket);
         command.arg("--directory").arg(&directory.0);
-        command.args(["--event", "packet_too_big", "--packet-limit", "2"]);
+        command.args(["--event", kind, "--packet-limit", "2"]);
         command.args(["--snap-length", "60", "--rate-limit", "1000"]);
         command
     };
     // What fails leaves no files that the next attempt would find.
-    let output = host.output(command("eth9")).unwrap();
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("interface eth9 does not exist"), "{errors}");
-    assert!(directory.files().is_empty());
+    let mut wrong = command("packet_too_big");
+    wrong.args(["--event", "quic_real_gone", "--rate-limit", "0"]);
+    let output = host.output(wrong).unwrap();
+    assert!(!output.status.success());
+    assert!(directory.files().is_empty(), "{:?}", directory.files());
 
-    let mut monitor = Running::start(host, command("eth0"));
+    let mut monitor = Running::start(host, command("packet_too_big"));
     monitor.says("switched introspection on");
-    monitor.says("balancing on eth0 in native mode");
     monitor.says("listening");
+    // There is one at a time.
+    let (worked, text) = running.say(host, "monitor", &[]);
+    assert!(!worked, "{text}");
     send(&lab, 3);
     // The file does not list introspection now, either: the rest of it is followed.
     file.write(&configuration(&lab, 1));
-    monitor.process.signal(SIGHUP).unwrap();
-    monitor.says(&format!("real {} added", lab.backends[1].v4));
+    running.balancer.process.signal(SIGHUP).unwrap();
+    let added = format!("real {} added", lab.backends[1].v4);
+    running.balancer.says(&added);
     send(&lab, 2);
     // Frames of one client come in their order, so those before have come.
     let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
     monitor.says("2 events delivered; left out: 0 by the rate limit, 0 for want of room, 3 by");
-    monitor.says("detached from eth0");
     assert_eq!(directory.files(), ["packet_too_big.pcap"]);
     let mut tshark = Command::new("tshark");
     tshark.arg("-n").arg("-r");
@@ -119,17 +122,31 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(text, format!("60\t{FRAME}\n60\t{FRAME}\n"));
 
-    // A file that is there keeps it from touching any packet.
-    let output = host.output(command("eth0")).unwrap();
+    // A file that is there is not written over.
+    let output = host.output(command("packet_too_big")).unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(errors.contains("packet_too_big.pcap"), "{errors}");
-    assert!(!has_xdp(host));
-    assert!(
-        !String::from_utf8(output.stdout)
-            .unwrap()
-            .contains("balancing")
-    );
+    assert!(output.stdout.is_empty());
+
+    // One that is killed leaves room for the next, and introspection as the file has it.
+    let mut killed = Running::start(host, running.command("monitor"));
+    killed.says("switched introspection on");
+    killed.says("listening");
+    killed.process.kill().unwrap();
+    let mut next = None;
+    eventually("there is room for another", || {
+        let mut command = running.command("monitor");
+        command.args(["--event", "packet_too_big"]);
+        let mut monitor = Running::start(host, command);
+        let said = monitor.line("either", |_| true);
+        let is_there = said == "switched introspection on";
+        next = is_there.then_some(monitor);
+        is_there
+    });
+    next.unwrap().end(SIGINT);
+    running.balancer.end(SIGTERM);
+    running.balancer.says("detached from eth0");
 }
 
 #[test]
@@ -148,11 +165,10 @@ fn it_may_share_the_interface_and_limits_the_rate() {
     root(&["attach", "--interface", "eth0"]);
     let file = Scratch::new("monitor-shared.toml");
     file.write(&configuration(&lab, 0));
-    let mut command = example("monitor");
-    command.arg("--config").arg(&file.0);
-    command.args(["--shared", &path, "--position", "1", "--rate-limit", "1"]);
+    let mut running = Commanded::start(host, &file, &["--shared", &path, "--position", "1"]);
+    let mut command = running.command("monitor");
+    command.args(["--rate-limit", "1"]);
     let mut monitor = Running::start(host, command);
-    monitor.says("balancing as entry 1 of");
     monitor.says("listening");
     send(&lab, 50);
     let line = monitor.says("packet_too_big");
@@ -169,6 +185,7 @@ fn it_may_share_the_interface_and_limits_the_rate() {
     // Of all CPUs, and of as many seconds as it took.
     assert_eq!(numbers[0] + numbers[1], 50, "{line}");
     assert!(numbers[1] > 0, "{line}");
-    monitor.says("left ");
+    running.balancer.end(SIGTERM);
+    running.balancer.says("left ");
     root(&["remove"]);
 }

@@ -1,4 +1,4 @@
-//! Another build of the example `balancer`, as an upgrade brings it: a copy of the crate, changed as a later version
+//! Another build of the example `katran`, as an upgrade brings it: a copy of the crate, changed as a later version
 //! could be.
 //!
 //! It is built in the target directory of this test, where all that it depends on is compiled already, and without a
@@ -25,7 +25,7 @@ const TAKEN: [&str; 6] = [
     "Cargo.lock",
     "build.rs",
     "src",
-    "examples/balancer.rs",
+    "examples/katran",
     "examples/common",
 ];
 /// Members of the workspace, which stay where they are.
@@ -44,8 +44,8 @@ impl Next {
     /// The name of its example, when it is built.
     pub(crate) fn example(self) -> &'static str {
         let name = match self {
-            Self::Program => "balancer_next",
-            Self::Layout => "balancer_next_layout",
+            Self::Program => "katran_next",
+            Self::Layout => "katran_next_layout",
         };
         build(self, name);
         name
@@ -107,10 +107,10 @@ fn manifest(text: &str, name: &str, version: &str) -> String {
     let Item::ArrayOfTables(examples) = &mut manifest["example"] else {
         panic!("{text}");
     };
-    examples.retain(|example| example["name"].as_str() == Some("balancer"));
+    examples.retain(|example| example["name"].as_str() == Some("katran"));
     let example = examples.get_mut(0).unwrap();
     example["name"] = value(name);
-    example["path"] = value("examples/balancer.rs");
+    example["path"] = value("examples/katran/main.rs");
     manifest.to_string()
 }
 

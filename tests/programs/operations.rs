@@ -21,6 +21,7 @@ use katran_lab::require_root;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGTERM: i32 = 15;
 const SIGUSR1: i32 = 10;
@@ -74,9 +75,9 @@ fn check_says_which_privileges_are_missing() {
     let file = Scratch::new("privileges.toml");
     file.write("[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n");
     let config = file.0.to_str().unwrap();
-    let of_balancer = ["--config", config, "--interface", "eth0", "--check"];
-    let of_decap = ["--interface", "eth0", "--check"];
-    for (name, arguments) in [("balancer", &of_balancer[..]), ("decap", &of_decap[..])] {
+    let of_balancer = ["check", config, "--interface", "eth0"];
+    let of_decap = ["decap", "--interface", "eth0", "--check"];
+    for (name, arguments) in [("katran", &of_balancer[..]), ("katran", &of_decap[..])] {
         let (works, text) = with_capabilities(&host, "+net_admin", name, arguments);
         assert!(!works, "{text}");
         assert!(text.contains("PROBLEM  privileges"), "{text}");
@@ -98,15 +99,9 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     let file = Scratch::new("running.toml");
     file.write(&configuration(&lab));
     let config = file.0.to_str().unwrap();
-    let sites: [(&str, &[&str]); 5] = [
-        ("balancer", &[]),
-        ("exporter", &["--listen", "127.0.0.1:0"]),
-        ("top", &["--plain"]),
-        ("monitor", &[]),
-        ("healthcheck", &[]),
-    ];
-    for (name, more) in sites {
-        let mut command = example(name);
+    let sites: [&[&str]; 2] = [&[], &["--probe", "--listen", "127.0.0.1:0"]];
+    for more in sites {
+        let mut command = katran("run");
         command.args(["--config", config, "--interface", "eth0"]);
         command.args(more);
         let mut running = Running::start(host, command);
@@ -123,11 +118,11 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         };
         let end = Instant::now() + PATIENCE;
         while !drops(&mut running) {
-            assert!(Instant::now() < end, "never: drops of {name}");
+            assert!(Instant::now() < end, "never: drops with {more:?}");
         }
         // Beside it, a check tells that there is another.
-        let mut command = example("balancer");
-        command.args(["--config", config, "--interface", "eth0", "--check"]);
+        let mut command = katran("check");
+        command.args([config, "--interface", "eth0"]);
         let output = host.output(command).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
@@ -143,8 +138,8 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     assert!(host.output(command).unwrap().status.success());
     let shared = ["--config", config, "--shared", &path];
     let check = |more: &[&str]| {
-        let mut command = example("balancer");
-        command.args(shared).args(more).arg("--check");
+        let mut command = katran("check");
+        command.args([config, "--shared", &path]).args(more);
         let output = host.output(command).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         (
@@ -153,7 +148,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         )
     };
     let (works, text) = check(&[]);
-    assert!(!works && text.contains("takes --interface, too"), "{text}");
+    assert!(!works && text.contains("--interface"), "{text}");
     let (works, text) = check(&["--interface", "eth0"]);
     assert!(works && text.contains("ok       empty"), "{text}");
     let (works, text) = check(&["--interface", "eth0", "--position", "9"]);
@@ -168,7 +163,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         ),
         (&[], "takes --interface, too"),
     ] {
-        let mut command = example("balancer");
+        let mut command = katran("run");
         command.args(shared).args(more);
         let mut running = Running::start(host, command);
         running.says("balancing as entry 2");
@@ -202,18 +197,8 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Calls of examples in a document, in blocks and between backticks: the example and its arguments.
+/// Calls of the program in a document, in blocks and between backticks: the command and its arguments.
 fn calls(text: &str) -> Vec<(String, Vec<String>)> {
-    let named = [
-        ("katran-decap", "decap"),
-        ("balancer", "balancer"),
-        ("exporter", "exporter"),
-        ("top", "top"),
-        ("monitor", "monitor"),
-        ("healthcheck", "healthcheck"),
-        ("root", "root"),
-        ("simulate", "simulate"),
-    ];
     let mut lines = Vec::new();
     for (number, part) in text.split("```").enumerate() {
         match number % 2 {
@@ -224,43 +209,46 @@ fn calls(text: &str) -> Vec<(String, Vec<String>)> {
     let mut calls = Vec::new();
     for line in lines {
         let mut words = words(&line);
-        let start = words.iter().position(|word| {
+        let is_program = |word: &String| {
             let word = word
                 .trim_start_matches("ExecStart=")
-                .trim_start_matches("-");
-            let command = word.rsplit('/').next().unwrap_or_default();
-            named.iter().any(|(name, _)| *name == command)
-        });
+                .trim_start_matches('-');
+            word.rsplit('/').next() == Some("katran")
+        };
         // A unit's name, a user, or a directory is no call.
-        let Some(start) =
-            start.filter(|start| *start == 0 || ["sudo", "setpriv"].contains(&words[0].as_str()))
-        else {
+        let before = ["sudo", "setpriv", "exec"];
+        let Some(start) = words.iter().position(is_program) else {
             continue;
         };
-        let arguments = words.split_off(start + 1);
-        let word = words[start].trim_start_matches("ExecStart=");
-        let command = word.rsplit('/').next().unwrap();
-        let (_, example) = named.iter().find(|(name, _)| *name == command).unwrap();
-        let is_call = arguments.iter().any(|word| word.starts_with("--"));
-        if is_call {
-            calls.push(((*example).to_owned(), arguments));
+        if start != 0 && !before.contains(&words[0].as_str()) {
+            continue;
+        }
+        let mut arguments = words.split_off(start + 1);
+        if arguments.iter().any(|word| word.starts_with("--")) {
+            calls.push((arguments.remove(0), arguments));
         }
     }
     calls
 }
 
 #[test]
-fn guides_call_examples_with_options_that_they_have() {
+fn guides_call_the_program_with_options_that_it_has() {
     let mut found = BTreeMap::<String, usize>::new();
     for document in ["docs/operations.md", "docs/host.md", "docs/metrics.md"] {
         for (name, arguments) in calls(&guide(document)) {
-            let mut help = example(&name);
+            let mut help = katran(&name);
             if name == "root" {
                 help.arg(&arguments[0]);
             }
-            let output = help.arg("--help").output().unwrap();
-            assert!(output.status.success(), "{name} {arguments:?}");
+            let mut without = example("katran");
+            without.args(help.get_args().filter(|of| *of != "--no-socket"));
+            let output = without.arg("--help").output().unwrap();
+            assert!(output.status.success(), "{document}: {name} {arguments:?}");
             let help = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                help.lines().all(|line| line.chars().count() <= 80),
+                "{help}"
+            );
             let known: BTreeSet<&str> = help
                 .split(|c: char| c.is_whitespace() || c == ',' || c == '=' || c == '[')
                 .collect();
@@ -272,18 +260,12 @@ fn guides_call_examples_with_options_that_they_have() {
         }
     }
     for name in [
-        "balancer",
-        "decap",
-        "exporter",
-        "top",
-        "monitor",
-        "healthcheck",
-        "root",
+        "run", "check", "decap", "drain", "monitor", "remove", "root", "status",
     ] {
         assert!(found.contains_key(name), "{name}: {found:?}");
     }
     // The test itself would see a mistake.
-    let made_up = calls("`balancer --config x --colour red`");
+    let made_up = calls("`katran run --config x --colour red`");
     assert_eq!(made_up[0].1[2], "--colour");
 }
 
@@ -348,7 +330,7 @@ fn shell_takes_what_the_guides_tell_it() {
 fn said_of_units(change: impl Fn(String) -> String) -> String {
     let text = guide("docs/operations.md");
     let directory = tempfile::tempdir().unwrap();
-    let programs = example("balancer").get_program().to_owned();
+    let programs = example("katran").get_program().to_owned();
     let programs = Path::new(&programs).parent().unwrap().to_owned();
     let mut verify = Command::new("systemd-analyze");
     verify.arg("verify");
@@ -357,7 +339,6 @@ fn said_of_units(change: impl Fn(String) -> String) -> String {
         let Some((_, name)) = name.split_once("/etc/systemd/system/") else {
             continue;
         };
-        let content = content.replace("/usr/local/sbin/katran-decap", "/usr/local/sbin/decap");
         let content = content.replace("/usr/local/sbin/katran-nic", "/bin/true");
         let content = content.replace("/usr/local/sbin", programs.to_str().unwrap());
         let path = directory.path().join(name);
@@ -380,7 +361,7 @@ fn systemd_takes_the_units_of_the_guide() {
     assert_eq!(said_of_units(|unit| unit), "");
     for (right, wrong) in [
         ("RestartSec=", "RestartSeconds="),
-        ("/exporter", "/exporters"),
+        ("/katran run", "/katrans run"),
         ("ExecStopPost=", "ExecStopAfter="),
     ] {
         let said = said_of_units(|unit| unit.replace(right, wrong));
@@ -396,22 +377,27 @@ fn the_capabilities_of_the_units_do_for_what_is_pinned() {
     let file = Scratch::new("unit.toml");
     file.write(&configuration(&lab));
     let config = file.0.to_str().unwrap();
-    let of_balancer = ["--config", config, "--interface", "eth0"];
-    let of_decap = ["--interface", "eth0"];
+    let of_balancer = [
+        "run",
+        "--no-socket",
+        "--config",
+        config,
+        "--interface",
+        "eth0",
+    ];
+    let of_decap = ["decap", "--interface", "eth0"];
     let units = blocks(&guide("docs/operations.md"), "ini");
     let [balancer, backend] = [&lab.balancers[0].host, &lab.backends[0].host];
-    for (unit, host, name, arguments, says) in [
+    for (unit, host, arguments, says) in [
         (
             "katran",
             balancer,
-            "balancer",
             &of_balancer[..],
             ["balancing on", "goes on with the"],
         ),
         (
             "katran-decap",
             backend,
-            "decap",
             &of_decap,
             ["stripping tunnels", "goes on with the"],
         ),
@@ -427,14 +413,14 @@ fn the_capabilities_of_the_units_do_for_what_is_pinned() {
             let mut command = Command::new("setpriv");
             command.arg(format!("--bounding-set={capabilities}"));
             command.arg(format!("--inh-caps={capabilities}"));
-            command.arg(example(name).get_program()).args(arguments);
+            command.arg(example("katran").get_program()).args(arguments);
             command.arg("--pin").arg(&pins);
             let mut running = Running::start(host, command);
             running.says(start);
             running.end(SIGTERM);
         }
-        let mut remove = example(name);
-        remove.arg("--remove").arg("--pin").arg(&pins);
+        let mut remove = katran("remove");
+        remove.arg("--pin").arg(&pins);
         assert!(host.output(remove).unwrap().status.success());
         assert!(!pins.exists());
     }

@@ -16,6 +16,7 @@ use crate::examples::configuration;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
+use crate::program::katran;
 
 /// A lab, a file for its balancer, and a directory for it to be pinned in.
 pub(crate) struct Place {
@@ -58,18 +59,32 @@ impl Place {
         &self.lab.balancers[0].host
     }
 
+    /// A balancer that tells what it counts.
     pub(crate) fn balancer(&self, options: &[&str]) -> Command {
-        self.command("balancer", options)
+        self.command("katran", &[&["--counters"], options].concat())
     }
 
-    /// An example that balances here.
-    pub(crate) fn command(&self, name: &str, options: &[&str]) -> Command {
-        let mut command = example(name);
-        command.arg("--config").arg(&self.file.0);
+    /// A build of the program that balances here.
+    pub(crate) fn command(&self, build: &str, options: &[&str]) -> Command {
+        let mut command = example(build);
+        command
+            .args(["run", "--no-socket", "--config"])
+            .arg(&self.file.0);
         match &self.shared {
             Some(path) => command.arg("--shared").arg(path),
             None => command.args(["--interface", "eth0"]),
         };
+        command.arg("--pin").arg(&self.directory).args(options);
+        command
+    }
+
+    /// One that takes commands, too.
+    pub(crate) fn listening(&self, options: &[&str], socket: &Scratch) -> Command {
+        let mut command = example("katran");
+        command
+            .args(["run", "--interface", "eth0", "--config"])
+            .arg(&self.file.0);
+        command.arg("--socket").arg(&socket.0);
         command.arg("--pin").arg(&self.directory).args(options);
         command
     }
@@ -82,8 +97,8 @@ impl Place {
     }
 
     pub(crate) fn removal(&self) -> Command {
-        let mut command = example("balancer");
-        command.args(["--remove", "--pin"]).arg(&self.directory);
+        let mut command = katran("remove");
+        command.arg("--pin").arg(&self.directory);
         command
     }
 

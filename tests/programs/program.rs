@@ -6,6 +6,7 @@ use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process;
 use std::process::Command;
@@ -33,6 +34,16 @@ pub(crate) fn example(name: &str) -> Command {
     // Neither a backtrace nor a log level of the caller's.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
     command.stdin(Stdio::null());
+    command
+}
+
+/// A command of the program `katran`. `run` takes no commands by a socket; the tests that give it one say so.
+pub(crate) fn katran(name: &str) -> Command {
+    let mut command = example("katran");
+    command.arg(name);
+    if name == "run" {
+        command.arg("--no-socket");
+    }
     command
 }
 
@@ -127,6 +138,47 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
             }
         }
     });
+}
+
+/// A balancer that takes commands, and where.
+pub(crate) struct Commanded {
+    pub(crate) balancer: Running,
+    socket: Scratch,
+}
+
+impl Commanded {
+    /// One with a file, and the options of where it balances.
+    pub(crate) fn start(host: &Host, file: &Scratch, options: &[&str]) -> Self {
+        let name = file.0.file_stem().unwrap().to_str().unwrap();
+        let socket = Scratch(file.0.with_file_name(format!("{name}.sock")));
+        let mut command = example("katran");
+        command.arg("run").arg("--config").arg(&file.0);
+        command.arg("--socket").arg(&socket.0).args(options);
+        let mut balancer = Running::start(host, command);
+        balancer.says("commands at");
+        Self { balancer, socket }
+    }
+
+    /// A command that speaks to it.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = katran(name);
+        command.arg("--socket").arg(&self.socket.0);
+        command
+    }
+
+    /// What a command says, and whether it was content.
+    pub(crate) fn say(&self, host: &Host, name: &str, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.command(name);
+        command.args(arguments);
+        let output = host.output(command).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), text + &errors)
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket.0
+    }
 }
 
 /// A decapsulator that works on a backend.

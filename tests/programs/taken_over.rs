@@ -16,8 +16,9 @@ use nix::unistd::Pid;
 use crate::examples::configuration;
 use crate::place::Place;
 use crate::program::Running;
+use crate::program::Scratch;
 use crate::program::decap;
-use crate::program::example;
+use crate::program::katran;
 use crate::traced::Call;
 use crate::traced::run_until;
 
@@ -75,21 +76,27 @@ fn nothing_is_lost_from_one_process_to_the_next() {
             .into();
         // So that a panic below ends them.
         let _stop = StopOnDrop(&stop);
-        // One exporter after the other has the same address.
-        let names = [
-            "balancer", "exporter", "exporter", "monitor", "top", "balancer",
-        ];
-        for name in names {
-            let more: &[&str] = match name {
-                "top" => &["--take-over", "--plain"],
-                "monitor" => &["--take-over"],
-                _ => &["--take-over"],
-            };
-            let mut next = Running::start(place.host(), place.command(name, more));
+        // One after the other has the same address, and takes commands at the same place.
+        let socket = Scratch::new("taken_over.sock");
+        for listens in [false, true, true, false] {
+            let mut command = place.command("katran", &["--take-over"]);
+            if listens {
+                command = place.listening(&["--take-over", "--listen"], &socket);
+            }
+            let mut next = Running::start(place.host(), command);
             next.says("goes on with the balancer in");
             next.says("balancing on eth0 in native mode");
-            if name == "exporter" {
+            if listens {
                 next.says("metrics on http://127.0.0.1:9957/metrics");
+                next.says("commands at");
+                let mut status = katran("status");
+                status.arg("--socket").arg(&socket.0);
+                let output = place.host().output(status).unwrap();
+                let text = String::from_utf8(output.stdout).unwrap();
+                assert!(
+                    text.contains(&format!("process {},", next.process.id())),
+                    "{text}"
+                );
             }
             ends(&mut balancer, &next);
             balancer = next;
@@ -125,8 +132,8 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     assert!(text.contains(&format!("belongs to process {id}")), "{text}");
     assert!(!is_asked(&place));
     let whose = || {
-        let mut command = example("balancer");
-        command.args(["--owner", "--pin"]).arg(&place.directory);
+        let mut command = katran("status");
+        command.arg("--pin").arg(&place.directory);
         let output = place.host().output(command).unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         (output.status.success(), text)
@@ -152,12 +159,6 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     next.process.kill().unwrap();
     let (works, text) = whose();
     assert!(!works && text.contains("no owner for "), "{text}");
-    let mut top = example("top");
-    top.args(["--owner", "--refreshes", "2", "--interval", "0.1", "--pin"]);
-    top.arg(&place.directory);
-    let top = place.host().output(top).unwrap();
-    let text = String::from_utf8(top.stdout).unwrap();
-    assert_eq!(text.matches("no owner for ").count(), 2, "{text}");
     place.remove();
 }
 

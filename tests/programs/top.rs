@@ -1,4 +1,4 @@
-//! `top` while it runs: what it prints while traffic flows, and the terminal, which must be as it was after every
+//! `katran top` while it runs: what it prints while traffic flows, and the terminal, which must be as it was after every
 //! end.
 
 use std::env;
@@ -25,6 +25,7 @@ use super::top_view::screen::Screen;
 use super::top_view::screen::Wish;
 use super::top_view::view;
 use super::top_view::view::Status;
+use crate::program::Commanded;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
@@ -33,7 +34,6 @@ use crate::terminal::OnTerminal;
 const SIGTERM: i32 = 15;
 const SIGINT: i32 = 2;
 const SIGHUP: i32 = 1;
-const SIGUSR1: i32 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A VIP of each family with two reals, and one without any.
@@ -127,11 +127,10 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     let file = configuration(&lab, tracking);
     let host = &lab.balancers[0].host;
     let _traffic = Flood::start(&lab);
-    let mut command = example("top");
-    command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0", "--interval", "0.5"]);
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let mut command = running.command("top");
+    command.args(["--interval", "0.5"]);
     let mut top = Running::start(host, command);
-    top.says("balancing on eth0 in native mode");
     // The second one covers a whole interval.
     top.says("traffic");
     top.says("traffic");
@@ -167,10 +166,9 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     // Its number comes first.
     assert!(cpu[1] > 0.0 && cpu[2] > 0.0, "{cpu:?}");
 
-    top.process.signal(SIGHUP).unwrap();
-    top.says("applied: no changes");
     top.end(SIGTERM);
-    top.says("detached from eth0");
+    running.balancer.end(SIGTERM);
+    running.balancer.says("detached from eth0");
     assert!(!host.ip("link show eth0").unwrap().contains("xdp"));
 }
 
@@ -190,11 +188,12 @@ fn plain_top_shows_entries_of_the_flow_tables() {
         lab.vip6(),
     ));
     let _traffic = Flood::start(&lab);
-    let mut command = example("top");
-    command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0", "--interval", "0.5"]);
-    let mut top = Running::start(&lab.balancers[0].host, command);
-    top.says("balancing on eth0");
+    let host = &lab.balancers[0].host;
+    let options = ["--interface", "eth0", "--recount", "1"];
+    let mut running = Commanded::start(host, &file, &options);
+    let mut command = running.command("top");
+    command.args(["--interval", "0.5"]);
+    let mut top = Running::start(host, command);
     let mut entries = |vip| numbers(&mut top, vip).last().copied().unwrap();
     // Three flows, each with an entry for every CPU that its packets have come on.
     let mut seen = 0.0;
@@ -207,40 +206,30 @@ fn plain_top_shows_entries_of_the_flow_tables() {
     assert!((3.0..=192.0).contains(&seen), "{seen}");
     assert_eq!(entries("[2001:db8:1::1]:53/udp"), 0.0);
     top.end(SIGTERM);
+    running.balancer.end(SIGTERM);
 }
 
 #[test]
 fn top_ends_after_so_many_refreshes() {
     require_root();
     let (host, file) = idle("refreshes.toml");
-    let mut command = example("top");
-    command.arg("--config").arg(&file.0);
-    command.args([
-        "--interface",
-        "eth0",
-        "--interval",
-        "0.1",
-        "--refreshes",
-        "3",
-    ]);
-    let output = host.output(command).unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    assert_eq!(
-        text.lines()
-            .filter(|line| line.starts_with("traffic"))
-            .count(),
-        3
-    );
-    assert!(text.ends_with("detached from eth0\n"), "{text}");
-
+    let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    let (worked, text) = running.say(&host, "top", &["--interval", "0.1", "--refreshes", "3"]);
+    assert!(worked, "{text}");
+    let headings = text.lines().filter(|line| line.starts_with("traffic"));
+    assert_eq!(headings.count(), 3);
     for bad in ["0", "0.01", "nan", "1e9", "soon"] {
-        let mut command = example("top");
-        command.arg("--config").arg(&file.0);
-        command.args(["--interface", "eth0", "--interval", bad]);
+        let mut command = running.command("top");
+        command.args(["--interval", bad]);
         let output = host.output(command).unwrap();
         assert_eq!(output.status.code(), Some(2), "{bad}");
     }
+    running.balancer.end(SIGTERM);
+    let (worked, text) = running.say(&host, "top", &[]);
+    assert!(
+        !worked && text.contains("is `katran run` at work"),
+        "{text}"
+    );
 }
 
 fn idle(name: &str) -> (Host, Scratch) {
@@ -267,13 +256,14 @@ fn the_title_names_a_shared_entry() {
         assert!(host.output(command).unwrap().status.success());
     };
     root(&["attach", "--interface", "eth0"]);
-    let mut command = example("top");
-    command.arg("--config").arg(&file.0);
-    command.args(["--shared", &path, "--interval", "0.1"]);
+    let mut running = Commanded::start(&host, &file, &["--shared", &path]);
+    let mut command = running.command("top");
+    command.args(["--interval", "0.1"]);
     let mut top = OnTerminal::start(&host, &command);
     top.shows(&format!("katran on entry 2 of {path}"));
     top.process.signal(SIGTERM).unwrap();
     top.ended(true);
+    running.balancer.end(SIGTERM);
     root(&["remove"]);
 }
 
@@ -281,9 +271,9 @@ fn the_title_names_a_shared_entry() {
 fn the_terminal_is_as_before_after_every_end() {
     require_root();
     let (host, file) = idle("terminal.toml");
-    let mut command = example("top");
-    command.arg("--config").arg(&file.0);
-    command.args(["--interface", "eth0", "--interval", "0.1"]);
+    let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    let mut command = running.command("top");
+    command.args(["--interval", "0.1"]);
     for end in ["q", "\u{1b}", "\u{3}", "SIGTERM", "SIGINT"] {
         let mut top = OnTerminal::start(&host, &command);
         top.shows("203.0.113.1:443/tcp");
@@ -293,26 +283,22 @@ fn the_terminal_is_as_before_after_every_end() {
             "SIGTERM" => top.process.signal(SIGTERM).unwrap(),
             "SIGINT" => top.process.signal(SIGINT).unwrap(),
             keys => {
-                // A key without a meaning first; SIGHUP is told on the screen.
+                // A key without a meaning first.
                 top.keyboard.write_all(b"x").unwrap();
-                top.process.signal(SIGHUP).unwrap();
-                top.shows("nothing changed");
-                top.process.signal(SIGUSR1).unwrap();
-                // A word of the finding: what the screen has already is not drawn again.
-                top.shows("down;");
                 top.keyboard.write_all(keys.as_bytes()).unwrap();
             }
         }
-        let rest = top.ended(true);
-        assert!(rest.contains("detached from eth0"), "{end}: {rest:?}");
+        top.ended(true);
     }
-    // A file that has become bad is told on the screen, too.
+    // A file that has become bad is told on the screen, and that the balancer ends.
     let top = OnTerminal::start(&host, &command);
     top.shows("q quits");
     file.write("[[vip]");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    top.shows("a document was refused");
+    running.balancer.end(SIGTERM);
+    top.shows("no balancer takes commands");
     let mut top = top;
-    top.process.signal(SIGHUP).unwrap();
-    top.shows("nothing was changed");
     top.process.signal(SIGTERM).unwrap();
     top.ended(true);
 }

@@ -1,88 +1,113 @@
 //! The arithmetic of `top`, and what it draws.
 
-#[allow(dead_code, reason = "samples are made up here, not taken")]
-#[path = "../../examples/top/rates.rs"]
+#[path = "../../examples/katran/top/rates.rs"]
 pub(super) mod rates;
-#[path = "../../examples/top/screen.rs"]
+#[allow(dead_code, reason = "reports are made up here, not taken")]
+#[path = "../../examples/katran/report.rs"]
+mod report;
+#[path = "../../examples/katran/top/screen.rs"]
 pub(super) mod screen;
-#[path = "../../examples/top/view.rs"]
+#[path = "../../examples/katran/top/view.rs"]
 pub(super) mod view;
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-use std::time::Instant;
-
-use katran::stats::Count;
-use katran::stats::CpuCounters;
-use katran::stats::FlowTableCounters;
-use katran::stats::SlotStats;
-use katran::stats::Totals;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
-use rates::Rate;
 use rates::Rates;
-use rates::Sample;
 use rates::Traffic;
+use report::Count;
+use report::Cpu;
+use report::FlowTable;
+use report::Frames;
+use report::OfVip;
+use report::Rate;
+use report::Real;
+use report::Report;
+use report::Slots;
+use report::Vip;
 use view::Status;
 
-pub(super) fn count(packets: u64, bytes: u64) -> Count {
+fn count(packets: u64, bytes: u64) -> Count {
     Count { packets, bytes }
 }
 
-/// A sample in which everything has happened so many times.
-fn sample(time: Instant, times: u64) -> Sample {
-    let mut totals = Totals::default();
-    totals.tx = count(80 * times, 8000 * times);
-    totals.pass = count(15 * times, 1500 * times);
-    totals.drop = count(5 * times, 500 * times);
-    totals.total = count(100 * times, 10_000 * times);
-    let mut flow_table = FlowTableCounters::default();
-    flow_table.packets = 80 * times;
-    flow_table.misses = 20 * times;
-    flow_table.settled = 400 * times;
-    flow_table.by_base = 35 * times;
-    flow_table.by_entry = 25 * times;
-    let cpu = |number, forwarded| {
-        let mut cpu = CpuCounters::default();
-        cpu.cpu = number;
-        cpu.forwarded = forwarded;
-        cpu.under_flood = number == 2;
-        cpu
+fn of_vip(real: &str, down: bool) -> OfVip {
+    OfVip {
+        real: real.parse().unwrap(),
+        weight: 1,
+        down,
+        health: report::Health::NotProbed,
+        drain: None,
+    }
+}
+
+/// A report after so many seconds, in which everything has happened so many times.
+fn sample(running: f64, times: u64) -> Report {
+    let (quiet, busy) = (
+        count(20 * times, 1000 * times),
+        count(60 * times, 3000 * times),
+    );
+    let vip = |name: &str, sent| Vip {
+        vip: name.to_owned(),
+        sent,
+        ..Vip::default()
     };
-    let both = |names: [&str; 2]| {
-        let [quiet, busy] = names.map(str::to_owned);
-        BTreeMap::from([
-            (quiet, count(20 * times, 1000 * times)),
-            (busy, count(60 * times, 3000 * times)),
-        ])
+    let mut vips = vec![
+        vip("203.0.113.1:443/tcp", quiet),
+        vip("[2001:db8:1::1]:443/tcp", busy),
+    ];
+    // As they are for several VIPs.
+    vips[0].reals = vec![
+        of_vip("198.51.100.1", true),
+        of_vip("198.51.100.1", true),
+        of_vip("2001:db8:2::1", true),
+        of_vip("2001:db8:2::1", false),
+        of_vip("2001:db8:2::1", false),
+    ];
+    let real = |address: &str, sent| Real {
+        real: address.parse().unwrap(),
+        sent,
+        rate: None,
     };
-    Sample {
-        time,
-        totals,
-        flow_table,
-        drops: BTreeMap::from([
-            ("ipv4_fragment".to_owned(), times),
-            ("ring_empty".to_owned(), 4 * times),
-            ("too_big".to_owned(), 0),
-        ]),
-        vips: both(["203.0.113.1:443/tcp", "[2001:db8:1::1]:443/tcp"]),
-        slots: BTreeMap::new(),
-        entries: BTreeMap::new(),
-        reals: both(["198.51.100.1", "2001:db8:2::1"]),
-        down: BTreeMap::from([
-            ("198.51.100.1".to_owned(), (2, 2)),
-            ("2001:db8:2::1".to_owned(), (1, 3)),
-        ]),
+    let cpu = |cpu, forwarded| Cpu {
+        cpu,
+        forwarded,
+        under_flood: cpu == 2,
+        forwards: cpu != 1,
+    };
+    let drops = [
+        ("ipv4_fragment", times),
+        ("ring_empty", 4 * times),
+        ("too_big", 0),
+    ];
+    Report {
+        running,
+        frames: Frames {
+            received: count(100 * times, 10_000 * times),
+            sent: count(80 * times, 8000 * times),
+            passed: count(15 * times, 1500 * times),
+            dropped: count(5 * times, 500 * times),
+        },
+        flow_table: FlowTable {
+            packets: 80 * times,
+            settled: 400 * times,
+            misses: 20 * times,
+            by_base: 35 * times,
+            by_entry: 25 * times,
+            fallback: 0,
+        },
+        drops: drops
+            .map(|(reason, frames)| (reason.to_owned(), frames))
+            .into(),
+        vips,
+        reals: vec![real("198.51.100.1", quiet), real("2001:db8:2::1", busy)],
         cpus: vec![cpu(0, 20 * times), cpu(1, 0), cpu(2, 60 * times)],
-        forwarding: vec![0, 2],
+        ..Report::default()
     }
 }
 
 /// What went on in half a second.
 pub(super) fn rates() -> Rates {
-    let start = Instant::now();
-    let half = start + Duration::from_millis(500);
-    Rates::between(&sample(start, 10), &sample(half, 11))
+    Rates::between(&sample(0.0, 10), &sample(0.5, 11))
 }
 
 #[test]
@@ -110,8 +135,11 @@ fn rates_are_differences_by_time() {
     assert_eq!(rates.reals[1].rate, rate(40.0, 16_000.0));
     let down: Vec<_> = rates.reals.iter().map(|real| real.down).collect();
     assert_eq!(down, [Some((1, 3)), Some((2, 2))]);
-    let drops = rates.drops.iter();
-    let drops: Vec<_> = drops.map(|d| (&*d.reason, d.rate)).collect();
+    let drops: Vec<_> = rates
+        .drops
+        .iter()
+        .map(|d| (d.reason.as_str(), d.rate))
+        .collect();
     assert_eq!(drops, [("ring_empty", 8.0), ("ipv4_fragment", 2.0)]);
     let cpus: Vec<_> = rates
         .cpus
@@ -124,15 +152,14 @@ fn rates_are_differences_by_time() {
 
 #[test]
 fn rates_of_nothing_and_of_what_began_anew_are_zero() {
-    let start = Instant::now();
     // No time, no traffic.
-    let still = Rates::between(&sample(start, 3), &sample(start, 3));
+    let still = Rates::between(&sample(0.0, 3), &sample(0.0, 3));
     assert_eq!((still.hit_rate, still.imbalance()), (None, None));
     assert_eq!(still.received, Rate::default());
     // Counters that went back, VIPs that were not there.
-    let mut before = sample(start, 3);
-    before.vips.remove("203.0.113.1:443/tcp");
-    let rates = Rates::between(&before, &sample(start + Duration::from_secs(1), 1));
+    let mut before = sample(0.0, 3);
+    before.vips.remove(0);
+    let rates = Rates::between(&before, &sample(1.0, 1));
     assert_eq!(rates.received, Rate::default());
     let new = rates
         .vips
@@ -278,19 +305,17 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
 #[test]
 fn one_cpu_that_does_everything_is_no_balance() {
     let cpus = |busy| {
-        let cpu = |number| {
-            let mut cpu = CpuCounters::default();
-            cpu.cpu = number;
-            cpu.forwarded = if number == 5 { busy } else { 0 };
-            cpu
+        // 8 of them are not meant to forward, and do not.
+        let cpu = |cpu| Cpu {
+            cpu,
+            forwarded: if cpu == 5 { busy } else { 0 },
+            under_flood: false,
+            forwards: cpu < 32,
         };
         (0..40).map(cpu).collect()
     };
-    let start = Instant::now();
-    let [mut before, mut now] = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    let [mut before, mut now] = [0.0, 1.0].map(|second| sample(second, 3));
     (before.cpus, now.cpus) = (cpus(0), cpus(1000));
-    // 8 of the 40 CPUs are not meant to forward, and do not.
-    now.forwarding = (0..32).collect();
     let rates = Rates::between(&before, &now);
     assert_eq!(rates.cpus.len(), 32);
     assert_eq!(rates.imbalance(), Some(32.0));
@@ -326,23 +351,19 @@ fn port_and_protocol_of_long_names_are_shown() {
 
 /// All slots of the second VIP are settled; the other one has changed three quarters of a minute ago.
 fn unsettled() -> Rates {
-    let start = Instant::now();
-    let [before, mut now] = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
-    let slots = |settled, unsettled, oldest| {
-        let mut slots = SlotStats::default();
-        (slots.settled, slots.unsettled, slots.oldest) = (settled, unsettled, oldest);
-        slots
-    };
-    let oldest = Some(Duration::from_millis(45_900));
-    now.slots = BTreeMap::from([
-        (
-            "203.0.113.1:443/tcp".to_owned(),
-            slots(63_000, 2537, oldest),
-        ),
-        ("[2001:db8:1::1]:443/tcp".to_owned(), slots(65_537, 0, None)),
-    ]);
+    let [before, mut now] = [0.0, 1.0].map(|second| sample(second, 3));
+    now.vips[0].slots = Some(Slots {
+        settled: 63_000,
+        unsettled: 2537,
+        oldest: Some(45.9),
+    });
+    now.vips[1].slots = Some(Slots {
+        settled: 65_537,
+        unsettled: 0,
+        oldest: None,
+    });
     // The other VIP is younger than the count.
-    now.entries = BTreeMap::from([("203.0.113.1:443/tcp".to_owned(), 31_400)]);
+    now.vips[0].flow_entries = Some(31_400);
     Rates::between(&before, &now)
 }
 
@@ -441,8 +462,7 @@ fn text_has_plain_numbers() {
 /// What an interface has not sent is told in red, among what was dropped.
 #[test]
 fn frames_that_have_not_left_are_red() {
-    let start = Instant::now();
-    let mut samples = [0, 1].map(|second| sample(start + Duration::from_secs(second), 3));
+    let mut samples = [0.0, 1.0].map(|second| sample(second, 3));
     for (sample, unsent) in samples.iter_mut().zip([500, 1200]) {
         sample.drops.insert("not sent by eth0".to_owned(), unsent);
     }

@@ -81,7 +81,7 @@ fn document(lab: &Lab, of: Of, drained: Option<&str>) -> String {
     let settings = match of {
         Of::Present => "max_vips = 16\nmax_reals = 64\nflow_table_size = 10_000",
         Of::Next => {
-            "max_vips = 77\nmax_reals = 99\nflow_table_size = 10_000\n\
+            "max_vips = 77\nmax_reals = 99\nflow_table_size = 17_000\n\
              features = [\"source-routing\", \"global-flow-table\"]"
         }
     };
@@ -204,7 +204,7 @@ fn watched<T>(directory: &Path, f: impl FnOnce() -> T) -> (T, Duration) {
 /// Whose it is, and of which version, as an operator asks.
 fn is_owned_by(place: &Place, name: &str, process: u32, version: &str) {
     let mut command = example(name);
-    command.args(["--owner", "--pin"]).arg(&place.directory);
+    command.args(["status", "--pin"]).arg(&place.directory);
     let output = place.host().output(command).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
@@ -245,11 +245,14 @@ fn upgraded(next: Next) {
             let began = Instant::now();
             place.file.write(&document(lab, document_of, Some(drained)));
             let (name, version) = match program_of {
-                Of::Present => ("balancer", env!("CARGO_PKG_VERSION")),
+                Of::Present => ("katran", env!("CARGO_PKG_VERSION")),
                 Of::Next => (name, next.version()),
             };
             let start = |options: &[&str]| {
-                let mut next = Running::start(place.host(), place.command(name, options));
+                let mut next = Running::start(
+                    place.host(),
+                    place.command(name, &[&["--counters"], options].concat()),
+                );
                 let said = next.says("goes on with the balancer in");
                 assert!(said.ends_with(&format!(" {made_by}")), "{what}: {said}");
                 next.says("balancing on eth0 in native mode");

@@ -1,4 +1,4 @@
-//! The example at work: reals that come and go, a checker that is cut off, probes that miss the
+//! Probes at work: reals that come and go, a checker that is cut off, probes that miss the
 //! tunnel, and files that cannot be used.
 
 use std::collections::BTreeSet;
@@ -21,6 +21,7 @@ use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::decap;
 use crate::program::example;
+use crate::program::katran;
 
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
@@ -43,10 +44,10 @@ fn service(port: u16, protocol: &str) -> String {
     )
 }
 
-/// The example with a file and short intervals.
+/// A balancer with a file and short intervals.
 fn checker(file: &Scratch, arguments: &[&str]) -> Command {
-    let mut command = example("healthcheck");
-    command.arg("--config").arg(&file.0);
+    let mut command = katran("run");
+    command.arg("--probe").arg("--config").arg(&file.0);
     command.args(["--interval", "0.1"]).args(arguments);
     command
 }
@@ -186,8 +187,8 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     let file = configuration("killed-healthcheck.toml", &service(80, "tcp"));
     let host = &lab.balancers[0].host;
     let start = |interval: &str| {
-        let mut command = example("healthcheck");
-        command.arg("--config").arg(&file.0);
+        let mut command = katran("run");
+        command.arg("--probe").arg("--config").arg(&file.0);
         command.args([
             "--interface",
             "eth0",

@@ -15,10 +15,11 @@ use ratatui::widgets::Gauge;
 use ratatui::widgets::Row;
 use ratatui::widgets::Table;
 
-use super::rates::NOT_SENT;
-use super::rates::Rate;
 use super::rates::Rates;
 use super::rates::Traffic;
+use super::report::NOT_SENT;
+use super::report::Rate;
+use super::report::scaled;
 
 const TRAFFIC: &[(&str, u16)] = &[
     ("packets/s", 9),
@@ -315,7 +316,7 @@ fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section
         row.push(number(slots.settled.into()));
         row.push(number(slots.unsettled.into()));
         row.push(match slots.oldest {
-            Some(oldest) => format!("{}", oldest.as_secs()),
+            Some(oldest) => format!("{:.0}", oldest.floor()),
             None => "-".to_owned(),
         });
         row.push(
@@ -367,17 +368,4 @@ fn cpus(rates: &Rates, number: Number) -> Section {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
-}
-
-/// Three digits or more, with a prefix of the decimal system.
-fn scaled(number: f64) -> String {
-    let mut scaled = number;
-    for prefix in ["", "k", "M", "G"] {
-        if scaled < 999.95 {
-            let digits = usize::from(!prefix.is_empty());
-            return format!("{scaled:.digits$} {prefix}").trim_end().to_owned();
-        }
-        scaled /= 1000.0;
-    }
-    format!("{scaled:.1} T")
 }

@@ -3,68 +3,34 @@
 //! tell: weights and health of reals, attachments, memory, the version.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
-use katran::Katran;
-use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
-use katran::flows::FlowCount;
-use katran::stats::Counters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use crate::page::Format;
-use crate::page::Page;
-use crate::page::plain;
+use super::exposition::Format;
+use super::exposition::Page;
+use super::exposition::plain;
+use crate::run::OfReal;
+use crate::run::OfVip;
+use crate::run::Snapshot;
 
 /// The crate's version goes out with the metrics.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// All that one request is told.
 #[derive(Debug)]
-pub(crate) struct Scrape {
-    counters: Counters,
-    reals: Vec<OfVip>,
-    attachments: Vec<Attachment>,
-    /// Root programs' arrays, and positions in them.
-    shared: Vec<SharedEntry>,
-    /// Bytes that the kernel accounts to the maps.
-    memory: u64,
-}
-
-/// A VIP's reals with their weights, and those of them that are down.
-type OfVip = (Vip, Vec<Real>, Vec<IpAddr>);
+pub(super) struct Scrape(pub(super) Arc<Snapshot>);
 
 impl Scrape {
-    /// What is true now, but for entries of the flow tables, which have been counted before.
-    pub(crate) fn take(katran: &Katran, flows: &FlowCount) -> Result<Self> {
-        let mut reals = Vec::new();
-        for vip in katran.vips() {
-            reals.push((vip, katran.reals(vip)?, katran.down_reals(vip)?));
-        }
-        let mut counters = katran.counters_with(flows)?;
-        // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
-        // do not, have no part in it.
-        let forwarding = katran.forwarding_cpus();
-        counters
-            .cpus
-            .retain(|cpu| cpu.forwarded > 0 || forwarding.contains(&cpu.cpu));
-        Ok(Self {
-            counters,
-            reals,
-            attachments: katran.interfaces(),
-            shared: katran.shared_entries(),
-            memory: katran.stats().memory_in_use()?,
-        })
-    }
-
-    pub(crate) fn text(self, format: Format) -> Result<String> {
+    pub(super) fn text(self, format: Format) -> Result<String> {
         // One for each scrape: a snapshot that fails is then an answer of its own, not half a page.
         let mut registry = Registry::with_prefix("katran");
         registry.register_collector(Box::new(self));
@@ -80,36 +46,49 @@ impl Scrape {
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let page = &mut Page::new(encoder);
-        for metric in self.counters.metrics() {
+        let of = &*self.0;
+        for metric in of.counters.metrics() {
             page.metric(&metric)?;
         }
-        reals(page, &self.reals)?;
-        host(page, &self.attachments, &self.shared, self.memory)
+        reals(page, &of.vips)?;
+        let problems = of.problems.iter().flat_map(|(interface, counts)| {
+            counts.iter().map(move |((subject, severity), count)| {
+                let labels = vec![
+                    ("interface", interface.clone()),
+                    ("subject", subject.to_string()),
+                    ("severity", severity.to_string().to_lowercase()),
+                ];
+                (labels, *count)
+            })
+        });
+        page.gauge(
+            "problem",
+            "Warnings and problems that the diagnosis finds about a subject; it has the words.",
+            problems,
+        )?;
+        host(page, &of.attachments, &of.shared, of.memory)
     }
 }
 
 fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
-    let labels = |vip: &Vip, real: &Real| {
+    let labels = |vip: &Vip, of: &OfReal| {
         vec![
             ("vip", vip.to_string()),
-            ("real", real.address().to_string()),
+            ("real", of.real.address().to_string()),
         ]
     };
-    let weights = vips.iter().flat_map(|(vip, reals, _)| {
-        let weight = move |real: &Real| (labels(vip, real), real.get_weight().into());
-        reals.iter().map(weight)
+    let weights = vips.iter().flat_map(|of_vip| {
+        let weight = move |of: &OfReal| (labels(&of_vip.vip, of), of.real.get_weight().into());
+        of_vip.reals.iter().map(weight)
     });
     page.gauge(
         "vip_real_weight",
         "The real's weight at the VIP; 0: it is drained, and takes no new flows. One that is down keeps its weight.",
         weights,
     )?;
-    let down = vips.iter().flat_map(|(vip, reals, down)| {
-        // In the order of their addresses.
-        let is_down = |real: &Real| down.binary_search(&real.address()).is_ok();
-        reals
-            .iter()
-            .map(move |real| (labels(vip, real), is_down(real).into()))
+    let down = vips.iter().flat_map(|of_vip| {
+        let down = move |of: &OfReal| (labels(&of_vip.vip, of), of.down.into());
+        of_vip.reals.iter().map(down)
     });
     page.gauge(
         "vip_real_down",
@@ -131,6 +110,15 @@ fn host(
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
+    let series = attachments.iter().map(|of| {
+        let labels = vec![("interface", of.interface.clone())];
+        (labels, there(of.state).into())
+    });
+    page.gauge(
+        "attached",
+        "1: the interface has the balancer's program, by the kernel's word; 0: it is gone, or another one is in its place.",
+        series,
+    )?;
     let attached = attachments.iter().filter(|of| there(of.state));
     let series = attached.map(|attachment| {
         let labels = vec![

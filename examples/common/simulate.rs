@@ -1,0 +1,298 @@
+//! Runs the frames of a capture through the loaded program, without touching an interface: a table, or a report of
+//! JSON lines, and a capture of what leaves the program.
+
+use std::fs;
+use std::fs::File;
+use std::io::BufWriter;
+use std::io::Write;
+use std::io::stdout;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use anyhow::ensure;
+use katran::Katran;
+use katran::State;
+use katran::stats::Counters;
+use pcap_file::DataLink;
+use pcap_file::pcap::PcapHeader;
+use pcap_file::pcap::PcapReader;
+use pcap_file::pcap::PcapWriter;
+use pcap_file::pcap::RawPcapPacket;
+use serde::Serialize;
+
+/// Frames grow by an outer header, so the limit of the capture that was read may be too small.
+const SNAP_LENGTH: u32 = 262_144;
+
+/// Which frames, through what.
+#[derive(clap::Args)]
+#[group(skip)]
+pub(crate) struct Arguments {
+    /// The configuration: TOML with [balancer] and [[vip]]
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The capture: pcap with Ethernet frames
+    #[arg(long, value_name = "FILE")]
+    read: PathBuf,
+    /// Where the frames go as they leave the program
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Where the report goes, a JSON object a line; without it a table is printed
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs all of them.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let (mut capture, header) = open(&arguments.read)?;
+    let katran = load(&arguments.config)?;
+    let mut frames = match &arguments.write {
+        None => None,
+        Some(path) => {
+            let header = PcapHeader {
+                snaplen: header.snaplen.max(SNAP_LENGTH),
+                ..header
+            };
+            let file = create(path, &arguments.read)?;
+            Some(PcapWriter::with_header(BufWriter::new(file), header)?)
+        }
+    };
+    let mut report = match &arguments.json {
+        None => Report::Table(BufWriter::new(Box::new(stdout()))),
+        Some(path) => Report::Json(BufWriter::new(create(path, &arguments.read)?)),
+    };
+
+    let mut tally = Tally::default();
+    report.begin()?;
+    let broken = loop {
+        let packet = match capture.next_raw_packet() {
+            None => break None,
+            Some(Err(error)) => break Some(error),
+            Some(Ok(packet)) => packet,
+        };
+        let (line, frame) = run_one(&katran, tally.frames, &packet);
+        tally.add(&line);
+        report.line(&line)?;
+        if let Some(frames) = &mut frames {
+            frames.write_raw_packet(&leaving(&packet, &frame))?;
+        }
+    };
+    report.end(&katran.counters()?, &tally)?;
+    if let Some(frames) = frames {
+        frames.into_writer().flush()?;
+    }
+
+    if tally.truncated > 0 {
+        let frames = tally.truncated;
+        eprintln!("warning: frames shorter than on the wire: {frames}");
+    }
+    if let Some(error) = broken {
+        let (path, frames) = (arguments.read.display(), tally.frames);
+        return Err(error)
+            .with_context(|| format!("{path} breaks off; whole frames before that: {frames}"));
+    }
+    ensure!(
+        tally.errors == 0,
+        "{} of {} frames could not be run",
+        tally.errors,
+        tally.frames
+    );
+    Ok(())
+}
+
+/// A balancer loaded with the settings of the file, and with its VIPs.
+fn load(config: &Path) -> Result<Katran> {
+    let state = State::from_toml_file(config)?;
+    let mut katran = state.builder()?.load()?;
+    katran.apply(&state)?;
+    Ok(katran)
+}
+
+/// Opens a capture of Ethernet frames, of either byte order and resolution.
+fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
+    let cannot = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(cannot)?;
+    let capture = PcapReader::new(file)
+        .context("it is no pcap file (pcapng: convert it by `tcpdump -r IN -w OUT`)")
+        .with_context(cannot)?;
+    let header = capture.header();
+    if header.datalink != DataLink::ETHERNET {
+        let kind = header.datalink;
+        bail!("{}: frames of type {kind:?}, not Ethernet", path.display());
+    }
+    Ok((capture, header))
+}
+
+/// Creates a file to write, which must not be the one that is being read.
+fn create(path: &Path, read: &Path) -> Result<File> {
+    let cannot = || format!("cannot write {}", path.display());
+    let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    // One that does not exist yet is another.
+    if let (Ok(one), Ok(other)) = (identity(path), identity(read)) {
+        ensure!(one != other, "{}: it is being read", cannot());
+    }
+    File::create(path).with_context(cannot)
+}
+
+/// Runs one frame: its line of the report, and the frame as it leaves the program.
+fn run_one(katran: &Katran, index: u64, packet: &RawPcapPacket) -> (Line, Vec<u8>) {
+    let truncated = packet.incl_len < packet.orig_len;
+    match katran.simulate(&packet.data) {
+        Ok(ran) => {
+            let line = Line {
+                index,
+                verdict: ran.verdict.to_string(),
+                length: ran.frame.len(),
+                vip: ran.vip.map(|vip| vip.to_string()),
+                real: ran.real,
+                reason: Some(ran.reason.to_string()),
+                truncated,
+                error: None,
+            };
+            (line, ran.frame)
+        }
+        Err(error) => {
+            let line = Line {
+                index,
+                verdict: "ERROR".to_owned(),
+                length: packet.data.len(),
+                vip: None,
+                real: None,
+                reason: None,
+                truncated,
+                error: Some(error.to_string()),
+            };
+            (line, packet.data.to_vec())
+        }
+    }
+}
+
+/// The record of a frame that leaves: when it came in, and with as much missing.
+fn leaving<'a>(arrived: &RawPcapPacket, frame: &'a [u8]) -> RawPcapPacket<'a> {
+    let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    RawPcapPacket {
+        ts_sec: arrived.ts_sec,
+        ts_frac: arrived.ts_frac,
+        incl_len: length,
+        orig_len: length.saturating_add(arrived.orig_len.saturating_sub(arrived.incl_len)),
+        data: frame.into(),
+    }
+}
+
+/// One frame in the report.
+#[derive(Serialize)]
+struct Line {
+    index: u64,
+    verdict: String,
+    /// Of the frame as it leaves the program.
+    length: usize,
+    vip: Option<String>,
+    real: Option<IpAddr>,
+    /// Which step of the walk decided.
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// All counters, after the last frame.
+#[derive(Serialize)]
+struct LastLine<'a> {
+    counters: &'a Counters,
+}
+
+#[derive(Default)]
+struct Tally {
+    frames: u64,
+    tx: u64,
+    pass: u64,
+    drop: u64,
+    errors: u64,
+    truncated: u64,
+}
+
+impl Tally {
+    fn add(&mut self, line: &Line) {
+        self.frames += 1;
+        self.truncated += u64::from(line.truncated);
+        match line.verdict.as_str() {
+            "TX" => self.tx += 1,
+            "PASS" => self.pass += 1,
+            "DROP" => self.drop += 1,
+            _ => self.errors += 1,
+        }
+    }
+}
+
+enum Report {
+    Table(BufWriter<Box<dyn Write>>),
+    Json(BufWriter<File>),
+}
+
+impl Report {
+    fn begin(&mut self) -> Result<()> {
+        if let Self::Table(out) = self {
+            writeln!(
+                out,
+                "{:>6}  {:<7} {:>6}  {:<30} {:<26} why",
+                "frame", "verdict", "length", "VIP", "real"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &Line) -> Result<()> {
+        match self {
+            Self::Json(out) => writeln!(out, "{}", serde_json::to_string(line)?)?,
+            Self::Table(out) => {
+                let real = line.real.map(|real| real.to_string());
+                let why = line.reason.as_ref().or(line.error.as_ref());
+                let or_dash = |text: Option<&String>| text.map_or("-", |text| text).to_owned();
+                writeln!(
+                    out,
+                    "{:>6}  {:<7} {:>6}  {:<30} {:<26} {}{}",
+                    line.index,
+                    line.verdict,
+                    line.length,
+                    or_dash(line.vip.as_ref()),
+                    or_dash(real.as_ref()),
+                    or_dash(why),
+                    if line.truncated { " (truncated)" } else { "" },
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, counters: &Counters, tally: &Tally) -> Result<()> {
+        match self {
+            Self::Json(out) => {
+                let line = LastLine { counters };
+                writeln!(out, "{}", serde_json::to_string(&line)?)?;
+                out.flush()?;
+            }
+            Self::Table(out) => {
+                let Tally {
+                    frames,
+                    tx,
+                    pass,
+                    drop,
+                    errors,
+                    ..
+                } = tally;
+                write!(out, "{frames} frames: {tx} TX, {pass} PASS, {drop} DROP")?;
+                match errors {
+                    0 => writeln!(out)?,
+                    _ => writeln!(out, ", {errors} ERROR")?,
+                }
+                out.flush()?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! `katran check`: whether a document is right, and with `--interface` whether anything would keep a balancer with it
+//! from working there.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use katran::State;
+use katran::attachments::SharedEntries;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
+
+use crate::common::say;
+use crate::options::diagnose;
+use crate::options::read;
+
+/// What to look at.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The configuration: TOML with [balancer] and [[vip]]
+    #[arg(value_name = "FILE")]
+    config: PathBuf,
+    /// Print what would keep it from working on this interface, too; may be given several times
+    #[arg(long, value_name = "NAME")]
+    interface: Vec<String>,
+    /// As an entry of the root program that is pinned here; --interface names where that is attached
+    #[arg(long, value_name = "PATH", requires = "interface")]
+    shared: Option<PathBuf>,
+    /// The entry, from 0
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
+    position: u32,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let state = read(&arguments.config)?;
+    let reals: usize = state.vips.iter().map(|of| of.reals.len()).sum();
+    let memory = state.builder()?.memory_estimate()?;
+    say(format!(
+        "{}: right; {} VIPs, {reals} reals in them, at most {} MB in the kernel",
+        arguments.config.display(),
+        state.vips.len(),
+        memory.at_capacity().div_ceil(1_000_000)
+    ));
+    if arguments.interface.is_empty() {
+        return Ok(());
+    }
+    anyhow::ensure!(place(arguments, state)?, "it would not work like this");
+    Ok(())
+}
+
+/// What a balancer with this configuration would meet on its interfaces; it is attached to none.
+fn place(arguments: &Arguments, mut state: State) -> Result<bool> {
+    // Here it is not pinned.
+    if let Some(settings) = &mut state.balancer {
+        settings.orphan_limit = None;
+    }
+    let mut katran = match state.builder()?.load() {
+        Ok(katran) => katran,
+        Err(error) => {
+            // Why, most likely.
+            say(Diagnosis::of_host().to_string());
+            return Err(error.into());
+        }
+    };
+    katran.apply(&state)?;
+    let mut works = true;
+    if let Some(path) = &arguments.shared {
+        works &= entry(path, arguments.position)?;
+    }
+    for (interface, diagnosis) in diagnose(&katran, &arguments.interface)? {
+        works &= diagnosis.works();
+        say(format!("{interface}:\n{diagnosis}"));
+    }
+    Ok(works)
+}
+
+/// Whether a balancer could have this entry of a root program.
+fn entry(path: &Path, position: u32) -> Result<bool> {
+    let programs = SharedEntries::open(path)?.programs()?;
+    let (works, what) = match programs.get(position as usize) {
+        None => (false, format!("there are {} entries", programs.len())),
+        Some(None) => (true, "empty".to_owned()),
+        Some(Some(program)) if ["katran", "katran_full"].contains(&program.name.as_str()) => {
+            (true, "a balancer's, which would be replaced".to_owned())
+        }
+        Some(Some(program)) if program.name.is_empty() => (
+            false,
+            "some program's, and whose takes CAP_SYS_ADMIN to see".to_owned(),
+        ),
+        Some(Some(program)) => (false, format!("that of {}, which stays", program.name)),
+    };
+    let severity = if works {
+        Severity::Ok
+    } else {
+        Severity::Problem
+    };
+    say(format!(
+        "entry {position} of {}:\n{severity:<8} {what}",
+        path.display()
+    ));
+    Ok(works)
+}

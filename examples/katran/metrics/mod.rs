@@ -1,0 +1,75 @@
+//! `run --listen`: `/metrics` by HTTP for Prometheus, beside the page. Every request takes one snapshot of all counters, or gets the one before
+//! the change that the balancer is busy with; the flow tables' entries are counted now and then beside. `docs/metrics.md`
+//! lists the metrics, and `examples/grafana` has a dashboard for them.
+
+mod collector;
+mod exposition;
+mod recount;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::StatusCode;
+use axum::http::header::ACCEPT;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use collector::Scrape;
+use exposition::Format;
+pub(crate) use recount::Recount;
+use tokio::runtime::Runtime;
+
+use crate::common::with_causes;
+use crate::page;
+use crate::run::Handle;
+
+/// For requests under way when it ends.
+pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Requests are answered on threads of their own: a snapshot takes microseconds, however many flows there are.
+///
+/// With a token whoever sends it may give commands, too.
+pub(crate) fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    token: Option<page::Token>,
+) -> Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()?;
+    listener.set_nonblocking(true)?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    let pages = Router::new()
+        .route("/metrics", get(metrics))
+        .merge(page::routes(token))
+        .with_state(handle);
+    runtime.spawn(async {
+        if let Err(error) = axum::serve(listener, pages).await {
+            eprintln!("katran run: no metrics any more: {error}");
+        }
+    });
+    Ok(runtime)
+}
+
+async fn metrics(State(handle): State<Handle>, headers: HeaderMap) -> Response {
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accepted.unwrap_or_default());
+    let answer = tokio::task::spawn_blocking(move || Scrape(handle.snapshot()?).text(format));
+    match answer.await.unwrap_or_else(|error| Err(error.into())) {
+        Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
+        Err(error) => {
+            let text = format!("{}\n", with_causes(&error));
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}

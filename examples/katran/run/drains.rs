@@ -1,0 +1,158 @@
+//! Drains: reals to which a command sends no new flows, whatever weight the document gives them; and for how long no
+//! packet has gone to those that are drained, by whichever of the two.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Result;
+use katran::Katran;
+use katran::Protocol;
+use katran::Real;
+use katran::State;
+use katran::Vip;
+
+use crate::report::Drain;
+
+/// A real to which nothing has gone for so long may be switched off, if what it had is not over before.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Those by command. They stay until they are undone or the process ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drains(BTreeSet<(Vip, IpAddr)>);
+
+impl Drains {
+    /// Drains a real of a VIP, or of all that have it, or takes that back. Returns which VIPs it is drained for.
+    pub(super) fn set(
+        &mut self,
+        state: &State,
+        vip: Option<Vip>,
+        real: IpAddr,
+        undo: bool,
+    ) -> Result<Vec<Vip>> {
+        let has_it = |vip: &Vip| {
+            let mut of = state.vips.iter().filter(|of| of.vip == *vip);
+            of.any(|of| of.reals.iter().any(|of| of.address() == real))
+        };
+        let named: Vec<Vip> = match vip {
+            Some(vip) => Vec::from_iter(has_it(&vip).then_some(vip)),
+            None => state.vips.iter().map(|of| of.vip).filter(has_it).collect(),
+        };
+        match (vip, named.is_empty()) {
+            (Some(vip), true) => {
+                anyhow::bail!("{vip} has no real {real}: `katran status` lists all")
+            }
+            (None, true) => anyhow::bail!("no VIP has a real {real}: `katran status` lists all"),
+            _ => {}
+        }
+        for vip in &named {
+            match undo {
+                true => self.0.remove(&(*vip, real)),
+                false => self.0.insert((*vip, real)),
+            };
+        }
+        Ok(named)
+    }
+
+    /// What a document says, with weight 0 for those that are drained. Who is not in it any more is forgotten.
+    pub(super) fn applied(&mut self, mut state: State) -> State {
+        let mut there = BTreeSet::new();
+        for of_vip in &mut state.vips {
+            for real in &mut of_vip.reals {
+                let drain = (of_vip.vip, real.address());
+                if self.0.contains(&drain) {
+                    *real = real.weight(0);
+                    there.insert(drain);
+                }
+            }
+        }
+        self.0 = there;
+        state
+    }
+}
+
+/// What is known of reals that are drained.
+#[derive(Default)]
+pub(super) struct Silences {
+    /// Where the library does not know it: packets to the real so far, and since when there were as many.
+    counted: BTreeMap<IpAddr, (u64, Instant)>,
+    of: BTreeMap<(Vip, IpAddr), (Option<Duration>, bool)>,
+    said: BTreeSet<(Vip, IpAddr)>,
+    /// After how long flows are over: of TCP, of UDP.
+    over: [Option<Duration>; 2],
+}
+
+impl Silences {
+    /// The settings may be others.
+    pub(super) fn follow(&mut self, katran: &Katran) {
+        let settings = katran.state().balancer.unwrap_or_default();
+        self.over = [settings.flow_idle_timeout, settings.udp_timeout];
+    }
+
+    /// Looks at all that are drained, and returns what there is to say: each is said once.
+    pub(super) fn look(&mut self, katran: &Katran) -> Vec<String> {
+        let [tcp, udp] = self.over;
+        let over = |vip: Vip| match vip.protocol() {
+            Protocol::Tcp => tcp,
+            Protocol::Udp => udp,
+        };
+        let mut found = BTreeMap::new();
+        let mut counted = BTreeMap::new();
+        for vip in katran.vips() {
+            for real in katran.reals(vip).unwrap_or_default() {
+                if real.get_weight() == 0 {
+                    let silent = self.silence(katran, vip, real, &mut counted);
+                    let enough = over(vip).map_or(QUIET, |over| over.min(QUIET));
+                    let done = silent.is_some_and(|silent| silent >= enough);
+                    found.insert((vip, real.address()), (silent, done));
+                }
+            }
+        }
+        (self.of, self.counted) = (found, counted);
+        let done = self.of.iter().filter(|(_, (_, done))| *done);
+        let done: BTreeSet<_> = done.map(|(drain, _)| *drain).collect();
+        let news = done.difference(&self.said).map(|(vip, real)| {
+            let silent = self.of[&(*vip, *real)].0.unwrap_or_default().as_secs();
+            format!("drained: {real} of {vip}: no packet for {silent} s")
+        });
+        let news = news.collect();
+        self.said = done;
+        news
+    }
+
+    fn silence(
+        &self,
+        katran: &Katran,
+        vip: Vip,
+        real: Real,
+        counted: &mut BTreeMap<IpAddr, (u64, Instant)>,
+    ) -> Option<Duration> {
+        let address = real.address();
+        match katran.drained(vip, address) {
+            Ok(silence) => silence,
+            // Where all flows are remembered it is known of the real, not of the VIP.
+            Err(katran::Error::Unsupported { .. }) => {
+                let packets = katran.stats().real(address).ok()?.forwarded.packets;
+                let before = self.counted.get(&address).copied();
+                let before = before.filter(|(before, _)| *before == packets);
+                let (_, since) = before.unwrap_or((packets, Instant::now()));
+                counted.insert(address, (packets, since));
+                Some(since.elapsed())
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// What is known of one.
+    pub(super) fn drain(&self, drains: &Drains, vip: Vip, real: Real) -> Option<Drain> {
+        let of = (vip, real.address());
+        let (silent, done) = self.of.get(&of).copied().unwrap_or_default();
+        (real.get_weight() == 0).then(|| Drain {
+            by_command: drains.0.contains(&of),
+            silent: silent.map(|silent| silent.as_secs_f64()),
+            done,
+        })
+    }
+}

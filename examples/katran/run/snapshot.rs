@@ -1,0 +1,354 @@
+//! What is true at one moment: taken by the thread that owns the balancer, for everybody who asks.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::process;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::mpsc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use katran::Katran;
+use katran::Real;
+use katran::Vip;
+use katran::attachments::Attachment;
+use katran::attachments::AttachmentState;
+use katran::attachments::SharedEntry;
+use katran::diagnosis::Severity;
+use katran::diagnosis::Subject;
+use katran::stats::Counters;
+
+use super::Message;
+use super::Owner;
+use crate::options;
+use crate::report;
+use crate::report::Applied;
+use crate::report::Drain;
+use crate::report::Health;
+use crate::report::NOT_SENT;
+use crate::report::Report;
+
+/// For how long somebody who asks waits for a new one; a change takes longer.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// For how long somebody waits for what only the owner can do.
+const LONG: Duration = Duration::from_secs(600);
+
+/// A way to the thread that owns the balancer.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    sender: Sender<Message>,
+    last: Arc<Mutex<Option<Arc<Snapshot>>>>,
+}
+
+impl Handle {
+    pub(super) fn new(sender: Sender<Message>) -> Self {
+        Self {
+            sender,
+            last: Arc::default(),
+        }
+    }
+
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
+    }
+
+    /// What is true now, or was before the change that goes on.
+    pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        match self.ask_for(PATIENCE, |owner| Snapshot::take(owner)) {
+            Ok(snapshot) => snapshot.map(Arc::new),
+            Err(error) => {
+                let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+                last.clone().ok_or(error)
+            }
+        }
+    }
+
+    /// The owner's findings on its interfaces, if it has the time.
+    pub(crate) fn problems(&self) -> Option<Vec<report::Problem>> {
+        self.ask_for(8 * PATIENCE, problems).ok()
+    }
+
+    /// Has the owner do something, and returns what comes of it.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        wish: impl FnOnce(&mut Owner) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.ask_for(LONG, wish)
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn tell(&self, wish: impl FnOnce(&mut Owner) + Send + 'static) {
+        // Nobody is left to do it when the program ends.
+        let _ = self.sender.send(Message::Do(Box::new(wish)));
+    }
+
+    fn ask_for<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        wish: impl FnOnce(&mut Owner) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (sender, answer) = mpsc::channel();
+        self.tell(move |owner| {
+            // Who has asked may have gone.
+            let _ = sender.send(wish(owner));
+        });
+        let answer = answer.recv_timeout(patience);
+        answer.context("the balancer does not answer: it ends, or a change takes long")
+    }
+}
+
+/// What is true at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    taken: Instant,
+    running: Duration,
+    pub(crate) counters: Counters,
+    pub(crate) vips: Vec<OfVip>,
+    pub(crate) attachments: Vec<Attachment>,
+    /// Root programs' arrays, and positions in them.
+    pub(crate) shared: Vec<SharedEntry>,
+    /// How much is bad, by interface.
+    pub(crate) problems: Vec<OfInterface>,
+    /// Bytes that the kernel accounts to the maps.
+    pub(crate) memory: u64,
+    forwarding: Vec<u32>,
+    pinned: Option<String>,
+    last_apply: Option<Applied>,
+    refused: Option<Applied>,
+}
+
+/// An interface, and how many findings there are on it.
+pub(crate) type OfInterface = (String, BTreeMap<(Subject, Severity), u64>);
+
+/// A VIP with its reals, in the order of their addresses.
+#[derive(Debug)]
+pub(crate) struct OfVip {
+    pub(crate) vip: Vip,
+    pub(crate) reals: Vec<OfReal>,
+}
+
+#[derive(Debug)]
+pub(crate) struct OfReal {
+    pub(crate) real: Real,
+    pub(crate) down: bool,
+    pub(crate) health: Health,
+    drain: Option<Drain>,
+}
+
+impl Snapshot {
+    /// What is true now, but for entries of the flow tables, which have been counted before.
+    pub(super) fn take(owner: &Owner) -> Result<Self> {
+        let katran = &owner.katran;
+        let found = owner.board.found();
+        let found: BTreeMap<_, _> = found
+            .map(|found| ((found.vip, found.real), found))
+            .collect();
+        let mut vips = Vec::new();
+        for vip in katran.vips() {
+            let down = katran.down_reals(vip)?;
+            let of_real = |real: Real| OfReal {
+                real,
+                down: down.binary_search(&real.address()).is_ok(),
+                health: health(found.get(&(vip, real.address())).map(|found| found.up)),
+                drain: owner.silences.drain(&owner.drains, vip, real),
+            };
+            let reals = katran.reals(vip)?.into_iter().map(of_real).collect();
+            vips.push(OfVip { vip, reals });
+        }
+        let mut counters = katran.counters_with(owner.recount.count())?;
+        // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
+        // do not, have no part in it.
+        let forwarding = katran.forwarding_cpus();
+        counters
+            .cpus
+            .retain(|cpu| cpu.forwarded > 0 || forwarding.contains(&cpu.cpu));
+        Ok(Self {
+            taken: Instant::now(),
+            running: owner.began.elapsed(),
+            counters,
+            vips,
+            attachments: katran.interfaces(),
+            shared: katran.shared_entries(),
+            problems: counted(katran)?,
+            memory: katran.stats().memory_in_use()?,
+            forwarding,
+            pinned: katran.pinned_in().map(|path| path.display().to_string()),
+            last_apply: owner.last_apply.clone(),
+            refused: owner.refused.clone(),
+        })
+    }
+
+    /// As others are told.
+    pub(crate) fn report(&self) -> Report {
+        let count = |count: katran::stats::Count| report::Count {
+            packets: count.packets,
+            bytes: count.bytes,
+        };
+        let counters = &self.counters;
+        let flows = &counters.flow_table;
+        let drops = counters.drop_reasons.iter();
+        let drops = drops.map(|(reason, frames)| (reason.name().to_owned(), frames));
+        let drops = drops.filter(|(_, frames)| *frames > 0);
+        let unsent = counters.interfaces.iter().filter(|of| of.unsent > 0);
+        let unsent = unsent.map(|of| (format!("{NOT_SENT}{}", of.interface), of.unsent));
+        let reals = counters.reals.iter().map(|(real, of)| report::Real {
+            real: *real,
+            sent: count(of.forwarded),
+            rate: None,
+        });
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: process::id(),
+            running: self.running.as_secs_f64(),
+            age: self.taken.elapsed().as_secs_f64(),
+            attachments: self.places(),
+            pinned: self.pinned.clone(),
+            vips: self.vips.iter().map(|vip| self.vip(vip)).collect(),
+            reals: reals.collect(),
+            frames: report::Frames {
+                received: count(counters.totals.total),
+                sent: count(counters.totals.tx),
+                passed: count(counters.totals.pass),
+                dropped: count(counters.totals.drop),
+            },
+            flow_table: report::FlowTable {
+                packets: flows.packets,
+                settled: flows.settled,
+                misses: flows.misses,
+                by_base: flows.by_base,
+                by_entry: flows.by_entry,
+                fallback: flows.fallback,
+            },
+            drops: drops.chain(unsent).collect(),
+            cpus: counters.cpus.iter().map(|cpu| self.cpu(cpu)).collect(),
+            last_apply: self.last_apply.clone(),
+            refused: self.refused.clone(),
+            problems: None,
+        }
+    }
+
+    fn cpu(&self, cpu: &katran::stats::CpuCounters) -> report::Cpu {
+        report::Cpu {
+            cpu: cpu.cpu,
+            forwarded: cpu.forwarded,
+            under_flood: cpu.under_flood,
+            forwards: self.forwarding.contains(&cpu.cpu),
+        }
+    }
+
+    fn places(&self) -> Vec<report::Attachment> {
+        let attached = self.attachments.iter().map(|of| report::Attachment {
+            place: of.interface.clone(),
+            mode: Some(of.mode.to_string()),
+            state: word(of.state),
+        });
+        let entries = self.shared.iter().map(|of| report::Attachment {
+            place: format!("entry {} of {}", of.position, of.path.display()),
+            mode: None,
+            state: word(of.state),
+        });
+        attached.chain(entries).collect()
+    }
+
+    fn vip(&self, of: &OfVip) -> report::Vip {
+        let name = of.vip.to_string();
+        let counters = &self.counters;
+        let sent = counters
+            .vips
+            .get(&name)
+            .map(|of| of.forwarded)
+            .unwrap_or_default();
+        let slots = counters.slots.get(&name).map(|slots| report::Slots {
+            settled: slots.settled,
+            unsettled: slots.unsettled,
+            oldest: slots.oldest.map(|oldest| oldest.as_secs_f64()),
+        });
+        let reals = of.reals.iter().map(|of| report::OfVip {
+            real: of.real.address(),
+            weight: of.real.get_weight(),
+            down: of.down,
+            health: of.health,
+            drain: of.drain,
+        });
+        report::Vip {
+            sent: report::Count {
+                packets: sent.packets,
+                bytes: sent.bytes,
+            },
+            flow_entries: counters.flow_entries.get(&name).copied(),
+            vip: name,
+            slots,
+            reals: reals.collect(),
+            rate: None,
+        }
+    }
+}
+
+fn word(state: AttachmentState) -> String {
+    match state {
+        AttachmentState::Attached => "attached",
+        AttachmentState::Gone => "gone",
+        AttachmentState::Moved => "moved to another namespace",
+        AttachmentState::Replaced => "replaced by another program",
+        _ => "unknown",
+    }
+    .to_owned()
+}
+
+/// `None`: it is not probed; `Some(None)`: not yet.
+fn health(found: Option<Option<bool>>) -> Health {
+    match found {
+        None => Health::NotProbed,
+        Some(None) => Health::Unknown,
+        Some(Some(true)) => Health::Up,
+        Some(Some(false)) => Health::Down,
+    }
+}
+
+/// What the diagnosis finds on each interface, gone or not.
+fn counted(katran: &Katran) -> Result<Vec<OfInterface>> {
+    let names: BTreeSet<_> = katran
+        .interfaces()
+        .into_iter()
+        .map(|of| of.interface)
+        .collect();
+    let counted = names.into_iter().map(|name| {
+        let counts = katran.diagnose(&name)?.counts();
+        Ok((name, counts))
+    });
+    counted.collect()
+}
+
+/// What the diagnosis finds that is not as it should be.
+fn problems(owner: &mut Owner) -> Vec<report::Problem> {
+    let interfaces = &owner.arguments.options.interface;
+    let diagnoses = match options::diagnose(&owner.katran, interfaces) {
+        Ok(diagnoses) => diagnoses,
+        Err(error) => {
+            return vec![report::Problem {
+                severity: Severity::Note.to_string(),
+                subject: "diagnosis".to_owned(),
+                message: crate::common::with_causes(&error),
+                ..report::Problem::default()
+            }];
+        }
+    };
+    let mut problems = Vec::new();
+    for (interface, diagnosis) in diagnoses {
+        let bad = diagnosis.findings().iter();
+        let bad = bad.filter(|finding| finding.severity >= Severity::Note);
+        problems.extend(bad.map(|finding| report::Problem {
+            interface: interface.clone(),
+            severity: finding.severity.to_string(),
+            subject: finding.subject.to_string(),
+            message: finding.message.clone(),
+            advice: finding.advice.clone(),
+        }));
+    }
+    problems
+}

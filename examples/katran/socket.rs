@@ -1,0 +1,204 @@
+//! The socket by which others speak to the running balancer.
+//!
+//! It is a Unix stream socket of mode 0600. A client writes a request, a JSON object in one line, and gets a line for it:
+//! `{"ok": ...}` or `{"error": "..."}`; then it may write another one. Requests:
+//!
+//! | request | answer under `ok` |
+//! | --- | --- |
+//! | `{"command": "status", "diagnose": true}` | the report of `report.rs`; without `diagnose` no problems are looked for |
+//! | `{"command": "apply", "document": "...", "dry_run": false}` | what the TOML document has changed, in words |
+//! | `{"command": "drain", "real": "198.51.100.1", "vip": "203.0.113.1:80/tcp", "undo": false}` | the VIPs that the real is drained for; without `vip` all that have it |
+//! | `{"command": "monitor", "events": ["packet_too_big"], "rate_limit": 100, "snap_length": 128, "packet_limit": null}` | `{"switched_on": true}`, then a line for each event, `{"event": ...}`, until the client hangs up or writes something, to which the last line is the answer: `{"ok": {"delivered": 1, "over_limit": 0, "limited": 0, "lost": 0}}` |
+//!
+//! A line has at most 64 MiB, and one client at a time a line of more than 64 KiB. A request takes at most ten seconds to
+//! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
+//! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`).
+//!
+//! `PATH.lock` is locked by whoever listens, so a socket that a dead process has left is replaced, and another balancer's
+//! is not.
+
+mod answer;
+mod line;
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::fs::Permissions;
+use std::io::ErrorKind;
+use std::io::Write;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+pub(crate) use answer::Heard;
+pub(crate) use answer::Heeded;
+pub(crate) use answer::Listening;
+pub(crate) use answer::Request;
+pub(crate) use answer::done;
+use anyhow::Context;
+use anyhow::Result;
+use line::Lines;
+use nix::fcntl::Flock;
+use nix::fcntl::FlockArg;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::geteuid;
+
+use crate::common::say;
+use crate::run::Handle;
+
+/// Where a balancer listens unless it is told otherwise.
+pub(crate) const PATH: &str = "/run/katran.sock";
+
+/// For a request to come, and for an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_CLIENTS: usize = 16;
+
+/// A socket that nobody is listened to at yet.
+pub(crate) struct Bound {
+    listener: UnixListener,
+    place: Place,
+}
+
+/// The socket's file while it is this process's.
+struct Place {
+    path: PathBuf,
+    lock_path: PathBuf,
+    /// Held while the process lives.
+    _lock: Flock<File>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.lock_path);
+    }
+}
+
+impl Bound {
+    /// Takes a path. One that another process has is tried again for some time.
+    pub(crate) fn new(path: &Path, patience: Duration) -> Result<Self> {
+        let cannot = || format!("cannot take commands at {}", path.display());
+        let beside = |ending: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let lock_path = beside(".lock");
+        let lock = lock(&lock_path, patience).with_context(cannot)?;
+        if let Ok(there) = fs::symlink_metadata(path) {
+            anyhow::ensure!(
+                there.file_type().is_socket(),
+                "{}: there is something that is no socket: remove it, or choose another --socket",
+                cannot()
+            );
+        }
+        // Nobody connects before its mode is right.
+        let new = beside(".new");
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(cannot);
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&new).with_context(cannot)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o600)).with_context(cannot)?;
+        fs::rename(&new, path).with_context(cannot)?;
+        let place = Place {
+            path: path.to_owned(),
+            lock_path,
+            _lock: lock,
+        };
+        Ok(Self { listener, place })
+    }
+
+    /// Answers clients, on threads, until what is returned is dropped.
+    pub(crate) fn serve(self, handle: Handle) -> Result<impl Drop> {
+        let Self { listener, place } = self;
+        say(format!("commands at {}", place.path.display()));
+        // One more than there may be: whoever holds one is a client.
+        let clients = Arc::new(());
+        let long = Arc::default();
+        let accept = move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    // No descriptors: those who are there may end.
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
+                let client = Arc::clone(&clients);
+                let (handle, long) = (handle.clone(), Arc::clone(&long));
+                let is_full = Arc::strong_count(&clients) > MAX_CLIENTS + 1;
+                let serve = move || {
+                    let _client = client;
+                    // A client that is gone hears nothing of it.
+                    let _ = match is_full {
+                        true => refuse(&stream, "there are too many clients: try again later"),
+                        false => serve(&stream, &handle, long),
+                    };
+                };
+                // A thread that cannot be made drops the client.
+                let _ = thread::Builder::new().spawn(serve);
+            }
+        };
+        thread::Builder::new().spawn(accept)?;
+        Ok(place)
+    }
+}
+
+fn lock(path: &Path, patience: Duration) -> Result<Flock<File>> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(false).mode(0o600);
+    let end = Instant::now() + patience;
+    loop {
+        match Flock::lock(options.open(path)?, FlockArg::LockExclusiveNonblock) {
+            // One that has ended meanwhile has removed it.
+            Ok(lock) => {
+                let same = |there: fs::Metadata| Ok(there.ino() == lock.metadata()?.ino());
+                if fs::metadata(path).and_then(same).unwrap_or(false) {
+                    return Ok(lock);
+                }
+            }
+            Err((_, nix::Error::EWOULDBLOCK)) => {
+                anyhow::ensure!(
+                    Instant::now() < end,
+                    "another balancer listens there: choose another --socket, or --no-socket"
+                );
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+fn refuse(mut stream: &UnixStream, why: &str) -> Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    writeln!(stream, "{}", serde_json::json!({ "error": why }))?;
+    Ok(())
+}
+
+/// Answers one client until it hangs up.
+fn serve(stream: &UnixStream, handle: &Handle, long: line::Long) -> Result<()> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
+        return refuse(stream, "only root and the balancer's own user are heard");
+    }
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut lines = Lines::new(stream, long);
+    loop {
+        match lines.next(PATIENCE) {
+            Ok(Some(line)) => answer::answer(&line, stream, handle)?,
+            Ok(None) => return Ok(()),
+            Err(error) => return refuse(stream, &error.to_string()),
+        }
+    }
+}

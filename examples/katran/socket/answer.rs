@@ -1,0 +1,230 @@
+//! Requests, and what is answered.
+
+use std::io::ErrorKind;
+use std::io::Read;
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
+
+use anyhow::Result;
+use katran::State;
+use katran::Vip;
+use katran::events::Event;
+use katran::events::EventKind;
+use katran::events::MonitorOptions;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::common::say;
+use crate::common::with_causes;
+use crate::options::described;
+use crate::run::Handle;
+
+/// Events that wait for a client; the program counts what is lost.
+const WAITING: usize = 1024;
+/// Between two looks whether a client that listens is still there.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a client may ask for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Request {
+    Status {
+        #[serde(default)]
+        diagnose: bool,
+    },
+    Apply {
+        document: String,
+        #[serde(default)]
+        dry_run: bool,
+    },
+    Drain {
+        real: IpAddr,
+        #[serde(default)]
+        vip: Option<String>,
+        #[serde(default)]
+        undo: bool,
+    },
+    Monitor(Listening),
+}
+
+/// What to listen to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listening {
+    /// All, if there are none.
+    #[serde(default)]
+    pub(crate) events: Vec<String>,
+    pub(crate) rate_limit: u32,
+    pub(crate) snap_length: u32,
+    #[serde(default)]
+    pub(crate) packet_limit: Option<u64>,
+}
+
+/// A packet that somebody listens to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Heard {
+    pub(crate) kind: String,
+    /// Microseconds since 1970.
+    pub(crate) time: u64,
+    /// Bytes of the whole frame.
+    pub(crate) length: u32,
+    /// Its first bytes, in hexadecimal digits.
+    pub(crate) packet: String,
+}
+
+/// What has become of events.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Heeded {
+    pub(crate) delivered: u64,
+    pub(crate) over_limit: u64,
+    /// Left out by the program.
+    pub(crate) limited: u64,
+    pub(crate) lost: u64,
+}
+
+/// Answers a request.
+pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> Result<()> {
+    let done = match serde_json::from_slice(line) {
+        Err(error) => Err(anyhow::anyhow!("no request: {error}")),
+        Ok(Request::Monitor(listening)) => monitor(handle, listening, stream),
+        Ok(request) => done(request, handle),
+    };
+    let answer = match done {
+        Ok(answer) => json!({ "ok": answer }),
+        Err(error) => json!({ "error": with_causes(&error) }),
+    };
+    writeln!(stream, "{answer}")?;
+    Ok(())
+}
+
+/// Does what one line of an answer tells of: all requests but `monitor`.
+pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
+    match request {
+        Request::Status { diagnose } => status(handle, diagnose),
+        Request::Apply { document, dry_run } => apply(handle, &document, dry_run),
+        Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
+        Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
+    }
+}
+
+fn status(handle: &Handle, diagnose: bool) -> Result<Value> {
+    let mut report = handle.snapshot()?.report();
+    if diagnose {
+        report.problems = handle.problems();
+    }
+    Ok(serde_json::to_value(report)?)
+}
+
+fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
+    // Here, so that nobody else waits for it.
+    let read = State::from_toml(document).map_err(anyhow::Error::from);
+    let applied = handle.ask(move |owner| match (read, dry_run) {
+        (Ok(state), true) => owner.would_change(state),
+        (Ok(state), false) => owner.apply_document(state),
+        (Err(error), true) => Err(error),
+        (Err(error), false) => {
+            owner.refuse(&error.to_string());
+            Err(error)
+        }
+    });
+    let changes = applied??;
+    Ok(match dry_run {
+        true => described(&changes, "would be applied").into(),
+        false => {
+            let text = described(&changes, "applied");
+            say(&text);
+            text.into()
+        }
+    })
+}
+
+fn drain(handle: &Handle, real: IpAddr, vip: Option<String>, undo: bool) -> Result<Value> {
+    let vip = vip.map(|vip| vip.parse::<Vip>()).transpose()?;
+    let vips = handle.ask(move |owner| owner.drain(vip, real, undo))??;
+    Ok(vips.iter().map(Vip::to_string).collect())
+}
+
+/// Hands events on until the client hangs up, or writes something.
+fn monitor(handle: &Handle, listening: Listening, stream: &UnixStream) -> Result<Value> {
+    let kinds = listening
+        .events
+        .iter()
+        .map(|name| name.parse::<EventKind>());
+    let kinds = kinds.collect::<Result<Vec<_>, _>>()?;
+    let mut options = MonitorOptions::new()
+        .rate_limit(listening.rate_limit)
+        .snap_length(listening.snap_length);
+    if !kinds.is_empty() {
+        options = options.events(kinds);
+    }
+    if let Some(packets) = listening.packet_limit {
+        options = options.packet_limit(packets);
+    }
+    let (sender, events) = mpsc::sync_channel(WAITING);
+    let started = handle.ask(move |owner| {
+        // It waits for a client that is slow, and the program counts what finds no room meanwhile.
+        owner.monitor(options, move |event| drop(sender.send(heard(event))))
+    });
+    let (monitor, switched_on) = started??;
+    let write = |line: Value| {
+        let mut stream = stream;
+        writeln!(stream, "{line}")
+    };
+    let mut heard = write(json!({ "ok": { "switched_on": switched_on } }));
+    stream.set_read_timeout(Some(Duration::from_millis(1)))?;
+    while heard.is_ok() {
+        match events.recv_timeout(LOOK) {
+            Ok(event) => heard = write(json!({ "event": event })),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                let mut byte = [0];
+                let mut reader = stream;
+                match reader.read(&mut byte) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    _ => break,
+                }
+            }
+        }
+    }
+    // What is under way finds its way out, or nowhere.
+    let left = std::thread::spawn(move || events.into_iter().collect::<Vec<_>>());
+    let stats = monitor.stop();
+    for event in left.join().unwrap_or_default() {
+        heard = heard.and_then(|()| write(json!({ "event": event })));
+    }
+    let counters = handle.ask(|owner| {
+        owner.end_monitor();
+        owner.events()
+    });
+    let counters = counters??;
+    heard?;
+    Ok(serde_json::to_value(Heeded {
+        delivered: stats.delivered,
+        over_limit: stats.over_limit,
+        limited: counters.limited,
+        lost: counters.lost,
+    })?)
+}
+
+fn heard(event: &Event) -> Heard {
+    use std::fmt::Write;
+    let time = event.time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut packet = String::with_capacity(2 * event.packet.len());
+    for byte in &event.packet {
+        // Writing to a string cannot fail.
+        let _ = write!(packet, "{byte:02x}");
+    }
+    Heard {
+        kind: event.kind.to_string(),
+        time: time.as_micros() as u64,
+        length: event.length,
+        packet,
+    }
+}

@@ -1,0 +1,81 @@
+//! Lines from a client: bounded in length and in time.
+
+use std::io::ErrorKind;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::TryLockError;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Result;
+
+/// Of a line that anybody may write at any time.
+const SHORT: usize = 64 << 10;
+/// Of a line with a document in it.
+const LONGEST: usize = 64 << 20;
+
+/// Whoever holds it may write a line above [`SHORT`].
+pub(super) type Long = Arc<Mutex<()>>;
+
+pub(super) struct Lines<'a> {
+    stream: &'a UnixStream,
+    long: Long,
+    /// What has come of the next ones.
+    rest: Vec<u8>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(stream: &'a UnixStream, long: Long) -> Self {
+        Self {
+            stream,
+            long,
+            rest: Vec::new(),
+        }
+    }
+
+    /// The next line; `None`: the client has hung up, or has nothing to say for so long.
+    pub(super) fn next(&mut self, patience: Duration) -> Result<Option<Vec<u8>>> {
+        let end = Instant::now() + patience;
+        let long = Arc::clone(&self.long);
+        let mut permit = None;
+        let mut looked = 0;
+        let mut piece = [0; 16 << 10];
+        loop {
+            if let Some(at) = self.rest[looked..].iter().position(|byte| *byte == b'\n') {
+                let after = self.rest.split_off(looked + at + 1);
+                return Ok(Some(std::mem::replace(&mut self.rest, after)));
+            }
+            looked = self.rest.len();
+            if looked > SHORT && permit.is_none() {
+                permit = Some(match long.try_lock() {
+                    Ok(permit) => permit,
+                    Err(TryLockError::Poisoned(permit)) => permit.into_inner(),
+                    Err(TryLockError::WouldBlock) => {
+                        anyhow::bail!("another client sends a long request: try again later")
+                    }
+                });
+            }
+            anyhow::ensure!(looked <= LONGEST, "a request has at most {LONGEST} bytes");
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                anyhow::ensure!(
+                    looked == 0,
+                    "a request takes at most {} s",
+                    patience.as_secs()
+                );
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut piece) {
+                Ok(0) if looked == 0 => return Ok(None),
+                Ok(0) => anyhow::bail!("a request ends with a new line"),
+                Ok(length) => self.rest.extend_from_slice(&piece[..length]),
+                Err(error)
+                    if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

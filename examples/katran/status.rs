@@ -1,0 +1,190 @@
+//! `katran status`: who gets what, health, drains under way, attachments, and what is wrong; or whose a pinned balancer is.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use katran::diagnosis::Diagnosis;
+use katran::diagnosis::Severity;
+
+use crate::client::To;
+use crate::common::say;
+use crate::report::Health;
+use crate::report::OfVip;
+use crate::report::Rate;
+use crate::report::Report;
+use crate::report::rated;
+use crate::report::scaled;
+
+/// Of which, and how.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Print a JSON object, as the socket answers, with rates
+    #[arg(long)]
+    json: bool,
+    /// Seconds over which rates are taken: 0.1 to 60
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    over: Duration,
+    /// Only whose the balancer is that is pinned there: ends with status 0 if it has an owner that
+    /// works. No balancer is asked
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
+    pin: Option<PathBuf>,
+    #[command(flatten)]
+    to: To,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.1..=60.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0.1 to 60".to_owned()),
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(directory) = &arguments.pin {
+        let found = Diagnosis::of_pinned(directory);
+        say(found.to_string());
+        let works = found.worst() < Severity::Warning;
+        anyhow::ensure!(works, "no process looks after it");
+        return Ok(());
+    }
+    let before = arguments.to.report(false)?;
+    thread::sleep(arguments.over);
+    let now = rated(arguments.to.report(true)?, &before);
+    say(match arguments.json {
+        true => serde_json::to_string(&now)?,
+        false => text(&now).trim_end().to_owned(),
+    });
+    Ok(())
+}
+
+/// For people.
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = head(&mut text, report);
+    let _ = traffic(&mut text, report);
+    let _ = problems(&mut text, report);
+    text
+}
+
+fn head(text: &mut String, report: &Report) -> std::fmt::Result {
+    let (process, version) = (report.process, &report.version);
+    writeln!(
+        text,
+        "katran {version}, process {process}, for {:.0} s",
+        report.running
+    )?;
+    if report.age > 0.5 {
+        writeln!(
+            text,
+            "it is busy with a change: all this is {:.1} s old",
+            report.age
+        )?;
+    }
+    if let Some(directory) = &report.pinned {
+        writeln!(text, "pinned in {directory}")?;
+    }
+    for of in &report.attachments {
+        let mode = of
+            .mode
+            .as_ref()
+            .map_or(String::new(), |mode| format!(" in {mode} mode"));
+        writeln!(text, "{} {}{mode}", of.state, of.place)?;
+    }
+    if report.attachments.is_empty() {
+        writeln!(text, "attached to nothing")?;
+    }
+    if let Some(applied) = &report.last_apply {
+        writeln!(text, "applied in {:.3} s: {}", applied.took, applied.result)?;
+    }
+    if let Some(refused) = &report.refused {
+        writeln!(
+            text,
+            "since then a document was REFUSED: {}",
+            refused.result
+        )?;
+    }
+    Ok(())
+}
+
+fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
+    let line = |name: &str, rate: Option<Rate>, more: &str| {
+        let rate = rate.unwrap_or_default();
+        let (packets, bits) = (scaled(rate.packets), scaled(rate.bits));
+        format!("{name:<42} {packets:>9} {bits:>9} {more}")
+            .trim_end()
+            .to_owned()
+    };
+    writeln!(text, "\n{:<42} {:>9} {:>9}", "", "packets/s", "bits/s")?;
+    for vip in &report.vips {
+        let slots = vip.slots.filter(|slots| slots.unsettled > 0);
+        let slots = slots.map_or(String::new(), |slots| {
+            format!("{} slots unsettled", slots.unsettled)
+        });
+        writeln!(text, "{}", line(&vip.vip, vip.rate, &slots))?;
+        for of in &vip.reals {
+            let name = format!("  {}", of.real);
+            writeln!(text, "{name:<42} {}", state(of))?;
+        }
+        if vip.reals.is_empty() {
+            writeln!(text, "  no reals: all its packets are dropped")?;
+        }
+    }
+    writeln!(text, "\nbackends, for all VIPs")?;
+    for real in &report.reals {
+        writeln!(text, "{}", line(&format!("  {}", real.real), real.rate, ""))?;
+    }
+    if !report.drops.is_empty() {
+        writeln!(text, "\nframes dropped so far")?;
+        for (reason, frames) in &report.drops {
+            writeln!(text, "  {reason:<40} {frames:>9}")?;
+        }
+    }
+    Ok(())
+}
+
+/// What is to be said of a real of a VIP.
+fn state(of: &OfVip) -> String {
+    let mut words = vec![format!("weight {}", of.weight)];
+    words.extend(match of.health {
+        Health::NotProbed => None,
+        Health::Unknown => Some("not probed yet".to_owned()),
+        Health::Up => Some("up".to_owned()),
+        Health::Down => Some("does not answer".to_owned()),
+    });
+    if of.down {
+        words.push("DOWN".to_owned());
+    }
+    if let Some(drain) = &of.drain {
+        let silent = drain
+            .silent
+            .map(|silent| format!(", silent for {silent:.0} s"));
+        words.push(format!("drained{}", silent.unwrap_or_default()));
+        if drain.done {
+            words.push("may be switched off".to_owned());
+        }
+    }
+    words.join("; ")
+}
+
+fn problems(text: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(problems) = &report.problems else {
+        return writeln!(text, "\nit has no time for a diagnosis now: ask again");
+    };
+    if problems.is_empty() {
+        return writeln!(text, "\nno problems");
+    }
+    writeln!(text)?;
+    for problem in problems {
+        let (severity, subject) = (&problem.severity, &problem.subject);
+        let (place, message) = (&problem.interface, &problem.message);
+        writeln!(text, "{severity:<8} {place} {subject}: {message}")?;
+        if !problem.advice.is_empty() {
+            writeln!(text, "{:<8} -> {}", "", problem.advice)?;
+        }
+    }
+    Ok(())
+}

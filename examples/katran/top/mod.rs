@@ -1,0 +1,239 @@
+//! `katran top`: a live view of the running balancer: VIPs and reals by packets and bits per second, the flow table's hit
+//! rate, packets by settled slots, bases and entries, VIPs with unsettled slots and their entries in the flow tables, drops by
+//! reason, and how evenly the CPUs are loaded.
+//!
+//! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; the balancer goes on. With `--plain`, and where standard output is no
+//! terminal, it prints text instead.
+
+mod rates;
+mod screen;
+mod view;
+
+use std::io;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Result;
+use env_logger::Target;
+use rates::Rates;
+use screen::Screen;
+use screen::Wish;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+use view::Status;
+
+use crate::client::To;
+use crate::common::say;
+use crate::common::with_causes;
+use crate::report;
+use crate::report::Report;
+
+/// How often, and where to.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Seconds from one refresh to the next: 0.1 to 3600
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Duration,
+    /// End after so many refreshes
+    #[arg(long, value_name = "NUMBER")]
+    refreshes: Option<u64>,
+    /// Print text, also to a terminal
+    #[arg(long)]
+    plain: bool,
+    #[command(flatten)]
+    to: To,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.1..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
+/// What a refresh may be interrupted by.
+enum News {
+    Signal,
+    Wish(Wish),
+    /// A line of a log, which would otherwise be written across the screen.
+    Log(String),
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let live = !arguments.plain && io::stdout().is_terminal();
+    let (sender, news) = mpsc::channel();
+    let mut log =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"));
+    if live {
+        log.target(Target::Pipe(Box::new(Log(sender.clone()))));
+    }
+    log.init();
+    let result = top(arguments, live, sender, &news);
+    // What no screen has shown.
+    for unseen in news.try_iter() {
+        if let News::Log(line) = unseen {
+            eprintln!("{line}");
+        }
+    }
+    result
+}
+
+fn top(
+    arguments: &Arguments,
+    live: bool,
+    sender: Sender<News>,
+    news: &Receiver<News>,
+) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let signal_sender = sender.clone();
+    thread::spawn(move || {
+        let mut signals = signals.forever();
+        signals.try_for_each(|_| signal_sender.send(News::Signal))
+    });
+    // Nobody there is told on the terminal as it was.
+    let first = arguments.to.report(false)?;
+    let mut output = if live {
+        screen::listen(sender, News::Wish);
+        Output::Live(
+            Screen::enter()?,
+            Status {
+                title: title(&first),
+                message: String::new(),
+            },
+        )
+    } else {
+        Output::Plain
+    };
+    refresh(arguments, first, &mut output, news)
+}
+
+/// Refreshes until somebody wants it to end.
+fn refresh(
+    arguments: &Arguments,
+    mut last: Report,
+    output: &mut Output,
+    news: &Receiver<News>,
+) -> Result<()> {
+    // The names, before there are figures.
+    let mut rates = Rates::between(&last, &last);
+    let mut next = Instant::now() + arguments.interval;
+    let mut left = arguments.refreshes;
+    output.redraw(&rates)?;
+    while left != Some(0) {
+        match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(News::Log(line)) => {
+                output.note(line);
+                output.redraw(&rates)?;
+            }
+            Ok(News::Wish(Wish::Redraw)) => output.redraw(&rates)?,
+            Ok(News::Signal | News::Wish(Wish::Quit)) | Err(RecvTimeoutError::Disconnected) => {
+                return Ok(());
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                match arguments.to.report(false) {
+                    Ok(now) => {
+                        rates = Rates::between(&last, &now);
+                        output.title(&now);
+                        last = now;
+                        output.show(&rates)?;
+                    }
+                    // It may be started again.
+                    Err(error) => {
+                        output.note(with_causes(&error));
+                        output.redraw(&rates)?;
+                    }
+                }
+                left = left.map(|left| left - 1);
+                // A process that was stopped for a while does not catch up.
+                next = (next + arguments.interval).max(Instant::now());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn title(report: &Report) -> String {
+    let attached = report
+        .attachments
+        .iter()
+        .filter(|of| of.state == "attached");
+    let places = attached.map(|of| match &of.mode {
+        Some(mode) => format!("{} ({mode})", of.place),
+        None => of.place.clone(),
+    });
+    let places: Vec<_> = places.collect();
+    match places.is_empty() {
+        true => "katran, attached to NOTHING   q quits".to_owned(),
+        false => format!("katran on {}   q quits", places.join(", ")),
+    }
+}
+
+/// Where the view goes.
+enum Output {
+    Live(Screen, Status),
+    Plain,
+}
+
+impl Output {
+    /// New figures.
+    fn show(&mut self, rates: &Rates) -> Result<()> {
+        if let Self::Plain = self {
+            say(view::text(rates));
+        }
+        self.redraw(rates)
+    }
+
+    /// The same figures; text is not printed again.
+    fn redraw(&mut self, rates: &Rates) -> Result<()> {
+        if let Self::Live(screen, status) = self {
+            screen.draw(|frame| view::draw(frame, status, rates))?;
+        }
+        Ok(())
+    }
+
+    /// It may be attached to something less, or again; and it answers.
+    fn title(&mut self, report: &Report) {
+        if let Self::Live(_, status) = self {
+            status.title = title(report);
+            status.message = match (report.age > 0.5, &report.refused) {
+                (true, _) => format!("busy with a change: {:.1} s old", report.age),
+                (false, Some(refused)) => format!("a document was refused: {}", refused.result),
+                (false, None) => String::new(),
+            }
+            // An error of TOML has several lines.
+            .replace('\n', " ");
+        }
+    }
+
+    fn note(&mut self, message: String) {
+        match self {
+            Self::Live(_, status) => status.message = message,
+            Self::Plain => eprintln!("{message}"),
+        }
+    }
+}
+
+/// The log, as messages a line.
+struct Log(Sender<News>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for line in String::from_utf8_lossy(bytes).lines() {
+            // Nobody shows it any more.
+            let _ = self.0.send(News::Log(line.to_owned()));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! Rates: what two reports say about the time between them.
+
+use std::collections::BTreeMap;
+
+use super::report::Count;
+use super::report::Cpu as CpuReport;
+use super::report::Rate;
+use super::report::Report;
+use super::report::Slots;
+use super::report::rate;
+
+/// A VIP or a real.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Traffic {
+    pub(crate) name: String,
+    pub(crate) rate: Rate,
+    /// Packets so far.
+    pub(crate) packets: u64,
+    /// Of a real: it is down for so many of the VIPs that have it.
+    pub(crate) down: Option<(usize, usize)>,
+    /// Of a VIP: the slots of its ring.
+    pub(crate) slots: Option<Slots>,
+    /// Of a VIP: its entries in the flow tables, if they have been counted since it was added.
+    pub(crate) entries: Option<u64>,
+}
+
+/// Frames dropped for one reason.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Drops {
+    pub(crate) reason: String,
+    /// In a second.
+    pub(crate) rate: f64,
+    /// So far.
+    pub(crate) frames: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cpu {
+    pub(crate) cpu: u32,
+    /// Packets forwarded in a second.
+    pub(crate) packets: f64,
+    /// Of all that were forwarded meanwhile: 0 to 1.
+    pub(crate) share: f64,
+    pub(crate) under_flood: bool,
+}
+
+/// What went on between two samples, the busiest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Rates {
+    /// Frames with their Ethernet headers.
+    pub(crate) received: Rate,
+    pub(crate) sent: Rate,
+    pub(crate) passed: Rate,
+    pub(crate) dropped: Rate,
+    /// Packets to VIPs in a second.
+    pub(crate) to_vips: f64,
+    /// Those of them in settled slots, for which the flow table is not asked.
+    pub(crate) settled: f64,
+    /// Those in unsettled slots that went to the slot's base, and those that an entry led.
+    pub(crate) by_base: f64,
+    pub(crate) by_entry: f64,
+    /// New flows in a second.
+    pub(crate) new_flows: f64,
+    /// Packets in a second on CPUs without a flow table.
+    pub(crate) fallback: f64,
+    /// Of the packets for which the flow table was asked: the share whose flow was not new; `None` without any.
+    pub(crate) hit_rate: Option<f64>,
+    pub(crate) vips: Vec<Traffic>,
+    pub(crate) reals: Vec<Traffic>,
+    /// Reasons for which a frame has been dropped.
+    pub(crate) drops: Vec<Drops>,
+    /// CPUs that are meant to forward, and others that have.
+    pub(crate) cpus: Vec<Cpu>,
+}
+
+impl Rates {
+    pub(crate) fn between(before: &Report, now: &Report) -> Self {
+        // Two reports of one moment tell no rate; nothing is infinite.
+        let seconds = (now.running - before.running).max(1e-3);
+        let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let of_vips = |report: &Report| -> BTreeMap<String, Count> {
+            let vips = report.vips.iter();
+            vips.map(|vip| (vip.vip.clone(), vip.sent)).collect()
+        };
+        let of_reals = |report: &Report| -> BTreeMap<String, Count> {
+            let reals = report.reals.iter();
+            reals
+                .map(|real| (real.real.to_string(), real.sent))
+                .collect()
+        };
+        let mut reals = traffic(&of_reals(now), &of_reals(before), seconds);
+        let down = down(now);
+        for real in &mut reals {
+            real.down = down.get(&real.name).copied();
+        }
+        let mut vips = traffic(&of_vips(now), &of_vips(before), seconds);
+        let known: BTreeMap<_, _> = now.vips.iter().map(|vip| (&vip.vip, vip)).collect();
+        for vip in &mut vips {
+            let of = known.get(&vip.name);
+            vip.slots = of.and_then(|of| of.slots);
+            vip.entries = of.and_then(|of| of.flow_entries);
+        }
+        let (flows, known) = (&now.flow_table, &before.flow_table);
+        let asked = flows.packets.saturating_sub(known.packets);
+        let settled = flows.settled.saturating_sub(known.settled);
+        let misses = flows.misses.saturating_sub(known.misses);
+        let (frames, earlier) = (&now.frames, &before.frames);
+        Self {
+            received: rate(frames.received, Some(&earlier.received), seconds),
+            sent: rate(frames.sent, Some(&earlier.sent), seconds),
+            passed: rate(frames.passed, Some(&earlier.passed), seconds),
+            dropped: rate(frames.dropped, Some(&earlier.dropped), seconds),
+            to_vips: (asked + settled) as f64 / seconds,
+            settled: settled as f64 / seconds,
+            by_base: per_second(flows.by_base, known.by_base),
+            by_entry: per_second(flows.by_entry, known.by_entry),
+            new_flows: misses as f64 / seconds,
+            fallback: per_second(flows.fallback, known.fallback),
+            hit_rate: (asked > 0).then(|| 1.0 - (misses as f64 / asked as f64).min(1.0)),
+            vips,
+            reals,
+            drops: drops(now, before, per_second),
+            cpus: cpus(now, before, per_second),
+        }
+    }
+
+    /// How many times the mean of these CPUs the busiest one forwards: 1 is an even spread.
+    pub(crate) fn imbalance(&self) -> Option<f64> {
+        let busiest = self.cpus.iter().map(|cpu| cpu.share).fold(0.0, f64::max);
+        (busiest > 0.0).then_some(busiest * self.cpus.len() as f64)
+    }
+}
+
+/// The busiest first.
+fn traffic(
+    now: &BTreeMap<String, Count>,
+    before: &BTreeMap<String, Count>,
+    seconds: f64,
+) -> Vec<Traffic> {
+    let row = |(name, count): (&String, &Count)| Traffic {
+        name: name.clone(),
+        rate: rate(*count, before.get(name), seconds),
+        packets: count.packets,
+        down: None,
+        slots: None,
+        entries: None,
+    };
+    let mut rows: Vec<Traffic> = now.iter().map(row).collect();
+    rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
+    rows
+}
+
+/// By address, where there are any: VIPs for which the real is down, and all that have it.
+fn down(now: &Report) -> BTreeMap<String, (usize, usize)> {
+    let mut down = BTreeMap::<String, (usize, usize)>::new();
+    for of in now.vips.iter().flat_map(|vip| &vip.reals) {
+        let (down, all) = down.entry(of.real.to_string()).or_default();
+        *down += usize::from(of.down);
+        *all += 1;
+    }
+    down.retain(|_, (down, _)| *down > 0);
+    down
+}
+
+fn drops(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) -> Vec<Drops> {
+    let mut drops: Vec<Drops> = now
+        .drops
+        .iter()
+        .filter(|(_, frames)| **frames > 0)
+        .map(|(reason, frames)| Drops {
+            reason: reason.clone(),
+            rate: per_second(*frames, before.drops.get(reason).copied().unwrap_or(0)),
+            frames: *frames,
+        })
+        .collect();
+    drops.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(b.frames.cmp(&a.frames)));
+    drops
+}
+
+/// In the order of their numbers: a bar that stays in its place is easier to watch.
+fn cpus(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) -> Vec<Cpu> {
+    let earlier = |cpu: &CpuReport| {
+        let same = before.cpus.iter().find(|other| other.cpu == cpu.cpu);
+        same.map_or(0, |other| other.forwarded)
+    };
+    let mut cpus: Vec<Cpu> = now
+        .cpus
+        .iter()
+        .filter(|cpu| cpu.forwarded > 0 || cpu.forwards)
+        .map(|cpu| Cpu {
+            cpu: cpu.cpu,
+            packets: per_second(cpu.forwarded, earlier(cpu)),
+            share: 0.0,
+            under_flood: cpu.under_flood,
+        })
+        .collect();
+    let all: f64 = cpus.iter().map(|cpu| cpu.packets).sum();
+    if all > 0.0 {
+        for cpu in &mut cpus {
+            cpu.share = cpu.packets / all;
+        }
+    }
+    cpus
+}

@@ -1,0 +1,377 @@
+//! Commands for a running balancer: who may give them, what is refused, and that nobody who speaks to it keeps others
+//! waiting.
+
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::UdpClient;
+use katran_lab::eventually;
+use katran_lab::require_root;
+use serde_json::Value;
+
+use crate::program::Commanded;
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::decap;
+use crate::program::example;
+
+const SIGTERM: i32 = 15;
+
+const DOCUMENT: &str = "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n\
+    [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
+    reals = [{ address = \"198.51.100.1\", weight = 3 }, { address = \"198.51.100.2\" }]\n";
+const VIP: &str = "203.0.113.1:443/tcp";
+
+fn idle(name: &str) -> (Host, Scratch, Commanded) {
+    require_root();
+    let host = Host::new("host").unwrap();
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    let file = Scratch::new(name);
+    file.write(DOCUMENT);
+    let running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    (host, file, running)
+}
+
+/// What is answered to a line.
+fn ask(stream: &UnixStream, line: &str) -> Value {
+    let mut writer = stream;
+    writeln!(writer, "{line}").unwrap();
+    next(stream)
+}
+
+fn next(stream: &UnixStream) -> Value {
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+}
+
+fn error(answer: &Value) -> &str {
+    answer["error"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+}
+
+#[test]
+fn wrong_requests_are_refused_and_change_nothing() {
+    let (host, file, mut running) = idle("wrong.toml");
+    let stream = UnixStream::connect(running.socket()).unwrap();
+    for (line, says) in [
+        ("", "no request"),
+        ("status", "no request"),
+        ("{\"command\": \"destroy\"}", "unknown variant `destroy`"),
+        (
+            "{\"command\": \"status\", \"colour\": 1}",
+            "unknown field `colour`",
+        ),
+        ("{\"command\": \"drain\", \"real\": \"x\"}", "no request"),
+        (
+            "{\"command\": \"drain\", \"real\": \"192.0.2.1\"}",
+            "no VIP has a real",
+        ),
+        (
+            "{\"command\": \"drain\", \"real\": \"198.51.100.1\", \"vip\": \"203.0.113.9:1/tcp\"}",
+            "203.0.113.9:1/tcp has no real",
+        ),
+        (
+            "{\"command\": \"apply\", \"document\": \"[[vip]\"}",
+            "line 1",
+        ),
+        (
+            "{\"command\": \"monitor\", \"events\": [\"x\"], \"rate_limit\": 1, \"snap_length\": 60}",
+            "x",
+        ),
+    ] {
+        let answer = ask(&stream, line);
+        assert!(error(&answer).contains(says), "{line}: {answer}");
+    }
+    // The same client, and what it was told.
+    let report = ask(&stream, "{\"command\": \"status\"}")["ok"].take();
+    assert_eq!(report["vips"][0]["reals"][0]["weight"], 3, "{report}");
+    let refused = report["refused"]["result"].as_str().unwrap();
+    assert!(refused.contains("line 1"), "{refused}");
+    drop(stream);
+
+    // A line without an end, and one that is too long beside another one.
+    let [long, longer] = [0, 1].map(|_| UnixStream::connect(running.socket()).unwrap());
+    let piece = vec![b'x'; 100_000];
+    (&long).write_all(&piece).unwrap();
+    let mut writer = &longer;
+    // It may have been refused before all of it was written.
+    let _ = writer.write_all(&piece);
+    let answers = [next(&longer), next(&long)];
+    let answers = answers.each_ref().map(error);
+    assert!(
+        answers[0].contains("another client sends a long request"),
+        "{answers:?}"
+    );
+    assert!(answers[1].contains("at most 10 s"), "{answers:?}");
+
+    let (worked, text) = running.say(&host, "apply", &[file.0.to_str().unwrap()]);
+    assert!(worked && text.contains("no changes"), "{text}");
+    running.balancer.end(SIGTERM);
+}
+
+#[test]
+fn only_root_is_heard_and_a_socket_is_one_balancers() {
+    let (host, file, mut running) = idle("rights.toml");
+    let socket = running.socket().to_owned();
+    let found = fs::metadata(&socket).unwrap();
+    assert_eq!(found.permissions().mode() & 0o7777, 0o600);
+    // Another user does not reach it; nor is it heard if it does.
+    let as_other = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        command.arg(example("katran").get_program()).arg("status");
+        command.arg("--socket").arg(&socket);
+        let output = host.output(command).unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = as_other();
+    assert!(text.contains("Permission denied"), "{text}");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let text = as_other();
+    assert!(
+        text.contains("only root and the balancer's own user"),
+        "{text}"
+    );
+
+    // Of a living process it is not taken.
+    let config = file.0.to_str().unwrap();
+    let start = |path: &Path| {
+        let mut command = example("katran");
+        command.args(["run", "--config", config, "--interface", "eth0"]);
+        command.arg("--socket").arg(path);
+        command
+    };
+    let output = host.output(start(&socket)).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("another balancer listens there"), "{text}");
+    assert_eq!(fs::metadata(&socket).unwrap().ino(), found.ino());
+    assert!(running.say(&host, "status", &["--over", "0.1"]).0);
+
+    // Of a dead one it is.
+    running.balancer.process.kill().unwrap();
+    assert!(socket.exists());
+    let mut next = Running::start(&host, start(&socket));
+    next.says("commands at");
+    assert!(running.say(&host, "status", &["--over", "0.1"]).0);
+    next.end(SIGTERM);
+    assert!(!socket.exists() && !socket.with_extension("sock.lock").exists());
+    // What is no socket stays.
+    let text = Scratch::new("rights.text");
+    text.write("mine");
+    let output = host.output(start(&text.0)).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("no socket"), "{errors}");
+    assert_eq!(fs::read_to_string(&text.0).unwrap(), "mine");
+    assert!(!host.ip("link show eth0").unwrap().contains("xdp"));
+}
+
+#[test]
+fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
+    let (host, _file, mut running) = idle("clients.toml");
+    let silent: Vec<_> = (0..16)
+        .map(|_| UnixStream::connect(running.socket()).unwrap())
+        .collect();
+    for client in &silent {
+        assert!(ask(client, "{\"command\": \"status\"}")["ok"].is_object());
+    }
+    let refused = UnixStream::connect(running.socket()).unwrap();
+    assert!(error(&next(&refused)).contains("too many clients"));
+    // Who hangs up makes room.
+    drop(silent);
+    eventually("there is room", || {
+        running.say(&host, "status", &["--over", "0.1"]).0
+    });
+    running.balancer.end(SIGTERM);
+}
+
+#[test]
+fn documents_are_applied_and_others_are_answered_meanwhile() {
+    let (host, file, mut running) = idle("applied.toml");
+    let other = Scratch::new("applied-other.toml");
+    // Another size takes a second set of programs: a second or more.
+    let changed = DOCUMENT
+        .replace("weight = 3", "weight = 5")
+        .replace("10_000", "20_000");
+    other.write(&changed);
+    let path = other.0.to_str().unwrap().to_owned();
+    let (worked, text) = running.say(&host, "apply", &[&path, "--dry-run"]);
+    assert!(worked && text.contains("would be applied"), "{text}");
+    for says in ["real 198.51.100.1 has another weight", "flow_table_size"] {
+        assert!(text.contains(says), "{text}");
+    }
+    let stream = UnixStream::connect(running.socket()).unwrap();
+    let weight = || {
+        let report = ask(&stream, "{\"command\": \"status\"}")["ok"].take();
+        report["vips"][0]["reals"][0]["weight"].as_u64().unwrap()
+    };
+    assert_eq!(weight(), 3);
+
+    let mut apply = running.command("apply");
+    apply.arg(&path);
+    let mut apply = Running::start(&host, apply);
+    let (mut oldest, mut slowest) = (0.0_f64, Duration::ZERO);
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let began = Instant::now();
+        let report = ask(&stream, "{\"command\": \"status\"}")["ok"].take();
+        slowest = slowest.max(began.elapsed());
+        oldest = oldest.max(report["age"].as_f64().unwrap());
+        if report["vips"][0]["reals"][0]["weight"] == 5 {
+            break;
+        }
+        assert!(Instant::now() < end, "{report}");
+    }
+    apply.says("in all");
+    running.balancer.says("in all");
+    // It was busy for longer than anybody has waited.
+    assert!(
+        oldest > 0.2 && slowest < Duration::from_secs(2),
+        "{oldest} {slowest:?}"
+    );
+    assert!(oldest > slowest.as_secs_f64() / 2.0, "{oldest} {slowest:?}");
+
+    // A wrong one names the line, and changes nothing.
+    other.write(&format!("{changed}colour = 1\n"));
+    for more in [&[][..], &["--dry-run"]] {
+        let (worked, text) = running.say(&host, "apply", &[&[path.as_str()], more].concat());
+        assert!(!worked && text.contains("line 9"), "{text}");
+    }
+    assert_eq!(weight(), 5);
+    // The file is in force again when it is read.
+    running.balancer.process.signal(1).unwrap();
+    running.balancer.says("applied:");
+    running.balancer.says("in all");
+    assert_eq!(weight(), 3);
+    let (worked, text) = running.say(&host, "check", &[]);
+    assert!(!worked, "{text}");
+    let mut check = example("katran");
+    check.arg("check").arg(&file.0);
+    let output = host.output(check).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    running.balancer.end(SIGTERM);
+}
+
+#[test]
+fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let servers = lab.serve_udp(53).unwrap();
+    let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
+    let host = &lab.balancers[0].host;
+    let mac = lab.balancers[0].gateway_mac;
+    let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+    let file = Scratch::new("drained.toml");
+    let [first, second] = [0, 1].map(|index| lab.backends[index].v4.to_string());
+    // What is silent for two seconds is over.
+    file.write(&format!(
+        "[balancer]\ngateway_mac = \"{mac}\"\nflow_table_size = 10_000\nudp_timeout = 2\n\
+         [[vip]]\naddress = \"{}\"\nport = 53\nprotocol = \"udp\"\n\
+         reals = [{{ address = \"{first}\" }}, {{ address = \"{second}\" }}]\n",
+        lab.vip4()
+    ));
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let clients: Vec<_> = (0..20)
+        .map(|_| UdpClient::connect(&lab.client, (lab.vip4(), 53).into()).unwrap())
+        .collect();
+    let answers = || -> Vec<String> {
+        let answers = clients.iter().map(|client| client.ask(b"who").unwrap());
+        answers.collect()
+    };
+    let homes = answers();
+    assert!(homes.iter().any(|home| home == "backend0"));
+    let (worked, text) = running.say(host, "drain", &[&first]);
+    assert!(
+        worked && text.contains("gets no new flows from 203.0.113.1:53/udp"),
+        "{text}"
+    );
+    assert!(text.contains("may not be switched off yet"), "{text}");
+    // Flows stay, and a reload of the file keeps it so.
+    assert_eq!(answers(), homes);
+    running.balancer.process.signal(1).unwrap();
+    running.balancer.says("applied: no changes");
+    assert_eq!(answers(), homes);
+    let (_, text) = running.say(host, "status", &["--over", "0.1"]);
+    assert!(text.contains("weight 0; drained"), "{text}");
+    let (worked, text) = running.say(host, "drain", &[&first, "--wait"]);
+    assert!(worked && text.ends_with("may be switched off\n"), "{text}");
+    // By now new ones go elsewhere in every slot.
+    for _ in 0..20 {
+        let new = UdpClient::connect(&lab.client, (lab.vip4(), 53).into()).unwrap();
+        assert_eq!(new.ask(b"who").unwrap(), "backend1");
+    }
+    running
+        .balancer
+        .says(&format!("drained: {first} of 203.0.113.1:53/udp"));
+    let (_, text) = running.say(host, "status", &["--over", "0.1"]);
+    assert!(text.contains("may be switched off"), "{text}");
+
+    let (worked, text) = running.say(host, "drain", &[&first, "203.0.113.1:53/udp", "--undo"]);
+    assert!(
+        worked && text.contains("has the document's weight again"),
+        "{text}"
+    );
+    let (_, text) = running.say(host, "status", &["--over", "0.1", "--json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    for real in report["vips"][0]["reals"].as_array().unwrap() {
+        assert_eq!((&real["weight"], &real["drain"]), (&1.into(), &Value::Null));
+    }
+    running.balancer.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn status_names_what_is_wrong() {
+    let (host, _file, mut running) = idle("status.toml");
+    let (_, text) = running.say(&host, "status", &["--over", "0.1"]);
+    for says in [
+        "attached eth0 in generic mode",
+        VIP,
+        "198.51.100.1",
+        "weight 3",
+        "PROBLEM  eth0 interface",
+        "-> ip link set eth0 up",
+    ] {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    running.balancer.end(SIGTERM);
+    let (worked, text) = running.say(&host, "status", &[]);
+    assert!(
+        !worked && text.contains("is `katran run` at work"),
+        "{text}"
+    );
+}
+
+/// Something that takes the place of a balancer, and says nothing.
+#[test]
+fn a_balancer_that_hangs_up_is_told_of() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    let socket = Scratch::new("mute.sock");
+    let listener = UnixListener::bind(&socket.0).unwrap();
+    let mut command = example("katran");
+    command.arg("status").arg("--socket").arg(&socket.0);
+    let client = Running::start(&host, command);
+    drop(listener.accept().unwrap());
+    let said = client.said();
+    assert!(
+        said.iter()
+            .any(|line| line.contains("the balancer has ended")),
+        "{said:?}"
+    );
+}
