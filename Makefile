@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test limits soak sabotage newest compilers kernels bench lint docs clean
+.PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their files that
@@ -32,6 +32,13 @@ test: ## all tests (root)
 	KATRAN_FRAMES=1_000_000 $(CARGO) test --locked --workspace --all-features
 	KATRAN_FLOW_TABLE=kernel-lru $(CARGO) test --locked --all-features $(addprefix --test ,$(LOADED)) -- \
 		$(foreach area,$(OF_ANY_KIND),--skip $(area)::)
+
+# With Debian's browser, which not every distribution has as a package; KATRAN_SCREENSHOTS names a directory for pictures.
+page: ## the page of a running balancer in a browser, with 500 VIPs (root; chromium)
+	@scripts/setup page
+	@$(LOCK_FITS)
+	$(CARGO) build --locked --all-features --examples
+	$(CARGO) test --locked --all-features --test programs page:: -- --include-ignored
 
 # As docs/limits.md claims them; make test has them in a debug build, with allowances.
 limits: ## the limits that are claimed, in a release build, with what was measured (root)

@@ -8,6 +8,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
+use nix::libc;
+
+/// What ran out where it was descriptors.
+pub(crate) const OPEN_FILES: &str = "open files of this process (RLIMIT_NOFILE)";
+
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -124,7 +129,10 @@ pub enum Error {
     },
 
     /// A table is full; nothing was changed.
-    #[error("no room for more {what}: the limit is {limit}; load with a larger limit")]
+    #[error(
+        "no room for more {what}: the limit is {limit}; {}",
+        how_to_raise(what)
+    )]
     Exhausted {
         /// What ran out, with the setting that limits it.
         what: &'static str,
@@ -248,13 +256,17 @@ pub enum Error {
 
     /// The maps would not fit into memory.
     #[error(
-        "{what} needs {needed} bytes, {available} are available by {limited_by}: lower flow_table_size or \
-         max_reals (see Builder::memory_estimate)"
+        "{what} needs {}, {available} are available by {limited_by}: raise that limit or free some, or lower flow_table_size \
+         or max_reals (see Builder::memory_estimate)",
+        match needed {
+            0 => "memory that the kernel did not find".to_owned(),
+            bytes => format!("{bytes} bytes"),
+        }
     )]
     InsufficientMemory {
-        /// What needs the memory: all maps together, or the map the kernel refused.
+        /// What needs the memory: all maps together, the map the kernel refused, or what it was asked for.
         what: String,
-        /// Bytes needed.
+        /// Bytes needed; 0 if only the kernel knows.
         needed: u64,
         /// Bytes available when it was tried.
         available: u64,
@@ -275,7 +287,7 @@ pub enum Error {
     },
 
     /// Any other refusal of the kernel.
-    #[error("{operation} ({object}): {errno}")]
+    #[error("{operation} ({object}): {errno}{}", what_to_do(errno))]
     Kernel {
         /// What was tried.
         operation: &'static str,
@@ -296,5 +308,72 @@ fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
             format!("configuration document: line {line}, column {column}: ")
         }
         (None, None) => "configuration document: ".to_owned(),
+    }
+}
+
+/// What a limit that was met goes by, other than a setting.
+fn how_to_raise(what: &str) -> &'static str {
+    match what == OPEN_FILES {
+        true => {
+            "raise it (`LimitNOFILE=` of the unit, `ulimit -n`, prlimit(1)): a balancer needs some 100, and 1024 for fast \
+             changes of thousands of VIPs"
+        }
+        false => "load with a larger limit",
+    }
+}
+
+/// What to do about a refusal whose number alone says it.
+fn what_to_do(errno: &io::Error) -> &'static str {
+    match errno.raw_os_error() {
+        Some(libc::ENFILE) => ": no process can open files any more: raise the sysctl fs.file-max",
+        Some(libc::ENOSPC) => {
+            ": the table or file system that it was to be in is full: give up what is not needed there, or enlarge it"
+        }
+        Some(libc::E2BIG) => {
+            ": a map is full, or larger than the kernel makes one: load with other sizes"
+        }
+        Some(libc::EAGAIN) => {
+            ": the limit of threads or of locked memory is met, or signals came too often: raise `TasksMax=` of the unit, \
+             `ulimit -u`, `ulimit -l`"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let kernel = |number| Error::Kernel {
+            operation: "write",
+            object: "it".to_owned(),
+            errno: io::Error::from_raw_os_error(number),
+        };
+        for (number, says) in [
+            (libc::ENFILE, "fs.file-max"),
+            (libc::ENOSPC, "is full"),
+            (libc::E2BIG, "other sizes"),
+            (libc::EAGAIN, "TasksMax="),
+        ] {
+            let text = kernel(number).to_string();
+            assert!(text.contains(says), "{text}");
+        }
+        assert!(kernel(libc::EINVAL).to_string().ends_with("(os error 22)"));
+        let limit = |what| Error::Exhausted { what, limit: 7 }.to_string();
+        assert!(limit(OPEN_FILES).contains("limit is 7; raise it (`LimitNOFILE="));
+        assert!(limit("VIPs (max_vips)").ends_with("limit is 7; load with a larger limit"));
+        let memory = |needed| {
+            let error = Error::InsufficientMemory {
+                what: "load (decap)".to_owned(),
+                needed,
+                available: 9,
+                limited_by: "memory.max".to_owned(),
+            };
+            error.to_string()
+        };
+        assert!(memory(0).starts_with("load (decap) needs memory that"));
+        assert!(memory(8).starts_with("load (decap) needs 8 bytes, 9 are available by memory.max"));
     }
 }

@@ -16,6 +16,7 @@ use nix::libc;
 use crate::environment;
 use crate::environment::Available;
 use crate::error::Error;
+use crate::error::OPEN_FILES;
 use crate::sys::object::Refused;
 use crate::sys::object::numbered;
 use crate::sys::program;
@@ -73,8 +74,10 @@ pub(crate) fn open<'object, B: SkelBuilder<'object>>(
 
 /// The error for an object that could not be loaded; with the verifier's log, if it spoke.
 pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
-    // The verifier has spoken as well if the descriptor was missing after it.
-    let to_blame = environment::exhausted_descriptors(&refused.error).is_none();
+    // The verifier has spoken as well if memory or a descriptor was missing in it or after it.
+    let missing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    let errno = refused.error.raw_os_error();
+    let to_blame = errno.is_none_or(|errno| !missing.contains(&errno));
     match refused.rejected {
         Some(_) if to_blame && environment::is_unprivileged() => Error::Privilege {
             operation: "load",
@@ -114,9 +117,13 @@ pub(crate) fn constants<'object, T>(
 pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Error) -> Error {
     if let Some(limit) = environment::exhausted_descriptors(&errno) {
         return Error::Exhausted {
-            what: "open files of this process (RLIMIT_NOFILE, `ulimit -n`)",
+            what: OPEN_FILES,
             limit,
         };
+    }
+    if errno.raw_os_error() == Some(libc::ENOMEM) {
+        let available = environment::available_memory().unwrap_or_default();
+        return out_of_memory(format!("{operation} ({object})"), 0, &available);
     }
     match errno.kind() {
         io::ErrorKind::PermissionDenied => Error::Privilege {
@@ -194,6 +201,33 @@ mod tests {
                 operation: "load",
                 ..
             }
+        ));
+    }
+
+    /// It has spoken, and what was missing is named.
+    #[test]
+    #[cfg_attr(miri, ignore = "limits are the kernel's")]
+    fn the_verifier_is_not_to_blame_for_what_is_missing() {
+        let error = |errno| {
+            let rejected = Some(("balancer", "processed 9 insns".to_owned()));
+            let error = io::Error::from_raw_os_error(errno);
+            load_error("katran", Refused { error, rejected })
+        };
+        assert!(matches!(
+            error(libc::EMFILE),
+            Error::Exhausted {
+                what: OPEN_FILES,
+                ..
+            }
+        ));
+        assert!(error(libc::ENFILE).to_string().contains("fs.file-max"));
+        let memory = error(libc::ENOMEM);
+        assert!(
+            matches!(&memory, Error::InsufficientMemory { what, needed: 0, .. } if what == "load (katran)")
+        );
+        assert!(matches!(
+            error(libc::EINVAL),
+            Error::Verifier { .. } | Error::Privilege { .. }
         ));
     }
 

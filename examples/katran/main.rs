@@ -23,6 +23,7 @@ mod drain;
 mod metrics;
 mod monitor;
 mod options;
+mod page;
 mod pages;
 mod probing;
 mod report;

@@ -43,6 +43,7 @@ pub(crate) use answer::Heard;
 pub(crate) use answer::Heeded;
 pub(crate) use answer::Listening;
 pub(crate) use answer::Request;
+pub(crate) use answer::done;
 use anyhow::Context;
 use anyhow::Result;
 use line::Lines;

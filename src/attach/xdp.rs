@@ -158,6 +158,11 @@ pub struct Attachment {
     pub mode: XdpMode,
     /// Why that is generic, if auto mode was asked for.
     pub not_native: Option<NotNative>,
+    /// The kernel's number of the program that was attached.
+    pub own_program: Option<u32>,
+    /// The kernel's number of the XDP program that the interface has now, whoever's; `None`: it has none, is gone, or is
+    /// not told to the calling thread, which is in another network namespace.
+    pub program: Option<u32>,
     /// Whether it is still there.
     pub state: AttachmentState,
 }
@@ -335,7 +340,20 @@ impl XdpLink {
     fn describe(&self) -> Attachment {
         // First, for it looks at the name.
         let state = self.state();
+        let program = match state {
+            AttachmentState::Attached | AttachmentState::Replaced => {
+                self.link.info().ok().map(|of| of.program)
+            }
+            AttachmentState::Gone if here() == Some(self.target.place.namespace) => {
+                let present = link::present(self.target.place.index).ok();
+                let programs = present.map(|of| [of.native, of.generic, of.offloaded]);
+                programs.and_then(|of| of.into_iter().find(|number| *number != 0))
+            }
+            _ => None,
+        };
         Attachment {
+            own_program: program::info(self.program.as_fd()).ok().map(|of| of.id),
+            program,
             interface: self.target.last_name(),
             index: self.target.place.index,
             namespace: self.target.place.namespace,

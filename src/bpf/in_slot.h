@@ -198,3 +198,42 @@ LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
 		return number | IN_SLOT_BY_BASE;
 	return first ? number | IN_SLOT_DEVIATES : number;
 }
+
+/* Whether nothing here leads the packet that this CPU's record describes but ring and base, though what does may be in tables of the
+ * program before, from which not all flows have come. What begins with this packet is no such flow. */
+LOOKED_AT_ONCE int may_be_known_before(void)
+{
+	const __u32 zero = 0;
+	const struct run run = { .cpu = bpf_map_lookup_elem(&cpus, &zero), .variant = SPECIAL };
+	const __u64 now = ticks_now();
+	const struct id_query *query;
+	struct flow_value *value;
+	struct flow_place place;
+	__u32 id = 0;
+	bool udp;
+
+	if (!run.cpu)
+		return 0;
+	query = &run.cpu->scratch.query;
+	if (query->tcp_flags & TCP_SYN)
+		return 0;
+	udp = query->flow.protocol == IPPROTO_UDP;
+	place = flow_locate(&run, &query->flow, FAMILY_V6);
+	value = flow_lookup(&place, &query->flow, &id);
+	if (flow_tracking == TRACK_CHANGED && (query->vip.flags & VIP_TRACKS_CHANGES) &&
+	    (udp || !feature(FEATURE_TCP_SERVER_ID))) {
+		const __u32 *source = (const __u32 *)query->flow.source;
+		const struct slot slot = find_slot(query->vip.ring,
+						   query->flow.family == FAMILY_V6 ?
+							   hash_flow(source, query->hash_ports, FAMILY_V6) :
+							   hash_flow(source, query->hash_ports, FAMILY_V4));
+		const struct slot_past *past;
+		__u32 word = 0;
+
+		if (!is_unsettled(&slot))
+			return 0;
+		past = find_past(query->vip.ring, slot.index, &word);
+		return past && !(value && leads(query, value, id, past->since, udp, false, now));
+	}
+	return !value || !is_real(id) || (udp && !used_since(value->used, now, udp_timeout));
+}

@@ -16,6 +16,7 @@
 #include "parse.h"
 #include "slots.h"
 #include "verifier.h"
+#include "vlan.h"
 
 #include <linux/in.h>
 
@@ -333,8 +334,9 @@ static __always_inline struct real *by_unsettled_slot(const struct run *run,
 }
 
 /* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring, or whose
- * tables may hold what is void. */
-#define VIP_SPECIAL (VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_VOID_FLOWS)
+ * tables may hold what is void, or not yet all. */
+#define VIP_SPECIAL \
+	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_VOID_FLOWS | VIP_HANDS_BACK)
 
 /* Whether steps 1 to 3, 5 and 6 may concern the packet, or it is an ICMP error. They are in programs of
  * their own: in one with the others they would cost every packet some nanoseconds, by the registers they take. Of
@@ -372,7 +374,7 @@ static __always_inline void describe(const struct run *run, const struct packet 
 static __always_inline bool is_plain_quic(const struct run *run, __u32 flags)
 {
 	return !is(run, EXPLAINS) && !is(run, RARE) &&
-	       (flags & (VIP_QUIC | VIP_UDP_STABLE_ROUTING)) == VIP_QUIC;
+	       (flags & (VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_HANDS_BACK)) == VIP_QUIC;
 }
 
 /* Hands the packet to the program for QUIC. */
@@ -390,6 +392,16 @@ static __always_inline int walk_quic(const struct run *run, const struct packet 
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
+/* Hands the frame, as it came but for a tunnel that ended here, to the program before. Comes back where there is none, which
+ * is so when it has just gone; with tags put back with a verdict. */
+static __always_inline int hand_back(const struct run *run)
+{
+	if (is(run, RARE) && run->untagged && tag_again(run, XDP_TX) != XDP_TX)
+		return XDP_DROP;
+	bpf_tail_call(run->ctx, &special_programs, PROGRAM_BEFORE);
+	return is(run, RARE) && run->untagged ? drop(run, DROP_PROGRAM_MISSING) : CONTINUE;
+}
+
 /* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
 static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
@@ -397,6 +409,12 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	if (is_plain_quic(run, choice->vip.flags))
 		return walk_quic(run, packet, choice, arrived);
 	describe(run, packet, choice, arrived);
+	if (!is(run, EXPLAINS) && (choice->vip.flags & VIP_HANDS_BACK) && may_be_known_before()) {
+		const int verdict = hand_back(run);
+
+		if (verdict != CONTINUE)
+			return verdict;
+	}
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 	return drop(run, DROP_PROGRAM_MISSING);
 }

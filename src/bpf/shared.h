@@ -35,6 +35,8 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
+	/* Set by the library while tables of the program before may know more of the VIP's flows than those of this one. */
+	VIP_HANDS_BACK = 1 << 27,
 	/* Set by the library if tables are asked for the VIP's flows only where slots are unsettled. */
 	VIP_TRACKS_CHANGES = 1 << 28,
 	/* Set by the library while entries of the VIP's flows may be void: `down_reals` says which. */
@@ -399,7 +401,8 @@ struct inline_decap_counters {
 
 /* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
  * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. And the
- * walk of rare frames; and the one for QUIC, which looks for ids and sends by them. */
+ * walk of rare frames; and the one for QUIC, which looks for ids and sends by them. The last one is the main program of the
+ * balancer that this one has replaced, while packets are handed back. */
 enum program {
 	PROGRAM_IDS,
 	PROGRAM_SEND,
@@ -408,6 +411,7 @@ enum program {
 	PROGRAM_RARE,
 	PROGRAM_EXPLAIN_RARE,
 	PROGRAM_QUIC,
+	PROGRAM_BEFORE,
 	PROGRAMS,
 };
 

@@ -156,7 +156,7 @@ pub(crate) const MAPS: &[MapRow] = &[
         let at_load = array(max_server_id_places(ids), 8);
         Takes { entries: ids.into(), at_load, at_capacity: at_load + server_id_table_bytes(ids) }
     }),
-    row("special_programs", Always, Own, |_| full(6u32, array(6u32, 8))),
+    row("special_programs", Always, Own, |_| full(8u32, array(8u32, 8))),
     row("events", With(Features::INTROSPECTION), Elements(|on| on.config.event_buffer), |on| {
         full(on.config.event_buffer, ring_buffer(on.config.event_buffer))
     }),

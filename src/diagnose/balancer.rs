@@ -18,6 +18,8 @@ use super::interface::mode;
 use super::interface::offload;
 use super::interface::outlook;
 use super::interrupts;
+use super::reals;
+use super::reals::RealTroubles;
 use super::sending;
 use super::sending::Sends;
 use super::tunnel_ends;
@@ -71,8 +73,7 @@ pub(crate) struct Balancer {
     pub(crate) lost_entries: Vec<String>,
     /// Without those of reals that are this host.
     pub(crate) next_hops: Vec<NextHop>,
-    /// Reals that are this host, and are not marked as such.
-    pub(crate) reals_here: Vec<IpAddr>,
+    pub(crate) real_troubles: RealTroubles,
     /// These are what the tables say without asking, as the balancer is not attached.
     pub(crate) next_hops_previewed: bool,
     /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
@@ -469,12 +470,7 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
             "add_vip",
         );
     }
-    for real in &facts.reals_here {
-        let message =
-            format!("real {real} is this host, and is not said to be: it gets no packets");
-        let advice = "give the real the flag LOCAL_REAL and its VIP LOCAL_VIP, or take it out";
-        found.warn(Subject::Vips, message, advice);
-    }
+    reals::judge(&facts.real_troubles, found);
     for EmptyVip { vip, down, drained } in &facts.empty_vips {
         let (why, advice) = match (down, drained) {
             (0, 0) => (String::new(), "add reals"),

@@ -68,7 +68,7 @@ fn good() -> Balancer {
         sources: ByFamily::of(|_| true),
         default_ipip_sources: ByFamily::of(|_| false),
         lost_entries: Vec::new(),
-        reals_here: Vec::new(),
+        real_troubles: RealTroubles::default(),
         healthchecks: false,
         made_up_probe_sources: false,
         healthchecks_attached: false,

@@ -458,11 +458,35 @@ fn troubles_of_where_packets_go() {
             "source_v4",
         ),
         (
-            |f| f.reals_here.push([10, 0, 0, 2].into()),
-            Warning,
+            |f| f.real_troubles.here.push([10, 0, 0, 2].into()),
+            Problem,
             Subject::Vips,
             "real 10.0.0.2 is this host",
             "LOCAL_REAL",
+        ),
+        (
+            |f| f.real_troubles.vips = vec![[203, 0, 113, 1].into(); 3],
+            Problem,
+            Subject::Vips,
+            "real 203.0.113.1 and 2 more are the address of a VIP",
+            "of its backend's own",
+        ),
+        (
+            |f| f.real_troubles.unreachable.push([10, 9, 0, 2].into()),
+            Problem,
+            Subject::Vips,
+            "real 10.9.0.2 is unreachable",
+            "ip route get",
+        ),
+        (
+            |f| {
+                f.real_troubles.unreachable.push([10, 9, 0, 2].into());
+                f.real_troubles.gateway_is_given = true;
+            },
+            Warning,
+            Subject::Vips,
+            "unless the router of gateway_mac",
+            "ip route get",
         ),
         (
             |f| f.empty_vips.push(empty(0, 0)),

@@ -13,9 +13,11 @@ mod interface;
 mod interrupts;
 mod kernel_tunnels;
 mod pinned;
+mod reals;
 mod sending;
 mod tunnel_ends;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub(crate) use backend::Backend;
@@ -37,6 +39,7 @@ pub(crate) use facts::sysctl;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
 pub(crate) use kernel_tunnels::KernelTunnels;
+pub(crate) use reals::RealTroubles;
 pub(crate) use sending::Sends;
 pub(crate) use tunnel_ends::TunnelEnds;
 
@@ -190,6 +193,19 @@ impl Diagnosis {
     /// Whether there is no [`Severity::Problem`].
     pub fn works(&self) -> bool {
         self.worst() < Severity::Problem
+    }
+
+    /// How many warnings and problems there are about each subject that was looked at, none included: for metrics, as
+    /// messages change with every figure in them.
+    pub fn counts(&self) -> BTreeMap<(Subject, Severity), u64> {
+        let mut counts = BTreeMap::new();
+        for finding in &self.findings {
+            for severity in [Severity::Warning, Severity::Problem] {
+                let count = counts.entry((finding.subject, severity)).or_insert(0);
+                *count += u64::from(finding.severity == severity);
+            }
+        }
+        counts
     }
 
     /// Those about a subject.

@@ -112,7 +112,7 @@ impl Board {
                 && probing.via == Via::Tunnel
             {
                 reals.insert(target.real);
-                self.counted.insert(probing.to);
+                self.counted.extend(probing.counted.then_some(probing.to));
             }
         }
         self.uncounted.extend(counted_before);

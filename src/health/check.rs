@@ -1,9 +1,12 @@
 //! What is asked of a real.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::types::Protocol;
 
 /// The longest body of which the beginning is looked at, in bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -17,6 +20,40 @@ pub enum Check {
     Tcp,
     /// An HTTP or HTTPS request is answered as is wanted.
     Http(Box<Http>),
+    /// A SYN is answered by a SYN-ACK. A RST follows, so the server's program sees no connection.
+    Syn,
+    /// A datagram is answered.
+    Udp(Box<Udp>),
+    /// A DNS query is answered.
+    Dns(Box<Dns>),
+    /// A QUIC handshake is completed. The connection is closed at once.
+    Quic(Box<Quic>),
+    /// A program of this host ends with status 0.
+    Command(Box<Command>),
+}
+
+impl From<Udp> for Check {
+    fn from(udp: Udp) -> Self {
+        Self::Udp(Box::new(udp))
+    }
+}
+
+impl From<Dns> for Check {
+    fn from(dns: Dns) -> Self {
+        Self::Dns(Box::new(dns))
+    }
+}
+
+impl From<Quic> for Check {
+    fn from(quic: Quic) -> Self {
+        Self::Quic(Box::new(quic))
+    }
+}
+
+impl From<Command> for Check {
+    fn from(command: Command) -> Self {
+        Self::Command(Box::new(command))
+    }
 }
 
 impl From<Http> for Check {
@@ -28,8 +65,21 @@ impl From<Http> for Check {
 impl Check {
     pub(super) fn validate(&self) -> Result<()> {
         match self {
-            Self::Tcp => Ok(()),
+            Self::Tcp | Self::Syn | Self::Quic(_) => Ok(()),
             Self::Http(http) => http.validate(),
+            Self::Udp(udp) => udp.validate(),
+            Self::Dns(dns) => dns.validate(),
+            Self::Command(command) => command.validate(),
+        }
+    }
+
+    /// What packets of the check are made of; `None`: that is not known.
+    pub(super) fn protocol(&self) -> Option<Protocol> {
+        match self {
+            Self::Tcp | Self::Http(_) | Self::Syn => Some(Protocol::Tcp),
+            Self::Udp(_) | Self::Quic(_) => Some(Protocol::Udp),
+            Self::Dns(dns) => Some(dns.protocol),
+            Self::Command(_) => None,
         }
     }
 }
@@ -154,6 +204,150 @@ impl Http {
 /// What names of headers are made of (RFC 9110, 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A datagram, and the answer to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Udp {
+    /// What is sent. Range: 0 to 1,400 bytes.
+    pub payload: Vec<u8>,
+    /// What comes back. Other datagrams are passed over.
+    pub answer: Answer,
+}
+
+impl Udp {
+    /// This payload, and any answer.
+    pub fn new(payload: impl Into<Vec<u8>>) -> Self {
+        Self {
+            payload: payload.into(),
+            answer: Answer::Any,
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        match self.payload.len() {
+            0..=1400 => Ok(()),
+            length => Err(invalid("payload", length, "0 to 1,400 bytes")),
+        }
+    }
+}
+
+/// What a datagram is answered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Any datagram.
+    Any,
+    /// The payload.
+    Echo,
+    /// One with these bytes in it.
+    Contains(Vec<u8>),
+    /// These bytes.
+    Exactly(Vec<u8>),
+}
+
+/// A DNS query (RFC 1035), and the answer to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Dns {
+    /// The name that is asked for, in ASCII.
+    pub name: String,
+    /// Of which type: 1 (A), 28 (AAAA), 6 (SOA), ... Default: 1.
+    pub record_type: u16,
+    /// UDP, or TCP. Default: UDP.
+    pub protocol: Protocol,
+    /// Any of these response codes is an answer: 0 (NOERROR), 3 (NXDOMAIN), ... Default: 0.
+    pub codes: Vec<u8>,
+    /// An address that must be among the answers. Default: none.
+    pub address: Option<IpAddr>,
+}
+
+impl Dns {
+    /// Asks for the IPv4 addresses of a name, by UDP.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            record_type: 1,
+            protocol: Protocol::Udp,
+            codes: vec![0],
+            address: None,
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.name.is_empty()
+            || !self.name.is_ascii()
+            || simple_dns::Name::new(&self.name).is_err()
+        {
+            return Err(invalid(
+                "name",
+                &self.name,
+                "a DNS name: labels of up to 63 bytes",
+            ));
+        }
+        if self.codes.is_empty() || self.codes.iter().any(|code| *code > 15) {
+            let found = format!("{:?}", self.codes);
+            return Err(invalid("codes", found, "0 to 15, at least one"));
+        }
+        Ok(())
+    }
+}
+
+/// A QUIC handshake (RFC 9000).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quic {
+    /// Who the server is.
+    pub tls: Tls,
+    /// The protocols above it that are offered; the server must take one. Default: `h3`.
+    pub alpn: Vec<String>,
+}
+
+impl Quic {
+    /// HTTP/3.
+    pub fn new(tls: Tls) -> Self {
+        Self {
+            tls,
+            alpn: vec!["h3".to_owned()],
+        }
+    }
+}
+
+/// A program of this host: status 0 is an answer. It finds `KATRAN_VIP`, `KATRAN_REAL`, `KATRAN_ADDRESS` and `KATRAN_PORT`
+/// (where to probe) and, if probes go through the tunnel, `KATRAN_MARK` (for `SO_MARK`) in its environment. Whether its
+/// packets went through the tunnel is not looked at.
+///
+/// It leads a process group of its own, all of which is killed at the [time-out](super::Policy::timeout), and when the checks
+/// end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Command {
+    /// Its path, from the root.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+impl Command {
+    /// This program, without arguments.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        match self.program.is_absolute() {
+            true => Ok(()),
+            false => Err(invalid(
+                "program",
+                self.program.display(),
+                "a path from the root",
+            )),
+        }
+    }
 }
 
 /// TLS 1.2 or 1.3, for HTTPS.

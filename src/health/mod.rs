@@ -48,6 +48,8 @@ mod plan;
 mod policy;
 mod probe;
 #[cfg(test)]
+mod probe_kinds_tests;
+#[cfg(test)]
 mod probe_tests;
 mod report;
 mod runner;
@@ -58,11 +60,16 @@ mod score;
 mod service;
 mod settings;
 
+pub use self::check::Answer;
 pub use self::check::Check;
+pub use self::check::Command;
+pub use self::check::Dns;
 pub use self::check::Http;
 pub use self::check::Method;
+pub use self::check::Quic;
 pub use self::check::Tls;
 pub use self::check::Trust;
+pub use self::check::Udp;
 pub use self::handle::Health;
 pub use self::policy::Policy;
 pub use self::policy::RealPolicy;

@@ -77,13 +77,13 @@ pub(super) fn questions(board: &Board, probes: &Probes) -> Questions {
         let to = (probing.to.address(), probing.to.port()).into();
         let question = Question {
             probe: probes.of(probing.check)?,
-            place: Place { to, mark },
+            place: Place { target, to, mark },
             timeout: probing.timeout,
             pace: Pace {
                 interval: probing.interval,
                 jitter: probing.jitter,
             },
-            counted: through_tunnel.then_some(probing.to),
+            counted: probing.counted.then_some(probing.to),
         };
         Some((target, question))
     };

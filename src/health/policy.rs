@@ -141,9 +141,11 @@ impl Policy {
             Via::Tunnel => vip.address(),
             Via::Direct => real,
         };
+        let protocol: Protocol = check.protocol().unwrap_or(vip.protocol());
         Some(Probing {
             check,
-            to: Vip::new((address, port).into(), Protocol::Tcp),
+            to: Vip::new((address, port).into(), protocol),
+            counted: self.via == Via::Tunnel && check.protocol().is_some(),
             via: self.via,
             interval: own.and_then(|own| own.interval).unwrap_or(self.interval),
             timeout: own.and_then(|own| own.timeout).unwrap_or(self.timeout),
@@ -202,6 +204,8 @@ pub(super) struct Probing<'a> {
     /// Where probes go to; what they are counted by, if they go through the tunnel.
     pub(super) to: Vip,
     pub(super) via: Via,
+    /// Whether they are counted on their way through the tunnel.
+    pub(super) counted: bool,
     pub(super) interval: Duration,
     pub(super) timeout: Duration,
     pub(super) jitter: u32,

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::board::Target;
 use super::check::Check;
 use super::check::Http;
 use super::check::Method;
@@ -26,11 +27,12 @@ use super::outcome::Outcome;
 use super::probe::Authorities;
 use super::probe::Place;
 use super::probe::Probe;
+use crate::types::Vip;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server on the loopback interface, and what it does with each connection.
-async fn serve<F>(answer: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+pub(super) async fn serve<F>(answer: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -65,19 +67,31 @@ async fn says(text: &'static str) -> SocketAddr {
     .await
 }
 
-async fn ask(check: &Check, to: SocketAddr) -> Outcome {
+pub(super) async fn ask(check: &Check, to: SocketAddr) -> Outcome {
     within(PATIENCE, check, to).await
 }
 
-async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Outcome {
+pub(super) async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Outcome {
     let probe = Probe::new(check, &mut Authorities::default()).unwrap();
-    let asked = tokio::time::timeout(limit, probe.ask(Place { to, mark: None }));
+    let asked = tokio::time::timeout(limit, probe.ask(place(to)));
     asked
         .await
         .unwrap_or(Outcome::Failed("too late".to_owned()))
 }
 
-fn why(outcome: Outcome) -> String {
+pub(super) fn place(to: SocketAddr) -> Place {
+    let target = Target {
+        vip: Vip::tcp(to),
+        real: to.ip(),
+    };
+    Place {
+        target,
+        to,
+        mark: None,
+    }
+}
+
+pub(super) fn why(outcome: Outcome) -> String {
     match outcome {
         Outcome::Failed(why) => why,
         other => panic!("{other:?}"),

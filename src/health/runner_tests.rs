@@ -36,6 +36,7 @@ fn questions(count: u32, timeout: Duration) -> Arc<Questions> {
         let question = Question {
             probe: Probe::Tcp,
             place: Place {
+                target: target(number),
                 to: (target(number).real, 80).into(),
                 mark: None,
             },

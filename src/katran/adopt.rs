@@ -457,6 +457,7 @@ impl Katran {
 
     /// Programs of this version take the place of those that are attached.
     fn put_new_in_place(&mut self, programs: Programs) -> Result<()> {
+        self.hand_back_from(&programs);
         self.stage(&programs, &FeatureMaps::default(), self.config.features)?;
         let programs = self.put_in_place(programs)?;
         let old = mem::replace(&mut self.programs, programs);

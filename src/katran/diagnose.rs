@@ -17,6 +17,7 @@ use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
 use crate::diagnose::Pages;
+use crate::diagnose::RealTroubles;
 use crate::diagnose::Sends;
 use crate::diagnose::TunnelEnds;
 use crate::diagnose::judge_balancer;
@@ -30,6 +31,8 @@ use crate::sys::program;
 use crate::types::ByFamily;
 use crate::types::DecapMode;
 use crate::types::Family;
+use crate::types::Gateway;
+use crate::types::NextHops;
 use crate::types::RealFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
@@ -163,7 +166,9 @@ impl Katran {
             mode: config.next_hops,
             lost_entries: lost_entries.unwrap_or_default(),
             next_hops,
-            reals_here,
+            real_troubles: self
+                .real_troubles(reals_here, &mut requests)
+                .map_err(failed)?,
             next_hops_previewed: previewed,
             neighbours,
             online_cpus: Topology::read()?.online.len() as u32,
@@ -227,6 +232,39 @@ impl Katran {
             }
         }
         Ok(routed)
+    }
+
+    /// Reals that no packet can get to; `here`: those that their next hops say are this host.
+    fn real_troubles(
+        &self,
+        here: Vec<IpAddr>,
+        requests: &mut Requests,
+    ) -> io::Result<RealTroubles> {
+        let vips: BTreeSet<_> = self.table.vips().map(|(vip, _)| vip.address()).collect();
+        let reals = self.table.reals();
+        let reals = reals.filter(|(_, entry)| !entry.flags.contains(RealFlags::LOCAL_REAL));
+        let (vips, others): (Vec<_>, Vec<_>) = reals
+            .map(|(address, _)| address)
+            .partition(|real| vips.contains(real));
+        let mut troubles = RealTroubles {
+            here,
+            vips,
+            unreachable: Vec::new(),
+            gateway_is_given: self.config.gateway_mac != Gateway::Auto,
+        };
+        troubles.here.retain(|real| !troubles.vips.contains(real));
+        if self.config.next_hops != NextHops::Gateway {
+            return Ok(troubles);
+        }
+        let asked = &others[..others.len().min(MOST_ASKED)];
+        for (real, route) in asked.iter().zip(requests.routes(asked, None)?) {
+            match route? {
+                Some(route) if route.local => troubles.here.push(*real),
+                Some(_) => {}
+                None => troubles.unreachable.push(*real),
+            }
+        }
+        Ok(troubles)
     }
 
     /// Entries of root programs that were ours, and hold something else now.

@@ -13,7 +13,8 @@ use crate::monitor::Turn;
 
 /// Listening to what happens to packets: [`Katran::events`].
 ///
-/// It takes [`Features::INTROSPECTION`](crate::Features::INTROSPECTION). One monitor listens at a time.
+/// Monitors of packets take [`Features::INTROSPECTION`](crate::Features::INTROSPECTION), and one listens at a time;
+/// attachments are watched without it.
 ///
 /// ```no_run
 /// use katran::events::MonitorOptions;
@@ -30,7 +31,7 @@ use crate::monitor::Turn;
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a view does nothing by itself"]
 pub struct Events<'a> {
-    katran: &'a Katran,
+    pub(super) katran: &'a Katran,
 }
 
 impl Events<'_> {

@@ -215,6 +215,7 @@ impl Katran {
         });
         self.links.set(&places.collect::<Vec<_>>());
         self.following.lay(reasons);
+        self.lay_losses();
     }
 
     /// Follows next hops for these reasons, which are another balancer's until now, and waits until the gateway is known.

@@ -23,6 +23,7 @@ mod health;
 mod keeper;
 mod load;
 mod looks;
+mod loss;
 mod names;
 mod object;
 mod pinned;
@@ -75,6 +76,9 @@ pub use global_flows::GlobalFlows;
 pub use global_flows::GlobalFlowsMut;
 pub use health::Probes;
 pub use health::ProbesMut;
+pub use loss::AttachedTo;
+pub use loss::AttachmentChange;
+pub use loss::AttachmentWatch;
 pub use server_ids::ServerIds;
 pub use server_ids::ServerIdsMut;
 pub use source_routes::SourceRoutes;
@@ -172,6 +176,8 @@ pub struct Katran {
     // Detached before the maps go.
     attachments: Attachments<XdpLink>,
     shared: Attachments<Entry>,
+    /// For who watches them.
+    losses: Arc<loss::Board>,
     /// Entries of arrays that are not where an owner before had them.
     lost: Vec<LostEntry>,
     /// Finds out next hops, if any have to be.
@@ -238,6 +244,7 @@ impl Katran {
             left_hops: VecDeque::new(),
             sources_set: Moment::default(),
             attachments: Attachments::default(),
+            losses: Arc::default(),
             shared: Attachments::default(),
             lost: Vec::new(),
             following: follow::Following::default(),

@@ -9,6 +9,7 @@
 
 mod cut_off;
 mod fill;
+mod hand_back;
 mod met;
 mod share;
 
@@ -114,8 +115,13 @@ impl Katran {
         next.check_clock()?;
         // Flow tables may be those of both.
         let held = next.maps.voids.hold();
+        let hands_back = self.hands_flows_to(&next);
+        next.maps.vip_cells.set_hands_back(hands_back);
         next.fill_from(self, table)?;
         let mut changes = next.apply_in_place(wanted)?;
+        if hands_back {
+            next.programs.hand_back_to(self.programs.main.as_fd())?;
+        }
         changes.settings_changed = settings_changed(&before, wanted);
         let carriers = self.carriers_to(&next)?;
         let seat = next.stage_beside(self)?;
@@ -286,6 +292,13 @@ impl Katran {
 
     /// What is left of the one before goes when no packet is in it, and what it has counted and remembered stays.
     fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>) {
+        if self.maps.vip_cells.hands_back() {
+            // By attachments packets meet the one before no more after this, and its entries are made by what is handed back.
+            self.outlast(Vec::new());
+            if let Err(error) = self.catch_up(Some(&old.maps.flows)) {
+                log::warn!("some flows of the last moment are not known: {error}");
+            }
+        }
         self.carriers.extend(carriers);
         let mut gone = mem::take(&mut self.stranded);
         gone.extend(self.replaced.take());

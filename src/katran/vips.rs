@@ -25,7 +25,8 @@ use crate::types::address_bytes;
 const _: () = {
     let own = types::vip_flag::VIP_NO_REALS.0
         | types::vip_flag::VIP_VOID_FLOWS.0
-        | types::vip_flag::VIP_TRACKS_CHANGES.0;
+        | types::vip_flag::VIP_TRACKS_CHANGES.0
+        | types::vip_flag::VIP_HANDS_BACK.0;
     assert!(VipFlags::all().bits() & own == 0);
 };
 

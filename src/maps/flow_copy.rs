@@ -20,9 +20,9 @@ const A_STEP: u32 = 4096;
 /// Whether packets use the table that entries come into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
-    /// None do: an older entry makes room for a younger one.
+    /// None do.
     Nobody,
-    /// They do, so only what is empty is filled.
+    /// They do: what they have made stays.
     Packets,
 }
 
@@ -54,7 +54,7 @@ impl FlowTable {
                     let value = entry[ENTRY_VALUE].load(Ordering::Relaxed);
                     let tag = entry[ENTRY_TAG].load(Ordering::Relaxed);
                     if value as u32 != 0 {
-                        enter(into, active, tag, value, reader);
+                        enter(into, active, tag, value);
                     }
                 }
                 Ok(true)
@@ -79,8 +79,8 @@ impl FlowTable {
     }
 }
 
-/// Enters one flow into the set that it belongs to, unless that has it, or has no room.
-fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64, reader: Reader) {
+/// Enters one flow into the set that it belongs to, unless that has it: an older entry makes room for a younger one.
+fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64) {
     let fingerprint = Fingerprint(tag ^ u64::from(value as u32));
     let first = fingerprint.set_of(active) as usize * SET_WORDS;
     let set = || sets[first..first + SET_WORDS].chunks_exact(ENTRY_WORDS);
@@ -92,30 +92,30 @@ fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64, reader: Reader) 
     if is_there {
         return;
     }
-    for entry in set().filter(|entry| word(entry) as u32 == 0) {
-        let empty = word(entry);
-        if empty as u32 != 0 {
-            continue;
-        }
+    let exchange = |entry: &[AtomicU64], before, after| {
+        entry[ENTRY_VALUE]
+            .compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    };
+    let take = |entry: &[AtomicU64], empty| {
         entry[ENTRY_TAG].store(tag, Ordering::Relaxed);
         // A packet may have taken it meanwhile; an entry that is half of each matches no flow.
-        let entered =
-            entry[ENTRY_VALUE].compare_exchange(empty, value, Ordering::Relaxed, Ordering::Relaxed);
-        if entered.is_ok() {
+        exchange(entry, empty, value)
+    };
+    for entry in set() {
+        let empty = word(entry);
+        if empty as u32 == 0 && take(entry, empty) {
             return;
         }
-    }
-    if reader == Reader::Packets {
-        return;
     }
     let used = |word: u64| (word >> 32) as u32;
     // Stamps wrap around: all are of the last days.
     let age = |entry: &&[AtomicU64]| used(value).wrapping_sub(used(word(entry))) as i32;
     if let Some(oldest) = set().max_by_key(age)
         && age(&oldest) > 0
+        && exchange(oldest, word(oldest), 0)
     {
-        oldest[ENTRY_TAG].store(tag, Ordering::Relaxed);
-        oldest[ENTRY_VALUE].store(value, Ordering::Relaxed);
+        take(oldest, 0);
     }
 }
 
@@ -142,13 +142,7 @@ mod tests {
         let memory = Mapping::new(map.as_fd(), set_bytes(*sets)).unwrap();
         let id = 7;
         let tag = keys.fingerprint(&key(port)).0 ^ id;
-        enter(
-            memory.u64s(),
-            active,
-            tag,
-            id | u64::from(used) << 32,
-            Reader::Nobody,
-        );
+        enter(memory.u64s(), active, tag, id | u64::from(used) << 32);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
@@ -50,6 +51,9 @@ pub(crate) const TABLES_DECIDE: VipFlags = VipFlags::QUIC
     .union(VipFlags::DPORT_HASH);
 
 const VOID_FLOWS: u32 = types::vip_flag::VIP_VOID_FLOWS.0;
+const HANDS_BACK: u32 = types::vip_flag::VIP_HANDS_BACK.0;
+/// No table knows flows of VIPs with these.
+const NOT_REMEMBERED: VipFlags = VipFlags::LRU_BYPASS.union(VipFlags::DPORT_HASH);
 
 /// What packets see of one VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +68,8 @@ pub(crate) struct VipCell {
 }
 
 impl VipCell {
-    /// `tracking`: which flows this balancer remembers.
-    fn word(&self, tracking: FlowTracking) -> u64 {
+    /// `tracking`: which flows this balancer remembers; `hands_back`: tables of one before may know more of them.
+    fn word(&self, tracking: FlowTracking, hands_back: bool) -> u64 {
         let no_reals = types::vip_flag::VIP_NO_REALS.0;
         let mut flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
         if self.void_flows {
@@ -73,6 +77,9 @@ impl VipCell {
         }
         if tracking == FlowTracking::Changed && !self.flags.intersects(TABLES_DECIDE) {
             flags |= types::vip_flag::VIP_TRACKS_CHANGES.0;
+        }
+        if hands_back && self.has_reals && !self.flags.intersects(NOT_REMEMBERED) {
+            flags |= HANDS_BACK;
         }
         let ring = self
             .ring
@@ -151,6 +158,7 @@ pub(crate) struct VipCells {
     infos: Mapping,
     hash: VipHash,
     tracking: FlowTracking,
+    hands_back: AtomicBool,
 }
 
 /// A chain that has all the VIPs that a packet would look at.
@@ -166,21 +174,49 @@ impl VipCells {
         tracking: FlowTracking,
     ) -> io::Result<Self> {
         let [heads, infos] = vip_table_bytes(max_vips);
-        Ok(Self {
+        let cells = Self {
             heads: Mapping::new(heads_map.as_fd(), heads as usize)?,
             infos: Mapping::new(infos_map.as_fd(), infos as usize)?,
             heads_map,
             infos_map,
             hash,
             tracking,
-        })
+            hands_back: AtomicBool::new(false),
+        };
+        let is_set = |word: &AtomicU64| word.load(Ordering::Relaxed) & u64::from(HANDS_BACK) != 0;
+        let hands_back = cells.words().any(is_set);
+        cells.hands_back.store(hands_back, Ordering::Relaxed);
+        Ok(cells)
+    }
+
+    /// What packets see of each number.
+    fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+        let infos = self.infos.u64s().chunks_exact(INFO_U64S);
+        infos.map(|info| &info[INFO_VIP])
+    }
+
+    /// Whether packets that no entry leads are handed to the program before, as its tables may know more of them.
+    pub(crate) fn hands_back(&self) -> bool {
+        self.hands_back.load(Ordering::Relaxed)
+    }
+
+    /// From now on they are, of VIPs that are set; or at once of none. Not while another thread sets cells.
+    pub(crate) fn set_hands_back(&self, hands_back: bool) {
+        self.hands_back.store(hands_back, Ordering::Relaxed);
+        if !hands_back {
+            self.words().for_each(|word| {
+                word.fetch_and(!u64::from(HANDS_BACK), Ordering::Release);
+            });
+        }
     }
 
     /// Switches what packets see of a VIP, flags and ring together.
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
         let words: &[AtomicU64] = self.infos.u64s();
-        words[usize::from(number) * INFO_U64S + INFO_VIP]
-            .store(cell.word(self.tracking), Ordering::Release);
+        words[usize::from(number) * INFO_U64S + INFO_VIP].store(
+            cell.word(self.tracking, self.hands_back()),
+            Ordering::Release,
+        );
     }
 
     /// The number of the ring that packets see of a VIP.

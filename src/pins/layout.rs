@@ -3,10 +3,10 @@
 
 /// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
 /// with what this one has pinned, and with it each of the [parts](BALANCER) that has changed: those that have not move over.
-pub(super) const LAYOUT: u64 = 3;
+pub(super) const LAYOUT: u64 = 4;
 
 /// What the maps of each part mean; 0: there is none. Count one up whenever its maps change, or their sizes.
-pub(super) const BALANCER: [u64; PARTS] = [1, 1, 1, 1, 0, 0];
+pub(super) const BALANCER: [u64; PARTS] = [2, 1, 1, 1, 0, 0];
 
 /// The same of a decapsulator, and of a server id option, which have no flows and no probes.
 pub(super) const DECAPSULATOR: u64 = 2;

@@ -137,7 +137,7 @@ pub(crate) fn numbered<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> io::Re
     let result = call();
     let left = Errno::last();
     result.map_err(|error| match (error.kind(), left) {
-        (ErrorKind::Other, Errno::EMFILE | Errno::ENOSPC) => left.into(),
+        (ErrorKind::Other, Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC) => left.into(),
         _ => into_io(error),
     })
 }
@@ -170,7 +170,7 @@ mod tests {
             assert_eq!(into_io(error).kind(), expected.kind());
         }
         // These have no kind: errno tells them, and no text.
-        for errno in [Errno::EMFILE, Errno::ENOSPC] {
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOSPC] {
             let failed = || {
                 let error = libbpf_rs::Error::from_raw_os_error(errno as i32);
                 Err::<(), _>(error.context("while loading"))

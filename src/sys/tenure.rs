@@ -182,6 +182,11 @@ impl Tenure {
         self.end.get().is_some()
     }
 
+    /// Whether no call is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lock().calls == 0
+    }
+
     /// Waits until nothing is under way, at most so long; then nothing begins before [`reopen`](Self::reopen) or
     /// [`end`](Self::end). False: something takes longer, and all goes on.
     pub(crate) fn close_within(&self, patience: Duration) -> bool {

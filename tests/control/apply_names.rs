@@ -187,7 +187,10 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let failed = faults::without_commands(&[faults::MAP_UPDATE_BATCH], Errno::ENOMEM, || {
         katran.apply(&next)
     });
-    assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
+    assert!(
+        matches!(failed, Err(Error::InsufficientMemory { .. })),
+        "{failed:?}"
+    );
     assert_eq!(katran.state(), fresh_of(&document));
     until_swept(&katran);
     assert_eq!(kernel(&katran), in_kernel);

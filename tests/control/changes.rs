@@ -191,7 +191,10 @@ fn a_replacement_at_the_limit_that_fails_is_undone() {
         let before = (katran.state(), kernel(&katran));
         let second = with([route("100.64.1.0/24", A), route("100.64.2.0/24", B)]);
         let error = without_commands(&[command], Errno::ENOMEM, || katran.apply(&second));
-        assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
+        assert!(
+            matches!(error, Err(Error::InsufficientMemory { .. })),
+            "{error:?}"
+        );
         assert_eq!((katran.state(), kernel(&katran)), before);
         katran.apply(&second).unwrap();
     }
@@ -445,7 +448,10 @@ fn what_could_not_be_undone_is_told() {
     let wanted = state_of(&[(VIP, &[B]), ("203.0.113.2:443/tcp", &[B])]);
     let updates = [faults::MAP_UPDATE_ELEM];
     let error = without_commands(&updates, Errno::ENOMEM, || katran.apply(&wanted));
-    assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
+    assert!(
+        matches!(error, Err(Error::InsufficientMemory { .. })),
+        "{error:?}"
+    );
     assert_eq!(katran.real_index(ip(A)), None);
     assert_eq!(take(&told), [("removed", ip(A))]);
     katran.apply(&wanted).unwrap();
@@ -460,7 +466,10 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         let failed = without_commands(&batch, Errno::ENOMEM, || {
             katran.source_routes_mut().add(&routes, ip(A))
         });
-        assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
+        assert!(
+            matches!(failed, Err(Error::InsufficientMemory { .. })),
+            "{failed:?}"
+        );
         assert!(katran.real_numbers().is_empty());
     };
     // Packets may have seen the first number lead to A: it is the last one to be given out again.
@@ -509,7 +518,10 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
     let failed = without_commands(&reads, Errno::ENOMEM, || {
         katran.stats_mut().watch_misses(two)
     });
-    assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
+    assert!(
+        matches!(failed, Err(Error::InsufficientMemory { .. })),
+        "{failed:?}"
+    );
     assert_eq!(katran.stats().watched_vip(), Some(one));
     katran.simulate(&frame(flow(2))).unwrap();
     assert_eq!(katran.stats().real(ip(A)).unwrap().misses, 2);

@@ -281,11 +281,65 @@ fn a_real_that_is_this_host_needs_no_next_hop() {
     let found = host.run(|| katran.diagnose("eth0").unwrap());
     finds(
         &found,
-        Severity::Warning,
+        Severity::Problem,
         Subject::Vips,
         "real 10.0.0.2 is this host",
         "LOCAL_REAL",
     );
+}
+
+/// By a gateway no next hop of a real tells it: the host's routes do.
+#[test]
+fn reals_that_no_packet_gets_to_are_problems_by_a_gateway() {
+    let host = host();
+    for command in [
+        "addr add 10.0.0.2/24 dev eth0",
+        "link set lo up",
+        "route add 10.9.0.0/24 via 10.0.0.9",
+        "route add unreachable 10.8.0.0/24",
+    ] {
+        host.ip(command).unwrap();
+    }
+    let vip: Vip = "203.0.113.1:80/tcp".parse().unwrap();
+    let other: Vip = "203.0.113.2:80/tcp".parse().unwrap();
+    for (gateway, unreachable) in [
+        (Gateway::Auto, Severity::Problem),
+        (Gateway::Mac(ROUTER.parse().unwrap()), Severity::Warning),
+    ] {
+        let builder = small(ROUTER.parse().unwrap()).gateway(gateway);
+        let mut katran = builder.load().unwrap();
+        katran.add_vip(vip, VipFlags::empty()).unwrap();
+        katran.add_vip(other, VipFlags::empty()).unwrap();
+        for of in [vip, other] {
+            let real = Real::new("10.9.0.5".parse().unwrap());
+            katran.add_real(of, real).unwrap();
+        }
+        let diagnose = |katran: &katran::Katran| host.run(|| katran.diagnose("eth0").unwrap());
+        nothing(&diagnose(&katran), Severity::Warning, Subject::Vips);
+        for (real, severity, message, advice) in [
+            ("10.0.0.2", Severity::Problem, "is this host", "LOCAL_REAL"),
+            (
+                "203.0.113.2",
+                Severity::Problem,
+                "is the address of a VIP",
+                "backend's own",
+            ),
+            ("10.8.0.7", unreachable, "is unreachable", "ip route get"),
+        ] {
+            let real = Real::new(real.parse().unwrap());
+            katran.add_real(vip, real).unwrap();
+            let message = format!("real {} {message}", real.address());
+            finds(
+                &diagnose(&katran),
+                severity,
+                Subject::Vips,
+                &message,
+                advice,
+            );
+            katran.remove_real(vip, real.address()).unwrap();
+            nothing(&diagnose(&katran), Severity::Warning, Subject::Vips);
+        }
+    }
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
         without_commands(&[faults::LINK_CREATE], Errno::ENOMEM, attach).unwrap_err()
     };
     let error = refuse(&mut katran, "eth0");
-    assert!(matches!(error, Error::Kernel { .. }), "{error}");
+    assert!(matches!(error, Error::InsufficientMemory { .. }), "{error}");
     assert_eq!(way_of_probes(&katran), way);
     assert!(katran.interfaces().is_empty() && egress_has_probes(host, "probe0"));
     assert!(

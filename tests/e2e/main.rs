@@ -27,6 +27,7 @@ mod health_places;
 mod kernel_tunnels;
 mod links;
 mod local;
+mod losses;
 mod manners;
 mod moving_on;
 mod mtu;

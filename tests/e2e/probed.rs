@@ -186,6 +186,22 @@ fn no_client_meets_a_real_that_is_dead_at_the_start() {
     probed.until(&["backend0", "backend1"]);
 }
 
+/// SYN and RST go through the tunnel, and a server's program sees nothing of them.
+#[test]
+fn half_open_probes_disturb_no_server() {
+    let mut half_open = policy();
+    half_open.check = Some(Check::Syn);
+    let probed = Probed::new(half_open);
+    let server = probed.serve(1);
+    probed.health().apply(&probed.wanted([1, 1])).unwrap();
+    assert!(probed.health().wait(PATIENCE));
+    assert_eq!(probed.down(), [probed.real(0)]);
+    eventually("some probes", || probed.health().report().passed > 20);
+    // A busy machine may be late for some.
+    let (passed, accepted) = (probed.health().report().passed, server.accepted());
+    assert!(accepted * 4 < passed, "{accepted} of {passed}");
+}
+
 #[test]
 fn reals_come_and_go_and_the_last_ones_stay() {
     let probed = Probed::new(policy());

@@ -136,15 +136,7 @@ fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
 
 /// Services with their clients, whom a change of features must not concern.
 pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
-    // Connections of a real that is drained, which these are, go by the base of their slots. Server ids that are switched on
-    // take that away.
     let tracking = site.katran.state().balancer.unwrap().flow_tracking;
-    let left_out = match tracking {
-        Some(FlowTracking::All) => Features::empty(),
-        _ => Features::TCP_SERVER_ID,
-    };
-    let sets = sets.iter().map(|set| set.difference(left_out));
-    let sets: Vec<Features> = sets.collect();
     let servers = (
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),
@@ -213,7 +205,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
             });
         }
         let _stop = StopOnDrop(&stop);
-        for features in &sets {
+        for features in sets {
             let seen = answers.load(Ordering::Relaxed);
             reload(&mut site.katran, *features);
             assert_eq!(site.katran.features(), *features);

@@ -1,6 +1,12 @@
 //! Settings that only a load can change in a running balancer, under traffic: no packet is lost, no flow moves, and the
 //! attachments are those of before.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
 use katran::Builder;
 use katran::Encapsulation;
 use katran::Features;
@@ -8,16 +14,21 @@ use katran::FlowTracking;
 use katran::Gateway;
 use katran::Katran;
 use katran::NextHops;
+use katran::Real;
 use katran::RootProgram;
+use katran::Vip;
 use katran::XdpMode;
 use katran::events::MonitorOptions;
+use katran::stats::DropReason;
 use katran_lab::LabConfig;
+use katran_lab::StopOnDrop;
 use katran_lab::private_bpf_fs;
 
 use crate::pinned;
 use crate::reload::check;
 use crate::shared::Pins;
 use crate::site;
+use crate::site::PORT;
 use crate::site::Site;
 
 /// Other sizes of all that flows, VIPs and reals are kept in, and with them other features.
@@ -114,4 +125,70 @@ fn nothing_is_lost_with_next_hops_of_reals_and_a_monitor() {
         by_state,
     );
     assert_eq!(monitor.unwrap().stop().failure, None);
+}
+
+/// Connections that begin between the copy of the flow table's entries and the switch, and that only the table before knows.
+fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
+    const CLIENTS: usize = 24;
+    const QUESTIONS: usize = 12;
+    let mut site = site(settings);
+    let _servers = site.lab.serve_tcp(PORT).unwrap();
+    let vip = Vip::tcp((site.lab.vip4(), PORT).into());
+    let reals = site::reals(&site.lab, vip.address());
+    site.add_service(vip, &reals);
+    let stop = AtomicBool::new(false);
+    let (served, broken) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        let (client, stop) = (&site.lab.client, &stop);
+        let (served, broken) = (&served, &broken);
+        for _ in 0..CLIENTS {
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut connection = site::connect(client, vip);
+                    let is_answered = (0..QUESTIONS).all(|_| {
+                        thread::sleep(Duration::from_millis(10));
+                        connection.ask("who").is_ok()
+                    });
+                    let of = if is_answered { served } else { broken };
+                    of.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..10 {
+            let seen = served.load(Ordering::Relaxed);
+            site::eventually("connections come and go", || {
+                served.load(Ordering::Relaxed) > seen + CLIENTS as u64
+            });
+            let mut state = site.katran.state();
+            let flows = [10_000, 40_000, 60_000][round % 3];
+            // New connections go elsewhere from the switch on, and all slots are unsettled.
+            state.vips[0].reals = (reals.iter().enumerate())
+                .map(|(place, real)| {
+                    Real::new(*real).weight(u32::from(place == round % reals.len()))
+                })
+                .collect();
+            state.balancer.as_mut().unwrap().flow_table_size = Some(flows + 1 + round as u64);
+            let changes = site.katran.apply(&state).unwrap();
+            assert_eq!(changes.settings_changed, ["flow_table_size"]);
+        }
+    });
+    let [served, broken] = [&served, &broken].map(|of| of.load(Ordering::Relaxed));
+    println!("{served} connections, {broken} broken");
+    assert!(served > 500 && broken == 0, "{broken} of {served} broken");
+    let counters = site.katran.counters().unwrap();
+    assert_eq!(counters.drop_reasons.get(DropReason::ProgramMissing), 0);
+}
+
+#[test]
+fn nothing_breaks_that_begins_while_flows_are_copied() {
+    nothing_breaks_that_begins(|builder| builder);
+}
+
+#[test]
+fn nothing_breaks_that_begins_while_flows_are_copied_where_all_are_remembered() {
+    nothing_breaks_that_begins(|builder| {
+        let features = Features::default() | Features::TCP_SERVER_ID;
+        builder.flow_tracking(FlowTracking::All).features(features)
+    });
 }

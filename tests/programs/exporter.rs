@@ -117,7 +117,7 @@ pub(super) fn configuration(lab: &Lab) -> String {
 }
 
 /// Sends so many datagrams from each of some ports, without an answer.
-fn send(lab: &Lab, to: (IpAddr, u16), ports: usize, datagrams: usize, length: usize) {
+pub(super) fn send(lab: &Lab, to: (IpAddr, u16), ports: usize, datagrams: usize, length: usize) {
     for _ in 0..ports {
         let any = match to.0 {
             IpAddr::V4(_) => "0.0.0.0:0",

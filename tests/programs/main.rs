@@ -20,6 +20,7 @@ mod next_build;
 #[path = "../common/pins.rs"]
 mod objects;
 mod operations;
+mod page;
 mod place;
 mod program;
 #[path = "../common/seed.rs"]

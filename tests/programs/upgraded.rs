@@ -81,7 +81,7 @@ fn document(lab: &Lab, of: Of, drained: Option<&str>) -> String {
     let settings = match of {
         Of::Present => "max_vips = 16\nmax_reals = 64\nflow_table_size = 10_000",
         Of::Next => {
-            "max_vips = 77\nmax_reals = 99\nflow_table_size = 10_000\n\
+            "max_vips = 77\nmax_reals = 99\nflow_table_size = 17_000\n\
              features = [\"source-routing\", \"global-flow-table\"]"
         }
     };

@@ -13,6 +13,7 @@ mod flow_table_model;
 mod flows;
 mod global_flows;
 mod gue;
+mod handed_back;
 mod icmp;
 mod ids_and_health;
 mod ignored_ports;

@@ -526,7 +526,10 @@ fn what_the_kernel_refuses_changes_nothing() {
         let refused = faults::without_commands(&[command], Errno::ENOMEM, || {
             katran.server_ids_mut().add(&ids)
         });
-        assert!(matches!(refused, Err(Error::Kernel { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::InsufficientMemory { .. })),
+            "{refused:?}"
+        );
         assert_eq!((katran.server_ids().list(), katran.real_numbers()), before);
         let known = send(&katran, udp(command as u16), &short(1, 7));
         assert_eq!(outcome(&known), went(B, Reason::ConnectionId));

@@ -352,7 +352,10 @@ fn a_refused_change_voids_nothing() {
         let before = katran.state();
         let mut refused = |commands: &[u32], change: fn(&mut Katran, Vip) -> katran::Result<()>| {
             let error = without_commands(commands, Errno::ENOMEM, || change(&mut katran, vip));
-            assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
+            assert!(
+                matches!(error, Err(Error::InsufficientMemory { .. })),
+                "{error:?}"
+            );
             assert_eq!(katran.state(), before);
             assert_eq!(pairs(&katran), 0);
             for flow in &flows {

@@ -15,9 +15,9 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-use super::page::Format;
-use super::page::Page;
-use super::page::plain;
+use super::exposition::Format;
+use super::exposition::Page;
+use super::exposition::plain;
 use crate::run::OfReal;
 use crate::run::OfVip;
 use crate::run::Snapshot;
@@ -51,6 +51,21 @@ impl Collector for Scrape {
             page.metric(&metric)?;
         }
         reals(page, &of.vips)?;
+        let problems = of.problems.iter().flat_map(|(interface, counts)| {
+            counts.iter().map(move |((subject, severity), count)| {
+                let labels = vec![
+                    ("interface", interface.clone()),
+                    ("subject", subject.to_string()),
+                    ("severity", severity.to_string().to_lowercase()),
+                ];
+                (labels, *count)
+            })
+        });
+        page.gauge(
+            "problem",
+            "Warnings and problems that the diagnosis finds about a subject; it has the words.",
+            problems,
+        )?;
         host(page, &of.attachments, &of.shared, of.memory)
     }
 }
@@ -95,6 +110,15 @@ fn host(
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
+    let series = attachments.iter().map(|of| {
+        let labels = vec![("interface", of.interface.clone())];
+        (labels, there(of.state).into())
+    });
+    page.gauge(
+        "attached",
+        "1: the interface has the balancer's program, by the kernel's word; 0: it is gone, or another one is in its place.",
+        series,
+    )?;
     let attached = attachments.iter().filter(|of| there(of.state));
     let series = attached.map(|attachment| {
         let labels = vec![

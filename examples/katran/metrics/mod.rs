@@ -1,9 +1,9 @@
-//! `run --listen`: `/metrics` by HTTP for Prometheus. Every request takes one snapshot of all counters, or gets the one before
+//! `run --listen`: `/metrics` by HTTP for Prometheus, beside the page. Every request takes one snapshot of all counters, or gets the one before
 //! the change that the balancer is busy with; the flow tables' entries are counted now and then beside. `docs/metrics.md`
 //! lists the metrics, and `examples/grafana` has a dashboard for them.
 
 mod collector;
-mod page;
+mod exposition;
 mod recount;
 
 use std::net::TcpListener;
@@ -20,18 +20,25 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
 use collector::Scrape;
-use page::Format;
+use exposition::Format;
 pub(crate) use recount::Recount;
 use tokio::runtime::Runtime;
 
 use crate::common::with_causes;
+use crate::page;
 use crate::run::Handle;
 
 /// For requests under way when it ends.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Requests are answered on threads of their own: a snapshot takes microseconds, however many flows there are.
-pub(crate) fn serve(listener: TcpListener, handle: Handle) -> Result<Runtime> {
+///
+/// With a token whoever sends it may give commands, too.
+pub(crate) fn serve(
+    listener: TcpListener,
+    handle: Handle,
+    token: Option<page::Token>,
+) -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .max_blocking_threads(1)
@@ -44,7 +51,7 @@ pub(crate) fn serve(listener: TcpListener, handle: Handle) -> Result<Runtime> {
     };
     let pages = Router::new()
         .route("/metrics", get(metrics))
-        .route("/", get("katran: see /metrics\n"))
+        .merge(page::routes(token))
         .with_state(handle);
     runtime.spawn(async {
         if let Err(error) = axum::serve(listener, pages).await {

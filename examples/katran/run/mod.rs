@@ -44,6 +44,7 @@ pub(crate) use snapshot::Snapshot;
 use crate::common::say;
 use crate::metrics;
 use crate::options;
+use crate::page;
 use crate::probing;
 use crate::socket;
 
@@ -64,9 +65,12 @@ pub(crate) struct Arguments {
     /// Take no commands by a socket
     #[arg(long, conflicts_with = "socket")]
     no_socket: bool,
-    /// Serve /metrics to Prometheus, there or on 127.0.0.1:9957; anybody who reaches it can read it
+    /// Serve a page, JSON and /metrics, there or on 127.0.0.1:9957; anybody who reaches it can read it
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9957")]
     listen: Option<SocketAddr>,
+    /// Take commands by HTTP, too, from whoever sends the token in this file
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    token_file: Option<PathBuf>,
     /// Count the new flows of this VIP for each real, such as 203.0.113.1:443/tcp
     #[arg(long, value_name = "VIP")]
     watch_misses: Option<Vip>,
@@ -93,6 +97,8 @@ pub(crate) enum Message {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
+    let token = arguments.token_file.as_deref().map(page::Token::read);
+    let token = token.transpose()?;
     let (sender, messages) = mpsc::channel();
     // First, so that no signal from now on ends the process halfway.
     forward_signals(sender.clone())?;
@@ -114,10 +120,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         None => None,
         Some(listener) => {
             say(format!(
-                "metrics on http://{}/metrics",
+                "page on http://{0}/, metrics on http://{0}/metrics",
                 listener.local_addr()?
             ));
-            Some(metrics::serve(listener, owner.handle())?)
+            Some(metrics::serve(listener, owner.handle(), token)?)
         }
     };
     let socket = doors.socket.map(|socket| socket.serve(owner.handle()));

@@ -1,6 +1,7 @@
 //! What is true at one moment: taken by the thread that owns the balancer, for everybody who asks.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::process;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,12 +13,14 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
+use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Severity;
+use katran::diagnosis::Subject;
 use katran::stats::Counters;
 
 use super::Message;
@@ -109,6 +112,8 @@ pub(crate) struct Snapshot {
     pub(crate) attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     pub(crate) shared: Vec<SharedEntry>,
+    /// How much is bad, by interface.
+    pub(crate) problems: Vec<OfInterface>,
     /// Bytes that the kernel accounts to the maps.
     pub(crate) memory: u64,
     forwarding: Vec<u32>,
@@ -116,6 +121,9 @@ pub(crate) struct Snapshot {
     last_apply: Option<Applied>,
     refused: Option<Applied>,
 }
+
+/// An interface, and how many findings there are on it.
+pub(crate) type OfInterface = (String, BTreeMap<(Subject, Severity), u64>);
 
 /// A VIP with its reals, in the order of their addresses.
 #[derive(Debug)]
@@ -166,6 +174,7 @@ impl Snapshot {
             vips,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
+            problems: counted(katran)?,
             memory: katran.stats().memory_in_use()?,
             forwarding,
             pinned: katran.pinned_in().map(|path| path.display().to_string()),
@@ -299,6 +308,20 @@ fn health(found: Option<Option<bool>>) -> Health {
         Some(Some(true)) => Health::Up,
         Some(Some(false)) => Health::Down,
     }
+}
+
+/// What the diagnosis finds on each interface, gone or not.
+fn counted(katran: &Katran) -> Result<Vec<OfInterface>> {
+    let names: BTreeSet<_> = katran
+        .interfaces()
+        .into_iter()
+        .map(|of| of.interface)
+        .collect();
+    let counted = names.into_iter().map(|name| {
+        let counts = katran.diagnose(&name)?.counts();
+        Ok((name, counts))
+    });
+    counted.collect()
 }
 
 /// What the diagnosis finds that is not as it should be.

@@ -93,10 +93,8 @@ pub(crate) struct Heeded {
 pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> Result<()> {
     let done = match serde_json::from_slice(line) {
         Err(error) => Err(anyhow::anyhow!("no request: {error}")),
-        Ok(Request::Status { diagnose }) => status(handle, diagnose),
-        Ok(Request::Apply { document, dry_run }) => apply(handle, &document, dry_run),
-        Ok(Request::Drain { real, vip, undo }) => drain(handle, real, vip, undo),
         Ok(Request::Monitor(listening)) => monitor(handle, listening, stream),
+        Ok(request) => done(request, handle),
     };
     let answer = match done {
         Ok(answer) => json!({ "ok": answer }),
@@ -104,6 +102,16 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
     };
     writeln!(stream, "{answer}")?;
     Ok(())
+}
+
+/// Does what one line of an answer tells of: all requests but `monitor`.
+pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
+    match request {
+        Request::Status { diagnose } => status(handle, diagnose),
+        Request::Apply { document, dry_run } => apply(handle, &document, dry_run),
+        Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
+        Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
+    }
 }
 
 fn status(handle: &Handle, diagnose: bool) -> Result<Value> {

@@ -1,22 +1,34 @@
 //! One probe of one real.
 
+mod command;
+mod datagram;
+mod dns;
 mod http;
+mod quic;
 mod tls;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use socket2::Domain;
+use socket2::SockRef;
 use socket2::Socket;
 use socket2::Type;
 use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
+use tokio::net::UdpSocket;
 
 use self::http::HttpProbe;
+use self::quic::QuicProbe;
 pub(super) use self::tls::Authorities;
+use super::board::Target;
 use super::check::Check;
+use super::check::Command;
+use super::check::Dns;
+use super::check::Udp;
 use super::outcome::Outcome;
 use crate::error::Result;
 
@@ -25,6 +37,11 @@ use crate::error::Result;
 pub(super) enum Probe {
     Tcp,
     Http(Arc<HttpProbe>),
+    Syn,
+    Udp(Arc<Udp>),
+    Dns(Arc<Dns>),
+    Quic(Arc<QuicProbe>),
+    Command(Arc<Command>),
 }
 
 impl Probe {
@@ -33,6 +50,11 @@ impl Probe {
         Ok(match check {
             Check::Tcp => Self::Tcp,
             Check::Http(http) => Self::Http(Arc::new(HttpProbe::new(http, authorities)?)),
+            Check::Syn => Self::Syn,
+            Check::Udp(udp) => Self::Udp(Arc::new(Udp::clone(udp))),
+            Check::Dns(dns) => Self::Dns(Arc::new(Dns::clone(dns))),
+            Check::Quic(quic) => Self::Quic(Arc::new(QuicProbe::new(quic, authorities)?)),
+            Check::Command(command) => Self::Command(Arc::new(Command::clone(command))),
         })
     }
 
@@ -41,6 +63,11 @@ impl Probe {
         let asked = match &self {
             Self::Tcp => connect(place).await.map(drop),
             Self::Http(http) => http.ask(place).await,
+            Self::Syn => half_open(place).await,
+            Self::Udp(udp) => datagram::ask(udp, place).await,
+            Self::Dns(dns) => dns::ask(dns, place).await,
+            Self::Quic(quic) => quic.ask(place).await,
+            Self::Command(command) => command::run(command, place).await,
         };
         match asked {
             Ok(()) => Outcome::Passed,
@@ -53,6 +80,7 @@ impl Probe {
 /// Where a probe goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
+    pub(super) target: Target,
     pub(super) to: SocketAddr,
     /// By which the packet path knows the real.
     pub(super) mark: Option<u32>,
@@ -112,4 +140,22 @@ async fn connect(place: Place) -> std::result::Result<TcpStream, Failure> {
     Ok(TcpSocket::from_std_stream(socket.into())
         .connect(place.to)
         .await?)
+}
+
+/// A SYN, and a RST when the SYN-ACK is there. Without quick ACKs the kernel waits for something to send along with its
+/// ACK, up to 200 ms, and a socket that is closed without lingering sends a RST instead.
+async fn half_open(place: Place) -> std::result::Result<(), Failure> {
+    let socket = socket(place, Type::STREAM)?;
+    socket.set_tcp_quickack(false).map_err(Failure::not_sent)?;
+    let socket = TcpSocket::from_std_stream(socket.into());
+    let stream = socket.connect(place.to).await?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(())
+}
+
+/// A socket that takes datagrams from there only.
+async fn udp(place: Place) -> std::result::Result<UdpSocket, Failure> {
+    let socket = UdpSocket::from_std(socket(place, Type::DGRAM)?.into())?;
+    socket.connect(place.to).await?;
+    Ok(socket)
 }

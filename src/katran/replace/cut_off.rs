@@ -16,7 +16,6 @@ use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::FlowTables;
-use crate::maps::Reader;
 use crate::pins::Home;
 use crate::pins::Part;
 use crate::pins::PinnedSet;
@@ -29,7 +28,7 @@ impl Katran {
             return Ok(());
         };
         if !other.is_there() {
-            return Ok(());
+            return self.catch_up(None);
         }
         log::info!("a replacement of the balancer was cut off: what is left of it goes");
         if let Some(checks) = &mut self.healthchecks {
@@ -107,17 +106,21 @@ impl Katran {
 
     /// What the packets that went by another set have been told to remember, but for what means nothing here.
     fn take_flows_of(&mut self, other: &PinnedSet, kept: Option<Kept>) {
-        let Some(kept) = kept else {
-            return;
+        let flows = match &kept {
+            Some(kept) => flows_of(other, &kept.config),
+            None => Ok(None),
         };
-        let entered = flows_of(other, &kept.config).and_then(|flows| match flows {
-            Some(flows) => self.enter_flows(&flows, Reader::Packets),
-            None => Ok(()),
-        });
-        if let Err(error) = entered {
+        let (flows, unread) = match flows {
+            Ok(flows) => (flows, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let entered = self.catch_up(flows.as_ref());
+        if let Err(error) = unread.and(entered) {
             log::warn!("some flows of the meantime are not known: {error}");
         }
-        self.void_entries_of(&kept.table);
+        if let Some(kept) = kept {
+            self.void_entries_of(&kept.table);
+        }
     }
 }
 

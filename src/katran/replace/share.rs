@@ -51,7 +51,11 @@ impl Common<'_> {
                 self.same(|of| (of.flow_table, of.flows_per_cpu, of.placement.clone()))
             }
             "fallback_flows" => self.same(|of| of.flow_table),
-            "cpus" => self.sets_fit(),
+            // Else each program has sets in use that the other's tables do not have, or not yet.
+            "cpus" => {
+                self.sets_fit()
+                    && (!self.same(|of| of.flow_table) || self.same(|of| of.flows_per_cpu))
+            }
             "global_flows" => self.same(|of| (of.global_flow_table_size, of.placement.clone())),
             "global_fallback" => true,
             _ => false,

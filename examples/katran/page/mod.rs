@@ -1,0 +1,167 @@
+//! The page of the running balancer, and the JSON that it shows: no build step, and nothing from other hosts.
+
+mod token;
+mod view;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::extract::Query;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::HeaderName;
+use axum::http::StatusCode;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::header::CONTENT_SECURITY_POLICY;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::header::X_CONTENT_TYPE_OPTIONS;
+use axum::response::IntoResponse;
+use axum::response::Response;
+use axum::routing::get;
+use axum::routing::post;
+use serde::Deserialize;
+use serde_json::json;
+pub(crate) use token::Token;
+
+use crate::common::with_causes;
+use crate::report::Report;
+use crate::run::Handle;
+use crate::socket::Request;
+use crate::socket::done;
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The longest document that is taken, as by the socket.
+const DOCUMENT_BYTES: usize = 64 << 20;
+
+/// Nothing but what comes from here is run, drawn, or asked; and no other page shows this one.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// With a token, commands as well, which are requests of the socket (`socket.rs`).
+pub(crate) fn routes(token: Option<Token>) -> Router<Handle> {
+    let commands = move |State(handle): State<Handle>, headers: HeaderMap, body: Bytes| {
+        command(token.clone(), handle, headers, body)
+    };
+    Router::new()
+        .route("/api/commands", post(commands))
+        .layer(DefaultBodyLimit::max(DOCUMENT_BYTES))
+        .route("/", get(async || file("text/html; charset=utf-8", PAGE)))
+        .route(
+            "/page.css",
+            get(async || file("text/css; charset=utf-8", STYLE)),
+        )
+        .route(
+            "/page.js",
+            get(async || file("text/javascript; charset=utf-8", SCRIPT)),
+        )
+        .route("/api/status", get(status))
+        .route("/api/reals", get(reals))
+        .route("/healthz", get("ok\n"))
+        .route("/readyz", get(ready))
+}
+
+fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    let headers: [(HeaderName, &str); 4] = [
+        (CONTENT_TYPE, kind),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text)
+}
+
+/// Asks the owner, which may take a moment, beside the threads that answer others.
+async fn report(handle: Handle, diagnose: bool) -> Result<Report, Response> {
+    let ask = move || -> anyhow::Result<Report> {
+        let mut report = handle.snapshot()?.report();
+        if diagnose {
+            report.problems = handle.problems();
+        }
+        Ok(report)
+    };
+    let answer = tokio::task::spawn_blocking(ask).await;
+    answer
+        .unwrap_or_else(|error| Err(error.into()))
+        .map_err(|error| {
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{}\n", with_causes(&error)),
+            )
+                .into_response()
+        })
+}
+
+async fn status(State(handle): State<Handle>) -> Response {
+    match report(handle, true).await {
+        Ok(report) => Json(view::status(&report)).into_response(),
+        Err(answer) => answer,
+    }
+}
+
+/// The body is a request, as the socket takes one in a line. Who has no token changes nothing.
+async fn command(
+    token: Option<Token>,
+    handle: Handle,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let refuse =
+        |status: StatusCode, why: &str| (status, Json(json!({ "error": why }))).into_response();
+    let Some(token) = token else {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "no commands by HTTP: run with --token-file",
+        );
+    };
+    if !token.is_in(&headers) {
+        return refuse(
+            StatusCode::UNAUTHORIZED,
+            "send the token: Authorization: Bearer TOKEN",
+        );
+    }
+    let request: Request = match serde_json::from_slice(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no request: {error}")),
+    };
+    let answer = tokio::task::spawn_blocking(move || done(request, &handle)).await;
+    match answer.unwrap_or_else(|error| Err(error.into())) {
+        Ok(answer) => Json(json!({ "ok": answer })).into_response(),
+        Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &with_causes(&error)),
+    }
+}
+
+#[derive(Deserialize)]
+struct Which {
+    vip: String,
+}
+
+async fn reals(State(handle): State<Handle>, Query(which): Query<Which>) -> Response {
+    match report(handle, false).await {
+        Ok(report) => match view::reals(&report, &which.vip) {
+            Some(reals) => Json(reals).into_response(),
+            None => (StatusCode::NOT_FOUND, "there is no such VIP\n").into_response(),
+        },
+        Err(answer) => answer,
+    }
+}
+
+/// Whether traffic should be sent here: attached everywhere, with a real for each VIP. The body says why not.
+async fn ready(State(handle): State<Handle>) -> Response {
+    let report = match report(handle, false).await {
+        Ok(report) => report,
+        Err(answer) => return answer,
+    };
+    let why = view::unready(&report);
+    match why.is_empty() {
+        true => "ready\n".into_response(),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", why.join("\n")),
+        )
+            .into_response(),
+    }
+}

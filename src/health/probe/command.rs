@@ -1,0 +1,83 @@
+//! Probes by a program of this host.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+
+use super::super::check::Command;
+use super::Failure;
+use super::Place;
+
+/// So much of what a program writes to standard error is told, in bytes.
+const MAX_WORDS: usize = 300;
+/// For how long its last words are waited for when it has ended.
+const LAST_WORDS: Duration = Duration::from_millis(10);
+
+/// A process group that is killed if it is still there in the end.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Its leader was not waited for, so the number is nobody else's.
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
+
+pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<(), Failure> {
+    let mut program = tokio::process::Command::new(&command.program);
+    program
+        .args(&command.arguments)
+        .env("KATRAN_VIP", place.target.vip.to_string())
+        .env("KATRAN_REAL", place.target.real.to_string())
+        .env("KATRAN_ADDRESS", place.to.ip().to_string())
+        .env("KATRAN_PORT", place.to.port().to_string())
+        .env_remove("KATRAN_MARK")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    if let Some(mark) = place.mark {
+        program.env("KATRAN_MARK", mark.to_string());
+    }
+    let mut child = program.spawn().map_err(Failure::not_sent)?;
+    // Dropped before the child, which is waited for then.
+    let leader = child.id().and_then(|id| i32::try_from(id).ok());
+    let mut group = Group(leader.map(Pid::from_raw));
+    let mut words = Vec::new();
+    let mut stderr = child.stderr.take();
+    let mut piece = [0; 512];
+    let status = loop {
+        let Some(open) = &mut stderr else {
+            break child.wait().await;
+        };
+        tokio::select! {
+            status = child.wait() => {
+                if let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await {
+                    words.extend_from_slice(&piece[..length]);
+                }
+                break status;
+            }
+            read = open.read(&mut piece) => match read {
+                Ok(0) | Err(_) => stderr = None,
+                // It may say more than anybody wants to know.
+                Ok(length) if words.len() < MAX_WORDS => words.extend_from_slice(&piece[..length]),
+                Ok(_) => {}
+            },
+        }
+    };
+    group.0 = None;
+    let status = status.map_err(Failure::not_sent)?;
+    if status.success() {
+        return Ok(());
+    }
+    words.truncate(MAX_WORDS);
+    let words = String::from_utf8_lossy(&words);
+    Err(Failure::Failed(format!("{status}: {}", words.trim())))
+}
