@@ -1,5 +1,5 @@
 //! A document in pieces, each of which is parsed for itself: TOML's parser makes a tree of what it reads,
-//! which takes some 50 times the memory of the text.
+//! which takes some 25 to 50 times the memory of the text.
 //!
 //! A piece begins with a line such as `[[vip]]` that is no part of anything else: none of the sections'
 //! names is a value, so that such a line is in no list, and a string of several lines is none of our

@@ -93,7 +93,7 @@ impl State {
     /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the file.
     ///
     /// # Errors
-    /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65,535, 0 for any`;
+    /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65535, 0 for any`;
     /// [`Error::Kernel`] if the file cannot be read.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
