@@ -237,8 +237,18 @@ int katran_explain_full(struct xdp_md *ctx)
 	return walk(ctx, EXPLAINS | FULL);
 }
 
-/* Looks for an id in the packet, then goes on: with one that leads to a real the packet is sent, without
- * the walk goes on. So it does if somebody wants to know why. */
+/* Hands the frame, as it came but for a tunnel that ended here, to the program before. Comes back where there is none, which
+ * is so when it has just gone; with tags put back with a verdict. */
+static __always_inline int hand_back(const struct run *run)
+{
+	if (run->untagged && tag_again(run, XDP_TX) != XDP_TX)
+		return XDP_DROP;
+	bpf_tail_call(run->ctx, &special_programs, PROGRAM_BEFORE);
+	return run->untagged ? drop(run, DROP_PROGRAM_MISSING) : CONTINUE;
+}
+
+/* Looks for an id in the packet, unless the program before may know its flow; then goes on: with one that leads to a real
+ * the packet is sent, without the walk goes on. So it does if somebody wants to know why. */
 SEC("xdp")
 int katran_ids(struct xdp_md *ctx)
 {
@@ -249,10 +259,17 @@ int katran_ids(struct xdp_md *ctx)
 		.variant = FULL,
 	};
 	struct id_query *query;
+	int verdict;
 
 	if (!run.cpu)
 		return XDP_ABORTED;
 	query = &run.cpu->scratch.query;
+	if ((query->vip.flags & VIP_HANDS_BACK) && !query->explain && may_be_known_before()) {
+		run.untagged = query->untagged;
+		verdict = hand_back(&run);
+		if (verdict != CONTINUE)
+			return finish(&run, verdict, query->arrived);
+	}
 	find_id(&run, query);
 	if (query->explain)
 		bpf_tail_call(ctx, &special_programs, PROGRAM_EXPLAIN_SPECIAL);

@@ -16,7 +16,6 @@
 #include "parse.h"
 #include "slots.h"
 #include "verifier.h"
-#include "vlan.h"
 
 #include <linux/in.h>
 
@@ -392,16 +391,6 @@ static __always_inline int walk_quic(const struct run *run, const struct packet 
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
-/* Hands the frame, as it came but for a tunnel that ended here, to the program before. Comes back where there is none, which
- * is so when it has just gone; with tags put back with a verdict. */
-static __always_inline int hand_back(const struct run *run)
-{
-	if (is(run, RARE) && run->untagged && tag_again(run, XDP_TX) != XDP_TX)
-		return XDP_DROP;
-	bpf_tail_call(run->ctx, &special_programs, PROGRAM_BEFORE);
-	return is(run, RARE) && run->untagged ? drop(run, DROP_PROGRAM_MISSING) : CONTINUE;
-}
-
 /* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
 static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
@@ -409,12 +398,6 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	if (is_plain_quic(run, choice->vip.flags))
 		return walk_quic(run, packet, choice, arrived);
 	describe(run, packet, choice, arrived);
-	if (!is(run, EXPLAINS) && (choice->vip.flags & VIP_HANDS_BACK) && may_be_known_before()) {
-		const int verdict = hand_back(run);
-
-		if (verdict != CONTINUE)
-			return verdict;
-	}
 	bpf_tail_call(run->ctx, &special_programs, PROGRAM_IDS);
 	return drop(run, DROP_PROGRAM_MISSING);
 }
