@@ -76,14 +76,7 @@ fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
 
 /// Asks the owner, which may take a moment, beside the threads that answer others.
 async fn report(handle: Handle, diagnose: bool) -> Result<Report, Response> {
-    let ask = move || -> anyhow::Result<Report> {
-        let mut report = handle.snapshot()?.report();
-        if diagnose {
-            report.problems = handle.problems();
-        }
-        Ok(report)
-    };
-    let answer = tokio::task::spawn_blocking(ask).await;
+    let answer = tokio::task::spawn_blocking(move || handle.report(diagnose)).await;
     answer
         .unwrap_or_else(|error| Err(error.into()))
         .map_err(|error| {

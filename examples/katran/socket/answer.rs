@@ -107,19 +107,11 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
 /// Does what one line of an answer tells of: all requests but `monitor`.
 pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
     match request {
-        Request::Status { diagnose } => status(handle, diagnose),
+        Request::Status { diagnose } => Ok(serde_json::to_value(handle.report(diagnose)?)?),
         Request::Apply { document, dry_run } => apply(handle, &document, dry_run),
         Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
         Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
     }
-}
-
-fn status(handle: &Handle, diagnose: bool) -> Result<Value> {
-    let mut report = handle.snapshot()?.report();
-    if diagnose {
-        report.problems = handle.problems();
-    }
-    Ok(serde_json::to_value(report)?)
 }
 
 fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
