@@ -180,10 +180,16 @@ pub(crate) struct Problem {
     pub(crate) advice: String,
 }
 
+impl Report {
+    /// Seconds since an earlier one. Two of one moment tell no rate; nothing is infinite.
+    pub(crate) fn since(&self, before: &Self) -> f64 {
+        (self.running - before.running).max(1e-3)
+    }
+}
+
 /// A report with the rates since an earlier one.
 pub(crate) fn rated(mut now: Report, before: &Report) -> Report {
-    // Two reports of one moment tell no rate; nothing is infinite.
-    let seconds = (now.running - before.running).max(1e-3);
+    let seconds = now.since(before);
     let vips: BTreeMap<_, _> = before.vips.iter().map(|of| (&of.vip, of.sent)).collect();
     for vip in &mut now.vips {
         vip.rate = Some(rate(vip.sent, vips.get(&vip.vip), seconds));
