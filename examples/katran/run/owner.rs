@@ -128,10 +128,6 @@ impl Owner {
         Ok(owner)
     }
 
-    pub(super) fn arguments(&self) -> &Arguments {
-        &self.arguments
-    }
-
     /// For those who want something of it.
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
