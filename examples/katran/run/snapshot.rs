@@ -27,6 +27,7 @@ use super::Message;
 use super::Owner;
 use crate::options;
 use crate::report;
+use crate::report::ATTACHED;
 use crate::report::Applied;
 use crate::report::Drain;
 use crate::report::Health;
@@ -308,7 +309,7 @@ impl Snapshot {
 
 fn word(state: AttachmentState) -> String {
     match state {
-        AttachmentState::Attached => "attached",
+        AttachmentState::Attached => ATTACHED,
         AttachmentState::Gone => "gone",
         AttachmentState::Moved => "moved to another namespace",
         AttachmentState::Replaced => "replaced by another program",
