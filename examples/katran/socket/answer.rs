@@ -117,14 +117,9 @@ pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
 fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
     // Here, so that nobody else waits for it.
     let read = State::from_toml(document).map_err(anyhow::Error::from);
-    let applied = handle.ask(move |owner| match (read, dry_run) {
-        (Ok(state), true) => owner.would_change(state),
-        (Ok(state), false) => owner.apply_document(state),
-        (Err(error), true) => Err(error),
-        (Err(error), false) => {
-            owner.refuse(&error.to_string());
-            Err(error)
-        }
+    let applied = handle.ask(move |owner| match dry_run {
+        true => owner.would_change(read?),
+        false => owner.apply_document(read),
     });
     let changes = applied??;
     Ok(match dry_run {
