@@ -9,7 +9,7 @@
 //! katran drain 198.51.100.1 [VIP] [--wait]     no new flows; when may it be switched off?
 //! katran top                                   the same, live
 //! katran monitor [--directory DIR]             noteworthy packets
-//! katran remove --pin DIR                      takes away what a pinned balancer has left in force
+//! katran remove --pin DIR                      takes away a balancer, or decapsulator, that is pinned
 //! katran simulate, katran decap, katran root   see the examples of these names
 //! katran completions SHELL, katran man DIR
 //! ```
@@ -68,7 +68,7 @@ enum Command {
     /// Share an interface between several XDP programs
     #[command(subcommand)]
     Root(common::root::Arguments),
-    /// Take away what a pinned balancer has left in force
+    /// Take away a balancer, or decapsulator, that is pinned
     Remove {
         /// Where it is pinned
         #[arg(long, value_name = "DIR")]

@@ -1,5 +1,5 @@
 //! What the running balancer tells about itself, as it goes through the socket and as `status --json` prints it.
-//! Counters are those since the balancer was loaded; who wants rates asks twice.
+//! Counters are those since the balancer was loaded; for rates ask twice.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -80,7 +80,7 @@ pub(crate) struct Vip {
     /// Of its ring, where only changed flows are remembered.
     pub(crate) slots: Option<Slots>,
     pub(crate) reals: Vec<OfVip>,
-    /// By whoever asks.
+    /// The client works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<Rate>,
 }
@@ -121,7 +121,7 @@ pub(crate) enum Health {
 pub(crate) struct Drain {
     /// By `katran drain`; else by the document.
     pub(crate) by_command: bool,
-    /// Seconds without a packet, as far as that is known.
+    /// Seconds without a packet, if that is known.
     pub(crate) silent: Option<f64>,
     /// So long that what it had is over: it may be switched off.
     pub(crate) done: bool,
@@ -131,7 +131,7 @@ pub(crate) struct Drain {
 pub(crate) struct Real {
     pub(crate) real: IpAddr,
     pub(crate) sent: Count,
-    /// By whoever asks.
+    /// The client works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<Rate>,
 }

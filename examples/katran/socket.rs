@@ -14,7 +14,7 @@
 //! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
 //! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`).
 //!
-//! `PATH.lock` is locked by whoever listens, so a socket that a dead process has left is replaced, and another balancer's
+//! The balancer that listens has `PATH.lock` locked, so a socket that a dead process has left is replaced, and another balancer's
 //! is not.
 
 mod answer;
@@ -85,7 +85,7 @@ struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Whoever has opened it meanwhile finds that it is another one's name no more.
+        // A process that has opened it meanwhile finds that the name leads elsewhere.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -135,7 +135,7 @@ impl Bound {
     pub(crate) fn serve(self, handle: Handle) -> Result<impl Drop> {
         let Self { listener, place } = self;
         say(format!("commands at {}", place.path.display()));
-        // One more than there may be: whoever holds one is a client.
+        // One more than there may be: each other holder is a client.
         let clients = Arc::new(());
         let long = Arc::default();
         let accept = move || {

@@ -193,7 +193,7 @@ fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
     }
     let refused = UnixStream::connect(running.socket()).unwrap();
     assert!(error(&next(&refused)).contains("too many clients"));
-    // Who hangs up makes room.
+    // Clients that hang up make room.
     drop(silent);
     eventually("there is room", || {
         running.say(&host, "status", &["--over", "0.1"]).0
@@ -254,7 +254,7 @@ fn documents_are_applied_and_others_are_answered_meanwhile() {
         assert!(!worked && text.contains("line 9"), "{text}");
     }
     assert_eq!(weight(), 5);
-    // The file is in force again when it is read.
+    // The balancer goes by the file again when it reads it.
     running.balancer.process.signal(1).unwrap();
     running.balancer.says("applied:");
     running.balancer.says("in all");

@@ -13,8 +13,8 @@ use crate::socket::Request;
 /// The document.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The document: TOML with [balancer] and [[vip]]. It is in force until the balancer is given
-    /// another one, or reads its own file again, at SIGHUP or when it is started
+    /// The document: TOML with [balancer] and [[vip]]. It holds until you give the balancer
+    /// another one, or it reads its own file again, at SIGHUP or when it is started
     #[arg(value_name = "FILE")]
     document: PathBuf,
     /// Say what it would change, and change nothing

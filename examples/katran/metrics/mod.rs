@@ -31,9 +31,9 @@ use crate::run::Handle;
 /// For requests under way when it ends.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Requests are answered on threads of their own: a snapshot takes microseconds, however many flows there are.
+/// Two threads answer requests; a snapshot takes no longer the more flows there are.
 ///
-/// With a token whoever sends it may give commands, too.
+/// With a token, clients that send it may give commands, too.
 pub(crate) fn serve(
     listener: TcpListener,
     handle: Handle,

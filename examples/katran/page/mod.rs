@@ -99,7 +99,7 @@ async fn status(State(handle): State<Handle>) -> Response {
     }
 }
 
-/// The body is a request, as the socket takes one in a line. Who has no token changes nothing.
+/// The body is a request, as the socket takes one in a line. Clients without the token change nothing.
 async fn command(
     token: Option<Token>,
     handle: Handle,

@@ -40,7 +40,7 @@ function duration(seconds) {
   return `${Math.round(s / 86400)} days`;
 }
 
-// A counter never goes back; if it does, the program began anew, and there is no rate yet.
+// A counter never goes back; if it does, the program was loaded again, and there is no rate yet.
 function rate(now, before, seconds) {
   if (before === undefined || seconds <= 0 || now < before) return undefined;
   return (now - before) / seconds;

@@ -13,7 +13,7 @@ use axum::http::header::AUTHORIZATION;
 /// Shorter ones can be guessed.
 const LEAST: usize = 16;
 
-/// Whoever sends it may give commands.
+/// Clients that send it may give commands.
 #[derive(Clone)]
 pub(crate) struct Token(Arc<str>);
 

@@ -50,7 +50,7 @@ impl Drains {
         Ok(named)
     }
 
-    /// What a document says, with weight 0 for those that are drained. Who is not in it any more is forgotten.
+    /// What a document says, with weight 0 for those that are drained. Drains of what it has no more are forgotten.
     pub(super) fn applied(&mut self, mut state: State) -> State {
         let mut there = BTreeSet::new();
         for of_vip in &mut state.vips {

@@ -68,7 +68,7 @@ pub(crate) struct Arguments {
     /// Serve a page, JSON and /metrics, there or on 127.0.0.1:9957; anybody who reaches it can read it
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9957")]
     listen: Option<SocketAddr>,
-    /// Take commands by HTTP, too, from whoever sends the token in this file
+    /// Take commands by HTTP, too, from clients that send the token in this file
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
     /// Count the new flows of this VIP for each real, such as 203.0.113.1:443/tcp

@@ -49,7 +49,7 @@ pub(crate) struct Owner {
     pub(super) katran: Katran,
     pub(super) began: Instant,
     handle: Handle,
-    /// The document in force, without drains by command.
+    /// The document that was applied last, without drains by command.
     wanted: State,
     pub(super) drains: Drains,
     pub(super) silences: Silences,
@@ -416,7 +416,7 @@ fn apply(katran: &mut Katran, state: &State) -> (Result<Changes>, Applied) {
     (changes, applied)
 }
 
-/// Removing the VIP ends the watch, and counting begins anew with each; so only where it has ended.
+/// Removing the VIP ends the watch, and each watch counts from 0; so only where it has ended.
 fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
     match vip {
         Some(vip) if katran.stats().watched_vip() != Some(vip) => katran

@@ -34,7 +34,7 @@ use crate::report::Health;
 use crate::report::NOT_SENT;
 use crate::report::Report;
 
-/// For how long somebody who asks waits for a new one; a change takes longer.
+/// For how long a client waits for a new one; a change takes longer.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
@@ -104,7 +104,7 @@ impl Handle {
     ) -> Result<T> {
         let (sender, answer) = mpsc::channel();
         self.tell(move |owner| {
-            // Who has asked may have gone.
+            // The client may have gone.
             let _ = sender.send(wish(owner));
         });
         let answer = answer.recv_timeout(patience);

@@ -16,7 +16,7 @@ const SHORT: usize = 64 << 10;
 /// Of a line with a document in it.
 pub(crate) const LONGEST: usize = 64 << 20;
 
-/// Whoever holds it may write a line above [`SHORT`].
+/// The client that holds it may write a line above [`SHORT`].
 pub(super) type Long = Arc<Mutex<()>>;
 
 pub(super) struct Lines<'a> {
