@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
 use std::panic::AssertUnwindSafe;
@@ -120,6 +121,18 @@ impl Shared {
         is_so(&known)
     }
 
+    /// Has the runner probe what is on the board now. Orders are given in the order of changes.
+    pub(super) fn follow(&self, orders: &UnboundedSender<Order>) {
+        let known = self.known();
+        // If nobody probes any more the report says why.
+        let _ = orders.send(Order::Follow(Arc::clone(&known.questions)));
+    }
+
+    /// A result that the thread has no room for.
+    pub(super) fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits for a change that is under way, and lets none begin.
     pub(super) fn stop(&self) {
         *lock(&self.stopped) = true;
@@ -196,12 +209,10 @@ impl Driver {
         let mut not_before = Instant::now();
         loop {
             let now = Instant::now();
-            let wake = {
+            let (wake, step) = {
                 let known = self.shared.known();
-                match known.pending {
-                    true => Some(not_before),
-                    false => known.board.next_step(now),
-                }
+                let step = known.board.next_step(now);
+                (if known.pending { Some(not_before) } else { step }, step)
             };
             let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now).min(IDLE));
             match self.messages.recv_timeout(wait) {
@@ -226,8 +237,13 @@ impl Driver {
                 return None;
             }
             let now = Instant::now();
-            let due = wake.is_some_and(|wake| wake <= now) || self.shared.known().pending;
-            if due && now >= not_before {
+            let pending = {
+                let mut known = self.shared.known();
+                // A step that comes within the pause is taken after it, also if it is the last.
+                known.pending |= step.is_some_and(|step| step <= now);
+                known.pending
+            };
+            if pending && now >= not_before {
                 match self.round() {
                     Ok(pause) => not_before = Instant::now() + pause,
                     Err(end) => return end,
@@ -296,17 +312,13 @@ impl Driver {
             let changes = shared.tell(katran, board, state)?;
             let known = shared.known();
             let others = !before.keys().eq(known.questions.keys());
-            Ok((
-                changes,
-                others.then(|| Arc::clone(&known.questions)),
-                known.board.settings.pause,
-            ))
+            Ok((changes, others, known.board.settings.pause))
         });
-        let event = match told {
+        let why = match told {
             None => return Err(None),
-            Some(Ok((changes, questions, pause))) => {
-                if let Some(questions) = questions {
-                    let _ = self.orders.send(Order::Follow(questions));
+            Some(Ok((changes, others, pause))) => {
+                if others {
+                    self.shared.follow(&self.orders);
                 }
                 if !changes.is_empty() {
                     let changes = Box::new(changes);
@@ -317,19 +329,17 @@ impl Driver {
                 return Ok(pause);
             }
             Some(Err(error @ Error::HandedOver { .. })) => return Err(Some(error.to_string())),
-            Some(Err(error)) => Event::Refused {
-                why: error.to_string(),
-            },
+            Some(Err(error)) => error.to_string(),
         };
         // Packets flow as before.
-        let Event::Refused { why } = &event else {
-            return Ok(RETRY);
+        let is_news = {
+            let mut known = self.shared.known();
+            known.pending = true;
+            let before = known.refused.replace(why.clone());
+            before.as_ref() != Some(&why)
         };
-        let known = &mut *self.shared.known();
-        known.pending = true;
-        let is_news = known.refused.as_ref() != Some(why);
-        known.refused = Some(why.clone());
         if is_news {
+            let event = Event::Refused { why };
             log::warn!("{event}");
             (self.on_event)(&event);
         }
@@ -387,8 +397,7 @@ impl Tunnels {
             }
             tunnel.missed = why;
         }
-        self.0
-            .retain(|_, tunnel| questions.keys().any(|target| target.vip == tunnel.vip));
+        self.0.retain(|_, tunnel| is_probed(questions, tunnel.vip));
         events
     }
 
@@ -403,6 +412,13 @@ impl Tunnels {
                 .or_else(|| Some("no packet left".to_owned())),
         }
     }
+}
+
+/// Whether any real of a VIP is probed.
+fn is_probed(questions: &Questions, vip: Vip) -> bool {
+    let real = IpAddr::from([0; 4]); // Before all others.
+    let mut from = questions.range(Target { vip, real }..);
+    from.next().is_some_and(|(target, _)| target.vip == vip)
 }
 
 fn why_missed(katran: &Katran, to: Vip, outcome: &Outcome) -> String {
@@ -432,11 +448,4 @@ fn is_own(to: Vip) -> bool {
         socket.local_addr()
     });
     source.is_ok_and(|source| source.ip() == to.ip())
-}
-
-impl Shared {
-    /// A result that the thread has no room for.
-    pub(super) fn lose(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-    }
 }

@@ -135,7 +135,7 @@ impl Health {
             messages,
             process: std::process::id(),
         };
-        health.follow();
+        health.shared.follow(&health.orders);
         let thread = thread::Builder::new().name("katran-health".to_owned());
         let work = move || {
             driver.run();
@@ -187,7 +187,7 @@ impl Health {
             told
         });
         let changes = told.ok_or_else(gone)??;
-        self.follow();
+        self.shared.follow(&self.orders);
         Ok(changes)
     }
 
@@ -238,13 +238,6 @@ impl Health {
             refused: known.refused.clone(),
             ended: known.ended.clone(),
         }
-    }
-
-    /// Has the runner probe what is on the board now.
-    fn follow(&self) {
-        let questions = Arc::clone(&self.shared.known().questions);
-        // If nobody probes any more the report says why.
-        let _ = self.orders.send(Order::Follow(questions));
     }
 }
 
