@@ -148,12 +148,13 @@ impl Shared {
         Some(done.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// Brings the balancer to what the board says of this state, if nobody has stopped that.
+    /// Brings the balancer to what the board says of this state, if nobody has stopped that. `None`: the probes stay.
     pub(super) fn tell(
         &self,
         katran: &mut Katran,
         mut board: Board,
         mut state: State,
+        probes: Option<Probes>,
     ) -> Result<Changes> {
         let stopped = lock(&self.stopped);
         if *stopped {
@@ -163,6 +164,9 @@ impl Shared {
         let changes = katran.apply(&state)?;
         board.told(&state);
         let mut known = self.known();
+        if let Some(probes) = probes {
+            known.probes = probes;
+        }
         known.questions = Arc::new(questions(&board, &known.probes));
         known.board = board;
         known.pending = false;
@@ -212,7 +216,14 @@ impl Driver {
             let (wake, step) = {
                 let known = self.shared.known();
                 let step = known.board.next_step(now);
-                (if known.pending { Some(not_before) } else { step }, step)
+                (
+                    if known.pending {
+                        Some(not_before)
+                    } else {
+                        step
+                    },
+                    step,
+                )
             };
             let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now).min(IDLE));
             match self.messages.recv_timeout(wait) {
@@ -309,7 +320,7 @@ impl Driver {
             let mut board = shared.known().board.clone();
             board.follow_balancer(&state)?;
             let before = Arc::clone(&shared.known().questions);
-            let changes = shared.tell(katran, board, state)?;
+            let changes = shared.tell(katran, board, state, None)?;
             let known = shared.known();
             let others = !before.keys().eq(known.questions.keys());
             Ok((changes, others, known.board.settings.pause))
