@@ -255,6 +255,8 @@ async fn programs_are_judged_by_their_status() {
     assert_eq!(failed, "exit status: 3: no disk");
     let killed = why(ask(&shell("kill -9 $$"), to).await);
     assert!(killed.contains("signal: 9"), "{killed}");
+    let lines = why(ask(&shell("printf 'a\\nb\\033[1m' >&2; exit 1"), to).await);
+    assert_eq!(lines, "exit status: 1: a b [1m");
     // However much it says.
     let long = why(ask(&shell("yes again | head -c 1000000 >&2; exit 1"), to).await);
     assert!((100..400).contains(&long.len()), "{long}");
