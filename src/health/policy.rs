@@ -105,7 +105,12 @@ impl Policy {
         within("jitter", self.jitter, 0, 50)?;
         within("panic_threshold", self.panic_threshold, 0, 100)?;
         within("slow_start_steps", self.slow_start_steps, 4, 8)?;
-        lasts("slow_start", self.slow_start, Duration::ZERO..=HOUR, "0 to 1 h")?;
+        lasts(
+            "slow_start",
+            self.slow_start,
+            Duration::ZERO..=HOUR,
+            "0 to 1 h",
+        )?;
         asked(self.check.as_ref(), self.port)?;
         for of_real in self.reals.values() {
             timing(
