@@ -70,7 +70,7 @@ pub(super) struct Known {
     pub(super) pending: bool,
 }
 
-/// What the thread and the handle share. Whoever changes the board holds the balancer; whoever takes both takes the
+/// What the thread and the handle share. To change the board, hold the balancer; to take both, take the
 /// balancer first.
 pub(super) struct Shared {
     katran: Weak<Mutex<Katran>>,

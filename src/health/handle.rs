@@ -205,7 +205,7 @@ impl Health {
         self.shared.wait(limit, ended_or_clear) && self.shared.known().ended.is_none()
     }
 
-    /// What is known. It waits for nobody who holds the balancer.
+    /// What is known. It does not wait for the balancer.
     pub fn report(&self) -> Report {
         let known = self.shared.known();
         let clock = Clock::now();

@@ -283,7 +283,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
     for pid in pids {
-        // A killed child of the shell is whoever's adopts it to wait for.
+        // Another process may have to wait for a killed child of the shell.
         let mut tries = 0;
         while is_running(pid) {
             tries += 1;

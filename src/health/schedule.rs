@@ -1,4 +1,4 @@
-//! When which real is probed: each at intervals of its own, a little longer or shorter each time, so that they neither
+//! When which real is probed: each at its interval, a little longer or shorter each time, so that they neither
 //! start at once nor fall into step. No I/O, and no clock of its own.
 
 use std::cmp::Reverse;

@@ -75,7 +75,7 @@ pub(super) struct Effects {
     pub(super) turned: bool,
     /// The balancer has to be told.
     pub(super) tell: bool,
-    /// An answer of this one would show that it is not the checker who is cut off.
+    /// An answer of this one would show that the checker is not cut off.
     pub(super) ask: Option<IpAddr>,
 }
 
