@@ -374,13 +374,22 @@ impl Attachments<XdpLink> {
         attachment
     }
 
-    /// What was sent by the interfaces, as far as the calling thread is in their network namespace.
+    /// What the interfaces of the calling thread's network namespace have sent.
     pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
+        self.here().filter_map(XdpLink::sent).collect()
+    }
+
+    /// The same of one of them; `None`: it is not attached to, or its counters cannot be read.
+    pub(crate) fn sent_by(&self, index: u32) -> Option<InterfaceCounters> {
+        let mut held = self.here();
+        let held = held.find(|held| held.target.place.index == index)?;
+        held.sent()
+    }
+
+    fn here(&self) -> impl Iterator<Item = &XdpLink> {
         let here = here();
-        let here = self
-            .present()
-            .filter(|held| Some(held.target.place.namespace) == here);
-        here.filter_map(XdpLink::sent).collect()
+        self.present()
+            .filter(move |held| Some(held.target.place.namespace) == here)
     }
 
     /// What there is, as the kernel says.
