@@ -88,8 +88,7 @@ fn takes_none(far: &FarEnd, place: &InterfaceFacts, next_hops: NextHops, found: 
     found.problem(about, message, advice);
 }
 
-/// virtio_net gives each CPU a queue of its own for native XDP, if there are so many left; else CPUs wait for each
-/// other.
+/// virtio_net gives each CPU its own queue for native XDP, if there are so many left; else CPUs wait for each other.
 fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found: &mut Diagnosis) {
     let VirtioQueues { in_use, most, cpus } = queues;
     if in_use.saturating_add(cpus) <= most {
