@@ -12,7 +12,9 @@ pub(crate) mod simulate;
 
 use std::io::Write;
 use std::io::stdout;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -24,6 +26,18 @@ pub(crate) fn log() {
 /// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
 pub(crate) fn say(line: impl AsRef<str>) {
     let _ = writeln!(stdout(), "{}", line.as_ref());
+}
+
+/// An option's value: a number of seconds in a range.
+pub(crate) fn seconds(text: &str, range: RangeInclusive<f64>) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if range.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!(
+            "a number of seconds from {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
 }
 
 /// A program's end: an error goes to standard error, under the program's name. That another one has taken the

@@ -51,14 +51,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.undo {
         return Ok(());
     }
-    let mut said = Vec::new();
+    // VIPs that were waited for when it was said.
+    let mut said = 0;
     loop {
         let waiting = waiting(&arguments.to, real, &vips)?;
         if waiting.is_empty() {
             say(format!("{real} may be switched off"));
             return Ok(());
         }
-        if said.is_empty() || waiting.len() != said.len() {
+        if waiting.len() != said {
             for (vip, drain) in &waiting {
                 let silent = drain
                     .silent
@@ -74,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             ));
             return Ok(());
         }
-        said = waiting;
+        said = waiting.len();
         thread::sleep(LOOK);
     }
 }

@@ -10,6 +10,9 @@ use serde::Serialize;
 /// What a line of frames begins with that an interface has not sent, though the balancer had.
 pub(crate) const NOT_SENT: &str = "not sent by ";
 
+/// The state of an attachment by which packets come in.
+pub(crate) const ATTACHED: &str = "attached";
+
 /// Packets and bytes; of VIPs and reals as IP counts them, else of whole frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Count {
@@ -58,8 +61,14 @@ pub(crate) struct Attachment {
     pub(crate) place: String,
     /// Of XDP; `None`: an entry.
     pub(crate) mode: Option<String>,
-    /// `attached`, or why not.
+    /// [`ATTACHED`], or why not.
     pub(crate) state: String,
+}
+
+impl Attachment {
+    pub(crate) fn is_there(&self) -> bool {
+        self.state == ATTACHED
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -180,10 +189,21 @@ pub(crate) struct Problem {
     pub(crate) advice: String,
 }
 
+impl Report {
+    /// Whether it is from before a change that is under way: else it has only come here.
+    pub(crate) fn is_old(&self) -> bool {
+        self.age > 0.5
+    }
+
+    /// Seconds since an earlier one. Two of one moment tell no rate; nothing is infinite.
+    pub(crate) fn since(&self, before: &Self) -> f64 {
+        (self.running - before.running).max(1e-3)
+    }
+}
+
 /// A report with the rates since an earlier one.
 pub(crate) fn rated(mut now: Report, before: &Report) -> Report {
-    // Two reports of one moment tell no rate; nothing is infinite.
-    let seconds = (now.running - before.running).max(1e-3);
+    let seconds = now.since(before);
     let vips: BTreeMap<_, _> = before.vips.iter().map(|of| (&of.vip, of.sent)).collect();
     for vip in &mut now.vips {
         vip.rate = Some(rate(vip.sent, vips.get(&vip.vip), seconds));

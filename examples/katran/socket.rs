@@ -46,6 +46,7 @@ pub(crate) use answer::Request;
 pub(crate) use answer::done;
 use anyhow::Context;
 use anyhow::Result;
+pub(crate) use line::LONGEST;
 use line::Lines;
 use nix::fcntl::Flock;
 use nix::fcntl::FlockArg;

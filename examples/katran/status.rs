@@ -10,6 +10,7 @@ use katran::diagnosis::Diagnosis;
 use katran::diagnosis::Severity;
 
 use crate::client::To;
+use crate::common;
 use crate::common::say;
 use crate::report::Health;
 use crate::report::OfVip;
@@ -36,10 +37,7 @@ pub(crate) struct Arguments {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds @ 0.1..=60.0) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("a number of seconds from 0.1 to 60".to_owned()),
-    }
+    common::seconds(text, 0.1..=60.0)
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -77,7 +75,7 @@ fn head(text: &mut String, report: &Report) -> std::fmt::Result {
         "katran {version}, process {process}, for {:.0} s",
         report.running
     )?;
-    if report.age > 0.5 {
+    if report.is_old() {
         writeln!(
             text,
             "it is busy with a change: all this is {:.1} s old",

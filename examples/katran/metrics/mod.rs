@@ -64,8 +64,7 @@ pub(crate) fn serve(
 async fn metrics(State(handle): State<Handle>, headers: HeaderMap) -> Response {
     let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accepted.unwrap_or_default());
-    let answer = tokio::task::spawn_blocking(move || Scrape(handle.snapshot()?).text(format));
-    match answer.await.unwrap_or_else(|error| Err(error.into())) {
+    match page::beside(move || Scrape(handle.diagnosed()?).text(format)).await {
         Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => {
             let text = format!("{}\n", with_causes(&error));

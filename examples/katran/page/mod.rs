@@ -27,15 +27,13 @@ pub(crate) use token::Token;
 use crate::common::with_causes;
 use crate::report::Report;
 use crate::run::Handle;
+use crate::socket::LONGEST;
 use crate::socket::Request;
 use crate::socket::done;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-
-/// The longest document that is taken, as by the socket.
-const DOCUMENT_BYTES: usize = 64 << 20;
 
 /// Nothing but what comes from here is run, drawn, or asked; and no other page shows this one.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
@@ -48,7 +46,7 @@ pub(crate) fn routes(token: Option<Token>) -> Router<Handle> {
     };
     Router::new()
         .route("/api/commands", post(commands))
-        .layer(DefaultBodyLimit::max(DOCUMENT_BYTES))
+        .layer(DefaultBodyLimit::max(LONGEST))
         .route("/", get(async || file("text/html; charset=utf-8", PAGE)))
         .route(
             "/page.css",
@@ -74,18 +72,17 @@ fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
     (headers, text)
 }
 
-/// Asks the owner, which may take a moment, beside the threads that answer others.
-async fn report(handle: Handle, diagnose: bool) -> Result<Report, Response> {
-    let ask = move || -> anyhow::Result<Report> {
-        let mut report = handle.snapshot()?.report();
-        if diagnose {
-            report.problems = handle.problems();
-        }
-        Ok(report)
-    };
+/// What asks the owner may take a moment: it is done beside the threads that answer others.
+pub(crate) async fn beside<T: Send + 'static>(
+    ask: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
     let answer = tokio::task::spawn_blocking(ask).await;
-    answer
-        .unwrap_or_else(|error| Err(error.into()))
+    answer.unwrap_or_else(|error| Err(error.into()))
+}
+
+async fn report(handle: Handle, diagnose: bool) -> Result<Report, Response> {
+    beside(move || handle.report(diagnose))
+        .await
         .map_err(|error| {
             (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -127,8 +124,7 @@ async fn command(
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no request: {error}")),
     };
-    let answer = tokio::task::spawn_blocking(move || done(request, &handle)).await;
-    match answer.unwrap_or_else(|error| Err(error.into())) {
+    match beside(move || done(request, &handle)).await {
         Ok(answer) => Json(json!({ "ok": answer })).into_response(),
         Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &with_causes(&error)),
     }

@@ -46,6 +46,12 @@ function rate(now, before, seconds) {
   return (now - before) / seconds;
 }
 
+// Packets and bits a second of something with counters; it may not have been there before.
+function traffic(now, was = {}, seconds) {
+  const bits = (of) => (of.bytes === undefined ? undefined : 8 * of.bytes);
+  return { packets: rate(now.packets, was.packets, seconds), bits: rate(bits(now), bits(was), seconds) };
+}
+
 function element(name, text, className) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
@@ -180,14 +186,7 @@ async function reals(vip) {
     cell.replaceChildren(table);
   }
   const body = table.tBodies[0];
-  const rates = answer.reals.map((real) => {
-    const was = old.get(real.address) || {};
-    return {
-      real,
-      packets: rate(real.packets, was.packets, seconds),
-      bits: rate(real.bytes * 8, was.bytes === undefined ? undefined : was.bytes * 8, seconds),
-    };
-  });
+  const rates = answer.reals.map((real) => ({ real, ...traffic(real, old.get(real.address), seconds) }));
   const all = rates.reduce((sum, of) => sum + (of.packets || 0), 0);
   const heaviest = Math.max(...answer.reals.map((real) => real.weight), 1);
   const there = new Set();
@@ -324,11 +323,7 @@ function show(status) {
   const before = new Map((last ? last.vips : []).map((vip) => [vip.vip, vip]));
   const sums = { packets: undefined, bits: undefined, unsettled: 0 };
   for (const vip of status.vips) {
-    const was = before.get(vip.vip) || {};
-    vip.rates = {
-      packets: rate(vip.packets, was.packets, seconds),
-      bits: rate(vip.bytes * 8, was.bytes === undefined ? undefined : was.bytes * 8, seconds),
-    };
+    vip.rates = traffic(vip, before.get(vip.vip), seconds);
     for (const of of ["packets", "bits"]) if (vip.rates[of] !== undefined) sums[of] = (sums[of] || 0) + vip.rates[of];
     sums.unsettled += vip.unsettled || 0;
     remember(vip.vip, vip.rates.bits);

@@ -162,10 +162,7 @@ pub(super) fn unready(report: &Report) -> Vec<String> {
     if report.attachments.is_empty() {
         why.push("it is attached to no interface".to_owned());
     }
-    let lost = report
-        .attachments
-        .iter()
-        .filter(|of| of.state != "attached");
+    let lost = report.attachments.iter().filter(|of| !of.is_there());
     why.extend(lost.map(|of| format!("{}: {}", of.place, of.state)));
     if report.vips.is_empty() {
         why.push("there is no VIP".to_owned());

@@ -78,14 +78,11 @@ impl Notice {
 }
 
 /// What probes have found of a real of a VIP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) vip: Vip,
     pub(crate) real: IpAddr,
     /// `None`: it has not been probed yet.
     pub(crate) up: Option<bool>,
-    /// It gets no flows.
-    pub(crate) out: bool,
 }
 
 /// One real of a VIP to probe, and the mark that leads to it.
@@ -307,13 +304,12 @@ impl Board {
         let probed = self.services.iter();
         let probed = probed.filter(|(vip, _)| self.probed.contains_key(vip));
         probed.flat_map(|(vip, service)| {
-            let found = |(real, health): (&IpAddr, &Health)| Found {
+            let found = move |(real, health): (&IpAddr, &Health)| Found {
                 vip: *vip,
                 real: *real,
                 up: (health.answers > 0 || health.failures > 0 || !health.up).then_some(health.up),
-                out: health.out,
             };
-            service.reals.iter().map(found).collect::<Vec<_>>()
+            service.reals.iter().map(found)
         })
     }
 

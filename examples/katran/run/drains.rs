@@ -13,6 +13,7 @@ use katran::Protocol;
 use katran::Real;
 use katran::State;
 use katran::Vip;
+use katran::state::VipState;
 
 use crate::report::Drain;
 
@@ -32,20 +33,13 @@ impl Drains {
         real: IpAddr,
         undo: bool,
     ) -> Result<Vec<Vip>> {
-        let has_it = |vip: &Vip| {
-            let mut of = state.vips.iter().filter(|of| of.vip == *vip);
-            of.any(|of| of.reals.iter().any(|of| of.address() == real))
-        };
-        let named: Vec<Vip> = match vip {
-            Some(vip) => Vec::from_iter(has_it(&vip).then_some(vip)),
-            None => state.vips.iter().map(|of| of.vip).filter(has_it).collect(),
-        };
-        match (vip, named.is_empty()) {
-            (Some(vip), true) => {
-                anyhow::bail!("{vip} has no real {real}: `katran status` lists all")
-            }
-            (None, true) => anyhow::bail!("no VIP has a real {real}: `katran status` lists all"),
-            _ => {}
+        let is_meant = |of: &&VipState| vip.is_none_or(|vip| vip == of.vip);
+        let has_it = |of: &&VipState| of.reals.iter().any(|of| of.address() == real);
+        let named = state.vips.iter().filter(is_meant).filter(has_it);
+        let named: Vec<Vip> = named.map(|of| of.vip).collect();
+        if named.is_empty() {
+            let none = vip.map_or("no VIP has a".to_owned(), |vip| format!("{vip} has no"));
+            anyhow::bail!("{none} real {real}: `katran status` lists all");
         }
         for vip in &named {
             match undo {

@@ -104,18 +104,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     forward_signals(sender.clone())?;
     // Before any packet is touched: an address in use is no reason to interrupt traffic. Only, a process that is to let go
     // has it until it ends.
-    let patience = match arguments.options.take_over {
+    let doors = match arguments.options.take_over {
         true => None,
-        false => Some(Duration::ZERO),
+        false => Some(Doors::open(&arguments, Duration::ZERO)?),
     };
-    let mut doors = Doors::default();
-    if let Some(patience) = patience {
-        doors = Doors::open(&arguments, patience)?;
-    }
     let mut owner = Owner::start(arguments, sender)?;
-    if patience.is_none() {
-        doors = Doors::open(owner.arguments(), FORMER)?;
-    }
+    let doors = match doors {
+        Some(doors) => doors,
+        None => Doors::open(&owner.arguments, FORMER)?,
+    };
     let server = match doors.metrics {
         None => None,
         Some(listener) => {
@@ -138,7 +135,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// Where others come in.
-#[derive(Default)]
 struct Doors {
     metrics: Option<TcpListener>,
     socket: Option<socket::Bound>,

@@ -128,10 +128,6 @@ impl Owner {
         Ok(owner)
     }
 
-    pub(super) fn arguments(&self) -> &Arguments {
-        &self.arguments
-    }
-
     /// For those who want something of it.
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
@@ -171,7 +167,7 @@ impl Owner {
 
     /// Takes what is true now, for those who ask while it is busy.
     fn publish(&self) {
-        match Snapshot::take(self) {
+        match Snapshot::diagnosed(self) {
             Ok(snapshot) => self.handle.publish(snapshot),
             Err(error) => eprintln!("{}", with_causes(&error)),
         }
@@ -188,32 +184,28 @@ impl Owner {
                 if owner.readings != reading {
                     return;
                 }
-                match read.and_then(|state| owner.apply_document(state)) {
+                match owner.apply_document(read) {
                     Ok(changes) => say(described(&changes, "applied")),
-                    Err(error) => {
-                        let error = with_causes(&error);
-                        owner.refuse(&error);
-                        eprintln!(
-                            "{error}\nnothing was changed: the old configuration stays in force"
-                        );
-                    }
+                    Err(error) => eprintln!(
+                        "{}\nnothing was changed: the old configuration stays in force",
+                        with_causes(&error)
+                    ),
                 }
             });
         });
     }
 
-    /// Remembers that a document was refused.
-    pub(crate) fn refuse(&mut self, why: &str) {
-        self.refused = Some(Applied {
-            time: now(),
-            took: 0.0,
-            result: why.to_owned(),
-        });
-    }
-
-    /// Makes the balancer what a document says, but for drains by command. If that fails all stays as it is.
-    pub(crate) fn apply_document(&mut self, state: State) -> Result<Changes> {
-        let wanted = prepared(&self.arguments, state)?;
+    /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
+    /// read, all stays as it is, and it is remembered that one was refused.
+    pub(crate) fn apply_document(&mut self, read: Result<State>) -> Result<Changes> {
+        let wanted = read.and_then(|state| prepared(&self.arguments, state));
+        let wanted = wanted.inspect_err(|error| {
+            self.refused = Some(Applied {
+                time: now(),
+                took: 0.0,
+                result: with_causes(error),
+            });
+        })?;
         let changes = self.apply(wanted, self.drains.clone());
         if let Err(error) = watch(&mut self.katran, self.arguments.watch_misses) {
             eprintln!("{}", with_causes(&error));
@@ -418,7 +410,7 @@ fn apply(katran: &mut Katran, state: &State) -> (Result<Changes>, Applied) {
         result: match &changes {
             Ok(changes) if changes.is_empty() => "no changes".to_owned(),
             Ok(changes) => changes.to_string(),
-            Err(error) => error.to_string(),
+            Err(error) => with_causes(error),
         },
     };
     (changes, applied)

@@ -27,6 +27,7 @@ use super::Message;
 use super::Owner;
 use crate::options;
 use crate::report;
+use crate::report::ATTACHED;
 use crate::report::Applied;
 use crate::report::Drain;
 use crate::report::Health;
@@ -57,20 +58,29 @@ impl Handle {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
     }
 
-    /// What is true now, or was before the change that goes on.
-    pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        match self.ask_for(PATIENCE, |owner| Snapshot::take(owner)) {
+    /// What is true now, or was before the change that goes on, as others are told; with the owner's findings on its
+    /// interfaces, if they are asked for and it has the time.
+    pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
+        let mut report = self.snapshot(Snapshot::take)?.report();
+        if diagnose {
+            report.problems = self.ask_for(8 * PATIENCE, problems).ok();
+        }
+        Ok(report)
+    }
+
+    /// The same, with how much is bad.
+    pub(crate) fn diagnosed(&self) -> Result<Arc<Snapshot>> {
+        self.snapshot(Snapshot::diagnosed)
+    }
+
+    fn snapshot(&self, take: fn(&Owner) -> Result<Snapshot>) -> Result<Arc<Snapshot>> {
+        match self.ask_for(PATIENCE, move |owner| take(owner)) {
             Ok(snapshot) => snapshot.map(Arc::new),
             Err(error) => {
                 let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
                 last.clone().ok_or(error)
             }
         }
-    }
-
-    /// The owner's findings on its interfaces, if it has the time.
-    pub(crate) fn problems(&self) -> Option<Vec<report::Problem>> {
-        self.ask_for(8 * PATIENCE, problems).ok()
     }
 
     /// Has the owner do something, and returns what comes of it.
@@ -112,7 +122,7 @@ pub(crate) struct Snapshot {
     pub(crate) attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     pub(crate) shared: Vec<SharedEntry>,
-    /// How much is bad, by interface.
+    /// How much is bad, by interface, if a diagnosis was asked for.
     pub(crate) problems: Vec<OfInterface>,
     /// Bytes that the kernel accounts to the maps.
     pub(crate) memory: u64,
@@ -142,7 +152,7 @@ pub(crate) struct OfReal {
 
 impl Snapshot {
     /// What is true now, but for entries of the flow tables, which have been counted before.
-    pub(super) fn take(owner: &Owner) -> Result<Self> {
+    fn take(owner: &Owner) -> Result<Self> {
         let katran = &owner.katran;
         let found = owner.board.found();
         let found: BTreeMap<_, _> = found
@@ -174,7 +184,7 @@ impl Snapshot {
             vips,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
-            problems: counted(katran)?,
+            problems: Vec::new(),
             memory: katran.stats().memory_in_use()?,
             forwarding,
             pinned: katran.pinned_in().map(|path| path.display().to_string()),
@@ -183,8 +193,16 @@ impl Snapshot {
         })
     }
 
+    /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
+    pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
+        Ok(Self {
+            problems: counted(&owner.katran)?,
+            ..Self::take(owner)?
+        })
+    }
+
     /// As others are told.
-    pub(crate) fn report(&self) -> Report {
+    fn report(&self) -> Report {
         let count = |count: katran::stats::Count| report::Count {
             packets: count.packets,
             bytes: count.bytes,
@@ -291,7 +309,7 @@ impl Snapshot {
 
 fn word(state: AttachmentState) -> String {
     match state {
-        AttachmentState::Attached => "attached",
+        AttachmentState::Attached => ATTACHED,
         AttachmentState::Gone => "gone",
         AttachmentState::Moved => "moved to another namespace",
         AttachmentState::Replaced => "replaced by another program",

@@ -107,32 +107,19 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
 /// Does what one line of an answer tells of: all requests but `monitor`.
 pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
     match request {
-        Request::Status { diagnose } => status(handle, diagnose),
+        Request::Status { diagnose } => Ok(serde_json::to_value(handle.report(diagnose)?)?),
         Request::Apply { document, dry_run } => apply(handle, &document, dry_run),
         Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
         Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
     }
 }
 
-fn status(handle: &Handle, diagnose: bool) -> Result<Value> {
-    let mut report = handle.snapshot()?.report();
-    if diagnose {
-        report.problems = handle.problems();
-    }
-    Ok(serde_json::to_value(report)?)
-}
-
 fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
     // Here, so that nobody else waits for it.
     let read = State::from_toml(document).map_err(anyhow::Error::from);
-    let applied = handle.ask(move |owner| match (read, dry_run) {
-        (Ok(state), true) => owner.would_change(state),
-        (Ok(state), false) => owner.apply_document(state),
-        (Err(error), true) => Err(error),
-        (Err(error), false) => {
-            owner.refuse(&error.to_string());
-            Err(error)
-        }
+    let applied = handle.ask(move |owner| match dry_run {
+        true => owner.would_change(read?),
+        false => owner.apply_document(read),
     });
     let changes = applied??;
     Ok(match dry_run {

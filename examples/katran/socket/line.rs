@@ -14,7 +14,7 @@ use anyhow::Result;
 /// Of a line that anybody may write at any time.
 const SHORT: usize = 64 << 10;
 /// Of a line with a document in it.
-const LONGEST: usize = 64 << 20;
+pub(crate) const LONGEST: usize = 64 << 20;
 
 /// Whoever holds it may write a line above [`SHORT`].
 pub(super) type Long = Arc<Mutex<()>>;

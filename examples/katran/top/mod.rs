@@ -31,6 +31,7 @@ use signal_hook::iterator::Signals;
 use view::Status;
 
 use crate::client::To;
+use crate::common;
 use crate::common::say;
 use crate::common::with_causes;
 use crate::report;
@@ -53,10 +54,7 @@ pub(crate) struct Arguments {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds @ 0.1..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("a number of seconds from 0.1 to 3600".to_owned()),
-    }
+    common::seconds(text, 0.1..=3600.0)
 }
 
 /// What a refresh may be interrupted by.
@@ -161,10 +159,7 @@ fn refresh(
 }
 
 fn title(report: &Report) -> String {
-    let attached = report
-        .attachments
-        .iter()
-        .filter(|of| of.state == "attached");
+    let attached = report.attachments.iter().filter(|of| of.is_there());
     let places = attached.map(|of| match &of.mode {
         Some(mode) => format!("{} ({mode})", of.place),
         None => of.place.clone(),
@@ -203,7 +198,7 @@ impl Output {
     fn title(&mut self, report: &Report) {
         if let Self::Live(_, status) = self {
             status.title = title(report);
-            status.message = match (report.age > 0.5, &report.refused) {
+            status.message = match (report.is_old(), &report.refused) {
                 (true, _) => format!("busy with a change: {:.1} s old", report.age),
                 (false, Some(refused)) => format!("a document was refused: {}", refused.result),
                 (false, None) => String::new(),

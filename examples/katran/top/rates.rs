@@ -1,13 +1,14 @@
 //! Rates: what two reports say about the time between them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use super::report::Count;
 use super::report::Cpu as CpuReport;
 use super::report::Rate;
 use super::report::Report;
 use super::report::Slots;
 use super::report::rate;
+use super::report::rated;
 
 /// A VIP or a real.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,31 +76,26 @@ pub(crate) struct Rates {
 
 impl Rates {
     pub(crate) fn between(before: &Report, now: &Report) -> Self {
-        // Two reports of one moment tell no rate; nothing is infinite.
-        let seconds = (now.running - before.running).max(1e-3);
+        let now = &rated(now.clone(), before);
+        let seconds = now.since(before);
         let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        let of_vips = |report: &Report| -> BTreeMap<String, Count> {
-            let vips = report.vips.iter();
-            vips.map(|vip| (vip.vip.clone(), vip.sent)).collect()
-        };
-        let of_reals = |report: &Report| -> BTreeMap<String, Count> {
-            let reals = report.reals.iter();
-            reals
-                .map(|real| (real.real.to_string(), real.sent))
-                .collect()
-        };
-        let mut reals = traffic(&of_reals(now), &of_reals(before), seconds);
+        let vips = now.vips.iter().map(|of| Traffic {
+            name: of.vip.clone(),
+            rate: of.rate.unwrap_or_default(),
+            packets: of.sent.packets,
+            down: None,
+            slots: of.slots,
+            entries: of.flow_entries,
+        });
         let down = down(now);
-        for real in &mut reals {
-            real.down = down.get(&real.name).copied();
-        }
-        let mut vips = traffic(&of_vips(now), &of_vips(before), seconds);
-        let known: BTreeMap<_, _> = now.vips.iter().map(|vip| (&vip.vip, vip)).collect();
-        for vip in &mut vips {
-            let of = known.get(&vip.name);
-            vip.slots = of.and_then(|of| of.slots);
-            vip.entries = of.and_then(|of| of.flow_entries);
-        }
+        let reals = now.reals.iter().map(|of| Traffic {
+            name: of.real.to_string(),
+            rate: of.rate.unwrap_or_default(),
+            packets: of.sent.packets,
+            down: down.get(&of.real).copied(),
+            slots: None,
+            entries: None,
+        });
         let (flows, known) = (&now.flow_table, &before.flow_table);
         let asked = flows.packets.saturating_sub(known.packets);
         let settled = flows.settled.saturating_sub(known.settled);
@@ -117,8 +113,8 @@ impl Rates {
             new_flows: misses as f64 / seconds,
             fallback: per_second(flows.fallback, known.fallback),
             hit_rate: (asked > 0).then(|| 1.0 - (misses as f64 / asked as f64).min(1.0)),
-            vips,
-            reals,
+            vips: busiest_first(vips),
+            reals: busiest_first(reals),
             drops: drops(now, before, per_second),
             cpus: cpus(now, before, per_second),
         }
@@ -131,30 +127,21 @@ impl Rates {
     }
 }
 
-/// The busiest first.
-fn traffic(
-    now: &BTreeMap<String, Count>,
-    before: &BTreeMap<String, Count>,
-    seconds: f64,
-) -> Vec<Traffic> {
-    let row = |(name, count): (&String, &Count)| Traffic {
-        name: name.clone(),
-        rate: rate(*count, before.get(name), seconds),
-        packets: count.packets,
-        down: None,
-        slots: None,
-        entries: None,
-    };
-    let mut rows: Vec<Traffic> = now.iter().map(row).collect();
-    rows.sort_by(|a, b| b.rate.packets.total_cmp(&a.rate.packets));
+/// Those as busy as each other by name.
+fn busiest_first(rows: impl Iterator<Item = Traffic>) -> Vec<Traffic> {
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by(|a, b| {
+        let by_rate = b.rate.packets.total_cmp(&a.rate.packets);
+        by_rate.then_with(|| a.name.cmp(&b.name))
+    });
     rows
 }
 
 /// By address, where there are any: VIPs for which the real is down, and all that have it.
-fn down(now: &Report) -> BTreeMap<String, (usize, usize)> {
-    let mut down = BTreeMap::<String, (usize, usize)>::new();
+fn down(now: &Report) -> BTreeMap<IpAddr, (usize, usize)> {
+    let mut down = BTreeMap::<IpAddr, (usize, usize)>::new();
     for of in now.vips.iter().flat_map(|vip| &vip.reals) {
-        let (down, all) = down.entry(of.real.to_string()).or_default();
+        let (down, all) = down.entry(of.real).or_default();
         *down += usize::from(of.down);
         *all += 1;
     }
