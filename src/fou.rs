@@ -7,7 +7,6 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_core::Emitable;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_core::NLM_F_REQUEST;
-use netlink_packet_core::NetlinkBuffer;
 use netlink_packet_core::NetlinkDeserializable;
 use netlink_packet_core::NetlinkHeader;
 use netlink_packet_core::NetlinkMessage;
@@ -19,6 +18,7 @@ use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::libc;
 
+use crate::rtnetlink::exchange;
 use crate::types::Family;
 
 /// The name of the protocol, FOU_GENL_NAME; the kernel has its number.
@@ -39,9 +39,6 @@ const CONTROL_VERSION: u8 = 2;
 const GET_FAMILY: u8 = libc::CTRL_CMD_GETFAMILY as u8;
 const FAMILY_ID: u16 = libc::CTRL_ATTR_FAMILY_ID as u16;
 const FAMILY_NAME: u16 = libc::CTRL_ATTR_FAMILY_NAME as u16;
-
-/// Longer than any message of the kernel's.
-const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// A UDP port that the kernel takes tunnels at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,35 +94,9 @@ fn udp_tunnel(answer: &Generic) -> Option<UdpTunnel> {
 fn ask(socket: &Socket, question: Generic, flags: u16) -> io::Result<Vec<Generic>> {
     let mut message = NetlinkMessage::from(question);
     message.header.flags = NLM_F_REQUEST | flags;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut answers = Vec::new();
-    let mut received = Vec::with_capacity(MESSAGE_BYTES);
-    loop {
-        received.clear();
-        socket.recv(&mut received, 0)?;
-        let mut rest = &received[..];
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map_err(invalid)?.length() as usize;
-            let message = NetlinkMessage::<Generic>::deserialize(rest).map_err(invalid)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::Done(done) if done.code < 0 => {
-                    return Err(io::Error::from_raw_os_error(-done.code));
-                }
-                NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                _ => {}
-            }
-            if flags & NLM_F_DUMP == 0 {
-                return Ok(answers);
-            }
-        }
-    }
+    exchange(socket, message, |frame| frame.parse_whole(), &mut answers)?;
+    Ok(answers)
 }
 
 /// A message of generic netlink: its header's command and version, and attributes.

@@ -14,7 +14,7 @@ const FAILURES: [&str; 9] = [
     "err", "errs", "error", "errors", "full", "drop", "drops", "fail", "failed",
 ];
 
-/// Who sends the frames.
+/// What sends the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sender {
     /// The driver, for the program.
@@ -75,7 +75,7 @@ impl Before {
         )
     }
 
-    /// Frames sent, and frames not sent, since then. An interface whose counters begin anew has begun now.
+    /// Frames sent, and frames not sent, since then. Of counters that were reset since, all counts.
     pub(super) fn until(&self, now: &Reading) -> Option<(u64, u64)> {
         let before = self.0.as_ref()?;
         let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
@@ -185,7 +185,7 @@ mod tests {
         );
         // A driver that tells of XDP from now on.
         assert_eq!(until(reading(0, 5, None), reading(0, 9, Some(2))), (0, 2));
-        // Counters that begin anew.
+        // Counters that were reset.
         assert_eq!(until(reading(10, 5, None), reading(4, 1, None)), (4, 1));
         assert_eq!(Before(None).until(&reading(1, 1, None)), None);
     }

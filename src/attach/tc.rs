@@ -17,6 +17,8 @@ use nix::libc;
 
 use super::kept::PinName;
 use super::kept::meanwhile;
+use super::link_state::link_state;
+use super::link_state::link_witness;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
@@ -24,8 +26,6 @@ use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::Target;
-use super::xdp::link_state;
-use super::xdp::link_witness;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;

@@ -3,7 +3,6 @@
 //! Each is a BPF link that this process owns, so it ends with the process at the latest, unless a pin keeps it,
 //! and a foreign program is never replaced.
 
-use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -11,7 +10,6 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use nix::libc;
 
@@ -19,11 +17,15 @@ use super::entry::beside;
 use super::far_end::FarEnd;
 use super::kept::PinName;
 use super::kept::meanwhile;
+use super::link_state::link_state;
+use super::link_state::link_witness;
 use super::list::Attached;
 use super::list::Attachments;
 use super::list::OnInterface;
 use super::list::Replaceable;
 use super::list::Witness;
+use super::mode::NotNative;
+use super::mode::XdpMode;
 use super::place::AttachmentState;
 use super::place::Target;
 use super::place::here;
@@ -40,99 +42,6 @@ use crate::sys::program;
 
 /// The kind of its pins, in their names.
 const KEPT: &str = "xdp";
-
-/// Where in the receive path the program runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum XdpMode {
-    /// [`Native`](Self::Native) where the driver has it and frames arrive that are sent so, else
-    /// [`Generic`](Self::Generic). One end of a virtual Ethernet link (veth) sends them in vain unless the other end
-    /// has a native XDP program of its own, whatever that does.
-    #[default]
-    Auto,
-    /// In the driver, before the kernel makes a socket buffer: the fast one.
-    Native,
-    /// In the network stack: any interface, several times slower.
-    Generic,
-    /// On the network card. Always refused: no card's offload has the maps of maps that rings
-    /// and flow tables are made of.
-    Offload,
-}
-
-impl fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Offload => "offload",
-        })
-    }
-}
-
-impl FromStr for XdpMode {
-    type Err = Error;
-
-    /// `auto`, `native`, `generic` or `offload`.
-    fn from_str(text: &str) -> Result<Self> {
-        [Self::Auto, Self::Native, Self::Generic, Self::Offload]
-            .into_iter()
-            .find(|mode| mode.to_string() == text)
-            .ok_or_else(|| Error::Parse {
-                input: text.to_owned(),
-                expected: "an XDP mode: `auto`, `native`, `generic` or `offload`",
-            })
-    }
-}
-
-/// Why the mode is generic, where auto mode was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NotNative {
-    /// The driver has refused native mode.
-    Refused {
-        /// The kernel's number of the error.
-        errno: i32,
-    },
-    /// The interface is one end of a virtual Ethernet link (veth) whose other end had no native XDP program when this
-    /// was attached: without one it does not take what is sent natively. If it has one by now, detach and attach
-    /// again.
-    OtherEnd,
-}
-
-impl NotNative {
-    /// In the name of a pin. Other versions show what they do not know as an error of that number.
-    fn number(of: Option<&Self>) -> i32 {
-        match of {
-            None => 0,
-            Some(Self::OtherEnd) => -1,
-            Some(Self::Refused { errno }) => *errno,
-        }
-    }
-
-    fn numbered(number: i32) -> Option<Self> {
-        match number {
-            0 => None,
-            -1 => Some(Self::OtherEnd),
-            errno => Some(Self::Refused { errno }),
-        }
-    }
-}
-
-impl fmt::Display for NotNative {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused { errno } => {
-                let error = io::Error::from_raw_os_error(*errno);
-                write!(f, "the driver has refused native mode: {error}")
-            }
-            Self::OtherEnd => f.write_str(
-                "the other end of this virtual link had no XDP program, without which it takes nothing that is \
-                 sent natively",
-            ),
-        }
-    }
-}
 
 /// What becomes of the frames that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -465,56 +374,28 @@ impl Attachments<XdpLink> {
         attachment
     }
 
-    /// What was sent by the interfaces, as far as the calling thread is in their network namespace.
+    /// What the interfaces of the calling thread's network namespace have sent.
     pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
+        self.here().filter_map(XdpLink::sent).collect()
+    }
+
+    /// The same of one of them; `None`: it is not attached to, or its counters cannot be read.
+    pub(crate) fn sent_by(&self, index: u32) -> Option<InterfaceCounters> {
+        let mut held = self.here();
+        let held = held.find(|held| held.target.place.index == index)?;
+        held.sent()
+    }
+
+    fn here(&self) -> impl Iterator<Item = &XdpLink> {
         let here = here();
-        let here = self
-            .present()
-            .filter(|held| Some(held.target.place.namespace) == here);
-        here.filter_map(XdpLink::sent).collect()
+        self.present()
+            .filter(move |held| Some(held.target.place.namespace) == here)
     }
 
     /// What there is, as the kernel says.
     pub(crate) fn list(&self) -> Vec<Attachment> {
         self.iter().map(XdpLink::describe).collect()
     }
-}
-
-/// What the kernel says of a link to an interface, that was given `program`. `is_it` says whether the
-/// interface that has its index in the calling thread's network namespace has the program with this number.
-pub(super) fn link_state(
-    link: &Link,
-    program: BorrowedFd<'_>,
-    target: &Target,
-    is_it: impl FnOnce(u32) -> bool,
-) -> AttachmentState {
-    match (link.info(), program::info(program)) {
-        (Ok(of), _) if of.index == 0 => AttachmentState::Gone,
-        (Ok(of), _)
-            if of.index != target.place.index || !target.is_in_place(|| is_it(of.program)) =>
-        {
-            AttachmentState::Moved
-        }
-        (Ok(of), Ok(own)) if of.program != own.id => AttachmentState::Replaced,
-        _ => AttachmentState::Attached,
-    }
-}
-
-/// Makes what says on another thread what the kernel says of a link that was given `program`. Of an interface
-/// that was moved and has its index still it does not know.
-pub(super) fn link_witness(
-    link: &Link,
-    program: BorrowedFd<'_>,
-    target: &Target,
-) -> io::Result<Witness> {
-    let (link, own) = (link.witness()?, program::info(program)?.id);
-    let index = target.place.index;
-    Ok(Box::new(move || match link.info() {
-        Ok(of) if of.index == 0 => AttachmentState::Gone,
-        Ok(of) if of.index != index => AttachmentState::Moved,
-        Ok(of) if of.program != own => AttachmentState::Replaced,
-        _ => AttachmentState::Attached,
-    }))
 }
 
 fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> {
@@ -604,28 +485,5 @@ fn refused(interface: &str, index: u32, error: io::Error) -> Error {
             error,
         ),
         _ => kernel_error("attach XDP to", interface, error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modes_have_a_text_form() {
-        for text in ["auto", "native", "generic", "offload"] {
-            assert_eq!(text.parse::<XdpMode>().unwrap().to_string(), text);
-        }
-        let error = "Native".parse::<XdpMode>().unwrap_err().to_string();
-        assert!(error.starts_with("`Native` is not an XDP mode"), "{error}");
-    }
-
-    #[test]
-    fn a_pin_says_why_the_mode_is_not_native() {
-        let refused = NotNative::Refused { errno: 95 };
-        for reason in [None, Some(NotNative::OtherEnd), Some(refused)] {
-            let number = NotNative::number(reason.as_ref());
-            assert_eq!(NotNative::numbered(number), reason);
-        }
     }
 }

@@ -111,7 +111,7 @@ pub(crate) struct VirtioQueues {
     pub(crate) in_use: u32,
     /// All that there are.
     pub(crate) most: u32,
-    /// CPUs that there may be, of which each sends by a queue of its own.
+    /// Possible CPUs; each sends by its own queue.
     pub(crate) cpus: u32,
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct KernelTunnels {
     pub(crate) ports: Vec<UdpTunnel>,
 }
 
-/// A tunnel device, and its reverse-path filter: the stricter one of its own and that of all.
+/// A tunnel device, and its reverse-path filter: the stricter of the device's setting and that for all devices.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) tunnel: TunnelDevice,
@@ -127,8 +127,8 @@ fn udp(kernel: &KernelTunnels, found: &mut Diagnosis) {
     }
 }
 
-/// With an address of its own a device could be told by routes; these have none, and then the kernel drops in the
-/// loose mode (2), too.
+/// A device that has an address could be told by routes; these have none, so the kernel drops in the loose mode (2),
+/// too.
 fn reverse_path_filter(kernel: &KernelTunnels, around: &Around<'_>, found: &mut Diagnosis) {
     let about = Subject::ReversePathFilter;
     let Some(clients) = around.clients.iter().find(|of| of.family == Family::V4) else {

@@ -36,6 +36,18 @@ fn finds(facts: &Backend, severity: Severity, subject: Subject, message: &str, a
     assert!(is_it, "{severity:?} {message}: {found}");
 }
 
+/// Nothing takes packets out of tunnels.
+fn finds_none(facts: &Backend) {
+    let message = "no decapsulator";
+    finds(
+        facts,
+        Severity::Note,
+        Subject::Program,
+        message,
+        "attach it",
+    );
+}
+
 #[test]
 fn devices_do_in_place_of_our_program() {
     let facts = with_tunl0();
@@ -66,21 +78,9 @@ fn devices_do_in_place_of_our_program() {
 fn a_device_that_is_down_or_of_another_family_is_none() {
     let mut facts = with_tunl0();
     facts.kernel.devices[0].tunnel.up = false;
-    finds(
-        &facts,
-        Severity::Note,
-        Subject::Program,
-        "no decapsulator",
-        "attach it",
-    );
+    finds_none(&facts);
     facts.kernel.devices = vec![device("sit0", Family::V4, Some(Family::V6))];
-    finds(
-        &facts,
-        Severity::Note,
-        Subject::Program,
-        "no decapsulator",
-        "attach it",
-    );
+    finds_none(&facts);
     // A VIP of each family: one of them is served.
     facts.clients.push(Clients {
         family: Family::V6,

@@ -52,31 +52,7 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
             let message = format!("{far} has no XDP program: auto mode is generic mode here");
             found.note(about, message, format!("in a lab: {PASS_ON_PEER}"));
         }
-        Some(far @ FarEnd::TakesNone { .. }) => {
-            // Only GRO has it take frames without a program.
-            let has_gro = place
-                .xdp_features
-                .is_some_and(|known| known & XDP_ACT_NDO_XMIT != 0);
-            let fate = match has_gro {
-                true => "lies there until something else wakes it",
-                false => "is lost",
-            };
-            let advice = format!("attach in auto or generic mode; or in a lab: {PASS_ON_PEER}");
-            match sends.next_hops == NextHops::Redirect && has_gro {
-                true => {
-                    let message = format!(
-                        "{far} has no XDP program, and only GRO: what is redirected arrives, but the balancer's own \
-                         ICMP messages {}",
-                        "lie there until something else wakes it"
-                    );
-                    found.warn(about, message, advice);
-                }
-                false => {
-                    let message = format!("{far} has no XDP program: what is sent natively {fate}");
-                    found.problem(about, message, advice);
-                }
-            }
-        }
+        Some(far @ FarEnd::TakesNone { .. }) => takes_none(far, place, sends.next_hops, found),
         Some(far @ FarEnd::Unknown) => found.note(
             about,
             format!(
@@ -89,8 +65,30 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
     }
 }
 
-/// virtio_net gives each CPU a queue of its own for native XDP, if there are so many left; else CPUs wait for each
-/// other.
+/// What is attached sends natively to an end without a program.
+fn takes_none(far: &FarEnd, place: &InterfaceFacts, next_hops: NextHops, found: &mut Diagnosis) {
+    let about = Subject::Sending;
+    // Only GRO has it take frames without a program.
+    let has_gro = place
+        .xdp_features
+        .is_some_and(|known| known & XDP_ACT_NDO_XMIT != 0);
+    let advice = format!("attach in auto or generic mode; or in a lab: {PASS_ON_PEER}");
+    if has_gro && next_hops == NextHops::Redirect {
+        let message = format!(
+            "{far} has no XDP program, and only GRO: what is redirected arrives, but the balancer's own ICMP messages \
+             lie there until something else wakes it"
+        );
+        return found.warn(about, message, advice);
+    }
+    let fate = match has_gro {
+        true => "lies there until something else wakes it",
+        false => "is lost",
+    };
+    let message = format!("{far} has no XDP program: what is sent natively {fate}");
+    found.problem(about, message, advice);
+}
+
+/// virtio_net gives each CPU its own queue for native XDP, if there are so many left; else CPUs wait for each other.
 fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found: &mut Diagnosis) {
     let VirtioQueues { in_use, most, cpus } = queues;
     if in_use.saturating_add(cpus) <= most {

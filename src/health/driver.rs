@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
 use std::panic::AssertUnwindSafe;
@@ -69,7 +70,7 @@ pub(super) struct Known {
     pub(super) pending: bool,
 }
 
-/// What the thread and the handle share. Whoever changes the board holds the balancer; whoever takes both takes the
+/// What the thread and the handle share. To change the board, hold the balancer; to take both, take the
 /// balancer first.
 pub(super) struct Shared {
     katran: Weak<Mutex<Katran>>,
@@ -120,6 +121,18 @@ impl Shared {
         is_so(&known)
     }
 
+    /// Has the runner probe what is on the board now. Orders are given in the order of changes.
+    pub(super) fn follow(&self, orders: &UnboundedSender<Order>) {
+        let known = self.known();
+        // If nobody probes any more the report says why.
+        let _ = orders.send(Order::Follow(Arc::clone(&known.questions)));
+    }
+
+    /// A result that the thread has no room for.
+    pub(super) fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits for a change that is under way, and lets none begin.
     pub(super) fn stop(&self) {
         *lock(&self.stopped) = true;
@@ -135,12 +148,13 @@ impl Shared {
         Some(done.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// Brings the balancer to what the board says of this state, if nobody has stopped that.
+    /// Brings the balancer to what the board says of this state, if nobody has stopped that. `None`: the probes stay.
     pub(super) fn tell(
         &self,
         katran: &mut Katran,
         mut board: Board,
         mut state: State,
+        probes: Option<Probes>,
     ) -> Result<Changes> {
         let stopped = lock(&self.stopped);
         if *stopped {
@@ -150,6 +164,9 @@ impl Shared {
         let changes = katran.apply(&state)?;
         board.told(&state);
         let mut known = self.known();
+        if let Some(probes) = probes {
+            known.probes = probes;
+        }
         known.questions = Arc::new(questions(&board, &known.probes));
         known.board = board;
         known.pending = false;
@@ -196,12 +213,17 @@ impl Driver {
         let mut not_before = Instant::now();
         loop {
             let now = Instant::now();
-            let wake = {
+            let (wake, step) = {
                 let known = self.shared.known();
-                match known.pending {
-                    true => Some(not_before),
-                    false => known.board.next_step(now),
-                }
+                let step = known.board.next_step(now);
+                (
+                    if known.pending {
+                        Some(not_before)
+                    } else {
+                        step
+                    },
+                    step,
+                )
             };
             let wait = wake.map_or(IDLE, |wake| wake.saturating_duration_since(now).min(IDLE));
             match self.messages.recv_timeout(wait) {
@@ -226,8 +248,13 @@ impl Driver {
                 return None;
             }
             let now = Instant::now();
-            let due = wake.is_some_and(|wake| wake <= now) || self.shared.known().pending;
-            if due && now >= not_before {
+            let pending = {
+                let mut known = self.shared.known();
+                // A step that comes within the pause is taken after it, also if it is the last.
+                known.pending |= step.is_some_and(|step| step <= now);
+                known.pending
+            };
+            if pending && now >= not_before {
                 match self.round() {
                     Ok(pause) => not_before = Instant::now() + pause,
                     Err(end) => return end,
@@ -293,20 +320,16 @@ impl Driver {
             let mut board = shared.known().board.clone();
             board.follow_balancer(&state)?;
             let before = Arc::clone(&shared.known().questions);
-            let changes = shared.tell(katran, board, state)?;
+            let changes = shared.tell(katran, board, state, None)?;
             let known = shared.known();
             let others = !before.keys().eq(known.questions.keys());
-            Ok((
-                changes,
-                others.then(|| Arc::clone(&known.questions)),
-                known.board.settings.pause,
-            ))
+            Ok((changes, others, known.board.settings.pause))
         });
-        let event = match told {
+        let why = match told {
             None => return Err(None),
-            Some(Ok((changes, questions, pause))) => {
-                if let Some(questions) = questions {
-                    let _ = self.orders.send(Order::Follow(questions));
+            Some(Ok((changes, others, pause))) => {
+                if others {
+                    self.shared.follow(&self.orders);
                 }
                 if !changes.is_empty() {
                     let changes = Box::new(changes);
@@ -317,19 +340,17 @@ impl Driver {
                 return Ok(pause);
             }
             Some(Err(error @ Error::HandedOver { .. })) => return Err(Some(error.to_string())),
-            Some(Err(error)) => Event::Refused {
-                why: error.to_string(),
-            },
+            Some(Err(error)) => error.to_string(),
         };
         // Packets flow as before.
-        let Event::Refused { why } = &event else {
-            return Ok(RETRY);
+        let is_news = {
+            let mut known = self.shared.known();
+            known.pending = true;
+            let before = known.refused.replace(why.clone());
+            before.as_ref() != Some(&why)
         };
-        let known = &mut *self.shared.known();
-        known.pending = true;
-        let is_news = known.refused.as_ref() != Some(why);
-        known.refused = Some(why.clone());
         if is_news {
+            let event = Event::Refused { why };
             log::warn!("{event}");
             (self.on_event)(&event);
         }
@@ -387,8 +408,7 @@ impl Tunnels {
             }
             tunnel.missed = why;
         }
-        self.0
-            .retain(|_, tunnel| questions.keys().any(|target| target.vip == tunnel.vip));
+        self.0.retain(|_, tunnel| is_probed(questions, tunnel.vip));
         events
     }
 
@@ -403,6 +423,13 @@ impl Tunnels {
                 .or_else(|| Some("no packet left".to_owned())),
         }
     }
+}
+
+/// Whether any real of a VIP is probed.
+fn is_probed(questions: &Questions, vip: Vip) -> bool {
+    let real = IpAddr::from([0; 4]); // Before all others.
+    let mut from = questions.range(Target { vip, real }..);
+    from.next().is_some_and(|(target, _)| target.vip == vip)
 }
 
 fn why_missed(katran: &Katran, to: Vip, outcome: &Outcome) -> String {
@@ -432,11 +459,4 @@ fn is_own(to: Vip) -> bool {
         socket.local_addr()
     });
     source.is_ok_and(|source| source.ip() == to.ip())
-}
-
-impl Shared {
-    /// A result that the thread has no room for.
-    pub(super) fn lose(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-    }
 }

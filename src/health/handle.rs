@@ -13,6 +13,7 @@ use std::time::Instant;
 use std::time::SystemTime;
 
 use tokio::runtime;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -95,6 +96,8 @@ impl Health {
             .enable_all()
             .build()
             .map_err(no_thread)?;
+        let handle = runtime.handle().clone();
+        let runtime = Background(Some(runtime));
         let board = Board::new(Arc::clone(&settings));
         let shared = Arc::new(Shared::new(Arc::downgrade(katran), board, probes));
         let told = shared.with_katran(|katran| {
@@ -108,7 +111,7 @@ impl Health {
             note_hash(&mut board, &state);
             state.balancer = None;
             board.follow_balancer(&state)?;
-            shared.tell(katran, board, state)
+            shared.tell(katran, board, state, None)
         });
         told.ok_or_else(gone)??;
         let (orders, taken_orders) = unbounded_channel();
@@ -121,7 +124,7 @@ impl Health {
             }
         };
         let ask = |question: &Question| question.probe.clone().ask(question.place);
-        runtime.spawn(runner::run(taken_orders, schedule, report, ask));
+        handle.spawn(runner::run(taken_orders, schedule, report, ask));
         let driver = Driver {
             shared: Arc::clone(&shared),
             messages: taken_messages,
@@ -135,12 +138,11 @@ impl Health {
             messages,
             process: std::process::id(),
         };
-        health.follow();
+        health.shared.follow(&health.orders);
         let thread = thread::Builder::new().name("katran-health".to_owned());
         let work = move || {
             driver.run();
-            // Probes that are on their way need no end.
-            runtime.shutdown_background();
+            drop(runtime);
         };
         thread.spawn(work).map_err(no_thread)?;
         Ok(health)
@@ -158,9 +160,7 @@ impl Health {
     /// As [`Katran::apply`], and nothing has changed then; [`Error::InvalidConfig`] if a mark of `wanted` is the checks';
     /// [`Error::NotFound`] if the balancer is gone. The caller must not hold the balancer.
     pub fn apply(&self, wanted: &State) -> Result<Changes> {
-        let settings = Arc::clone(&self.shared.known().board.settings);
-        let probes = self.shared.known().probes.clone();
-        self.take(wanted, settings, probes)
+        self.take(wanted, None)
     }
 
     /// The same, with other settings. `concurrency` and `threads` stay those of the start.
@@ -169,25 +169,24 @@ impl Health {
     /// As [`apply`](Self::apply) and [`start`](Self::start).
     pub fn reconfigure(&self, wanted: &State, settings: Settings) -> Result<Changes> {
         let probes = Probes::new(&settings)?;
-        self.take(wanted, Arc::new(settings), probes)
+        self.take(wanted, Some((Arc::new(settings), probes)))
     }
 
-    fn take(&self, wanted: &State, settings: Arc<Settings>, probes: Probes) -> Result<Changes> {
+    /// With other settings, or (`None`) those that there are once the balancer is held.
+    fn take(&self, wanted: &State, other: Option<(Arc<Settings>, Probes)>) -> Result<Changes> {
         let shared = &self.shared;
         let told = shared.with_katran(|katran| {
             let mut board = shared.known().board.clone();
-            board.settings = settings;
+            let probes = other.map(|(settings, probes)| {
+                board.settings = settings;
+                probes
+            });
             note_hash(&mut board, &katran.state());
             board.follow_document(wanted)?;
-            let before = std::mem::replace(&mut shared.known().probes, probes);
-            let told = shared.tell(katran, board, wanted.clone());
-            if told.is_err() {
-                shared.known().probes = before;
-            }
-            told
+            shared.tell(katran, board, wanted.clone(), probes)
         });
         let changes = told.ok_or_else(gone)??;
-        self.follow();
+        self.shared.follow(&self.orders);
         Ok(changes)
     }
 
@@ -206,7 +205,7 @@ impl Health {
         self.shared.wait(limit, ended_or_clear) && self.shared.known().ended.is_none()
     }
 
-    /// What is known. It waits for nobody who holds the balancer.
+    /// What is known. It does not wait for the balancer.
     pub fn report(&self) -> Report {
         let known = self.shared.known();
         let clock = Clock::now();
@@ -239,13 +238,6 @@ impl Health {
             ended: known.ended.clone(),
         }
     }
-
-    /// Has the runner probe what is on the board now.
-    fn follow(&self) {
-        let questions = Arc::clone(&self.shared.known().questions);
-        // If nobody probes any more the report says why.
-        let _ = self.orders.send(Order::Follow(questions));
-    }
 }
 
 impl Drop for Health {
@@ -254,6 +246,18 @@ impl Drop for Health {
         if self.process == std::process::id() {
             self.shared.stop();
             self.look();
+        }
+    }
+}
+
+/// A runtime that waits for nothing when it is dropped: probes that are on their way need no end, and a caller that is
+/// itself asynchronous may not wait.
+struct Background(Option<Runtime>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }
@@ -312,5 +316,15 @@ fn no_thread(error: std::io::Error) -> Error {
         operation: "starting a thread of health checks",
         object: String::new(),
         errno: error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_fails_within_a_runtime_is_no_panic() {
+        drop(Background(Some(Runtime::new().unwrap())));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::check::Check;
@@ -9,6 +10,8 @@ use super::check::invalid;
 use crate::error::Result;
 use crate::types::Protocol;
 use crate::types::Vip;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Which way probes go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,13 +105,12 @@ impl Policy {
         within("jitter", self.jitter, 0, 50)?;
         within("panic_threshold", self.panic_threshold, 0, 100)?;
         within("slow_start_steps", self.slow_start_steps, 4, 8)?;
-        if self.slow_start > Duration::from_secs(3600) {
-            return Err(invalid(
-                "slow_start",
-                format!("{:?}", self.slow_start),
-                "0 to 1 h",
-            ));
-        }
+        lasts(
+            "slow_start",
+            self.slow_start,
+            Duration::ZERO..=HOUR,
+            "0 to 1 h",
+        )?;
         asked(self.check.as_ref(), self.port)?;
         for of_real in self.reals.values() {
             timing(
@@ -226,24 +228,28 @@ fn asked(check: Option<&Check>, port: Option<u16>) -> Result<()> {
 }
 
 fn timing(interval: Duration, timeout: Duration) -> Result<()> {
-    let (least, most) = (Duration::from_millis(10), Duration::from_secs(3600));
-    if !(least..=most).contains(&interval) {
-        return Err(invalid("interval", format!("{interval:?}"), "10 ms to 1 h"));
-    }
-    let (least, most) = (Duration::from_millis(1), Duration::from_secs(600));
-    if !(least..=most).contains(&timeout) {
-        return Err(invalid(
-            "timeout",
-            format!("{timeout:?}"),
-            "1 ms to 10 minutes",
-        ));
-    }
-    Ok(())
+    let intervals = Duration::from_millis(10)..=HOUR;
+    lasts("interval", interval, intervals, "10 ms to 1 h")?;
+    let timeouts = Duration::from_millis(1)..=Duration::from_secs(600);
+    lasts("timeout", timeout, timeouts, "1 ms to 10 minutes")
 }
 
 fn counts(rise: u32, fall: u32) -> Result<()> {
     within("rise", rise, 1, 100)?;
     within("fall", fall, 1, 100)
+}
+
+/// Refuses a time out of range, which is also said in words.
+pub(super) fn lasts(
+    setting: &'static str,
+    value: Duration,
+    range: RangeInclusive<Duration>,
+    words: &str,
+) -> Result<()> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(invalid(setting, format!("{value:?}"), words)),
+    }
 }
 
 pub(super) fn within(setting: &'static str, value: u32, least: u32, most: u32) -> Result<()> {

@@ -255,6 +255,8 @@ async fn programs_are_judged_by_their_status() {
     assert_eq!(failed, "exit status: 3: no disk");
     let killed = why(ask(&shell("kill -9 $$"), to).await);
     assert!(killed.contains("signal: 9"), "{killed}");
+    let lines = why(ask(&shell("printf 'a\\nb\\033[1m' >&2; exit 1"), to).await);
+    assert_eq!(lines, "exit status: 1: a b [1m");
     // However much it says.
     let long = why(ask(&shell("yes again | head -c 1000000 >&2; exit 1"), to).await);
     assert!((100..400).contains(&long.len()), "{long}");
@@ -281,7 +283,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
     for pid in pids {
-        // A killed child of the shell is whoever's adopts it to wait for.
+        // Another process may have to wait for a killed child of the shell.
         let mut tries = 0;
         while is_running(pid) {
             tries += 1;

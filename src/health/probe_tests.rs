@@ -219,7 +219,7 @@ async fn servers_that_hang_or_trickle_are_down() {
     assert!(why(ask(&check, ends).await).contains("HTTP"));
 }
 
-/// An answer without end is read as far as it matters, and a head without end is none.
+/// Of an answer without end only the beginning is read, and a head without end is none.
 #[tokio::test]
 async fn what_is_read_is_bounded() {
     async fn endless(mut stream: TcpStream, head: &'static str, line: &'static str) {

@@ -31,7 +31,7 @@ pub(super) struct Finished {
     pub(super) outcome: Outcome,
 }
 
-/// Sends probes until there is nobody left who gives orders.
+/// Sends probes until nobody is left to give orders.
 pub(super) async fn run<F>(
     mut orders: UnboundedReceiver<Order>,
     mut schedule: Schedule,

@@ -1,4 +1,4 @@
-//! When which real is probed: each at intervals of its own, a little longer or shorter each time, so that they neither
+//! When which real is probed: each at its interval, a little longer or shorter each time, so that they neither
 //! start at once nor fall into step. No I/O, and no clock of its own.
 
 use std::cmp::Reverse;
@@ -94,6 +94,11 @@ impl Schedule {
         for (job, at) in fresh.into_iter().zip(0..) {
             self.due.push(Reverse((now + APART * at, job)));
         }
+        self.prune();
+    }
+
+    /// Lets go of entries of no current job, once they are the most.
+    fn prune(&mut self) {
         if self.due.len() > 2 * self.rows.len() {
             let rows = &self.rows;
             self.due.retain(|Reverse((_, job))| is_current(rows, job));
@@ -114,6 +119,7 @@ impl Schedule {
         row.number = self.last_number;
         let number = row.number;
         self.due.push(Reverse((now, Job { target, number })));
+        self.prune();
     }
 
     /// A probe to send now, if there is one; to be told of by [`finished`](Self::finished).
@@ -170,4 +176,31 @@ impl Schedule {
 fn is_current(rows: &BTreeMap<Target, Row>, job: &Job) -> bool {
     let row = rows.get(&job.target);
     row.is_some_and(|row| row.number == job.number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_hurried_again_and_again_leaves_nothing_behind() {
+        let target = Target {
+            vip: "203.0.113.1:80/tcp".parse().unwrap(),
+            real: [198, 51, 100, 1].into(),
+        };
+        let interval = Duration::from_secs(3600);
+        let pace = Pace {
+            interval,
+            jitter: 0,
+        };
+        let mut schedule = Schedule::new(1, 1);
+        let now = Instant::now();
+        schedule.follow([(target, pace)].into_iter(), now);
+        for _ in 0..100 {
+            schedule.hurry(target, now);
+            let job = schedule.next(now).unwrap();
+            assert!(schedule.finished(&job, now));
+        }
+        assert!(schedule.due.len() <= 2, "{}", schedule.due.len());
+    }
 }

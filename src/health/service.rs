@@ -75,7 +75,7 @@ pub(super) struct Effects {
     pub(super) turned: bool,
     /// The balancer has to be told.
     pub(super) tell: bool,
-    /// An answer of this one would show that it is not the checker who is cut off.
+    /// An answer of this one would show that the checker is not cut off.
     pub(super) ask: Option<IpAddr>,
 }
 
@@ -90,8 +90,7 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Takes reals and weights of a document; what is known of those that stay is kept. Whether any was given up or
-    /// has come.
+    /// Takes reals and weights of a document; what is known of those that stay is kept.
     pub(super) fn follow_document(&mut self, of_vip: &VipState, policy: &Policy) {
         let mut before = std::mem::take(&mut self.members);
         let off: BTreeSet<_> = of_vip.down.iter().map(IpAddr::to_canonical).collect();

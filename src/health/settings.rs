@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::check::Check;
-use super::check::invalid;
 use super::policy::Policy;
+use super::policy::lasts;
 use super::policy::within;
 use crate::error::Result;
 use crate::types::Protocol;
@@ -73,14 +73,8 @@ impl Settings {
         within("concurrency", self.concurrency, 1, 65_536)?;
         within("threads", self.threads, 1, 64)?;
         within("history", self.history, 0, 1000)?;
-        let (least, most) = (Duration::from_millis(10), Duration::from_secs(10));
-        if !(least..=most).contains(&self.pause) {
-            return Err(invalid(
-                "pause",
-                format!("{:?}", self.pause),
-                "10 ms to 10 s",
-            ));
-        }
+        let pauses = Duration::from_millis(10)..=Duration::from_secs(10);
+        lasts("pause", self.pause, pauses, "10 ms to 10 s")?;
         let mut all = self.vips.values().chain([&self.tcp, &self.udp]);
         all.try_for_each(Policy::validate)
     }

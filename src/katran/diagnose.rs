@@ -118,7 +118,8 @@ impl Katran {
         };
         let mut requests = Requests::new().map_err(failed)?;
         let (next_hops, reals_here) = self.of_others(next_hops);
-        let neighbours = match facts.index {
+        let index = facts.index;
+        let neighbours = match index {
             Some(index) => requests.neighbours(index).map_err(failed)?,
             None => Vec::new(),
         };
@@ -192,11 +193,7 @@ impl Katran {
             routed_on: self.routed_on(&mut requests).map_err(failed)?,
             sends: Sends {
                 next_hops: config.next_hops,
-                by_interface: self
-                    .attachments
-                    .sent()
-                    .into_iter()
-                    .find(|of| of.interface == interface),
+                by_interface: index.and_then(|index| self.attachments.sent_by(index)),
                 by_program: self.stats().totals()?.tx.packets,
             },
             drops: TELLING

@@ -1,6 +1,6 @@
-//! Watching attachments: who tells the host application that one is gone, replaced, or back.
+//! Watching attachments: a thread tells the host application that one is gone, replaced, or back.
 //!
-//! A thread hears of changes of links, and asks the kernel about each attachment once a second besides: that
+//! It hears of changes of links, and asks the kernel about each attachment once a second besides: that
 //! somebody takes a program off, or puts another in its place, it tells nobody. While a call is under way
 //! nothing is told, for programs may change hands in it.
 
@@ -76,7 +76,7 @@ pub struct AttachmentChange {
     pub state: AttachmentState,
 }
 
-/// An attachment, and who says what has become of it.
+/// An attachment, and what says what has become of it.
 struct Held {
     to: AttachedTo,
     witness: Witness,
@@ -242,7 +242,7 @@ impl Events<'_> {
     /// [`reattach`](Katran::reattach) has put it back. One that is lost already is told of at once. To detach is no
     /// change.
     ///
-    /// The callback runs on a thread of the library's own, until what is returned is dropped or another process takes the
+    /// The callback runs on a thread that the library starts, until what is returned is dropped or another process takes the
     /// balancer over ([`is_handed_over`](Katran::is_handed_over)). A removed interface is told of at once, all else
     /// within a second, and nothing while a call changes the balancer. If it panics, that is logged, and it
     /// is not called again.

@@ -176,7 +176,7 @@ pub struct Katran {
     // Detached before the maps go.
     attachments: Attachments<XdpLink>,
     shared: Attachments<Entry>,
-    /// For who watches them.
+    /// What threads that watch them know.
     losses: Arc<loss::Board>,
     /// Entries of arrays that are not where an owner before had them.
     lost: Vec<LostEntry>,

@@ -236,7 +236,7 @@ impl FlowTable {
         })
     }
 
-    /// The sets that are in use, as far as entries say it: up to the last one that has any, and those that a table begins with.
+    /// The sets that are in use, by what entries say: up to the last one that has any, and those that a table begins with.
     /// 1 if it has no sets.
     pub(crate) fn sets_in_use(&self) -> io::Result<u32> {
         let Self::Sets { map, sets } = self else {

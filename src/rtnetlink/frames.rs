@@ -6,6 +6,7 @@
 
 use std::io;
 
+use netlink_packet_core::NetlinkDeserializable;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::libc;
@@ -115,7 +116,7 @@ fn read_of(kind: u16) -> Option<(usize, &'static [(u16, Keep)])> {
 }
 
 /// A message, of which nothing but the length is known to be right.
-pub(super) struct Frame<'a>(&'a [u8]);
+pub(crate) struct Frame<'a>(&'a [u8]);
 
 /// The messages of a datagram; an error, and nothing more, where the rest of it is none.
 pub(super) fn frames(mut rest: &[u8]) -> impl Iterator<Item = io::Result<Frame<'_>>> {
@@ -158,9 +159,18 @@ impl Frame<'_> {
             Some(bytes)
         });
         let bytes = sieved.as_deref().unwrap_or(self.0);
-        NetlinkMessage::deserialize(bytes)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        whole(bytes)
     }
+
+    /// All that it says, where it is none of rtnetlink.
+    pub(crate) fn parse_whole<M: NetlinkDeserializable>(&self) -> io::Result<NetlinkMessage<M>> {
+        whole(self.0)
+    }
+}
+
+fn whole<M: NetlinkDeserializable>(bytes: &[u8]) -> io::Result<NetlinkMessage<M>> {
+    NetlinkMessage::deserialize(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

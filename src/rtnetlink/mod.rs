@@ -4,6 +4,7 @@
 //! follow next hops, attach, or diagnose stand above it.
 
 mod answers;
+mod exchange;
 mod filters;
 mod frames;
 mod notices;
@@ -17,6 +18,7 @@ pub(crate) use answers::Interface;
 pub(crate) use answers::Neighbour;
 pub(crate) use answers::Peer;
 pub(crate) use answers::Route;
+pub(crate) use exchange::exchange;
 pub(crate) use filters::TcProgram;
 pub(crate) use notices::Notice;
 pub(crate) use notices::Notices;

@@ -24,8 +24,8 @@ use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 
+use super::exchange::MESSAGE_BYTES;
 use super::frames::frames;
-use super::requests::MESSAGE_BYTES;
 use crate::types::Family;
 
 /// Room for some thousand notices; without the right to it, the kernel's default.

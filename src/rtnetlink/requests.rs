@@ -10,7 +10,6 @@ use std::os::fd::BorrowedFd;
 use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_core::NLM_F_DUMP;
-use netlink_packet_core::NLM_F_DUMP_INTR;
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_core::NetlinkPayload;
@@ -46,12 +45,11 @@ use super::answers::mac_of;
 use super::answers::metric;
 use super::answers::route_of;
 use super::answers::table;
+use super::exchange::MESSAGE_BYTES;
+use super::exchange::exchange;
 use super::frames::frames;
 use crate::types::Family;
 use crate::types::MacAddr;
-
-/// Longer than any message of the kernel's, which fit into a page or two.
-pub(super) const MESSAGE_BYTES: usize = 64 * 1024;
 
 /// The table that routes are in if nobody says.
 pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -111,39 +109,7 @@ impl Requests {
         let mut message = NetlinkMessage::from(question);
         message.header.flags = NLM_F_REQUEST | flags;
         message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut whole = true;
-        let mut received = Vec::with_capacity(MESSAGE_BYTES);
-        loop {
-            received.clear();
-            self.socket.recv(&mut received, 0)?;
-            for frame in frames(&received) {
-                let frame = frame?;
-                if frame.sequence() != self.sequence {
-                    continue;
-                }
-                let message = frame.parse()?;
-                whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
-                match message.payload {
-                    NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(io::Error::from_raw_os_error(-done.code));
-                    }
-                    NetlinkPayload::Done(_) => return Ok(whole),
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(true),
-                        Some(_) => return Err(error.to_io()),
-                    },
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-                    _ => {}
-                }
-                if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
-                    return Ok(true);
-                }
-            }
-        }
+        exchange(&self.socket, message, |frame| frame.parse(), answers)
     }
 
     /// Where packets for `address` go; `None`: nowhere.
@@ -325,18 +291,25 @@ impl Requests {
         namespace: Option<i32>,
         index: u32,
     ) -> io::Result<Option<Interface>> {
+        let link = self.link(namespace, index)?;
+        Ok(link.as_ref().map(interface_of))
+    }
+
+    /// What the kernel says of an interface, by its index, perhaps in another network namespace, by its number in this
+    /// one; `None`: there is none.
+    pub(super) fn link(
+        &mut self,
+        namespace: Option<i32>,
+        index: u32,
+    ) -> io::Result<Option<LinkMessage>> {
         let mut question = LinkMessage::default();
         question.header.index = index;
         let namespace = namespace.map(LinkAttribute::IfNetnsId);
         question.attributes.extend(namespace);
-        let answers = match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
-            answers => answers?,
-        };
-        Ok(answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(interface_of(link)),
-            _ => None,
-        }))
+        match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            answers => Ok(links_in(answers?).next()),
+        }
     }
 }
 
@@ -367,13 +340,16 @@ impl Requests {
 
     /// All interfaces, by their indexes.
     pub(crate) fn interfaces(&mut self) -> io::Result<BTreeMap<u32, Interface>> {
+        let links = self.links()?;
+        let links = links.map(|link| (link.header.index, interface_of(&link)));
+        Ok(links.collect())
+    }
+
+    /// What the kernel says of all interfaces.
+    pub(super) fn links(&mut self) -> io::Result<impl Iterator<Item = LinkMessage> + use<>> {
         let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers = self.ask(question, NLM_F_DUMP)?;
-        let links = answers.iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, interface_of(link))),
-            _ => None,
-        });
-        Ok(links.collect())
+        Ok(links_in(answers))
     }
 
     /// Whether packets can leave by other routes than the main table's default ones: those that somebody
@@ -426,6 +402,14 @@ pub(super) fn has_rules_by_interface_in(answers: &[RouteNetlinkMessage]) -> bool
             )
         }),
         _ => false,
+    })
+}
+
+/// The interfaces among these.
+fn links_in(answers: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = LinkMessage> {
+    answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
     })
 }
 

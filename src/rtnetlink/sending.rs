@@ -2,14 +2,12 @@
 
 use std::io;
 
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::link::LinkInfo;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::link::LinkXdp;
 use netlink_packet_route::link::XdpAttached;
-use nix::libc;
 
 use super::Requests;
 
@@ -43,18 +41,8 @@ impl Requests {
         namespace: Option<i32>,
         index: u32,
     ) -> io::Result<Option<Sending>> {
-        let mut question = LinkMessage::default();
-        question.header.index = index;
-        let namespace = namespace.map(LinkAttribute::IfNetnsId);
-        question.attributes.extend(namespace);
-        let answers = match self.ask(RouteNetlinkMessage::GetLink(question), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
-            answers => answers?,
-        };
-        Ok(answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(sending_of(link)),
-            _ => None,
-        }))
+        let link = self.link(namespace, index)?;
+        Ok(link.as_ref().map(sending_of))
     }
 }
 

@@ -3,9 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::IpProtocol;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoData;
 use netlink_packet_route::link::InfoIpTunnel;
 use netlink_packet_route::link::InfoKind;
@@ -40,13 +38,7 @@ impl Requests {
     /// The tunnel devices that take tunnels from anywhere, as a balancer's are: each flow has an outer source of
     /// its own.
     pub(crate) fn tunnels(&mut self) -> io::Result<Vec<TunnelDevice>> {
-        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers = self.ask(question, NLM_F_DUMP)?;
-        let tunnels = answers.iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => tunnel_of(link),
-            _ => None,
-        });
-        Ok(tunnels.collect())
+        Ok(self.links()?.filter_map(|link| tunnel_of(&link)).collect())
     }
 }
 

@@ -20,7 +20,6 @@ use crate::attach::CgroupAttachment;
 use crate::attach::CgroupLink;
 use crate::attach::put_back;
 use crate::environment;
-use crate::error::Error;
 use crate::error::Result;
 use crate::kernel;
 use crate::kernel::kernel_error;
@@ -34,6 +33,7 @@ use crate::sys::map::Typed;
 use crate::sys::mapping::Mapping;
 use crate::sys::object;
 use crate::sys::object::numbered;
+use crate::types::check_server_id;
 
 /// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
 /// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it, unless it is
@@ -91,11 +91,13 @@ impl ServerIdOption {
     /// cgroup opens.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for id 0; [`Error::KernelTooOld`], [`Error::BpfUnavailable`],
-    /// [`Error::Privilege`]; [`Error::Verifier`] if the kernel rejects the program;
-    /// [`Error::Kernel`].
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0;
+    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld),
+    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege);
+    /// [`Error::Verifier`](crate::Error::Verifier) if the kernel rejects the program;
+    /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn server(id: u32) -> Result<Self> {
-        check_id(id)?;
+        check_server_id(id)?;
         Self::load(id)
     }
 
@@ -152,10 +154,10 @@ impl ServerIdOption {
     /// another server until it is loaded with it ([`DecapBuilder::server_id`](crate::DecapBuilder::server_id)).
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for id 0.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0.
     #[doc(alias = "updateServerInfo")]
     pub fn set_id(&mut self, id: u32) -> Result<()> {
-        check_id(id)?;
+        check_server_id(id)?;
         self.write_own_id(id);
         Ok(())
     }
@@ -173,7 +175,7 @@ impl ServerIdOption {
     /// is attached to.
     ///
     /// # Errors
-    /// [`Error::Kernel`], also if it is no socket.
+    /// [`Error::Kernel`](crate::Error::Kernel), also if it is no socket.
     pub fn learned_id(&self, socket: impl AsFd) -> Result<Option<u32>> {
         let descriptor = socket.as_fd().as_raw_fd().unsigned_abs();
         let kept = self.connections.lookup(&descriptor);
@@ -192,9 +194,10 @@ impl ServerIdOption {
     /// attachment to a former cgroup of that path that is gone.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] if it is attached there; [`Error::Unsupported`] if the path is no
-    /// cgroup of version 2; [`Error::Privilege`]; [`Error::Kernel`], also if there is no such
-    /// directory.
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if it is attached there;
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the path is no cgroup of version 2;
+    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Kernel`](crate::Error::Kernel), also if there is no
+    /// such directory.
     pub fn attach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
         let keep_in = self.home.as_ref().map(Home::attached);
         self.attachments
@@ -215,7 +218,8 @@ impl ServerIdOption {
     /// Detaches from one cgroup, by the path of its directory.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not attached there; [`Error::Kernel`] if its pin cannot be removed.
+    /// [`Error::NotFound`](crate::Error::NotFound) if it is not attached there;
+    /// [`Error::Kernel`](crate::Error::Kernel) if its pin cannot be removed.
     pub fn detach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
         self.attachments.detach(cgroup.as_ref())
     }
@@ -228,7 +232,7 @@ impl ServerIdOption {
     /// What it has done since it was loaded.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`Error::Kernel`](crate::Error::Kernel).
     pub fn counters(&self) -> Result<ServerIdOptionCounters> {
         let values = self
             .counters
@@ -241,18 +245,6 @@ impl ServerIdOption {
             sum.written += value.written;
         }
         Ok(sum)
-    }
-}
-
-/// In packets 0 stands for no id.
-fn check_id(id: u32) -> Result<()> {
-    match id {
-        0 => Err(Error::InvalidConfig {
-            setting: "server_id",
-            value: "0".to_owned(),
-            reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
-        }),
-        _ => Ok(()),
     }
 }
 

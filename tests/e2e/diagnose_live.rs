@@ -35,14 +35,14 @@ fn nothing(found: &Diagnosis, severity: Severity, subject: Subject) {
 }
 
 /// A host with one end of a veth pair, `eth0`; the other is `eth1`.
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     require_root();
     let host = Host::new("host").unwrap();
     pair(&host);
     host
 }
 
-fn pair(host: &Host) {
+pub(crate) fn pair(host: &Host) {
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     host.ip("link set eth0 up").unwrap();
     host.ip("link set eth1 up").unwrap();

@@ -17,27 +17,16 @@ use katran::attachments::AttachedTo;
 use katran::attachments::AttachmentChange;
 use katran::attachments::AttachmentState;
 use katran::attachments::AttachmentWatch;
-use katran_lab::Host;
 use katran_lab::private_bpf_fs;
-use katran_lab::require_root;
 
 use crate::attach::program;
+use crate::diagnose_live::host;
+use crate::diagnose_live::pair;
 use crate::links::xdp_link;
 use crate::site::small;
 
 /// Within a second, and what a busy machine adds.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn host() -> Host {
-    require_root();
-    let host = Host::new("host").unwrap();
-    pair(&host);
-    host
-}
-
-fn pair(host: &Host) {
-    host.ip("link add eth0 type veth peer name eth1").unwrap();
-}
 
 fn load() -> Katran {
     small(MacAddr::new([2, 0, 0, 0, 0, 1])).load().unwrap()

@@ -108,7 +108,7 @@ impl Probed {
         let _ = balancer.host.run(attach);
     }
 
-    /// Who answers twenty clients.
+    /// The servers that answer twenty clients.
     fn names(&self) -> BTreeSet<String> {
         let ask = |_| {
             let client = TcpClient::connect(&self.lab.client, (self.lab.vip4(), PORT).into());
@@ -388,7 +388,7 @@ fn what_others_change_is_kept_and_the_end_leaves_all_as_it_is() {
     eventually("no thread", || Arc::weak_count(&probed.katran) == 0);
     assert_eq!(probed.katran.lock().unwrap().state(), state);
     assert_eq!(probed.down(), [probed.real(0)]);
-    // Who starts again goes on with what was found, also before anything was probed.
+    // Checks that start again go on with what was found, also before anything was probed.
     let mut lazy = Settings::default();
     lazy.tcp.timeout = PATIENCE;
     let host = &probed.lab.balancers[0].host;

@@ -59,6 +59,8 @@ pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<
         };
         tokio::select! {
             status = child.wait() => {
+                // From now on the number may be another one's.
+                group.0 = None;
                 if let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await {
                     words.extend_from_slice(&piece[..length]);
                 }

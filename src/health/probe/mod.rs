@@ -71,10 +71,19 @@ impl Probe {
         };
         match asked {
             Ok(()) => Outcome::Passed,
-            Err(Failure::NotSent(error)) => Outcome::NotSent(error),
-            Err(Failure::Failed(why)) => Outcome::Failed(why),
+            Err(Failure::NotSent(error)) => Outcome::NotSent(one_line(&error)),
+            Err(Failure::Failed(why)) => Outcome::Failed(one_line(&why)),
         }
     }
+}
+
+/// The longest reason that is kept, in characters.
+const MAX_REASON: usize = 500;
+
+/// A reason as a line for logs and terminals: servers have a say in it (the closing words of QUIC).
+fn one_line(reason: &str) -> String {
+    let shown = |letter: char| if letter.is_control() { ' ' } else { letter };
+    reason.chars().take(MAX_REASON).map(shown).collect()
 }
 
 /// Where a probe goes to.

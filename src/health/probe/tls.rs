@@ -10,7 +10,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::crypto::ring;
 use rustls::crypto::verify_tls12_signature;
 use rustls::crypto::verify_tls13_signature;
@@ -64,7 +64,8 @@ pub(super) fn server_name(tls: &Tls) -> Result<Option<ServerName<'static>>> {
 /// Each handshake is whole: nothing is resumed, so each probe looks at the certificate.
 pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| invalid("tls", "ring", error.to_string()))?;
     let builder = match &tls.trust {
@@ -72,7 +73,7 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
         Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem)?),
         Trust::Any => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+            .with_custom_certificate_verifier(Arc::new(Anybody(algorithms))),
     };
     let mut config = builder.with_no_client_auth();
     config.resumption = Resumption::disabled();
@@ -96,7 +97,7 @@ fn of_pem(pem: &str) -> Result<RootCertStore> {
 
 /// Takes any certificate whose key the server has.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct Anybody(WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -116,8 +117,7 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
     fn verify_tls13_signature(
@@ -126,11 +126,10 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.supported_schemes()
     }
 }

@@ -172,8 +172,10 @@ pub(super) fn adopt(
         katran.undo_group(&before);
     }
     let lost = katran.resume_attachments(&home)?;
-    if home.next_set().is_there() {
-        katran.go_back_to(&home, &mut former)?;
+    match home.next_set().is_there() {
+        true => katran.go_back_to(&home, &mut former)?,
+        // An adoption that failed may have removed it: no packets are to be handed back.
+        false => katran.catch_up(None)?,
     }
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());

@@ -76,7 +76,7 @@ impl Katran {
         Self::carry_back(home)
     }
 
-    /// Carries what the next set has counted to the set that counts, as far as both count in this version's form.
+    /// Carries what the next set has counted to the set that counts, where both count in this version's form.
     pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
         let (set, other) = (home.set(), home.next_set());
         let contents = set.contents()?;
@@ -183,7 +183,7 @@ fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     if let Err(refused) = &read {
         log::error!(
             "a replacement was cut off, and of that one {refused}: connections that packets have led by it may stay where \
-             they are, and meet what is added under its numbers; what is known here is in force"
+             they are, and meet what is added under its numbers; packets go by what is known here"
         );
     }
     let read = read.ok().flatten();

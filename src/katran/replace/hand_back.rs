@@ -59,7 +59,7 @@ impl Katran {
     ///
     /// # Errors
     /// What refuses flows; none is handed back all the same.
-    pub(super) fn catch_up(&mut self, flows: Option<&FlowTables>) -> Result<()> {
+    pub(in crate::katran) fn catch_up(&mut self, flows: Option<&FlowTables>) -> Result<()> {
         let enter = |katran: &mut Self| match flows {
             Some(flows) => katran.enter_flows(flows, Reader::Packets),
             None => Ok(()),
