@@ -148,7 +148,8 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         )
     };
     let (works, text) = check(&[]);
-    assert!(!works && text.contains("--interface"), "{text}");
+    let missing = "required arguments were not provided:\n  --interface <NAME>";
+    assert!(!works && text.contains(missing), "{text}");
     let (works, text) = check(&["--interface", "eth0"]);
     assert!(works && text.contains("ok       empty"), "{text}");
     let (works, text) = check(&["--interface", "eth0", "--position", "9"]);
