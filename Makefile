@@ -9,10 +9,10 @@ CARGO ?= cargo
 # run once: without any flow in a table, of what comes before it or after (frames, tunnels, captures), that choose its kind
 # themselves, or about what is around the program: attachments, the path of probes, next hops, diagnosis.
 LOADED := control e2e walk
-OF_ANY_KIND := attach attachments captures decap decap_tc diagnose diagnose_live documents ecmp flow_table_model follow \
-	follow_edges following fork handed_over health health_places inline_decap loads local manners monitor monitor_ends \
-	moving_on mtu next_hop orphan outer_fragments pinned pins probed ring_memory rings root_pinned routing scaling shared switch \
-	tunnel_rules tunnels vlan vrf
+OF_ANY_KIND := attach attachments captures decap decap_tc diagnose diagnose_live documents ecmp flow_table_model \
+	follow follow_edges following fork handed_over health health_places inline_decap lives loads local losses manners \
+	monitor monitor_ends moving_on mtu next_hop orphan outer_fragments pinned pins probed ring_memory rings root_pinned \
+	routing scaling sending shared switch tunnel_rules tunnels vlan vrf ways
 
 # The dependencies are those of Cargo.lock, which no build rewrites silently.
 LOCK_FITS = $(CARGO) metadata --locked --format-version 1 >/dev/null || \
