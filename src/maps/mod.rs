@@ -7,6 +7,7 @@ mod cells;
 mod chunks;
 mod flow_copy;
 mod flow_hash;
+mod flow_sample;
 mod flows;
 mod grace;
 mod hops;

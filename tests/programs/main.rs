@@ -10,6 +10,7 @@ mod examples;
 mod exporter;
 mod exporter_docs;
 mod exposition;
+mod faults;
 mod healthcheck;
 mod killed;
 mod killed_backends;

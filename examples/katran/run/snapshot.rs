@@ -25,6 +25,7 @@ use katran::stats::Counters;
 
 use super::Message;
 use super::Owner;
+use super::health;
 use crate::options;
 use crate::report;
 use crate::report::ATTACHED;
@@ -36,6 +37,8 @@ use crate::report::Report;
 
 /// For how long a client waits for a new one; a change takes longer.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The label of findings that belong to no interface.
+const EVERYWHERE: &str = "all";
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -63,7 +66,11 @@ impl Handle {
     pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
         let mut report = self.snapshot(Snapshot::take)?.report();
         if diagnose {
-            report.problems = self.ask_for(8 * PATIENCE, problems).ok();
+            let found = self.ask_for(8 * PATIENCE, problems).ok();
+            report.problems = found.map(|mut found| {
+                found.extend(health::findings(&report.vips));
+                found
+            });
         }
         Ok(report)
     }
@@ -195,10 +202,12 @@ impl Snapshot {
 
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
-        Ok(Self {
-            problems: counted(&owner.katran)?,
-            ..Self::take(owner)?
-        })
+        let mut taken = Self::take(owner)?;
+        taken.problems = counted(&owner.katran)?;
+        let vips: Vec<_> = taken.vips.iter().map(|vip| taken.vip(vip)).collect();
+        let of_health = health::counts(&vips);
+        taken.problems.push((EVERYWHERE.to_owned(), of_health));
+        Ok(taken)
     }
 
     /// As others are told.
