@@ -107,7 +107,7 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     /// Gateways that were not to be found out.
-    pub(super) fn given_macs(&self) -> impl Iterator<Item = MacAddr> {
+    fn given_macs(&self) -> impl Iterator<Item = MacAddr> {
         let given = match self.gateway {
             Gateway::Mac(mac) => Some(mac),
             Gateway::Auto => None,
@@ -136,7 +136,16 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
         queues(facts, &mut found);
         flow_tables::judge(&facts.flow_tables, &mut found);
         mtu(facts, &mut found);
-        vlans::judge(facts, &mut found);
+        let around = vlans::Around {
+            interface: &facts.interface.name,
+            packets: facts.packets,
+            next_hops: &facts.next_hops,
+            neighbours: facts
+                .given_macs()
+                .filter(|mac| facts.neighbours.contains(mac))
+                .collect(),
+        };
+        vlans::judge(&facts.vlans, &around, &mut found);
     }
     gateway(facts, &mut found);
     source(facts, &mut found);
@@ -364,6 +373,12 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
 
 const NEXT_HOP_ADVICE: &str = "ip route; ip neighbour; or set gateway_mac";
 
+fn is_it_there(address: IpAddr) -> String {
+    format!(
+        "is it up, and in this segment and VLAN? ping {address}; ip neighbour; or set gateway_mac"
+    )
+}
+
 /// What is wrong with one next hop, if anything is.
 fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) {
     let about = Subject::Gateway;
@@ -378,11 +393,11 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) => {
             let message = format!("{whom}: {address} does not answer");
-            found.problem(about, message, NEXT_HOP_ADVICE);
+            found.problem(about, message, is_it_there(address));
         }
         (Some(address), Some(mac)) if !hop.answers && !facts.next_hops_previewed => {
             let message = format!("{whom}: {address} does not answer; packets go to {mac}");
-            found.warn(about, message, NEXT_HOP_ADVICE);
+            found.warn(about, message, is_it_there(address));
         }
         _ => {}
     }

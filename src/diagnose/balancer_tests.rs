@@ -4,6 +4,9 @@
 #[path = "balancer_troubles.rs"]
 mod troubles;
 
+#[path = "room_troubles.rs"]
+mod room_troubles;
+
 #[path = "sending_troubles.rs"]
 mod sending_troubles;
 

@@ -1,8 +1,9 @@
 //! Whether frames come in with the VLAN tags that the next hops expect: they leave with those that they came with.
 
-use super::Balancer;
 use super::Diagnosis;
 use super::Subject;
+use crate::next_hop::NextHop;
+use crate::types::MacAddr;
 
 /// What is known of tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,17 +14,27 @@ pub(crate) struct Vlans {
     pub(crate) of_hops: Vec<String>,
 }
 
-pub(super) fn judge(facts: &Balancer, found: &mut Diagnosis) {
+/// What is around the balancer on this interface.
+pub(super) struct Around<'a> {
+    pub(super) interface: &'a str,
+    /// That it has forwarded.
+    pub(super) packets: u64,
+    pub(super) next_hops: &'a [NextHop],
+    /// Gateways that were given, and are neighbours on the interface.
+    pub(super) neighbours: Vec<MacAddr>,
+}
+
+pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
     let about = Subject::Vlan;
-    let Vlans { seen, of_hops } = &facts.vlans;
-    let name = &facts.interface.name;
+    let Vlans { seen, of_hops } = vlans;
+    let name = around.interface;
     let advice = format!(
         "have packets for VIPs come in by the VLAN that reals or their router are in: the router's interface, the switch's \
          port; tcpdump -eni {name} shows tags of what passes, `ip neighbour` where the next hop is"
     );
     match (&seen[..], &of_hops[..]) {
         ([], []) => found.ok(about, "no frames with tags"),
-        ([], [of_hop, ..]) => match facts.packets {
+        ([], [of_hop, ..]) => match around.packets {
             0 => found.ok(about, "no frames yet"),
             _ => found.warn(
                 about,
@@ -37,7 +48,7 @@ pub(super) fn judge(facts: &Balancer, found: &mut Diagnosis) {
         (seen, _) => {
             let tags: Vec<_> = seen.iter().map(u16::to_string).collect();
             let tags = tags.join(", ");
-            match untagged_hop(facts) {
+            match untagged_hop(around) {
                 Some(hop) => found.warn(
                     about,
                     format!(
@@ -57,15 +68,10 @@ pub(super) fn judge(facts: &Balancer, found: &mut Diagnosis) {
 }
 
 /// A next hop that is found on the interface itself, and not on a VLAN of it.
-fn untagged_hop(facts: &Balancer) -> Option<String> {
-    let name = Some(facts.interface.name.as_str());
-    let mut hops = facts.next_hops.iter();
-    let found = hops.find(|hop| hop.interface.as_deref() == name && hop.mac.is_some());
+fn untagged_hop(around: &Around<'_>) -> Option<String> {
+    let mut hops = around.next_hops.iter();
+    let found =
+        hops.find(|hop| hop.interface.as_deref() == Some(around.interface) && hop.mac.is_some());
     let found = found.and_then(|hop| hop.address.map(|address| address.to_string()));
-    found.or_else(|| {
-        let mut given = facts.given_macs();
-        given
-            .find(|mac| facts.neighbours.contains(mac))
-            .map(|mac| mac.to_string())
-    })
+    found.or_else(|| around.neighbours.first().map(MacAddr::to_string))
 }

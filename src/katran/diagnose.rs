@@ -375,7 +375,11 @@ fn vlans_of(next_hops: &[NextHop], interface: &str) -> io::Result<Vec<String>> {
     let others = next_hops.iter().filter_map(|hop| hop.interface.as_deref());
     let others: BTreeSet<_> = others.filter(|name| *name != interface).collect();
     let ethtool = Ethtool::new()?;
-    let is_vlan = |name: &&str| ethtool.driver(name).is_ok_and(|driver| driver == VLAN_DRIVER);
+    let is_vlan = |name: &&str| {
+        ethtool
+            .driver(name)
+            .is_ok_and(|driver| driver == VLAN_DRIVER)
+    };
     let vlans = others.into_iter().filter(is_vlan);
     Ok(vlans.map(str::to_owned).collect())
 }

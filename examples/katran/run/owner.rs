@@ -75,6 +75,7 @@ impl Owner {
     /// A balancer with the settings and VIPs of the file, attached to its interfaces.
     pub(super) fn start(arguments: Arguments, sender: Sender<Message>) -> Result<Self> {
         let options = &arguments.options;
+        let keep = options.keep;
         let wanted = prepared(&arguments, options.state()?)?;
         let mut prober = match arguments.probes.are_on() {
             true => Some(Prober::new(&arguments.probes, &wanted, sender.clone())?),
@@ -116,7 +117,7 @@ impl Owner {
             silences,
             board,
             prober,
-            keeper: Keeper::new(),
+            keeper: Keeper::new(keep),
             monitored: None,
             last_apply: Some(applied),
             refused: None,

@@ -203,7 +203,7 @@ impl Snapshot {
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
         let mut taken = Self::take(owner)?;
-        taken.problems = counted(&owner.katran)?;
+        taken.problems = counted(&owner.katran, &owner.arguments.options.interface)?;
         let vips: Vec<_> = taken.vips.iter().map(|vip| taken.vip(vip)).collect();
         let of_health = health::counts(&vips);
         taken.problems.push((EVERYWHERE.to_owned(), of_health));
@@ -337,13 +337,10 @@ fn health(found: Option<Option<bool>>) -> Health {
     }
 }
 
-/// What the diagnosis finds on each interface, gone or not.
-fn counted(katran: &Katran) -> Result<Vec<OfInterface>> {
-    let names: BTreeSet<_> = katran
-        .interfaces()
-        .into_iter()
-        .map(|of| of.interface)
-        .collect();
+/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those that were named.
+fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
+    let attached = katran.interfaces().into_iter().map(|of| of.interface);
+    let names: BTreeSet<_> = attached.chain(named.iter().cloned()).collect();
     let counted = names.into_iter().map(|name| {
         let counts = katran.diagnose(&name)?.counts();
         Ok((name, counts))
