@@ -13,7 +13,7 @@ const MAX_BODY: usize = 1 << 20;
 
 /// What a real is asked, and what counts as an answer. The [time-out](super::Policy::timeout) is for all of it, so a
 /// server that hangs, or sends its answer byte by byte, has failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Check {
     /// A TCP connection is accepted. It is closed at once.
@@ -85,7 +85,7 @@ impl Check {
 }
 
 /// How an HTTP request is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Method {
     /// The page is asked for.
@@ -107,7 +107,7 @@ pub enum Method {
 /// http.tls = Some(Tls::new("www.example.com"));
 /// let check = Check::from(http);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Http {
     /// The path, and the query if there is one: begins with `/`, without spaces. Default: `/`.
@@ -207,7 +207,7 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// A datagram, and the answer to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Udp {
     /// What is sent. Range: 0 to 1,400 bytes.
@@ -234,7 +234,7 @@ impl Udp {
 }
 
 /// What a datagram is answered by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Answer {
     /// Any datagram.
@@ -248,7 +248,7 @@ pub enum Answer {
 }
 
 /// A DNS query (RFC 1035), and the answer to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Dns {
     /// The name that is asked for, in ASCII.
@@ -295,7 +295,7 @@ impl Dns {
 }
 
 /// A QUIC handshake (RFC 9000).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Quic {
     /// Who the server is.
@@ -318,9 +318,9 @@ impl Quic {
 /// (where to probe) and, if probes go through the tunnel, `KATRAN_MARK` (for `SO_MARK`) in its environment. Whether its
 /// packets went through the tunnel is not looked at.
 ///
-/// It leads a process group of its own, all of which is killed at the [time-out](super::Policy::timeout), and when the checks
-/// end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// It leads a process group of its own, all of which is killed when it ends, at the [time-out](super::Policy::timeout), and
+/// when the checks end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Command {
     /// Its path, from the root.
@@ -351,7 +351,7 @@ impl Command {
 }
 
 /// TLS 1.2 or 1.3, for HTTPS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Tls {
     /// The server's name: it is asked for (SNI), and the certificate must be for it. `None`: the address that is
@@ -380,7 +380,7 @@ impl Tls {
 }
 
 /// Whose certificates are good.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trust {
     /// Those of the authorities of this host (`/etc/ssl/certs`, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` say). They are

@@ -71,6 +71,7 @@ pub use self::check::Tls;
 pub use self::check::Trust;
 pub use self::check::Udp;
 pub use self::handle::Health;
+pub use self::outcome::Cause;
 pub use self::policy::Policy;
 pub use self::policy::RealPolicy;
 pub use self::policy::Via;

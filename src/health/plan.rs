@@ -1,6 +1,7 @@
 //! What is asked of whom, ready to be sent.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::board::Board;
@@ -18,18 +19,18 @@ use crate::types::Vip;
 
 /// All checks of the settings, ready to be made: certificates are read once.
 #[derive(Clone)]
-pub(super) struct Probes(Vec<(Check, Probe)>);
+pub(super) struct Probes(HashMap<Check, Probe>);
 
 impl Probes {
     pub(super) fn new(settings: &Settings) -> Result<Self> {
         settings.validate()?;
         let mut authorities = Authorities::default();
-        let mut probes: Vec<(Check, Probe)> = Vec::new();
+        let mut probes = HashMap::new();
         let policies = settings.vips.values();
         for policy in policies.chain([&settings.tcp, &settings.udp]) {
             for check in checks(policy) {
-                if !probes.iter().any(|(known, _)| known == check) {
-                    probes.push((check.clone(), Probe::new(check, &mut authorities)?));
+                if !probes.contains_key(check) {
+                    probes.insert(check.clone(), Probe::new(check, &mut authorities)?);
                 }
             }
         }
@@ -37,9 +38,7 @@ impl Probes {
     }
 
     fn of(&self, check: &Check) -> Option<Probe> {
-        let mut probes = self.0.iter();
-        let found = probes.find(|(known, _)| known == check);
-        found.map(|(_, probe)| probe.clone())
+        self.0.get(check).cloned()
     }
 }
 

@@ -23,6 +23,7 @@ use super::check::Http;
 use super::check::Method;
 use super::check::Tls;
 use super::check::Trust;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use super::probe::Authorities;
 use super::probe::Place;
@@ -76,7 +77,7 @@ pub(super) async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Ou
     let asked = tokio::time::timeout(limit, probe.ask(place(to)));
     asked
         .await
-        .unwrap_or(Outcome::Failed("too late".to_owned()))
+        .unwrap_or(Outcome::Failed(Cause::Timeout, "too late".to_owned()))
 }
 
 pub(super) fn place(to: SocketAddr) -> Place {
@@ -93,7 +94,7 @@ pub(super) fn place(to: SocketAddr) -> Place {
 
 pub(super) fn why(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Failed(why) => why,
+        Outcome::Failed(_, why) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -314,6 +315,40 @@ async fn certificates_are_looked_at_as_is_wanted() {
         "too late"
     );
     assert!(why(ask(&any, serve(|_| async {}).await).await).starts_with("TLS: "));
+}
+
+/// What failures are counted by.
+#[tokio::test]
+async fn failures_have_a_cause() {
+    let limit = Duration::from_millis(300);
+    let closes = serve(|mut stream| async move {
+        request(&mut stream).await;
+    })
+    .await;
+    let trickles = says("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab").await;
+    let tls = http(|http| http.tls = Some(Tls::any()));
+    for (check, to, expected) in [
+        (&http(|_| ()), nobody().await, Cause::Refused),
+        (&http(|_| ()), closes, Cause::Closed),
+        (
+            &http(|_| ()),
+            says("HTTP/1.1 404 No\r\n\r\n").await,
+            Cause::Answer,
+        ),
+        (
+            &http(|_| ()),
+            says("SSH-2.0-OpenSSH\r\n").await,
+            Cause::Answer,
+        ),
+        (&tls, serve(|_| async {}).await, Cause::Handshake),
+        (&http(|_| ()), trickles, Cause::Timeout),
+    ] {
+        let outcome = within(limit, check, to).await;
+        match outcome {
+            Outcome::Failed(cause, _) => assert_eq!(cause, expected),
+            other => panic!("{other:?}, not {expected}"),
+        }
+    }
 }
 
 #[test]
