@@ -8,6 +8,13 @@ mod diff;
 mod page;
 #[cfg(feature = "serde")]
 mod pieces;
+#[cfg(feature = "serde")]
+mod placed;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod placed_tests;
+#[cfg(feature = "serde")]
+mod places;
 #[cfg(test)]
 #[cfg(feature = "serde")]
 mod reference;
@@ -34,6 +41,8 @@ mod toml_write;
 pub use diff::Changes;
 pub(crate) use diff::live_changes;
 pub(crate) use diff::settings_changed;
+#[cfg(feature = "serde")]
+pub use placed::Document;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;
