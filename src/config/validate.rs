@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-#[cfg(feature = "serde")]
+#[cfg(any(test, feature = "serde"))]
 use super::BalancerState;
 use super::Builder;
 use super::Config;
@@ -32,9 +32,9 @@ impl Config {
     }
 }
 
+#[cfg(feature = "serde")]
 impl BalancerState {
     /// The settings that a balancer would be loaded with, but for what depends on the machine.
-    #[cfg(feature = "serde")]
     pub(crate) fn alone(builder: &Builder) -> Result<Self> {
         let config = Config::of_each(builder)?;
         check_each_other(&config)?;
@@ -169,8 +169,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    #[cfg(not(feature = "serde"))]
-    use crate::config::BalancerState;
     use crate::types::MacAddr;
 
     fn machine() -> Topology {

@@ -1,10 +1,10 @@
 //! A document that was read and knows where everything stands in it, for errors that come later.
 
-use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::beside::Nobody;
 use super::page::Page;
 use super::places::Places;
 use super::places::probed;
@@ -15,7 +15,8 @@ use super::room::beyond_limit;
 use super::state::Conflict;
 use super::state::Place;
 use super::state::State;
-use super::toml_read::Reader;
+use super::toml_read::read_toml;
+use super::toml_read::read_toml_file;
 use crate::config::BalancerState;
 use crate::config::SETTING_KEYS;
 use crate::error::Error;
@@ -40,10 +41,8 @@ use crate::error::Result;
 /// It takes the memory of the text, of the state, and eight bytes for each VIP, real and so on.
 #[derive(Clone, Debug)]
 pub struct Document {
-    file: Option<PathBuf>,
-    text: String,
     state: State,
-    places: Places,
+    source: Source,
 }
 
 impl Document {
@@ -52,7 +51,10 @@ impl Document {
     /// # Errors
     /// Those of [`State::from_toml`].
     pub fn from_toml(text: impl Into<String>) -> Result<Self> {
-        Self::read(None, text.into())
+        let text = text.into();
+        let (state, places) = read_toml(&text, &mut Nobody)?;
+        let source = Source::new(None, text, places);
+        Ok(Self { state, source })
     }
 
     /// Reads a file with a TOML document, as [`State::from_toml_file`] does.
@@ -60,28 +62,8 @@ impl Document {
     /// # Errors
     /// Those of [`State::from_toml_file`].
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|errno| Error::Kernel {
-            operation: "cannot read the configuration document",
-            object: path.display().to_string(),
-            errno,
-        })?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
-            page(Some(path), &text).refuse(valid, "this is not text in UTF-8")
-        })?;
-        Self::read(Some(path.to_owned()), text)
-    }
-
-    fn read(file: Option<PathBuf>, text: String) -> Result<Self> {
-        let (state, places) = Reader::new(file.as_deref(), &text).read()?;
-        Ok(Self {
-            file,
-            text,
-            state,
-            places,
-        })
+        let (state, source) = read_toml_file(path.as_ref(), &mut Nobody)?;
+        Ok(Self { state, source })
     }
 
     /// What it says.
@@ -100,15 +82,7 @@ impl Document {
     /// # Errors
     /// [`Error::Document`], with file, line and column.
     pub fn check(&self) -> Result<()> {
-        let settings = self
-            .state
-            .builder()
-            .and_then(|builder| BalancerState::alone(&builder));
-        let settings = settings.map_err(|error| self.placed(error))?;
-        match beyond_all(&self.state, &settings) {
-            None => Ok(()),
-            Some(conflict) => Err(self.refuse(conflict)),
-        }
+        self.source.check(&self.state)
     }
 
     /// An error of a call that was given this state, or one that was made of it, as [`Error::Document`] with file, line
@@ -116,20 +90,70 @@ impl Document {
     /// a program decides by the error itself.
     #[must_use]
     pub fn placed(&self, error: Error) -> Error {
-        match self.conflict(&error) {
-            Some(conflict) => self.refuse(conflict),
+        self.source.placed(&self.state, error)
+    }
+}
+
+/// The text that a state was read from, and where everything stands in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Source {
+    file: Option<PathBuf>,
+    text: String,
+    places: Places,
+}
+
+impl Source {
+    pub(crate) fn new(file: Option<&Path>, text: String, places: Places) -> Self {
+        let file = file.map(Path::to_owned);
+        Self { file, text, places }
+    }
+
+    pub(crate) fn check(&self, state: &State) -> Result<()> {
+        let settings = state
+            .builder()
+            .and_then(|builder| BalancerState::alone(&builder));
+        let settings = settings.map_err(|error| self.placed(state, error))?;
+        match beyond_all(state, &settings) {
+            None => Ok(()),
+            Some(conflict) => Err(self.refuse(state, conflict)),
+        }
+    }
+
+    pub(crate) fn placed(&self, state: &State, error: Error) -> Error {
+        let places = &self.places;
+        match (Read { state, places }).conflict(&error) {
+            Some(conflict) => self.refuse(state, conflict),
             None => error,
         }
     }
 
-    fn refuse(&self, conflict: Conflict) -> Error {
-        let page = page(self.file.as_deref(), &self.text);
-        page.refuse_conflict(&self.state, &self.places, conflict)
+    /// An error at one of the marks.
+    #[cfg(feature = "health")]
+    pub(crate) fn refuse_mark(&self, state: &State, mark: usize, message: String) -> Error {
+        self.refuse(state, wrong(Place::Mark(mark), message))
     }
 
+    fn refuse(&self, state: &State, conflict: Conflict) -> Error {
+        let page = Page {
+            file: self.file.as_deref(),
+            text: &self.text,
+            start: 0,
+        };
+        page.refuse_conflict(state, &self.places, conflict)
+    }
+}
+
+/// What was read.
+#[derive(Clone, Copy)]
+struct Read<'r> {
+    state: &'r State,
+    places: &'r Places,
+}
+
+impl Read<'_> {
     /// What in the document an error is about.
     fn conflict(&self, error: &Error) -> Option<Conflict> {
-        let state = &self.state;
+        let state = self.state;
         let place = match error {
             Error::Exhausted { what, limit } => {
                 let setting = named(what)?;
@@ -165,12 +189,12 @@ impl Document {
     }
 
     fn setting(&self, key: &'static str) -> Option<usize> {
-        self.places.start(&self.state, Place::Setting(key))
+        self.places.start(self.state, Place::Setting(key))
     }
 
     /// What has this address.
     fn address(&self, address: IpAddr) -> Option<Place> {
-        let state = &self.state;
+        let state = self.state;
         let vip = state.vips.iter().position(|of| of.vip.address() == address);
         let end = state.decap.iter().position(|of| of.address == address);
         let mut reals = reals(state).chain(probed(state));
@@ -181,7 +205,7 @@ impl Document {
 
     /// The first of what a balancer was loaded without.
     fn unsupported(&self, what: &str) -> Option<Place> {
-        let state = &self.state;
+        let state = self.state;
         match what {
             "a source route" => state.source_routes.first().map(|_| Place::SourceRoute(0)),
             "a decap address" => state.decap.first().map(|_| Place::Decap(0)),
@@ -195,21 +219,13 @@ impl Document {
 
     /// What the kernel was to be told of.
     fn object(&self, object: &str) -> Option<Place> {
-        let state = &self.state;
+        let state = self.state;
         let vip = state
             .vips
             .iter()
             .position(|of| of.vip.to_string() == object);
         vip.map(Place::Vip)
             .or_else(|| self.address(object.parse().ok()?))
-    }
-}
-
-fn page<'t>(file: Option<&'t Path>, text: &'t str) -> Page<'t> {
-    Page {
-        file,
-        text,
-        start: 0,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::SETTING_KEYS;
 
 /// Where the parts of a state begin, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Places {
+pub(crate) struct Places {
     pub(super) balancer: Option<usize>,
     /// The values of the keys of `[balancer]`.
     pub(super) settings: Vec<(&'static str, usize)>,

@@ -3,6 +3,7 @@
 //! `pieces.rs` cuts it, `toml` parses a piece, `page.rs` reads tables and has the words. `toml_write.rs` is
 //! the other way; the keys are in `sections.rs`.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -10,15 +11,18 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
+use super::beside::Beside;
+use super::beside::Nobody;
 use super::page::Host;
 use super::page::Keys;
 use super::page::Page;
 use super::page::unknown;
 use super::pieces::pieces;
-use super::placed::Document;
+use super::placed::Source;
 use super::places::Places;
 use super::room::beyond;
 use super::sections::DECAP;
+use super::sections::HEALTH;
 use super::sections::MARK;
 use super::sections::PROBE;
 use super::sections::PROBE_DESTINATION;
@@ -40,6 +44,7 @@ use crate::config::BalancerState;
 use crate::config::SETTING_KEYS;
 use crate::config::Text;
 use crate::config::Value;
+use crate::error::Error;
 use crate::error::Result;
 use crate::types::DecapMode;
 use crate::types::Prefix;
@@ -75,17 +80,18 @@ impl State {
     /// # }
     /// ```
     ///
-    /// All keys, with units, ranges and defaults: `docs/configuration.md`. It takes memory for the text and the
+    /// All keys, with units, ranges and defaults: `docs/configuration.md`. Those of health checks, called `health`, are read by
+    /// `health::Document` (feature `health`), and refused here. It takes memory for the text and the
     /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
     /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply), and a
-    /// [`Document`] knows where it stands. Reading may take a
+    /// [`Document`](crate::state::Document) knows where it stands. Reading may take a
     /// second or two for millions of lines: read before you lock what others wait for.
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
     /// there is not or that is out of its range, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let (state, _) = Reader::new(None, text).read()?;
+        let (state, _) = read_toml(text, &mut Nobody)?;
         Ok(state)
     }
 
@@ -95,13 +101,43 @@ impl State {
     /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65535, 0 for any`;
     /// [`Error::Kernel`] if the file cannot be read.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
-        Document::from_toml_file(path).map(Document::into_state)
+        let (state, _) = read_toml_file(path.as_ref(), &mut Nobody)?;
+        Ok(state)
     }
 }
 
+/// Reads a document, and has others read what is theirs.
+pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<(State, Places)> {
+    Reader::new(None, text, beside).read()
+}
+
+/// Reads a file with a document, and has others read what is theirs.
+pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(State, Source)> {
+    let bytes = fs::read(path).map_err(|errno| Error::Kernel {
+        operation: "cannot read the configuration document",
+        object: path.display().to_string(),
+        errno,
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        let page = Page {
+            file: Some(path),
+            text: &text,
+            start: 0,
+        };
+        page.refuse(valid, "this is not text in UTF-8")
+    })?;
+    let (state, places) = Reader::new(Some(path), &text, beside).read()?;
+    Ok((state, Source::new(Some(path), text, places)))
+}
+
 /// A document that is being read.
-pub(super) struct Reader<'t> {
+struct Reader<'t, 'b> {
     page: Page<'t>,
+    beside: &'b mut dyn Beside,
+    /// Where the section of health checks is.
+    health: Option<usize>,
     state: State,
     places: Places,
     /// Those by source come after those by destination.
@@ -110,9 +146,11 @@ pub(super) struct Reader<'t> {
     whole: Vec<(&'static str, usize)>,
 }
 
-impl<'t> Reader<'t> {
-    pub(super) fn new(file: Option<&'t Path>, text: &'t str) -> Self {
+impl<'t, 'b> Reader<'t, 'b> {
+    fn new(file: Option<&'t Path>, text: &'t str, beside: &'b mut dyn Beside) -> Self {
         Self {
+            beside,
+            health: None,
             page: Page {
                 file,
                 text,
@@ -126,7 +164,7 @@ impl<'t> Reader<'t> {
     }
 
     /// The state, and where everything is.
-    pub(super) fn read(mut self) -> Result<(State, Places)> {
+    fn read(mut self) -> Result<(State, Places)> {
         for piece in pieces(self.page.text) {
             self.page.start = piece.start;
             let tables = DeTable::parse(piece.text).map_err(|error| {
@@ -148,6 +186,9 @@ impl<'t> Reader<'t> {
         if name == "balancer" {
             return self.balancer(key, value);
         }
+        if name == HEALTH {
+            return self.health(key, value);
+        }
         let section = SECTIONS.iter().copied();
         let Some(section) = section
             .filter(|of| is_section(of.name))
@@ -155,7 +196,7 @@ impl<'t> Reader<'t> {
         else {
             let names = SECTIONS.iter().map(|section| section.name);
             let names = names.filter(|name| is_section(name));
-            let names = std::iter::once("balancer").chain(names);
+            let names = ["balancer", HEALTH].into_iter().chain(names);
             let message = unknown("a document", name, names);
             return Err(self.page.refuse(key.span().start, message));
         };
@@ -214,13 +255,28 @@ impl<'t> Reader<'t> {
         Ok(())
     }
 
+    fn health(&mut self, key: &Spanned<impl AsRef<str>>, value: &Value<'_>) -> Result<()> {
+        let at = key.span().start;
+        if let Some(first) = self.health {
+            let line = self.page.line(first);
+            let message = format!("[health] is there already, in line {line}");
+            return Err(self.page.refuse(at, message));
+        }
+        if matches!(value.get_ref(), DeValue::Array(_)) {
+            let message = "[health] is one section: write [health], with single brackets";
+            return Err(self.page.refuse(at, message));
+        }
+        self.health = Some(self.page.start + at);
+        self.beside.section(&self.page, value)
+    }
+
     fn table(&mut self, section: &Section, keys: &Keys<'_, '_, '_>) -> Result<()> {
         let at = keys.at;
         let (state, places) = (&mut self.state, &mut self.places);
         let real = || keys.address("real", Host::Real, check_real);
         match section.name {
             of if of == VIP.name => {
-                let vip = vip(keys, &mut places.reals)?;
+                let vip = vip(keys, &mut places.reals, self.beside)?;
                 state.vips.push(vip);
                 places.vips.push(at);
             }
