@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use rustls::pki_types::ServerName;
+
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::Protocol;
@@ -65,7 +67,8 @@ impl From<Http> for Check {
 impl Check {
     pub(super) fn validate(&self) -> Result<()> {
         match self {
-            Self::Tcp | Self::Syn | Self::Quic(_) => Ok(()),
+            Self::Tcp | Self::Syn => Ok(()),
+            Self::Quic(quic) => quic.tls.validate(),
             Self::Http(http) => http.validate(),
             Self::Udp(udp) => udp.validate(),
             Self::Dns(dns) => dns.validate(),
@@ -197,7 +200,12 @@ impl Http {
                 "a name or address, and a port if need be",
             ));
         }
-        Ok(())
+        if let Some((name, _)) = &self.answer_header
+            && (name.is_empty() || !name.bytes().all(is_token))
+        {
+            return Err(invalid("answer_header", name, "the name of a header"));
+        }
+        self.tls.as_ref().map_or(Ok(()), Tls::validate)
     }
 }
 
@@ -377,6 +385,15 @@ impl Tls {
             trust: Trust::Any,
         }
     }
+
+    fn validate(&self) -> Result<()> {
+        match &self.server_name {
+            Some(name) if ServerName::try_from(name.as_str()).is_err() => {
+                Err(invalid("server_name", name, "a DNS name, or an address"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whose certificates are good.
@@ -388,6 +405,8 @@ pub enum Trust {
     System,
     /// Those of these authorities: certificates in PEM.
     Authorities(String),
+    /// Those of the authorities in this file, in PEM. It is read when checks start or get other settings.
+    File(PathBuf),
     /// All, also those that have ended or are for another name: the check is of the server, not of its certificate.
     Any,
 }

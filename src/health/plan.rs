@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::board::Board;
 use super::board::Target;
 use super::check::Check;
-use super::policy::Policy;
 use super::policy::Via;
 use super::probe::Authorities;
 use super::probe::Place;
@@ -26,12 +25,9 @@ impl Probes {
         settings.validate()?;
         let mut authorities = Authorities::default();
         let mut probes = HashMap::new();
-        let policies = settings.vips.values();
-        for policy in policies.chain([&settings.tcp, &settings.udp]) {
-            for check in checks(policy) {
-                if !probes.contains_key(check) {
-                    probes.insert(check.clone(), Probe::new(check, &mut authorities)?);
-                }
+        for check in settings.checks() {
+            if !probes.contains_key(check) {
+                probes.insert(check.clone(), Probe::new(check, &mut authorities)?);
             }
         }
         Ok(Self(probes))
@@ -40,12 +36,6 @@ impl Probes {
     fn of(&self, check: &Check) -> Option<Probe> {
         self.0.get(check).cloned()
     }
-}
-
-fn checks(policy: &Policy) -> impl Iterator<Item = &Check> {
-    let of_reals = policy.reals.values();
-    let of_reals = of_reals.filter_map(|of_real| of_real.check.as_ref());
-    policy.check.iter().chain(of_reals)
 }
 
 /// What is asked of one real, and how often.

@@ -288,6 +288,7 @@ async fn certificates_are_looked_at_as_is_wanted() {
             http.answer_header = Some(("X-Asked".to_owned(), header.to_owned()));
         })
     };
+    let own_pem = pem.clone();
     let own = Trust::Authorities(pem);
     let good = asked("www.example.com", &own, "www.example.com");
     assert_eq!(ask(&good, server).await, Outcome::Passed);
@@ -299,6 +300,11 @@ async fn certificates_are_looked_at_as_is_wanted() {
     let (_, unrelated) = secure("www.example.com").await;
     let unknown = asked("www.example.com", &Trust::Authorities(unrelated), "");
     assert!(why(ask(&unknown, server).await).starts_with("TLS: "));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &own_pem).unwrap();
+    let of_file = Trust::File(file.path().to_owned());
+    let good = asked("www.example.com", &of_file, "www.example.com");
+    assert_eq!(ask(&good, server).await, Outcome::Passed);
     let any = asked("other.example.com", &Trust::Any, "other.example.com");
     assert_eq!(ask(&any, server).await, Outcome::Passed);
     // Without a name none is asked for.
@@ -365,6 +371,13 @@ fn what_is_no_certificate_or_name_is_refused() {
     assert!(refused(with("")).contains("at least one"));
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     assert!(refused(with(empty)).contains("no certificate"));
+    for path in ["/nowhere/to/be/found", "/", "/dev/zero"] {
+        let tls = Tls {
+            server_name: None,
+            trust: Trust::File(path.into()),
+        };
+        assert!(refused(tls).contains(path));
+    }
     let mut named = Tls::any();
     named.server_name = Some("a b".to_owned());
     assert!(refused(named).contains("a DNS name"));
