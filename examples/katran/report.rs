@@ -225,15 +225,15 @@ pub(crate) fn rate(now: Count, before: Option<&Count>, seconds: f64) -> Rate {
     }
 }
 
-/// Three digits or more, with a prefix of the decimal system.
+/// Three digits or more, with a prefix of the decimal system: at most seven signs.
 pub(crate) fn scaled(number: f64) -> String {
     let mut scaled = number;
-    for prefix in ["", "k", "M", "G"] {
+    for prefix in ["", "k", "M", "G", "T", "P"] {
         if scaled < 999.95 {
             let digits = usize::from(!prefix.is_empty());
             return format!("{scaled:.digits$} {prefix}").trim_end().to_owned();
         }
         scaled /= 1000.0;
     }
-    format!("{scaled:.1} T")
+    format!("{scaled:.1} E")
 }

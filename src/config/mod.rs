@@ -48,6 +48,8 @@ pub(crate) use ranges::check_source;
 pub(crate) use read::Fault;
 #[cfg(feature = "serde")]
 pub(crate) use read::Read;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use read::Time;
 #[cfg(feature = "serde")]
 pub(crate) use read::Value;
 #[cfg(feature = "serde")]

@@ -278,6 +278,17 @@ impl Read for Seconds {
     }
 }
 
+/// A time, in seconds.
+#[cfg(feature = "health")]
+pub(crate) struct Time(pub(crate) Duration);
+
+#[cfg(feature = "health")]
+impl Read for Time {
+    fn of(value: &Value<'_>) -> Result<Self, Wrong> {
+        read_as::<Seconds, _>(value).map(Self)
+    }
+}
+
 /// A value in its text form; what is wrong is said by [`reason`]s.
 pub(crate) trait Worded: Sized {
     fn of_text(text: &str) -> Result<Self, String>;

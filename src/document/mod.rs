@@ -3,6 +3,8 @@
 //! [`State`] is its settings, VIPs and reals in the words of the public API; the differences of two say
 //! what a change amounts to. Everything here is pure; `table` holds what runs.
 
+#[cfg(feature = "serde")]
+mod beside;
 mod diff;
 #[cfg(feature = "serde")]
 mod page;
@@ -31,9 +33,25 @@ mod toml_vip;
 #[cfg(feature = "serde")]
 mod toml_write;
 
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use beside::Beside;
 pub use diff::Changes;
 pub(crate) use diff::live_changes;
 pub(crate) use diff::settings_changed;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use page::Keys;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use page::Page;
+#[cfg(all(test, feature = "serde", feature = "health"))]
+pub(crate) use reference::tables;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use sections::Key;
+#[cfg(all(test, feature = "serde", feature = "health"))]
+pub(crate) use sections::NEEDED;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use sections::Section;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use sections::sections;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;
@@ -42,3 +60,7 @@ pub use state::ServerIdState;
 pub use state::State;
 pub use state::VipState;
 pub(crate) use state::stated_flags;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use toml_read::read_toml;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use toml_read::read_toml_file;

@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
+use super::sections::HEALTH;
 use super::sections::Section;
 use super::sections::owned_keys;
 use super::sections::owner;
@@ -27,16 +28,16 @@ const SHOWN: usize = 60;
 
 /// A document, of which a piece is being read.
 #[derive(Clone, Copy)]
-pub(super) struct Page<'t> {
+pub(crate) struct Page<'t> {
     pub(super) file: Option<&'t Path>,
     pub(super) text: &'t str,
     /// Where the piece begins, from which on places are counted.
-    pub(super) start: usize,
+    pub(crate) start: usize,
 }
 
 impl<'t> Page<'t> {
     /// An error at a place.
-    pub(super) fn refuse(&self, at: usize, message: impl Into<String>) -> Error {
+    pub(crate) fn refuse(&self, at: usize, message: impl Into<String>) -> Error {
         let before = self.text.get(..self.start + at).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -49,7 +50,7 @@ impl<'t> Page<'t> {
     }
 
     /// What TOML's parser says, in more words where it has too few.
-    pub(super) fn refuse_syntax(&self, span: Range<usize>, message: &str) -> Error {
+    pub(crate) fn refuse_syntax(&self, span: Range<usize>, message: &str) -> Error {
         let at = span.start;
         let shown = self.shown(span);
         if message == "duplicate key" {
@@ -85,7 +86,7 @@ impl<'t> Page<'t> {
     }
 
     /// An error in the value of a key.
-    pub(super) fn refuse_value(&self, key: &str, value: &Value<'_>, wrong: Wrong) -> Error {
+    pub(crate) fn refuse_value(&self, key: &str, value: &Value<'_>, wrong: Wrong) -> Error {
         let Wrong { span, reason, .. } = wrong;
         let shown = self.shown(span.clone());
         let message = match span == value.span() {
@@ -171,16 +172,16 @@ impl Host {
 }
 
 /// A table of a document, whose keys are all of its section.
-pub(super) struct Keys<'p, 'v, 'd> {
-    pub(super) page: &'p Page<'p>,
+pub(crate) struct Keys<'p, 'v, 'd> {
+    pub(crate) page: &'p Page<'p>,
     section: &'static Section,
     table: &'v DeTable<'d>,
     /// Where it begins in the document.
-    pub(super) at: usize,
+    pub(crate) at: usize,
 }
 
 impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
-    pub(super) fn new(
+    pub(crate) fn new(
         page: &'p Page<'p>,
         section: &'static Section,
         value: &'v Value<'d>,
@@ -189,6 +190,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         let DeValue::Table(table) = value.get_ref() else {
             let example = match section.name {
                 "reals" => "a table such as { address = \"198.51.100.1\" } is expected",
+                HEALTH => "a table such as { interval = 2 } is expected",
                 _ => "a table is expected",
             };
             let shown = page.shown(value.span());
@@ -210,9 +212,15 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         })
     }
 
-    pub(super) fn value(&self, key: &str) -> Option<&'v Value<'d>> {
+    pub(crate) fn value(&self, key: &str) -> Option<&'v Value<'d>> {
         debug_assert!(self.section.has(key), "{key}");
         self.table.get(key)
+    }
+
+    /// The key of the section that a name of a setting is, if it has one.
+    #[cfg(feature = "health")]
+    pub(crate) fn key_of(&self, name: &str) -> Option<&'static str> {
+        self.section.key_names().find(|key| *key == name)
     }
 
     /// The key itself, for its place.
@@ -221,7 +229,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 
     /// A value that may be left out.
-    pub(super) fn given<T: Read>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn given<T: Read>(&self, key: &str) -> Result<Option<T>> {
         self.value(key)
             .map(|value| {
                 T::of(value).map_err(|wrong| {
@@ -241,7 +249,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 
     /// A value that has to be there.
-    pub(super) fn needed<T: Read>(&self, key: &str) -> Result<T> {
+    pub(crate) fn needed<T: Read>(&self, key: &str) -> Result<T> {
         self.given(key)?.ok_or_else(|| self.missing(key))
     }
 
@@ -276,7 +284,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 
     /// Refuses the value of a key for what a check says.
-    pub(super) fn checked<T>(&self, key: &str, checked: Result<T>) -> Result<T> {
+    pub(crate) fn checked<T>(&self, key: &str, checked: Result<T>) -> Result<T> {
         checked.map_err(|error| match self.value(key) {
             Some(value) => {
                 let wrong = Wrong::new(value, reason(error));

@@ -5,7 +5,10 @@
 //! names is a value, so that such a line is in no list, and a string of several lines is none of our
 //! values. Where it was in one nevertheless the piece before ends in its midst, and is refused.
 
+use super::sections::HEALTH;
 use super::sections::is_section;
+
+const BALANCER: &str = "balancer";
 
 /// Pieces that are longer end with the next section.
 const ENOUGH: usize = 1 << 16;
@@ -70,7 +73,7 @@ fn header(line: &str) -> Option<Header<'_>> {
         false => rest.strip_prefix(']')?,
     };
     let ends = rest.trim().is_empty() || rest.trim_start().starts_with('#');
-    let is_ours = name == "balancer" || is_section(name);
+    let is_ours = [BALANCER, HEALTH].contains(&name) || is_section(name);
     (ends && is_ours).then_some(Header { name, is_single })
 }
 

@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use super::sections::HEALTH;
 use super::sections::Key;
 use super::sections::SECTIONS;
+use super::sections::Section;
 use crate::config::Features;
 use crate::config::ROWS;
 use crate::config::Row;
@@ -74,12 +76,18 @@ fn written([given, form]: [&str; 2]) -> &'static str {
 }
 
 fn sections() -> String {
+    tables(SECTIONS)
+}
+
+/// The keys of sections.
+pub(crate) fn tables(sections: &[&Section]) -> String {
     let mut text = String::new();
-    for section in SECTIONS {
+    for section in sections {
         let (title, meaning) = (section.title, section.meaning.trim());
-        let title = match title.starts_with('[') {
-            true => format!("`{title}`"),
-            false => format!("{title} of `reals`"),
+        let title = match title {
+            of if of.starts_with('[') => format!("`{of}`"),
+            "a real" => "a real of `reals`".to_owned(),
+            of => of.to_owned(),
         };
         write!(
             text,
@@ -100,6 +108,11 @@ fn sections() -> String {
                 "flags" => "[\"...\"]",
                 "reals" => "[{ ... }]",
                 "true or false" => "true",
+                "table" => "{ ... }",
+                "seconds" => "0, 0.5",
+                "list" => "[...]",
+                "text" => "\"...\"",
+                "check" => "\"...\", { ... }",
                 _ => "0",
             };
             let default = key.default.unwrap_or("none, it has to be given");
@@ -205,7 +218,8 @@ fn the_reference_has_every_key() {
     let document = super::toml_write::ALL_SETTINGS;
     for section in SECTIONS {
         let is_real = !section.title.starts_with('[');
-        for key in section.key_names() {
+        // Health checks are none of what is written.
+        for key in section.key_names().filter(|key| *key != HEALTH) {
             let is_there = match is_real {
                 true => document
                     .lines()

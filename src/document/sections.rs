@@ -4,35 +4,35 @@
 use crate::config::SETTING_KEYS;
 
 /// A section that may come many times, or the reals of a VIP.
-pub(super) struct Section {
+pub(crate) struct Section {
     /// Its name, as it stands in the document.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// How it is called in errors and in the reference.
-    pub(super) title: &'static str,
+    pub(crate) title: &'static str,
     #[cfg(test)]
-    pub(super) meaning: &'static str,
-    pub(super) keys: &'static [Key],
+    pub(crate) meaning: &'static str,
+    pub(crate) keys: &'static [Key],
 }
 
 /// A key of a section.
-pub(super) struct Key {
-    pub(super) name: &'static str,
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
     #[cfg(test)]
-    pub(super) meaning: &'static str,
+    pub(crate) meaning: &'static str,
     #[cfg(test)]
-    pub(super) unit: &'static str,
+    pub(crate) unit: &'static str,
     /// What stands for it if it is left out; `None`: it has to be given.
     #[cfg(test)]
-    pub(super) default: Option<&'static str>,
-    pub(super) range: &'static str,
+    pub(crate) default: Option<&'static str>,
+    pub(crate) range: &'static str,
 }
 
 impl Section {
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.keys.iter().any(|row| row.name == key)
     }
 
-    pub(super) fn key_names(&self) -> impl Iterator<Item = &'static str> + Clone {
+    pub(crate) fn key_names(&self) -> impl Iterator<Item = &'static str> + Clone {
         self.keys.iter().map(|key| key.name)
     }
 }
@@ -67,8 +67,11 @@ macro_rules! sections {
     };
 }
 
+#[cfg(feature = "health")]
+pub(crate) use sections;
+
 #[cfg(test)]
-const NEEDED: Option<&str> = None;
+pub(crate) const NEEDED: Option<&str> = None;
 
 sections! {
     /// A service: where clients' packets go to.
@@ -88,6 +91,8 @@ sections! {
         hash: "choice", Some("as `hash_function` of `[balancer]`"), "`maglev` or `maglev-v2`";
         /// The backends, each a table in a list: `reals = [ { address = "198.51.100.1" } ]`.
         reals: "reals", Some("none"), "a list of reals";
+        /// How its reals are probed, if a program does that: a table as [health.md](health.md) tells.
+        health: "table", Some("as `[health]` says"), "a table";
     }
 
     /// A backend of a VIP.
@@ -103,6 +108,8 @@ sections! {
         application_flags: "bits", Some("0"), "a multiple of 4, 0 to 252";
         /// Whether it gets no packets, as after a failed health check.
         down: "true or false", Some("false"), "any";
+        /// How it is probed, if otherwise than the others of its VIP: a table as [health.md](health.md) tells.
+        health: "table", Some("as the VIP's"), "a table";
     }
 
     /// A number in packets (QUIC, TCP option, stable UDP routing) that leads to a real.
@@ -169,6 +176,9 @@ sections! {
         protocol: "choice", NEEDED, "`tcp` or `udp`";
     }
 }
+
+/// The section, and the key of VIPs and reals, of health checks; another module reads them.
+pub(super) const HEALTH: &str = "health";
 
 /// Whether it stands in a document as tables of its own.
 pub(super) fn is_section(name: &str) -> bool {

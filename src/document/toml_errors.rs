@@ -81,7 +81,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@weigth = 1\n",
-        "line 5, column 1: [[vip]] has no key weigth; did you mean weight? (it has address, prefix_length, port, protocol, flags, hash, reals)",
+        "line 5, column 1: [[vip]] has no key weigth; did you mean weight? (it has address, prefix_length, port, protocol, flags, hash, reals, health)",
     ),
     (
         "@weight = 1\n",

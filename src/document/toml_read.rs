@@ -11,6 +11,8 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
+use super::beside::Beside;
+use super::beside::Nobody;
 use super::page::Host;
 use super::page::Keys;
 use super::page::Page;
@@ -18,6 +20,7 @@ use super::page::unknown;
 use super::pieces::pieces;
 use super::room::beyond;
 use super::sections::DECAP;
+use super::sections::HEALTH;
 use super::sections::MARK;
 use super::sections::PROBE;
 use super::sections::PROBE_DESTINATION;
@@ -78,7 +81,8 @@ impl State {
     /// # }
     /// ```
     ///
-    /// All keys, with units, ranges and defaults: `docs/configuration.md`. It takes memory for the text and the
+    /// All keys, with units, ranges and defaults: `docs/configuration.md`. Those of health checks, called `health`, are read by
+    /// `health::Document` (feature `health`), and refused here. It takes memory for the text and the
     /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
     /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply). Reading may take a
     /// second or two for millions of lines: read before you lock what others wait for.
@@ -87,7 +91,7 @@ impl State {
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
     /// there is not or that is out of its range, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
-        Reader::new(None, text).read()
+        read_toml(text, &mut Nobody)
     }
 
     /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the file.
@@ -96,21 +100,33 @@ impl State {
     /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65535, 0 for any`;
     /// [`Error::Kernel`] if the file cannot be read.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|errno| Error::Kernel {
-            operation: "cannot read the configuration document",
-            object: path.display().to_string(),
-            errno,
-        })?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
-            Reader::new(Some(path), &text)
-                .page
-                .refuse(valid, "this is not text in UTF-8")
-        })?;
-        Reader::new(Some(path), &text).read()
+        read_toml_file(path.as_ref(), &mut Nobody)
     }
+}
+
+/// Reads a document, and has others read what is theirs.
+pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<State> {
+    Reader::new(None, text, beside).read()
+}
+
+/// Reads a file with a document, and has others read what is theirs.
+pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<State> {
+    let bytes = fs::read(path).map_err(|errno| Error::Kernel {
+        operation: "cannot read the configuration document",
+        object: path.display().to_string(),
+        errno,
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        let page = Page {
+            file: Some(path),
+            text: &text,
+            start: 0,
+        };
+        page.refuse(valid, "this is not text in UTF-8")
+    })?;
+    Reader::new(Some(path), &text, beside).read()
 }
 
 /// What a section's tables say, with where each begins.
@@ -134,8 +150,11 @@ impl<T> List<T> {
 }
 
 /// A document that is being read.
-struct Reader<'t> {
+struct Reader<'t, 'b> {
     page: Page<'t>,
+    beside: &'b mut dyn Beside,
+    /// Where the section of health checks is.
+    health: Option<usize>,
     balancer: Option<(usize, BalancerState)>,
     vips: List<VipState>,
     /// Where the reals of all VIPs begin.
@@ -151,9 +170,11 @@ struct Reader<'t> {
     whole: Vec<(&'static str, usize)>,
 }
 
-impl<'t> Reader<'t> {
-    fn new(file: Option<&'t Path>, text: &'t str) -> Self {
+impl<'t, 'b> Reader<'t, 'b> {
+    fn new(file: Option<&'t Path>, text: &'t str, beside: &'b mut dyn Beside) -> Self {
         Self {
+            beside,
+            health: None,
             page: Page {
                 file,
                 text,
@@ -195,6 +216,9 @@ impl<'t> Reader<'t> {
         if name == "balancer" {
             return self.balancer(key, value);
         }
+        if name == HEALTH {
+            return self.health(key, value);
+        }
         let section = SECTIONS.iter().copied();
         let Some(section) = section
             .filter(|of| is_section(of.name))
@@ -202,7 +226,7 @@ impl<'t> Reader<'t> {
         else {
             let names = SECTIONS.iter().map(|section| section.name);
             let names = names.filter(|name| is_section(name));
-            let names = std::iter::once("balancer").chain(names);
+            let names = ["balancer", HEALTH].into_iter().chain(names);
             let message = unknown("a document", name, names);
             return Err(self.page.refuse(key.span().start, message));
         };
@@ -257,12 +281,27 @@ impl<'t> Reader<'t> {
         Ok(())
     }
 
+    fn health(&mut self, key: &Spanned<impl AsRef<str>>, value: &Value<'_>) -> Result<()> {
+        let at = key.span().start;
+        if let Some(first) = self.health {
+            let line = self.page.line(first);
+            let message = format!("[health] is there already, in line {line}");
+            return Err(self.page.refuse(at, message));
+        }
+        if matches!(value.get_ref(), DeValue::Array(_)) {
+            let message = "[health] is one section: write [health], with single brackets";
+            return Err(self.page.refuse(at, message));
+        }
+        self.health = Some(self.page.start + at);
+        self.beside.section(&self.page, value)
+    }
+
     fn table(&mut self, section: &Section, keys: &Keys<'_, '_, '_>) -> Result<()> {
         let at = keys.at;
         let real = || keys.address("real", Host::Real, check_real);
         match section.name {
             of if of == VIP.name => {
-                let vip = vip(keys, &mut self.reals)?;
+                let vip = vip(keys, &mut self.reals, self.beside)?;
                 self.vips.push(at, vip);
             }
             of if of == SERVER_ID.name => {

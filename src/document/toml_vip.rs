@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
+use super::beside::Beside;
 use super::page::Host;
 use super::page::Keys;
+use super::sections::HEALTH;
 use super::sections::REAL;
 use super::state::VipState;
 use crate::config::Set;
@@ -22,7 +24,11 @@ use crate::types::check_vip;
 use crate::types::check_vip_flags;
 
 /// A VIP; its reals' places are noted.
-pub(super) fn vip(keys: &Keys<'_, '_, '_>, places: &mut Vec<usize>) -> Result<VipState> {
+pub(super) fn vip(
+    keys: &Keys<'_, '_, '_>,
+    places: &mut Vec<usize>,
+    beside: &mut dyn Beside,
+) -> Result<VipState> {
     // Whether it may be unspecified depends on its length.
     let address = keys.address("address", Host::Vip, |_| Ok(()))?;
     let length = keys.given("prefix_length")?;
@@ -42,6 +48,9 @@ pub(super) fn vip(keys: &Keys<'_, '_, '_>, places: &mut Vec<usize>) -> Result<Vi
     let hash: Option<Text<HashFunction>> = keys.given("hash")?;
     state.hash = hash.map(|Text(hash)| hash);
     let page = keys.page;
+    if let Some(value) = keys.value(HEALTH) {
+        beside.of_vip(vip, page, value)?;
+    }
     if let (Some(key), Some(value)) = (keys.key("reals"), keys.value("reals")) {
         let reals = page.tables(&REAL, key, value)?;
         state.reals.reserve_exact(reals.len());
@@ -50,6 +59,9 @@ pub(super) fn vip(keys: &Keys<'_, '_, '_>, places: &mut Vec<usize>) -> Result<Vi
             let real = real(&keys)?;
             if keys.given("down")? == Some(true) {
                 state.down.push(real.address());
+            }
+            if let Some(value) = keys.value(HEALTH) {
+                beside.of_real(vip, real.address(), page, value)?;
             }
             state.reals.push(real);
             places.push(keys.at);

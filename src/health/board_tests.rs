@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::board::Board;
 use super::board::Target;
 use super::check::Check;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use super::policy::Policy;
 use super::policy::Via;
@@ -36,7 +37,7 @@ fn real(last: u8) -> IpAddr {
 }
 
 fn failed() -> Outcome {
-    Outcome::Failed("refused".to_owned())
+    Outcome::Failed(Cause::Refused, "refused".to_owned())
 }
 
 /// One VIP with reals of these weights: .1, .2, and on.
@@ -594,4 +595,28 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn one_that_is_probed_no_more_is_in_use_again() {
+    let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1]);
+    for _ in 0..3 {
+        scene.is(1, failed());
+    }
+    scene.is(2, Outcome::Passed);
+    assert_eq!(scene.told.vips[0].down, [real(1)]);
+    // Other settings by which it is probed on leave it what it is.
+    let with = |change: fn(&mut Policy)| {
+        let mut settings = Settings::default();
+        (settings.first_mark, settings.history) = (100, 4);
+        change(&mut settings.tcp);
+        Arc::new(settings)
+    };
+    scene.board.settings = with(|policy| policy.check = Some(Check::Syn));
+    scene.follow(&wanted(&[1, 1]));
+    assert_eq!(scene.told.vips[0].down, [real(1)]);
+    scene.board.settings = with(|policy| policy.check = None);
+    scene.follow(&wanted(&[1, 1]));
+    assert!(scene.told.vips[0].down.is_empty());
+    assert!(scene.board.is_clear());
 }

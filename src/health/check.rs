@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use rustls::pki_types::ServerName;
+
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::Protocol;
@@ -13,7 +15,7 @@ const MAX_BODY: usize = 1 << 20;
 
 /// What a real is asked, and what counts as an answer. The [time-out](super::Policy::timeout) is for all of it, so a
 /// server that hangs, or sends its answer byte by byte, has failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Check {
     /// A TCP connection is accepted. It is closed at once.
@@ -65,7 +67,8 @@ impl From<Http> for Check {
 impl Check {
     pub(super) fn validate(&self) -> Result<()> {
         match self {
-            Self::Tcp | Self::Syn | Self::Quic(_) => Ok(()),
+            Self::Tcp | Self::Syn => Ok(()),
+            Self::Quic(quic) => quic.tls.validate(),
             Self::Http(http) => http.validate(),
             Self::Udp(udp) => udp.validate(),
             Self::Dns(dns) => dns.validate(),
@@ -85,7 +88,7 @@ impl Check {
 }
 
 /// How an HTTP request is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Method {
     /// The page is asked for.
@@ -107,7 +110,7 @@ pub enum Method {
 /// http.tls = Some(Tls::new("www.example.com"));
 /// let check = Check::from(http);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Http {
     /// The path, and the query if there is one: begins with `/`, without spaces. Default: `/`.
@@ -197,7 +200,12 @@ impl Http {
                 "a name or address, and a port if need be",
             ));
         }
-        Ok(())
+        if let Some((name, _)) = &self.answer_header
+            && (name.is_empty() || !name.bytes().all(is_token))
+        {
+            return Err(invalid("answer_header", name, "the name of a header"));
+        }
+        self.tls.as_ref().map_or(Ok(()), Tls::validate)
     }
 }
 
@@ -207,7 +215,7 @@ fn is_token(byte: u8) -> bool {
 }
 
 /// A datagram, and the answer to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Udp {
     /// What is sent. Range: 0 to 1,400 bytes.
@@ -234,7 +242,7 @@ impl Udp {
 }
 
 /// What a datagram is answered by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Answer {
     /// Any datagram.
@@ -248,7 +256,7 @@ pub enum Answer {
 }
 
 /// A DNS query (RFC 1035), and the answer to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Dns {
     /// The name that is asked for, in ASCII.
@@ -295,7 +303,7 @@ impl Dns {
 }
 
 /// A QUIC handshake (RFC 9000).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Quic {
     /// Who the server is.
@@ -318,9 +326,9 @@ impl Quic {
 /// (where to probe) and, if probes go through the tunnel, `KATRAN_MARK` (for `SO_MARK`) in its environment. Whether its
 /// packets went through the tunnel is not looked at.
 ///
-/// It leads a process group of its own, all of which is killed at the [time-out](super::Policy::timeout), and when the checks
-/// end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// It leads a process group of its own, all of which is killed when it ends, at the [time-out](super::Policy::timeout), and
+/// when the checks end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Command {
     /// Its path, from the root.
@@ -351,7 +359,7 @@ impl Command {
 }
 
 /// TLS 1.2 or 1.3, for HTTPS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Tls {
     /// The server's name: it is asked for (SNI), and the certificate must be for it. `None`: the address that is
@@ -377,10 +385,19 @@ impl Tls {
             trust: Trust::Any,
         }
     }
+
+    fn validate(&self) -> Result<()> {
+        match &self.server_name {
+            Some(name) if ServerName::try_from(name.as_str()).is_err() => {
+                Err(invalid("server_name", name, "a DNS name, or an address"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whose certificates are good.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trust {
     /// Those of the authorities of this host (`/etc/ssl/certs`, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` say). They are
@@ -388,6 +405,8 @@ pub enum Trust {
     System,
     /// Those of these authorities: certificates in PEM.
     Authorities(String),
+    /// Those of the authorities in this file, in PEM. It is read when checks start or get other settings.
+    File(PathBuf),
     /// All, also those that have ended or are for another name: the check is of the server, not of its certificate.
     Any,
 }

@@ -178,6 +178,15 @@ impl Shared {
     }
 }
 
+/// Why the thread has ended.
+enum End {
+    /// The handle was dropped.
+    Stopped,
+    /// The balancer was.
+    BalancerGone,
+    Failed(String),
+}
+
 /// What the thread has.
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
@@ -192,8 +201,15 @@ impl Driver {
     pub(super) fn run(mut self) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
         let why = match ended {
-            Ok(None) => return,
-            Ok(Some(why)) => why,
+            Ok(End::Stopped) => return,
+            Ok(End::BalancerGone) => {
+                let why = "the balancer is gone";
+                log::info!("health checks have ended: {why}");
+                self.shared.known().ended = Some(why.to_owned());
+                self.shared.changed.notify_all();
+                return;
+            }
+            Ok(End::Failed(why)) => why,
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied());
@@ -208,8 +224,7 @@ impl Driver {
         let _ = catch_unwind(AssertUnwindSafe(|| (self.on_event)(&event)));
     }
 
-    /// Why it has ended; `None`: it was to.
-    fn work(&mut self) -> Option<String> {
+    fn work(&mut self) -> End {
         let mut not_before = Instant::now();
         loop {
             let now = Instant::now();
@@ -237,15 +252,20 @@ impl Driver {
                             Message::Look => look = true,
                         }
                     }
-                    self.record(batch)?;
+                    if self.record(batch).is_none() {
+                        return End::BalancerGone;
+                    }
                     self.shared.known().pending |= look;
                 }
                 Ok(Message::Look) => self.shared.known().pending = true,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Disconnected) => return End::Stopped,
             }
-            if *lock(&self.shared.stopped) || self.shared.katran.strong_count() == 0 {
-                return None;
+            if *lock(&self.shared.stopped) {
+                return End::Stopped;
+            }
+            if self.shared.katran.strong_count() == 0 {
+                return End::BalancerGone;
             }
             let now = Instant::now();
             let pending = {
@@ -288,7 +308,7 @@ impl Driver {
                 };
                 match &outcome {
                     Outcome::Passed => known.passed += 1,
-                    Outcome::Failed(_) => known.failed += 1,
+                    Outcome::Failed(..) => known.failed += 1,
                     Outcome::NotSent(_) => known.not_sent += 1,
                 }
                 let (effects, more) = known.board.record(target, outcome, now);
@@ -312,7 +332,7 @@ impl Driver {
     }
 
     /// Tells the balancer what is to be so now. How long it is left alone then, or why there will be no more.
-    fn round(&mut self) -> std::result::Result<Duration, Option<String>> {
+    fn round(&mut self) -> std::result::Result<Duration, End> {
         let shared = Arc::clone(&self.shared);
         let told = shared.with_katran(|katran| {
             let mut state = katran.state();
@@ -326,7 +346,7 @@ impl Driver {
             Ok((changes, others, known.board.settings.pause))
         });
         let why = match told {
-            None => return Err(None),
+            None => return Err(End::BalancerGone),
             Some(Ok((changes, others, pause))) => {
                 if others {
                     self.shared.follow(&self.orders);
@@ -339,7 +359,9 @@ impl Driver {
                 }
                 return Ok(pause);
             }
-            Some(Err(error @ Error::HandedOver { .. })) => return Err(Some(error.to_string())),
+            Some(Err(error @ Error::HandedOver { .. })) => {
+                return Err(End::Failed(error.to_string()));
+            }
             Some(Err(error)) => error.to_string(),
         };
         // Packets flow as before.

@@ -163,7 +163,8 @@ impl Health {
         self.take(wanted, None)
     }
 
-    /// The same, with other settings. `concurrency` and `threads` stay those of the start.
+    /// The same, with other settings. What is known of reals stays; those that are to be asked otherwise are probed at once, and
+    /// certificates are read again. One that is no longer probed is in use. `concurrency` and `threads` stay those of the start.
     ///
     /// # Errors
     /// As [`apply`](Self::apply) and [`start`](Self::start).
@@ -177,17 +178,38 @@ impl Health {
         let shared = &self.shared;
         let told = shared.with_katran(|katran| {
             let mut board = shared.known().board.clone();
+            let before = Arc::clone(&board.settings);
             let probes = other.map(|(settings, probes)| {
                 board.settings = settings;
                 probes
             });
             note_hash(&mut board, &katran.state());
             board.follow_document(wanted)?;
-            shared.tell(katran, board, wanted.clone(), probes)
+            let changes = shared.tell(katran, board, wanted.clone(), probes)?;
+            Ok((changes, before))
         });
-        let changes = told.ok_or_else(gone)??;
+        let (changes, before) = told.ok_or_else(gone)??;
         self.shared.follow(&self.orders);
+        for target in self.asked_otherwise(&before) {
+            // If nobody probes any more the report says why.
+            let _ = self.orders.send(Order::Hurry(target));
+        }
         Ok(changes)
+    }
+
+    /// Those that were probed in another way by the settings of before.
+    fn asked_otherwise(&self, before: &Arc<Settings>) -> Vec<Target> {
+        let known = self.shared.known();
+        let now = &known.board.settings;
+        if Arc::ptr_eq(before, now) {
+            return Vec::new();
+        }
+        let is_other = |target: &&Target| {
+            let Target { vip, real } = **target;
+            let probing = before.of(vip).of_real(vip, real);
+            probing.is_some_and(|before| now.of(vip).of_real(vip, real) != Some(before))
+        };
+        known.questions.keys().filter(is_other).copied().collect()
     }
 
     /// Has the checks look at the balancer at once, after other calls have changed reals or VIPs.

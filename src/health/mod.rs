@@ -25,6 +25,8 @@
 //! # }
 //! ```
 //!
+//! A TOML document says it all as well: [`Document`], whose keys are in `docs/health.md`.
+//!
 //! **What follows.** A real is *out* if so many probes in a row have failed, and another one of its VIP has answered
 //! after that: failures alone may be the checker's own. One that is out is [marked down](crate::Katran::mark_down): it
 //! gets no new flows, and those that it has leave it with their next packets. Its weight stays the operator's. If too few reals
@@ -41,8 +43,17 @@ mod board;
 #[cfg(test)]
 mod board_tests;
 mod check;
+#[cfg(feature = "serde")]
+mod document;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod document_tests;
 mod driver;
+#[cfg(feature = "serde")]
+mod given;
 mod handle;
+#[cfg(feature = "serde")]
+mod keys;
 mod outcome;
 mod plan;
 mod policy;
@@ -51,6 +62,11 @@ mod probe;
 mod probe_kinds_tests;
 #[cfg(test)]
 mod probe_tests;
+#[cfg(feature = "serde")]
+mod read_check;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod reference;
 mod report;
 mod runner;
 #[cfg(test)]
@@ -59,6 +75,8 @@ mod schedule;
 mod score;
 mod service;
 mod settings;
+#[cfg(feature = "serde")]
+mod table;
 
 pub use self::check::Answer;
 pub use self::check::Check;
@@ -70,7 +88,10 @@ pub use self::check::Quic;
 pub use self::check::Tls;
 pub use self::check::Trust;
 pub use self::check::Udp;
+#[cfg(feature = "serde")]
+pub use self::document::Document;
 pub use self::handle::Health;
+pub use self::outcome::Cause;
 pub use self::policy::Policy;
 pub use self::policy::RealPolicy;
 pub use self::policy::Via;

@@ -1,12 +1,12 @@
 //! What is asked of whom, ready to be sent.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::board::Board;
 use super::board::Target;
 use super::check::Check;
-use super::policy::Policy;
 use super::policy::Via;
 use super::probe::Authorities;
 use super::probe::Place;
@@ -18,35 +18,24 @@ use crate::types::Vip;
 
 /// All checks of the settings, ready to be made: certificates are read once.
 #[derive(Clone)]
-pub(super) struct Probes(Vec<(Check, Probe)>);
+pub(super) struct Probes(HashMap<Check, Probe>);
 
 impl Probes {
     pub(super) fn new(settings: &Settings) -> Result<Self> {
         settings.validate()?;
         let mut authorities = Authorities::default();
-        let mut probes: Vec<(Check, Probe)> = Vec::new();
-        let policies = settings.vips.values();
-        for policy in policies.chain([&settings.tcp, &settings.udp]) {
-            for check in checks(policy) {
-                if !probes.iter().any(|(known, _)| known == check) {
-                    probes.push((check.clone(), Probe::new(check, &mut authorities)?));
-                }
+        let mut probes = HashMap::new();
+        for check in settings.checks() {
+            if !probes.contains_key(check) {
+                probes.insert(check.clone(), Probe::new(check, &mut authorities)?);
             }
         }
         Ok(Self(probes))
     }
 
     fn of(&self, check: &Check) -> Option<Probe> {
-        let mut probes = self.0.iter();
-        let found = probes.find(|(known, _)| known == check);
-        found.map(|(_, probe)| probe.clone())
+        self.0.get(check).cloned()
     }
-}
-
-fn checks(policy: &Policy) -> impl Iterator<Item = &Check> {
-    let of_reals = policy.reals.values();
-    let of_reals = of_reals.filter_map(|of_real| of_real.check.as_ref());
-    policy.check.iter().chain(of_reals)
 }
 
 /// What is asked of one real, and how often.

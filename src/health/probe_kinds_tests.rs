@@ -293,6 +293,27 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     }
 }
 
+/// So does what it leaves in the background, however long its time-out is.
+#[tokio::test]
+async fn what_a_program_leaves_in_the_background_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let pid = directory.path().join("pid");
+    let script = format!("sleep 1000 & echo $! >{}; exit 0", pid.display());
+    let to: SocketAddr = "127.0.0.1:80".parse().unwrap();
+    assert_eq!(ask(&shell(&script), to).await, Outcome::Passed);
+    let pid = std::fs::read_to_string(pid)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let mut tries = 0;
+    while is_running(pid) {
+        tries += 1;
+        assert!(tries < 500, "{pid} runs on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn is_running(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = status.rsplit(") ").next().unwrap_or_default();

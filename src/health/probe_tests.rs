@@ -23,6 +23,7 @@ use super::check::Http;
 use super::check::Method;
 use super::check::Tls;
 use super::check::Trust;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use super::probe::Authorities;
 use super::probe::Place;
@@ -76,7 +77,7 @@ pub(super) async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Ou
     let asked = tokio::time::timeout(limit, probe.ask(place(to)));
     asked
         .await
-        .unwrap_or(Outcome::Failed("too late".to_owned()))
+        .unwrap_or(Outcome::Failed(Cause::Timeout, "too late".to_owned()))
 }
 
 pub(super) fn place(to: SocketAddr) -> Place {
@@ -93,7 +94,7 @@ pub(super) fn place(to: SocketAddr) -> Place {
 
 pub(super) fn why(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Failed(why) => why,
+        Outcome::Failed(_, why) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -287,6 +288,7 @@ async fn certificates_are_looked_at_as_is_wanted() {
             http.answer_header = Some(("X-Asked".to_owned(), header.to_owned()));
         })
     };
+    let own_pem = pem.clone();
     let own = Trust::Authorities(pem);
     let good = asked("www.example.com", &own, "www.example.com");
     assert_eq!(ask(&good, server).await, Outcome::Passed);
@@ -298,6 +300,11 @@ async fn certificates_are_looked_at_as_is_wanted() {
     let (_, unrelated) = secure("www.example.com").await;
     let unknown = asked("www.example.com", &Trust::Authorities(unrelated), "");
     assert!(why(ask(&unknown, server).await).starts_with("TLS: "));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &own_pem).unwrap();
+    let of_file = Trust::File(file.path().to_owned());
+    let good = asked("www.example.com", &of_file, "www.example.com");
+    assert_eq!(ask(&good, server).await, Outcome::Passed);
     let any = asked("other.example.com", &Trust::Any, "other.example.com");
     assert_eq!(ask(&any, server).await, Outcome::Passed);
     // Without a name none is asked for.
@@ -316,6 +323,40 @@ async fn certificates_are_looked_at_as_is_wanted() {
     assert!(why(ask(&any, serve(|_| async {}).await).await).starts_with("TLS: "));
 }
 
+/// What failures are counted by.
+#[tokio::test]
+async fn failures_have_a_cause() {
+    let limit = Duration::from_millis(300);
+    let closes = serve(|mut stream| async move {
+        request(&mut stream).await;
+    })
+    .await;
+    let trickles = says("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab").await;
+    let tls = http(|http| http.tls = Some(Tls::any()));
+    for (check, to, expected) in [
+        (&http(|_| ()), nobody().await, Cause::Refused),
+        (&http(|_| ()), closes, Cause::Closed),
+        (
+            &http(|_| ()),
+            says("HTTP/1.1 404 No\r\n\r\n").await,
+            Cause::Answer,
+        ),
+        (
+            &http(|_| ()),
+            says("SSH-2.0-OpenSSH\r\n").await,
+            Cause::Answer,
+        ),
+        (&tls, serve(|_| async {}).await, Cause::Handshake),
+        (&http(|_| ()), trickles, Cause::Timeout),
+    ] {
+        let outcome = within(limit, check, to).await;
+        match outcome {
+            Outcome::Failed(cause, _) => assert_eq!(cause, expected),
+            other => panic!("{other:?}, not {expected}"),
+        }
+    }
+}
+
 #[test]
 fn what_is_no_certificate_or_name_is_refused() {
     let refused = |tls: Tls| {
@@ -330,6 +371,13 @@ fn what_is_no_certificate_or_name_is_refused() {
     assert!(refused(with("")).contains("at least one"));
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     assert!(refused(with(empty)).contains("no certificate"));
+    for path in ["/nowhere/to/be/found", "/", "/dev/zero"] {
+        let tls = Tls {
+            server_name: None,
+            trust: Trust::File(path.into()),
+        };
+        assert!(refused(tls).contains(path));
+    }
     let mut named = Tls::any();
     named.server_name = Some("a b".to_owned());
     assert!(refused(named).contains("a DNS name"));

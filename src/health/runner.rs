@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use super::board::Target;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use super::plan::Question;
 use super::plan::Questions;
@@ -55,7 +56,7 @@ pub(super) async fn run<F>(
                     Ok(outcome) => outcome,
                     Err(_) => {
                         let why = format!("no whole answer within {} s", timeout.as_secs_f64());
-                        Outcome::Failed(why)
+                        Outcome::Failed(Cause::Timeout, why)
                     }
                 }
             });

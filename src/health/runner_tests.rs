@@ -12,6 +12,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
 
 use super::board::Target;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use super::plan::Question;
 use super::plan::Questions;
@@ -171,7 +172,7 @@ async fn one_that_hangs_is_given_up_and_holds_up_nobody() {
     assert!(finished.len() > 20, "{}", finished.len());
     for Finished { outcome, .. } in finished.iter() {
         let why = "no whole answer within 0.3 s".to_owned();
-        assert_eq!(*outcome, Outcome::Failed(why));
+        assert_eq!(*outcome, Outcome::Failed(Cause::Timeout, why));
     }
 }
 

@@ -92,7 +92,7 @@ impl Score {
     ) -> bool {
         let passed = match &outcome {
             Outcome::Passed => true,
-            Outcome::Failed(_) => false,
+            Outcome::Failed(..) => false,
             Outcome::NotSent(_) => {
                 self.last = Some((now, outcome));
                 return false;

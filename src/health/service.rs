@@ -101,14 +101,20 @@ impl Service {
         for real in &of_vip.reals {
             let (address, weight) = (real.address(), real.get_weight());
             let off = off.contains(&address);
+            let is_probed = policy.of_real(of_vip.vip, address).is_some();
             let member = match before.remove(&address) {
-                Some(known) => Member {
+                Some(known) if is_probed => Member {
                     weight,
                     off,
                     ..known
                 },
+                // What was found of it has nobody to take it back.
+                Some(known) => Member {
+                    told: known.told,
+                    ..Member::new(weight, off)
+                },
                 None => Member {
-                    out: joins_others && policy.of_real(of_vip.vip, address).is_some(),
+                    out: joins_others && is_probed,
                     ..Member::new(weight, off)
                 },
             };

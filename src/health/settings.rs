@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::check::Check;
+#[cfg(feature = "serde")]
+use super::check::Command;
 use super::policy::Policy;
 use super::policy::lasts;
 use super::policy::within;
@@ -77,6 +79,28 @@ impl Settings {
         lasts("pause", self.pause, pauses, "10 ms to 10 s")?;
         let mut all = self.vips.values().chain([&self.tcp, &self.udp]);
         all.try_for_each(Policy::validate)
+    }
+
+    /// The programs that it has run.
+    #[cfg(feature = "serde")]
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Command> {
+        let checks = self.checks();
+        checks.filter_map(|check| match check {
+            Check::Command(command) => Some(command.as_ref()),
+            _ => None,
+        })
+    }
+
+    /// All checks, some of them many times.
+    pub(super) fn checks(&self) -> impl Iterator<Item = &Check> {
+        let policies = self.vips.values().chain([&self.tcp, &self.udp]);
+        policies.flat_map(|policy| {
+            let of_reals = policy.reals.values();
+            policy
+                .check
+                .iter()
+                .chain(of_reals.filter_map(|of| of.check.as_ref()))
+        })
     }
 
     /// How the reals of a VIP are probed.

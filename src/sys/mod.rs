@@ -14,6 +14,8 @@ pub(crate) mod mapping;
 pub(crate) mod namespace;
 pub(crate) mod nested;
 pub(crate) mod object;
+#[cfg(feature = "health")]
+pub(crate) mod pidfd;
 pub(crate) mod pin;
 pub(crate) mod pod;
 pub(crate) mod process;

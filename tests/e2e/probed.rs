@@ -22,6 +22,7 @@ use katran::health::Health;
 use katran::health::Policy;
 use katran::health::Settings;
 use katran::health::Status;
+use katran::health::Via;
 use katran::state::VipState;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
@@ -420,6 +421,82 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     drop(katran);
     let error = health.apply(&State::default()).unwrap_err().to_string();
     assert!(error.contains("was dropped"), "{error}");
+}
+
+#[test]
+fn checks_say_that_their_balancer_is_gone() {
+    let mut probed = Probed::new(policy());
+    probed.health().apply(&probed.wanted([1, 1])).unwrap();
+    let health = probed.health.take().unwrap();
+    let Probed { katran, .. } = probed;
+    assert_eq!(health.report().ended, None);
+    drop(katran);
+    eventually("the end", || health.report().ended.is_some());
+    let ended = health.report().ended.unwrap();
+    assert!(ended.contains("the balancer is gone"), "{ended}");
+}
+
+/// What this host's routes say is its own trouble, what a router says is the real's.
+#[test]
+fn a_real_that_a_router_calls_unreachable_is_down() {
+    let mut direct = policy();
+    direct.via = Via::Direct;
+    let probed = Probed::new(direct);
+    let _servers = [probed.serve(0), probed.serve(1)];
+    let balancer = &probed.lab.balancers[0].host;
+    balancer.ip("route add unreachable 198.18.0.66/32").unwrap();
+    let mut wanted = probed.wanted([1, 1]);
+    let unreachable = ["198.18.0.66", "198.18.0.77"].map(|real| real.parse::<IpAddr>().unwrap());
+    wanted.vips[0].reals.extend(unreachable.map(Real::new));
+    probed.health().apply(&wanted).unwrap();
+    let found = |real: IpAddr| {
+        let report = probed.health().report();
+        let mut reals = report.vips[0].reals.iter();
+        reals.find(|of| of.real == real).cloned().unwrap()
+    };
+    eventually("results of all", || {
+        unreachable
+            .iter()
+            .all(|real| found(*real).last_result.is_some())
+    });
+    let [own, routers] = unreachable.map(found);
+    assert_eq!(own.status, Status::Unknown, "{own:?}");
+    assert!(own.last_result.unwrap().starts_with("not sent: "));
+    assert_eq!(routers.status, Status::Down, "{routers:?}");
+    let why = routers.last_result.unwrap();
+    assert!(why.contains("unreachable"), "{why}");
+}
+
+/// Other checks take effect, and what is known of reals stays.
+#[test]
+fn other_settings_take_effect_at_once() {
+    let probed = Probed::new(policy());
+    let _second = probed.serve(1);
+    let wanted = probed.wanted([1, 1]);
+    probed.health().apply(&wanted).unwrap();
+    assert!(probed.health().wait(PATIENCE));
+    assert_eq!(probed.down(), [probed.real(0)]);
+    // A check that is not due for an hour, but that it is another one.
+    let mut settings = Settings::default();
+    settings.tcp = policy();
+    settings.tcp.interval = Duration::from_secs(3600);
+    settings.tcp.check = Some(Check::Syn);
+    let passed = probed.health().report().passed;
+    let changes = probed.health().reconfigure(&wanted, settings).unwrap();
+    assert!(changes.is_empty(), "{changes}");
+    eventually("a probe", || probed.health().report().passed > passed);
+    assert_eq!(probed.down(), [probed.real(0)]);
+    let mut settings = Settings::default();
+    settings.tcp = Policy::none();
+    let changes = probed.health().reconfigure(&wanted, settings).unwrap();
+    assert!(!changes.is_empty());
+    assert!(probed.down().is_empty());
+    let reals = &probed.health().report().vips[0].reals;
+    assert!(
+        reals
+            .iter()
+            .all(|of| !of.probed && of.status == Status::Unknown)
+    );
 }
 
 #[test]

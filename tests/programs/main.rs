@@ -29,6 +29,7 @@ mod simulate;
 mod taken_over;
 mod terminal;
 mod top;
+mod top_screens;
 mod top_view;
 mod traced;
 #[allow(dead_code, reason = "each test binary uses a part")]

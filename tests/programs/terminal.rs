@@ -3,6 +3,8 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::io::Write;
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Process;
@@ -18,18 +21,25 @@ use nix::pty::Winsize;
 use nix::pty::openpty;
 use nix::sys::termios::Termios;
 use nix::sys::termios::tcgetattr;
+use vt100::Parser;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A program on a terminal of its own.
 pub(crate) struct OnTerminal {
     pub(crate) process: Process,
-    pub(crate) keyboard: File,
+    keyboard: File,
     shown: Arc<Mutex<String>>,
+    /// What a terminal makes of that.
+    screen: Arc<Mutex<Parser>>,
     reader: JoinHandle<()>,
     /// The terminal's other end, to ask for its settings.
     pub(crate) terminal: OwnedFd,
     pub(crate) before: Termios,
+}
+
+fn count(number: u16) -> NonZero<u16> {
+    NonZero::new(number).unwrap()
 }
 
 impl OnTerminal {
@@ -58,10 +68,13 @@ impl OnTerminal {
         command.stderr(pty.slave.try_clone().unwrap());
         let process = host.spawn_command(command).unwrap();
         let shown = Arc::new(Mutex::new(String::new()));
-        let mut screen = File::from(pty.master.try_clone().unwrap());
+        let screen = Arc::new(Mutex::new(Parser::new(count(24), count(80), 0)));
+        let mut output = File::from(pty.master.try_clone().unwrap());
         let (sink, mut bytes) = (Arc::clone(&shown), [0; 4096]);
+        let drawn = Arc::clone(&screen);
         let reader = thread::spawn(move || {
-            while let Ok(length @ 1..) = screen.read(&mut bytes) {
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                drawn.lock().unwrap().process(&bytes[..length]);
                 let text = String::from_utf8_lossy(&bytes[..length]);
                 sink.lock().unwrap().push_str(&text);
             }
@@ -70,6 +83,7 @@ impl OnTerminal {
             process,
             keyboard: pty.master.into(),
             shown,
+            screen,
             reader,
             terminal: pty.slave,
             before,
@@ -80,6 +94,51 @@ impl OnTerminal {
         eventually(format_args!("`{text}` on the terminal"), || {
             self.shown.lock().unwrap().contains(text)
         });
+    }
+
+    /// Somebody makes the window larger or smaller.
+    pub(crate) fn resize(&self, columns: u16, lines: u16) {
+        let mut screen = self.screen.lock().unwrap();
+        screen.screen_mut().set_size(count(lines), count(columns));
+        let mut stty = Command::new("stty");
+        stty.args(["rows", &lines.to_string(), "cols", &columns.to_string()]);
+        stty.stdin(self.terminal.try_clone().unwrap());
+        assert!(stty.status().unwrap().success());
+    }
+
+    pub(crate) fn type_keys(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// The lines that stand on the screen now.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let screen = self.screen.lock().unwrap();
+        let (_, columns) = screen.screen().size();
+        screen.screen().rows(0, columns.get()).collect()
+    }
+
+    /// Waits until the screen is like this.
+    pub(crate) fn stands(&self, what: &str, is_so: impl Fn(&[String]) -> bool) -> Vec<String> {
+        let begun = Instant::now();
+        loop {
+            let lines = self.lines();
+            if is_so(&lines) {
+                return lines;
+            }
+            let text = lines.join("\n");
+            assert!(begun.elapsed() < PATIENCE, "{what} in\n{text}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether it has left the screen as it was.
+    pub(crate) fn is_put_back(&self) -> bool {
+        let screen = self.screen.lock().unwrap();
+        let (is_alternate, is_hidden) = (
+            screen.screen().alternate_screen(),
+            screen.screen().hide_cursor(),
+        );
+        !is_alternate && !is_hidden && tcgetattr(&self.terminal).unwrap() == self.before
     }
 
     /// Waits for the end, and checks what is left on the terminal.
@@ -94,8 +153,12 @@ impl OnTerminal {
         drop(self.terminal);
         self.reader.join().unwrap();
         let shown = self.shown.lock().unwrap().clone();
-        let entered = shown.matches("\u{1b}[?1049h").count();
-        assert_eq!(entered, 1, "{shown:?}");
+        let [entered, left] = ["h", "l"].map(|end| {
+            let switch = format!("\u{1b}[?1049{end}");
+            shown.matches(&switch).count()
+        });
+        // A panic leaves it twice.
+        assert!(entered > 0 && entered <= left, "{shown:?}");
         assert_eq!(self.before, after);
         let (_, rest) = shown.split_once("\u{1b}[?1049l").unwrap();
         rest.to_owned()

@@ -2,7 +2,7 @@
 //! end.
 
 use std::env;
-use std::io::Write;
+use std::fs;
 use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,10 +15,14 @@ use std::time::Duration;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::sys::termios::tcgetattr;
+use ratatui::crossterm::event::KeyCode;
+use ratatui::crossterm::event::KeyEvent;
 
+use super::top_view::keys::View;
 use super::top_view::rates;
 use super::top_view::screen;
 use super::top_view::screen::Screen;
@@ -34,6 +38,9 @@ use crate::terminal::OnTerminal;
 const SIGTERM: i32 = 15;
 const SIGINT: i32 = 2;
 const SIGHUP: i32 = 1;
+const SIGQUIT: i32 = 3;
+const SIGCONT: i32 = 18;
+const SIGTSTP: i32 = 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A VIP of each family with two reals, and one without any.
@@ -218,6 +225,8 @@ fn top_ends_after_so_many_refreshes() {
     assert!(worked, "{text}");
     let headings = text.lines().filter(|line| line.starts_with("traffic"));
     assert_eq!(headings.count(), 3);
+    let (worked, text) = running.say(&host, "top", &["--interval", "0.1", "--once"]);
+    assert!(worked && text.matches("traffic").count() == 1, "{text}");
     for bad in ["0", "0.01", "nan", "1e9", "soon"] {
         let mut command = running.command("top");
         command.args(["--interval", bad]);
@@ -225,7 +234,7 @@ fn top_ends_after_so_many_refreshes() {
         assert_eq!(output.status.code(), Some(2), "{bad}");
     }
     running.balancer.end(SIGTERM);
-    let (worked, text) = running.say(&host, "top", &[]);
+    let (worked, text) = running.say(&host, "top", &["--once"]);
     assert!(
         !worked && text.contains("is `katran run` at work"),
         "{text}"
@@ -274,25 +283,27 @@ fn the_terminal_is_as_before_after_every_end() {
     let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
     let mut command = running.command("top");
     command.args(["--interval", "0.1"]);
-    for end in ["q", "\u{1b}", "\u{3}", "SIGTERM", "SIGINT"] {
+    for end in ["q", "\u{3}", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"] {
         let mut top = OnTerminal::start(&host, &command);
         top.shows("203.0.113.1:443/tcp");
-        top.shows("q quits");
+        top.shows("Left Right");
         assert_ne!(top.before, tcgetattr(&top.terminal).unwrap(), "raw mode");
         match end {
             "SIGTERM" => top.process.signal(SIGTERM).unwrap(),
             "SIGINT" => top.process.signal(SIGINT).unwrap(),
+            "SIGHUP" => top.process.signal(SIGHUP).unwrap(),
+            "SIGQUIT" => top.process.signal(SIGQUIT).unwrap(),
             keys => {
                 // A key without a meaning first.
-                top.keyboard.write_all(b"x").unwrap();
-                top.keyboard.write_all(keys.as_bytes()).unwrap();
+                top.type_keys("x");
+                top.type_keys(keys);
             }
         }
         top.ended(true);
     }
     // A file that has become bad is told on the screen, and that the balancer ends.
     let top = OnTerminal::start(&host, &command);
-    top.shows("q quits");
+    top.shows("Left Right");
     file.write("[[vip]");
     running.balancer.process.signal(SIGHUP).unwrap();
     top.shows("a document was refused");
@@ -301,6 +312,111 @@ fn the_terminal_is_as_before_after_every_end() {
     let mut top = top;
     top.process.signal(SIGTERM).unwrap();
     top.ended(true);
+}
+
+/// Ctrl-Z, and the signal: the shell that comes to the fore finds its terminal as it was.
+#[test]
+fn the_terminal_is_as_before_while_top_is_suspended() {
+    require_root();
+    let (host, file) = idle("suspended.toml");
+    let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    let mut top = OnTerminal::start(&host, &running.command("top"));
+    for by_key in [true, false] {
+        top.stands("a VIP", |lines| {
+            lines.join("").contains("203.0.113.1:443/tcp")
+        });
+        match by_key {
+            true => top.type_keys("\u{1a}"),
+            false => top.process.signal(SIGTSTP).unwrap(),
+        }
+        let stat = format!("/proc/{}/stat", top.process.id());
+        eventually("it is stopped", || {
+            fs::read_to_string(&stat).unwrap().contains(") T ")
+        });
+        eventually("the terminal is put back", || top.is_put_back());
+        top.process.signal(SIGCONT).unwrap();
+    }
+    top.stands("a VIP", |lines| {
+        lines.join("").contains("203.0.113.1:443/tcp")
+    });
+    top.type_keys("q");
+    top.ended(true);
+    running.balancer.end(SIGTERM);
+}
+
+/// The real program with 500 VIPs of long addresses, while keys are pressed and the window changes its size.
+#[test]
+fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
+    require_root();
+    let (host, _) = idle("unused.toml");
+    let file = Scratch::new("many.toml");
+    let mut text = "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\nring_size = 1009\n".to_owned();
+    for number in 0..500 {
+        text += &format!(
+            "[[vip]]\naddress = \"2001:db8:1111:2222:3333:4444:5555:{number:x}\"\nport = 65535\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"2001:db8:ffff:ffff:ffff:ffff:ffff:{number:x}\", weight = {} }}, \
+             {{ address = \"2001:db8:ffff:ffff:ffff:ffff:ffff:ffff\", down = true }}]\n",
+            number + 1
+        );
+    }
+    file.write(&text);
+    let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    let mut top = OnTerminal::start(&host, &running.command("top"));
+    let has = |lines: &[String], text: &str| lines.iter().any(|line| line.contains(text));
+    let name = |number: u32| format!("[2001:db8:1111:2222:3333:4444:5555:{number:x}]:65535/tcp");
+    top.stands("all", |lines| {
+        has(lines, "500 VIPs, 1 to") && has(lines, "501 reals, 1 down") && has(lines, &name(0))
+    });
+    // The last one, and its reals.
+    top.type_keys("\u{1b}[F");
+    top.stands("the last VIP", |lines| {
+        has(lines, "to 500") && has(lines, &name(499))
+    });
+    top.type_keys("\r");
+    let real = "2001:db8:ffff:ffff:ffff:ffff:ffff:1f3";
+    top.stands("its reals", |lines| {
+        let is_row = |line: &String, words: [&str; 2]| words.iter().all(|word| line.contains(word));
+        lines[1].starts_with(&name(499))
+            && has(lines, "2 reals")
+            && lines.iter().any(|line| is_row(line, [real, " 500 "]))
+            && lines
+                .iter()
+                .any(|line| is_row(line, ["ffff:ffff:ffff:ffff ", "DOWN"]))
+    });
+    top.resize(40, 12);
+    top.stands("a small screen", |lines| {
+        lines.len() == 12
+            && has(lines, "DOWN")
+            && has(lines, "500")
+            && lines[11].starts_with("q quit")
+    });
+    top.type_keys("\u{1b}");
+    let lines = top.stands("one table", |lines| has(lines, "500 VIPs, 494 to 500"));
+    assert!(!has(&lines, "reals,"), "{lines:?}");
+    top.resize(200, 50);
+    top.stands("a large screen", |lines| {
+        lines.len() == 50
+            && has(lines, "traffic")
+            && has(lines, "flow table")
+            && has(lines, "501 reals")
+    });
+    top.type_keys("/:1f3");
+    top.stands("what is typed", |lines| has(lines, "filter: :1f3_"));
+    top.type_keys("\r");
+    let lines = top.stands("one VIP", |lines| has(lines, "500 VIPs, 1 with \":1f3\""));
+    assert!(
+        has(&lines, &name(499)) && !has(&lines, &name(498)),
+        "{lines:?}"
+    );
+    // The smallest there may be; nobody is to read it.
+    top.resize(1, 1);
+    top.resize(80, 24);
+    top.stands("it goes on", |lines| {
+        has(lines, "1 with") && lines[23].starts_with("q quit")
+    });
+    top.type_keys("q");
+    top.ended(true);
+    running.balancer.end(SIGTERM);
 }
 
 const PANICS: &str = "KATRAN_TEST_PANICS_ON_SCREEN";
@@ -313,10 +429,11 @@ fn a_panic_leaves_the_terminal_as_before() {
         let (sender, wishes) = mpsc::channel();
         screen::listen(sender, |wish| wish);
         screen
-            .draw(|frame| view::draw(frame, &status(), &rates()))
+            .draw(|frame| view::draw(frame, &status(), &mut View::new(), &rates()))
             .unwrap();
         // The other end has typed.
-        assert_eq!(wishes.recv_timeout(PATIENCE), Ok(Wish::Quit));
+        let key = KeyEvent::from(KeyCode::Char('q'));
+        assert_eq!(wishes.recv_timeout(PATIENCE), Ok(Wish::Key(key)));
         panic!("a mistake");
     }
     require_root();
@@ -330,7 +447,7 @@ fn a_panic_leaves_the_terminal_as_before() {
     command.env(PANICS, "1");
     let mut screen = OnTerminal::start(&host, &command);
     screen.shows("203.0.113.1:443/tcp");
-    screen.keyboard.write_all(b"q").unwrap();
+    screen.type_keys("q");
     let rest = screen.ended(false);
     assert!(rest.contains("a mistake"), "{rest:?}");
 }

@@ -1,12 +1,16 @@
 //! `katran top`: a live view of the running balancer: VIPs and reals by packets and bits per second, the flow table's hit
 //! rate, packets by settled slots, bases and entries, VIPs with unsettled slots and their entries in the flow tables, drops by
-//! reason, and how evenly the CPUs are loaded.
+//! reason, and how evenly the CPUs are loaded; the reals of a VIP with weights and health, the VIPs of a real.
 //!
-//! `q`, Esc and Ctrl-C end it, as SIGINT and SIGTERM do; the balancer goes on. With `--plain`, and where standard output is no
+//! The last line of the screen names keys, `?` all of them: tables are scrolled, sorted by any column and filtered by name.
+//! `q` and Ctrl-C end it, as signals do; the balancer goes on. With `--plain` or `--once`, and where standard output is no
 //! terminal, it prints text instead.
 
+mod keys;
+mod panes;
 mod rates;
 mod screen;
+mod table;
 mod view;
 
 use std::io;
@@ -22,11 +26,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use env_logger::Target;
+use keys::Outcome;
+use keys::View;
+use ratatui::crossterm::event::KeyEvent;
 use rates::Rates;
 use screen::Screen;
 use screen::Wish;
+use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGQUIT;
 use signal_hook::consts::SIGTERM;
+use signal_hook::consts::SIGTSTP;
 use signal_hook::iterator::Signals;
 use view::Status;
 
@@ -49,6 +59,9 @@ pub(crate) struct Arguments {
     /// Print text, also to a terminal
     #[arg(long)]
     plain: bool,
+    /// Print text once, after one interval
+    #[arg(long, conflicts_with = "refreshes")]
+    once: bool,
     #[command(flatten)]
     to: To,
 }
@@ -59,14 +72,17 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 /// What a refresh may be interrupted by.
 enum News {
+    /// To end.
     Signal,
+    /// To stop for a while.
+    Suspend,
     Wish(Wish),
     /// A line of a log, which would otherwise be written across the screen.
     Log(String),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let live = !arguments.plain && io::stdout().is_terminal();
+    let live = !arguments.plain && !arguments.once && io::stdout().is_terminal();
     let (sender, news) = mpsc::channel();
     let mut log =
         env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"));
@@ -90,23 +106,29 @@ fn top(
     sender: Sender<News>,
     news: &Receiver<News>,
 ) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    if live {
+        signals.add_signal(SIGTSTP)?;
+    }
     let signal_sender = sender.clone();
     thread::spawn(move || {
         let mut signals = signals.forever();
-        signals.try_for_each(|_| signal_sender.send(News::Signal))
+        signals.try_for_each(|signal| {
+            signal_sender.send(match signal {
+                SIGTSTP => News::Suspend,
+                _ => News::Signal,
+            })
+        })
     });
     // Nobody there is told on the terminal as it was.
     let first = arguments.to.report(false)?;
     let mut output = if live {
         screen::listen(sender, News::Wish);
-        Output::Live(
-            Screen::enter()?,
-            Status {
-                title: title(&first),
-                message: String::new(),
-            },
-        )
+        let status = Status {
+            title: title(&first),
+            message: String::new(),
+        };
+        Output::Live(Screen::enter()?, status, Box::new(View::new()))
     } else {
         Output::Plain
     };
@@ -123,7 +145,10 @@ fn refresh(
     // The names, before there are figures.
     let mut rates = Rates::between(&last, &last);
     let mut next = Instant::now() + arguments.interval;
-    let mut left = arguments.refreshes;
+    let mut left = match arguments.once {
+        true => Some(1),
+        false => arguments.refreshes,
+    };
     output.redraw(&rates)?;
     while left != Some(0) {
         match news.recv_timeout(next.saturating_duration_since(Instant::now())) {
@@ -131,10 +156,18 @@ fn refresh(
                 output.note(line);
                 output.redraw(&rates)?;
             }
-            Ok(News::Wish(Wish::Redraw)) => output.redraw(&rates)?,
-            Ok(News::Signal | News::Wish(Wish::Quit)) | Err(RecvTimeoutError::Disconnected) => {
-                return Ok(());
+            Ok(News::Wish(Wish::Deaf(why))) => {
+                output.note(why);
+                output.redraw(&rates)?;
             }
+            Ok(News::Wish(Wish::Redraw)) => output.redraw(&rates)?,
+            Ok(News::Wish(Wish::Key(key))) => match output.press(key, &rates) {
+                Outcome::Redraw => output.redraw(&rates)?,
+                Outcome::Suspend => output.suspend(&rates)?,
+                Outcome::Quit => return Ok(()),
+            },
+            Ok(News::Suspend) => output.suspend(&rates)?,
+            Ok(News::Signal) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {
                 match arguments.to.report(false) {
                     Ok(now) => {
@@ -143,6 +176,7 @@ fn refresh(
                         last = now;
                         output.show(&rates)?;
                     }
+                    Err(error) if arguments.once => return Err(error),
                     // It may be started again.
                     Err(error) => {
                         output.note(with_causes(&error));
@@ -166,14 +200,14 @@ fn title(report: &Report) -> String {
     });
     let places: Vec<_> = places.collect();
     match places.is_empty() {
-        true => "katran, attached to NOTHING   q quits".to_owned(),
-        false => format!("katran on {}   q quits", places.join(", ")),
+        true => "katran, attached to NOTHING".to_owned(),
+        false => format!("katran on {}", places.join(", ")),
     }
 }
 
 /// Where the view goes.
 enum Output {
-    Live(Screen, Status),
+    Live(Screen, Status, Box<View>),
     Plain,
 }
 
@@ -188,15 +222,29 @@ impl Output {
 
     /// The same figures; text is not printed again.
     fn redraw(&mut self, rates: &Rates) -> Result<()> {
-        if let Self::Live(screen, status) = self {
-            screen.draw(|frame| view::draw(frame, status, rates))?;
+        if let Self::Live(screen, status, view) = self {
+            screen.draw(|frame| view::draw(frame, status, view, rates))?;
         }
         Ok(())
     }
 
+    fn press(&mut self, key: KeyEvent, rates: &Rates) -> Outcome {
+        match self {
+            Self::Live(_, _, view) => view.press(key, rates),
+            Self::Plain => Outcome::Redraw,
+        }
+    }
+
+    fn suspend(&mut self, rates: &Rates) -> Result<()> {
+        if let Self::Live(screen, ..) = self {
+            screen.suspend()?;
+        }
+        self.redraw(rates)
+    }
+
     /// It may be attached to something less, or again; and it answers.
     fn title(&mut self, report: &Report) {
-        if let Self::Live(_, status) = self {
+        if let Self::Live(_, status, _) = self {
             status.title = title(report);
             status.message = match (report.is_old(), &report.refused) {
                 (true, _) => format!("busy with a change: {:.1} s old", report.age),
@@ -210,7 +258,7 @@ impl Output {
 
     fn note(&mut self, message: String) {
         match self {
-            Self::Live(_, status) => status.message = message,
+            Self::Live(_, status, _) => status.message = message,
             Self::Plain => eprintln!("{message}"),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::report::Cpu as CpuReport;
+use super::report::OfVip;
 use super::report::Rate;
 use super::report::Report;
 use super::report::Slots;
@@ -14,11 +15,15 @@ use super::report::rated;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Traffic {
     pub(crate) name: String,
+    /// Among all VIPs, or all reals, in the order of their addresses.
+    pub(crate) place: usize,
     pub(crate) rate: Rate,
     /// Packets so far.
     pub(crate) packets: u64,
-    /// Of a real: it is down for so many of the VIPs that have it.
+    /// Of a real that VIPs have: for how many it is down, and how many there are.
     pub(crate) down: Option<(usize, usize)>,
+    /// Of a VIP.
+    pub(crate) reals: Vec<OfVip>,
     /// Of a VIP: the slots of its ring.
     pub(crate) slots: Option<Slots>,
     /// Of a VIP: its entries in the flow tables, if they have been counted since it was added.
@@ -79,20 +84,24 @@ impl Rates {
         let now = &rated(now.clone(), before);
         let seconds = now.since(before);
         let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-        let vips = now.vips.iter().map(|of| Traffic {
+        let vips = now.vips.iter().enumerate().map(|(place, of)| Traffic {
             name: of.vip.clone(),
+            place,
             rate: of.rate.unwrap_or_default(),
             packets: of.sent.packets,
             down: None,
+            reals: of.reals.clone(),
             slots: of.slots,
             entries: of.flow_entries,
         });
         let down = down(now);
-        let reals = now.reals.iter().map(|of| Traffic {
+        let reals = now.reals.iter().enumerate().map(|(place, of)| Traffic {
             name: of.real.to_string(),
+            place,
             rate: of.rate.unwrap_or_default(),
             packets: of.sent.packets,
             down: down.get(&of.real).copied(),
+            reals: Vec::new(),
             slots: None,
             entries: None,
         });
@@ -120,6 +129,14 @@ impl Rates {
         }
     }
 
+    pub(crate) fn vip(&self, name: &str) -> Option<&Traffic> {
+        self.vips.iter().find(|vip| vip.name == name)
+    }
+
+    pub(crate) fn real(&self, name: &str) -> Option<&Traffic> {
+        self.reals.iter().find(|real| real.name == name)
+    }
+
     /// How many times the mean of these CPUs the busiest one forwards: 1 is an even spread.
     pub(crate) fn imbalance(&self) -> Option<f64> {
         let busiest = self.cpus.iter().map(|cpu| cpu.share).fold(0.0, f64::max);
@@ -137,7 +154,7 @@ fn busiest_first(rows: impl Iterator<Item = Traffic>) -> Vec<Traffic> {
     rows
 }
 
-/// By address, where there are any: VIPs for which the real is down, and all that have it.
+/// By address: VIPs for which the real is down, and all that have it.
 fn down(now: &Report) -> BTreeMap<IpAddr, (usize, usize)> {
     let mut down = BTreeMap::<IpAddr, (usize, usize)>::new();
     for of in now.vips.iter().flat_map(|vip| &vip.reals) {
@@ -145,7 +162,6 @@ fn down(now: &Report) -> BTreeMap<IpAddr, (usize, usize)> {
         *down += usize::from(of.down);
         *all += 1;
     }
-    down.retain(|_, (down, _)| *down > 0);
     down
 }
 

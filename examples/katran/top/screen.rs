@@ -8,16 +8,19 @@ use ratatui::DefaultTerminal;
 use ratatui::Frame;
 use ratatui::crossterm::event;
 use ratatui::crossterm::event::Event;
-use ratatui::crossterm::event::KeyCode;
+use ratatui::crossterm::event::KeyEvent;
 use ratatui::crossterm::event::KeyEventKind;
-use ratatui::crossterm::event::KeyModifiers;
+use signal_hook::consts::SIGTSTP;
+use signal_hook::low_level::emulate_default_handler;
 
-/// What somebody at the terminal wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What comes from the terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    Quit,
+    Key(KeyEvent),
     /// The terminal has another size.
     Redraw,
+    /// No keys can be read.
+    Deaf(String),
 }
 
 /// The terminal's alternate screen, in raw mode. Dropping it leaves both; a panic does so first, so
@@ -33,6 +36,15 @@ impl Screen {
     pub(crate) fn draw(&mut self, draw: impl FnOnce(&mut Frame<'_>)) -> Result<()> {
         self.0.draw(draw).map(|_| ())
     }
+
+    /// Stops the process with the terminal as it was, until somebody has it go on.
+    pub(crate) fn suspend(&mut self) -> Result<()> {
+        self.0.show_cursor()?;
+        ratatui::restore();
+        emulate_default_handler(SIGTSTP)?;
+        self.0 = ratatui::try_init()?;
+        Ok(())
+    }
 }
 
 impl Drop for Screen {
@@ -44,28 +56,16 @@ impl Drop for Screen {
 /// Reads the keyboard until nobody listens any more.
 pub(crate) fn listen<T: Send + 'static>(wishes: Sender<T>, wrap: fn(Wish) -> T) {
     thread::spawn(move || {
-        while let Ok(event) = event::read() {
-            if let Some(wish) = wish(&event)
-                && wishes.send(wrap(wish)).is_err()
-            {
+        loop {
+            let (wish, is_last) = match event::read() {
+                Ok(Event::Resize(..)) => (Wish::Redraw, false),
+                Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => (Wish::Key(key), false),
+                Ok(_) => continue,
+                Err(error) => (Wish::Deaf(format!("no keys can be read: {error}")), true),
+            };
+            if wishes.send(wrap(wish)).is_err() || is_last {
                 return;
             }
         }
     });
-}
-
-fn wish(event: &Event) -> Option<Wish> {
-    match event {
-        Event::Resize(..) => Some(Wish::Redraw),
-        Event::Key(key) if key.kind == KeyEventKind::Press => {
-            let control = key.modifiers.contains(KeyModifiers::CONTROL);
-            match key.code {
-                KeyCode::Char('q') | KeyCode::Esc => Some(Wish::Quit),
-                // In raw mode it makes no signal.
-                KeyCode::Char('c') if control => Some(Wish::Quit),
-                _ => None,
-            }
-        }
-        _ => None,
-    }
 }

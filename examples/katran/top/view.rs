@@ -1,4 +1,7 @@
-//! What `top` shows: sections of rows, drawn on a terminal or printed as text.
+//! Where on the screen the tables of `top` stand; and the same as text.
+//!
+//! With much room everything is beside and below each other, else one table has the screen; so has what belongs to one VIP
+//! or one real.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint;
@@ -8,53 +11,41 @@ use ratatui::style::Color;
 use ratatui::style::Style;
 use ratatui::style::Stylize;
 use ratatui::text::Line;
+use ratatui::text::Span;
 use ratatui::widgets::Block;
-use ratatui::widgets::Borders;
-use ratatui::widgets::Cell;
+use ratatui::widgets::Clear;
 use ratatui::widgets::Gauge;
-use ratatui::widgets::Row;
-use ratatui::widgets::Table;
+use ratatui::widgets::Paragraph;
 
+use super::keys::KEYS;
+use super::keys::Opened;
+use super::keys::View;
+use super::panes;
+use super::panes::Pane;
+use super::panes::percent;
+use super::panes::plain;
 use super::rates::Rates;
-use super::rates::Traffic;
-use super::report::NOT_SENT;
-use super::report::Rate;
 use super::report::scaled;
+use super::table::ABOVE;
+use super::table::Look;
+use super::table::Table;
+use super::table::fitting;
+use super::table::shortened;
 
-const TRAFFIC: &[(&str, u16)] = &[
-    ("packets/s", 9),
-    ("bits/s", 9),
-    ("share", 7),
-    ("packets", 9),
-];
-/// As [`TRAFFIC`], with the slots of the VIP's ring and its entries in the flow tables.
-const WITH_SLOTS: &[(&str, u16)] = &[
-    ("packets/s", 9),
-    ("bits/s", 9),
-    ("share", 7),
-    ("packets", 9),
-    ("settled", 7),
-    ("unsettled", 9),
-    ("for, s", 7),
-    ("entries", 7),
-];
-/// Of these, what a screen has no room for beside names: the fourth.
-const LEFT_OUT: usize = 3;
-const ON_SCREEN: &[(&str, u16)] = &[
-    WITH_SLOTS[0],
-    WITH_SLOTS[1],
-    WITH_SLOTS[2],
-    WITH_SLOTS[4],
-    WITH_SLOTS[5],
-    WITH_SLOTS[6],
-    WITH_SLOTS[7],
-];
-/// Lines above rows: a title in a rule, and the heading.
-const ABOVE: u16 = 2;
-/// A CPU that forwards everything has as many signs.
-const BAR: usize = 5;
+/// From this size on several tables are shown.
+const MANY: (u16, u16) = (72, 20);
+/// From this width on VIPs and reals stand beside each other.
+const WIDE: u16 = 160;
+/// Traffic by verdict has so many.
+const TRAFFIC_LINES: u16 = 4;
+/// Traffic by verdict, and the flow table, with names and figures.
+const TRAFFIC: u16 = 37;
+const FLOWS: u16 = 41;
+/// Lines of messages at most.
+const MESSAGE: usize = 3;
 
 /// What stands around the figures.
+#[derive(Default)]
 pub(crate) struct Status {
     /// The interfaces with their modes.
     pub(crate) title: String,
@@ -62,33 +53,23 @@ pub(crate) struct Status {
     pub(crate) message: String,
 }
 
-/// A table: a column of names, and one for each of these headings, so wide.
-struct Section {
-    title: String,
-    columns: &'static [(&'static str, u16)],
-    rows: Vec<Vec<String>>,
-}
-
-/// How a number is written.
-type Number = fn(f64) -> String;
-
-/// All sections as text, with plain numbers that other programs can read.
+/// All tables as text, with plain numbers that other programs can read.
 pub(crate) fn text(rates: &Rates) -> String {
-    let number: Number = |number| format!("{number:.0}");
     let mut text = String::new();
-    for section in [
-        traffic(rates, number),
-        flow_table(rates, number),
-        with_slots(many("VIPs", &rates.vips, number), &rates.vips, number),
-        many("reals", &rates.reals, number),
-        drops(rates, number),
-        cpus(rates, number),
+    for pane in [
+        Pane::Traffic,
+        Pane::Flows,
+        Pane::Vips,
+        Pane::Reals,
+        Pane::Drops,
+        Pane::Cpus,
     ] {
-        let headings = section.columns.iter().map(|(heading, _)| *heading);
-        text += &line(&section.title, headings);
-        for row in &section.rows {
-            let values = row[1..].iter().map(String::as_str);
-            text += &line(&format!("  {}", row[0]), values);
+        let table = pane.table(rates, plain);
+        let headings = table.columns.iter().map(|column| column.heading);
+        text += &line(&table.title, headings);
+        for row in &table.rows {
+            let values = row.figures.iter().map(|figure| figure.shown.as_str());
+            text += &line(&format!("  {}", row.name), values);
         }
     }
     text
@@ -101,53 +82,250 @@ fn line<'a>(name: &str, values: impl Iterator<Item = &'a str>) -> String {
     format!("{}\n", line.trim_end())
 }
 
-/// Everything on one screen; what does not fit is counted in the titles.
-pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, rates: &Rates) {
-    let few = u16::try_from(rates.drops.len().max(rates.cpus.len())).unwrap_or(u16::MAX);
-    let [title, summary, vips, reals, lowest, message] = Layout::vertical([
+/// The whole screen.
+pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, view: &mut View, rates: &Rates) {
+    let Rect { width, height, .. } = frame.area();
+    // Keys need all the lines that there are.
+    let message = match view.shows_keys {
+        true => Vec::new(),
+        false => lines(&status.message, usize::from(width)),
+    };
+    let [title, body, message_area, keys] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(4 + ABOVE),
         Constraint::Fill(1),
-        Constraint::Fill(1),
-        Constraint::Length(few.clamp(1, 8) + ABOVE),
+        Constraint::Length(message.len() as u16),
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    let halves = |area| {
-        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)])
-            .spacing(2)
-            .areas::<2>(area)
-    };
-
-    frame.render_widget(Line::from(status.title.as_str()).bold(), title);
-    let [left, right] = halves(summary);
-    table(frame, left, traffic(rates, scaled));
-    hits(frame, right, rates);
-    let mut of_vips = many("VIPs", &rates.vips, scaled);
-    // Most of the time there is nothing to tell, and names are long.
-    let is_unsettled = |vip: &Traffic| vip.slots.is_some_and(|slots| slots.unsettled > 0);
-    if rates.vips.iter().any(is_unsettled) {
-        of_vips = with_slots(of_vips, &rates.vips, scaled);
-        of_vips.columns = ON_SCREEN;
-        for row in &mut of_vips.rows {
-            // Behind the name.
-            row.remove(LEFT_OUT + 1);
-        }
+    let title_text = shortened(&status.title, usize::from(width));
+    frame.render_widget(Line::from(title_text).bold(), title);
+    view.has_one_table = view.is_zoomed || width < MANY.0 || height < MANY.1;
+    if view.opened.is_some() {
+        opened(frame, body, view, rates);
+    } else if view.has_one_table {
+        one_table(frame, body, view, rates);
+    } else {
+        // Traffic and the flow table are always in sight here.
+        view.focus_on_many();
+        many_tables(frame, body, view, rates);
     }
-    table(frame, vips, of_vips);
-    table(frame, reals, many("reals", &rates.reals, scaled));
-    let [left, right] = halves(lowest);
-    table(frame, left, drops(rates, scaled));
-    table(frame, right, cpus(rates, scaled));
-    frame.render_widget(Line::from(status.message.as_str()).dim(), message);
+    let message: Vec<_> = message.into_iter().map(Line::from).collect();
+    frame.render_widget(Paragraph::new(message).yellow(), message_area);
+    frame.render_widget(bottom(view, usize::from(width)), keys);
+    if view.shows_keys {
+        all_keys(frame, body);
+    }
 }
 
-/// The flow table's section, with its hit rate as a gauge.
-fn hits(frame: &mut Frame<'_>, area: Rect, rates: &Rates) {
-    let section = flow_table(rates, scaled);
-    let block = block(section.title);
-    let inside = block.inner(area);
-    frame.render_widget(block, area);
+/// Text in lines of so many columns; what has no room is left out.
+fn lines(text: &str, width: usize) -> Vec<String> {
+    if width == 0 {
+        return Vec::new();
+    }
+    let characters: Vec<_> = text.chars().collect();
+    let mut lines: Vec<String> = characters.chunks(width).map(String::from_iter).collect();
+    if lines.len() > MESSAGE {
+        lines.truncate(MESSAGE);
+        if let Some(last) = lines.last_mut() {
+            last.pop();
+            last.push('…');
+        }
+    }
+    lines
+}
+
+/// The keys for which there is room, or what somebody types.
+fn bottom(view: &View, width: usize) -> Line<'static> {
+    if view.is_typing {
+        let parts = [
+            format!("filter: {}_", view.filter()),
+            "Enter keeps it".to_owned(),
+            "Esc drops it".to_owned(),
+        ];
+        return Line::from(fitting(&parts, "  ", width));
+    }
+    let mut spans: Vec<Span<'static>> = Vec::new();
+    let mut room = width;
+    for (key, what) in view.hints() {
+        let taken = key.chars().count() + what.chars().count() + 3;
+        // Nothing follows the last one.
+        if taken > room + 2 {
+            break;
+        }
+        room = room.saturating_sub(taken);
+        spans.push(key.bold());
+        spans.push(Span::from(format!(" {what}  ")));
+    }
+    Line::from(spans)
+}
+
+fn all_keys(frame: &mut Frame<'_>, body: Rect) {
+    let wide = KEYS.iter().map(|(keys, _)| keys.chars().count()).max();
+    let wide = wide.unwrap_or(0);
+    let lines = KEYS
+        .iter()
+        .map(|(keys, what)| Line::from(vec![format!("{keys:<wide$}  ").bold(), Span::from(*what)]));
+    let lines: Vec<_> = lines.collect();
+    let width = lines.iter().map(Line::width).max().unwrap_or(0) as u16;
+    let height = lines.len() as u16;
+    let has_room = body.height >= height + 2 && body.width >= width + 2;
+    let (block, border) = match has_room {
+        true => (Block::bordered().title("keys"), 2),
+        false => (Block::new(), 0),
+    };
+    let area = body.centered(
+        Constraint::Max(width + border),
+        Constraint::Max(height + border),
+    );
+    // Nothing is left of what is beside it.
+    frame.render_widget(Clear, if has_room { area } else { body });
+    frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
+fn one_table(frame: &mut Frame<'_>, body: Rect, view: &mut View, rates: &Rates) {
+    let [totals, body] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(body);
+    frame.render_widget(Line::from(in_one_line(rates, totals.width)), totals);
+    let table = view.focus.table(rates, scaled);
+    view.look().draw(frame, body, &table, true);
+}
+
+/// The most important figures first.
+fn in_one_line(rates: &Rates, width: u16) -> String {
+    let per_second = |what: &str, rate: f64| format!("{what} {}/s", scaled(rate));
+    let parts = [
+        per_second("sent", rates.sent.packets),
+        per_second("dropped", rates.dropped.packets),
+        per_second("received", rates.received.packets),
+        per_second("new flows", rates.new_flows),
+        per_second("passed to the host", rates.passed.packets),
+    ];
+    fitting(&parts, "  ", usize::from(width))
+}
+
+fn opened(frame: &mut Frame<'_>, body: Rect, view: &mut View, rates: &Rates) {
+    let [name, figures, body] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Fill(1),
+    ])
+    .areas(body);
+    let Some(of) = &view.opened else { return };
+    let (what, traffic, others) = match of {
+        Opened::Vip(vip) => ("VIP", rates.vip(vip), "VIPs"),
+        Opened::Real(real) => ("real", rates.real(real), "reals"),
+    };
+    let title = fitting(
+        &[of.name().to_owned(), format!("({what})")],
+        " ",
+        usize::from(name.width),
+    );
+    frame.render_widget(Line::from(title).bold(), name);
+    let parts = match traffic {
+        Some(of) => {
+            let mut parts = vec![
+                format!("{} packets/s", scaled(of.rate.packets)),
+                format!("{} bits/s", scaled(of.rate.bits)),
+                format!("{} packets so far", scaled(of.packets as f64)),
+            ];
+            let unsettled = of.slots.filter(|slots| slots.unsettled > 0);
+            parts.extend(unsettled.map(|slots| format!("{} slots unsettled", slots.unsettled)));
+            parts.push(format!("rates below are for all {others}"));
+            parts
+        }
+        None => vec!["it is no longer there".to_owned()],
+    };
+    let line = fitting(&parts, "  ", usize::from(figures.width));
+    frame.render_widget(Line::from(line), figures);
+    let table = view.table(rates);
+    view.look().draw(frame, body, &table, true);
+}
+
+fn many_tables(frame: &mut Frame<'_>, body: Rect, view: &mut View, rates: &Rates) {
+    let few = rates.drops.len().max(rates.cpus.len()).max(1) as u16;
+    let most = (body.height / 6).max(2);
+    if body.width >= WIDE {
+        let above = Constraint::Length(few.min(most).max(TRAFFIC_LINES) + ABOVE);
+        let [top, main] = Layout::vertical([above, Constraint::Fill(1)]).areas(body);
+        let [traffic, flows, drops, cpus] = Layout::horizontal([
+            Constraint::Length(TRAFFIC),
+            Constraint::Length(FLOWS),
+            Constraint::Fill(1),
+            Constraint::Fill(1),
+        ])
+        .spacing(2)
+        .areas(top);
+        summary(frame, traffic, flows, rates);
+        pane(frame, drops, view, Pane::Drops, rates);
+        pane(frame, cpus, view, Pane::Cpus, rates);
+        let [vips, reals] = beside(main);
+        pane(frame, vips, view, Pane::Vips, rates);
+        pane(frame, reals, view, Pane::Reals, rates);
+        return;
+    }
+    let [top, main, lowest] = Layout::vertical([
+        Constraint::Length(TRAFFIC_LINES + ABOVE),
+        Constraint::Fill(1),
+        Constraint::Length(few.min(most) + ABOVE),
+    ])
+    .areas(body);
+    let [traffic, flows] = Layout::horizontal([Constraint::Length(TRAFFIC), Constraint::Fill(1)])
+        .spacing(2)
+        .areas(top);
+    summary(
+        frame,
+        traffic,
+        Rect {
+            width: flows.width.min(FLOWS),
+            ..flows
+        },
+        rates,
+    );
+    // Each has half of the lines, and what the other one leaves.
+    let half = main.height / 2;
+    let needed = |rows: usize| {
+        u16::try_from(rows)
+            .unwrap_or(u16::MAX)
+            .saturating_add(ABOVE)
+    };
+    let (of_vips, of_reals) = (needed(rates.vips.len()), needed(rates.reals.len()));
+    let of_vips = match of_reals < main.height - half {
+        true => main.height - of_reals,
+        false => half.min(of_vips),
+    };
+    let [vips, reals] =
+        Layout::vertical([Constraint::Length(of_vips), Constraint::Fill(1)]).areas(main);
+    pane(frame, vips, view, Pane::Vips, rates);
+    pane(frame, reals, view, Pane::Reals, rates);
+    let [drops, cpus] = beside(lowest);
+    pane(frame, drops, view, Pane::Drops, rates);
+    pane(frame, cpus, view, Pane::Cpus, rates);
+}
+
+fn beside(area: Rect) -> [Rect; 2] {
+    Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)])
+        .spacing(2)
+        .areas(area)
+}
+
+fn pane(frame: &mut Frame<'_>, area: Rect, view: &mut View, pane: Pane, rates: &Rates) {
+    let focus = view.focus == pane;
+    let table = pane.table(rates, scaled);
+    view.looks[pane as usize].draw(frame, area, &table, focus);
+}
+
+/// Traffic by verdict, and beside it the flow table, with its hit rate as a gauge.
+fn summary(frame: &mut Frame<'_>, traffic: Rect, flows: Rect, rates: &Rates) {
+    let fixed = |frame: &mut Frame<'_>, area, table: &Table| {
+        Look::default().draw(frame, area, table, false);
+    };
+    fixed(frame, traffic, &Pane::Traffic.table(rates, scaled));
+    let table = Pane::Flows.table(rates, scaled);
+    let block = Block::new()
+        .borders(ratatui::widgets::Borders::TOP)
+        .border_style(Style::new().dim())
+        .title(Line::from(format!("{} ", table.title)).style(Style::reset().bold()));
+    let inside = block.inner(flows);
+    frame.render_widget(block, flows);
     let [gauge, rest] =
         Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(inside);
     let ratio = rates.hit_rate.unwrap_or(0.0).clamp(0.0, 1.0);
@@ -158,214 +336,27 @@ fn hits(frame: &mut Frame<'_>, area: Rect, rates: &Rates) {
     let bar = Gauge::default().ratio(ratio).label(label);
     frame.render_widget(bar.gauge_style(Style::new().fg(Color::Green)), gauge);
     // The gauge is the first row; the others stand beside each other, by two.
-    let mut left = section
-        .rows
-        .into_iter()
-        .skip(1)
-        .map(cells)
-        .collect::<Vec<_>>();
-    let right = left.split_off(left.len().div_ceil(2));
-    let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).spacing(1);
-    let widths = [Constraint::Fill(1), Constraint::Length(7)];
-    for (rows, area) in [left, right].into_iter().zip(halves.areas::<2>(rest)) {
-        frame.render_widget(Table::new(rows, widths), area);
-    }
-}
-
-fn table(frame: &mut Frame<'_>, area: Rect, section: Section) {
-    let room = usize::from(area.height.saturating_sub(ABOVE));
-    let hidden = section.rows.len().saturating_sub(room);
-    let more = format!("{hidden} more");
-    let mut title = section.title;
-    let mut over_names = String::new();
-    match title.chars().count() + more.len() + 3 < usize::from(area.width) {
-        _ if hidden == 0 => {}
-        true => title += &format!(" ({more})"),
-        // A title that has no room left for it.
-        false => over_names = more,
-    }
-    // A space between columns.
-    let values: u16 = section.columns.iter().map(|(_, width)| width + 1).sum();
-    let names = usize::from(area.width.saturating_sub(values));
-    let rows = section.rows.into_iter().take(room).map(|mut row| {
-        let is_lost = row[0].starts_with(NOT_SENT);
-        row[0] = shortened(&row[0], names);
-        match is_lost {
-            true => cells(row).style(Style::new().fg(Color::Red).bold()),
-            false => cells(row),
-        }
-    });
-    let widths = section.columns.iter();
-    let widths = [Constraint::Fill(1)]
-        .into_iter()
-        .chain(widths.map(|(_, width)| Constraint::Length(*width)));
-    let headings = section.columns.iter().map(|(heading, _)| *heading);
-    let heading = [over_names.as_str()]
-        .into_iter()
-        .chain(headings)
-        .map(str::to_owned)
+    let rows = table.rows.iter().skip(1);
+    let rows: Vec<_> = rows
+        .map(|row| {
+            let shown = &row.figures[0].shown;
+            Line::from(format!("{:<11} {shown:>7}", row.name))
+        })
         .collect();
-    let table = Table::new(rows, widths)
-        .header(cells(heading).bold())
-        .block(block(title));
-    frame.render_widget(table, area);
-}
-
-/// A name in so many columns: the middle of one that is too long is left out, as the beginning of an
-/// address and its port and protocol tell more.
-fn shortened(name: &str, room: usize) -> String {
-    let length = name.chars().count();
-    if length <= room || room < 3 {
-        return name.to_owned();
-    }
-    let tail = (room - 1) / 2;
-    let head: String = name.chars().take(room - 1 - tail).collect();
-    let tail: String = name.chars().skip(length - tail).collect();
-    format!("{head}…{tail}")
-}
-
-/// A name, and numbers that end below each other.
-fn cells(row: Vec<String>) -> Row<'static> {
-    let cells = row
-        .into_iter()
-        .enumerate()
-        .map(|(column, value)| match column {
-            0 => Cell::from(value),
-            _ => Cell::from(Line::from(value).right_aligned()),
-        });
-    Row::new(cells.collect::<Vec<_>>())
-}
-
-fn block(title: String) -> Block<'static> {
-    Block::new()
-        .borders(Borders::TOP)
-        .title(format!("{title} "))
-}
-
-fn traffic(rates: &Rates, number: Number) -> Section {
-    let row =
-        |name: &str, rate: Rate| vec![name.to_owned(), number(rate.packets), number(rate.bits)];
-    Section {
-        title: "traffic".to_owned(),
-        columns: &[("packets/s", 9), ("bits/s", 9)],
-        rows: vec![
-            row("received", rates.received),
-            row("sent", rates.sent),
-            row("passed to the host", rates.passed),
-            row("dropped", rates.dropped),
-        ],
+    let (left, right) = rows.split_at(rows.len().div_ceil(2));
+    let halves = Layout::horizontal([Constraint::Length(19), Constraint::Length(19)]).spacing(2);
+    for (rows, area) in [left, right].into_iter().zip(halves.areas::<2>(rest)) {
+        frame.render_widget(Paragraph::new(rows.to_vec()), area);
     }
 }
 
-fn flow_table(rates: &Rates, number: Number) -> Section {
-    let row = |name: &str, value: String| vec![name.to_owned(), value];
-    Section {
-        title: "flow table".to_owned(),
-        columns: &[("", 9)],
-        rows: vec![
-            row("hit rate", rates.hit_rate.map_or("-".to_owned(), percent)),
-            row("to VIPs/s", number(rates.to_vips)),
-            row("new flows/s", number(rates.new_flows)),
-            row("no table/s", number(rates.fallback)),
-            row("settled/s", number(rates.settled)),
-            row("by base/s", number(rates.by_base)),
-            row("by entry/s", number(rates.by_entry)),
-        ],
-    }
-}
-
-fn many(what: &str, traffic: &[Traffic], number: Number) -> Section {
-    let all: f64 = traffic.iter().map(|row| row.rate.packets).sum();
-    let share = |packets: f64| match all {
-        0.0 => "-".to_owned(),
-        all => percent(packets / all),
-    };
-    let name = |row: &Traffic| match row.down {
-        None => row.name.clone(),
-        Some((down, all)) if down == all => format!("{} down", row.name),
-        Some((down, all)) => format!("{} down for {down} of {all}", row.name),
-    };
-    let down = traffic.iter().filter(|row| row.down.is_some()).count();
-    Section {
-        title: match down {
-            0 => format!("{} {what}", traffic.len()),
-            down => format!("{} {what}, {down} down", traffic.len()),
+/// The table that an opened VIP or real has.
+pub(crate) fn opened_table(of: &Opened, rates: &Rates) -> Table {
+    match of {
+        Opened::Vip(vip) => match rates.vip(vip) {
+            Some(vip) => panes::reals_of(rates, vip, scaled),
+            None => panes::vips_of(&Rates::default(), vip, scaled),
         },
-        columns: TRAFFIC,
-        rows: traffic
-            .iter()
-            .map(|row| {
-                vec![
-                    name(row),
-                    number(row.rate.packets),
-                    number(row.rate.bits),
-                    share(row.rate.packets),
-                    number(row.packets as f64),
-                ]
-            })
-            .collect(),
+        Opened::Real(real) => panes::vips_of(rates, real, scaled),
     }
-}
-
-/// VIPs with the slots of their rings, settled and unsettled ones, for how long the oldest of these has been, and with
-/// their entries in the flow tables.
-fn with_slots(mut vips: Section, traffic: &[Traffic], number: Number) -> Section {
-    vips.columns = WITH_SLOTS;
-    for (row, vip) in vips.rows.iter_mut().zip(traffic) {
-        let slots = vip.slots.unwrap_or_default();
-        row.push(number(slots.settled.into()));
-        row.push(number(slots.unsettled.into()));
-        row.push(match slots.oldest {
-            Some(oldest) => format!("{:.0}", oldest.floor()),
-            None => "-".to_owned(),
-        });
-        row.push(
-            vip.entries
-                .map_or("-".to_owned(), |entries| number(entries as f64)),
-        );
-    }
-    vips
-}
-
-fn drops(rates: &Rates, number: Number) -> Section {
-    Section {
-        title: "drops".to_owned(),
-        columns: &[("frames/s", 9), ("frames", 9)],
-        rows: rates
-            .drops
-            .iter()
-            .map(|drops| {
-                let name = drops.reason.clone();
-                vec![name, number(drops.rate), number(drops.frames as f64)]
-            })
-            .collect(),
-    }
-}
-
-fn cpus(rates: &Rates, number: Number) -> Section {
-    Section {
-        title: match rates.imbalance() {
-            Some(times) => format!("CPUs: the busiest {times:.1} x the mean"),
-            None => "CPUs".to_owned(),
-        },
-        columns: &[("packets/s", 9), ("share", 7), ("", BAR as u16)],
-        rows: rates
-            .cpus
-            .iter()
-            .map(|cpu| {
-                let flood = if cpu.under_flood { " flood" } else { "" };
-                let bar = "#".repeat((cpu.share * BAR as f64).round() as usize);
-                vec![
-                    format!("cpu {}{flood}", cpu.cpu),
-                    number(cpu.packets),
-                    percent(cpu.share),
-                    format!("{bar:<BAR$}"),
-                ]
-            })
-            .collect(),
-    }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
 }

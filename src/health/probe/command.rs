@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
@@ -11,21 +12,28 @@ use tokio::io::AsyncReadExt;
 use super::super::check::Command;
 use super::Failure;
 use super::Place;
+use crate::sys::pidfd;
 
 /// So much of what a program writes to standard error is told, in bytes.
 const MAX_WORDS: usize = 300;
 /// For how long its last words are waited for when it has ended.
 const LAST_WORDS: Duration = Duration::from_millis(10);
 
-/// A process group that is killed if it is still there in the end.
+/// A process group that is killed in the end, before its leader is waited for: until then the number is nobody else's.
 struct Group(Option<Pid>);
+
+impl Group {
+    fn kill(&mut self) {
+        if let Some(leader) = self.0.take() {
+            // Nobody but a leader that has ended may be there.
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // Its leader was not waited for, so the number is nobody else's.
-            let _ = killpg(leader, Signal::SIGKILL);
-        }
+        self.kill();
     }
 }
 
@@ -50,21 +58,20 @@ pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<
     // Dropped before the child, which is waited for then.
     let leader = child.id().and_then(|id| i32::try_from(id).ok());
     let mut group = Group(leader.map(Pid::from_raw));
+    let ended = group.0.map_or(Err(Errno::ESRCH.into()), pidfd::open);
+    let ended = ended.map_err(Failure::not_sent)?;
     let mut words = Vec::new();
     let mut stderr = child.stderr.take();
     let mut piece = [0; 512];
-    let status = loop {
+    loop {
         let Some(open) = &mut stderr else {
-            break child.wait().await;
+            ended.readable().await?.retain_ready();
+            break;
         };
         tokio::select! {
-            status = child.wait() => {
-                // From now on the number may be another one's.
-                group.0 = None;
-                if let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await {
-                    words.extend_from_slice(&piece[..length]);
-                }
-                break status;
+            ready = ended.readable() => {
+                ready?.retain_ready();
+                break;
             }
             read = open.read(&mut piece) => match read {
                 Ok(0) | Err(_) => stderr = None,
@@ -73,13 +80,19 @@ pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<
                 Ok(_) => {}
             },
         }
-    };
-    group.0 = None;
-    let status = status.map_err(Failure::not_sent)?;
+    }
+    // What it has left in the background goes as well.
+    group.kill();
+    if let Some(open) = &mut stderr
+        && let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await
+    {
+        words.extend_from_slice(&piece[..length]);
+    }
+    let status = child.wait().await.map_err(Failure::not_sent)?;
     if status.success() {
         return Ok(());
     }
     words.truncate(MAX_WORDS);
     let words = String::from_utf8_lossy(&words);
-    Err(Failure::Failed(format!("{status}: {}", words.trim())))
+    Err(Failure::answer(format!("{status}: {}", words.trim())))
 }

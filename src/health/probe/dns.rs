@@ -38,7 +38,7 @@ pub(super) async fn ask(dns: &Dns, place: Place) -> std::result::Result<(), Fail
                 let length = socket.recv(&mut answer).await?;
                 // A late answer, or a stranger's, is passed over.
                 if let Some(judged) = judge(dns, id, &answer[..length]) {
-                    return judged.map_err(Failure::Failed);
+                    return judged.map_err(Failure::answer);
                 }
             }
         }
@@ -51,7 +51,7 @@ pub(super) async fn ask(dns: &Dns, place: Place) -> std::result::Result<(), Fail
             stream.read_exact(&mut answer).await?;
             let judged = judge(dns, id, &answer);
             let judged = judged.unwrap_or(Err("no answer to the query".to_owned()));
-            judged.map_err(Failure::Failed)
+            judged.map_err(Failure::answer)
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Probes by HTTP/1.1, with TLS or without.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use super::super::check::Http;
 use super::super::check::Method;
 use super::super::check::invalid;
+use super::super::outcome::Cause;
 use super::Failure;
 use super::Place;
 use super::connect;
@@ -70,7 +72,8 @@ impl HttpProbe {
         };
         let name = name.clone().unwrap_or(ServerName::from(place.to.ip()));
         let stream = connector.connect(name, stream).await;
-        let stream = stream.map_err(|error| Failure::Failed(format!("TLS: {error}")))?;
+        let stream =
+            stream.map_err(|error| Failure::Failed(Cause::Handshake, format!("TLS: {error}")))?;
         self.exchange(stream, place.to).await
     }
 
@@ -83,12 +86,12 @@ impl HttpProbe {
             .max_headers(MAX_HEADERS)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(Failure::failed)?;
+            .map_err(failed)?;
         // It ends with this set.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let answer = sender.send_request(self.request(to)?).await;
-        let answer = answer.map_err(|error| Failure::Failed(format!("HTTP: {}", chain(&error))))?;
+        let answer = answer.map_err(failed)?;
         let status = answer.status().as_u16();
         if !self
             .http
@@ -96,18 +99,18 @@ impl HttpProbe {
             .iter()
             .any(|range| range.contains(&status))
         {
-            return Err(Failure::Failed(format!("status {status}")));
+            return Err(Failure::answer(format!("status {status}")));
         }
         if let Some((name, text)) = &self.answer_header {
             let mut values = answer.headers().get_all(name).iter();
             let has = |value: &header::HeaderValue| find(value.as_bytes(), text.as_bytes());
             if !values.any(has) {
-                return Err(Failure::Failed(format!("no header {name} with `{text}`")));
+                return Err(Failure::answer(format!("no header {name} with `{text}`")));
             }
         }
         let body = read(answer.into_body(), self.http.max_body).await?;
         match &self.http.answer_body {
-            Some(text) if !find(&body, text.as_bytes()) => Err(Failure::Failed(format!(
+            Some(text) if !find(&body, text.as_bytes()) => Err(Failure::answer(format!(
                 "`{text}` is not in the first {} bytes of the body",
                 body.len()
             ))),
@@ -147,7 +150,7 @@ async fn read(mut body: Incoming, most: usize) -> std::result::Result<Vec<u8>, F
         let Some(frame) = body.frame().await else {
             break;
         };
-        let frame = frame.map_err(|error| Failure::Failed(format!("HTTP: {}", chain(&error))))?;
+        let frame = frame.map_err(failed)?;
         if let Ok(data) = frame.into_data() {
             let room = most - read.len();
             read.extend_from_slice(&data[..data.len().min(room)]);
@@ -158,6 +161,24 @@ async fn read(mut body: Incoming, most: usize) -> std::result::Result<Vec<u8>, F
 
 fn find(text: &[u8], part: &[u8]) -> bool {
     part.is_empty() || text.windows(part.len()).any(|window| window == part)
+}
+
+/// An error of the exchange: of the connection below it, or of what came by it.
+fn failed(error: hyper::Error) -> Failure {
+    let mut below = std::error::Error::source(&error);
+    let io = std::iter::from_fn(|| {
+        let this = below?;
+        below = this.source();
+        Some(this)
+    });
+    let io = io.filter_map(|error| error.downcast_ref::<io::Error>());
+    let cause = match io.last() {
+        Some(error) => super::cause(error),
+        None if error.is_incomplete_message() || error.is_closed() => Cause::Closed,
+        None if error.is_parse() => Cause::Answer,
+        None => Cause::Other,
+    };
+    Failure::Failed(cause, format!("HTTP: {}", chain(&error)))
 }
 
 /// An error with what caused it.

@@ -8,6 +8,7 @@ mod quic;
 mod tls;
 
 use std::io;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,6 @@ use socket2::Domain;
 use socket2::SockRef;
 use socket2::Socket;
 use socket2::Type;
-use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
 use tokio::net::UdpSocket;
 
@@ -29,6 +29,7 @@ use super::check::Check;
 use super::check::Command;
 use super::check::Dns;
 use super::check::Udp;
+use super::outcome::Cause;
 use super::outcome::Outcome;
 use crate::error::Result;
 
@@ -72,7 +73,7 @@ impl Probe {
         match asked {
             Ok(()) => Outcome::Passed,
             Err(Failure::NotSent(error)) => Outcome::NotSent(one_line(&error)),
-            Err(Failure::Failed(why)) => Outcome::Failed(one_line(&why)),
+            Err(Failure::Failed(cause, why)) => Outcome::Failed(cause, one_line(&why)),
         }
     }
 }
@@ -97,40 +98,60 @@ pub(super) struct Place {
 
 /// Why there is no answer.
 enum Failure {
-    Failed(String),
+    Failed(Cause, String),
     NotSent(String),
 }
 
 impl Failure {
-    fn failed(error: impl ToString) -> Self {
-        Self::Failed(error.to_string())
+    /// An answer that is not the one that is wanted.
+    fn answer(why: impl ToString) -> Self {
+        Self::Failed(Cause::Answer, why.to_string())
     }
 
     fn not_sent(error: impl ToString) -> Self {
         Self::NotSent(error.to_string())
     }
-}
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        const OWN: [Errno; 10] = [
+    /// The kernel's word when a socket is connected: routes of this host are its own trouble, as nothing was sent.
+    fn at_once(error: io::Error) -> Self {
+        const OWN: [Errno; 7] = [
             Errno::ENETUNREACH,
+            Errno::EHOSTUNREACH,
             Errno::ENETDOWN,
             Errno::EADDRNOTAVAIL,
             Errno::EACCES,
             Errno::EPERM,
-            Errno::EMFILE,
-            Errno::ENFILE,
-            Errno::ENOBUFS,
-            Errno::ENOMEM,
             Errno::EINVAL,
         ];
-        // The host's own word, before anything was sent.
-        let is_own = error.raw_os_error().map(Errno::from_raw);
-        match is_own.is_some_and(|errno| OWN.contains(&errno)) {
-            true => Self::not_sent(error),
-            false => Self::failed(error),
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if OWN.contains(&errno) => Self::not_sent(error),
+            _ => error.into(),
         }
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// What was sent came back, or nothing did: only what this process lacks is its own trouble.
+    fn from(error: io::Error) -> Self {
+        const OWN: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if OWN.contains(&errno) => Self::not_sent(error),
+            _ => Self::Failed(cause(&error), error.to_string()),
+        }
+    }
+}
+
+fn cause(error: &io::Error) -> Cause {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Cause::Refused,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Cause::Unreachable,
+        ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::UnexpectedEof => Cause::Closed,
+        ErrorKind::TimedOut => Cause::Timeout,
+        ErrorKind::InvalidData => Cause::Answer,
+        _ => Cause::Other,
     }
 }
 
@@ -145,10 +166,23 @@ fn socket(place: Place, kind: Type) -> std::result::Result<Socket, Failure> {
 }
 
 async fn connect(place: Place) -> std::result::Result<TcpStream, Failure> {
-    let socket = socket(place, Type::STREAM)?;
-    Ok(TcpSocket::from_std_stream(socket.into())
-        .connect(place.to)
-        .await?)
+    begin(socket(place, Type::STREAM)?, place).await
+}
+
+/// Connects a socket. What routers say of the way comes later than what this host's routes do.
+async fn begin(socket: Socket, place: Place) -> std::result::Result<TcpStream, Failure> {
+    match socket.connect(&place.to.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
+            return Err(Failure::at_once(error));
+        }
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error.into()),
+        None => Ok(stream),
+    }
 }
 
 /// A SYN, and a RST when the SYN-ACK is there. Without quick ACKs the kernel waits for something to send along with its
@@ -156,8 +190,7 @@ async fn connect(place: Place) -> std::result::Result<TcpStream, Failure> {
 async fn half_open(place: Place) -> std::result::Result<(), Failure> {
     let socket = socket(place, Type::STREAM)?;
     socket.set_tcp_quickack(false).map_err(Failure::not_sent)?;
-    let socket = TcpSocket::from_std_stream(socket.into());
-    let stream = socket.connect(place.to).await?;
+    let stream = begin(socket, place).await?;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     Ok(())
 }
@@ -165,6 +198,7 @@ async fn half_open(place: Place) -> std::result::Result<(), Failure> {
 /// A socket that takes datagrams from there only.
 async fn udp(place: Place) -> std::result::Result<UdpSocket, Failure> {
     let socket = UdpSocket::from_std(socket(place, Type::DGRAM)?.into())?;
-    socket.connect(place.to).await?;
+    let connected = socket.connect(place.to).await;
+    connected.map_err(Failure::at_once)?;
     Ok(socket)
 }

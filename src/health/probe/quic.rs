@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::ClientConfig;
+use quinn::ConnectionError;
 use quinn::Endpoint;
 use quinn::EndpointConfig;
 use quinn::TokioRuntime;
@@ -13,6 +14,7 @@ use socket2::Type;
 
 use super::super::check::Quic;
 use super::super::check::invalid;
+use super::super::outcome::Cause;
 use super::Failure;
 use super::Place;
 use super::socket;
@@ -58,10 +60,20 @@ impl QuicProbe {
         let connecting = endpoint.connect_with(self.config.clone(), place.to, name);
         let connecting = connecting.map_err(Failure::not_sent)?;
         let connected = connecting.await;
-        let connection = connected.map_err(|error| Failure::Failed(format!("QUIC: {error}")))?;
+        let connection =
+            connected.map_err(|error| Failure::Failed(cause(&error), format!("QUIC: {error}")))?;
         connection.close(0_u32.into(), b"");
         // Nobody waits for an answer to it.
         let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
         Ok(())
+    }
+}
+
+fn cause(error: &ConnectionError) -> Cause {
+    match error {
+        ConnectionError::TimedOut => Cause::Timeout,
+        ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => Cause::Closed,
+        ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Cause::Other,
+        _ => Cause::Handshake,
     }
 }

@@ -1,7 +1,13 @@
 //! TLS of probes: whose certificates are good.
 
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
+use nix::libc::O_NONBLOCK;
 use rustls::ClientConfig;
 use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
@@ -23,6 +29,9 @@ use super::super::check::Tls;
 use super::super::check::Trust;
 use super::super::check::invalid;
 use crate::error::Result;
+
+/// Files with certificates are shorter, in bytes.
+const MAX_PEM: u64 = 16 << 20;
 
 /// The authorities of this host, read once for all checks.
 #[derive(Default)]
@@ -71,6 +80,7 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     let builder = match &tls.trust {
         Trust::System => builder.with_root_certificates(authorities.of_system()?),
         Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem)?),
+        Trust::File(path) => builder.with_root_certificates(of_pem(&read(path)?)?),
         Trust::Any => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(algorithms))),
@@ -78,6 +88,24 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     let mut config = builder.with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The text of a file. What is no file could keep one waiting, or be endless.
+fn read(path: &Path) -> Result<String> {
+    let read = || {
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(O_NONBLOCK).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        let mut pem = String::new();
+        let length = file.take(MAX_PEM).read_to_string(&mut pem)? as u64;
+        match length < MAX_PEM {
+            true => Ok(pem),
+            false => Err(io::Error::other("it is longer than certificates are")),
+        }
+    };
+    read().map_err(|error: io::Error| invalid("trust", path.display(), error.to_string()))
 }
 
 fn of_pem(pem: &str) -> Result<RootCertStore> {

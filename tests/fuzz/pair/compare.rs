@@ -60,7 +60,8 @@ impl Pair {
         let counters = self.katran.counters().unwrap();
         let mut counted = Counted::new();
         flatten("", &serde_json::to_value(&counters).unwrap(), &mut counted);
-        // Groups that are others' sums, or not of packets; and a value that is no sum.
+        // Groups that are others' sums, or not of packets; what the interfaces themselves count, to which the host's
+        // own frames add; and a value that is no sum.
         counted.retain(|name, _| {
             let (group, name) = name.split_once('.').unwrap();
             let others = [
@@ -70,6 +71,7 @@ impl Pair {
                 "probes",
                 "cpus",
                 "library",
+                "interfaces",
                 "slots",
                 "flow_entries",
                 "flow_entries_age",

@@ -1,0 +1,204 @@
+//! A document with health checks in it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::given::Given;
+use super::keys::ALL;
+use super::keys::OF_REAL;
+use super::keys::OF_VIP;
+use super::policy::Policy;
+use super::policy::RealPolicy;
+use super::read_check::Asked;
+use super::read_check::asked;
+use super::settings::Settings;
+use super::table::checked;
+use super::table::given;
+use super::table::time;
+use crate::config::Value;
+use crate::document::Beside;
+use crate::document::Keys;
+use crate::document::Page;
+use crate::document::State;
+use crate::document::read_toml;
+use crate::document::read_toml_file;
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::Protocol;
+use crate::types::Vip;
+
+/// What a TOML document says of a balancer, and of health checks: the section `[health]`, and the key `health` of VIPs
+/// and reals (`docs/health.md` has all keys). Needs the feature `serde`, too.
+///
+/// ```
+/// # fn main() -> katran::Result<()> {
+/// use katran::health::Document;
+///
+/// let document = Document::from_toml(
+///     r#"
+///     [balancer]
+///     gateway_mac = "0a:00:00:00:00:fe"
+///
+///     [health]
+///     interval = 1
+///
+///     [[vip]]
+///     address = "203.0.113.1"
+///     port = 443
+///     protocol = "tcp"
+///     reals = [ { address = "198.51.100.1" }, { address = "198.51.100.2", health = { fall = 5 } } ]
+///     [vip.health]
+///     check = { kind = "https", path = "/healthz", server_name = "www.example.com" }
+///     slow_start = 30
+///     "#,
+/// )?;
+/// let settings = document.settings.unwrap();
+/// assert_eq!(settings.vips[&document.state.vips[0].vip].reals.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// **A command runs as the process that checks.** Whoever may hand a document to that process may then have it run any program:
+/// take documents with a [`Command`](super::Command) only from those who may do so anyway ([`commands`](Self::commands)).
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Document {
+    /// What the balancer is to do.
+    pub state: State,
+    /// How reals are probed; `None`: the document says nothing of that.
+    pub settings: Option<Settings>,
+}
+
+impl Document {
+    /// Reads a TOML document.
+    ///
+    /// # Errors
+    /// [`Error::Document`], as [`State::from_toml`].
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let mut reading = Reading::default();
+        let state = read_toml(text, &mut reading)?;
+        reading.finish(state, None)
+    }
+
+    /// Reads a file with a TOML document.
+    ///
+    /// # Errors
+    /// As [`State::from_toml_file`].
+    pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut reading = Reading::default();
+        let state = read_toml_file(path, &mut reading)?;
+        reading.finish(state, Some(path))
+    }
+
+    /// The programs that it has run, with their arguments.
+    pub fn commands(&self) -> impl Iterator<Item = &super::Command> {
+        self.settings.iter().flat_map(Settings::commands)
+    }
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Reading {
+    is_there: bool,
+    settings: Settings,
+    all: Given,
+    tcp: Option<Asked>,
+    udp: Option<Asked>,
+    vips: BTreeMap<Vip, Given>,
+    reals: BTreeMap<Vip, BTreeMap<IpAddr, RealPolicy>>,
+}
+
+impl Beside for Reading {
+    fn section(&mut self, page: &Page<'_>, value: &Value<'_>) -> Result<()> {
+        self.is_there = true;
+        let keys = Keys::new(page, &ALL, value)?;
+        self.all = Given::read(&keys)?;
+        self.tcp = asked(&keys, "tcp_check")?;
+        self.udp = asked(&keys, "udp_check")?;
+        let numbers: [(&str, &mut u32); 4] = [
+            ("first_mark", &mut self.settings.first_mark),
+            ("concurrency", &mut self.settings.concurrency),
+            ("threads", &mut self.settings.threads),
+            ("history", &mut self.settings.history),
+        ];
+        for (key, place) in numbers {
+            *place = given(&keys, key)?.unwrap_or(*place);
+        }
+        let pause: Option<Duration> = time(&keys, "pause")?;
+        self.settings.pause = pause.unwrap_or(self.settings.pause);
+        checked(&keys, self.settings.validate())
+    }
+
+    fn of_vip(&mut self, vip: Vip, page: &Page<'_>, value: &Value<'_>) -> Result<()> {
+        self.is_there = true;
+        let given = Given::read(&Keys::new(page, &OF_VIP, value)?)?;
+        self.vips.insert(vip, given);
+        Ok(())
+    }
+
+    fn of_real(
+        &mut self,
+        vip: Vip,
+        real: IpAddr,
+        page: &Page<'_>,
+        value: &Value<'_>,
+    ) -> Result<()> {
+        self.is_there = true;
+        let given = Given::read(&Keys::new(page, &OF_REAL, value)?)?;
+        let of_vip = self.reals.entry(vip).or_default();
+        of_vip.insert(real, given.of_real());
+        Ok(())
+    }
+}
+
+impl Reading {
+    /// Puts together what was said in any order.
+    fn finish(self, state: State, file: Option<&Path>) -> Result<Document> {
+        if !self.is_there {
+            return Ok(Document {
+                state,
+                settings: None,
+            });
+        }
+        let mut settings = self.settings;
+        for (policy, check) in [(&mut settings.tcp, self.tcp), (&mut settings.udp, self.udp)] {
+            self.all.put_into(policy);
+            if let Some(check) = check {
+                policy.check = check;
+            }
+        }
+        let mut reals = self.reals;
+        for vip in state.vips.iter().map(|of| of.vip) {
+            let (of_vip, of_reals) = (self.vips.get(&vip), reals.remove(&vip));
+            if of_vip.is_none() && of_reals.is_none() {
+                continue;
+            }
+            let mut policy: Policy = match vip.protocol() {
+                Protocol::Tcp => settings.tcp.clone(),
+                Protocol::Udp => settings.udp.clone(),
+            };
+            if let Some(given) = of_vip {
+                given.put_into(&mut policy);
+            }
+            policy.reals = of_reals.unwrap_or_default();
+            settings.vips.insert(vip, policy);
+        }
+        if let Some(of) = state.marks.iter().find(|of| settings.is_own_mark(of.mark)) {
+            return Err(Error::Document {
+                file: file.map(Path::to_owned),
+                at: None,
+                message: format!(
+                    "mark = {} in [[mark]] is one of the health checks: choose another, or another first_mark in [health]",
+                    of.mark
+                ),
+            });
+        }
+        Ok(Document {
+            state,
+            settings: Some(settings),
+        })
+    }
+}
