@@ -16,7 +16,7 @@ use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
 use katran::Katran;
-use katran::State;
+use katran::state::Document;
 use katran::stats::Counters;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapHeader;
@@ -106,9 +106,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let state = State::from_toml_file(config)?;
-    let mut katran = state.builder()?.load()?;
-    katran.apply(&state)?;
+    let document = Document::from_toml_file(config)?;
+    let state = document.state();
+    let loaded = state.builder()?.load();
+    let mut katran = loaded.map_err(|error| document.placed(error))?;
+    let applied = katran.apply(state);
+    applied.map_err(|error| document.placed(error))?;
     Ok(katran)
 }
 

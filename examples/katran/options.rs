@@ -12,6 +12,7 @@ use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
 use katran::state::Changes;
+use katran::state::Document;
 
 use crate::common::pin::Pin;
 use crate::common::say;
@@ -47,7 +48,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// What the file says.
-    pub(crate) fn state(&self) -> Result<State> {
+    pub(crate) fn document(&self) -> Result<Document> {
         read(&self.config)
     }
 
@@ -141,8 +142,16 @@ pub(crate) fn diagnose(katran: &Katran, interfaces: &[String]) -> Result<Vec<(St
     diagnoses.collect()
 }
 
-pub(crate) fn read(config: &Path) -> Result<State> {
-    Ok(State::from_toml_file(config)?)
+pub(crate) fn read(config: &Path) -> Result<Document> {
+    Ok(Document::from_toml_file(config)?)
+}
+
+/// An error of a state that was made of a document, with file and line where it is about what that says.
+pub(crate) fn placed(document: &Document, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<katran::Error>() {
+        Ok(error) => document.placed(error).into(),
+        Err(error) => error,
+    }
 }
 
 /// What applying a document changed, or would change.

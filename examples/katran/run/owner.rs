@@ -18,6 +18,7 @@ use katran::events::Event;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::state::Changes;
+use katran::state::Document;
 use katran::stats::EventCounters;
 
 use super::Arguments;
@@ -35,6 +36,7 @@ use crate::common::with_causes;
 use crate::metrics::Recount;
 use crate::options;
 use crate::options::described;
+use crate::options::placed;
 use crate::probing;
 use crate::probing::Prober;
 use crate::probing::board::Board;
@@ -75,7 +77,8 @@ impl Owner {
     /// A balancer with the settings and VIPs of the file, attached to its interfaces.
     pub(super) fn start(arguments: Arguments, sender: Sender<Message>) -> Result<Self> {
         let options = &arguments.options;
-        let wanted = prepared(&arguments, options.state()?)?;
+        let document = options.document()?;
+        let wanted = prepared(&arguments, document.state().clone())?;
         let mut prober = match arguments.probes.are_on() {
             true => Some(Prober::new(&arguments.probes, &wanted, sender.clone())?),
             false => None,
@@ -85,14 +88,17 @@ impl Owner {
             .as_ref()
             .map(|prober| prober.checks().destinations(&wanted));
         let mut notices = board.set_wanted(wanted.clone(), destinations.unwrap_or_default());
-        let mut katran = options.load_or_go_on(&board.state())?;
+        let loaded = options.load_or_go_on(&board.state());
+        let mut katran = loaded.map_err(|error| placed(&document, error))?;
         if prober.is_some() {
             notices.extend(board.go_on(&katran.state()));
         }
         let (changes, applied) = apply(&mut katran, &board.state());
-        say(described(&changes?, "applied"));
+        let changes = changes.map_err(|error| placed(&document, error))?;
+        say(described(&changes, "applied"));
         watch(&mut katran, arguments.watch_misses)?;
-        options.attach(&mut katran)?;
+        let attached = options.attach(&mut katran);
+        attached.map_err(|error| placed(&document, error))?;
         notices
             .iter()
             .for_each(|notice| probing::show(notice, None));
@@ -197,16 +203,25 @@ impl Owner {
 
     /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
     /// read, all stays as it is, and it is remembered that one was refused.
-    pub(crate) fn apply_document(&mut self, read: Result<State>) -> Result<Changes> {
-        let wanted = read.and_then(|state| prepared(&self.arguments, state));
-        let wanted = wanted.inspect_err(|error| {
+    pub(crate) fn apply_document(&mut self, read: Result<Document>) -> Result<Changes> {
+        let wanted = read.and_then(|document| {
+            let wanted = prepared(&self.arguments, document.state().clone())?;
+            Ok((wanted, document))
+        });
+        let (wanted, document) = wanted.inspect_err(|error| {
             self.refused = Some(Applied {
                 time: now(),
                 took: 0.0,
                 result: with_causes(error),
             });
         })?;
-        let changes = self.apply(wanted, self.drains.clone());
+        let changes = self.apply(wanted, self.drains.clone()).map_err(|error| {
+            let error = placed(&document, error);
+            if let Some(refused) = &mut self.refused {
+                refused.result = with_causes(&error);
+            }
+            error
+        });
         if let Err(error) = watch(&mut self.katran, self.arguments.watch_misses) {
             eprintln!("{}", with_causes(&error));
         }
@@ -214,10 +229,11 @@ impl Owner {
     }
 
     /// What [`apply_document`](Self::apply_document) would change.
-    pub(crate) fn would_change(&self, state: State) -> Result<Changes> {
-        let wanted = prepared(&self.arguments, state)?;
+    pub(crate) fn would_change(&self, document: &Document) -> Result<Changes> {
+        let wanted = prepared(&self.arguments, document.state().clone())?;
         let (board, _) = self.board_of(&wanted, &mut self.drains.clone());
-        Ok(self.katran.changes_to(&self.introspected(board.state()))?)
+        let changes = self.katran.changes_to(&self.introspected(board.state()));
+        Ok(changes.map_err(|error| document.placed(error))?)
     }
 
     /// What is known of reals, under another document.

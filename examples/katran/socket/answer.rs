@@ -11,11 +11,11 @@ use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
-use katran::State;
 use katran::Vip;
 use katran::events::Event;
 use katran::events::EventKind;
 use katran::events::MonitorOptions;
+use katran::state::Document;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
@@ -116,9 +116,9 @@ pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
 
 fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
     // Here, so that nobody else waits for it.
-    let read = State::from_toml(document).map_err(anyhow::Error::from);
+    let read = Document::from_toml(document).map_err(anyhow::Error::from);
     let applied = handle.ask(move |owner| match dry_run {
-        true => owner.would_change(read?),
+        true => owner.would_change(&read?),
         false => owner.apply_document(read),
     });
     let changes = applied??;
