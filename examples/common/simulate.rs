@@ -16,7 +16,6 @@ use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
 use katran::Katran;
-use katran::State;
 use katran::stats::Counters;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapHeader;
@@ -106,7 +105,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let state = State::from_toml_file(config)?;
+    // What is said of health checks is none of it.
+    #[cfg(feature = "health")]
+    let state = katran::health::Document::from_toml_file(config)?.state;
+    #[cfg(not(feature = "health"))]
+    let state = katran::State::from_toml_file(config)?;
     let mut katran = state.builder()?.load()?;
     katran.apply(&state)?;
     Ok(katran)

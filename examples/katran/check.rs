@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let state = read(&arguments.config)?;
+    let state = read(&arguments.config)?.state;
     let reals: usize = state.vips.iter().map(|of| of.reals.len()).sum();
     let memory = state.builder()?.memory_estimate()?;
     say(format!(

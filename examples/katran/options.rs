@@ -11,6 +11,7 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
+use katran::health::Document;
 use katran::state::Changes;
 
 use crate::common::pin::Pin;
@@ -47,7 +48,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// What the file says.
-    pub(crate) fn state(&self) -> Result<State> {
+    pub(crate) fn document(&self) -> Result<Document> {
         read(&self.config)
     }
 
@@ -141,8 +142,8 @@ pub(crate) fn diagnose(katran: &Katran, interfaces: &[String]) -> Result<Vec<(St
     diagnoses.collect()
 }
 
-pub(crate) fn read(config: &Path) -> Result<State> {
-    Ok(State::from_toml_file(config)?)
+pub(crate) fn read(config: &Path) -> Result<Document> {
+    Ok(Document::from_toml_file(config)?)
 }
 
 /// What applying a document changed, or would change.
