@@ -6,6 +6,8 @@
 pub use crate::config::BalancerState;
 pub use crate::document::Changes;
 pub use crate::document::DecapState;
+#[cfg(feature = "serde")]
+pub use crate::document::Document;
 pub use crate::document::MarkState;
 pub use crate::document::ProbeMatch;
 pub use crate::document::ProbeMatchState;

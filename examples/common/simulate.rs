@@ -107,11 +107,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn load(config: &Path) -> Result<Katran> {
     // What is said of health checks is none of it.
     #[cfg(feature = "health")]
-    let state = katran::health::Document::from_toml_file(config)?.state;
+    let document = katran::health::Document::from_toml_file(config)?;
+    #[cfg(feature = "health")]
+    let state = &document.state;
     #[cfg(not(feature = "health"))]
-    let state = katran::State::from_toml_file(config)?;
-    let mut katran = state.builder()?.load()?;
-    katran.apply(&state)?;
+    let document = katran::state::Document::from_toml_file(config)?;
+    #[cfg(not(feature = "health"))]
+    let state = document.state();
+    let loaded = state.builder()?.load();
+    let mut katran = loaded.map_err(|error| document.placed(error))?;
+    let applied = katran.apply(state);
+    applied.map_err(|error| document.placed(error))?;
     Ok(katran)
 }
 

@@ -12,6 +12,7 @@ use katran::diagnosis::Severity;
 
 use crate::common::say;
 use crate::options::diagnose;
+use crate::options::placed;
 use crate::options::read;
 
 /// What to look at.
@@ -32,9 +33,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let state = read(&arguments.config)?.state;
+    let document = read(&arguments.config)?;
+    document.check()?;
+    let state = &document.state;
     let reals: usize = state.vips.iter().map(|of| of.reals.len()).sum();
-    let memory = state.builder()?.memory_estimate()?;
+    let memory = state.builder()?.memory_estimate();
+    let memory = memory.map_err(|error| document.placed(error))?;
     say(format!(
         "{}: right; {} VIPs, {reals} reals in them, at most {} MB in the kernel",
         arguments.config.display(),
@@ -44,7 +48,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.interface.is_empty() {
         return Ok(());
     }
-    anyhow::ensure!(place(arguments, state)?, "it would not work like this");
+    let works = place(arguments, state.clone()).map_err(|error| placed(&document, error))?;
+    anyhow::ensure!(works, "it would not work like this");
     Ok(())
 }
 

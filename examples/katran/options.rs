@@ -146,6 +146,14 @@ pub(crate) fn read(config: &Path) -> Result<Document> {
     Ok(Document::from_toml_file(config)?)
 }
 
+/// An error of a state that was made of a document, with file and line where it is about what that says.
+pub(crate) fn placed(document: &Document, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<katran::Error>() {
+        Ok(error) => document.placed(error).into(),
+        Err(error) => error,
+    }
+}
+
 /// What applying a document changed, or would change.
 pub(crate) fn described(changes: &Changes, done: &str) -> String {
     if changes.is_empty() {

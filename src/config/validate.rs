@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+#[cfg(any(test, feature = "serde"))]
+use super::BalancerState;
 use super::Builder;
 use super::Config;
 use super::cpus::ForwardingCpu;
@@ -30,6 +32,16 @@ impl Config {
     }
 }
 
+#[cfg(feature = "serde")]
+impl BalancerState {
+    /// The settings that a balancer would be loaded with, but for what depends on the machine.
+    pub(crate) fn alone(builder: &Builder) -> Result<Self> {
+        let config = Config::of_each(builder)?;
+        check_each_other(&config)?;
+        Ok(Self::of(&config))
+    }
+}
+
 impl Builder {
     /// Checks all settings against their ranges, each other and this machine.
     pub(crate) fn validate(self) -> Result<Config> {
@@ -38,17 +50,7 @@ impl Builder {
 
     pub(super) fn validate_on(self, machine: &Topology) -> Result<Config> {
         let mut config = Config::of_each(&self)?;
-        if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
-            return Err(invalid(
-                "max_reals",
-                config.max_reals,
-                format!(
-                    "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default; up to {} go \
-                     with flow_tracking = \"all\"",
-                    u16::MAX
-                ),
-            ));
-        }
+        check_each_other(&config)?;
         let places = placement(
             config.forwarding_cpus.take(),
             config.numa_nodes.take(),
@@ -64,6 +66,22 @@ impl Builder {
         config.flood_threshold.get_or_insert(of_table);
         Ok(config)
     }
+}
+
+/// Settings that exclude each other.
+fn check_each_other(config: &Config) -> Result<()> {
+    if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
+        return Err(invalid(
+            "max_reals",
+            config.max_reals,
+            format!(
+                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default; up to {} go with \
+                 flow_tracking = \"all\"",
+                u16::MAX
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// New flows a second that a CPU remembers if nobody says how many and its table is large enough; as in
@@ -151,7 +169,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::BalancerState;
     use crate::types::MacAddr;
 
     fn machine() -> Topology {

@@ -10,6 +10,13 @@ mod diff;
 mod page;
 #[cfg(feature = "serde")]
 mod pieces;
+#[cfg(feature = "serde")]
+mod placed;
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod placed_tests;
+#[cfg(feature = "serde")]
+mod places;
 #[cfg(test)]
 #[cfg(feature = "serde")]
 mod reference;
@@ -42,6 +49,10 @@ pub(crate) use diff::settings_changed;
 pub(crate) use page::Keys;
 #[cfg(all(feature = "serde", feature = "health"))]
 pub(crate) use page::Page;
+#[cfg(feature = "serde")]
+pub use placed::Document;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use placed::Source;
 #[cfg(all(test, feature = "serde", feature = "health"))]
 pub(crate) use reference::tables;
 #[cfg(all(feature = "serde", feature = "health"))]

@@ -9,10 +9,13 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
+use super::places::Places;
 use super::sections::HEALTH;
 use super::sections::Section;
 use super::sections::owned_keys;
 use super::sections::owner;
+use super::state::Conflict;
+use super::state::State;
 use crate::config::Fault;
 use crate::config::Read;
 use crate::config::Value;
@@ -47,6 +50,25 @@ impl<'t> Page<'t> {
             at: Some((line, column)),
             message: message.into(),
         }
+    }
+
+    /// An error of a state that was read, where it is, and where what it contradicts is.
+    pub(super) fn refuse_conflict(
+        &self,
+        state: &State,
+        places: &Places,
+        conflict: Conflict,
+    ) -> Error {
+        let Conflict {
+            place,
+            other,
+            mut message,
+        } = conflict;
+        if let Some(other) = other.and_then(|other| places.start(state, other)) {
+            let line = self.line(other);
+            message.push_str(&format!("; the other is in line {line}"));
+        }
+        self.refuse(places.start(state, place).unwrap_or(0), message)
     }
 
     /// What TOML's parser says, in more words where it has too few.

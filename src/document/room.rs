@@ -1,100 +1,206 @@
-//! What a document's own settings have no room for: known before anything is loaded.
+//! What settings have no room for, or exclude: known before anything is loaded.
 //!
-//! Settings that it does not give are the balancer's, and so are what they leave room for.
+//! Settings that a document does not give are the balancer's, and so are what they leave room for; a document that is
+//! to be loaded gets the defaults.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use super::places::probed;
+use super::places::reals;
+use super::places::wrong;
 use super::state::Conflict;
 use super::state::Place;
+use super::state::ProbeMatch;
 use super::state::State;
+use super::state::stated_flags;
+use crate::config::BalancerState;
 use crate::config::Features;
+use crate::types::Encapsulation;
+use crate::types::ProbeSource;
+use crate::types::Real;
+use crate::types::RealFlags;
 
-/// The first thing that is more than its settings allow.
+/// The first thing that is more than its own settings allow.
 pub(super) fn beyond(state: &State) -> Option<Conflict> {
-    let settings = state.balancer.as_ref()?;
-    let more =
-        |count: usize, what: &str, setting: &str, limit: Option<u64>, place: fn(usize) -> Place| {
-            let limit = limit?;
-            (count as u64 > limit).then(|| Conflict {
-                place: place(limit as usize),
-                other: None,
-                message: format!(
-                    "{setting} = {limit} in [balancer] leaves no room for this {what}"
-                ),
-            })
-        };
+    with(state, state.balancer.as_ref()?)
+}
+
+/// The first thing that cannot be where these settings are all that there are.
+pub(super) fn beyond_all(state: &State, settings: &BalancerState) -> Option<Conflict> {
+    with(state, settings)
+        .or_else(|| without_interface(state, settings))
+        .or_else(|| without_source(state, settings))
+        .or_else(|| in_a_circle(state))
+}
+
+fn with(state: &State, settings: &BalancerState) -> Option<Conflict> {
+    let limit = |setting| limit_of(settings, setting);
+    let more = |setting| beyond_limit(state, setting, limit(setting)?);
     let without = |feature: Features, what: &str, is_empty: bool, place| {
         let features = settings.features?;
-        (!features.contains(feature) && !is_empty).then(|| Conflict {
-            place,
-            other: None,
-            message: format!("{what} needs \"{feature}\" among the features of [balancer]"),
+        (!features.contains(feature) && !is_empty).then(|| {
+            let message = format!("{what} needs \"{feature}\" among the features of [balancer]");
+            wrong(place, message)
         })
     };
-    let ids = state.server_ids.len();
-    let ends = state.decap.len();
-    more(
-        state.vips.len(),
-        "VIP",
-        "max_vips",
-        settings.max_vips.map(u64::from),
-        Place::Vip,
-    )
-    .or_else(|| reals(state, settings.max_reals?))
-    .or_else(|| {
-        let limit = settings.max_server_ids.map(u64::from);
-        more(ids, "server id", "max_server_ids", limit, Place::ServerId)
-    })
-    .or_else(|| {
-        let has_none = state.source_routes.is_empty();
-        let place = Place::SourceRoute(0);
-        without(Features::SOURCE_ROUTING, "a source route", has_none, place)
-    })
-    .or_else(|| routes(state, settings.max_source_routes?))
-    .or_else(|| {
-        let place = Place::Decap(0);
-        without(Features::INLINE_DECAP, "a decap address", ends == 0, place)
-    })
-    .or_else(|| {
-        let limit = settings.max_decap.map(u64::from);
-        more(ends, "decap address", "max_decap", limit, Place::Decap)
-    })
+    more("max_vips")
+        .or_else(|| more("max_reals"))
+        .or_else(|| more("max_server_ids"))
+        .or_else(|| {
+            let has_none = state.source_routes.is_empty();
+            let place = Place::SourceRoute(0);
+            without(Features::SOURCE_ROUTING, "a source route", has_none, place)
+        })
+        .or_else(|| more("max_source_routes"))
+        .or_else(|| {
+            let has_none = state.decap.is_empty();
+            let place = Place::Decap(0);
+            without(Features::INLINE_DECAP, "a decap address", has_none, place)
+        })
+        .or_else(|| more("max_decap"))
+}
+
+fn limit_of(settings: &BalancerState, setting: &str) -> Option<u64> {
+    let limit = match setting {
+        "max_vips" => settings.max_vips,
+        "max_reals" => settings.max_reals,
+        "max_server_ids" => settings.max_server_ids,
+        "max_source_routes" => settings.max_source_routes,
+        "max_decap" => settings.max_decap,
+        _ => None,
+    };
+    limit.map(u64::from)
+}
+
+/// The first thing that a limit has no room for.
+pub(super) fn beyond_limit(state: &State, setting: &str, limit: u64) -> Option<Conflict> {
+    let (place, what) = match setting {
+        "max_vips" => {
+            let vips = nth(state.vips.len(), limit, Place::Vip);
+            let probes = || nth(state.probes.len(), limit, Place::Probe);
+            let named = |what: &str, place| (place, what.to_owned());
+            let vips = vips.map(|place| named("VIP", place));
+            vips.or_else(|| probes().map(|place| named("probe", place)))?
+        }
+        "max_reals" => {
+            let real = nth_real(state, limit).map(|(real, place)| (place, format!("real {real}")));
+            real.or_else(|| nth_match(state, limit))?
+        }
+        "max_server_ids" => {
+            let place = nth(state.server_ids.len(), limit, Place::ServerId)?;
+            (place, "server id".to_owned())
+        }
+        "max_source_routes" => (nth_route(state, limit)?, "route of its family".to_owned()),
+        "max_decap" => {
+            let place = nth(state.decap.len(), limit, Place::Decap)?;
+            (place, "decap address".to_owned())
+        }
+        _ => return None,
+    };
+    let this = match what.starts_with("real ") {
+        true => format!("the {what}"),
+        false => format!("this {what}"),
+    };
+    let given = state.balancer.as_ref();
+    let message = match given.and_then(|given| limit_of(given, setting)) == Some(limit) {
+        true => format!("{setting} = {limit} in [balancer] leaves no room for {this}"),
+        false => {
+            format!("{setting} = {limit} leaves no room for {this}: set a larger one in [balancer]")
+        }
+    };
+    Some(wrong(place, message))
+}
+
+/// The one that is one too many.
+fn nth(count: usize, limit: u64, place: fn(usize) -> Place) -> Option<Place> {
+    (count as u64 > limit).then(|| place(limit as usize))
 }
 
 /// The first real, of VIPs, server ids and source routes, that there is no number for.
-fn reals(state: &State, limit: u32) -> Option<Conflict> {
-    let vips = state.vips.iter().enumerate().flat_map(|(vip, of)| {
-        let reals = of.reals.iter().enumerate();
-        reals.map(move |(real, of)| (of.address(), Place::Real { vip, real }))
-    });
-    let ids = state.server_ids.iter().enumerate();
-    let ids = ids.map(|(index, of)| (of.id.real(), Place::ServerId(index)));
-    let routes = state.source_routes.iter().enumerate();
-    let routes = routes.map(|(index, of)| (of.real(), Place::SourceRoute(index)));
+fn nth_real(state: &State, limit: u64) -> Option<(IpAddr, Place)> {
     let mut seen = BTreeSet::new();
-    let mut all = vips.chain(ids).chain(routes);
-    let (address, place) =
-        all.find(|(address, _)| seen.insert(*address) && seen.len() > limit as usize)?;
-    Some(Conflict {
-        place,
-        other: None,
-        message: format!("max_reals = {limit} in [balancer] leaves no room for the real {address}"),
-    })
+    let mut reals = reals(state);
+    reals.find(|(address, _)| seen.insert(*address) && seen.len() as u64 > limit)
 }
 
-fn routes(state: &State, limit: u32) -> Option<Conflict> {
+/// The first mark, or match of probes by destination or by source, that is one too many of its kind.
+fn nth_match(state: &State, limit: u64) -> Option<(Place, String)> {
+    if let Some(place) = nth(state.marks.len(), limit, Place::Mark) {
+        return Some((place, "mark".to_owned()));
+    }
+    let mut counts = [0_u64; 2];
+    let mut matches = state.probe_matches.iter();
+    let index = matches.position(|of| {
+        let count = &mut counts[usize::from(matches!(of.by, ProbeMatch::Source(_)))];
+        *count += 1;
+        *count > limit
+    })?;
+    Some((Place::ProbeMatch(index), "match of probes".to_owned()))
+}
+
+fn nth_route(state: &State, limit: u64) -> Option<Place> {
     let mut counts = [0_u64; 2];
     let mut routes = state.source_routes.iter();
     let index = routes.position(|route| {
         let count = &mut counts[usize::from(route.prefix().address().is_ipv6())];
         *count += 1;
-        *count > limit.into()
+        *count > limit
     })?;
-    Some(Conflict {
-        place: Place::SourceRoute(index),
-        other: None,
-        message: format!(
-            "max_source_routes = {limit} in [balancer] leaves no room for this route of its family"
-        ),
+    Some(Place::SourceRoute(index))
+}
+
+/// A real with the address of a VIP, of which the diagnosis says the same.
+fn in_a_circle(state: &State) -> Option<Conflict> {
+    let vips = state.vips.iter().enumerate();
+    // Prefixes may well cover the backends' network.
+    let vips = vips.filter(|(_, of)| !of.vip.is_prefix());
+    let vips: BTreeMap<_, _> = vips.map(|(index, of)| (of.vip.address(), index)).collect();
+    state.vips.iter().enumerate().find_map(|(vip, of)| {
+        let is_far = |real: &Real| !stated_flags(real).contains(RealFlags::LOCAL_REAL);
+        let is_vip = |real: &Real| vips.contains_key(&real.address());
+        let real = of.reals.iter().position(|real| is_far(real) && is_vip(real))?;
+        let address = of.reals[real].address();
+        Some(Conflict {
+            place: Place::Real { vip, real },
+            other: vips.get(&address).map(|vip| Place::Vip(*vip)),
+            message: format!(
+                "real {address} has the address of a VIP, so what is sent there comes back: give the backend's own"
+            ),
+        })
+    })
+}
+
+/// Probes leave by an interface that has to be known.
+fn without_interface(state: &State, settings: &BalancerState) -> Option<Conflict> {
+    let probes = state.probes.first().map(|_| Place::Probe(0));
+    let first = probed(state).next().map(|(_, place)| place).or(probes)?;
+    let message = "a probe needs healthcheck_interface in [balancer], which it leaves by";
+    let is_missing = settings.healthcheck_interface.is_none();
+    is_missing.then(|| wrong(first, message))
+}
+
+/// GUE, and probes whose source is not made up, need an outer source address of the real's family.
+fn without_source(state: &State, settings: &BalancerState) -> Option<Conflict> {
+    let missing = |real: IpAddr| match real {
+        IpAddr::V4(_) => settings.source_v4.is_none().then_some("source_v4"),
+        IpAddr::V6(_) => settings.source_v6.is_none().then_some("source_v6"),
+    };
+    let find = |what: &str, mut reals: Box<dyn Iterator<Item = (IpAddr, Place)> + '_>| {
+        let (real, place, setting) =
+            reals.find_map(|(real, place)| Some((real, place, missing(real)?)))?;
+        let message = format!("{what} the real {real} needs {setting} in [balancer]");
+        Some(wrong(place, message))
+    };
+    let is_gue = settings.encapsulation == Some(Encapsulation::Gue);
+    let is_made_up = !is_gue && settings.healthcheck_source == Some(ProbeSource::MadeUp);
+    let of_traffic = match is_gue {
+        true => find("GUE to", Box::new(reals(state))),
+        false => None,
+    };
+    of_traffic.or_else(|| match is_made_up {
+        true => None,
+        false => find("a probe of", Box::new(probed(state))),
     })
 }

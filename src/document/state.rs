@@ -194,9 +194,15 @@ impl VipState {
     }
 }
 
-/// A place in a state: indices of its lists.
+/// A place in a state: the settings, one of them, indices of its lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "without documents nobody asks where settings stand"
+)]
 pub(super) enum Place {
+    Balancer,
+    Setting(&'static str),
     Vip(usize),
     Real { vip: usize, real: usize },
     ServerId(usize),

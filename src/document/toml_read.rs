@@ -18,6 +18,8 @@ use super::page::Keys;
 use super::page::Page;
 use super::page::unknown;
 use super::pieces::pieces;
+use super::placed::Source;
+use super::places::Places;
 use super::room::beyond;
 use super::sections::DECAP;
 use super::sections::HEALTH;
@@ -31,15 +33,12 @@ use super::sections::SOURCE_ROUTE;
 use super::sections::Section;
 use super::sections::VIP;
 use super::sections::is_section;
-use super::state::Conflict;
 use super::state::DecapState;
 use super::state::MarkState;
-use super::state::Place;
 use super::state::ProbeMatch;
 use super::state::ProbeMatchState;
 use super::state::ServerIdState;
 use super::state::State;
-use super::state::VipState;
 use super::toml_vip::vip;
 use crate::config::BalancerState;
 use crate::config::SETTING_KEYS;
@@ -84,14 +83,16 @@ impl State {
     /// All keys, with units, ranges and defaults: `docs/configuration.md`. Those of health checks, called `health`, are read by
     /// `health::Document` (feature `health`), and refused here. It takes memory for the text and the
     /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
-    /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply). Reading may take a
+    /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply), and a
+    /// [`Document`](crate::state::Document) knows where it stands. Reading may take a
     /// second or two for millions of lines: read before you lock what others wait for.
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
     /// there is not or that is out of its range, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
-        read_toml(text, &mut Nobody)
+        let (state, _) = read_toml(text, &mut Nobody)?;
+        Ok(state)
     }
 
     /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the file.
@@ -100,17 +101,18 @@ impl State {
     /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65535, 0 for any`;
     /// [`Error::Kernel`] if the file cannot be read.
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
-        read_toml_file(path.as_ref(), &mut Nobody)
+        let (state, _) = read_toml_file(path.as_ref(), &mut Nobody)?;
+        Ok(state)
     }
 }
 
 /// Reads a document, and has others read what is theirs.
-pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<State> {
+pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<(State, Places)> {
     Reader::new(None, text, beside).read()
 }
 
 /// Reads a file with a document, and has others read what is theirs.
-pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<State> {
+pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(State, Source)> {
     let bytes = fs::read(path).map_err(|errno| Error::Kernel {
         operation: "cannot read the configuration document",
         object: path.display().to_string(),
@@ -126,27 +128,8 @@ pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<Sta
         };
         page.refuse(valid, "this is not text in UTF-8")
     })?;
-    Reader::new(Some(path), &text, beside).read()
-}
-
-/// What a section's tables say, with where each begins.
-struct List<T> {
-    items: Vec<T>,
-    starts: Vec<usize>,
-}
-
-impl<T> Default for List<T> {
-    fn default() -> Self {
-        let (items, starts) = Default::default();
-        Self { items, starts }
-    }
-}
-
-impl<T> List<T> {
-    fn push(&mut self, at: usize, item: T) {
-        self.items.push(item);
-        self.starts.push(at);
-    }
+    let (state, places) = Reader::new(Some(path), &text, beside).read()?;
+    Ok((state, Source::new(Some(path), text, places)))
 }
 
 /// A document that is being read.
@@ -155,17 +138,10 @@ struct Reader<'t, 'b> {
     beside: &'b mut dyn Beside,
     /// Where the section of health checks is.
     health: Option<usize>,
-    balancer: Option<(usize, BalancerState)>,
-    vips: List<VipState>,
-    /// Where the reals of all VIPs begin.
-    reals: Vec<usize>,
-    server_ids: List<ServerIdState>,
-    source_routes: List<SourceRoute>,
-    decap: List<DecapState>,
-    marks: List<MarkState>,
-    destinations: List<ProbeMatchState>,
-    sources: List<ProbeMatchState>,
-    probes: List<Vip>,
+    state: State,
+    places: Places,
+    /// Those by source come after those by destination.
+    sources: Vec<(usize, ProbeMatchState)>,
     /// Sections that were written as `vip = [ ... ]`, which TOML has no more of then, and where.
     whole: Vec<(&'static str, usize)>,
 }
@@ -180,21 +156,15 @@ impl<'t, 'b> Reader<'t, 'b> {
                 text,
                 start: 0,
             },
-            balancer: None,
-            vips: List::default(),
-            reals: Vec::new(),
-            server_ids: List::default(),
-            source_routes: List::default(),
-            decap: List::default(),
-            marks: List::default(),
-            destinations: List::default(),
-            sources: List::default(),
-            probes: List::default(),
+            state: State::default(),
+            places: Places::default(),
+            sources: Vec::new(),
             whole: Vec::new(),
         }
     }
 
-    fn read(mut self) -> Result<State> {
+    /// The state, and where everything is.
+    fn read(mut self) -> Result<(State, Places)> {
         for piece in pieces(self.page.text) {
             self.page.start = piece.start;
             let tables = DeTable::parse(piece.text).map_err(|error| {
@@ -253,8 +223,8 @@ impl<'t, 'b> Reader<'t, 'b> {
 
     fn balancer(&mut self, key: &Spanned<impl AsRef<str>>, value: &Value<'_>) -> Result<()> {
         let at = key.span().start;
-        if let Some((first, _)) = &self.balancer {
-            let line = self.page.line(*first);
+        if let Some(first) = self.places.balancer {
+            let line = self.page.line(first);
             let message = format!("[balancer] is there already, in line {line}");
             return Err(self.page.refuse(at, message));
         }
@@ -268,7 +238,10 @@ impl<'t, 'b> Reader<'t, 'b> {
         for (key, value) in settings {
             let name: &str = key.get_ref();
             match state.read(name, value) {
-                Some(Ok(())) => {}
+                Some(Ok(())) => {
+                    let at = self.page.start + value.span().start;
+                    self.places.add_setting(name, at);
+                }
                 Some(Err(wrong)) => return Err(self.page.refuse_value(name, value, wrong)),
                 None => {
                     let names = SETTING_KEYS.iter().copied();
@@ -277,7 +250,8 @@ impl<'t, 'b> Reader<'t, 'b> {
                 }
             }
         }
-        self.balancer = Some((self.page.start + at, state));
+        self.places.balancer = Some(self.page.start + at);
+        self.state.balancer = Some(state);
         Ok(())
     }
 
@@ -298,95 +272,74 @@ impl<'t, 'b> Reader<'t, 'b> {
 
     fn table(&mut self, section: &Section, keys: &Keys<'_, '_, '_>) -> Result<()> {
         let at = keys.at;
+        let (state, places) = (&mut self.state, &mut self.places);
         let real = || keys.address("real", Host::Real, check_real);
         match section.name {
             of if of == VIP.name => {
-                let vip = vip(keys, &mut self.reals, self.beside)?;
-                self.vips.push(at, vip);
+                let vip = vip(keys, &mut places.reals, self.beside)?;
+                state.vips.push(vip);
+                places.vips.push(at);
             }
             of if of == SERVER_ID.name => {
                 let id = keys.needed("id")?;
                 keys.checked("id", check_server_id(id))?;
-                let mut state = ServerIdState::new(ServerId::new(id, real()?));
-                state.valid = keys.given("valid")?.unwrap_or(true);
-                self.server_ids.push(at, state);
+                let mut id = ServerIdState::new(ServerId::new(id, real()?));
+                id.valid = keys.given("valid")?.unwrap_or(true);
+                state.server_ids.push(id);
+                places.server_ids.push(at);
             }
             of if of == SOURCE_ROUTE.name => {
                 let Text(prefix) = keys.needed::<Text<Prefix>>("prefix")?;
-                self.source_routes
-                    .push(at, SourceRoute::new(prefix, real()?));
+                state.source_routes.push(SourceRoute::new(prefix, real()?));
+                places.source_routes.push(at);
             }
             of if of == DECAP.name => {
                 let address = keys.address("address", Host::TunnelEnd, check_host)?;
                 let Text(mode) = keys.needed::<Text<DecapMode>>("mode")?;
-                self.decap.push(at, DecapState::new(address, mode));
+                state.decap.push(DecapState::new(address, mode));
+                places.decap.push(at);
             }
             of if of == MARK.name => {
                 let mark = keys.needed("mark")?;
                 keys.checked("mark", check_mark(mark))?;
-                self.marks.push(at, MarkState::new(mark, real()?));
+                state.marks.push(MarkState::new(mark, real()?));
+                places.marks.push(at);
             }
             of if of == PROBE_DESTINATION.name || of == PROBE_SOURCE.name => {
                 let address = keys.address("address", Host::Probe, |_| Ok(()))?;
                 let address = SocketAddr::new(address, keys.given("port")?.unwrap_or(0));
-                let (matches, by): (_, fn(SocketAddr) -> ProbeMatch) = match of {
-                    of if of == PROBE_SOURCE.name => (&mut self.sources, ProbeMatch::Source),
-                    _ => (&mut self.destinations, ProbeMatch::Destination),
-                };
-                matches.push(at, ProbeMatchState::new(by(address), real()?));
+                if of == PROBE_SOURCE.name {
+                    let by = ProbeMatch::Source(address);
+                    self.sources.push((at, ProbeMatchState::new(by, real()?)));
+                    return Ok(());
+                }
+                let by = ProbeMatch::Destination(address);
+                state.probe_matches.push(ProbeMatchState::new(by, real()?));
+                places.probe_matches.push(at);
             }
             of => {
                 debug_assert_eq!(of, PROBE.name);
                 let address = keys.address("address", Host::Probe, |_| Ok(()))?;
                 let address = SocketAddr::new(address, keys.needed("port")?);
                 let Text(protocol) = keys.needed::<Text<Protocol>>("protocol")?;
-                self.probes.push(at, Vip::new(address, protocol));
+                state.probes.push(Vip::new(address, protocol));
+                places.probes.push(at);
             }
         }
         Ok(())
     }
 
-    fn finish(mut self) -> Result<State> {
+    fn finish(mut self) -> Result<(State, Places)> {
         self.page.start = 0;
-        // First those by destination, then those by source.
-        self.destinations.items.append(&mut self.sources.items);
-        self.destinations.starts.append(&mut self.sources.starts);
-        let state = State {
-            balancer: self.balancer.take().map(|(_, settings)| settings),
-            vips: self.vips.items,
-            server_ids: self.server_ids.items,
-            source_routes: self.source_routes.items,
-            decap: self.decap.items,
-            marks: self.marks.items,
-            probe_matches: self.destinations.items,
-            probes: self.probes.items,
-        };
-        let Some(conflict) = state.conflict().or_else(|| beyond(&state)) else {
-            return Ok(state);
-        };
-        let start = |place| match place {
-            Place::Vip(vip) => self.vips.starts[vip],
-            Place::Real { vip, real } => {
-                let before = state.vips[..vip].iter().map(|state| state.reals.len());
-                self.reals[before.sum::<usize>() + real]
-            }
-            Place::ServerId(index) => self.server_ids.starts[index],
-            Place::SourceRoute(index) => self.source_routes.starts[index],
-            Place::Decap(index) => self.decap.starts[index],
-            Place::Mark(index) => self.marks.starts[index],
-            Place::ProbeMatch(index) => self.destinations.starts[index],
-            Place::Probe(index) => self.probes.starts[index],
-        };
-        let Conflict {
-            place,
-            other,
-            mut message,
-        } = conflict;
-        if let Some(other) = other {
-            let line = self.page.line(start(other));
-            message.push_str(&format!("; the other is in line {line}"));
+        for (at, of) in self.sources {
+            self.state.probe_matches.push(of);
+            self.places.probe_matches.push(at);
         }
-        Err(self.page.refuse(start(place), message))
+        let (state, places) = (self.state, self.places);
+        match state.conflict().or_else(|| beyond(&state)) {
+            None => Ok((state, places)),
+            Some(conflict) => Err(self.page.refuse_conflict(&state, &places, conflict)),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::config::Value;
 use crate::document::Beside;
 use crate::document::Keys;
 use crate::document::Page;
+use crate::document::Source;
 use crate::document::State;
 use crate::document::read_toml;
 use crate::document::read_toml_file;
@@ -62,13 +63,21 @@ use crate::types::Vip;
 ///
 /// **A command runs as the process that checks.** Whoever may hand a document to that process may then have it run any program:
 /// take documents with a [`Command`](super::Command) only from those who may do so anyway ([`commands`](Self::commands)).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Document {
     /// What the balancer is to do.
     pub state: State,
     /// How reals are probed; `None`: the document says nothing of that.
     pub settings: Option<Settings>,
+    source: Source,
+}
+
+impl PartialEq for Document {
+    /// By what they say; not by where.
+    fn eq(&self, other: &Self) -> bool {
+        self.state == other.state && self.settings == other.settings
+    }
 }
 
 impl Document {
@@ -78,8 +87,9 @@ impl Document {
     /// [`Error::Document`], as [`State::from_toml`].
     pub fn from_toml(text: &str) -> Result<Self> {
         let mut reading = Reading::default();
-        let state = read_toml(text, &mut reading)?;
-        reading.finish(state, None)
+        let (state, places) = read_toml(text, &mut reading)?;
+        let source = Source::new(None, text.to_owned(), places);
+        reading.finish(state, source)
     }
 
     /// Reads a file with a TOML document.
@@ -89,8 +99,24 @@ impl Document {
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut reading = Reading::default();
-        let state = read_toml_file(path, &mut reading)?;
-        reading.finish(state, Some(path))
+        let (state, source) = read_toml_file(path, &mut reading)?;
+        reading.finish(state, source)
+    }
+
+    /// Checks what a balancer that is loaded with it would refuse; see [`state::Document::check`](crate::state::Document::check).
+    /// Change nothing of its state before.
+    ///
+    /// # Errors
+    /// [`Error::Document`], with file, line and column.
+    pub fn check(&self) -> Result<()> {
+        self.source.check(&self.state)
+    }
+
+    /// An error of a call that was given this state, with file, line and column; see
+    /// [`state::Document::placed`](crate::state::Document::placed). Change nothing of its state before, but copies of it.
+    #[must_use]
+    pub fn placed(&self, error: Error) -> Error {
+        self.source.placed(&self.state, error)
     }
 
     /// The programs that it has run, with their arguments.
@@ -156,11 +182,12 @@ impl Beside for Reading {
 
 impl Reading {
     /// Puts together what was said in any order.
-    fn finish(self, state: State, file: Option<&Path>) -> Result<Document> {
+    fn finish(self, state: State, source: Source) -> Result<Document> {
         if !self.is_there {
             return Ok(Document {
                 state,
                 settings: None,
+                source,
             });
         }
         let mut settings = self.settings;
@@ -186,19 +213,18 @@ impl Reading {
             policy.reals = of_reals.unwrap_or_default();
             settings.vips.insert(vip, policy);
         }
-        if let Some(of) = state.marks.iter().find(|of| settings.is_own_mark(of.mark)) {
-            return Err(Error::Document {
-                file: file.map(Path::to_owned),
-                at: None,
-                message: format!(
-                    "mark = {} in [[mark]] is one of the health checks: choose another, or another first_mark in [health]",
-                    of.mark
-                ),
-            });
+        let mut marks = state.marks.iter();
+        if let Some(index) = marks.position(|of| settings.is_own_mark(of.mark)) {
+            let message = format!(
+                "mark = {} in [[mark]] is one of the health checks: choose another, or another first_mark in [health]",
+                state.marks[index].mark
+            );
+            return Err(source.refuse_mark(&state, index, message));
         }
         Ok(Document {
             state,
             settings: Some(settings),
+            source,
         })
     }
 }

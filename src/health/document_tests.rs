@@ -412,7 +412,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "&[[mark]]\nmark = 1795162112\nreal = \"198.51.100.1\"\n",
-        "mark = 1795162112 in [[mark]] is one of the health checks",
+        "line 2, column 1: mark = 1795162112 in [[mark]] is one of the health checks",
     ),
 ];
 

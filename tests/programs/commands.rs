@@ -270,6 +270,95 @@ fn documents_are_applied_and_others_are_answered_meanwhile() {
     running.balancer.end(SIGTERM);
 }
 
+/// What only a balancer can know of a document has its line as well.
+#[test]
+fn what_is_found_late_has_a_line() {
+    require_root();
+    let host = Host::new("host").unwrap();
+    host.ip("link add eth0 type veth peer name eth1").unwrap();
+    let balancer = "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\n";
+    let vips = |count: u32| -> String {
+        let vip = |port| {
+            format!("[[vip]]\naddress = \"203.0.113.1\"\nport = {port}\nprotocol = \"tcp\"\n")
+        };
+        (1..=count).map(vip).collect()
+    };
+    let file = Scratch::new("late.toml");
+    let name = file.0.display().to_string();
+    let stops = |command: &str, arguments: &[&str]| {
+        let mut program = example("katran");
+        program.arg(command).args(arguments);
+        let output = host.output(program).unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // By the defaults, by the settings of each other, by the machine, by the network.
+    for (text, at) in [
+        (
+            format!("{balancer}{}", vips(513)),
+            "2052:1: max_vips = 512 leaves no room",
+        ),
+        (
+            format!("{balancer}max_reals = 40000\n"),
+            "4:13: max_reals = 40000: must be 1 to 32767",
+        ),
+        (
+            format!("{balancer}forwarding_cpus = [99999]\n"),
+            "4:19: forwarding_cpus = [99999]: this machine",
+        ),
+        (vips(1), "1:1: gateway_mac is not given"),
+    ] {
+        file.write(&text);
+        let said = stops("check", &[&name]);
+        assert!(said.contains(&format!("{name}:{at}")), "{said}");
+    }
+    file.write(&format!("{balancer}healthcheck_interface = \"nowhere0\"\n"));
+    let run = ["--config", &name, "--interface", "eth0", "--no-socket"];
+    let said = stops("run", &run);
+    let at = format!("{name}:4:25: interface nowhere0 does not exist");
+    assert!(said.contains(&at), "{said}");
+    file.write(&format!("{balancer}orphan_limit = 30\n"));
+    let said = stops("run", &run);
+    assert!(
+        said.contains(&format!("{name}:4:16: orphan_limit = 30s: ")),
+        "{said}"
+    );
+
+    // By the running one, whose settings the next document does not give.
+    file.write(&format!(
+        "{balancer}max_vips = 2\nfeatures = []\n{}",
+        vips(2)
+    ));
+    let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
+    let other = Scratch::new("other.toml");
+    let path = other.0.display().to_string();
+    for (text, at) in [
+        (
+            vips(3),
+            "line 9, column 1: max_vips = 2 leaves no room for this VIP",
+        ),
+        (
+            format!(
+                "{}[[decap]]\naddress = \"192.0.2.9\"\nmode = \"inline\"\n",
+                vips(1)
+            ),
+            "line 5, column 1: a decap address is not supported",
+        ),
+    ] {
+        other.write(&text);
+        for more in [&[][..], &["--dry-run"]] {
+            let (worked, said) = running.say(&host, "apply", &[&[path.as_str()], more].concat());
+            assert!(!worked && said.contains(at), "{said}");
+        }
+        let (_, status) = running.say(&host, "status", &["--over", "0.1"]);
+        assert!(
+            status.contains("REFUSED") && status.contains(at),
+            "{status}"
+        );
+    }
+    running.balancer.end(SIGTERM);
+}
+
 #[test]
 fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
     require_root();

@@ -43,6 +43,7 @@ use crate::common::with_causes;
 use crate::metrics::Recount;
 use crate::options;
 use crate::options::described;
+use crate::options::placed;
 use crate::report::Applied;
 
 /// For the first answers of reals before the balancer is attached: as long as they may take, and no longer than this.
@@ -57,7 +58,7 @@ pub(crate) struct Owner {
     pub(super) began: Instant,
     handle: Handle,
     /// The document that was applied last, without drains by command.
-    wanted: Document,
+    wanted: Wanted,
     pub(super) drains: Drains,
     pub(super) silences: Silences,
     pub(super) recount: Recount,
@@ -77,23 +78,29 @@ impl Owner {
     /// A balancer with the settings and VIPs of the file, attached to its interfaces.
     pub(super) fn start(arguments: Arguments, sender: Sender<Message>) -> Result<Self> {
         let options = &arguments.options;
-        let wanted = prepared(&arguments, options.document()?)?;
-        let shared = Arc::new(Mutex::new(options.load_or_go_on(&wanted.state)?));
+        let document = options.document()?;
+        let wanted = prepared(&arguments, &document)?;
+        let loaded = options.load_or_go_on(&wanted.state);
+        let katran = loaded.map_err(|error| placed(&document, error))?;
+        let shared = Arc::new(Mutex::new(katran));
         let checks = wanted.settings.clone();
         let health = checks.map(|checks| start_checks(&shared, checks));
-        let health = health.transpose()?;
+        let health = health.transpose();
+        let health = health.map_err(|error| document.placed(error))?;
         let (changes, applied) = timed(|| match &health {
             Some(health) => health.apply(&wanted.state),
             None => lock(&shared).apply(&wanted.state),
         });
-        say(described(&changes?, "applied"));
+        let changes = changes.map_err(|error| placed(&document, error))?;
+        say(described(&changes, "applied"));
         if let Some(health) = &health {
             // No client's packet meets a dead real then.
             let _ = health.wait(FIRST_ROUND);
         }
         let mut katran = lock(&shared);
         watch(&mut katran, arguments.watch_misses)?;
-        options.attach(&mut katran)?;
+        let attached = options.attach(&mut katran);
+        attached.map_err(|error| placed(&document, error))?;
         let mut silences = Silences::default();
         silences.follow(&katran);
         let recount = Recount::begin(&katran, arguments.recount)?;
@@ -185,15 +192,22 @@ impl Owner {
     /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
     /// read, all stays as it is, and it is remembered that one was refused.
     pub(crate) fn apply_document(&mut self, read: Result<Document>) -> Result<Changes> {
-        let wanted = read.and_then(|document| prepared(&self.arguments, document));
-        let wanted = wanted.inspect_err(|error| {
+        let wanted =
+            read.and_then(|document| Ok((prepared(&self.arguments, &document)?, document)));
+        let (wanted, document) = wanted.inspect_err(|error| {
             self.refused = Some(Applied {
                 time: now(),
                 took: 0.0,
                 result: with_causes(error),
             });
         })?;
-        let changes = self.apply(wanted, self.drains.clone());
+        let changes = self.apply(wanted, self.drains.clone()).map_err(|error| {
+            let error = placed(&document, error);
+            if let Some(refused) = &mut self.refused {
+                refused.result = with_causes(&error);
+            }
+            error
+        });
         let watched = watch(&mut self.katran(), self.arguments.watch_misses);
         if let Err(error) = watched {
             eprintln!("{}", with_causes(&error));
@@ -205,7 +219,7 @@ impl Owner {
     pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
         let other = document
             .commands()
-            .find(|command| !self.wanted.commands().any(|known| known == *command));
+            .find(|command| !self.wanted.commands.contains(command));
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
@@ -216,17 +230,18 @@ impl Owner {
     }
 
     /// What [`apply_document`](Self::apply_document) would change.
-    pub(crate) fn would_change(&self, document: Document) -> Result<Changes> {
+    pub(crate) fn would_change(&self, document: &Document) -> Result<Changes> {
         let wanted = prepared(&self.arguments, document)?;
         let state = self.drains.clone().applied(wanted.state);
         let state = self.introspected(state);
-        Ok(match (&self.health, wanted.settings) {
-            (Some(health), Some(settings)) => health.changes_to(&state, Some(settings))?,
-            _ => self.katran().changes_to(&state)?,
-        })
+        let changes = match (&self.health, wanted.settings) {
+            (Some(health), Some(settings)) => health.changes_to(&state, Some(settings)),
+            _ => self.katran().changes_to(&state),
+        };
+        Ok(changes.map_err(|error| document.placed(error))?)
     }
 
-    fn apply(&mut self, wanted: Document, mut drains: Drains) -> Result<Changes> {
+    fn apply(&mut self, wanted: Wanted, mut drains: Drains) -> Result<Changes> {
         self.publish();
         let state = drains.applied(wanted.state.clone());
         let state = self.introspected(state);
@@ -409,13 +424,27 @@ fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Resu
     })
 }
 
+/// What a document says, and options. Where it says that is forgotten.
+#[derive(Clone, Debug)]
+struct Wanted {
+    state: State,
+    settings: Option<Settings>,
+    /// The programs that checks run.
+    commands: Vec<health::Command>,
+}
+
 /// A document with checks if they are asked for, and an interface for them to leave by.
-fn prepared(arguments: &Arguments, mut document: Document) -> Result<Document> {
+fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
+    let mut wanted = Wanted {
+        state: document.state.clone(),
+        settings: document.settings.clone(),
+        commands: document.commands().cloned().collect(),
+    };
     if arguments.probe {
-        document.settings.get_or_insert_default();
+        wanted.settings.get_or_insert_default();
     }
-    if document.settings.is_some() {
-        let settings = document.state.balancer.get_or_insert_default();
+    if wanted.settings.is_some() {
+        let settings = wanted.state.balancer.get_or_insert_default();
         let of_probes = &mut settings.healthcheck_interface;
         if of_probes.is_none() {
             *of_probes = arguments.options.interface.first().cloned();
@@ -425,7 +454,7 @@ fn prepared(arguments: &Arguments, mut document: Document) -> Result<Document> {
             "probes have no interface to leave by: set healthcheck_interface in [balancer], as --shared names none"
         );
     }
-    Ok(document)
+    Ok(wanted)
 }
 
 fn now() -> f64 {

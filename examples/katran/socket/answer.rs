@@ -131,7 +131,7 @@ fn apply(handle: &Handle, document: &str, dry_run: bool, by: By) -> Result<Value
             owner.check_commands(document)?;
         }
         match dry_run {
-            true => owner.would_change(read?),
+            true => owner.would_change(&read?),
             false => owner.apply_document(read),
         }
     });

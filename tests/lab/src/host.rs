@@ -151,6 +151,11 @@ impl Host {
     /// If the program cannot be started.
     pub fn spawn_command(&self, mut command: Command) -> io::Result<Process> {
         sys::die_with_parent(&mut command);
+        self.start(command)
+    }
+
+    /// Starts a process inside, which outlives this one if it does not end by itself.
+    fn start(&self, command: Command) -> io::Result<Process> {
         let what = command.get_program().to_string_lossy().into_owned();
         let (reply, child) = mpsc::channel();
         let gone = || io::Error::other("the keeper thread died");
@@ -172,12 +177,8 @@ impl Host {
     /// # Errors
     ///
     /// If the program cannot be started.
-    pub fn output(&self, mut command: Command) -> io::Result<Output> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        self.spawn_command(command)?.wait_with_output()
+    pub fn output(&self, command: Command) -> io::Result<Output> {
+        self.spawn_command(captured(command))?.wait_with_output()
     }
 
     /// Runs iproute2's `ip` inside with these arguments, split at white space, and returns what it
@@ -190,7 +191,8 @@ impl Host {
         self.tool("ip", arguments)
     }
 
-    /// Runs a tool inside with these arguments, split at white space, and returns what it prints.
+    /// Runs a tool that takes but a moment inside with these arguments, split at white space, and returns what it
+    /// prints.
     ///
     /// # Errors
     ///
@@ -198,7 +200,9 @@ impl Host {
     pub fn tool(&self, program: &str, arguments: &str) -> io::Result<String> {
         let mut command = Command::new(program);
         command.args(arguments.split_whitespace());
-        let output = self.output(command)?;
+        // It ends by itself in a moment. What is to die with this process is forked off it, and fork copies the page
+        // tables of all maps that balancers here have mapped: a third of the CPU time of many tests.
+        let output = self.start(captured(command))?.wait_with_output()?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -401,6 +405,15 @@ fn keep(ready: &mpsc::Sender<io::Result<OwnedFd>>, requests: &mpsc::Receiver<Spa
     for (mut command, reply) in requests {
         let _ = reply.send(command.spawn());
     }
+}
+
+/// The same command, with what it prints for the caller.
+fn captured(mut command: Command) -> Command {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
 /// The same kind of error, saying also what was tried.
