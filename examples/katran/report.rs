@@ -146,7 +146,7 @@ pub(crate) struct Transition {
     pub(crate) reason: String,
 }
 
-/// A real that gets no new flows from a VIP, as its weight there is 0.
+/// A real that gets no new flows from a VIP (of UDP after `udp_timeout`), as its weight there is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drain {
     /// By `katran drain`; else by the document.

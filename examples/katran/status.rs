@@ -195,7 +195,9 @@ fn problems(text: &mut String, report: &Report) -> std::fmt::Result {
     for problem in problems {
         let (severity, subject) = (&problem.severity, &problem.subject);
         let (place, message) = (&problem.interface, &problem.message);
-        writeln!(text, "{severity:<8} {place} {subject}: {message}")?;
+        // Of the balancer as a whole, or on an interface.
+        let about = format!("{place} {subject}");
+        writeln!(text, "{severity:<8} {}: {message}", about.trim_start())?;
         if !problem.advice.is_empty() {
             writeln!(text, "{:<8} -> {}", "", problem.advice)?;
         }

@@ -245,7 +245,7 @@ function findings(list) {
   const lines = bad.map((of) => {
     const line = element("li", undefined, isProblem(of) ? "bad" : "warn");
     const word = isProblem(of) ? "Problem" : "Warning";
-    line.append(element("b", `${word}: ${of.interface}, ${of.subject}`), element("span", of.message));
+    line.append(element("b", `${word}: ${[of.interface, of.subject].filter(Boolean).join(", ")}`), element("span", of.message));
     if (of.advice) line.append(element("code", of.advice));
     return line;
   });

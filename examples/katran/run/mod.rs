@@ -11,6 +11,7 @@
 //! also while this one runs, which ends then. `RUST_LOG=info` shows more of what the library does.
 
 mod drains;
+mod health;
 mod lines;
 mod owner;
 mod snapshot;

@@ -78,6 +78,7 @@ impl Owner {
     /// A balancer with the settings and VIPs of the file, attached to its interfaces.
     pub(super) fn start(arguments: Arguments, sender: Sender<Message>) -> Result<Self> {
         let options = &arguments.options;
+        let keep = options.keep;
         let document = options.document()?;
         let wanted = prepared(&arguments, &document)?;
         let loaded = options.load_or_go_on(&wanted.state);
@@ -118,7 +119,7 @@ impl Owner {
             wanted,
             drains: Drains::default(),
             silences,
-            keeper: Keeper::new(),
+            keeper: Keeper::new(keep),
             monitored: None,
             last_apply: Some(applied),
             refused: None,

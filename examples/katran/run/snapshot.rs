@@ -30,6 +30,7 @@ use katran::stats::Counters;
 
 use super::Message;
 use super::Owner;
+use super::health;
 use crate::options;
 use crate::report;
 use crate::report::ATTACHED;
@@ -42,6 +43,8 @@ use crate::report::Report;
 
 /// For how long a client waits for a new one; a change takes longer.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The label of findings that belong to no interface.
+const EVERYWHERE: &str = "all";
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -69,7 +72,11 @@ impl Handle {
     pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
         let mut report = self.snapshot(Snapshot::take)?.report();
         if diagnose {
-            report.problems = self.ask_for(8 * PATIENCE, problems).ok();
+            let found = self.ask_for(8 * PATIENCE, problems).ok();
+            report.problems = found.map(|mut found| {
+                found.extend(health::findings(&report.vips));
+                found
+            });
         }
         Ok(report)
     }
@@ -216,11 +223,12 @@ impl Snapshot {
 
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
-        let problems = counted(&owner.katran())?;
-        Ok(Self {
-            problems,
-            ..Self::take(owner)?
-        })
+        let mut taken = Self::take(owner)?;
+        taken.problems = counted(&owner.katran(), &owner.arguments.options.interface)?;
+        let vips: Vec<_> = taken.vips.iter().map(|vip| taken.vip(vip)).collect();
+        let of_health = health::counts(&vips);
+        taken.problems.push((EVERYWHERE.to_owned(), of_health));
+        Ok(taken)
     }
 
     /// As others are told.
@@ -371,13 +379,10 @@ fn seconds(time: SystemTime) -> f64 {
     since.unwrap_or_default().as_secs_f64()
 }
 
-/// What the diagnosis finds on each interface, gone or not.
-fn counted(katran: &Katran) -> Result<Vec<OfInterface>> {
-    let names: BTreeSet<_> = katran
-        .interfaces()
-        .into_iter()
-        .map(|of| of.interface)
-        .collect();
+/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those that were named.
+fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
+    let attached = katran.interfaces().into_iter().map(|of| of.interface);
+    let names: BTreeSet<_> = attached.chain(named.iter().cloned()).collect();
     let counted = names.into_iter().map(|name| {
         let counts = katran.diagnose(&name)?.counts();
         Ok((name, counts))
