@@ -39,7 +39,7 @@ use crate::types::RealFlags;
 const TELLING: [(DropReason, &str); 9] = [
     (
         DropReason::NextHopUnknown,
-        "reals that nobody answers for: `ip neighbour`, katran.gateways().next_hops()",
+        "reals that nobody answers for: see `ip neighbour`",
     ),
     (
         DropReason::RedirectFailed,
