@@ -34,6 +34,8 @@ pub use crate::counters::TcpServerIdCounters;
 pub use crate::counters::Totals;
 pub use crate::counters::UdpFlowMigrationCounters;
 pub use crate::counters::VipCounters;
+pub use crate::counters::VipDetails;
+pub use crate::counters::VipRealCounters;
 pub use crate::decap::DecapCounters;
 pub use crate::katran::Stats;
 pub use crate::katran::StatsMut;

@@ -68,6 +68,10 @@ const volatile __u64 orphan_limit = 0;
 const volatile __u8 next_hops = 0;
 const volatile __u8 redirect = 0;
 
+/* Whether VIPs have VIP_IN_DETAIL; pairs of a VIP and a real whose packets are counted then, at most. */
+const volatile __u8 in_detail = 0;
+const volatile __u32 max_vip_reals = 0;
+
 /* Written by the control side at any time. */
 struct live live SEC(".data.live") = { .station_shift = STATION_GROUP_SHIFT };
 

@@ -174,6 +174,21 @@ struct {
 	__type(value, struct real_counters);
 } real_counters SEC(".maps");
 
+/* What few balancers count: by the VIP's number, and by pairs of a VIP and a real, of which packets make the entries. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vip_details);
+} vip_details SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct vip_real);
+	__type(value, struct vip_real_counters);
+} vip_reals SEC(".maps");
+
 /* The interfaces again, as the kernel wants them for a redirect; by the port's number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);

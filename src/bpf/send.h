@@ -4,6 +4,7 @@
 
 #include "config.h"
 #include "counters.h"
+#include "details.h"
 #include "encap.h"
 #include "lookup.h"
 #include "maps.h"
@@ -17,21 +18,33 @@ static __always_inline int send_out(const struct run *run, const struct packet *
 				    const struct choice *choice, const struct real *real,
 				    enum family family)
 {
+	/* What is counted in detail is read from memory, so that no other packet has its registers taken: a number that
+	 * a lookup has had the address of, or the record of a packet that was handed over. */
+	const struct id_query *query = &run->cpu->scratch.query;
+	__u32 vip_number = choice->vip_number;
 	struct vip_counters *of_vip;
 	struct real_counters *of_real;
 
 	if (is(run, EXPLAINS))
 		run->explanation->real = choice->number;
-	of_vip = counters_of_vip(choice->vip_number);
+	of_vip = is(run, SPECIAL) ? counters_of_vip(choice->vip_number) :
+				    bpf_map_lookup_elem(&vip_counters, &vip_number);
 	if (of_vip)
 		count_frame(&of_vip->forwarded, packet->l3_length);
 	of_real = counters_of_real(choice->number);
 	if (of_real)
 		count_frame(&of_real->forwarded, packet->l3_length);
-	if ((choice->vip.flags & VIP_LOCAL) && feature(FEATURE_LOCAL_DELIVERY) &&
-	    (real->flags & REAL_LOCAL)) {
-		run->cpu->counters.local++;
-		return XDP_PASS;
+	if (unlikely(choice->vip.flags & (VIP_LOCAL | VIP_IN_DETAIL))) {
+		if (choice->vip.flags & VIP_IN_DETAIL)
+			count_in_detail(is(run, SPECIAL) ? query->vip_number : vip_number, real->id,
+					packet->l3_length,
+					(is(run, SPECIAL) ? query->tcp_flags : packet->tcp_flags) &
+						TCP_SYN);
+		if ((choice->vip.flags & VIP_LOCAL) && feature(FEATURE_LOCAL_DELIVERY) &&
+		    (real->flags & REAL_LOCAL)) {
+			run->cpu->counters.local++;
+			return XDP_PASS;
+		}
 	}
 	return encap_and_send(run, packet, real, choice->number, family);
 }

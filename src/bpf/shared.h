@@ -35,6 +35,8 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
+	/* Set by the library if more is counted of the VIP than packets and bytes. */
+	VIP_IN_DETAIL = 1 << 26,
 	/* Set by the library while tables of the program before may know more of the VIP's flows than those of this one. */
 	VIP_HANDS_BACK = 1 << 27,
 	/* Set by the library if tables are asked for the VIP's flows only where slots are unsettled. */
@@ -319,6 +321,23 @@ struct vip_counters {
 struct real_counters {
 	struct count forwarded;
 	__u64 misses;
+};
+
+/* What is counted of a VIP if the settings say so. */
+struct vip_details {
+	__u64 syns; /* TCP packets with SYN that went on */
+	__u64 unpaired; /* packets for which `vip_reals` had no room */
+};
+
+struct vip_real {
+	__u32 vip; /* number */
+	__u32 real; /* id, as in struct real */
+};
+_Static_assert(sizeof(struct vip_real) == 8, "vip_real is hashed as a whole");
+
+struct vip_real_counters {
+	struct count forwarded;
+	__u64 syns;
 };
 
 /* Why a frame was dropped. The library has a name for each. */

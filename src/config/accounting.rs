@@ -62,6 +62,12 @@ pub(super) fn hash(entries: impl Into<u64>, key: u64, value: u64) -> u64 {
     buckets_only(entries) + entries * (HASH_ELEMENT + key + value)
 }
 
+/// The same with a value for each CPU, to which an element has a pointer.
+pub(super) fn per_cpu_hash(entries: impl Into<u64>, key: u64, value: usize, cpus: u32) -> u64 {
+    let entries = entries.into();
+    hash(entries, key, 8) + entries * value as u64 * u64::from(cpus)
+}
+
 /// A hash without elements.
 pub(super) fn buckets_only(entries: impl Into<u64>) -> u64 {
     HASH_HEAD + entries.into().next_power_of_two() * HASH_BUCKET

@@ -2,7 +2,8 @@
 //! with which it is there, its size as it is set before load, and what it takes: the loaders and the memory
 //! estimate go by it.
 //!
-//! `there` is `Always`, `With` features, or `WithHops` of single reals: a map of what is off is not made.
+//! `there` is `Always`, `With` features, `WithHops` of single reals, or `WithDetails` and `WithPairs` for what is counted on
+//! demand: a map of what is off is not made.
 //! `size` is `Own` for a map whose size stands in `bpf/`, `Elements`, or `Bytes` of a data section;
 //! `Inner` is no map of an object, but the tables inside one. `takes` says how many elements all
 //! maps of the name can have, their bytes at load, and when they are full.
@@ -19,6 +20,7 @@ use super::accounting::global_table_bytes;
 use super::accounting::hash;
 use super::accounting::mappable;
 use super::accounting::per_cpu;
+use super::accounting::per_cpu_hash;
 use super::accounting::ring_buffer;
 use super::accounting::ring_chunk;
 use super::accounting::trie;
@@ -60,6 +62,8 @@ enum There {
     Always,
     With(Features),
     WithHops,
+    WithDetails,
+    WithPairs,
     /// It is always there, but takes something only with next hops of single reals.
     UsedByHops,
 }
@@ -79,7 +83,9 @@ use Size::Own;
 use There::Always;
 use There::UsedByHops;
 use There::With;
+use There::WithDetails;
 use There::WithHops;
+use There::WithPairs;
 
 /// Every map of the balancer's object.
 #[rustfmt::skip]
@@ -115,6 +121,13 @@ pub(crate) const MAPS: &[MapRow] = &[
     }),
     row("real_counters", Always, Elements(|on| on.numbers()), |on| {
         full(on.numbers(), per_cpu(on.numbers(), size_of::<types::real_counters>(), on.cpus))
+    }),
+    row("vip_details", WithDetails, Elements(|on| on.vips()), |on| {
+        full(on.vips(), per_cpu(on.vips(), size_of::<types::vip_details>(), on.cpus))
+    }),
+    row("vip_reals", WithPairs, Elements(|on| on.config.max_vip_reals), |on| {
+        let value = size_of::<types::vip_real_counters>();
+        full(on.config.max_vip_reals, per_cpu_hash(on.config.max_vip_reals, 8, value, on.cpus))
     }),
     row("cpus", Always, Own, |on| full(1u32, per_cpu(1u32, size_of::<types::cpu>(), on.cpus))),
     row("explanations", Always, Own, |_| full(1u32, array(1u32, 16))),
@@ -218,6 +231,8 @@ impl MapRow {
         match self.there {
             With(features) => config.features.contains(features),
             WithHops => config.next_hops != NextHops::Gateway,
+            WithDetails => config.counts_in_detail(),
+            WithPairs => config.max_vip_reals != 0,
             Always | UsedByHops => true,
         }
     }
@@ -226,7 +241,7 @@ impl MapRow {
     pub(super) fn counts(&self, config: &Config) -> bool {
         match self.there {
             UsedByHops => config.next_hops != NextHops::Gateway,
-            Always | With(_) | WithHops => self.is_made(config),
+            Always | With(_) | WithHops | WithDetails | WithPairs => self.is_made(config),
         }
     }
 }

@@ -536,6 +536,40 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
+    /// Whether SYNs are counted for each VIP ([`Stats::syns`](crate::stats::Stats::syns)): about as many as
+    /// connections that are opened, however few of them are remembered.
+    ///
+    /// Packets of all VIPs take 36 instructions more then, of some 380. Where pairs are counted
+    /// ([`max_vip_reals`](Self::max_vip_reals)) SYNs are, too.
+    count_syns: bool {
+        set: count_syns(on: bool) = on,
+        default: (false, "off"),
+        range: any,
+        unit: "on or off",
+        key: plain,
+        changes: never,
+    }
+
+    /// The largest number of pairs of a VIP and a real whose packets are counted
+    /// ([`Stats::vip_reals`](crate::stats::Stats::vip_reals)); 0: none are.
+    ///
+    /// The first packet of a pair takes a place, and gives it back when the VIP or the real has gone. So there should be as many
+    /// places as the VIPs have reals together, drained ones included; where ids in packets choose reals
+    /// ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such), each of these VIPs times all reals that have ids. Packets of
+    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair.
+    ///
+    /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61 instructions more then,
+    /// and a lookup in a hash. With another number the counts of pairs begin at 0.
+    max_vip_reals: u32 {
+        set: max_vip_reals(pairs: u32) = pairs,
+        default: (0, "0: none are counted"),
+        range: (0 to 1_048_576),
+        unit: "pairs",
+        key: plain,
+        changes: never,
+        constants: (max_vip_reals),
+    }
+
     /// The number of flows in each CPU's global flow table.
     ///
     /// Used by [`Features::GLOBAL_FLOW_TABLE`] when it is on.

@@ -26,6 +26,11 @@ const MAX_ENTRIES: u32 = 1 << 27;
 const MAX_REALS_OF_SLOTS: u16 = 32_767;
 
 impl Config {
+    /// Whether more is counted of VIPs than packets and bytes.
+    pub(crate) fn counts_in_detail(&self) -> bool {
+        self.count_syns || self.max_vip_reals != 0
+    }
+
     /// Whether probes come from addresses that are made up, as those of clients' packets.
     pub(crate) fn makes_up_probe_sources(&self) -> bool {
         self.healthcheck_source == ProbeSource::MadeUp && self.encapsulation == Encapsulation::Ipip

@@ -81,7 +81,7 @@ pub(super) struct Series<G> {
 
 /// The metrics of a group that stands at `place` of the snapshot once.
 pub(super) fn of_one<G>(place: &str, group: &G, families: &[Family<G>]) -> Vec<Metric> {
-    let metric = |family| of_family(place, None, family, [(None, group)]);
+    let metric = |family| of_family(place, &[], family, [(Vec::new(), group)]);
     families.iter().map(metric).collect()
 }
 
@@ -92,16 +92,26 @@ pub(super) fn of_many<'a, G: 'a>(
     all: impl Iterator<Item = (String, &'a G)> + Clone,
     families: &[Family<G>],
 ) -> Vec<Metric> {
-    let all = all.map(|(name, group)| (Some(name), group));
-    let metric = |family| of_family(place, Some(of), family, all.clone());
+    let all = all.map(|(name, group)| (vec![name], group));
+    of_each(place, &[of], all, families)
+}
+
+/// The same with several labels.
+pub(super) fn of_each<'a, G: 'a>(
+    place: &str,
+    of: &[&'static str],
+    all: impl Iterator<Item = (Vec<String>, &'a G)> + Clone,
+    families: &[Family<G>],
+) -> Vec<Metric> {
+    let metric = |family| of_family(place, of, family, all.clone());
     families.iter().map(metric).collect()
 }
 
 fn of_family<'a, G: 'a>(
     place: &str,
-    of: Option<&'static str>,
+    of: &[&'static str],
     family: &Family<G>,
-    all: impl IntoIterator<Item = (Option<String>, &'a G)>,
+    all: impl IntoIterator<Item = (Vec<String>, &'a G)>,
 ) -> Metric {
     let fields = family.series.iter();
     let samples = all.into_iter().flat_map(|(name, group)| {
@@ -121,7 +131,7 @@ fn of_family<'a, G: 'a>(
         help: family
             .help
             .unwrap_or_else(|| family.series[0].doc.trim_start()),
-        labels: of.into_iter().chain(family.label).collect(),
+        labels: of.iter().copied().chain(family.label).collect(),
         fields: fields
             .map(|series| format!("{place}.{}", series.field))
             .collect(),

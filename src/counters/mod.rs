@@ -38,8 +38,11 @@ pub use table::StableUdpCounters;
 pub use table::TcpServerIdCounters;
 pub use table::UdpFlowMigrationCounters;
 pub use table::VipCounters;
+pub use table::VipDetails;
+pub use table::VipRealCounters;
 
 use metric::by_label;
+use metric::of_each;
 use metric::of_many;
 use metric::of_one;
 
@@ -203,6 +206,12 @@ pub struct Counters {
     pub probes: BTreeMap<String, u64>,
     /// Every VIP's traffic, under its text form.
     pub vips: BTreeMap<String, VipCounters>,
+    /// More of every VIP, under its text form, if the settings say so
+    /// ([`count_syns`](crate::Builder::count_syns), [`max_vip_reals`](crate::Builder::max_vip_reals)).
+    pub vip_details: BTreeMap<String, VipDetails>,
+    /// Every VIP's traffic to every real, under the VIP's text form, as
+    /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) has it.
+    pub vip_reals: BTreeMap<String, BTreeMap<IpAddr, VipRealCounters>>,
     /// The slots of the ring of every VIP of which only changed flows are remembered, under its text form.
     pub slots: BTreeMap<String, SlotStats>,
     /// Entries of the flow tables for every VIP, under its text form, as [`FlowCount`](crate::flows::FlowCount) has
@@ -282,6 +291,14 @@ impl Counters {
         flows.extend(self.flow_entries());
         flows.extend(self.cpus());
         let mut traffic = of_many("vips", "vip", vips, VipCounters::FAMILIES);
+        let details = self.vip_details.iter().map(|(vip, of)| (vip.clone(), of));
+        traffic.extend(of_many("vip_details", "vip", details, VipDetails::FAMILIES));
+        let pairs = self.vip_reals.iter().flat_map(|(vip, reals)| {
+            let reals = reals.iter();
+            reals.map(move |(real, of)| (vec![vip.clone(), real.to_string()], of))
+        });
+        let families = VipRealCounters::FAMILIES;
+        traffic.extend(of_each("vip_reals", &["vip", "real"], pairs, families));
         traffic.extend(self.slots());
         traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
         let mut frames = self.frames();

@@ -367,6 +367,36 @@ counters! {
         }
     }
 
+    /// What is counted of one VIP if [`count_syns`](crate::Builder::count_syns) or
+    /// [`max_vip_reals`](crate::Builder::max_vip_reals) says so.
+    VipDetails from types::vip_details {
+        Counter vip_syn_packets, "packets" {
+            /// TCP packets with SYN that went to a real or were delivered to this host: each opens a connection, or is sent again
+            /// because no answer has come. Datagrams open nothing, so none counts.
+            syns = sum(syns);
+        }
+        Counter vip_unpaired_packets, "packets" {
+            /// Packets to the VIP that went on, and whose real is not among the pairs that are counted, as there are
+            /// `max_vip_reals` others; 0 without that setting.
+            unpaired = sum(unpaired);
+        }
+    }
+
+    /// One VIP's traffic to one real.
+    VipRealCounters from types::vip_real_counters {
+        /// Packets of the VIP that were sent to the real, or delivered to this host.
+        count forwarded {
+            packets: vip_real_packets,
+                "Packets of the VIP that went to the real; with `max_vip_reals`.";
+            bytes: vip_real_bytes,
+                "Bytes of packets of the VIP that went to the real: total length of IPv4, payload length of IPv6.";
+        }
+        Counter vip_real_syn_packets, "packets" {
+            /// TCP packets with SYN among them.
+            syns = sum(syns);
+        }
+    }
+
     /// One real's traffic, of all VIPs.
     RealCounters from types::real_counters {
         /// Packets sent to the real, or delivered to this host.

@@ -87,6 +87,14 @@ fn every_counter_of_the_program_has_a_row() {
             "{place}"
         );
     }
+    for (place, record) in records::<types::vip_details>() {
+        let sum = VipDetails::sum(&[record]);
+        assert_ne!(sum, VipDetails::default(), "{place}");
+    }
+    for (place, record) in records::<types::vip_real_counters>() {
+        let sum = VipRealCounters::sum(&[record]);
+        assert_ne!(sum, VipRealCounters::default(), "{place}");
+    }
     for (place, record) in records::<probe_totals>() {
         let sum = HealthcheckCounters::sum(&[record]);
         assert_ne!(sum, HealthcheckCounters::default(), "{place}");

@@ -314,11 +314,13 @@ impl Stats<'_> {
     /// # Errors
     /// [`Error::Kernel`].
     pub fn library(&self) -> Result<LibraryCounters> {
-        self.library_with(&self.katran.flows().count()?)
+        let pairs = self.vip_reals()?;
+        let places = pairs.values().map(BTreeMap::len).sum::<usize>() as u64;
+        self.library_with(&self.katran.flows().count()?, places)
     }
 
-    /// The same with entries that have been counted before.
-    fn library_with(&self, flows: &FlowCount) -> Result<LibraryCounters> {
+    /// The same with entries that have been counted before, and so many pairs of VIPs and reals.
+    fn library_with(&self, flows: &FlowCount, pairs: u64) -> Result<LibraryCounters> {
         let katran = self.katran;
         let machine = katran.machine();
         let uses = USES.iter().map(|row| {
@@ -332,6 +334,9 @@ impl Stats<'_> {
             })
         });
         let mut maps = uses.collect::<Result<Vec<_>>>()?;
+        if katran.config.max_vip_reals != 0 {
+            maps.push(machine.use_of("vip_reals", pairs));
+        }
         let of_probes = katran.healthchecks.iter();
         maps.extend(of_probes.flat_map(|checks| checks.use_of_maps(&machine)));
         Ok(LibraryCounters {
@@ -391,6 +396,9 @@ impl Katran {
         }
         let addresses: Vec<IpAddr> = self.table.reals().map(|(address, _)| address).collect();
         let reals = stats.reals(&addresses)?;
+        let vip_details = stats.vip_details()?.into_iter();
+        let pairs = stats.vip_reals()?;
+        let places = pairs.values().map(BTreeMap::len).sum::<usize>() as u64;
         Ok(Counters {
             totals: Totals::sum(&counted),
             flow_table: FlowTableCounters::sum(&counted),
@@ -415,6 +423,11 @@ impl Katran {
                 .map(|vip| Ok((vip.to_string(), self.probes().counter(vip)?)))
                 .collect::<Result<_>>()?,
             vips,
+            vip_details: vip_details.map(|(vip, of)| (vip.to_string(), of)).collect(),
+            vip_reals: pairs
+                .into_iter()
+                .map(|(vip, of)| (vip.to_string(), of))
+                .collect(),
             slots,
             flow_entries: flows
                 .vips()
@@ -426,7 +439,7 @@ impl Katran {
             cpus: self.cpus(&records)?,
             // After the totals, so that all that those have was to be sent before.
             interfaces: self.attachments.sent(),
-            library: stats.library_with(flows)?,
+            library: stats.library_with(flows, places)?,
         })
     }
 

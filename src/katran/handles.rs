@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::config::Features;
 use crate::error::Result;
 use crate::kernel::kernel_error;
+use crate::maps::Details;
 use crate::maps::FALLBACK_FLOWS;
 use crate::maps::FlowTable;
 use crate::maps::FlowTables;
@@ -89,6 +90,8 @@ macro_rules! handles {
             $($(#[$about])* pub(super) $field: $type,)+
             /// Of balancers whose reals have next hops of their own.
             pub(super) next_hops: Option<Arc<HopCells>>,
+            /// Of balancers that count more than packets and bytes.
+            pub(super) details: Option<Details>,
             pub(super) features: FeatureMaps,
         }
 
@@ -116,6 +119,7 @@ macro_rules! handles {
                     $config.max_vips.into(),
                     $fixed.vip_hash.clone(),
                     $config.flow_tracking,
+                    $config.counts_in_detail(),
                 )?);
                 let $flows = Arc::new(FlowTables {
                     of_cpus: $inner.flows,
@@ -130,6 +134,7 @@ macro_rules! handles {
                 Ok(Self {
                     features: FeatureMaps::take($from, $config.features, $inner.global)?,
                     next_hops: next_hops($from, $config, &$grace)?,
+                    details: details($from, $config)?,
                     $($field: $take,)+
                 })
             }
@@ -146,6 +151,9 @@ macro_rules! handles {
                 let mut named = vec![$($(($name, self.$field $($fd)+),)+)+];
                 if let Some(hops) = &self.next_hops {
                     named.extend(hops.named());
+                }
+                if let Some(details) = &self.details {
+                    named.extend(details.named());
                 }
                 named
             }
@@ -310,6 +318,17 @@ fn next_hops(
         grace.clone(),
     )?;
     Ok(Some(Arc::new(cells)))
+}
+
+fn details(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Details>> {
+    if !config.counts_in_detail() {
+        return Ok(None);
+    }
+    let pairs = match config.max_vip_reals {
+        0 => None,
+        _ => Some(own(&from.vip_reals)?),
+    };
+    Details::new(own(&from.vip_details)?, pairs).map(Some)
 }
 
 impl FeatureMaps {

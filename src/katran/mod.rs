@@ -7,6 +7,7 @@ mod attach;
 mod change;
 mod counters;
 mod decap;
+mod details;
 mod diagnose;
 mod down;
 mod events;

@@ -306,6 +306,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     constants.ring_planes_at = planes_at(config.ring_size);
     constants.digest = DIGEST;
     constants.full = needs_full(config).into();
+    constants.in_detail = config.counts_in_detail().into();
     constants.hash_seed = seed;
     constants.hash_seed_v6 = seed_v6;
     constants.ticks_per_second = ticks(Duration::from_secs(1), tick);

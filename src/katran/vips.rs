@@ -26,7 +26,8 @@ const _: () = {
     let own = types::vip_flag::VIP_NO_REALS.0
         | types::vip_flag::VIP_VOID_FLOWS.0
         | types::vip_flag::VIP_TRACKS_CHANGES.0
-        | types::vip_flag::VIP_HANDS_BACK.0;
+        | types::vip_flag::VIP_HANDS_BACK.0
+        | types::vip_flag::VIP_IN_DETAIL.0;
     assert!(VipFlags::all().bits() & own == 0);
 };
 
@@ -66,6 +67,12 @@ impl Katran {
                 "vip_counters",
                 katran.maps.vip_counters.clear(number.0.into()),
             )?;
+            if let Some(details) = &katran.maps.details {
+                let cleared = details.clear(number.0);
+                katran
+                    .kernel
+                    .check("clear the counters of", "vip_details", cleared)?;
+            }
             let cell = VipCell {
                 flags,
                 has_reals: false,

@@ -34,7 +34,7 @@ impl Counted {
     /// Of a map of this name; `None`: nothing is.
     pub(crate) fn of(name: &str) -> Option<Self> {
         match name {
-            "vip_counters" | "real_counters" | "probe_counters" => Some(Self::Sums),
+            "vip_counters" | "real_counters" | "vip_details" | "probe_counters" => Some(Self::Sums),
             "cpus" => Some(Self::Cpus),
             _ => None,
         }

@@ -68,8 +68,9 @@ pub(crate) struct VipCell {
 }
 
 impl VipCell {
-    /// `tracking`: which flows this balancer remembers; `hands_back`: tables of one before may know more of them.
-    fn word(&self, tracking: FlowTracking, hands_back: bool) -> u64 {
+    /// `tracking`: which flows this balancer remembers; `in_detail`: whether it counts more than packets and bytes;
+    /// `hands_back`: tables of one before may know more of its flows.
+    fn word(&self, tracking: FlowTracking, in_detail: bool, hands_back: bool) -> u64 {
         let no_reals = types::vip_flag::VIP_NO_REALS.0;
         let mut flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
         if self.void_flows {
@@ -77,6 +78,9 @@ impl VipCell {
         }
         if tracking == FlowTracking::Changed && !self.flags.intersects(TABLES_DECIDE) {
             flags |= types::vip_flag::VIP_TRACKS_CHANGES.0;
+        }
+        if in_detail {
+            flags |= types::vip_flag::VIP_IN_DETAIL.0;
         }
         if hands_back && self.has_reals && !self.flags.intersects(NOT_REMEMBERED) {
             flags |= HANDS_BACK;
@@ -158,6 +162,7 @@ pub(crate) struct VipCells {
     infos: Mapping,
     hash: VipHash,
     tracking: FlowTracking,
+    in_detail: bool,
     hands_back: AtomicBool,
 }
 
@@ -172,6 +177,7 @@ impl VipCells {
         max_vips: u32,
         hash: VipHash,
         tracking: FlowTracking,
+        in_detail: bool,
     ) -> io::Result<Self> {
         let [heads, infos] = vip_table_bytes(max_vips);
         let cells = Self {
@@ -181,6 +187,7 @@ impl VipCells {
             infos_map,
             hash,
             tracking,
+            in_detail,
             hands_back: AtomicBool::new(false),
         };
         let is_set = |word: &AtomicU64| word.load(Ordering::Relaxed) & u64::from(HANDS_BACK) != 0;
@@ -214,7 +221,7 @@ impl VipCells {
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
         let words: &[AtomicU64] = self.infos.u64s();
         words[usize::from(number) * INFO_U64S + INFO_VIP].store(
-            cell.word(self.tracking, self.hands_back()),
+            cell.word(self.tracking, self.in_detail, self.hands_back()),
             Ordering::Release,
         );
     }

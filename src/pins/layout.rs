@@ -39,7 +39,9 @@ impl Part {
             | "decap_destinations" | "allowed_sources" | "egress_sources" => Self::State,
             "flows" | "flow_tables" | "fallback_flows" | "global_flows" | "global_fallback"
             | "down_reals" => Self::Flows,
-            "cpus" | "vip_counters" | "real_counters" => Self::Counters,
+            "cpus" | "vip_counters" | "real_counters" | "vip_details" | "vip_reals" => {
+                Self::Counters
+            }
             "marks" | "destinations" | "sources" | "ways" | "probe_keys" | "probe_counters"
             | "probe_flows" | "probe_totals" | ".data.settings" => Self::Probes,
             _ => return None,
@@ -110,13 +112,16 @@ mod tests {
                 "count",
                 "vip_counters",
                 "real_counters",
+                "vip_details",
+                "vip_real",
+                "vip_real_counters",
                 "cpu",
                 "flood_window",
                 "active_sets",
                 "event_window",
                 "scratch",
             ],
-            0xaa43_dc85,
+            0x1df6_5296,
         ),
         (
             Part::Probes,

@@ -3,6 +3,8 @@
 //! libbpf-rs's own batch and per-CPU calls lose entries, the count, or the errno in corners that
 //! matter here, so these go to the system call wrappers of libbpf itself.
 
+mod per_cpu_hash;
+
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,8 @@ use super::name_of;
 use super::pod::Pod;
 use super::pod::as_mut_ptr;
 use super::pod::as_ptr;
+
+pub(crate) use per_cpu_hash::PerCpuHash;
 
 /// What a map is to be.
 pub(crate) struct Spec<'a> {

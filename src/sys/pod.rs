@@ -40,6 +40,9 @@ pod! {
     types::count = 16;
     types::vip_counters = 40;
     types::real_counters = 24;
+    types::vip_details = 16;
+    types::vip_real = 8;
+    types::vip_real_counters = 24;
     types::counters = COUNTERS;
     types::cpu = COUNTERS + 3 * 8 + 2 * 4 + 4 * 8 + 80 + 24;
     types::source_prefix_v4 = 8;

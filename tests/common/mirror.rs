@@ -75,6 +75,8 @@ fn config(katran: &Katran, cpu: u32) -> model::Config {
         },
         flow_idle_timeout: settings.flow_idle_timeout.unwrap().as_millis() as u64,
         udp_timeout: settings.udp_timeout.unwrap().as_millis() as u64,
+        counts_syns: settings.count_syns.unwrap(),
+        max_vip_reals: settings.max_vip_reals.unwrap() as usize,
         orphaned: false,
         flood_threshold: settings.flood_threshold.unwrap().into(),
         has_flow_table: forwards,

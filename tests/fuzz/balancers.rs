@@ -55,6 +55,9 @@ pub(crate) struct Kind {
     timeouts: Option<[u64; 2]>,
     /// Frames are played through the explaining twin.
     pub(crate) explained: bool,
+    counts_syns: bool,
+    /// Pairs of a VIP and a real that are counted.
+    max_vip_reals: u32,
 }
 
 const SETS: FlowTableKind = FlowTableKind::SetAssociative;
@@ -78,6 +81,8 @@ const PLAIN: Kind = Kind {
     ring_size: 1009,
     timeouts: None,
     explained: false,
+    counts_syns: false,
+    max_vip_reals: 0,
 };
 
 /// Tables are asked in unsettled slots only. Of those there are few, so that flows meet in them. Moments of slots are parts
@@ -98,7 +103,11 @@ pub(crate) const SETTLING: Kind = Kind {
 
 /// All of them.
 pub(crate) const KINDS: [Kind; 16] = [
-    PLAIN,
+    Kind {
+        // Fewer than there are.
+        max_vip_reals: 100,
+        ..PLAIN
+    },
     Kind {
         name: "gue",
         encapsulation: GUE,
@@ -110,6 +119,7 @@ pub(crate) const KINDS: [Kind; 16] = [
         features: Features::all()
             .difference(Features::FLOW_DEBUG)
             .difference(Features::STRICT_DESTINATION),
+        max_vip_reals: 4096,
         ..PLAIN
     },
     Kind {
@@ -178,6 +188,7 @@ pub(crate) const KINDS: [Kind; 16] = [
     },
     Kind {
         name: "changed",
+        max_vip_reals: 4096,
         ..CHANGED
     },
     Kind {
@@ -204,6 +215,7 @@ pub(crate) const KINDS: [Kind; 16] = [
         name: "changed, flood",
         features: Features::INTROSPECTION,
         flood: Some(100),
+        counts_syns: true,
         ..CHANGED
     },
     Kind {
@@ -243,6 +255,8 @@ impl Kind {
         settings.global_flow_table_size = Some(1024);
         settings.flow_table_size = Some(32_768);
         settings.flow_tracking = Some(self.tracking);
+        settings.count_syns = Some(self.counts_syns);
+        settings.max_vip_reals = Some(self.max_vip_reals);
         if let Some([tcp, udp]) = self.timeouts {
             settings.flow_idle_timeout = Some(Duration::from_secs(tcp));
             settings.udp_timeout = Some(Duration::from_secs(udp));

@@ -182,6 +182,9 @@ impl Pair {
         if let Some(monitor) = &self.monitor {
             let _ = monitor.take();
         }
+        if let Some(pairs) = self.katran.map_fd("vip_reals") {
+            bpf::clear(pairs);
+        }
         self.model = self.fresh.clone();
         self.before = self.counted();
         self.model.sent = self.before["totals.tx.packets"];

@@ -62,6 +62,14 @@ fn the_balancer_loads_with_each_way_to_wrap_and_to_keep_frames() {
 }
 
 #[test]
+fn the_balancer_loads_whatever_is_counted_in_detail() {
+    for features in [Features::default(), features()] {
+        drop(load(with(features).count_syns(true)));
+        drop(load(with(features).max_vip_reals(100)));
+    }
+}
+
+#[test]
 fn the_other_programs_load() {
     let decap = Decap::builder().destination(ip("198.51.100.1"));
     drop(decap.clone().load().unwrap());

@@ -8,6 +8,7 @@ mod attacks;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowded_slots;
+mod details;
 mod differences;
 mod flow_table_model;
 mod flows;

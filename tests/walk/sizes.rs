@@ -311,6 +311,7 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
         ("prefixes", with(512, 1024, 1000), 512, true),
         ("default rings", default_rings, 128, false),
         ("one cpu", builder().forwarding_cpus([0]), 16, false),
+        ("in detail", builder().max_vip_reals(100_000), 16, false),
     ];
     println!(
         "{:<16} {:>12} {:>12} {:>7} {:>12} {:>12} {:>7}",

@@ -125,7 +125,13 @@ impl Katran {
 }
 
 /// Maps that count what packets do.
-const COUNTING: [&str; 4] = ["cpus", "vip_counters", "real_counters", PROBE_COUNTERS];
+const COUNTING: [&str; 5] = [
+    "cpus",
+    "vip_counters",
+    "real_counters",
+    "vip_details",
+    PROBE_COUNTERS,
+];
 const PROBE_COUNTERS: &str = "probe_counters";
 
 fn counting_map(set: &PinnedSet, name: &str) -> Result<Option<OwnedFd>> {

@@ -45,6 +45,8 @@ impl Common<'_> {
     fn has(&self, map: &str) -> bool {
         match map {
             "vip_counters" => self.same(|of| of.max_vips),
+            "vip_details" => self.same(|of| (of.counts_in_detail(), of.max_vips)),
+            "vip_reals" => self.same(|of| of.max_vip_reals),
             "real_counters" => self.same(|of| of.max_reals),
             "events" => self.same(|of| of.event_buffer),
             "flow_tables" => {

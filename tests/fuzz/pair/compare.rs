@@ -111,6 +111,23 @@ impl Pair {
                 expected.insert(format!("reals.{address}.{name}"), count);
             }
         }
+        for (number, of_vip) in &self.model.details {
+            let vip = vips[*number as usize];
+            for (name, count) in [("syns", of_vip.syns), ("unpaired", of_vip.unpaired)] {
+                expected.insert(format!("vip_details.{vip}.{name}"), count);
+            }
+        }
+        for ((number, real), of_pair) in &self.model.pairs {
+            let vip = vips[*number as usize];
+            let address = self.model.tables.reals[real].address;
+            for (name, count) in [
+                ("forwarded.packets", of_pair.packets),
+                ("forwarded.bytes", of_pair.bytes),
+                ("syns", of_pair.syns),
+            ] {
+                expected.insert(format!("vip_reals.{vip}.{address}.{name}"), count);
+            }
+        }
         expected.retain(|_, count| *count != 0);
         expected
     }

@@ -86,6 +86,10 @@ pub struct Config {
     pub flow_idle_timeout: u64,
     /// For how long an entry of a UDP flow counts, in milliseconds.
     pub udp_timeout: u64,
+    /// Whether SYNs of VIPs are counted.
+    pub counts_syns: bool,
+    /// How many pairs of a VIP and a real are counted.
+    pub max_vip_reals: usize,
     /// Whether nobody has given a sign of life for longer than is allowed.
     pub orphaned: bool,
     /// New flows a second and CPU from which on the flood guard acts.

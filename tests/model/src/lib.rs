@@ -171,6 +171,26 @@ pub struct RealCounters {
     pub misses: u64,
 }
 
+/// What is counted of one VIP on demand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipDetails {
+    /// TCP packets with SYN that went on.
+    pub syns: u64,
+    /// Packets that went to a real with which there is no pair.
+    pub unpaired: u64,
+}
+
+/// What is counted of a VIP and one of its reals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PairCounters {
+    /// Packets of the VIP to the real.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those with SYN.
+    pub syns: u64,
+}
+
 /// A balancer, as one CPU knows it.
 #[derive(Clone, Debug)]
 pub struct Balancer {
@@ -190,6 +210,10 @@ pub struct Balancer {
     pub of_vips: BTreeMap<VipNumber, VipCounters>,
     /// Those of reals.
     pub of_reals: BTreeMap<RealId, RealCounters>,
+    /// What is counted of VIPs on demand.
+    pub details: BTreeMap<VipNumber, VipDetails>,
+    /// The same of pairs of a VIP and a real.
+    pub pairs: BTreeMap<(VipNumber, RealId), PairCounters>,
     /// What the host application would be told.
     pub events: Vec<Event>,
 }
@@ -206,6 +230,8 @@ impl Balancer {
             counters: Counters::default(),
             of_vips: BTreeMap::new(),
             of_reals: BTreeMap::new(),
+            details: BTreeMap::new(),
+            pairs: BTreeMap::new(),
             events: Vec::new(),
         }
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::Encapsulation;
 use crate::End;
+use crate::RealId;
 use crate::Step;
 use crate::VipNumber;
 use crate::bytes::ETHERNET;
@@ -27,6 +28,29 @@ use crate::ip::Family;
 use crate::transport::Packet;
 use crate::walk::Run;
 
+/// What few balancers count. A pair has its place from its first packet on, if one is left.
+fn count_in_detail(run: &mut Run<'_>, number: VipNumber, packet: &Packet, real: RealId) {
+    let balancer = &mut *run.balancer;
+    let most = balancer.config.max_vip_reals;
+    if !balancer.config.counts_syns && most == 0 {
+        return;
+    }
+    let of_vip = balancer.details.entry(number).or_default();
+    of_vip.syns += u64::from(packet.syn);
+    if most == 0 {
+        return;
+    }
+    let pair = (number, real);
+    if balancer.pairs.len() == most && !balancer.pairs.contains_key(&pair) {
+        of_vip.unpaired += 1;
+        return;
+    }
+    let of_pair = balancer.pairs.entry(pair).or_default();
+    of_pair.packets += 1;
+    of_pair.bytes += u64::from(packet.header.length);
+    of_pair.syns += u64::from(packet.syn);
+}
+
 pub(crate) fn send(
     run: &mut Run<'_>,
     number: VipNumber,
@@ -40,6 +64,7 @@ pub(crate) fn send(
     let of_real = run.balancer.of_reals.entry(choice.real).or_default();
     of_real.packets += 1;
     of_real.bytes += bytes;
+    count_in_detail(run, number, packet, choice.real);
 
     let tables = &run.balancer.tables;
     let config = &run.balancer.config;

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
+/*
+ * What few balancers count: SYNs of each VIP, and what went to each of its reals. A VIP's flags say that there is something
+ * to count, in the bits that the end of the walk looks at anyway, so no other packet pays for it.
+ */
+#pragma once
+
+#include "config.h"
+#include "counters.h"
+#include "maps.h"
+#include "verifier.h"
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room for more pairs. */
+static __always_inline struct vip_real_counters *counters_of_pair(const struct vip_real *pair)
+{
+	const struct vip_real_counters none = {};
+	struct vip_real_counters *found = bpf_map_lookup_elem(&vip_reals, pair);
+
+	if (likely(found))
+		return found;
+	/* Another CPU may make it meanwhile: then this one is refused, and finds it. */
+	bpf_map_update_elem(&vip_reals, pair, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&vip_reals, pair);
+}
+
+/* Counts a packet that goes on. A global function, so that the verifier looks at it once. */
+LOOKED_AT_ONCE int count_in_detail(__u32 vip, __u32 real, __u32 bytes, __u32 opens)
+{
+	struct vip_details *of_vip;
+
+	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	if (!in_detail)
+		return 0;
+	of_vip = bpf_map_lookup_elem(&vip_details, &vip);
+	if (!of_vip)
+		return 0;
+	opens = !!opens;
+	of_vip->syns += opens;
+	if (max_vip_reals) {
+		const struct vip_real pair = { .vip = vip, .real = real };
+		struct vip_real_counters *of_pair = counters_of_pair(&pair);
+
+		if (of_pair) {
+			count_frame(&of_pair->forwarded, bytes);
+			of_pair->syns += opens;
+		} else {
+			of_vip->unpaired++;
+		}
+	}
+	return 0;
+}

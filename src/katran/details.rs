@@ -1,0 +1,90 @@
+//! What is counted on demand: more of each VIP, and its traffic to each real.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::Katran;
+use super::counters::Stats;
+use crate::counters::VipDetails;
+use crate::counters::VipRealCounters;
+use crate::error::Result;
+use crate::maps::real_id;
+use crate::types::Vip;
+
+impl Stats<'_> {
+    /// More of every VIP than packets and bytes, above all its SYNs: with [`Builder::count_syns`](crate::Builder::count_syns)
+    /// or [`Builder::max_vip_reals`](crate::Builder::max_vip_reals); else there is none.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`](crate::Error::Kernel).
+    pub fn vip_details(&self) -> Result<BTreeMap<Vip, VipDetails>> {
+        let katran = self.katran;
+        let Some(details) = &katran.maps.details else {
+            return Ok(BTreeMap::new());
+        };
+        let of_vip = |vip: &Vip, number| {
+            let counted = details.of_vip(number);
+            let counted = katran
+                .kernel
+                .check("read the counters of", &vip.to_string(), counted)?;
+            Ok((*vip, VipDetails::sum(&counted)))
+        };
+        let vips = katran.table.vips();
+        vips.map(|(vip, entry)| of_vip(vip, entry.number.0))
+            .collect()
+    }
+
+    /// Every VIP's traffic to every real that it has gone to, with
+    /// [`Builder::max_vip_reals`](crate::Builder::max_vip_reals); else there is none. Ids in packets and source routes may lead to
+    /// reals that are none of the VIP's; they are here, too. One that the VIP gives up stays until nothing names it any more.
+    ///
+    /// It reads all pairs, some milliseconds for 10,000 of them, and gives the places of those back whose VIP or real has gone.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`](crate::Error::Kernel).
+    pub fn vip_reals(&self) -> Result<BTreeMap<Vip, BTreeMap<IpAddr, VipRealCounters>>> {
+        let katran = self.katran;
+        let Some(details) = &katran.maps.details else {
+            return Ok(BTreeMap::new());
+        };
+        let vips = katran.table.vips();
+        let vips: BTreeMap<u32, Vip> = vips
+            .map(|(vip, entry)| (entry.number.0.into(), *vip))
+            .collect();
+        let reals = katran.table.reals();
+        let reals: BTreeMap<u32, IpAddr> = reals
+            .map(|(address, entry)| (real_id(entry.number.0, entry.generation), address))
+            .collect();
+        let mut pairs = BTreeMap::<Vip, BTreeMap<_, _>>::new();
+        let mut former = BTreeSet::new();
+        let read = details.pairs(
+            |vip, real, counted| match (vips.get(&vip), reals.get(&real)) {
+                (Some(of_vip), Some(address)) => {
+                    let of_vip = pairs.entry(*of_vip).or_default();
+                    of_vip.insert(*address, VipRealCounters::sum(counted));
+                }
+                _ => {
+                    former.insert((vip, real));
+                }
+            },
+        );
+        katran
+            .kernel
+            .check("read the counters of", "vip_reals", read)?;
+        katran.forget_pairs(&former.into_iter().collect::<Vec<_>>());
+        Ok(pairs)
+    }
+}
+
+impl Katran {
+    /// Gives the places of pairs back that are not there any more. Another owner may know them, so only while this one is.
+    fn forget_pairs(&self, former: &[(u32, u32)]) {
+        let (Some(details), Ok(_call)) = (&self.maps.details, self.call()) else {
+            return;
+        };
+        if let Err(error) = details.forget(former) {
+            log::warn!("places for pairs of VIPs and reals stay in use: {error}");
+        }
+    }
+}
