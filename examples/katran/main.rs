@@ -25,7 +25,6 @@ mod monitor;
 mod options;
 mod page;
 mod pages;
-mod probing;
 mod report;
 mod run;
 mod socket;

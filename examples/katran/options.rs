@@ -11,8 +11,8 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
+use katran::health::Document;
 use katran::state::Changes;
-use katran::state::Document;
 
 use crate::common::keeper;
 use crate::common::pin::Pin;

@@ -263,14 +263,9 @@ fn faults_of_the_place_are_told() {
 
 #[test]
 fn faults_of_backends_are_told() {
-    let options = [
-        "--probe",
-        "--interval",
-        "0.2",
-        "--check",
-        "203.0.113.1:53/udp=tcp:80",
-    ];
-    let site = Site::start("backends", "flow_table_size = 10_000", &options);
+    let settings =
+        "flow_table_size = 10_000\n[health]\ninterval = 0.2\nudp_check = \"tcp\"\nport = 80";
+    let site = Site::start("backends", settings, &[]);
     let _servers = site.lab.serve_tcp(80).unwrap();
     let [first, second] = &site.lab.backends[..] else {
         panic!("two backends");
@@ -287,6 +282,7 @@ fn faults_of_backends_are_told() {
         "health",
         &[
             "real 198.51.100.2 does not answer probes of 203.0.113.1:53/udp and 1 more VIP",
+            "no whole answer within 1 s",
             "decap --interface eth0 --check --vip 203.0.113.1",
         ],
     );

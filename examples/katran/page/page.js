@@ -208,7 +208,9 @@ async function reals(vip) {
     }
     remember(key, bits);
     const [, state, weight, p, b, share, graph] = line.cells_;
-    text(state, real.health);
+    const answers = !real.result || real.result === "answers" || real.health === "not probed";
+    text(state, answers ? real.health : `${real.health}: ${real.result}`);
+    state.title = real.history.map((of) => `${new Date(1000 * of.time).toLocaleString()} ${of.up ? "up" : `down: ${of.reason}`}`).join("\n");
     state.className = { up: "good", down: "bad", "not probed": "soft" }[real.health] || "warn";
     text(weight.firstChild, String(real.weight));
     weight.lastChild.firstChild.style.width = `${(100 * real.weight) / heaviest}%`;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use katran::diagnosis::Severity;
 use katran::diagnosis::Subject;
 
+use crate::report::Check;
 use crate::report::Health;
 use crate::report::Problem;
 use crate::report::Vip;
@@ -57,19 +58,25 @@ fn found(vips: &[Vip]) -> Vec<Found<'_>> {
             vip,
         });
     }
-    let mut silent: BTreeMap<IpAddr, Vec<&Vip>> = BTreeMap::new();
+    let mut silent: BTreeMap<IpAddr, Vec<(&Vip, Option<&Check>)>> = BTreeMap::new();
     for vip in others {
         for of in vip.reals.iter().filter(is_down) {
-            silent.entry(of.real).or_default().push(vip);
+            let of_real = silent.entry(of.real).or_default();
+            of_real.push((vip, of.check.as_ref()));
         }
     }
-    found.extend(silent.into_iter().map(|(real, of)| Found {
-        severity: Severity::Warning,
-        message: format!(
-            "real {real} does not answer probes of {}, and gets no flows of it while others answer",
-            and_more(&of[0].vip, of.len() - 1, "VIP")
-        ),
-        vip: of[0],
+    found.extend(silent.into_iter().map(|(real, of)| {
+        let (vip, check) = of[0];
+        let why = check.map_or(String::new(), |check| format!(" ({})", check.result));
+        let message = format!(
+            "real {real} does not answer probes of {}{why}, and gets no flows of it while others answer",
+            and_more(&vip.vip, of.len() - 1, "VIP")
+        );
+        Found {
+            severity: Severity::Warning,
+            message,
+            vip,
+        }
     }));
     found
 }

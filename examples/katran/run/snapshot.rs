@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -21,7 +23,11 @@ use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Severity;
 use katran::diagnosis::Subject;
+use katran::health::RealHealth;
+use katran::health::Status;
+use katran::health::VipHealth;
 use katran::stats::Counters;
+use katran::stats::Metric;
 
 use super::Message;
 use super::Owner;
@@ -30,6 +36,7 @@ use crate::options;
 use crate::report;
 use crate::report::ATTACHED;
 use crate::report::Applied;
+use crate::report::Check;
 use crate::report::Drain;
 use crate::report::Health;
 use crate::report::NOT_SENT;
@@ -41,6 +48,9 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const EVERYWHERE: &str = "all";
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
+
+/// Reals that are probed, each VIP's counted, that have series of their own in a scrape.
+const MOST_REALS: usize = 10_000;
 
 /// A way to the thread that owns the balancer.
 #[derive(Clone)]
@@ -126,6 +136,8 @@ pub(crate) struct Snapshot {
     running: Duration,
     pub(crate) counters: Counters,
     pub(crate) vips: Vec<OfVip>,
+    /// What the checks tell, if there are any.
+    pub(crate) checks: Vec<Metric>,
     pub(crate) attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     pub(crate) shared: Vec<SharedEntry>,
@@ -147,6 +159,8 @@ pub(crate) type OfInterface = (String, BTreeMap<(Subject, Severity), u64>);
 pub(crate) struct OfVip {
     pub(crate) vip: Vip,
     pub(crate) reals: Vec<OfReal>,
+    panics: bool,
+    falls_back: bool,
 }
 
 #[derive(Debug)]
@@ -154,28 +168,42 @@ pub(crate) struct OfReal {
     pub(crate) real: Real,
     pub(crate) down: bool,
     pub(crate) health: Health,
+    check: Option<Check>,
     drain: Option<Drain>,
 }
 
 impl Snapshot {
     /// What is true now, but for entries of the flow tables, which have been counted before.
     fn take(owner: &Owner) -> Result<Self> {
-        let katran = &owner.katran;
-        let found = owner.board.found();
-        let found: BTreeMap<_, _> = found
-            .map(|found| ((found.vip, found.real), found))
-            .collect();
+        // The checks take the balancer first, so what they know is asked before.
+        let found = owner.health.as_ref().map(katran::health::Health::report);
+        let checks = found.as_ref().map(|found| found.metrics(MOST_REALS));
+        let (found, checks) = (found.unwrap_or_default(), checks.unwrap_or_default());
+        let of_vips: BTreeMap<Vip, &VipHealth> = found.vips.iter().map(|of| (of.vip, of)).collect();
+        let katran = &*owner.katran();
         let mut vips = Vec::new();
         for vip in katran.vips() {
             let down = katran.down_reals(vip)?;
+            let of_vip = of_vips.get(&vip);
+            let checked = |real: &Real| {
+                let reals = &of_vip?.reals;
+                let at = reals.binary_search_by_key(&real.address(), |of| of.real);
+                at.ok().map(|at| &reals[at])
+            };
             let of_real = |real: Real| OfReal {
                 real,
                 down: down.binary_search(&real.address()).is_ok(),
-                health: health(found.get(&(vip, real.address())).map(|found| found.up)),
+                health: health(checked(&real)),
+                check: checked(&real).and_then(check),
                 drain: owner.silences.drain(&owner.drains, vip, real),
             };
             let reals = katran.reals(vip)?.into_iter().map(of_real).collect();
-            vips.push(OfVip { vip, reals });
+            vips.push(OfVip {
+                vip,
+                reals,
+                panics: of_vip.is_some_and(|of| of.panics),
+                falls_back: of_vip.is_some_and(|of| of.falls_back),
+            });
         }
         let mut counters = katran.counters_with(owner.recount.count())?;
         // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
@@ -189,6 +217,7 @@ impl Snapshot {
             running: owner.began.elapsed(),
             counters,
             vips,
+            checks,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
             problems: Vec::new(),
@@ -203,7 +232,7 @@ impl Snapshot {
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
         let mut taken = Self::take(owner)?;
-        taken.problems = counted(&owner.katran, &owner.arguments.options.interface)?;
+        taken.problems = counted(&owner.katran(), &owner.arguments.options.interface)?;
         let vips: Vec<_> = taken.vips.iter().map(|vip| taken.vip(vip)).collect();
         let of_health = health::counts(&vips);
         taken.problems.push((EVERYWHERE.to_owned(), of_health));
@@ -300,6 +329,7 @@ impl Snapshot {
             weight: of.real.get_weight(),
             down: of.down,
             health: of.health,
+            check: of.check.clone(),
             drain: of.drain,
         });
         report::Vip {
@@ -311,6 +341,8 @@ impl Snapshot {
             vip: name,
             slots,
             reals: reals.collect(),
+            panics: of.panics,
+            falls_back: of.falls_back,
             rate: None,
         }
     }
@@ -327,14 +359,32 @@ fn word(state: AttachmentState) -> String {
     .to_owned()
 }
 
-/// `None`: it is not probed; `Some(None)`: not yet.
-fn health(found: Option<Option<bool>>) -> Health {
-    match found {
+fn health(found: Option<&RealHealth>) -> Health {
+    match found.filter(|of| of.probed).map(|of| of.status) {
         None => Health::NotProbed,
-        Some(None) => Health::Unknown,
-        Some(Some(true)) => Health::Up,
-        Some(Some(false)) => Health::Down,
+        Some(Status::Up) => Health::Up,
+        Some(Status::Down) => Health::Down,
+        Some(_) => Health::Unknown,
     }
+}
+
+/// `None`: nothing was found yet.
+fn check(found: &RealHealth) -> Option<Check> {
+    let history = found.history.iter().map(|of| report::Transition {
+        time: seconds(of.at),
+        up: of.to == Status::Up,
+        reason: of.reason.clone(),
+    });
+    Some(Check {
+        time: seconds(found.last?),
+        result: found.last_result.clone()?,
+        history: history.collect(),
+    })
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }
 
 /// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those that were named.
@@ -351,7 +401,8 @@ fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
 /// What the diagnosis finds that is not as it should be.
 fn problems(owner: &mut Owner) -> Vec<report::Problem> {
     let interfaces = &owner.arguments.options.interface;
-    let diagnoses = match options::diagnose(&owner.katran, interfaces) {
+    let diagnoses = options::diagnose(&owner.katran(), interfaces);
+    let diagnoses = match diagnoses {
         Ok(diagnoses) => diagnoses,
         Err(error) => {
             return vec![report::Problem {
