@@ -7,6 +7,7 @@
 mod drop_reason;
 mod interface;
 mod metric;
+mod next_hops;
 mod table;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use interface::InterfaceCounters;
 pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
+pub use next_hops::NextHopCounts;
 pub use table::EncapFailures;
 pub use table::EventCounters;
 pub use table::FlowTableCounters;
@@ -226,6 +228,8 @@ pub struct Counters {
     /// Every interface that the program is attached to, as [`Stats::interfaces`](crate::stats::Stats::interfaces) has
     /// them.
     pub interfaces: Vec<InterfaceCounters>,
+    /// The next hops that the library finds out.
+    pub next_hops: NextHopCounts,
     /// The library's own.
     pub library: LibraryCounters,
 }
@@ -303,6 +307,7 @@ impl Counters {
         traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
         let mut frames = self.frames();
         frames.extend(self.interfaces());
+        frames.push(self.next_hops.metric());
         [
             ("frames", frames),
             ("vips and reals", traffic),

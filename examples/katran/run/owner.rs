@@ -27,6 +27,7 @@ use super::drains::Drains;
 use super::drains::Silences;
 use super::lines;
 use super::lines::Lines;
+use super::past::Past;
 use super::snapshot::Handle;
 use super::snapshot::Snapshot;
 use crate::common::keeper::Keeper;
@@ -65,6 +66,7 @@ pub(crate) struct Owner {
     monitored: Option<Features>,
     pub(super) last_apply: Option<Applied>,
     pub(super) refused: Option<Applied>,
+    pub(super) past: Past,
     /// When to apply again what was refused, and with which words it was.
     retry: Option<(Instant, String)>,
     /// When to look around next.
@@ -89,7 +91,7 @@ impl Owner {
             .map(|prober| prober.checks().destinations(&wanted));
         let mut notices = board.set_wanted(wanted.clone(), destinations.unwrap_or_default());
         let loaded = options.load_or_go_on(&board.state());
-        let mut katran = loaded.map_err(|error| placed(&document, error))?;
+        let (mut katran, start) = loaded.map_err(|error| placed(&document, error))?;
         if prober.is_some() {
             notices.extend(board.go_on(&katran.state()));
         }
@@ -107,6 +109,7 @@ impl Owner {
         }
         let mut silences = Silences::default();
         silences.follow(&katran);
+        let source = options.config.display().to_string();
         let owner = Self {
             recount: Recount::begin(&katran, arguments.recount)?,
             lines: match arguments.counters {
@@ -124,6 +127,7 @@ impl Owner {
             prober,
             keeper: Keeper::new(),
             monitored: None,
+            past: Past::begin(start.as_ref(), source),
             last_apply: Some(applied),
             refused: None,
             retry: None,
@@ -157,6 +161,7 @@ impl Owner {
         }
         if self.next <= Instant::now() {
             self.silences.look(&self.katran).into_iter().for_each(say);
+            self.past.look(&self.katran);
             // Packets flow all the same.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&self.katran)) {
                 eprintln!("{}", with_causes(&error));
@@ -186,11 +191,12 @@ impl Owner {
         let config = self.arguments.options.config.clone();
         thread::spawn(move || {
             let read = options::read(&config);
+            let source = config.display().to_string();
             handle.tell(move |owner| {
                 if owner.readings != reading {
                     return;
                 }
-                match owner.apply_document(read) {
+                match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
                     Err(error) => eprintln!(
                         "{}\nnothing was changed: the old configuration stays in force",
@@ -203,12 +209,17 @@ impl Owner {
 
     /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
     /// read, all stays as it is, and it is remembered that one was refused.
-    pub(crate) fn apply_document(&mut self, read: Result<Document>) -> Result<Changes> {
+    pub(crate) fn apply_document(
+        &mut self,
+        read: Result<Document>,
+        source: String,
+    ) -> Result<Changes> {
         let wanted = read.and_then(|document| {
             let wanted = prepared(&self.arguments, document.state().clone())?;
             Ok((wanted, document))
         });
         let (wanted, document) = wanted.inspect_err(|error| {
+            self.past.refused += 1;
             self.refused = Some(Applied {
                 time: now(),
                 took: 0.0,
@@ -222,6 +233,9 @@ impl Owner {
             }
             error
         });
+        if changes.is_ok() {
+            self.past.source = source;
+        }
         if let Err(error) = watch(&mut self.katran, self.arguments.watch_misses) {
             eprintln!("{}", with_causes(&error));
         }
@@ -255,7 +269,11 @@ impl Owner {
         let (board, notices) = self.board_of(&wanted, &mut drains);
         let state = self.introspected(board.state());
         let (changes, applied) = apply(&mut self.katran, &state);
-        let changes = changes.inspect_err(|_| self.refused = Some(applied.clone()))?;
+        let changes = changes.inspect_err(|_| {
+            self.past.refused += 1;
+            self.refused = Some(applied.clone());
+        })?;
+        self.past.applied += 1;
         (self.last_apply, self.refused, self.retry) = (Some(applied), None, None);
         (self.wanted, self.drains, self.board) = (wanted, drains, board);
         self.silences.follow(&self.katran);
@@ -412,7 +430,7 @@ fn prepared(arguments: &Arguments, mut state: State) -> Result<State> {
     Ok(state)
 }
 
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs_f64()
 }

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
-use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
@@ -25,6 +24,7 @@ use katran::stats::Counters;
 
 use super::Message;
 use super::Owner;
+use super::Past;
 use crate::options;
 use crate::report;
 use crate::report::ATTACHED;
@@ -128,8 +128,9 @@ pub(crate) struct Snapshot {
     pub(crate) memory: u64,
     forwarding: Vec<u32>,
     pinned: Option<String>,
-    last_apply: Option<Applied>,
-    refused: Option<Applied>,
+    pub(crate) last_apply: Option<Applied>,
+    pub(crate) refused: Option<Applied>,
+    pub(crate) past: Past,
 }
 
 /// An interface, and how many findings there are on it.
@@ -151,6 +152,11 @@ pub(crate) struct OfReal {
 }
 
 impl Snapshot {
+    /// For how many seconds it has been the last one.
+    pub(crate) fn age(&self) -> f64 {
+        self.taken.elapsed().as_secs_f64()
+    }
+
     /// What is true now, but for entries of the flow tables, which have been counted before.
     fn take(owner: &Owner) -> Result<Self> {
         let katran = &owner.katran;
@@ -190,13 +196,14 @@ impl Snapshot {
             pinned: katran.pinned_in().map(|path| path.display().to_string()),
             last_apply: owner.last_apply.clone(),
             refused: owner.refused.clone(),
+            past: owner.past.clone(),
         })
     }
 
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
         Ok(Self {
-            problems: counted(&owner.katran)?,
+            problems: counted(owner)?,
             ..Self::take(owner)?
         })
     }
@@ -223,7 +230,7 @@ impl Snapshot {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: process::id(),
             running: self.running.as_secs_f64(),
-            age: self.taken.elapsed().as_secs_f64(),
+            age: self.age(),
             attachments: self.places(),
             pinned: self.pinned.clone(),
             vips: self.vips.iter().map(|vip| self.vip(vip)).collect(),
@@ -328,13 +335,13 @@ fn health(found: Option<Option<bool>>) -> Health {
     }
 }
 
-/// What the diagnosis finds on each interface, gone or not.
-fn counted(katran: &Katran) -> Result<Vec<OfInterface>> {
-    let names: BTreeSet<_> = katran
-        .interfaces()
-        .into_iter()
-        .map(|of| of.interface)
-        .collect();
+/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those of `--interface`, which
+/// with `--shared` are those that the root program is on.
+fn counted(owner: &Owner) -> Result<Vec<OfInterface>> {
+    let katran = &owner.katran;
+    let attached = katran.interfaces().into_iter().map(|of| of.interface);
+    let named = owner.arguments.options.interface.iter().cloned();
+    let names: BTreeSet<_> = attached.chain(named).collect();
     let counted = names.into_iter().map(|name| {
         let counts = katran.diagnose(&name)?.counts();
         Ok((name, counts))

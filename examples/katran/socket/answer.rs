@@ -104,6 +104,9 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
     Ok(())
 }
 
+/// Where a document is from that no file had.
+const COMMAND: &str = "command";
+
 /// Does what one line of an answer tells of: all requests but `monitor`.
 pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
     match request {
@@ -119,7 +122,7 @@ fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
     let read = Document::from_toml(document).map_err(anyhow::Error::from);
     let applied = handle.ask(move |owner| match dry_run {
         true => owner.would_change(&read?),
-        false => owner.apply_document(read),
+        false => owner.apply_document(read, COMMAND.to_owned()),
     });
     let changes = applied??;
     Ok(match dry_run {
