@@ -110,17 +110,15 @@ fn documentation_lists_every_metric_and_every_counter() {
     };
     root(&["attach", "--interface", "eth2"]);
     let mut command = katran("run");
-    // It looks for a gateway that there is not.
+    // It looks for a way to the real that there is not.
     let lost = Scratch::new("lost.toml");
     let document = fs::read_to_string(&file.0).unwrap();
-    lost.write(&document.replacen(
-        "gateway_mac = \"02:00:00:00:00:01\"",
-        "gateway_mac = \"auto\"",
-        1,
-    ));
+    let given = "gateway_mac = \"02:00:00:00:00:01\"";
+    let wanted = "gateway_mac = \"auto\"\nnext_hops = \"per-real\"";
+    lost.write(&document.replacen(given, wanted, 1));
     command.arg("--config").arg(&lost.0);
     command.args(["--shared", &path, "--interface", "eth2"]);
-    command.args(["--listen", "127.0.0.1:9958", "--no-socket"]);
+    command.args(["--listen", "127.0.0.1:9958"]);
     let mut shared = Running::start(&host, command);
     shared.says("/metrics");
     let response = http_get(
@@ -153,7 +151,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     let silent = of_shared.families.remove(&name).unwrap();
     let labels: Vec<_> = silent.samples.keys().flatten().collect();
     assert!(
-        labels.contains(&(&"real".to_owned(), &"ipv4".to_owned())),
+        labels.contains(&(&"real".to_owned(), &"198.51.100.1".to_owned())),
         "{labels:?}"
     );
     page.families.insert(name, silent);
