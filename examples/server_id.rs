@@ -29,6 +29,7 @@ use std::time::Duration;
 use anyhow::Context;
 use anyhow::Result;
 use clap::Parser;
+use common::keeper;
 use common::keeper::Keeper;
 use common::pin::Pin;
 use common::say;
@@ -54,6 +55,8 @@ struct Arguments {
     /// The sockets of which cgroup (version 2): its directory; may be given several times
     #[arg(long, value_name = "PATH", required_unless_present = "remove")]
     cgroup: Vec<PathBuf>,
+    #[command(flatten)]
+    keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
     /// Take away what is pinned with --pin, and end
@@ -93,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         say(format!("{what} {}", cgroup.display()));
     }
     say("   accepted      heard    written");
-    let mut keeper = Keeper::new();
+    let mut keeper = Keeper::new(arguments.keep);
     loop {
         match (signals.recv_timeout(INTERVAL), &arguments.id_file) {
             (Err(RecvTimeoutError::Timeout), _) => {}

@@ -21,6 +21,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
+use super::keeper;
 use super::keeper::Keeper;
 use super::pin::Pin;
 use super::say;
@@ -68,6 +69,8 @@ pub(crate) struct Arguments {
     /// This server's id in TCP options: count packets with one, and those meant for others
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     server_id: u32,
+    #[command(flatten)]
+    keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
     /// Take away what is pinned with --pin, and end
@@ -121,7 +124,7 @@ fn strip(arguments: &Arguments) -> Result<()> {
     say(format!("stripping tunnels on {interface} {how}"));
 
     let mut lines = 0;
-    let mut keeper = Keeper::new();
+    let mut keeper = Keeper::new(arguments.keep);
     while let Err(RecvTimeoutError::Timeout) = signals.recv_timeout(INTERVAL) {
         keeper.keep(&mut decap)?;
         let now = match decap.counters() {

@@ -16,7 +16,6 @@ use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
 use katran::Katran;
-use katran::state::Document;
 use katran::stats::Counters;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapHeader;
@@ -106,7 +105,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// A balancer loaded with the settings of the file, and with its VIPs.
 fn load(config: &Path) -> Result<Katran> {
-    let document = Document::from_toml_file(config)?;
+    // What is said of health checks is none of it.
+    #[cfg(feature = "health")]
+    let document = katran::health::Document::from_toml_file(config)?;
+    #[cfg(feature = "health")]
+    let state = &document.state;
+    #[cfg(not(feature = "health"))]
+    let document = katran::state::Document::from_toml_file(config)?;
+    #[cfg(not(feature = "health"))]
     let state = document.state();
     let loaded = state.builder()?.load();
     let mut katran = loaded.map_err(|error| document.placed(error))?;

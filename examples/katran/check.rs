@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let document = read(&arguments.config)?;
     document.check()?;
-    let state = document.state();
+    let state = &document.state;
     let reals: usize = state.vips.iter().map(|of| of.reals.len()).sum();
     let memory = state.builder()?.memory_estimate();
     let memory = memory.map_err(|error| document.placed(error))?;

@@ -1,4 +1,8 @@
 //! `katran drain`: no new flows for a backend, and when it may be switched off.
+//!
+//! New connections go elsewhere at once. A datagram does not say whether its flow is new: for `udp_timeout` after the drain has
+//! begun, those that no entry of a flow table leads still go to the backend if its slot was the backend's, and are remembered
+//! there as long as they go on. (With `flow_tracking = "all"` every flow has an entry, and new ones go elsewhere at once.)
 
 use std::net::IpAddr;
 use std::thread;
@@ -26,7 +30,7 @@ pub(crate) struct Arguments {
     /// Give it the weight of the document again
     #[arg(long, conflicts_with = "wait")]
     undo: bool,
-    /// Wait until it may be switched off: nothing has gone to it for a minute
+    /// Wait until it may be switched off: nothing has gone to it for a minute, or its flows are over
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
@@ -46,7 +50,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         false => "gets no new flows from",
     };
     for vip in &vips {
-        say(format!("{real} {what} {vip}"));
+        // No datagram says that it is the first.
+        let late = match vip.ends_with("/udp") && !arguments.undo {
+            true => {
+                ": those that begin before udp_timeout (30 s unless set) is over may still go there"
+            }
+            false => "",
+        };
+        say(format!("{real} {what} {vip}{late}"));
     }
     if arguments.undo {
         return Ok(());

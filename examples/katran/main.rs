@@ -25,7 +25,6 @@ mod monitor;
 mod options;
 mod page;
 mod pages;
-mod probing;
 mod report;
 mod run;
 mod socket;
@@ -55,7 +54,7 @@ enum Command {
     Apply(client::apply::Arguments),
     /// What the running balancer does: traffic, health, drains, problems
     Status(status::Arguments),
-    /// Send no new flows to a backend, and tell when it may be switched off
+    /// Send no new flows to a backend (UDP: after udp_timeout), and tell when it may be switched off
     Drain(drain::Arguments),
     /// Watch the running balancer's traffic
     Top(top::Arguments),

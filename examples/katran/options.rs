@@ -12,9 +12,10 @@ use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Diagnosis;
+use katran::health::Document;
 use katran::state::Changes;
-use katran::state::Document;
 
+use crate::common::keeper;
 use crate::common::pin::Pin;
 use crate::common::say;
 
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     /// auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     mode: XdpMode,
+    #[command(flatten)]
+    pub(crate) keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
     /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it

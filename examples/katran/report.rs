@@ -80,6 +80,12 @@ pub(crate) struct Vip {
     /// Of its ring, where only changed flows are remembered.
     pub(crate) slots: Option<Slots>,
     pub(crate) reals: Vec<OfVip>,
+    /// Too few of them work, so those that are in use stay so.
+    #[serde(default)]
+    pub(crate) panics: bool,
+    /// All others are down, so drained ones serve.
+    #[serde(default)]
+    pub(crate) falls_back: bool,
     /// The client works it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<Rate>,
@@ -101,6 +107,9 @@ pub(crate) struct OfVip {
     /// It is down: it gets no flows, whatever its weight.
     pub(crate) down: bool,
     pub(crate) health: Health,
+    /// What came of its last probe; `None`: none has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) check: Option<Check>,
     pub(crate) drain: Option<Drain>,
 }
 
@@ -116,7 +125,28 @@ pub(crate) enum Health {
     Down,
 }
 
-/// A real that gets no new flows from a VIP, as its weight there is 0.
+/// What probes have found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Check {
+    /// Seconds since 1970, when the last one ended.
+    pub(crate) time: f64,
+    /// `answers`, or why it failed, or why it says nothing.
+    pub(crate) result: String,
+    /// When it came up or went down, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) history: Vec<Transition>,
+}
+
+/// A real has come up or gone down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Transition {
+    /// Seconds since 1970.
+    pub(crate) time: f64,
+    pub(crate) up: bool,
+    pub(crate) reason: String,
+}
+
+/// A real that gets no new flows from a VIP (of UDP after `udp_timeout`), as its weight there is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drain {
     /// By `katran drain`; else by the document.

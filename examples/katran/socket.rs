@@ -12,7 +12,8 @@
 //!
 //! A line has at most 64 MiB, and one client at a time a line of more than 64 KiB. A request takes at most ten seconds to
 //! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
-//! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`).
+//! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`): a document may have programs run as that user. By HTTP the
+//! same requests bring in no other commands than there are.
 //!
 //! The balancer that listens has `PATH.lock` locked, so a socket that a dead process has left is replaced, and another balancer's
 //! is not.
@@ -39,6 +40,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+pub(crate) use answer::By;
 pub(crate) use answer::Heard;
 pub(crate) use answer::Heeded;
 pub(crate) use answer::Listening;

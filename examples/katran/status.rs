@@ -130,6 +130,12 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
         if vip.reals.is_empty() {
             writeln!(text, "  no reals: all its packets are dropped")?;
         }
+        if vip.panics {
+            writeln!(text, "  TOO FEW REALS ANSWER: those in use stay so")?;
+        }
+        if vip.falls_back {
+            writeln!(text, "  ALL OTHERS ARE DOWN: drained reals serve")?;
+        }
     }
     writeln!(text, "\nbackends, for all VIPs")?;
     for real in &report.reals {
@@ -149,9 +155,19 @@ fn state(of: &OfVip) -> String {
     let mut words = vec![format!("weight {}", of.weight)];
     words.extend(match of.health {
         Health::NotProbed => None,
-        Health::Unknown => Some("not probed yet".to_owned()),
+        Health::Unknown => Some(match &of.check {
+            None => "not probed yet".to_owned(),
+            Some(check) => format!("not known: {}", check.result),
+        }),
         Health::Up => Some("up".to_owned()),
-        Health::Down => Some("does not answer".to_owned()),
+        Health::Down => Some(match &of.check {
+            None => "does not answer".to_owned(),
+            // The last one may be an answer, and not the last that it takes.
+            Some(check) if check.result == "answers" => {
+                "answers again, and not for long enough".to_owned()
+            }
+            Some(check) => format!("does not answer: {}", check.result),
+        }),
     });
     if of.down {
         words.push("DOWN".to_owned());
@@ -179,7 +195,9 @@ fn problems(text: &mut String, report: &Report) -> std::fmt::Result {
     for problem in problems {
         let (severity, subject) = (&problem.severity, &problem.subject);
         let (place, message) = (&problem.interface, &problem.message);
-        writeln!(text, "{severity:<8} {place} {subject}: {message}")?;
+        // Of the balancer as a whole, or on an interface.
+        let about = format!("{place} {subject}");
+        writeln!(text, "{severity:<8} {}: {message}", about.trim_start())?;
         if !problem.advice.is_empty() {
             writeln!(text, "{:<8} -> {}", "", problem.advice)?;
         }

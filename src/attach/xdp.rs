@@ -24,6 +24,7 @@ use super::list::Attachments;
 use super::list::OnInterface;
 use super::list::Replaceable;
 use super::list::Witness;
+use super::list::put_back;
 use super::mode::NotNative;
 use super::mode::XdpMode;
 use super::place::AttachmentState;
@@ -344,6 +345,19 @@ impl Replaceable for XdpLink {
 }
 
 impl XdpLink {
+    /// Puts our program into it again, whoever's is there.
+    fn take_back(&self) -> Result<()> {
+        let replaced = self.link.replace(self.program.as_fd(), None);
+        match replaced {
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(kernel_error(
+                "put the program back on",
+                &self.target.name,
+                error,
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The error for a link that kept its program. The kernel says of a program other than ours that to
     /// replace it is not permitted.
     fn not_replaced(&self, error: io::Error) -> Error {
@@ -365,6 +379,15 @@ impl Attachments<XdpLink> {
         let target = self.check(interface)?;
         refuse_foreign(interface, target.place.index)?;
         Ok(target)
+    }
+
+    /// Puts our program back where somebody has put another one into a link of ours: all are tried, and the first failure
+    /// is told.
+    pub(crate) fn take_back(&mut self) -> Result<()> {
+        let replaced = self
+            .iter()
+            .filter(|held| held.state() == AttachmentState::Replaced);
+        put_back(replaced.map(XdpLink::take_back))
     }
 
     /// Adds one that was just made, and says what it is.

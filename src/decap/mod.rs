@@ -258,8 +258,8 @@ impl Decap {
     }
 
     /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
-    /// there is an interface of that name again in the calling thread's network namespace. What has no
-    /// interface yet stays as it is, which [`interfaces`](Self::interfaces) and
+    /// there is an interface of that name again in the calling thread's network namespace; and puts the XDP program back where
+    /// somebody has put another in its place. What has no interface yet stays as it is, which [`interfaces`](Self::interfaces) and
     /// [`tc_interfaces`](Self::tc_interfaces) tell.
     ///
     /// # Errors
@@ -268,6 +268,7 @@ impl Decap {
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         let by_xdp = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
+        let by_xdp = by_xdp.and(self.attachments.take_back());
         let lost = self.tc_attachments.lost().into_iter();
         let at_tc = put_back(lost.map(|(name, hook)| self.attach_tc(&name, hook).map(drop)));
         by_xdp.and(at_tc)

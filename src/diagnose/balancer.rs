@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Diagnosis;
+use super::FlowTableFacts;
 use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
+use super::Vlans;
+use super::flow_tables;
 use super::host::host;
 use super::interface::Holder;
 use super::interface::Pages;
@@ -24,6 +27,7 @@ use super::sending;
 use super::sending::Sends;
 use super::tunnel_ends;
 use super::tunnel_ends::TunnelEnds;
+use super::vlans;
 use crate::attach::XdpMode;
 use crate::links::longest_frame;
 use crate::next_hop::NextHop;
@@ -54,6 +58,9 @@ pub(crate) struct Balancer {
     pub(crate) max_frame: MaxFrame,
     /// Longer packets are answered with an ICMP error.
     pub(crate) answers_too_big: bool,
+    /// So many were.
+    pub(crate) answered_too_big: u64,
+    pub(crate) vlans: Vlans,
     pub(crate) encapsulation: Encapsulation,
     /// Whether there are reals of IPv4 and of IPv6.
     pub(crate) reals: ByFamily<bool>,
@@ -84,6 +91,7 @@ pub(crate) struct Balancer {
     /// Forwarded by all CPUs, and by those without a flow table.
     pub(crate) packets: u64,
     pub(crate) without_table: u64,
+    pub(crate) flow_tables: FlowTableFacts,
     pub(crate) vips: usize,
     /// There are VIPs of IPv6.
     pub(crate) vips_of_v6: bool,
@@ -95,6 +103,17 @@ pub(crate) struct Balancer {
     pub(crate) sends: Sends,
     /// Reasons for drops that tell of a setting, and how many there were.
     pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
+}
+
+impl Balancer {
+    /// Gateways that were not to be found out.
+    fn given_macs(&self) -> impl Iterator<Item = MacAddr> {
+        let given = match self.gateway {
+            Gateway::Mac(mac) => Some(mac),
+            Gateway::Auto => None,
+        };
+        given.into_iter().chain(self.gateway_v6)
+    }
 }
 
 /// A VIP without a real that takes new flows.
@@ -115,7 +134,18 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
         offload(&facts.interface, &mut found);
         checksums(&facts.interface, &mut found);
         queues(facts, &mut found);
+        flow_tables::judge(&facts.flow_tables, &mut found);
         mtu(facts, &mut found);
+        let around = vlans::Around {
+            interface: &facts.interface.name,
+            packets: facts.packets,
+            next_hops: &facts.next_hops,
+            neighbours: facts
+                .given_macs()
+                .filter(|mac| facts.neighbours.contains(mac))
+                .collect(),
+        };
+        vlans::judge(&facts.vlans, &around, &mut found);
     }
     gateway(facts, &mut found);
     source(facts, &mut found);
@@ -326,13 +356,28 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let message = |fate: &str| {
         format!("{mtu}: packets above {longest} bytes are {fate}, as {needed} come around them")
     };
-    match facts.answers_too_big {
-        true => found.note(Subject::Mtu, message("answered with an ICMP error"), advice),
-        false => found.warn(Subject::Mtu, message("dropped"), advice),
+    match (facts.answers_too_big, facts.answered_too_big) {
+        (true, 1..) => found.warn(
+            Subject::Mtu,
+            format!(
+                "{}, {} so far: clients whose networks keep ICMP from them hang",
+                message("answered with an ICMP error"),
+                facts.answered_too_big
+            ),
+            advice,
+        ),
+        (true, 0) => found.note(Subject::Mtu, message("answered with an ICMP error"), advice),
+        (false, _) => found.warn(Subject::Mtu, message("dropped"), advice),
     }
 }
 
 const NEXT_HOP_ADVICE: &str = "ip route; ip neighbour; or set gateway_mac";
+
+fn is_it_there(address: IpAddr) -> String {
+    format!(
+        "is it up, and in this segment and VLAN? ping {address}; ip neighbour; or set gateway_mac"
+    )
+}
 
 /// What is wrong with one next hop, if anything is.
 fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) {
@@ -348,11 +393,11 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) => {
             let message = format!("{whom}: {address} does not answer");
-            found.problem(about, message, NEXT_HOP_ADVICE);
+            found.problem(about, message, is_it_there(address));
         }
         (Some(address), Some(mac)) if !hop.answers && !facts.next_hops_previewed => {
             let message = format!("{whom}: {address} does not answer; packets go to {mac}");
-            found.warn(about, message, NEXT_HOP_ADVICE);
+            found.warn(about, message, is_it_there(address));
         }
         _ => {}
     }
@@ -391,11 +436,7 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
         }
         return;
     }
-    let given = match facts.gateway {
-        Gateway::Mac(mac) => Some(mac),
-        Gateway::Auto => None,
-    };
-    for mac in given.into_iter().chain(facts.gateway_v6) {
+    for mac in facts.given_macs() {
         match facts.neighbours.contains(&mac) {
             true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
             false => {

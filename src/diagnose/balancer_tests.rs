@@ -4,6 +4,9 @@
 #[path = "balancer_troubles.rs"]
 mod troubles;
 
+#[path = "room_troubles.rs"]
+mod room_troubles;
+
 #[path = "sending_troubles.rs"]
 mod sending_troubles;
 
@@ -63,6 +66,9 @@ fn good() -> Balancer {
         pages: Pages::One,
         max_frame: MaxFrame::Bytes(1514),
         answers_too_big: true,
+        answered_too_big: 0,
+        vlans: Vlans::default(),
+        flow_tables: FlowTableFacts::default(),
         encapsulation: Encapsulation::Ipip,
         reals: ByFamily::of(|_| true),
         sources: ByFamily::of(|_| true),

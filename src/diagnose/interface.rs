@@ -32,8 +32,20 @@ pub(crate) enum Pages {
 pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
     let name = &facts.name;
     if facts.index.is_none() {
-        let message = format!("{name} does not exist in this network namespace");
-        found.problem(Subject::Interface, message, "ip link");
+        let (message, advice) = match facts.ours.xdp {
+            None => (
+                format!("{name} does not exist in this network namespace"),
+                "ip link",
+            ),
+            Some(_) => (
+                format!(
+                    "{name}, which was attached to, does not exist any more: no packets come in by it"
+                ),
+                "ip link, dmesg: make it again, with its driver, bond or VLAN; `reattach` attaches to the next one of that name \
+                 (katran run and decap do so by themselves)",
+            ),
+        };
+        found.problem(Subject::Interface, message, advice);
         return false;
     }
     let driver = facts.driver.as_deref().unwrap_or("unknown driver");
@@ -72,9 +84,15 @@ pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
     let name = &facts.name;
     match (&facts.program, &facts.ours.xdp) {
         (Some(present), _) if Some(present.id) == facts.ours.program => Holder::Ours(present.mode),
-        (_, Some(ours)) if Some(ours.index) != facts.index => Holder::Lost(format!(
-            "{name} is another interface than the one that was attached to, which is gone"
-        )),
+        (there, Some(ours)) if Some(ours.index) != facts.index => {
+            let runs = there
+                .as_ref()
+                .map(|there| format!("; it runs {}", there.describe()));
+            Holder::Lost(format!(
+                "{name} is another interface than the one that was attached to, which is gone{}",
+                runs.unwrap_or_default()
+            ))
+        }
         (None, Some(_)) => Holder::Lost(format!("the program was taken off {name}")),
         (Some(other), Some(_)) => Holder::Lost(format!(
             "{name} runs {} in the place of the program that was attached",

@@ -8,6 +8,7 @@ mod backend;
 mod balancer;
 mod clients;
 mod facts;
+mod flow_tables;
 mod host;
 mod interface;
 mod interrupts;
@@ -16,6 +17,7 @@ mod pinned;
 mod reals;
 mod sending;
 mod tunnel_ends;
+mod vlans;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,12 +38,14 @@ pub(crate) use facts::Present;
 pub(crate) use facts::has_ipv6;
 pub(crate) use facts::has_ipv6_address;
 pub(crate) use facts::sysctl;
+pub(crate) use flow_tables::FlowTableFacts;
 pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
 pub(crate) use kernel_tunnels::KernelTunnels;
 pub(crate) use reals::RealTroubles;
 pub(crate) use sending::Sends;
 pub(crate) use tunnel_ends::TunnelEnds;
+pub(crate) use vlans::Vlans;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,16 +96,22 @@ pub enum Subject {
     Offload,
     /// Room for the outer headers.
     Mtu,
+    /// The tags of frames against the VLAN of the next hops.
+    Vlan,
     /// Where wrapped packets go.
     Gateway,
     /// Packets on CPUs without a flow table.
     FallbackTable,
+    /// Room for flows.
+    FlowTable,
     /// Outer source addresses.
     Source,
     /// Whose tunnels are unwrapped, by what, and what is sent on.
     TunnelEnds,
     /// VIPs and their reals.
     Vips,
+    /// Reals that do not answer the probes of whoever checks them.
+    Health,
     /// Drops that tell of a setting.
     Drops,
     /// The routes by which a backend answers clients.
@@ -127,11 +137,14 @@ impl fmt::Display for Subject {
             Self::Queues => "queues",
             Self::Offload => "offload",
             Self::Mtu => "mtu",
+            Self::Vlan => "vlan",
             Self::Gateway => "gateway",
             Self::FallbackTable => "fallback table",
+            Self::FlowTable => "flow table",
             Self::Source => "source",
             Self::TunnelEnds => "tunnel ends",
             Self::Vips => "vips",
+            Self::Health => "health",
             Self::Drops => "drops",
             Self::WayBack => "way back",
             Self::ReversePathFilter => "rp_filter",

@@ -173,6 +173,28 @@ impl Health {
         self.take(wanted, Some((Arc::new(settings), probes)))
     }
 
+    /// What [`apply`](Self::apply), or [`reconfigure`](Self::reconfigure) with other settings, would change now.
+    ///
+    /// # Errors
+    /// As they.
+    pub fn changes_to(&self, wanted: &State, settings: Option<Settings>) -> Result<Changes> {
+        if let Some(settings) = &settings {
+            settings.validate()?;
+        }
+        let told = self.shared.with_katran(|katran| {
+            let mut board = self.shared.known().board.clone();
+            if let Some(settings) = settings {
+                board.settings = Arc::new(settings);
+            }
+            note_hash(&mut board, &katran.state());
+            board.follow_document(wanted)?;
+            let mut state = wanted.clone();
+            board.put_into(&mut state, Instant::now());
+            katran.changes_to(&state)
+        });
+        told.ok_or_else(gone)?
+    }
+
     /// With other settings, or (`None`) those that there are once the balancer is held.
     fn take(&self, wanted: &State, other: Option<(Arc<Settings>, Probes)>) -> Result<Changes> {
         let shared = &self.shared;

@@ -100,9 +100,10 @@ impl Katran {
     /// there is an interface of that name again in the calling thread's network namespace, or another
     /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
     /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
-    /// [`Probes::attachment`] tell. An entry of another root program is put back only if it is empty: what
-    /// another balancer has moved into stays that one's. Of what is there nothing changes, but
-    /// that probes leave by the first interface that there is.
+    /// [`Probes::attachment`] tell. On interfaces where somebody has put another program in the place of ours
+    /// ([`AttachmentState::Replaced`](crate::attachments::AttachmentState::Replaced)) ours is in force again. An entry of another
+    /// root program is put back only if it is empty: what another balancer has moved into stays that one's. Of what is there
+    /// nothing else changes, but that probes leave by the first interface that there is.
     ///
     /// # Errors
     /// As [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
@@ -111,6 +112,8 @@ impl Katran {
         let _call = self.call()?;
         let lost = self.attachments.lost().into_iter();
         let interfaces = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
+        let taken = self.change_at_once(nothing_else, |katran| katran.attachments.take_back());
+        let interfaces = interfaces.and(taken);
         let lost = self.shared.lost().into_iter();
         let entries = put_back(lost.map(|(path, position)| {
             match self.put_back_shared(&path, position) {

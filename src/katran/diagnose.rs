@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::Katran;
 use crate::attach::SharedEntries;
 use crate::config::Features;
 use crate::config::Topology;
+use crate::counters::CpuCounters;
 use crate::counters::DropReason;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::EmptyVip;
+use crate::diagnose::FlowTableFacts;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
 use crate::diagnose::Ours;
@@ -20,6 +23,7 @@ use crate::diagnose::Pages;
 use crate::diagnose::RealTroubles;
 use crate::diagnose::Sends;
 use crate::diagnose::TunnelEnds;
+use crate::diagnose::Vlans;
 use crate::diagnose::judge_balancer;
 use crate::diagnose::sysctl;
 use crate::error::Result;
@@ -27,10 +31,13 @@ use crate::kernel::kernel_error;
 use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
+use crate::skel::katran::types;
+use crate::sys::ethtool::Ethtool;
 use crate::sys::program;
 use crate::types::ByFamily;
 use crate::types::DecapMode;
 use crate::types::Family;
+use crate::types::FlowTracking;
 use crate::types::Gateway;
 use crate::types::NextHops;
 use crate::types::RealFlags;
@@ -69,6 +76,12 @@ const TELLING: [(DropReason, &str); 9] = [
         "clients' packets are fragmented on the way: smaller MTU or MSS on the backends",
     ),
 ];
+
+/// For so long a silent flow should be remembered where no setting says so.
+const SILENT: Duration = Duration::from_secs(60);
+
+/// What drivers of VLAN interfaces call themselves.
+const VLAN_DRIVER: &str = "802.1Q VLAN Support";
 
 /// Of more addresses of VIPs the kernel is not asked where it would route them.
 const MOST_ASKED: usize = 1000;
@@ -125,6 +138,8 @@ impl Katran {
         };
         let config = &self.config;
         let cpus = self.stats().cpus()?;
+        let icmp = self.stats().icmp()?;
+        let records = self.per_cpu()?;
         let forwarding_cpus: BTreeSet<u32> = self.forwarding_cpus().into_iter().collect();
         let drops = self.stats().drop_reasons()?;
         let has_reals = |family| {
@@ -149,6 +164,12 @@ impl Katran {
             },
             max_frame: config.max_frame,
             answers_too_big: config.features.contains(Features::ICMP_TOO_BIG),
+            answered_too_big: icmp.too_big_v4 + icmp.too_big_v6,
+            vlans: Vlans {
+                seen: vlans_seen(&records),
+                of_hops: vlans_of(&next_hops, interface).map_err(failed)?,
+            },
+            flow_tables: self.flow_table_facts(&records, &cpus)?,
             encapsulation: config.encapsulation,
             reals: ByFamily::of(has_reals),
             sources: ByFamily::of(|family| self.source(family).is_some()),
@@ -210,6 +231,40 @@ impl Katran {
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
         cpus.sort_unstable();
         cpus
+    }
+
+    /// How crowded the flow tables are.
+    fn flow_table_facts(
+        &self,
+        records: &[types::cpu],
+        cpus: &[CpuCounters],
+    ) -> Result<FlowTableFacts> {
+        let wanted = match self.config.flow_tracking {
+            FlowTracking::Changed => self.config.flow_idle_timeout.max(self.config.udp_timeout),
+            FlowTracking::All => SILENT.max(self.config.udp_timeout),
+        };
+        let mut facts = FlowTableFacts {
+            flows: self.config.flow_table_size.unwrap_or_default(),
+            wanted,
+            flooded: cpus.iter().filter(|cpu| cpu.under_flood).count(),
+            threshold: self.config.flood_threshold.unwrap_or_default(),
+            ..FlowTableFacts::default()
+        };
+        let now = self.ticks_now()?;
+        let mut silent = Vec::new();
+        for (cpu, table) in &self.maps.flows.of_cpus {
+            let active = records.get(*cpu as usize).map_or(0, |of| of.sets.count);
+            let found = table.crowding(active, now);
+            let found = self.kernel.check("look at", "flow tables", found)?;
+            facts.sets += found.sets;
+            silent.extend(found.silent);
+        }
+        silent.sort_unstable();
+        facts.crowded = silent.len();
+        if let Some(ticks) = silent.get(silent.len() / 2) {
+            facts.silent = self.fixed.tick * *ticks;
+        }
+        Ok(facts)
     }
 
     /// Addresses of VIPs that the host would route on, by its tables and as it forwards.
@@ -301,4 +356,30 @@ impl Katran {
         }
         (others, here)
     }
+}
+
+/// The VLANs of the last frames with tags, one for each CPU. The program leaves the tags of a frame in its CPU's record.
+fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
+    let tags = records.iter().map(|record| record.scratch.rare.tags[0]);
+    let tags = tags.filter(|word| *word != 0);
+    // As they lie in the frame: the identifier, then the tag, whose low 12 bits are the number.
+    let vlans = tags.map(|word| {
+        let bytes = word.to_ne_bytes();
+        u16::from_be_bytes([bytes[2], bytes[3]]) & 0xfff
+    });
+    vlans.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// VLAN interfaces that next hops are behind.
+fn vlans_of(next_hops: &[NextHop], interface: &str) -> io::Result<Vec<String>> {
+    let others = next_hops.iter().filter_map(|hop| hop.interface.as_deref());
+    let others: BTreeSet<_> = others.filter(|name| *name != interface).collect();
+    let ethtool = Ethtool::new()?;
+    let is_vlan = |name: &&str| {
+        ethtool
+            .driver(name)
+            .is_ok_and(|driver| driver == VLAN_DRIVER)
+    };
+    let vlans = others.into_iter().filter(is_vlan);
+    Ok(vlans.map(str::to_owned).collect())
 }

@@ -36,7 +36,8 @@ impl Katran {
     ///
     /// Weight 0 drains the real: the ring leads no new flows to it, and it keeps those in the flow table. A SYN of a
     /// flow whose entry was used in the last five seconds is such a packet, so a client that connects again from the
-    /// same port at once comes back to the real.
+    /// same port at once comes back to the real. New UDP flows still join it for `udp_timeout`, in slots that were its own
+    /// ([`Real::weight`]).
     ///
     /// Give a new VIP its reals in one change, by [`modify_reals`](Self::modify_reals) or [`apply`](Self::apply). If you
     /// add them one after the other, each takes slots from those before it; with

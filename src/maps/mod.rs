@@ -8,6 +8,7 @@ mod chunks;
 mod details;
 mod flow_copy;
 mod flow_hash;
+mod flow_sample;
 mod flows;
 mod grace;
 mod hops;

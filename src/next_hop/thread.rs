@@ -34,6 +34,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Between two confirmations of addresses that are known: the kernel does not see that packets are
 /// sent there, so it would not look after them.
 const REFRESH: Duration = Duration::from_secs(15);
+/// The same where few are known, so that one that is silent is told of within a minute: the kernel believes an address for
+/// up to 45 s, and asks for 8 s more.
+const REFRESH_FEW: Duration = Duration::from_secs(5);
 /// What notices have given to do is followed by so many times as long without looking at more of them,
 /// so that notices that do not end take a fifth of a CPU at most...
 const REST: u32 = 4;
@@ -93,6 +96,7 @@ impl Follower {
     pub(super) fn follow(&mut self) -> Ended {
         let mut confirmed = Instant::now();
         let mut tried = confirmed;
+        let mut poked = confirmed;
         let mut look = confirmed + FIRST_LOOK;
         // When notices are taken that have come, and from when on they are waited for.
         let mut settled: Option<Instant> = None;
@@ -101,7 +105,7 @@ impl Follower {
         let mut open = false;
         let tenure = Arc::clone(&self.tenure);
         while !self.signals.stop.load(Ordering::Acquire) {
-            let woken = !open && self.sleep(&mut settled, rested, confirmed, tried, look);
+            let woken = !open && self.sleep(&mut settled, rested, (confirmed, poked), tried, look);
             let Ok(_permit) = tenure.permit() else {
                 return Ended::Unwanted;
             };
@@ -128,6 +132,10 @@ impl Follower {
             if began >= confirmed + REFRESH {
                 confirmed = began;
                 self.resolver.confirm();
+            }
+            if began >= poked + REFRESH_FEW {
+                poked = began;
+                self.resolver.confirm_few();
             }
             if began >= tried + RETRY {
                 tried = began;
@@ -170,11 +178,11 @@ impl Follower {
         &self,
         settled: &mut Option<Instant>,
         rested: Instant,
-        confirmed: Instant,
+        (confirmed, poked): (Instant, Instant),
         tried: Instant,
         look: Instant,
     ) -> bool {
-        let mut until = look.min(confirmed + REFRESH);
+        let mut until = look.min(confirmed + REFRESH).min(poked + REFRESH_FEW);
         if !self.resolver.all_known() {
             until = until.min(tried + RETRY);
         }

@@ -177,13 +177,15 @@ impl RootProgram {
     }
 
     /// Attaches again what is gone ([`AttachmentState::Gone`]), wherever there is an interface of
-    /// that name again in the calling thread's network namespace.
+    /// that name again in the calling thread's network namespace; and puts the program back where somebody has put another in
+    /// its place.
     ///
     /// # Errors
     /// As [`attach`](Self::attach): the first failure, after all have been tried.
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
-        put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)))
+        let again = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
+        again.and(self.attachments.take_back())
     }
 
     /// Where it was attached, in the order of attaching, and what the kernel says of that now.

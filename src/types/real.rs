@@ -71,7 +71,9 @@ impl Real {
     /// Sets the weight: the real's share of new flows, relative to the VIP's other reals.
     ///
     /// Range: all of `u32`; default 1. Weight 0 drains: no new flows, and those in the flow
-    /// table stay, with a SYN that comes within five seconds of their last packet.
+    /// table stay, with a SYN that comes within five seconds of their last packet. No datagram says that it is a flow's first: with
+    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) UDP flows that begin within `udp_timeout` of the change, in slots
+    /// that were the real's, still join it.
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self

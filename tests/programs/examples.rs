@@ -162,10 +162,7 @@ fn an_interface_that_is_made_again_is_attached_to_again() {
          [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          reals = [{ address = \"198.51.100.1\" }]\n",
     );
-    for more in [
-        &[][..],
-        &["--listen", "127.0.0.1:0", "--probe", "--first-mark", "2000"],
-    ] {
+    for more in [&[][..], &["--listen", "127.0.0.1:0", "--probe"]] {
         make("eth0");
         make("eth2");
         let mut command = katran("run");

@@ -1,488 +1,639 @@
-//! The probes of `katran run --probe`: what it makes of probes, and at work (`healthcheck/at_work.rs`) with
-//! reals that come and go.
+//! The health checks of `katran run`: reals that come and go, a checker that is cut off, probes that miss the tunnel, and
+//! documents with other keys, or that cannot be used.
 
-mod at_work;
-#[allow(dead_code, reason = "these tests use a part")]
-#[path = "../../examples/katran/probing/board.rs"]
-mod board;
-#[path = "../../examples/katran/probing/check.rs"]
-mod check;
-#[allow(dead_code, reason = "the tests ask no questions of their own")]
-#[path = "../../examples/katran/probing/probe.rs"]
-mod probe;
-#[path = "../../examples/katran/probing/schedule.rs"]
-mod schedule;
-
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::net::IpAddr;
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use board::Board;
-use board::Notice;
-use board::Target;
-use board::Thresholds;
-use check::Check;
-use check::Checks;
-use check::OfVip;
-use katran::Real;
-use katran::State;
-use katran::Vip;
-use katran::state::MarkState;
-use katran::state::VipState;
-use schedule::Schedule;
+use katran_lab::Host;
+use katran_lab::Lab;
+use katran_lab::LabConfig;
+use katran_lab::TcpClient;
+use katran_lab::eventually;
+use katran_lab::private_bpf_fs;
+use katran_lab::require_root;
 
-fn real(last: u8) -> IpAddr {
-    [198, 51, 100, last].into()
+use crate::program::Commanded;
+use crate::program::Running;
+use crate::program::Scratch;
+use crate::program::decap;
+use crate::program::example;
+use crate::program::katran;
+
+const SIGHUP: i32 = 1;
+const SIGTERM: i32 = 15;
+
+/// A file with the settings that all tests need, short intervals, and more.
+fn configuration(name: &str, more: &str) -> Scratch {
+    let file = Scratch::new(name);
+    file.write(&format!("{SETTINGS}{HEALTH}{more}"));
+    file
 }
 
-fn vip(text: &str) -> Vip {
-    text.parse().unwrap()
+/// A busy machine may take its time to refuse.
+const HEALTH: &str = "[health]\ninterval = 0.1\ntimeout = 10\n";
+
+const SETTINGS: &str = "[balancer]\ngateway_mac = \"auto\"\nflow_table_size = 10_000\n\
+                        source_v4 = \"10.0.0.2\"\nsource_v6 = \"2001:db8:b::2\"\n";
+
+/// For the VIP before it.
+const SHORT: &str = "[vip.health]\ntimeout = 0.5\n";
+
+/// A VIP with both backends.
+fn service(port: u16, protocol: &str) -> String {
+    format!(
+        "[[vip]]\naddress = \"203.0.113.1\"\nport = {port}\nprotocol = \"{protocol}\"\n\
+         reals = [{{ address = \"198.51.100.1\" }}, {{ address = \"198.51.100.2\" }}]\n"
+    )
 }
 
-const WEB: &str = "203.0.113.1:80/tcp";
-
-/// One VIP with reals of these weights: .1, .2, and on.
-fn wanted(weights: &[u32]) -> State {
-    let mut of_vip = VipState::new(vip(WEB));
-    for (weight, last) in weights.iter().zip(1..) {
-        of_vip.reals.push(Real::new(real(last)).weight(*weight));
-    }
-    let mut state = State::default();
-    state.vips.push(of_vip);
-    state
+/// A balancer with a file.
+fn checker(file: &Scratch, arguments: &[&str]) -> Command {
+    let mut command = katran("run");
+    command.arg("--config").arg(&file.0).args(arguments);
+    command
 }
 
-/// Probes of the VIP go to the VIP.
-fn probed() -> BTreeMap<Vip, Vip> {
-    BTreeMap::from([(vip(WEB), vip(WEB))])
+/// What a running balancer answers.
+fn status(host: &Host, running: &Commanded, wanted: &[&str]) -> String {
+    let mut text = String::new();
+    eventually(format_args!("{wanted:?} in the status"), || {
+        text = running.say(host, "status", &[]).1;
+        wanted.iter().all(|wanted| text.contains(wanted))
+    });
+    text
 }
 
-fn follow(board: &mut Board, weights: &[u32]) -> Vec<Notice> {
-    board.set_wanted(wanted(weights), probed())
-}
-
-fn board_with(rise: u32, fall: u32, weights: &[u32]) -> Board {
-    let mut board = Board::new(Thresholds { rise, fall }, 100);
-    assert!(follow(&mut board, weights).is_empty());
-    board
-}
-
-fn board(weights: &[u32]) -> Board {
-    board_with(2, 3, weights)
-}
-
-/// The weights of reals as the ring has them: 0 for those that are down.
-fn weights(board: &Board) -> Vec<u32> {
-    let state = board.state();
-    let of_vip = &state.vips[0];
-    let weight = |real: &Real| match of_vip.down.contains(&real.address()) {
-        true => 0,
-        false => real.get_weight(),
-    };
-    of_vip.reals.iter().map(weight).collect()
-}
-
-/// What an operator says of reals is not touched by what probes say.
-#[test]
-fn weights_stay_those_of_the_file() {
-    let mut board = board(&[3, 0, 2]);
-    probes(&mut board, 1, false, 3);
-    probes(&mut board, 2, false, 3);
-    probes(&mut board, 3, true, 1);
-    let of_vip = &board.state().vips[0];
-    let weights: Vec<_> = of_vip.reals.iter().map(Real::get_weight).collect();
-    assert_eq!(weights, [3, 0, 2]);
-    assert_eq!(of_vip.down, [real(1), real(2)], "the drained one, too");
-    // One that the file takes for dead is so once, whatever probes say, and proves nothing.
-    let mut state = wanted(&[3, 1, 2]);
-    state.vips[0].down = vec![real(1)];
-    assert!(board.set_wanted(state, probed()).is_empty());
-    probes(&mut board, 1, true, 5);
-    assert_eq!(board.state().vips[0].down, [real(1), real(2)]);
-}
-
-/// So many probes of a real, with the notices that they make.
-fn probes(board: &mut Board, last: u8, works: bool, count: u32) -> Vec<Notice> {
-    let mut all = Vec::new();
-    for _ in 0..count {
-        let before = weights(board);
-        let notices = board.record(vip(WEB), real(last), works);
-        // Nothing is applied that is not said.
-        let is_said = notices.iter().any(Notice::is_of_state);
-        assert!(is_said || weights(board) == before, "{notices:?}");
-        all.extend(notices);
-    }
-    all
-}
-
-fn changed(last: u8, up: bool) -> Notice {
-    Notice::Changed {
-        vip: vip(WEB),
-        real: real(last),
-        up,
-    }
-}
-
-fn out(last: u8) -> Notice {
-    Notice::Out {
-        vip: vip(WEB),
-        real: real(last),
-    }
-}
-
-fn kept() -> Notice {
-    Notice::Kept { vip: vip(WEB) }
-}
-
-fn recovered() -> Notice {
-    Notice::Recovered { vip: vip(WEB) }
-}
-
-#[test]
-fn it_takes_several_probes_to_change_ones_mind() {
-    let mut board = board(&[3, 4]);
-    assert_eq!(weights(&board), [3, 4]);
-    assert!(probes(&mut board, 1, false, 2).is_empty());
-    assert!(probes(&mut board, 1, true, 1).is_empty());
-    // The two before do not count any more.
-    assert!(probes(&mut board, 1, false, 2).is_empty());
-    assert!(probes(&mut board, 2, true, 1).is_empty());
-    assert_eq!(weights(&board), [3, 4]);
-    assert_eq!(probes(&mut board, 1, false, 1), [changed(1, false)]);
-    // The checker may be to blame, until another one answers.
-    assert_eq!(weights(&board), [3, 4]);
-    assert_eq!(probes(&mut board, 2, true, 1), [out(1)]);
-    assert_eq!(weights(&board), [0, 4]);
-    assert!(probes(&mut board, 1, true, 1).is_empty());
-    assert!(probes(&mut board, 1, false, 1).is_empty());
-    assert!(probes(&mut board, 1, true, 1).is_empty());
-    assert_eq!(weights(&board), [0, 4]);
-    assert_eq!(probes(&mut board, 1, true, 1), [changed(1, true)]);
-    assert_eq!(weights(&board), [3, 4]);
-}
-
-/// The checker is cut off, and comes back: no weight changes on the way, in whatever order probes
-/// are.
-#[test]
-fn the_whole_set_stays_if_the_checker_is_cut_off() {
-    for (rise, fall) in [(2, 3), (1, 1), (3, 1), (1, 4)] {
-        let mut board = board_with(rise, fall, &[1, 2, 3]);
-        let step = |board: &mut Board, last: u8, works: bool| {
-            let notices = board.record(vip(WEB), real(last), works);
-            assert_eq!(weights(board), [1, 2, 3], "{rise} {fall}: {last} {works}");
-            notices
-        };
-        let mut notices = Vec::new();
-        for round in 0..12 {
-            for i in 0..3 {
-                notices.extend(step(&mut board, 1 + (round + i) % 3, false));
+/// A UDP service that sends back what it gets, until its socket is closed by a datagram "stop".
+fn echo(host: &Host, vip: IpAddr) -> thread::JoinHandle<()> {
+    let socket = host.run(|| UdpSocket::bind((vip, 7)).unwrap());
+    thread::spawn(move || {
+        let mut bytes = [0; 512];
+        loop {
+            let (length, from) = socket.recv_from(&mut bytes).unwrap();
+            if bytes[..length] == *b"stop" {
+                return;
             }
+            socket.send_to(&bytes[..length], from).unwrap();
         }
-        assert_eq!(
-            notices.iter().filter(|notice| **notice == kept()).count(),
-            1
+    })
+}
+
+fn stop_echo(host: &Host, vip: IpAddr) {
+    host.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"stop", (vip, 7)).unwrap();
+    });
+}
+
+fn names(lab: &Lab, vip: IpAddr) -> BTreeSet<String> {
+    (0..20)
+        .map(|_| {
+            // One that is down, and not known to be yet, refuses.
+            let client = TcpClient::connect(&lab.client, (vip, 80).into());
+            let answer = client.and_then(|mut client| client.ask("who?"));
+            answer.unwrap_or_else(|error| error.to_string())
+        })
+        .collect()
+}
+
+/// Waits until these backends answer on a VIP, and no other.
+fn until(lab: &Lab, vip: IpAddr, expected: &[&str]) {
+    let expected: BTreeSet<_> = expected.iter().map(|name| (*name).to_owned()).collect();
+    eventually(format_args!("{expected:?} at {vip}"), || {
+        names(lab, vip) == expected
+    });
+}
+
+#[test]
+fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let (web, other) = (lab.vip4(), lab.vip6());
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let mut echoes: Vec<_> = lab
+        .backends
+        .iter()
+        .map(|backend| echo(&backend.host, web))
+        .collect();
+    let file = configuration("healthcheck.toml", "");
+    let write = |weight: u32| {
+        let [a, b] = [0, 1].map(|i| (lab.backends[i].v4, lab.backends[i].v6));
+        file.write(&format!(
+            "{SETTINGS}{HEALTH}\
+             udp_check = {{ kind = \"udp\", payload = \"who?\", answer = \"echo\" }}\n\
+             [[vip]]\naddress = \"{web}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\", weight = {weight} }}]\n\
+             [[vip]]\naddress = \"{other}\"\nport = 80\nprotocol = \"tcp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\" }}]\n\
+             [[vip]]\naddress = \"{web}\"\nport = 7\nprotocol = \"udp\"\n\
+             reals = [{{ address = \"{}\" }}, {{ address = \"{}\" }}]\n\
+             [[vip]]\naddress = \"{web}\"\nport = 0\nprotocol = \"udp\"\n\
+             reals = [{{ address = \"{}\" }}]\n",
+            a.0, b.0, a.1, b.1, a.0, b.0, a.0
+        ));
+    };
+    write(1);
+    let host = &lab.balancers[0].host;
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    until(&lab, web, &["backend0", "backend1"]);
+
+    drop(servers.remove(0));
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: real 198.51.100.1 is down: Connection refused");
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
+    for vip in [web, other] {
+        until(&lab, vip, &["backend1"]);
+    }
+    let refused = "weight 1; does not answer: Connection refused (os error 111); DOWN";
+    status(host, &running, &[refused, "weight 1; up\n"]);
+    // The UDP service on the same host answers: it is each VIP's own affair.
+    stop_echo(&lab.backends[1].host, web);
+    running
+        .balancer
+        .says("203.0.113.1:7/udp: real 198.51.100.2 is down: Connection refused");
+    echoes.push(echo(&lab.backends[1].host, web));
+    running
+        .balancer
+        .says("203.0.113.1:7/udp: real 198.51.100.2 is up");
+
+    // The last one goes, too: the set stays.
+    drop(servers.remove(0));
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: too few reals answer: those in use stay so");
+    status(host, &running, &["TOO FEW REALS ANSWER"]);
+    let mut servers = lab.serve_tcp(80).unwrap();
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: enough reals answer again");
+    for vip in [web, other] {
+        until(&lab, vip, &["backend0", "backend1"]);
+    }
+
+    // An operator drains the second one, and it stays so, whatever its health.
+    write(0);
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("1 weight changed");
+    until(&lab, web, &["backend0"]);
+    let second = servers.remove(1);
+    drop(second);
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: real 198.51.100.2 is down");
+    servers.push(katran_lab::TcpServer::start(&lab.backends[1].host, 80, "backend1").unwrap());
+    running
+        .balancer
+        .says("203.0.113.1:80/tcp: real 198.51.100.2 is up");
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend0".to_owned()]));
+
+    running.balancer.end(SIGTERM);
+    let sent = running.balancer.says("packets of probes sent");
+    assert!(!sent.starts_with("0 "), "{sent}");
+    running.balancer.says("detached from eth0");
+    for backend in &lab.backends {
+        stop_echo(&backend.host, web);
+    }
+    for echo in echoes {
+        echo.join().unwrap();
+    }
+    drop((servers, decaps));
+}
+
+/// Marks, counters and what was found of reals outlive the process: at no moment a dead real gets flows again.
+#[test]
+fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
+    require_root();
+    let directory = private_bpf_fs().unwrap().join("katran");
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let web = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("killed-healthcheck.toml", &service(80, "tcp"));
+    let host = &lab.balancers[0].host;
+    let start = || {
+        let mut command = checker(&file, &["--interface", "eth0"]);
+        command.arg("--pin").arg(&directory);
+        Running::start(host, command)
+    };
+    let mut checker = start();
+    checker.says("balancing on eth0 in native mode");
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
+    until(&lab, web, &["backend1"]);
+    checker.process.kill().unwrap();
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
+
+    let mut next = start();
+    next.says("goes on with the balancer in");
+    next.says("no changes");
+    next.says("balancing on eth0 in native mode");
+    assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
+    next.process.kill().unwrap();
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
+    let mut next = start();
+    next.says("203.0.113.1:80/tcp: real 198.51.100.1 is up");
+    until(&lab, web, &["backend0", "backend1"]);
+    next.end(SIGTERM);
+    // Of all three.
+    let sent = next.says("packets of probes sent");
+    assert!(!sent.starts_with("0 "), "{sent}");
+    next.says("balancing on without this program");
+    until(&lab, web, &["backend0", "backend1"]);
+    katran::remove(&directory).unwrap();
+    drop((servers, decaps));
+}
+
+/// A web server that answers every request with a status.
+fn web(host: &Host, address: IpAddr, status: &'static str) -> std::net::TcpListener {
+    use std::io::Read;
+    use std::io::Write;
+    let listener = host.run(|| std::net::TcpListener::bind((address, 8080)).unwrap());
+    let accepting = listener.try_clone().unwrap();
+    thread::spawn(move || {
+        for stream in accepting.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let asked = request[..length].starts_with(b"GET /health HTTP/1.1\r\n");
+            let status = if asked { status } else { "400 Bad Request" };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    listener
+}
+
+#[test]
+fn pages_must_have_the_status_that_is_wanted() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let statuses = ["204 No Content", "503 Service Unavailable"];
+    let pages = lab.backends.iter().zip(statuses);
+    let pages: Vec<_> = pages
+        .map(|(backend, status)| web(&backend.host, vip, status))
+        .collect();
+    let page = "[vip.health]\ncheck = { kind = \"http\", path = \"/health\", statuses = [204] }\n";
+    let services = service(8080, "tcp") + page;
+    let file = configuration("healthcheck-http.toml", &services);
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("203.0.113.1:8080/tcp: real 198.51.100.2 is down: status 503");
+    checker.end(SIGTERM);
+    drop((pages, decaps));
+}
+
+#[test]
+fn a_checker_that_is_cut_off_changes_nothing() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-cut.toml", &(service(80, "tcp") + SHORT));
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    until(&lab, vip, &["backend0", "backend1"]);
+    // Answers to the checker are lost, those to clients are not.
+    lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
+    let is_told = |line: &str| line.contains("those in use stay so") || line.contains("applied");
+    let line = checker.line("either", is_told);
+    let kept = "203.0.113.1:80/tcp: too few reals answer: those in use stay so";
+    assert_eq!(line, kept);
+    until(&lab, vip, &["backend0", "backend1"]);
+    lab.router.ip("route del blackhole 10.0.0.2/32").unwrap();
+    let is_told =
+        |line: &str| line.contains("enough reals answer again") || line.contains("applied");
+    let line = checker.line("either", is_told);
+    assert_eq!(line, "203.0.113.1:80/tcp: enough reals answer again");
+    until(&lab, vip, &["backend0", "backend1"]);
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn probes_that_miss_the_tunnel_count_for_nothing() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-miss.toml", &(service(80, "tcp") + SHORT));
+    let host = &lab.balancers[0].host;
+    // It is in the way from the beginning; a server of the host's own even answers.
+    host.ip(&format!("addr add {vip}/32 dev lo")).unwrap();
+    let own = host.run(|| std::net::TcpListener::bind((vip, 80)).unwrap());
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(host, command);
+    checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
+    host.ip(&format!("addr del {vip}/32 dev lo")).unwrap();
+    checker.says("203.0.113.1:80/tcp: probes go through the tunnel again");
+    drop(own);
+    // Another way out than that of the tunnel.
+    host.ip("link add other type veth peer name end").unwrap();
+    host.ip("link set other up").unwrap();
+    host.ip("link set end up").unwrap();
+    host.ip(&format!("route add {vip}/32 dev other")).unwrap();
+    let line = checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
+    assert!(
+        line.contains("no packet left by eth0 (no whole answer within 0.5 s)"),
+        "{line}"
+    );
+    host.ip(&format!("route del {vip}/32 dev other")).unwrap();
+    // Nobody was found to be down by it.
+    let is_told = |line: &str| line.contains("again") || line.contains(" down");
+    let line = checker.line("either", is_told);
+    assert_eq!(
+        line,
+        "203.0.113.1:80/tcp: probes go through the tunnel again"
+    );
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let file = configuration("healthcheck-bad.toml", &service(80, "tcp"));
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    until(&lab, vip, &["backend0", "backend1"]);
+    // Too little room, and reals that nobody has.
+    let other = service(80, "tcp").replace("198.51.100", "198.51.101");
+    file.write(&format!("{SETTINGS}max_reals = 1\n{HEALTH}{other}"));
+    checker.process.signal(SIGHUP).unwrap();
+    checker.says("max_reals");
+    checker.says("nothing was changed: the old configuration stays in force");
+    drop(servers.remove(0));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
+    checker.says("applied: 1 real's health changed");
+    until(&lab, vip, &["backend1"]);
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 80, "backend0").unwrap());
+    until(&lab, vip, &["backend0", "backend1"]);
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+#[test]
+fn udp_services_are_checked_by_tcp_or_left_alone() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    // One of the two answers at the port that is asked, and none by UDP.
+    let mut servers = lab.serve_tcp(81).unwrap();
+    drop(servers.remove(0));
+    let by_tcp = "health = { check = \"tcp\", port = 81 }\n";
+    let services = [&service(53, "udp"), by_tcp, &service(54, "udp")].concat();
+    let file = configuration("healthcheck-udp.toml", &services);
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    let down = checker.says(" is down: ");
+    let expected = "203.0.113.1:53/udp: real 198.51.100.1 is down: Connection refused";
+    assert!(down.starts_with(expected), "{down}");
+    checker.says("203.0.113.1:53/udp: real 198.51.100.1 gets no flows");
+    servers.push(katran_lab::TcpServer::start(&lab.backends[0].host, 81, "backend0").unwrap());
+    let next = checker.line("up or down", |line| {
+        line.contains(" is up") || line.contains(" is down")
+    });
+    assert_eq!(next, "203.0.113.1:53/udp: real 198.51.100.1 is up");
+    checker.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+/// A flow that has an entry, of a client that keeps its port, as resolvers and QUIC clients do.
+#[test]
+fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    // Whether it is alive is asked by TCP; by UDP both answer all the time, so that it shows who is
+    // asked.
+    let mut servers = lab.serve_tcp(81).unwrap();
+    let udp = lab.serve_udp(53).unwrap();
+    let by_tcp = "health = { check = \"tcp\", port = 81 }\n";
+    let file = configuration("healthcheck-fixed.toml", &(service(53, "udp") + by_tcp));
+    let command = checker(&file, &["--interface", "eth0"]);
+    let mut checker = Running::start(&lab.balancers[0].host, command);
+    checker.says("balancing on eth0 in native mode");
+    let local = "192.0.2.2:40000".parse().unwrap();
+    let remote = (lab.vip4(), 53).into();
+    let client = katran_lab::UdpClient::connect_from(&lab.client, local, remote).unwrap();
+    let first = client.ask(b"who?").unwrap();
+    assert_eq!(client.ask(b"who?").unwrap(), first);
+    let (dead, other) = match first.as_str() {
+        "backend0" => (0, "backend1"),
+        _ => (1, "backend0"),
+    };
+    drop(servers.remove(dead));
+    checker.says(" gets no flows");
+    let moved = Instant::now() + Duration::from_secs(20);
+    while client.ask(b"who?").unwrap() != other {
+        assert!(Instant::now() < moved, "it stays on {first}");
+    }
+    // When that one is back, the flow is where it went.
+    let host = &lab.backends[dead].host;
+    servers.push(katran_lab::TcpServer::start(host, 81, first).unwrap());
+    checker.says(" is up");
+    for _ in 0..20 {
+        assert_eq!(client.ask(b"who?").unwrap(), other);
+    }
+    checker.end(SIGTERM);
+    drop((servers, udp, decaps));
+}
+
+#[test]
+fn what_cannot_be_checked_is_refused_at_the_start() {
+    require_root();
+    let host = Host::new("balancer").unwrap();
+    let file = configuration("healthcheck-refused.toml", &service(53, "udp"));
+    let refused = |arguments: &[&str], says: &str| {
+        let output = host.output(checker(&file, arguments)).unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(says), "{text}");
+    };
+    let unsaid = service(80, "tcp") + "health = { check = \"udp\" }\n";
+    file.write(&format!("{SETTINGS}{unsaid}"));
+    let place = "healthcheck-refused.toml:11:20: check = \"udp\": it has to be said what is asked";
+    refused(&["--interface", "lo"], place);
+    let pem = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
+    file.write(&format!("{SETTINGS}[health]\ntcp_check = {pem}\n"));
+    refused(&["--interface", "lo"], "/nowhere/ca.pem");
+    file.write(&format!("{SETTINGS}{HEALTH}"));
+    let shared = ["--shared", "/sys/fs/bpf/nothing"];
+    refused(&shared, "set healthcheck_interface in [balancer]");
+}
+
+#[test]
+fn probes_go_on_where_the_interface_is_shared() {
+    require_root();
+    let pins = private_bpf_fs().unwrap();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    let host = &lab.balancers[0].host;
+    let path = pins.join("healthcheck").display().to_string();
+    let mut root = example("root");
+    root.args(["attach", "--interface", "eth0", "--path", &path]);
+    let output = host.output(root).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let file = Scratch::new("healthcheck-shared.toml");
+    let by = "healthcheck_interface = \"eth0\"\n";
+    file.write(&[SETTINGS, by, HEALTH, &service(80, "tcp")].concat());
+    let command = checker(&file, &["--shared", &path]);
+    let mut checker = Running::start(host, command);
+    checker.says("balancing as entry 2 of");
+    until(&lab, vip, &["backend0", "backend1"]);
+    drop(servers.remove(1));
+    checker.says("203.0.113.1:80/tcp: real 198.51.100.2 gets no flows");
+    until(&lab, vip, &["backend0"]);
+    // Without an interface there would be no probes.
+    file.write(&format!("{SETTINGS}{HEALTH}{}", service(80, "tcp")));
+    checker.process.signal(SIGHUP).unwrap();
+    checker.says("set healthcheck_interface in [balancer]");
+    checker.end(SIGTERM);
+    let mut root = example("root");
+    root.args(["remove", "--path", &path]);
+    assert!(host.output(root).unwrap().status.success());
+    drop((servers, decaps));
+}
+
+/// Keys that change count at once, and what is known of reals stays.
+#[test]
+fn checks_change_with_the_document() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let vip = lab.vip4();
+    let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
+    let mut servers = lab.serve_tcp(80).unwrap();
+    drop(servers.remove(0));
+    let file = Scratch::new("healthcheck-keys.toml");
+    let write = |of_all: &str, of_vip: &str| {
+        let service = service(80, "tcp");
+        file.write(&format!("{SETTINGS}{of_all}{service}{of_vip}"));
+    };
+    // Without keys nothing is probed.
+    write("", "");
+    let host = &lab.balancers[0].host;
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let quiet = status(host, &running, &["198.51.100.1"]);
+    assert!(
+        !quiet.contains("; up") && !quiet.contains("DOWN"),
+        "{quiet}"
+    );
+    write(HEALTH, "");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("198.51.100.1 gets no flows");
+    until(&lab, vip, &["backend1"]);
+    // Another check, by another way: what is known stays, so nobody turns.
+    write(
+        HEALTH,
+        "health = { check = \"syn\", interval = 0.2, rise = 100 }\n",
+    );
+    let (worked, text) = running.say(host, "apply", &[file.0.to_str().unwrap(), "--dry-run"]);
+    assert!(worked && text.contains("no changes"), "{text}");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("applied: no changes");
+    assert_eq!(names(&lab, vip), BTreeSet::from(["backend1".to_owned()]));
+    // One that is asked nothing is in use.
+    let spared = service(80, "tcp").replacen(".1\" }", ".1\", health = { check = \"none\" } }", 1);
+    file.write(&format!("{SETTINGS}{HEALTH}{spared}"));
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("1 real's health changed");
+    write(HEALTH, "");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("198.51.100.1 gets no flows");
+    // And so are all of them when nothing is said of checks any more.
+    write("", "");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("1 real's health changed");
+    let quiet = status(host, &running, &["198.51.100.1"]);
+    assert!(!quiet.contains("DOWN"), "{quiet}");
+    running.balancer.end(SIGTERM);
+    drop((servers, decaps));
+}
+
+const SECRET: &str = "long-enough-that-nobody-guesses-it";
+
+/// By the socket comes who may run programs anyway, by HTTP who has a token.
+#[test]
+fn commands_come_in_by_the_socket_and_not_by_http() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let token = Scratch::new("healthcheck-token");
+    token.write(SECRET);
+    std::fs::set_permissions(&token.0, Permissions::from_mode(0o600)).unwrap();
+    let scratch = Scratch::new("healthcheck-ran");
+    let with = |text: &str| {
+        let command = format!(
+            "{{ kind = \"command\", program = \"/bin/sh\", arguments = [\"-c\", \"echo {text} >>{}\"] }}",
+            scratch.0.display()
         );
-        assert_eq!(notices.len(), 4, "{notices:?}");
-        // The first of them rises well before the others; the last probes from before fail
-        // meanwhile.
-        let mut notices = Vec::new();
-        for _ in 0..rise {
-            notices.extend(step(&mut board, 2, true));
-        }
-        assert_eq!(notices, [changed(2, true)]);
-        for last in [1, 3] {
-            if fall > 1 {
-                assert!(step(&mut board, last, false).is_empty());
-            }
-        }
-        for _ in 0..rise {
-            for last in [3, 2, 1] {
-                notices.extend(step(&mut board, last, true));
-            }
-        }
-        let all = [
-            changed(2, true),
-            changed(3, true),
-            changed(1, true),
-            recovered(),
-        ];
-        assert_eq!(notices, all, "{rise} {fall}");
-    }
-}
-
-#[test]
-fn the_last_set_stays_if_all_fail() {
-    let mut board = board(&[1, 1, 1]);
-    probes(&mut board, 1, false, 3);
-    probes(&mut board, 3, true, 1);
-    assert_eq!(weights(&board), [0, 1, 1]);
-    assert_eq!(probes(&mut board, 2, false, 3), [changed(2, false)]);
-    assert_eq!(weights(&board), [0, 1, 1]);
-    assert_eq!(probes(&mut board, 3, false, 3), [changed(3, false), kept()]);
-    assert_eq!(weights(&board), [0, 1, 1], "those of before");
-    assert!(probes(&mut board, 3, false, 9).is_empty(), "said once");
-    // One that works is in, whatever it was before. Of the others it is not known yet.
-    assert_eq!(probes(&mut board, 1, true, 2), [changed(1, true)]);
-    assert_eq!(weights(&board), [1, 1, 1]);
-    assert!(probes(&mut board, 1, true, 5).is_empty());
-    // What failed before says nothing: it takes as many failures as for any other.
-    assert!(probes(&mut board, 2, false, 2).is_empty());
-    assert!(probes(&mut board, 1, true, 1).is_empty());
-    assert!(probes(&mut board, 2, false, 1).is_empty());
-    assert_eq!(weights(&board), [1, 1, 1]);
-    assert_eq!(probes(&mut board, 1, true, 1), [out(2)]);
-    assert_eq!(weights(&board), [1, 0, 1]);
-    let up = [changed(3, true), recovered()];
-    assert_eq!(probes(&mut board, 3, true, 2), up);
-    assert_eq!(weights(&board), [1, 0, 1]);
-}
-
-#[test]
-fn the_only_real_of_a_vip_stays() {
-    let mut board = board(&[5]);
-    assert_eq!(probes(&mut board, 1, false, 9), [changed(1, false), kept()]);
-    assert_eq!(weights(&board), [5]);
-    assert_eq!(
-        probes(&mut board, 1, true, 2),
-        [changed(1, true), recovered()]
-    );
-    assert_eq!(weights(&board), [5]);
-}
-
-#[test]
-fn what_an_operator_has_drained_stays_drained() {
-    let mut board = board(&[1, 0]);
-    assert_eq!(weights(&board), [1, 0]);
-    probes(&mut board, 2, true, 5);
-    assert_eq!(weights(&board), [1, 0]);
-    // Also if it is the only one that works, and then it proves nothing of the others.
-    assert_eq!(probes(&mut board, 1, false, 3), [changed(1, false), kept()]);
-    assert!(probes(&mut board, 2, true, 5).is_empty());
-    assert_eq!(weights(&board), [1, 0]);
-    // And one that goes down and is drained meanwhile comes back as drained.
-    assert_eq!(follow(&mut board, &[0, 2]), [recovered()]);
-    assert_eq!(weights(&board), [0, 2]);
-    probes(&mut board, 1, true, 2);
-    assert_eq!(weights(&board), [0, 2]);
-    follow(&mut board, &[5, 2]);
-    assert_eq!(weights(&board), [5, 2]);
-    // Drained are all but those that are out: they are better than none.
-    probes(&mut board, 1, false, 3);
-    assert_eq!(probes(&mut board, 2, true, 1), [out(1)]);
-    assert_eq!(weights(&board), [0, 2]);
-    assert_eq!(follow(&mut board, &[5, 0]), [kept()]);
-    assert_eq!(weights(&board), [5, 0]);
-    // And all drained is what an operator may want.
-    assert!(follow(&mut board, &[0, 0]).is_empty());
-    assert_eq!(weights(&board), [0, 0]);
-}
-
-#[test]
-fn what_probes_have_found_outlives_another_file() {
-    let mut board = board(&[1, 1]);
-    probes(&mut board, 2, false, 3);
-    probes(&mut board, 1, true, 1);
-    let marks = board.targets();
-    follow(&mut board, &[1, 7, 1]);
-    assert_eq!(weights(&board), [1, 0, 1]);
-    assert_eq!(board.targets()[..2], marks[..], "the same marks");
-    assert_eq!(board.targets().len(), 3);
-    let state = board.state();
-    let of: BTreeSet<_> = state.marks.iter().map(|state| state.mark).collect();
-    assert_eq!(of, BTreeSet::from([100, 101, 102]));
-    assert_eq!(state.probes, [vip(WEB)]);
-    // A real that is gone is forgotten.
-    follow(&mut board, &[1]);
-    assert!(board.record(vip(WEB), real(2), true).is_empty());
-    follow(&mut board, &[1, 1]);
-    assert_eq!(weights(&board), [1, 1]);
-}
-
-/// As a pinned balancer says it to the next process.
-#[test]
-fn what_probes_have_found_outlives_the_process() {
-    let mut before = board(&[2, 3, 0]);
-    let _ = probes(&mut before, 1, false, 3);
-    let _ = probes(&mut before, 3, false, 3);
-    let _ = probes(&mut before, 2, true, 1);
-    let left = before.state();
-    assert_eq!(left.vips[0].down, [real(1), real(3)]);
-    let mut next = board(&[2, 3, 0]);
-    assert!(next.state().vips[0].down.is_empty());
-    assert_eq!(next.go_on(&left), [out(1), out(3)]);
-    assert_eq!(next.state().vips[0].down, [real(1), real(3)]);
-    assert_eq!(probes(&mut next, 1, true, 2), [changed(1, true)]);
-    assert_eq!(next.state().vips[0].down, [real(3)]);
-    // Those that are left are in use, whatever was known of them.
-    let mut drained = board(&[2, 0, 0]);
-    let _ = drained.go_on(&left);
-    assert!(drained.state().vips[0].down.is_empty());
-    // Another file has nothing of it.
-    let mut other = board(&[]);
-    assert!(other.go_on(&left).is_empty());
-}
-
-#[test]
-fn marks_are_none_of_the_file() {
-    let mut board = board(&[1, 1]);
-    let marks = |board: &Board| -> BTreeMap<u32, IpAddr> {
-        let state = board.state();
-        assert_eq!(state.marks.len(), 3);
-        state.marks.iter().map(|of| (of.mark, of.real)).collect()
+        let vip = service(80, "tcp");
+        format!("{SETTINGS}{HEALTH}tcp_check = {command}\n{vip}")
     };
-    let mut state = wanted(&[1, 1]);
-    // One that is in use already.
-    state.marks.push(MarkState::new(101, real(9)));
-    board.set_wanted(state, probed());
-    let expected = [(100, real(1)), (101, real(9)), (102, real(2))];
-    assert_eq!(marks(&board), BTreeMap::from(expected));
-    // After the last one the first are used, but for 0, which is none.
-    let mut board = Board::new(Thresholds { rise: 1, fall: 1 }, u32::MAX);
-    let mut state = wanted(&[1, 1]);
-    state.marks.push(MarkState::new(1, real(9)));
-    board.set_wanted(state, probed());
-    let expected = [(u32::MAX, real(1)), (1, real(9)), (2, real(2))];
-    assert_eq!(marks(&board), BTreeMap::from(expected));
-    // A VIP that is not probed needs none.
-    board.set_wanted(wanted(&[1, 1]), BTreeMap::new());
-    assert!(board.state().marks.is_empty() && board.targets().is_empty());
-}
-
-#[test]
-fn each_vip_has_a_check_of_its_own() {
-    let of = |text: &str| text.parse::<OfVip>();
-    let given = [
-        of("203.0.113.1:53/udp=tcp:5353").unwrap(),
-        of("203.0.113.1:443/udp=none").unwrap(),
-        of("203.0.113.1:0/udp=tcp:22").unwrap(),
-        of("203.0.113.1:54/udp=tcp").unwrap(),
-        check::page("203.0.113.1:80/tcp=/health").unwrap(),
+    let ran = |text: &str| {
+        let found = std::fs::read_to_string(&scratch.0);
+        found.is_ok_and(|found| found.contains(text))
+    };
+    let file = Scratch::new("healthcheck-command.toml");
+    file.write(&with("one"));
+    let address = "127.0.0.1:9957";
+    let token_file = token.0.to_str().unwrap();
+    let options = [
+        "--interface",
+        "eth0",
+        "--listen",
+        address,
+        "--token-file",
+        token_file,
     ];
-    let checks = Checks::new(&given).unwrap();
-    let to = |text: &str| {
-        let vip = vip(text);
-        checks.of(vip).destination(vip).map(|to| to.to_string())
+    let mut running = Commanded::start(host, &file, &options);
+    eventually("the first one has run", || ran("one"));
+    let post = |document: &str| {
+        let body = serde_json::json!({ "command": "apply", "document": document }).to_string();
+        let request = format!(
+            "POST /api/commands HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            SECRET,
+            body.len()
+        );
+        host.run(|| {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+            std::io::read_to_string(stream).unwrap()
+        })
     };
-    for (of, expected) in [
-        ("203.0.113.1:53/udp", Some("203.0.113.1:5353/tcp")),
-        ("203.0.113.1:443/udp", None),
-        ("203.0.113.1:0/udp", Some("203.0.113.1:22/tcp")),
-        ("203.0.113.1:54/udp", Some("203.0.113.1:54/tcp")),
-        ("203.0.113.1:80/tcp", Some("203.0.113.1:80/tcp")),
-        // Nothing was said of these.
-        ("203.0.113.2:7/udp", Some("203.0.113.2:7/udp")),
-        ("203.0.113.2:80/tcp", Some("203.0.113.2:80/tcp")),
-        ("203.0.113.2:0/tcp", None),
-        ("203.0.113.0/24:80/tcp", None),
-    ] {
-        assert_eq!(to(of).as_deref(), expected, "{of}");
-    }
-    let path = "/health".to_owned();
-    assert_eq!(checks.of(vip(WEB)), Check::Http { path });
-    assert_eq!(checks.unknown(&wanted(&[1])).len(), 4);
-    assert_eq!(checks.destinations(&wanted(&[1])), probed());
-    let wrong = |given: &[OfVip], says: &str| {
-        let error = Checks::new(given).map(drop).unwrap_err().to_string();
-        assert!(error.contains(says), "{error}");
-    };
-    let page = check::page("203.0.113.1:53/udp=/x").unwrap();
-    wrong(&[page], "no TCP service");
-    wrong(&[given[0].clone(), given[0].clone()], "two checks");
-    wrong(&[of("203.0.113.0/24:80/tcp=tcp").unwrap()], "one address");
-    wrong(&[of("203.0.113.1:0/udp=udp").unwrap()], "one address");
-    for text in [
-        "203.0.113.1:53/udp",
-        "203.0.113.1:53/udp=",
-        "203.0.113.1:53/udp=tcp:0",
-        "203.0.113.1:53/udp=tcp:x",
-        "203.0.113.1:80/tcp=http:health",
-        "203.0.113.1:80/tcp=http:/a b",
-        "203.0.113.1:80/tcp=icmp",
-        "nothing=tcp",
-    ] {
-        assert!(of(text).is_err(), "{text}");
-    }
-}
-
-#[test]
-fn the_status_of_a_page_is_read_before_its_headers() {
-    let status = |text: &str| probe::status(text.as_bytes());
-    assert_eq!(status("HTTP/1.1 204 No Content\r\n").unwrap(), Some(204));
-    assert_eq!(
-        status("HTTP/1.0 503 Busy\r\nA: b\r\n\r\n").unwrap(),
-        Some(503)
+    let refused = post(&with("two"));
+    assert!(
+        refused.contains(" 422 ") && refused.contains("/bin/sh"),
+        "{refused}"
     );
-    let many = "A: b\r\n".repeat(200);
-    let many = status(&format!("HTTP/1.1 200 OK\r\n{many}\r\n"));
-    assert_eq!(many.unwrap(), Some(200));
-    let broken = status("HTTP/1.1 200 OK\r\n\x01 : nonsense\r\n\r\n");
-    assert_eq!(broken.unwrap(), Some(200));
-    for short in ["", "HTT", "HTTP/1.1 20"] {
-        assert_eq!(status(short).unwrap(), None, "{short}");
-    }
-    let error = status("SSH-2.0-OpenSSH\r\n").unwrap_err();
-    assert!(error.to_string().contains("no HTTP answer"), "{error}");
-}
-
-/// So many targets, of one VIP.
-fn targets(number: u8) -> Vec<Target> {
-    let target = |last| Target {
-        vip: vip(WEB),
-        real: real(last),
-        mark: last.into(),
-    };
-    (1..=number).map(target).collect()
-}
-
-#[test]
-fn probes_are_spread_and_do_not_fall_into_step() {
-    const INTERVAL: Duration = Duration::from_secs(10);
-    let start = Instant::now();
-    let mut schedule = Schedule::new(INTERVAL, 1000);
-    schedule.follow(&targets(100), start);
-    let mut last = BTreeMap::new();
-    let (mut firsts, mut pauses) = (Vec::new(), Vec::new());
-    while pauses.len() < 1000 {
-        let now = schedule.wake().unwrap();
-        let job = schedule.next(now).unwrap();
-        assert!(schedule.finished(&job, now));
-        match last.insert(job.target, now) {
-            None => firsts.push((now - start).as_secs_f64()),
-            Some(before) => pauses.push((now - before).as_secs_f64()),
-        }
-    }
-    assert_eq!(firsts.len(), 100, "all of them are probed");
-    assert!(firsts.iter().all(|at| (0.0..10.0).contains(at)));
-    assert!(pauses.iter().all(|pause| (8.999..=11.001).contains(pause)));
-    // Each tenth of what is possible is used; by chance one test in a hundred
-    // million would find that it is not.
-    for (all, from, to) in [(&firsts[..], 0.0, 10.0), (&pauses[..], 9.0, 11.0)] {
-        let part = |at: &f64| (((at - from) / (to - from) * 5.0) as usize).min(4);
-        let used: BTreeSet<_> = all.iter().map(part).collect();
-        assert_eq!(used.len(), 5, "{all:?}");
-    }
-}
-
-#[test]
-fn so_many_probes_are_on_their_way_and_no_more() {
-    let start = Instant::now();
-    let late = start + Duration::from_secs(60);
-    let mut schedule = Schedule::new(Duration::from_secs(10), 2);
-    schedule.follow(&targets(3), start);
-    assert!(schedule.wake().is_some());
-    let jobs = [schedule.next(late).unwrap(), schedule.next(late).unwrap()];
-    assert!(schedule.next(late).is_none() && schedule.wake().is_none());
-    assert!(schedule.finished(&jobs[0], late));
-    let third = schedule.next(late).unwrap();
-    assert!(third.target != jobs[0].target && third.target != jobs[1].target);
-    // What is not wanted any more counts for nothing, also if it is wanted again.
-    schedule.follow(&[], late);
-    schedule.follow(&targets(3), late);
-    assert!(!schedule.finished(&jobs[1], late) && !schedule.finished(&third, late));
-    let later = late + Duration::from_secs(10);
-    let again: BTreeSet<_> = (0..2).map(|_| schedule.next(later).unwrap()).collect();
-    assert_eq!(again.len(), 2);
-    assert!(again.iter().all(|job| *job != jobs[1] && *job != third));
+    // The one that there is may stay, and others may come by those who may.
+    let taken = post(&with("one"));
+    assert!(taken.contains(" 200 "), "{taken}");
+    assert!(!ran("two"));
+    file.write(&with("two"));
+    let (worked, text) = running.say(host, "apply", &[file.0.to_str().unwrap()]);
+    assert!(worked, "{text}");
+    eventually("the other one has run", || ran("two"));
+    running.balancer.end(SIGTERM);
 }

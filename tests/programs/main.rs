@@ -10,10 +10,14 @@ mod examples;
 mod exporter;
 mod exporter_docs;
 mod exposition;
+mod faults;
 mod healthcheck;
 mod killed;
 mod killed_backends;
 mod killed_pinned;
+#[path = "../e2e/links.rs"]
+mod links;
+mod lost;
 mod monitor;
 mod next_build;
 #[allow(dead_code, reason = "these tests use a part")]

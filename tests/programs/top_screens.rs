@@ -69,6 +69,7 @@ fn many(second: u64) -> Report {
             weight,
             down,
             health,
+            check: None,
             drain,
         });
         Vip {
@@ -81,6 +82,8 @@ fn many(second: u64) -> Report {
                 oldest: (number % 2 == 1).then_some(86_399.0),
             }),
             reals: reals.collect(),
+            panics: false,
+            falls_back: false,
             rate: None,
         }
     });

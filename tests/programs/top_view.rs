@@ -45,6 +45,7 @@ fn of_vip(real: &str, down: bool) -> OfVip {
         weight: 1,
         down,
         health: report::Health::NotProbed,
+        check: None,
         drain: None,
     }
 }

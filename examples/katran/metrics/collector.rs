@@ -63,7 +63,7 @@ impl Collector for Scrape {
         });
         page.gauge(
             "problem",
-            "Warnings and problems that the diagnosis finds about a subject; it has the words.",
+            "Warnings and problems that the diagnosis finds about a subject, and probes about health; status has the words.",
             problems,
         )?;
         process(page, of)?;

@@ -27,6 +27,7 @@ pub(crate) use token::Token;
 use crate::common::with_causes;
 use crate::report::Report;
 use crate::run::Handle;
+use crate::socket::By;
 use crate::socket::LONGEST;
 use crate::socket::Request;
 use crate::socket::done;
@@ -124,7 +125,7 @@ async fn command(
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no request: {error}")),
     };
-    match beside(move || done(request, &handle)).await {
+    match beside(move || done(request, &handle, By::Http)).await {
         Ok(answer) => Json(json!({ "ok": answer })).into_response(),
         Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &with_causes(&error)),
     }

@@ -208,7 +208,9 @@ async function reals(vip) {
     }
     remember(key, bits);
     const [, state, weight, p, b, share, graph] = line.cells_;
-    text(state, real.health);
+    const answers = !real.result || real.result === "answers" || real.health === "not probed";
+    text(state, answers ? real.health : `${real.health}: ${real.result}`);
+    state.title = real.history.map((of) => `${new Date(1000 * of.time).toLocaleString()} ${of.up ? "up" : `down: ${of.reason}`}`).join("\n");
     state.className = { up: "good", down: "bad", "not probed": "soft" }[real.health] || "warn";
     text(weight.firstChild, String(real.weight));
     weight.lastChild.firstChild.style.width = `${(100 * real.weight) / heaviest}%`;
@@ -243,7 +245,7 @@ function findings(list) {
   const lines = bad.map((of) => {
     const line = element("li", undefined, isProblem(of) ? "bad" : "warn");
     const word = isProblem(of) ? "Problem" : "Warning";
-    line.append(element("b", `${word}: ${of.interface}, ${of.subject}`), element("span", of.message));
+    line.append(element("b", `${word}: ${[of.interface, of.subject].filter(Boolean).join(", ")}`), element("span", of.message));
     if (of.advice) line.append(element("code", of.advice));
     return line;
   });

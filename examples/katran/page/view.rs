@@ -11,6 +11,7 @@ use crate::report::Health;
 use crate::report::OfVip;
 use crate::report::Problem;
 use crate::report::Report;
+use crate::report::Transition;
 
 /// `/api/status`. Counters are those since the balancer was loaded.
 #[derive(Debug, Serialize)]
@@ -58,17 +59,20 @@ struct DropRow<'a> {
 
 /// `/api/reals?vip=...`.
 #[derive(Debug, Serialize)]
-pub(super) struct Reals {
+pub(super) struct Reals<'a> {
     now: f64,
-    reals: Vec<RealRow>,
+    reals: Vec<RealRow<'a>>,
 }
 
 #[derive(Debug, Serialize)]
-struct RealRow {
+struct RealRow<'a> {
     address: IpAddr,
     weight: u32,
     /// In a word.
     health: &'static str,
+    /// What came of the last probe.
+    result: Option<&'a str>,
+    history: &'a [Transition],
     /// Of all VIPs that have this real.
     packets: u64,
     bytes: u64,
@@ -127,7 +131,7 @@ fn drains(of: &crate::report::Vip) -> impl Iterator<Item = DrainRow<'_>> {
 }
 
 /// `None`: there is no such VIP.
-pub(super) fn reals(report: &Report, vip: &str) -> Option<Reals> {
+pub(super) fn reals<'a>(report: &'a Report, vip: &str) -> Option<Reals<'a>> {
     let vip = report.vips.iter().find(|of| of.vip == vip)?;
     let sent: BTreeMap<IpAddr, Count> = report.reals.iter().map(|of| (of.real, of.sent)).collect();
     let reals = vip.reals.iter().map(|of| {
@@ -136,6 +140,8 @@ pub(super) fn reals(report: &Report, vip: &str) -> Option<Reals> {
             address: of.real,
             weight: of.weight,
             health: word(of),
+            result: of.check.as_ref().map(|check| check.result.as_str()),
+            history: of.check.as_ref().map_or(&[], |check| &check.history),
             packets: sent.packets,
             bytes: sent.bytes,
         }

@@ -1,7 +1,7 @@
 //! `katran run`: a load balancer from a configuration file.
 //!
-//! One thread owns the balancer (`owner.rs`): signals, results of probes and what clients of the socket and of `/metrics`
-//! want come to it as messages, one after the other. Nobody else waits for it longer than a moment: while it applies a
+//! One thread owns the balancer (`owner.rs`): signals and what clients of the socket and of `/metrics` want come to it as
+//! messages, one after the other. The library's health checks lock the balancer for what follows from their probes. Nobody else waits for it longer than a moment: while it applies a
 //! document they get the snapshot that was taken before (`snapshot.rs`). Documents are read by other threads.
 //!
 //! SIGHUP applies the file again and prints what changed; a file that is not valid is reported and changes nothing.
@@ -11,6 +11,7 @@
 //! also while this one runs, which ends then. `RUST_LOG=info` shows more of what the library does.
 
 mod drains;
+mod health;
 mod lines;
 mod owner;
 mod past;
@@ -47,7 +48,6 @@ use crate::common::say;
 use crate::metrics;
 use crate::options;
 use crate::page;
-use crate::probing;
 use crate::socket;
 
 /// Until a former process has ended that has let go.
@@ -79,8 +79,9 @@ pub(crate) struct Arguments {
     /// Seconds from one count of the flow tables' entries to the next: 1 to 86400
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     recount: Duration,
-    #[command(flatten)]
-    pub(crate) probes: probing::Options,
+    /// Probe the reals, also if the document has no key `health`: TCP services by a connection
+    #[arg(long)]
+    pub(crate) probe: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -93,7 +94,6 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// What the thread that owns the balancer is told.
 pub(crate) enum Message {
     Signal(i32),
-    Probed(probing::Probed),
     /// A client's wish.
     Do(Box<dyn FnOnce(&mut Owner) + Send>),
 }
@@ -175,7 +175,6 @@ fn work(owner: &mut Owner, messages: &Receiver<Message>) -> Result<()> {
             Ok(Message::Signal(SIGHUP)) => owner.read_again(),
             Ok(Message::Signal(SIGUSR1)) => owner.print_diagnosis(),
             Ok(Message::Signal(_)) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-            Ok(Message::Probed(probed)) => owner.record(&probed),
             Ok(Message::Do(wish)) => wish(owner),
             Err(RecvTimeoutError::Timeout) => {}
         }

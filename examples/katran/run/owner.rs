@@ -1,6 +1,10 @@
 //! The thread that owns the balancer: all that changes it, and its clocks.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
@@ -17,8 +21,11 @@ use katran::Vip;
 use katran::events::Event;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
+use katran::health;
+use katran::health::Document;
+use katran::health::Health;
+use katran::health::Settings;
 use katran::state::Changes;
-use katran::state::Document;
 use katran::stats::EventCounters;
 
 use super::Arguments;
@@ -38,27 +45,23 @@ use crate::metrics::Recount;
 use crate::options;
 use crate::options::described;
 use crate::options::placed;
-use crate::probing;
-use crate::probing::Prober;
-use crate::probing::board::Board;
 use crate::report::Applied;
 
-/// Between two attempts to apply what the kernel has refused.
-const RETRY: Duration = Duration::from_secs(1);
+/// For the first answers of reals before the balancer is attached: as long as they may take, and no longer than this.
+const FIRST_ROUND: Duration = Duration::from_secs(5);
 
 /// The balancer, and what is known of it.
 pub(crate) struct Owner {
     pub(super) arguments: Arguments,
-    pub(super) katran: Katran,
+    /// What probes reals, if anything does. It is gone before the balancer is.
+    pub(super) health: Option<Health>,
+    katran: Arc<Mutex<Katran>>,
     pub(super) began: Instant,
     handle: Handle,
     /// The document that was applied last, without drains by command.
-    wanted: State,
+    wanted: Wanted,
     pub(super) drains: Drains,
     pub(super) silences: Silences,
-    /// What follows from document, drains and probes.
-    pub(super) board: Board,
-    pub(super) prober: Option<Prober>,
     pub(super) recount: Recount,
     lines: Option<Lines>,
     keeper: Keeper,
@@ -67,8 +70,6 @@ pub(crate) struct Owner {
     pub(super) last_apply: Option<Applied>,
     pub(super) refused: Option<Applied>,
     pub(super) past: Past,
-    /// When to apply again what was refused, and with which words it was.
-    retry: Option<(Instant, String)>,
     /// When to look around next.
     next: Instant,
     /// Of the reading of a file that counts.
@@ -79,63 +80,63 @@ impl Owner {
     /// A balancer with the settings and VIPs of the file, attached to its interfaces.
     pub(super) fn start(arguments: Arguments, sender: Sender<Message>) -> Result<Self> {
         let options = &arguments.options;
+        let keep = options.keep;
         let document = options.document()?;
-        let wanted = prepared(&arguments, document.state().clone())?;
-        let mut prober = match arguments.probes.are_on() {
-            true => Some(Prober::new(&arguments.probes, &wanted, sender.clone())?),
-            false => None,
-        };
-        let mut board = arguments.probes.board();
-        let destinations = prober
-            .as_ref()
-            .map(|prober| prober.checks().destinations(&wanted));
-        let mut notices = board.set_wanted(wanted.clone(), destinations.unwrap_or_default());
-        let loaded = options.load_or_go_on(&board.state());
-        let (mut katran, start) = loaded.map_err(|error| placed(&document, error))?;
-        if prober.is_some() {
-            notices.extend(board.go_on(&katran.state()));
-        }
-        let (changes, applied) = apply(&mut katran, &board.state());
+        let wanted = prepared(&arguments, &document)?;
+        let loaded = options.load_or_go_on(&wanted.state);
+        let (katran, start) = loaded.map_err(|error| placed(&document, error))?;
+        let shared = Arc::new(Mutex::new(katran));
+        let checks = wanted.settings.clone();
+        let health = checks.map(|checks| start_checks(&shared, checks));
+        let health = health.transpose();
+        let health = health.map_err(|error| document.placed(error))?;
+        let (changes, applied) = timed(|| match &health {
+            Some(health) => health.apply(&wanted.state),
+            None => lock(&shared).apply(&wanted.state),
+        });
         let changes = changes.map_err(|error| placed(&document, error))?;
         say(described(&changes, "applied"));
+        if let Some(health) = &health {
+            // No client's packet meets a dead real then.
+            let _ = health.wait(FIRST_ROUND);
+        }
+        let mut katran = lock(&shared);
         watch(&mut katran, arguments.watch_misses)?;
         let attached = options.attach(&mut katran);
         attached.map_err(|error| placed(&document, error))?;
-        notices
-            .iter()
-            .for_each(|notice| probing::show(notice, None));
-        if let Some(prober) = &mut prober {
-            prober.follow(&board);
-        }
         let mut silences = Silences::default();
         silences.follow(&katran);
+        let recount = Recount::begin(&katran, arguments.recount)?;
+        let lines = arguments.counters.then(|| Lines::begin(&katran));
+        let lines = lines.transpose()?;
+        drop(katran);
         let source = options.config.display().to_string();
         let owner = Self {
-            recount: Recount::begin(&katran, arguments.recount)?,
-            lines: match arguments.counters {
-                true => Some(Lines::begin(&katran)?),
-                false => None,
-            },
+            recount,
+            lines,
             arguments,
-            katran,
+            health,
+            katran: shared,
             began: Instant::now(),
             handle: Handle::new(sender),
             wanted,
             drains: Drains::default(),
             silences,
-            board,
-            prober,
-            keeper: Keeper::new(),
+            keeper: Keeper::new(keep),
             monitored: None,
             past: Past::begin(start.as_ref(), source),
             last_apply: Some(applied),
             refused: None,
-            retry: None,
             next: Instant::now() + ROUND,
             readings: 0,
         };
         owner.publish();
         Ok(owner)
+    }
+
+    /// The balancer. The checks wait for it, so nothing is asked of them while it is held.
+    pub(super) fn katran(&self) -> MutexGuard<'_, Katran> {
+        lock(&self.katran)
     }
 
     /// For those who want something of it.
@@ -145,34 +146,22 @@ impl Owner {
 
     /// Does what is due. Returns for how long there is nothing to do.
     pub(super) fn go_on(&mut self) -> Result<Duration> {
-        if let Some(prober) = &mut self.prober {
-            prober.send_due(&self.katran);
-        }
-        self.keeper.keep(&mut self.katran)?;
-        if let Err(error) = self.recount.go_on(&self.katran) {
+        let mut katran = lock(&self.katran);
+        self.keeper.keep(&mut *katran)?;
+        if let Err(error) = self.recount.go_on(&katran) {
             eprintln!("{}", with_causes(&error.into()));
         }
-        if self
-            .retry
-            .as_ref()
-            .is_some_and(|(when, _)| *when <= Instant::now())
-        {
-            self.apply_health();
-        }
         if self.next <= Instant::now() {
-            self.silences.look(&self.katran).into_iter().for_each(say);
-            self.past.look(&self.katran);
+            self.silences.look(&katran).into_iter().for_each(say);
+            self.past.look(&katran);
             // Packets flow all the same.
-            if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&self.katran)) {
+            if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
                 eprintln!("{}", with_causes(&error));
             }
             // A process that was stopped for a while does not catch up.
             self.next = (self.next + ROUND).max(Instant::now());
         }
-        let probes = self.prober.as_ref().and_then(Prober::wake);
-        let retry = self.retry.as_ref().map(|(when, _)| *when);
-        let wake = [probes, retry, Some(self.next)].into_iter().flatten().min();
-        let wait = wake.map_or(ROUND, |wake| wake.saturating_duration_since(Instant::now()));
+        let wait = self.next.saturating_duration_since(Instant::now());
         Ok(wait.min(self.recount.pause(ROUND)))
     }
 
@@ -214,10 +203,8 @@ impl Owner {
         read: Result<Document>,
         source: String,
     ) -> Result<Changes> {
-        let wanted = read.and_then(|document| {
-            let wanted = prepared(&self.arguments, document.state().clone())?;
-            Ok((wanted, document))
-        });
+        let wanted =
+            read.and_then(|document| Ok((prepared(&self.arguments, &document)?, document)));
         let (wanted, document) = wanted.inspect_err(|error| {
             self.past.refused += 1;
             self.refused = Some(Applied {
@@ -236,66 +223,107 @@ impl Owner {
         if changes.is_ok() {
             self.past.source = source;
         }
-        if let Err(error) = watch(&mut self.katran, self.arguments.watch_misses) {
+        let watched = watch(&mut self.katran(), self.arguments.watch_misses);
+        if let Err(error) = watched {
             eprintln!("{}", with_causes(&error));
         }
         changes
     }
 
+    /// Refuses a document of somebody who may not have programs run: those of the one in force, and no others.
+    pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
+        let other = document
+            .commands()
+            .find(|command| !self.wanted.commands.contains(command));
+        match other {
+            None => Ok(()),
+            Some(command) => anyhow::bail!(
+                "a check runs {} with these arguments, as the document in force does not: by HTTP no commands come in; use `katran apply`",
+                command.program.display()
+            ),
+        }
+    }
+
     /// What [`apply_document`](Self::apply_document) would change.
     pub(crate) fn would_change(&self, document: &Document) -> Result<Changes> {
-        let wanted = prepared(&self.arguments, document.state().clone())?;
-        let (board, _) = self.board_of(&wanted, &mut self.drains.clone());
-        let changes = self.katran.changes_to(&self.introspected(board.state()));
+        let wanted = prepared(&self.arguments, document)?;
+        let state = self.drains.clone().applied(wanted.state);
+        let state = self.introspected(state);
+        let changes = match (&self.health, wanted.settings) {
+            (Some(health), Some(settings)) => health.changes_to(&state, Some(settings)),
+            _ => self.katran().changes_to(&state),
+        };
         Ok(changes.map_err(|error| document.placed(error))?)
     }
 
-    /// What is known of reals, under another document.
-    fn board_of(
-        &self,
-        wanted: &State,
-        drains: &mut Drains,
-    ) -> (Board, Vec<probing::board::Notice>) {
-        let mut board = self.board.clone();
-        let wanted = drains.applied(wanted.clone());
-        let prober = self.prober.as_ref();
-        let destinations = prober.map(|prober| prober.checks().destinations(&wanted));
-        let notices = board.set_wanted(wanted, destinations.unwrap_or_default());
-        (board, notices)
-    }
-
-    fn apply(&mut self, wanted: State, mut drains: Drains) -> Result<Changes> {
+    fn apply(&mut self, wanted: Wanted, mut drains: Drains) -> Result<Changes> {
         self.publish();
-        let (board, notices) = self.board_of(&wanted, &mut drains);
-        let state = self.introspected(board.state());
-        let (changes, applied) = apply(&mut self.katran, &state);
+        let state = drains.applied(wanted.state.clone());
+        let state = self.introspected(state);
+        let mut health = self.health.take();
+        let (changes, applied) = timed(|| match &wanted.settings {
+            Some(settings) => self.apply_checked(&mut health, &state, settings.clone()),
+            None => {
+                let changes = self.katran().apply(&state)?;
+                // What the checks have said meanwhile is over as well.
+                if health.take().is_some() {
+                    self.katran().apply(&state)?;
+                }
+                Ok(changes)
+            }
+        });
+        self.health = health;
         let changes = changes.inspect_err(|_| {
             self.past.refused += 1;
             self.refused = Some(applied.clone());
         })?;
         self.past.applied += 1;
-        (self.last_apply, self.refused, self.retry) = (Some(applied), None, None);
-        (self.wanted, self.drains, self.board) = (wanted, drains, board);
-        self.silences.follow(&self.katran);
-        notices
-            .iter()
-            .for_each(|notice| probing::show(notice, None));
-        if let Some(prober) = &mut self.prober {
-            for vip in prober.checks().unknown(&self.wanted) {
-                say(format!("{vip} has a check and is not in the file any more"));
-            }
-            prober.follow(&self.board);
-        }
+        (self.last_apply, self.refused) = (Some(applied), None);
+        (self.wanted, self.drains) = (wanted, drains);
+        self.silences.follow(&lock(&self.katran));
         Ok(changes)
+    }
+
+    /// With checks: those that there are go on, and what they know stays.
+    fn apply_checked(
+        &self,
+        health: &mut Option<Health>,
+        state: &State,
+        settings: Settings,
+    ) -> katran::Result<Changes> {
+        // After a mistake of theirs they begin again.
+        if let Some(health) = health.as_ref().filter(|of| of.report().ended.is_none()) {
+            return health.reconfigure(state, settings);
+        }
+        // They need what the document says, such as the interface that they leave by.
+        let before = self.katran().state();
+        let changes = self.katran().apply(state)?;
+        let started = start_checks(&self.katran, settings);
+        let started = started.and_then(|started| {
+            started.apply(state)?;
+            Ok(started)
+        });
+        match started {
+            Ok(started) => {
+                *health = Some(started);
+                Ok(changes)
+            }
+            Err(error) => {
+                if let Err(other) = self.katran().apply(&before) {
+                    eprintln!("the document before could not be applied again: {other}");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Drains a real of a VIP, or of all that have it, or takes that back. Returns the VIPs.
     pub(crate) fn drain(&mut self, vip: Option<Vip>, real: IpAddr, undo: bool) -> Result<Vec<Vip>> {
         let mut drains = self.drains.clone();
-        let vips = drains.set(&self.wanted, vip, real, undo)?;
+        let vips = drains.set(&self.wanted.state, vip, real, undo)?;
         let changes = self.apply(self.wanted.clone(), drains)?;
         say(described(&changes, "applied"));
-        let _ = self.silences.look(&self.katran);
+        let _ = self.silences.look(&lock(&self.katran));
         Ok(vips)
     }
 
@@ -305,14 +333,15 @@ impl Owner {
         options: MonitorOptions,
         callback: impl FnMut(&Event) + Send + 'static,
     ) -> Result<(Monitor, bool)> {
-        let features = self.katran.features();
+        let features = self.katran().features();
         let is_on = features.contains(Features::INTROSPECTION);
         if !is_on {
             self.publish();
-            self.katran.reload(features | Features::INTROSPECTION)?;
+            self.katran().reload(features | Features::INTROSPECTION)?;
             self.monitored = Some(features);
         }
-        match self.katran.events().start(options, callback) {
+        let started = self.katran().events().start(options, callback);
+        match started {
             Ok(monitor) => Ok((monitor, !is_on)),
             Err(error) => {
                 if !is_on {
@@ -325,7 +354,7 @@ impl Owner {
 
     /// Events that the program has left out.
     pub(crate) fn events(&self) -> Result<EventCounters> {
-        Ok(self.katran.stats().events()?)
+        Ok(self.katran().stats().events()?)
     }
 
     /// The features are those of the document again.
@@ -333,9 +362,15 @@ impl Owner {
         let Some(before) = self.monitored.take() else {
             return;
         };
-        let of_document = self.wanted.balancer.as_ref().and_then(|of| of.features);
+        let of_document = self
+            .wanted
+            .state
+            .balancer
+            .as_ref()
+            .and_then(|of| of.features);
         self.publish();
-        if let Err(error) = self.katran.reload(of_document.unwrap_or(before)) {
+        let reloaded = self.katran().reload(of_document.unwrap_or(before));
+        if let Err(error) = reloaded {
             eprintln!("introspection stays on: {error}");
         }
     }
@@ -349,39 +384,10 @@ impl Owner {
         state
     }
 
-    pub(super) fn record(&mut self, probed: &probing::Probed) {
-        let Some(prober) = &mut self.prober else {
-            return;
-        };
-        if prober.record(probed, &self.katran, &mut self.board) {
-            self.apply_health();
-        }
-    }
-
-    /// Applies what probes have found.
-    fn apply_health(&mut self) {
-        let state = self.introspected(self.board.state());
-        match self.katran.apply(&state) {
-            Ok(changes) => {
-                self.retry = None;
-                if !changes.is_empty() {
-                    say(format!("applied: {changes}"));
-                }
-            }
-            // Packets flow as before.
-            Err(error) => {
-                let text = error.to_string();
-                if self.retry.as_ref().is_none_or(|(_, known)| *known != text) {
-                    eprintln!("{text}: it is tried again");
-                }
-                self.retry = Some((Instant::now() + RETRY, text));
-            }
-        }
-    }
-
     /// Prints what keeps it from working, or why that is not known.
     pub(super) fn print_diagnosis(&self) {
-        match options::diagnose(&self.katran, &self.arguments.options.interface) {
+        let diagnoses = options::diagnose(&self.katran(), &self.arguments.options.interface);
+        match diagnoses {
             Ok(diagnoses) => {
                 for (interface, diagnosis) in diagnoses {
                     say(format!("{interface}:\n{diagnosis}"));
@@ -394,13 +400,23 @@ impl Owner {
     /// Ends it, if it is not pinned.
     pub(super) fn stop(self) -> Result<()> {
         let Self {
-            mut katran,
-            prober,
+            katran: mut shared,
+            health,
             arguments,
             ..
         } = self;
-        if let Some(prober) = prober {
-            prober.end();
+        let probed = health.is_some();
+        drop(health);
+        // The thread of the checks may have it for another moment.
+        let katran = loop {
+            match Arc::try_unwrap(shared) {
+                Ok(katran) => break katran,
+                Err(again) => shared = again,
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let mut katran = katran.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if probed {
             let counters = katran.probes().counters()?;
             say(format!(
                 "{} packets of probes sent, {} dropped",
@@ -415,10 +431,40 @@ impl Owner {
     }
 }
 
-/// A document, with an interface for probes to leave by if there are any.
-fn prepared(arguments: &Arguments, mut state: State) -> Result<State> {
-    if arguments.probes.are_on() {
-        let of_probes = &mut state.balancer.get_or_insert_default().healthcheck_interface;
+fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
+    katran.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks whose findings are printed.
+fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Result<Health> {
+    Health::start_with(katran, settings, |event| match event {
+        health::Event::Refused { .. } | health::Event::Ended { .. } => eprintln!("{event}"),
+        _ => say(event.to_string()),
+    })
+}
+
+/// What a document says, and options. Where it says that is forgotten.
+#[derive(Clone, Debug)]
+struct Wanted {
+    state: State,
+    settings: Option<Settings>,
+    /// The programs that checks run.
+    commands: Vec<health::Command>,
+}
+
+/// A document with checks if they are asked for, and an interface for them to leave by.
+fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
+    let mut wanted = Wanted {
+        state: document.state.clone(),
+        settings: document.settings.clone(),
+        commands: document.commands().cloned().collect(),
+    };
+    if arguments.probe {
+        wanted.settings.get_or_insert_default();
+    }
+    if wanted.settings.is_some() {
+        let settings = wanted.state.balancer.get_or_insert_default();
+        let of_probes = &mut settings.healthcheck_interface;
         if of_probes.is_none() {
             *of_probes = arguments.options.interface.first().cloned();
         }
@@ -427,7 +473,7 @@ fn prepared(arguments: &Arguments, mut state: State) -> Result<State> {
             "probes have no interface to leave by: set healthcheck_interface in [balancer], as --shared names none"
         );
     }
-    Ok(state)
+    Ok(wanted)
 }
 
 pub(super) fn now() -> f64 {
@@ -435,9 +481,10 @@ pub(super) fn now() -> f64 {
     now.unwrap_or_default().as_secs_f64()
 }
 
-fn apply(katran: &mut Katran, state: &State) -> (Result<Changes>, Applied) {
+/// How long a change takes, and what comes of it.
+fn timed(change: impl FnOnce() -> katran::Result<Changes>) -> (Result<Changes>, Applied) {
     let began = Instant::now();
-    let changes = katran.apply(state).map_err(anyhow::Error::from);
+    let changes = change().map_err(anyhow::Error::from);
     let applied = Applied {
         time: now(),
         took: began.elapsed().as_secs_f64(),

@@ -10,9 +10,12 @@ use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 use anyhow::Result;
+use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
@@ -20,15 +23,20 @@ use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Severity;
 use katran::diagnosis::Subject;
+use katran::health::RealHealth;
+use katran::health::Status;
+use katran::health::VipHealth;
 use katran::stats::Counters;
 
 use super::Message;
 use super::Owner;
 use super::Past;
+use super::health;
 use crate::options;
 use crate::report;
 use crate::report::ATTACHED;
 use crate::report::Applied;
+use crate::report::Check;
 use crate::report::Drain;
 use crate::report::Health;
 use crate::report::NOT_SENT;
@@ -36,6 +44,8 @@ use crate::report::Report;
 
 /// For how long a client waits for a new one; a change takes longer.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The label of findings that belong to no interface.
+const EVERYWHERE: &str = "all";
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -63,7 +73,11 @@ impl Handle {
     pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
         let mut report = self.snapshot(Snapshot::take)?.report();
         if diagnose {
-            report.problems = self.ask_for(8 * PATIENCE, problems).ok();
+            let found = self.ask_for(8 * PATIENCE, problems).ok();
+            report.problems = found.map(|mut found| {
+                found.extend(health::findings(&report.vips));
+                found
+            });
         }
         Ok(report)
     }
@@ -141,6 +155,8 @@ pub(crate) type OfInterface = (String, BTreeMap<(Subject, Severity), u64>);
 pub(crate) struct OfVip {
     pub(crate) vip: Vip,
     pub(crate) reals: Vec<OfReal>,
+    panics: bool,
+    falls_back: bool,
 }
 
 #[derive(Debug)]
@@ -148,6 +164,7 @@ pub(crate) struct OfReal {
     pub(crate) real: Real,
     pub(crate) down: bool,
     pub(crate) health: Health,
+    check: Option<Check>,
     drain: Option<Drain>,
 }
 
@@ -159,22 +176,34 @@ impl Snapshot {
 
     /// What is true now, but for entries of the flow tables, which have been counted before.
     fn take(owner: &Owner) -> Result<Self> {
-        let katran = &owner.katran;
-        let found = owner.board.found();
-        let found: BTreeMap<_, _> = found
-            .map(|found| ((found.vip, found.real), found))
-            .collect();
+        // The checks take the balancer first, so what they know is asked before.
+        let found = owner.health.as_ref().map(katran::health::Health::report);
+        let found = found.unwrap_or_default();
+        let of_vips: BTreeMap<Vip, &VipHealth> = found.vips.iter().map(|of| (of.vip, of)).collect();
+        let katran = &*owner.katran();
         let mut vips = Vec::new();
         for vip in katran.vips() {
             let down = katran.down_reals(vip)?;
+            let of_vip = of_vips.get(&vip);
+            let checked = |real: &Real| {
+                let reals = &of_vip?.reals;
+                let at = reals.binary_search_by_key(&real.address(), |of| of.real);
+                at.ok().map(|at| &reals[at])
+            };
             let of_real = |real: Real| OfReal {
                 real,
                 down: down.binary_search(&real.address()).is_ok(),
-                health: health(found.get(&(vip, real.address())).map(|found| found.up)),
+                health: health(checked(&real)),
+                check: checked(&real).and_then(check),
                 drain: owner.silences.drain(&owner.drains, vip, real),
             };
             let reals = katran.reals(vip)?.into_iter().map(of_real).collect();
-            vips.push(OfVip { vip, reals });
+            vips.push(OfVip {
+                vip,
+                reals,
+                panics: of_vip.is_some_and(|of| of.panics),
+                falls_back: of_vip.is_some_and(|of| of.falls_back),
+            });
         }
         let mut counters = katran.counters_with(owner.recount.count())?;
         // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
@@ -202,10 +231,12 @@ impl Snapshot {
 
     /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
-        Ok(Self {
-            problems: counted(owner)?,
-            ..Self::take(owner)?
-        })
+        let mut taken = Self::take(owner)?;
+        taken.problems = counted(&owner.katran(), &owner.arguments.options.interface)?;
+        let vips: Vec<_> = taken.vips.iter().map(|vip| taken.vip(vip)).collect();
+        let of_health = health::counts(&vips);
+        taken.problems.push((EVERYWHERE.to_owned(), of_health));
+        Ok(taken)
     }
 
     /// As others are told.
@@ -298,6 +329,7 @@ impl Snapshot {
             weight: of.real.get_weight(),
             down: of.down,
             health: of.health,
+            check: of.check.clone(),
             drain: of.drain,
         });
         report::Vip {
@@ -309,6 +341,8 @@ impl Snapshot {
             vip: name,
             slots,
             reals: reals.collect(),
+            panics: of.panics,
+            falls_back: of.falls_back,
             rate: None,
         }
     }
@@ -325,23 +359,38 @@ fn word(state: AttachmentState) -> String {
     .to_owned()
 }
 
-/// `None`: it is not probed; `Some(None)`: not yet.
-fn health(found: Option<Option<bool>>) -> Health {
-    match found {
+fn health(found: Option<&RealHealth>) -> Health {
+    match found.filter(|of| of.probed).map(|of| of.status) {
         None => Health::NotProbed,
-        Some(None) => Health::Unknown,
-        Some(Some(true)) => Health::Up,
-        Some(Some(false)) => Health::Down,
+        Some(Status::Up) => Health::Up,
+        Some(Status::Down) => Health::Down,
+        Some(_) => Health::Unknown,
     }
 }
 
-/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those of `--interface`, which
-/// with `--shared` are those that the root program is on.
-fn counted(owner: &Owner) -> Result<Vec<OfInterface>> {
-    let katran = &owner.katran;
+/// `None`: nothing was found yet.
+fn check(found: &RealHealth) -> Option<Check> {
+    let history = found.history.iter().map(|of| report::Transition {
+        time: seconds(of.at),
+        up: of.to == Status::Up,
+        reason: of.reason.clone(),
+    });
+    Some(Check {
+        time: seconds(found.last?),
+        result: found.last_result.clone()?,
+        history: history.collect(),
+    })
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
+}
+
+/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those that were named.
+fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
     let attached = katran.interfaces().into_iter().map(|of| of.interface);
-    let named = owner.arguments.options.interface.iter().cloned();
-    let names: BTreeSet<_> = attached.chain(named).collect();
+    let names: BTreeSet<_> = attached.chain(named.iter().cloned()).collect();
     let counted = names.into_iter().map(|name| {
         let counts = katran.diagnose(&name)?.counts();
         Ok((name, counts))
@@ -352,7 +401,8 @@ fn counted(owner: &Owner) -> Result<Vec<OfInterface>> {
 /// What the diagnosis finds that is not as it should be.
 fn problems(owner: &mut Owner) -> Vec<report::Problem> {
     let interfaces = &owner.arguments.options.interface;
-    let diagnoses = match options::diagnose(&owner.katran, interfaces) {
+    let diagnoses = options::diagnose(&owner.katran(), interfaces);
+    let diagnoses = match diagnoses {
         Ok(diagnoses) => diagnoses,
         Err(error) => {
             return vec![report::Problem {

@@ -15,7 +15,7 @@ use katran::Vip;
 use katran::events::Event;
 use katran::events::EventKind;
 use katran::events::MonitorOptions;
-use katran::state::Document;
+use katran::health::Document;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
@@ -94,7 +94,7 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
     let done = match serde_json::from_slice(line) {
         Err(error) => Err(anyhow::anyhow!("no request: {error}")),
         Ok(Request::Monitor(listening)) => monitor(handle, listening, stream),
-        Ok(request) => done(request, handle),
+        Ok(request) => done(request, handle, By::Socket),
     };
     let answer = match done {
         Ok(answer) => json!({ "ok": answer }),
@@ -107,22 +107,36 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
 /// Where a document is from that no file had.
 const COMMAND: &str = "command";
 
+/// How a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// From somebody who may do whatever this process may.
+    Socket,
+    /// From somebody who has the token.
+    Http,
+}
+
 /// Does what one line of an answer tells of: all requests but `monitor`.
-pub(crate) fn done(request: Request, handle: &Handle) -> Result<Value> {
+pub(crate) fn done(request: Request, handle: &Handle, by: By) -> Result<Value> {
     match request {
         Request::Status { diagnose } => Ok(serde_json::to_value(handle.report(diagnose)?)?),
-        Request::Apply { document, dry_run } => apply(handle, &document, dry_run),
+        Request::Apply { document, dry_run } => apply(handle, &document, dry_run, by),
         Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
         Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
     }
 }
 
-fn apply(handle: &Handle, document: &str, dry_run: bool) -> Result<Value> {
+fn apply(handle: &Handle, document: &str, dry_run: bool, by: By) -> Result<Value> {
     // Here, so that nobody else waits for it.
     let read = Document::from_toml(document).map_err(anyhow::Error::from);
-    let applied = handle.ask(move |owner| match dry_run {
-        true => owner.would_change(&read?),
-        false => owner.apply_document(read, COMMAND.to_owned()),
+    let applied = handle.ask(move |owner| {
+        if let (By::Http, Ok(document)) = (by, &read) {
+            owner.check_commands(document)?;
+        }
+        match dry_run {
+            true => owner.would_change(&read?),
+            false => owner.apply_document(read, COMMAND.to_owned()),
+        }
     });
     let changes = applied??;
     Ok(match dry_run {

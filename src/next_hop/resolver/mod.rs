@@ -41,6 +41,9 @@ use crate::types::NextHops;
 /// Questions between two looks at commands.
 const QUESTIONS: usize = MOST_QUESTIONS;
 
+/// Of so many neighbours all can be asked for every few seconds.
+const FEW: usize = 16;
+
 /// Takes so many out as are asked for at once.
 fn some_of(numbers: &mut BTreeSet<u16>) -> Vec<u16> {
     std::iter::from_fn(|| numbers.pop_first())
@@ -309,6 +312,16 @@ impl Resolver {
         self.pending
             .neighbours
             .extend(all.map(|neighbour| (neighbour, Ask::Neighbour)));
+    }
+
+    /// Has neighbours confirmed, if they are few, and nothing else.
+    pub(super) fn confirm_few(&mut self) {
+        if self.neighbours.all().count() > FEW {
+            return;
+        }
+        let all = self.neighbours.all();
+        let asked = all.map(|neighbour| (neighbour, Ask::Neighbour));
+        self.pending.neighbours.extend(asked);
     }
 
     /// Asks once more who has not answered, and what could not be asked.

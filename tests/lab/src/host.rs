@@ -56,7 +56,7 @@ pub struct Host {
     spawner: Option<mpsc::Sender<Spawn>>,
     keeper: Option<thread::JoinHandle<()>>,
     /// Of XDP programs, which go when these are closed.
-    links: Mutex<Vec<OwnedFd>>,
+    links: Mutex<Vec<(String, OwnedFd)>>,
 }
 
 impl Host {
@@ -288,11 +288,19 @@ impl Host {
         let link = self
             .run(|| sys::attach_xdp(index, verdict))
             .map_err(|e| context(&e, format_args!("XDP on {interface} in {}", self.name)))?;
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(link);
+        self.keep(interface, link);
         Ok(())
+    }
+
+    fn keep(&self, interface: &str, link: OwnedFd) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.push((interface.to_owned(), link));
+    }
+
+    /// Takes off an interface what was put on it by this type: the XDP program of its port, tags.
+    pub fn strip(&self, interface: &str) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|(on, _)| on != interface);
     }
 
     /// Puts VLAN tags on all that leaves by an interface, and takes as many off what comes in, as a
@@ -319,11 +327,24 @@ impl Host {
             let link = self
                 .run(|| sys::attach_tags(index, direction, tags))
                 .map_err(|e| context(&e, format_args!("tags on {interface} in {}", self.name)))?;
-            self.links
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(link);
+            self.keep(interface, link);
         }
+        Ok(())
+    }
+
+    /// Puts VLAN tags on what leaves by an interface, and takes none off, as a switch's port that was put into a wrong
+    /// VLAN.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says. It takes Linux 6.6.
+    pub fn tag_leaving(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
+        self.tool("ethtool", &format!("-K {interface} txvlan off"))?;
+        let index = self.interface_index(interface)?;
+        let link = self
+            .run(|| sys::attach_tags(index, sys::Direction::Out, tags))
+            .map_err(|e| context(&e, format_args!("tags on {interface} in {}", self.name)))?;
+        self.keep(interface, link);
         Ok(())
     }
 

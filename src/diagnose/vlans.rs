@@ -1,0 +1,77 @@
+//! Whether frames come in with the VLAN tags that the next hops expect: they leave with those that they came with.
+
+use super::Diagnosis;
+use super::Subject;
+use crate::next_hop::NextHop;
+use crate::types::MacAddr;
+
+/// What is known of tags.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vlans {
+    /// The VLANs of the last frames with tags, one for each CPU at most; none: no frame had any.
+    pub(crate) seen: Vec<u16>,
+    /// VLAN interfaces that next hops are behind.
+    pub(crate) of_hops: Vec<String>,
+}
+
+/// What is around the balancer on this interface.
+pub(super) struct Around<'a> {
+    pub(super) interface: &'a str,
+    /// That it has forwarded.
+    pub(super) packets: u64,
+    pub(super) next_hops: &'a [NextHop],
+    /// Gateways that were given, and are neighbours on the interface.
+    pub(super) neighbours: Vec<MacAddr>,
+}
+
+pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
+    let about = Subject::Vlan;
+    let Vlans { seen, of_hops } = vlans;
+    let name = around.interface;
+    let advice = format!(
+        "have packets for VIPs come in by the VLAN that reals or their router are in: the router's interface, the switch's \
+         port; tcpdump -eni {name} shows tags of what passes, `ip neighbour` where the next hop is"
+    );
+    match (&seen[..], &of_hops[..]) {
+        ([], []) => found.ok(about, "no frames with tags"),
+        ([], [of_hop, ..]) => match around.packets {
+            0 => found.ok(about, "no frames yet"),
+            _ => found.warn(
+                about,
+                format!(
+                    "frames come in without VLAN tags, and leave without: but a next hop is behind {of_hop}, where frames \
+                     have one"
+                ),
+                advice,
+            ),
+        },
+        (seen, _) => {
+            let tags: Vec<_> = seen.iter().map(u16::to_string).collect();
+            let tags = tags.join(", ");
+            match untagged_hop(around) {
+                Some(hop) => found.warn(
+                    about,
+                    format!(
+                        "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
+                         without one, so in that VLAN perhaps nobody takes them"
+                    ),
+                    advice,
+                ),
+                None => found.note(
+                    about,
+                    format!("frames have come in with tags of VLAN {tags}, and leave with the same"),
+                    "reals, or their router, must be in that VLAN",
+                ),
+            }
+        }
+    }
+}
+
+/// A next hop that is found on the interface itself, and not on a VLAN of it.
+fn untagged_hop(around: &Around<'_>) -> Option<String> {
+    let mut hops = around.next_hops.iter();
+    let found =
+        hops.find(|hop| hop.interface.as_deref() == Some(around.interface) && hop.mac.is_some());
+    let found = found.and_then(|hop| hop.address.map(|address| address.to_string()));
+    found.or_else(|| around.neighbours.first().map(MacAddr::to_string))
+}
