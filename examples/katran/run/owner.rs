@@ -109,8 +109,10 @@ impl Owner {
         let recount = Recount::begin(&katran, arguments.recount)?;
         let lines = arguments.counters.then(|| Lines::begin(&katran));
         let lines = lines.transpose()?;
-        drop(katran);
         let source = options.config.display().to_string();
+        let mut past = Past::begin(start.as_ref(), source);
+        past.look(&katran);
+        drop(katran);
         let owner = Self {
             recount,
             lines,
@@ -124,7 +126,7 @@ impl Owner {
             silences,
             keeper: Keeper::new(keep),
             monitored: None,
-            past: Past::begin(start.as_ref(), source),
+            past,
             last_apply: Some(applied),
             refused: None,
             next: Instant::now() + ROUND,

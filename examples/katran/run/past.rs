@@ -34,7 +34,7 @@ pub(crate) struct Past {
 pub(crate) struct Silent {
     /// The real, or `ipv4` or `ipv6` for all of a family.
     pub(crate) real: String,
-    /// Who should answer; empty: there is no route.
+    /// Who should answer; `none`: there is no route.
     pub(crate) address: String,
 }
 
@@ -76,7 +76,7 @@ fn silent(katran: &Katran) -> Vec<Silent> {
     let hops = katran.gateways().next_hops();
     let is_silent =
         |hop: &NextHop| !hop.here && !hop.answers && (hop.mac.is_none() || hop.address.is_some());
-    let address = |hop: &NextHop| hop.address.map(|of| of.to_string()).unwrap_or_default();
+    let address = |hop: &NextHop| hop.address.map_or("none".to_owned(), |of| of.to_string());
     let mut found = Vec::new();
     // The gateways come by family.
     for (hop, family) in hops.iter().zip(Family::ALL) {
