@@ -1,7 +1,7 @@
 //! The one error type of the crate.
 //!
 //! Every variant names what was tried and on what, carries the kernel's errno where there is
-//! one, and prints what to do about it.
+//! one, and prints what to do about it in an operator's words: `words.rs` looks after them.
 
 use std::io;
 use std::net::IpAddr;
@@ -75,8 +75,8 @@ pub enum Error {
 
     /// A pinned balancer belongs to another process, or to another handle of this one.
     #[error(
-        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding, or have it \
-         let go (Builder::take_over)",
+        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding, or take \
+         it over",
         path.display(),
         owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -90,7 +90,7 @@ pub enum Error {
     /// Another process has taken the pinned balancer over; this handle tells and changes nothing any more.
     #[error(
         "the balancer pinned in {} was handed over to {}: drop this handle, which leaves it forwarding; to have it \
-         back, adopt it with Builder::take_over",
+         back, take it over",
         path.display(),
         to.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -190,7 +190,7 @@ pub enum Error {
     #[error(
         "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
          not ours: stop the program that has attached it (`bpftool link` shows who; without a link: `ip \
-         link set dev {interface} xdp off`), or share the interface by a RootProgram"
+         link set dev {interface} xdp off`), or share the interface by a root program"
     )]
     ForeignProgram {
         /// The interface.
@@ -257,7 +257,7 @@ pub enum Error {
     /// The maps would not fit into memory.
     #[error(
         "{what} needs {}, {available} are available by {limited_by}: raise that limit or free some, or lower flow_table_size \
-         or max_reals (see Builder::memory_estimate)",
+         or max_reals",
         match needed {
             0 => "memory that the kernel did not find".to_owned(),
             bytes => format!("{bytes} bytes"),

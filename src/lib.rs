@@ -81,6 +81,8 @@ mod structure;
 mod sys;
 mod table;
 mod types;
+#[cfg(test)]
+mod words;
 
 pub use attach::XdpMode;
 pub use config::Builder;

@@ -49,7 +49,7 @@ impl SharedEntries {
         let text = path.display().to_string();
         let fd = pin::open(path).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT) => Error::NotFound {
-                what: format!("a program array at {text} (start a RootProgram and pin it there)"),
+                what: format!("a program array at {text} (load a root program and pin it there)"),
             },
             Some(libc::EINVAL | libc::ENOTDIR | libc::EISDIR) => not_an_array(&text),
             // The kernel says so of what is no BPF object, too.
@@ -191,7 +191,6 @@ fn not_an_array(path: &str) -> Error {
     Error::InvalidConfig {
         setting: "map_path",
         value: path.to_owned(),
-        reason: "must be the path of a pinned program array, as RootProgram::pin makes it"
-            .to_owned(),
+        reason: "must be the path of a pinned program array, as that of a root program".to_owned(),
     }
 }

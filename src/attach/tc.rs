@@ -120,7 +120,7 @@ impl TcLink {
                 Err(error) if is_unknown(&error) => {
                     return Err(Error::Unsupported {
                         what: format!("tcx on {interface}"),
-                        reason: "it takes Linux 6.6: use TcHook::Clsact or TcHook::Auto",
+                        reason: "it takes Linux 6.6: use the hook clsact or auto",
                     });
                 }
                 Err(error) => return Err(failed(error)),
@@ -389,7 +389,7 @@ impl Filter {
                 return Err(Error::Unsupported {
                     what: format!("a clsact filter on {interface}"),
                     reason: "an ingress qdisc has its place: remove that (`tc qdisc del dev ... \
-                             ingress`), or use TcHook::Tcx",
+                             ingress`), or use the hook tcx",
                 });
             }
         };

@@ -426,7 +426,7 @@ fn native(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link> 
         if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
             Error::Unsupported {
                 what: format!("native XDP on {interface}"),
-                reason: "its driver has none: use XdpMode::Generic or XdpMode::Auto",
+                reason: "its driver has none: use mode generic or auto",
             }
         } else {
             refused(interface, index, error)

@@ -63,7 +63,7 @@ impl Builder {
             None if !config.orphan_limit.is_zero() => Err(Error::InvalidConfig {
                 setting: "orphan_limit",
                 value: format!("{:?}", config.orphan_limit),
-                reason: "a balancer that is not pinned ends with its owner: pin it (Builder::pin), or leave it out"
+                reason: "a balancer that is not pinned ends with its owner: pin it, or leave orphan_limit out"
                     .to_owned(),
             }),
             _ => Ok(()),

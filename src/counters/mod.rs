@@ -8,6 +8,8 @@ mod drop_reason;
 mod interface;
 mod metric;
 mod next_hops;
+#[cfg(test)]
+mod rows;
 mod table;
 
 #[cfg(test)]
@@ -24,6 +26,9 @@ pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
 pub use next_hops::NextHopCounts;
+#[cfg(test)]
+#[cfg(all(feature = "health", feature = "serde"))]
+pub(crate) use rows::rows_of;
 pub use table::EncapFailures;
 pub use table::EventCounters;
 pub use table::FlowTableCounters;

@@ -110,7 +110,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 "{name} runs {}, which is not the decapsulator: attaching by XDP would be refused",
                 other.describe()
             );
-            let advice = "strip at tc instead (Decap::attach_tc, --tc), or stop the program that has \
+            let advice = "strip at tc instead (--tc), or stop the program that has \
                           attached it (bpftool link)";
             found.warn(about, message, advice);
         }
@@ -273,7 +273,7 @@ fn vips(facts: &Backend, found: &mut Diagnosis) {
         found.note(
             Subject::VipOnLoopback,
             "no VIPs were given to look for",
-            "give them: the second argument of Decap::diagnose, --vip",
+            "tell the diagnosis which they are (--vip)",
         );
     }
 }

@@ -188,7 +188,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             found.note(
                 Subject::Program,
                 message,
-                "be an entry of it: Katran::attach_shared, or --shared PATH",
+                "be an entry of it (--shared PATH)",
             );
         }
         Holder::Other(other) if other.name.starts_with("katran") => {
@@ -226,11 +226,13 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
         }
         Holder::Nobody if place.ours.elsewhere => {
             let message = format!("{name} has no root program, so its packets reach no entry");
-            let advice = format!("RootProgram::attach, or: root attach --interface {name}");
+            let advice = format!(
+                "attach the root program there, too (katran root attach --interface {name})"
+            );
             found.warn(Subject::Program, message, advice);
         }
         Holder::Nobody => {
-            let advice = format!("nothing to do before it is: Katran::attach, --interface {name}");
+            let advice = format!("nothing to do before it is (--interface {name})");
             found.note(Subject::Program, format!("not attached to {name}"), advice);
             outlook(place, facts.pages, found);
             if place.native() != Some(false) {
@@ -518,7 +520,7 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
             (0, drained) => (format!(" ({drained} drained)"), "give reals weights"),
             (down, 0) => (
                 format!(" ({down} down)"),
-                "look after the reals; Katran::mark_up when they answer",
+                "look after the reals, and mark them up when they answer",
             ),
             (down, drained) => (
                 format!(" ({down} down, {drained} drained)"),

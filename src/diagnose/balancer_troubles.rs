@@ -462,7 +462,7 @@ fn troubles_of_where_packets_go() {
             Problem,
             Subject::Vips,
             "real 10.0.0.2 is this host",
-            "LOCAL_REAL",
+            "local-vip",
         ),
         (
             |f| f.real_troubles.vips = vec![[203, 0, 113, 1].into(); 3],
@@ -507,7 +507,7 @@ fn troubles_of_where_packets_go() {
             Warning,
             Subject::Vips,
             "takes new flows (1 down)",
-            "mark_up",
+            "mark them up",
         ),
         (
             |f| f.empty_vips.push(empty(1, 2)),

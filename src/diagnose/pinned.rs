@@ -12,7 +12,7 @@ use crate::pins::PinnedOwner;
 use crate::pins::PinnedStage;
 use crate::pins::pinned;
 
-const ADOPT: &str = "start its program again, which goes on with it (Builder::adopt_or_load)";
+const ADOPT: &str = "start its program again, which goes on with it";
 
 impl Diagnosis {
     /// Whether what is pinned in a directory is whole and, if it is a balancer, has an owner that gives signs of life. It takes
@@ -33,7 +33,7 @@ impl Diagnosis {
 
 fn refused(error: &Error, found: &mut Diagnosis) {
     let advice = match error {
-        Error::NotFound { .. } => "load it, with Builder::pin and this directory",
+        Error::NotFound { .. } => "load a balancer that is pinned in this directory",
         _ => "see there",
     };
     found.problem(Subject::Owner, error.to_string(), advice);
@@ -58,7 +58,7 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
         Some(what) if is_orphan => found.problem(
             Subject::Owner,
             format!("{message}; {what} was cut off"),
-            "`katran::remove` it, or load it again (its adopt_or_load does both)",
+            "remove it, or start its program again, which does so and loads it",
         ),
         Some(what) => found.note(
             Subject::Owner,

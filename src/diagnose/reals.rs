@@ -21,7 +21,7 @@ pub(crate) struct RealTroubles {
 pub(crate) fn judge(troubles: &RealTroubles, found: &mut Diagnosis) {
     if let Some((real, are)) = named(&troubles.here) {
         let message = format!("{real} {are} this host, and not said to be: no packets get there");
-        let advice = "give the real the flag LOCAL_REAL and its VIP LOCAL_VIP, or take it out";
+        let advice = "give the real `local = true` and its VIP the flag local-vip, or take it out";
         found.problem(Subject::Vips, message, advice);
     }
     if let Some((real, are)) = named(&troubles.vips) {

@@ -24,8 +24,7 @@ pub(crate) trait Beside {
 pub(super) struct Nobody;
 
 fn nobody(page: &Page<'_>, value: &Value<'_>) -> Result<()> {
-    let message = "this program does no health checks: leave out what is called health, or have it read by \
-                   katran::health::Document";
+    let message = "this program does no health checks: leave out what is called health";
     Err(page.refuse(value.span().start, message))
 }
 

@@ -24,6 +24,8 @@ mod reference;
 mod room;
 #[cfg(feature = "serde")]
 mod sections;
+#[cfg(feature = "serde")]
+mod source;
 mod state;
 #[cfg(test)]
 #[cfg(feature = "serde")]
@@ -51,8 +53,6 @@ pub(crate) use page::Keys;
 pub(crate) use page::Page;
 #[cfg(feature = "serde")]
 pub use placed::Document;
-#[cfg(all(feature = "serde", feature = "health"))]
-pub(crate) use placed::Source;
 #[cfg(all(test, feature = "serde", feature = "health"))]
 pub(crate) use reference::tables;
 #[cfg(all(feature = "serde", feature = "health"))]
@@ -63,6 +63,8 @@ pub(crate) use sections::NEEDED;
 pub(crate) use sections::Section;
 #[cfg(all(feature = "serde", feature = "health"))]
 pub(crate) use sections::sections;
+#[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use source::Source;
 pub use state::DecapState;
 pub use state::MarkState;
 pub use state::ProbeMatch;

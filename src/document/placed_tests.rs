@@ -3,6 +3,7 @@
 use std::io;
 
 use super::placed::Document;
+use super::state::State;
 use crate::error::Error;
 
 const GATEWAY: &str = "gateway_mac = \"0a:00:00:00:00:fe\"\n";
@@ -216,7 +217,7 @@ fn errors_of_load_and_apply_have_the_place_that_they_are_about() {
 fn a_document_is_its_state() {
     let read = document("[balancer]\n%@");
     let text = "[balancer]\n%@".replace('@', VIP).replace('&', REALS);
-    let state = crate::State::from_toml(&text.replace('%', GATEWAY)).unwrap();
+    let state = State::from_toml(&text.replace('%', GATEWAY)).unwrap();
     assert_eq!(*read.state(), state);
     assert_eq!(read.into_state(), state);
 }

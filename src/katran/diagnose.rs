@@ -46,7 +46,7 @@ use crate::types::RealFlags;
 const TELLING: [(DropReason, &str); 9] = [
     (
         DropReason::NextHopUnknown,
-        "reals that nobody answers for: `ip neighbour`, katran.gateways().next_hops()",
+        "reals that nobody answers for: see `ip neighbour`",
     ),
     (
         DropReason::RedirectFailed,

@@ -125,7 +125,7 @@ impl<'a> Flows<'a> {
             return Err(Error::Unsupported {
                 what: "listing flows".to_owned(),
                 reason: "a set-associative table keeps no addresses: load with the flow table \
-                         kernel-lru, or ask for one flow with Flows::find",
+                         kernel-lru, or ask for one flow",
             });
         }
         let now = katran.ticks_now()?;

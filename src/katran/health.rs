@@ -436,8 +436,7 @@ impl Katran {
                 setting,
                 value: "(not set)".to_owned(),
                 reason: format!(
-                    "probes of the real {real} need an outer source address of its family: set it \
-                     before load, or with gateways_mut().set_source"
+                    "probes of the real {real} need an outer source address of its family: set it"
                 ),
             }),
         }

@@ -323,8 +323,7 @@ impl Katran {
             setting,
             value: "(not set)".to_owned(),
             reason: format!(
-                "GUE to the real {address} needs an outer source address of its family: set it \
-                 before load, or with gateways_mut().set_source"
+                "GUE to the real {address} needs an outer source address of its family: set it"
             ),
         })
     }

@@ -116,10 +116,7 @@ impl Katran {
         for of in before {
             match after.contains(&of) {
                 false => log::warn!("{} was removed, and is there again: attached to it", of.0),
-                true => log::error!(
-                    "{} was removed: `Katran::reattach` attaches to it when it is there again",
-                    of.0
-                ),
+                true => log::error!("{} was removed: reattach when it is there again", of.0),
             }
         }
     }
@@ -188,11 +185,11 @@ impl LostEntry {
                 log::warn!("{place} is another array by now: entry {position} of that is set");
             }
             Some(Error::NotFound { .. }) => log::error!(
-                "{place}, where entry {position} was set, is not pinned any more: `Katran::reattach` sets it when it is"
+                "{place}, where entry {position} was set, is not pinned any more: reattach when it is"
             ),
             Some(Error::ForeignEntry { program_id, .. }) => log::error!(
                 "{place} is another array by now, and somebody has put program {program_id} into entry {position}: \
-                 `Katran::attach_shared` takes it over if that is a balancer's, or takes another position"
+                 attach to it again to take over a balancer's, or take another position"
             ),
             Some(error) => log::error!("entry {position} of {place} is not set again: {error}"),
         }

@@ -167,11 +167,10 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a {}{how_far} in {} (katran {}, loaded {age} s ago; {} goes on with it, katran::remove takes it away), which",
+            "a {}{how_far} in {} (katran {}, loaded {age} s ago; adopt it, or remove it), which",
             self.tenant.name(),
             self.path.display(),
             identity.version(),
-            self.tenant.adopts(),
         )
     }
 

@@ -123,7 +123,7 @@ impl PinnedSet {
         Error::Unsupported {
             what: format!("to go on with what {} tells of", path.display()),
             reason: "it says that in a form which this version of the crate does not know: what is there works on; use the \
-                     version that has made it, or remove it (katran::remove) and load it again",
+                     version that has made it, or remove it and load it again",
         }
     }
 
@@ -136,8 +136,7 @@ impl PinnedSet {
                 contents.layout(),
                 contents.version()
             ),
-            reason: "what is there works on: use the version of the crate that has made it, or remove it \
-                     (katran::remove) and load it again",
+            reason: "what is there works on: use the version of the crate that has made it, or remove it and load it again",
         }
     }
 
@@ -218,8 +217,7 @@ impl PinnedSet {
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; \
-                 katran::remove takes the rest away, and then it can be loaded again)",
+                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; remove the rest, and load it again)",
                 file_name(name),
                 self.path.display()
             ),

@@ -38,15 +38,6 @@ impl Tenant {
         }
     }
 
-    /// What goes on with it.
-    pub(super) fn adopts(self) -> &'static str {
-        match self {
-            Self::Balancer => "Builder::adopt",
-            Self::Decapsulator => "DecapBuilder::adopt",
-            Self::ServerIdOption => "ServerIdOption::adopt",
-        }
-    }
-
     /// What its programs and maps mean.
     pub(super) fn layout(self) -> u64 {
         match self {

@@ -34,9 +34,8 @@ pub(super) fn check_tenant(tenant: Tenant, path: &Path, identity: &Identity) -> 
     Err(refused(
         path,
         format!(
-            "a {} is pinned there, which {} goes on with: choose another directory for a {}",
+            "a {} is pinned there: choose another directory for a {}",
             other.name(),
-            other.adopts(),
             tenant.name()
         ),
     ))

@@ -278,7 +278,7 @@ impl RootProgram {
             pin::open(&part).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => Error::NotFound {
                     what: format!(
-                        "{} (what is pinned at {} is no whole root program: RootProgram::remove takes it away), which",
+                        "{} (what is pinned at {} is no whole root program: remove it), which",
                         part.display(),
                         path.display()
                     ),

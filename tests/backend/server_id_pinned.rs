@@ -74,7 +74,7 @@ fn one_of_another_layout_keeps_its_ids_or_stays() {
     let refused = ServerIdOption::adopt_or_load(&directory).unwrap_err();
     let says = refused.to_string();
     assert!(matches!(refused, Error::Unsupported { .. }), "{says}");
-    assert!(says.contains("katran::remove"), "{says}");
+    assert!(says.contains("remove it"), "{says}");
     assert_eq!((tree(&files), links(&files)), (pinned, before));
     katran::remove(&directory).unwrap();
     assert!(tree(&files).is_empty());

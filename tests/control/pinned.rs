@@ -112,7 +112,7 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
     // No second one beside it.
     let refused = full().pin(&directory).load().unwrap_err();
     assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
-    assert!(refused.to_string().contains("katran::remove"), "{refused}");
+    assert!(refused.to_string().contains("remove it"), "{refused}");
     assert_eq!(tree(&files), pinned);
 
     katran::remove(&directory).unwrap();

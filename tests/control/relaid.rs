@@ -266,7 +266,7 @@ fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
         let refused = take_over().unwrap_err();
         assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
         let text = refused.to_string();
-        for says in ["layout 99", env!("CARGO_PKG_VERSION"), "katran::remove"] {
+        for says in ["layout 99", env!("CARGO_PKG_VERSION"), "remove it"] {
             assert!(text.contains(says), "{text}");
         }
         assert!(!katran.is_handed_over());

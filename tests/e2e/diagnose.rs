@@ -402,7 +402,13 @@ fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
     }
     let found = diagnose(&site);
     let down = format!("new flows ({} down)", reals.len());
-    finds(&found, Severity::Warning, Subject::Vips, &down, "mark_up");
+    finds(
+        &found,
+        Severity::Warning,
+        Subject::Vips,
+        &down,
+        "mark them up",
+    );
 
     // One of them drained, too, and one drained instead.
     for real in &reals[..2] {

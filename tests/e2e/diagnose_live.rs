@@ -284,7 +284,7 @@ fn a_real_that_is_this_host_needs_no_next_hop() {
         Severity::Problem,
         Subject::Vips,
         "real 10.0.0.2 is this host",
-        "LOCAL_REAL",
+        "local-vip",
     );
 }
 
@@ -317,7 +317,7 @@ fn reals_that_no_packet_gets_to_are_problems_by_a_gateway() {
         let diagnose = |katran: &katran::Katran| host.run(|| katran.diagnose("eth0").unwrap());
         nothing(&diagnose(&katran), Severity::Warning, Subject::Vips);
         for (real, severity, message, advice) in [
-            ("10.0.0.2", Severity::Problem, "is this host", "LOCAL_REAL"),
+            ("10.0.0.2", Severity::Problem, "is this host", "local-vip"),
             (
                 "203.0.113.2",
                 Severity::Problem,

@@ -46,7 +46,7 @@ pub(super) fn table_for(before: &Katran, config: &Config) -> Result<Table> {
         too_few(
             "max_reals",
             reals,
-            "reals, or the number of one (Katran::real_numbers): remove reals first; one whose number lies beyond \
+            "reals, or the number of one: remove reals first; one whose number lies beyond \
              gets another when it is removed and added again",
         )
     })

@@ -1,0 +1,185 @@
+//! Checks the words of all messages against the sources: operators read them in logs and by the examples, and know
+//! neither Rust nor the library's calls. What an embedder is to call, the documentation of the call that fails says.
+
+use std::fs;
+use std::path::Path;
+
+use proc_macro2::Delimiter;
+use proc_macro2::TokenStream;
+use proc_macro2::TokenTree;
+
+/// Texts that are no messages: rustdoc, and what tests are made of.
+const OTHERS: [&str; 6] = [
+    "src/config/settings.rs",
+    "src/config/table.rs",
+    "src/generated.rs",
+    "src/mutate.rs",
+    "src/structure.rs",
+    "src/words.rs",
+];
+/// Words of others that look like those of Rust: of systemd, of the kernel.
+const NAMES: [&str; 12] = [
+    "AmbientCapabilities",
+    "LimitNOFILE",
+    "TasksMax",
+    "CAP_",
+    "CONFIG_",
+    "PREEMPT_RT",
+    "RLIMIT_",
+    "SO_",
+    "XDP_",
+    "BPF_",
+    "AF_",
+    "IFF_",
+];
+
+#[test]
+fn no_message_has_rusts_words() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    let mut messages = 0;
+    for directory in ["src", "examples/katran", "examples/common"] {
+        for path in files(&root.join(directory)) {
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            if OTHERS.contains(&name.as_str())
+                || name.contains("test")
+                || name.ends_with("reference.rs")
+            {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let mut texts = Vec::new();
+            collect(text.parse().unwrap(), &mut texts);
+            messages += texts.len();
+            let wrong = texts.iter().filter_map(|text| Some((wrong(text)?, text)));
+            found.extend(wrong.map(|(word, text)| format!("{name}: {word} in {text:?}")));
+        }
+    }
+    assert!(messages > 1000, "{messages}");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Without the crate, whose tests these are.
+#[test]
+fn words_of_rust_are_known() {
+    for text in [
+        "pin it (Builder::pin)",
+        "call next_hops() for them",
+        "see `set_mac_mut`",
+        "give it the flag LOCAL_REAL",
+        "start a RootProgram",
+        "an Option of u16",
+        "expected struct keys",
+    ] {
+        assert!(wrong(text).is_some(), "{text}");
+    }
+    for text in [
+        "{SOME_TEXT} {of::a} in [balancer]",
+        "run as root, or with CAP_NET_ADMIN",
+        "from ::1 to 2001:db8::1, by prlimit(1)",
+        "raise `LimitNOFILE=` of the unit",
+        "IPv6, QUIC and GUE; eth0-TxRx-0",
+    ] {
+        assert_eq!(wrong(text), None, "{text}");
+    }
+}
+
+fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(self::files(&path)),
+            false if path.extension().is_some_and(|ending| ending == "rs") => files.push(path),
+            false => {}
+        }
+    }
+    files
+}
+
+/// The texts of several words, but for those of tests and of attributes: of these errors alone have messages.
+fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
+    let mut tokens = tokens.into_iter().peekable();
+    let mut is_test = false;
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Punct(sign) if sign.as_char() == '#' => {
+                // Of a whole file.
+                let _ = tokens.next_if(|next| next.to_string() == "!");
+                let Some(TokenTree::Group(attribute)) = tokens.next() else {
+                    continue;
+                };
+                let attribute = attribute.stream();
+                let text = attribute.to_string();
+                is_test |=
+                    text.starts_with("test") || text.starts_with("cfg") && text.contains("test");
+                if text.starts_with("error") {
+                    collect(attribute, texts);
+                }
+            }
+            TokenTree::Group(group) => match is_test && group.delimiter() == Delimiter::Brace {
+                true => is_test = false,
+                false => collect(group.stream(), texts),
+            },
+            TokenTree::Literal(literal) => {
+                let text = literal.to_string();
+                let text = text.trim_start_matches(['b', 'c', 'r', '#']);
+                if text.starts_with('"') && text.contains(' ') && !is_test {
+                    texts.push(text.trim_matches(['"', '#']).to_owned());
+                }
+            }
+            TokenTree::Punct(sign) if sign.as_char() == ';' => is_test = false,
+            _ => {}
+        }
+    }
+}
+
+/// The first of Rust's words.
+fn wrong(text: &str) -> Option<String> {
+    // What is filled in says something else.
+    let mut plain = String::new();
+    let mut depth = 0;
+    for c in text.chars() {
+        match c {
+            '{' => {
+                depth += 1;
+                plain.push('x');
+            }
+            '}' => depth -= 1,
+            _ if depth == 0 => plain.push(c),
+            _ => {}
+        }
+    }
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '(' | ')' | '-');
+    let mut words = plain.split(|c| !is_part(c)).filter(|word| !word.is_empty());
+    words.find(|word| is_of_rust(word)).map(str::to_owned)
+}
+
+fn is_of_rust(word: &str) -> bool {
+    let is_name = NAMES.iter().any(|name| word.contains(name));
+    let begins = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic());
+    let is_path = word.split_once("::").is_some_and(|(before, after)| {
+        // Addresses have such signs, too.
+        let is_address = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit() || c == ':');
+        begins(after) && !before.is_empty() && !(is_address(before) && is_address(after))
+    });
+    let bare = word.trim_matches(|c| matches!(c, '(' | ')' | ':' | '-'));
+    let letters: Vec<char> = bare.chars().collect();
+    let is_camel = letters.first().is_some_and(char::is_ascii_uppercase)
+        && letters.iter().all(char::is_ascii_alphanumeric)
+        && letters
+            .windows(2)
+            .filter(|two| two[0].is_ascii_lowercase() && two[1].is_ascii_uppercase())
+            .count()
+            > 0
+        && letters.iter().filter(|c| c.is_ascii_lowercase()).count() > 3;
+    let is_constant = bare.len() > 1
+        && bare.contains('_')
+        && bare.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let is_word = matches!(
+        bare,
+        "struct" | "enum" | "Builder" | "Option" | "u8" | "u16" | "u32" | "u64" | "usize"
+    );
+    let is_call = word.contains("()");
+    !is_name && (is_path || is_camel || is_constant || is_word || is_call || bare.ends_with("_mut"))
+}
