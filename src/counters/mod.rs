@@ -7,6 +7,8 @@
 mod drop_reason;
 mod interface;
 mod metric;
+#[cfg(test)]
+mod rows;
 mod table;
 
 #[cfg(test)]
@@ -22,6 +24,9 @@ pub use interface::InterfaceCounters;
 pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
+#[cfg(test)]
+#[cfg(all(feature = "health", feature = "serde"))]
+pub(crate) use rows::rows_of;
 pub use table::EncapFailures;
 pub use table::EventCounters;
 pub use table::FlowTableCounters;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::rows::code;
+use super::rows::full_name;
+use super::rows::rows_of;
 use super::*;
 use crate::generated;
 use crate::skel::healthcheck::types::probe_totals;
@@ -130,49 +133,10 @@ fn documentation_is_current() {
     let counters = Counters::default();
     let mut tables: Vec<(&str, String)> = Vec::new();
     for (section, metrics) in counters.sections() {
-        tables.push((section, rows(&metrics)));
+        tables.push((section, rows_of("Counters", &metrics)));
     }
     tables.push(("labels", labels(&counters.metrics())));
     generated::check("docs/metrics.md", &tables);
-}
-
-/// As Prometheus has it.
-fn full_name(metric: &Metric) -> String {
-    let suffix = match metric.kind {
-        MetricKind::Counter => "_total",
-        MetricKind::Gauge => "",
-    };
-    format!("katran_{}{suffix}", metric.name)
-}
-
-fn code(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
-    let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    match names.is_empty() {
-        true => "-".to_owned(),
-        false => names.join(", "),
-    }
-}
-
-fn rows(metrics: &[Metric]) -> String {
-    let mut text = "| metric | type | unit | labels | field of `Counters` | meaning |\n\
-                    | --- | --- | --- | --- | --- | --- |\n"
-        .to_owned();
-    for metric in metrics {
-        let (name, labels, fields) = (
-            full_name(metric),
-            code(&metric.labels),
-            code(&metric.fields),
-        );
-        let Metric {
-            kind, unit, help, ..
-        } = metric;
-        writeln!(
-            text,
-            "| `{name}` | {kind} | {unit} | {labels} | {fields} | {help} |"
-        )
-        .unwrap();
-    }
-    text
 }
 
 /// Labels whose values are known beforehand.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use super::check::invalid;
@@ -156,6 +157,13 @@ impl Board {
         self.marks.get(&real).copied()
     }
 
+    /// Counts a probe, and how long it took.
+    pub(super) fn count(&mut self, target: Target, outcome: &Outcome, took: Duration) {
+        if let Some(service) = self.services.get_mut(&target.vip) {
+            service.tally.count(outcome, took);
+        }
+    }
+
     /// The result of a probe, what it has changed, and what there is to say.
     pub(super) fn record(
         &mut self,
@@ -230,7 +238,7 @@ impl Board {
         self.uncounted.clear();
         for of_vip in &state.vips {
             if let Some(service) = self.services.get_mut(&of_vip.vip) {
-                service.told(of_vip);
+                service.told(of_vip, self.hash);
             }
         }
     }

@@ -296,6 +296,7 @@ impl Driver {
             for Finished {
                 target,
                 started,
+                took,
                 outcome,
             } in batch
             {
@@ -311,6 +312,7 @@ impl Driver {
                     Outcome::Failed(..) => known.failed += 1,
                     Outcome::NotSent(_) => known.not_sent += 1,
                 }
+                known.board.count(target, &outcome, took);
                 let (effects, more) = known.board.record(target, outcome, now);
                 events.extend(more);
                 known.pending |= effects.tell;

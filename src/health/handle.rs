@@ -258,6 +258,7 @@ impl Health {
             vip: *vip,
             panics: service.panics,
             falls_back: service.falls_back,
+            probes: service.tally.clone(),
             reals: service
                 .members
                 .iter()
@@ -267,7 +268,11 @@ impl Health {
                         real: *real,
                     };
                     let probed = known.questions.contains_key(&target);
-                    real_health(*real, probed, member, &clock)
+                    let climbs = service.climbs(member, board.settings.of(*vip), clock.0);
+                    RealHealth {
+                        climbs,
+                        ..real_health(*real, probed, member, &clock)
+                    }
                 })
                 .collect(),
         });
@@ -331,6 +336,8 @@ fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> Re
         told_weight: member.told_weight(),
         last: last.map(|(at, _)| clock.time(*at)),
         last_result: last.map(|(_, outcome)| outcome.to_string()),
+        transitions: member.score.turns(),
+        climbs: false,
         history: history.collect(),
     }
 }

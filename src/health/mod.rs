@@ -54,6 +54,7 @@ mod given;
 mod handle;
 #[cfg(feature = "serde")]
 mod keys;
+mod metrics;
 mod outcome;
 mod plan;
 mod policy;
@@ -77,6 +78,7 @@ mod service;
 mod settings;
 #[cfg(feature = "serde")]
 mod table;
+mod tally;
 
 pub use self::check::Answer;
 pub use self::check::Check;
@@ -102,3 +104,4 @@ pub use self::report::Transition;
 pub use self::report::VipHealth;
 pub use self::score::Status;
 pub use self::settings::Settings;
+pub use self::tally::Tally;

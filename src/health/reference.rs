@@ -1,10 +1,17 @@
-//! `docs/health.md` is what the tables of keys say.
+//! `docs/health.md` is what the tables of keys and metrics say.
 
 use super::keys::SECTIONS;
+use super::report::Report;
+use crate::counters::rows_of;
 use crate::document::tables;
 use crate::generated;
 
 #[test]
 fn documentation_is_current() {
-    generated::check("docs/health.md", &[("keys", tables(SECTIONS))]);
+    let metrics = Report::default().metrics(0);
+    let parts = [
+        ("keys", tables(SECTIONS)),
+        ("metrics", rows_of("Report", &metrics)),
+    ];
+    generated::check("docs/health.md", &parts);
 }

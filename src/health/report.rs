@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::score::Status;
+use super::tally::Tally;
 use crate::document::Changes;
 use crate::types::Vip;
 
@@ -41,6 +42,8 @@ pub struct VipHealth {
     pub panics: bool,
     /// All others are down, so drained reals serve.
     pub falls_back: bool,
+    /// What came of their probes.
+    pub probes: Tally,
     /// Its reals, ascending.
     pub reals: Vec<RealHealth>,
 }
@@ -65,6 +68,10 @@ pub struct RealHealth {
     pub last: Option<SystemTime>,
     /// What became of it, in words.
     pub last_result: Option<String>,
+    /// How often it has come up or gone down.
+    pub transitions: u64,
+    /// Whether its weight climbs; see [`Policy::slow_start`](super::Policy::slow_start).
+    pub climbs: bool,
     /// The last transitions, oldest first; see [`Settings::history`](super::Settings::history).
     pub history: Vec<Transition>,
 }

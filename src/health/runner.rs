@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -29,6 +30,7 @@ pub(super) enum Order {
 pub(super) struct Finished {
     pub(super) target: Target,
     pub(super) started: Instant,
+    pub(super) took: Duration,
     pub(super) outcome: Outcome,
 }
 
@@ -82,7 +84,12 @@ pub(super) async fn run<F>(
                 if let Some((job, started)) = on_their_way.remove(&id)
                     && schedule.finished(&job, now())
                 {
-                    report(Finished { target: job.target, started, outcome });
+                    report(Finished {
+                        target: job.target,
+                        started,
+                        took: now().saturating_duration_since(started),
+                        outcome,
+                    });
                 }
             },
             () = tokio::time::sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}

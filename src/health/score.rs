@@ -37,6 +37,8 @@ pub(super) struct Score {
     needed: u32,
     last: Option<(Instant, Outcome)>,
     history: VecDeque<Turn>,
+    /// How often it turned, those that are forgotten among them.
+    turns: u64,
 }
 
 impl Score {
@@ -48,6 +50,7 @@ impl Score {
             needed: 1,
             last: None,
             history: VecDeque::new(),
+            turns: 0,
         }
     }
 
@@ -76,6 +79,10 @@ impl Score {
     /// The last result, whatever it was.
     pub(super) fn last(&self) -> Option<&(Instant, Outcome)> {
         self.last.as_ref()
+    }
+
+    pub(super) fn turns(&self) -> u64 {
+        self.turns
     }
 
     pub(super) fn history(&self) -> impl Iterator<Item = &Turn> {
@@ -120,6 +127,7 @@ impl Score {
                 reason: outcome.to_string(),
             };
             self.status = to;
+            self.turns += 1;
             self.history.push_back(turn);
         }
         while self.history.len() > remembered as usize {

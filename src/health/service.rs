@@ -14,6 +14,7 @@ use super::outcome::Outcome;
 use super::policy::Policy;
 use super::score::Score;
 use super::score::Status;
+use super::tally::Tally;
 use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Real;
@@ -87,6 +88,10 @@ pub(super) struct Service {
     pub(super) panics: bool,
     /// Drained reals serve.
     pub(super) falls_back: bool,
+    /// What came of its probes.
+    pub(super) tally: Tally,
+    /// Shares follow from the ratio of weights, so that they can climb.
+    by_ratio: bool,
 }
 
 impl Service {
@@ -298,8 +303,15 @@ impl Service {
         of_vip.down = down.map(Real::address).collect();
     }
 
+    /// Whether the weight of one climbs.
+    pub(super) fn climbs(&self, member: &Member, policy: &Policy, now: Instant) -> bool {
+        let since = member.climbing.filter(|_| self.by_ratio);
+        since.and_then(|since| step(policy, since, now)).is_some()
+    }
+
     /// The balancer has been told this.
-    pub(super) fn told(&mut self, of_vip: &VipState) {
+    pub(super) fn told(&mut self, of_vip: &VipState, usual: HashFunction) {
+        self.by_ratio = of_vip.hash.unwrap_or(usual) == HashFunction::MaglevV2;
         let down: BTreeSet<_> = of_vip.down.iter().copied().collect();
         for real in &of_vip.reals {
             if let Some(member) = self.members.get_mut(&real.address()) {

@@ -19,6 +19,8 @@ use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
+use crate::exposition::Dialect;
+use crate::exposition::Page;
 use crate::program::Commanded;
 use crate::program::Running;
 use crate::program::Scratch;
@@ -142,7 +144,8 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     };
     write(1);
     let host = &lab.balancers[0].host;
-    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let options = ["--interface", "eth0", "--listen", "127.0.0.1:9957"];
+    let mut running = Commanded::start(host, &file, &options);
     until(&lab, web, &["backend0", "backend1"]);
 
     drop(servers.remove(0));
@@ -157,6 +160,28 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     }
     let refused = "weight 1; does not answer: Connection refused (os error 111); DOWN";
     status(host, &running, &[refused, "weight 1; up\n"]);
+    let scrape = || {
+        let page = "127.0.0.1:9957".parse().unwrap();
+        let answer = katran_lab::http_get(host, page, "/metrics", Duration::from_secs(30));
+        let body = String::from_utf8(answer.unwrap().body).unwrap();
+        Page::parse(&body, Dialect::Plain)
+    };
+    let dead = [("vip", "203.0.113.1:80/tcp"), ("real", "198.51.100.1")];
+    let well = [("vip", "203.0.113.1:80/tcp"), ("real", "198.51.100.2")];
+    let page = scrape();
+    assert_eq!(page.get("katran_health_up", &dead), 0.0);
+    assert_eq!(page.get("katran_health_up", &well), 1.0);
+    assert_eq!(page.get("katran_health_transitions_total", &dead), 2.0);
+    let vip = dead[0];
+    let refused = [vip, ("cause", "refused")];
+    assert!(page.get("katran_health_failures_total", &refused) >= 3.0);
+    assert_eq!(
+        page.get("katran_health_reals", &[vip, ("state", "down")]),
+        1.0
+    );
+    let answers = page.get("katran_health_probes_total", &[vip, ("result", "passed")]);
+    let within = page.get("katran_health_answers_within_total", &[vip, ("le", "+Inf")]);
+    assert!(answers > 0.0 && answers == within, "{answers} {within}");
     // The UDP service on the same host answers: it is each VIP's own affair.
     stop_echo(&lab.backends[1].host, web);
     running

@@ -11,6 +11,7 @@ mod exporter;
 mod exporter_docs;
 mod exposition;
 mod faults;
+mod guide;
 mod healthcheck;
 mod killed;
 mod killed_backends;

@@ -47,8 +47,8 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let page = &mut Page::new(encoder);
         let of = &*self.0;
-        for metric in of.counters.metrics() {
-            page.metric(&metric)?;
+        for metric in of.counters.metrics().iter().chain(&of.checks) {
+            page.metric(metric)?;
         }
         reals(page, &of.vips)?;
         let problems = of.problems.iter().flat_map(|(interface, counts)| {

@@ -27,6 +27,7 @@ use katran::health::RealHealth;
 use katran::health::Status;
 use katran::health::VipHealth;
 use katran::stats::Counters;
+use katran::stats::Metric;
 
 use super::Message;
 use super::Owner;
@@ -47,6 +48,9 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const EVERYWHERE: &str = "all";
 /// For how long somebody waits for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
+
+/// Reals that are probed, each VIP's counted, that have series of their own in a scrape.
+const MOST_REALS: usize = 10_000;
 
 /// A way to the thread that owns the balancer.
 #[derive(Clone)]
@@ -132,6 +136,8 @@ pub(crate) struct Snapshot {
     running: Duration,
     pub(crate) counters: Counters,
     pub(crate) vips: Vec<OfVip>,
+    /// What the checks tell, if there are any.
+    pub(crate) checks: Vec<Metric>,
     pub(crate) attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     pub(crate) shared: Vec<SharedEntry>,
@@ -171,7 +177,8 @@ impl Snapshot {
     fn take(owner: &Owner) -> Result<Self> {
         // The checks take the balancer first, so what they know is asked before.
         let found = owner.health.as_ref().map(katran::health::Health::report);
-        let found = found.unwrap_or_default();
+        let checks = found.as_ref().map(|found| found.metrics(MOST_REALS));
+        let (found, checks) = (found.unwrap_or_default(), checks.unwrap_or_default());
         let of_vips: BTreeMap<Vip, &VipHealth> = found.vips.iter().map(|of| (of.vip, of)).collect();
         let katran = &*owner.katran();
         let mut vips = Vec::new();
@@ -210,6 +217,7 @@ impl Snapshot {
             running: owner.began.elapsed(),
             counters,
             vips,
+            checks,
             attachments: katran.interfaces(),
             shared: katran.shared_entries(),
             problems: Vec::new(),
