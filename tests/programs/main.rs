@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod alerts;
 mod captures;
 mod commands;
 mod decap_prefixes;
@@ -11,6 +12,7 @@ mod exporter;
 mod exporter_docs;
 mod exposition;
 mod faults;
+mod guide;
 mod healthcheck;
 mod killed;
 mod killed_backends;
