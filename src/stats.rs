@@ -22,6 +22,7 @@ pub use crate::counters::InterfaceCounters;
 pub use crate::counters::LibraryCounters;
 pub use crate::counters::Metric;
 pub use crate::counters::MetricKind;
+pub use crate::counters::NextHopCounts;
 pub use crate::counters::OrphanCounters;
 pub use crate::counters::QuicCounters;
 pub use crate::counters::RealCounters;

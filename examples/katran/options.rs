@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use katran::Katran;
+use katran::Start;
 use katran::State;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
@@ -56,9 +57,9 @@ impl Options {
     }
 
     /// A balancer with the settings of a state, or that which is pinned.
-    pub(crate) fn load_or_go_on(&self, state: &State) -> Result<Katran> {
+    pub(crate) fn load_or_go_on(&self, state: &State) -> Result<(Katran, Option<Start>)> {
         Ok(match self.pin.directory() {
-            None => state.builder()?.load()?,
+            None => (state.builder()?.load()?, None),
             Some(directory) => {
                 let mut builder = state.builder()?.pin(directory);
                 if self.take_over {
@@ -66,7 +67,7 @@ impl Options {
                 }
                 let (katran, start) = builder.adopt_or_load()?;
                 self.pin.report("balancer", &start);
-                katran
+                (katran, Some(start))
             }
         })
     }

@@ -29,6 +29,9 @@ use crate::types::Prefix;
 use crate::types::flag_by_name;
 use crate::types::flag_names;
 
+/// Bytes of text beyond which nobody has mistyped something, and looking for what was meant may take long.
+const LONGEST_HINTED: usize = 100;
+
 /// A value with its place.
 pub(crate) type Value<'d> = Spanned<DeValue<'d>>;
 
@@ -218,7 +221,7 @@ impl<A: FromStr, const LENGTH: u8> Read for FirstOf<A, LENGTH> {
         let first = text.strip_suffix(&format!("/{LENGTH}"));
         let first: Option<A> = first.and_then(|address| address.parse().ok());
         first.map(Self::write).ok_or_else(|| {
-            let hint = match text.contains('/') {
+            let hint = match text.contains('/') || text.len() > LONGEST_HINTED {
                 true => String::new(),
                 false => format!(": write the length, too, as in {text}/{LENGTH}"),
             };
@@ -373,6 +376,9 @@ pub(crate) fn no_address(
     wanted: &str,
     hint: impl Fn(Fault) -> Option<String>,
 ) -> String {
+    if text.len() > LONGEST_HINTED {
+        return format!("{wanted} is expected");
+    }
     let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
     if is_address(text) {
         return format!("{wanted} is expected");
@@ -421,6 +427,9 @@ pub(crate) fn no_address(
 
 /// The most alike of some words, as the end of a sentence; nothing if none is alike.
 pub(crate) fn did_you_mean<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> String {
+    if text.len() > LONGEST_HINTED {
+        return String::new();
+    }
     let lower = text.to_ascii_lowercase().replace('_', "-");
     let alike = |word: &str| strsim::jaro_winkler(&lower, &word.replace('_', "-"));
     let best = words

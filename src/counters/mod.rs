@@ -7,6 +7,7 @@
 mod drop_reason;
 mod interface;
 mod metric;
+mod next_hops;
 #[cfg(test)]
 mod rows;
 mod table;
@@ -24,6 +25,7 @@ pub use interface::InterfaceCounters;
 pub use metric::Metric;
 pub use metric::MetricKind;
 pub use metric::Sample;
+pub use next_hops::NextHopCounts;
 #[cfg(test)]
 #[cfg(all(feature = "health", feature = "serde"))]
 pub(crate) use rows::rows_of;
@@ -231,6 +233,8 @@ pub struct Counters {
     /// Every interface that the program is attached to, as [`Stats::interfaces`](crate::stats::Stats::interfaces) has
     /// them.
     pub interfaces: Vec<InterfaceCounters>,
+    /// The next hops that the library finds out.
+    pub next_hops: NextHopCounts,
     /// The library's own.
     pub library: LibraryCounters,
 }
@@ -308,6 +312,7 @@ impl Counters {
         traffic.extend(of_many("reals", "real", reals, RealCounters::FAMILIES));
         let mut frames = self.frames();
         frames.extend(self.interfaces());
+        frames.push(self.next_hops.metric());
         [
             ("frames", frames),
             ("vips and reals", traffic),

@@ -79,10 +79,11 @@ impl<'t> Page<'t> {
             return self.refuse(at, format!("{shown} is given twice in this table"));
         }
         match self.unquoted(at) {
-            Some((at, value)) => {
+            Some((at, value)) if value.len() <= SHOWN => {
                 let message = format!("{value} has to stand in quotes: \"{value}\"");
                 self.refuse(at, message)
             }
+            Some((at, value)) => self.refuse(at, format!("{} has to stand in quotes", cut(value))),
             None => self.refuse(at, message),
         }
     }
@@ -121,13 +122,7 @@ impl<'t> Page<'t> {
     /// What is written at a place, in one line.
     fn shown(&self, span: Range<usize>) -> String {
         let span = self.start + span.start..self.start + span.end;
-        let text = self.text.get(span).unwrap_or_default();
-        let line = text.lines().next().unwrap_or_default();
-        let mut shown: String = line.chars().take(SHOWN).collect();
-        if shown.len() < text.len() {
-            shown.push_str("...");
-        }
-        shown
+        cut(self.text.get(span).unwrap_or_default())
     }
 
     /// Whether a key has its value behind it (`vip = [ ... ]`), and not tables of its own.
@@ -317,6 +312,16 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 }
 
+/// The beginning of what is written, in one line.
+fn cut(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    let mut shown: String = line.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push_str("...");
+    }
+    shown
+}
+
 /// A range with its numbers as they are written in a document.
 fn plain(range: &str) -> String {
     let digit = |c: Option<&u8>| c.is_some_and(u8::is_ascii_digit);
@@ -334,19 +339,20 @@ pub(super) fn unknown(
     key: &str,
     names: impl Iterator<Item = &'static str> + Clone,
 ) -> String {
+    let shown = cut(key);
     let hint = match owner(key) {
         Some(place) => format!("; it belongs to {place}"),
         None => did_you_mean(key, names.clone()),
     };
     if !hint.is_empty() {
-        return format!("{title} has no key {key}{hint}");
+        return format!("{title} has no key {shown}{hint}");
     }
     let hint = did_you_mean(key, owned_keys());
     let names: Vec<_> = names.collect();
     match names.len() > 12 {
-        true => format!("{title} has no key {key}{hint} (docs/configuration.md has them all)"),
+        true => format!("{title} has no key {shown}{hint} (docs/configuration.md has them all)"),
         false => format!(
-            "{title} has no key {key}{hint} (it has {})",
+            "{title} has no key {shown}{hint} (it has {})",
             names.join(", ")
         ),
     }

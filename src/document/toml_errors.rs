@@ -1,6 +1,10 @@
 //! What wrong documents are answered with, to the letter: each message says where, what is wrong, and
 //! where it can be known what to write instead.
 
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
 use super::state::State;
 
 /// `@` stands for a VIP's first lines, `&` for a real of its list.
@@ -468,6 +472,86 @@ fn errors_of_files_name_the_file() {
         error.contains("No such file") && error.contains("lb.toml"),
         "{error}"
     );
+}
+
+/// Whoever writes megabytes where a word belongs is answered at once, and in a few words.
+#[test]
+fn long_texts_are_refused_in_a_few_words() {
+    for (text, wanted) in [
+        ("[balancer]\n# = 1\n", "[balancer] has no key #"),
+        ("# = 1\n", "a document has no key #"),
+        (
+            "[balancer]\nfeatures = [\"#\"]\n",
+            "there is no such word (all: ",
+        ),
+        (
+            "[balancer]\nsource_v4 = \"#\"\n",
+            "an IPv4 address is expected",
+        ),
+        (
+            "[balancer]\nipip_source_v4 = \"#\"\n",
+            "of length 16 is expected",
+        ),
+        (
+            "[balancer]\nallow_sources = [\"#/#\"]\n",
+            "100.64.0.0/10 is expected",
+        ),
+        ("[balancer]\nnext_hops = #\n", "has to stand in quotes"),
+        (
+            "[[vip]]\naddress = \"#\"\n",
+            "an IPv4 or IPv6 address is expected",
+        ),
+    ] {
+        for word in ["a", "1.", "é"] {
+            let is_bare = !text.contains('"');
+            if is_bare && word != "a" {
+                continue;
+            }
+            let text = text.replace('#', &word.repeat(4 << 20));
+            let began = Instant::now();
+            let error = State::from_toml(&text).unwrap_err().to_string();
+            let took = began.elapsed();
+            let wanted = wanted.replace('#', &word.repeat(60));
+            assert!(error.contains(&wanted), "{}", error.len());
+            assert!(
+                error.len() < 600,
+                "{} bytes: {}",
+                error.len(),
+                &error[..200]
+            );
+            // Where nothing is optimised; it took minutes.
+            assert!(took < Duration::from_secs(10), "{wanted}: {took:?}");
+        }
+    }
+}
+
+/// A parser that calls itself for each level has an end of its stack.
+#[test]
+fn deep_documents_are_refused() {
+    let depth = 1 << 18;
+    for text in [
+        format!("[balancer]\nfeatures = {}", "[".repeat(depth)),
+        format!("[balancer]\nfeatures = {}", "{ a = ".repeat(depth)),
+        format!("[balancer]\n{}a = 1\n", "a.".repeat(depth)),
+        format!("[{}a]\n", "a.".repeat(depth)),
+        format!("[[{}a]]\n", "vip.".repeat(depth)),
+        format!("[[vip]]\nreals = [{{ {}a = 1 }}]\n", "a.".repeat(depth)),
+    ] {
+        // As small as that of any thread.
+        let read = move || State::from_toml(&text).unwrap_err().to_string();
+        let reader = thread::Builder::new().stack_size(2 << 20).spawn(read);
+        let error = reader.unwrap().join().unwrap();
+        assert!(error.len() < 600, "{} bytes", error.len());
+    }
+}
+
+/// A file of an editor that begins with a mark of bytes' order.
+#[test]
+fn a_mark_of_byte_order_is_no_key() {
+    let text = format!("\u{feff}[balancer]\nmax_vips = 7\n{VIP}");
+    let state = State::from_toml(&text).unwrap();
+    assert_eq!(state.balancer.unwrap().max_vips, Some(7));
+    assert_eq!(state.vips.len(), 1);
 }
 
 /// The line is that of the whole document, however many pieces it is read in.

@@ -439,6 +439,7 @@ impl Katran {
             cpus: self.cpus(&records)?,
             // After the totals, so that all that those have was to be sent before.
             interfaces: self.attachments.sent(),
+            next_hops: stats.next_hops(),
             library: stats.library_with(flows, places)?,
         })
     }

@@ -1,15 +1,19 @@
-//! What is counted on demand: more of each VIP, and its traffic to each real.
+//! What is counted on demand: more of each VIP, and its traffic to each real. And next hops, which nobody counts until they are
+//! asked for.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::IpAddr;
 
 use super::Katran;
 use super::counters::Stats;
+use crate::counters::NextHopCounts;
 use crate::counters::VipDetails;
 use crate::counters::VipRealCounters;
 use crate::error::Result;
 use crate::maps::real_id;
+use crate::types::Family;
 use crate::types::Vip;
 
 impl Stats<'_> {
@@ -74,6 +78,37 @@ impl Stats<'_> {
             .check("read the counters of", "vip_reals", read)?;
         katran.forget_pairs(&former.into_iter().collect::<Vec<_>>());
         Ok(pairs)
+    }
+}
+
+impl Stats<'_> {
+    /// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, by what is known of them.
+    pub fn next_hops(&self) -> NextHopCounts {
+        let katran = self.katran;
+        let mut counts = NextHopCounts::default();
+        for (hop, family) in katran
+            .gateways()
+            .next_hops()
+            .iter()
+            .zip(Family::ALL.into_iter().map(Some).chain(iter::repeat(None)))
+        {
+            let mut reals = katran.table.reals();
+            // The gateways come by family; no packet goes to that of one without reals.
+            if hop.real.is_none()
+                && family.is_some_and(|family| !reals.any(|(real, _)| Family::of(real) == family))
+            {
+                continue;
+            }
+            let count = match (hop.here, hop.mac) {
+                (true, _) => &mut counts.here,
+                (false, None) => &mut counts.unknown,
+                // Without an address the Ethernet address was given.
+                (false, Some(_)) if hop.answers || hop.address.is_none() => &mut counts.answering,
+                (false, Some(_)) => &mut counts.silent,
+            };
+            *count += 1;
+        }
+        counts
     }
 }
 

@@ -69,6 +69,8 @@ fn the_address_that_was_given_serves_until_one_is_found() {
         host.run(|| network.katran.gateways_mut().set(Gateway::Auto).unwrap());
         assert_eq!(destination(&network.katran, vip), given.octets());
         assert!(!hop_of(&network.katran, v4(77)).answers);
+        let counts = network.katran.stats().next_hops();
+        assert_eq!((counts.answering, counts.silent, counts.unknown), (0, 1, 0));
         let found = mac("02:00:00:00:00:77");
         let entry = format!("neigh replace {} lladdr {found} dev eth1", v4(77));
         host.ip(&format!("{entry} nud permanent")).unwrap();
@@ -76,6 +78,8 @@ fn the_address_that_was_given_serves_until_one_is_found() {
             destination(&network.katran, vip) == found.octets()
         });
         assert!(hop_of(&network.katran, v4(77)).answers);
+        let counts = network.katran.stats().next_hops();
+        assert_eq!((counts.answering, counts.silent, counts.unknown), (1, 0, 0));
     }
 }
 

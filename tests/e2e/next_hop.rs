@@ -11,6 +11,7 @@ use katran::VipFlags;
 use katran::XdpMode;
 use katran::attachments::NextHop;
 use katran::stats::DropReason;
+use katran::stats::NextHopCounts;
 use katran_lab::LabConfig;
 
 use crate::segment::Arrival;
@@ -192,6 +193,8 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
         (hop.mac, hop.answers, hop.attached),
         (Some(right), false, true)
     );
+    let counts = site.katran.stats().next_hops();
+    assert_eq!((counts.answering, counts.silent), (1, 1));
     site.new_connections(vips[0], 3);
     // Now there is somebody.
     let next = mac("02:00:00:00:00:67");
@@ -223,6 +226,8 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     let hop = network.katran.gateways().next_hops()[0].clone();
     assert_eq!(hop.interface.as_deref(), Some("eth0"));
     assert!(hop.attached && hop.answers && !hop.here);
+    // Nothing goes there yet, and the other family has no route.
+    assert_eq!(network.katran.stats().next_hops(), NextHopCounts::default());
 
     // If there is no other, it is taken, and known to be elsewhere.
     host.ip("route del default dev eth0").unwrap();

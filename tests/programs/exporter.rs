@@ -11,6 +11,8 @@ use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -88,7 +90,7 @@ pub(super) fn configuration(lab: &Lab) -> String {
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
     let mut text = format!(
         "[balancer]\ngateway_mac = \"{gateway}\"\nflow_table_size = 10_000\nflow_tracking = \"all\"\n\
-         healthcheck_interface = \"eth0\"\n\
+         max_vip_reals = 100\nhealthcheck_interface = \"eth0\"\n\
          [[probe]]\naddress = \"203.0.113.1\"\nport = 80\nprotocol = \"tcp\"\n"
     );
     let [first, second] = [0, 1].map(|index| &lab.backends[index]);
@@ -189,6 +191,38 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(of_reals("katran_real_packets_total", &REALS[2..]), 7.0);
     assert_eq!(of_reals("katran_real_bytes_total", &REALS[..2]), 5120.0);
     assert_eq!(of_reals("katran_real_bytes_total", &REALS[2..]), 406.0);
+    let of_pairs = |vip| page.sum("katran_vip_real_packets_total", &[("vip", vip)]);
+    assert_eq!((of_pairs(VIP4), of_pairs(VIP6)), (40.0, 7.0));
+    let labels = [("vip", VIP6), ("real", REALS[2])];
+    let of_pair = page.families["katran_vip_real_bytes_total"].samples.keys();
+    assert!(
+        of_pair
+            .flatten()
+            .all(|(label, _)| labels.iter().any(|(name, _)| label == name))
+    );
+    assert_eq!(
+        page.sum("katran_vip_real_bytes_total", &[("vip", VIP6)]),
+        406.0
+    );
+    // Datagrams open nothing.
+    assert_eq!(page.sum("katran_vip_real_syn_packets_total", &[]), 0.0);
+    assert_eq!(of("katran_vip_syn_packets_total", &[("vip", VIP4)]), 0.0);
+    assert_eq!(
+        of("katran_vip_unpaired_packets_total", &[("vip", VIP4)]),
+        0.0
+    );
+    assert_eq!(of("katran_apply_success", &[]), 1.0);
+    assert_eq!(of("katran_applies_total", &[("outcome", "applied")]), 1.0);
+    let source = file.0.display().to_string();
+    assert_eq!(of("katran_document_info", &[("source", &source)]), 1.0);
+    let owned = of("katran_owned_time_seconds", &[]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    assert!(
+        (now.as_secs_f64() - 60.0..now.as_secs_f64()).contains(&owned),
+        "{owned}"
+    );
+    assert_eq!(of("katran_loaded_time_seconds", &[]), owned);
+    assert!(of("katran_figures_age_seconds", &[]) < 10.0);
     assert_eq!(page.sum("katran_cpu_packets_total", &[]), 47.0);
     // Every CPU that is meant to forward is there, also those that have had nothing to do.
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
@@ -295,6 +329,26 @@ fn exporter_counts_what_the_traffic_made() {
     );
     assert!(after.sum("katran_real_watched_misses_total", &[]) >= watched);
 
+    // One that is refused stands beside the one in force.
+    let time = after.get("katran_apply_time_seconds", &[]);
+    assert_eq!(after.get("katran_apply_success_time_seconds", &[]), time);
+    assert!(after.get("katran_apply_duration_seconds", &[]) > 0.0);
+    file.write("[balancer]\nmax_vips = -1\n");
+    exporter.process.signal(SIGHUP).unwrap();
+    let refused = scrape_until(host, "a document is refused", |page| {
+        page.get("katran_apply_success", &[]) == 0.0
+    });
+    assert_eq!(
+        refused.get("katran_applies_total", &[("outcome", "applied")]),
+        2.0
+    );
+    assert_eq!(
+        refused.get("katran_applies_total", &[("outcome", "refused")]),
+        1.0
+    );
+    assert_eq!(refused.get("katran_apply_success_time_seconds", &[]), time);
+    assert!(refused.get("katran_apply_time_seconds", &[]) > time);
+
     // Somebody who connects and asks for nothing keeps nobody waiting, nor it from ending.
     let _silent = host.run(|| TcpStream::connect(METRICS)).unwrap();
     scrape(host);
@@ -312,7 +366,7 @@ pub(super) fn idle(name: &str) -> (Host, Scratch, Running) {
     let file = Scratch::new(name);
     file.write(
         "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\nflow_tracking = \"changed\"\n\
-         healthcheck_interface = \"eth0\"\n\
+         count_syns = true\nhealthcheck_interface = \"eth0\"\n\
          [[probe]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          reals = [{ address = \"198.51.100.1\" }]\n",

@@ -12,6 +12,7 @@ use katran::Vip;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran_lab::Host;
+use katran_lab::eventually;
 use katran_lab::http_get;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
@@ -25,6 +26,7 @@ use super::exporter::scrape;
 use crate::exposition::Dialect;
 use crate::exposition::Page;
 use crate::program::Running;
+use crate::program::Scratch;
 use crate::program::example;
 use crate::program::katran;
 
@@ -52,11 +54,21 @@ fn fields(place: &str, value: &Value) -> BTreeSet<String> {
             .iter()
             .flat_map(|(name, value)| match place {
                 // Their keys are VIPs, reals and reasons, which are labels.
-                "vips" | "slots" | "reals" => {
+                "vips" | "vip_details" | "slots" | "reals" => {
                     let of_one = value.as_object().unwrap().iter();
                     let of_one =
                         of_one.map(|(name, value)| fields(&format!("{place}.{name}"), value));
                     of_one.flatten().collect()
+                }
+                "vip_reals" => {
+                    let reals = value.as_object().unwrap().values();
+                    let found = reals.flat_map(|of_real| {
+                        let of_real = of_real.as_object().unwrap().iter();
+                        of_real
+                            .flat_map(|(name, value)| fields(&format!("{place}.{name}"), value))
+                            .collect::<Vec<_>>()
+                    });
+                    found.collect()
                 }
                 "drop_reasons" | "probes" | "flow_entries" => fields(place, value),
                 "" => fields(name, value),
@@ -99,18 +111,33 @@ fn documentation_lists_every_metric_and_every_counter() {
     };
     root(&["attach", "--interface", "eth2"]);
     let mut command = katran("run");
-    command.arg("--config").arg(&file.0);
-    command.args(["--shared", &path, "--listen", "127.0.0.1:9958"]);
+    // It looks for a way to the real that there is not.
+    let lost = Scratch::new("lost.toml");
+    let document = fs::read_to_string(&file.0).unwrap();
+    let given = "gateway_mac = \"02:00:00:00:00:01\"";
+    let wanted = "gateway_mac = \"auto\"\nnext_hops = \"per-real\"";
+    lost.write(&document.replacen(given, wanted, 1));
+    command.arg("--config").arg(&lost.0);
+    command.args(["--shared", &path, "--interface", "eth2"]);
+    command.args(["--listen", "127.0.0.1:9958"]);
     let mut shared = Running::start(&host, command);
     shared.says("/metrics");
-    let response = http_get(
-        &host,
-        "127.0.0.1:9958".parse().unwrap(),
-        "/metrics",
-        PATIENCE,
+    let address = "127.0.0.1:9958".parse().unwrap();
+    let page_of_shared = || {
+        let response = http_get(&host, address, "/metrics", PATIENCE).unwrap();
+        Page::parse(&String::from_utf8(response.body).unwrap(), Dialect::Plain)
+    };
+    eventually("it misses the way to the real", || {
+        let silent = &page_of_shared().families["katran_next_hop_silent_seconds"];
+        !silent.samples.is_empty()
+    });
+    let mut of_shared = page_of_shared();
+    // The diagnosis of the interface that the root program is on.
+    assert!(
+        of_shared
+            .values_of("katran_problem", "interface")
+            .contains("eth2")
     );
-    let answer = String::from_utf8(response.unwrap().body).unwrap();
-    let mut of_shared = Page::parse(&answer, Dialect::Plain);
     let labels = [("path", path.as_str()), ("position", "2")];
     assert_eq!(of_shared.get("katran_shared_entry_info", &labels), 1.0);
     assert!(
@@ -122,6 +149,21 @@ fn documentation_lists_every_metric_and_every_counter() {
     let name = "katran_shared_entry_info".to_owned();
     assert!(page.families[&name].samples.is_empty());
     page.families.insert(name, entries.unwrap());
+    let name = "katran_next_hop_silent_seconds".to_owned();
+    assert!(page.families[&name].samples.is_empty());
+    let silent = of_shared.families.remove(&name).unwrap();
+    let labels: Vec<_> = silent.samples.keys().flatten().collect();
+    assert!(
+        labels.contains(&(&"real".to_owned(), &"198.51.100.1".to_owned())),
+        "{labels:?}"
+    );
+    page.families.insert(name, silent);
+    // Packets make these, and with them their labels: see exporter.rs.
+    for name in ["packets", "bytes", "syn_packets"] {
+        let name = format!("katran_vip_real_{name}_total");
+        assert!(page.families[&name].samples.is_empty());
+        documented.get_mut(&name).unwrap().1.clear();
+    }
     shared.end(SIGTERM);
     root(&["remove"]);
 
@@ -146,6 +188,7 @@ fn documentation_lists_every_metric_and_every_counter() {
         .flow_table_size(10_000)
         .flow_tracking(FlowTracking::Changed)
         .healthcheck_interface("eth0")
+        .max_vip_reals(1)
         .load()
         .unwrap();
     let vip: Vip = "203.0.113.1:443/tcp".parse().unwrap();
@@ -153,6 +196,8 @@ fn documentation_lists_every_metric_and_every_counter() {
     let real = Real::new("198.51.100.1".parse().unwrap());
     katran.add_real(vip, real).unwrap();
     katran.probes_mut().register(vip).unwrap();
+    // A packet makes a pair of the two.
+    let _ = katran.simulate(&syn()).unwrap();
     let elsewhere = Host::new("elsewhere").unwrap();
     elsewhere
         .ip("link add eth0 type veth peer name eth1")
@@ -164,6 +209,16 @@ fn documentation_lists_every_metric_and_every_counter() {
     let counters = serde_json::to_value(counters).unwrap();
     assert_eq!(described, fields("", &counters));
     exporter.end(SIGINT);
+}
+
+/// A TCP segment that opens a connection to the VIP.
+fn syn() -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
+    frame.extend([192, 0, 2, 7, 203, 0, 113, 1]);
+    frame.extend([0x9c, 0x41, 1, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2]);
+    frame.extend([0; 6]);
+    frame
 }
 
 /// The tables of labels: they have each label, and all values of those that have a few.
@@ -253,6 +308,7 @@ fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
 fn dashboard_asks_for_what_is_served() {
     let (host, _file, mut exporter) = idle("dashboard.toml");
     let page = scrape(&host);
+    let documented = read("docs/metrics.md");
     let dashboard: Value = serde_json::from_str(&read("examples/grafana/katran.json")).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let names: Vec<_> = variables
@@ -316,8 +372,14 @@ fn dashboard_asks_for_what_is_served() {
             let family = page.families.get(&name);
             let family = family.unwrap_or_else(|| panic!("{title}: no metric {name}"));
             let labels = family.samples.keys().next();
+            // Of one that has no series now the documentation says which labels it has.
+            let row = documented
+                .lines()
+                .find(|row| row.starts_with(&format!("| `{name}` |")));
+            let row = quoted(row.unwrap_or_else(|| panic!("{title}: {name}")));
             let has = |label: &str| {
-                label == "instance" || labels.is_some_and(|labels| labels.contains_key(label))
+                label == "instance"
+                    || labels.map_or(row.contains(label), |labels| labels.contains_key(label))
             };
             assert!(asked.iter().all(|label| has(label)), "{title}: {query}");
             // A rate of a gauge, or a counter that is drawn as it is, are mistakes.

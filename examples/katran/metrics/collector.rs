@@ -66,6 +66,7 @@ impl Collector for Scrape {
             "Warnings and problems that the diagnosis finds about a subject, and probes about health; status has the words.",
             problems,
         )?;
+        process(page, of)?;
         host(page, &of.attachments, &of.shared, of.memory)
     }
 }
@@ -94,6 +95,71 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
         "vip_real_down",
         "1: the real is down for the VIP, and takes no flows whatever its weight.",
         down,
+    )
+}
+
+/// What has become of documents, and since when this process has the balancer.
+fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
+    let past = &of.past;
+    // The last one that was tried.
+    let last = of.refused.as_ref().or(of.last_apply.as_ref());
+    page.gauge(
+        "apply_success",
+        "1: the last document was applied; 0: it was refused, and the one before stays in force.",
+        [(vec![], of.refused.is_none().into())],
+    )?;
+    page.seconds(
+        "apply_time_seconds",
+        "When the last document was applied or refused, in seconds since 1970.",
+        last.map(|last| (vec![], last.time)),
+    )?;
+    page.seconds(
+        "apply_duration_seconds",
+        "How long that took, without reading it.",
+        last.map(|last| (vec![], last.took)),
+    )?;
+    page.seconds(
+        "apply_success_time_seconds",
+        "When a document was last applied, in seconds since 1970.",
+        of.last_apply.as_ref().map(|last| (vec![], last.time)),
+    )?;
+    let outcome = |result: &str, count| (vec![("outcome", result.to_owned())], count);
+    page.counter(
+        "applies",
+        "Documents and drains by command that this process was to apply, by what became of them.",
+        [
+            outcome("applied", past.applied),
+            outcome("refused", past.refused),
+        ],
+    )?;
+    page.gauge(
+        "document_info",
+        "Where the document in force is from: the file, or command.",
+        [(vec![("source", past.source.clone())], 1)],
+    )?;
+    page.seconds(
+        "owned_time_seconds",
+        "Since when this process has the balancer, in seconds since 1970.",
+        [(vec![], past.owned)],
+    )?;
+    page.seconds(
+        "loaded_time_seconds",
+        "Since when the balancer is loaded, by whichever process, in seconds since 1970.",
+        [(vec![], past.loaded)],
+    )?;
+    page.seconds(
+        "figures_age_seconds",
+        "How old the figures are: while the balancer is busy with a change they are those of before.",
+        [(vec![], of.age())],
+    )?;
+    let silent = past.silent().map(|(hop, seconds)| {
+        let labels = vec![("real", hop.real.clone()), ("address", hop.address.clone())];
+        (labels, seconds)
+    });
+    page.seconds(
+        "next_hop_silent_seconds",
+        "For how long, as far as this process knows, the next hop of a real has not answered, or that of all reals of a family; of 100 at most.",
+        silent,
     )
 }
 

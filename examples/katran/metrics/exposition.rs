@@ -72,6 +72,34 @@ impl<'a> Page<'a> {
         self.family(MetricType::Gauge, name, help, series)
     }
 
+    /// A gauge whose values are no whole numbers: seconds, and times in seconds since 1970.
+    pub(crate) fn seconds(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            match labels.is_empty() {
+                true => metric.encode_gauge(&value)?,
+                false => metric.encode_family(&labels)?.encode_gauge(&value)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (Labels, u64)>,
+    ) -> fmt::Result {
+        self.family(MetricType::Counter, name, help, series)
+    }
+
     /// One metric, and its series with the same labels each.
     fn family(
         &mut self,

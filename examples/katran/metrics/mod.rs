@@ -68,7 +68,7 @@ async fn metrics(State(handle): State<Handle>, headers: HeaderMap) -> Response {
         Ok(text) => ([(CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => {
             let text = format!("{}\n", with_causes(&error));
-            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
 }

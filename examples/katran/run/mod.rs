@@ -14,6 +14,7 @@ mod drains;
 mod health;
 mod lines;
 mod owner;
+mod past;
 mod snapshot;
 
 use std::io::ErrorKind;
@@ -32,6 +33,7 @@ use anyhow::Context;
 use anyhow::Result;
 use katran::Vip;
 pub(crate) use owner::Owner;
+pub(crate) use past::Past;
 use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;

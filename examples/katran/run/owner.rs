@@ -34,6 +34,7 @@ use super::drains::Drains;
 use super::drains::Silences;
 use super::lines;
 use super::lines::Lines;
+use super::past::Past;
 use super::snapshot::Handle;
 use super::snapshot::Snapshot;
 use crate::common::keeper::Keeper;
@@ -68,6 +69,7 @@ pub(crate) struct Owner {
     monitored: Option<Features>,
     pub(super) last_apply: Option<Applied>,
     pub(super) refused: Option<Applied>,
+    pub(super) past: Past,
     /// When to look around next.
     next: Instant,
     /// Of the reading of a file that counts.
@@ -82,7 +84,7 @@ impl Owner {
         let document = options.document()?;
         let wanted = prepared(&arguments, &document)?;
         let loaded = options.load_or_go_on(&wanted.state);
-        let katran = loaded.map_err(|error| placed(&document, error))?;
+        let (katran, start) = loaded.map_err(|error| placed(&document, error))?;
         let shared = Arc::new(Mutex::new(katran));
         let checks = wanted.settings.clone();
         let health = checks.map(|checks| start_checks(&shared, checks));
@@ -107,6 +109,9 @@ impl Owner {
         let recount = Recount::begin(&katran, arguments.recount)?;
         let lines = arguments.counters.then(|| Lines::begin(&katran));
         let lines = lines.transpose()?;
+        let source = options.config.display().to_string();
+        let mut past = Past::begin(start.as_ref(), source);
+        past.look(&katran);
         drop(katran);
         let owner = Self {
             recount,
@@ -121,6 +126,7 @@ impl Owner {
             silences,
             keeper: Keeper::new(keep),
             monitored: None,
+            past,
             last_apply: Some(applied),
             refused: None,
             next: Instant::now() + ROUND,
@@ -149,6 +155,7 @@ impl Owner {
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
+            self.past.look(&katran);
             // Packets flow all the same.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
                 eprintln!("{}", with_causes(&error));
@@ -175,11 +182,12 @@ impl Owner {
         let config = self.arguments.options.config.clone();
         thread::spawn(move || {
             let read = options::read(&config);
+            let source = config.display().to_string();
             handle.tell(move |owner| {
                 if owner.readings != reading {
                     return;
                 }
-                match owner.apply_document(read) {
+                match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
                     Err(error) => eprintln!(
                         "{}\nnothing was changed: the old configuration stays in force",
@@ -192,10 +200,15 @@ impl Owner {
 
     /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
     /// read, all stays as it is, and it is remembered that one was refused.
-    pub(crate) fn apply_document(&mut self, read: Result<Document>) -> Result<Changes> {
+    pub(crate) fn apply_document(
+        &mut self,
+        read: Result<Document>,
+        source: String,
+    ) -> Result<Changes> {
         let wanted =
             read.and_then(|document| Ok((prepared(&self.arguments, &document)?, document)));
         let (wanted, document) = wanted.inspect_err(|error| {
+            self.past.refused += 1;
             self.refused = Some(Applied {
                 time: now(),
                 took: 0.0,
@@ -209,6 +222,9 @@ impl Owner {
             }
             error
         });
+        if changes.is_ok() {
+            self.past.source = source;
+        }
         let watched = watch(&mut self.katran(), self.arguments.watch_misses);
         if let Err(error) = watched {
             eprintln!("{}", with_causes(&error));
@@ -259,7 +275,11 @@ impl Owner {
             }
         });
         self.health = health;
-        let changes = changes.inspect_err(|_| self.refused = Some(applied.clone()))?;
+        let changes = changes.inspect_err(|_| {
+            self.past.refused += 1;
+            self.refused = Some(applied.clone());
+        })?;
+        self.past.applied += 1;
         (self.last_apply, self.refused) = (Some(applied), None);
         (self.wanted, self.drains) = (wanted, drains);
         self.silences.follow(&lock(&self.katran));
@@ -458,7 +478,7 @@ fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
     Ok(wanted)
 }
 
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs_f64()
 }

@@ -31,6 +31,7 @@ use katran::stats::Metric;
 
 use super::Message;
 use super::Owner;
+use super::Past;
 use super::health;
 use crate::options;
 use crate::report;
@@ -147,8 +148,9 @@ pub(crate) struct Snapshot {
     pub(crate) memory: u64,
     forwarding: Vec<u32>,
     pinned: Option<String>,
-    last_apply: Option<Applied>,
-    refused: Option<Applied>,
+    pub(crate) last_apply: Option<Applied>,
+    pub(crate) refused: Option<Applied>,
+    pub(crate) past: Past,
 }
 
 /// An interface, and how many findings there are on it.
@@ -173,6 +175,11 @@ pub(crate) struct OfReal {
 }
 
 impl Snapshot {
+    /// For how many seconds it has been the last one.
+    pub(crate) fn age(&self) -> f64 {
+        self.taken.elapsed().as_secs_f64()
+    }
+
     /// What is true now, but for entries of the flow tables, which have been counted before.
     fn take(owner: &Owner) -> Result<Self> {
         // The checks take the balancer first, so what they know is asked before.
@@ -226,6 +233,7 @@ impl Snapshot {
             pinned: katran.pinned_in().map(|path| path.display().to_string()),
             last_apply: owner.last_apply.clone(),
             refused: owner.refused.clone(),
+            past: owner.past.clone(),
         })
     }
 
@@ -261,7 +269,7 @@ impl Snapshot {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: process::id(),
             running: self.running.as_secs_f64(),
-            age: self.taken.elapsed().as_secs_f64(),
+            age: self.age(),
             attachments: self.places(),
             pinned: self.pinned.clone(),
             vips: self.vips.iter().map(|vip| self.vip(vip)).collect(),
@@ -378,6 +386,7 @@ fn check(found: &RealHealth) -> Option<Check> {
     Some(Check {
         time: seconds(found.last?),
         result: found.last_result.clone()?,
+        cause: found.last_cause.map(|cause| cause.to_string()),
         history: history.collect(),
     })
 }

@@ -104,6 +104,9 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
     Ok(())
 }
 
+/// Where a document is from that no file had.
+const COMMAND: &str = "command";
+
 /// How a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
@@ -132,7 +135,7 @@ fn apply(handle: &Handle, document: &str, dry_run: bool, by: By) -> Result<Value
         }
         match dry_run {
             true => owner.would_change(&read?),
-            false => owner.apply_document(read),
+            false => owner.apply_document(read, COMMAND.to_owned()),
         }
     });
     let changes = applied??;

@@ -71,6 +71,7 @@ impl Pair {
                 "probes",
                 "cpus",
                 "library",
+                "next_hops",
                 "interfaces",
                 "slots",
                 "flow_entries",

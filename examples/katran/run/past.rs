@@ -1,0 +1,108 @@
+//! What this process has lived through, for metrics: since when it has the balancer, what has become of documents, and for how
+//! long next hops have been silent.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use katran::Family;
+use katran::Katran;
+use katran::Start;
+use katran::attachments::NextHop;
+
+use super::owner::now;
+
+/// Of more next hops only the number is told.
+const MOST_SILENT: usize = 100;
+
+/// Times are seconds since 1970.
+#[derive(Clone, Debug)]
+pub(crate) struct Past {
+    /// When this process took the balancer.
+    pub(crate) owned: f64,
+    /// When the balancer was loaded.
+    pub(crate) loaded: f64,
+    /// Documents and drains that have been applied, and those that have not.
+    pub(crate) applied: u64,
+    pub(crate) refused: u64,
+    /// Where the document in force is from: a file, or `command`.
+    pub(crate) source: String,
+    silent: BTreeMap<Silent, Instant>,
+}
+
+/// A next hop that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Silent {
+    /// The real, or `ipv4` or `ipv6` for all of a family.
+    pub(crate) real: String,
+    /// Who should answer; `none`: there is no route.
+    pub(crate) address: String,
+}
+
+impl Past {
+    pub(super) fn begin(start: Option<&Start>, source: String) -> Self {
+        let owned = now();
+        let age = match start {
+            Some(Start::Adopted { age, .. }) => age.as_secs_f64(),
+            _ => 0.0,
+        };
+        Self {
+            owned,
+            loaded: owned - age,
+            applied: 1,
+            refused: 0,
+            source,
+            silent: BTreeMap::new(),
+        }
+    }
+
+    /// Looks which next hops are silent now.
+    pub(super) fn look(&mut self, katran: &Katran) {
+        let now = Instant::now();
+        let before = std::mem::take(&mut self.silent);
+        for hop in silent(katran) {
+            let since = before.get(&hop).copied().unwrap_or(now);
+            self.silent.insert(hop, since);
+        }
+    }
+
+    /// Next hops that are silent, and for how many seconds.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = (&Silent, f64)> {
+        let silent = self.silent.iter();
+        silent.map(|(hop, since)| (hop, since.elapsed().as_secs_f64()))
+    }
+}
+
+fn silent(katran: &Katran) -> Vec<Silent> {
+    let hops = katran.gateways().next_hops();
+    let is_silent =
+        |hop: &NextHop| !hop.here && !hop.answers && (hop.mac.is_none() || hop.address.is_some());
+    let address = |hop: &NextHop| hop.address.map_or("none".to_owned(), |of| of.to_string());
+    let mut found = Vec::new();
+    // The gateways come by family.
+    for (hop, family) in hops.iter().zip(Family::ALL) {
+        if hop.real.is_none() && is_silent(hop) && has_reals(katran, family) {
+            let real = match family {
+                Family::V4 => "ipv4",
+                Family::V6 => "ipv6",
+            };
+            found.push(Silent {
+                real: real.to_owned(),
+                address: address(hop),
+            });
+        }
+    }
+    let of_reals = hops.iter().filter(|hop| is_silent(hop));
+    let of_reals = of_reals.filter_map(|hop| {
+        Some(Silent {
+            real: hop.real?.to_string(),
+            address: address(hop),
+        })
+    });
+    found.extend(of_reals.take(MOST_SILENT));
+    found
+}
+
+fn has_reals(katran: &Katran, family: Family) -> bool {
+    let mut reals = katran.real_numbers().into_iter();
+    reals.any(|(real, _)| real.is_ipv6() == (family == Family::V6))
+}
