@@ -309,7 +309,7 @@ impl Decap {
     /// Looks for what commonly keeps a backend from answering: on an interface of the calling thread's
     /// network namespace, for services at these addresses. It changes nothing. Ways back and lengths are
     /// judged for the families of these addresses; without any, for both, where the lack of a default
-    /// route is only noted.
+    /// route is only noted. It blocks for a millisecond.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel cannot be asked. That there is no such

@@ -23,6 +23,7 @@ use super::driver::Driver;
 use super::driver::Message;
 use super::driver::Shared;
 use super::driver::Tunnels;
+use super::outcome::Outcome;
 use super::plan::Probes;
 use super::plan::Question;
 use super::report::Event;
@@ -336,6 +337,10 @@ fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> Re
         told_weight: member.told_weight(),
         last: last.map(|(at, _)| clock.time(*at)),
         last_result: last.map(|(_, outcome)| outcome.to_string()),
+        last_cause: last.and_then(|(_, outcome)| match outcome {
+            Outcome::Failed(cause, _) => Some(*cause),
+            _ => None,
+        }),
         transitions: member.score.turns(),
         climbs: false,
         history: history.collect(),

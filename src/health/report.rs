@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use super::outcome::Cause;
 use super::score::Status;
 use super::tally::Tally;
 use crate::document::Changes;
@@ -68,6 +69,8 @@ pub struct RealHealth {
     pub last: Option<SystemTime>,
     /// What became of it, in words.
     pub last_result: Option<String>,
+    /// Why the last probe failed; `None`: it did not.
+    pub last_cause: Option<Cause>,
     /// How often it has come up or gone down.
     pub transitions: u64,
     /// Whether its weight climbs; see [`Policy::slow_start`](super::Policy::slow_start).

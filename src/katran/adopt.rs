@@ -102,6 +102,9 @@ impl Builder {
     ///
     /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
     ///
+    /// It blocks for some 30 ms with one VIP, and 100 ms with 512; an owner that is asked to let go is waited for as long as it may
+    /// take, and another layout takes as long as [`load`](Self::load).
+    ///
     /// # Errors
     /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed (if that is the record of its state no
     /// owner was asked to let go); [`Error::InvalidConfig`] if that

@@ -59,6 +59,9 @@ impl Katran {
     /// VIP's reals come one by one, its slots have a history as after one [`add_real`](Self::add_real) after the other,
     /// which says what that means.
     ///
+    /// It blocks for as long as it compares and changes: 0.2 ms with one VIP, 100 ms with 512 of 100 reals each; a new ring of 65,537
+    /// slots takes 1 to 3 ms more, and a replacement two to five seconds, most of it the verifier's.
+    ///
     /// # Errors
     /// What the calls for VIPs, reals, server ids, source routes and decap
     /// addresses return. The whole state is

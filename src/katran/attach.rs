@@ -45,6 +45,9 @@ impl Katran {
     /// tells. Attaching to the next one of that name, or [`reattach`](Self::reattach), puts it back; the
     /// library does not do that by itself. An interface that is renamed keeps its attachment.
     ///
+    /// It blocks for 10 to 20 ms on veth; a network card may set up its queues anew, which takes as long as the driver needs. A
+    /// gateway that is to be found out is waited for, for three seconds at most.
+    ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
     /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;

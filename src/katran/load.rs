@@ -51,7 +51,8 @@ use crate::sys::object::numbered;
 impl Builder {
     /// Checks the configuration, then loads: the kernel's verifier runs here.
     ///
-    /// Needs no interface and attaches nothing.
+    /// Needs no interface and attaches nothing. It blocks for one to four seconds, nearly all of it the verifier's, whatever is
+    /// configured.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and [`Error::Unsupported`](crate::Error::Unsupported) for settings;

@@ -27,7 +27,7 @@ use crate::sys::ticks::ticks;
 impl Katran {
     /// Takes the balancer away, pinned or not: from its interfaces and entries of root programs, and what is pinned of
     /// it. Without a handle [`remove`](crate::remove) does it. To drop the handle of a balancer that is not pinned
-    /// does the same.
+    /// does the same. It blocks for some 30 ms, of which the kernel waits for packets under way at each interface.
     ///
     /// # Errors
     /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`] in a child made

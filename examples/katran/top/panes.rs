@@ -283,7 +283,10 @@ fn pair(
         Health::NotProbed => ("-", 0.0),
         Health::Up => ("up", 1.0),
         Health::Unknown => ("not yet", 2.0),
-        Health::Down => ("no answer", 3.0),
+        Health::Down => {
+            let cause = of.check.as_ref().and_then(|check| check.cause.as_deref());
+            (cause.unwrap_or("no answer"), 3.0)
+        }
     };
     let (state, rank, tone) = match (of.down, &of.drain) {
         (true, _) => ("DOWN", 4.0, Tone::Bad),
